@@ -1,0 +1,70 @@
+"""Virtual tissue synthesis from spatial transcriptomics, in napari.
+
+The public names are loaded when they are first used, so that importing the package stays cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+try:
+    __version__ = version("napari-stmdit")
+except PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "0+unknown"
+
+_PUBLIC = {
+    "AddEdit": "types",
+    "AllSpots": "types",
+    "Guidance": "types",
+    "KnockOutEdit": "types",
+    "Polygons": "types",
+    "Request": "types",
+    "SampleOfSpots": "types",
+    "ScaleEdit": "types",
+    "SetQuantileEdit": "types",
+    "SpotList": "types",
+    "StmditError": "errors",
+    "TowardsEdit": "types",
+    "load_checkpoint": "assemble",
+    "load_transformer": "model.checkpoint",
+    "open_sample_section": "tissue.sample",
+    "open_section": "tissue.open",
+    "plan": "synthesis.plan",
+    "run": "synthesis.run",
+    "synthesize": "synthesis.result",
+}
+
+__all__ = [*_PUBLIC, "__version__"]
+
+if TYPE_CHECKING:
+    from .assemble import load_checkpoint as load_checkpoint
+    from .errors import StmditError as StmditError
+    from .model.checkpoint import load_transformer as load_transformer
+    from .synthesis.plan import plan as plan
+    from .synthesis.result import synthesize as synthesize
+    from .synthesis.run import run as run
+    from .tissue.open import open_section as open_section
+    from .tissue.sample import open_sample_section as open_sample_section
+    from .types import AddEdit as AddEdit
+    from .types import AllSpots as AllSpots
+    from .types import Guidance as Guidance
+    from .types import KnockOutEdit as KnockOutEdit
+    from .types import Polygons as Polygons
+    from .types import Request as Request
+    from .types import SampleOfSpots as SampleOfSpots
+    from .types import ScaleEdit as ScaleEdit
+    from .types import SetQuantileEdit as SetQuantileEdit
+    from .types import SpotList as SpotList
+    from .types import TowardsEdit as TowardsEdit
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

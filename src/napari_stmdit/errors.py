@@ -1,0 +1,47 @@
+"""Every error a user can meet: what was got, what was expected, what to do next.
+
+All of them derive from `StmditError`, which derives from `Exception` and never from `RuntimeError`: the generator workers of
+napari take a `RuntimeError` for a deleted worker and swallow it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StmditError(Exception):
+    """Root of the errors that are shown to a user as one message, without a traceback."""
+
+
+class SectionError(StmditError):
+    """A tissue section cannot be read, or lacks what an operation needs."""
+
+
+class GeneError(StmditError):
+    """Genes are missing, unknown or ambiguous."""
+
+
+class RequestError(StmditError):
+    """A request cannot be planned. Carries every fault that was seen, each with its place.
+
+    Parameters
+    ----------
+    faults
+        Pairs of (place, message); the place names the field of the request.
+    """
+
+    def __init__(self, faults: Sequence[tuple[str, str]]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(f"{place}: {message}" for place, message in self.faults))
+
+
+class CheckpointError(StmditError):
+    """A checkpoint cannot be read safely, is incomplete, or does not fit."""
+
+
+class SynthesisError(StmditError):
+    """Sampling failed; what was finished before is kept."""
+
+
+class StoreError(StmditError):
+    """A result cannot be written or read back."""

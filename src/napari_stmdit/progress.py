@@ -1,0 +1,72 @@
+"""How far a run is, and how it is asked to stop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+
+class CancelToken:
+    """A flag that any thread may set; a run asks it at every denoising step."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def cancel(self) -> None:
+        """Ask the run to stop at its next step."""
+        self._event.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._event.is_set()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of a run after one denoising step or one finished batch.
+
+    Attributes
+    ----------
+    patches_done, patches_total
+        Finished patches and all patches of the plan.
+    step, steps
+        Denoising step within the present batch, and steps per batch.
+    batch
+        Patches in the present batch.
+    elapsed_s
+        Seconds since the run started.
+    """
+
+    patches_done: int
+    patches_total: int
+    step: int
+    steps: int
+    batch: int
+    elapsed_s: float
+
+    @property
+    def fraction(self) -> float:
+        """Share of the work that is done, 0 to 1."""
+        if self.patches_total == 0:
+            return 1.0
+        part = self.batch * self.step / self.steps if self.steps else 0.0
+        return min(1.0, (self.patches_done + part) / self.patches_total)
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds still to go at the present pace; None before anything is done."""
+        return None if self.fraction <= 0 else self.elapsed_s * (1 - self.fraction) / self.fraction
+
+
+@dataclass
+class Stopwatch:
+    """Seconds since its creation."""
+
+    start: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.start

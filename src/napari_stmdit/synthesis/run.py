@@ -1,0 +1,135 @@
+"""THE loop: a plan goes in, finished patches and progress come out. The dock, the script and the command line all drive it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..progress import CancelToken, Progress, Stopwatch
+from ..tissue.crops import read_patches
+from ..types import CheckpointCard, Genes, Guidance, Patch, PatchResult, Plan, Section
+from .conditions import Conditions, condition_rows
+
+
+@dataclass(frozen=True)
+class PatchBatch:
+    """What one batch of patches is made from.
+
+    Attributes
+    ----------
+    patches
+        The b patches, in order.
+    crops
+        (b, patch_px, patch_px, 3) uint8 real tissue at the checkpoint's scale, or None where no patch asks for its own crop.
+    morphology
+        (b, t, d) float32, or None for null.
+    expression
+        (b, d) or (b, g, d) float32, or None for null.
+    seeds
+        One per patch.
+    guidance, steps
+        As resolved by the plan.
+    """
+
+    patches: tuple[Patch, ...]
+    crops: NDArray[np.uint8] | None
+    morphology: NDArray[np.float32] | None
+    expression: NDArray[np.float32] | None
+    seeds: tuple[int, ...]
+    guidance: Guidance
+    steps: int
+
+
+@dataclass(frozen=True)
+class DenoiseStep:
+    """State after one denoising step; the last one carries the (b, patch_px, patch_px, 3) uint8 images."""
+
+    step: int
+    steps: int
+    images: NDArray[np.uint8] | None = None
+
+
+class PatchModel(Protocol):
+    """What the loop needs of a checkpoint: a diffusion transformer with its encoders, or a stand-in that returns real crops."""
+
+    @property
+    def card(self) -> CheckpointCard:
+        """What the checkpoint says of itself."""
+
+    def encode_expression(self, counts: Any, genes: Genes) -> NDArray[np.float32]:
+        """Encode counts, sparse (n, g), as (n, d) or (n, tokens, d)."""
+
+    def encode_morphology(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Encode (n, patch_px, patch_px, 3) uint8 crops as (n, tokens, d)."""
+
+    def denoise(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
+        """Yield after every denoising step; the last step carries the images."""
+
+
+def run(
+    plan: Plan,
+    section: Section,
+    model: PatchModel,
+    *,
+    batch: int = 8,
+    cancel: CancelToken | None = None,
+) -> Iterator[tuple[tuple[PatchResult, ...], Progress]]:
+    """Compute a plan batch by batch.
+
+    Parameters
+    ----------
+    plan
+        From `napari_stmdit.synthesis.plan.plan`, for this section and this model's card.
+    section
+        The section the plan was made for.
+    model
+        The checkpoint.
+    batch
+        Patches denoised together; the result does not depend on it.
+    cancel
+        Asked after every denoising step; once set, the generator ends and what was yielded stays valid.
+
+    Yields
+    ------
+    tuple
+        The patches finished since the last one (none after most steps) and the progress.
+    """
+    cancel = cancel or CancelToken()
+    watch = Stopwatch()
+    total = len(plan)
+    yield (), Progress(0, total, 0, plan.steps, 0, watch.seconds)
+    conditions = condition_rows(plan, section, model)
+    for start in range(0, total, batch):
+        patches = plan.patches[start : start + batch]
+        for update in model.denoise(_batch(patches, plan, section, model, conditions)):
+            if cancel.cancelled:
+                return
+            progress = Progress(start, total, update.step, update.steps, len(patches), watch.seconds)
+            if update.images is None:
+                yield (), progress
+            else:
+                done = tuple(PatchResult(p, image) for p, image in zip(patches, update.images, strict=True))
+                yield done, Progress(start + len(patches), total, 0, update.steps, 0, watch.seconds)
+
+
+def _batch(
+    patches: tuple[Patch, ...], plan: Plan, section: Section, model: PatchModel, conditions: Conditions
+) -> PatchBatch:
+    crops = None
+    morphology = None
+    if plan.request.morphology == "own":
+        assert section.image is not None  # plan() refuses a section without a usable image
+        crops = read_patches(section.image, [p.source_box for p in patches], plan.card.patch_px)
+        morphology = model.encode_morphology(crops)
+    elif conditions.morphology is not None:
+        morphology = np.repeat(conditions.morphology[None], len(patches), axis=0)
+    expression = None
+    if conditions.expression is not None:
+        expression = conditions.expression[[p.index for p in patches]]
+    return PatchBatch(
+        patches, crops, morphology, expression, tuple(p.seed for p in patches), plan.guidance, plan.steps
+    )
