@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -59,6 +59,10 @@ class PatchModel(Protocol):
     @property
     def card(self) -> CheckpointCard:
         """What the checkpoint says of itself."""
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What to record with a result: hash of the checkpoint, device, dtype."""
 
     def encode_expression(self, counts: Any, genes: Genes) -> NDArray[np.float32]:
         """Encode counts, sparse (n, g), as (n, d) or (n, tokens, d)."""
@@ -130,6 +134,4 @@ def _batch(
     expression = None
     if conditions.expression is not None:
         expression = conditions.expression[[p.index for p in patches]]
-    return PatchBatch(
-        patches, crops, morphology, expression, tuple(p.seed for p in patches), plan.guidance, plan.steps
-    )
+    return PatchBatch(patches, crops, morphology, expression, tuple(p.seed for p in patches), plan.guidance, plan.steps)

@@ -1,0 +1,220 @@
+"""From what the user wants to what will be computed: a pure function of section, request and checkpoint card."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RequestError
+from ..expression.edits import edited_genes, faults_of
+from ..expression.genes import match_genes
+from ..expression.programs import bundled_programs
+from ..tissue.geometry import spots_in_polygons
+from ..tissue.open import synthesis_fault
+from ..types import (
+    AllSpots,
+    CanvasFrame,
+    CheckpointCard,
+    Patch,
+    Plan,
+    Polygons,
+    Request,
+    SampleOfSpots,
+    Section,
+    SpotList,
+)
+
+MOST_CANVAS_PIXELS = 150_000_000
+"""Largest canvas held in memory: at 20 bytes a pixel, 3 GB."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where a patch lies: ``canvas`` in whole canvas pixels, ``source`` in full-resolution pixels, both (y0, x0, y1, x1)."""
+
+    canvas: tuple[int, int, int, int]
+    source: tuple[float, float, float, float]
+
+
+def boxes_around(centres: NDArray[np.float64], patch_px: int, pixel_size: float) -> list[Box]:
+    """Return the box of a patch around each centre, snapped to the canvas grid.
+
+    The grid has its corner at the slide's corner and pixels of ``pixel_size`` full-resolution pixels. Snapping moves a patch by
+    at most half a canvas pixel, and reading the source at the snapped place means that pasting never resamples.
+
+    Parameters
+    ----------
+    centres
+        (n, 2) in full-resolution pixels.
+    patch_px
+        Side of a patch in canvas pixels.
+    pixel_size
+        Full-resolution pixels per canvas pixel.
+    """
+    corners = np.rint(centres / pixel_size - patch_px / 2).astype(int)
+    return [
+        Box(
+            (int(y), int(x), int(y) + patch_px, int(x) + patch_px),
+            (y * pixel_size, x * pixel_size, (y + patch_px) * pixel_size, (x + patch_px) * pixel_size),
+        )
+        for y, x in corners
+    ]
+
+
+def patch_seed(run_seed: int, spot_id: str) -> int:
+    """Return the seed of a patch's noise: it depends on the run's seed and the spot alone."""
+    digest = hashlib.sha256(f"{run_seed}/{spot_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1  # generators take signed 64-bit seeds
+
+
+def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
+    """Resolve a request against a section and a checkpoint.
+
+    Parameters
+    ----------
+    section
+        From `napari_stmdit.open_section`.
+    request
+        What the user wants.
+    card
+        The checkpoint's card.
+
+    Returns
+    -------
+    Plan
+        Every patch with its place, seed and spot; guidance and steps resolved.
+
+    Raises
+    ------
+    RequestError
+        With every fault that was found, each with the field it belongs to.
+    """
+    faults: list[tuple[str, str]] = []
+    reason = synthesis_fault(section, card.patch_mpp)
+    if reason is not None:
+        faults.append(("section", reason))
+    if request.mode == "continuous":
+        faults.append(("mode", "'continuous' is not available in this version; use 'spots'"))
+    rows = _rows(section, request, faults)
+    if request.morphology not in ("own", "mean", "null") and request.morphology not in set(section.spots.ids.tolist()):
+        faults.append(
+            ("morphology", f"{request.morphology!r} is neither own, mean or null nor the id of a spot of this section")
+        )
+    shared = match_genes(card.genes, section.spots.genes).shared
+    _check_genes(request, card, shared, faults)
+    faults += faults_of(request.edits, section.spots, bundled_programs(), card.profiles)
+    if faults:
+        raise RequestError(faults)
+    return _lay_out(section, request, card, rows, shared)
+
+
+def _rows(section: Section, request: Request, faults: list[tuple[str, str]]) -> NDArray[np.int64]:
+    """Rows of the spots a region asks for, in the table's order."""
+    spots = section.spots
+    nothing = np.empty(0, dtype=np.int64)
+    if len(spots) == 0:
+        faults.append(("section", "it has no spot with counts"))
+        return nothing
+    match request.region:
+        case AllSpots():
+            return np.arange(len(spots))
+        case SpotList(ids=ids):
+            known = set(spots.ids.tolist())
+            unknown = [spot for spot in ids if spot not in known]
+            if unknown:
+                some = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+                faults.append(("region.ids", f"not in this section: {some}; its ids look like {spots.ids[0]!r}"))
+                return nothing
+            return np.unique(spots.rows(list(ids)))
+        case Polygons() as polygons:
+            inside = np.flatnonzero(spots_in_polygons(spots.yx, polygons))
+            if inside.size == 0:
+                faults.append(("region.rings", f"no centre of the section's {len(spots)} spots lies in the region"))
+            return inside
+        case SampleOfSpots(count=count):
+            if count > len(spots):
+                faults.append(("region.count", f"{count} spots were asked for, the section has {len(spots)}"))
+                return nothing
+            return np.sort(np.random.default_rng(request.seed).choice(len(spots), count, replace=False))
+
+
+def _check_genes(request: Request, card: CheckpointCard, shared: int, faults: list[tuple[str, str]]) -> None:
+    needed = int(np.ceil(card.minimum_gene_fraction * len(card.genes)))
+    if request.expression == "null" or request.allow_gene_mismatch or shared >= needed:
+        return
+    faults.append(
+        (
+            "genes",
+            f"the section shares {shared} of the {len(card.genes)} genes that checkpoint {card.name!r} was trained with, "
+            f"at least {needed} are needed; use a checkpoint trained for this species and panel, or --allow-gene-mismatch "
+            "(allow_gene_mismatch=True) to go on with missing genes at their training mean",
+        )
+    )
+
+
+def _lay_out(section: Section, request: Request, card: CheckpointCard, rows: NDArray[np.int64], shared: int) -> Plan:
+    assert section.calibration.mpp is not None  # synthesis_fault has refused it
+    pixel_size = card.patch_mpp / section.calibration.mpp
+    boxes = boxes_around(section.spots.yx[rows], card.patch_px, pixel_size)
+    frame, shift = _frame(boxes, pixel_size)
+    patches = []
+    for index, (row, box) in enumerate(zip(rows.tolist(), boxes, strict=True)):
+        spot = str(section.spots.ids[row])
+        y0, x0, y1, x1 = box.canvas
+        place = (y0 - shift[0], x0 - shift[1], y1 - shift[0], x1 - shift[1])
+        patches.append(Patch(index, spot, row, box.source, place, patch_seed(request.seed, spot)))
+    return Plan(
+        request=request,
+        card=card,
+        patches=tuple(patches),
+        frame=frame,
+        guidance=request.guidance.filled(card.guidance),
+        steps=request.steps or card.steps,
+        genes_shared=shared,
+        notes=_notes(section, request, card, patches),
+    )
+
+
+def _frame(boxes: Sequence[Box], pixel_size: float) -> tuple[CanvasFrame, tuple[int, int]]:
+    corners = np.array([box.canvas for box in boxes])
+    y0, x0 = (int(v) for v in corners[:, :2].min(axis=0))
+    y1, x1 = (int(v) for v in corners[:, 2:].max(axis=0))
+    if (y1 - y0) * (x1 - x0) > MOST_CANVAS_PIXELS:
+        raise RequestError(
+            [
+                (
+                    "region",
+                    f"it spans {y1 - y0} x {x1 - x0} canvas pixels, more than the {MOST_CANVAS_PIXELS:,} that are held in "
+                    "memory; choose a smaller region",
+                )
+            ]
+        )
+    return CanvasFrame((y1 - y0, x1 - x0), (y0 * pixel_size, x0 * pixel_size), pixel_size), (y0, x0)
+
+
+def _notes(section: Section, request: Request, card: CheckpointCard, patches: Sequence[Patch]) -> tuple[str, ...]:
+    notes = []
+    seen = set(card.genes)
+    for number, edit in enumerate(request.edits):
+        names = edited_genes(edit, bundled_programs())
+        unseen = [gene for gene in names if gene not in seen]
+        if unseen and edit.enabled:
+            some = ", ".join(unseen[:8]) + (" ..." if len(unseen) > 8 else "")
+            notes.append(
+                f"edits[{number}]: {len(unseen)} of its {len(names)} genes are not seen by the checkpoint and have no effect: {some}"
+            )
+    if request.morphology == "own" and section.image is not None:
+        limit = np.array(section.image.shape) * section.image.pixel_size
+        off = sum(
+            p.source_box[0] < 0 or p.source_box[1] < 0 or p.source_box[2] > limit[0] or p.source_box[3] > limit[1]
+            for p in patches
+        )
+        if off:
+            notes.append(f"{off} patches reach over the slide's edge; what lies outside is read as blank glass")
+    if section.synthetic:
+        notes.append("the section itself is synthetic")
+    return tuple(notes)
