@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..expression.edits import Profile, apply_edits
+from ..expression.edits import apply_edits
 from ..expression.programs import bundled_programs
 from ..tissue.crops import read_patches
 from ..types import Plan, Section
@@ -59,8 +58,7 @@ def _expression(plan: Plan, section: Section, model: PatchModel) -> NDArray[np.f
     sources = None
     if request.expression == "shuffled":
         sources = shuffled_rows(len(section.spots), request.seed)[rows]
-    profiles: Mapping[str, Profile] = getattr(model, "profiles", {})
-    counts = apply_edits(rows, section.spots, request.edits, bundled_programs(), profiles, sources)
+    counts = apply_edits(rows, section.spots, request.edits, bundled_programs(), model.profiles, sources)
     return model.encode_expression(counts, section.spots.genes)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..expression.edits import Profile
 from ..progress import CancelToken, Progress, Stopwatch
 from ..tissue.crops import read_patches
 from ..types import CheckpointCard, Genes, Guidance, Patch, PatchResult, Plan, Section
@@ -63,6 +64,10 @@ class PatchModel(Protocol):
     @property
     def provenance(self) -> Mapping[str, Any]:
         """What to record with a result: hash of the checkpoint, device, dtype."""
+
+    @property
+    def profiles(self) -> Mapping[str, Profile]:
+        """Tissue profiles that edits may move towards."""
 
     def encode_expression(self, counts: Any, genes: Genes) -> NDArray[np.float32]:
         """Encode counts, sparse (n, g), as (n, d) or (n, tokens, d)."""
