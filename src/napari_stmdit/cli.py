@@ -1,0 +1,300 @@
+"""The ``stmdit`` command: parses, calls, prints. Everything it does can be done from Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import __version__
+from .errors import StmditError
+
+if TYPE_CHECKING:
+    from .progress import Progress
+    from .synthesis.result import Result
+    from .types import Request
+
+app = typer.Typer(
+    name="stmdit",
+    help="Virtual tissue synthesis from spatial transcriptomics.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+
+
+def main() -> None:
+    """Run the command; one clear message and exit code 2 on bad input, 130 on interrupt, never a traceback."""
+    try:
+        app(standalone_mode=True)
+    except StmditError as error:
+        _complain(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        sys.exit(130)
+    except Exception as error:  # the last line of defence: a user never gets a traceback unasked
+        if os.environ.get("STMDIT_DEBUG"):
+            raise
+        _complain(
+            f"unexpected {type(error).__name__}: {error}\nThis is a fault of napari-stmdit. Please report it with the output of "
+            "`stmdit info`; STMDIT_DEBUG=1 shows where it happened."
+        )
+        sys.exit(1)
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"stmdit: {message}\n")
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        sys.stdout.write(f"napari-stmdit {__version__}\n")
+        raise typer.Exit
+
+
+@app.command()
+def info(as_json: Json = False) -> None:
+    """Print versions, devices, checkpoints and data directories: the text for a bug report."""
+    from .assemble import describe_installation
+
+    facts = describe_installation()
+    if as_json:
+        _print_json(facts)
+        return
+    for title, content in facts.items():
+        sys.stdout.write(f"{title}\n")
+        rows = content.items() if isinstance(content, dict) else enumerate(content, 1)
+        for key, value in rows:
+            sys.stdout.write(f"  {key}: {value}\n")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for OUT.zarr, comparison.png and the report.")] = Path(
+        "stmdit-demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    view: Annotated[bool, typer.Option("--view", help="Open the result in napari.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Synthesize on the bundled section before and after a painted edit, with the bundled checkpoint."""
+    from .evaluation.demo import run_demo
+
+    with _ProgressBar("synthesizing", hidden=as_json) as on_progress:
+        outcome = run_demo(output, seed=seed, on_progress=on_progress)
+    if as_json:
+        _print_json(outcome.facts)
+    else:
+        sys.stdout.write(outcome.summary + "\n")
+    if view:
+        from .ui.manifest import view_store
+
+        view_store(outcome.store)
+
+
+@app.command()
+def synthesize(
+    section: Annotated[Path, typer.Argument(help="SpatialData .zarr, Space Ranger outs folder, or an H&E image.")],
+    output: Annotated[Path, typer.Option(help="SpatialData store to write or add to.")],
+    fullres: Annotated[Path | None, typer.Option(help="Full-resolution image, where the folder lacks it.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Microns per full-resolution pixel; overrides the file's.")] = None,
+    request_file: Annotated[
+        Path | None, typer.Option("--request", help="A whole request as YAML; other options override it.")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Name or folder of a checkpoint.")] = None,
+    spots: Annotated[str | None, typer.Option(help="Spot ids, separated by commas.")] = None,
+    region: Annotated[
+        Path | None, typer.Option(help="GeoJSON polygons in full-resolution pixels, (x, y) as GeoJSON has it.")
+    ] = None,
+    sample: Annotated[int | None, typer.Option(help="So many spots, drawn with the seed.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every spot.")] = False,
+    mode: Annotated[str | None, typer.Option(help="spots or continuous.")] = None,
+    edits: Annotated[Path | None, typer.Option(help="YAML file with virtual expression edits.")] = None,
+    guidance_expression: Annotated[float | None, typer.Option(help="Guidance scale of expression.")] = None,
+    guidance_morphology: Annotated[float | None, typer.Option(help="Guidance scale of morphology.")] = None,
+    morphology: Annotated[str | None, typer.Option(help="own, mean, null, or the id of a spot.")] = None,
+    expression: Annotated[str | None, typer.Option(help="own, shuffled (a control) or null.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Patches denoised together; does not change the result.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    allow_gene_mismatch: Annotated[
+        bool, typer.Option("--allow-gene-mismatch", help="Go on where too few genes are shared.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Synthesize H&E patches over a section and write them into a SpatialData store."""
+    from .assemble import load_checkpoint
+    from .progress import CancelToken
+    from .synthesis.requests import make_request, read_edits, read_request
+    from .synthesis.result import synthesize as run_request
+    from .tissue.open import open_section
+    from .tissue.store import check_writable
+
+    options: dict[str, Any] = {
+        "section": str(section),
+        "region": _region(spots, region, sample, everything),
+        "mode": mode,
+        "edits": None if edits is None else read_edits(edits),
+        "morphology": morphology,
+        "expression": expression,
+        "steps": steps,
+        "seed": seed,
+        "checkpoint": checkpoint,
+        "allow_gene_mismatch": allow_gene_mismatch or None,
+    }
+    guidance = {"expression": guidance_expression, "morphology": guidance_morphology}
+    base = {} if request_file is None else read_request(request_file).model_dump()
+    base.update({name: value for name, value in options.items() if value is not None})
+    base["guidance"] = {**base.get("guidance", {}), **{k: v for k, v in guidance.items() if v is not None}}
+    request = make_request(base, "options")
+    check_writable(output)
+    opened = open_section(section, fullres=fullres, mpp=mpp)
+    model = load_checkpoint(request.checkpoint, device=device, dtype=dtype)
+    cancel = CancelToken()
+    with _ProgressBar("synthesizing", hidden=as_json) as on_progress, _InterruptCancels(cancel):
+        result = run_request(opened, request, model, batch=batch, cancel=cancel, on_progress=on_progress)
+    name = result.save(output) if result.done else None
+    _report_run(result, request, name, output, as_json)
+    if not result.complete:
+        raise typer.Exit(130)
+
+
+@app.command()
+def inspect(path: Annotated[Path, typer.Argument(help="A checkpoint file or folder.")], as_json: Json = False) -> None:
+    """Say what a checkpoint holds; never runs code from it."""
+    from .model.inspect import inspect_checkpoint
+
+    found = inspect_checkpoint(path)
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+        return
+    for key, value in found.model_dump(mode="json").items():
+        if value not in (None, [], {}, ""):
+            sys.stdout.write(f"{key}: {value}\n")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="Training configuration, YAML.")],
+    stage: Annotated[str | None, typer.Option(help="Only this stage; all of them by default.")] = None,
+) -> None:
+    """Train a checkpoint, or one stage of it; continues where it was stopped."""
+    from .training.train import train as run_training
+
+    run_training(config, stage=stage)
+
+
+def _region(spots: str | None, region: Path | None, sample: int | None, everything: bool) -> Any:
+    given = [
+        name
+        for name, value in (("--spots", spots), ("--region", region), ("--sample", sample), ("--all", everything))
+        if value
+    ]
+    if len(given) > 1:
+        raise StmditError(f"got {' and '.join(given)}; give only one of --spots, --region, --sample, --all")
+    if spots:
+        return {"kind": "spots", "ids": [part.strip() for part in spots.split(",") if part.strip()]}
+    if region:
+        from .tissue.geometry import read_geojson
+
+        return read_geojson(region)
+    if sample is not None:
+        return {"kind": "sample", "count": sample}
+    return {"kind": "all"} if everything else None
+
+
+def _report_run(result: Result, request: Request, name: str | None, output: Path, as_json: bool) -> None:
+    facts = {
+        "output": str(output),
+        "element": name,
+        "patches": len(result.done),
+        "planned": len(result.plan),
+        "complete": result.complete,
+        "seconds": result.provenance["seconds"],
+        "mpp": result.section.calibration.mpp,
+        "mpp_source": result.section.calibration.detail,
+        "checkpoint": result.provenance["checkpoint"],
+        "guidance": result.provenance["guidance"],
+        "steps": result.plan.steps,
+        "seed": request.seed,
+        "genes_shared": result.plan.genes_shared,
+        "notes": [*result.section.notes, *result.plan.notes],
+    }
+    if as_json:
+        _print_json(facts)
+        return
+    state = "" if result.complete else f" of {len(result.plan)} (stopped)"
+    where = f" -> {output}, element {name}" if name else "; nothing was written"
+    sys.stdout.write(f"{len(result.done)} synthetic patches{state} in {facts['seconds']:.1f} s{where}\n")
+    sys.stdout.write(f"scale: {facts['mpp_source']}\n")
+    for note in result.plan.notes:
+        sys.stdout.write(f"note: {note}\n")
+
+
+class _ProgressBar:
+    """A rich progress bar on stderr that takes `Progress` values."""
+
+    def __init__(self, title: str, hidden: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        self._bar = Bar(
+            TextColumn(title),
+            BarColumn(),
+            TextColumn("{task.fields[patches]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=hidden or not console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=1.0, patches="")
+
+    def __enter__(self) -> _ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        patches = f"{progress.patches_done}/{progress.patches_total} patches"
+        self._bar.update(self._task, completed=progress.fraction, patches=patches)
+
+
+class _InterruptCancels:
+    """While open, the first Ctrl-C asks the run to stop and keep what is done; a second one interrupts at once."""
+
+    def __init__(self, cancel: Any) -> None:
+        self._cancel = cancel
+
+    def __enter__(self) -> None:
+        import signal
+
+        self._before = signal.signal(signal.SIGINT, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        import signal
+
+        self._cancel.cancel()
+        signal.signal(signal.SIGINT, self._before)
+
+    def __exit__(self, *_: object) -> None:
+        import signal
+
+        signal.signal(signal.SIGINT, self._before)
