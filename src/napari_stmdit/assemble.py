@@ -1,0 +1,249 @@
+"""The one place that puts encoders, model and devices together."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from platformdirs import user_data_path
+
+from .errors import CheckpointError
+from .expression.edits import Profile
+from .synthesis.run import DenoiseStep, PatchBatch
+from .types import CheckpointCard, Genes
+
+if TYPE_CHECKING:
+    import torch
+
+    from .encoders.protocols import ExpressionEncoder, MorphologyEncoder
+    from .model.pipeline import STMDiTPipeline
+
+BUNDLED = {"demo": "data/demo_checkpoint"}
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class CheckpointEntry:
+    """A checkpoint that can be loaded by name: ``name`` and the folder ``path``."""
+
+    name: str
+    path: Path
+
+
+class Checkpoint:
+    """An assembled checkpoint: the pipeline with its encoders on a device. It is a `PatchModel`.
+
+    Attributes
+    ----------
+    card
+        What the checkpoint says of itself.
+    profiles
+        Tissue profiles that edits may move towards.
+    provenance
+        What is recorded with every result: hash, device, dtype, licence.
+    """
+
+    def __init__(
+        self,
+        card: CheckpointCard,
+        pipeline: STMDiTPipeline,
+        expression: ExpressionEncoder,
+        morphology: MorphologyEncoder,
+        profiles: Mapping[str, Profile],
+        provenance: Mapping[str, Any],
+    ) -> None:
+        self.card = card
+        self.profiles = profiles
+        self.provenance = provenance
+        self.pipeline = pipeline
+        self.expression = expression
+        self.morphology = morphology
+
+    @property
+    def device(self) -> str:
+        """Device the transformer runs on."""
+        return str(self.provenance["device"])
+
+    def encode_expression(self, counts: Any, genes: Genes) -> NDArray[np.float32]:
+        """Encode counts, sparse (n, g), as (n, d) or (n, tokens, d)."""
+        return self.expression.encode(counts, genes)
+
+    def encode_morphology(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Encode (n, patch_px, patch_px, 3) uint8 crops as (n, tokens, d)."""
+        return self.morphology.encode(patches)
+
+    def denoise(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
+        """Yield after every denoising step; the last step carries the images."""
+        side = self.card.patch_px
+        for step, steps, images in self.pipeline.denoise_images(
+            morphology=batch.morphology,
+            expression=batch.expression,
+            seeds=batch.seeds,
+            guidance=batch.guidance,
+            num_inference_steps=batch.steps,
+            height=side,
+            width=side,
+        ):
+            yield DenoiseStep(step, steps, images)
+
+
+def load_checkpoint(name: str | Path = "demo", device: str = "auto", dtype: str = "auto") -> Checkpoint:
+    """Open a checkpoint folder, verify it, and put it on a device.
+
+    Parameters
+    ----------
+    name
+        A name from `list_checkpoints`, or a folder.
+    device
+        ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+    dtype
+        ``auto``, ``float32``, ``bfloat16`` or ``float16`` for the transformer; auto is float32 on a CPU and on MPS.
+
+    Raises
+    ------
+    CheckpointError
+        The folder is missing, incomplete, unsafe or does not fit this version, or the device is not there.
+    """
+    from .model.folder import load_component, read_folder, read_profiles
+    from .model.pipeline import STMDiTPipeline
+
+    path = _resolve(name)
+    chosen, kind = choose_device(device, dtype)
+    folder = read_folder(path)
+    transformer = load_component(folder, "transformer").to(device=chosen, dtype=kind).eval()
+    vae = load_component(folder, "vae").to(device=chosen).eval()
+    pipeline = STMDiTPipeline(transformer=transformer, vae=vae, scheduler=load_component(folder, "scheduler"))
+    provenance = {
+        "sha256": folder.sha256,
+        "device": str(chosen),
+        "dtype": str(kind).removeprefix("torch."),
+        "licence": folder.card.licence,
+        "torch": _version("torch"),
+    }
+    profiles = {
+        profile: Profile(folder.card.genes, mean)
+        for profile, mean in read_profiles(folder).items()
+        if profile in folder.card.profiles
+    }
+    return Checkpoint(
+        folder.card,
+        pipeline,
+        _load_encoder(folder, "expression_encoder"),
+        _load_encoder(folder, "morphology_encoder"),
+        profiles,
+        provenance,
+    )
+
+
+def list_checkpoints() -> list[CheckpointEntry]:
+    """Return the checkpoints that can be loaded by name: the bundled one and the folders in the data directory."""
+    entries = [CheckpointEntry(name, _bundled(name)) for name in BUNDLED]
+    home = data_directory() / "checkpoints"
+    if home.is_dir():
+        entries += [
+            CheckpointEntry(folder.name, folder)
+            for folder in sorted(home.iterdir())
+            if (folder / "stmdit.json").is_file()
+        ]
+    return entries
+
+
+def data_directory() -> Path:
+    """Return where checkpoints of the user live: ``STMDIT_HOME``, or the system's place for user data."""
+    return Path(os.environ.get("STMDIT_HOME") or user_data_path("napari-stmdit", appauthor=False))
+
+
+def devices() -> list[tuple[str, str]]:
+    """Return the devices at hand as (id, label), the best first."""
+    import torch
+
+    found = [
+        (f"cuda:{k}", f"GPU {k}: {torch.cuda.get_device_name(k)}")
+        for k in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    ]
+    if torch.backends.mps.is_available():
+        found.append(("mps", "Apple GPU (MPS)"))
+    return [*found, ("cpu", "CPU")]
+
+
+def choose_device(device: str = "auto", dtype: str = "auto") -> tuple[torch.device, torch.dtype]:
+    """Resolve device and dtype; raises CheckpointError where one is not to be had."""
+    import torch
+
+    have = [name for name, _ in devices()]
+    wanted = have[0] if device == "auto" else device
+    wanted = "cuda:0" if wanted == "cuda" else wanted
+    if wanted not in have:
+        raise CheckpointError(f"device {device!r} is not available; this computer has: {', '.join(have)}")
+    if dtype != "auto" and dtype not in DTYPES:
+        raise CheckpointError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
+    if dtype == "auto":
+        fast = "bfloat16" if wanted.startswith("cuda") and torch.cuda.is_bf16_supported() else "float16"
+        dtype = fast if wanted.startswith("cuda") else "float32"
+    return torch.device(wanted), getattr(torch, dtype)
+
+
+def describe_installation() -> dict[str, Any]:
+    """Return versions, devices, checkpoints and data directories: the text for a bug report."""
+    packages = ("torch", "diffusers", "napari", "spatialdata", "spatialdata-io", "dask", "zarr", "numpy", "qtpy")
+    qt = {name: v for name in ("PySide6_Essentials", "PySide6", "PyQt6", "PyQt5") if (v := _version(name))}
+    return {
+        "versions": {
+            "napari-stmdit": _version("napari-stmdit"),
+            "python": sys.version.split()[0],
+            "system": platform.platform(),
+            **{name: _version(name) or "not installed" for name in packages},
+            "Qt": ", ".join(f"{name} {v}" for name, v in qt.items()) or "none: the viewer needs one, see the README",
+        },
+        "devices": dict(devices()),
+        "checkpoints": {entry.name: str(entry.path) for entry in list_checkpoints()},
+        "directories": {"data": str(data_directory()), "package": str(files("napari_stmdit"))},
+    }
+
+
+def _load_encoder(folder: Any, component: str) -> Any:
+    """Open an encoder from the allow-list; its class is named in ``model_index.json``."""
+    from .encoders.linear_programs import LinearProgramEncoder
+    from .encoders.small_conv import SmallConvEncoder
+
+    known = {
+        "expression_encoder": {"LinearProgramEncoder": LinearProgramEncoder},
+        "morphology_encoder": {"SmallConvEncoder": SmallConvEncoder},
+    }[component]
+    _, name, path = folder.components[component]
+    if name not in known:
+        raise CheckpointError(f"{component} of {folder.path} is a {name!r}; this version knows {', '.join(known)}")
+    return known[name].load(path)
+
+
+def _resolve(name: str | Path) -> Path:
+    entries = {entry.name: entry.path for entry in list_checkpoints()}
+    if str(name) in entries:
+        return entries[str(name)]
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        raise CheckpointError(
+            f"there is no checkpoint {str(name)!r}: it is neither a folder nor one of {', '.join(entries)}; `stmdit info` "
+            "lists the checkpoints that are there"
+        )
+    return path
+
+
+def _bundled(name: str) -> Path:
+    return Path(str(files("napari_stmdit").joinpath(BUNDLED[name])))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
