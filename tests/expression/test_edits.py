@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from napari_stmdit.expression.edits import PER, Profile, apply_edits, faults_of
+from napari_stmdit.types import (
+    AddEdit,
+    Genes,
+    KnockOutEdit,
+    ScaleEdit,
+    SetQuantileEdit,
+    SpotTable,
+    TowardsEdit,
+)
+
+PROGRAMS = {"pair": {"A": 1.0, "C": 1.0}}
+
+
+@pytest.fixture
+def spots() -> SpotTable:
+    counts = csr_matrix(np.array([[10, 0, 30, 60], [5, 5, 0, 90], [1, 2, 3, 4]], dtype=np.float32))
+    return SpotTable(
+        ids=np.array(["s0", "s1", "s2"]),
+        yx=np.zeros((3, 2)),
+        diameter=10.0,
+        counts=counts,
+        genes=Genes(np.array(["A", "B", "C", "D"])),
+    )
+
+
+def normalised(counts) -> np.ndarray:
+    return np.log1p(counts.toarray() * PER / np.array([[100.0], [100.0], [10.0]]))
+
+
+def edited(spots: SpotTable, *edits, profiles=None) -> np.ndarray:
+    rows = np.arange(3)
+    return apply_edits(rows, spots, edits, PROGRAMS, profiles or {}).toarray()
+
+
+def test_scaling_multiplies_counts_per_ten_thousand_and_leaves_other_genes_alone(spots):
+    result = edited(spots, ScaleEdit(genes=("A",), factor=3))
+    np.testing.assert_allclose(result[:, 0], [30, 15, 3], rtol=1e-5)
+    np.testing.assert_allclose(result[:, 1:], spots.counts.toarray()[:, 1:], rtol=1e-5)
+
+
+def test_the_section_itself_is_never_touched(spots):
+    before = spots.counts.toarray().copy()
+    edited(spots, KnockOutEdit(genes=("A", "D")))
+    np.testing.assert_array_equal(spots.counts.toarray(), before)
+
+
+def test_knocking_out_a_program_zeroes_its_genes(spots):
+    result = edited(spots, KnockOutEdit(programs=("pair",)))
+    assert result[:, [0, 2]].max() == 0
+    assert result[:, 1].tolist() == [0, 5, 2]
+
+
+def test_adding_is_in_log_units_and_never_goes_below_zero(spots):
+    result = edited(spots, AddEdit(genes=("A", "B"), log_units=1.0))
+    x = normalised(spots.counts)[:, :2] + 1.0
+    np.testing.assert_allclose(normalised(csr_matrix(result))[:, :2], x, rtol=1e-4)
+    assert edited(spots, AddEdit(genes=("B",), log_units=-10)).min() >= 0
+
+
+def test_strength_and_weight_blend_linearly_in_log_units(spots):
+    edit = KnockOutEdit(genes=("D",), strength=0.5, spots={"s1": 0.5, "s2": 1.0})
+    x, y = normalised(spots.counts)[:, 3], normalised(csr_matrix(edited(spots, edit)))[:, 3]
+    np.testing.assert_allclose(y, x * [1.0, 0.75, 0.5], rtol=1e-4)
+
+
+def test_disabled_edits_change_nothing(spots):
+    edit = KnockOutEdit(genes=("D",), enabled=False)
+    np.testing.assert_array_equal(edited(spots, edit), spots.counts.toarray())
+
+
+def test_a_quantile_is_the_sections_own(spots):
+    result = edited(spots, SetQuantileEdit(genes=("A",), quantile=1.0))
+    highest = normalised(spots.counts)[:, 0].max()
+    np.testing.assert_allclose(normalised(csr_matrix(result))[:, 0], highest, rtol=1e-4)
+
+
+def test_moving_towards_other_spots_reaches_their_mean(spots):
+    result = edited(spots, TowardsEdit(target_spots=("s2",), spots={"s0": 1.0}))
+    x = normalised(spots.counts)
+    np.testing.assert_allclose(normalised(csr_matrix(result))[0], x[2], rtol=1e-4)
+    np.testing.assert_allclose(result[1:], spots.counts.toarray()[1:], rtol=1e-4)
+
+
+def test_moving_towards_a_profile_is_normalised_over_the_profiles_genes(spots):
+    profile = Profile(("C", "A"), np.log1p(np.array([2500.0, 7500.0], dtype=np.float32)))
+    result = edited(spots, TowardsEdit(target_profile="fat"), profiles={"fat": profile})
+    own = result[:, [2, 0]]
+    np.testing.assert_allclose(own / own.sum(axis=1, keepdims=True), [[0.25, 0.75]] * 3, rtol=1e-4)
+    np.testing.assert_array_equal(result[:, [1, 3]], spots.counts.toarray()[:, [1, 3]])
+
+
+def test_all_faults_are_found_at_once_with_their_places(spots):
+    edits = (
+        ScaleEdit(genes=("A", "nope"), factor=2),
+        KnockOutEdit(programs=("missing",), spots={"s9": 1.0}),
+        TowardsEdit(target_profile="moon"),
+        TowardsEdit(target_spots=("s8",)),
+    )
+    places = [place for place, _ in faults_of(edits, spots, PROGRAMS, ("fat",))]
+    assert places == [
+        "edits[0].genes",
+        "edits[1].programs",
+        "edits[1].spots",
+        "edits[2].target_profile",
+        "edits[3].target_spots",
+    ]

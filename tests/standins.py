@@ -1,0 +1,62 @@
+"""Stand-ins for a checkpoint that are real implementations of the loop's Protocol, without a network."""
+
+from collections.abc import Iterator
+from types import MappingProxyType
+
+import numpy as np
+
+from napari_stmdit.synthesis.run import DenoiseStep, PatchBatch
+from napari_stmdit.types import CheckpointCard, Genes, Guidance, hash_genes
+
+
+def card_for(genes: tuple[str, ...], patch_px: int = 64, patch_mpp: float = 0.688, **changes) -> CheckpointCard:
+    """A card for a checkpoint that sees these genes."""
+    values = {
+        "name": "stand-in",
+        "patch_px": patch_px,
+        "patch_mpp": patch_mpp,
+        "guidance": Guidance(expression=2.0, morphology=1.5, rule="nested_morphology_first"),
+        "steps": 4,
+        "genes": genes,
+        "gene_hash": hash_genes(genes),
+        "training_data": "none",
+        "licence": "none",
+        "limits": "returns what it is given",
+    }
+    return CheckpointCard(**{**values, **changes})
+
+
+class CropModel:
+    """Returns the real crop of every patch: what registration is proven with."""
+
+    profiles = MappingProxyType({})
+
+    def __init__(self, card: CheckpointCard) -> None:
+        self.card = card
+        self.provenance = {"device": "cpu", "dtype": "none", "sha256": "0" * 64}
+        self.batches: list[PatchBatch] = []
+
+    def encode_expression(self, counts, genes: Genes) -> np.ndarray:
+        return np.asarray(counts.sum(axis=1), dtype=np.float32).reshape(-1, 1)
+
+    def encode_morphology(self, patches: np.ndarray) -> np.ndarray:
+        return patches.mean(axis=(1, 2), dtype=np.float32)[:, None]
+
+    def denoise(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
+        self.batches.append(batch)
+        for step in range(1, batch.steps):
+            yield DenoiseStep(step, batch.steps)
+        yield DenoiseStep(batch.steps, batch.steps, self.images(batch))
+
+    def images(self, batch: PatchBatch) -> np.ndarray:
+        assert batch.crops is not None
+        return batch.crops
+
+
+class NoiseModel(CropModel):
+    """Returns noise from each patch's own seed, shaded by its expression: depends on nothing else."""
+
+    def images(self, batch: PatchBatch) -> np.ndarray:
+        side = self.card.patch_px
+        pixels = [np.random.default_rng(seed).integers(0, 255, (side, side, 3), np.uint8) for seed in batch.seeds]
+        return np.stack(pixels)
