@@ -121,7 +121,7 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if expression_dim is not None and expression_cross_attention:
             self.expression_embed = MLP(expression_dim, width, width * expression_expand, nn.GELU("tanh"))
             if expression_pooling == "pma":
-                self.expression_pool = SeedPooling(width, num_attention_heads, expression_pool_tokens, qk_norm)
+                self.expression_pool = SeedPooling(width, num_attention_heads, expression_pool_tokens)
 
         hidden = int(width * mlp_ratio)
         self.blocks = nn.ModuleList(
@@ -195,7 +195,7 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):  # type: ignore[misc]
         dtype = self.patch_embed.weight.dtype
 
         x = self.patch_embed(hidden_states.to(dtype))  # (B, D, h, w)
-        x = x.flatten(2).transpose(1, 2)  # (B, N, D)
+        x = x.flatten(2).transpose(1, 2).contiguous()  # (B, N, D)
         if self.position_table is not None:
             x = x + self._positions(rows, columns).to(dtype)  # (B, N, D) + (N, D)
 
@@ -312,9 +312,9 @@ class Block(nn.Module):
         self.modulation = nn.Parameter(torch.zeros(6, width))
         self.self_attention = SelfAttention(width, heads, qk_norm)
         self.morphology_norm = nn.LayerNorm(width, eps=NORM_EPS) if cross_norm else nn.Identity()
-        self.morphology_attention = CrossAttention(width, heads, qk_norm)
+        self.morphology_attention = CrossAttention(width, heads)
         self.expression_norm = nn.LayerNorm(width, eps=NORM_EPS) if cross_norm and expression else nn.Identity()
-        self.expression_attention = CrossAttention(width, heads, qk_norm) if expression else None
+        self.expression_attention = CrossAttention(width, heads) if expression else None
         self.feed_forward = FeedForward(width, hidden, ff_conv)
 
     def forward(
@@ -354,36 +354,49 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from tokens to condition tokens."""
+    """Attention from tokens to condition tokens.
 
-    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+    A condition has few tokens, so it is cheaper to carry the query and output projections over to them than to apply them to every
+    token: (x Wq) k = x (Wq k) and (p v) Wo = p (v Wo). The result is the same up to rounding.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
-        self.q_norm = nn.LayerNorm(width) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(width) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor, keep: Tensor | None = None) -> Tensor:
         """Map x (B, N, D) and context (B, K, D) to (B, N, D), or to (B, 1, D) where K = 1.
 
-        A softmax over one key is 1 whatever the query: every token then receives the same vector, and queries and keys are not computed.
+        A softmax over one key is 1 whatever the query: every token then receives the same vector, and queries and keys are not needed.
         """
-        if context.shape[1] == 1:
-            half = self.kv.weight.shape[0] // 2
-            value = F.linear(context, self.kv.weight[half:], self.kv.bias[half:])  # (B, 1, D)
+        heads, (batch, keys, width) = self.heads, context.shape
+        if keys == 1:
+            value = F.linear(context, self.kv.weight[width:], self.kv.bias[width:])  # (B, 1, D)
             return self.proj(value)  # type: ignore[no-any-return]  # (B, 1, D)
         k, v = self.kv(context).chunk(2, dim=-1)  # 2 x (B, K, D)
-        q = self.q_norm(self.q(x))  # (B, N, D)
-        return self.proj(_attend(q, self.k_norm(k), v, self.heads, keep))  # type: ignore[no-any-return]  # (B, N, D)
+        if keys + x.shape[1] * keys * heads // width >= x.shape[1]:  # products are counted in units of D * D
+            return self.proj(_attend(self.q(x), k, v, heads, keep))  # type: ignore[no-any-return]  # (B, N, D)
+        k = k.unflatten(-1, (heads, -1)) * (width // heads) ** -0.5  # (B, K, A, D/A)
+        v = v.unflatten(-1, (heads, -1))  # (B, K, A, D/A)
+        query = torch.einsum("bkad,adm->bmak", k, self.q.weight.unflatten(0, (heads, -1))).flatten(2)  # (B, D, A*K)
+        offset = torch.einsum("bkad,ad->bak", k, self.q.bias.unflatten(0, (heads, -1))).flatten(1)  # (B, A*K)
+        scores = torch.baddbmm(offset[:, None], x, query).unflatten(-1, (heads, keys))  # (B, N, A, K)
+        if keep is not None:
+            scores = scores.masked_fill(~keep[:, None, None], float("-inf"))  # (B, N, A, K)
+        value = torch.einsum("bkad,mad->bakm", v, self.proj.weight.unflatten(1, (heads, -1))).flatten(
+            1, 2
+        )  # (B, A*K, D)
+        return torch.baddbmm(self.proj.bias, scores.softmax(-1).flatten(2), value)  # (B, N, D)
 
 
 class SeedPooling(CrossAttention):
     """A set of tokens pooled to a few by attention from learned seeds (PMA without residual, norm and feed-forward)."""
 
-    def __init__(self, width: int, heads: int, seeds: int, qk_norm: bool) -> None:
-        super().__init__(width, heads, qk_norm)
+    def __init__(self, width: int, heads: int, seeds: int) -> None:
+        super().__init__(width, heads)
         self.seeds = nn.Parameter(torch.randn(1, seeds, width) * width**-0.5)
 
     def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:  # type: ignore[override]
@@ -419,7 +432,7 @@ class FeedForward(nn.Module):
         y = F.gelu(self.fc1(x), approximate="tanh")  # (B, N, F)
         if self.conv is not None:
             image = y.unflatten(1, grid).permute(0, 3, 1, 2)  # (B, F, h, w), channels last in memory
-            y = y + self.conv(image).permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, F)
+            y = self.conv(image).permute(0, 2, 3, 1).flatten(1, 2).add_(y)  # (B, N, F)
         return self.fc2(y)  # type: ignore[no-any-return]  # (B, N, D)
 
 
