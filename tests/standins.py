@@ -60,3 +60,38 @@ class NoiseModel(CropModel):
         side = self.card.patch_px
         pixels = [np.random.default_rng(seed).integers(0, 255, (side, side, 3), np.uint8) for seed in batch.seeds]
         return np.stack(pixels)
+
+
+def make_section(mpp: float = 0.5, rows: int = 6, columns: int = 5, genes: int = 40, seed: int = 0):
+    """A section in memory: spots on a Visium lattice over a smooth random texture, Poisson counts."""
+    import dask.array as da
+    from scipy.ndimage import gaussian_filter
+    from scipy.sparse import csr_matrix
+
+    from napari_stmdit.types import Calibration, Section, SlideImage, SpotTable
+
+    rng = np.random.default_rng(seed)
+    rc = np.array([(r, c) for r in range(rows) for c in range(r % 2, 2 * columns, 2)])
+    yx = 150 / mpp + rc * np.array([100 * np.sqrt(3) / 2, 50]) / mpp
+    height, width = (int(np.ceil(v)) for v in yx.max(axis=0) + 150 / mpp)
+    texture = gaussian_filter(rng.normal(size=(height, width, 3)), (2.5 / mpp, 2.5 / mpp, 0))
+    texture = 128 + 50 * texture / texture.std()
+    image = np.clip(texture, 0, 255).astype(np.uint8)
+    symbols = np.array([f"GENE{k}" for k in range(genes)])
+    spots = SpotTable(
+        ids=np.array([f"{r}x{c}" for r, c in rc]),
+        yx=yx,
+        diameter=55 / mpp,
+        counts=csr_matrix(rng.poisson(3, (len(rc), genes)).astype(np.float32)),
+        genes=Genes(symbols),
+        array_rc=rc,
+    )
+    return Section(
+        name="made",
+        path=None,
+        kind="spaceranger",
+        spots=spots,
+        image=SlideImage((da.from_array(image, chunks=(512, 512, 3)),), 1.0, "made"),
+        calibration=Calibration(mpp, "override", f"{mpp} um/px, as made"),
+        coordinate_systems={"global": np.eye(3)},
+    )

@@ -209,9 +209,9 @@ def _region(spots: str | None, region: Path | None, sample: int | None, everythi
     if spots:
         return {"kind": "spots", "ids": [part.strip() for part in spots.split(",") if part.strip()]}
     if region:
-        from .tissue.geometry import read_geojson
+        from .tissue.geometry import polygons_from_geojson
 
-        return read_geojson(region)
+        return polygons_from_geojson(region).model_dump()
     if sample is not None:
         return {"kind": "sample", "count": sample}
     return {"kind": "all"} if everything else None
