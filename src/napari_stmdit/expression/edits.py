@@ -23,10 +23,13 @@ PER = 1e4
 
 @dataclass(frozen=True)
 class Profile:
-    """A tissue profile: mean log(1 + counts per 10,000), normalised over these genes alone, (g,)."""
+    """A tissue profile: mean and, where known, standard deviation of log(1 + counts per 10,000), normalised over these genes
+    alone, each (g,).
+    """
 
     genes: tuple[str, ...]
     mean: NDArray[np.float32]
+    spread: NDArray[np.float32] | None = None
 
 
 def faults_of(
