@@ -1,17 +1,18 @@
 """The STMDiT diffusion transformer: it predicts noise (or velocity) in latents from morphology and gene expression.
 
-The blocks are those of PixArt (Chen et al., 2024, arXiv 2310.00426: one shared adaLN projection plus a table per block) as PixCell uses
-them for histology; the second condition, gene expression, enters through the time embedding (adaLN), through a second cross-attention
-in every block, or both, and a set of gene tokens may first be pooled by learned seeds (PMA: Lee et al., 2019, arXiv 1810.00825).
+The blocks are those of PixArt (Chen et al., 2024, arXiv 2310.00426: one adaLN projection for all blocks, a table in each),
+as PixCell uses them for histology. The second condition, gene expression, enters through the time embedding (adaLN), a
+second cross-attention in every block, or both; a set of gene tokens may first be pooled by learned seeds (Lee et al.,
+2019, arXiv 1810.00825).
 
-Letters in the shapes: B batch, C/H/W latent channels/height/width, p patch size, h = H/p, w = W/p, N = h*w tokens, D width, A heads,
-T morphology vectors of width Dm, G expression vectors of width Dg, E tokens per condition vector, K condition tokens, F hidden width.
+Letters in the shapes: B batch; C, H, W latent channels, height, width; p patch size; h = H/p, w = W/p; N = h*w tokens;
+D width; A heads; T morphology vectors of width Dm; G expression vectors of width Dg; E tokens a vector; K condition
+tokens; F hidden width.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +20,14 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from ..errors import SynthesisError
+from .positions import TIME_WIDTH, condition_position_table, position_table, time_sinusoid
+from .shapes import check_expression, check_latents, check_morphology, check_options
 
-TIME_WIDTH = 256  # width of the sinusoid of the time embedding
 NORM_EPS = 1e-6
 
 
-class STMDiTTransformer2D(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Diffusion transformer over latents, conditioned on morphology vectors and, optionally, on gene expression vectors.
+class STMDiTTransformer2D(ModelMixin, ConfigMixin):
+    """Diffusion transformer over latents, conditioned on morphology vectors and, optionally, on expression vectors.
 
     Parameters
     ----------
@@ -36,24 +37,18 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Side of a token in latent pixels, and side of the latents it was trained on (sets the scale of positions).
     num_layers, num_attention_heads, attention_head_dim, mlp_ratio
         Depth, heads, width of a head, and hidden width of the feed-forward over D.
-    morphology_dim, morphology_tokens
-        Width Dm and number T of the morphology vectors of one patch.
-    morphology_position
-        Add a stored position embedding (1, T, Dm) to the morphology vectors, real or null.
+    morphology_dim, morphology_tokens, morphology_position
+        Width Dm and number T of the morphology vectors of a patch; whether stored positions (1, T, Dm) are added.
     morphology_expand, morphology_adaln
         Tokens E each morphology vector is projected to; whether their mean also enters the time embedding.
-    expression_dim
-        Width Dg of an expression vector; None for a transformer without expression.
-    expression_adaln, expression_cross_attention, expression_expand
-        Whether expression enters the time embedding, a cross-attention in every block, and tokens E per expression vector.
+    expression_dim, expression_adaln, expression_cross_attention, expression_expand
+        Width Dg of an expression vector (None: no expression); whether it enters the time embedding and a
+        cross-attention in every block; tokens E each vector is projected to.
     expression_pooling, expression_pool_tokens
-        ``pma``: the expression tokens are pooled to so many by attention from learned seeds; ``none``: used as they are.
-    qk_norm
-        LayerNorm over the width of queries and keys.
-    ff_conv
-        Add a depthwise 3 x 3 convolution inside the feed-forward, after the activation.
-    cross_norm
-        LayerNorm before each cross-attention.
+        ``pma``: expression tokens are pooled to so many by attention from learned seeds; ``none``: used as they are.
+    qk_norm, ff_conv, cross_norm
+        LayerNorm of queries and keys in self-attention; a depthwise 3 x 3 convolution in the feed-forward; LayerNorm
+        before the cross-attentions.
     position_embedding, position_scale
         ``sincos`` or ``none``; the interpolation scale of the positions (PixCell: 0.5 at 256 px, 1 at 512, 2 at 1024).
     learn_sigma
@@ -97,7 +92,7 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):  # type: ignore[misc]
         super().__init__()
         width = num_attention_heads * attention_head_dim
         self.width = width
-        _check_options(dict(self.config), width)
+        check_options(self.config)
         self.patch_embed = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
         side = sample_size // patch_size
         table = position_table(side, side, width, side, position_scale) if position_embedding == "sincos" else None
@@ -135,19 +130,15 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def initialise(self) -> None:
         """Draw weights for training: every block starts as the identity (adaLN-Zero) and the output as zero."""
         for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+                nn.init.xavier_uniform_(module.weight.flatten(1))
                 nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.patch_embed.weight.flatten(1))
-        nn.init.zeros_(self.patch_embed.bias)
         for name, module in self.named_modules():
             if isinstance(module, MLP):
                 nn.init.normal_(module.fc1.weight, std=0.02)
                 nn.init.normal_(module.fc2.weight, std=0.02)
-            closes_a_branch = name.endswith(
-                ("morphology_attention.proj", "expression_attention.proj", "feed_forward.conv")
-            )
-            if closes_a_branch or name in ("time_modulation", "final_linear"):
+            last = name.endswith(("morphology_attention.proj", "expression_attention.proj", "feed_forward.conv"))
+            if last or name in ("time_modulation", "final_linear"):
                 for parameter in module.parameters():
                     nn.init.zeros_(parameter)
 
@@ -174,7 +165,7 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):  # type: ignore[misc]
         expression
             (B, Dg) or (B, G, Dg); None where every item is null.
         morphology_null, expression_null
-            (B,) bool, True where the null embedding replaces that condition. Not given: null exactly where the condition is None.
+            (B,) bool, True where the null embedding replaces that condition. Not given: no item, or all of a None.
         expression_keep
             (B, G) bool, True for the expression vectors that count; at least one an item. Not given: all of them.
 
@@ -189,21 +180,22 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):  # type: ignore[misc]
             A shape does not fit, or a condition is None although its mask says that it is needed.
         """
         p = self.config.patch_size
-        self._check_input(hidden_states, timestep)
-        batch, _, height, width = hidden_states.shape
+        batch = hidden_states.shape[0]
+        check_latents(self.config, hidden_states, timestep)
+        check_morphology(self.config, morphology, morphology_null, batch)
+        check_expression(self.config, expression, expression_null, expression_keep, batch)
+        height, width = hidden_states.shape[2:]
         rows, columns = height // p, width // p
         dtype = self.patch_embed.weight.dtype
 
-        x = self.patch_embed(hidden_states.to(dtype))  # (B, D, h, w)
+        x: Tensor = self.patch_embed(hidden_states.to(dtype))  # (B, D, h, w)
         x = x.flatten(2).transpose(1, 2).contiguous()  # (B, N, D)
         if self.position_table is not None:
             x = x + self._positions(rows, columns).to(dtype)  # (B, N, D) + (N, D)
 
         vectors = self._morphology_vectors(morphology, morphology_null, batch)  # (B, T, Dm)
         tokens = self.morphology_embed(vectors).reshape(batch, -1, self.width)  # (B, T*E, D)
-        genes, keep = self._expression_vectors(
-            expression, expression_null, expression_keep, batch
-        )  # (B, G, Dg), (B, G)
+        genes, keep = self._expression_vectors(expression, expression_null, expression_keep, batch)  # (B, G, Dg)
 
         t = self.time_embed(time_sinusoid(timestep).to(dtype))  # (B, D)
         if self.config.morphology_adaln:
@@ -225,57 +217,34 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def _positions(self, rows: int, columns: int) -> Tensor:
         """Return the (N, D) position table of this grid: stored for the trained one, computed for others."""
         side = self.config.sample_size // self.config.patch_size
+        stored: Tensor = self.position_table  # (N, D)
         if (rows, columns) == (side, side):
-            stored: Tensor = self.position_table
             return stored
-        table = position_table(rows, columns, self.width, side, self.config.position_scale)
-        return table.to(self.position_table.device)
+        return position_table(rows, columns, self.width, side, self.config.position_scale).to(stored.device)
 
     def _morphology_vectors(self, given: Tensor | None, null: Tensor | None, batch: int) -> Tensor:
-        expected = (batch, self.config.morphology_tokens, self.config.morphology_dim)
-        _check_null("morphology", given, null, batch)
+        """Put null embeddings in place and add the stored positions -> (B, T, Dm)."""
         if given is None:
             vectors = self.morphology_null.expand(batch, -1, -1)  # (B, T, Dm)
         else:
-            given = given[:, None] if given.ndim == 2 else given  # (B, T, Dm)
-            if tuple(given.shape) != expected:
-                raise _shape_error("morphology", tuple(given.shape), f"{expected} (batch, vectors, width)")
-            vectors = given.to(self.morphology_null.dtype)
+            vectors = given.to(self.morphology_null.dtype).reshape(batch, *self.morphology_null.shape)  # (B, T, Dm)
             if null is not None:
                 vectors = torch.where(null[:, None, None], self.morphology_null, vectors)  # (B, T, Dm)
-        return vectors + self.morphology_position_table if self.config.morphology_position else vectors
+        return vectors + self.morphology_position_table if self.config.morphology_position else vectors  # (B, T, Dm)
 
     def _expression_vectors(
         self, given: Tensor | None, null: Tensor | None, keep: Tensor | None, batch: int
     ) -> tuple[Tensor | None, Tensor | None]:
+        """Put null embeddings in place -> (B, G, Dg) and which of them count (B, G)."""
         if self.config.expression_dim is None:
-            if given is not None:
-                raise SynthesisError("This transformer has no expression condition: give expression=None.")
             return None, None
-        _check_null("expression", given, null, batch)
         if given is None:
             return self.expression_null.expand(batch, 1, -1), None  # (B, 1, Dg)
-        given = given[:, None] if given.ndim == 2 else given  # (B, G, Dg)
-        if (
-            given.ndim != 3
-            or given.shape[0] != batch
-            or given.shape[1] < 1
-            or given.shape[2] != self.config.expression_dim
-        ):
-            expected = f"({batch}, {self.config.expression_dim}) or ({batch}, vectors, {self.config.expression_dim})"
-            raise _shape_error("expression", tuple(given.shape), expected)
-        vectors = given.to(self.expression_null.dtype)
+        vectors = given[:, None] if given.ndim == 2 else given  # (B, G, Dg)
+        vectors = vectors.to(self.expression_null.dtype)
         if null is not None:
             vectors = torch.where(null[:, None, None], self.expression_null, vectors)  # (B, G, Dg)
-        if keep is None:
-            return vectors, None
-        if tuple(keep.shape) != tuple(given.shape[:2]) or keep.dtype != torch.bool:
-            raise _shape_error("expression_keep", (*keep.shape, keep.dtype), f"{tuple(given.shape[:2])}, torch.bool")
-        keep = keep if null is None else keep | null[:, None]  # (B, G)
-        if not bool(keep.any(1).all()):
-            raise SynthesisError(
-                "expression_keep leaves an item without any vector: mark it in expression_null instead."
-            )
+            keep = None if keep is None else keep | null[:, None]  # (B, G)
         return vectors, keep
 
     def _expression_tokens(self, genes: Tensor | None, keep: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -288,22 +257,9 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):  # type: ignore[misc]
             return self.expression_pool(tokens, keep), None  # (B, pooled, D)
         return tokens, keep
 
-    def _check_input(self, latents: Tensor, timestep: Tensor) -> None:
-        p, channels = self.config.patch_size, self.config.in_channels
-        if (
-            latents.ndim != 4
-            or latents.shape[1] != channels
-            or min(latents.shape) < 1
-            or any(n % p for n in latents.shape[2:])
-        ):
-            expected = f"(batch, {channels}, height, width) with height and width multiples of {p}"
-            raise _shape_error("hidden_states", tuple(latents.shape), expected)
-        if tuple(timestep.shape) != (latents.shape[0],):
-            raise _shape_error("timestep", tuple(timestep.shape), f"({latents.shape[0]},): one time for each item")
-
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to morphology, cross-attention to expression, feed-forward; each added to its input."""
+    """Self-attention, cross-attentions to morphology and to expression, feed-forward; each is added to its input."""
 
     def __init__(
         self, width: int, heads: int, hidden: int, expression: bool, qk_norm: bool, ff_conv: bool, cross_norm: bool
@@ -318,21 +274,14 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(width, hidden, ff_conv)
 
     def forward(
-        self,
-        x: Tensor,
-        modulation: Tensor,
-        morphology: Tensor,
-        expression: Tensor | None,
-        keep: Tensor | None,
-        grid: tuple[int, int],
+        self, x: Tensor, t: Tensor, morphology: Tensor, genes: Tensor | None, keep: Tensor | None, grid: tuple[int, int]
     ) -> Tensor:
-        """Map tokens (B, N, D) to tokens (B, N, D)."""
-        parts = (self.modulation + modulation).chunk(6, dim=1)  # 6 x (B, 1, D)
-        shift1, scale1, gate1, shift2, scale2, gate2 = parts
+        """Map tokens x (B, N, D) to (B, N, D); t (B, 6, D), morphology (B, T*E, D), genes (B, K, D), keep (B, K)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + t).chunk(6, dim=1)  # 6 x (B, 1, D)
         x = torch.addcmul(x, gate1, self.self_attention(_modulate(x, shift1, scale1)))  # (B, N, D)
         x = x + self.morphology_attention(self.morphology_norm(x), morphology)  # (B, N, D)
-        if self.expression_attention is not None and expression is not None:
-            x = x + self.expression_attention(self.expression_norm(x), expression, keep)  # (B, N, D)
+        if self.expression_attention is not None:
+            x = x + self.expression_attention(self.expression_norm(x), genes, keep)  # (B, N, D)
         return torch.addcmul(x, gate2, self.feed_forward(_modulate(x, shift2, scale2), grid))  # (B, N, D)
 
 
@@ -350,14 +299,14 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, N, D) to (B, N, D)."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # 3 x (B, N, D)
-        return self.proj(_attend(self.q_norm(q), self.k_norm(k), v, self.heads))  # (B, N, D)
+        return self.proj(_attend(self.q_norm(q), self.k_norm(k), v, self.heads))  # type: ignore[no-any-return]  # (B, N, D)
 
 
 class CrossAttention(nn.Module):
     """Attention from tokens to condition tokens.
 
-    A condition has few tokens, so it is cheaper to carry the query and output projections over to them than to apply them to every
-    token: (x Wq) k = x (Wq k) and (p v) Wo = p (v Wo). The result is the same up to rounding.
+    A condition has few tokens: it is cheaper to carry the query and output projections over to them than to apply them
+    to every token: (x Wq) k = x (Wq k) and (p v) Wo = p (v Wo). The result is the same up to rounding.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -370,9 +319,9 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor, keep: Tensor | None = None) -> Tensor:
         """Map x (B, N, D) and context (B, K, D) to (B, N, D), or to (B, 1, D) where K = 1.
 
-        A softmax over one key is 1 whatever the query: every token then receives the same vector, and queries and keys are not needed.
+        A softmax over one key is 1 whatever the query: every token receives the same vector, and neither is needed.
         """
-        heads, (batch, keys, width) = self.heads, context.shape
+        heads, keys, width = self.heads, context.shape[1], context.shape[2]
         if keys == 1:
             value = F.linear(context, self.kv.weight[width:], self.kv.bias[width:])  # (B, 1, D)
             return self.proj(value)  # type: ignore[no-any-return]  # (B, 1, D)
@@ -419,7 +368,7 @@ class MLP(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The MLP of a block; with ``conv``, a depthwise 3 x 3 convolution over the token grid is added after the activation."""
+    """The MLP of a block; with ``conv``, a depthwise 3 x 3 convolution over the grid is added after the activation."""
 
     def __init__(self, width: int, hidden: int, conv: bool) -> None:
         super().__init__()
@@ -437,7 +386,7 @@ class FeedForward(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, keep: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention of q (B, N, D) over k, v (B, K, D), ``keep`` (B, K) True for keys that count -> (B, N, D)."""
+    """Attention of q (B, N, D) over k and v (B, K, D); ``keep`` (B, K) is True for keys that count -> (B, N, D)."""
     q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2) for y in (q, k, v))  # (B, A, N or K, D/A)
     mask = None if keep is None else keep[:, None, None, :]  # (B, 1, 1, K)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)  # (B, N, D)
@@ -454,76 +403,3 @@ def _masked_mean(vectors: Tensor, keep: Tensor | None) -> Tensor:
         return vectors.mean(1)
     weight = keep[..., None].to(vectors.dtype)  # (B, G, 1)
     return (vectors * weight).sum(1) / weight.sum(1)
-
-
-def time_sinusoid(timestep: Tensor) -> Tensor:
-    """Embed times (B,) as (B, 256) float32: cosines first, then sines, periods up to 10,000."""
-    half = TIME_WIDTH // 2
-    frequency = torch.exp(
-        -math.log(10000) * torch.arange(half, device=timestep.device, dtype=torch.float32) / half
-    )  # (128,)
-    angle = timestep.float()[:, None] * frequency  # (B, 128)
-    return torch.cat([angle.cos(), angle.sin()], dim=1)  # (B, 256)
-
-
-def _sincos(coordinates: Tensor, width: int) -> Tensor:
-    """Embed coordinates (n,) as (n, width): sines, then cosines."""
-    omega = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))  # (width/2,)
-    angle = coordinates[:, None] * omega  # (n, width/2)
-    return torch.cat([angle.sin(), angle.cos()], dim=1)
-
-
-def position_table(rows: int, columns: int, width: int, base: int, scale: float, phase: float = 0.0) -> Tensor:
-    """Fixed 2-D sine-cosine positions (rows*columns, width) float32; the first half of the width encodes the column.
-
-    A grid of any size is stretched over ``base`` positions, then divided by ``scale`` and moved by ``phase``.
-    """
-    y = torch.arange(rows, dtype=torch.float64) * (base / rows) / scale + phase  # (rows,)
-    x = torch.arange(columns, dtype=torch.float64) * (base / columns) / scale + phase  # (columns,)
-    by_column = _sincos(x, width // 2)[None].expand(rows, -1, -1)  # (rows, columns, width/2)
-    by_row = _sincos(y, width // 2)[:, None].expand(-1, columns, -1)  # (rows, columns, width/2)
-    return torch.cat([by_column, by_row], dim=-1).flatten(0, 1).float()
-
-
-def condition_position_table(tokens: int, width: int, base: int, scale: float) -> Tensor:
-    """Positions (1, tokens, width) of condition tokens that tile the patch row by row, centred as PixCell does."""
-    side = math.isqrt(tokens)
-    return position_table(side, side, width, base, scale, phase=base // tokens)[None].clone()
-
-
-def _shape_error(what: str, got: tuple[Any, ...], expected: str) -> SynthesisError:
-    return SynthesisError(f"{what} has shape {got}, but this transformer expects {expected}.")
-
-
-def _check_null(what: str, given: Tensor | None, null: Tensor | None, batch: int) -> None:
-    if null is not None and (tuple(null.shape) != (batch,) or null.dtype != torch.bool):
-        raise _shape_error(f"{what}_null", (*null.shape, null.dtype), f"({batch},), torch.bool")
-    if given is None and null is not None and not bool(null.all()):
-        raise SynthesisError(f"{what} is None, but {what}_null asks for it in {int((~null).sum())} of {batch} items.")
-
-
-def _check_options(config: dict[str, Any], width: int) -> None:
-    outputs = config["in_channels"] * (2 if config["learn_sigma"] else 1)
-    tokens = config["morphology_tokens"]
-    expression = config["expression_dim"] is not None
-    used = config["expression_adaln"] or config["expression_cross_attention"]
-    faults = {
-        f"out_channels is {config['out_channels']}, expected {outputs}": config["out_channels"] != outputs,
-        f"the width {width} is not a multiple of 4, as positions need": width % 4 != 0,
-        "sample_size is not a multiple of patch_size": config["sample_size"] % config["patch_size"] != 0,
-        f"morphology_position needs a square number of vectors, got {tokens}": (
-            config["morphology_position"] and math.isqrt(tokens) ** 2 != tokens
-        ),
-        "expression_dim and the ways expression enters (adaLN, cross-attention) must be given together": expression
-        != used,
-        "pooling (pma) needs expression_cross_attention and expression_pool_tokens": (
-            config["expression_pooling"] == "pma"
-            and not (config["expression_cross_attention"] and config["expression_pool_tokens"] > 0)
-        ),
-        "expression_pooling must be 'none' or 'pma'": config["expression_pooling"] not in ("none", "pma"),
-        "position_embedding must be 'sincos' or 'none'": config["position_embedding"] not in ("sincos", "none"),
-    }
-    if any(faults.values()):
-        raise SynthesisError(
-            "Transformer options do not fit: " + "; ".join(text for text, bad in faults.items() if bad) + "."
-        )
