@@ -1,0 +1,136 @@
+"""The command line as a user meets it: a process, its exit code, its two streams."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def stmdit(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "napari_stmdit.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600, check=False)
+
+
+def refused(*arguments: object, cwd: Path | None = None) -> str:
+    """Run, check that it is refused as bad input is, and return the message."""
+    done = stmdit(*arguments, cwd=cwd)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    return done.stderr
+
+
+def test_help_and_version():
+    assert "synthesize" in stmdit("--help").stdout
+    assert stmdit("--version").stdout.startswith("napari-stmdit ")
+
+
+def test_info_names_versions_devices_and_the_bundled_checkpoint():
+    facts = json.loads(stmdit("info", "--json").stdout)
+    assert facts["versions"]["torch"]
+    assert "cpu" in facts["devices"]
+    assert "demo" in facts["checkpoints"]
+
+
+def test_a_missing_section_is_one_message(tmp_path):
+    assert "nothing.zarr" in refused("synthesize", tmp_path / "nothing.zarr", "--output", tmp_path / "o.zarr")
+
+
+def test_two_ways_to_choose_spots_are_refused(tmp_path):
+    message = refused("synthesize", tmp_path, "--output", tmp_path / "o.zarr", "--sample", 2, "--all")
+    assert "only one of" in message
+
+
+def test_every_bad_option_is_named_at_once(tmp_path):
+    message = refused(
+        "synthesize", tmp_path, "--output", tmp_path / "o.zarr", "--guidance-expression", -1, "--mode", "sideways"
+    )
+    assert "guidance.expression" in message
+    assert "mode" in message
+
+
+def test_bad_edits_are_refused_with_their_place(tmp_path):
+    edits = tmp_path / "edits.yaml"
+    edits.write_text("- operation: scale\n  genes: [ERBB2]\n- operation: fly\n")
+    message = refused("synthesize", tmp_path, "--output", tmp_path / "o.zarr", "--edits", edits)
+    assert "factor" in message
+    assert "fly" in message
+
+
+@pytest.fixture(scope="module")
+def c3(shared_data) -> Path:
+    return shared_data / "data" / "her2st_C3_spaceranger2"
+
+
+def pixels(store: Path, name: str) -> np.ndarray:
+    from spatialdata import read_zarr
+
+    return np.asarray(read_zarr(store).images[name]["scale0"].image)
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_pixels_whatever_the_batch(c3, tmp_path):
+    outcomes = []
+    for batch in (1, 8):
+        store = tmp_path / f"{batch}.zarr"
+        done = stmdit(
+            "synthesize", c3, "--fullres", "C3_image.jpg", "--sample", 16, "--seed", 0, "--steps", 4, "--batch", batch,
+            "--output", store, "--json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        outcomes.append(json.loads(done.stdout))
+    one, many = (pixels(Path(o["output"]), o["element"]).astype(int) for o in outcomes)
+    assert np.abs(one - many).max() <= 1
+    assert outcomes[0]["patches"] == 16
+    assert "microns_per_pixel" in outcomes[0]["mpp_source"]
+
+
+@pytest.mark.slow
+def test_an_interrupt_keeps_what_is_done(c3, tmp_path):
+    store = tmp_path / "o.zarr"
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "napari_stmdit.cli", "synthesize", c3, "--fullres", "C3_image.jpg", "--all",
+            "--batch", "1", "--output", store, "--json",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    # wait until sampling is certainly under way: model and section are read by then
+    time.sleep(25)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    facts = json.loads(out)
+    assert 0 < facts["patches"] < facts["planned"] == 180
+    assert (pixels(store, facts["element"])[3] == 255).any()
+
+
+def test_a_mouse_section_is_refused_with_the_number_of_genes(shared_data, tmp_path):
+    mouse = shared_data / "data" / "visium_mouse_brain_crop"
+    arguments = (
+        "synthesize", mouse / "outs_spaceranger2", "--fullres", mouse / "test_img.jpg", "--sample", 1, "--steps", 1,
+        "--output", tmp_path / "o.zarr",
+    )  # fmt: skip
+    assert "shares 0 of the" in refused(*arguments) and not (tmp_path / "o.zarr").exists()
+    assert stmdit(*arguments, "--allow-gene-mismatch").returncode == 0
+
+
+def test_a_section_without_a_full_resolution_image_is_refused(shared_data, tmp_path):
+    outs = shared_data / "data" / "visium_v4_no_fullres" / "outs"
+    message = refused("synthesize", outs, "--sample", 1, "--output", tmp_path / "o.zarr", "--allow-gene-mismatch")
+    assert "--fullres" in message
+
+
+@pytest.mark.parametrize("name", ["malicious_torch_zip", "malicious_raw_pickle", "malicious_yaml"])
+def test_a_malicious_checkpoint_is_refused_and_nothing_runs(name, shared_data, tmp_path):
+    folder = shared_data / "golden" / "containers" / name
+    refused("inspect", folder, cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert not (folder / "PWNED").exists()
