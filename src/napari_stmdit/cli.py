@@ -298,3 +298,7 @@ class _InterruptCancels:
         import signal
 
         signal.signal(signal.SIGINT, self._before)
+
+
+if __name__ == "__main__":
+    main()
