@@ -1,0 +1,161 @@
+"""Expression counts as Space Ranger writes them: HDF5, or a folder of Matrix Market files."""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SectionError
+from ..types import Genes
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+_EXPRESSION = "Gene Expression"
+
+
+@dataclass(frozen=True)
+class CountMatrix:
+    """Counts of barcodes by genes.
+
+    Attributes
+    ----------
+    barcodes
+        (n,), unique.
+    counts
+        (n, g) sparse.
+    genes
+        The g columns; antibody and other features are left out.
+    source
+        The file or folder.
+    """
+
+    barcodes: NDArray[np.str_]
+    counts: csr_matrix
+    genes: Genes
+    source: Path
+
+
+def find_counts(folder: Path) -> Path:
+    """Return the counts of a Space Ranger folder: the filtered matrix before the raw one, HDF5 before Matrix Market.
+
+    Raises
+    ------
+    SectionError
+        Where there are none, or several of the same rank.
+    """
+    for kind in ("filtered", "raw"):
+        files = sorted(folder.glob(f"*{kind}_feature_bc_matrix.h5"))
+        if len(files) > 1:
+            names = ", ".join(f.name for f in files)
+            raise SectionError(f"{folder} holds several counts files ({names}); keep one section per folder")
+        if files:
+            return files[0]
+        matrix = folder / f"{kind}_feature_bc_matrix"
+        if matrix.is_dir():
+            return matrix
+    raise SectionError(
+        f"{folder} holds no counts; expected filtered_feature_bc_matrix.h5, or a folder filtered_feature_bc_matrix with "
+        "matrix.mtx.gz, barcodes.tsv.gz and features.tsv.gz"
+    )
+
+
+def read_counts(source: Path) -> CountMatrix:
+    """Read what `find_counts` found.
+
+    Raises
+    ------
+    SectionError
+        Where it is incomplete or contradicts itself.
+    """
+    matrix = _read_matrix_market(source) if source.is_dir() else _read_h5(source)
+    if len(np.unique(matrix.barcodes)) != len(matrix.barcodes):
+        raise SectionError(f"{source} lists a barcode twice")
+    if matrix.counts.nnz and matrix.counts.data.min() < 0:
+        raise SectionError(f"{source} holds negative values; expected raw counts, not scaled expression")
+    return matrix
+
+
+def _read_h5(source: Path) -> CountMatrix:
+    import h5py
+    from scipy.sparse import csr_matrix
+
+    try:
+        with h5py.File(source, "r") as file:
+            if "matrix" not in file:
+                raise SectionError(
+                    f"{source} has the groups {sorted(file)}; expected 'matrix', as Cell Ranger 3 and Space Ranger write it"
+                )
+            group = file["matrix"]
+            genes, barcodes = (int(n) for n in group["shape"][:])
+            data, indices, indptr = (group[key][:] for key in ("data", "indices", "indptr"))
+            features = group["features"]
+            ids, names, kinds = (_text(features[key][:]) for key in ("id", "name", "feature_type"))
+            labels = _text(group["barcodes"][:])
+        counts = csr_matrix((data, indices.astype(np.int64), indptr.astype(np.int64)), shape=(barcodes, genes))
+        counts.check_format(full_check=True)
+    except (OSError, KeyError, ValueError) as error:
+        raise SectionError(f"{source} cannot be read as a Space Ranger counts file: {error}") from error
+    return _assemble(source, labels, counts, names, ids, kinds)
+
+
+def _read_matrix_market(folder: Path) -> CountMatrix:
+    from scipy.io import mmread
+    from scipy.sparse import csr_matrix
+
+    try:
+        with _open(folder, "matrix.mtx") as file:
+            counts = csr_matrix(mmread(file).T)
+        labels = np.array(_lines(folder, "barcodes.tsv"), dtype=np.str_)
+        rows = [line.split("\t") for line in _lines(folder, "features.tsv")]
+    except (OSError, ValueError) as error:
+        raise SectionError(f"{folder} cannot be read as a Matrix Market folder: {error}") from error
+    ids = np.array([row[0] for row in rows], dtype=np.str_)
+    names = np.array([row[1] if len(row) > 1 else row[0] for row in rows], dtype=np.str_)
+    kinds = np.array([row[2] if len(row) > 2 else _EXPRESSION for row in rows], dtype=np.str_)
+    return _assemble(folder, labels, counts, names, ids, kinds)
+
+
+def _assemble(
+    source: Path,
+    labels: NDArray[np.str_],
+    counts: Any,
+    names: NDArray[np.str_],
+    ids: NDArray[np.str_],
+    kinds: NDArray[np.str_],
+) -> CountMatrix:
+    if counts.shape != (len(labels), len(names)):
+        raise SectionError(
+            f"{source} holds a {counts.shape[0]} x {counts.shape[1]} matrix, but {len(labels)} barcodes and {len(names)} features"
+        )
+    keep = kinds == _EXPRESSION
+    if not keep.any():
+        raise SectionError(f"{source} holds no feature of the type {_EXPRESSION!r}, only {sorted(set(kinds.tolist()))}")
+    if not keep.all():
+        counts = counts[:, np.flatnonzero(keep)]
+    counts.sort_indices()
+    return CountMatrix(labels, counts, Genes(names[keep], ids[keep]), source)
+
+
+def _text(values: Any) -> NDArray[np.str_]:
+    return np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()], dtype=np.str_)
+
+
+def _open(folder: Path, name: str) -> Any:
+    """Open a file that may be compressed, or only be named so."""
+    path = next((folder / n for n in (f"{name}.gz", name) if (folder / n).is_file()), None)
+    if path is None:
+        raise SectionError(f"{folder} holds neither {name}.gz nor {name}")
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if compressed else path.open("rb")
+
+
+def _lines(folder: Path, name: str) -> list[str]:
+    with _open(folder, name) as file:
+        return [line.replace('"', "") for line in file.read().decode().splitlines() if line]  # R quotes what it writes

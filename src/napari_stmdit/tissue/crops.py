@@ -1,0 +1,184 @@
+"""Patches out of a lazy slide image, at the scale a checkpoint asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..types import SlideImage
+
+WHITE = (255, 255, 255)
+
+
+def read_patches(
+    image: SlideImage, boxes: Sequence[tuple[float, float, float, float]], patch_px: int
+) -> NDArray[np.uint8]:
+    """Read boxes of a slide image, resampled to square patches.
+
+    An output pixel is the mean of the image over the area it covers. The image between pixel borders is the piecewise
+    quadratic that keeps the mean of every pixel and is continuous at the borders: boxes that fall on pixel borders give exact
+    box means (at equal scale the very pixels), others are placed with sub-pixel accuracy, and enlarging is smooth. Only the
+    chunks under the boxes are read, from the coarsest level that is still finer than the patch.
+
+    Parameters
+    ----------
+    image
+        The slide.
+    boxes
+        (y0, x0, y1, x1) in full-resolution pixels, fractional, measured from the slide's corner.
+    patch_px
+        Side of a patch in its own pixels.
+
+    Returns
+    -------
+    ndarray
+        (n, patch_px, patch_px, 3) uint8. What lies outside the slide has the slide's glass colour (`background_colour`).
+    """
+    import dask
+
+    if not boxes:
+        return np.zeros((0, patch_px, patch_px, 3), dtype=np.uint8)
+    factors = level_factors(image)
+    windows = [_Window.of(image, factors, box, patch_px) for box in boxes]
+    blocks = dask.compute(*(window.block(image) for window in windows))
+    background = background_colour(image) if any(window.reaches_outside for window in windows) else WHITE
+    return np.stack([window.resample(block, background) for window, block in zip(windows, blocks, strict=True)])
+
+
+def level_factors(image: SlideImage) -> list[tuple[float, float]]:
+    """Return for each level how many pixels of level 0 one of its pixels spans, along y and x.
+
+    Pyramids are made by whole factors, and a level whose size is not divisible loses or completes its last row: where the
+    sizes allow a whole factor it is taken instead of their ratio, which would stretch the level by up to one of its pixels.
+    """
+    return [(_factor(image, i, 0), _factor(image, i, 1)) for i in range(len(image.levels))]
+
+
+def _factor(image: SlideImage, level: int, axis: int) -> float:
+    full, own = image.levels[0].shape[axis], image.levels[level].shape[axis]
+    ratio = full / own
+    whole = max(1, round(ratio))
+    return float(whole) if own in (full // whole, -(-full // whole)) else float(ratio)
+
+
+def background_colour(image: SlideImage) -> tuple[int, int, int]:
+    """Return the colour of bare glass: the median of the bright and nearly grey pixels of the coarsest level.
+
+    White where fewer than one pixel in a hundred is such, as on a slide that tissue fills.
+    """
+    return _background_colour(_Level(image.levels[-1]))
+
+
+class _Level:
+    """A dask array that is equal to another of the same name, so that its colour is looked up only once."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Level) and other.array.name == self.array.name
+
+    def __hash__(self) -> int:
+        return hash(self.array.name)
+
+
+@lru_cache(maxsize=8)
+def _background_colour(level: _Level) -> tuple[int, int, int]:
+    array = level.array
+    stride = max(1, max(array.shape[:2]) // 1024)
+    pixels = np.asarray(array[::stride, ::stride].compute()).reshape(-1, 3)
+    low, high = pixels.min(axis=1), pixels.max(axis=1)
+    glass = pixels[(low > 190) & (high - low < 40)]
+    if len(glass) < 0.01 * len(pixels):
+        return WHITE
+    r, g, b = np.median(glass, axis=0).astype(int).tolist()
+    return r, g, b
+
+
+class _Window:
+    """One box on one level: which pixels to read, and the weights that turn them into a patch."""
+
+    def __init__(self, level: int, shape: tuple[int, int], edges: tuple[NDArray[np.float64], NDArray[np.float64]]):
+        self.level = level
+        self.edges = edges
+        # one pixel more on each side: the value at a border depends on both of its pixels
+        self.start = tuple(int(np.floor(e[0])) - 1 for e in edges)
+        self.stop = tuple(int(np.ceil(e[-1])) + 1 for e in edges)
+        self.low = tuple(min(max(s, 0), n) for s, n in zip(self.start, shape, strict=True))
+        self.high = tuple(min(max(s, 0), n) for s, n in zip(self.stop, shape, strict=True))
+
+    @classmethod
+    def of(
+        cls,
+        image: SlideImage,
+        factors: list[tuple[float, float]],
+        box: tuple[float, float, float, float],
+        patch_px: int,
+    ) -> _Window:
+        y0, x0, y1, x1 = (value / image.pixel_size for value in box)
+        finest_step = min((y1 - y0), (x1 - x0)) / patch_px * (1 + 1e-9)
+        level = max(i for i, factor in enumerate(factors) if i == 0 or max(factor) <= finest_step)
+        fy, fx = factors[level]
+        share = np.arange(patch_px + 1) / patch_px
+        edges = ((y0 + (y1 - y0) * share) / fy, (x0 + (x1 - x0) * share) / fx)
+        height, width = image.levels[level].shape[:2]
+        return cls(level, (int(height), int(width)), edges)
+
+    @property
+    def reaches_outside(self) -> bool:
+        return self.low != self.start or self.high != self.stop
+
+    def block(self, image: SlideImage) -> Any:
+        """The part of the level that the window covers, still lazy."""
+        return image.levels[self.level][self.low[0] : self.high[0], self.low[1] : self.high[1]]
+
+    def resample(self, block: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[np.uint8]:
+        pixels = np.asarray(block, dtype=np.float32)
+        if self.reaches_outside:
+            pixels = self._padded(pixels, background)
+        rows, columns = (area_weights(e - s) for e, s in zip(self.edges, self.start, strict=True))
+        height, width = len(rows), pixels.shape[1]
+        # rows first, as one matrix product over all columns and channels; then columns
+        tall = (rows @ pixels.reshape(len(pixels), -1)).reshape(height, width, 3)
+        patch = np.matmul(columns[None], tall)
+        result: NDArray[np.uint8] = np.clip(np.rint(patch), 0, 255).astype(np.uint8)
+        return result
+
+    def _padded(self, pixels: NDArray[np.float32], background: tuple[int, int, int]) -> NDArray[np.float32]:
+        size = tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+        whole = np.empty((*size, 3), dtype=np.float32)
+        whole[:] = background
+        y, x = (low - start for low, start in zip(self.low, self.start, strict=True))
+        y, x = min(y, size[0]), min(x, size[1])  # a box that lies outside altogether
+        whole[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+        return whole
+
+
+def area_weights(edges: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the (p, n) weights that take n pixels to p area means along one axis.
+
+    The running sum of the pixels is known exactly at pixel borders; between two borders it is a cubic with the mean of the
+    two adjoining pixels as its slope at either border (Catmull-Rom). Its difference between two edges is the integral of the
+    image between them.
+
+    Parameters
+    ----------
+    edges
+        (p + 1,) ascending borders of the output pixels in input pixels; the first at 1 or more. n is one more than the last,
+        rounded up.
+    """
+    n = int(np.ceil(edges[-1])) + 1
+    whole = np.minimum(np.floor(edges).astype(int), n - 2)
+    t = edges - whole
+    sums = (np.arange(n)[None, :] < whole[:, None]).astype(np.float64)  # running sum at the border below each edge
+    h01, h10, h11 = t * t * (3 - 2 * t), t * (1 - t) ** 2, t * t * (t - 1)
+    at = np.arange(len(edges))
+    sums[at, whole - 1] += h10 / 2
+    sums[at, whole] += h01 + (h10 + h11) / 2
+    sums[at, whole + 1] += h11 / 2
+    weights: NDArray[np.float32] = (np.diff(sums, axis=0) / np.diff(edges)[:, None]).astype(np.float32)
+    return weights

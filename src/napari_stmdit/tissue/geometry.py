@@ -1,0 +1,301 @@
+"""The one place for transforms: axis order, affines, the half-pixel rule, calibration and polygons.
+
+Everything inside the package is (y, x) in full-resolution pixels of the slide image, measured from the image's corner, so
+that the centre of pixel (0, 0) lies at (0.5, 0.5). SpatialData measures in the same way. napari puts the centre of a pixel at
+the integer, so a raster's layer affine is ``A @ translate(0.5)``; points need no shift.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import SectionError
+from ..types import Calibration, Polygons, Section
+
+Affine = NDArray[np.float64]
+"""(3, 3), acting on columns (y, x, 1)."""
+
+VISIUM_PITCH_UM = 100.0
+"""Centre to centre on a Visium slide, as 10x Genomics states it."""
+_VISIUM_STEP_UM = (VISIUM_PITCH_UM * math.sqrt(3) / 2, VISIUM_PITCH_UM / 2)
+"""What one step of the array row and of the array column is on that lattice: columns count half pitches."""
+_PLAUSIBLE_MPP = (0.02, 50.0)
+
+
+# ------------------------------------------------------------------------------------------------- affines
+
+
+def swap_axes(points: ArrayLike) -> NDArray[np.float64]:
+    """Turn (n, 2) points from (x, y) into (y, x) or back."""
+    return np.ascontiguousarray(np.asarray(points, dtype=np.float64)[..., ::-1])
+
+
+def swap_affine_axes(affine: ArrayLike) -> Affine:
+    """Turn a (3, 3) affine over (x, y, 1) into one over (y, x, 1) or back."""
+    order = [1, 0, 2]
+    return np.asarray(affine, dtype=np.float64)[np.ix_(order, order)]
+
+
+def translation(y: float, x: float) -> Affine:
+    """Return the affine that adds (y, x)."""
+    return np.array([[1, 0, y], [0, 1, x], [0, 0, 1]], dtype=np.float64)
+
+
+def scaling(y: float, x: float | None = None) -> Affine:
+    """Return the affine that multiplies by (y, x); one number scales both axes."""
+    return np.diag([y, y if x is None else x, 1.0]).astype(np.float64)
+
+
+def compose(*affines: ArrayLike) -> Affine:
+    """Return the affine that applies the last one first: ``compose(a, b)(p) = a(b(p))``."""
+    result: Affine = np.eye(3)
+    for affine in affines:
+        result = result @ np.asarray(affine, dtype=np.float64)
+    return result
+
+
+def apply(affine: ArrayLike, yx: ArrayLike) -> NDArray[np.float64]:
+    """Apply a (3, 3) affine to (n, 2) points."""
+    matrix = np.asarray(affine, dtype=np.float64)
+    return np.asarray(np.asarray(yx, dtype=np.float64) @ matrix[:2, :2].T + matrix[:2, 2])
+
+
+def uniform_scale(affine: ArrayLike, tolerance: float = 1e-3) -> float | None:
+    """Return the scale of an affine that only scales, alike along both axes and without a shift; else None.
+
+    ``tolerance`` is relative for the scale and in units of the target for the shift.
+    """
+    matrix = np.asarray(affine, dtype=np.float64)
+    sy, sx = matrix[0, 0], matrix[1, 1]
+    if sy <= 0 or abs(sy - sx) > tolerance * sy or np.abs(matrix[[0, 1], [1, 0]]).max() > 1e-9 * sy:
+        return None
+    return float((sy + sx) / 2) if np.abs(matrix[:2, 2]).max() <= tolerance else None
+
+
+def mean_scale(affine: ArrayLike) -> float:
+    """Return the square root of the area that an affine gives to a unit square."""
+    return float(math.sqrt(abs(np.linalg.det(np.asarray(affine, dtype=np.float64)[:2, :2]))))
+
+
+def world_affine(section: Section) -> Affine:
+    """Return the affine from full-resolution pixels to the viewer's world: microns if calibrated, else pixels."""
+    return scaling(section.calibration.mpp or 1.0)
+
+
+def napari_affine(pixel_to_fullres: ArrayLike, mpp: float | None) -> Affine:
+    """Return the layer affine of a raster.
+
+    Parameters
+    ----------
+    pixel_to_fullres
+        (3, 3) affine from the raster's pixels to full-resolution pixels, both measured from their corners.
+    mpp
+        Microns per full-resolution pixel; None keeps the world in full-resolution pixels.
+
+    Returns
+    -------
+    ndarray
+        (3, 3) affine from napari's data coordinates, where a pixel's centre is the integer, to the world.
+    """
+    return compose(scaling(mpp or 1.0), pixel_to_fullres, translation(0.5, 0.5))
+
+
+# ------------------------------------------------------------------------------------------------- calibration
+
+
+def calibrate(
+    scalefactors: Mapping[str, Any],
+    yx: NDArray[np.float64],
+    array_rc: NDArray[np.int64] | None,
+    override: float | None = None,
+    bin_um: float | None = None,
+) -> Calibration:
+    """Find the microns per full-resolution pixel, by rule and never by guess.
+
+    In order: the user's override; ``microns_per_pixel`` of the scalefactors; a lattice fitted to the spots' array indices
+    (Visium: 100 um centre to centre; HD bins: their size). ``spot_diameter_fullres`` is never used: in real files it means
+    anything from 55 to 65 um.
+
+    Parameters
+    ----------
+    scalefactors
+        Contents of ``scalefactors_json.json``; may be empty.
+    yx
+        (n, 2) positions in full-resolution pixels, on and off tissue.
+    array_rc
+        (n, 2) array rows and columns of the same spots, or None.
+    override
+        Microns per full-resolution pixel, as the user states it.
+    bin_um
+        Size of a Visium HD bin; None for spots.
+
+    Raises
+    ------
+    SectionError
+        Where the override is no plausible pixel size.
+    """
+    fitted = None if array_rc is None else fit_lattice(array_rc, yx, bin_um)
+    if override is not None:
+        _check_plausible(override)
+        return Calibration(float(override), "override", f"{override:.4g} um/px, as given{_against(override, fitted)}")
+    stated = scalefactors.get("microns_per_pixel")
+    if stated is not None and _is_plausible(stated):
+        detail = f"{stated:.4g} um/px, microns_per_pixel of the scalefactors{_against(float(stated), fitted)}"
+        return Calibration(float(stated), "scalefactors", detail)
+    if fitted is not None:
+        lattice = f"{bin_um:g} um bins" if bin_um else "the Visium lattice, 100 um centre to centre"
+        return Calibration(fitted, "lattice", f"{fitted:.4g} um/px, fitted to {lattice}")
+    unusable = "" if stated is None else f" (microns_per_pixel is {stated!r}, which is no pixel size)"
+    return Calibration(
+        None,
+        "unknown",
+        "the section states no microns per pixel and its spots lie on no Visium lattice"
+        f"{unusable}; give the size of a full-resolution pixel with --mpp (mpp=...)",
+    )
+
+
+def fit_lattice(array_rc: NDArray[np.int64], yx: NDArray[np.float64], bin_um: float | None = None) -> float | None:
+    """Fit a Visium lattice to pixel positions and return microns per pixel; None where it is no such lattice.
+
+    A similarity (scale, rotation, reflection, shift) is fitted by least squares. It counts only if rows and columns have the
+    parity of a hexagonal lattice (not asked of HD bins), and if an unconstrained affine fit has the lattice's proportions and
+    right angle and leaves residuals that are small against the pitch. (Real slides are stretched by up to 0.5 % along one
+    axis, which adds up over the slide: the residuals of the similarity itself would say little.)
+
+    Parameters
+    ----------
+    array_rc
+        (n, 2) array rows and columns.
+    yx
+        (n, 2) positions in pixels.
+    bin_um
+        Size of a Visium HD bin (square lattice); None for the hexagonal lattice of Visium.
+    """
+    rc = np.asarray(array_rc, dtype=np.int64)
+    if len(rc) < 7 or np.ptp(rc[:, 0]) < 2 or np.ptp(rc[:, 1]) < 2:
+        return None
+    if bin_um is None and len(np.unique(rc.sum(axis=1) % 2)) != 1:
+        return None
+    microns = rc * np.array(_VISIUM_STEP_UM if bin_um is None else (bin_um, bin_um))
+    source = microns - microns.mean(axis=0)
+    target = yx - yx.mean(axis=0)
+    free, _, rank, _ = np.linalg.lstsq(source, target, rcond=None)
+    if rank < 2:
+        return None
+    # singular values of the free fit: both equal to the scale where proportions and angle are the lattice's
+    major, minor = np.linalg.svd(free, compute_uv=False)
+    if minor <= 0 or major / minor > 1.03:
+        return None
+    residual = np.sqrt(((target - source @ free) ** 2).sum(axis=1).mean())
+    scale = float(np.linalg.svd(source.T @ target, compute_uv=False).sum() / (source**2).sum())
+    pitch = (VISIUM_PITCH_UM if bin_um is None else bin_um) * scale
+    if residual > max(0.05 * pitch, 0.5):  # half a pixel is what rounded positions may lose
+        return None
+    return 1.0 / scale if _is_plausible(1.0 / scale) else None
+
+
+def _against(mpp: float, fitted: float | None) -> str:
+    if fitted is None or abs(fitted / mpp - 1) < 0.05:
+        return ""
+    return f"; the spots' lattice would give {fitted:.4g} um/px"
+
+
+def _is_plausible(mpp: object) -> bool:
+    return isinstance(mpp, int | float) and math.isfinite(mpp) and _PLAUSIBLE_MPP[0] <= mpp <= _PLAUSIBLE_MPP[1]
+
+
+def _check_plausible(mpp: float) -> None:
+    if not _is_plausible(mpp):
+        low, high = _PLAUSIBLE_MPP
+        raise SectionError(f"mpp is {mpp!r}; expected microns per full-resolution pixel, between {low} and {high}")
+
+
+# ------------------------------------------------------------------------------------------------- polygons
+
+
+def spots_in_polygons(yx: NDArray[np.float64], polygons: Polygons) -> NDArray[np.bool_]:
+    """Tell which positions lie in a region.
+
+    Parameters
+    ----------
+    yx
+        (n, 2) positions in full-resolution pixels.
+    polygons
+        Rings in the same pixels; the region is their union, and a ring may cross itself, as lassos do.
+
+    Returns
+    -------
+    ndarray
+        (n,) bool.
+    """
+    import shapely
+
+    inside = np.zeros(len(yx), dtype=bool)
+    for ring in polygons.rings:
+        if len(ring) < 3:
+            continue
+        shape = shapely.make_valid(shapely.Polygon(ring))
+        inside |= shapely.contains_xy(shape, np.asarray(yx)[:, 0], np.asarray(yx)[:, 1])
+    return inside
+
+
+def polygons_from_geojson(source: str | Path | Mapping[str, Any]) -> Polygons:
+    """Read a region from GeoJSON, whose points are (x, y) in full-resolution pixels, as QuPath exports them.
+
+    Parameters
+    ----------
+    source
+        A file, or the parsed object: Feature, FeatureCollection, GeometryCollection, Polygon or MultiPolygon.
+
+    Raises
+    ------
+    SectionError
+        Where it cannot be read, holds no polygon, or has holes, which a region cannot have.
+    """
+    name = "the GeoJSON object"
+    if not isinstance(source, Mapping):
+        name = str(source)
+        try:
+            source = json.loads(Path(source).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SectionError(f"{name} cannot be read as GeoJSON: {error}") from error
+    rings = [ring for geometry in _geometries(source) for ring in _rings(geometry, name)]
+    if not rings:
+        raise SectionError(f"{name} holds no polygon; expected GeoJSON with Polygon or MultiPolygon geometries")
+    return Polygons(rings=tuple(rings))
+
+
+def _geometries(node: Any) -> list[Mapping[str, Any]]:
+    if isinstance(node, Sequence) and not isinstance(node, str):  # QuPath also writes a bare list of features
+        return [geometry for child in node for geometry in _geometries(child)]
+    if not isinstance(node, Mapping):
+        return []
+    if "features" in node:
+        return _geometries(node["features"])
+    if "geometries" in node:
+        return _geometries(node["geometries"])
+    return _geometries(node["geometry"]) if "geometry" in node else [node]
+
+
+def _rings(geometry: Mapping[str, Any], name: str) -> list[tuple[tuple[float, float], ...]]:
+    kind, coordinates = geometry.get("type"), geometry.get("coordinates")
+    if kind == "MultiPolygon":
+        return [ring for part in coordinates or [] for ring in _rings({"type": "Polygon", "coordinates": part}, name)]
+    if kind != "Polygon":
+        return []
+    if not coordinates or len(coordinates) > 1:
+        raise SectionError(f"{name}: a polygon has {len(coordinates or [])} rings; expected one outer ring and no hole")
+    try:
+        yx = swap_axes([point[:2] for point in coordinates[0]])
+    except (TypeError, ValueError, IndexError) as error:
+        raise SectionError(f"{name}: a ring is no list of (x, y) points: {error}") from error
+    if len(yx) < 3 or not np.isfinite(yx).all():
+        raise SectionError(f"{name}: a ring has {len(yx)} points or a point that is no number; expected three or more")
+    return [tuple((float(y), float(x)) for y, x in yx)]

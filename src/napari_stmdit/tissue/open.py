@@ -1,0 +1,152 @@
+"""The one door for sections: whatever is on disk comes out as a `Section`, or is refused with a reason."""
+
+from __future__ import annotations
+
+import filecmp
+from pathlib import Path
+
+from ..errors import SectionError
+from ..types import Section
+
+COARSEST_IMAGE = 1.5
+"""How many times coarser than the checkpoint's scale a slide image may be to be synthesized from."""
+
+_EXPECTED = (
+    "a Space Ranger folder (with 'spatial' and filtered_feature_bc_matrix.h5), a Visium HD folder (binned_outputs or one of its "
+    "square_* folders), or a SpatialData .zarr"
+)
+
+
+def open_section(path: str | Path, fullres: str | Path | None = None, mpp: float | None = None) -> Section:
+    """Open one tissue section.
+
+    Parameters
+    ----------
+    path
+        A Space Ranger ``outs`` folder (versions 1 to 3), a Visium HD ``binned_outputs`` folder or one of its ``square_*``, or
+        a SpatialData .zarr with Visium spots. Where a store holds several sets of spots, ``STORE.zarr/shapes/NAME``.
+    fullres
+        The full-resolution slide image. A relative path is looked for in the working directory and in ``path``. For a
+        SpatialData store also the name of one of its images.
+    mpp
+        Microns per full-resolution pixel; overrides what the files say.
+
+    Returns
+    -------
+    Section
+        With the finest image available, opened lazily, the spots on tissue, and the calibration with its source.
+
+    Raises
+    ------
+    SectionError
+        Where it cannot be read, or something would have to be guessed.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise SectionError(f"there is no file or folder {path}; expected {_EXPECTED}")
+    if not path.is_dir():
+        raise SectionError(_about_file(path))
+    if _in_store(path):
+        from .spatialdata_store import open_spatialdata
+
+        return open_spatialdata(path, fullres, mpp)
+    given = None if fullres is None else resolve_fullres(fullres, path)
+    if _is_visium_hd(path):
+        from .visium_hd import open_visium_hd
+
+        return open_visium_hd(path, given, mpp)
+    if not (path / "spatial").is_dir() and (path / "outs" / "spatial").is_dir():
+        path = path / "outs"
+    if (path / "spatial").is_dir():
+        from .spaceranger import open_spaceranger
+
+        return open_spaceranger(path, given, mpp)
+    raise SectionError(f"{path} is no tissue section that can be read; expected {_EXPECTED}")
+
+
+def resolve_fullres(fullres: str | Path, section: Path) -> Path:
+    """Find the full-resolution image in the working directory or in the section's folder.
+
+    Raises
+    ------
+    SectionError
+        Where it is in neither, or two different files are meant.
+    """
+    given = Path(fullres).expanduser()
+    if given.is_absolute():
+        if not given.is_file():
+            raise SectionError(f"there is no image file {given}")
+        return given
+    here, there = Path.cwd() / given, section / given
+    if here.is_file() and there.is_file():
+        if not here.samefile(there) and not filecmp.cmp(here, there, shallow=False):
+            raise SectionError(
+                f"--fullres {fullres} may mean {here} or {there}, and they differ; give the absolute path of the right one"
+            )
+        return there
+    if here.is_file():
+        return here
+    if there.is_file():
+        return there
+    raise SectionError(f"--fullres {fullres} is neither {here} nor {there}; give the path of the image")
+
+
+def synthesis_fault(section: Section, patch_mpp: float) -> str | None:
+    """Say why patches cannot be synthesized from a section, or None where they can.
+
+    Parameters
+    ----------
+    section
+        From `open_section`.
+    patch_mpp
+        Microns per pixel of the checkpoint's patches.
+    """
+    mpp, image = section.calibration.mpp, section.image
+    if mpp is None:
+        return section.calibration.detail
+    if section.spots.counts.nnz == 0:
+        return f"none of its {len(section.spots)} spots has a single count; there is no expression to condition on"
+    needed = "give the slide image that Space Ranger was run on with --fullres IMAGE (its fullres_image_file)"
+    limit = COARSEST_IMAGE * patch_mpp
+    if image is not None and mpp * image.pixel_size <= limit:
+        return None
+    if mpp > limit:
+        return (
+            f"the full-resolution image is missing, and by the section's scale it has {mpp:.3g} um/px, coarser than the "
+            f"{limit:.3g} um/px that this checkpoint ({patch_mpp:.3g} um/px) can use; cells cannot be seen in it. A microscope "
+            "image of the section, aligned by Space Ranger and given as --fullres IMAGE (its fullres_image_file), is needed"
+            if image is None or image.pixel_size > 1
+            else f"its image has {mpp:.3g} um/px, coarser than the {limit:.3g} um/px that this checkpoint ({patch_mpp:.3g} um/px) "
+            "can use; a finer slide image is needed"
+        )
+    if image is None:
+        return f"it has no slide image; {needed}"
+    return (
+        f"its finest image ({Path(image.source).name}) has {mpp * image.pixel_size:.3g} um/px, coarser than the {limit:.3g} um/px "
+        f"that this checkpoint ({patch_mpp:.3g} um/px) can use, and the full-resolution image is missing; {needed}"
+    )
+
+
+def _in_store(path: Path) -> bool:
+    return any(p.suffix == ".zarr" for p in (path, *path.parents[:2])) or (path / "zarr.json").is_file()
+
+
+def _is_visium_hd(path: Path) -> bool:
+    if (path / "spatial" / "tissue_positions.parquet").is_file():
+        return True
+    return any((p / "spatial").is_dir() for p in [*path.glob("square_*"), *path.glob("binned_outputs/square_*")])
+
+
+def _about_file(path: Path) -> str:
+    name = path.name.lower()
+    if name.endswith(".cloupe"):
+        hint = "Loupe files cannot be read; give the 'outs' folder that it lies in"
+    elif name.endswith((".zip", ".tar", ".tar.gz", ".tgz", ".gz")):
+        hint = "unpack it first and give the folder"
+    elif name.endswith((".h5", ".h5ad")):
+        hint = "a counts file alone has no slide; give the folder that it lies in"
+    elif name.endswith((".jpg", ".jpeg", ".png", ".tif", ".tiff", ".btf", ".svs", ".ndpi")):
+        hint = "an image alone has no expression; give the section's folder, and the image with --fullres"
+    else:
+        hint = "give a folder"
+    return f"{path} is a file: {hint}. Expected {_EXPECTED}"

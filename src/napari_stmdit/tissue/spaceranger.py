@@ -1,0 +1,312 @@
+"""Space Ranger folders (``outs``), versions 1 to 3."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SectionError
+from ..types import Section, SlideImage, SpotTable
+from .counts import CountMatrix, find_counts, read_counts
+from .geometry import Affine, calibrate, scaling
+from .images import IMAGE_SUFFIXES, image_size, open_image
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
+POSITION_FILES = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
+_THUMBNAILS = (("hires", "tissue_hires_scalef"), ("lowres", "tissue_lowres_scalef"))
+SYNTHETIC_MARKER = "SYNTHETIC.json"
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Every position of the array, on and off tissue.
+
+    Attributes
+    ----------
+    barcodes
+        (n,).
+    yx
+        (n, 2) in full-resolution pixels.
+    array_rc
+        (n, 2).
+    in_tissue
+        (n,) bool.
+    """
+
+    barcodes: NDArray[np.str_]
+    yx: NDArray[np.float64]
+    array_rc: NDArray[np.int64]
+    in_tissue: NDArray[np.bool_]
+
+
+def open_spaceranger(path: Path, fullres: Path | None = None, mpp: float | None = None) -> Section:
+    """Open a Space Ranger folder.
+
+    Parameters
+    ----------
+    path
+        The folder that holds ``spatial`` and the counts.
+    fullres
+        The image that Space Ranger was run on; by default it is looked for.
+    mpp
+        Microns per full-resolution pixel; by default found by the rules of `geometry.calibrate`.
+
+    Raises
+    ------
+    SectionError
+        Where files are missing, contradict each other, or the image does not fit the spots.
+    """
+    scalefactors = read_scalefactors(path)
+    positions = read_positions(path)
+    matrix = read_counts(find_counts(path))
+    spots, notes = join(positions, matrix, spot_diameter(scalefactors, path))
+    name = section_name(path)
+    places = [path, path.parent] if path.name.startswith("outs") else [path]
+    image, image_notes = choose_image(path, scalefactors, spots.yx, fullres, places)
+    synthetic, synthetic_notes = synthetic_marker(path)
+    return Section(
+        name=name,
+        path=path,
+        kind="spaceranger",
+        spots=spots,
+        image=image,
+        calibration=calibrate(scalefactors, positions.yx, positions.array_rc, mpp),
+        coordinate_systems=coordinate_systems(name, scalefactors),
+        synthetic=synthetic,
+        notes=(*synthetic_notes, *notes, *image_notes),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- the tables
+
+
+def read_scalefactors(path: Path) -> dict[str, Any]:
+    """Read ``spatial/scalefactors_json.json``."""
+    file = path / "spatial" / "scalefactors_json.json"
+    if not file.is_file():
+        raise SectionError(f"{file} is missing; without it spots and images cannot be brought together")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SectionError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise SectionError(f"{file} holds a {type(content).__name__}; expected an object of numbers")
+    return content
+
+
+def spot_diameter(scalefactors: Mapping[str, Any], path: Path) -> float:
+    """Return ``spot_diameter_fullres``, which is for drawing only."""
+    diameter = scalefactors.get("spot_diameter_fullres")
+    if not isinstance(diameter, int | float) or not math.isfinite(diameter) or diameter <= 0:
+        raise SectionError(
+            f"{path}: spot_diameter_fullres of the scalefactors is {diameter!r}; expected pixels above 0"
+        )
+    return float(diameter)
+
+
+def read_positions(path: Path) -> Positions:
+    """Read the positions file of whichever version is there."""
+    file = next((path / "spatial" / n for n in POSITION_FILES if (path / "spatial" / n).is_file()), None)
+    if file is None:
+        raise SectionError(f"{path / 'spatial'} holds no positions; expected one of {', '.join(POSITION_FILES)}")
+    table = _positions_table(file)
+    missing = [c for c in _COLUMNS if c not in table.columns]
+    if missing:
+        raise SectionError(
+            f"{file} lacks the columns {', '.join(missing)}; it has {', '.join(map(str, table.columns))}"
+        )
+    try:
+        positions = Positions(
+            barcodes=table["barcode"].to_numpy(dtype=np.str_),
+            yx=table[["pxl_row_in_fullres", "pxl_col_in_fullres"]].to_numpy(dtype=np.float64),
+            array_rc=table[["array_row", "array_col"]].to_numpy(dtype=np.int64),
+            in_tissue=table["in_tissue"].to_numpy(dtype=np.int64) > 0,
+        )
+    except (ValueError, TypeError) as error:
+        raise SectionError(f"{file} holds something that is no number: {error}") from error
+    if len(np.unique(positions.barcodes)) != len(positions.barcodes):
+        raise SectionError(f"{file} lists a barcode twice")
+    return positions
+
+
+def _positions_table(file: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        if file.suffix == ".parquet":
+            return pd.read_parquet(file)
+        with file.open(encoding="utf-8") as stream:
+            # version 1 has no header, whatever the file is called
+            has_header = stream.readline().startswith("barcode")
+        if has_header:
+            return pd.read_csv(file, dtype={"barcode": str})
+        return pd.read_csv(file, header=None, names=list(_COLUMNS), dtype={"barcode": str})
+    except (OSError, ValueError) as error:
+        raise SectionError(f"{file} cannot be read as a positions table: {error}") from error
+
+
+def join(positions: Positions, matrix: CountMatrix, diameter: float) -> tuple[SpotTable, list[str]]:
+    """Keep the barcodes that lie on tissue and have a row of counts, in the order of the counts."""
+    place = {barcode: i for i, barcode in enumerate(positions.barcodes.tolist())}
+    at = np.array([place.get(barcode, -1) for barcode in matrix.barcodes.tolist()], dtype=np.int64)
+    if not (at >= 0).any():
+        raise SectionError(
+            f"no barcode of {matrix.source} has a position: counts have barcodes like {_first(matrix.barcodes)}, positions like "
+            f"{_first(positions.barcodes)}"
+        )
+    keep = np.flatnonzero((at >= 0) & positions.in_tissue[at])
+    if keep.size == 0:
+        raise SectionError(f"none of the {len(at)} barcodes of {matrix.source} lies on tissue (in_tissue = 1)")
+    at = at[keep]
+    yx = positions.yx[at]
+    if not np.isfinite(yx).all():
+        raise SectionError("a position on tissue is no finite number")
+    counts = matrix.counts[keep]
+    spots = SpotTable(matrix.barcodes[keep], yx, diameter, counts, matrix.genes, positions.array_rc[at])
+    notes = []
+    without = int(positions.in_tissue.sum()) - len(spots)
+    if without > 0:
+        notes.append(f"{without} positions on tissue have no counts and are left out")
+    if len(matrix.barcodes) > len(spots):
+        notes.append(f"{len(matrix.barcodes) - len(spots)} barcodes of the counts are not on tissue and are left out")
+    empty = int((np.asarray(counts.sum(axis=1)).ravel() == 0).sum())
+    if empty:
+        notes.append(f"{empty} of {len(spots)} spots have a total count of zero")
+    return spots, notes
+
+
+def _first(values: NDArray[np.str_]) -> str:
+    return repr(str(values[0])) if len(values) else "nothing"
+
+
+# ------------------------------------------------------------------------------------------------- images
+
+
+def choose_image(
+    path: Path,
+    scalefactors: Mapping[str, Any],
+    yx: NDArray[np.float64],
+    fullres: Path | None,
+    places: Sequence[Path],
+) -> tuple[SlideImage | None, list[str]]:
+    """Open the finest image there is: the full-resolution one given or found, else the hires, else the lowres PNG."""
+    expected = expected_size(path, scalefactors)
+    if fullres is not None:
+        check_fullres(fullres, expected, yx)
+        return open_image(fullres), []
+    found, notes = _look_for_fullres(places, expected)
+    if found is not None:
+        return open_image(found), notes
+    for kind, key in _THUMBNAILS:
+        file = path / "spatial" / f"tissue_{kind}_image.png"
+        factor = scalefactors.get(key)
+        if file.is_file() and isinstance(factor, int | float) and factor > 0:
+            try:
+                return open_image(file, 1.0 / factor), [
+                    *notes,
+                    f"shown on the {kind} image, {1 / factor:.3g} times coarser",
+                ]
+            except SectionError as error:
+                notes.append(f"left out: {error}")
+    return None, notes
+
+
+def expected_size(path: Path, scalefactors: Mapping[str, Any]) -> tuple[float, float, float] | None:
+    """Return height, width and tolerance of the full-resolution image in its pixels, by the hires or lowres image."""
+    for kind, key in _THUMBNAILS:
+        file = path / "spatial" / f"tissue_{kind}_image.png"
+        factor = scalefactors.get(key)
+        if file.is_file() and isinstance(factor, int | float) and factor > 0:
+            height, width = image_size(file)
+            return height / factor, width / factor, 1 / factor + 2  # the thumbnail was rounded to whole pixels
+    return None
+
+
+def check_fullres(fullres: Path, expected: tuple[float, float, float] | None, yx: NDArray[np.float64]) -> None:
+    """Refuse an image that cannot be the one the spots' positions were measured on."""
+    if not fullres.is_file():
+        raise SectionError(f"there is no image file {fullres}")
+    height, width = image_size(fullres)
+    if expected is not None:
+        if not _fits((height, width), expected):
+            raise SectionError(
+                f"{fullres} has {height} x {width} pixels, the section's scalefactors and thumbnail ask for about "
+                f"{expected[0]:.0f} x {expected[1]:.0f}; give the image that Space Ranger was run on, uncropped and unscaled"
+            )
+    elif len(yx) and ((yx < 0).any() or (yx > (height, width)).any()):
+        raise SectionError(
+            f"{fullres} has {height} x {width} pixels, but spots lie between {np.round(yx.min(axis=0)).tolist()} and "
+            f"{np.round(yx.max(axis=0)).tolist()} (y, x); give the image that Space Ranger was run on"
+        )
+
+
+def _fits(size: tuple[int, int], expected: tuple[float, float, float]) -> bool:
+    height, width, tolerance = expected
+    return abs(size[0] - height) <= tolerance and abs(size[1] - width) <= tolerance
+
+
+def _look_for_fullres(
+    places: Sequence[Path], expected: tuple[float, float, float] | None
+) -> tuple[Path | None, list[str]]:
+    if expected is None:
+        return None, ["no hires or lowres image to tell the full-resolution image by; give it with --fullres"]
+    files = [
+        f for place in places for f in sorted(place.iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()
+    ]
+    fitting = []
+    for file in files:
+        try:
+            if _fits(image_size(file), expected):
+                fitting.append(file)
+        except SectionError:
+            continue  # not an image that could be used anyway
+    if len(fitting) == 1:
+        return fitting[0], [f"full-resolution image found by its size: {fitting[0].name}"]
+    if fitting:
+        names = ", ".join(f.name for f in fitting)
+        return None, [f"several images have the size of the full-resolution image ({names}); choose one with --fullres"]
+    return None, ["no full-resolution image is in the folder; give it with --fullres (fullres_image_file)"]
+
+
+# ------------------------------------------------------------------------------------------------- names
+
+
+def section_name(path: Path) -> str:
+    """Return a name from the folder's, or its parent's where the folder is called outs; fit for SpatialData elements."""
+    path = path.resolve()
+    if path.name == "outs":
+        path = path.parent
+    return re.sub(r"[^0-9A-Za-z_.-]", "_", path.name).lstrip("_") or "section"
+
+
+def coordinate_systems(name: str, scalefactors: Mapping[str, Any]) -> dict[str, Affine]:
+    """Return the coordinate systems that spatialdata_io gives a section of this name, from full-resolution pixels."""
+    systems = {name: np.eye(3)}
+    for kind, key in _THUMBNAILS:
+        factor = scalefactors.get(key)
+        if isinstance(factor, int | float) and factor > 0:
+            systems[f"{name}_downscaled_{kind}"] = scaling(float(factor))
+    return systems
+
+
+def synthetic_marker(path: Path) -> tuple[bool, list[str]]:
+    """Tell whether a folder says of itself that it is synthetic, and with which words."""
+    file = path / SYNTHETIC_MARKER
+    if not file.is_file():
+        return False, []
+    try:
+        note = json.loads(file.read_text(encoding="utf-8")).get("note", "")
+    except (OSError, ValueError, AttributeError) as error:
+        raise SectionError(f"{file} cannot be read: {error}") from error
+    return True, [f"synthetic: {note}" if note else "synthetic"]
