@@ -309,4 +309,4 @@ def synthetic_marker(path: Path) -> tuple[bool, list[str]]:
         note = json.loads(file.read_text(encoding="utf-8")).get("note", "")
     except (OSError, ValueError, AttributeError) as error:
         raise SectionError(f"{file} cannot be read: {error}") from error
-    return True, [f"synthetic: {note}" if note else "synthetic"]
+    return True, [note if note.startswith("synthetic") else f"synthetic: {note}"]

@@ -1,0 +1,136 @@
+"""Finding genes in a section: exactly, and saying what is missing."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..types import Genes
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+_ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d{6,})(\.\d+)?$")
+
+
+@dataclass(frozen=True)
+class GeneMatch:
+    """Where wanted genes are in a table.
+
+    Attributes
+    ----------
+    columns
+        (w,) column of each wanted gene, -1 where the table lacks it. Of a symbol with several columns, the first.
+    shared
+        How many of the wanted genes are there.
+    missing
+        Those that are not, in the order they were wanted.
+    ambiguous
+        Wanted gene -> all its columns, where its symbol stands for several (as symbols with two Ensembl ids do). They are one
+        gene to the user: `gather_counts` sums them.
+    renamed
+        Wanted gene -> name in the table, where it was found by its Ensembl id or by a former or present symbol.
+    """
+
+    columns: NDArray[np.int64]
+    shared: int
+    missing: tuple[str, ...]
+    ambiguous: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+
+def match_genes(wanted: tuple[str, ...], genes: Genes) -> GeneMatch:
+    """Find genes in a table, exactly and case-sensitively.
+
+    A name is looked for among the symbols; then, if it is an Ensembl gene id, among the ids, both without version suffix; then
+    by the former or present symbol of the same gene, from a small table of renamed genes. Case is never changed: mouse Actb is
+    not human ACTB.
+
+    Parameters
+    ----------
+    wanted
+        Symbols or Ensembl ids.
+    genes
+        The table's columns.
+    """
+    by_symbol = _columns_by(genes.symbols.tolist())
+    by_id: dict[str, list[int]] = {}
+    if any(_ENSEMBL.match(name) for name in wanted):
+        ids = genes.symbols if genes.ids is None else genes.ids
+        by_id = _columns_by([_without_version(name) for name in ids.tolist()])
+    columns = np.full(len(wanted), -1, dtype=np.int64)
+    ambiguous: dict[str, tuple[int, ...]] = {}
+    renamed: dict[str, str] = {}
+    for place, name in enumerate(wanted):
+        found = by_symbol.get(name)
+        if found is None:
+            found = by_id.get(_without_version(name)) or _by_alias(name, by_symbol)
+            if found is None:
+                continue
+            renamed[name] = str(genes.symbols[found[0]])
+        columns[place] = found[0]
+        if len(found) > 1:
+            ambiguous[name] = tuple(found)
+    missing = tuple(name for name, column in zip(wanted, columns.tolist(), strict=True) if column < 0)
+    return GeneMatch(columns, len(wanted) - len(missing), missing, ambiguous, renamed)
+
+
+def gather_counts(counts: csr_matrix, match: GeneMatch, wanted: tuple[str, ...]) -> csr_matrix:
+    """Return the (n, w) counts of the wanted genes, zero where missing; columns of one symbol are summed.
+
+    Parameters
+    ----------
+    counts
+        (n, g) sparse.
+    match
+        From `match_genes` of the same ``wanted`` in the table's genes.
+    wanted
+        The w genes.
+    """
+    from scipy.sparse import csr_matrix as csr
+
+    source: list[int] = []
+    target: list[int] = []
+    for place, (name, column) in enumerate(zip(wanted, match.columns.tolist(), strict=True)):
+        if column >= 0:
+            all_columns = match.ambiguous.get(name, (column,))
+            source += all_columns
+            target += [place] * len(all_columns)
+    ones = np.ones(len(source), dtype=counts.dtype)
+    return csr(counts @ csr((ones, (source, target)), shape=(counts.shape[1], len(wanted)), dtype=counts.dtype))
+
+
+def _columns_by(names: list[str]) -> dict[str, list[int]]:
+    columns: dict[str, list[int]] = {}
+    for column, name in enumerate(names):
+        columns.setdefault(name, []).append(column)
+    return columns
+
+
+def _without_version(name: str) -> str:
+    match = _ENSEMBL.match(name)
+    return match.group(1) if match else name
+
+
+def _by_alias(name: str, by_symbol: Mapping[str, list[int]]) -> list[int] | None:
+    other = aliases().get(name)
+    return None if other is None else by_symbol.get(other)
+
+
+@lru_cache(maxsize=1)
+def aliases() -> dict[str, str]:
+    """Return former symbol -> present symbol and back, for genes that HGNC (and MGI) renamed and that data still mix."""
+    text = files("napari_stmdit").joinpath("data/gene_aliases.tsv").read_text(encoding="utf-8")
+    table = {}
+    for row in csv.DictReader(text.splitlines(), delimiter="\t"):
+        table[row["former"]] = row["present"]
+        table[row["present"]] = row["former"]
+    return table

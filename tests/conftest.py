@@ -1,0 +1,128 @@
+"""What all tests share: a private home, the shared data where it is at hand, and a tiny section that is made on the spot."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+# before napari, Qt or a hub client is imported: nothing of the user's settings may leak into a test, nor out of it
+_HOME = Path(tempfile.mkdtemp(prefix="stmdit-tests-"))
+for _name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
+    os.environ[_name] = str(_HOME / _name.lower())
+    Path(os.environ[_name]).mkdir()
+os.environ["NAPARI_CONFIG"] = str(_HOME / "napari" / "settings.yaml")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+TINY_MPP = 0.7
+TINY_SIDE_PX = 860
+TINY_GENES = (
+    *("EPCAM", "KRT8", "KRT18", "ERBB2", "MKI67", "COL1A1", "COL1A2", "DCN", "VIM", "ACTA2"),
+    *("CD3D", "CD3E", "CD79A", "MS4A1", "PTPRC", "CD68", "PLIN1", "ADIPOQ", "FABP4", "ACTB"),
+)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real sections; they are not part of the repository."""
+    data = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    if not data.is_dir():
+        pytest.skip(f"../shared is not here: {data}")
+    return data
+
+
+def analytic_image(side: int = TINY_SIDE_PX) -> np.ndarray:
+    """A smooth (side, side, 3) uint8 slide whose every place looks different: waves of three directions and periods."""
+    centre = np.arange(side) + 0.5
+    y, x = centre[:, None], centre[None, :]
+    channels = [
+        150 + 60 * np.sin(2 * np.pi * y / 97) + 0 * x,
+        150 + 60 * np.sin(2 * np.pi * x / 113) + 0 * y,
+        150 + 60 * np.sin(2 * np.pi * (x + y) / 151),
+    ]
+    return np.clip(np.rint(np.stack(channels, axis=-1)), 0, 255).astype(np.uint8)
+
+
+def tiny_arrays() -> dict:
+    """Positions (yx, array_rc, ids) of 30 spots on a Visium lattice, and Poisson counts that change over the tissue."""
+    array_rc = np.array([(row, 2 * column + row % 2) for row in range(6) for column in range(5)])
+    yx = (array_rc * (50 * np.sqrt(3), 50.0) + 70.0) / TINY_MPP
+    rng = np.random.default_rng(0)
+    side = yx[:, 1] / TINY_SIDE_PX
+    left = np.arange(len(TINY_GENES)) < 10
+    rates = 20 * np.where(left, 1 - side[:, None], side[:, None]) + 1
+    counts = csr_matrix(rng.poisson(rates).astype(np.int32))
+    return {
+        "ids": np.array([f"SPOT{i:02d}-1" for i in range(len(yx))]),
+        "yx": yx,
+        "array_rc": array_rc,
+        "counts": counts,
+        "diameter": 55 / TINY_MPP,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """The tiny section as a Space Ranger 2 folder. Do not write in it."""
+    from napari_stmdit.tissue.sample import write_spaceranger_folder
+    from napari_stmdit.types import Genes
+
+    folder = tmp_path_factory.mktemp("tiny") / "tiny_section"
+    write_spaceranger_folder(
+        folder,
+        image=analytic_image(),
+        genes=Genes(np.array(TINY_GENES)),
+        mpp=TINY_MPP,
+        slide_name="slide.png",
+        **tiny_arrays(),
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_zarr(tmp_path_factory) -> Path:
+    """The tiny section as a SpatialData store, written with SpatialData itself. Do not write in it."""
+    import anndata
+    import pandas as pd
+    from spatialdata import SpatialData
+    from spatialdata.models import Image2DModel, ShapesModel, TableModel
+    from spatialdata.transformations import Identity
+
+    arrays = tiny_arrays()
+    n = len(arrays["ids"])
+    slide = Image2DModel.parse(
+        analytic_image(),
+        dims=("y", "x", "c"),
+        c_coords=["r", "g", "b"],
+        scale_factors=[2],
+        transformations={"tiny": Identity()},
+    )
+    spots = ShapesModel.parse(
+        arrays["yx"][:, ::-1], geometry=0, radius=arrays["diameter"] / 2, transformations={"tiny": Identity()}
+    )
+    obs = pd.DataFrame(
+        {
+            "region": pd.Categorical(["spots"] * n),
+            "instance": np.arange(n),
+            "array_row": arrays["array_rc"][:, 0],
+            "array_col": arrays["array_rc"][:, 1],
+        },
+        index=arrays["ids"],
+    )
+    adata = anndata.AnnData(arrays["counts"], obs=obs, var=pd.DataFrame(index=list(TINY_GENES)))
+    table = TableModel.parse(adata, region="spots", region_key="region", instance_key="instance")
+    path = tmp_path_factory.mktemp("tiny") / "tiny.zarr"
+    SpatialData(images={"slide": slide}, shapes={"spots": spots}, tables={"table": table}).write(path)
+    return path
+
+
+@pytest.fixture
+def tiny_section(tiny_folder):
+    """The tiny section, opened from its folder: 30 spots, 20 genes, a smooth slide of 860 x 860 px at 0.7 um/px."""
+    from napari_stmdit.tissue.open import open_section
+
+    return open_section(tiny_folder)
