@@ -128,7 +128,8 @@ def synthesis_fault(section: Section, patch_mpp: float) -> str | None:
 
 
 def _in_store(path: Path) -> bool:
-    return any(p.suffix == ".zarr" for p in (path, *path.parents[:2])) or (path / "zarr.json").is_file()
+    """Whether the path is a zarr store or an element in one; a folder is what it holds, not what it is called."""
+    return any((p / name).is_file() for p in (path, *path.parents[:2]) for name in ("zarr.json", ".zgroup", ".zattrs"))
 
 
 def _is_visium_hd(path: Path) -> bool:

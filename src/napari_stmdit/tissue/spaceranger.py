@@ -156,7 +156,9 @@ def _positions_table(file: Path) -> pd.DataFrame:
         raise SectionError(f"{file} cannot be read as a positions table: {error}") from error
 
 
-def join(positions: Positions, matrix: CountMatrix, diameter: float) -> tuple[SpotTable, list[str]]:
+def join(
+    positions: Positions, matrix: CountMatrix, diameter: float, noun: str = "spots"
+) -> tuple[SpotTable, list[str]]:
     """Keep the barcodes that lie on tissue and have a row of counts, in the order of the counts."""
     place = {barcode: i for i, barcode in enumerate(positions.barcodes.tolist())}
     at = np.array([place.get(barcode, -1) for barcode in matrix.barcodes.tolist()], dtype=np.int64)
@@ -182,7 +184,7 @@ def join(positions: Positions, matrix: CountMatrix, diameter: float) -> tuple[Sp
         notes.append(f"{len(matrix.barcodes) - len(spots)} barcodes of the counts are not on tissue and are left out")
     empty = int((np.asarray(counts.sum(axis=1)).ravel() == 0).sum())
     if empty:
-        notes.append(f"{empty} of {len(spots)} spots have a total count of zero")
+        notes.append(f"{empty} of {len(spots)} {noun} have a total count of zero")
     return spots, notes
 
 
