@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
@@ -109,3 +111,8 @@ def test_all_faults_are_found_at_once_with_their_places(spots):
         "edits[2].target_profile",
         "edits[3].target_spots",
     ]
+
+
+def test_a_symbol_with_several_columns_changes_in_all_of_them(spots):
+    twins = dataclasses.replace(spots, genes=Genes(np.array(["A", "B", "A", "D"])))
+    assert edited(twins, KnockOutEdit(genes=("A",)))[:, [0, 2]].max() == 0

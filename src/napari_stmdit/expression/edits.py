@@ -173,8 +173,9 @@ def _totals(counts: csr_matrix) -> NDArray[np.float32]:
 
 
 def _columns(names: tuple[str, ...], genes: Genes) -> NDArray[np.int64]:
-    found = match_genes(names, genes).columns
-    return np.unique(found[found >= 0])
+    match = match_genes(names, genes)
+    twins = [column for columns in match.ambiguous.values() for column in columns]  # one gene to the user: all change
+    return np.unique(np.concatenate([match.columns[match.columns >= 0], np.array(twins, dtype=np.int64)]))
 
 
 def _profile_columns(
