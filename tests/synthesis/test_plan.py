@@ -94,7 +94,7 @@ def test_all_faults_are_reported_at_once(section):
     with pytest.raises(RequestError) as error:
         plan(blind, request, card)
     assert places(error) == ["section", "mode", "region.ids", "morphology", "genes", "edits[0].genes"]
-    assert "--mpp" in str(error.value)
+    assert "no scale" in str(error.value)
 
 
 def test_too_few_shared_genes_are_refused_with_the_count_unless_allowed(section):
