@@ -21,10 +21,11 @@ def time_sinusoid(timestep: Tensor) -> Tensor:
 def position_table(rows: int, columns: int, width: int, base: int, scale: float, phase: float = 0.0) -> Tensor:
     """Embed the tokens of a grid as (rows*columns, width) float32; the first half of the width encodes the column.
 
-    A grid of any size is stretched over ``base`` positions, then divided by ``scale`` and moved by ``phase``.
+    A grid of any size is stretched over ``base`` positions, then divided by ``scale`` and moved by ``phase``. Made on the
+    CPU whatever the default device, so that a network built without storage ("meta") still gets its table.
     """
-    y = torch.arange(rows, dtype=torch.float64) * (base / rows) / scale + phase  # (rows,)
-    x = torch.arange(columns, dtype=torch.float64) * (base / columns) / scale + phase  # (columns,)
+    y = torch.arange(rows, dtype=torch.float64, device="cpu") * (base / rows) / scale + phase  # (rows,)
+    x = torch.arange(columns, dtype=torch.float64, device="cpu") * (base / columns) / scale + phase  # (columns,)
     by_column = _sincos(x, width // 2)[None].expand(rows, -1, -1)  # (rows, columns, width/2)
     by_row = _sincos(y, width // 2)[:, None].expand(-1, columns, -1)  # (rows, columns, width/2)
     return torch.cat([by_column, by_row], dim=-1).flatten(0, 1).float()
@@ -41,6 +42,6 @@ def condition_position_table(tokens: int, width: int, base: int, scale: float) -
 
 def _sincos(coordinates: Tensor, width: int) -> Tensor:
     """Embed coordinates (n,) as (n, width): sines, then cosines."""
-    omega = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))  # (width/2,)
+    omega = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64, device="cpu") / (width // 2))  # (width/2,)
     angle = coordinates[:, None] * omega  # (n, width/2)
     return torch.cat([angle.sin(), angle.cos()], dim=1)

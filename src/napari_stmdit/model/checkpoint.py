@@ -1,0 +1,194 @@
+"""Open a transformer from anywhere: our folder, PixCell or STMDiT files, original or diffusers naming.
+
+Every tensor is used or listed, every parameter is filled, or loading fails with a table of what does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, SynthesisError
+from .containers import Weights, unwrap
+from .keys import Naming, to_native
+from .options import Options, infer_options
+from .reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES, read_settings, read_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_FOLDER_WEIGHTS = (
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "model.safetensors",
+    "model.pt",
+    "diffusion_pytorch_model.bin",
+)
+_FOLDER_SETTINGS = ("training_config.yaml", "training_config.yml", "config.yaml", "config.json", "training_config.json")
+_ROWS_SHOWN = 20
+
+Fault = tuple[str, tuple[int, ...], str]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A transformer's tensors under our names, with its options, before it is built.
+
+    Attributes
+    ----------
+    tensors
+        By our names.
+    naming
+        How they were named in the file.
+    options
+        What the transformer is, and where each option came from.
+    notes, ignored
+        What was chosen, and which tensors were left aside and why.
+    weights, settings
+        The files.
+    """
+
+    tensors: dict[str, Tensor]
+    naming: Naming
+    options: Options
+    notes: tuple[str, ...]
+    ignored: dict[str, str]
+    weights: Path
+    settings: Path | None
+
+
+def load_transformer(weights_or_dir: str | Path, config: str | Path | Mapping[str, Any] | None = None) -> nn.Module:
+    """Load a transformer in float32, ready to predict.
+
+    Parameters
+    ----------
+    weights_or_dir
+        A safetensors or torch file, or a folder that holds one: our checkpoint folder or its ``transformer``, a diffusers
+        ``transformer`` folder, or an STMDiT folder (``model.pt`` and ``training_config.yaml``).
+    config
+        Settings as a YAML or JSON file or a mapping; None for the file beside the weights.
+
+    Returns
+    -------
+    torch.nn.Module
+        `napari_stmdit.model.transformer.STMDiTTransformer2D` in evaluation mode on the CPU.
+
+    Raises
+    ------
+    CheckpointError
+        The file is unsafe, damaged or of no known kind; options are missing or contradict the shapes; a tensor is missing,
+        unknown, of a wrong shape or not finite. A table lists (key, shape, reason).
+    """
+    return build_transformer(open_weights(weights_or_dir, config))
+
+
+def open_weights(weights_or_dir: str | Path, config: str | Path | Mapping[str, Any] | None = None) -> Opened:
+    """Read and recognise a transformer without building it; arguments and errors as for `load_transformer`."""
+    path, beside = locate(Path(weights_or_dir))
+    settings_path = beside if config is None else None if isinstance(config, Mapping) else Path(config)
+    settings = (
+        config if isinstance(config, Mapping) else None if settings_path is None else read_settings(settings_path)
+    )
+    found = unwrap(read_weights(path))
+    if found.naming is None:
+        raise CheckpointError(
+            f"{path.name} is no STMDiT or PixCell transformer: its tensors have other names.\n"
+            + table((name, tuple(tensor.shape), "unknown name") for name, tensor in found.tensors.items())
+        )
+    renamed = to_native(found.tensors, found.naming)
+    if renamed.faults:
+        raise CheckpointError(
+            f"{len(renamed.faults)} tensors of {path.name} cannot be placed.\n" + table(renamed.faults)
+        )
+    try:
+        options = infer_options(renamed.tensors, settings, _position_buffer(found))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path.name}: {error}") from None
+    notes = (*found.notes, *options.notes)
+    return Opened(renamed.tensors, found.naming, options, notes, renamed.ignored, path, settings_path)
+
+
+def build_transformer(opened: Opened) -> nn.Module:
+    """Build the transformer of `open_weights` around its tensors, without a second copy of them."""
+    import torch
+
+    from .transformer import STMDiTTransformer2D
+
+    try:
+        with torch.device("meta"):
+            net = STMDiTTransformer2D(**opened.options.values)
+    except (SynthesisError, TypeError) as error:
+        raise CheckpointError(f"{opened.weights.name}: {error}") from None
+    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    tensors = {name: _same_rank(tensor, expected.get(name)) for name, tensor in opened.tensors.items()}
+    faults = list(_misfits(tensors, expected))
+    if faults:
+        raise CheckpointError(f"{len(faults)} tensors of {opened.weights.name} do not fit.\n" + table(faults))
+    net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True, assign=True)
+    return net.eval()  # type: ignore[no-any-return]
+
+
+def locate(path: Path) -> tuple[Path, Path | None]:
+    """Find the weights and the settings file of a transformer.
+
+    Raises
+    ------
+    CheckpointError
+        Nothing is there, or a folder holds no weights or several candidates.
+    """
+    if path.is_file():
+        return path, _settings_beside(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path} does not exist. Expected a weights file or a folder with one.")
+    if (path / "transformer").is_dir():
+        path = path / "transformer"
+    named = next((path / name for name in _FOLDER_WEIGHTS if (path / name).is_file()), None)
+    if named is None:
+        others = sorted(file for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES)
+        if len(others) != 1:
+            listed = ", ".join(file.name for file in others) or "none"
+            raise CheckpointError(f"{path} should hold one weights file, found {listed}. Name the file instead.")
+        named = others[0]
+    return named, _settings_beside(named)
+
+
+def table(faults: Iterable[Fault]) -> str:
+    """Write faults as a table of (key, shape, reason), the first 20 of them."""
+    rows = [(name, str(shape), reason) for name, shape, reason in faults]
+    shown = rows[:_ROWS_SHOWN]
+    wide = [max(len(row[column]) for row in shown) for column in range(2)] if shown else [0, 0]
+    lines = [f"  {name:<{wide[0]}}  {shape:<{wide[1]}}  {reason}" for name, shape, reason in shown]
+    return "\n".join([*lines, f"  ... and {len(rows) - len(shown)} more"] if len(rows) > len(shown) else lines)
+
+
+def _settings_beside(weights: Path) -> Path | None:
+    stem = weights.name.split(".")[0]
+    own = [f"{stem}_{name}" for name in _FOLDER_SETTINGS] + [f"{stem}{suffix}" for suffix in SETTING_SUFFIXES]
+    return next(
+        (weights.parent / name for name in (*own, *_FOLDER_SETTINGS) if (weights.parent / name).is_file()), None
+    )
+
+
+def _position_buffer(found: Weights) -> Tensor | None:
+    return found.tensors.get("pos_embed", found.tensors.get("pos_embed.pos_embed"))
+
+
+def _same_rank(tensor: Tensor, shape: tuple[int, ...] | None) -> Tensor:
+    """Add or drop leading axes of length 1: null embeddings are stored as (1, d), (d,) or (1, 1, d)."""
+    if shape is None or tuple(n for n in tensor.shape if n != 1) != tuple(n for n in shape if n != 1):
+        return tensor
+    return tensor.reshape(shape)
+
+
+def _misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> Iterable[Fault]:
+    for name in expected.keys() - tensors.keys():
+        yield name, expected[name], "missing; it is never filled at random"
+    for name, tensor in tensors.items():
+        if name not in expected:
+            yield name, tuple(tensor.shape), "not part of this transformer"
+        elif tuple(tensor.shape) != expected[name]:
+            yield name, tuple(tensor.shape), f"expected {expected[name]}"
+        elif not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            yield name, tuple(tensor.shape), "holds values that are not finite numbers"

@@ -1,0 +1,201 @@
+"""Files from elsewhere, read without ever executing anything in them.
+
+safetensors and JSON cannot carry code. Torch files are pickles: they are opened with torch's weights-only unpickler alone, which
+builds tensors and plain containers and refuses the rest; the inert NumPy types are added because training loops leave NumPy scalars
+behind. YAML goes through the safe loader, which refuses tags.
+"""
+
+from __future__ import annotations
+
+import json
+import pickletools
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+WEIGHT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+SETTING_SUFFIXES = (".yaml", ".yml", ".json")
+
+# Globals that torch's weights-only unpickler accepts by itself, or that we add; everything else is named to the user.
+_INERT = ("torch.", "torch ", "collections OrderedDict", "collections Counter", "numpy", "_codecs encode")
+
+
+def read_weights(path: str | Path) -> dict[str, Any]:
+    """Read a safetensors or torch file, or a sharded ``*.safetensors.index.json``.
+
+    Parameters
+    ----------
+    path
+        ``.safetensors``, ``.safetensors.index.json``, ``.pt``, ``.pth``, ``.ckpt`` or ``.bin``.
+
+    Returns
+    -------
+    dict
+        Tensors by name on the CPU; for a torch file, the container as it was saved (possibly nested).
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, damaged, of an unknown kind, or would execute code; the message names what it would import.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file. Expected weights: {', '.join(WEIGHT_SUFFIXES)}.")
+    if path.name.endswith(".safetensors.index.json"):
+        return _read_shards(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in TORCH_SUFFIXES:
+        return _read_torch(path)
+    raise CheckpointError(f"{path.name} is of no known kind. Expected weights: {', '.join(WEIGHT_SUFFIXES)}.")
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Read a YAML or JSON mapping; a YAML tag (the way YAML carries code) is refused.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, not a mapping, damaged, or carries tags.
+    """
+    import yaml
+
+    path = Path(path)
+    if path.suffix not in SETTING_SUFFIXES or not path.is_file():
+        raise CheckpointError(f"{path} is not a settings file. Expected an existing {', '.join(SETTING_SUFFIXES)}.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except yaml.constructor.ConstructorError as error:
+        raise CheckpointError(
+            f"{path.name} is refused: it asks to build an object ({error.problem}). Settings are plain values; "
+            "nothing was executed. Remove the tag, or ask its author for a plain file."
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} is not readable: {_first_line(error)}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path.name} holds {type(found).__name__}, expected a mapping of settings.")
+    return found
+
+
+def globals_in_pickle(path: str | Path) -> tuple[str, ...]:
+    """Name what unpickling a torch file (zip or raw) would import, as ``module name``, without unpickling it."""
+    names: dict[str, None] = {}
+    for data in _pickles(Path(path)):
+        names.update(dict.fromkeys(_globals(data)))
+    return tuple(names)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path.name} is damaged or not a safetensors file ({_first_line(error)}). Copy or download it again."
+        ) from None
+
+
+def _read_shards(index: Path) -> dict[str, Any]:
+    places = read_settings(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise CheckpointError(f"{index.name} has no weight_map of tensor names to files.")
+    found: dict[str, Any] = {}
+    for name in sorted(set(places.values())):
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise CheckpointError(f"{index.name} lists the shard {name!r}, which is not beside it. Copy every shard.")
+        found |= read_weights(index.parent / name)
+    missing = sorted(places.keys() - found.keys())
+    if missing:
+        raise CheckpointError(f"{index.name} lists {len(missing)} tensors that its shards lack, first {missing[0]}.")
+    return found
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    import torch
+
+    try:
+        with torch.serialization.safe_globals(_numpy_globals()):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - a damaged pickle can fail with anything; nothing in it has run
+        raise _refusal(path, error) from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path.name} holds {type(found).__name__}, expected a dictionary of tensors.")
+    return found
+
+
+def _numpy_globals() -> list[Any]:
+    import numpy as np
+
+    multiarray = np._core.multiarray  # type: ignore[attr-defined]
+    functions = {"scalar": multiarray.scalar, "_reconstruct": multiarray._reconstruct}
+    listed: list[Any] = [np.ndarray, np.dtype]
+    for name, function in functions.items():  # files written by NumPy 1 and NumPy 2 name different modules
+        listed += [(function, f"numpy.core.multiarray.{name}"), (function, f"numpy._core.multiarray.{name}")]
+    plain = (np.bool_, np.number, np.str_, np.bytes_)
+    kinds = {np.dtype(code) for code in np.typecodes["All"] if issubclass(np.dtype(code).type, plain)}
+    return listed + sorted({type(kind) for kind in kinds}, key=lambda kind: kind.__name__)
+
+
+def _refusal(path: Path, error: Exception) -> CheckpointError:
+    try:
+        unsafe = [name for name in globals_in_pickle(path) if not name.startswith(_INERT)]
+    except Exception:  # noqa: BLE001 - the file is damaged: then the first error says all
+        unsafe = []
+    if unsafe:
+        return CheckpointError(
+            f"{path.name} is refused: reading it would import {', '.join(name.replace(' ', '.') for name in unsafe)}, which "
+            "can execute code. Nothing was executed. Ask its author for safetensors, or for a file with tensors only."
+        )
+    return CheckpointError(
+        f"{path.name} is damaged or not a torch file ({_first_line(error)}). Copy or download it again."
+    )
+
+
+def _pickles(path: Path) -> Iterator[bytes]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith(".pkl"):
+                    yield archive.read(name)
+    else:
+        yield path.read_bytes()
+
+
+def _globals(data: bytes) -> Iterator[str]:
+    """Walk the opcodes of consecutive pickles; strings are remembered because newer pickles name a global by two of them."""
+    start = 0
+    while start < len(data):
+        strings: list[str] = []
+        memo: dict[int, str | None] = {}
+        pushed: str | None = None
+        for opcode, argument, position in pickletools.genops(data[start:]):
+            if opcode.name in ("GLOBAL", "INST"):
+                yield str(argument)
+            elif opcode.name == "STACK_GLOBAL":
+                yield " ".join(strings[-2:])
+            elif opcode.name == "MEMOIZE":
+                memo[len(memo)] = pushed
+                continue
+            elif opcode.name in ("BINPUT", "LONG_BINPUT", "PUT"):
+                memo[int(str(argument))] = pushed
+                continue
+            if opcode.name in ("BINGET", "LONG_BINGET", "GET"):
+                pushed = memo.get(int(str(argument)))
+            else:
+                pushed = argument if isinstance(argument, str) and "GLOBAL" not in opcode.name else None
+            if pushed is not None:
+                strings.append(pushed)
+            if opcode.name == "STOP":
+                start += (position or 0) + 1
+                break
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
