@@ -197,14 +197,14 @@ def _open_tiff(path: Path) -> list[Any]:
         _check_decodable(path, height, width)
         return pyramid(_Decoded((height, width), lambda: _read_tiff(path, axes)))
     levels = [_tiff_level(path, level, axes) for level in range(count)]
-    return _coarser(levels)
+    return with_overview(levels)
 
 
 def _read_tiff(path: Path, axes: str) -> NDArray[np.uint8]:
     import tifffile
 
     try:
-        return np.ascontiguousarray(_as_rgb(tifffile.imread(path, series=0, level=0), axes))
+        return np.ascontiguousarray(as_rgb(tifffile.imread(path, series=0, level=0), axes))
     except (ValueError, OSError) as error:
         raise SectionError(f"{path} cannot be decoded: {error}") from error
 
@@ -214,10 +214,10 @@ def _tiff_level(path: Path, level: int, axes: str) -> Any:
     import tifffile
 
     store = tifffile.imread(path, series=0, level=level, aszarr=True)
-    return _as_rgb(da.from_zarr(store), axes)
+    return as_rgb(da.from_zarr(store), axes)
 
 
-def _as_rgb(array: Any, axes: str) -> Any:
+def as_rgb(array: Any, axes: str) -> Any:
     """Bring a numpy or dask array to (y, x, 3) uint8; transparency is laid over white."""
     keep = [a for a in axes if a in "YXSC"]
     array = array.reshape([n for a, n in zip(axes, array.shape, strict=True) if a in "YXSC"])
@@ -229,7 +229,7 @@ def _as_rgb(array: Any, axes: str) -> Any:
     return array
 
 
-def _coarser(levels: list[Any]) -> list[Any]:
+def with_overview(levels: list[Any]) -> list[Any]:
     """Add lazy area means, by four, below the file's own levels, so that a whole slide can be drawn."""
     import dask.array as da
 

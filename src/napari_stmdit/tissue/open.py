@@ -17,7 +17,13 @@ _EXPECTED = (
 )
 
 
-def open_section(path: str | Path, fullres: str | Path | None = None, mpp: float | None = None) -> Section:
+def open_section(
+    path: str | Path,
+    fullres: str | Path | None = None,
+    mpp: float | None = None,
+    *,
+    coordinate_system: str | None = None,
+) -> Section:
     """Open one tissue section.
 
     Parameters
@@ -30,6 +36,8 @@ def open_section(path: str | Path, fullres: str | Path | None = None, mpp: float
         SpatialData store also the name of one of its images.
     mpp
         Microns per full-resolution pixel; overrides what the files say.
+    coordinate_system
+        Of a SpatialData store, where spots and slide are brought together; needed only if they lie differently in several.
 
     Returns
     -------
@@ -49,7 +57,7 @@ def open_section(path: str | Path, fullres: str | Path | None = None, mpp: float
     if _in_store(path):
         from .spatialdata_store import open_spatialdata
 
-        return open_spatialdata(path, fullres, mpp)
+        return open_spatialdata(path, fullres, mpp, coordinate_system)
     given = None if fullres is None else resolve_fullres(fullres, path)
     if _is_visium_hd(path):
         from .visium_hd import open_visium_hd

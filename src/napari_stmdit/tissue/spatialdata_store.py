@@ -1,0 +1,318 @@
+"""SpatialData stores with Visium spots: circles, the table that annotates them, and slide images, brought to one frame."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SectionError
+from ..types import Calibration, Section, SlideImage
+from .geometry import Affine, apply, calibrate, compose, mean_scale, uniform_scale
+from .images import as_rgb, open_image, with_overview
+from .open import resolve_fullres
+from .spaceranger import check_fullres
+from .tables import SpotRows, spot_rows
+
+RESULT_PREFIX = "stmdit_"
+SECTION_ATTRS = "stmdit_section"
+"""Key of the store's attrs under which a store of ours says what its section is."""
+RESULT_ATTRS = "stmdit"
+_ELEMENT_FOLDERS = ("shapes", "tables", "images")
+_SAME_FOOTPRINT = 0.02
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """An image of the store that may be the slide.
+
+    Attributes
+    ----------
+    name
+        Its name.
+    levels
+        Dask arrays (y, x, 3), largest first.
+    systems
+        Coordinate system -> affine from its pixels.
+    """
+
+    name: str
+    levels: tuple[Any, ...]
+    systems: Mapping[str, Affine]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width = self.levels[0].shape[:2]
+        return int(height), int(width)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What full-resolution pixels are: the affine from there to the spots' own coordinates, and the slide in them."""
+
+    to_spots: Affine
+    image: SlideImage | None
+
+
+def open_spatialdata(
+    path: Path,
+    fullres: str | Path | None = None,
+    mpp: float | None = None,
+    coordinate_system: str | None = None,
+) -> Section:
+    """Open a SpatialData store.
+
+    Full-resolution pixels are the coordinates that the spots are stored in, as Visium readers write them, if the slide image
+    only scales into those; else they are the pixels of the slide image.
+
+    Parameters
+    ----------
+    path
+        The store, or one of its elements (``STORE.zarr/shapes/NAME``, ``STORE.zarr/tables/NAME``) where it holds several.
+    fullres
+        Name of one of its images, or a file.
+    mpp
+        Microns per full-resolution pixel; by default found by the rules of `geometry.calibrate`.
+    coordinate_system
+        Where spots and slide are brought together; needed only if the choice matters.
+
+    Raises
+    ------
+    SectionError
+        Where it is no SpatialData, holds no Visium spots, or several things could be meant.
+    """
+    root, kind, chosen = _split(path)
+    sdata = read_store(root)
+    rows, spots_to = spot_rows(sdata, kind, chosen, affines_of)
+    results = sorted(n for n in sdata.images if n.lower().startswith(RESULT_PREFIX))
+    candidates, notes = _candidates(sdata, results)
+    if results:
+        notes.append(f"results in this store: {', '.join(results)}")
+    if fullres is not None and str(fullres) not in sdata.images:
+        frame = _frame_of_file(resolve_fullres(fullres, root), candidates, rows, spots_to)
+    else:
+        slide, others = _choose(
+            candidates, None if fullres is None else str(fullres), rows, spots_to, coordinate_system
+        )
+        frame, told = _frame(slide, spots_to, coordinate_system)
+        notes += told + ([f"other images of the store: {', '.join(others)}"] if others else [])
+    own = dict(sdata.attrs.get(SECTION_ATTRS) or {})
+    inverse = np.linalg.inv(frame.to_spots)
+    spots = rows.table(apply(inverse, rows.yx), mean_scale(inverse))
+    return Section(
+        name=str(own.get("name") or re.sub(r"[^0-9A-Za-z_.-]", "_", root.stem)),
+        path=path,
+        kind="spatialdata",
+        spots=spots,
+        image=frame.image,
+        calibration=_calibration(own, rows, apply(inverse, rows.yx), mean_scale(frame.to_spots), mpp),
+        coordinate_systems={name: compose(affine, frame.to_spots) for name, affine in spots_to.items()},
+        synthetic=bool(own.get("synthetic", False)),
+        notes=(*map(str, own.get("notes", ())), *rows.notes, *notes),
+    )
+
+
+def read_store(root: Path) -> Any:
+    """Open a SpatialData store lazily; raises SectionError where it is something else or damaged."""
+    import spatialdata
+
+    if not is_spatialdata(root):
+        raise SectionError(
+            f"{root} is a zarr store, but no SpatialData; convert it with spatialdata-io, or give a Space Ranger folder"
+        )
+    try:
+        with quiet():
+            return spatialdata.read_zarr(root)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SectionError(f"{root} cannot be read as SpatialData: {error}") from error
+
+
+def is_spatialdata(root: Path) -> bool:
+    """Tell whether a folder is a SpatialData store, from its metadata alone."""
+    for name, inner in (("zarr.json", "attributes"), (".zattrs", None)):
+        file = root / name
+        if file.is_file():
+            try:
+                attrs = json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                return False
+            return "spatialdata_attrs" in (attrs.get(inner, {}) if inner else attrs)
+    return False
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what third parties warn of while reading and writing stores from the user, who can do nothing about it."""
+    import warnings
+
+    with warnings.catch_warnings():
+        for category in (UserWarning, FutureWarning, DeprecationWarning):
+            warnings.simplefilter("ignore", category)
+        yield
+
+
+def affines_of(element: Any) -> dict[str, Affine]:
+    """Return coordinate system -> (3, 3) affine over (y, x, 1) of an element; those that are no affine are left out."""
+    from spatialdata.transformations import get_transformation
+
+    affines = {}
+    for name, transformation in get_transformation(element, get_all=True).items():
+        try:
+            matrix = transformation.to_affine_matrix(input_axes=("y", "x"), output_axes=("y", "x"))
+        except (ValueError, NotImplementedError):
+            continue
+        affines[str(name)] = np.asarray(matrix, dtype=np.float64)
+    return affines
+
+
+def _split(path: Path) -> tuple[Path, str | None, str | None]:
+    """Split STORE/shapes/NAME into the store, the kind and the name."""
+    if path.parent.name in _ELEMENT_FOLDERS and is_spatialdata(path.parent.parent):
+        return path.parent.parent, path.parent.name, path.name
+    return path, None, None
+
+
+# ------------------------------------------------------------------------------------------------- the slide
+
+
+def _candidates(sdata: Any, results: list[str]) -> tuple[list[_Candidate], list[str]]:
+    candidates, notes = [], []
+    for name in sorted(sdata.images):
+        if name in results:
+            continue
+        element = sdata.images[name]
+        arrays = [element] if hasattr(element, "dims") and not hasattr(element, "children") else _scales(element)
+        levels = [_rgb(array) for array in arrays]
+        if any(level is None for level in levels):
+            notes.append(
+                f"image {name} is not shown: it is no 8-bit colour image ({arrays[0].dtype}, {arrays[0].shape})"
+            )
+            continue
+        candidates.append(_Candidate(name, tuple(with_overview(levels)), affines_of(element)))
+    return candidates, notes
+
+
+def _scales(tree: Any) -> list[Any]:
+    """Arrays of a multiscale element, largest first."""
+    arrays = [next(iter(node.data_vars.values())) for node in tree.children.values() if node.data_vars]
+    return sorted(arrays, key=lambda array: -array.sizes["y"])
+
+
+def _rgb(array: Any) -> Any | None:
+    """A (c, y, x) element as a lazy (y, x, 3) array; None where it is no 8-bit colour image."""
+    if set(array.dims) != {"c", "y", "x"} or array.dtype != np.uint8 or array.sizes["c"] not in (3, 4):
+        return None
+    array = array.transpose("c", "y", "x")
+    names = [str(name).lower() for name in array.coords["c"].values] if "c" in array.coords else []
+    order = [names.index(c) for c in "rgba" if c in names]
+    if len(order) == array.sizes["c"]:
+        array = array.isel(c=order)
+    return as_rgb(array.data, "CYX")
+
+
+def _choose(
+    candidates: list[_Candidate],
+    wanted: str | None,
+    rows: SpotRows,
+    spots_to: Mapping[str, Affine],
+    coordinate_system: str | None,
+) -> tuple[_Candidate | None, list[str]]:
+    """The slide and the names of other images: the one wanted, else the finest of those that picture the same area."""
+    if wanted is not None:
+        for candidate in candidates:
+            if candidate.name == wanted:
+                if not _shared_systems(candidate, spots_to, coordinate_system):
+                    raise SectionError(
+                        f"image {wanted} shares no coordinate system with the spots ({', '.join(spots_to)})"
+                    )
+                return candidate, []
+        raise SectionError(f"image {wanted} is no 8-bit colour image, or a result; it cannot be the slide")
+    placed = []
+    for candidate in candidates:
+        shared = _shared_systems(candidate, spots_to, coordinate_system)
+        if not shared:
+            continue
+        to_spots = compose(np.linalg.inv(spots_to[shared[0]]), candidate.systems[shared[0]])
+        at = apply(np.linalg.inv(to_spots), rows.yx)
+        if len(at) == 0 or np.mean(((at >= 0) & (at <= candidate.size)).all(axis=1)) > 0.5:
+            placed.append((mean_scale(to_spots), _footprint(candidate, to_spots), candidate))
+    others = [c.name for c in candidates if c.name not in {p[2].name for p in placed}]
+    if not placed:
+        return None, others
+    placed.sort(key=lambda item: item[0])
+    scale, footprint, slide = placed[0]
+    for other_scale, other_footprint, _ in placed[1:]:
+        away = np.abs(other_footprint - footprint).max() > _SAME_FOOTPRINT * np.ptp(footprint, axis=0).max()
+        if away or other_scale < 1.01 * scale:
+            names = ", ".join(c.name for _, _, c in placed)
+            raise SectionError(
+                f"the store holds several images that may be the slide ({names}); choose one with --fullres NAME (fullres=NAME)"
+            )
+    return slide, others
+
+
+def _footprint(candidate: _Candidate, to_spots: Affine) -> NDArray[np.float64]:
+    height, width = candidate.size
+    return apply(to_spots, [(0, 0), (0, width), (height, 0), (height, width)])
+
+
+def _shared_systems(candidate: _Candidate, spots_to: Mapping[str, Affine], wanted: str | None) -> list[str]:
+    """Coordinate systems of spots and image, the plainest first: spots as stored, then ``global``."""
+    shared = [name for name in spots_to if name in candidate.systems and wanted in (None, name)]
+    return sorted(shared, key=lambda name: (not np.allclose(spots_to[name], np.eye(3)), name != "global", name))
+
+
+# ------------------------------------------------------------------------------------------------- the frame
+
+
+def _frame(slide: _Candidate | None, spots_to: Mapping[str, Affine], wanted: str | None) -> tuple[_Frame, list[str]]:
+    if slide is None:
+        return _Frame(np.eye(3), None), ["no image of the store pictures the spots; give the slide with --fullres"]
+    shared = _shared_systems(slide, spots_to, wanted)
+    relations = [compose(np.linalg.inv(spots_to[s]), slide.systems[s]) for s in shared]
+    corners = [_footprint(slide, relation) for relation in relations]
+    if any(np.abs(corner - corners[0]).max() > max(1.0, mean_scale(relations[0])) for corner in corners[1:]):
+        raise SectionError(
+            f"spots and image {slide.name} lie differently in the coordinate systems {', '.join(shared)}; choose one with "
+            "open_section(..., coordinate_system=NAME)"
+        )
+    image_to_spots = relations[0]
+    notes = [f"spots and image {slide.name} are brought together in coordinate system {shared[0]!r}"]
+    scale = uniform_scale(image_to_spots)
+    if scale is not None and scale > 0.999:
+        size = 1.0 if abs(scale - 1) < 1e-6 else scale
+        return _Frame(np.eye(3), SlideImage(slide.levels, size, slide.name)), notes
+    notes.append(f"full-resolution pixels are those of image {slide.name}")
+    return _Frame(image_to_spots, SlideImage(slide.levels, 1.0, slide.name)), notes
+
+
+def _frame_of_file(file: Path, candidates: list[_Candidate], rows: SpotRows, spots_to: Mapping[str, Affine]) -> _Frame:
+    """Take a file for the image whose pixels the spots are stored in, as Visium readers write them."""
+    expected = None
+    for candidate in candidates:
+        for system in _shared_systems(candidate, spots_to, None):
+            scale = uniform_scale(compose(np.linalg.inv(spots_to[system]), candidate.systems[system]))
+            if scale is not None and expected is None:
+                expected = candidate.size[0] * scale, candidate.size[1] * scale, scale + 2
+    check_fullres(file, expected, rows.yx)
+    return _Frame(np.eye(3), open_image(file))
+
+
+def _calibration(
+    own: Mapping[str, Any], rows: SpotRows, yx: NDArray[np.float64], scale: float, override: float | None
+) -> Calibration:
+    """Calibrate full-resolution pixels, ``scale`` of the spots' units each; a store of ours keeps what was known."""
+    stated = dict(rows.scalefactors)
+    if "microns_per_pixel" in stated:
+        stated["microns_per_pixel"] = float(stated["microns_per_pixel"]) * scale
+    kept = own.get("calibration") or {}
+    if override is None and isinstance(kept.get("mpp"), int | float):
+        return Calibration(float(kept["mpp"]) * scale, kept["source"], f"{kept['detail']} (kept in the store)")
+    return calibrate(stated, yx, rows.array_rc, override)
