@@ -1,0 +1,379 @@
+"""Results into SpatialData stores and out of them: an image element that is registered to its section, with its provenance.
+
+A store is never overwritten. Everything is written beside it first, read back and compared, and only then moved into place, so
+that a failed or interrupted write leaves the store as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import SectionError, StoreError
+from ..types import Section, SlideImage
+from .crops import level_factors
+from .geometry import Affine, compose, scaling, swap_axes
+from .spatialdata_store import RESULT_ATTRS, RESULT_PREFIX, SECTION_ATTRS, is_spatialdata, quiet, read_store
+
+LARGEST_SLIDE_PX = 4000
+"""Longest side of the slide image that a store of our own carries."""
+_CHUNKS = (4, 512, 512)
+_SMALLEST_LEVEL = 512
+_REGISTRATION = "registration"
+_NAME = re.compile(r"^[0-9A-Za-z_.-]+$")
+
+
+def write_result(
+    path: str | Path,
+    rgba: NDArray[np.uint8],
+    pixel_to_fullres: ArrayLike,
+    section: Section,
+    run: str | None,
+    provenance: Mapping[str, Any],
+) -> str:
+    """Write a synthesized image into a SpatialData store.
+
+    A store that does not exist is made, with the section's spots, counts and a slide image of at most 4000 px, so that it
+    stands alone. To one that exists and holds the same section, the image is added.
+
+    Parameters
+    ----------
+    path
+        The .zarr folder.
+    rgba
+        (h, w, 4) uint8; alpha 0 where nothing was synthesized.
+    pixel_to_fullres
+        (3, 3) affine from (y, x, 1) pixels of ``rgba`` to full-resolution pixels, both measured from their corners.
+    section
+        The section it belongs to; its coordinate systems become those of the image.
+    run
+        Name of the run; None takes the next free number.
+    provenance
+        Kept under ``attrs["stmdit"]``; JSON types only.
+
+    Returns
+    -------
+    str
+        Name of the element, ``stmdit_<run>``.
+
+    Raises
+    ------
+    StoreError
+        Where the path holds something else or another section, the name is taken, or writing fails.
+    """
+    path = Path(path).expanduser()
+    affine = np.asarray(pixel_to_fullres, dtype=np.float64)
+    if rgba.ndim != 3 or rgba.shape[2] != 4 or rgba.dtype != np.uint8 or min(rgba.shape) == 0:
+        raise StoreError(f"a result is a (h, w, 4) uint8 image with at least one pixel, not {rgba.shape} {rgba.dtype}")
+    if affine.shape != (3, 3) or not np.isfinite(affine).all():
+        raise StoreError(f"the affine of a result is a (3, 3) matrix of finite numbers, not {affine.tolist()}")
+    try:
+        record = json.loads(json.dumps({**provenance, _REGISTRATION: {"pixel_to_fullres_yx": affine.tolist()}}))
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"the provenance holds something that JSON cannot: {error}") from error
+    is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    existing = set() if is_new else _elements_of(path, section)
+    name = _result_name(existing, run)
+    elements = {"images": {name: _image_element(rgba, affine, section.coordinate_systems)}}
+    if is_new:
+        elements = _section_elements(section, elements)
+    with _failures(path), _scratch(path) as scratch:
+        attrs = {RESULT_ATTRS: {name: record}, **({SECTION_ATTRS: _about(section)} if is_new else {})}
+        _write(scratch, elements, attrs)
+        _check(scratch, name, rgba)
+        if is_new:
+            if path.exists():
+                path.rmdir()  # it is empty, or this fails
+            os.rename(scratch, path)
+        else:
+            _move_in(scratch, path, name, record)
+    return name
+
+
+def read_result(path: str | Path, name: str) -> tuple[Any, Affine, dict[str, Any]]:
+    """Read a result back.
+
+    Parameters
+    ----------
+    path
+        The store.
+    name
+        Of the element, ``stmdit_<run>``.
+
+    Returns
+    -------
+    tuple
+        The (h, w, 4) uint8 image as a lazy dask array, its (3, 3) affine to full-resolution pixels, and its provenance.
+
+    Raises
+    ------
+    StoreError
+        Where there is no such result.
+    """
+    path = Path(path).expanduser()
+    sdata = _open(path)
+    record = dict(dict(sdata.attrs.get(RESULT_ATTRS) or {}).get(name) or {})
+    if name not in sdata.images or _REGISTRATION not in record:
+        known = ", ".join(_results(sdata)) or "none"
+        raise StoreError(f"{path} holds no result {name}; its results: {known}")
+    element = sdata.images[name]
+    array = element["scale0"]["image"] if "scale0" in getattr(element, "children", {}) else element
+    affine = np.array(record.pop(_REGISTRATION)["pixel_to_fullres_yx"], dtype=np.float64)
+    return array.transpose("y", "x", "c").data, affine, record
+
+
+def list_results(path: str | Path) -> tuple[str, ...]:
+    """Return the names of a store's results, by number and name.
+
+    Raises
+    ------
+    StoreError
+        Where it is no SpatialData.
+    """
+    return _results(_open(Path(path).expanduser()))
+
+
+def _results(sdata: Any) -> tuple[str, ...]:
+    names = [str(n) for n in sdata.images if str(n).lower().startswith(RESULT_PREFIX)]
+
+    def key(name: str) -> tuple[bool, int, str]:
+        number = name[len(RESULT_PREFIX) :]
+        return not number.isdigit(), int(number) if number.isdigit() else 0, name
+
+    return tuple(sorted(names, key=key))
+
+
+def _open(path: Path) -> Any:
+    try:
+        if not path.is_dir():
+            raise SectionError(f"there is no store {path}")
+        return read_store(path)
+    except SectionError as error:
+        raise StoreError(str(error)) from error
+
+
+# ------------------------------------------------------------------------------------------------- which store, which name
+
+
+def _elements_of(path: Path, section: Section) -> set[str]:
+    """Names of all elements of a store that the section belongs to; refuses any other."""
+    if not is_spatialdata(path):
+        raise StoreError(
+            f"{path} exists and is no SpatialData store; give a path that does not exist, or a store to add to"
+        )
+    if not (path / "zarr.json").is_file():
+        raise StoreError(f"{path} was written in an older zarr format that images cannot be added to; give a new path")
+    sdata = _open(path)
+    own = dict(sdata.attrs.get(SECTION_ATTRS) or {})
+    if own:
+        same = own.get("fingerprint") == fingerprint(section)
+    else:
+        ids = set(section.spots.ids.tolist())
+        same = any(ids <= set(table.obs_names.tolist()) for table in sdata.tables.values())
+        same = same and set(section.coordinate_systems) <= set(sdata.coordinate_systems)
+    if not same:
+        raise StoreError(
+            f"{path} holds another section than {section.name}; give a new path, or the store of this section"
+        )
+    return {str(name) for _, name, _ in sdata.gen_elements()}
+
+
+def fingerprint(section: Section) -> str:
+    """Return a hash of the spots' ids and positions (to 0.01 px), by which a section is known again."""
+    text = "\n".join(f"{i} {y:.2f} {x:.2f}" for i, (y, x) in zip(section.spots.ids, section.spots.yx, strict=True))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _result_name(existing: set[str], run: str | None) -> str:
+    taken = {name.lower() for name in existing}  # names must differ in more than case
+    if run is None:
+        number = 1
+        while f"{RESULT_PREFIX}{number}" in taken:
+            number += 1
+        return f"{RESULT_PREFIX}{number}"
+    name = run if run.startswith(RESULT_PREFIX) else RESULT_PREFIX + run
+    if not _NAME.match(name):
+        raise StoreError(f"run name {run!r} holds other characters than letters, digits, and _ . -")
+    if name.lower() in taken:
+        raise StoreError(f"the store already holds {name}; results are never overwritten, give another name")
+    return name
+
+
+# ------------------------------------------------------------------------------------------------- elements
+
+
+def _image_element(pixels: Any, pixel_to_fullres: Affine, systems: Mapping[str, Affine]) -> Any:
+    """A multiscale image element from (h, w, 3 or 4) pixels, registered to every coordinate system."""
+    import dask.array as da
+    from spatialdata.models import Image2DModel
+
+    array = da.moveaxis(da.asarray(pixels), -1, 0)
+    channels = ["r", "g", "b", "a"][: array.shape[0]]
+    height, width = array.shape[1:]
+    halvings = max(1, int(np.ceil(np.log2(max(height, width) / _SMALLEST_LEVEL))))
+    halvings = min(halvings, int(np.log2(min(height, width))))
+    chunks = (len(channels), *_CHUNKS[1:])
+    element = Image2DModel.parse(
+        array.rechunk(chunks),
+        dims=("c", "y", "x"),
+        c_coords=channels,
+        scale_factors=[2] * halvings or None,
+        transformations={n: _transformation(compose(affine, pixel_to_fullres)) for n, affine in systems.items()},
+        chunks=chunks,
+    )
+    if len(channels) == 4 and halvings:
+        levels = np.moveaxis(np.asarray(pixels), -1, 0)
+        for scale in range(1, halvings + 1):
+            levels = _halved_rgba(levels)
+            element[f"scale{scale}"]["image"].data = da.from_array(levels, chunks=chunks)
+    return element
+
+
+def _halved_rgba(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Halve a (4, h, w) image; colours are weighted with alpha, so that what was not synthesized darkens no edge."""
+    height, width = rgba.shape[1] // 2, rgba.shape[2] // 2
+    blocks = rgba[:, : 2 * height, : 2 * width].astype(np.float32).reshape(4, height, 2, width, 2)
+    alpha = blocks[3:]
+    weight = alpha.sum(axis=(2, 4))
+    colour = (blocks[:3] * alpha).sum(axis=(2, 4)) / np.maximum(weight, 1)
+    return np.concatenate([np.rint(colour), np.rint(weight / 4)]).astype(np.uint8)
+
+
+def _transformation(affine: Affine) -> Any:
+    from spatialdata.transformations import Affine as SpatialAffine
+    from spatialdata.transformations import Identity
+
+    if np.array_equal(affine, np.eye(3)):
+        return Identity()
+    return SpatialAffine(affine, input_axes=("y", "x"), output_axes=("y", "x"))
+
+
+def _section_elements(section: Section, elements: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Add what lets a store stand alone: spots, counts and a slide image."""
+    import anndata
+    import pandas as pd
+    from spatialdata.models import ShapesModel, TableModel
+
+    spots, systems = section.spots, section.coordinate_systems
+    stem = _element_stem(section.name)
+    label = f"{stem}_spots"
+    circles = ShapesModel.parse(
+        swap_axes(spots.yx),
+        geometry=0,
+        radius=max(spots.diameter, 1e-6) / 2,
+        transformations={name: _transformation(affine) for name, affine in systems.items()},
+    )
+    columns: dict[str, Any] = {"region": pd.Categorical([label] * len(spots)), "instance": np.arange(len(spots))}
+    if spots.array_rc is not None:
+        columns |= {"array_row": spots.array_rc[:, 0], "array_col": spots.array_rc[:, 1]}
+    columns |= {name: values for name, values in spots.obs.items() if name not in columns}
+    var = pd.DataFrame(index=pd.Index(spots.genes.symbols.astype(object)))
+    if spots.genes.ids is not None:
+        var["gene_ids"] = spots.genes.ids.astype(object)
+    obs = pd.DataFrame(columns, index=pd.Index(spots.ids.astype(object)))
+    with quiet():
+        table = anndata.AnnData(spots.counts, obs=obs, var=var)
+        table.obsm["spatial"] = swap_axes(spots.yx)
+        table = TableModel.parse(table, region=label, region_key="region", instance_key="instance")
+    images = dict(elements["images"])
+    if section.image is not None:
+        pixels, to_fullres = _reduced(section.image)
+        images[f"{stem}_slide"] = _image_element(pixels, to_fullres, systems)
+    return {"images": images, "shapes": {label: circles}, "tables": {"table": table}}
+
+
+def _element_stem(name: str) -> str:
+    """A section's name in letters that elements may have, and not looking like a result's."""
+    stem = re.sub(r"[^0-9A-Za-z_.-]", "_", name).lstrip("_") or "section"
+    return f"section_{stem}" if stem.lower().startswith(RESULT_PREFIX) else stem
+
+
+def _reduced(image: SlideImage) -> tuple[Any, Affine]:
+    """The finest picture of the slide that is not larger than `LARGEST_SLIDE_PX`, and its affine to full resolution."""
+    import dask.array as da
+
+    for level, (fy, fx) in zip(image.levels, level_factors(image), strict=True):
+        if max(level.shape[:2]) <= LARGEST_SLIDE_PX:
+            return level, scaling(fy * image.pixel_size, fx * image.pixel_size)
+    level, (fy, fx) = image.levels[-1], level_factors(image)[-1]
+    by = -(-max(level.shape[:2]) // LARGEST_SLIDE_PX)
+    mean = da.coarsen(np.mean, level, {0: by, 1: by}, trim_excess=True)
+    return (mean + 0.5).astype(np.uint8), scaling(fy * by * image.pixel_size, fx * by * image.pixel_size)
+
+
+def _about(section: Section) -> dict[str, Any]:
+    calibration = section.calibration
+    return {
+        "name": section.name,
+        "kind": section.kind,
+        "fingerprint": fingerprint(section),
+        "calibration": {"mpp": calibration.mpp, "source": calibration.source, "detail": calibration.detail},
+        "synthetic": section.synthetic,
+        "notes": [n if n.startswith("synthetic") else f"of the original section: {n}" for n in section.notes],
+    }
+
+
+# ------------------------------------------------------------------------------------------------- writing
+
+
+def _write(path: Path, elements: Mapping[str, Mapping[str, Any]], attrs: Mapping[str, Any]) -> None:
+    from spatialdata import SpatialData
+
+    with quiet():
+        SpatialData(**{kind: dict(group) for kind, group in elements.items()}, attrs=dict(attrs)).write(path)
+
+
+def _check(path: Path, name: str, rgba: NDArray[np.uint8]) -> None:
+    """Compare what is on disk with what was to be written."""
+    pixels, _, _ = read_result(path, name)
+    if not np.array_equal(np.asarray(pixels.compute()), rgba):
+        raise StoreError("what was written reads back differently; the disk may be full or faulty, nothing was kept")
+
+
+def _move_in(scratch: Path, path: Path, name: str, record: Mapping[str, Any]) -> None:
+    """Move one image from a finished store into another, and its record."""
+    import zarr
+
+    root = zarr.open_group(path, mode="r+", use_consolidated=False)
+    root.require_group("images")
+    target = path / "images" / name
+    os.rename(scratch / "images" / name, target)
+    try:
+        attrs = dict(root.attrs)
+        results = {**dict(attrs.get(RESULT_ATTRS) or {}), name: dict(record)}
+        root.attrs.put({**attrs, RESULT_ATTRS: results})
+        with quiet():
+            zarr.consolidate_metadata(root.store)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """A path beside the store, so that moving from there is one step of the file system; gone afterwards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _failures(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"{path} cannot be written: {error}; nothing was changed") from error
