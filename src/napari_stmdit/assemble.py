@@ -113,7 +113,7 @@ def load_checkpoint(name: str | Path = "demo", device: str = "auto", dtype: str 
     CheckpointError
         The folder is missing, incomplete, unsafe or does not fit this version, or the device is not there.
     """
-    from .model.folder import load_component, read_folder, read_profiles
+    from .model.folder import load_component, read_folder, read_profile_spreads, read_profiles
     from .model.pipeline import STMDiTPipeline
 
     path = _resolve(name)
@@ -129,10 +129,10 @@ def load_checkpoint(name: str | Path = "demo", device: str = "auto", dtype: str 
         "licence": folder.card.licence,
         "torch": _version("torch"),
     }
+    spreads = read_profile_spreads(folder)
     profiles = {
-        profile: Profile(folder.card.genes, mean)
+        profile: Profile(folder.card.genes, mean, spreads.get(profile))
         for profile, mean in read_profiles(folder).items()
-        if profile in folder.card.profiles
     }
     return Checkpoint(
         folder.card,
