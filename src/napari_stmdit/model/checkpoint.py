@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError, SynthesisError
 from .containers import Weights, unwrap
 from .keys import Naming, to_native
-from .options import Options, infer_options
+from .options import Options, gather_options
 from .reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES, read_settings, read_weights
 
 if TYPE_CHECKING:
@@ -86,28 +86,43 @@ def load_transformer(weights_or_dir: str | Path, config: str | Path | Mapping[st
 
 def open_weights(weights_or_dir: str | Path, config: str | Path | Mapping[str, Any] | None = None) -> Opened:
     """Read and recognise a transformer without building it; arguments and errors as for `load_transformer`."""
+    opened, faults = examine(weights_or_dir, config)
+    if faults:
+        raise CheckpointError(f"{len(faults)} tensors of {opened.weights.name} cannot be placed.\n" + table(faults))
+    if opened.options.faults:
+        missing = "; ".join(opened.options.faults)
+        raise CheckpointError(f"{opened.weights.name}: the transformer cannot be built: {missing}.")
+    return opened
+
+
+def examine(
+    weights_or_dir: str | Path, config: str | Path | Mapping[str, Any] | None = None, found: Weights | None = None
+) -> tuple[Opened, tuple[Fault, ...]]:
+    """Read a transformer and collect the tensors that cannot be placed; faults of its options are in ``options.faults``.
+
+    ``found`` saves reading the file again where that was done.
+
+    Raises
+    ------
+    CheckpointError
+        A file is unsafe, damaged or missing, or its tensors have none of the known namings.
+    """
     path, beside = locate(Path(weights_or_dir))
     settings_path = beside if config is None else None if isinstance(config, Mapping) else Path(config)
     settings = (
         config if isinstance(config, Mapping) else None if settings_path is None else read_settings(settings_path)
     )
-    found = unwrap(read_weights(path))
+    found = unwrap(read_weights(path)) if found is None else found
     if found.naming is None:
         raise CheckpointError(
             f"{path.name} is no STMDiT or PixCell transformer: its tensors have other names.\n"
             + table((name, tuple(tensor.shape), "unknown name") for name, tensor in found.tensors.items())
         )
     renamed = to_native(found.tensors, found.naming)
-    if renamed.faults:
-        raise CheckpointError(
-            f"{len(renamed.faults)} tensors of {path.name} cannot be placed.\n" + table(renamed.faults)
-        )
-    try:
-        options = infer_options(renamed.tensors, settings, _position_buffer(found))
-    except CheckpointError as error:
-        raise CheckpointError(f"{path.name}: {error}") from None
+    options = gather_options(renamed.tensors, settings, _position_buffer(found))
     notes = (*found.notes, *options.notes)
-    return Opened(renamed.tensors, found.naming, options, notes, renamed.ignored, path, settings_path)
+    opened = Opened(renamed.tensors, found.naming, options, notes, renamed.ignored, path, settings_path)
+    return opened, renamed.faults
 
 
 def build_transformer(opened: Opened) -> nn.Module:

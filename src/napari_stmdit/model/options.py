@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -79,10 +77,10 @@ class Options:
             self.faults.append(f"{name} is {known} by the {self.sources[name]} but {value} by the {source}")
 
 
-def infer_options(
+def gather_options(
     native: Mapping[str, Tensor], settings: Mapping[str, Any] | None, positions: Tensor | None
 ) -> Options:
-    """Work out the options of a transformer.
+    """Collect what is known of a transformer, and in ``faults`` what is missing or contradictory.
 
     Parameters
     ----------
@@ -92,11 +90,6 @@ def infer_options(
         ``training_config.yaml``, an original or diffusers ``config.json``, or ours; None where there is none.
     positions
         The stored position table (1, N, D), where the checkpoint carries one.
-
-    Raises
-    ------
-    CheckpointError
-        Sources contradict each other, or something that cannot be known is missing; every fault is listed.
     """
     found = Options()
     _from_shapes(found, native)
@@ -105,8 +98,6 @@ def infer_options(
     if positions is not None:
         _from_positions(found, positions)
     _complete(found, settings is not None)
-    if found.faults:
-        raise CheckpointError("The transformer cannot be built: " + "; ".join(found.faults) + ".")
     return found
 
 

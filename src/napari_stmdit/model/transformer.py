@@ -24,6 +24,7 @@ from .positions import TIME_WIDTH, condition_position_table, position_table, tim
 from .shapes import check_expression, check_latents, check_morphology, check_options
 
 NORM_EPS = 1e-6
+STARTS_AT_ZERO = ("morphology_attention.proj", "expression_attention.proj", "conv", "time_modulation", "final_linear")
 
 
 class STMDiTTransformer2D(ModelMixin, ConfigMixin):
@@ -90,9 +91,8 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):
         learn_sigma: bool = False,
     ) -> None:
         super().__init__()
-        width = num_attention_heads * attention_head_dim
-        self.width = width
         check_options(self.config)
+        self.width = width = num_attention_heads * attention_head_dim
         self.patch_embed = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
         side = sample_size // patch_size
         table = position_table(side, side, width, side, position_scale) if position_embedding == "sincos" else None
@@ -118,11 +118,9 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):
             if expression_pooling == "pma":
                 self.expression_pool = SeedPooling(width, num_attention_heads, expression_pool_tokens)
 
-        hidden = int(width * mlp_ratio)
-        self.blocks = nn.ModuleList(
-            Block(width, num_attention_heads, hidden, expression_cross_attention, qk_norm, ff_conv, cross_norm)
-            for _ in range(num_layers)
-        )
+        sizes = (width, num_attention_heads, int(width * mlp_ratio))
+        flags = (expression_cross_attention, qk_norm, ff_conv, cross_norm)
+        self.blocks = nn.ModuleList(Block(*sizes, *flags) for _ in range(num_layers))
         self.final_modulation = nn.Parameter(torch.zeros(2, width))
         self.final_linear = nn.Linear(width, patch_size**2 * out_channels)
         self.initialise()
@@ -137,8 +135,7 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):
             if isinstance(module, MLP):
                 nn.init.normal_(module.fc1.weight, std=0.02)
                 nn.init.normal_(module.fc2.weight, std=0.02)
-            last = name.endswith(("morphology_attention.proj", "expression_attention.proj", "feed_forward.conv"))
-            if last or name in ("time_modulation", "final_linear"):
+            if name.endswith(STARTS_AT_ZERO):
                 for parameter in module.parameters():
                     nn.init.zeros_(parameter)
 
@@ -179,8 +176,7 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):
         SynthesisError
             A shape does not fit, or a condition is None although its mask says that it is needed.
         """
-        p = self.config.patch_size
-        batch = hidden_states.shape[0]
+        p, batch = self.config.patch_size, hidden_states.shape[0]
         check_latents(self.config, hidden_states, timestep)
         check_morphology(self.config, morphology, morphology_null, batch)
         check_expression(self.config, expression, expression_null, expression_keep, batch)
@@ -217,10 +213,9 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):
     def _positions(self, rows: int, columns: int) -> Tensor:
         """Return the (N, D) position table of this grid: stored for the trained one, computed for others."""
         side = self.config.sample_size // self.config.patch_size
-        stored: Tensor = self.position_table  # (N, D)
         if (rows, columns) == (side, side):
-            return stored
-        return position_table(rows, columns, self.width, side, self.config.position_scale).to(stored.device)
+            return self.position_table  # type: ignore[no-any-return]  # (N, D)
+        return position_table(rows, columns, self.width, side, self.config.position_scale).to(self.device)  # (N, D)
 
     def _morphology_vectors(self, given: Tensor | None, null: Tensor | None, batch: int) -> Tensor:
         """Put null embeddings in place and add the stored positions -> (B, T, Dm)."""
@@ -240,8 +235,7 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):
             return None, None
         if given is None:
             return self.expression_null.expand(batch, 1, -1), None  # (B, 1, Dg)
-        vectors = given[:, None] if given.ndim == 2 else given  # (B, G, Dg)
-        vectors = vectors.to(self.expression_null.dtype)
+        vectors = (given[:, None] if given.ndim == 2 else given).to(self.expression_null.dtype)  # (B, G, Dg)
         if null is not None:
             vectors = torch.where(null[:, None, None], self.expression_null, vectors)  # (B, G, Dg)
             keep = None if keep is None else keep | null[:, None]  # (B, G)

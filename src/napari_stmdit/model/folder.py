@@ -1,0 +1,193 @@
+"""Our checkpoint folder: what is in it, is it whole, and its parts, built from an allow-list of classes.
+
+``model_index.json`` names classes; it never makes us import one. A folder from elsewhere can therefore not run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from ..errors import CheckpointError
+from ..types import CheckpointCard
+from .checkpoint import load_transformer, table
+from .reading import read_settings, read_weights
+
+COMPONENTS = ("transformer", "vae", "scheduler", "expression_encoder", "morphology_encoder")
+SCHEDULERS = ("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "DDIMScheduler")
+VAES = ("StmditAutoencoder", "AutoencoderKL")
+TRANSFORMERS = ("STMDiTTransformer2D",)
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """A checkpoint folder that was read and whose card is valid.
+
+    Attributes
+    ----------
+    card
+        The contents of ``stmdit.json``.
+    components
+        Name -> (library or module, class, sub-folder), as ``model_index.json`` says.
+    path
+        The folder.
+    sha256
+        Hash of every file's name and content.
+    """
+
+    card: CheckpointCard
+    components: dict[str, tuple[str, str, Path]]
+    path: Path
+    sha256: str
+
+
+def read_folder(path: str | Path) -> CheckpointFolder:
+    """Read and verify a checkpoint folder, without building anything.
+
+    Raises
+    ------
+    CheckpointError
+        A file is missing or wrong; the message names the file and what to do.
+    """
+    path = Path(path)
+    for name, what in {"stmdit.json": "the card", "model_index.json": "the list of components"}.items():
+        if not (path / name).is_file():
+            raise CheckpointError(
+                f"{path} is no checkpoint folder: {name} ({what}) is missing. Foreign checkpoints are made into one by "
+                "`stmdit convert`."
+            )
+    try:
+        card = CheckpointCard.model_validate(read_settings(path / "stmdit.json"))
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise CheckpointError(f"stmdit.json of {path} is not valid: {faults}.") from None
+    index = read_settings(path / "model_index.json")
+    components = {}
+    for name in COMPONENTS:
+        entry = index.get(name)
+        if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
+            raise CheckpointError(
+                f"model_index.json of {path} has no entry {name!r}: [library, class]. Copy the folder again."
+            )
+        if not (path / name).is_dir():
+            raise CheckpointError(
+                f"{path} lacks the folder {name}/ of its component {entry[1]}. Copy the whole checkpoint."
+            )
+        components[name] = (entry[0], entry[1], path / name)
+    return CheckpointFolder(card, components, path, content_hash(path))
+
+
+def load_component(folder: CheckpointFolder, name: str) -> Any:
+    """Build the transformer, the VAE or the scheduler of a folder, in float32 on the CPU and in evaluation mode.
+
+    Raises
+    ------
+    CheckpointError
+        The class is not on the allow-list, or files are missing, damaged or do not fit.
+    """
+    _, kind, path = folder.components[name]
+    allowed = {"transformer": TRANSFORMERS, "vae": VAES, "scheduler": SCHEDULERS}.get(name, ())
+    if kind not in allowed:
+        raise CheckpointError(
+            f"{name} of {folder.path} is a {kind!r}; this version knows {', '.join(allowed) or 'none'}."
+        )
+    if name == "transformer":
+        return load_transformer(path)
+    return _load_scheduler(kind, path) if name == "scheduler" else _load_vae(kind, path)
+
+
+def read_profiles(folder: CheckpointFolder) -> dict[str, NDArray[np.float32]]:
+    """Return the tissue profiles stored beside the weights: name -> mean log(1 + counts per 10,000), (genes,).
+
+    Raises
+    ------
+    CheckpointError
+        A profile that the card names is missing or does not fit its genes.
+    """
+    return _profile_arrays(folder, "mean", required=True)
+
+
+def read_profile_spreads(folder: CheckpointFolder) -> dict[str, NDArray[np.float32]]:
+    """Return the standard deviations that belong to `read_profiles`, of those profiles that have them."""
+    return _profile_arrays(folder, "spread", required=False)
+
+
+def content_hash(path: str | Path) -> str:
+    """Return the SHA-256 of a folder: of the names and SHA-256s of its files, hidden ones left out.
+
+    Large files are hashed by blocks straight from the disk; renaming or changing anything changes the hash.
+    """
+    path = Path(path)
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{file.relative_to(path).as_posix()}\n{digest}\n".encode())
+    return total.hexdigest()
+
+
+def _profile_arrays(folder: CheckpointFolder, ending: str, *, required: bool) -> dict[str, NDArray[np.float32]]:
+    if not folder.card.profiles:
+        return {}
+    found = read_weights(folder.path / "profiles.safetensors")
+    profiles = {}
+    for name in folder.card.profiles:
+        tensor = found.get(f"{name}.{ending}")
+        if tensor is None and not required:
+            continue
+        if tensor is None or tuple(tensor.shape) != (len(folder.card.genes),):
+            got = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+            raise CheckpointError(
+                f"profiles.safetensors: {name}.{ending} is {got}, expected ({len(folder.card.genes)},): one value a gene."
+            )
+        profiles[name] = tensor.float().numpy()
+    return profiles
+
+
+def _load_scheduler(kind: str, path: Path) -> Any:
+    import diffusers
+
+    settings = read_settings(path / "scheduler_config.json")
+    return getattr(diffusers, kind).from_config(
+        {key: value for key, value in settings.items() if not key.startswith("_")}
+    )
+
+
+def _load_vae(kind: str, path: Path) -> Any:
+    """Build a VAE and fill it; the keys and shapes are compared first, so that a misfit is told as one table."""
+    if kind == "AutoencoderKL":
+        from diffusers import AutoencoderKL as Autoencoder
+    else:
+        from .autoencoder import StmditAutoencoder as Autoencoder
+
+    settings = read_settings(path / "config.json")
+    weights = path / "diffusion_pytorch_model.safetensors"
+    if not weights.is_file():
+        raise CheckpointError(
+            f"{weights} is missing. A VAE of its own (SD3.5) is not part of every checkpoint: copy its vae folder there."
+        )
+    vae = Autoencoder.from_config({key: value for key, value in settings.items() if not key.startswith("_")})
+    tensors, expected = read_weights(weights), vae.state_dict()
+    faults = [(key, tuple(expected[key].shape), "missing") for key in expected.keys() - tensors.keys()]
+    for key, tensor in tensors.items():
+        if key not in expected:
+            faults.append((key, tuple(tensor.shape), "not part of this VAE"))
+        elif tensor.shape != expected[key].shape:
+            faults.append((key, tuple(tensor.shape), f"expected {tuple(expected[key].shape)}"))
+        elif not bool(tensor.isfinite().all()):
+            faults.append((key, tuple(tensor.shape), "holds values that are not finite numbers"))
+    if faults:
+        raise CheckpointError(f"{len(faults)} tensors of {weights} do not fit.\n{table(faults)}")
+    vae.load_state_dict(tensors)
+    return vae.float().eval()

@@ -1,0 +1,89 @@
+"""Classifier-free guidance with two conditions: predictions with and without each of them, combined linearly.
+
+Ho & Salimans, 2022, arXiv 2207.12598; nested for two conditions as in Brooks et al., 2023, arXiv 2211.09800.
+With e00, em, eg, emg the predictions under no condition, morphology, expression and both, and the scales wm and wg:
+
+- nested_morphology_first: e00 + wm (em - e00) + wg (emg - em)
+- nested_expression_first: e00 + wg (eg - e00) + wm (emg - eg)
+- additive: e00 + wm (em - e00) + wg (eg - e00)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
+
+from ..errors import SynthesisError
+from ..types import GuidanceRule
+
+_ZERO = 1e-9  # coefficients cancel only up to rounding
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One prediction: which conditions it sees, and its coefficient in the guided prediction."""
+
+    morphology: bool
+    expression: bool
+    coefficient: float
+
+
+class _Linear(Protocol):
+    def __mul__(self, other: float, /) -> Self: ...
+    def __add__(self, other: Self, /) -> Self: ...
+
+
+T = TypeVar("T", bound=_Linear)
+
+
+def branches(
+    rule: GuidanceRule,
+    w_morphology: float,
+    w_expression: float,
+    *,
+    has_morphology: bool = True,
+    has_expression: bool = True,
+) -> tuple[Branch, ...]:
+    """Return the predictions that a guided prediction is made of.
+
+    Parameters
+    ----------
+    rule
+        How the two scales combine.
+    w_morphology, w_expression
+        The scales; 0 leaves a condition out, 1 is the plain conditional prediction.
+    has_morphology, has_expression
+        False where the condition is null in the request: predictions that then are the same are computed once.
+
+    Returns
+    -------
+    tuple of Branch
+        Coefficients sum to 1; a branch whose coefficient is zero is left out.
+
+    Raises
+    ------
+    SynthesisError
+        The rule is unknown.
+    """
+    wm, wg = w_morphology, w_expression
+    rules = {
+        "nested_morphology_first": {(0, 0): 1 - wm, (1, 0): wm - wg, (1, 1): wg},
+        "nested_expression_first": {(0, 0): 1 - wg, (0, 1): wg - wm, (1, 1): wm},
+        "additive": {(0, 0): 1 - wm - wg, (1, 0): wm, (0, 1): wg},
+    }
+    if rule not in rules:
+        raise SynthesisError(f"Unknown guidance rule {rule!r}; expected one of {', '.join(rules)}.")
+    merged: dict[tuple[bool, bool], float] = {}
+    for (morphology, expression), coefficient in rules[rule].items():
+        seen = (bool(morphology) and has_morphology, bool(expression) and has_expression)
+        merged[seen] = merged.get(seen, 0.0) + coefficient
+    return tuple(Branch(*seen, coefficient) for seen, coefficient in merged.items() if abs(coefficient) > _ZERO)
+
+
+def combine(outputs: Sequence[T], branches: Sequence[Branch]) -> T:
+    """Return the guided prediction: the outputs of the branches, in their order, weighted by their coefficients."""
+    total, *rest = (output * branch.coefficient for output, branch in zip(outputs, branches, strict=True))
+    for term in rest:
+        total = total + term
+    return total

@@ -1,0 +1,212 @@
+"""Say what a checkpoint holds, without running anything in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel
+
+from ..errors import CheckpointError
+from .checkpoint import Fault, Opened, build_transformer, examine, locate, table
+from .containers import unwrap
+from .folder import CheckpointFolder, read_folder
+from .keys import TABLES
+from .reading import SETTING_SUFFIXES, read_settings, read_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kind = Literal["checkpoint", "transformer", "vae", "expression_encoder", "morphology_encoder", "settings", "unknown"]
+
+# Other networks that users bring: a name of a tensor that gives them away -> (kind, family).
+_OTHERS: dict[str, tuple[Kind, str]] = {
+    "decoder.conv_in.weight": ("vae", "AutoencoderKL"),
+    "decoder.stem.weight": ("vae", "StmditAutoencoder"),
+    "value_encoder.linear1.weight": ("expression_encoder", "CancerFoundation"),
+    "reg_token": ("morphology_encoder", "UNI2-h"),
+}
+UNI_WIDTH = 1536
+
+
+class Inspection(BaseModel):
+    """What a checkpoint holds; None where it does not say or does not apply.
+
+    Attributes
+    ----------
+    kind, family, naming
+        What it is, of which family (``pixcell``, ``stmdit_adaln``, ``stmdit_cross_attention_pma``, ...), in whose names.
+    depth, width, heads, patch_size, latent_channels, latent_size, position_scale
+        Sizes of the transformer; the patch size and the latents' side are in latent pixels.
+    conditions
+        Condition -> how it enters and how wide it is.
+    objective, learned_sigma
+        ``epsilon`` or ``flow``, and whether a variance is predicted too.
+    tensors, parameters
+        How many, in all.
+    missing
+        What is missing or wrong, so that it cannot run as it is; empty where it can.
+    notes, ignored
+        What was chosen where there was a choice, and tensors that are not needed, with the reason.
+    """
+
+    path: str
+    kind: Kind
+    family: str | None = None
+    naming: str | None = None
+    depth: int | None = None
+    width: int | None = None
+    heads: int | None = None
+    patch_size: int | None = None
+    latent_channels: int | None = None
+    latent_size: int | None = None
+    position_scale: float | None = None
+    conditions: dict[str, str] = {}
+    objective: str | None = None
+    learned_sigma: bool | None = None
+    tensors: int = 0
+    parameters: int = 0
+    patch_px: int | None = None
+    patch_mpp: float | None = None
+    components: dict[str, str] = {}
+    sha256: str | None = None
+    missing: list[str] = []
+    notes: list[str] = []
+    ignored: dict[str, str] = {}
+
+
+def inspect_checkpoint(path: str | Path) -> Inspection:
+    """Inspect our checkpoint folder, a foreign folder, a safetensors or a torch file, or a settings file.
+
+    Raises
+    ------
+    CheckpointError
+        The file does not exist, is damaged, or would execute code when read; the message names what it would import.
+    """
+    path = Path(path)
+    if (path / "stmdit.json").is_file() or (path / "model_index.json").is_file():
+        return _of_folder(read_folder(path))
+    if path.is_file() and path.suffix in SETTING_SUFFIXES and not path.name.endswith(".index.json"):
+        settings = read_settings(path)
+        return Inspection(
+            path=str(path), kind="settings", missing=["weights"], notes=[f"settings: {', '.join(map(str, settings))}"]
+        )
+    weights, beside = locate(path)
+    if beside is not None:
+        read_settings(beside)  # refused here, too, where it carries code
+    found = unwrap(read_weights(weights))
+    if found.naming is None:
+        return _of_other(path, found.tensors)
+    opened, faults = examine(path, found=found)
+    lone = _of_transformer(path, opened, faults)
+    return lone.model_copy(update={"missing": lone.missing + _companions(opened.options.values)})
+
+
+def _of_transformer(path: Path, opened: Opened, faults: Iterable[Fault]) -> Inspection:
+    values = opened.options.values
+    missing = [*(table([fault]).strip() for fault in faults), *opened.options.faults]
+    if not missing:
+        try:
+            build_transformer(opened)
+        except CheckpointError as error:
+            missing.append(str(error))
+    return Inspection(
+        path=str(path),
+        kind="transformer",
+        family=_family(values),
+        naming=opened.naming,
+        depth=values.get("num_layers"),
+        width=opened.tensors["patch_embed.weight"].shape[0] if "patch_embed.weight" in opened.tensors else None,
+        heads=values.get("num_attention_heads"),
+        patch_size=values.get("patch_size"),
+        latent_channels=values.get("in_channels"),
+        latent_size=values.get("sample_size"),
+        position_scale=values.get("position_scale"),
+        conditions=_conditions(values),
+        objective=opened.options.objective,
+        learned_sigma=values.get("learn_sigma"),
+        tensors=len(opened.tensors),
+        parameters=sum(math.prod(tensor.shape) for tensor in opened.tensors.values()),
+        missing=missing,
+        notes=list(opened.notes),
+        ignored=opened.ignored,
+    )
+
+
+def _of_folder(folder: CheckpointFolder) -> Inspection:
+    found = _of_transformer(folder.path, *examine(folder.components["transformer"][2]))
+    _, scheduler, place = folder.components["scheduler"]
+    settings = read_settings(place / "scheduler_config.json")
+    flow = scheduler.startswith("FlowMatch") or settings.get("prediction_type") == "flow_prediction"
+    missing = list(found.missing)
+    for name in ("vae", "expression_encoder", "morphology_encoder"):
+        if not any(folder.components[name][2].glob("*.safetensors")):
+            missing.append(f"{name}: {folder.components[name][2]} holds no safetensors")
+    return found.model_copy(
+        update={
+            "kind": "checkpoint",
+            "objective": "flow" if flow else "epsilon",
+            "patch_px": folder.card.patch_px,
+            "patch_mpp": folder.card.patch_mpp,
+            "components": {name: kind for name, (_, kind, _) in folder.components.items()},
+            "sha256": folder.sha256,
+            "missing": missing,
+        }
+    )
+
+
+def _of_other(path: Path, tensors: dict[str, Tensor]) -> Inspection:
+    signs = (what for sign, what in _OTHERS.items() if any(sign in name for name in tensors))
+    known: tuple[Kind, str] | None = next(signs, None)
+    found = Inspection(
+        path=str(path),
+        kind=known[0] if known else "unknown",
+        family=known[1] if known else None,
+        tensors=len(tensors),
+        parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
+    )
+    if known is None:
+        shown = ", ".join(list(tensors)[:10])
+        found.missing.append(
+            f"no known network has these tensors: {shown}; known transformer namings: native, {', '.join(TABLES)}"
+        )
+    return found
+
+
+def _family(values: dict[str, Any]) -> str:
+    ways = [way for way in ("adaln", "cross_attention") if values.get(f"expression_{way}")]
+    if not ways:
+        return "pixcell"
+    return "_".join(["stmdit", *ways, *(["pma"] if values.get("expression_pooling") == "pma" else [])])
+
+
+def _conditions(values: dict[str, Any]) -> dict[str, str]:
+    tokens = values.get("morphology_tokens")
+    found = {"morphology": f"{tokens} x {values.get('morphology_dim')}, cross-attention"}
+    if values.get("morphology_adaln"):
+        found["morphology"] += " + adaLN"
+    ways = [
+        text
+        for way, text in {"adaln": "adaLN", "cross_attention": "cross-attention"}.items()
+        if values.get(f"expression_{way}")
+    ]
+    if ways:
+        found["expression"] = f"{values.get('expression_dim')}, {' + '.join(ways)}"
+        if values.get("expression_pooling") == "pma":
+            found["expression"] += f", set pooled to {values.get('expression_pool_tokens')}"
+    return found
+
+
+def _companions(values: dict[str, Any]) -> list[str]:
+    """List what a lone transformer needs beside it to make images."""
+    morphology = "UNI2-h, or embeddings computed with it" if values.get("morphology_dim") == UNI_WIDTH else "its own"
+    needed = [
+        f"vae: one with {values.get('in_channels')} latent channels (PixCell and STMDiT use that of Stable Diffusion 3.5)",
+        f"morphology_encoder: {morphology}",
+        "patch mpp: microns per pixel of its patches, which no foreign checkpoint states",
+    ]
+    if values.get("expression_dim"):
+        needed.append(f"expression_encoder: of width {values['expression_dim']} (STMDiT uses CancerFoundation)")
+    return needed
