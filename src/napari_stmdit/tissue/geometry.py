@@ -242,6 +242,8 @@ def spots_in_polygons(yx: NDArray[np.float64], polygons: Polygons) -> NDArray[np
         if len(ring) < 3:
             continue
         shape = shapely.make_valid(shapely.Polygon(ring))
+        if shape.area == 0:  # points on a line: make_valid gives the line, which "contains" what lies on it
+            continue
         inside |= shapely.contains_xy(shape, np.asarray(yx)[:, 0], np.asarray(yx)[:, 1])
     return inside
 
