@@ -215,7 +215,7 @@ def _load_encoder(folder: Any, component: str) -> Any:
     from .encoders.linear_programs import LinearProgramEncoder
     from .encoders.small_conv import SmallConvEncoder
 
-    known = {
+    known: dict[str, Any] = {
         "expression_encoder": {"LinearProgramEncoder": LinearProgramEncoder},
         "morphology_encoder": {"SmallConvEncoder": SmallConvEncoder},
     }[component]

@@ -161,8 +161,8 @@ def synthesize(
     base.update({name: value for name, value in options.items() if value is not None})
     base["guidance"] = {**base.get("guidance", {}), **{k: v for k, v in guidance.items() if v is not None}}
     request = make_request(base, "options")
-    check_writable(output)
     opened = open_section(section, fullres=fullres, mpp=mpp)
+    check_writable(output, opened)
     model = load_checkpoint(request.checkpoint, device=device, dtype=dtype)
     cancel = CancelToken()
     with _ProgressBar("synthesizing", hidden=as_json) as on_progress, _InterruptCancels(cancel):
@@ -191,11 +191,12 @@ def inspect(path: Annotated[Path, typer.Argument(help="A checkpoint file or fold
 def train(
     config: Annotated[Path, typer.Argument(help="Training configuration, YAML.")],
     stage: Annotated[str | None, typer.Option(help="Only this stage; all of them by default.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the data, instead of the configuration's.")] = None,
 ) -> None:
     """Train a checkpoint, or one stage of it; continues where it was stopped."""
     from .training.train import train as run_training
 
-    run_training(config, stage=stage)
+    run_training(config, stage=stage, root=root)
 
 
 def _region(spots: str | None, region: Path | None, sample: int | None, everything: bool) -> Any:

@@ -75,4 +75,5 @@ def _shared_morphology(plan: Plan, section: Section, model: PatchModel) -> NDArr
     card = plan.card
     boxes = boxes_around(spots.yx[rows], card.patch_px, card.patch_mpp / section.calibration.mpp)
     crops = read_patches(section.image, [box.source for box in boxes], card.patch_px)
-    return model.encode_morphology(crops).mean(axis=0)
+    shared: NDArray[np.float32] = model.encode_morphology(crops).mean(axis=0)
+    return shared

@@ -101,6 +101,24 @@ def write_result(
     return name
 
 
+def check_writable(path: str | Path, section: Section) -> None:
+    """Refuse, before anything is computed, a path that `write_result` would refuse after it.
+
+    Raises
+    ------
+    StoreError
+        Where the path holds something else or another section, or its folder cannot be written to.
+    """
+    path = Path(path).expanduser()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        _elements_of(path, section)
+    folder = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise StoreError(
+            f"{path} cannot be written: {folder} is no folder that you may write to; choose another --output"
+        )
+
+
 def read_result(path: str | Path, name: str) -> tuple[Any, Affine, dict[str, Any]]:
     """Read a result back.
 

@@ -7,6 +7,7 @@ Run ``python -m napari_stmdit.training.sample FOLDER`` to make it again.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +89,8 @@ def layout(yx_um: NDArray[np.float64], side_um: float) -> Layout:
     y, x = (yx_um / side_um).T
 
     def blob(cy: float, cx: float, ry: float, rx: float) -> NDArray[np.float64]:
-        return 1.0 - np.hypot((y - cy) / ry, (x - cx) / rx)
+        inside: NDArray[np.float64] = 1.0 - np.hypot((y - cy) / ry, (x - cx) / rx)
+        return inside
 
     nest = np.maximum.reduce([blob(0.34, 0.32, 0.27, 0.25), blob(0.72, 0.6, 0.2, 0.27), blob(0.2, 0.78, 0.12, 0.14)])
     fat = np.maximum(blob(0.93, 0.1, 0.34, 0.3), blob(0.55, 0.98, 0.2, 0.16))
@@ -100,7 +102,10 @@ def layout(yx_um: NDArray[np.float64], side_um: float) -> Layout:
 
 
 def draw_counts(
-    tissue: Layout, profiles: dict[str, Profile], spreads: dict[str, NDArray[np.float32]], rng: np.random.Generator
+    tissue: Layout,
+    profiles: Mapping[str, Profile],
+    spreads: Mapping[str, NDArray[np.float32]],
+    rng: np.random.Generator,
 ) -> csr_matrix:
     """Draw (n, g) counts: mixed profiles with half of each region's own spread, then Poisson at a drawn depth."""
     mean = tissue.weights @ np.stack([profiles[name].mean for name in tissue.regions])
