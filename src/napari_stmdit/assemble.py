@@ -215,10 +215,11 @@ def _load_encoder(folder: Any, component: str) -> Any:
     from .encoders.linear_programs import LinearProgramEncoder
     from .encoders.small_conv import SmallConvEncoder
 
-    known: dict[str, Any] = {
+    allowed: dict[str, dict[str, Any]] = {
         "expression_encoder": {"LinearProgramEncoder": LinearProgramEncoder},
         "morphology_encoder": {"SmallConvEncoder": SmallConvEncoder},
-    }[component]
+    }
+    known = allowed[component]
     _, name, path = folder.components[component]
     if name not in known:
         raise CheckpointError(f"{component} of {folder.path} is a {name!r}; this version knows {', '.join(known)}")
