@@ -18,11 +18,18 @@ from ..progress import Progress
 from ..synthesis.result import Result, synthesize
 from ..tissue.sample import open_sample_section
 from ..types import Request, Section, SpotList, TowardsEdit
-from .image import image_statistics
+from .image import measure
 from .picture import comparison_picture, save_picture
 
 SPOTS = 19
 """A spot and two rings of its hexagonal neighbours."""
+
+MEASURES = {
+    "haematoxylin": "haematoxylin density",
+    "eosin": "eosin density",
+    "nuclei": "nuclei a patch",
+    "blank": "blank fraction",
+}
 
 
 @dataclass(frozen=True)
@@ -101,8 +108,8 @@ def _facts(
     ends = {}
     full = np.array([weights[p.spot_id] >= 0.999 for p in before.plan.patches])
     for label, result in (("measured", before), ("edited", after)):
-        table = image_statistics(result.patches)
-        ends[label] = {name: round(float(np.mean(values[full])), 4) for name, values in table.items()}
+        table = measure(result.patches[full])
+        ends[label] = {words: round(float(getattr(table, name).mean()), 3) for name, words in MEASURES.items()}
     change = np.abs(after.patches.astype(int) - before.patches.astype(int)).mean(axis=(1, 2, 3))
     return {
         "synthetic": True,
@@ -139,7 +146,7 @@ def _summary(facts: dict[str, Any], folder: Path) -> str:
 def _lines(facts: dict[str, Any]) -> str:
     ends = facts["mean_over_spots_at_full_weight"]
     rows = [
-        f"{name.replace('_', ' ')}: {value:g} with the expression as measured, {ends['edited'][name]:g} after the edit"
+        f"{name}: {value:g} with the expression as measured, {ends['edited'][name]:g} after the edit"
         for name, value in ends["measured"].items()
     ]
     return "\n".join(rows)
@@ -147,7 +154,7 @@ def _lines(facts: dict[str, Any]) -> str:
 
 def _report(facts: dict[str, Any]) -> str:
     ends = facts["mean_over_spots_at_full_weight"]
-    table = "\n".join(f"| {n.replace('_', ' ')} | {v:g} | {ends['edited'][n]:g} |" for n, v in ends["measured"].items())
+    table = "\n".join(f"| {n} | {v:g} | {ends['edited'][n]:g} |" for n, v in ends["measured"].items())
     change = facts["mean_change_in_grey_levels"]
     return f"""# Virtual edit on the bundled synthetic section
 
