@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def open_image(path: Path, pixel_size: float = 1.0) -> SlideImage:
     if path.suffix.lower() in TIFF_SUFFIXES:
         levels = _open_tiff(path)
     elif path.suffix.lower() in IMAGE_SUFFIXES:
-        levels = pyramid(_Decoded(_image_shape(path), lambda: _decode(path)))
+        levels = pyramid(_Decoded(_image_shape(path), partial(_decode, path)))
     else:
         raise SectionError(f"{path} is no image that can be read; expected {', '.join(IMAGE_SUFFIXES)}")
     return SlideImage(tuple(levels), pixel_size, str(path))
@@ -75,8 +76,12 @@ class _Decoded:
         self._array: NDArray[np.uint8] | None = None
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Decoded, (self.shape[:2], self._make)  # another process decodes for itself
+
     @property
     def array(self) -> NDArray[np.uint8]:
+        """The whole image."""
         with self._lock:
             if self._array is None:
                 self._array = self._make()
@@ -96,12 +101,13 @@ def pyramid(source: _Decoded) -> list[Any]:
 
 
 def _halved(parent: _Decoded) -> _Decoded:
+    return _Decoded((-(-parent.shape[0] // 2), -(-parent.shape[1] // 2)), partial(_half, parent))
+
+
+def _half(parent: _Decoded) -> NDArray[np.uint8]:
     from PIL import Image
 
-    def make() -> NDArray[np.uint8]:
-        return np.asarray(Image.fromarray(parent.array).reduce(2))
-
-    return _Decoded((-(-parent.shape[0] // 2), -(-parent.shape[1] // 2)), make)
+    return np.asarray(Image.fromarray(parent.array).reduce(2))
 
 
 def _lazy(source: _Decoded) -> Any:
@@ -195,7 +201,7 @@ def _open_tiff(path: Path) -> list[Any]:
     height, width = shape[axes.index("Y")], shape[axes.index("X")]
     if not tiled:
         _check_decodable(path, height, width)
-        return pyramid(_Decoded((height, width), lambda: _read_tiff(path, axes)))
+        return pyramid(_Decoded((height, width), partial(_read_tiff, path, axes)))
     levels = [_tiff_level(path, level, axes) for level in range(count)]
     return with_overview(levels)
 

@@ -150,8 +150,10 @@ def _positions_table(file: Path) -> pd.DataFrame:
             # version 1 has no header, whatever the file is called
             has_header = stream.readline().startswith("barcode")
         if has_header:
-            return pd.read_csv(file, dtype={"barcode": str})
-        return pd.read_csv(file, header=None, names=list(_COLUMNS), dtype={"barcode": str})
+            return pd.read_csv(file, dtype={"barcode": str}, float_precision="round_trip")
+        return pd.read_csv(
+            file, header=None, names=list(_COLUMNS), dtype={"barcode": str}, float_precision="round_trip"
+        )
     except (OSError, ValueError) as error:
         raise SectionError(f"{file} cannot be read as a positions table: {error}") from error
 

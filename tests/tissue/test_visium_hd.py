@@ -1,0 +1,110 @@
+"""HD bins come in as pseudo-spots: every bin of a disc once, and nothing from between the discs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy.sparse import csr_matrix, random
+
+from napari_stmdit.errors import SectionError
+from napari_stmdit.tissue.counts import write_counts
+from napari_stmdit.tissue.geometry import fit_lattice
+from napari_stmdit.tissue.open import open_section, synthesis_fault
+from napari_stmdit.types import Genes
+
+MPP, BIN_UM, SIDE = 0.5, 8.0, 70
+
+
+@pytest.fixture(scope="module")
+def hd_folder(tmp_path_factory):
+    """A made Visium HD section of 70 x 70 bins of 8 um, 560 um wide; a corner of it is off tissue."""
+    root = tmp_path_factory.mktemp("hd") / "sample"
+    folder = root / "binned_outputs" / "square_008um"
+    (folder / "spatial").mkdir(parents=True)
+    rc = np.argwhere(np.ones((SIDE, SIDE)))
+    yx = (rc + 0.5) * BIN_UM / MPP
+    ids = np.array([f"s_008um_{r:05d}_{c:05d}-1" for r, c in rc])
+    on_tissue = ~((rc[:, 0] < 20) & (rc[:, 1] < 20))
+    pd.DataFrame(
+        {
+            "barcode": ids,
+            "in_tissue": on_tissue.astype(int),
+            "array_row": rc[:, 0],
+            "array_col": rc[:, 1],
+            "pxl_row_in_fullres": yx[:, 0],
+            "pxl_col_in_fullres": yx[:, 1],
+        }
+    ).to_parquet(folder / "spatial" / "tissue_positions.parquet")
+    counts = csr_matrix(random(len(rc), 5, 0.3, random_state=0, data_rvs=lambda n: np.arange(n) % 7 + 1)).astype(
+        np.int32
+    )
+    write_counts(folder / "filtered_feature_bc_matrix.h5", ids, counts, Genes(np.array(list("ABCDE"))))
+    factors = {"spot_diameter_fullres": 16.0, "bin_size_um": BIN_UM, "tissue_hires_scalef": 0.1}
+    (folder / "spatial" / "scalefactors_json.json").write_text(json.dumps(factors))
+    side_px = int(SIDE * BIN_UM / MPP)
+    Image.new("RGB", (side_px // 10, side_px // 10)).save(folder / "spatial" / "tissue_hires_image.png")
+    Image.new("RGB", (side_px, side_px), (200, 150, 180)).save(root / "scan.png")
+    return root, rc, yx, on_tissue, counts
+
+
+def test_pseudo_spots_lie_on_a_visium_lattice_and_sum_their_bins(hd_folder):
+    root, _, yx, on_tissue, counts = hd_folder
+    section = open_section(root)
+    spots = section.spots
+    assert section.kind == "visium_hd" and section.calibration.source == "lattice"
+    assert section.calibration.mpp == pytest.approx(MPP)
+    assert fit_lattice(spots.array_rc, spots.yx) == pytest.approx(MPP)
+    assert spots.diameter == pytest.approx(55 / MPP)
+    assert 15 <= len(spots) <= 36
+    for spot in range(len(spots)):
+        inside = np.flatnonzero(on_tissue & (np.hypot(*(yx - spots.yx[spot]).T) * MPP <= 27.5))
+        assert spots.obs["bins"][spot] == len(inside) and len(inside) * 64 >= 0.5 * np.pi * 27.5**2
+        np.testing.assert_array_equal(spots.counts[spot].toarray(), counts[inside].sum(axis=0))
+    assert any("pseudo-spots: discs of 55 um on a hexagonal grid of 100 um" in note for note in section.notes)
+
+
+def test_no_disc_lies_where_there_is_no_tissue(hd_folder):
+    section = open_section(hd_folder[0] / "binned_outputs" / "square_008um")
+    off = (section.spots.yx * MPP < 20 * BIN_UM - 27.5).all(axis=1)
+    assert not off.any()
+
+
+def test_the_microscope_image_above_binned_outputs_is_found(hd_folder):
+    section = open_section(hd_folder[0])
+    assert section.image.source.endswith("scan.png") and section.image.pixel_size == 1
+    assert synthesis_fault(section, 0.5) is None
+
+
+def test_of_several_bin_sizes_8_um_is_taken_and_told(hd_folder, tmp_path):
+    import shutil
+
+    root = shutil.copytree(hd_folder[0], tmp_path / "two")
+    shutil.copytree(root / "binned_outputs" / "square_008um", root / "binned_outputs" / "square_016um")
+    section = open_section(root)
+    assert section.name == "two_square_008um"
+    assert any("not those of square_016um" in note for note in section.notes)
+
+
+def test_without_a_scale_bins_cannot_be_brought_together(hd_folder, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(hd_folder[0] / "binned_outputs" / "square_008um", tmp_path / "square_008um")
+    table = pd.read_parquet(folder / "spatial" / "tissue_positions.parquet")
+    table["array_row"] = 0
+    table.to_parquet(folder / "spatial" / "tissue_positions.parquet")
+    with pytest.raises(SectionError, match="--mpp"):
+        open_section(folder)
+    assert len(open_section(folder, mpp=MPP).spots) > 15
+
+
+@pytest.mark.parametrize("inner", ["", "binned_outputs", "binned_outputs/square_002um"])
+def test_the_shared_layout_without_counts_opens(shared_data, inner):
+    section = open_section(shared_data / "visium_hd_layout" / inner)
+    assert section.kind == "visium_hd" and len(section.spots) > 0
+    assert section.calibration.mpp == pytest.approx(0.2738, abs=1e-4)
+    assert section.image.levels[0].compute().ndim == 3
+    assert "single count" in synthesis_fault(section, 0.688)
