@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickletools
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,7 +87,11 @@ def globals_in_pickle(path: str | Path) -> tuple[str, ...]:
     """Name what unpickling a torch file (zip or raw) would import, as ``module name``, without unpickling it."""
     names: dict[str, None] = {}
     for data in _pickles(Path(path)):
-        names.update(dict.fromkeys(_globals(data)))
+        try:
+            for name in _globals(data):
+                names[name] = None
+        except (ValueError, EOFError, IndexError, OverflowError, struct.error):
+            continue  # raw tensor data follows the pickles of an old torch file; what was named before stays named
     return tuple(names)
 
 

@@ -1,0 +1,31 @@
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import write_tiny_checkpoint
+
+GENES = tuple(f"GENE{k}" for k in range(30))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Networks this small are slower on several threads, and much slower where the cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Numeric fixtures made with the reference implementations; they are not part of the repository."""
+    folder = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
+    if not folder.is_dir():
+        pytest.skip(f"../shared is not here: {folder}")
+    return folder
+
+
+@pytest.fixture
+def tiny_checkpoint(tmp_path) -> Path:
+    """A complete checkpoint folder of a test's own, which it may damage."""
+    return write_tiny_checkpoint(tmp_path / "tiny", GENES)

@@ -1,0 +1,64 @@
+import json
+
+import pytest
+import torch
+from checkpoints import plain_transformer
+from safetensors.torch import save_file
+
+from napari_stmdit.errors import CheckpointError
+from napari_stmdit.model.inspect import inspect_checkpoint
+from napari_stmdit.model.keys import from_native
+
+FAMILIES = {
+    "stmdit_tiny_adaln": "stmdit_adaln",
+    "stmdit_tiny_xattn": "stmdit_cross_attention",
+    "stmdit_tiny_both": "stmdit_adaln_cross_attention",
+    "stmdit_tiny_xattn_pma": "stmdit_cross_attention_pma",
+    "pixcell_tiny_original": "pixcell",
+    "pixcell_tiny_diffusers": "pixcell",
+    "pixcell1024_tiny_diffusers": "pixcell",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_golden_transformers(golden, name):
+    found = inspect_checkpoint(golden / f"{name}.safetensors")
+    assert found.kind == "transformer" and found.family == FAMILIES[name]
+    assert found.naming == ("diffusers" if "diffusers" in name else "original")
+    assert (found.depth, found.heads, found.patch_size) == (3 if "pixcell_tiny" in name else 2, 4, 2)
+    assert found.objective == "epsilon" and found.learned_sigma is True
+    text = " ".join(found.missing)
+    assert "vae" in text and "UNI2-h" in text and "mpp" in text
+    assert ("CancerFoundation" in text) == name.startswith("stmdit")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "family"),
+    [
+        ("vae_tiny", "vae", "AutoencoderKL"),
+        ("uni2h_tiny", "morphology_encoder", "UNI2-h"),
+        ("cancerfoundation_tiny", "expression_encoder", "CancerFoundation"),
+        ("vae_tiny_io", "unknown", None),
+    ],
+)
+def test_other_golden_files(golden, name, kind, family):
+    found = inspect_checkpoint(golden / f"{name}.safetensors")
+    assert (found.kind, found.family) == (kind, family)
+
+
+def test_what_is_missing_is_listed_and_not_raised(tmp_path):
+    tensors = from_native(plain_transformer().state_dict(), "original")
+    tensors["stranger"] = torch.zeros(2, 3)
+    del tensors["y_embedder.y_embedding"]
+    save_file(tensors, tmp_path / "weights.safetensors")
+    found = inspect_checkpoint(tmp_path / "weights.safetensors")
+    text = " ".join(found.missing)
+    assert "stranger  (2, 3)  no rule knows" in text
+    assert "number of heads is unknown" in text and "interpolation scale" in text
+    assert found.width == 16 and found.heads is None and found.position_scale is None
+    assert json.loads(found.model_dump_json())["depth"] == 2
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        inspect_checkpoint(tmp_path / "nowhere")
