@@ -113,13 +113,18 @@ def load_checkpoint(name: str | Path = "demo", device: str = "auto", dtype: str 
     CheckpointError
         The folder is missing, incomplete, unsafe or does not fit this version, or the device is not there.
     """
+    import torch
+
     from .model.folder import load_component, read_folder, read_profile_spreads, read_profiles
     from .model.pipeline import STMDiTPipeline
 
     path = _resolve(name)
     chosen, kind = choose_device(device, dtype)
     folder = read_folder(path)
-    transformer = load_component(folder, "transformer").to(device=chosen, dtype=kind).eval()
+    transformer = load_component(folder, "transformer").eval()
+    torch.nn.Module.to(
+        transformer, device=chosen, dtype=kind
+    )  # diffusers' own `to` warns of modules to be kept in float32
     vae = load_component(folder, "vae").to(device=chosen).eval()
     pipeline = STMDiTPipeline(transformer=transformer, vae=vae, scheduler=load_component(folder, "scheduler"))
     provenance = {
