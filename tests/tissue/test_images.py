@@ -72,6 +72,8 @@ def test_transparency_is_laid_over_white(tmp_path, picture):
 
 @pytest.mark.parametrize("compression", [None, "jpeg", "zlib"])
 def test_a_tiled_tiff_is_read_tile_by_tile(tmp_path, picture, compression):
+    if compression == "jpeg":
+        pytest.importorskip("imagecodecs")
     smooth = np.repeat(np.repeat(picture[::50, ::50], 50, 0), 50, 1)
     with tifffile.TiffWriter(tmp_path / "slide.tif") as tiff:
         options = {"tile": (256, 256), "photometric": "rgb", "compression": compression}
@@ -81,6 +83,16 @@ def test_a_tiled_tiff_is_read_tile_by_tile(tmp_path, picture, compression):
     assert image.levels[0].chunksize[:2] == (256, 256)
     assert image.levels[1].shape == smooth[::2, ::2].shape
     assert np.abs(image.levels[0].compute().astype(int) - smooth).mean() < (2 if compression == "jpeg" else 1e-9)
+
+
+def test_a_compressed_tiff_without_its_codec_is_refused_at_once(tmp_path, picture, monkeypatch):
+    from napari_stmdit.tissue import images
+
+    pytest.importorskip("imagecodecs")
+    tifffile.imwrite(tmp_path / "slide.tif", picture, tile=(256, 256), photometric="rgb", compression="jpeg")
+    monkeypatch.setattr(images, "find_spec", lambda name: None)
+    with pytest.raises(SectionError, match="pip install imagecodecs"):
+        open_image(tmp_path / "slide.tif")
 
 
 def test_a_planar_and_an_untiled_tiff(tmp_path, picture):

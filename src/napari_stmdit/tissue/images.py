@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,7 @@ def _open_tiff(path: Path) -> list[Any]:
         series = tiff.series[0]
         axes, shape, dtype = series.axes, series.shape, series.dtype
         tiled, count = bool(series.pages[0].is_tiled), len(series.levels)
+        _check_codec(path, int(series.pages[0].compression))
     sample = next((axes.index(a) for a in "SC" if a in axes), None)
     extra = [n for a, n in zip(axes, shape, strict=True) if a not in "YXSC"]
     if dtype != np.uint8 or sample is None or shape[sample] not in (3, 4) or any(n != 1 for n in extra):
@@ -204,6 +206,14 @@ def _open_tiff(path: Path) -> list[Any]:
         return pyramid(_Decoded((height, width), partial(_read_tiff, path, axes)))
     levels = [_tiff_level(path, level, axes) for level in range(count)]
     return with_overview(levels)
+
+
+def _check_codec(path: Path, compression: int) -> None:
+    """Refuse at once what would fail at the first tile; tifffile alone reads plain and deflated data only."""
+    if compression not in (1, 8, 32946) and find_spec("imagecodecs") is None:
+        raise SectionError(
+            f"{path} is a compressed TIFF (scheme {compression}) that needs one more package: pip install imagecodecs"
+        )
 
 
 def _read_tiff(path: Path, axes: str) -> NDArray[np.uint8]:
