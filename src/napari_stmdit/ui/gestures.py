@@ -1,0 +1,86 @@
+"""Mouse gestures on the tissue: a click on a spot and a lasso. Callbacks as napari wants them; no Qt."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .state import Combine
+
+CLICK_PX = 4
+"""A press and release that moved less than so many screen pixels is a click; more is a pan."""
+OnPlace = Callable[[NDArray[np.float64], Combine | None], None]
+
+
+def combine_of(modifiers: Sequence[Any], click: bool) -> Combine | None:
+    """Return what modifier keys ask for: Shift adds (on a click it also takes away), Control takes away; None without."""
+    names = {str(getattr(m, "name", m)) for m in modifiers}
+    if "Shift" in names:
+        return "toggle" if click else "add"
+    return "subtract" if names & {"Control", "Ctrl", "Meta"} else None
+
+
+def on_click(call: OnPlace) -> Callable[[Any, Any], Iterator[None]]:
+    """Return a drag callback for a layer that reports clicks; ``call`` gets (y, x) in the layer's data and is held weakly."""
+    weak = weakref.WeakMethod(call)
+
+    def clicked(layer: Any, event: Any) -> Iterator[None]:
+        if event.button != 1:
+            return
+        start, moved = np.asarray(event.pos, dtype=float), 0.0
+        how = combine_of(event.modifiers, click=True)
+        yield
+        while event.type == "mouse_move":
+            moved = max(moved, float(np.linalg.norm(np.asarray(event.pos, dtype=float) - start)))
+            yield
+        handler = weak()
+        if handler is not None and moved < CLICK_PX:
+            handler(np.asarray(layer.world_to_data(event.position), dtype=float)[-2:], how)
+
+    return clicked
+
+
+class Lasso:
+    """Watches a Shapes layer in lasso mode: reports each ring once, as (n, 2) in world coordinates, and takes it away again.
+
+    A tiny lasso is dropped by napari's simplification and leaves no polygon; it is reported as the one place it began at.
+    """
+
+    def __init__(self, layer: Any, call: OnPlace) -> None:
+        self.layer = layer
+        self._call = weakref.WeakMethod(call)
+        self._how: Combine | None = None
+        self._start: NDArray[np.float64] | None = None
+        layer.mode = "add_polygon_lasso"
+        layer.mouse_drag_callbacks.insert(
+            0, self._pressed
+        )  # before napari's own, which may finish the ring on this press
+        layer.events.data.connect(self._changed)
+
+    def _pressed(self, layer: Any, event: Any) -> Iterator[None]:
+        self._how = combine_of(event.modifiers, click=False)
+        self._start = np.asarray(event.position, dtype=float)[-2:]
+        yield
+
+    def _changed(self, event: Any) -> None:
+        # napari also tells of the beginning (adding), of every vertex (changing) and of our own removal (removing)
+        if str(getattr(event.action, "value", event.action)) != "added":
+            return
+        layer = self.layer
+        rings = [np.asarray(ring, dtype=float) for ring in layer.data]
+        if rings:
+            ring = np.array([layer.data_to_world(vertex) for vertex in rings[-1]])[:, -2:]
+            layer.remove(list(range(len(rings))))
+            layer.selected_data.clear()
+        elif self._start is not None:
+            ring = self._start[None]
+        else:
+            return
+        handler = self._call()
+        if handler is not None:
+            handler(ring, self._how)
+        self._how = None

@@ -1,0 +1,187 @@
+"""Layers out of values: the one place that decides affine, units, axis labels, names and metadata of what we add."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from napari.layers import Layer
+from numpy.typing import NDArray
+
+from ..synthesis.result import Result
+from ..tissue.geometry import napari_affine, scaling, world_affine
+from ..types import CanvasFrame, Section
+from .colouring import RING, SELECTED, SpotLook
+
+Role = Literal["slide", "spots", "lasso", "result", "stored", "context"]
+KEY = "stmdit"
+"""Our place in ``layer.metadata``. Layers are known by it and never by name."""
+LayerTuple = tuple[Any, dict[str, Any], str]
+
+
+def ours(layer: Any) -> Mapping[str, Any]:
+    """Return what we wrote into a layer's metadata; empty for layers of others."""
+    found = layer.metadata.get(KEY)
+    return found if isinstance(found, Mapping) else {}
+
+
+def role_of(layer: Any) -> str | None:
+    """Return what a layer is for us, or None for layers of others."""
+    return ours(layer).get("role")
+
+
+def section_of(layer: Any) -> Section | None:
+    """Return the section a layer shows, or None."""
+    section = ours(layer).get("section")
+    return section if isinstance(section, Section) else None
+
+
+def placing(section: Section, affine: NDArray[np.float64]) -> dict[str, Any]:
+    """Return what every layer of a section shares.
+
+    Units are microns where the section is calibrated and are left out where it is not: one layer with other units than the
+    rest would make napari drop units for the whole viewer.
+    """
+    placed: dict[str, Any] = {"affine": affine, "axis_labels": ("y", "x")}
+    if section.calibration.mpp is not None:
+        placed["units"] = ("um", "um")
+    return placed
+
+
+def metadata(role: Role, section: Section, **more: Any) -> dict[str, Any]:
+    """Return a layer's metadata: ours, and the keys by which napari-spatialdata knows an element's name and system."""
+    meta: dict[str, Any] = {KEY: {"role": role, "section": section, **more}}
+    if section.kind == "spatialdata" and section.coordinate_systems:
+        meta["_current_cs"] = next(iter(section.coordinate_systems))
+        meta["_active_in_cs"] = set(section.coordinate_systems)
+    return meta
+
+
+def section_layers(section: Section) -> list[LayerTuple]:
+    """Return the layers of a section: its slide, where it has one, and its spots as one Points layer, true to size."""
+    found = [] if section.image is None else [slide_layer(section)]
+    return [*found, spots_layer(section)]
+
+
+def slide_layer(section: Section, role: Role = "slide", name: str = "") -> LayerTuple:
+    """Return the lazy multiscale slide image."""
+    image = section.image
+    assert image is not None
+    levels = list(image.levels)
+    state = {
+        "name": name or f"{section.name} H&E" + (" (synthetic)" if section.synthetic else ""),
+        "rgb": True,
+        "multiscale": len(levels) > 1,
+        "metadata": metadata(role, section),
+        **placing(section, napari_affine(scaling(image.pixel_size), section.calibration.mpp)),
+    }
+    return (levels if len(levels) > 1 else levels[0]), state, "image"
+
+
+def spots_layer(section: Section) -> LayerTuple:
+    """Return the spots as one Points layer. Its data are full-resolution pixels, which need no half-pixel shift."""
+    spots = section.spots
+    state = {
+        "name": f"{section.name} spots",
+        "size": spots.diameter,
+        "symbol": "disc",
+        "face_color": "transparent",
+        "border_color": np.array([RING]),
+        "border_width": 0.07,
+        "features": {"spot": spots.ids},
+        "metadata": metadata("spots", section),
+        **placing(section, world_affine(section)),
+    }
+    return spots.yx, state, "points"
+
+
+def lasso_layer(section: Section) -> LayerTuple:
+    """Return the empty Shapes layer that a lasso is drawn on."""
+    state = {
+        "name": "lasso (draw around spots)",
+        "edge_color": np.array([SELECTED]),
+        "face_color": np.array([[*SELECTED[:3], 0.15]]),
+        "edge_width": section.spots.diameter * 0.06,
+        "metadata": metadata("lasso", section),
+        **placing(section, world_affine(section)),
+    }
+    return [], state, "shapes"
+
+
+def result_layer(
+    rgba: NDArray[np.uint8], frame: CanvasFrame, section: Section, name: str, run: Mapping[str, Any]
+) -> LayerTuple:
+    """Return the one RGBA image layer of a run.
+
+    Parameters
+    ----------
+    rgba
+        (h, w, 4) uint8; drawn from as it is, so that later patches appear on refresh.
+    frame
+        Its place.
+    section
+        The section it belongs to.
+    name
+        Must say that it is synthetic.
+    run
+        Identity and provenance, kept in the layer's metadata.
+    """
+    state = {
+        "name": name,
+        "rgb": True,
+        "metadata": metadata("result", section, **run),
+        **placing(section, napari_affine(frame.affine, section.calibration.mpp)),
+    }
+    return rgba, state, "image"
+
+
+def stored_layers(section: Section) -> list[LayerTuple]:
+    """Return the results that a section's SpatialData store holds, as layers."""
+    if section.kind != "spatialdata" or section.path is None:
+        return []
+    from ..tissue.store import list_results, read_result
+
+    store = next((p for p in (section.path, *section.path.parents) if p.suffix == ".zarr"), section.path)
+    found = []
+    for element in list_results(store):
+        rgba, affine, provenance = read_result(store, element)
+        state = {
+            "name": f"synthetic ({element})",
+            "rgb": True,
+            "metadata": metadata("stored", section, element=element, provenance=provenance) | {"name": element},
+            **placing(section, napari_affine(affine, section.calibration.mpp)),
+        }
+        found.append((rgba, state, "image"))
+    return found
+
+
+def layer_of_result(result: Result, name: str) -> LayerTuple:
+    """Return the layer of a finished result, as for scripts."""
+    return result_layer(
+        result.rgba, result.plan.frame, result.section, name, {"provenance": dict(result.provenance), "result": result}
+    )
+
+
+def make(data: LayerTuple) -> Any:
+    """Return the napari layer of a tuple."""
+    values, state, kind = data
+    return Layer.create(values, state, kind)
+
+
+def insert(viewer: Any, data: LayerTuple, above: Any = None) -> Any:
+    """Add a layer without taking the selection away from the present one; ``above`` says on which layer it is to lie."""
+    active = viewer.layers.selection.active
+    layer = viewer.add_layer(make(data))
+    if above is not None and above in viewer.layers:
+        viewer.layers.move(viewer.layers.index(layer), viewer.layers.index(above) + 1)
+    if active is not None and active in viewer.layers:
+        viewer.layers.selection.active = active
+    return layer
+
+
+def draw_spots(layer: Any, look: SpotLook) -> None:
+    """Give the spots their colours and outlines."""
+    layer.face_color = look.face
+    layer.border_color = look.border
+    layer.border_width = look.width

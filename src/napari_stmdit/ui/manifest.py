@@ -1,0 +1,63 @@
+"""What napari.yaml points at besides the widget: reader and sample data. Imports nothing heavy until it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .layers import LayerTuple
+
+Reader = Callable[[Any], "list[LayerTuple]"]
+
+
+def get_reader(path: str | Sequence[str]) -> Reader | None:
+    """Return a reader for a SpatialData store or a Space Ranger folder, or None: napari asks it for every folder.
+
+    Decides from file names and one small JSON file; a store of another kind is left to other plugins.
+    """
+    if not isinstance(path, str):
+        if len(path) != 1:
+            return None
+        path = path[0]
+    from ..tissue.spatialdata_store import is_spatialdata
+
+    folder = Path(path)
+    return read_section if is_spatialdata(folder) or is_space_ranger(folder) else None
+
+
+def is_space_ranger(folder: Path) -> bool:
+    """Tell whether a folder holds Space Ranger output, versions 1 to 3 or HD."""
+    if any((folder / inner / "spatial" / "scalefactors_json.json").is_file() for inner in ("", "outs")):
+        return True
+    return any(next(folder.glob(f"{inner}square_*/spatial"), None) is not None for inner in ("", "binned_outputs/"))
+
+
+def read_section(path: Any) -> list[LayerTuple]:
+    """Return the layers of a section: slide, the results that its store holds, and spots."""
+    from ..tissue.open import open_section
+    from .layers import section_layers, stored_layers
+
+    section = open_section(path if isinstance(path, (str, Path)) else path[0])
+    *below, spots = section_layers(section)
+    return [*below, *stored_layers(section), spots]
+
+
+def view_store(path: str | Path) -> None:
+    """Open napari on a store, with the workbench; returns when its window is closed."""
+    import napari
+
+    viewer = napari.Viewer(title="STMDiT workbench")
+    for data, state, kind in read_section(str(path)):
+        getattr(viewer, f"add_{kind}")(data, **state)
+    viewer.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")
+    napari.run()
+
+
+def sample_section() -> list[LayerTuple]:
+    """Return the layers of the bundled sample section."""
+    from ..tissue.sample import open_sample_section
+    from .layers import section_layers
+
+    return section_layers(open_sample_section())

@@ -1,0 +1,179 @@
+"""Small parts that all panels are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtGui import QAction, QGuiApplication
+from qtpy.QtWidgets import (
+    QButtonGroup,
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QLayout,
+    QPushButton,
+    QSizePolicy,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+# contrast with the background of napari's dark and light theme is at least 4.5 : 1 for each
+_COLOURS = {
+    True: {"info": "#c8ccd2", "warning": "#f0b35a", "error": "#ff8f80", "quiet": "#a9aeb6"},
+    False: {"info": "#33383f", "warning": "#7a4d00", "error": "#a8201a", "quiet": "#555b63"},
+}
+
+
+def named(widget: Any, name: str, tip: str) -> Any:
+    """Give a control its name for screen readers and its tooltip; return it."""
+    widget.setAccessibleName(name)
+    widget.setToolTip(tip)
+    return widget
+
+
+def column(*parts: QWidget | QLayout, spacing: int = 6) -> QVBoxLayout:
+    """Stack widgets and layouts."""
+    layout = QVBoxLayout()
+    layout.setContentsMargins(0, 0, 0, 0)
+    layout.setSpacing(spacing)
+    _fill(layout, parts)
+    return layout
+
+
+def row(*parts: QWidget | QLayout, stretch: int = 0) -> QHBoxLayout:
+    """Put widgets and layouts beside each other; the part number ``stretch`` takes the room that is left."""
+    layout = QHBoxLayout()
+    layout.setContentsMargins(0, 0, 0, 0)
+    layout.setSpacing(6)
+    _fill(layout, parts)
+    layout.setStretch(stretch, 1)
+    return layout
+
+
+def _fill(layout: Any, parts: Sequence[QWidget | QLayout]) -> None:
+    for part in parts:
+        (layout.addLayout if isinstance(part, QLayout) else layout.addWidget)(part)
+
+
+def labelled(*pairs: tuple[str, QWidget | QLayout]) -> QGridLayout:
+    """Put labels in a column and their controls in the next, which takes the room that is left."""
+    layout = QGridLayout()
+    layout.setContentsMargins(0, 0, 0, 0)
+    layout.setHorizontalSpacing(8)
+    layout.setVerticalSpacing(4)
+    layout.setColumnStretch(1, 1)
+    for place, (label, control) in enumerate(pairs):
+        layout.addWidget(QLabel(label), place, 0)
+        (layout.addLayout if isinstance(control, QLayout) else layout.addWidget)(control, place, 1)
+    return layout
+
+
+class Text(QLabel):  # type: ignore[misc,unused-ignore]
+    """A wrapped line of text that hides itself when it is empty."""
+
+    def __init__(self, kind: str = "info", text: str = "") -> None:
+        super().__init__()
+        self.kind = kind
+        self._dark = True
+        self.setWordWrap(True)
+        self.setTextFormat(Qt.TextFormat.PlainText)
+        copy = QAction("Copy", self)
+        copy.triggered.connect(lambda: QGuiApplication.clipboard().setText(self.plain()))
+        self.addAction(copy)
+        self.setContextMenuPolicy(Qt.ContextMenuPolicy.ActionsContextMenu)
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+        self.show_text(text)
+
+    def show_text(self, text: str, kind: str | None = None) -> None:
+        """Show a text, in the colour of its kind: info, quiet, warning or error."""
+        self.kind = kind or self.kind
+        # long paths have no place to break: zero-width spaces after the separators make some
+        self.setText(text.replace("/", "/\u200b").replace("_", "_\u200b"))
+        self.setVisible(bool(text))
+        self.use_theme(self._dark)
+
+    def plain(self) -> str:
+        """Return the text as it was given."""
+        return str(self.text()).replace("\u200b", "")
+
+    def use_theme(self, dark: bool) -> None:
+        """Take the colours of a dark or light theme."""
+        self._dark = dark
+        self.setStyleSheet(f"color: {_COLOURS[dark][self.kind]};")
+
+
+class Fold(QWidget):  # type: ignore[misc,unused-ignore]
+    """A titled part that can be folded away; its content takes whatever height its wrapped texts need."""
+
+    def __init__(self, title: str, content: QWidget, unfolded: bool = True, inner: bool = False) -> None:
+        super().__init__()
+        self.content = content
+        self._button = QToolButton()
+        self._button.setText(title)
+        self._button.setCheckable(True)
+        self._button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        self._button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        weight = "normal" if inner else "bold"
+        self._button.setStyleSheet(
+            f"QToolButton {{ font-weight: {weight}; text-align: left; border: none; padding: 3px 0; }}"
+        )
+        named(self._button, f"{title}, fold or unfold", f"Fold or unfold: {title}")
+        self._button.toggled.connect(self._toggled)
+        layout = column(self._button, content, spacing=2)
+        content.setContentsMargins(0 if inner else 8, 0, 0, 0)
+        self.setLayout(layout)
+        self._button.setChecked(unfolded)
+        self._toggled(unfolded)
+
+    def unfold(self, on: bool = True) -> None:
+        """Show or hide the content."""
+        self._button.setChecked(on)
+
+    @property
+    def unfolded(self) -> bool:
+        """Whether the content is shown."""
+        return bool(self._button.isChecked())
+
+    def _toggled(self, on: bool) -> None:
+        self._button.setArrowType(Qt.ArrowType.DownArrow if on else Qt.ArrowType.RightArrow)
+        self.content.setVisible(on)
+
+
+class Choice(QWidget):  # type: ignore[misc,unused-ignore]
+    """A few buttons of which one is down."""
+
+    chosen = Signal(str)
+
+    def __init__(self, options: Sequence[tuple[str, str, str]]) -> None:
+        super().__init__()
+        self._buttons: dict[str, QPushButton] = {}
+        group = QButtonGroup(self)
+        layout = QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(2)
+        for key, label, tip in options:
+            button = QPushButton(label)
+            button.setCheckable(True)
+            button.setMinimumWidth(40)
+            button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+            button.setMinimumHeight(26)
+            named(button, label, tip)
+            button.clicked.connect(lambda _=False, key=key: self.chosen.emit(key))
+            group.addButton(button)
+            layout.addWidget(button)
+            self._buttons[key] = button
+
+    def value(self) -> str:
+        """Return the key of the button that is down."""
+        return next((key for key, button in self._buttons.items() if button.isChecked()), "")
+
+    def setValue(self, key: str) -> None:
+        """Press a button without saying so."""
+        self._buttons[key].setChecked(True)
+
+    def button(self, key: str) -> QPushButton:
+        """Return a button, for tests and shortcuts."""
+        return self._buttons[key]

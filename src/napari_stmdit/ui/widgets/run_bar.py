@@ -1,0 +1,63 @@
+"""Run, Stop, progress and the message: always in sight, below the panels."""
+
+from __future__ import annotations
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QProgressBar, QPushButton, QWidget
+
+from ...progress import Progress
+from ..state import Message, RunStatus
+from .common import Text, column, named, row
+from .synthesize import duration
+
+
+class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
+    """One button that runs and stops, with progress, time to go and the last message."""
+
+    runRequested = Signal()
+    stopRequested = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.run = named(QPushButton("Run"), "Run", "Synthesize patches for the selected spots")
+        self.stop = named(
+            QPushButton("Stop"), "Stop", "End the run at its next denoising step; finished patches are kept"
+        )
+        self.bar = QProgressBar()
+        self.bar.setRange(0, 1000)
+        self.bar.setTextVisible(False)
+        self.bar.setFixedHeight(6)
+        named(self.bar, "Progress", "Progress of the run")
+        self.count = Text("quiet")
+        self.message = Text("info")
+        self.message.setAccessibleName("Message")
+        for button in (self.run, self.stop):
+            button.setMinimumHeight(30)
+        self.run.clicked.connect(self.runRequested)
+        self.stop.clicked.connect(self.stopRequested)
+        self.setLayout(column(self.message, self.bar, self.count, row(self.run, self.stop), spacing=4))
+        self.show_status(RunStatus.IDLE, "")
+        self.show_progress(None, "")
+
+    def show_status(self, status: RunStatus, obstacle: str) -> None:
+        """Offer what can be done now; the reason why Run cannot be pressed is its tooltip."""
+        self.run.setEnabled(not status.busy and not obstacle)
+        self.run.setToolTip(obstacle or "Synthesize patches for the selected spots")
+        self.stop.setEnabled(status is RunStatus.RUNNING)
+        self.stop.setText("Stopping …" if status is RunStatus.STOPPING else "Stop")
+
+    def show_progress(self, progress: Progress | None, busy: str) -> None:
+        """Show how far the run is, or that something is being opened or loaded."""
+        self.bar.setVisible(progress is not None or bool(busy))
+        if progress is None:
+            self.bar.setRange(0, 0 if busy else 1000)
+            self.count.show_text(f"{busy} …" if busy else "")
+            return
+        self.bar.setRange(0, 1000)
+        self.bar.setValue(round(1000 * progress.fraction))
+        left = "" if progress.eta_s is None else f", {duration(progress.eta_s)} left"
+        self.count.show_text(f"{progress.patches_done} of {progress.patches_total} patches{left}")
+
+    def show_message(self, message: Message) -> None:
+        """Show a message until the next one."""
+        self.message.show_text(message.text, message.kind)

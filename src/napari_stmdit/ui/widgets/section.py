@@ -1,0 +1,173 @@
+"""Opening a section and its facts."""
+
+from __future__ import annotations
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import QFileDialog, QFormLayout, QLabel, QLineEdit, QPushButton, QWidget
+
+from ...types import Section
+from ..state import OpenIntent
+from .common import Fold, Text, column, labelled, named, row
+
+IMAGES = "Images (*.jpg *.jpeg *.png *.tif *.tiff *.btf *.svs *.ndpi *.scn)"
+
+
+class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
+    """Says which section to open, and shows what is known of the open one."""
+
+    openRequested = Signal(object)
+    """Emits an `OpenIntent`, or None for the bundled sample."""
+    refused = Signal(str)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = self._field("Section folder", "Space Ranger folder or SpatialData .zarr")
+        self.path.setToolTip(
+            "A Space Ranger 'outs' folder (Visium or Visium HD), or a SpatialData .zarr with Visium spots"
+        )
+        self.fullres = self._field("Full-resolution image", "found in the folder")
+        self.fullres.setToolTip("The slide image that Space Ranger was run on, where the folder lacks it")
+        self.mpp = self._field("Microns per pixel", "from the files")
+        self.mpp.setToolTip("Microns per full-resolution pixel; overrides what the files say")
+        browse = self._browser("Choose the section's folder", self._browse_path)
+        browse_image = self._browser("Choose the full-resolution image", self._browse_image)
+        self.open_button = named(QPushButton("Open"), "Open the section", "Open the section named above")
+        self.sample_button = named(
+            QPushButton("Sample section"),
+            "Open the sample section",
+            "Open the synthetic section that comes with the plugin",
+        )
+        self.open_button.clicked.connect(self._open)
+        self.sample_button.clicked.connect(lambda: self.openRequested.emit(None))
+        self.path.returnPressed.connect(self._open)
+        inside = QWidget()
+        inside.setLayout(labelled(("Slide image", row(self.fullres, browse_image)), ("µm per pixel", self.mpp)))
+        self.overrides = Fold("Where the files lack it", inside, unfolded=False, inner=True)
+        self._facts = QWidget()
+        self._form = QFormLayout(self._facts)
+        self._form.setContentsMargins(0, 2, 0, 0)
+        self._form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        self._form.setLabelAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignTop)
+        self._form.setHorizontalSpacing(10)
+        self._form.setVerticalSpacing(3)
+        self.rows = {name: self._fact(name) for name in ("Name", "Spots", "Genes", "Scale", "System", "Shared genes")}
+        self.rows["Scale"].setToolTip(
+            "Microns per full-resolution pixel of the slide, and where that number comes from"
+        )
+        self.rows["Shared genes"].setToolTip(
+            "How many of the genes that the checkpoint was trained with this section has"
+        )
+        self.fault = Text("warning")
+        self.notes = Text("quiet")
+        self.setLayout(
+            column(
+                row(self.path, browse),
+                self.overrides,
+                row(self.open_button, self.sample_button),
+                self._facts,
+                self.fault,
+                self.notes,
+            )
+        )
+        self.show_section(None)
+
+    # --- value
+
+    def value(self) -> OpenIntent:
+        """Return which section the fields name.
+
+        Raises
+        ------
+        ValueError
+            Where microns per pixel is no number.
+        """
+        mpp = self.mpp.text().strip().replace(",", ".")
+        return OpenIntent(self.path.text().strip(), self.fullres.text().strip() or None, float(mpp) if mpp else None)
+
+    def setValue(self, intent: OpenIntent) -> None:
+        """Fill the fields."""
+        self.path.setText(intent.path)
+        self.fullres.setText(intent.fullres or "")
+        self.mpp.setText("" if intent.mpp is None else f"{intent.mpp:g}")
+
+    # --- facts
+
+    def show_section(self, section: Section | None) -> None:
+        """Show a section's facts."""
+        self._facts.setVisible(section is not None)
+        self.notes.show_text("")
+        self.fault.show_text("")
+        if section is None:
+            return
+        image = section.image
+        self.rows["Name"].show_text(section.name + (" (synthetic)" if section.synthetic else ""))
+        self.rows["Spots"].show_text(f"{len(section.spots):,}")
+        self.rows["Genes"].show_text(f"{len(section.spots.genes):,}")
+        self.rows["Scale"].show_text(
+            section.calibration.detail, "warning" if section.calibration.mpp is None else "info"
+        )
+        self.rows["System"].show_text(", ".join(section.coordinate_systems) or "full-resolution pixels")
+        self.rows["Shared genes"].show_text("known once a checkpoint is loaded")
+        if image is None:
+            self.fault.show_text("No slide image: spots can be coloured and selected, but not synthesized from.")
+        self.notes.show_text("\n".join(f"• {note}" for note in section.notes))
+
+    def show_fit(self, overlap: tuple[int, int] | None, fault: str) -> None:
+        """Show how the section fits the checkpoint: shared genes, and why it cannot be synthesized from."""
+        if overlap is not None:
+            self.rows["Shared genes"].show_text(f"{overlap[0]:,} of the checkpoint's {overlap[1]:,}")
+        if fault:
+            self.fault.show_text(f"Cannot synthesize from this section: {fault}")
+        elif overlap is not None:
+            self.fault.show_text("")
+
+    def show_busy(self, busy: bool) -> None:
+        """Lock the buttons while a section is being opened."""
+        self.open_button.setEnabled(not busy)
+        self.sample_button.setEnabled(not busy)
+
+    # --- private
+
+    def _field(self, name: str, hint: str) -> QLineEdit:
+        field = QLineEdit()
+        field.setPlaceholderText(hint)
+        field.setAccessibleName(name)
+        field.setMinimumWidth(60)
+        return field
+
+    def _browser(self, tip: str, slot: object) -> QPushButton:
+        button = QPushButton("…")
+        button.setFixedWidth(30)
+        button.clicked.connect(slot)
+        return named(button, tip, tip)
+
+    def _fact(self, name: str) -> Text:
+        text = Text("info")
+        text.setAccessibleName(name)
+        self._form.addRow(QLabel(name), text)
+        return text
+
+    def _open(self) -> None:
+        try:
+            intent = self.value()
+        except ValueError:
+            self.refused.emit(
+                f"'{self.mpp.text()}' is no number; expected microns per full-resolution pixel, such as 0.5"
+            )
+            return
+        if not intent.path:
+            self._browse_path()
+            intent = self.value()
+        if intent.path:
+            self.openRequested.emit(intent)
+
+    def _browse_path(self) -> None:
+        chosen = QFileDialog.getExistingDirectory(self, "Choose a Space Ranger folder or a .zarr", self.path.text())
+        if chosen:
+            self.path.setText(chosen)
+
+    def _browse_image(self) -> None:
+        start = self.fullres.text() or self.path.text()
+        chosen, _ = QFileDialog.getOpenFileName(self, "Choose the full-resolution slide image", start, IMAGES)
+        if chosen:
+            self.fullres.setText(chosen)

@@ -1,0 +1,256 @@
+"""What is to be synthesized, and how."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QDoubleSpinBox,
+    QLabel,
+    QLineEdit,
+    QPushButton,
+    QSlider,
+    QSpinBox,
+    QWidget,
+)
+from superqt import QLargeIntSpinBox
+
+from ...synthesis.estimate import Estimate
+from ...types import CheckpointCard, Guidance, Request
+from .common import Text, column, labelled, named, row
+
+SOURCES = (
+    ("own", "Own crop of each spot"),
+    ("mean", "Mean of the section"),
+    ("spot", "Another spot"),
+    ("null", "None"),
+)
+MOST_GUIDANCE = 10.0
+"""End of the slider; the number beside it takes up to 30."""
+_STEPS_PER_UNIT = 20
+
+
+class ScaleSlider(QWidget):  # type: ignore[misc,unused-ignore]
+    """A lens on one guidance scale: a slider and a number. None is the checkpoint's own default, shown in its place."""
+
+    valueChanged = Signal()
+
+    def __init__(self, name: str, tip: str) -> None:
+        super().__init__()
+        self._default = 1.0
+        self._value: float | None = None
+        self.slider = named(QSlider(Qt.Orientation.Horizontal), f"{name} slider", tip)
+        self.slider.setRange(0, int(MOST_GUIDANCE * _STEPS_PER_UNIT))
+        self.slider.setPageStep(_STEPS_PER_UNIT // 2)
+        self.slider.setMinimumWidth(80)
+        self.number = named(QDoubleSpinBox(), name, tip)
+        self.number.setRange(0, 30)
+        self.number.setDecimals(2)
+        self.number.setSingleStep(0.25)
+        self.number.setFixedWidth(74)
+        self.slider.valueChanged.connect(lambda at: self._moved(at / _STEPS_PER_UNIT))
+        self.number.valueChanged.connect(self._moved)
+        self.setLayout(row(self.slider, self.number))
+
+    def value(self) -> float | None:
+        """Return the scale; None where the user left the default."""
+        return self._value
+
+    def setValue(self, value: float | None) -> None:
+        """Show a scale."""
+        self._value = value
+        shown = self._default if value is None else value
+        for control in (self.slider, self.number):
+            control.blockSignals(True)
+        self.slider.setValue(round(min(shown, MOST_GUIDANCE) * _STEPS_PER_UNIT))
+        self.number.setValue(shown)
+        for control in (self.slider, self.number):
+            control.blockSignals(False)
+
+    def set_default(self, default: float) -> None:
+        """Say what None stands for."""
+        self._default = default
+        self.setValue(self._value)
+
+    def _moved(self, value: float) -> None:
+        self.setValue(round(value, 2))
+        self.valueChanged.emit()
+
+
+class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
+    """A lens on a `Request`: what the form does not show, it keeps."""
+
+    valueChanged = Signal(object)
+    batchChanged = Signal(object)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._value = Request()
+        self.expression = ScaleSlider(
+            "Expression guidance", "How strongly the image follows the expression; 1 is the plain model, 0 ignores it"
+        )
+        self.morphology = ScaleSlider(
+            "Morphology guidance", "How strongly the image follows the morphology; 1 is the plain model, 0 ignores it"
+        )
+        self.source = named(
+            QComboBox(), "Morphology source", "Where the morphology that a patch is conditioned on is read"
+        )
+        for key, label in SOURCES:
+            self.source.addItem(label, key)
+        self.spot = named(QLineEdit(), "Spot for the morphology", "Id of the spot whose morphology all patches get")
+        self.spot.setPlaceholderText("spot id")
+        self.pick = named(QPushButton("selected"), "Take the selected spot", "Take the first selected spot")
+        self.steps = named(QSpinBox(), "Steps", "Denoising steps; more is slower and finer")
+        self.steps.setRange(0, 1000)
+        self.steps.setMinimumWidth(64)
+        self.seed = named(QLargeIntSpinBox(), "Seed", "The same seed gives the same pixels")
+        self.seed.setRange(0, 2**32 - 1)
+        self.seed.setMinimumWidth(64)
+        self.dice = named(QPushButton("new"), "New seed", "Draw a new seed")
+        self.batch = named(QSpinBox(), "Patches at once", "Patches denoised together; does not change the result")
+        self.batch.setRange(0, 256)
+        self.batch.setSpecialValueText("auto")
+        self.mismatch = named(
+            QCheckBox("Run although genes are missing"),
+            "Allow gene mismatch",
+            "Genes that the checkpoint needs and the section lacks are set to their training mean",
+        )
+        self.faults = {name: Text("error") for name in ("guidance", "morphology", "steps", "seed", "region", "other")}
+        self.estimate, self.notes = Text("info"), Text("warning")
+        self._lay_out()
+        self._connect()
+        self.setValue(Request())
+        self.set_defaults(None)
+
+    def _lay_out(self) -> None:
+        self._spot_row = QWidget()
+        self._spot_row.setLayout(row(self.spot, self.pick))
+        self.setLayout(
+            column(
+                QLabel("Expression guidance"),
+                self.expression,
+                QLabel("Morphology guidance"),
+                self.morphology,
+                self.faults["guidance"],
+                QLabel("Morphology from"),
+                self.source,
+                self._spot_row,
+                self.faults["morphology"],
+                labelled(("Steps", self.steps), ("Seed", row(self.seed, self.dice)), ("Patches at once", self.batch)),
+                self.faults["steps"],
+                self.faults["seed"],
+                self.mismatch,
+                self.faults["region"],
+                self.faults["other"],
+                self.estimate,
+                self.notes,
+                spacing=4,
+            )
+        )
+
+    def _connect(self) -> None:
+        self.expression.valueChanged.connect(self._edited)
+        self.morphology.valueChanged.connect(self._edited)
+        self.source.activated.connect(self._edited)
+        self.spot.editingFinished.connect(self._edited)
+        self.steps.valueChanged.connect(self._edited)
+        self.seed.valueChanged.connect(self._edited)
+        self.dice.clicked.connect(lambda: self.seed.setValue(random.randrange(2**32)))
+        self.mismatch.toggled.connect(self._edited)
+        self.batch.valueChanged.connect(lambda count: self.batchChanged.emit(count or None))
+
+    # --- value
+
+    def value(self) -> Request:
+        """Return the request as the form has it."""
+        source = str(self.source.currentData())
+        guidance = self._value.guidance.model_copy(
+            update={"expression": self.expression.value(), "morphology": self.morphology.value()}
+        )
+        return self._value.model_copy(
+            update={
+                "guidance": Guidance(**guidance.model_dump()),
+                "morphology": (self.spot.text().strip() or "spot") if source == "spot" else source,
+                "steps": self.steps.value() or None,
+                "seed": int(self.seed.value()),
+                "allow_gene_mismatch": self.mismatch.isChecked(),
+            }
+        )
+
+    def setValue(self, request: Request) -> None:
+        """Show a request."""
+        self._value = request
+        controls = (self.source, self.spot, self.steps, self.seed, self.mismatch)
+        for control in controls:
+            control.blockSignals(True)
+        self.expression.setValue(request.guidance.expression)
+        self.morphology.setValue(request.guidance.morphology)
+        known = {key for key, _ in SOURCES}
+        named_source = request.morphology if request.morphology in known else "spot"
+        self.source.setCurrentIndex(self.source.findData(named_source))
+        if named_source == "spot" and request.morphology != "spot" and not self.spot.hasFocus():
+            self.spot.setText(request.morphology)
+        self._spot_row.setVisible(named_source == "spot")
+        self.steps.setValue(request.steps or 0)
+        self.seed.setValue(request.seed)
+        self.mismatch.setChecked(request.allow_gene_mismatch)
+        for control in controls:
+            control.blockSignals(False)
+
+    def set_defaults(self, card: CheckpointCard | None) -> None:
+        """Say what the fields stand for that the user leaves alone."""
+        self.steps.setSpecialValueText("default" if card is None else f"default ({card.steps})")
+        if card is not None:
+            self.expression.set_default(1.0 if card.guidance.expression is None else card.guidance.expression)
+            self.morphology.set_default(1.0 if card.guidance.morphology is None else card.guidance.morphology)
+
+    # --- what is known
+
+    def show_faults(self, faults: Mapping[str, str]) -> None:
+        """Show what is wrong, each fault beside the field it belongs to."""
+        texts: dict[str, list[str]] = {name: [] for name in self.faults}
+        for place, message in faults.items():
+            first = place.split(".")[0]
+            texts[first if first in texts else "other"].append(message)
+        for name, label in self.faults.items():
+            label.show_text("\n".join(texts[name]))
+
+    def show_estimate(self, estimate: Estimate | None, notes: Sequence[str], why_not: str) -> None:
+        """Show what a run would cost, or why there is none to estimate."""
+        self.notes.show_text("\n".join(f"• {note}" for note in notes))
+        if estimate is None:
+            self.estimate.show_text(why_not, "quiet")
+            return
+        patches = "1 patch" if estimate.patches == 1 else f"{estimate.patches:,} patches"
+        time = "" if estimate.seconds is None else f", about {duration(estimate.seconds)}"
+        self.estimate.show_text(f"{patches}, {memory(estimate.canvas_bytes)} of memory{time}", "info")
+
+    def use_spot(self, spot: str) -> None:
+        """Take a spot as the source of morphology."""
+        self.source.setCurrentIndex(self.source.findData("spot"))
+        self.spot.setText(spot)
+        self._edited()
+
+    def _edited(self) -> None:
+        value = self.value()
+        if value != self._value:
+            self.setValue(value)
+            self.valueChanged.emit(value)
+
+
+def duration(seconds: float) -> str:
+    """Write a time as a person would."""
+    if seconds < 1:
+        return "1 s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def memory(count: int) -> str:
+    """Write a number of bytes as a person would."""
+    return f"{max(1, round(count / 2**20)):,} MB" if count < 2**30 else f"{count / 2**30:.1f} GB"

@@ -1,0 +1,115 @@
+"""Jobs on a thread of napari's pool. One of the two places that know Qt."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from napari.qt.threading import create_worker
+from qtpy.QtCore import QObject, Qt, Signal
+from superqt.utils import GeneratorWorker
+
+from ..errors import StmditError, SynthesisError
+from ..progress import CancelToken
+from .jobs import Handlers, Job
+
+log = logging.getLogger(__name__)
+
+
+class JobWorker(GeneratorWorker):  # type: ignore[misc,type-arg,unused-ignore]
+    """A generator worker that always reports its end.
+
+    What differs from its parent: a RuntimeError is an error like any other, not a sign that the worker was deleted; the
+    generator is closed on the thread that ran it, whether it was exhausted or aborted, so that what it holds is let go; quitting
+    sets the job's own token, which is asked at every denoising step; and no ``warnings.catch_warnings`` is held open, which is
+    process-wide and not safe with two workers at a time.
+    """
+
+    def __init__(self, func: Callable[..., Iterator[Any]], *args: Any, **kwargs: Any) -> None:
+        self.token: CancelToken = kwargs.pop("token")
+        super().__init__(func, *args, **kwargs)
+
+    def quit(self) -> None:
+        """Ask the job to end: by us, or by napari when its window closes."""
+        self.token.cancel()
+        super().quit()
+
+    def run(self) -> None:
+        """Drive the generator; called by the thread pool."""
+        self._running = True
+        self.started.emit()
+        try:
+            for value in self._gen:
+                self.yielded.emit(value)
+                if self.abort_requested:
+                    self.aborted.emit()
+                    break
+        except Exception as error:  # noqa: BLE001 - a thread has no caller that could take it
+            self.errored.emit(error)
+        finally:
+            self._gen.close()
+            self._running = False
+            self.finished.emit()
+            self._finished.emit(self)
+
+
+class _Relay(QObject):  # type: ignore[misc,unused-ignore]
+    """Brings what a worker says to the thread that it was made on, the GUI thread."""
+
+    value = Signal(object)
+    error = Signal(object)
+    ended = Signal()
+
+
+_RELAYS: set[_Relay] = set()
+"""Relays of workers that have not ended yet: nobody else holds them."""
+
+
+def start(job: Job, token: CancelToken, handlers: Handlers) -> None:
+    """Start a job on a thread; the handlers are called on the thread that calls this, the GUI thread."""
+    relay = _Relay()
+    _RELAYS.add(relay)
+    for signal, handler in (
+        (relay.value, handlers.value),
+        (relay.error, partial(_report, handlers.error)),
+        (relay.ended, partial(_end, relay, handlers.end)),
+    ):
+        signal.connect(handler)
+
+    def generate() -> Iterator[Any]:
+        yield from job.guarded(token)
+
+    assert inspect.isgeneratorfunction(generate)
+    worker = create_worker(
+        generate,
+        token=token,
+        _start_thread=False,
+        _worker_class=JobWorker,
+        _ignore_errors=True,  # an error is shown in the dock; napari would raise it once more in the event loop
+        _progress={"total": job.yields, "desc": job.title},
+    )
+    queued = Qt.ConnectionType.QueuedConnection
+    worker.yielded.connect(relay.value, queued)
+    worker.errored.connect(relay.error, queued)
+    worker.finished.connect(relay.ended, queued)
+    if job.yields:
+        relay.value.connect(lambda _: worker.pbar.increment_with_overflow())
+    worker.start()
+
+
+def _report(handler: Callable[[StmditError], None], error: Exception) -> None:
+    if not isinstance(error, StmditError):
+        error = SynthesisError(f"{error} ({type(error).__name__})")
+    log.info("job failed", exc_info=error.__cause__ or error)
+    handler(error)
+
+
+def _end(relay: _Relay, handler: Callable[[], None]) -> None:
+    try:
+        handler()
+    finally:
+        _RELAYS.discard(relay)
+        relay.deleteLater()

@@ -1,0 +1,12 @@
+import pytest
+from standins import CropModel, card_for
+
+
+@pytest.fixture
+def card(tiny_section):
+    return card_for(tuple(tiny_section.spots.genes.symbols.tolist()), patch_px=64, patch_mpp=0.7)
+
+
+@pytest.fixture
+def crop_model(card):
+    return CropModel(card)

@@ -1,0 +1,497 @@
+"""The presenter with napari's viewer model: no Qt, no screen."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+from models_for_ui import FailingModel
+from napari.components import ViewerModel
+from standins import CropModel
+
+from napari_stmdit.errors import StmditError
+from napari_stmdit.progress import CancelToken
+from napari_stmdit.types import Guidance
+from napari_stmdit.ui import layers
+from napari_stmdit.ui.jobs import Job, start_inline
+from napari_stmdit.ui.presenter import Presenter, presenter_of
+from napari_stmdit.ui.state import Colouring, ModelChoice, OpenIntent, RunStatus
+
+
+class ByHand:
+    """Starts jobs and drives them one value at a time, as a worker would between two looks of the event loop."""
+
+    def __init__(self):
+        self.open = []
+
+    def __call__(self, job: Job, token: CancelToken, handlers):
+        self.open.append((job.guarded(token), handlers))
+
+    def step(self, number=-1):
+        values, handlers = self.open[number]
+        try:
+            handlers.value(next(values))
+        except StopIteration:
+            handlers.end()
+            return False
+        except StmditError as error:
+            handlers.error(error)
+            handlers.end()
+            return False
+        return True
+
+    def finish(self, number=-1):
+        while self.step(number):
+            pass
+
+
+@pytest.fixture
+def viewer():
+    return ViewerModel()
+
+
+@pytest.fixture
+def by_hand():
+    return ByHand()
+
+
+@pytest.fixture
+def presenter(viewer, tiny_section, crop_model, by_hand):
+    made = Presenter(viewer, by_hand)
+    made._show(tiny_section)
+    made.use_model(crop_model)
+    return made
+
+
+def selected(presenter, count=10):
+    ids = presenter.state.section.spots.ids[:count].tolist()
+    presenter.select(ids)
+    return ids
+
+
+def test_two_viewers_share_nothing():
+    one, two = ViewerModel(), ViewerModel()
+    assert presenter_of(one) is presenter_of(one)
+    assert presenter_of(one) is not presenter_of(two)
+    assert presenter_of(one).state is not presenter_of(two).state
+
+
+def test_the_state_goes_with_its_viewer(tiny_section):
+    viewer = ViewerModel()
+    presenter_of(viewer)._show(tiny_section)
+    gone = weakref.ref(presenter_of(viewer))
+    del viewer
+    gc.collect()
+    assert gone() is None
+
+
+def test_layers_of_a_section(presenter, viewer, tiny_section):
+    slide, spots = viewer.layers
+    mpp = tiny_section.calibration.mpp
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "spots"]
+    for layer in viewer.layers:
+        assert tuple(str(u) for u in layer.units) == ("micrometer", "micrometer")
+        assert layer.axis_labels == ("y", "x")
+    # the centre of pixel (0, 0) lies half a pixel from the slide's corner, where the spots' positions are measured from
+    np.testing.assert_allclose(slide.data_to_world((0, 0)), (mpp / 2, mpp / 2))
+    np.testing.assert_allclose(spots.data_to_world((0, 0)), (0, 0))
+    np.testing.assert_allclose(spots.size, tiny_section.spots.diameter)
+    assert viewer.layers.selection.active is spots
+
+
+def test_an_uncalibrated_section_has_no_units(tiny_section):
+    from dataclasses import replace
+
+    from napari_stmdit.types import Calibration
+
+    section = replace(tiny_section, calibration=Calibration(None, "unknown", "not known"))
+    for _, state, _ in layers.section_layers(section):
+        assert "units" not in state
+
+
+def test_a_section_added_by_a_reader_is_taken_up(viewer, tiny_section, by_hand):
+    presenter = Presenter(viewer, by_hand)
+    for data in layers.section_layers(tiny_section):
+        viewer.add_layer(layers.make(data))
+    assert presenter.state.section is tiny_section
+    assert len(viewer.layers) == 2
+
+
+def test_a_section_that_is_there_before_the_dock_is_taken_up(viewer, tiny_section, by_hand):
+    for data in layers.section_layers(tiny_section):
+        viewer.add_layer(layers.make(data))
+    presenter = Presenter(viewer, by_hand)
+    presenter.adopt()
+    assert presenter.state.section is tiny_section
+    assert len(viewer.layers) == 2
+
+
+def test_opening_by_a_worker(viewer, tiny_folder, by_hand):
+    presenter = Presenter(viewer, by_hand)
+    presenter.open(OpenIntent(str(tiny_folder)))
+    assert presenter.state.busy
+    assert presenter.state.section is None
+    by_hand.finish(0)
+    assert presenter.state.section is not None
+    assert presenter.state.section.name == "tiny_section"
+
+
+def test_what_cannot_be_opened_is_said(viewer, tmp_path, by_hand):
+    presenter = Presenter(viewer, by_hand)
+    presenter.open(OpenIntent(str(tmp_path / "nowhere")))
+    by_hand.finish()
+    assert presenter.state.message.kind == "error"
+    assert "nowhere" in presenter.state.message.text
+    assert not presenter.state.busy
+
+
+def test_a_run_adds_one_registered_layer(presenter, viewer, tiny_section, by_hand):
+    ids = selected(presenter)
+    presenter.runs.run()
+    assert presenter.state.status is RunStatus.RUNNING
+    by_hand.finish()
+    assert presenter.state.status is RunStatus.DONE
+    results = [x for x in viewer.layers if layers.role_of(x) == "result"]
+    assert len(results) == 1
+    layer = results[0]
+    assert "synthetic" in layer.name
+    assert layers.ours(layer)["provenance"]["patches"]["spots"] == ids
+    assert layer.axis_labels == ("y", "x")
+    assert tuple(str(u) for u in layer.units) == ("micrometer", "micrometer")
+    # the real crops were returned: under each selected spot the layer shows the slide's own pixels
+    slide = tiny_section.image.levels[0].compute()
+    for yx in tiny_section.spots.yx[:10]:
+        world = viewer.layers[-1].data_to_world(yx)
+        there = np.rint(layer.world_to_data(world)).astype(int)
+        real = np.rint(viewer.layers[0].world_to_data(world)).astype(int)
+        drawn = layer.data[tuple(there)]
+        assert drawn[3] == 255
+        assert np.abs(drawn[:3].astype(int) - slide[tuple(real)]).max() < 8
+    assert viewer.layers.selection.active is viewer.layers[-1]
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "result", "spots"]
+
+
+def test_names_are_unique_and_identity_is_not_the_name(presenter, viewer, by_hand):
+    selected(presenter, 2)
+    for _ in range(2):
+        presenter.runs.run()
+        by_hand.finish()
+    first, second = (x for x in viewer.layers if layers.role_of(x) == "result")
+    assert first.name != second.name
+    first.name = "mine now"
+    presenter.show_result(1, False)
+    assert not first.visible
+    assert [entry.visible for entry in presenter.state.results] == [False, True]
+
+
+def test_faults_stand_beside_their_fields(presenter):
+    selected(presenter)
+    presenter.state.request = presenter.state.request.model_copy(update={"morphology": "no such spot"})
+    presenter.runs.preview()
+    assert "no such spot" in presenter.state.faults["morphology"]
+    presenter.runs.run()
+    assert presenter.state.status is RunStatus.FAILED
+    assert "no such spot" in presenter.state.message.text
+
+
+def test_run_says_what_is_missing(viewer, tiny_section, crop_model, by_hand):
+    presenter = Presenter(viewer, by_hand)
+    presenter.runs.run()
+    assert "Open a section" in presenter.state.message.text
+    presenter._show(tiny_section)
+    presenter.use_model(crop_model)
+    presenter.runs.run()
+    assert "Select spots" in presenter.state.message.text
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), ValueError("odd shape")]
+)
+def test_a_failure_in_the_sampler_reaches_the_user(presenter, viewer, card, by_hand, error):
+    presenter.use_model(FailingModel(card, error, good_batches=1))
+    selected(presenter, 6)
+    presenter.runs.run()
+    by_hand.finish()
+    assert presenter.state.status is RunStatus.FAILED
+    text = presenter.state.message.text
+    assert presenter.state.message.kind == "error"
+    assert "4 of 6 patches are finished and kept" in text
+    if isinstance(error, RuntimeError):
+        assert "Patches at once" in text
+    assert presenter.state.results[0].result.done == (0, 1, 2, 3)
+    presenter.use_model(CropModel(card))
+    presenter.runs.run()
+    by_hand.finish()
+    assert presenter.state.status is RunStatus.DONE
+
+
+def test_stop_ends_within_one_step_and_keeps_what_is_done(presenter, by_hand):
+    selected(presenter, 10)
+    presenter.runs.run()
+    while presenter.state.progress is None or presenter.state.progress.patches_done < 4:
+        by_hand.step()
+    presenter.runs.stop()
+    assert presenter.state.status is RunStatus.STOPPING
+    assert not by_hand.step()
+    assert presenter.state.status is RunStatus.STOPPED
+    assert len(presenter.state.results[0].result.done) == 4
+    assert "4 of 10" in presenter.state.message.text
+
+
+def test_what_a_stale_run_still_says_is_dropped(presenter, viewer, tiny_section, by_hand):
+    selected(presenter, 10)
+    presenter.runs.run()
+    for _ in range(6):
+        by_hand.step()
+    stale = len(by_hand.open) - 1
+    generation = presenter.state.generation
+    presenter.runs.abandon()
+    kept = presenter.state.results[0].result
+    assert len(kept.done) == 4
+    before = kept.rgba.copy()
+    presenter.select(tiny_section.spots.ids[20:22].tolist())
+    presenter.runs.run()
+    assert presenter.state.generation > generation
+    by_hand.step(stale)
+    by_hand.finish(-1)
+    by_hand.finish(stale)
+    assert presenter.state.status is RunStatus.DONE
+    np.testing.assert_array_equal(kept.rgba, before)
+    assert [len(e.result.done) for e in presenter.state.results] == [4, 2]
+
+
+def test_a_removed_layer_ends_its_run(presenter, viewer, by_hand):
+    selected(presenter, 10)
+    presenter.runs.run()
+    for _ in range(6):
+        by_hand.step()
+    viewer.layers.remove(next(x for x in viewer.layers if layers.role_of(x) == "result"))
+    assert presenter.state.status is RunStatus.STOPPED
+    by_hand.finish()
+    assert not presenter.state.results
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "spots"]
+
+
+def test_clearing_the_viewer_amid_a_run(presenter, viewer, by_hand):
+    selected(presenter, 10)
+    presenter.runs.run()
+    for _ in range(6):
+        by_hand.step()
+    viewer.layers.clear()
+    assert presenter.state.section is None
+    by_hand.finish()
+    assert len(viewer.layers) == 0
+
+
+def test_the_screen_is_refreshed_at_most_five_times_a_second(presenter, by_hand, monkeypatch):
+    from napari_stmdit.ui import runs
+
+    clock = iter(np.arange(1, 1000) * 0.05)
+    monkeypatch.setattr(runs.time, "perf_counter", lambda: float(next(clock)))
+    presenter.state.batch = 1
+    selected(presenter, 20)
+    presenter.runs.run()
+    for _ in range(6):
+        by_hand.step()
+    drawn = []
+    layer = presenter.result_layer(1)
+    layer.events.set_data.connect(lambda event: drawn.append(1))
+    steps = 0
+    while by_hand.step():
+        steps += 1
+    seconds = steps * 0.1  # the clock is asked at most twice in a step
+    assert 1 <= len(drawn) <= seconds / runs.REFRESH_S + 2
+
+
+def test_selection_is_kept_as_ids_in_the_table_order(presenter, tiny_section):
+    ids = tiny_section.spots.ids.tolist()
+    presenter.select([ids[5], ids[2]])
+    assert presenter.state.selected == (ids[2], ids[5])
+    presenter.select([ids[9]], "add")
+    presenter.select([ids[2]], "subtract")
+    presenter.select([ids[5], ids[7]], "toggle")
+    assert presenter.state.selected == (ids[7], ids[9])
+    assert presenter.view.spots.selected_data == {7, 9}
+    presenter.invert_selection()
+    assert len(presenter.state.selected) == len(ids) - 2
+    presenter.select_all()
+    assert presenter.state.selected == tuple(ids)
+
+
+def test_a_click_selects_the_spot_under_it_and_nothing_beside_it(presenter, tiny_section):
+    spots = tiny_section.spots
+    presenter.click(spots.yx[3] + 0.3 * spots.diameter, None)
+    assert presenter.state.selected == (spots.ids[3],)
+    presenter.click(spots.yx[3] + 0.6 * spots.diameter, None)
+    assert presenter.state.selected == (spots.ids[3],)
+    presenter.click(spots.yx[4], "toggle")
+    presenter.click(spots.yx[3], "toggle")
+    assert presenter.state.selected == (spots.ids[4],)
+
+
+def test_a_ring_that_crosses_itself(presenter, tiny_section):
+    spots = tiny_section.spots
+    top, left = spots.yx.min(axis=0) - 30
+    bottom, right = spots.yx.max(axis=0) + 30
+    bow = np.array([(top, left), (bottom, right), (top, right), (bottom, left)])
+    presenter.ring(bow, None)
+    assert 0 < len(presenter.state.selected) < len(spots)
+    inside = np.abs(spots.yx[:, 0] - (top + bottom) / 2) / (bottom - top) < np.abs(
+        spots.yx[:, 1] - (left + right) / 2
+    ) / (right - left)
+    assert set(presenter.state.selected) == set(spots.ids[inside].tolist())
+
+
+def test_a_tiny_lasso_is_a_click(presenter, tiny_section):
+    spots = tiny_section.spots
+    ring = spots.yx[8] + np.array([(0, 0), (3, 0), (3, 3), (0, 3)])
+    presenter.ring(ring, None)
+    assert presenter.state.selected == (spots.ids[8],)
+    presenter.ring(spots.yx[9][None], "add")
+    assert presenter.state.selected == (spots.ids[8], spots.ids[9])
+
+
+def test_the_lasso_layer_reports_each_ring_once_and_takes_it_away(presenter, viewer, tiny_section):
+    presenter.use_tool("lasso")
+    layer = presenter.view.lasso_layer
+    assert layer.mode == "add_polygon_lasso"
+    spots = tiny_section.spots
+    centre = spots.yx[12]
+    ring = centre + 2.2 * spots.diameter * np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)])
+    layer.add_polygons([ring])
+    near = np.abs(spots.yx - centre).max(axis=1) < 2.2 * spots.diameter
+    assert set(presenter.state.selected) == set(spots.ids[near].tolist())
+    assert len(layer.data) == 0
+    presenter.use_tool("click")
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "spots"]
+    assert viewer.layers.selection.active is presenter.view.spots
+
+
+def test_choosing_another_layer_puts_the_lasso_away(presenter, viewer):
+    presenter.use_tool("lasso")
+    viewer.layers.selection.active = viewer.layers[0]
+    assert presenter.state.tool == "click"
+    presenter.use_tool("lasso")
+    assert viewer.layers.selection.active is presenter.view.lasso_layer
+    assert sum(layers.role_of(x) == "lasso" for x in viewer.layers) == 1
+
+
+def test_a_lasso_follows_a_moved_section(presenter, viewer, tiny_section):
+    spots = tiny_section.spots
+    for layer in viewer.layers:
+        layer.translate = (500, -300)
+    presenter.use_tool("lasso")
+    lasso = presenter.view.lasso_layer
+    ring = spots.yx[12] + 0.8 * spots.diameter * np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)])
+    world = [presenter.view.spots.data_to_world(vertex) for vertex in ring]
+    lasso.add_polygons([np.array([lasso.world_to_data(vertex) for vertex in world])])
+    assert presenter.state.selected == (spots.ids[12],)
+
+
+def test_colouring_by_gene(presenter, tiny_section):
+    presenter.colour(Colouring("ERBB2"))
+    faces = presenter.view.spots.face_color
+    assert len(np.unique(faces.round(3), axis=0)) > 5
+    scale = presenter.state.colour_scale
+    assert scale.gene == "ERBB2"
+    assert scale.limits[1] > 0
+    presenter.colour(Colouring("Erbb2"))
+    assert "ERBB2" in presenter.state.colour_scale.fault
+    assert np.all(presenter.view.spots.face_color[:, 3] == 0)
+
+
+def test_a_synthesized_spot_becomes_a_ring(presenter, by_hand):
+    presenter.colour(Colouring("ERBB2"))
+    selected(presenter, 3)
+    presenter.runs.run()
+    by_hand.finish()
+    alpha = presenter.view.spots.face_color[:, 3]
+    assert np.all(alpha[:3] == 0)
+    assert np.all(alpha[3:] > 0.5)
+    presenter.show_result(1, False)
+    assert np.all(presenter.view.spots.face_color[:, 3] > 0.5)
+
+
+def test_a_new_section_takes_the_place_of_the_old(presenter, viewer, tiny_folder, by_hand):
+    from napari_stmdit.tissue.open import open_section
+
+    selected(presenter, 2)
+    presenter.runs.run()
+    by_hand.finish()
+    other = open_section(tiny_folder)
+    presenter._show(other)
+    assert presenter.state.section is other
+    assert presenter.state.selected == ()
+    assert [layers.role_of(x) for x in viewer.layers].count("spots") == 1
+    assert not presenter.result_layer(1).visible  # kept, but not over another tissue
+    assert len(presenter.state.results) == 1
+
+
+def test_the_form_goes_into_the_run(presenter, by_hand):
+    selected(presenter, 2)
+    presenter.state.request = presenter.state.request.model_copy(
+        update={"guidance": Guidance(expression=4.0), "steps": 3, "seed": 7, "morphology": "mean"}
+    )
+    presenter.runs.run()
+    plan = presenter.runs.plan
+    assert (plan.guidance.expression, plan.guidance.morphology) == (4.0, 1.5)
+    assert (plan.steps, plan.request.seed, plan.request.morphology) == (3, 7, "mean")
+
+
+def test_saving_a_result(presenter, tmp_path, by_hand):
+    selected(presenter, 2)
+    presenter.runs.run()
+    by_hand.finish()
+    presenter.save_result(1, str(tmp_path / "out.zarr"))
+    by_hand.finish()
+    assert presenter.state.message.kind == "info", presenter.state.message.text
+    assert "stmdit_1" in presenter.state.results[0].saved
+    assert (tmp_path / "out.zarr").is_dir()
+
+
+def test_a_checkpoint_that_is_not_there_is_said(viewer, by_hand, tmp_path):
+    presenter = Presenter(viewer, by_hand)
+    presenter.load_model(ModelChoice(str(tmp_path / "none")))
+    by_hand.finish()
+    assert presenter.state.message.kind == "error"
+    assert presenter.state.checkpoint is None
+
+
+def test_compare_gives_everything_back(presenter, viewer, by_hand):
+    from napari_stmdit.ui.compare import grid_of
+
+    selected(presenter, 3)
+    presenter.runs.run()
+    by_hand.finish()
+    other = viewer.add_image(np.zeros((4, 4)), name="mine")
+    grid = grid_of(viewer)
+    grid.stride, grid.shape = 3, (2, 2)
+    before = [(x.name, x.visible) for x in viewer.layers]
+    presenter.set_compare(True)
+    assert presenter.state.comparing
+    assert not other.visible
+    cells = {layers.role_of(x): grid.position(i, viewer.layers) for i, x in enumerate(viewer.layers) if x.visible}
+    assert cells["slide"] == cells["spots"] == (0, 0)
+    assert cells["result"] == cells["context"] == (0, 1)
+    presenter.set_compare(False)
+    assert [(x.name, x.visible) for x in viewer.layers] == before
+    assert (grid.stride, grid.shape, grid.enabled) == (3, (2, 2), False)
+
+
+def test_removing_the_compared_result_ends_the_comparison(presenter, viewer, by_hand):
+    selected(presenter, 3)
+    presenter.runs.run()
+    by_hand.finish()
+    presenter.set_compare(True)
+    viewer.layers.remove(presenter.result_layer(1))
+    assert not presenter.state.comparing
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "spots"]
+
+
+def test_inline_start_for_scripts(viewer, tiny_section, crop_model):
+    presenter = Presenter(viewer, start_inline)
+    presenter.use_model(crop_model)
+    presenter._show(tiny_section)
+    selected(presenter, 2)
+    presenter.runs.run()
+    assert presenter.state.status is RunStatus.DONE
