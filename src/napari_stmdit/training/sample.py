@@ -94,7 +94,7 @@ def layout(yx_um: NDArray[np.float64], side_um: float) -> Layout:
 
     nest = np.maximum.reduce([blob(0.34, 0.32, 0.27, 0.25), blob(0.72, 0.6, 0.2, 0.27), blob(0.2, 0.78, 0.12, 0.14)])
     fat = np.maximum(blob(0.93, 0.1, 0.34, 0.3), blob(0.55, 0.98, 0.2, 0.16))
-    rim = 0.55 - np.abs(blob(0.34, 0.32, 0.27, 0.25) + 0.18) * 5 + (y - x - 0.1) * 0.8
+    rim = 0.85 - np.abs(blob(0.34, 0.32, 0.27, 0.25) + 0.18) * 5 + (y - x - 0.1) * 0.8
     fields = {"tumour": 5 * nest, "stroma": np.full(len(y), 0.35), "adipose": 5 * fat, "immune": rim}
     logits = 3.0 * np.stack(list(fields.values()), axis=1)
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
