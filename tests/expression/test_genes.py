@@ -85,7 +85,7 @@ def test_twenty_thousand_genes_take_no_time():
     symbols = np.array([f"GENE{i}" for i in range(20_000)])
     genes = Genes(symbols, np.array([f"ENSG{i:011d}" for i in range(20_000)]))
     wanted = (*symbols[::-1].tolist(), "ENSG00000000005")
-    start = time.perf_counter()
+    start = time.process_time()
     match = match_genes(wanted, genes)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert match.columns[0] == 19_999 and match.columns[-1] == 5 and match.shared == 20_001
