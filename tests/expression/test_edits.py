@@ -116,3 +116,11 @@ def test_all_faults_are_found_at_once_with_their_places(spots):
 def test_a_symbol_with_several_columns_changes_in_all_of_them(spots):
     twins = dataclasses.replace(spots, genes=Genes(np.array(["A", "B", "A", "D"])))
     assert edited(twins, KnockOutEdit(genes=("A",)))[:, [0, 2]].max() == 0
+
+
+def test_a_profile_reaches_the_sum_of_a_symbols_columns(spots):
+    twins = dataclasses.replace(spots, genes=Genes(np.array(["A", "B", "A", "D"])))
+    profile = Profile(("A", "D"), np.log1p(np.array([2500.0, 7500.0], dtype=np.float32)))
+    result = edited(twins, TowardsEdit(target_profile="fat"), profiles={"fat": profile})
+    a, d = result[:, [0, 2]].sum(axis=1), result[:, 3]
+    np.testing.assert_allclose(a / (a + d), 0.25, rtol=1e-4)

@@ -23,8 +23,14 @@ PER = 1e4
 
 @dataclass(frozen=True)
 class Profile:
-    """A tissue profile: mean and, where known, standard deviation of log(1 + counts per 10,000), normalised over these genes
-    alone, each (g,).
+    """A tissue profile over (g,) genes.
+
+    Attributes
+    ----------
+    genes
+        Their symbols.
+    mean, spread
+        Mean and, where known, standard deviation of log(1 + counts per 10,000), normalised over these genes alone, each (g,).
     """
 
     genes: tuple[str, ...]
@@ -126,8 +132,8 @@ def _apply_one(
 ) -> None:
     if isinstance(edit, TowardsEdit) and edit.target_profile is not None:
         columns, target = _profile_columns(profiles[edit.target_profile], spots.genes, edited_genes(edit, programs))
-        everything = match_genes(profiles[edit.target_profile].genes, spots.genes).columns
-        own = dense[np.ix_(touched, everything[everything >= 0])].sum(axis=1, keepdims=True)
+        everything = _columns(profiles[edit.target_profile].genes, spots.genes)
+        own = dense[np.ix_(touched, everything)].sum(axis=1, keepdims=True)
         total = np.maximum(own, 1.0)
         change: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda x: np.broadcast_to(target, x.shape)  # noqa: E731
     else:
@@ -181,11 +187,15 @@ def _columns(names: tuple[str, ...], genes: Genes) -> NDArray[np.int64]:
 def _profile_columns(
     profile: Profile, genes: Genes, only: tuple[str, ...]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    columns = match_genes(profile.genes, genes).columns
-    keep = columns >= 0
+    match = match_genes(profile.genes, genes)
+    keep = match.columns >= 0
     if only:
         keep &= np.isin(np.array(profile.genes), np.array(only))
-    return columns[keep], profile.mean[keep].astype(np.float32)
+    kept = {gene for gene, k in zip(profile.genes, keep, strict=True) if k}
+    # of a symbol with several columns the first takes the whole target, and the others go to zero: they are summed when encoded
+    twins = [c for gene, columns in match.ambiguous.items() if gene in kept for c in columns[1:]]
+    columns = np.concatenate([match.columns[keep], np.array(twins, dtype=np.int64)])
+    return columns, np.concatenate([profile.mean[keep], np.zeros(len(twins))]).astype(np.float32)
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:
