@@ -1,0 +1,189 @@
+"""The bundled autoencoder: 8 x 8 pixels to a few latent channels and back.
+
+Its backbone is linear and known in closed form: the principal components of 8 x 8 pixel blocks, and the least-squares decoder from
+3 x 3 latent neighbours. Convolutions add what a linear map cannot: they start at zero and learn the residual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+FACTOR = 8
+"""Pixels per latent cell, along each side."""
+
+
+class ResidualUnit(nn.Module):
+    """Two 3 x 3 convolutions around an identity; the second starts small, so that the unit starts near the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        with torch.no_grad():
+            self.conv2.weight.mul_(0.2)
+            self.conv2.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, H, W) -> the same shape."""
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+
+
+class Encoder(nn.Module):
+    """Images to latents: linear blocks plus a convolutional residual."""
+
+    def __init__(self, in_channels: int, latent_channels: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        fine, coarse = widths
+        self.linear = nn.Conv2d(in_channels, latent_channels, FACTOR, stride=FACTOR)
+        self.trunk = nn.Sequential(
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(16 * in_channels, fine, 3, padding=1),
+            ResidualUnit(fine),
+            nn.Conv2d(fine, coarse, 4, stride=2, padding=1),
+            ResidualUnit(coarse),
+            ResidualUnit(coarse),
+        )
+        self.head = _zero(nn.Conv2d(coarse, latent_channels, 3, padding=1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, C, H/8, W/8), not normalised."""
+        return self.linear(images) + self.head(F.silu(self.trunk(images)))
+
+
+class Decoder(nn.Module):
+    """Latents to images: linear blocks plus a convolutional residual."""
+
+    def __init__(self, out_channels: int, latent_channels: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        coarse, middle, fine = widths
+        self.linear = nn.Conv2d(latent_channels, out_channels * FACTOR**2, 3, padding=1)
+        self.stem = nn.Conv2d(latent_channels, coarse, 3, padding=1)
+        self.body = nn.Sequential(
+            ResidualUnit(coarse),
+            ResidualUnit(coarse),
+            ResidualUnit(coarse),
+            nn.Conv2d(coarse, 4 * middle, 3, padding=1),
+            nn.PixelShuffle(2),
+            ResidualUnit(middle),
+            ResidualUnit(middle),
+            nn.Conv2d(middle, 4 * fine, 3, padding=1),
+            nn.PixelShuffle(2),
+            ResidualUnit(fine),
+        )
+        self.head = _zero(nn.Conv2d(fine, 4 * out_channels, 3, padding=1))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w), not normalised -> (B, 3, 8h, 8w), not clamped."""
+        residual = F.pixel_shuffle(self.head(F.silu(self.body(self.stem(latents)))), 2)
+        return F.pixel_shuffle(self.linear(latents), FACTOR) + residual
+
+
+class StmditAutoencoder(ModelMixin, ConfigMixin):
+    """Small deterministic autoencoder, 8 pixels per latent cell along each side.
+
+    Parameters
+    ----------
+    in_channels
+        Channels of an image.
+    latent_channels
+        Channels of a latent.
+    encoder_widths, decoder_widths
+        Widths of the convolutional residuals: (at 1/4, at 1/8) and (at 1/8, at 1/4, at 1/2) of the resolution.
+    latent_mean, latent_std
+        Per channel: normalised latents are (latent - mean) / std. The std need not make every channel's variance one:
+        a channel that matters more for the pixels may keep more variance.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        latent_channels: int = 12,
+        encoder_widths: tuple[int, int] = (64, 96),
+        decoder_widths: tuple[int, int, int] = (128, 64, 32),
+        latent_mean: tuple[float, ...] | None = None,
+        latent_std: tuple[float, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(in_channels, latent_channels, encoder_widths)
+        self.decoder = Decoder(in_channels, latent_channels, decoder_widths)
+        self._mean = tuple(latent_mean) if latent_mean is not None else (0.0,) * latent_channels
+        self._std = tuple(latent_std) if latent_std is not None else (1.0,) * latent_channels
+
+    def set_latent_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the per-channel mean and std and record them in the config."""
+        self._mean, self._std = tuple(map(float, mean)), tuple(map(float, std))
+        self.register_to_config(latent_mean=self._mean, latent_std=self._std)
+
+    def encode_latents(self, images: Tensor) -> Tensor:
+        """Encode images.
+
+        Parameters
+        ----------
+        images
+            (B, 3, H, W) in [-1, 1]; H and W divisible by 8.
+
+        Returns
+        -------
+        Tensor
+            (B, C, H/8, W/8) normalised latents.
+        """
+        latents = self.encoder(images)
+        return (latents - self._channels(self._mean, latents)) / self._channels(self._std, latents)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Decode normalised latents (B, C, h, w) into images (B, 3, 8h, 8w) in [-1, 1]."""
+        raw = latents * self._channels(self._std, latents) + self._channels(self._mean, latents)
+        return self.decoder(raw).clamp(-1, 1)
+
+    @staticmethod
+    def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+
+    @torch.no_grad()
+    def fit_linear(self, images: Tensor, ridge: float = 2.5e-3) -> float:
+        """Set the linear maps in closed form and return the linear reconstruction's peak signal-to-noise ratio in dB.
+
+        The encoder becomes the leading principal components of the 8 x 8 blocks, scaled to unit variance; the decoder the
+        ridge regression of a block on the 3 x 3 latents around it.
+
+        Parameters
+        ----------
+        images
+            (N, 3, H, W) in [-1, 1].
+        ridge
+            Ridge penalty per sample.
+        """
+        channels = int(self.config["latent_channels"])
+        blocks = F.pixel_unshuffle(images, FACTOR).permute(0, 2, 3, 1).reshape(-1, images.shape[1] * FACTOR**2)
+        mean = blocks.mean(0)
+        covariance = torch.cov(blocks.T)
+        values, vectors = torch.linalg.eigh(covariance)
+        components = vectors.T.flip(0)[:channels]
+        weight = components / values.flip(0)[:channels].clamp_min(1e-12).sqrt()[:, None]
+        # pixel_unshuffle orders a block as (channel, row, column), which is a convolution kernel's own order
+        self.encoder.linear.weight.copy_(weight.view_as(self.encoder.linear.weight))
+        self.encoder.linear.bias.copy_(-weight @ mean)
+        latents = self.encoder.linear(images)
+        around = F.unfold(latents, 3, padding=1).transpose(1, 2).reshape(-1, channels * 9)
+        around = torch.cat([around, torch.ones(len(around), 1)], dim=1)
+        penalty = ridge * len(around) * torch.eye(around.shape[1])
+        solution = torch.linalg.solve(around.T @ around + penalty, around.T @ blocks)
+        self.decoder.linear.weight.copy_(solution[:-1].T.reshape_as(self.decoder.linear.weight))
+        self.decoder.linear.bias.copy_(solution[-1])
+        error = (around @ solution - blocks).square().mean()
+        return float(10 * torch.log10(4 / error))
+
+
+def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+    """Zero a convolution, so that the branch it ends starts as nothing."""
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer

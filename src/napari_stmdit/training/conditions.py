@@ -1,0 +1,245 @@
+"""Fitting the two encoders and the tissue profiles on training sections."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..encoders.linear_programs import PER, LinearProgramEncoder
+from ..encoders.small_conv import FeatureTrunk, SmallConvEncoder
+from ..errors import GeneError
+from ..expression.genes import gather_counts, match_genes
+from ..model.autoencoder import StmditAutoencoder
+from ..types import Genes
+from .config import ExpressionSettings
+from .data import TrainingSection, neighbour_weights
+
+SKIPPED = ("MT-", "RPL", "RPS", "ENSG", "MTRNR")
+"""Prefixes of genes that vary with handling and depth rather than with tissue."""
+
+DETECTED = 0.10
+"""A gene must be seen in this share of the spots, averaged over the sections."""
+
+REGION_MARKERS: Mapping[str, tuple[str, ...]] = {
+    "tumour": ("ERBB2", "GRB7", "KRT8", "KRT18", "KRT19", "EPCAM", "MUC1", "CDH1"),
+    "stroma": ("COL1A1", "COL1A2", "COL3A1", "FN1", "DCN", "LUM", "POSTN", "SPARC"),
+    "adipose": ("ADIPOQ", "FABP4", "PLIN1", "PLIN4", "LPL", "CD36", "G0S2", "ADH1B"),
+    "immune": ("CD3D", "CD3E", "CD2", "MS4A1", "CD79A", "TRAC", "IL7R", "PTPRC", "IGKC", "JCHAIN"),
+}
+REGION_SHARE = 0.10
+"""A region is the tenth of the training spots with the highest marker score."""
+
+
+def log_normalise(counts: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, g) counts -> log1p(counts per 10,000) over these genes."""
+    total = np.maximum(counts.sum(axis=1, keepdims=True), 1e-6)
+    return np.asarray(np.log1p(counts * (PER / total)), dtype=np.float32)
+
+
+def counts_of(section: TrainingSection, genes: tuple[str, ...]) -> NDArray[np.float32]:
+    """Return (n, g) counts of some genes in a section."""
+    spots = section.section.spots
+    dense = gather_counts(spots.counts, match_genes(genes, spots.genes), genes).toarray()
+    return np.asarray(dense, dtype=np.float32)
+
+
+def thin(counts: NDArray[np.float32], factor: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Keep each count with probability 1 / factor: what a shallower experiment would have seen."""
+    if factor <= 1:
+        return counts
+    return rng.binomial(counts.round().astype(np.int64), 1 / factor).astype(np.float32)
+
+
+def smooth_counts(section: TrainingSection, counts: NDArray[np.float32], spread_um: float) -> NDArray[np.float32]:
+    """Average (n, g) counts over neighbouring spots with Gaussian weights of their distance in microns."""
+    weights = np.stack([neighbour_weights(section.yx, centre, section.mpp, spread_um) for centre in section.yx])
+    return np.asarray(weights @ counts, dtype=np.float32)
+
+
+def choose_genes(sections: Sequence[TrainingSection], count: int) -> tuple[str, ...]:
+    """Choose the genes that vary most over tissue for their mean, within sections.
+
+    Candidates stand in every section, are detected in a tenth of the spots and carry none of the prefixes of handling. Their
+    variance within sections, after smoothing over neighbours, is compared with a cubic trend over the mean; the largest excess
+    wins. Marker genes of the regions are always taken where they are candidates by name.
+    """
+    shared = set.intersection(*[set(s.section.spots.genes.symbols.tolist()) for s in sections])
+    names = tuple(sorted(g for g in shared if not g.startswith(SKIPPED)))
+    if len(names) < count:
+        raise GeneError(f"the training sections share {len(names)} usable genes; {count} were asked for")
+    tables = [counts_of(s, names) for s in sections]
+    detected = np.mean([(t > 0).mean(axis=0) for t in tables], axis=0)
+    smooth = [log_normalise(smooth_counts(s, t, 150.0)) for s, t in zip(sections, tables, strict=True)]
+    mean = np.mean([z.mean(axis=0) for z in smooth], axis=0)
+    spread = np.log(np.mean([z.var(axis=0) for z in smooth], axis=0) + 1e-4)
+    usable = detected >= min(DETECTED, float(np.sort(detected)[-count]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", np.exceptions.RankWarning)  # few genes leave it open, and any trend will do
+        trend = np.poly1d(np.polyfit(mean[usable], spread[usable], 3))
+    excess = np.where(usable, spread - trend(mean), -np.inf)
+    markers = {m for ms in REGION_MARKERS.values() for m in ms}
+    excess[[name in markers for name in names]] = np.inf
+    chosen = np.sort(np.argsort(-excess, kind="stable")[:count])
+    return tuple(names[i] for i in chosen)
+
+
+def fit_programs(sections: Sequence[TrainingSection], settings: ExpressionSettings, seed: int) -> LinearProgramEncoder:
+    """Fit the expression encoder; `rank_by_morphology` then turns its programs so that the first say most about the image.
+
+    The programs are principal components of profiles smoothed over neighbouring spots, centred within each section so that patient
+    and batch are no program. The projection is not those components themselves but the ridge regression of a smoothed profile's
+    scores on the plain profile of a single spot, as measured and thinned to shallower depths: it leaves out what a single or
+    shallow spot cannot tell (a Wiener filter learned from the data), and since the targets know nothing of depth and section,
+    neither do the scores, as far as a linear map can.
+    The first program has a spread of one over the training spots; the others the square root of their share of it.
+    """
+    rng = np.random.default_rng([seed, 7])
+    genes = choose_genes(sections, settings.genes)
+    inputs, targets, plain, abundance = [], [], [], []
+    for section in sections:
+        counts = counts_of(section, genes)
+        smooth = smooth_counts(section, counts, settings.neighbour_um)
+        own = [log_normalise(thin(counts, f, rng)) for f in (1.0, settings.thinning**0.4, settings.thinning**0.7)]
+        target = log_normalise(smooth)
+        inputs += [own[0], *own, target]
+        targets += [target - target.mean(axis=0)] * 5
+        plain.append(own[0])
+        abundance.append((smooth / smooth.sum(axis=1, keepdims=True)).mean(axis=0) * PER)
+    x, y, spots = np.concatenate(inputs), np.concatenate(targets), np.concatenate(plain)
+    mean, scale = x.mean(axis=0), x.std(axis=0) + 0.05
+    x, y = (x - mean) / scale, y / scale
+    values, vectors = np.linalg.eigh(y.T @ y / len(y))
+    programs = min(settings.programs, len(genes))
+    components = vectors[:, ::-1][:, :programs]
+    spread = np.sqrt(np.maximum(values[::-1][:programs], 1e-8))
+    gram = x.T @ x + settings.penalty * len(x) * np.eye(len(genes), dtype=np.float32)
+    projection = np.linalg.solve(gram, x.T @ (y @ components / spread))
+    scores = (spots - mean) / scale @ projection
+    projection = projection / (scores.std(axis=0) + 1e-8) * np.sqrt(spread / spread[0])
+    return LinearProgramEncoder(
+        genes,
+        mean.astype(np.float32),
+        scale.astype(np.float32),
+        np.mean(abundance, axis=0).astype(np.float32),
+        projection.astype(np.float32),
+        np.zeros(programs, dtype=np.float32),
+        half_depth=settings.half_depth,
+    )
+
+
+def rank_by_morphology(
+    encoder: LinearProgramEncoder, vectors: Tensor, morphology: Tensor, penalty: float = 50.0
+) -> tuple[LinearProgramEncoder, Tensor]:
+    """Turn programs so that they come in the order in which they explain morphology (reduced-rank regression).
+
+    Most directions of expression are noise of shallow spots or say nothing about an image. Ridge regression of the morphology
+    components on the program scores, and the principal directions of what it fits, give new programs; each keeps a spread of
+    (its fitted spread relative to the first) ** 0.75. Izenman 1975, J. Multivar. Anal. 5:248-264.
+
+    Parameters
+    ----------
+    encoder
+        With programs as fitted.
+    vectors
+        (N, V, d) its scores of N training crops, in V variants.
+    morphology
+        (N, m) morphology components of the same crops.
+    penalty
+        Ridge penalty.
+
+    Returns
+    -------
+    tuple
+        The encoder with min(d, m) programs, and its scores (N, V, min(d, m)).
+    """
+    x = vectors.flatten(0, 1).double()
+    y = morphology.double().repeat_interleave(vectors.shape[1], dim=0)
+    gram = x.T @ x + penalty * torch.eye(x.shape[1], dtype=torch.float64)
+    slope = torch.linalg.solve(gram, x.T @ (y - y.mean(0)))
+    fitted = x @ slope
+    values, directions = torch.linalg.eigh(fitted.T @ fitted / len(fitted))
+    count = min(slope.shape)
+    spread = values.flip(0)[:count].clamp_min(1e-12).sqrt()
+    turn = slope @ directions.flip(1)[:, :count]
+    turn = turn / (x @ turn).std(0).clamp_min(1e-9) * (spread / spread[0]) ** 0.75
+    ranked = LinearProgramEncoder(
+        encoder.genes,
+        encoder.mean,
+        encoder.scale,
+        encoder.abundance,
+        (encoder.projection.astype(np.float64) @ turn.numpy()).astype(np.float32),
+        (encoder.offset.astype(np.float64) @ turn.numpy()).astype(np.float32),
+        half_depth=encoder.half_depth,
+    )
+    return ranked, (vectors.double() @ turn).float()
+
+
+def make_trunk(autoencoder: StmditAutoencoder) -> FeatureTrunk:
+    """Copy the convolutional half of an autoencoder's encoder."""
+    fine, coarse = autoencoder.config["encoder_widths"]
+    trunk = FeatureTrunk((fine, coarse))
+    trunk.trunk.load_state_dict(autoencoder.encoder.trunk.state_dict())
+    return trunk
+
+
+def fit_morphology(trunk: FeatureTrunk, statistics: Tensor, components: int) -> SmallConvEncoder:
+    """Whiten the (n, s) statistics of training crops: standardise, keep the leading components, scale each to variance one."""
+    mean, scale = statistics.mean(0), statistics.std(0) + 1e-4
+    _, values, vectors = torch.linalg.svd((statistics - mean) / scale, full_matrices=False)
+    spread = values[:components] / len(statistics) ** 0.5
+    projection = vectors[:components].T / spread / scale[:, None]
+    return SmallConvEncoder(trunk, mean, projection)
+
+
+def region_profiles(
+    sections: Sequence[TrainingSection], genes: tuple[str, ...]
+) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Return mean and spread (g,) of log1p(CP10k) over ``genes`` for each tissue region.
+
+    A spot's marker score is the mean, over the region's marker genes, of the marker's smoothed log1p(CP10k) standardised within
+    the section, so that depth and batch do not decide, minus the highest score of the other regions; a region is the tenth of all
+    training spots with the highest score, provided its markers are above the section's mean there.
+    """
+    names = tuple(dict.fromkeys(g for ms in REGION_MARKERS.values() for g in ms))
+    pooled, scores = [], []
+    for section in sections:
+        smooth = log_normalise(smooth_counts(section, counts_of(section, genes), 100.0))
+        pooled.append(smooth)
+        total = np.asarray(section.section.spots.counts.sum(axis=1)).reshape(-1, 1)
+        markers = np.log1p(smooth_counts(section, counts_of(section, names) * (PER / np.maximum(total, 1)), 100.0))
+        standard = (markers - markers.mean(axis=0)) / (markers.std(axis=0) + 0.05)
+        place = {name: column for column, name in enumerate(names)}
+        scores.append(
+            np.column_stack([standard[:, [place[m] for m in ms]].mean(axis=1) for ms in REGION_MARKERS.values()])
+        )
+    values, score = np.concatenate(pooled), np.concatenate(scores)
+    profiles = {}
+    for column, region in enumerate(REGION_MARKERS):
+        rivals = np.delete(score, column, axis=1).max(axis=1)
+        margin = score[:, column] - 0.5 * rivals
+        chosen = np.argsort(-margin)[: max(2, round(REGION_SHARE * len(margin)))]
+        profiles[region] = (values[chosen].mean(axis=0), values[chosen].std(axis=0))
+    return profiles
+
+
+def encode_places(
+    encoder: LinearProgramEncoder,
+    counts: NDArray[np.float32],
+    weights: NDArray[np.float64],
+    thinning: float,
+    rng: np.random.Generator,
+) -> NDArray[np.float32]:
+    """Encode the expression at places, given as (m, n) weights of the (n, g) spots; half of them thinned by a random factor."""
+    mixed = np.asarray(weights @ counts, dtype=np.float32)
+    factors = np.where(rng.random(len(mixed)) < 0.5, 1.0, np.exp(rng.uniform(0, np.log(thinning), len(mixed))))
+    return encoder.encode_counts(np.stack([thin(row, f, rng) for row, f in zip(mixed, factors, strict=True)]))
+
+
+def genes_of(encoder: LinearProgramEncoder) -> Genes:
+    """Return the encoder's genes as names of columns."""
+    return Genes(np.array(encoder.genes, dtype=np.str_))

@@ -1,0 +1,203 @@
+"""What a training run is: sections, sizes, schedules. One YAML file holds all of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..errors import RequestError
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TableSource(_Settings):
+    """A section as a table of counts, a table of spots and an image, on a square lattice of known pitch."""
+
+    kind: Literal["table"] = "table"
+    name: str
+    counts: Path
+    spots: Path
+    image: Path
+    pitch_um: Annotated[float, Field(gt=0)] = 200.0
+    spot_um: Annotated[float, Field(gt=0)] = 100.0
+
+
+class FolderSource(_Settings):
+    """A Space Ranger folder or a SpatialData zarr, opened as a user would open it."""
+
+    kind: Literal["folder"] = "folder"
+    name: str
+    folder: Path
+    image: Path | None = None
+    mpp: Annotated[float, Field(gt=0)] | None = None
+
+
+Source = Annotated[TableSource | FolderSource, Field(discriminator="kind")]
+
+
+class AugmentationSettings(_Settings):
+    """How a crop is varied.
+
+    ``stain`` is the spread (standard deviation) of the gains of the optical density, one shared by the three colour channels
+    and, at half that size, one for each.
+    """
+
+    stain: Annotated[float, Field(ge=0, le=0.5)] = 0.04
+    geometry: bool = True
+
+
+class ExpressionSettings(_Settings):
+    """The expression condition.
+
+    ``neighbour_um`` is the standard deviation of the Gaussian with which a crop's expression is interpolated from the spots
+    around it. ``plain_fraction`` of the crops take the nearest spot alone, as inference does.
+    """
+
+    genes: Positive = 1000
+    programs: Positive = 32
+    neighbour_um: Annotated[float, Field(gt=0)] = 100.0
+    plain_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
+    thinning: Annotated[float, Field(ge=1)] = 15.0
+    """Counts of half the training profiles are thinned, by up to this factor."""
+    penalty: Annotated[float, Field(gt=0)] = 15.0
+    """Ridge penalty per training profile of the regression of program scores on a single spot's profile."""
+    half_depth: Annotated[float, Field(ge=0)] = 100.0
+    """Counts at which a spot's scores are drawn half-way to the mean."""
+
+
+class AutoencoderSettings(_Settings):
+    """The autoencoder stage: all of it first, then the decoder against a discriminator with the encoder frozen."""
+
+    latent_channels: Positive = 12
+    crop_px: Positive = 128
+    batch: Positive = 8
+    """Crops per step and worker."""
+    steps: Positive = 2500
+    decoder_steps: Annotated[int, Field(ge=0)] = 1500
+    rate: float = 1e-3
+    decoder_rate: float = 4e-4
+    adversarial: float = 0.03
+    feature_matching: float = 0.2
+    noise: float = 0.2
+
+
+class LatentSettings(_Settings):
+    """The cache of encoded crops that the diffusion stage learns from."""
+
+    crops: Positive = 8000
+    morphology_components: Positive = 32
+    scale_power: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Normalised channels keep a standard deviation proportional to (their effect on the pixels) to this power."""
+
+
+class DiffusionSettings(_Settings):
+    """The diffusion stage: rectified flow, small crops first and whole patches at the end."""
+
+    steps: Positive = 6000
+    small_fraction: Annotated[float, Field(ge=0, le=1)] = 0.6
+    small_cells: Positive = 16
+    """Side of a small crop, in latent cells."""
+    small_batch: Positive = 24
+    batch: Positive = 6
+    """Whole patches per step and worker."""
+    rate: float = 1e-3
+    matrix_rate: float = 1.5e-3
+    warmup: Positive = 40
+    ema: Annotated[float, Field(gt=0, lt=1)] = 0.998
+    condition_noise: float = 0.1
+    share_both: Annotated[float, Field(ge=0, le=1)] = 0.30
+    share_expression: Annotated[float, Field(ge=0, le=1)] = 0.45
+    share_morphology: Annotated[float, Field(ge=0, le=1)] = 0.13
+    validate_every: Positive = 400
+    compile: bool = False
+    """Compile the blocks: pays on long runs only, a shape costs a minute or more."""
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> DiffusionSettings:
+        if self.share_both + self.share_expression + self.share_morphology > 1:
+            raise ValueError("the shares of the conditions add up to more than 1")
+        return self
+
+
+class TrainingConfig(_Settings):
+    """A whole training run; relative paths are taken from ``root``, and ``root`` from the config file's folder."""
+
+    name: str
+    root: Path = Path()
+    output: Path
+    """Folder of the work files: checkpoints, caches, logs."""
+    export: Path | None = None
+    """Folder of the finished checkpoint; None: ``checkpoint`` inside ``output``."""
+    seed: int = 0
+    workers: Positive = 2
+    """Processes, one thread each."""
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0
+    patch_px: Positive = 256
+    patch_mpp: Annotated[float, Field(gt=0)] = 0.688
+    train: Annotated[tuple[Source, ...], Field(min_length=1)]
+    held_out: tuple[Source, ...] = ()
+    augmentation: AugmentationSettings = AugmentationSettings()
+    expression: ExpressionSettings = ExpressionSettings()
+    autoencoder: AutoencoderSettings = AutoencoderSettings()
+    latents: LatentSettings = LatentSettings()
+    transformer: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the transformer class that differ from the defaults of this training."""
+    diffusion: DiffusionSettings = DiffusionSettings()
+    card: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the checkpoint's card: guidance, steps, training_data, licence, limits."""
+
+    @model_validator(mode="after")
+    def _held_out_is_held_out(self) -> TrainingConfig:
+        both = {s.name for s in self.train} & {s.name for s in self.held_out}
+        if both:
+            raise ValueError(f"sections {sorted(both)} are both trained on and held out")
+        return self
+
+    def source_path(self, path: Path) -> Path:
+        """Return a data path, taken from the root where it is relative."""
+        return path if path.is_absolute() else self.root / path
+
+
+def load_config(path: Path, root: Path | None = None, output: Path | None = None) -> TrainingConfig:
+    """Read a training config.
+
+    Parameters
+    ----------
+    path
+        YAML file.
+    root
+        Folder of the data in place of the config's own.
+    output
+        Folder of the work files in place of the config's own.
+
+    Raises
+    ------
+    RequestError
+        The file is no valid config; names every fault with its place.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RequestError(
+            [("config", f"{path} is not a file; give a training config in YAML, for example configs/demo.yaml")]
+        )
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise RequestError([("config", f"{path} is not YAML: {error}")]) from error
+    try:
+        config = TrainingConfig.model_validate(content)
+    except ValidationError as error:
+        faults = [(".".join(map(str, e["loc"])) or "config", e["msg"]) for e in error.errors()]
+        raise RequestError(faults) from error
+    folder = path.resolve().parent
+    paths = {"root": root or folder / config.root, "output": output or folder / config.output}
+    if config.export is not None:
+        paths["export"] = folder / config.export
+    return config.model_copy(update={key: Path(value).resolve() for key, value in paths.items()})

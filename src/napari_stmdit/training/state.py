@@ -1,0 +1,100 @@
+"""Saving and continuing a stage: nothing is lost when a run is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def save_state(path: Path, **state: Any) -> None:
+    """Write a state so that a kill in the middle leaves the old file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".writing")
+    torch.save(state, draft)
+    os.replace(draft, path)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """Read a state, or None where there is none yet; only tensors and plain values are ever unpickled."""
+    if not path.is_file():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+class Log:
+    """One JSON object a line, and the last values on the screen."""
+
+    def __init__(self, path: Path, active: bool = True) -> None:
+        self.path = path
+        self.active = active
+        self.start = time.perf_counter()
+        if active:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, **values: Any) -> None:
+        """Append a line."""
+        if not self.active:
+            return
+        line = {"seconds": round(time.perf_counter() - self.start, 1), **values}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class Clock:
+    """Says when the next checkpoint is due."""
+
+    def __init__(self, every_s: float) -> None:
+        self.every_s = every_s
+        self._last = time.perf_counter()
+
+    def due(self) -> bool:
+        """Whether the interval has passed since the last time this was true."""
+        if time.perf_counter() - self._last < self.every_s:
+            return False
+        self._last = time.perf_counter()
+        return True
+
+
+class Average:
+    """Exponential moving average of a module's weights.
+
+    Parameters
+    ----------
+    module
+        Whose weights to follow.
+    decay
+        Share of the average that stays at each step; smaller at the start.
+    """
+
+    def __init__(self, module: torch.nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.steps = 0
+        self.weights: dict[str, Tensor] = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: torch.nn.Module) -> None:
+        """Move towards the module's present weights."""
+        self.steps += 1
+        share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for key, value in module.state_dict().items():
+            if value.is_floating_point():
+                self.weights[key].lerp_(value, share)
+            else:
+                self.weights[key].copy_(value)
+
+    def state(self) -> dict[str, Any]:
+        """What `load` takes."""
+        return {"steps": self.steps, "weights": self.weights}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.steps = int(state["steps"])
+        for key, value in state["weights"].items():
+            self.weights[key].copy_(value)

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+
+from napari_stmdit.errors import GeneError
+from napari_stmdit.training.conditions import (
+    REGION_MARKERS,
+    choose_genes,
+    counts_of,
+    fit_programs,
+    log_normalise,
+    rank_by_morphology,
+    region_profiles,
+    thin,
+)
+from napari_stmdit.training.config import ExpressionSettings
+from napari_stmdit.training.data import load_training_section
+
+
+@pytest.fixture
+def loaded(tiny_section):
+    return load_training_section(tiny_section, 0.7)
+
+
+def test_programs_follow_the_tissue_and_not_the_depth(loaded):
+    encoder = fit_programs([loaded], ExpressionSettings(genes=20, programs=3, thinning=3.0), seed=0)
+    counts = counts_of(loaded, encoder.genes)
+    scores = encoder.encode_counts(counts)[:, 0]
+    # the tiny section's expression changes from left to right, and that is its first program
+    assert abs(np.corrcoef(scores, loaded.yx[:, 1])[0, 1]) > 0.9
+    thinned = encoder.encode_counts(thin(counts, 3.0, np.random.default_rng(1)))[:, 0]
+    assert np.corrcoef(scores, thinned)[0, 1] > 0.9
+    assert abs(thinned.mean() - scores.mean()) < 0.5
+
+
+def test_programs_are_ranked_by_what_they_say_about_morphology(loaded):
+    programs = fit_programs([loaded], ExpressionSettings(genes=20, programs=6, half_depth=0), seed=0)
+    vectors = torch.from_numpy(programs.encode_counts(counts_of(loaded, programs.genes)))[:, None]
+    noise = torch.randn(len(vectors), 3, generator=torch.Generator().manual_seed(0))
+    morphology = torch.cat([vectors[:, 0, 3:4] * 2 + 0.1 * noise[:, :1], 0.1 * noise[:, 1:]], dim=1)
+    ranked, scores = rank_by_morphology(programs, vectors, morphology, penalty=0.01)
+    assert scores.shape == (30, 1, 3)
+    # what was the fourth program alone decides the morphology, so it is now the first
+    assert abs(np.corrcoef(scores[:, 0, 0], vectors[:, 0, 3])[0, 1]) > 0.98
+    assert scores[:, 0].std(0)[0] == pytest.approx(1, abs=1e-3) and scores[:, 0].std(0)[1] < 0.3
+    np.testing.assert_allclose(ranked.encode_counts(counts_of(loaded, programs.genes)), scores[:, 0], atol=1e-3)
+
+
+def test_more_genes_than_there_are_is_refused(loaded):
+    with pytest.raises(GeneError, match="share 20 usable genes; 50 were asked for"):
+        choose_genes([loaded], 50)
+
+
+def test_thinning_keeps_the_expected_share():
+    counts = np.full((50, 40), 30.0, dtype=np.float32)
+    thinned = thin(counts, 3.0, np.random.default_rng(0))
+    assert thinned.mean() == pytest.approx(10, rel=0.05)
+    np.testing.assert_array_equal(thin(counts, 1.0, np.random.default_rng(0)), counts)
+
+
+def test_profiles_are_made_of_spots_with_the_markers(loaded):
+    genes = tuple(loaded.section.spots.genes.symbols.tolist())
+    profiles = region_profiles([loaded], genes)
+    assert set(profiles) == set(REGION_MARKERS)
+    overall = log_normalise(counts_of(loaded, genes)).mean(axis=0)
+    for region, marker in (("tumour", "KRT8"), ("immune", "CD3D"), ("adipose", "ADIPOQ")):
+        mean, spread = profiles[region]
+        assert mean.shape == spread.shape == (20,)
+        assert mean[genes.index(marker)] > overall[genes.index(marker)]

@@ -1,0 +1,40 @@
+import pytest
+
+from napari_stmdit.errors import RequestError
+from napari_stmdit.training.config import load_config
+
+
+def test_paths_are_taken_from_the_config_or_from_the_options(tiny_config, tmp_path):
+    path = tiny_config(root="data", export="ready")
+    config = load_config(path)
+    assert (
+        config.root == tmp_path / "data" and config.output == tmp_path / "run" and config.export == tmp_path / "ready"
+    )
+    assert load_config(path, root=tmp_path / "x", output=tmp_path / "y").output == tmp_path / "y"
+
+
+def test_every_fault_is_named_with_its_place(tiny_config):
+    with pytest.raises(RequestError) as caught:
+        load_config(tiny_config(patch_px=-1, diffusion={"steps": 0}, unknown=3))
+    assert {place for place, _ in caught.value.faults} == {"patch_px", "diffusion.steps", "unknown"}
+
+
+def test_a_section_cannot_be_trained_on_and_held_out(tiny_config):
+    with pytest.raises(RequestError, match="both trained on and held out"):
+        load_config(tiny_config(held_out=[{"kind": "folder", "name": "tiny", "folder": "elsewhere"}]))
+
+
+def test_a_missing_or_broken_file_is_refused(tmp_path):
+    with pytest.raises(RequestError, match="is not a file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(RequestError, match="is not YAML"):
+        load_config(tmp_path / "bad.yaml")
+
+
+def test_the_shipped_config_is_valid_and_never_trains_on_c6():
+    from pathlib import Path
+
+    config = load_config(Path(__file__).parents[2] / "configs" / "demo.yaml")
+    assert [s.name for s in config.train] == ["B4", "C2", "C3", "C5"]
+    assert [s.name for s in config.held_out] == ["C6"]

@@ -1,0 +1,64 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from napari_stmdit.errors import SectionError
+from napari_stmdit.training.sections import fit_square_lattice, read_table_section, to_spatialdata
+
+
+def read(files, **changes):
+    return read_table_section("made", **(files | changes), pitch_um=200.0, spot_um=100.0)
+
+
+def test_tables_and_image_become_a_section(table_section):
+    section = read(table_section)
+    assert len(section.spots) == 19  # the twentieth spot has no counts
+    assert section.spots.counts.shape == (19, 30)
+    assert section.calibration.source == "lattice"
+    assert section.calibration.mpp == pytest.approx(200 / np.sqrt(290 * 291), rel=1e-6)
+    assert section.spots.diameter == pytest.approx(100 / section.calibration.mpp)
+    first = section.spots.rows(["7x3"])[0]
+    np.testing.assert_allclose(section.spots.yx[first], (150.2, 200.4))
+    np.testing.assert_array_equal(section.spots.array_rc[first], (3, 7))
+    assert section.image.shape == (1200, 1500)
+
+
+def test_the_scale_does_not_depend_on_rotation():
+    array = np.array([(r, c) for r in range(4) for c in range(5)])
+    turn = np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]])
+    assert fit_square_lattice(array, array * 250.0 @ turn + 11, 200.0) == pytest.approx(0.8)
+    with pytest.raises(SectionError, match="one line"):
+        fit_square_lattice(array[:5], array[:5] * 250.0, 200.0)
+
+
+def test_what_is_missing_is_named(table_section, tmp_path):
+    with pytest.raises(SectionError, match="nowhere.tsv is not a file"):
+        read(table_section, counts=tmp_path / "nowhere.tsv")
+    spots = pd.read_csv(table_section["spots"], sep="\t")
+    spots.drop(columns="pixel_y").to_csv(tmp_path / "bad.tsv", sep="\t", index=False)
+    with pytest.raises(SectionError, match=r"lacks the columns \['pixel_y'\]"):
+        read(table_section, spots=tmp_path / "bad.tsv")
+    spots.assign(x=spots["x"] + 100).to_csv(tmp_path / "off.tsv", sep="\t", index=False)
+    with pytest.raises(SectionError, match="only 0 spots"):
+        read(table_section, spots=tmp_path / "off.tsv")
+
+
+def test_spatialdata_holds_the_same_section(table_section):
+    section = read(table_section)
+    data = to_spatialdata(section)
+    spots = data["made_spots"]
+    np.testing.assert_allclose(np.column_stack([spots.geometry.y, spots.geometry.x]), section.spots.yx)
+    assert data["made_image"].shape == (3, 1200, 1500)
+    np.testing.assert_array_equal(data["table"].X.toarray(), section.spots.counts.toarray())
+    np.testing.assert_array_equal(data["made_image"].transpose("y", "x", "c").values, section.image.levels[0].compute())
+
+
+@pytest.mark.slow
+def test_real_sections_have_the_published_scale(shared_data):
+    folder = shared_data / "her2st_sections"
+    image = next((folder / "images").glob("C6_*"))
+    section = read_table_section(
+        "C6", folder / "counts/C6.tsv.gz", folder / "spots/C6_selection.tsv", image, pitch_um=200.0, spot_um=100.0
+    )
+    assert len(section.spots) == 178 and len(section.spots.genes) == 15772
+    assert section.calibration.mpp == pytest.approx(0.688, abs=0.004)

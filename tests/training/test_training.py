@@ -1,0 +1,87 @@
+"""All stages on a 30-spot section with a two-block transformer: real components, some steps."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from napari_stmdit.errors import CheckpointError, RequestError
+from napari_stmdit.training.config import load_config
+from napari_stmdit.training.state import load_state
+from napari_stmdit.training.train import run_stage, train
+
+
+def losses(folder, name):
+    lines = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line or "pixel" in line]
+
+
+@pytest.fixture
+def quiet_limit(monkeypatch):
+    monkeypatch.setattr("napari_stmdit.training.autoencoder.FIT_CROPS", 12)
+
+
+@pytest.mark.usefixtures("quiet_limit")
+def test_all_stages_make_a_checkpoint_that_loads_and_synthesizes(tiny_config, tiny_section, tmp_path):
+    from napari_stmdit.assemble import load_checkpoint
+    from napari_stmdit.types import Guidance
+
+    folder = train(tiny_config())
+    checkpoint = load_checkpoint(folder, device="cpu")
+    assert len(checkpoint.card.genes) == 12 and checkpoint.card.patch_px == 64
+    assert set(checkpoint.card.profiles) == set(checkpoint.profiles) == {"tumour", "stroma", "adipose", "immune"}
+    spots = tiny_section.spots
+    expression = checkpoint.encode_expression(spots.counts[:2], spots.genes)
+    morphology = checkpoint.encode_morphology(np.zeros((2, 64, 64, 3), dtype=np.uint8))
+    *_, (step, steps, images) = checkpoint.pipeline.denoise_images(
+        morphology=morphology,
+        expression=expression,
+        seeds=(1, 2),
+        guidance=Guidance(expression=2, morphology=2),
+        num_inference_steps=3,
+        height=64,
+        width=64,
+    )
+    assert step == steps == 3 and images.shape == (2, 64, 64, 3)
+    assert "her2st" not in (folder / "README.md").read_text() and "made up" in (folder / "README.md").read_text()
+    readable = [file.stat().st_mode & 0o044 for file in folder.rglob("*.safetensors")]
+    assert len(readable) == 5 and all(mode == 0o044 for mode in readable)
+
+
+@pytest.mark.usefixtures("quiet_limit")
+def test_the_same_seed_gives_the_same_losses_and_a_continued_run_goes_on(tiny_config, tmp_path):
+    path = tiny_config()
+    first, again = (load_config(path, output=tmp_path / name) for name in ("first", "again"))
+    for config in (first, again):
+        for stage in ("autoencoder", "latents", "diffusion"):
+            run_stage(config, stage)
+    for name in ("autoencoder", "diffusion"):
+        kept = [{k: v for k, v in line.items() if k != "seconds"} for line in losses(first.output, name)]
+        assert kept and kept == [
+            {k: v for k, v in line.items() if k != "seconds"} for line in losses(again.output, name)
+        ]
+
+    before = load_state(first.output / "diffusion.pt")
+    longer = first.model_copy(update={"diffusion": first.diffusion.model_copy(update={"steps": 60})})
+    run_stage(longer, "diffusion")
+    after = load_state(first.output / "diffusion.pt")
+    assert (before["step"], after["step"], after["average"]["steps"]) == (4, 60, 60)
+    assert losses(first.output, "diffusion")[-1]["step"] == 50
+    assert (
+        min(line["loss"] for line in losses(first.output, "diffusion")[1:])
+        < losses(first.output, "diffusion")[0]["loss"]
+    )
+    moved = [not torch.equal(before["model"][k], v) for k, v in after["model"].items()]
+    assert any(moved)
+    run_stage(longer, "diffusion")  # finished: nothing more happens
+    assert all(torch.equal(load_state(first.output / "diffusion.pt")["model"][k], v) for k, v in after["model"].items())
+
+
+def test_a_stage_says_what_must_run_before_it(tiny_config):
+    config = load_config(tiny_config())
+    for stage, needed in (("latents", "'autoencoder'"), ("diffusion", "'latents'")):
+        with pytest.raises(CheckpointError, match=f"run the stage {needed} first"):
+            run_stage(config, stage)
+    with pytest.raises(RequestError, match="'all' is unknown"):
+        train(tiny_config(), "all")
