@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,7 @@ class LinearProgramEncoder:
         self.half_depth = float(half_depth)
         self.mean, self.scale, self.abundance = mean, scale, abundance
         self.projection, self.offset = projection, offset
-        expected = {"mean": (len(genes),), "scale": (len(genes),), "abundance": (len(genes),)}
+        expected: dict[str, tuple[int, ...]] = {name: (len(genes),) for name in ("mean", "scale", "abundance")}
         expected |= {"projection": (len(genes), len(offset)), "offset": (len(offset),)}
         for name, shape in expected.items():
             got = getattr(self, name).shape
@@ -143,9 +143,7 @@ class LinearProgramEncoder:
         return encoder
 
 
-def read_encoder_folder(
-    folder: Path, names: tuple[str, ...]
-) -> tuple[dict[str, object] | dict[str, list[str]], dict[str, NDArray[np.float32]]]:
+def read_encoder_folder(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
     """Read ``config.json`` and the named arrays of ``model.safetensors``; raises CheckpointError where something is missing."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file

@@ -25,7 +25,8 @@ class _Residual(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+        y: Tensor = self.conv2(F.silu(self.conv1(F.silu(x))))
+        return x + y
 
 
 class FeatureTrunk(nn.Module):
@@ -80,7 +81,7 @@ class SmallConvEncoder:
     """
 
     def __init__(self, trunk: FeatureTrunk, mean: Tensor, projection: Tensor) -> None:
-        self.trunk = trunk.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.trunk = trunk.eval().requires_grad_(False)
         self.mean = mean.float()
         self.projection = projection.float()
 

@@ -27,11 +27,12 @@ class ResidualUnit(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         with torch.no_grad():
             self.conv2.weight.mul_(0.2)
-            self.conv2.bias.zero_()
+            _bias(self.conv2).zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, H, W) -> the same shape."""
-        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+        y: Tensor = self.conv2(F.silu(self.conv1(F.silu(x))))
+        return x + y
 
 
 class Encoder(nn.Module):
@@ -53,7 +54,9 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, C, H/8, W/8), not normalised."""
-        return self.linear(images) + self.head(F.silu(self.trunk(images)))
+        linear: Tensor = self.linear(images)
+        residual: Tensor = self.head(F.silu(self.trunk(images)))
+        return linear + residual
 
 
 class Decoder(nn.Module):
@@ -134,13 +137,14 @@ class StmditAutoencoder(ModelMixin, ConfigMixin):
         Tensor
             (B, C, H/8, W/8) normalised latents.
         """
-        latents = self.encoder(images)
+        latents: Tensor = self.encoder(images)
         return (latents - self._channels(self._mean, latents)) / self._channels(self._std, latents)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Decode normalised latents (B, C, h, w) into images (B, 3, 8h, 8w) in [-1, 1]."""
         raw = latents * self._channels(self._std, latents) + self._channels(self._mean, latents)
-        return self.decoder(raw).clamp(-1, 1)
+        images: Tensor = self.decoder(raw)
+        return images.clamp(-1, 1)
 
     @staticmethod
     def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
@@ -169,14 +173,14 @@ class StmditAutoencoder(ModelMixin, ConfigMixin):
         weight = components / values.flip(0)[:channels].clamp_min(1e-12).sqrt()[:, None]
         # pixel_unshuffle orders a block as (channel, row, column), which is a convolution kernel's own order
         self.encoder.linear.weight.copy_(weight.view_as(self.encoder.linear.weight))
-        self.encoder.linear.bias.copy_(-weight @ mean)
+        _bias(self.encoder.linear).copy_(-weight @ mean)
         latents = self.encoder.linear(images)
         around = F.unfold(latents, 3, padding=1).transpose(1, 2).reshape(-1, channels * 9)
         around = torch.cat([around, torch.ones(len(around), 1)], dim=1)
         penalty = ridge * len(around) * torch.eye(around.shape[1])
         solution = torch.linalg.solve(around.T @ around + penalty, around.T @ blocks)
         self.decoder.linear.weight.copy_(solution[:-1].T.reshape_as(self.decoder.linear.weight))
-        self.decoder.linear.bias.copy_(solution[-1])
+        _bias(self.decoder.linear).copy_(solution[-1])
         error = (around @ solution - blocks).square().mean()
         return float(10 * torch.log10(4 / error))
 
@@ -184,6 +188,11 @@ class StmditAutoencoder(ModelMixin, ConfigMixin):
 def _zero(layer: nn.Conv2d) -> nn.Conv2d:
     """Zero a convolution, so that the branch it ends starts as nothing."""
     nn.init.zeros_(layer.weight)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
+    nn.init.zeros_(_bias(layer))
     return layer
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    """Return the bias of a convolution that has one."""
+    assert layer.bias is not None
+    return layer.bias

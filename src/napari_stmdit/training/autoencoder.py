@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model.autoencoder import StmditAutoencoder
 from .config import TrainingConfig
@@ -44,9 +44,10 @@ def load_autoencoder(config: TrainingConfig) -> StmditAutoencoder:
     state = load_state(state_path(config))
     if state is None:
         raise CheckpointError(f"No trained autoencoder in {config.output}; run the stage 'autoencoder' first.")
-    model = StmditAutoencoder(latent_channels=config.autoencoder.latent_channels)
+    model: StmditAutoencoder = StmditAutoencoder(latent_channels=config.autoencoder.latent_channels)
     model.load_state_dict(state["average"]["weights"])
-    return model.eval()
+    model.eval()
+    return model
 
 
 def open_sampler(config: TrainingConfig) -> CropSampler:
@@ -60,6 +61,13 @@ def to_tensor(crops: NDArray[np.uint8]) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) in [-1, 1], channels last in memory, which convolutions prefer."""
     images = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
     return images.contiguous(memory_format=torch.channels_last)
+
+
+def channels_last(module: nn.Module) -> None:
+    """Lay a network's weights out with channels last, which is faster on a CPU."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def generator(config: TrainingConfig, worker: Worker, stage: int, step: int) -> np.random.Generator:
@@ -99,7 +107,7 @@ def _whole(worker: Worker, config: TrainingConfig) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         average.load(state["average"])
-    model.to(memory_format=torch.channels_last)
+    channels_last(model)
     texture, clock = TextureLoss(), Clock(config.checkpoint_seconds)
     rng = generator(config, worker, 1, start)
     torch.manual_seed(config.seed + 1000 * worker.rank + start)
@@ -157,7 +165,7 @@ def _decoder(worker: Worker, config: TrainingConfig) -> None:
         judge_optimizer.load_state_dict(state["judge_optimizer"])
         average.load(state["average"])
     for network in (model, judge):
-        network.to(memory_format=torch.channels_last)
+        channels_last(network)
     sampler = open_sampler(config)
     log, texture, clock = (
         Log(config.output / "autoencoder.jsonl", worker.leads),

@@ -55,7 +55,8 @@ def build_transformer(config: TrainingConfig, cache: dict[str, Tensor]) -> STMDi
         "morphology_dim": cache["morphology"].shape[-1],
         "expression_dim": cache["expression"].shape[-1],
     }
-    return STMDiTTransformer2D(**(SMALL_MODEL | config.transformer | sizes))
+    model: STMDiTTransformer2D = STMDiTTransformer2D(**(SMALL_MODEL | config.transformer | sizes))
+    return model
 
 
 def load_transformer_average(config: TrainingConfig) -> STMDiTTransformer2D:
@@ -65,7 +66,8 @@ def load_transformer_average(config: TrainingConfig) -> STMDiTTransformer2D:
         raise CheckpointError(f"No trained transformer in {config.output}; run the stage 'diffusion' first.")
     model = build_transformer(config, load_cache(config))
     model.load_state_dict(state["average"]["weights"])
-    return model.eval()
+    model.eval()
+    return model
 
 
 @torch.no_grad()
@@ -77,9 +79,10 @@ def quicken(model: STMDiTTransformer2D) -> None:
     """
     width = model.width
     for block in model.blocks:
-        block.modulation.normal_(std=width**-0.5)
-        block.modulation[2].add_(0.5)
-        block.modulation[5].add_(0.5)
+        modulation: Any = block.modulation
+        modulation.normal_(std=width**-0.5)
+        modulation[2].add_(0.5)  # the two gates
+        modulation[5].add_(0.5)
     nn.init.normal_(model.time_modulation.weight, std=0.3 * width**-0.5)
     embedders = [model.time_embed, model.morphology_embed]
     embedders += [getattr(model, name) for name in ("expression_embed", "expression_time") if hasattr(model, name)]
@@ -99,7 +102,8 @@ def optimizers(model: nn.Module, settings: DiffusionSettings) -> list[tuple[torc
 
     Muon: K. Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         hidden = parameter.ndim == 2 and name.startswith("blocks.") and "modulation" not in name
         (matrices if hidden else others).append(parameter)
@@ -175,7 +179,8 @@ def flow_loss(model: nn.Module, x: Tensor, noise: Tensor, level: Tensor, **condi
     mixture = (1 - weight) * x + weight * noise
     with torch.autocast("cpu", torch.bfloat16):
         velocity = model(mixture, level * TIME_SCALE, **conditions)
-    return (velocity.float() - (noise - x)).square().mean()
+    error: Tensor = (velocity.float() - (noise - x)).square().mean()
+    return error
 
 
 def rate_factor(step: int, settings: DiffusionSettings) -> float:

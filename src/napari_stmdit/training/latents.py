@@ -61,7 +61,7 @@ def load_cache(config: TrainingConfig) -> dict[str, Tensor]:
 
 
 def _encode(worker: Worker, config: TrainingConfig) -> None:
-    model = load_autoencoder(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = load_autoencoder(config)
     trunk = make_trunk(model).eval()
     sampler = open_sampler(config)
     rng = generator(config, worker, 3, 0)

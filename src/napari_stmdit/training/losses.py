@@ -34,6 +34,7 @@ class TextureLoss(nn.Module):
         basis = torch.stack([torch.cos(math.pi * k * place / 4) for k in range(4)])
         basis = basis / basis.norm(dim=1, keepdim=True)
         filters = torch.einsum("ai,bj->abij", basis, basis).reshape(16, 1, 4, 4)[1:]  # without the mean
+        self.filters: Tensor
         self.register_buffer("filters", filters)
 
     def energies(self, images: Tensor) -> list[Tensor]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.multiprocessing.spawn import spawn
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def run_workers(count: int, function: Callable[..., None], *arguments: Any) -> N
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_start, args=(count, port, function, arguments), nprocs=count)
+    spawn(_start, args=(count, port, function, arguments), nprocs=count)
 
 
 def _start(rank: int, count: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
