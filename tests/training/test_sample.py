@@ -37,7 +37,7 @@ def test_counts_follow_the_profiles():
     assert (counts.data == np.round(counts.data)).all()
     dense = counts.toarray()
     x = np.log1p(1e4 * dense / dense.sum(axis=1, keepdims=True))
-    for k, name in enumerate(tissue.regions):
+    for k in range(len(tissue.regions)):
         pure = tissue.weights[:, k] > 0.9
         if pure.any():
             scores = [np.corrcoef(x[pure].mean(axis=0), mean[other])[0, 1] for other in tissue.regions]

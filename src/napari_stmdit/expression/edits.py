@@ -170,7 +170,8 @@ def _normalised(
     counts: csr_matrix, columns: NDArray[np.int64], rows: NDArray[np.int64] | None = None
 ) -> NDArray[np.float32]:
     part = counts if rows is None else counts[rows]
-    return np.log1p(part[:, columns].toarray().astype(np.float32) * (PER / _totals(part)[:, None]))
+    share: NDArray[np.float32] = part[:, columns].toarray().astype(np.float32) * (PER / _totals(part)[:, None])
+    return np.log1p(share)
 
 
 def _totals(counts: csr_matrix) -> NDArray[np.float32]:

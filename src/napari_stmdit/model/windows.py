@@ -105,7 +105,8 @@ def denoise_canvas(
     ):
         if on_step is not None:
             on_step(step, steps)
-    return pipeline.decode(latents)[0]
+    images: NDArray[np.uint8] = pipeline.decode(latents)
+    return images[0]  # type: ignore[no-any-return]
 
 
 class _Windows:
