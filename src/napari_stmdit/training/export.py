@@ -21,6 +21,7 @@ from .config import TrainingConfig
 from .diffusion import load_transformer_average
 from .latents import encoder_folder, load_cache
 from .modelcard import model_card
+from .state import load_state
 
 INDEX = {
     "transformer": ["napari_stmdit.model.transformer", "STMDiTTransformer2D"],
@@ -57,7 +58,7 @@ def export_checkpoint(config: TrainingConfig, folder: Path | None = None) -> Pat
     card = make_card(config, expression.genes)
     (draft / "stmdit.json").write_text(card.model_dump_json(indent=1) + "\n")
     (draft / "model_index.json").write_text(json.dumps(_index(make_scheduler(config)), indent=1) + "\n")
-    (draft / "README.md").write_text(model_card(config, card))
+    (draft / "README.md").write_text(model_card(config, card, _reached(config)))
     large = [file for file in draft.rglob("*") if file.is_file() and file.stat().st_size > FILE_LIMIT]
     if large:
         raise CheckpointError(
@@ -105,6 +106,13 @@ def make_card(config: TrainingConfig, genes: tuple[str, ...]) -> CheckpointCard:
         profiles=tuple(REGION_MARKERS),
         **fields,
     )
+
+
+def _reached(config: TrainingConfig) -> dict[str, int]:
+    """Return the steps that each phase has really taken."""
+    files = {"autoencoder": "autoencoder.pt", "decoder": "autoencoder_decoder.pt", "diffusion": "diffusion.pt"}
+    states = {phase: load_state(config.output / name) for phase, name in files.items()}
+    return {phase: 0 if state is None else int(state["step"]) for phase, state in states.items()}
 
 
 def _index(scheduler: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..types import CheckpointCard
@@ -11,8 +12,11 @@ if TYPE_CHECKING:
     from .config import TrainingConfig
 
 
-def model_card(config: TrainingConfig, card: CheckpointCard) -> str:
-    """Return the model card in Markdown: what it is, what it learned from, how, and what it must not be used for."""
+def model_card(config: TrainingConfig, card: CheckpointCard, reached: Mapping[str, int]) -> str:
+    """Return the model card in Markdown: what it is, what it learned from, how, and what it must not be used for.
+
+    ``reached`` holds the steps that were really taken in the phases ``autoencoder``, ``decoder`` and ``diffusion``.
+    """
     rule = card.guidance.rule or "nested_morphology_first"
     diffusion, autoencoder = config.diffusion, config.autoencoder
     return f"""# Checkpoint `{card.name}`
@@ -31,11 +35,11 @@ Sections trained on: {", ".join(s.name for s in config.train)}. Held out, never 
 {card.limits}
 
 ## How it was made
-- Autoencoder: {autoencoder.latent_channels} channels, 8 px a cell; closed-form linear maps with a convolutional residual. {autoencoder.steps} steps on pixels, \
-gradients and texture, then {autoencoder.decoder_steps} steps of the decoder against a patch discriminator.
-- Expression: {len(card.genes)} genes, log1p(counts per 10,000), {config.expression.programs} linear programs; profiles thinned up to {config.expression.thinning:g}-fold in training.
+- Autoencoder: {autoencoder.latent_channels} channels, 8 px a cell; closed-form linear maps with a convolutional residual. {reached["autoencoder"]} steps on pixels, \
+gradients and texture, then {reached["decoder"]} steps of the decoder against a patch discriminator.
+- Expression: {len(card.genes)} genes, log1p(counts per 10,000), {config.expression.programs} linear programs ranked by what they say about morphology; profiles thinned up to {config.expression.thinning:g}-fold in training.
 - Morphology: {config.latents.morphology_components} whitened components of the statistics of convolutional features.
-- Transformer: rectified flow, {diffusion.steps} steps, the first {diffusion.small_fraction:.0%} on quarter patches; each condition dropped out on its own \
+- Transformer: rectified flow, {reached["diffusion"]} steps, about the first {diffusion.small_fraction:.0%} on quarter patches; each condition dropped out on its own \
 (both {diffusion.share_both:.0%}, expression alone {diffusion.share_expression:.0%}, morphology alone {diffusion.share_morphology:.0%}).
 {_words(config)}
 Defaults: {card.steps} steps, expression scale {card.guidance.expression:g}, morphology scale {card.guidance.morphology:g}, rule `{rule}`.
