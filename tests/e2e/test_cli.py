@@ -64,7 +64,7 @@ def test_bad_edits_are_refused_with_their_place(tmp_path):
 
 @pytest.fixture(scope="module")
 def c3(shared_data) -> Path:
-    return shared_data / "data" / "her2st_C3_spaceranger2"
+    return shared_data / "her2st_C3_spaceranger2"
 
 
 def pixels(store: Path, name: str) -> np.ndarray:
@@ -113,7 +113,7 @@ def test_an_interrupt_keeps_what_is_done(c3, tmp_path):
 
 
 def test_a_mouse_section_is_refused_with_the_number_of_genes(shared_data, tmp_path):
-    mouse = shared_data / "data" / "visium_mouse_brain_crop"
+    mouse = shared_data / "visium_mouse_brain_crop"
     arguments = (
         "synthesize", mouse / "outs_spaceranger2", "--fullres", mouse / "test_img.jpg", "--sample", 1, "--steps", 1,
         "--output", tmp_path / "o.zarr",
@@ -123,14 +123,14 @@ def test_a_mouse_section_is_refused_with_the_number_of_genes(shared_data, tmp_pa
 
 
 def test_a_section_without_a_full_resolution_image_is_refused(shared_data, tmp_path):
-    outs = shared_data / "data" / "visium_v4_no_fullres" / "outs"
+    outs = shared_data / "visium_v4_no_fullres" / "outs"
     message = refused("synthesize", outs, "--sample", 1, "--output", tmp_path / "o.zarr", "--allow-gene-mismatch")
     assert "--fullres" in message
 
 
 @pytest.mark.parametrize("name", ["malicious_torch_zip", "malicious_raw_pickle", "malicious_yaml"])
 def test_a_malicious_checkpoint_is_refused_and_nothing_runs(name, shared_data, tmp_path):
-    folder = shared_data / "golden" / "containers" / name
+    folder = shared_data.parent / "golden" / "containers" / name
     refused("inspect", folder, cwd=tmp_path)
     assert not list(tmp_path.iterdir())
     assert not (folder / "PWNED").exists()

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY_GENES, TINY_MPP, TINY_SIDE_PX, analytic_image, tiny_arrays
 from PIL import Image
 from scipy.io import mmwrite
+from tiny import TINY_GENES, TINY_MPP, TINY_SIDE_PX, analytic_image, tiny_arrays
 
 from napari_stmdit.errors import SectionError
 from napari_stmdit.tissue.open import open_section, synthesis_fault

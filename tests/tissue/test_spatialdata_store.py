@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import TINY_GENES, TINY_MPP, TINY_SIDE_PX, analytic_image, tiny_arrays
+from tiny import TINY_GENES, TINY_MPP, TINY_SIDE_PX, analytic_image, tiny_arrays
 
 from napari_stmdit.errors import SectionError
 from napari_stmdit.tissue import geometry
