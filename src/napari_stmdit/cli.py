@@ -247,7 +247,9 @@ def _report_run(result: Result, request: Request, name: str | None, output: Path
 
 
 class _ProgressBar:
-    """A rich progress bar on stderr that takes `Progress` values."""
+    """Takes `Progress` values: a bar where stderr is a terminal, a line now and then where it is a log."""
+
+    LINE_SECONDS = 10.0
 
     def __init__(self, title: str, hidden: bool) -> None:
         from rich.console import Console
@@ -255,6 +257,9 @@ class _ProgressBar:
         from rich.progress import Progress as Bar
 
         console = Console(stderr=True)
+        self._title = title
+        self._lines = not console.is_terminal
+        self._told, self._told_at = 0, -self.LINE_SECONDS
         self._bar = Bar(
             TextColumn(title),
             BarColumn(),
@@ -262,7 +267,7 @@ class _ProgressBar:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=hidden or not console.is_terminal,
+            disable=hidden or self._lines,
         )
         self._task = self._bar.add_task(title, total=1.0, patches="")
 
@@ -276,6 +281,11 @@ class _ProgressBar:
     def __call__(self, progress: Progress) -> None:
         patches = f"{progress.patches_done}/{progress.patches_total} patches"
         self._bar.update(self._task, completed=progress.fraction, patches=patches)
+        due = progress.elapsed_s - self._told_at >= self.LINE_SECONDS
+        if self._lines and due and progress.patches_done > self._told:
+            self._told, self._told_at = progress.patches_done, progress.elapsed_s
+            sys.stderr.write(f"{self._title}: {patches}\n")
+            sys.stderr.flush()
 
 
 class _InterruptCancels:

@@ -101,7 +101,9 @@ def test_too_few_shared_genes_are_refused_with_the_count_unless_allowed(section)
     card = card_for((*GENES[:4], *(f"OTHER{k}" for k in range(6))))
     with pytest.raises(RequestError, match="shares 4 of the 10 genes"):
         plan(section, Request(), card)
-    assert plan(section, Request(allow_gene_mismatch=True), card).genes_shared == 4
+    allowed = plan(section, Request(allow_gene_mismatch=True), card)
+    assert allowed.genes_shared == 4
+    assert any("4 of the checkpoint's 10 genes" in note for note in allowed.notes)
     assert plan(section, Request(expression="null"), card).genes_shared == 4
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CheckpointError, GeneError
+from ..errors import CheckpointError
 from ..expression.genes import gather_counts, match_genes
 from ..types import Genes, hash_genes
 
@@ -86,20 +86,10 @@ class LinearProgramEncoder:
         Returns
         -------
         NDArray[np.float32]
-            (n, d) program scores. A spot without any count of these genes gets the scores of the training mean.
-
-        Raises
-        ------
-        GeneError
-            None of the encoder's genes is there.
+            (n, d) program scores. A spot without any count of these genes gets the scores of the training mean, and so does
+            every spot of a section that has none of them; a plan refuses such a section unless it is told not to.
         """
         match = match_genes(self.genes, genes)
-        if match.shared == 0:
-            raise GeneError(
-                f"none of the {len(self.genes)} genes of this checkpoint is in the section (its first are "
-                f"{', '.join(genes.symbols[:3].tolist())}; the checkpoint's are {', '.join(self.genes[:3])}); "
-                "names match exactly and case-sensitively"
-            )
         own = gather_counts(counts, match, self.genes).toarray().astype(np.float32)
         return self.encode_counts(own, match.columns >= 0)
 
@@ -113,7 +103,8 @@ class LinearProgramEncoder:
         standard = (values - self.mean) / self.scale
         standard[:, ~present] = 0
         standard[total[:, 0] <= 0] = 0
-        kept = total / (total / share + self.half_depth + 1e-6) / share
+        full = total / max(share, 1e-12)  # the depth with the missing genes, had they been measured
+        kept = full / (full + self.half_depth + 1e-6)
         return np.asarray(kept * (standard @ self.projection) + self.offset, dtype=np.float32)
 
     def save(self, folder: Path) -> None:

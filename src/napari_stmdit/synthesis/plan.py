@@ -143,7 +143,7 @@ def _rows(section: Section, request: Request, faults: list[tuple[str, str]]) -> 
 
 
 def _check_genes(request: Request, card: CheckpointCard, shared: int, faults: list[tuple[str, str]]) -> None:
-    needed = int(np.ceil(card.minimum_gene_fraction * len(card.genes)))
+    needed = _genes_needed(card)
     if request.expression == "null" or request.allow_gene_mismatch or shared >= needed:
         return
     faults.append(
@@ -154,6 +154,10 @@ def _check_genes(request: Request, card: CheckpointCard, shared: int, faults: li
             "(allow_gene_mismatch=True) to go on with missing genes at their training mean",
         )
     )
+
+
+def _genes_needed(card: CheckpointCard) -> int:
+    return int(np.ceil(card.minimum_gene_fraction * len(card.genes)))
 
 
 def _lay_out(section: Section, request: Request, card: CheckpointCard, rows: NDArray[np.int64], shared: int) -> Plan:
@@ -175,7 +179,7 @@ def _lay_out(section: Section, request: Request, card: CheckpointCard, rows: NDA
         guidance=request.guidance.filled(card.guidance),
         steps=request.steps or card.steps,
         genes_shared=shared,
-        notes=_notes(section, request, card, patches),
+        notes=_notes(section, request, card, patches, shared),
     )
 
 
@@ -196,8 +200,15 @@ def _frame(boxes: Sequence[Box], pixel_size: float) -> tuple[CanvasFrame, tuple[
     return CanvasFrame((y1 - y0, x1 - x0), (y0 * pixel_size, x0 * pixel_size), pixel_size), (y0, x0)
 
 
-def _notes(section: Section, request: Request, card: CheckpointCard, patches: Sequence[Patch]) -> tuple[str, ...]:
+def _notes(
+    section: Section, request: Request, card: CheckpointCard, patches: Sequence[Patch], shared: int
+) -> tuple[str, ...]:
     notes = []
+    if request.expression != "null" and shared < _genes_needed(card):
+        rest = "; expression then says nothing, every spot looks the same to the checkpoint" if shared == 0 else ""
+        notes.append(
+            f"{shared} of the checkpoint's {len(card.genes)} genes are shared, the others count as their training mean{rest}"
+        )
     seen = set(card.genes)
     for number, edit in enumerate(request.edits):
         names = edited_genes(edit, bundled_programs())

@@ -29,6 +29,9 @@ DEPTH = {"tumour": 7000, "stroma": 4000, "adipose": 1800, "immune": 5500}
 """Median counts per spot over the checkpoint's genes, in the order of size that 10x sections have."""
 BLUR_UM = 55.0
 """Expression at a place is the mean of its neighbours' encodings with a Gaussian weight of this width."""
+EXPRESSION_SCALE = 3.0
+"""Milder than the scale for single patches: neighbours of different expression meet in every window."""
+STEPS = 32
 NOTE = (
     "synthetic: a designed layout, expression drawn from the bundled checkpoint's tissue profiles, slide image synthesized by the "
     "bundled checkpoint; no patient's data"
@@ -138,10 +141,8 @@ def _synthesize_slide(
         (SIDE_PX, SIDE_PX),
         window=side,
         stride=side // 2,
-        guidance=Guidance(
-            expression=checkpoint.card.guidance.expression, morphology=0.0, rule=checkpoint.card.guidance.rule
-        ),
-        steps=checkpoint.card.steps + 12,
+        guidance=Guidance(expression=EXPRESSION_SCALE, morphology=0.0, rule=checkpoint.card.guidance.rule),
+        steps=STEPS,
         seed=seed,
     )
 
