@@ -26,7 +26,6 @@ SPOTS = 19
 
 MEASURES = {
     "haematoxylin": "haematoxylin density",
-    "eosin": "eosin density",
     "nuclei": "nuclei a patch",
     "blank": "blank fraction",
 }

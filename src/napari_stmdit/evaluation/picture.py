@@ -109,7 +109,9 @@ def _outlined(
 ) -> Image.Image:
     draw = ImageDraw.Draw(panel)
     for circle in _circles(section, window, ids):
-        draw.ellipse(circle, outline=(20, 60, 160), width=2)
+        draw.ellipse(circle, outline=(20, 20, 30), width=4)
+        x0, y0, x1, y1 = circle
+        draw.ellipse((x0 + 1, y0 + 1, x1 - 1, y1 - 1), outline=(255, 233, 70), width=2)
     return panel
 
 
@@ -157,7 +159,7 @@ def _scale_bar(panel: Image.Image, um_per_pixel: float) -> None:
     right, bottom = PANEL - 16, PANEL - 16
     draw.rectangle((right - length - 8, bottom - 32, right + 8, bottom + 8), fill=(255, 255, 255))
     draw.rectangle((right - length, bottom - 5, right, bottom), fill=INK)
-    draw.text((right - length / 2, bottom - 28), f"{length_um} µm", fill=INK, font=_font(16), anchor="ma")
+    draw.text((right - length / 2, bottom - 28), f"{length_um} um", fill=INK, font=_font(16), anchor="ma")
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
