@@ -48,6 +48,7 @@ class Lasso:
     """Watches a Shapes layer in lasso mode: reports each ring once, as (n, 2) in world coordinates, and takes it away again.
 
     A tiny lasso is dropped by napari's simplification and leaves no polygon; it is reported as the one place it began at.
+    napari tells of a ring while it is still busy with it: nothing may be removed before the mouse is up.
     """
 
     def __init__(self, layer: Any, call: OnPlace) -> None:
@@ -55,27 +56,38 @@ class Lasso:
         self._call = weakref.WeakMethod(call)
         self._how: Combine | None = None
         self._start: NDArray[np.float64] | None = None
+        self._reported = False
         layer.mode = "add_polygon_lasso"
-        layer.mouse_drag_callbacks.insert(
-            0, self._pressed
-        )  # before napari's own, which may finish the ring on this press
+        # one before and one after napari's own, which may finish the ring on a press as well as on a release
+        layer.mouse_drag_callbacks.insert(0, self._before)
+        layer.mouse_drag_callbacks.append(self._after)
         layer.events.data.connect(self._changed)
 
-    def _pressed(self, layer: Any, event: Any) -> Iterator[None]:
+    def _before(self, layer: Any, event: Any) -> None:
+        self._take_away()
         self._how = combine_of(event.modifiers, click=False)
         self._start = np.asarray(event.position, dtype=float)[-2:]
+
+    def _after(self, layer: Any, event: Any) -> Iterator[None]:
         yield
+        while event.type == "mouse_move":
+            yield
+        self._take_away()
+
+    def _take_away(self) -> None:
+        if self._reported:
+            self._reported = False
+            self.layer.remove(list(range(len(self.layer.data))))
+            self.layer.selected_data.clear()
 
     def _changed(self, event: Any) -> None:
         # napari also tells of the beginning (adding), of every vertex (changing) and of our own removal (removing)
         if str(getattr(event.action, "value", event.action)) != "added":
             return
-        layer = self.layer
-        rings = [np.asarray(ring, dtype=float) for ring in layer.data]
-        if rings:
-            ring = np.array([layer.data_to_world(vertex) for vertex in rings[-1]])[:, -2:]
-            layer.remove(list(range(len(rings))))
-            layer.selected_data.clear()
+        rings = self.layer.data
+        if len(rings):
+            ring = np.array([self.layer.data_to_world(vertex) for vertex in rings[-1]])[:, -2:]
+            self._reported = True
         elif self._start is not None:
             ring = self._start[None]
         else:
@@ -83,4 +95,3 @@ class Lasso:
         handler = self._call()
         if handler is not None:
             handler(ring, self._how)
-        self._how = None

@@ -11,6 +11,7 @@ from typing import Any
 from napari.qt.threading import create_worker
 from qtpy.QtCore import QObject, Qt, Signal
 from superqt.utils import GeneratorWorker
+from superqt.utils._qthreading import GeneratorWorkerSignals
 
 from ..errors import StmditError, SynthesisError
 from ..progress import CancelToken
@@ -19,10 +20,15 @@ from .jobs import Handlers, Job
 log = logging.getLogger(__name__)
 
 
+class _Signals(GeneratorWorkerSignals):  # type: ignore[misc,unused-ignore]
+    failed = Signal(object)
+
+
 class JobWorker(GeneratorWorker):  # type: ignore[misc,type-arg,unused-ignore]
     """A generator worker that always reports its end.
 
-    What differs from its parent: a RuntimeError is an error like any other, not a sign that the worker was deleted; the
+    What differs from its parent: a RuntimeError is an error like any other, not a sign that the worker was deleted; an error is
+    told by ``failed``, as what napari connects to ``errored`` cannot take its argument under PySide; the
     generator is closed on the thread that ran it, whether it was exhausted or aborted, so that what it holds is let go; quitting
     sets the job's own token, which is asked at every denoising step; and no ``warnings.catch_warnings`` is held open, which is
     process-wide and not safe with two workers at a time.
@@ -30,7 +36,7 @@ class JobWorker(GeneratorWorker):  # type: ignore[misc,type-arg,unused-ignore]
 
     def __init__(self, func: Callable[..., Iterator[Any]], *args: Any, **kwargs: Any) -> None:
         self.token: CancelToken = kwargs.pop("token")
-        super().__init__(func, *args, **kwargs)
+        super().__init__(func, *args, SignalsClass=_Signals, **kwargs)
 
     def quit(self) -> None:
         """Ask the job to end: by us, or by napari when its window closes."""
@@ -48,7 +54,7 @@ class JobWorker(GeneratorWorker):  # type: ignore[misc,type-arg,unused-ignore]
                     self.aborted.emit()
                     break
         except Exception as error:  # noqa: BLE001 - a thread has no caller that could take it
-            self.errored.emit(error)
+            self.failed.emit(error)
         finally:
             self._gen.close()
             self._running = False
@@ -93,7 +99,7 @@ def start(job: Job, token: CancelToken, handlers: Handlers) -> None:
     )
     queued = Qt.ConnectionType.QueuedConnection
     worker.yielded.connect(relay.value, queued)
-    worker.errored.connect(relay.error, queued)
+    worker.failed.connect(relay.error, queued)
     worker.finished.connect(relay.ended, queued)
     if job.yields:
         relay.value.connect(lambda _: worker.pbar.increment_with_overflow())

@@ -59,6 +59,7 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def __init__(self) -> None:
         super().__init__()
         self._value = Colouring()
+        self._shown = (0.0, 1.0)
         self._names = QStringListModel(self)
         self.gene = QLineEdit()
         self.gene.setPlaceholderText("gene, e.g. ERBB2")
@@ -117,8 +118,6 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.colormap.setCurrentText(value.colormap)
         for control in controls:
             control.blockSignals(False)
-        for control in (self.low, self.high):
-            control.setEnabled(value.limits is not None)
         self.strip.show_map(value.colormap)
 
     # --- what is known
@@ -136,6 +135,7 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
             control.blockSignals(True)
             control.setValue(value)
             control.blockSignals(False)
+        self._shown = (self.low.value(), self.high.value())
 
     # --- private
 
@@ -144,7 +144,7 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         box.setRange(0, 10_000)
         box.setDecimals(2)
         box.setButtonSymbols(QDoubleSpinBox.ButtonSymbols.NoButtons)
-        box.setMinimumWidth(52)
+        box.setFixedWidth(66)
         return named(box, name, f"{name} of the colour map")
 
     def _change(self, **changes: object) -> None:
@@ -160,5 +160,6 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._change(limits=None if auto else (self.low.value(), self.high.value()))
 
     def _limits_edited(self) -> None:
-        if self._value.limits is not None:
-            self._change(limits=(self.low.value(), self.high.value()))
+        limits = (self.low.value(), self.high.value())
+        if limits != self._shown and limits[0] < limits[1]:
+            self._change(limits=limits)

@@ -43,13 +43,14 @@ def column(*parts: QWidget | QLayout, spacing: int = 6) -> QVBoxLayout:
     return layout
 
 
-def row(*parts: QWidget | QLayout, stretch: int = 0) -> QHBoxLayout:
-    """Put widgets and layouts beside each other; the part number ``stretch`` takes the room that is left."""
+def row(*parts: QWidget | QLayout, stretch: int | None = 0) -> QHBoxLayout:
+    """Put widgets and layouts beside each other; part number ``stretch`` takes the room that is left, or all alike."""
     layout = QHBoxLayout()
     layout.setContentsMargins(0, 0, 0, 0)
     layout.setSpacing(6)
     _fill(layout, parts)
-    layout.setStretch(stretch, 1)
+    for place in range(len(parts)):
+        layout.setStretch(place, int(stretch is None or place == stretch))
     return layout
 
 

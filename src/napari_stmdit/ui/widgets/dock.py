@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from qtpy.QtCore import QEvent, QObject, QSize, Qt
+from qtpy.QtCore import QSize, Qt
 from qtpy.QtWidgets import QFrame, QScrollArea, QWidget
 from superqt.utils import qdebounced
 
@@ -40,7 +40,6 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
         self.presenter: Presenter = presenter_of(viewer, worker.start)
         self._viewer = weakref.ref(viewer)
-        self._window: QWidget | None = None
         self._connections: list[tuple[Any, Any]] = []
         self.section, self.colour, self.select = SectionPanel(), ColourPanel(), SelectPanel()
         self.model, self.synthesize, self.results = ModelPanel(), SynthesizePanel(), ResultsPanel()
@@ -197,21 +196,6 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
 
     def _show_results(self) -> None:
         self.results.show_results(self.state.results, self.state.chosen_result)
-
-    # --- end
-
-    def showEvent(self, event: Any) -> None:
-        """Watch the window that we are in: a dock is not told when its window closes."""
-        if self._window is not self.window():
-            self._window = self.window()
-            self._window.installEventFilter(self)
-        super().showEvent(event)
-
-    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        """End what is under way when the window was closed."""
-        if event.type() == QEvent.Type.DeferredDelete:
-            self.presenter.close()
-        return False
 
 
 def _closer(presenter: Presenter, connections: list[tuple[Any, Any]]) -> Any:

@@ -43,7 +43,7 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.list.currentItemChanged.connect(self._chosen)
         self.save.clicked.connect(self._save)
         self.compare.clicked.connect(self.compareToggled)
-        self.setLayout(column(self.list, self.facts, row(self.compare, self.save)))
+        self.setLayout(column(self.list, self.facts, row(self.compare, self.save, stretch=None)))
         self.show_results((), None)
 
     def value(self) -> int | None:

@@ -63,7 +63,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             column(
                 row(self.path, browse),
                 self.overrides,
-                row(self.open_button, self.sample_button),
+                row(self.open_button, self.sample_button, stretch=None),
                 self._facts,
                 self.fault,
                 self.notes,
@@ -106,7 +106,9 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.rows["Scale"].show_text(
             section.calibration.detail, "warning" if section.calibration.mpp is None else "info"
         )
-        self.rows["System"].show_text(", ".join(section.coordinate_systems) or "full-resolution pixels")
+        first, *others = section.coordinate_systems or ["full-resolution pixels"]
+        self.rows["System"].show_text(first + (f" (and {len(others)} more)" if others else ""))
+        self.rows["System"].setToolTip("Coordinate systems: " + ", ".join(section.coordinate_systems))
         self.rows["Shared genes"].show_text("known once a checkpoint is loaded")
         if image is None:
             self.fault.show_text("No slide image: spots can be coloured and selected, but not synthesized from.")
@@ -144,7 +146,9 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def _fact(self, name: str) -> Text:
         text = Text("info")
         text.setAccessibleName(name)
-        self._form.addRow(QLabel(name), text)
+        label = QLabel(name)
+        label.setAlignment(Qt.AlignmentFlag.AlignTop)
+        self._form.addRow(label, text)
         return text
 
     def _open(self) -> None:

@@ -44,7 +44,9 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.invert.clicked.connect(self.invertRequested)
         for button in (self.all, self.clear, self.invert):
             button.setMinimumWidth(40)
-        self.setLayout(column(self.tool, self.combine, row(self.all, self.clear, self.invert), self.count))
+        self.setLayout(
+            column(self.tool, self.combine, row(self.all, self.clear, self.invert, stretch=None), self.count)
+        )
         self.show_count(0, None)
 
     def show_count(self, selected: int, total: int | None) -> None:

@@ -51,7 +51,8 @@ class ScaleSlider(QWidget):  # type: ignore[misc,unused-ignore]
         self.number.setRange(0, 30)
         self.number.setDecimals(2)
         self.number.setSingleStep(0.25)
-        self.number.setFixedWidth(74)
+        self.number.setButtonSymbols(QDoubleSpinBox.ButtonSymbols.NoButtons)  # the slider beside it has the steps
+        self.number.setFixedWidth(58)
         self.slider.valueChanged.connect(lambda at: self._moved(at / _STEPS_PER_UNIT))
         self.number.valueChanged.connect(self._moved)
         self.setLayout(row(self.slider, self.number))

@@ -1,0 +1,115 @@
+"""Makes the pictures of the documentation by driving the real workbench on the bundled section.
+
+Run with ``make docs``; on Linux it needs a display or ``xvfb-run -s '-screen 0 1600x1000x24'``. Pictures go to docs/images.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["NAPARI_CONFIG"] = str(
+    Path(tempfile.mkdtemp(prefix="stmdit-docs-")) / "settings.yaml"
+)  # nobody's own settings
+
+import napari
+import numpy as np
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QApplication
+
+from napari_stmdit.types import Request
+from napari_stmdit.ui.state import Colouring, RunStatus
+
+IMAGES = Path(__file__).parent / "images"
+GENES = ("ERBB2", "KRT8", "EPCAM")
+LASSO_UM = 185
+"""Radius of the lasso: on spots 100 um apart it holds about ten."""
+
+
+def settle(condition=lambda: False, seconds=120.0):
+    """Let the event loop run until a condition holds."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end and not condition():
+        QApplication.processEvents()
+        time.sleep(0.01)
+
+
+class Studio:
+    """A viewer with the workbench, and a camera."""
+
+    def __init__(self, theme="dark", dock_width=340):
+        self.viewer = napari.Viewer(show=True, show_welcome_screen=False)
+        self.viewer.theme = theme
+        self.viewer.window.resize(1480, 920)
+        self.dock, self.workbench = self.viewer.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")
+        settle(seconds=0.3)
+        self.dock.parentWidget().resizeDocks([self.dock], [dock_width], Qt.Orientation.Horizontal)
+
+    def picture(self, name):
+        settle(seconds=0.8)
+        IMAGES.mkdir(exist_ok=True)
+        path = IMAGES / f"{name}.png"
+        self.viewer.window.screenshot(str(path), flash=False, canvas_only=False)
+        print(path)
+
+    def open_sample(self):
+        bench = self.workbench
+        bench.section.sample_button.click()
+        settle(lambda: bench.state.section is not None and bench.state.checkpoint is not None and not bench.state.busy)
+        if bench.state.obstacle and "Select" not in bench.state.obstacle:
+            sys.exit(f"the sample section or the checkpoint did not open: {bench.state.message.text}")
+        known = set(bench.state.section.spots.genes.symbols.tolist())
+        gene = next((g for g in GENES if g in known), str(bench.state.section.spots.genes.symbols[0]))
+        bench.presenter.colour(Colouring(gene))
+
+    def lasso(self):
+        """Draw a ring around the spots where the coloured gene is highest, as the mouse would."""
+        bench = self.workbench
+        section, spots = bench.state.section, bench.state.section.spots
+        bench.select.tool.button("lasso").click()
+        radius = LASSO_UM / section.calibration.mpp
+        values = bench.presenter.view.spots.features.iloc[:, -1].to_numpy(dtype=float)
+        near = np.linalg.norm(spots.yx[:, None] - spots.yx[None], axis=2) < radius
+        whole = near.sum(axis=1) >= np.percentile(near.sum(axis=1), 70)
+        centre = spots.yx[np.argmax(np.where(whole, near @ values, -np.inf))]
+        angle = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+        bench.presenter.view.lasso_layer.add_polygons(
+            [centre + radius * np.column_stack([np.sin(angle), np.cos(angle)])]
+        )
+        bench.select.tool.button("click").click()
+
+    def run(self):
+        bench = self.workbench
+        bench.run_bar.run.click()
+        settle(lambda: not bench.state.status.busy, 600)
+        if bench.state.status is not RunStatus.DONE:
+            sys.exit(f"the run did not end well: {bench.state.message.text}")
+
+    def scroll_to(self, fold):
+        self.workbench.scroll.ensureWidgetVisible(self.workbench.folds[fold], 0, 400)
+
+
+def main():
+    studio = Studio()
+    studio.open_sample()
+    studio.lasso()
+    studio.picture("workbench_select")
+    bench = studio.workbench
+    bench.state.request = Request(**{**bench.state.request.model_dump(), "seed": 1})
+    studio.run()
+    for name in ("section", "model"):
+        bench.folds[name].unfold(False)
+    studio.scroll_to("results")
+    studio.picture("workbench_result")
+    bench.results.compare.click()
+    selected = bench.state.section.spots.rows(list(bench.state.selected))
+    middle = bench.state.section.spots.yx[selected].mean(axis=0) * bench.state.section.calibration.mpp
+    camera = studio.viewer.scene.camera if hasattr(studio.viewer, "scene") else studio.viewer.camera
+    camera.center, camera.zoom = tuple(middle), 0.9
+    studio.picture("workbench_side_by_side")
+    studio.viewer.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""A real viewer under a (virtual) screen: the workbench is used as a scientist would, by mouse and buttons."""
+
+import numpy as np
+import pytest
+from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
+from qtpy.QtGui import QMouseEvent
+from qtpy.QtWidgets import (
+    QAbstractSpinBox,
+    QApplication,
+    QCheckBox,
+    QComboBox,
+    QLineEdit,
+    QListWidget,
+    QPushButton,
+    QSlider,
+    QToolButton,
+)
+from standins import CropModel, NoiseModel, card_for
+from viewing import no_leaks, settle, viewer, workbench  # noqa: F401
+
+from napari_stmdit.ui import layers
+from napari_stmdit.ui.state import Colouring, ModelChoice, OpenIntent, RunStatus
+
+pytestmark = pytest.mark.gui
+
+
+@pytest.fixture
+def card(tiny_section):
+    return card_for(tuple(tiny_section.spots.genes.symbols.tolist()), patch_px=64, patch_mpp=0.7)
+
+
+@pytest.fixture
+def opened(workbench, tiny_folder, card):  # noqa: F811
+    """The workbench with the tiny section, opened through its own field and button."""
+    presenter = workbench.presenter
+    presenter.use_model(CropModel(card))
+    workbench.section.setValue(OpenIntent(str(tiny_folder)))
+    workbench.section.open_button.click()
+    assert presenter.state.busy
+    assert settle(lambda: presenter.state.section is not None and not presenter.state.busy)
+    return workbench
+
+
+class Mouse:
+    """Drives the canvas with Qt's mouse events, at places in the world."""
+
+    def __init__(self, viewer):  # noqa: F811
+        self.viewer = viewer
+        self.canvas = viewer.window._qt_viewer.canvas.native
+
+    def at(self, world):
+        camera = self.viewer.scene.camera if hasattr(self.viewer, "scene") else self.viewer.camera
+        centre, zoom = np.array(camera.center[-2:]), camera.zoom
+        size = np.array([self.canvas.height(), self.canvas.width()])
+        y, x = (np.asarray(world)[-2:] - centre) * zoom / self.canvas.devicePixelRatio() + size / 2
+        return QPointF(float(x), float(y))
+
+    def send(self, kind, world, button=Qt.MouseButton.LeftButton, keys=Qt.KeyboardModifier.NoModifier):
+        place = self.at(world)
+        moving = kind == QEvent.Type.MouseMove
+        held = Qt.MouseButton.NoButton if kind == QEvent.Type.MouseButtonRelease else button
+        event = QMouseEvent(
+            kind,
+            place,
+            QPointF(self.canvas.mapToGlobal(QPoint(int(place.x()), int(place.y())))),
+            Qt.MouseButton.NoButton if moving else button,
+            held,
+            keys,
+        )
+        QApplication.sendEvent(self.canvas, event)
+        QApplication.processEvents()
+
+    def click(self, world, keys=Qt.KeyboardModifier.NoModifier):
+        self.send(QEvent.Type.MouseButtonPress, world, keys=keys)
+        self.send(QEvent.Type.MouseButtonRelease, world, keys=keys)
+
+    def draw(self, ring, keys=Qt.KeyboardModifier.NoModifier):
+        self.send(QEvent.Type.MouseButtonPress, ring[0], keys=keys)
+        for world in ring[1:]:
+            self.send(QEvent.Type.MouseMove, world, keys=keys)
+        self.send(QEvent.Type.MouseButtonRelease, ring[-1], keys=keys)
+
+
+def circle(centre, radius, count=40):
+    angle = np.linspace(0, 2 * np.pi, count)
+    return np.asarray(centre) + radius * np.column_stack([np.sin(angle), np.cos(angle)])
+
+
+class Failing(CropModel):
+    def denoise(self, batch):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20 MiB")
+        yield
+
+
+class Counting(NoiseModel):
+    """Waits at every step, and counts them."""
+
+    steps_done = 0
+
+    def denoise(self, batch):
+        import time
+
+        for step in super().denoise(batch):
+            time.sleep(0.03)
+            self.steps_done += 1
+            yield step
+
+
+def test_click_lasso_and_run_put_a_layer_in_place(viewer, opened):  # noqa: F811
+    state, spots = opened.state, opened.state.section.spots
+    mouse = Mouse(viewer)
+    mpp = state.section.calibration.mpp
+    settle(lambda: False, 0.2)
+
+    mouse.click(spots.yx[7] * mpp)
+    assert state.selected == (spots.ids[7],)
+    mouse.click(spots.yx[8] * mpp, Qt.KeyboardModifier.ShiftModifier)
+    assert state.selected == (spots.ids[7], spots.ids[8])
+
+    opened.select.tool.button("lasso").click()
+    centre, radius = spots.yx[12], 185 / mpp  # um: a spot and two rings of neighbours, as far as they are there
+    mouse.draw(circle(centre, radius) * mpp)
+    inside = np.linalg.norm(spots.yx - centre, axis=1) < radius
+    assert 8 <= inside.sum() <= 14
+    assert set(state.selected) == set(spots.ids[inside].tolist())
+    assert len(opened.presenter.view.lasso_layer.data) == 0
+    assert f"{inside.sum()} of {len(spots)}" in opened.select.count.text()
+    mouse.draw(circle(spots.yx[12], 60 / mpp) * mpp, Qt.KeyboardModifier.ControlModifier)
+    assert len(state.selected) == inside.sum() - 1
+    mouse.draw(circle(spots.yx[12], 60 / mpp) * mpp, Qt.KeyboardModifier.ShiftModifier)
+    assert len(state.selected) == inside.sum()
+    opened.select.tool.button("click").click()
+
+    opened.run_bar.run.click()
+    assert settle(lambda: not state.status.busy)
+    assert state.status is RunStatus.DONE, state.message.text
+    found = [x for x in viewer.layers if layers.role_of(x) == "result"]
+    assert len(found) == 1
+    layer, frame = found[0], state.results[0].result.plan.frame
+    assert tuple(str(u) for u in layer.units) == ("micrometer", "micrometer")
+    assert layer.axis_labels == ("y", "x")
+    expected = mpp * (frame.affine @ [10.5, 20.5, 1])[:2]
+    np.testing.assert_allclose(layer.data_to_world((10, 20)), expected, atol=0.01 * mpp)
+    world = viewer.layers[-1].data_to_world(spots.yx[12])
+    drawn = layer.data[tuple(np.rint(layer.world_to_data(world)).astype(int))]
+    slide = state.section.image.levels[0].compute()
+    real = slide[tuple(np.rint(viewer.layers[0].world_to_data(world)).astype(int))]
+    assert drawn[3] == 255
+    assert np.abs(drawn[:3].astype(int) - real).max() < 8
+    assert opened.run_bar.run.isEnabled()
+
+    opened.results.compare.click()
+    assert state.comparing
+    settle(lambda: False, 0.2)
+    opened.results.compare.click()
+    assert not state.comparing
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "result", "spots"]
+
+
+def test_a_runtime_error_in_the_sampler_is_told_and_run_is_free_again(opened, card):
+    presenter, state = opened.presenter, opened.state
+    presenter.use_model(Failing(card))
+    presenter.select(state.section.spots.ids[:3].tolist())
+    opened.run_bar.run.click()
+    assert settle(lambda: not state.status.busy)
+    assert state.status is RunStatus.FAILED
+    shown = opened.run_bar.message.plain()
+    assert "ran out of memory" in shown
+    assert "CUDA out of memory" in shown
+    assert opened.run_bar.run.isEnabled()
+    assert not opened.run_bar.stop.isEnabled()
+    assert opened.run_bar.bar.isHidden()
+    presenter.use_model(CropModel(card))
+    opened.run_bar.run.click()
+    assert settle(lambda: state.status is RunStatus.DONE)
+
+
+def test_stop_ends_within_one_step_and_keeps_finished_patches(viewer, opened, card):  # noqa: F811
+    presenter, state = opened.presenter, opened.state
+    model = Counting(card)
+    presenter.use_model(model)
+    opened.select.all.click()
+    opened.run_bar.run.click()
+    assert settle(lambda: state.progress is not None and state.progress.patches_done >= 4)
+    at = model.steps_done
+    opened.run_bar.stop.click()
+    assert settle(lambda: not state.status.busy)
+    assert model.steps_done <= at + 2  # the step that was under way when it was pressed, and one that had just ended
+    assert state.status is RunStatus.STOPPED
+    done = state.results[0].result.done
+    assert 4 <= len(done) < 30
+    layer = presenter.result_layer(1)
+    alpha = layer.data[..., 3] > 0
+    assert alpha.any()
+    assert not alpha.all()
+    assert "kept" in opened.run_bar.message.plain()
+
+
+def test_closing_the_window_amid_a_run(viewer, opened, card):  # noqa: F811
+    model = Counting(card)
+    opened.presenter.use_model(model)
+    opened.select.all.click()
+    opened.run_bar.run.click()
+    assert settle(lambda: model.steps_done >= 3)
+    viewer.close()
+    at = model.steps_done
+    settle(lambda: False, 0.3)
+    assert model.steps_done <= at + 2  # and no_leaks asks that no thread is left
+
+
+def test_two_viewers_do_not_share(no_leaks, make_napari_viewer, tiny_section):  # noqa: F811
+    first, second = make_napari_viewer(), make_napari_viewer()
+    one = first.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")[1]
+    two = second.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")[1]
+    one.presenter._show(tiny_section)
+    one.presenter.select_all()
+    assert two.state.section is None
+    assert two.state.selected == ()
+    assert len(second.layers) == 0
+
+
+def test_a_dropped_folder_shows_with_and_without_the_dock(no_leaks, make_napari_viewer, tiny_folder, card):  # noqa: F811
+    viewer = make_napari_viewer()  # noqa: F811
+    viewer.open(str(tiny_folder), plugin="napari-stmdit")
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "spots"]
+    widget = viewer.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")[1]
+    assert widget.state.section is layers.section_of(viewer.layers[0])
+    widget.presenter.use_model(CropModel(card))
+    viewer.open(str(tiny_folder), plugin="napari-stmdit")
+    assert widget.state.section is layers.section_of(viewer.layers[-1])
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "spots"]
+    assert "30" in widget.section.rows["Spots"].plain()
+
+
+def test_nothing_is_cut_off_at_320_pixels(viewer, opened):  # noqa: F811
+    dock = next(d for d in viewer.window._qt_window.findChildren(type(opened.parentWidget())) if d.widget())
+    viewer.window._qt_window.resizeDocks([dock], [320], Qt.Orientation.Horizontal)
+    for fold in opened.folds.values():
+        fold.unfold()
+    opened.presenter.colour(Colouring("ERBB2"))
+    settle(lambda: False, 0.3)
+    room = 320 - 8 - 10 - 14 - 8  # margins, scroll bar, indent
+    for name, fold in opened.folds.items():
+        assert fold.content.minimumSizeHint().width() <= room, name
+
+
+def test_every_control_has_a_name_and_a_tooltip(opened):
+    kinds = (QPushButton, QToolButton, QLineEdit, QComboBox, QAbstractSpinBox, QSlider, QCheckBox, QListWidget)
+    for kind in kinds:
+        for control in opened.findChildren(kind):
+            if control.parent() is not None and isinstance(control.parent(), QAbstractSpinBox | QComboBox):
+                continue  # Qt's own parts
+            if control.objectName().startswith("qt_") or isinstance(control.parent(), QLineEdit):
+                continue
+            assert control.accessibleName(), (kind, control.objectName(), control.parent())
+            assert control.toolTip(), (kind, control.accessibleName())
+
+
+def test_forms_are_lenses_on_their_values(opened):
+    colouring = Colouring("KRT8", log=False, limits=(0.5, 20.0), colormap="magma")
+    opened.colour.setValue(colouring)
+    assert opened.colour.value() == colouring
+    choice = ModelChoice("demo", "cpu")
+    opened.model.setValue(choice)
+    assert opened.model.value() == choice
+    form = opened.synthesize
+    request = form.value()
+    assert request.guidance.expression is None  # the checkpoint's default is shown, not taken for the user's wish
+    assert form.expression.number.value() == pytest.approx(2.0)
+    edited = request.model_copy(
+        update={
+            "guidance": request.guidance.model_copy(update={"expression": 3.25, "morphology": 0.5}),
+            "steps": 12,
+            "seed": 2**32 - 1,
+            "morphology": "SPOT03-1",
+        }
+    )
+    form.setValue(edited)
+    assert form.value() == edited
+
+
+def test_faults_and_facts_are_shown(opened, card):
+    presenter = opened.presenter
+    assert "0.7" in opened.section.rows["Scale"].plain()
+    assert opened.section.rows["Shared genes"].plain().startswith("20 of")
+    presenter.select_all()
+    assert "30 patches" in opened.synthesize.estimate.plain()
+    opened.synthesize.source.setCurrentIndex(opened.synthesize.source.findData("spot"))
+    opened.synthesize.spot.setText("nowhere")
+    opened.synthesize._edited()
+    assert settle(lambda: "nowhere" in opened.synthesize.faults["morphology"].plain(), 2)
+    presenter.use_model(CropModel(card_for(tuple(f"G{k}" for k in range(50)), patch_px=64, patch_mpp=0.7)))
+    assert "0 of the 50 genes" in opened.section.fault.plain()
+    presenter.use_model(CropModel(card_for(card.genes, patch_px=64, patch_mpp=0.2)))
+    assert "Cannot synthesize" in opened.section.fault.plain()
+
+
+def test_the_dock_may_be_closed_and_opened_again(viewer, opened):  # noqa: F811
+    section = opened.state.section
+    viewer.window.remove_dock_widget("all")
+    settle(lambda: False, 0.2)
+    again = viewer.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")[1]
+    assert again is not opened
+    assert again.state.section is section
+    again.presenter.select_all()
+    assert "30 of 30" in again.select.count.text()
