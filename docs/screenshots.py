@@ -23,7 +23,7 @@ from napari_stmdit.ui.state import Colouring, RunStatus
 
 IMAGES = Path(__file__).parent / "images"
 GENES = ("ERBB2", "KRT8", "EPCAM")
-LASSO_UM = 185
+LASSO_UM = 165
 """Radius of the lasso: on spots 100 um apart it holds about ten."""
 
 
@@ -96,7 +96,7 @@ def main():
     studio.lasso()
     studio.picture("workbench_select")
     bench = studio.workbench
-    bench.state.request = Request(**{**bench.state.request.model_dump(), "seed": 1})
+    bench.state.request = Request(**{**bench.state.request.model_dump(), "seed": 1, "morphology": "null"})
     studio.run()
     for name in ("section", "model"):
         bench.folds[name].unfold(False)

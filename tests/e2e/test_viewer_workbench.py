@@ -298,7 +298,10 @@ def test_faults_and_facts_are_shown(opened, card):
 def test_the_dock_may_be_closed_and_opened_again(viewer, opened):  # noqa: F811
     section = opened.state.section
     viewer.window.remove_dock_widget("all")
+    opened.deleteLater()  # napari lets it go; this test still holds it
+    QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
     settle(lambda: False, 0.2)
+    assert not opened._connections
     again = viewer.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")[1]
     assert again is not opened
     assert again.state.section is section

@@ -211,8 +211,8 @@ class RunCycle:
             return
         present.layer.metadata[KEY].update(provenance=dict(result.provenance), result=result)
         present.layer.refresh(extent=False, highlight=False)
+        self.state.chosen_result = present.number  # before the list is shown anew, which then marks it
         self.state.results = (*self.state.results, ResultEntry(present.number, present.name, result))
-        self.state.chosen_result = present.number
 
     def _close(self, present: _Present) -> None:
         state, done, total = self.state, len(present.done), len(present.plan)

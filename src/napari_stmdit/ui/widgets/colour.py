@@ -12,7 +12,6 @@ from qtpy.QtWidgets import (
     QComboBox,
     QCompleter,
     QDoubleSpinBox,
-    QLabel,
     QLineEdit,
     QSizePolicy,
     QWidget,
@@ -21,7 +20,7 @@ from qtpy.QtWidgets import (
 from ...types import Section
 from ..colouring import COLORMAPS
 from ..state import Colouring, ColourScale
-from .common import Text, column, named, row
+from .common import Text, column, named, row, without_steppers
 
 
 class ColourStrip(QWidget):  # type: ignore[misc,unused-ignore]
@@ -74,12 +73,14 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.gene.editingFinished.connect(lambda: self._gene_chosen(self.gene.text()))
         self.gene.textChanged.connect(lambda text: None if text else self._gene_chosen(""))
         self.log = named(QCheckBox("log"), "Logarithmic", "log(1 + counts per 10,000) instead of counts per 10,000")
-        self.auto = named(QCheckBox("auto"), "Automatic limits", "From zero to the 99th percentile of the spots")
+        self.auto = named(QCheckBox("auto"), "Automatic limits", "Limits from zero to the 99th percentile of the spots")
         self.low, self.high = self._limit("Lower limit"), self._limit("Upper limit")
         self.colormap = named(
             QComboBox(), "Colour map", "Perceptually uniform maps that can be read with colour vision deficiencies"
         )
         self.colormap.addItems(COLORMAPS)
+        self.colormap.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.colormap.setMinimumContentsLength(6)
         self.strip = ColourStrip()
         self.unit = Text("quiet")
         self.fault = Text("warning")
@@ -90,10 +91,10 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.colormap.currentTextChanged.connect(lambda name: self._change(colormap=name))
         self.setLayout(
             column(
-                row(self.gene, self.log),
+                self.gene,
                 self.fault,
-                row(self.colormap, self.strip, stretch=1),
-                row(QLabel("Limits"), self.low, self.high, self.auto, stretch=1),
+                row(self.colormap, self.log, self.auto),
+                row(self.low, self.strip, self.high, stretch=1),
                 self.unit,
             )
         )
@@ -143,9 +144,7 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         box = QDoubleSpinBox()
         box.setRange(0, 10_000)
         box.setDecimals(2)
-        box.setButtonSymbols(QDoubleSpinBox.ButtonSymbols.NoButtons)
-        box.setFixedWidth(66)
-        return named(box, name, f"{name} of the colour map")
+        return named(without_steppers(box, 66), name, f"{name} of the colour map")
 
     def _change(self, **changes: object) -> None:
         value = replace(self._value, **changes)  # type: ignore[arg-type]

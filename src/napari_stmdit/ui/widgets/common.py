@@ -34,6 +34,20 @@ def named(widget: Any, name: str, tip: str) -> Any:
     return widget
 
 
+def without_steppers(box: Any, width: int) -> Any:
+    """Make a spin box a plain number of a fixed width, without its plus and minus; return it.
+
+    ``NoButtons`` cannot do it: napari's style sheet keeps the room of the buttons, and the number is hidden under it.
+    """
+    box.setFixedWidth(width)
+    box.setStyleSheet(
+        "QAbstractSpinBox { padding: 2px 4px; min-width: 20px; }"
+        "QAbstractSpinBox::up-button, QAbstractSpinBox::down-button { width: 0; height: 0; border: none; }"
+        "QAbstractSpinBox::up-arrow, QAbstractSpinBox::down-arrow { width: 0; height: 0; image: none; }"
+    )
+    return box
+
+
 def column(*parts: QWidget | QLayout, spacing: int = 6) -> QVBoxLayout:
     """Stack widgets and layouts."""
     layout = QVBoxLayout()

@@ -21,7 +21,7 @@ from superqt import QLargeIntSpinBox
 
 from ...synthesis.estimate import Estimate
 from ...types import CheckpointCard, Guidance, Request
-from .common import Text, column, labelled, named, row
+from .common import Text, column, labelled, named, row, without_steppers
 
 SOURCES = (
     ("own", "Own crop of each spot"),
@@ -51,8 +51,7 @@ class ScaleSlider(QWidget):  # type: ignore[misc,unused-ignore]
         self.number.setRange(0, 30)
         self.number.setDecimals(2)
         self.number.setSingleStep(0.25)
-        self.number.setButtonSymbols(QDoubleSpinBox.ButtonSymbols.NoButtons)  # the slider beside it has the steps
-        self.number.setFixedWidth(58)
+        without_steppers(self.number, 58)  # the slider beside it has the steps
         self.slider.valueChanged.connect(lambda at: self._moved(at / _STEPS_PER_UNIT))
         self.number.valueChanged.connect(self._moved)
         self.setLayout(row(self.slider, self.number))
