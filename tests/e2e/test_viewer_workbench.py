@@ -307,3 +307,29 @@ def test_the_dock_may_be_closed_and_opened_again(viewer, opened):  # noqa: F811
     assert again.state.section is section
     again.presenter.select_all()
     assert "30 of 30" in again.select.count.text()
+
+
+def test_a_real_section_and_the_bundled_checkpoint(viewer, workbench, shared_data):  # noqa: F811
+    """The main job: open C3, draw a lasso around some ten spots, run; the layer lies on the spots."""
+    presenter, state = workbench.presenter, workbench.state
+    workbench.section.setValue(OpenIntent(str(shared_data / "her2st_C3_spaceranger2"), "C3_image.jpg"))
+    workbench.section.open_button.click()
+    assert settle(lambda: state.section is not None and state.checkpoint is not None and not state.busy, 90)
+    assert state.section.calibration.mpp == pytest.approx(0.687376, rel=1e-4)
+    mpp, spots = state.section.calibration.mpp, state.section.spots
+    near = np.linalg.norm(spots.yx[:, None] - spots.yx[None], axis=2) * mpp < 380
+    centre = spots.yx[np.argmin(np.abs(near.sum(axis=1) - 10))] * mpp
+    workbench.select.tool.button("lasso").click()
+    Mouse(viewer).draw(circle(centre, 380))
+    assert 5 <= len(state.selected) <= 14
+    state.request = state.request.model_copy(update={"steps": 2})
+    workbench.run_bar.run.click()
+    assert settle(lambda: state.status is RunStatus.DONE, 120), state.message
+    (entry,) = state.results
+    layer = presenter.result_layer(entry.number)
+    assert "synthetic" in layer.name
+    assert set(entry.result.plan.patches[k].spot_id for k in entry.result.done) == set(state.selected)
+    # every selected spot's centre, in microns, lies on synthesized pixels of the layer
+    for yx in spots.yx[spots.rows(list(state.selected))] * mpp:
+        row, column = np.rint(layer.world_to_data(yx)).astype(int)
+        assert layer.data[row, column, 3] == 255

@@ -354,6 +354,7 @@ def test_a_tiny_lasso_is_a_click(presenter, tiny_section):
 def test_the_lasso_layer_reports_its_ring(presenter, viewer, tiny_section):
     presenter.use_tool("lasso")
     layer = presenter.view.lasso_layer
+    assert presenter.state.tool == "lasso"
     assert layer.mode == "add_polygon_lasso"
     spots = tiny_section.spots
     centre = spots.yx[12]
