@@ -328,7 +328,7 @@ def test_a_real_section_and_the_bundled_checkpoint(viewer, workbench, shared_dat
     (entry,) = state.results
     layer = presenter.result_layer(entry.number)
     assert "synthetic" in layer.name
-    assert set(entry.result.plan.patches[k].spot_id for k in entry.result.done) == set(state.selected)
+    assert {entry.result.plan.patches[k].spot_id for k in entry.result.done} == set(state.selected)
     # every selected spot's centre, in microns, lies on synthesized pixels of the layer
     for yx in spots.yx[spots.rows(list(state.selected))] * mpp:
         row, column = np.rint(layer.world_to_data(yx)).astype(int)

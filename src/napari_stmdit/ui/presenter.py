@@ -183,11 +183,12 @@ class Presenter:
         """Choose spots by clicking or by drawing around them."""
         if self.view is None:
             tool = "click"
-        self.state.tool = tool
-        if self.view is not None:
-            (self.view.start_lasso if tool == "lasso" else self.view.stop_lasso)()
-            if tool == "click":
-                self.view.activate()
+        elif tool == "lasso":
+            self.view.start_lasso()
+        else:
+            self.view.stop_lasso()
+            self.view.activate()
+        self.state.tool = tool  # last: adding the lasso's layer makes it active, which is also how a tool is put away
 
     # --- model
 

@@ -89,14 +89,10 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.low.editingFinished.connect(self._limits_edited)
         self.high.editingFinished.connect(self._limits_edited)
         self.colormap.currentTextChanged.connect(lambda name: self._change(colormap=name))
+        self._scale_row = QWidget()
+        self._scale_row.setLayout(row(self.low, self.strip, self.high, stretch=1))
         self.setLayout(
-            column(
-                self.gene,
-                self.fault,
-                row(self.colormap, self.log, self.auto),
-                row(self.low, self.strip, self.high, stretch=1),
-                self.unit,
-            )
+            column(self.gene, self.fault, row(self.colormap, self.log, self.auto), self._scale_row, self.unit)
         )
         self.setValue(Colouring())
 
@@ -132,6 +128,7 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         """Show the limits in force, or why there are none."""
         self.fault.show_text(scale.fault)
         self.unit.show_text(f"{scale.gene}: {scale.unit}" if scale.gene else "")
+        self._scale_row.setVisible(scale.gene is not None)
         for control, value in zip((self.low, self.high), scale.limits, strict=True):
             control.blockSignals(True)
             control.setValue(value)

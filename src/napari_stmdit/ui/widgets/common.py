@@ -95,6 +95,7 @@ class Text(QLabel):  # type: ignore[misc,unused-ignore]
         self._dark = True
         self.setWordWrap(True)
         self.setTextFormat(Qt.TextFormat.PlainText)
+        self.setAlignment(Qt.AlignmentFlag.AlignTop)
         copy = QAction("Copy", self)
         copy.triggered.connect(lambda: QGuiApplication.clipboard().setText(self.plain()))
         self.addAction(copy)

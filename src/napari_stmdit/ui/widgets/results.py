@@ -12,6 +12,7 @@ from ..state import ResultEntry
 from .common import Text, column, named, row
 
 NUMBER = Qt.ItemDataRole.UserRole
+MOST_LINES = 6
 
 
 class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
@@ -27,8 +28,6 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._entries: dict[int, ResultEntry] = {}
         self.list = named(QListWidget(), "Results", "Tick to show a result; choose one to save or compare it")
         self.list.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        self.list.setMaximumHeight(110)
-        self.list.setMinimumHeight(60)
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.list.setTextElideMode(Qt.TextElideMode.ElideMiddle)
         self.facts = Text("quiet")
@@ -66,6 +65,8 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             if entry.number == chosen:
                 self.list.setCurrentItem(item)
         self.list.blockSignals(False)
+        lines = min(max(len(entries), 1), MOST_LINES)
+        self.list.setFixedHeight(lines * max(self.list.sizeHintForRow(0), 18) + 6)
         self.setEnabled(bool(entries))
         self._describe()
 
