@@ -157,6 +157,18 @@ def test_click_lasso_and_run_put_a_layer_in_place(viewer, opened):  # noqa: F811
     assert [layers.role_of(x) for x in viewer.layers] == ["slide", "result", "spots"]
 
 
+def test_spots_are_drawn_true_to_size(viewer, opened):  # noqa: F811
+    spots = opened.state.section.spots
+    opened.presenter.colour(Colouring("ERBB2", limits=(-2.0, -1.0)))  # every spot in the last colour of the map
+    opened.presenter.view.slide.visible = False
+    settle(lambda: False, 0.3)
+    picture = viewer.screenshot(canvas_only=True, flash=False)
+    camera = viewer.scene.camera if hasattr(viewer, "scene") else viewer.camera
+    drawn = (picture[..., :2].min(axis=2) > 100).sum()  # yellow on black
+    diameter = spots.diameter * opened.state.section.calibration.mpp * camera.zoom
+    assert drawn == pytest.approx(len(spots) * np.pi * (diameter / 2) ** 2, rel=0.2)
+
+
 def test_a_runtime_error_in_the_sampler_is_told_and_run_is_free_again(opened, card):
     presenter, state = opened.presenter, opened.state
     presenter.use_model(Failing(card))

@@ -10,7 +10,7 @@ from napari.layers import Layer
 from numpy.typing import NDArray
 
 from ..synthesis.result import Result
-from ..tissue.geometry import napari_affine, scaling, world_affine
+from ..tissue.geometry import napari_affine, scaling, uniform_scale, world_affine
 from ..types import CanvasFrame, Section
 from .colouring import RING, SELECTED, SpotLook
 
@@ -40,10 +40,15 @@ def section_of(layer: Any) -> Section | None:
 def placing(section: Section, affine: NDArray[np.float64]) -> dict[str, Any]:
     """Return what every layer of a section shares.
 
+    A pure scaling is given as the layer's scale: napari multiplies the size of points with ``scale``, but not with ``affine``,
+    and spots would be drawn larger or smaller than they are.
+
     Units are microns where the section is calibrated and are left out where it is not: one layer with other units than the
     rest would make napari drop units for the whole viewer.
     """
-    placed: dict[str, Any] = {"affine": affine, "axis_labels": ("y", "x")}
+    factor = uniform_scale(affine)
+    place = {"affine": affine} if factor is None or affine[:2, 2].any() else {"scale": (factor, factor)}
+    placed: dict[str, Any] = {**place, "axis_labels": ("y", "x")}
     if section.calibration.mpp is not None:
         placed["units"] = ("um", "um")
     return placed
