@@ -5,6 +5,7 @@ Every spot of the held-out section is synthesized from noise with
 - its own expression alone (morphology null),
 - the expression of another spot of the section alone (the control: pairs broken, values the same),
 - its own morphology and expression together,
+- its own morphology alone, and nothing at all,
 
 and haematoxylin density, nuclei count and blank fraction of the synthetic patch are correlated with those of the real patch at the spot.
 
@@ -25,6 +26,7 @@ import numpy as np
 
 from napari_stmdit.evaluation.controls import bootstrap_correlation, permutation_interval, shuffle_within
 from napari_stmdit.evaluation.image import measure
+from napari_stmdit.types import Guidance
 
 HERE = Path(__file__).resolve().parent
 CASES = {  # (morphology, expression)
@@ -49,7 +51,7 @@ def synthesize(job: dict) -> np.ndarray:
     from napari_stmdit.tissue.crops import read_patches
     from napari_stmdit.training.config import load_config
     from napari_stmdit.training.sections import open_source
-    from napari_stmdit.types import Guidance, Patch
+    from napari_stmdit.types import Patch
 
     config = load_config(job["config"], job["root"])
     source = next(s for s in (*config.held_out, *config.train) if s.name == job["section"])
@@ -119,12 +121,18 @@ def run(options: argparse.Namespace) -> tuple[dict, dict[str, np.ndarray]]:
                 [np.concatenate(parts[k * len(chunks) : (k + 1) * len(chunks)]) for k in range(len(seeds))]
             )
     real = measure(images["real"][0])
+    card = read_card(options.checkpoint)
     figures: dict = {
-        "section": options.section, "spots": len(rows), "seeds": options.seeds, "steps": options.steps or "default",
-        "guidance": {"expression": options.expression or "default", "morphology": options.morphology or "default"},
+        "section": options.section,
+        "spots": len(rows),
+        "seeds": options.seeds,
+        "steps": options.steps or card.steps,
+        "guidance": Guidance(expression=options.expression, morphology=options.morphology)
+        .filled(card.guidance)
+        .model_dump(),
         "seconds": round(time.perf_counter() - started, 1),
         "real": {"means": means(real)},
-    }  # fmt: skip
+    }
     for case in options.cases:
         per_seed = [measure(stack) for stack in images[case]]
         entry: dict = {"means": {k: round(float(np.mean([means(s)[k] for s in per_seed])), 4) for k in means(real)}}
@@ -139,6 +147,13 @@ def run(options: argparse.Namespace) -> tuple[dict, dict[str, np.ndarray]]:
             }
         figures[case] = entry
     return figures, images
+
+
+def read_card(checkpoint: str):
+    """The checkpoint's card."""
+    from napari_stmdit.assemble import load_checkpoint
+
+    return load_checkpoint(checkpoint, device="cpu").card
 
 
 def means(statistics) -> dict[str, float]:
@@ -158,7 +173,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", default="demo")
     parser.add_argument("--section", default="C6")
     parser.add_argument(
-        "--cases", nargs="+", default=["expression", "expression_shuffled", "both"], choices=list(CASES)
+        "--cases",
+        nargs="+",
+        default=["expression", "expression_shuffled", "both", "morphology", "none"],
+        choices=list(CASES),
     )
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--limit", type=int, default=0, help="use so many spots only")
