@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..model.autoencoder import StmditAutoencoder
 from .config import TrainingConfig
+from .contest import Contest, channels_last, disturb
 from .data import CropSampler, load_training_section
-from .losses import PatchDiscriminator, TextureLoss, feature_distance, gradient_loss
+from .losses import TextureLoss, gradient_loss
 from .parallel import Worker, run_workers
 from .sections import open_source
 from .state import Average, Clock, Log, load_state, save_state
@@ -63,13 +63,6 @@ def to_tensor(crops: NDArray[np.uint8]) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def channels_last(module: nn.Module) -> None:
-    """Lay a network's weights out with channels last, which is faster on a CPU."""
-    for parameter in module.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-
 def generator(config: TrainingConfig, worker: Worker, stage: int, step: int) -> np.random.Generator:
     """Return the source of chance of one worker and stage from a step on; a continued run does not repeat its first crops."""
     return np.random.default_rng([config.seed, stage, worker.rank, step])
@@ -78,12 +71,6 @@ def generator(config: TrainingConfig, worker: Worker, stage: int, step: int) -> 
 def decay(step: int, steps: int, warmup: int = 50, last: float = 0.05) -> float:
     """Rate factor: a short rise, then a cosine down to ``last``."""
     return min(1.0, (step + 1) / warmup) * (last + (1 - last) * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-def _noisy(latents: Tensor, spread: float) -> Tensor:
-    """Disturb latents by a random amount for each image: a decoder must stand what a diffusion model leaves behind."""
-    amount = torch.randn(len(latents), 1, 1, 1).abs() * spread
-    return latents + amount * torch.randn_like(latents)
 
 
 def _whole(worker: Worker, config: TrainingConfig) -> None:
@@ -123,7 +110,7 @@ def _whole(worker: Worker, config: TrainingConfig) -> None:
             group["lr"] = settings.rate * decay(step, settings.steps)
         images = to_tensor(sampler.batch(rng, settings.batch, settings.crop_px))
         with torch.autocast("cpu", torch.bfloat16):
-            output = model.decoder(_noisy(model.encoder(images), settings.noise))
+            output = model.decoder(disturb(model.encoder(images), settings.noise))
         output = output.float()
         pixel, edge, grain = (output - images).abs().mean(), gradient_loss(output, images), texture(output, images)
         loss = pixel + 0.5 * edge + 0.5 * grain
@@ -147,89 +134,28 @@ def _decoder(worker: Worker, config: TrainingConfig) -> None:
     whole = load_state(config.output / "autoencoder.pt")
     assert whole is not None  # the first phase has just ended
     torch.manual_seed(config.seed + 1)
-    model = StmditAutoencoder(latent_channels=settings.latent_channels)
+    model: StmditAutoencoder = StmditAutoencoder(latent_channels=settings.latent_channels)
     model.load_state_dict(whole["average"]["weights"])
-    model.encoder.requires_grad_(False)
-    judge = PatchDiscriminator()
-    optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=settings.decoder_rate, betas=(0.5, 0.95))
-    judge_optimizer = torch.optim.AdamW(judge.parameters(), lr=4e-4, betas=(0.5, 0.95))
-    average = Average(model, 0.98)
+    contest = Contest(model, settings)
     state = load_state(path)
     start = 0 if state is None else int(state["step"])
     if start >= settings.decoder_steps:
         return
     if state is not None:
-        model.load_state_dict(state["model"])
-        judge.load_state_dict(state["judge"])
-        optimizer.load_state_dict(state["optimizer"])
-        judge_optimizer.load_state_dict(state["judge_optimizer"])
-        average.load(state["average"])
-    for network in (model, judge):
-        channels_last(network)
+        contest.load(state)
     sampler = open_sampler(config)
-    log, texture, clock = (
-        Log(config.output / "autoencoder.jsonl", worker.leads),
-        TextureLoss(),
-        Clock(config.checkpoint_seconds),
-    )
+    log, clock = Log(config.output / "autoencoder.jsonl", worker.leads), Clock(config.checkpoint_seconds)
     rng = generator(config, worker, 2, start)
     torch.manual_seed(config.seed + 1000 * worker.rank + start)
 
     def save(step: int) -> None:
         if worker.leads:
-            save_state(
-                path,
-                step=step,
-                model=model.state_dict(),
-                judge=judge.state_dict(),
-                optimizer=optimizer.state_dict(),
-                judge_optimizer=judge_optimizer.state_dict(),
-                average=average.state(),
-            )
+            save_state(path, step=step, **contest.state())
 
     for step in range(start, settings.decoder_steps):
-        progress = step / settings.decoder_steps
-        for group in optimizer.param_groups:
-            group["lr"] = settings.decoder_rate * (1 if progress < 0.4 else max(0.03, 1 - (progress - 0.4) / 0.6))
-        images = to_tensor(sampler.batch(rng, settings.batch, settings.crop_px))
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            latents = _noisy(model.encoder(images), 0.75 * settings.noise)
-        judge.requires_grad_(False)
-        with torch.autocast("cpu", torch.bfloat16):
-            output = model.decoder(latents)
-            score, features = judge(output)
-            with torch.no_grad():
-                _, real_features = judge(images)
-        sharp = output.float()
-        pixel, edge, grain = (sharp - images).abs().mean(), gradient_loss(sharp, images), texture(sharp, images)
-        match = feature_distance(features, real_features)
-        # the discriminator learns alone for a while, then its say grows
-        say = min(1.0, max(0.0, (step - 40) / 40))
-        loss = pixel + 0.3 * edge + 0.5 * grain
-        loss = loss + say * (settings.feature_matching * match - settings.adversarial * score.float().mean())
-        optimizer.zero_grad()
-        loss.backward()
-        worker.average_gradients(model.decoder.parameters(), 0.5)
-        optimizer.step()
-        average.update(model)
-        judge.requires_grad_(True)
-        with torch.autocast("cpu", torch.bfloat16):
-            scores, _ = judge(torch.cat([images, output.detach().to(images.dtype)]))
-        real, made = scores.float().chunk(2)
-        judge_loss = F.relu(1 - real).mean() + F.relu(1 + made).mean()
-        judge_optimizer.zero_grad()
-        judge_loss.backward()
-        worker.average_gradients(judge.parameters(), 10.0)
-        judge_optimizer.step()
+        figures = contest.step(to_tensor(sampler.batch(rng, settings.batch, settings.crop_px)), step, worker)
         if step % 50 == 0:
-            log.write(
-                phase="decoder",
-                step=step,
-                pixel=pixel.item(),
-                texture=grain.item(),
-                match=match.item(),
-                judge=judge_loss.item(),
-            )
+            log.write(phase="decoder", step=step, **figures)
         if worker.leads and clock.due():
             save(step + 1)
     save(settings.decoder_steps)

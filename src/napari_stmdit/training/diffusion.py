@@ -183,6 +183,21 @@ def flow_loss(model: nn.Module, x: Tensor, noise: Tensor, level: Tensor, **condi
     return error
 
 
+def batch_loss(model: nn.Module, batches: Batches, count: int, side: int) -> Tensor:
+    """Draw a training batch of ``count`` crops of ``side`` latent cells and return its flow loss."""
+    x, morphology, expression, no_morphology, no_expression = batches.draw(count, side)
+    return flow_loss(
+        model,
+        x,
+        batches.noise(x),
+        batches.levels(count),
+        morphology=morphology,
+        expression=expression,
+        morphology_null=no_morphology,
+        expression_null=no_expression,
+    )
+
+
 def rate_factor(step: int, settings: DiffusionSettings) -> float:
     """A short rise, a plateau, and a linear fall over the last 60 %."""
     return min(1.0, (step + 1) / settings.warmup) * min(1.0, max(0.03, (1 - step / settings.steps) / 0.6))
@@ -201,10 +216,7 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
     if start >= settings.steps:
         return
     if state is not None:
-        model.load_state_dict(state["model"])
-        for (optimizer, _), saved in zip(pairs, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        average.load(state["average"])
+        _continue(state, model, pairs, average)
     if settings.compile:
         for block in model.blocks:
             block.compile(dynamic=False)
@@ -216,7 +228,7 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
             saved = [optimizer.state_dict() for optimizer, _ in pairs]
             save_state(path, step=step, model=model.state_dict(), optimizers=saved, average=average.state())
 
-    running = 0.0
+    running: float | None = None
     for step in range(start, settings.steps):
         small = step < settings.small_fraction * settings.steps
         side = settings.small_cells if small else cache["latents"].shape[-1]
@@ -224,17 +236,7 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
         for optimizer, rate in pairs:
             for group in optimizer.param_groups:
                 group["lr"] = rate * rate_factor(step, settings)
-        x, morphology, expression, no_morphology, no_expression = batches.draw(count, side)
-        loss = flow_loss(
-            model,
-            x,
-            batches.noise(x),
-            batches.levels(count),
-            morphology=morphology,
-            expression=expression,
-            morphology_null=no_morphology,
-            expression_null=no_expression,
-        )
+        loss = batch_loss(model, batches, count, side)
         for optimizer, _ in pairs:
             optimizer.zero_grad()
         loss.backward()
@@ -243,7 +245,7 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
             optimizer.step()
         if worker.leads:
             average.update(model)
-        running = loss.item() if step == start else 0.97 * running + 0.03 * loss.item()
+        running = loss.item() if running is None else 0.97 * running + 0.03 * loss.item()
         if step % 50 == 0:
             log.write(step=step, side=side, loss=round(loss.item(), 6), running=round(running, 4), norm=round(norm, 3))
         if worker.leads and (step + 1) % settings.validate_every == 0 and "held_latents" in cache:
@@ -252,6 +254,15 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
             save(step + 1)
     save(settings.steps)
     worker.wait()
+
+
+def _continue(
+    state: dict[str, Any], model: nn.Module, pairs: list[tuple[torch.optim.Optimizer, float]], average: Average
+) -> None:
+    model.load_state_dict(state["model"])
+    for (optimizer, _), saved in zip(pairs, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    average.load(state["average"])
 
 
 def hash_seed(*parts: int) -> int:

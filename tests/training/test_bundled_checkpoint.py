@@ -1,0 +1,51 @@
+"""The checkpoint that travels with the package: small enough, whole, and alive to expression."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from napari_stmdit.assemble import load_checkpoint
+from napari_stmdit.evaluation.image import measure
+from napari_stmdit.types import Genes
+
+FOLDER = Path(str(files("napari_stmdit").joinpath("data/demo_checkpoint")))
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return load_checkpoint("demo", device="cpu", dtype="float32")
+
+
+def test_it_is_small_enough_and_readable_by_all():
+    sizes = {file: file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()}
+    assert sum(sizes.values()) < 25e6
+    assert max(sizes.values()) < 16e6
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in sizes)
+
+
+def test_its_card_names_data_licence_and_limits(checkpoint):
+    card = checkpoint.card
+    assert (card.patch_px, card.patch_mpp, len(card.genes)) == (256, 0.688, 1000)
+    assert "Andersson" in card.training_data and "12:6012" in card.training_data
+    assert "Attribution 4.0" in card.licence and "diagnosis" in card.limits
+    assert "C6" in (FOLDER / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_tumour_expression_is_darker_than_adipose_expression(checkpoint):
+    genes = Genes(np.array(checkpoint.card.genes))
+    density = {}
+    for name in ("tumour", "adipose"):
+        share = np.expm1(checkpoint.profiles[name].mean)
+        counts = csr_matrix(np.repeat(share[None] / share.sum() * 1500, 2, axis=0))
+        *_, (_, _, images) = checkpoint.pipeline.denoise_images(
+            expression=checkpoint.encode_expression(counts, genes),
+            seeds=(1, 2),
+            guidance=checkpoint.card.guidance,
+            num_inference_steps=8,
+        )
+        density[name] = measure(images).haematoxylin
+    assert (density["tumour"] > density["adipose"] + 0.2).all()
