@@ -11,7 +11,7 @@ from ..progress import Stopwatch
 from ..synthesis.canvas import MemoryCanvas
 from ..synthesis.estimate import estimate
 from ..synthesis.plan import plan as make_plan
-from ..synthesis.result import Result, collect, provenance_of
+from ..synthesis.result import collect, provenance_of
 from ..synthesis.run import PatchModel
 from ..types import PatchResult, Plan, Request, Section, SpotList
 from . import jobs
@@ -243,8 +243,3 @@ class RunCycle:
         model = self.state.checkpoint
         on_cpu = model is None or str(model.provenance.get("device", "cpu")).startswith("cpu")
         return self.state.batch or (BATCH_CPU if on_cpu else BATCH_GPU)
-
-
-def finished(result: Result) -> tuple[str, ...]:
-    """Return the ids of the spots whose patches a result holds."""
-    return tuple(result.plan.patches[index].spot_id for index in result.done)
