@@ -36,10 +36,10 @@ class CropModel:
         self.provenance = {"device": "cpu", "dtype": "none", "sha256": "0" * 64}
         self.batches: list[PatchBatch] = []
 
-    def encode_expression(self, counts, genes: Genes) -> np.ndarray:
+    def encode_expression(self, counts, genes: Genes, spots=()) -> np.ndarray:
         return np.asarray(counts.sum(axis=1), dtype=np.float32).reshape(-1, 1)
 
-    def encode_morphology(self, patches: np.ndarray) -> np.ndarray:
+    def encode_morphology(self, patches: np.ndarray, spots=()) -> np.ndarray:
         return patches.mean(axis=(1, 2), dtype=np.float32)[:, None]
 
     def denoise(self, batch: PatchBatch) -> Iterator[DenoiseStep]:

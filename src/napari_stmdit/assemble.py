@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -14,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from platformdirs import user_data_path
 
 from .errors import CheckpointError
 from .expression.edits import Profile
+from .model.references import data_directory
 from .synthesis.run import DenoiseStep, PatchBatch
 from .types import CheckpointCard, Genes
 
@@ -73,12 +72,12 @@ class Checkpoint:
         """Device the transformer runs on."""
         return str(self.provenance["device"])
 
-    def encode_expression(self, counts: Any, genes: Genes) -> NDArray[np.float32]:
-        """Encode counts, sparse (n, g), as (n, d) or (n, tokens, d)."""
+    def encode_expression(self, counts: Any, genes: Genes, spots: Sequence[str] = ()) -> NDArray[np.float32]:
+        """Encode counts, sparse (n, g), measured at n ``spots``, as (n, d) or (n, tokens, d)."""
         return self.expression.encode(counts, genes)
 
-    def encode_morphology(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Encode (n, patch_px, patch_px, 3) uint8 crops as (n, tokens, d)."""
+    def encode_morphology(self, patches: NDArray[np.uint8], spots: Sequence[str] = ()) -> NDArray[np.float32]:
+        """Encode (n, patch_px, patch_px, 3) uint8 crops, taken at n ``spots``, as (n, tokens, d)."""
         return self.morphology.encode(patches)
 
     def denoise(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
@@ -160,11 +159,6 @@ def list_checkpoints() -> list[CheckpointEntry]:
             if (folder / "stmdit.json").is_file()
         ]
     return entries
-
-
-def data_directory() -> Path:
-    """Return where checkpoints of the user live: ``STMDIT_HOME``, or the system's place for user data."""
-    return Path(os.environ.get("STMDIT_HOME") or user_data_path("napari-stmdit", appauthor=False))
 
 
 def devices() -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 from ..expression.edits import apply_edits
 from ..expression.programs import bundled_programs
 from ..tissue.crops import read_patches
-from ..types import Plan, Section
+from ..types import Patch, Plan, Section
 from .plan import boxes_around
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
     from .run import PatchModel
 
 MEAN_OF = 64
@@ -27,19 +30,31 @@ class Conditions:
 
     Attributes
     ----------
-    expression
-        (n, d) or (n, tokens, d), one row per patch of the plan; None for null.
+    counts
+        (n, g) sparse, edits applied, one row per patch of the plan; None where expression is null. They are encoded batch by
+        batch: a set of gene tokens takes a megabyte a spot.
+    sources
+        (n,) id of the spot that each row of ``counts`` was measured at.
     morphology
         (tokens, d) where all patches share it; None for null and where each patch has its own.
     """
 
-    expression: NDArray[np.float32] | None
+    counts: csr_matrix | None
+    sources: tuple[str, ...]
     morphology: NDArray[np.float32] | None
+
+    def expression(self, patches: Sequence[Patch], section: Section, model: PatchModel) -> NDArray[np.float32] | None:
+        """Encode the expression of some patches as (b, d) or (b, tokens, d); None for null."""
+        if self.counts is None:
+            return None
+        rows = [patch.index for patch in patches]
+        return model.encode_expression(self.counts[rows], section.spots.genes, tuple(self.sources[row] for row in rows))
 
 
 def condition_rows(plan: Plan, section: Section, model: PatchModel) -> Conditions:
-    """Encode the expression of every patch of a plan, edits applied, and the morphology they share."""
-    return Conditions(_expression(plan, section, model), _shared_morphology(plan, section, model))
+    """Apply the edits to the expression of every patch of a plan, and encode the morphology they share."""
+    counts, sources = _counts(plan, section, model)
+    return Conditions(counts, sources, _shared_morphology(plan, section, model))
 
 
 def shuffled_rows(count: int, seed: int) -> NDArray[np.int64]:
@@ -50,16 +65,16 @@ def shuffled_rows(count: int, seed: int) -> NDArray[np.int64]:
     return other
 
 
-def _expression(plan: Plan, section: Section, model: PatchModel) -> NDArray[np.float32] | None:
+def _counts(plan: Plan, section: Section, model: PatchModel) -> tuple[csr_matrix | None, tuple[str, ...]]:
     request = plan.request
     if request.expression == "null":
-        return None
+        return None, ()
     rows = np.array([patch.row for patch in plan.patches], dtype=np.int64)
     sources = None
     if request.expression == "shuffled":
         sources = shuffled_rows(len(section.spots), request.seed)[rows]
     counts = apply_edits(rows, section.spots, request.edits, bundled_programs(), model.profiles, sources)
-    return model.encode_expression(counts, section.spots.genes)
+    return counts, tuple(section.spots.ids[rows if sources is None else sources].tolist())
 
 
 def _shared_morphology(plan: Plan, section: Section, model: PatchModel) -> NDArray[np.float32] | None:
@@ -75,5 +90,5 @@ def _shared_morphology(plan: Plan, section: Section, model: PatchModel) -> NDArr
     card = plan.card
     boxes = boxes_around(spots.yx[rows], card.patch_px, card.patch_mpp / section.calibration.mpp)
     crops = read_patches(section.image, [box.source for box in boxes], card.patch_px)
-    shared: NDArray[np.float32] = model.encode_morphology(crops).mean(axis=0)
+    shared: NDArray[np.float32] = model.encode_morphology(crops, tuple(spots.ids[rows].tolist())).mean(axis=0)
     return shared

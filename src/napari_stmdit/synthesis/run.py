@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -69,11 +69,11 @@ class PatchModel(Protocol):
     def profiles(self) -> Mapping[str, Profile]:
         """Tissue profiles that edits may move towards."""
 
-    def encode_expression(self, counts: Any, genes: Genes) -> NDArray[np.float32]:
-        """Encode counts, sparse (n, g), as (n, d) or (n, tokens, d)."""
+    def encode_expression(self, counts: Any, genes: Genes, spots: Sequence[str] = ()) -> NDArray[np.float32]:
+        """Encode counts, sparse (n, g), measured at n ``spots``, as (n, d) or (n, tokens, d)."""
 
-    def encode_morphology(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Encode (n, patch_px, patch_px, 3) uint8 crops as (n, tokens, d)."""
+    def encode_morphology(self, patches: NDArray[np.uint8], spots: Sequence[str] = ()) -> NDArray[np.float32]:
+        """Encode (n, patch_px, patch_px, 3) uint8 crops, taken at n ``spots``, as (n, tokens, d)."""
 
     def denoise(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
         """Yield after every denoising step; the last step carries the images."""
@@ -133,10 +133,8 @@ def _batch(
     if plan.request.morphology == "own":
         assert section.image is not None  # plan() refuses a section without a usable image
         crops = read_patches(section.image, [p.source_box for p in patches], plan.card.patch_px)
-        morphology = model.encode_morphology(crops)
+        morphology = model.encode_morphology(crops, tuple(p.spot_id for p in patches))
     elif conditions.morphology is not None:
         morphology = np.repeat(conditions.morphology[None], len(patches), axis=0)
-    expression = None
-    if conditions.expression is not None:
-        expression = conditions.expression[[p.index for p in patches]]
+    expression = conditions.expression(patches, section, model)
     return PatchBatch(patches, crops, morphology, expression, tuple(p.seed for p in patches), plan.guidance, plan.steps)

@@ -1,0 +1,168 @@
+"""Components whose weights may not be redistributed: what they are, where they come from, and where they are on this computer.
+
+A reference is resolved among local files alone: the folder the user named, what `stmdit download` left, or the hub's own cache. Nothing
+is ever fetched here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+from platformdirs import user_data_path
+from pydantic import Field, ValidationError, field_validator
+
+from ..errors import CheckpointError
+from ..types import Intent
+from .reading import read_settings
+
+REFERENCE_FILE = "reference.json"
+
+
+class Reference(Intent):
+    """A component that a checkpoint needs and does not contain: the contents of ``reference.json``.
+
+    Attributes
+    ----------
+    name
+        Short name, under which `stmdit download` keeps it.
+    source, subfolder, revision
+        Hub repository id (``owner/name``), folder in it, and commit or branch; or the path of a local folder.
+    files
+        What is needed of it, relative to the subfolder.
+    sha256
+        File -> SHA-256, of those whose hash is known.
+    licence, terms, gated
+        Under which terms, where they can be read, and whether the hub asks each user to accept them first.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    source: str
+    subfolder: str = ""
+    revision: str | None = None
+    files: Annotated[tuple[str, ...], Field(min_length=1)]
+    sha256: dict[str, str] = {}
+    licence: str
+    terms: str = ""
+    gated: bool = False
+
+    @field_validator("files", "subfolder")
+    @classmethod
+    def _stay_inside(cls, value: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        """Refuse absolute paths and ``..``: a reference comes from somebody else."""
+        for name in (value,) if isinstance(value, str) else value:
+            if name.startswith(("/", "\\")) or ":" in name or ".." in PurePosixPath(name.replace("\\", "/")).parts:
+                raise ValueError(f"{name!r} leads out of the folder")
+        return value
+
+
+class MissingComponentError(CheckpointError):
+    """A component's weights are not on this computer; ``reference`` says which, ``component`` what for."""
+
+    def __init__(self, message: str, reference: Reference, component: str) -> None:
+        super().__init__(message)
+        self.reference = reference
+        self.component = component
+
+
+def data_directory() -> Path:
+    """Return where checkpoints and downloads of the user live: ``STMDIT_HOME``, or the system's place for user data."""
+    return Path(os.environ.get("STMDIT_HOME") or user_data_path("napari-stmdit", appauthor=False))
+
+
+def download_directory(name: str) -> Path:
+    """Return where `stmdit download NAME` puts its files."""
+    return data_directory() / "downloads" / name
+
+
+def read_reference(path: str | Path) -> Reference:
+    """Read a ``reference.json``.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing or not valid; every fault is listed.
+    """
+    try:
+        return Reference.model_validate(read_settings(path))
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise CheckpointError(f"{path} is no valid reference: {faults}.") from None
+
+
+def find_reference(reference: Reference) -> Path | None:
+    """Return the local folder that holds every file of a reference, or None; nothing is fetched and nothing is hashed."""
+    places = [Path(reference.source).expanduser() / reference.subfolder, download_directory(reference.name)]
+    for place in places:
+        if all((place / name).is_file() for name in reference.files):
+            return place
+    return _in_hub_cache(reference)
+
+
+def resolve_reference(reference: Reference, component: str) -> Path:
+    """Return the local folder of a reference, its stated hashes checked.
+
+    Raises
+    ------
+    MissingComponentError
+        It is not on this computer; the message says which files, from where, under which licence, and what to do.
+    CheckpointError
+        A file differs from its stated hash.
+    """
+    place = find_reference(reference)
+    if place is None:
+        raise MissingComponentError(missing_text(reference, component), reference, component)
+    for name, expected in reference.sha256.items():
+        if name in reference.files and (got := file_hash(place / name)) != expected:
+            raise CheckpointError(
+                f"{place / name} has the SHA-256 {got[:16]}..., but {expected[:16]}... was expected: it is damaged or another "
+                f"version. Delete it and run `stmdit download {reference.name}`."
+            )
+    return place
+
+
+def missing_text(reference: Reference, component: str) -> str:
+    """Say what is missing, from where it can be had, under which licence, and what can be done without it."""
+    what = component.replace("_", " ")
+    where = "/".join(part for part in (reference.source, reference.subfolder) if part)
+    gate = f", gated: accept its terms at {reference.terms} first" if reference.gated and reference.terms else ""
+    text = (
+        f"the {what} {reference.name} is not on this computer. Missing: {', '.join(reference.files)} of {where} (licence: "
+        f"{reference.licence}{gate}). Run `stmdit download {reference.name}`, or `stmdit download {reference.name} --from FOLDER` "
+        "where you have the files."
+    )
+    if component in ("morphology_encoder", "expression_encoder"):
+        kind = component.removesuffix("_encoder")
+        text += (
+            f" Without them, give embeddings computed elsewhere: --{kind}-embeddings FILE (.npy, .h5, .h5ad or .zarr)."
+        )
+    return text
+
+
+def file_hash(path: str | Path) -> str:
+    """Return the SHA-256 of a file, read by blocks."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _in_hub_cache(reference: Reference) -> Path | None:
+    """Look into the hub client's cache; ids that are no hub ids are simply not there."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    found = []
+    for name in reference.files:
+        inside = f"{reference.subfolder}/{name}" if reference.subfolder else name
+        try:
+            path = try_to_load_from_cache(reference.source, inside, revision=reference.revision)
+        except HFValidationError:
+            return None
+        if not isinstance(path, str):
+            return None
+        found.append(Path(path))
+    folders = {
+        path.parents[len(PurePosixPath(name).parts) - 1] for path, name in zip(found, reference.files, strict=True)
+    }
+    return folders.pop() if len(folders) == 1 else None
