@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,38 @@ from ..errors import CheckpointError
 from ..types import CheckpointCard
 from .checkpoint import load_transformer, table
 from .reading import read_settings, read_weights
+from .references import REFERENCE_FILE, Reference, read_reference, resolve_reference
 
 COMPONENTS = ("transformer", "vae", "scheduler", "expression_encoder", "morphology_encoder")
+ENCODERS = ("expression_encoder", "morphology_encoder")
 SCHEDULERS = ("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "DDIMScheduler")
 VAES = ("StmditAutoencoder", "AutoencoderKL")
 TRANSFORMERS = ("STMDiTTransformer2D",)
+
+
+class Component(NamedTuple):
+    """A component as ``model_index.json`` names it: library or module, class, sub-folder."""
+
+    library: str
+    kind: str
+    path: Path
+
+    @property
+    def reference(self) -> Reference | None:
+        """Where its weights are kept, if not in the folder."""
+        file = self.path / REFERENCE_FILE
+        return read_reference(file) if file.is_file() else None
+
+    def weights(self, name: str) -> Path:
+        """Return the folder that holds its weights: its own, or that of its reference.
+
+        Raises
+        ------
+        MissingComponentError
+            They are kept elsewhere and are not on this computer.
+        """
+        reference = self.reference
+        return self.path if reference is None else resolve_reference(reference, name)
 
 
 @dataclass(frozen=True)
@@ -34,7 +61,7 @@ class CheckpointFolder:
     card
         The contents of ``stmdit.json``.
     components
-        Name -> (library or module, class, sub-folder), as ``model_index.json`` says.
+        By name; an encoder that the checkpoint does not have is left out.
     path
         The folder.
     sha256
@@ -42,7 +69,7 @@ class CheckpointFolder:
     """
 
     card: CheckpointCard
-    components: dict[str, tuple[str, str, Path]]
+    components: dict[str, Component]
     path: Path
     sha256: str
 
@@ -71,6 +98,8 @@ def read_folder(path: str | Path) -> CheckpointFolder:
     components = {}
     for name in COMPONENTS:
         entry = index.get(name)
+        if entry is None and name in ENCODERS:
+            continue  # embeddings computed elsewhere, or a transformer without this condition
         if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
             raise CheckpointError(
                 f"model_index.json of {path} has no entry {name!r}: [library, class]. Copy the folder again."
@@ -79,7 +108,7 @@ def read_folder(path: str | Path) -> CheckpointFolder:
             raise CheckpointError(
                 f"{path} lacks the folder {name}/ of its component {entry[1]}. Copy the whole checkpoint."
             )
-        components[name] = (entry[0], entry[1], path / name)
+        components[name] = Component(entry[0], entry[1], path / name)
     return CheckpointFolder(card, components, path, content_hash(path))
 
 
@@ -91,7 +120,7 @@ def load_component(folder: CheckpointFolder, name: str) -> Any:
     CheckpointError
         The class is not on the allow-list, or files are missing, damaged or do not fit.
     """
-    _, kind, path = folder.components[name]
+    _, kind, path = component = folder.components[name]
     allowed = {"transformer": TRANSFORMERS, "vae": VAES, "scheduler": SCHEDULERS}.get(name, ())
     if kind not in allowed:
         raise CheckpointError(
@@ -99,7 +128,7 @@ def load_component(folder: CheckpointFolder, name: str) -> Any:
         )
     if name == "transformer":
         return load_transformer(path)
-    return _load_scheduler(kind, path) if name == "scheduler" else _load_vae(kind, path)
+    return _load_scheduler(kind, path) if name == "scheduler" else _load_vae(kind, component.weights(name), path)
 
 
 def read_profiles(folder: CheckpointFolder) -> dict[str, NDArray[np.float32]]:
@@ -159,13 +188,19 @@ def _load_scheduler(kind: str, path: Path) -> Any:
     import diffusers
 
     settings = read_settings(path / "scheduler_config.json")
-    return getattr(diffusers, kind).from_config(
-        {key: value for key, value in settings.items() if not key.startswith("_")}
-    )
+    try:
+        return getattr(diffusers, kind).from_config(
+            {key: value for key, value in settings.items() if not key.startswith("_")}
+        )
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, NotImplementedError) as error:
+        raise CheckpointError(f"{path / 'scheduler_config.json'} describes no {kind}: {error}") from None
 
 
-def _load_vae(kind: str, path: Path) -> Any:
-    """Build a VAE and fill it; the keys and shapes are compared first, so that a misfit is told as one table."""
+def _load_vae(kind: str, path: Path, own: Path) -> Any:
+    """Build a VAE and fill it; the keys and shapes are compared first, so that a misfit is told as one table.
+
+    ``path`` holds its files; ``own`` is the checkpoint's sub-folder, whose ``config.json`` says what the transformer was trained on.
+    """
     if kind == "AutoencoderKL":
         from diffusers import AutoencoderKL as Autoencoder
     else:
@@ -177,7 +212,16 @@ def _load_vae(kind: str, path: Path) -> Any:
         raise CheckpointError(
             f"{weights} is missing. A VAE of its own (SD3.5) is not part of every checkpoint: copy its vae folder there."
         )
-    vae = Autoencoder.from_config({key: value for key, value in settings.items() if not key.startswith("_")})
+    if path != own:
+        for key, value in read_settings(own / "config.json").items():
+            if not key.startswith("_") and settings.get(key) != value:
+                raise CheckpointError(
+                    f"the VAE in {path} has {key} {settings.get(key)}, but the transformer was trained with {value}: it is another VAE."
+                )
+    try:
+        vae = Autoencoder.from_config({key: value for key, value in settings.items() if not key.startswith("_")})
+    except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
+        raise CheckpointError(f"{path / 'config.json'} describes no {kind}: {error}") from None
     tensors, expected = read_weights(weights), vae.state_dict()
     faults = [(key, tuple(expected[key].shape), "missing") for key in expected.keys() - tensors.keys()]
     for key, tensor in tensors.items():

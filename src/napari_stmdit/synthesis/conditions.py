@@ -67,7 +67,7 @@ def shuffled_rows(count: int, seed: int) -> NDArray[np.int64]:
 
 def _counts(plan: Plan, section: Section, model: PatchModel) -> tuple[csr_matrix | None, tuple[str, ...]]:
     request = plan.request
-    if request.expression == "null":
+    if request.expression == "null" or "expression" not in plan.card.conditions:
         return None, ()
     rows = np.array([patch.row for patch in plan.patches], dtype=np.int64)
     sources = None
