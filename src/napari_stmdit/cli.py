@@ -188,6 +188,39 @@ def inspect(path: Annotated[Path, typer.Argument(help="A checkpoint file or fold
 
 
 @app.command()
+def download(
+    name: Annotated[
+        str | None, typer.Argument(help="Name in the zoo, or stmdit:<row id>; without it, the zoo.")
+    ] = None,
+    source_folder: Annotated[Path | None, typer.Option("--from", help="Copy the files from this folder.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Consent to the terms without being asked.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Download again what is here already.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List known checkpoints and components, or bring one to this computer; size and terms are shown first."""
+    from .cli_download import confirm, fetch, print_zoo, report
+    from .model.download import check_source, find_download
+    from .model.zoo import zoo_entry
+    from .progress import CancelToken
+
+    if name is None:
+        print_zoo(as_json)
+        return
+    entry = zoo_entry(name)
+    done = None if force else find_download(entry)
+    if done is None:
+        check_source(entry, offline=offline or None, source_folder=source_folder)
+        confirm(entry, source_folder, yes)
+        cancel = CancelToken()
+        with _InterruptCancels(cancel):
+            done = fetch(
+                entry, cancel=cancel, offline=offline, force=force, source_folder=source_folder, hidden=as_json
+            )
+    report(done, as_json)
+
+
+@app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="Training configuration, YAML.")],
     stage: Annotated[str | None, typer.Option(help="Only this stage; all of them by default.")] = None,
