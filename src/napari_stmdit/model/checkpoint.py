@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, SynthesisError
+from ..errors import Fault as Fault
+from ..errors import table as table
 from .containers import Weights, unwrap
 from .keys import Naming, Stacked, to_native
 from .lora import merge_lora
@@ -29,9 +31,6 @@ _FOLDER_WEIGHTS = (
     "diffusion_pytorch_model.bin",
 )
 _FOLDER_SETTINGS = ("training_config.yaml", "training_config.yml", "config.yaml", "config.json", "training_config.json")
-_ROWS_SHOWN = 20
-
-Fault = tuple[str, tuple[int, ...], str]
 
 
 @dataclass(frozen=True)
@@ -208,15 +207,6 @@ def locate(path: Path) -> tuple[Path, Path | None]:
             raise CheckpointError(f"{path} should hold one weights file, found {listed}. Name the file instead.")
         named = others[0]
     return named, _settings_beside(named)
-
-
-def table(faults: Iterable[Fault]) -> str:
-    """Write faults as a table of (key, shape, reason), the first 20 of them."""
-    rows = [(name, str(shape), reason) for name, shape, reason in faults]
-    shown = rows[:_ROWS_SHOWN]
-    wide = [max(len(row[column]) for row in shown) for column in range(2)] if shown else [0, 0]
-    lines = [f"  {name:<{wide[0]}}  {shape:<{wide[1]}}  {reason}" for name, shape, reason in shown]
-    return "\n".join([*lines, f"  ... and {len(rows) - len(shown)} more"] if len(rows) > len(shown) else lines)
 
 
 def _settings_beside(weights: Path) -> Path | None:
