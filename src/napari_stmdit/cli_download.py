@@ -53,7 +53,7 @@ def confirm(entry: ZooEntry, source_folder: Path | None, yes: bool) -> None:
     StmditError
         Nobody can be asked, and ``--yes`` was not given.
     typer.Exit
-        The answer was no.
+        The answer was no (exit code 1), or Ctrl-C (130).
     """
     from .model.references import download_directory
 
@@ -74,9 +74,13 @@ def confirm(entry: ZooEntry, source_folder: Path | None, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise StmditError("nobody can be asked for consent here: read the terms above and add --yes.")
-    if not typer.confirm("Download it under these terms?", default=False, err=True):
+    try:
+        code = 0 if typer.confirm("Download it under these terms?", default=False, err=True) else 1
+    except typer.Abort:
+        code = 130
+    if code:
         sys.stderr.write("nothing was downloaded\n")
-        raise typer.Exit(1)
+        raise typer.Exit(code)
 
 
 def fetch(

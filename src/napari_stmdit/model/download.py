@@ -151,6 +151,7 @@ def download(
     DownloadCancelledError
         A stop was asked for.
     """
+    entry = _validated(entry)
     if not force and (done := find_download(entry)) is not None:
         return done
     check_source(entry, offline=offline, source_folder=source_folder)
@@ -206,6 +207,15 @@ def is_offline() -> bool:
     """Return whether the environment forbids to use the network."""
     names = ("STMDIT_OFFLINE", "HF_HUB_OFFLINE")
     return any(os.environ.get(name, "").strip().lower() not in ("", "0", "false", "no", "off") for name in names)
+
+
+def _validated(entry: ZooEntry) -> ZooEntry:
+    """Check an entry once more: copies of it may never have been."""
+    try:
+        return ZooEntry.model_validate(entry.model_dump())
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise CheckpointError(f"{entry.name!r} is no valid entry: {faults}.") from None
 
 
 def _look_up_all(

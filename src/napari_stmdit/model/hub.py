@@ -93,7 +93,7 @@ def look_up(
             f"the hub cannot be reached for {name} of {reference.source} ({_brief(error)}). Check the connection and any proxy, "
             f"then run it again; or bring the files: `stmdit download {reference.name} --from FOLDER`."
         ) from None
-    if found.size is None or found.commit_hash is None or found.etag is None:
+    if found.size is None or not found.commit_hash or not found.etag:
         raise CheckpointError(
             f"the answer for {name} of {reference.source} states no size or version: it does not come from a hub. Check "
             "HF_ENDPOINT and any proxy."
