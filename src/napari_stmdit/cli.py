@@ -131,6 +131,12 @@ def synthesize(
     batch: Annotated[int, typer.Option(min=1, help="Patches denoised together; does not change the result.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    morphology_embeddings: Annotated[
+        Path | None, typer.Option(help="Embeddings of the spots in place of the morphology encoder.")
+    ] = None,
+    expression_embeddings: Annotated[
+        Path | None, typer.Option(help="Embeddings of the spots in place of the expression encoder.")
+    ] = None,
     allow_gene_mismatch: Annotated[
         bool, typer.Option("--allow-gene-mismatch", help="Go on where too few genes are shared.")
     ] = False,
@@ -163,7 +169,13 @@ def synthesize(
     request = make_request(base, "options")
     opened = open_section(section, fullres=fullres, mpp=mpp)
     check_writable(output, opened)
-    model = load_checkpoint(request.checkpoint, device=device, dtype=dtype)
+    model = load_checkpoint(
+        request.checkpoint,
+        device=device,
+        dtype=dtype,
+        morphology_embeddings=morphology_embeddings,
+        expression_embeddings=expression_embeddings,
+    )
     cancel = CancelToken()
     with _ProgressBar("synthesizing", hidden=as_json) as on_progress, _InterruptCancels(cancel):
         result = run_request(opened, request, model, batch=batch, cancel=cancel, on_progress=on_progress)
@@ -174,17 +186,59 @@ def synthesize(
 
 
 @app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="A checkpoint file or folder.")], as_json: Json = False) -> None:
-    """Say what a checkpoint holds; never runs code from it."""
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A checkpoint file or folder.")],
+    config: Annotated[Path | None, typer.Option(help="Settings, where they are not beside the weights.")] = None,
+    mapping: Annotated[Path | None, typer.Option(help="Mapping file for names that are not known.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a checkpoint holds and what it lacks to run; never runs code from it."""
+    from .cli_models import print_inspection
     from .model.inspect import inspect_checkpoint
 
-    found = inspect_checkpoint(path)
+    found = inspect_checkpoint(path, config, mapping)
     if as_json:
         _print_json(found.model_dump(mode="json"))
-        return
-    for key, value in found.model_dump(mode="json").items():
-        if value not in (None, [], {}, ""):
-            sys.stdout.write(f"{key}: {value}\n")
+    else:
+        print_inspection(found)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Foreign weights, their folder, or the name of a download.")],
+    output: Annotated[Path, typer.Argument(help="Checkpoint folder to make.")],
+    patch_mpp: Annotated[
+        float | None, typer.Option(help="Microns per pixel of its patches: no file states it.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings, where they are not beside the weights.")] = None,
+    mapping: Annotated[Path | None, typer.Option(help="Mapping file for names that are not known.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the checkpoint; the folder's by default.")] = None,
+    genes: Annotated[Path | None, typer.Option(help="Genes of the expression encoder, one symbol a line.")] = None,
+    genes_from: Annotated[Path | None, typer.Option(help="Section to choose those genes from instead.")] = None,
+    vae: Annotated[Path | None, typer.Option(help="Local folder of the VAE.")] = None,
+    expression_encoder: Annotated[Path | None, typer.Option(help="Local folder of CancerFoundation.")] = None,
+    morphology_encoder: Annotated[Path | None, typer.Option(help="Local folder of UNI2-h.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Terms of the weights, for the card.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a checkpoint folder of a foreign transformer; what may not be passed on is referred to, not copied."""
+    from .assemble import convert_checkpoint
+    from .cli_models import report_conversion
+
+    places = {"vae": vae, "expression_encoder": expression_encoder, "morphology_encoder": morphology_encoder}
+    made = convert_checkpoint(
+        source,
+        output,
+        patch_mpp=patch_mpp,
+        config=config,
+        mapping=mapping,
+        name=name,
+        genes=genes,
+        genes_from=genes_from,
+        sources={component: place for component, place in places.items() if place is not None},
+        licence=licence,
+    )
+    report_conversion(made, as_json)
 
 
 @app.command()

@@ -225,7 +225,7 @@ def _filled(native: Mapping[str, Stacked], mapping: KeyMapping | None) -> dict[s
     """Make the null embeddings that a mapping file states to be zero and that are not there."""
     import torch
 
-    made = {}
+    made: dict[str, Stacked] = {}
     for name in mapping.fill if mapping is not None else ():
         kind = name.removesuffix("_null")
         layers = (native.get(f"{kind}_embed.fc1.weight"), native.get(f"{kind}_time.fc1.weight"))

@@ -11,14 +11,16 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from diffusers.configuration_utils import ConfigMixin
 from pydantic import ValidationError
 
 from ..errors import CheckpointError
 from ..types import CheckpointCard, Guidance, hash_genes
 from .checkpoint import Opened, Settings, open_weights, skeleton
 from .mapping import KeyMapping
+from .reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES
 from .references import REFERENCE_FILE, Reference
 from .schedules import scheduler_of
 from .writing import write_safetensors
@@ -111,7 +113,7 @@ def convert(
     try:
         on_stage("writing")
         (draft / "transformer").mkdir(parents=True)
-        net.save_config(draft / "transformer")
+        ConfigMixin.save_config(net, draft / "transformer")
         shapes = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
         write_safetensors(draft / "transformer" / WEIGHTS, opened.tensors, shapes)
         _write_json(draft / "scheduler" / "scheduler_config.json", scheduler.config)
@@ -150,7 +152,9 @@ def _card(
     opened: Opened, name: str, mpp: float, genes: tuple[str, ...], licence: str | None, notes: list[str]
 ) -> CheckpointCard:
     values = opened.options.values
-    conditions: tuple[str, ...] = ("morphology", *(("expression",) if values.get("expression_dim") else ()))
+    conditions: list[Literal["expression", "morphology"]] = ["morphology"]
+    if values.get("expression_dim"):
+        conditions.append("expression")
     notes.append(
         f"Guidance rule {_GUIDANCE.rule}, scales {_GUIDANCE.expression:g} and {_GUIDANCE.morphology:g}, {_STEPS} steps: ours, as no "
         "rule is published for two conditions; PixCell samples with scale 2 and 20 steps."
@@ -169,7 +173,7 @@ def _card(
             steps=_STEPS,
             genes=genes,
             gene_hash=hash_genes(genes) if genes else "",
-            conditions=conditions,
+            conditions=tuple(conditions),
             training_data="Not stated in the files; see its authors' model card.",
             licence=licence or "Not stated in the files; ask its authors. Assume that it may not be passed on.",
             limits=_LIMITS,
@@ -179,35 +183,56 @@ def _card(
         raise CheckpointError(f"the card cannot be written: {faults}.") from None
 
 
+_PUBLISHED = {"vae": "sd3.5-vae", "morphology_encoder": "uni2-h", "expression_encoder": "cancerfoundation"}
+
+
 def _references(values: Mapping[str, Any], sources: Mapping[str, str | Path], notes: list[str]) -> dict[str, Reference]:
     """Choose the published component for each width; where there is none, only embeddings can be used, and that is noted."""
-    wanted: dict[str, str | None] = {"vae": "sd3.5-vae" if values["in_channels"] == SD3_CHANNELS else None}
-    wanted["morphology_encoder"] = "uni2-h" if values["morphology_dim"] == UNI_WIDTH else None
-    if values.get("expression_dim"):
-        known = values["expression_dim"] in CANCER_FOUNDATION_WIDTHS
-        wanted["expression_encoder"] = "cancerfoundation" if known else None
+    fits = {
+        "vae": values["in_channels"] == SD3_CHANNELS,
+        "morphology_encoder": values["morphology_dim"] == UNI_WIDTH,
+        "expression_encoder": values.get("expression_dim") in CANCER_FOUNDATION_WIDTHS,
+    }
+    if not values.get("expression_dim"):
+        del fits["expression_encoder"]
     found = {}
-    for component, published in wanted.items():
-        if published is None and component == "vae" and component not in sources:
+    for component, known in fits.items():
+        reference = reference_of(zoo_entry(_PUBLISHED[component]))
+        if component in sources:
+            found[component] = _local(reference, Path(sources[component]).expanduser().resolve(), component)
+        elif known:
+            found[component] = reference
+        elif component == "vae":
             raise CheckpointError(
-                f"no published VAE has {values['in_channels']} latent channels with this transformer: give the folder of its "
+                f"no published VAE has this transformer's {values['in_channels']} latent channels: give the folder of its "
                 "AutoencoderKL (config.json and safetensors) as --vae."
             )
-        if published is None and component not in sources:
-            notes.append(f"No known {component.replace('_', ' ')} has its width: embeddings computed elsewhere are needed.")
-            continue
-        entry = zoo_entry(published or "sd3.5-vae")
-        reference = reference_of(entry)
-        if component in sources:
-            place = Path(sources[component]).expanduser().resolve()
-            gone = [file for file in reference.files if not (place / file).is_file()]
-            if gone:
-                raise CheckpointError(f"{place} lacks {', '.join(gone)}, which the {component.replace('_', ' ')} needs.")
-            reference = reference.model_copy(
-                update={"source": str(place), "subfolder": "", "revision": None, "sha256": {}}
+        else:
+            notes.append(
+                f"No known {component.replace('_', ' ')} has its width: embeddings computed elsewhere are needed."
             )
-        found[component] = reference
     return found
+
+
+def _local(published: Reference, place: Path, component: str) -> Reference:
+    """Refer to a folder of the user's, whatever its weights file is called there."""
+    weights = [place] if place.is_file() else sorted(f for f in _files(place) if f.suffix in WEIGHT_SUFFIXES)
+    folder = place.parent if place.is_file() else place
+    beside = [name for name in published.files if Path(name).suffix in SETTING_SUFFIXES]
+    gone = [name for name in beside if not (folder / name).is_file() and name != "args.json"]
+    if len(weights) != 1 or gone:
+        listed = ", ".join(file.name for file in weights) or "none"
+        raise CheckpointError(
+            f"the {component.replace('_', ' ')} in {place}: expected one weights file and {', '.join(beside) or 'nothing else'}, "
+            f"found the weights {listed}{'; missing: ' + ', '.join(gone) if gone else ''}."
+        )
+    names = (weights[0].name, *(name for name in beside if (folder / name).is_file()))
+    update = {"source": str(folder), "subfolder": "", "revision": None, "files": names, "sha256": {}}
+    return published.model_copy(update=update)
+
+
+def _files(place: Path) -> list[Path]:
+    return [file for file in place.iterdir() if file.is_file()] if place.is_dir() else []
 
 
 def _component_config(component: str, opened: Opened, genes: tuple[str, ...]) -> dict[str, Any]:
@@ -246,9 +271,7 @@ def _index(scheduler: str, references: Mapping[str, Reference]) -> dict[str, Any
     }
 
 
-def _model_card(
-    card: CheckpointCard, opened: Opened, references: Mapping[str, Reference], notes: list[str]
-) -> str:
+def _model_card(card: CheckpointCard, opened: Opened, references: Mapping[str, Reference], notes: list[str]) -> str:
     rows = "\n".join(
         f"- {component.replace('_', ' ')}: {reference.name} ({reference.source}; {reference.licence})"
         for component, reference in references.items()
@@ -275,4 +298,3 @@ Converted from `{opened.weights.name}` ({opened.naming} naming). Patches of {car
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from ..errors import CheckpointError
 from ..types import CheckpointCard
 from .checkpoint import load_transformer, table
-from .reading import read_settings, read_weights
+from .reading import WEIGHT_SUFFIXES, read_settings, read_weights
 from .references import REFERENCE_FILE, Reference, read_reference, resolve_reference
 
 COMPONENTS = ("transformer", "vae", "scheduler", "expression_encoder", "morphology_encoder")
@@ -50,6 +50,16 @@ class Component(NamedTuple):
         """
         reference = self.reference
         return self.path if reference is None else resolve_reference(reference, name)
+
+    def weights_file(self, name: str) -> Path:
+        """Return its weights file, its own or that of its reference; errors as above, or where a reference lists no single one."""
+        reference = self.reference
+        if reference is None:
+            return self.path / "diffusion_pytorch_model.safetensors"
+        listed = [file for file in reference.files if file.endswith(WEIGHT_SUFFIXES)]
+        if len(listed) != 1:
+            raise CheckpointError(f"{REFERENCE_FILE} of {self.path} lists {len(listed)} weights files, expected one.")
+        return resolve_reference(reference, name) / listed[0]
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,7 @@ def load_component(folder: CheckpointFolder, name: str) -> Any:
         )
     if name == "transformer":
         return load_transformer(path)
-    return _load_scheduler(kind, path) if name == "scheduler" else _load_vae(kind, component.weights(name), path)
+    return _load_scheduler(kind, path) if name == "scheduler" else _load_vae(kind, component.weights_file(name), path)
 
 
 def read_profiles(folder: CheckpointFolder) -> dict[str, NDArray[np.float32]]:
@@ -196,18 +206,19 @@ def _load_scheduler(kind: str, path: Path) -> Any:
         raise CheckpointError(f"{path / 'scheduler_config.json'} describes no {kind}: {error}") from None
 
 
-def _load_vae(kind: str, path: Path, own: Path) -> Any:
+def _load_vae(kind: str, weights: Path, own: Path) -> Any:
     """Build a VAE and fill it; the keys and shapes are compared first, so that a misfit is told as one table.
 
-    ``path`` holds its files; ``own`` is the checkpoint's sub-folder, whose ``config.json`` says what the transformer was trained on.
+    ``own`` is the checkpoint's sub-folder, whose ``config.json`` says what the transformer was trained on; the VAE's own
+    ``config.json`` lies beside its weights.
     """
     if kind == "AutoencoderKL":
         from diffusers import AutoencoderKL as Autoencoder
     else:
         from .autoencoder import StmditAutoencoder as Autoencoder
 
+    path = weights.parent
     settings = read_settings(path / "config.json")
-    weights = path / "diffusion_pytorch_model.safetensors"
     if not weights.is_file():
         raise CheckpointError(
             f"{weights} is missing. A VAE of its own (SD3.5) is not part of every checkpoint: copy its vae folder there."

@@ -179,10 +179,13 @@ def _lacking(folder: CheckpointFolder) -> list[str]:
 
 
 def _of_other(path: Path, weights: Path, tensors: dict[str, Tensor]) -> Inspection:
-    counts = {"tensors": len(tensors), "parameters": sum(math.prod(tensor.shape) for tensor in tensors.values())}
+    counts: dict[str, Any] = {
+        "tensors": len(tensors),
+        "parameters": sum(math.prod(tensor.shape) for tensor in tensors.values()),
+    }
     known = describe_component(weights, tensors)
     if known is not None:
-        own = {"missing": list(known.missing), "ignored": dict(known.ignored)}
+        own: dict[str, Any] = {"missing": list(known.missing), "ignored": dict(known.ignored)}
         return Inspection(path=str(path), kind=known.kind, family=known.family, **known.fields, **own, **counts)
     shown = ", ".join(list(tensors)[:10]) + (f" and {len(tensors) - 10} more" if len(tensors) > 10 else "")
     fault = (
@@ -219,7 +222,9 @@ def _conditions(values: dict[str, Any]) -> dict[str, str]:
 def _companions(values: dict[str, Any]) -> list[str]:
     """List what a lone transformer needs beside it to make images."""
     sides = "" if values.get("sample_size") is None else f" {values['sample_size'] * LATENT_FACTOR} px"
-    needed = [f"patch mpp: microns per pixel of its{sides} patches; {', '.join(f'{mpp:g}' for mpp in MPP_CANDIDATES)} are candidates"]
+    needed = [
+        f"patch mpp: microns per pixel of its{sides} patches; {', '.join(f'{mpp:g}' for mpp in MPP_CANDIDATES)} are candidates"
+    ]
     vae = f"vae: one with {values.get('in_channels')} latent channels"
     needed.append(vae + (f" ({_state('sd3.5-vae')})" if values.get("in_channels") == SD3_CHANNELS else ""))
     if values.get("morphology_dim") == UNI_WIDTH:
@@ -228,7 +233,9 @@ def _companions(values: dict[str, Any]) -> list[str]:
         needed.append(f"morphology_encoder: of width {values.get('morphology_dim')}, or embeddings computed with it")
     if values.get("expression_dim"):
         known = f"CancerFoundation ({_state('cancerfoundation')})"
-        needed.append(f"expression_encoder: of width {values['expression_dim']}, as {known}, with its gene list; or embeddings")
+        needed.append(
+            f"expression_encoder: of width {values['expression_dim']}, as {known}, with its gene list; or embeddings"
+        )
     return needed
 
 

@@ -54,7 +54,9 @@ def _cancer_foundation(path: Path, tensors: Mapping[str, Tensor]) -> Description
     heads = settings.get("nheads") or {256: 8, 128: 8}.get(width or 0)
     missing = []
     if not any(file.name.endswith("vocab.json") for file in path.parent.glob("*.json")):
-        missing.append(f"vocab.json beside the weights: the gene of each of the {words:,} tokens" if words else "vocab.json")
+        missing.append(
+            f"vocab.json beside the weights: the gene of each of the {words:,} tokens" if words else "vocab.json"
+        )
     if heads is None:
         missing.append(f"args.json beside the weights: the number of heads of width {width}")
     missing.append("a gene list: the released code chooses genes anew for every data set, here they are fixed")

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from .checkpoint import Opened
 
 # The names that training codes use for a schedule -> that of diffusers.
-_BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "squaredcos_cap_v2", "cosine": "squaredcos_cap_v2"}
+_BETAS = {
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "squaredcos_cap_v2": "squaredcos_cap_v2",
+    "cosine": "squaredcos_cap_v2",
+}
 _PUBLISHED = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "steps": 1000}
 """PixCell's (and PixArt's) schedule, on which STMDiT builds."""
 
@@ -64,9 +69,11 @@ def scheduler_of(opened: Opened) -> FoundScheduler:
         raise CheckpointError(
             f"{opened.weights.name}: the noise schedule {values['beta_schedule']!r} is unknown; this version knows {', '.join(_BETAS)}."
         )
-    notes = ()
+    notes: tuple[str, ...] = ()
     if lacking:
-        notes = (f"Noise schedule: {', '.join(lacking)} as PixCell's (linear, 0.0001 to 0.02, 1,000 steps); the settings do not say.",)
+        notes = (
+            f"Noise schedule: {', '.join(lacking)} as PixCell's (linear, 0.0001 to 0.02, 1,000 steps); the settings do not say.",
+        )
     config = {
         "_class_name": "DPMSolverMultistepScheduler",
         "num_train_timesteps": steps,
