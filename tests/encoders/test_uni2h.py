@@ -178,6 +178,7 @@ def test_every_misfit_is_in_one_table(tensors):
     tensors["cls_token"] = torch.zeros(1, 1, 25)
     tensors["pos_embed"] = torch.zeros(1, 15, 24)
     tensors["norm.bias"][3] = float("nan")
+    tensors["norm.weight"] = np.ones(24, np.float32)
     tensors["epoch"] = 7
     with pytest.raises(CheckpointError) as caught:
         Uni2hEncoder.from_tensors(tensors, CONFIG)
@@ -186,9 +187,10 @@ def test_every_misfit_is_in_one_table(tensors):
     assert "not part of this network" in lines["blocks.0.attn.q_norm.weight"]
     assert "expected (1, 1, 24)" in lines["cls_token"] and "(1, 1, 25)" in lines["cls_token"]
     assert "expected (1, 16, 24)" in lines["pos_embed"]
-    assert "not finite" in lines["norm.bias"] and "not part" in lines["epoch"]
+    assert all("no tensor of finite numbers" in lines[name] for name in ("norm.bias", "norm.weight"))
+    assert "not part" in lines["epoch"]
     assert list(lines)[-1] == "blocks.1.ls1.gamma"  # what is there comes first
-    assert len(lines) == 6 and "6 tensors" in str(caught.value)
+    assert len(lines) == 7 and "7 tensors" in str(caught.value)
 
 
 def test_an_absurd_block_number_builds_no_blocks(tensors):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 Fault = tuple[str, tuple[int, ...], str]
 """A tensor's name, its shape, and why it does not fit."""
@@ -59,7 +59,7 @@ def fill_network(network: nn.Module, tensors: Mapping[str, Any], what: str, know
     Raises
     ------
     CheckpointError
-        A tensor is unknown, missing, of another shape, or holds values that are not finite; one table of all of them.
+        A tensor is unknown, missing, of another shape, or not of finite numbers; one table of all of them.
     """
     faults = [*known, *_misfits(tensors, {name: tuple(value.shape) for name, value in network.state_dict().items()})]
     if faults:
@@ -99,11 +99,13 @@ def _misfits(tensors: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]
         elif shape_of(value) != expected[name]:
             yield name, shape_of(value), f"expected {expected[name]}"
         elif not _is_finite(value):
-            yield name, shape_of(value), "holds values that are not finite numbers"
+            yield name, shape_of(value), "is no tensor of finite numbers"
     for name, shape in expected.items():
         if name not in tensors:
             yield name, shape, "missing; it is never filled at random"
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and bool(tensor.isfinite().all())
+def _is_finite(value: Any) -> bool:
+    from torch import is_tensor
+
+    return is_tensor(value) and value.is_floating_point() and bool(value.isfinite().all())
