@@ -156,7 +156,7 @@ class CancerFoundationNetwork(nn.Module):
         """
         x = self.gene_encoder(tokens) + self.value_encoder(values)  # (B, L, d)
         keep = None if padding is None else ~padding[:, None, None]
-        layers = list(self.encoder["layers"])  # type: ignore[arg-type]
+        layers = list(self.encoder["layers"].children())
         for layer in layers:
             x = layer(x, keep, first_only and layer is layers[-1])
         return x  # type: ignore[no-any-return]

@@ -24,7 +24,8 @@ def choose_genes(counts: csr_matrix, genes: Genes, vocabulary: Vocabulary, count
 
     Of the genes that the vocabulary has (exactly and case-sensitively), the ``count`` with the highest dispersion among genes of
     like abundance: scanpy's ``highly_variable_genes`` with the flavour ``cell_ranger`` (Zheng et al. 2017) on log(1 + counts per
-    10,000). The released code takes whatever it is given; this is the normalisation its flavour supposes.
+    10,000). The released code takes whatever it is given; this is the normalisation its flavour supposes. Genes without any count are
+    left out first: the released rule compares genes within percentiles of abundance, and fails where many have none.
 
     Such a list belongs to the section it came from. To compare sections, and to reproduce an embedding, choose once and keep it.
 
