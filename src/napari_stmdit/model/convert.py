@@ -227,7 +227,7 @@ def _local(published: Reference, place: Path, component: str) -> Reference:
             f"found the weights {listed}{'; missing: ' + ', '.join(gone) if gone else ''}."
         )
     names = (weights[0].name, *(name for name in beside if (folder / name).is_file()))
-    update = {"source": str(folder), "subfolder": "", "revision": None, "files": names, "sha256": {}}
+    update: dict[str, Any] = {"source": str(folder), "subfolder": "", "revision": None, "files": names, "sha256": {}}
     return published.model_copy(update=update)
 
 

@@ -21,11 +21,9 @@ from .reading import WEIGHT_SUFFIXES, read_settings, read_weights
 from .references import REFERENCE_FILE, Reference, read_reference, resolve_reference
 
 COMPONENTS = ("transformer", "vae", "scheduler", "expression_encoder", "morphology_encoder")
-<<<<<<< HEAD
 ENCODERS = ("expression_encoder", "morphology_encoder")
-=======
-OPTIONAL = ("preview_vae",)
->>>>>>> b-uni
+OPTIONAL = (*ENCODERS, "preview_vae")
+"""Encoders may be left to embeddings computed elsewhere; a preview decoder is an extra."""
 SCHEDULERS = ("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "DDIMScheduler")
 VAES = ("StmditAutoencoder", "AutoencoderKL")
 PREVIEW_VAES = ("AutoencoderTiny",)
@@ -111,15 +109,10 @@ def read_folder(path: str | Path) -> CheckpointFolder:
         raise CheckpointError(f"stmdit.json of {path} is not valid: {faults}.") from None
     index = read_settings(path / "model_index.json")
     components = {}
-    for name in (*COMPONENTS, *OPTIONAL):
+    for name in dict.fromkeys((*COMPONENTS, *OPTIONAL)):
         entry = index.get(name)
-<<<<<<< HEAD
-        if entry is None and name in ENCODERS:
-            continue  # embeddings computed elsewhere, or a transformer without this condition
-=======
         if name in OPTIONAL and entry in (None, [None, None]):  # the latter is how diffusers says "none"
             continue
->>>>>>> b-uni
         if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
             raise CheckpointError(
                 f"model_index.json of {path} has no entry {name!r}: [library, class]. Copy the folder again."
@@ -142,20 +135,15 @@ def load_component(folder: CheckpointFolder, name: str) -> Any:
     CheckpointError
         The class is not on the allow-list, or files are missing, damaged or do not fit.
     """
-<<<<<<< HEAD
-    _, kind, path = component = folder.components[name]
-    allowed = {"transformer": TRANSFORMERS, "vae": VAES, "scheduler": SCHEDULERS}.get(name, ())
-=======
     if name not in folder.components:
         raise CheckpointError(f"{folder.path} has no component {name!r}; it has {', '.join(folder.components)}.")
-    _, kind, path = folder.components[name]
+    _, kind, path = component = folder.components[name]
     allowed = {
         "transformer": TRANSFORMERS,
         "vae": VAES,
         "scheduler": SCHEDULERS,
         "preview_vae": PREVIEW_VAES,
     }.get(name, ())
->>>>>>> b-uni
     if kind not in allowed:
         raise CheckpointError(
             f"{name} of {folder.path} is a {kind!r}; this version knows {', '.join(allowed) or 'none'}."
@@ -245,17 +233,12 @@ def _load_vae(kind: str, weights: Path, own: Path) -> Any:
 
     path = weights.parent
     settings = read_settings(path / "config.json")
-<<<<<<< HEAD
-=======
     if kind == "AutoencoderTiny":
         settings.pop("block_out_channels", None)  # diffusers writes it and does not take it
-    weights = path / "diffusion_pytorch_model.safetensors"
->>>>>>> b-uni
     if not weights.is_file():
         raise CheckpointError(
             f"{weights} is missing. A VAE of its own (SD3.5) is not part of every checkpoint: copy its vae folder there."
         )
-<<<<<<< HEAD
     if path != own:
         for key, value in read_settings(own / "config.json").items():
             if not key.startswith("_") and settings.get(key) != value:
@@ -265,13 +248,7 @@ def _load_vae(kind: str, weights: Path, own: Path) -> Any:
     try:
         vae = Autoencoder.from_config({key: value for key, value in settings.items() if not key.startswith("_")})
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
-        raise CheckpointError(f"{path / 'config.json'} describes no {kind}: {error}") from None
-=======
-    try:
-        vae = Autoencoder.from_config({key: value for key, value in settings.items() if not key.startswith("_")})
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path / 'config.json'} makes no {kind}: {error}") from error
->>>>>>> b-uni
+        raise CheckpointError(f"{path / 'config.json'} makes no {kind}: {error}") from None
     tensors, expected = read_weights(weights), vae.state_dict()
     faults = [(key, tuple(expected[key].shape), "missing") for key in expected.keys() - tensors.keys()]
     for key, tensor in tensors.items():

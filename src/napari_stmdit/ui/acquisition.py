@@ -244,7 +244,8 @@ def _converting(intent: ConvertIntent) -> Job:
     """Return the job that converts; it yields the folder."""
 
     def generate(_: CancelToken) -> Iterator[Path]:
-        from ..assemble import convert_checkpoint, data_directory
+        from ..assemble import convert_checkpoint
+        from ..model.references import data_directory
 
         name = intent.name.strip()
         if not name or name.startswith(".") or any(mark in name for mark in '/\\:*?"<>|'):
