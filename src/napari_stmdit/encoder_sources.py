@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .encoders.precomputed import PrecomputedEmbeddings, read_embeddings
-from .errors import CheckpointError, GeneError, StmditError
+from .errors import CheckpointError, GeneError, StmditError, StoreError
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from .model.folder import CheckpointFolder, Component
 
 CACHE_BYTES = 256 * 2**20
-"""Memory that embeddings of one checkpoint may take; the least recently used ones go first."""
+CACHE_FOLDER_BYTES = 2**30
+"""What embeddings of one encoder may take in memory, and all of them on disk; the least recently used ones go first."""
 
 
 class MissingEncoder:
@@ -146,43 +147,58 @@ def _open_cancer_foundation(component: Component, name: str, device: torch.devic
 
     reference = component.reference
     if reference is None:
+        weights = component.path / "model.safetensors"
         encoder = CancerFoundationEncoder.load(component.path)
     else:
         described = read_encoder(component.path)
-        place = component.weights(name)
-        args = place / "args.json"
+        weights = component.weights_file(name)
+        args = weights.parent / "args.json"
         encoder = CancerFoundationEncoder.from_weights(
-            read_weights(component.weights_file(name)),
-            read_vocabulary(place / "vocab.json"),
+            read_weights(weights),
+            read_vocabulary(weights.parent / "vocab.json"),
             described.genes,
             read_settings(args) if args.is_file() else None,
             **described.settings.model_dump(exclude_unset=True),
         )
-    return CachedExpression(encoder.to(device), _cache(), _key(component))
+    return CachedExpression(encoder.to(device), _cache(), _key(component, weights))
 
 
 def _open_uni2h(component: Component, name: str, device: torch.device) -> Any:
     from .encoders.cache import CachedMorphology
     from .encoders.uni2h import Uni2hEncoder
-    from .model.reading import read_weights
+    from .model.reading import read_settings, read_weights
 
     reference = component.reference
-    tensors = None if reference is None else read_weights(component.weights_file(name))
-    encoder = Uni2hEncoder.load(component.path, tensors)
-    return CachedMorphology(encoder.to(device), _cache(), _key(component))
+    if reference is None:
+        weights = component.path / "model.safetensors"
+        encoder = Uni2hEncoder.load(component.path)
+    else:
+        weights = component.weights_file(name)
+        beside = weights.parent / "config.json"
+        config = read_settings(beside) if beside.name in reference.files else {}
+        encoder = Uni2hEncoder.from_tensors(read_weights(weights), config, str(weights))
+    return CachedMorphology(encoder.to(device), _cache(), _key(component, weights))
 
 
 def _cache() -> EmbeddingCache:
+    """Return a cache in memory and on disk: a UNI2-h embedding takes seconds on a CPU, and a slide's patches do not change."""
+    from platformdirs import user_cache_path
+
     from .encoders.cache import EmbeddingCache
 
-    return EmbeddingCache(CACHE_BYTES)
+    folder = user_cache_path("napari-stmdit", appauthor=False) / "embeddings"
+    try:
+        return EmbeddingCache(CACHE_BYTES, folder, CACHE_FOLDER_BYTES)
+    except StoreError:  # a home that cannot be written is no reason not to run
+        return EmbeddingCache(CACHE_BYTES)
 
 
-def _key(component: Component) -> str:
-    """Tell encoders apart in a cache: by the settings and the reference in their folder."""
+def _key(component: Component, weights: Path) -> str:
+    """Tell encoders apart in a cache: by the settings and the reference in their folder, and by their weights file."""
     from .model.folder import content_hash
 
-    return content_hash(component.path)
+    state = weights.stat()
+    return f"{content_hash(component.path)} {weights.resolve()} {state.st_size} {state.st_mtime_ns} float32"
 
 
 def _check_width(source: Any, expected: int | None, what: str, path: Path) -> None:

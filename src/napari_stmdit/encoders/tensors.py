@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, Fault, table
 
 if TYPE_CHECKING:
     from torch import nn
 
-Fault = tuple[str, tuple[int, ...], str]
-"""A tensor's name, its shape, and why it does not fit."""
 
 CONTAINERS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "model.", "_orig_mod.")
-_ROWS_SHOWN = 20
 
 
 def unwrap_tensors(found: Mapping[str, Any], anchor: str) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -65,15 +62,6 @@ def fill_network(network: nn.Module, tensors: Mapping[str, Any], what: str, know
     if faults:
         raise CheckpointError(f"{len(faults)} tensors of {what} do not fit; nothing was loaded.\n{table(faults)}")
     network.load_state_dict(dict(tensors), strict=True, assign=True)
-
-
-def table(faults: Iterable[Fault]) -> str:
-    """Write faults as a table of (key, shape, reason), the first 20 of them."""
-    rows = [(name, str(shape), reason) for name, shape, reason in faults]
-    shown = rows[:_ROWS_SHOWN]
-    wide = [max((len(row[column]) for row in shown), default=0) for column in range(2)]
-    lines = [f"  {name:<{wide[0]}}  {shape:<{wide[1]}}  {reason}" for name, shape, reason in shown]
-    return "\n".join([*lines, f"  ... and {len(rows) - len(shown)} more"] if len(rows) > len(shown) else lines)
 
 
 def shape_of(value: Any) -> tuple[int, ...]:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..errors import CheckpointError, SynthesisError
-from .tensors import Fault, fill_network, shape_of, table, unwrap_tensors
+from ..errors import CheckpointError, Fault, SynthesisError, table
+from .tensors import fill_network, shape_of, unwrap_tensors
 from .vision_transformer import UNI2H, VisionTransformer, ViTSizes, sizes_in
 
 WEIGHTS = "model.safetensors"

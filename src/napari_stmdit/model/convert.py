@@ -186,6 +186,10 @@ def _card(
 _PUBLISHED = {"vae": "sd3.5-vae", "morphology_encoder": "uni2-h", "expression_encoder": "cancerfoundation"}
 
 
+_OPTIONAL_FILES = ("args.json", "config.json")
+"""Sizes that weights alone do not tell (the number of heads); published ones have known sizes."""
+
+
 def _references(values: Mapping[str, Any], sources: Mapping[str, str | Path], notes: list[str]) -> dict[str, Reference]:
     """Choose the published component for each width; where there is none, only embeddings can be used, and that is noted."""
     fits = {
@@ -218,15 +222,17 @@ def _local(published: Reference, place: Path, component: str) -> Reference:
     """Refer to a folder of the user's, whatever its weights file is called there."""
     weights = [place] if place.is_file() else sorted(f for f in _files(place) if f.suffix in WEIGHT_SUFFIXES)
     folder = place.parent if place.is_file() else place
-    beside = [name for name in published.files if Path(name).suffix in SETTING_SUFFIXES]
-    gone = [name for name in beside if not (folder / name).is_file() and name != "args.json"]
+    needed = [name for name in published.files if Path(name).suffix in SETTING_SUFFIXES]
+    beside = [name for name in needed if component == "vae" or name not in _OPTIONAL_FILES]
+    gone = [name for name in beside if not (folder / name).is_file()]
     if len(weights) != 1 or gone:
         listed = ", ".join(file.name for file in weights) or "none"
         raise CheckpointError(
             f"the {component.replace('_', ' ')} in {place}: expected one weights file and {', '.join(beside) or 'nothing else'}, "
             f"found the weights {listed}{'; missing: ' + ', '.join(gone) if gone else ''}."
         )
-    names = (weights[0].name, *(name for name in beside if (folder / name).is_file()))
+    optional = [name for name in _OPTIONAL_FILES if name not in beside and (folder / name).is_file()]
+    names = (weights[0].name, *beside, *optional)
     update: dict[str, Any] = {"source": str(folder), "subfolder": "", "revision": None, "files": names, "sha256": {}}
     return published.model_copy(update=update)
 

@@ -10,13 +10,13 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..errors import Fault
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 _FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?P<which>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 _BASE = ".base_layer."
-
-Fault = tuple[str, tuple[int, ...], str]
 
 
 def merge_lora(
