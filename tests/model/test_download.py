@@ -15,12 +15,12 @@ from hub import LocalHub
 
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model import hub as hub_module
-from napari_stmdit.model.download import DownloadProgress, check_source, download, find_download
+from napari_stmdit.model.download import check_source, download, find_download
 from napari_stmdit.model.hub import DownloadCancelledError
 from napari_stmdit.model.partial import PartFile
 from napari_stmdit.model.references import download_directory, resolve_reference
 from napari_stmdit.model.zoo import ZooEntry, reference_of, zoo_entry
-from napari_stmdit.progress import CancelToken
+from napari_stmdit.progress import CancelToken, DownloadProgress
 
 REPOSITORY = "StonyBrook-CVLab/PixCell-256"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -42,7 +42,9 @@ def online(tmp_path, monkeypatch):
     monkeypatch.setenv("STMDIT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.delenv("STMDIT_OFFLINE", raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(hub_module, "PAUSES_S", (0.0, 0.0))
     monkeypatch.setattr(hub_module, "TIMEOUT_S", 5.0)
     huggingface_hub.close_session()
@@ -415,7 +417,7 @@ def test_a_place_that_cannot_be_written_is_one_message(hub, entry, tmp_path, mon
 
 
 def test_a_second_download_of_the_same_is_kept_out(hub, entry):
-    weights(hub).pause_s = 0.2
+    weights(hub).pause_s = 0.1
     started = threading.Event()
     first = threading.Thread(
         target=download, args=(entry,), kwargs={"endpoint": hub.endpoint, "on_progress": lambda _: started.set()}
