@@ -38,6 +38,7 @@ BYTES = noise(1_500_000)
 def online(tmp_path, monkeypatch):
     """The hub's client may talk to 127.0.0.1, and to nothing else by a proxy."""
     import huggingface_hub
+    from huggingface_hub.utils import close_session
 
     monkeypatch.setenv("STMDIT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -47,9 +48,9 @@ def online(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(hub_module, "PAUSES_S", (0.0, 0.0))
     monkeypatch.setattr(hub_module, "TIMEOUT_S", 5.0)
-    huggingface_hub.close_session()
+    close_session()
     yield
-    huggingface_hub.close_session()
+    close_session()
 
 
 @pytest.fixture
@@ -164,6 +165,7 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start(hub, entry, folder,
     weights(hub).ranges = False
     done: list[int] = []
     download(entry, endpoint=hub.endpoint, on_progress=lambda progress: done.append(progress.bytes_done))
+    assert hub.ranges() == [None, "bytes=400000-"]
     assert (folder / "diffusion_pytorch_model.safetensors").read_bytes() == BYTES
     assert done == sorted(done)
 
