@@ -112,6 +112,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._resolve()
 
     def _resolve(self) -> None:
+        if self.path.count("/") < 5:
+            self._refuse(404)
+            return
         _, owner, name, _, revision, path = self.path.split("/", 5)
         repository = f"{owner}/{name}"
         if repository in self.hub.gated:

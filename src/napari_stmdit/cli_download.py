@@ -12,9 +12,9 @@ import typer
 from .errors import StmditError
 
 if TYPE_CHECKING:
-    from .model.download import Downloaded, DownloadProgress
+    from .model.download import Downloaded
     from .model.zoo import ZooEntry
-    from .progress import CancelToken
+    from .progress import CancelToken, DownloadProgress
 
 
 def print_zoo(as_json: bool) -> None:

@@ -30,6 +30,7 @@ def surroundings(hub, tmp_path) -> dict[str, str]:
         "STMDIT_HOME": str(tmp_path / "home"),
         "HF_ENDPOINT": hub.endpoint,
         "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_PROXY": "127.0.0.1",
     }
 

@@ -15,12 +15,12 @@ from hub import LocalHub
 
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model import hub as hub_module
-from napari_stmdit.model.download import DownloadProgress, check_source, download, find_download
+from napari_stmdit.model.download import check_source, download, find_download
 from napari_stmdit.model.hub import DownloadCancelledError
 from napari_stmdit.model.partial import PartFile
 from napari_stmdit.model.references import download_directory, resolve_reference
 from napari_stmdit.model.zoo import ZooEntry, reference_of, zoo_entry
-from napari_stmdit.progress import CancelToken
+from napari_stmdit.progress import CancelToken, DownloadProgress
 
 REPOSITORY = "StonyBrook-CVLab/PixCell-256"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -38,16 +38,19 @@ BYTES = noise(1_500_000)
 def online(tmp_path, monkeypatch):
     """The hub's client may talk to 127.0.0.1, and to nothing else by a proxy."""
     import huggingface_hub
+    from huggingface_hub.utils import close_session
 
     monkeypatch.setenv("STMDIT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.delenv("STMDIT_OFFLINE", raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(hub_module, "PAUSES_S", (0.0, 0.0))
     monkeypatch.setattr(hub_module, "TIMEOUT_S", 5.0)
-    huggingface_hub.close_session()
+    close_session()
     yield
-    huggingface_hub.close_session()
+    close_session()
 
 
 @pytest.fixture
@@ -162,6 +165,7 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start(hub, entry, folder,
     weights(hub).ranges = False
     done: list[int] = []
     download(entry, endpoint=hub.endpoint, on_progress=lambda progress: done.append(progress.bytes_done))
+    assert hub.ranges() == [None, "bytes=400000-"]
     assert (folder / "diffusion_pytorch_model.safetensors").read_bytes() == BYTES
     assert done == sorted(done)
 
@@ -415,7 +419,7 @@ def test_a_place_that_cannot_be_written_is_one_message(hub, entry, tmp_path, mon
 
 
 def test_a_second_download_of_the_same_is_kept_out(hub, entry):
-    weights(hub).pause_s = 0.2
+    weights(hub).pause_s = 0.1
     started = threading.Event()
     first = threading.Thread(
         target=download, args=(entry,), kwargs={"endpoint": hub.endpoint, "on_progress": lambda _: started.set()}

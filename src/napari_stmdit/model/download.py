@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..errors import CheckpointError
-from ..progress import CancelToken, Stopwatch
+from ..progress import CancelToken, DownloadProgress, Stopwatch
 from ..types import Intent
 from .hub import RemoteFile, check_cancelled, fetch, look_up, offline_error
 from .partial import PartFile, writing_error
@@ -29,31 +29,6 @@ from .zoo import ZooEntry, state_of
 RECORD_FILE = "download.json"
 _BLOCK = 1 << 20
 _REPORT_S = 0.1
-
-
-@dataclass(frozen=True)
-class DownloadProgress:
-    """State of a download.
-
-    Attributes
-    ----------
-    bytes_done, bytes_total
-        Of all files together; ``bytes_done`` never goes back.
-    file
-        The file under way.
-    elapsed_s
-        Seconds since the first byte was asked for.
-    """
-
-    bytes_done: int
-    bytes_total: int
-    file: str
-    elapsed_s: float
-
-    @property
-    def fraction(self) -> float:
-        """Share of the bytes that have arrived, 0 to 1."""
-        return self.bytes_done / self.bytes_total if self.bytes_total else 1.0
 
 
 class FileRecord(Intent):
