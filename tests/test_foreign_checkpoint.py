@@ -21,16 +21,6 @@ SETTINGS = {"model": {"input_size": 32, "num_heads": 2, "pe_interpolation": 0.5}
 UNI_WIDTH, CANCER_WIDTH = 48, 32
 
 
-@pytest.fixture(scope="session")
-def golden():
-    from pathlib import Path
-
-    folder = Path(__file__).resolve().parents[1].parent / "shared" / "golden"
-    if not folder.is_dir():
-        pytest.skip(f"../shared is not here: {folder}")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def elsewhere(golden, tmp_path_factory, request):
     """The three components that a checkpoint may not contain, in folders as their authors lay them out."""

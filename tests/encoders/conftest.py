@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,12 +9,3 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def golden() -> Path:
-    """Numeric fixtures made with the reference implementations; they are not part of the repository."""
-    folder = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
-    if not folder.is_dir():
-        pytest.skip(f"../shared is not here: {folder}")
-    return folder

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model.keys import from_native
+from napari_stmdit.progress import DownloadProgress
 from napari_stmdit.ui.acquisition import Acquisition, ConvertIntent, offers
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.state import ModelChoice, WorkbenchState
@@ -82,7 +83,7 @@ def test_a_download_tells_its_progress_and_can_be_stopped(desk, monkeypatch):
 
     def slow(entry, *, on_progress, cancel, source_folder):
         for done in range(1000):
-            on_progress(downloads.DownloadProgress(done, 1000, "a.bin", done / 10))
+            on_progress(DownloadProgress(done, 1000, "a.bin", done / 10))
             if cancel.cancelled:
                 stopped.set()
                 raise DownloadCancelledError("stopped")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, StmditError
-from ..progress import CancelToken
+from ..progress import CancelToken, DownloadProgress
 from .jobs import Handlers, Job, Lane, Start
 from .state import Fetching, Foreign, ModelChoice, WorkbenchState
 
@@ -176,7 +176,7 @@ def _downloading(name: str, folder: str | None) -> Job:
     """Return the job that downloads; it yields `Fetching`, at last the folder."""
 
     def generate(token: CancelToken) -> Iterator[Fetching | Path]:
-        from ..model.download import Downloaded, DownloadProgress, download
+        from ..model.download import Downloaded, download
         from ..model.hub import DownloadCancelledError
         from ..model.zoo import zoo_entry
 
