@@ -88,6 +88,8 @@ def test_random_digits_depend_on_seed_and_row_and_not_on_the_batch():
     changed = rows[0].copy()
     changed[0] += 1
     assert row_generator(rows[0], 4).random_sample() != row_generator(changed, 4).random_sample()
+    singles = np.arange(1, 31, dtype=np.float32)[:, None]  # each may get any digit, and they are drawn apart
+    assert len(np.unique(bin_rows(singles, ties="random", seed=4))) > 10
 
 
 def test_depth_and_logarithm_leave_the_digits():

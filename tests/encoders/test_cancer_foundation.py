@@ -230,6 +230,10 @@ def test_one_column_is_not_used_for_two_genes():
 def test_unknown_and_doubled_genes_are_all_listed():
     with pytest.raises(GeneError, match=r"Not in the vocabulary: mlana, <cls>\..*MLANA and MLANA, SEPT2 and SEPTIN2"):
         make((*NAMES, "mlana", "<cls>", "MLANA", "SEPTIN2"))
+    with pytest.raises(GeneError, match="with one token: SEPT2 and SEPTIN2"):
+        make((*NAMES, "SEPTIN2"))
+    with pytest.raises(GeneError, match="Not in the vocabulary: ACTB"):
+        make((*NAMES, "ACTB"))
 
 
 def test_a_list_that_is_empty_or_too_long_is_refused():
@@ -279,7 +283,7 @@ def test_folder_round_trip(tmp_path, style):
     assert again.settings == encoder.settings and again.genes == NAMES and again.gene_hash == encoder.gene_hash
     assert again.network.sizes == encoder.network.sizes and again.network.value_style == style
     counts, genes = table(NAMES)
-    np.testing.assert_array_equal(again.encode(counts, genes), encoder.encode(counts, genes))
+    np.testing.assert_allclose(again.encode(counts, genes), encoder.encode(counts, genes), atol=1e-6)
 
 
 def test_weights_and_vocabulary_from_elsewhere_replace_those_of_the_folder(tmp_path):
@@ -295,7 +299,7 @@ def test_weights_and_vocabulary_from_elsewhere_replace_those_of_the_folder(tmp_p
     counts, genes = table(NAMES)
     assert np.abs(again.encode(counts, genes) - encoder.encode(counts, genes)).max() > 0.01
     expected = CancerFoundationEncoder.from_weights(other, VOCABULARY, NAMES, {"nheads": 4})
-    np.testing.assert_array_equal(again.encode(counts, genes), expected.encode(counts, genes))
+    np.testing.assert_allclose(again.encode(counts, genes), expected.encode(counts, genes), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from ..expression.genes import GeneMatch, gather_counts, match_genes
 from ..types import Genes, hash_genes
 from .binning import bin_rows
 from .cancer_foundation_folder import VOCABULARY, read_encoder, read_tensors, write_encoder
-from .cancer_foundation_keys import build_network
+from .cancer_foundation_keys import build_network, check_sizes
 from .cancer_foundation_network import CancerFoundationNetwork
 from .cancer_foundation_settings import CancerFoundationSettings, make_settings, read_arguments
 from .vocabulary import Vocabulary, make_vocabulary, read_vocabulary, resolve_genes
@@ -125,7 +125,7 @@ class CancerFoundationEncoder:
         """
         said = read_arguments(args or {})
         stored = build_network(tensors, said.heads, said.value_style)
-        _check_sizes(stored.network, said.sizes, "args.json")
+        check_sizes(stored.network, said.sizes, "args.json")
         chosen = make_settings({**said.settings, **settings}, "settings of CancerFoundation")
         return cls(stored.network, vocabulary, genes, chosen, stored.ignored)
 
@@ -245,7 +245,7 @@ class CancerFoundationEncoder:
         stored = build_network(
             read_tensors(folder) if tensors is None else tensors, described.heads, described.value_style
         )
-        _check_sizes(stored.network, described.sizes, f"config.json of {folder}")
+        check_sizes(stored.network, described.sizes, f"config.json of {folder}")
         return cls(stored.network, vocabulary, described.genes, described.settings, stored.ignored)
 
     def _sequences(self, counts: csr_matrix, genes: Genes) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -294,13 +294,3 @@ def _mend_ties(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Set values within float32 rounding of a whole number to it: an edit that leaves 2.0000002 must not break a tie of counts."""
     whole = np.rint(values)
     return np.where(np.abs(values - whole) <= 1e-5 * np.abs(whole), whole, values)
-
-
-def _check_sizes(network: CancerFoundationNetwork, said: Mapping[str, Any], where: str) -> None:
-    wrong = [
-        f"{name} {said[name]}, not {getattr(network.sizes, name)}"
-        for name in said
-        if said[name] != getattr(network.sizes, name, None)
-    ]
-    if wrong:
-        raise CheckpointError(f"{where} does not describe these weights: it says {'; '.join(wrong)}.")

@@ -136,6 +136,17 @@ def build_network(
     return StoredNetwork(network.eval().requires_grad_(False), ignored)
 
 
+def check_sizes(network: CancerFoundationNetwork, said: Mapping[str, Any], where: str) -> None:
+    """Raise CheckpointError where settings name other sizes than those of the network."""
+    wrong = [
+        f"{name} {said[name]}, not {getattr(network.sizes, name)}"
+        for name in said
+        if said[name] != getattr(network.sizes, name, None)
+    ]
+    if wrong:
+        raise CheckpointError(f"{where} does not describe these weights: it says {'; '.join(wrong)}.")
+
+
 def rename(container: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str], list[Fault]]:
     """Return tensors by our names, stored name -> why it is left aside, and the tensors that no rule places.
 

@@ -72,7 +72,7 @@ def _cancer_foundation(path: Path, tensors: Mapping[str, Tensor]) -> Description
 
 def _is_training_head(name: str) -> bool:
     heads = ("decoder.", "mvc_decoder.", "cls_decoder.", "flag_encoder", "generative_flag", "condition_encoders.")
-    return any(name.startswith(head) or f".{head}" in name for head in (*heads, "grad_reverse_discriminators.", "bn."))
+    return any(name.startswith(head) or f".{head}" in name for head in (*heads, "grad_reverse_discriminators."))
 
 
 def _uni(path: Path, tensors: Mapping[str, Tensor]) -> Description:
