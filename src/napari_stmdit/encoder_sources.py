@@ -29,6 +29,14 @@ CACHE_FOLDER_BYTES = 2**30
 """What embeddings of one encoder may take in memory, and all of them on disk; the least recently used ones go first."""
 
 
+class LackingEncoderError(CheckpointError):
+    """A checkpoint has no encoder that could be used; ``reason`` says why, without the commands that the message goes on with."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason} {advice}")
+        self.reason = reason
+
+
 class MissingEncoder:
     """Stands where an encoder should be, and says what is missing as soon as one asks it for something."""
 
@@ -91,9 +99,9 @@ def open_sources(
 def _absent(folder: CheckpointFolder, what: str) -> CheckpointError:
     if what not in folder.card.conditions:
         return CheckpointError(f"checkpoint {folder.card.name!r} is not conditioned on {what}.")
-    return CheckpointError(
-        f"checkpoint {folder.card.name!r} comes without a {what} encoder, and none is known for it: give embeddings computed "
-        f"elsewhere, --{what}-embeddings FILE (.npy, .h5, .h5ad or .zarr), or run with {what} null."
+    return LackingEncoderError(
+        f"checkpoint {folder.card.name!r} comes without a {what} encoder, and none is known for it.",
+        f"Give embeddings computed elsewhere, --{what}-embeddings FILE (.npy, .h5, .h5ad or .zarr), or run with {what} null.",
     )
 
 
@@ -107,9 +115,9 @@ def _open_or_miss(folder: CheckpointFolder, component: Component, what: str, dev
     except CheckpointError:
         if what == "expression" and component.reference is not None and not folder.card.genes:
             return MissingEncoder(
-                CheckpointError(
-                    f"checkpoint {folder.card.name!r} was converted without a gene list, and an embedding depends on it: convert it "
-                    "again with --genes FILE, or give embeddings computed elsewhere, --expression-embeddings FILE."
+                LackingEncoderError(
+                    f"checkpoint {folder.card.name!r} was converted without a gene list, and an embedding depends on it.",
+                    "Convert it again with --genes FILE, or give embeddings computed elsewhere, --expression-embeddings FILE.",
                 )
             )
         raise

@@ -156,6 +156,7 @@ class Acquisition:
 
         def made(folder: Path) -> None:
             self.state.foreign = None
+            self._tell("info", f"{folder.name} was converted; it is offered by its name from now on.")
             self._load(replace(self.state.model, checkpoint=str(folder)))
 
         self.state.converting = True

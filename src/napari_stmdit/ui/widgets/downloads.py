@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QComboBox, QFileDialog, QLabel, QProgressBar, QPushButton, QWidget
+from qtpy.QtWidgets import QComboBox, QFileDialog, QLabel, QProgressBar, QPushButton, QSizePolicy, QWidget
 
 from ..acquisition import Offer
 from ..state import Fetching
@@ -28,6 +28,8 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.facts, self.licence = Text("info"), Text("quiet")
         self.terms = QLabel()
         self.terms.setOpenExternalLinks(True)
+        self.terms.setWordWrap(True)
+        self.terms.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
         self.terms.setTextInteractionFlags(Qt.TextInteractionFlag.TextBrowserInteraction)
         named(self.terms, "Terms", "Where the terms can be read and, if it is gated, accepted")
         self.download = named(QPushButton("Download"), "Download", "Fetch it under these terms")

@@ -15,6 +15,9 @@ from .common import Fold, Text, column, named, row
 from .convert import ConvertPanel
 from .downloads import DownloadsPanel
 
+LACKING_ADVICE = (
+    "Bring what is missing under 'Get checkpoints and encoders', or use embeddings that were computed elsewhere:"
+)
 CPU_NOTICE = "Runs on the CPU. A GPU is many times faster."
 
 
@@ -48,7 +51,7 @@ class ModelPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.embeddings: dict[str, QPushButton] = {}
         for what in ("morphology", "expression"):
             button = named(
-                QPushButton(f"{what.capitalize()} embeddings…"),
+                QPushButton(f"{what.capitalize()} embeddings from a file…"),
                 f"Choose {what} embeddings",
                 f"Use {what} embeddings of the spots, computed elsewhere, in place of the encoder (.npy, .h5, .h5ad, .zarr)",
             )
@@ -75,7 +78,7 @@ class ModelPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 row(label, self.device, self.unload, stretch=1),
                 self.notice,
                 self.lacking,
-                row(*self.embeddings.values(), stretch=None),
+                *self.embeddings.values(),
                 self.using,
                 self.facts,
                 Fold("Intended use and limits", limits, unfolded=True, inner=True),
@@ -130,7 +133,8 @@ class ModelPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.unload.setEnabled(card is not None)
         self.notice.show_text(CPU_NOTICE if card is not None and device.startswith("cpu") else "")
         lacking = lacking or {}
-        self.lacking.show_text("\n\n".join(_sentence(str(error)) for error in lacking.values()))
+        reasons = [_sentence(getattr(error, "reason", str(error))) for error in lacking.values()]
+        self.lacking.show_text("\n\n".join([*reasons, LACKING_ADVICE] if reasons else []))
         for what, button in self.embeddings.items():
             takes = card is not None and what in card.conditions
             button.setVisible(takes and (f"{what}_encoder" in lacking or self._embeddings[what] is not None))
