@@ -74,6 +74,7 @@ def test_from_files_to_patches(foreign, elsewhere, tmp_path, tiny_section):
     assert not checkpoint.lacking
     result = synthesize(tiny_section, REQUEST, checkpoint)
     assert result.complete and len(result.done) == 2
+    assert "20 of 20 genes of the list are in the vocabulary." in result.provenance["checkpoint"]["notes"]
     for patch in result.plan.patches:
         y0, x0, y1, x1 = patch.canvas_box
         assert np.ptp(result.rgba[y0:y1, x0:x1, :3]) > 0

@@ -152,7 +152,7 @@ def load_checkpoint(
     """
     import torch
 
-    from .encoder_sources import given_embeddings, open_sources
+    from .encoder_sources import encoder_notes, given_embeddings, open_sources
     from .model.folder import load_component, read_folder, read_profile_spreads, read_profiles
     from .model.pipeline import STMDiTPipeline
 
@@ -166,7 +166,7 @@ def load_checkpoint(
     )  # diffusers' own `to` warns of modules to be kept in float32
     vae = load_component(folder, "vae").to(device=chosen).eval()
     pipeline = STMDiTPipeline(transformer=transformer, vae=vae, scheduler=load_component(folder, "scheduler"))
-    provenance = {
+    provenance: dict[str, Any] = {
         "sha256": folder.sha256,
         "device": str(chosen),
         "dtype": str(kind).removeprefix("torch."),
@@ -183,6 +183,8 @@ def load_checkpoint(
     if "expression" in given:  # no count is looked at: a plan must not promise that genes matter
         card = card.model_copy(update={"genes": (), "gene_hash": "", "profiles": ()})
     sources = open_sources(folder, transformer.config, given, chosen)
+    if notes := [note for source in sources.values() for note in encoder_notes(source)]:
+        provenance["notes"] = notes  # how the genes were found, say: it belongs to the result
     return Checkpoint(card, pipeline, sources["expression"], sources["morphology"], profiles, provenance)
 
 

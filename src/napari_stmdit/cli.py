@@ -320,7 +320,7 @@ def _report_run(result: Result, request: Request, name: str | None, output: Path
         "steps": result.plan.steps,
         "seed": request.seed,
         "genes_shared": result.plan.genes_shared,
-        "notes": [*result.section.notes, *result.plan.notes],
+        "notes": [*result.section.notes, *result.provenance["checkpoint"].get("notes", ()), *result.plan.notes],
     }
     if as_json:
         _print_json(facts)
@@ -329,7 +329,7 @@ def _report_run(result: Result, request: Request, name: str | None, output: Path
     where = f" -> {output}, element {name}" if name else "; nothing was written"
     sys.stdout.write(f"{len(result.done)} synthetic patches{state} in {facts['seconds']:.1f} s{where}\n")
     sys.stdout.write(f"scale: {facts['mpp_source']}\n")
-    for note in result.plan.notes:
+    for note in (*result.provenance["checkpoint"].get("notes", ()), *result.plan.notes):
         sys.stdout.write(f"note: {note}\n")
 
 

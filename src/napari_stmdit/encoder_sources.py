@@ -96,6 +96,11 @@ def open_sources(
     return sources
 
 
+def encoder_notes(source: Any) -> tuple[str, ...]:
+    """Return what an encoder has to say to the user: genes found by another symbol, tensors left aside."""
+    return tuple(getattr(getattr(source, "encoder", source), "notes", ()))
+
+
 def _absent(folder: CheckpointFolder, what: str) -> CheckpointError:
     if what not in folder.card.conditions:
         return CheckpointError(f"checkpoint {folder.card.name!r} is not conditioned on {what}.")
