@@ -25,7 +25,9 @@ _PUBLIC = {
     "ScaleEdit": "types",
     "SetQuantileEdit": "types",
     "SpotList": "types",
+    "SpotProfile": "types",
     "StmditError": "errors",
+    "SwapEdit": "types",
     "TowardsEdit": "types",
     "load_checkpoint": "assemble",
     "load_transformer": "model.checkpoint",
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
     from .types import ScaleEdit as ScaleEdit
     from .types import SetQuantileEdit as SetQuantileEdit
     from .types import SpotList as SpotList
+    from .types import SpotProfile as SpotProfile
+    from .types import SwapEdit as SwapEdit
     from .types import TowardsEdit as TowardsEdit
 
 
