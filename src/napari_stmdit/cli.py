@@ -148,7 +148,7 @@ def synthesize(
         "section": str(section),
         "region": _region(spots, region, sample, everything),
         "mode": mode,
-        **({} if edits is None else dict(read_edit_file(edits))),
+        **({} if edits is None else {k: v for k, v in read_edit_file(edits) if v or k == "edits"}),
         "morphology": morphology,
         "expression": expression,
         "steps": steps,
