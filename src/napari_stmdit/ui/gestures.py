@@ -85,14 +85,19 @@ class Lasso:
         self._how: Combine | None = None
         self._start: NDArray[np.float64] | None = None
         self._reported = False
-        # one before and one after napari's own, which may finish the ring on a press as well as on a release
-        layer.mouse_drag_callbacks.insert(0, self._before)
-        layer.mouse_drag_callbacks.append(self._after)
         layer.events.data.connect(self._changed)
 
     def take_shape(self, shape: str) -> None:
         """Draw lassos or rectangles from now on."""
         self.layer.mode = SHAPES[shape]
+        # one before and one after napari's own, which may finish the ring on a press as well as on a release; the mode puts
+        # its own at the end
+        callbacks = self.layer.mouse_drag_callbacks
+        for ours in (self._before, self._after):
+            if ours in callbacks:
+                callbacks.remove(ours)
+        callbacks.insert(0, self._before)
+        callbacks.append(self._after)
 
     def _before(self, layer: Any, event: Any) -> None:
         self._take_away()

@@ -1,21 +1,19 @@
-"""Virtual expression of one viewer: its list of edits, the brush, undo, and files. Never touches the section's table. No Qt."""
+"""Virtual expression of one viewer: its list of edits, the brush and undo. Never touches the section's table. No Qt."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from ..errors import RequestError, StmditError
-from ..expression import gmt
-from ..expression.profiles import as_profiles, measure_profile, read_profile, write_profile
+from ..errors import RequestError
+from ..expression.profiles import as_profiles
 from ..expression.programs import known_programs
 from ..expression.reach import Reach, reach_of
-from ..synthesis.requests import EditFile, read_edit_file, used_by, write_edit_file
+from ..synthesis.requests import EditFile
 from ..types import Edit, Request, Section, SwapEdit
 from .brush import Stroke
 from .drafts import describe, draft_of, make_edit
@@ -281,22 +279,8 @@ class Painting:
             return {*edit.group_a, *edit.group_b}
         return set(edit.spots or ())
 
-    # --- files
-
-    def save(self, path: str) -> None:
-        """Write the edits, with the programs and profiles that they name."""
-        self._guarded(lambda: write_edit_file(used_by(self.edits, self.state.request), path), f"Edits saved in {path}.")
-
-    def load(self, path: str) -> None:
-        """Replace the edits by those of a file; that can be undone."""
-
-        def load() -> None:
-            file = read_edit_file(path)
-            self._take(file)
-
-        self._guarded(load, f"Edits read from {path}.")
-
-    def _take(self, file: EditFile) -> None:
+    def take(self, file: EditFile) -> None:
+        """Replace the edits by those of a file; that can be undone. Programs and profiles are added to those at hand."""
         request = self.state.request
         self.state.chosen_edit = None
         self.state.request = request.model_copy(
@@ -309,51 +293,6 @@ class Painting:
         self.choose(len(file.edits) - 1 if file.edits else None)
         self._after_change()
         self.show_change()
-
-    def import_gmt(self, path: str) -> None:
-        """Add the gene sets of a GMT file to the programs; what is doubtful about them is told."""
-
-        def read() -> None:
-            sets = gmt.read_gmt(path)
-            request, section = self.state.request, self.state.section
-            self.state.request = request.model_copy(update={"programs": {**request.programs, **sets.programs}})
-            notes = sets.notes if section is None else gmt.report(sets, section.spots.genes)
-            head = f"{len(sets.programs)} gene sets from {Path(path).name}."
-            rest = f" {len(notes) - 5} more." if len(notes) > 5 else ""
-            self._tell("warning" if notes else "info", " ".join([head, *(f"{n}." for n in notes[:5])]) + rest)
-
-        self._guarded(read, "")
-
-    def import_profile(self, path: str) -> None:
-        """Read a profile that was measured elsewhere and choose it as the target."""
-
-        def read() -> None:
-            profile, request, name = read_profile(path), self.state.request, Path(path).stem
-            self.state.request = request.model_copy(update={"profiles": {**request.profiles, name: profile}})
-            self.take_draft(replace(self.state.draft, operation="towards", target_profile=name))
-            self._tell("info", f"{name}: a profile of {len(profile.values):,} genes. {profile.source}")
-
-        self._guarded(read, "")
-
-    def export_profile(self, path: str) -> None:
-        """Write the mean profile of the selected spots, to be used in another section."""
-        section, selected = self.state.section, self.state.selected
-        if section is None or not selected:
-            self._tell("warning", "Select the spots first whose mean expression is to be kept.")
-            return
-        source = f"mean of {len(selected)} spots of {section.name}"
-        self._guarded(
-            lambda: write_profile(measure_profile(section.spots, selected, source), path), f"Profile saved in {path}."
-        )
-
-    def _guarded(self, do: Callable[[], None], done: str) -> None:
-        try:
-            do()
-        except (StmditError, OSError) as error:
-            self._tell("error", str(error))
-            return
-        if done:
-            self._tell("info", done)
 
     # --- sections
 

@@ -17,6 +17,7 @@ from ..types import Section
 from . import jobs, layers
 from .choosing import Choosing
 from .compare import SideBySide
+from .edit_files import EditFiles
 from .jobs import Handlers, Lane, Start
 from .painting import Painting
 from .runs import RunCycle
@@ -63,6 +64,7 @@ class Presenter:
         self.runs = RunCycle(self.state, start, self.insert_result, self.redraw)
         self.compare = SideBySide(viewer)
         self.painting = Painting(self.state, lambda: self.view, self.colour)
+        self.edit_files = EditFiles(self.painting)
         self.choosing = Choosing(self.state, lambda: self.view, self.select, self.painting.edited)
         self._limits: dict[tuple[str | None, ...], tuple[float, float]] = {}
         self._lanes = {name: Lane(start) for name in ("section", "model", "save")}

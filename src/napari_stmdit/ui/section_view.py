@@ -170,7 +170,9 @@ class SectionView:
                 low, high = self._scale.limits
                 scale = replace(scale, limits=(min(low, scale.limits[0]), max(high, scale.limits[1])))
             self._values, self._scale = values, scale
-            if self.spots is not None:
+            if self.spots is not None and self._hollow.any():  # a ring has its colour in its border
+                self.outline_again()
+            elif self.spots is not None:
                 self.spots.face_color = face_of(self._values, self._scale, self._hollow)
         self._edited = edited
         if whole:
@@ -218,6 +220,10 @@ class SectionView:
     def outline(self, outlined: set[str]) -> None:
         """Draw anew with other spots outlined as changed by the chosen edit."""
         self._outlined = _among(self.section.spots.ids, outlined)
+        self.outline_again()
+
+    def outline_again(self) -> None:
+        """Draw colours and outlines as they are known."""
         if self.spots is not None:
             look = look_of(self._values, self._scale, self._selected, self._hollow, self._outlined)
             layers.draw_spots(self.spots, look)
