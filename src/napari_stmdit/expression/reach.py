@@ -32,6 +32,8 @@ class Reach:
     @property
     def warning(self) -> str:
         """Say what has no effect, in words; empty where all genes have one."""
+        if self.missing and len(self.missing) == self.named:
+            return f"this section has none of its genes ({_some(self.missing)})"
         parts = []
         if self.missing:
             parts.append(f"{_share(self.missing, self.named)} not in this section ({_some(self.missing)})")

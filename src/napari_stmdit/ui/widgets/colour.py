@@ -115,9 +115,11 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._scale_row = QWidget()
         self._scale_row.setLayout(row(self.low, self.strip, self.high, stretch=1))
         self._options = QWidget()
-        self._options.setLayout(row(self.colormap, self.span, self.log, stretch=1))
+        self._options.setLayout(row(self.colormap, self.span, stretch=None))
         self.setLayout(
-            column(self.gene, self.fault, self.show_, self._options, self._scale_row, self.legend, self.unit)
+            column(
+                self.gene, self.fault, self.show_, self._options, self._scale_row, self.legend, row(self.unit, self.log)
+            )
         )
 
     def _connect(self) -> None:
@@ -171,7 +173,7 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._scale_row.setVisible(by_numbers)
         self._options.setVisible(by_numbers)
         self.show_.setVisible(value.gene is not None or value.program is not None)
-        self.log.setVisible(value.obs is None and not change)
+        self.log.setVisible(by_numbers and value.obs is None and not change)
         self.colormap.setVisible(not change)
         self.strip.show_map(scale.colormap)
         self._show_legend(scale)

@@ -79,7 +79,9 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
             QPushButton("Select"), "Select by colour", "Select the spots with this category or these values"
         )
         self._range = QWidget()
-        self._range.setLayout(row(QLabel("from"), self.low, QLabel("to"), self.high, stretch=None))
+        limits = row(QLabel("from"), self.low, QLabel("to"), self.high, stretch=1)
+        limits.setStretch(3, 1)
+        self._range.setLayout(limits)
         inside = QWidget()
         inside.setLayout(column(self.what, row(self.category, self._range, self.choose)))
         self.colour_fold = Fold("By category or value", inside, unfolded=False, inner=True)
