@@ -240,7 +240,15 @@ def test_an_edit_painted_in_the_dock_replays_from_the_command_line(viewer, workb
     edits = tmp_path / "edits.yaml"
     bench.presenter.edit_files.save(str(edits))
     output = tmp_path / "out.zarr"
-    command = [sys.executable, "-m", "napari_stmdit.cli", "synthesize", str(state.section.path), "--output", str(output)]
+    command = [
+        sys.executable,
+        "-m",
+        "napari_stmdit.cli",
+        "synthesize",
+        str(state.section.path),
+        "--output",
+        str(output),
+    ]
     command += ["--edits", str(edits), "--spots", ",".join(state.selected), "--steps", "2", "--seed", "5"]
     done = subprocess.run(
         [*command, "--morphology", "null", "--device", "cpu"], capture_output=True, text=True, env=os.environ
