@@ -166,6 +166,31 @@ def test_the_radius_is_in_microns(presenter):
     assert set(presenter.state.request.edits[0].spots) == set(spots.ids[near].tolist())
 
 
+def test_a_turned_section_is_painted_where_it_is_seen(presenter):
+    viewer = presenter._viewer()
+    layer = presenter.view.spots
+    turn = np.deg2rad(30)
+    layer.affine = np.array([[np.cos(turn), -np.sin(turn), 500], [np.sin(turn), np.cos(turn), -80], [0, 0, 1]])
+    presenter.painting.take_draft(EditDraft(genes=("ERBB2",)))
+    presenter.set_brush(Brush(radius_um=40))
+    presenter.use_tool("brush")
+    assert viewer.layers.selection.active is layer
+
+    class Event:
+        button, modifiers, type, pos = 1, (), "mouse_press", (0, 0)
+        position = tuple(layer.data_to_world(place(presenter, 12)))
+
+    event = Event()
+    for callback in layer.mouse_drag_callbacks:
+        gesture = callback(layer, event)
+        if gesture is not None:
+            next(gesture, None)
+            event.type = "mouse_release"
+            next(gesture, None)
+            event.type = "mouse_press"
+    assert set(presenter.state.request.edits[0].spots) == {presenter.state.section.spots.ids[12]}
+
+
 def test_without_a_gene_the_brush_says_what_is_missing(presenter):
     stroke(presenter, 3)
     assert presenter.state.request.edits == ()

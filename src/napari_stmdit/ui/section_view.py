@@ -173,7 +173,7 @@ class SectionView:
             if self.spots is not None and self._hollow.any():  # a ring has its colour in its border
                 self.outline_again()
             elif self.spots is not None:
-                self.spots.face_color = face_of(self._values, self._scale, self._hollow)
+                layers.draw_faces(self.spots, face_of(self._values, self._scale, self._hollow))
         self._edited = edited
         if whole:
             self._describe()
@@ -214,8 +214,7 @@ class SectionView:
         if self.spots is None:
             return
         look = look_of(self._values, self._scale, self._selected, self._hollow, self._outlined)
-        layers.draw_spots(self.spots, look)
-        self.spots.selected_data = set(np.flatnonzero(self._selected).tolist())
+        layers.draw_spots(self.spots, look, np.flatnonzero(self._selected))
 
     def outline(self, outlined: set[str]) -> None:
         """Draw anew with other spots outlined as changed by the chosen edit."""
