@@ -19,8 +19,9 @@ from PIL import Image
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication
 
+from napari_stmdit.synthesis.requests import EditFile
 from napari_stmdit.types import Request
-from napari_stmdit.ui.state import Colouring, RunStatus
+from napari_stmdit.ui.state import Brush, Colouring, EditDraft, RunStatus
 
 IMAGES = Path(__file__).parent / "images"
 GENES = ("ERBB2", "KRT8", "EPCAM")
@@ -64,6 +65,7 @@ class Studio:
             sys.exit(f"the sample section or the checkpoint did not open: {bench.state.message.text}")
         known = set(bench.state.section.spots.genes.symbols.tolist())
         gene = next((g for g in GENES if g in known), str(bench.state.section.spots.genes.symbols[0]))
+        self.gene = gene
         bench.presenter.colour(Colouring(gene))
 
     def lasso(self):
@@ -72,7 +74,7 @@ class Studio:
         section, spots = bench.state.section, bench.state.section.spots
         bench.select.tool.button("lasso").click()
         radius = LASSO_UM / section.calibration.mpp
-        values = bench.presenter.view.spots.features.iloc[:, -1].to_numpy(dtype=float)
+        values = bench.presenter.view.values.of(Colouring(self.gene))[0]
         near = np.linalg.norm(spots.yx[:, None] - spots.yx[None], axis=2) < radius
         whole = near.sum(axis=1) >= np.percentile(near.sum(axis=1), 70)
         centre = spots.yx[np.argmax(np.where(whole, near @ values, -np.inf))]
@@ -81,6 +83,29 @@ class Studio:
             [centre + radius * np.column_stack([np.sin(angle), np.cos(angle)])]
         )
         bench.select.tool.button("click").click()
+
+    def paint(self):
+        """Paint less epithelium across the top of the section and more stroma across its bottom, as the mouse would."""
+        bench, presenter = self.workbench, self.workbench.presenter
+        spots, mpp = bench.state.section.spots, bench.state.section.calibration.mpp
+        corner, size = spots.yx.min(axis=0), np.ptp(spots.yx, axis=0)
+        strokes = (
+            (
+                EditDraft(operation="add", programs=("epithelial",), log_units=-2.0),
+                [(0.2, 0.15), (0.35, 0.5), (0.2, 0.85)],
+            ),
+            (EditDraft(operation="add", programs=("stromal",), log_units=1.5), [(0.75, 0.2), (0.6, 0.5), (0.75, 0.8)]),
+        )
+        presenter.use_tool("brush")
+        presenter.set_brush(Brush(radius_um=180 if mpp else 300, softness=0.7))
+        for draft, places in strokes:
+            presenter.painting.choose(None)
+            presenter.painting.take_draft(draft)
+            path = [corner + size * np.array(place) for place in places]
+            presenter.stroke("begin", path[0], False)
+            for place in path[1:]:
+                presenter.stroke("move", place, False)
+            presenter.stroke("end", path[-1], False)
 
     def run(self):
         bench = self.workbench
@@ -99,6 +124,19 @@ def main():
     studio.lasso()
     studio.picture("workbench_select")
     bench = studio.workbench
+    bench.presenter.select(())
+    for name in ("section", "select", "synthesize", "results"):
+        bench.folds[name].unfold(False)
+    bench.folds["edits"].unfold()
+    studio.paint()
+    studio.picture("workbench_paint")
+    bench.presenter.painting.take(EditFile())
+    bench.presenter.use_tool("click")
+    bench.presenter.colour(Colouring(bench.state.colouring.gene or studio.gene))
+    bench.folds["edits"].unfold(False)
+    for name in ("section", "select", "synthesize", "results"):
+        bench.folds[name].unfold()
+    studio.lasso()
     bench.state.request = Request(**{**bench.state.request.model_dump(), "seed": 1, "morphology": "null"})
     studio.run()
     for name in ("section", "model"):

@@ -25,7 +25,9 @@ _PUBLIC = {
     "ScaleEdit": "types",
     "SetQuantileEdit": "types",
     "SpotList": "types",
+    "SpotProfile": "types",
     "StmditError": "errors",
+    "SwapEdit": "types",
     "TowardsEdit": "types",
     "convert_checkpoint": "assemble",
     "load_checkpoint": "assemble",
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
     from .types import ScaleEdit as ScaleEdit
     from .types import SetQuantileEdit as SetQuantileEdit
     from .types import SpotList as SpotList
+    from .types import SpotProfile as SpotProfile
+    from .types import SwapEdit as SwapEdit
     from .types import TowardsEdit as TowardsEdit
 
 

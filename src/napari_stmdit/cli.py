@@ -145,7 +145,7 @@ def synthesize(
     """Synthesize H&E patches over a section and write them into a SpatialData store."""
     from .assemble import load_checkpoint
     from .progress import CancelToken
-    from .synthesis.requests import make_request, read_edits, read_request
+    from .synthesis.requests import make_request, read_edit_file, read_request
     from .synthesis.result import synthesize as run_request
     from .tissue.open import open_section
     from .tissue.store import check_writable
@@ -154,7 +154,7 @@ def synthesize(
         "section": str(section),
         "region": _region(spots, region, sample, everything),
         "mode": mode,
-        "edits": None if edits is None else read_edits(edits),
+        **({} if edits is None else {k: v for k, v in read_edit_file(edits) if v or k == "edits"}),
         "morphology": morphology,
         "expression": expression,
         "steps": steps,

@@ -8,6 +8,7 @@ from the image's corner: the centre of pixel (0, 0) lies at (0.5, 0.5).
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
+Weight = Annotated[float, Field(ge=0, le=1)]
 GuidanceRule = Literal["nested_morphology_first", "nested_expression_first", "additive"]
 
 
@@ -81,9 +83,9 @@ class _Edit(Intent):
     name: str = ""
     genes: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
-    spots: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = None
+    spots: dict[str, Weight] | None = None
     """Spot id -> weight between 0 and 1; None means every spot with weight 1."""
-    strength: Annotated[float, Field(ge=0, le=1)] = 1.0
+    strength: Weight = 1.0
     enabled: bool = True
 
 
@@ -123,7 +125,7 @@ class KnockOutEdit(_GeneEdit):
 
 
 class TowardsEdit(_Edit):
-    """Move expression towards the mean of other spots, or towards a tissue profile stored in the checkpoint.
+    """Move expression towards the mean of other spots, or towards a profile of the request or of the checkpoint.
 
     Without genes and programs the whole profile moves.
     """
@@ -139,19 +141,55 @@ class TowardsEdit(_Edit):
         return self
 
 
-Edit = Annotated[ScaleEdit | AddEdit | SetQuantileEdit | KnockOutEdit | TowardsEdit, Field(discriminator="operation")]
+class SwapEdit(_Edit):
+    """Let two groups of spots change places: each spot moves by the difference between the groups' means.
+
+    In log units a spot of group a moves by mean(b) - mean(a), a spot of group b by the opposite, never below zero; the means
+    are of the measured expression. Every spot keeps how it differs from its own group. Without genes and programs the whole
+    profile moves. ``spots`` may give members a weight; a spot of neither group is never changed.
+    """
+
+    operation: Literal["swap"] = "swap"
+    group_a: Annotated[tuple[str, ...], Field(min_length=1)]
+    group_b: Annotated[tuple[str, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _groups_are_apart(self) -> SwapEdit:
+        both = sorted(set(self.group_a) & set(self.group_b))
+        if both:
+            raise ValueError(f"the two groups share {len(both)} spots, such as {both[0]!r}; they must be apart")
+        return self
+
+
+Edit = Annotated[
+    ScaleEdit | AddEdit | SetQuantileEdit | KnockOutEdit | TowardsEdit | SwapEdit, Field(discriminator="operation")
+]
+
+
+class SpotProfile(Intent):
+    """A mean expression profile that was measured elsewhere, such as in a region of another section.
+
+    ``values`` are gene -> mean of log(1 + counts per 10,000) over that region's spots, normalised over the genes listed.
+    """
+
+    source: str = ""
+    """Where it was measured, in words."""
+    values: Annotated[dict[str, Annotated[float, Field(ge=0, le=math.log1p(1e4))]], Field(min_length=1)]
 
 
 class Request(Intent):
     """What the user wants; says nothing about how or where it is computed.
 
     ``morphology`` is ``own`` (each spot's own crop), ``mean`` (of the section), ``null`` or a spot id; ``expression`` is
-    ``own``, ``shuffled`` (permuted within the section, a control) or ``null``.
+    ``own``, ``shuffled`` (permuted within the section, a control) or ``null``. ``programs`` and ``profiles`` are the user's own,
+    which edits may name beside the bundled programs and the checkpoint's profiles; of two with one name, the user's counts.
     """
 
     section: str | None = None
     region: Region = AllSpots()
     edits: tuple[Edit, ...] = ()
+    programs: dict[str, Annotated[dict[str, Weight], Field(min_length=1)]] = {}
+    profiles: dict[str, SpotProfile] = {}
     guidance: Guidance = Guidance()
     morphology: str = "own"
     expression: Literal["own", "shuffled", "null"] = "own"

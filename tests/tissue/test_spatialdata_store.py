@@ -256,3 +256,22 @@ def test_what_spatialdata_io_writes_opens(shared_data, tmp_path):
     np.testing.assert_array_equal(section.spots.yx[order], direct.spots.yx)
     assert section.spots.genes.ids[0].startswith("ENSMUSG")
     np.testing.assert_allclose(section.coordinate_systems["mouse"], np.eye(3))
+
+
+def test_further_columns_of_the_table_are_kept(tiny_zarr, tmp_path):
+    """Numbers as numbers, categories as text, missing ones told apart; and they are written again with the section."""
+    import pandas as pd
+    import spatialdata
+
+    sdata = spatialdata.read_zarr(tiny_zarr)
+    obs = sdata.tables["table"].obs
+    obs["cluster"] = pd.Categorical([None, *(["b", "a"] * len(obs))[: len(obs) - 1]])
+    obs["purity"] = np.linspace(0, 1, len(obs))
+    obs["kept"] = True
+    path = tmp_path / "more.zarr"
+    sdata.write(path)
+    columns = open_section(path).spots.obs
+    assert set(columns) == {"cluster", "purity", "kept"}
+    assert columns["cluster"].tolist()[:3] == ["", "b", "a"]
+    assert columns["purity"].dtype == np.float64
+    assert columns["kept"][0] == "True"

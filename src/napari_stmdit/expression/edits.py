@@ -1,41 +1,28 @@
 """Virtual expression changes: what each kind of edit does to counts.
 
 All edits work on x = log(1 + 10,000 * count / total), total being the spot's own *unedited* total, and blend linearly in x:
-x' = x + strength * weight * (target - x). Totals are not restored afterwards, because an edit that adds expression to one program
-should not take it away from all others; encoders normalise as they see fit.
+x' = x + strength * spot weight * gene weight * (target - x). Totals are not restored afterwards, because an edit that adds
+expression to one program should not take it away from all others; encoders normalise as they see fit. What a target is made
+of (a quantile, the mean of other spots, a swap's two means) is always taken from the measured expression, not from what
+earlier edits left; so no gene's result depends on another gene, and a few genes can be computed alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ..types import AddEdit, Edit, Genes, KnockOutEdit, ScaleEdit, SetQuantileEdit, SpotTable, TowardsEdit
+from ..types import AddEdit, Edit, Genes, KnockOutEdit, ScaleEdit, SetQuantileEdit, SpotTable, SwapEdit, TowardsEdit
 from .genes import match_genes
+from .measured import PER, Measured, Profile, columns_of
 from .programs import Programs
 
-PER = 1e4
+__all__ = ["PER", "Profile", "apply_edits", "edited_genes", "edited_levels", "faults_of"]
 
-
-@dataclass(frozen=True)
-class Profile:
-    """A tissue profile over (g,) genes.
-
-    Attributes
-    ----------
-    genes
-        Their symbols.
-    mean, spread
-        Mean and, where known, standard deviation of log(1 + counts per 10,000), normalised over these genes alone, each (g,).
-    """
-
-    genes: tuple[str, ...]
-    mean: NDArray[np.float32]
-    spread: NDArray[np.float32] | None = None
+_Target = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 def faults_of(
@@ -46,35 +33,54 @@ def faults_of(
     faults = []
     for number, edit in enumerate(edits):
         place = f"edits[{number}]"
-        unknown = [name for name in edit.programs if name not in programs]
-        if unknown:
-            faults.append(
-                (f"{place}.programs", f"unknown: {_some(unknown)}; known programs are {', '.join(sorted(programs))}")
-            )
-        missing = match_genes(edit.genes, spots.genes).missing
-        if missing:
-            faults.append((f"{place}.genes", f"not in this section: {_some(missing)}; gene names match exactly"))
-        strangers = [spot for spot in edit.spots or () if spot not in known]
-        if strangers:
-            faults.append((f"{place}.spots", f"not in this section: {_some(strangers)}"))
+        faults += _gene_faults(place, edit, spots.genes, programs)
+        groups: list[tuple[str, Sequence[str]]] = [("spots", tuple(edit.spots or ()))]
         if isinstance(edit, TowardsEdit):
-            strangers = [spot for spot in edit.target_spots if spot not in known]
-            if strangers:
-                faults.append((f"{place}.target_spots", f"not in this section: {_some(strangers)}"))
+            groups.append(("target_spots", edit.target_spots))
             if edit.target_profile is not None and edit.target_profile not in profiles:
                 choice = ", ".join(profiles) or "none"
                 faults.append(
-                    (f"{place}.target_profile", f"{edit.target_profile!r} is unknown; the checkpoint has: {choice}")
+                    (
+                        f"{place}.target_profile",
+                        f"{edit.target_profile!r} is unknown; request and checkpoint have: {choice}",
+                    )
                 )
+        if isinstance(edit, SwapEdit):
+            groups += [("group_a", edit.group_a), ("group_b", edit.group_b)]
+        for name, ids in groups:
+            strangers = [spot for spot in ids if spot not in known]
+            if strangers:
+                faults.append((f"{place}.{name}", f"not in this section: {_some(strangers)}"))
+    return faults
+
+
+def _gene_faults(place: str, edit: Edit, genes: Genes, programs: Programs) -> list[tuple[str, str]]:
+    faults = []
+    unknown = [name for name in edit.programs if name not in programs]
+    if unknown:
+        faults.append(
+            (f"{place}.programs", f"unknown: {_some(unknown)}; known programs are {', '.join(sorted(programs))}")
+        )
+    missing = match_genes(edit.genes, genes).missing
+    if missing:
+        faults.append((f"{place}.genes", f"not in this section: {_some(missing)}; gene names match exactly"))
+    empty = [n for n in edit.programs if n in programs and not match_genes(tuple(programs[n]), genes).shared]
+    if empty:
+        faults.append((f"{place}.programs", f"this section has none of the genes of: {_some(empty)}"))
     return faults
 
 
 def edited_genes(edit: Edit, programs: Programs) -> tuple[str, ...]:
     """Return the gene symbols an edit names, directly or through programs; empty means the whole profile."""
-    names = dict.fromkeys(edit.genes)
+    return tuple(_gene_weights(edit, programs))
+
+
+def _gene_weights(edit: Edit, programs: Programs) -> dict[str, float]:
+    weights = dict.fromkeys(edit.genes, 1.0)
     for program in edit.programs:
-        names.update(dict.fromkeys(programs[program]))
-    return tuple(names)
+        for gene, weight in programs[program].items():
+            weights[gene] = max(weight, weights.get(gene, 0.0))
+    return weights
 
 
 def apply_edits(
@@ -105,51 +111,127 @@ def apply_edits(
     csr_matrix
         (n, g) float32 counts.
     """
-    counts = spots.counts[rows if sources is None else sources].astype(np.float32)
-    active = [edit for edit in edits if edit.enabled and edit.strength > 0]
-    if not active:
+    own = rows if sources is None else sources
+    counts = spots.counts[own].astype(np.float32)
+    if not _active(edits):
         return counts
-    totals = _totals(counts)
-    ids = spots.ids[rows].tolist()
     dense = counts.toarray()
-    for edit in active:
-        amount = np.array([edit.strength * (1.0 if edit.spots is None else edit.spots.get(i, 0.0)) for i in ids])
-        touched = np.flatnonzero(amount)
-        if touched.size:
-            _apply_one(edit, dense, touched, amount[touched].astype(np.float32), totals, spots, programs, profiles)
+    _apply(dense, own, spots.ids[rows].tolist(), Measured.of(spots), edits, programs, profiles)
     return csr_matrix(dense)
 
 
-def _apply_one(
-    edit: Edit,
+def edited_levels(
+    measured: Measured, edits: Sequence[Edit], programs: Programs, profiles: Mapping[str, Profile]
+) -> NDArray[np.float32]:
+    """Return log(1 + counts per 10,000) of all spots after the edits, (n, k) for the genes of ``measured``.
+
+    What `apply_edits` does to the whole table, for those genes alone: quick enough to follow a brush.
+    """
+    dense = measured.counts.toarray()
+    if _active(edits):
+        _apply(dense, np.arange(len(dense)), measured.ids.tolist(), measured, edits, programs, profiles)
+    levels: NDArray[np.float32] = np.log1p(dense * (PER / measured.totals[:, None])).astype(np.float32)
+    return levels
+
+
+def _active(edits: Sequence[Edit]) -> list[Edit]:
+    return [edit for edit in edits if edit.enabled and edit.strength > 0]
+
+
+def _apply(
     dense: NDArray[np.float32],
-    touched: NDArray[np.int64],
-    amount: NDArray[np.float32],
-    totals: NDArray[np.float32],
-    spots: SpotTable,
+    own: NDArray[np.int64],
+    ids: list[str],
+    measured: Measured,
+    edits: Sequence[Edit],
     programs: Programs,
     profiles: Mapping[str, Profile],
 ) -> None:
-    if isinstance(edit, TowardsEdit) and edit.target_profile is not None:
-        columns, target = _profile_columns(profiles[edit.target_profile], spots.genes, edited_genes(edit, programs))
-        everything = _columns(profiles[edit.target_profile].genes, spots.genes)
-        own = dense[np.ix_(touched, everything)].sum(axis=1, keepdims=True)
-        total = np.maximum(own, 1.0)
-        change: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda x: np.broadcast_to(target, x.shape)  # noqa: E731
-    else:
-        names = edited_genes(edit, programs)
-        columns = _columns(names, spots.genes) if names else np.arange(len(spots.genes))
-        total = totals[touched, None]
-        change = _change(edit, spots, columns)
+    """Change ``dense``, (n, k) counts that were measured at the rows ``own`` and stand at the spots ``ids``."""
+    place = {spot: row for row, spot in enumerate(ids)}
+    for edit in _active(edits):
+        weights = np.zeros(len(ids), dtype=np.float32)
+        if edit.spots is None:
+            weights[:] = edit.strength
+        else:
+            for spot, weight in edit.spots.items():
+                if spot in place:
+                    weights[place[spot]] = edit.strength * weight
+        if isinstance(edit, SwapEdit):
+            for group, other in ((edit.group_a, edit.group_b), (edit.group_b, edit.group_a)):
+                members = np.array([place[spot] for spot in group if spot in place], dtype=np.int64)
+                touched = members[weights[members] > 0]
+                change = _change_places(group, other, measured)
+                _blend(dense, own, touched, weights, edit, measured, programs, change)
+        else:
+            touched = np.flatnonzero(weights)
+            _blend(dense, own, touched, weights, edit, measured, programs, _target_of(edit, measured, profiles))
+
+
+def _blend(
+    dense: NDArray[np.float32],
+    own: NDArray[np.int64],
+    touched: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    edit: Edit,
+    measured: Measured,
+    programs: Programs,
+    target: _Aim,
+) -> None:
+    if touched.size == 0:
+        return
+    named = _gene_weights(edit, programs)
+    columns, change, totals = target(tuple(named))
+    amount = weights[touched, None] * _column_weights(named, columns, measured.genes)
     block = np.ix_(touched, columns)
+    total = totals[own[touched], None]
     x = np.log1p(dense[block] * (PER / total))
-    x += amount[:, None] * (change(x) - x)
+    x += amount * (change(x) - x)
     dense[block] = np.expm1(np.maximum(x, 0)) * (total / PER)
 
 
-def _change(
-    edit: Edit, spots: SpotTable, columns: NDArray[np.int64]
-) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+def _column_weights(named: Mapping[str, float], columns: NDArray[np.int64], genes: Genes) -> NDArray[np.float32]:
+    weights = np.ones(len(columns), dtype=np.float32)
+    for gene, weight in named.items():
+        if weight != 1.0:
+            weights[np.isin(columns, columns_of((gene,), genes))] = weight
+    return weights
+
+
+# ------------------------------------------------------------------------------------------------- targets
+
+_Aim = Callable[[tuple[str, ...]], tuple[NDArray[np.int64], _Target, NDArray[np.float32]]]
+"""From the genes that an edit names to the columns it changes, their target, and the (n,) totals that x is relative to."""
+
+
+def _target_of(edit: Edit, measured: Measured, profiles: Mapping[str, Profile]) -> _Aim:
+    if isinstance(edit, TowardsEdit) and edit.target_profile is not None:
+        name, profile = edit.target_profile, profiles[edit.target_profile]
+
+        def towards_profile(names: tuple[str, ...]) -> tuple[NDArray[np.int64], _Target, NDArray[np.float32]]:
+            columns, target = _profile_columns(profile, measured.genes, names)
+            totals = measured.shares[name] if name in measured.shares else measured.share(profile)
+            return columns, lambda x: np.broadcast_to(target, x.shape), totals
+
+        return towards_profile
+
+    def of_columns(names: tuple[str, ...]) -> tuple[NDArray[np.int64], _Target, NDArray[np.float32]]:
+        columns = _all_or(names, measured.genes)
+        return columns, _change(edit, measured, columns), measured.totals
+
+    return of_columns
+
+
+def _change_places(group: tuple[str, ...], other: tuple[str, ...], measured: Measured) -> _Aim:
+    def aim(names: tuple[str, ...]) -> tuple[NDArray[np.int64], _Target, NDArray[np.float32]]:
+        columns = _all_or(names, measured.genes)
+        here, there = (measured.levels(columns, measured.rows(ids)).mean(axis=0) for ids in (group, other))
+        return columns, lambda x: np.maximum(x + (there - here), 0), measured.totals
+
+    return aim
+
+
+def _change(edit: Edit, measured: Measured, columns: NDArray[np.int64]) -> _Target:
     match edit:
         case ScaleEdit():
             return lambda x: np.log1p(np.expm1(x) * np.float32(edit.factor))
@@ -158,31 +240,17 @@ def _change(
         case KnockOutEdit():
             return lambda x: np.zeros_like(x)
         case SetQuantileEdit():
-            level = np.quantile(_normalised(spots.counts, columns), edit.quantile, axis=0).astype(np.float32)
+            level = np.quantile(measured.levels(columns), edit.quantile, axis=0).astype(np.float32)
             return lambda x: np.broadcast_to(level, x.shape)
         case TowardsEdit():
-            chosen = spots.rows(edit.target_spots)
-            mean = _normalised(spots.counts, columns, chosen).mean(axis=0)
+            mean = measured.levels(columns, measured.rows(edit.target_spots)).mean(axis=0)
             return lambda x: np.broadcast_to(mean, x.shape)
+        case _:
+            raise AssertionError(edit)
 
 
-def _normalised(
-    counts: csr_matrix, columns: NDArray[np.int64], rows: NDArray[np.int64] | None = None
-) -> NDArray[np.float32]:
-    part = counts if rows is None else counts[rows]
-    share: NDArray[np.float32] = part[:, columns].toarray().astype(np.float32) * (PER / _totals(part)[:, None])
-    return np.log1p(share)
-
-
-def _totals(counts: csr_matrix) -> NDArray[np.float32]:
-    # an empty spot has nothing to scale by; 1 keeps its zeros zero
-    return np.maximum(np.asarray(counts.sum(axis=1), dtype=np.float32).ravel(), 1.0)
-
-
-def _columns(names: tuple[str, ...], genes: Genes) -> NDArray[np.int64]:
-    match = match_genes(names, genes)
-    twins = [column for columns in match.ambiguous.values() for column in columns]  # one gene to the user: all change
-    return np.unique(np.concatenate([match.columns[match.columns >= 0], np.array(twins, dtype=np.int64)]))
+def _all_or(names: tuple[str, ...], genes: Genes) -> NDArray[np.int64]:
+    return columns_of(names, genes) if names else np.arange(len(genes))
 
 
 def _profile_columns(

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..expression.edits import apply_edits
-from ..expression.programs import bundled_programs
+from ..expression.profiles import as_profiles
+from ..expression.programs import known_programs
 from ..tissue.crops import read_patches
 from ..types import Patch, Plan, Section
 from .plan import boxes_around
@@ -73,7 +74,8 @@ def _counts(plan: Plan, section: Section, model: PatchModel) -> tuple[csr_matrix
     sources = None
     if request.expression == "shuffled":
         sources = shuffled_rows(len(section.spots), request.seed)[rows]
-    counts = apply_edits(rows, section.spots, request.edits, bundled_programs(), model.profiles, sources)
+    programs, profiles = known_programs(request.programs), {**model.profiles, **as_profiles(request.profiles)}
+    counts = apply_edits(rows, section.spots, request.edits, programs, profiles, sources)
     return counts, tuple(section.spots.ids[rows if sources is None else sources].tolist())
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import RequestError
 from ..expression.edits import edited_genes, faults_of
 from ..expression.genes import match_genes
-from ..expression.programs import bundled_programs
+from ..expression.programs import known_programs
 from ..tissue.geometry import spots_in_polygons
 from ..tissue.open import synthesis_fault
 from ..types import (
@@ -107,7 +107,8 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
     shared = match_genes(card.genes, section.spots.genes).shared
     _check_genes(request, card, shared, faults)
     _check_conditions(request, card, faults)
-    faults += faults_of(request.edits, section.spots, bundled_programs(), card.profiles)
+    programs, profiles = known_programs(request.programs), (*request.profiles, *card.profiles)
+    faults += faults_of(request.edits, section.spots, programs, profiles)
     if faults:
         raise RequestError(faults)
     return _lay_out(section, request, card, rows, shared)
@@ -231,7 +232,7 @@ def _notes(
         )
     seen = set(card.genes)
     for number, edit in enumerate(request.edits):
-        names = edited_genes(edit, bundled_programs())
+        names = edited_genes(edit, known_programs(request.programs))
         unseen = [gene for gene in names if gene not in seen]
         if unseen and edit.enabled:
             some = ", ".join(unseen[:8]) + (" ..." if len(unseen) > 8 else "")

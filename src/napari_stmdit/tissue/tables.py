@@ -39,6 +39,8 @@ class SpotRows:
         What the table keeps of Space Ranger's scalefactors.
     notes
         What was left out.
+    obs
+        Further columns, each (n,): numbers as float, everything else as text.
     """
 
     ids: NDArray[np.str_]
@@ -49,10 +51,11 @@ class SpotRows:
     array_rc: NDArray[np.int64] | None
     scalefactors: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    obs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def table(self, yx: NDArray[np.float64], scale: float) -> SpotTable:
         """Return them at other positions, their circles scaled."""
-        return SpotTable(self.ids, yx, 2 * self.radius * scale, self.counts, self.genes, self.array_rc)
+        return SpotTable(self.ids, yx, 2 * self.radius * scale, self.counts, self.genes, self.array_rc, self.obs)
 
 
 def spot_rows(
@@ -149,7 +152,24 @@ def _read(table: Any, shapes: Any, name: str) -> SpotRows:
     array_rc = None
     if {"array_row", "array_col"} <= set(rows.obs.columns):
         array_rc = rows.obs[["array_row", "array_col"]].to_numpy(dtype=np.int64)
-    return SpotRows(ids, yx, radius, counts, _genes(rows.var), array_rc, _scalefactors(rows.uns), (*notes, *told))
+    obs = _columns(rows.obs, {attrs["region_key"], attrs["instance_key"], "in_tissue", "array_row", "array_col"})
+    return SpotRows(ids, yx, radius, counts, _genes(rows.var), array_rc, _scalefactors(rows.uns), (*notes, *told), obs)
+
+
+def _columns(obs: Any, known: set[str]) -> dict[str, NDArray[Any]]:
+    """The table's further columns; missing values become NaN, or an empty text."""
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    columns: dict[str, NDArray[Any]] = {}
+    for name in obs.columns:
+        if name in known:
+            continue
+        values = obs[name]
+        if is_numeric_dtype(values) and not is_bool_dtype(values):
+            columns[str(name)] = values.to_numpy(dtype=np.float64, na_value=np.nan)
+        else:
+            columns[str(name)] = values.astype(object).where(values.notna(), "").astype(str).to_numpy(dtype=np.str_)
+    return columns
 
 
 def _counts(rows: Any, name: str) -> tuple[csr_matrix, list[str]]:

@@ -1,16 +1,15 @@
-"""From a gene to the colours of the spots."""
+"""From values to the colours of the spots."""
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..expression.genes import gather_counts, match_genes
-from ..types import SpotTable
-from .state import Colouring, ColourScale
+from .state import ColourScale
+from .values import DIVERGING
 
 COLORMAPS = ("viridis", "magma", "inferno", "plasma", "gray_r")
 """Perceptually uniform; the first is the default. All can be read with the common colour vision deficiencies."""
@@ -18,7 +17,17 @@ RING = (0.10, 0.18, 0.30, 0.9)
 """Outline of a spot without a value: dark blue, seen on pink tissue and on bright glass."""
 SELECTED = (0.0, 0.90, 1.0, 1.0)
 """Outline of a selected spot: cyan, the hue that an H&E stain has least of."""
+PAINTED = (1.0, 0.62, 0.0, 1.0)
+"""Outline of a spot that the chosen edit changes: orange, told from cyan by everyone."""
+UNKNOWN = (0.6, 0.6, 0.6, 0.5)
+"""A spot whose value is missing."""
 FACE_ALPHA = 0.85
+_CHANGE = ((0.02, 0.19, 0.58), (0.35, 0.60, 0.90), (0.96, 0.96, 0.96), (0.98, 0.62, 0.22), (0.55, 0.22, 0.0))
+"""Blue for less, white for no change, orange for more: both sides darken alike, and no one confuses the two hues."""
+_CATEGORIES = (
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"),  # Okabe and Ito
+    *("#882255", "#44AA99", "#999933", "#332288", "#DDCC77", "#AA4499", "#88CCEE", "#117733"),  # Tol, muted
+)
 
 
 @dataclass(frozen=True)
@@ -30,75 +39,70 @@ class SpotLook:
     width: NDArray[np.float32]
 
 
-def gene_values(spots: SpotTable, gene: str, log: bool) -> NDArray[np.float32] | None:
-    """Return a gene's expression per spot, counts per 10,000 or log(1 + that); None where the section lacks it."""
-    match = match_genes((gene,), spots.genes)
-    if not match.shared:
-        return None
-    counts = gather_counts(spots.counts, match, (gene,)).toarray()[:, 0].astype(np.float32)
-    totals = np.asarray(spots.counts.sum(axis=1), dtype=np.float32).ravel()
-    values = counts / np.maximum(totals, 1) * 1e4
-    result: NDArray[np.float32] = (np.log1p(values) if log else values).astype(np.float32)
-    return result
+def colormap_of(name: str) -> Any:
+    """Return a napari colour map; the diverging one of changes is ours."""
+    from napari.utils.colormaps import Colormap, ensure_colormap
+
+    if name == DIVERGING:
+        return Colormap(np.array([(*colour, 1.0) for colour in _CHANGE]), name=DIVERGING, display_name="blue to orange")
+    return ensure_colormap(name)
 
 
-def unknown_gene(spots: SpotTable, gene: str) -> str:
-    """Say that a gene is not there, and name the nearest that are."""
-    near = difflib.get_close_matches(gene.upper(), [str(s) for s in spots.genes.symbols], n=3, cutoff=0.7)
-    hint = f"; near it: {', '.join(near)}" if near else ""
-    return f"{gene!r} is not among the {len(spots.genes):,} genes of this section{hint}"
+def category_colours(count: int) -> NDArray[np.float32]:
+    """Return (count, 4) colours that can be told apart with colour vision deficiencies; after sixteen they begin again."""
+    rgb = [[int(code[k : k + 2], 16) / 255 for k in (1, 3, 5)] for code in _CATEGORIES]
+    return np.array([[*rgb[k % len(rgb)], 1.0] for k in range(count)], dtype=np.float32).reshape(count, 4)
 
 
-def scale_of(spots: SpotTable, colouring: Colouring) -> tuple[NDArray[np.float32] | None, ColourScale]:
-    """Return the values that are drawn and what their colours mean; no values where no gene or an unknown one is asked for."""
-    if colouring.gene is None:
-        return None, ColourScale()
-    values = gene_values(spots, colouring.gene, colouring.log)
+def face_of(values: NDArray[Any] | None, scale: ColourScale, hollow: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return the colour of each spot's value, (n, 4)."""
+    face = np.zeros((len(hollow), 4), dtype=np.float32)
     if values is None:
-        return None, ColourScale(fault=unknown_gene(spots, colouring.gene))
-    unit = "log(1 + counts per 10,000)" if colouring.log else "counts per 10,000"
-    return values, ColourScale(colouring.gene, colouring.limits or auto_limits(values), unit)
-
-
-def auto_limits(values: NDArray[np.float32]) -> tuple[float, float]:
-    """Return zero and the 99th percentile: one bright spot does not darken all others."""
-    top = float(np.percentile(values, 99)) if values.size else 0.0
-    top = top or (float(values.max()) if values.size else 0.0)
-    return 0.0, top if top > 0 else 1.0
+        return face
+    face[:] = UNKNOWN
+    if scale.categories:
+        for name, colour, _ in scale.categories:
+            face[values == name] = colour
+        known = values != ""
+    else:
+        low, high = scale.limits
+        known = np.isfinite(values)
+        share = np.clip((values[known] - low) / max(high - low, 1e-9), 0, 1)
+        face[known] = np.asarray(colormap_of(scale.colormap).map(share), dtype=np.float32)
+    face[known, 3] = FACE_ALPHA
+    face[hollow, 3] = 0
+    return face
 
 
 def look_of(
-    values: NDArray[np.float32] | None,
+    values: NDArray[Any] | None,
     scale: ColourScale,
-    colormap: str,
     selected: NDArray[np.bool_],
     hollow: NDArray[np.bool_],
+    painted: NDArray[np.bool_] | None = None,
 ) -> SpotLook:
     """Return how spots are drawn.
 
     Parameters
     ----------
     values
-        (n,) or None for rings alone.
+        (n,) numbers or names of categories, or None for rings alone.
     scale
-        Limits of the colour map.
-    colormap
-        Its name.
+        What their colours mean.
     selected
         (n,) spots with the selection's outline.
     hollow
         (n,) spots drawn as rings in the colour of their value, so that what was synthesized under them is seen.
+    painted
+        (n,) spots that the chosen edit changes.
     """
-    from napari.utils.colormaps import ensure_colormap
-
-    n = len(selected)
-    face = np.zeros((n, 4), dtype=np.float32)
-    border = np.tile(np.array(RING, dtype=np.float32), (n, 1))
+    face = face_of(values, scale, hollow)
+    border = np.tile(np.array(RING, dtype=np.float32), (len(selected), 1))
+    width = np.full(len(selected), 0.07, dtype=np.float32)
     if values is not None:
-        low, high = scale.limits
-        share = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
-        face[:] = np.asarray(ensure_colormap(colormap).map(share), dtype=np.float32)
-        border[:] = face
-        face[:, 3] = np.where(hollow, 0, FACE_ALPHA)
-    border[selected] = SELECTED
-    return SpotLook(face, border, np.where(selected, 0.14, 0.07).astype(np.float32))
+        border[:, :3] = face[:, :3]
+        border[:, 3] = 1.0
+    if painted is not None:
+        border[painted], width[painted] = PAINTED, 0.10
+    border[selected], width[selected] = SELECTED, 0.14
+    return SpotLook(face, border, width)

@@ -14,14 +14,20 @@ from .state import Combine
 CLICK_PX = 4
 """A press and release that moved less than so many screen pixels is a click; more is a pan."""
 OnPlace = Callable[[NDArray[np.float64], Combine | None], None]
+OnStroke = Callable[[str, NDArray[np.float64], bool], bool]
+"""Takes ``begin``, ``move`` or ``end``, a place, and whether Alt is held; what it returns on ``begin`` says whether to go on."""
+SHAPES = {"lasso": "add_polygon_lasso", "rectangle": "add_rectangle"}
 
 
 def combine_of(modifiers: Sequence[Any], click: bool) -> Combine | None:
-    """Return what modifier keys ask for: Shift adds (on a click it also takes away), Control takes away; None without."""
+    """Return what modifier keys ask for: Shift adds (on a click it also takes away), Alt or Control takes away; None without.
+
+    Control does what Alt does, because many desktops keep a drag with Alt to themselves.
+    """
     names = {str(getattr(m, "name", m)) for m in modifiers}
     if "Shift" in names:
         return "toggle" if click else "add"
-    return "subtract" if names & {"Control", "Ctrl", "Meta"} else None
+    return "subtract" if names & {"Control", "Ctrl", "Meta", "Alt"} else None
 
 
 def on_click(call: OnPlace) -> Callable[[Any, Any], Iterator[None]]:
@@ -44,8 +50,30 @@ def on_click(call: OnPlace) -> Callable[[Any, Any], Iterator[None]]:
     return clicked
 
 
+def on_stroke(call: OnStroke) -> Callable[[Any, Any], Iterator[None]]:
+    """Return a drag callback for a layer that reports a brush stroke in the layer's data; ``call`` is held weakly."""
+    weak = weakref.WeakMethod(call)
+
+    def tell(kind: str, layer: Any, event: Any, erase: bool) -> bool:
+        handler = weak()
+        place = np.asarray(layer.world_to_data(event.position), dtype=float)[-2:]
+        return handler is not None and handler(kind, place, erase)
+
+    def stroked(layer: Any, event: Any) -> Iterator[None]:
+        erase = any(str(getattr(m, "name", m)) == "Alt" for m in event.modifiers)
+        if event.button != 1 or not tell("begin", layer, event, erase):
+            return
+        yield
+        while event.type == "mouse_move":
+            tell("move", layer, event, erase)
+            yield
+        tell("end", layer, event, erase)
+
+    return stroked
+
+
 class Lasso:
-    """Watches a Shapes layer in lasso mode: reports each ring once, as (n, 2) in world coordinates, and takes it away again.
+    """Watches a Shapes layer in lasso or rectangle mode: reports each ring once, as (n, 2) in world coordinates, and takes it away again.
 
     A tiny lasso is dropped by napari's simplification and leaves no polygon; it is reported as the one place it began at.
     napari tells of a ring while it is still busy with it: nothing may be removed before the mouse is up.
@@ -57,11 +85,19 @@ class Lasso:
         self._how: Combine | None = None
         self._start: NDArray[np.float64] | None = None
         self._reported = False
-        layer.mode = "add_polygon_lasso"
-        # one before and one after napari's own, which may finish the ring on a press as well as on a release
-        layer.mouse_drag_callbacks.insert(0, self._before)
-        layer.mouse_drag_callbacks.append(self._after)
         layer.events.data.connect(self._changed)
+
+    def take_shape(self, shape: str) -> None:
+        """Draw lassos or rectangles from now on."""
+        self.layer.mode = SHAPES[shape]
+        # one before and one after napari's own, which may finish the ring on a press as well as on a release; the mode puts
+        # its own at the end
+        callbacks = self.layer.mouse_drag_callbacks
+        for ours in (self._before, self._after):
+            if ours in callbacks:
+                callbacks.remove(ours)
+        callbacks.insert(0, self._before)
+        callbacks.append(self._after)
 
     def _before(self, layer: Any, event: Any) -> None:
         self._take_away()

@@ -185,8 +185,23 @@ def insert(viewer: Any, data: LayerTuple, above: Any = None) -> Any:
     return layer
 
 
-def draw_spots(layer: Any, look: SpotLook) -> None:
-    """Give the spots their colours and outlines."""
-    layer.face_color = look.face
-    layer.border_color = look.border
-    layer.border_width = look.width
+def draw_spots(layer: Any, look: SpotLook, selected: NDArray[np.int64] | None = None) -> None:
+    """Give the spots their colours and outlines, and napari's selection the rows in ``selected``.
+
+    napari sends all points to the screen anew for each colour, width and selection that is set; here once for all of them.
+    """
+    with layer.events.blocker_all():
+        layer.face_color = look.face
+        layer.border_color = look.border
+        if not np.array_equal(layer.border_width, look.width):
+            layer.border_width = look.width
+        if selected is not None and layer.selected_data != (rows := set(selected.tolist())):
+            layer.selected_data = rows
+    layer.events.border_width(value=look.width)
+    layer.events.highlight()
+
+
+def draw_faces(layer: Any, face: NDArray[np.float32]) -> None:
+    """Give the spots other colours and leave their outlines: quick enough to follow a brush."""
+    with layer.events.face_color.blocker():  # the colours' own event already sends them to the screen
+        layer.face_color = face

@@ -16,12 +16,16 @@ from ..tissue.open import synthesis_fault
 from ..types import Section
 from . import jobs, layers
 from .acquisition import Acquisition
+from .choosing import Choosing
 from .compare import SideBySide
+from .edit_files import EditFiles
 from .jobs import Handlers, Lane, Start
+from .painting import Painting
 from .runs import RunCycle
 from .section_view import SectionView
 from .selection import combine, inverted
 from .state import (
+    Brush,
     Colouring,
     Combine,
     Message,
@@ -61,6 +65,10 @@ class Presenter:
         self.runs = RunCycle(self.state, start, self.insert_result, self.redraw)
         self.compare = SideBySide(viewer)
         self.acquisition = Acquisition(self.state, start, self.tell, self.load_model)
+        self.painting = Painting(self.state, lambda: self.view, self.colour)
+        self.edit_files = EditFiles(self.painting)
+        self.choosing = Choosing(self.state, lambda: self.view, self.select, self.painting.edited)
+        self._limits: dict[tuple[str | None, ...], tuple[float, float]] = {}
         self._lanes = {name: Lane(start) for name in ("section", "model", "save")}
         self._titles: dict[str, str] = {}
         self._result_layers: dict[int, Any] = {}
@@ -89,19 +97,22 @@ class Presenter:
         viewer = self._viewer()
         if viewer is None or (self.view is not None and self.view.section is section):
             return
-        view = self.view
+        view, before = self.view, self.state.section
         self.close_section()
         if view is not None:
             view.remove()
             for entry in self.state.results:  # of another tissue: they are kept, but would lie over this one
                 self.show_result(entry.number, False)
-        self.view = SectionView(viewer, section, self.click, self.ring)
+        self.view = SectionView(viewer, section, self.click, self.ring, self.stroke)
         state = self.state
         state.section = section
         self.view.show()
         state.request = state.request.model_copy(
             update={"section": str(section.path) if section.path else section.name}
         )
+        self.painting.section_changed(before, section)
+        self.choosing.section_changed(before, section)
+        self._limits.clear()
         self.colour(replace(state.colouring, limits=None))
         self.tell("info", f"{section.name}: {len(section.spots):,} spots. Click spots, or draw a lasso around them.")
         if state.checkpoint is None and not self._lanes["model"].busy:
@@ -134,16 +145,22 @@ class Presenter:
     # --- colours and selection
 
     def colour(self, colouring: Colouring) -> None:
-        """Colour the spots."""
+        """Colour the spots; limits that the user set are kept for each gene, program and column."""
+        if colouring.limits is not None:
+            self._limits[colouring.key] = colouring.limits
+        elif colouring.key == self.state.colouring.key and colouring.key in self._limits:
+            del self._limits[colouring.key]  # the same as before, with limits no longer set: automatic again
+        else:
+            colouring = replace(colouring, limits=self._limits.get(colouring.key))
         self.state.colouring = colouring
         if self.view is not None:
-            self.state.colour_scale = self.view.colour(colouring)
+            self.state.colour_scale = self.view.colour(colouring, self.painting.edited())
             self.redraw()
 
     def redraw(self) -> None:
         """Draw colours, selection and rings of the spots."""
         if self.view is not None:
-            self.view.draw(self.state.selected, self._hollow())
+            self.view.draw(self.state.selected, self._hollow(), self.painting.outlined())
 
     def _hollow(self) -> set[str]:
         shown = [e.result.plan for e in self.state.results if e.visible and e.result.section is self.state.section]
@@ -170,7 +187,7 @@ class Presenter:
 
     def click(self, yx: NDArray[np.float64], how: Combine | None) -> None:
         """Select the spot at a place in full-resolution pixels; a click beside the spots changes nothing."""
-        if self.view is not None and (found := self.view.finder.at(yx.tolist())):
+        if self.view is not None and not self.view.brushing and (found := self.view.finder.at(yx.tolist())):
             self.select(found, how or self.state.combine)
 
     def ring(self, yx: NDArray[np.float64], how: Combine | None) -> None:
@@ -181,16 +198,38 @@ class Presenter:
         if found or len(yx) > 2:
             self.select(found, how or self.state.combine)
 
+    def stroke(self, kind: str, yx: NDArray[np.float64], erase: bool) -> bool:
+        """Paint with the brush, if it is in hand; return whether it is."""
+        if self.view is None or not self.view.brushing:
+            return False
+        if kind == "begin":
+            self.painting.begin_stroke(yx, erase)
+        elif kind == "move":
+            self.painting.move_stroke(yx)
+        else:
+            self.painting.move_stroke(yx)
+            self.painting.end_stroke()
+            self.state.colour_scale = self.view.scale
+        return True
+
     def use_tool(self, tool: Tool) -> None:
-        """Choose spots by clicking or by drawing around them."""
+        """Choose spots by clicking or by drawing around them, or paint on them."""
         if self.view is None:
             tool = "click"
-        elif tool == "lasso":
-            self.view.start_lasso()
         else:
-            self.view.stop_lasso()
-            self.view.activate()
+            if tool in ("lasso", "rectangle"):
+                self.view.start_lasso(tool)
+            else:
+                self.view.stop_lasso()
+                self.view.activate()
+            self.view.take_brush(self.state.brush if tool == "brush" else None)
         self.state.tool = tool  # last: adding the lasso's layer makes it active, which is also how a tool is put away
+
+    def set_brush(self, brush: Brush) -> None:
+        """Change the brush; in hand, its new size shows at once."""
+        self.state.brush = brush
+        if self.view is not None and self.state.tool == "brush":
+            self.view.take_brush(brush)
 
     # --- model
 
@@ -336,5 +375,8 @@ class Presenter:
     def _active_changed(self, event: Any) -> None:
         # another layer was chosen while a lasso was to be drawn: the tool is put away, or the next drag would surprise
         view = self.view
-        if view is not None and not self._inserting and event.value is not view.lasso_layer:
+        if view is None or self._inserting or self.state.tool == "click":
+            return
+        if event.value is not (view.spots if self.state.tool == "brush" else view.lasso_layer):
+            view.take_brush(None)
             self.state.tool = "click"  # its layer is taken away when a tool is next chosen, not amid napari's own event

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,11 @@ from numpy.typing import NDArray
 
 from ..types import Section
 from . import layers
-from .colouring import look_of, scale_of
-from .gestures import Lasso, OnPlace, on_click
+from .colouring import face_of, look_of
+from .gestures import Lasso, OnPlace, OnStroke, on_click, on_stroke
 from .selection import SpotFinder
-from .state import Colouring, ColourScale
+from .state import Brush, Colouring, ColourScale
+from .values import Edited, SpotValues
 
 
 class SectionView:
@@ -27,19 +30,27 @@ class SectionView:
         What is shown.
     on_click, on_lasso
         Called with a place (2,) in full-resolution pixels, and a ring (n, 2) in full-resolution pixels.
+    on_stroke
+        Called with ``begin``, ``move`` or ``end``, a place, and whether Alt is held, while the brush is in hand.
     """
 
-    def __init__(self, viewer: Any, section: Section, on_click: OnPlace, on_lasso: OnPlace) -> None:
+    def __init__(
+        self, viewer: Any, section: Section, on_click: OnPlace, on_lasso: OnPlace, on_stroke: OnStroke | None = None
+    ) -> None:
         self._viewer = weakref.ref(viewer)
         self.section = section
         self.finder = SpotFinder(section.spots)
         self.slide: Any = None
         self.spots: Any = None
-        self._on_click, self._on_lasso = on_click, on_lasso
+        self.values = SpotValues(section.spots)
+        self.brushing = False
+        self._on_click, self._on_lasso, self._on_stroke = on_click, on_lasso, on_stroke
         self._lasso: Lasso | None = None
-        self._values: NDArray[np.float32] | None = None
+        self._colouring, self._edited = Colouring(), Edited()
+        self._values: NDArray[Any] | None = None
         self._scale = ColourScale()
-        self._colormap = Colouring().colormap
+        none = np.zeros(len(section.spots), dtype=bool)
+        self._selected, self._hollow, self._outlined = none, none, none
 
     # ------------------------------------------------------------------------------------------- layers
 
@@ -63,6 +74,8 @@ class SectionView:
         elif role == "spots":
             self.spots = layer
             layer.mouse_drag_callbacks.append(on_click(self._on_click))
+            if self._on_stroke is not None:
+                layer.mouse_drag_callbacks.append(on_stroke(self._on_stroke))
             layer.editable = False  # a stray Delete must not remove spots; positions belong to the file
 
     def holds(self, layer: Any) -> bool:
@@ -100,13 +113,14 @@ class SectionView:
         """The layer that a lasso is drawn on, or None."""
         return None if self._lasso is None else self._lasso.layer
 
-    def start_lasso(self) -> None:
-        """Let the user draw around spots until `stop_lasso`."""
+    def start_lasso(self, shape: str = "lasso") -> None:
+        """Let the user draw a lasso or a rectangle around spots until `stop_lasso`."""
         viewer = self._viewer()
         if viewer is None:
             return
         if self._lasso is None:
             self._lasso = Lasso(viewer.add_layer(layers.make(layers.lasso_layer(self.section))), self._ring)
+        self._lasso.take_shape(shape)
         viewer.layers.selection.active = self._lasso.layer
 
     def stop_lasso(self) -> None:
@@ -122,25 +136,98 @@ class SectionView:
         if self.spots is not None:
             self._on_lasso(np.array([self.spots.world_to_data(vertex) for vertex in world]), how)
 
-    # ------------------------------------------------------------------------------------------- colours
+    # ------------------------------------------------------------------------------------------- brush
 
-    def colour(self, colouring: Colouring) -> ColourScale:
-        """Compute what the spots show; `draw` shows it. Return what the colours mean, or why there are none."""
-        self._values, self._scale = scale_of(self.section.spots, colouring)
-        self._colormap = colouring.colormap
-        if self.spots is not None:
-            features: dict[str, Any] = {"spot": self.section.spots.ids}
-            if self._values is not None:
-                features[self._scale.gene or ""] = np.round(self._values, 3)
-            self.spots.features = features
-        return self._scale
-
-    def draw(self, selected: tuple[str, ...], hollow: set[str]) -> None:
-        """Draw colours, selection and rings."""
+    def take_brush(self, brush: Brush | None) -> None:
+        """Take the brush in hand, its size shown by the cursor, or put it away (None)."""
+        self.brushing = brush is not None
         if self.spots is None:
             return
+        self.spots.mouse_pan = brush is None
+        if brush is None:
+            self.spots.cursor = "standard"
+            return
+        mpp = self.section.calibration.mpp
+        scale = float(np.abs(self.spots.scale).min()) if mpp is None else 1.0
+        self.spots.cursor_size = max(1.0, 2 * brush.radius_um * scale)
+        self.spots.cursor = "circle"
+        self.activate()
+
+    # ------------------------------------------------------------------------------------------- colours
+
+    def colour(self, colouring: Colouring, edited: Edited | None = None) -> ColourScale:
+        """Compute what the spots show; `draw` shows it. Return what the colours mean, or why there are none."""
+        self._colouring, self._edited = colouring, edited or Edited()
+        self._values, self._scale = self.values.of(colouring, self._edited)
+        self._describe()
+        return self._scale
+
+    def recolour(self, edited: Edited, whole: bool = False) -> None:
+        """Follow a change of the edits: only the colours of faces, and limits only widen; ``whole`` says it has ended."""
+        if self._colouring.show != "measured" and self._colouring.obs is None:
+            values, scale = self.values.of(self._colouring, edited)
+            if not whole and values is not None:
+                low, high = self._scale.limits
+                scale = replace(scale, limits=(min(low, scale.limits[0]), max(high, scale.limits[1])))
+            self._values, self._scale = values, scale
+            if self.spots is not None and self._hollow.any():  # a ring has its colour in its border
+                self.outline_again()
+            elif self.spots is not None:
+                layers.draw_faces(self.spots, face_of(self._values, self._scale, self._hollow))
+        self._edited = edited
+        if whole:
+            self._describe()
+
+    @property
+    def scale(self) -> ColourScale:
+        """What the colours mean now."""
+        return self._scale
+
+    def _describe(self) -> None:
+        """Let napari's status bar say of the spot under the mouse what it is, its value, and which edits change it."""
+        if self.spots is None:
+            return
+        features: dict[str, Any] = {"spot": self.section.spots.ids}
+        if self._values is not None:
+            plain = self._values.dtype.kind in "US"
+            features[self._scale.gene or ""] = self._values if plain else np.round(self._values, 3)
+        touching: list[list[str]] = [[] for _ in self.section.spots.ids]
+        place = {spot: row for row, spot in enumerate(self.section.spots.ids.tolist())}
+        for edit in self._edited.edits:
+            if edit.enabled:
+                groups = (*getattr(edit, "group_a", ()), *getattr(edit, "group_b", ()))
+                weights = edit.spots or dict.fromkeys(groups or place, 1.0)
+                for spot, weight in weights.items():
+                    if spot in place:
+                        amount = weight * edit.strength
+                        touching[place[spot]].append(edit.name + (f" ({amount:.2g})" if amount < 1 else ""))
+        if any(touching):
+            features["edits"] = np.array([", ".join(names) or None for names in touching], dtype=object)
+        self.spots.features = features
+
+    def draw(self, selected: tuple[str, ...], hollow: set[str], outlined: set[str] | None = None) -> None:
+        """Draw colours, selection and rings."""
         ids = self.section.spots.ids
-        chosen = np.isin(ids, np.array(selected, dtype=ids.dtype)) if selected else np.zeros(len(ids), dtype=bool)
-        rings = np.isin(ids, np.array(list(hollow), dtype=ids.dtype)) if hollow else np.zeros(len(ids), dtype=bool)
-        layers.draw_spots(self.spots, look_of(self._values, self._scale, self._colormap, chosen, rings))
-        self.spots.selected_data = set(np.flatnonzero(chosen).tolist())
+        self._selected, self._hollow = _among(ids, selected), _among(ids, hollow)
+        if outlined is not None:
+            self._outlined = _among(ids, outlined)
+        if self.spots is None:
+            return
+        look = look_of(self._values, self._scale, self._selected, self._hollow, self._outlined)
+        layers.draw_spots(self.spots, look, np.flatnonzero(self._selected))
+
+    def outline(self, outlined: set[str]) -> None:
+        """Draw anew with other spots outlined as changed by the chosen edit."""
+        self._outlined = _among(self.section.spots.ids, outlined)
+        self.outline_again()
+
+    def outline_again(self) -> None:
+        """Draw colours and outlines as they are known."""
+        if self.spots is not None:
+            look = look_of(self._values, self._scale, self._selected, self._hollow, self._outlined)
+            layers.draw_spots(self.spots, look)
+
+
+def _among(ids: NDArray[np.str_], chosen: Collection[str]) -> NDArray[np.bool_]:
+    known = set(chosen)
+    return np.fromiter((spot in known for spot in ids.tolist()), dtype=bool, count=len(ids))

@@ -18,7 +18,11 @@ from ..types import Request, Section
 
 Combine = Literal["replace", "add", "subtract", "toggle"]
 """What a click or a lasso does to the selection."""
-Tool = Literal["click", "lasso"]
+Tool = Literal["click", "rectangle", "lasso", "brush"]
+Show = Literal["measured", "edited", "change"]
+"""Expression as measured, after the edits, or the difference, which is always in log units."""
+Span = Literal["zero_p99", "p1_p99", "min_max"]
+"""Automatic limits: zero to the 99th percentile, 1st to 99th percentile, least to greatest."""
 
 
 class RunStatus(StrEnum):
@@ -49,34 +53,92 @@ class OpenIntent:
 
 @dataclass(frozen=True)
 class Colouring:
-    """How spots are coloured.
+    """How spots are coloured: by a gene, a program or a column of the table; by none of them, rings alone are drawn.
 
     Attributes
     ----------
     gene
-        Symbol or Ensembl id; None draws rings alone.
+        Symbol or Ensembl id.
     log
         log(1 + counts per 10,000) instead of counts per 10,000.
     limits
-        Values at the ends of the colour map; None takes zero and the 99th percentile.
+        Values at the ends of the colour map; None takes them from the values, as ``span`` says.
     colormap
-        Name of a napari colour map.
+        Name of a napari colour map; a change has a diverging one of ours and categories have their own colours.
+    program
+        Name of a program: the weighted mean of its genes.
+    obs
+        Name of a column of the table.
+    show
+        For genes and programs.
     """
 
     gene: str | None = None
     log: bool = True
     limits: tuple[float, float] | None = None
     colormap: str = "viridis"
+    program: str | None = None
+    obs: str | None = None
+    show: Show = "measured"
+    span: Span = "zero_p99"
+
+    @property
+    def key(self) -> tuple[str | None, ...]:
+        """What is coloured by, apart from how: limits that the user set are kept for each."""
+        return (self.gene, self.program, self.obs, self.show, str(self.log))
 
 
 @dataclass(frozen=True)
 class ColourScale:
-    """What the colours of the spots mean: the limits in force and their unit, or why there are none."""
+    """What the colours of the spots mean: the limits in force and their unit, or why there are none.
+
+    ``gene`` is what is coloured by, in words; ``categories`` are (name, RGBA, spots) where it is a column of categories.
+    """
 
     gene: str | None = None
     limits: tuple[float, float] = (0.0, 1.0)
     unit: str = ""
     fault: str = ""
+    colormap: str = "viridis"
+    categories: tuple[tuple[str, tuple[float, ...], int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Brush:
+    """How the brush paints.
+
+    Attributes
+    ----------
+    radius_um
+        In microns; in full-resolution pixels where the section is not calibrated.
+    softness
+        Part of the radius over which the weight falls off to nothing, 0 to 1.
+    strength
+        Weight that one stroke gives at its middle, 0 to 1; a further stroke adds that share of what is left to 1.
+    erase
+        Take weight away instead.
+    """
+
+    radius_um: float = 150.0
+    softness: float = 0.5
+    strength: float = 1.0
+    erase: bool = False
+
+
+@dataclass(frozen=True)
+class EditDraft:
+    """What the next edit is to be, or what the chosen one is; see the edits in `napari_stmdit.types`."""
+
+    operation: Literal["scale", "add", "set_quantile", "knock_out", "towards", "swap"] = "add"
+    genes: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+    factor: float = 3.0
+    log_units: float = 1.0
+    quantile: float = 0.95
+    target_profile: str | None = None
+    target_spots: tuple[str, ...] = ()
+    group_a: tuple[str, ...] = ()
+    group_b: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,6 +226,14 @@ class WorkbenchState:
         The download under way.
     foreign, converting
         A foreign checkpoint that waits for the user's answers, and whether it is being converted.
+    draft, draft_faults
+        The form of an edit, and what is wrong with it.
+    chosen_edit
+        Place in ``request.edits`` of the edit that the form shows and the brush paints on; None for a new one.
+    undoable
+        Whether a change of the edits can be undone, and whether one can be done again.
+    named
+        Selections that were given a name.
     """
 
     events: ClassVar[SignalGroupDescriptor] = SignalGroupDescriptor(
@@ -199,6 +269,12 @@ class WorkbenchState:
     results: tuple[ResultEntry, ...] = ()
     chosen_result: int | None = None
     comparing: bool = False
+    draft: EditDraft = EditDraft()
+    draft_faults: Mapping[str, str] = field(default_factory=dict)
+    brush: Brush = Brush()
+    chosen_edit: int | None = None
+    undoable: tuple[bool, bool] = (False, False)
+    named: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def obstacle(self) -> str:

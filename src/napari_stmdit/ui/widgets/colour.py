@@ -1,26 +1,37 @@
-"""Colouring spots by a gene."""
+"""Colouring spots by a gene, a program or a column."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from qtpy.QtCore import QSize, QStringListModel, Qt, Signal
-from qtpy.QtGui import QImage, QPainter, QPaintEvent, QPixmap
+from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtGui import QColor, QIcon, QImage, QPainter, QPaintEvent, QPixmap
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
-    QCompleter,
     QDoubleSpinBox,
-    QLineEdit,
+    QListWidget,
+    QListWidgetItem,
     QSizePolicy,
     QWidget,
 )
 
-from ...types import Section
-from ..colouring import COLORMAPS
+from ...expression.genes import match_genes
+from ...types import Genes, Section
+from ..colouring import COLORMAPS, colormap_of
 from ..state import Colouring, ColourScale
-from .common import Text, column, named, row, without_steppers
+from .common import Choice, Text, column, named, row, without_steppers
+from .names import COLUMN, PROGRAM, NameField
+
+SPANS = (
+    ("zero_p99", "0 – 99 %", "From zero to the 99th percentile of the spots"),
+    ("p1_p99", "1 – 99 %", "From the 1st to the 99th percentile of the spots"),
+    ("min_max", "min – max", "From the least to the greatest value"),
+    ("own", "own", "The limits that are typed below; they are kept for each gene"),
+)
+MOST_LEGEND_LINES = 7
 
 
 class ColourStrip(QWidget):  # type: ignore[misc,unused-ignore]
@@ -34,13 +45,11 @@ class ColourStrip(QWidget):  # type: ignore[misc,unused-ignore]
 
     def sizeHint(self) -> QSize:
         """Return the bar's size."""
-        return QSize(120, 10)
+        return QSize(120, 12)
 
     def show_map(self, name: str) -> None:
         """Show a colour map."""
-        from napari.utils.colormaps import ensure_colormap
-
-        colours = np.asarray(ensure_colormap(name).map(np.linspace(0, 1, 256)))[:, :3]
+        colours = np.asarray(colormap_of(name).map(np.linspace(0, 1, 256)))[:, :3]
         pixels = np.ascontiguousarray((colours * 255).astype(np.uint8))
         self._pixmap = QPixmap.fromImage(QImage(pixels.tobytes(), 256, 1, 768, QImage.Format.Format_RGB888).copy())
         self.update()
@@ -54,47 +63,74 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
     """A lens on a `Colouring`."""
 
     valueChanged = Signal(object)
+    categoryChosen = Signal(str, str)
+    """A column and one of its categories, which is to be selected."""
 
     def __init__(self) -> None:
         super().__init__()
         self._value = Colouring()
         self._shown = (0.0, 1.0)
-        self._names = QStringListModel(self)
-        self.gene = QLineEdit()
-        self.gene.setPlaceholderText("gene, e.g. ERBB2")
-        self.gene.setClearButtonEnabled(True)
-        named(self.gene, "Gene", "Type a part of a gene's name and choose; empty shows rings alone")
-        completer = QCompleter(self._names, self)
-        completer.setFilterMode(Qt.MatchFlag.MatchContains)
-        completer.setCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)
-        completer.setMaxVisibleItems(12)
-        self.gene.setCompleter(completer)
-        completer.activated[str].connect(self._gene_chosen)
-        self.gene.editingFinished.connect(lambda: self._gene_chosen(self.gene.text()))
-        self.gene.textChanged.connect(lambda text: None if text else self._gene_chosen(""))
+        self._genes: Genes | None = None
+        self._programs: tuple[str, ...] = ()
+        self._columns: tuple[str, ...] = ()
+        self.gene = NameField()
+        self.gene.setPlaceholderText("gene, program or column")
+        named(
+            self.gene,
+            "Colour by",
+            "Type a part of the name of a gene, a program or a column of the table, and choose; empty shows rings alone",
+        )
+        self.show_ = Choice(
+            (
+                ("measured", "Measured", "Expression as it was measured"),
+                ("edited", "Edited", "Expression after the edits that are switched on"),
+                ("change", "Change", "What the edits change, in log units: blue is less, orange more"),
+            )
+        )
         self.log = named(QCheckBox("log"), "Logarithmic", "log(1 + counts per 10,000) instead of counts per 10,000")
-        self.auto = named(QCheckBox("auto"), "Automatic limits", "Limits from zero to the 99th percentile of the spots")
+        self.span = named(QComboBox(), "Limits", "Where the colour map begins and ends")
+        for key, label, tip in SPANS:
+            self.span.addItem(label, key)
+            self.span.setItemData(self.span.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
         self.low, self.high = self._limit("Lower limit"), self._limit("Upper limit")
         self.colormap = named(
             QComboBox(), "Colour map", "Perceptually uniform maps that can be read with colour vision deficiencies"
         )
         self.colormap.addItems(COLORMAPS)
-        self.colormap.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.colormap.setMinimumContentsLength(6)
+        for combo in (self.colormap, self.span):
+            combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            combo.setMinimumContentsLength(6)
         self.strip = ColourStrip()
-        self.unit = Text("quiet")
-        self.fault = Text("warning")
+        self.legend = named(
+            QListWidget(), "Categories", "The colour of each category; double-click to select its spots"
+        )
+        self.legend.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.unit, self.fault = Text("quiet"), Text("warning")
+        self._lay_out()
+        self._connect()
+        self.setValue(Colouring())
+        self.show_scale(ColourScale())
+
+    def _lay_out(self) -> None:
+        self._scale_row = QWidget()
+        self._scale_row.setLayout(row(self.low, self.strip, self.high, stretch=1))
+        self._options = QWidget()
+        self._options.setLayout(row(self.colormap, self.span, stretch=None))
+        self.setLayout(
+            column(
+                self.gene, self.fault, self.show_, self._options, self._scale_row, self.legend, row(self.unit, self.log)
+            )
+        )
+
+    def _connect(self) -> None:
+        self.gene.changed.connect(self._name_chosen)
+        self.show_.chosen.connect(lambda show: self._change(show=show, limits=None))
         self.log.toggled.connect(lambda on: self._change(log=on, limits=None))
-        self.auto.toggled.connect(self._auto_toggled)
+        self.span.activated.connect(self._span_chosen)
         self.low.editingFinished.connect(self._limits_edited)
         self.high.editingFinished.connect(self._limits_edited)
         self.colormap.currentTextChanged.connect(lambda name: self._change(colormap=name))
-        self._scale_row = QWidget()
-        self._scale_row.setLayout(row(self.low, self.strip, self.high, stretch=1))
-        self.setLayout(
-            column(self.gene, self.fault, row(self.colormap, self.log, self.auto), self._scale_row, self.unit)
-        )
-        self.setValue(Colouring())
+        self.legend.itemDoubleClicked.connect(self._category_clicked)
 
     # --- value
 
@@ -105,41 +141,65 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def setValue(self, value: Colouring) -> None:
         """Show a colouring."""
         self._value = value
-        controls = (self.gene, self.log, self.auto, self.colormap, self.low, self.high)
+        controls = (self.log, self.span, self.colormap, self.low, self.high)
         for control in controls:
             control.blockSignals(True)
-        if self.gene.text() != (value.gene or "") and not self.gene.hasFocus():
-            self.gene.setText(value.gene or "")
+        text = value.gene or (f"{value.program}{PROGRAM}" if value.program else "")
+        self.gene.show_text(f"{value.obs}{COLUMN}" if value.obs else text)
+        self.show_.setValue(value.show)
         self.log.setChecked(value.log)
-        self.auto.setChecked(value.limits is None)
+        self.span.setCurrentIndex(self.span.findData(value.span if value.limits is None else "own"))
         self.colormap.setCurrentText(value.colormap)
         for control in controls:
             control.blockSignals(False)
-        self.strip.show_map(value.colormap)
 
     # --- what is known
 
-    def show_section(self, section: Section | None) -> None:
-        """Offer a section's genes."""
-        self._names.setStringList([] if section is None else sorted(set(section.spots.genes.symbols.tolist())))
+    def show_section(self, section: Section | None, columns: tuple[str, ...] = (), programs: Any = ()) -> None:
+        """Offer a section's genes, the columns of its table, and programs."""
+        self._genes = None if section is None else section.spots.genes
+        self._columns, self._programs = columns, tuple(programs)
+        genes = () if section is None else section.spots.genes.symbols.tolist()
+        self.gene.offer(genes, self._programs, columns)
         self.setEnabled(section is not None)
 
     def show_scale(self, scale: ColourScale) -> None:
         """Show the limits in force, or why there are none."""
+        value = self._value
         self.fault.show_text(scale.fault)
+        by_numbers = scale.gene is not None and not scale.categories
+        change = by_numbers and value.show == "change" and value.obs is None
         self.unit.show_text(f"{scale.gene}: {scale.unit}" if scale.gene else "")
-        self._scale_row.setVisible(scale.gene is not None)
-        for control, value in zip((self.low, self.high), scale.limits, strict=True):
+        self._scale_row.setVisible(by_numbers)
+        self._options.setVisible(by_numbers)
+        self.show_.setVisible(value.gene is not None or value.program is not None)
+        self.log.setVisible(by_numbers and value.obs is None and not change)
+        self.colormap.setVisible(not change)
+        self.strip.show_map(scale.colormap)
+        self._show_legend(scale)
+        for control, limit in zip((self.low, self.high), scale.limits, strict=True):
             control.blockSignals(True)
-            control.setValue(value)
+            control.setValue(limit)
             control.blockSignals(False)
         self._shown = (self.low.value(), self.high.value())
+
+    def _show_legend(self, scale: ColourScale) -> None:
+        self.legend.setVisible(bool(scale.categories))
+        self.legend.clear()
+        for name, colour, count in scale.categories:
+            swatch = QPixmap(12, 12)
+            swatch.fill(QColor.fromRgbF(*colour[:3]))
+            item = QListWidgetItem(QIcon(swatch), f"{name}  ({count:,})")
+            item.setData(Qt.ItemDataRole.UserRole, name)
+            self.legend.addItem(item)
+        lines = min(max(len(scale.categories), 1), MOST_LEGEND_LINES)
+        self.legend.setFixedHeight(lines * max(self.legend.sizeHintForRow(0), 18) + 6)
 
     # --- private
 
     def _limit(self, name: str) -> QDoubleSpinBox:
         box = QDoubleSpinBox()
-        box.setRange(0, 10_000)
+        box.setRange(-1e9, 1e9)
         box.setDecimals(2)
         return named(without_steppers(box, 66), name, f"{name} of the colour map")
 
@@ -149,13 +209,28 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.setValue(value)
             self.valueChanged.emit(value)
 
-    def _gene_chosen(self, name: str) -> None:
-        self._change(gene=name.strip() or None, limits=None)
+    def _name_chosen(self, text: str) -> None:
+        text = text.strip()
+        plain = text.removesuffix(PROGRAM.strip()).removesuffix(COLUMN.strip()).strip()
+        found: dict[str, object] = {"gene": None, "program": None, "obs": None}
+        is_gene = self._genes is not None and bool(match_genes((text,), self._genes).shared)
+        if text.endswith(PROGRAM.strip()) or (not is_gene and text in self._programs):
+            found["program"] = plain
+        elif text.endswith(COLUMN.strip()) or (not is_gene and text in self._columns):
+            found["obs"] = plain
+        elif text:
+            found["gene"] = text
+        self._change(limits=None, **found)
 
-    def _auto_toggled(self, auto: bool) -> None:
-        self._change(limits=None if auto else (self.low.value(), self.high.value()))
+    def _span_chosen(self) -> None:
+        span = str(self.span.currentData())
+        limits = (self.low.value(), self.high.value()) if span == "own" else None
+        self._change(limits=limits, **({} if span == "own" else {"span": span}))
 
     def _limits_edited(self) -> None:
         limits = (self.low.value(), self.high.value())
         if limits != self._shown and limits[0] < limits[1]:
             self._change(limits=limits)
+
+    def _category_clicked(self, item: QListWidgetItem) -> None:
+        self.categoryChosen.emit(self._value.obs or "", str(item.data(Qt.ItemDataRole.UserRole)))

@@ -166,7 +166,7 @@ class Choice(QWidget):  # type: ignore[misc,unused-ignore]
     def __init__(self, options: Sequence[tuple[str, str, str]]) -> None:
         super().__init__()
         self._buttons: dict[str, QPushButton] = {}
-        group = QButtonGroup(self)
+        self._group = group = QButtonGroup(self)
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(2)
@@ -187,8 +187,10 @@ class Choice(QWidget):  # type: ignore[misc,unused-ignore]
         return next((key for key, button in self._buttons.items() if button.isChecked()), "")
 
     def setValue(self, key: str) -> None:
-        """Press a button without saying so."""
-        self._buttons[key].setChecked(True)
+        """Press a button without saying so; a key that has none lets all of them go."""
+        self._group.setExclusive(key in self._buttons)
+        for name, button in self._buttons.items():
+            button.setChecked(name == key)
 
     def button(self, key: str) -> QPushButton:
         """Return a button, for tests and shortcuts."""

@@ -17,11 +17,14 @@ from ..presenter import Presenter, presenter_of
 from ..state import RunStatus, WorkbenchState
 from .colour import ColourPanel
 from .common import Fold, Text, column
+from .edits import EditsPanel
+from .edits_wiring import wire_edits
 from .model import ModelPanel
 from .results import ResultsPanel
 from .run_bar import RunBar
 from .section import SectionPanel
 from .select import SelectPanel
+from .shortcuts import bind
 from .synthesize import SynthesizePanel
 
 NARROWEST = 300
@@ -43,6 +46,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self._viewer = weakref.ref(viewer)
         self._connections: list[tuple[Any, Any]] = []
         self.section, self.colour, self.select = SectionPanel(), ColourPanel(), SelectPanel()
+        self.edits = EditsPanel()
         self.model, self.synthesize, self.results = ModelPanel(), SynthesizePanel(), ResultsPanel()
         self.run_bar = RunBar()
         self.model.offer_checkpoints([entry.name for entry in list_checkpoints()])
@@ -51,7 +55,8 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self._wire_state()
         self._use_theme()
         viewer.events.theme.connect(self._use_theme)
-        self.destroyed.connect(_closer(self.presenter, self._connections))
+        self._connections += wire_edits(self)
+        self.destroyed.connect(_closer(self.presenter, self._connections, bind(viewer, self.presenter, self)))
         self.presenter.adopt()
 
     @property
@@ -68,8 +73,9 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
     def _lay_out(self) -> None:
         self.folds = {
             "section": Fold("Section", self.section),
-            "colour": Fold("Colour by gene", self.colour),
+            "colour": Fold("Colour", self.colour),
             "select": Fold("Select", self.select),
+            "edits": Fold("Paint expression", self.edits, unfolded=False),
             "model": Fold("Model", self.model, unfolded=False),
             "synthesize": Fold("Synthesize", self.synthesize),
             "results": Fold("Results", self.results),
@@ -152,6 +158,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             (("colour_scale",), lambda: self.colour.show_scale(self.state.colour_scale)),
             (("selected", "section"), self._show_selection),
             (("tool",), lambda: self.select.tool.setValue(self.state.tool)),
+            (("request",), self._preview),
             (("combine",), lambda: self.select.combine.setValue(self.state.combine)),
             (("devices",), lambda: self.model.offer_devices(self.state.devices)),
             (("model",), lambda: self.model.setValue(self.state.model)),
@@ -176,7 +183,6 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
 
     def _show_section(self) -> None:
         self.section.show_section(self.state.section)
-        self.colour.show_section(self.state.section)
 
     def _show_fit(self) -> None:
         self.section.show_fit(self.presenter.gene_overlap(), self.presenter.section_fault())
@@ -212,7 +218,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.results.show_results(self.state.results, self.state.chosen_result)
 
 
-def _closer(presenter: Presenter, connections: list[tuple[Any, Any]]) -> Any:
+def _closer(presenter: Presenter, connections: list[tuple[Any, Any]], unbind: Any) -> Any:
     """Return a slot that ends what is under way and takes the widget off the state, which outlives a dock that is closed.
 
     It must not hold the widget, which is being destroyed when it is called.
@@ -222,6 +228,7 @@ def _closer(presenter: Presenter, connections: list[tuple[Any, Any]]) -> Any:
         while connections:
             signal, show = connections.pop()
             signal.disconnect(show)
+        unbind()
         presenter.close()
 
     return close

@@ -21,6 +21,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def __init__(self) -> None:
         super().__init__()
+        self._section: Section | None = None
         self.path = self._field("Section folder", "Space Ranger folder or SpatialData .zarr")
         self.path.setToolTip(
             "A Space Ranger 'outs' folder (Visium or Visium HD), or a SpatialData .zarr with Visium spots"
@@ -40,6 +41,13 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.open_button.clicked.connect(self._open)
         self.sample_button.clicked.connect(lambda: self.openRequested.emit(None))
         self.path.returnPressed.connect(self._open)
+        self.mpp.returnPressed.connect(self._open)
+        self.correct = named(
+            QPushButton("Correct…"),
+            "Correct the scale",
+            "Give other microns per pixel than the files do and open the section again; edits and names are kept",
+        )
+        self.correct.clicked.connect(self._correct)
         inside = QWidget()
         inside.setLayout(labelled(("Slide image", row(self.fullres, browse_image)), ("µm per pixel", self.mpp)))
         self.overrides = Fold("Where the files lack it", inside, unfolded=False, inner=True)
@@ -51,6 +59,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._form.setHorizontalSpacing(10)
         self._form.setVerticalSpacing(3)
         self.rows = {name: self._fact(name) for name in ("Name", "Spots", "Genes", "Scale", "System", "Shared genes")}
+        self._form.insertRow(4, "", self.correct)
         self.rows["Scale"].setToolTip(
             "Microns per full-resolution pixel of the slide, and where that number comes from"
         )
@@ -95,6 +104,8 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def show_section(self, section: Section | None) -> None:
         """Show a section's facts."""
         self._facts.setVisible(section is not None)
+        self._section = section
+        self.correct.setEnabled(section is not None and section.path is not None)
         self.notes.show_text("")
         self.fault.show_text("")
         if section is None:
@@ -164,6 +175,12 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             intent = self.value()
         if intent.path:
             self.openRequested.emit(intent)
+
+    def _correct(self) -> None:
+        if self._section is not None and self._section.path is not None and not self.path.text().strip():
+            self.path.setText(str(self._section.path))
+        self.overrides.unfold()
+        self.mpp.setFocus()
 
     def _browse_path(self) -> None:
         chosen = QFileDialog.getExistingDirectory(self, "Choose a Space Ranger folder or a .zarr", self.path.text())

@@ -1,0 +1,111 @@
+"""Expression profiles of a region: measured in one section, used as the target of an edit in another."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from ..errors import GeneError
+from ..types import SpotProfile, SpotTable
+from .measured import Measured, Profile
+
+DECIMALS = 4
+"""Places kept of a mean: what is shown, written and applied is then one and the same."""
+MOST_BYTES = 50_000_000
+
+
+def measure_profile(spots: SpotTable, ids: Sequence[str], source: str = "") -> SpotProfile:
+    """Return the mean log(1 + counts per 10,000) of some spots.
+
+    Genes that no spot of the section has are left out: the section says nothing about them, and an edit leaves them alone.
+    Columns that share a symbol count as one gene.
+
+    Raises
+    ------
+    GeneError
+        No spot was given, or one that the section lacks.
+    """
+    known = set(spots.ids.tolist())
+    strangers = [spot for spot in ids if spot not in known]
+    if not ids or strangers:
+        raise GeneError(f"a profile needs spots of this section; got {', '.join(strangers[:5]) or 'none'}")
+    measured = Measured.of(spots)
+    symbols, place = np.unique(spots.genes.symbols, return_inverse=True)
+    rows = measured.rows(ids)
+    share = measured.counts[rows].multiply(1e4 / measured.totals[rows, None]).tocoo()
+    summed = np.zeros((len(rows), len(symbols)), dtype=np.float32)
+    np.add.at(summed, (share.row, place[share.col]), share.data)
+    seen = np.zeros(len(symbols), dtype=bool)
+    seen[place[np.unique(spots.counts.indices[spots.counts.data > 0])]] = True
+    means = np.round(np.log1p(summed).mean(axis=0).astype(np.float64), DECIMALS)
+    values = {str(symbols[k]): float(means[k]) for k in np.flatnonzero(seen)}
+    return SpotProfile(source=source, values=values)
+
+
+def as_profiles(own: Mapping[str, SpotProfile]) -> dict[str, Profile]:
+    """Return the request's profiles as edits use them."""
+    return {
+        name: Profile(tuple(profile.values), np.array(list(profile.values.values()), dtype=np.float32))
+        for name, profile in own.items()
+    }
+
+
+def write_profile(profile: SpotProfile, path: str | Path) -> None:
+    """Write a profile as JSON, or as two columns (gene, mean) where the name ends in .tsv."""
+    path = Path(path)
+    if path.suffix == ".tsv":
+        lines = [f"# {profile.source}", "gene\tmean_log1p_cp10k", *(f"{g}\t{v:g}" for g, v in profile.values.items())]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    else:
+        path.write_text(profile.model_dump_json(indent=1), encoding="utf-8")
+
+
+def read_profile(path: str | Path) -> SpotProfile:
+    """Read a profile that `write_profile` wrote, or a table of two columns made elsewhere.
+
+    Raises
+    ------
+    GeneError
+        The file cannot be read, or does not hold mean log(1 + counts per 10,000) per gene.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise GeneError(f"{path} has {path.stat().st_size:,} bytes; expected a profile of at most {MOST_BYTES:,}")
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GeneError(f"{path} cannot be read as a profile: {error}") from None
+    try:
+        content = _table(text) if path.suffix in (".tsv", ".txt") else json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("it is no mapping")
+        return SpotProfile(**content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise GeneError(f"{path.name} is no profile: {where}: {first['msg']}. {_EXPECTED}") from None
+    except (ValueError, TypeError) as error:
+        raise GeneError(f"{path.name} is no profile: {error}. {_EXPECTED}") from None
+
+
+_EXPECTED = "Expected for each gene its mean log(1 + counts per 10,000), between 0 and 9.21"
+
+
+def _table(text: str) -> dict[str, object]:
+    lines = text.splitlines()
+    source = lines[0].lstrip("# ") if lines and lines[0].startswith("#") else ""
+    values: dict[str, float] = {}
+    for number, row in enumerate(csv.reader(lines, delimiter="\t"), start=1):
+        if not row or row[0].startswith("#") or (not values and row[0].lower() == "gene"):
+            continue
+        if len(row) != 2:
+            raise ValueError(f"line {number} has {len(row)} columns instead of 2, gene and mean")
+        if row[0] in values:
+            raise ValueError(f"line {number} names {row[0]!r} a second time")
+        values[row[0]] = float(row[1])
+    return {"source": source, "values": values}

@@ -1,0 +1,362 @@
+"""Virtual expression of one viewer: its list of edits, the brush and undo. Never touches the section's table. No Qt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ..errors import RequestError
+from ..expression.profiles import as_profiles
+from ..expression.programs import known_programs
+from ..expression.reach import Reach, reach_of
+from ..synthesis.requests import EditFile
+from ..types import Edit, Request, Section, SwapEdit
+from .brush import Stroke
+from .drafts import describe, draft_of, make_edit
+from .history import History
+from .section_view import SectionView
+from .state import Colouring, EditDraft, Message, WorkbenchState
+from .values import Edited
+
+RECOLOUR_S = 0.08
+"""While a stroke is drawn, spots are coloured anew at most so often."""
+Edits = tuple[Edit, ...]
+
+
+class Painting:
+    """What the user does to edits. Each change is a new tuple of edits in ``state.request`` and one step that can be undone.
+
+    Parameters
+    ----------
+    state
+        Of the viewer.
+    view
+        Returns the view of the open section, or None.
+    colour
+        Colours the spots by a `Colouring`.
+    """
+
+    def __init__(
+        self, state: WorkbenchState, view: Callable[[], SectionView | None], colour: Callable[[Colouring], None]
+    ) -> None:
+        self.state = state
+        self._view = view
+        self._colour = colour
+        self._history: History[Edits] = History(())
+        self._put_away: dict[str, tuple[History[Edits], Request]] = {}
+        self._stroke: tuple[int, Stroke] | None = None
+        self._drawn_at = 0.0
+        self._profiles: tuple[Any, Any, dict[str, Any]] | None = None
+        state.events.request.connect(self._request_changed, max_args=0)
+
+    # --- what is known
+
+    @property
+    def edits(self) -> Edits:
+        """The list."""
+        return self.state.request.edits
+
+    @property
+    def chosen(self) -> Edit | None:
+        """The edit that the form shows and the brush paints on."""
+        number = self.state.chosen_edit
+        return self.edits[number] if number is not None and number < len(self.edits) else None
+
+    def edited(self) -> Edited:
+        """Return the edits on show, with what they refer to; while a stroke is drawn, with the stroke."""
+        request, model = self.state.request, self.state.checkpoint
+        key = (request.profiles, None if model is None else model.profiles)
+        if self._profiles is None or self._profiles[0] is not key[0] or self._profiles[1] is not key[1]:
+            self._profiles = (*key, {**(key[1] or {}), **as_profiles(request.profiles)})
+        edits = self.edits
+        if self._stroke is not None:
+            number, stroke = self._stroke
+            painted = edits[number].model_copy(update={"spots": stroke.weights()})
+            edits = (*edits[:number], painted, *edits[number + 1 :])
+        known = self._profiles[2]
+        usable = tuple(edit for edit in edits if (getattr(edit, "target_profile", None) or "") in ("", *known))
+        return Edited(usable, known_programs(request.programs), known)
+
+    def profile_names(self) -> tuple[str, ...]:
+        """Return the profiles that an edit may move towards: the user's own, then the checkpoint's."""
+        return tuple(self.edited().profiles)
+
+    def reaches(self) -> tuple[Reach, ...]:
+        """Return for each edit which of its genes have no effect."""
+        section, model = self.state.section, self.state.checkpoint
+        if section is None:
+            return tuple(Reach(0) for _ in self.edits)
+        programs = known_programs(self.state.request.programs)
+        seen = None if model is None else model.card.genes
+        return tuple(reach_of(edit, programs, section.spots.genes, seen) for edit in self.edits)
+
+    # --- the form and the list
+
+    def add(self, ids: Sequence[str] | None) -> bool:
+        """Add the edit that the form describes, to some spots or (None) to all; return whether it could be made."""
+        if self.state.section is None:
+            return False
+        if ids is not None and not ids and self.state.draft.operation != "swap":
+            self._tell("warning", "Select spots first, or apply the edit to all spots.")
+            return False
+        whole = ids is None or self.state.draft.operation == "swap"
+        edit = self._made(None if whole else dict.fromkeys(ids or (), 1.0))
+        if edit is None:
+            return False
+        self.state.chosen_edit = len(self.edits)
+        self._commit((*self.edits, edit))
+        self.show_change()
+        return True
+
+    def _made(self, spots: dict[str, float] | None, name: str = "", **more: Any) -> Edit | None:
+        try:
+            edit = make_edit(self.state.draft, spots, name, **more)
+        except RequestError as error:
+            self.state.draft_faults = dict(error.faults)
+            return None
+        self.state.draft_faults = {}
+        return edit
+
+    def take_draft(self, draft: EditDraft) -> None:
+        """The form was changed: so is the edit that it shows, if one is chosen."""
+        self.state.draft = draft
+        edit, number = self.chosen, self.state.chosen_edit
+        if edit is None or number is None:
+            self.state.draft_faults = {}
+            return
+        name = "" if edit.name == describe(edit) else edit.name
+        spots = dict.fromkeys((*edit.group_a, *edit.group_b), 1.0) if isinstance(edit, SwapEdit) else edit.spots
+        spots = None if draft.operation == "swap" else spots
+        changed = self._made(spots, name, strength=edit.strength, enabled=edit.enabled)
+        if changed is not None and changed != edit:
+            self._replace(number, changed, merging=("form", number))
+
+    def choose(self, number: int | None) -> None:
+        """Show an edit in the form and paint on it; None begins a new one."""
+        self.state.chosen_edit = number if number is not None and 0 <= number < len(self.edits) else None
+        edit = self.chosen
+        self.state.draft_faults = {}
+        if edit is not None:
+            self.state.draft = draft_of(edit, self.state.draft)
+            if self.state.colouring.show == "change":
+                self.show_change()
+        self._redraw()
+
+    def set_enabled(self, number: int, enabled: bool) -> None:
+        """Switch an edit on or off."""
+        self._change(number, enabled=enabled)
+
+    def set_strength(self, number: int, strength: float) -> None:
+        """Change how strongly an edit acts, 0 to 1; while a slider is dragged, that is one step."""
+        self._change(number, merging=("strength", number), strength=round(min(max(strength, 0.0), 1.0), 4))
+
+    def rename(self, number: int, name: str) -> None:
+        """Give an edit a name; an empty one brings the description back."""
+        self._change(number, name=name.strip() or describe(self.edits[number]))
+
+    def delete(self, number: int) -> None:
+        """Take an edit out of the list."""
+        if 0 <= number < len(self.edits):
+            self._commit((*self.edits[:number], *self.edits[number + 1 :]))
+            self.choose(min(number, len(self.edits) - 1) if self.edits else None)
+
+    def move(self, number: int, by: int) -> None:
+        """Move an edit up (negative) or down: edits are applied in the list's order."""
+        to = number + by
+        if 0 <= number < len(self.edits) and 0 <= to < len(self.edits):
+            edits = list(self.edits)
+            edits.insert(to, edits.pop(number))
+            self.state.chosen_edit = to
+            self._commit(tuple(edits))
+
+    def undo(self) -> None:
+        """Take back the last change of the edits."""
+        self._go(self._history.undo)
+
+    def redo(self) -> None:
+        """Do again what was taken back."""
+        self._go(self._history.redo)
+
+    def _go(self, step: Callable[[], Edits]) -> None:
+        if self._stroke is not None:
+            return
+        edits = step()
+        number = self.state.chosen_edit
+        if number is not None and number >= len(edits):
+            self.state.chosen_edit = len(edits) - 1 if edits else None
+        self.state.request = self.state.request.model_copy(update={"edits": edits})
+        self._after_change()
+        if self.chosen is not None:
+            self.state.draft = draft_of(self.chosen, self.state.draft)
+
+    # --- the brush
+
+    def begin_stroke(self, yx: NDArray[Any], erase: bool) -> None:
+        """Put the brush down at a place in full-resolution pixels: on the chosen edit, or on a new one."""
+        view, section = self._view(), self.state.section
+        if view is None or section is None or view.finder.tree is None:
+            return
+        number = self.state.chosen_edit
+        if self.chosen is None:
+            edit = self._made({})
+            if edit is None:
+                self._tell("warning", " ".join(self.state.draft_faults.values()))
+                return
+            number = len(self.edits)
+            self._quietly((*self.edits, edit))
+            self.state.chosen_edit = number
+        assert number is not None
+        edit = self.edits[number]
+        if isinstance(edit, SwapEdit):
+            self._tell("warning", "A swap names its own spots and cannot be painted; choose 'New edit' first.")
+            return
+        brush = self.state.brush
+        brush = replace(brush, erase=brush.erase or erase)
+        mpp = section.calibration.mpp
+        radius = brush.radius_um if mpp is None else brush.radius_um / mpp
+        self._stroke = (number, Stroke(section.spots, view.finder.tree, brush, radius, edit.spots))
+        if self.state.colouring.show != "change":
+            self.show_change()
+        self.move_stroke(yx)
+
+    def move_stroke(self, yx: NDArray[Any]) -> None:
+        """Draw the brush to a place."""
+        view = self._view()
+        if self._stroke is None or view is None:
+            return
+        changed = self._stroke[1].to(yx)
+        if changed and time.perf_counter() - self._drawn_at >= RECOLOUR_S:
+            view.recolour(self.edited())
+            self._drawn_at = time.perf_counter()
+
+    def end_stroke(self) -> None:
+        """Lift the brush: the whole stroke is one step."""
+        if self._stroke is None:
+            return
+        number, stroke = self._stroke
+        self._stroke = None
+        weights = stroke.weights()
+        edit = self.edits[number]
+        begun = len(self.edits) > len(self._history.value)
+        if begun and not weights:  # beside the tissue
+            self._quietly(self._history.value)
+            self.state.chosen_edit = None
+            self._redraw()
+            return
+        self._replace(number, edit.model_copy(update={"spots": weights}))
+
+    @property
+    def stroking(self) -> bool:
+        """Whether a stroke is being drawn."""
+        return self._stroke is not None
+
+    # --- what is shown
+
+    def show_change(self) -> None:
+        """Colour the spots by what the chosen edit changes: its program, or its first gene."""
+        edit, before = self.chosen, self.state.colouring
+        if edit is None:
+            return
+        wanted = replace(before, obs=None, show="change", limits=None)
+        if edit.programs:
+            wanted = replace(wanted, program=edit.programs[0], gene=None)
+        elif edit.genes:
+            wanted = replace(wanted, gene=edit.genes[0], program=None)
+        elif before.gene is None and before.program is None:
+            return  # the whole profile moves: the user says which gene to look at
+        self._colour(wanted)
+
+    def outlined(self) -> set[str]:
+        """Return the spots that the chosen edit changes."""
+        edit = self.chosen
+        if edit is None:
+            return set()
+        if isinstance(edit, SwapEdit):
+            return {*edit.group_a, *edit.group_b}
+        return set(edit.spots or ())
+
+    def take(self, file: EditFile) -> None:
+        """Replace the edits by those of a file; that can be undone. Programs and profiles are added to those at hand."""
+        request = self.state.request
+        self.state.chosen_edit = None
+        self.state.request = request.model_copy(
+            update={
+                "edits": file.edits,
+                "programs": {**request.programs, **file.programs},
+                "profiles": {**request.profiles, **file.profiles},
+            }
+        )
+        self.choose(len(file.edits) - 1 if file.edits else None)
+        self._after_change()
+        self.show_change()
+
+    # --- sections
+
+    def section_changed(self, before: Section | None, after: Section | None) -> None:
+        """Put the edits of one section away and bring those of the other back: spot ids mean nothing elsewhere."""
+        self._stroke = None
+        if before is not None:
+            self._put_away[_identity(before)] = (self._history, self.state.request)
+        history, request = self._put_away.get("" if after is None else _identity(after), (History(()), Request()))
+        self._history = history
+        self.state.chosen_edit = None
+        self.state.request = self.state.request.model_copy(
+            update={
+                "edits": history.value,
+                "programs": {**request.programs, **self.state.request.programs},
+                "profiles": {**request.profiles, **self.state.request.profiles},
+            }
+        )
+        self._note_undoable()
+
+    # --- private
+
+    def _change(self, number: int, merging: object = None, **changes: Any) -> None:
+        if 0 <= number < len(self.edits):
+            self._replace(number, self.edits[number].model_copy(update=changes), merging)
+
+    def _replace(self, number: int, edit: Edit, merging: object = None) -> None:
+        self._commit((*self.edits[:number], edit, *self.edits[number + 1 :]), merging)
+
+    def _commit(self, edits: Edits, merging: object = None) -> None:
+        if edits != self._history.value:
+            self._history.push(edits, merging)
+        self.state.request = self.state.request.model_copy(update={"edits": edits})
+        self._after_change()
+
+    def _quietly(self, edits: Edits) -> None:
+        """Change the list without a step: a stroke that is only begun is none."""
+        with self.state.events.request.blocked():
+            self.state.request = self.state.request.model_copy(update={"edits": edits})
+
+    def _request_changed(self) -> None:
+        edits = self.edits
+        if edits is not self._history.value and edits != self._history.value:
+            self._history.push(edits)  # somebody else changed them: a request that was opened again
+        self._note_undoable()
+
+    def _after_change(self) -> None:
+        self._note_undoable()
+        view = self._view()
+        if view is not None:
+            view.recolour(self.edited(), whole=True)
+            self._redraw()
+
+    def _note_undoable(self) -> None:
+        self.state.undoable = (self._history.can_undo, self._history.can_redo)
+
+    def _redraw(self) -> None:
+        view = self._view()
+        if view is not None:
+            view.outline(self.outlined())
+
+    def _tell(self, kind: Any, text: str) -> None:
+        self.state.message = Message(kind, text)
+
+
+def _identity(section: Section) -> str:
+    return str(section.path) if section.path else section.name

@@ -1,0 +1,55 @@
+"""A mouse and keys for the canvas of a real viewer, by Qt's own events."""
+
+import numpy as np
+from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
+from qtpy.QtGui import QKeyEvent, QMouseEvent
+from qtpy.QtWidgets import QApplication
+
+PLAIN, SHIFT = Qt.KeyboardModifier.NoModifier, Qt.KeyboardModifier.ShiftModifier
+CONTROL, ALT = Qt.KeyboardModifier.ControlModifier, Qt.KeyboardModifier.AltModifier
+
+
+class Mouse:
+    """Drives the canvas with Qt's mouse events, at places in the world."""
+
+    def __init__(self, viewer):
+        self.viewer = viewer
+        self.canvas = viewer.window._qt_viewer.canvas.native
+
+    def at(self, world):
+        camera = self.viewer.scene.camera if hasattr(self.viewer, "scene") else self.viewer.camera
+        centre, zoom = np.array(camera.center[-2:]), camera.zoom
+        size = np.array([self.canvas.height(), self.canvas.width()])
+        y, x = (np.asarray(world)[-2:] - centre) * zoom / self.canvas.devicePixelRatio() + size / 2
+        return QPointF(float(x), float(y))
+
+    def send(self, kind, world, button=Qt.MouseButton.LeftButton, keys=PLAIN):
+        place = self.at(world)
+        moving = kind == QEvent.Type.MouseMove
+        held = Qt.MouseButton.NoButton if kind == QEvent.Type.MouseButtonRelease else button
+        event = QMouseEvent(
+            kind,
+            place,
+            QPointF(self.canvas.mapToGlobal(QPoint(int(place.x()), int(place.y())))),
+            Qt.MouseButton.NoButton if moving else button,
+            held,
+            keys,
+        )
+        QApplication.sendEvent(self.canvas, event)
+        QApplication.processEvents()
+
+    def click(self, world, keys=PLAIN):
+        self.send(QEvent.Type.MouseButtonPress, world, keys=keys)
+        self.send(QEvent.Type.MouseButtonRelease, world, keys=keys)
+
+    def draw(self, path, keys=PLAIN):
+        self.send(QEvent.Type.MouseButtonPress, path[0], keys=keys)
+        for world in path[1:]:
+            self.send(QEvent.Type.MouseMove, world, keys=keys)
+        self.send(QEvent.Type.MouseButtonRelease, path[-1], keys=keys)
+
+    def press(self, key, keys=PLAIN, text=""):
+        """Press and release a key while the canvas has the focus."""
+        for kind in (QEvent.Type.KeyPress, QEvent.Type.KeyRelease):
+            QApplication.sendEvent(self.canvas, QKeyEvent(kind, key, keys, text))
+            QApplication.processEvents()

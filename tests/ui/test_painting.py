@@ -1,0 +1,300 @@
+"""Edits, the brush and undo without Qt: with napari's viewer model and a tiny section."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+from scipy.spatial import cKDTree
+from standins import CropModel, card_for
+
+from napari_stmdit.errors import RequestError
+from napari_stmdit.types import KnockOutEdit, TowardsEdit
+from napari_stmdit.ui.brush import Stroke, falloff
+from napari_stmdit.ui.drafts import draft_of, make_edit, parse_names, written
+from napari_stmdit.ui.history import History
+from napari_stmdit.ui.jobs import start_inline
+from napari_stmdit.ui.presenter import Presenter
+from napari_stmdit.ui.state import Brush, Colouring, EditDraft
+
+
+@pytest.fixture
+def presenter(tiny_section):
+    viewer = ViewerModel()  # held weakly by its presenter
+    made = Presenter(viewer, start_inline)
+    card = card_for(tuple(tiny_section.spots.genes.symbols.tolist())[:15], patch_px=64, patch_mpp=0.7)
+    made.use_model(CropModel(card))
+    made._show(tiny_section)
+    yield made
+    del viewer
+
+
+def place(presenter, row):
+    return presenter.state.section.spots.yx[row]
+
+
+def stroke(presenter, *rows, erase=False):
+    presenter.painting.begin_stroke(place(presenter, rows[0]), erase)
+    for row in rows[1:]:
+        presenter.painting.move_stroke(place(presenter, row))
+    presenter.painting.end_stroke()
+
+
+# ------------------------------------------------------------------------------------------------- pure
+
+
+def test_the_brush_is_whole_in_its_core_and_nothing_at_its_rim():
+    at = np.array([0.0, 0.5, 0.75, 1.0, 1.01])
+    np.testing.assert_allclose(falloff(at, Brush(softness=0.5)), [1, 1, 0.5, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(falloff(at, Brush(softness=0)), [1, 1, 1, 1, 0])
+
+
+def test_a_stroke_does_not_depend_on_how_often_the_mouse_is_asked(tiny_section):
+    spots = tiny_section.spots
+    tree = cKDTree(spots.yx)
+    results = []
+    for steps in (2, 50):
+        one = Stroke(spots, tree, Brush(softness=0.8, strength=0.7), 120.0, {})
+        for yx in np.linspace(spots.yx[0], spots.yx[22], steps):
+            one.to(yx)
+        results.append(one.weights())
+    assert results[0].keys() == results[1].keys()
+    for spot, weight in results[0].items():
+        assert results[1][spot] == pytest.approx(weight, abs=1e-3)
+    assert max(results[0].values()) == pytest.approx(0.7)
+
+
+def test_strokes_build_up_and_erasing_takes_away(tiny_section):
+    spots = tiny_section.spots
+    tree = cKDTree(spots.yx)
+
+    def once(before, erase=False):
+        one = Stroke(spots, tree, Brush(softness=0, strength=0.6, erase=erase), 10.0, before)
+        one.to(spots.yx[4])
+        return one.weights()
+
+    spot = str(spots.ids[4])
+    assert once({}) == {spot: 0.6}
+    assert once({spot: 0.6}) == {spot: 0.84}
+    assert once({spot: 1.0, "x": 1.0}, erase=True) == {spot: 0.4}
+    assert len(once(None)) == len(spots)
+    assert once(None, erase=True)[spot] == 0.4
+
+
+def test_history_merges_a_drag_and_forgets_what_was_undone():
+    history = History(0)
+    for value in (1, 2, 3):
+        history.push(value, merging="slider")
+    history.push(4)
+    assert (history.undo(), history.undo(), history.undo()) == (3, 0, 0)
+    assert history.redo() == 3
+    history.push(9, merging="slider")
+    assert not history.can_redo
+    assert (history.undo(), history.undo()) == (3, 0)
+
+
+def test_names_are_parsed_as_genes_then_programs(tiny_section):
+    genes = tiny_section.spots.genes
+    known = ("hypoxia", "ERBB2", "stromal")
+    assert parse_names(" KRT8, hypoxia ,", genes, known) == (("KRT8",), ("hypoxia",), "")
+    assert parse_names("ERBB2", genes, known) == (("ERBB2",), (), "")  # a gene of this name goes first
+    assert parse_names("ERBB2 (program)", genes, known) == ((), ("ERBB2",), "")
+    assert "krt8" in parse_names("krt8, KRT8", genes, known)[2]
+    assert parse_names(written(("KRT8", "VIM"), ("ERBB2",)), genes, known)[:2] == (("KRT8", "VIM"), ("ERBB2",))
+
+
+def test_a_form_makes_every_kind_of_edit_and_shows_it_again():
+    full = EditDraft(genes=("A",), target_spots=("s",), group_a=("a",), group_b=("b",))
+    for operation in ("scale", "add", "set_quantile", "knock_out", "towards", "swap"):
+        draft = replace(full, operation=operation)
+        edit = make_edit(draft, None)
+        assert edit.operation == operation
+        assert edit.name
+        assert make_edit(draft_of(edit, full), None) == edit
+    assert make_edit(replace(full, operation="towards", target_profile="fat"), None).target_spots == ()
+
+
+@pytest.mark.parametrize(
+    ("draft", "field"),
+    [
+        (EditDraft(), "what"),
+        (EditDraft(operation="towards"), "target"),
+        (EditDraft(operation="swap", group_a=("a",)), "target"),
+        (EditDraft(operation="swap", group_a=("a",), group_b=("a",)), "target"),
+        (EditDraft(operation="scale", genes=("A",), factor=-1), "what"),
+    ],
+)
+def test_an_incomplete_form_says_where(draft, field):
+    with pytest.raises(RequestError) as caught:
+        make_edit(draft, None)
+    assert [place for place, _ in caught.value.faults] == [field]
+
+
+# ------------------------------------------------------------------------------------------------- presenter
+
+
+def test_a_stroke_makes_an_edit_and_the_next_ones_go_on_with_it(presenter):
+    painting, state = presenter.painting, presenter.state
+    presenter.set_brush(Brush(radius_um=40))
+    painting.take_draft(EditDraft(genes=("ERBB2",)))
+    stroke(presenter, 3)
+    stroke(presenter, 17)
+    (edit,) = state.request.edits
+    ids = state.section.spots.ids
+    assert set(edit.spots) == {ids[3], ids[17]}
+    assert state.colouring.gene == "ERBB2"
+    assert state.colouring.show == "change"
+    stroke(presenter, 3, erase=True)
+    assert set(state.request.edits[0].spots) == {ids[17]}
+    painting.undo()
+    painting.undo()
+    assert set(state.request.edits[0].spots) == {ids[3]}
+    painting.choose(None)
+    stroke(presenter, 8)
+    assert [set(e.spots) for e in state.request.edits] == [{ids[3]}, {ids[8]}]
+    assert not painting.stroking
+
+
+def test_the_radius_is_in_microns(presenter):
+    presenter.painting.take_draft(EditDraft(genes=("ERBB2",)))
+    presenter.set_brush(Brush(radius_um=101, softness=0))  # a spot and its six neighbours, 100 um away
+    inner = 12
+    stroke(presenter, inner)
+    spots = presenter.state.section.spots
+    near = np.linalg.norm(spots.yx - spots.yx[inner], axis=1) * 0.7 <= 101
+    assert near.sum() == 7
+    assert set(presenter.state.request.edits[0].spots) == set(spots.ids[near].tolist())
+
+
+def test_a_turned_section_is_painted_where_it_is_seen(presenter):
+    viewer = presenter._viewer()
+    layer = presenter.view.spots
+    turn = np.deg2rad(30)
+    layer.affine = np.array([[np.cos(turn), -np.sin(turn), 500], [np.sin(turn), np.cos(turn), -80], [0, 0, 1]])
+    presenter.painting.take_draft(EditDraft(genes=("ERBB2",)))
+    presenter.set_brush(Brush(radius_um=40))
+    presenter.use_tool("brush")
+    assert viewer.layers.selection.active is layer
+
+    class Event:
+        button, modifiers, type, pos = 1, (), "mouse_press", (0, 0)
+        position = tuple(layer.data_to_world(place(presenter, 12)))
+
+    event = Event()
+    for callback in layer.mouse_drag_callbacks:
+        gesture = callback(layer, event)
+        if gesture is not None:
+            next(gesture, None)
+            event.type = "mouse_release"
+            next(gesture, None)
+            event.type = "mouse_press"
+    assert set(presenter.state.request.edits[0].spots) == {presenter.state.section.spots.ids[12]}
+
+
+def test_without_a_gene_the_brush_says_what_is_missing(presenter):
+    stroke(presenter, 3)
+    assert presenter.state.request.edits == ()
+    assert "gene or a program" in presenter.state.draft_faults["what"]
+    assert presenter.state.message.kind == "warning"
+
+
+def test_a_swap_is_not_painted(presenter):
+    ids = presenter.state.section.spots.ids.tolist()
+    draft = EditDraft(operation="swap", group_a=tuple(ids[:3]), group_b=tuple(ids[5:8]))
+    presenter.painting.take_draft(draft)
+    assert presenter.painting.add(None)
+    assert presenter.painting.outlined() == {*ids[:3], *ids[5:8]}
+    stroke(presenter, 3)
+    assert presenter.state.request.edits[0].spots is None
+    assert "cannot be painted" in presenter.state.message.text
+    presenter.painting.take_draft(replace(draft, operation="knock_out", genes=("VIM",)))
+    assert set(presenter.state.request.edits[0].spots) == {*ids[:3], *ids[5:8]}  # not of all spots, all of a sudden
+
+
+def test_the_form_changes_the_chosen_edit_and_keeps_its_spots(presenter):
+    painting, state = presenter.painting, presenter.state
+    ids = state.section.spots.ids[:4].tolist()
+    presenter.select(ids)
+    painting.take_draft(EditDraft(genes=("KRT8",)))
+    painting.add(state.selected)
+    painting.set_strength(0, 0.25)
+    painting.take_draft(replace(state.draft, operation="scale", factor=5))
+    (edit,) = state.request.edits
+    assert (edit.operation, edit.factor, edit.strength, set(edit.spots)) == ("scale", 5, 0.25, set(ids))
+    assert edit.name == "KRT8 × 5"
+    painting.rename(0, "luminal")
+    painting.take_draft(replace(state.draft, factor=6))
+    assert state.request.edits[0].name == "luminal"
+    assert not painting.add(())
+    assert "Select spots first" in state.message.text
+
+
+def test_edits_belong_to_their_section_and_survive_a_corrected_scale(presenter, tiny_section, tiny_folder):
+    from napari_stmdit.tissue.open import open_section
+
+    presenter.painting.take_draft(EditDraft(genes=("KRT8",)))
+    presenter.painting.add(None)
+    presenter._show(open_section(tiny_folder, mpp=0.8))
+    assert len(presenter.state.request.edits) == 1
+    assert presenter.state.section.calibration.mpp == 0.8
+    presenter._show(replace(tiny_section, path=None, name="another"))
+    assert presenter.state.request.edits == ()
+    assert presenter.state.undoable == (False, False)
+    presenter._show(open_section(tiny_folder))
+    assert len(presenter.state.request.edits) == 1
+    presenter.painting.undo()
+    assert presenter.state.request.edits == ()
+
+
+def test_a_request_from_elsewhere_can_be_undone(presenter):
+    edit = KnockOutEdit(genes=("VIM",))
+    presenter.state.request = presenter.state.request.model_copy(update={"edits": (edit,)})
+    assert presenter.state.undoable == (True, False)
+    presenter.painting.undo()
+    assert presenter.state.request.edits == ()
+
+
+def test_what_has_no_effect_is_known_before_a_run(presenter):
+    presenter.painting.take_draft(EditDraft(genes=("KRT8", "CD68")))  # the checkpoint sees fifteen genes, CD68 not
+    presenter.painting.add(None)
+    (reach,) = presenter.painting.reaches()
+    assert reach.unseen == ("CD68",)
+    assert "1 of 2 genes is not seen by the checkpoint" in reach.warning
+
+
+def test_files_of_edits_sets_and_profiles(presenter, tmp_path):
+    painting, files, state = presenter.painting, presenter.edit_files, presenter.state
+    ids = state.section.spots.ids.tolist()
+    (tmp_path / "sets.gmt").write_text("mine\tx\tKRT8\tKRT8\tABSENT\n")
+    files.import_gmt(str(tmp_path / "sets.gmt"))
+    assert "more than once" in state.message.text
+    assert "ABSENT" in state.message.text
+    presenter.select(ids[:5])
+    files.export_profile(str(tmp_path / "five.json"))
+    files.import_profile(str(tmp_path / "five.json"))
+    assert state.draft.target_profile == "five"
+    assert "five" in painting.profile_names()
+    painting.add(tuple(ids[6:9]))
+    painting.choose(None)
+    painting.take_draft(EditDraft(operation="knock_out", programs=("mine",)))
+    painting.add(None)
+    files.save(str(tmp_path / "edits.yaml"))
+    kept = state.request
+    state.request = kept.model_copy(update={"edits": (), "programs": {}, "profiles": {}})
+    files.load(str(tmp_path / "edits.yaml"))
+    assert state.request == kept
+    assert isinstance(state.request.edits[0], TowardsEdit)
+    for bad, do in (("x.yaml", files.load), ("x.gmt", files.import_gmt), ("x.json", files.import_profile)):
+        (tmp_path / bad).write_text("nonsense")
+        do(str(tmp_path / bad))
+        assert state.message.kind == "error"
+        assert bad in state.message.text
+        assert state.request == kept
+
+
+def test_an_edit_that_lost_its_profile_does_not_break_the_colours(presenter):
+    edit = TowardsEdit(target_profile="gone", genes=("KRT8",))
+    presenter.state.request = presenter.state.request.model_copy(update={"edits": (edit,)})
+    presenter.colour(Colouring("KRT8", show="change"))
+    assert presenter.state.colour_scale.fault == ""
+    assert presenter.view._values.max() == 0
