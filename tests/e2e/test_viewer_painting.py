@@ -94,6 +94,9 @@ def test_a_brush_stroke_undo_and_redo(viewer, opened):  # noqa: F811
     assert not np.allclose(spots.face_color, faces)
     assert spots.features["edits"][12] is not None
     assert "ERBB2" in spots.features["edits"][12]
+    said = str(spots.get_status(tuple(world[12]), world=True))
+    assert str(ids[12]) in said
+    assert "edits: ERBB2" in said
     np.testing.assert_array_equal(state.section.spots.counts.toarray(), before)
 
     mouse.draw(np.linspace(world[10], world[11], 5), ALT)  # Alt erases
@@ -139,7 +142,11 @@ def test_the_list_of_edits_by_its_buttons(opened):
     panel.form.what.setText("epithelial, COL1A1")
     panel.form.what._tell()
     panel.to_selected.click()
+    opened.presenter.select(())
+    panel.spots.click()
+    assert set(state.selected) == set(state.section.spots.ids[:5].tolist())
     panel.new.click()
+    assert panel.spots.isHidden()
     panel.form.what.setText("nothing of this name")
     panel.form.what._tell()
     assert "nothing of this name" in panel.form.faults["what"].plain()

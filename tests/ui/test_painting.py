@@ -150,7 +150,9 @@ def test_a_stroke_makes_an_edit_and_the_next_ones_go_on_with_it(presenter):
     painting.undo()
     assert set(state.request.edits[0].spots) == {ids[3]}
     painting.choose(None)
+    painting.take_draft(EditDraft(genes=("VIM",)))
     stroke(presenter, 8)
+    assert state.colouring.gene == "VIM"  # what is painted is what is shown
     assert [set(e.spots) for e in state.request.edits] == [{ids[3]}, {ids[8]}]
     assert not painting.stroking
 

@@ -219,7 +219,8 @@ class Painting:
         mpp = section.calibration.mpp
         radius = brush.radius_um if mpp is None else brush.radius_um / mpp
         self._stroke = (number, Stroke(section.spots, view.finder.tree, brush, radius, edit.spots))
-        if self.state.colouring.show != "change":
+        shown = self.state.colouring
+        if shown.show != "change" or not {shown.program or shown.gene} & {*edit.programs, *edit.genes}:
             self.show_change()
         self.move_stroke(yx)
 

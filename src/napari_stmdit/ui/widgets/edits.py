@@ -118,10 +118,10 @@ class EditRow(QFrame):  # type: ignore[misc,unused-ignore]
         self.mark.setAccessibleName(f"{place}: warning")
         self.strength = QSlider(Qt.Orientation.Horizontal)
         self.strength.setRange(0, 100)
-        self.strength.setFixedWidth(64)
+        self.strength.setFixedWidth(60)
         named(self.strength, f"{place}: strength", "How strongly the edit acts, 0 to 100 %")
         self.percent = QLabel()
-        self.percent.setFixedWidth(44)
+        self.percent.setFixedWidth(50)
         self.percent.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         layout = row(self.eye, self.name, self.mark, self.strength, self.percent, stretch=1)
         layout.setContentsMargins(4, 2, 4, 2)
@@ -207,6 +207,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
     addRequested = Signal(bool)
     """Whether to all spots."""
     newRequested = Signal()
+    spotsRequested = Signal()
     undoRequested = Signal()
     redoRequested = Signal()
     moveRequested = Signal(int)
@@ -226,6 +227,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
         self.to_all = self._button("To all", "Apply to all spots", "Add this edit for every spot")
         self.new = self._button("New edit", "New edit", "Leave the chosen edit as it is and begin another")
+        self.spots = self._button("Its spots", "Select its spots", "Select the spots that the chosen edit changes")
         self.up = self._button("Up", "Move the edit up", "Edits are applied from the top")
         self.down = self._button("Down", "Move the edit down", "Edits are applied from the top")
         self.delete = self._button("Delete", "Delete the edit", "Take the chosen edit out of the list")
@@ -258,7 +260,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self.form,
                 row(self.paint, self.to_selected, self.to_all, stretch=None),
                 brush,
-                row(self.state_line, self.new),
+                row(self.state_line, self.spots, self.new),
                 self.list,
                 self.warning,
                 self._order,
@@ -271,6 +273,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.to_selected.clicked.connect(lambda: self.addRequested.emit(False))
         self.to_all.clicked.connect(lambda: self.addRequested.emit(True))
         self.new.clicked.connect(self.newRequested)
+        self.spots.clicked.connect(self.spotsRequested)
         self.up.clicked.connect(lambda: self.moveRequested.emit(-1))
         self.down.clicked.connect(lambda: self.moveRequested.emit(1))
         self.delete.clicked.connect(self.deleteRequested)
@@ -290,9 +293,10 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         known = chosen is not None and chosen < len(edits)
         self.warning.show_text(warnings[chosen] if known and chosen is not None else "")
         self.state_line.show_text(
-            f"The form shows edit {(chosen or 0) + 1}; the brush paints on it." if known else "The form is a new edit."
+            f"Form and brush: edit {(chosen or 0) + 1}." if known else "Form and brush: a new edit."
         )
         self.new.setVisible(known)
+        self.spots.setVisible(known)
         for button in (self.up, self.down, self.delete):
             button.setEnabled(known)
         self.save.setEnabled(bool(edits))
