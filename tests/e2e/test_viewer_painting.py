@@ -181,6 +181,32 @@ def test_the_list_of_edits_by_its_buttons(opened):
     assert panel.list.rows[0].name.text() == "more epithelium"
 
 
+def test_a_swap_by_its_form(opened):
+    presenter, panel, state = opened.presenter, opened.edits, opened.state
+    opened.folds["edits"].unfold()
+    ids = state.section.spots.ids.tolist()
+    for name, chosen in (("left", ids[:4]), ("right", ids[10:13])):
+        presenter.select(chosen)
+        opened.select.names.setCurrentText(name)
+        opened.select.keep.click()
+    presenter.select(())
+    form = panel.form
+    form.operation.setCurrentIndex(form.operation.findData("swap"))
+    form.operation.activated.emit(form.operation.currentIndex())
+    assert panel.to_selected.isHidden()
+    panel.to_all.click()
+    assert "two groups" in form.faults["target"].plain()
+    for field, label in ((form.group_a, "left (4 spots)"), (form.group_b, "right (3 spots)")):
+        field.setCurrentIndex(field.findText(label))
+        field.activated.emit(field.currentIndex())
+    panel.to_all.click()
+    (edit,) = state.request.edits
+    assert (edit.operation, edit.group_a, edit.group_b) == ("swap", tuple(ids[:4]), tuple(ids[10:13]))
+    assert not panel.paint.isEnabled()
+    panel.spots.click()
+    assert set(state.selected) == {*ids[:4], *ids[10:13]}
+
+
 def test_keys_are_given_back_when_the_dock_goes(viewer, opened):  # noqa: F811
     from qtpy.QtCore import QEvent
 

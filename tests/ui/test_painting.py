@@ -168,6 +168,16 @@ def test_the_radius_is_in_microns(presenter):
     assert set(presenter.state.request.edits[0].spots) == set(spots.ids[near].tolist())
 
 
+def test_where_the_mouse_is_let_go_is_painted_too(presenter):
+    presenter.painting.take_draft(EditDraft(genes=("ERBB2",)))
+    presenter.set_brush(Brush(radius_um=40))
+    assert not presenter.stroke("begin", place(presenter, 3), False)  # the brush is not in hand
+    presenter.use_tool("brush")
+    assert presenter.stroke("begin", place(presenter, 3), False)
+    presenter.stroke("end", place(presenter, 4), False)
+    assert set(presenter.state.request.edits[0].spots) == set(presenter.state.section.spots.ids[3:5].tolist())
+
+
 def test_a_turned_section_is_painted_where_it_is_seen(presenter):
     viewer = presenter._viewer()
     layer = presenter.view.spots

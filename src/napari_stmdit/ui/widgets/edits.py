@@ -22,7 +22,7 @@ from qtpy.QtWidgets import (
 
 from ...expression.reach import Reach
 from ...types import Edit
-from ..state import Brush
+from ..state import Brush, EditDraft
 from .common import Fold, Text, column, labelled, named, row
 from .draft import PROFILES, DraftForm
 
@@ -237,7 +237,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.save = self._button(
             "Save…", "Save edits", "Write the edits into a YAML file, for 'stmdit synthesize --edits'"
         )
-        self.sets = self._button("Gene sets…", "Import gene sets", "Add the gene sets of a GMT file to the programs")
+        self.sets = self._button("GMT…", "Import gene sets", "Add the gene sets of a GMT file to the programs")
         self.keep = self._button(
             "Profile…", "Save a profile", "Write the mean expression of the selected spots, as a target"
         )
@@ -306,9 +306,13 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.undo.setEnabled(undoable[0])
         self.redo.setEnabled(undoable[1])
 
-    def show_selected(self, count: int) -> None:
-        """Say for how many spots an edit would be."""
+    def show_selected(self, count: int, draft: EditDraft) -> None:
+        """Offer what can be done with the form's edit: a swap names its own spots."""
+        swap = draft.operation == "swap"
+        self.paint.setEnabled(not swap)
+        self.to_selected.setVisible(not swap)
         self.to_selected.setEnabled(count > 0)
+        self.to_all.setText("Swap" if swap else "To all")
         self.keep.setEnabled(count > 0)
 
     def show_brushing(self, on: bool) -> None:

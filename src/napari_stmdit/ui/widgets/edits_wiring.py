@@ -95,7 +95,7 @@ def _state_to_forms(bench: Workbench) -> list[tuple[Any, Any]]:
         (("draft_faults",), lambda: panel.form.show_faults(state.draft_faults)),
         (("brush",), lambda: panel.brush.setValue(state.brush)),
         (("undoable",), lambda: panel.show_undoable(state.undoable)),
-        (("selected",), lambda: panel.show_selected(len(state.selected))),
+        (("selected", "draft"), lambda: panel.show_selected(len(state.selected), state.draft)),
         (("tool",), lambda: panel.show_brushing(state.tool == "brush")),
         (("colour_scale",), lambda: bench.select.show_scale(state.colour_scale)),
         (("named",), lambda: bench.select.show_named(state.named)),
