@@ -114,6 +114,9 @@ def test_a_brush_stroke_undo_and_redo(viewer, opened):  # noqa: F811
     assert state.request.edits == ()
     opened.edits.redo.click()
     assert len(state.request.edits) == 1
+    mouse.click(world[25])  # a dab of the brush, which chooses nothing
+    assert ids[25] in state.request.edits[0].spots
+    assert state.selected == ()
     radius = state.brush.radius_um
     mouse.press(Qt.Key.Key_BracketRight, text="]")
     assert state.brush.radius_um > radius
