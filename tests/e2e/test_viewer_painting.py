@@ -179,6 +179,9 @@ def test_the_list_of_edits_by_its_buttons(opened):
     rows[1].name.setModified(True)
     rows[1].name.editingFinished.emit()
     assert state.request.edits[1].name == "more epithelium"
+    assert state.chosen_edit == 1  # what was undone is what is looked at
+    rows[0].picked.emit(0)
+    assert "edit 1" in panel.state_line.plain()
     panel.delete.click()
     assert [edit.name for edit in state.request.edits] == ["more epithelium"]
     assert panel.list.rows[0].name.text() == "more epithelium"

@@ -168,6 +168,26 @@ def test_the_radius_is_in_microns(presenter):
     assert set(presenter.state.request.edits[0].spots) == set(spots.ids[near].tolist())
 
 
+def test_what_undo_and_redo_change_is_chosen_next(presenter):
+    painting, state = presenter.painting, presenter.state
+    for gene in ("KRT8", "VIM", "CD3D"):
+        painting.choose(None)
+        painting.take_draft(EditDraft(genes=(gene,)))
+        painting.add(None)
+    painting.set_strength(1, 0.5)
+    painting.choose(2)
+    painting.undo()
+    assert state.chosen_edit == 1
+    assert state.draft.genes == ("VIM",)
+    painting.undo()
+    assert (len(state.request.edits), state.chosen_edit) == (2, 1)
+    painting.choose(None)
+    painting.undo()
+    assert state.chosen_edit is None
+    painting.redo()
+    assert state.chosen_edit == 1  # the edit that came back, on which the brush goes on
+
+
 def test_where_the_mouse_is_let_go_is_painted_too(presenter):
     presenter.painting.take_draft(EditDraft(genes=("ERBB2",)))
     presenter.set_brush(Brush(radius_um=40))

@@ -107,6 +107,7 @@ class EditRow(QFrame):  # type: ignore[misc,unused-ignore]
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
+        self._chosen: bool | None = None
         place = f"Edit {number + 1}"
         self.eye = named(QCheckBox(), f"{place}: on", "Whether this edit is applied")
         self.name = named(
@@ -156,10 +157,13 @@ class EditRow(QFrame):  # type: ignore[misc,unused-ignore]
         self.percent.setText(f"{100 * edit.strength:.0f} %")
         self.mark.setVisible(bool(warning))
         self.mark.setToolTip(warning)
-        tint = "rgba(255, 158, 0, 60)" if chosen else "transparent"
-        self.setStyleSheet(
-            f"EditRow {{ background: {tint}; border-radius: 3px; }} QLineEdit, QLabel, QCheckBox {{ background: transparent; }}"
-        )
+        if chosen != self._chosen:  # a style sheet is costly: Qt polishes everything under it anew
+            self._chosen = chosen
+            tint = "rgba(255, 158, 0, 60)" if chosen else "transparent"
+            self.setStyleSheet(
+                f"EditRow {{ background: {tint}; border-radius: 3px; }}"
+                "QLineEdit, QLabel, QCheckBox { background: transparent; }"
+            )
 
     def _rename(self) -> None:
         if self.name.isModified():
