@@ -4,12 +4,14 @@ Run with ``pytest benchmarks/test_painting.py --benchmark-only`` under a display
 painted canvas: the gesture's handler, the state, the forms of the dock, the spots' colours and the frame.
 """
 
+import dask.array as da
 import numpy as np
 import pytest
 from qtpy.QtWidgets import QApplication
 from scipy.sparse import csr_matrix
+from standins import CropModel, card_for
 
-from napari_stmdit.types import Calibration, Genes, Section, SpotTable
+from napari_stmdit.types import Calibration, Genes, Section, SlideImage, SpotTable
 from napari_stmdit.ui.brush import Stroke
 from napari_stmdit.ui.state import Brush, Colouring, EditDraft
 
@@ -33,14 +35,17 @@ def section():
         array_rc=rc,
     )
     calibration = Calibration(0.5, "override", "0.5 um/px, as made")
-    return Section("made", None, "spaceranger", spots, None, calibration, {"global": np.eye(3)})
+    height, width = (int(v) for v in spots.yx.max(axis=0) + 300)
+    levels = tuple(da.zeros((height // k, width // k, 3), dtype=np.uint8, chunks=(1024, 1024, 3)) for k in (1, 4, 16))
+    image = SlideImage(levels, 1.0, "made")
+    return Section("made", None, "spaceranger", spots, image, calibration, {"global": np.eye(3)})
 
 
 @pytest.fixture
-def bench(section, make_napari_viewer, monkeypatch):
+def bench(section, make_napari_viewer):
     viewer = make_napari_viewer(show=True)
     _, workbench = viewer.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")
-    monkeypatch.setattr(workbench.presenter, "load_model", lambda choice: None)
+    workbench.presenter.use_model(CropModel(card_for(tuple(f"GENE{k}" for k in range(1000)))))
     workbench.folds["edits"].unfold()
     workbench.presenter._show(section)
     workbench.presenter.colour(Colouring("GENE7"))

@@ -94,6 +94,9 @@ def test_a_brush_stroke_undo_and_redo(viewer, opened):  # noqa: F811
     assert not np.allclose(spots.face_color, faces)
     assert spots.features["edits"][12] is not None
     assert "ERBB2" in spots.features["edits"][12]
+    said = str(spots.get_status(tuple(world[12]), world=True))
+    assert str(ids[12]) in said
+    assert "edits: ERBB2" in said
     np.testing.assert_array_equal(state.section.spots.counts.toarray(), before)
 
     mouse.draw(np.linspace(world[10], world[11], 5), ALT)  # Alt erases
@@ -111,6 +114,9 @@ def test_a_brush_stroke_undo_and_redo(viewer, opened):  # noqa: F811
     assert state.request.edits == ()
     opened.edits.redo.click()
     assert len(state.request.edits) == 1
+    mouse.click(world[25])  # a dab of the brush, which chooses nothing
+    assert ids[25] in state.request.edits[0].spots
+    assert state.selected == ()
     radius = state.brush.radius_um
     mouse.press(Qt.Key.Key_BracketRight, text="]")
     assert state.brush.radius_um > radius
@@ -139,7 +145,11 @@ def test_the_list_of_edits_by_its_buttons(opened):
     panel.form.what.setText("epithelial, COL1A1")
     panel.form.what._tell()
     panel.to_selected.click()
+    opened.presenter.select(())
+    panel.spots.click()
+    assert set(state.selected) == set(state.section.spots.ids[:5].tolist())
     panel.new.click()
+    assert panel.spots.isHidden()
     panel.form.what.setText("nothing of this name")
     panel.form.what._tell()
     assert "nothing of this name" in panel.form.faults["what"].plain()
@@ -169,9 +179,38 @@ def test_the_list_of_edits_by_its_buttons(opened):
     rows[1].name.setModified(True)
     rows[1].name.editingFinished.emit()
     assert state.request.edits[1].name == "more epithelium"
+    assert state.chosen_edit == 1  # what was undone is what is looked at
+    rows[0].picked.emit(0)
+    assert "edit 1" in panel.state_line.plain()
     panel.delete.click()
     assert [edit.name for edit in state.request.edits] == ["more epithelium"]
     assert panel.list.rows[0].name.text() == "more epithelium"
+
+
+def test_a_swap_by_its_form(opened):
+    presenter, panel, state = opened.presenter, opened.edits, opened.state
+    opened.folds["edits"].unfold()
+    ids = state.section.spots.ids.tolist()
+    for name, chosen in (("left", ids[:4]), ("right", ids[10:13])):
+        presenter.select(chosen)
+        opened.select.names.setCurrentText(name)
+        opened.select.keep.click()
+    presenter.select(())
+    form = panel.form
+    form.operation.setCurrentIndex(form.operation.findData("swap"))
+    form.operation.activated.emit(form.operation.currentIndex())
+    assert panel.to_selected.isHidden()
+    panel.to_all.click()
+    assert "two groups" in form.faults["target"].plain()
+    for field, label in ((form.group_a, "left (4 spots)"), (form.group_b, "right (3 spots)")):
+        field.setCurrentIndex(field.findText(label))
+        field.activated.emit(field.currentIndex())
+    panel.to_all.click()
+    (edit,) = state.request.edits
+    assert (edit.operation, edit.group_a, edit.group_b) == ("swap", tuple(ids[:4]), tuple(ids[10:13]))
+    assert not panel.paint.isEnabled()
+    panel.spots.click()
+    assert set(state.selected) == {*ids[:4], *ids[10:13]}
 
 
 def test_keys_are_given_back_when_the_dock_goes(viewer, opened):  # noqa: F811

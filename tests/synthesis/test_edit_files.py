@@ -64,6 +64,15 @@ def test_programs_and_profiles_are_found_beside_the_file(tmp_path):
     np.testing.assert_allclose(level, profile.values["GENE7"], rtol=1e-3)
 
 
+def test_the_edits_of_a_whole_request_are_taken(tmp_path):
+    request = Request(seed=3, edits=EDITS[:2], programs={"mine": {"GENE5": 1.0}})
+    (tmp_path / "request.json").write_text(request.model_dump_json())
+    assert read_edit_file(tmp_path / "request.json") == used_by(request.edits, request)
+    (tmp_path / "typo.yaml").write_text("{edits: [], program: {}}")
+    with pytest.raises(RequestError, match="program"):
+        read_edit_file(tmp_path / "typo.yaml")
+
+
 def test_only_what_edits_name_is_written():
     request = Request(
         edits=EDITS[1:2],

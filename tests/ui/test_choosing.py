@@ -91,6 +91,17 @@ def test_by_category_value_and_name(presenter, section):
     assert state.message.kind == "warning"
 
 
+def test_a_large_selection_is_planned_when_there_is_time(presenter, monkeypatch):
+    called = []
+    monkeypatch.setattr(presenter, "preview_soon", lambda: called.append("soon"))
+    monkeypatch.setattr(presenter.runs, "preview", lambda: called.append("now"))
+    presenter.select_all()
+    assert called == ["now"]
+    monkeypatch.setattr("napari_stmdit.ui.presenter.PLANNED_AT_ONCE", 10)
+    presenter.select_all()
+    assert called == ["now", "soon"]
+
+
 def test_names_belong_to_their_section(presenter, section, tiny_section):
     presenter.select(section.spots.ids[:3].tolist())
     presenter.choosing.save("three")

@@ -150,7 +150,9 @@ def test_a_stroke_makes_an_edit_and_the_next_ones_go_on_with_it(presenter):
     painting.undo()
     assert set(state.request.edits[0].spots) == {ids[3]}
     painting.choose(None)
+    painting.take_draft(EditDraft(genes=("VIM",)))
     stroke(presenter, 8)
+    assert state.colouring.gene == "VIM"  # what is painted is what is shown
     assert [set(e.spots) for e in state.request.edits] == [{ids[3]}, {ids[8]}]
     assert not painting.stroking
 
@@ -164,6 +166,36 @@ def test_the_radius_is_in_microns(presenter):
     near = np.linalg.norm(spots.yx - spots.yx[inner], axis=1) * 0.7 <= 101
     assert near.sum() == 7
     assert set(presenter.state.request.edits[0].spots) == set(spots.ids[near].tolist())
+
+
+def test_what_undo_and_redo_change_is_chosen_next(presenter):
+    painting, state = presenter.painting, presenter.state
+    for gene in ("KRT8", "VIM", "CD3D"):
+        painting.choose(None)
+        painting.take_draft(EditDraft(genes=(gene,)))
+        painting.add(None)
+    painting.set_strength(1, 0.5)
+    painting.choose(2)
+    painting.undo()
+    assert state.chosen_edit == 1
+    assert state.draft.genes == ("VIM",)
+    painting.undo()
+    assert (len(state.request.edits), state.chosen_edit) == (2, 1)
+    painting.choose(None)
+    painting.undo()
+    assert state.chosen_edit is None
+    painting.redo()
+    assert state.chosen_edit == 1  # the edit that came back, on which the brush goes on
+
+
+def test_where_the_mouse_is_let_go_is_painted_too(presenter):
+    presenter.painting.take_draft(EditDraft(genes=("ERBB2",)))
+    presenter.set_brush(Brush(radius_um=40))
+    assert not presenter.stroke("begin", place(presenter, 3), False)  # the brush is not in hand
+    presenter.use_tool("brush")
+    assert presenter.stroke("begin", place(presenter, 3), False)
+    presenter.stroke("end", place(presenter, 4), False)
+    assert set(presenter.state.request.edits[0].spots) == set(presenter.state.section.spots.ids[3:5].tolist())
 
 
 def test_a_turned_section_is_painted_where_it_is_seen(presenter):

@@ -27,6 +27,7 @@ def read_edit_file(path: str | Path) -> EditFile:
 
     ``programs`` maps names to ``{gene: weight}`` or to lists of genes, and may instead be the name of a GMT file or a list of
     such names; ``profiles`` maps names to profiles or to the names of their files. File names are relative to the edit file.
+    Of a whole request, as a result's provenance has it, the edits and what they name are taken.
 
     Raises
     ------
@@ -36,6 +37,8 @@ def read_edit_file(path: str | Path) -> EditFile:
     content = _read_yaml(path)
     if isinstance(content, list):
         content = {"edits": content}
+    if isinstance(content, dict) and set(content) <= set(Request.model_fields):  # a whole request, as results keep it
+        content = {name: value for name, value in content.items() if name in EditFile.model_fields}
     if not isinstance(content, dict) or "edits" not in content:
         raise RequestError(
             [(str(path), "expected a list of edits, each with an 'operation', or a mapping with 'edits'")]

@@ -60,6 +60,7 @@ def face_of(values: NDArray[Any] | None, scale: ColourScale, hollow: NDArray[np.
     if values is None:
         return face
     face[:] = UNKNOWN
+    alpha: Any = FACE_ALPHA
     if scale.categories:
         for name, colour, _ in scale.categories:
             face[values == name] = colour
@@ -69,7 +70,9 @@ def face_of(values: NDArray[Any] | None, scale: ColourScale, hollow: NDArray[np.
         known = np.isfinite(values)
         share = np.clip((values[known] - low) / max(high - low, 1e-9), 0, 1)
         face[known] = np.asarray(colormap_of(scale.colormap).map(share), dtype=np.float32)
-    face[known, 3] = FACE_ALPHA
+        if scale.colormap == DIVERGING:  # where nothing changes the tissue is seen
+            alpha = FACE_ALPHA * np.clip(0.15 + 2 * np.abs(2 * share - 1), 0, 1)
+    face[known, 3] = alpha
     face[hollow, 3] = 0
     return face
 

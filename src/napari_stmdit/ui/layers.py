@@ -188,16 +188,22 @@ def insert(viewer: Any, data: LayerTuple, above: Any = None) -> Any:
 def draw_spots(layer: Any, look: SpotLook, selected: NDArray[np.int64] | None = None) -> None:
     """Give the spots their colours and outlines, and napari's selection the rows in ``selected``.
 
-    napari sends all points to the screen anew for each colour, width and selection that is set; here once for all of them.
+    napari sends all points to the screen anew for each colour, width and selection that is set. Here its events wait: the
+    colours' own one, which does not, comes last and sends everything.
     """
+    recoloured = not (np.array_equal(layer.face_color, look.face) and np.array_equal(layer.border_color, look.border))
+    rewidened = not np.array_equal(layer.border_width, look.width)
     with layer.events.blocker_all():
-        layer.face_color = look.face
-        layer.border_color = look.border
-        if not np.array_equal(layer.border_width, look.width):
-            layer.border_width = look.width
+        if rewidened:
+            layer.border_width[:] = look.width  # in place: to set it slices and highlights anew
+            if not np.array_equal(layer.border_width, look.width):  # not its own array, after all
+                layer.border_width = look.width
         if selected is not None and layer.selected_data != (rows := set(selected.tolist())):
             layer.selected_data = rows
-    layer.events.border_width(value=look.width)
+        layer.face_color = look.face
+        layer.border_color = look.border
+    if rewidened and not recoloured:
+        layer.events.border_width(value=look.width)
     layer.events.highlight()
 
 

@@ -184,10 +184,15 @@ class Painting:
     def _go(self, step: Callable[[], Edits]) -> None:
         if self._stroke is not None:
             return
-        edits = step()
+        before, edits = self.edits, step()
         number = self.state.chosen_edit
-        if number is not None and number >= len(edits):
-            self.state.chosen_edit = len(edits) - 1 if edits else None
+        if len(edits) < len(before):
+            number = None if number is None or not edits else min(number, len(edits) - 1)
+        elif edits != before:  # what has changed is what is looked at, and painted on next
+            number = next(
+                (k for k, pair in enumerate(zip(before, edits, strict=False)) if pair[0] != pair[1]), len(before)
+            )
+        self.state.chosen_edit = number
         self.state.request = self.state.request.model_copy(update={"edits": edits})
         self._after_change()
         if self.chosen is not None:
@@ -219,7 +224,8 @@ class Painting:
         mpp = section.calibration.mpp
         radius = brush.radius_um if mpp is None else brush.radius_um / mpp
         self._stroke = (number, Stroke(section.spots, view.finder.tree, brush, radius, edit.spots))
-        if self.state.colouring.show != "change":
+        shown = self.state.colouring
+        if shown.show != "change" or not {shown.program or shown.gene} & {*edit.programs, *edit.genes}:
             self.show_change()
         self.move_stroke(yx)
 

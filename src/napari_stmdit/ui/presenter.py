@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +36,8 @@ from .state import (
     WorkbenchState,
 )
 
+PLANNED_AT_ONCE = 500
+"""A plan for more spots than this takes longer than a lasso may."""
 _PRESENTERS: weakref.WeakKeyDictionary[Any, Presenter] = weakref.WeakKeyDictionary()
 
 
@@ -68,6 +70,8 @@ class Presenter:
         self.painting = Painting(self.state, lambda: self.view, self.colour)
         self.edit_files = EditFiles(self.painting)
         self.choosing = Choosing(self.state, lambda: self.view, self.select, self.painting.edited)
+        self.preview_soon: Callable[[], None] = self.runs.preview
+        """Shows what a run would cost; the dock puts something in its place that waits until the mouse is still."""
         self._limits: dict[tuple[str | None, ...], tuple[float, float]] = {}
         self._lanes = {name: Lane(start) for name in ("section", "model", "save")}
         self._titles: dict[str, str] = {}
@@ -173,7 +177,10 @@ class Presenter:
             return
         self.state.selected = combine(self.state.section.spots, self.state.selected, ids, how)
         self.redraw()
-        self.runs.preview()
+        if len(self.state.selected) <= PLANNED_AT_ONCE:
+            self.runs.preview()
+        else:
+            self.preview_soon()
 
     def select_all(self) -> None:
         """Select every spot."""

@@ -171,10 +171,9 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         change = by_numbers and value.show == "change" and value.obs is None
         self.unit.show_text(f"{scale.gene}: {scale.unit}" if scale.gene else "")
         self._scale_row.setVisible(by_numbers)
-        self._options.setVisible(by_numbers)
+        self._options.setVisible(by_numbers and not change)  # a change has its own map, and limits around zero
         self.show_.setVisible(value.gene is not None or value.program is not None)
         self.log.setVisible(by_numbers and value.obs is None and not change)
-        self.colormap.setVisible(not change)
         self.strip.show_map(scale.colormap)
         self._show_legend(scale)
         for control, limit in zip((self.low, self.high), scale.limits, strict=True):

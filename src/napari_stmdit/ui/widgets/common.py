@@ -118,7 +118,9 @@ class Text(QLabel):  # type: ignore[misc,unused-ignore]
     def use_theme(self, dark: bool) -> None:
         """Take the colours of a dark or light theme."""
         self._dark = dark
-        self.setStyleSheet(f"color: {_COLOURS[dark][self.kind]};")
+        style = f"color: {_COLOURS[dark][self.kind]};"
+        if style != self.styleSheet():
+            self.setStyleSheet(style)
 
 
 class Fold(QWidget):  # type: ignore[misc,unused-ignore]

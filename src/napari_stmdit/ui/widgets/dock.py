@@ -56,6 +56,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self._use_theme()
         viewer.events.theme.connect(self._use_theme)
         self._connections += wire_edits(self)
+        self.presenter.preview_soon = self._preview
         self.destroyed.connect(_closer(self.presenter, self._connections, bind(viewer, self.presenter, self)))
         self.presenter.adopt()
 
@@ -229,6 +230,7 @@ def _closer(presenter: Presenter, connections: list[tuple[Any, Any]], unbind: An
             signal, show = connections.pop()
             signal.disconnect(show)
         unbind()
+        presenter.preview_soon = presenter.runs.preview
         presenter.close()
 
     return close

@@ -39,7 +39,8 @@ class GroupField(QComboBox):  # type: ignore[misc,unused-ignore]
         named(self, name, tip)
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.setMinimumContentsLength(8)
-        self.activated.connect(lambda _: self.picked.emit(self.currentData()))
+        self._data: list[tuple[str, Any]] = []  # beside the items: Qt would copy thousands of ids into each
+        self.activated.connect(lambda place: self.picked.emit(self._data[place]))
 
     def offer(
         self,
@@ -64,8 +65,8 @@ class GroupField(QComboBox):  # type: ignore[misc,unused-ignore]
             entries.insert(0, (f"{len(value)} spots" if kind == "spots" else f"profile: {value}", chosen))
         if not value:
             entries.insert(0, ("choose…", (kind, value)))
-        for label, data in entries:
-            self.addItem(label, data)
+        self._data = [data for _, data in entries]
+        self.addItems([label for label, _ in entries])
         self.setCurrentIndex(next((k for k, (_, data) in enumerate(entries) if data == chosen), 0))
         self.blockSignals(False)
 

@@ -22,7 +22,7 @@ from qtpy.QtWidgets import (
 
 from ...expression.reach import Reach
 from ...types import Edit
-from ..state import Brush
+from ..state import Brush, EditDraft
 from .common import Fold, Text, column, labelled, named, row
 from .draft import PROFILES, DraftForm
 
@@ -107,6 +107,7 @@ class EditRow(QFrame):  # type: ignore[misc,unused-ignore]
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
+        self._chosen: bool | None = None
         place = f"Edit {number + 1}"
         self.eye = named(QCheckBox(), f"{place}: on", "Whether this edit is applied")
         self.name = named(
@@ -118,10 +119,10 @@ class EditRow(QFrame):  # type: ignore[misc,unused-ignore]
         self.mark.setAccessibleName(f"{place}: warning")
         self.strength = QSlider(Qt.Orientation.Horizontal)
         self.strength.setRange(0, 100)
-        self.strength.setFixedWidth(64)
+        self.strength.setFixedWidth(60)
         named(self.strength, f"{place}: strength", "How strongly the edit acts, 0 to 100 %")
         self.percent = QLabel()
-        self.percent.setFixedWidth(44)
+        self.percent.setFixedWidth(50)
         self.percent.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         layout = row(self.eye, self.name, self.mark, self.strength, self.percent, stretch=1)
         layout.setContentsMargins(4, 2, 4, 2)
@@ -156,10 +157,13 @@ class EditRow(QFrame):  # type: ignore[misc,unused-ignore]
         self.percent.setText(f"{100 * edit.strength:.0f} %")
         self.mark.setVisible(bool(warning))
         self.mark.setToolTip(warning)
-        tint = "rgba(255, 158, 0, 60)" if chosen else "transparent"
-        self.setStyleSheet(
-            f"EditRow {{ background: {tint}; border-radius: 3px; }} QLineEdit, QLabel, QCheckBox {{ background: transparent; }}"
-        )
+        if chosen != self._chosen:  # a style sheet is costly: Qt polishes everything under it anew
+            self._chosen = chosen
+            tint = "rgba(255, 158, 0, 60)" if chosen else "transparent"
+            self.setStyleSheet(
+                f"EditRow {{ background: {tint}; border-radius: 3px; }}"
+                "QLineEdit, QLabel, QCheckBox { background: transparent; }"
+            )
 
     def _rename(self) -> None:
         if self.name.isModified():
@@ -207,6 +211,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
     addRequested = Signal(bool)
     """Whether to all spots."""
     newRequested = Signal()
+    spotsRequested = Signal()
     undoRequested = Signal()
     redoRequested = Signal()
     moveRequested = Signal(int)
@@ -226,6 +231,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
         self.to_all = self._button("To all", "Apply to all spots", "Add this edit for every spot")
         self.new = self._button("New edit", "New edit", "Leave the chosen edit as it is and begin another")
+        self.spots = self._button("Its spots", "Select its spots", "Select the spots that the chosen edit changes")
         self.up = self._button("Up", "Move the edit up", "Edits are applied from the top")
         self.down = self._button("Down", "Move the edit down", "Edits are applied from the top")
         self.delete = self._button("Delete", "Delete the edit", "Take the chosen edit out of the list")
@@ -235,7 +241,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.save = self._button(
             "Save…", "Save edits", "Write the edits into a YAML file, for 'stmdit synthesize --edits'"
         )
-        self.sets = self._button("Gene sets…", "Import gene sets", "Add the gene sets of a GMT file to the programs")
+        self.sets = self._button("GMT…", "Import gene sets", "Add the gene sets of a GMT file to the programs")
         self.keep = self._button(
             "Profile…", "Save a profile", "Write the mean expression of the selected spots, as a target"
         )
@@ -258,7 +264,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self.form,
                 row(self.paint, self.to_selected, self.to_all, stretch=None),
                 brush,
-                row(self.state_line, self.new),
+                row(self.state_line, self.spots, self.new),
                 self.list,
                 self.warning,
                 self._order,
@@ -271,6 +277,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.to_selected.clicked.connect(lambda: self.addRequested.emit(False))
         self.to_all.clicked.connect(lambda: self.addRequested.emit(True))
         self.new.clicked.connect(self.newRequested)
+        self.spots.clicked.connect(self.spotsRequested)
         self.up.clicked.connect(lambda: self.moveRequested.emit(-1))
         self.down.clicked.connect(lambda: self.moveRequested.emit(1))
         self.delete.clicked.connect(self.deleteRequested)
@@ -290,9 +297,10 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         known = chosen is not None and chosen < len(edits)
         self.warning.show_text(warnings[chosen] if known and chosen is not None else "")
         self.state_line.show_text(
-            f"The form shows edit {(chosen or 0) + 1}; the brush paints on it." if known else "The form is a new edit."
+            f"Form and brush: edit {(chosen or 0) + 1}." if known else "Form and brush: a new edit."
         )
         self.new.setVisible(known)
+        self.spots.setVisible(known)
         for button in (self.up, self.down, self.delete):
             button.setEnabled(known)
         self.save.setEnabled(bool(edits))
@@ -302,9 +310,13 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.undo.setEnabled(undoable[0])
         self.redo.setEnabled(undoable[1])
 
-    def show_selected(self, count: int) -> None:
-        """Say for how many spots an edit would be."""
+    def show_selected(self, count: int, draft: EditDraft) -> None:
+        """Offer what can be done with the form's edit: a swap names its own spots."""
+        swap = draft.operation == "swap"
+        self.paint.setEnabled(not swap)
+        self.to_selected.setVisible(not swap)
         self.to_selected.setEnabled(count > 0)
+        self.to_all.setText("Swap" if swap else "To all")
         self.keep.setEnabled(count > 0)
 
     def show_brushing(self, on: bool) -> None:

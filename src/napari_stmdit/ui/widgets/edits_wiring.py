@@ -32,7 +32,8 @@ def _forms_to_presenter(bench: Workbench) -> None:
     panel.brushToggled.connect(lambda on: presenter.use_tool("brush" if on else "click"))
     panel.addRequested.connect(lambda everywhere: painting.add(None if everywhere else state.selected))
     panel.newRequested.connect(lambda: painting.choose(None))
-    panel.list.picked.connect(lambda number: number != state.chosen_edit and painting.choose(number))
+    panel.spotsRequested.connect(lambda: _select_chosen(presenter))
+    panel.list.picked.connect(lambda number: None if number == state.chosen_edit else painting.choose(number))
     panel.list.enabledChanged.connect(painting.set_enabled)
     panel.list.renamed.connect(painting.rename)
     panel.list.strengthChanged.connect(painting.set_strength)
@@ -49,6 +50,14 @@ def _forms_to_presenter(bench: Workbench) -> None:
 def _with_chosen(state: Any, do: Any) -> None:
     if state.chosen_edit is not None:
         do(state.chosen_edit)
+
+
+def _select_chosen(presenter: Any) -> None:
+    edit = presenter.painting.chosen
+    if edit is not None and edit.spots is None and edit.operation != "swap":
+        presenter.select_all()
+    else:
+        presenter.select(sorted(presenter.painting.outlined()))
 
 
 def _state_to_forms(bench: Workbench) -> list[tuple[Any, Any]]:
@@ -86,7 +95,7 @@ def _state_to_forms(bench: Workbench) -> list[tuple[Any, Any]]:
         (("draft_faults",), lambda: panel.form.show_faults(state.draft_faults)),
         (("brush",), lambda: panel.brush.setValue(state.brush)),
         (("undoable",), lambda: panel.show_undoable(state.undoable)),
-        (("selected",), lambda: panel.show_selected(len(state.selected))),
+        (("selected", "draft"), lambda: panel.show_selected(len(state.selected), state.draft)),
         (("tool",), lambda: panel.show_brushing(state.tool == "brush")),
         (("colour_scale",), lambda: bench.select.show_scale(state.colour_scale)),
         (("named",), lambda: bench.select.show_named(state.named)),
