@@ -83,6 +83,7 @@ class Checkpoint:
     def denoise(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
         """Yield after every denoising step; the last step carries the images."""
         side = self.card.patch_px
+        previews: list[NDArray[np.uint8]] = []
         for step, steps, images in self.pipeline.denoise_images(
             morphology=batch.morphology,
             expression=batch.expression,
@@ -91,8 +92,10 @@ class Checkpoint:
             num_inference_steps=batch.steps,
             height=side,
             width=side,
+            preview_every=batch.preview_every,
+            on_preview=previews.append,
         ):
-            yield DenoiseStep(step, steps, images)
+            yield DenoiseStep(step, steps, images, previews.pop() if previews else None)
 
 
 def load_checkpoint(name: str | Path = "demo", device: str = "auto", dtype: str = "auto") -> Checkpoint:

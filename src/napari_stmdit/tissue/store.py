@@ -253,12 +253,12 @@ def _image_element(pixels: Any, pixel_to_fullres: Affine, systems: Mapping[str, 
     if len(channels) == 4 and halvings:
         levels = np.moveaxis(np.asarray(pixels), -1, 0)
         for scale in range(1, halvings + 1):
-            levels = _halved_rgba(levels)
+            levels = halved_rgba(levels)
             element[f"scale{scale}"]["image"].data = da.from_array(levels, chunks=chunks)
     return element
 
 
-def _halved_rgba(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def halved_rgba(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Halve a (4, h, w) image; colours are weighted with alpha, so that what was not synthesized darkens no edge."""
     height, width = rgba.shape[1] // 2, rgba.shape[2] // 2
     blocks = rgba[:, : 2 * height, : 2 * width].astype(np.float32).reshape(4, height, 2, width, 2)
