@@ -149,11 +149,11 @@ def test_click_lasso_and_run_put_a_layer_in_place(viewer, opened):  # noqa: F811
     assert np.abs(drawn[:3].astype(int) - real).max() < 8
     assert opened.run_bar.run.isEnabled()
 
-    opened.results.compare.click()
-    assert state.comparing
+    opened.compare.mode.button("grid").click()
+    assert state.comparison is not None
     settle(lambda: False, 0.2)
-    opened.results.compare.click()
-    assert not state.comparing
+    opened.compare.mode.button("off").click()
+    assert state.comparison is None
     assert [layers.role_of(x) for x in viewer.layers] == ["slide", "result", "spots"]
 
 

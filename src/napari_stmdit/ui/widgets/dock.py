@@ -16,12 +16,16 @@ from ..presenter import Presenter, presenter_of
 from ..state import RunStatus, WorkbenchState
 from .colour import ColourPanel
 from .common import Fold, Text, column
+from .compare import ComparePanel
 from .model import ModelPanel
+from .queue import QueuePanel
 from .results import ResultsPanel
 from .run_bar import RunBar
 from .section import SectionPanel
 from .select import SelectPanel
+from .spot import SpotPanel
 from .synthesize import SynthesizePanel
+from .wiring import Desk
 
 NARROWEST = 300
 
@@ -43,10 +47,12 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self._connections: list[tuple[Any, Any]] = []
         self.section, self.colour, self.select = SectionPanel(), ColourPanel(), SelectPanel()
         self.model, self.synthesize, self.results = ModelPanel(), SynthesizePanel(), ResultsPanel()
-        self.run_bar = RunBar()
+        self.compare, self.spot, self.queue = ComparePanel(), SpotPanel(), QueuePanel()
+        self.run_bar = RunBar(self.queue)
         self.model.offer_checkpoints([entry.name for entry in list_checkpoints()])
         self._lay_out()
         self._wire_forms()
+        self.desk = Desk(self)
         self._wire_state()
         self._use_theme()
         viewer.events.theme.connect(self._use_theme)
@@ -72,6 +78,8 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             "model": Fold("Model", self.model, unfolded=False),
             "synthesize": Fold("Synthesize", self.synthesize),
             "results": Fold("Results", self.results),
+            "compare": Fold("Compare", self.compare),
+            "spot": Fold("Spot close-up", self.spot, unfolded=False),
         }
         inside = QWidget()
         panels = column(*self.folds.values(), spacing=8)
@@ -118,11 +126,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.synthesize.batchChanged.connect(lambda count: setattr(presenter.state, "batch", count))
         self.synthesize.pick.clicked.connect(self._pick_spot)
         self.run_bar.runRequested.connect(presenter.runs.run)
-        self.run_bar.stopRequested.connect(presenter.runs.stop)
-        self.results.visibleChanged.connect(presenter.show_result)
-        self.results.chosenChanged.connect(lambda number: setattr(presenter.state, "chosen_result", number))
-        self.results.saveRequested.connect(presenter.save_result)
-        self.results.compareToggled.connect(presenter.set_compare)
+        self.run_bar.stopRequested.connect(presenter.stop)
 
     def _request_edited(self, request: Request) -> None:
         self.state.request = request
@@ -157,14 +161,14 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             (("status", "busy", "section", "checkpoint", "selected"), self._show_status),
             (("progress", "busy"), lambda: self.run_bar.show_progress(self.state.progress, self.state.busy)),
             (("message",), lambda: self.run_bar.show_message(self.state.message)),
-            (("results",), self._show_results),
-            (("comparing",), lambda: self.results.show_compare(self.state.comparing)),
+            *self.desk.state_connections(),
         ):
             for name in names:
                 signal = getattr(events, name)
                 signal.connect(show, max_args=0)
                 self._connections.append((signal, show))
             show()
+        self._connections += self.desk.watch_preferences()
 
     def _show_section(self) -> None:
         self.section.show_section(self.state.section)
@@ -193,9 +197,6 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.model.setEnabled(not self.state.status.busy)
         if self.state.status is RunStatus.DONE:
             self.folds["results"].unfold()
-
-    def _show_results(self) -> None:
-        self.results.show_results(self.state.results, self.state.chosen_result)
 
 
 def _closer(presenter: Presenter, connections: list[tuple[Any, Any]]) -> Any:
