@@ -5,44 +5,15 @@ import weakref
 
 import numpy as np
 import pytest
-from models_for_ui import FailingModel
+from models_for_ui import ByHand, FailingModel
 from napari.components import ViewerModel
 from standins import CropModel
 
-from napari_stmdit.errors import StmditError
-from napari_stmdit.progress import CancelToken
 from napari_stmdit.types import Guidance
 from napari_stmdit.ui import layers
-from napari_stmdit.ui.jobs import Job, start_inline
+from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.presenter import Presenter, presenter_of
 from napari_stmdit.ui.state import Colouring, ModelChoice, OpenIntent, RunStatus
-
-
-class ByHand:
-    """Starts jobs and drives them one value at a time, as a worker would between two looks of the event loop."""
-
-    def __init__(self):
-        self.open = []
-
-    def __call__(self, job: Job, token: CancelToken, handlers):
-        self.open.append((job.guarded(token), handlers))
-
-    def step(self, number=-1):
-        values, handlers = self.open[number]
-        try:
-            handlers.value(next(values))
-        except StopIteration:
-            handlers.end()
-            return False
-        except StmditError as error:
-            handlers.error(error)
-            handlers.end()
-            return False
-        return True
-
-    def finish(self, number=-1):
-        while self.step(number):
-            pass
 
 
 @pytest.fixture

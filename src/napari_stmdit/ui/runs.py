@@ -17,8 +17,8 @@ from ..synthesis.run import PatchModel
 from ..synthesis.variants import baseline_of, samples_of
 from ..types import PatchResult, Plan, Request, Section, SpotList
 from . import jobs
+from .growing import GrowingLayer
 from .jobs import Advance, Handlers, Lane, Start
-from .layers import KEY, result_layer
 from .live import LivePreview
 from .queue import RunQueue
 from .results import ResultList
@@ -44,9 +44,9 @@ class _Present:
         self.number, self.plan, self.section, self.model, self.name = number, plan, section, model, name
         self.then = then
         self.canvas = MemoryCanvas(plan.frame)
+        self.growing = GrowingLayer(self.canvas, section, name)
         self.done: list[PatchResult] = []
         self.watch = Stopwatch()
-        self.layer: Any = None
         self.dirty = False
         self.drawn_at = 0.0
         self.failed: StmditError | None = None
@@ -237,20 +237,18 @@ class RunCycle:
         if advance.preview is not None:
             self._live.show(advance.preview, present.plan, present.section)
         for patch in advance.patches:
-            present.canvas.paste(patch)
+            present.growing.changed(present.canvas.paste(patch))
             present.done.append(patch)
             present.dirty = True
         if present.dirty and time.perf_counter() - present.drawn_at >= REFRESH_S:
             self._draw(present)
 
     def _draw(self, present: _Present) -> None:
-        if present.layer is None:
+        if present.growing.layer is None:
             run = {"run": present.number, "provenance": self._provenance(present)}
-            present.layer = self._results.insert(
-                result_layer(present.canvas.rgba, present.plan.frame, present.section, present.name, run)
-            )
+            present.growing.add(self._results.insert, run)
         else:
-            present.layer.refresh(extent=False, thumbnail=False, highlight=False)
+            present.growing.refresh()
         present.dirty = False
         present.drawn_at = time.perf_counter()
 
@@ -279,11 +277,10 @@ class RunCycle:
         seconds = present.watch.seconds
         self._pace[self._device(present.model)] = seconds / (len(present.done) * present.plan.steps)
         result = collect(present.plan, present.section, present.model, present.canvas, present.done, seconds)
-        if present.layer is None:
+        if present.growing.layer is None:
             return
-        present.layer.metadata[KEY].update(provenance=dict(result.provenance), result=result)
-        present.layer.refresh(extent=False, highlight=False)
-        self._results.keep(present.number, present.layer.name, result)
+        present.growing.finish({"provenance": dict(result.provenance), "result": result})
+        self._results.keep(present.number, present.growing.layer.name, result)
 
     def _close(self, present: _Present) -> None:
         state, done, total = self.state, len(present.done), len(present.plan)
