@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from qtpy.QtCore import QSize, Qt
@@ -52,11 +53,11 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.model.offer_checkpoints([entry.name for entry in list_checkpoints()])
         self._lay_out()
         self._wire_forms()
-        self.desk = Desk(self)
+        self.desk = Desk(self, viewer)
         self._wire_state()
         self._use_theme()
         viewer.events.theme.connect(self._use_theme)
-        self.destroyed.connect(_closer(self.presenter, self._connections))
+        self.destroyed.connect(_closer(self.presenter, self._connections, self.desk.unbind_keys))
         self.presenter.adopt()
 
     @property
@@ -199,7 +200,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             self.folds["results"].unfold()
 
 
-def _closer(presenter: Presenter, connections: list[tuple[Any, Any]]) -> Any:
+def _closer(presenter: Presenter, connections: list[tuple[Any, Any]], unbind_keys: Callable[[], None]) -> Any:
     """Return a slot that ends what is under way and takes the widget off the state, which outlives a dock that is closed.
 
     It must not hold the widget, which is being destroyed when it is called.
@@ -209,6 +210,7 @@ def _closer(presenter: Presenter, connections: list[tuple[Any, Any]]) -> Any:
         while connections:
             signal, show = connections.pop()
             signal.disconnect(show)
+        unbind_keys()
         presenter.close()
 
     return close

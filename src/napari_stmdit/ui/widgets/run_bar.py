@@ -9,7 +9,7 @@ from ...progress import Progress
 from ..state import Message, RunStatus
 from .common import Text, column, named, row
 from .queue import QueuePanel
-from .shortcuts import with_key
+from .result_keys import with_key
 from .synthesize import duration
 
 RUN_TIP = "Synthesize patches for the selected spots"

@@ -8,7 +8,7 @@ from qtpy.QtCore import QTimer
 
 from ..preferences import preference_events, read_preferences
 from ..state import ModelChoice
-from . import shortcuts
+from . import result_keys
 from .sheet import SheetWindow
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ LOOK_MS = 150
 class Desk:
     """What a workbench does with its results; held by the workbench, which is its parent in every sense."""
 
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, bench: Workbench, viewer: Any) -> None:
+        self._viewer = viewer
         self.bench = bench
         self.presenter = bench.presenter
         self.sheet = SheetWindow(bench)
@@ -31,6 +32,7 @@ class Desk:
         self._rest.timeout.connect(self._look_now)
         self._wire_forms()
         self._bind_keys()
+        self._viewer = None  # only the keys needed it
         self.use_preferences(first=True)
 
     def state_connections(self) -> list[tuple[tuple[str, ...], Any]]:
@@ -105,10 +107,10 @@ class Desk:
         for mode in ("grid", "swipe", "blink", "fade"):
             actions[mode] = lambda mode=mode: self._toggle(mode)
             button = bench.compare.mode.button(mode)
-            button.setToolTip(shortcuts.with_key(button.toolTip(), mode))
-        self.shortcuts = shortcuts.bind(bench, actions)
+            button.setToolTip(result_keys.with_key(button.toolTip(), mode))
+        self.unbind_keys = result_keys.bind(self._viewer, bench, actions)
         for button, name in ((bench.run_bar.stop, "stop"), (bench.compare.baseline, "baseline")):
-            button.setToolTip(shortcuts.with_key(button.toolTip(), name))
+            button.setToolTip(result_keys.with_key(button.toolTip(), name))
 
     def _toggle(self, mode: str) -> None:
         comparison = self.presenter.state.comparison
