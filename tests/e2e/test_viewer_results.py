@@ -145,7 +145,7 @@ def test_what_the_grid_shows_is_seen(viewer, opened):  # noqa: F811
     picture = viewer.screenshot(canvas_only=True, flash=False)[..., :3].astype(int)
     half = picture.shape[1] // 2
     rough = [np.abs(np.diff(side, axis=1)).mean() for side in (picture[:, :half], picture[:, half:])]
-    assert rough[1] > 2 * rough[0]  # noise on the right, the smooth slide on the left
+    assert rough[1] > 1.6 * rough[0]  # noise on the right, the smooth slide on the left
     press(viewer, "grid")
 
 
@@ -212,15 +212,18 @@ def test_the_close_up_and_the_contact_sheet(viewer, opened, tmp_path):  # noqa: 
     state.chosen_result = 1
     opened.folds["spot"].unfold()
     assert settle(lambda: state.close_up is not None and len(state.close_up.patches) == 3)
-    assert settle(lambda: "Edited" in opened.spot.texts(), 2)
-    texts = opened.spot.texts()
-    assert texts[:5] == ["", "Slide", "Baseline", "Edited", "Δ"]
-    assert [t for t in texts if "," in t and not t[0].isdigit() and t[0] not in "+−"] == [
+    assert settle(lambda: len(opened.spot.texts()) == 16, 2)
+    heads = opened.spot.texts()[::4]
+    assert [h.split(":")[0] for h in heads] == [
         "Haematoxylin, OD (ln)",
         "Eosin, OD (ln)",
         "Nuclei, per mm²",
         "Blank area, share",
     ]
+    assert all("Δ" in h for h in heads)
+    change = float(heads[0].split("Δ")[1].replace("−", "-").replace("±", ""))
+    real, base, edited = (float(t) for t in opened.spot.texts()[1:4])
+    assert change == pytest.approx(edited - base, abs=0.002)
     state.request = state.request.model_copy(update={"edits": (EDIT,)})
     opened.scroll.ensureWidgetVisible(opened.spot.dose)
     click(opened.spot.dose)

@@ -87,7 +87,7 @@ def write_result(
     name = _result_name(existing, run)
     elements = {"images": {name: _image_element(rgba, affine, section.coordinate_systems)}}
     if is_new:
-        elements = _section_elements(section, elements)
+        elements = section_elements(section, elements)
     with _failures(path), _scratch(path) as scratch:
         attrs = {RESULT_ATTRS: {name: record}, **({SECTION_ATTRS: _about(section)} if is_new else {})}
         _write(scratch, elements, attrs)
@@ -277,7 +277,7 @@ def _transformation(affine: Affine) -> Any:
     return SpatialAffine(affine, input_axes=("y", "x"), output_axes=("y", "x"))
 
 
-def _section_elements(section: Section, elements: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def section_elements(section: Section, elements: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Add what lets a store stand alone: spots, counts and a slide image."""
     import anndata
     import pandas as pd

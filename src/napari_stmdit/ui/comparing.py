@@ -85,6 +85,7 @@ class Comparing:
                 if layers.role_of(x) in ("result", "stored") and x is not upper and x is not below
             ]
             (self.swipe if mode == "swipe" else self.fade).start(below, upper, others, position)
+        self.state.chosen_result = right
         self.state.comparison = Comparison(mode, left, right, position)
 
     def stop(self) -> None:

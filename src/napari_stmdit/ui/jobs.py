@@ -18,6 +18,7 @@ from ..synthesis.run import PatchModel, run
 from ..synthesis.sheet import ContactSheet, make_sheet
 from ..synthesis.stored import StoredResult, stored_results
 from ..synthesis.variants import Variant
+from ..tissue.linked import LinkedElements
 from ..types import PatchResult, Plan, Section
 from .state import CloseUp, ModelChoice, OpenIntent
 
@@ -36,12 +37,15 @@ class Job:
         Turns an unexpected exception into the error that the user reads.
     yields
         How many values to expect, for a progress bar; 0 where that is not known.
+    quiet
+        Whether it is too short to be listed among napari's activities.
     """
 
     title: str
     generate: Callable[[CancelToken], Iterator[Any]]
     failure: Callable[[Exception], StmditError]
     yields: int = 0
+    quiet: bool = False
 
     def guarded(self, token: CancelToken) -> Iterator[Any]:
         """Drive the generator so that only `StmditError` comes out.
@@ -247,6 +251,20 @@ def reading_stored(section: Section) -> Job:
         return SectionError(f"the results in {section.path} could not be read: {error} ({type(error).__name__})")
 
     return Job("Reading stored results", generate, failure)
+
+
+def linking(section: Section) -> Job:
+    """Return the job that makes a section's SpatialData objects for other plugins; it yields `LinkedElements` or None."""
+
+    def generate(_: CancelToken) -> Iterator[LinkedElements | None]:
+        from ..tissue.linked import link_elements
+
+        yield link_elements(section)
+
+    def failure(error: Exception) -> StmditError:
+        return SectionError(f"other plugins cannot work on {section.name}: {error} ({type(error).__name__})")
+
+    return Job("Linking with SpatialData", generate, failure, quiet=True)
 
 
 def sheet(title: str, variants: Sequence[Variant], columns: int, section: Section, model: PatchModel) -> Job:

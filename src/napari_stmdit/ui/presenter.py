@@ -68,7 +68,7 @@ class Presenter:
         self.sheets = Sheets(self.state, start, self.queue, self.runs.request)
         self.compare = Comparing(viewer, self.state, self.results, lambda: self.view)
         self.close_ups = CloseUps(self.state, self.results, self._submit)
-        self._lanes = {name: Lane(start) for name in ("section", "model", "save", "stored", "spot")}
+        self._lanes = {name: Lane(start) for name in ("section", "model", "save", "stored", "spot", "link")}
         self._titles: dict[str, str] = {}
         self.close_ups.follow(viewer, lambda: self.view)
         viewer.layers.events.inserted.connect(self._inserted)
@@ -114,6 +114,7 @@ class Presenter:
             self.load_model(state.model)
         self.runs.preview()
         self.results.read_stored(section)
+        self._submit("link", jobs.linking(section), self._linked)
 
     def close_section(self) -> None:
         """Let go of the open section, but not of its layers; a run is stopped and what it finished is kept."""
@@ -124,6 +125,10 @@ class Presenter:
         self.state.selected = ()
         self.state.tool = "click"
         self.state.section = None
+
+    def _linked(self, found: Any) -> None:
+        if found is not None and self.view is not None and self.view.spots is not None:
+            self.view.spots.metadata.update(found.metadata())
 
     def section_fault(self) -> str:
         """Say why the open section cannot be synthesized from, in words; empty where it can or nothing is known yet."""
@@ -288,8 +293,7 @@ class Presenter:
         def error(fault: StmditError) -> None:
             self.tell("error", str(fault))
 
-        quiet = lane == "spot"  # looking at a spot keeps nobody from pressing Run
-        self._note_busy(lane, "" if quiet else job.title)
+        self._note_busy(lane, "" if job.quiet else job.title)  # looking at a spot keeps nobody from pressing Run
         self._lanes[lane].submit(job, Handlers(on_value, error, lambda: self._note_busy(lane, "")))
 
     def _abandon(self, lane: str) -> None:

@@ -165,7 +165,9 @@ class RunCycle:
             state.message = Message("error", f"This cannot be run: {text}")
             return False
         patches = "1 patch" if len(plan) == 1 else f"{len(plan)} patches"
-        title = f"{patches}, seed {request.seed}" + (f", {len(request.edits)} edits" if request.edits else "")
+        title = f"{patches}, seed {request.seed}" + {1: ", 1 edit", 0: ""}.get(
+            len(request.edits), f", {len(request.edits)} edits"
+        )
         if not self._queue.add(title, partial(self._launch, plan, section, model, then)):
             state.message = Message("info", f"Queued: {title}.")
         return True

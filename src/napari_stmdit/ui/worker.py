@@ -95,7 +95,7 @@ def start(job: Job, token: CancelToken, handlers: Handlers) -> None:
         _start_thread=False,
         _worker_class=JobWorker,
         _ignore_errors=True,  # an error is shown in the dock; napari would raise it once more in the event loop
-        _progress={"total": job.yields, "desc": job.title},
+        _progress=False if job.quiet else {"total": job.yields, "desc": job.title},
     )
     queued = Qt.ConnectionType.QueuedConnection
     worker.yielded.connect(relay.value, queued)

@@ -32,6 +32,7 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
     def __init__(self) -> None:
         super().__init__()
         self._blink_ms = 700
+        self._left: int | None = None
         self.against = named(QComboBox(), "Compare with", "What the chosen result is compared with")
         self.against.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.against.setMinimumContentsLength(8)
@@ -73,7 +74,7 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def show_results(self, entries: Sequence[ResultEntry], chosen: int | None) -> None:
         """Offer the slide and every result but the chosen one."""
-        present = self.against.currentData()
+        present = self._left
         self.against.blockSignals(True)
         self.against.clear()
         self.against.addItem("the slide", None)
@@ -92,8 +93,9 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
         """Show which comparison is on."""
         mode = "off" if comparison is None else comparison.mode
         self.mode.setValue(mode)
-        if comparison is not None and self.against.findData(comparison.left) >= 0:
-            self.against.setCurrentIndex(self.against.findData(comparison.left))
+        if comparison is not None:
+            self._left = comparison.left
+            self.against.setCurrentIndex(max(0, self.against.findData(comparison.left)))
         self._slider_row.setVisible(mode in ("swipe", "fade"))
         self.left.setText("0" if mode == "fade" else "◂")
         self.right.setText("1" if mode == "fade" else "▸")
@@ -112,6 +114,7 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.modeChosen.emit(mode, self.against.currentData())
 
     def _against_changed(self) -> None:
+        self._left = self.against.currentData()
         if self.mode.value() != "off":
             self._chosen(self.mode.value())
 

@@ -42,8 +42,8 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self._grid.setColumnStretch(place, 1)
         self._table = QGridLayout()
         self._table.setContentsMargins(0, 4, 0, 0)
-        self._table.setHorizontalSpacing(8)
-        self._table.setVerticalSpacing(2)
+        self._table.setHorizontalSpacing(6)
+        self._table.setVerticalSpacing(1)
         self._cells: list[QLabel] = []
         self.dose = named(
             QPushButton("Dose strip"),
@@ -71,10 +71,12 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def show_close_up(self, close_up: CloseUp | None, spot: str | None) -> None:
         """Show what is known of a spot, or that none is meant."""
         for part in self._parts:
-            part.setVisible(close_up is not None)
+            part.setVisible(True)
         self.dose.setEnabled(spot is not None)
         self.guidance.setEnabled(spot is not None)
-        if close_up is None:
+        if close_up is None or close_up.spot != spot:
+            for part in self._parts:
+                part.setVisible(False)
             self.title.show_text("Point at a spot or select one." if spot is None else f"Spot {spot}", "quiet")
             self.words.show_text("")
             return
@@ -108,35 +110,31 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
         image.setToolTip("The slide's own crop" if real else "Synthetic image made by a generative model")
 
     def _fill(self, close_up: CloseUp, columns: list[str]) -> None:
+        """A line with a measure's name and the difference, and under it the numbers, each under its picture."""
         for cell in self._cells:
             self._table.removeWidget(cell)
             cell.hide()
             cell.deleteLater()
         self._cells = []
         pair = ("edited", "baseline") if "baseline" in columns else (columns[-1], "real") if len(columns) > 1 else None
-        heads = ["", *(TITLES[name] for name in columns), *(["Δ"] if pair else [])]
-        for place, text in enumerate(heads):
-            self._put(0, place, text)
-        for line, found in enumerate(close_up.rows, start=1):
-            self._put(line, 0, f"{found.name}, {found.unit}")
-            for place, name in enumerate(columns, start=1):
-                self._put(line, place, f"{found.values[name]:,.{found.digits}f}")
+        tip = "" if pair is None else f"Δ: {TITLES[pair[0]].lower()} minus {TITLES[pair[1]].lower()}"
+        for line, found in enumerate(close_up.rows):
             change = None if pair is None else found.difference(*pair)
+            words = f"{found.name}, {found.unit}"
             if change is not None:
-                sign = "+" if change > 0 else MINUS if change < 0 else ""
-                self._put(line, len(columns) + 1, f"{sign}{abs(change):,.{found.digits}f}")
-        if pair is not None:
-            tip = f"{TITLES[pair[0]]} minus {TITLES[pair[1]].lower()}"
-            for cell in self._cells:
-                cell.setToolTip(tip)
+                sign = "+" if change > 0 else MINUS if change < 0 else "±"
+                words += f":  Δ {sign}{abs(change):,.{found.digits}f}"
+            self._put(2 * line, 0, words, len(columns), tip)
+            for place, name in enumerate(columns):
+                self._put(2 * line + 1, place, f"{found.values[name]:,.{found.digits}f}", 1, f"{TITLES[name]}: {words}")
 
-    def _put(self, line: int, place: int, text: str) -> None:
+    def _put(self, line: int, place: int, text: str, span: int, tip: str) -> None:
         cell = QLabel(text)
-        side = Qt.AlignmentFlag.AlignLeft if place == 0 else Qt.AlignmentFlag.AlignRight
-        cell.setAlignment(side | Qt.AlignmentFlag.AlignVCenter)
-        if place == 0:
-            cell.setWordWrap(True)
-            cell.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Minimum)
-        self._table.addWidget(cell, line, place)
-        self._table.setColumnStretch(place, int(place == 0))
+        head = span > 1 or line % 2 == 0
+        cell.setAlignment(Qt.AlignmentFlag.AlignLeft if head else Qt.AlignmentFlag.AlignCenter)
+        cell.setToolTip(tip)
+        if head:
+            cell.setStyleSheet("font-weight: bold; padding-top: 3px;")
+        self._table.addWidget(cell, line, place, 1, span)
+        self._table.setColumnStretch(place, 1)
         self._cells.append(cell)
