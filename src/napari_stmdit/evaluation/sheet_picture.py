@@ -79,4 +79,4 @@ def _bar(draw: ImageDraw.ImageDraw, um_per_pixel: float, left: int, bottom: int)
     length = 50 / um_per_pixel
     draw.rectangle((left + 6, bottom - 22, left + length + 14, bottom + 8), fill="white")
     draw.rectangle((left + 10, bottom, left + 10 + length, bottom + 3), fill=INK)
-    draw.text((left + 10, bottom - 20), "50 µm", fill=INK, font=font_of(13))
+    draw.text((left + 10, bottom - 20), "50 um", fill=INK, font=font_of(13))

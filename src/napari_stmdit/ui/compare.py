@@ -10,6 +10,8 @@ from . import layers
 
 CONTEXT_OPACITY = 0.35
 """The slide under a synthetic result is faded, so that nobody takes what is not synthesized for synthesized."""
+NAME_PT = 8
+"""Names have to fit into a third of the canvas."""
 
 
 def grid_of(viewer: Any) -> Any:
@@ -96,7 +98,7 @@ class SideBySide:
             self._kept.change(layer, visible=any(layer is one for one in cells))
         for layer in (slide, *results):
             if hasattr(layer, "name_overlay"):
-                self._kept.change(layer.name_overlay, visible=True)
+                self._kept.change(layer.name_overlay, visible=True, font_size=NAME_PT)
         self._kept.change(grid_of(viewer), stride=2, shape=(1, len(cells) // 2), spacing=6, enabled=True)
         bar = scale_bar_of(viewer)
         self._kept.change(bar, visible=True)
