@@ -67,4 +67,6 @@ def test_sums_in_tiles_blend_as_one_array_would(corner):
         weight[y : y + 128, x : x + 128] += feather(128)
     seen = weight > 0
     np.testing.assert_array_equal(canvas.rgba[..., 3] == 255, seen)
-    np.testing.assert_array_equal(canvas.rgba[seen][:, :3], np.rint(total[seen] / weight[seen][:, None]).astype(np.uint8))
+    np.testing.assert_array_equal(
+        canvas.rgba[seen][:, :3], np.rint(total[seen] / weight[seen][:, None]).astype(np.uint8)
+    )

@@ -10,7 +10,7 @@ from . import layers
 
 CONTEXT_OPACITY = 0.35
 """The slide under a synthetic result is faded, so that nobody takes what is not synthesized for synthesized."""
-NAME_PT = 8
+NAME_PT = 7
 """Names have to fit into a third of the canvas."""
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..assemble import leave_a_core
 from ..errors import SectionError, StmditError, SynthesisError
 from ..progress import CancelToken, Progress
 from ..synthesis.export import ExportKind, export_result
@@ -157,6 +158,7 @@ def synthesis(plan: Plan, section: Section, model: PatchModel, batch: int, previ
     """Return the job that runs a plan; it yields `Advance`. Every so many steps it looks at a patch; 0 for never."""
 
     def generate(token: CancelToken) -> Iterator[Advance]:
+        leave_a_core()
         looks: list[PatchResult] = []
         steps = run(
             plan, section, model, batch=batch, cancel=token, preview_every=preview_every, on_preview=looks.append
@@ -271,6 +273,7 @@ def sheet(title: str, variants: Sequence[Variant], columns: int, section: Sectio
     """Return the job that makes a contact sheet; it yields (`ContactSheet`, `Progress`)."""
 
     def generate(token: CancelToken) -> Iterator[tuple[ContactSheet, Progress]]:
+        leave_a_core()
         yield from make_sheet(title, variants, columns, section, model, token)
 
     def failure(error: Exception) -> StmditError:
