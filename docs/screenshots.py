@@ -19,8 +19,10 @@ from PIL import Image
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication
 
+from napari_stmdit.evaluation.sheet_picture import save_sheet
 from napari_stmdit.synthesis.requests import EditFile
-from napari_stmdit.types import Request
+from napari_stmdit.types import Request, TowardsEdit
+from napari_stmdit.ui.compare import camera_of
 from napari_stmdit.ui.state import Brush, Colouring, EditDraft, RunStatus
 
 IMAGES = Path(__file__).parent / "images"
@@ -118,6 +120,47 @@ class Studio:
         self.workbench.scroll.ensureWidgetVisible(self.workbench.folds[fold], 0, 400)
 
 
+def look_at_selected(studio, zoom):
+    """Move the camera to the selected spots."""
+    section = studio.workbench.state.section
+    selected = section.spots.rows(list(studio.workbench.state.selected))
+    middle = section.spots.yx[selected].mean(axis=0) * section.calibration.mpp
+    camera = camera_of(studio.viewer)
+    camera.center, camera.zoom = tuple(middle), zoom
+
+
+def comparisons(studio):
+    """Run an edit, and show it against its baseline in every way."""
+    bench, state = studio.workbench, studio.workbench.state
+    weights = dict.fromkeys(state.selected, 1.0)
+    edit = TowardsEdit(name="towards adipose", target_profile="adipose", spots=weights)
+    state.request = Request(**{**state.request.model_dump(), "edits": (edit,)})
+    studio.run()
+    bench.compare.baseline.click()
+    settle(lambda: state.comparison is not None, 600)
+    for name in ("select", "colour", "synthesize"):
+        bench.folds[name].unfold(False)
+    look_at_selected(studio, 1.5)
+    studio.picture("workbench_swipe")
+    bench.compare.mode.button("grid").click()
+    look_at_selected(studio, 0.75)
+    studio.picture("workbench_side_by_side")
+    bench.compare.mode.button("off").click()
+    bench.folds["spot"].unfold()
+    settle(lambda: state.close_up is not None and len(state.close_up.patches) == 3, 60)
+    look_at_selected(studio, 1.5)
+    bench.folds["results"].unfold(False)
+    studio.picture("workbench_spot")
+    spot = bench.presenter.close_ups.spot
+    bench.presenter.sheets.dose_strip(spot)
+    settle(lambda: not state.status.busy, 600)
+    with tempfile.TemporaryDirectory() as folder:
+        made = save_sheet(state.sheet, Path(folder) / "sheet.png")
+        with Image.open(made) as picture:
+            picture.quantize(256).save(IMAGES / "dose_strip.png", optimize=True)
+    bench.desk.sheet.close()
+
+
 def main():
     studio = Studio()
     studio.open_sample()
@@ -137,18 +180,16 @@ def main():
     for name in ("section", "select", "synthesize", "results"):
         bench.folds[name].unfold()
     studio.lasso()
-    bench.state.request = Request(**{**bench.state.request.model_dump(), "seed": 1, "morphology": "null"})
+    steps = int(os.environ.get("STMDIT_DOCS_STEPS", "0")) or None
+    bench.state.request = Request(
+        **{**bench.state.request.model_dump(), "seed": 1, "morphology": "null", "steps": steps}
+    )
     studio.run()
     for name in ("section", "model"):
         bench.folds[name].unfold(False)
     studio.scroll_to("results")
     studio.picture("workbench_result")
-    bench.results.compare.click()
-    selected = bench.state.section.spots.rows(list(bench.state.selected))
-    middle = bench.state.section.spots.yx[selected].mean(axis=0) * bench.state.section.calibration.mpp
-    camera = studio.viewer.scene.camera if hasattr(studio.viewer, "scene") else studio.viewer.camera
-    camera.center, camera.zoom = tuple(middle), 0.9
-    studio.picture("workbench_side_by_side")
+    comparisons(studio)
     studio.viewer.close()
 
 

@@ -2,9 +2,12 @@
 
 import threading
 import time
+from dataclasses import replace
 
+import numpy as np
 from standins import CropModel, NoiseModel
 
+from napari_stmdit.errors import StmditError
 from napari_stmdit.synthesis.run import DenoiseStep
 
 
@@ -40,3 +43,43 @@ class SlowModel(NoiseModel):
                 yield step
         finally:
             self.closed.set()
+
+
+class Tinted(NoiseModel):
+    """Noise from each patch's own seed, shaded by its expression; shows a look at the first patch when asked."""
+
+    def images(self, batch):
+        tint = np.zeros(len(batch.patches)) if batch.expression is None else batch.expression[:, 0] % 64
+        return np.clip(super().images(batch) * 0.7 + tint[:, None, None, None], 0, 255).astype(np.uint8)
+
+    def denoise(self, batch):
+        for step in super().denoise(batch):
+            look = batch.preview_every and step.images is None and step.step % batch.preview_every == 0
+            yield replace(step, preview=self.images(batch)[0]) if look else step
+
+
+class ByHand:
+    """Starts jobs and drives them one value at a time, as a worker would between two looks of the event loop."""
+
+    def __init__(self):
+        self.open = []
+
+    def __call__(self, job, token, handlers):
+        self.open.append((job.guarded(token), handlers))
+
+    def step(self, number=-1):
+        values, handlers = self.open[number]
+        try:
+            handlers.value(next(values))
+        except StopIteration:
+            handlers.end()
+            return False
+        except StmditError as error:
+            handlers.error(error)
+            handlers.end()
+            return False
+        return True
+
+    def finish(self, number=-1):
+        while self.step(number):
+            pass

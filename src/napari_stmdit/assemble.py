@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,6 +109,7 @@ class Checkpoint:
     def denoise(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
         """Yield after every denoising step; the last step carries the images."""
         side = self.card.patch_px
+        previews: list[NDArray[np.uint8]] = []
         for step, steps, images in self.pipeline.denoise_images(
             morphology=batch.morphology,
             expression=batch.expression,
@@ -116,8 +118,10 @@ class Checkpoint:
             num_inference_steps=batch.steps,
             height=side,
             width=side,
+            preview_every=batch.preview_every,
+            on_preview=previews.append,
         ):
-            yield DenoiseStep(step, steps, images)
+            yield DenoiseStep(step, steps, images, previews.pop() if previews else None)
 
 
 def load_checkpoint(
@@ -300,6 +304,19 @@ def choose_device(device: str = "auto", dtype: str = "auto") -> tuple[torch.devi
         fast = "bfloat16" if wanted.startswith("cuda") and torch.cuda.is_bf16_supported() else "float16"
         dtype = fast if wanted.startswith("cuda") else "float32"
     return torch.device(wanted), getattr(torch, dtype)
+
+
+def leave_a_core() -> None:
+    """Let torch compute with one thread fewer than there are cores, in the calling thread, as a viewer wants to be drawn, too.
+
+    Threads that torch shares a core with wait for each other by spinning: with as many threads as cores, on a machine that does
+    anything else, both the run and the viewer crawl. ``OMP_NUM_THREADS``, where it is set, is respected.
+    """
+    if "torch" not in sys.modules or os.environ.get("OMP_NUM_THREADS"):
+        return
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
 
 
 def describe_installation() -> dict[str, Any]:

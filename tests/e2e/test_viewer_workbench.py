@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
-from qtpy.QtGui import QMouseEvent
+from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import (
     QAbstractSpinBox,
     QApplication,
@@ -16,7 +15,7 @@ from qtpy.QtWidgets import (
     QToolButton,
 )
 from standins import CropModel, NoiseModel, card_for
-from viewing import no_leaks, settle, viewer, workbench  # noqa: F401
+from viewing import Mouse, no_leaks, settle, viewer, workbench  # noqa: F401
 
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.state import Colouring, ModelChoice, OpenIntent, RunStatus
@@ -39,46 +38,6 @@ def opened(workbench, tiny_folder, card):  # noqa: F811
     assert presenter.state.busy
     assert settle(lambda: presenter.state.section is not None and not presenter.state.busy)
     return workbench
-
-
-class Mouse:
-    """Drives the canvas with Qt's mouse events, at places in the world."""
-
-    def __init__(self, viewer):  # noqa: F811
-        self.viewer = viewer
-        self.canvas = viewer.window._qt_viewer.canvas.native
-
-    def at(self, world):
-        camera = self.viewer.scene.camera if hasattr(self.viewer, "scene") else self.viewer.camera
-        centre, zoom = np.array(camera.center[-2:]), camera.zoom
-        size = np.array([self.canvas.height(), self.canvas.width()])
-        y, x = (np.asarray(world)[-2:] - centre) * zoom / self.canvas.devicePixelRatio() + size / 2
-        return QPointF(float(x), float(y))
-
-    def send(self, kind, world, button=Qt.MouseButton.LeftButton, keys=Qt.KeyboardModifier.NoModifier):
-        place = self.at(world)
-        moving = kind == QEvent.Type.MouseMove
-        held = Qt.MouseButton.NoButton if kind == QEvent.Type.MouseButtonRelease else button
-        event = QMouseEvent(
-            kind,
-            place,
-            QPointF(self.canvas.mapToGlobal(QPoint(int(place.x()), int(place.y())))),
-            Qt.MouseButton.NoButton if moving else button,
-            held,
-            keys,
-        )
-        QApplication.sendEvent(self.canvas, event)
-        QApplication.processEvents()
-
-    def click(self, world, keys=Qt.KeyboardModifier.NoModifier):
-        self.send(QEvent.Type.MouseButtonPress, world, keys=keys)
-        self.send(QEvent.Type.MouseButtonRelease, world, keys=keys)
-
-    def draw(self, ring, keys=Qt.KeyboardModifier.NoModifier):
-        self.send(QEvent.Type.MouseButtonPress, ring[0], keys=keys)
-        for world in ring[1:]:
-            self.send(QEvent.Type.MouseMove, world, keys=keys)
-        self.send(QEvent.Type.MouseButtonRelease, ring[-1], keys=keys)
 
 
 def circle(centre, radius, count=40):
@@ -149,11 +108,11 @@ def test_click_lasso_and_run_put_a_layer_in_place(viewer, opened):  # noqa: F811
     assert np.abs(drawn[:3].astype(int) - real).max() < 8
     assert opened.run_bar.run.isEnabled()
 
-    opened.results.compare.click()
-    assert state.comparing
+    opened.compare.mode.button("grid").click()
+    assert state.comparison is not None
     settle(lambda: False, 0.2)
-    opened.results.compare.click()
-    assert not state.comparing
+    opened.compare.mode.button("off").click()
+    assert state.comparison is None
     assert [layers.role_of(x) for x in viewer.layers] == ["slide", "result", "spots"]
 
 

@@ -5,44 +5,15 @@ import weakref
 
 import numpy as np
 import pytest
-from models_for_ui import FailingModel
+from models_for_ui import ByHand, FailingModel
 from napari.components import ViewerModel
 from standins import CropModel
 
-from napari_stmdit.errors import StmditError
-from napari_stmdit.progress import CancelToken
 from napari_stmdit.types import Guidance
 from napari_stmdit.ui import layers
-from napari_stmdit.ui.jobs import Job, start_inline
+from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.presenter import Presenter, presenter_of
 from napari_stmdit.ui.state import Colouring, ModelChoice, OpenIntent, RunStatus
-
-
-class ByHand:
-    """Starts jobs and drives them one value at a time, as a worker would between two looks of the event loop."""
-
-    def __init__(self):
-        self.open = []
-
-    def __call__(self, job: Job, token: CancelToken, handlers):
-        self.open.append((job.guarded(token), handlers))
-
-    def step(self, number=-1):
-        values, handlers = self.open[number]
-        try:
-            handlers.value(next(values))
-        except StopIteration:
-            handlers.end()
-            return False
-        except StmditError as error:
-            handlers.error(error)
-            handlers.end()
-            return False
-        return True
-
-    def finish(self, number=-1):
-        while self.step(number):
-            pass
 
 
 @pytest.fixture
@@ -180,7 +151,7 @@ def test_names_are_unique_and_identity_is_not_the_name(presenter, viewer, by_han
     first, second = (x for x in viewer.layers if layers.role_of(x) == "result")
     assert first.name != second.name
     first.name = "mine now"
-    presenter.show_result(1, False)
+    presenter.results.show(1, False)
     assert not first.visible
     assert [entry.visible for entry in presenter.state.results] == [False, True]
 
@@ -409,7 +380,7 @@ def test_a_synthesized_spot_becomes_a_ring(presenter, by_hand):
     alpha = presenter.view.spots.face_color[:, 3]
     assert np.all(alpha[:3] == 0)
     assert np.all(alpha[3:] > 0.5)
-    presenter.show_result(1, False)
+    presenter.results.show(1, False)
     assert np.all(presenter.view.spots.face_color[:, 3] > 0.5)
 
 
@@ -443,7 +414,7 @@ def test_saving_a_result(presenter, tmp_path, by_hand):
     selected(presenter, 2)
     presenter.runs.run()
     by_hand.finish()
-    presenter.save_result(1, str(tmp_path / "out.zarr"))
+    presenter.results.save(1, str(tmp_path / "out.zarr"))
     by_hand.finish()
     assert presenter.state.message.kind == "info", presenter.state.message.text
     assert "stmdit_1" in presenter.state.results[0].saved
@@ -468,13 +439,13 @@ def test_compare_gives_everything_back(presenter, viewer, by_hand):
     grid = grid_of(viewer)
     grid.stride, grid.shape = 3, (2, 2)
     before = [(x.name, x.visible) for x in viewer.layers]
-    presenter.set_compare(True)
-    assert presenter.state.comparing
+    presenter.compare.start("grid")
+    assert presenter.state.comparison is not None
     assert not other.visible
     cells = {layers.role_of(x): grid.position(i, viewer.layers) for i, x in enumerate(viewer.layers) if x.visible}
     assert cells["slide"] == cells["spots"] == (0, 0)
     assert cells["result"] == cells["context"] == (0, 1)
-    presenter.set_compare(False)
+    presenter.compare.stop()
     assert [(x.name, x.visible) for x in viewer.layers] == before
     assert (grid.stride, grid.shape, grid.enabled) == (3, (2, 2), False)
 
@@ -483,9 +454,9 @@ def test_removing_the_compared_result_ends_the_comparison(presenter, viewer, by_
     selected(presenter, 3)
     presenter.runs.run()
     by_hand.finish()
-    presenter.set_compare(True)
+    presenter.compare.start("grid")
     viewer.layers.remove(presenter.result_layer(1))
-    assert not presenter.state.comparing
+    assert presenter.state.comparison is None
     assert [layers.role_of(x) for x in viewer.layers] == ["slide", "spots"]
 
 

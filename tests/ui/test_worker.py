@@ -207,3 +207,29 @@ def test_an_error_of_ours_arrives_as_it_is():
     heard, _ = start(generate)
     assert settle(lambda: heard.ends)
     assert str(heard.errors[0]) == "as it is"
+
+
+def test_a_run_leaves_a_core_to_the_viewer(tiny_section, card, monkeypatch):
+    import os
+
+    import torch
+
+    seen = []
+
+    class Asks(SlowModel):
+        def denoise(self, batch):
+            seen.append(torch.get_num_threads())
+            yield from super().denoise(batch)
+
+    plan = make_plan(tiny_section, Request(), card)
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setattr(os, "cpu_count", lambda: 4)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        list(jobs.synthesis(plan, tiny_section, Asks(card, 0), 30).generate(CancelToken()))
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        torch.set_num_threads(2)
+        list(jobs.synthesis(plan, tiny_section, Asks(card, 0), 30).generate(CancelToken()))
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [3, 2]

@@ -126,9 +126,9 @@ def _painted(
     draw.rectangle((left - 6, top - 22, left + bar + 6, top + 26), fill=(255, 255, 255))
     for x in range(bar):
         draw.line((left + x, top, left + x, top + 10), fill=_colour(x / (bar - 1)))
-    draw.text((left, top - 20), "weight of the edit", fill=INK, font=_font(14))
-    draw.text((left, top + 10), "0", fill=INK, font=_font(13))
-    draw.text((left + bar - 8, top + 10), "1", fill=INK, font=_font(13))
+    draw.text((left, top - 20), "weight of the edit", fill=INK, font=font_of(14))
+    draw.text((left, top + 10), "0", fill=INK, font=font_of(13))
+    draw.text((left + bar - 8, top + 10), "1", fill=INK, font=font_of(13))
     return panel
 
 
@@ -147,8 +147,8 @@ def _sheet(panels: Sequence[tuple[Image.Image, str, str]], um_per_pixel: float) 
         left = GAP + k * (PANEL + GAP)
         _scale_bar(panel, um_per_pixel)
         sheet.paste(panel, (left, GAP))
-        draw.text((left, GAP + PANEL + 10), title, fill=INK, font=_font(23))
-        draw.text((left, GAP + PANEL + 40), words, fill=(95, 95, 105), font=_font(17))
+        draw.text((left, GAP + PANEL + 10), title, fill=INK, font=font_of(23))
+        draw.text((left, GAP + PANEL + 40), words, fill=(95, 95, 105), font=font_of(17))
     return sheet
 
 
@@ -159,8 +159,9 @@ def _scale_bar(panel: Image.Image, um_per_pixel: float) -> None:
     right, bottom = PANEL - 16, PANEL - 16
     draw.rectangle((right - length - 8, bottom - 32, right + 8, bottom + 8), fill=(255, 255, 255))
     draw.rectangle((right - length, bottom - 5, right, bottom), fill=INK)
-    draw.text((right - length / 2, bottom - 28), f"{length_um} um", fill=INK, font=_font(16), anchor="ma")
+    draw.text((right - length / 2, bottom - 28), f"{length_um} um", fill=INK, font=font_of(16), anchor="ma")
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the font that pictures are labelled in, of a size in pixels."""
     return ImageFont.load_default(size)

@@ -125,8 +125,16 @@ class STMDiTPipeline(DiffusionPipeline):
         num_inference_steps: int = 20,
         height: int | None = None,
         width: int | None = None,
+        preview_every: int = 0,
+        on_preview: Callable[[NDArray[np.uint8]], None] | None = None,
     ) -> Iterator[tuple[int, int, NDArray[np.uint8] | None]]:
         """Do what a call does, one step at a time; closing the generator ends the work. Parameters as for a call.
+
+        Parameters
+        ----------
+        preview_every, on_preview
+            Every so many steps, except at the last one, ``on_preview`` is called with what the first patch (height, width, 3)
+            uint8 is predicted to become. Costs one decoding each; does not change what is yielded.
 
         Yields
         ------
@@ -135,7 +143,13 @@ class STMDiTPipeline(DiffusionPipeline):
         """
         conditions, batch = self.prepare_conditions(morphology, expression, expression_keep, seeds)
         noise = self.prepare_noise(batch, seeds, None, height, width)
-        for step, latents in self.denoise(noise, conditions, guidance, num_inference_steps):
+
+        def look(step: int, clean: Tensor) -> None:
+            if step % preview_every == 0 and step < num_inference_steps and on_preview is not None:
+                on_preview(decode_latents(self.vae, clean[:1])[0])
+
+        estimate = look if preview_every > 0 and on_preview is not None else None
+        for step, latents in self.denoise(noise, conditions, guidance, num_inference_steps, estimate):
             last = step == num_inference_steps
             yield step, num_inference_steps, decode_latents(self.vae, latents) if last else None
 
@@ -198,10 +212,16 @@ class STMDiTPipeline(DiffusionPipeline):
         return [float(time) for time in scheduler.timesteps]
 
     def denoise(
-        self, noise: Tensor, conditions: ConditionTensors, guidance: Guidance | None, steps: int
+        self,
+        noise: Tensor,
+        conditions: ConditionTensors,
+        guidance: Guidance | None,
+        steps: int,
+        on_estimate: Callable[[int, Tensor], None] | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (step, latents) after every denoising step; see `napari_stmdit.model.sampler.denoise`."""
-        return denoise(self.transformer, self.scheduler, noise, conditions, self.branches(conditions, guidance), steps)
+        branches = self.branches(conditions, guidance)
+        return denoise(self.transformer, self.scheduler, noise, conditions, branches, steps, on_estimate)
 
     def branches(self, conditions: ConditionTensors, guidance: Guidance | None) -> tuple[Branch, ...]:
         """Return the predictions that this guidance needs under these conditions."""

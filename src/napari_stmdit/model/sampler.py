@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,7 @@ def denoise(
     conditions: ConditionTensors,
     guidance: Sequence[Branch],
     steps: int,
+    on_estimate: Callable[[int, Tensor], None] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Take noise to latents; ends cleanly whenever the generator is closed.
 
@@ -65,6 +66,9 @@ def denoise(
         From `napari_stmdit.model.guidance.branches`; all of them are predicted in one batch.
     steps
         Denoising steps.
+    on_estimate
+        Called at every step, as (step from 1, latents), with what the clean latents (b, c, h, w) are predicted to be at that
+        step; see `clean_estimate`. Does not change what is yielded.
 
     Yields
     ------
@@ -92,12 +96,62 @@ def denoise(
         with torch.inference_mode():
             scaled = scheduler.scale_model_input(latents, time) if hasattr(scheduler, "scale_model_input") else latents
             predicted = _predict(transformer, scaled, _model_time(scheduler, index, time), repeated, guidance)
+            if on_estimate is not None:
+                on_estimate(index + 1, clean_estimate(scheduler, index, time, scaled, predicted))
             latents = scheduler.step(predicted, time, latents, return_dict=False)[0]
             if index == steps - 1 and not bool(latents.isfinite().all()):
                 raise SynthesisError(
                     "The latents are not finite: the checkpoint overflows in this precision. Use --dtype float32 or bfloat16."
                 )
         yield index + 1, latents.clone()  # a clone made here is an ordinary tensor, and nobody can reach into the loop
+
+
+def clean_estimate(scheduler: Any, index: int, time: Tensor, scaled: Tensor, predicted: Tensor) -> Tensor:
+    """Return the clean latents that a prediction amounts to, whatever it is a prediction of.
+
+    With x the latents that the transformer saw, x = a x0 + s noise:
+
+    - flow, v = noise - x0 with a = 1 - s (Lipman et al., 2023, arXiv 2210.02747): x0 = x - s v
+    - noise, with a^2 + s^2 = 1 (Ho et al., 2020, arXiv 2006.11239): x0 = (x - s noise) / a
+    - v = a noise - s x0 (Salimans & Ho, 2022, arXiv 2202.00512): x0 = a x - s v
+
+    Parameters
+    ----------
+    scheduler
+        After ``set_timesteps``.
+    index, time
+        The step from 0, and the scheduler's time of it.
+    scaled
+        (b, c, h, w) latents as the transformer saw them, after ``scale_model_input``.
+    predicted
+        (b, c, h, w) its guided prediction.
+
+    Raises
+    ------
+    CheckpointError
+        The scheduler's prediction type is none of the above.
+    """
+    config = scheduler.config
+    sigmas = getattr(scheduler, "sigmas", None)
+    kind = config.get("prediction_type", "flow_prediction")  # flow schedulers know only one and do not name it
+    if kind == "sample":
+        return predicted.clone()
+    if kind == "flow_prediction" and sigmas is not None:
+        sigma: Tensor = sigmas[index].to(scaled)
+        return scaled - sigma * predicted
+    signal: Tensor
+    if sigmas is not None:  # noise over signal
+        signal = 1 / (sigmas[index].to(scaled) ** 2 + 1) ** 0.5
+    else:
+        signal = scheduler.alphas_cumprod[int(time)].to(scaled) ** 0.5
+    noise = (1 - signal**2) ** 0.5
+    if kind == "epsilon":
+        return (scaled - noise * predicted) / signal
+    if kind == "v_prediction":
+        return signal * scaled - noise * predicted
+    raise CheckpointError(
+        f"{type(scheduler).__name__} predicts {kind!r}; expected epsilon, v_prediction, sample or flow"
+    )
 
 
 def _predict(

@@ -27,8 +27,12 @@ class Estimate:
     seconds: float | None
 
 
-def estimate(plan: Plan, seconds_per_patch_step: float | None = None) -> Estimate:
-    """Estimate a plan's cost; ``seconds_per_patch_step`` is the measured time of one denoising step of one patch."""
+def estimate(plan: Plan, seconds_per_patch_step: float | None = None, samples: int = 1) -> Estimate:
+    """Estimate what a plan, run for so many samples, will cost.
+
+    ``seconds_per_patch_step`` is the measured time of one denoising step of one patch.
+    """
     height, width = plan.frame.shape
-    seconds = None if seconds_per_patch_step is None else seconds_per_patch_step * plan.steps * len(plan)
-    return Estimate(len(plan), height * width * BYTES_PER_PIXEL, seconds)
+    patches = len(plan) * samples
+    seconds = None if seconds_per_patch_step is None else seconds_per_patch_step * plan.steps * patches
+    return Estimate(patches, height * width * BYTES_PER_PIXEL * samples, seconds)

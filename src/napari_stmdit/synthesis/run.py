@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +34,8 @@ class PatchBatch:
         One per patch.
     guidance, steps
         As resolved by the plan.
+    preview_every
+        Steps between looks at what the first patch is becoming; 0 for none.
     """
 
     patches: tuple[Patch, ...]
@@ -43,15 +45,21 @@ class PatchBatch:
     seeds: tuple[int, ...]
     guidance: Guidance
     steps: int
+    preview_every: int = 0
 
 
 @dataclass(frozen=True)
 class DenoiseStep:
-    """State after one denoising step; the last one carries the (b, patch_px, patch_px, 3) uint8 images."""
+    """State after one denoising step.
+
+    The last one carries the (b, patch_px, patch_px, 3) uint8 images. ``preview`` is what the first patch (patch_px, patch_px, 3)
+    uint8 is predicted to become, where one was asked for.
+    """
 
     step: int
     steps: int
     images: NDArray[np.uint8] | None = None
+    preview: NDArray[np.uint8] | None = None
 
 
 class PatchModel(Protocol):
@@ -86,6 +94,8 @@ def run(
     *,
     batch: int = 8,
     cancel: CancelToken | None = None,
+    preview_every: int = 0,
+    on_preview: Callable[[PatchResult], None] | None = None,
 ) -> Iterator[tuple[tuple[PatchResult, ...], Progress]]:
     """Compute a plan batch by batch.
 
@@ -101,6 +111,9 @@ def run(
         Patches denoised together; the result does not depend on it.
     cancel
         Asked after every denoising step; once set, the generator ends and what was yielded stays valid.
+    preview_every, on_preview
+        Every so many steps ``on_preview`` is called, in the thread that drives the run, with what the first patch of the batch is
+        predicted to become. Costs one decoding each and changes no result; 0, the default, is off.
 
     Yields
     ------
@@ -114,9 +127,12 @@ def run(
     conditions = condition_rows(plan, section, model)
     for start in range(0, total, batch):
         patches = plan.patches[start : start + batch]
-        for update in model.denoise(_batch(patches, plan, section, model, conditions)):
+        made_of = replace(_batch(patches, plan, section, model, conditions), preview_every=preview_every)
+        for update in model.denoise(made_of):
             if cancel.cancelled:
                 return
+            if update.preview is not None and on_preview is not None:
+                on_preview(PatchResult(patches[0], update.preview))
             progress = Progress(start, total, update.step, update.steps, len(patches), watch.seconds)
             if update.images is None:
                 yield (), progress

@@ -87,7 +87,7 @@ def write_result(
     name = _result_name(existing, run)
     elements = {"images": {name: _image_element(rgba, affine, section.coordinate_systems)}}
     if is_new:
-        elements = _section_elements(section, elements)
+        elements = section_elements(section, elements)
     with _failures(path), _scratch(path) as scratch:
         attrs = {RESULT_ATTRS: {name: record}, **({SECTION_ATTRS: _about(section)} if is_new else {})}
         _write(scratch, elements, attrs)
@@ -253,12 +253,12 @@ def _image_element(pixels: Any, pixel_to_fullres: Affine, systems: Mapping[str, 
     if len(channels) == 4 and halvings:
         levels = np.moveaxis(np.asarray(pixels), -1, 0)
         for scale in range(1, halvings + 1):
-            levels = _halved_rgba(levels)
+            levels = halved_rgba(levels)
             element[f"scale{scale}"]["image"].data = da.from_array(levels, chunks=chunks)
     return element
 
 
-def _halved_rgba(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def halved_rgba(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Halve a (4, h, w) image; colours are weighted with alpha, so that what was not synthesized darkens no edge."""
     height, width = rgba.shape[1] // 2, rgba.shape[2] // 2
     blocks = rgba[:, : 2 * height, : 2 * width].astype(np.float32).reshape(4, height, 2, width, 2)
@@ -277,7 +277,7 @@ def _transformation(affine: Affine) -> Any:
     return SpatialAffine(affine, input_axes=("y", "x"), output_axes=("y", "x"))
 
 
-def _section_elements(section: Section, elements: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def section_elements(section: Section, elements: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Add what lets a store stand alone: spots, counts and a slide image."""
     import anndata
     import pandas as pd

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ..assemble import leave_a_core
 from ..errors import SectionError, StmditError, SynthesisError
 from ..progress import CancelToken, Progress
+from ..synthesis.export import ExportKind, export_result
 from ..synthesis.result import Result
 from ..synthesis.run import PatchModel, run
+from ..synthesis.sheet import ContactSheet, make_sheet
+from ..synthesis.stored import StoredResult, stored_results
+from ..synthesis.variants import Variant
+from ..tissue.linked import LinkedElements
 from ..types import PatchResult, Plan, Section
-from .state import ModelChoice, OpenIntent
+from .state import CloseUp, ModelChoice, OpenIntent
 
 
 @dataclass(frozen=True)
@@ -28,12 +38,15 @@ class Job:
         Turns an unexpected exception into the error that the user reads.
     yields
         How many values to expect, for a progress bar; 0 where that is not known.
+    quiet
+        Whether it is too short to be listed among napari's activities.
     """
 
     title: str
     generate: Callable[[CancelToken], Iterator[Any]]
     failure: Callable[[Exception], StmditError]
     yields: int = 0
+    quiet: bool = False
 
     def guarded(self, token: CancelToken) -> Iterator[Any]:
         """Drive the generator so that only `StmditError` comes out.
@@ -126,10 +139,11 @@ class Lane:
 
 @dataclass(frozen=True)
 class Advance:
-    """Patches finished since the last one, and the progress."""
+    """Patches finished since the last one, the progress, and what a patch is becoming where there was a look at it."""
 
     patches: tuple[PatchResult, ...]
     progress: Progress
+    preview: PatchResult | None = None
 
 
 @dataclass(frozen=True)
@@ -140,12 +154,17 @@ class LoadedModel:
     devices: tuple[tuple[str, str], ...]
 
 
-def synthesis(plan: Plan, section: Section, model: PatchModel, batch: int) -> Job:
-    """Return the job that runs a plan; it yields `Advance`."""
+def synthesis(plan: Plan, section: Section, model: PatchModel, batch: int, preview_every: int = 0) -> Job:
+    """Return the job that runs a plan; it yields `Advance`. Every so many steps it looks at a patch; 0 for never."""
 
     def generate(token: CancelToken) -> Iterator[Advance]:
-        for patches, progress in run(plan, section, model, batch=batch, cancel=token):
-            yield Advance(patches, progress)
+        leave_a_core()
+        looks: list[PatchResult] = []
+        steps = run(
+            plan, section, model, batch=batch, cancel=token, preview_every=preview_every, on_preview=looks.append
+        )
+        for patches, progress in steps:
+            yield Advance(patches, progress, looks.pop() if looks else None)
 
     def failure(error: Exception) -> StmditError:
         return SynthesisError(sampling_failure(error, batch))
@@ -216,6 +235,72 @@ def loading(choice: ModelChoice) -> Job:
         return SynthesisError(f"checkpoint {choice.checkpoint!r} could not be loaded: {error} ({type(error).__name__})")
 
     return Job("Loading the checkpoint", generate, failure)
+
+
+def exporting(result: Result, path: str, kind: ExportKind, name: str) -> Job:
+    """Return the job that writes a result into a file or folder for other programs; it yields the path."""
+
+    def generate(_: CancelToken) -> Iterator[Path]:
+        yield export_result(result, path, kind, name)
+
+    def failure(error: Exception) -> StmditError:
+        return SynthesisError(f"the result could not be written to {path}: {error} ({type(error).__name__})")
+
+    return Job("Exporting the result", generate, failure)
+
+
+def reading_stored(section: Section) -> Job:
+    """Return the job that reads a section's stored results; it yields a tuple of `StoredResult`."""
+
+    def generate(_: CancelToken) -> Iterator[tuple[StoredResult, ...]]:
+        yield stored_results(section)
+
+    def failure(error: Exception) -> StmditError:
+        return SectionError(f"the results in {section.path} could not be read: {error} ({type(error).__name__})")
+
+    return Job("Reading stored results", generate, failure)
+
+
+def linking(section: Section) -> Job:
+    """Return the job that makes a section's SpatialData objects for other plugins; it yields `LinkedElements` or None."""
+
+    def generate(_: CancelToken) -> Iterator[LinkedElements | None]:
+        from ..tissue.linked import link_elements
+
+        yield link_elements(section)
+
+    def failure(error: Exception) -> StmditError:
+        return SectionError(f"other plugins cannot work on {section.name}: {error} ({type(error).__name__})")
+
+    return Job("Linking with SpatialData", generate, failure, quiet=True)
+
+
+def sheet(title: str, variants: Sequence[Variant], columns: int, section: Section, model: PatchModel) -> Job:
+    """Return the job that makes a contact sheet; it yields (`ContactSheet`, `Progress`)."""
+
+    def generate(token: CancelToken) -> Iterator[tuple[ContactSheet, Progress]]:
+        leave_a_core()
+        yield from make_sheet(title, variants, columns, section, model, token)
+
+    def failure(error: Exception) -> StmditError:
+        return SynthesisError(sampling_failure(error, 1))
+
+    return Job(f"{title}: {len(variants)} images", generate, failure)
+
+
+def close_up(spot: str, columns: Callable[[], Mapping[str, NDArray[np.uint8]]], patch_um: float, words: str) -> Job:
+    """Return the job that measures the patches of a spot; it yields a `CloseUp`."""
+
+    def generate(token: CancelToken) -> Iterator[CloseUp]:
+        from ..evaluation.spot import compare_spot
+
+        patches = columns()
+        if not token.cancelled:
+            yield CloseUp(spot, patches, compare_spot(patches, patch_um), patch_um, words)
+
+    return Job(
+        "Measuring a spot", generate, lambda error: SynthesisError(f"spot {spot} could not be measured: {error}")
+    )
 
 
 def saving(result: Result, path: str) -> Job:

@@ -10,11 +10,12 @@ from napari.layers import Layer
 from numpy.typing import NDArray
 
 from ..synthesis.result import Result
-from ..tissue.geometry import napari_affine, scaling, uniform_scale, world_affine
-from ..types import CanvasFrame, Section
+from ..synthesis.stored import StoredResult, stored_results
+from ..tissue.geometry import compose, napari_affine, scaling, translation, uniform_scale, world_affine
+from ..types import CanvasFrame, PatchResult, Section
 from .colouring import RING, SELECTED, SpotLook
 
-Role = Literal["slide", "spots", "lasso", "result", "stored", "context"]
+Role = Literal["slide", "spots", "lasso", "result", "stored", "context", "preview", "seam"]
 KEY = "stmdit"
 """Our place in ``layer.metadata``. Layers are known by it and never by name."""
 LayerTuple = tuple[Any, dict[str, Any], str]
@@ -143,22 +144,55 @@ def result_layer(
 
 def stored_layers(section: Section) -> list[LayerTuple]:
     """Return the results that a section's SpatialData store holds, as layers."""
-    if section.kind != "spatialdata" or section.path is None:
-        return []
-    from ..tissue.store import list_results, read_result
+    return [stored_layer(stored) for stored in stored_results(section)]
 
-    store = next((p for p in (section.path, *section.path.parents) if p.suffix == ".zarr"), section.path)
-    found = []
-    for element in list_results(store):
-        rgba, affine, provenance = read_result(store, element)
-        state = {
-            "name": f"synthetic ({element})",
-            "rgb": True,
-            "metadata": metadata("stored", section, element=element, provenance=provenance) | {"name": element},
-            **placing(section, napari_affine(affine, section.calibration.mpp)),
-        }
-        found.append((rgba, state, "image"))
-    return found
+
+def stored_layer(stored: StoredResult) -> LayerTuple:
+    """Return the layer of a result that was read back; its pixels are read when they are drawn."""
+    section = stored.section
+    more = {"element": stored.element, "provenance": dict(stored.provenance), "stored": stored}
+    state = {
+        "name": f"synthetic ({stored.element})",
+        "rgb": True,
+        "metadata": metadata("stored", section, **more) | {"name": stored.element},
+        **placing(section, napari_affine(stored.pixel_to_fullres, section.calibration.mpp)),
+    }
+    return stored.rgba, state, "image"
+
+
+def preview_layer(patch: PatchResult, frame: CanvasFrame, section: Section) -> LayerTuple:
+    """Return a small layer with what a patch is becoming, at the patch's place."""
+    state = {
+        "name": "synthetic, being denoised",
+        "rgb": True,
+        "metadata": metadata("preview", section),
+        **placing(section, patch_affine(patch, frame, section)),
+    }
+    return patch.pixels, state, "image"
+
+
+def patch_affine(patch: PatchResult, frame: CanvasFrame, section: Section) -> NDArray[np.float64]:
+    """Return the layer affine of a patch's own pixels."""
+    y0, x0 = patch.patch.canvas_box[:2]
+    return napari_affine(compose(frame.affine, translation(y0, x0)), section.calibration.mpp)
+
+
+def seam_layer(section: Section, line: NDArray[np.float64], width: float) -> LayerTuple:
+    """Return the line between the two sides of a swipe, (2, 2) in world coordinates."""
+    state = {
+        "name": "swipe (drag the line)",
+        "vector_style": "line",
+        "edge_color": "white",
+        "edge_width": width,
+        "metadata": metadata("seam", section),
+        **placing(section, np.eye(3)),
+    }
+    return seam_data(line), state, "vectors"
+
+
+def seam_data(line: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a line (2, 2) as napari's vectors have it: where it starts, and how far it goes."""
+    return np.stack([line[0], line[1] - line[0]])[None]
 
 
 def layer_of_result(result: Result, name: str) -> LayerTuple:

@@ -36,11 +36,15 @@ def is_space_ranger(folder: Path) -> bool:
 
 def read_section(path: Any) -> list[LayerTuple]:
     """Return the layers of a section: slide, the results that its store holds, and spots."""
+    from ..tissue.linked import link_elements
     from ..tissue.open import open_section
     from .layers import section_layers, stored_layers
 
     section = open_section(path if isinstance(path, (str, Path)) else path[0])
     *below, spots = section_layers(section)
+    linked = link_elements(section)
+    if linked is not None:
+        spots[1]["metadata"].update(linked.metadata())
     return [*below, *stored_layers(section), spots]
 
 

@@ -17,21 +17,26 @@ from ..types import Section
 from . import jobs, layers
 from .acquisition import Acquisition
 from .choosing import Choosing
-from .compare import SideBySide
+from .close_up import CloseUps
+from .comparing import Comparing
 from .edit_files import EditFiles
 from .jobs import Handlers, Lane, Start
+from .live import LivePreview
 from .painting import Painting
+from .queue import RunQueue
+from .results import ResultList
 from .runs import RunCycle
 from .section_view import SectionView
 from .selection import combine, inverted
+from .sheets import Sheets
 from .state import (
     Brush,
     Colouring,
     Combine,
+    CompareMode,
     Message,
     ModelChoice,
     OpenIntent,
-    ResultEntry,
     Tool,
     WorkbenchState,
 )
@@ -64,8 +69,12 @@ class Presenter:
         self._viewer = weakref.ref(viewer)
         self.state = WorkbenchState()
         self.view: SectionView | None = None
-        self.runs = RunCycle(self.state, start, self.insert_result, self.redraw)
-        self.compare = SideBySide(viewer)
+        self.queue = RunQueue(self.state)
+        self.results = ResultList(viewer, self.state, self._submit, self.redraw)
+        self.runs = RunCycle(self.state, start, self.queue, self.results, LivePreview(viewer), self.redraw)
+        self.sheets = Sheets(self.state, start, self.queue, self.runs.request)
+        self.compare = Comparing(viewer, self.state, self.results, lambda: self.view)
+        self.close_ups = CloseUps(self.state, self.results, self._submit)
         self.acquisition = Acquisition(self.state, start, self.tell, self.load_model)
         self.painting = Painting(self.state, lambda: self.view, self.colour)
         self.edit_files = EditFiles(self.painting)
@@ -73,10 +82,9 @@ class Presenter:
         self.preview_soon: Callable[[], None] = self.runs.preview
         """Shows what a run would cost; the dock puts something in its place that waits until the mouse is still."""
         self._limits: dict[tuple[str | None, ...], tuple[float, float]] = {}
-        self._lanes = {name: Lane(start) for name in ("section", "model", "save")}
+        self._lanes = {name: Lane(start) for name in ("section", "model", "save", "stored", "spot", "link")}
         self._titles: dict[str, str] = {}
-        self._result_layers: dict[int, Any] = {}
-        self._inserting = False
+        self.close_ups.follow(viewer, lambda: self.view)
         viewer.layers.events.inserted.connect(self._inserted)
         viewer.layers.events.removed.connect(self._removed)
         viewer.layers.selection.events.active.connect(self._active_changed)
@@ -106,7 +114,7 @@ class Presenter:
         if view is not None:
             view.remove()
             for entry in self.state.results:  # of another tissue: they are kept, but would lie over this one
-                self.show_result(entry.number, False)
+                self.results.show(entry.number, False)
         self.view = SectionView(viewer, section, self.click, self.ring, self.stroke)
         state = self.state
         state.section = section
@@ -122,15 +130,22 @@ class Presenter:
         if state.checkpoint is None and not self._lanes["model"].busy:
             self.load_model(state.model)
         self.runs.preview()
+        self.results.read_stored(section)
+        self._submit("link", jobs.linking(section), self._linked)
 
     def close_section(self) -> None:
         """Let go of the open section, but not of its layers; a run is stopped and what it finished is kept."""
-        self.runs.abandon()
-        self.set_compare(False)
+        self._end_work()
+        self.compare.stop()
         self.view = None
+        self.state.hovered = self.state.close_up = None
         self.state.selected = ()
         self.state.tool = "click"
         self.state.section = None
+
+    def _linked(self, found: Any) -> None:
+        if found is not None and self.view is not None and self.view.spots is not None:
+            self.view.spots.metadata.update(found.metadata())
 
     def section_fault(self) -> str:
         """Say why the open section cannot be synthesized from, in words; empty where it can or nothing is known yet."""
@@ -167,9 +182,9 @@ class Presenter:
             self.view.draw(self.state.selected, self._hollow(), self.painting.outlined())
 
     def _hollow(self) -> set[str]:
-        shown = [e.result.plan for e in self.state.results if e.visible and e.result.section is self.state.section]
-        plans = [*shown, *([self.runs.plan] if self.runs.plan is not None else [])]
-        return {patch.spot_id for plan in plans for patch in plan.patches}
+        shown = [e.spots for e in self.state.results if e.visible and e.section is self.state.section]
+        present = () if self.runs.plan is None else tuple(patch.spot_id for patch in self.runs.plan.patches)
+        return {spot for spots in (*shown, present) for spot in spots}
 
     def select(self, ids: Sequence[str], how: Combine = "replace") -> None:
         """Change the selection, which is kept as spot ids."""
@@ -242,7 +257,7 @@ class Presenter:
 
     def load_model(self, choice: ModelChoice) -> None:
         """Load a checkpoint off the GUI thread; the one before is let go first, so that two are never held."""
-        self.runs.abandon()
+        self._end_work()
         self.state.model = choice
         self.state.checkpoint = None
         self._submit("model", jobs.loading(choice), self._loaded)
@@ -259,74 +274,47 @@ class Presenter:
 
     def unload_model(self) -> None:
         """Let the checkpoint and its memory go."""
-        self.runs.abandon()
+        self._end_work()
         self._abandon("model")
         self.state.checkpoint = None
         self.tell("info", "The checkpoint was unloaded.")
 
     # --- results
 
-    def insert_result(self, data: layers.LayerTuple) -> Any:
-        """Add the layer of a run: over the slide and earlier results, under the spots."""
-        viewer, view = self._viewer(), self.view
-        if viewer is None or view is None:
-            return None
-        below = [x for x in viewer.layers if x is view.slide or layers.role_of(x) == "result"]
-        self._inserting = True
-        try:
-            layer = layers.insert(viewer, data, above=below[-1] if below else None)
-        finally:
-            self._inserting = False
-        layer.events.visible.connect(self._visible_changed)
-        self._result_layers[layers.ours(layer)["run"]] = layer
-        return layer
-
     def result_layer(self, number: int) -> Any:
-        """Return the layer of a run by its number, or None."""
-        return self._result_layers.get(number)
+        """Return the layer of a result by its number, or None."""
+        return self.results.layer(number)
 
-    def show_result(self, number: int, visible: bool) -> None:
-        """Show or hide a result."""
-        layer = self._result_layers.get(number)
-        if layer is not None:
-            layer.visible = visible
+    def stop(self) -> None:
+        """Ask what is under way to end at its next denoising step; what is finished is kept."""
+        if self.sheets.busy:
+            self.sheets.stop()
+        else:
+            self.runs.stop()
 
-    def _visible_changed(self, event: Any = None) -> None:
-        def shown(entry: ResultEntry) -> ResultEntry:
-            layer = self._result_layers.get(entry.number)
-            return entry if layer is None or layer.visible == entry.visible else replace(entry, visible=layer.visible)
+    def reuse(self, number: int) -> None:
+        """Put a result's request into the form, and select its spots where the open section has them."""
+        entry, section = self.results.entry(number), self.state.section
+        if entry is None:
+            return
+        self.state.request = entry.request.model_copy(update={"section": self.state.request.section})
+        known = set() if section is None else set(section.spots.ids.tolist())
+        if entry.section is section or set(entry.spots) <= known:
+            self.select(entry.spots)
+        self.tell("info", f"The form now holds the request of {entry.name}.")
 
-        results = tuple(shown(entry) for entry in self.state.results)
-        if any(a is not b for a, b in zip(results, self.state.results, strict=True)):
-            self.state.results = results
-            self.redraw()
-
-    def save_result(self, number: int, path: str) -> None:
-        """Write a result into a SpatialData store, off the GUI thread."""
-        entry = next(e for e in self.state.results if e.number == number)
-
-        def saved(element: str) -> None:
-            where = f"{path} as {element}"
-            results = [replace(e, saved=where) if e.number == number else e for e in self.state.results]
-            self.state.results = tuple(results)
-            self.tell("info", f"{entry.name} was saved in {where}.")
-
-        self._submit("save", jobs.saving(entry.result, path), saved)
-
-    def set_compare(self, on: bool) -> None:
-        """Show the slide and the chosen result side by side, or end that."""
-        if on and self.view is not None:
-            number = self.state.chosen_result
-            layer = None if number is None else self._result_layers.get(number)
-            if layer is None or self.view.slide is None:
-                self.tell("warning", "Choose a result to compare with the slide.")
-                on = False
-            else:
-                self.use_tool("click")
-                self.compare.start(self.view.slide, self.view.spots, layer)
-        if not on:
-            self.compare.stop()
-        self.state.comparing = on and self.compare.active
+    def compare_with_baseline(self, mode: CompareMode = "swipe") -> None:
+        """Compare the chosen result with the same request without its edits; runs that first where it is not there yet."""
+        number = self.state.chosen_result
+        entry = self.results.entry(number)
+        if entry is None or number is None or not entry.request.edits:
+            self.tell("warning", "Choose a result with edits: its baseline is the same request without them.")
+            return
+        base = self.results.baseline(number)
+        if base is not None:
+            self.compare.start(mode, number, base.number)
+        else:
+            self.runs.run_baseline(number, lambda new: self.compare.start(mode, number, new))
 
     # --- all
 
@@ -336,16 +324,25 @@ class Presenter:
 
     def close(self) -> None:
         """End everything that is under way; what a run finished is kept."""
-        self.runs.abandon()
+        self._end_work()
         self.acquisition.close()
+        self.compare.stop()
         for lane in self._lanes:
             self._abandon(lane)
+
+    def _end_work(self) -> None:
+        """End the present run or sheet now, and drop what waits for it: it was planned for what is about to go."""
+        dropped = self.queue.clear()
+        self.sheets.abandon()
+        self.runs.abandon()
+        if dropped:
+            self.tell("warning", f"{dropped} queued runs were dropped, as section or checkpoint changed.")
 
     def _submit(self, lane: str, job: jobs.Job, on_value: Any) -> None:
         def error(fault: StmditError) -> None:
             self.tell("error", str(fault))
 
-        self._note_busy(lane, job.title)
+        self._note_busy(lane, "" if job.quiet else job.title)  # looking at a spot keeps nobody from pressing Run
         self._lanes[lane].submit(job, Handlers(on_value, error, lambda: self._note_busy(lane, "")))
 
     def _abandon(self, lane: str) -> None:
@@ -360,29 +357,27 @@ class Presenter:
         section = layers.section_of(event.value)
         if section is not None and layers.role_of(event.value) == "spots" and section is not self.state.section:
             self._show(section)
+        elif section is not None and layers.role_of(event.value) == "stored" and section is self.state.section:
+            if not self.results.inserting:
+                self.results.take_stored(event.value)
 
     def _removed(self, event: Any) -> None:
         layer = event.value
-        number = next((n for n, known in self._result_layers.items() if known is layer), None)
+        if self.compare.uses(layer):
+            self.compare.stop()
+        number = self.results.removed(layer)
         if number is not None:
-            del self._result_layers[number]
             self.runs.forget(number)
-            self.state.results = tuple(e for e in self.state.results if e.number != number)
-            if self.state.chosen_result == number:
-                self.state.chosen_result = None
-            self.redraw()
         elif self.view is not None and self.view.holds(layer):
             if layer is self.view.lasso_layer:
                 self.state.tool = "click"
             if self.view.forget(layer):
                 self.close_section()
-        if self.compare.uses(layer):
-            self.set_compare(False)
 
     def _active_changed(self, event: Any) -> None:
         # another layer was chosen while a lasso was to be drawn: the tool is put away, or the next drag would surprise
         view = self.view
-        if view is None or self._inserting or self.state.tool == "click":
+        if view is None or self.results.inserting or self.state.tool == "click":
             return
         if event.value is not (view.spots if self.state.tool == "brush" else view.lasso_layer):
             view.take_brush(None)

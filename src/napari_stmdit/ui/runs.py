@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..errors import RequestError, StmditError
@@ -13,14 +14,23 @@ from ..synthesis.estimate import estimate
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import collect, provenance_of
 from ..synthesis.run import PatchModel
+from ..synthesis.variants import baseline_of, samples_of
 from ..types import PatchResult, Plan, Request, Section, SpotList
 from . import jobs
+from .growing import GrowingLayer
 from .jobs import Advance, Handlers, Lane, Start
-from .layers import KEY, LayerTuple, result_layer
-from .state import Message, ResultEntry, RunStatus, WorkbenchState
+from .live import LivePreview
+from .queue import RunQueue
+from .results import ResultList
+from .state import Message, RunStatus, WorkbenchState
+
+Then = Callable[[int], None]
+"""Called with a result's number when its run has ended well."""
 
 REFRESH_S = 0.2
 """A growing canvas is sent to the screen at most so often."""
+LOOKS = 5
+"""So many looks at a patch, at most, while it is denoised."""
 BATCH_CPU, BATCH_GPU = 4, 16
 """Patches denoised together where the user leaves it open; fewer on a CPU, so that the first patches are seen early."""
 
@@ -28,12 +38,15 @@ BATCH_CPU, BATCH_GPU = 4, 16
 class _Present:
     """The run that is under way."""
 
-    def __init__(self, number: int, plan: Plan, section: Section, model: PatchModel, name: str) -> None:
+    def __init__(
+        self, number: int, plan: Plan, section: Section, model: PatchModel, name: str, then: Then | None
+    ) -> None:
         self.number, self.plan, self.section, self.model, self.name = number, plan, section, model, name
+        self.then = then
         self.canvas = MemoryCanvas(plan.frame)
+        self.growing = GrowingLayer(self.canvas, section, name)
         self.done: list[PatchResult] = []
         self.watch = Stopwatch()
-        self.layer: Any = None
         self.dirty = False
         self.drawn_at = 0.0
         self.failed: StmditError | None = None
@@ -46,7 +59,8 @@ class RunCycle:
     The request cycle:
 
     1. `run` freezes what the user wants into a Request: the form, the selection, the checkpoint.
-    2. `plan` resolves it against section and card in milliseconds. Faults go beside their fields and end the cycle here.
+    2. `plan` resolves it against section and card in milliseconds. Faults go beside their fields and end the cycle here. While
+       another run is under way, the plan waits in the queue.
     3. The lane takes the next generation number and a worker drives the plan; from now on only that number is listened to.
     4. Each finished patch arrives on the GUI thread and is pasted on the canvas. The first one brings the layer; later ones
        are sent to the screen at most five times a second.
@@ -58,8 +72,12 @@ class RunCycle:
         Of the viewer.
     start
         How a job is started.
-    insert
-        Adds a layer to the viewer and returns it.
+    queue
+        Where runs wait for each other.
+    results
+        Where what is finished goes.
+    live
+        Shows what a patch is becoming.
     redraw
         Called when spots change their look, because patches now lie under them.
     """
@@ -68,16 +86,20 @@ class RunCycle:
         self,
         state: WorkbenchState,
         start: Start,
-        insert: Callable[[LayerTuple], Any],
+        queue: RunQueue,
+        results: ResultList,
+        live: LivePreview,
         redraw: Callable[[], None],
     ) -> None:
         self.state = state
+        self.live_preview = True
         self._lane = Lane(start)
-        self._insert = insert
+        self._queue = queue
+        self._results = results
+        self._live = live
         self._redraw = redraw
         self._present: _Present | None = None
         self._pace: dict[str, float] = {}
-        self._count = 0
 
     @property
     def plan(self) -> Plan | None:
@@ -96,17 +118,20 @@ class RunCycle:
 
     def preview(self) -> None:
         """Plan without running: show what it would cost, or the faults beside their fields."""
-        plan = self._planned()
-        self.state.estimate = None if plan is None else estimate(plan, self._pace.get(self._device()))
-        self.state.notes = () if plan is None else plan.notes
-
-    def _planned(self) -> Plan | None:
         state = self.state
+        plan = None
         if state.section is None or state.checkpoint is None or not state.selected:
             state.faults = {}
-            return None
+        else:
+            plan = self._planned(self.request())
+        state.estimate = None if plan is None else estimate(plan, self._pace.get(self._device()), state.samples)
+        state.notes = () if plan is None else plan.notes
+
+    def _planned(self, request: Request) -> Plan | None:
+        state = self.state
+        assert state.section is not None and state.checkpoint is not None
         try:
-            plan = make_plan(state.section, self.request(), state.checkpoint.card)
+            plan = make_plan(state.section, request, state.checkpoint.card)
         except RequestError as error:
             state.faults = dict(error.faults)
             return None
@@ -116,30 +141,70 @@ class RunCycle:
     # --- the run
 
     def run(self) -> None:
-        """Start a run of what is wanted; a run that is under way goes on."""
+        """Run what is wanted, or queue it where a run is under way; with several samples, one run for each."""
         state = self.state
-        if state.status.busy:
-            return
         if state.obstacle:
             state.message = Message("warning", state.obstacle)
             return
-        state.status = RunStatus.PLANNING
-        plan = self._planned()
+        for request in samples_of(self.request(), state.samples):
+            if not self.submit(request):
+                return
+
+    def submit(self, request: Request, then: Then | None = None) -> bool:
+        """Plan a whole request and run it, now or after what is under way; return whether it could be planned."""
+        state = self.state
+        section, model = state.section, state.checkpoint
+        if section is None or model is None:
+            state.message = Message("warning", state.obstacle)
+            return False
+        plan = self._planned(request)
         if plan is None:
-            state.status = RunStatus.FAILED
+            if not state.status.busy:
+                state.status = RunStatus.FAILED
             text = " ".join(dict.fromkeys(state.faults.values()))
             state.message = Message("error", f"This cannot be run: {text}")
-            return
-        section, model = state.section, state.checkpoint
-        assert section is not None and model is not None  # no obstacle
-        self._count += 1
-        name = f"synthetic (STMDiT {plan.card.name}) {self._count}"
-        self._present = _Present(self._count, plan, section, model, name)
+            return False
+        patches = "1 patch" if len(plan) == 1 else f"{len(plan)} patches"
+        title = f"{patches}, seed {request.seed}" + {1: ", 1 edit", 0: ""}.get(
+            len(request.edits), f", {len(request.edits)} edits"
+        )
+        if not self._queue.add(title, partial(self._launch, plan, section, model, then)):
+            state.message = Message("info", f"Queued: {title}.")
+        return True
+
+    def run_baseline(self, number: int, then: Then | None = None) -> bool:
+        """Run a result's request once more without its edits, with the same seeds; return whether it could be planned."""
+        entry = self._results.entry(number)
+        return entry is not None and self.submit(baseline_of(entry.request), then)
+
+    def run_again(self, number: int) -> bool:
+        """Run a result's request as it is: the same seed gives the same pixels. Return whether it could be planned."""
+        entry = self._results.entry(number)
+        if entry is None:
+            return False
+        model = self.state.checkpoint
+        before = dict(entry.provenance.get("checkpoint") or {})
+        if model is not None and before.get("sha256") not in (None, model.provenance.get("sha256")):
+            text = (
+                f"{entry.name} was made with checkpoint {before.get('name')!r} in another state; load that one first."
+            )
+            self.state.message = Message("warning", text)
+            return False
+        return self.submit(entry.request)
+
+    def _launch(self, plan: Plan, section: Section, model: PatchModel, then: Then | None) -> None:
+        state = self.state
+        state.status = RunStatus.PLANNING
+        number = self._results.next_number()
+        edited = ", edited" if any(edit.enabled for edit in plan.request.edits) else ""
+        name = f"synthetic (STMDiT {plan.card.name}{edited}) {number}"
+        self._present = _Present(number, plan, section, model, name, then)
         state.progress = None
         state.status = RunStatus.RUNNING
         state.message = Message("info", f"Synthesizing {len(plan)} patches ...")
         self._redraw()
-        job = jobs.synthesis(plan, section, model, self._batch())
+        every = max(1, -(-plan.steps // LOOKS)) if self.live_preview else 0
+        job = jobs.synthesis(plan, section, model, self._batch(), every)
         state.generation = self._lane.submit(job, Handlers(self._advance, self._failed, self._ended))
 
     def stop(self) -> None:
@@ -161,29 +226,31 @@ class RunCycle:
         if self._present is not None and self._present.number == number:
             self._lane.abandon()
             self._present = None
+            self._live.clear()
             self.state.status = RunStatus.STOPPED
             self.state.message = Message("info", "The run was ended, as its layer was removed.")
+            self._queue.ended(well=False)
 
     def _advance(self, advance: Advance) -> None:
         present = self._present
         if present is None:
             return
         self.state.progress = advance.progress
+        if advance.preview is not None:
+            self._live.show(advance.preview, present.plan, present.section)
         for patch in advance.patches:
-            present.canvas.paste(patch)
+            present.growing.changed(present.canvas.paste(patch))
             present.done.append(patch)
             present.dirty = True
         if present.dirty and time.perf_counter() - present.drawn_at >= REFRESH_S:
             self._draw(present)
 
     def _draw(self, present: _Present) -> None:
-        if present.layer is None:
+        if present.growing.layer is None:
             run = {"run": present.number, "provenance": self._provenance(present)}
-            present.layer = self._insert(
-                result_layer(present.canvas.rgba, present.plan.frame, present.section, present.name, run)
-            )
+            present.growing.add(self._results.insert, run)
         else:
-            present.layer.refresh(extent=False, thumbnail=False, highlight=False)
+            present.growing.refresh()
         present.dirty = False
         present.drawn_at = time.perf_counter()
 
@@ -195,6 +262,7 @@ class RunCycle:
         present, self._present = self._present, None
         if present is None:
             return
+        self._live.clear()
         if present.dirty:
             self._draw(present)
         if present.done:
@@ -202,17 +270,19 @@ class RunCycle:
         self._close(present)
         self._redraw()
         self.preview()
+        well = self.state.status is RunStatus.DONE
+        if well and present.then is not None:
+            present.then(present.number)
+        self._queue.ended(well)
 
     def _keep(self, present: _Present) -> None:
         seconds = present.watch.seconds
         self._pace[self._device(present.model)] = seconds / (len(present.done) * present.plan.steps)
         result = collect(present.plan, present.section, present.model, present.canvas, present.done, seconds)
-        if present.layer is None:
+        if present.growing.layer is None:
             return
-        present.layer.metadata[KEY].update(provenance=dict(result.provenance), result=result)
-        present.layer.refresh(extent=False, highlight=False)
-        self.state.chosen_result = present.number  # before the list is shown anew, which then marks it
-        self.state.results = (*self.state.results, ResultEntry(present.number, present.name, result))
+        present.growing.finish({"provenance": dict(result.provenance), "result": result})
+        self._results.keep(present.number, present.growing.layer.name, result)
 
     def _close(self, present: _Present) -> None:
         state, done, total = self.state, len(present.done), len(present.plan)

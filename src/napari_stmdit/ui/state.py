@@ -6,14 +6,18 @@ import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from psygnal import SignalGroupDescriptor
 
+from ..evaluation.spot import MeasureRow
 from ..progress import Progress
 from ..synthesis.estimate import Estimate
 from ..synthesis.result import Result
 from ..synthesis.run import PatchModel
+from ..synthesis.sheet import ContactSheet
 from ..types import Request, Section
 
 Combine = Literal["replace", "add", "subtract", "toggle"]
@@ -195,13 +199,85 @@ class Message:
 
 @dataclass(frozen=True, eq=False)
 class ResultEntry:
-    """One run in the list of results: its number in this viewer, its layer's name, the result, and where it was saved."""
+    """One result in the list: a run of this viewer, or one read back from the section's store.
+
+    Attributes
+    ----------
+    number
+        In this viewer; its identity.
+    name
+        Of its layer; says that it is synthetic.
+    section, request, provenance
+        What it was made from, and how.
+    spots
+        Ids of the spots that were finished.
+    planned
+        How many patches were asked for.
+    result
+        The run's own result; None for one that was read back.
+    visible
+        Whether its layer is shown.
+    saved
+        Where it was saved, in words.
+    thumbnail
+        (h, w, 4) uint8, small.
+    """
 
     number: int
     name: str
-    result: Result
+    section: Section
+    request: Request
+    provenance: Mapping[str, Any]
+    spots: tuple[str, ...]
+    planned: int
+    result: Result | None = None
     visible: bool = True
     saved: str | None = None
+    thumbnail: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class QueuedRun:
+    """Work that waits for the present run to end: its number in the queue, and what it is in words."""
+
+    number: int
+    title: str
+
+
+CompareMode = Literal["grid", "swipe", "blink", "fade"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison that is on.
+
+    Attributes
+    ----------
+    mode
+        Side by side, swipe, blink or fade.
+    left
+        Number of a result, or None for the slide.
+    right
+        Number of a result.
+    position
+        Of the seam (swipe) or the opacity of the right one (fade, blink), 0 to 1.
+    """
+
+    mode: CompareMode
+    left: int | None
+    right: int
+    position: float = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class CloseUp:
+    """One spot seen closely: its patches by column (``real``, ``baseline``, ``edited`` or ``synthetic``), and their measures."""
+
+    spot: str
+    patches: Mapping[str, NDArray[np.uint8]]
+    rows: tuple[MeasureRow, ...]
+    patch_um: float
+    words: str = ""
 
 
 @dataclass(eq=False)
@@ -216,6 +292,16 @@ class WorkbenchState:
         The form's request; region, section and checkpoint are filled in when it is run.
     batch
         Patches denoised together; None lets the device decide.
+    samples
+        Results to make of one request, each with a seed of its own.
+    queue, queue_held
+        Runs that wait, and whether they wait for the user rather than for the present run.
+    hovered
+        Id of the spot under the mouse.
+    close_up
+        What is known of that spot, or of the first selected one.
+    sheet
+        The contact sheet that was made last, or is being made.
     generation
         Number of the present run; what comes from an earlier one is dropped.
     faults
@@ -241,6 +327,8 @@ class WorkbenchState:
             "section": operator.is_,
             "checkpoint": operator.is_,
             "results": operator.is_,
+            "close_up": operator.is_,
+            "sheet": operator.is_,
         }
     )
 
@@ -268,13 +356,19 @@ class WorkbenchState:
     converting: bool = False
     results: tuple[ResultEntry, ...] = ()
     chosen_result: int | None = None
-    comparing: bool = False
     draft: EditDraft = EditDraft()
     draft_faults: Mapping[str, str] = field(default_factory=dict)
     brush: Brush = Brush()
     chosen_edit: int | None = None
     undoable: tuple[bool, bool] = (False, False)
     named: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    comparison: Comparison | None = None
+    samples: int = 1
+    queue: tuple[QueuedRun, ...] = ()
+    queue_held: bool = False
+    hovered: str | None = None
+    close_up: CloseUp | None = None
+    sheet: ContactSheet | None = None
 
     @property
     def obstacle(self) -> str:

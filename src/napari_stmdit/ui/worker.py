@@ -16,8 +16,10 @@ from superqt.utils._qthreading import GeneratorWorkerSignals
 from ..errors import StmditError, SynthesisError
 from ..progress import CancelToken
 from .jobs import Handlers, Job
+from .widgets.none_guard import guard_none
 
 log = logging.getLogger(__name__)
+guard_none()
 
 
 class _Signals(GeneratorWorkerSignals):  # type: ignore[misc,unused-ignore]
@@ -95,7 +97,7 @@ def start(job: Job, token: CancelToken, handlers: Handlers) -> None:
         _start_thread=False,
         _worker_class=JobWorker,
         _ignore_errors=True,  # an error is shown in the dock; napari would raise it once more in the event loop
-        _progress={"total": job.yields, "desc": job.title},
+        _progress=False if job.quiet else {"total": job.yields, "desc": job.title},
     )
     queued = Qt.ConnectionType.QueuedConnection
     worker.yielded.connect(relay.value, queued)

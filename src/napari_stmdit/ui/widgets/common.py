@@ -126,6 +126,8 @@ class Text(QLabel):  # type: ignore[misc,unused-ignore]
 class Fold(QWidget):  # type: ignore[misc,unused-ignore]
     """A titled part that can be folded away; its content takes whatever height its wrapped texts need."""
 
+    unfolded_changed = Signal(bool)
+
     def __init__(self, title: str, content: QWidget, unfolded: bool = True, inner: bool = False) -> None:
         super().__init__()
         self.content = content
@@ -158,6 +160,7 @@ class Fold(QWidget):  # type: ignore[misc,unused-ignore]
     def _toggled(self, on: bool) -> None:
         self._button.setArrowType(Qt.ArrowType.DownArrow if on else Qt.ArrowType.RightArrow)
         self.content.setVisible(on)
+        self.unfolded_changed.emit(on)
 
 
 class Choice(QWidget):  # type: ignore[misc,unused-ignore]

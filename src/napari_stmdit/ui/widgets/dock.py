@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from qtpy.QtCore import QSize, Qt
@@ -17,15 +18,19 @@ from ..presenter import Presenter, presenter_of
 from ..state import RunStatus, WorkbenchState
 from .colour import ColourPanel
 from .common import Fold, Text, column
+from .compare import ComparePanel
 from .edits import EditsPanel
 from .edits_wiring import wire_edits
 from .model import ModelPanel
+from .queue import QueuePanel
 from .results import ResultsPanel
 from .run_bar import RunBar
 from .section import SectionPanel
 from .select import SelectPanel
 from .shortcuts import bind
+from .spot import SpotPanel
 from .synthesize import SynthesizePanel
+from .wiring import Desk
 
 NARROWEST = 300
 
@@ -48,16 +53,19 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.section, self.colour, self.select = SectionPanel(), ColourPanel(), SelectPanel()
         self.edits = EditsPanel()
         self.model, self.synthesize, self.results = ModelPanel(), SynthesizePanel(), ResultsPanel()
-        self.run_bar = RunBar()
+        self.compare, self.spot, self.queue = ComparePanel(), SpotPanel(), QueuePanel()
+        self.run_bar = RunBar(self.queue)
         self.model.offer_checkpoints([entry.name for entry in list_checkpoints()])
         self._lay_out()
         self._wire_forms()
+        self.desk = Desk(self, viewer)
         self._wire_state()
         self._use_theme()
         viewer.events.theme.connect(self._use_theme)
         self._connections += wire_edits(self)
         self.presenter.preview_soon = self._preview
-        self.destroyed.connect(_closer(self.presenter, self._connections, bind(viewer, self.presenter, self)))
+        unbinders = (bind(viewer, self.presenter, self), self.desk.unbind_keys)
+        self.destroyed.connect(_closer(self.presenter, self._connections, unbinders))
         self.presenter.adopt()
 
     @property
@@ -80,6 +88,8 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             "model": Fold("Model", self.model, unfolded=False),
             "synthesize": Fold("Synthesize", self.synthesize),
             "results": Fold("Results", self.results),
+            "compare": Fold("Compare", self.compare),
+            "spot": Fold("Spot close-up", self.spot, unfolded=False),
         }
         inside = QWidget()
         panels = column(*self.folds.values(), spacing=8)
@@ -130,11 +140,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.synthesize.batchChanged.connect(lambda count: setattr(presenter.state, "batch", count))
         self.synthesize.pick.clicked.connect(self._pick_spot)
         self.run_bar.runRequested.connect(presenter.runs.run)
-        self.run_bar.stopRequested.connect(presenter.runs.stop)
-        self.results.visibleChanged.connect(presenter.show_result)
-        self.results.chosenChanged.connect(lambda number: setattr(presenter.state, "chosen_result", number))
-        self.results.saveRequested.connect(presenter.save_result)
-        self.results.compareToggled.connect(presenter.set_compare)
+        self.run_bar.stopRequested.connect(presenter.stop)
 
     def _request_edited(self, request: Request) -> None:
         self.state.request = request
@@ -173,14 +179,14 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             (("status", "busy", "section", "checkpoint", "selected"), self._show_status),
             (("progress", "busy"), lambda: self.run_bar.show_progress(self.state.progress, self.state.busy)),
             (("message",), lambda: self.run_bar.show_message(self.state.message)),
-            (("results",), self._show_results),
-            (("comparing",), lambda: self.results.show_compare(self.state.comparing)),
+            *self.desk.state_connections(),
         ):
             for name in names:
                 signal = getattr(events, name)
                 signal.connect(show, max_args=0)
                 self._connections.append((signal, show))
             show()
+        self._connections += self.desk.watch_preferences()
 
     def _show_section(self) -> None:
         self.section.show_section(self.state.section)
@@ -215,11 +221,10 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         if self.state.status is RunStatus.DONE:
             self.folds["results"].unfold()
 
-    def _show_results(self) -> None:
-        self.results.show_results(self.state.results, self.state.chosen_result)
 
-
-def _closer(presenter: Presenter, connections: list[tuple[Any, Any]], unbind: Any) -> Any:
+def _closer(
+    presenter: Presenter, connections: list[tuple[Any, Any]], unbinders: Sequence[Callable[[], None]]
+) -> Callable[[], None]:
     """Return a slot that ends what is under way and takes the widget off the state, which outlives a dock that is closed.
 
     It must not hold the widget, which is being destroyed when it is called.
@@ -229,7 +234,8 @@ def _closer(presenter: Presenter, connections: list[tuple[Any, Any]], unbind: An
         while connections:
             signal, show = connections.pop()
             signal.disconnect(show)
-        unbind()
+        for unbind in unbinders:
+            unbind()
         presenter.preview_soon = presenter.runs.preview
         presenter.close()
 

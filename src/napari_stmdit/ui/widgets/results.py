@@ -1,49 +1,103 @@
-"""The runs of this viewer."""
+"""The results of this viewer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QAbstractItemView, QFileDialog, QListWidget, QListWidgetItem, QPushButton, QWidget
+import numpy as np
+from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtGui import QIcon, QImage, QPixmap
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QFileDialog,
+    QListWidget,
+    QListWidgetItem,
+    QMenu,
+    QMessageBox,
+    QPushButton,
+    QWidget,
+)
 
 from ..state import ResultEntry
 from .common import Text, column, named, row
 
 NUMBER = Qt.ItemDataRole.UserRole
-MOST_LINES = 6
+MOST_LINES = 5
+ICON_PX = 32
+EXPORTS = (
+    ("ome-zarr", "OME-Zarr…", "Export as OME-Zarr", "OME-Zarr (*.zarr)"),
+    ("ome-tiff", "OME-TIFF…", "Export as OME-TIFF, for QuPath and others", "OME-TIFF (*.ome.tif)"),
+    ("patches", "Patches and table…", "Export every patch as PNG, with a table as CSV and Parquet", "Folder (*)"),
+)
 
 
 class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """A list of results: ticked ones are shown; the chosen one is saved or compared."""
+    """A list of results: ticked ones are shown; the chosen one is saved, run again or compared."""
 
     visibleChanged = Signal(int, bool)
     chosenChanged = Signal(object)
+    renamed = Signal(int, str)
+    deleteRequested = Signal(int)
     saveRequested = Signal(int, str)
-    compareToggled = Signal(bool)
+    exportRequested = Signal(int, str, str)
+    againRequested = Signal(int)
+    reuseRequested = Signal(int)
 
     def __init__(self) -> None:
         super().__init__()
         self._entries: dict[int, ResultEntry] = {}
-        self.list = named(QListWidget(), "Results", "Tick to show a result; choose one to save or compare it")
+        self.list = named(
+            QListWidget(),
+            "Results",
+            "Tick to show a result; choose one to save, compare or run it again; F2 renames it",
+        )
         self.list.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.list.setTextElideMode(Qt.TextElideMode.ElideMiddle)
-        self.facts = Text("quiet")
-        self.save = named(QPushButton("Save…"), "Save the result", "Write the chosen result into a SpatialData .zarr")
-        self.compare = named(
-            QPushButton("Side by side"),
-            "Side by side",
-            "Show the slide and the chosen result side by side, with linked zoom",
+        self.list.setIconSize(QSize(ICON_PX, ICON_PX))
+        self.list.setEditTriggers(
+            QAbstractItemView.EditTrigger.EditKeyPressed | QAbstractItemView.EditTrigger.DoubleClicked
         )
-        self.compare.setCheckable(True)
-        self.list.itemChanged.connect(self._ticked)
+        self.facts = Text("quiet")
+        self.save = named(QPushButton("Save"), "Save the result", "Write the chosen result to disk")
+        self.again = named(
+            QPushButton("Run again"),
+            "Run again",
+            "Run the chosen result's request as it is: the same seed, the same pixels",
+        )
+        self.reuse = named(
+            QPushButton("Use settings"),
+            "Use its settings",
+            "Put the chosen result's request into the form and select its spots",
+        )
+        self.delete = named(QPushButton("Delete"), "Delete the result", "Take the chosen result out of the viewer")
+        self._menu()
+        for button in (self.save, self.again, self.reuse, self.delete):
+            button.setMinimumWidth(40)
+        self.list.itemChanged.connect(self._edited)
         self.list.currentItemChanged.connect(self._chosen)
-        self.save.clicked.connect(self._save)
-        self.compare.clicked.connect(self.compareToggled)
-        self.setLayout(column(self.list, self.facts, row(self.compare, self.save, stretch=None)))
+        self.again.clicked.connect(lambda: self._emit(self.againRequested))
+        self.reuse.clicked.connect(lambda: self._emit(self.reuseRequested))
+        self.delete.clicked.connect(self._delete)
+        buttons = column(
+            row(self.save, self.delete, stretch=None), row(self.again, self.reuse, stretch=None), spacing=4
+        )
+        self.setLayout(column(self.list, self.facts, buttons))
         self.show_results((), None)
+
+    def _menu(self) -> None:
+        menu = QMenu(self.save)
+        menu.setToolTipsVisible(True)
+        self.save_store = menu.addAction("Into SpatialData…")
+        self.save_store.setToolTip("Write the result into a SpatialData .zarr, registered to its section")
+        self.save_store.triggered.connect(self._save)
+        for kind, label, tip, _ in EXPORTS:
+            action = menu.addAction(label)
+            action.setToolTip(tip)
+            action.triggered.connect(lambda _=False, kind=kind: self._export(kind))
+        self.save.setMenu(menu)
 
     def value(self) -> int | None:
         """Return the number of the chosen result."""
@@ -58,9 +112,11 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         for entry in reversed(entries):
             item = QListWidgetItem(entry.name)
             item.setData(NUMBER, entry.number)
-            item.setFlags(item.flags() | Qt.ItemFlag.ItemIsUserCheckable)
+            item.setFlags(item.flags() | Qt.ItemFlag.ItemIsUserCheckable | Qt.ItemFlag.ItemIsEditable)
             item.setCheckState(Qt.CheckState.Checked if entry.visible else Qt.CheckState.Unchecked)
-            item.setToolTip(entry.name)
+            item.setToolTip(summary(entry))
+            if entry.thumbnail is not None:
+                item.setIcon(icon_of(entry.thumbnail))
             self.list.addItem(item)
             if entry.number == chosen:
                 self.list.setCurrentItem(item)
@@ -70,39 +126,63 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.setEnabled(bool(entries))
         self._describe()
 
-    def show_compare(self, on: bool) -> None:
-        """Show whether the comparison is on."""
-        self.compare.setChecked(on)
+    def show_chosen(self, number: int | None) -> None:
+        """Mark the chosen result."""
+        for place in range(self.list.count()):
+            if int(self.list.item(place).data(NUMBER)) == number and self.value() != number:
+                self.list.blockSignals(True)
+                self.list.setCurrentRow(place)
+                self.list.blockSignals(False)
+        self._describe()
+
+    # --- private
 
     def _describe(self) -> None:
         entry = self._entries.get(self.value() or 0)
-        self.save.setEnabled(entry is not None)
-        self.compare.setEnabled(entry is not None)
+        for button in (self.save, self.again, self.reuse, self.delete):
+            button.setEnabled(entry is not None)
         if entry is None:
             self.facts.show_text("" if self._entries else "No run yet.")
             return
-        result = entry.result
-        guidance = result.plan.guidance
-        state = "" if result.complete else f" of {len(result.plan)}, stopped"
+        self.save.setEnabled(entry.result is not None)
         saved = f"\nSaved in {entry.saved}" if entry.saved else "\nNot saved yet."
-        self.facts.show_text(
-            f"{len(result.done)} patches{state}; seed {result.plan.request.seed}, {result.plan.steps} steps, guidance "
-            f"{guidance.expression:g} (expression) and {guidance.morphology:g} (morphology), "
-            f"morphology: {result.plan.request.morphology}.{saved}"
-        )
+        self.facts.show_text(summary(entry) + saved)
 
-    def _ticked(self, item: QListWidgetItem) -> None:
-        self.visibleChanged.emit(int(item.data(NUMBER)), item.checkState() == Qt.CheckState.Checked)
+    def _edited(self, item: QListWidgetItem) -> None:
+        number = int(item.data(NUMBER))
+        entry = self._entries[number]
+        shown = item.checkState() == Qt.CheckState.Checked
+        if shown != entry.visible:
+            self.visibleChanged.emit(number, shown)
+        elif item.text() != entry.name:
+            self.renamed.emit(number, item.text())
 
     def _chosen(self) -> None:
         self._describe()
         self.chosenChanged.emit(self.value())
 
+    def _emit(self, signal: Any) -> None:
+        number = self.value()
+        if number is not None:
+            signal.emit(number)
+
+    def _delete(self) -> None:
+        number = self.value()
+        if number is None:
+            return
+        if self._entries[number].saved is None:
+            answer = QMessageBox.question(
+                self, "Delete the result?", f"{self._entries[number].name} is not saved. Delete it all the same?"
+            )
+            if answer != QMessageBox.StandardButton.Yes:
+                return
+        self.deleteRequested.emit(number)
+
     def _save(self) -> None:
         number = self.value()
         if number is None:
             return
-        section = self._entries[number].result.section
+        section = self._entries[number].section
         own = section.path if section.kind == "spatialdata" and section.path is not None else None
         suggestion = own or (section.path or Path(section.name)).with_suffix(".zarr")
         path, _ = QFileDialog.getSaveFileName(
@@ -114,3 +194,47 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
         if path:
             self.saveRequested.emit(number, path if path.endswith(".zarr") else f"{path}.zarr")
+
+    def _export(self, kind: str) -> None:
+        number = self.value()
+        if number is None:
+            return
+        _, _, tip, files = next(one for one in EXPORTS if one[0] == kind)
+        section = self._entries[number].section
+        folder = section.path.parent if section.path is not None else Path.cwd()
+        path, _ = QFileDialog.getSaveFileName(self, tip, str(folder / f"{section.name}_synthetic_{number}"), files)
+        if path:
+            self.exportRequested.emit(number, path, kind)
+
+
+def summary(entry: ResultEntry) -> str:
+    """Say in a few lines what a result was made from."""
+    request, kept = entry.request, entry.provenance
+    guidance = dict(kept.get("guidance") or {})
+    state = "" if len(entry.spots) >= entry.planned else f" of {entry.planned}, stopped"
+    scales = "; ".join(f"{name} {guidance[name]:g}" for name in ("expression", "morphology") if name in guidance)
+    edits = [edit for edit in request.edits if edit.enabled]
+    words = ", ".join(edit.name or edit.operation.replace("_", " ") for edit in edits[:3]) + (
+        f" and {len(edits) - 3} more" if len(edits) > 3 else ""
+    )
+    return (
+        f"{len(entry.spots)} patches{state}; seed {request.seed}, {kept.get('steps')} steps; guidance: {scales}; morphology: "
+        f"{request.morphology}; edits: {words or 'none'}."
+    )
+
+
+def icon_of(rgba: Any) -> QIcon:
+    """Return an icon of (h, w, 4) uint8 pixels, centred on a transparent square."""
+    return QIcon(pixmap_of(rgba))
+
+
+def pixmap_of(pixels: Any) -> QPixmap:
+    """Return a pixmap of (h, w, 3 or 4) uint8 pixels."""
+    square = np.zeros((max(*pixels.shape[:2], 1), max(*pixels.shape[:2], 1), 4), dtype=np.uint8)
+    height, width = pixels.shape[:2]
+    top, left = (square.shape[0] - height) // 2, (square.shape[1] - width) // 2
+    square[top : top + height, left : left + width, 3] = 255
+    square[top : top + height, left : left + width, : pixels.shape[2]] = pixels
+    side = square.shape[0]
+    image = QImage(square.tobytes(), side, side, 4 * side, QImage.Format.Format_RGBA8888)
+    return QPixmap.fromImage(image.copy())

@@ -8,7 +8,11 @@ from qtpy.QtWidgets import QProgressBar, QPushButton, QWidget
 from ...progress import Progress
 from ..state import Message, RunStatus
 from .common import Text, column, named, row
+from .queue import QueuePanel
+from .result_keys import with_key
 from .synthesize import duration
+
+RUN_TIP = "Synthesize patches for the selected spots"
 
 
 class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
@@ -17,9 +21,9 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
     runRequested = Signal()
     stopRequested = Signal()
 
-    def __init__(self) -> None:
+    def __init__(self, queue: QueuePanel) -> None:
         super().__init__()
-        self.run = named(QPushButton("Run"), "Run", "Synthesize patches for the selected spots")
+        self.run = named(QPushButton("Run"), "Run", RUN_TIP)
         self.stop = named(
             QPushButton("Stop"), "Stop", "End the run at its next denoising step; finished patches are kept"
         )
@@ -35,14 +39,16 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
             button.setMinimumHeight(30)
         self.run.clicked.connect(self.runRequested)
         self.stop.clicked.connect(self.stopRequested)
-        self.setLayout(column(self.message, self.bar, self.count, row(self.run, self.stop), spacing=4))
+        self.setLayout(column(self.message, self.bar, self.count, queue, row(self.run, self.stop), spacing=4))
         self.show_status(RunStatus.IDLE, "")
         self.show_progress(None, "")
 
     def show_status(self, status: RunStatus, obstacle: str) -> None:
         """Offer what can be done now; the reason why Run cannot be pressed is its tooltip."""
-        self.run.setEnabled(not status.busy and not obstacle)
-        self.run.setToolTip(obstacle or "Synthesize patches for the selected spots")
+        self.run.setEnabled(not obstacle)
+        self.run.setText("Queue" if status.busy else "Run")
+        tip = "Queue this run: it starts when the present one has ended" if status.busy else RUN_TIP
+        self.run.setToolTip(obstacle or with_key(tip, "run"))
         self.stop.setEnabled(status is RunStatus.RUNNING)
         self.stop.setText("Stopping …" if status is RunStatus.STOPPING else "Stop")
 

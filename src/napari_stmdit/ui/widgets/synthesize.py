@@ -86,6 +86,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     valueChanged = Signal(object)
     batchChanged = Signal(object)
+    samplesChanged = Signal(int)
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,6 +115,12 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.batch = named(QSpinBox(), "Patches at once", "Patches denoised together; does not change the result")
         self.batch.setRange(0, 256)
         self.batch.setSpecialValueText("auto")
+        self.samples = named(
+            QSpinBox(),
+            "Samples",
+            "Results to make, each with a seed of its own: how much chance alone changes the image",
+        )
+        self.samples.setRange(1, 16)
         self.mismatch = named(
             QCheckBox("Run although genes are missing"),
             "Allow gene mismatch",
@@ -140,7 +147,12 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self.source,
                 self._spot_row,
                 self.faults["morphology"],
-                labelled(("Steps", self.steps), ("Seed", row(self.seed, self.dice)), ("Patches at once", self.batch)),
+                labelled(
+                    ("Steps", self.steps),
+                    ("Seed", row(self.seed, self.dice)),
+                    ("Samples", self.samples),
+                    ("Patches at once", self.batch),
+                ),
                 self.faults["steps"],
                 self.faults["seed"],
                 self.mismatch,
@@ -161,6 +173,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.seed.valueChanged.connect(self._edited)
         self.dice.clicked.connect(lambda: self.seed.setValue(random.randrange(2**32)))
         self.mismatch.toggled.connect(self._edited)
+        self.samples.valueChanged.connect(self.samplesChanged)
         self.batch.valueChanged.connect(lambda count: self.batchChanged.emit(count or None))
 
     # --- value
@@ -209,6 +222,12 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.morphology.set_default(1.0 if card.guidance.morphology is None else card.guidance.morphology)
 
     # --- what is known
+
+    def show_samples(self, count: int) -> None:
+        """Show how many results are made of one request."""
+        self.samples.blockSignals(True)
+        self.samples.setValue(count)
+        self.samples.blockSignals(False)
 
     def show_faults(self, faults: Mapping[str, str]) -> None:
         """Show what is wrong, each fault beside the field it belongs to."""

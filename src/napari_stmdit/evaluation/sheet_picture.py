@@ -1,0 +1,82 @@
+"""A contact sheet as one labelled picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from ..errors import StoreError
+from ..synthesis.sheet import ContactSheet
+from .picture import GAP, INK, font_of
+
+LABEL_PX = 26
+TITLE_PX = 64
+QUIET = (95, 95, 105)
+
+
+def sheet_picture(sheet: ContactSheet) -> Image.Image:
+    """Draw a sheet: the real crop first where there is one, then the synthetic images with their labels, and a scale bar."""
+    images = [(cell.label, Image.fromarray(cell.pixels)) for cell in sheet.cells]
+    if sheet.real is not None:
+        real = Image.fromarray(sheet.real)
+    elif images:
+        real = Image.new("RGB", images[0][1].size, "white")
+    else:
+        raise StoreError("the contact sheet is still empty; let it finish an image first")
+    side = real.width
+    rows = max(1, -(-len(images) // sheet.columns))
+    width = (sheet.columns + 1) * (side + GAP) + GAP
+    picture = Image.new("RGB", (width, TITLE_PX + rows * (side + LABEL_PX + GAP) + GAP), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.text((GAP, 12), f"{sheet.title}: spot {sheet.spot}", fill=INK, font=font_of(20))
+    draw.text((GAP, 38), "Synthetic images, common noise. Not for diagnosis.", fill=QUIET, font=font_of(14))
+    if sheet.real is not None:
+        _put(picture, real, "slide (real crop)" if not _made(sheet) else "slide (synthetic section)", GAP, TITLE_PX)
+    for k, (label, image) in enumerate(images):
+        row, column = divmod(k, sheet.columns)
+        _put(picture, image, label, GAP + (column + 1) * (side + GAP), TITLE_PX + row * (side + LABEL_PX + GAP))
+    _bar(draw, sheet.patch_um / side, GAP, TITLE_PX + side - 12)
+    return picture
+
+
+def save_sheet(sheet: ContactSheet, path: str | Path) -> Path:
+    """Write a sheet as PNG with the provenance of every image in its text; never overwrites.
+
+    Raises
+    ------
+    StoreError
+        The file is there already or cannot be written, or the sheet is empty.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    path = Path(path).expanduser()
+    path = path if path.suffix.lower() == ".png" else path.with_suffix(".png")
+    if path.exists():
+        raise StoreError(f"{path} is already there; nothing is overwritten, give another name")
+    words = PngInfo()
+    words.add_text("Description", "Synthetic tissue images made by a generative model. Not for diagnosis.")
+    record = {"title": sheet.title, "spot": sheet.spot, "cells": [[c.label, dict(c.provenance)] for c in sheet.cells]}
+    words.add_itxt("stmdit", json.dumps(record))
+    try:
+        sheet_picture(sheet).save(path, pnginfo=words)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error}") from error
+    return path
+
+
+def _made(sheet: ContactSheet) -> bool:
+    return bool(sheet.cells and sheet.cells[0].provenance["section"]["synthetic"])
+
+
+def _put(picture: Image.Image, image: Image.Image, label: str, left: int, top: int) -> None:
+    picture.paste(image, (left, top))
+    ImageDraw.Draw(picture).text((left, top + image.height + 5), label, fill=INK, font=font_of(14))
+
+
+def _bar(draw: ImageDraw.ImageDraw, um_per_pixel: float, left: int, bottom: int) -> None:
+    length = 50 / um_per_pixel
+    draw.rectangle((left + 6, bottom - 22, left + length + 14, bottom + 8), fill="white")
+    draw.rectangle((left + 10, bottom, left + 10 + length, bottom + 3), fill=INK)
+    draw.text((left + 10, bottom - 20), "50 um", fill=INK, font=font_of(13))

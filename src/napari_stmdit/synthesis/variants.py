@@ -1,0 +1,117 @@
+"""Requests made from a request: its baseline, further samples, a dose strip, a grid of guidance scales. Pure.
+
+Each variant is a whole request of its own: it is planned, run, stored and made again like any other, and no other room needs to
+know of it. That is why there is no field for the number of samples: n samples are n requests with n seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import RequestError
+from ..types import Guidance, Request, SpotList
+
+DOSES = 7
+GRID = (0.5, 1.0, 2.0)
+"""Factors on the guidance scales in force, along each side of a guidance grid."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A request and what makes it differ from its neighbours, in a few words."""
+
+    label: str
+    request: Request
+
+
+def baseline_of(request: Request) -> Request:
+    """Return the same request without its edits: same spots, seeds, guidance and noise."""
+    return request.model_copy(update={"edits": ()})
+
+
+def sample_seed(seed: int, number: int) -> int:
+    """Return the run seed of a further sample: number 0 keeps the seed itself."""
+    if number == 0:
+        return seed
+    digest = hashlib.sha256(f"{seed}/sample/{number}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
+def samples_of(request: Request, count: int) -> tuple[Request, ...]:
+    """Return ``count`` requests that differ in their seed alone; the first is the request itself.
+
+    The seed of each patch's noise comes from the run's seed and the spot, so that samples are independent and each can be made
+    again alone from the seed in its provenance. A region that is drawn with the seed (`SampleOfSpots`) has to be resolved first.
+    """
+    if request.region.kind == "sample" and count > 1:
+        raise RequestError([("region", "spots drawn with the seed differ from sample to sample; give their ids")])
+    return tuple(request.model_copy(update={"seed": sample_seed(request.seed, k)}) for k in range(count))
+
+
+def dose_strip(request: Request, spot: str, edit: int | None = None, doses: int = DOSES) -> tuple[Variant, ...]:
+    """Return one spot's request at strengths from 0 to 1 of an edit, evenly spaced, with common noise.
+
+    Parameters
+    ----------
+    request
+        With at least one enabled edit; others than the one chosen stay as they are.
+    spot
+        Id of the spot.
+    edit
+        Place of the edit in the request; by default the last one that is enabled.
+    doses
+        How many, at least 2.
+
+    Raises
+    ------
+    RequestError
+        The request has no such edit.
+    """
+    enabled = [k for k, one in enumerate(request.edits) if one.enabled]
+    if not enabled or (edit is not None and edit not in enabled):
+        raise RequestError([("edits", "a dose strip needs an edit that is switched on; paint or add one first")])
+    at = enabled[-1] if edit is None else edit
+    found = []
+    for k in range(doses):
+        strength = round(k / (doses - 1), 4)
+        edits = list(request.edits)
+        edits[at] = edits[at].model_copy(update={"strength": strength})
+        found.append(Variant(f"strength {strength:.2f}", _at(request, spot, edits=tuple(edits))))
+    return tuple(found)
+
+
+def guidance_grid(
+    request: Request, spot: str, default: Guidance, factors: Sequence[float] = GRID
+) -> tuple[Variant, ...]:
+    """Return one spot's request under scaled guidance, with common noise: expression varies fastest.
+
+    Parameters
+    ----------
+    request
+        Whose scales, completed by ``default``, are multiplied.
+    spot
+        Id of the spot.
+    default
+        The checkpoint's own scales.
+    factors
+        Along each side.
+    """
+    present = request.guidance.filled(default)
+    assert present.expression is not None and present.morphology is not None  # a card names both
+    found = []
+    for down in factors:
+        for across in factors:
+            scales = Guidance(
+                expression=round(min(present.expression * across, 30), 3),
+                morphology=round(min(present.morphology * down, 30), 3),
+                rule=present.rule,
+            )
+            label = f"expression {scales.expression:g}, morphology {scales.morphology:g}"
+            found.append(Variant(label, _at(request, spot, guidance=scales)))
+    return tuple(found)
+
+
+def _at(request: Request, spot: str, **changes: object) -> Request:
+    return request.model_copy(update={"region": SpotList(ids=(spot,)), **changes})

@@ -1,0 +1,264 @@
+"""Results into files for other programs: OME-Zarr, OME-TIFF, and patches with a table. Each carries its provenance.
+
+As in `napari_stmdit.tissue.store`, nothing is overwritten, and everything is written beside its place first, so that an interrupted
+write leaves nothing half done behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import StoreError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STATEMENT = "Synthetic image made by a generative model. Not for diagnosis."
+_SMALLEST_LEVEL = 512
+_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image lies on its slide: its corner (y, x) and the side of its pixels, in microns from the slide's corner."""
+
+    origin_um: tuple[float, float]
+    pixel_um: float
+
+
+def write_ome_zarr(
+    path: str | Path, rgba: NDArray[np.uint8], place: Placement, name: str, provenance: Mapping[str, Any]
+) -> Path:
+    """Write an image as an OME-Zarr multiscale of its own.
+
+    Parameters
+    ----------
+    path
+        The new folder; ``.zarr`` is added where it is missing.
+    rgba
+        (h, w, 4) uint8; alpha 0 where nothing was synthesized.
+    place
+        Its place, as scale and translation of every level in microns. Viewers put a pixel's centre at its coordinate, so the
+        translation is that of the first pixel's centre.
+    name
+        Of the image.
+    provenance
+        Kept in the group's attributes under ``stmdit``; JSON types only.
+
+    Raises
+    ------
+    StoreError
+        The path is taken or cannot be written.
+    """
+    import zarr
+    from ome_zarr.writer import write_multiscale
+
+    levels = [np.ascontiguousarray(np.moveaxis(level, -1, 0)) for level in _pyramid(rgba)]
+    transforms = []
+    for halvings in range(len(levels)):
+        pixel = place.pixel_um * 2**halvings
+        corner = [0.0, *(origin + pixel / 2 for origin in place.origin_um)]
+        transforms.append(
+            [{"type": "scale", "scale": [1.0, pixel, pixel]}, {"type": "translation", "translation": corner}]
+        )
+
+    def write(scratch: Path) -> None:
+        group = zarr.open_group(scratch, mode="w")
+        write_multiscale(
+            levels,
+            group,
+            axes=[
+                {"name": "c", "type": "channel"},
+                {"name": "y", "type": "space", "unit": "micrometer"},
+                {"name": "x", "type": "space", "unit": "micrometer"},
+            ],
+            coordinate_transformations=transforms,
+            storage_options={"chunks": (4, _CHUNK, _CHUNK)},
+            name=name,
+        )
+        group.attrs["stmdit"] = json.loads(json.dumps(dict(provenance)))
+
+    return _written(path, ".zarr", write)
+
+
+def write_ome_tiff(
+    path: str | Path, rgba: NDArray[np.uint8], place: Placement, name: str, provenance: Mapping[str, Any]
+) -> Path:
+    """Write an image as a tiled, pyramidal OME-TIFF with its physical size, its place and its provenance.
+
+    Parameters
+    ----------
+    path
+        The new file; ``.ome.tif`` is added where it is missing.
+    rgba, place, name
+        As for `write_ome_zarr`; the place goes into ``PositionX`` and ``PositionY`` (of the image's corner).
+    provenance
+        As JSON in the OME description and in an annotation of its own; JSON types only.
+
+    Raises
+    ------
+    StoreError
+        The path is taken or cannot be written.
+    """
+    import tifffile
+
+    record = json.dumps(dict(provenance))
+    levels = _pyramid(rgba)
+    metadata = {
+        "axes": "YXS",
+        "Name": name,
+        "Description": f"{STATEMENT}\n{record}",
+        "PhysicalSizeX": place.pixel_um,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": place.pixel_um,
+        "PhysicalSizeYUnit": "µm",
+        "Plane": {
+            "PositionY": [place.origin_um[0]],
+            "PositionYUnit": ["µm"],
+            "PositionX": [place.origin_um[1]],
+            "PositionXUnit": ["µm"],
+        },
+        "MapAnnotation": {
+            "Namespace": "napari-stmdit",
+            "synthetic": "true",
+            "statement": STATEMENT,
+            "provenance": record,
+        },
+    }
+    options = {
+        "photometric": "rgb",
+        "extrasamples": ["unassalpha"],
+        "tile": (256, 256),
+        "compression": "zlib",
+        "resolutionunit": "CENTIMETER",
+    }
+
+    def write(scratch: Path) -> None:
+        with tifffile.TiffWriter(scratch, bigtiff=rgba.nbytes > 2**31, ome=True) as tif:
+            for k, level in enumerate(levels):
+                per_cm = 1e4 / (place.pixel_um * 2**k)
+                own: dict[str, Any] = (
+                    {"metadata": metadata, "subifds": len(levels) - 1} if k == 0 else {"subfiletype": 1}
+                )
+                tif.write(level, resolution=(per_cm, per_cm), **own, **options)
+
+    return _written(path, ".ome.tif", write)
+
+
+def write_patches(
+    path: str | Path,
+    patches: NDArray[np.uint8],
+    names: Sequence[str],
+    table: pd.DataFrame,
+    pixel_um: float,
+    provenance: Mapping[str, Any],
+) -> Path:
+    """Write patches as PNG files into a new folder, with a table of them as CSV and Parquet and the provenance as JSON.
+
+    Parameters
+    ----------
+    path
+        The new folder; it gets ``patches/*.png``, ``patches.csv``, ``patches.parquet`` and ``provenance.json``.
+    patches
+        (n, h, w, 3) uint8, as they were made, before blending.
+    names
+        n names for the files; characters that files may not have are replaced.
+    table
+        n rows; a column ``file`` is added.
+    pixel_um
+        Microns per pixel, written into the PNG files as their resolution.
+    provenance
+        JSON types only.
+
+    Raises
+    ------
+    StoreError
+        The path is taken or cannot be written.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    files = _file_names(names)
+
+    def write(scratch: Path) -> None:
+        (scratch / "patches").mkdir(parents=True)
+        dpi = 25400 / pixel_um
+        for pixels, file in zip(patches, files, strict=True):
+            words = PngInfo()
+            words.add_text("Description", STATEMENT)
+            Image.fromarray(pixels).save(scratch / file, pnginfo=words, dpi=(dpi, dpi))
+        whole = table.assign(file=files, synthetic=True)
+        whole.to_csv(scratch / "patches.csv", index=False)
+        whole.to_parquet(scratch / "patches.parquet", index=False)
+        (scratch / "provenance.json").write_text(json.dumps(dict(provenance), indent=2), encoding="utf-8")
+
+    return _written(path, "", write)
+
+
+def _file_names(names: Sequence[str]) -> list[str]:
+    """One file name a patch; two names that look alike on a disk that ignores case are told apart by a number."""
+    found: list[str] = []
+    taken: set[str] = set()
+    for name in names:
+        stem = re.sub(r"[^0-9A-Za-z_.-]", "_", name) or "patch"
+        number, free = 1, stem
+        while free.lower() in taken:
+            number += 1
+            free = f"{stem}_{number}"
+        taken.add(free.lower())
+        found.append(f"patches/{free}.png")
+    return found
+
+
+def _pyramid(rgba: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """The image and its halvings; colours are weighted with alpha, so that what was not synthesized darkens no edge."""
+    from .store import halved_rgba
+
+    levels = [np.asarray(rgba)]
+    while max(levels[-1].shape[:2]) > _SMALLEST_LEVEL and min(levels[-1].shape[:2]) > 1:
+        levels.append(np.ascontiguousarray(np.moveaxis(halved_rgba(np.moveaxis(levels[-1], -1, 0)), 0, -1)))
+    return levels
+
+
+def _written(path: str | Path, suffix: str, write: Callable[[Path], None]) -> Path:
+    """Write beside a path and move into place; refuse one that is taken."""
+    path = Path(path).expanduser()
+    if suffix and not path.name.lower().endswith((suffix, suffix.replace(".tif", ".tiff"))):
+        path = path.with_name(path.name + suffix)
+    if path.exists():
+        raise StoreError(f"{path} is already there; nothing is overwritten, give another name")
+    with _scratch(path) as scratch:
+        try:
+            write(scratch)
+            os.rename(scratch, path)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise StoreError(f"{path} cannot be written: {error}; nothing was left behind") from error
+    return path
+
+
+@contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path.parent} cannot be made: {error}") from error
+    scratch = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
+    try:
+        yield scratch
+    finally:
+        if scratch.is_dir():
+            shutil.rmtree(scratch, ignore_errors=True)
+        else:
+            scratch.unlink(missing_ok=True)

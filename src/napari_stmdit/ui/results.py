@@ -1,0 +1,246 @@
+"""The results of one viewer: their layers, their list, and what can be done with them. No Qt."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import StoreError
+from ..synthesis.export import ExportKind
+from ..synthesis.result import Result
+from ..synthesis.stored import StoredResult
+from ..synthesis.variants import baseline_of
+from ..types import Request, Section
+from . import jobs, layers
+from .jobs import Job
+from .state import Message, ResultEntry, WorkbenchState
+
+THUMBNAIL_PX = 48
+Submit = Callable[[str, Job, Callable[[Any], None]], None]
+
+
+class ResultList:
+    """Keeps the list of results and their layers in step.
+
+    Parameters
+    ----------
+    viewer
+        Held weakly.
+    state
+        Of the viewer.
+    submit
+        Starts a job in a lane of the presenter, with what to do with its value.
+    redraw
+        Called when spots change their look.
+    """
+
+    def __init__(self, viewer: Any, state: WorkbenchState, submit: Submit, redraw: Callable[[], None]) -> None:
+        self._viewer = weakref.ref(viewer)
+        self.state = state
+        self._submit = submit
+        self._redraw = redraw
+        self._layers: dict[int, Any] = {}
+        self._count = 0
+        self.inserting = False
+
+    # --- layers
+
+    def next_number(self) -> int:
+        """Return a number for a new result."""
+        self._count += 1
+        return self._count
+
+    def insert(self, data: layers.LayerTuple) -> Any:
+        """Add the layer of a run: over the slide and earlier results, under the spots."""
+        layer = self._place(data)
+        if layer is not None:
+            self._layers[layers.ours(layer)["run"]] = layer
+            self._follow(layer)
+        return layer
+
+    def _place(self, data: layers.LayerTuple) -> Any:
+        viewer = self._viewer()
+        if viewer is None or self.state.section is None:
+            return None
+        below = [x for x in viewer.layers if layers.role_of(x) in ("slide", "result", "stored")]
+        self.inserting = True
+        try:
+            return layers.insert(viewer, data, above=below[-1] if below else None)
+        finally:
+            self.inserting = False
+
+    def _follow(self, layer: Any) -> None:
+        layer.events.visible.connect(self._layer_changed)
+        layer.events.name.connect(self._layer_changed)
+
+    def layer(self, number: int | None) -> Any:
+        """Return the layer of a result, or None."""
+        return None if number is None else self._layers.get(number)
+
+    def entry(self, number: int | None) -> ResultEntry | None:
+        """Return a result of the list, or None."""
+        return next((e for e in self.state.results if e.number == number), None)
+
+    def removed(self, layer: Any) -> int | None:
+        """Note that a layer is gone from the viewer; return the number of its result, if it had one."""
+        number = next((n for n, known in self._layers.items() if known is layer), None)
+        if number is not None:
+            del self._layers[number]
+            self.state.results = tuple(e for e in self.state.results if e.number != number)
+            if self.state.chosen_result == number:
+                self.state.chosen_result = None
+            self._redraw()
+        return number
+
+    def _layer_changed(self, event: Any = None) -> None:
+        def shown(entry: ResultEntry) -> ResultEntry:
+            layer = self._layers.get(entry.number)
+            if layer is None or (layer.visible, layer.name) == (entry.visible, entry.name):
+                return entry
+            return replace(entry, visible=layer.visible, name=layer.name)
+
+        results = tuple(shown(entry) for entry in self.state.results)
+        if any(a is not b for a, b in zip(results, self.state.results, strict=True)):
+            hidden = any(a.visible != b.visible for a, b in zip(results, self.state.results, strict=True))
+            self.state.results = results
+            if hidden:
+                self._redraw()
+
+    # --- the list
+
+    def keep(self, number: int, name: str, result: Result) -> None:
+        """Put a finished or stopped run into the list."""
+        entry = ResultEntry(
+            number,
+            name,
+            result.section,
+            result.plan.request,
+            result.provenance,
+            tuple(result.plan.patches[k].spot_id for k in result.done),
+            len(result.plan),
+            result,
+            thumbnail=thumbnail_of(result.rgba),
+        )
+        self.state.chosen_result = number  # before the list is shown anew, which then marks it
+        self.state.results = (*self.state.results, entry)
+
+    def take_stored(self, layer: Any) -> None:
+        """Put a result that was read back into the list; its layer is in the viewer already."""
+        stored = layers.ours(layer).get("stored")
+        if not isinstance(stored, StoredResult) or any(known is layer for known in self._layers.values()):
+            return
+        try:
+            request = stored.request
+        except StoreError as error:
+            self.state.message = Message("warning", str(error))
+            return
+        number = self.next_number()
+        layer.metadata[layers.KEY]["run"] = number
+        self._layers[number] = layer
+        self._follow(layer)
+        planned = int(dict(stored.provenance.get("patches") or {}).get("planned", len(stored.spots)))
+        entry = ResultEntry(
+            number, layer.name, stored.section, request, stored.provenance, stored.spots, planned, None, layer.visible
+        )
+        where = f"{stored.store} as {stored.element}"
+        self.state.results = (*self.state.results, replace(entry, saved=where))
+
+    def read_stored(self, section: Section) -> None:
+        """Bring the results that the section's store holds, off the GUI thread, unless a reader has brought them."""
+        viewer = self._viewer()
+        if viewer is None or section.kind != "spatialdata":
+            return
+        there = [x for x in viewer.layers if layers.role_of(x) == "stored" and layers.section_of(x) is section]
+        for layer in there:
+            self.take_stored(layer)
+        if not there:
+            self._submit("stored", jobs.reading_stored(section), self._stored)
+
+    def _stored(self, found: tuple[StoredResult, ...]) -> None:
+        for stored in found:
+            if stored.section is self.state.section:
+                self.take_stored(self._place(layers.stored_layer(stored)))
+
+    # --- what can be done with a result
+
+    def show(self, number: int, visible: bool) -> None:
+        """Show or hide a result."""
+        layer = self._layers.get(number)
+        if layer is not None:
+            layer.visible = visible
+
+    def rename(self, number: int, name: str) -> None:
+        """Give a result another name; one that does not say that it is synthetic is completed."""
+        layer, name = self._layers.get(number), name.strip()
+        if layer is not None and name:
+            layer.name = name if "synthetic" in name.lower() else f"{name} (synthetic)"
+
+    def delete(self, number: int) -> None:
+        """Take a result out of the viewer and the list; what was saved of it stays."""
+        viewer, layer = self._viewer(), self._layers.get(number)
+        if viewer is not None and layer is not None and layer in viewer.layers:
+            viewer.layers.remove(layer)
+
+    def save(self, number: int, path: str) -> None:
+        """Write a result into a SpatialData store, off the GUI thread."""
+        entry = self.entry(number)
+        if entry is None or entry.result is None:
+            self.state.message = Message("warning", "This result was read from a store; it is saved already.")
+            return
+
+        def saved(element: str) -> None:
+            self._note_saved(number, f"{path} as {element}")
+
+        self._submit("save", jobs.saving(entry.result, path), saved)
+
+    def export(self, number: int, path: str, kind: ExportKind) -> None:
+        """Write a result into a file or folder for other programs, off the GUI thread."""
+        entry = self.entry(number)
+        if entry is None or entry.result is None:
+            self.state.message = Message("warning", "Only a run of this session can be exported; run it again first.")
+            return
+
+        def written(found: Path) -> None:
+            self._note_saved(number, str(found))
+
+        self._submit("save", jobs.exporting(entry.result, path, kind, entry.name), written)
+
+    def _note_saved(self, number: int, where: str) -> None:
+        results = [replace(e, saved=where) if e.number == number else e for e in self.state.results]
+        self.state.results = tuple(results)
+        entry = self.entry(number)
+        self.state.message = Message("info", f"{entry.name if entry else 'The result'} was saved in {where}.")
+
+    # --- baselines
+
+    def baseline(self, number: int | None) -> ResultEntry | None:
+        """Return the result that shows the same spots without the edits of another, with the same noise; None if there is none."""
+        entry = self.entry(number)
+        if entry is None or not entry.request.edits:
+            return None
+        wanted = _noise_key(baseline_of(entry.request), entry)
+        spots = set(entry.spots)
+        return next(
+            (e for e in self.state.results if spots <= set(e.spots) and _noise_key(e.request, e) == wanted), None
+        )
+
+
+def _noise_key(request: Request, entry: ResultEntry) -> tuple[Any, ...]:
+    """What two requests must share for their patches at one spot to differ by nothing."""
+    plain = request.model_copy(update={"region": Request().region, "section": None})
+    checkpoint = dict(entry.provenance.get("checkpoint") or {}).get("sha256")
+    guidance, steps = str(entry.provenance.get("guidance")), entry.provenance.get("steps")
+    filled = plain.model_copy(update={"guidance": Request().guidance, "steps": None})
+    return filled, guidance, steps, checkpoint, id(entry.section)
+
+
+def thumbnail_of(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a picture of at most `THUMBNAIL_PX` a side; every so many pixels, without smoothing."""
+    step = max(1, -(-max(rgba.shape[:2]) // THUMBNAIL_PX))
+    return np.ascontiguousarray(rgba[::step, ::step])

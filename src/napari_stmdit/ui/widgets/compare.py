@@ -1,0 +1,123 @@
+"""Comparing a result with the slide or another result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtWidgets import QComboBox, QLabel, QPushButton, QSlider, QWidget
+from superqt.utils import qthrottled
+
+from ..state import Comparison, ResultEntry
+from .common import Choice, Text, column, named, row
+
+MODES = (
+    ("off", "Off", "End the comparison; the viewer is as it was before"),
+    ("grid", "Side", "Side by side with linked pan and zoom, names and scale bars"),
+    ("swipe", "Swipe", "A seam across the tissue: drag it in the viewer, or move the slider"),
+    ("blink", "Blink", "Show one and the other in turn"),
+    ("fade", "Fade", "Fade one into the other with the slider"),
+)
+_STEPS = 200
+
+
+class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
+    """How the chosen result is compared, and with what."""
+
+    modeChosen = Signal(str, object)
+    positionChanged = Signal(float)
+    blinked = Signal()
+    baselineRequested = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._blink_ms = 700
+        self._left: int | None = None
+        self.against = named(QComboBox(), "Compare with", "What the chosen result is compared with")
+        self.against.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.against.setMinimumContentsLength(8)
+        self.mode = Choice(MODES)
+        self.mode.setValue("off")
+        self.slider = named(
+            QSlider(Qt.Orientation.Horizontal), "Seam or opacity", "Place of the seam, or how much is shown"
+        )
+        self.slider.setRange(0, _STEPS)
+        self.left, self.right = QLabel(), QLabel()
+        self.baseline = named(
+            QPushButton("Compare with baseline"),
+            "Compare with baseline",
+            "Run the chosen result's request without its edits, with the same noise, and compare: what differs is the effect of "
+            "the edits",
+        )
+        self.hint = Text("quiet")
+        self._timer = QTimer(self)
+        self._timer.timeout.connect(self.blinked)
+        self.mode.chosen.connect(self._chosen)
+        self.against.activated.connect(self._against_changed)
+        self.slider.valueChanged.connect(self._moved)
+        self.baseline.clicked.connect(self.baselineRequested)
+        self._slider_row = QWidget()
+        self._slider_row.setLayout(row(self.left, self.slider, self.right, stretch=1))
+        self.setLayout(
+            column(
+                row(QLabel("Against"), self.against, stretch=1), self.mode, self._slider_row, self.baseline, self.hint
+            )
+        )
+        self.show_results((), None)
+        self.show_comparison(None)
+
+    def use_pace(self, milliseconds: int) -> None:
+        """Set how long each is shown while blinking."""
+        self._blink_ms = milliseconds
+        if self._timer.isActive():
+            self._timer.start(milliseconds)
+
+    def show_results(self, entries: Sequence[ResultEntry], chosen: int | None) -> None:
+        """Offer the slide and every result but the chosen one."""
+        present = self._left
+        self.against.blockSignals(True)
+        self.against.clear()
+        self.against.addItem("the slide", None)
+        for entry in reversed(entries):
+            if entry.number != chosen:
+                self.against.addItem(entry.name, entry.number)
+        self.against.setCurrentIndex(max(0, self.against.findData(present)))
+        self.against.blockSignals(False)
+        found = next((e for e in entries if e.number == chosen), None)
+        self.setEnabled(found is not None)
+        edited = found is not None and any(edit.enabled for edit in found.request.edits)
+        self.baseline.setEnabled(edited)
+        self.hint.show_text("" if found is None or edited else "The chosen result has no edits, so it has no baseline.")
+
+    def show_comparison(self, comparison: Comparison | None) -> None:
+        """Show which comparison is on."""
+        mode = "off" if comparison is None else comparison.mode
+        self.mode.setValue(mode)
+        if comparison is not None:
+            self._left = comparison.left
+            self.against.setCurrentIndex(max(0, self.against.findData(comparison.left)))
+        self._slider_row.setVisible(mode in ("swipe", "fade"))
+        self.left.setText("0" if mode == "fade" else "◂")
+        self.right.setText("1" if mode == "fade" else "▸")
+        if comparison is not None and not self.slider.isSliderDown():
+            self.slider.blockSignals(True)
+            self.slider.setValue(round(_STEPS * comparison.position))
+            self.slider.blockSignals(False)
+        if mode != "blink":
+            self._timer.stop()
+        elif not self._timer.isActive():
+            self._timer.start(self._blink_ms)
+
+    # --- private
+
+    def _chosen(self, mode: str) -> None:
+        self.modeChosen.emit(mode, self.against.currentData())
+
+    def _against_changed(self) -> None:
+        self._left = self.against.currentData()
+        if self.mode.value() != "off":
+            self._chosen(self.mode.value())
+
+    @qthrottled(timeout=50)  # type: ignore[untyped-decorator,unused-ignore]
+    def _moved(self, value: int) -> None:
+        self.positionChanged.emit(value / _STEPS)

@@ -1,0 +1,140 @@
+"""One spot seen closely: real crop, baseline and edited patch, and what differs between them, with units."""
+
+from __future__ import annotations
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import QGridLayout, QLabel, QPushButton, QSizePolicy, QWidget
+
+from ..state import CloseUp
+from .common import Text, column, named, row
+from .results import pixmap_of
+
+TITLES = {"real": "Slide", "baseline": "Baseline", "edited": "Edited", "synthetic": "Synthetic"}
+MOST_COLUMNS = 3
+IMAGE_PX = 84
+MINUS = "−"
+
+
+class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
+    """A view of a `CloseUp`, and contact sheets of its spot."""
+
+    doseRequested = Signal()
+    gridRequested = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.title, self.words = Text("info"), Text("quiet")
+        self._images = [QLabel() for _ in range(MOST_COLUMNS)]
+        self._heads = [QLabel() for _ in range(MOST_COLUMNS)]
+        for image in self._images:
+            image.setFixedHeight(IMAGE_PX)
+            image.setMinimumWidth(40)
+            image.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+            image.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        self._grid = QGridLayout()
+        self._grid.setContentsMargins(0, 0, 0, 0)
+        self._grid.setHorizontalSpacing(6)
+        self._grid.setVerticalSpacing(3)
+        for place, (head, image) in enumerate(zip(self._heads, self._images, strict=True)):
+            head.setAlignment(Qt.AlignmentFlag.AlignCenter)
+            self._grid.addWidget(head, 0, place)
+            self._grid.addWidget(image, 1, place)
+            self._grid.setColumnStretch(place, 1)
+        self._table = QGridLayout()
+        self._table.setContentsMargins(0, 4, 0, 0)
+        self._table.setHorizontalSpacing(6)
+        self._table.setVerticalSpacing(1)
+        self._cells: list[QLabel] = []
+        self.dose = named(
+            QPushButton("Dose strip"),
+            "Dose strip",
+            "This spot at seven strengths of the last edit, from 0 to 1, with common noise",
+        )
+        self.guidance = named(
+            QPushButton("Guidance 3 × 3"),
+            "Guidance grid",
+            "This spot under three scales of each guidance, with common noise",
+        )
+        for button in (self.dose, self.guidance):
+            button.setMinimumWidth(40)
+        self.dose.clicked.connect(self.doseRequested)
+        self.guidance.clicked.connect(self.gridRequested)
+        pictures, numbers = QWidget(), QWidget()
+        pictures.setLayout(self._grid)
+        numbers.setLayout(self._table)
+        self._parts = (pictures, numbers)
+        self.setLayout(
+            column(self.title, pictures, numbers, self.words, row(self.dose, self.guidance, stretch=None), spacing=4)
+        )
+        self.show_close_up(None, None)
+
+    def show_close_up(self, close_up: CloseUp | None, spot: str | None) -> None:
+        """Show what is known of a spot, or that none is meant."""
+        for part in self._parts:
+            part.setVisible(True)
+        self.dose.setEnabled(spot is not None)
+        self.guidance.setEnabled(spot is not None)
+        if close_up is None or close_up.spot != spot:
+            for part in self._parts:
+                part.setVisible(False)
+            self.title.show_text("Point at a spot or select one." if spot is None else f"Spot {spot}", "quiet")
+            self.words.show_text("")
+            return
+        self.title.show_text(f"Spot {close_up.spot}, {close_up.patch_um:.0f} µm across", "info")
+        self.words.show_text(close_up.words)
+        columns = [name for name in TITLES if name in close_up.patches][:MOST_COLUMNS]
+        for place, (head, image) in enumerate(zip(self._heads, self._images, strict=True)):
+            shown = place < len(columns)
+            head.setVisible(shown)
+            image.setVisible(shown)
+            if shown:
+                self._draw(head, image, columns[place], close_up)
+        self._fill(close_up, columns)
+
+    def texts(self) -> list[str]:
+        """Return the table's texts, row by row, for tests and screen readers."""
+        return [cell.text() for cell in self._cells]
+
+    # --- private
+
+    def _draw(self, head: QLabel, image: QLabel, name: str, close_up: CloseUp) -> None:
+        head.setText(TITLES[name])
+        ratio = self.devicePixelRatioF()
+        pixmap = pixmap_of(close_up.patches[name]).scaledToHeight(
+            round(IMAGE_PX * ratio), Qt.TransformationMode.SmoothTransformation
+        )
+        pixmap.setDevicePixelRatio(ratio)
+        image.setPixmap(pixmap)
+        image.setAccessibleName(f"{TITLES[name]} patch of spot {close_up.spot}")
+        real = name == "real"
+        image.setToolTip("The slide's own crop" if real else "Synthetic image made by a generative model")
+
+    def _fill(self, close_up: CloseUp, columns: list[str]) -> None:
+        """A line with a measure's name and the difference, and under it the numbers, each under its picture."""
+        for cell in self._cells:
+            self._table.removeWidget(cell)
+            cell.hide()
+            cell.deleteLater()
+        self._cells = []
+        pair = ("edited", "baseline") if "baseline" in columns else (columns[-1], "real") if len(columns) > 1 else None
+        tip = "" if pair is None else f"Δ: {TITLES[pair[0]].lower()} minus {TITLES[pair[1]].lower()}"
+        for line, found in enumerate(close_up.rows):
+            change = None if pair is None else found.difference(*pair)
+            words = f"{found.name}, {found.unit}"
+            if change is not None:
+                sign = "+" if change > 0 else MINUS if change < 0 else "±"
+                words += f":  Δ {sign}{abs(change):,.{found.digits}f}"
+            self._put(2 * line, 0, words, len(columns), tip)
+            for place, name in enumerate(columns):
+                self._put(2 * line + 1, place, f"{found.values[name]:,.{found.digits}f}", 1, f"{TITLES[name]}: {words}")
+
+    def _put(self, line: int, place: int, text: str, span: int, tip: str) -> None:
+        cell = QLabel(text)
+        head = span > 1 or line % 2 == 0
+        cell.setAlignment(Qt.AlignmentFlag.AlignLeft if head else Qt.AlignmentFlag.AlignCenter)
+        cell.setToolTip(tip)
+        if head:
+            cell.setStyleSheet("font-weight: bold; padding-top: 3px;")
+        self._table.addWidget(cell, line, place, 1, span)
+        self._table.setColumnStretch(place, 1)
+        self._cells.append(cell)

@@ -1,0 +1,257 @@
+"""Runs, comparisons, results and their files in a real viewer, driven by mouse and keyboard."""
+
+import numpy as np
+import pytest
+from models_for_ui import SlowModel, Tinted
+from qtpy.QtCore import QPoint, Qt
+from qtpy.QtGui import QKeySequence
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QFileDialog, QMessageBox
+from standins import card_for
+from viewing import Mouse, no_leaks, settle, viewer, workbench  # noqa: F401
+
+from napari_stmdit.types import ScaleEdit
+from napari_stmdit.ui import layers
+from napari_stmdit.ui.state import OpenIntent, RunStatus
+from napari_stmdit.ui.widgets.result_keys import KEYS, sequence_of
+
+pytestmark = pytest.mark.gui
+EDIT = ScaleEdit(genes=("ERBB2",), factor=5, name="more ERBB2")
+QT_KEYS = {"Enter": Qt.Key.Key_Return, ".": Qt.Key.Key_Period, "B": Qt.Key.Key_B}
+
+
+@pytest.fixture
+def opened(workbench, tiny_section):  # noqa: F811
+    """The workbench with the tiny section and a quick stand-in for a checkpoint; eight spots are selected."""
+    card = card_for(tuple(tiny_section.spots.genes.symbols.tolist()), patch_px=64, patch_mpp=0.7)
+    workbench.presenter.use_model(Tinted(card))
+    workbench.presenter._show(tiny_section)
+    workbench.presenter.select(tiny_section.spots.ids[:8].tolist())
+    settle(lambda: False, 0.1)
+    return workbench
+
+
+def press(viewer, name):  # noqa: F811
+    """Press the keys of an action in the canvas, where the focus is after a click on the tissue."""
+    *modifiers, key = KEYS[name][0].split("-")
+    held = Qt.KeyboardModifier.NoModifier
+    for modifier in modifiers:
+        held |= {"Control": Qt.KeyboardModifier.ControlModifier, "Alt": Qt.KeyboardModifier.AltModifier}[modifier]
+    canvas = viewer.window._qt_viewer.canvas.native
+    QTest.keyClick(canvas, QT_KEYS.get(key) or getattr(Qt.Key, f"Key_{key}"), held)
+
+
+def click(button):
+    """Click a button's middle with the mouse."""
+    QTest.mouseClick(button, Qt.MouseButton.LeftButton, pos=QPoint(button.width() // 2, button.height() // 2))
+
+
+def run(bench, viewer, **request):  # noqa: F811
+    bench.state.request = bench.state.request.model_copy(update={"edits": (), "seed": 0, **request})
+    count = len(bench.state.results)
+    press(viewer, "run")
+    assert settle(lambda: len(bench.state.results) == count + 1 and not bench.state.status.busy)
+    return bench.state.results[-1].number
+
+
+def test_keys_run_stop_and_queue(viewer, opened):  # noqa: F811
+    state = opened.state
+    slow = SlowModel(opened.presenter.state.checkpoint.card, 0.1)
+    opened.presenter.use_model(slow)
+    press(viewer, "run")
+    assert settle(lambda: slow.steps_done >= 2)
+    assert opened.run_bar.run.text() == "Queue"
+    click(opened.run_bar.run)
+    click(opened.run_bar.run)
+    assert opened.queue.isVisible() and opened.queue.list.count() == 2
+    click(opened.queue.remove)
+    assert len(state.queue) == 1
+    press(viewer, "stop")
+    assert settle(lambda: not state.status.busy)
+    assert state.status is RunStatus.STOPPED
+    assert state.queue_held and opened.queue.resume.isEnabled()
+    click(opened.queue.resume)
+    assert settle(lambda: state.status is RunStatus.DONE)
+    assert not opened.queue.isVisible()
+    assert [len(e.spots) for e in state.results][-1] == 8
+
+
+def test_no_key_of_ours_is_one_of_naparis(viewer, opened):  # noqa: F811
+    from napari.settings import get_settings
+    from qtpy.QtGui import QAction
+
+    taken = set()
+    for action in viewer.window._qt_window.findChildren(QAction):
+        taken |= {s.toString() for s in action.shortcuts()}
+    for bindings in get_settings().shortcuts.shortcuts.values():
+        taken |= {QKeySequence(str(b).replace("Enter", "Return")).toString() for b in bindings}
+    assert "Ctrl+G" in taken  # the list is what it says it is
+    ours = {sequence_of(name).toString() for name in KEYS}
+    assert len(ours) == len(KEYS) and "" not in ours
+    assert not ours & taken
+
+
+def test_comparing_by_mouse_and_keyboard(viewer, opened):  # noqa: F811
+    state = opened.state
+    run(opened, viewer, edits=(EDIT,))
+    click(opened.compare.baseline)
+    assert settle(lambda: state.comparison is not None)
+    assert (state.comparison.mode, state.comparison.left) == ("swipe", 2)
+    right = opened.presenter.result_layer(1)
+    width = right.data.shape[1]
+    settle(lambda: False, 0.2)
+    before = state.comparison.position
+    start, end = (right.data_to_world((right.data.shape[0] / 2, share * width - 0.5)) for share in (0.5, 0.25))
+    centre = viewer.scene.camera.center if hasattr(viewer, "scene") else viewer.camera.center
+    Mouse(viewer).draw(np.linspace(start, end, 5))
+    assert before == 0.5 and state.comparison.position == pytest.approx(0.25, abs=0.03)
+    assert (viewer.scene.camera.center if hasattr(viewer, "scene") else viewer.camera.center) == centre  # not panned
+    assert not right.data[:, : round(0.2 * width), 3].any()
+    assert opened.compare.slider.value() == pytest.approx(50, abs=6)
+    opened.compare.slider.setFocus()
+    QTest.keyClick(opened.compare.slider, Qt.Key.Key_End)
+    assert settle(lambda: state.comparison.position == 1.0, 2)
+
+    press(viewer, "fade")
+    assert state.comparison.mode == "fade"
+    assert right.data[..., 3].any(axis=0)[: round(0.2 * width)].any()  # its own pixels again
+    upper = opened.presenter.result_layer(2)  # the baseline was made later, so it lies above what it is compared with
+    assert upper.opacity == 0
+    press(viewer, "flip")
+    assert upper.opacity == 1
+    press(viewer, "blink")
+    opened.compare.use_pace(400)
+    shown = set()
+    assert settle(lambda: shown.add(upper.opacity) or len(shown) == 2, 5)
+    press(viewer, "grid")
+    assert state.comparison.mode == "grid"
+    settle(lambda: False, 0.3)
+    press(viewer, "grid")
+    assert state.comparison is None
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "result", "result", "spots"]
+    click(opened.compare.mode.button("swipe"))
+    assert state.comparison.mode == "swipe"
+    click(opened.compare.mode.button("off"))
+    assert state.comparison is None
+
+
+def test_what_the_grid_shows_is_seen(viewer, opened):  # noqa: F811
+    """Left the slide, right the result: the picture on the screen says so."""
+    opened.presenter.use_model(Tinted(opened.state.checkpoint.card))
+    opened.presenter.select_all()
+    run(opened, viewer)
+    press(viewer, "grid")
+    settle(lambda: False, 0.3)
+    picture = viewer.screenshot(canvas_only=True, flash=False)[..., :3].astype(int)
+    half = picture.shape[1] // 2
+    rough = [np.abs(np.diff(side, axis=1)).mean() for side in (picture[:, :half], picture[:, half:])]
+    assert rough[1] > 1.6 * rough[0]  # noise on the right, the smooth slide on the left
+    press(viewer, "grid")
+
+
+def test_a_comparison_ends_with_its_window(viewer, opened):  # noqa: F811
+    run(opened, viewer)
+    press(viewer, "blink")
+    settle(lambda: False, 0.2)
+    viewer.close()
+    settle(lambda: False, 0.3)
+
+
+def test_save_reopen_and_run_again(viewer, opened, tmp_path, monkeypatch):  # noqa: F811
+    state = opened.state
+    run(opened, viewer, edits=(EDIT,), seed=11)
+    first = state.results[0]
+    store = str(tmp_path / "kept.zarr")
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_, **__: (store, ""))
+    opened.results.save_store.trigger()
+    assert settle(lambda: state.results[0].saved is not None, 60), state.message.text
+    assert "Saved in" in opened.results.facts.plain()
+    opened.section.setValue(OpenIntent(store))
+    click(opened.section.open_button)
+    assert settle(lambda: len(state.results) == 2 and not state.busy, 60), state.message.text
+    back = state.results[1]
+    assert back.result is None and back.request == first.request
+    assert not opened.presenter.result_layer(1).visible
+    opened.results.show_chosen(back.number)
+    state.chosen_result = back.number
+    click(opened.results.reuse)
+    assert state.request.seed == 11 and state.selected == first.spots
+    click(opened.results.again)
+    assert settle(lambda: len(state.results) == 3 and not state.status.busy)
+    np.testing.assert_array_equal(state.results[2].result.rgba, first.result.rgba)
+
+
+def test_rename_hide_and_delete_in_the_list(viewer, opened, monkeypatch):  # noqa: F811
+    state = opened.state
+    run(opened, viewer)
+    item = opened.results.list.item(0)
+    assert not item.icon().isNull()
+    item.setText("before the edit")
+    assert settle(lambda: state.results[0].name == "before the edit (synthetic)", 2)
+    opened.results.list.item(0).setCheckState(Qt.CheckState.Unchecked)
+    assert settle(lambda: not opened.presenter.result_layer(1).visible, 2)
+    asked = []
+
+    def answer(*args, **_):
+        asked.append(args)
+        return QMessageBox.StandardButton.No if len(asked) == 1 else QMessageBox.StandardButton.Yes
+
+    monkeypatch.setattr(QMessageBox, "question", answer)
+    click(opened.results.delete)
+    assert len(state.results) == 1
+    click(opened.results.delete)
+    assert not state.results and len(asked) == 2
+
+
+def test_the_close_up_and_the_contact_sheet(viewer, opened, tmp_path):  # noqa: F811
+    state = opened.state
+    run(opened, viewer, edits=(EDIT,))
+    click(opened.compare.baseline)
+    assert settle(lambda: state.comparison is not None)
+    press(viewer, "swipe")
+    state.chosen_result = 1
+    opened.folds["spot"].unfold()
+    assert settle(lambda: state.close_up is not None and len(state.close_up.patches) == 3)
+    assert settle(lambda: len(opened.spot.texts()) == 16, 2)
+    heads = opened.spot.texts()[::4]
+    assert [h.split(":")[0] for h in heads] == [
+        "Haematoxylin, OD (ln)",
+        "Eosin, OD (ln)",
+        "Nuclei, per mm²",
+        "Blank area, share",
+    ]
+    assert all("Δ" in h for h in heads)
+    change = float(heads[0].split("Δ")[1].replace("−", "-").replace("±", ""))
+    real, base, edited = (float(t) for t in opened.spot.texts()[1:4])
+    assert change == pytest.approx(edited - base, abs=0.002)
+    state.request = state.request.model_copy(update={"edits": (EDIT,)})
+    opened.scroll.ensureWidgetVisible(opened.spot.dose)
+    click(opened.spot.dose)
+    assert settle(lambda: state.sheet is not None and len(state.sheet.cells) == 7)
+    assert settle(lambda: opened.desk.sheet.isVisible(), 2)
+    opened.desk.sheet.save(tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+    opened.desk.sheet.save(tmp_path / "sheet.png")
+    assert "already there" in opened.desk.sheet.message.plain()
+
+
+def test_preferences_are_followed(viewer, opened):  # noqa: F811
+    settings = pytest.importorskip("napari.settings")
+    if not hasattr(settings, "get_plugin_settings"):
+        pytest.skip("napari before 0.9")
+    page = settings.get_plugin_settings("napari-stmdit").workbench
+    assert page.live_preview is True and opened.presenter.runs.live_preview is True
+    try:
+        page.live_preview = False
+        page.blink_ms = 1200
+        assert opened.presenter.runs.live_preview is False
+        assert opened.compare._blink_ms == 1200
+    finally:
+        page.live_preview, page.blink_ms = True, 700
+
+
+def test_theme_changes_are_followed(viewer, opened):  # noqa: F811
+    text = opened.run_bar.message
+    dark = text.styleSheet()
+    viewer.theme = "light"
+    assert text.styleSheet() != dark

@@ -1,0 +1,445 @@
+"""Queue, comparisons, results and close-ups with napari's viewer model: no Qt, no screen."""
+
+import numpy as np
+import pytest
+from models_for_ui import ByHand, Tinted
+from napari.components import ViewerModel
+from standins import NoiseModel
+
+from napari_stmdit.types import KnockOutEdit, ScaleEdit
+from napari_stmdit.ui import layers
+from napari_stmdit.ui.compare import camera_of, grid_of, scale_bar_of
+from napari_stmdit.ui.presenter import Presenter
+from napari_stmdit.ui.state import RunStatus
+
+EDIT = ScaleEdit(genes=("ERBB2",), factor=5, name="more ERBB2")
+
+
+@pytest.fixture
+def viewer():
+    return ViewerModel()
+
+
+@pytest.fixture
+def by_hand():
+    return ByHand()
+
+
+@pytest.fixture
+def presenter(viewer, tiny_section, card, by_hand):
+    made = Presenter(viewer, by_hand)
+    made._show(tiny_section)
+    made.use_model(Tinted(card))
+    made.runs.live_preview = False
+    return made
+
+
+def run(presenter, by_hand, count=3, **request):
+    presenter.select(presenter.state.section.spots.ids[:count].tolist())
+    presenter.state.request = presenter.state.request.model_copy(
+        update={"edits": (), "seed": 0, "steps": None, "morphology": "own", **request}
+    )
+    presenter.runs.run()
+    by_hand.finish()
+    return presenter.state.results[-1].number
+
+
+# --- queue
+
+
+def test_pressing_run_amid_a_run_queues_it(presenter, by_hand):
+    presenter.select(presenter.state.section.spots.ids[:3].tolist())
+    for seed in (1, 2, 3):
+        presenter.state.request = presenter.state.request.model_copy(update={"seed": seed})
+        presenter.runs.run()
+    assert presenter.state.status is RunStatus.RUNNING
+    assert [q.title for q in presenter.state.queue] == ["3 patches, seed 2", "3 patches, seed 3"]
+    presenter.state.request = presenter.state.request.model_copy(update={"seed": 99})  # what is queued is frozen
+    presenter.queue.remove(presenter.state.queue[0].number)
+    assert [q.title for q in presenter.state.queue] == ["3 patches, seed 3"]
+    by_hand.finish()
+    assert not presenter.state.queue
+    assert presenter.state.status is RunStatus.RUNNING
+    by_hand.finish()
+    assert presenter.state.status is RunStatus.DONE
+    assert [e.request.seed for e in presenter.state.results] == [1, 3]
+
+
+def test_a_stopped_run_holds_the_queue_until_the_user_goes_on(presenter, by_hand):
+    presenter.select(presenter.state.section.spots.ids[:9].tolist())
+    presenter.runs.run()
+    presenter.runs.run()
+    by_hand.step()
+    presenter.stop()
+    by_hand.finish()
+    assert presenter.state.status is RunStatus.STOPPED
+    assert presenter.state.queue_held
+    assert "1 queued" in presenter.state.message.text
+    presenter.queue.resume()
+    assert presenter.state.status is RunStatus.RUNNING
+    by_hand.finish()
+    assert presenter.state.status is RunStatus.DONE
+
+
+def test_what_is_queued_goes_with_its_section(presenter, by_hand, tiny_folder):
+    from napari_stmdit.tissue.open import open_section
+
+    presenter.select_all()
+    presenter.runs.run()
+    presenter.runs.run()
+    presenter._show(open_section(tiny_folder))
+    assert not presenter.state.queue
+    assert not presenter.state.status.busy
+
+
+def test_samples_become_results_with_seeds_of_their_own(presenter, by_hand):
+    presenter.select(presenter.state.section.spots.ids[:2].tolist())
+    presenter.state.samples = 3
+    presenter.runs.preview()
+    assert presenter.state.estimate.patches == 6
+    presenter.runs.run()
+    while presenter.state.status.busy:
+        by_hand.finish()
+    seeds = [e.request.seed for e in presenter.state.results]
+    assert len(set(seeds)) == 3 and seeds[0] == 0
+    assert not np.array_equal(presenter.state.results[0].result.rgba, presenter.state.results[1].result.rgba)
+
+
+def test_the_live_look_is_a_layer_in_place_that_goes(presenter, viewer, by_hand):
+    presenter.runs.live_preview = True
+    presenter.select(presenter.state.section.spots.ids[:6].tolist())
+    presenter.runs.run()
+    seen = []
+    while by_hand.step():
+        found = [x for x in viewer.layers if layers.role_of(x) == "preview"]
+        if found:
+            side = presenter.state.checkpoint.card.patch_px
+            middle = found[0].data_to_world(((side - 1) / 2, (side - 1) / 2))
+            at = np.asarray(presenter.view.spots.world_to_data(middle))
+            distance = np.abs(presenter.state.section.spots.yx - at).max(axis=1)
+            assert distance.min() <= 0.51  # the middle of the patch is a spot's centre, but for the canvas grid
+            seen.append(int(distance.argmin()))
+    assert set(seen) == {0, 4}  # the first patch of each batch of four
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "result", "spots"]
+    assert presenter.state.results[0].result.rgba[..., 3].any()
+
+
+# --- comparisons
+
+
+def arrangement(viewer):
+    grid, bar = grid_of(viewer), scale_bar_of(viewer)
+    names = [(x.name, x.visible, x.opacity, x.name_overlay.visible) for x in viewer.layers]
+    return names, (grid.stride, tuple(grid.shape), grid.spacing, grid.enabled), (bar.visible, bar.gridded)
+
+
+@pytest.mark.parametrize("mode", ["grid", "swipe", "blink", "fade"])
+@pytest.mark.parametrize("with_baseline", [False, True])
+def test_a_comparison_gives_everything_back(presenter, viewer, by_hand, mode, with_baseline):
+    base, edited = run(presenter, by_hand), run(presenter, by_hand, edits=(EDIT,))
+    mine = viewer.add_image(np.zeros((4, 4)), name="mine", opacity=0.4)
+    grid = grid_of(viewer)
+    grid.stride, grid.shape = 3, (2, 2)
+    presenter.results.show(base, False)
+    scale_bar_of(viewer).visible = False
+    before, callbacks = arrangement(viewer), list(viewer.mouse_drag_callbacks)
+    pixels = [presenter.result_layer(n).data for n in (base, edited)]
+    kept = [p.copy() for p in pixels]
+    presenter.compare.start(mode, edited, base if with_baseline else None)
+    assert presenter.state.comparison.mode == mode
+    assert mine.visible is (mode != "grid")
+    for position in (0.1, 0.9, 0.3):
+        presenter.compare.move(position)
+    presenter.compare.flip()
+    presenter.compare.stop()
+    assert presenter.state.comparison is None
+    assert arrangement(viewer) == before
+    for number, data, copy in zip((base, edited), pixels, kept, strict=True):
+        assert presenter.result_layer(number).data is data  # its own array again
+        np.testing.assert_array_equal(data, copy)
+    assert list(viewer.mouse_drag_callbacks) == callbacks
+
+
+def test_the_grid_shows_slide_baseline_and_edited_with_names_and_scale(presenter, viewer, by_hand):
+    base, edited = run(presenter, by_hand), run(presenter, by_hand, edits=(EDIT,))
+    presenter.compare.start("grid", edited, base)
+    grid = grid_of(viewer)
+    cells = {x.name: grid.position(i, viewer.layers) for i, x in enumerate(viewer.layers) if x.visible}
+    assert grid.enabled and tuple(grid.shape) == (1, 3)
+    slide, spots = presenter.view.slide.name, presenter.view.spots.name
+    assert cells[slide] == cells[spots]
+    places = [cells[slide], cells[presenter.result_layer(base).name], cells[presenter.result_layer(edited).name]]
+    assert len(set(places)) == 3
+    assert presenter.result_layer(edited).name_overlay.visible
+    assert scale_bar_of(viewer).visible and scale_bar_of(viewer).gridded
+    presenter.compare.stop()
+
+
+def test_swipe_shows_one_left_and_the_other_right_of_the_seam(presenter, viewer, by_hand):
+    base, edited = run(presenter, by_hand), run(presenter, by_hand, edits=(EDIT,))
+    result = presenter.state.results[-1].result
+    whole = result.rgba.copy()
+    presenter.compare.start("swipe", edited, base)
+    left, right = presenter.result_layer(base), presenter.result_layer(edited)
+    width = result.rgba.shape[1]
+    for position in (0.5, 0.2, 0.8, 0.0, 1.0, 0.35):
+        presenter.compare.move(position)
+        seam = round(position * width)
+        assert not right.data[:, :seam, 3].any()
+        np.testing.assert_array_equal(right.data[:, seam:], result.rgba[:, seam:])
+        assert not left.data[:, seam:, 3].any()
+        np.testing.assert_array_equal(left.data[:, :seam], presenter.state.results[0].result.rgba[:, :seam])
+    np.testing.assert_array_equal(result.rgba, whole)  # what would be saved is whole
+    (seam,) = [x for x in viewer.layers if layers.role_of(x) == "seam"]
+    start = seam.data_to_world(seam.data[0, 0])
+    assert right.world_to_data(start)[-1] == pytest.approx(0.35 * width - 0.5, abs=0.01)
+    presenter.compare.stop()
+
+
+def test_swipe_follows_results_that_were_moved(presenter, viewer, by_hand):
+    base, edited = run(presenter, by_hand), run(presenter, by_hand, count=2, edits=(EDIT,))
+    for layer in viewer.layers:
+        layer.translate = (300, -200)
+    presenter.compare.start("swipe", edited, base)
+    presenter.compare.move(0.5)
+    left, right = presenter.result_layer(base), presenter.result_layer(edited)
+    column = right.data.shape[1] // 2
+    world = right.data_to_world((right.data.shape[0] / 2, column - 0.5))
+    seam = round(left.world_to_data(world)[-1] + 0.5)
+    assert not left.data[:, seam:, 3].any()
+    assert left.data[:, :seam, 3].any()
+    presenter.compare.stop()
+
+
+def test_the_seam_is_dragged_with_the_mouse(presenter, viewer, by_hand):
+    number = run(presenter, by_hand, count=6)
+    presenter.compare.start("swipe", number)
+    layer = presenter.result_layer(number)
+    height, width = layer.data.shape[:2]
+
+    class Event:
+        type, button, handled = "mouse_press", 1, False
+
+        def __init__(self, column):
+            self.position = layer.data_to_world((height / 2, column))
+
+    def drag(start, end):
+        event = Event(start)
+        steps = presenter.compare.swipe._drag(viewer, event)
+        taken = next(steps, "not taken") is None
+        if taken:
+            event.type, event.position = "mouse_move", Event((start + end) / 2).position
+            next(steps)
+            assert not camera_of(viewer).mouse_pan
+            event.type, event.position = "mouse_release", Event(end).position
+            assert next(steps, "over") == "over"
+        return taken
+
+    assert not drag(width * 0.1, width * 0.9)  # far from the seam: the tissue is panned
+    assert drag(width * 0.5 - 0.5, width * 0.25 - 0.5)
+    assert camera_of(viewer).mouse_pan
+    assert presenter.state.comparison.position == pytest.approx(0.25, abs=0.01)
+    assert not layer.data[:, : round(0.24 * width), 3].any()
+    presenter.compare.stop()
+
+
+def test_fade_and_blink_go_by_opacity(presenter, viewer, by_hand):
+    number = run(presenter, by_hand)
+    layer = presenter.result_layer(number)
+    presenter.compare.start("fade", number)
+    presenter.compare.move(0.3)
+    assert layer.opacity == pytest.approx(0.3)
+    presenter.compare.start("blink", number)
+    shown = []
+    for _ in range(4):
+        presenter.compare.flip()
+        shown.append(layer.opacity)
+    assert shown == [0, 1, 0, 1]
+    assert layer.visible
+    presenter.compare.stop()
+    assert layer.opacity == 1
+
+
+def test_the_baseline_is_run_once_and_with_the_same_noise(presenter, by_hand):
+    number = run(presenter, by_hand, edits=(EDIT,), seed=7)
+    presenter.compare_with_baseline("swipe")
+    assert presenter.state.status is RunStatus.RUNNING
+    by_hand.finish()
+    base = presenter.state.results[-1]
+    assert base.request.edits == () and base.request.seed == 7
+    seeds = [[p.seed for p in e.result.plan.patches] for e in presenter.state.results]
+    assert seeds[0] == seeds[1]
+    assert (presenter.state.comparison.left, presenter.state.comparison.right) == (base.number, number)
+    presenter.compare.stop()
+    presenter.state.chosen_result = number
+    presenter.compare_with_baseline("fade")
+    assert not presenter.state.status.busy  # it is there already
+    assert presenter.state.comparison.left == base.number
+    presenter.compare.stop()
+    presenter.state.chosen_result = base.number
+    presenter.compare_with_baseline()
+    assert "with edits" in presenter.state.message.text
+
+
+@pytest.mark.parametrize("change", [{"seed": 8}, {"steps": 3}, {"morphology": "mean"}])
+def test_what_differs_in_more_than_the_edits_is_no_baseline(presenter, by_hand, change):
+    run(presenter, by_hand, **change)
+    number = run(presenter, by_hand, edits=(EDIT,))
+    assert presenter.results.baseline(number) is None
+
+
+# --- results
+
+
+def test_renaming_keeps_saying_that_it_is_synthetic(presenter, by_hand):
+    number = run(presenter, by_hand)
+    presenter.results.rename(number, "tumour")
+    assert presenter.state.results[0].name == "tumour (synthetic)" == presenter.result_layer(number).name
+    presenter.result_layer(number).name = "by napari"  # a name is no identity
+    assert presenter.state.results[0].name == "by napari"
+    presenter.results.delete(number)
+    assert not presenter.state.results
+
+
+def test_run_again_gives_the_same_pixels(presenter, by_hand):
+    number = run(presenter, by_hand, edits=(EDIT, KnockOutEdit(genes=("KRT8",), strength=0.3)), seed=12)
+    presenter.state.request = presenter.state.request.model_copy(update={"seed": 1, "edits": ()})
+    assert presenter.runs.run_again(number)
+    by_hand.finish()
+    first, second = presenter.state.results
+    np.testing.assert_array_equal(first.result.rgba, second.result.rgba)
+    assert first.request == second.request
+    presenter.reuse(number)
+    assert presenter.state.request.seed == 12
+    assert presenter.state.selected == first.spots
+
+
+def test_run_again_with_another_checkpoint_is_refused(presenter, by_hand, card):
+    number = run(presenter, by_hand)
+    other = NoiseModel(card)
+    other.provenance = {**other.provenance, "sha256": "1" * 64}
+    presenter.use_model(other)
+    assert not presenter.runs.run_again(number)
+    assert "load that one first" in presenter.state.message.text
+
+
+@pytest.mark.parametrize(("kind", "made"), [("ome-zarr", "x.zarr"), ("ome-tiff", "x.ome.tif"), ("patches", "x")])
+def test_exports_say_where_they_went(presenter, by_hand, tmp_path, kind, made):
+    number = run(presenter, by_hand)
+    presenter.results.export(number, str(tmp_path / "x"), kind)
+    by_hand.finish()
+    assert (tmp_path / made).exists()
+    assert made in presenter.state.results[0].saved
+    presenter.results.export(number, str(tmp_path / "x"), kind)
+    by_hand.finish()
+    assert "already there" in presenter.state.message.text
+
+
+def test_a_saved_result_is_reopened_with_its_request(presenter, by_hand, tmp_path, card):
+    number = run(presenter, by_hand, edits=(EDIT,), seed=5)
+    before = presenter.state.results[0]
+    presenter.results.save(number, str(tmp_path / "out.zarr"))
+    by_hand.finish()
+
+    from napari_stmdit.tissue.open import open_section
+
+    viewer = ViewerModel()
+    again = Presenter(viewer, by_hand)
+    again._show(open_section(tmp_path / "out.zarr"))
+    again.use_model(Tinted(card))
+    by_hand.finish(-2)
+    by_hand.finish()
+    (entry,) = again.state.results
+    assert entry.request == before.request and entry.result is None
+    assert entry.spots == before.spots
+    assert "stmdit_1" in entry.saved
+    layer = again.result_layer(entry.number)
+    np.testing.assert_array_equal(np.asarray(layer.data), before.result.rgba)
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "stored", "spots"]
+    again.reuse(entry.number)
+    assert again.state.request.seed == 5 and again.state.selected == before.spots
+    again.compare.start("fade", entry.number)
+    again.compare.move(0.5)
+    assert layer.opacity == 0.5
+    again.compare.stop()
+    again.results.delete(entry.number)
+    assert not again.state.results
+
+
+def test_a_stored_result_that_a_reader_brought_is_listed_once(presenter, by_hand, tmp_path):
+    from napari_stmdit.ui import manifest
+
+    number = run(presenter, by_hand)
+    presenter.results.save(number, str(tmp_path / "out.zarr"))
+    by_hand.finish()
+    viewer = ViewerModel()
+    again = Presenter(viewer, by_hand)
+    for data in manifest.read_section(str(tmp_path / "out.zarr")):
+        viewer.add_layer(layers.make(data))
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "stored", "spots"]
+    assert len(again.state.results) == 1
+
+
+# --- one spot
+
+
+def test_the_close_up_shows_real_baseline_and_edited_of_one_spot(presenter, by_hand):
+    run(presenter, by_hand)
+    run(presenter, by_hand, edits=(EDIT,))
+    ids = presenter.state.section.spots.ids.tolist()
+    presenter.state.hovered = ids[1]
+    presenter.close_ups.look()
+    by_hand.finish()
+    found = presenter.state.close_up
+    assert found.spot == ids[1]
+    assert list(found.patches) == ["real", "baseline", "edited"]
+    base, edited = (e.result for e in presenter.state.results)
+    np.testing.assert_array_equal(found.patches["baseline"], base.patches[1])
+    np.testing.assert_array_equal(found.patches["edited"], edited.patches[1])
+    presenter.state.hovered = None
+    presenter.select([ids[20]])
+    presenter.close_ups.look()
+    by_hand.finish()
+    assert presenter.state.close_up.spot == ids[20]
+    assert list(presenter.state.close_up.patches) == ["real"]
+    assert "Not synthesized" in presenter.state.close_up.words
+
+
+def test_the_mouse_points_at_spots(presenter, viewer):
+    spots = presenter.state.section.spots
+
+    class Event:
+        position = viewer.layers[-1].data_to_world(spots.yx[4])
+
+    viewer.mouse_move_callbacks[-1](viewer, Event)
+    assert presenter.state.hovered == spots.ids[4]
+    Event.position = viewer.layers[-1].data_to_world(spots.yx[4] + spots.diameter)
+    viewer.mouse_move_callbacks[-1](viewer, Event)
+    assert presenter.state.hovered is None
+
+
+# --- sheets
+
+
+def test_sheets_wait_their_turn_and_can_be_stopped(presenter, by_hand):
+    ids = presenter.state.section.spots.ids.tolist()
+    presenter.select(ids[:9])
+    presenter.sheets.dose_strip(ids[0])
+    assert "switched on" in presenter.state.message.text
+    presenter.state.request = presenter.state.request.model_copy(update={"edits": (EDIT,)})
+    presenter.runs.run()
+    presenter.sheets.dose_strip(ids[0])
+    assert [q.title for q in presenter.state.queue] == ["Dose strip: 7 images"]
+    by_hand.finish()
+    assert presenter.sheets.busy
+    by_hand.finish()
+    assert presenter.state.status is RunStatus.DONE
+    assert len(presenter.state.sheet.cells) == 7
+    presenter.sheets.guidance_grid(ids[3])
+    while presenter.state.sheet is None or len(presenter.state.sheet.cells) < 2:
+        by_hand.step()
+    presenter.stop()
+    by_hand.finish()
+    assert presenter.state.status is RunStatus.STOPPED
+    assert len(presenter.state.sheet.cells) == 2
+    assert presenter.state.sheet.spot == ids[3]
