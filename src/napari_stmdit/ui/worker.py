@@ -16,10 +16,8 @@ from superqt.utils._qthreading import GeneratorWorkerSignals
 from ..errors import StmditError, SynthesisError
 from ..progress import CancelToken
 from .jobs import Handlers, Job
-from .widgets.none_guard import guard_none
 
 log = logging.getLogger(__name__)
-guard_none()
 
 
 class _Signals(GeneratorWorkerSignals):  # type: ignore[misc,unused-ignore]
