@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import torch
 
     from .encoders.protocols import ExpressionEncoder, MorphologyEncoder
-    from .model.solver import CanvasSolver
     from .model.pipeline import STMDiTPipeline
+    from .model.solver import CanvasSolver
 
 BUNDLED = {"demo": "data/demo_checkpoint"}
 DTYPES = ("float32", "bfloat16", "float16")

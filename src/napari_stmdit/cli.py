@@ -135,7 +135,8 @@ def synthesize(
         bool, typer.Option("--allow-gene-mismatch", help="Go on where too few genes are shared.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the unfinished run beside the output; start where there is none.")
+        bool,
+        typer.Option("--resume", help="Go on with the unfinished run beside the output; start where there is none."),
     ] = False,
     as_json: Json = False,
 ) -> None:

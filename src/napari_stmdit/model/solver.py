@@ -136,8 +136,7 @@ class CanvasSolver:
         if here != there:
             raise SynthesisError(f"The solver state was made with {there}; this run needs {here}.")
         for name, packed in record["values"].items():
-            if name in vars(self._scheduler):
-                setattr(self._scheduler, name, _unpack(packed, state))
+            setattr(self._scheduler, name, _unpack(packed, state))
         self._latents = torch.from_numpy(latents)[None]
         self.step = int(record["step"])
 
@@ -161,4 +160,3 @@ def _unpack(packed: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> An
     if "items" in packed:
         return [_unpack(item, arrays) for item in packed["items"]]
     return packed["value"]
-

@@ -102,9 +102,7 @@ def _counts(plan: Plan, section: Section, model: PatchModel) -> tuple[csr_matrix
     for start in range(0, len(rows), EDITED_AT_ONCE):
         part = slice(start, start + EDITED_AT_ONCE)
         other = None if sources is None else sources[part]
-        parts.append(
-            apply_edits(rows[part], section.spots, request.edits, bundled_programs(), model.profiles, other)
-        )
+        parts.append(apply_edits(rows[part], section.spots, request.edits, bundled_programs(), model.profiles, other))
     return vstack(parts, format="csr"), tuple(section.spots.ids[rows if sources is None else sources].tolist())
 
 

@@ -71,7 +71,9 @@ class _Canvas:
         channels, self.factor = self.model.latent_grid
         window = self.windows
         if any(n % self.factor for n in (window.side, window.stride, window.tile, *window.absolute)):
-            raise SynthesisError(f"windows of {window.side} px every {window.stride} px do not fit latents of {self.factor} px")
+            raise SynthesisError(
+                f"windows of {window.side} px every {window.stride} px do not fit latents of {self.factor} px"
+            )
         self.corners = window.corners // self.factor
         self.side = window.side // self.factor
         self.shape = (channels, window.size[0] // self.factor, window.size[1] // self.factor)
@@ -120,7 +122,7 @@ class _Canvas:
             stop = min(first + self.batch, count)
             try:
                 predicted = self._predict(solver, canvas, first, stop)
-            except Exception as error:  # noqa: BLE001 # only one kind is dealt with, the rest goes on up
+            except Exception as error:  # only one kind is dealt with, the rest goes on up
                 if not is_out_of_memory(error) or stop - first == 1:
                     raise
                 self._halve(stop - first, error)
@@ -132,7 +134,8 @@ class _Canvas:
                 return
             if first < count:
                 yield (), self._progress(solver.step, part=first / count)
-        solver.advance(total / np.maximum(weights, np.float32(1e-6)))
+        np.divide(total, np.maximum(weights, 1e-6), out=total)
+        solver.advance(total)
         self._name_orphans(weights)
         yield (), self._progress(solver.step)
 
@@ -140,7 +143,9 @@ class _Canvas:
         crops = np.stack([canvas[:, y : y + self.side, x : x + self.side] for y, x in self.corners[first:stop]])
         return solver.predict(crops, *self.conditions.get(first, stop))
 
-    def _add(self, place: int, window: NDArray[np.float32], total: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
+    def _add(
+        self, place: int, window: NDArray[np.float32], total: NDArray[np.float32], weights: NDArray[np.float32]
+    ) -> None:
         if not np.isfinite(window).all():
             self._leave_out(place)
             return
@@ -158,7 +163,9 @@ class _Canvas:
                 "use --dtype float32 or bfloat16"
             )
         if len(self.bad) == len(self.windows):
-            raise SynthesisError("no window's prediction is finite: the checkpoint overflows in this precision; use --dtype float32")
+            raise SynthesisError(
+                "no window's prediction is finite: the checkpoint overflows in this precision; use --dtype float32"
+            )
 
     def _name_orphans(self, weights: NDArray[np.float32]) -> None:
         """Tiles with cells that only left-out windows cover cannot be made."""

@@ -67,7 +67,7 @@ def _section(section: Section, with_image: bool) -> dict[str, Any]:
     counts = section.spots.counts
     digest = hashlib.sha256()
     for part in (counts.indptr, counts.indices, counts.data):
-        digest.update(np.ascontiguousarray(part))
+        digest.update(np.ascontiguousarray(part).data)
     digest.update("\n".join(section.spots.genes.symbols.tolist()).encode())
     found = {
         "spots": fingerprint(section),
@@ -75,7 +75,7 @@ def _section(section: Section, with_image: bool) -> dict[str, Any]:
         "mpp": section.calibration.mpp,
     }
     if with_image and section.image is not None:
-        coarsest = np.ascontiguousarray(section.image.levels[-1][::4, ::4].compute())
+        coarsest = np.ascontiguousarray(section.image.levels[-1][::4, ::4].compute()).data
         found["image"] = f"{section.image.shape} {hashlib.sha256(coarsest).hexdigest()}"
     return found
 

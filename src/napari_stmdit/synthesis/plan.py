@@ -30,6 +30,7 @@ from ..types import (
 from .boxes import Box, boxes_around
 from .windows import lay_out_windows, windows_fault
 
+
 def patch_seed(run_seed: int, spot_id: str) -> int:
     """Return the seed of a patch's noise: it depends on the run's seed and the spot alone."""
     digest = hashlib.sha256(f"{run_seed}/{spot_id}".encode()).digest()

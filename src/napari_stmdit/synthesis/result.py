@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..errors import RequestError, StmditError, SynthesisError, first_line, is_out_of_memory
+from ..errors import RequestError, StmditError, StoreError, SynthesisError, first_line, is_out_of_memory
 from ..progress import CancelToken, Progress, Stopwatch
 from ..tissue.store import link_result, write_result
 from ..types import Patch, PatchResult, Plan, Request, Section
@@ -312,14 +312,14 @@ def collect_on_disk(
     done = sorted(canvas.finished)
     notes = list(progress.notes)
     if resumed:
-        notes.append(f"continued: {resumed} of {len(plan)} patches were finished before, and the time is that of the last session")
+        notes.append(
+            f"continued: {resumed} of {len(plan)} patches were finished before, and the time is that of the last session"
+        )
     made = [plan.patches[index] for index in done]
     provenance = provenance_of(plan, section, model, made, seconds, notes, progress.failed)
     part = "" if len(done) == len(plan) else f"/{len(done)}"  # a part of a run and the whole of it are two results
     provenance["run_id"] = canvas.run_id + part
-    return Result(
-        canvas.rgba, plan, section, tuple(done), canvas.patches(), provenance, dict(progress.failed), canvas
-    )
+    return Result(canvas.rgba, plan, section, tuple(done), canvas.patches(), provenance, dict(progress.failed), canvas)
 
 
 @contextmanager
@@ -331,7 +331,8 @@ def _kept(canvas: ZarrCanvas, plan: Plan) -> Iterator[None]:
         with suppress(Exception):
             canvas.close()
         where = f"{len(canvas.finished)} of {len(plan)} patches are finished and kept in {canvas.folder}"
-        raise type(error)(f"{error}\n{where}; run the same again with --resume to go on") from error
+        kind = StoreError if isinstance(error, StoreError) else SynthesisError
+        raise kind(f"{error}\n{where}; run the same again with --resume to go on") from error
     except BaseException:
         with suppress(Exception):
             canvas.close()

@@ -44,7 +44,7 @@ class EncodedRows:
             if size <= self._most:
                 self._memory = np.zeros((self._count, *self._shape), dtype=np.float32)
             else:
-                self._file = tempfile.TemporaryFile(prefix="stmdit-")  # noqa: SIM115 # closed with the table
+                self._file = tempfile.TemporaryFile(prefix="stmdit-")  # closed with the table
         stop = first + len(rows)
         if self._memory is not None:
             self._memory[first:stop] = rows

@@ -109,7 +109,7 @@ class _Patches:
             patches = tuple(self.todo[at : at + self.batch])
             try:
                 yield from self._denoise(patches, conditions)
-            except Exception as error:  # noqa: BLE001 # only two kinds are dealt with, the rest goes on up
+            except Exception as error:  # only two kinds are dealt with, the rest goes on up
                 if not is_out_of_memory(error) or len(patches) == 1:
                     raise
                 self._halve(len(patches), error)

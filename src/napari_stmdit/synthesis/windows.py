@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,9 +137,7 @@ def _region(
     return cells, (corner[0] + int(ty0) * tile, corner[1] + int(tx0) * tile), notes
 
 
-def _aligned(
-    low: Sequence[float], high: Sequence[float], tile: int
-) -> tuple[NDArray[np.bool_], tuple[int, int]]:
+def _aligned(low: Sequence[float], high: Sequence[float], tile: int) -> tuple[NDArray[np.bool_], tuple[int, int]]:
     """Empty cells over the tiles that a box in absolute canvas pixels touches, and the corner of these tiles."""
     y0, x0 = (int(np.floor(v / tile)) * tile for v in low)
     y1, x1 = (int(np.ceil(v / tile)) * tile for v in high)
@@ -166,10 +165,21 @@ def _spot_cells(
         part = nearest[y0:y1, x0:x1]
         dy, dx = (np.arange(first, first + n) - v for first, n, v in zip((y0, x0), part.shape, at, strict=True))
         distance = (dy[:, None] ** 2 + dx[None] ** 2).astype(np.float32)
-        closer = distance < part
+        closer: Any = distance < part
         part[closer] = distance[closer]
         cells[y0:y1, x0:x1][closer] = own
-    return cells, corner
+    slide = _slide_size(section, pixel_size)
+    middles = [first + (np.arange(n) + 0.5) * CELL for first, n in zip(corner, cells.shape, strict=True)]
+    within = [(middle > 0) & (middle < size) for middle, size in zip(middles, slide, strict=True)]
+    on_slide = np.outer(*within).astype(bool)
+    return cells & on_slide, corner
+
+
+def _slide_size(section: Section, pixel_size: float) -> NDArray[np.float64]:
+    """Height and width of the slide in canvas pixels."""
+    assert section.image is not None  # plan() refuses such sections
+    size: NDArray[np.float64] = np.array(section.image.shape) * section.image.pixel_size / pixel_size
+    return size
 
 
 def spot_radius_um(section: Section, card: CheckpointCard) -> float:
@@ -189,7 +199,7 @@ def _polygon_cells(
     """What polygons cover of the slide, as far as spots are near."""
     assert section.image is not None and section.calibration.mpp is not None  # plan() refuses such sections
     vertices = np.array([vertex for ring in polygons.rings for vertex in ring], dtype=np.float64) / pixel_size
-    slide = np.array(section.image.shape) * section.image.pixel_size / pixel_size
+    slide = _slide_size(section, pixel_size)
     low, high = np.clip(vertices.min(axis=0), 0, slide), np.clip(vertices.max(axis=0), 0, slide)
     cells, corner = _aligned(low, high, tile)
     near = cKDTree(section.spots.yx)
@@ -217,8 +227,8 @@ def _polygon_cells(
 
 def _any_in_blocks(cells: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     height, width = (n // side for n in cells.shape)
-    found: NDArray[np.bool_] = cells.reshape(height, side, width, side).any(axis=(1, 3))
-    return found
+    found: Any = cells.reshape(height, side, width, side).any(axis=(1, 3))
+    return np.asarray(found, dtype=bool)
 
 
 def _window_places(cells: NDArray[np.bool_], stride_cells: int) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..tissue.pyramid import CHUNK, halved_rgba, halvings
-from ..types import CanvasFrame, Patch, PatchResult, Plan
+from ..types import Patch, PatchResult, Plan
 from .blend import feather
 from .canvas import masked
 from .disk import explained, from_ranges, patiently, sync, to_ranges, write_atomically, write_json
@@ -163,7 +163,9 @@ class ZarrCanvas:
             self.finished = from_ranges(manifest["finished"])
             self._composed = from_ranges(manifest["composed"]) & self.finished
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise StoreError(f"{self.folder / MANIFEST} is damaged ({error}); remove the folder to start anew") from error
+            raise StoreError(
+                f"{self.folder / MANIFEST} is damaged ({error}); remove the folder to start anew"
+            ) from error
         if self._store is not None:
             # the manifest is written after what it lists, so this finds only what was removed by hand
             self.finished = {i for i in self.finished if self._store.path(i).is_file()}
@@ -261,7 +263,9 @@ class ZarrCanvas:
         """Keep the state of the solver, in one step."""
         with explained(self.folder):
             _check_there(self.folder)
-            patiently(lambda: write_atomically(self.folder / SOLVER, lambda file: np.savez(file, **state)))
+            patiently(
+                lambda: write_atomically(self.folder / SOLVER, lambda file: np.savez(file, allow_pickle=False, **state))
+            )
 
     # --- blending
 
@@ -386,9 +390,7 @@ def _lay_out(folder: Path, plan: Plan) -> None:
 def _chunks_under(patch: Patch, chunk: int) -> list[tuple[int, int]]:
     y0, x0, y1, x1 = patch.canvas_box
     return [
-        (row, column)
-        for row in range(y0 // chunk, -(-y1 // chunk))
-        for column in range(x0 // chunk, -(-x1 // chunk))
+        (row, column) for row in range(y0 // chunk, -(-y1 // chunk)) for column in range(x0 // chunk, -(-x1 // chunk))
     ]
 
 
