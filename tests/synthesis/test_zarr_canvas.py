@@ -1,5 +1,7 @@
 import json
 import os
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -197,6 +199,25 @@ def test_a_full_disk_keeps_what_is_finished(section, tmp_path, monkeypatch):
     assert 4 <= safe < 30
     assert sum(len(b.patches) for b in model.batches[before:]) == 30 - safe
     as_in_memory(again, synthesize(section, WHOLE, model))
+
+
+def test_a_disk_that_is_really_full(section, model, tmp_path):
+    """A small file system of its own, where this computer lets us make one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mounting, capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs to mount a file system")
+    try:
+        with pytest.raises(StoreError, match="is full: make room"):
+            synthesize(section, WHOLE, model, batch=2, folder=disk / "run")
+        safe = from_ranges(json.loads((disk / "run" / "manifest.json").read_text())["finished"])
+        assert 0 < len(safe) < 30
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        again = synthesize(section, WHOLE, model, folder=disk / "run", resume=True)
+        as_in_memory(again, synthesize(section, WHOLE, model))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_a_place_that_may_not_be_written_is_refused_before_anything_is_computed(section, tmp_path, monkeypatch):

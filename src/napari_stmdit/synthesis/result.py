@@ -330,7 +330,7 @@ def _kept(canvas: ZarrCanvas, plan: Plan) -> Iterator[None]:
     except StmditError as error:
         with suppress(Exception):
             canvas.close()
-        where = f"{len(canvas.finished)} of {len(plan)} patches are finished and kept in {canvas.folder}"
+        where = f"{canvas.committed} of {len(plan)} patches are finished and kept in {canvas.folder}"
         kind = StoreError if isinstance(error, StoreError) else SynthesisError
         raise kind(f"{error}\n{where}; run the same again with --resume to go on") from error
     except BaseException:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +80,8 @@ class ZarrCanvas:
         Indices of the patches that are safe.
     failed
         Index -> reason of the patches that could not be made.
+    committed
+        How many patches the manifest lists.
     run_id
         Tells this run from every other.
     """
@@ -89,6 +92,7 @@ class ZarrCanvas:
         self.folder, self.frame, self.run_id = folder, plan.frame, run_id
         self.finished: set[int] = set()
         self.failed: dict[int, str] = {}
+        self.committed = 0
         self._plan, self._lock = plan, lock
         self._chunk = CHUNK if plan.windows is None else plan.windows.tile
         self._composed: set[int] = set()
@@ -170,6 +174,7 @@ class ZarrCanvas:
             # the manifest is written after what it lists, so this finds only what was removed by hand
             self.finished = {i for i in self.finished if self._store.path(i).is_file()}
         self._composed &= self.finished
+        self.committed = len(self.finished)
 
     # --- what the run does
 
@@ -256,7 +261,7 @@ class ZarrCanvas:
         try:
             with np.load(self.folder / SOLVER, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
 
     def save_state(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -345,6 +350,7 @@ class ZarrCanvas:
             _check_there(self.folder)
             content = _manifest(self._plan, self.finished, self._composed, self.failed)
             patiently(lambda: write_json(self.folder / MANIFEST, content))
+        self.committed = len(self.finished)
 
 
 def _manifest(plan: Plan, finished: set[int], composed: set[int], failed: Mapping[int, str]) -> dict[str, Any]:
