@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +27,37 @@ class Outcome:
 
 
 def command(section: Path, checkpoint: Path, output: Path, *options: object) -> list[str]:
+    """Arguments of ``stmdit`` for a run in float32 on the CPU."""
     return [
-        *(sys.executable, "-m", "napari_stmdit.cli", "synthesize", str(section), "--checkpoint", str(checkpoint)),
-        *("--output", str(output), "--device", "cpu", "--dtype", "float32", "--json", *map(str, options)),
+        *("synthesize", str(section), "--checkpoint", str(checkpoint), "--output", str(output)),
+        *("--device", "cpu", "--dtype", "float32", "--json", *map(str, options)),
     ]
+
+
+def run_cli(arguments: list[str], log: Path) -> None:
+    """Be the command line, in a process of its own; stdout and stderr go to ``log``.out and ``log``.err."""
+    from napari_stmdit.cli import main
+
+    for stream, suffix in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(f"{log}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    sys.argv = ["stmdit", *arguments]
+    main()
+
+
+def start(arguments: list[str], log: Path) -> Any:
+    """Start the command line in a process that is forked from one which has imported everything: imports take most of a short run."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["killing_preload"])
+    process = context.Process(target=run_cli, args=(arguments, log), daemon=True)
+    process.start()
+    return process
+
+
+def end(process: Any, log: Path) -> dict[str, Any]:
+    """Wait for the end and return what was printed."""
+    process.join(timeout=900)
+    assert process.exitcode == 0, Path(f"{log}.err").read_text()
+    return json.loads(Path(f"{log}.out").read_text())
 
 
 def image_of(output: Path, element: str) -> np.ndarray:
@@ -40,35 +68,34 @@ def image_of(output: Path, element: str) -> np.ndarray:
 
 
 def uninterrupted(arguments: list[str], output: Path) -> Outcome:
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    start = _wait_for(process, _unfinished(output))
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    return Outcome(seconds=time.monotonic() - start, image=image_of(output, json.loads(out)["element"]))
+    log = output.with_suffix(".log")
+    process = start(arguments, log)
+    _wait_until_it_works(process, _unfinished(output))
+    since = time.monotonic()
+    facts = end(process, log)
+    return Outcome(seconds=time.monotonic() - since, image=image_of(output, facts["element"]))
 
 
 def killed_and_resumed(arguments: list[str], output: Path, kills: int, seconds: float, rng: random.Random) -> Outcome:
-    """Kill a run so often, each time up to a third of its whole time after it came to life, and let it end."""
+    """Kill a run so often, each time up to a third of its whole time after it began to work, and let it end."""
     outcome = Outcome()
-    folder = _unfinished(output)
+    folder, log = _unfinished(output), output.with_suffix(".log")
     while True:
         times = _written(folder)
-        process = subprocess.Popen(
-            [*arguments, "--resume"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        process = start([*arguments, "--resume"], log)
         if len(outcome.kills) < kills:
-            _wait_for(process, folder / "lock" if times is None else folder)
+            _wait_until_it_works(process, folder)
             time.sleep(rng.uniform(0, seconds / 3))
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                process.communicate()
-                if folder.exists():
-                    outcome.kills.append(_check_readable(folder))
-                    outcome.rewritten += _rewritten(times, folder)
+            process.kill()
+            process.join()
+            if process.exitcode == -signal.SIGKILL and folder.exists():
+                outcome.kills.append(_check_readable(folder))
+                outcome.rewritten += _rewritten(times, folder)
                 continue
-        out, err = process.communicate(timeout=600)
-        assert process.returncode == 0, err
-        outcome.image = image_of(output, json.loads(out)["element"])
+            if process.exitcode == -signal.SIGKILL:
+                continue  # before it had a folder, or as it removed it
+        facts = end(process, log)
+        outcome.image = image_of(output, facts["element"])
         assert not folder.exists()
         return outcome
 
@@ -77,10 +104,15 @@ def _unfinished(output: Path) -> Path:
     return output.with_name(output.name + ".unfinished")
 
 
-def _wait_for(process: subprocess.Popen[str], path: Path) -> float:
-    while process.poll() is None and not path.exists():
-        time.sleep(0.01)
-    return time.monotonic()
+def _wait_until_it_works(process: Any, folder: Path) -> None:
+    """Until it holds its folder's lock, as far as the system tells."""
+    while process.is_alive() and not (folder.exists() and _holds_a_lock(process.pid)):
+        time.sleep(0.005)
+
+
+def _holds_a_lock(pid: int) -> bool:
+    locks = Path("/proc/locks")
+    return not locks.exists() or any(line.split()[4] == str(pid) for line in locks.read_text().splitlines())
 
 
 def _listed(folder: Path) -> set[int]:

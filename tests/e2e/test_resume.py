@@ -1,19 +1,23 @@
 """Runs that die and are taken up again, as processes."""
 
-import json
 import random
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 from checkpoints import write_tiny_checkpoint
-from killing import command, killed_and_resumed, uninterrupted
+from killing import command, end, killed_and_resumed, start, uninterrupted
 from tiny import TINY_GENES
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", TINY_GENES)
+
+
+def stmdit(*arguments):
+    return [sys.executable, "-m", "napari_stmdit.cli", *command(*arguments)]
 
 
 @pytest.mark.slow
@@ -41,19 +45,22 @@ def test_a_run_that_is_killed_goes_on_to_the_same_image(wishes, tiny_folder, che
 def test_an_unfinished_run_is_said_and_only_the_same_one_goes_on(tiny_folder, checkpoint, tmp_path):
     output = tmp_path / "o.zarr"
     wishes = ("--all", "--batch", 1, "--steps", 200)
-    process = subprocess.Popen(
-        command(tiny_folder, checkpoint, output, *wishes), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(stmdit(tiny_folder, checkpoint, output, *wishes), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert "1/30 patches" in process.stderr.readline()
     process.kill()
-    process.communicate()
-    again = subprocess.run(command(tiny_folder, checkpoint, output, *wishes), capture_output=True, text=True, check=False)
+    process.wait()
+    again = subprocess.run(
+        stmdit(tiny_folder, checkpoint, output, *wishes), capture_output=True, text=True, check=False
+    )
     assert again.returncode == 2
     assert "--resume" in again.stderr and "of 30 patches are finished" in again.stderr
     assert "Traceback" not in again.stderr
     other = subprocess.run(
-        command(tiny_folder, checkpoint, output, "--all", "--steps", 2, "--resume"), capture_output=True, text=True, check=False
+        stmdit(tiny_folder, checkpoint, output, "--all", "--steps", 2, "--resume"),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert other.returncode == 2
     assert "request.steps: 200 then, 2 now" in other.stderr
@@ -63,9 +70,7 @@ def test_an_unfinished_run_is_said_and_only_the_same_one_goes_on(tiny_folder, ch
 @pytest.mark.slow
 def test_resume_without_an_unfinished_run_starts_one(tiny_folder, checkpoint, tmp_path):
     output = tmp_path / "o.zarr"
-    done = subprocess.run(
-        command(tiny_folder, checkpoint, output, "--sample", 2, "--resume"), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["patches"] == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["o.zarr"]
+    log = tmp_path / "log"
+    facts = end(start(command(tiny_folder, checkpoint, output, "--sample", 2, "--resume"), log), log)
+    assert facts["patches"] == 2 and facts["unfinished"] is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.err", "log.out", "o.zarr"]
