@@ -16,9 +16,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from checkpoints import write_tiny_checkpoint  # noqa: E402
-from killing import command, killed_and_resumed, uninterrupted  # noqa: E402
-from tiny import TINY_GENES, TINY_MPP, analytic_image, tiny_arrays  # noqa: E402
+from checkpoints import write_tiny_checkpoint
+from killing import command, killed_and_resumed, uninterrupted
+from tiny import TINY_GENES, TINY_MPP, analytic_image, tiny_arrays
 
 MODES = {
     "spots": ("--mode", "spots", "--all", "--batch", 1, "--steps", 40),

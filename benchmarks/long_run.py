@@ -18,9 +18,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from checkpoints import write_tiny_checkpoint  # noqa: E402
-from large_section import memory_mb  # noqa: E402
-from standins import make_section  # noqa: E402
+from checkpoints import write_tiny_checkpoint
+from large_section import memory_mb
+from standins import make_section
 
 
 def main() -> None:

@@ -28,7 +28,10 @@ class Estimate:
 
 
 def estimate(plan: Plan, seconds_per_patch_step: float | None = None) -> Estimate:
-    """Estimate a plan's cost; in continuous mode a window counts as a patch. ``seconds_per_patch_step`` is the measured time of one denoising step of one patch."""
+    """Estimate a plan's cost; in continuous mode a window counts as a patch.
+
+    ``seconds_per_patch_step`` is the measured time of one denoising step of one patch.
+    """
     height, width = plan.frame.shape
     seconds = None if seconds_per_patch_step is None else seconds_per_patch_step * evaluations(plan)
     return Estimate(len(plan), height * width * BYTES_PER_PIXEL, seconds)
