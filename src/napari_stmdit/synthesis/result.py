@@ -95,8 +95,12 @@ class Result:
         affine = self.plan.frame.affine
         if self.canvas is None:
             return write_result(path, self.rgba, affine, self.section, run, dict(self.provenance))
-        levels = self.canvas.image_folder
-        return link_result(path, levels, affine, self.section, run, dict(self.provenance), copy=not self.complete)
+        levels, record = self.canvas.image_folder, dict(self.provenance)
+        try:
+            return link_result(path, levels, affine, self.section, run, record, copy=not self.complete)
+        except StoreError as error:
+            kept = f"What was computed is kept in {self.canvas.folder}; run the same again with --resume to save it"
+            raise StoreError(f"{error}\n{kept}") from error
 
 
 def provenance_of(
