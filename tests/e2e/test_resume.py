@@ -1,8 +1,12 @@
 """Runs that die and are taken up again, as processes."""
 
+import json
+import os
 import random
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -74,3 +78,24 @@ def test_resume_without_an_unfinished_run_starts_one(tiny_folder, checkpoint, tm
     facts = end(start(command(tiny_folder, checkpoint, output, "--sample", 2, "--resume"), log), log)
     assert facts["patches"] == 2 and facts["unfinished"] is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.err", "log.out", "o.zarr"]
+
+
+@pytest.mark.slow
+def test_an_interrupt_amid_a_continuous_run_keeps_its_latents(tiny_folder, checkpoint, tmp_path):
+    output, log = tmp_path / "o.zarr", tmp_path / "log"
+    arguments = command(
+        tiny_folder, checkpoint, output, "--mode", "continuous", "--sample", 6, "--batch", 8, "--steps", 60
+    )
+    process = start(arguments, log)
+    solver = tmp_path / "o.zarr.unfinished" / "solver.npz"
+    while process.is_alive() and not solver.exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    facts = json.loads((tmp_path / "log.out").read_text())
+    assert process.exitcode == 130
+    assert facts["patches"] == 0 and facts["element"] is None
+    assert facts["unfinished"] == str(solver.parent)
+    facts = end(start([*arguments, "--resume"], log), log)
+    assert facts["complete"] and facts["element"] == "stmdit_1"
+    assert not solver.parent.exists()

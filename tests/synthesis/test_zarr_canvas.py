@@ -251,14 +251,14 @@ def test_continuous_mode_goes_on_from_its_latents(tiny_section, tiny_model, tmp_
         tiny_section, request, tiny_model, batch=32, folder=tmp_path / "run", cancel=cancel,
         on_progress=lambda p: cancel.cancel() if p.step == 6 else None,
     )  # fmt: skip
-    assert stopped.done == ()
+    assert stopped.done == () and not stopped.canvas.is_blank
     steps = []
     result = synthesize(
         tiny_section, request, tiny_model, batch=32, folder=tmp_path / "run", resume=True,
         on_progress=lambda p: steps.append(p.step),
     )  # fmt: skip
     assert result.complete
-    assert min(step for step in steps if step) == 4  # committed after four steps; the two after them are done again
+    assert min(step for step in steps if step) == 6
     assert np.abs(np.asarray(result.rgba).astype(int) - whole.rgba).max() <= 1
 
 
@@ -289,3 +289,22 @@ def test_a_solver_state_that_cannot_be_read_is_no_obstacle(tiny_section, tiny_mo
     (canvas.folder / "solver.npz").write_bytes(b"PK\x03\x04 torn")
     canvas.close()
     assert synthesize(tiny_section, request, tiny_model, folder=tmp_path / "run", resume=True).complete
+
+
+def test_latents_are_kept_every_four_steps(tiny_section, tiny_model):
+    """Also where nobody asks for it: a process that is killed has no time to."""
+    kept = []
+
+    class States:
+        def load_state(self):
+            return None
+
+        def save_state(self, state):
+            kept.append({name: value.copy() for name, value in state.items()})
+
+    request = Request(region=area(), mode="continuous", steps=10)
+    made = plan(tiny_section, request, tiny_model.card)
+    for _, progress in run(made, tiny_section, tiny_model, batch=64, states=States()):
+        if progress.step == 9:
+            break
+    assert [json.loads(state["solver"].tobytes())["step"] for state in kept] == [4, 8]

@@ -283,8 +283,9 @@ def _synthesize_on_disk(
         for finished, progress in run(plan, section, model, batch=batch, cancel=cancel, done=before, states=canvas):
             for patch in finished:
                 canvas.paste(patch)
+            canvas.failed = dict(progress.failed)
             if finished:
-                canvas.commit(progress.failed)
+                canvas.commit()
             if on_progress is not None:
                 on_progress(progress)
     assert progress is not None  # a run says where it stands before anything else

@@ -170,7 +170,7 @@ class ZarrCanvas:
         """Take over patches that other processes wrote with `PatchStore`."""
         self.finished.update(indices)
 
-    def commit(self, failed: Mapping[int, str] | None = None) -> None:
+    def commit(self) -> None:
         """Make everything that was pasted count as finished, in one step.
 
         Raises
@@ -178,7 +178,6 @@ class ZarrCanvas:
         StoreError
             Where the folder cannot be written; what was committed before stays safe.
         """
-        self.failed = dict(failed or {})
         if time.perf_counter() >= self._next_composing:
             self._compose()
         self._write_manifest()
@@ -215,6 +214,11 @@ class ZarrCanvas:
     def rgba(self) -> Any:
         """Lazy dask array (height, width, 4) uint8."""
         return self.levels[0]
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing would be lost without the folder: no patch is finished, and no step of a solver is kept."""
+        return not self.finished and not (self.folder / SOLVER).exists()
 
     @property
     def image_folder(self) -> Path:
