@@ -65,8 +65,8 @@ def test_tiles_are_decoded_as_the_whole_is(model):
 
 
 @pytest.mark.slow
-def test_window_borders_carry_no_more_gradient_than_the_rest(model):
+def test_window_borders_carry_no_more_gradient_than_the_rest(model, tmp_path):
     section = open_sample_section()
-    result = synthesize(section, request(620, steps=4, seed=1), model, batch=8)
-    facts = seams.facts_of(result.rgba, result.plan)
+    result = synthesize(section, request(620, steps=4, seed=1), model, batch=8, folder=tmp_path / "run")
+    facts = seams.facts_of(np.asarray(result.rgba), result.plan)
     assert facts["window_borders_against_cell_borders_within_32_px"]["ratio"] <= 1.05, facts

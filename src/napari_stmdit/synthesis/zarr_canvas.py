@@ -231,7 +231,7 @@ class ZarrCanvas:
 
         side = self._plan.card.patch_px
         if self._store is None:
-            return da.zeros((0, side, side, 3), dtype=np.uint8)
+            return np.zeros((0, side, side, 3), dtype=np.uint8)
         return da.from_zarr(self._store.array)[sorted(self.finished)]
 
     # --- the state of the solver
