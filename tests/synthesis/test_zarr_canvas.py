@@ -77,6 +77,11 @@ def test_a_stopped_run_goes_on_where_it_was(section, model, tmp_path):
         on_progress=lambda p: cancel.cancel() if p.patches_done >= 12 else None,
     )  # fmt: skip
     assert 0 < len(first.done) < 30
+    expected = np.zeros(first.plan.frame.shape, dtype=bool)
+    for index in first.done:
+        y0, x0, y1, x1 = first.plan.patches[index].canvas_box
+        expected[y0:y1, x0:x1] = True
+    np.testing.assert_array_equal(np.asarray(first.rgba)[..., 3] == 255, expected)
     before = len(model.batches)
     second = synthesize(section, WHOLE, model, batch=4, folder=tmp_path / "run", resume=True)
     assert second.complete
