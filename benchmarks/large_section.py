@@ -143,10 +143,10 @@ def measure_region(folder: Path, checkpoint: Path, side: int, steps: int) -> dic
         )
         synthesize(section, small, model, folder=Path(scratch) / "warm").canvas.discard()
         before = memory_mb("VmRSS")
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         request = Request(region=region, mode="continuous", steps=steps)
         result = synthesize(section, request, model, batch=16, folder=Path(scratch) / "run")
-        seconds = time.perf_counter() - start
+        seconds, busy = time.perf_counter() - start, time.process_time() - busy
         saving = time.perf_counter()
         result.save(Path(scratch) / "out.zarr")
         saved = time.perf_counter() - saving
@@ -161,7 +161,9 @@ def measure_region(folder: Path, checkpoint: Path, side: int, steps: int) -> dic
         "pixels_about": pixels,
         "seconds": round(seconds, 1),
         "seconds_to_save": round(saved, 1),
-        "microseconds_per_pixel": round(1e6 * seconds / side**2, 2),
+        "seconds_of_processor": round(busy, 1),
+        "microseconds_of_processor_per_pixel": round(1e6 * busy / side**2, 2),
+        "milliseconds_of_processor_per_window_and_step": round(1e3 * busy / len(result.plan.windows) / steps, 2),
         "mb_with_model": round(before),
         "mb_most_beyond_model": round(memory_mb("VmHWM") - before),
     }
