@@ -29,6 +29,15 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def golden() -> Path:
+    """Numeric fixtures made with the reference implementations; they are not part of the repository."""
+    folder = Path(__file__).resolve().parents[1].parent / "shared" / "golden"
+    if not folder.is_dir():
+        pytest.skip(f"../shared is not here: {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     """The tiny section as a Space Ranger 2 folder. Do not write in it."""
     from napari_stmdit.tissue.sample import write_spaceranger_folder

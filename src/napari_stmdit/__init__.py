@@ -27,6 +27,7 @@ _PUBLIC = {
     "SpotList": "types",
     "StmditError": "errors",
     "TowardsEdit": "types",
+    "convert_checkpoint": "assemble",
     "load_checkpoint": "assemble",
     "load_transformer": "model.checkpoint",
     "open_sample_section": "tissue.sample",
@@ -39,6 +40,7 @@ _PUBLIC = {
 __all__ = [*_PUBLIC, "__version__"]
 
 if TYPE_CHECKING:
+    from .assemble import convert_checkpoint as convert_checkpoint
     from .assemble import load_checkpoint as load_checkpoint
     from .errors import StmditError as StmditError
     from .model.checkpoint import load_transformer as load_transformer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CheckpointError, is_out_of_memory
+from .encoder_sources import MissingEncoder
+from .encoders.precomputed import PrecomputedEmbeddings
+from .errors import CheckpointError, GeneError, StmditError, is_out_of_memory
 from .expression.edits import Profile
 from .model.references import data_directory
 from .synthesis.run import DenoiseStep, PatchBatch
@@ -25,8 +27,12 @@ if TYPE_CHECKING:
     import torch
 
     from .encoders.protocols import ExpressionEncoder, MorphologyEncoder
+    from .model.convert import Converted
     from .model.pipeline import STMDiTPipeline
     from .model.solver import CanvasSolver
+
+    ExpressionSource = ExpressionEncoder | PrecomputedEmbeddings | MissingEncoder
+    MorphologySource = MorphologyEncoder | PrecomputedEmbeddings | MissingEncoder
 
 BUNDLED = {"demo": "data/demo_checkpoint"}
 DTYPES = ("float32", "bfloat16", "float16")
@@ -51,14 +57,16 @@ class Checkpoint:
         Tissue profiles that edits may move towards.
     provenance
         What is recorded with every result: hash, device, dtype, licence.
+    expression, morphology
+        Where the conditions come from; one that is missing says why when it is first needed.
     """
 
     def __init__(
         self,
         card: CheckpointCard,
         pipeline: STMDiTPipeline,
-        expression: ExpressionEncoder,
-        morphology: MorphologyEncoder,
+        expression: ExpressionSource,
+        morphology: MorphologySource,
         profiles: Mapping[str, Profile],
         provenance: Mapping[str, Any],
     ) -> None:
@@ -74,13 +82,29 @@ class Checkpoint:
         """Device the transformer runs on."""
         return str(self.provenance["device"])
 
+    @property
+    def lacking(self) -> Mapping[str, StmditError]:
+        """The encoders that are not there, and what to do about each; empty where all is there."""
+        sources = {"morphology_encoder": self.morphology, "expression_encoder": self.expression}
+        return {name: source.error for name, source in sources.items() if isinstance(source, MissingEncoder)}
+
     def encode_expression(self, counts: Any, genes: Genes, spots: Sequence[str] = ()) -> NDArray[np.float32]:
-        """Encode counts, sparse (n, g), measured at n ``spots``, as (n, d) or (n, tokens, d)."""
-        return self.expression.encode(counts, genes)
+        """Encode counts, sparse (n, g), measured at n ``spots``, as (n, d) or (n, tokens, d).
+
+        Raises
+        ------
+        CheckpointError
+            The encoder is not there; the message says where it is to be had.
+        SectionError
+            Embeddings were given, and some of the spots are not among them.
+        """
+        source = self.expression
+        return source.rows(spots) if isinstance(source, PrecomputedEmbeddings) else source.encode(counts, genes)
 
     def encode_morphology(self, patches: NDArray[np.uint8], spots: Sequence[str] = ()) -> NDArray[np.float32]:
-        """Encode (n, patch_px, patch_px, 3) uint8 crops, taken at n ``spots``, as (n, tokens, d)."""
-        return self.morphology.encode(patches)
+        """Encode (n, patch_px, patch_px, 3) uint8 crops, taken at n ``spots``, as (n, tokens, d); errors as above."""
+        source = self.morphology
+        return source.rows(spots) if isinstance(source, PrecomputedEmbeddings) else source.encode(patches)
 
     def denoise(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
         """Yield after every denoising step; the last step carries the images."""
@@ -163,8 +187,17 @@ def free_device_memory() -> None:
         torch.mps.empty_cache()
 
 
-def load_checkpoint(name: str | Path = "demo", device: str = "auto", dtype: str = "auto") -> Checkpoint:
+def load_checkpoint(
+    name: str | Path = "demo",
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    morphology_embeddings: str | Path | None = None,
+    expression_embeddings: str | Path | None = None,
+) -> Checkpoint:
     """Open a checkpoint folder, verify it, and put it on a device.
+
+    An encoder whose weights are not on this computer is no error yet: what does not need it runs, the rest says what is missing.
 
     Parameters
     ----------
@@ -174,14 +207,20 @@ def load_checkpoint(name: str | Path = "demo", device: str = "auto", dtype: str 
         ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
     dtype
         ``auto``, ``float32``, ``bfloat16`` or ``float16`` for the transformer; auto is float32 on a CPU and on MPS.
+    morphology_embeddings, expression_embeddings
+        Files with embeddings of the spots, computed elsewhere, in place of an encoder; see
+        `napari_stmdit.encoders.precomputed.read_embeddings`.
 
     Raises
     ------
     CheckpointError
         The folder is missing, incomplete, unsafe or does not fit this version, or the device is not there.
+    SectionError
+        The embeddings are damaged or of another width.
     """
     import torch
 
+    from .encoder_sources import encoder_notes, given_embeddings, open_sources
     from .model.folder import load_component, read_folder, read_profile_spreads, read_profiles
     from .model.pipeline import STMDiTPipeline
 
@@ -189,30 +228,101 @@ def load_checkpoint(name: str | Path = "demo", device: str = "auto", dtype: str 
     chosen, kind = choose_device(device, dtype)
     folder = read_folder(path)
     transformer = load_component(folder, "transformer").eval()
+    given = given_embeddings(transformer.config, morphology_embeddings, expression_embeddings)
     torch.nn.Module.to(
         transformer, device=chosen, dtype=kind
     )  # diffusers' own `to` warns of modules to be kept in float32
     vae = load_component(folder, "vae").to(device=chosen).eval()
     pipeline = STMDiTPipeline(transformer=transformer, vae=vae, scheduler=load_component(folder, "scheduler"))
-    provenance = {
+    provenance: dict[str, Any] = {
         "sha256": folder.sha256,
         "device": str(chosen),
         "dtype": str(kind).removeprefix("torch."),
         "licence": folder.card.licence,
         "torch": _version("torch"),
+        **{f"{what}_embeddings": {"source": one.source, "sha256": one.sha256} for what, one in given.items()},
     }
     spreads = read_profile_spreads(folder)
     profiles = {
         profile: Profile(folder.card.genes, mean, spreads.get(profile))
         for profile, mean in read_profiles(folder).items()
     }
-    return Checkpoint(
-        folder.card,
-        pipeline,
-        _load_encoder(folder, "expression_encoder"),
-        _load_encoder(folder, "morphology_encoder"),
-        profiles,
-        provenance,
+    card = folder.card
+    if "expression" in given:  # no count is looked at: a plan must not promise that genes matter
+        card = card.model_copy(update={"genes": (), "gene_hash": "", "profiles": ()})
+    sources = open_sources(folder, transformer.config, given, chosen)
+    if notes := [note for source in sources.values() for note in encoder_notes(source)]:
+        provenance["notes"] = notes  # how the genes were found, say: it belongs to the result
+    return Checkpoint(card, pipeline, sources["expression"], sources["morphology"], profiles, provenance)
+
+
+def convert_checkpoint(
+    source: str | Path,
+    output: str | Path,
+    *,
+    patch_mpp: float | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
+    mapping: str | Path | None = None,
+    name: str | None = None,
+    genes: str | Path | Sequence[str] | None = None,
+    genes_from: str | Path | None = None,
+    sources: Mapping[str, str | Path] | None = None,
+    licence: str | None = None,
+    on_stage: Callable[[str], None] = lambda _: None,
+) -> Converted:
+    """Make a checkpoint folder of a foreign transformer; see `napari_stmdit.model.convert.convert`.
+
+    Parameters
+    ----------
+    source
+        A weights file, a folder, or the name of something that `stmdit download` has brought; of that, licence and known scale are
+        taken over.
+    output
+        The folder to make. In ``data_directory() / "checkpoints"`` it is found by its name.
+    genes, genes_from
+        The genes that the expression encoder sees: a text file (one symbol a line) or the symbols; or a section, whose most variable
+        genes are chosen by CancerFoundation's released rule.
+    patch_mpp, config, mapping, name, sources, licence, on_stage
+        As for `napari_stmdit.model.convert.convert`.
+
+    Raises
+    ------
+    StmditError
+        What was given cannot be converted; nothing is left behind.
+    """
+    from .encoder_sources import genes_of_section, read_gene_list
+    from .model.convert import convert
+    from .model.references import resolve_reference
+    from .model.zoo import reference_of, zoo, zoo_entry
+
+    path = Path(source)
+    if not path.exists() and str(source) in {entry.name for entry in zoo()}:
+        entry = zoo_entry(str(source))
+        path = resolve_reference(reference_of(entry), "transformer")
+        if len(entry.files) == 1:
+            path = path / entry.files[0]
+        licence = licence or entry.licence
+        patch_mpp = patch_mpp or entry.patch_mpp
+    if genes is not None and genes_from is not None:
+        raise GeneError("Got a gene list and a section to choose genes from; give one of them.")
+    chosen: tuple[str, ...] = ()
+    if genes_from is not None:
+        chosen = genes_of_section(genes_from, (sources or {}).get("expression_encoder"))
+    elif isinstance(genes, str | Path):
+        chosen = read_gene_list(genes)
+    elif genes is not None:
+        chosen = tuple(genes)
+    return convert(
+        path,
+        output,
+        patch_mpp=patch_mpp,
+        config=config,
+        mapping=mapping,
+        name=name,
+        genes=chosen,
+        sources=sources,
+        licence=licence,
+        on_stage=on_stage,
     )
 
 
@@ -275,22 +385,6 @@ def describe_installation() -> dict[str, Any]:
         "checkpoints": {entry.name: str(entry.path) for entry in list_checkpoints()},
         "directories": {"data": str(data_directory()), "package": str(files("napari_stmdit"))},
     }
-
-
-def _load_encoder(folder: Any, component: str) -> Any:
-    """Open an encoder from the allow-list; its class is named in ``model_index.json``."""
-    from .encoders.linear_programs import LinearProgramEncoder
-    from .encoders.small_conv import SmallConvEncoder
-
-    allowed: dict[str, dict[str, Any]] = {
-        "expression_encoder": {"LinearProgramEncoder": LinearProgramEncoder},
-        "morphology_encoder": {"SmallConvEncoder": SmallConvEncoder},
-    }
-    known = allowed[component]
-    _, name, path = folder.components[component]
-    if name not in known:
-        raise CheckpointError(f"{component} of {folder.path} is a {name!r}; this version knows {', '.join(known)}")
-    return known[name].load(path)
 
 
 def _resolve(name: str | Path) -> Path:

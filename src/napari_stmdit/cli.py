@@ -131,6 +131,12 @@ def synthesize(
     batch: Annotated[int, typer.Option(min=1, help="Patches denoised together; does not change the result.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    morphology_embeddings: Annotated[
+        Path | None, typer.Option(help="Embeddings of the spots in place of the morphology encoder.")
+    ] = None,
+    expression_embeddings: Annotated[
+        Path | None, typer.Option(help="Embeddings of the spots in place of the expression encoder.")
+    ] = None,
     allow_gene_mismatch: Annotated[
         bool, typer.Option("--allow-gene-mismatch", help="Go on where too few genes are shared.")
     ] = False,
@@ -171,7 +177,13 @@ def synthesize(
     request = make_request(base, "options")
     opened = open_section(section, fullres=fullres, mpp=mpp)
     check_writable(output, opened)
-    model = load_checkpoint(request.checkpoint, device=device, dtype=dtype)
+    model = load_checkpoint(
+        request.checkpoint,
+        device=device,
+        dtype=dtype,
+        morphology_embeddings=morphology_embeddings,
+        expression_embeddings=expression_embeddings,
+    )
     cancel = CancelToken()
     with _ProgressBar("synthesizing", hidden=as_json) as on_progress, _InterruptCancels(cancel):
         result = run_request(
@@ -193,17 +205,92 @@ def synthesize(
 
 
 @app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="A checkpoint file or folder.")], as_json: Json = False) -> None:
-    """Say what a checkpoint holds; never runs code from it."""
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A checkpoint file or folder.")],
+    config: Annotated[Path | None, typer.Option(help="Settings, where they are not beside the weights.")] = None,
+    mapping: Annotated[Path | None, typer.Option(help="Mapping file for names that are not known.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a checkpoint holds and what it lacks to run; never runs code from it."""
+    from .cli_models import print_inspection
     from .model.inspect import inspect_checkpoint
 
-    found = inspect_checkpoint(path)
+    found = inspect_checkpoint(path, config, mapping)
     if as_json:
         _print_json(found.model_dump(mode="json"))
+    else:
+        print_inspection(found)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Foreign weights, their folder, or the name of a download.")],
+    output: Annotated[Path, typer.Argument(help="Checkpoint folder to make.")],
+    patch_mpp: Annotated[
+        float | None, typer.Option(help="Microns per pixel of its patches: no file states it.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings, where they are not beside the weights.")] = None,
+    mapping: Annotated[Path | None, typer.Option(help="Mapping file for names that are not known.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the checkpoint; the folder's by default.")] = None,
+    genes: Annotated[Path | None, typer.Option(help="Genes of the expression encoder, one symbol a line.")] = None,
+    genes_from: Annotated[Path | None, typer.Option(help="Section to choose those genes from instead.")] = None,
+    vae: Annotated[Path | None, typer.Option(help="Local folder of the VAE.")] = None,
+    expression_encoder: Annotated[Path | None, typer.Option(help="Local folder of CancerFoundation.")] = None,
+    morphology_encoder: Annotated[Path | None, typer.Option(help="Local folder of UNI2-h.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Terms of the weights, for the card.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a checkpoint folder of a foreign transformer; what may not be passed on is referred to, not copied."""
+    from .assemble import convert_checkpoint
+    from .cli_models import report_conversion
+
+    places = {"vae": vae, "expression_encoder": expression_encoder, "morphology_encoder": morphology_encoder}
+    made = convert_checkpoint(
+        source,
+        output,
+        patch_mpp=patch_mpp,
+        config=config,
+        mapping=mapping,
+        name=name,
+        genes=genes,
+        genes_from=genes_from,
+        sources={component: place for component, place in places.items() if place is not None},
+        licence=licence,
+    )
+    report_conversion(made, as_json)
+
+
+@app.command()
+def download(
+    name: Annotated[
+        str | None, typer.Argument(help="Name in the zoo, or stmdit:<row id>; without it, the zoo.")
+    ] = None,
+    source_folder: Annotated[Path | None, typer.Option("--from", help="Copy the files from this folder.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Consent to the terms without being asked.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Download again what is here already.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List known checkpoints and components, or bring one to this computer; size and terms are shown first."""
+    from .cli_download import confirm, fetch, print_zoo, report
+    from .model.download import check_source, find_download
+    from .model.zoo import zoo_entry
+    from .progress import CancelToken
+
+    if name is None:
+        print_zoo(as_json)
         return
-    for key, value in found.model_dump(mode="json").items():
-        if value not in (None, [], {}, ""):
-            sys.stdout.write(f"{key}: {value}\n")
+    entry = zoo_entry(name)
+    done = None if force else find_download(entry)
+    if done is None:
+        check_source(entry, offline=offline or None, source_folder=source_folder)
+        confirm(entry, source_folder, yes)
+        cancel = CancelToken()
+        with _InterruptCancels(cancel):
+            done = fetch(
+                entry, cancel=cancel, offline=offline, force=force, source_folder=source_folder, hidden=as_json
+            )
+    report(done, as_json)
 
 
 @app.command()
@@ -252,7 +339,7 @@ def _report_run(result: Result, request: Request, name: str | None, output: Path
         "steps": result.plan.steps,
         "seed": request.seed,
         "genes_shared": result.plan.genes_shared,
-        "notes": [*result.section.notes, *result.notes],
+        "notes": [*result.section.notes, *result.provenance["checkpoint"].get("notes", ()), *result.notes],
         "unfinished": str(result.canvas.folder)
         if result.canvas is not None and result.canvas.folder.exists()
         else None,
@@ -264,7 +351,7 @@ def _report_run(result: Result, request: Request, name: str | None, output: Path
     where = f" -> {output}, element {name}" if name else "; nothing was written"
     sys.stdout.write(f"{len(result.done)} synthetic patches{state} in {facts['seconds']:.1f} s{where}\n")
     sys.stdout.write(f"scale: {facts['mpp_source']}\n")
-    for note in result.notes:
+    for note in (*result.provenance["checkpoint"].get("notes", ()), *result.notes):
         sys.stdout.write(f"note: {note}\n")
     if facts["unfinished"] is not None:
         sys.stdout.write(f"the rest can be done: run the same again with --resume ({facts['unfinished']})\n")

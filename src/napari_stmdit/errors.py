@@ -6,7 +6,12 @@ napari take a `RuntimeError` for a deleted worker and swallow it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+Fault = tuple[str, tuple[int, ...], str]
+"""Of a tensor that does not fit: its name, its shape, the reason."""
+
+_ROWS_SHOWN = 20
 
 
 class StmditError(Exception):
@@ -74,3 +79,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, or its kind where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def table(faults: Iterable[Fault]) -> str:
+    """Write faults as a table of (key, shape, reason), the first 20 of them."""
+    rows = [(name, str(shape), reason) for name, shape, reason in faults]
+    shown = rows[:_ROWS_SHOWN]
+    wide = [max(len(row[column]) for row in shown) for column in range(2)] if shown else [0, 0]
+    lines = [f"  {name:<{wide[0]}}  {shape:<{wide[1]}}  {reason}" for name, shape, reason in shown]
+    return "\n".join([*lines, f"  ... and {len(rows) - len(shown)} more"] if len(rows) > len(shown) else lines)

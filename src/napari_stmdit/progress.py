@@ -70,6 +70,31 @@ class Progress:
         return None if self.fraction <= 0 else self.elapsed_s * (1 - self.fraction) / self.fraction
 
 
+@dataclass(frozen=True)
+class DownloadProgress:
+    """State of a download.
+
+    Attributes
+    ----------
+    bytes_done, bytes_total
+        Of all files together; ``bytes_done`` never goes back.
+    file
+        The file under way.
+    elapsed_s
+        Seconds since the first byte was asked for.
+    """
+
+    bytes_done: int
+    bytes_total: int
+    file: str
+    elapsed_s: float
+
+    @property
+    def fraction(self) -> float:
+        """Share of the bytes that have arrived, 0 to 1."""
+        return self.bytes_done / self.bytes_total if self.bytes_total else 1.0
+
+
 @dataclass
 class Stopwatch:
     """Seconds since its creation."""

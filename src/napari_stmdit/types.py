@@ -166,7 +166,8 @@ class CheckpointCard(Intent):
     """What a checkpoint says of itself: the contents of ``stmdit.json``.
 
     ``genes`` are the symbols that the expression encoder sees, in its own order; ``profiles`` name the tissue profiles (mean
-    log(1 + counts per 10,000) over those genes) stored beside the weights.
+    log(1 + counts per 10,000) over those genes) stored beside the weights. ``conditions`` are what its transformer takes: one
+    without expression is synthesized from morphology alone.
     """
 
     format_version: Literal[1] = 1
@@ -175,6 +176,7 @@ class CheckpointCard(Intent):
     patch_mpp: Annotated[float, Field(gt=0)]
     guidance: Guidance
     steps: Annotated[int, Field(gt=0)]
+    conditions: tuple[Literal["expression", "morphology"], ...] = ("expression", "morphology")
     genes: tuple[str, ...] = ()
     gene_hash: str = ""
     minimum_gene_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5

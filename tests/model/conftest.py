@@ -16,15 +16,6 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="session")
-def golden() -> Path:
-    """Numeric fixtures made with the reference implementations; they are not part of the repository."""
-    folder = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
-    if not folder.is_dir():
-        pytest.skip(f"../shared is not here: {folder}")
-    return folder
-
-
 @pytest.fixture
 def tiny_checkpoint(tmp_path) -> Path:
     """A complete checkpoint folder of a test's own, which it may damage."""

@@ -101,7 +101,7 @@ def test_namings_round_trip(net, naming):
     assert recognise(renamed) == naming and recognise(native) == "native"
     back = to_native(renamed, naming)
     assert not back.faults and back.tensors.keys() == native.keys()
-    assert all(torch.equal(back.tensors[name], tensor) for name, tensor in native.items())
+    assert all(torch.equal(back.tensors[name].tensor(), tensor) for name, tensor in native.items())
 
 
 def test_an_option_of_ours_has_no_foreign_name():
@@ -117,7 +117,7 @@ def test_fused_diffusers_projections_are_known(net):
             tensors[f"{name}.to_qkv.{end}"] = torch.cat([tensors.pop(f"{name}.to_{part}.{end}") for part in "qkv"])
     back = to_native(tensors, "diffusers")
     assert not back.faults
-    assert all(torch.equal(back.tensors[name], tensor) for name, tensor in net.state_dict().items())
+    assert all(torch.equal(back.tensors[name].tensor(), tensor) for name, tensor in net.state_dict().items())
 
 
 def test_a_lone_part_of_a_fused_tensor_is_listed(net):

@@ -46,6 +46,24 @@ def test_other_golden_files(golden, name, kind, family):
     assert (found.kind, found.family) == (kind, family)
 
 
+def test_every_golden_file_is_described_and_none_raises(golden):
+    for path in sorted(golden.glob("*.safetensors")):
+        found = json.loads(inspect_checkpoint(path).model_dump_json())
+        assert found["kind"] == "unknown" or found["family"], path.name
+        whole = found["kind"] in ("vae", "morphology_encoder")  # with their settings beside them
+        assert whole or found["missing"], path.name
+
+
+def test_encoders_and_vae_are_described(golden):
+    cancer = inspect_checkpoint(golden / "cancerfoundation_tiny_released_file_naming.safetensors")
+    assert (cancer.depth, cancer.width, cancer.heads) == (2, 32, None)
+    assert "decoder.fc.0.weight" in cancer.ignored and "flag_encoder.weight" in cancer.ignored
+    assert any("args.json" in line for line in cancer.missing) and any("gene list" in line for line in cancer.missing)
+    uni = inspect_checkpoint(golden / "uni2h_tiny.safetensors")
+    assert (uni.depth, uni.width, uni.heads, uni.patch_size) == (2, 48, 4, 14)
+    assert inspect_checkpoint(golden / "vae_tiny.safetensors").latent_channels == 16
+
+
 def test_what_is_missing_is_listed_and_not_raised(tmp_path):
     tensors = from_native(plain_transformer().state_dict(), "original")
     tensors["stranger"] = torch.zeros(2, 3)

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, SynthesisError
+from ..errors import Fault as Fault
+from ..errors import table as table
 from .containers import Weights, unwrap
-from .keys import Naming, to_native
+from .keys import Naming, Stacked, to_native
+from .lora import merge_lora
+from .mapping import KeyMapping, read_mapping
 from .options import Options, gather_options
 from .reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES, read_settings, read_weights
 
@@ -27,9 +31,6 @@ _FOLDER_WEIGHTS = (
     "diffusion_pytorch_model.bin",
 )
 _FOLDER_SETTINGS = ("training_config.yaml", "training_config.yml", "config.yaml", "config.json", "training_config.json")
-_ROWS_SHOWN = 20
-
-Fault = tuple[str, tuple[int, ...], str]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Opened:
     Attributes
     ----------
     tensors
-        By our names.
+        By our names, those of several parts not joined yet.
     naming
         How they were named in the file.
     options
@@ -48,18 +49,27 @@ class Opened:
         What was chosen, and which tensors were left aside and why.
     weights, settings
         The files.
+    stated
+        What the settings say, as read.
     """
 
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Stacked]
     naming: Naming
     options: Options
     notes: tuple[str, ...]
     ignored: dict[str, str]
     weights: Path
     settings: Path | None
+    stated: Mapping[str, Any]
 
 
-def load_transformer(weights_or_dir: str | Path, config: str | Path | Mapping[str, Any] | None = None) -> nn.Module:
+Settings = str | Path | Mapping[str, Any] | None
+"""A settings file, its contents, or None for the file beside the weights."""
+
+
+def load_transformer(
+    weights_or_dir: str | Path, config: Settings = None, *, mapping: str | Path | KeyMapping | None = None
+) -> nn.Module:
     """Load a transformer in float32, ready to predict.
 
     Parameters
@@ -69,6 +79,8 @@ def load_transformer(weights_or_dir: str | Path, config: str | Path | Mapping[st
         ``transformer`` folder, or an STMDiT folder (``model.pt`` and ``training_config.yaml``).
     config
         Settings as a YAML or JSON file or a mapping; None for the file beside the weights.
+    mapping
+        A mapping file for names that we do not know; see `napari_stmdit.model.mapping`.
 
     Returns
     -------
@@ -81,14 +93,19 @@ def load_transformer(weights_or_dir: str | Path, config: str | Path | Mapping[st
         The file is unsafe, damaged or of no known kind; options are missing or contradict the shapes; a tensor is missing,
         unknown, of a wrong shape or not finite. A table lists (key, shape, reason).
     """
-    return build_transformer(open_weights(weights_or_dir, config))
+    return build_transformer(open_weights(weights_or_dir, config, mapping=mapping))
 
 
-def open_weights(weights_or_dir: str | Path, config: str | Path | Mapping[str, Any] | None = None) -> Opened:
+def open_weights(
+    weights_or_dir: str | Path, config: Settings = None, *, mapping: str | Path | KeyMapping | None = None
+) -> Opened:
     """Read and recognise a transformer without building it; arguments and errors as for `load_transformer`."""
-    opened, faults = examine(weights_or_dir, config)
+    opened, faults = examine(weights_or_dir, config, mapping=mapping)
     if faults:
-        raise CheckpointError(f"{len(faults)} tensors of {opened.weights.name} cannot be placed.\n" + table(faults))
+        raise CheckpointError(
+            f"{len(faults)} tensors of {opened.weights.name} cannot be placed.\n{table(faults)}\n"
+            "If they are known under other names, give a mapping file."
+        )
     if opened.options.faults:
         missing = "; ".join(opened.options.faults)
         raise CheckpointError(f"{opened.weights.name}: the transformer cannot be built: {missing}.")
@@ -96,7 +113,11 @@ def open_weights(weights_or_dir: str | Path, config: str | Path | Mapping[str, A
 
 
 def examine(
-    weights_or_dir: str | Path, config: str | Path | Mapping[str, Any] | None = None, found: Weights | None = None
+    weights_or_dir: str | Path,
+    config: Settings = None,
+    *,
+    mapping: str | Path | KeyMapping | None = None,
+    found: Weights | None = None,
 ) -> tuple[Opened, tuple[Fault, ...]]:
     """Read a transformer and collect the tensors that cannot be placed; faults of its options are in ``options.faults``.
 
@@ -108,25 +129,38 @@ def examine(
         A file is unsafe, damaged or missing, or its tensors have none of the known namings.
     """
     path, beside = locate(Path(weights_or_dir))
+    mapping = mapping if mapping is None or isinstance(mapping, KeyMapping) else read_mapping(mapping)
     settings_path = beside if config is None else None if isinstance(config, Mapping) else Path(config)
     settings = (
         config if isinstance(config, Mapping) else None if settings_path is None else read_settings(settings_path)
     )
-    found = unwrap(read_weights(path)) if found is None else found
+    if mapping is not None and mapping.settings:
+        settings = {**(settings or {}), **mapping.settings}
+    found = unwrap(read_weights(path), mapping) if found is None else found
     if found.naming is None:
         raise CheckpointError(
             f"{path.name} is no STMDiT or PixCell transformer: its tensors have other names.\n"
             + table((name, tuple(tensor.shape), "unknown name") for name, tensor in found.tensors.items())
         )
-    renamed = to_native(found.tensors, found.naming)
-    options = gather_options(renamed.tensors, settings, _position_buffer(found))
-    notes = (*found.notes, *options.notes)
-    opened = Opened(renamed.tensors, found.naming, options, notes, renamed.ignored, path, settings_path)
-    return opened, renamed.faults
+    tensors, merged, misfits = merge_lora(found.tensors, settings)
+    renamed = to_native(tensors, found.naming)
+    native = renamed.tensors | _filled(renamed.tensors, mapping)
+    options = gather_options(native, settings, _position_buffer(found))
+    stated = [f"{name} is zero, as the mapping file states." for name in native.keys() - renamed.tensors.keys()]
+    notes = (*found.notes, *merged, *options.notes, *stated)
+    ignored = {**found.ignored, **renamed.ignored}
+    opened = Opened(native, found.naming, options, notes, ignored, path, settings_path, settings or {})
+    return opened, (*misfits, *renamed.faults)
 
 
-def build_transformer(opened: Opened) -> nn.Module:
-    """Build the transformer of `open_weights` around its tensors, without a second copy of them."""
+def skeleton(opened: Opened) -> nn.Module:
+    """Build the transformer of `open_weights` without storage, and check that every one of its tensors is there and fits.
+
+    Raises
+    ------
+    CheckpointError
+        Options contradict each other, or tensors are missing, unknown, of a wrong shape, or not finite.
+    """
     import torch
 
     from .transformer import STMDiTTransformer2D
@@ -134,15 +168,21 @@ def build_transformer(opened: Opened) -> nn.Module:
     try:
         with torch.device("meta"):
             net = STMDiTTransformer2D(**opened.options.values)
-    except (SynthesisError, TypeError) as error:
-        raise CheckpointError(f"{opened.weights.name}: {error}") from None
-    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    tensors = {name: _same_rank(tensor, expected.get(name)) for name, tensor in opened.tensors.items()}
-    faults = list(_misfits(tensors, expected))
+    except (SynthesisError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{opened.weights.name}: the transformer cannot be built: {error}") from None
+    faults = list(_misfits(opened.tensors, {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}))
     if faults:
         raise CheckpointError(f"{len(faults)} tensors of {opened.weights.name} do not fit.\n" + table(faults))
-    net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True, assign=True)
-    return net.eval()  # type: ignore[no-any-return]
+    return net  # type: ignore[no-any-return]
+
+
+def build_transformer(opened: Opened) -> nn.Module:
+    """Build the transformer of `open_weights` around its tensors, without a second copy of those that are float32."""
+    net = skeleton(opened)
+    shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
+    tensors = {name: stacked.tensor().reshape(shapes[name]).float() for name, stacked in opened.tensors.items()}
+    net.load_state_dict(tensors, strict=True, assign=True)
+    return net.eval()
 
 
 def locate(path: Path) -> tuple[Path, Path | None]:
@@ -169,15 +209,6 @@ def locate(path: Path) -> tuple[Path, Path | None]:
     return named, _settings_beside(named)
 
 
-def table(faults: Iterable[Fault]) -> str:
-    """Write faults as a table of (key, shape, reason), the first 20 of them."""
-    rows = [(name, str(shape), reason) for name, shape, reason in faults]
-    shown = rows[:_ROWS_SHOWN]
-    wide = [max(len(row[column]) for row in shown) for column in range(2)] if shown else [0, 0]
-    lines = [f"  {name:<{wide[0]}}  {shape:<{wide[1]}}  {reason}" for name, shape, reason in shown]
-    return "\n".join([*lines, f"  ... and {len(rows) - len(shown)} more"] if len(rows) > len(shown) else lines)
-
-
 def _settings_beside(weights: Path) -> Path | None:
     stem = weights.name.split(".")[0]
     own = [f"{stem}_{name}" for name in _FOLDER_SETTINGS] + [f"{stem}{suffix}" for suffix in SETTING_SUFFIXES]
@@ -190,20 +221,32 @@ def _position_buffer(found: Weights) -> Tensor | None:
     return found.tensors.get("pos_embed", found.tensors.get("pos_embed.pos_embed"))
 
 
-def _same_rank(tensor: Tensor, shape: tuple[int, ...] | None) -> Tensor:
-    """Add or drop leading axes of length 1: null embeddings are stored as (1, d), (d,) or (1, 1, d)."""
-    if shape is None or tuple(n for n in tensor.shape if n != 1) != tuple(n for n in shape if n != 1):
-        return tensor
-    return tensor.reshape(shape)
+def _filled(native: Mapping[str, Stacked], mapping: KeyMapping | None) -> dict[str, Stacked]:
+    """Make the null embeddings that a mapping file states to be zero and that are not there."""
+    import torch
+
+    made: dict[str, Stacked] = {}
+    for name in mapping.fill if mapping is not None else ():
+        kind = name.removesuffix("_null")
+        layers = (native.get(f"{kind}_embed.fc1.weight"), native.get(f"{kind}_time.fc1.weight"))
+        width = next((layer.shape[1] for layer in layers if layer is not None and layer.ndim == 2), None)
+        if name not in native and width is not None:
+            made[name] = Stacked((torch.zeros(1, width),))
+    return made
 
 
-def _misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> Iterable[Fault]:
+def _squeezed(shape: Iterable[int]) -> tuple[int, ...]:
+    """Leave out axes of length 1: null embeddings are stored as (1, d), (d,) or (1, 1, d)."""
+    return tuple(n for n in shape if n != 1)
+
+
+def _misfits(tensors: Mapping[str, Stacked], expected: Mapping[str, tuple[int, ...]]) -> Iterable[Fault]:
     for name in expected.keys() - tensors.keys():
         yield name, expected[name], "missing; it is never filled at random"
-    for name, tensor in tensors.items():
+    for name, stacked in tensors.items():
         if name not in expected:
-            yield name, tuple(tensor.shape), "not part of this transformer"
-        elif tuple(tensor.shape) != expected[name]:
-            yield name, tuple(tensor.shape), f"expected {expected[name]}"
-        elif not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
-            yield name, tuple(tensor.shape), "holds values that are not finite numbers"
+            yield name, stacked.shape, "not part of this transformer"
+        elif _squeezed(stacked.shape) != _squeezed(expected[name]):
+            yield name, stacked.shape, f"expected {expected[name]}"
+        elif not all(part.is_floating_point() and bool(part.isfinite().all()) for part in stacked.parts):
+            yield name, stacked.shape, "holds values that are not finite numbers"

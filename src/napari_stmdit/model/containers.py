@@ -6,13 +6,15 @@ one, which is noted.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 from .keys import SIGNATURES, Naming, recognise
+from .mapping import KeyMapping
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,12 +48,15 @@ class Weights:
         Where in the file they were, for example ``state_dict_ema``; empty for the top level.
     notes
         What was chosen or filled in, for the user.
+    ignored
+        Tensor -> why a mapping file leaves it out.
     """
 
     tensors: dict[str, Tensor]
     naming: Naming | None
     place: str
     notes: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def averaged(self) -> bool:
@@ -59,15 +64,22 @@ class Weights:
         return any(part in (*AVERAGED, "shadow_params") for part in self.place.split("."))
 
 
-def unwrap(container: Mapping[str, Any]) -> Weights:
+def unwrap(container: Mapping[str, Any], mapping: KeyMapping | None = None) -> Weights:
     """Find the network's tensors in a container, preferring an averaged copy.
+
+    Parameters
+    ----------
+    container
+        As read from the file.
+    mapping
+        The user's own names, applied after wrappers are stripped.
 
     Raises
     ------
     CheckpointError
         There are no tensors, or a list of nameless averaged tensors does not fit the named ones.
     """
-    found = [Weights(*_strip(tensors), place) for place, tensors in _dictionaries(container)]
+    found = [_weights(tensors, place, mapping) for place, tensors in _dictionaries(container)]
     if not found:
         raise CheckpointError(
             f"No tensors were found; the top level holds {', '.join(map(str, list(container)[:10]))}."
@@ -81,6 +93,23 @@ def unwrap(container: Mapping[str, Any]) -> Weights:
     if averaged is not None:
         return averaged if raw is None else _with_buffers(averaged, raw)
     return raw or max(found, key=lambda weights: len(weights.tensors))
+
+
+def _weights(tensors: dict[str, Tensor], place: str, mapping: KeyMapping | None) -> Weights:
+    if mapping is None:
+        return Weights(*_strip(tensors), place)
+    plain = _without_common_prefix(tensors)
+    renamed, ignored = mapping.rename(plain if mapping.touches(plain) else tensors)
+    return Weights(*_strip(renamed), place, ignored=ignored)
+
+
+def _without_common_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Strip the wrappers that every name has, and those of single layers."""
+    plain = {_INSIDE.sub("", name): tensor for name, tensor in tensors.items()}
+    prefixes = {match.group() if (match := _PREFIX.match(name)) else "" for name in plain}
+    common = os.path.commonprefix(sorted(prefixes))
+    common = common[: common.rfind(".") + 1]
+    return {name.removeprefix(common): tensor for name, tensor in plain.items()}
 
 
 def _dictionaries(value: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -134,7 +163,7 @@ def _name(place: str, values: list[Tensor], raw: Weights) -> Weights:
             "order and shapes. Ask its author for named averaged weights."
         )
     note = f"The {len(values)} nameless tensors of {place} took the names of the raw weights, in their order."
-    return Weights(dict(zip(names, values, strict=True)), raw.naming, place, (note,))
+    return Weights(dict(zip(names, values, strict=True)), raw.naming, place, (note,), raw.ignored)
 
 
 def _with_buffers(averaged: Weights, raw: Weights) -> Weights:
@@ -144,4 +173,4 @@ def _with_buffers(averaged: Weights, raw: Weights) -> Weights:
     if lacking:
         notes.append(f"{', '.join(lacking)} came from the raw weights: the averaged copy has none.")
     tensors = averaged.tensors | {name: raw.tensors[name] for name in lacking}
-    return Weights(tensors, averaged.naming, averaged.place, tuple(notes))
+    return Weights(tensors, averaged.naming, averaged.place, tuple(notes), averaged.ignored)

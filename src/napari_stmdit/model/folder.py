@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,52 @@ from pydantic import ValidationError
 from ..errors import CheckpointError
 from ..types import CheckpointCard
 from .checkpoint import load_transformer, table
-from .reading import read_settings, read_weights
+from .reading import WEIGHT_SUFFIXES, read_settings, read_weights
+from .references import REFERENCE_FILE, Reference, read_reference, resolve_reference
 
 COMPONENTS = ("transformer", "vae", "scheduler", "expression_encoder", "morphology_encoder")
+ENCODERS = ("expression_encoder", "morphology_encoder")
+OPTIONAL = (*ENCODERS, "preview_vae")
+"""Encoders may be left to embeddings computed elsewhere; a preview decoder is an extra."""
 SCHEDULERS = ("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "DDIMScheduler")
 VAES = ("StmditAutoencoder", "AutoencoderKL")
+PREVIEW_VAES = ("AutoencoderTiny",)
 TRANSFORMERS = ("STMDiTTransformer2D",)
+
+
+class Component(NamedTuple):
+    """A component as ``model_index.json`` names it: library or module, class, sub-folder."""
+
+    library: str
+    kind: str
+    path: Path
+
+    @property
+    def reference(self) -> Reference | None:
+        """Where its weights are kept, if not in the folder."""
+        file = self.path / REFERENCE_FILE
+        return read_reference(file) if file.is_file() else None
+
+    def weights(self, name: str) -> Path:
+        """Return the folder that holds its weights: its own, or that of its reference.
+
+        Raises
+        ------
+        MissingComponentError
+            They are kept elsewhere and are not on this computer.
+        """
+        reference = self.reference
+        return self.path if reference is None else resolve_reference(reference, name)
+
+    def weights_file(self, name: str) -> Path:
+        """Return its weights file, its own or that of its reference; errors as above, or where a reference lists no single one."""
+        reference = self.reference
+        if reference is None:
+            return self.path / "diffusion_pytorch_model.safetensors"
+        listed = [file for file in reference.files if file.endswith(WEIGHT_SUFFIXES)]
+        if len(listed) != 1:
+            raise CheckpointError(f"{REFERENCE_FILE} of {self.path} lists {len(listed)} weights files, expected one.")
+        return resolve_reference(reference, name) / listed[0]
 
 
 @dataclass(frozen=True)
@@ -34,7 +74,7 @@ class CheckpointFolder:
     card
         The contents of ``stmdit.json``.
     components
-        Name -> (library or module, class, sub-folder), as ``model_index.json`` says.
+        By name; an encoder that the checkpoint does not have is left out.
     path
         The folder.
     sha256
@@ -42,7 +82,7 @@ class CheckpointFolder:
     """
 
     card: CheckpointCard
-    components: dict[str, tuple[str, str, Path]]
+    components: dict[str, Component]
     path: Path
     sha256: str
 
@@ -69,8 +109,10 @@ def read_folder(path: str | Path) -> CheckpointFolder:
         raise CheckpointError(f"stmdit.json of {path} is not valid: {faults}.") from None
     index = read_settings(path / "model_index.json")
     components = {}
-    for name in COMPONENTS:
+    for name in dict.fromkeys((*COMPONENTS, *OPTIONAL)):
         entry = index.get(name)
+        if name in OPTIONAL and entry in (None, [None, None]):  # the latter is how diffusers says "none"
+            continue
         if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
             raise CheckpointError(
                 f"model_index.json of {path} has no entry {name!r}: [library, class]. Copy the folder again."
@@ -79,27 +121,36 @@ def read_folder(path: str | Path) -> CheckpointFolder:
             raise CheckpointError(
                 f"{path} lacks the folder {name}/ of its component {entry[1]}. Copy the whole checkpoint."
             )
-        components[name] = (entry[0], entry[1], path / name)
+        components[name] = Component(entry[0], entry[1], path / name)
     return CheckpointFolder(card, components, path, content_hash(path))
 
 
 def load_component(folder: CheckpointFolder, name: str) -> Any:
-    """Build the transformer, the VAE or the scheduler of a folder, in float32 on the CPU and in evaluation mode.
+    """Build the transformer, a VAE or the scheduler of a folder, in float32 on the CPU and in evaluation mode.
+
+    ``preview_vae`` is optional: ask whether it is in ``folder.components``.
 
     Raises
     ------
     CheckpointError
         The class is not on the allow-list, or files are missing, damaged or do not fit.
     """
-    _, kind, path = folder.components[name]
-    allowed = {"transformer": TRANSFORMERS, "vae": VAES, "scheduler": SCHEDULERS}.get(name, ())
+    if name not in folder.components:
+        raise CheckpointError(f"{folder.path} has no component {name!r}; it has {', '.join(folder.components)}.")
+    _, kind, path = component = folder.components[name]
+    allowed = {
+        "transformer": TRANSFORMERS,
+        "vae": VAES,
+        "scheduler": SCHEDULERS,
+        "preview_vae": PREVIEW_VAES,
+    }.get(name, ())
     if kind not in allowed:
         raise CheckpointError(
             f"{name} of {folder.path} is a {kind!r}; this version knows {', '.join(allowed) or 'none'}."
         )
     if name == "transformer":
         return load_transformer(path)
-    return _load_scheduler(kind, path) if name == "scheduler" else _load_vae(kind, path)
+    return _load_scheduler(kind, path) if name == "scheduler" else _load_vae(kind, component.weights_file(name), path)
 
 
 def read_profiles(folder: CheckpointFolder) -> dict[str, NDArray[np.float32]]:
@@ -159,25 +210,45 @@ def _load_scheduler(kind: str, path: Path) -> Any:
     import diffusers
 
     settings = read_settings(path / "scheduler_config.json")
-    return getattr(diffusers, kind).from_config(
-        {key: value for key, value in settings.items() if not key.startswith("_")}
-    )
+    try:
+        return getattr(diffusers, kind).from_config(
+            {key: value for key, value in settings.items() if not key.startswith("_")}
+        )
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, NotImplementedError) as error:
+        raise CheckpointError(f"{path / 'scheduler_config.json'} describes no {kind}: {error}") from None
 
 
-def _load_vae(kind: str, path: Path) -> Any:
-    """Build a VAE and fill it; the keys and shapes are compared first, so that a misfit is told as one table."""
+def _load_vae(kind: str, weights: Path, own: Path) -> Any:
+    """Build a VAE and fill it; the keys and shapes are compared first, so that a misfit is told as one table.
+
+    ``own`` is the checkpoint's sub-folder, whose ``config.json`` says what the transformer was trained on; the VAE's own
+    ``config.json`` lies beside its weights.
+    """
     if kind == "AutoencoderKL":
         from diffusers import AutoencoderKL as Autoencoder
+    elif kind == "AutoencoderTiny":
+        from diffusers import AutoencoderTiny as Autoencoder
     else:
         from .autoencoder import StmditAutoencoder as Autoencoder
 
+    path = weights.parent
     settings = read_settings(path / "config.json")
-    weights = path / "diffusion_pytorch_model.safetensors"
+    if kind == "AutoencoderTiny":
+        settings.pop("block_out_channels", None)  # diffusers writes it and does not take it
     if not weights.is_file():
         raise CheckpointError(
             f"{weights} is missing. A VAE of its own (SD3.5) is not part of every checkpoint: copy its vae folder there."
         )
-    vae = Autoencoder.from_config({key: value for key, value in settings.items() if not key.startswith("_")})
+    if path != own:
+        for key, value in read_settings(own / "config.json").items():
+            if not key.startswith("_") and settings.get(key) != value:
+                raise CheckpointError(
+                    f"the VAE in {path} has {key} {settings.get(key)}, but the transformer was trained with {value}: it is another VAE."
+                )
+    try:
+        vae = Autoencoder.from_config({key: value for key, value in settings.items() if not key.startswith("_")})
+    except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
+        raise CheckpointError(f"{path / 'config.json'} makes no {kind}: {error}") from None
     tensors, expected = read_weights(weights), vae.state_dict()
     faults = [(key, tuple(expected[key].shape), "missing") for key in expected.keys() - tensors.keys()]
     for key, tensor in tensors.items():

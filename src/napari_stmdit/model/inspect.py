@@ -10,25 +10,21 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel
 
 from ..errors import CheckpointError
-from .checkpoint import Fault, Opened, build_transformer, examine, locate, table
+from .checkpoint import Fault, Opened, Settings, examine, locate, skeleton, table
 from .containers import unwrap
+from .convert import LATENT_FACTOR, MPP_CANDIDATES, SD3_CHANNELS, UNI_WIDTH
 from .folder import CheckpointFolder, read_folder
+from .inspect_components import describe_component
 from .keys import TABLES
+from .mapping import KeyMapping, read_mapping
 from .reading import SETTING_SUFFIXES, read_settings, read_weights
+from .references import find_reference, missing_text
+from .zoo import reference_of, zoo_entry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Kind = Literal["checkpoint", "transformer", "vae", "expression_encoder", "morphology_encoder", "settings", "unknown"]
-
-# Other networks that users bring: a name of a tensor that gives them away -> (kind, family).
-_OTHERS: dict[str, tuple[Kind, str]] = {
-    "decoder.conv_in.weight": ("vae", "AutoencoderKL"),
-    "decoder.stem.weight": ("vae", "StmditAutoencoder"),
-    "value_encoder.linear1.weight": ("expression_encoder", "CancerFoundation"),
-    "reg_token": ("morphology_encoder", "UNI2-h"),
-}
-UNI_WIDTH = 1536
 
 
 class Inspection(BaseModel):
@@ -77,8 +73,17 @@ class Inspection(BaseModel):
     ignored: dict[str, str] = {}
 
 
-def inspect_checkpoint(path: str | Path) -> Inspection:
+def inspect_checkpoint(
+    path: str | Path, config: Settings = None, mapping: str | Path | KeyMapping | None = None
+) -> Inspection:
     """Inspect our checkpoint folder, a foreign folder, a safetensors or a torch file, or a settings file.
+
+    Parameters
+    ----------
+    path
+        What to inspect.
+    config, mapping
+        Settings and a mapping file for a foreign transformer, as for `napari_stmdit.load_transformer`.
 
     Raises
     ------
@@ -86,7 +91,7 @@ def inspect_checkpoint(path: str | Path) -> Inspection:
         The file does not exist, is damaged, or would execute code when read; the message names what it would import.
     """
     path = Path(path)
-    if (path / "stmdit.json").is_file() or (path / "model_index.json").is_file():
+    if (path / "stmdit.json").is_file():
         return _of_folder(read_folder(path))
     if path.is_file() and path.suffix in SETTING_SUFFIXES and not path.name.endswith(".index.json"):
         settings = read_settings(path)
@@ -96,10 +101,11 @@ def inspect_checkpoint(path: str | Path) -> Inspection:
     weights, beside = locate(path)
     if beside is not None:
         read_settings(beside)  # refused here, too, where it carries code
-    found = unwrap(read_weights(weights))
+    mapping = mapping if mapping is None or isinstance(mapping, KeyMapping) else read_mapping(mapping)
+    found = unwrap(read_weights(weights), mapping)
     if found.naming is None:
-        return _of_other(path, found.tensors)
-    opened, faults = examine(path, found=found)
+        return _of_other(path, weights, found.tensors)
+    opened, faults = examine(path, config, mapping=mapping, found=found)
     lone = _of_transformer(path, opened, faults)
     return lone.model_copy(update={"missing": lone.missing + _companions(opened.options.values)})
 
@@ -109,7 +115,7 @@ def _of_transformer(path: Path, opened: Opened, faults: Iterable[Fault]) -> Insp
     missing = [*(table([fault]).strip() for fault in faults), *opened.options.faults]
     if not missing:
         try:
-            build_transformer(opened)
+            skeleton(opened)
         except CheckpointError as error:
             missing.append(str(error))
     return Inspection(
@@ -140,39 +146,53 @@ def _of_folder(folder: CheckpointFolder) -> Inspection:
     _, scheduler, place = folder.components["scheduler"]
     settings = read_settings(place / "scheduler_config.json")
     flow = scheduler.startswith("FlowMatch") or settings.get("prediction_type") == "flow_prediction"
-    missing = list(found.missing)
-    for name in ("vae", "expression_encoder", "morphology_encoder"):
-        if not any(folder.components[name][2].glob("*.safetensors")):
-            missing.append(f"{name}: {folder.components[name][2]} holds no safetensors")
+    missing = [*found.missing, *_lacking(folder)]
     return found.model_copy(
         update={
             "kind": "checkpoint",
             "objective": "flow" if flow else "epsilon",
             "patch_px": folder.card.patch_px,
             "patch_mpp": folder.card.patch_mpp,
-            "components": {name: kind for name, (_, kind, _) in folder.components.items()},
+            "components": {name: part.kind for name, part in folder.components.items()},
             "sha256": folder.sha256,
             "missing": missing,
         }
     )
 
 
-def _of_other(path: Path, tensors: dict[str, Tensor]) -> Inspection:
-    signs = (what for sign, what in _OTHERS.items() if any(sign in name for name in tensors))
-    known: tuple[Kind, str] | None = next(signs, None)
-    found = Inspection(
-        path=str(path),
-        kind=known[0] if known else "unknown",
-        family=known[1] if known else None,
-        tensors=len(tensors),
-        parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
+def _lacking(folder: CheckpointFolder) -> list[str]:
+    """List the components whose weights are neither in the folder nor elsewhere on this computer, and how to get them."""
+    missing = []
+    for name in ("vae", "expression_encoder", "morphology_encoder"):
+        part = folder.components.get(name)
+        if part is None:
+            if name.removesuffix("_encoder") in folder.card.conditions:
+                missing.append(f"{name}: none is known for this checkpoint; give embeddings computed elsewhere")
+        elif (reference := part.reference) is not None:
+            if find_reference(reference) is None:
+                missing.append(f"{name}: {missing_text(reference, name)}")
+        elif not any(part.path.glob("*.safetensors")):
+            missing.append(f"{name}: {part.path} holds no safetensors")
+    if "expression_encoder" in folder.components and not folder.card.genes:
+        missing.append("gene list: convert again with --genes FILE, or give --expression-embeddings FILE")
+    return missing
+
+
+def _of_other(path: Path, weights: Path, tensors: dict[str, Tensor]) -> Inspection:
+    counts: dict[str, Any] = {
+        "tensors": len(tensors),
+        "parameters": sum(math.prod(tensor.shape) for tensor in tensors.values()),
+    }
+    known = describe_component(weights, tensors)
+    if known is not None:
+        own: dict[str, Any] = {"missing": list(known.missing), "ignored": dict(known.ignored)}
+        return Inspection(path=str(path), kind=known.kind, family=known.family, **known.fields, **own, **counts)
+    shown = ", ".join(list(tensors)[:10]) + (f" and {len(tensors) - 10} more" if len(tensors) > 10 else "")
+    fault = (
+        f"no known network has these tensors: {shown}; known transformer namings: native, {', '.join(TABLES)}. "
+        "Where they are a transformer under other names, give a mapping file (--mapping)"
     )
-    if known is None:
-        shown = ", ".join(list(tensors)[:10])
-        found.missing.append(
-            f"no known network has these tensors: {shown}; known transformer namings: native, {', '.join(TABLES)}"
-        )
-    return found
+    return Inspection(path=str(path), kind="unknown", missing=[fault], **counts)
 
 
 def _family(values: dict[str, Any]) -> str:
@@ -201,12 +221,24 @@ def _conditions(values: dict[str, Any]) -> dict[str, str]:
 
 def _companions(values: dict[str, Any]) -> list[str]:
     """List what a lone transformer needs beside it to make images."""
-    morphology = "UNI2-h, or embeddings computed with it" if values.get("morphology_dim") == UNI_WIDTH else "its own"
+    sides = "" if values.get("sample_size") is None else f" {values['sample_size'] * LATENT_FACTOR} px"
     needed = [
-        f"vae: one with {values.get('in_channels')} latent channels (PixCell and STMDiT use that of Stable Diffusion 3.5)",
-        f"morphology_encoder: {morphology}",
-        "patch mpp: microns per pixel of its patches, which no foreign checkpoint states",
+        f"patch mpp: microns per pixel of its{sides} patches; {', '.join(f'{mpp:g}' for mpp in MPP_CANDIDATES)} are candidates"
     ]
+    vae = f"vae: one with {values.get('in_channels')} latent channels"
+    needed.append(vae + (f" ({_state('sd3.5-vae')})" if values.get("in_channels") == SD3_CHANNELS else ""))
+    if values.get("morphology_dim") == UNI_WIDTH:
+        needed.append(f"morphology_encoder: UNI2-h ({_state('uni2-h')}), or embeddings computed with it")
+    else:
+        needed.append(f"morphology_encoder: of width {values.get('morphology_dim')}, or embeddings computed with it")
     if values.get("expression_dim"):
-        needed.append(f"expression_encoder: of width {values['expression_dim']} (STMDiT uses CancerFoundation)")
+        known = f"CancerFoundation ({_state('cancerfoundation')})"
+        needed.append(
+            f"expression_encoder: of width {values['expression_dim']}, as {known}, with its gene list; or embeddings"
+        )
     return needed
+
+
+def _state(name: str) -> str:
+    here = find_reference(reference_of(zoo_entry(name))) is not None
+    return "on this computer" if here else f"not on this computer: stmdit download {name}"

@@ -122,6 +122,41 @@ IGNORED = {
     "num_updates": "counter of an averaged copy",
     "decay": "decay of an averaged copy",
 }
+_SCHEDULE = re.compile(
+    r"(.+\.)?(betas|(sqrt_)?alphas_cumprod(_prev|_next)?|(log_)?sqrt_(one_minus|recip|recipm1)_alphas_cumprod"
+    r"|sqrt_recip_alphas_cumprod|log_one_minus_alphas_cumprod|posterior_(variance|log_variance_clipped|mean_coef[12]))"
+)
+
+
+def ignored_reason(name: str) -> str | None:
+    """Say why a tensor of a checkpoint is not needed; None where it may be."""
+    if name in IGNORED:
+        return IGNORED[name]
+    return "noise schedule of the training run, the scheduler has its own" if _SCHEDULE.fullmatch(name) else None
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A tensor that a file keeps in parts along its rows; they are joined only when it is needed."""
+
+    parts: tuple[Tensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole."""
+        first = tuple(self.parts[0].shape)
+        return first if len(self.parts) == 1 else (sum(part.shape[0] for part in self.parts), *first[1:])
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def tensor(self) -> Tensor:
+        """Return the whole; the very tensor where there is one part."""
+        import torch
+
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
 
 
 @dataclass(frozen=True)
@@ -131,14 +166,14 @@ class Renamed:
     Attributes
     ----------
     tensors
-        Tensors by our names; a stacked one is a new tensor, every other is the given one.
+        Tensors by our names, those of several parts not joined yet.
     ignored
         Foreign name -> why it is not needed.
     faults
         (foreign name, shape, reason) of each tensor that no rule knows, or whose partners are missing.
     """
 
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Stacked]
     ignored: dict[str, str] = field(default_factory=dict)
     faults: tuple[tuple[str, tuple[int, ...], str], ...] = ()
 
@@ -151,12 +186,10 @@ def recognise(names: Iterable[str]) -> Naming | None:
 
 def to_native(tensors: Mapping[str, Tensor], naming: Naming) -> Renamed:
     """Rename and stack tensors to our names; what cannot be placed is listed, nothing is dropped in silence."""
-    import torch
-
-    ignored = {name: IGNORED[name] for name in tensors if name in IGNORED}
-    rest = [name for name in tensors if name not in IGNORED]
+    ignored = {name: reason for name in tensors if (reason := ignored_reason(name)) is not None}
+    rest = [name for name in tensors if name not in ignored]
     if naming == "native":
-        return Renamed({name: tensors[name] for name in rest}, ignored)
+        return Renamed({name: Stacked((tensors[name],)) for name in rest}, ignored)
     parts: dict[str, dict[int, str]] = {}
     sizes: dict[str, int] = {}
     faults: list[tuple[str, tuple[int, ...], str]] = []
@@ -170,15 +203,15 @@ def to_native(tensors: Mapping[str, Tensor], naming: Naming) -> Renamed:
         if sizes.setdefault(ours, count) != count or index in parts.setdefault(ours, {}):
             faults.append((name, tuple(tensors[name].shape), f"{ours} is given twice"))
         parts.setdefault(ours, {})[index] = name
-    native: dict[str, Tensor] = {}
+    native: dict[str, Stacked] = {}
     for ours, found in parts.items():
-        ordered = [tensors[found[index]] for index in sorted(found)]
+        ordered = tuple(tensors[found[index]] for index in sorted(found))
         if len(ordered) != sizes[ours]:
             faults += [(name, tuple(tensors[name].shape), f"{ours} lacks its other parts") for name in found.values()]
         elif len({part.shape[1:] for part in ordered}) > 1:
             faults += [(name, tuple(tensors[name].shape), "its partners have other shapes") for name in found.values()]
         else:
-            native[ours] = ordered[0] if len(ordered) == 1 else torch.cat(ordered)
+            native[ours] = Stacked(ordered)
     return Renamed(native, ignored, tuple(faults))
 
 
@@ -193,14 +226,14 @@ def from_native(tensors: Mapping[str, Tensor], naming: Naming) -> dict[str, Tens
     if naming == "native":
         return dict(tensors)
     foreign: dict[str, Tensor] = {}
-    table = [(_pattern(rule.ours), rule.theirs) for rule in TABLES[naming]]
+    table = [(pattern(rule.ours), rule.theirs) for rule in TABLES[naming]]
     for name, tensor in tensors.items():
         found = next(((match, theirs) for pattern, theirs in table if (match := pattern.fullmatch(name))), None)
         if found is None:
             raise CheckpointError(f"The {naming} naming has no name for {name}: it belongs to an option of ours only.")
         match, theirs = found
         for their, part in zip(theirs, tensor.chunk(len(theirs)) if len(theirs) > 1 else (tensor,), strict=True):
-            foreign[_fill(their, match)] = part
+            foreign[fill(their, match)] = part
     return foreign
 
 
@@ -209,7 +242,7 @@ class _Places:
 
     def __init__(self, table: tuple[Rule, ...]) -> None:
         self.patterns = [
-            (_pattern(their), rule.ours, index, len(rule.theirs))
+            (pattern(their), rule.ours, index, len(rule.theirs))
             for rule in table
             for index, their in enumerate(rule.theirs)
         ]
@@ -218,16 +251,18 @@ class _Places:
         """Return (our name, part, parts), or None where no rule fits."""
         for pattern, ours, index, count in self.patterns:
             if match := pattern.fullmatch(name):
-                return _fill(ours, match), index, count
+                return fill(ours, match), index, count
         return None
 
 
-def _pattern(template: str) -> re.Pattern[str]:
+def pattern(template: str) -> re.Pattern[str]:
+    """Compile a template: ``{i}`` is a number, a final ``.*`` is ``.weight`` or ``.bias``."""
     text = re.escape(template).replace(r"\{i\}", r"(?P<i>\d+)")
     return re.compile(text.removesuffix(r"\.\*") + r"\.(?P<end>weight|bias)" if template.endswith(".*") else text)
 
 
-def _fill(template: str, match: re.Match[str]) -> str:
+def fill(template: str, match: re.Match[str]) -> str:
+    """Put what a `pattern` matched into another template."""
     found = match.groupdict()
     if "i" in found:
         template = template.replace("{i}", found["i"])

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .keys import Stacked
+
 CLASS_NAME = "STMDiTTransformer2D"
 
 # Our option -> the names that PixCell's, STMDiT's and the diffusers configurations use for it.
@@ -41,6 +43,13 @@ _GENE_NAMES = {
     "expression_pooling": "pooling",
     "expression_pool_tokens": "pma_tokens",
 }
+_LARGEST = 1024
+"""Largest side of the latents, in latent pixels, that settings may ask for: 8,192 px at factor 8."""
+_COUNTS = (
+    *("in_channels", "out_channels", "patch_size", "sample_size", "num_layers", "num_attention_heads", "width"),
+    *("attention_head_dim", "morphology_dim", "morphology_tokens", "expression_dim"),
+)
+_FLAGS = ("morphology_position", "learn_sigma", "qk_norm", "expression_adaln", "expression_cross_attention")
 # What this transformer does in any case: settings that ask for something else cannot be honoured.
 _FIXED = {
     "activation_fn": ("gelu-approximate",),
@@ -51,6 +60,9 @@ _FIXED = {
     "proj_act": ("gelu_tanh", "gelu-approximate"),
     "adaln_act": ("silu",),
 }
+_FLOW = {"flow", "velocity", "rectified_flow", "flow_matching", "flow_prediction"}
+_NOISE = {"ddpm", "epsilon", "eps", "noise", "iddpm"}
+_SUPPORTED = "noise (ddpm, epsilon) and velocity of a rectified flow (flow, velocity)"
 # Published sizes (PixArt / DiT: XL, L, B, S): width -> heads.
 _HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}
 
@@ -67,8 +79,11 @@ class Options:
     """``epsilon`` (DDPM), ``flow`` (rectified flow, velocity), or None where nothing tells."""
 
     def state(self, name: str, value: Any, source: str) -> None:
-        """Record a value, or a fault where another source says otherwise."""
+        """Record a value, or a fault where another source says otherwise or it is of a wrong kind."""
         if value is None:
+            return
+        if (expected := _misfit(name, value)) is not None:
+            self.faults.append(f"{name} is {value!r} by the {source}, expected {expected}")
             return
         known = self.values.get(name)
         if known is None:
@@ -78,7 +93,7 @@ class Options:
 
 
 def gather_options(
-    native: Mapping[str, Tensor], settings: Mapping[str, Any] | None, positions: Tensor | None
+    native: Mapping[str, Stacked], settings: Mapping[str, Any] | None, positions: Tensor | None
 ) -> Options:
     """Collect what is known of a transformer, and in ``faults`` what is missing or contradictory.
 
@@ -101,7 +116,19 @@ def gather_options(
     return found
 
 
-def _from_shapes(found: Options, native: Mapping[str, Tensor]) -> None:
+def _misfit(name: str, value: Any) -> str | None:
+    """Say what was expected of an option where a settings file gives something else."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if name in _COUNTS and not (number and value == int(value) and value > 0):
+        return "a positive whole number"
+    if name == "sample_size" and value > _LARGEST:
+        return f"at most {_LARGEST} latent pixels"
+    if name in ("mlp_ratio", "position_scale") and not (number and value > 0):
+        return "a positive number"
+    return "true or false" if name in _FLAGS and not isinstance(value, bool) else None
+
+
+def _from_shapes(found: Options, native: Mapping[str, Stacked]) -> None:
     def size(name: str, axis: int) -> int | None:
         return native[name].shape[axis] if name in native and native[name].ndim > axis else None
 
@@ -110,7 +137,7 @@ def _from_shapes(found: Options, native: Mapping[str, Tensor]) -> None:
 
     width, patch = size("patch_embed.weight", 0), size("patch_embed.weight", 2)
     rows, hidden = size("final_linear.weight", 0), size("blocks.0.feed_forward.fc1.weight", 0)
-    if width is None or patch is None or rows is None or hidden is None:
+    if not width or not patch or not rows or not hidden:
         found.faults.append("it lacks the patch embedding, the first block or the final layer")
         return
     channels = size("patch_embed.weight", 1)
@@ -167,7 +194,9 @@ def _from_settings(found: Options, settings: Mapping[str, Any]) -> None:
     diffusion = settings.get("diffusion")
     if isinstance(diffusion, Mapping):
         words = {str(diffusion.get(name)).lower() for name in ("objective", "prediction", "prediction_type")}
-        flow, noise = words & {"flow", "velocity", "rectified_flow"}, words & {"ddpm", "epsilon", "eps"}
+        flow, noise = words & _FLOW, words & _NOISE
+        if strange := words - _FLOW - _NOISE - {"none"}:
+            found.faults.append(f"the objective {', '.join(sorted(strange))} is not supported, only {_SUPPORTED}")
         found.objective = "flow" if flow and not noise else "epsilon" if noise and not flow else None
 
 

@@ -127,7 +127,8 @@ def _read_torch(path: Path) -> dict[str, Any]:
 
     try:
         with torch.serialization.safe_globals(_numpy_globals()):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            # mapped, not read: the weights then take memory once, and only while they are used
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # noqa: BLE001 - a damaged pickle can fail with anything; nothing in it has run
         raise _refusal(path, error) from None
     if not isinstance(found, dict):

@@ -59,12 +59,21 @@ class Reference(Intent):
 
 
 class MissingComponentError(CheckpointError):
-    """A component's weights are not on this computer; ``reference`` says which, ``component`` what for."""
+    """A component's weights are not on this computer.
 
-    def __init__(self, message: str, reference: Reference, component: str) -> None:
-        super().__init__(message)
+    Attributes
+    ----------
+    reference, component
+        Which, and what for.
+    reason
+        What is missing, from where and under which licence, without the commands that the message goes on with.
+    """
+
+    def __init__(self, reference: Reference, component: str) -> None:
+        super().__init__(missing_text(reference, component))
         self.reference = reference
         self.component = component
+        self.reason = _reason(reference, component)
 
 
 def data_directory() -> Path:
@@ -113,7 +122,7 @@ def resolve_reference(reference: Reference, component: str) -> Path:
     """
     place = find_reference(reference)
     if place is None:
-        raise MissingComponentError(missing_text(reference, component), reference, component)
+        raise MissingComponentError(reference, component)
     for name, expected in reference.sha256.items():
         if name in reference.files and (got := file_hash(place / name)) != expected:
             raise CheckpointError(
@@ -125,12 +134,8 @@ def resolve_reference(reference: Reference, component: str) -> Path:
 
 def missing_text(reference: Reference, component: str) -> str:
     """Say what is missing, from where it can be had, under which licence, and what can be done without it."""
-    what = component.replace("_", " ")
-    where = "/".join(part for part in (reference.source, reference.subfolder) if part)
-    gate = f", gated: accept its terms at {reference.terms} first" if reference.gated and reference.terms else ""
     text = (
-        f"the {what} {reference.name} is not on this computer. Missing: {', '.join(reference.files)} of {where} (licence: "
-        f"{reference.licence}{gate}). Run `stmdit download {reference.name}`, or `stmdit download {reference.name} --from FOLDER` "
+        f"{_reason(reference, component)} Run `stmdit download {reference.name}`, or `stmdit download {reference.name} --from FOLDER` "
         "where you have the files."
     )
     if component in ("morphology_encoder", "expression_encoder"):
@@ -139,6 +144,15 @@ def missing_text(reference: Reference, component: str) -> str:
             f" Without them, give embeddings computed elsewhere: --{kind}-embeddings FILE (.npy, .h5, .h5ad or .zarr)."
         )
     return text
+
+
+def _reason(reference: Reference, component: str) -> str:
+    where = "/".join(part for part in (reference.source, reference.subfolder) if part)
+    gate = f"; gated: accept its terms at {reference.terms} first" if reference.gated and reference.terms else ""
+    return (
+        f"the {component.replace('_', ' ')} {reference.name} is not on this computer. Missing: {', '.join(reference.files)} of {where} "
+        f"(licence: {reference.licence}{gate})."
+    )
 
 
 def file_hash(path: str | Path) -> str:

@@ -1,6 +1,7 @@
 """Images to latents and back, for the SD3-style VAE of diffusers and for the bundled autoencoder.
 
-The first needs scaling and shifting by its config; the second normalises its latents itself.
+The first needs scaling and shifting by its config; the second normalises its latents itself. A third kind only gives previews: a
+tiny decoder (TAESD3), which was distilled to take the first one's latents as they are in sampling, scaled and shifted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import CheckpointError, SynthesisError
+
+
+def is_tiny(vae: Any) -> bool:
+    """Whether this is the preview decoder of diffusers, ``AutoencoderTiny``."""
+    from diffusers import AutoencoderTiny
+
+    return isinstance(vae, AutoencoderTiny)
 
 
 def spatial_factor(vae: Any) -> int:
@@ -46,7 +54,7 @@ def encode_latents(vae: Any, images: Tensor | NDArray[np.uint8]) -> Tensor:
     Raises
     ------
     SynthesisError
-        The images have another shape, or sides that are no multiple of the factor.
+        The images have another shape, or sides that are no multiple of the factor, or ``vae`` is a preview decoder.
     """
     tensor = _to_unit_range(images).to(device=vae.device, dtype=vae.dtype)
     factor = spatial_factor(vae)
@@ -55,6 +63,8 @@ def encode_latents(vae: Any, images: Tensor | NDArray[np.uint8]) -> Tensor:
             f"images have shape {tuple(images.shape)}; expected (batch, 3, height, width) or uint8 (batch, height, width, 3) "
             f"with sides that are multiples of {factor}."
         )
+    if is_tiny(vae):
+        raise SynthesisError("AutoencoderTiny is a preview decoder here; encode with the VAE it was distilled from.")
     if hasattr(vae, "encode_latents"):
         return vae.encode_latents(tensor)  # type: ignore[no-any-return]
     shift, scale = _statistics(vae)
@@ -69,6 +79,33 @@ def decode_latents(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
     return found
 
 
+def decode_preview(tiny: Any, latents: Tensor) -> NDArray[np.uint8]:
+    """Decode normalised latents quickly and roughly, for a look at a run that is under way; never for a result.
+
+    Parameters
+    ----------
+    tiny
+        A diffusers ``AutoencoderTiny`` that was distilled from the checkpoint's VAE, such as TAESD3 from that of SD3.
+    latents
+        (B, C, h, w) normalised latents as the sampler has them; not to be unscaled by the statistics of the VAE.
+
+    Returns
+    -------
+    NDArray[np.uint8]
+        (B, h * factor, w * factor, 3).
+
+    Raises
+    ------
+    SynthesisError
+        The latents have another number of channels.
+    CheckpointError
+        ``tiny`` is of another class, or its config claims a scale of its own.
+    """
+    if not is_tiny(tiny):
+        raise CheckpointError(f"a preview needs an AutoencoderTiny, not a {type(tiny).__name__}")
+    return decode_latents(tiny, latents)
+
+
 @torch.inference_mode()
 def decode_images(vae: Any, latents: Tensor) -> Tensor:
     """Decode normalised latents (B, C, h, w) into (B, 3, H, W) images around [-1, 1], as the decoder gives them."""
@@ -77,6 +114,13 @@ def decode_images(vae: Any, latents: Tensor) -> Tensor:
             f"latents have shape {tuple(latents.shape)}; this VAE expects (batch, {latent_channels(vae)}, height, width)."
         )
     latents = latents.to(device=vae.device, dtype=vae.dtype)
+    if is_tiny(vae):
+        if _statistics(vae) != (0.0, 1.0):
+            raise CheckpointError(
+                f"The AutoencoderTiny's config.json has shift and scale {_statistics(vae)}, expected (0.0, 1.0): it decodes "
+                "normalised latents as they are. Those statistics belong to the VAE it was distilled from."
+            )
+        return vae.decode(latents, return_dict=False)[0]  # type: ignore[no-any-return]
     if hasattr(vae, "decode_latents"):
         return vae.decode_latents(latents)  # type: ignore[no-any-return]
     shift, scale = _statistics(vae)

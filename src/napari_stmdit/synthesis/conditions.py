@@ -92,7 +92,7 @@ def _counts(plan: Plan, section: Section, model: PatchModel) -> tuple[csr_matrix
     from scipy.sparse import vstack
 
     request = plan.request
-    if request.expression == "null":
+    if request.expression == "null" or "expression" not in plan.card.conditions:
         return None, ()
     rows = spot_rows(plan)
     sources = None

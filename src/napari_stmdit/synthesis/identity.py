@@ -15,7 +15,7 @@ from ..tissue.elements import fingerprint
 from ..types import Plan, Section
 from .models import PatchModel
 
-_CODE = ("types.py", "expression", "encoders", "model", "synthesis", "tissue")
+_CODE = ("types.py", "assemble.py", "encoder_sources.py", "expression", "encoders", "model", "synthesis", "tissue")
 
 
 def identity_of(plan: Plan, section: Section, model: PatchModel) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
         )
     shared = match_genes(card.genes, section.spots.genes).shared
     _check_genes(request, card, shared, faults)
+    _check_conditions(request, card, faults)
     faults += faults_of(request.edits, section.spots, bundled_programs(), card.profiles)
     if faults:
         raise RequestError(faults)
@@ -120,6 +121,23 @@ def _check_genes(request: Request, card: CheckpointCard, shared: int, faults: li
             "(allow_gene_mismatch=True) to go on with missing genes at their training mean",
         )
     )
+
+
+def _check_conditions(request: Request, card: CheckpointCard, faults: list[tuple[str, str]]) -> None:
+    """Refuse what this checkpoint cannot be asked: an edit that nothing sees must not look as if it had been made."""
+    edited = any(edit.enabled for edit in request.edits)
+    if edited and "expression" not in card.conditions:
+        faults.append(("edits", f"checkpoint {card.name!r} is not conditioned on expression: an edit changes nothing"))
+    elif edited and not card.genes:
+        faults.append(
+            (
+                "edits",
+                f"checkpoint {card.name!r} has no gene list here, or its expression comes from embeddings computed elsewhere: "
+                "an edit would not reach it. Use it with its expression encoder and a gene list, or disable the edits",
+            )
+        )
+    if request.morphology != "null" and "morphology" not in card.conditions:
+        faults.append(("morphology", f"checkpoint {card.name!r} is not conditioned on morphology; use null"))
 
 
 def _genes_needed(card: CheckpointCard) -> int:
@@ -175,7 +193,9 @@ def _notes(
     section: Section, request: Request, card: CheckpointCard, read: NDArray[np.float64], shared: int
 ) -> tuple[str, ...]:
     notes = []
-    if request.expression != "null" and shared < _genes_needed(card):
+    if request.expression != "null" and "expression" not in card.conditions:
+        notes.append(f"checkpoint {card.name!r} is not conditioned on expression: its images follow morphology alone")
+    elif request.expression != "null" and shared < _genes_needed(card):
         rest = "; expression then says nothing, every spot looks the same to the checkpoint" if shared == 0 else ""
         notes.append(
             f"{shared} of the checkpoint's {len(card.genes)} genes are shared, the others count as their training mean{rest}"

@@ -204,7 +204,13 @@ def loading(choice: ModelChoice) -> Job:
     def generate(_: CancelToken) -> Iterator[LoadedModel]:
         from ..assemble import devices, load_checkpoint
 
-        yield LoadedModel(load_checkpoint(choice.checkpoint, device=choice.device), tuple(devices()))
+        model = load_checkpoint(
+            choice.checkpoint,
+            device=choice.device,
+            morphology_embeddings=choice.morphology_embeddings,
+            expression_embeddings=choice.expression_embeddings,
+        )
+        yield LoadedModel(model, tuple(devices()))
 
     def failure(error: Exception) -> StmditError:
         return SynthesisError(f"checkpoint {choice.checkpoint!r} could not be loaded: {error} ({type(error).__name__})")

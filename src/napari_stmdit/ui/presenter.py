@@ -16,6 +16,7 @@ from ..expression.genes import match_genes
 from ..tissue.open import synthesis_fault
 from ..types import Section
 from . import jobs, layers
+from .acquisition import Acquisition
 from .compare import SideBySide
 from .jobs import Handlers, Lane, Start
 from .runs import RunCycle
@@ -60,6 +61,7 @@ class Presenter:
         self.view: SectionView | None = None
         self.runs = RunCycle(self.state, start, self.insert_result, self.redraw)
         self.compare = SideBySide(viewer)
+        self.acquisition = Acquisition(self.state, start, self.tell, self.load_model)
         self._lanes = {name: Lane(start) for name in ("section", "model", "save")}
         self._titles: dict[str, str] = {}
         self._result_layers: dict[int, Any] = {}
@@ -291,6 +293,7 @@ class Presenter:
     def close(self) -> None:
         """End everything that is under way; what a run finished is kept."""
         self.runs.abandon()
+        self.acquisition.close()
         for lane in self._lanes:
             self._abandon(lane)
 

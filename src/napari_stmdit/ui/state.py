@@ -81,10 +81,46 @@ class ColourScale:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which checkpoint is to be used, by name or folder, and on which device."""
+    """Which checkpoint is to be used, by name or folder, on which device, and embeddings in place of its encoders."""
 
     checkpoint: str = "demo"
     device: str = "auto"
+    morphology_embeddings: str | None = None
+    expression_embeddings: str | None = None
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """A download under way: its name, the share that has arrived, and the file."""
+
+    name: str
+    fraction: float = 0.0
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A foreign checkpoint that was looked at and can be converted, with what has to be asked.
+
+    Attributes
+    ----------
+    path
+        Its file or folder.
+    summary
+        What it is, in words.
+    patch_px
+        Side of its patches.
+    candidates
+        Plausible microns per pixel, and what each would mean.
+    takes_expression
+        Whether a gene list is of use to it.
+    """
+
+    path: str
+    summary: str
+    patch_px: int
+    candidates: tuple[tuple[float, str], ...]
+    takes_expression: bool
 
 
 @dataclass(frozen=True)
@@ -124,6 +160,10 @@ class WorkbenchState:
         Field of the request -> what is wrong with it.
     busy
         What is being opened, loaded or saved, in words; empty where nothing is.
+    fetching
+        The download under way.
+    foreign, converting
+        A foreign checkpoint that waits for the user's answers, and whether it is being converted.
     """
 
     events: ClassVar[SignalGroupDescriptor] = SignalGroupDescriptor(
@@ -153,6 +193,9 @@ class WorkbenchState:
     faults: Mapping[str, str] = field(default_factory=dict)
     message: Message = Message("info", "Open a section to begin.")
     busy: str = ""
+    fetching: Fetching | None = None
+    foreign: Foreign | None = None
+    converting: bool = False
     results: tuple[ResultEntry, ...] = ()
     chosen_result: int | None = None
     comparing: bool = False

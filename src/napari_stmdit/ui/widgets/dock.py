@@ -12,6 +12,7 @@ from superqt.utils import qdebounced
 from ...assemble import list_checkpoints
 from ...types import Request
 from .. import worker
+from ..acquisition import offers
 from ..presenter import Presenter, presenter_of
 from ..state import RunStatus, WorkbenchState
 from .colour import ColourPanel
@@ -114,6 +115,10 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.select.invertRequested.connect(presenter.invert_selection)
         self.model.valueChanged.connect(presenter.load_model)
         self.model.unloadRequested.connect(presenter.unload_model)
+        self.model.pathChosen.connect(presenter.acquisition.choose)
+        self.model.convert.convertRequested.connect(presenter.acquisition.convert)
+        self.model.downloads.downloadRequested.connect(presenter.acquisition.download)
+        self.model.downloads.stopRequested.connect(presenter.acquisition.stop_download)
         self.synthesize.valueChanged.connect(self._request_edited)
         self.synthesize.batchChanged.connect(lambda count: setattr(presenter.state, "batch", count))
         self.synthesize.pick.clicked.connect(self._pick_spot)
@@ -151,6 +156,9 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             (("devices",), lambda: self.model.offer_devices(self.state.devices)),
             (("model",), lambda: self.model.setValue(self.state.model)),
             (("checkpoint",), self._show_model),
+            (("fetching",), self._show_fetching),
+            (("foreign",), lambda: self.model.convert.show_foreign(self.state.foreign)),
+            (("converting",), lambda: self.model.convert.show_converting(self.state.converting)),
             (("request",), lambda: self.synthesize.setValue(self.state.request)),
             (("faults",), lambda: self.synthesize.show_faults(self.state.faults)),
             (("estimate", "notes", "faults", "section", "checkpoint", "selected"), self._show_estimate),
@@ -180,8 +188,14 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
     def _show_model(self) -> None:
         model = self.state.checkpoint
         card = None if model is None else model.card
-        self.model.show_model(card, "" if model is None else str(model.provenance.get("device", "")))
+        device = "" if model is None else str(model.provenance.get("device", ""))
+        self.model.show_model(card, device, getattr(model, "lacking", None))
         self.synthesize.set_defaults(card)
+
+    def _show_fetching(self) -> None:
+        if self.state.fetching is None:
+            self.model.downloads.offer(offers())
+        self.model.downloads.show_fetching(self.state.fetching)
 
     def _show_estimate(self) -> None:
         why_not = "" if self.state.faults else self.state.obstacle

@@ -1,0 +1,275 @@
+"""Where a checkpoint's conditions come from: an encoder in its folder, one kept elsewhere, embeddings the user brings, or none.
+
+The encoders' room knows no files of foreign networks, and the model's room no encoders; both meet here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .encoders.precomputed import PrecomputedEmbeddings, read_embeddings
+from .errors import CheckpointError, GeneError, StmditError, StoreError
+
+if TYPE_CHECKING:
+    import torch
+
+    from .encoders.cache import EmbeddingCache
+    from .encoders.cancer_foundation import CancerFoundationEncoder
+    from .encoders.uni2h import Uni2hEncoder
+    from .model.folder import CheckpointFolder, Component
+
+CACHE_BYTES = 256 * 2**20
+CACHE_FOLDER_BYTES = 2**30
+"""What embeddings of one encoder may take in memory, and all of them on disk; the least recently used ones go first."""
+
+
+class LackingEncoderError(CheckpointError):
+    """A checkpoint has no encoder that could be used; ``reason`` says why, without the commands that the message goes on with."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason} {advice}")
+        self.reason = reason
+
+
+class MissingEncoder:
+    """Stands where an encoder should be, and says what is missing as soon as one asks it for something."""
+
+    def __init__(self, error: StmditError) -> None:
+        self.error = error
+
+    def encode(self, *_: Any) -> NDArray[np.float32]:
+        """Raise the error."""
+        raise self.error
+
+
+def given_embeddings(
+    config: Mapping[str, Any], morphology: str | Path | None, expression: str | Path | None
+) -> dict[str, PrecomputedEmbeddings]:
+    """Read the embeddings that a user brings, of the widths that a transformer (its ``config``) takes.
+
+    Raises
+    ------
+    CheckpointError
+        The transformer takes no expression.
+    SectionError
+        A file is missing, damaged or of another width.
+    """
+    given = {}
+    if morphology is not None:
+        given["morphology"] = read_embeddings(morphology, config["morphology_dim"], config["morphology_tokens"])
+    if expression is not None:
+        if config["expression_dim"] is None:
+            raise CheckpointError(f"{expression}: this checkpoint takes no expression; leave the embeddings out.")
+        given["expression"] = read_embeddings(expression, config["expression_dim"])
+    return given
+
+
+def open_sources(
+    folder: CheckpointFolder,
+    config: Mapping[str, Any],
+    given: Mapping[str, PrecomputedEmbeddings],
+    device: torch.device,
+) -> dict[str, Any]:
+    """Return what to encode ``morphology`` and ``expression`` with: what was given, else the folder's encoder, else what is missing.
+
+    Raises
+    ------
+    CheckpointError
+        An encoder is there but damaged, of an unknown class, or of another width than the transformer.
+    """
+    sources: dict[str, Any] = {}
+    for what in ("morphology", "expression"):
+        component = folder.components.get(f"{what}_encoder")
+        if what in given:
+            sources[what] = given[what]
+        elif component is None:
+            sources[what] = MissingEncoder(_absent(folder, what))
+        else:
+            sources[what] = _open_or_miss(folder, component, what, device)
+            _check_width(sources[what], config[f"{what}_dim"], what, folder.path)
+    return sources
+
+
+def encoder_notes(source: Any) -> tuple[str, ...]:
+    """Return what an encoder has to say to the user: genes found by another symbol, tensors left aside."""
+    return tuple(getattr(getattr(source, "encoder", source), "notes", ()))
+
+
+def _absent(folder: CheckpointFolder, what: str) -> CheckpointError:
+    if what not in folder.card.conditions:
+        return CheckpointError(f"checkpoint {folder.card.name!r} is not conditioned on {what}.")
+    return LackingEncoderError(
+        f"checkpoint {folder.card.name!r} comes without a {what} encoder, and none is known for it.",
+        f"Give embeddings computed elsewhere, --{what}-embeddings FILE (.npy, .h5, .h5ad or .zarr), or run with {what} null.",
+    )
+
+
+def _open_or_miss(folder: CheckpointFolder, component: Component, what: str, device: torch.device) -> Any:
+    from .model.references import MissingComponentError
+
+    try:
+        return _open(component, f"{what}_encoder", device)
+    except MissingComponentError as error:
+        return MissingEncoder(error)
+    except CheckpointError:
+        if what == "expression" and component.reference is not None and not folder.card.genes:
+            return MissingEncoder(
+                LackingEncoderError(
+                    f"checkpoint {folder.card.name!r} was converted without a gene list, and an embedding depends on it.",
+                    "Convert it again with --genes FILE, or give embeddings computed elsewhere, --expression-embeddings FILE.",
+                )
+            )
+        raise
+
+
+def _open(component: Component, name: str, device: torch.device) -> Any:
+    """Open an encoder from the allow-list; its class is named in ``model_index.json`` and never imported by that name."""
+    from .encoders.linear_programs import LinearProgramEncoder
+    from .encoders.small_conv import SmallConvEncoder
+
+    small: dict[str, Any] = {
+        "LinearProgramEncoder": LinearProgramEncoder,
+        "SmallConvEncoder": SmallConvEncoder,
+    }
+    large = {"CancerFoundationEncoder": _open_cancer_foundation, "Uni2hEncoder": _open_uni2h}
+    known = {
+        "expression_encoder": ("LinearProgramEncoder", "CancerFoundationEncoder"),
+        "morphology_encoder": ("SmallConvEncoder", "Uni2hEncoder"),
+    }[name]
+    if component.kind not in known:
+        raise CheckpointError(
+            f"{name} of {component.path.parent} is a {component.kind!r}; this version knows {', '.join(known)}"
+        )
+    if component.kind in small:
+        return small[component.kind].load(component.path)
+    return large[component.kind](component, name, device)
+
+
+def _open_cancer_foundation(component: Component, name: str, device: torch.device) -> Any:
+    from .encoders.cache import CachedExpression
+    from .encoders.cancer_foundation import CancerFoundationEncoder
+    from .encoders.cancer_foundation_folder import read_encoder
+    from .encoders.vocabulary import read_vocabulary
+    from .model.reading import read_settings, read_weights
+
+    reference = component.reference
+    if reference is None:
+        weights = component.path / "model.safetensors"
+        encoder = CancerFoundationEncoder.load(component.path)
+    else:
+        described = read_encoder(component.path)
+        weights = component.weights_file(name)
+        args = weights.parent / "args.json"
+        encoder = CancerFoundationEncoder.from_weights(
+            read_weights(weights),
+            read_vocabulary(weights.parent / "vocab.json"),
+            described.genes,
+            read_settings(args) if args.is_file() else None,
+            **described.settings.model_dump(exclude_unset=True),
+        )
+    return CachedExpression(encoder.to(device), _cache(), _key(component, weights))
+
+
+def _open_uni2h(component: Component, name: str, device: torch.device) -> Any:
+    from .encoders.cache import CachedMorphology
+    from .encoders.uni2h import Uni2hEncoder
+    from .model.reading import read_settings, read_weights
+
+    reference = component.reference
+    if reference is None:
+        weights = component.path / "model.safetensors"
+        encoder = Uni2hEncoder.load(component.path)
+    else:
+        weights = component.weights_file(name)
+        beside = weights.parent / "config.json"
+        config = read_settings(beside) if beside.name in reference.files else {}
+        encoder = Uni2hEncoder.from_tensors(read_weights(weights), config, str(weights))
+    return CachedMorphology(encoder.to(device), _cache(), _key(component, weights))
+
+
+def _cache() -> EmbeddingCache:
+    """Return a cache in memory and on disk: a UNI2-h embedding takes seconds on a CPU, and a slide's patches do not change."""
+    from platformdirs import user_cache_path
+
+    from .encoders.cache import EmbeddingCache
+
+    folder = user_cache_path("napari-stmdit", appauthor=False) / "embeddings"
+    try:
+        return EmbeddingCache(CACHE_BYTES, folder, CACHE_FOLDER_BYTES)
+    except StoreError:  # a home that cannot be written is no reason not to run
+        return EmbeddingCache(CACHE_BYTES)
+
+
+def _key(component: Component, weights: Path) -> str:
+    """Tell encoders apart in a cache: by the settings and the reference in their folder, and by their weights file."""
+    from .model.folder import content_hash
+
+    state = weights.stat()
+    return f"{content_hash(component.path)} {weights.resolve()} {state.st_size} {state.st_mtime_ns} float32"
+
+
+def _check_width(source: Any, expected: int | None, what: str, path: Path) -> None:
+    encoder: CancerFoundationEncoder | Uni2hEncoder | Any = getattr(source, "encoder", source)
+    got = getattr(encoder, "dim", None)
+    if expected is not None and got is not None and got != expected:
+        raise CheckpointError(
+            f"the {what} encoder of {path} gives vectors of width {got}, the transformer was trained with {expected}: it is another encoder."
+        )
+
+
+def read_gene_list(path: str | Path) -> tuple[str, ...]:
+    """Read a gene list: one symbol a line, in the order that the encoder saw them; blank lines and ``#`` lines are left out.
+
+    Raises
+    ------
+    GeneError
+        The file is missing, empty, no text, or names a gene twice.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise GeneError(
+            f"{path} is no readable gene list ({error}). Expected a text file, one symbol a line."
+        ) from None
+    genes = [line for line in lines if line and not line.startswith("#")]
+    strange = [gene for gene in genes if any(mark in gene for mark in ",;\t ")]
+    twice = sorted({gene for gene, count in Counter(genes).items() if count > 1})
+    faults = [] if genes else ["it names no gene"]
+    faults += [f"these lines are no single symbols: {', '.join(strange[:5])}"] if strange else []
+    faults += [f"named twice: {', '.join(twice[:5])}"] if twice else []
+    if faults:
+        raise GeneError(f"{path}: {'; '.join(faults)}. Expected one gene symbol a line.")
+    return tuple(genes)
+
+
+def genes_of_section(section: str | Path, encoder_folder: str | Path | None = None) -> tuple[str, ...]:
+    """Choose the genes of a CancerFoundation encoder from a section, by the released rule; see `choose_genes`.
+
+    Parameters
+    ----------
+    section
+        A section with counts.
+    encoder_folder
+        Folder with the encoder's ``vocab.json``; None for what `stmdit download cancerfoundation` left.
+
+    Raises
+    ------
+    StmditError
+        The section cannot be opened, or the vocabulary is not on this computer.
+    """
+    from .encoders.variable_genes import choose_genes
+    from .encoders.vocabulary import read_vocabulary
+    from .model.references import resolve_reference
+    from .model.zoo import reference_of, zoo_entry
+    from .tissue.open import open_section
+
+    place = encoder_folder or resolve_reference(reference_of(zoo_entry("cancerfoundation")), "expression_encoder")
+    vocabulary = read_vocabulary(Path(place) / "vocab.json")
+    spots = open_section(section).spots
+    return choose_genes(spots.counts, spots.genes, vocabulary)

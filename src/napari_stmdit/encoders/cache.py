@@ -1,0 +1,185 @@
+"""Embeddings that were computed before: in memory, and on disk if wanted. A big encoder takes seconds for a patch on a CPU."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..types import Genes
+from .cache_folder import CacheFolder
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+    from .protocols import ExpressionEncoder, MorphologyEncoder
+
+Vector = NDArray[np.float32]
+
+
+class EmbeddingCache:
+    """The most recently used embeddings by key, as many as fit. Safe to use from several threads.
+
+    Parameters
+    ----------
+    limit_bytes
+        Most bytes of embeddings in memory; the least recently used go first.
+    folder
+        Where embeddings are kept between sessions, or None. Several processes may share it.
+    folder_limit_bytes
+        Most bytes of files there.
+
+    Raises
+    ------
+    StoreError
+        The folder cannot be made or written.
+    """
+
+    def __init__(self, limit_bytes: int, folder: str | Path | None = None, folder_limit_bytes: int = 2**30) -> None:
+        self.limit_bytes = limit_bytes
+        self.nbytes = 0
+        self._entries: OrderedDict[str, Vector] = OrderedDict()
+        self._lock = Lock()
+        self._folder = None if folder is None else CacheFolder(Path(folder), folder_limit_bytes)
+
+    def __len__(self) -> int:
+        """Number of embeddings in memory."""
+        return len(self._entries)
+
+    def __contains__(self, key: str) -> bool:
+        """Whether an embedding is in memory."""
+        return key in self._entries
+
+    def get(self, key: str) -> Vector | None:
+        """Return an embedding, read-only, or None; from the disk where it is not in memory."""
+        with self._lock:
+            found = self._entries.get(key)
+            if found is not None:
+                self._entries.move_to_end(key)
+        if self._folder is None:
+            return found
+        if found is not None:
+            self._folder.touch(key)
+            return found
+        found = self._folder.read(key)
+        if found is not None:
+            self._remember(key, found)
+        return found
+
+    def put(self, key: str, value: Vector) -> None:
+        """Keep a copy of an embedding under a key of hexadecimal digits. One larger than the limit is not kept in memory."""
+        self._remember(key, value.copy())
+        if self._folder is not None:
+            self._folder.write(key, value)
+
+    def clear(self) -> None:
+        """Forget what is in memory; the folder stays."""
+        with self._lock:
+            self._entries.clear()
+            self.nbytes = 0
+
+    def _remember(self, key: str, value: Vector) -> None:
+        value.setflags(write=False)
+        if value.nbytes > self.limit_bytes:
+            return
+        with self._lock:
+            old = self._entries.pop(key, None)
+            self.nbytes += value.nbytes - (0 if old is None else old.nbytes)
+            self._entries[key] = value
+            while self.nbytes > self.limit_bytes:
+                _, dropped = self._entries.popitem(last=False)
+                self.nbytes -= dropped.nbytes
+
+
+class CachedMorphology:
+    """A `MorphologyEncoder` that computes each patch once.
+
+    Parameters
+    ----------
+    encoder
+        It must encode each patch on its own: whatever else is in the batch may not matter.
+    cache
+        May be shared with other encoders.
+    key
+        What makes this encoder's embeddings its own: the hash of its weights and config, and its precision.
+    """
+
+    def __init__(self, encoder: MorphologyEncoder, cache: EmbeddingCache, key: str) -> None:
+        self.encoder = encoder
+        self.cache = cache
+        self.key = key
+        self._lock = Lock()
+
+    def encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Encode patches (n, side, side, 3) uint8 as (n, tokens, d) float32; those not in the cache in one call."""
+        base = _digest(b"morphology", self.key.encode(), repr((patches.dtype.str, patches.shape[1:])).encode())
+        keys = [_digest(base.encode(), np.ascontiguousarray(patch).tobytes()) for patch in patches]
+        with self._lock:  # a second thread that wants the same patches waits for them instead of computing them, too
+            return _encode_rows(keys, self.cache, lambda rows: self.encoder.encode(patches[rows]))
+
+
+class CachedExpression:
+    """An `ExpressionEncoder` that computes each row of counts once.
+
+    Parameters
+    ----------
+    encoder
+        It must encode each row on its own: whatever else is in the table may not matter.
+    cache
+        May be shared with other encoders.
+    key
+        What makes this encoder's embeddings its own: the hash of its weights and config, and its precision.
+    """
+
+    def __init__(self, encoder: ExpressionEncoder, cache: EmbeddingCache, key: str) -> None:
+        self.encoder = encoder
+        self.cache = cache
+        self.key = key
+        self._lock = Lock()
+
+    def encode(self, counts: csr_matrix, genes: Genes) -> NDArray[np.float32]:
+        """Encode counts (n, g), whose columns are ``genes``, as (n, d) or (n, tokens, d); those not in the cache in one call."""
+        table = counts.tocsr(copy=True)
+        table.sum_duplicates()  # sorts the columns, too: what is equal is written equally
+        table.eliminate_zeros()
+        names = [genes.symbols.tolist(), None if genes.ids is None else genes.ids.tolist()]
+        base = _digest(b"expression", self.key.encode(), repr(names).encode()).encode()
+        keys = []
+        for row in range(table.shape[0]):
+            part = slice(table.indptr[row], table.indptr[row + 1])
+            columns, values = table.indices[part].astype("<i8"), table.data[part].astype("<f8")
+            keys.append(_digest(base, columns.tobytes(), values.tobytes()))
+        with self._lock:
+            return _encode_rows(keys, self.cache, lambda rows: self.encoder.encode(counts[rows], genes))
+
+
+def _encode_rows(
+    keys: Sequence[str], cache: EmbeddingCache, compute: Callable[[list[int]], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """Look rows up, compute those that are missing in one call, each once, and return all in order."""
+    rows = {key: row for row, key in enumerate(keys)}
+    found = {key: value for key in rows if (value := cache.get(key)) is not None}
+    missing = [key for key in rows if key not in found]
+    if missing or not keys:
+        computed = compute([rows[key] for key in missing])
+        if not keys:
+            return computed  # of no rows; only the encoder knows the shape
+        for key, value in zip(missing, computed, strict=True):
+            cache.put(key, value)
+            found[key] = value
+    return np.stack([found[key] for key in keys])
+
+
+def _digest(*parts: bytes) -> str:
+    """Return the SHA-256 of parts, each with its length: where one ends is part of the content."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(f"{len(part)}:".encode())
+        total.update(part)
+    return total.hexdigest()

@@ -1,0 +1,306 @@
+"""Foreign checkpoints to our folder: the transformer's weights, and references to what may not be redistributed.
+
+Only what the files say is taken over. What they do not say and what changes images (the scale of a patch) is asked for; what was chosen
+where nothing is published is listed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from diffusers.configuration_utils import ConfigMixin
+from pydantic import ValidationError
+
+from ..errors import CheckpointError
+from ..types import CheckpointCard, Guidance, hash_genes
+from .checkpoint import Opened, Settings, open_weights, skeleton
+from .mapping import KeyMapping
+from .reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES
+from .references import REFERENCE_FILE, Reference
+from .schedules import scheduler_of
+from .writing import write_safetensors
+from .zoo import reference_of, zoo_entry
+
+MPP_CANDIDATES = {
+    0.2148: "a patch of 256 px shows one 55 um Visium spot",
+    0.3448: "scanned at 0.3448 um/px, the published resolution of the TuPro melanoma slides, and not resampled",
+    0.5: "20x, as PixCell's training tiles: a patch of 256 px shows 128 um",
+}
+"""Plausible microns per pixel of a foreign checkpoint's patches. None of the published files states it."""
+
+LATENT_FACTOR = 8
+UNI_WIDTH = 1536
+SD3_CHANNELS = 16
+CANCER_FOUNDATION_WIDTHS = (256, 128)
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+_GUIDANCE = Guidance(expression=2.0, morphology=2.0, rule="nested_morphology_first")
+_STEPS = 20
+_LIMITS = (
+    "Converted from a foreign checkpoint; its authors' model card says what it was trained on and what it must not be used for. Its "
+    "images are synthetic and must be labelled so. For research; not for diagnosis."
+)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A folder that was written, and what was chosen for it where the files do not say."""
+
+    path: Path
+    card: CheckpointCard
+    notes: tuple[str, ...]
+
+
+def convert(
+    weights_or_dir: str | Path,
+    output: str | Path,
+    *,
+    patch_mpp: float | None,
+    config: Settings = None,
+    mapping: str | Path | KeyMapping | None = None,
+    name: str | None = None,
+    genes: tuple[str, ...] = (),
+    sources: Mapping[str, str | Path] | None = None,
+    licence: str | None = None,
+    on_stage: Callable[[str], None] = lambda _: None,
+) -> Converted:
+    """Write our checkpoint folder for a foreign transformer. Memory stays at about the size of its file.
+
+    Parameters
+    ----------
+    weights_or_dir, config, mapping
+        As for `napari_stmdit.load_transformer`.
+    output
+        The folder to make; it must not exist, or be empty.
+    patch_mpp
+        Microns per pixel of the patches it was trained on. Not in any published file, and never assumed.
+    name
+        Name of the checkpoint; that of the folder by default.
+    genes
+        Symbols that the expression encoder sees, in order; needed to encode expression, not to use embeddings.
+    sources
+        Component (``vae``, ``expression_encoder``, ``morphology_encoder``) -> local folder, in place of the published one.
+    licence
+        Terms of the weights, for the card.
+    on_stage
+        Told what is being done.
+
+    Raises
+    ------
+    CheckpointError
+        The weights cannot be loaded, the scale is missing, or the folder exists; nothing is left behind.
+    """
+    source, target = Path(weights_or_dir), Path(output)
+    _check_target(target)
+    on_stage("reading")
+    opened = open_weights(source, config, mapping=mapping)
+    values = opened.options.values
+    if patch_mpp is None or not 0 < patch_mpp < 100:
+        raise CheckpointError(mpp_question(values["sample_size"] * LATENT_FACTOR, patch_mpp))
+    scheduler = scheduler_of(opened)
+    notes = [*opened.notes, *scheduler.notes]
+    card = _card(opened, name or target.name, patch_mpp, genes, licence, notes)
+    references = _references(values, sources or {}, notes)
+    on_stage("checking")
+    net = skeleton(opened)
+    draft = target.with_name(f".{target.name}.writing")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        on_stage("writing")
+        (draft / "transformer").mkdir(parents=True)
+        ConfigMixin.save_config(net, draft / "transformer")
+        shapes = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
+        write_safetensors(draft / "transformer" / WEIGHTS, opened.tensors, shapes)
+        _write_json(draft / "scheduler" / "scheduler_config.json", scheduler.config)
+        for component, reference in references.items():
+            _write_json(draft / component / REFERENCE_FILE, reference.model_dump(mode="json"))
+            _write_json(draft / component / "config.json", _component_config(component, opened, genes))
+        _write_json(draft / "model_index.json", _index(scheduler.name, references))
+        _write_json(draft / "stmdit.json", card.model_dump(mode="json"))
+        (draft / "README.md").write_text(_model_card(card, opened, references, notes), encoding="utf-8")
+        if target.is_dir():
+            target.rmdir()
+        draft.rename(target)
+    except OSError as error:
+        raise CheckpointError(f"{target} could not be written: {error}. Nothing was left behind.") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return Converted(target, card, tuple(notes))
+
+
+def mpp_question(patch_px: int, got: float | None = None) -> str:
+    """Ask for the microns per pixel of a foreign checkpoint's patches, with the candidates and what each would mean."""
+    start = "" if got is None else f"Got a patch mpp of {got}, expected a number between 0 and 100. "
+    listed = "; ".join(f"{mpp:g}: {why}" for mpp, why in MPP_CANDIDATES.items())
+    return (
+        f"{start}The microns per pixel of this checkpoint's {patch_px} px patches are not in its files, and a wrong value misplaces "
+        f"and misscales every image. Find it in its model card, or try: {listed}. Then give it as --patch-mpp (patch_mpp=)."
+    )
+
+
+def _check_target(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target} exists already and is not empty. Give a new folder; nothing is overwritten.")
+
+
+def _card(
+    opened: Opened, name: str, mpp: float, genes: tuple[str, ...], licence: str | None, notes: list[str]
+) -> CheckpointCard:
+    values = opened.options.values
+    conditions: list[Literal["expression", "morphology"]] = ["morphology"]
+    if values.get("expression_dim"):
+        conditions.append("expression")
+    notes.append(
+        f"Guidance rule {_GUIDANCE.rule}, scales {_GUIDANCE.expression:g} and {_GUIDANCE.morphology:g}, {_STEPS} steps: ours, as no "
+        "rule is published for two conditions; PixCell samples with scale 2 and 20 steps."
+    )
+    if "expression" in conditions and not genes:
+        notes.append(
+            "No gene list was given: expression can be conditioned on by embeddings computed elsewhere only. Convert again with "
+            "--genes FILE (one symbol a line, as the encoder saw them in training) to encode it here."
+        )
+    try:
+        return CheckpointCard(
+            name=name,
+            patch_px=values["sample_size"] * LATENT_FACTOR,
+            patch_mpp=mpp,
+            guidance=_GUIDANCE,
+            steps=_STEPS,
+            genes=genes,
+            gene_hash=hash_genes(genes) if genes else "",
+            conditions=tuple(conditions),
+            training_data="Not stated in the files; see its authors' model card.",
+            licence=licence or "Not stated in the files; ask its authors. Assume that it may not be passed on.",
+            limits=_LIMITS,
+        )
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise CheckpointError(f"the card cannot be written: {faults}.") from None
+
+
+_PUBLISHED = {"vae": "sd3.5-vae", "morphology_encoder": "uni2-h", "expression_encoder": "cancerfoundation"}
+
+
+_OPTIONAL_FILES = ("args.json", "config.json")
+"""Sizes that weights alone do not tell (the number of heads); published ones have known sizes."""
+
+
+def _references(values: Mapping[str, Any], sources: Mapping[str, str | Path], notes: list[str]) -> dict[str, Reference]:
+    """Choose the published component for each width; where there is none, only embeddings can be used, and that is noted."""
+    fits = {
+        "vae": values["in_channels"] == SD3_CHANNELS,
+        "morphology_encoder": values["morphology_dim"] == UNI_WIDTH,
+        "expression_encoder": values.get("expression_dim") in CANCER_FOUNDATION_WIDTHS,
+    }
+    if not values.get("expression_dim"):
+        del fits["expression_encoder"]
+    found = {}
+    for component, known in fits.items():
+        reference = reference_of(zoo_entry(_PUBLISHED[component]))
+        if component in sources:
+            found[component] = _local(reference, Path(sources[component]).expanduser().resolve(), component)
+        elif known:
+            found[component] = reference
+        elif component == "vae":
+            raise CheckpointError(
+                f"no published VAE has this transformer's {values['in_channels']} latent channels: give the folder of its "
+                "AutoencoderKL (config.json and safetensors) as --vae."
+            )
+        else:
+            notes.append(
+                f"No known {component.replace('_', ' ')} has its width: embeddings computed elsewhere are needed."
+            )
+    return found
+
+
+def _local(published: Reference, place: Path, component: str) -> Reference:
+    """Refer to a folder of the user's, whatever its weights file is called there."""
+    weights = [place] if place.is_file() else sorted(f for f in _files(place) if f.suffix in WEIGHT_SUFFIXES)
+    folder = place.parent if place.is_file() else place
+    needed = [name for name in published.files if Path(name).suffix in SETTING_SUFFIXES]
+    beside = [name for name in needed if component == "vae" or name not in _OPTIONAL_FILES]
+    gone = [name for name in beside if not (folder / name).is_file()]
+    if len(weights) != 1 or gone:
+        listed = ", ".join(file.name for file in weights) or "none"
+        raise CheckpointError(
+            f"the {component.replace('_', ' ')} in {place}: expected one weights file and {', '.join(beside) or 'nothing else'}, "
+            f"found the weights {listed}{'; missing: ' + ', '.join(gone) if gone else ''}."
+        )
+    optional = [name for name in _OPTIONAL_FILES if name not in beside and (folder / name).is_file()]
+    names = (weights[0].name, *beside, *optional)
+    update: dict[str, Any] = {"source": str(folder), "subfolder": "", "revision": None, "files": names, "sha256": {}}
+    return published.model_copy(update=update)
+
+
+def _files(place: Path) -> list[Path]:
+    return [file for file in place.iterdir() if file.is_file()] if place.is_dir() else []
+
+
+def _component_config(component: str, opened: Opened, genes: tuple[str, ...]) -> dict[str, Any]:
+    values = opened.options.values
+    if component == "vae":
+        return {"_class_name": "AutoencoderKL", "latent_channels": values["in_channels"], **_vae_scaling(opened)}
+    if component == "morphology_encoder":
+        return {"_class_name": "Uni2hEncoder", "dim": values["morphology_dim"], "tokens": values["morphology_tokens"]}
+    output = "tokens" if values.get("expression_pooling") == "pma" else "cls"
+    listed = {"genes": list(genes), "gene_hash": hash_genes(genes) if genes else ""}
+    return {"_class_name": "CancerFoundationEncoder", "dim": values["expression_dim"], "output": output, **listed}
+
+
+def _vae_scaling(opened: Opened) -> dict[str, float]:
+    """Return scaling and shift of the latents, where the settings state them: the VAE that is found must agree."""
+    for section in (opened.stated.get("vae"), opened.stated):
+        if isinstance(section, Mapping) and "scale_factor" in section:
+            return {
+                "scaling_factor": float(section["scale_factor"]),
+                "shift_factor": float(section.get("shift_factor", 0.0)),
+            }
+    return {}
+
+
+def _index(scheduler: str, references: Mapping[str, Reference]) -> dict[str, Any]:
+    classes = {
+        "vae": ["diffusers", "AutoencoderKL"],
+        "morphology_encoder": ["napari_stmdit.encoders.uni2h", "Uni2hEncoder"],
+        "expression_encoder": ["napari_stmdit.encoders.cancer_foundation", "CancerFoundationEncoder"],
+    }
+    return {
+        "_class_name": ["napari_stmdit.model.pipeline", "STMDiTPipeline"],
+        "transformer": ["napari_stmdit.model.transformer", "STMDiTTransformer2D"],
+        "scheduler": ["diffusers", scheduler],
+        **{component: classes[component] for component in references},
+    }
+
+
+def _model_card(card: CheckpointCard, opened: Opened, references: Mapping[str, Reference], notes: list[str]) -> str:
+    rows = "\n".join(
+        f"- {component.replace('_', ' ')}: {reference.name} ({reference.source}; {reference.licence})"
+        for component, reference in references.items()
+    )
+    listed = "\n".join(f"- {note}" for note in notes)
+    return f"""# Checkpoint `{card.name}`
+
+Converted from `{opened.weights.name}` ({opened.naming} naming). Patches of {card.patch_px} x {card.patch_px} px at {card.patch_mpp:g} um/px, as stated at conversion.
+
+## Licence
+{card.licence}
+
+## Intended use and limits
+{card.limits}
+
+## Components kept elsewhere
+{rows}
+
+## What was chosen, and why
+{listed}
+"""
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,382 @@
+"""`stmdit download`: the files of a zoo entry, from the hub or from a folder, whole and checked, with a record of where they came from.
+
+Every file arrives under a temporary name; all of them get their own names together, when the last one is whole and right. Nothing is
+opened here but to hash it, and no code is ever fetched.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ..errors import CheckpointError
+from ..progress import CancelToken, DownloadProgress, Stopwatch
+from ..types import Intent
+from .hub import RemoteFile, check_cancelled, fetch, look_up, offline_error
+from .partial import PartFile, writing_error
+from .reading import read_settings
+from .references import download_directory
+from .zoo import ZooEntry, state_of
+
+RECORD_FILE = "download.json"
+_BLOCK = 1 << 20
+_REPORT_S = 0.1
+
+
+class FileRecord(Intent):
+    """SHA-256 and bytes of one file."""
+
+    sha256: str
+    size: int
+
+
+class DownloadRecord(Intent):
+    """The contents of ``download.json``: where files came from, when, and under which terms.
+
+    Attributes
+    ----------
+    name, source, subfolder, licence, terms
+        As in the zoo entry.
+    revision
+        The commit; None where the files came from a folder.
+    copied_from
+        That folder; None where they came from the hub.
+    files
+        File -> hash and size.
+    date
+        When it was finished, UTC, ISO 8601.
+    software
+        The version of this package.
+    """
+
+    name: str
+    source: str
+    subfolder: str
+    revision: str | None
+    copied_from: str | None
+    files: dict[str, FileRecord]
+    licence: str
+    terms: str
+    date: str
+    software: str
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """What a download left.
+
+    Attributes
+    ----------
+    entry, folder
+        What it is, and where its files lie.
+    record
+        Contents of its ``download.json``; None where it was here already and was not put there by a download.
+    already
+        Whether it was here already and nothing was done.
+    """
+
+    entry: ZooEntry
+    folder: Path
+    record: DownloadRecord | None
+    already: bool
+
+
+def download(
+    entry: ZooEntry,
+    *,
+    on_progress: Callable[[DownloadProgress], None] | None = None,
+    cancel: CancelToken | None = None,
+    offline: bool | None = None,
+    endpoint: str | None = None,
+    token: str | None = None,
+    source_folder: str | Path | None = None,
+    force: bool = False,
+) -> Downloaded:
+    """Bring the files of an entry into its download directory.
+
+    Parameters
+    ----------
+    entry
+        From `zoo_entry`.
+    on_progress
+        Is called about ten times a second.
+    cancel
+        Asked at every block; what has arrived is kept and continued next time.
+    offline
+        Never touch the network; None takes it from ``STMDIT_OFFLINE`` and ``HF_HUB_OFFLINE``.
+    endpoint, token
+        Of the hub; None takes them from the hub client (``HF_ENDPOINT``, ``HF_TOKEN``, `hf auth login`).
+    source_folder
+        Copy from this folder instead; files lie in it or in the entry's sub-folder of it.
+    force
+        Fetch again what is here already.
+
+    Raises
+    ------
+    CheckpointError
+        It cannot be had, arrived wrong, or cannot be written; the message says which and what to do.
+    DownloadCancelledError
+        A stop was asked for.
+    """
+    entry = _validated(entry)
+    if not force and (done := find_download(entry)) is not None:
+        return done
+    check_source(entry, offline=offline, source_folder=source_folder)
+    folder = download_directory(entry.name)
+    with _held(folder):
+        if source_folder is None:
+            remotes = _look_up_all(entry, endpoint, token, cancel)
+            parts = _fetch_all(entry, remotes, token, _Report(on_progress, sum(r.size for r in remotes)), cancel)
+            revision = remotes[0].revision
+        else:
+            places = _places(entry, Path(source_folder))
+            total = sum(place.stat().st_size for place in places.values())
+            parts = _copy_all(entry, places, _Report(on_progress, total), cancel)
+            revision = None
+        record = _record(entry, parts, revision, source_folder)
+        _publish(folder, parts, record)
+    return Downloaded(entry, folder, record, already=False)
+
+
+def find_download(entry: ZooEntry) -> Downloaded | None:
+    """Return an entry that is on this computer already and whole as far as sizes tell, or None."""
+    folder = download_directory(entry.name)
+    if (folder / RECORD_FILE).is_file():
+        record = _read_record(folder)
+        fits = record is not None and (record.source, record.subfolder) == (entry.source, entry.subfolder)
+        if record is not None and fits and all(_whole(folder / n, record.files.get(n)) for n in entry.files):
+            return Downloaded(entry, folder, record, already=True)
+        return None
+    _, place = state_of(entry)
+    return None if place is None else Downloaded(entry, place, None, already=True)
+
+
+def check_source(entry: ZooEntry, *, offline: bool | None = None, source_folder: str | Path | None = None) -> None:
+    """Refuse at once what cannot work: a folder that lacks files, a download while offline, an entry that only a person can fetch.
+
+    Raises
+    ------
+    CheckpointError
+        Says what is missing and what to do.
+    """
+    if source_folder is not None:
+        _places(entry, Path(source_folder))
+    elif entry.fetch == "manual":
+        raise CheckpointError(
+            f"{entry.title} is on no hub. Get {', '.join(entry.files)} from {entry.source} (licence: {entry.licence}), unpack "
+            f"them into one folder, and run `stmdit download {entry.name} --from FOLDER`."
+        )
+    elif is_offline() if offline is None else offline:
+        raise offline_error(entry)
+
+
+def is_offline() -> bool:
+    """Return whether the environment forbids to use the network."""
+    names = ("STMDIT_OFFLINE", "HF_HUB_OFFLINE")
+    return any(os.environ.get(name, "").strip().lower() not in ("", "0", "false", "no", "off") for name in names)
+
+
+def _validated(entry: ZooEntry) -> ZooEntry:
+    """Check an entry once more: copies of it may never have been."""
+    try:
+        return ZooEntry.model_validate(entry.model_dump())
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise CheckpointError(f"{entry.name!r} is no valid entry: {faults}.") from None
+
+
+def _look_up_all(
+    entry: ZooEntry, endpoint: str | None, token: str | None, cancel: CancelToken | None
+) -> list[RemoteFile]:
+    """Ask for every file before any byte is fetched; all of them at the commit of the first one."""
+    found: list[RemoteFile] = []
+    for name in entry.files:
+        revision = found[0].revision if found else entry.revision
+        found.append(look_up(entry, name, revision, endpoint=endpoint, token=token, cancel=cancel))
+    return found
+
+
+def _fetch_all(
+    entry: ZooEntry, remotes: list[RemoteFile], token: str | None, report: _Report, cancel: CancelToken | None
+) -> list[PartFile]:
+    folder = download_directory(entry.name)
+    parts = [PartFile(folder / remote.name, remote.version) for remote in remotes]
+    have = sum(part.path.stat().st_size for part in parts if part.path.is_file())
+    _check_room(folder, sum(remote.size for remote in remotes) - have)
+    for remote, part in zip(remotes, parts, strict=True):
+        with part:
+            fetch(remote, part, entry, token=token, cancel=cancel, on_size=report.of(remote.name))
+            part.settle()
+        report.finish(part.size)
+        for expected in (entry.sha256.get(remote.name), remote.sha256):
+            _check_hash(part, expected, f"`stmdit download {entry.name}`")
+    return parts
+
+
+def _copy_all(entry: ZooEntry, places: dict[str, Path], report: _Report, cancel: CancelToken | None) -> list[PartFile]:
+    folder = download_directory(entry.name)
+    _check_room(folder, sum(place.stat().st_size for place in places.values()))
+    parts = []
+    for name, place in places.items():
+        on_size = report.of(name)
+        with PartFile(folder / name, "copy") as part:
+            part.restart()
+            for block in _blocks(place):
+                check_cancelled(cancel)
+                part.write(block)
+                on_size(part.size)
+            part.settle()
+        report.finish(part.size)
+        _check_hash(part, entry.sha256.get(name), f"a whole copy; this one came from {place}")
+        parts.append(part)
+    return parts
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                yield block
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _places(entry: ZooEntry, source: Path) -> dict[str, Path]:
+    source = source.expanduser()
+    found = {}
+    for name in entry.files:
+        choices = (source / entry.subfolder / name, source / name)
+        found[name] = next((place for place in choices if place.is_file()), None)
+    missing = [name for name, place in found.items() if place is None]
+    if missing:
+        raise CheckpointError(
+            f"{source} {'lacks ' + ', '.join(missing) if source.is_dir() else 'is no folder'}. {entry.name} needs "
+            f"{', '.join(entry.files)} of {entry.source}, in that folder"
+            f"{f' or in {entry.subfolder}/ of it' if entry.subfolder else ''}."
+        )
+    return {name: place for name, place in found.items() if place is not None}
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(
+            f"{folder} has room for {free:,} bytes, but {needed:,} are needed. Make room, or set STMDIT_HOME to another disk."
+        )
+
+
+def _check_hash(part: PartFile, expected: str | None, remedy: str) -> None:
+    if expected is not None and part.sha256 != expected:
+        got = part.sha256
+        part.remove()
+        raise CheckpointError(
+            f"{part.final.name} arrived with the SHA-256 {got}, but {expected} was expected: it is damaged or another version. "
+            f"It was removed. Try {remedy} again."
+        )
+
+
+def _record(
+    entry: ZooEntry, parts: list[PartFile], revision: str | None, source_folder: str | Path | None
+) -> DownloadRecord:
+    try:
+        software = f"napari-stmdit {version('napari-stmdit')}"
+    except PackageNotFoundError:  # a checkout that was never installed
+        software = "napari-stmdit"
+    return DownloadRecord(
+        name=entry.name,
+        source=entry.source,
+        subfolder=entry.subfolder,
+        revision=revision,
+        copied_from=None if source_folder is None else str(Path(source_folder).expanduser().resolve()),
+        files={
+            name: FileRecord(sha256=part.sha256, size=part.size) for name, part in zip(entry.files, parts, strict=True)
+        },
+        licence=entry.licence,
+        terms=entry.terms,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        software=software,
+    )
+
+
+def _publish(folder: Path, parts: list[PartFile], record: DownloadRecord) -> None:
+    """Give all files their names; the record goes first and comes last, so that it never speaks of other files."""
+    final = folder / RECORD_FILE
+    temporary = final.with_name(RECORD_FILE + PartFile.ENDING)
+    try:
+        final.unlink(missing_ok=True)
+        for part in parts:
+            part.publish()
+        temporary.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        temporary.replace(final)
+    except OSError as error:
+        raise writing_error(error, final) from None
+
+
+def _read_record(folder: Path) -> DownloadRecord | None:
+    try:
+        return DownloadRecord.model_validate(read_settings(folder / RECORD_FILE))
+    except (CheckpointError, ValidationError):
+        return None  # then it is fetched again
+
+
+def _whole(path: Path, record: FileRecord | None) -> bool:
+    return record is not None and path.is_file() and path.stat().st_size == record.size
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep a second download of the same entry out: both would write into the same temporary files."""
+    from huggingface_hub.utils import WeakFileLock
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = WeakFileLock(folder / ".lock", timeout=1)
+        lock.__enter__()
+    except TimeoutError:
+        raise CheckpointError(f"another download into {folder} is under way; wait for it, or stop it.") from None
+    except OSError as error:
+        raise writing_error(error, folder) from None
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
+class _Report:
+    """Turns the sizes of files into progress over all of them."""
+
+    def __init__(self, on_progress: Callable[[DownloadProgress], None] | None, total: int) -> None:
+        self._tell = on_progress
+        self._total = total
+        self._finished = self._told = 0
+        self._file = ""
+        self._watch = Stopwatch()
+        self._told_at = -_REPORT_S
+
+    def of(self, file: str) -> Callable[[int], None]:
+        """Return what takes the size of one file as it grows."""
+        self._file = file
+        return self._grow
+
+    def finish(self, size: int) -> None:
+        """Note that the present file is whole."""
+        self._finished += size
+        self._send(self._finished)
+
+    def _grow(self, size: int) -> None:
+        if self._watch.seconds - self._told_at >= _REPORT_S:
+            self._send(self._finished + size)
+
+    def _send(self, done: int) -> None:
+        self._told = max(self._told, min(done, self._total))  # a restarted file must not move the bar back
+        self._told_at = self._watch.seconds
+        if self._tell is not None:
+            self._tell(DownloadProgress(self._told, self._total, self._file, self._told_at))

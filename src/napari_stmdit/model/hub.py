@@ -1,0 +1,252 @@
+"""One file of a hub repository: what it is, and its bytes.
+
+The hub's own client answers where a file is and who may have it. The bytes are asked for here, because that client drops what has
+arrived when the connection breaks, and files of gigabytes have to be continued. Every wait and every retry is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..errors import CheckpointError
+from ..progress import CancelToken
+from .partial import PartFile
+from .references import Reference
+
+TIMEOUT_S = 30.0
+PAUSES_S = (1.0, 2.0, 4.0)  # between the attempts, of which there is one more
+_TRANSIENT = (408, 429, 500, 502, 503, 504)
+T = TypeVar("T")
+
+
+class DownloadCancelledError(CheckpointError):
+    """The user stopped a download; what has arrived is kept and is continued next time."""
+
+
+class _BrokenTransfer(Exception):
+    """The body ended before the file did, or was not the part that was asked for."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """What the hub says of one file.
+
+    Attributes
+    ----------
+    name
+        Relative to the entry's sub-folder.
+    url
+        Its address at one commit.
+    size
+        Bytes.
+    sha256
+        Of its content, where the hub knows it (large files); else None.
+    version
+        Changes with the content.
+    revision
+        The commit that a branch or tag stands for at present.
+    """
+
+    name: str
+    url: str
+    size: int
+    sha256: str | None
+    version: str
+    revision: str
+
+
+def look_up(
+    reference: Reference,
+    name: str,
+    revision: str | None,
+    *,
+    endpoint: str | None = None,
+    token: str | None = None,
+    cancel: CancelToken | None = None,
+) -> RemoteFile:
+    """Ask the hub for one file, without its bytes.
+
+    Raises
+    ------
+    CheckpointError
+        It is gated, not there, or the hub cannot be reached; the message says which and what to do.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    place = {"subfolder": reference.subfolder or None, "endpoint": endpoint}
+    try:
+        url = hf_hub_url(reference.source, name, revision=revision, **place)
+        found = _retrying(lambda: get_hf_file_metadata(url, token=token, timeout=TIMEOUT_S), cancel)
+    except HFValidationError:
+        raise CheckpointError(f"{reference.source!r} is no repository id (owner/name).") from None
+    except OfflineModeIsEnabled:
+        raise offline_error(reference) from None
+    except HfHubHTTPError as error:
+        raise _refusal(error, reference, name, revision) from None
+    except _transport_errors() as error:
+        raise CheckpointError(
+            f"the hub cannot be reached for {name} of {reference.source} ({_brief(error)}). Check the connection and any proxy, "
+            f"then run it again; or bring the files: `stmdit download {reference.name} --from FOLDER`."
+        ) from None
+    if found.size is None or not found.commit_hash or not found.etag:
+        raise CheckpointError(
+            f"the answer for {name} of {reference.source} states no size or version: it does not come from a hub. Check "
+            "HF_ENDPOINT and any proxy."
+        )
+    pinned = hf_hub_url(reference.source, name, revision=found.commit_hash, **place)
+    sha256 = found.etag if re.fullmatch(r"[0-9a-f]{64}", found.etag) else None
+    return RemoteFile(name, pinned, found.size, sha256, f"{found.etag} {found.size}", found.commit_hash)
+
+
+def fetch(
+    remote: RemoteFile,
+    part: PartFile,
+    reference: Reference,
+    *,
+    token: str | None = None,
+    cancel: CancelToken | None = None,
+    on_size: Callable[[int], None] = lambda size: None,
+) -> None:
+    """Bring the missing bytes of a file into its temporary file; after a broken connection it goes on where it was.
+
+    Raises
+    ------
+    CheckpointError
+        The connection broke too often; the message says how much arrived.
+    DownloadCancelledError
+        A stop was asked for.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    on_size(part.size)
+    try:
+        _retrying(lambda: _append(remote, part, token, cancel, on_size), cancel)
+    except HfHubHTTPError as error:
+        raise _refusal(error, reference, remote.name, remote.revision) from None
+    except _transport_errors() as error:
+        raise CheckpointError(
+            f"the connection broke: {part.size:,} of {remote.size:,} bytes of {remote.name} have arrived ({_brief(error)}). "
+            f"They are kept: run `stmdit download {reference.name}` again and it continues."
+        ) from None
+
+
+def offline_error(reference: Reference) -> CheckpointError:
+    """Say that the network must not be used, and what can be done without it."""
+    return CheckpointError(
+        f"{reference.name} is not on this computer, and offline mode (--offline, STMDIT_OFFLINE or HF_HUB_OFFLINE) forbids to "
+        f"fetch it. Switch that off, or bring the files: `stmdit download {reference.name} --from FOLDER`."
+    )
+
+
+def check_cancelled(cancel: CancelToken | None) -> None:
+    """Raise DownloadCancelledError once a stop was asked for."""
+    if cancel is not None and cancel.cancelled:
+        raise DownloadCancelledError("stopped; what has arrived is kept, and the next download continues from there.")
+
+
+def _append(
+    remote: RemoteFile,
+    part: PartFile,
+    token: str | None,
+    cancel: CancelToken | None,
+    on_size: Callable[[int], None],
+) -> None:
+    from huggingface_hub import get_session, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers
+
+    if part.size == remote.size:
+        return
+    if part.size > remote.size:
+        part.restart()
+    # the client drops the token when it is led to another host, and offline mode is honoured by its request hook
+    headers = {**build_hf_headers(token=token), "Accept-Encoding": "identity"}
+    if part.size:
+        headers["Range"] = f"bytes={part.size}-"
+    with get_session().stream("GET", remote.url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as response:
+        if response.status_code == 416:
+            part.restart()
+            raise _BrokenTransfer("the server has no such range")
+        hf_raise_for_status(response)
+        if part.size and not _goes_on(response, part.size):
+            part.restart()
+            if response.status_code != 200:
+                raise _BrokenTransfer("the server sent another range than asked for")
+        for block in response.iter_bytes():
+            check_cancelled(cancel)
+            if part.size + len(block) > remote.size:
+                part.restart()
+                raise _BrokenTransfer("the server sent more than it stated")
+            part.write(block)
+            on_size(part.size)
+    if part.size < remote.size:
+        raise _BrokenTransfer("the transfer ended early")
+
+
+def _goes_on(response: Any, start: int) -> bool:
+    stated = str(response.headers.get("Content-Range", ""))
+    return response.status_code == 206 and stated.startswith(f"bytes {start}-")
+
+
+def _retrying(action: Callable[[], T], cancel: CancelToken | None) -> T:
+    """Try again after faults that pass: broken connections and an overloaded server."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for pause in PAUSES_S:
+        check_cancelled(cancel)
+        try:
+            return action()
+        except HfHubHTTPError as error:
+            if error.response.status_code not in _TRANSIENT:
+                raise
+        except _transport_errors():
+            pass
+        _wait(pause, cancel)
+    return action()
+
+
+def _wait(seconds: float, cancel: CancelToken | None) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        check_cancelled(cancel)
+        time.sleep(min(0.1, left))
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """Return what the hub client's HTTP library raises; which library that is depends on the client's version."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (HfHubHTTPError.__bases__[0], _BrokenTransfer)
+
+
+def _refusal(error: Any, reference: Reference, name: str, revision: str | None) -> CheckpointError:
+    from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RevisionNotFoundError
+
+    where = "/".join(part for part in (reference.source, reference.subfolder, name) if part)
+    status = error.response.status_code
+    if isinstance(error, GatedRepoError) or (reference.gated and status in (401, 403)):
+        page = reference.terms or f"https://huggingface.co/{reference.source}"
+        return CheckpointError(
+            f"{reference.source} is gated: accept its terms at {page}, then log in with `hf auth login` (or set HF_TOKEN) and "
+            "run it again."
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return CheckpointError(f"{reference.source} has no revision {revision or 'main'!r}, which {name} was asked of.")
+    if isinstance(error, RemoteEntryNotFoundError):
+        return CheckpointError(
+            f"there is no file {where} at revision {revision or 'main'!r}: its owner may have moved it."
+        )
+    if status in (401, 403, 404):
+        return CheckpointError(
+            f"there is no repository {reference.source} for this account (asked for {where}, revision {revision or 'main'!r}, "
+            f"status {status}). If it is private, log in with `hf auth login` (or set HF_TOKEN)."
+        )
+    return CheckpointError(f"the hub refused {where} with status {status}. Run it again later.")
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:120] or type(error).__name__

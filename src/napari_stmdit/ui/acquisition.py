@@ -1,0 +1,265 @@
+"""Getting checkpoints: what is known by name is downloaded, what is foreign is looked at and converted. No Qt.
+
+Nothing is fetched before the user has seen its size and terms and pressed the button, and no scale is assumed for a foreign checkpoint.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, StmditError
+from ..progress import CancelToken, DownloadProgress
+from .jobs import Handlers, Job, Lane, Start
+from .state import Fetching, Foreign, ModelChoice, WorkbenchState
+
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Something that can be downloaded by name, as it is shown before anyone agrees to it.
+
+    Attributes
+    ----------
+    here
+        Whether it is on this computer.
+    by_hand
+        On no hub: the user brings its files in a folder.
+    """
+
+    name: str
+    title: str
+    kind: str
+    size: str
+    licence: str
+    terms: str
+    gated: bool
+    here: bool
+    by_hand: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ConvertIntent:
+    """What the user answers: the scale, a name, and a gene list where there is one."""
+
+    path: str
+    patch_mpp: float | None
+    name: str
+    genes: str | None = None
+
+
+def offers() -> tuple[Offer, ...]:
+    """Return what can be downloaded by name, with its state on this computer."""
+    from ..model.zoo import state_of, zoo
+
+    found = []
+    for entry in zoo():
+        size = "size unknown" if entry.size_bytes is None else f"about {entry.size_bytes / 1e9:.2g} GB"
+        kind = entry.kind.replace("_", " ")
+        state, _ = state_of(entry)
+        found.append(
+            Offer(
+                entry.name,
+                entry.title,
+                kind,
+                size,
+                entry.licence,
+                entry.terms,
+                entry.gated,
+                state == "here",
+                entry.fetch == "manual",
+                entry.notes,
+            )
+        )
+    return tuple(found)
+
+
+class Acquisition:
+    """Downloads and conversions of one viewer, one of each at a time.
+
+    Parameters
+    ----------
+    state
+        Where progress and questions are shown.
+    start
+        How jobs are started.
+    tell
+        Leaves a message of a kind.
+    load
+        Loads a checkpoint once it is there.
+    """
+
+    def __init__(
+        self,
+        state: WorkbenchState,
+        start: Start,
+        tell: Callable[[Any, str], None],
+        load: Callable[[ModelChoice], None],
+    ) -> None:
+        self.state = state
+        self._tell = tell
+        self._load = load
+        self._lanes = {name: Lane(start) for name in ("download", "convert")}
+
+    # --- downloads
+
+    def download(self, name: str, folder: str | None = None) -> None:
+        """Fetch something by name, or copy its files from a folder; the user has seen its size and terms."""
+        self.state.fetching = Fetching(name)
+
+        def show(value: Any) -> None:
+            if isinstance(value, Fetching):
+                self.state.fetching = value
+            else:
+                self._tell("info", f"{name} is on this computer: {value}")
+
+        self._lanes["download"].submit(_downloading(name, folder), Handlers(show, self._failed, self._fetched))
+
+    def stop_download(self) -> None:
+        """Stop the download; what has arrived is kept, and the next one goes on from there."""
+        self._lanes["download"].cancel()
+
+    def _failed(self, fault: StmditError) -> None:
+        self._tell("error", str(fault))
+
+    def _fetched(self) -> None:
+        self.state.fetching = None
+        missing = getattr(self.state.checkpoint, "lacking", {})
+        if missing:  # perhaps it was what the loaded checkpoint waited for
+            self._load(self.state.model)
+
+    # --- foreign checkpoints
+
+    def choose(self, path: str) -> None:
+        """Load a checkpoint folder of ours, or look at a foreign file or folder and ask what has to be asked."""
+        self.state.foreign = None
+        if (Path(path) / "stmdit.json").is_file():
+            self._load(
+                replace(self.state.model, checkpoint=path, morphology_embeddings=None, expression_embeddings=None)
+            )
+            return
+
+        def found(foreign: Foreign) -> None:
+            self.state.foreign = foreign
+            self._tell("info", f"{Path(path).name} is a foreign checkpoint: say its scale and convert it once.")
+
+        self._lanes["convert"].submit(_looking(path), Handlers(found, self._failed, lambda: None))
+
+    def convert(self, intent: ConvertIntent) -> None:
+        """Convert a foreign checkpoint into the user's own checkpoints, and load it."""
+
+        def made(folder: Path) -> None:
+            self.state.foreign = None
+            self._tell("info", f"{folder.name} was converted; it is offered by its name from now on.")
+            self._load(replace(self.state.model, checkpoint=str(folder)))
+
+        self.state.converting = True
+
+        def ended() -> None:
+            self.state.converting = False
+
+        self._lanes["convert"].submit(_converting(intent), Handlers(made, self._failed, ended))
+
+    def close(self) -> None:
+        """End everything that is under way."""
+        for lane in self._lanes.values():
+            lane.abandon()
+        self.state.fetching, self.state.converting = None, False
+
+
+def _downloading(name: str, folder: str | None) -> Job:
+    """Return the job that downloads; it yields `Fetching`, at last the folder."""
+
+    def generate(token: CancelToken) -> Iterator[Fetching | Path]:
+        from ..model.download import Downloaded, download
+        from ..model.hub import DownloadCancelledError
+        from ..model.zoo import zoo_entry
+
+        news: queue.Queue[DownloadProgress] = queue.Queue()
+        outcome: list[Downloaded | Exception] = []
+
+        def work() -> None:
+            try:
+                outcome.append(download(zoo_entry(name), on_progress=news.put, cancel=token, source_folder=folder))
+            except Exception as error:  # noqa: BLE001 - handed over to the generator, which raises it
+                outcome.append(error)
+
+        # the download calls back while it works, and a generator can only yield: one thread fetches, this one tells
+        thread = threading.Thread(target=work, name=f"download {name}", daemon=True)
+        thread.start()
+        while thread.is_alive() or not news.empty():
+            try:
+                last = news.get(timeout=_POLL_S)
+                while not news.empty():
+                    last = news.get_nowait()
+                yield Fetching(name, last.fraction, last.file)
+            except queue.Empty:
+                continue
+        done = outcome[0]
+        if isinstance(done, DownloadCancelledError):
+            return
+        if isinstance(done, Exception):
+            raise done
+        yield done.folder
+
+    def failure(error: Exception) -> StmditError:
+        return CheckpointError(f"{name} could not be downloaded: {error} ({type(error).__name__})")
+
+    return Job(f"Downloading {name}", generate, failure)
+
+
+def _looking(path: str) -> Job:
+    """Return the job that inspects a foreign checkpoint; it yields a `Foreign`."""
+
+    def generate(_: CancelToken) -> Iterator[Foreign]:
+        from ..model.convert import LATENT_FACTOR, MPP_CANDIDATES
+        from ..model.inspect import inspect_checkpoint
+
+        found = inspect_checkpoint(path)
+        if found.kind != "transformer":
+            what = (
+                "is of no known kind"
+                if found.kind == "unknown"
+                else f"is a {found.kind.replace('_', ' ')}, no transformer"
+            )
+            raise CheckpointError(
+                f"{path} {what}. Choose a checkpoint folder, or the weights of an STMDiT or PixCell model."
+            )
+        if found.latent_size is None:
+            raise CheckpointError(f"{path} cannot be converted: {'; '.join(found.missing[:3])}.")
+        conditions = " and ".join(found.conditions)
+        summary = f"{found.family}, {found.depth} blocks of width {found.width}, {found.parameters:,} parameters, conditioned on {conditions}"
+        candidates = tuple(MPP_CANDIDATES.items())
+        yield Foreign(path, summary, found.latent_size * LATENT_FACTOR, candidates, "expression" in found.conditions)
+
+    return Job("Looking at the checkpoint", generate, lambda error: CheckpointError(f"{path}: {error}"))
+
+
+def _converting(intent: ConvertIntent) -> Job:
+    """Return the job that converts; it yields the folder."""
+
+    def generate(_: CancelToken) -> Iterator[Path]:
+        from ..assemble import convert_checkpoint
+        from ..model.references import data_directory
+
+        name = intent.name.strip()
+        if not name or name.startswith(".") or any(mark in name for mark in '/\\:*?"<>|'):
+            raise CheckpointError(
+                f"{intent.name!r} cannot be the name of a folder. Use letters, digits, '.', '_' and '-'."
+            )
+        target = data_directory() / "checkpoints" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made = convert_checkpoint(intent.path, target, patch_mpp=intent.patch_mpp, name=name, genes=intent.genes)
+        yield made.path
+
+    return Job(
+        "Converting the checkpoint",
+        generate,
+        lambda error: CheckpointError(f"{intent.path} was not converted: {error}"),
+    )
