@@ -26,7 +26,7 @@ WAITS_S = (0.2, 1.0, 3.0)
 
 def sync(path: Path) -> None:
     """Have the system put a file or the entries of a folder on the disk; what is not there is passed over."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, PermissionError):  # Windows opens no folder
         handle = os.open(path, os.O_RDONLY)
         try:
             with suppress(OSError):  # some file systems cannot sync a folder
