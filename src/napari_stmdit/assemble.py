@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     MorphologySource = MorphologyEncoder | PrecomputedEmbeddings | MissingEncoder
 
 BUNDLED = {"demo": "data/demo_checkpoint"}
+_BROKEN_QT = "PySide6 6.12.0 ends Python 3.11 after long use; install another: pip install 'PySide6_Essentials!=6.12.0'"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -380,6 +381,7 @@ def describe_installation() -> dict[str, Any]:
             "system": platform.platform(),
             **{name: _version(name) or "not installed" for name in packages},
             "Qt": ", ".join(f"{name} {v}" for name, v in qt.items()) or "none: the viewer needs one, see the README",
+            **({"warning": _BROKEN_QT} if sys.version_info < (3, 12) and "6.12.0" in qt.values() else {}),
         },
         "devices": dict(devices()),
         "checkpoints": {entry.name: str(entry.path) for entry in list_checkpoints()},
