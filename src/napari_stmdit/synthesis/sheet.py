@@ -96,7 +96,8 @@ def make_sheet(
     for number, (variant, plan) in enumerate(zip(variants, plans, strict=True)):
         for done, progress in run(plan, section, model, batch=1, cancel=cancel):
             if done:
-                record = provenance_of(plan, section, model, list(done), watch.seconds)
+                made = [one.patch for one in done]
+                record = provenance_of(plan, section, model, made, watch.seconds)
                 cell = SheetCell(variant.label, done[0].pixels, record)
                 sheet = ContactSheet(title, patch.spot_id, (*sheet.cells, cell), columns, sheet.patch_um, real)
             at = number + len(done)

@@ -224,7 +224,7 @@ def _file_names(names: Sequence[str]) -> list[str]:
 
 def _pyramid(rgba: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """The image and its halvings; colours are weighted with alpha, so that what was not synthesized darkens no edge."""
-    from .store import halved_rgba
+    from .pyramid import halved_rgba
 
     levels = [np.asarray(rgba)]
     while max(levels[-1].shape[:2]) > _SMALLEST_LEVEL and min(levels[-1].shape[:2]) > 1:

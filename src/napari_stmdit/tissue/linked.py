@@ -96,7 +96,7 @@ def _in_memory(section: Section) -> LinkedElements:
 
     from spatialdata import SpatialData
 
-    from .store import section_elements
+    from .elements import section_elements
 
     elements = section_elements(replace(section, image=None), {"images": {}})
     with quiet():

@@ -6,14 +6,14 @@ that a failed or interrupted write leaves the store as it was.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import SectionError, StoreError
-from ..types import Section, SlideImage
-from .crops import level_factors
-from .geometry import Affine, compose, scaling, swap_axes
+from ..types import Section
+from .elements import about, fingerprint, image_element, section_elements
+from .geometry import Affine
+from .pyramid import CHUNK
 from .spatialdata_store import RESULT_ATTRS, RESULT_PREFIX, SECTION_ATTRS, is_spatialdata, quiet, read_store
 
-LARGEST_SLIDE_PX = 4000
-"""Longest side of the slide image that a store of our own carries."""
-_CHUNKS = (4, 512, 512)
-_SMALLEST_LEVEL = 512
 _REGISTRATION = "registration"
 _NAME = re.compile(r"^[0-9A-Za-z_.-]+$")
 
@@ -72,33 +69,59 @@ def write_result(
     StoreError
         Where the path holds something else or another section, the name is taken, or writing fails.
     """
-    path = Path(path).expanduser()
-    affine = np.asarray(pixel_to_fullres, dtype=np.float64)
     if rgba.ndim != 3 or rgba.shape[2] != 4 or rgba.dtype != np.uint8 or min(rgba.shape) == 0:
         raise StoreError(f"a result is a (h, w, 4) uint8 image with at least one pixel, not {rgba.shape} {rgba.dtype}")
-    if affine.shape != (3, 3) or not np.isfinite(affine).all():
-        raise StoreError(f"the affine of a result is a (3, 3) matrix of finite numbers, not {affine.tolist()}")
-    try:
-        record = json.loads(json.dumps({**provenance, _REGISTRATION: {"pixel_to_fullres_yx": affine.tolist()}}))
-    except (TypeError, ValueError) as error:
-        raise StoreError(f"the provenance holds something that JSON cannot: {error}") from error
-    is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    existing = set() if is_new else _elements_of(path, section)
-    name = _result_name(existing, run)
-    elements = {"images": {name: _image_element(rgba, affine, section.coordinate_systems)}}
-    if is_new:
-        elements = section_elements(section, elements)
-    with _failures(path), _scratch(path) as scratch:
-        attrs = {RESULT_ATTRS: {name: record}, **({SECTION_ATTRS: _about(section)} if is_new else {})}
-        _write(scratch, elements, attrs)
-        _check(scratch, name, rgba)
-        if is_new:
-            if path.exists():
-                path.rmdir()  # it is empty, or this fails
-            os.rename(scratch, path)
-        else:
-            _move_in(scratch, path, name, record)
-    return name
+    target = _Target.of(path, pixel_to_fullres, section, run, provenance)
+    element = image_element(rgba, target.affine, section.coordinate_systems)
+    _put(target, section, element, lambda scratch: _check(scratch, target.name, rgba))
+    return target.name
+
+
+def link_result(
+    path: str | Path,
+    levels: Path,
+    pixel_to_fullres: ArrayLike,
+    section: Section,
+    run: str | None,
+    provenance: Mapping[str, Any],
+    *,
+    copy: bool = False,
+) -> str:
+    """Put a synthesized image that is on disk into a SpatialData store without loading it.
+
+    Parameters
+    ----------
+    path, pixel_to_fullres, section, run, provenance
+        As for `write_result`. Where the provenance has a ``run_id`` that the store already knows, nothing is written.
+    levels
+        Folder of the image's levels ``0``, ``1``, ...: zarr arrays (4, y, x) uint8, each half of the one before. Its files are
+        linked, so they must not be changed in place afterwards.
+    copy
+        Copy the files, as links to a canvas that is still written to would change with it.
+
+    Returns
+    -------
+    str
+        Name of the element, ``stmdit_<run>``.
+
+    Raises
+    ------
+    StoreError
+        As for `write_result`, or where there is no image.
+    """
+    import dask.array as da
+    import zarr
+
+    known = _known_run(Path(path).expanduser(), provenance.get("run_id"))
+    if known is not None:
+        return known
+    target = _Target.of(path, pixel_to_fullres, section, run, provenance)
+    with _failures(target.path):
+        height, width = zarr.open_array(levels / "0", mode="r").shape[1:]
+    blank = da.zeros((height, width, 4), dtype=np.uint8, chunks=(CHUNK, CHUNK, 4))  # writing zeros writes no chunk
+    element = image_element(blank, target.affine, section.coordinate_systems)
+    _put(target, section, element, lambda scratch: _link_levels(levels, scratch, target.name, copy))
+    return target.name
 
 
 def check_writable(path: str | Path, section: Section) -> None:
@@ -207,12 +230,6 @@ def _elements_of(path: Path, section: Section) -> set[str]:
     return {str(name) for _, name, _ in sdata.gen_elements()}
 
 
-def fingerprint(section: Section) -> str:
-    """Return a hash of the spots' ids and positions (to 0.01 px), by which a section is known again."""
-    text = "\n".join(f"{i} {y:.2f} {x:.2f}" for i, (y, x) in zip(section.spots.ids, section.spots.yx, strict=True))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _result_name(existing: set[str], run: str | None) -> str:
     taken = {name.lower() for name in existing}  # names must differ in more than case
     if run is None:
@@ -228,121 +245,89 @@ def _result_name(existing: set[str], run: str | None) -> str:
     return name
 
 
-# ------------------------------------------------------------------------------------------------- elements
-
-
-def _image_element(pixels: Any, pixel_to_fullres: Affine, systems: Mapping[str, Affine]) -> Any:
-    """A multiscale image element from (h, w, 3 or 4) pixels, registered to every coordinate system."""
-    import dask.array as da
-    from spatialdata.models import Image2DModel
-
-    array = da.moveaxis(da.asarray(pixels), -1, 0)
-    channels = ["r", "g", "b", "a"][: array.shape[0]]
-    height, width = array.shape[1:]
-    halvings = max(1, int(np.ceil(np.log2(max(height, width) / _SMALLEST_LEVEL))))
-    halvings = min(halvings, int(np.log2(min(height, width))))
-    chunks = (len(channels), *_CHUNKS[1:])
-    element = Image2DModel.parse(
-        array.rechunk(chunks),
-        dims=("c", "y", "x"),
-        c_coords=channels,
-        scale_factors=[2] * halvings or None,
-        transformations={n: _transformation(compose(affine, pixel_to_fullres)) for n, affine in systems.items()},
-        chunks=chunks,
-    )
-    if len(channels) == 4 and halvings:
-        levels = np.moveaxis(np.asarray(pixels), -1, 0)
-        for scale in range(1, halvings + 1):
-            levels = halved_rgba(levels)
-            element[f"scale{scale}"]["image"].data = da.from_array(levels, chunks=chunks)
-    return element
-
-
-def halved_rgba(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Halve a (4, h, w) image; colours are weighted with alpha, so that what was not synthesized darkens no edge."""
-    height, width = rgba.shape[1] // 2, rgba.shape[2] // 2
-    blocks = rgba[:, : 2 * height, : 2 * width].astype(np.float32).reshape(4, height, 2, width, 2)
-    alpha = blocks[3:]
-    weight = alpha.sum(axis=(2, 4))
-    colour = (blocks[:3] * alpha).sum(axis=(2, 4)) / np.maximum(weight, 1)
-    return np.concatenate([np.rint(colour), np.rint(weight / 4)]).astype(np.uint8)
-
-
-def _transformation(affine: Affine) -> Any:
-    from spatialdata.transformations import Affine as SpatialAffine
-    from spatialdata.transformations import Identity
-
-    if np.array_equal(affine, np.eye(3)):
-        return Identity()
-    return SpatialAffine(affine, input_axes=("y", "x"), output_axes=("y", "x"))
-
-
-def section_elements(section: Section, elements: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Add what lets a store stand alone: spots, counts and a slide image."""
-    import anndata
-    import pandas as pd
-    from spatialdata.models import ShapesModel, TableModel
-
-    spots, systems = section.spots, section.coordinate_systems
-    stem = _element_stem(section.name)
-    label = f"{stem}_spots"
-    circles = ShapesModel.parse(
-        swap_axes(spots.yx),
-        geometry=0,
-        radius=max(spots.diameter, 1e-6) / 2,
-        transformations={name: _transformation(affine) for name, affine in systems.items()},
-    )
-    columns: dict[str, Any] = {"region": pd.Categorical([label] * len(spots)), "instance": np.arange(len(spots))}
-    if spots.array_rc is not None:
-        columns |= {"array_row": spots.array_rc[:, 0], "array_col": spots.array_rc[:, 1]}
-    columns |= {name: values for name, values in spots.obs.items() if name not in columns}
-    var = pd.DataFrame(index=pd.Index(spots.genes.symbols.astype(object)))
-    if spots.genes.ids is not None:
-        var["gene_ids"] = spots.genes.ids.astype(object)
-    obs = pd.DataFrame(columns, index=pd.Index(spots.ids.astype(object)))
-    with quiet():
-        table = anndata.AnnData(spots.counts, obs=obs, var=var)
-        table.obsm["spatial"] = swap_axes(spots.yx)
-        table = TableModel.parse(table, region=label, region_key="region", instance_key="instance")
-    images = dict(elements["images"])
-    if section.image is not None:
-        pixels, to_fullres = _reduced(section.image)
-        images[f"{stem}_slide"] = _image_element(pixels, to_fullres, systems)
-    return {"images": images, "shapes": {label: circles}, "tables": {"table": table}}
-
-
-def _element_stem(name: str) -> str:
-    """A section's name in letters that elements may have, and not looking like a result's."""
-    stem = re.sub(r"[^0-9A-Za-z_.-]", "_", name).lstrip("_") or "section"
-    return f"section_{stem}" if stem.lower().startswith(RESULT_PREFIX) else stem
-
-
-def _reduced(image: SlideImage) -> tuple[Any, Affine]:
-    """The finest picture of the slide that is not larger than `LARGEST_SLIDE_PX`, and its affine to full resolution."""
-    import dask.array as da
-
-    for level, (fy, fx) in zip(image.levels, level_factors(image), strict=True):
-        if max(level.shape[:2]) <= LARGEST_SLIDE_PX:
-            return level, scaling(fy * image.pixel_size, fx * image.pixel_size)
-    level, (fy, fx) = image.levels[-1], level_factors(image)[-1]
-    by = -(-max(level.shape[:2]) // LARGEST_SLIDE_PX)
-    mean = da.coarsen(np.mean, level, {0: by, 1: by}, trim_excess=True)
-    return (mean + 0.5).astype(np.uint8), scaling(fy * by * image.pixel_size, fx * by * image.pixel_size)
-
-
-def _about(section: Section) -> dict[str, Any]:
-    calibration = section.calibration
-    return {
-        "name": section.name,
-        "kind": section.kind,
-        "fingerprint": fingerprint(section),
-        "calibration": {"mpp": calibration.mpp, "source": calibration.source, "detail": calibration.detail},
-        "synthetic": section.synthetic,
-        "notes": [n if n.startswith("synthetic") else f"of the original section: {n}" for n in section.notes],
-    }
-
-
 # ------------------------------------------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where a result goes: the store, whether it is to be made, the element's name, its affine, and its record."""
+
+    path: Path
+    is_new: bool
+    name: str
+    affine: Affine
+    record: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls, path: str | Path, pixel_to_fullres: ArrayLike, section: Section, run: str | None, record: Mapping[str, Any]
+    ) -> _Target:
+        path = Path(path).expanduser()
+        affine = np.asarray(pixel_to_fullres, dtype=np.float64)
+        if affine.shape != (3, 3) or not np.isfinite(affine).all():
+            raise StoreError(f"the affine of a result is a (3, 3) matrix of finite numbers, not {affine.tolist()}")
+        try:
+            full = json.loads(json.dumps({**record, _REGISTRATION: {"pixel_to_fullres_yx": affine.tolist()}}))
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"the provenance holds something that JSON cannot: {error}") from error
+        is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+        existing = set() if is_new else _elements_of(path, section)
+        return cls(path, is_new, _result_name(existing, run), affine, full)
+
+
+def _put(target: _Target, section: Section, element: Any, finish: Callable[[Path], None]) -> None:
+    """Write an element beside its store, have it finished and checked there, and move it in."""
+    path, name = target.path, target.name
+    elements = {"images": {name: element}}
+    if target.is_new:
+        elements = section_elements(section, elements)
+    with _failures(path), _scratch(path) as scratch:
+        own = {SECTION_ATTRS: about(section)} if target.is_new else {}
+        _write(scratch, elements, {RESULT_ATTRS: {name: target.record}, **own})
+        finish(scratch)
+        if target.is_new:
+            if path.exists():
+                path.rmdir()  # it is empty, or this fails
+            os.rename(scratch, path)
+        else:
+            _move_in(scratch, path, name, target.record)
+
+
+def _link_levels(levels: Path, scratch: Path, name: str, copy: bool) -> None:
+    """Put the files of an image's levels in the place of the blank ones that were written with its metadata."""
+    import zarr
+
+    element = scratch / "images" / name
+    multiscales = zarr.open_group(element, mode="r", use_consolidated=False).attrs["ome"]["multiscales"]
+    places = [str(dataset["path"]) for dataset in multiscales[0]["datasets"]]
+    for number, place in enumerate(places):
+        wanted = zarr.open_array(element / place, mode="r").shape
+        found = zarr.open_array(levels / str(number), mode="r").shape
+        if found != wanted:
+            raise StoreError(f"level {number} of {levels} has the shape {found}, not {wanted}; nothing was kept")
+        shutil.rmtree(element / place)
+        shutil.copytree(levels / str(number), element / place, copy_function=shutil.copy2 if copy else _link)
+    with quiet():
+        zarr.consolidate_metadata(zarr.open_group(scratch, mode="r+", use_consolidated=False).store)
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file system without links
+        shutil.copy2(source, target)
+    return target
+
+
+def _known_run(path: Path, run_id: object) -> str | None:
+    """Name under which a store holds a run already; None where it does not."""
+    if run_id is None or not (path / "zarr.json").is_file():
+        return None
+    import zarr
+
+    records = dict(zarr.open_group(path, mode="r", use_consolidated=False).attrs).get(RESULT_ATTRS) or {}
+    names = [name for name, record in records.items() if record.get("run_id") == run_id]
+    return next((name for name in names if (path / "images" / name).is_dir()), None)
 
 
 def _write(path: Path, elements: Mapping[str, Mapping[str, Any]], attrs: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..synthesis.plan import boxes_around
+from ..synthesis.boxes import boxes_around
 from ..tissue.crops import read_patches
 from ..tissue.geometry import apply, mean_scale
 from ..types import Section

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from ..errors import RequestError, StmditError
-from ..progress import Stopwatch
-from ..synthesis.canvas import MemoryCanvas
-from ..synthesis.estimate import estimate
+from ..progress import Progress, Stopwatch
+from ..synthesis.canvas import MemoryCanvas, fits_in_memory
+from ..synthesis.estimate import estimate, evaluations
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import collect, provenance_of
 from ..synthesis.run import PatchModel
@@ -27,6 +27,10 @@ from .state import Message, RunStatus, WorkbenchState
 Then = Callable[[int], None]
 """Called with a result's number when its run has ended well."""
 
+TOO_LARGE = (
+    "the selected spots span more than fits in memory; select fewer, or use the command line, `stmdit synthesize`, which keeps its canvas "
+    "on disk"
+)
 REFRESH_S = 0.2
 """A growing canvas is sent to the screen at most so often."""
 LOOKS = 5
@@ -46,6 +50,7 @@ class _Present:
         self.canvas = MemoryCanvas(plan.frame)
         self.growing = GrowingLayer(self.canvas, section, name)
         self.done: list[PatchResult] = []
+        self.progress: Progress | None = None
         self.watch = Stopwatch()
         self.dirty = False
         self.drawn_at = 0.0
@@ -135,8 +140,8 @@ class RunCycle:
         except RequestError as error:
             state.faults = dict(error.faults)
             return None
-        state.faults = {}
-        return plan
+        state.faults = {} if fits_in_memory(plan.frame) else {"region": TOO_LARGE}
+        return None if state.faults else plan
 
     # --- the run
 
@@ -235,7 +240,7 @@ class RunCycle:
         present = self._present
         if present is None:
             return
-        self.state.progress = advance.progress
+        self.state.progress = present.progress = advance.progress
         if advance.preview is not None:
             self._live.show(advance.preview, present.plan, present.section)
         for patch in advance.patches:
@@ -277,8 +282,18 @@ class RunCycle:
 
     def _keep(self, present: _Present) -> None:
         seconds = present.watch.seconds
-        self._pace[self._device(present.model)] = seconds / (len(present.done) * present.plan.steps)
-        result = collect(present.plan, present.section, present.model, present.canvas, present.done, seconds)
+        self._pace[self._device(present.model)] = seconds / evaluations(present.plan, len(present.done))
+        last = present.progress
+        result = collect(
+            present.plan,
+            present.section,
+            present.model,
+            present.canvas,
+            present.done,
+            seconds,
+            last.notes if last else (),
+            last.failed if last else None,
+        )
         if present.growing.layer is None:
             return
         present.growing.finish({"provenance": dict(result.provenance), "result": result})
@@ -287,23 +302,26 @@ class RunCycle:
     def _close(self, present: _Present) -> None:
         state, done, total = self.state, len(present.done), len(present.plan)
         kept = f" {done} of {total} patches are finished and kept." if done else " No patch was finished."
+        notes = "".join(f" Note: {note}." for note in (present.progress.notes if present.progress else ()))
         if present.failed is not None:
             state.status = RunStatus.FAILED
             state.message = Message("error", f"{present.failed}{kept}")
         elif done < total:
             state.status = RunStatus.STOPPED
-            state.message = Message("warning", f"Stopped.{kept}")
+            how = "Stopped" if present.stopped else "Not everything could be made"
+            state.message = Message("warning", f"{how}.{kept}{notes}")
         else:
             state.status = RunStatus.DONE
             state.message = Message(
-                "info", f"{done} synthetic patches in {present.watch.seconds:.1f} s: {present.name}."
+                "info", f"{done} synthetic patches in {present.watch.seconds:.1f} s: {present.name}.{notes}"
             )
         state.progress = None
 
     # --- details
 
     def _provenance(self, present: _Present) -> dict[str, Any]:
-        return provenance_of(present.plan, present.section, present.model, present.done, present.watch.seconds)
+        made = [result.patch for result in present.done]
+        return provenance_of(present.plan, present.section, present.model, made, present.watch.seconds)
 
     def _device(self, model: PatchModel | None = None) -> str:
         model = model or self.state.checkpoint
