@@ -50,7 +50,9 @@ def main() -> None:
 
 
 def _complain(message: str) -> None:
-    sys.stderr.write(f"stmdit: {message}\n")
+    # a name out of a file must not steer the terminal
+    safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
+    sys.stderr.write(f"stmdit: {safe}\n")
 
 
 def _print_json(value: Any) -> None:

@@ -8,12 +8,14 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from standins import CropModel, card_for
 from tiny import TINY_GENES
 
@@ -109,6 +111,14 @@ class Outcome:
         return self.ours and self.unchanged and self.ended == kind and all(text in self.message for text in texts)
 
 
+class Model(CropModel):
+    """Returns the real crop of a patch, or grey where no crop was asked for."""
+
+    def images(self, batch: Any) -> Any:
+        side = self.card.patch_px
+        return np.full((len(batch.patches), side, side, 3), 128, np.uint8) if batch.crops is None else batch.crops
+
+
 class Hang(BaseException):
     """A case took longer than `LIMIT_S`; no ``except Exception`` of the code under test may swallow it."""
 
@@ -122,7 +132,7 @@ def watchdog(seconds: float) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    faulthandler.dump_traceback_later(4 * seconds, exit=True)
+    faulthandler.dump_traceback_later(4 * seconds, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
@@ -216,7 +226,9 @@ class Workshop:
             wishes["edits"] = read_edits(scene.edits)
         if scene.region is not None:
             wishes["region"] = polygons_from_geojson(scene.region).model_dump()
-        wishes = {"region": {"kind": "sample", "count": 1}, **wishes, **scene.wishes}
+        if scene.request_file is None:
+            wishes = {"region": {"kind": "sample", "count": 1}, **wishes}
+        wishes |= scene.wishes
         request = make_request(wishes)
         section = self.section
         if scene.section is not None:
@@ -225,7 +237,7 @@ class Workshop:
             )
         if scene.output is not None:
             check_writable(scene.output, section)
-        result = synthesize(section, request, CropModel(card_for(TINY_GENES)))
+        result = synthesize(section, request, Model(card_for(TINY_GENES)))
         if scene.output is not None:
             result.save(scene.output, scene.run)
         return _told(result)

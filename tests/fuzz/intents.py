@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,9 +63,9 @@ REGIONS = cases(
         ("polygons and points mixed", geo([polygon(SQUARE), {"type": "Point", "coordinates": [1, 1]}]), EVERYTHING),
         ("a lasso that crosses itself", geo(polygon([[0, 0], [900, 900], [900, 0], [0, 900]])), Works("of 30 spots")),
         ("a lasso that crosses itself 400 times", geo(polygon(WILD)), Works("of 30 spots")),
-        ("a hundred thousand points", geo(polygon([[450 + 450 * np.cos(a), 450 + 450 * np.sin(a)] for a in np.linspace(0, 6.28, 100_000)])), Works("of 30 spots")),
+        ("twenty thousand points", geo(polygon([[450 + 450 * np.cos(a), 450 + 450 * np.sin(a)] for a in np.linspace(0, 6.28, 20_000)])), Works("of 30 spots")),
         ("a thousand polygons", geo({"type": "MultiPolygon", "coordinates": [[SQUARE]] * 1000}), EVERYTHING),
-        ("points of 1e308", geo(polygon([[-1e308, -1e308], [1e308, -1e308], [1e308, 1e308], [-1e308, 1e308]])), section_error("1e+308")),
+        ("points of 1e308", geo(polygon([[-1e308, -1e308], [1e308, -1e308], [1e308, 1e308], [-1e308, 1e308]])), EVERYTHING),
         *((f"a {kind}", geo({"type": kind, "coordinates": c}), NO_POLYGON) for kind, c in (("Point", [1, 2]), ("MultiPoint", SQUARE), ("LineString", SQUARE), ("MultiLineString", [SQUARE]))),
         ("a type that is none", geo({"type": "Circle", "coordinates": [[1, 2]]}), NO_POLYGON),
         ("a type in small letters", geo({"type": "polygon", "coordinates": [SQUARE]}), NO_POLYGON),
@@ -96,7 +97,7 @@ REGIONS = cases(
         ("points of differing length", geo(polygon([[1, 2], [3], [4, 5]])), NO_POINTS),
         ("a ring that is an object", geo({"type": "Polygon", "coordinates": [{"a": 1}]}), NO_POINTS),
         ("coordinates that are a number", geo({"type": "Polygon", "coordinates": 7}), NO_POINTS),
-        ("coordinates that are a word", geo({"type": "Polygon", "coordinates": "abc"}), section_error("expected one outer ring")),
+        ("coordinates that are a word", geo({"type": "Polygon", "coordinates": "abc"}), NO_POINTS),
         ("coordinates that are an object", geo({"type": "Polygon", "coordinates": {"a": SQUARE}}), NO_POINTS),
         ("several polygons that are a number", geo({"type": "MultiPolygon", "coordinates": 7}), NO_POINTS),
         ("several polygons that are numbers", geo({"type": "MultiPolygon", "coordinates": [7, 8]}), NO_POINTS),
@@ -115,7 +116,7 @@ REGIONS = cases(
         ("a folder", _folder, NOT_JSON),
         ("a link to itself", _loop, NOT_JSON),
         ("missing", setting(region=lambda s: s.root / "nothing.geojson"), NOT_JSON),
-        ("a device that never ends", setting(region=lambda s: __import__("pathlib").Path("/dev/zero")), NOT_JSON),
+        ("a device that never ends", setting(region=Path("/dev/zero")), NOT_JSON),
         ("a path with a NUL", setting(region=lambda s: s.root / "a\0b"), NOT_JSON),
     ],
 )
@@ -215,7 +216,7 @@ EDITS = cases(
         ("missing", setting(edits=lambda s: s.root / "nothing.yaml"), request_error("cannot be read")),
         ("a folder", lambda s: (setting(edits=s.root / "edits.yaml")(s), s.edits.mkdir()), request_error("cannot be read")),
         ("a link to itself", lambda s: (setting(edits=s.root / "edits.yaml")(s), s.edits.symlink_to("edits.yaml")), request_error("cannot be read")),
-        ("a device that never ends", setting(edits=lambda s: __import__("pathlib").Path("/dev/zero")), request_error("no file")),
+        ("a device that never ends", setting(edits=Path("/dev/zero")), request_error("no file")),
         ("a path with a NUL", setting(edits=lambda s: s.root / "a\0b"), request_error("cannot be read")),
     ],
 )
@@ -232,7 +233,7 @@ REQUESTS = cases(
     "requests",
     "nothing",
     [
-        ("nothing but defaults", given("request_file", "{}"), FINE),
+        ("nothing but defaults", given("request_file", "{}"), EVERYTHING),
         ("spots by their ids", asking(region=SPOTS), Works("2 of 30 spots")),
         ("a spot twice", asking(region={"kind": "spots", "ids": ["SPOT01-1"] * 3}), FINE),
         ("all spots", asking(region={"kind": "all"}), EVERYTHING),
@@ -267,7 +268,7 @@ REQUESTS = cases(
         ("an empty ring", asking(region={"kind": "polygons", "rings": [[]]}), NOBODY),
         ("a ring of nan", asking(region={"kind": "polygons", "rings": [[[NAN, NAN]] * 4]}), request_error("region.polygons.rings", "finite")),
         ("a ring of infinity", asking(region={"kind": "polygons", "rings": [[[0, 0], [INF, 0], [1, 1]]]}), request_error("region.polygons.rings", "finite")),
-        ("a ring of 1e308", asking(region={"kind": "polygons", "rings": [[[-1e308, -1e308], [1e308, -1e308], [1e308, 1e308], [-1e308, 1e308]]]}), request_error("region.polygons.rings", "1e+308")),
+        ("a ring of 1e308", asking(region={"kind": "polygons", "rings": [[[-1e308, -1e308], [1e308, -1e308], [1e308, 1e308], [-1e308, 1e308]]]}), EVERYTHING),
         ("a ring of three coordinates", asking(region={"kind": "polygons", "rings": [[[0, 0, 0]] * 3]}), request_error("region.polygons.rings")),
         ("a ring of words", asking(region={"kind": "polygons", "rings": [["ab", "cd", "ef"]]}), request_error("region.polygons.rings")),
         ("morphology of a spot", asking(morphology="SPOT03-1"), FINE),

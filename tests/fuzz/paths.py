@@ -83,7 +83,7 @@ SECTIONS = cases(
         ("a link to nothing", lambda s: ((s.root / "l").symlink_to("nowhere"), at(s.root / "l")(s)), ABSENT),
         ("missing", at(lambda s: s.root / "nothing"), ABSENT),
         ("../../..", at(lambda s: s.section / "../../../nothing"), ABSENT),
-        ("a NUL in the path", at("a\0b"), ABSENT),
+        ("a NUL in the path", at("a\0b"), section_error("null byte")),
         ("a path of 5000 letters", at("s" * 5000), section_error("File name too long")),
         ("a path through a file", at(lambda s: s.section / "slide.png" / "x"), ABSENT),
         ("home of nobody", at("~nosuchuser/x"), section_error("~nosuchuser")),

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from ..files import shorten
 from ..types import AddEdit, Edit, Genes, KnockOutEdit, ScaleEdit, SetQuantileEdit, SpotTable, TowardsEdit
 from .genes import match_genes
 from .programs import Programs
@@ -49,18 +50,21 @@ def faults_of(
         unknown = [name for name in edit.programs if name not in programs]
         if unknown:
             faults.append(
-                (f"{place}.programs", f"unknown: {_some(unknown)}; known programs are {', '.join(sorted(programs))}")
+                (f"{place}.programs", f"unknown: {some_of(unknown)}; known programs are {', '.join(sorted(programs))}")
             )
+        hollow = [p for p in edit.programs if p in programs and not match_genes(tuple(programs[p]), spots.genes).shared]
+        if hollow:
+            faults.append((f"{place}.programs", f"none of its genes is in this section: {some_of(hollow)}"))
         missing = match_genes(edit.genes, spots.genes).missing
         if missing:
-            faults.append((f"{place}.genes", f"not in this section: {_some(missing)}; gene names match exactly"))
+            faults.append((f"{place}.genes", f"not in this section: {some_of(missing)}; gene names match exactly"))
         strangers = [spot for spot in edit.spots or () if spot not in known]
         if strangers:
-            faults.append((f"{place}.spots", f"not in this section: {_some(strangers)}"))
+            faults.append((f"{place}.spots", f"not in this section: {some_of(strangers)}"))
         if isinstance(edit, TowardsEdit):
             strangers = [spot for spot in edit.target_spots if spot not in known]
             if strangers:
-                faults.append((f"{place}.target_spots", f"not in this section: {_some(strangers)}"))
+                faults.append((f"{place}.target_spots", f"not in this section: {some_of(strangers)}"))
             if edit.target_profile is not None and edit.target_profile not in profiles:
                 choice = ", ".join(profiles) or "none"
                 faults.append(
@@ -199,6 +203,7 @@ def _profile_columns(
     return columns, np.concatenate([profile.mean[keep], np.zeros(len(twins))]).astype(np.float32)
 
 
-def _some(names: Sequence[str], most: int = 8) -> str:
-    shown = ", ".join(names[:most])
+def some_of(names: Sequence[str], most: int = 8) -> str:
+    """Return the first few of some names, for a message."""
+    shown = ", ".join(shorten(name) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import RequestError
+from ..files import BadFile, read_yaml
 from ..types import Edit, Request
 
 _EDITS: TypeAdapter[tuple[Edit, ...]] = TypeAdapter(tuple[Edit, ...])
@@ -22,7 +22,7 @@ def read_edits(path: str | Path) -> tuple[Edit, ...]:
     RequestError
         With every fault of the file and its place.
     """
-    content = _read_yaml(path)
+    content = read_plain(path)
     if isinstance(content, dict) and set(content) == {"edits"}:
         content = content["edits"]
     if not isinstance(content, list):
@@ -41,7 +41,7 @@ def read_request(path: str | Path) -> Request:
     RequestError
         With every fault of the file and its place.
     """
-    content = _read_yaml(path)
+    content = read_plain(path)
     if not isinstance(content, dict):
         raise RequestError([(str(path), "expected a mapping with the fields of a request")])
     return make_request(content, str(path))
@@ -56,7 +56,7 @@ def make_request(content: dict[str, Any], place: str = "request") -> Request:
         With every fault and its place.
     """
     try:
-        return Request(**content)
+        return Request.model_validate(content)
     except ValidationError as error:
         raise RequestError(faults_from(error, place)) from None
 
@@ -76,12 +76,9 @@ def _short(value: Any, most: int = 80) -> str:
     return text if len(text) <= most else text[:most] + "..."
 
 
-def _read_yaml(path: str | Path) -> Any:
+def read_plain(path: str | Path) -> Any:
+    """Return what a YAML or JSON file holds; raises RequestError where it cannot be read."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_yaml(path)
+    except BadFile as error:
         raise RequestError([(str(path), f"cannot be read: {error}")]) from None
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RequestError([(str(path), f"is not valid YAML: {error}")]) from None

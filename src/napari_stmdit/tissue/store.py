@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import SectionError, StoreError
+from ..files import BadFile, user_path
 from ..types import Section, SlideImage
 from .crops import level_factors
 from .geometry import Affine, compose, scaling, swap_axes
@@ -31,7 +32,7 @@ LARGEST_SLIDE_PX = 4000
 _CHUNKS = (4, 512, 512)
 _SMALLEST_LEVEL = 512
 _REGISTRATION = "registration"
-_NAME = re.compile(r"^[0-9A-Za-z_.-]+$")
+_NAME = re.compile(r"[0-9A-Za-z_.-]+")
 
 
 def write_result(
@@ -72,7 +73,7 @@ def write_result(
     StoreError
         Where the path holds something else or another section, the name is taken, or writing fails.
     """
-    path = Path(path).expanduser()
+    path = _output(path)
     affine = np.asarray(pixel_to_fullres, dtype=np.float64)
     if rgba.ndim != 3 or rgba.shape[2] != 4 or rgba.dtype != np.uint8 or min(rgba.shape) == 0:
         raise StoreError(f"a result is a (h, w, 4) uint8 image with at least one pixel, not {rgba.shape} {rgba.dtype}")
@@ -109,7 +110,7 @@ def check_writable(path: str | Path, section: Section) -> None:
     StoreError
         Where the path holds something else or another section, or its folder cannot be written to.
     """
-    path = Path(path).expanduser()
+    path = _output(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         _elements_of(path, section)
     folder = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
@@ -117,6 +118,17 @@ def check_writable(path: str | Path, section: Section) -> None:
         raise StoreError(
             f"{path} cannot be written: {folder} is no folder that you may write to; choose another --output"
         )
+
+
+def _output(path: str | Path) -> Path:
+    """Return a path that may be written to, as far as its name goes; a link that leads nowhere is none."""
+    try:
+        path = user_path(path)
+    except BadFile as error:
+        raise StoreError(f"the output cannot be written: {error}; choose another --output") from error
+    if path.is_symlink() and not path.exists():
+        raise StoreError(f"{path} is a link that leads nowhere; remove it, or choose another --output")
+    return path
 
 
 def read_result(path: str | Path, name: str) -> tuple[Any, Affine, dict[str, Any]]:
@@ -221,7 +233,7 @@ def _result_name(existing: set[str], run: str | None) -> str:
             number += 1
         return f"{RESULT_PREFIX}{number}"
     name = run if run.startswith(RESULT_PREFIX) else RESULT_PREFIX + run
-    if not _NAME.match(name):
+    if not run or not _NAME.fullmatch(name):
         raise StoreError(f"run name {run!r} holds other characters than letters, digits, and _ . -")
     if name.lower() in taken:
         raise StoreError(f"the store already holds {name}; results are never overwritten, give another name")
