@@ -41,7 +41,9 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     except ValueError as error:  # a null character
         raise BadFile(f"{str(path)!r} is no path: {error}") from None
     except OSError as error:
-        if error.errno is None or "symbolic links" not in os.strerror(error.errno):  # a circle of links is a missing file
+        if error.errno is None or "symbolic links" not in os.strerror(
+            error.errno
+        ):  # a circle of links is a missing file
             raise BadFile(f"{shorten(str(path))} cannot be looked up: {error.strerror}") from None
     return expanded
 

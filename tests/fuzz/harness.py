@@ -203,7 +203,7 @@ class Workshop:
             ended, message = type(error).__name__, str(error)
         except Hang as error:
             ended, message, ours = "hang", str(error), False
-        except BaseException as error:  # noqa: BLE001 - whatever else comes is what is looked for
+        except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
             ended, message, ours = type(error).__name__, str(error), False
@@ -232,9 +232,7 @@ class Workshop:
         request = make_request(wishes)
         section = self.section
         if scene.section is not None:
-            section = open_section(
-                scene.section, scene.fullres, scene.mpp, coordinate_system=scene.coordinate_system
-            )
+            section = open_section(scene.section, scene.fullres, scene.mpp, coordinate_system=scene.coordinate_system)
         if scene.output is not None:
             check_writable(scene.output, section)
         result = synthesize(section, request, Model(card_for(TINY_GENES)))
@@ -382,6 +380,8 @@ def store_error(*says: str) -> Refused:
     return Refused("StoreError", says)
 
 
-def cases(family: str, base: Base, table: Sequence[tuple[str, Callable[[Scene], object], Refused | Works]]) -> list[Case]:
+def cases(
+    family: str, base: Base, table: Sequence[tuple[str, Callable[[Scene], object], Refused | Works]]
+) -> list[Case]:
     """Turn rows of (name, change, expected) into the cases of a family."""
     return [Case(family, name, base, change, expected) for name, change, expected in table]

@@ -12,7 +12,21 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from fuzz.harness import Refused, Scene, Works, both, cases, link, nothing, remove, request_error, section_error, setting, truncate, write
+from fuzz.harness import (
+    Refused,
+    Scene,
+    Works,
+    both,
+    cases,
+    link,
+    nothing,
+    remove,
+    request_error,
+    section_error,
+    setting,
+    truncate,
+    write,
+)
 from PIL import Image
 from tiny import TINY_SIDE_PX, analytic_image
 
@@ -99,7 +113,9 @@ def _landscape(swapped: bool):
         for name, factor in ((HIRES, 0.5), (LOWRES, 0.25)):
             Image.fromarray(wide).resize((int(860 * factor), int(430 * factor))).save(scene.section / name)
         file = scene.section / "spatial/scalefactors_json.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"tissue_hires_scalef": 0.5, "tissue_lowres_scalef": 0.25}))
+        file.write_text(
+            json.dumps(json.loads(file.read_text()) | {"tissue_hires_scalef": 0.5, "tissue_lowres_scalef": 0.25})
+        )
         table = pd.read_csv(scene.section / "spatial/tissue_positions.csv")
         table = table[table["pxl_row_in_fullres"] < 430]
         if swapped:
@@ -141,48 +157,124 @@ CASES = cases(
         ("empty and not named", write(SLIDE, b""), ASKS),
         ("text", both(write(SLIDE, "a picture says more"), GIVEN), UNREADABLE),
         *((f"PNG cut to {share:.0%}", both(truncate(SLIDE, share), GIVEN), CUT) for share in (0.02, 0.3, 0.9)),
-        ("PNG with a damaged middle", lambda s: (write(SLIDE, (d := (s.section / SLIDE).read_bytes())[:2000] + b"\xaa" * 500 + d[2500:])(s), setting(fullres=SLIDE)(s)), CUT),
-        *((f"JPEG cut to {share:.0%}", both(saved("slide.jpg", "RGB"), truncate("slide.jpg", share)), CUT) for share in (0.3, 0.8)),
-        ("JPEG cut in its header", both(saved("slide.jpg", "RGB"), lambda s: (s.section / "slide.jpg").write_bytes((s.section / "slide.jpg").read_bytes()[:30])), UNREADABLE),
+        (
+            "PNG with a damaged middle",
+            lambda s: (
+                write(SLIDE, (d := (s.section / SLIDE).read_bytes())[:2000] + b"\xaa" * 500 + d[2500:])(s),
+                setting(fullres=SLIDE)(s),
+            ),
+            CUT,
+        ),
+        *(
+            (f"JPEG cut to {share:.0%}", both(saved("slide.jpg", "RGB"), truncate("slide.jpg", share)), CUT)
+            for share in (0.3, 0.8)
+        ),
+        (
+            "JPEG cut in its header",
+            both(
+                saved("slide.jpg", "RGB"),
+                lambda s: (s.section / "slide.jpg").write_bytes((s.section / "slide.jpg").read_bytes()[:30]),
+            ),
+            UNREADABLE,
+        ),
         ("JPEG", saved("slide.jpg", "RGB", quality=95), FINE),
-        ("JPEG named .png", lambda s: (Image.fromarray(PICTURE).save(s.section / SLIDE, "JPEG"), setting(fullres=SLIDE)(s)), FINE),
-        ("PNG named .tif", lambda s: ((s.section / SLIDE).rename(s.section / "slide.tif"), setting(fullres="slide.tif")(s)), section_error("cannot be read as TIFF")),
+        (
+            "JPEG named .png",
+            lambda s: (Image.fromarray(PICTURE).save(s.section / SLIDE, "JPEG"), setting(fullres=SLIDE)(s)),
+            FINE,
+        ),
+        (
+            "PNG named .tif",
+            lambda s: ((s.section / SLIDE).rename(s.section / "slide.tif"), setting(fullres="slide.tif")(s)),
+            section_error("cannot be read as TIFF"),
+        ),
         ("grey", saved("grey.png", "L"), section_error("grey.png", COLOUR)),
         ("grey with alpha", saved("grey.png", "LA"), section_error("grey.png", COLOUR)),
         ("black and white", saved("bw.png", "1"), section_error("bw.png", COLOUR)),
-        ("16-bit grey", saved("deep.png", "", lambda p: Image.fromarray(PICTURE[..., 0].astype(np.uint16))), section_error("deep.png", COLOUR)),
+        (
+            "16-bit grey",
+            saved("deep.png", "", lambda p: Image.fromarray(PICTURE[..., 0].astype(np.uint16))),
+            section_error("deep.png", COLOUR),
+        ),
         ("palette", saved("palette.png", "P"), FINE),
         ("palette with transparency", saved("palette.png", "P", transparency=3), FINE),
         ("RGBA", saved("rgba.png", "RGBA"), FINE),
-        ("RGBA, all transparent", saved("rgba.png", "", lambda p: Image.fromarray(np.dstack([PICTURE, 0 * PICTURE[..., 0]]))), Works("mean 255")),
+        (
+            "RGBA, all transparent",
+            saved("rgba.png", "", lambda p: Image.fromarray(np.dstack([PICTURE, 0 * PICTURE[..., 0]]))),
+            Works("mean 255"),
+        ),
         ("CMYK JPEG", saved("cmyk.jpg", "CMYK", quality=95), FINE),
         ("YCbCr TIFF", saved("ycbcr.tif", "YCbCr"), Works("1 of 30 spots")),
         ("floating-point TIFF", saved("float.tif", "F"), section_error("float.tif", COLOUR)),
         ("JPEG that says it is turned", _rotated, FINE),
         ("a GIF", saved("slide.gif", "P"), section_error("no image that can be read")),
-        ("an SVG", both(write("slide.svg", "<svg/>"), setting(fullres="slide.svg")), section_error("no image that can be read")),
-        ("a PDF", both(write("slide.pdf", "%PDF-1.4"), setting(fullres="slide.pdf")), section_error("no image that can be read")),
+        (
+            "an SVG",
+            both(write("slide.svg", "<svg/>"), setting(fullres="slide.svg")),
+            section_error("no image that can be read"),
+        ),
+        (
+            "a PDF",
+            both(write("slide.pdf", "%PDF-1.4"), setting(fullres="slide.pdf")),
+            section_error("no image that can be read"),
+        ),
         ("one pixel", sized(1, 1), SIZE),
         ("one row", sized(1, 860), SIZE),
-        ("one pixel, and no thumbnails to compare", both(sized(1, 1), remove(HIRES, LOWRES)), section_error("1 x 1 pixels, but spots lie between")),
+        (
+            "one pixel, and no thumbnails to compare",
+            both(sized(1, 1), remove(HIRES, LOWRES)),
+            section_error("1 x 1 pixels, but spots lie between"),
+        ),
         ("half the size", sized(430, 430), SIZE),
         ("a row too few", sized(855, 860), SIZE),
         ("a slide that is wide", _landscape(False), Works("1 of 1")),
-        ("a slide that is wide and positions with y and x swapped", _landscape(True), Works("7 spots lie off the slide image")),
+        (
+            "a slide that is wide and positions with y and x swapped",
+            _landscape(True),
+            Works("7 spots lie off the slide image"),
+        ),
         ("a PNG that says it has 45,000 x 45,000 pixels", both(write(SLIDE, png_header(45_000, 45_000)), GIVEN), SIZE),
-        ("the same without thumbnails", both(write(SLIDE, png_header(45_000, 45_000)), GIVEN, remove(HIRES, LOWRES)), CUT),
-        ("a PNG that says it has 2 billion x 2 billion pixels", both(write(SLIDE, png_header(2**31 - 1, 2**31 - 1)), GIVEN, remove(HIRES, LOWRES)), section_error("tiled TIFF")),
-        ("a PNG of zero pixels", both(write(SLIDE, png_header(0, 0)), GIVEN, remove(HIRES, LOWRES)), section_error(SLIDE)),
+        (
+            "the same without thumbnails",
+            both(write(SLIDE, png_header(45_000, 45_000)), GIVEN, remove(HIRES, LOWRES)),
+            CUT,
+        ),
+        (
+            "a PNG that says it has 2 billion x 2 billion pixels",
+            both(write(SLIDE, png_header(2**31 - 1, 2**31 - 1)), GIVEN, remove(HIRES, LOWRES)),
+            section_error("tiled TIFF"),
+        ),
+        (
+            "a PNG of zero pixels",
+            both(write(SLIDE, png_header(0, 0)), GIVEN, remove(HIRES, LOWRES)),
+            section_error(SLIDE),
+        ),
         ("two images that fit", _copies, ASKS),
         ("two images that fit, one named", both(_copies, GIVEN), FINE),
-        ("a folder of that name", lambda s: (remove(SLIDE)(s), (s.section / SLIDE).mkdir(), setting(fullres=SLIDE)(s)), section_error("is neither")),
-        ("a link to the slide", lambda s: ((s.section / SLIDE).rename(s.root / "far.png"), (s.section / SLIDE).symlink_to(s.root / "far.png")), FINE),
+        (
+            "a folder of that name",
+            lambda s: (remove(SLIDE)(s), (s.section / SLIDE).mkdir(), setting(fullres=SLIDE)(s)),
+            section_error("is neither"),
+        ),
+        (
+            "a link to the slide",
+            lambda s: (
+                (s.section / SLIDE).rename(s.root / "far.png"),
+                (s.section / SLIDE).symlink_to(s.root / "far.png"),
+            ),
+            FINE,
+        ),
         ("a link to itself", both(link(SLIDE, SLIDE), GIVEN), section_error("is neither")),
         ("a link to nothing", both(link(SLIDE, "nowhere.png"), GIVEN), section_error("is neither")),
         ("a link to a device", both(link(SLIDE, "/dev/zero"), GIVEN), section_error("is neither")),
         ("a pipe that nobody writes", _fifo, section_error("is neither")),
         ("a path out of the section that is not there", setting(fullres="../../x.png"), section_error("is neither")),
-        ("a path out of the section that is there", lambda s: ((s.section / SLIDE).rename(s.root / "x.png"), setting(fullres="../x.png")(s)), FINE),
+        (
+            "a path out of the section that is there",
+            lambda s: ((s.section / SLIDE).rename(s.root / "x.png"), setting(fullres="../x.png")(s)),
+            FINE,
+        ),
         ("an address", setting(fullres="https://example.org/slide.tif"), section_error("is neither")),
         ("a name with a NUL", setting(fullres="slide\0.png"), section_error("null byte")),
         ("a name of 5000 letters", setting(fullres="s" * 5000 + ".png"), section_error("File name too long")),
@@ -203,24 +295,82 @@ CASES = cases(
         ("planar TIFF", tiff(np.moveaxis(PICTURE, 2, 0), photometric="rgb", planarconfig="separate"), FINE),
         ("16-bit TIFF", tiff(PICTURE.astype(np.uint16) * 256, photometric="rgb"), section_error(COLOUR)),
         ("signed TIFF", tiff(PICTURE.astype(np.int16), photometric="rgb"), section_error(COLOUR)),
-        ("float TIFF with nan", tiff(np.full((860, 860, 3), np.nan, np.float32), photometric="rgb"), section_error(COLOUR)),
+        (
+            "float TIFF with nan",
+            tiff(np.full((860, 860, 3), np.nan, np.float32), photometric="rgb"),
+            section_error(COLOUR),
+        ),
         ("grey TIFF", tiff(PICTURE[..., 0]), section_error(COLOUR)),
-        ("TIFF of five channels", tiff(np.dstack([PICTURE, PICTURE[..., :2]]), photometric="rgb"), section_error(COLOUR)),
+        (
+            "TIFF of five channels",
+            tiff(np.dstack([PICTURE, PICTURE[..., :2]]), photometric="rgb"),
+            section_error(COLOUR),
+        ),
         ("TIFF of two channels", tiff(PICTURE[..., :2], photometric="minisblack"), SIZE),
-        ("RGBA TIFF", tiff(np.dstack([PICTURE, np.full((860, 860), 255, np.uint8)]), photometric="rgb", extrasamples=["unassalpha"]), FINE),
+        (
+            "RGBA TIFF",
+            tiff(
+                np.dstack([PICTURE, np.full((860, 860), 255, np.uint8)]), photometric="rgb", extrasamples=["unassalpha"]
+            ),
+            FINE,
+        ),
         ("TIFF with a z axis", tiff(np.stack([PICTURE, PICTURE]), photometric="rgb"), section_error(COLOUR)),
         ("palette TIFF", saved("palette.tif", "P"), section_error("palette.tif", COLOUR)),
         ("empty TIFF", tiff(PICTURE, lambda d: b"", photometric="rgb"), NO_TIFF),
         ("TIFF header alone", tiff(PICTURE, lambda d: d[:8], photometric="rgb"), NO_TIFF),
-        *((f"TIFF cut to {share:.0%}", tiff(PICTURE, lambda d, k=share: d[: int(k * len(d))], photometric="rgb"), NO_TIFF) for share in (0.001, 0.5, 0.95)),
-        *((f"tiled TIFF cut to {share:.0%}", tiff(PICTURE, lambda d, k=share: d[: int(k * len(d))], photometric="rgb", tile=(256, 256)), NO_TIFF) for share in (0.01, 0.1)),
-        ("tiled deflated TIFF, damaged", tiff(PICTURE, lambda d: d[:3000] + b"\xaa" * (len(d) - 3000), photometric="rgb", tile=(256, 256), compression="zlib"), NO_TIFF),
-        ("deflated TIFF, damaged", tiff(PICTURE, lambda d: d[:3000] + b"\xaa" * (len(d) - 3000), photometric="rgb", compression="zlib"), NO_TIFF),
+        *(
+            (
+                f"TIFF cut to {share:.0%}",
+                tiff(PICTURE, lambda d, k=share: d[: int(k * len(d))], photometric="rgb"),
+                NO_TIFF,
+            )
+            for share in (0.001, 0.5, 0.95)
+        ),
+        *(
+            (
+                f"tiled TIFF cut to {share:.0%}",
+                tiff(PICTURE, lambda d, k=share: d[: int(k * len(d))], photometric="rgb", tile=(256, 256)),
+                NO_TIFF,
+            )
+            for share in (0.01, 0.1)
+        ),
+        (
+            "tiled deflated TIFF, damaged",
+            tiff(
+                PICTURE,
+                lambda d: d[:3000] + b"\xaa" * (len(d) - 3000),
+                photometric="rgb",
+                tile=(256, 256),
+                compression="zlib",
+            ),
+            NO_TIFF,
+        ),
+        (
+            "deflated TIFF, damaged",
+            tiff(PICTURE, lambda d: d[:3000] + b"\xaa" * (len(d) - 3000), photometric="rgb", compression="zlib"),
+            NO_TIFF,
+        ),
         ("TIFF whose directories go in a circle", tiff(PICTURE, lambda d: d, photometric="rgb", metadata=None), FINE),
-        ("TIFF that says it has a million x a million pixels", both(tiff(PICTURE, lambda d: tiff_header(10**6, 10**6)), remove(HIRES, LOWRES)), NO_TIFF),
-        ("TIFF that says it has zero pixels", both(tiff(PICTURE, lambda d: tiff_header(0, 0)), remove(HIRES, LOWRES)), NO_TIFF),
-        ("TIFF that says it has 40,000 x 40,000 pixels", both(tiff(PICTURE, lambda d: tiff_header(40_000, 40_000)), remove(HIRES, LOWRES)), NO_TIFF),
-        ("TIFF with an OME description that is no XML", tiff(PICTURE, photometric="rgb", description="<OME", metadata=None), FINE),
+        (
+            "TIFF that says it has a million x a million pixels",
+            both(tiff(PICTURE, lambda d: tiff_header(10**6, 10**6)), remove(HIRES, LOWRES)),
+            NO_TIFF,
+        ),
+        (
+            "TIFF that says it has zero pixels",
+            both(tiff(PICTURE, lambda d: tiff_header(0, 0)), remove(HIRES, LOWRES)),
+            NO_TIFF,
+        ),
+        (
+            "TIFF that says it has 40,000 x 40,000 pixels",
+            both(tiff(PICTURE, lambda d: tiff_header(40_000, 40_000)), remove(HIRES, LOWRES)),
+            NO_TIFF,
+        ),
+        (
+            "TIFF with an OME description that is no XML",
+            tiff(PICTURE, photometric="rgb", description="<OME", metadata=None),
+            FINE,
+        ),
     ],
 )
 assert TINY_SIDE_PX == 860

@@ -69,7 +69,28 @@ SECTIONS = cases(
     "paths",
     "outs",
     [
-        *((f"a folder called {name!r}", moved(name), FINE) for name in ("Gewebe Müller ß", "组织切片", "секция №1", "🧬", "a b  c", "new\nline", "-rf", "--help", "$(touch pwned)", "a;b&c", "'quotes\"", "x" * 200, "stmdit_1", "con", "a.zarr", "square_008um", "deep/" * 30 + "x")),
+        *(
+            (f"a folder called {name!r}", moved(name), FINE)
+            for name in (
+                "Gewebe Müller ß",
+                "组织切片",
+                "секция №1",
+                "🧬",
+                "a b  c",
+                "new\nline",
+                "-rf",
+                "--help",
+                "$(touch pwned)",
+                "a;b&c",
+                "'quotes\"",
+                "x" * 200,
+                "stmdit_1",
+                "con",
+                "a.zarr",
+                "square_008um",
+                "deep/" * 30 + "x",
+            )
+        ),
         ("a folder whose name is no UTF-8", moved(os.fsdecode(b"caf\xe9")), FINE),
         ("a path with ..", at(lambda s: s.section / ".." / s.section.name), FINE),
         ("a path as text", at(lambda s: str(s.section)), FINE),
@@ -91,12 +112,41 @@ SECTIONS = cases(
         ("a device", at("/dev/null"), section_error("is a file")),
         ("an address", at("https://example.org/section.zarr"), ABSENT),
         ("a bucket", at("s3://bucket/section.zarr"), ABSENT),
-        ("an empty folder", lambda s: ((s.root / "empty").mkdir(), at(s.root / "empty")(s)), section_error("no tissue section")),
-        *((f"a file {name}", lambda s, n=name: ((s.root / n).write_bytes(b"x"), at(s.root / n)(s)), section_error(says)) for name, says in (("x.cloupe", "Loupe"), ("x.zip", "unpack"), ("x.tar.gz", "unpack"), ("x.h5", "counts file alone"), ("x.h5ad", "counts file alone"), ("x.PNG", "image alone"), ("x.svs", "image alone"), ("x.rds", "give a folder"), ("x", "give a folder"), ("x.zarr", "give a folder"))),
+        (
+            "an empty folder",
+            lambda s: ((s.root / "empty").mkdir(), at(s.root / "empty")(s)),
+            section_error("no tissue section"),
+        ),
+        *(
+            (
+                f"a file {name}",
+                lambda s, n=name: ((s.root / n).write_bytes(b"x"), at(s.root / n)(s)),
+                section_error(says),
+            )
+            for name, says in (
+                ("x.cloupe", "Loupe"),
+                ("x.zip", "unpack"),
+                ("x.tar.gz", "unpack"),
+                ("x.h5", "counts file alone"),
+                ("x.h5ad", "counts file alone"),
+                ("x.PNG", "image alone"),
+                ("x.svs", "image alone"),
+                ("x.rds", "give a folder"),
+                ("x", "give a folder"),
+                ("x.zarr", "give a folder"),
+            )
+        ),
         ("a number in the place of a path", at(7), section_error("expected a path")),
         ("a list in the place of a path", setting(section=[]), section_error("expected a path")),
         ("a note that it is synthetic", write("SYNTHETIC.json", '{"note": "dice"}'), Works("synthetic: dice")),
-        *((f"a note that it is synthetic: {text!r}", write("SYNTHETIC.json", text), section_error("SYNTHETIC.json", "cannot be read")) for text in ("", "7", "[]", '{"note": 7}', "[" * 100_000)),
+        *(
+            (
+                f"a note that it is synthetic: {text!r}",
+                write("SYNTHETIC.json", text),
+                section_error("SYNTHETIC.json", "cannot be read"),
+            )
+            for text in ("", "7", "[]", '{"note": 7}', "[" * 100_000)
+        ),
         ("a file in the section that is no part of it", write("notes.txt", "hello"), FINE),
         ("a folder in the section called x.png", lambda s: (s.section / "x.png").mkdir(), FINE),
     ],
@@ -114,9 +164,9 @@ def into(path, run: str | None = None):
 
 def _other_section(scene: Scene) -> None:
     import numpy as np
+
     from napari_stmdit.tissue.sample import open_sample_section
     from napari_stmdit.tissue.store import write_result
-
 
     scene.outside.mkdir()
     scene.output = scene.outside / "o.zarr"
@@ -130,18 +180,41 @@ OUTPUTS = cases(
         ("a new store", into(lambda s: s.outside / "o.zarr"), FINE),
         ("a new store with letters from elsewhere", into(lambda s: s.outside / "Müller 组织.zarr"), FINE),
         ("an empty folder", into(lambda s: (s.outside / "o.zarr").mkdir() or s.outside / "o.zarr"), FINE),
-        ("a folder of other things", into(lambda s: (s.outside / "x").write_text("") and None or s.outside), store_error("no SpatialData store")),
-        ("a file", into(lambda s: (s.outside / "o").write_text("x") and s.outside / "o"), store_error("no SpatialData store")),
-        ("below a file", into(lambda s: (s.outside / "o").write_text("x") and s.outside / "o" / "p.zarr"), store_error("no folder that you may write to")),
+        (
+            "a folder of other things",
+            into(lambda s: (s.outside / "x").write_text("") and None or s.outside),
+            store_error("no SpatialData store"),
+        ),
+        (
+            "a file",
+            into(lambda s: (s.outside / "o").write_text("x") and s.outside / "o"),
+            store_error("no SpatialData store"),
+        ),
+        (
+            "below a file",
+            into(lambda s: (s.outside / "o").write_text("x") and s.outside / "o" / "p.zarr"),
+            store_error("no folder that you may write to"),
+        ),
         ("below a device", into(lambda s: Path("/dev/null/o.zarr")), store_error("no folder that you may write to")),
         ("in a file system that takes nothing", into(lambda s: Path("/proc/o.zarr")), store_error("/proc/o.zarr")),
         ("another section's store", _other_section, store_error("holds another section")),
-        ("a link to nothing", into(lambda s: (s.outside / "l").symlink_to(s.outside / "nowhere") or s.outside / "l"), store_error("link")),
-        ("a link in a circle", into(lambda s: (s.outside / "l").symlink_to("l") or s.outside / "l"), store_error("link")),
+        (
+            "a link to nothing",
+            into(lambda s: (s.outside / "l").symlink_to(s.outside / "nowhere") or s.outside / "l"),
+            store_error("link"),
+        ),
+        (
+            "a link in a circle",
+            into(lambda s: (s.outside / "l").symlink_to("l") or s.outside / "l"),
+            store_error("link"),
+        ),
         ("a name of 5000 letters", into(lambda s: s.outside / ("o" * 5000)), store_error("File name too long")),
         ("a NUL in the name", into(lambda s: s.outside / "a\0b"), store_error("null")),
         ("home of nobody", into(lambda s: Path("~nosuchuser/o.zarr")), store_error("~nosuchuser")),
-        *((f"a run called {run!r}", into(lambda s: s.outside / "o.zarr", run), store_error("other characters than")) for run in ("../x", "a/b", "a b", "x\n", "\x1b", "", "é", "a\0")),
+        *(
+            (f"a run called {run!r}", into(lambda s: s.outside / "o.zarr", run), store_error("other characters than"))
+            for run in ("../x", "a/b", "a b", "x\n", "\x1b", "", "é", "a\0")
+        ),
         ("a run called ..", into(lambda s: s.outside / "o.zarr", ".."), FINE),
         ("a run of 300 letters", into(lambda s: s.outside / "o.zarr", "r" * 300), store_error("o.zarr")),
     ],

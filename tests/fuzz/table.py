@@ -18,10 +18,9 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 
 def main() -> int:
     """Write ``table.tsv`` and print a summary; 1 where a case did not end as foreseen."""
+    import conftest
     from fuzz.families import ALL
     from fuzz.harness import Workshop
-
-    import conftest
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("out/fuzz"))
@@ -47,8 +46,12 @@ def main() -> int:
             counted[case.family, outcome.ended] += 1
             rows.writerow((case.family, case.name, verdict, outcome.ended, message, f"{took:.2f}"))
             if verdict == "NO":
-                print(f"NOT FORESEEN {case.key} [{took:.1f} s]: {outcome.ended}: {message}"
-                      + ("" if outcome.unchanged else " INPUT CHANGED") + f"\n    wanted {case.expected}", flush=True)
+                print(
+                    f"NOT FORESEEN {case.key} [{took:.1f} s]: {outcome.ended}: {message}"
+                    + ("" if outcome.unchanged else " INPUT CHANGED")
+                    + f"\n    wanted {case.expected}",
+                    flush=True,
+                )
     for (family, ended), count in sorted(counted.items()):
         print(f"{family}: {ended} {count}")
     print(f"{len(chosen)} cases, {failed} not as foreseen, {time.perf_counter() - start:.0f} s")

@@ -11,7 +11,9 @@ def test_it_ends_as_foreseen(case, workshop):
     outcome = workshop.attempt(case)
     assert outcome.ours, f"{case.key} ended in {outcome.ended}: {outcome.message}"
     assert outcome.unchanged, f"{case.key} changed its input"
-    assert outcome.as_expected, f"{case.key} ended in {outcome.ended}: {outcome.message[:2000]}\nexpected {case.expected}"
+    assert outcome.as_expected, (
+        f"{case.key} ended in {outcome.ended}: {outcome.message[:2000]}\nexpected {case.expected}"
+    )
 
 
 def test_there_are_at_least_300_and_each_is_named_once():

@@ -10,7 +10,7 @@ import pytest
 from fuzz.families import ALL
 from fuzz.harness import LIMIT_S, Refused, Scene, tree_hash, watchdog
 
-# what fails once a checkpoint is there to plan with would load one for each case; the API has tried those
+# damaged pixels are seen when they are read, and what fails once a checkpoint is there to plan with would load one for each case; the API has tried those
 _BEFORE_PLANNING = ("SectionError", "StoreError")
 _EVERY = 6
 
@@ -18,6 +18,8 @@ _EVERY = 6
 def _reaches_the_command_line(case) -> bool:
     wanted = case.expected
     if not isinstance(wanted, Refused) or case.family in ("checkpoints", "training configurations"):
+        return False
+    if case.family == "images" and any("cut short" in t or t == "slide.tif" for t in wanted.says):
         return False
     files = case.family in ("edits", "regions", "requests") and wanted.error == "RequestError"
     return wanted.error in _BEFORE_PLANNING or (files and any(".yaml" in t or "YAML" in t for t in wanted.says))
@@ -93,7 +95,9 @@ def test_control_characters_of_a_file_do_not_reach_the_terminal(tmp_path, tiny_f
 
     region = tmp_path / "r\x1b[2J.geojson"
     region.write_text("[]")
-    monkeypatch.setattr(sys, "argv", ["stmdit", "synthesize", str(tiny_folder), "--output", "o", "--region", str(region)])
+    monkeypatch.setattr(
+        sys, "argv", ["stmdit", "synthesize", str(tiny_folder), "--output", "o", "--region", str(region)]
+    )
     with pytest.raises(SystemExit):
         cli.main()
     err = capsys.readouterr().err

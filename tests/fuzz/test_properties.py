@@ -124,7 +124,11 @@ def test_any_bytes_are_read_or_refused(tmp_path, content):
 @FEW
 @given(plain)
 def test_any_json_is_a_region_or_refused(content):
-    for value in (content, {"type": "Polygon", "coordinates": content}, {"type": "MultiPolygon", "coordinates": content}):
+    for value in (
+        content,
+        {"type": "Polygon", "coordinates": content},
+        {"type": "MultiPolygon", "coordinates": content},
+    ):
         try:
             geometry.polygons_from_geojson(value if isinstance(value, dict) else {"features": value})
         except SectionError as error:
@@ -215,7 +219,9 @@ symbols = st.lists(st.sampled_from([*TINY_GENES, "MARCH1", "MARCHF1", "actb", ""
 
 
 @FEW
-@given(symbols, st.lists(st.sampled_from([*TINY_GENES, "MARCHF1", "Actb", "ENSG00000141736"]), max_size=10, unique=True))
+@given(
+    symbols, st.lists(st.sampled_from([*TINY_GENES, "MARCHF1", "Actb", "ENSG00000141736"]), max_size=10, unique=True)
+)
 def test_gene_matching_counts_every_column_once(columns, wanted):
     from scipy.sparse import csr_matrix
 

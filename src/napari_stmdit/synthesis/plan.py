@@ -103,7 +103,10 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
     rows = _rows(section, request, faults)
     if request.morphology not in ("own", "mean", "null") and request.morphology not in set(section.spots.ids.tolist()):
         faults.append(
-            ("morphology", f"{shorten(repr(request.morphology))} is neither own, mean or null nor the id of a spot of this section")
+            (
+                "morphology",
+                f"{shorten(repr(request.morphology))} is neither own, mean or null nor the id of a spot of this section",
+            )
         )
     shared = match_genes(card.genes, section.spots.genes).shared
     _check_genes(request, card, shared, faults)

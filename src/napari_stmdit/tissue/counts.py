@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +21,23 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 _EXPRESSION = "Gene Expression"
+_LONGEST_LINE = 100_000
 MOST_COUNTS = 2**31
 """No spot has so many counts of a gene."""
 # what HDF5, gzip and Matrix Market readers raise on damaged files
-_DAMAGE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, EOFError, OverflowError, MemoryError, zlib.error)
+_DAMAGE = (
+    OSError,
+    KeyError,
+    IndexError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,9 @@ def _read_h5(source: Path) -> CountMatrix:
                 )
             group = file["matrix"]
             if not isinstance(group, h5py.Group):
-                raise SectionError(f"{source}: 'matrix' is no group; expected what Cell Ranger 3 and Space Ranger write")
+                raise SectionError(
+                    f"{source}: 'matrix' is no group; expected what Cell Ranger 3 and Space Ranger write"
+                )
             genes, barcodes = _h5_shape(group, source)
             _check_h5_sizes(group, genes, barcodes, source)
             data, indices, indptr = (group[key][:] for key in ("data", "indices", "indptr"))
@@ -166,30 +183,47 @@ def _check_h5_sizes(group: Any, genes: int, barcodes: int, source: Path) -> None
 
 
 def _read_matrix_market(folder: Path) -> CountMatrix:
-    from scipy.io import mminfo, mmread
+    from scipy.io import mmread
     from scipy.sparse import csr_matrix
 
     try:
         labels = np.array(_lines(folder, "barcodes.tsv"), dtype=np.str_)
         rows = [line.split("\t") for line in _lines(folder, "features.tsv")]
         with _open(folder, "matrix.mtx") as file:
-            height, width, entries, _, field, _ = mminfo(file)
-        # held against the lists before it is read: the reader takes memory for what a damaged header claims
-        if (height, width) != (len(rows), len(labels)) or entries > height * width:
-            raise SectionError(
-                f"{folder} holds a {height} x {width} matrix with {entries} entries, but {len(rows)} features and {len(labels)} "
-                "barcodes"
-            )
-        if field not in ("integer", "real", "unsigned-integer"):
-            raise SectionError(f"{folder} holds a matrix of the kind {field!r}; expected numbers, integer or real")
-        with _open(folder, "matrix.mtx") as file:
-            counts = csr_matrix(mmread(file).T)
+            _check_market_header(folder, file, len(rows), len(labels))
+        with _open(folder, "matrix.mtx") as file, TemporaryDirectory(prefix="stmdit-") as place:
+            # unpacked first: the reader, in C++, ends the process where a stream of Python fails under it
+            plain = Path(place) / "matrix.mtx"
+            with plain.open("wb") as target:
+                shutil.copyfileobj(file, target)
+            counts = csr_matrix(mmread(plain).T)
     except _DAMAGE as error:
         raise SectionError(f"{folder} cannot be read as a Matrix Market folder: {error}") from error
     ids = np.array([row[0] for row in rows], dtype=np.str_)
     names = np.array([row[1] if len(row) > 1 else row[0] for row in rows], dtype=np.str_)
     kinds = np.array([row[2] if len(row) > 2 else _EXPRESSION for row in rows], dtype=np.str_)
     return _assemble(folder, labels, counts, names, ids, kinds)
+
+
+def _check_market_header(folder: Path, file: Any, features: int, barcodes: int) -> None:
+    """Hold a matrix's header against the lists: the reader takes memory for whatever a damaged header claims."""
+    banner = file.readline(_LONGEST_LINE).decode("ascii").lower().split()
+    if len(banner) < 4 or banner[0] != "%%matrixmarket":
+        raise SectionError(
+            f"{folder} cannot be read as a Matrix Market folder: its matrix has no %%MatrixMarket header"
+        )
+    if banner[3] not in ("integer", "real", "unsigned-integer", "double"):
+        raise SectionError(f"{folder} holds a matrix of the kind {banner[3]!r}; expected numbers, integer or real")
+    line = b"%"
+    while line.startswith(b"%") or (line and not line.strip()):
+        line = file.readline(_LONGEST_LINE)
+    sizes = [int(part) for part in line.split()]
+    height, width = sizes[0], sizes[1]
+    entries = sizes[2] if banner[2] == "coordinate" else height * width
+    if (height, width) != (features, barcodes) or entries > height * width:
+        raise SectionError(
+            f"{folder} holds a {height} x {width} matrix with {entries} entries, but {features} features and {barcodes} barcodes"
+        )
 
 
 def _assemble(

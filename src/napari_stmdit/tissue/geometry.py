@@ -316,5 +316,7 @@ def _outer_ring(polygon: Any, name: str) -> tuple[tuple[float, float], ...]:
 
 def _list(value: Any, name: str) -> list[Any]:
     if not isinstance(value, list | tuple | None):
-        raise SectionError(f"{name}: a ring is no list of (x, y) points: it holds {str(value)[:40]!r} in the place of a list")
+        raise SectionError(
+            f"{name}: a ring is no list of (x, y) points: it holds {str(value)[:40]!r} in the place of a list"
+        )
     return list(value or ())

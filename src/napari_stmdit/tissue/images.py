@@ -191,7 +191,14 @@ def _tiff(path: Path) -> Iterator[Any]:
     with tiff:
         try:
             yield tiff
-        except (IndexError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:  # of directories that lie
+        except (
+            IndexError,
+            KeyError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            OSError,
+        ) as error:  # of directories that lie
             raise SectionError(f"{path} cannot be read as TIFF, the file may be cut short: {error}") from error
 
 
@@ -229,7 +236,13 @@ def _read_tiff(path: Path, axes: str) -> NDArray[np.uint8]:
 
     try:
         return np.ascontiguousarray(as_rgb(tifffile.imread(path, series=0, level=0), axes))
-    except (ValueError, OSError, RuntimeError, IndexError, tifffile.TiffFileError) as error:  # RuntimeError: damaged codes
+    except (
+        ValueError,
+        OSError,
+        RuntimeError,
+        IndexError,
+        tifffile.TiffFileError,
+    ) as error:  # RuntimeError: damaged codes
         raise SectionError(f"{path} cannot be decoded: {error}") from error
 
 

@@ -159,7 +159,8 @@ def whole_numbers(column: Any, name: str, source: str) -> NDArray[np.int64]:
         raise SectionError(
             f"{source}: {name} holds something that is no number, or not a whole one: {shorten(str(column.to_numpy()[wrong][0]))}"
         )
-    return numbers.astype(np.int64)
+    whole: NDArray[np.int64] = numbers.astype(np.int64)
+    return whole
 
 
 def _positions_table(file: Path) -> pd.DataFrame:
@@ -178,9 +179,10 @@ def _positions_table(file: Path) -> pd.DataFrame:
                 f"between commas, but {shorten(first.strip())}"
             )
         options: dict[str, Any] = {} if has_header else {"header": None, "names": list(_COLUMNS)}
-        return pd.read_csv(
+        table: pd.DataFrame = pd.read_csv(
             file, dtype={"barcode": str}, float_precision="round_trip", encoding="utf-8-sig", **options
         )
+        return table
     except (OSError, ValueError) as error:
         raise SectionError(f"{file} cannot be read as a positions table: {error}") from error
 
@@ -247,7 +249,9 @@ def choose_image(
         file = path / "spatial" / f"tissue_{kind}_image.png"
         factor = thumbnail_factor(scalefactors, key)
         if factor is None and scalefactors.get(key) is not None:
-            notes.append(f"{key} of the scalefactors is {shorten(repr(scalefactors[key]))}, which is no scale; it is not used")
+            notes.append(
+                f"{key} of the scalefactors is {shorten(repr(scalefactors[key]))}, which is no scale; it is not used"
+            )
         if file.is_file() and factor is not None:
             try:
                 return open_image(file, 1.0 / factor), [

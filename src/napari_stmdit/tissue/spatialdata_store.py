@@ -96,7 +96,9 @@ def open_spatialdata(
     with _damage(root):
         rows, spots_to = spot_rows(sdata, kind, chosen, affines_of)
     if coordinate_system is not None and coordinate_system not in spots_to:
-        raise SectionError(f"the spots are in no coordinate system {coordinate_system!r}; they have {', '.join(spots_to)}")
+        raise SectionError(
+            f"the spots are in no coordinate system {coordinate_system!r}; they have {', '.join(spots_to)}"
+        )
     results = sorted(n for n in sdata.images if n.lower().startswith(RESULT_PREFIX))
     with _damage(root):
         candidates, notes = _candidates(sdata, results)
@@ -167,7 +169,9 @@ def _own(sdata: Any, root: Path) -> dict[str, Any]:
     elif kept and kept.get("source") not in get_args(CalibrationSource):
         wrong = f"the source of mpp is {shorten(repr(kept.get('source')))}, expected one of {', '.join(get_args(CalibrationSource))}"
     if wrong is not None:
-        raise SectionError(f"{root}: its attribute {SECTION_ATTRS} is not as this package writes it: {wrong}; remove it to go on")
+        raise SectionError(
+            f"{root}: its attribute {SECTION_ATTRS} is not as this package writes it: {wrong}; remove it to go on"
+        )
     return dict(own)
 
 
@@ -213,7 +217,9 @@ def affines_of(element: Any) -> dict[str, Affine]:
             )
         affines[str(name)] = affine
     if not affines:
-        raise SectionError("an element has no transformation into a coordinate system that is an affine one; add it and write again")
+        raise SectionError(
+            "an element has no transformation into a coordinate system that is an affine one; add it and write again"
+        )
     return affines
 
 

@@ -174,16 +174,16 @@ def _counts(rows: Any, name: str) -> tuple[csr_matrix, list[str]]:
     from scipy.sparse import csr_matrix
 
     notes = []
-    counts = csr_matrix(rows.X) if rows.X is not None else None
+    counts = None if rows.X is None else csr_matrix(rows.X)
     fault = "nothing" if counts is None else fault_of_counts(counts)
     if fault is not None:
         counts = csr_matrix(rows.layers["counts"]) if "counts" in rows.layers else None
-        if counts is None or fault_of_counts(counts) is not None:
-            raise SectionError(
-                f"the table of {name} does not hold counts: its X has {fault}. Normalised expression cannot be used: put the raw "
-                "counts into X or into the layer 'counts'"
-            )
         notes.append("counts are those of the table's layer 'counts'; its X is something else")
+    if counts is None or fault_of_counts(counts) is not None:
+        raise SectionError(
+            f"the table of {name} does not hold counts: its X has {fault}. Normalised expression cannot be used: put the raw "
+            "counts into X or into the layer 'counts'"
+        )
     counts.check_format(full_check=True)  # a ValueError where indices lead out of the table
     counts.sort_indices()
     return counts, notes
