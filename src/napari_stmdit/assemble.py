@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -14,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CheckpointError
+from .errors import CheckpointError, is_out_of_memory
 from .expression.edits import Profile
 from .model.references import data_directory
 from .synthesis.run import DenoiseStep, PatchBatch
-from .types import CheckpointCard, Genes
+from .types import CheckpointCard, Genes, Guidance
 
 if TYPE_CHECKING:
     import torch
 
     from .encoders.protocols import ExpressionEncoder, MorphologyEncoder
     from .model.pipeline import STMDiTPipeline
+    from .model.solver import CanvasSolver
 
 BUNDLED = {"demo": "data/demo_checkpoint"}
 DTYPES = ("float32", "bfloat16", "float16")
@@ -39,7 +41,7 @@ class CheckpointEntry:
 
 
 class Checkpoint:
-    """An assembled checkpoint: the pipeline with its encoders on a device. It is a `PatchModel`.
+    """An assembled checkpoint: the pipeline with its encoders on a device. It is a `CanvasModel`.
 
     Attributes
     ----------
@@ -83,16 +85,81 @@ class Checkpoint:
     def denoise(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
         """Yield after every denoising step; the last step carries the images."""
         side = self.card.patch_px
-        for step, steps, images in self.pipeline.denoise_images(
-            morphology=batch.morphology,
-            expression=batch.expression,
-            seeds=batch.seeds,
-            guidance=batch.guidance,
-            num_inference_steps=batch.steps,
-            height=side,
-            width=side,
-        ):
-            yield DenoiseStep(step, steps, images)
+        with _memory_given_back():
+            for step, steps, images in self.pipeline.denoise_images(
+                morphology=batch.morphology,
+                expression=batch.expression,
+                seeds=batch.seeds,
+                guidance=batch.guidance,
+                num_inference_steps=batch.steps,
+                height=side,
+                width=side,
+            ):
+                yield DenoiseStep(step, steps, images)
+
+    @property
+    def latent_grid(self) -> tuple[int, int]:
+        """Channels of a latent, and image pixels per latent cell."""
+        from .model.vae import latent_channels, spatial_factor
+
+        return latent_channels(self.pipeline.vae), spatial_factor(self.pipeline.vae)
+
+    def solver(
+        self,
+        noise: NDArray[np.float32],
+        guidance: Guidance,
+        steps: int,
+        *,
+        has_morphology: bool,
+        has_expression: bool,
+        state: Mapping[str, NDArray[Any]] | None = None,
+    ) -> CanvasSolver:
+        """Return a solver for a canvas of noise (c, h, w), or one that goes on from a state."""
+        from .model.guidance import branches
+        from .model.solver import CanvasSolver
+
+        filled = guidance.filled(self.card.guidance)
+        assert filled.rule is not None and filled.morphology is not None and filled.expression is not None
+        seen = branches(
+            filled.rule,
+            filled.morphology,
+            filled.expression,
+            has_morphology=has_morphology,
+            has_expression=has_expression,
+        )
+        return CanvasSolver(self.pipeline.transformer, self.pipeline.scheduler, seen, noise, steps, state)
+
+    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8."""
+        import torch
+
+        with _memory_given_back():
+            image: NDArray[np.uint8] = self.pipeline.decode(torch.from_numpy(latents)[None])[0]
+        return image
+
+
+@contextmanager
+def _memory_given_back() -> Iterator[None]:
+    """After a failure, hand a device's cached memory back, so that a smaller batch finds room."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            free_device_memory()
+        raise
+
+
+def free_device_memory() -> None:
+    """Give back what torch holds of a device without using it; call it after the last reference to a checkpoint is gone."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def load_checkpoint(name: str | Path = "demo", device: str = "auto", dtype: str = "auto") -> Checkpoint:

@@ -136,13 +136,21 @@ def synthesize(
     allow_gene_mismatch: Annotated[
         bool, typer.Option("--allow-gene-mismatch", help="Go on where too few genes are shared.")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the unfinished run beside the output; start where there is none."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Synthesize H&E patches over a section and write them into a SpatialData store."""
+    """Synthesize H&E patches over a section and write them into a SpatialData store.
+
+    What is finished is kept in OUTPUT.unfinished as the run goes on, and moved into the store at its end.
+    """
     from .assemble import load_checkpoint
     from .progress import CancelToken
     from .synthesis.requests import make_request, read_edits, read_request
     from .synthesis.result import synthesize as run_request
+    from .synthesis.result import unfinished_folder
     from .tissue.open import open_section
     from .tissue.store import check_writable
 
@@ -168,11 +176,22 @@ def synthesize(
     model = load_checkpoint(request.checkpoint, device=device, dtype=dtype)
     cancel = CancelToken()
     with _ProgressBar("synthesizing", hidden=as_json) as on_progress, _InterruptCancels(cancel):
-        result = run_request(opened, request, model, batch=batch, cancel=cancel, on_progress=on_progress)
+        result = run_request(
+            opened,
+            request,
+            model,
+            batch=batch,
+            cancel=cancel,
+            on_progress=on_progress,
+            folder=unfinished_folder(output),
+            resume=resume,
+        )
     name = result.save(output) if result.done else None
+    if result.canvas is not None and (result.complete or not result.done):
+        result.canvas.discard()
     _report_run(result, request, name, output, as_json)
     if not result.complete:
-        raise typer.Exit(130)
+        raise typer.Exit(1 if result.failed and not cancel.cancelled else 130)
 
 
 @app.command()
@@ -235,7 +254,8 @@ def _report_run(result: Result, request: Request, name: str | None, output: Path
         "steps": result.plan.steps,
         "seed": request.seed,
         "genes_shared": result.plan.genes_shared,
-        "notes": [*result.section.notes, *result.plan.notes],
+        "notes": [*result.section.notes, *result.notes],
+        "unfinished": None if result.complete or result.canvas is None else str(result.canvas.folder),
     }
     if as_json:
         _print_json(facts)
@@ -244,8 +264,10 @@ def _report_run(result: Result, request: Request, name: str | None, output: Path
     where = f" -> {output}, element {name}" if name else "; nothing was written"
     sys.stdout.write(f"{len(result.done)} synthetic patches{state} in {facts['seconds']:.1f} s{where}\n")
     sys.stdout.write(f"scale: {facts['mpp_source']}\n")
-    for note in result.plan.notes:
+    for note in result.notes:
         sys.stdout.write(f"note: {note}\n")
+    if facts["unfinished"] is not None and result.done:
+        sys.stdout.write(f"the rest can be done: run the same again with --resume ({facts['unfinished']})\n")
 
 
 class _ProgressBar:

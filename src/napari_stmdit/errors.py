@@ -43,5 +43,34 @@ class SynthesisError(StmditError):
     """Sampling failed; what was finished before is kept."""
 
 
+class NotFiniteError(SynthesisError):
+    """Some items of a batch came out as not finite; the others would be fine without them.
+
+    Parameters
+    ----------
+    items
+        Their places in the batch.
+    """
+
+    def __init__(self, message: str, items: Sequence[int] = ()) -> None:
+        self.items = tuple(items)
+        super().__init__(message)
+
+
 class StoreError(StmditError):
     """A result cannot be written or read back."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that a device or the computer has too little memory, whoever raised it."""
+    text = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(sign in text for sign in ("out of memory", "can't allocate memory", "unable to allocate", "bad_alloc"))
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -37,6 +38,12 @@ class Progress:
         Patches in the present batch.
     elapsed_s
         Seconds since the run started.
+    part
+        Share of the present step that is done, 0 to 1; continuous mode, whose steps are long.
+    notes
+        What happened on the way and the user should know, in sentences.
+    failed
+        Index -> reason of the patches that could not be made.
     """
 
     patches_done: int
@@ -45,13 +52,16 @@ class Progress:
     steps: int
     batch: int
     elapsed_s: float
+    part: float = 0.0
+    notes: tuple[str, ...] = ()
+    failed: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def fraction(self) -> float:
         """Share of the work that is done, 0 to 1."""
         if self.patches_total == 0:
             return 1.0
-        part = self.batch * self.step / self.steps if self.steps else 0.0
+        part = self.batch * (self.step + self.part) / self.steps if self.steps else 0.0
         return min(1.0, (self.patches_done + part) / self.patches_total)
 
     @property

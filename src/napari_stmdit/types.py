@@ -337,13 +337,13 @@ class Patch:
     index
         Place in the plan.
     spot_id, row
-        The spot it is conditioned on, and that spot's row in the section's table.
+        The spot it is conditioned on, and that spot's row in the section's table; of a tile, the spot nearest to its middle.
     source_box
         (y0, x0, y1, x1) in full-resolution pixels, fractional: where its morphology is read.
     canvas_box
         (y0, x0, y1, x1) in canvas pixels: where it is pasted.
     seed
-        Seed of its noise; depends on the run's seed and the spot id alone.
+        Seed of its noise; depends on the run's seed and the spot id alone. Of a tile, the run's seed.
     """
 
     index: int
@@ -380,8 +380,57 @@ class CanvasFrame:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """How a seamless canvas is made: overlapping windows that share every denoising step. All in canvas pixels.
+
+    Attributes
+    ----------
+    side, stride, tile
+        Side of a window, from one window to the next, and side of the tiles that are finished one by one.
+    size
+        (height, width) of the area that the windows cover.
+    origin
+        (y, x) of that area's corner on the canvas; may be negative, as windows reach over the region.
+    absolute
+        (y, x) of the same corner on the grid that starts at the slide's corner: where its noise comes from.
+    corners
+        (n, 2) corners of the windows, from the area's corner.
+    source_boxes
+        (n, 4) (y0, x0, y1, x1) in full-resolution pixels: where their morphology is read.
+    rows, weights
+        (n, k) rows of the spots that a window's expression is made of, and their weights, which sum to one.
+    cells
+        (h, w) bool over the canvas: which blocks of ``cell`` x ``cell`` pixels belong to the region.
+    cell
+        Side of a block.
+    rule
+        How expression is interpolated, in a sentence.
+    """
+
+    side: int
+    stride: int
+    tile: int
+    size: tuple[int, int]
+    origin: tuple[int, int]
+    absolute: tuple[int, int]
+    corners: NDArray[np.int64]
+    source_boxes: NDArray[np.float64]
+    rows: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    cells: NDArray[np.bool_]
+    cell: int
+    rule: str
+
+    def __len__(self) -> int:
+        return len(self.corners)
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What will be computed: the ordered patches, where they go, and every setting resolved."""
+    """What will be computed: the ordered patches, where they go, and every setting resolved.
+
+    In continuous mode ``windows`` says how the canvas is made, and the patches are the tiles it is finished in.
+    """
 
     request: Request
     card: CheckpointCard
@@ -391,6 +440,7 @@ class Plan:
     steps: int
     genes_shared: int
     notes: tuple[str, ...] = ()
+    windows: Windows | None = None
 
     def __len__(self) -> int:
         return len(self.patches)
@@ -398,7 +448,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class PatchResult:
-    """A finished patch: its place in the plan and its (patch_px, patch_px, 3) uint8 pixels."""
+    """A finished patch.
+
+    Attributes
+    ----------
+    patch
+        Its place in the plan.
+    pixels
+        (h, w, 3) uint8; of a patch, h and w are ``patch_px``.
+    mask
+        (h, w) bool, of a tile alone: which pixels belong to the region. A tile is pasted as it is; patches, which may overlap, are
+        blended.
+    """
 
     patch: Patch
     pixels: NDArray[np.uint8]
+    mask: NDArray[np.bool_] | None = None

@@ -83,7 +83,7 @@ def test_defaults_come_from_the_card(section, card):
 
 
 def test_all_faults_are_reported_at_once(section):
-    card = card_for(tuple(f"OTHER{k}" for k in range(10)))
+    card = card_for(tuple(f"OTHER{k}" for k in range(10)), patch_px=40)  # no multiple of 16, as windows need
     request = Request(
         mode="continuous",
         region=SpotList(ids=("nowhere",)),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, SynthesisError
+from ..errors import CheckpointError, NotFiniteError, SynthesisError
 from .guidance import Branch, combine
 
 
@@ -78,7 +78,7 @@ def denoise(
     CheckpointError
         The scheduler draws noise of its own, which would make results depend on the batch.
     """
-    _check_scheduler(scheduler)
+    check_scheduler(scheduler)
     if steps < 1 or not guidance:
         raise SynthesisError(f"Denoising needs at least one step and one branch, got {steps} and {len(guidance)}.")
     scheduler = type(scheduler).from_config(scheduler.config)
@@ -86,21 +86,19 @@ def denoise(
     with torch.inference_mode():
         scheduler.set_timesteps(steps, device=device)
         latents = noise.to(device=device, dtype=torch.float32) * getattr(scheduler, "init_noise_sigma", 1.0)
-        repeated = _repeat(conditions, guidance, len(latents), transformer)
+        repeated = repeat_conditions(conditions, guidance, len(latents), transformer)
     for index, time in enumerate(scheduler.timesteps):
         # entered anew for every step: around a yield, the mode would leak to whoever consumes the generator
         with torch.inference_mode():
             scaled = scheduler.scale_model_input(latents, time) if hasattr(scheduler, "scale_model_input") else latents
-            predicted = _predict(transformer, scaled, _model_time(scheduler, index, time), repeated, guidance)
+            predicted = guided(transformer, scaled, model_time(scheduler, index, time), repeated, guidance)
             latents = scheduler.step(predicted, time, latents, return_dict=False)[0]
-            if index == steps - 1 and not bool(latents.isfinite().all()):
-                raise SynthesisError(
-                    "The latents are not finite: the checkpoint overflows in this precision. Use --dtype float32 or bfloat16."
-                )
+            if index == steps - 1:
+                _check_finite(latents)
         yield index + 1, latents.clone()  # a clone made here is an ordinary tensor, and nobody can reach into the loop
 
 
-def _predict(
+def guided(
     transformer: Any, latents: Tensor, time: Tensor, conditions: dict[str, Tensor | None], guidance: Sequence[Branch]
 ) -> Tensor:
     """Predict all branches in one batch and combine them -> (b, c, h, w)."""
@@ -111,7 +109,7 @@ def _predict(
     return combine(predictions, guidance)  # the variance half, if learned, is not used
 
 
-def _model_time(scheduler: Any, index: int, time: Tensor) -> Tensor:
+def model_time(scheduler: Any, index: int, time: Tensor) -> Tensor:
     """Return the time to tell the transformer: flow sigmas exactly, where the scheduler rounds them to integers."""
     if scheduler.config.get("use_flow_sigmas"):
         sigma: Tensor = scheduler.sigmas[index]
@@ -119,7 +117,7 @@ def _model_time(scheduler: Any, index: int, time: Tensor) -> Tensor:
     return time.float()
 
 
-def _repeat(
+def repeat_conditions(
     conditions: ConditionTensors, guidance: Sequence[Branch], batch: int, transformer: Any
 ) -> dict[str, Tensor | None]:
     """Repeat the conditions for every branch and mark where each is null."""
@@ -142,7 +140,18 @@ def _repeat(
     }
 
 
-def _check_scheduler(scheduler: Any) -> None:
+def _check_finite(latents: Tensor) -> None:
+    """Name the items whose latents are not finite."""
+    finite = latents.flatten(1).isfinite().all(dim=1)
+    if not bool(finite.all()):
+        raise NotFiniteError(
+            "The latents are not finite: the checkpoint overflows in this precision. Use --dtype float32 or bfloat16.",
+            torch.nonzero(~finite).flatten().tolist(),
+        )
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Refuse a scheduler that draws noise of its own; raises CheckpointError."""
     config = scheduler.config
     if str(config.get("algorithm_type", "")).startswith("sde") or config.get("stochastic_sampling"):
         raise CheckpointError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-@cache
+@lru_cache(maxsize=8)
 def feather(patch_px: int) -> NDArray[np.float32]:
     """Return the (patch_px, patch_px) float32 weight of a patch's pixels.
 

@@ -13,15 +13,17 @@ from ..expression.edits import apply_edits
 from ..expression.programs import bundled_programs
 from ..tissue.crops import read_patches
 from ..types import Patch, Plan, Section
-from .plan import boxes_around
+from .boxes import boxes_around
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-    from .run import PatchModel
+    from .models import PatchModel
 
 MEAN_OF = 64
 """Spots whose crops are averaged for the section's mean morphology; evenly spaced over the table."""
+EDITED_AT_ONCE = 512
+"""Edits work on dense rows; so many at once, however many spots there are."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Conditions:
     Attributes
     ----------
     counts
-        (n, g) sparse, edits applied, one row per patch of the plan; None where expression is null. They are encoded batch by
-        batch: a set of gene tokens takes a megabyte a spot.
+        (n, g) sparse, edits applied, one row per patch of the plan, or per spot that its windows draw on; None where expression is
+        null. They are encoded batch by batch: a set of gene tokens takes a megabyte a spot.
     sources
         (n,) id of the spot that each row of ``counts`` was measured at.
     morphology
@@ -50,6 +52,27 @@ class Conditions:
         rows = [patch.index for patch in patches]
         return model.encode_expression(self.counts[rows], section.spots.genes, tuple(self.sources[row] for row in rows))
 
+    def mixed(
+        self, mix: csr_matrix, nearest: Sequence[int], section: Section, model: PatchModel
+    ) -> NDArray[np.float32] | None:
+        """Encode the expression of places between spots.
+
+        Parameters
+        ----------
+        mix
+            (b, n) weights of the rows of ``counts``; a place's weights sum to one.
+        nearest
+            (b,) the row that weighs most, whose spot the place is told by.
+        section, model
+            The section, and the checkpoint that encodes.
+        """
+        if self.counts is None:
+            return None
+        totals = np.maximum(np.asarray(self.counts.sum(axis=1), dtype=np.float32).ravel(), 1.0)
+        shares = mix.multiply(1 / totals[None]).tocsr() @ self.counts
+        rows = shares.multiply((mix @ totals)[:, None]).tocsr().astype(np.float32)
+        return model.encode_expression(rows, section.spots.genes, tuple(self.sources[row] for row in nearest))
+
 
 def condition_rows(plan: Plan, section: Section, model: PatchModel) -> Conditions:
     """Apply the edits to the expression of every patch of a plan, and encode the morphology they share."""
@@ -66,15 +89,28 @@ def shuffled_rows(count: int, seed: int) -> NDArray[np.int64]:
 
 
 def _counts(plan: Plan, section: Section, model: PatchModel) -> tuple[csr_matrix | None, tuple[str, ...]]:
+    from scipy.sparse import vstack
+
     request = plan.request
     if request.expression == "null":
         return None, ()
-    rows = np.array([patch.row for patch in plan.patches], dtype=np.int64)
+    rows = spot_rows(plan)
     sources = None
     if request.expression == "shuffled":
         sources = shuffled_rows(len(section.spots), request.seed)[rows]
-    counts = apply_edits(rows, section.spots, request.edits, bundled_programs(), model.profiles, sources)
-    return counts, tuple(section.spots.ids[rows if sources is None else sources].tolist())
+    parts = []
+    for start in range(0, len(rows), EDITED_AT_ONCE):
+        part = slice(start, start + EDITED_AT_ONCE)
+        other = None if sources is None else sources[part]
+        parts.append(apply_edits(rows[part], section.spots, request.edits, bundled_programs(), model.profiles, other))
+    return vstack(parts, format="csr"), tuple(section.spots.ids[rows if sources is None else sources].tolist())
+
+
+def spot_rows(plan: Plan) -> NDArray[np.int64]:
+    """Rows of the section's table that `Conditions.counts` holds, in its order."""
+    if plan.windows is not None:
+        return np.unique(plan.windows.rows)
+    return np.array([patch.row for patch in plan.patches], dtype=np.int64)
 
 
 def _shared_morphology(plan: Plan, section: Section, model: PatchModel) -> NDArray[np.float32] | None:

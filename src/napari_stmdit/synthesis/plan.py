@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,43 +26,10 @@ from ..types import (
     SampleOfSpots,
     Section,
     SpotList,
+    Windows,
 )
-
-MOST_CANVAS_PIXELS = 150_000_000
-"""Largest canvas held in memory: at 20 bytes a pixel, 3 GB."""
-
-
-@dataclass(frozen=True)
-class Box:
-    """Where a patch lies: ``canvas`` in whole canvas pixels, ``source`` in full-resolution pixels, both (y0, x0, y1, x1)."""
-
-    canvas: tuple[int, int, int, int]
-    source: tuple[float, float, float, float]
-
-
-def boxes_around(centres: NDArray[np.float64], patch_px: int, pixel_size: float) -> list[Box]:
-    """Return the box of a patch around each centre, snapped to the canvas grid.
-
-    The grid has its corner at the slide's corner and pixels of ``pixel_size`` full-resolution pixels. Snapping moves a patch by
-    at most half a canvas pixel, and reading the source at the snapped place means that pasting never resamples.
-
-    Parameters
-    ----------
-    centres
-        (n, 2) in full-resolution pixels.
-    patch_px
-        Side of a patch in canvas pixels.
-    pixel_size
-        Full-resolution pixels per canvas pixel.
-    """
-    corners = np.rint(centres / pixel_size - patch_px / 2).astype(int)
-    return [
-        Box(
-            (int(y), int(x), int(y) + patch_px, int(x) + patch_px),
-            (y * pixel_size, x * pixel_size, (y + patch_px) * pixel_size, (x + patch_px) * pixel_size),
-        )
-        for y, x in corners
-    ]
+from .boxes import Box, boxes_around
+from .windows import lay_out_windows, windows_fault
 
 
 def patch_seed(run_seed: int, spot_id: str) -> int:
@@ -87,7 +53,7 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
     Returns
     -------
     Plan
-        Every patch with its place, seed and spot; guidance and steps resolved.
+        Every patch with its place, seed and spot; guidance and steps resolved. In continuous mode the windows, and the tiles.
 
     Raises
     ------
@@ -98,8 +64,8 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
     reason = synthesis_fault(section, card.patch_mpp)
     if reason is not None:
         faults.append(("section", reason))
-    if request.mode == "continuous":
-        faults.append(("mode", "'continuous' is not available in this version; use 'spots'"))
+    if request.mode == "continuous" and (reason := windows_fault(card)) is not None:
+        faults.append(("mode", reason))
     rows = _rows(section, request, faults)
     if request.morphology not in ("own", "mean", "null") and request.morphology not in set(section.spots.ids.tolist()):
         faults.append(
@@ -136,7 +102,7 @@ def _rows(section: Section, request: Request, faults: list[tuple[str, str]]) -> 
             return np.unique(spots.rows(list(ids)))
         case Polygons() as polygons:
             inside = np.flatnonzero(spots_in_polygons(spots.yx, polygons))
-            if inside.size == 0:
+            if inside.size == 0 and request.mode == "spots":
                 faults.append(("region.rings", f"no centre of the section's {len(spots)} spots lies in the region"))
             return inside
         case SampleOfSpots(count=count):
@@ -165,6 +131,30 @@ def _genes_needed(card: CheckpointCard) -> int:
 
 
 def _lay_out(section: Section, request: Request, card: CheckpointCard, rows: NDArray[np.int64], shared: int) -> Plan:
+    windows: Windows | None = None
+    further: tuple[str, ...] = ()
+    if request.mode == "continuous":
+        windows, patches, frame, further = lay_out_windows(section, request, card, rows)
+        read = windows.source_boxes
+    else:
+        patches, frame = _lay_out_patches(section, request, card, rows)
+        read = np.array([patch.source_box for patch in patches])
+    return Plan(
+        request=request,
+        card=card,
+        patches=patches,
+        frame=frame,
+        guidance=request.guidance.filled(card.guidance),
+        steps=request.steps or card.steps,
+        genes_shared=shared,
+        notes=(*_notes(section, request, card, read, shared), *further),
+        windows=windows,
+    )
+
+
+def _lay_out_patches(
+    section: Section, request: Request, card: CheckpointCard, rows: NDArray[np.int64]
+) -> tuple[tuple[Patch, ...], CanvasFrame]:
     assert section.calibration.mpp is not None  # synthesis_fault has refused it
     pixel_size = card.patch_mpp / section.calibration.mpp
     boxes = boxes_around(section.spots.yx[rows], card.patch_px, pixel_size)
@@ -175,37 +165,18 @@ def _lay_out(section: Section, request: Request, card: CheckpointCard, rows: NDA
         y0, x0, y1, x1 = box.canvas
         place = (y0 - shift[0], x0 - shift[1], y1 - shift[0], x1 - shift[1])
         patches.append(Patch(index, spot, row, box.source, place, patch_seed(request.seed, spot)))
-    return Plan(
-        request=request,
-        card=card,
-        patches=tuple(patches),
-        frame=frame,
-        guidance=request.guidance.filled(card.guidance),
-        steps=request.steps or card.steps,
-        genes_shared=shared,
-        notes=_notes(section, request, card, patches, shared),
-    )
+    return tuple(patches), frame
 
 
 def _frame(boxes: Sequence[Box], pixel_size: float) -> tuple[CanvasFrame, tuple[int, int]]:
     corners = np.array([box.canvas for box in boxes])
     y0, x0 = (int(v) for v in corners[:, :2].min(axis=0))
     y1, x1 = (int(v) for v in corners[:, 2:].max(axis=0))
-    if (y1 - y0) * (x1 - x0) > MOST_CANVAS_PIXELS:
-        raise RequestError(
-            [
-                (
-                    "region",
-                    f"it spans {y1 - y0} x {x1 - x0} canvas pixels, more than the {MOST_CANVAS_PIXELS:,} that are held in "
-                    "memory; choose a smaller region",
-                )
-            ]
-        )
     return CanvasFrame((y1 - y0, x1 - x0), (y0 * pixel_size, x0 * pixel_size), pixel_size), (y0, x0)
 
 
 def _notes(
-    section: Section, request: Request, card: CheckpointCard, patches: Sequence[Patch], shared: int
+    section: Section, request: Request, card: CheckpointCard, read: NDArray[np.float64], shared: int
 ) -> tuple[str, ...]:
     notes = []
     if request.expression != "null" and shared < _genes_needed(card):
@@ -223,13 +194,11 @@ def _notes(
                 f"edits[{number}]: {len(unseen)} of its {len(names)} genes are not seen by the checkpoint and have no effect: {some}"
             )
     if request.morphology == "own" and section.image is not None:
+        what = "windows" if request.mode == "continuous" else "patches"
         limit = np.array(section.image.shape) * section.image.pixel_size
-        off = sum(
-            p.source_box[0] < 0 or p.source_box[1] < 0 or p.source_box[2] > limit[0] or p.source_box[3] > limit[1]
-            for p in patches
-        )
+        off = int(((read[:, :2] < 0).any(axis=1) | (read[:, 2:] > limit).any(axis=1)).sum())
         if off:
-            notes.append(f"{off} patches reach over the slide's edge; what lies outside is read as blank glass")
+            notes.append(f"{off} {what} reach over the slide's edge; what lies outside is read as blank glass")
     if section.synthetic:
         notes.append("the section itself is synthetic")
     return tuple(notes)

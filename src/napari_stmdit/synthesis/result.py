@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
+from ..errors import RequestError, StmditError, StoreError, SynthesisError, first_line, is_out_of_memory
 from ..progress import CancelToken, Progress, Stopwatch
-from ..tissue.store import write_result
-from ..types import PatchResult, Plan, Request, Section
-from .canvas import MemoryCanvas
+from ..tissue.store import link_result, write_result
+from ..types import Patch, PatchResult, Plan, Request, Section
+from .canvas import MemoryCanvas, fits_in_memory
+from .identity import identity_of
+from .models import PatchModel
 from .plan import plan as make_plan
-from .run import PatchModel, run
+from .run import run
+from .zarr_canvas import ZarrCanvas
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Result:
     Attributes
     ----------
     rgba
-        (h, w, 4) uint8; alpha 0 where nothing was synthesized.
+        (h, w, 4) uint8; alpha 0 where nothing was synthesized. A lazy dask array where the canvas is on disk.
     plan
         What was to be computed, with the canvas's place.
     section
@@ -35,9 +40,14 @@ class Result:
     done
         Indices of the patches that were finished; fewer than the plan's where the run was stopped.
     patches
-        (n, patch_px, patch_px, 3) uint8, the finished patches before blending, in the order of ``done``.
+        (n, patch_px, patch_px, 3) uint8, the finished patches before blending, in the order of ``done``; lazy where the canvas is on
+        disk, and empty in continuous mode, which has none.
     provenance
         Request, checkpoint hash, code version, device, dtype, seeds, timing; JSON types only.
+    failed
+        Index -> reason of the patches that could not be made.
+    canvas
+        The canvas on disk, where it is there.
     """
 
     rgba: NDArray[np.uint8]
@@ -46,14 +56,24 @@ class Result:
     done: tuple[int, ...]
     patches: NDArray[np.uint8] = field(repr=False)
     provenance: Mapping[str, Any] = field(repr=False)
+    failed: Mapping[int, str] = field(default_factory=dict)
+    canvas: ZarrCanvas | None = field(default=None, repr=False)
 
     @property
     def complete(self) -> bool:
         """Whether every patch of the plan was finished."""
         return len(self.done) == len(self.plan)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know: from the plan, and what happened on the way."""
+        return tuple(self.provenance["notes"])
+
     def save(self, path: str | Path, run: str | None = None) -> str:
         """Write the result into a SpatialData store as a new image element, registered to the section.
+
+        A canvas on disk is linked into the store file by file, or copied where it is unfinished or links cannot be made; it is not loaded.
+        Its folder stays; ``result.canvas.discard()`` removes it.
 
         Parameters
         ----------
@@ -65,21 +85,31 @@ class Result:
         Returns
         -------
         str
-            The element's name, ``stmdit_<run>``.
+            The element's name, ``stmdit_<run>``; of a run that the store already holds, its name there.
 
         Raises
         ------
         StoreError
             Where the store cannot be written, or is no SpatialData.
         """
-        return write_result(path, self.rgba, self.plan.frame.affine, self.section, run, dict(self.provenance))
+        affine = self.plan.frame.affine
+        if self.canvas is None:
+            return write_result(path, self.rgba, affine, self.section, run, dict(self.provenance))
+        levels = self.canvas.image_folder
+        return link_result(path, levels, affine, self.section, run, dict(self.provenance), copy=not self.complete)
 
 
 def provenance_of(
-    plan: Plan, section: Section, model: PatchModel, done: list[PatchResult], seconds: float
+    plan: Plan,
+    section: Section,
+    model: PatchModel,
+    done: Sequence[Patch],
+    seconds: float,
+    notes: Sequence[str] = (),
+    failed: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:
     """Return everything needed to tell how a result came about and to make it again; JSON types only."""
-    return {
+    record = {
         "synthetic": True,
         "statement": "Synthetic image made by a generative model. Not for diagnosis.",
         "software": {"name": "napari-stmdit", "version": __version__},
@@ -103,31 +133,48 @@ def provenance_of(
         "guidance": plan.guidance.model_dump(mode="json"),
         "steps": plan.steps,
         "genes_shared": plan.genes_shared,
-        "notes": list(plan.notes),
-        "patches": {
-            "planned": len(plan),
-            "spots": [r.patch.spot_id for r in done],
-            "seeds": [str(r.patch.seed) for r in done],  # as text: JSON readers lose digits of 63-bit numbers
-            "source_boxes_yx_fullres": [list(r.patch.source_box) for r in done],
-        },
+        "notes": [*plan.notes, *notes],
         "seconds": round(seconds, 3),
     }
+    boxes = [list(patch.source_box) for patch in done]
+    if plan.windows is None:
+        record["patches"] = {
+            "planned": len(plan),
+            "spots": [patch.spot_id for patch in done],
+            "seeds": [str(patch.seed) for patch in done],  # as text: JSON readers lose digits of 63-bit numbers
+            "source_boxes_yx_fullres": boxes,
+            "failed": {plan.patches[index].spot_id: why for index, why in (failed or {}).items()},
+        }
+    else:
+        record["continuous"] = {
+            "rule": plan.windows.rule,
+            "windows": len(plan.windows),
+            "window_px": plan.windows.side,
+            "stride_px": plan.windows.stride,
+            "tiles_planned": len(plan),
+            "tiles_yx_fullres": boxes,
+            "failed": {str(index): why for index, why in (failed or {}).items()},
+        }
+    return record
 
 
 def collect(
-    plan: Plan, section: Section, model: PatchModel, canvas: MemoryCanvas, done: list[PatchResult], seconds: float
+    plan: Plan,
+    section: Section,
+    model: PatchModel,
+    canvas: MemoryCanvas,
+    done: list[PatchResult],
+    seconds: float,
+    notes: Sequence[str] = (),
+    failed: Mapping[int, str] | None = None,
 ) -> Result:
-    """Close a run, finished or stopped, into a Result."""
+    """Close a run in memory, finished or stopped, into a Result."""
     size = plan.card.patch_px
-    patches = np.stack([r.pixels for r in done]) if done else np.zeros((0, size, size, 3), np.uint8)
-    return Result(
-        canvas.rgba,
-        plan,
-        section,
-        tuple(r.patch.index for r in done),
-        patches,
-        provenance_of(plan, section, model, done, seconds),
-    )
+    shown = done if plan.windows is None else []
+    patches = np.stack([r.pixels for r in shown]) if shown else np.zeros((0, size, size, 3), np.uint8)
+    made = [r.patch for r in done]
+    provenance = provenance_of(plan, section, model, made, seconds, notes, failed)
+    return Result(canvas.rgba, plan, section, tuple(p.index for p in made), patches, provenance, dict(failed or {}))
 
 
 def synthesize(
@@ -138,6 +185,8 @@ def synthesize(
     batch: int = 8,
     cancel: CancelToken | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
 ) -> Result:
     """Plan and run a request to its end, or until it is cancelled.
 
@@ -155,20 +204,156 @@ def synthesize(
         Asked at every denoising step; what is done when it is set is kept.
     on_progress
         Called after every denoising step.
+    folder
+        Where to keep the canvas on disk, so that it may be of any size and a run that dies can be continued. None keeps it in memory.
+    resume
+        Continue the run in ``folder``; where there is none, start.
 
     Raises
     ------
     RequestError
         Where the request cannot be planned, with every fault.
+    StoreError
+        Where the folder holds another run or cannot be written.
+    SynthesisError
+        Where sampling fails for good. What is finished stays in ``folder``.
     """
     plan = make_plan(section, request, model.card)
+    if folder is not None:
+        canvas = open_canvas(folder, plan, section, model, resume)
+        return _synthesize_on_disk(plan, section, model, canvas, batch, cancel, on_progress)
+    if not fits_in_memory(plan.frame):
+        height, width = plan.frame.shape
+        reason = f"it spans {height} x {width} canvas pixels, too many for memory; give folder= to keep it on disk"
+        raise RequestError([("region", reason)])
     watch = Stopwatch()
-    canvas = MemoryCanvas(plan.frame)
+    memory = MemoryCanvas(plan.frame)
     done: list[PatchResult] = []
-    for finished, progress in run(plan, section, model, batch=batch, cancel=cancel):
-        for patch in finished:
-            canvas.paste(patch)
-            done.append(patch)
-        if on_progress is not None:
-            on_progress(progress)
-    return collect(plan, section, model, canvas, done, watch.seconds)
+    progress: Progress | None = None
+    with _explained():
+        for finished, progress in run(plan, section, model, batch=batch, cancel=cancel):
+            for patch in finished:
+                memory.paste(patch)
+                done.append(patch)
+            if on_progress is not None:
+                on_progress(progress)
+    assert progress is not None  # a run says where it stands before anything else
+    return collect(plan, section, model, memory, done, watch.seconds, progress.notes, progress.failed)
+
+
+def unfinished_folder(output: str | Path) -> Path:
+    """Return where the command line keeps a run that is not finished yet: beside its output, on the same disk."""
+    output = Path(output).expanduser().absolute()
+    return output.with_name(output.name + ".unfinished")
+
+
+def open_canvas(
+    folder: str | Path, plan: Plan, section: Section, model: PatchModel, resume: bool = False
+) -> ZarrCanvas:
+    """Make a canvas on disk, or, with ``resume``, take up the one that is there.
+
+    Raises
+    ------
+    StoreError
+        Where the folder holds another run, or holds one and ``resume`` was not asked for, or cannot be written.
+    """
+    identity = identity_of(plan, section, model)
+    if resume and Path(folder).expanduser().exists():
+        return ZarrCanvas.resume(folder, plan, identity)
+    return ZarrCanvas.create(folder, plan, identity)
+
+
+def _synthesize_on_disk(
+    plan: Plan,
+    section: Section,
+    model: PatchModel,
+    canvas: ZarrCanvas,
+    batch: int,
+    cancel: CancelToken | None,
+    on_progress: Callable[[Progress], None] | None,
+) -> Result:
+    watch = Stopwatch()
+    progress: Progress | None = None
+    with _kept(canvas, plan), _explained():
+        before = frozenset(canvas.finished)
+        for finished, progress in run(plan, section, model, batch=batch, cancel=cancel, done=before, states=canvas):
+            for patch in finished:
+                canvas.paste(patch)
+            if finished:
+                canvas.commit(progress.failed)
+            if on_progress is not None:
+                on_progress(progress)
+    assert progress is not None  # a run says where it stands before anything else
+    return collect_on_disk(plan, section, model, canvas, watch.seconds, progress, resumed=len(before))
+
+
+def collect_on_disk(
+    plan: Plan,
+    section: Section,
+    model: PatchModel,
+    canvas: ZarrCanvas,
+    seconds: float,
+    progress: Progress,
+    resumed: int = 0,
+) -> Result:
+    """Close a run on disk, finished or stopped, into a Result.
+
+    Parameters
+    ----------
+    plan, section, model, canvas
+        Of the run; the canvas is closed.
+    seconds
+        What this session of the run took.
+    progress
+        The last one, with what happened on the way.
+    resumed
+        Patches that earlier sessions had finished.
+    """
+    done = sorted(canvas.finished)
+    notes = list(progress.notes)
+    if resumed:
+        notes.append(
+            f"continued: {resumed} of {len(plan)} patches were finished before, and the time is that of the last session"
+        )
+    made = [plan.patches[index] for index in done]
+    provenance = provenance_of(plan, section, model, made, seconds, notes, progress.failed)
+    part = "" if len(done) == len(plan) else f"/{len(done)}"  # a part of a run and the whole of it are two results
+    provenance["run_id"] = canvas.run_id + part
+    return Result(canvas.rgba, plan, section, tuple(done), canvas.patches(), provenance, dict(progress.failed), canvas)
+
+
+@contextmanager
+def _kept(canvas: ZarrCanvas, plan: Plan) -> Iterator[None]:
+    """However a run on disk ends, leave its folder readable; and say where it is where it ends badly."""
+    try:
+        yield
+    except StmditError as error:
+        with suppress(Exception):
+            canvas.close()
+        where = f"{len(canvas.finished)} of {len(plan)} patches are finished and kept in {canvas.folder}"
+        kind = StoreError if isinstance(error, StoreError) else SynthesisError
+        raise kind(f"{error}\n{where}; run the same again with --resume to go on") from error
+    except BaseException:
+        with suppress(Exception):
+            canvas.close()
+        raise
+    canvas.close()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what a sampler throws into a message that says what to do."""
+    try:
+        yield
+    except StmditError:
+        raise
+    except Exception as error:
+        raise SynthesisError(sampling_failure(error)) from error
+
+
+def sampling_failure(error: Exception) -> str:
+    """Say what went wrong in the sampler and what to do about it."""
+    if is_out_of_memory(error):
+        advice = "close what else uses the device, use a smaller dtype, or choose the CPU"
+        return f"There is too little memory even for one patch at a time; {advice}. ({first_line(error)})"
+    return f"Sampling failed: {first_line(error)} ({type(error).__name__})."

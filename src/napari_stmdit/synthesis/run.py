@@ -2,81 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..expression.edits import Profile
+from ..errors import NotFiniteError, SynthesisError, first_line, is_out_of_memory
 from ..progress import CancelToken, Progress, Stopwatch
 from ..tissue.crops import read_patches
-from ..types import CheckpointCard, Genes, Guidance, Patch, PatchResult, Plan, Section
+from ..types import Patch, PatchResult, Plan, Section
 from .conditions import Conditions, condition_rows
+from .continuous import run_windows
+from .models import CanvasModel as CanvasModel
+from .models import DenoiseStep as DenoiseStep
+from .models import PatchBatch as PatchBatch
+from .models import PatchModel as PatchModel
+from .models import SolverStates
 
-
-@dataclass(frozen=True)
-class PatchBatch:
-    """What one batch of patches is made from.
-
-    Attributes
-    ----------
-    patches
-        The b patches, in order.
-    crops
-        (b, patch_px, patch_px, 3) uint8 real tissue at the checkpoint's scale, or None where no patch asks for its own crop.
-    morphology
-        (b, t, d) float32, or None for null.
-    expression
-        (b, d) or (b, g, d) float32, or None for null.
-    seeds
-        One per patch.
-    guidance, steps
-        As resolved by the plan.
-    """
-
-    patches: tuple[Patch, ...]
-    crops: NDArray[np.uint8] | None
-    morphology: NDArray[np.float32] | None
-    expression: NDArray[np.float32] | None
-    seeds: tuple[int, ...]
-    guidance: Guidance
-    steps: int
-
-
-@dataclass(frozen=True)
-class DenoiseStep:
-    """State after one denoising step; the last one carries the (b, patch_px, patch_px, 3) uint8 images."""
-
-    step: int
-    steps: int
-    images: NDArray[np.uint8] | None = None
-
-
-class PatchModel(Protocol):
-    """What the loop needs of a checkpoint: a diffusion transformer with its encoders, or a stand-in that returns real crops."""
-
-    @property
-    def card(self) -> CheckpointCard:
-        """What the checkpoint says of itself."""
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """What to record with a result: hash of the checkpoint, device, dtype."""
-
-    @property
-    def profiles(self) -> Mapping[str, Profile]:
-        """Tissue profiles that edits may move towards."""
-
-    def encode_expression(self, counts: Any, genes: Genes, spots: Sequence[str] = ()) -> NDArray[np.float32]:
-        """Encode counts, sparse (n, g), measured at n ``spots``, as (n, d) or (n, tokens, d)."""
-
-    def encode_morphology(self, patches: NDArray[np.uint8], spots: Sequence[str] = ()) -> NDArray[np.float32]:
-        """Encode (n, patch_px, patch_px, 3) uint8 crops, taken at n ``spots``, as (n, tokens, d)."""
-
-    def denoise(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
-        """Yield after every denoising step; the last step carries the images."""
+Update = tuple[tuple[PatchResult, ...], Progress]
 
 
 def run(
@@ -86,8 +29,14 @@ def run(
     *,
     batch: int = 8,
     cancel: CancelToken | None = None,
-) -> Iterator[tuple[tuple[PatchResult, ...], Progress]]:
+    done: Collection[int] = (),
+    only: Collection[int] | None = None,
+    states: SolverStates | None = None,
+) -> Iterator[Update]:
     """Compute a plan batch by batch.
+
+    Too little memory halves the batch and tries again. A patch that comes out as not finite is left out, named in the progress,
+    and the others go on.
 
     Parameters
     ----------
@@ -98,31 +47,122 @@ def run(
     model
         The checkpoint.
     batch
-        Patches denoised together; the result does not depend on it.
+        Patches, or windows of continuous mode, denoised together; the result does not depend on it.
     cancel
         Asked after every denoising step; once set, the generator ends and what was yielded stays valid.
+    done
+        Indices of patches that an earlier run finished; they are not computed again.
+    only
+        Indices of the patches to compute, a share of the plan; None computes all. Not for continuous mode, whose windows belong
+        together.
+    states
+        Where continuous mode keeps its latents every few steps, and takes them up from.
 
     Yields
     ------
     tuple
         The patches finished since the last one (none after most steps) and the progress.
+
+    Raises
+    ------
+    SynthesisError
+        Where sampling fails for good: a single patch needs more memory than there is, or nothing at all comes out finite.
     """
     cancel = cancel or CancelToken()
-    watch = Stopwatch()
-    total = len(plan)
-    yield (), Progress(0, total, 0, plan.steps, 0, watch.seconds)
-    conditions = condition_rows(plan, section, model)
-    for start in range(0, total, batch):
-        patches = plan.patches[start : start + batch]
-        for update in model.denoise(_batch(patches, plan, section, model, conditions)):
-            if cancel.cancelled:
+    if plan.windows is not None:
+        if only is not None:
+            raise SynthesisError("a continuous region stays together and cannot be shared out; share out spots instead")
+        if not isinstance(model, CanvasModel):
+            raise SynthesisError(f"checkpoint {plan.card.name!r} cannot be used in continuous mode; use --mode spots")
+        yield from run_windows(plan, section, model, batch=batch, cancel=cancel, done=done, states=states)
+        return
+    wanted = range(len(plan)) if only is None else set(only)
+    todo = [p for p in plan.patches if p.index in wanted and p.index not in done]
+    yield from _Patches(plan, section, model, todo, len(wanted), batch, cancel).run()
+
+
+@dataclass
+class _Patches:
+    """A run of single patches under way."""
+
+    plan: Plan
+    section: Section
+    model: PatchModel
+    todo: list[Patch]
+    total: int
+    batch: int
+    cancel: CancelToken
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    notes: list[str] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
+    finished: int = 0
+    before: int = 0
+
+    def run(self) -> Iterator[Update]:
+        self.before = self.total - len(self.todo)
+        yield (), self._progress(0, 0)
+        if not self.todo:
+            return
+        conditions = condition_rows(self.plan, self.section, self.model)
+        at = 0
+        while at < len(self.todo):
+            patches = tuple(self.todo[at : at + self.batch])
+            try:
+                yield from self._denoise(patches, conditions)
+            except Exception as error:  # only two kinds are dealt with, the rest goes on up
+                if not is_out_of_memory(error) or len(patches) == 1:
+                    raise
+                self._halve(len(patches), error)
+                continue
+            if self.cancel.cancelled:
                 return
-            progress = Progress(start, total, update.step, update.steps, len(patches), watch.seconds)
-            if update.images is None:
-                yield (), progress
-            else:
-                done = tuple(PatchResult(p, image) for p, image in zip(patches, update.images, strict=True))
-                yield done, Progress(start + len(patches), total, 0, update.steps, 0, watch.seconds)
+            at += len(patches)
+
+    def _halve(self, size: int, error: Exception) -> None:
+        self.batch = (size + 1) // 2
+        self.notes.append(
+            f"too little memory for {size} patches at once ({first_line(error)}); went on with {self.batch} at once"
+        )
+
+    def _denoise(self, patches: tuple[Patch, ...], conditions: Conditions) -> Iterator[Update]:
+        """Denoise one batch; what is not finite is taken out and the others are done again without it."""
+        while patches:
+            batch = _batch(patches, self.plan, self.section, self.model, conditions)
+            try:
+                for update in self.model.denoise(batch):
+                    if self.cancel.cancelled:
+                        return
+                    if update.images is None:
+                        yield (), self._progress(update.step, len(patches))
+                    else:
+                        self.finished += len(patches)
+                        done = tuple(PatchResult(p, image) for p, image in zip(patches, update.images, strict=True))
+                        yield done, self._progress(0, 0)
+                return
+            except NotFiniteError as error:
+                patches = self._without(patches, error)
+
+    def _without(self, patches: tuple[Patch, ...], error: NotFiniteError) -> tuple[Patch, ...]:
+        bad = set(error.items) or set(range(len(patches)))
+        if len(bad) == len(patches) and self.before + self.finished == 0:
+            raise error  # the checkpoint is at fault, not a patch
+        for place in sorted(bad):
+            patch = patches[place]
+            self.failed[patch.index] = str(error)
+            self.notes.append(f"the patch of spot {patch.spot_id} was left out: {error}")
+        return tuple(p for place, p in enumerate(patches) if place not in bad)
+
+    def _progress(self, step: int, size: int) -> Progress:
+        return Progress(
+            self.before + self.finished,
+            self.total,
+            step,
+            self.plan.steps,
+            size,
+            self.watch.seconds,
+            notes=tuple(self.notes),
+            failed=dict(self.failed),
+        )
 
 
 def _batch(

@@ -12,8 +12,9 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,11 @@ from ..files import BadFile, user_path
 from ..types import Section, SlideImage
 from .crops import level_factors
 from .geometry import Affine, compose, scaling, swap_axes
+from .pyramid import CHUNK, halved_rgba, halvings
 from .spatialdata_store import RESULT_ATTRS, RESULT_PREFIX, SECTION_ATTRS, is_spatialdata, quiet, read_store
 
 LARGEST_SLIDE_PX = 4000
 """Longest side of the slide image that a store of our own carries."""
-_CHUNKS = (4, 512, 512)
-_SMALLEST_LEVEL = 512
 _REGISTRATION = "registration"
 _NAME = re.compile(r"[0-9A-Za-z_.-]+")
 
@@ -73,33 +73,59 @@ def write_result(
     StoreError
         Where the path holds something else or another section, the name is taken, or writing fails.
     """
-    path = _output(path)
-    affine = np.asarray(pixel_to_fullres, dtype=np.float64)
     if rgba.ndim != 3 or rgba.shape[2] != 4 or rgba.dtype != np.uint8 or min(rgba.shape) == 0:
         raise StoreError(f"a result is a (h, w, 4) uint8 image with at least one pixel, not {rgba.shape} {rgba.dtype}")
-    if affine.shape != (3, 3) or not np.isfinite(affine).all():
-        raise StoreError(f"the affine of a result is a (3, 3) matrix of finite numbers, not {affine.tolist()}")
-    try:
-        record = json.loads(json.dumps({**provenance, _REGISTRATION: {"pixel_to_fullres_yx": affine.tolist()}}))
-    except (TypeError, ValueError) as error:
-        raise StoreError(f"the provenance holds something that JSON cannot: {error}") from error
-    is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    existing = set() if is_new else _elements_of(path, section)
-    name = _result_name(existing, run)
-    elements = {"images": {name: _image_element(rgba, affine, section.coordinate_systems)}}
-    if is_new:
-        elements = _section_elements(section, elements)
-    with _failures(path), _scratch(path) as scratch:
-        attrs = {RESULT_ATTRS: {name: record}, **({SECTION_ATTRS: _about(section)} if is_new else {})}
-        _write(scratch, elements, attrs)
-        _check(scratch, name, rgba)
-        if is_new:
-            if path.exists():
-                path.rmdir()  # it is empty, or this fails
-            os.rename(scratch, path)
-        else:
-            _move_in(scratch, path, name, record)
-    return name
+    target = _Target.of(path, pixel_to_fullres, section, run, provenance)
+    element = _image_element(rgba, target.affine, section.coordinate_systems)
+    _put(target, section, element, lambda scratch: _check(scratch, target.name, rgba))
+    return target.name
+
+
+def link_result(
+    path: str | Path,
+    levels: Path,
+    pixel_to_fullres: ArrayLike,
+    section: Section,
+    run: str | None,
+    provenance: Mapping[str, Any],
+    *,
+    copy: bool = False,
+) -> str:
+    """Put a synthesized image that is on disk into a SpatialData store without loading it.
+
+    Parameters
+    ----------
+    path, pixel_to_fullres, section, run, provenance
+        As for `write_result`. Where the provenance has a ``run_id`` that the store already knows, nothing is written.
+    levels
+        Folder of the image's levels ``0``, ``1``, ...: zarr arrays (4, y, x) uint8, each half of the one before. Its files are
+        linked, so they must not be changed in place afterwards.
+    copy
+        Copy the files, as links to a canvas that is still written to would change with it.
+
+    Returns
+    -------
+    str
+        Name of the element, ``stmdit_<run>``.
+
+    Raises
+    ------
+    StoreError
+        As for `write_result`, or where there is no image.
+    """
+    import dask.array as da
+    import zarr
+
+    known = _known_run(Path(path).expanduser(), provenance.get("run_id"))
+    if known is not None:
+        return known
+    target = _Target.of(path, pixel_to_fullres, section, run, provenance)
+    with _failures(target.path):
+        height, width = zarr.open_array(levels / "0", mode="r").shape[1:]
+    blank = da.zeros((height, width, 4), dtype=np.uint8, chunks=(CHUNK, CHUNK, 4))  # writing zeros writes no chunk
+    element = _image_element(blank, target.affine, section.coordinate_systems)
+    _put(target, section, element, lambda scratch: _link_levels(levels, scratch, target.name, copy))
+    return target.name
 
 
 def check_writable(path: str | Path, section: Section) -> None:
@@ -251,33 +277,22 @@ def _image_element(pixels: Any, pixel_to_fullres: Affine, systems: Mapping[str, 
     array = da.moveaxis(da.asarray(pixels), -1, 0)
     channels = ["r", "g", "b", "a"][: array.shape[0]]
     height, width = array.shape[1:]
-    halvings = max(1, int(np.ceil(np.log2(max(height, width) / _SMALLEST_LEVEL))))
-    halvings = min(halvings, int(np.log2(min(height, width))))
-    chunks = (len(channels), *_CHUNKS[1:])
+    times = halvings(height, width)
+    chunks = (len(channels), CHUNK, CHUNK)
     element = Image2DModel.parse(
         array.rechunk(chunks),
         dims=("c", "y", "x"),
         c_coords=channels,
-        scale_factors=[2] * halvings or None,
+        scale_factors=[2] * times or None,
         transformations={n: _transformation(compose(affine, pixel_to_fullres)) for n, affine in systems.items()},
         chunks=chunks,
     )
-    if len(channels) == 4 and halvings:
-        levels = np.moveaxis(np.asarray(pixels), -1, 0)
-        for scale in range(1, halvings + 1):
-            levels = _halved_rgba(levels)
+    if len(channels) == 4 and times and isinstance(pixels, np.ndarray):
+        levels = np.moveaxis(pixels, -1, 0)
+        for scale in range(1, times + 1):
+            levels = halved_rgba(levels)
             element[f"scale{scale}"]["image"].data = da.from_array(levels, chunks=chunks)
     return element
-
-
-def _halved_rgba(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Halve a (4, h, w) image; colours are weighted with alpha, so that what was not synthesized darkens no edge."""
-    height, width = rgba.shape[1] // 2, rgba.shape[2] // 2
-    blocks = rgba[:, : 2 * height, : 2 * width].astype(np.float32).reshape(4, height, 2, width, 2)
-    alpha = blocks[3:]
-    weight = alpha.sum(axis=(2, 4))
-    colour = (blocks[:3] * alpha).sum(axis=(2, 4)) / np.maximum(weight, 1)
-    return np.concatenate([np.rint(colour), np.rint(weight / 4)]).astype(np.uint8)
 
 
 def _transformation(affine: Affine) -> Any:
@@ -355,6 +370,88 @@ def _about(section: Section) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where a result goes: the store, whether it is to be made, the element's name, its affine, and its record."""
+
+    path: Path
+    is_new: bool
+    name: str
+    affine: Affine
+    record: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls, path: str | Path, pixel_to_fullres: ArrayLike, section: Section, run: str | None, record: Mapping[str, Any]
+    ) -> _Target:
+        path = _output(path)
+        affine = np.asarray(pixel_to_fullres, dtype=np.float64)
+        if affine.shape != (3, 3) or not np.isfinite(affine).all():
+            raise StoreError(f"the affine of a result is a (3, 3) matrix of finite numbers, not {affine.tolist()}")
+        try:
+            full = json.loads(json.dumps({**record, _REGISTRATION: {"pixel_to_fullres_yx": affine.tolist()}}))
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"the provenance holds something that JSON cannot: {error}") from error
+        is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+        existing = set() if is_new else _elements_of(path, section)
+        return cls(path, is_new, _result_name(existing, run), affine, full)
+
+
+def _put(target: _Target, section: Section, element: Any, finish: Callable[[Path], None]) -> None:
+    """Write an element beside its store, have it finished and checked there, and move it in."""
+    path, name = target.path, target.name
+    elements = {"images": {name: element}}
+    if target.is_new:
+        elements = _section_elements(section, elements)
+    with _failures(path), _scratch(path) as scratch:
+        about = {SECTION_ATTRS: _about(section)} if target.is_new else {}
+        _write(scratch, elements, {RESULT_ATTRS: {name: target.record}, **about})
+        finish(scratch)
+        if target.is_new:
+            if path.exists():
+                path.rmdir()  # it is empty, or this fails
+            os.rename(scratch, path)
+        else:
+            _move_in(scratch, path, name, target.record)
+
+
+def _link_levels(levels: Path, scratch: Path, name: str, copy: bool) -> None:
+    """Put the files of an image's levels in the place of the blank ones that were written with its metadata."""
+    import zarr
+
+    element = scratch / "images" / name
+    multiscales = zarr.open_group(element, mode="r", use_consolidated=False).attrs["ome"]["multiscales"]
+    places = [str(dataset["path"]) for dataset in multiscales[0]["datasets"]]
+    for number, place in enumerate(places):
+        wanted = zarr.open_array(element / place, mode="r").shape
+        found = zarr.open_array(levels / str(number), mode="r").shape
+        if found != wanted:
+            raise StoreError(f"level {number} of {levels} has the shape {found}, not {wanted}; nothing was kept")
+        shutil.rmtree(element / place)
+        shutil.copytree(levels / str(number), element / place, copy_function=shutil.copy2 if copy else _link)
+    with quiet():
+        zarr.consolidate_metadata(zarr.open_group(scratch, mode="r+", use_consolidated=False).store)
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file system without links
+        shutil.copy2(source, target)
+    return target
+
+
+def _known_run(path: Path, run_id: object) -> str | None:
+    """Name under which a store holds a run already; None where it does not."""
+    if run_id is None or not (path / "zarr.json").is_file():
+        return None
+    import zarr
+
+    records = dict(zarr.open_group(path, mode="r", use_consolidated=False).attrs).get(RESULT_ATTRS) or {}
+    names = [name for name, record in records.items() if record.get("run_id") == run_id]
+    return next((name for name in names if (path / "images" / name).is_dir()), None)
 
 
 def _write(path: Path, elements: Mapping[str, Mapping[str, Any]], attrs: Mapping[str, Any]) -> None:

@@ -233,7 +233,8 @@ class RunCycle:
     # --- details
 
     def _provenance(self, present: _Present) -> dict[str, Any]:
-        return provenance_of(present.plan, present.section, present.model, present.done, present.watch.seconds)
+        made = [result.patch for result in present.done]
+        return provenance_of(present.plan, present.section, present.model, made, present.watch.seconds)
 
     def _device(self, model: PatchModel | None = None) -> str:
         model = model or self.state.checkpoint

@@ -1,0 +1,285 @@
+"""Continuous mode: windows share every denoising step, tiles are decoded one by one. See docs/decisions for the why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from ..errors import SynthesisError, first_line, is_out_of_memory
+from ..progress import CancelToken, Progress, Stopwatch
+from ..tissue.crops import read_patches
+from ..types import PatchResult, Plan, Section, Windows
+from .conditions import Conditions, condition_rows, spot_rows
+from .decoding import TileDecoder
+from .field import field_noise
+from .models import CanvasModel, Solver, SolverStates
+from .rows import EncodedRows
+
+COMMIT_STEPS = 4
+COMMIT_SECONDS = 60.0
+"""The solver's state is kept after so many steps, or after a step that ends so long after the last time."""
+
+Update = tuple[tuple[PatchResult, ...], Progress]
+
+
+def run_windows(
+    plan: Plan,
+    section: Section,
+    model: CanvasModel,
+    *,
+    batch: int,
+    cancel: CancelToken,
+    done: Collection[int] = (),
+    states: SolverStates | None = None,
+) -> Iterator[Update]:
+    """Compute a continuous plan; the parameters and what is yielded are those of `napari_stmdit.run`.
+
+    All windows are denoised before the first tile is finished. Decoding counts as one more step in the progress.
+    """
+    assert plan.windows is not None
+    run = _Canvas(plan, plan.windows, section, model, batch, cancel, set(done), states)
+    try:
+        yield from run.go()
+    finally:
+        run.conditions.close()
+
+
+@dataclass
+class _Canvas:
+    """A continuous run under way."""
+
+    plan: Plan
+    windows: Windows
+    section: Section
+    model: CanvasModel
+    batch: int
+    cancel: CancelToken
+    done: set[int]
+    states: SolverStates | None
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    notes: list[str] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
+    bad: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.conditions = WindowConditions(self.plan, self.windows, self.section, self.model)
+        channels, self.factor = self.model.latent_grid
+        window = self.windows
+        if any(n % self.factor for n in (window.side, window.stride, window.tile, *window.absolute)):
+            raise SynthesisError(
+                f"windows of {window.side} px every {window.stride} px do not fit latents of {self.factor} px"
+            )
+        self.corners = window.corners // self.factor
+        self.side = window.side // self.factor
+        self.shape = (channels, window.size[0] // self.factor, window.size[1] // self.factor)
+        bump = np.sin(np.pi * (np.arange(self.side) + 0.5) / self.side).astype(np.float32) ** 2
+        self.weight = np.maximum(bump[:, None] * bump[None], np.float32(1e-3))
+
+    def go(self) -> Iterator[Update]:
+        yield (), self._progress(0)
+        if len(self.done) == len(self.plan):
+            return
+        solver = self._solver()
+        kept_at = time.perf_counter()
+        while solver.step < solver.steps:
+            yield from self._step(solver)
+            if self.cancel.cancelled:
+                return
+            last = solver.step == solver.steps
+            due = solver.step % COMMIT_STEPS == 0 or time.perf_counter() - kept_at > COMMIT_SECONDS
+            if self.states is not None and (last or due):
+                self.states.save_state(solver.state())
+                kept_at = time.perf_counter()
+        yield from self._decode(solver.latents)
+
+    def _solver(self) -> Solver:
+        y, x = (n // self.factor for n in self.windows.absolute)
+        noise = field_noise(self.plan.request.seed, self.shape[0], (y, x), self.shape[1:])
+        request = self.plan.request
+        return self.model.solver(
+            noise,
+            self.plan.guidance,
+            self.plan.steps,
+            has_morphology=request.morphology != "null",
+            has_expression=request.expression != "null",
+            state=None if self.states is None else self.states.load_state(),
+        )
+
+    # --- denoising
+
+    def _step(self, solver: Solver) -> Iterator[Update]:
+        """Predict all windows, average them, and take the canvas one step on."""
+        canvas = solver.inputs()
+        total = np.zeros(self.shape, dtype=np.float32)
+        weights = np.zeros(self.shape[1:], dtype=np.float32)
+        first, count = 0, len(self.windows)
+        while first < count:
+            stop = min(first + self.batch, count)
+            try:
+                predicted = self._predict(solver, canvas, first, stop)
+            except Exception as error:  # only one kind is dealt with, the rest goes on up
+                if not is_out_of_memory(error) or stop - first == 1:
+                    raise
+                self._halve(stop - first, error)
+                continue
+            for place, window in enumerate(predicted, first):
+                self._add(place, window, total, weights)
+            first = stop
+            if self.cancel.cancelled:
+                return
+            if first < count:
+                yield (), self._progress(solver.step, part=first / count)
+        np.divide(total, np.maximum(weights, 1e-6), out=total)
+        solver.advance(total)
+        self._name_orphans(weights)
+        yield (), self._progress(solver.step)
+
+    def _predict(self, solver: Solver, canvas: NDArray[np.float32], first: int, stop: int) -> NDArray[np.float32]:
+        crops = np.stack([canvas[:, y : y + self.side, x : x + self.side] for y, x in self.corners[first:stop]])
+        return solver.predict(crops, *self.conditions.get(first, stop))
+
+    def _add(
+        self, place: int, window: NDArray[np.float32], total: NDArray[np.float32], weights: NDArray[np.float32]
+    ) -> None:
+        if not np.isfinite(window).all():
+            self._leave_out(place)
+            return
+        y, x = self.corners[place]
+        total[:, y : y + self.side, x : x + self.side] += self.weight * window
+        weights[y : y + self.side, x : x + self.side] += self.weight
+
+    def _leave_out(self, place: int) -> None:
+        """A window whose prediction is not finite must not spread over the canvas; its neighbours cover most of it."""
+        if place not in self.bad:
+            self.bad.add(place)
+            y, x = (self.windows.source_boxes[place][:2] + self.windows.source_boxes[place][2:]) / 2
+            self.notes.append(
+                f"the prediction of the window around y {y:.0f}, x {x:.0f} (full-resolution pixels) is not finite and was left out; "
+                "use --dtype float32 or bfloat16"
+            )
+        if len(self.bad) == len(self.windows):
+            raise SynthesisError(
+                "no window's prediction is finite: the checkpoint overflows in this precision; use --dtype float32"
+            )
+
+    def _name_orphans(self, weights: NDArray[np.float32]) -> None:
+        """Tiles with cells that only left-out windows cover cannot be made."""
+        if not self.bad:
+            return
+        covered = np.zeros(self.shape[1:], dtype=bool)
+        for y, x in self.corners:
+            covered[y : y + self.side, x : x + self.side] = True
+        orphans = covered & (weights == 0)
+        top, left = self.windows.origin
+        for patch in self.plan.patches:
+            y0, x0, y1, x1 = patch.canvas_box
+            rows = slice(max((y0 - top) // self.factor, 0), max((y1 - top) // self.factor, 0))
+            columns = slice(max((x0 - left) // self.factor, 0), max((x1 - left) // self.factor, 0))
+            if orphans[rows, columns].any():
+                self.failed.setdefault(patch.index, "windows that it is made of are not finite")
+
+    def _halve(self, size: int, error: Exception) -> None:
+        self.batch = (size + 1) // 2
+        self.notes.append(
+            f"too little memory for {size} windows at once ({first_line(error)}); went on with {self.batch} at once"
+        )
+
+    # --- decoding
+
+    def _decode(self, latents: NDArray[np.float32]) -> Iterator[Update]:
+        decoder = TileDecoder(self._covered(latents), self.plan, self.windows, self.factor, self.model.decode)
+        for patch in self.plan.patches:
+            if patch.index in self.done or patch.index in self.failed:
+                continue
+            if self.cancel.cancelled:
+                return
+            result = decoder.tile(patch)
+            self.done.add(patch.index)
+            yield (result,), self._progress(self.plan.steps)
+
+    def _covered(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Latents with zeros, their mean, where no window lies: noise there would be decoded into the region's rim."""
+        covered = np.zeros(self.shape[1:], dtype=bool)
+        for y, x in self.corners:
+            covered[y : y + self.side, x : x + self.side] = True
+        return np.where(covered[None] & np.isfinite(latents), latents, np.float32(0))
+
+    def _progress(self, step: int, part: float = 0.0) -> Progress:
+        total, done = len(self.plan), len(self.done)
+        return Progress(
+            done,
+            total,
+            step,
+            self.plan.steps + 1,
+            total - done,
+            self.watch.seconds,
+            part=part,
+            notes=tuple(self.notes),
+            failed=dict(self.failed),
+        )
+
+
+class WindowConditions:
+    """Morphology and expression of windows, encoded when first asked for and kept for the steps that follow."""
+
+    def __init__(self, plan: Plan, windows: Windows, section: Section, model: CanvasModel) -> None:
+        self._plan, self._windows, self._section, self._model = plan, windows, section, model
+        self._shared: Conditions | None = None
+        self._morphology = EncodedRows(len(windows))
+        self._expression = EncodedRows(len(windows))
+        self._position: dict[int, int] = {}
+
+    def get(self, first: int, stop: int) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
+        """Return morphology (b, t, d) and expression (b, d) or (b, g, d) of some windows; None for null."""
+        return self._morphology_of(first, stop), self._expression_of(first, stop)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._morphology.close()
+        self._expression.close()
+
+    def _conditions(self) -> Conditions:
+        if self._shared is None:
+            self._shared = condition_rows(self._plan, self._section, self._model)
+            self._position = {row: at for at, row in enumerate(spot_rows(self._plan).tolist())}
+        return self._shared
+
+    def _expression_of(self, first: int, stop: int) -> NDArray[np.float32] | None:
+        if self._plan.request.expression == "null":
+            return None
+        if not self._expression.has(first, stop):
+            shared = self._conditions()
+            rows = self._windows.rows[first:stop]
+            weights = self._windows.weights[first:stop]
+            columns = np.array([self._position[row] for row in rows.ravel().tolist()])
+            mix = csr_matrix(
+                (weights.ravel(), columns, np.arange(0, rows.size + 1, rows.shape[1])),
+                shape=(len(rows), len(shared.sources)),
+            )
+            nearest = columns.reshape(rows.shape)[np.arange(len(rows)), weights.argmax(axis=1)]
+            encoded = shared.mixed(mix, nearest.tolist(), self._section, self._model)
+            assert encoded is not None  # expression is not null
+            self._expression.put(first, encoded)
+        return self._expression.get(first, stop)
+
+    def _morphology_of(self, first: int, stop: int) -> NDArray[np.float32] | None:
+        source = self._plan.request.morphology
+        if source == "null":
+            return None
+        if source != "own":
+            shared = self._conditions().morphology
+            assert shared is not None  # neither own nor null
+            return np.repeat(shared[None], stop - first, axis=0)
+        if not self._morphology.has(first, stop):
+            assert self._section.image is not None  # plan() refuses a section without a usable image
+            boxes = [tuple(box) for box in self._windows.source_boxes[first:stop].tolist()]
+            crops = read_patches(self._section.image, boxes, self._windows.side)
+            spots = self._section.spots.ids
+            names = tuple(str(spots[row]) for row in self._windows.rows[first:stop, 0])
+            self._morphology.put(first, self._model.encode_morphology(crops, names))
+        return self._morphology.get(first, stop)

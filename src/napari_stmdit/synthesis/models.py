@@ -1,0 +1,139 @@
+"""What the loop needs of a checkpoint, and the values that go in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..expression.edits import Profile
+from ..types import CheckpointCard, Genes, Guidance, Patch
+
+
+@dataclass(frozen=True)
+class PatchBatch:
+    """What one batch of patches is made from.
+
+    Attributes
+    ----------
+    patches
+        The b patches, in order.
+    crops
+        (b, patch_px, patch_px, 3) uint8 real tissue at the checkpoint's scale, or None where no patch asks for its own crop.
+    morphology
+        (b, t, d) float32, or None for null.
+    expression
+        (b, d) or (b, g, d) float32, or None for null.
+    seeds
+        One per patch.
+    guidance, steps
+        As resolved by the plan.
+    """
+
+    patches: tuple[Patch, ...]
+    crops: NDArray[np.uint8] | None
+    morphology: NDArray[np.float32] | None
+    expression: NDArray[np.float32] | None
+    seeds: tuple[int, ...]
+    guidance: Guidance
+    steps: int
+
+
+@dataclass(frozen=True)
+class DenoiseStep:
+    """State after one denoising step; the last one carries the (b, patch_px, patch_px, 3) uint8 images."""
+
+    step: int
+    steps: int
+    images: NDArray[np.uint8] | None = None
+
+
+class PatchModel(Protocol):
+    """What the loop needs of a checkpoint: a diffusion transformer with its encoders, or a stand-in that returns real crops."""
+
+    @property
+    def card(self) -> CheckpointCard:
+        """What the checkpoint says of itself."""
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What to record with a result: hash of the checkpoint, device, dtype."""
+
+    @property
+    def profiles(self) -> Mapping[str, Profile]:
+        """Tissue profiles that edits may move towards."""
+
+    def encode_expression(self, counts: Any, genes: Genes, spots: Sequence[str] = ()) -> NDArray[np.float32]:
+        """Encode counts, sparse (n, g), measured at n ``spots``, as (n, d) or (n, tokens, d)."""
+
+    def encode_morphology(self, patches: NDArray[np.uint8], spots: Sequence[str] = ()) -> NDArray[np.float32]:
+        """Encode (n, patch_px, patch_px, 3) uint8 crops, taken at n ``spots``, as (n, tokens, d)."""
+
+    def denoise(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
+        """Yield after every denoising step; the last step carries the images."""
+
+
+class Solver(Protocol):
+    """One canvas of latents on its way from noise; see `napari_stmdit.model.solver.CanvasSolver`."""
+
+    step: int
+    """Steps that are done."""
+    steps: int
+
+    @property
+    def latents(self) -> NDArray[np.float32]:
+        """The canvas (c, h, w)."""
+
+    def inputs(self) -> NDArray[np.float32]:
+        """Return what the network is to see of the canvas at this step, (c, h, w)."""
+
+    def predict(
+        self,
+        windows: NDArray[np.float32],
+        morphology: NDArray[np.float32] | None,
+        expression: NDArray[np.float32] | None,
+    ) -> NDArray[np.float32]:
+        """Return the guided prediction for (b, c, s, s) windows, each under conditions of its own."""
+
+    def advance(self, prediction: NDArray[np.float32]) -> None:
+        """Take the whole canvas one step on."""
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return everything that is needed to go on from here."""
+
+
+@runtime_checkable
+class CanvasModel(PatchModel, Protocol):
+    """What continuous mode needs beyond a `PatchModel`."""
+
+    @property
+    def latent_grid(self) -> tuple[int, int]:
+        """Channels of a latent, and image pixels per latent cell."""
+
+    def solver(
+        self,
+        noise: NDArray[np.float32],
+        guidance: Guidance,
+        steps: int,
+        *,
+        has_morphology: bool,
+        has_expression: bool,
+        state: Mapping[str, NDArray[Any]] | None = None,
+    ) -> Solver:
+        """Return a solver for a canvas of noise (c, h, w), or one that goes on from a state."""
+
+    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8."""
+
+
+class SolverStates(Protocol):
+    """Where the state of a solver is kept between processes."""
+
+    def load_state(self) -> Mapping[str, NDArray[Any]] | None:
+        """Return the latest state; None where there is none."""
+
+    def save_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Keep a state in place of the one before."""

@@ -1,0 +1,264 @@
+"""From a region to windows and tiles: the layout of continuous mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from ..errors import RequestError
+from ..tissue.geometry import spots_in_polygons
+from ..types import CanvasFrame, CheckpointCard, Patch, Polygons, Request, Section, Windows
+from .boxes import box_at
+
+CELL = 8
+"""Side in canvas pixels of the blocks that a region is made of."""
+TILE = 512
+"""Side of a tile in canvas pixels, as far as it is a whole number of strides."""
+NEAREST = 6
+WIDTH_UM = 40.0
+REACH_UM = 200.0
+GAP = 0.75
+"""Of the distance between neighbouring spots; the middle of four of them lies at 0.71, of three at 0.58."""
+RULE = (
+    f"expression of a window: shares of counts and totals, each averaged over the {NEAREST} nearest spots with the weight "
+    f"exp(-d^2 / (2 s^2)), d in microns from the window's middle, s = {WIDTH_UM:g} um, after the edits; windows of {{side}} px every "
+    "{stride} px"
+)
+
+
+def sides(card: CheckpointCard) -> tuple[int, int]:
+    """Return (stride, tile) in canvas pixels for a checkpoint's windows."""
+    stride = card.patch_px // 2
+    return stride, max(1, TILE // stride) * stride
+
+
+def windows_fault(card: CheckpointCard) -> str | None:
+    """Say why a checkpoint cannot be used in continuous mode, or None."""
+    if card.patch_px % (2 * CELL):
+        return f"continuous mode needs patches of a multiple of {2 * CELL} px, checkpoint {card.name!r} has {card.patch_px}"
+    return None
+
+
+def lay_out_windows(
+    section: Section, request: Request, card: CheckpointCard, rows: NDArray[np.int64]
+) -> tuple[Windows, tuple[Patch, ...], CanvasFrame, tuple[str, ...]]:
+    """Lay windows and tiles over a region.
+
+    Parameters
+    ----------
+    section, request, card
+        As for `napari_stmdit.plan`; the section is calibrated.
+    rows
+        Rows of the region's spots. The region is the tissue nearest to them, or, where it is given as polygons, those.
+
+    Returns
+    -------
+    tuple
+        The windows, the tiles, the canvas's frame, and notes for the user.
+
+    Raises
+    ------
+    RequestError
+        Where nothing of the region lies near a spot.
+    """
+    assert section.calibration.mpp is not None  # plan() has refused it
+    pixel_size = card.patch_mpp / section.calibration.mpp
+    stride, tile = sides(card)
+    cells, corner, notes = _region(section, request, card, rows, pixel_size, tile)
+    frame = CanvasFrame(
+        (cells.shape[0] * CELL, cells.shape[1] * CELL), (corner[0] * pixel_size, corner[1] * pixel_size), pixel_size
+    )
+    places = _window_places(cells, stride // CELL)  # in strides from the frame's corner
+    first, last = places.min(axis=0), places.max(axis=0)
+    origin = (int(first[0]) * stride, int(first[1]) * stride)
+    height, width = ((last - first) * stride + card.patch_px).tolist()
+    absolute = (corner[0] + origin[0], corner[1] + origin[1])
+    boxes = [box_at((int(y), int(x)), card.patch_px, pixel_size).source for y, x in places * stride + corner]
+    source_boxes = np.array(boxes, dtype=np.float64)
+    neighbours, weights = nearest_spots((source_boxes[:, :2] + source_boxes[:, 2:]) / 2, section)
+    windows = Windows(
+        side=card.patch_px,
+        stride=stride,
+        tile=tile,
+        size=(height, width),
+        origin=origin,
+        absolute=absolute,
+        corners=(places - first) * stride,
+        source_boxes=source_boxes,
+        rows=neighbours,
+        weights=weights,
+        cells=cells,
+        cell=CELL,
+        rule=RULE.format(side=card.patch_px, stride=stride),
+    )
+    return windows, _tiles(cells, corner, tile, pixel_size, section, request), frame, notes
+
+
+def nearest_spots(centres: NDArray[np.float64], section: Section) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return rows (n, k) of the spots nearest to (n, 2) places in full-resolution pixels, and their weights (n, k).
+
+    The weight is a Gaussian of the distance in microns; the weights of a place sum to one.
+    """
+    assert section.calibration.mpp is not None
+    spots = section.spots
+    count = min(NEAREST, len(spots))
+    distance, rows = cKDTree(spots.yx).query(centres, k=count)
+    um = np.asarray(distance, dtype=np.float64).reshape(-1, count) * section.calibration.mpp
+    weights = np.exp((um.min(axis=1, keepdims=True) ** 2 - um**2) / (2 * WIDTH_UM**2))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.asarray(rows, dtype=np.int64).reshape(-1, count), weights.astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------- the region
+
+
+def _region(
+    section: Section,
+    request: Request,
+    card: CheckpointCard,
+    rows: NDArray[np.int64],
+    pixel_size: float,
+    tile: int,
+) -> tuple[NDArray[np.bool_], tuple[int, int], tuple[str, ...]]:
+    """Cells of the region over the tiles it touches, the corner of these tiles, and notes."""
+    if isinstance(request.region, Polygons):
+        cells, corner, notes = _polygon_cells(section, request.region, pixel_size, tile)
+    else:
+        cells, corner = _spot_cells(section, rows, card, pixel_size, tile)
+        notes = ()
+    per_tile = tile // CELL
+    tiles = np.argwhere(_any_in_blocks(cells, per_tile))
+    (ty0, tx0), (ty1, tx1) = tiles.min(axis=0), tiles.max(axis=0) + 1
+    cells = cells[ty0 * per_tile : ty1 * per_tile, tx0 * per_tile : tx1 * per_tile]
+    return cells, (corner[0] + int(ty0) * tile, corner[1] + int(tx0) * tile), notes
+
+
+def _aligned(low: Sequence[float], high: Sequence[float], tile: int) -> tuple[NDArray[np.bool_], tuple[int, int]]:
+    """Empty cells over the tiles that a box in absolute canvas pixels touches, and the corner of these tiles."""
+    y0, x0 = (int(np.floor(v / tile)) * tile for v in low)
+    y1, x1 = (int(np.ceil(v / tile)) * tile for v in high)
+    shape = (max(y1 - y0, tile) // CELL, max(x1 - x0, tile) // CELL)
+    return np.zeros(shape, dtype=bool), (y0, x0)
+
+
+def _spot_cells(
+    section: Section, rows: NDArray[np.int64], card: CheckpointCard, pixel_size: float, tile: int
+) -> tuple[NDArray[np.bool_], tuple[int, int]]:
+    """The tissue that is nearer to a chosen spot than to any other, and not farther than `spot_radius_um`."""
+    assert section.calibration.mpp is not None  # plan() refuses such sections
+    radius = spot_radius_um(section, card) / section.calibration.mpp / pixel_size
+    centres = section.spots.yx / pixel_size
+    chosen = np.zeros(len(centres), dtype=bool)
+    chosen[rows] = True
+    low, high = centres[chosen].min(axis=0) - radius, centres[chosen].max(axis=0) + radius
+    cells, corner = _aligned(low, high, tile)
+    nearest = np.full(cells.shape, np.float32((radius / CELL) ** 2), dtype=np.float32)
+    around = ((centres > low - radius) & (centres < high + radius)).all(axis=1)
+    reach = int(radius / CELL) + 1
+    for at, own in zip((centres[around] - corner) / CELL - 0.5, chosen[around], strict=True):
+        y0, x0 = (max(int(v) - reach, 0) for v in at)
+        y1, x1 = (max(int(v) + reach + 2, 0) for v in at)
+        part = nearest[y0:y1, x0:x1]
+        dy, dx = (np.arange(first, first + n) - v for first, n, v in zip((y0, x0), part.shape, at, strict=True))
+        distance = (dy[:, None] ** 2 + dx[None] ** 2).astype(np.float32)
+        closer: Any = distance < part
+        part[closer] = distance[closer]
+        cells[y0:y1, x0:x1][closer] = own
+    slide = _slide_size(section, pixel_size)
+    middles = [first + (np.arange(n) + 0.5) * CELL for first, n in zip(corner, cells.shape, strict=True)]
+    within = [(middle > 0) & (middle < size) for middle, size in zip(middles, slide, strict=True)]
+    on_slide = np.outer(*within).astype(bool)
+    return cells & on_slide, corner
+
+
+def _slide_size(section: Section, pixel_size: float) -> NDArray[np.float64]:
+    """Height and width of the slide in canvas pixels."""
+    assert section.image is not None  # plan() refuses such sections
+    size: NDArray[np.float64] = np.array(section.image.shape) * section.image.pixel_size / pixel_size
+    return size
+
+
+def spot_radius_um(section: Section, card: CheckpointCard) -> float:
+    """Return how far from a spot its tissue reaches: half a patch, or what closes the gaps of the section's own lattice."""
+    assert section.calibration.mpp is not None
+    yx = section.spots.yx
+    if len(yx) < 2:
+        return card.patch_um / 2
+    distance, _ = cKDTree(yx).query(yx, k=2)
+    pitch = float(np.median(distance[:, 1])) * section.calibration.mpp
+    return max(card.patch_um / 2, GAP * pitch)
+
+
+def _polygon_cells(
+    section: Section, polygons: Polygons, pixel_size: float, tile: int
+) -> tuple[NDArray[np.bool_], tuple[int, int], tuple[str, ...]]:
+    """What polygons cover of the slide, as far as spots are near."""
+    assert section.image is not None and section.calibration.mpp is not None  # plan() refuses such sections
+    vertices = np.array([vertex for ring in polygons.rings for vertex in ring], dtype=np.float64) / pixel_size
+    slide = _slide_size(section, pixel_size)
+    low, high = np.clip(vertices.min(axis=0), 0, slide), np.clip(vertices.max(axis=0), 0, slide)
+    cells, corner = _aligned(low, high, tile)
+    near = cKDTree(section.spots.yx)
+    reach = REACH_UM / section.calibration.mpp
+    columns = corner[1] + (np.arange(cells.shape[1]) + 0.5) * CELL
+    far = 0
+    for row in range(cells.shape[0]):  # row by row: the positions of all cells of a slide would take gigabytes
+        y = corner[0] + (row + 0.5) * CELL
+        yx = np.stack([np.full(len(columns), y), columns], axis=1)
+        on_slide = (yx > 0).all(axis=1) & (yx < slide).all(axis=1)
+        inside = np.flatnonzero(on_slide & spots_in_polygons(yx * pixel_size, polygons))
+        distance, _ = near.query(yx[inside] * pixel_size, distance_upper_bound=reach)
+        cells[row, inside[np.isfinite(distance)]] = True
+        far += int(np.isinf(distance).sum())
+    if not cells.any():
+        reason = f"nothing of it lies on the slide within {REACH_UM:g} um of a spot with counts"
+        raise RequestError([("region.rings", reason)])
+    share = far / (far + int(cells.sum()))
+    note = f"{share:.0%} of the region lies farther than {REACH_UM:g} um from every spot and is left out"
+    return cells, corner, (note,) if share >= 0.005 else ()
+
+
+# ------------------------------------------------------------------------------------------------- windows and tiles
+
+
+def _any_in_blocks(cells: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
+    height, width = (n // side for n in cells.shape)
+    found: Any = cells.reshape(height, side, width, side).any(axis=(1, 3))
+    return np.asarray(found, dtype=bool)
+
+
+def _window_places(cells: NDArray[np.bool_], stride_cells: int) -> NDArray[np.int64]:
+    """Places (n, 2), in strides from the canvas's corner, of all windows of two strides that touch the region."""
+    touched = np.pad(_any_in_blocks(cells, stride_cells), 1)
+    either = touched[:-1] | touched[1:]
+    places = np.argwhere(either[:, :-1] | either[:, 1:]) - 1
+    return places.astype(np.int64)
+
+
+def _tiles(
+    cells: NDArray[np.bool_],
+    corner: tuple[int, int],
+    tile: int,
+    pixel_size: float,
+    section: Section,
+    request: Request,
+) -> tuple[Patch, ...]:
+    places = np.argwhere(_any_in_blocks(cells, tile // CELL)) * tile
+    boxes = [box_at((int(y) + corner[0], int(x) + corner[1]), tile, pixel_size) for y, x in places]
+    middles = (places + corner + tile / 2) * pixel_size
+    _, rows = cKDTree(section.spots.yx).query(middles)
+    return tuple(
+        Patch(
+            index,
+            str(section.spots.ids[row]),
+            int(row),
+            box.source,
+            (int(y), int(x), int(y) + tile, int(x) + tile),
+            request.seed,
+        )
+        for index, (row, box, (y, x)) in enumerate(zip(rows, boxes, places, strict=True))
+    )

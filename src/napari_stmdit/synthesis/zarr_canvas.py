@@ -1,0 +1,449 @@
+"""A canvas in a folder: safe at any moment, readable at any time, of any size."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import StoreError
+from ..tissue.pyramid import CHUNK, halved_rgba, halvings
+from ..types import Patch, PatchResult, Plan
+from .blend import feather
+from .canvas import masked
+from .disk import explained, from_ranges, patiently, sync, to_ranges, write_atomically, write_json
+from .identity import differences
+
+RUN, MANIFEST, PATCHES, IMAGE, SOLVER, LOCK = "run.json", "manifest.json", "patches", "image", "solver.npz", "lock"
+OVERHEAD = 0.1
+"""Blending into the image waits until it takes no more than this share of the time; manifests never wait."""
+_MOST_PATCHES_KEPT = 128
+
+
+class PatchStore:
+    """Finished patches before blending, one chunk each, so that several processes may write at once.
+
+    Parameters
+    ----------
+    folder
+        Of a `ZarrCanvas`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import zarr
+
+        self._folder = folder
+        with explained(folder):
+            self.array = zarr.open_array(folder / PATCHES, mode="r+")
+
+    def write(self, index: int, pixels: NDArray[np.uint8]) -> None:
+        """Put a patch on the disk; it counts as finished when the manifest lists it."""
+        with explained(self._folder):
+            _check_there(self._folder)
+            patiently(lambda: self.array.__setitem__(index, pixels))
+            chunk = self.path(index)
+            sync(chunk)
+            sync(chunk.parent)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Return the (p, p, 3) pixels of a patch that was written."""
+        pixels: NDArray[np.uint8] = np.asarray(self.array[index])
+        return pixels
+
+    def path(self, index: int) -> Path:
+        """Return the file that holds a patch."""
+        return self._folder / PATCHES / "c" / str(index) / "0" / "0" / "0"
+
+
+class ZarrCanvas:
+    """A canvas in a folder; see docs/decisions for what lies where and why nothing is ever lost.
+
+    Make one with `create` or take one up with `resume`. One process at a time holds a canvas.
+
+    Attributes
+    ----------
+    folder, frame
+        Where it lies on the disk and on the slide.
+    finished
+        Indices of the patches that are safe.
+    failed
+        Index -> reason of the patches that could not be made.
+    run_id
+        Tells this run from every other.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, run_id: str, lock: Any) -> None:
+        import zarr
+
+        self.folder, self.frame, self.run_id = folder, plan.frame, run_id
+        self.finished: set[int] = set()
+        self.failed: dict[int, str] = {}
+        self._plan, self._lock = plan, lock
+        self._chunk = CHUNK if plan.windows is None else plan.windows.tile
+        self._composed: set[int] = set()
+        self._group = zarr.open_group(folder / IMAGE, mode="r+")
+        self._levels = [self._group[str(level)] for level in range(len(list(self._group.array_keys())))]
+        self._store = None if plan.windows is not None else PatchStore(folder)
+        self._recent: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._on_chunk = _patches_on_chunks(plan, self._chunk)
+        self._next_composing = 0.0
+
+    # --- making and taking up
+
+    @classmethod
+    def create(cls, folder: str | Path, plan: Plan, identity: Mapping[str, Any]) -> ZarrCanvas:
+        """Make the folder of a new run.
+
+        Raises
+        ------
+        StoreError
+            Where it exists, or cannot be made.
+        """
+        folder = Path(folder).expanduser().absolute()
+        if folder.exists():
+            raise StoreError(
+                f"an unfinished run{_how_far(folder)} is in {folder}; continue it with --resume, or remove that folder to start anew"
+            )
+        run_id = uuid.uuid4().hex
+        part = folder.with_name(f".{folder.name}.{run_id[:8]}.part")
+        with explained(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _remove_parts(folder)
+            try:
+                _lay_out(part, plan)
+                write_json(part / MANIFEST, _manifest(plan, set(), set(), {}))
+                write_json(part / RUN, {"format": 1, "run_id": run_id, "identity": dict(identity)})
+                os.rename(part, folder)
+                sync(folder.parent)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+        return cls(folder, plan, run_id, _locked(folder))
+
+    @classmethod
+    def resume(cls, folder: str | Path, plan: Plan, identity: Mapping[str, Any]) -> ZarrCanvas:
+        """Take up a run where it stopped, however it stopped.
+
+        Raises
+        ------
+        StoreError
+            Where it is another run (saying what differs), another process holds it, or it cannot be read.
+        """
+        folder = Path(folder).expanduser().absolute()
+        record = _read_json(folder / RUN)
+        found = differences(record.get("identity", {}), json.loads(json.dumps(identity)))
+        if found:
+            rest = f"\n  and {len(found) - 8} more" if len(found) > 8 else ""
+            raise StoreError(
+                f"the unfinished run in {folder} is not this one, so it cannot be continued:\n  "
+                + "\n  ".join(found[:8])
+                + rest
+                + "\nGive the same request, or remove that folder to start anew"
+            )
+        lock = _locked(folder)
+        manifest = _read_json(folder / MANIFEST)
+        with explained(folder):
+            _remove_parts(folder)
+            canvas = cls(folder, plan, str(record["run_id"]), lock)
+        canvas._take_up(manifest)
+        return canvas
+
+    def _take_up(self, manifest: Mapping[str, Any]) -> None:
+        try:
+            self.finished = from_ranges(manifest["finished"])
+            self._composed = from_ranges(manifest["composed"]) & self.finished
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"{self.folder / MANIFEST} is damaged ({error}); remove the folder to start anew"
+            ) from error
+        if self._store is not None:
+            # the manifest is written after what it lists, so this finds only what was removed by hand
+            self.finished = {i for i in self.finished if self._store.path(i).is_file()}
+        self._composed &= self.finished
+
+    # --- what the run does
+
+    def paste(self, result: PatchResult) -> tuple[int, int, int, int]:
+        """Put a patch or tile on the disk; return its box. It is safe once `commit` is through."""
+        y0, x0, y1, x1 = result.patch.canvas_box
+        if result.mask is None:
+            assert self._store is not None  # patches come in spots mode alone
+            self._store.write(result.patch.index, result.pixels)
+            self._remember(result.patch.index, result.pixels)
+        else:
+            self._write_chunk(0, y0 // self._chunk, x0 // self._chunk, np.moveaxis(masked(result), -1, 0))
+        self.finished.add(result.patch.index)
+        return y0, x0, y1, x1
+
+    def adopt(self, indices: Collection[int]) -> None:
+        """Take over patches that other processes wrote with `PatchStore`."""
+        self.finished.update(indices)
+
+    def commit(self, failed: Mapping[int, str] | None = None) -> None:
+        """Make everything that was pasted count as finished, in one step.
+
+        Raises
+        ------
+        StoreError
+            Where the folder cannot be written; what was committed before stays safe.
+        """
+        self.failed = dict(failed or {})
+        if time.perf_counter() >= self._next_composing:
+            self._compose()
+        self._write_manifest()
+
+    def close(self) -> None:
+        """Blend what is missing into the image, write the manifest, and let go of the folder."""
+        try:
+            if (self.folder / RUN).exists():
+                self._compose()
+                self._write_manifest()
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let go of the folder as it is."""
+        self._recent.clear()
+        self._lock.release()
+
+    def discard(self) -> None:
+        """Remove the folder: its image was saved."""
+        self.release()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # --- what others read
+
+    @property
+    def levels(self) -> list[Any]:
+        """Lazy dask arrays (h, w, 4) uint8, largest first."""
+        import dask.array as da
+
+        return [da.moveaxis(da.from_zarr(level), 0, -1) for level in self._levels]
+
+    @property
+    def rgba(self) -> Any:
+        """Lazy dask array (height, width, 4) uint8."""
+        return self.levels[0]
+
+    @property
+    def image_folder(self) -> Path:
+        """The folder with the levels ``0``, ``1``, ... as zarr arrays (4, y, x)."""
+        return self.folder / IMAGE
+
+    def patches(self) -> Any:
+        """Lazy dask array (n, p, p, 3) uint8 of the finished patches before blending, by index; empty in continuous mode."""
+        import dask.array as da
+
+        side = self._plan.card.patch_px
+        if self._store is None:
+            return da.zeros((0, side, side, 3), dtype=np.uint8)
+        return da.from_zarr(self._store.array)[sorted(self.finished)]
+
+    # --- the state of the solver
+
+    def load_state(self) -> dict[str, NDArray[Any]] | None:
+        """Return the latest state of the solver; None where there is none that can be read."""
+        try:
+            with np.load(self.folder / SOLVER, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def save_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Keep the state of the solver, in one step."""
+        with explained(self.folder):
+            _check_there(self.folder)
+            patiently(
+                lambda: write_atomically(self.folder / SOLVER, lambda file: np.savez(file, allow_pickle=False, **state))
+            )
+
+    # --- blending
+
+    def _compose(self) -> None:
+        """Blend patches that are not in the image yet, and bring the smaller levels up to date."""
+        start = time.perf_counter()
+        news = self.finished - self._composed
+        if not news:
+            return
+        dirty: set[tuple[int, int]] = set()
+        for index in news:
+            dirty.update(_chunks_under(self._plan.patches[index], self._chunk))
+        if self._store is not None:
+            for place in sorted(dirty):
+                self._write_chunk(0, *place, self._blend(*place))
+        for level in range(1, len(self._levels)):
+            dirty = {(y // 2, x // 2) for y, x in dirty}
+            for place in sorted(dirty):
+                self._halve(level, *place)
+        self._composed |= news
+        now = time.perf_counter()
+        self._next_composing = now + (now - start) / OVERHEAD
+
+    def _blend(self, row: int, column: int) -> NDArray[np.uint8]:
+        """Return a chunk (4, h, w) from the finished patches on it, in the order of their index."""
+        y0, x0, y1, x1 = self._chunk_box(0, row, column)
+        total = np.zeros((y1 - y0, x1 - x0, 3), dtype=np.float32)
+        weights = np.zeros(total.shape[:2], dtype=np.float32)
+        for index in self._on_chunk.get((row, column), ()):
+            if index not in self.finished:
+                continue
+            top, left, bottom, right = self._plan.patches[index].canvas_box
+            low_y, low_x, high_y, high_x = max(top, y0), max(left, x0), min(bottom, y1), min(right, x1)
+            there = (slice(low_y - top, high_y - top), slice(low_x - left, high_x - left))
+            here = (slice(low_y - y0, high_y - y0), slice(low_x - x0, high_x - x0))
+            weight = feather(bottom - top)[there]
+            total[here] += weight[..., None] * self._pixels(index)[there]
+            weights[here] += weight
+        shown = weights > 0
+        colours = np.rint(total / np.where(shown, weights, 1)[..., None])
+        rgba = np.concatenate([colours, 255.0 * shown[..., None]], axis=-1).astype(np.uint8)
+        return np.moveaxis(rgba, -1, 0)
+
+    def _halve(self, level: int, row: int, column: int) -> None:
+        y0, x0, y1, x1 = self._chunk_box(level, row, column)
+        if y0 < y1 and x0 < x1:  # an odd last row or column has no place in the level below
+            block = np.asarray(self._levels[level - 1][:, 2 * y0 : 2 * y1, 2 * x0 : 2 * x1])
+            self._write_chunk(level, row, column, halved_rgba(block))
+
+    def _write_chunk(self, level: int, row: int, column: int, block: NDArray[np.uint8]) -> None:
+        y0, x0, y1, x1 = self._chunk_box(level, row, column)
+        array = self._levels[level]
+        with explained(self.folder):
+            _check_there(self.folder)
+            patiently(lambda: array.__setitem__((slice(None), slice(y0, y1), slice(x0, x1)), block))
+            sync(self.folder / IMAGE / str(level) / "c" / "0" / str(row) / str(column))
+
+    def _chunk_box(self, level: int, row: int, column: int) -> tuple[int, int, int, int]:
+        height, width = self._levels[level].shape[1:]
+        y, x = row * self._chunk, column * self._chunk
+        return y, x, min(y + self._chunk, height), min(x + self._chunk, width)
+
+    def _pixels(self, index: int) -> NDArray[np.uint8]:
+        if index not in self._recent:
+            assert self._store is not None  # patches come in spots mode alone
+            self._remember(index, self._store.read(index))
+        self._recent.move_to_end(index)
+        return self._recent[index]
+
+    def _remember(self, index: int, pixels: NDArray[np.uint8]) -> None:
+        self._recent[index] = pixels
+        while len(self._recent) > _MOST_PATCHES_KEPT:
+            self._recent.popitem(last=False)
+
+    def _write_manifest(self) -> None:
+        with explained(self.folder):
+            _check_there(self.folder)
+            content = _manifest(self._plan, self.finished, self._composed, self.failed)
+            patiently(lambda: write_json(self.folder / MANIFEST, content))
+
+
+def _manifest(plan: Plan, finished: set[int], composed: set[int], failed: Mapping[int, str]) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "patches": len(plan),
+        "finished": to_ranges(finished),
+        "composed": to_ranges(composed),
+        "failed": {str(index): why for index, why in failed.items()},
+        "updated": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _lay_out(folder: Path, plan: Plan) -> None:
+    """Make the arrays of a canvas; their layout is the one that a SpatialData image has, which they later become."""
+    import zarr
+
+    folder.mkdir()
+    group = zarr.create_group(folder / IMAGE)
+    chunk = CHUNK if plan.windows is None else plan.windows.tile
+    height, width = plan.frame.shape
+    for level in range(halvings(height, width) + 1):
+        group.create_array(
+            str(level),
+            shape=(4, height >> level, width >> level),
+            chunks=(4, chunk, chunk),
+            dtype="uint8",
+            fill_value=0,
+            dimension_names=("c", "y", "x"),
+        )
+    if plan.windows is None:
+        side = plan.card.patch_px
+        zarr.create_array(
+            folder / PATCHES,
+            shape=(len(plan), side, side, 3),
+            chunks=(1, side, side, 3),
+            dtype="uint8",
+            fill_value=0,
+            config={"write_empty_chunks": True},
+        )
+
+
+def _chunks_under(patch: Patch, chunk: int) -> list[tuple[int, int]]:
+    y0, x0, y1, x1 = patch.canvas_box
+    return [
+        (row, column) for row in range(y0 // chunk, -(-y1 // chunk)) for column in range(x0 // chunk, -(-x1 // chunk))
+    ]
+
+
+def _patches_on_chunks(plan: Plan, chunk: int) -> dict[tuple[int, int], list[int]]:
+    found: dict[tuple[int, int], list[int]] = {}
+    for patch in plan.patches:
+        for place in _chunks_under(patch, chunk):
+            found.setdefault(place, []).append(patch.index)
+    return found
+
+
+def _check_there(folder: Path) -> None:
+    """Refuse to go on where the folder is gone: zarr would make a new one with a hole for everything that was done."""
+    os.stat(folder / RUN)
+
+
+def _locked(folder: Path) -> Any:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise StoreError(f"another process is at work in {folder}; wait for it, or stop it") from None
+    except OSError as error:
+        with explained(folder):
+            raise error
+    return lock
+
+
+def _remove_parts(folder: Path) -> None:
+    """Remove what processes that died left half written: beside the folder, and in it."""
+    for part in folder.parent.glob(f".{folder.name}.*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+    for pattern in (".*.part", "*.partial"):
+        for part in folder.rglob(pattern):
+            with suppress(OSError):
+                part.unlink()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); remove {path.parent} to start anew") from error
+    if not isinstance(found, dict):
+        raise StoreError(f"{path} is damaged; remove {path.parent} to start anew")
+    return found
+
+
+def _how_far(folder: Path) -> str:
+    try:
+        manifest = _read_json(folder / MANIFEST)
+        return f" ({len(from_ranges(manifest['finished']))} of {manifest['patches']} patches are finished)"
+    except (StoreError, KeyError, ValueError, TypeError, AttributeError):
+        return ""
