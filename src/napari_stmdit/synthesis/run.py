@@ -32,6 +32,7 @@ def run(
     done: Collection[int] = (),
     only: Collection[int] | None = None,
     states: SolverStates | None = None,
+    conditions: Conditions | None = None,
 ) -> Iterator[Update]:
     """Compute a plan batch by batch.
 
@@ -57,6 +58,8 @@ def run(
         together.
     states
         Where continuous mode keeps its latents every few steps, and takes them up from.
+    conditions
+        From `condition_rows`, where a plan is computed share by share; None makes them. Spots mode alone.
 
     Yields
     ------
@@ -78,7 +81,7 @@ def run(
         return
     wanted = range(len(plan)) if only is None else set(only)
     todo = [p for p in plan.patches if p.index in wanted and p.index not in done]
-    yield from _Patches(plan, section, model, todo, len(wanted), batch, cancel).run()
+    yield from _Patches(plan, section, model, todo, len(wanted), batch, cancel, conditions).run()
 
 
 @dataclass
@@ -92,6 +95,7 @@ class _Patches:
     total: int
     batch: int
     cancel: CancelToken
+    conditions: Conditions | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
     notes: list[str] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
@@ -103,7 +107,7 @@ class _Patches:
         yield (), self._progress(0, 0)
         if not self.todo:
             return
-        conditions = condition_rows(self.plan, self.section, self.model)
+        conditions = self.conditions or condition_rows(self.plan, self.section, self.model)
         at = 0
         while at < len(self.todo):
             patches = tuple(self.todo[at : at + self.batch])
