@@ -51,14 +51,14 @@ def local_client(workers: int, device: str = "auto") -> Iterator[Any]:
                     "memory_limit": 0,
                     "local_directory": place,
                     "dashboard_address": None,
-                    "silence_logs": 50,
+                    "silence_logs": 30,
                 },
             }
             for number, environment in enumerate(environments)
         }
         scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": False, "port": 0}}
         with (
-            SpecCluster(workers=specification, scheduler=scheduler, silence_logs=50) as cluster,
+            SpecCluster(workers=specification, scheduler=scheduler, silence_logs=30) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
             client.wait_for_workers(workers, timeout=120)

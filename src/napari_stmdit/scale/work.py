@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import dask
 from distributed import Worker, WorkerPlugin, get_worker
 
 from ..assemble import Checkpoint, load_checkpoint
@@ -171,6 +172,11 @@ class SharedRun(WorkerPlugin):
         self._worker.log_event(self.name, what)
 
 
+def own_threads() -> Any:
+    """Have dask arrays computed by threads of this process; inside a task dask would send them to the cluster and wait for itself."""
+    return dask.config.set(scheduler="threads")
+
+
 def _here(name: str) -> SharedRun:
     found: SharedRun = get_worker().plugins[name]
     return found
@@ -184,12 +190,14 @@ def facts(checkpoint: str, device: str, dtype: str) -> Facts:
 
 def compute(name: str, indices: Sequence[int]) -> tuple[list[int], dict[int, str], list[str]]:
     """Compute a share of a run; a task."""
-    return _here(name).compute(indices)
+    with own_threads():
+        return _here(name).compute(indices)
 
 
 def compute_whole(name: str) -> tuple[dict[int, str], list[str]]:
     """Compute a continuous region; a task."""
-    return _here(name).compute_whole()
+    with own_threads():
+        return _here(name).compute_whole()
 
 
 def stop(name: str, dask_worker: Worker) -> None:
