@@ -30,6 +30,8 @@ MOST_ROUNDS = 2
 """How often the scheduler may give up a share, each time after several deaths, before the run is ended."""
 PATIENCE_S = 120.0
 """How long to wait for a worker where there is none."""
+ANSWER_S = 20.0
+"""How long a scheduler may take to answer."""
 _LOOK_S = 0.5
 
 
@@ -58,7 +60,7 @@ def connect(scheduler: str | None, workers: int | None, device: str = "auto") ->
     from distributed import Client
 
     try:
-        client = Client(scheduler, timeout=20, set_as_default=False)
+        client = Client(scheduler, timeout=ANSWER_S, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise StmditError(
             f"no dask scheduler answers at {scheduler} ({first_line(error)}); expected an address as `dask scheduler` prints it, for "
@@ -326,8 +328,10 @@ class _Share:
         if self.client.status != "running":
             raise SynthesisError("the connection to the dask scheduler was lost")
         present = _workers(self.client)
-        if self._present - present:
-            self.notes.append(f"{len(self._present - present)} workers left, and their patches were given to others")
+        lost = len(self._present - present)
+        if lost:
+            who = "1 worker left, and its patches were" if lost == 1 else f"{lost} workers left, and their patches were"
+            self.notes.append(f"{who} given to others")
         self._present = present
         if present:
             self._seen_worker = time.monotonic()

@@ -38,6 +38,8 @@ def local_client(workers: int, device: str = "auto") -> Iterator[Any]:
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
+    from .work import NoInterrupt
+
     # set before a worker's process starts: libraries read the number of threads when they are loaded
     early = {"distributed.nanny.pre-spawn-environ": environments[0]}
     with dask.config.set(early), tempfile.TemporaryDirectory(prefix="stmdit-") as place:
@@ -51,16 +53,17 @@ def local_client(workers: int, device: str = "auto") -> Iterator[Any]:
                     "memory_limit": 0,
                     "local_directory": place,
                     "dashboard_address": None,
-                    "silence_logs": 30,
+                    "silence_logs": 50,
                 },
             }
             for number, environment in enumerate(environments)
         }
         scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": False, "port": 0}}
         with (
-            SpecCluster(workers=specification, scheduler=scheduler, silence_logs=30) as cluster,
+            SpecCluster(workers=specification, scheduler=scheduler, silence_logs=50) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
+            client.register_plugin(NoInterrupt())
             client.wait_for_workers(workers, timeout=120)
             yield client
 

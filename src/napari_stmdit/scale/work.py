@@ -5,6 +5,7 @@ This module is imported where `distributed` is, and nowhere else.
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +79,14 @@ class Facts:
 def _checkpoint(name: str, device: str, dtype: str) -> Checkpoint:
     """The checkpoint of this process: loaded once, whatever number of runs and shares."""
     return load_checkpoint(name, device=device, dtype=dtype)
+
+
+class NoInterrupt(WorkerPlugin):
+    """Keeps a worker of this computer going at Ctrl-C, which a terminal sends to it too: the run tells it when to stop."""
+
+    def setup(self, worker: Worker) -> None:
+        """Called on the main thread of the worker's process."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class SharedRun(WorkerPlugin):
