@@ -153,9 +153,10 @@ def free_device_memory() -> None:
     """Give back what torch holds of a device without using it; call it after the last reference to a checkpoint is gone."""
     import gc
 
-    import torch
-
     gc.collect()
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():

@@ -200,7 +200,7 @@ def synthesize(
                 opened, request, load_checkpoint(request.checkpoint, device=device, dtype=dtype), **how
             )
     name = result.save(output) if result.done else None
-    if result.canvas is not None and (result.complete or not result.done):
+    if result.canvas is not None and (result.complete or result.canvas.is_blank):
         result.canvas.discard()
     _report_run(result, request, name, output, as_json)
     if not result.complete:
@@ -271,7 +271,9 @@ def _report_run(result: Result, request: Request, name: str | None, output: Path
         "seed": request.seed,
         "genes_shared": result.plan.genes_shared,
         "notes": [*result.section.notes, *result.notes],
-        "unfinished": None if result.complete or result.canvas is None else str(result.canvas.folder),
+        "unfinished": str(result.canvas.folder)
+        if result.canvas is not None and result.canvas.folder.exists()
+        else None,
     }
     if as_json:
         _print_json(facts)
@@ -282,7 +284,7 @@ def _report_run(result: Result, request: Request, name: str | None, output: Path
     sys.stdout.write(f"scale: {facts['mpp_source']}\n")
     for note in result.notes:
         sys.stdout.write(f"note: {note}\n")
-    if facts["unfinished"] is not None and result.done:
+    if facts["unfinished"] is not None:
         sys.stdout.write(f"the rest can be done: run the same again with --resume ({facts['unfinished']})\n")
 
 

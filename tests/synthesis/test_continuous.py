@@ -65,7 +65,9 @@ def test_an_edit_changes_the_tissue_where_it_was_painted(tiny_section, tiny_mode
     assert far < 0.1 * near
 
 
-@pytest.mark.parametrize("wishes", [{"morphology": "null"}, {"morphology": "mean"}, {"expression": "null"}, {"expression": "shuffled"}])
+@pytest.mark.parametrize(
+    "wishes", [{"morphology": "null"}, {"morphology": "mean"}, {"expression": "null"}, {"expression": "shuffled"}]
+)
 def test_conditions_can_be_left_out_or_shared(tiny_section, tiny_model, wishes):
     plain = synthesize(tiny_section, wish(), tiny_model, batch=32).rgba.astype(int)
     other = synthesize(tiny_section, wish(**wishes), tiny_model, batch=32).rgba.astype(int)

@@ -59,7 +59,9 @@ def test_a_polygons_area_is_covered_and_nothing_else(section, card):
 
 def test_tiles_cover_the_region_and_lie_on_the_slides_grid(section, card):
     made = continuous(section, card)
-    assert all(abs(v / made.frame.pixel_size / 512 - round(v / made.frame.pixel_size / 512)) < 1e-9 for v in made.frame.origin)
+    assert all(
+        abs(v / made.frame.pixel_size / 512 - round(v / made.frame.pixel_size / 512)) < 1e-9 for v in made.frame.origin
+    )
     covered = np.zeros(made.frame.shape, dtype=bool)
     for patch in made.patches:
         y0, x0, y1, x1 = patch.canvas_box

@@ -1,5 +1,7 @@
 import json
 import os
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -75,6 +77,11 @@ def test_a_stopped_run_goes_on_where_it_was(section, model, tmp_path):
         on_progress=lambda p: cancel.cancel() if p.patches_done >= 12 else None,
     )  # fmt: skip
     assert 0 < len(first.done) < 30
+    expected = np.zeros(first.plan.frame.shape, dtype=bool)
+    for index in first.done:
+        y0, x0, y1, x1 = first.plan.patches[index].canvas_box
+        expected[y0:y1, x0:x1] = True
+    np.testing.assert_array_equal(np.asarray(first.rgba)[..., 3] == 255, expected)
     before = len(model.batches)
     second = synthesize(section, WHOLE, model, batch=4, folder=tmp_path / "run", resume=True)
     assert second.complete
@@ -199,6 +206,25 @@ def test_a_full_disk_keeps_what_is_finished(section, tmp_path, monkeypatch):
     as_in_memory(again, synthesize(section, WHOLE, model))
 
 
+def test_a_disk_that_is_really_full(section, model, tmp_path):
+    """A small file system of its own, where this computer lets us make one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mounting, capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs to mount a file system")
+    try:
+        with pytest.raises(StoreError, match="is full: make room"):
+            synthesize(section, WHOLE, model, batch=2, folder=disk / "run")
+        safe = from_ranges(json.loads((disk / "run" / "manifest.json").read_text())["finished"])
+        assert 0 < len(safe) < 30
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        again = synthesize(section, WHOLE, model, folder=disk / "run", resume=True)
+        as_in_memory(again, synthesize(section, WHOLE, model))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
 def test_a_place_that_may_not_be_written_is_refused_before_anything_is_computed(section, tmp_path, monkeypatch):
     import errno
 
@@ -230,14 +256,14 @@ def test_continuous_mode_goes_on_from_its_latents(tiny_section, tiny_model, tmp_
         tiny_section, request, tiny_model, batch=32, folder=tmp_path / "run", cancel=cancel,
         on_progress=lambda p: cancel.cancel() if p.step == 6 else None,
     )  # fmt: skip
-    assert stopped.done == ()
+    assert stopped.done == () and not stopped.canvas.is_blank
     steps = []
     result = synthesize(
         tiny_section, request, tiny_model, batch=32, folder=tmp_path / "run", resume=True,
         on_progress=lambda p: steps.append(p.step),
     )  # fmt: skip
     assert result.complete
-    assert min(step for step in steps if step) == 4  # committed after four steps; the two after them are done again
+    assert min(step for step in steps if step) == 6
     assert np.abs(np.asarray(result.rgba).astype(int) - whole.rgba).max() <= 1
 
 
@@ -268,3 +294,22 @@ def test_a_solver_state_that_cannot_be_read_is_no_obstacle(tiny_section, tiny_mo
     (canvas.folder / "solver.npz").write_bytes(b"PK\x03\x04 torn")
     canvas.close()
     assert synthesize(tiny_section, request, tiny_model, folder=tmp_path / "run", resume=True).complete
+
+
+def test_latents_are_kept_every_four_steps(tiny_section, tiny_model):
+    """Also where nobody asks for it: a process that is killed has no time to."""
+    kept = []
+
+    class States:
+        def load_state(self):
+            return None
+
+        def save_state(self, state):
+            kept.append({name: value.copy() for name, value in state.items()})
+
+    request = Request(region=area(), mode="continuous", steps=10)
+    made = plan(tiny_section, request, tiny_model.card)
+    for _, progress in run(made, tiny_section, tiny_model, batch=64, states=States()):
+        if progress.step == 9:
+            break
+    assert [json.loads(state["solver"].tobytes())["step"] for state in kept] == [4, 8]

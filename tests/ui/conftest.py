@@ -1,5 +1,6 @@
 import pytest
 from standins import CropModel, card_for
+from tiny_fixtures import tiny_checkpoint, tiny_model  # noqa: F401
 
 
 @pytest.fixture

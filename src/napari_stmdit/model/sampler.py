@@ -93,7 +93,7 @@ def denoise(
             scaled = scheduler.scale_model_input(latents, time) if hasattr(scheduler, "scale_model_input") else latents
             predicted = guided(transformer, scaled, model_time(scheduler, index, time), repeated, guidance)
             latents = scheduler.step(predicted, time, latents, return_dict=False)[0]
-            if index == steps - 1:
+            if index == len(scheduler.timesteps) - 1:
                 _check_finite(latents)
         yield index + 1, latents.clone()  # a clone made here is an ordinary tensor, and nobody can reach into the loop
 

@@ -287,7 +287,8 @@ class _Share:
         if set(indices) <= canvas.finished:
             return
         canvas.adopt(indices)
-        canvas.commit(self.failed)
+        canvas.failed = dict(self.failed)
+        canvas.commit()
         self._tell(len(canvas.finished))
 
     def _tell(self, finished: int) -> None:

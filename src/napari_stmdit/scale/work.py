@@ -24,7 +24,7 @@ from ..synthesis.identity import differences, identity_of
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import synthesize
 from ..synthesis.run import run
-from ..synthesis.zarr_canvas import PatchStore
+from ..synthesis.run_folder import PatchStore
 from ..tissue.open import open_section
 from ..types import CheckpointCard, Plan, Request, Section
 

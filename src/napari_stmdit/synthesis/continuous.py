@@ -85,16 +85,16 @@ class _Canvas:
         if len(self.done) == len(self.plan):
             return
         solver = self._solver()
-        kept_at = time.perf_counter()
+        kept, kept_at = solver.step, time.perf_counter()
         while solver.step < solver.steps:
             yield from self._step(solver)
+            last = solver.step == solver.steps or self.cancel.cancelled
+            due = solver.step % COMMIT_STEPS == 0 or time.perf_counter() - kept_at > COMMIT_SECONDS
+            if self.states is not None and solver.step > kept and (last or due):
+                self.states.save_state(solver.state())
+                kept, kept_at = solver.step, time.perf_counter()
             if self.cancel.cancelled:
                 return
-            last = solver.step == solver.steps
-            due = solver.step % COMMIT_STEPS == 0 or time.perf_counter() - kept_at > COMMIT_SECONDS
-            if self.states is not None and (last or due):
-                self.states.save_state(solver.state())
-                kept_at = time.perf_counter()
         yield from self._decode(solver.latents)
 
     def _solver(self) -> Solver:

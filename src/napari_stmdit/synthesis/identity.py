@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..tissue.store import fingerprint
+from ..tissue.elements import fingerprint
 from ..types import Plan, Section
 from .models import KnownModel
 

@@ -95,8 +95,12 @@ class Result:
         affine = self.plan.frame.affine
         if self.canvas is None:
             return write_result(path, self.rgba, affine, self.section, run, dict(self.provenance))
-        levels = self.canvas.image_folder
-        return link_result(path, levels, affine, self.section, run, dict(self.provenance), copy=not self.complete)
+        levels, record = self.canvas.image_folder, dict(self.provenance)
+        try:
+            return link_result(path, levels, affine, self.section, run, record, copy=not self.complete)
+        except StoreError as error:
+            kept = f"What was computed is kept in {self.canvas.folder}; run the same again with --resume to save it"
+            raise StoreError(f"{error}\n{kept}") from error
 
 
 def provenance_of(
@@ -279,8 +283,9 @@ def _synthesize_on_disk(
         for finished, progress in run(plan, section, model, batch=batch, cancel=cancel, done=before, states=canvas):
             for patch in finished:
                 canvas.paste(patch)
+            canvas.failed = dict(progress.failed)
             if finished:
-                canvas.commit(progress.failed)
+                canvas.commit()
             if on_progress is not None:
                 on_progress(progress)
     assert progress is not None  # a run says where it stands before anything else
@@ -330,7 +335,7 @@ def kept(canvas: ZarrCanvas, plan: Plan) -> Iterator[None]:
     except StmditError as error:
         with suppress(Exception):
             canvas.close()
-        where = f"{len(canvas.finished)} of {len(plan)} patches are finished and kept in {canvas.folder}"
+        where = f"{canvas.committed} of {len(plan)} patches are finished and kept in {canvas.folder}"
         kind = StoreError if isinstance(error, StoreError) else SynthesisError
         raise kind(f"{error}\n{where}; run the same again with --resume to go on") from error
     except BaseException:

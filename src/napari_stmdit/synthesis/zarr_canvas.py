@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import shutil
@@ -10,60 +9,38 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
-from ..tissue.pyramid import CHUNK, halved_rgba, halvings
+from ..tissue.pyramid import CHUNK, halved_rgba
 from ..types import Patch, PatchResult, Plan
 from .blend import feather
 from .canvas import masked
-from .disk import explained, from_ranges, patiently, sync, to_ranges, write_atomically, write_json
+from .disk import explained, from_ranges, patiently, sync, write_atomically, write_json
 from .identity import differences
+from .run_folder import (
+    IMAGE,
+    MANIFEST,
+    RUN,
+    SOLVER,
+    PatchStore,
+    check_there,
+    how_far,
+    lay_out,
+    manifest_of,
+    read_json,
+    remove_parts,
+    take_lock,
+)
 
-RUN, MANIFEST, PATCHES, IMAGE, SOLVER, LOCK = "run.json", "manifest.json", "patches", "image", "solver.npz", "lock"
 OVERHEAD = 0.1
 """Blending into the image waits until it takes no more than this share of the time; manifests never wait."""
 _MOST_PATCHES_KEPT = 128
-
-
-class PatchStore:
-    """Finished patches before blending, one chunk each, so that several processes may write at once.
-
-    Parameters
-    ----------
-    folder
-        Of a `ZarrCanvas`.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        import zarr
-
-        self._folder = folder
-        with explained(folder):
-            self.array = zarr.open_array(folder / PATCHES, mode="r+")
-
-    def write(self, index: int, pixels: NDArray[np.uint8]) -> None:
-        """Put a patch on the disk; it counts as finished when the manifest lists it."""
-        with explained(self._folder):
-            _check_there(self._folder)
-            patiently(lambda: self.array.__setitem__(index, pixels))
-            chunk = self.path(index)
-            sync(chunk)
-            sync(chunk.parent)
-
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """Return the (p, p, 3) pixels of a patch that was written."""
-        pixels: NDArray[np.uint8] = np.asarray(self.array[index])
-        return pixels
-
-    def path(self, index: int) -> Path:
-        """Return the file that holds a patch."""
-        return self._folder / PATCHES / "c" / str(index) / "0" / "0" / "0"
 
 
 class ZarrCanvas:
@@ -79,6 +56,8 @@ class ZarrCanvas:
         Indices of the patches that are safe.
     failed
         Index -> reason of the patches that could not be made.
+    committed
+        How many patches the manifest lists.
     run_id
         Tells this run from every other.
     """
@@ -89,6 +68,7 @@ class ZarrCanvas:
         self.folder, self.frame, self.run_id = folder, plan.frame, run_id
         self.finished: set[int] = set()
         self.failed: dict[int, str] = {}
+        self.committed = 0
         self._plan, self._lock = plan, lock
         self._chunk = CHUNK if plan.windows is None else plan.windows.tile
         self._composed: set[int] = set()
@@ -113,22 +93,22 @@ class ZarrCanvas:
         folder = Path(folder).expanduser().absolute()
         if folder.exists():
             raise StoreError(
-                f"an unfinished run{_how_far(folder)} is in {folder}; continue it with --resume, or remove that folder to start anew"
+                f"an unfinished run{how_far(folder)} is in {folder}; continue it with --resume, or remove that folder to start anew"
             )
         run_id = uuid.uuid4().hex
         part = folder.with_name(f".{folder.name}.{run_id[:8]}.part")
         with explained(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            _remove_parts(folder)
+            remove_parts(folder)
             try:
-                _lay_out(part, plan)
-                write_json(part / MANIFEST, _manifest(plan, set(), set(), {}))
+                lay_out(part, plan)
+                write_json(part / MANIFEST, manifest_of(plan, set(), set(), {}))
                 write_json(part / RUN, {"format": 1, "run_id": run_id, "identity": dict(identity)})
                 os.rename(part, folder)
                 sync(folder.parent)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
-        return cls(folder, plan, run_id, _locked(folder))
+        return cls(folder, plan, run_id, take_lock(folder))
 
     @classmethod
     def resume(cls, folder: str | Path, plan: Plan, identity: Mapping[str, Any]) -> ZarrCanvas:
@@ -140,7 +120,7 @@ class ZarrCanvas:
             Where it is another run (saying what differs), another process holds it, or it cannot be read.
         """
         folder = Path(folder).expanduser().absolute()
-        record = _read_json(folder / RUN)
+        record = read_json(folder / RUN)
         found = differences(record.get("identity", {}), json.loads(json.dumps(identity)))
         if found:
             rest = f"\n  and {len(found) - 8} more" if len(found) > 8 else ""
@@ -150,10 +130,10 @@ class ZarrCanvas:
                 + rest
                 + "\nGive the same request, or remove that folder to start anew"
             )
-        lock = _locked(folder)
-        manifest = _read_json(folder / MANIFEST)
+        lock = take_lock(folder)
+        manifest = read_json(folder / MANIFEST)
         with explained(folder):
-            _remove_parts(folder)
+            remove_parts(folder)
             canvas = cls(folder, plan, str(record["run_id"]), lock)
         canvas._take_up(manifest)
         return canvas
@@ -170,6 +150,7 @@ class ZarrCanvas:
             # the manifest is written after what it lists, so this finds only what was removed by hand
             self.finished = {i for i in self.finished if self._store.path(i).is_file()}
         self._composed &= self.finished
+        self.committed = len(self.finished)
 
     # --- what the run does
 
@@ -189,7 +170,7 @@ class ZarrCanvas:
         """Take over patches that other processes wrote with `PatchStore`."""
         self.finished.update(indices)
 
-    def commit(self, failed: Mapping[int, str] | None = None) -> None:
+    def commit(self) -> None:
         """Make everything that was pasted count as finished, in one step.
 
         Raises
@@ -197,7 +178,6 @@ class ZarrCanvas:
         StoreError
             Where the folder cannot be written; what was committed before stays safe.
         """
-        self.failed = dict(failed or {})
         if time.perf_counter() >= self._next_composing:
             self._compose()
         self._write_manifest()
@@ -236,6 +216,11 @@ class ZarrCanvas:
         return self.levels[0]
 
     @property
+    def is_blank(self) -> bool:
+        """Whether nothing would be lost without the folder: no patch is finished, and no step of a solver is kept."""
+        return not self.finished and not (self.folder / SOLVER).exists()
+
+    @property
     def image_folder(self) -> Path:
         """The folder with the levels ``0``, ``1``, ... as zarr arrays (4, y, x)."""
         return self.folder / IMAGE
@@ -246,7 +231,7 @@ class ZarrCanvas:
 
         side = self._plan.card.patch_px
         if self._store is None:
-            return da.zeros((0, side, side, 3), dtype=np.uint8)
+            return np.zeros((0, side, side, 3), dtype=np.uint8)
         return da.from_zarr(self._store.array)[sorted(self.finished)]
 
     # --- the state of the solver
@@ -256,13 +241,13 @@ class ZarrCanvas:
         try:
             with np.load(self.folder / SOLVER, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
 
     def save_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Keep the state of the solver, in one step."""
         with explained(self.folder):
-            _check_there(self.folder)
+            check_there(self.folder)
             patiently(
                 lambda: write_atomically(self.folder / SOLVER, lambda file: np.savez(file, allow_pickle=False, **state))
             )
@@ -319,7 +304,7 @@ class ZarrCanvas:
         y0, x0, y1, x1 = self._chunk_box(level, row, column)
         array = self._levels[level]
         with explained(self.folder):
-            _check_there(self.folder)
+            check_there(self.folder)
             patiently(lambda: array.__setitem__((slice(None), slice(y0, y1), slice(x0, x1)), block))
             sync(self.folder / IMAGE / str(level) / "c" / "0" / str(row) / str(column))
 
@@ -342,49 +327,10 @@ class ZarrCanvas:
 
     def _write_manifest(self) -> None:
         with explained(self.folder):
-            _check_there(self.folder)
-            content = _manifest(self._plan, self.finished, self._composed, self.failed)
+            check_there(self.folder)
+            content = manifest_of(self._plan, self.finished, self._composed, self.failed)
             patiently(lambda: write_json(self.folder / MANIFEST, content))
-
-
-def _manifest(plan: Plan, finished: set[int], composed: set[int], failed: Mapping[int, str]) -> dict[str, Any]:
-    return {
-        "format": 1,
-        "patches": len(plan),
-        "finished": to_ranges(finished),
-        "composed": to_ranges(composed),
-        "failed": {str(index): why for index, why in failed.items()},
-        "updated": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _lay_out(folder: Path, plan: Plan) -> None:
-    """Make the arrays of a canvas; their layout is the one that a SpatialData image has, which they later become."""
-    import zarr
-
-    folder.mkdir()
-    group = zarr.create_group(folder / IMAGE)
-    chunk = CHUNK if plan.windows is None else plan.windows.tile
-    height, width = plan.frame.shape
-    for level in range(halvings(height, width) + 1):
-        group.create_array(
-            str(level),
-            shape=(4, height >> level, width >> level),
-            chunks=(4, chunk, chunk),
-            dtype="uint8",
-            fill_value=0,
-            dimension_names=("c", "y", "x"),
-        )
-    if plan.windows is None:
-        side = plan.card.patch_px
-        zarr.create_array(
-            folder / PATCHES,
-            shape=(len(plan), side, side, 3),
-            chunks=(1, side, side, 3),
-            dtype="uint8",
-            fill_value=0,
-            config={"write_empty_chunks": True},
-        )
+        self.committed = len(self.finished)
 
 
 def _chunks_under(patch: Patch, chunk: int) -> list[tuple[int, int]]:
@@ -400,50 +346,3 @@ def _patches_on_chunks(plan: Plan, chunk: int) -> dict[tuple[int, int], list[int
         for place in _chunks_under(patch, chunk):
             found.setdefault(place, []).append(patch.index)
     return found
-
-
-def _check_there(folder: Path) -> None:
-    """Refuse to go on where the folder is gone: zarr would make a new one with a hole for everything that was done."""
-    os.stat(folder / RUN)
-
-
-def _locked(folder: Path) -> Any:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise StoreError(f"another process is at work in {folder}; wait for it, or stop it") from None
-    except OSError as error:
-        with explained(folder):
-            raise error
-    return lock
-
-
-def _remove_parts(folder: Path) -> None:
-    """Remove what processes that died left half written: beside the folder, and in it."""
-    for part in folder.parent.glob(f".{folder.name}.*.part"):
-        shutil.rmtree(part, ignore_errors=True)
-    for pattern in (".*.part", "*.partial"):
-        for part in folder.rglob(pattern):
-            with suppress(OSError):
-                part.unlink()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); remove {path.parent} to start anew") from error
-    if not isinstance(found, dict):
-        raise StoreError(f"{path} is damaged; remove {path.parent} to start anew")
-    return found
-
-
-def _how_far(folder: Path) -> str:
-    try:
-        manifest = _read_json(folder / MANIFEST)
-        return f" ({len(from_ranges(manifest['finished']))} of {manifest['patches']} patches are finished)"
-    except (StoreError, KeyError, ValueError, TypeError, AttributeError):
-        return ""

@@ -6,7 +6,6 @@ that a failed or interrupted write leaves the store as it was.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -23,14 +22,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import SectionError, StoreError
 from ..files import BadFile, user_path
-from ..types import Section, SlideImage
-from .crops import level_factors
-from .geometry import Affine, compose, scaling, swap_axes
-from .pyramid import CHUNK, halved_rgba, halvings
+from ..types import Section
+from .elements import about, fingerprint, image_element, section_elements
+from .geometry import Affine
+from .pyramid import CHUNK
 from .spatialdata_store import RESULT_ATTRS, RESULT_PREFIX, SECTION_ATTRS, is_spatialdata, quiet, read_store
 
-LARGEST_SLIDE_PX = 4000
-"""Longest side of the slide image that a store of our own carries."""
 _REGISTRATION = "registration"
 _NAME = re.compile(r"[0-9A-Za-z_.-]+")
 
@@ -76,7 +73,7 @@ def write_result(
     if rgba.ndim != 3 or rgba.shape[2] != 4 or rgba.dtype != np.uint8 or min(rgba.shape) == 0:
         raise StoreError(f"a result is a (h, w, 4) uint8 image with at least one pixel, not {rgba.shape} {rgba.dtype}")
     target = _Target.of(path, pixel_to_fullres, section, run, provenance)
-    element = _image_element(rgba, target.affine, section.coordinate_systems)
+    element = image_element(rgba, target.affine, section.coordinate_systems)
     _put(target, section, element, lambda scratch: _check(scratch, target.name, rgba))
     return target.name
 
@@ -123,7 +120,7 @@ def link_result(
     with _failures(target.path):
         height, width = zarr.open_array(levels / "0", mode="r").shape[1:]
     blank = da.zeros((height, width, 4), dtype=np.uint8, chunks=(CHUNK, CHUNK, 4))  # writing zeros writes no chunk
-    element = _image_element(blank, target.affine, section.coordinate_systems)
+    element = image_element(blank, target.affine, section.coordinate_systems)
     _put(target, section, element, lambda scratch: _link_levels(levels, scratch, target.name, copy))
     return target.name
 
@@ -245,12 +242,6 @@ def _elements_of(path: Path, section: Section) -> set[str]:
     return {str(name) for _, name, _ in sdata.gen_elements()}
 
 
-def fingerprint(section: Section) -> str:
-    """Return a hash of the spots' ids and positions (to 0.01 px), by which a section is known again."""
-    text = "\n".join(f"{i} {y:.2f} {x:.2f}" for i, (y, x) in zip(section.spots.ids, section.spots.yx, strict=True))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _result_name(existing: set[str], run: str | None) -> str:
     taken = {name.lower() for name in existing}  # names must differ in more than case
     if run is None:
@@ -264,109 +255,6 @@ def _result_name(existing: set[str], run: str | None) -> str:
     if name.lower() in taken:
         raise StoreError(f"the store already holds {name}; results are never overwritten, give another name")
     return name
-
-
-# ------------------------------------------------------------------------------------------------- elements
-
-
-def _image_element(pixels: Any, pixel_to_fullres: Affine, systems: Mapping[str, Affine]) -> Any:
-    """A multiscale image element from (h, w, 3 or 4) pixels, registered to every coordinate system."""
-    import dask.array as da
-    from spatialdata.models import Image2DModel
-
-    array = da.moveaxis(da.asarray(pixels), -1, 0)
-    channels = ["r", "g", "b", "a"][: array.shape[0]]
-    height, width = array.shape[1:]
-    times = halvings(height, width)
-    chunks = (len(channels), CHUNK, CHUNK)
-    element = Image2DModel.parse(
-        array.rechunk(chunks),
-        dims=("c", "y", "x"),
-        c_coords=channels,
-        scale_factors=[2] * times or None,
-        transformations={n: _transformation(compose(affine, pixel_to_fullres)) for n, affine in systems.items()},
-        chunks=chunks,
-    )
-    if len(channels) == 4 and times and isinstance(pixels, np.ndarray):
-        levels = np.moveaxis(pixels, -1, 0)
-        for scale in range(1, times + 1):
-            levels = halved_rgba(levels)
-            element[f"scale{scale}"]["image"].data = da.from_array(levels, chunks=chunks)
-    return element
-
-
-def _transformation(affine: Affine) -> Any:
-    from spatialdata.transformations import Affine as SpatialAffine
-    from spatialdata.transformations import Identity
-
-    if np.array_equal(affine, np.eye(3)):
-        return Identity()
-    return SpatialAffine(affine, input_axes=("y", "x"), output_axes=("y", "x"))
-
-
-def _section_elements(section: Section, elements: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Add what lets a store stand alone: spots, counts and a slide image."""
-    import anndata
-    import pandas as pd
-    from spatialdata.models import ShapesModel, TableModel
-
-    spots, systems = section.spots, section.coordinate_systems
-    stem = _element_stem(section.name)
-    label = f"{stem}_spots"
-    circles = ShapesModel.parse(
-        swap_axes(spots.yx),
-        geometry=0,
-        radius=max(spots.diameter, 1e-6) / 2,
-        transformations={name: _transformation(affine) for name, affine in systems.items()},
-    )
-    columns: dict[str, Any] = {"region": pd.Categorical([label] * len(spots)), "instance": np.arange(len(spots))}
-    if spots.array_rc is not None:
-        columns |= {"array_row": spots.array_rc[:, 0], "array_col": spots.array_rc[:, 1]}
-    columns |= {name: values for name, values in spots.obs.items() if name not in columns}
-    var = pd.DataFrame(index=pd.Index(spots.genes.symbols.astype(object)))
-    if spots.genes.ids is not None:
-        var["gene_ids"] = spots.genes.ids.astype(object)
-    obs = pd.DataFrame(columns, index=pd.Index(spots.ids.astype(object)))
-    with quiet():
-        table = anndata.AnnData(spots.counts, obs=obs, var=var)
-        table.obsm["spatial"] = swap_axes(spots.yx)
-        table = TableModel.parse(table, region=label, region_key="region", instance_key="instance")
-    images = dict(elements["images"])
-    if section.image is not None:
-        pixels, to_fullres = _reduced(section.image)
-        images[f"{stem}_slide"] = _image_element(pixels, to_fullres, systems)
-    return {"images": images, "shapes": {label: circles}, "tables": {"table": table}}
-
-
-def _element_stem(name: str) -> str:
-    """A section's name in letters that elements may have, and not looking like a result's."""
-    stem = re.sub(r"[^0-9A-Za-z_.-]", "_", name).lstrip("_") or "section"
-    return f"section_{stem}" if stem.lower().startswith(RESULT_PREFIX) else stem
-
-
-def _reduced(image: SlideImage) -> tuple[Any, Affine]:
-    """The finest picture of the slide that is not larger than `LARGEST_SLIDE_PX`, and its affine to full resolution."""
-    import dask.array as da
-
-    for level, (fy, fx) in zip(image.levels, level_factors(image), strict=True):
-        if max(level.shape[:2]) <= LARGEST_SLIDE_PX:
-            return level, scaling(fy * image.pixel_size, fx * image.pixel_size)
-    level, (fy, fx) = image.levels[-1], level_factors(image)[-1]
-    by = -(-max(level.shape[:2]) // LARGEST_SLIDE_PX)
-    mean = da.coarsen(np.mean, level, {0: by, 1: by}, trim_excess=True)
-    return (mean + 0.5).astype(np.uint8), scaling(fy * by * image.pixel_size, fx * by * image.pixel_size)
-
-
-def _about(section: Section) -> dict[str, Any]:
-    calibration = section.calibration
-    return {
-        "name": section.name,
-        "kind": section.kind,
-        "fingerprint": fingerprint(section),
-        "calibration": {"mpp": calibration.mpp, "source": calibration.source, "detail": calibration.detail},
-        "synthetic": section.synthetic,
-        "notes": [n if n.startswith("synthetic") else f"of the original section: {n}" for n in section.notes],
-    }
 
 
 # ------------------------------------------------------------------------------------------------- writing
@@ -404,10 +292,10 @@ def _put(target: _Target, section: Section, element: Any, finish: Callable[[Path
     path, name = target.path, target.name
     elements = {"images": {name: element}}
     if target.is_new:
-        elements = _section_elements(section, elements)
+        elements = section_elements(section, elements)
     with _failures(path), _scratch(path) as scratch:
-        about = {SECTION_ATTRS: _about(section)} if target.is_new else {}
-        _write(scratch, elements, {RESULT_ATTRS: {name: target.record}, **about})
+        own = {SECTION_ATTRS: about(section)} if target.is_new else {}
+        _write(scratch, elements, {RESULT_ATTRS: {name: target.record}, **own})
         finish(scratch)
         if target.is_new:
             if path.exists():

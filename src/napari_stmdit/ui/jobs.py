@@ -150,8 +150,8 @@ def synthesis(plan: Plan, section: Section, model: PatchModel, batch: int) -> Jo
     def failure(error: Exception) -> StmditError:
         return SynthesisError(sampling_failure(error, batch))
 
-    count = len(plan)
-    return Job(f"Synthesizing {count} patches", generate, failure, 1 + -(-count // batch) * plan.steps)
+    count = len(plan) if plan.windows is None else len(plan.windows)
+    return Job(f"Synthesizing {len(plan)} patches", generate, failure, 1 + -(-count // batch) * plan.steps)
 
 
 def sampling_failure(error: Exception, batch: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..assemble import free_device_memory
 from ..errors import StmditError
 from ..expression.genes import match_genes
 from ..tissue.open import synthesis_fault
@@ -214,6 +215,7 @@ class Presenter:
         self.runs.abandon()
         self._abandon("model")
         self.state.checkpoint = None
+        free_device_memory()
         self.tell("info", "The checkpoint was unloaded.")
 
     # --- results

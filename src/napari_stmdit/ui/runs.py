@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import RequestError, StmditError
-from ..progress import Stopwatch
-from ..synthesis.canvas import MemoryCanvas
-from ..synthesis.estimate import estimate
+from ..progress import Progress, Stopwatch
+from ..synthesis.canvas import MemoryCanvas, fits_in_memory
+from ..synthesis.estimate import estimate, evaluations
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import collect, provenance_of
 from ..synthesis.run import PatchModel
@@ -19,6 +19,10 @@ from .jobs import Advance, Handlers, Lane, Start
 from .layers import KEY, LayerTuple, result_layer
 from .state import Message, ResultEntry, RunStatus, WorkbenchState
 
+TOO_LARGE = (
+    "the selected spots span more than fits in memory; select fewer, or use the command line, `stmdit synthesize`, which keeps its canvas "
+    "on disk"
+)
 REFRESH_S = 0.2
 """A growing canvas is sent to the screen at most so often."""
 BATCH_CPU, BATCH_GPU = 4, 16
@@ -32,6 +36,7 @@ class _Present:
         self.number, self.plan, self.section, self.model, self.name = number, plan, section, model, name
         self.canvas = MemoryCanvas(plan.frame)
         self.done: list[PatchResult] = []
+        self.progress: Progress | None = None
         self.watch = Stopwatch()
         self.layer: Any = None
         self.dirty = False
@@ -110,8 +115,8 @@ class RunCycle:
         except RequestError as error:
             state.faults = dict(error.faults)
             return None
-        state.faults = {}
-        return plan
+        state.faults = {} if fits_in_memory(plan.frame) else {"region": TOO_LARGE}
+        return None if state.faults else plan
 
     # --- the run
 
@@ -168,7 +173,7 @@ class RunCycle:
         present = self._present
         if present is None:
             return
-        self.state.progress = advance.progress
+        self.state.progress = present.progress = advance.progress
         for patch in advance.patches:
             present.canvas.paste(patch)
             present.done.append(patch)
@@ -205,8 +210,18 @@ class RunCycle:
 
     def _keep(self, present: _Present) -> None:
         seconds = present.watch.seconds
-        self._pace[self._device(present.model)] = seconds / (len(present.done) * present.plan.steps)
-        result = collect(present.plan, present.section, present.model, present.canvas, present.done, seconds)
+        self._pace[self._device(present.model)] = seconds / evaluations(present.plan, len(present.done))
+        last = present.progress
+        result = collect(
+            present.plan,
+            present.section,
+            present.model,
+            present.canvas,
+            present.done,
+            seconds,
+            last.notes if last else (),
+            last.failed if last else None,
+        )
         if present.layer is None:
             return
         present.layer.metadata[KEY].update(provenance=dict(result.provenance), result=result)
@@ -217,16 +232,18 @@ class RunCycle:
     def _close(self, present: _Present) -> None:
         state, done, total = self.state, len(present.done), len(present.plan)
         kept = f" {done} of {total} patches are finished and kept." if done else " No patch was finished."
+        notes = "".join(f" Note: {note}." for note in (present.progress.notes if present.progress else ()))
         if present.failed is not None:
             state.status = RunStatus.FAILED
             state.message = Message("error", f"{present.failed}{kept}")
         elif done < total:
             state.status = RunStatus.STOPPED
-            state.message = Message("warning", f"Stopped.{kept}")
+            how = "Stopped" if present.stopped else "Not everything could be made"
+            state.message = Message("warning", f"{how}.{kept}{notes}")
         else:
             state.status = RunStatus.DONE
             state.message = Message(
-                "info", f"{done} synthetic patches in {present.watch.seconds:.1f} s: {present.name}."
+                "info", f"{done} synthetic patches in {present.watch.seconds:.1f} s: {present.name}.{notes}"
             )
         state.progress = None
 

@@ -29,6 +29,7 @@ SOURCES = (
     ("spot", "Another spot"),
     ("null", "None"),
 )
+MODES = (("spots", "Patches at the spots"), ("continuous", "Seamless tissue"))
 MOST_GUIDANCE = 10.0
 """End of the slider; the number beside it takes up to 30."""
 _STEPS_PER_UNIT = 20
@@ -90,6 +91,13 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
     def __init__(self) -> None:
         super().__init__()
         self._value = Request()
+        self.mode = named(
+            QComboBox(),
+            "Kind of synthesis",
+            "Patches at the spots, or one seamless tissue between and around them (slower)",
+        )
+        for key, label in MODES:
+            self.mode.addItem(label, key)
         self.expression = ScaleSlider(
             "Expression guidance", "How strongly the image follows the expression; 1 is the plain model, 0 ignores it"
         )
@@ -120,6 +128,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
             "Genes that the checkpoint needs and the section lacks are set to their training mean",
         )
         self.faults = {name: Text("error") for name in ("guidance", "morphology", "steps", "seed", "region", "other")}
+        self.faults["mode"] = Text("error")
         self.estimate, self.notes = Text("info"), Text("warning")
         self._lay_out()
         self._connect()
@@ -131,6 +140,8 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._spot_row.setLayout(row(self.spot, self.pick))
         self.setLayout(
             column(
+                self.mode,
+                self.faults["mode"],
                 QLabel("Expression guidance"),
                 self.expression,
                 QLabel("Morphology guidance"),
@@ -153,6 +164,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
 
     def _connect(self) -> None:
+        self.mode.activated.connect(self._edited)
         self.expression.valueChanged.connect(self._edited)
         self.morphology.valueChanged.connect(self._edited)
         self.source.activated.connect(self._edited)
@@ -173,6 +185,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
         return self._value.model_copy(
             update={
+                "mode": self.mode.currentData(),
                 "guidance": Guidance(**guidance.model_dump()),
                 "morphology": (self.spot.text().strip() or "spot") if source == "spot" else source,
                 "steps": self.steps.value() or None,
@@ -187,6 +200,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         controls = (self.source, self.spot, self.steps, self.seed, self.mismatch)
         for control in controls:
             control.blockSignals(True)
+        self.mode.setCurrentIndex(self.mode.findData(request.mode))
         self.expression.setValue(request.guidance.expression)
         self.morphology.setValue(request.guidance.morphology)
         known = {key for key, _ in SOURCES}

@@ -1,0 +1,148 @@
+"""The folder of a run on disk: its files, its lock, and the patches in it. See docs/decisions for what lies where."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import StoreError
+from ..tissue.pyramid import CHUNK, halvings
+from ..types import Plan
+from .disk import explained, from_ranges, patiently, sync, to_ranges
+
+RUN, MANIFEST, PATCHES, IMAGE, SOLVER, LOCK = "run.json", "manifest.json", "patches", "image", "solver.npz", "lock"
+
+
+class PatchStore:
+    """Finished patches before blending, one chunk each, so that several processes may write at once.
+
+    Parameters
+    ----------
+    folder
+        Of a `ZarrCanvas`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import zarr
+
+        self._folder = folder
+        with explained(folder):
+            self.array = zarr.open_array(folder / PATCHES, mode="r+")
+
+    def write(self, index: int, pixels: NDArray[np.uint8]) -> None:
+        """Put a patch on the disk; it counts as finished when the manifest lists it."""
+        with explained(self._folder):
+            check_there(self._folder)
+            patiently(lambda: self.array.__setitem__(index, pixels))
+            chunk = self.path(index)
+            sync(chunk)
+            sync(chunk.parent)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Return the (p, p, 3) pixels of a patch that was written."""
+        pixels: NDArray[np.uint8] = np.asarray(self.array[index])
+        return pixels
+
+    def path(self, index: int) -> Path:
+        """Return the file that holds a patch."""
+        return self._folder / PATCHES / "c" / str(index) / "0" / "0" / "0"
+
+
+def manifest_of(plan: Plan, finished: set[int], composed: set[int], failed: Mapping[int, str]) -> dict[str, Any]:
+    """Return the contents of ``manifest.json``."""
+    return {
+        "format": 1,
+        "patches": len(plan),
+        "finished": to_ranges(finished),
+        "composed": to_ranges(composed),
+        "failed": {str(index): why for index, why in failed.items()},
+        "updated": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def lay_out(folder: Path, plan: Plan) -> None:
+    """Make the arrays of a canvas; their layout is the one that a SpatialData image has, which they later become."""
+    import zarr
+
+    folder.mkdir()
+    group = zarr.create_group(folder / IMAGE)
+    chunk = CHUNK if plan.windows is None else plan.windows.tile
+    height, width = plan.frame.shape
+    for level in range(halvings(height, width) + 1):
+        group.create_array(
+            str(level),
+            shape=(4, height >> level, width >> level),
+            chunks=(4, chunk, chunk),
+            dtype="uint8",
+            fill_value=0,
+            dimension_names=("c", "y", "x"),
+        )
+    if plan.windows is None:
+        side = plan.card.patch_px
+        zarr.create_array(
+            folder / PATCHES,
+            shape=(len(plan), side, side, 3),
+            chunks=(1, side, side, 3),
+            dtype="uint8",
+            fill_value=0,
+            config={"write_empty_chunks": True},
+        )
+
+
+def check_there(folder: Path) -> None:
+    """Refuse to go on where the folder is gone: zarr would make a new one with a hole for everything that was done."""
+    os.stat(folder / RUN)
+
+
+def take_lock(folder: Path) -> Any:
+    """Hold a folder until the lock is released or the process ends; raises StoreError where another process holds it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise StoreError(f"another process is at work in {folder}; wait for it, or stop it") from None
+    except OSError as error:
+        with explained(folder):
+            raise error
+    return lock
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what processes that died left half written: beside the folder, and in it."""
+    for part in folder.parent.glob(f".{folder.name}.*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+    for pattern in (".*.part", "*.partial"):
+        for part in folder.rglob(pattern):
+            with suppress(OSError):
+                part.unlink()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one of the folder's files; raises StoreError where it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); remove {path.parent} to start anew") from error
+    if not isinstance(found, dict):
+        raise StoreError(f"{path} is damaged; remove {path.parent} to start anew")
+    return found
+
+
+def how_far(folder: Path) -> str:
+    """Say how much of a run is finished, as far as its manifest can be read."""
+    try:
+        manifest = read_json(folder / MANIFEST)
+        return f" ({len(from_ranges(manifest['finished']))} of {manifest['patches']} patches are finished)"
+    except (StoreError, KeyError, ValueError, TypeError, AttributeError):
+        return ""

@@ -1,0 +1,126 @@
+"""What a store is made of: image elements with their transformations, and a section that stands alone."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..types import Section, SlideImage
+from .crops import level_factors
+from .geometry import Affine, compose, scaling, swap_axes
+from .pyramid import CHUNK, halved_rgba, halvings
+from .spatialdata_store import RESULT_PREFIX, quiet
+
+LARGEST_SLIDE_PX = 4000
+"""Longest side of the slide image that a store of our own carries."""
+
+
+def fingerprint(section: Section) -> str:
+    """Return a hash of the spots' ids and positions (to 0.01 px), by which a section is known again."""
+    text = "\n".join(f"{i} {y:.2f} {x:.2f}" for i, (y, x) in zip(section.spots.ids, section.spots.yx, strict=True))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def image_element(pixels: Any, pixel_to_fullres: Affine, systems: Mapping[str, Affine]) -> Any:
+    """A multiscale image element from (h, w, 3 or 4) pixels, registered to every coordinate system."""
+    import dask.array as da
+    from spatialdata.models import Image2DModel
+
+    array = da.moveaxis(da.asarray(pixels), -1, 0)
+    channels = ["r", "g", "b", "a"][: array.shape[0]]
+    height, width = array.shape[1:]
+    times = halvings(height, width)
+    chunks = (len(channels), CHUNK, CHUNK)
+    element = Image2DModel.parse(
+        array.rechunk(chunks),
+        dims=("c", "y", "x"),
+        c_coords=channels,
+        scale_factors=[2] * times or None,
+        transformations={n: _transformation(compose(affine, pixel_to_fullres)) for n, affine in systems.items()},
+        chunks=chunks,
+    )
+    if len(channels) == 4 and times and isinstance(pixels, np.ndarray):
+        levels = np.moveaxis(pixels, -1, 0)
+        for scale in range(1, times + 1):
+            levels = halved_rgba(levels)
+            element[f"scale{scale}"]["image"].data = da.from_array(levels, chunks=chunks)
+    return element
+
+
+def _transformation(affine: Affine) -> Any:
+    from spatialdata.transformations import Affine as SpatialAffine
+    from spatialdata.transformations import Identity
+
+    if np.array_equal(affine, np.eye(3)):
+        return Identity()
+    return SpatialAffine(affine, input_axes=("y", "x"), output_axes=("y", "x"))
+
+
+def section_elements(section: Section, elements: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Add what lets a store stand alone: spots, counts and a slide image."""
+    import anndata
+    import pandas as pd
+    from spatialdata.models import ShapesModel, TableModel
+
+    spots, systems = section.spots, section.coordinate_systems
+    stem = _element_stem(section.name)
+    label = f"{stem}_spots"
+    circles = ShapesModel.parse(
+        swap_axes(spots.yx),
+        geometry=0,
+        radius=max(spots.diameter, 1e-6) / 2,
+        transformations={name: _transformation(affine) for name, affine in systems.items()},
+    )
+    columns: dict[str, Any] = {"region": pd.Categorical([label] * len(spots)), "instance": np.arange(len(spots))}
+    if spots.array_rc is not None:
+        columns |= {"array_row": spots.array_rc[:, 0], "array_col": spots.array_rc[:, 1]}
+    columns |= {name: values for name, values in spots.obs.items() if name not in columns}
+    var = pd.DataFrame(index=pd.Index(spots.genes.symbols.astype(object)))
+    if spots.genes.ids is not None:
+        var["gene_ids"] = spots.genes.ids.astype(object)
+    obs = pd.DataFrame(columns, index=pd.Index(spots.ids.astype(object)))
+    with quiet():
+        table = anndata.AnnData(spots.counts, obs=obs, var=var)
+        table.obsm["spatial"] = swap_axes(spots.yx)
+        table = TableModel.parse(table, region=label, region_key="region", instance_key="instance")
+    images = dict(elements["images"])
+    if section.image is not None:
+        pixels, to_fullres = _reduced(section.image)
+        images[f"{stem}_slide"] = image_element(pixels, to_fullres, systems)
+    return {"images": images, "shapes": {label: circles}, "tables": {"table": table}}
+
+
+def _element_stem(name: str) -> str:
+    """A section's name in letters that elements may have, and not looking like a result's."""
+    stem = re.sub(r"[^0-9A-Za-z_.-]", "_", name).lstrip("_") or "section"
+    return f"section_{stem}" if stem.lower().startswith(RESULT_PREFIX) else stem
+
+
+def _reduced(image: SlideImage) -> tuple[Any, Affine]:
+    """The finest picture of the slide that is not larger than `LARGEST_SLIDE_PX`, and its affine to full resolution."""
+    import dask.array as da
+
+    for level, (fy, fx) in zip(image.levels, level_factors(image), strict=True):
+        if max(level.shape[:2]) <= LARGEST_SLIDE_PX:
+            return level, scaling(fy * image.pixel_size, fx * image.pixel_size)
+    level, (fy, fx) = image.levels[-1], level_factors(image)[-1]
+    by = -(-max(level.shape[:2]) // LARGEST_SLIDE_PX)
+    mean = da.coarsen(np.mean, level, {0: by, 1: by}, trim_excess=True)
+    return (mean + 0.5).astype(np.uint8), scaling(fy * by * image.pixel_size, fx * by * image.pixel_size)
+
+
+def about(section: Section) -> dict[str, Any]:
+    """Return what a store of our own remembers of its section; JSON types only."""
+    calibration = section.calibration
+    return {
+        "name": section.name,
+        "kind": section.kind,
+        "fingerprint": fingerprint(section),
+        "calibration": {"mpp": calibration.mpp, "source": calibration.source, "detail": calibration.detail},
+        "synthetic": section.synthetic,
+        "notes": [n if n.startswith("synthetic") else f"of the original section: {n}" for n in section.notes],
+    }

@@ -1,0 +1,149 @@
+"""Runs the command line, kills it at random moments, and has it go on: nothing may be lost and nothing may change."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class Outcome:
+    """What happened: one entry a kill (patches safe then), and the image at the end."""
+
+    kills: list[int] = field(default_factory=list)
+    rewritten: int = 0
+    seconds: float = 0.0
+    image: np.ndarray | None = None
+
+
+def command(section: Path, checkpoint: Path, output: Path, *options: object) -> list[str]:
+    """Arguments of ``stmdit`` for a run in float32 on the CPU."""
+    return [
+        *("synthesize", str(section), "--checkpoint", str(checkpoint), "--output", str(output)),
+        *("--device", "cpu", "--dtype", "float32", "--json", *map(str, options)),
+    ]
+
+
+def run_cli(arguments: list[str], log: Path) -> None:
+    """Be the command line, in a process of its own; stdout and stderr go to ``log``.out and ``log``.err."""
+    from napari_stmdit.cli import main
+
+    for stream, suffix in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(f"{log}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    sys.argv = ["stmdit", *arguments]
+    main()
+
+
+def start(arguments: list[str], log: Path) -> Any:
+    """Start the command line in a process that is forked from one which has imported everything: imports take most of a short run."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["killing_preload"])
+    process = context.Process(target=run_cli, args=(arguments, log), daemon=True)
+    process.start()
+    return process
+
+
+def end(process: Any, log: Path) -> dict[str, Any]:
+    """Wait for the end and return what was printed."""
+    process.join(timeout=900)
+    assert process.exitcode == 0, Path(f"{log}.err").read_text()
+    return json.loads(Path(f"{log}.out").read_text())
+
+
+def image_of(output: Path, element: str) -> np.ndarray:
+    from napari_stmdit.tissue.store import read_result
+
+    pixels, _, _ = read_result(output, element)
+    return np.asarray(pixels).astype(int)
+
+
+def uninterrupted(arguments: list[str], output: Path) -> Outcome:
+    log = output.with_suffix(".log")
+    process = start(arguments, log)
+    _wait_until_it_works(process, _unfinished(output))
+    since = time.monotonic()
+    facts = end(process, log)
+    return Outcome(seconds=time.monotonic() - since, image=image_of(output, facts["element"]))
+
+
+def killed_and_resumed(arguments: list[str], output: Path, kills: int, seconds: float, rng: random.Random) -> Outcome:
+    """Kill a run so often, each time up to a third of its whole time after it began to work, and let it end."""
+    outcome = Outcome()
+    folder, log = _unfinished(output), output.with_suffix(".log")
+    while True:
+        times = _written(folder)
+        process = start([*arguments, "--resume"], log)
+        if len(outcome.kills) < kills:
+            _wait_until_it_works(process, folder)
+            time.sleep(rng.uniform(0, seconds / 3))
+            process.kill()
+            process.join()
+            if process.exitcode == -signal.SIGKILL and folder.exists():
+                outcome.kills.append(_check_readable(folder))
+                outcome.rewritten += _rewritten(times, folder)
+                continue
+            if process.exitcode == -signal.SIGKILL:
+                continue  # before it had a folder, or as it removed it
+        facts = end(process, log)
+        outcome.image = image_of(output, facts["element"])
+        assert not folder.exists()
+        return outcome
+
+
+def _unfinished(output: Path) -> Path:
+    return output.with_name(output.name + ".unfinished")
+
+
+def _wait_until_it_works(process: Any, folder: Path) -> None:
+    """Until it holds its folder's lock, as far as the system tells."""
+    while process.is_alive() and not (folder.exists() and _holds_a_lock(process.pid)):
+        time.sleep(0.005)
+
+
+def _holds_a_lock(pid: int) -> bool:
+    locks = Path("/proc/locks")
+    return not locks.exists() or any(line.split()[4] == str(pid) for line in locks.read_text().splitlines())
+
+
+def _listed(folder: Path) -> set[int]:
+    from napari_stmdit.synthesis.disk import from_ranges
+
+    return from_ranges(json.loads((folder / "manifest.json").read_text())["finished"])
+
+
+def _check_readable(folder: Path) -> int:
+    """Whatever moment it was, every level can be read, and every listed patch is there."""
+    import zarr
+
+    group = zarr.open_group(folder / "image", mode="r")
+    for level in group.array_keys():
+        assert group[level][:].shape[0] == 4
+    listed = _listed(folder)
+    if (folder / "patches").exists():
+        patches = zarr.open_array(folder / "patches", mode="r")
+        assert all(patches[index].any() for index in listed)
+    return len(listed)
+
+
+def _written(folder: Path) -> dict[int, int] | None:
+    """When each listed patch was written."""
+    if not (folder / "patches").exists():
+        return None
+    return {i: os.stat(folder / "patches" / "c" / str(i) / "0" / "0" / "0").st_mtime_ns for i in _listed(folder)}
+
+
+def _rewritten(before: dict[int, int] | None, folder: Path) -> int:
+    after = _written(folder)
+    if before is None or after is None:
+        return 0
+    return sum(after.get(index) != when for index, when in before.items())

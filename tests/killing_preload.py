@@ -1,0 +1,14 @@
+"""What the processes of `killing` have imported before they are forked."""
+
+import diffusers  # noqa: F401
+import spatialdata  # noqa: F401
+import torch  # noqa: F401
+import zarr  # noqa: F401
+
+import napari_stmdit.assemble
+import napari_stmdit.cli
+import napari_stmdit.model.folder
+import napari_stmdit.model.pipeline
+import napari_stmdit.model.solver
+import napari_stmdit.synthesis.result
+import napari_stmdit.tissue.open  # noqa: F401
