@@ -4,8 +4,9 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def workshop(tiny_folder, tiny_zarr, tmp_path_factory):
+def workshop(tiny_folder, tiny_zarr):
     """Makes the scenes of the cases and runs them."""
-    from fuzz.harness import Workshop
+    from fuzz.harness import Workshop, scratch
 
-    return Workshop(tiny_folder, tiny_zarr, tmp_path_factory.mktemp("fuzz"))
+    with scratch() as place:
+        yield Workshop(tiny_folder, tiny_zarr, place)

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -156,6 +157,15 @@ def tree_hash(root: Path) -> str:
                 with open(path, "rb") as stream:
                     total.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
     return total.hexdigest()
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for the scenes, in memory where there is room: thousands of folders are made and removed."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 200e6
+    with tempfile.TemporaryDirectory(prefix="stmdit-fuzz-", dir=memory if roomy else None) as place:
+        yield Path(place)
 
 
 class Workshop:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,7 +19,7 @@ def main() -> int:
     """Write ``table.tsv`` and print a summary; 1 where a case did not end as foreseen."""
     import conftest
     from fuzz.families import ALL
-    from fuzz.harness import Workshop
+    from fuzz.harness import Workshop, scratch
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("out/fuzz"))
@@ -31,8 +30,7 @@ def main() -> int:
     counted: Counter[tuple[str, str]] = Counter()
     failed = 0
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch, (options.output / "table.tsv").open("w", newline="") as file:
-        base = Path(scratch)
+    with scratch() as base, (options.output / "table.tsv").open("w", newline="") as file:
         workshop = Workshop(conftest.make_tiny_folder(base), conftest.make_tiny_zarr(base), base)
         rows = csv.writer(file, delimiter="\t")
         rows.writerow(("family", "input", "as foreseen", "outcome", "message", "seconds"))

@@ -12,7 +12,7 @@ from fuzz.harness import LIMIT_S, Refused, Scene, tree_hash, watchdog
 
 # damaged pixels are seen when they are read, and what fails once a checkpoint is there to plan with would load one for each case; the API has tried those
 _BEFORE_PLANNING = ("SectionError", "StoreError")
-_EVERY = 6
+_EVERY = 9
 
 
 def _reaches_the_command_line(case) -> bool:
