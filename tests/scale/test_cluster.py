@@ -135,6 +135,25 @@ def test_a_continuous_region_stays_on_one_worker(client, source, section, reques
     assert len(workers) == 1
 
 
+def test_a_continuous_region_goes_on_where_its_worker_was_killed(client, source, section, request_, tmp_path):
+    from napari_stmdit.assemble import load_checkpoint
+    from napari_stmdit.synthesis.result import synthesize
+
+    few = SpotList(ids=("SPOT07-1", "SPOT08-1"))
+    request = request_.model_copy(update={"mode": "continuous", "steps": 12, "region": few})
+    killed = []
+
+    def kill(progress):
+        if not killed and (tmp_path / "o" / "solver.npz").exists():
+            killed.extend(client.run(os.getpid).values())  # whichever of them it is on
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    result = shared(client, source, section, request, tmp_path / "o", on_progress=kill)
+    assert killed and result.complete
+    assert same(result, synthesize(section, request, load_checkpoint(request.checkpoint, "cpu")))
+
+
 def test_a_worker_that_would_compute_something_else_is_refused(client, source, request_, tmp_path):
     from napari_stmdit.scale.work import SectionSource
 
