@@ -40,10 +40,15 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     """The tiny section as a Space Ranger 2 folder. Do not write in it."""
+    return make_tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+def make_tiny_folder(place: Path) -> Path:
+    """Write the tiny section as a Space Ranger 2 folder."""
     from napari_stmdit.tissue.sample import write_spaceranger_folder
     from napari_stmdit.types import Genes
 
-    folder = tmp_path_factory.mktemp("tiny") / "tiny_section"
+    folder = place / "tiny_section"
     write_spaceranger_folder(
         folder,
         image=analytic_image(),
@@ -58,6 +63,11 @@ def tiny_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_zarr(tmp_path_factory) -> Path:
     """The tiny section as a SpatialData store, written with SpatialData itself. Do not write in it."""
+    return make_tiny_zarr(tmp_path_factory.mktemp("tiny"))
+
+
+def make_tiny_zarr(place: Path) -> Path:
+    """Write the tiny section with SpatialData."""
     import anndata
     import pandas as pd
     from spatialdata import SpatialData
@@ -87,7 +97,7 @@ def tiny_zarr(tmp_path_factory) -> Path:
     )
     adata = anndata.AnnData(arrays["counts"], obs=obs, var=pd.DataFrame(index=list(TINY_GENES)))
     table = TableModel.parse(adata, region="spots", region_key="region", instance_key="instance")
-    path = tmp_path_factory.mktemp("tiny") / "tiny.zarr"
+    path = place / "tiny.zarr"
     SpatialData(images={"slide": slide}, shapes={"spots": spots}, tables={"table": table}).write(path)
     return path
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import __version__
+from .cli_batch import batch as batch_command
 from .errors import StmditError
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def main() -> None:
 
 
 def _complain(message: str) -> None:
-    sys.stderr.write(f"stmdit: {message}\n")
+    # a name out of a file must not steer the terminal
+    safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
+    sys.stderr.write(f"stmdit: {safe}\n")
 
 
 def _print_json(value: Any) -> None:
@@ -144,6 +147,13 @@ def synthesize(
         bool,
         typer.Option("--resume", help="Go on with the unfinished run beside the output; start where there is none."),
     ] = False,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a dask scheduler, whose workers share the run.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes on this computer that share the run: one per GPU, or parts of the CPU."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Synthesize H&E patches over a section and write them into a SpatialData store.
@@ -177,25 +187,24 @@ def synthesize(
     request = make_request(base, "options")
     opened = open_section(section, fullres=fullres, mpp=mpp)
     check_writable(output, opened)
-    model = load_checkpoint(
-        request.checkpoint,
-        device=device,
-        dtype=dtype,
-        morphology_embeddings=morphology_embeddings,
-        expression_embeddings=expression_embeddings,
-    )
+    brought = {"morphology_embeddings": morphology_embeddings, "expression_embeddings": expression_embeddings}
     cancel = CancelToken()
     with _ProgressBar("synthesizing", hidden=as_json) as on_progress, _InterruptCancels(cancel):
-        result = run_request(
-            opened,
-            request,
-            model,
-            batch=batch,
-            cancel=cancel,
-            on_progress=on_progress,
-            folder=unfinished_folder(output),
-            resume=resume,
-        )
+        how: dict[str, Any] = {
+            "batch": batch,
+            "cancel": cancel,
+            "on_progress": on_progress,
+            "folder": unfinished_folder(output),
+            "resume": resume,
+        }
+        if scheduler is not None or workers is not None:
+            from .scale.cluster import synthesize_on
+
+            source = (section, fullres, mpp)
+            result = synthesize_on(scheduler, workers, source, opened, request, device=device, dtype=dtype, **how)
+        else:
+            model = load_checkpoint(request.checkpoint, device=device, dtype=dtype, **brought)
+            result = run_request(opened, request, model, **how)
     name = result.save(output) if result.done else None
     if result.canvas is not None and (result.complete or result.canvas.is_blank):
         result.canvas.discard()
@@ -305,6 +314,9 @@ def train(
     run_training(config, stage=stage, root=root)
 
 
+app.command()(batch_command)
+
+
 def _region(spots: str | None, region: Path | None, sample: int | None, everything: bool) -> Any:
     given = [
         name
@@ -388,6 +400,11 @@ class _ProgressBar:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+    def restart(self) -> None:
+        """Begin again from nothing, for the next run."""
+        self._told, self._told_at = 0, -self.LINE_SECONDS
+        self._bar.update(self._task, completed=0.0, patches="")
 
     def __call__(self, progress: Progress) -> None:
         patches = f"{progress.patches_done}/{progress.patches_total} patches"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 Weight = Annotated[float, Field(ge=0, le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+CalibrationSource = Literal["override", "scalefactors", "lattice", "image", "unknown"]
 GuidanceRule = Literal["nested_morphology_first", "nested_expression_first", "additive"]
 
 
@@ -58,7 +60,7 @@ class Polygons(Intent):
     """Every spot whose centre lies in one of the rings; vertices are (y, x) in full-resolution pixels."""
 
     kind: Literal["polygons"] = "polygons"
-    rings: Annotated[tuple[tuple[tuple[float, float], ...], ...], Field(min_length=1)]
+    rings: Annotated[tuple[tuple[tuple[Finite, Finite], ...], ...], Field(min_length=1)]
 
 
 class SampleOfSpots(Intent):
@@ -83,7 +85,7 @@ class _Edit(Intent):
     name: str = ""
     genes: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
-    spots: dict[str, Weight] | None = None
+    spots: Annotated[dict[str, Weight], Field(min_length=1)] | None = None
     """Spot id -> weight between 0 and 1; None means every spot with weight 1."""
     strength: Weight = 1.0
     enabled: bool = True
@@ -211,7 +213,7 @@ class CheckpointCard(Intent):
     format_version: Literal[1] = 1
     name: str
     patch_px: Annotated[int, Field(gt=0)]
-    patch_mpp: Annotated[float, Field(gt=0)]
+    patch_mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     guidance: Guidance
     steps: Annotated[int, Field(gt=0)]
     conditions: tuple[Literal["expression", "morphology"], ...] = ("expression", "morphology")
@@ -259,7 +261,7 @@ class Calibration:
     """
 
     mpp: float | None
-    source: Literal["override", "scalefactors", "lattice", "image", "unknown"]
+    source: CalibrationSource
     detail: str
 
 

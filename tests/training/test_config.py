@@ -28,7 +28,7 @@ def test_a_missing_or_broken_file_is_refused(tmp_path):
     with pytest.raises(RequestError, match="is not a file"):
         load_config(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [1")
-    with pytest.raises(RequestError, match="is not YAML"):
+    with pytest.raises(RequestError, match="is not valid YAML"):
         load_config(tmp_path / "bad.yaml")
 
 

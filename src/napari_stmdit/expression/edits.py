@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from ..files import shorten
 from ..types import AddEdit, Edit, Genes, KnockOutEdit, ScaleEdit, SetQuantileEdit, SpotTable, SwapEdit, TowardsEdit
 from .genes import match_genes
 from .measured import PER, Measured, Profile, columns_of
@@ -50,7 +51,7 @@ def faults_of(
         for name, ids in groups:
             strangers = [spot for spot in ids if spot not in known]
             if strangers:
-                faults.append((f"{place}.{name}", f"not in this section: {_some(strangers)}"))
+                faults.append((f"{place}.{name}", f"not in this section: {some_of(strangers)}"))
     return faults
 
 
@@ -59,14 +60,14 @@ def _gene_faults(place: str, edit: Edit, genes: Genes, programs: Programs) -> li
     unknown = [name for name in edit.programs if name not in programs]
     if unknown:
         faults.append(
-            (f"{place}.programs", f"unknown: {_some(unknown)}; known programs are {', '.join(sorted(programs))}")
+            (f"{place}.programs", f"unknown: {some_of(unknown)}; known programs are {', '.join(sorted(programs))}")
         )
     missing = match_genes(edit.genes, genes).missing
     if missing:
-        faults.append((f"{place}.genes", f"not in this section: {_some(missing)}; gene names match exactly"))
+        faults.append((f"{place}.genes", f"not in this section: {some_of(missing)}; gene names match exactly"))
     empty = [n for n in edit.programs if n in programs and not match_genes(tuple(programs[n]), genes).shared]
     if empty:
-        faults.append((f"{place}.programs", f"this section has none of the genes of: {_some(empty)}"))
+        faults.append((f"{place}.programs", f"this section has none of the genes of: {some_of(empty)}"))
     return faults
 
 
@@ -267,6 +268,7 @@ def _profile_columns(
     return columns, np.concatenate([profile.mean[keep], np.zeros(len(twins))]).astype(np.float32)
 
 
-def _some(names: Sequence[str], most: int = 8) -> str:
-    shown = ", ".join(names[:most])
+def some_of(names: Sequence[str], most: int = 8) -> str:
+    """Return the first few of some names, for a message."""
+    shown = ", ".join(shorten(name) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

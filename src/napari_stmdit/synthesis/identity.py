@@ -13,12 +13,12 @@ import numpy as np
 from .. import __version__
 from ..tissue.elements import fingerprint
 from ..types import Plan, Section
-from .models import PatchModel
+from .models import KnownModel
 
 _CODE = ("types.py", "assemble.py", "encoder_sources.py", "expression", "encoders", "model", "synthesis", "tissue")
 
 
-def identity_of(plan: Plan, section: Section, model: PatchModel) -> dict[str, Any]:
+def identity_of(plan: Plan, section: Section, model: KnownModel) -> dict[str, Any]:
     """Return what must be the same for a run to be continued; JSON types only.
 
     Paths are left out: section and checkpoint are known by their content. So are batch and device.

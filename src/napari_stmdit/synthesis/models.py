@@ -59,8 +59,8 @@ class DenoiseStep:
     preview: NDArray[np.uint8] | None = None
 
 
-class PatchModel(Protocol):
-    """What the loop needs of a checkpoint: a diffusion transformer with its encoders, or a stand-in that returns real crops."""
+class KnownModel(Protocol):
+    """What can be said of a checkpoint without computing with it."""
 
     @property
     def card(self) -> CheckpointCard:
@@ -69,6 +69,10 @@ class PatchModel(Protocol):
     @property
     def provenance(self) -> Mapping[str, Any]:
         """What to record with a result: hash of the checkpoint, device, dtype."""
+
+
+class PatchModel(KnownModel, Protocol):
+    """What the loop needs of a checkpoint: a diffusion transformer with its encoders, or a stand-in that returns real crops."""
 
     @property
     def profiles(self) -> Mapping[str, Profile]:

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from ..expression.edits import edited_genes, faults_of
+from ..expression.edits import edited_genes, faults_of, some_of
 from ..expression.genes import match_genes
 from ..expression.programs import known_programs
+from ..files import shorten
 from ..tissue.geometry import spots_in_polygons
 from ..tissue.open import synthesis_fault
 from ..types import (
@@ -68,7 +69,10 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
     rows = _rows(section, request, faults)
     if request.morphology not in ("own", "mean", "null") and request.morphology not in set(section.spots.ids.tolist()):
         faults.append(
-            ("morphology", f"{request.morphology!r} is neither own, mean or null nor the id of a spot of this section")
+            (
+                "morphology",
+                f"{shorten(repr(request.morphology))} is neither own, mean or null nor the id of a spot of this section",
+            )
         )
     shared = match_genes(card.genes, section.spots.genes).shared
     _check_genes(request, card, shared, faults)
@@ -94,8 +98,8 @@ def _rows(section: Section, request: Request, faults: list[tuple[str, str]]) -> 
             known = set(spots.ids.tolist())
             unknown = [spot for spot in ids if spot not in known]
             if unknown:
-                some = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-                faults.append(("region.ids", f"not in this section: {some}; its ids look like {spots.ids[0]!r}"))
+                some = some_of(unknown, 5)
+                faults.append(("region.ids", f"not in this section: {some}; its ids look like {str(spots.ids[0])!r}"))
                 return nothing
             return np.unique(spots.rows(list(ids)))
         case Polygons() as polygons:

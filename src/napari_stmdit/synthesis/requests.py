@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ..errors import GeneError, RequestError
 from ..expression.gmt import read_gmt
 from ..expression.profiles import read_profile
+from ..files import BadFile, read_yaml
 from ..types import Edit, Intent, Request, SpotProfile, Weight
 
 
@@ -34,7 +35,7 @@ def read_edit_file(path: str | Path) -> EditFile:
     RequestError
         With every fault of the file and its place.
     """
-    content = _read_yaml(path)
+    content = read_plain(path)
     if isinstance(content, list):
         content = {"edits": content}
     if isinstance(content, dict) and set(content) <= set(Request.model_fields):  # a whole request, as results keep it
@@ -122,7 +123,7 @@ def read_request(path: str | Path) -> Request:
     RequestError
         With every fault of the file and its place.
     """
-    content = _read_yaml(path)
+    content = read_plain(path)
     if not isinstance(content, dict):
         raise RequestError([(str(path), "expected a mapping with the fields of a request")])
     return make_request(content, str(path))
@@ -137,7 +138,7 @@ def make_request(content: dict[str, Any], place: str = "request") -> Request:
         With every fault and its place.
     """
     try:
-        return Request(**content)
+        return Request.model_validate(content)
     except ValidationError as error:
         raise RequestError(faults_from(error, place)) from None
 
@@ -157,14 +158,9 @@ def _short(value: Any, most: int = 80) -> str:
     return text if len(text) <= most else text[:most] + "..."
 
 
-def _read_yaml(path: str | Path) -> Any:
+def read_plain(path: str | Path) -> Any:
+    """Return what a YAML or JSON file holds; raises RequestError where it cannot be read."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_yaml(path)
+    except BadFile as error:
         raise RequestError([(str(path), f"cannot be read: {error}")]) from None
-    try:
-        return yaml.load(
-            text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        )  # safe as safe_load, and quick with profiles
-    except yaml.YAMLError as error:
-        raise RequestError([(str(path), f"is not valid YAML: {error}")]) from None

@@ -19,7 +19,7 @@ from ..tissue.store import link_result, write_result
 from ..types import Patch, PatchResult, Plan, Request, Section
 from .canvas import MemoryCanvas, fits_in_memory
 from .identity import identity_of
-from .models import PatchModel
+from .models import KnownModel, PatchModel
 from .plan import plan as make_plan
 from .run import run
 from .zarr_canvas import ZarrCanvas
@@ -106,7 +106,7 @@ class Result:
 def provenance_of(
     plan: Plan,
     section: Section,
-    model: PatchModel,
+    model: KnownModel,
     done: Sequence[Patch],
     seconds: float,
     notes: Sequence[str] = (),
@@ -252,7 +252,7 @@ def unfinished_folder(output: str | Path) -> Path:
 
 
 def open_canvas(
-    folder: str | Path, plan: Plan, section: Section, model: PatchModel, resume: bool = False
+    folder: str | Path, plan: Plan, section: Section, model: KnownModel, resume: bool = False
 ) -> ZarrCanvas:
     """Make a canvas on disk, or, with ``resume``, take up the one that is there.
 
@@ -278,7 +278,7 @@ def _synthesize_on_disk(
 ) -> Result:
     watch = Stopwatch()
     progress: Progress | None = None
-    with _kept(canvas, plan), _explained():
+    with kept(canvas, plan), _explained():
         before = frozenset(canvas.finished)
         for finished, progress in run(plan, section, model, batch=batch, cancel=cancel, done=before, states=canvas):
             for patch in finished:
@@ -295,7 +295,7 @@ def _synthesize_on_disk(
 def collect_on_disk(
     plan: Plan,
     section: Section,
-    model: PatchModel,
+    model: KnownModel,
     canvas: ZarrCanvas,
     seconds: float,
     progress: Progress,
@@ -328,7 +328,7 @@ def collect_on_disk(
 
 
 @contextmanager
-def _kept(canvas: ZarrCanvas, plan: Plan) -> Iterator[None]:
+def kept(canvas: ZarrCanvas, plan: Plan) -> Iterator[None]:
     """However a run on disk ends, leave its folder readable; and say where it is where it ends badly."""
     try:
         yield

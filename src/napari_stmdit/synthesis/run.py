@@ -34,6 +34,7 @@ def run(
     states: SolverStates | None = None,
     preview_every: int = 0,
     on_preview: Callable[[PatchResult], None] | None = None,
+    conditions: Conditions | None = None,
 ) -> Iterator[Update]:
     """Compute a plan batch by batch.
 
@@ -62,6 +63,8 @@ def run(
     preview_every, on_preview
         Every so many steps ``on_preview`` is called, in the thread that drives the run, with what the first patch of the batch is
         predicted to become. Costs one decoding each and changes no result; 0, the default, is off. Not in continuous mode.
+    conditions
+        From `condition_rows`, where a plan is computed share by share; None makes them. Spots mode alone.
 
     Yields
     ------
@@ -84,7 +87,7 @@ def run(
     wanted = range(len(plan)) if only is None else set(only)
     todo = [p for p in plan.patches if p.index in wanted and p.index not in done]
     look = _Look(preview_every, on_preview) if on_preview is not None else _Look()
-    yield from _Patches(plan, section, model, todo, len(wanted), batch, cancel, look).run()
+    yield from _Patches(plan, section, model, todo, len(wanted), batch, cancel, look, conditions).run()
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class _Patches:
     batch: int
     cancel: CancelToken
     look: _Look
+    conditions: Conditions | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
     notes: list[str] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
@@ -118,7 +122,7 @@ class _Patches:
         yield (), self._progress(0, 0)
         if not self.todo:
             return
-        conditions = condition_rows(self.plan, self.section, self.model)
+        conditions = self.conditions or condition_rows(self.plan, self.section, self.model)
         at = 0
         while at < len(self.todo):
             patches = tuple(self.todo[at : at + self.batch])

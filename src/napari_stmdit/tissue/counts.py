@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import gzip
+import shutil
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
+from ..files import shorten
 from ..types import Genes
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 _EXPRESSION = "Gene Expression"
+_LONGEST_LINE = 100_000
+MOST_COUNTS = 2**31
+"""No spot has so many counts of a gene."""
+# what HDF5, gzip and Matrix Market readers raise on damaged files
+_DAMAGE = (
+    OSError,
+    KeyError,
+    IndexError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +71,7 @@ def find_counts(folder: Path) -> Path:
         Where there are none, or several of the same rank.
     """
     for kind in ("filtered", "raw"):
-        files = sorted(folder.glob(f"*{kind}_feature_bc_matrix.h5"))
+        files = sorted(f for f in folder.glob(f"*{kind}_feature_bc_matrix.h5") if f.is_file())
         if len(files) > 1:
             names = ", ".join(f.name for f in files)
             raise SectionError(f"{folder} holds several counts files ({names}); keep one section per folder")
@@ -74,11 +95,34 @@ def read_counts(source: Path) -> CountMatrix:
         Where it is incomplete or contradicts itself.
     """
     matrix = _read_matrix_market(source) if source.is_dir() else _read_h5(source)
-    if len(np.unique(matrix.barcodes)) != len(matrix.barcodes):
-        raise SectionError(f"{source} lists a barcode twice")
-    if matrix.counts.nnz and matrix.counts.data.min() < 0:
-        raise SectionError(f"{source} holds negative values; expected raw counts, not scaled expression")
+    refuse_twice(matrix.barcodes, str(source))
+    fault = fault_of_counts(matrix.counts)
+    if fault is not None:
+        raise SectionError(f"{source} holds {fault}; expected raw counts, not normalised or scaled expression")
     return matrix
+
+
+def refuse_twice(barcodes: NDArray[np.str_], source: str) -> None:
+    """Raise SectionError where a barcode is listed twice, and say which."""
+    names, times = np.unique(barcodes, return_counts=True)
+    if (times > 1).any():
+        raise SectionError(f"{source} lists the barcode {shorten(str(names[times > 1][0]))} twice")
+
+
+def fault_of_counts(matrix: Any) -> str | None:
+    """Say what a matrix holds that counts cannot be, or None where they are whole numbers from 0 to 2^31."""
+    data = matrix.data
+    if data.dtype.kind not in "iuf":
+        return f"values of the type {data.dtype}, where numbers are expected"
+    if data.size == 0:
+        return None
+    if not np.isfinite(data).all():
+        return "values that are no finite numbers"
+    if data.min() < 0:
+        return "negative values"
+    if (data != np.rint(data)).any():
+        return "fractional values"
+    return f"a count of {data.max():.3g}" if data.max() > MOST_COUNTS else None
 
 
 def _read_h5(source: Path) -> CountMatrix:
@@ -92,16 +136,50 @@ def _read_h5(source: Path) -> CountMatrix:
                     f"{source} has the groups {sorted(file)}; expected 'matrix', as Cell Ranger 3 and Space Ranger write it"
                 )
             group = file["matrix"]
-            genes, barcodes = (int(n) for n in group["shape"][:])
+            if not isinstance(group, h5py.Group):
+                raise SectionError(
+                    f"{source}: 'matrix' is no group; expected what Cell Ranger 3 and Space Ranger write"
+                )
+            genes, barcodes = _h5_shape(group, source)
+            _check_h5_sizes(group, genes, barcodes, source)
             data, indices, indptr = (group[key][:] for key in ("data", "indices", "indptr"))
             features = group["features"]
             ids, names, kinds = (_text(features[key][:]) for key in ("id", "name", "feature_type"))
             labels = _text(group["barcodes"][:])
+        if data.dtype == np.float16:  # sparse matrices know no half precision
+            data = data.astype(np.float32)
         counts = csr_matrix((data, indices.astype(np.int64), indptr.astype(np.int64)), shape=(barcodes, genes))
         counts.check_format(full_check=True)
-    except (OSError, KeyError, ValueError) as error:
+    except _DAMAGE as error:
         raise SectionError(f"{source} cannot be read as a Space Ranger counts file: {error}") from error
     return _assemble(source, labels, counts, names, ids, kinds)
+
+
+def _h5_shape(group: Any, source: Path) -> tuple[int, int]:
+    shape = group["shape"]
+    if shape.shape != (2,) or shape.dtype.kind not in "iu" or min(shape[:]) < 0:
+        raise SectionError(f"{source}: 'shape' of the matrix is no pair of sizes, features and barcodes")
+    return int(shape[0]), int(shape[1])
+
+
+def _check_h5_sizes(group: Any, genes: int, barcodes: int, source: Path) -> None:
+    """Hold the sizes of the parts against each other before they are read: a damaged file may claim terabytes."""
+    for key in ("indices", "indptr"):
+        if group[key].dtype.kind not in "iu":
+            raise SectionError(f"{source}: {key!r} of the matrix are {group[key].dtype}, not whole numbers")
+    if group["indptr"].shape != (barcodes + 1,):
+        raise SectionError(
+            f"{source}: 'indptr' of the matrix has the shape {group['indptr'].shape}, but 'shape' says {barcodes} barcodes"
+        )
+    entries = int(group["indptr"][-1])
+    sizes = {"data": entries, "indices": entries, "barcodes": barcodes}
+    sizes |= {f"features/{key}": genes for key in ("id", "name", "feature_type")}
+    for key, expected in sizes.items():
+        if group[key].shape != (expected,):
+            raise SectionError(
+                f"{source}: {key!r} of the matrix has the shape {group[key].shape}, expected ({expected},) by 'shape' and 'indptr'; "
+                f"it says {barcodes} barcodes, {genes} features and {entries} entries"
+            )
 
 
 def _read_matrix_market(folder: Path) -> CountMatrix:
@@ -109,16 +187,43 @@ def _read_matrix_market(folder: Path) -> CountMatrix:
     from scipy.sparse import csr_matrix
 
     try:
-        with _open(folder, "matrix.mtx") as file:
-            counts = csr_matrix(mmread(file).T)
         labels = np.array(_lines(folder, "barcodes.tsv"), dtype=np.str_)
         rows = [line.split("\t") for line in _lines(folder, "features.tsv")]
-    except (OSError, ValueError) as error:
+        with _open(folder, "matrix.mtx") as file:
+            _check_market_header(folder, file, len(rows), len(labels))
+        with _open(folder, "matrix.mtx") as file, TemporaryDirectory(prefix="stmdit-") as place:
+            # unpacked first: the reader, in C++, ends the process where a stream of Python fails under it
+            plain = Path(place) / "matrix.mtx"
+            with plain.open("wb") as target:
+                shutil.copyfileobj(file, target)
+            counts = csr_matrix(mmread(plain).T)
+    except _DAMAGE as error:
         raise SectionError(f"{folder} cannot be read as a Matrix Market folder: {error}") from error
     ids = np.array([row[0] for row in rows], dtype=np.str_)
     names = np.array([row[1] if len(row) > 1 else row[0] for row in rows], dtype=np.str_)
     kinds = np.array([row[2] if len(row) > 2 else _EXPRESSION for row in rows], dtype=np.str_)
     return _assemble(folder, labels, counts, names, ids, kinds)
+
+
+def _check_market_header(folder: Path, file: Any, features: int, barcodes: int) -> None:
+    """Hold a matrix's header against the lists: the reader takes memory for whatever a damaged header claims."""
+    banner = file.readline(_LONGEST_LINE).decode("ascii").lower().split()
+    if len(banner) < 4 or banner[0] != "%%matrixmarket":
+        raise SectionError(
+            f"{folder} cannot be read as a Matrix Market folder: its matrix has no %%MatrixMarket header"
+        )
+    if banner[3] not in ("integer", "real", "unsigned-integer", "double"):
+        raise SectionError(f"{folder} holds a matrix of the kind {banner[3]!r}; expected numbers, integer or real")
+    line = b"%"
+    while line.startswith(b"%") or (line and not line.strip()):
+        line = file.readline(_LONGEST_LINE)
+    sizes = [int(part) for part in line.split()]
+    height, width = sizes[0], sizes[1]
+    entries = sizes[2] if banner[2] == "coordinate" else height * width
+    if (height, width) != (features, barcodes) or entries > height * width:
+        raise SectionError(
+            f"{folder} holds a {height} x {width} matrix with {entries} entries, but {features} features and {barcodes} barcodes"
+        )
 
 
 def _assemble(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import SectionError, StmditError
 from ..types import SlideImage
 
 WHITE = (255, 255, 255)
@@ -44,7 +45,12 @@ def read_patches(
         return np.zeros((0, patch_px, patch_px, 3), dtype=np.uint8)
     factors = level_factors(image)
     windows = [_Window.of(image, factors, box, patch_px) for box in boxes]
-    blocks = dask.compute(*(window.block(image) for window in windows))
+    try:
+        blocks = dask.compute(*(window.block(image) for window in windows))
+    except (StmditError, MemoryError):
+        raise
+    except Exception as error:  # every store and codec has its own for damaged data
+        raise SectionError(f"{image.source} cannot be read, the file may be damaged or cut short: {error}") from error
     background = background_colour(image) if any(window.reaches_outside for window in windows) else WHITE
     return np.stack([window.resample(block, background) for window, block in zip(windows, blocks, strict=True)])
 

@@ -7,16 +7,16 @@ the integer, so a raster's layer affine is ``A @ translate(0.5)``; points need n
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import SectionError
+from ..files import BadFile, is_number, read_json
 from ..types import Calibration, Polygons, Section
 
 Affine = NDArray[np.float64]
@@ -27,6 +27,8 @@ VISIUM_PITCH_UM = 100.0
 _VISIUM_STEP_UM = (VISIUM_PITCH_UM * math.sqrt(3) / 2, VISIUM_PITCH_UM / 2)
 """What one step of the array row and of the array column is on that lattice: columns count half pitches."""
 _PLAUSIBLE_MPP = (0.02, 50.0)
+FARTHEST_PX = 1e7
+"""No slide image is larger: a position beyond it is a mistake."""
 
 
 # ------------------------------------------------------------------------------------------------- affines
@@ -128,7 +130,7 @@ def calibrate(
     scalefactors
         Contents of ``scalefactors_json.json``; may be empty.
     yx
-        (n, 2) positions in full-resolution pixels, on and off tissue.
+        (n, 2) positions in full-resolution pixels, on and off tissue; one that is no number does not count.
     array_rc
         (n, 2) array rows and columns of the same spots, or None.
     override
@@ -141,7 +143,8 @@ def calibrate(
     SectionError
         Where the override is no plausible pixel size.
     """
-    fitted = None if array_rc is None else fit_lattice(array_rc, yx, bin_um)
+    usable = (np.abs(yx) < FARTHEST_PX).all(axis=1)  # nan is not
+    fitted = None if array_rc is None else fit_lattice(array_rc[usable], yx[usable], bin_um)
     if override is not None:
         _check_plausible(override)
         return Calibration(float(override), "override", f"{override:.4g} um/px, as given{_against(override, fitted)}")
@@ -207,8 +210,8 @@ def _against(mpp: float, fitted: float | None) -> str:
     return f"; the spots' lattice would give {fitted:.4g} um/px"
 
 
-def _is_plausible(mpp: object) -> bool:
-    return isinstance(mpp, int | float) and math.isfinite(mpp) and _PLAUSIBLE_MPP[0] <= mpp <= _PLAUSIBLE_MPP[1]
+def _is_plausible(mpp: object) -> TypeGuard[int | float]:
+    return is_number(mpp) and _PLAUSIBLE_MPP[0] <= mpp <= _PLAUSIBLE_MPP[1]
 
 
 def _check_plausible(mpp: float) -> None:
@@ -241,9 +244,9 @@ def spots_in_polygons(yx: NDArray[np.float64], polygons: Polygons) -> NDArray[np
     for ring in polygons.rings:
         if len(ring) < 3:
             continue
-        shape = shapely.make_valid(shapely.Polygon(ring))
-        if shape.area == 0:  # points on a line: make_valid gives the line, which "contains" what lies on it
-            continue
+        # a prepared polygon counts crossings of a ray, which needs no valid polygon and is as fast for the wildest lasso
+        shape = shapely.Polygon(ring)
+        shapely.prepare(shape)
         inside |= shapely.contains_xy(shape, np.asarray(yx)[:, 0], np.asarray(yx)[:, 1])
     return inside
 
@@ -265,8 +268,8 @@ def polygons_from_geojson(source: str | Path | Mapping[str, Any]) -> Polygons:
     if not isinstance(source, Mapping):
         name = str(source)
         try:
-            source = json.loads(Path(source).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            source = read_json(source)
+        except BadFile as error:
             raise SectionError(f"{name} cannot be read as GeoJSON: {error}") from error
     rings = [ring for geometry in _geometries(source) for ring in _rings(geometry, name)]
     if not rings:
@@ -274,30 +277,46 @@ def polygons_from_geojson(source: str | Path | Mapping[str, Any]) -> Polygons:
     return Polygons(rings=tuple(rings))
 
 
-def _geometries(node: Any) -> list[Mapping[str, Any]]:
-    if isinstance(node, Sequence) and not isinstance(node, str):  # QuPath also writes a bare list of features
-        return [geometry for child in node for geometry in _geometries(child)]
-    if not isinstance(node, Mapping):
-        return []
-    if "features" in node:
-        return _geometries(node["features"])
-    if "geometries" in node:
-        return _geometries(node["geometries"])
-    return _geometries(node["geometry"]) if "geometry" in node else [node]
+def _geometries(node: Any) -> Iterator[Mapping[str, Any]]:
+    """Geometries of a GeoJSON object, in order; with a stack, as a file may be nested deeper than calls may."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, list):  # QuPath also writes a bare list of features
+            waiting += reversed(node)
+        elif isinstance(node, Mapping):
+            inner = next((key for key in ("features", "geometries", "geometry") if key in node), None)
+            if inner is None:
+                yield node
+            else:
+                waiting.append(node[inner])
 
 
 def _rings(geometry: Mapping[str, Any], name: str) -> list[tuple[tuple[float, float], ...]]:
     kind, coordinates = geometry.get("type"), geometry.get("coordinates")
-    if kind == "MultiPolygon":
-        return [ring for part in coordinates or [] for ring in _rings({"type": "Polygon", "coordinates": part}, name)]
-    if kind != "Polygon":
+    if kind not in ("Polygon", "MultiPolygon"):
         return []
-    if not coordinates or len(coordinates) > 1:
-        raise SectionError(f"{name}: a polygon has {len(coordinates or [])} rings; expected one outer ring and no hole")
-    try:
-        yx = swap_axes([point[:2] for point in coordinates[0]])
-    except (TypeError, ValueError, IndexError) as error:
-        raise SectionError(f"{name}: a ring is no list of (x, y) points: {error}") from error
-    if len(yx) < 3 or not np.isfinite(yx).all():
-        raise SectionError(f"{name}: a ring has {len(yx)} points or a point that is no number; expected three or more")
-    return [tuple((float(y), float(x)) for y, x in yx)]
+    polygons = [coordinates] if kind == "Polygon" else coordinates
+    return [_outer_ring(polygon, name) for polygon in _list(polygons, name)]
+
+
+def _outer_ring(polygon: Any, name: str) -> tuple[tuple[float, float], ...]:
+    rings = _list(polygon, name)
+    if len(rings) != 1:
+        raise SectionError(f"{name}: a polygon has {len(rings)} rings; expected one outer ring and no hole")
+    points = [_list(point, name) for point in _list(rings[0], name)]
+    if any(len(p) < 2 or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in p) for p in points):
+        raise SectionError(f"{name}: a ring is no list of (x, y) points: each is two numbers")
+    if len(points) < 3 or not all(is_number(v) for point in points for v in point[:2]):
+        raise SectionError(
+            f"{name}: a ring has {len(points)} points or a point that is no number; expected three or more"
+        )
+    return tuple((float(point[1]), float(point[0])) for point in points)
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list | tuple | None):
+        raise SectionError(
+            f"{name}: a ring is no list of (x, y) points: it holds {str(value)[:40]!r} in the place of a list"
+        )
+    return list(value or ())

@@ -44,17 +44,17 @@ def open_image(path: Path, pixel_size: float = 1.0) -> SlideImage:
     """
     if not path.is_file():
         raise SectionError(f"there is no image file {path}")
+    _check_suffix(path)
     if path.suffix.lower() in TIFF_SUFFIXES:
         levels = _open_tiff(path)
-    elif path.suffix.lower() in IMAGE_SUFFIXES:
-        levels = pyramid(_Decoded(_image_shape(path), partial(_decode, path)))
     else:
-        raise SectionError(f"{path} is no image that can be read; expected {', '.join(IMAGE_SUFFIXES)}")
+        levels = pyramid(_Decoded(_image_shape(path), partial(_decode, path)))
     return SlideImage(tuple(levels), pixel_size, str(path))
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return height and width of an image file without decoding it."""
+    _check_suffix(path)
     if path.suffix.lower() in TIFF_SUFFIXES:
         with _tiff(path) as tiff:
             axes, shape = tiff.series[0].axes, tiff.series[0].shape
@@ -63,6 +63,11 @@ def image_size(path: Path) -> tuple[int, int]:
         return int(shape[axes.index("Y")]), int(shape[axes.index("X")])
     with _pillow(path) as picture:
         return int(picture.height), int(picture.width)
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise SectionError(f"{path} is no image that can be read; expected {', '.join(IMAGE_SUFFIXES)}")
 
 
 class _Decoded:
@@ -184,7 +189,17 @@ def _tiff(path: Path) -> Iterator[Any]:
     except (OSError, tifffile.TiffFileError, ValueError) as error:
         raise SectionError(f"{path} cannot be read as TIFF: {error}") from error
     with tiff:
-        yield tiff
+        try:
+            yield tiff
+        except (
+            IndexError,
+            KeyError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            OSError,
+        ) as error:  # of directories that lie
+            raise SectionError(f"{path} cannot be read as TIFF, the file may be cut short: {error}") from error
 
 
 def _open_tiff(path: Path) -> list[Any]:
@@ -221,7 +236,13 @@ def _read_tiff(path: Path, axes: str) -> NDArray[np.uint8]:
 
     try:
         return np.ascontiguousarray(as_rgb(tifffile.imread(path, series=0, level=0), axes))
-    except (ValueError, OSError) as error:
+    except (
+        ValueError,
+        OSError,
+        RuntimeError,
+        IndexError,
+        tifffile.TiffFileError,
+    ) as error:  # RuntimeError: damaged codes
         raise SectionError(f"{path} cannot be decoded: {error}") from error
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import filecmp
 from pathlib import Path
 
 from ..errors import SectionError
+from ..files import BadFile, user_path
 from ..types import Section
 
 COARSEST_IMAGE = 1.5
@@ -49,11 +51,24 @@ def open_section(
     SectionError
         Where it cannot be read, or something would have to be guessed.
     """
-    path = Path(path).expanduser()
+    try:
+        path = user_path(path)
+    except BadFile as error:
+        raise SectionError(f"the section cannot be opened: {error}. Expected {_EXPECTED}") from error
     if not path.exists():
         raise SectionError(f"there is no file or folder {path}; expected {_EXPECTED}")
     if not path.is_dir():
         raise SectionError(_about_file(path))
+    section = _read(path, fullres, mpp, coordinate_system)
+    off = spots_off_slide(section)
+    if not off:
+        return section
+    note = "1 spot lies" if off == 1 else f"{off} spots lie"
+    return dataclasses.replace(section, notes=(*section.notes, f"{note} off the slide image"))
+
+
+def _read(path: Path, fullres: str | Path | None, mpp: float | None, coordinate_system: str | None) -> Section:
+    """Open a folder with the reader for its layout."""
     if _in_store(path):
         from .spatialdata_store import open_spatialdata
 
@@ -80,7 +95,10 @@ def resolve_fullres(fullres: str | Path, section: Path) -> Path:
     SectionError
         Where it is in neither, or two different files are meant.
     """
-    given = Path(fullres).expanduser()
+    try:
+        given = user_path(fullres)
+    except BadFile as error:
+        raise SectionError(f"--fullres {fullres!r} cannot be opened: {error}") from error
     if given.is_absolute():
         if not given.is_file():
             raise SectionError(f"there is no image file {given}")
@@ -112,8 +130,14 @@ def synthesis_fault(section: Section, patch_mpp: float) -> str | None:
     mpp, image = section.calibration.mpp, section.image
     if mpp is None:
         return section.calibration.detail
-    if section.spots.counts.nnz == 0:
+    if section.spots.counts.nnz == 0 or not section.spots.counts.data.any():
         return f"none of its {len(section.spots)} spots has a single count; there is no expression to condition on"
+    off = spots_off_slide(section)
+    if off > len(section.spots) / 2:
+        return (
+            f"{off} of {len(section.spots)} spots lie off the slide image, so the positions belong to another image, or their rows and "
+            "columns are swapped; give the image that Space Ranger was run on with --fullres IMAGE, or the positions that it wrote for this one"
+        )
     needed = "give the slide image that Space Ranger was run on with --fullres IMAGE (its fullres_image_file)"
     limit = COARSEST_IMAGE * patch_mpp
     if image is not None and mpp * image.pixel_size <= limit:
@@ -133,6 +157,15 @@ def synthesis_fault(section: Section, patch_mpp: float) -> str | None:
         f"its finest image ({Path(image.source).name}) has {mpp * image.pixel_size:.3g} um/px, coarser than the {limit:.3g} um/px "
         f"that this checkpoint ({patch_mpp:.3g} um/px) can use, and the full-resolution image is missing; {needed}"
     )
+
+
+def spots_off_slide(section: Section) -> int:
+    """Return how many spots have their centre off the slide image."""
+    image, yx = section.image, section.spots.yx
+    if image is None or not len(yx):
+        return 0
+    height, width = (side * image.pixel_size for side in image.shape)
+    return int(((yx < 0) | (yx > (height, width))).any(axis=1).sum())
 
 
 def _in_store(path: Path) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,16 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
+from ..files import BadFile, is_number, read_json, shorten
 from ..types import Section, SlideImage, SpotTable
-from .counts import CountMatrix, find_counts, read_counts
-from .geometry import Affine, calibrate, scaling
+from .counts import CountMatrix, find_counts, read_counts, refuse_twice
+from .geometry import FARTHEST_PX, Affine, calibrate, scaling
 from .images import IMAGE_SUFFIXES, image_size, open_image
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
+_LONGEST_LINE, _MOST_COLUMNS = 2**21, 100
 POSITION_FILES = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
+_LEAST_FACTOR = 1e-4
+_MOST_INDEX = 2**31
 _THUMBNAILS = (("hires", "tissue_hires_scalef"), ("lowres", "tissue_lowres_scalef"))
 SYNTHETIC_MARKER = "SYNTHETIC.json"
 
@@ -97,8 +99,8 @@ def read_scalefactors(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise SectionError(f"{file} is missing; without it spots and images cannot be brought together")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = read_json(file)
+    except BadFile as error:
         raise SectionError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise SectionError(f"{file} holds a {type(content).__name__}; expected an object of numbers")
@@ -108,11 +110,17 @@ def read_scalefactors(path: Path) -> dict[str, Any]:
 def spot_diameter(scalefactors: Mapping[str, Any], path: Path) -> float:
     """Return ``spot_diameter_fullres``, which is for drawing only."""
     diameter = scalefactors.get("spot_diameter_fullres")
-    if not isinstance(diameter, int | float) or not math.isfinite(diameter) or diameter <= 0:
+    if not is_number(diameter) or diameter <= 0:
         raise SectionError(
-            f"{path}: spot_diameter_fullres of the scalefactors is {diameter!r}; expected pixels above 0"
+            f"{path}: spot_diameter_fullres of the scalefactors is {shorten(repr(diameter))}; expected pixels above 0"
         )
     return float(diameter)
+
+
+def thumbnail_factor(scalefactors: Mapping[str, Any], key: str) -> float | None:
+    """Return pixels of a thumbnail per full-resolution pixel; None where it is not stated, or no such factor."""
+    factor = scalefactors.get(key)
+    return float(factor) if is_number(factor) and _LEAST_FACTOR <= factor <= 1 else None
 
 
 def read_positions(path: Path) -> Positions:
@@ -126,18 +134,33 @@ def read_positions(path: Path) -> Positions:
         raise SectionError(
             f"{file} lacks the columns {', '.join(missing)}; it has {', '.join(map(str, table.columns))}"
         )
+    if table["barcode"].isna().any() or (table["barcode"] == "").any():
+        raise SectionError(f"{file} holds a position without a barcode")
     try:
-        positions = Positions(
-            barcodes=table["barcode"].to_numpy(dtype=np.str_),
-            yx=table[["pxl_row_in_fullres", "pxl_col_in_fullres"]].to_numpy(dtype=np.float64),
-            array_rc=table[["array_row", "array_col"]].to_numpy(dtype=np.int64),
-            in_tissue=table["in_tissue"].to_numpy(dtype=np.int64) > 0,
-        )
-    except (ValueError, TypeError) as error:
+        yx = table[["pxl_row_in_fullres", "pxl_col_in_fullres"]].to_numpy(dtype=np.float64)
+    except (ValueError, TypeError, OverflowError) as error:
         raise SectionError(f"{file} holds something that is no number: {error}") from error
-    if len(np.unique(positions.barcodes)) != len(positions.barcodes):
-        raise SectionError(f"{file} lists a barcode twice")
-    return positions
+    rows, columns = (whole_numbers(table[c], c, str(file)) for c in ("array_row", "array_col"))
+    in_tissue = whole_numbers(table["in_tissue"], "in_tissue", str(file))
+    if len(in_tissue) and not np.isin(in_tissue, (0, 1)).all():
+        raise SectionError(f"{file}: in_tissue holds {in_tissue[~np.isin(in_tissue, (0, 1))][0]}; expected 0 or 1")
+    barcodes = table["barcode"].to_numpy(dtype=np.str_)
+    refuse_twice(barcodes, str(file))
+    return Positions(barcodes, yx, np.stack([rows, columns], axis=1), in_tissue == 1)
+
+
+def whole_numbers(column: Any, name: str, source: str) -> NDArray[np.int64]:
+    """Return a column of a table as integers; raises SectionError where a value is no whole number of a sensible size."""
+    import pandas as pd
+
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    wrong = ~(np.abs(numbers) < _MOST_INDEX) | (numbers != np.rint(numbers))
+    if wrong.any():
+        raise SectionError(
+            f"{source}: {name} holds something that is no number, or not a whole one: {shorten(str(column.to_numpy()[wrong][0]))}"
+        )
+    whole: NDArray[np.int64] = numbers.astype(np.int64)
+    return whole
 
 
 def _positions_table(file: Path) -> pd.DataFrame:
@@ -146,14 +169,20 @@ def _positions_table(file: Path) -> pd.DataFrame:
     try:
         if file.suffix == ".parquet":
             return pd.read_parquet(file)
-        with file.open(encoding="utf-8") as stream:
-            # version 1 has no header, whatever the file is called
-            has_header = stream.readline().startswith("barcode")
-        if has_header:
-            return pd.read_csv(file, dtype={"barcode": str}, float_precision="round_trip")
-        return pd.read_csv(
-            file, header=None, names=list(_COLUMNS), dtype={"barcode": str}, float_precision="round_trip"
+        with file.open(encoding="utf-8-sig") as stream:
+            first = stream.readline(_LONGEST_LINE)
+        # version 1 has no header, whatever the file is called
+        has_header = first.startswith("barcode") or _COLUMNS[-1] in first
+        if first.count(",") > _MOST_COLUMNS or (not has_header and first.count(",") != len(_COLUMNS) - 1):
+            raise SectionError(
+                f"{file} cannot be read as a positions table: its first line is neither a header nor {len(_COLUMNS)} values "
+                f"between commas, but {shorten(first.strip())}"
+            )
+        options: dict[str, Any] = {} if has_header else {"header": None, "names": list(_COLUMNS)}
+        table: pd.DataFrame = pd.read_csv(
+            file, dtype={"barcode": str}, float_precision="round_trip", encoding="utf-8-sig", **options
         )
+        return table
     except (OSError, ValueError) as error:
         raise SectionError(f"{file} cannot be read as a positions table: {error}") from error
 
@@ -174,8 +203,12 @@ def join(
         raise SectionError(f"none of the {len(at)} barcodes of {matrix.source} lies on tissue (in_tissue = 1)")
     at = at[keep]
     yx = positions.yx[at]
-    if not np.isfinite(yx).all():
-        raise SectionError("a position on tissue is no finite number")
+    wrong = ~(np.abs(yx) < FARTHEST_PX).all(axis=1)
+    if wrong.any():
+        raise SectionError(
+            f"the position of {shorten(str(matrix.barcodes[keep][wrong][0]))} is {yx[wrong][0].tolist()} (y, x), which is no finite "
+            f"number or farther than any slide is large; {int(wrong.sum())} spots on tissue have such a position"
+        )
     counts = matrix.counts[keep]
     spots = SpotTable(matrix.barcodes[keep], yx, diameter, counts, matrix.genes, positions.array_rc[at])
     notes = []
@@ -214,8 +247,12 @@ def choose_image(
         return open_image(found), notes
     for kind, key in _THUMBNAILS:
         file = path / "spatial" / f"tissue_{kind}_image.png"
-        factor = scalefactors.get(key)
-        if file.is_file() and isinstance(factor, int | float) and factor > 0:
+        factor = thumbnail_factor(scalefactors, key)
+        if factor is None and scalefactors.get(key) is not None:
+            notes.append(
+                f"{key} of the scalefactors is {shorten(repr(scalefactors[key]))}, which is no scale; it is not used"
+            )
+        if file.is_file() and factor is not None:
             try:
                 return open_image(file, 1.0 / factor), [
                     *notes,
@@ -230,9 +267,12 @@ def expected_size(path: Path, scalefactors: Mapping[str, Any]) -> tuple[float, f
     """Return height, width and tolerance of the full-resolution image in its pixels, by the hires or lowres image."""
     for kind, key in _THUMBNAILS:
         file = path / "spatial" / f"tissue_{kind}_image.png"
-        factor = scalefactors.get(key)
-        if file.is_file() and isinstance(factor, int | float) and factor > 0:
-            height, width = image_size(file)
+        factor = thumbnail_factor(scalefactors, key)
+        if file.is_file() and factor is not None:
+            try:
+                height, width = image_size(file)
+            except SectionError:
+                continue  # `choose_image` tells of it where it matters
             return height / factor, width / factor, 1 / factor + 2  # the thumbnail was rounded to whole pixels
     return None
 
@@ -298,9 +338,9 @@ def coordinate_systems(name: str, scalefactors: Mapping[str, Any]) -> dict[str, 
     """Return the coordinate systems that spatialdata_io gives a section of this name, from full-resolution pixels."""
     systems = {name: np.eye(3)}
     for kind, key in _THUMBNAILS:
-        factor = scalefactors.get(key)
-        if isinstance(factor, int | float) and factor > 0:
-            systems[f"{name}_downscaled_{kind}"] = scaling(float(factor))
+        factor = thumbnail_factor(scalefactors, key)
+        if factor is not None:
+            systems[f"{name}_downscaled_{kind}"] = scaling(factor)
     return systems
 
 
@@ -310,7 +350,10 @@ def synthetic_marker(path: Path) -> tuple[bool, list[str]]:
     if not file.is_file():
         return False, []
     try:
-        note = json.loads(file.read_text(encoding="utf-8")).get("note", "")
-    except (OSError, ValueError, AttributeError) as error:
+        content = read_json(file)
+    except BadFile as error:
         raise SectionError(f"{file} cannot be read: {error}") from error
+    note = content.get("note", "") if isinstance(content, dict) else None
+    if not isinstance(note, str):
+        raise SectionError(f"{file} cannot be read: expected an object with a text 'note'")
     return True, [note if note.startswith("synthetic") else f"synthetic: {note}"]

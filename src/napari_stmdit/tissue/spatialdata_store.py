@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import SectionError
-from ..types import Calibration, Section, SlideImage
+from ..errors import SectionError, StmditError
+from ..files import BadFile, is_number, read_json, shorten
+from ..types import Calibration, CalibrationSource, Section, SlideImage
 from .geometry import Affine, apply, calibrate, compose, mean_scale, uniform_scale
 from .images import as_rgb, open_image, with_overview
 from .open import resolve_fullres
@@ -27,6 +27,8 @@ SECTION_ATTRS = "stmdit_section"
 RESULT_ATTRS = "stmdit"
 _ELEMENT_FOLDERS = ("shapes", "tables", "images")
 _SAME_FOOTPRINT = 0.02
+MOST_MPP = 1e4
+"""Microns per pixel beyond which a calibration that a store keeps is no such thing."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,16 @@ def open_spatialdata(
     """
     root, kind, chosen = _split(path)
     sdata = read_store(root)
-    rows, spots_to = spot_rows(sdata, kind, chosen, affines_of)
+    own = _own(sdata, root)
+    with _damage(root):
+        rows, spots_to = spot_rows(sdata, kind, chosen, affines_of)
+    if coordinate_system is not None and coordinate_system not in spots_to:
+        raise SectionError(
+            f"the spots are in no coordinate system {coordinate_system!r}; they have {', '.join(spots_to)}"
+        )
     results = sorted(n for n in sdata.images if n.lower().startswith(RESULT_PREFIX))
-    candidates, notes = _candidates(sdata, results)
+    with _damage(root):
+        candidates, notes = _candidates(sdata, results)
     if results:
         notes.append(f"results in this store: {', '.join(results)}")
     if fullres is not None and str(fullres) not in sdata.images:
@@ -103,7 +112,6 @@ def open_spatialdata(
         )
         frame, told = _frame(slide, spots_to, coordinate_system)
         notes += told + ([f"other images of the store: {', '.join(others)}"] if others else [])
-    own = dict(sdata.attrs.get(SECTION_ATTRS) or {})
     inverse = np.linalg.inv(frame.to_spots)
     spots = rows.table(apply(inverse, rows.yx), mean_scale(inverse))
     return Section(
@@ -128,10 +136,43 @@ def read_store(root: Path) -> Any:
             f"{root} is a zarr store, but no SpatialData; convert it with spatialdata-io, or give a Space Ranger folder"
         )
     try:
-        with quiet():
+        with quiet(), _damage(root):
             return spatialdata.read_zarr(root)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SectionError(f"{root} cannot be read as SpatialData: {error}") from error
+    except RecursionError:
+        raise SectionError(f"{root} cannot be read as SpatialData: its metadata are nested too deeply") from None
+
+
+@contextmanager
+def _damage(root: Path) -> Iterator[None]:
+    """Turn what SpatialData, anndata, zarr and its codecs raise on damaged stores, each in its own way, into our error."""
+    try:
+        yield
+    except (StmditError, MemoryError, RecursionError):
+        raise
+    except Exception as error:
+        raise SectionError(
+            f"{root} cannot be read as SpatialData, it may be damaged or incomplete: {error or type(error).__name__}"
+        ) from error
+
+
+def _own(sdata: Any, root: Path) -> dict[str, Any]:
+    """What a store of ours says of its section; refused where it is not as we write it."""
+    own = sdata.attrs.get(SECTION_ATTRS) or {}
+    wrong = None
+    kept = own.get("calibration") or {} if isinstance(own, Mapping) else {}
+    if not isinstance(own, Mapping) or not isinstance(kept, Mapping):
+        wrong = "it is no object of names and values"
+    elif not isinstance(own.get("notes", []), list | tuple):
+        wrong = f"notes are {shorten(repr(own['notes']))}, expected a list"
+    elif kept.get("mpp") is not None and not (is_number(kept["mpp"]) and 0 < kept["mpp"] <= MOST_MPP):
+        wrong = f"mpp is {shorten(repr(kept['mpp']))}, expected microns per pixel"
+    elif kept and kept.get("source") not in get_args(CalibrationSource):
+        wrong = f"the source of mpp is {shorten(repr(kept.get('source')))}, expected one of {', '.join(get_args(CalibrationSource))}"
+    if wrong is not None:
+        raise SectionError(
+            f"{root}: its attribute {SECTION_ATTRS} is not as this package writes it: {wrong}; remove it to go on"
+        )
+    return dict(own)
 
 
 def is_spatialdata(root: Path) -> bool:
@@ -140,10 +181,11 @@ def is_spatialdata(root: Path) -> bool:
         file = root / name
         if file.is_file():
             try:
-                attrs = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+                attrs = read_json(file)
+            except BadFile:
                 return False
-            return "spatialdata_attrs" in (attrs.get(inner, {}) if inner else attrs)
+            attrs = attrs.get(inner) if inner and isinstance(attrs, dict) else attrs
+            return isinstance(attrs, dict) and "spatialdata_attrs" in attrs
     return False
 
 
@@ -168,7 +210,16 @@ def affines_of(element: Any) -> dict[str, Affine]:
             matrix = transformation.to_affine_matrix(input_axes=("y", "x"), output_axes=("y", "x"))
         except (ValueError, NotImplementedError):
             continue
-        affines[str(name)] = np.asarray(matrix, dtype=np.float64)
+        affine = np.asarray(matrix, dtype=np.float64)
+        if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
+            raise SectionError(
+                f"an element's transformation into coordinate system {name!r} cannot be undone: {affine.tolist()} over (y, x, 1)"
+            )
+        affines[str(name)] = affine
+    if not affines:
+        raise SectionError(
+            "an element has no transformation into a coordinate system that is an affine one; add it and write again"
+        )
     return affines
 
 
@@ -314,5 +365,6 @@ def _calibration(
         stated["microns_per_pixel"] = float(stated["microns_per_pixel"]) * scale
     kept = own.get("calibration") or {}
     if override is None and isinstance(kept.get("mpp"), int | float):
-        return Calibration(float(kept["mpp"]) * scale, kept["source"], f"{kept['detail']} (kept in the store)")
+        detail = kept.get("detail", f"{kept['mpp']:.4g} um/px")
+        return Calibration(float(kept["mpp"]) * scale, kept["source"], f"{detail} (kept in the store)")
     return calibrate(stated, yx, rows.array_rc, override)

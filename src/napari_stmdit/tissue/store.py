@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import SectionError, StoreError
+from ..files import BadFile, user_path
 from ..types import Section
 from .elements import about, fingerprint, image_element, section_elements
 from .geometry import Affine
@@ -28,7 +29,7 @@ from .pyramid import CHUNK
 from .spatialdata_store import RESULT_ATTRS, RESULT_PREFIX, SECTION_ATTRS, is_spatialdata, quiet, read_store
 
 _REGISTRATION = "registration"
-_NAME = re.compile(r"^[0-9A-Za-z_.-]+$")
+_NAME = re.compile(r"[0-9A-Za-z_.-]+")
 
 
 def write_result(
@@ -132,7 +133,7 @@ def check_writable(path: str | Path, section: Section) -> None:
     StoreError
         Where the path holds something else or another section, or its folder cannot be written to.
     """
-    path = Path(path).expanduser()
+    path = _output(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         _elements_of(path, section)
     folder = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
@@ -140,6 +141,17 @@ def check_writable(path: str | Path, section: Section) -> None:
         raise StoreError(
             f"{path} cannot be written: {folder} is no folder that you may write to; choose another --output"
         )
+
+
+def _output(path: str | Path) -> Path:
+    """Return a path that may be written to, as far as its name goes; a link that leads nowhere is none."""
+    try:
+        path = user_path(path)
+    except BadFile as error:
+        raise StoreError(f"the output cannot be written: {error}; choose another --output") from error
+    if path.is_symlink() and not path.exists():
+        raise StoreError(f"{path} is a link that leads nowhere; remove it, or choose another --output")
+    return path
 
 
 def read_result(path: str | Path, name: str) -> tuple[Any, Affine, dict[str, Any]]:
@@ -238,7 +250,7 @@ def _result_name(existing: set[str], run: str | None) -> str:
             number += 1
         return f"{RESULT_PREFIX}{number}"
     name = run if run.startswith(RESULT_PREFIX) else RESULT_PREFIX + run
-    if not _NAME.match(name):
+    if not run or not _NAME.fullmatch(name):
         raise StoreError(f"run name {run!r} holds other characters than letters, digits, and _ . -")
     if name.lower() in taken:
         raise StoreError(f"the store already holds {name}; results are never overwritten, give another name")
@@ -262,7 +274,7 @@ class _Target:
     def of(
         cls, path: str | Path, pixel_to_fullres: ArrayLike, section: Section, run: str | None, record: Mapping[str, Any]
     ) -> _Target:
-        path = Path(path).expanduser()
+        path = _output(path)
         affine = np.asarray(pixel_to_fullres, dtype=np.float64)
         if affine.shape != (3, 3) or not np.isfinite(affine).all():
             raise StoreError(f"the affine of a result is a (3, 3) matrix of finite numbers, not {affine.tolist()}")

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from ..errors import SectionError
 from ..types import Genes, SpotTable
+from .counts import fault_of_counts, refuse_twice
 from .geometry import Affine, swap_axes
+from .spaceranger import whole_numbers
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -130,28 +132,30 @@ def _read(table: Any, shapes: Any, name: str) -> SpotRows:
     rows = table[(table.obs[attrs["region_key"]].astype(str) == name).to_numpy()]
     notes = []
     if "in_tissue" in rows.obs:
-        on_tissue = rows.obs["in_tissue"].astype(int).to_numpy() > 0
+        on_tissue = whole_numbers(rows.obs["in_tissue"], "in_tissue", f"the table of {name}") > 0
         if not on_tissue.all():
             notes.append(f"{int((~on_tissue).sum())} rows of the table are not on tissue and are left out")
             rows = rows[on_tissue]
+    if not shapes.index.is_unique:
+        raise SectionError(f"the circles of {name} have an index that is not unique; expected one circle a spot")
     place = {instance: i for i, instance in enumerate(shapes.index.tolist())}
     at = np.array([place.get(instance, -1) for instance in rows.obs[attrs["instance_key"]].tolist()], dtype=np.int64)
     if (at < 0).any():
         notes.append(f"{int((at < 0).sum())} rows of the table have no circle and are left out")
         rows, at = rows[at >= 0], at[at >= 0]
+    if not len(at):
+        raise SectionError(f"the table of {name} has no spot on tissue: {'; '.join(notes) or 'it has no row'}")
     ids = rows.obs_names.to_numpy(dtype=np.str_)
-    if len(np.unique(ids)) != len(ids):
-        raise SectionError(f"the table of {name} names a spot twice")
-    circles = shapes.iloc[at]
-    yx = swap_axes(np.stack([circles.geometry.x.to_numpy(), circles.geometry.y.to_numpy()], axis=1))
+    refuse_twice(ids, f"the table of {name}")
+    yx, radius = _circles(shapes.iloc[at], name)
     counts, told = _counts(rows, name)
     empty = int((np.asarray(counts.sum(axis=1)).ravel() == 0).sum())
     if empty:
         told.append(f"{empty} of {len(ids)} spots have a total count of zero")
-    radius = float(np.median(circles["radius"])) if len(circles) else 0.0
     array_rc = None
     if {"array_row", "array_col"} <= set(rows.obs.columns):
-        array_rc = rows.obs[["array_row", "array_col"]].to_numpy(dtype=np.int64)
+        columns = [whole_numbers(rows.obs[c], c, f"the table of {name}") for c in ("array_row", "array_col")]
+        array_rc = np.stack(columns, axis=1)
     obs = _columns(rows.obs, {attrs["region_key"], attrs["instance_key"], "in_tissue", "array_row", "array_col"})
     return SpotRows(ids, yx, radius, counts, _genes(rows.var), array_rc, _scalefactors(rows.uns), (*notes, *told), obs)
 
@@ -172,27 +176,37 @@ def _columns(obs: Any, known: set[str]) -> dict[str, NDArray[Any]]:
     return columns
 
 
+def _circles(circles: Any, name: str) -> tuple[NDArray[np.float64], float]:
+    """Centres (n, 2) and the median radius of circles."""
+    if not (circles.geometry.geom_type == "Point").all():
+        raise SectionError(f"the shapes of {name} are not all circles, which are points with a radius")
+    yx = swap_axes(np.stack([circles.geometry.x.to_numpy(), circles.geometry.y.to_numpy()], axis=1))
+    if not np.isfinite(yx).all():
+        raise SectionError(f"the position of a circle of {name} is no finite number")
+    radius = float(np.median(circles["radius"]))
+    if not np.isfinite(radius) or radius <= 0:
+        raise SectionError(f"the radius of the circles of {name} is {radius}; expected a number above 0")
+    return yx, radius
+
+
 def _counts(rows: Any, name: str) -> tuple[csr_matrix, list[str]]:
     """The counts of a table: X, or the layer ``counts`` where X is something else."""
     from scipy.sparse import csr_matrix
 
     notes = []
-    counts = csr_matrix(rows.X) if rows.X is not None else None
-    if counts is None or not _are_counts(counts):
-        if "counts" not in rows.layers or not _are_counts(csr_matrix(rows.layers["counts"])):
-            raise SectionError(
-                f"the table of {name} does not hold counts: its X has negative or fractional values, as normalised expression has. "
-                "Put the raw counts into X or into the layer 'counts'"
-            )
-        counts = csr_matrix(rows.layers["counts"])
+    counts = None if rows.X is None else csr_matrix(rows.X)
+    fault = "nothing" if counts is None else fault_of_counts(counts)
+    if fault is not None:
+        counts = csr_matrix(rows.layers["counts"]) if "counts" in rows.layers else None
         notes.append("counts are those of the table's layer 'counts'; its X is something else")
+    if counts is None or fault_of_counts(counts) is not None:
+        raise SectionError(
+            f"the table of {name} does not hold counts: its X has {fault}. Normalised expression cannot be used: put the raw "
+            "counts into X or into the layer 'counts'"
+        )
+    counts.check_format(full_check=True)  # a ValueError where indices lead out of the table
     counts.sort_indices()
     return counts, notes
-
-
-def _are_counts(matrix: csr_matrix) -> bool:
-    data = matrix.data
-    return bool(data.size == 0 or (data.min() >= 0 and np.isfinite(data).all() and (data == np.rint(data)).all()))
 
 
 def _genes(var: Any) -> Genes:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
+from ..files import is_number, shorten
 from ..types import Calibration, Section, SpotTable
 from .counts import find_counts, read_counts
 from .geometry import VISIUM_PITCH_UM, calibrate
@@ -86,7 +87,11 @@ def _bins_folder(path: Path) -> tuple[Path, list[str]]:
 
 
 def _bin_size(folder: Path, stated: object) -> float:
-    if isinstance(stated, int | float) and math.isfinite(stated) and stated > 0:
+    if stated is not None:
+        if not is_number(stated) or not 0 < stated < VISIUM_PITCH_UM:
+            raise SectionError(
+                f"{folder}: bin_size_um of the scalefactors is {shorten(repr(stated))}; expected microns, 2, 8 or 16 as a rule"
+            )
         return float(stated)
     match = _SQUARE.match(folder.name)
     if match is None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import RequestError
+from ..files import BadFile, read_yaml
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -188,9 +188,9 @@ def load_config(path: Path, root: Path | None = None, output: Path | None = None
             [("config", f"{path} is not a file; give a training config in YAML, for example configs/demo.yaml")]
         )
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise RequestError([("config", f"{path} is not YAML: {error}")]) from error
+        content = read_yaml(path)
+    except BadFile as error:
+        raise RequestError([("config", f"{path} cannot be read: {error}")]) from None
     try:
         config = TrainingConfig.model_validate(content)
     except ValidationError as error:

@@ -1,0 +1,149 @@
+"""Reading what a user gives: paths, JSON, YAML and numbers, held against what a broken or hostile file can do.
+
+Everything here raises `BadFile`, a ValueError whose message completes a sentence ("FILE cannot be read: ..."); the caller knows
+which error of ours it belongs to. Devices and pipes, which may never end, are no files; neither is one larger than is sensible.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import yaml
+
+MOST_TEXT_MB = 64
+"""Largest JSON file that is read, in megabytes."""
+MOST_YAML_MB = 8
+"""Largest YAML file; its parser takes about a second for a megabyte."""
+_MOST_YAML_NODES = 1_000_000
+_MOST_YAML_DEPTH = 100
+
+
+class BadFile(ValueError):
+    """A path, a file or its text cannot be used; the message says why."""
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path as a user gives it, ``~`` expanded; raises BadFile where it is none, or none that a system can look up."""
+    if not isinstance(path, str | os.PathLike):
+        raise BadFile(f"got {path!r}, expected a path")
+    try:
+        expanded = Path(path).expanduser()
+        expanded.stat()
+    except RuntimeError:
+        raise BadFile(f"{path} starts with the home folder of a user that there is not") from None
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except ValueError as error:  # a null character
+        raise BadFile(f"{str(path)!r} is no path: {error}") from None
+    except OSError as error:
+        if error.errno is None or "symbolic links" not in os.strerror(
+            error.errno
+        ):  # a circle of links is a missing file
+            raise BadFile(f"{shorten(str(path))} cannot be looked up: {error.strerror}") from None
+    return expanded
+
+
+def read_text(path: str | os.PathLike[str], most_mb: float = MOST_TEXT_MB) -> str:
+    """Return the UTF-8 text of a file, without a byte order mark; raises BadFile where it cannot be read or is too large."""
+    file = user_path(path)
+    try:
+        if file.exists() and not file.is_file():
+            raise BadFile("it is no file")
+        size = file.stat().st_size / 1e6
+        if size > most_mb:
+            raise BadFile(f"it has {size:.0f} megabytes, and more than {most_mb:g} are not expected in such a file")
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadFile(f"it is no UTF-8 text: {error.reason} at byte {error.start}") from None
+    except OSError as error:
+        raise BadFile(error.strerror or str(error)) from None
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return the value that a JSON file holds; raises BadFile."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise BadFile("it is nested too deeply") from None
+    except ValueError as error:
+        raise BadFile(str(error)) from None
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """Return the value that a YAML file holds: plain values alone, no key twice, aliases only as far as they stay small.
+
+    Raises
+    ------
+    BadFile
+        Also for tags that would make objects, and for aliases that stand for millions of values ("billion laughs").
+    """
+    text = read_text(path, MOST_YAML_MB)
+    try:
+        loader = _Strict(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check_nodes(root)
+        return loader.construct_document(root)
+    except RecursionError:
+        raise BadFile("it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:
+        raise error if isinstance(error, BadFile) else BadFile(f"is not valid YAML: {error}") from None
+
+
+class _Strict(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise BadFile(f"the key {key.value!r} is given twice in one place (line {key.start_mark.line + 1})")
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _check_nodes(root: yaml.Node) -> None:
+    """Refuse a document whose aliases hold themselves or multiply beyond all use, and one nested beyond all use."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: yaml.Node, depth: int) -> int:
+        if id(node) in open_nodes:
+            raise BadFile(f"an alias stands for something that holds itself (line {node.start_mark.line + 1})")
+        if depth > _MOST_YAML_DEPTH:
+            raise BadFile(f"it is nested more than {_MOST_YAML_DEPTH} deep")
+        if id(node) not in sizes:
+            open_nodes.add(id(node))
+            parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+            inner = [p for part in parts for p in (part if isinstance(part, tuple) else (part,))]
+            sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in inner)
+            open_nodes.discard(id(node))
+            if sizes[id(node)] > _MOST_YAML_NODES:
+                raise BadFile(f"its aliases stand for more than {_MOST_YAML_NODES:,} values; write them out")
+        return sizes[id(node)]
+
+    size(root, 0)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a finite number that a float can hold; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def shorten(text: str, most: int = 80) -> str:
+    """Return a text for a message: control characters escaped, and cut where it is long."""
+    shown = text if text.isprintable() and text == text.strip() and text else repr(text)
+    return shown if len(shown) <= most else shown[:most] + "..."

@@ -1,0 +1,392 @@
+"""One run on many workers: the plan is shared out, every worker writes its own patches, and one process keeps the books."""
+
+from __future__ import annotations
+
+import queue
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RequestError, StmditError, SynthesisError, first_line
+from ..progress import CancelToken, Progress, Stopwatch
+from ..synthesis.identity import identity_of
+from ..synthesis.plan import plan as make_plan
+from ..synthesis.result import Result, collect_on_disk, kept, open_canvas
+from ..types import CheckpointCard, Plan, Request, Section
+from .local import local_client, require_distributed
+
+if TYPE_CHECKING:
+    from ..expression.edits import Profile
+    from ..synthesis.zarr_canvas import ZarrCanvas
+    from .work import SectionSource, Task
+
+BATCHES_A_SHARE = 4
+"""Few, so that a worker that dies costs little and the last ones do not wait for each other; enough to be worth sending."""
+MOST_ROUNDS = 2
+"""How often the scheduler may give up a share, each time after several deaths, before the run is ended."""
+PATIENCE_S = 120.0
+"""How long to wait for a worker where there is none."""
+ANSWER_S = 20.0
+"""How long a scheduler may take to answer."""
+_LOOK_S = 0.5
+
+
+def check_choice(scheduler: str | None, workers: int | None) -> None:
+    """Refuse a scheduler and workers given at once."""
+    if scheduler is not None and workers is not None:
+        raise RequestError([("workers", "give --scheduler or --workers, not both: a scheduler has its own workers")])
+
+
+@contextmanager
+def connect(scheduler: str | None, workers: int | None, device: str = "auto") -> Iterator[Any]:
+    """Give a client of a cluster: of the scheduler at an address, or of workers started here.
+
+    Raises
+    ------
+    StmditError
+        Where dask.distributed is missing or nobody answers at the address.
+    RequestError
+        Where the workers do not fit this computer.
+    """
+    require_distributed()
+    if scheduler is None:
+        with local_client(workers or 1, device) as client:
+            yield client
+        return
+    from distributed import Client
+
+    try:
+        client = Client(scheduler, timeout=ANSWER_S, set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise StmditError(
+            f"no dask scheduler answers at {scheduler} ({first_line(error)}); expected an address as `dask scheduler` prints it, for "
+            "instance tcp://host:8786"
+        ) from None
+    with client:
+        yield client
+
+
+@dataclass(frozen=True)
+class RemoteCheckpoint:
+    """What is known here of a checkpoint that workers have loaded; it cannot compute."""
+
+    card: CheckpointCard
+    provenance: Mapping[str, Any]
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+
+
+def remote_checkpoint(client: Any, name: str, device: str, dtype: str) -> RemoteCheckpoint:
+    """Have a worker load a checkpoint, and return what it says of itself.
+
+    Raises
+    ------
+    CheckpointError
+        As `load_checkpoint` raises on the worker.
+    SynthesisError
+        Where there is no worker, or its package is another version.
+    """
+    from .work import facts
+
+    _wait_for_worker(client)
+    try:
+        found = client.submit(facts, name, device, dtype, pure=False).result()
+    except StmditError:
+        raise
+    except Exception as error:
+        raise SynthesisError(f"a worker could not load checkpoint {name!r}: {first_line(error)}") from error
+    return RemoteCheckpoint(found.card, {**found.provenance, "workers": len(_workers(client))})
+
+
+def synthesize_on(
+    scheduler: str | None,
+    workers: int | None,
+    source: tuple[Path, Path | None, float | None],
+    section: Section,
+    request: Request,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    **how: Any,
+) -> Result:
+    """Connect, and do `synthesize_shared`; ``source`` is what `open_section` was given, ``how`` goes on.
+
+    Raises
+    ------
+    RequestError
+        Also where both a scheduler and workers are given.
+    """
+    check_choice(scheduler, workers)
+    require_distributed()
+    from .work import SectionSource
+
+    path, fullres, mpp = source
+    if fullres is not None and fullres.expanduser().is_file():
+        fullres = fullres.expanduser().absolute()  # the workers have a working directory of their own
+    with connect(scheduler, workers, device) as client:
+        place = SectionSource(path.expanduser().absolute(), fullres, mpp)
+        return synthesize_shared(client, place, section, request, device=device, dtype=dtype, **how)
+
+
+def synthesize_shared(
+    client: Any,
+    source: SectionSource,
+    section: Section,
+    request: Request,
+    *,
+    folder: Path,
+    batch: int = 8,
+    device: str = "auto",
+    dtype: str = "auto",
+    cancel: CancelToken | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    resume: bool = False,
+) -> Result:
+    """Do what `napari_stmdit.synthesize` does, on the workers of a cluster.
+
+    Spots are shared out; a continuous region stays on one worker. A worker that dies has its patches done again by another.
+
+    Parameters
+    ----------
+    client
+        From `connect`.
+    source, section
+        Where the section is, as every worker sees it, and the section itself.
+    request, folder, batch, cancel, on_progress, resume
+        As for `napari_stmdit.synthesize`; ``folder`` is on a disk that all workers see.
+    device, dtype
+        As for `load_checkpoint`, on every worker.
+
+    Raises
+    ------
+    RequestError, StoreError
+        As `napari_stmdit.synthesize`.
+    SynthesisError
+        Where workers die again and again, none is left, or they do not agree. What is finished stays in ``folder``.
+    """
+    from .work import Task
+
+    model = remote_checkpoint(client, request.checkpoint, device, dtype)
+    plan = make_plan(section, request, model.card)
+    identity = identity_of(plan, section, model)
+    task = Task(source, request, folder.expanduser().absolute(), device, dtype, batch, identity)
+    share = _Share(client, task, plan, cancel or CancelToken(), on_progress)
+    if plan.windows is None:
+        canvas = open_canvas(folder, plan, section, model, resume)
+        with kept(canvas, plan):
+            before = len(canvas.finished)
+            share.spots(canvas)
+    else:
+        open_canvas(
+            folder, plan, section, model, resume
+        ).close()  # to refuse another run's folder before a worker is asked
+        before = 0
+        share.region()
+        canvas = open_canvas(folder, plan, section, model, resume=True)
+        canvas.close()
+    progress = share.progress(len(canvas.finished))
+    return collect_on_disk(plan, section, model, canvas, share.watch.seconds, progress, resumed=before)
+
+
+@dataclass
+class _Share:
+    """A run under way on a cluster."""
+
+    client: Any
+    task: Task
+    plan: Plan
+    cancel: CancelToken
+    on_progress: Callable[[Progress], None] | None
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    failed: dict[int, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.name = f"stmdit-{uuid.uuid4().hex[:12]}"
+        self._news: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self._futures: dict[Any, Sequence[int]] = {}
+        self._deaths: dict[int, int] = {}
+        self._told = False
+        self._present: set[str] = set()
+        self._seen_worker = self._looked = time.monotonic()
+
+    def progress(self, finished: int, part: float = 0.0) -> Progress:
+        """Return where the run stands."""
+        return Progress(
+            finished,
+            len(self.plan),
+            0,
+            self.plan.steps,
+            0,
+            self.watch.seconds,
+            part=part,
+            notes=tuple(dict.fromkeys(self.notes)),
+            failed=dict(self.failed),
+        )
+
+    def spots(self, canvas: ZarrCanvas) -> None:
+        """Share out the patches that are missing, and keep the books until all are done."""
+        from .work import compute
+
+        def send(shares: Sequence[Sequence[int]]) -> None:
+            for share in shares:
+                self._watch_over(self.client.submit(compute, self.name, share, pure=False), share)
+
+        todo = [patch.index for patch in self.plan.patches if patch.index not in canvas.finished]
+        self._tell(len(canvas.finished))
+        with self._run_on_workers():
+            send(self._cut(todo))
+            while self._futures:
+                kind, what = self._next()
+                if kind == "report" and "done" in what:
+                    self._book(canvas, what["done"])
+                elif kind == "done":
+                    share = self._futures.pop(what, None)
+                    if share is None:  # dropped before it began
+                        continue
+                    rest = [index for index in share if index not in canvas.finished]
+                    outcome = self._outcome(what, rest)
+                    if outcome is None:
+                        send(self._cut(rest, 1))
+                    else:
+                        indices, failed, notes = outcome
+                        self.failed |= failed
+                        self.notes += notes
+                        self._book(canvas, indices)
+
+    def region(self) -> None:
+        """Have one worker do a continuous region, and another where it dies."""
+        from .work import compute_whole
+
+        whole = range(len(self.plan))
+        with self._run_on_workers():
+            self._watch_over(self.client.submit(compute_whole, self.name, pure=False), whole)
+            while self._futures:
+                kind, what = self._next()
+                if kind == "report" and "fraction" in what:
+                    self._tell(int(what["finished"]))
+                elif kind == "done" and self._futures.pop(what, None) is not None:
+                    outcome = self._outcome(what, whole)
+                    if outcome is None:
+                        self._watch_over(self.client.submit(compute_whole, self.name, pure=False), whole)
+                    else:
+                        self.failed, self.notes = dict(outcome[0]), [*self.notes, *outcome[1]]
+
+    # --- on the way
+
+    def _cut(self, indices: Sequence[int], batches: int = BATCHES_A_SHARE) -> list[list[int]]:
+        """Cut into shares of a few batches, fewer where that would leave workers idle."""
+        workers = max(1, len(_workers(self.client)))
+        size = self.task.batch * max(1, min(batches, len(indices) // (2 * workers * self.task.batch)))
+        return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
+
+    def _book(self, canvas: ZarrCanvas, indices: Sequence[int]) -> None:
+        if set(indices) <= canvas.finished:
+            return
+        canvas.adopt(indices)
+        canvas.failed = dict(self.failed)
+        canvas.commit()
+        self._tell(len(canvas.finished))
+
+    def _tell(self, finished: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(self.progress(finished))
+
+    def _watch_over(self, future: Any, share: Sequence[int]) -> None:
+        self._futures[future] = share
+        future.add_done_callback(lambda done: self._news.put(("done", done)))
+
+    def _next(self) -> tuple[str, Any]:
+        """Return what happens next; looks meanwhile whether to stop, and whether anybody is still at work."""
+        while True:
+            if self.cancel.cancelled and not self._told:
+                self._told = True
+                self._stop()
+            if time.monotonic() - self._looked > _LOOK_S:
+                self._looked = time.monotonic()
+                self._check_alive()
+            with suppress(queue.Empty):
+                return self._news.get(timeout=_LOOK_S)
+
+    def _stop(self) -> None:
+        """Tell the workers to end at their next step, and drop what none has begun."""
+        from .work import stop
+
+        waiting = [f for f in self._futures if f.status == "pending" and not self._is_running(f)]
+        for future in waiting:
+            self._futures.pop(future)
+        self.client.cancel(waiting)
+        self.client.run(stop, self.name, on_error="ignore")
+
+    def _is_running(self, future: Any) -> bool:
+        processing = self.client.processing()
+        return any(future.key in keys for keys in processing.values())
+
+    def _check_alive(self) -> None:
+        if self.client.status != "running":
+            raise SynthesisError("the connection to the dask scheduler was lost")
+        present = _workers(self.client)
+        lost = len(self._present - present)
+        if lost:
+            who = "1 worker left, and its patches were" if lost == 1 else f"{lost} workers left, and their patches were"
+            self.notes.append(f"{who} given to others")
+        self._present = present
+        if present:
+            self._seen_worker = time.monotonic()
+        elif time.monotonic() - self._seen_worker > PATIENCE_S:
+            raise SynthesisError(f"the cluster has had no worker for {PATIENCE_S:.0f} s; start workers")
+
+    def _outcome(self, future: Any, rest: Sequence[int]) -> Any | None:
+        """Return what a task returned; None where its worker died and it is to be done again."""
+        from distributed import KilledWorker
+        from distributed.client import FutureCancelledError
+
+        try:
+            return future.result()
+        except (KilledWorker, FutureCancelledError) as error:
+            if self.cancel.cancelled:
+                return [], {}, []
+            for index in rest:
+                self._deaths[index] = self._deaths.get(index, 0) + 1
+            if any(self._deaths[index] >= MOST_ROUNDS for index in rest):
+                raise SynthesisError(
+                    f"worker after worker died over the same {len(rest)} patches ({first_line(error)}); most often that is too "
+                    "little memory: give a smaller --batch, or fewer workers on a computer"
+                ) from error
+            return None
+        except StmditError:
+            raise
+        except Exception as error:
+            raise SynthesisError(f"a worker failed: {first_line(error)} ({type(error).__name__})") from error
+
+    @contextmanager
+    def _run_on_workers(self) -> Iterator[None]:
+        """Make the run known to all workers, and forget it at the end, however that comes."""
+        from .work import SharedRun
+
+        self.client.register_plugin(SharedRun(self.name, replace(self.task)), name=self.name)
+        self.client.subscribe_topic(self.name, lambda event: self._news.put(("report", event[1])))
+        try:
+            yield
+        finally:
+            with suppress(Exception):
+                if self._futures and not self._told:
+                    self._stop()
+                self.client.cancel(list(self._futures))
+                self.client.unsubscribe_topic(self.name)
+                self.client.unregister_worker_plugin(self.name)
+
+
+def _workers(client: Any) -> set[str]:
+    """Addresses of the workers that are there."""
+    return set(client.nthreads())
+
+
+def _wait_for_worker(client: Any) -> None:
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE_S)
+    except TimeoutError:
+        raise SynthesisError(f"the cluster has had no worker for {PATIENCE_S:.0f} s; start workers") from None

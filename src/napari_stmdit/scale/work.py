@@ -1,0 +1,216 @@
+"""What runs on a worker: one checkpoint and one section a process, and shares of a plan.
+
+This module is imported where `distributed` is, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import Worker, WorkerPlugin, get_worker
+
+from ..assemble import Checkpoint, load_checkpoint
+from ..errors import SynthesisError
+from ..progress import CancelToken, Progress
+from ..synthesis.conditions import Conditions, condition_rows
+from ..synthesis.identity import differences, identity_of
+from ..synthesis.plan import plan as make_plan
+from ..synthesis.result import synthesize
+from ..synthesis.run import run
+from ..synthesis.run_folder import PatchStore
+from ..tissue.open import open_section
+from ..types import CheckpointCard, Plan, Request, Section
+
+
+@dataclass(frozen=True)
+class SectionSource:
+    """Where a section is, for those who open it for themselves: the arguments of `open_section`."""
+
+    path: Path
+    fullres: Path | None = None
+    mpp: float | None = None
+
+    def open(self) -> Section:
+        """Open the section."""
+        return open_section(self.path, fullres=self.fullres, mpp=self.mpp)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run that workers share.
+
+    Attributes
+    ----------
+    source, request
+        The section and what is wanted; every worker makes the same plan of them.
+    folder
+        Of the `ZarrCanvas`, on a disk that all workers see.
+    device, dtype, batch
+        As `load_checkpoint` and `run` take them.
+    identity
+        What a worker's own section, checkpoint and code must agree with; None before it is known.
+    """
+
+    source: SectionSource
+    request: Request
+    folder: Path
+    device: str
+    dtype: str
+    batch: int
+    identity: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the one who shares out a run must know of the workers' checkpoint: a `PatchModel`'s card and provenance."""
+
+    card: CheckpointCard
+    provenance: dict[str, Any]
+
+
+@lru_cache(maxsize=1)
+def _checkpoint(name: str, device: str, dtype: str) -> Checkpoint:
+    """The checkpoint of this process: loaded once, whatever number of runs and shares."""
+    return load_checkpoint(name, device=device, dtype=dtype)
+
+
+class NoInterrupt(WorkerPlugin):
+    """Keeps a worker of this computer going at Ctrl-C, which a terminal sends to it too: the run tells it when to stop."""
+
+    def setup(self, worker: Worker) -> None:
+        """Called on the main thread of the worker's process."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class SharedRun(WorkerPlugin):
+    """A run on one worker. The scheduler gives it to every worker that joins, also to one that takes a dead one's place.
+
+    Parameters
+    ----------
+    name
+        Of the run; its reports go to the topic of this name.
+    task
+        What is to be done.
+    """
+
+    def __init__(self, name: str, task: Task) -> None:
+        self.name = name
+        self.task = task
+
+    def setup(self, worker: Worker) -> None:
+        """Called when the worker gets to know of the run."""
+        self._worker = worker
+        self._once = threading.Lock()
+        self.cancel = CancelToken()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "task": self.task}
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint of this process."""
+        with self._once:
+            return _checkpoint(self.task.request.checkpoint, self.task.device, self.task.dtype)
+
+    @cached_property
+    def _prepared(self) -> tuple[Section, Plan, Conditions]:
+        section, checkpoint = self.task.source.open(), self.checkpoint
+        plan = make_plan(section, self.task.request, checkpoint.card)
+        if self.task.identity is not None:
+            found = differences(self.task.identity, identity_of(plan, section, checkpoint))
+            if found:
+                raise SynthesisError(
+                    f"worker {self._worker.address} would compute something else:\n  "
+                    + "\n  ".join(found[:8])
+                    + "\nAll workers need the same version of the package, the same checkpoint and the same section files"
+                )
+        return section, plan, condition_rows(plan, section, checkpoint)
+
+    def compute(self, indices: Sequence[int]) -> tuple[list[int], dict[int, str], list[str]]:
+        """Compute patches and write them; return those that are done, those that failed with the reason, and notes."""
+        section, plan, conditions = self._prepared
+        store = PatchStore(self.task.folder)
+        done: list[int] = []
+        last: Progress | None = None
+        for finished, last in run(  # noqa: B007 - the last one says what happened on the way
+            plan,
+            section,
+            self.checkpoint,
+            batch=self.task.batch,
+            cancel=self.cancel,
+            only=indices,
+            conditions=conditions,
+        ):
+            for result in finished:
+                store.write(result.patch.index, result.pixels)
+                done.append(result.patch.index)
+            if finished:
+                self.report({"done": [result.patch.index for result in finished]})
+        return done, dict(last.failed) if last else {}, list(last.notes) if last else []
+
+    def compute_whole(self) -> tuple[dict[int, str], list[str]]:
+        """Compute a continuous region, which stays together; taken up where another worker left it."""
+        last: list[Progress] = []
+
+        def report(progress: Progress) -> None:
+            last[:] = [progress]
+            self.report({"fraction": progress.fraction, "finished": progress.patches_done})
+
+        section, _, _ = self._prepared
+        result = synthesize(
+            section,
+            self.task.request,
+            self.checkpoint,
+            batch=self.task.batch,
+            cancel=self.cancel,
+            on_progress=report,
+            folder=self.task.folder,
+            resume=True,
+        )
+        return dict(result.failed), list(last[-1].notes) if last else []
+
+    def report(self, what: dict[str, Any]) -> None:
+        """Tell the one who shares out the run."""
+        self._worker.log_event(self.name, what)
+
+
+def own_threads() -> Any:
+    """Have dask arrays computed by threads of this process; inside a task dask would send them to the cluster and wait for itself."""
+    return dask.config.set(scheduler="threads")
+
+
+def _here(name: str) -> SharedRun:
+    found: SharedRun = get_worker().plugins[name]
+    return found
+
+
+def facts(checkpoint: str, device: str, dtype: str) -> Facts:
+    """Load a checkpoint on this worker and say what it is; a task."""
+    loaded = _checkpoint(checkpoint, device, dtype)
+    return Facts(loaded.card, dict(loaded.provenance))
+
+
+def compute(name: str, indices: Sequence[int]) -> tuple[list[int], dict[int, str], list[str]]:
+    """Compute a share of a run; a task."""
+    with own_threads():
+        return _here(name).compute(indices)
+
+
+def compute_whole(name: str) -> tuple[dict[int, str], list[str]]:
+    """Compute a continuous region; a task."""
+    with own_threads():
+        return _here(name).compute_whole()
+
+
+def stop(name: str, dask_worker: Worker) -> None:
+    """Ask the run on this worker to stop at its next denoising step; run beside its tasks."""
+    plugin = dask_worker.plugins.get(name)
+    if plugin is not None:
+        plugin.cancel.cancel()

@@ -1,0 +1,8 @@
+"""Every case of the suite."""
+
+from __future__ import annotations
+
+from fuzz import counts, images, intents, paths, positions, scalefactors, settings, stores
+
+FAMILIES = (positions, counts, scalefactors, images, stores, intents, paths, settings)
+ALL = [case for family in FAMILIES for case in family.CASES]

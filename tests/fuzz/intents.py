@@ -1,0 +1,502 @@
+"""What a user asks for, broken or odd: regions, edits and whole requests, from files and from Python."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fuzz.harness import Scene, Works, asking, cases, given, request_error, section_error, setting
+
+SQUARE = [[0, 0], [900, 0], [900, 900], [0, 900], [0, 0]]
+EVERYTHING = Works("30 of 30 spots")
+NAN, INF = float("nan"), float("inf")
+
+
+def geo(content: Any):
+    return given("region", content if isinstance(content, str | bytes) else json.dumps(content))
+
+
+def polygon(ring: Any, *holes: Any) -> dict:
+    return {"type": "Polygon", "coordinates": [ring, *holes]}
+
+
+def feature(geometry: Any) -> dict:
+    return {"type": "Feature", "properties": {}, "geometry": geometry}
+
+
+def nested(key: str, depth: int) -> str:
+    return f'{{"{key}":' * depth + json.dumps(polygon(SQUARE)) + "}" * depth
+
+
+def _folder(scene: Scene) -> None:
+    scene.region = scene.root / "region.geojson"
+    scene.region.mkdir()
+
+
+def _loop(scene: Scene) -> None:
+    scene.region = scene.root / "region.geojson"
+    scene.region.symlink_to("region.geojson")
+
+
+NO_POLYGON = section_error("holds no polygon", "Polygon or MultiPolygon")
+NOT_JSON = section_error("cannot be read as GeoJSON")
+NOBODY = request_error("region.rings", "no centre of the section's 30 spots")
+NO_POINTS = section_error("no list of (x, y) points")
+WILD = np.random.default_rng(0).uniform(0, 800, (400, 2)).tolist()
+
+REGIONS = cases(
+    "regions",
+    "nothing",
+    [
+        ("a polygon", geo(polygon(SQUARE)), EVERYTHING),
+        ("a polygon that is not closed", geo(polygon(SQUARE[:-1])), EVERYTHING),
+        ("a polygon the other way round", geo(polygon(SQUARE[::-1])), EVERYTHING),
+        ("a feature", geo(feature(polygon(SQUARE))), EVERYTHING),
+        (
+            "a collection of features",
+            geo({"type": "FeatureCollection", "features": [feature(polygon(SQUARE))]}),
+            EVERYTHING,
+        ),
+        ("a bare list of features, as QuPath writes it", geo([feature(polygon(SQUARE))]), EVERYTHING),
+        (
+            "a collection of geometries",
+            geo({"type": "GeometryCollection", "geometries": [polygon(SQUARE)]}),
+            EVERYTHING,
+        ),
+        (
+            "several polygons",
+            geo({"type": "MultiPolygon", "coordinates": [[SQUARE], [[[1, 1], [2, 1], [2, 2]]]]}),
+            EVERYTHING,
+        ),
+        ("three coordinates a point", geo(polygon([[*p, 5] for p in SQUARE])), EVERYTHING),
+        ("the same polygon twice", geo([polygon(SQUARE), polygon(SQUARE)]), EVERYTHING),
+        ("polygons and points mixed", geo([polygon(SQUARE), {"type": "Point", "coordinates": [1, 1]}]), EVERYTHING),
+        ("a lasso that crosses itself", geo(polygon([[0, 0], [900, 900], [900, 0], [0, 900]])), Works("of 30 spots")),
+        ("a lasso that crosses itself 400 times", geo(polygon(WILD)), Works("of 30 spots")),
+        (
+            "twenty thousand points",
+            geo(polygon([[450 + 450 * np.cos(a), 450 + 450 * np.sin(a)] for a in np.linspace(0, 6.28, 20_000)])),
+            Works("of 30 spots"),
+        ),
+        ("a thousand polygons", geo({"type": "MultiPolygon", "coordinates": [[SQUARE]] * 1000}), EVERYTHING),
+        (
+            "points of 1e308",
+            geo(polygon([[-1e308, -1e308], [1e308, -1e308], [1e308, 1e308], [-1e308, 1e308]])),
+            EVERYTHING,
+        ),
+        *(
+            (f"a {kind}", geo({"type": kind, "coordinates": c}), NO_POLYGON)
+            for kind, c in (
+                ("Point", [1, 2]),
+                ("MultiPoint", SQUARE),
+                ("LineString", SQUARE),
+                ("MultiLineString", [SQUARE]),
+            )
+        ),
+        ("a type that is none", geo({"type": "Circle", "coordinates": [[1, 2]]}), NO_POLYGON),
+        ("a type in small letters", geo({"type": "polygon", "coordinates": [SQUARE]}), NO_POLYGON),
+        ("a type that is a number", geo({"type": 7, "coordinates": [SQUARE]}), NO_POLYGON),
+        ("no type", geo({"coordinates": [SQUARE]}), NO_POLYGON),
+        ("a feature of nothing", geo(feature(None)), NO_POLYGON),
+        ("features that are null", geo({"type": "FeatureCollection", "features": None}), NO_POLYGON),
+        ("features that are words", geo({"type": "FeatureCollection", "features": ["a", "b"]}), NO_POLYGON),
+        *(
+            (f"the value {text}", geo(text), NO_POLYGON)
+            for text in ("null", "7", '"Polygon"', "[]", "{}", "true", "[[[]]]")
+        ),
+        ("a hole", geo(polygon(SQUARE, [[1, 1], [2, 1], [2, 2]])), section_error("2 rings", "no hole")),
+        ("no ring", geo({"type": "Polygon", "coordinates": []}), section_error("0 rings")),
+        ("coordinates null", geo({"type": "Polygon", "coordinates": None}), section_error("0 rings")),
+        ("coordinates missing", geo({"type": "Polygon"}), section_error("0 rings")),
+        ("an empty ring", geo(polygon([])), section_error("0 points")),
+        ("one point", geo(polygon([[1, 1]])), section_error("1 points", "three or more")),
+        ("two points", geo(polygon([[1, 1], [2, 2]])), section_error("2 points", "three or more")),
+        ("points on a line", geo(polygon([[0, 0], [400, 400], [800, 800]])), NOBODY),
+        ("the same point thrice", geo(polygon([[100, 100]] * 3)), NOBODY),
+        ("far away", geo(polygon([[1e6, 1e6], [2e6, 1e6], [2e6, 2e6]])), NOBODY),
+        ("degrees of longitude and latitude", geo(polygon([[8.5, 47.3], [8.6, 47.3], [8.6, 47.4]])), NOBODY),
+        ("negative", geo(polygon([[-900, -900], [-1, -900], [-1, -1]])), NOBODY),
+        ("points are nan", geo(polygon([[NAN, 0], [900, 0], [900, 900]])), section_error("a point that is no number")),
+        (
+            "points are infinite",
+            geo(polygon([[INF, 0], [900, 0], [900, 900]])),
+            section_error("a point that is no number"),
+        ),
+        ("points are words", geo(polygon([["a", "b"], [9, 0], [9, 9]])), NO_POINTS),
+        ("points are numbers in words", geo(polygon([["0", "0"], ["900", "0"], ["900", "900"]])), NO_POINTS),
+        ("points are null", geo(polygon([None, None, None])), NO_POINTS),
+        ("points are yes and no", geo(polygon([[False, False], [True, False], [True, True]])), NO_POINTS),
+        ("points of one coordinate", geo(polygon([[1], [2], [3]])), NO_POINTS),
+        ("points of differing length", geo(polygon([[1, 2], [3], [4, 5]])), NO_POINTS),
+        ("a ring that is an object", geo({"type": "Polygon", "coordinates": [{"a": 1}]}), NO_POINTS),
+        ("coordinates that are a number", geo({"type": "Polygon", "coordinates": 7}), NO_POINTS),
+        ("coordinates that are a word", geo({"type": "Polygon", "coordinates": "abc"}), NO_POINTS),
+        ("coordinates that are an object", geo({"type": "Polygon", "coordinates": {"a": SQUARE}}), NO_POINTS),
+        ("several polygons that are a number", geo({"type": "MultiPolygon", "coordinates": 7}), NO_POINTS),
+        ("several polygons that are numbers", geo({"type": "MultiPolygon", "coordinates": [7, 8]}), NO_POINTS),
+        (
+            "nested as a polygon of several",
+            geo({"type": "MultiPolygon", "coordinates": [SQUARE]}),
+            section_error("expected one outer ring"),
+        ),
+        (
+            "a point of 400 digits",
+            geo('{"type":"Polygon","coordinates":[[[' + "9" * 400 + ",1],[2,2],[3,4]]]}"),
+            section_error("region.geojson"),
+        ),
+        ("geometry nested 400 deep", geo(nested("geometry", 400)), EVERYTHING),
+        *(
+            (f"{key} nested a hundred thousand deep", geo(nested(key, 100_000)), NOT_JSON)
+            for key in ("geometry", "features")
+        ),
+        ("lists nested a hundred thousand deep", geo("[" * 100_000 + "]" * 100_000), NOT_JSON),
+        ("lists nested 900 deep", geo("[" * 900 + "]" * 900), NO_POLYGON),
+        ("empty file", geo(""), NOT_JSON),
+        ("cut short", geo(json.dumps(polygon(SQUARE))[:-5]), NOT_JSON),
+        ("not UTF-8", geo(b"\xff\xfe\xfa"), NOT_JSON),
+        ("with a byte order mark", geo(b"\xef\xbb\xbf" + json.dumps(polygon(SQUARE)).encode()), EVERYTHING),
+        ("WKT", geo("POLYGON((0 0, 1 0, 1 1, 0 0))"), NOT_JSON),
+        ("two documents", geo(json.dumps(polygon(SQUARE)) * 2), NOT_JSON),
+        ("a folder", _folder, NOT_JSON),
+        ("a link to itself", _loop, NOT_JSON),
+        ("missing", setting(region=lambda s: s.root / "nothing.geojson"), NOT_JSON),
+        ("a device that never ends", setting(region=Path("/dev/zero")), NOT_JSON),
+        ("a path with a NUL", setting(region=lambda s: s.root / "a\0b"), NOT_JSON),
+    ],
+)
+
+
+def edit(**fields: Any):
+    """One edit, knocking out ERBB2 unless told otherwise."""
+    return given("edits", json.dumps([{"operation": "knock_out", "genes": ["ERBB2"], **fields}]))
+
+
+def edits(text: str | bytes):
+    return given("edits", text)
+
+
+LAUGHS = "a0: &a0 [lol, lol]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
+FINE = Works("1 of 30 spots")
+NOT_A_LIST = request_error("expected a list of edits")
+NOT_YAML = request_error("is not valid YAML")
+
+EDITS = cases(
+    "edits",
+    "nothing",
+    [
+        ("a knock-out", edit(), FINE),
+        (
+            "every operation",
+            edits(
+                "- {operation: scale, genes: [ERBB2], factor: 2}\n- {operation: add, genes: [ERBB2], log_units: 1}\n- {operation: set_quantile, genes: [ERBB2], quantile: 0.9}\n- {operation: knock_out, genes: [ERBB2]}\n- {operation: towards, target_spots: [SPOT01-1]}\n"
+            ),
+            FINE,
+        ),
+        ("under the key edits", edits("edits:\n- {operation: knock_out, genes: [ERBB2]}\n"), FINE),
+        ("an empty list", edits("[]"), FINE),
+        ("empty file", edits(""), NOT_A_LIST),
+        *(
+            (f"the value {text}", edits(text), NOT_A_LIST)
+            for text in ("null", "7", "hello", "true", "{a: 1}", "{}", "2026-01-01")
+        ),
+        *(
+            (f"a list of {text}", edits(f"[{text}]"), request_error("edits.yaml: 0"))
+            for text in ("null", "7", "hello", "[]", "true")
+        ),
+        ("no operation", edits("- genes: [ERBB2]"), request_error("edits.yaml: 0", "operation")),
+        ("an unknown operation", edit(operation="fly"), request_error("0", "'fly'")),
+        ("an operation that is a list", edits("- {operation: [scale], genes: [A]}"), request_error("0")),
+        ("a field nobody knows", edit(colour="red"), request_error("0.knock_out.colour", "Extra inputs")),
+        (
+            "a misspelt field",
+            edits("- {operation: scale, genes: [ERBB2], facter: 2}"),
+            request_error("factor", "facter"),
+        ),
+        (
+            "three faults at once",
+            edits(
+                "- {operation: scale, genes: [A]}\n- {operation: fly}\n- {operation: add, genes: [A], log_units: x}\n"
+            ),
+            request_error("0.scale.factor", "'fly'", "2.add.log_units"),
+        ),
+        (
+            "a key twice",
+            edits("- {operation: scale, genes: [ERBB2], factor: 2, factor: 3}"),
+            request_error("factor", "twice"),
+        ),
+        ("no gene", edits("- operation: knock_out"), request_error("at least one gene or program")),
+        ("genes are a word", edit(genes="ERBB2"), request_error("0.knock_out.genes")),
+        ("genes are an object", edit(genes={"ERBB2": 1}), request_error("0.knock_out.genes")),
+        ("genes are numbers", edit(genes=[1, 2]), request_error("0.knock_out.genes.0", "valid string")),
+        (
+            "genes are yes and no",
+            edits("- {operation: knock_out, genes: [ON, NO]}"),
+            request_error("0.knock_out.genes.0", "valid string"),
+        ),
+        ("a gene is null", edit(genes=[None]), request_error("0.knock_out.genes.0")),
+        ("a gene is empty", edit(genes=[""]), request_error("edits[0].genes", "not in this section")),
+        ("a gene nobody has", edit(genes=["NOSUCH1"]), request_error("edits[0].genes", "NOSUCH1", "match exactly")),
+        ("a gene in small letters", edit(genes=["erbb2"]), request_error("edits[0].genes", "erbb2")),
+        ("a gene with blanks", edit(genes=[" ERBB2 "]), request_error("edits[0].genes", "' ERBB2 '")),
+        ("an Ensembl id that the section lacks", edit(genes=["ENSG00000141736"]), request_error("ENSG00000141736")),
+        ("a gene twice", edit(genes=["ERBB2", "ERBB2"]), FINE),
+        ("a thousand unknown genes", edit(genes=[f"X{i}" for i in range(1000)]), request_error("and 992 more")),
+        ("a gene of a megabyte", edit(genes=["G" * 1_000_000]), request_error("edits[0].genes", "GGG...")),
+        ("a gene of control characters", edit(genes=["\x1b[2J\x07"]), request_error(r"\x1b[2J\x07")),
+        ("a gene of a lone surrogate", edits('- {operation: knock_out, genes: ["\\ud800"]}'), request_error("edits")),
+        ("a gene that is a path", edit(genes=["../../etc/passwd"]), request_error("../../etc/passwd")),
+        (
+            "a program nobody knows",
+            edit(programs=["dreaming"]),
+            request_error("edits[0].programs", "dreaming", "known programs are"),
+        ),
+        (
+            "a program whose genes the section lacks",
+            edits("- {operation: knock_out, programs: [endothelial]}"),
+            request_error("edits[0].programs", "endothelial", "none of its"),
+        ),
+        ("spots are a list", edit(spots=["SPOT01-1"]), request_error("0.knock_out.spots")),
+        ("a spot nobody knows", edit(spots={"NOWHERE": 1}), request_error("edits[0].spots", "NOWHERE")),
+        ("spots are empty", edit(spots={}), request_error("spots")),
+        *(
+            (f"a spot's weight is {w!r}", edit(spots={"SPOT01-1": w}), request_error("0.knock_out.spots.SPOT01-1"))
+            for w in (2, -0.1, NAN, INF, "x", None, [1])
+        ),
+        *((f"strength {v!r}", edit(strength=v), request_error("strength")) for v in (2, -1, NAN, INF, "much", None)),
+        ("strength 0", edit(strength=0), FINE),
+        *(
+            (
+                f"factor {v!r}",
+                edits(json.dumps([{"operation": "scale", "genes": ["ERBB2"], "factor": v}])),
+                request_error("0.scale.factor"),
+            )
+            for v in (-1, 1001, NAN, INF, "x", None, [2])
+        ),
+        ("factor as a word that is a number", edits('- {operation: scale, genes: [ERBB2], factor: "2"}'), FINE),
+        *(
+            (
+                f"log units {v!r}",
+                edits(json.dumps([{"operation": "add", "genes": ["ERBB2"], "log_units": v}])),
+                request_error("0.add.log_units"),
+            )
+            for v in (11, -11, NAN, -INF)
+        ),
+        *(
+            (
+                f"quantile {v!r}",
+                edits(json.dumps([{"operation": "set_quantile", "genes": ["ERBB2"], "quantile": v}])),
+                request_error("0.set_quantile.quantile"),
+            )
+            for v in (1.5, -0.1, NAN)
+        ),
+        ("towards nothing", edits("- operation: towards"), request_error("either target_profile or target_spots")),
+        (
+            "towards a profile and spots",
+            edits("- {operation: towards, target_profile: adipose, target_spots: [SPOT01-1]}"),
+            request_error("either target_profile or target_spots"),
+        ),
+        (
+            "towards a profile that the checkpoint lacks",
+            edits("- {operation: towards, target_profile: bone}"),
+            request_error("'bone' is unknown", "none"),
+        ),
+        (
+            "towards spots nobody knows",
+            edits("- {operation: towards, target_spots: [X]}"),
+            request_error("edits[0].target_spots"),
+        ),
+        ("two thousand edits", edits("- {operation: knock_out, genes: [ERBB2]}\n" * 2000), FINE),
+        ("tabs for blanks", edits("-\toperation: scale\n\tgenes: [A]"), NOT_YAML),
+        ("an open bracket", edits("- {operation: scale"), NOT_YAML),
+        ("two documents", edits("---\n- {operation: knock_out, genes: [ERBB2]}\n---\n[]\n"), NOT_YAML),
+        ("random bytes", edits(bytes(range(128, 256))), request_error("cannot be read")),
+        ("control characters", edits("\x00\x01\x02"), NOT_YAML),
+        ("UTF-16", edits("[]".encode("utf-16")), request_error("cannot be read")),
+        ("a tag that runs a command", edits('!!python/object/apply:os.system ["touch pwned"]'), NOT_YAML),
+        ("a tag that makes an object", edits("- !!python/object:pathlib.Path {}"), NOT_YAML),
+        ("a tag that loads a module", edits("- !!python/module:antigravity"), NOT_YAML),
+        ("a tag of our own", edits("- !stmdit {operation: knock_out, genes: [ERBB2]}"), NOT_YAML),
+        ("a billion laughs", edits(LAUGHS), request_error("aliases")),
+        (
+            "a billion laughs as genes",
+            edits(LAUGHS + "edits:\n- {operation: knock_out, genes: *a9}\n"),
+            request_error("aliases"),
+        ),
+        (
+            "a billion laughs in a list",
+            edits("- &a0 [lol, lol]\n" + "".join(f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))),
+            request_error("aliases"),
+        ),
+        ("a list that holds itself", edits("&a [*a]"), request_error("itself")),
+        ("an object that holds itself", edits("- &a {operation: knock_out, genes: *a}"), request_error("itself")),
+        (
+            "an alias used as it is meant",
+            edits("- {operation: knock_out, genes: &g [ERBB2]}\n- {operation: scale, genes: *g, factor: 2}\n"),
+            FINE,
+        ),
+        ("a merged object", edits("- &e {operation: knock_out, genes: [ERBB2]}\n- {<<: *e, strength: 0.5}\n"), FINE),
+        ("an alias of nothing", edits("- *nowhere"), NOT_YAML),
+        ("lists nested a hundred thousand deep", edits("[" * 100_000 + "]" * 100_000), request_error("nested")),
+        ("objects nested a thousand deep", edits("{a: " * 1000 + "1" + "}" * 1000), request_error("nested")),
+        ("forty megabytes", edits("# " + "x" * 40_000_000), request_error("megabytes")),
+        (
+            "an integer of 5000 digits",
+            edits("- {operation: scale, genes: [ERBB2], factor: " + "9" * 5000 + "}"),
+            request_error("edits.yaml"),
+        ),
+        (
+            "a date as a factor",
+            edits("- {operation: scale, genes: [ERBB2], factor: 2026-01-01}"),
+            request_error("0.scale.factor"),
+        ),
+        ("a date that is none", edits("- {operation: scale, genes: [ERBB2], factor: 2026-99-99}"), NOT_YAML),
+        ("a list as a key", edits("? [a, b]\n: 1\n"), request_error("edits.yaml")),
+        ("missing", setting(edits=lambda s: s.root / "nothing.yaml"), request_error("cannot be read")),
+        (
+            "a folder",
+            lambda s: (setting(edits=s.root / "edits.yaml")(s), s.edits.mkdir()),
+            request_error("cannot be read"),
+        ),
+        (
+            "a link to itself",
+            lambda s: (setting(edits=s.root / "edits.yaml")(s), s.edits.symlink_to("edits.yaml")),
+            request_error("cannot be read"),
+        ),
+        ("a device that never ends", setting(edits=Path("/dev/zero")), request_error("no file")),
+        ("a path with a NUL", setting(edits=lambda s: s.root / "a\0b"), request_error("cannot be read")),
+    ],
+)
+
+SPOTS = {"kind": "spots", "ids": ["SPOT01-1", "SPOT02-1"]}
+ODD = (None, "x", [], {}, 7.5, True)
+
+
+def whole(**fields: Any):
+    return given("request_file", json.dumps(fields), "request.json")
+
+
+REQUESTS = cases(
+    "requests",
+    "nothing",
+    [
+        ("nothing but defaults", given("request_file", "{}"), EVERYTHING),
+        ("spots by their ids", asking(region=SPOTS), Works("2 of 30 spots")),
+        ("a spot twice", asking(region={"kind": "spots", "ids": ["SPOT01-1"] * 3}), FINE),
+        ("all spots", asking(region={"kind": "all"}), EVERYTHING),
+        ("an empty file", given("request_file", ""), request_error("expected a mapping")),
+        *(
+            (f"the value {text}", given("request_file", text), request_error("expected a mapping"))
+            for text in ("null", "[]", "7", "word")
+        ),
+        ("keys that are numbers", given("request_file", "{1: 2, true: 3}"), request_error("request.yaml")),
+        ("a key that is null", given("request_file", "{null: 2}"), request_error("request.yaml")),
+        ("a field nobody knows", whole(colour="red"), request_error("colour", "Extra inputs")),
+        ("a method's name as a field", whole(model_dump=1, __class__=2), request_error("model_dump", "__class__")),
+        ("a key twice", given("request_file", "seed: 1\nseed: 2\n"), request_error("seed", "twice")),
+        (
+            "five faults at once",
+            whole(seed=-1, steps=0, mode="x", expression="y", guidance={"expression": -1}),
+            request_error("seed", "steps", "mode", "expression", "guidance.expression"),
+        ),
+        *(
+            (f"seed {v!r}", asking(seed=v), request_error("seed"))
+            for v in (-1, 2**32, 1.5, NAN, "x", None, [1], 10**400)
+        ),
+        ("the largest seed", asking(seed=2**32 - 1), FINE),
+        *((f"steps {v!r}", asking(steps=v), request_error("steps")) for v in (0, -1, 1001, 2.5, "x", INF)),
+        *(
+            (f"guidance {v!r}", asking(guidance={"expression": v}), request_error("guidance.expression"))
+            for v in (-1, 31, NAN, INF, "x", [1])
+        ),
+        ("guidance is a number", asking(guidance=3), request_error("guidance")),
+        ("an unknown rule of guidance", asking(guidance={"rule": "both"}), request_error("guidance.rule")),
+        *((f"region {v!r}", asking(region=v), request_error("region")) for v in ODD),
+        ("a region of no kind", asking(region={"ids": ["SPOT01-1"]}), request_error("region")),
+        ("a region of an unknown kind", asking(region={"kind": "circle"}), request_error("region", "'circle'")),
+        ("no spot", asking(region={"kind": "spots", "ids": []}), request_error("region.spots.ids")),
+        ("spots are a word", asking(region={"kind": "spots", "ids": "SPOT01-1"}), request_error("region.spots.ids")),
+        ("spots are numbers", asking(region={"kind": "spots", "ids": [1]}), request_error("region.spots.ids.0")),
+        (
+            "a spot nobody knows",
+            asking(region={"kind": "spots", "ids": ["SPOT01-1", "X"]}),
+            request_error("region.ids", "X", "its ids look like 'SPOT00-1'"),
+        ),
+        (
+            "ten thousand spots nobody knows",
+            asking(region={"kind": "spots", "ids": [f"X{i}" for i in range(10_000)]}),
+            request_error("and 9995 more"),
+        ),
+        ("a spot that is a path", asking(region={"kind": "spots", "ids": ["../../x"]}), request_error("../../x")),
+        ("a spot of a megabyte", asking(region={"kind": "spots", "ids": ["S" * 1_000_000]}), request_error("SSS...")),
+        *(
+            (f"a sample of {v!r}", asking(region={"kind": "sample", "count": v}), request_error("region.sample.count"))
+            for v in (0, -5, 1.5, NAN, "x")
+        ),
+        (
+            "a sample larger than the section",
+            asking(region={"kind": "sample", "count": 31}),
+            request_error("31 spots were asked for, the section has 30"),
+        ),
+        ("a sample of 10^30", asking(region={"kind": "sample", "count": 10**30}), request_error("region")),
+        ("no ring", asking(region={"kind": "polygons", "rings": []}), request_error("region.polygons.rings")),
+        ("an empty ring", asking(region={"kind": "polygons", "rings": [[]]}), NOBODY),
+        (
+            "a ring of nan",
+            asking(region={"kind": "polygons", "rings": [[[NAN, NAN]] * 4]}),
+            request_error("region.polygons.rings", "finite"),
+        ),
+        (
+            "a ring of infinity",
+            asking(region={"kind": "polygons", "rings": [[[0, 0], [INF, 0], [1, 1]]]}),
+            request_error("region.polygons.rings", "finite"),
+        ),
+        (
+            "a ring of 1e308",
+            asking(
+                region={
+                    "kind": "polygons",
+                    "rings": [[[-1e308, -1e308], [1e308, -1e308], [1e308, 1e308], [-1e308, 1e308]]],
+                }
+            ),
+            EVERYTHING,
+        ),
+        (
+            "a ring of three coordinates",
+            asking(region={"kind": "polygons", "rings": [[[0, 0, 0]] * 3]}),
+            request_error("region.polygons.rings"),
+        ),
+        (
+            "a ring of words",
+            asking(region={"kind": "polygons", "rings": [["ab", "cd", "ef"]]}),
+            request_error("region.polygons.rings"),
+        ),
+        ("morphology of a spot", asking(morphology="SPOT03-1"), FINE),
+        *(
+            (f"morphology {v!r}", asking(morphology=v), request_error("morphology"))
+            for v in ("", "X", "OWN", "../x", None, 7)
+        ),
+        *((f"expression {v!r}", asking(expression=v), request_error("expression")) for v in ("", "Own", None, 7)),
+        *((f"mode {v!r}", asking(mode=v), request_error("mode")) for v in ("", "Spots", None, 7)),
+        *((f"checkpoint {v!r}", asking(checkpoint=v), request_error("checkpoint")) for v in (None, 7, ["demo"])),
+        *(
+            (f"allow_gene_mismatch {v!r}", asking(allow_gene_mismatch=v), request_error("allow_gene_mismatch"))
+            for v in ("perhaps", 2, None)
+        ),
+        *((f"edits {v!r}", asking(edits=v), request_error("edits")) for v in (None, "x", {"a": 1}, [None], [[]])),
+        ("section is a number", asking(section=7), request_error("section")),
+        ("a billion laughs", given("request_file", LAUGHS), request_error("aliases")),
+        (
+            "a tag that runs a command",
+            given("request_file", 'seed: !!python/object/apply:os.system ["touch pwned"]'),
+            NOT_YAML,
+        ),
+        ("nested a hundred thousand deep", given("request_file", "{a: " * 100_000), request_error("nested")),
+        ("random bytes", given("request_file", bytes(range(128, 256))), request_error("cannot be read")),
+        ("both morphology and expression null", asking(morphology="null", expression="null"), FINE),
+        ("shuffled expression of one spot alone", asking(expression="shuffled"), FINE),
+    ],
+)
+
+CASES = [*REGIONS, *EDITS, *REQUESTS]

@@ -1,0 +1,21 @@
+"""Broken and odd input: our own error with the message that was foreseen, or it works; nothing else, and nothing changed."""
+
+from __future__ import annotations
+
+import pytest
+from fuzz.families import ALL
+
+
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.key)
+def test_it_ends_as_foreseen(case, workshop):
+    outcome = workshop.attempt(case)
+    assert outcome.ours, f"{case.key} ended in {outcome.ended}: {outcome.message}"
+    assert outcome.unchanged, f"{case.key} changed its input"
+    assert outcome.as_expected, (
+        f"{case.key} ended in {outcome.ended}: {outcome.message[:2000]}\nexpected {case.expected}"
+    )
+
+
+def test_there_are_at_least_300_and_each_is_named_once():
+    assert len(ALL) >= 300
+    assert len({case.key for case in ALL}) == len(ALL)

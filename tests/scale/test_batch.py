@@ -1,0 +1,171 @@
+"""A cohort from a job file: every fault at once, nothing done twice, one bad section stops no other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from napari_stmdit.errors import RequestError
+from napari_stmdit.progress import CancelToken
+from napari_stmdit.scale.batch import LocalRunner, exit_code, run_batch, table
+from napari_stmdit.scale.jobs import read_jobs
+from napari_stmdit.tissue.store import list_results, read_result
+
+
+@pytest.fixture
+def cohort(tmp_path, tiny_folder, tiny_checkpoint):
+    """A job file of two sections and two edits, two spots each; a function that writes it, changed."""
+    for name in ("first", "second"):
+        shutil.copytree(tiny_folder, tmp_path / name)
+    content = {
+        "output": "results",
+        "checkpoint": str(tiny_checkpoint),
+        "sections": [{"path": "first"}, {"path": "second", "name": "two", "mpp": 0.7}],
+        "edits": {"measured": [], "no_ERBB2": [{"operation": "knock_out", "genes": ["ERBB2"]}]},
+        "request": {"region": {"kind": "sample", "count": 2}, "seed": 3, "steps": 2},
+    }
+
+    def write(**changes):
+        file = tmp_path / "jobs.yaml"
+        file.write_text(yaml.safe_dump({**content, **changes}))
+        return file
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def runner():
+    return LocalRunner("cpu")
+
+
+def test_every_edit_on_every_section_and_nothing_twice(cohort, runner, tmp_path):
+    jobs = read_jobs(cohort())
+    outcomes = run_batch(jobs, runner)
+    assert [(o.job.place.name, o.job.edit, o.state, o.patches) for o in outcomes] == [
+        ("first", "measured", "done", 2),
+        ("first", "no_ERBB2", "done", 2),
+        ("two", "measured", "done", 2),
+        ("two", "no_ERBB2", "done", 2),
+    ]
+    stores = [tmp_path / "results" / name for name in ("first.zarr", "two.zarr")]
+    assert all(set(list_results(store)) == {"stmdit_measured", "stmdit_no_ERBB2"} for store in stores)
+    measured, edited = (read_result(stores[0], f"stmdit_{n}")[0].compute() for n in ("measured", "no_ERBB2"))
+    assert (measured[..., 3] == edited[..., 3]).all() and (measured != edited).any()
+    assert not list(tmp_path.rglob("*.unfinished"))
+    again = run_batch(read_jobs(cohort()), runner)
+    assert [o.state for o in again] == ["there already"] * 4 and exit_code(again) == 0
+    assert [o.patches for o in again] == [2] * 4
+
+
+def test_a_result_of_another_request_is_not_taken_for_this_one(cohort, runner):
+    run_batch(read_jobs(cohort(edits={"measured": []})), runner)
+    outcomes = run_batch(
+        read_jobs(cohort(edits={"measured": []}, request={"region": {"kind": "sample", "count": 2}, "seed": 4})), runner
+    )
+    assert {o.state for o in outcomes} == {"failed"} and exit_code(outcomes) == 1
+    assert "seed: 3 then, 4 now" in outcomes[0].message and "another name" in outcomes[0].message
+
+
+def test_one_bad_section_stops_no_other(cohort, runner, tmp_path):
+    (tmp_path / "first" / "filtered_feature_bc_matrix.h5").write_bytes(b"broken")
+    outcomes = run_batch(read_jobs(cohort()), runner)
+    assert [o.state for o in outcomes] == ["failed", "failed", "done", "done"] and exit_code(outcomes) == 1
+    assert "cannot be read" in outcomes[0].message
+    text = table(outcomes)
+    assert "two      measured  done    2/2" in text and "first / measured: " in text
+
+
+def test_a_stopped_batch_goes_on_where_it_was(cohort, runner, tmp_path):
+    whole = run_batch(read_jobs(cohort(output="elsewhere")), runner)
+    cancel = CancelToken()
+
+    def stop(job, progress):
+        if job.edit == "no_ERBB2" and progress.patches_done == 1:
+            cancel.cancel()
+
+    one_by_one = LocalRunner("cpu", batch=1)
+    outcomes = run_batch(read_jobs(cohort()), one_by_one, cancel=cancel, on_progress=stop)
+    assert [o.state for o in outcomes] == ["done", "stopped", "not begun", "not begun"] and exit_code(outcomes) == 130
+    assert (outcomes[1].patches, outcomes[1].planned) == (1, 2)
+    after = run_batch(read_jobs(cohort()), runner)
+    assert [o.state for o in after] == ["there already", "done", "done", "done"]
+    for one, other in zip(whole, after, strict=True):
+        a, b = (read_result(o.job.place.store, o.element)[0].compute().astype(int) for o in (one, other))
+        assert np.abs(a - b).max() <= 1
+
+
+def test_every_fault_of_a_job_file_is_said_at_once(cohort, tmp_path):
+    (tmp_path / "bad.yaml").write_text("- {operation: fly}")
+    (tmp_path / "bad.geojson").write_text("{}")
+    file = cohort(
+        sections=[{"path": "nowhere"}, {"path": "first", "region": "bad.geojson"}, {"path": "second", "name": "First"}],
+        edits={"a/b": [], "wild": "bad.yaml"},
+    )
+    with pytest.raises(RequestError) as error:
+        read_jobs(file)
+    places = [place for place, _ in error.value.faults]
+    assert places[:2] == ["sections.0.path", "sections.2.name"]
+    assert "sections.1.region" in places and "edits.a/b" in places and any(p.startswith("edits.wild") for p in places)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sections": []}, "sections"),
+        ({"sections": [{"path": "first", "mpp": -1}]}, "sections.0.mpp"),
+        ({"sections": [{"path": "first", "colour": 1}]}, "colour"),
+        ({"edits": {}}, "edits"),
+        ({"request": {"seed": -1}}, "request.seed"),
+        ({"request": {"checkpoint": "x"}}, "belongs under 'checkpoint'"),
+        ({"request": {"edits": []}}, "belongs under 'edits'"),
+        ({"output": None}, "output"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_wrong_field_is_named(cohort, changes, message):
+    with pytest.raises(RequestError, match=message):
+        read_jobs(cohort(**changes))
+
+
+def test_a_job_file_that_is_none_is_refused(tmp_path):
+    for text in ("", "[]", "a: [", "a: &a [*a]"):
+        (tmp_path / "j.yaml").write_text(text)
+        with pytest.raises(RequestError, match="j.yaml"):
+            read_jobs(tmp_path / "j.yaml")
+    with pytest.raises(RequestError, match="cannot be read"):
+        read_jobs(tmp_path / "none.yaml")
+
+
+def test_regions_and_edits_come_from_files_beside_the_job_file(cohort, tmp_path):
+    (tmp_path / "e.yaml").write_text("- {operation: knock_out, genes: [ERBB2]}")
+    (tmp_path / "r.geojson").write_text(
+        '{"type": "Polygon", "coordinates": [[[0, 0], [300, 0], [300, 300], [0, 300]]]}'
+    )
+    jobs = read_jobs(
+        cohort(sections=[{"path": "first", "region": "r.geojson", "fullres": "slide.png"}], edits={"e": "e.yaml"})
+    )
+    assert jobs[0].request.region.kind == "polygons" and jobs[0].request.edits[0].genes == ("ERBB2",)
+    assert jobs[0].place.fullres == "slide.png" and jobs[0].request.seed == 3
+
+
+def test_the_command_prints_one_object_and_resumes(cohort, monkeypatch, capsys):
+    from napari_stmdit import cli
+
+    def call(*options):
+        monkeypatch.setattr(sys, "argv", ["stmdit", "batch", str(cohort()), "--device", "cpu", *options])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code, capsys.readouterr()
+
+    code, streams = call("--json")
+    facts = json.loads(streams.out)
+    assert code == 0 and facts["complete"] and [job["state"] for job in facts["jobs"]] == ["done"] * 4
+    code, streams = call()
+    assert code == 0 and streams.out.count("there already") == 4 and "section" in streams.out.splitlines()[0]
+    code, streams = call("--workers", "2", "--scheduler", "tcp://x:1")
+    assert code == 2 and "not both" in streams.err and streams.out == ""
