@@ -188,6 +188,10 @@ def synthesize(
     opened = open_section(section, fullres=fullres, mpp=mpp)
     check_writable(output, opened)
     brought = {"morphology_embeddings": morphology_embeddings, "expression_embeddings": expression_embeddings}
+    if (scheduler is not None or workers is not None) and any(brought.values()):
+        raise StmditError(
+            "embeddings computed elsewhere are used in this process alone; leave --workers and --scheduler out"
+        )
     cancel = CancelToken()
     with _ProgressBar("synthesizing", hidden=as_json) as on_progress, _InterruptCancels(cancel):
         how: dict[str, Any] = {
