@@ -45,7 +45,7 @@ class Inventory:
         QApplication.processEvents()
         gc.collect()
         faults = []
-        # napari's own helpers (tooltips, popups, a closed main window that waits for its deletion) are its own affair
+        # napari's tooltips, popups, and a closed main window that waits for its deletion are its own affair
         ours = [w for w in self._top_level() if id(w) not in self.widgets and _is_ours(w)]
         if ours:
             faults.append(f"top-level widgets: {ours}")
