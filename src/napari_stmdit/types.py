@@ -85,8 +85,8 @@ class _Edit(Intent):
     name: str = ""
     genes: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
-    spots: Annotated[dict[str, Weight], Field(min_length=1)] | None = None
-    """Spot id -> weight between 0 and 1; None means every spot with weight 1."""
+    spots: dict[str, Weight] | None = None
+    """Spot id -> weight between 0 and 1; None means every spot with weight 1. Empty while nothing is painted yet: it cannot be run."""
     strength: Weight = 1.0
     enabled: bool = True
 

@@ -35,6 +35,8 @@ def faults_of(
     for number, edit in enumerate(edits):
         place = f"edits[{number}]"
         faults += _gene_faults(place, edit, spots.genes, programs)
+        if edit.enabled and edit.spots is not None and not edit.spots:
+            faults.append((f"{place}.spots", "names no spot; leave 'spots' out for every spot, or disable the edit"))
         groups: list[tuple[str, Sequence[str]]] = [("spots", tuple(edit.spots or ()))]
         if isinstance(edit, TowardsEdit):
             groups.append(("target_spots", edit.target_spots))
