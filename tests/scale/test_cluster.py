@@ -128,7 +128,16 @@ def test_a_continuous_region_stays_on_one_worker(client, source, section, reques
         update={"mode": "continuous", "steps": 2, "region": SpotList(ids=("SPOT07-1", "SPOT08-1"))}
     )
     before = {topic for topic in client.get_events() if topic.startswith("stmdit-")}
-    result = shared(client, source, section, request, tmp_path / "o")
+    fractions = []
+    result = shared(
+        client,
+        source,
+        section,
+        request,
+        tmp_path / "o",
+        on_progress=lambda progress: fractions.append(progress.fraction),
+    )
+    assert any(0 < fraction < 1 for fraction in fractions) and fractions == sorted(fractions)
     assert result.complete and same(result, synthesize(section, request, load_checkpoint(request.checkpoint, "cpu")))
     news = {topic: found for topic, found in client.get_events().items() if topic.startswith("stmdit-")}
     workers = {event["worker"] for topic in set(news) - before for _, event in news[topic]}

@@ -213,14 +213,14 @@ class _Share:
         self._present: set[str] = set()
         self._seen_worker = self._looked = time.monotonic()
 
-    def progress(self, finished: int, part: float = 0.0) -> Progress:
+    def progress(self, finished: int, step: int = 0, batch: int = 0, part: float = 0.0) -> Progress:
         """Return where the run stands."""
         return Progress(
             finished,
             len(self.plan),
-            0,
+            step,
             self.plan.steps,
-            0,
+            batch,
             self.watch.seconds,
             part=part,
             notes=tuple(dict.fromkeys(self.notes)),
@@ -266,8 +266,8 @@ class _Share:
             self._watch_over(self.client.submit(compute_whole, self.name, pure=False), whole)
             while self._futures:
                 kind, what = self._next()
-                if kind == "report" and "fraction" in what:
-                    self._tell(int(what["finished"]))
+                if kind == "report" and "step" in what:
+                    self._tell(int(what["finished"]), int(what["step"]), int(what["batch"]), float(what["part"]))
                 elif kind == "done" and self._futures.pop(what, None) is not None:
                     outcome = self._outcome(what, whole)
                     if outcome is None:
@@ -291,9 +291,9 @@ class _Share:
         canvas.commit()
         self._tell(len(canvas.finished))
 
-    def _tell(self, finished: int) -> None:
+    def _tell(self, finished: int, step: int = 0, batch: int = 0, part: float = 0.0) -> None:
         if self.on_progress is not None:
-            self.on_progress(self.progress(finished))
+            self.on_progress(self.progress(finished, step, batch, part))
 
     def _watch_over(self, future: Any, share: Sequence[int]) -> None:
         self._futures[future] = share

@@ -161,7 +161,14 @@ class SharedRun(WorkerPlugin):
 
         def report(progress: Progress) -> None:
             last[:] = [progress]
-            self.report({"fraction": progress.fraction, "finished": progress.patches_done})
+            self.report(
+                {
+                    "step": progress.step,
+                    "part": progress.part,
+                    "batch": progress.batch,
+                    "finished": progress.patches_done,
+                }
+            )
 
         section, _, _ = self._prepared
         result = synthesize(
