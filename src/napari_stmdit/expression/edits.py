@@ -69,7 +69,7 @@ def _gene_faults(place: str, edit: Edit, genes: Genes, programs: Programs) -> li
         faults.append((f"{place}.genes", f"not in this section: {some_of(missing)}; gene names match exactly"))
     empty = [n for n in edit.programs if n in programs and not match_genes(tuple(programs[n]), genes).shared]
     if empty:
-        faults.append((f"{place}.programs", f"this section has none of the genes of: {some_of(empty)}"))
+        faults.append((f"{place}.programs", f"none of its genes is in this section: {some_of(empty)}"))
     return faults
 
 

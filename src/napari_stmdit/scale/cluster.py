@@ -256,6 +256,7 @@ class _Share:
                         self.failed |= failed
                         self.notes += notes
                         self._book(canvas, indices)
+            self._check_alive()  # a worker may have left since it was last looked for
 
     def region(self) -> None:
         """Have one worker do a continuous region, and another where it dies."""
