@@ -103,5 +103,5 @@ def test_faults_of_an_edit_file_are_told_with_their_place(tmp_path, text, says):
 def test_a_program_without_a_gene_of_the_section_is_refused():
     section = make_section()
     card = card_for(tuple(section.spots.genes.symbols.tolist()))
-    with pytest.raises(RequestError, match=r"edits\[0\].programs: this section has none of the genes of: hypoxia"):
+    with pytest.raises(RequestError, match=r"edits\[0\].programs: none of its genes is in this section: hypoxia"):
         plan(section, Request(edits=(KnockOutEdit(programs=("hypoxia",)),)), card)

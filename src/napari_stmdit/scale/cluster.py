@@ -256,7 +256,7 @@ class _Share:
                         self.failed |= failed
                         self.notes += notes
                         self._book(canvas, indices)
-            self._check_alive()  # a worker may have left since it was last looked for
+            self._note_losses(_workers(self.client))  # one may have left since it was last looked for
 
     def region(self) -> None:
         """Have one worker do a continuous region, and another where it dies."""
@@ -326,15 +326,18 @@ class _Share:
         processing = self.client.processing()
         return any(future.key in keys for keys in processing.values())
 
-    def _check_alive(self) -> None:
-        if self.client.status != "running":
-            raise SynthesisError("the connection to the dask scheduler was lost")
-        present = _workers(self.client)
+    def _note_losses(self, present: set[str]) -> None:
         lost = len(self._present - present)
         if lost:
             who = "1 worker left, and its patches were" if lost == 1 else f"{lost} workers left, and their patches were"
             self.notes.append(f"{who} given to others")
         self._present = present
+
+    def _check_alive(self) -> None:
+        if self.client.status != "running":
+            raise SynthesisError("the connection to the dask scheduler was lost")
+        present = _workers(self.client)
+        self._note_losses(present)
         if present:
             self._seen_worker = time.monotonic()
         elif time.monotonic() - self._seen_worker > PATIENCE_S:
