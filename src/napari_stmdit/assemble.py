@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -16,17 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .devices import choose_device, devices, memory_given_back
 from .encoder_sources import MissingEncoder
 from .encoders.precomputed import PrecomputedEmbeddings
-from .errors import CheckpointError, GeneError, StmditError, is_out_of_memory
+from .errors import CheckpointError, GeneError, StmditError
 from .expression.edits import Profile
 from .model.references import data_directory
 from .synthesis.run import DenoiseStep, PatchBatch
 from .types import CheckpointCard, Genes, Guidance
 
 if TYPE_CHECKING:
-    import torch
-
     from .encoders.protocols import ExpressionEncoder, MorphologyEncoder
     from .model.convert import Converted
     from .model.pipeline import STMDiTPipeline
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
 
 BUNDLED = {"demo": "data/demo_checkpoint"}
 _BROKEN_QT = "PySide6 6.12.0 ends Python 3.11 after long use; install another: pip install 'PySide6_Essentials!=6.12.0'"
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,7 @@ class Checkpoint:
         """Yield after every denoising step; the last step carries the images."""
         side = self.card.patch_px
         previews: list[NDArray[np.uint8]] = []
-        with _memory_given_back():
+        with memory_given_back():
             for step, steps, images in self.pipeline.denoise_images(
                 morphology=batch.morphology,
                 expression=batch.expression,
@@ -162,34 +158,9 @@ class Checkpoint:
         """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8."""
         import torch
 
-        with _memory_given_back():
+        with memory_given_back():
             image: NDArray[np.uint8] = self.pipeline.decode(torch.from_numpy(latents)[None])[0]
         return image
-
-
-@contextmanager
-def _memory_given_back() -> Iterator[None]:
-    """After a failure, hand a device's cached memory back, so that a smaller batch finds room."""
-    try:
-        yield
-    except Exception as error:
-        if is_out_of_memory(error):
-            free_device_memory()
-        raise
-
-
-def free_device_memory() -> None:
-    """Give back what torch holds of a device without using it; call it after the last reference to a checkpoint is gone."""
-    import gc
-
-    gc.collect()
-    torch: Any = sys.modules.get("torch")
-    if torch is None:
-        return
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()
 
 
 def load_checkpoint(
@@ -342,49 +313,6 @@ def list_checkpoints() -> list[CheckpointEntry]:
             if (folder / "stmdit.json").is_file()
         ]
     return entries
-
-
-def devices() -> list[tuple[str, str]]:
-    """Return the devices at hand as (id, label), the best first."""
-    import torch
-
-    found = [
-        (f"cuda:{k}", f"GPU {k}: {torch.cuda.get_device_name(k)}")
-        for k in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    ]
-    if torch.backends.mps.is_available():
-        found.append(("mps", "Apple GPU (MPS)"))
-    return [*found, ("cpu", "CPU")]
-
-
-def choose_device(device: str = "auto", dtype: str = "auto") -> tuple[torch.device, torch.dtype]:
-    """Resolve device and dtype; raises CheckpointError where one is not to be had."""
-    import torch
-
-    have = [name for name, _ in devices()]
-    wanted = have[0] if device == "auto" else device
-    wanted = "cuda:0" if wanted == "cuda" else wanted
-    if wanted not in have:
-        raise CheckpointError(f"device {device!r} is not available; this computer has: {', '.join(have)}")
-    if dtype != "auto" and dtype not in DTYPES:
-        raise CheckpointError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
-    if dtype == "auto":
-        fast = "bfloat16" if wanted.startswith("cuda") and torch.cuda.is_bf16_supported() else "float16"
-        dtype = fast if wanted.startswith("cuda") else "float32"
-    return torch.device(wanted), getattr(torch, dtype)
-
-
-def leave_a_core() -> None:
-    """Let torch compute with one thread fewer than there are cores, in the calling thread, as a viewer wants to be drawn, too.
-
-    Threads that torch shares a core with wait for each other by spinning: with as many threads as cores, on a machine that does
-    anything else, both the run and the viewer crawl. ``OMP_NUM_THREADS``, where it is set, is respected.
-    """
-    if "torch" not in sys.modules or os.environ.get("OMP_NUM_THREADS"):
-        return
-    import torch
-
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
 
 
 def describe_installation() -> dict[str, Any]:

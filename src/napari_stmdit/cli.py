@@ -12,10 +12,10 @@ import typer
 
 from . import __version__
 from .cli_batch import batch as batch_command
+from .cli_progress import InterruptCancels, ProgressBar
 from .errors import StmditError
 
 if TYPE_CHECKING:
-    from .progress import Progress
     from .synthesis.result import Result
     from .types import Request
 
@@ -95,7 +95,7 @@ def demo(
     """Synthesize on the bundled section before and after a painted edit, with the bundled checkpoint."""
     from .evaluation.demo import run_demo
 
-    with _ProgressBar("synthesizing", hidden=as_json) as on_progress:
+    with ProgressBar("synthesizing", hidden=as_json) as on_progress:
         outcome = run_demo(output, seed=seed, on_progress=on_progress)
     if as_json:
         _print_json(outcome.facts)
@@ -193,7 +193,7 @@ def synthesize(
             "embeddings computed elsewhere are used in this process alone; leave --workers and --scheduler out"
         )
     cancel = CancelToken()
-    with _ProgressBar("synthesizing", hidden=as_json) as on_progress, _InterruptCancels(cancel):
+    with ProgressBar("synthesizing", hidden=as_json) as on_progress, InterruptCancels(cancel):
         how: dict[str, Any] = {
             "batch": batch,
             "cancel": cancel,
@@ -299,7 +299,7 @@ def download(
         check_source(entry, offline=offline or None, source_folder=source_folder)
         confirm(entry, source_folder, yes)
         cancel = CancelToken()
-        with _InterruptCancels(cancel):
+        with InterruptCancels(cancel):
             done = fetch(
                 entry, cancel=cancel, offline=offline, force=force, source_folder=source_folder, hidden=as_json
             )
@@ -371,76 +371,6 @@ def _report_run(result: Result, request: Request, name: str | None, output: Path
         sys.stdout.write(f"note: {note}\n")
     if facts["unfinished"] is not None:
         sys.stdout.write(f"the rest can be done: run the same again with --resume ({facts['unfinished']})\n")
-
-
-class _ProgressBar:
-    """Takes `Progress` values: a bar where stderr is a terminal, a line now and then where it is a log."""
-
-    LINE_SECONDS = 10.0
-
-    def __init__(self, title: str, hidden: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        console = Console(stderr=True)
-        self._title = title
-        self._lines = not console.is_terminal
-        self._told, self._told_at = 0, -self.LINE_SECONDS
-        self._bar = Bar(
-            TextColumn(title),
-            BarColumn(),
-            TextColumn("{task.fields[patches]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=hidden or self._lines,
-        )
-        self._task = self._bar.add_task(title, total=1.0, patches="")
-
-    def __enter__(self) -> _ProgressBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def restart(self) -> None:
-        """Begin again from nothing, for the next run."""
-        self._told, self._told_at = 0, -self.LINE_SECONDS
-        self._bar.update(self._task, completed=0.0, patches="")
-
-    def __call__(self, progress: Progress) -> None:
-        patches = f"{progress.patches_done}/{progress.patches_total} patches"
-        self._bar.update(self._task, completed=progress.fraction, patches=patches)
-        due = progress.elapsed_s - self._told_at >= self.LINE_SECONDS
-        if self._lines and due and progress.patches_done > self._told:
-            self._told, self._told_at = progress.patches_done, progress.elapsed_s
-            sys.stderr.write(f"{self._title}: {patches}\n")
-            sys.stderr.flush()
-
-
-class _InterruptCancels:
-    """While open, the first Ctrl-C asks the run to stop and keep what is done; a second one interrupts at once."""
-
-    def __init__(self, cancel: Any) -> None:
-        self._cancel = cancel
-
-    def __enter__(self) -> None:
-        import signal
-
-        self._before = signal.signal(signal.SIGINT, self._stop)
-
-    def _stop(self, *_: object) -> None:
-        import signal
-
-        self._cancel.cancel()
-        signal.signal(signal.SIGINT, self._before)
-
-    def __exit__(self, *_: object) -> None:
-        import signal
-
-        signal.signal(signal.SIGINT, self._before)
 
 
 if __name__ == "__main__":

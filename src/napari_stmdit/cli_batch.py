@@ -36,7 +36,8 @@ def batch(
 
     Exit code 0 where all is done, 1 where a job failed (the others are done), 2 on a bad job file, 130 on interrupt.
     """
-    from .cli import _InterruptCancels, _print_json, _ProgressBar
+    from .cli import _print_json
+    from .cli_progress import InterruptCancels, ProgressBar
     from .progress import CancelToken
     from .scale.batch import ClusterRunner, LocalRunner, exit_code, run_batch, table
     from .scale.cluster import check_choice, connect
@@ -47,8 +48,8 @@ def batch(
     cancel = CancelToken()
     shared = scheduler is not None or workers is not None
     with (
-        _InterruptCancels(cancel),
-        _ProgressBar("synthesizing", hidden=as_json) as bar,
+        InterruptCancels(cancel),
+        ProgressBar("synthesizing", hidden=as_json) as bar,
         connect(scheduler, workers, device) if shared else nullcontext() as client,
     ):
         runner: Any = ClusterRunner(client, device, dtype, at_once) if shared else LocalRunner(device, dtype, at_once)

@@ -7,239 +7,40 @@ from the image's corner: the centre of pixel (0, 0) lies at (0.5, 0.5).
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .intent import AddEdit as AddEdit
+from .intent import AllSpots as AllSpots
+from .intent import CheckpointCard as CheckpointCard
+from .intent import Edit as Edit
+from .intent import Finite as Finite
+from .intent import Guidance as Guidance
+from .intent import GuidanceRule as GuidanceRule
+from .intent import Intent as Intent
+from .intent import KnockOutEdit as KnockOutEdit
+from .intent import Polygons as Polygons
+from .intent import Region as Region
+from .intent import Request as Request
+from .intent import SampleOfSpots as SampleOfSpots
+from .intent import ScaleEdit as ScaleEdit
+from .intent import SetQuantileEdit as SetQuantileEdit
+from .intent import SpotList as SpotList
+from .intent import SpotProfile as SpotProfile
+from .intent import SwapEdit as SwapEdit
+from .intent import TowardsEdit as TowardsEdit
+from .intent import Weight as Weight
+from .intent import hash_genes as hash_genes
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-Weight = Annotated[float, Field(ge=0, le=1)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 CalibrationSource = Literal["override", "scalefactors", "lattice", "image", "unknown"]
-GuidanceRule = Literal["nested_morphology_first", "nested_expression_first", "additive"]
-
-
-class Intent(BaseModel):
-    """Base of everything a user can ask for: immutable, serialisable, no unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-# ------------------------------------------------------------------------------------------------- intent
-
-
-class Guidance(Intent):
-    """The two guidance scales and how they combine; None means the checkpoint's own default."""
-
-    expression: Annotated[float, Field(ge=0, le=30)] | None = None
-    morphology: Annotated[float, Field(ge=0, le=30)] | None = None
-    rule: GuidanceRule | None = None
-
-    def filled(self, default: Guidance) -> Guidance:
-        """Return these scales with every None taken from ``default``."""
-        own = self.model_dump(exclude_none=True)
-        return Guidance(**{**default.model_dump(), **own})
-
-
-class SpotList(Intent):
-    """Spots by their ids."""
-
-    kind: Literal["spots"] = "spots"
-    ids: Annotated[tuple[str, ...], Field(min_length=1)]
-
-
-class Polygons(Intent):
-    """Every spot whose centre lies in one of the rings; vertices are (y, x) in full-resolution pixels."""
-
-    kind: Literal["polygons"] = "polygons"
-    rings: Annotated[tuple[tuple[tuple[Finite, Finite], ...], ...], Field(min_length=1)]
-
-
-class SampleOfSpots(Intent):
-    """So many spots, drawn with the request's seed."""
-
-    kind: Literal["sample"] = "sample"
-    count: Annotated[int, Field(gt=0)]
-
-
-class AllSpots(Intent):
-    """Every spot of the section that lies on tissue and has counts."""
-
-    kind: Literal["all"] = "all"
-
-
-Region = Annotated[SpotList | Polygons | SampleOfSpots | AllSpots, Field(discriminator="kind")]
-
-
-class _Edit(Intent):
-    """What all edits share: which genes or programs, which spots with which weight, how strongly."""
-
-    name: str = ""
-    genes: tuple[str, ...] = ()
-    programs: tuple[str, ...] = ()
-    spots: dict[str, Weight] | None = None
-    """Spot id -> weight between 0 and 1; None means every spot with weight 1. Empty while nothing is painted yet: it cannot be run."""
-    strength: Weight = 1.0
-    enabled: bool = True
-
-
-class _GeneEdit(_Edit):
-    @model_validator(mode="after")
-    def _names_something(self) -> _GeneEdit:
-        if not self.genes and not self.programs:
-            raise ValueError("an edit needs at least one gene or program")
-        return self
-
-
-class ScaleEdit(_GeneEdit):
-    """Multiply normalised expression by a factor."""
-
-    operation: Literal["scale"] = "scale"
-    factor: Annotated[float, Field(ge=0, le=1000)]
-
-
-class AddEdit(_GeneEdit):
-    """Add to expression in natural-log units, log(1 + counts per 10,000)."""
-
-    operation: Literal["add"] = "add"
-    log_units: Annotated[float, Field(ge=-10, le=10)]
-
-
-class SetQuantileEdit(_GeneEdit):
-    """Set expression to a quantile of the section's own spots."""
-
-    operation: Literal["set_quantile"] = "set_quantile"
-    quantile: Annotated[float, Field(ge=0, le=1)]
-
-
-class KnockOutEdit(_GeneEdit):
-    """Set expression to zero."""
-
-    operation: Literal["knock_out"] = "knock_out"
-
-
-class TowardsEdit(_Edit):
-    """Move expression towards the mean of other spots, or towards a profile of the request or of the checkpoint.
-
-    Without genes and programs the whole profile moves.
-    """
-
-    operation: Literal["towards"] = "towards"
-    target_profile: str | None = None
-    target_spots: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _one_target(self) -> TowardsEdit:
-        if (self.target_profile is None) == (not self.target_spots):
-            raise ValueError("give either target_profile or target_spots")
-        return self
-
-
-class SwapEdit(_Edit):
-    """Let two groups of spots change places: each spot moves by the difference between the groups' means.
-
-    In log units a spot of group a moves by mean(b) - mean(a), a spot of group b by the opposite, never below zero; the means
-    are of the measured expression. Every spot keeps how it differs from its own group. Without genes and programs the whole
-    profile moves. ``spots`` may give members a weight; a spot of neither group is never changed.
-    """
-
-    operation: Literal["swap"] = "swap"
-    group_a: Annotated[tuple[str, ...], Field(min_length=1)]
-    group_b: Annotated[tuple[str, ...], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _groups_are_apart(self) -> SwapEdit:
-        both = sorted(set(self.group_a) & set(self.group_b))
-        if both:
-            raise ValueError(f"the two groups share {len(both)} spots, such as {both[0]!r}; they must be apart")
-        return self
-
-
-Edit = Annotated[
-    ScaleEdit | AddEdit | SetQuantileEdit | KnockOutEdit | TowardsEdit | SwapEdit, Field(discriminator="operation")
-]
-
-
-class SpotProfile(Intent):
-    """A mean expression profile that was measured elsewhere, such as in a region of another section.
-
-    ``values`` are gene -> mean of log(1 + counts per 10,000) over that region's spots, normalised over the genes listed.
-    """
-
-    source: str = ""
-    """Where it was measured, in words."""
-    values: Annotated[dict[str, Annotated[float, Field(ge=0, le=math.log1p(1e4))]], Field(min_length=1)]
-
-
-class Request(Intent):
-    """What the user wants; says nothing about how or where it is computed.
-
-    ``morphology`` is ``own`` (each spot's own crop), ``mean`` (of the section), ``null`` or a spot id; ``expression`` is
-    ``own``, ``shuffled`` (permuted within the section, a control) or ``null``. ``programs`` and ``profiles`` are the user's own,
-    which edits may name beside the bundled programs and the checkpoint's profiles; of two with one name, the user's counts.
-    """
-
-    section: str | None = None
-    region: Region = AllSpots()
-    edits: tuple[Edit, ...] = ()
-    programs: dict[str, Annotated[dict[str, Weight], Field(min_length=1)]] = {}
-    profiles: dict[str, SpotProfile] = {}
-    guidance: Guidance = Guidance()
-    morphology: str = "own"
-    expression: Literal["own", "shuffled", "null"] = "own"
-    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    checkpoint: str = "demo"
-    mode: Literal["spots", "continuous"] = "spots"
-    allow_gene_mismatch: bool = False
-
-
-class CheckpointCard(Intent):
-    """What a checkpoint says of itself: the contents of ``stmdit.json``.
-
-    ``genes`` are the symbols that the expression encoder sees, in its own order; ``profiles`` name the tissue profiles (mean
-    log(1 + counts per 10,000) over those genes) stored beside the weights. ``conditions`` are what its transformer takes: one
-    without expression is synthesized from morphology alone.
-    """
-
-    format_version: Literal[1] = 1
-    name: str
-    patch_px: Annotated[int, Field(gt=0)]
-    patch_mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    guidance: Guidance
-    steps: Annotated[int, Field(gt=0)]
-    conditions: tuple[Literal["expression", "morphology"], ...] = ("expression", "morphology")
-    genes: tuple[str, ...] = ()
-    gene_hash: str = ""
-    minimum_gene_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
-    profiles: tuple[str, ...] = ()
-    training_data: str
-    licence: str
-    limits: str
-
-    @model_validator(mode="after")
-    def _gene_hash_fits(self) -> CheckpointCard:
-        if self.genes and self.gene_hash != hash_genes(self.genes):
-            raise ValueError(f"gene_hash {self.gene_hash!r} does not fit the {len(self.genes)} genes listed")
-        return self
-
-    @property
-    def patch_um(self) -> float:
-        """Side of a patch in microns."""
-        return self.patch_px * self.patch_mpp
-
-
-def hash_genes(genes: tuple[str, ...]) -> str:
-    """Return the SHA-256 of the gene symbols, one a line, in their order."""
-    return hashlib.sha256("\n".join(genes).encode()).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------- tissue

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..assemble import leave_a_core
+from ..devices import leave_a_core
 from ..errors import SectionError, StmditError, SynthesisError
 from ..progress import CancelToken, Progress
 from ..synthesis.export import ExportKind, export_result
@@ -221,7 +221,8 @@ def loading(choice: ModelChoice) -> Job:
     """Return the job that loads a checkpoint; it yields a `LoadedModel`."""
 
     def generate(_: CancelToken) -> Iterator[LoadedModel]:
-        from ..assemble import devices, load_checkpoint
+        from ..assemble import load_checkpoint
+        from ..devices import devices
 
         model = load_checkpoint(
             choice.checkpoint,

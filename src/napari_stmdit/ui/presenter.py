@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..assemble import free_device_memory
+from ..devices import free_device_memory
 from ..errors import StmditError
 from ..expression.genes import match_genes
 from ..tissue.open import synthesis_fault

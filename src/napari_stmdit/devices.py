@@ -1,0 +1,84 @@
+"""Where torch computes: devices at hand, their precision, their memory, and the cores a viewer needs for itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .errors import CheckpointError, is_out_of_memory
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def devices() -> list[tuple[str, str]]:
+    """Return the devices at hand as (id, label), the best first."""
+    import torch
+
+    found = [
+        (f"cuda:{k}", f"GPU {k}: {torch.cuda.get_device_name(k)}")
+        for k in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    ]
+    if torch.backends.mps.is_available():
+        found.append(("mps", "Apple GPU (MPS)"))
+    return [*found, ("cpu", "CPU")]
+
+
+def choose_device(device: str = "auto", dtype: str = "auto") -> tuple[torch.device, torch.dtype]:
+    """Resolve device and dtype; raises CheckpointError where one is not to be had."""
+    import torch
+
+    have = [name for name, _ in devices()]
+    wanted = have[0] if device == "auto" else device
+    wanted = "cuda:0" if wanted == "cuda" else wanted
+    if wanted not in have:
+        raise CheckpointError(f"device {device!r} is not available; this computer has: {', '.join(have)}")
+    if dtype != "auto" and dtype not in DTYPES:
+        raise CheckpointError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
+    if dtype == "auto":
+        fast = "bfloat16" if wanted.startswith("cuda") and torch.cuda.is_bf16_supported() else "float16"
+        dtype = fast if wanted.startswith("cuda") else "float32"
+    return torch.device(wanted), getattr(torch, dtype)
+
+
+def leave_a_core() -> None:
+    """Let torch compute with one thread fewer than there are cores, in the calling thread, as a viewer wants to be drawn, too.
+
+    Threads that torch shares a core with wait for each other by spinning: with as many threads as cores, on a machine that does
+    anything else, both the run and the viewer crawl. ``OMP_NUM_THREADS``, where it is set, is respected.
+    """
+    if "torch" not in sys.modules or os.environ.get("OMP_NUM_THREADS"):
+        return
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
+
+
+@contextmanager
+def memory_given_back() -> Iterator[None]:
+    """After a failure, hand a device's cached memory back, so that a smaller batch finds room."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            free_device_memory()
+        raise
+
+
+def free_device_memory() -> None:
+    """Give back what torch holds of a device without using it; call it after the last reference to a checkpoint is gone."""
+    import gc
+
+    gc.collect()
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
