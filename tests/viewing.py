@@ -4,8 +4,8 @@ import gc
 import threading
 import time
 
-import numpy as np
 import pytest
+from mouse import Mouse as Mouse
 
 
 def settle(condition, seconds=30.0):
@@ -69,57 +69,6 @@ def _is_ours(widget):
     if any(type(child).__module__.startswith("napari_stmdit") for child in widget.findChildren(QWidget)):
         return widget.isVisible()
     return widget.isVisible() and type(widget).__module__.split(".")[0] not in ("napari", "vispy")
-
-
-class Mouse:
-    """Drives the canvas with Qt's mouse events, at places in the world."""
-
-    def __init__(self, viewer):
-        self.viewer = viewer
-        self.canvas = viewer.window._qt_viewer.canvas.native
-
-    def at(self, world):
-        from qtpy.QtCore import QPointF
-
-        camera = self.viewer.scene.camera if hasattr(self.viewer, "scene") else self.viewer.camera
-        centre, zoom = np.array(camera.center[-2:]), camera.zoom
-        size = np.array([self.canvas.height(), self.canvas.width()])
-        y, x = (np.asarray(world)[-2:] - centre) * zoom / self.canvas.devicePixelRatio() + size / 2
-        return QPointF(float(x), float(y))
-
-    def send(self, kind, world, keys=None):
-        from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
-        from qtpy.QtGui import QMouseEvent
-        from qtpy.QtWidgets import QApplication
-
-        button, keys = Qt.MouseButton.LeftButton, keys or Qt.KeyboardModifier.NoModifier
-        place = self.at(world)
-        moving = kind == QEvent.Type.MouseMove
-        held = Qt.MouseButton.NoButton if kind == QEvent.Type.MouseButtonRelease else button
-        event = QMouseEvent(
-            kind,
-            place,
-            QPointF(self.canvas.mapToGlobal(QPoint(int(place.x()), int(place.y())))),
-            Qt.MouseButton.NoButton if moving else button,
-            held,
-            keys,
-        )
-        QApplication.sendEvent(self.canvas, event)
-        QApplication.processEvents()
-
-    def click(self, world, keys=None):
-        from qtpy.QtCore import QEvent
-
-        self.send(QEvent.Type.MouseButtonPress, world, keys=keys)
-        self.send(QEvent.Type.MouseButtonRelease, world, keys=keys)
-
-    def draw(self, ring, keys=None):
-        from qtpy.QtCore import QEvent
-
-        self.send(QEvent.Type.MouseButtonPress, ring[0], keys=keys)
-        for world in ring[1:]:
-            self.send(QEvent.Type.MouseMove, world, keys=keys)
-        self.send(QEvent.Type.MouseButtonRelease, ring[-1], keys=keys)
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ viewers have two canvases and two docks, and a key reaches the one it was presse
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qtpy.QtCore import Qt
-from qtpy.QtGui import QKeySequence, QShortcut
+from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import QWidget
+
+from .keys import bind_keys, sequence
 
 KEYS: Mapping[str, tuple[str, str]] = {
     "run": ("Control-Enter", "run, or queue a run"),
@@ -28,37 +28,10 @@ KEYS: Mapping[str, tuple[str, str]] = {
 
 
 def bind(viewer: Any, dock: QWidget, actions: Mapping[str, Callable[[], Any]]) -> Callable[[], None]:
-    """Bind actions to their keys; return what gives the viewer's keys back. What is bound in the dock goes with it."""
-    bound = []
-    for name, action in actions.items():
-        keys = KEYS[name][0]
-        viewer.bind_key(keys, _handler(action), overwrite=True)
-        bound.append(keys)
-        shortcut = QShortcut(sequence_of(name), dock)
-        shortcut.setContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
-        shortcut.activated.connect(action)
-    weak = weakref.ref(viewer)
-
-    def unbind() -> None:
-        alive = weak()
-        while bound and alive is not None:
-            alive.bind_key(bound.pop(), None, overwrite=True)
-
-    return unbind
-
-
-def sequence_of(name: str) -> QKeySequence:
-    """Return an action's keys as Qt has them."""
-    return QKeySequence(KEYS[name][0].replace("Control", "Ctrl").replace("Enter", "Return").replace("-", "+"))
+    """Bind actions, by name, to their keys; return what gives the viewer's keys back."""
+    return bind_keys(viewer, dock, {KEYS[name][0]: action for name, action in actions.items()})
 
 
 def with_key(tip: str, name: str) -> str:
     """Return a tooltip with the keys of an action, as this system writes them."""
-    return f"{tip} ({sequence_of(name).toString(QKeySequence.SequenceFormat.NativeText)})"
-
-
-def _handler(action: Callable[[], Any]) -> Callable[[Any], None]:
-    def pressed(viewer: Any) -> None:
-        action()
-
-    return pressed
+    return f"{tip} ({sequence(KEYS[name][0]).toString(QKeySequence.SequenceFormat.NativeText)})"

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from qtpy.QtCore import Qt
-from qtpy.QtGui import QKeySequence, QShortcut
 from qtpy.QtWidgets import QWidget
 
 from ..presenter import Presenter
+from .keys import bind_keys
 
 KEYS = {
     "Control-Z": "undo the last change of the edits",
@@ -59,27 +58,4 @@ def _actions(presenter: Presenter) -> dict[str, Callable[[], Any]]:
 
 def bind(viewer: Any, presenter: Presenter, dock: QWidget) -> Callable[[], None]:
     """Bind the keys in a viewer's canvas and in the dock; return what gives the viewer's keys back."""
-    actions = _actions(presenter)
-    bound = []
-    for keys, action in actions.items():
-        handler = _handler(action)
-        viewer.bind_key(keys, handler, overwrite=True)
-        bound.append(keys)
-        shortcut = QShortcut(QKeySequence(keys.replace("Control", "Ctrl").replace("-", "+")), dock)
-        shortcut.setContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
-        shortcut.activated.connect(action)
-    weak = weakref.ref(viewer)
-
-    def unbind() -> None:
-        alive = weak()
-        while bound and alive is not None:
-            alive.bind_key(bound.pop(), None, overwrite=True)
-
-    return unbind
-
-
-def _handler(action: Callable[[], Any]) -> Callable[[Any], None]:
-    def pressed(viewer: Any) -> None:
-        action()
-
-    return pressed
+    return bind_keys(viewer, dock, _actions(presenter))
