@@ -212,8 +212,10 @@ def test_on_a_terminal_the_user_is_asked(answer, code, surroundings, hub, folder
 
 
 def _take_terminal() -> None:
-    """Make stdin the controlling terminal, so that its Ctrl-C becomes an interrupt."""
+    """Make stdin the controlling terminal, so that its Ctrl-C becomes an interrupt, also where interrupts were ignored so far."""
     import fcntl
+    import signal
     import termios
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -269,7 +269,11 @@ CASES = cases(
         ("a link to nothing", both(link(SLIDE, "nowhere.png"), GIVEN), section_error("is neither")),
         ("a link to a device", both(link(SLIDE, "/dev/zero"), GIVEN), section_error("is neither")),
         ("a pipe that nobody writes", _fifo, section_error("is neither")),
-        ("a path out of the section that is not there", setting(fullres="../../x.png"), section_error("is neither")),
+        (
+            "a path out of the section that is not there",
+            setting(fullres="../../no-such-slide.png"),
+            section_error("is neither"),
+        ),
         (
             "a path out of the section that is there",
             lambda s: ((s.section / SLIDE).rename(s.root / "x.png"), setting(fullres="../x.png")(s)),

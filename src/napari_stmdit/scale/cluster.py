@@ -210,7 +210,7 @@ class _Share:
         self._futures: dict[Any, Sequence[int]] = {}
         self._deaths: dict[int, int] = {}
         self._told = False
-        self._present: set[str] = set()
+        self._present = _workers(self.client)  # from the start, or one that leaves soon would not be missed
         self._seen_worker = self._looked = time.monotonic()
 
     def progress(self, finished: int, step: int = 0, batch: int = 0, part: float = 0.0) -> Progress:
