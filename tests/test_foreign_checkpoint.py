@@ -173,6 +173,22 @@ def test_genes_can_be_chosen_from_a_section(tmp_path, shared_data):
     assert genes == genes_of_section(folder, tmp_path)
 
 
+def test_a_download_is_converted_by_its_name_with_what_is_known_of_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("STMDIT_HOME", str(tmp_path / "home"))
+    place = tmp_path / "home" / "downloads" / "pixcell-256"
+    place.mkdir(parents=True)
+    net = plain_transformer(in_channels=16, out_channels=32, sample_size=32, morphology_dim=1536, expression_dim=None,
+                            expression_adaln=False, expression_cross_attention=False)  # fmt: skip
+    save_file(from_native(net.state_dict(), "diffusers"), place / "diffusion_pytorch_model.safetensors")
+    (place / "config.json").write_text(json.dumps(SETTINGS["model"]))
+    made = convert_checkpoint("pixcell-256", tmp_path / "ours")
+    assert made.card.patch_mpp == 0.5 and "apache-2.0 on its card" in made.card.licence
+    assert any(note.startswith("Patch mpp 0.5, as the list of known checkpoints has it") for note in made.notes)
+    assert "Patch mpp 0.5, as the list" in (made.path / "README.md").read_text()
+    asked = convert_checkpoint("pixcell-256", tmp_path / "other", patch_mpp=0.25)
+    assert asked.card.patch_mpp == 0.25 and not any(note.startswith("Patch mpp") for note in asked.notes)
+
+
 def test_a_transformer_of_another_width_is_refused(elsewhere, tmp_path):
     net = plain_transformer(in_channels=16, out_channels=32, sample_size=32, morphology_dim=50, expression_dim=None,
                             expression_adaln=False, expression_cross_attention=False)  # fmt: skip

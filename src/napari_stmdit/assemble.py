@@ -272,13 +272,18 @@ def convert_checkpoint(
     from .model.zoo import reference_of, zoo, zoo_entry
 
     path = Path(source)
+    notes: tuple[str, ...] = ()
     if not path.exists() and str(source) in {entry.name for entry in zoo()}:
         entry = zoo_entry(str(source))
         path = resolve_reference(reference_of(entry), "transformer")
         if len(entry.files) == 1:
             path = path / entry.files[0]
         licence = licence or entry.licence
-        patch_mpp = patch_mpp or entry.patch_mpp
+        if patch_mpp is None and entry.patch_mpp is not None:
+            patch_mpp = entry.patch_mpp
+            notes = (
+                f"Patch mpp {patch_mpp:g}, as the list of known checkpoints has it for {entry.name}: {' '.join(entry.notes)}",
+            )
     if genes is not None and genes_from is not None:
         raise GeneError("Got a gene list and a section to choose genes from; give one of them.")
     chosen: tuple[str, ...] = ()
@@ -298,6 +303,7 @@ def convert_checkpoint(
         genes=chosen,
         sources=sources,
         licence=licence,
+        notes=notes,
         on_stage=on_stage,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +67,7 @@ def convert(
     genes: tuple[str, ...] = (),
     sources: Mapping[str, str | Path] | None = None,
     licence: str | None = None,
+    notes: Sequence[str] = (),
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Converted:
     """Write our checkpoint folder for a foreign transformer. Memory stays at about the size of its file.
@@ -87,6 +88,8 @@ def convert(
         Component (``vae``, ``expression_encoder``, ``morphology_encoder``) -> local folder, in place of the published one.
     licence
         Terms of the weights, for the card.
+    notes
+        What the caller chose; listed with what is chosen here.
     on_stage
         Told what is being done.
 
@@ -103,9 +106,9 @@ def convert(
     if patch_mpp is None or not 0 < patch_mpp < 100:
         raise CheckpointError(mpp_question(values["sample_size"] * LATENT_FACTOR, patch_mpp))
     scheduler = scheduler_of(opened)
-    notes = [*opened.notes, *scheduler.notes]
-    card = _card(opened, name or target.name, patch_mpp, genes, licence, notes)
-    references = _references(values, sources or {}, notes)
+    told = [*notes, *opened.notes, *scheduler.notes]
+    card = _card(opened, name or target.name, patch_mpp, genes, licence, told)
+    references = _references(values, sources or {}, told)
     on_stage("checking")
     net = skeleton(opened)
     draft = target.with_name(f".{target.name}.writing")
@@ -122,7 +125,7 @@ def convert(
             _write_json(draft / component / "config.json", _component_config(component, opened, genes))
         _write_json(draft / "model_index.json", _index(scheduler.name, references))
         _write_json(draft / "stmdit.json", card.model_dump(mode="json"))
-        (draft / "README.md").write_text(_model_card(card, opened, references, notes), encoding="utf-8")
+        (draft / "README.md").write_text(_model_card(card, opened, references, told), encoding="utf-8")
         if target.is_dir():
             target.rmdir()
         draft.rename(target)
@@ -130,7 +133,7 @@ def convert(
         raise CheckpointError(f"{target} could not be written: {error}. Nothing was left behind.") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return Converted(target, card, tuple(notes))
+    return Converted(target, card, tuple(told))
 
 
 def mpp_question(patch_px: int, got: float | None = None) -> str:
