@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import torch
 
     from .encoders.cache import EmbeddingCache
-    from .encoders.cancer_foundation import CancerFoundationEncoder
-    from .encoders.uni2h import Uni2hEncoder
     from .model.folder import CheckpointFolder, Component
 
 CACHE_BYTES = 256 * 2**20
@@ -215,8 +213,9 @@ def _key(component: Component, weights: Path) -> str:
 
 
 def _check_width(source: Any, expected: int | None, what: str, path: Path) -> None:
-    encoder: CancerFoundationEncoder | Uni2hEncoder | Any = getattr(source, "encoder", source)
-    got = getattr(encoder, "dim", None)
+    got = getattr(
+        getattr(source, "encoder", source), "dim", None
+    )  # a cache holds the encoder; what is missing has no width
     if expected is not None and got is not None and got != expected:
         raise CheckpointError(
             f"the {what} encoder of {path} gives vectors of width {got}, the transformer was trained with {expected}: it is another encoder."
