@@ -49,3 +49,17 @@ def test_a_folder_that_does_not_fit_is_refused(encoder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="size mismatch"):
         SmallConvEncoder.load(tmp_path)
+
+
+def test_windows_are_described_as_what_is_in_them():
+    import torch
+
+    from napari_stmdit.encoders.small_conv import FeatureTrunk, describe, describe_windows
+
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    layers = FeatureTrunk((4, 6))(images)
+    windows = describe_windows(images, layers, [(0, 0), (32, 16)], 32)
+    cut = describe(images[..., 32:64, 16:48], (layers[0][..., 8:16, 4:12], layers[1][..., 4:8, 2:6]))
+    assert windows.shape == (2, 2, 26) and torch.equal(windows[:, 1], cut)
+    assert torch.equal(describe_windows(images, layers, [(0, 0)], 64)[:, 0], describe(images, layers))

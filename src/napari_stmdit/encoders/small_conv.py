@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,20 @@ def describe(images: Tensor, layers: tuple[Tensor, Tensor]) -> Tensor:
         flat = layer.float().flatten(2)
         parts += [flat.mean(dim=2), flat.std(dim=2)]
     return torch.cat(parts, dim=1)
+
+
+def describe_windows(
+    images: Tensor, layers: tuple[Tensor, Tensor], corners: Sequence[tuple[int, int]], side: int
+) -> Tensor:
+    """Return (B, windows, s): what `describe` returns for square windows, ``side`` and corners (y, x) in pixels, divisible by 8."""
+    parts = []
+    for y, x in corners:
+        cut = [
+            layer[..., y // scale : (y + side) // scale, x // scale : (x + side) // scale]
+            for layer, scale in ((images, 1), (layers[0], 4), (layers[1], 8))
+        ]
+        parts.append(describe(cut[0], (cut[1], cut[2])))
+    return torch.stack(parts, dim=1)
 
 
 class SmallConvEncoder:

@@ -17,6 +17,7 @@ from .data import CropSampler, load_training_section
 from .losses import TextureLoss, gradient_loss
 from .parallel import Worker, run_workers
 from .sections import open_source
+from .start import starting_autoencoder, starting_folder
 from .state import Average, Clock, Log, load_state, save_state
 
 FIT_CROPS = 400
@@ -24,7 +25,9 @@ FIT_CROPS = 400
 
 
 def train_autoencoder(config: TrainingConfig) -> Path:
-    """Train the autoencoder, or continue, and return the file of its state."""
+    """Train the autoencoder, or continue, and return the file of its state; one that a training starts from is kept as it is."""
+    if config.start is not None:
+        return starting_folder(config) / "vae"
     run_workers(config.workers, _whole, config)
     if config.autoencoder.decoder_steps:
         run_workers(config.workers, _decoder, config)
@@ -38,9 +41,11 @@ def state_path(config: TrainingConfig) -> Path:
 
 
 def load_autoencoder(config: TrainingConfig) -> StmditAutoencoder:
-    """Return the trained autoencoder with averaged weights, or fail with what to run first."""
+    """Return the trained autoencoder with averaged weights, or the one to start from, or fail with what to run first."""
     from ..errors import CheckpointError
 
+    if config.start is not None:
+        return starting_autoencoder(config)
     state = load_state(state_path(config))
     if state is None:
         raise CheckpointError(f"No trained autoencoder in {config.output}; run the stage 'autoencoder' first.")

@@ -111,6 +111,10 @@ class DiffusionSettings(_Settings):
     matrix_rate: float = 1.5e-3
     warmup: Positive = 40
     ema: Annotated[float, Field(gt=0, lt=1)] = 0.998
+    level_shift: Annotated[float, Field(gt=0)] = 3.0
+    """Odds of a noise level are multiplied by this: conditions decide the coarse content of an image, which forms near pure noise."""
+    coarse_weight: Annotated[float, Field(ge=0)] = 0.05
+    """Weight of the errors of local and overall means, see `flow_losses`; 0: none."""
     condition_noise: float = 0.1
     share_both: Annotated[float, Field(ge=0, le=1)] = 0.30
     share_expression: Annotated[float, Field(ge=0, le=1)] = 0.45
@@ -135,6 +139,9 @@ class TrainingConfig(_Settings):
     """Folder of the work files: checkpoints, caches, logs."""
     export: Path | None = None
     """Folder of the finished checkpoint; None: ``checkpoint`` inside ``output``."""
+    start: str | None = None
+    """Name or folder of a checkpoint to go on from: its autoencoder and encoders are kept as they are, its transformer is trained
+    further. A folder is taken from the config file's folder. None: everything is trained from the beginning."""
     seed: int = 0
     workers: Positive = 2
     """Processes, one thread each."""

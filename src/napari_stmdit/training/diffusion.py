@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..model.transformer import STMDiTTransformer2D
+from .batches import Batches, batch_loss, flow_losses
 from .config import DiffusionSettings, TrainingConfig
-from .latents import load_cache
+from .latents import load_cache, window_corners
 from .parallel import Worker, run_workers
+from .start import starting_checkpoint, starting_weights
 from .state import Average, Clock, Log, load_state, save_state
-
-TIME_SCALE = 1000.0
-"""The transformer's time is the noise level (0 to 1) times this."""
 
 SMALL_MODEL: dict[str, Any] = {
     "patch_size": 2,
@@ -46,7 +45,11 @@ def state_path(config: TrainingConfig) -> Path:
 
 
 def build_transformer(config: TrainingConfig, cache: dict[str, Tensor]) -> STMDiTTransformer2D:
-    """Return an untrained transformer that fits the cache."""
+    """Return an untrained transformer that fits the cache; of the size of the one to start from, where there is one."""
+    if config.start is not None:
+        settings = dict(starting_checkpoint(config).pipeline.transformer.config)
+        started: STMDiTTransformer2D = STMDiTTransformer2D.from_config(settings)
+        return started
     channels = cache["latents"].shape[1]
     sizes = {
         "in_channels": channels,
@@ -120,84 +123,6 @@ def optimizers(model: nn.Module, settings: DiffusionSettings) -> list[tuple[torc
     return pairs
 
 
-class Batches:
-    """Draws training batches from the cache.
-
-    Parameters
-    ----------
-    cache
-        From `load_cache`.
-    settings
-        Shares of the conditions and their noise.
-    seed
-        Source of chance.
-    """
-
-    def __init__(self, cache: dict[str, Tensor], settings: DiffusionSettings, seed: int) -> None:
-        self.latents = cache["latents"]
-        self.mean, self.std = cache["mean"].view(1, -1, 1, 1), cache["std"].view(1, -1, 1, 1)
-        self.morphology, self.expression = cache["morphology"], cache["expression"]
-        self.settings = settings
-        self.rng = torch.Generator().manual_seed(seed)
-
-    def draw(self, count: int, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return latents (B, C, side, side), morphology (B, 1, d), expression (B, e) and the two null masks (B,)."""
-        rng, settings = self.rng, self.settings
-        rows = torch.randint(len(self.latents), (count,), generator=rng)
-        x = self.latents[rows].float()
-        spare = x.shape[-1] - side
-        if spare:
-            corners = torch.randint(spare + 1, (count, 2), generator=rng).tolist()
-            x = torch.stack([item[:, r : r + side, c : c + side] for item, (r, c) in zip(x, corners, strict=True)])
-        x = (x - self.mean) / self.std
-        variant = torch.randint(self.expression.shape[1], (count,), generator=rng)
-        morphology = self._disturb(self.morphology[rows])
-        expression = self._disturb(self.expression[rows, variant])
-        lot = torch.rand(count, generator=rng)
-        both = settings.share_both
-        expression_only = (lot >= both) & (lot < both + settings.share_expression)
-        rest = lot - both - settings.share_expression
-        morphology_only = (rest >= 0) & (rest < settings.share_morphology)
-        none = rest >= settings.share_morphology
-        return x, morphology[:, None], expression, expression_only | none, morphology_only | none
-
-    def noise(self, like: Tensor) -> Tensor:
-        """Return standard normal noise of the same shape."""
-        return torch.randn(like.shape, generator=self.rng)
-
-    def levels(self, count: int) -> Tensor:
-        """Return (count,) noise levels between 0 and 1, logit-normal (Esser et al. 2024, arXiv 2403.03206)."""
-        return torch.sigmoid(torch.randn(count, generator=self.rng))
-
-    def _disturb(self, vectors: Tensor) -> Tensor:
-        return vectors + self.settings.condition_noise * torch.randn(vectors.shape, generator=self.rng)
-
-
-def flow_loss(model: nn.Module, x: Tensor, noise: Tensor, level: Tensor, **conditions: Tensor | None) -> Tensor:
-    """Mean squared error of the velocity (noise - x) at a mixture of both (rectified flow: Liu et al. 2023, arXiv 2209.03003)."""
-    weight = level.view(-1, 1, 1, 1)
-    mixture = (1 - weight) * x + weight * noise
-    with torch.autocast("cpu", torch.bfloat16):
-        velocity = model(mixture, level * TIME_SCALE, **conditions)
-    error: Tensor = (velocity.float() - (noise - x)).square().mean()
-    return error
-
-
-def batch_loss(model: nn.Module, batches: Batches, count: int, side: int) -> Tensor:
-    """Draw a training batch of ``count`` crops of ``side`` latent cells and return its flow loss."""
-    x, morphology, expression, no_morphology, no_expression = batches.draw(count, side)
-    return flow_loss(
-        model,
-        x,
-        batches.noise(x),
-        batches.levels(count),
-        morphology=morphology,
-        expression=expression,
-        morphology_null=no_morphology,
-        expression_null=no_expression,
-    )
-
-
 def rate_factor(step: int, settings: DiffusionSettings) -> float:
     """A short rise, a plateau, and a linear fall over the last 60 %."""
     return min(1.0, (step + 1) / settings.warmup) * min(1.0, max(0.03, (1 - step / settings.steps) / 0.6))
@@ -208,7 +133,10 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
     cache = load_cache(config)
     torch.manual_seed(config.seed)
     model = build_transformer(config, cache)
-    quicken(model)
+    if config.start is None:
+        quicken(model)
+    else:
+        model.load_state_dict(starting_weights(config))
     pairs = optimizers(model, settings)
     average = Average(model, settings.ema)
     state = load_state(path)
@@ -231,12 +159,12 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
     running: float | None = None
     for step in range(start, settings.steps):
         small = step < settings.small_fraction * settings.steps
-        side = settings.small_cells if small else cache["latents"].shape[-1]
         count = settings.small_batch if small else settings.batch
         for optimizer, rate in pairs:
             for group in optimizer.param_groups:
                 group["lr"] = rate * rate_factor(step, settings)
-        loss = batch_loss(model, batches, count, side)
+        losses = batch_loss(model, batches, count, small)
+        loss = losses.total(settings.coarse_weight)
         for optimizer, _ in pairs:
             optimizer.zero_grad()
         loss.backward()
@@ -247,7 +175,15 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
             average.update(model)
         running = loss.item() if running is None else 0.97 * running + 0.03 * loss.item()
         if step % 50 == 0:
-            log.write(step=step, side=side, loss=round(loss.item(), 6), running=round(running, 4), norm=round(norm, 3))
+            parts = {name: round(part.item(), 6) for name, part in vars(losses).items()}
+            log.write(
+                step=step,
+                small=small,
+                loss=round(loss.item(), 6),
+                **parts,
+                running=round(running, 4),
+                norm=round(norm, 3),
+            )
         if worker.leads and (step + 1) % settings.validate_every == 0 and "held_latents" in cache:
             log.write(step=step, validation=validate(config, cache, average))
         if worker.leads and clock.due():
@@ -273,8 +209,8 @@ def hash_seed(*parts: int) -> int:
 
 
 @torch.no_grad()
-def validate(config: TrainingConfig, cache: dict[str, Tensor], average: Average) -> dict[str, float]:
-    """Return the flow loss of the averaged weights on held-out spots, for every combination of true, shuffled and null conditions.
+def validate(config: TrainingConfig, cache: dict[str, Tensor], average: Average) -> dict[str, dict[str, float]]:
+    """Return the losses of the averaged weights on held-out spots, for every combination of true, shuffled and null conditions.
 
     Noise and levels are the same every time, so that the figures can be compared.
     """
@@ -285,12 +221,15 @@ def validate(config: TrainingConfig, cache: dict[str, Tensor], average: Average)
     count = min(VALIDATION_SPOTS, len(cache["held_latents"]))
     rows = torch.randperm(len(cache["held_latents"]), generator=rng)[:count]
     side = config.diffusion.small_cells
-    first = (cache["latents"].shape[-1] - side) // 2
-    x = cache["held_latents"][rows][..., first : first + side, first : first + side].float()
+    corners = window_corners(cache["latents"].shape[-1], side)
+    middle = len(corners) // 2
+    top, left = corners[middle]
+    x = cache["held_latents"][rows][..., top : top + side, left : left + side].float()
     x = (x - cache["mean"].view(1, -1, 1, 1)) / cache["std"].view(1, -1, 1, 1)
     noise = torch.randn(x.shape, generator=rng)
     level = ((torch.arange(count) + 0.5) / count)[torch.randperm(count, generator=rng)]
-    morphology, expression = cache["held_morphology"][rows][:, None], cache["held_expression"][rows]
+    level = config.diffusion.level_shift * level / (1 + (config.diffusion.level_shift - 1) * level)
+    morphology, expression = cache["held_morphology"][rows, middle + 1][:, None], cache["held_expression"][rows]
     shuffled = expression.roll(count // 2, 0)
     cases: dict[str, tuple[Tensor | None, Tensor | None]] = {
         "both": (morphology, expression),
@@ -300,7 +239,8 @@ def validate(config: TrainingConfig, cache: dict[str, Tensor], average: Average)
         "expression_shuffled": (None, shuffled),
         "none": (None, None),
     }
-    return {
-        name: round(flow_loss(model, x, noise, level, morphology=m, expression=e).item(), 4)
-        for name, (m, e) in cases.items()
-    }
+    figures = {}
+    for name, (m, e) in cases.items():
+        losses = flow_losses(model, x, noise, level, morphology=m, expression=e)
+        figures[name] = {part: round(value.item(), 4) for part, value in vars(losses).items()}
+    return figures

@@ -9,20 +9,29 @@ import torch
 from torch import Tensor
 
 from ..encoders.linear_programs import LinearProgramEncoder
-from ..encoders.small_conv import FeatureTrunk, describe
+from ..encoders.small_conv import FeatureTrunk, SmallConvEncoder, describe, describe_windows
 from ..errors import CheckpointError
-from ..model.autoencoder import StmditAutoencoder
+from ..model.autoencoder import FACTOR, StmditAutoencoder
 from .autoencoder import generator, load_autoencoder, open_sampler, to_tensor
 from .conditions import counts_of, encode_places, fit_morphology, fit_programs, make_trunk, rank_by_morphology
 from .config import TrainingConfig
 from .data import TrainingSection, crop_weights, cut, load_training_section
 from .parallel import Worker, run_workers
 from .sections import open_source
+from .start import starting_encoder
 from .state import Log, load_state, save_state
 
 VARIANTS = 4
 """Expression vectors of one crop: different depths, the nearest spot or an interpolation."""
 ENCODE_BATCH = 16
+WINDOWS = 5
+"""Places of a small crop inside a whole one, along each side."""
+
+
+def window_corners(cells: int, small: int) -> list[tuple[int, int]]:
+    """Return the corners (y, x), in latent cells, at which small crops of ``small`` cells are cut from crops of ``cells``."""
+    places = sorted({int(place) for place in np.linspace(0, cells - small, WINDOWS)})
+    return [(y, x) for y in places for x in places]
 
 
 def cache_path(config: TrainingConfig) -> Path:
@@ -39,7 +48,9 @@ def make_cache(config: TrainingConfig) -> Path:
     """Fit the encoders, encode crops, and return the file of the cache; does nothing where it is already there."""
     path = cache_path(config)
     if not path.is_file():
-        if not (encoder_folder(config, "programs") / "config.json").is_file():
+        if config.start is not None:
+            starting_encoder(config, "expression", LinearProgramEncoder).save(encoder_folder(config, "programs"))
+        elif not (encoder_folder(config, "programs") / "config.json").is_file():
             fit_programs(open_sampler(config).sections, config.expression, config.seed).save(
                 encoder_folder(config, "programs")
             )
@@ -51,8 +62,9 @@ def make_cache(config: TrainingConfig) -> Path:
 def load_cache(config: TrainingConfig) -> dict[str, Tensor]:
     """Read the cache, or fail with what to run first.
 
-    Keys: ``latents`` (N, C, h, w) float16, ``mean`` and ``std`` (C,), ``morphology`` (N, d), ``expression`` (N, V, e); and of the
-    spots of the held-out sections ``held_latents``, ``held_morphology``, ``held_expression``.
+    Keys: ``latents`` (N, C, h, w) float16, ``mean`` and ``std`` (C,), ``morphology`` (N, 1 + W, d) of the whole crop and of its
+    windows (`window_corners`), ``expression`` (N, V, e); and of the n spots of the held-out sections ``held_latents``,
+    ``held_morphology`` (n, 1 + W, d), ``held_expression``.
     """
     state = load_state(cache_path(config))
     if state is None:
@@ -75,7 +87,7 @@ def _encode(worker: Worker, config: TrainingConfig) -> None:
         images = to_tensor(np.stack([crop.pixels for crop in crops]))
         if start % (20 * ENCODE_BATCH) == 0:
             log.write(crops=start, of=wanted)
-        encoded, described = encode_crops(model, trunk, images)
+        encoded, described = encode_crops(model, trunk, images, config.diffusion.small_cells)
         latents.append(encoded)
         statistics.append(described)
         for crop in crops:
@@ -110,18 +122,22 @@ def _merge(config: TrainingConfig) -> None:
         for key in ("latents", "statistics", "expression")
     }
     model = load_autoencoder(config)
-    morphology = fit_morphology(make_trunk(model), merged["statistics"], config.latents.morphology_components)
+    if config.start is not None:
+        morphology = starting_encoder(config, "morphology", SmallConvEncoder)
+        mean, std = (torch.tensor(model.config[key]) for key in ("latent_mean", "latent_std"))
+    else:
+        morphology = fit_morphology(
+            make_trunk(model), merged["statistics"][:, 0].float(), config.latents.morphology_components
+        )
+        mean, std = latent_statistics(model, merged["latents"], config.latents.scale_power)
     morphology.save(encoder_folder(config, "morphology"))
-    sample = merged["latents"][:: max(1, len(merged["latents"]) // 1000)].float()
-    mean, spread = sample.mean((0, 2, 3)), sample.std((0, 2, 3))
-    weight = pixel_effect(model, sample[:16], spread) ** config.latents.scale_power
-    std = spread / (weight / weight.square().mean().sqrt())
-    whitened = morphology.whiten(merged["statistics"])
-    programs = LinearProgramEncoder.load(encoder_folder(config, "programs"))
-    expression, vectors = rank_by_morphology(programs, merged["expression"], whitened)
+    whitened = morphology.whiten(merged["statistics"].float())
+    expression, vectors = LinearProgramEncoder.load(encoder_folder(config, "programs")), merged["expression"]
+    if config.start is None:
+        expression, vectors = rank_by_morphology(expression, vectors, whitened[:, 0])
     expression.save(encoder_folder(config, "expression"))
     held = _held_out(config, model, expression)
-    held["held_morphology"] = morphology.whiten(held.pop("statistics")) if held else torch.empty(0)
+    held["held_morphology"] = morphology.whiten(held.pop("statistics").float()) if held else torch.empty(0)
     save_state(
         cache_path(config),
         latents=merged["latents"],
@@ -135,12 +151,31 @@ def _merge(config: TrainingConfig) -> None:
         (config.output / f"latents_{rank}.pt").unlink()
 
 
+def latent_statistics(model: StmditAutoencoder, latents: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    """Return the mean (C,) and the scale (C,) by which latents (N, C, h, w) are normalised; see `LatentSettings.scale_power`."""
+    sample = latents[:: max(1, len(latents) // 1000)].float()
+    mean, spread = sample.mean((0, 2, 3)), sample.std((0, 2, 3))
+    weight = pixel_effect(model, sample[:16], spread) ** power
+    return mean, spread / (weight / weight.square().mean().sqrt())
+
+
 @torch.inference_mode()
-def encode_crops(model: StmditAutoencoder, trunk: FeatureTrunk, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return raw latents (B, C, h, w) float16 and statistics (B, s) of images, with one pass through the network they share."""
+def encode_crops(
+    model: StmditAutoencoder, trunk: FeatureTrunk, images: Tensor, small_cells: int
+) -> tuple[Tensor, Tensor]:
+    """Encode images (B, 3, H, W) with one pass through the network that autoencoder and morphology share.
+
+    Returns
+    -------
+    tuple
+        Raw latents (B, C, h, w) float16, and the statistics (B, 1 + W, s) float16 of the whole image and of its W windows of
+        ``small_cells`` latent cells: a small crop is described by what is in it, not by what surrounds it.
+    """
     layers = trunk(images)
     latents = model.encoder.linear(images) + model.encoder.head(torch.nn.functional.silu(layers[1]))
-    return latents.half(), describe(images, layers)
+    corners = [(FACTOR * y, FACTOR * x) for y, x in window_corners(latents.shape[-1], small_cells)]
+    windows = describe_windows(images, layers, corners, FACTOR * small_cells)
+    return latents.half(), torch.cat([describe(images, layers)[:, None], windows], dim=1).half()
 
 
 @torch.inference_mode()
@@ -169,7 +204,7 @@ def _held_out(config: TrainingConfig, model: StmditAutoencoder, expression: Line
         patches = np.stack([cut(section.pixels, centre, config.patch_px)[0] for centre in section.yx])
         for start in range(0, len(patches), ENCODE_BATCH):
             images = to_tensor(patches[start : start + ENCODE_BATCH])
-            encoded, described = encode_crops(model, trunk, images)
+            encoded, described = encode_crops(model, trunk, images, config.diffusion.small_cells)
             latents.append(encoded)
             statistics.append(described)
         vectors.append(torch.from_numpy(expression.encode(section.section.spots.counts, section.section.spots.genes)))

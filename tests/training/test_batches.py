@@ -1,0 +1,73 @@
+"""What a batch holds, and what its losses ask for."""
+
+import pytest
+import torch
+
+from napari_stmdit.training.batches import Batches, flow_losses
+from napari_stmdit.training.config import DiffusionSettings
+from napari_stmdit.training.latents import window_corners
+
+CELLS, SMALL = 32, 16
+
+
+@pytest.fixture
+def cache():
+    """Two crops whose latents name their row and column, and whose morphology names crop and window."""
+    rows, columns = torch.meshgrid(torch.arange(CELLS), torch.arange(CELLS), indexing="ij")
+    latents = torch.stack([torch.stack([rows, columns, torch.full_like(rows, k)]) for k in range(2)]).half()
+    windows = 1 + len(window_corners(CELLS, SMALL))
+    morphology = torch.stack([torch.stack([torch.full((windows,), k), torch.arange(windows)], dim=1) for k in range(2)])
+    return {
+        "latents": latents,
+        "mean": torch.zeros(3),
+        "std": torch.ones(3),
+        "morphology": morphology.float(),
+        "expression": torch.zeros(2, 4, 5),
+    }
+
+
+def test_a_small_crop_comes_with_the_morphology_of_its_own_window(cache):
+    corners = window_corners(CELLS, SMALL)
+    batch = Batches(cache, DiffusionSettings(condition_noise=0.0), seed=0).draw(64, small=True)
+    assert batch.latents.shape == (64, 3, SMALL, SMALL)
+    for latents, (crop, window) in zip(batch.latents, batch.morphology[:, 0], strict=True):
+        top, left, own = latents[:, 0, 0].tolist()
+        assert own == crop and corners[int(window) - 1] == (top, left)
+    assert len({tuple(pair) for pair in batch.morphology[:, 0].tolist()}) > 20
+
+
+def test_a_whole_crop_comes_with_the_morphology_of_the_whole(cache):
+    batch = Batches(cache, DiffusionSettings(condition_noise=0.0), seed=0).draw(8, small=False)
+    assert batch.latents.shape[-1] == CELLS and bool((batch.morphology[:, 0, 1] == 0).all())
+
+
+def test_shifted_levels_visit_nearly_pure_noise_more_often(cache):
+    plain, shifted = (Batches(cache, DiffusionSettings(level_shift=s), seed=0).levels(20000) for s in (1.0, 3.0))
+    # P(level > 0.95) of a logit-normal is P(z > 2.944 - ln shift): 0.0016 and 0.033
+    assert (plain > 0.95).float().mean() == pytest.approx(0.0016, abs=0.001)
+    assert (shifted > 0.95).float().mean() == pytest.approx(0.033, abs=0.004)
+
+
+class Offset(torch.nn.Module):
+    """Predicts the right velocity plus an error of its own."""
+
+    def __init__(self, velocity, error):
+        super().__init__()
+        self.velocity, self.error = velocity, error
+
+    def forward(self, mixture, time, **conditions):
+        return self.velocity + self.error
+
+
+def test_a_wrong_mean_costs_more_than_the_same_error_in_detail():
+    rng = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 3, 16, 16, generator=rng), torch.randn(2, 3, 16, 16, generator=rng)
+    level = torch.tensor([0.3, 0.9])
+    exact = flow_losses(Offset(noise - x, 0.0), x, noise, level)
+    assert exact.total(1.0) == 0
+    checks = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2.0 - 1
+    detail = flow_losses(Offset(noise - x, 0.1 * checks), x, noise, level)
+    mean = flow_losses(Offset(noise - x, 0.1), x, noise, level)
+    assert detail.flow == pytest.approx(0.01, rel=1e-3) and mean.flow == pytest.approx(0.01, rel=1e-3)
+    assert detail.local == pytest.approx(0, abs=1e-6) and detail.overall == pytest.approx(0, abs=1e-6)
+    assert mean.local == pytest.approx(0.16, rel=1e-3) and mean.overall == pytest.approx(2.56, rel=1e-3)
