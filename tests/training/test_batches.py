@@ -42,10 +42,12 @@ def test_a_whole_crop_comes_with_the_morphology_of_the_whole(cache):
 
 
 def test_shifted_levels_visit_nearly_pure_noise_more_often(cache):
-    plain, shifted = (Batches(cache, DiffusionSettings(level_shift=s), seed=0).levels(20000) for s in (1.0, 3.0))
+    plain, shifted = (Batches(cache, DiffusionSettings(level_shift=s), seed=0).levels(20000, True) for s in (1.0, 3.0))
     # P(level > 0.95) of a logit-normal is P(z > 2.944 - ln shift): 0.0016 and 0.033
     assert (plain > 0.95).float().mean() == pytest.approx(0.0016, abs=0.001)
     assert (shifted > 0.95).float().mean() == pytest.approx(0.033, abs=0.004)
+    some = Batches(cache, DiffusionSettings(shifted_share=0.5), seed=0).levels(20000, False)
+    assert (some > 0.95).float().mean() == pytest.approx((0.0016 + 0.033) / 2, abs=0.003)
 
 
 class Offset(torch.nn.Module):

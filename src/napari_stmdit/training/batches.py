@@ -76,13 +76,16 @@ class Batches:
         """Return standard normal noise of the same shape."""
         return torch.randn(like.shape, generator=self.rng)
 
-    def levels(self, count: int) -> Tensor:
-        """Return (count,) noise levels between 0 and 1: logit-normal, with the odds times ``level_shift``.
+    def levels(self, count: int, small: bool) -> Tensor:
+        """Return (count,) noise levels between 0 and 1: logit-normal, with the odds of some or all times ``level_shift``.
 
         Esser et al. 2024, arXiv 2403.03206. The mean of n cells stays visible until the noise level is about 1 - 1 / sqrt(n): what
         a condition has to say of the whole patch is learned there or nowhere.
         """
-        return torch.sigmoid(torch.randn(count, generator=self.rng) + torch.tensor(self.settings.level_shift).log())
+        odds, settings = torch.randn(count, generator=self.rng), self.settings
+        share = 1.0 if small else settings.shifted_share
+        shifted = torch.rand(count, generator=self.rng) < share
+        return torch.sigmoid(odds + shifted * torch.tensor(settings.level_shift).log())
 
     def _disturb(self, vectors: Tensor) -> Tensor:
         return vectors + self.settings.condition_noise * torch.randn(vectors.shape, generator=self.rng)
@@ -125,7 +128,7 @@ def batch_loss(model: nn.Module, batches: Batches, count: int, small: bool) -> L
         model,
         batch.latents,
         batches.noise(batch.latents),
-        batches.levels(count),
+        batches.levels(count, small),
         morphology=batch.morphology,
         expression=batch.expression,
         morphology_null=batch.morphology_null,

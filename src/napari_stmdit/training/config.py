@@ -113,6 +113,8 @@ class DiffusionSettings(_Settings):
     ema: Annotated[float, Field(gt=0, lt=1)] = 0.998
     level_shift: Annotated[float, Field(gt=0)] = 3.0
     """Odds of a noise level are multiplied by this: conditions decide the coarse content of an image, which forms near pure noise."""
+    shifted_share: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Share of the levels that are shifted when whole patches are learned; the others go to detail. On small crops all are."""
     coarse_weight: Annotated[float, Field(ge=0)] = 0.05
     """Weight of the errors of local and overall means, see `flow_losses`; 0: none."""
     condition_noise: float = 0.1
