@@ -1,0 +1,135 @@
+"""What follows when only the expression changes: edits, swaps on top of morphology, depth, genes outside the list."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+from parts_table import case_images, test_spots
+from scipy.stats import spearmanr
+from synthesizer import Spots, Synthesizer
+
+from napari_stmdit.evaluation.controls import bootstrap_correlation, correlate
+from napari_stmdit.evaluation.image import measure
+from napari_stmdit.expression.edits import apply_edits
+from napari_stmdit.expression.genes import match_genes
+from napari_stmdit.types import Section, TowardsEdit
+
+STRENGTHS = np.linspace(0, 1, 7)
+SPOTS, SEEDS = 30, 4
+THINNING = 15
+
+
+def tumour_spots(section: Section, checkpoint: Any, count: int) -> np.ndarray:
+    """Return the rows whose expression, centred within the section, lies furthest towards the tumour profile from the stroma's."""
+    tumour, stroma = checkpoint.profiles["tumour"], checkpoint.profiles["stroma"]
+    columns = match_genes(tumour.genes, section.spots.genes).columns
+    counts = section.spots.counts[:, columns].toarray().astype(float)
+    x = np.log1p(1e4 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+    score = (x - x.mean(axis=0)) @ (tumour.mean - stroma.mean)
+    return np.sort(np.argsort(-score)[:count])
+
+
+def moved(spots: Spots, checkpoint: Any, target: str, strength: float) -> np.ndarray:
+    """Encode the spots' expression after moving it towards a profile."""
+    table = spots.section.spots
+    edits = () if strength == 0 else (TowardsEdit(target_profile=target, strength=float(strength)),)
+    counts = apply_edits(np.asarray(spots.rows, dtype=np.int64), table, edits, {}, checkpoint.profiles)
+    return checkpoint.encode_expression(counts, table.genes)
+
+
+def edits(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:
+    """Move the most tumour-like spots towards fat, stroma and, as a control, tumour itself; expression alone, common noise."""
+    out: dict[str, Any] = {}
+    count = min(SPOTS, options.limit or SPOTS)
+    for name in (options.trained_on[0], options.section):
+        section = options.open(name)
+        spots = Spots(section, tumour_spots(section, maker.checkpoint, count), maker.checkpoint)
+        for target in ("adipose", "stroma", "tumour"):
+            seeds = SEEDS if target != "tumour" else 1
+            density = np.stack([strip_density(maker, spots, target, strength, seeds) for strength in STRENGTHS])
+            out[f"{name}: tumour to {target}"] = trend(density) | {"spots": count, "seeds": seeds}
+    return out
+
+
+def strip_density(maker: Synthesizer, spots: Spots, target: str, strength: float, seeds: int) -> np.ndarray:
+    """Return (spots,) haematoxylin density at one strength, mean of the seeds."""
+    expression = moved(spots, maker.checkpoint, target, strength)
+    stacks = [maker.images(spots.seeds(seed), None, expression) for seed in range(seeds)]
+    return np.mean([measure(stack).haematoxylin for stack in stacks], axis=0)
+
+
+def trend(density: np.ndarray) -> dict[str, Any]:
+    """Return how density (strengths, spots) follows the strength: mean strip, and per-spot rank correlation (falling: negative)."""
+    rho = np.array([spearmanr(STRENGTHS, column).statistic for column in density.T])
+    return {
+        "haematoxylin_by_strength": density.mean(axis=1).round(3),
+        "spearman_median": round(float(np.median(rho)), 3),
+        "share_falling_at_least_0.9": round(float((rho <= -0.9).mean()), 3),
+        "share_falling": round(float((rho < 0).mean()), 3),
+        "change_in_spots_sd": round(float((density[-1] - density[0]).mean() / density[0].std()), 2),
+    }
+
+
+def swap(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:
+    """Keep each spot's morphology and noise, put another tissue's expression in place of its own, and measure the change.
+
+    Profiles take the total of the spot they replace (the section's median total, over the profile's genes).
+    """
+    spots = test_spots(maker, options)
+    rows = np.sort(np.random.default_rng(1).permutation(len(spots.rows))[:60])
+    part = Spots(spots.section, spots.rows[rows], maker.checkpoint)
+    own_scale = maker.checkpoint.card.guidance.expression
+    out: dict[str, Any] = {}
+    for scale in (own_scale, 2 * own_scale):
+        guidance = maker.guidance(expression=scale)
+        entry = {}
+        base = measure(maker.images(part.seeds(0), part.morphology, part.expression, guidance))
+        for target in ("tumour", "stroma", "adipose"):
+            images = maker.images(part.seeds(0), part.morphology, moved(part, maker.checkpoint, target, 1.0), guidance)
+            changed = measure(images)
+            entry[target] = {
+                quantity: interval(getattr(changed, quantity) - getattr(base, quantity))
+                for quantity in ("haematoxylin", "eosin", "nuclei", "blank")
+            }
+        out[f"expression scale {scale:g}"] = entry
+    return out
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """Return the mean and its 95 % bootstrap interval."""
+    draws = values[np.random.default_rng(0).integers(len(values), size=(2000, len(values)))].mean(axis=1)
+    return [round(float(v), 4) for v in (values.mean(), *np.quantile(draws, [0.025, 0.975]))]
+
+
+def depth(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:
+    """Thin the counts, and knock out every gene outside the list."""
+    from scipy.sparse import csr_matrix
+
+    spots = test_spots(maker, options)
+    table = spots.section.spots
+    counts = table.counts[spots.rows].tocsr()
+    rng = np.random.default_rng(0)
+    thinned = csr_matrix(
+        (rng.binomial(counts.data.astype(int), 1 / THINNING), counts.indices, counts.indptr), counts.shape
+    )
+    shallow = maker.checkpoint.encode_expression(thinned.astype(np.float32), table.genes)
+    target = spots.real.haematoxylin
+    full = [measure(case_images(maker, spots, "expression", seed)).haematoxylin for seed in range(options.seeds)]
+    thin = [measure(maker.images(spots.seeds(seed), None, shallow)).haematoxylin for seed in range(options.seeds)]
+    inside = np.zeros(counts.shape[1], dtype=bool)
+    match = match_genes(maker.checkpoint.card.genes, table.genes)
+    inside[match.columns[match.columns >= 0]] = True
+    knocked = counts.multiply(inside[None].astype(np.float32)).tocsr().astype(np.float32)
+    same = np.array_equal(maker.checkpoint.encode_expression(knocked, table.genes), spots.expression)
+    averaged = [bootstrap_correlation(np.mean(v, axis=0), target) for v in (full, thin)]
+    return {
+        "thinned": THINNING,
+        "median_counts": [float(np.median(np.asarray(c.sum(axis=1)))) for c in (counts, thinned)],
+        "r_per_seed": [[round(correlate(v, target), 3) for v in stack] for stack in (full, thin)],
+        "r_mean_of_seeds": [[round(v, 3) for v in (c.r, c.low, c.high)] for c in averaged],
+        "mean_haematoxylin": [round(float(np.mean(stack)), 3) for stack in (full, thin)],
+        "genes_knocked_out_outside_the_list": int((~inside).sum()),
+        "encoding_unchanged_by_them": bool(same),
+    }

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from napari_stmdit.evaluation.distribution import Frame, frechet_distance
+from napari_stmdit.evaluation.features import RandomConvolutions, quarters
+
+
+def test_the_distance_of_two_normal_sets_is_what_the_formula_says():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(40000, 3))
+    b = rng.normal(size=(40000, 3)) * [1.0, 2.0, 3.0] + [2.0, 0.0, 0.0]
+    # shift 4, spreads (1 - 1)^2 + (2 - 1)^2 + (3 - 1)^2
+    assert frechet_distance(a, b) == pytest.approx(9.0, rel=0.03)
+    assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
+    assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), rel=1e-6)
+
+
+def test_correlated_sets_are_compared_by_their_whole_covariance():
+    from scipy.linalg import sqrtm
+
+    rng = np.random.default_rng(1)
+    a, b = (rng.normal(size=(300, 5)) @ rng.normal(size=(5, 5)) for _ in range(2))
+    first, second = (np.cov(x.T) + 1e-4 * np.eye(5) for x in (a, b))
+    shift = a.mean(axis=0) - b.mean(axis=0)
+    expected = shift @ shift + np.trace(first + second - 2 * sqrtm(first @ second).real)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+
+
+def test_sets_of_different_width_are_refused():
+    with pytest.raises(ValueError, match=r"got \(4, 3\), \(4, 2\)"):
+        frechet_distance(np.zeros((4, 3)), np.zeros((4, 2)))
+
+
+def test_a_frame_keeps_the_leading_directions_of_the_reference():
+    rng = np.random.default_rng(2)
+    hidden = rng.normal(size=(500, 2))
+    reference = hidden @ rng.normal(size=(2, 10)) * 7 + 3
+    frame = Frame.of(reference, components=2)
+    coordinates = frame.project(reference)
+    assert coordinates.shape == (500, 2) and np.allclose(coordinates.mean(axis=0), 0, atol=1e-9)
+    fitted = np.linalg.lstsq(coordinates, hidden - hidden.mean(axis=0), rcond=None)[0]
+    assert np.allclose(coordinates @ fitted, hidden - hidden.mean(axis=0), atol=1e-4)
+
+
+def test_random_features_are_the_same_for_a_seed_and_tell_textures_apart():
+    rng = np.random.default_rng(3)
+    noise = rng.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    flat = np.full((6, 32, 32, 3), 128, dtype=np.uint8)
+    first, again = (RandomConvolutions(5).features(noise) for _ in range(2))
+    assert first.shape == (6, 96) and np.array_equal(first, again)
+    assert not np.allclose(RandomConvolutions(6).features(noise), first)
+    assert np.abs(RandomConvolutions(5).features(flat) - first.mean(axis=0)).mean() > 3 * first.std(axis=0).mean()
+
+
+def test_quarters_keep_every_pixel():
+    patches = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    cut = quarters(patches)
+    assert cut.shape == (8, 2, 2, 3) and np.array_equal(np.sort(cut, axis=None), np.sort(patches, axis=None))
+    assert np.array_equal(cut[0], patches[0, :2, :2]) and np.array_equal(cut[-1], patches[1, 2:, 2:])
