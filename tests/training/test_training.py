@@ -7,7 +7,11 @@ import pytest
 import torch
 
 from napari_stmdit.errors import CheckpointError, RequestError
+from napari_stmdit.training.batches import Batches, batch_loss
 from napari_stmdit.training.config import load_config
+from napari_stmdit.training.diffusion import build_transformer
+from napari_stmdit.training.latents import load_cache
+from napari_stmdit.training.parallel import Worker, accelerator_class
 from napari_stmdit.training.state import load_state
 from napari_stmdit.training.train import run_stage, train
 
@@ -15,6 +19,16 @@ from napari_stmdit.training.train import run_stage, train
 def losses(folder, name):
     lines = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
     return [line for line in lines if "loss" in line or "pixel" in line]
+
+
+def error_of(config, state):
+    """Loss of a state's weights on one large batch, always the same."""
+    cache = load_cache(config)
+    model = build_transformer(config, cache)
+    model.load_state_dict(state["model"])
+    worker = Worker(accelerator_class()(mixed_precision="bf16"))
+    with torch.no_grad():
+        return float(batch_loss(worker, model, Batches(cache, config.diffusion, seed=1), 256, False).flow)
 
 
 @pytest.fixture
@@ -68,10 +82,7 @@ def test_the_same_seed_gives_the_same_losses_and_a_continued_run_goes_on(tiny_co
     after = load_state(first.output / "diffusion.pt")
     assert (before["step"], after["step"], after["average"]["steps"]) == (4, 60, 60)
     assert losses(first.output, "diffusion")[-1]["step"] == 50
-    assert (
-        min(line["loss"] for line in losses(first.output, "diffusion")[1:])
-        < losses(first.output, "diffusion")[0]["loss"]
-    )
+    assert error_of(longer, after) < error_of(longer, before)
     moved = [not torch.equal(before["model"][k], v) for k, v in after["model"].items()]
     assert any(moved)
     run_stage(longer, "diffusion")  # finished: nothing more happens
@@ -85,3 +96,61 @@ def test_a_stage_says_what_must_run_before_it(tiny_config):
             run_stage(config, stage)
     with pytest.raises(RequestError, match="'all' is unknown"):
         train(tiny_config(), "all")
+
+
+@pytest.mark.usefixtures("quiet_limit")
+def test_samples_and_curves_are_kept_as_training_goes_on(tiny_config, tmp_path):
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = {"steps": 4, "small_cells": 4, "small_batch": 3, "batch": 2, "sample_every": 2, "samples": 3}
+    output = tmp_path / "run"
+    train(tiny_config(diffusion=settings), output=output)
+    grids = sorted((output / "samples").glob("*.png"))
+    assert [grid.name for grid in grids] == ["step_000002_synthetic.png", "step_000004_synthetic.png"]
+    with Image.open(grids[0]) as grid:
+        assert grid.size == (3 * 64, 4 * (64 + 24)) and "Synthetic" in grid.text["Description"]
+    events = EventAccumulator(str(output / "tensorboard" / "diffusion")).Reload()
+    assert "diffusion/flow" in events.Tags()["scalars"] and events.Tags()["images"] == ["synthetic samples"]
+    assert "whole/psnr" in EventAccumulator(str(output / "tensorboard" / "autoencoder")).Reload().Tags()["scalars"]
+
+
+def test_workers_leave_when_the_process_that_started_them_is_killed(tmp_path):
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    (tmp_path / "waiting.py").write_text(
+        "import os, pathlib, sys, time\n"
+        "def wait(worker):\n"
+        "    pathlib.Path(__file__).with_name(f'pid{worker.rank}').write_text(str(os.getpid()))\n"
+        "    time.sleep(300)\n"
+        "if __name__ == '__main__':\n"
+        "    from napari_stmdit.training.parallel import run_workers\n"
+        "    import waiting\n"
+        "    run_workers(2, 'no', waiting.wait)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    process = subprocess.Popen([sys.executable, str(tmp_path / "waiting.py")], env=environment)
+    files = [tmp_path / f"pid{rank}" for rank in range(2)]
+    until = time.monotonic() + 120
+    while not all(file.is_file() and file.read_text() for file in files) and time.monotonic() < until:
+        time.sleep(0.1)
+    workers = [int(file.read_text()) for file in files]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while any(map(alive, workers)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(alive, workers))
+
+
+def alive(pid):
+    import os
+
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -28,9 +28,9 @@ def train_autoencoder(config: TrainingConfig) -> Path:
     """Train the autoencoder, or continue, and return the file of its state; one that a training starts from is kept as it is."""
     if config.start is not None:
         return starting_folder(config) / "vae"
-    run_workers(config.workers, _whole, config)
+    run_workers(config.workers, config.precision, _whole, config)
     if config.autoencoder.decoder_steps:
-        run_workers(config.workers, _decoder, config)
+        run_workers(config.workers, config.precision, _decoder, config)
     return state_path(config)
 
 
@@ -84,7 +84,6 @@ def _whole(worker: Worker, config: TrainingConfig) -> None:
     torch.manual_seed(config.seed)
     model = StmditAutoencoder(latent_channels=settings.latent_channels)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, betas=(0.9, 0.98), weight_decay=1e-4)
-    average = Average(model, 0.995)
     state = load_state(path)
     start = 0 if state is None else int(state["step"])
     if start >= settings.steps:
@@ -94,13 +93,15 @@ def _whole(worker: Worker, config: TrainingConfig) -> None:
     if state is None:
         crops = sampler.batch(np.random.default_rng(config.seed), FIT_CROPS, settings.crop_px)
         log.write(phase="linear", psnr=round(model.fit_linear(to_tensor(crops).contiguous()), 2))
-        average = Average(model, 0.995)
     else:
         model.load_state_dict(state["model"])
+    model.to(worker.device)
+    average = Average(model, 0.995)
+    if state is not None:
         optimizer.load_state_dict(state["optimizer"])
         average.load(state["average"])
     channels_last(model)
-    texture, clock = TextureLoss(), Clock(config.checkpoint_seconds)
+    texture, clock = TextureLoss().to(worker.device), Clock(config.checkpoint_seconds)
     rng = generator(config, worker, 1, start)
     torch.manual_seed(config.seed + 1000 * worker.rank + start)
 
@@ -113,8 +114,8 @@ def _whole(worker: Worker, config: TrainingConfig) -> None:
     for step in range(start, settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * decay(step, settings.steps)
-        images = to_tensor(sampler.batch(rng, settings.batch, settings.crop_px))
-        with torch.autocast("cpu", torch.bfloat16):
+        images = to_tensor(sampler.batch(rng, settings.batch, settings.crop_px)).to(worker.device)
+        with worker.autocast():
             output = model.decoder(disturb(model.encoder(images), settings.noise))
         output = output.float()
         pixel, edge, grain = (output - images).abs().mean(), gradient_loss(output, images), texture(output, images)
@@ -124,6 +125,7 @@ def _whole(worker: Worker, config: TrainingConfig) -> None:
         worker.average_gradients(model.parameters(), 1.0)
         optimizer.step()
         average.update(model)
+        log.progress("autoencoder", step + 1, settings.steps)
         if step % 50 == 0:
             psnr = 10 * math.log10(4 / float((output - images).detach().square().mean()))
             log.write(phase="whole", step=step, pixel=pixel.item(), edge=edge.item(), texture=grain.item(), psnr=psnr)
@@ -141,7 +143,7 @@ def _decoder(worker: Worker, config: TrainingConfig) -> None:
     torch.manual_seed(config.seed + 1)
     model: StmditAutoencoder = StmditAutoencoder(latent_channels=settings.latent_channels)
     model.load_state_dict(whole["average"]["weights"])
-    contest = Contest(model, settings)
+    contest = Contest(model, settings, worker)
     state = load_state(path)
     start = 0 if state is None else int(state["step"])
     if start >= settings.decoder_steps:
@@ -158,7 +160,9 @@ def _decoder(worker: Worker, config: TrainingConfig) -> None:
             save_state(path, step=step, **contest.state())
 
     for step in range(start, settings.decoder_steps):
-        figures = contest.step(to_tensor(sampler.batch(rng, settings.batch, settings.crop_px)), step, worker)
+        images = to_tensor(sampler.batch(rng, settings.batch, settings.crop_px)).to(worker.device)
+        figures = contest.step(images, step)
+        log.progress("decoder", step + 1, settings.decoder_steps)
         if step % 50 == 0:
             log.write(phase="decoder", step=step, **figures)
         if worker.leads and clock.due():

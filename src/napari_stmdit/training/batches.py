@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .config import DiffusionSettings
 from .latents import window_corners
+from .parallel import Worker
 
 TIME_SCALE = 1000.0
 """The transformer's time is the noise level (0 to 1) times this."""
@@ -50,7 +51,7 @@ class Batches:
         self.corners = torch.tensor(window_corners(self.latents.shape[-1], settings.small_cells))
 
     def draw(self, count: int, small: bool) -> Batch:
-        """Draw ``count`` whole crops, or windows of them; a window's morphology is its own."""
+        """Draw, on the CPU, ``count`` whole crops, or windows of them; a window's morphology is its own."""
         rng, settings = self.rng, self.settings
         rows = torch.randint(len(self.latents), (count,), generator=rng)
         x = self.latents[rows].float()
@@ -104,16 +105,20 @@ class Losses:
         return self.flow + coarse_weight * (self.local + self.overall)
 
 
-def flow_losses(model: nn.Module, x: Tensor, noise: Tensor, level: Tensor, **conditions: Tensor | None) -> Losses:
+def flow_losses(
+    worker: Worker, model: nn.Module, x: Tensor, noise: Tensor, level: Tensor, **conditions: Tensor | None
+) -> Losses:
     """Compare the predicted velocity with noise - x at a mixture of both (rectified flow: Liu et al. 2023, arXiv 2209.03003).
 
     A squared error in any linear image of the velocity is smallest for the same prediction, its conditional mean; the errors of
     means over squares of `LOCAL_CELLS` and over all cells weigh what conditions decide, density and composition, against the many
     cells whose detail no condition knows.
     """
+    x, noise, level = (tensor.to(worker.device, non_blocking=True) for tensor in (x, noise, level))
+    conditions = {name: None if c is None else c.to(worker.device, non_blocking=True) for name, c in conditions.items()}
     weight = level.view(-1, 1, 1, 1)
     mixture = (1 - weight) * x + weight * noise
-    with torch.autocast("cpu", torch.bfloat16):
+    with worker.autocast():
         velocity = model(mixture, level * TIME_SCALE, **conditions)
     error = velocity.float() - (noise - x)
     cells = error.shape[-1] * error.shape[-2]
@@ -121,10 +126,11 @@ def flow_losses(model: nn.Module, x: Tensor, noise: Tensor, level: Tensor, **con
     return Losses(error.square().mean(), local, error.mean((-2, -1)).square().mean() * cells)
 
 
-def batch_loss(model: nn.Module, batches: Batches, count: int, small: bool) -> Losses:
+def batch_loss(worker: Worker, model: nn.Module, batches: Batches, count: int, small: bool) -> Losses:
     """Draw a training batch and return its losses."""
     batch = batches.draw(count, small)
     return flow_losses(
+        worker,
         model,
         batch.latents,
         batches.noise(batch.latents),

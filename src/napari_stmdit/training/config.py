@@ -122,6 +122,10 @@ class DiffusionSettings(_Settings):
     share_expression: Annotated[float, Field(ge=0, le=1)] = 0.45
     share_morphology: Annotated[float, Field(ge=0, le=1)] = 0.13
     validate_every: Positive = 400
+    sample_every: Annotated[int, Field(ge=0)] = 1000
+    """Steps between two grids of samples; 0: none."""
+    samples: Positive = 4
+    """Spots in a grid."""
     compile: bool = False
     """Compile the blocks: pays on long runs only, a shape costs a minute or more."""
 
@@ -146,7 +150,9 @@ class TrainingConfig(_Settings):
     further. A folder is taken from the config file's folder. None: everything is trained from the beginning."""
     seed: int = 0
     workers: Positive = 2
-    """Processes, one thread each."""
+    """Processes on a CPU, one thread each; with GPUs a launcher decides."""
+    precision: Literal["bf16", "no"] = "bf16"
+    """What networks compute in; weights and sums stay in float32."""
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0
     patch_px: Positive = 256
     patch_mpp: Annotated[float, Field(gt=0)] = 0.688

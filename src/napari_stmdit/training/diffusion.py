@@ -12,6 +12,7 @@ from ..errors import CheckpointError
 from ..model.transformer import STMDiTTransformer2D
 from .batches import Batches, batch_loss, flow_losses
 from .config import DiffusionSettings, TrainingConfig
+from .grids import sample_grid, save_grid
 from .latents import load_cache, window_corners
 from .parallel import Worker, run_workers
 from .start import starting_checkpoint, starting_weights
@@ -96,7 +97,7 @@ def quicken(model: STMDiTTransformer2D) -> None:
 
 def train_diffusion(config: TrainingConfig) -> Path:
     """Train the transformer, or continue, and return the file of its state."""
-    run_workers(config.workers, _train, config)
+    run_workers(config.workers, config.precision, _train, config)
     return state_path(config)
 
 
@@ -137,6 +138,7 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
         quicken(model)
     else:
         model.load_state_dict(starting_weights(config))
+    model.to(worker.device)
     pairs = optimizers(model, settings)
     average = Average(model, settings.ema)
     state = load_state(path)
@@ -163,7 +165,7 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
         for optimizer, rate in pairs:
             for group in optimizer.param_groups:
                 group["lr"] = rate * rate_factor(step, settings)
-        losses = batch_loss(model, batches, count, small)
+        losses = batch_loss(worker, model, batches, count, small)
         loss = losses.total(settings.coarse_weight)
         for optimizer, _ in pairs:
             optimizer.zero_grad()
@@ -173,6 +175,7 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
             optimizer.step()
         if worker.leads:
             average.update(model)
+        log.progress("diffusion", step + 1, settings.steps)
         running = loss.item() if running is None else 0.97 * running + 0.03 * loss.item()
         if step % 50 == 0:
             parts = {name: round(part.item(), 6) for name, part in vars(losses).items()}
@@ -185,7 +188,11 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
                 norm=round(norm, 3),
             )
         if worker.leads and (step + 1) % settings.validate_every == 0 and "held_latents" in cache:
-            log.write(step=step, validation=validate(config, cache, average))
+            log.write(step=step, validation=validate(worker, config, cache, average))
+        if worker.leads and settings.sample_every and (step + 1) % settings.sample_every == 0:
+            grid = sample_grid(config, cache, build_transformer(config, cache), average.weights)
+            save_grid(grid, config.output / "samples" / f"step_{step + 1:06d}_synthetic.png")
+            log.picture("synthetic samples", grid, step)
         if worker.leads and clock.due():
             save(step + 1)
     save(settings.steps)
@@ -209,14 +216,16 @@ def hash_seed(*parts: int) -> int:
 
 
 @torch.no_grad()
-def validate(config: TrainingConfig, cache: dict[str, Tensor], average: Average) -> dict[str, dict[str, float]]:
+def validate(
+    worker: Worker, config: TrainingConfig, cache: dict[str, Tensor], average: Average
+) -> dict[str, dict[str, float]]:
     """Return the losses of the averaged weights on held-out spots, for every combination of true, shuffled and null conditions.
 
     Noise and levels are the same every time, so that the figures can be compared.
     """
     model = build_transformer(config, cache)
     model.load_state_dict(average.weights)
-    model.eval()
+    model.to(worker.device).eval()
     rng = torch.Generator().manual_seed(7)
     count = min(VALIDATION_SPOTS, len(cache["held_latents"]))
     rows = torch.randperm(len(cache["held_latents"]), generator=rng)[:count]
@@ -241,6 +250,6 @@ def validate(config: TrainingConfig, cache: dict[str, Tensor], average: Average)
     }
     figures = {}
     for name, (m, e) in cases.items():
-        losses = flow_losses(model, x, noise, level, morphology=m, expression=e)
+        losses = flow_losses(worker, model, x, noise, level, morphology=m, expression=e)
         figures[name] = {part: round(value.item(), 4) for part, value in vars(losses).items()}
     return figures

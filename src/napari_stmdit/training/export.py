@@ -9,7 +9,6 @@ from typing import Any
 
 import diffusers
 import numpy as np
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
 from ..encoders.linear_programs import LinearProgramEncoder
 from ..encoders.small_conv import SmallConvEncoder
@@ -21,6 +20,7 @@ from .config import TrainingConfig
 from .diffusion import load_transformer_average
 from .latents import encoder_folder, load_cache
 from .modelcard import model_card
+from .scheduler import make_scheduler
 from .state import load_state
 
 INDEX = {
@@ -70,22 +70,6 @@ def export_checkpoint(config: TrainingConfig, folder: Path | None = None) -> Pat
     target.parent.mkdir(parents=True, exist_ok=True)
     draft.rename(target)
     return target
-
-
-def make_scheduler(config: TrainingConfig) -> Any:
-    """Return the scheduler of the checkpoint: for flow, with the solver and the shift that the config's card names."""
-    shift = float(config.card.get("shift", 1.0))
-    if config.card.get("solver", "dpm") == "euler":
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
-    return DPMSolverMultistepScheduler(
-        num_train_timesteps=1000,
-        prediction_type="flow_prediction",
-        use_flow_sigmas=True,
-        flow_shift=shift,
-        solver_order=2,
-        algorithm_type="dpmsolver++",
-        final_sigmas_type="zero",
-    )
 
 
 def make_card(config: TrainingConfig, genes: tuple[str, ...]) -> CheckpointCard:

@@ -48,15 +48,27 @@ def make_cache(config: TrainingConfig) -> Path:
     """Fit the encoders, encode crops, and return the file of the cache; does nothing where it is already there."""
     path = cache_path(config)
     if not path.is_file():
-        if config.start is not None:
-            starting_encoder(config, "expression", LinearProgramEncoder).save(encoder_folder(config, "programs"))
-        elif not (encoder_folder(config, "programs") / "config.json").is_file():
-            fit_programs(open_sampler(config).sections, config.expression, config.seed).save(
-                encoder_folder(config, "programs")
-            )
-        run_workers(config.workers, _encode, config)
-        _merge(config)
+        run_workers(config.workers, config.precision, _make, config)
     return path
+
+
+def _make(worker: Worker, config: TrainingConfig) -> None:
+    if worker.leads:
+        _fit_programs(config)
+    worker.wait()
+    _encode(worker, config)
+    worker.wait()
+    if worker.leads:
+        _merge(config)
+    worker.wait()
+
+
+def _fit_programs(config: TrainingConfig) -> None:
+    folder = encoder_folder(config, "programs")
+    if config.start is not None:
+        starting_encoder(config, "expression", LinearProgramEncoder).save(folder)
+    elif not (folder / "config.json").is_file():
+        fit_programs(open_sampler(config).sections, config.expression, config.seed).save(folder)
 
 
 def load_cache(config: TrainingConfig) -> dict[str, Tensor]:
@@ -73,8 +85,8 @@ def load_cache(config: TrainingConfig) -> dict[str, Tensor]:
 
 
 def _encode(worker: Worker, config: TrainingConfig) -> None:
-    model = load_autoencoder(config)
-    trunk = make_trunk(model).eval()
+    model = load_autoencoder(config).to(worker.device)
+    trunk = make_trunk(model).eval().to(worker.device)
     sampler = open_sampler(config)
     rng = generator(config, worker, 3, 0)
     expression = LinearProgramEncoder.load(encoder_folder(config, "programs"))
@@ -84,12 +96,13 @@ def _encode(worker: Worker, config: TrainingConfig) -> None:
     log = Log(config.output / "latents.jsonl", worker.leads)
     for start in range(0, wanted, ENCODE_BATCH):
         crops = [sampler.draw(rng, config.patch_px) for _ in range(min(ENCODE_BATCH, wanted - start))]
-        images = to_tensor(np.stack([crop.pixels for crop in crops]))
+        images = to_tensor(np.stack([crop.pixels for crop in crops])).to(worker.device)
+        log.progress("latents", min(start + ENCODE_BATCH, wanted), wanted)
         if start % (20 * ENCODE_BATCH) == 0:
             log.write(crops=start, of=wanted)
         encoded, described = encode_crops(model, trunk, images, config.diffusion.small_cells)
-        latents.append(encoded)
-        statistics.append(described)
+        latents.append(encoded.cpu())
+        statistics.append(described.cpu())
         for crop in crops:
             vectors.append(
                 _expression(sampler.sections[crop.section], crop.centre, tables[crop.section], expression, config, rng)
@@ -100,7 +113,6 @@ def _encode(worker: Worker, config: TrainingConfig) -> None:
         statistics=torch.cat(statistics),
         expression=torch.stack(vectors),
     )
-    worker.wait()
 
 
 def _expression(
@@ -116,7 +128,8 @@ def _expression(
 
 
 def _merge(config: TrainingConfig) -> None:
-    parts = [load_state(config.output / f"latents_{rank}.pt") for rank in range(config.workers)]
+    files = sorted(config.output.glob("latents_*.pt"))
+    parts = [load_state(file) for file in files]
     merged = {
         key: torch.cat([part[key] for part in parts if part is not None])
         for key in ("latents", "statistics", "expression")
@@ -147,8 +160,8 @@ def _merge(config: TrainingConfig) -> None:
         expression=vectors,
         **held,
     )
-    for rank in range(config.workers):
-        (config.output / f"latents_{rank}.pt").unlink()
+    for file in files:
+        file.unlink()
 
 
 def latent_statistics(model: StmditAutoencoder, latents: Tensor, power: float) -> tuple[Tensor, Tensor]:

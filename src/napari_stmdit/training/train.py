@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -54,4 +55,6 @@ def run_stage(config: TrainingConfig, stage: str) -> Path:
         return train_diffusion(config)
     from .export import export_checkpoint
 
+    if int(os.environ.get("RANK", 0)) > 0:
+        return config.output  # of several launched processes, the first writes
     return export_checkpoint(config)
