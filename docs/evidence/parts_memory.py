@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 from parts_table import case_images, test_spots
 from PIL import Image
-from synthesizer import Synthesizer, crops_at
+from synthesizer import Synthesizer
 
 from napari_stmdit.evaluation.distribution import Frame
 from napari_stmdit.evaluation.features import EncoderStatistics, RandomConvolutions
+from napari_stmdit.training.data import TrainingSection, cut, load_training_section
+
+Place = tuple[str, float, float]
+"""Section, y and x of a crop's centre in pixels at the checkpoint's scale."""
 
 PATCHES = 100
-STRIDE_PX = 96
+STRIDE_PX = 128
 REACH_UM = 103.0
 SHOWN = 12
 
@@ -28,10 +32,16 @@ def memory(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:
         "synthetic, both": case_images(maker, spots, "both", 0)[chosen],
         "synthetic, expression": case_images(maker, spots, "expression", 0)[chosen],
     }
-    crops, index = training_crops(maker, options)
-    out: dict[str, Any] = {"training_crops": len(index), "patches": len(chosen)}
+    sections, places = training_crops(maker, options)
+    side = maker.checkpoint.card.patch_px
+    out: dict[str, Any] = {"training_crops": len(places), "patches": len(chosen)}
     for space in (EncoderStatistics(maker.checkpoint.morphology, "own encoder"), RandomConvolutions()):
-        learned = np.concatenate([space.features(part) for part in crops()])
+        learned = np.concatenate(
+            [
+                space.features(np.stack([crop_of(sections, place, side) for place in places[start : start + 64]]))
+                for start in range(0, len(places), 64)
+            ]
+        )
         frame = Frame.of(learned)
         keys = frame.project(learned)
         keys_spread = keys.std(axis=0)
@@ -41,7 +51,7 @@ def memory(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:
             best, distance = nearest(space, frame, keys, keys_spread, patches)
             entry[name] = {"quantiles_5_25_50": np.quantile(distance, [0.05, 0.25, 0.5]).round(3)}
             if space.name != "own encoder":
-                pairs = [fetch(options, maker, index[k]) for k in best]
+                pairs = [crop_of(sections, places[k], side) for k in best]
                 entry[name]["largest_pixel_correlation"] = round(max(map(likeness, patches, pairs)), 3)
                 if name != "real, held out":
                     show(patches, pairs, distance, options.work / f"nearest_{name.split(', ')[1]}.png")
@@ -49,31 +59,26 @@ def memory(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:
     return out
 
 
-def training_crops(maker: Synthesizer, options: argparse.Namespace):
-    """Return a function that yields stacks of dense training crops, and where each lies: (section, y, x)."""
+def training_crops(maker: Synthesizer, options: argparse.Namespace) -> tuple[dict[str, TrainingSection], list[Place]]:
+    """Return the training sections in memory, and the places of dense crops on their tissue."""
     card = maker.checkpoint.card
-    sections = {name: options.open(name) for name in options.trained_on}
-    index = []
+    sections = {
+        name: load_training_section(options.open(name), card.patch_mpp, options.work / "pixels")
+        for name in options.trained_on
+    }
+    places: list[Place] = []
     for name, section in sections.items():
-        zoom = card.patch_mpp / section.calibration.mpp
-        step, reach = STRIDE_PX * zoom, REACH_UM / section.calibration.mpp
-        yx = section.spots.yx
-        grid = np.stack(
-            np.meshgrid(*[np.arange(a.min() - reach, a.max() + reach, step) for a in yx.T], indexing="ij"), -1
-        )
-        places = grid.reshape(-1, 2)
-        near = np.concatenate(
-            [(np.abs(part[:, None] - yx[None]).max(axis=2) <= reach).any(axis=1) for part in np.array_split(places, 20)]
-        )
-        index += [(name, *place) for place in places[near]]
+        reach = REACH_UM / section.mpp
+        spans = [np.arange(axis.min() - reach, axis.max() + reach, STRIDE_PX) for axis in section.yx.T]
+        grid = np.stack(np.meshgrid(*spans, indexing="ij"), axis=-1).reshape(-1, 2)
+        far = np.array([np.abs(section.yx - centre).max(axis=1).min() for centre in grid])
+        places += [(name, *centre) for centre in grid[far <= reach]]
+    return sections, places
 
-    def crops():
-        for start in range(0, len(index), 64):
-            part = index[start : start + 64]
-            for name in dict.fromkeys(p[0] for p in part):
-                yield crops_at(sections[name], np.array([p[1:] for p in part if p[0] == name]), card)
 
-    return crops, index
+def crop_of(sections: dict[str, TrainingSection], place: Place, side: int) -> np.ndarray:
+    """Cut one training crop."""
+    return cut(sections[place[0]].pixels, np.array(place[1:]), side)[0]
 
 
 def symmetries(patches: np.ndarray):
@@ -94,11 +99,6 @@ def nearest(space, frame, keys, spread, patches) -> tuple[np.ndarray, np.ndarray
         value = gap[np.arange(len(gap)), closest]
         row, best = np.where(value < best, closest, row), np.minimum(best, value)
     return row, best
-
-
-def fetch(options: argparse.Namespace, maker: Synthesizer, place: tuple) -> np.ndarray:
-    """Read one training crop again."""
-    return crops_at(options.open(place[0]), np.array([place[1:]]), maker.checkpoint.card)[0]
 
 
 def likeness(a: np.ndarray, b: np.ndarray) -> float:

@@ -29,7 +29,7 @@ def cache():
 
 def test_a_small_crop_comes_with_the_morphology_of_its_own_window(cache):
     corners = window_corners(CELLS, SMALL)
-    batch = Batches(cache, DiffusionSettings(condition_noise=0.0), seed=0).draw(64, small=True)
+    batch = Batches(cache, DiffusionSettings(condition_noise=0.0, expression_noise=0.0), seed=0).draw(64, small=True)
     assert batch.latents.shape == (64, 3, SMALL, SMALL)
     for latents, (crop, window) in zip(batch.latents, batch.morphology[:, 0], strict=True):
         top, left, own = latents[:, 0, 0].tolist()
@@ -38,7 +38,7 @@ def test_a_small_crop_comes_with_the_morphology_of_its_own_window(cache):
 
 
 def test_a_whole_crop_comes_with_the_morphology_of_the_whole(cache):
-    batch = Batches(cache, DiffusionSettings(condition_noise=0.0), seed=0).draw(8, small=False)
+    batch = Batches(cache, DiffusionSettings(condition_noise=0.0, expression_noise=0.0), seed=0).draw(8, small=False)
     assert batch.latents.shape[-1] == CELLS and bool((batch.morphology[:, 0, 1] == 0).all())
 
 

@@ -63,8 +63,8 @@ class Batches:
             window = place + 1
         x = (x - self.mean) / self.std
         variant = torch.randint(self.expression.shape[1], (count,), generator=rng)
-        morphology = self._disturb(self.morphology[rows, window])
-        expression = self._disturb(self.expression[rows, variant])
+        morphology = self._disturb(self.morphology[rows, window], settings.condition_noise)
+        expression = self._disturb(self.expression[rows, variant], settings.expression_noise)
         lot = torch.rand(count, generator=rng)
         both = settings.share_both
         expression_only = (lot >= both) & (lot < both + settings.share_expression)
@@ -88,8 +88,8 @@ class Batches:
         shifted = torch.rand(count, generator=self.rng) < share
         return torch.sigmoid(odds + shifted * torch.tensor(settings.level_shift).log())
 
-    def _disturb(self, vectors: Tensor) -> Tensor:
-        return vectors + self.settings.condition_noise * torch.randn(vectors.shape, generator=self.rng)
+    def _disturb(self, vectors: Tensor, spread: float) -> Tensor:
+        return vectors + spread * torch.randn(vectors.shape, generator=self.rng)
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,11 @@ class DiffusionSettings(_Settings):
     """Share of the levels that are shifted when whole patches are learned; the others go to detail. On small crops all are."""
     coarse_weight: Annotated[float, Field(ge=0)] = 0.05
     """Weight of the errors of local and overall means, see `flow_losses`; 0: none."""
-    condition_noise: float = 0.1
+    condition_noise: Annotated[float, Field(ge=0)] = 0.1
+    """Standard deviation of the noise on whitened morphology."""
+    expression_noise: Annotated[float, Field(ge=0)] = 0.35
+    """The same on program scores, whose first has a spread of one: with little noise every spot is known by its scores, and the
+    images of few sections are learned by heart rather than what expression says."""
     share_both: Annotated[float, Field(ge=0, le=1)] = 0.30
     share_expression: Annotated[float, Field(ge=0, le=1)] = 0.45
     share_morphology: Annotated[float, Field(ge=0, le=1)] = 0.13
