@@ -57,3 +57,14 @@ def test_quarters_keep_every_pixel():
     cut = quarters(patches)
     assert cut.shape == (8, 2, 2, 3) and np.array_equal(np.sort(cut, axis=None), np.sort(patches, axis=None))
     assert np.array_equal(cut[0], patches[0, :2, :2]) and np.array_equal(cut[-1], patches[1, 2:, 2:])
+
+
+def test_an_encoders_statistics_do_not_depend_on_the_batch():
+    from napari_stmdit.assemble import load_checkpoint
+    from napari_stmdit.evaluation.features import EncoderStatistics
+
+    space = EncoderStatistics(load_checkpoint("demo", device="cpu").morphology, "own")
+    patches = np.random.default_rng(4).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    together = space.features(patches)
+    assert together.shape == (20, len(space.encoder.mean)) and space.name == "own"
+    assert np.allclose(together[17:], space.features(patches[17:]), atol=1e-4)
