@@ -42,10 +42,10 @@ def starting_checkpoint(config: TrainingConfig) -> Checkpoint:
 
 def starting_autoencoder(config: TrainingConfig) -> StmditAutoencoder:
     """Return its autoencoder; raises CheckpointError where it is of another kind than the bundled one."""
-    model = starting_checkpoint(config).pipeline.vae
-    if not isinstance(model, StmditAutoencoder):
-        raise CheckpointError(_other(config, "autoencoder", model, StmditAutoencoder))
-    model.eval()
+    vae = starting_checkpoint(config).pipeline.vae
+    if not isinstance(vae, StmditAutoencoder):
+        raise CheckpointError(_other(config, "autoencoder", vae, StmditAutoencoder))
+    model: StmditAutoencoder = vae.eval()
     return model
 
 
