@@ -20,7 +20,7 @@ from napari_stmdit.training.sections import open_source
 from napari_stmdit.types import Guidance, Section
 
 AT_ONCE = 8
-CHUNK = 48
+CHUNK = 16
 _state: dict[str, Any] = {}
 
 
