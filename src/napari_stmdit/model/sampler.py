@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, NotFiniteError, SynthesisError
-from .guidance import Branch, combine
-
-
-@dataclass(frozen=True)
-class ConditionTensors:
-    """Conditions of b patches; None where a condition is null for all of them.
-
-    Attributes
-    ----------
-    morphology
-        (b, t, dm) or (b, dm).
-    expression
-        (b, dg) or (b, g, dg).
-    expression_keep
-        (b, g) bool, True for the expression vectors that count; None for all.
-    """
-
-    morphology: Tensor | None = None
-    expression: Tensor | None = None
-    expression_keep: Tensor | None = None
+from .guidance import Branch
+from .predict import ConditionTensors as ConditionTensors
+from .predict import on_device, prediction
 
 
 def noise_for(seeds: Sequence[int | torch.Generator], shape: Sequence[int]) -> Tensor:
@@ -82,26 +64,38 @@ def denoise(
     CheckpointError
         The scheduler draws noise of its own, which would make results depend on the batch.
     """
-    check_scheduler(scheduler)
     if steps < 1 or not guidance:
         raise SynthesisError(f"Denoising needs at least one step and one branch, got {steps} and {len(guidance)}.")
-    scheduler = type(scheduler).from_config(scheduler.config)
-    device = transformer.device
+    scheduler = ready(scheduler, steps)
+    times = scheduler.timesteps
     with torch.inference_mode():
-        scheduler.set_timesteps(steps, device=device)
-        latents = noise.to(device=device, dtype=torch.float32) * getattr(scheduler, "init_noise_sigma", 1.0)
-        repeated = repeat_conditions(conditions, guidance, len(latents), transformer)
-    for index, time in enumerate(scheduler.timesteps):
+        latents = on_device(noise.float(), transformer.device) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+        told = torch.stack([model_time(scheduler, index, time) for index, time in enumerate(times)])
+        predict = prediction(transformer, conditions, [guidance] * len(times), told, latents.shape)
+    for index, time in enumerate(times):
         # entered anew for every step: around a yield, the mode would leak to whoever consumes the generator
         with torch.inference_mode():
             scaled = scheduler.scale_model_input(latents, time) if hasattr(scheduler, "scale_model_input") else latents
-            predicted = guided(transformer, scaled, model_time(scheduler, index, time), repeated, guidance)
+            predicted = predict(index, scaled)
             if on_estimate is not None:
                 on_estimate(index + 1, clean_estimate(scheduler, index, time, scaled, predicted))
             latents = scheduler.step(predicted, time, latents, return_dict=False)[0]
-            if index == len(scheduler.timesteps) - 1:
+            if index == len(times) - 1:
                 _check_finite(latents)
         yield index + 1, latents.clone()  # a clone made here is an ordinary tensor, and nobody can reach into the loop
+
+
+def ready(scheduler: Any, steps: int) -> Any:
+    """Return a copy of a scheduler, set to so many steps from the first.
+
+    It stays on the CPU, wherever the transformer is: its numbers are then plain factors, and no step waits for a device to tell them.
+    """
+    check_scheduler(scheduler)
+    made = type(scheduler).from_config(scheduler.config)
+    made.set_timesteps(steps, device="cpu")
+    if hasattr(made, "set_begin_index"):
+        made.set_begin_index(0)  # else it is searched for
+    return made
 
 
 def clean_estimate(scheduler: Any, index: int, time: Tensor, scaled: Tensor, predicted: Tensor) -> Tensor:
@@ -152,46 +146,12 @@ def clean_estimate(scheduler: Any, index: int, time: Tensor, scaled: Tensor, pre
     )
 
 
-def guided(
-    transformer: Any, latents: Tensor, time: Tensor, conditions: dict[str, Tensor | None], guidance: Sequence[Branch]
-) -> Tensor:
-    """Predict all branches in one batch and combine them -> (b, c, h, w)."""
-    count, channels = len(guidance), latents.shape[1]
-    batch = latents.repeat(count, 1, 1, 1)  # (branches * b, c, h, w)
-    output = transformer(batch, time.expand(len(batch)), **conditions)  # (branches * b, c or 2c, h, w)
-    predictions: Sequence[Tensor] = output[:, :channels].float().chunk(count)
-    return combine(predictions, guidance)  # the variance half, if learned, is not used
-
-
 def model_time(scheduler: Any, index: int, time: Tensor) -> Tensor:
     """Return the time to tell the transformer: flow sigmas exactly, where the scheduler rounds them to integers."""
     if scheduler.config.get("use_flow_sigmas"):
         sigma: Tensor = scheduler.sigmas[index]
         return sigma.to(time.device).float() * float(scheduler.config.num_train_timesteps)
     return time.float()
-
-
-def repeat_conditions(
-    conditions: ConditionTensors, guidance: Sequence[Branch], batch: int, transformer: Any
-) -> dict[str, Tensor | None]:
-    """Repeat the conditions for every branch and mark where each is null."""
-    count, device = len(guidance), transformer.device
-
-    def repeat(tensor: Tensor | None) -> Tensor | None:
-        if tensor is None:
-            return None
-        return tensor.to(device).repeat(count, *(1 for _ in tensor.shape[1:]))
-
-    def null(seen: list[bool]) -> Tensor:
-        return ~torch.tensor(seen, device=device).repeat_interleave(batch)
-
-    return {
-        "morphology": repeat(conditions.morphology),
-        "expression": repeat(conditions.expression),
-        "expression_keep": repeat(conditions.expression_keep),
-        "morphology_null": null([branch.morphology for branch in guidance]),
-        "expression_null": null([branch.expression for branch in guidance]),
-    }
 
 
 def _check_finite(latents: Tensor) -> None:

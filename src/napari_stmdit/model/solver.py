@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..errors import SynthesisError
 from .guidance import Branch
-from .sampler import ConditionTensors, check_scheduler, guided, model_time, repeat_conditions
+from .predict import ConditionTensors, on_device, prediction
+from .sampler import model_time, ready
 
 _LATENTS, _RECORD = "latents", "solver"
 
@@ -56,13 +57,11 @@ class CanvasSolver:
         steps: int,
         state: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
-        check_scheduler(scheduler)
         if steps < 1 or not guidance:
             raise SynthesisError(f"Denoising needs at least one step and one branch, got {steps} and {len(guidance)}.")
         self._transformer = transformer
-        self._scheduler = type(scheduler).from_config(scheduler.config)
+        self._scheduler = ready(scheduler, steps)
         self._guidance = tuple(guidance)
-        self._scheduler.set_timesteps(steps, device="cpu")
         self.steps = len(self._scheduler.timesteps)
         self.step = 0
         self._latents = torch.from_numpy(noise)[None] * float(getattr(self._scheduler, "init_noise_sigma", 1.0))
@@ -92,14 +91,13 @@ class CanvasSolver:
         expression: NDArray[np.float32] | None,
     ) -> NDArray[np.float32]:
         """Return the guided prediction for (b, c, s, s) windows of `inputs`, each under conditions of its own."""
-        device = self._transformer.device
         conditions = ConditionTensors(
             *(None if rows is None else torch.from_numpy(rows) for rows in (morphology, expression))
         )
-        time = model_time(self._scheduler, self.step, self._scheduler.timesteps[self.step]).to(device)
-        repeated = repeat_conditions(conditions, self._guidance, len(windows), self._transformer)
-        latents = torch.from_numpy(np.ascontiguousarray(windows)).to(device)
-        predicted = guided(self._transformer, latents, time, repeated, self._guidance)
+        time = model_time(self._scheduler, self.step, self._scheduler.timesteps[self.step])
+        latents = on_device(torch.from_numpy(np.ascontiguousarray(windows)), self._transformer.device)
+        predict = prediction(self._transformer, conditions, [self._guidance], time[None], latents.shape)
+        predicted = predict(0, latents)
         found: NDArray[np.float32] = predicted.cpu().numpy()
         return found
 

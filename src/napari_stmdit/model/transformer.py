@@ -12,7 +12,7 @@ tokens; F hidden width.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,11 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from .blocks import MLP, Block, SeedPooling, modulate
 from .positions import TIME_WIDTH, condition_position_table, position_table, time_sinusoid
+from .prepared import Condition, Modulation, Prepared, row_index
 from .shapes import check_expression, check_latents, check_morphology, check_options
 
-NORM_EPS = 1e-6
 STARTS_AT_ZERO = ("morphology_attention.proj", "expression_attention.proj", "conv", "time_modulation", "final_linear")
 
 
@@ -176,39 +177,95 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):
         SynthesisError
             A shape does not fit, or a condition is None although its mask says that it is needed.
         """
-        p, batch = self.config.patch_size, hidden_states.shape[0]
+        batch, device = hidden_states.shape[0], hidden_states.device
         check_latents(self.config, hidden_states, timestep)
         check_morphology(self.config, morphology, morphology_null, batch)
         check_expression(self.config, expression, expression_null, expression_keep, batch)
-        height, width = hidden_states.shape[2:]
-        rows, columns = height // p, width // p
-        dtype = self.patch_embed.weight.dtype
+        if expression_keep is not None and expression_null is not None:
+            expression_keep = expression_keep | expression_null[:, None]  # (B, G); a null item may keep nothing
+        prepared = self.prepare(
+            (hidden_states.shape[2], hidden_states.shape[3]),
+            morphology,
+            expression,
+            expression_keep,
+            morphology_rows=row_index(morphology, morphology_null, batch, device),
+            expression_rows=row_index(expression, expression_null, batch, device),
+        )
+        time = self.time_embed(time_sinusoid(timestep).to(self.patch_embed.weight.dtype))[None]  # (1, B, D)
+        return self.predict(hidden_states, prepared, self._modulation(time, prepared), 0)  # (B, out, H, W)
 
-        x: Tensor = self.patch_embed(hidden_states.to(dtype))  # (B, D, h, w)
-        x = x.flatten(2).transpose(1, 2).contiguous()  # (B, N, D)
-        if self.position_table is not None:
-            x = x + self._positions(rows, columns).to(dtype)  # (B, N, D) + (N, D)
+    def prepare(
+        self,
+        size: tuple[int, int],
+        morphology: Tensor | None = None,
+        expression: Tensor | None = None,
+        expression_keep: Tensor | None = None,
+        *,
+        morphology_rows: Tensor | None = None,
+        expression_rows: Tensor | None = None,
+    ) -> Prepared:
+        """Compute once what `predict` needs of the conditions at every step.
 
-        vectors = self._morphology_vectors(morphology, morphology_null, batch)  # (B, T, Dm)
-        tokens = self.morphology_embed(vectors).reshape(batch, -1, self.width)  # (B, T*E, D)
-        genes, keep = self._expression_vectors(expression, expression_null, expression_keep, batch)  # (B, G, Dg)
+        Parameters
+        ----------
+        size
+            Height H and width W of the latents.
+        morphology, expression, expression_keep
+            As for a forward, one entry for each distinct condition R; None where every item is null.
+        morphology_rows, expression_rows
+            (B,) long: 0 where an item is null, 1 + k where it has the k-th entry. Not given: B = R, each its own.
+        """
+        p = self.config.patch_size
+        grid = (size[0] // p, size[1] // p)
+        queries = grid[0] * grid[1]
+        seen = self._morphology(morphology, morphology_rows is not None, queries).rows(morphology_rows)
+        genes = self._expression(expression, expression_keep, expression_rows is not None, queries).rows(
+            expression_rows
+        )
+        given = (morphology_rows, expression_rows, morphology, expression)
+        items = next((len(entries) for entries in given if entries is not None), 1)
+        positions = None if self.position_table is None else self._positions(*grid).to(self.patch_embed.weight.dtype)
+        return Prepared(items, grid, positions, seen, genes)
 
-        t = self.time_embed(time_sinusoid(timestep).to(dtype))  # (B, D)
-        if self.config.morphology_adaln:
-            t = t + self.morphology_time(tokens.mean(1))  # (B, D)
-        if genes is not None and self.config.expression_adaln:
-            t = t + self.expression_time(_masked_mean(genes, keep))  # (B, D)
-        modulation = self.time_modulation(F.silu(t)).reshape(batch, 6, self.width)  # (B, 6, D)
-        gene_tokens, gene_keep = self._expression_tokens(genes, keep)  # (B, G*E or pooled, D), (B, G*E)
+    def modulation(self, times: Tensor, prepared: Prepared) -> Modulation:
+        """Compute what times (S,), shared by all items, do in every block: all steps in one product."""
+        time = self.time_embed(time_sinusoid(times).to(self.patch_embed.weight.dtype))  # (S, D)
+        return self._modulation(time[:, None], prepared)
 
-        for block in self.blocks:
-            x = block(x, modulation, tokens, gene_tokens, gene_keep, (rows, columns))  # (B, N, D)
+    def predict(self, hidden_states: Tensor, prepared: Prepared, modulation: Modulation, step: int) -> Tensor:
+        """Predict at a step from 0, with everything prepared.
 
-        shift, scale = (self.final_modulation + t[:, None]).chunk(2, dim=1)  # 2 x (B, 1, D)
-        x = self.final_linear(_modulate(x, shift, scale))  # (B, N, p*p*out), channel fastest
-        x = x.reshape(batch, rows, columns, p, p, -1)  # (B, h, w, p, p, out)
+        ``hidden_states`` (b, C, H, W) may be fewer than the B items prepared: they are repeated, all of them after another ->
+        (B, out_channels, H, W).
+        """
+        p, (rows, columns) = self.config.patch_size, prepared.grid
+        x: Tensor = self.patch_embed(hidden_states.to(self.patch_embed.weight.dtype))  # (b, D, h, w)
+        x = x.flatten(2).transpose(1, 2).contiguous()  # (b, N, D)
+        if prepared.positions is not None:
+            x = x + prepared.positions  # (b, N, D) + (N, D)
+        tables, shift, scale = modulation.at(step)  # L x (B or 1, 6, D), 2 x (B or 1, 1, D)
+        genes = prepared.expression.contexts or (None,) * len(tables)
+        for block, table, seen, context in zip(self.blocks, tables, prepared.morphology.contexts, genes, strict=True):
+            x = block(x, table, seen, context, prepared.grid, prepared.items)  # (B, N, D)
+        x = self.final_linear(modulate(x, shift, scale))  # (B, N, p*p*out), channel fastest
+        x = x.reshape(len(x), rows, columns, p, p, -1)  # (B, h, w, p, p, out)
         x = x.permute(0, 5, 1, 3, 2, 4)  # (B, out, h, p, w, p)
-        return x.reshape(batch, -1, height, width)  # (B, out, H, W)
+        return x.reshape(len(x), -1, rows * p, columns * p)  # (B, out, H, W)
+
+    def _modulation(self, time: Tensor, prepared: Prepared) -> Modulation:
+        """Add what conditions say to times (S, B or 1, D), and project for blocks and final layer."""
+        for condition in (prepared.morphology, prepared.expression):
+            if condition.time is not None:
+                time = time + condition.time  # (S, B, D)
+        shared = self.time_modulation(F.silu(time)).unflatten(-1, (6, self.width))  # (S, B or 1, 6, D)
+        tables = torch.stack([block.modulation for block in self._stack])[:, None].float()  # (L, 1, 6, D)
+        tables = tables + tables.new_tensor([0, 1, 0, 0, 1, 0])[:, None]  # scales multiply as 1 + scale
+        final = self.final_modulation + time[:, :, None]  # (S, B or 1, 2, D)
+        return Modulation(tables, shared, final + final.new_tensor([0, 1])[:, None])
+
+    @property
+    def _stack(self) -> list[Block]:
+        return cast("list[Block]", list(self.blocks))
 
     def _positions(self, rows: int, columns: int) -> Tensor:
         """Return the (N, D) position table of this grid: stored for the trained one, computed for others."""
@@ -217,178 +274,43 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):
             return self.position_table  # type: ignore[no-any-return]  # (N, D)
         return position_table(rows, columns, self.width, side, self.config.position_scale).to(self.device)  # (N, D)
 
-    def _morphology_vectors(self, given: Tensor | None, null: Tensor | None, batch: int) -> Tensor:
-        """Put null embeddings in place and add the stored positions -> (B, T, Dm)."""
+    def _morphology(self, given: Tensor | None, null: bool, queries: int) -> Condition:
+        """Prepare morphology (R, T, Dm) or (R, Dm), with a null row before the others where asked for."""
+        absent = self.morphology_null[None]  # (1, T, Dm)
         if given is None:
-            vectors = self.morphology_null.expand(batch, -1, -1)  # (B, T, Dm)
+            vectors = absent  # (1, T, Dm)
         else:
-            vectors = given.to(self.morphology_null.dtype).reshape(batch, *self.morphology_null.shape)  # (B, T, Dm)
-            if null is not None:
-                vectors = torch.where(null[:, None, None], self.morphology_null, vectors)  # (B, T, Dm)
-        return vectors + self.morphology_position_table if self.config.morphology_position else vectors  # (B, T, Dm)
+            vectors = given.to(absent.device, absent.dtype).reshape(-1, *absent.shape[1:])  # (R, T, Dm)
+            vectors = torch.cat([absent, vectors]) if null else vectors  # (R or 1 + R, T, Dm)
+        if self.config.morphology_position:
+            vectors = vectors + self.morphology_position_table  # (R, T, Dm)
+        tokens = self.morphology_embed(vectors).reshape(len(vectors), -1, self.width)  # (R, T*E, D)
+        contexts = tuple(block.morphology_attention.prepare(tokens, None, queries) for block in self._stack)
+        return Condition(contexts, self.morphology_time(tokens.mean(1)) if self.config.morphology_adaln else None)
 
-    def _expression_vectors(
-        self, given: Tensor | None, null: Tensor | None, keep: Tensor | None, batch: int
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Put null embeddings in place -> (B, G, Dg) and which of them count (B, G)."""
+    def _expression(self, given: Tensor | None, keep: Tensor | None, null: bool, queries: int) -> Condition:
+        """Prepare expression (R, Dg) or (R, G, Dg), with a null row before the others where asked for."""
         if self.config.expression_dim is None:
-            return None, None
+            return Condition()
+        absent = self.expression_null[None]  # (1, 1, Dg)
         if given is None:
-            return self.expression_null.expand(batch, 1, -1), None  # (B, 1, Dg)
-        vectors = (given[:, None] if given.ndim == 2 else given).to(self.expression_null.dtype)  # (B, G, Dg)
-        if null is not None:
-            vectors = torch.where(null[:, None, None], self.expression_null, vectors)  # (B, G, Dg)
-            keep = None if keep is None else keep | null[:, None]  # (B, G)
-        return vectors, keep
-
-    def _expression_tokens(self, genes: Tensor | None, keep: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        if genes is None or not self.config.expression_cross_attention:
-            return None, None
-        expand = self.config.expression_expand
-        tokens = self.expression_embed(genes).reshape(genes.shape[0], -1, self.width)  # (B, G*E, D)
-        keep = None if keep is None else keep.repeat_interleave(expand, dim=1)  # (B, G*E)
+            vectors, keep = absent, None  # (1, 1, Dg)
+        else:
+            vectors = (given[:, None] if given.ndim == 2 else given).to(absent.device, absent.dtype)  # (R, G, Dg)
+            keep = None if keep is None else keep.to(absent.device)  # (R, G)
+            if null:
+                vectors = torch.cat([absent.expand(1, vectors.shape[1], -1), vectors])  # (1 + R, G, Dg)
+                keep = None if keep is None else torch.cat([keep.new_ones(1, keep.shape[1]), keep])  # (1 + R, G)
+        time = self.expression_time(_masked_mean(vectors, keep)) if self.config.expression_adaln else None  # (R, D)
+        if not self.config.expression_cross_attention:
+            return Condition((), time)
+        tokens = self.expression_embed(vectors).reshape(len(vectors), -1, self.width)  # (R, G*E, D)
+        keep = None if keep is None else keep.repeat_interleave(self.config.expression_expand, dim=1)  # (R, G*E)
         if self.config.expression_pooling == "pma":
-            return self.expression_pool(tokens, keep), None  # (B, pooled, D)
-        return tokens, keep
-
-
-class Block(nn.Module):
-    """Self-attention, cross-attentions to morphology and to expression, feed-forward; each is added to its input."""
-
-    def __init__(
-        self, width: int, heads: int, hidden: int, expression: bool, qk_norm: bool, ff_conv: bool, cross_norm: bool
-    ) -> None:
-        super().__init__()
-        self.modulation = nn.Parameter(torch.zeros(6, width))
-        self.self_attention = SelfAttention(width, heads, qk_norm)
-        self.morphology_norm = nn.LayerNorm(width, eps=NORM_EPS) if cross_norm else nn.Identity()
-        self.morphology_attention = CrossAttention(width, heads)
-        self.expression_norm = nn.LayerNorm(width, eps=NORM_EPS) if cross_norm and expression else nn.Identity()
-        self.expression_attention = CrossAttention(width, heads) if expression else None
-        self.feed_forward = FeedForward(width, hidden, ff_conv)
-
-    def forward(
-        self, x: Tensor, t: Tensor, morphology: Tensor, genes: Tensor | None, keep: Tensor | None, grid: tuple[int, int]
-    ) -> Tensor:
-        """Map tokens x (B, N, D) to (B, N, D); t (B, 6, D), morphology (B, T*E, D), genes (B, K, D), keep (B, K)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + t).chunk(6, dim=1)  # 6 x (B, 1, D)
-        x = torch.addcmul(x, gate1, self.self_attention(_modulate(x, shift1, scale1)))  # (B, N, D)
-        x = x + self.morphology_attention(self.morphology_norm(x), morphology)  # (B, N, D)
-        if self.expression_attention is not None:
-            x = x + self.expression_attention(self.expression_norm(x), genes, keep)  # (B, N, D)
-        return torch.addcmul(x, gate2, self.feed_forward(_modulate(x, shift2, scale2), grid))  # (B, N, D)
-
-
-class SelfAttention(nn.Module):
-    """Attention among the tokens of a patch; queries, keys and values in one product."""
-
-    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = nn.LayerNorm(width) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(width) if qk_norm else nn.Identity()
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, N, D) to (B, N, D)."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)  # 3 x (B, N, D)
-        return self.proj(_attend(self.q_norm(q), self.k_norm(k), v, self.heads))  # type: ignore[no-any-return]  # (B, N, D)
-
-
-class CrossAttention(nn.Module):
-    """Attention from tokens to condition tokens.
-
-    A condition has few tokens: it is cheaper to carry the query and output projections over to them than to apply them
-    to every token: (x Wq) k = x (Wq k) and (p v) Wo = p (v Wo). The result is the same up to rounding.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, context: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Map x (B, N, D) and context (B, K, D) to (B, N, D), or to (B, 1, D) where K = 1.
-
-        A softmax over one key is 1 whatever the query: every token receives the same vector, and neither is needed.
-        """
-        heads, keys, width = self.heads, context.shape[1], context.shape[2]
-        if keys == 1:
-            value = F.linear(context, self.kv.weight[width:], self.kv.bias[width:])  # (B, 1, D)
-            return self.proj(value)  # type: ignore[no-any-return]  # (B, 1, D)
-        k, v = self.kv(context).chunk(2, dim=-1)  # 2 x (B, K, D)
-        if keys + x.shape[1] * keys * heads // width >= x.shape[1]:  # products are counted in units of D * D
-            return self.proj(_attend(self.q(x), k, v, heads, keep))  # type: ignore[no-any-return]  # (B, N, D)
-        k = k.unflatten(-1, (heads, -1)) * (width // heads) ** -0.5  # (B, K, A, D/A)
-        v = v.unflatten(-1, (heads, -1))  # (B, K, A, D/A)
-        query = torch.einsum("bkad,adm->bmak", k, self.q.weight.unflatten(0, (heads, -1))).flatten(2)  # (B, D, A*K)
-        offset = torch.einsum("bkad,ad->bak", k, self.q.bias.unflatten(0, (heads, -1))).flatten(1)  # (B, A*K)
-        scores = torch.baddbmm(offset[:, None], x, query).unflatten(-1, (heads, keys))  # (B, N, A, K)
-        if keep is not None:
-            scores = scores.masked_fill(~keep[:, None, None], float("-inf"))  # (B, N, A, K)
-        value = torch.einsum("bkad,mad->bakm", v, self.proj.weight.unflatten(1, (heads, -1))).flatten(
-            1, 2
-        )  # (B, A*K, D)
-        return torch.baddbmm(self.proj.bias, scores.softmax(-1).flatten(2), value)  # (B, N, D)
-
-
-class SeedPooling(CrossAttention):
-    """A set of tokens pooled to a few by attention from learned seeds (PMA without residual, norm and feed-forward)."""
-
-    def __init__(self, width: int, heads: int, seeds: int) -> None:
-        super().__init__(width, heads)
-        self.seeds = nn.Parameter(torch.randn(1, seeds, width) * width**-0.5)
-
-    def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """Map (B, G, D) to (B, seeds, D), or to (B, 1, D) where G = 1: all the pooled tokens are then the same."""
-        return super().forward(self.seeds.expand(tokens.shape[0], -1, -1), tokens, keep)
-
-
-class MLP(nn.Module):
-    """Linear, activation, linear."""
-
-    def __init__(self, in_width: int, hidden: int, out_width: int, activation: nn.Module) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(in_width, hidden)
-        self.activation = activation
-        self.fc2 = nn.Linear(hidden, out_width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in_width) to (..., out_width)."""
-        return self.fc2(self.activation(self.fc1(x)))  # type: ignore[no-any-return]
-
-
-class FeedForward(nn.Module):
-    """The MLP of a block; with ``conv``, a depthwise 3 x 3 convolution over the grid is added after the activation."""
-
-    def __init__(self, width: int, hidden: int, conv: bool) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if conv else None
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Map (B, N, D) to (B, N, D); ``grid`` is (h, w)."""
-        y = F.gelu(self.fc1(x), approximate="tanh")  # (B, N, F)
-        if self.conv is not None:
-            image = y.unflatten(1, grid).permute(0, 3, 1, 2)  # (B, F, h, w), channels last in memory
-            y = self.conv(image).permute(0, 2, 3, 1).flatten(1, 2).add_(y)  # (B, N, F)
-        return self.fc2(y)  # type: ignore[no-any-return]  # (B, N, D)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, keep: Tensor | None = None) -> Tensor:
-    """Attention of q (B, N, D) over k and v (B, K, D); ``keep`` (B, K) is True for keys that count -> (B, N, D)."""
-    q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2) for y in (q, k, v))  # (B, A, N or K, D/A)
-    mask = None if keep is None else keep[:, None, None, :]  # (B, 1, 1, K)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)  # (B, N, D)
-
-
-def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Normalise (B, N, D) over the width, then scale and shift by (B, 1, D)."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)  # (B, N, D)
+            tokens, keep = self.expression_pool(tokens, keep), None  # (R, pooled, D)
+        attentions = [block.expression_attention for block in self._stack]
+        contexts = tuple(part.prepare(tokens, keep, queries) for part in attentions if part is not None)
+        return Condition(contexts, time)
 
 
 def _masked_mean(vectors: Tensor, keep: Tensor | None) -> Tensor:
