@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError, StoreError
 from ..tissue.store import list_results, read_result
+from ..tissue.stored_patches import read_stored_patches
 from ..types import Request, Section
 from .requests import make_request
 
@@ -58,6 +59,11 @@ class StoredResult:
             raise StoreError(f"{self.element} in {self.store} does not say what was asked for") from None
         except RequestError as error:
             raise StoreError(f"{self.element} in {self.store} holds a request of another version: {error}") from error
+
+    @property
+    def patches(self) -> Any | None:
+        """The finished patches before blending, (n, p, p, 3) uint8, lazy, in the order of `spots`; None where the store lacks them."""
+        return read_stored_patches(self.store, self.element, self.provenance)
 
     @property
     def spots(self) -> tuple[str, ...]:
