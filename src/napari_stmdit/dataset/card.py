@@ -177,12 +177,8 @@ In Parquet the image is `image`, in an image folder the file is `file_name`. In 
 
 
 def _licence(licence: str | None) -> str:
-    own = (
-        f"`{licence}`, as given by who made the data set."
-        if licence
-        else "`unknown`: who made the data set has not stated one."
-    )
+    own = f"`{licence}`, as stated by its maker." if licence else "`unknown`: its maker has not stated one."
     return f"""## Licence
 
-{own} Whoever passes it on must look at three terms: those of the section (slide and counts), those of the checkpoint
-({"; ".join(sorted({one.licence or "not known" for one in checkpoints}))}), and those of the data it was trained on."""
+{own} Whoever passes the data set on looks at three terms: those of the section (slide and counts), those of the checkpoint, and those of
+the data that it was trained on (both above)."""
