@@ -20,16 +20,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import SectionError, StoreError
+from ..errors import StoreError
 from ..files import BadFile, user_path
 from ..types import Section
 from .elements import about, fingerprint, image_element, link_levels, section_elements
 from .geometry import Affine
 from .pyramid import CHUNK
-from .spatialdata_store import RESULT_ATTRS, RESULT_PREFIX, SECTION_ATTRS, is_spatialdata, quiet, read_store
+from .spatialdata_store import RESULT_ATTRS, RESULT_PREFIX, SECTION_ATTRS, is_spatialdata, quiet
 from .stored_patches import PatchFiles, PutFile, drop_patches, link_file, move_patches, put_patches
+from .stored_results import REGISTRATION, open_store
+from .stored_results import list_results as list_results
+from .stored_results import read_result as read_result
+from .stored_results import read_results as read_results
 
-_REGISTRATION = "registration"
 _NAME = re.compile(r"[0-9A-Za-z_.-]+")
 
 
@@ -169,68 +172,6 @@ def _output(path: str | Path) -> Path:
     return path
 
 
-def read_result(path: str | Path, name: str) -> tuple[Any, Affine, dict[str, Any]]:
-    """Read a result back.
-
-    Parameters
-    ----------
-    path
-        The store.
-    name
-        Of the element, ``stmdit_<run>``.
-
-    Returns
-    -------
-    tuple
-        The (h, w, 4) uint8 image as a lazy dask array, its (3, 3) affine to full-resolution pixels, and its provenance.
-
-    Raises
-    ------
-    StoreError
-        Where there is no such result.
-    """
-    path = Path(path).expanduser()
-    sdata = _open(path)
-    record = dict(dict(sdata.attrs.get(RESULT_ATTRS) or {}).get(name) or {})
-    if name not in sdata.images or _REGISTRATION not in record:
-        known = ", ".join(_results(sdata)) or "none"
-        raise StoreError(f"{path} holds no result {name}; its results: {known}")
-    element = sdata.images[name]
-    array = element["scale0"]["image"] if "scale0" in getattr(element, "children", {}) else element
-    affine = np.array(record.pop(_REGISTRATION)["pixel_to_fullres_yx"], dtype=np.float64)
-    return array.transpose("y", "x", "c").data, affine, record
-
-
-def list_results(path: str | Path) -> tuple[str, ...]:
-    """Return the names of a store's results, by number and name.
-
-    Raises
-    ------
-    StoreError
-        Where it is no SpatialData.
-    """
-    return _results(_open(Path(path).expanduser()))
-
-
-def _results(sdata: Any) -> tuple[str, ...]:
-    names = [str(n) for n in sdata.images if str(n).lower().startswith(RESULT_PREFIX)]
-
-    def key(name: str) -> tuple[bool, int, str]:
-        number = name[len(RESULT_PREFIX) :]
-        return not number.isdigit(), int(number) if number.isdigit() else 0, name
-
-    return tuple(sorted(names, key=key))
-
-
-def _open(path: Path) -> Any:
-    try:
-        if not path.is_dir():
-            raise SectionError(f"there is no store {path}")
-        return read_store(path)
-    except SectionError as error:
-        raise StoreError(str(error)) from error
-
-
 # ------------------------------------------------------------------------------------------------- which store, which name
 
 
@@ -242,7 +183,7 @@ def _elements_of(path: Path, section: Section) -> set[str]:
         )
     if not (path / "zarr.json").is_file():
         raise StoreError(f"{path} was written in an older zarr format that images cannot be added to; give a new path")
-    sdata = _open(path)
+    sdata = open_store(path)
     own = dict(sdata.attrs.get(SECTION_ATTRS) or {})
     if own:
         same = own.get("fingerprint") == fingerprint(section)
@@ -294,7 +235,7 @@ class _Target:
         if affine.shape != (3, 3) or not np.isfinite(affine).all():
             raise StoreError(f"the affine of a result is a (3, 3) matrix of finite numbers, not {affine.tolist()}")
         try:
-            full = json.loads(json.dumps({**record, _REGISTRATION: {"pixel_to_fullres_yx": affine.tolist()}}))
+            full = json.loads(json.dumps({**record, REGISTRATION: {"pixel_to_fullres_yx": affine.tolist()}}))
         except (TypeError, ValueError) as error:
             raise StoreError(f"the provenance holds something that JSON cannot: {error}") from error
         is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
