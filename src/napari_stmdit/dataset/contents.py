@@ -126,34 +126,34 @@ class Contents:
             raise StoreError(f"the result cannot be read, it may be damaged: {error}") from error
         return found
 
-    def counts(self, start: int, stop: int) -> tuple[csr_matrix, csr_matrix]:
-        """Return the counts of some rows as measured and as conditioned on, each (n, genes) float32."""
-        from scipy.sparse import csr_matrix, vstack
+    def measured(self, start: int, stop: int) -> csr_matrix:
+        """Return the counts of some rows as measured at their spots, (n, genes) float32."""
+        rows = [row.patch.row for row in self.rows[start:stop]]
+        return _tidy(self.section.spots.counts[rows])
+
+    def conditioned(self, start: int, stop: int) -> csr_matrix:
+        """Return the counts that some rows were conditioned on, (n, genes) float32."""
+        from scipy.sparse import vstack
 
         rows = self.rows[start:stop]
-        own = np.array([row.patch.row for row in rows], dtype=np.int64)
-        measured = csr_matrix(self.section.spots.counts[own], dtype=np.float32)
         parts, order = [], []
         for run in dict.fromkeys(row.run for row in rows):
             mine = [k for k, row in enumerate(rows) if row.run == run]
             order += mine
-            parts.append(self._conditioned(run, own[mine], measured[mine]))
-        edited = csr_matrix(vstack(parts, format="csr")[np.argsort(order)], dtype=np.float32)
-        for matrix in (measured, edited):
-            matrix.sum_duplicates()
-            matrix.eliminate_zeros()
-        return measured, edited
+            parts.append(self._conditioned(run, np.array([rows[k].patch.row for k in mine], dtype=np.int64)))
+        return _tidy(vstack(parts, format="csr")[np.argsort(order)])
 
     # --- private
 
-    def _conditioned(self, run: int | None, rows: NDArray[np.int64], measured: csr_matrix) -> csr_matrix:
+    def _conditioned(self, run: int | None, rows: NDArray[np.int64]) -> csr_matrix:
         from scipy.sparse import csr_matrix
 
+        counts = self.section.spots.counts
         if run is None:
-            return measured
+            return counts[rows].astype(np.float32)
         made = self.runs[run]
         if condition_of(made) == "null":
-            return csr_matrix(measured.shape, dtype=np.float32)
+            return csr_matrix((len(rows), counts.shape[1]), dtype=np.float32)
         return conditioned_counts(rows, self.section, made.request, self.profiles[run])[0]
 
     def _slide_facts(self, row: Row) -> dict[str, Any]:
@@ -215,6 +215,16 @@ class Contents:
         if condition == "shuffled":
             row = int(shuffled_rows(len(self.section.spots), made.request.seed)[row])
         return str(self.section.spots.ids[row])
+
+
+def _tidy(counts: csr_matrix) -> csr_matrix:
+    """Counts as float32, each once, without stored zeros."""
+    from scipy.sparse import csr_matrix
+
+    found = csr_matrix(counts, dtype=np.float32, copy=True)
+    found.sum_duplicates()
+    found.eliminate_zeros()
+    return found
 
 
 def condition_of(made: Finished) -> str:

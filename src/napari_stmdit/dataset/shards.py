@@ -49,7 +49,7 @@ class Shard:
     def of(cls, contents: Contents, number: int, start: int, pixels: NDArray[np.uint8]) -> Shard:
         """Put a shard together from its images."""
         stop = start + len(pixels)
-        measured, edited = contents.counts(start, stop)
+        measured, edited = contents.measured(start, stop), contents.conditioned(start, stop)
         records = tuple(
             {
                 **contents.facts(start + k),

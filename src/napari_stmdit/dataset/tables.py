@@ -92,10 +92,10 @@ def write_table(place: Path, contents: Contents, records: Mapping[str, Any], che
     }
     with quiet():
         table = anndata.AnnData(
-            X=_lazy(contents, 0, check),
+            X=_lazy(contents, contents.measured, check),
             obs=_obs(contents),
             var=_var(contents),
-            layers={"edited": _lazy(contents, 1, check)},
+            layers={"edited": _lazy(contents, contents.conditioned, check)},
             uns=uns,
         )
         table.obsm["spatial"] = table.obs[["x_fullres", "y_fullres"]].to_numpy(dtype=np.float64)
@@ -139,14 +139,14 @@ def _obs(contents: Contents) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index([record["id"] for record in records], dtype=object))
 
 
-def _lazy(contents: Contents, which: int, check: Callable[[], None]) -> Any:
-    """The counts as measured (0) or as conditioned on (1), a block at a time."""
+def _lazy(contents: Contents, counts: Callable[[int, int], csr_matrix], check: Callable[[], None]) -> Any:
+    """The counts of all rows, a block at a time."""
     import dask.array as da
     from scipy.sparse import csr_matrix
 
     def block(rows: NDArray[np.int64]) -> csr_matrix:
         check()
-        return contents.counts(int(rows[0]), int(rows[-1]) + 1)[which]
+        return counts(int(rows[0]), int(rows[-1]) + 1)
 
     rows = da.arange(len(contents), chunks=ROWS_AT_ONCE, dtype=np.int64)
     genes = contents.section.spots.counts.shape[1]
