@@ -149,7 +149,7 @@ class ResultList:
             number, layer.name, stored.section, request, stored.provenance, stored.spots, planned, None, layer.visible
         )
         where = f"{stored.store} as {stored.element}"
-        self.state.results = (*self.state.results, replace(entry, saved=where))
+        self.state.results = (*self.state.results, replace(entry, saved=where, stored=stored))
 
     def read_stored(self, section: Section) -> None:
         """Bring the results that the section's store holds, off the GUI thread, unless a reader has brought them."""
@@ -202,14 +202,13 @@ class ResultList:
     def export(self, number: int, path: str, kind: ExportKind) -> None:
         """Write a result into a file or folder for other programs, off the GUI thread."""
         entry = self.entry(number)
-        if entry is None or entry.result is None:
-            self.state.message = Message("warning", "Only a run of this session can be exported; run it again first.")
+        if entry is None or entry.source is None:
             return
 
         def written(found: Path) -> None:
             self._note_saved(number, str(found))
 
-        self._submit("save", jobs.exporting(entry.result, path, kind, entry.name), written)
+        self._submit("save", jobs.exporting(entry.source, path, kind, entry.name), written)
 
     def _note_saved(self, number: int, where: str) -> None:
         results = [replace(e, saved=where) if e.number == number else e for e in self.state.results]
