@@ -30,6 +30,7 @@ _PUBLIC = {
     "SwapEdit": "types",
     "TowardsEdit": "types",
     "convert_checkpoint": "assemble",
+    "export_dataset": "dataset.export",
     "load_checkpoint": "assemble",
     "load_transformer": "model.checkpoint",
     "open_sample_section": "tissue.sample",
@@ -44,6 +45,7 @@ __all__ = [*_PUBLIC, "__version__"]
 if TYPE_CHECKING:
     from .assemble import convert_checkpoint as convert_checkpoint
     from .assemble import load_checkpoint as load_checkpoint
+    from .dataset.export import export_dataset as export_dataset
     from .errors import StmditError as StmditError
     from .model.checkpoint import load_transformer as load_transformer
     from .synthesis.plan import plan as plan

@@ -200,7 +200,7 @@ def load_checkpoint(
     from .model.folder import load_component, read_folder, read_profile_spreads, read_profiles
     from .model.pipeline import STMDiTPipeline
 
-    path = _resolve(name)
+    path = checkpoint_folder(name)
     chosen, kind = choose_device(device, dtype)
     folder = read_folder(path)
     transformer = load_component(folder, "transformer").eval()
@@ -340,7 +340,8 @@ def describe_installation() -> dict[str, Any]:
     }
 
 
-def _resolve(name: str | Path) -> Path:
+def checkpoint_folder(name: str | Path) -> Path:
+    """Return the folder of a checkpoint by its name or path; raises CheckpointError where there is none."""
     entries = {entry.name: entry.path for entry in list_checkpoints()}
     if str(name) in entries:
         return entries[str(name)]

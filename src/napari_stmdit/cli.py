@@ -12,6 +12,7 @@ import typer
 
 from . import __version__
 from .cli_batch import batch as batch_command
+from .cli_dataset import export_dataset as export_dataset_command
 from .cli_progress import InterruptCancels, ProgressBar
 from .errors import StmditError
 
@@ -319,6 +320,7 @@ def train(
 
 
 app.command()(batch_command)
+app.command("export-dataset")(export_dataset_command)
 
 
 def _region(spots: str | None, region: Path | None, sample: int | None, everything: bool) -> Any:

@@ -172,6 +172,8 @@ def test_save_reopen_and_run_again(viewer, opened, tmp_path, monkeypatch):  # no
     assert settle(lambda: len(state.results) == 2 and not state.busy, 60), state.message.text
     back = state.results[1]
     assert back.result is None and back.request == first.request
+    opened.results.show_chosen(back.number)
+    assert opened.results.save.isEnabled() and not opened.results.save_store.isEnabled()
     assert not opened.presenter.result_layer(1).visible
     opened.results.show_chosen(back.number)
     state.chosen_result = back.number
@@ -180,6 +182,22 @@ def test_save_reopen_and_run_again(viewer, opened, tmp_path, monkeypatch):  # no
     click(opened.results.again)
     assert settle(lambda: len(state.results) == 3 and not state.status.busy)
     np.testing.assert_array_equal(state.results[2].result.rgba, first.result.rgba)
+
+
+def test_a_data_set_is_written_while_the_viewer_goes_on(viewer, opened, tmp_path, monkeypatch):  # noqa: F811
+    import anndata
+
+    state, panel = opened.state, opened.results
+    run(opened, viewer, edits=(EDIT,), seed=11)
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_, **__: (str(tmp_path / "data"), ""))
+    assert panel.save_data_set.text() == "Data set…"
+    panel.save_data_set.trigger()
+    assert state.exporting and not state.obstacle  # Run can be pressed meanwhile
+    assert panel.save_data_set.text() == "Stop the data set" and "being written" in panel.facts.plain()
+    assert settle(lambda: not state.exporting, 60), state.message.text
+    assert "was written: 16 images" in state.message.text
+    assert panel.save_data_set.text() == "Data set…"
+    assert len(anndata.read_zarr(tmp_path / "data" / "anndata" / "dataset.zarr")) == 16
 
 
 def test_rename_hide_and_delete_in_the_list(viewer, opened, monkeypatch):  # noqa: F811

@@ -443,3 +443,96 @@ def test_sheets_wait_their_turn_and_can_be_stopped(presenter, by_hand):
     assert presenter.state.status is RunStatus.STOPPED
     assert len(presenter.state.sheet.cells) == 2
     assert presenter.state.sheet.spot == ids[3]
+
+
+# --- files of results that were read back, and data sets
+
+
+@pytest.fixture
+def read_back(presenter, by_hand, tmp_path, card):
+    """A baseline and its edit, saved into a store that was opened again; the two entries of the first viewer, too."""
+    run(presenter, by_hand)
+    number = run(presenter, by_hand, edits=(EDIT,))
+    for one in (number - 1, number):
+        presenter.results.save(one, str(tmp_path / "out.zarr"))
+        by_hand.finish()
+    from napari_stmdit.tissue.open import open_section
+
+    viewer = ViewerModel()  # a presenter holds it weakly
+    again = Presenter(viewer, by_hand)
+    again._show(open_section(tmp_path / "out.zarr"))
+    again.use_model(Tinted(card))
+    by_hand.finish(-2)
+    by_hand.finish()
+    yield again, presenter.state.results
+
+
+@pytest.mark.parametrize(("kind", "made"), [("ome-tiff", "x.ome.tif"), ("patches", "x")])
+def test_a_result_that_was_read_back_is_exported(read_back, by_hand, tmp_path, kind, made):
+    again, fresh = read_back
+    entry = again.state.results[1]
+    assert entry.result is None
+    again.results.export(entry.number, str(tmp_path / "x"), kind)
+    by_hand.finish()
+    assert made in again.state.results[1].saved, again.state.message.text
+    if kind == "patches":
+        import pandas as pd
+        from PIL import Image
+
+        table = pd.read_csv(tmp_path / made / "patches.csv")
+        assert set(table.pixels) == {"as made"}
+        for row, pixels in zip(table.itertuples(), fresh[1].result.patches, strict=True):
+            np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / made / row.file)), pixels)
+
+
+def test_a_close_up_of_a_stored_result_shows_the_patch_as_it_was_made(read_back, by_hand):
+    again, fresh = read_back
+    spot = fresh[0].spots[1]
+    again.state.chosen_result = again.state.results[1].number
+    again.state.hovered = spot
+    again.close_ups.look()
+    by_hand.finish()
+    found = again.state.close_up.patches
+    np.testing.assert_array_equal(found["baseline"], fresh[0].result.patches[1])
+    np.testing.assert_array_equal(found["edited"], fresh[1].result.patches[1])
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_data_set_is_written_with_the_baseline(presenter, read_back, by_hand, tmp_path, stored):
+    import anndata
+
+    desk = read_back[0] if stored else presenter
+    edited = desk.state.results[1]
+    desk.data_sets.export(edited.number, str(tmp_path / "data"))
+    assert "being written" in desk.state.exporting
+    by_hand.finish()
+    assert desk.state.exporting == "" and "The data set was written: 9 images" in desk.state.message.text
+    obs = anndata.read_zarr(tmp_path / "data" / "anndata" / "dataset.zarr").obs
+    names = ["stmdit_1", "stmdit_2"] if stored else ["run_1", "run_2"]
+    assert obs.run.dropna().unique().tolist() == names
+    mine = obs[obs.run == names[1]]
+    assert mine.baseline_id.tolist() == [f"{names[0]}/{spot}" for spot in edited.spots]
+    desk.data_sets.export(edited.number, str(tmp_path / "data"))
+    by_hand.finish()
+    assert "was there already" in desk.state.message.text
+
+
+def test_a_data_set_is_stopped_and_goes_on(presenter, by_hand, tmp_path):
+    number = run(presenter, by_hand, count=20)
+    presenter.data_sets.export(number, str(tmp_path / "data"))
+    by_hand.step()
+    by_hand.step()
+    assert "16 of 40 images" in presenter.state.exporting
+    presenter.data_sets.export(number, str(tmp_path / "other"))
+    assert "Stop that first" in presenter.state.message.text
+    presenter.data_sets.stop()
+    by_hand.finish()
+    assert "Stopped" in presenter.state.message.text and not (tmp_path / "data").exists()
+    presenter.data_sets.export(number, str(tmp_path / "data"))
+    by_hand.finish()
+    assert "was written: 40 images" in presenter.state.message.text
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine").touch()
+    presenter.data_sets.export(number, str(tmp_path / "taken"))
+    by_hand.finish()
+    assert "nothing is overwritten" in presenter.state.message.text and presenter.state.exporting == ""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..expression.edits import apply_edits
+from ..expression.edits import Profile, apply_edits
 from ..expression.profiles import as_profiles
 from ..expression.programs import known_programs
 from ..tissue.crops import read_patches
-from ..types import Patch, Plan, Section
+from ..types import Patch, Plan, Request, Section
 from .boxes import boxes_around
 
 if TYPE_CHECKING:
@@ -90,22 +90,43 @@ def shuffled_rows(count: int, seed: int) -> NDArray[np.int64]:
 
 
 def _counts(plan: Plan, section: Section, model: PatchModel) -> tuple[csr_matrix | None, tuple[str, ...]]:
-    from scipy.sparse import vstack
-
     request = plan.request
     if request.expression == "null" or "expression" not in plan.card.conditions:
         return None, ()
-    rows = spot_rows(plan)
-    sources = None
+    counts, sources = conditioned_counts(spot_rows(plan), section, request, model.profiles)
+    return counts, tuple(section.spots.ids[sources].tolist())
+
+
+def conditioned_counts(
+    rows: NDArray[np.int64], section: Section, request: Request, profiles: Mapping[str, Profile]
+) -> tuple[csr_matrix, NDArray[np.int64]]:
+    """Return the counts that a request gives some spots, after its edits.
+
+    Parameters
+    ----------
+    rows
+        (n,) rows of the section's table.
+    section, request
+        The section, and a request whose expression is not null.
+    profiles
+        The checkpoint's, which edits may move towards; the request's own are added.
+
+    Returns
+    -------
+    tuple
+        (n, g) sparse float32 counts, and the (n,) rows that they were measured at: ``rows``, but for the shuffled control.
+    """
+    from scipy.sparse import vstack
+
+    sources = rows
     if request.expression == "shuffled":
         sources = shuffled_rows(len(section.spots), request.seed)[rows]
-    programs, profiles = known_programs(request.programs), {**model.profiles, **as_profiles(request.profiles)}
+    programs, known = known_programs(request.programs), {**profiles, **as_profiles(request.profiles)}
     parts = []
     for start in range(0, len(rows), EDITED_AT_ONCE):
         part = slice(start, start + EDITED_AT_ONCE)
-        other = None if sources is None else sources[part]
-        parts.append(apply_edits(rows[part], section.spots, request.edits, programs, profiles, other))
-    return vstack(parts, format="csr"), tuple(section.spots.ids[rows if sources is None else sources].tolist())
+        parts.append(apply_edits(rows[part], section.spots, request.edits, programs, known, sources[part]))
+    return vstack(parts, format="csr"), sources
 
 
 def spot_rows(plan: Plan) -> NDArray[np.int64]:

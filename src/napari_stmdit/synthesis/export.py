@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Literal
 
 from ..errors import StoreError
 from ..tissue.export import Placement, write_ome_tiff, write_ome_zarr, write_patches
+from ..types import Patch, Section
+from .finished import NO_PATCH, Finished, finished
 from .result import Result
+from .stored import StoredResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,18 +18,18 @@ if TYPE_CHECKING:
 ExportKind = Literal["ome-zarr", "ome-tiff", "patches"]
 
 
-def export_result(result: Result, path: str | Path, kind: ExportKind, name: str | None = None) -> Path:
+def export_result(result: Result | StoredResult, path: str | Path, kind: ExportKind, name: str | None = None) -> Path:
     """Write a result into a new file or folder, with its provenance.
 
     Parameters
     ----------
     result
-        Finished or stopped; at least one patch.
+        Finished or stopped, of a run or read back from a store; at least one patch.
     path
         Where to; must not exist. The ending of the format is added where it is missing.
     kind
-        ``ome-zarr`` or ``ome-tiff`` (the blended image with its physical size and place), or ``patches`` (every patch as PNG, as
-        it was made, with a table as CSV and Parquet).
+        ``ome-zarr`` or ``ome-tiff`` (the blended image with its physical size and place), or ``patches`` (every patch as PNG, with
+        a table as CSV and Parquet whose column ``pixels`` says whether they are as made or cut from the canvas).
     name
         Of the image; by default it names the section.
 
@@ -40,59 +43,64 @@ def export_result(result: Result, path: str | Path, kind: ExportKind, name: str 
     StoreError
         The result is empty, the path is taken, or it cannot be written.
     """
-    if not result.done:
+    made = finished(result)
+    if not made.done:
         raise StoreError("the result holds no finished patch; there is nothing to export")
-    name = name or f"synthetic {result.section.name}"
+    name = name or f"synthetic {made.section.name}"
     if kind == "patches":
-        spots = [result.plan.patches[k].spot_id for k in result.done]
-        pixel_um = result.plan.card.patch_mpp
-        return write_patches(path, result.patches, spots, patch_table(result), pixel_um, dict(result.provenance))
+        if not len(made):
+            raise StoreError(NO_PATCH)
+        spots = [patch.spot_id for patch in made.patches]
+        pixels = (made.pixels(k) for k in range(len(made)))
+        return write_patches(path, pixels, spots, _table(made), made.patch_mpp, dict(made.provenance))
     if kind not in ("ome-zarr", "ome-tiff"):
         raise StoreError(f"{kind!r} is no kind of export; choose ome-zarr, ome-tiff or patches")
     write = write_ome_zarr if kind == "ome-zarr" else write_ome_tiff
-    return write(path, result.rgba, placement(result), name, dict(result.provenance))
+    return write(path, made.rgba, _placement(made), name, dict(made.provenance))
 
 
-def placement(result: Result) -> Placement:
-    """Return where a result's canvas lies, in microns."""
-    frame, mpp = result.plan.frame, result.section.calibration.mpp
+def _placement(made: Finished) -> Placement:
+    """Where a result's canvas lies, in microns."""
+    frame, mpp = made.frame, made.section.calibration.mpp
     assert mpp is not None  # a section without a scale cannot be synthesized from
     return Placement((frame.origin[0] * mpp, frame.origin[1] * mpp), frame.pixel_size * mpp)
 
 
-def patch_table(result: Result) -> pd.DataFrame:
+def patch_table(result: Result | StoredResult) -> pd.DataFrame:
     """Return one row a finished patch: spot, seed, and its place in microns, full-resolution and canvas pixels."""
+    return _table(finished(result))
+
+
+def _table(made: Finished) -> pd.DataFrame:
     import pandas as pd
 
-    mpp = result.section.calibration.mpp or 1.0
-    request = result.plan.request
+    request = made.request
     rows = []
-    for index in result.done:
-        patch = result.plan.patches[index]
-        y, x = (float(v) for v in result.section.spots.yx[patch.row])
-        y0, x0, y1, x1 = patch.source_box
+    for patch in made.patches:
+        place = place_of(patch, made.section)
+        place |= {"canvas_y0": patch.canvas_box[0], "canvas_x0": patch.canvas_box[1]}
         rows.append(
             {
                 "spot": patch.spot_id,
                 "seed": str(patch.seed),  # as text: 63 bits are more than a float column keeps
                 "run_seed": request.seed,
-                "y_um": y * mpp,
-                "x_um": x * mpp,
-                "y_fullres": y,
-                "x_fullres": x,
-                "source_y0": y0,
-                "source_x0": x0,
-                "source_y1": y1,
-                "source_x1": x1,
-                "canvas_y0": patch.canvas_box[0],
-                "canvas_x0": patch.canvas_box[1],
-                "patch_px": result.plan.card.patch_px,
-                "patch_mpp": result.plan.card.patch_mpp,
+                **place,
+                "patch_px": made.patch_px,
+                "patch_mpp": made.patch_mpp,
                 "edits": sum(
                     edit.enabled and patch.spot_id in (edit.spots or (patch.spot_id,)) for edit in request.edits
                 ),
-                "section": result.section.name,
-                "checkpoint": result.plan.card.name,
+                "pixels": made.source,
+                "section": made.section.name,
+                "checkpoint": dict(made.provenance["checkpoint"]).get("name"),
             }
         )
     return pd.DataFrame(rows)
+
+
+def place_of(patch: Patch, section: Section) -> dict[str, float]:
+    """Return the columns that say where a patch lies: its spot in microns and full-resolution pixels, and its box in the latter."""
+    mpp = section.calibration.mpp or 1.0
+    y, x = (float(v) for v in section.spots.yx[patch.row])
+    box = dict(zip(("source_y0", "source_x0", "source_y1", "source_x1"), map(float, patch.source_box), strict=True))
+    return {"y_um": y * mpp, "x_um": x * mpp, "y_fullres": y, "x_fullres": x, **box}

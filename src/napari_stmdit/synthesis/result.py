@@ -70,7 +70,7 @@ class Result:
         return tuple(self.provenance["notes"])
 
     def save(self, path: str | Path, run: str | None = None) -> str:
-        """Write the result into a SpatialData store as a new image element, registered to the section.
+        """Write the result into a SpatialData store as a new image element, registered to the section, with its patches as they were made.
 
         A canvas on disk is linked into the store file by file, or copied where it is unfinished or links cannot be made; it is not loaded.
         Its folder stays; ``result.canvas.discard()`` removes it.
@@ -94,10 +94,11 @@ class Result:
         """
         affine = self.plan.frame.affine
         if self.canvas is None:
-            return write_result(path, self.rgba, affine, self.section, run, dict(self.provenance))
+            return write_result(path, self.rgba, affine, self.section, run, dict(self.provenance), self.patches)
         levels, record = self.canvas.image_folder, dict(self.provenance)
+        files, copy = self.canvas.patch_files, not self.complete
         try:
-            return link_result(path, levels, affine, self.section, run, record, copy=not self.complete)
+            return link_result(path, levels, affine, self.section, run, record, copy=copy, patches=files)
         except StoreError as error:
             kept = f"What was computed is kept in {self.canvas.folder}; run the same again with --resume to save it"
             raise StoreError(f"{error}\n{kept}") from error
@@ -124,6 +125,9 @@ def provenance_of(
             "patch_px": plan.card.patch_px,
             "patch_mpp": plan.card.patch_mpp,
             "gene_hash": plan.card.gene_hash,
+            "conditions": list(plan.card.conditions),
+            "training_data": plan.card.training_data,
+            "limits": plan.card.limits,
             **model.provenance,
         },
         "section": {

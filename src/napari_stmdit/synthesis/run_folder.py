@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..tissue.pyramid import CHUNK, halvings
+from ..tissue.stored_patches import chunk_path, new_array
 from ..types import Plan
 from .disk import explained, from_ranges, patiently, sync, to_ranges
 
@@ -54,7 +55,7 @@ class PatchStore:
 
     def path(self, index: int) -> Path:
         """Return the file that holds a patch."""
-        return self._folder / PATCHES / "c" / str(index) / "0" / "0" / "0"
+        return chunk_path(self._folder / PATCHES, index)
 
 
 def manifest_of(plan: Plan, finished: set[int], composed: set[int], failed: Mapping[int, str]) -> dict[str, Any]:
@@ -87,15 +88,7 @@ def lay_out(folder: Path, plan: Plan) -> None:
             dimension_names=("c", "y", "x"),
         )
     if plan.windows is None:
-        side = plan.card.patch_px
-        zarr.create_array(
-            folder / PATCHES,
-            shape=(len(plan), side, side, 3),
-            chunks=(1, side, side, 3),
-            dtype="uint8",
-            fill_value=0,
-            config={"write_empty_chunks": True},
-        )
+        new_array(folder / PATCHES, len(plan), plan.card.patch_px)
 
 
 def check_there(folder: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, StoreError
-from ..tissue.store import list_results, read_result
+from ..tissue.store import read_results
+from ..tissue.stored_patches import read_stored_patches
 from ..types import Request, Section
 from .requests import make_request
 
@@ -60,6 +61,11 @@ class StoredResult:
             raise StoreError(f"{self.element} in {self.store} holds a request of another version: {error}") from error
 
     @property
+    def patches(self) -> Any | None:
+        """The finished patches before blending, (n, p, p, 3) uint8, lazy, in the order of `spots`; None where the store lacks them."""
+        return read_stored_patches(self.store, self.element, self.provenance)
+
+    @property
     def spots(self) -> tuple[str, ...]:
         """Ids of the spots that were finished."""
         return tuple(map(str, dict(self.provenance.get("patches") or {}).get("spots", ())))
@@ -76,8 +82,7 @@ def stored_results(section: Section) -> tuple[StoredResult, ...]:
     if section.kind != "spatialdata" or section.path is None:
         return ()
     store = next((p for p in (section.path, *section.path.parents) if p.suffix == ".zarr"), section.path)
-    found = []
-    for element in list_results(store):
-        rgba, affine, provenance = read_result(store, element)
-        found.append(StoredResult(element, store, rgba, affine, section, provenance))
-    return tuple(found)
+    return tuple(
+        StoredResult(element, store, rgba, affine, section, provenance)
+        for element, (rgba, affine, provenance) in read_results(store).items()
+    )

@@ -7,8 +7,9 @@ know of it. That is why there is no field for the number of samples: n samples a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import RequestError
 from ..types import Guidance, Request, SpotList
@@ -29,6 +30,26 @@ class Variant:
 def baseline_of(request: Request) -> Request:
     """Return the same request without its edits: same spots, seeds, guidance and noise."""
     return request.model_copy(update={"edits": ()})
+
+
+def noise_key(request: Request, provenance: Mapping[str, Any], *, edited: bool = True) -> tuple[Any, ...]:
+    """Return what two results must share for their patches at one spot to differ by nothing.
+
+    Parameters
+    ----------
+    request, provenance
+        Of a result. The region and the section's path say nothing of a patch; checkpoint, guidance and steps count as they were used.
+    edited
+        False leaves the edits out: the key of the result's baseline.
+    """
+    edits = tuple(edit for edit in request.edits if edit.enabled) if edited else ()
+    update: dict[str, Any] = {"edits": edits, "region": Request().region, "section": None, "checkpoint": ""}
+    if not edits:  # nothing names them
+        update |= {"programs": {}, "profiles": {}}
+    plain = request.model_copy(update={**update, "guidance": Guidance(), "steps": None})
+    checkpoint = dict(provenance.get("checkpoint") or {}).get("sha256", request.checkpoint)
+    guidance = dict(provenance.get("guidance") or {})
+    return plain, tuple(sorted(guidance.items())), provenance.get("steps"), checkpoint
 
 
 def sample_seed(seed: int, number: int) -> int:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..tissue.pyramid import CHUNK, halved_rgba
+from ..tissue.stored_patches import PatchFiles
 from ..types import Patch, PatchResult, Plan
 from .blend import feather
 from .canvas import masked
@@ -224,6 +225,13 @@ class ZarrCanvas:
     def image_folder(self) -> Path:
         """The folder with the levels ``0``, ``1``, ... as zarr arrays (4, y, x)."""
         return self.folder / IMAGE
+
+    @property
+    def patch_files(self) -> PatchFiles | None:
+        """The files of the finished patches, by index; None in continuous mode."""
+        if self._store is None:
+            return None
+        return PatchFiles([self._store.path(index) for index in sorted(self.finished)], self._plan.card.patch_px)
 
     def patches(self) -> Any:
         """Lazy dask array (n, p, p, 3) uint8 of the finished patches before blending, by index; empty in continuous mode."""

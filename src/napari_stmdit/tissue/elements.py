@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..errors import StoreError
 from ..types import Section, SlideImage
 from .crops import level_factors
 from .geometry import Affine, compose, scaling, swap_axes
 from .pyramid import CHUNK, halved_rgba, halvings
 from .spatialdata_store import RESULT_PREFIX, quiet
+from .stored_patches import PutFile
 
 LARGEST_SLIDE_PX = 4000
 """Longest side of the slide image that a store of our own carries."""
@@ -49,6 +53,36 @@ def image_element(pixels: Any, pixel_to_fullres: Affine, systems: Mapping[str, A
             levels = halved_rgba(levels)
             element[f"scale{scale}"]["image"].data = da.from_array(levels, chunks=chunks)
     return element
+
+
+def link_levels(levels: Path, element: Path, put: PutFile) -> None:
+    """Put the files of an image's levels in the place of the blank ones that were written with its metadata.
+
+    Parameters
+    ----------
+    levels
+        Folder of the levels ``0``, ``1``, ...: zarr arrays (4, y, x) uint8.
+    element
+        Folder of the image element.
+    put
+        Links or copies a file.
+
+    Raises
+    ------
+    StoreError
+        A level has another shape than the element's.
+    """
+    import zarr
+
+    multiscales = zarr.open_group(element, mode="r", use_consolidated=False).attrs["ome"]["multiscales"]
+    places = [str(dataset["path"]) for dataset in multiscales[0]["datasets"]]
+    for number, place in enumerate(places):
+        wanted = zarr.open_array(element / place, mode="r").shape
+        found = zarr.open_array(levels / str(number), mode="r").shape
+        if found != wanted:
+            raise StoreError(f"level {number} of {levels} has the shape {found}, not {wanted}; nothing was kept")
+        shutil.rmtree(element / place)
+        shutil.copytree(levels / str(number), element / place, copy_function=put)
 
 
 def _transformation(affine: Affine) -> Any:

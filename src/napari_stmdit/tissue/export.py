@@ -11,9 +11,10 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +160,7 @@ def write_ome_tiff(
 
 def write_patches(
     path: str | Path,
-    patches: NDArray[np.uint8],
+    patches: Iterable[NDArray[np.uint8]],
     names: Sequence[str],
     table: pd.DataFrame,
     pixel_um: float,
@@ -172,7 +173,7 @@ def write_patches(
     path
         The new folder; it gets ``patches/*.png``, ``patches.csv``, ``patches.parquet`` and ``provenance.json``.
     patches
-        (n, h, w, 3) uint8, as they were made, before blending.
+        n images (h, w, 3) uint8, taken one by one.
     names
         n names for the files; characters that files may not have are replaced.
     table
@@ -187,24 +188,29 @@ def write_patches(
     StoreError
         The path is taken or cannot be written.
     """
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
     files = _file_names(names)
 
     def write(scratch: Path) -> None:
         (scratch / "patches").mkdir(parents=True)
-        dpi = 25400 / pixel_um
         for pixels, file in zip(patches, files, strict=True):
-            words = PngInfo()
-            words.add_text("Description", STATEMENT)
-            Image.fromarray(pixels).save(scratch / file, pnginfo=words, dpi=(dpi, dpi))
+            (scratch / file).write_bytes(png_of(pixels, pixel_um))
         whole = table.assign(file=files, synthetic=True)
         whole.to_csv(scratch / "patches.csv", index=False)
         whole.to_parquet(scratch / "patches.parquet", index=False)
         (scratch / "provenance.json").write_text(json.dumps(dict(provenance), indent=2), encoding="utf-8")
 
     return _written(path, "", write)
+
+
+def png_of(pixels: NDArray[np.uint8], pixel_um: float, description: str = STATEMENT) -> bytes:
+    """Return an image (h, w, 3) uint8 as a PNG file that says what it is and how many microns its pixels have."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    words, dpi, file = PngInfo(), 25400 / pixel_um, BytesIO()
+    words.add_text("Description", description)
+    Image.fromarray(pixels).save(file, format="png", pnginfo=words, dpi=(dpi, dpi))
+    return file.getvalue()
 
 
 def _file_names(names: Sequence[str]) -> list[str]:

@@ -20,15 +20,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import SectionError, StoreError
+from ..errors import StoreError
 from ..files import BadFile, user_path
 from ..types import Section
-from .elements import about, fingerprint, image_element, section_elements
+from .elements import about, fingerprint, image_element, link_levels, section_elements
 from .geometry import Affine
 from .pyramid import CHUNK
-from .spatialdata_store import RESULT_ATTRS, RESULT_PREFIX, SECTION_ATTRS, is_spatialdata, quiet, read_store
+from .spatialdata_store import RESULT_ATTRS, RESULT_PREFIX, SECTION_ATTRS, is_spatialdata, quiet
+from .stored_patches import PatchFiles, PutFile, drop_patches, link_file, move_patches, put_patches
+from .stored_results import REGISTRATION, open_store
+from .stored_results import list_results as list_results
+from .stored_results import read_result as read_result
+from .stored_results import read_results as read_results
 
-_REGISTRATION = "registration"
 _NAME = re.compile(r"[0-9A-Za-z_.-]+")
 
 
@@ -39,6 +43,7 @@ def write_result(
     section: Section,
     run: str | None,
     provenance: Mapping[str, Any],
+    patches: NDArray[np.uint8] | None = None,
 ) -> str:
     """Write a synthesized image into a SpatialData store.
 
@@ -59,6 +64,8 @@ def write_result(
         Name of the run; None takes the next free number.
     provenance
         Kept under ``attrs["stmdit"]``; JSON types only.
+    patches
+        (n, p, p, 3) uint8, the patches as they were made, kept beside the image; see `napari_stmdit.tissue.stored_patches`.
 
     Returns
     -------
@@ -74,7 +81,7 @@ def write_result(
         raise StoreError(f"a result is a (h, w, 4) uint8 image with at least one pixel, not {rgba.shape} {rgba.dtype}")
     target = _Target.of(path, pixel_to_fullres, section, run, provenance)
     element = image_element(rgba, target.affine, section.coordinate_systems)
-    _put(target, section, element, lambda scratch: _check(scratch, target.name, rgba))
+    _put(target, section, element, patches, lambda scratch: _check(scratch, target.name, rgba))
     return target.name
 
 
@@ -87,6 +94,7 @@ def link_result(
     provenance: Mapping[str, Any],
     *,
     copy: bool = False,
+    patches: PatchFiles | None = None,
 ) -> str:
     """Put a synthesized image that is on disk into a SpatialData store without loading it.
 
@@ -99,6 +107,8 @@ def link_result(
         linked, so they must not be changed in place afterwards.
     copy
         Copy the files, as links to a canvas that is still written to would change with it.
+    patches
+        The files of the patches as they were made, linked or copied likewise.
 
     Returns
     -------
@@ -121,7 +131,15 @@ def link_result(
         height, width = zarr.open_array(levels / "0", mode="r").shape[1:]
     blank = da.zeros((height, width, 4), dtype=np.uint8, chunks=(CHUNK, CHUNK, 4))  # writing zeros writes no chunk
     element = image_element(blank, target.affine, section.coordinate_systems)
-    _put(target, section, element, lambda scratch: _link_levels(levels, scratch, target.name, copy))
+    put = shutil.copy2 if copy else link_file
+    _put(
+        target,
+        section,
+        element,
+        patches,
+        lambda scratch: link_levels(levels, scratch / "images" / target.name, put),
+        put,
+    )
     return target.name
 
 
@@ -154,68 +172,6 @@ def _output(path: str | Path) -> Path:
     return path
 
 
-def read_result(path: str | Path, name: str) -> tuple[Any, Affine, dict[str, Any]]:
-    """Read a result back.
-
-    Parameters
-    ----------
-    path
-        The store.
-    name
-        Of the element, ``stmdit_<run>``.
-
-    Returns
-    -------
-    tuple
-        The (h, w, 4) uint8 image as a lazy dask array, its (3, 3) affine to full-resolution pixels, and its provenance.
-
-    Raises
-    ------
-    StoreError
-        Where there is no such result.
-    """
-    path = Path(path).expanduser()
-    sdata = _open(path)
-    record = dict(dict(sdata.attrs.get(RESULT_ATTRS) or {}).get(name) or {})
-    if name not in sdata.images or _REGISTRATION not in record:
-        known = ", ".join(_results(sdata)) or "none"
-        raise StoreError(f"{path} holds no result {name}; its results: {known}")
-    element = sdata.images[name]
-    array = element["scale0"]["image"] if "scale0" in getattr(element, "children", {}) else element
-    affine = np.array(record.pop(_REGISTRATION)["pixel_to_fullres_yx"], dtype=np.float64)
-    return array.transpose("y", "x", "c").data, affine, record
-
-
-def list_results(path: str | Path) -> tuple[str, ...]:
-    """Return the names of a store's results, by number and name.
-
-    Raises
-    ------
-    StoreError
-        Where it is no SpatialData.
-    """
-    return _results(_open(Path(path).expanduser()))
-
-
-def _results(sdata: Any) -> tuple[str, ...]:
-    names = [str(n) for n in sdata.images if str(n).lower().startswith(RESULT_PREFIX)]
-
-    def key(name: str) -> tuple[bool, int, str]:
-        number = name[len(RESULT_PREFIX) :]
-        return not number.isdigit(), int(number) if number.isdigit() else 0, name
-
-    return tuple(sorted(names, key=key))
-
-
-def _open(path: Path) -> Any:
-    try:
-        if not path.is_dir():
-            raise SectionError(f"there is no store {path}")
-        return read_store(path)
-    except SectionError as error:
-        raise StoreError(str(error)) from error
-
-
 # ------------------------------------------------------------------------------------------------- which store, which name
 
 
@@ -227,7 +183,7 @@ def _elements_of(path: Path, section: Section) -> set[str]:
         )
     if not (path / "zarr.json").is_file():
         raise StoreError(f"{path} was written in an older zarr format that images cannot be added to; give a new path")
-    sdata = _open(path)
+    sdata = open_store(path)
     own = dict(sdata.attrs.get(SECTION_ATTRS) or {})
     if own:
         same = own.get("fingerprint") == fingerprint(section)
@@ -279,7 +235,7 @@ class _Target:
         if affine.shape != (3, 3) or not np.isfinite(affine).all():
             raise StoreError(f"the affine of a result is a (3, 3) matrix of finite numbers, not {affine.tolist()}")
         try:
-            full = json.loads(json.dumps({**record, _REGISTRATION: {"pixel_to_fullres_yx": affine.tolist()}}))
+            full = json.loads(json.dumps({**record, REGISTRATION: {"pixel_to_fullres_yx": affine.tolist()}}))
         except (TypeError, ValueError) as error:
             raise StoreError(f"the provenance holds something that JSON cannot: {error}") from error
         is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
@@ -287,8 +243,15 @@ class _Target:
         return cls(path, is_new, _result_name(existing, run), affine, full)
 
 
-def _put(target: _Target, section: Section, element: Any, finish: Callable[[Path], None]) -> None:
-    """Write an element beside its store, have it finished and checked there, and move it in."""
+def _put(
+    target: _Target,
+    section: Section,
+    element: Any,
+    patches: NDArray[np.uint8] | PatchFiles | None,
+    finish: Callable[[Path], None],
+    put: PutFile = shutil.copy2,
+) -> None:
+    """Write an element with its patches beside its store, have it finished and checked there, and move it in."""
     path, name = target.path, target.name
     elements = {"images": {name: element}}
     if target.is_new:
@@ -296,7 +259,10 @@ def _put(target: _Target, section: Section, element: Any, finish: Callable[[Path
     with _failures(path), _scratch(path) as scratch:
         own = {SECTION_ATTRS: about(section)} if target.is_new else {}
         _write(scratch, elements, {RESULT_ATTRS: {name: target.record}, **own})
+        if patches is not None and len(patches):
+            put_patches(scratch, name, patches, target.record, put)
         finish(scratch)
+        _consolidate(scratch)
         if target.is_new:
             if path.exists():
                 path.rmdir()  # it is empty, or this fails
@@ -305,30 +271,11 @@ def _put(target: _Target, section: Section, element: Any, finish: Callable[[Path
             _move_in(scratch, path, name, target.record)
 
 
-def _link_levels(levels: Path, scratch: Path, name: str, copy: bool) -> None:
-    """Put the files of an image's levels in the place of the blank ones that were written with its metadata."""
+def _consolidate(path: Path) -> None:
     import zarr
 
-    element = scratch / "images" / name
-    multiscales = zarr.open_group(element, mode="r", use_consolidated=False).attrs["ome"]["multiscales"]
-    places = [str(dataset["path"]) for dataset in multiscales[0]["datasets"]]
-    for number, place in enumerate(places):
-        wanted = zarr.open_array(element / place, mode="r").shape
-        found = zarr.open_array(levels / str(number), mode="r").shape
-        if found != wanted:
-            raise StoreError(f"level {number} of {levels} has the shape {found}, not {wanted}; nothing was kept")
-        shutil.rmtree(element / place)
-        shutil.copytree(levels / str(number), element / place, copy_function=shutil.copy2 if copy else _link)
     with quiet():
-        zarr.consolidate_metadata(zarr.open_group(scratch, mode="r+", use_consolidated=False).store)
-
-
-def _link(source: str, target: str) -> str:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or a file system without links
-        shutil.copy2(source, target)
-    return target
+        zarr.consolidate_metadata(zarr.open_group(path, mode="r+", use_consolidated=False).store)
 
 
 def _known_run(path: Path, run_id: object) -> str | None:
@@ -365,13 +312,14 @@ def _move_in(scratch: Path, path: Path, name: str, record: Mapping[str, Any]) ->
     target = path / "images" / name
     os.rename(scratch / "images" / name, target)
     try:
+        move_patches(scratch, path, name)
         attrs = dict(root.attrs)
         results = {**dict(attrs.get(RESULT_ATTRS) or {}), name: dict(record)}
         root.attrs.put({**attrs, RESULT_ATTRS: results})
-        with quiet():
-            zarr.consolidate_metadata(root.store)
+        _consolidate(path)
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
+        drop_patches(path, name)
         raise
 
 

@@ -132,6 +132,9 @@ def patch_at(
         mpp, 3
     ):
         return None
+    kept = stored.patches
+    if kept is not None and spot in stored.spots and kept.shape[1] == side:
+        return np.asarray(kept[stored.spots.index(spot)])
     centre = apply(np.linalg.inv(stored.pixel_to_fullres), section.spots.yx[section.spots.rows([spot])])[0]
     y, x = (round(float(v) - side / 2) for v in centre)
     height, width = stored.rgba.shape[:2]

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..dataset.export import Exported, export_steps
 from ..devices import leave_a_core
 from ..errors import SectionError, StmditError, SynthesisError
 from ..progress import CancelToken, Progress
@@ -238,7 +239,7 @@ def loading(choice: ModelChoice) -> Job:
     return Job("Loading the checkpoint", generate, failure)
 
 
-def exporting(result: Result, path: str, kind: ExportKind, name: str) -> Job:
+def exporting(result: Result | StoredResult, path: str, kind: ExportKind, name: str) -> Job:
     """Return the job that writes a result into a file or folder for other programs; it yields the path."""
 
     def generate(_: CancelToken) -> Iterator[Path]:
@@ -248,6 +249,18 @@ def exporting(result: Result, path: str, kind: ExportKind, name: str) -> Job:
         return SynthesisError(f"the result could not be written to {path}: {error} ({type(error).__name__})")
 
     return Job("Exporting the result", generate, failure)
+
+
+def exporting_dataset(results: Sequence[Result | StoredResult], path: str) -> Job:
+    """Return the job that writes results as a data set; it yields `Progress`, and `Exported` at the end."""
+
+    def generate(token: CancelToken) -> Iterator[Progress | Exported]:
+        yield (yield from export_steps(results, path, cancel=token))
+
+    def failure(error: Exception) -> StmditError:
+        return SynthesisError(f"the data set could not be written to {path}: {error} ({type(error).__name__})")
+
+    return Job("Writing a data set", generate, failure)
 
 
 def reading_stored(section: Section) -> Job:

@@ -20,6 +20,7 @@ from .acquisition import Acquisition
 from .choosing import Choosing
 from .close_up import CloseUps
 from .comparing import Comparing
+from .data_sets import DataSets
 from .edit_files import EditFiles
 from .jobs import Handlers, Lane, Start
 from .live import LivePreview
@@ -72,6 +73,7 @@ class Presenter:
         self.view: SectionView | None = None
         self.queue = RunQueue(self.state)
         self.results = ResultList(viewer, self.state, self._submit, self.redraw)
+        self.data_sets = DataSets(self.state, start, self.results)
         self.runs = RunCycle(self.state, start, self.queue, self.results, LivePreview(viewer), self.redraw)
         self.sheets = Sheets(self.state, start, self.queue, self.runs.request)
         self.compare = Comparing(viewer, self.state, self.results, lambda: self.view)
@@ -328,6 +330,7 @@ class Presenter:
         """End everything that is under way; what a run finished is kept."""
         self._end_work()
         self.acquisition.close()
+        self.data_sets.close()
         self.compare.stop()
         for lane in self._lanes:
             self._abandon(lane)

@@ -15,8 +15,8 @@ from ..errors import StoreError
 from ..synthesis.export import ExportKind
 from ..synthesis.result import Result
 from ..synthesis.stored import StoredResult
-from ..synthesis.variants import baseline_of
-from ..types import Request, Section
+from ..synthesis.variants import noise_key
+from ..types import Section
 from . import jobs, layers
 from .jobs import Job
 from .state import Message, ResultEntry, WorkbenchState
@@ -149,7 +149,7 @@ class ResultList:
             number, layer.name, stored.section, request, stored.provenance, stored.spots, planned, None, layer.visible
         )
         where = f"{stored.store} as {stored.element}"
-        self.state.results = (*self.state.results, replace(entry, saved=where))
+        self.state.results = (*self.state.results, replace(entry, saved=where, stored=stored))
 
     def read_stored(self, section: Section) -> None:
         """Bring the results that the section's store holds, off the GUI thread, unless a reader has brought them."""
@@ -202,14 +202,13 @@ class ResultList:
     def export(self, number: int, path: str, kind: ExportKind) -> None:
         """Write a result into a file or folder for other programs, off the GUI thread."""
         entry = self.entry(number)
-        if entry is None or entry.result is None:
-            self.state.message = Message("warning", "Only a run of this session can be exported; run it again first.")
+        if entry is None or entry.source is None:
             return
 
         def written(found: Path) -> None:
             self._note_saved(number, str(found))
 
-        self._submit("save", jobs.exporting(entry.result, path, kind, entry.name), written)
+        self._submit("save", jobs.exporting(entry.source, path, kind, entry.name), written)
 
     def _note_saved(self, number: int, where: str) -> None:
         results = [replace(e, saved=where) if e.number == number else e for e in self.state.results]
@@ -224,20 +223,18 @@ class ResultList:
         entry = self.entry(number)
         if entry is None or not entry.request.edits:
             return None
-        wanted = _noise_key(baseline_of(entry.request), entry)
-        spots = set(entry.spots)
+        wanted, spots = noise_key(entry.request, entry.provenance, edited=False), set(entry.spots)
         return next(
-            (e for e in self.state.results if spots <= set(e.spots) and _noise_key(e.request, e) == wanted), None
+            (
+                e
+                for e in self.state.results
+                if e is not entry
+                and e.section is entry.section
+                and spots <= set(e.spots)
+                and noise_key(e.request, e.provenance) == wanted
+            ),
+            None,
         )
-
-
-def _noise_key(request: Request, entry: ResultEntry) -> tuple[Any, ...]:
-    """What two requests must share for their patches at one spot to differ by nothing."""
-    plain = request.model_copy(update={"region": Request().region, "section": None})
-    checkpoint = dict(entry.provenance.get("checkpoint") or {}).get("sha256")
-    guidance, steps = str(entry.provenance.get("guidance")), entry.provenance.get("steps")
-    filled = plain.model_copy(update={"guidance": Request().guidance, "steps": None})
-    return filled, guidance, steps, checkpoint, id(entry.section)
 
 
 def thumbnail_of(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -18,6 +18,7 @@ from ..synthesis.estimate import Estimate
 from ..synthesis.result import Result
 from ..synthesis.run import PatchModel
 from ..synthesis.sheet import ContactSheet
+from ..synthesis.stored import StoredResult
 from ..types import Request, Section
 
 Combine = Literal["replace", "add", "subtract", "toggle"]
@@ -215,6 +216,8 @@ class ResultEntry:
         How many patches were asked for.
     result
         The run's own result; None for one that was read back.
+    stored
+        The result as it was read back; None for a run of this viewer.
     visible
         Whether its layer is shown.
     saved
@@ -234,6 +237,12 @@ class ResultEntry:
     visible: bool = True
     saved: str | None = None
     thumbnail: NDArray[np.uint8] | None = None
+    stored: StoredResult | None = None
+
+    @property
+    def source(self) -> Result | StoredResult | None:
+        """What files are made from."""
+        return self.result if self.result is not None else self.stored
 
 
 @dataclass(frozen=True)
@@ -308,6 +317,8 @@ class WorkbenchState:
         Field of the request -> what is wrong with it.
     busy
         What is being opened, loaded or saved, in words; empty where nothing is.
+    exporting
+        The data set that is being written, in words; empty where none is.
     fetching
         The download under way.
     foreign, converting
@@ -351,6 +362,7 @@ class WorkbenchState:
     faults: Mapping[str, str] = field(default_factory=dict)
     message: Message = Message("info", "Open a section to begin.")
     busy: str = ""
+    exporting: str = ""
     fetching: Fetching | None = None
     foreign: Foreign | None = None
     converting: bool = False

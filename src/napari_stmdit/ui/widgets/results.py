@@ -42,12 +42,15 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
     deleteRequested = Signal(int)
     saveRequested = Signal(int, str)
     exportRequested = Signal(int, str, str)
+    dataSetRequested = Signal(int, str)
+    dataSetStopped = Signal()
     againRequested = Signal(int)
     reuseRequested = Signal(int)
 
     def __init__(self) -> None:
         super().__init__()
         self._entries: dict[int, ResultEntry] = {}
+        self._exporting = ""
         self.list = named(
             QListWidget(),
             "Results",
@@ -85,6 +88,7 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             row(self.save, self.delete, stretch=None), row(self.again, self.reuse, stretch=None), spacing=4
         )
         self.setLayout(column(self.list, self.facts, buttons))
+        self.show_exporting("")
         self.show_results((), None)
 
     def _menu(self) -> None:
@@ -97,6 +101,8 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             action = menu.addAction(label)
             action.setToolTip(tip)
             action.triggered.connect(lambda _=False, kind=kind: self._export(kind))
+        self.save_data_set = menu.addAction("")
+        self.save_data_set.triggered.connect(self._data_set)
         self.save.setMenu(menu)
 
     def value(self) -> int | None:
@@ -135,6 +141,14 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self.list.blockSignals(False)
         self._describe()
 
+    def show_exporting(self, words: str) -> None:
+        """Offer to write a data set, or to stop the one that is being written."""
+        self._exporting = words
+        self.save_data_set.setText("Stop the data set" if words else "Data set…")
+        tip = "Export synthetic and real patches with expression for Hugging Face datasets and AnnData, paired with the baseline"
+        self.save_data_set.setToolTip(words or tip)
+        self._describe()
+
     # --- private
 
     def _describe(self) -> None:
@@ -144,9 +158,11 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         if entry is None:
             self.facts.show_text("" if self._entries else "No run yet.")
             return
-        self.save.setEnabled(entry.result is not None)
+        self.save.setEnabled(entry.source is not None)
+        self.save_store.setEnabled(entry.result is not None)  # one that was read back is in a store already
         saved = f"\nSaved in {entry.saved}" if entry.saved else "\nNot saved yet."
-        self.facts.show_text(summary(entry) + saved)
+        writing = f"\n{self._exporting}" if self._exporting else ""
+        self.facts.show_text(summary(entry) + saved + writing)
 
     def _edited(self, item: QListWidgetItem) -> None:
         number = int(item.data(NUMBER))
@@ -200,11 +216,26 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         if number is None:
             return
         _, _, tip, files = next(one for one in EXPORTS if one[0] == kind)
-        section = self._entries[number].section
-        folder = section.path.parent if section.path is not None else Path.cwd()
-        path, _ = QFileDialog.getSaveFileName(self, tip, str(folder / f"{section.name}_synthetic_{number}"), files)
+        path = self._asked(tip, number, "synthetic", files)
         if path:
             self.exportRequested.emit(number, path, kind)
+
+    def _data_set(self) -> None:
+        number = self.value()
+        if self._exporting:
+            self.dataSetStopped.emit()
+        elif number is not None:
+            title = "Export a data set: a new folder, or one that was stopped, to go on"
+            path = self._asked(title, number, "dataset", "Folder (*)", QFileDialog.Option.DontConfirmOverwrite)
+            if path:
+                self.dataSetRequested.emit(number, path)
+
+    def _asked(self, title: str, number: int, word: str, files: str, *options: Any) -> str:
+        section = self._entries[number].section
+        folder = section.path.parent if section.path is not None else Path.cwd()
+        place = str(folder / f"{section.name}_{word}_{number}")
+        path, _ = QFileDialog.getSaveFileName(self, title, place, files, **({"options": options[0]} if options else {}))
+        return str(path)
 
 
 def summary(entry: ResultEntry) -> str:

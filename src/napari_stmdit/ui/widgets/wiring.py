@@ -42,6 +42,7 @@ class Desk:
             (("results",), lambda: bench.results.show_results(state.results, state.chosen_result)),
             (("chosen_result",), lambda: bench.results.show_chosen(state.chosen_result)),
             (("results", "chosen_result"), lambda: bench.compare.show_results(state.results, state.chosen_result)),
+            (("exporting",), lambda: bench.results.show_exporting(state.exporting)),
             (("comparison",), lambda: bench.compare.show_comparison(state.comparison)),
             (("queue", "queue_held"), lambda: bench.queue.show_queue(state.queue, state.queue_held)),
             (("samples",), lambda: bench.synthesize.show_samples(state.samples)),
@@ -83,6 +84,8 @@ class Desk:
         bench.results.deleteRequested.connect(results.delete)
         bench.results.saveRequested.connect(results.save)
         bench.results.exportRequested.connect(results.export)
+        bench.results.dataSetRequested.connect(presenter.data_sets.export)
+        bench.results.dataSetStopped.connect(presenter.data_sets.stop)
         bench.results.againRequested.connect(presenter.runs.run_again)
         bench.results.reuseRequested.connect(presenter.reuse)
         bench.compare.modeChosen.connect(self._compare)

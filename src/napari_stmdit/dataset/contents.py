@@ -1,0 +1,295 @@
+"""What a data set holds: its rows in order, and the image, the facts and the expression of each."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import StmditError, StoreError
+from ..expression.edits import Profile
+from ..synthesis.conditions import conditioned_counts, shuffled_rows
+from ..synthesis.export import place_of
+from ..synthesis.finished import NO_PATCH, Finished
+from ..synthesis.variants import noise_key
+from ..tissue.crops import read_patches
+from ..tissue.elements import fingerprint
+from ..types import Patch, Request, Section, SlideImage, SwapEdit
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+_SPOTS_OF_AN_EDIT = {"spots", "group_a", "group_b", "target_spots", "enabled", "strength"}
+"""Long, the same in every row, and kept once in the run's record."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image: the run it is of, or None for a crop of the slide, its place among the run's patches, and where it lies."""
+
+    run: int | None
+    at: int
+    patch: Patch
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The rows of a data set, spot by spot: the crop of the slide first, then the runs in their order.
+
+    Attributes
+    ----------
+    runs
+        With unique names, all of one section and one size of patch.
+    profiles
+        For each run the checkpoint's profiles that its edits move towards.
+    slide
+        Where crops are read; None leaves them out.
+    rows
+        What is written, in order.
+    """
+
+    runs: tuple[Finished, ...]
+    profiles: tuple[Mapping[str, Profile], ...] = field(repr=False)
+    slide: SlideImage | None
+    rows: tuple[Row, ...] = field(repr=False)
+    _ids: frozenset[str] = field(repr=False)
+    _baselines: tuple[tuple[int, ...], ...] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls, runs: Sequence[Finished], profiles: Sequence[Mapping[str, Profile]], slide: SlideImage | None
+    ) -> Contents:
+        """Put the rows of some runs in order.
+
+        Raises
+        ------
+        StoreError
+            There is nothing to write, or the runs do not belong into one table.
+        """
+        _check(runs)
+        rows = _rows(runs, slide is not None)
+        ids = [_id(runs, row) for row in rows]
+        return cls(tuple(runs), tuple(profiles), slide, rows, frozenset(ids), _baselines(runs))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def section(self) -> Section:
+        """The section that all belongs to."""
+        return self.runs[0].section
+
+    @property
+    def patch_px(self) -> int:
+        """Pixels along a side of every image."""
+        return self.runs[0].patch_px
+
+    @property
+    def patch_mpp(self) -> float:
+        """Microns per pixel of every image."""
+        return self.runs[0].patch_mpp
+
+    def facts(self, at: int) -> dict[str, Any]:
+        """Return the columns `FACTS` of a row."""
+        row = self.rows[at]
+        slide_id = f"slide/{row.patch.spot_id}"
+        common = {
+            "id": _id(self.runs, row),
+            "spot": row.patch.spot_id,
+            "slide_id": slide_id if slide_id in self._ids else None,
+            "section": self.section.name,
+            **place_of(row.patch, self.section),
+            "patch_px": self.patch_px,
+            "patch_mpp": self.patch_mpp,
+        }
+        return {**common, **(self._slide_facts(row) if row.run is None else self._run_facts(row.run, row))}
+
+    def pixels(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return the images of some rows, (n, patch_px, patch_px, 3) uint8."""
+        rows = self.rows[start:stop]
+        found = np.empty((len(rows), self.patch_px, self.patch_px, 3), dtype=np.uint8)
+        crops = [k for k, row in enumerate(rows) if row.run is None]
+        if crops and self.slide is not None:
+            found[crops] = read_patches(self.slide, [rows[k].patch.source_box for k in crops], self.patch_px)
+        try:
+            for k, row in enumerate(rows):
+                if row.run is not None:
+                    found[k] = self.runs[row.run].pixels(row.at)
+        except (StmditError, MemoryError):
+            raise
+        except Exception as error:  # every store and codec has its own for damaged data
+            raise StoreError(f"the result cannot be read, it may be damaged: {error}") from error
+        return found
+
+    def measured(self, start: int, stop: int) -> csr_matrix:
+        """Return the counts of some rows as measured at their spots, (n, genes) float32."""
+        rows = [row.patch.row for row in self.rows[start:stop]]
+        return _tidy(self.section.spots.counts[rows])
+
+    def conditioned(self, start: int, stop: int) -> csr_matrix:
+        """Return the counts that some rows were conditioned on, (n, genes) float32."""
+        from scipy.sparse import vstack
+
+        rows = self.rows[start:stop]
+        parts, order = [], []
+        for run in dict.fromkeys(row.run for row in rows):
+            mine = [k for k, row in enumerate(rows) if row.run == run]
+            order += mine
+            parts.append(self._conditioned(run, np.array([rows[k].patch.row for k in mine], dtype=np.int64)))
+        return _tidy(vstack(parts, format="csr")[np.argsort(order)])
+
+    # --- private
+
+    def _conditioned(self, run: int | None, rows: NDArray[np.int64]) -> csr_matrix:
+        from scipy.sparse import csr_matrix
+
+        counts = self.section.spots.counts
+        if run is None:
+            return counts[rows].astype(np.float32)
+        made = self.runs[run]
+        if condition_of(made) == "null":
+            return csr_matrix((len(rows), counts.shape[1]), dtype=np.float32)
+        return conditioned_counts(rows, self.section, made.request, self.profiles[run])[0]
+
+    def _slide_facts(self, row: Row) -> dict[str, Any]:
+        return {
+            "origin": "slide",
+            "synthetic": self.section.synthetic,
+            "run": None,
+            "baseline_id": None,
+            "edited": False,
+            "edits": "[]",
+            "expression": "measured",
+            "expression_spot": row.patch.spot_id,
+            "morphology": None,
+            "mode": None,
+            "pixels": "slide",
+            "seed": None,
+            "run_seed": None,
+            "steps": None,
+            "guidance_expression": None,
+            "guidance_morphology": None,
+            "guidance_rule": None,
+            "checkpoint": None,
+            "checkpoint_sha256": None,
+        }
+
+    def _run_facts(self, run: int, row: Row) -> dict[str, Any]:
+        made, spot = self.runs[run], row.patch.spot_id
+        guidance, checkpoint = (dict(made.provenance.get(name) or {}) for name in ("guidance", "checkpoint"))
+        condition, edits = condition_of(made), edits_at(made.request, spot)
+        return {
+            "origin": "model",
+            "synthetic": True,
+            "run": made.name,
+            "baseline_id": self._baseline_id(run, spot),
+            "edited": bool(edits) and condition != "null",
+            "edits": json.dumps(edits),
+            "expression": condition,
+            "expression_spot": self._source_of(made, condition, row.patch.row),
+            "morphology": made.request.morphology,
+            "mode": made.request.mode,
+            "pixels": made.source,
+            "seed": str(row.patch.seed),
+            "run_seed": made.request.seed,
+            "steps": made.provenance.get("steps"),
+            "guidance_expression": guidance.get("expression"),
+            "guidance_morphology": guidance.get("morphology"),
+            "guidance_rule": guidance.get("rule"),
+            "checkpoint": checkpoint.get("name"),
+            "checkpoint_sha256": checkpoint.get("sha256"),
+        }
+
+    def _baseline_id(self, run: int, spot: str) -> str | None:
+        names = (f"{self.runs[base].name}/{spot}" for base in self._baselines[run])
+        return next((name for name in names if name in self._ids), None)
+
+    def _source_of(self, made: Finished, condition: str, row: int) -> str | None:
+        if condition == "null":
+            return None
+        if condition == "shuffled":
+            row = int(shuffled_rows(len(self.section.spots), made.request.seed)[row])
+        return str(self.section.spots.ids[row])
+
+
+def _tidy(counts: csr_matrix) -> csr_matrix:
+    """Counts as float32, each once, without stored zeros."""
+    from scipy.sparse import csr_matrix
+
+    found = csr_matrix(counts, dtype=np.float32, copy=True)
+    found.sum_duplicates()
+    found.eliminate_zeros()
+    return found
+
+
+def condition_of(made: Finished) -> str:
+    """Return what a run's images were conditioned on, as the column ``expression`` has it."""
+    checkpoint = dict(made.provenance.get("checkpoint") or {})
+    if made.request.expression == "null" or "expression" not in checkpoint.get("conditions", ("expression",)):
+        return "null"
+    return "embeddings" if "expression_embeddings" in checkpoint else made.request.expression
+
+
+def edits_at(request: Request, spot: str) -> list[dict[str, Any]]:
+    """Return the edits that touch a spot: place in the request, what they do, and their weight there; JSON types only."""
+    found = []
+    for number, edit in enumerate(request.edits):
+        weight = edit.strength * (1.0 if edit.spots is None else edit.spots.get(spot, 0.0))
+        if isinstance(edit, SwapEdit) and spot not in (*edit.group_a, *edit.group_b):
+            weight = 0.0
+        if edit.enabled and weight > 0:
+            what = edit.model_dump(mode="json", exclude=_SPOTS_OF_AN_EDIT, exclude_defaults=True)
+            found.append({"edit": number, "operation": edit.operation, **what, "weight": round(weight, 6)})
+    return found
+
+
+def _check(runs: Sequence[Finished]) -> None:
+    if not runs or not any(made.done for made in runs):
+        raise StoreError("there is no finished patch to make a data set of")
+    for made in runs:
+        if made.done and not len(made):
+            raise StoreError(f"{made.name}: {NO_PATCH}")
+    names = [made.name for made in runs]
+    if not all(re.fullmatch(r"\w[\w.-]*", name, re.ASCII) for name in names):
+        raise StoreError(f"a run's name has letters, digits and _ . - alone; got {', '.join(map(repr, names))}")
+    if len({name.lower() for name in names}) < len(names) or "slide" in names:
+        raise StoreError(f"runs of one data set need different names, none of them 'slide'; got {', '.join(names)}")
+    sizes = {(made.patch_px, round(made.patch_mpp, 9), made.section.calibration.mpp) for made in runs}
+    if len(sizes) > 1:
+        each = "; ".join(f"{made.name}: {made.patch_px} px at {made.patch_mpp:g} um/px" for made in runs)
+        raise StoreError(f"images of one data set have one size and scale; choose runs of one kind ({each})")
+    if len({(fingerprint(made.section), made.section.spots.counts.shape) for made in runs}) > 1:
+        raise StoreError("the runs are of different sections; make one data set of each")
+
+
+def _rows(runs: Sequence[Finished], with_slide: bool) -> tuple[Row, ...]:
+    at_spot: dict[int, list[Row]] = {}
+    for run, made in enumerate(runs):
+        for at, patch in enumerate(made.patches):
+            at_spot.setdefault(patch.row, []).append(Row(run, at, patch))
+    rows: list[Row] = []
+    for spot in sorted(at_spot):
+        if with_slide:
+            rows.append(Row(None, 0, at_spot[spot][0].patch))
+        rows += at_spot[spot]
+    return tuple(rows)
+
+
+def _id(runs: Sequence[Finished], row: Row) -> str:
+    return f"{'slide' if row.run is None else runs[row.run].name}/{row.patch.spot_id}"
+
+
+def _baselines(runs: Sequence[Finished]) -> tuple[tuple[int, ...], ...]:
+    """For each run those that differ from it by the edits alone; none for a run without edits."""
+    keys = [noise_key(made.request, made.provenance) for made in runs]
+    found = []
+    for run, made in enumerate(runs):
+        wanted = noise_key(made.request, made.provenance, edited=False)
+        edited = any(edit.enabled for edit in made.request.edits)
+        found.append(tuple(k for k, key in enumerate(keys) if edited and key == wanted and k != run))
+    return tuple(found)

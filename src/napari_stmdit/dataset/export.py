@@ -1,0 +1,346 @@
+"""Results into a paired data set: synthetic and real patches with expression, edits and the whole record. Streamed and resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import StoreError
+from ..progress import CancelToken, Progress, Stopwatch
+from ..synthesis.disk import write_atomically
+from ..synthesis.finished import Finished
+from ..tissue.elements import fingerprint
+from .card import write_card
+from .contents import Contents
+from .folder import DatasetFolder, complete_manifest, explained, output_place
+from .shards import Shard, encoded, write_folder, write_parquet
+from .sources import AnyResult, CheckpointFacts, Slide, checkpoint_facts, find_slide, open_results
+from .tables import IMAGES, TABLE, genes_table, images_file, make_images, write_images, write_table
+
+Format = Literal["imagefolder", "parquet", "anndata"]
+FORMATS: tuple[Format, ...] = ("imagefolder", "parquet", "anndata")
+SHARD_BYTES = 32 * 2**20
+"""Of pixels in a shard; what is held in memory is a few times this."""
+_AT_ONCE = 16
+_CARD, _GENES = "README.md", "genes.csv"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A data set that was written, or as far as it was.
+
+    Attributes
+    ----------
+    path
+        The data set's folder.
+    rows, synthetic
+        Images in all, and of them those made by a checkpoint.
+    runs
+        Names of the runs in it.
+    formats
+        What was written.
+    done
+        Rows that are safe.
+    unfinished
+        The folder that holds them where the data set is not whole; None where it is.
+    existed
+        Whether it was there already, and nothing was done.
+    notes
+        What the user should know.
+    """
+
+    path: Path
+    rows: int
+    synthetic: int
+    runs: tuple[str, ...]
+    formats: tuple[Format, ...]
+    done: int
+    unfinished: Path | None = None
+    existed: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the data set is whole."""
+        return self.unfinished is None
+
+
+def export_dataset(
+    result: AnyResult,
+    out: str | Path,
+    *,
+    formats: Sequence[Format] = FORMATS,
+    runs: Sequence[str] = (),
+    real: bool = True,
+    section: str | Path | None = None,
+    fullres: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    licence: str | None = None,
+    rows_per_shard: int | None = None,
+    cancel: CancelToken | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Exported:
+    """Write results as a paired data set.
+
+    It grows in ``OUT.unfinished``, shard by shard, and gets its name when it is whole: stopped or killed, the same call goes on, and
+    one that is whole is left as it is.
+
+    Parameters
+    ----------
+    result
+        A SpatialData store with results, a `Result`, one read back, or several of one section. A result with edits and one without
+        that share their noise are linked row by row.
+    out
+        The new folder.
+    formats
+        ``imagefolder`` and ``parquet`` for `datasets`, ``anndata`` for AnnData with a zarr array of images.
+    runs
+        Names of the results to take from a store; all by default.
+    real
+        Whether the crop of the slide at each place is added.
+    section, fullres
+        Where that slide is, where the result does not lead there.
+    checkpoint
+        Folder of the checkpoint, where its name does not lead there; looked into for profiles that edits move towards, and for the card.
+    licence
+        For the card: a hub's identifier, or words; without it the card says that it is not known.
+    rows_per_shard
+        Images in a shard; by default about 32 MiB of pixels.
+    cancel
+        Asked between images; what is done is kept.
+    on_progress
+        Called after every few images.
+
+    Raises
+    ------
+    StmditError
+        With what cannot be read, what is not known, or where it cannot be written.
+    """
+    steps = export_steps(
+        result,
+        out,
+        formats=formats,
+        runs=runs,
+        real=real,
+        section=section,
+        fullres=fullres,
+        checkpoint=checkpoint,
+        licence=licence,
+        rows_per_shard=rows_per_shard,
+        cancel=cancel,
+    )
+    while True:
+        try:
+            progress = next(steps)
+        except StopIteration as end:
+            exported: Exported = end.value
+            return exported
+        if on_progress is not None:
+            on_progress(progress)
+
+
+def export_steps(
+    result: AnyResult,
+    out: str | Path,
+    *,
+    formats: Sequence[Format] = FORMATS,
+    runs: Sequence[str] = (),
+    real: bool = True,
+    section: str | Path | None = None,
+    fullres: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    licence: str | None = None,
+    rows_per_shard: int | None = None,
+    cancel: CancelToken | None = None,
+) -> Generator[Progress, None, Exported]:
+    """As `export_dataset`, step by step: yields the progress, returns what was written."""
+    place, kinds = output_place(out), _formats(formats)
+    made = open_results(result, runs)
+    slide = find_slide(made[0], section, fullres) if real else None
+    checkpoints = tuple(checkpoint_facts(one, checkpoint) for one in made)
+    contents = Contents.of(made, [facts.profiles for facts in checkpoints], None if slide is None else slide.image)
+    per_shard = _per_shard(rows_per_shard, contents)
+    identity = _identity(contents, slide, kinds, per_shard)
+    if complete_manifest(place, identity) is not None:
+        return _exported(place, contents, kinds, len(contents), existed=True, notes=_notes(contents, slide))
+    folder = DatasetFolder.open(place, identity)
+    try:
+        with explained(folder.path):
+            export = _Export(folder, contents, slide, checkpoints, kinds, per_shard, licence, cancel or CancelToken())
+            yield from export.shards()
+            if not export.cancel.cancelled:
+                yield from export.finish()
+    finally:
+        folder.release()
+    return export.outcome()
+
+
+class _Stopped(Exception):
+    """The user asked to stop amid the table."""
+
+
+@dataclass
+class _Export:
+    """An export under way."""
+
+    folder: DatasetFolder
+    contents: Contents
+    slide: Slide | None
+    checkpoints: tuple[CheckpointFacts, ...]
+    formats: tuple[Format, ...]
+    per_shard: int
+    licence: str | None
+    cancel: CancelToken
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    published: bool = False
+
+    def shards(self) -> Generator[Progress, None, None]:
+        """Write the shards that are not there yet."""
+        total = len(self.contents)
+        if "anndata" in self.formats:
+            make_images(self.folder.path / IMAGES, self.contents, self.per_shard)
+        yield self._progress()
+        for number in range(-(-total // self.per_shard)):
+            if number in self.folder.shards:
+                continue
+            start, stop = number * self.per_shard, min((number + 1) * self.per_shard, total)
+            parts = []
+            for first in range(start, stop, _AT_ONCE):
+                if self.cancel.cancelled:
+                    return
+                parts.append(self.contents.pixels(first, min(first + _AT_ONCE, stop)))
+                yield self._progress(min(first + _AT_ONCE, stop) - start)
+            self._write(Shard.of(self.contents, number, start, np.concatenate(parts)))
+            yield self._progress()
+
+    def _write(self, shard: Shard) -> None:
+        work, names = self.folder.work(), []
+        images = encoded(shard, self.contents.patch_mpp) if {"imagefolder", "parquet"} & set(self.formats) else []
+        if "imagefolder" in self.formats:
+            write_folder(shard, images, work / "folder")
+            names.append(f"imagefolder/train/{shard.number:05d}")
+            self.folder.put(work / "folder", names[-1])
+        if "parquet" in self.formats:
+            write_parquet(shard, images, work / "file.parquet")
+            count = -(-len(self.contents) // self.per_shard)
+            names.append(f"parquet/train-{shard.number:05d}-of-{count:05d}.parquet")
+            self.folder.put(work / "file.parquet", names[-1])
+        if "anndata" in self.formats:
+            write_images(self.folder.path / IMAGES, shard.start, shard.pixels)
+            names.append(images_file(shard.number))
+        self.folder.commit(shard.number, (shard.start, shard.stop), names)
+
+    def finish(self) -> Generator[Progress, None, None]:
+        """Write what belongs to all shards, and give the data set its name."""
+        records = {made.name: dict(made.provenance) for made in self.contents.runs}
+        names = [_GENES]  # not the card, which is the user's to complete
+        if "anndata" in self.formats:
+            work = self.folder.work()
+            try:
+                write_table(work / "table", self.contents, records, self._check)
+            except _Stopped:
+                return
+            self.folder.put(work / "table", TABLE)
+            names += [TABLE, f"{IMAGES}/zarr.json"]
+        for name, record in records.items():
+            names.append(f"runs/{name}.json")
+            (self.folder.path / "runs").mkdir(exist_ok=True)
+            _write_text(self.folder.path / names[-1], json.dumps(record, indent=1, ensure_ascii=False))
+        _write_text(self.folder.path / _GENES, genes_table(self.contents).to_csv(index=False))
+        card = write_card(self.contents, self.checkpoints, self.slide, self.formats, self.licence)
+        _write_text(self.folder.path / _CARD, card)
+        if self.cancel.cancelled:
+            return
+        facts = {"rows": len(self.contents), "synthetic": _synthetic(self.contents), "formats": self.formats}
+        self.folder.publish(facts, names)
+        self.published = True
+        yield self._progress()
+
+    def outcome(self) -> Exported:
+        """Return what was written."""
+        unfinished = None if self.published else self.folder.path
+        done, notes = self._done(), (*self.folder.notes, *_notes(self.contents, self.slide))
+        return _exported(self.folder.out, self.contents, self.formats, done, unfinished, notes=notes)
+
+    def _check(self) -> None:
+        if self.cancel.cancelled:
+            raise _Stopped
+
+    def _done(self) -> int:
+        return sum(stop - start for start, stop in (entry["rows"] for entry in self.folder.shards.values()))
+
+    def _progress(self, more: int = 0) -> Progress:
+        return Progress(self._done() + more, len(self.contents), 0, 1, 0, self.watch.seconds)
+
+
+def _formats(formats: Sequence[Format]) -> tuple[Format, ...]:
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        raise StoreError(f"got the formats {', '.join(map(repr, formats)) or 'none'}; there are {', '.join(FORMATS)}")
+    return tuple(name for name in FORMATS if name in formats)
+
+
+def _per_shard(wanted: int | None, contents: Contents) -> int:
+    if wanted is not None:
+        if wanted < 1:
+            raise StoreError(f"a shard has at least one row, got {wanted}")
+        return min(wanted, len(contents))
+    return min(max(16, SHARD_BYTES // (3 * contents.patch_px**2)), len(contents))
+
+
+def _identity(contents: Contents, slide: Slide | None, formats: Sequence[Format], per_shard: int) -> dict[str, Any]:
+    """What must be the same for an export to go on; the same images in the same shards."""
+    return {
+        "section": fingerprint(contents.section),
+        "runs": {made.name: _hash(made) for made in contents.runs},
+        "slide": None if slide is None else {"mpp": round(slide.mpp, 6), "shape": list(slide.image.shape)},
+        "formats": list(formats),
+        "rows": len(contents),
+        "rows_per_shard": per_shard,
+    }
+
+
+def _hash(made: Finished) -> str:
+    text = json.dumps({"record": dict(made.provenance), "source": made.source}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _synthetic(contents: Contents) -> int:
+    return sum(row.run is not None for row in contents.rows)
+
+
+def _notes(contents: Contents, slide: Slide | None) -> tuple[str, ...]:
+    notes = [] if slide is None else [f"real patches come from {slide.words}"]
+    for made in contents.runs:
+        if made.source != "as made" and made.request.mode == "spots":
+            notes.append(
+                f"{made.name} was saved without its patches; they were {made.source}, where neighbours overlap"
+            )
+        if made.left_out:
+            notes.append(f"{made.name}: {made.left_out} spots near its border have no whole patch and are left out")
+    if contents.section.synthetic:
+        notes.append("the section is synthetic, and so are the crops of its slide")
+    return tuple(notes)
+
+
+def _exported(
+    place: Path,
+    contents: Contents,
+    formats: tuple[Format, ...],
+    done: int,
+    unfinished: Path | None = None,
+    existed: bool = False,
+    notes: tuple[str, ...] = (),
+) -> Exported:
+    names = tuple(made.name for made in contents.runs)
+    return Exported(place, len(contents), _synthetic(contents), names, formats, done, unfinished, existed, notes)
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))

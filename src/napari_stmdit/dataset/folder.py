@@ -1,0 +1,248 @@
+"""The folder of a data set while it is written: nothing half done under a lasting name, nothing done twice.
+
+It grows beside its place, as ``OUT.unfinished``, and gets its name in one step when it is whole. The manifest lists what is safe: every
+shard with its files, their sizes and hashes. A shard counts when the manifest lists it; when an export is taken up, each listed shard is
+read and held against its hash, and one that does not fit is written again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..errors import StoreError
+from ..files import BadFile, user_path
+from ..synthesis.disk import reason, sync, write_json
+from ..synthesis.identity import differences
+from ..synthesis.result import unfinished_folder
+from ..synthesis.run_folder import LOCK, read_json, remove_parts, take_lock
+
+MANIFEST = "manifest.json"
+WORK = ".work"
+FORMAT = 1
+
+
+class DatasetFolder:
+    """The unfinished folder of a data set; one process at a time holds it.
+
+    Attributes
+    ----------
+    out
+        Where the data set will be.
+    path
+        Where it grows.
+    shards
+        Number -> its entry in the manifest, of the shards that are safe.
+    notes
+        What happened when it was taken up, in sentences.
+    """
+
+    def __init__(self, out: Path, path: Path, manifest: dict[str, Any], lock: Any) -> None:
+        self.out, self.path = out, path
+        self.shards: dict[int, dict[str, Any]] = {}
+        self.notes: list[str] = []
+        self._manifest, self._lock = manifest, lock
+
+    @classmethod
+    def open(cls, out: Path, identity: Mapping[str, Any]) -> DatasetFolder:
+        """Make the folder of a new data set, or take up that of this one.
+
+        Raises
+        ------
+        StoreError
+            It is of another data set (saying what differs), another process holds it, or it cannot be written.
+        """
+        path = unfinished_folder(out)
+        with explained(path):
+            if path.exists():
+                if not (path / MANIFEST).is_file():
+                    raise StoreError(
+                        f"{path} is in the way: it is no unfinished data set; remove it, or choose another place"
+                    )
+                manifest = read_json(path / MANIFEST)
+                _check_same(manifest, identity, path)
+                folder = cls(out, path, manifest, take_lock(path))
+                remove_parts(path)
+                folder._take_up()
+                return folder
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_parts(path)
+            manifest = {"format": FORMAT, "complete": False, "identity": _plain(identity), "shards": []}
+            part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+            part.mkdir()
+            write_json(part / MANIFEST, manifest)
+            os.rename(part, path)  # with its manifest: a folder without one is not ours
+            return cls(out, path, manifest, take_lock(path))
+
+    def work(self) -> Path:
+        """Return an empty folder for what is not whole yet."""
+        place = self.path / WORK
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        return place
+
+    def put(self, source: Path, name: str) -> None:
+        """Move a whole file or folder to its place; what an interrupted export left there makes room."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            shutil.rmtree(target)
+        for file in _files(source):
+            sync(file)
+        os.replace(source, target)
+        sync(target.parent)
+
+    def commit(self, number: int, rows: tuple[int, int], names: Sequence[str]) -> None:
+        """List a shard whose files are in place."""
+        entry = {"shard": number, "rows": list(rows), "files": [self._entry(name) for name in names]}
+        self.shards[number] = entry
+        self._write()
+
+    def publish(self, facts: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        """Complete the manifest with what belongs to no shard, let go of the folder, and give it its name."""
+        shutil.rmtree(self.path / WORK, ignore_errors=True)
+        self._manifest |= {
+            **_plain(facts),
+            "files": [self._entry(name) for name in names],
+            "software": {"name": "napari-stmdit", "version": __version__},
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "complete": True,
+        }
+        self._write()
+        self.release()
+        with suppress(OSError):
+            (self.path / LOCK).unlink()
+        with suppress(FileNotFoundError):
+            self.out.rmdir()  # it is empty, or this fails
+        os.rename(self.path, self.out)
+        sync(self.out.parent)
+        return self._manifest
+
+    def release(self) -> None:
+        """Let go of the folder as it is."""
+        self._lock.release()
+
+    # --- private
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        size, digest = measure(self.path / name)
+        return {"path": name, "bytes": size, "sha256": digest}
+
+    def _take_up(self) -> None:
+        try:
+            listed = list(self._manifest["shards"])
+            for entry in listed:
+                if all(_fits(self.path, file) for file in entry["files"]):
+                    self.shards[int(entry["shard"])] = entry
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"{self.path / MANIFEST} is damaged ({error!r}); remove {self.path} to start anew"
+            ) from error
+        if len(self.shards) < len(listed):
+            self.notes.append(f"{len(listed) - len(self.shards)} shards were damaged or gone and are written again")
+
+    def _write(self) -> None:
+        entries = [self.shards[number] for number in sorted(self.shards)]
+        self._manifest["shards"] = entries
+        write_json(self.path / MANIFEST, self._manifest)
+
+
+def output_place(out: str | Path) -> Path:
+    """Return the absolute path of a data set that may be written; raises StoreError for one that is none."""
+    try:
+        return user_path(out).absolute()
+    except BadFile as error:
+        raise StoreError(f"the data set cannot be written: {error}; choose another place") from error
+
+
+def complete_manifest(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the manifest of the data set that is at its place already, whole; None where the place is free.
+
+    Raises
+    ------
+    StoreError
+        Something else is there, or it is this data set but not whole.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        if out.is_symlink() and not out.exists():
+            raise StoreError(f"{out} is a link that leads nowhere; remove it, or choose another place")
+        return None
+    if not (out / MANIFEST).is_file():
+        raise StoreError(
+            f"{out} is there already and is no data set of ours; nothing is overwritten, choose another place"
+        )
+    manifest = read_json(out / MANIFEST)
+    _check_same(manifest, identity, out)
+    files = [*manifest.get("files", []), *(file for shard in manifest.get("shards", []) for file in shard["files"])]
+    hurt = [str(file["path"]) for file in files if _size(out / file["path"]) != file["bytes"]]
+    if hurt:
+        raise StoreError(
+            f"{out} holds this data set, but {len(hurt)} of its parts are gone or of another size, such as {hurt[0]}; remove it and "
+            "export again"
+        )
+    return manifest
+
+
+def measure(path: Path) -> tuple[int, str]:
+    """Return the size and SHA-256 of a file, or of a folder: of its files' names and hashes."""
+    if path.is_file():
+        with path.open("rb") as stream:
+            return path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()
+    total, size = hashlib.sha256(), 0
+    for file in _files(path):
+        bytes_, digest = measure(file)
+        size += bytes_
+        total.update(f"{file.relative_to(path).as_posix()}\n{digest}\n".encode())
+    return size, total.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in _files(path)) if path.exists() else -1
+
+
+def _fits(folder: Path, entry: Mapping[str, Any]) -> bool:
+    path = folder / entry["path"]
+    return path.exists() and measure(path) == (entry["bytes"], entry["sha256"])
+
+
+def _check_same(manifest: Mapping[str, Any], identity: Mapping[str, Any], path: Path) -> None:
+    if "identity" not in manifest:
+        raise StoreError(
+            f"{path} is there already and is no data set of ours; nothing is overwritten, choose another place"
+        )
+    found = differences(manifest["identity"], _plain(identity))
+    if found:
+        more = f"\n  and {len(found) - 8} more" if len(found) > 8 else ""
+        raise StoreError(
+            f"{path} holds another data set:\n  "
+            + "\n  ".join(found[:8])
+            + more
+            + "\nChoose another place, or remove it"
+        )
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(value))
+    return found
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turn a failed write into a message that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{reason(error, folder)}; then export again, what is finished is kept") from error

@@ -1,0 +1,241 @@
+"""What a data set is made from: results out of a store, the slide at its full resolution, and what the checkpoint says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..assemble import checkpoint_folder
+from ..errors import CheckpointError, SectionError, StmditError, StoreError
+from ..expression.edits import Profile
+from ..synthesis.finished import Finished, finished
+from ..synthesis.result import Result
+from ..synthesis.stored import StoredResult, stored_results
+from ..tissue.elements import fingerprint
+from ..tissue.open import open_section, synthesis_fault
+from ..types import Request, Section, SlideImage, TowardsEdit
+
+if TYPE_CHECKING:
+    from ..model.folder import CheckpointFolder
+
+AnyResult = str | Path | Result | StoredResult | Sequence[Result | StoredResult]
+
+
+@dataclass(frozen=True)
+class Slide:
+    """Where crops of the slide are read.
+
+    Attributes
+    ----------
+    image
+        The slide image.
+    mpp
+        Microns per pixel of its finest level.
+    words
+        Which image that is, in a sentence.
+    """
+
+    image: SlideImage
+    mpp: float
+    words: str
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What a checkpoint says of itself, as far as it is known; the profiles are there where they were needed."""
+
+    name: str
+    sha256: str
+    training_data: str | None
+    licence: str | None
+    limits: str | None
+    profiles: Mapping[str, Profile] = field(default_factory=dict, repr=False)
+
+
+def open_results(source: AnyResult, names: Sequence[str] = ()) -> tuple[Finished, ...]:
+    """Return the results a data set is made of.
+
+    Parameters
+    ----------
+    source
+        A SpatialData store with results, a result, or several of one section.
+    names
+        Of the results to take from a store, with or without ``stmdit_``; all where none is given.
+
+    Raises
+    ------
+    StoreError
+        There are none, or a name is not among them.
+    SectionError
+        The store cannot be opened.
+    """
+    if isinstance(source, str | Path):
+        section = open_section(source)
+        found = stored_results(section)
+        if not found:
+            raise StoreError(f"{source} holds no results; `stmdit synthesize {source} --output OUT.zarr` makes some")
+        return tuple(finished(one) for one in _chosen(found, names, str(source)))
+    results = [source] if isinstance(source, Result | StoredResult) else list(source)
+    if names:
+        raise StoreError("runs are chosen by name from a store; of results at hand, pass those that are wanted")
+    return tuple(
+        finished(one, None if isinstance(one, StoredResult) else f"run_{number}")
+        for number, one in enumerate(results, 1)
+    )
+
+
+def _chosen(found: Sequence[StoredResult], names: Sequence[str], where: str) -> Sequence[StoredResult]:
+    if not names:
+        return found
+    by_name = {one.element: one for one in found}
+    wanted = [name if name in by_name else f"stmdit_{name}" for name in names]
+    unknown = [name for name, full in zip(names, wanted, strict=True) if full not in by_name]
+    if unknown:
+        raise StoreError(f"{where} holds no run {', '.join(unknown)}; its runs: {', '.join(by_name)}")
+    return [by_name[name] for name in dict.fromkeys(wanted)]
+
+
+# ------------------------------------------------------------------------------------------------- the slide
+
+
+def find_slide(made: Finished, section: str | Path | None = None, fullres: str | Path | None = None) -> Slide:
+    """Return the slide to crop real patches from: the one given, else the finest that belongs to the result.
+
+    A store that was made for a result carries a slide image of at most 4000 px; the section it was made from is named in the result's
+    record, and taken where it is still there and has the very same spots.
+
+    Parameters
+    ----------
+    made
+        A result.
+    section, fullres
+        Where the section is, and its full-resolution image, where the result does not lead there.
+
+    Raises
+    ------
+    StmditError
+        There is no image of that section that is fine enough; the message says what to give.
+    """
+    own = made.section
+    if section is not None or fullres is not None:
+        place = section if section is not None else own.path
+        if place is None:
+            raise SectionError("the result has no folder that --fullres could belong to; give --section as well")
+        given = open_section(place, fullres=fullres, mpp=own.calibration.mpp)
+        if fingerprint(given) != fingerprint(own):
+            raise SectionError(f"{place} is another section than the one of the result: its spots differ")
+        return _slide(given, made, f"the slide image of {given.name}, as given")
+    reduced = own.image is not None and own.image.pixel_size > 1 + 1e-6
+    if own.image is not None and not reduced and synthesis_fault(own, made.patch_mpp) is None:
+        return _slide(own, made, f"the slide image of {own.name}")
+    recorded = _recorded_section(made)
+    if recorded is not None:
+        return _slide(recorded, made, f"the slide image of {recorded.name}, which the result was made from")
+    try:
+        return _slide(own, made, f"the reduced slide image that is kept with the result of {own.name}")
+    except StmditError as error:
+        asked = f"; the result was made from {made.request.section}" if made.request.section else ""
+        raise SectionError(
+            f"real patches cannot be read from the result's own store: {error}{asked}. Give that section with --section (and --fullres), "
+            "or leave real patches out with --no-real"
+        ) from error
+
+
+def _recorded_section(made: Finished) -> Section | None:
+    """The section that the result names, if it can still be opened, is the same, and is fine enough."""
+    if not made.request.section or not Path(made.request.section).exists():
+        return None
+    try:
+        section = open_section(made.request.section, mpp=made.section.calibration.mpp)
+    except StmditError:
+        return None
+    same = fingerprint(section) == fingerprint(made.section)
+    return section if same and synthesis_fault(section, made.patch_mpp) is None else None
+
+
+def _slide(section: Section, made: Finished, words: str) -> Slide:
+    fault = synthesis_fault(section, made.patch_mpp)
+    if fault is not None:
+        raise SectionError(fault)
+    assert section.image is not None and section.calibration.mpp is not None  # or there was a fault
+    mpp = section.image.pixel_size * section.calibration.mpp
+    return Slide(section.image, mpp, f"{words}, {mpp:.4g} um/px")
+
+
+# ------------------------------------------------------------------------------------------------- the checkpoint
+
+
+def checkpoint_facts(made: Finished, checkpoint: str | Path | None = None) -> CheckpointFacts:
+    """Return what is known of the checkpoint of a result, with the profiles that its edits move towards.
+
+    Parameters
+    ----------
+    made
+        A result.
+    checkpoint
+        Name or folder of the checkpoint, where the name in the result's record does not lead there.
+
+    Raises
+    ------
+    CheckpointError
+        The expression after the edits cannot be computed, as the checkpoint is not there or is in another state; or the one given is
+        another than the result's.
+    """
+    from ..model.folder import read_profiles
+
+    record = dict(made.provenance.get("checkpoint") or {})
+    name, sha256 = str(record.get("name") or made.request.checkpoint), str(record.get("sha256") or "")
+    data, licence, limits = (_text(record.get(key)) for key in ("training_data", "licence", "limits"))
+    told = CheckpointFacts(name, sha256, data, licence, limits)
+    needed = _profiles_needed(made.request)
+    if not needed and checkpoint is None and data and licence and limits:
+        return told
+    folder, reason = _folder_of(made, checkpoint, sha256)
+    if folder is None and checkpoint is not None:
+        raise CheckpointError(reason)
+    if folder is None and needed:
+        raise CheckpointError(
+            f"the expression after the edits of {made.name} needs the profile {', '.join(needed)} of checkpoint {name!r} (sha256 "
+            f"{sha256[:12]}): {reason}. Give its folder with --checkpoint"
+        )
+    if folder is None:
+        return told
+    card = folder.card
+    means = read_profiles(folder) if needed else {}
+    if missing := [profile for profile in needed if profile not in means]:
+        raise CheckpointError(
+            f"checkpoint {name!r} has no profile {', '.join(missing)}, which edits of {made.name} name"
+        )
+    return CheckpointFacts(
+        name,
+        sha256,
+        data or card.training_data,
+        licence or card.licence,
+        limits or card.limits,
+        {profile: Profile(card.genes, mean) for profile, mean in means.items()},
+    )
+
+
+def _profiles_needed(request: Request) -> list[str]:
+    """The checkpoint's profiles that the edits of a request move towards."""
+    named = {edit.target_profile for edit in request.edits if isinstance(edit, TowardsEdit) and edit.enabled}
+    return sorted(profile for profile in named if profile is not None and profile not in request.profiles)
+
+
+def _folder_of(made: Finished, checkpoint: str | Path | None, sha256: str) -> tuple[CheckpointFolder | None, str]:
+    """The folder of the very checkpoint that made a result, or why it is not to be had."""
+    from ..model.folder import read_folder
+
+    try:
+        folder = read_folder(checkpoint_folder(checkpoint if checkpoint is not None else made.request.checkpoint))
+    except CheckpointError as error:
+        return None, str(error)
+    if folder.sha256 != sha256:
+        return None, f"{folder.path} is in another state than the checkpoint that made {made.name}"
+    return folder, ""
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None
