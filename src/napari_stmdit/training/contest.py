@@ -27,17 +27,19 @@ class Contest:
         The autoencoder after its first phase.
     settings
         Rates and weights.
+    worker
+        On whose device both are put.
     """
 
-    def __init__(self, model: StmditAutoencoder, settings: AutoencoderSettings) -> None:
-        self.model, self.settings = model, settings
+    def __init__(self, model: StmditAutoencoder, settings: AutoencoderSettings, worker: Worker) -> None:
+        self.model, self.settings, self.worker = worker.place(model), settings, worker
         model.encoder.requires_grad_(False)
-        self.judge = PatchDiscriminator()
+        self.judge = worker.place(PatchDiscriminator())
         rate = settings.decoder_rate
         self.optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=rate, betas=(0.5, 0.95))
         self.judge_optimizer = torch.optim.AdamW(self.judge.parameters(), lr=4e-4, betas=(0.5, 0.95))
         self.average = Average(model, 0.98)
-        self.texture = TextureLoss()
+        self.texture = worker.place(TextureLoss())
         for network in (model, self.judge):
             channels_last(network)
 
@@ -52,20 +54,20 @@ class Contest:
             getattr(self, name).load_state_dict(state[name])
         self.average.load(state["average"])
 
-    def step(self, images: Tensor, step: int, worker: Worker) -> dict[str, float]:
+    def step(self, images: Tensor, step: int) -> dict[str, float]:
         """Take one step of both on images (B, 3, H, W) and return the figures to log."""
         progress = step / self.settings.decoder_steps
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.decoder_rate * (1 if progress < 0.4 else max(0.03, 1 - (progress - 0.4) / 0.6))
-        output, figures = self._step_decoder(images, step, worker)
-        return figures | {"judge": self._step_judge(images, output, worker)}
+        output, figures = self._step_decoder(images, step)
+        return figures | {"judge": self._step_judge(images, output)}
 
-    def _step_decoder(self, images: Tensor, step: int, worker: Worker) -> tuple[Tensor, dict[str, float]]:
+    def _step_decoder(self, images: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
         settings = self.settings
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), self.worker.autocast():
             latents = disturb(self.model.encoder(images), 0.75 * settings.noise)
         self.judge.requires_grad_(False)
-        with torch.autocast("cpu", torch.bfloat16):
+        with self.worker.autocast():
             output = self.model.decoder(latents)
             score, features = self.judge(output)
             with torch.no_grad():
@@ -76,29 +78,23 @@ class Contest:
         say = min(1.0, max(0.0, (step - ALONE) / ALONE))
         loss = pixel + 0.3 * edge + 0.5 * grain
         loss = loss + say * (settings.feature_matching * match - settings.adversarial * score.float().mean())
-        self.optimizer.zero_grad()
-        loss.backward()
-        worker.average_gradients(self.model.decoder.parameters(), 0.5)
-        self.optimizer.step()
+        self.worker.update(loss, [self.optimizer], 0.5)
         self.average.update(self.model)
         return output.detach(), {"pixel": pixel.item(), "texture": grain.item(), "match": match.item()}
 
-    def _step_judge(self, images: Tensor, output: Tensor, worker: Worker) -> float:
+    def _step_judge(self, images: Tensor, output: Tensor) -> float:
         self.judge.requires_grad_(True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with self.worker.autocast():
             scores, _ = self.judge(torch.cat([images, output.to(images.dtype)]))
         real, made = scores.float().chunk(2)
         loss = F.relu(1 - real).mean() + F.relu(1 + made).mean()
-        self.judge_optimizer.zero_grad()
-        loss.backward()
-        worker.average_gradients(self.judge.parameters(), 10.0)
-        self.judge_optimizer.step()
+        self.worker.update(loss, [self.judge_optimizer], 10.0)
         return float(loss.item())
 
 
 def disturb(latents: Tensor, spread: float) -> Tensor:
     """Disturb latents by a random amount for each image: a decoder must stand what a diffusion model leaves behind."""
-    amount = torch.randn(len(latents), 1, 1, 1).abs() * spread
+    amount = torch.randn(len(latents), 1, 1, 1, device=latents.device).abs() * spread
     return latents + amount * torch.randn_like(latents)
 
 

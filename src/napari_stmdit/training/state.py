@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def save_state(path: Path, **state: Any) -> None:
@@ -17,6 +20,14 @@ def save_state(path: Path, **state: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".writing")
     torch.save(state, draft)
+    os.replace(draft, path)
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a small file in the same way."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".writing")
+    draft.write_text(text + "\n", encoding="utf-8")
     os.replace(draft, path)
 
 
@@ -29,7 +40,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 
 class Log:
-    """One JSON object a line, and the last values on the screen."""
+    """One JSON object a line."""
 
     def __init__(self, path: Path, active: bool = True) -> None:
         self.path = path
@@ -88,6 +99,12 @@ class Average:
                 self.weights[key].lerp_(value, share)
             else:
                 self.weights[key].copy_(value)
+
+    def follow(self, module: Module) -> Module:
+        """Return a copy of a module, for evaluation, whose weights are these: it changes as they do, and takes no memory of its own."""
+        twin = copy.deepcopy(module)
+        twin.load_state_dict(self.weights, assign=True)
+        return twin.eval().requires_grad_(False)
 
     def state(self) -> dict[str, Any]:
         """What `load` takes."""
