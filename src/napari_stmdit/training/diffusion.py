@@ -210,6 +210,8 @@ class _Look:
         """Record a step, and every so many steps validate and draw samples."""
         settings = self.config.diffusion
         self._running = loss if self._running is None else self._running.lerp(loss, 0.03)
+        if step % 10 == 0:
+            self.worker.report("transformer", step, settings.steps, self._running.item())
         if step % 50 == 0:
             parts = {name: round(part.item(), 6) for name, part in vars(losses).items()}
             figures = {"loss": round(loss.item(), 6), **parts, "running": round(self._running.item(), 4)}
@@ -218,7 +220,6 @@ class _Look:
             shown = {f"loss/{name}": value for name, value in figures.items() if name != "norm"}
             rate = settings.rate * rate_factor(step, settings)
             self.board.scalars(step, shown | {"step/norm": figures["norm"], "step/rate": rate})
-            self.worker.report("transformer", step, settings.steps, figures["running"])
         if (step + 1) % settings.validate_every == 0:
             found = self.controls.losses(self.model)
             self.log.write(step=step, **{self.controls.name: found})

@@ -49,7 +49,8 @@ Sections trained on: {", ".join(s.name for s in config.train)}. Held out, never 
 {_transformer(config, steps, started)}
 {_words(config)}
 Defaults: {card.steps} steps, expression scale {card.guidance.expression:g}, morphology scale {card.guidance.morphology:g}, rule `{rule}`.
-{_profiles(card, started)}"""
+{_profiles(card, started)}
+"""
 
 
 def _from_the_beginning(config: TrainingConfig, card: CheckpointCard, steps: Mapping[str, int]) -> str:
@@ -91,13 +92,11 @@ def _profiles(card: CheckpointCard, started: Started | None) -> str:
     if started is not None:
         return f"""
 ## Tissue profiles
-`profiles.safetensors` is that of `{started.name}`: {", ".join(card.profiles)}, from its training sections.
-"""
+`profiles.safetensors` is that of `{started.name}`: {", ".join(card.profiles)}, from its training sections."""
     return f"""
 ## Tissue profiles
 `profiles.safetensors` holds mean and spread of log1p(counts per 10,000) over the gene list for {", ".join(card.profiles)}: each the tenth of the training
-spots with the highest score of marker genes, standardised within its section. They describe these sections, not tissue in general.
-"""
+spots with the highest score of marker genes, standardised within its section. They describe these sections, not tissue in general."""
 
 
 def _words(config: TrainingConfig) -> str:

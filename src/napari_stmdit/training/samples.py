@@ -22,6 +22,8 @@ from .config import TrainingConfig
 from .start import open_start, starting_vae
 
 GAP, TITLE_PX, LABEL_PX = 8, 44, 22
+NARROWEST = 430
+"""Of a sheet in pixels: what its title takes."""
 SEED = 20
 WORDS = "Synthetic tissue images made by a generative model. Not for diagnosis."
 ROWS = ("both", "expression only", "morphology only", "none")
@@ -64,7 +66,7 @@ class SampleSheet:
         sheet = self._draw(model, step)
         words = PngInfo()
         words.add_text("Description", f"{WORDS} The first row is real tissue through the autoencoder.")
-        path = self.folder / f"step_{step:06d}.png"
+        path = self.path_of(step)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".writing")
         sheet.save(draft, format="PNG", pnginfo=words)
@@ -83,7 +85,7 @@ class SampleSheet:
             expression = self._expression if label in ("both", "expression only") else None
             rows.append((f"synthetic: {label}", self._patches(pipeline, morphology, expression)))
         side, columns = self._side, len(self._real)
-        size = (GAP + columns * (side + GAP), TITLE_PX + len(rows) * (LABEL_PX + side + GAP))
+        size = (max(NARROWEST, GAP + columns * (side + GAP)), TITLE_PX + len(rows) * (LABEL_PX + side + GAP))
         sheet = Image.new("RGB", size, "white")
         draw = ImageDraw.Draw(sheet)
         draw.text((GAP, 6), f"Step {step}, {self.where}, common noise", fill=INK, font=font_of(15))

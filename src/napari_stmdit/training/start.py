@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import CheckpointError, RequestError
-from ..model.autoencoder import StmditAutoencoder
+from ..model.autoencoder import FACTOR, StmditAutoencoder
 from ..model.folder import CheckpointFolder, content_hash, load_component, read_folder
 from ..model.reading import read_settings
 from .config import TrainingConfig
@@ -87,7 +87,7 @@ def settle(config: TrainingConfig) -> TrainingConfig:
         The config contradicts it; names every fault with its place.
     """
     if config.start is None:
-        return config
+        return _fit_windows(config)
     folder = open_start(config)
     _check_kind(folder)
     card, faults, update = folder.card, list[tuple[str, str]](), dict[str, Any]()
@@ -117,7 +117,18 @@ def settle(config: TrainingConfig) -> TrainingConfig:
         ]
     if faults:
         raise RequestError(faults)
-    return config.model_copy(update=update) if update else config
+    return _fit_windows(config.model_copy(update=update))
+
+
+def _fit_windows(config: TrainingConfig) -> TrainingConfig:
+    """Small crops must fit into whole ones."""
+    cells, small = config.patch_px // FACTOR, config.diffusion.small_cells
+    if small <= cells:
+        return config
+    if "small_cells" in config.diffusion.model_fields_set:
+        fault = f"is {small}, but a patch of {config.patch_px} px has {cells} latent cells along a side"
+        raise RequestError([("diffusion.small_cells", fault)])
+    return config.model_copy(update={"diffusion": config.diffusion.model_copy(update={"small_cells": cells})})
 
 
 def _check_kind(folder: CheckpointFolder) -> None:
