@@ -52,11 +52,22 @@ def main() -> None:
 def prepare(options: argparse.Namespace, folder: Path) -> Path:
     """Make a work folder with the finished stages and a config of so many steps."""
     folder.mkdir()
-    for name in ("latents.pt", "encoders", "autoencoder.pt", "autoencoder_decoder.pt"):
+    for name in (
+        "latents.pt",
+        "encoders",
+        "autoencoder.pt",
+        "autoencoder_decoder.pt",
+        "started_from.json",
+        "sections.json",
+    ):
         if (options.work / name).exists():
             (folder / name).symlink_to((options.work / name).resolve())
     content = yaml.safe_load(options.config.read_text())
-    content["diffusion"] = content.get("diffusion", {}) | {"steps": options.steps, "sample_every": 0}
+    content["diffusion"] = content.get("diffusion", {}) | {
+        "steps": options.steps,
+        "sample_every": 0,
+        "validate_every": options.steps,
+    }
     content |= {"checkpoint_seconds": 5.0, "output": "."}
     content["root"] = str((options.root or options.config.parent / content["root"]).resolve())
     content.pop("export", None)

@@ -14,6 +14,7 @@ from . import __version__
 from .cli_batch import batch as batch_command
 from .cli_dataset import export_dataset as export_dataset_command
 from .cli_progress import InterruptCancels, ProgressBar
+from .cli_train import train as train_command
 from .errors import StmditError
 
 if TYPE_CHECKING:
@@ -307,18 +308,7 @@ def download(
     report(done, as_json)
 
 
-@app.command()
-def train(
-    config: Annotated[Path, typer.Argument(help="Training configuration, YAML.")],
-    stage: Annotated[str | None, typer.Option(help="Only this stage; all of them by default.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the data, instead of the configuration's.")] = None,
-) -> None:
-    """Train a checkpoint, or one stage of it; continues where it was stopped."""
-    from .training.train import train as run_training
-
-    run_training(config, stage=stage, root=root)
-
-
+app.command()(train_command)
 app.command()(batch_command)
 app.command("export-dataset")(export_dataset_command)
 

@@ -58,15 +58,25 @@ class ProgressBar:
 
 
 class InterruptCancels:
-    """While open, the first Ctrl-C asks the run to stop and keep what is done; a second one interrupts at once."""
+    """While open, the first Ctrl-C asks the run to stop and keep what is done; a second one interrupts at once.
 
-    def __init__(self, cancel: Any) -> None:
-        self._cancel = cancel
+    Parameters
+    ----------
+    cancel
+        A `napari_stmdit.progress.CancelToken`.
+    terminated
+        Whether a request to end from outside (SIGTERM: a cluster's time limit, a shutdown) asks for the same.
+    """
+
+    def __init__(self, cancel: Any, terminated: bool = False) -> None:
+        self._cancel, self._terminated = cancel, terminated
 
     def __enter__(self) -> None:
         import signal
 
         self._before = signal.signal(signal.SIGINT, self._stop)
+        if self._terminated:
+            self._before_term = signal.signal(signal.SIGTERM, lambda *_: self._cancel.cancel())
 
     def _stop(self, *_: object) -> None:
         import signal
@@ -78,3 +88,5 @@ class InterruptCancels:
         import signal
 
         signal.signal(signal.SIGINT, self._before)
+        if self._terminated:
+            signal.signal(signal.SIGTERM, self._before_term)

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from napari_stmdit.training.batches import Batches, flow_losses
+from napari_stmdit.training.batches import Batches, prediction_losses
 from napari_stmdit.training.config import DiffusionSettings
-from napari_stmdit.training.latents import window_corners
-from napari_stmdit.training.parallel import Worker, accelerator_class
+from napari_stmdit.training.encoding import window_corners
 
 CELLS, SMALL = 32, 16
 
@@ -65,12 +64,12 @@ class Offset(torch.nn.Module):
 def test_a_wrong_mean_costs_more_than_the_same_error_in_detail():
     rng = torch.Generator().manual_seed(0)
     x, noise = torch.randn(2, 3, 16, 16, generator=rng), torch.randn(2, 3, 16, 16, generator=rng)
-    level, worker = torch.tensor([0.3, 0.9]), Worker(accelerator_class()(mixed_precision="bf16"))
-    exact = flow_losses(worker, Offset(noise - x, 0.0), x, noise, level)
+    level = torch.tensor([0.3, 0.9])
+    exact = prediction_losses(Offset(noise - x, 0.0), x, noise, level)
     assert exact.total(1.0) == 0
     checks = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2.0 - 1
-    detail = flow_losses(worker, Offset(noise - x, 0.1 * checks), x, noise, level)
-    mean = flow_losses(worker, Offset(noise - x, 0.1), x, noise, level)
+    detail = prediction_losses(Offset(noise - x, 0.1 * checks), x, noise, level)
+    mean = prediction_losses(Offset(noise - x, 0.1), x, noise, level)
     assert detail.flow == pytest.approx(0.01, rel=1e-3) and mean.flow == pytest.approx(0.01, rel=1e-3)
     assert detail.local == pytest.approx(0, abs=1e-6) and detail.overall == pytest.approx(0, abs=1e-6)
     assert mean.local == pytest.approx(0.16, rel=1e-3) and mean.overall == pytest.approx(2.56, rel=1e-3)

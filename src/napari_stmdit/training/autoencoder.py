@@ -10,27 +10,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import CheckpointError
 from ..model.autoencoder import StmditAutoencoder
+from .board import Board
 from .config import TrainingConfig
 from .contest import Contest, channels_last, disturb
-from .data import CropSampler, load_training_section
+from .launch import Control, run_workers
 from .losses import TextureLoss, gradient_loss
-from .parallel import Worker, run_workers
-from .sections import open_source
-from .start import starting_autoencoder, starting_folder
+from .opening import open_sampler
+from .parallel import Worker
+from .start import starting_folder
 from .state import Average, Clock, Log, load_state, save_state
 
 FIT_CROPS = 400
 """Crops of the closed-form fit."""
 
 
-def train_autoencoder(config: TrainingConfig) -> Path:
+def train_autoencoder(config: TrainingConfig, control: Control | None = None) -> Path:
     """Train the autoencoder, or continue, and return the file of its state; one that a training starts from is kept as it is."""
     if config.start is not None:
         return starting_folder(config) / "vae"
-    run_workers(config.workers, config.precision, _whole, config)
+    control = control or Control()
+    run_workers(config, control, _whole, config)
     if config.autoencoder.decoder_steps:
-        run_workers(config.workers, config.precision, _decoder, config)
+        run_workers(config, control, _decoder, config)
     return state_path(config)
 
 
@@ -41,11 +44,7 @@ def state_path(config: TrainingConfig) -> Path:
 
 
 def load_autoencoder(config: TrainingConfig) -> StmditAutoencoder:
-    """Return the trained autoencoder with averaged weights, or the one to start from, or fail with what to run first."""
-    from ..errors import CheckpointError
-
-    if config.start is not None:
-        return starting_autoencoder(config)
+    """Return the trained autoencoder with averaged weights, or fail with what to run first."""
     state = load_state(state_path(config))
     if state is None:
         raise CheckpointError(f"No trained autoencoder in {config.output}; run the stage 'autoencoder' first.")
@@ -53,13 +52,6 @@ def load_autoencoder(config: TrainingConfig) -> StmditAutoencoder:
     model.load_state_dict(state["average"]["weights"])
     model.eval()
     return model
-
-
-def open_sampler(config: TrainingConfig) -> CropSampler:
-    """Open the training sections (never the held-out ones) for drawing crops."""
-    store = config.output / "pixels"
-    sections = [load_training_section(open_source(source, config), config.patch_mpp, store) for source in config.train]
-    return CropSampler(sections, config.augmentation)
 
 
 def to_tensor(crops: NDArray[np.uint8]) -> Tensor:
@@ -83,25 +75,24 @@ def _whole(worker: Worker, config: TrainingConfig) -> None:
     path = config.output / "autoencoder.pt"
     torch.manual_seed(config.seed)
     model = StmditAutoencoder(latent_channels=settings.latent_channels)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, betas=(0.9, 0.98), weight_decay=1e-4)
     state = load_state(path)
     start = 0 if state is None else int(state["step"])
     if start >= settings.steps:
         return
     sampler = open_sampler(config)
-    log = Log(config.output / "autoencoder.jsonl", worker.leads)
+    log, board = open_records(config, worker, "autoencoder", start)
     if state is None:
         crops = sampler.batch(np.random.default_rng(config.seed), FIT_CROPS, settings.crop_px)
         log.write(phase="linear", psnr=round(model.fit_linear(to_tensor(crops).contiguous()), 2))
-    else:
-        model.load_state_dict(state["model"])
-    model.to(worker.device)
+    worker.place(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, betas=(0.9, 0.98), weight_decay=1e-4)
     average = Average(model, 0.995)
     if state is not None:
+        model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         average.load(state["average"])
     channels_last(model)
-    texture, clock = TextureLoss().to(worker.device), Clock(config.checkpoint_seconds)
+    texture, clock = worker.place(TextureLoss()), Clock(config.checkpoint_seconds)
     rng = generator(config, worker, 1, start)
     torch.manual_seed(config.seed + 1000 * worker.rank + start)
 
@@ -111,7 +102,8 @@ def _whole(worker: Worker, config: TrainingConfig) -> None:
                 path, step=step, model=model.state_dict(), optimizer=optimizer.state_dict(), average=average.state()
             )
 
-    for step in range(start, settings.steps):
+    step = start
+    while step < settings.steps and not worker.stopping:
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * decay(step, settings.steps)
         images = to_tensor(sampler.batch(rng, settings.batch, settings.crop_px)).to(worker.device)
@@ -119,19 +111,20 @@ def _whole(worker: Worker, config: TrainingConfig) -> None:
             output = model.decoder(disturb(model.encoder(images), settings.noise))
         output = output.float()
         pixel, edge, grain = (output - images).abs().mean(), gradient_loss(output, images), texture(output, images)
-        loss = pixel + 0.5 * edge + 0.5 * grain
-        optimizer.zero_grad()
-        loss.backward()
-        worker.average_gradients(model.parameters(), 1.0)
-        optimizer.step()
+        worker.update(pixel + 0.5 * edge + 0.5 * grain, [optimizer], 1.0)
         average.update(model)
-        log.progress("autoencoder", step + 1, settings.steps)
         if step % 50 == 0:
             psnr = 10 * math.log10(4 / float((output - images).detach().square().mean()))
-            log.write(phase="whole", step=step, pixel=pixel.item(), edge=edge.item(), texture=grain.item(), psnr=psnr)
+            figures = {"pixel": pixel.item(), "edge": edge.item(), "texture": grain.item(), "psnr": psnr}
+            log.write(phase="whole", step=step, **figures)
+            board.scalars(step, {f"autoencoder/{name}": value for name, value in figures.items()})
+            worker.report("autoencoder", step, settings.steps, figures["pixel"])
+        step += 1
+        worker.report("autoencoder", step, settings.steps)
         if worker.leads and clock.due():
-            save(step + 1)
-    save(settings.steps)
+            save(step)
+    save(step)
+    board.close()
     worker.wait()
 
 
@@ -151,7 +144,8 @@ def _decoder(worker: Worker, config: TrainingConfig) -> None:
     if state is not None:
         contest.load(state)
     sampler = open_sampler(config)
-    log, clock = Log(config.output / "autoencoder.jsonl", worker.leads), Clock(config.checkpoint_seconds)
+    log, board = open_records(config, worker, "autoencoder", start, part="decoder")
+    clock = Clock(config.checkpoint_seconds)
     rng = generator(config, worker, 2, start)
     torch.manual_seed(config.seed + 1000 * worker.rank + start)
 
@@ -159,13 +153,26 @@ def _decoder(worker: Worker, config: TrainingConfig) -> None:
         if worker.leads:
             save_state(path, step=step, **contest.state())
 
-    for step in range(start, settings.decoder_steps):
+    step = start
+    while step < settings.decoder_steps and not worker.stopping:
         images = to_tensor(sampler.batch(rng, settings.batch, settings.crop_px)).to(worker.device)
         figures = contest.step(images, step)
-        log.progress("decoder", step + 1, settings.decoder_steps)
         if step % 50 == 0:
             log.write(phase="decoder", step=step, **figures)
+            board.scalars(step, {f"decoder/{name}": value for name, value in figures.items()})
+            worker.report("decoder", step, settings.decoder_steps, figures["pixel"])
+        step += 1
+        worker.report("decoder", step, settings.decoder_steps)
         if worker.leads and clock.due():
-            save(step + 1)
-    save(settings.decoder_steps)
+            save(step)
+    save(step)
+    board.close()
     worker.wait()
+
+
+def open_records(
+    config: TrainingConfig, worker: Worker, name: str, start: int, part: str | None = None
+) -> tuple[Log, Board]:
+    """Open the log and the board of a stage, or of a ``part`` of it; both are silent but in the leading process."""
+    folder = config.output / "tensorboard" / (part or name) if worker.leads and config.tensorboard else None
+    return Log(config.output / f"{name}.jsonl", worker.leads), Board(folder, start)

@@ -31,6 +31,7 @@ REGION_MARKERS: Mapping[str, tuple[str, ...]] = {
     "adipose": ("ADIPOQ", "FABP4", "PLIN1", "PLIN4", "LPL", "CD36", "G0S2", "ADH1B"),
     "immune": ("CD3D", "CD3E", "CD2", "MS4A1", "CD79A", "TRAC", "IL7R", "PTPRC", "IGKC", "JCHAIN"),
 }
+FEWEST_MARKERS = 2
 REGION_SHARE = 0.10
 """A region is the tenth of the training spots with the highest marker score."""
 
@@ -203,9 +204,14 @@ def region_profiles(
 
     A spot's marker score is the mean, over the region's marker genes, of the marker's smoothed log1p(CP10k) standardised within
     the section, so that depth and batch do not decide, minus the highest score of the other regions; a region is the tenth of all
-    training spots with the highest score, provided its markers are above the section's mean there.
+    training spots with the highest score, provided its markers are above the section's mean there. A region with fewer than
+    `FEWEST_MARKERS` markers in some section is left out.
     """
-    names = tuple(dict.fromkeys(g for ms in REGION_MARKERS.values() for g in ms))
+    there = set.intersection(*[set(s.section.spots.genes.symbols.tolist()) for s in sections])
+    regions = {name: ms for name, ms in REGION_MARKERS.items() if len(there & set(ms)) >= FEWEST_MARKERS}
+    if len(regions) < 2:
+        return {}
+    names = tuple(dict.fromkeys(g for ms in regions.values() for g in ms))
     pooled, scores = [], []
     for section in sections:
         smooth = log_normalise(smooth_counts(section, counts_of(section, genes), 100.0))
@@ -214,12 +220,10 @@ def region_profiles(
         markers = np.log1p(smooth_counts(section, counts_of(section, names) * (PER / np.maximum(total, 1)), 100.0))
         standard = (markers - markers.mean(axis=0)) / (markers.std(axis=0) + 0.05)
         place = {name: column for column, name in enumerate(names)}
-        scores.append(
-            np.column_stack([standard[:, [place[m] for m in ms]].mean(axis=1) for ms in REGION_MARKERS.values()])
-        )
+        scores.append(np.column_stack([standard[:, [place[m] for m in ms]].mean(axis=1) for ms in regions.values()]))
     values, score = np.concatenate(pooled), np.concatenate(scores)
     profiles = {}
-    for column, region in enumerate(REGION_MARKERS):
+    for column, region in enumerate(regions):
         rivals = np.delete(score, column, axis=1).max(axis=1)
         margin = score[:, column] - 0.5 * rivals
         chosen = np.argsort(-margin)[: max(2, round(REGION_SHARE * len(margin)))]
@@ -233,11 +237,15 @@ def encode_places(
     weights: NDArray[np.float64],
     thinning: float,
     rng: np.random.Generator,
+    present: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
-    """Encode the expression at places, given as (m, n) weights of the (n, g) spots; half of them thinned by a random factor."""
+    """Encode the expression at places, given as (m, n) weights of the (n, g) spots; half of them thinned by a random factor.
+
+    ``present`` (g,) says which genes the section has; None: all.
+    """
     mixed = np.asarray(weights @ counts, dtype=np.float32)
     factors = np.where(rng.random(len(mixed)) < 0.5, 1.0, np.exp(rng.uniform(0, np.log(thinning), len(mixed))))
-    return encoder.encode_counts(np.stack([thin(row, f, rng) for row, f in zip(mixed, factors, strict=True)]))
+    return encoder.encode_counts(np.stack([thin(row, f, rng) for row, f in zip(mixed, factors, strict=True)]), present)
 
 
 def genes_of(encoder: LinearProgramEncoder) -> Genes:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..errors import RequestError
 from ..files import BadFile, read_yaml
+from ..types import Guidance
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -39,7 +40,14 @@ class FolderSource(_Settings):
     mpp: Annotated[float, Field(gt=0)] | None = None
 
 
-Source = Annotated[TableSource | FolderSource, Field(discriminator="kind")]
+class SampleSource(_Settings):
+    """The section that comes with the package. It is synthetic: a training on it shows how training works, and nothing about tissue."""
+
+    kind: Literal["sample"] = "sample"
+    name: str = "sample"
+
+
+Source = Annotated[TableSource | FolderSource | SampleSource, Field(discriminator="kind")]
 
 
 class AugmentationSettings(_Settings):
@@ -98,7 +106,7 @@ class LatentSettings(_Settings):
 
 
 class DiffusionSettings(_Settings):
-    """The diffusion stage: rectified flow, small crops first and whole patches at the end."""
+    """The diffusion stage: rectified flow, or what the checkpoint to start from predicts; small crops first and whole patches at the end."""
 
     steps: Positive = 6000
     small_fraction: Annotated[float, Field(ge=0, le=1)] = 0.6
@@ -112,13 +120,14 @@ class DiffusionSettings(_Settings):
     warmup: Positive = 40
     ema: Annotated[float, Field(gt=0, lt=1)] = 0.998
     level_shift: Annotated[float, Field(gt=0)] = 3.0
-    """Odds of a noise level are multiplied by this: conditions decide the coarse content of an image, which forms near pure noise."""
+    """Odds of a noise level are multiplied by this: conditions decide the coarse content of an image, which forms near pure noise.
+    For flow alone; a checkpoint that predicts noise goes on with all its times equally often."""
     shifted_share: Annotated[float, Field(ge=0, le=1)] = 0.3
     """Share of the levels that are shifted when whole patches are learned; the others go to detail. On small crops all are."""
     coarse_weight: Annotated[float, Field(ge=0)] = 0.05
-    """Weight of the errors of local and overall means, see `flow_losses`; 0: none."""
+    """Weight of the errors of local and overall means, see `prediction_losses`; 0: none."""
     condition_noise: Annotated[float, Field(ge=0)] = 0.1
-    """Standard deviation of the noise on whitened morphology."""
+    """Standard deviation of the noise on whitened morphology; of another encoder's, a share of its spread."""
     expression_noise: Annotated[float, Field(ge=0)] = 0.35
     """The same on program scores, whose first has a spread of one: with little noise every spot is known by its scores, and the
     images of few sections are learned by heart rather than what expression says."""
@@ -127,9 +136,9 @@ class DiffusionSettings(_Settings):
     share_morphology: Annotated[float, Field(ge=0, le=1)] = 0.13
     validate_every: Positive = 400
     sample_every: Annotated[int, Field(ge=0)] = 1000
-    """Steps between two grids of samples; 0: none."""
+    """Steps from one sheet of samples to the next; the last step has one, too. 0: none."""
     samples: Positive = 4
-    """Spots in a grid."""
+    """Places on a sheet of samples."""
     compile: bool = False
     """Compile the blocks: pays on long runs only, a shape costs a minute or more."""
 
@@ -138,6 +147,19 @@ class DiffusionSettings(_Settings):
         if self.share_both + self.share_expression + self.share_morphology > 1:
             raise ValueError("the shares of the conditions add up to more than 1")
         return self
+
+
+class CardSettings(BaseModel):
+    """What of a config's ``card`` is more than words."""
+
+    guidance: Guidance | None = None
+    steps: Positive | None = None
+    solver: Literal["dpm", "euler"] = "dpm"
+    shift: Annotated[float, Field(gt=0)] = 1.0
+    training_data: str = ""
+    licence: str = ""
+    limits: str = ""
+    hardware: str = ""
 
 
 class TrainingConfig(_Settings):
@@ -150,13 +172,17 @@ class TrainingConfig(_Settings):
     export: Path | None = None
     """Folder of the finished checkpoint; None: ``checkpoint`` inside ``output``."""
     start: str | None = None
-    """Name or folder of a checkpoint to go on from: its autoencoder and encoders are kept as they are, its transformer is trained
-    further. A folder is taken from the config file's folder. None: everything is trained from the beginning."""
-    seed: int = 0
+    """Name or folder of a checkpoint to go on from: its autoencoder, encoders and scheduler are kept as they are, its transformer is
+    trained further. A folder is taken from the config file's folder. None: everything is trained from the beginning."""
+    allow_gene_mismatch: bool = False
+    """Go on where a section has too few of the genes of the checkpoint to start from; those it lacks count as their mean."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Of the networks' products (mixed precision); weights stay in float32."""
     workers: Positive = 2
-    """Processes on a CPU, one thread each; with GPUs a launcher decides."""
-    precision: Literal["bf16", "no"] = "bf16"
-    """What networks compute in; weights and sums stay in float32."""
+    """On a CPU: processes, one thread each. On GPUs their number is that of ``accelerate launch``."""
+    tensorboard: bool = True
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0
     patch_px: Positive = 256
     patch_mpp: Annotated[float, Field(gt=0)] = 0.688
@@ -170,13 +196,28 @@ class TrainingConfig(_Settings):
     """Settings of the transformer class that differ from the defaults of this training."""
     diffusion: DiffusionSettings = DiffusionSettings()
     card: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the checkpoint's card: guidance, steps, training_data, licence, limits."""
+    """Of the exported checkpoint: guidance, steps, training_data, licence, limits, hardware; solver and shift of its scheduler. With
+    ``start``, what is not given is taken from that checkpoint."""
+
+    @field_validator("card")
+    @classmethod
+    def _card_makes_sense(cls, card: dict[str, Any]) -> dict[str, Any]:
+        try:
+            CardSettings.model_validate(card)
+        except ValidationError as error:
+            faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+            raise ValueError("; ".join(faults)) from None
+        return card
 
     @model_validator(mode="after")
     def _held_out_is_held_out(self) -> TrainingConfig:
+        names = [s.name for s in (*self.train, *self.held_out)]
         both = {s.name for s in self.train} & {s.name for s in self.held_out}
         if both:
             raise ValueError(f"sections {sorted(both)} are both trained on and held out")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"several sections are called {', '.join(twice)}; give each a name of its own")
         return self
 
     def source_path(self, path: Path) -> Path:
@@ -204,7 +245,7 @@ def load_config(path: Path, root: Path | None = None, output: Path | None = None
     path = Path(path)
     if not path.is_file():
         raise RequestError(
-            [("config", f"{path} is not a file; give a training config in YAML, for example configs/demo.yaml")]
+            [("config", f"{path} is not a file; give a training config in YAML; `stmdit train --template` prints one")]
         )
     try:
         content = read_yaml(path)
@@ -219,4 +260,7 @@ def load_config(path: Path, root: Path | None = None, output: Path | None = None
     paths = {"root": root or folder / config.root, "output": output or folder / config.output}
     if config.export is not None:
         paths["export"] = folder / config.export
-    return config.model_copy(update={key: Path(value).resolve() for key, value in paths.items()})
+    update: dict[str, Any] = {key: Path(value).resolve() for key, value in paths.items()}
+    if config.start is not None and (folder / config.start / "model_index.json").is_file():
+        update["start"] = str((folder / config.start).resolve())
+    return config.model_copy(update=update)

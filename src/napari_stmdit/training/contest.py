@@ -28,18 +28,18 @@ class Contest:
     settings
         Rates and weights.
     worker
-        The process it runs in.
+        On whose device both are put.
     """
 
     def __init__(self, model: StmditAutoencoder, settings: AutoencoderSettings, worker: Worker) -> None:
-        self.model, self.settings, self.worker = model.to(worker.device), settings, worker
+        self.model, self.settings, self.worker = worker.place(model), settings, worker
         model.encoder.requires_grad_(False)
-        self.judge = PatchDiscriminator().to(worker.device)
+        self.judge = worker.place(PatchDiscriminator())
         rate = settings.decoder_rate
         self.optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=rate, betas=(0.5, 0.95))
         self.judge_optimizer = torch.optim.AdamW(self.judge.parameters(), lr=4e-4, betas=(0.5, 0.95))
         self.average = Average(model, 0.98)
-        self.texture = TextureLoss().to(worker.device)
+        self.texture = worker.place(TextureLoss())
         for network in (model, self.judge):
             channels_last(network)
 
@@ -78,10 +78,7 @@ class Contest:
         say = min(1.0, max(0.0, (step - ALONE) / ALONE))
         loss = pixel + 0.3 * edge + 0.5 * grain
         loss = loss + say * (settings.feature_matching * match - settings.adversarial * score.float().mean())
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.worker.average_gradients(self.model.decoder.parameters(), 0.5)
-        self.optimizer.step()
+        self.worker.update(loss, [self.optimizer], 0.5)
         self.average.update(self.model)
         return output.detach(), {"pixel": pixel.item(), "texture": grain.item(), "match": match.item()}
 
@@ -91,16 +88,13 @@ class Contest:
             scores, _ = self.judge(torch.cat([images, output.to(images.dtype)]))
         real, made = scores.float().chunk(2)
         loss = F.relu(1 - real).mean() + F.relu(1 + made).mean()
-        self.judge_optimizer.zero_grad()
-        loss.backward()
-        self.worker.average_gradients(self.judge.parameters(), 10.0)
-        self.judge_optimizer.step()
+        self.worker.update(loss, [self.judge_optimizer], 10.0)
         return float(loss.item())
 
 
 def disturb(latents: Tensor, spread: float) -> Tensor:
     """Disturb latents by a random amount for each image: a decoder must stand what a diffusion model leaves behind."""
-    amount = torch.randn(len(latents), 1, 1, 1).abs() * spread
+    amount = torch.randn(len(latents), 1, 1, 1, device=latents.device).abs() * spread
     return latents + amount * torch.randn_like(latents)
 
 

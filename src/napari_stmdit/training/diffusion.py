@@ -1,4 +1,4 @@
-"""The diffusion stage: rectified flow in latents, conditioned on morphology and expression, each dropped out on its own."""
+"""The diffusion stage: a transformer learns to denoise latents, conditioned on morphology and expression, each dropped out on its own."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..model.transformer import STMDiTTransformer2D
-from .batches import Batches, batch_loss, flow_losses
+from .autoencoder import open_records
+from .batches import Batches, Losses, batch_loss
 from .config import DiffusionSettings, TrainingConfig
-from .grids import sample_grid, save_grid
-from .latents import load_cache, window_corners
-from .parallel import Worker, run_workers
-from .start import starting_checkpoint, starting_weights
-from .state import Average, Clock, Log, load_state, save_state
+from .controls import Controls
+from .latents import load_cache
+from .launch import Control, run_workers
+from .parallel import Worker
+from .samples import SampleSheet
+from .start import open_start, starting_objective, starting_transformer
+from .state import Average, Clock, load_state, save_state
 
 SMALL_MODEL: dict[str, Any] = {
     "patch_size": 2,
@@ -37,8 +40,6 @@ SMALL_MODEL: dict[str, Any] = {
 }
 """A transformer of 4 million parameters for few data: what a config's ``transformer`` section starts from."""
 
-VALIDATION_SPOTS = 96
-
 
 def state_path(config: TrainingConfig) -> Path:
     """Return the file of the stage's state."""
@@ -46,11 +47,10 @@ def state_path(config: TrainingConfig) -> Path:
 
 
 def build_transformer(config: TrainingConfig, cache: dict[str, Tensor]) -> STMDiTTransformer2D:
-    """Return an untrained transformer that fits the cache; of the size of the one to start from, where there is one."""
+    """Return the transformer as it is before the first step: fitting the cache, or that of the checkpoint to start from."""
+    torch.manual_seed(config.seed)
     if config.start is not None:
-        settings = dict(starting_checkpoint(config).pipeline.transformer.config)
-        started: STMDiTTransformer2D = STMDiTTransformer2D.from_config(settings)
-        return started
+        return starting_transformer(open_start(config))
     channels = cache["latents"].shape[1]
     sizes = {
         "in_channels": channels,
@@ -60,6 +60,7 @@ def build_transformer(config: TrainingConfig, cache: dict[str, Tensor]) -> STMDi
         "expression_dim": cache["expression"].shape[-1],
     }
     model: STMDiTTransformer2D = STMDiTTransformer2D(**(SMALL_MODEL | config.transformer | sizes))
+    quicken(model)
     return model
 
 
@@ -95,9 +96,9 @@ def quicken(model: STMDiTTransformer2D) -> None:
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
 
 
-def train_diffusion(config: TrainingConfig) -> Path:
+def train_diffusion(config: TrainingConfig, control: Control | None = None) -> Path:
     """Train the transformer, or continue, and return the file of its state."""
-    run_workers(config.workers, config.precision, _train, config)
+    run_workers(config, control or Control(), _train, config)
     return state_path(config)
 
 
@@ -132,71 +133,104 @@ def rate_factor(step: int, settings: DiffusionSettings) -> float:
 def _train(worker: Worker, config: TrainingConfig) -> None:
     settings, path = config.diffusion, state_path(config)
     cache = load_cache(config)
-    torch.manual_seed(config.seed)
-    model = build_transformer(config, cache)
-    if config.start is None:
-        quicken(model)
-    else:
-        model.load_state_dict(starting_weights(config))
-    model.to(worker.device)
-    pairs = optimizers(model, settings)
-    average = Average(model, settings.ema)
     state = load_state(path)
     start = 0 if state is None else int(state["step"])
     if start >= settings.steps:
         return
+    model = worker.place(build_transformer(config, cache))
+    pairs = optimizers(model, settings)
+    average = Average(model, settings.ema)
     if state is not None:
         _continue(state, model, pairs, average)
+    look = _Look(config, cache, worker, average.follow(model), start) if worker.leads else None
     if settings.compile:
         for block in model.blocks:
             block.compile(dynamic=False)
-    log, clock = Log(config.output / "diffusion.jsonl", worker.leads), Clock(config.checkpoint_seconds)
-    batches = Batches(cache, settings, seed=hash_seed(config.seed, worker.rank, start))
+    clock = Clock(config.checkpoint_seconds)
+    seed = hash_seed(config.seed, worker.rank, start)
+    batches = Batches(cache, settings, seed=seed, objective=starting_objective(config))
 
     def save(step: int) -> None:
         if worker.leads:
             saved = [optimizer.state_dict() for optimizer, _ in pairs]
             save_state(path, step=step, model=model.state_dict(), optimizers=saved, average=average.state())
 
-    running: float | None = None
-    for step in range(start, settings.steps):
+    step = start
+    while step < settings.steps and not worker.stopping:
         small = step < settings.small_fraction * settings.steps
         count = settings.small_batch if small else settings.batch
         for optimizer, rate in pairs:
             for group in optimizer.param_groups:
                 group["lr"] = rate * rate_factor(step, settings)
-        losses = batch_loss(worker, model, batches, count, small)
+        losses = batch_loss(model, batches, count, small, worker.device, worker.autocast)
         loss = losses.total(settings.coarse_weight)
-        for optimizer, _ in pairs:
-            optimizer.zero_grad()
-        loss.backward()
-        norm = worker.average_gradients(model.parameters(), 1.0)
-        for optimizer, _ in pairs:
-            optimizer.step()
-        if worker.leads:
+        norm = worker.update(loss, [optimizer for optimizer, _ in pairs], 1.0)
+        if look is not None:
             average.update(model)
-        log.progress("diffusion", step + 1, settings.steps)
-        running = loss.item() if running is None else 0.97 * running + 0.03 * loss.item()
+            look.after(step, small, losses, loss.detach(), norm, last=step + 1 == settings.steps)
+        step += 1
+        worker.report("transformer", step, settings.steps)
+        if worker.leads and clock.due():
+            save(step)
+    save(step)
+    if look is not None:
+        look.board.close()
+    worker.wait()
+
+
+class _Look:
+    """What the leading process looks at while the transformer learns: losses, controls, samples.
+
+    Parameters
+    ----------
+    config, cache, worker
+        Of the training.
+    model
+        With the averaged weights.
+    start
+        Step that is gone on from.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        cache: dict[str, Tensor],
+        worker: Worker,
+        model: STMDiTTransformer2D,
+        start: int,
+    ) -> None:
+        self.config, self.worker, self.model = config, worker, model
+        self.log, self.board = open_records(config, worker, "diffusion", start)
+        self.controls = Controls(cache, config.diffusion, starting_objective(config), worker)
+        self._cache = cache
+        self._sheet: SampleSheet | None = None
+        self._running: Tensor | None = None
+
+    def after(self, step: int, small: bool, losses: Losses, loss: Tensor, norm: Tensor, *, last: bool) -> None:
+        """Record a step, and every so many steps validate and draw samples."""
+        settings = self.config.diffusion
+        self._running = loss if self._running is None else self._running.lerp(loss, 0.03)
+        if step % 10 == 0:
+            self.worker.report("transformer", step, settings.steps, self._running.item())
         if step % 50 == 0:
             parts = {name: round(part.item(), 6) for name, part in vars(losses).items()}
-            log.write(
-                step=step,
-                small=small,
-                loss=round(loss.item(), 6),
-                **parts,
-                running=round(running, 4),
-                norm=round(norm, 3),
-            )
-        if worker.leads and (step + 1) % settings.validate_every == 0 and "held_latents" in cache:
-            log.write(step=step, validation=validate(worker, config, cache, average))
-        if worker.leads and settings.sample_every and (step + 1) % settings.sample_every == 0:
-            grid = sample_grid(config, cache, build_transformer(config, cache), average.weights)
-            save_grid(grid, config.output / "samples" / f"step_{step + 1:06d}_synthetic.png")
-            log.picture("synthetic samples", grid, step)
-        if worker.leads and clock.due():
-            save(step + 1)
-    save(settings.steps)
-    worker.wait()
+            figures = {"loss": round(loss.item(), 6), **parts, "running": round(self._running.item(), 4)}
+            figures["norm"] = round(norm.item(), 3)
+            self.log.write(step=step, small=small, **figures)
+            shown = {f"loss/{name}": value for name, value in figures.items() if name != "norm"}
+            rate = settings.rate * rate_factor(step, settings)
+            self.board.scalars(step, shown | {"step/norm": figures["norm"], "step/rate": rate})
+        if (step + 1) % settings.validate_every == 0:
+            found = self.controls.losses(self.model)
+            self.log.write(step=step, **{self.controls.name: found})
+            cases = {f"{self.controls.name}/{case}": parts["flow"] for case, parts in found.items()}
+            self.board.scalars(step + 1, cases)
+        every = settings.sample_every
+        if every and ((step + 1) % every == 0 or last):
+            if self._sheet is None:
+                self._sheet = SampleSheet(self.config, self._cache, self.worker.device)
+            pixels = self._sheet.save(self.model, step + 1)
+            self.board.picture(step + 1, "synthetic samples", pixels)
 
 
 def _continue(
@@ -213,43 +247,3 @@ def hash_seed(*parts: int) -> int:
     import numpy as np
 
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
-
-
-@torch.no_grad()
-def validate(
-    worker: Worker, config: TrainingConfig, cache: dict[str, Tensor], average: Average
-) -> dict[str, dict[str, float]]:
-    """Return the losses of the averaged weights on held-out spots, for every combination of true, shuffled and null conditions.
-
-    Noise and levels are the same every time, so that the figures can be compared.
-    """
-    model = build_transformer(config, cache)
-    model.load_state_dict(average.weights)
-    model.to(worker.device).eval()
-    rng = torch.Generator().manual_seed(7)
-    count = min(VALIDATION_SPOTS, len(cache["held_latents"]))
-    rows = torch.randperm(len(cache["held_latents"]), generator=rng)[:count]
-    side = config.diffusion.small_cells
-    corners = window_corners(cache["latents"].shape[-1], side)
-    middle = len(corners) // 2
-    top, left = corners[middle]
-    x = cache["held_latents"][rows][..., top : top + side, left : left + side].float()
-    x = (x - cache["mean"].view(1, -1, 1, 1)) / cache["std"].view(1, -1, 1, 1)
-    noise = torch.randn(x.shape, generator=rng)
-    level = ((torch.arange(count) + 0.5) / count)[torch.randperm(count, generator=rng)]
-    level = config.diffusion.level_shift * level / (1 + (config.diffusion.level_shift - 1) * level)
-    morphology, expression = cache["held_morphology"][rows, middle + 1][:, None], cache["held_expression"][rows]
-    shuffled = expression.roll(count // 2, 0)
-    cases: dict[str, tuple[Tensor | None, Tensor | None]] = {
-        "both": (morphology, expression),
-        "both_shuffled": (morphology, shuffled),
-        "morphology": (morphology, None),
-        "expression": (None, expression),
-        "expression_shuffled": (None, shuffled),
-        "none": (None, None),
-    }
-    figures = {}
-    for name, (m, e) in cases.items():
-        losses = flow_losses(worker, model, x, noise, level, morphology=m, expression=e)
-        figures[name] = {part: round(value.item(), 4) for part, value in vars(losses).items()}
-    return figures

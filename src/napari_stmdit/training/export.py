@@ -9,19 +9,21 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import torch
 
 from ..encoders.linear_programs import LinearProgramEncoder
 from ..encoders.small_conv import SmallConvEncoder
 from ..errors import CheckpointError
-from ..types import CheckpointCard, Guidance
-from .autoencoder import load_autoencoder, open_sampler
-from .conditions import REGION_MARKERS, region_profiles
+from ..model.reading import read_settings
+from .autoencoder import load_autoencoder
+from .cards import keeps_scheduler, make_card, make_scheduler, steps_taken, training_record
+from .conditions import region_profiles
 from .config import TrainingConfig
 from .diffusion import load_transformer_average
 from .latents import encoder_folder, load_cache
 from .modelcard import model_card
-from .scheduler import make_scheduler
-from .state import load_state
+from .opening import open_sections
+from .start import KEPT, note_start, open_start
 
 INDEX = {
     "transformer": ["napari_stmdit.model.transformer", "STMDiTTransformer2D"],
@@ -29,89 +31,121 @@ INDEX = {
     "expression_encoder": ["napari_stmdit.encoders.linear_programs", "LinearProgramEncoder"],
     "morphology_encoder": ["napari_stmdit.encoders.small_conv", "SmallConvEncoder"],
 }
+PROFILES = "profiles.safetensors"
 FILE_LIMIT = 16 * 2**20
+"""Of a checkpoint that travels with the package."""
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def export_checkpoint(config: TrainingConfig, folder: Path | None = None) -> Path:
     """Write the checkpoint folder of a finished (or running) training and return it.
 
-    The folder is written beside its place and then moved there, so that a reader never meets half a checkpoint.
+    Of a training that went on from a checkpoint, everything but the transformer is that checkpoint's own, file by file; the scheduler,
+    too, unless the config's card names a solver or a shift. The folder is written beside its place and then moved there, so that a
+    reader never meets half a checkpoint, and the checkpoint it went on from may be the one it replaces.
 
     Raises
     ------
     CheckpointError
-        A stage has not been trained yet, or a file is larger than 16 MB.
+        A stage has not been trained yet, the checkpoint it went on from has changed, or the folder is the package's own and a file is
+        larger than 16 MB.
     """
     target = folder or config.export or config.output / "checkpoint"
     draft = target.with_name(target.name + ".writing")
     shutil.rmtree(draft, ignore_errors=True)
-    cache = load_cache(config)
-    vae = load_autoencoder(config)
-    vae.set_latent_statistics(cache["mean"].tolist(), cache["std"].tolist())
-    vae.half().save_pretrained(draft / "vae")
-    load_transformer_average(config).bfloat16().save_pretrained(draft / "transformer")
-    make_scheduler(config).save_pretrained(draft / "scheduler")
-    expression = LinearProgramEncoder.load(encoder_folder(config, "expression"))
-    expression.save(draft / "expression_encoder")
-    SmallConvEncoder.load(encoder_folder(config, "morphology")).save(draft / "morphology_encoder")
-    _write_profiles(config, expression, draft)
-    card = make_card(config, expression.genes)
-    (draft / "stmdit.json").write_text(card.model_dump_json(indent=1) + "\n")
-    (draft / "model_index.json").write_text(json.dumps(_index(make_scheduler(config)), indent=1) + "\n")
-    (draft / "README.md").write_text(model_card(config, card, _reached(config)))
-    large = [file for file in draft.rglob("*") if file.is_file() and file.stat().st_size > FILE_LIMIT]
-    if large:
-        raise CheckpointError(
-            f"{large[0].name} is {large[0].stat().st_size / 2**20:.1f} MB; at most 16 MB fit: train a smaller model."
-        )
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    started = note_start(config)
+    transformer = load_transformer_average(config)
+    if started is None:
+        genes, profiles, index = _write_own_parts(config, draft)
+        dtype = torch.bfloat16
+    else:
+        genes, profiles, index = _copy_kept_parts(config, draft)
+        dtype = _dtype_of(open_start(config).path / "transformer")
+    torch.nn.Module.to(transformer, dtype=dtype)  # diffusers' own warns of modules to be kept in float32
+    transformer.save_pretrained(draft / "transformer")
+    card = make_card(config, genes, profiles, started)
+    (draft / "stmdit.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    (draft / "model_index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    record = training_record(config, started)
+    (draft / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (draft / "README.md").write_text(model_card(config, card, steps_taken(config), started), encoding="utf-8")
+    _check_sizes(draft, target)
     for file in draft.rglob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes for the owner alone
     shutil.rmtree(target, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
     draft.rename(target)
     return target
 
 
-def make_card(config: TrainingConfig, genes: tuple[str, ...]) -> CheckpointCard:
-    """Return the card: the config's words and numbers, the genes, the profiles."""
-    from ..types import hash_genes
-
-    fields = {key: value for key, value in config.card.items() if key in CheckpointCard.model_fields}
-    fields.setdefault("guidance", Guidance(expression=2.0, morphology=2.0, rule="nested_morphology_first"))
-    fields.setdefault("steps", 20)
-    for words in ("training_data", "licence", "limits"):
-        fields.setdefault(words, "not stated in the training config")
-    return CheckpointCard(
-        name=config.name,
-        patch_px=config.patch_px,
-        patch_mpp=config.patch_mpp,
-        genes=genes,
-        gene_hash=hash_genes(genes),
-        profiles=tuple(REGION_MARKERS),
-        **fields,
-    )
+def _write_own_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:
+    """Write autoencoder, encoders, scheduler and profiles as trained; return genes, names of profiles and the index."""
+    cache, vae = load_cache(config), load_autoencoder(config)
+    vae.set_latent_statistics(cache["mean"].tolist(), cache["std"].tolist())
+    vae.half().save_pretrained(draft / "vae")
+    scheduler = make_scheduler(config)
+    scheduler.save_pretrained(draft / "scheduler")
+    expression = LinearProgramEncoder.load(encoder_folder(config, "expression"))
+    expression.save(draft / "expression_encoder")
+    SmallConvEncoder.load(encoder_folder(config, "morphology")).save(draft / "morphology_encoder")
+    profiles = _write_profiles(config, expression, draft)
+    return expression.genes, profiles, _head() | INDEX | {"scheduler": ["diffusers", type(scheduler).__name__]}
 
 
-def _reached(config: TrainingConfig) -> dict[str, int]:
-    """Return the steps that each phase has really taken."""
-    files = {"autoencoder": "autoencoder.pt", "decoder": "autoencoder_decoder.pt", "diffusion": "diffusion.pt"}
-    states = {phase: load_state(config.output / name) for phase, name in files.items()}
-    return {phase: 0 if state is None else int(state["step"]) for phase, state in states.items()}
+def _copy_kept_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:
+    """Copy what was not trained; return genes, names of profiles and the index."""
+    start = open_start(config)
+    for name in KEPT:
+        if name in start.components:
+            shutil.copytree(start.components[name].path, draft / name)
+    if start.card.profiles:
+        shutil.copy(start.path / PROFILES, draft / PROFILES)
+    index = {**read_settings(start.path / "model_index.json"), **_head()}
+    if not keeps_scheduler(config):
+        scheduler = make_scheduler(config)
+        shutil.rmtree(draft / "scheduler")
+        scheduler.save_pretrained(draft / "scheduler")
+        index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    return start.card.genes, start.card.profiles, index
 
 
-def _index(scheduler: Any) -> dict[str, Any]:
-    head = {
+def _head() -> dict[str, Any]:
+    return {
         "_class_name": ["napari_stmdit.model.pipeline", "STMDiTPipeline"],
         "_diffusers_version": diffusers.__version__,
     }
-    return head | INDEX | {"scheduler": ["diffusers", type(scheduler).__name__]}
 
 
-def _write_profiles(config: TrainingConfig, expression: LinearProgramEncoder, folder: Path) -> None:
+def _dtype_of(folder: Path) -> torch.dtype:
+    """Return the precision that a transformer's weights are kept in; float32 where its files do not say it at once."""
+    from safetensors import safe_open
+
+    file = folder / "diffusion_pytorch_model.safetensors"
+    if not file.is_file():
+        return torch.float32
+    with safe_open(file, framework="pt") as tensors:
+        kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}
+    return {"F16": torch.float16, "BF16": torch.bfloat16}.get(kinds.pop() if len(kinds) == 1 else "", torch.float32)
+
+
+def _write_profiles(config: TrainingConfig, expression: LinearProgramEncoder, folder: Path) -> tuple[str, ...]:
     from safetensors.numpy import save_file
 
     arrays = {}
-    for name, (mean, spread) in region_profiles(open_sampler(config).sections, expression.genes).items():
+    profiles = region_profiles(open_sections(config, "train"), expression.genes)
+    for name, (mean, spread) in profiles.items():
         arrays[f"{name}.mean"] = np.ascontiguousarray(mean, dtype=np.float32)
         arrays[f"{name}.spread"] = np.ascontiguousarray(spread, dtype=np.float32)
-    save_file(arrays, folder / "profiles.safetensors")
+    if arrays:
+        save_file(arrays, folder / PROFILES)
+    return tuple(profiles)
+
+
+def _check_sizes(draft: Path, target: Path) -> None:
+    if PACKAGE not in target.resolve().parents:
+        return
+    large = [file for file in draft.rglob("*") if file.is_file() and file.stat().st_size > FILE_LIMIT]
+    if large:
+        raise CheckpointError(
+            f"{large[0].name} is {large[0].stat().st_size / 2**20:.1f} MB; at most 16 MB fit into the package: train a smaller model."
+        )

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..encoders.linear_programs import LinearProgramEncoder
-from ..encoders.small_conv import FeatureTrunk, SmallConvEncoder, describe, describe_windows
+from ..encoders.small_conv import SmallConvEncoder
 from ..errors import CheckpointError
-from ..model.autoencoder import FACTOR, StmditAutoencoder
-from .autoencoder import generator, load_autoencoder, open_sampler, to_tensor
-from .conditions import counts_of, encode_places, fit_morphology, fit_programs, make_trunk, rank_by_morphology
+from ..model.autoencoder import StmditAutoencoder
+from .autoencoder import generator, load_autoencoder
+from .conditions import fit_morphology, fit_programs, make_trunk, rank_by_morphology
 from .config import TrainingConfig
-from .data import TrainingSection, crop_weights, cut, load_training_section
-from .parallel import Worker, run_workers
-from .sections import open_source
-from .start import starting_encoder
-from .state import Log, load_state, save_state
+from .data import CropSampler, TrainingSection, cut
+from .encoding import (
+    VARIANTS,
+    ImageEncoding,
+    PlaceExpression,
+    ProgramExpression,
+    SpotExpression,
+    WholeEncoding,
+    WindowEncoding,
+    thinned_rows,
+)
+from .launch import Control, run_alone, run_workers
+from .opening import open_sampler, open_sections
+from .parallel import Worker, choose_compute
+from .start import latent_statistics_of, open_start, starting_sources, starting_vae
+from .state import Clock, Log, load_state, save_state
 
-VARIANTS = 4
-"""Expression vectors of one crop: different depths, the nearest spot or an interpolation."""
 ENCODE_BATCH = 16
-WINDOWS = 5
-"""Places of a small crop inside a whole one, along each side."""
-
-
-def window_corners(cells: int, small: int) -> list[tuple[int, int]]:
-    """Return the corners (y, x), in latent cells, at which small crops of ``small`` cells are cut from crops of ``cells``."""
-    places = sorted({int(place) for place in np.linspace(0, cells - small, WINDOWS)})
-    return [(y, x) for y in places for x in places]
 
 
 def cache_path(config: TrainingConfig) -> Path:
@@ -44,39 +46,28 @@ def encoder_folder(config: TrainingConfig, name: str) -> Path:
     return config.output / "encoders" / name
 
 
-def make_cache(config: TrainingConfig) -> Path:
+def make_cache(config: TrainingConfig, control: Control | None = None) -> Path:
     """Fit the encoders, encode crops, and return the file of the cache; does nothing where it is already there."""
     path = cache_path(config)
-    if not path.is_file():
-        run_workers(config.workers, config.precision, _make, config)
+    if path.is_file():
+        return path
+    control = control or Control()
+    if config.start is None:
+        run_alone(config, _fit_programs, config)
+    elif not _has_programs(config):
+        run_workers(config, control, _encode_spots, config)
+    run_workers(config, control, _encode, config)
+    run_alone(config, _merge, config)
     return path
-
-
-def _make(worker: Worker, config: TrainingConfig) -> None:
-    if worker.leads:
-        _fit_programs(config)
-    worker.wait()
-    _encode(worker, config)
-    worker.wait()
-    if worker.leads:
-        _merge(config)
-    worker.wait()
-
-
-def _fit_programs(config: TrainingConfig) -> None:
-    folder = encoder_folder(config, "programs")
-    if config.start is not None:
-        starting_encoder(config, "expression", LinearProgramEncoder).save(folder)
-    elif not (folder / "config.json").is_file():
-        fit_programs(open_sampler(config).sections, config.expression, config.seed).save(folder)
 
 
 def load_cache(config: TrainingConfig) -> dict[str, Tensor]:
     """Read the cache, or fail with what to run first.
 
     Keys: ``latents`` (N, C, h, w) float16, ``mean`` and ``std`` (C,), ``morphology`` (N, 1 + W, d) of the whole crop and of its
-    windows (`window_corners`), ``expression`` (N, V, e); and of the n spots of the held-out sections ``held_latents``,
-    ``held_morphology`` (n, 1 + W, d), ``held_expression``.
+    windows (`window_corners`), or (N, 1, T, d) of an encoder that describes whole crops alone, ``expression`` (N, V, e); and of the n
+    spots of the held-out sections ``held_latents``, ``held_morphology`` (n, 1 + W, d), ``held_expression``. Where the encoders were
+    not fitted here, ``morphology_spread`` and ``expression_spread`` (), by which noise on the conditions is scaled.
     """
     state = load_state(cache_path(config))
     if state is None:
@@ -84,73 +75,163 @@ def load_cache(config: TrainingConfig) -> dict[str, Tensor]:
     return state
 
 
+# ------------------------------------------------------------------------------------------------- encoders
+
+
+def _fit_programs(config: TrainingConfig) -> None:
+    load_autoencoder(config)  # says what must run first before minutes are spent on expression
+    folder = encoder_folder(config, "programs")
+    if not (folder / "config.json").is_file():
+        fit_programs(open_sampler(config).sections, config.expression, config.seed).save(folder)
+
+
+def _has_programs(config: TrainingConfig) -> bool:
+    return open_start(config).components["expression_encoder"].kind == LinearProgramEncoder.__name__
+
+
+def _encodings(config: TrainingConfig, device: torch.device) -> tuple[ImageEncoding, Any]:
+    """Return how crops are encoded, and the expression encoder: those of the checkpoint to start from, or fitted here."""
+    small = config.diffusion.small_cells
+    if config.start is None:
+        expression = LinearProgramEncoder.load(encoder_folder(config, "programs"))
+        return WindowEncoding(load_autoencoder(config), None, small, device), expression
+    folder = open_start(config)
+    vae = starting_vae(folder)
+    expression, morphology = starting_sources(folder, device)
+    if isinstance(morphology, SmallConvEncoder):
+        return WindowEncoding(vae, morphology, small, device), expression
+    return WholeEncoding(vae, morphology, device), expression
+
+
+def _spot_file(config: TrainingConfig, rank: int) -> Path:
+    return config.output / f"spots_{rank}.pt"
+
+
+def _encode_spots(worker: Worker, config: TrainingConfig) -> None:
+    """Encode the expression of this worker's share of the spots, as measured and thinned."""
+    path = _spot_file(config, worker.rank)
+    state = load_state(path)
+    if state is None or state["count"] != worker.count:
+        source, _ = starting_sources(open_start(config), worker.device)
+        vectors = _spot_vectors(worker, config, source)
+        if not worker.stop_wanted:  # what was computed so far is in the encoder's own cache
+            save_state(path, vectors=vectors, count=worker.count)
+    worker.wait()
+
+
+def _spot_vectors(worker: Worker, config: TrainingConfig, source: Any) -> list[Tensor]:
+    """Return, for each section, (n, VARIANTS, d) of this worker's share of its spots; less where a stop was asked for."""
+    sections = open_sections(config, "train")
+    total = sum(len(section.yx) for section in sections)
+    vectors: list[Tensor] = []
+    for number, section in enumerate(sections):
+        spots = section.section.spots
+        rows = np.arange(worker.rank, len(spots), worker.count)
+        rng = np.random.default_rng([config.seed, 5, number, worker.rank])
+        counts = spots.counts[rows]
+        tables = [counts] + [thinned_rows(counts, config.expression.thinning, rng) for _ in range(VARIANTS - 1)]
+        own: list[Tensor] = []
+        for start in range(0, len(rows), ENCODE_BATCH):
+            if worker.stop_wanted:
+                break
+            part = [source.encode(table[start : start + ENCODE_BATCH], spots.genes) for table in tables]
+            own.append(torch.from_numpy(np.stack(part, axis=1)))
+            worker.report("expression", worker.count * sum(map(len, [*vectors, *own])), total)
+        vectors.append(torch.cat(own) if own else torch.empty(0, VARIANTS, 0))
+    return vectors
+
+
+def _place_expression(config: TrainingConfig, encoder: Any, sampler: CropSampler) -> PlaceExpression:
+    if isinstance(encoder, LinearProgramEncoder):
+        return ProgramExpression(encoder, sampler.sections, config.expression)
+    first = load_state(_spot_file(config, 0))
+    shares = [load_state(_spot_file(config, rank)) for rank in range(int(first["count"]))] if first else []
+    joined = []
+    for number, section in enumerate(sampler.sections):
+        parts = [share["vectors"][number] for share in shares if share is not None]
+        rows = torch.empty(len(section.yx), *parts[0].shape[1:])
+        for rank, part in enumerate(parts):
+            rows[rank :: len(parts)] = part
+        joined.append(rows)
+    return SpotExpression(joined, sampler.sections)
+
+
+# ------------------------------------------------------------------------------------------------- crops
+
+
+def _crop_file(config: TrainingConfig, rank: int) -> Path:
+    return config.output / f"latents_{rank}.pt"
+
+
 def _encode(worker: Worker, config: TrainingConfig) -> None:
-    model = load_autoencoder(config).to(worker.device)
-    trunk = make_trunk(model).eval().to(worker.device)
-    sampler = open_sampler(config)
-    rng = generator(config, worker, 3, 0)
-    expression = LinearProgramEncoder.load(encoder_folder(config, "programs"))
-    tables = [counts_of(section, expression.genes) for section in sampler.sections]
-    latents, statistics, vectors = [], [], []
-    wanted = -(-config.latents.crops // worker.count)
-    log = Log(config.output / "latents.jsonl", worker.leads)
-    for start in range(0, wanted, ENCODE_BATCH):
-        crops = [sampler.draw(rng, config.patch_px) for _ in range(min(ENCODE_BATCH, wanted - start))]
-        images = to_tensor(np.stack([crop.pixels for crop in crops])).to(worker.device)
-        log.progress("latents", min(start + ENCODE_BATCH, wanted), wanted)
-        if start % (20 * ENCODE_BATCH) == 0:
-            log.write(crops=start, of=wanted)
-        encoded, described = encode_crops(model, trunk, images, config.diffusion.small_cells)
-        latents.append(encoded.cpu())
-        statistics.append(described.cpu())
-        for crop in crops:
-            vectors.append(
-                _expression(sampler.sections[crop.section], crop.centre, tables[crop.section], expression, config, rng)
-            )
-    save_state(
-        config.output / f"latents_{worker.rank}.pt",
-        latents=torch.cat(latents),
-        statistics=torch.cat(statistics),
-        expression=torch.stack(vectors),
-    )
+    """Encode this worker's share of the crops; what is done is saved now and then, and taken up again."""
+    path, wanted = _crop_file(config, worker.rank), -(-config.latents.crops // worker.count)
+    state = load_state(path)
+    if state is not None and state.get("of") != [worker.count, wanted]:
+        state = None
+    start = 0 if state is None else len(state["latents"])
+    parts: dict[str, list[Tensor]] = {
+        key: [] if state is None else [state[key]] for key in ("latents", "statistics", "expression")
+    }
+    if start < wanted:
+        encoding, encoder = _encodings(config, worker.device)
+        sampler = open_sampler(config)
+        expression = _place_expression(config, encoder, sampler)
+    rng = generator(config, worker, 3, start)
+    log, clock = Log(config.output / "latents.jsonl", worker.leads), Clock(config.checkpoint_seconds)
 
+    def save() -> None:
+        joined = {key: torch.cat(values) for key, values in parts.items() if values}
+        save_state(path, of=[worker.count, wanted], **joined)
 
-def _expression(
-    section: TrainingSection,
-    centre: np.ndarray[tuple[int], np.dtype[np.float64]],
-    counts: np.ndarray[tuple[int, int], np.dtype[np.float32]],
-    encoder: LinearProgramEncoder,
-    config: TrainingConfig,
-    rng: np.random.Generator,
-) -> Tensor:
-    weights = np.stack([crop_weights(section, centre, config.expression, rng) for _ in range(VARIANTS)])
-    return torch.from_numpy(encode_places(encoder, counts, weights, config.expression.thinning, rng))
+    done = start
+    while done < wanted and not worker.stop_wanted:
+        if (done - start) % (20 * ENCODE_BATCH) == 0:
+            log.write(crops=done, of=wanted)
+        crops = [sampler.draw(rng, config.patch_px) for _ in range(min(ENCODE_BATCH, wanted - done))]
+        encoded, described = encoding(np.stack([crop.pixels for crop in crops]))
+        parts["latents"].append(encoded)
+        parts["statistics"].append(described)
+        parts["expression"].append(torch.stack([expression(crop, rng) for crop in crops]))
+        done += len(crops)
+        worker.report("latents", worker.count * done, worker.count * wanted)
+        if done < wanted and clock.due():
+            save()
+    if done:
+        save()
+    worker.wait()
 
 
 def _merge(config: TrainingConfig) -> None:
-    files = sorted(config.output.glob("latents_*.pt"))
-    parts = [load_state(file) for file in files]
+    """Join the workers' crops, fit what is fitted to all of them, and write the cache."""
+    first = load_state(_crop_file(config, 0))
+    assert first is not None  # the crops have just been encoded
+    count = int(first["of"][0])
+    parts = [load_state(_crop_file(config, rank)) for rank in range(count)]
     merged = {
         key: torch.cat([part[key] for part in parts if part is not None])
         for key in ("latents", "statistics", "expression")
     }
-    model = load_autoencoder(config)
-    if config.start is not None:
-        morphology = starting_encoder(config, "morphology", SmallConvEncoder)
-        mean, std = (torch.tensor(model.config[key]) for key in ("latent_mean", "latent_std"))
-    else:
-        morphology = fit_morphology(
-            make_trunk(model), merged["statistics"][:, 0].float(), config.latents.morphology_components
-        )
-        mean, std = latent_statistics(model, merged["latents"], config.latents.scale_power)
-    morphology.save(encoder_folder(config, "morphology"))
-    whitened = morphology.whiten(merged["statistics"].float())
-    expression, vectors = LinearProgramEncoder.load(encoder_folder(config, "programs")), merged["expression"]
+    device = torch.device(choose_compute(config).device)
+    encoding, expression = _encodings(config, device)
+    vectors, further = merged["expression"], dict[str, Tensor]()
     if config.start is None:
+        assert isinstance(encoding, WindowEncoding)
+        model = load_autoencoder(config)
+        statistics, components = merged["statistics"][:, 0].float(), config.latents.morphology_components
+        encoding.encoder = fit_morphology(make_trunk(model), statistics, components)
+        mean, std = latent_statistics(model, merged["latents"], config.latents.scale_power)
+        whitened = encoding.conditions(merged["statistics"])
         expression, vectors = rank_by_morphology(expression, vectors, whitened[:, 0])
-    expression.save(encoder_folder(config, "expression"))
-    held = _held_out(config, model, expression)
-    held["held_morphology"] = morphology.whiten(held.pop("statistics").float()) if held else torch.empty(0)
+        encoding.encoder.save(encoder_folder(config, "morphology"))
+        expression.save(encoder_folder(config, "expression"))
+    else:
+        mean, std = latent_statistics_of(starting_vae(open_start(config)), merged["latents"].shape[1])
+        whitened = encoding.conditions(merged["statistics"])
+        if not isinstance(expression, LinearProgramEncoder):
+            further["expression_spread"] = vectors.flatten(0, 1).std(0).mean()
+        if isinstance(encoding, WholeEncoding):
+            further["morphology_spread"] = whitened.flatten(0, 2).std(0).mean()
     save_state(
         cache_path(config),
         latents=merged["latents"],
@@ -158,9 +239,10 @@ def _merge(config: TrainingConfig) -> None:
         std=std,
         morphology=whitened,
         expression=vectors,
-        **held,
+        **further,
+        **_held_out(config, encoding, expression),
     )
-    for file in files:
+    for file in (*config.output.glob("latents_*.pt"), *config.output.glob("spots_*.pt")):
         file.unlink()
 
 
@@ -170,25 +252,6 @@ def latent_statistics(model: StmditAutoencoder, latents: Tensor, power: float) -
     mean, spread = sample.mean((0, 2, 3)), sample.std((0, 2, 3))
     weight = pixel_effect(model, sample[:16], spread) ** power
     return mean, spread / (weight / weight.square().mean().sqrt())
-
-
-@torch.inference_mode()
-def encode_crops(
-    model: StmditAutoencoder, trunk: FeatureTrunk, images: Tensor, small_cells: int
-) -> tuple[Tensor, Tensor]:
-    """Encode images (B, 3, H, W) with one pass through the network that autoencoder and morphology share.
-
-    Returns
-    -------
-    tuple
-        Raw latents (B, C, h, w) float16, and the statistics (B, 1 + W, s) float16 of the whole image and of its W windows of
-        ``small_cells`` latent cells: a small crop is described by what is in it, not by what surrounds it.
-    """
-    layers = trunk(images)
-    latents = model.encoder.linear(images) + model.encoder.head(torch.nn.functional.silu(layers[1]))
-    corners = [(FACTOR * y, FACTOR * x) for y, x in window_corners(latents.shape[-1], small_cells)]
-    windows = describe_windows(images, layers, corners, FACTOR * small_cells)
-    return latents.half(), torch.cat([describe(images, layers)[:, None], windows], dim=1).half()
 
 
 @torch.inference_mode()
@@ -205,24 +268,25 @@ def pixel_effect(model: StmditAutoencoder, latents: Tensor, spread: Tensor) -> T
     return effect / effect.max()
 
 
-@torch.inference_mode()
-def _held_out(config: TrainingConfig, model: StmditAutoencoder, expression: LinearProgramEncoder) -> dict[str, Tensor]:
-    """Encode the held-out sections' spots, for the validation loss alone."""
-    if not config.held_out:
-        return {}
-    trunk = make_trunk(model).eval()
-    latents, statistics, vectors = [], [], []
-    for source in config.held_out:
-        section = load_training_section(open_source(source, config), config.patch_mpp)
+def _held_out(config: TrainingConfig, encoding: ImageEncoding, expression: Any) -> dict[str, Tensor]:
+    """Encode the held-out sections' spots, for the validation loss and the samples alone."""
+    latents, morphology, vectors = [], [], []
+    for section in open_sections(config, "held_out"):
         patches = np.stack([cut(section.pixels, centre, config.patch_px)[0] for centre in section.yx])
         for start in range(0, len(patches), ENCODE_BATCH):
-            images = to_tensor(patches[start : start + ENCODE_BATCH])
-            encoded, described = encode_crops(model, trunk, images, config.diffusion.small_cells)
+            encoded, described = encoding(patches[start : start + ENCODE_BATCH])
             latents.append(encoded)
-            statistics.append(described)
-        vectors.append(torch.from_numpy(expression.encode(section.section.spots.counts, section.section.spots.genes)))
+            morphology.append(encoding.conditions(described))
+        vectors.append(_vectors_of(expression, section))
+    if not latents:
+        return {}
     return {
         "held_latents": torch.cat(latents),
-        "statistics": torch.cat(statistics),
+        "held_morphology": torch.cat(morphology),
         "held_expression": torch.cat(vectors),
     }
+
+
+def _vectors_of(expression: Any, section: TrainingSection) -> Tensor:
+    spots = section.section.spots
+    return torch.from_numpy(np.asarray(expression.encode(spots.counts, spots.genes), dtype=np.float32))

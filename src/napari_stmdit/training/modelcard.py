@@ -10,15 +10,25 @@ from ..types import CheckpointCard
 
 if TYPE_CHECKING:
     from .config import TrainingConfig
+    from .start import Started
 
 
-def model_card(config: TrainingConfig, card: CheckpointCard, reached: Mapping[str, int]) -> str:
+def model_card(
+    config: TrainingConfig, card: CheckpointCard, steps: Mapping[str, int], started: Started | None = None
+) -> str:
     """Return the model card in Markdown: what it is, what it learned from, how, and what it must not be used for.
 
-    ``reached`` holds the steps that were really taken in the phases ``autoencoder``, ``decoder`` and ``diffusion``.
+    Parameters
+    ----------
+    config, card
+        Of the checkpoint.
+    steps
+        Phase -> steps that were really taken: ``autoencoder`` and ``decoder``, where they were trained, and ``transformer``.
+    started
+        The checkpoint that it went on from.
     """
     rule = card.guidance.rule or "nested_morphology_first"
-    diffusion = config.diffusion
+    made = _from_the_beginning(config, card, steps) if started is None else _gone_on(started)
     return f"""# Checkpoint `{card.name}`
 
 Synthesizes H&E patches of {card.patch_px} x {card.patch_px} px at {card.patch_mpp:g} um/px ({card.patch_um:.0f} um) from gene expression and morphology.
@@ -35,36 +45,58 @@ Sections trained on: {", ".join(s.name for s in config.train)}. Held out, never 
 {card.limits}
 
 ## How it was made
-{_autoencoder(config, reached)}
-- Expression: {len(card.genes)} genes, log1p(counts per 10,000), {config.expression.programs} linear programs ranked by what they say about morphology; profiles thinned up to {config.expression.thinning:g}-fold in training.
-- Morphology: {config.latents.morphology_components} whitened components of the statistics of convolutional features.
-- Transformer: rectified flow, {reached["diffusion"]} steps, about the first {diffusion.small_fraction:.0%} on quarter patches; noise levels shifted by \
-{diffusion.level_shift:g} (on whole patches {diffusion.shifted_share:.0%} of them), errors of local and overall means weighted by {diffusion.coarse_weight:g}; each condition dropped out on its own \
-(both {diffusion.share_both:.0%}, expression alone {diffusion.share_expression:.0%}, morphology alone {diffusion.share_morphology:.0%}).
+{made}
+{_transformer(config, steps, started)}
 {_words(config)}
 Defaults: {card.steps} steps, expression scale {card.guidance.expression:g}, morphology scale {card.guidance.morphology:g}, rule `{rule}`.
-
-## Tissue profiles
-`profiles.safetensors` holds mean and spread of log1p(counts per 10,000) over the gene list for {", ".join(card.profiles)}: each the tenth of the training
-spots with the highest score of marker genes, standardised within its section. They describe these sections, not tissue in general.
+{_profiles(card, started)}
 """
 
 
-def _autoencoder(config: TrainingConfig, reached: Mapping[str, int]) -> str:
-    """Say how the autoencoder was made, or where it comes from."""
-    if config.start is not None:
-        from .start import starting_checkpoint
+def _from_the_beginning(config: TrainingConfig, card: CheckpointCard, steps: Mapping[str, int]) -> str:
+    return f"""- Autoencoder: {config.autoencoder.latent_channels} channels, 8 px a cell; closed-form linear maps with a convolutional residual. \
+{steps["autoencoder"]} steps on pixels, gradients and texture, then {steps["decoder"]} steps of the decoder against a patch discriminator.
+- Expression: {len(card.genes)} genes, log1p(counts per 10,000), {config.expression.programs} linear programs ranked by what they say about morphology; \
+profiles thinned up to {config.expression.thinning:g}-fold in training.
+- Morphology: {config.latents.morphology_components} whitened components of the statistics of convolutional features."""
 
-        begun = starting_checkpoint(config)
-        return (
-            f"- Goes on from checkpoint `{begun.card.name}`, version {begun.provenance['sha256'][:12]}: autoencoder and both encoders are "
-            "its own, unchanged; the transformer started from its weights."
-        )
-    return (
-        f"- Autoencoder: {config.autoencoder.latent_channels} channels, 8 px a cell; closed-form linear maps with a convolutional "
-        f"residual. {reached['autoencoder']} steps on pixels, gradients and texture, then {reached['decoder']} steps of the decoder "
-        "against a patch discriminator."
+
+def _gone_on(started: Started) -> str:
+    before = started.training.get("steps")
+    known = f" They had taken, as far as is recorded: {_listed(before)}." if isinstance(before, Mapping) else ""
+    return f"""- It went on from the checkpoint `{started.name}` (SHA-256 `{started.sha256}`). Autoencoder, encoders and gene list are that checkpoint's, unchanged.{known}"""
+
+
+def _transformer(config: TrainingConfig, steps: Mapping[str, int], started: Started | None) -> str:
+    diffusion = config.diffusion
+    small = f", about the first {diffusion.small_fraction:.0%} on quarter patches" if diffusion.small_fraction else ""
+    shares = (
+        f"each condition dropped out on its own (both {diffusion.share_both:.0%}, expression alone {diffusion.share_expression:.0%}, "
+        f"morphology alone {diffusion.share_morphology:.0%})."
     )
+    if started is None:
+        return f"- Transformer: rectified flow, {steps['transformer']} steps{small}; {shares}"
+    return (
+        f"- Transformer: that checkpoint's, {steps['transformer']} further steps of what it predicted before{small}; {shares} Where it had "
+        "learned a variance, that part was not trained further."
+    )
+
+
+def _listed(steps: Mapping[str, object]) -> str:
+    return ", ".join(f"{phase} {taken} steps" for phase, taken in steps.items())
+
+
+def _profiles(card: CheckpointCard, started: Started | None) -> str:
+    if not card.profiles:
+        return ""
+    if started is not None:
+        return f"""
+## Tissue profiles
+`profiles.safetensors` is that of `{started.name}`: {", ".join(card.profiles)}, from its training sections."""
+    return f"""
+## Tissue profiles
+`profiles.safetensors` holds mean and spread of log1p(counts per 10,000) over the gene list for {", ".join(card.profiles)}: each the tenth of the training
+spots with the highest score of marker genes, standardised within its section. They describe these sections, not tissue in general."""
 
 
 def _words(config: TrainingConfig) -> str:

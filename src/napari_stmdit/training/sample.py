@@ -17,9 +17,9 @@ from scipy.sparse import csr_matrix
 
 from ..assemble import Checkpoint, load_checkpoint
 from ..expression.edits import Profile
-from ..model.windows import WindowConditions, denoise_canvas, window_starts
+from ..synthesis.result import synthesize
 from ..tissue.sample import write_spaceranger_folder
-from ..types import Genes, Guidance
+from ..types import Calibration, Genes, Guidance, Polygons, Request, Section, SlideImage, SpotTable
 
 SIDE_PX = 2000
 PITCH_UM = 100.0
@@ -27,8 +27,6 @@ MARGIN_UM = 60.0
 SPOT_UM = 55.0
 DEPTH = {"tumour": 7000, "stroma": 4000, "adipose": 1800, "immune": 5500}
 """Median counts per spot over the checkpoint's genes, in the order of size that 10x sections have."""
-BLUR_UM = 55.0
-"""Expression at a place is the mean of its neighbours' encodings with a Gaussian weight of this width."""
 EXPRESSION_SCALE = 3.0
 """Milder than the scale for single patches: neighbours of different expression meet in every window."""
 STEPS = 32
@@ -46,7 +44,7 @@ class Layout:
     weights: NDArray[np.float64]
 
 
-def build_sample(folder: str | Path, checkpoint: Checkpoint, seed: int = 2026) -> None:
+def build_sample(folder: str | Path, checkpoint: Checkpoint, seed: int = 2026, side_px: int = SIDE_PX) -> None:
     """Make the sample section and write it as a Space Ranger 2 folder.
 
     Parameters
@@ -57,24 +55,31 @@ def build_sample(folder: str | Path, checkpoint: Checkpoint, seed: int = 2026) -
         Its profiles give the expression, its network the slide.
     seed
         Of the counts and of the noise.
+    side_px
+        Side of the slide.
     """
     rng = np.random.default_rng(seed)
     mpp = checkpoint.card.patch_mpp
-    array_rc, yx_um = hex_spots(SIDE_PX * mpp)
+    array_rc, yx_um = hex_spots(side_px * mpp)
     spreads = _spreads(checkpoint)
-    counts = draw_counts(layout(yx_um, SIDE_PX * mpp), checkpoint.profiles, spreads, rng)
-    genes = Genes(np.array(checkpoint.card.genes))
-    slide = _synthesize_slide(checkpoint, counts, genes, yx_um / mpp, seed)
-    write_spaceranger_folder(
-        Path(folder),
-        image=slide,
+    spots = SpotTable(
         ids=np.array([f"SYN-{r:02d}x{c:02d}" for r, c in array_rc]),
         yx=yx_um / mpp,
-        counts=counts,
-        genes=genes,
+        diameter=SPOT_UM / mpp,
+        counts=draw_counts(layout(yx_um, side_px * mpp), checkpoint.profiles, spreads, rng),
+        genes=Genes(np.array(checkpoint.card.genes)),
+        array_rc=array_rc,
+    )
+    write_spaceranger_folder(
+        Path(folder),
+        image=_synthesize_slide(checkpoint, spots, side_px, seed),
+        ids=spots.ids,
+        yx=spots.yx,
+        counts=spots.counts,
+        genes=spots.genes,
         mpp=mpp,
         array_rc=array_rc,
-        diameter=SPOT_UM / mpp,
+        diameter=spots.diameter,
         synthetic_note=NOTE,
     )
 
@@ -125,26 +130,36 @@ def _spreads(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
     return {name: profile.spread for name, profile in checkpoint.profiles.items() if profile.spread is not None}
 
 
-def _synthesize_slide(
-    checkpoint: Checkpoint, counts: csr_matrix, genes: Genes, yx_px: NDArray[np.float64], seed: int
-) -> NDArray[np.uint8]:
-    """Synthesize the whole slide at once from expression alone, in overlapping windows that share every step."""
-    side = checkpoint.card.patch_px
-    centres = window_starts((SIDE_PX, SIDE_PX), side, side // 2) + side / 2
-    distance = np.linalg.norm(centres[:, None] - yx_px[None], axis=2) * checkpoint.card.patch_mpp
-    weight = np.exp(-0.5 * ((distance - distance.min(axis=1, keepdims=True)) / BLUR_UM) ** 2)
-    encoded = checkpoint.encode_expression(counts, genes)
-    expression = (weight / weight.sum(axis=1, keepdims=True)) @ encoded
-    return denoise_canvas(
-        checkpoint.pipeline,
-        WindowConditions(morphology=None, expression=expression.astype(np.float32)),
-        (SIDE_PX, SIDE_PX),
-        window=side,
-        stride=side // 2,
+def _synthesize_slide(checkpoint: Checkpoint, spots: SpotTable, side_px: int, seed: int) -> NDArray[np.uint8]:
+    """Synthesize the whole slide from expression alone, in continuous mode, as a user would."""
+    import dask.array as da
+
+    mpp = checkpoint.card.patch_mpp
+    blank = da.full((side_px, side_px, 3), 255, dtype=np.uint8, chunks=512)
+    section = Section(
+        name="sample",
+        path=None,
+        kind="spaceranger",
+        spots=spots,
+        image=SlideImage((blank,), 1.0, "a blank slide"),
+        calibration=Calibration(mpp, "override", f"{mpp} um per pixel, as designed"),
+        coordinate_systems={"global": np.eye(3)},
+        synthetic=True,
+    )
+    corners = ((0.0, 0.0), (0.0, float(side_px)), (float(side_px), float(side_px)), (float(side_px), 0.0))
+    request = Request(
+        region=Polygons(rings=(corners,)),
+        mode="continuous",
+        morphology="null",
         guidance=Guidance(expression=EXPRESSION_SCALE, morphology=0.0, rule=checkpoint.card.guidance.rule),
         steps=STEPS,
         seed=seed,
     )
+    result = synthesize(section, request, checkpoint)
+    y, x = (round(-start) for start in result.plan.frame.origin)
+    slide = np.asarray(result.rgba)[y : y + side_px, x : x + side_px]
+    assert slide.shape[:2] == (side_px, side_px) and bool((slide[..., 3] == 255).all())  # spots lie everywhere
+    return np.ascontiguousarray(slide[..., :3])
 
 
 if __name__ == "__main__":

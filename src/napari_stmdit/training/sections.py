@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import SectionError
 from ..tissue.images import open_image
 from ..types import Calibration, Genes, Section, SpotTable
-from .config import FolderSource, Source, TableSource, TrainingConfig
+from .config import FolderSource, SampleSource, Source, TableSource, TrainingConfig
 
 
 def open_source(source: Source, config: TrainingConfig) -> Section:
@@ -31,14 +32,23 @@ def open_source(source: Source, config: TrainingConfig) -> Section:
             pitch_um=source.pitch_um,
             spot_um=source.spot_um,
         )
-    return _open_folder(source, config)
+    section = _open_sample() if isinstance(source, SampleSource) else _open_folder(source, config)
+    return replace(section, name=source.name)  # folders of several samples are often all called "outs"
 
 
 def _open_folder(source: FolderSource, config: TrainingConfig) -> Section:
     from ..tissue.open import open_section
 
-    image = None if source.image is None else config.source_path(source.image)
+    image: str | Path | None = None if source.image is None else config.source_path(source.image)
+    if image is not None and not Path(image).is_file():
+        image = str(source.image)  # in the section's folder, or the name of an image of a SpatialData store
     return open_section(config.source_path(source.folder), fullres=image, mpp=source.mpp)
+
+
+def _open_sample() -> Section:
+    from ..tissue.sample import open_sample_section
+
+    return open_sample_section()
 
 
 def read_table_section(

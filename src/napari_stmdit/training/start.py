@@ -1,20 +1,54 @@
-"""The checkpoint that a training goes on from: its autoencoder and its encoders stay, its transformer is trained further."""
+"""The checkpoint that a training goes on from: its parts, what it demands of a config, and the record of it."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
 
-from ..assemble import Checkpoint, list_checkpoints, load_checkpoint
-from ..encoders.linear_programs import LinearProgramEncoder
-from ..encoders.small_conv import SmallConvEncoder
-from ..errors import CheckpointError
-from ..model.autoencoder import StmditAutoencoder
+from ..errors import CheckpointError, RequestError
+from ..model.autoencoder import FACTOR, StmditAutoencoder
+from ..model.folder import CheckpointFolder, content_hash, load_component, read_folder
+from ..model.reading import read_settings
 from .config import TrainingConfig
+from .objective import Objective, objective_of
+from .state import save_text
 
-Encoder = TypeVar("Encoder", LinearProgramEncoder, SmallConvEncoder)
+if TYPE_CHECKING:
+    from ..model.transformer import STMDiTTransformer2D
+
+KEPT = ("vae", "scheduler", "expression_encoder", "morphology_encoder", "preview_vae")
+"""What a training does not touch; the parts that fix what latents and conditions mean."""
+WINDOWED = "SmallConvEncoder"
+"""The morphology encoder that can describe a window of a crop on its own."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """What is recorded of the checkpoint that a training went on from.
+
+    Attributes
+    ----------
+    name, sha256
+        Its name, and the hash of its folder.
+    parts
+        Part -> hash of its sub-folder, of those that are kept.
+    training_data, licence, limits
+        The words of its card.
+    training
+        What its own ``training.json`` says of how it was made; empty where it has none.
+    """
+
+    name: str
+    sha256: str
+    parts: dict[str, str]
+    training_data: str
+    licence: str
+    limits: str
+    training: dict[str, Any]
 
 
 def starting_folder(config: TrainingConfig) -> Path:
@@ -25,6 +59,8 @@ def starting_folder(config: TrainingConfig) -> Path:
     CheckpointError
         It is neither a known name nor a folder.
     """
+    from ..assemble import list_checkpoints
+
     assert config.start is not None
     known = {entry.name: entry.path for entry in list_checkpoints()}
     folder = known.get(config.start, Path(config.start))
@@ -35,37 +71,170 @@ def starting_folder(config: TrainingConfig) -> Path:
     return folder
 
 
-def starting_checkpoint(config: TrainingConfig) -> Checkpoint:
-    """Load the checkpoint to start from, in float32 on the CPU."""
-    return load_checkpoint(starting_folder(config), device="cpu", dtype="float32")
+def open_start(config: TrainingConfig) -> CheckpointFolder:
+    """Read the folder of the checkpoint to start from; raises CheckpointError where it is incomplete."""
+    return read_folder(starting_folder(config))
 
 
-def starting_autoencoder(config: TrainingConfig) -> StmditAutoencoder:
-    """Return its autoencoder; raises CheckpointError where it is of another kind than the bundled one."""
-    vae = starting_checkpoint(config).pipeline.vae
-    if not isinstance(vae, StmditAutoencoder):
-        raise CheckpointError(_other(config, "autoencoder", vae, StmditAutoencoder))
-    model: StmditAutoencoder = vae.eval()
-    return model
+def settle(config: TrainingConfig) -> TrainingConfig:
+    """Fill what the checkpoint to start from decides, and hold the config against it.
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint is not there, incomplete, or of a kind that training cannot go on from.
+    RequestError
+        The config contradicts it; names every fault with its place.
+    """
+    if config.start is None:
+        return _fit_windows(config)
+    folder = open_start(config)
+    _check_kind(folder)
+    card, faults, update = folder.card, list[tuple[str, str]](), dict[str, Any]()
+    for key in ("patch_px", "patch_mpp"):
+        own, of_card = getattr(config, key), getattr(card, key)
+        if key not in config.model_fields_set:
+            update[key] = of_card
+        elif own != of_card:
+            faults.append((key, f"is {own}, but the checkpoint {card.name!r} has {of_card}; leave it out"))
+    settings = read_settings(folder.components["transformer"].path / "config.json")
+    for key, value in config.transformer.items():
+        if settings.get(key) != value:
+            faults.append(
+                (f"transformer.{key}", f"is {value}, but {card.name!r} has {settings.get(key)}; leave it out")
+            )
+    if folder.components["morphology_encoder"].kind != WINDOWED and config.diffusion.small_fraction:
+        if "small_fraction" in config.diffusion.model_fields_set:
+            kind = folder.components["morphology_encoder"].kind
+            faults.append(("diffusion.small_fraction", f"must be 0: {kind} cannot describe a part of a crop"))
+        update["diffusion"] = config.diffusion.model_copy(update={"small_fraction": 0.0})
+    objective = objective_of(load_component(folder, "scheduler"))
+    if objective.kind != "flow":
+        faults += [
+            (f"card.{key}", f"{card.name!r} predicts {objective.kind}, its scheduler is kept; leave it out")
+            for key in ("solver", "shift")
+            if key in config.card
+        ]
+    if faults:
+        raise RequestError(faults)
+    return _fit_windows(config.model_copy(update=update))
 
 
-def starting_encoder(config: TrainingConfig, what: str, kind: type[Encoder]) -> Encoder:
-    """Return its encoder of ``expression`` or ``morphology``; raises CheckpointError where it is no ``kind``."""
-    encoder = getattr(starting_checkpoint(config), what)
-    encoder = getattr(encoder, "encoder", encoder)  # behind a cache
-    if not isinstance(encoder, kind):
-        raise CheckpointError(_other(config, f"{what} encoder", encoder, kind))
-    return encoder
+def _fit_windows(config: TrainingConfig) -> TrainingConfig:
+    """Small crops must fit into whole ones."""
+    cells, small = config.patch_px // FACTOR, config.diffusion.small_cells
+    if small <= cells:
+        return config
+    if "small_cells" in config.diffusion.model_fields_set:
+        fault = f"is {small}, but a patch of {config.patch_px} px has {cells} latent cells along a side"
+        raise RequestError([("diffusion.small_cells", fault)])
+    return config.model_copy(update={"diffusion": config.diffusion.model_copy(update={"small_cells": cells})})
 
 
-def starting_weights(config: TrainingConfig) -> dict[str, Tensor]:
-    """Return the weights of its transformer."""
-    weights: dict[str, Tensor] = starting_checkpoint(config).pipeline.transformer.state_dict()
-    return weights
+def _check_kind(folder: CheckpointFolder) -> None:
+    name = folder.card.name
+    if set(folder.card.conditions) != {"expression", "morphology"}:
+        raise CheckpointError(
+            f"The checkpoint {name!r} is conditioned on {' and '.join(folder.card.conditions)} alone; training goes on from checkpoints "
+            "that take expression and morphology."
+        )
+    lacking = [part for part in ("expression_encoder", "morphology_encoder") if part not in folder.components]
+    if lacking:
+        raise CheckpointError(
+            f"The checkpoint {name!r} comes without {' and '.join(lacking)}, and embeddings computed elsewhere cannot be trained on: a "
+            "crop lies anywhere on tissue. Start from a checkpoint that has its encoders."
+        )
+    expression = read_settings(folder.components["expression_encoder"].path / "config.json")
+    if expression.get("output") == "tokens":
+        raise CheckpointError(
+            f"The expression encoder of {name!r} gives a vector for every gene, a megabyte a spot; training goes on from checkpoints with one "
+            "vector a spot."
+        )
 
 
-def _other(config: TrainingConfig, part: str, got: Any, expected: type) -> str:
-    return (
-        f"The {part} of {config.start!r} is a {type(got).__name__}; training goes on from a {expected.__name__} only. "
-        "Start from the bundled checkpoint, or from one that was trained here."
+# ------------------------------------------------------------------------------------------------- its parts
+
+
+def starting_vae(folder: CheckpointFolder) -> Any:
+    """Load its VAE, in float32 on the CPU."""
+    return load_component(folder, "vae").eval()
+
+
+def starting_transformer(folder: CheckpointFolder) -> STMDiTTransformer2D:
+    """Load its transformer, in float32 on the CPU."""
+    model: STMDiTTransformer2D = load_component(folder, "transformer")
+    return torch.nn.Module.float(model)  # diffusers' own warns of modules to be kept in float32
+
+
+def starting_objective(config: TrainingConfig) -> Objective:
+    """Return what the transformer is to predict: of the checkpoint to start from, else the velocity of a rectified flow."""
+    if config.start is None:
+        return Objective()
+    return objective_of(load_component(open_start(config), "scheduler"))
+
+
+def starting_sources(folder: CheckpointFolder, device: torch.device) -> tuple[Any, Any]:
+    """Return its encoders of expression and of morphology, large ones on a device.
+
+    Raises
+    ------
+    CheckpointError
+        One is not on this computer, or damaged; the message says where it is to be had.
+    """
+    from ..encoder_sources import MissingEncoder, open_sources
+
+    settings = read_settings(folder.components["transformer"].path / "config.json")
+    sources = open_sources(folder, settings, {}, device)
+    for source in sources.values():
+        if isinstance(source, MissingEncoder):
+            raise source.error
+    return sources["expression"], sources["morphology"]
+
+
+def latent_statistics_of(vae: Any, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean and scale (channels,) that cached latents are normalised by: those of diffusers' VAEs are normalised already."""
+    if isinstance(vae, StmditAutoencoder):
+        return torch.tensor(vae._mean), torch.tensor(vae._std)
+    return torch.zeros(channels), torch.ones(channels)
+
+
+# ------------------------------------------------------------------------------------------------- the record
+
+
+def record_path(config: TrainingConfig) -> Path:
+    """Return the file, among the work files, that records the checkpoint that a training went on from."""
+    return config.output / "started_from.json"
+
+
+def note_start(config: TrainingConfig) -> Started | None:
+    """Record the checkpoint to start from, once; None where there is none.
+
+    Raises
+    ------
+    CheckpointError
+        The work files belong to a training that went on from another one: what was cached with it cannot be used with this one.
+    """
+    if config.start is None:
+        return None
+    folder = open_start(config)
+    parts = {name: content_hash(folder.components[name].path) for name in KEPT if name in folder.components}
+    path = record_path(config)
+    if path.is_file():
+        noted = Started(**json.loads(path.read_text(encoding="utf-8")))
+        changed = sorted(name for name in {*noted.parts, *parts} if noted.parts.get(name) != parts.get(name))
+        if changed:
+            raise CheckpointError(
+                f"The work files in {config.output} belong to a training that went on from {noted.name!r} (SHA-256 {noted.sha256[:12]}...), "
+                f"but the {', '.join(changed)} of {config.start!r} differ from its. Give another output folder, or that checkpoint."
+            )
+        return noted
+    own = folder.path / "training.json"
+    noted = Started(
+        name=folder.card.name,
+        sha256=folder.sha256,
+        parts=parts,
+        **{key: getattr(folder.card, key) for key in ("training_data", "licence", "limits")},
+        training=read_settings(own) if own.is_file() else {},
     )
+    save_text(path, json.dumps(vars(noted), indent=1))
+    return noted

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-TELL_SECONDS = 10.0
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def save_state(path: Path, **state: Any) -> None:
@@ -24,6 +20,14 @@ def save_state(path: Path, **state: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".writing")
     torch.save(state, draft)
+    os.replace(draft, path)
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a small file in the same way."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".writing")
+    draft.write_text(text + "\n", encoding="utf-8")
     os.replace(draft, path)
 
 
@@ -36,68 +40,22 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 
 class Log:
-    """A file with one JSON object a line, the same as TensorBoard events where that is installed, and the state on the screen.
-
-    Parameters
-    ----------
-    path
-        The file; events go to the folder ``tensorboard`` beside it.
-    active
-        Whether this process reports at all.
-    """
+    """One JSON object a line."""
 
     def __init__(self, path: Path, active: bool = True) -> None:
         self.path = path
         self.active = active
         self.start = time.perf_counter()
-        self._first: int | None = None
-        self._told = self.start
-        self._board: Any = None
         if active:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(ImportError):  # the extra `train` has it
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(str(path.parent / "tensorboard" / path.stem))
 
     def write(self, **values: Any) -> None:
-        """Append a line; numbers of a line with a ``step`` become curves."""
+        """Append a line."""
         if not self.active:
             return
         line = {"seconds": round(time.perf_counter() - self.start, 1), **values}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        if self._board is not None and "step" in values:
-            head = str(values.get("phase", self.path.stem))
-            for name, value in _numbers(values, head):
-                self._board.add_scalar(name, value, values["step"])
-            self._board.flush()
-
-    def picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
-        """Add (h, w, 3) uint8 pixels to the TensorBoard events."""
-        if self._board is not None:
-            self._board.add_image(name, pixels, step, dataformats="HWC")
-            self._board.flush()
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """Tell on the screen how far it is and how long it may still take, every ten seconds and at the end."""
-        now = time.perf_counter()
-        if self._first is None:
-            self._first = done - 1
-        if not self.active or (now - self._told < TELL_SECONDS and done < total):
-            return
-        self._told = now
-        left = (now - self.start) / max(1, done - self._first) * (total - done)
-        sys.stderr.write(f"{what}: {done} of {total}, about {left / 60:.0f} min left\n")
-
-
-def _numbers(values: Mapping[str, Any], head: str) -> Iterator[tuple[str, float]]:
-    """Yield the numbers of a possibly nested line with their names."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{head}/{name}")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
-            yield f"{head}/{name}", float(value)
 
 
 class Clock:
@@ -141,6 +99,12 @@ class Average:
                 self.weights[key].lerp_(value, share)
             else:
                 self.weights[key].copy_(value)
+
+    def follow(self, module: Module) -> Module:
+        """Return a copy of a module, for evaluation, whose weights are these: it changes as they do, and takes no memory of its own."""
+        twin = copy.deepcopy(module)
+        twin.load_state_dict(self.weights, assign=True)
+        return twin.eval().requires_grad_(False)
 
     def state(self) -> dict[str, Any]:
         """What `load` takes."""

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal, get_args
 
 from ..errors import RequestError
+from ..progress import CancelToken
 from .config import TrainingConfig, load_config
+from .launch import Control, OnProgress, run_alone
+from .parallel import require_extra
+from .start import note_start, settle
 
 Stage = Literal["autoencoder", "latents", "diffusion", "export"]
 
 
-def train(config_path: Path, stage: str | None = None, *, root: Path | None = None, output: Path | None = None) -> Path:
+def train(
+    config_path: Path,
+    stage: str | None = None,
+    *,
+    root: Path | None = None,
+    output: Path | None = None,
+    on_progress: OnProgress | None = None,
+    cancel: CancelToken | None = None,
+) -> Path:
     """Train by a config, continuing what was begun, and return the last stage's file or folder.
 
     Parameters
@@ -23,38 +34,52 @@ def train(config_path: Path, stage: str | None = None, *, root: Path | None = No
         ``autoencoder``, ``latents``, ``diffusion`` or ``export``; None runs them in this order.
     root, output
         Folder of the data and folder of the work files, in place of the config's.
+    on_progress
+        Called now and then with how far a phase is.
+    cancel
+        Once set, the training saves what it has after its present step and ends.
 
     Raises
     ------
     RequestError
-        The config or the stage is not valid.
+        The config or the stage is not valid, or sections cannot be used; names every fault with its place.
+    TrainingStoppedError
+        It was asked to stop; what it had reached is saved.
+    StmditError
+        What training needs is not installed, or a stage cannot be run.
     """
     config = load_config(config_path, root, output)
     if stage is not None and stage not in get_args(Stage):
         raise RequestError([("stage", f"{stage!r} is unknown; choose {', '.join(get_args(Stage))}")])
     stages: tuple[str, ...] = get_args(Stage) if stage is None else (stage,)
+    if stages != ("export",):
+        require_extra()
+    control = Control(on_progress, cancel)
     result = config.output
     for name in stages:
-        result = run_stage(config, name)
+        result = run_stage(config, name, control)
     return result
 
 
-def run_stage(config: TrainingConfig, stage: str) -> Path:
-    """Run one stage and return what it wrote."""
+def run_stage(config: TrainingConfig, stage: str, control: Control | None = None) -> Path:
+    """Run one stage and return what it wrote; errors as for `train`."""
+    config = settle(config)
+    control = control or Control()
     if stage == "autoencoder":
         from .autoencoder import train_autoencoder
 
-        return train_autoencoder(config)
+        return train_autoencoder(config, control)
+    if config.start is not None:
+        run_alone(config, note_start, config)
     if stage == "latents":
         from .latents import make_cache
 
-        return make_cache(config)
+        return make_cache(config, control)
     if stage == "diffusion":
         from .diffusion import train_diffusion
 
-        return train_diffusion(config)
+        return train_diffusion(config, control)
     from .export import export_checkpoint
 
-    if int(os.environ.get("RANK", 0)) > 0:
-        return config.output  # of several launched processes, the first writes
-    return export_checkpoint(config)
+    run_alone(config, export_checkpoint, config)
+    return config.export or config.output / "checkpoint"
