@@ -119,6 +119,7 @@ class Checkpoint:
                 width=side,
                 preview_every=batch.preview_every,
                 on_preview=previews.append,
+                preview_decoder=batch.preview_decoder,
             ):
                 yield DenoiseStep(step, steps, images, previews.pop() if previews else None)
 
@@ -152,14 +153,16 @@ class Checkpoint:
             has_morphology=has_morphology,
             has_expression=has_expression,
         )
-        return CanvasSolver(self.pipeline.transformer, self.pipeline.scheduler, seen, noise, steps, state)
+        return CanvasSolver(
+            self.pipeline.transformer, self.pipeline.scheduler, seen, noise, steps, state, above=filled.above or 0.0
+        )
 
-    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8."""
+    def decode(self, latents: NDArray[np.float32], *, preview: bool = False) -> NDArray[np.uint8]:
+        """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8; with ``preview`` by the preview decoder, if any."""
         import torch
 
         with memory_given_back():
-            image: NDArray[np.uint8] = self.pipeline.decode(torch.from_numpy(latents)[None])[0]
+            image: NDArray[np.uint8] = self.pipeline.decode(torch.from_numpy(latents)[None], preview)[0]
         return image
 
 
@@ -209,7 +212,12 @@ def load_checkpoint(
         transformer, device=chosen, dtype=kind
     )  # diffusers' own `to` warns of modules to be kept in float32
     vae = load_component(folder, "vae").to(device=chosen).eval()
-    pipeline = STMDiTPipeline(transformer=transformer, vae=vae, scheduler=load_component(folder, "scheduler"))
+    preview = (
+        load_component(folder, "preview_vae").to(device=chosen).eval() if "preview_vae" in folder.components else None
+    )
+    pipeline = STMDiTPipeline(
+        transformer=transformer, vae=vae, scheduler=load_component(folder, "scheduler"), preview_vae=preview
+    )
     provenance: dict[str, Any] = {
         "sha256": folder.sha256,
         "device": str(chosen),

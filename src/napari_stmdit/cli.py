@@ -132,6 +132,9 @@ def synthesize(
     morphology: Annotated[str | None, typer.Option(help="own, mean, null, or the id of a spot.")] = None,
     expression: Annotated[str | None, typer.Option(help="own, shuffled (a control) or null.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="exact, fast or draft: fewer steps, less guidance; the result says so.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Patches denoised together; does not change the result.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
@@ -178,6 +181,7 @@ def synthesize(
         "morphology": morphology,
         "expression": expression,
         "steps": steps,
+        "preset": preset,
         "seed": seed,
         "checkpoint": checkpoint,
         "allow_gene_mismatch": allow_gene_mismatch or None,

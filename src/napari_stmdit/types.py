@@ -25,6 +25,7 @@ from .intent import GuidanceRule as GuidanceRule
 from .intent import Intent as Intent
 from .intent import KnockOutEdit as KnockOutEdit
 from .intent import Polygons as Polygons
+from .intent import Preset as Preset
 from .intent import Region as Region
 from .intent import Request as Request
 from .intent import SampleOfSpots as SampleOfSpots
@@ -270,7 +271,8 @@ class Windows:
 class Plan:
     """What will be computed: the ordered patches, where they go, and every setting resolved.
 
-    In continuous mode ``windows`` says how the canvas is made, and the patches are the tiles it is finished in.
+    In continuous mode ``windows`` says how the canvas is made, and the patches are the tiles it is finished in. ``preview_decoder``
+    asks for the checkpoint's preview decoder, where it has one.
     """
 
     request: Request
@@ -282,6 +284,7 @@ class Plan:
     genes_shared: int
     notes: tuple[str, ...] = ()
     windows: Windows | None = None
+    preview_decoder: bool = False
 
     def __len__(self) -> int:
         return len(self.patches)

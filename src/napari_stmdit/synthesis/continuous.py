@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,7 +193,8 @@ class _Canvas:
     # --- decoding
 
     def _decode(self, latents: NDArray[np.float32]) -> Iterator[Update]:
-        decoder = TileDecoder(self._covered(latents), self.plan, self.windows, self.factor, self.model.decode)
+        decode = partial(self.model.decode, preview=self.plan.preview_decoder)
+        decoder = TileDecoder(self._covered(latents), self.plan, self.windows, self.factor, decode)
         for patch in self.plan.patches:
             if patch.index in self.done or patch.index in self.failed:
                 continue

@@ -33,6 +33,8 @@ class PatchBatch:
         As resolved by the plan.
     preview_every
         Steps between looks at what the first patch is becoming; 0 for none.
+    preview_decoder
+        Whether the checkpoint's preview decoder makes the images, where it has one.
     """
 
     patches: tuple[Patch, ...]
@@ -43,6 +45,7 @@ class PatchBatch:
     guidance: Guidance
     steps: int
     preview_every: int = 0
+    preview_decoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,8 @@ class CanvasModel(PatchModel, Protocol):
     ) -> Solver:
         """Return a solver for a canvas of noise (c, h, w), or one that goes on from a state."""
 
-    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8."""
+    def decode(self, latents: NDArray[np.float32], *, preview: bool = False) -> NDArray[np.uint8]:
+        """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8; with ``preview`` by the preview decoder, if any."""
 
 
 class SolverStates(Protocol):
