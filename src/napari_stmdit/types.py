@@ -271,8 +271,8 @@ class Windows:
 class Plan:
     """What will be computed: the ordered patches, where they go, and every setting resolved.
 
-    In continuous mode ``windows`` says how the canvas is made, and the patches are the tiles it is finished in. ``preview_decoder``
-    asks for the checkpoint's preview decoder, where it has one.
+    In continuous mode ``windows`` says how the canvas is made, and the patches are the tiles it is finished in. ``fast_solver``
+    replaces the checkpoint's solver, ``preview_decoder`` its decoder where it has one for previews; presets set them.
     """
 
     request: Request
@@ -284,6 +284,7 @@ class Plan:
     genes_shared: int
     notes: tuple[str, ...] = ()
     windows: Windows | None = None
+    fast_solver: bool = False
     preview_decoder: bool = False
 
     def __len__(self) -> int:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import write_tiny_checkpoint
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny, UniPCMultistepScheduler
 from standins import card_for
 from tiny import TINY_GENES
 
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("preset", "steps"), [("exact", 12), ("fast", 8), ("draft", 5)])
+@pytest.mark.parametrize(("preset", "steps"), [("exact", 12), ("fast", 6), ("draft", 4)])
 def test_steps_of_a_preset(preset, steps):
     assert resolve_steps(Request(preset=preset), CARD) == steps
     assert resolve_steps(Request(preset=preset, steps=7), CARD) == 7  # what is asked for counts
@@ -49,7 +49,7 @@ def test_the_interval_of_a_preset_gives_way_to_the_request():
 def test_a_preset_reaches_network_and_decoder_and_is_said(folder, tiny_section, mode, monkeypatch):
     model = load_checkpoint(folder)
     request = Request(region=SampleOfSpots(count=1), mode=mode)
-    batches, decoders = [], []
+    batches, decoders, solvers = [], [], []
     predict, decode = model.pipeline.transformer.predict, type(model.pipeline).decode
 
     def counted(latents, prepared, *rest):
@@ -60,23 +60,31 @@ def test_a_preset_reaches_network_and_decoder_and_is_said(folder, tiny_section, 
         decoders.append(preview and pipeline.preview_vae is not None)
         return decode(pipeline, latents, preview)
 
+    def step(scheduler, *args, **kwargs):
+        solvers.append(type(scheduler).__name__)
+        return stepped(scheduler, *args, **kwargs)
+
+    stepped = UniPCMultistepScheduler.step
+    monkeypatch.setattr(UniPCMultistepScheduler, "step", step)
     monkeypatch.setattr(model.pipeline.transformer, "predict", counted)
     monkeypatch.setattr(type(model.pipeline), "decode", noted)
     made = {}
     for preset in PRESETS:
         batches.clear()
         decoders.clear()
+        solvers.clear()
         made[preset] = synthesize(tiny_section, request.model_copy(update={"preset": preset}), model)
-        guided = {"exact": 12, "fast": 5, "draft": 2}[
-            preset
-        ]  # of 12, 8 and 5 steps: those at or above the interval's end
+        guided = {"exact": 12, "fast": 4, "draft": 2}[preset]  # of 12, 6 and 4 steps: those above the interval's end
         steps = made[preset].plan.steps
         branches = [b for k, b in enumerate(batches) if k % (len(batches) // steps) == 0]
         assert branches == [3] * guided + [1] * (steps - guided), preset
         assert set(decoders) == {preset == "draft"}
+        assert len(solvers) == (0 if preset == "exact" else steps)
         assert (f"preset {preset}: " in " ".join(made[preset].notes)) == (preset != "exact")
         assert made[preset].provenance["request"]["preset"] == preset
         assert made[preset].provenance["guidance"]["above"] == PRESETS[preset].above
+        saved = {"preset": preset, "fast_solver": preset != "exact", "preview_decoder": preset == "draft"}
+        assert made[preset].provenance["savings"] == saved
     assert not np.array_equal(made["exact"].rgba, made["fast"].rgba)
 
 
@@ -86,6 +94,6 @@ def test_an_estimate_counts_branches(tiny_section, folder):
         preset: plan(tiny_section, Request(region=SampleOfSpots(count=2), preset=preset), card) for preset in PRESETS
     }
     assert evaluations(plans["exact"]) == 2 * 12 * 3
-    assert evaluations(plans["fast"]) == pytest.approx(2 * 8 * (0.5 * 3 + 0.5))
+    assert evaluations(plans["fast"]) == pytest.approx(2 * 6 * (0.6 * 3 + 0.4))
     morphology = Request(region=SampleOfSpots(count=2), guidance=Guidance(expression=1, morphology=1))
     assert evaluations(plan(tiny_section, morphology, card)) == 2 * 12

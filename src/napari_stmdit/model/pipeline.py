@@ -15,6 +15,7 @@ from ..errors import SynthesisError
 from ..types import Guidance
 from .guidance import Branch, branches
 from .sampler import ConditionTensors, denoise, noise_for
+from .solvers import fast_solver as quicker
 from .vae import decode_latents, latent_channels, spatial_factor
 
 DEFAULT_GUIDANCE = Guidance(expression=2.0, morphology=2.0, rule="nested_morphology_first")
@@ -130,6 +131,7 @@ class STMDiTPipeline(DiffusionPipeline):
         width: int | None = None,
         preview_every: int = 0,
         on_preview: Callable[[NDArray[np.uint8]], None] | None = None,
+        fast_solver: bool = False,
         preview_decoder: bool = False,
     ) -> Iterator[tuple[int, int, NDArray[np.uint8] | None]]:
         """Do what a call does, one step at a time; closing the generator ends the work. Parameters as for a call.
@@ -139,6 +141,8 @@ class STMDiTPipeline(DiffusionPipeline):
         preview_every, on_preview
             Every so many steps, except at the last one, ``on_preview`` is called with what the first patch (height, width, 3)
             uint8 is predicted to become. Costs one decoding each; does not change what is yielded.
+        fast_solver
+            Whether `napari_stmdit.model.solvers.fast_solver` takes the place of the scheduler.
         preview_decoder
             Whether the preview decoder makes the images, where there is one.
 
@@ -155,7 +159,9 @@ class STMDiTPipeline(DiffusionPipeline):
                 on_preview(self.decode(clean[:1], preview=True)[0])
 
         estimate = look if preview_every > 0 and on_preview is not None else None
-        for step, latents in self.denoise(noise, conditions, guidance, num_inference_steps, estimate):
+        for step, latents in self.denoise(
+            noise, conditions, guidance, num_inference_steps, estimate, fast_solver=fast_solver
+        ):
             last = step == num_inference_steps
             yield step, num_inference_steps, self.decode(latents, preview_decoder) if last else None
 
@@ -224,10 +230,13 @@ class STMDiTPipeline(DiffusionPipeline):
         guidance: Guidance | None,
         steps: int,
         on_estimate: Callable[[int, Tensor], None] | None = None,
+        *,
+        fast_solver: bool = False,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (step, latents) after every denoising step; see `napari_stmdit.model.sampler.denoise`."""
         branches, above = self.branches(conditions, guidance), (guidance.above if guidance else None) or 0.0
-        return denoise(self.transformer, self.scheduler, noise, conditions, branches, steps, on_estimate, above=above)
+        scheduler = quicker(self.scheduler) if fast_solver else self.scheduler
+        return denoise(self.transformer, scheduler, noise, conditions, branches, steps, on_estimate, above=above)
 
     def branches(self, conditions: ConditionTensors, guidance: Guidance | None) -> tuple[Branch, ...]:
         """Return the predictions that this guidance needs under these conditions."""

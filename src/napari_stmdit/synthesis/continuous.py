@@ -109,6 +109,7 @@ class _Canvas:
             has_morphology=request.morphology != "null",
             has_expression=request.expression != "null",
             state=None if self.states is None else self.states.load_state(),
+            fast_solver=self.plan.fast_solver,
         )
 
     # --- denoising

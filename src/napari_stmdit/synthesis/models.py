@@ -33,8 +33,9 @@ class PatchBatch:
         As resolved by the plan.
     preview_every
         Steps between looks at what the first patch is becoming; 0 for none.
-    preview_decoder
-        Whether the checkpoint's preview decoder makes the images, where it has one.
+    fast_solver, preview_decoder
+        Whether a solver for few steps takes the place of the checkpoint's own, and its preview decoder, where it has one, makes the
+        images.
     """
 
     patches: tuple[Patch, ...]
@@ -45,6 +46,7 @@ class PatchBatch:
     guidance: Guidance
     steps: int
     preview_every: int = 0
+    fast_solver: bool = False
     preview_decoder: bool = False
 
 
@@ -137,6 +139,7 @@ class CanvasModel(PatchModel, Protocol):
         has_morphology: bool,
         has_expression: bool,
         state: Mapping[str, NDArray[Any]] | None = None,
+        fast_solver: bool = False,
     ) -> Solver:
         """Return a solver for a canvas of noise (c, h, w), or one that goes on from a state."""
 

@@ -169,6 +169,7 @@ def _lay_out(section: Section, request: Request, card: CheckpointCard, rows: NDA
         genes_shared=shared,
         notes=(*_notes(section, request, card, read, shared), *further),
         windows=windows,
+        fast_solver=PRESETS[request.preset].fast_solver,
         preview_decoder=PRESETS[request.preset].preview_decoder,
     )
 

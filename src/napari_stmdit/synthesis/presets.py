@@ -21,19 +21,23 @@ class PresetSettings:
     above
         Noise level above which guidance acts; below it the plain conditional prediction is made, one branch in place of several
         (Kynkaanniemi et al., 2024, arXiv 2404.07724).
+    fast_solver
+        Whether a solver that needs fewer steps takes the place of the checkpoint's own, where there is one for its schedule; see
+        `napari_stmdit.model.solvers.fast_solver`.
     preview_decoder
         Whether the checkpoint's preview decoder is used, where it has one.
     """
 
     steps: float = 1.0
     above: float = 0.0
+    fast_solver: bool = False
     preview_decoder: bool = False
 
 
 PRESETS: dict[Preset, PresetSettings] = {
     "exact": PresetSettings(),
-    "fast": PresetSettings(steps=2 / 3, above=0.5),
-    "draft": PresetSettings(steps=0.4, above=0.7, preview_decoder=True),
+    "fast": PresetSettings(steps=1 / 2, above=0.4, fast_solver=True),
+    "draft": PresetSettings(steps=1 / 3, above=0.6, fast_solver=True, preview_decoder=True),
 }
 
 
@@ -59,7 +63,8 @@ def preset_notes(request: Request, card: CheckpointCard) -> list[str]:
         return []
     steps, above = resolve_steps(request, card), resolve_guidance(request, card).above
     decoder = ", the checkpoint's preview decoder where it has one" if settings.preview_decoder else ""
+    solver = " of a solver for few steps" if settings.fast_solver else ""
     return [
-        f"preset {request.preset}: {steps} steps (the checkpoint's own: {card.steps}), guidance only above noise level {above:g}{decoder}; "
-        "the image differs from that of the preset exact"
+        f"preset {request.preset}: {steps} steps{solver} (the checkpoint's own: {card.steps}), guidance only above noise level "
+        f"{above:g}{decoder}; the image differs from that of the preset exact"
     ]

@@ -207,5 +207,6 @@ def _batch(
         tuple(p.seed for p in patches),
         plan.guidance,
         plan.steps,
+        fast_solver=plan.fast_solver,
         preview_decoder=plan.preview_decoder,
     )

@@ -1,0 +1,151 @@
+"""What the machine can do, how long something takes on it, and how much memory that needs."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PEAK_SIDES = (1024, 2048, 4096)
+MOST_ROUNDS = 15
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that something took, over ``rounds`` repetitions after one to warm up; ``rounds`` 0: that first one alone."""
+
+    median: float
+    least: float
+    rounds: int
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Say what was measured on: JSON types, no names of people or places."""
+    facts: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
+    if device.type == "cpu":
+        facts["cpu"] = torch.backends.cpu.get_cpu_capability()
+        facts["matrix_tiles"] = bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+        facts["load"] = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
+    return facts
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def timed(work: Callable[[], Any], device: torch.device, seconds: float, rounds: int = MOST_ROUNDS) -> Timing:
+    """Time some work: as often as fits into so many seconds, at most ``rounds`` times, after a first time that does not count.
+
+    Where the first time alone takes longer than that, it is all there is.
+    """
+    first = once(work, device)
+    if first > seconds:
+        return Timing(first, first, 0)
+    found: list[float] = []
+    while len(found) < rounds and (not found or sum(found) + found[-1] <= seconds):
+        found.append(once(work, device))
+    return Timing(statistics.median(found), min(found), len(found))
+
+
+def once(work: Callable[[], Any], device: torch.device) -> float:
+    """Return the seconds that some work takes once."""
+    wait_for(device)
+    start = time.perf_counter()
+    work()
+    wait_for(device)
+    return time.perf_counter() - start
+
+
+def interleaved(
+    works: dict[str, Callable[[], Any]], device: torch.device, rounds: int, each: int = 1
+) -> dict[str, Timing]:
+    """Time several works in turn, A B C A B C, so that what else the machine does falls on all of them; the first round warms up.
+
+    ``each`` work is done so many times in a turn.
+    """
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(rounds + 1):
+        for name, work in works.items():
+            taken = [once(work, device) for _ in range(each)]
+            if turn:
+                found[name] += taken
+    return {name: Timing(statistics.median(times), min(times), len(times)) for name, times in found.items()}
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.6) -> float:
+    """Return the most floating-point operations a second that a plain product of square matrices reaches, over a few sizes."""
+    best = 0.0
+    with torch.inference_mode():
+        for side in PEAK_SIDES:
+            a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+            taken = timed(lambda a=a, b=b: a @ b, device, seconds, rounds=50)  # type: ignore[misc]
+            best = max(best, 2 * side**3 / taken.least)
+    return best
+
+
+def flops(work: Callable[[], Any]) -> float:
+    """Return the floating-point operations of some work, two for a multiplication and addition.
+
+    It is done once, as a training would do it: fused operations have no count.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+        work()
+    return float(counter.get_total_flops())
+
+
+class PeakMemory:
+    """Most memory in use from here on, in MB: of the device where it keeps count, else of this process, as the kernel counts it.
+
+    Elsewhere than on Linux the kernel's mark cannot be put back, and earlier work may be in it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        elif sys.platform == "linux":
+            try:
+                Path("/proc/self/clear_refs").write_text("5")
+            except OSError:  # not allowed in every container
+                pass
+
+    def read(self) -> float:
+        """Return the most so far."""
+        if self._device.type == "cuda":
+            return float(torch.cuda.max_memory_allocated(self._device)) / 1e6
+        if sys.platform == "linux":
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
+        if sys.platform == "win32":
+            return float("nan")
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
+
+
+def ratio(slow: Timing, fast: Timing) -> float:
+    """Return how many times faster the second is, by the medians."""
+    return slow.median / fast.median
+
+
+def total(parts: Sequence[Timing]) -> float:
+    """Return the sum of medians."""
+    return sum(part.median for part in parts)
