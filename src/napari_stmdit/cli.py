@@ -12,6 +12,7 @@ import typer
 
 from . import __version__
 from .cli_batch import batch as batch_command
+from .cli_bench import bench as bench_command
 from .cli_dataset import export_dataset as export_dataset_command
 from .cli_progress import InterruptCancels, ProgressBar
 from .cli_train import train as train_command
@@ -314,6 +315,7 @@ def download(
 
 app.command()(train_command)
 app.command()(batch_command)
+app.command("bench")(bench_command)
 app.command("export-dataset")(export_dataset_command)
 
 

@@ -1,8 +1,11 @@
-"""This package against the straightforward ways, in one run, turn by turn."""
+"""Ours against the straightforward ways, in one run, turn by turn."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,117 +14,115 @@ from torch import Tensor
 
 from ..assemble import Checkpoint, load_checkpoint
 from ..devices import choose_device
+from ..errors import SynthesisError
 from ..model.sampler import denoise
 from ..model.vae import decode_latents
 from ..synthesis.plan import plan
+from ..synthesis.presets import PRESETS
 from ..synthesis.result import synthesize
 from ..synthesis.run import run
-from ..types import Request, SampleOfSpots, Section
+from ..types import Preset, Section
 from .machine import Timing, interleaved, ratio
-from .stages import name_of
+from .stages import name_of, request_for
 from .stock import Forward, StockTransformer, straightforward
 from .subjects import Subject, in_dtype
 
-PLAIN, BATCHED = "one forward a branch, float32", "one forward a step"
+PLAIN = "straightforward, float32"
 
 
-def against_straightforward(subject: Subject, rounds: int) -> dict[str, Any]:
+@dataclass
+class _Way:
+    """One way to make a patch; without a ``net``, ours."""
+
+    subject: Subject
+    vae: Any
+    net: Forward | None = None
+    batched: bool = False
+    made: Tensor | None = None
+
+    def denoise(self, steps: int | None = None) -> None:
+        one, steps = self.subject, steps or self.subject.steps
+        noise, conditions = one.noise(1), one.conditions(1)
+        if self.net is None:
+            *_, (_, self.made) = denoise(one.transformer, one.scheduler, noise, conditions, one.guidance, steps)
+            return
+        self.made = straightforward(
+            self.net, one.scheduler, noise, conditions, one.guidance, steps, batched=self.batched
+        )
+
+    def decode(self) -> None:
+        decode_latents(self.vae, self.subject.noise(1))
+
+
+def against_straightforward(plain: Subject, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
     """Compare one patch, all steps and decoding, with loops that save nothing.
 
-    Two are float32 and three forwards a step, or the fast dtype and one forward a step; of diffusers' own blocks where it has them for
-    such a transformer, else of our own forward, which is asked anew for everything. The third is ours in float32, which must give
-    what the first gives.
+    One is float32 and makes a forward for every branch at every step, one patch at a time; one is in the fast precision and makes one
+    forward for all branches. Both are of diffusers' own blocks where it has them for such a transformer, else of our own forward,
+    which is asked anew for everything; their autoencoders are as they are loaded. Ours in float32 must give what the first gives.
+
+    Parameters
+    ----------
+    plain
+        In float32.
+    dtype
+        The fast one.
+    rounds
+        Of all of them in turn.
 
     Returns
     -------
     dict
-        Seconds of each, with and without decoding; how many times faster ours is; the largest difference of the latents in float32.
+        Seconds of each, denoising and decoding; how many times faster ours is; the largest difference of the latents in float32.
     """
-    plain, fast = in_dtype(subject, torch.float32), subject
-    nets = {what: _straightforward_net(one) for what, one in (("plain", plain), ("fast", fast))}
-    made: dict[str, Tensor] = {}
-
-    def loop(name: str, one: Subject, net: Forward | None, batched: bool) -> Callable[[], Any]:
-        def work() -> None:
-            made[name] = _denoised(one) if net is None else _loop(one, net, batched)
-
-        return work
-
-    ours = f"ours, {name_of(fast.dtype)}"
-    batched = f"{BATCHED}, {name_of(fast.dtype)}"
-    ways: dict[str, tuple[Subject, Callable[[], Any]]] = {
-        PLAIN: (plain, loop(PLAIN, plain, nets["plain"], False)),
-        batched: (fast, loop(batched, fast, nets["fast"], True)),
-        ours: (fast, loop(ours, fast, None, False)),
+    fast = in_dtype(plain, dtype)
+    ours, batched, exact = f"ours, {name_of(dtype)}", f"straightforward, batched, {name_of(dtype)}", "ours, float32"
+    ways = {
+        PLAIN: _Way(plain, _stock_layout(plain.vae), _straightforward_net(plain)),
+        batched: _Way(fast, _stock_layout(fast.vae), _straightforward_net(fast), batched=True),
+        exact: _Way(plain, plain.vae),
+        ours: _Way(fast, fast.vae),
     }
-    exact = "ours, float32"
-    ways.setdefault(exact, (plain, loop(exact, plain, None, False)))
-    sampled = interleaved({name: work for name, (_, work) in ways.items()}, subject.device, rounds)
-    decoders = {
-        "float32, stock layout": (_stock_layout(plain.vae), plain),
-        f"{name_of(fast.vae.dtype)}, stock layout": (_stock_layout(fast.vae), fast),
-        "ours, float32": (plain.vae, plain),
-        "ours": (fast.vae, fast),
-    }
-    decoded = interleaved(
-        {name: lambda vae=vae, one=one: decode_latents(vae, one.noise(1)) for name, (vae, one) in decoders.items()},  # type: ignore[misc]
-        subject.device,
-        rounds,
-    )
-    decoding = dict(zip((PLAIN, batched, exact, ours), decoded.values(), strict=False))
-    if ours == exact:
-        decoding[ours] = decoded["ours"]
-    ends = {name: Timing(time.median + decoding[name].median, 0.0, time.rounds) for name, time in sampled.items()}
-    stock = isinstance(nets["plain"], StockTransformer)
+    warm = {name: partial(way.denoise, 2) for name, way in ways.items()}
+    denoised = interleaved({name: way.denoise for name, way in ways.items()}, plain.device, rounds, warm)
+    decoded = interleaved({name: way.decode for name, way in ways.items()}, plain.device, rounds)
+    whole = {name: denoised[name].median + decoded[name].median for name in ways}
+    first, second = ways[PLAIN].made, ways[exact].made
+    assert first is not None and second is not None  # they were just made
     return {
-        "blocks": "of diffusers (PixArtTransformer2DModel)" if stock else "ours, asked anew at every step",
-        "steps": subject.steps,
-        "branches": len(subject.guidance),
-        "seconds_denoising": {name: round(time.median, 3) for name, time in sampled.items()},
-        "seconds_decoding": {name: round(decoding[name].median, 3) for name in sampled},
+        "blocks": "of diffusers (PixArtTransformer2DModel)"
+        if isinstance(ways[PLAIN].net, StockTransformer)
+        else "ours",
+        "steps": plain.steps,
+        "branches": len(plain.guidance),
         "rounds": rounds,
-        "times_faster": {
-            f"than {name}": {
-                "denoising": round(ratio(sampled[name], sampled[ours]), 2),
-                "with decoding": round(ratio(ends[name], ends[ours]), 2),
-            }
-            for name in (PLAIN, batched, *([exact] if exact != ours else []))
+        "seconds": {
+            name: {"denoising": round(denoised[name].median, 3), "decoding": round(decoded[name].median, 3)}
+            for name in ways
         },
-        "float32_times_faster": round(ratio(sampled[PLAIN], sampled[exact]), 2),
-        "largest_difference_in_float32": float((made[PLAIN] - made[exact]).abs().max()),
-        "standard_deviation_of_latents": round(float(made[PLAIN].std()), 3),
+        f"times faster: {ours}": {
+            name: {
+                "denoising": round(ratio(denoised[name], denoised[ours]), 2),
+                "with decoding": round(whole[name] / whole[ours], 2),
+            }
+            for name in ways
+            if name != ours
+        },
+        "largest_difference_in_float32": float((first - second).abs().max()),
+        "standard_deviation_of_latents": round(float(first.std()), 3),
     }
 
 
 def _straightforward_net(subject: Subject) -> Forward:
-    from ..errors import SynthesisError
-
     try:
         net = StockTransformer(subject.transformer)
     except SynthesisError:
-        return subject.transformer  # type: ignore[return-value]
+        return subject.transformer  # type: ignore[no-any-return]
     return net.to(subject.device, subject.dtype)
-
-
-def _loop(subject: Subject, net: Forward, batched: bool) -> Tensor:
-    conditions = subject.conditions(1)
-    return straightforward(
-        net, subject.scheduler, subject.noise(1), conditions, subject.guidance, subject.steps, batched=batched
-    )
-
-
-def _denoised(subject: Subject) -> Tensor:
-    conditions = subject.conditions(1)
-    *_, (_, latents) = denoise(
-        subject.transformer, subject.scheduler, subject.noise(1), conditions, subject.guidance, subject.steps
-    )
-    return latents
 
 
 def _stock_layout(vae: Any) -> Any:
     """Copy an autoencoder with its convolutions as they are loaded."""
-    import copy
-
     return copy.deepcopy(vae).to(memory_format=torch.contiguous_format)
 
 
@@ -129,16 +130,14 @@ def end_to_end(
     checkpoint: Checkpoint, section: Section, rounds: int, counts: tuple[int, ...] = (1, 16)
 ) -> dict[str, Any]:
     """Time whole runs, from the request to the canvas, of so many patches at the checkpoint's own steps, and of each preset."""
-    from ..synthesis.presets import PRESETS
-
     device = torch.device(checkpoint.device)
 
-    def whole(count: int, **changes: Any) -> Callable[[], Any]:
-        request = Request(region=SampleOfSpots(count=count), **changes)
+    def whole(count: int, preset: Preset = "exact") -> Callable[[], Any]:
+        request = request_for(checkpoint.card, count, preset)
         return lambda: synthesize(section, request, checkpoint)
 
-    presets = interleaved({name: whole(1, preset=name) for name in PRESETS}, device, rounds, each=2)
-    runs = {count: interleaved({"run": whole(count)}, device, max(1, rounds // 2))["run"] for count in counts[1:]}
+    presets = interleaved({name: whole(1, name) for name in PRESETS}, device, rounds)
+    runs = {count: interleaved({"run": whole(count)}, device, max(1, rounds // 3))["run"] for count in counts[1:]}
     first = presets["exact"]
     return {
         "dtype": checkpoint.provenance["dtype"],
@@ -169,7 +168,7 @@ def precisions(name: str, section: Section, device: str, rounds: int, count: int
     works: dict[str, Callable[[], Any]] = {}
     for dtype in ("float32", name_of(fast)):
         model = load_checkpoint(name, device=device, dtype=dtype)
-        made = plan(section, Request(region=SampleOfSpots(count=count)), model.card)
+        made = plan(section, request_for(model.card, count), model.card)
 
         def work(dtype: str = dtype, model: Checkpoint = model, made: Any = made) -> None:
             done = [patch for patches, _ in run(made, section, model) for patch in patches]

@@ -6,7 +6,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,18 +73,21 @@ def once(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def interleaved(
-    works: dict[str, Callable[[], Any]], device: torch.device, rounds: int, each: int = 1
+    works: Mapping[str, Callable[[], Any]],
+    device: torch.device,
+    rounds: int,
+    warm: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Timing]:
-    """Time several works in turn, A B C A B C, so that what else the machine does falls on all of them; the first round warms up.
+    """Time several works in turn, A B C A B C, so that what else the machine does falls on all of them.
 
-    ``each`` work is done so many times in a turn.
+    Each is done once before that, or what ``warm`` has in its place.
     """
     found: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(rounds + 1):
+    for name, work in works.items():
+        (warm or works).get(name, work)()
+    for _ in range(rounds):
         for name, work in works.items():
-            taken = [once(work, device) for _ in range(each)]
-            if turn:
-                found[name] += taken
+            found[name].append(once(work, device))
     return {name: Timing(statistics.median(times), min(times), len(times)) for name, times in found.items()}
 
 
@@ -96,6 +99,8 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.6) 
             a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
             taken = timed(lambda a=a, b=b: a @ b, device, seconds, rounds=50)  # type: ignore[misc]
             best = max(best, 2 * side**3 / taken.least)
+            if taken.least * 8 > seconds:  # the next one has eight times the operations
+                break
     return best
 
 
@@ -104,9 +109,10 @@ def flops(work: Callable[[], Any]) -> float:
 
     It is done once, as a training would do it: fused operations have no count.
     """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+    with FlopCounterMode(display=False) as counter, torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         work()
     return float(counter.get_total_flops())
 
@@ -144,8 +150,3 @@ class PeakMemory:
 def ratio(slow: Timing, fast: Timing) -> float:
     """Return how many times faster the second is, by the medians."""
     return slow.median / fast.median
-
-
-def total(parts: Sequence[Timing]) -> float:
-    """Return the sum of medians."""
-    return sum(part.median for part in parts)

@@ -15,7 +15,7 @@ from ..model.vae import decode_images, decode_latents
 from ..synthesis.canvas import MemoryCanvas
 from ..synthesis.plan import plan
 from ..tissue.crops import read_patches
-from ..types import PatchResult, Request, SampleOfSpots, Section
+from ..types import CheckpointCard, PatchResult, Preset, Request, SampleOfSpots, Section
 from .machine import PeakMemory, Timing, flops, timed
 from .subjects import Subject
 
@@ -71,7 +71,7 @@ def sampling(
     rows: list[Stage] = []
     left_out: list[LeftOut] = []
     dtype = name_of(subject.dtype)
-    each = flops(_step(subject, 1)) if subject.device.type == "cpu" else flops(_step(subject, 1, subject.device))
+    each = _flops_of_a_step(subject)
     for batch in sorted(batches):
         expected = rows[-1].milliseconds / 1e3 * batch / rows[-1].batch if rows else 0.0
         if expected > 2 * seconds:
@@ -79,19 +79,24 @@ def sampling(
             continue
         memory = PeakMemory(subject.device)
         with torch.inference_mode():
-            taken = timed(_step(subject, batch), subject.device, seconds)
+            taken = timed(_step(subject, batch), subject.device, seconds)  # conditions are prepared outside of it
         rows.append(_row("sample", subject, batch, taken, each * batch, peak, memory.read()))
     return rows, left_out
 
 
-def _step(subject: Subject, batch: int, device: torch.device | None = None) -> Callable[[], Any]:
-    """One step of a batch whose conditions are prepared, as all steps but the first are."""
-    latents = subject.noise(batch).to(device or subject.device)
+def _step(subject: Subject, batch: int) -> Callable[[], Any]:
+    """One step of a batch whose conditions are prepared, as they are from the first step on."""
+    latents = subject.noise(batch).to(subject.device)
     times = torch.linspace(999, 50, subject.steps)
     plan = [subject.guidance] * subject.steps
-    with torch.inference_mode(not torch.is_grad_enabled()):
-        predict = prediction(subject.transformer, subject.conditions(batch), plan, times, subject.shape(batch))
+    predict = prediction(subject.transformer, subject.conditions(batch), plan, times, subject.shape(batch))
     return lambda: predict(1, latents)
+
+
+def _flops_of_a_step(subject: Subject) -> float:
+    with torch.enable_grad():
+        work = _step(subject, 1)
+    return flops(work)
 
 
 def decoding(subject: Subject, batches: Sequence[int], peak: float, seconds: float) -> list[Stage]:
@@ -111,7 +116,7 @@ def decoding(subject: Subject, batches: Sequence[int], peak: float, seconds: flo
 def around(checkpoint: Checkpoint, section: Section, seconds: float, batch: int = 8) -> list[Stage]:
     """Time what is done around the network: planning, reading and encoding what conditions a batch, pasting a patch."""
     device = torch.device(checkpoint.device)
-    request = Request(region=SampleOfSpots(count=batch))
+    request = request_for(checkpoint.card, batch)
     made = plan(section, request, checkpoint.card)
     rows = [patch.row for patch in made.patches]
     boxes = [patch.source_box for patch in made.patches]
@@ -134,14 +139,19 @@ def around(checkpoint: Checkpoint, section: Section, seconds: float, batch: int 
     return found
 
 
+def request_for(card: CheckpointCard, count: int, preset: Preset = "exact") -> Request:
+    """Return a request for so many patches of the sample section; that its genes may be others than the checkpoint's costs no time."""
+    morphology = "own" if "morphology" in card.conditions else "null"
+    region = SampleOfSpots(count=count)
+    return Request(region=region, morphology=morphology, preset=preset, allow_gene_mismatch=True)
+
+
 def name_of(dtype: torch.dtype) -> str:
     """Return the name of a precision."""
     return str(dtype).removeprefix("torch.")
 
 
-def _row(
-    stage: str, subject: Subject, batch: int, taken: Timing, count: float, peak: float, memory: float
-) -> Stage:
+def _row(stage: str, subject: Subject, batch: int, taken: Timing, count: float, peak: float, memory: float) -> Stage:
     dtype = subject.vae.dtype if stage == "decode" else subject.dtype
     share = count / taken.median / peak
     return Stage(stage, name_of(dtype), batch, taken.median * 1e3, taken.rounds, count / 1e9, share, memory)

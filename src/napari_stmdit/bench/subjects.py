@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..assemble import Checkpoint
-from ..devices import choose_device, decoder_on
+from ..devices import decoder_on
 from ..model.guidance import Branch, branches
 from ..model.predict import ConditionTensors
 from ..model.transformer import STMDiTTransformer2D
@@ -120,30 +121,36 @@ def of_checkpoint(checkpoint: Checkpoint) -> Subject:
     return Subject(card.name, pipeline.transformer, pipeline.vae, pipeline.scheduler, guidance, card.steps, side)
 
 
-def random_base(device: str = "auto", dtype: str = "auto", sizes: dict[str, Any] | None = None) -> Subject:
-    """Make a DiT-B/2 and an SD3-style autoencoder of random weights, 20 steps and both guidance scales.
+def random_base(
+    device: torch.device, sizes: dict[str, Any] | None = None, vae_sizes: dict[str, Any] | None = None
+) -> Subject:
+    """Make a DiT-B/2 and an SD3-style autoencoder of random weights in float32, 20 steps and both guidance scales.
 
-    ``sizes`` of the transformer may be others, to try it out.
+    ``sizes`` of the transformer and of the autoencoder may be others, to try it out.
     """
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
-    chosen, kind = choose_device(device, dtype)
     torch.manual_seed(0)
     transformer = STMDiTTransformer2D(**{**BASE_SIZES, **(sizes or {})}).eval()
     with torch.no_grad():
         for parameter in transformer.parameters():  # what training starts at zero would otherwise be nothing to compute
             parameter.add_(torch.randn(parameter.shape) * 0.02)
-    torch.nn.Module.to(transformer, device=chosen, dtype=kind)
-    vae = decoder_on(AutoencoderKL(**SD3_VAE), chosen, kind)
+    torch.nn.Module.to(transformer, device=device)
+    vae = decoder_on(AutoencoderKL(**{**SD3_VAE, **(vae_sizes or {})}), device, torch.float32)
     guidance = branches("nested_morphology_first", 1.5, 2.0, has_morphology=True, has_expression=True)
     side = int(transformer.config["sample_size"])
-    return Subject("DiT-B/2 + SD3-style VAE", transformer, vae, FlowMatchEulerDiscreteScheduler(), guidance, STEPS, side)
+    return Subject(
+        "DiT-B/2 + SD3-style VAE", transformer, vae, FlowMatchEulerDiscreteScheduler(), guidance, STEPS, side
+    )
 
 
 def in_dtype(subject: Subject, dtype: torch.dtype) -> Subject:
-    """Return a copy of a subject in another precision, its autoencoder as it would be loaded with it."""
-    import copy
+    """Return a subject in another precision, its autoencoder as it would be loaded with it; a copy, where it differs.
 
+    Start from float32: what was rounded stays rounded.
+    """
+    if subject.dtype == dtype:
+        return subject
     transformer = copy.deepcopy(subject.transformer)
     torch.nn.Module.to(transformer, dtype=dtype)
     vae = decoder_on(copy.deepcopy(subject.vae), subject.device, dtype)
