@@ -67,7 +67,7 @@ class Calibration:
     detail: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by identity: what is found in it once is kept for it
 class Genes:
     """Names of the columns of an expression table: symbols (g,), and Ensembl ids (g,) where the file has them."""
 
