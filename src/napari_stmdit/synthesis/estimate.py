@@ -28,13 +28,13 @@ class Estimate:
     seconds: float | None
 
 
-def estimate(plan: Plan, seconds_per_patch_step: float | None = None, samples: int = 1) -> Estimate:
+def estimate(plan: Plan, seconds_per_prediction: float | None = None, samples: int = 1) -> Estimate:
     """Estimate what a plan, run for so many samples, will cost; in continuous mode a window counts as a patch.
 
-    ``seconds_per_patch_step`` is the measured time of one prediction for one patch.
+    ``seconds_per_prediction`` is the measured time of one prediction for one patch.
     """
     height, width = plan.frame.shape
-    seconds = None if seconds_per_patch_step is None else seconds_per_patch_step * evaluations(plan) * samples
+    seconds = None if seconds_per_prediction is None else seconds_per_prediction * evaluations(plan) * samples
     return Estimate(len(plan) * samples, height * width * BYTES_PER_PIXEL * samples, seconds)
 
 
