@@ -70,7 +70,9 @@ class Steps:
             profile.disable()
         if self.profiles is not None:
             text = io.StringIO()
-            pstats.Stats(profile, stream=text).sort_stats("cumulative").print_stats(60).sort_stats("tottime").print_stats(30)
+            pstats.Stats(profile, stream=text).sort_stats("cumulative").print_stats(60).sort_stats(
+                "tottime"
+            ).print_stats(30)
             (self.profiles / f"{name}.txt").write_text(text.getvalue())
         times, busy = times[name != "open" :], busy[name != "open" :]
         return {

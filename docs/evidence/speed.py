@@ -31,7 +31,14 @@ def run(command: list[str], source: Path) -> dict[str, Any]:
 
 def viewer(source: Path, folder: Path, rounds: int) -> dict[str, Any]:
     """Measure what a user waits for in the viewer."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "waiting.py"), "--folder", str(folder), "--rounds", str(rounds)]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "waiting.py"),
+        "--folder",
+        str(folder),
+        "--rounds",
+        str(rounds),
+    ]
     if sys.platform == "linux" and "DISPLAY" not in os.environ and shutil.which("xvfb-run"):
         command = ["xvfb-run", "-a", "-s", "-screen 0 1600x1000x24", *command]
     return run(command, source)

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+_OF_ITS_OWN = (
+    "use_dynamic_shifting",
+    "stochastic_sampling",
+    "invert_sigmas",
+    "shift_terminal",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+)
+"""What makes a flow schedule one that UniPC is not given here."""
+
 
 def fast_solver(scheduler: Any) -> Any:
     """Return UniPC of order 2 (Zhao et al., 2023, arXiv 2302.04867) for a diffusers scheduler, or that scheduler itself.
@@ -20,9 +31,7 @@ def fast_solver(scheduler: Any) -> Any:
 
     config = scheduler.config
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        own = ("use_dynamic_shifting", "stochastic_sampling", "invert_sigmas", "shift_terminal")
-        own += ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-        if any(config.get(name) for name in own):
+        if any(config.get(name) for name in _OF_ITS_OWN):
             return scheduler
         return UniPCMultistepScheduler(
             num_train_timesteps=config["num_train_timesteps"],

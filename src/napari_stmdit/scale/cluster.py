@@ -172,7 +172,9 @@ def synthesize_shared(
     model = remote_checkpoint(client, request.checkpoint, device, dtype)
     plan = make_plan(section, request, model.card)
     identity = identity_of(plan, section, model)
-    dtype = str(model.provenance["dtype"])  # workers of several kinds would choose differently, and none could go on for another
+    dtype = str(
+        model.provenance["dtype"]
+    )  # workers of several kinds would choose differently, and none could go on for another
     task = Task(source, request, folder.expanduser().absolute(), device, dtype, batch, identity)
     share = _Share(client, task, plan, cancel or CancelToken(), on_progress)
     if plan.windows is None:
