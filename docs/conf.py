@@ -1,0 +1,47 @@
+"""Sphinx settings. Build with ``make docs-html``; every warning is an error, and nothing is fetched from the network."""
+
+from napari_stmdit import __version__
+
+project = "napari-stmdit"
+author = "The napari-stmdit developers"
+copyright = author
+release = version = __version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build"]
+
+html_theme = "sphinx_book_theme"
+html_title = "napari-stmdit"
+html_theme_options = {
+    "repository_url": "https://github.com/napari-stmdit/napari-stmdit",
+    "repository_branch": "main",
+    "path_to_docs": "docs",
+    "use_repository_button": True,
+    "use_issues_button": True,
+    "show_toc_level": 2,
+    "home_page_in_toc": True,
+}
+html_show_copyright = False
+
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+myst_heading_anchors = 3
+myst_links_external_new_tab = False
+
+# Signatures carry the types; docstrings say what they mean. Defaults are shown as they are written in the source.
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+autodoc_member_order = "bysource"
+autodoc_default_options = {"exclude-members": "model_config"}
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+default_role = "any"
+
+nitpicky = True
+# Other projects' names, and types that are no part of the public interface, are shown and not linked.
+nitpick_ignore_regex = [("py:.*", r"(?!napari_stmdit\.(\w+$)).*")]
