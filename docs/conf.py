@@ -1,5 +1,8 @@
 """Sphinx settings. Build with ``make docs-html``; every warning is an error, and nothing is fetched from the network."""
 
+import subprocess
+import sys
+
 from napari_stmdit import __version__
 
 project = "napari-stmdit"
@@ -40,8 +43,23 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"exclude-members": "model_config"}
 napoleon_google_docstring = False
 napoleon_use_rtype = False
-default_role = "any"
+napoleon_attr_annotations = False
+default_role = "py:obj"
 
 nitpicky = True
 # Other projects' names, and types that are no part of the public interface, are shown and not linked.
 nitpick_ignore_regex = [("py:.*", r"(?!napari_stmdit\.(\w+$)).*")]
+
+
+def commands_of_the_program(app, docname, source):
+    """Put what the program says of its options where the page on the command line wants it."""
+    if docname == "cli":
+        asked = [sys.executable, "-m", "typer", "napari_stmdit.cli", "utils", "docs", "--name", "stmdit"]
+        said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+        _, _, commands = said.partition("\n## ")
+        source[0] = source[0].replace("<!-- commands -->", f"## {commands}")
+
+
+def setup(app):
+    """Connect it."""
+    app.connect("source-read", commands_of_the_program)
