@@ -192,3 +192,9 @@ def run_line(line, folder, place):
 def test_the_pages_for_beginners_are_run():
     run = {page.name for page in RUN}
     assert {"docs/start.md", "docs/guides/synthesizing.md", "docs/guides/training.md", "docs/guides/datasets.md"} <= run
+
+
+def test_every_public_name_is_on_the_page_of_the_interface():
+    text = (ROOT / "docs" / "api.md").read_text()
+    shown = set(re.findall(r"^\.\. auto(?:function|class|exception):: (\w+)$", text, re.M))
+    assert shown == set(napari_stmdit.__all__) - {"__version__"}
