@@ -3,6 +3,9 @@
 import subprocess
 import sys
 
+from docutils.nodes import SkipNode
+from docutils.utils.math import latex2mathml
+
 from napari_stmdit import __version__
 
 project = "napari-stmdit"
@@ -29,8 +32,12 @@ html_theme_options = {
     "use_issues_button": True,
     "show_toc_level": 2,
     "home_page_in_toc": True,
+    "navbar_persistent": [],  # the search is in the side bar already
 }
 html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["formulas.css"]
+html_math_renderer = "mathml"  # browsers draw it themselves: no script, and no network
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 3
@@ -60,6 +67,20 @@ def commands_of_the_program(app, docname, source):
         source[0] = source[0].replace("<!-- commands -->", f"## {commands}")
 
 
+def inline_formula(translator, node):
+    """Write a formula in a line as MathML."""
+    translator.body.append(latex2mathml.tex2mathml(node.astext()))
+    raise SkipNode
+
+
+def displayed_formula(translator, node):
+    """Write a formula of its own as MathML."""
+    formula = latex2mathml.tex2mathml(node.astext(), as_block=True)
+    translator.body.append(f'<div class="math">{formula}</div>')
+    raise SkipNode
+
+
 def setup(app):
-    """Connect it."""
+    """Connect them."""
     app.connect("source-read", commands_of_the_program)
+    app.add_html_math_renderer("mathml", (inline_formula, None), (displayed_formula, None))
