@@ -36,7 +36,7 @@ html_theme_options = {
 }
 html_show_copyright = False
 html_static_path = ["_static"]
-html_css_files = ["formulas.css"]
+html_css_files = ["site.css"]
 html_math_renderer = "mathml"  # browsers draw it themselves: no script, and no network
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
@@ -52,6 +52,7 @@ napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_attr_annotations = False
 default_role = "py:obj"
+highlight_language = "none"  # a block that names no language is a shell's
 
 nitpicky = True
 # Other projects' names, and types that are no part of the public interface, are shown and not linked.
