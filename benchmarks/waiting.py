@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 
 os.environ["NAPARI_CONFIG"] = str(Path(tempfile.mkdtemp(prefix="stmdit-bench-")) / "settings.yaml")
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import napari
 import numpy as np

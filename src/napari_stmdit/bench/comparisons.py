@@ -117,7 +117,7 @@ def _straightforward_net(subject: Subject) -> Forward:
     try:
         net = StockTransformer(subject.transformer)
     except SynthesisError:
-        return subject.transformer  # type: ignore[no-any-return]
+        return subject.transformer
     return net.to(subject.device, subject.dtype)
 
 

@@ -102,7 +102,7 @@ def _flops_of_a_step(subject: Subject) -> float:
 def decoding(subject: Subject, batches: Sequence[int], peak: float, seconds: float) -> list[Stage]:
     """Time the decoding of several batches into uint8 images."""
     rows: list[Stage] = []
-    each = flops(lambda: decode_images.__wrapped__(subject.vae, subject.noise(1)))
+    each = flops(lambda: decode_images(subject.vae, subject.noise(1)))
     for batch in sorted(batches):
         expected = rows[-1].milliseconds / 1e3 * batch / rows[-1].batch if rows else 0.0
         if expected > 2 * seconds:

@@ -48,6 +48,9 @@ class StockTransformer(nn.Module):
         ``ours`` is of another kind.
     """
 
+    morphology_null: Tensor
+    expression_null: Tensor
+
     def __init__(self, ours: STMDiTTransformer2D) -> None:
         from diffusers import PixArtTransformer2DModel
 
