@@ -110,7 +110,7 @@ def _stages(model: dict[str, Any]) -> Table:
             f"{row['milliseconds'] / row['batch']:.1f}",
             f"{row['gflop']:.1f}" if counted else "",
             f"{row['utilisation']:.0%}" if counted else "",
-            f"{row['peak_mb']:.0f}" if counted else "",
+            f"{row['peak_mb']:.0f}" if row["peak_mb"] is not None else "",
         )
     return table
 

@@ -71,9 +71,10 @@ def decoder_on(vae: Any, device: torch.device, dtype: torch.dtype) -> Any:
     import torch
 
     half = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-    layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
-    # of diffusers' own `to`, which warns of modules to be kept in float32, nothing is needed
-    torch.nn.Module.to(vae, device=device, dtype=half, memory_format=layout)
+    # not diffusers' own `to`, which warns of modules to be kept in float32
+    torch.nn.Module.to(vae, device=device, dtype=half)
+    if device.type == "cpu":
+        vae.to(memory_format=torch.channels_last)
     return vae.eval()
 
 

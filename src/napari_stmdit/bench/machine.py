@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+_STATUS = Path("/proc/self/status")
 PEAK_SIDES = (1024, 2048, 4096)
 MOST_ROUNDS = 15
 
@@ -127,23 +128,21 @@ class PeakMemory:
         self._device = device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        elif sys.platform == "linux":
-            try:
+        elif _STATUS.is_file():
+            with suppress(OSError):  # not allowed in every container
                 Path("/proc/self/clear_refs").write_text("5")
-            except OSError:  # not allowed in every container
-                pass
 
-    def read(self) -> float:
-        """Return the most so far."""
+    def read(self) -> float | None:
+        """Return the most so far; None where nobody counts."""
         if self._device.type == "cuda":
             return float(torch.cuda.max_memory_allocated(self._device)) / 1e6
-        if sys.platform == "linux":
-            lines = Path("/proc/self/status").read_text().splitlines()
+        if _STATUS.is_file():
+            lines = _STATUS.read_text().splitlines()
             return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
-        if sys.platform == "win32":
-            return float("nan")
-        import resource
-
+        try:
+            import resource
+        except ImportError:  # Windows
+            return None
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
 
 

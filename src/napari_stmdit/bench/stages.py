@@ -151,7 +151,9 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _row(stage: str, subject: Subject, batch: int, taken: Timing, count: float, peak: float, memory: float) -> Stage:
+def _row(
+    stage: str, subject: Subject, batch: int, taken: Timing, count: float, peak: float, memory: float | None
+) -> Stage:
     dtype = subject.vae.dtype if stage == "decode" else subject.dtype
     share = count / taken.median / peak
     return Stage(stage, name_of(dtype), batch, taken.median * 1e3, taken.rounds, count / 1e9, share, memory)
