@@ -10,6 +10,7 @@ from tiny import TINY_GENES
 
 from napari_stmdit import Guidance, Request, SampleOfSpots, load_checkpoint, synthesize
 from napari_stmdit.synthesis.estimate import evaluations
+from napari_stmdit.synthesis.identity import differences, identity_of
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.presets import PRESETS, resolve_guidance, resolve_steps
 
@@ -97,3 +98,13 @@ def test_an_estimate_counts_branches(tiny_section, folder):
     assert evaluations(plans["fast"]) == pytest.approx(2 * 6 * (0.6 * 3 + 0.4))
     morphology = Request(region=SampleOfSpots(count=2), guidance=Guidance(expression=1, morphology=1))
     assert evaluations(plan(tiny_section, morphology, card)) == 2 * 12
+
+
+def test_a_run_is_resumed_with_its_own_preset_alone(tiny_section, folder):
+    model = load_checkpoint(folder)
+    found = [
+        identity_of(plan(tiny_section, Request(preset=preset), model.card), tiny_section, model) for preset in PRESETS
+    ]
+    assert not differences(found[1], found[1])
+    told = " ".join(differences(found[0], found[1]))
+    assert "request.preset" in told and "plan.steps" in told and "plan.guidance.above" in told
