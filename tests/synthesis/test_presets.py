@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("preset", "steps"), [("exact", 12), ("fast", 6), ("draft", 4)])
+@pytest.mark.parametrize(("preset", "steps"), [("exact", 12), ("fast", 6), ("draft", 5)])
 def test_steps_of_a_preset(preset, steps):
     assert resolve_steps(Request(preset=preset), CARD) == steps
     assert resolve_steps(Request(preset=preset, steps=7), CARD) == 7  # what is asked for counts
@@ -75,7 +75,7 @@ def test_a_preset_reaches_network_and_decoder_and_is_said(folder, tiny_section, 
         decoders.clear()
         solvers.clear()
         made[preset] = synthesize(tiny_section, request.model_copy(update={"preset": preset}), model)
-        guided = {"exact": 12, "fast": 4, "draft": 2}[preset]  # of 12, 6 and 4 steps: those above the interval's end
+        guided = {"exact": 12, "fast": 4, "draft": 2}[preset]  # of 12, 6 and 5 steps: those above the interval's end
         steps = made[preset].plan.steps
         branches = [b for k, b in enumerate(batches) if k % (len(batches) // steps) == 0]
         assert branches == [3] * guided + [1] * (steps - guided), preset

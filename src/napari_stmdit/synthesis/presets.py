@@ -37,7 +37,7 @@ class PresetSettings:
 PRESETS: dict[Preset, PresetSettings] = {
     "exact": PresetSettings(),
     "fast": PresetSettings(steps=1 / 2, above=0.4, fast_solver=True),
-    "draft": PresetSettings(steps=1 / 3, above=0.6, fast_solver=True, preview_decoder=True),
+    "draft": PresetSettings(steps=0.4, above=0.65, fast_solver=True, preview_decoder=True),
 }
 
 
