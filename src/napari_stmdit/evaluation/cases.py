@@ -79,25 +79,29 @@ class Case:
 
 
 CASES = (
-    Case("own", "own morphology and expression", "own", "own"),
-    Case("own, expression shuffled", "own morphology, expression of another spot of the section", "own", "shuffled"),
-    Case("own, expression across", "own morphology, expression of a spot of another section", "own", "across"),
-    Case("own, expression null", "own morphology, no expression", "own", "null"),
-    Case("expression", "expression alone (null morphology)", "null", "own"),
-    Case("expression, shuffled", "expression of another spot of the section alone", "null", "shuffled"),
-    Case("none", "neither: no condition at all", "null", "null"),
-    Case("expression, edited", "expression alone, edited; same noise as expression alone", "null", "own", True),
+    Case("both", "own morphology and own expression", "own", "own"),
+    Case("both, expression shuffled", "own morphology, expression of another spot of the section", "own", "shuffled"),
+    Case("both, expression across", "own morphology, expression of a spot of another section", "own", "across"),
+    Case("morphology alone", "own morphology, no expression (null)", "own", "null"),
+    Case("expression alone", "own expression, no morphology (null)", "null", "own"),
+    Case("expression alone, shuffled", "expression of another spot of the section, no morphology", "null", "shuffled"),
+    Case("neither", "no condition at all", "null", "null"),
+    Case(
+        "expression alone, edited", "own expression, edited; the noise is that of expression alone", "null", "own", True
+    ),
 )
 
 COMPARED = (
-    ("expression", "expression, shuffled"),
-    ("expression", "none"),
-    ("own", "own, expression shuffled"),
-    ("own", "own, expression across"),
-    ("own", "own, expression null"),
-    ("own", "none"),
+    ("expression alone", "expression alone, shuffled"),
+    ("expression alone", "neither"),
+    ("both", "both, expression shuffled"),
+    ("both", "both, expression across"),
+    ("both", "morphology alone"),
+    ("morphology alone", "neither"),
 )
 """Pairs of (true condition, control) of which the report says whether the first beats the second."""
+EDITED = ("expression alone, edited", "expression alone")
+"""The edited case, and the one that its change is counted from."""
 
 
 def cases_of(card: CheckpointCard, several: bool, edited: bool) -> tuple[Case, ...]:
@@ -113,8 +117,7 @@ def cases_of(card: CheckpointCard, several: bool, edited: bool) -> tuple[Case, .
         Whether there are edits.
     """
     if "expression" not in card.conditions:
-        words = {"own": "own morphology (all that it takes)", "none": CASES[6].words}
-        return tuple(Case(case.key, words[case.key], case.morphology, "null") for case in CASES if case.key in words)
+        return tuple(case for case in CASES if case.expression == "null")
     cases = [case for case in CASES if (several or case.expression != "across") and (edited or not case.edited)]
     if "morphology" not in card.conditions:
         cases = [case for case in cases if case.morphology == "null"]

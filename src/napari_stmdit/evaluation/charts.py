@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-WIDTH, LABEL, ROW, RIGHT = 760, 230, 24, 150
+WIDTH, LABEL, ROW, RIGHT = 860, 220, 24, 230
 COLOURS = ("#1f5fa8", "#c2571a", "#2b7a3d", "#8a3a8f", "#7a6a00", "#5a5a5a", "#b0305a", "#137a7f")
 REAL = "#5a5a5a"
 
 
-def forest(rows: Sequence[tuple[str, Mapping[str, Any], bool]], title: str, digits: int = 3, zero: bool = True) -> str:
+def forest(rows: Sequence[tuple[str, Mapping[str, Any], bool]], title: str, digits: int = 3) -> str:
     """Draw one line a row: a dot at the value and a bar over its interval.
 
     Parameters
@@ -23,13 +23,10 @@ def forest(rows: Sequence[tuple[str, Mapping[str, Any], bool]], title: str, digi
     title
         Of the plot; what the axis measures, with unit.
     digits
-        After the point, of the written values.
-    zero
-        Whether the axis has to reach 0, which is drawn.
+        After the point, of the written values; the axis always reaches 0.
     """
     known = [v for _, facts, _ in rows for v in (facts["value"], facts["low"], facts["high"]) if v is not None]
-    low, high = (min(known), max(known)) if known else (0.0, 1.0)
-    low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
+    low, high = min([0.0, *known]), max([0.0, *known])
     span = (high - low) or 1.0
     low, high = low - 0.04 * span, high + 0.04 * span
     left, right = LABEL, WIDTH - RIGHT

@@ -237,7 +237,7 @@ def _distribution(facts: Mapping[str, Any]) -> str:
         parts.append(
             forest([(key, entry["frechet"], real) for key, entry, real in rows], f"Frechet distance, {space}", 2)
         )
-        parts.append(forest([(key, entry["kid"], real) for key, entry, real in rows], f"KID, {space}"))
+        parts.append(forest([(key, entry["kid"], real) for key, entry, real in rows], f"KID, {space}", 2))
     return "".join(parts)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,14 +203,28 @@ def fit_ridge(
     genes, space, words
         Of the predictor.
     """
-    from sklearn.linear_model import Ridge
-    from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
-
     x = centred(features, sections)
     scale = x.std(axis=0) + 1e-9
-    search: Any = GridSearchCV(Ridge(), {"alpha": PENALTIES}, cv=LeaveOneGroupOut(), scoring="neg_mean_squared_error")
-    search.fit(x / scale, centred(levels, sections), groups=folds)
-    best = search.best_estimator_
-    weights = np.asarray(best.coef_, dtype=np.float64).reshape(levels.shape[1], -1).T
-    told = f"{words}; penalty {best.alpha:g}"
+    x, y = x / scale, centred(levels, sections)
+    errors = np.zeros(len(PENALTIES))
+    for fold in np.unique(folds):
+        out = folds == fold
+        centre, target = x[~out].mean(axis=0), y[~out].mean(axis=0)
+        solved = _ridge(x[~out] - centre, y[~out] - target, PENALTIES)
+        errors += [((y[out] - target - (x[out] - centre) @ weights) ** 2).sum() for weights in solved]
+    best = float(PENALTIES[errors.argmin()])
+    (weights,) = _ridge(x - x.mean(axis=0), y - y.mean(axis=0), [best])
+    told = f"{words}; penalty {best:g}"
     return LinearPredictor(space, tuple(genes), weights, levels.mean(axis=0), features.mean(axis=0), scale, told)
+
+
+def _ridge(
+    x: NDArray[np.float64], y: NDArray[np.float64], penalties: Sequence[float] | NDArray[np.float64]
+) -> list[NDArray[np.float64]]:
+    """Ridge weights (d, g) of centred x (n, d) and y (n, g) for every penalty, all from one decomposition.
+
+    Hastie, Tibshirani & Friedman 2009, The Elements of Statistical Learning, section 3.4.1.
+    """
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    projected = u.T @ y
+    return [vt.T @ ((s / (s**2 + penalty))[:, None] * projected) for penalty in penalties]

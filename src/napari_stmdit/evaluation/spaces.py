@@ -201,7 +201,8 @@ def _uni2h(given: str) -> FeatureSpace:
         file = folder / next(name for name in reference.files if not name.endswith(".json"))
     beside = file.parent / "config.json"
     config = read_settings(beside) if beside.is_file() else {}
-    return Uni2hVectors(Uni2hEncoder.from_tensors(read_weights(file), config, str(file)))
+    encoder = Uni2hEncoder.from_tensors(read_weights(file), config, str(file))
+    return Uni2hVectors(encoder, f"UNI2-h, {file.name}" if given else "UNI2-h")
 
 
 def _timm(name: str, file: Path) -> FeatureSpace:

@@ -15,7 +15,7 @@ from ..synthesis.conditions import Conditions, conditioned_counts
 from ..synthesis.models import PatchModel
 from ..synthesis.result import sampling_failure
 from ..types import Plan
-from .cases import COMPARED, FEWEST, Case, EvaluationRequest
+from .cases import COMPARED, EDITED, FEWEST, Case, EvaluationRequest
 from .figures import Evidence
 from .held_out import SpotSet
 from .judge import CaseValues, Judge, Seen
@@ -26,7 +26,6 @@ from .stacks import Stack, StackFolder, synthesize_stack
 SHIFT = 0.6
 """Real patches that give a floor are taken so many patch sides away from their spots, at most, along each axis."""
 SHIFTED = "real, shifted"
-EDITED = ("expression, edited", "expression")
 
 
 @dataclass(frozen=True)
