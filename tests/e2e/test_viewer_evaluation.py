@@ -57,7 +57,9 @@ def test_an_evaluation_is_stopped_goes_on_and_its_report_is_opened(opened, tmp_p
     assert settle(lambda: not state.status.busy, 120)
     assert state.status is RunStatus.DONE, state.message
     steps = opened.state.checkpoint.steps_done - before
-    assert 0 < steps <= 6 * 2 * CARD.steps - CARD.steps  # six cases in two batches; what was finished was not made again
+    assert (
+        0 < steps <= 6 * 2 * CARD.steps - CARD.steps
+    )  # six cases in two batches; what was finished was not made again
     figures = json.loads((tmp_path / "report.json").read_text())
     assert figures["figures"][0]["spots"] == 16
     assert "beats its control in 0 of" in panel.found.plain() and "does not beat" in panel.found.plain()
