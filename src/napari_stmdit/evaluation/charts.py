@@ -32,7 +32,7 @@ def forest(rows: Sequence[tuple[str, Mapping[str, Any], bool]], title: str, digi
     left, right = LABEL, WIDTH - RIGHT
 
     def x(value: float) -> float:
-        return left + (value - low) / (high - low) * (right - left)
+        return float(left + (value - low) / (high - low) * (right - left))
 
     height = 30 + ROW * len(rows) + 26
     parts = [_text(0, 16, title, weight="bold")]
@@ -79,7 +79,7 @@ def curves(lines: Sequence[tuple[str, Sequence[float], bool]], title: str, first
     for place in sorted({0, (count - 1) // 2, count - 1}):
         parts.append(_text(x(place), bottom + 16, str(first + place), anchor="middle"))
     heights = sorted(range(len(lines)), key=lambda k: y(lines[k][1][-1]))
-    label_y = dict(zip(heights, _apart([y(lines[k][1][-1]) for k in heights], 15), strict=True))
+    label_y = dict(zip(heights, _apart([y(lines[k][1][-1]) for k in heights], 15, bottom), strict=True))
     for k, (label, values, real) in enumerate(lines):
         colour, dash = (REAL, ' stroke-dasharray="6 4"') if real else (COLOURS[k % len(COLOURS)], "")
         points = " ".join(f"{x(place):.1f},{y(float(v)):.1f}" for place, v in enumerate(values))
@@ -100,11 +100,13 @@ def written(facts: Mapping[str, Any], digits: int = 3) -> str:
     return text if facts["low"] is None else f"{text} [{facts['low']:.{digits}f}, {facts['high']:.{digits}f}]"
 
 
-def _apart(places: list[float], least: float) -> list[float]:
-    """Move ascending places so far apart that their labels can be read."""
+def _apart(places: list[float], least: float, last: float) -> list[float]:
+    """Move ascending places so far apart that their labels can be read, none beyond ``last``."""
     out: list[float] = []
     for place in places:
         out.append(max(place, out[-1] + least) if out else place)
+    for k in range(len(out) - 1, -1, -1):
+        out[k] = min(out[k], last - least * (len(out) - 1 - k))
     return out
 
 

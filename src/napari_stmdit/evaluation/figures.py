@@ -51,10 +51,15 @@ class Claim:
         return bool(self.difference.low > 0)
 
     @property
+    def reversed(self) -> bool:
+        """Whether the whole interval lies below 0: the control is better."""
+        return bool(self.difference.high < 0)
+
+    @property
     def sentence(self) -> str:
         """Say it in words: beats, or does not."""
         d = self.difference
-        verb = "beats" if self.holds else "does not beat"
+        verb = "beats" if self.holds else "does not beat (is worse than)" if self.reversed else "does not beat"
         return (
             f"{self.measure}: {self.true} {verb} {self.control} (difference {d.value:.3f}, 95 % interval {d.low:.3f} to {d.high:.3f}, "
             f"{d.n} spots)"

@@ -111,7 +111,8 @@ def _verdicts(figures: Sequence[Figures]) -> str:
 def _claims_table(claims: Sequence[Claim]) -> str:
     rows = []
     for claim in claims:
-        verdict = '<td class="yes">beats</td>' if claim.holds else '<td class="no">does not</td>'
+        lost = "does not; the control is better" if claim.reversed else "does not"
+        verdict = '<td class="yes">beats</td>' if claim.holds else f'<td class="no">{lost}</td>'
         rows.append(
             f"<tr><td>{escape(claim.measure)}</td><td>{escape(claim.true)}</td><td>{escape(claim.control)}</td>"
             f'<td class="n">{written(claim.difference.facts)}</td>{verdict}</tr>'
@@ -191,6 +192,13 @@ def _fidelity(facts: Mapping[str, Any]) -> str:
         if shares
         else "<p>The predictor reads nothing certain off the real patches themselves: its ceiling is not above 0, so no share is given.</p>"
     )
+    above = [key for key, share, _ in shares if share["value"] > 1 and not key.startswith("real")]
+    if above:
+        ceiling += (
+            f"<p><b>{escape('; '.join(above))}</b>: more can be read off these patches than off the real ones. That is no better than real: "
+            "guidance shows what goes with the expression more plainly than tissue does, and a judge that is the checkpoint's own encoder, or "
+            "that learned from the sections the checkpoint learned from, favours it.</p>"
+        )
     lines = [(key, cases[key]["curve"], key.startswith("real")) for key in ordered]
     first = min(FIRST_TOP, found["genes"])
     plots.append(curves(lines, "Mean Pearson r of the n most variable genes", first, "n"))

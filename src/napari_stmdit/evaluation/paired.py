@@ -73,6 +73,8 @@ class Lpips:
             import lpips
         except ImportError:
             raise LookupError('LPIPS is not installed: pip install "napari-stmdit[metrics]"') from None
+        except RuntimeError as error:  # a torchvision that was built for another torch
+            raise LookupError(f"LPIPS cannot be used ({error}); install a torchvision that fits torch") from None
         backbone = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_BACKBONE
         if not backbone.is_file():
             raise LookupError(

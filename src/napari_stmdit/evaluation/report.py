@@ -24,6 +24,8 @@ CAVEATS = (
     "papers are not comparable. The Frechet distance is biased upwards for few patches; the floors beside it show by how much.",
     "A checkpoint's own encoder is also what it is conditioned on: in that space, cases with own morphology are favoured. The other space "
     "and the cases without morphology are free of that.",
+    "Intervals are over spots, at the seeds and the shuffles that were drawn (one for each seed): other noise and other shuffles would give "
+    "other figures. More seeds make that smaller.",
     "Neighbouring spots share tissue, stain and expression, so spots are not independent and the true intervals are wider than those given.",
     "Best of k grows with k, for noise as well; similarity to the one real patch is a weak measure where many images are right.",
     "Several comparisons are made at once, none corrected for: of twenty true ties, one is expected to look like a win or a loss.",

@@ -210,6 +210,8 @@ def _timm(name: str, file: Path) -> FeatureSpace:
         import timm
     except ImportError:
         raise CheckpointError('timm is not installed: pip install "napari-stmdit[metrics]"') from None
+    except RuntimeError as error:  # a torchvision that was built for another torch
+        raise CheckpointError(f"timm cannot be used: {first_line(error)}; install a torchvision that fits torch") from error
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

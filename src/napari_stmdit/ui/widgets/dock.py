@@ -221,7 +221,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.run_bar.show_status(self.state.status, self.state.obstacle)
         self.section.show_busy(self.state.busy.startswith("Opening"))
         self.model.setEnabled(not self.state.status.busy)
-        if self.state.status is RunStatus.DONE:
+        if self.state.status is RunStatus.DONE and self.state.results:  # an evaluation leaves none
             self.folds["results"].unfold()
 
 
