@@ -211,7 +211,9 @@ def _timm(name: str, file: Path) -> FeatureSpace:
     except ImportError:
         raise CheckpointError('timm is not installed: pip install "napari-stmdit[metrics]"') from None
     except RuntimeError as error:  # a torchvision that was built for another torch
-        raise CheckpointError(f"timm cannot be used: {first_line(error)}; install a torchvision that fits torch") from error
+        raise CheckpointError(
+            f"timm cannot be used: {first_line(error)}; install a torchvision that fits torch"
+        ) from error
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
