@@ -12,6 +12,7 @@ from synthesizer import Spots, Synthesizer
 
 from napari_stmdit.evaluation.controls import bootstrap_correlation, correlate
 from napari_stmdit.evaluation.image import measure
+from napari_stmdit.evaluation.resampling import mean_interval
 from napari_stmdit.expression.edits import apply_edits
 from napari_stmdit.expression.genes import match_genes
 from napari_stmdit.types import Section, TowardsEdit
@@ -99,8 +100,7 @@ def swap(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:
 
 def interval(values: np.ndarray) -> list[float]:
     """Return the mean and its 95 % bootstrap interval."""
-    draws = values[np.random.default_rng(0).integers(len(values), size=(2000, len(values)))].mean(axis=1)
-    return [round(float(v), 4) for v in (values.mean(), *np.quantile(draws, [0.025, 0.975]))]
+    return [round(v, 4) for v in mean_interval(values, np.random.default_rng(0))]
 
 
 def depth(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from synthesizer import Spots, Synthesizer, crops_at
 from napari_stmdit.evaluation.controls import bootstrap_correlation, correlate, permutation_interval, shuffle_within
 from napari_stmdit.evaluation.distribution import Frame, frechet_distance
 from napari_stmdit.evaluation.features import EncoderStatistics, FeatureSpace, RandomConvolutions, quarters
+from napari_stmdit.evaluation.held_out import reconstruct
 from napari_stmdit.evaluation.image import PatchStatistics, measure
+from napari_stmdit.evaluation.resampling import mean_interval
 
 CASES = {  # morphology, expression
     "both": ("own", "own"),
@@ -58,7 +60,7 @@ def table(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:
         rows[case]["frechet"] = {
             name: [round(space(stack), 2) for stack in stacks[: options.seeds]] for name, space in spaces.items()
         }
-    rebuilt = reconstruct(maker, spots.crops)
+    rebuilt = reconstruct(maker.checkpoint, spots.crops)
     rows["autoencoder"] = figures([measure(rebuilt)], spots.real)
     rows["autoencoder"]["frechet"] = {name: [round(space(rebuilt), 2)] for name, space in spaces.items()}
     return {
@@ -97,9 +99,7 @@ def means(per_seed: list[PatchStatistics]) -> dict[str, list[float]]:
     out = {}
     for name in vars(per_seed[0]):
         values = np.mean([getattr(statistics, name) for statistics in per_seed], axis=0)
-        draws = values[rng.integers(len(values), size=(2000, len(values)))].mean(axis=1)
-        low, high = np.quantile(draws, [0.025, 0.975])
-        out[name] = [round(float(v), 4) for v in (values.mean(), low, high)]
+        out[name] = [round(v, 4) for v in mean_interval(values, rng)]
     return out
 
 
@@ -134,20 +134,6 @@ def floors(maker: Synthesizer, options: argparse.Namespace, spots: Spots, spaces
         f"real, shifted by up to {JITTER_PX} px": {name: round(space(shifted), 2) for name, space in spaces.items()},
         f"real, {options.sibling}": {name: round(space(other), 2) for name, space in spaces.items()},
     }
-
-
-def reconstruct(maker: Synthesizer, crops: np.ndarray) -> np.ndarray:
-    """Pass real crops through the autoencoder: the sharpest that the checkpoint could do."""
-    import torch
-
-    vae = maker.checkpoint.pipeline.vae
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(crops), 8):
-            images = torch.from_numpy(crops[start : start + 8]).permute(0, 3, 1, 2).float() / 127.5 - 1
-            decoded = vae.decode_latents(vae.encode_latents(images))
-            parts.append(((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
-    return np.concatenate(parts)
 
 
 def ridge(maker: Synthesizer, options: argparse.Namespace, spots: Spots) -> dict[str, Any]:

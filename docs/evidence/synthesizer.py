@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from napari_stmdit.assemble import load_checkpoint
-from napari_stmdit.evaluation.image import PatchStatistics, measure
-from napari_stmdit.synthesis.plan import boxes_around, patch_seed
-from napari_stmdit.tissue.crops import read_patches
+from napari_stmdit.evaluation.held_out import SpotSet as Spots
+from napari_stmdit.evaluation.held_out import crops_at
 from napari_stmdit.training.config import load_config
 from napari_stmdit.training.sections import open_source
 from napari_stmdit.types import Guidance, Section
 
+__all__ = ["Spots", "Synthesizer", "crops_at", "open_named"]
 AT_ONCE = 8
 CHUNK = 16
 _state: dict[str, Any] = {}
@@ -108,39 +108,6 @@ class Synthesizer:
         for array in (morphology, expression):
             digest.update(b"null" if array is None else np.ascontiguousarray(array, dtype=np.float32).tobytes())
         return digest.hexdigest()[:24]
-
-
-class Spots:
-    """Spots of a section with what the checkpoint is told about them.
-
-    Attributes
-    ----------
-    crops
-        (n, side, side, 3) uint8 real patches at the checkpoint's own scale.
-    real
-        What was measured in them.
-    expression, morphology
-        (n, d) and (n, 1, d).
-    """
-
-    def __init__(self, section: Section, rows: np.ndarray, checkpoint: Any) -> None:
-        self.section, self.rows = section, rows
-        card, spots = checkpoint.card, section.spots
-        self.crops = crops_at(section, spots.yx[rows], card)
-        self.real: PatchStatistics = measure(self.crops)
-        self.expression = checkpoint.encode_expression(spots.counts[rows], spots.genes)
-        self.morphology = checkpoint.encode_morphology(self.crops)
-
-    def seeds(self, seed: int) -> tuple[int, ...]:
-        """Return the seed of each spot's patch for a run's seed, as a plan gives them."""
-        return tuple(patch_seed(seed, str(self.section.spots.ids[row])) for row in self.rows)
-
-
-def crops_at(section: Section, yx: np.ndarray, card: Any) -> np.ndarray:
-    """Read (n, side, side, 3) patches around positions (n, 2) in full-resolution pixels."""
-    assert section.image is not None and section.calibration.mpp is not None
-    boxes = [b.source for b in boxes_around(yx, card.patch_px, card.patch_mpp / section.calibration.mpp)]
-    return read_patches(section.image, boxes, card.patch_px)
 
 
 def open_named(config_path: Path, root: Path | None, name: str) -> Section:

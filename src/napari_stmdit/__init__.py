@@ -17,6 +17,7 @@ except PackageNotFoundError:  # a checkout that was never installed
 _PUBLIC = {
     "AddEdit": "types",
     "AllSpots": "types",
+    "EvaluationRequest": "evaluation.cases",
     "Guidance": "types",
     "KnockOutEdit": "types",
     "Polygons": "types",
@@ -30,6 +31,8 @@ _PUBLIC = {
     "SwapEdit": "types",
     "TowardsEdit": "types",
     "convert_checkpoint": "assemble",
+    "evaluate": "evaluation.evaluate",
+    "evaluate_result": "evaluation.results",
     "export_dataset": "dataset.export",
     "load_checkpoint": "assemble",
     "load_transformer": "model.checkpoint",
@@ -47,6 +50,9 @@ if TYPE_CHECKING:
     from .assemble import load_checkpoint as load_checkpoint
     from .dataset.export import export_dataset as export_dataset
     from .errors import StmditError as StmditError
+    from .evaluation.cases import EvaluationRequest as EvaluationRequest
+    from .evaluation.evaluate import evaluate as evaluate
+    from .evaluation.results import evaluate_result as evaluate_result
     from .model.checkpoint import load_transformer as load_transformer
     from .synthesis.plan import plan as plan
     from .synthesis.result import synthesize as synthesize

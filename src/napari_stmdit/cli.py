@@ -14,6 +14,7 @@ from . import __version__
 from .cli_batch import batch as batch_command
 from .cli_bench import bench as bench_command
 from .cli_dataset import export_dataset as export_dataset_command
+from .cli_evaluate import evaluate as evaluate_command
 from .cli_progress import InterruptCancels, ProgressBar
 from .cli_train import train as train_command
 from .errors import StmditError
@@ -316,6 +317,7 @@ app.command()(train_command)
 app.command()(batch_command)
 app.command("bench")(bench_command)
 app.command("export-dataset")(export_dataset_command)
+app.command("evaluate")(evaluate_command)
 
 
 def _region(spots: str | None, region: Path | None, sample: int | None, everything: bool) -> Any:

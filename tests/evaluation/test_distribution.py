@@ -68,3 +68,49 @@ def test_an_encoders_statistics_do_not_depend_on_the_batch():
     together = space.features(patches)
     assert together.shape == (20, len(space.encoder.mean)) and space.name == "own"
     assert np.allclose(together[17:], space.features(patches[17:]), atol=1e-4)
+
+
+def test_the_kernel_distance_of_a_hand_computed_case():
+    from napari_stmdit.evaluation.distribution import kernel_distance, polynomial_kernel
+
+    a, b = np.array([[0.0], [1.0]]), np.array([[2.0], [3.0]])
+    # k(x, y) = (x y + 1)^3: within a k(0, 1) = 1, within b k(2, 3) = 343, across 1, 1, 27, 64
+    assert polynomial_kernel(a, b).tolist() == [[1, 1], [27, 64]]
+    assert kernel_distance(a, b) == pytest.approx(1 + 343 - 2 * (1 + 1 + 27 + 64) / 4)
+    # paired: only pairs of different spots stand across, k(0, 3) = 1 and k(1, 2) = 27
+    assert kernel_distance(a, b, paired=True) == pytest.approx(1 + 343 - (1 + 27))
+    assert kernel_distance(b, b, paired=True) == 0.0
+    wide = np.array([[1.0, 3.0], [0.0, 2.0]])  # divided by the number of features: k = ((0 + 6) / 2 + 1)^3
+    assert polynomial_kernel(wide, wide)[0, 1] == pytest.approx(64.0)
+
+
+def test_the_kernel_distance_is_unbiased_and_the_frechet_distance_is_not():
+    from napari_stmdit.evaluation.distribution import kernel_distance
+
+    rng = np.random.default_rng(0)
+    sets = [(rng.normal(size=(12, 3)), rng.normal(size=(12, 3))) for _ in range(400)]
+    kernel = np.array([kernel_distance(a, b) for a, b in sets])
+    assert abs(kernel.mean()) < 3 * kernel.std() / 20 and (kernel < 0).any()
+    assert min(frechet_distance(a, b) for a, b in sets) > 0.02
+
+
+def test_the_kernel_distance_of_a_draw_is_that_of_different_spots_alone():
+    from napari_stmdit.evaluation.distribution import kernel_distance_draws, polynomial_kernel
+
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(2, 5, 3))
+    weights = np.array([[1.0, 1, 1, 1, 1], [2, 0, 1, 2, 0]])
+    rows = np.repeat(np.arange(5), weights[1].astype(int))
+    apart = rows[:, None] != rows[None]
+    within, other = (polynomial_kernel(x, x)[np.ix_(rows, rows)][apart].mean() for x in (a, b))
+    across = polynomial_kernel(a, b)[np.ix_(rows, rows)][apart].mean()
+    assert kernel_distance_draws(a, b, weights)[1] == pytest.approx(within + other - 2 * across)
+
+
+def test_sets_that_no_kernel_distance_has_are_refused():
+    from napari_stmdit.evaluation.distribution import kernel_distance
+
+    with pytest.raises(ValueError, match="at least 2 samples"):
+        kernel_distance(np.zeros((1, 2)), np.zeros((4, 2)))
+    with pytest.raises(ValueError, match="one row a spot"):
+        kernel_distance(np.zeros((3, 2)), np.zeros((4, 2)), paired=True)

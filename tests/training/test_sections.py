@@ -62,3 +62,17 @@ def test_real_sections_have_the_published_scale(shared_data):
     )
     assert len(section.spots) == 178 and len(section.spots.genes) == 15772
     assert section.calibration.mpp == pytest.approx(0.688, abs=0.004)
+
+
+def test_a_config_stands_for_its_sections(table_section, tmp_path):
+    import yaml
+
+    from napari_stmdit.training.sections import sections_of_config
+
+    source = {"kind": "table", "name": "made", **{key: str(path) for key, path in table_section.items()}}
+    config = {"name": "tiny", "root": ".", "output": "out", "train": [source], "patch_px": 64, "patch_mpp": 0.7}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (section,) = sections_of_config(tmp_path / "config.yaml", "train")
+    assert (section.name, len(section.spots)) == ("made", 19)
+    with pytest.raises(SectionError, match="no section under 'held_out'"):
+        sections_of_config(tmp_path / "config.yaml", "held_out")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import SectionError
 from ..tissue.images import open_image
 from ..types import Calibration, Genes, Section, SpotTable
-from .config import FolderSource, SampleSource, Source, TableSource, TrainingConfig
+from .config import FolderSource, SampleSource, Source, TableSource, TrainingConfig, load_config
 
 
 def open_source(source: Source, config: TrainingConfig) -> Section:
@@ -34,6 +34,28 @@ def open_source(source: Source, config: TrainingConfig) -> Section:
         )
     section = _open_sample() if isinstance(source, SampleSource) else _open_folder(source, config)
     return replace(section, name=source.name)  # folders of several samples are often all called "outs"
+
+
+def sections_of_config(path: str | Path, which: str) -> tuple[Section, ...]:
+    """Open all sections that a training config holds out, or trains on.
+
+    Parameters
+    ----------
+    path
+        The YAML file.
+    which
+        ``held_out`` or ``train``.
+
+    Raises
+    ------
+    SectionError
+        There are none, or one cannot be opened.
+    """
+    config = load_config(Path(path))
+    sources = config.held_out if which == "held_out" else config.train
+    if not sources:
+        raise SectionError(f"{path} names no section under {which!r}; add one, or give sections by their paths")
+    return tuple(open_source(source, config) for source in sources)
 
 
 def _open_folder(source: FolderSource, config: TrainingConfig) -> Section:

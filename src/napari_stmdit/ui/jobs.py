@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from ..dataset.export import Exported, export_steps
 from ..devices import leave_a_core
 from ..errors import SectionError, StmditError, SynthesisError
+from ..evaluation.cases import EvaluationRequest
+from ..evaluation.evaluate import Evaluated
 from ..progress import CancelToken, Progress
 from ..synthesis.export import ExportKind, export_result
 from ..synthesis.result import Result
@@ -261,6 +263,24 @@ def exporting_dataset(results: Sequence[Result | StoredResult], path: str) -> Jo
         return SynthesisError(f"the data set could not be written to {path}: {error} ({type(error).__name__})")
 
     return Job("Writing a data set", generate, failure)
+
+
+def evaluating(
+    section: Section, model: PatchModel, request: EvaluationRequest, path: str, checkpoint: str, batch: int | None
+) -> Job:
+    """Return the job that evaluates a section; it yields `Progress`, and `Evaluated` at the end."""
+
+    def generate(token: CancelToken) -> Iterator[Progress | Evaluated]:
+        from ..evaluation.evaluate import evaluation_steps
+
+        leave_a_core()
+        how: dict[str, Any] = {"checkpoint": checkpoint, "resume": True, "batch": batch or 8, "cancel": token}
+        yield (yield from evaluation_steps([section], model, request, path, **how))
+
+    def failure(error: Exception) -> StmditError:
+        return SynthesisError(f"{section.name} could not be evaluated: {error} ({type(error).__name__})")
+
+    return Job(f"Evaluating {section.name}", generate, failure)
 
 
 def reading_stored(section: Section) -> Job:

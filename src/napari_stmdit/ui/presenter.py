@@ -22,6 +22,7 @@ from .close_up import CloseUps
 from .comparing import Comparing
 from .data_sets import DataSets
 from .edit_files import EditFiles
+from .evaluations import Evaluations
 from .jobs import Handlers, Lane, Start
 from .live import LivePreview
 from .painting import Painting
@@ -76,6 +77,7 @@ class Presenter:
         self.data_sets = DataSets(self.state, start, self.results)
         self.runs = RunCycle(self.state, start, self.queue, self.results, LivePreview(viewer), self.redraw)
         self.sheets = Sheets(self.state, start, self.queue, self.runs.request)
+        self.evaluations = Evaluations(self.state, start, self.queue)
         self.compare = Comparing(viewer, self.state, self.results, lambda: self.view)
         self.close_ups = CloseUps(self.state, self.results, self._submit)
         self.acquisition = Acquisition(self.state, start, self.tell, self.load_model)
@@ -293,6 +295,8 @@ class Presenter:
         """Ask what is under way to end at its next denoising step; what is finished is kept."""
         if self.sheets.busy:
             self.sheets.stop()
+        elif self.evaluations.busy:
+            self.evaluations.stop()
         else:
             self.runs.stop()
 
@@ -339,6 +343,7 @@ class Presenter:
         """End the present run or sheet now, and drop what waits for it: it was planned for what is about to go."""
         dropped = self.queue.clear()
         self.sheets.abandon()
+        self.evaluations.abandon()
         self.runs.abandon()
         if dropped:
             self.tell("warning", f"{dropped} queued runs were dropped, as section or checkpoint changed.")

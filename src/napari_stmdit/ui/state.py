@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from psygnal import SignalGroupDescriptor
 
+from ..evaluation.evaluate import Evaluated
 from ..evaluation.spot import MeasureRow
 from ..progress import Progress
 from ..synthesis.estimate import Estimate
@@ -309,8 +310,8 @@ class WorkbenchState:
         Id of the spot under the mouse.
     close_up
         What is known of that spot, or of the first selected one.
-    sheet
-        The contact sheet that was made last, or is being made.
+    sheet, evaluation
+        The contact sheet that was made last, or is being made; the evaluation that was finished last.
     generation
         Number of the present run; what comes from an earlier one is dropped.
     faults
@@ -340,6 +341,7 @@ class WorkbenchState:
             "results": operator.is_,
             "close_up": operator.is_,
             "sheet": operator.is_,
+            "evaluation": operator.is_,
         }
     )
 
@@ -381,6 +383,7 @@ class WorkbenchState:
     hovered: str | None = None
     close_up: CloseUp | None = None
     sheet: ContactSheet | None = None
+    evaluation: Evaluated | None = None
 
     @property
     def obstacle(self) -> str:

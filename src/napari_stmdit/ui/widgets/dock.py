@@ -21,6 +21,7 @@ from .common import Fold, Text, column
 from .compare import ComparePanel
 from .edits import EditsPanel
 from .edits_wiring import wire_edits
+from .evaluate import EvaluatePanel
 from .model import ModelPanel
 from .queue import QueuePanel
 from .results import ResultsPanel
@@ -54,6 +55,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.edits = EditsPanel()
         self.model, self.synthesize, self.results = ModelPanel(), SynthesizePanel(), ResultsPanel()
         self.compare, self.spot, self.queue = ComparePanel(), SpotPanel(), QueuePanel()
+        self.evaluate = EvaluatePanel()
         self.run_bar = RunBar(self.queue)
         self.model.offer_checkpoints([entry.name for entry in list_checkpoints()])
         self._lay_out()
@@ -90,6 +92,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             "results": Fold("Results", self.results),
             "compare": Fold("Compare", self.compare),
             "spot": Fold("Spot close-up", self.spot, unfolded=False),
+            "evaluate": Fold("Evaluate", self.evaluate, unfolded=False),
         }
         inside = QWidget()
         panels = column(*self.folds.values(), spacing=8)
@@ -218,7 +221,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.run_bar.show_status(self.state.status, self.state.obstacle)
         self.section.show_busy(self.state.busy.startswith("Opening"))
         self.model.setEnabled(not self.state.status.busy)
-        if self.state.status is RunStatus.DONE:
+        if self.state.status is RunStatus.DONE and self.state.results:  # an evaluation leaves none
             self.folds["results"].unfold()
 
 

@@ -47,6 +47,8 @@ class Desk:
             (("queue", "queue_held"), lambda: bench.queue.show_queue(state.queue, state.queue_held)),
             (("samples",), lambda: bench.synthesize.show_samples(state.samples)),
             (("sheet",), lambda: self.sheet.show_sheet(state.sheet)),
+            (("evaluation",), lambda: bench.evaluate.show_evaluation(state.evaluation)),
+            (("status", "section", "checkpoint"), self._show_evaluable),
             (("close_up",), self._show_spot),
             (("hovered", "selected", "results", "chosen_result", "checkpoint"), self._look),
         ]
@@ -97,6 +99,7 @@ class Desk:
         bench.synthesize.samplesChanged.connect(self._samples)
         bench.spot.doseRequested.connect(lambda: self._with_spot(presenter.sheets.dose_strip))
         bench.spot.gridRequested.connect(lambda: self._with_spot(presenter.sheets.guidance_grid))
+        bench.evaluate.evaluateRequested.connect(presenter.evaluations.evaluate)
         bench.folds["spot"].unfolded_changed.connect(lambda _: self._look_now())
 
     def _bind_keys(self) -> None:
@@ -146,6 +149,10 @@ class Desk:
         if self.bench.folds["spot"].unfolded:
             self.presenter.close_ups.look()
         self._show_spot()
+
+    def _show_evaluable(self) -> None:
+        state = self.presenter.state
+        self.bench.evaluate.show_status(state.status, state.section is not None and state.checkpoint is not None)
 
     def _show_spot(self) -> None:
         self.bench.spot.show_close_up(self.presenter.state.close_up, self.presenter.close_ups.spot)

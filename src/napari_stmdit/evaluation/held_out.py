@@ -1,0 +1,93 @@
+"""Spots to be judged by: their real patches, what was measured in them, and what a checkpoint is told about them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..synthesis.boxes import boxes_around
+from ..synthesis.models import PatchModel
+from ..synthesis.plan import patch_seed
+from ..tissue.crops import read_patches
+from ..types import CheckpointCard, Section
+from .image import PatchStatistics, measure
+
+
+class SpotSet:
+    """Spots of a section with what a checkpoint is told about them; everything is read or computed when it is first asked for.
+
+    Parameters
+    ----------
+    section
+        A calibrated section with a full-resolution image.
+    rows
+        (n,) rows of its table.
+    checkpoint
+        The checkpoint, or a stand-in.
+    """
+
+    def __init__(self, section: Section, rows: NDArray[np.int64], checkpoint: PatchModel) -> None:
+        self.section, self.rows, self.checkpoint = section, rows, checkpoint
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the spots."""
+        return tuple(self.section.spots.ids[self.rows].tolist())
+
+    @cached_property
+    def crops(self) -> NDArray[np.uint8]:
+        """(n, side, side, 3) uint8 real patches at the checkpoint's own scale."""
+        return crops_at(self.section, self.section.spots.yx[self.rows], self.checkpoint.card)
+
+    @cached_property
+    def real(self) -> PatchStatistics:
+        """What was measured in the real patches."""
+        return measure(self.crops)
+
+    @cached_property
+    def expression(self) -> NDArray[np.float32]:
+        """(n, d) or (n, tokens, d) encoded expression."""
+        spots = self.section.spots
+        return self.checkpoint.encode_expression(spots.counts[self.rows], spots.genes, self.ids)
+
+    @cached_property
+    def morphology(self) -> NDArray[np.float32]:
+        """(n, tokens, d) encoded morphology of the real patches."""
+        return self.checkpoint.encode_morphology(self.crops, self.ids)
+
+    def shifted(self, most_px: float, seed: int = 0) -> NDArray[np.uint8]:
+        """Return real patches around the same places moved by up to so many full-resolution pixels along each axis."""
+        places = self.section.spots.yx[self.rows]
+        rng = np.random.default_rng(seed)
+        return crops_at(self.section, places + rng.uniform(-most_px, most_px, places.shape), self.checkpoint.card)
+
+    def seeds(self, seed: int) -> tuple[int, ...]:
+        """Return the seed of each spot's patch for a run's seed, as a plan gives them."""
+        return tuple(patch_seed(seed, spot) for spot in self.ids)
+
+
+def crops_at(section: Section, yx: NDArray[np.float64], card: CheckpointCard) -> NDArray[np.uint8]:
+    """Read (n, side, side, 3) patches at a checkpoint's scale around positions (n, 2) in full-resolution pixels."""
+    assert section.image is not None and section.calibration.mpp is not None  # plan() refuses other sections
+    boxes = [b.source for b in boxes_around(yx, card.patch_px, card.patch_mpp / section.calibration.mpp)]
+    return read_patches(section.image, boxes, card.patch_px)
+
+
+def reconstruct(checkpoint: Any, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pass real crops through a checkpoint's autoencoder: the sharpest that it could do."""
+    import torch
+
+    vae = checkpoint.pipeline.vae
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(crops), 8):
+            images = torch.from_numpy(crops[start : start + 8]).permute(0, 3, 1, 2).float() / 127.5 - 1
+            decoded = vae.decode_latents(vae.encode_latents(images))
+            parts.append(((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+    return np.concatenate(parts)

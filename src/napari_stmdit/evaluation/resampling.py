@@ -1,0 +1,121 @@
+"""Intervals by resampling spots: of means, of correlations, and of their differences between cases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+DRAWS = 1000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its bootstrap interval, from ``n`` spots; nan where it cannot be told."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, value: float, draws: ArrayLike, n: int, level: float = LEVEL) -> Interval:
+        """Return the percentile interval of bootstrap draws (Efron & Tibshirani 1993, chapter 13)."""
+        finite = np.asarray(draws, dtype=float)
+        finite = finite[np.isfinite(finite)]
+        if not len(finite):
+            return cls(float(value), float("nan"), float("nan"), n)
+        low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+        return cls(float(value), float(low), float(high), n)
+
+    @classmethod
+    def about(cls, value: float, draws: ArrayLike, n: int, level: float = LEVEL) -> Interval:
+        """Return the spread of the draws about their own mean, put around the value.
+
+        For distances between distributions: a sample drawn with replacement repeats itself, which alone raises the distance.
+        """
+        spread = np.asarray(draws, dtype=float)
+        return cls.of(value, value + spread - spread.mean(), n, level)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """JSON types alone; null for what cannot be told."""
+        values = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: round(v, 5) if np.isfinite(v) else None for name, v in values.items()} | {"n": self.n}
+
+
+def mean_interval(
+    values: NDArray[np.float64], rng: np.random.Generator, draws: int = 2000
+) -> tuple[float, float, float]:
+    """Return mean, and its 95 % bootstrap interval over spots, of values (n,)."""
+    found = values[rng.integers(len(values), size=(draws, len(values)))].mean(axis=1)
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(values.mean()), float(low), float(high)
+
+
+def spot_weights(groups: NDArray[np.int64], draws: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
+    """Return how often each spot is drawn in each bootstrap sample, (draws, n); each section keeps its number of spots.
+
+    Parameters
+    ----------
+    groups
+        (n,) number of the section of each spot.
+    draws
+        Bootstrap samples.
+    seed
+        Source of chance. All measures of an evaluation take the same samples, so that their differences are paired.
+    """
+    rng = np.random.default_rng(seed)
+    weights = np.zeros((draws, len(groups)))
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        weights[:, rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=draws)
+    return weights
+
+
+def centred(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Take each section's mean off values (n, ...): what is left is how spots of one section differ."""
+    out = np.array(values, dtype=np.float64)
+    for group in np.unique(groups):
+        out[groups == group] -= out[groups == group].mean(axis=0)
+    return out
+
+
+def weighted_correlations(
+    a: NDArray[np.float64], b: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Pearson correlation of each column of two (n, k) arrays under each row of weights (m, n): (m, k).
+
+    A column in which one side is constant tells nothing: its correlation counts as 0.
+    """
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)  # keeps the sums below small
+    share = weights / weights.sum(axis=1, keepdims=True)
+    mean_a, mean_b = share @ a, share @ b
+    var_a, var_b = share @ a**2 - mean_a**2, share @ b**2 - mean_b**2
+    covariance = share @ (a * b) - mean_a * mean_b
+    known = (var_a > 1e-12 * (1 + mean_a**2)) & (var_b > 1e-12 * (1 + mean_b**2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = covariance / np.sqrt(var_a * var_b)
+    return np.where(known, np.clip(r, -1, 1), 0.0)
+
+
+def correlation_draws(
+    a: NDArray[np.float64], b: NDArray[np.float64], weights: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the correlations (k,) of the columns of two (n, k) arrays, and those of every bootstrap sample, (draws, k)."""
+    whole = weighted_correlations(a, b, np.ones((1, len(a))))[0]
+    return whole, weighted_correlations(a, b, weights)
+
+
+def mean_draws(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Interval:
+    """Return the mean of values (n,), with its interval from bootstrap weights (draws, n); nan counts as missing."""
+    known = np.isfinite(values)
+    if not known.any():
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    used = weights[:, known]
+    totals = used.sum(axis=1)
+    draws = (used @ values[known])[totals > 0] / totals[totals > 0]
+    return Interval.of(float(values[known].mean()), draws, int(known.sum()))

@@ -1,0 +1,196 @@
+"""An evaluation under way: stacks of patches are made and measured one by one, and put together at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import StmditError, SynthesisError
+from ..progress import CancelToken, Progress, Stopwatch
+from ..synthesis.conditions import Conditions, conditioned_counts
+from ..synthesis.models import PatchModel
+from ..synthesis.result import sampling_failure
+from ..types import Plan
+from .cases import COMPARED, EDITED, FEWEST, Case, EvaluationRequest
+from .figures import Evidence
+from .held_out import SpotSet
+from .judge import CaseValues, Judge, Seen
+from .predictor import log_levels
+from .reading import ExpressionReader
+from .stacks import Stack, StackFolder, synthesize_stack
+
+SHIFT = 0.6
+"""Real patches that give a floor are taken so many patch sides away from their spots, at most, along each axis."""
+SHIFTED = "real, shifted"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stack to be made: case, seed number, number of the section, its plan, and conditions that no request can state."""
+
+    case: Case
+    seed: int
+    group: int
+    plan: Plan
+    key: str
+    conditions: Conditions | None = None
+
+
+@dataclass
+class Work:
+    """An evaluation under way."""
+
+    spots: tuple[SpotSet, ...]
+    model: PatchModel
+    request: EvaluationRequest
+    jobs: tuple[Job, ...]
+    stacks: StackFolder
+    judge: Judge
+    reader: ExpressionReader
+    cases: tuple[Case, ...]
+    notes: tuple[str, ...]
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    values: dict[str, CaseValues] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def plans(self) -> list[Plan]:
+        """The plans of all stacks."""
+        return [job.plan for job in self.jobs]
+
+    @property
+    def total(self) -> int:
+        """Patches to be made."""
+        return sum(len(plan) for plan in self.plans)
+
+    def synthesize(self, batch: int, cancel: CancelToken) -> Generator[Progress, None, int]:
+        """Make what is not there yet and measure it; returns how many patches were dealt with, fewer than all where it was stopped."""
+        done = 0
+        yield Progress(0, self.total, 0, self.jobs[0].plan.steps, 0, self.watch.seconds)
+        for case in self.cases:
+            values = self.values.setdefault(case.key, CaseValues(case.key, case.words))
+            for seed in range(self.request.seeds):
+                stacks = []
+                for job in (job for job in self.jobs if (job.case, job.seed) == (case, seed)):
+                    stack, failed = yield from self._make(job, done, batch, cancel)
+                    missing = int((~stack.made).sum()) - len(failed)
+                    done += len(job.plan) - missing
+                    if missing:
+                        return done
+                    self.lost |= failed
+                    stacks.append(stack)
+                self._look(values, case, seed, np.concatenate([stack.images for stack in stacks]))
+        return done
+
+    def _make(
+        self, job: Job, before: int, batch: int, cancel: CancelToken
+    ) -> Generator[Progress, None, tuple[Stack, dict[str, str]]]:
+        """Make one stack, and keep what is finished of it however that ends; returns it with what could not be made."""
+        one = self.spots[job.group]
+        stack = kept = self.stacks.load(job.key, len(job.plan), job.plan.card.patch_px)
+        failed: dict[str, str] = {}
+        if kept.made.all():
+            return kept, failed
+        try:
+            grown = synthesize_stack(job.plan, one.section, self.model, kept, batch, cancel, job.conditions)
+            for found, progress in _explained(grown):
+                stack = found
+                if progress is not None:
+                    failed = {f"{job.group}/{job.plan.patches[k].spot_id}": why for k, why in progress.failed.items()}
+                    at, seconds = before + progress.patches_done, self.watch.seconds
+                    yield replace(progress, patches_done=at, patches_total=self.total, elapsed_s=seconds, failed={})
+        finally:
+            if stack.made.sum() > kept.made.sum():
+                self.stacks.save(job.key, stack)
+        return stack, failed
+
+    def _look(self, values: CaseValues, case: Case, seed: int, images: NDArray[np.uint8]) -> None:
+        base = None
+        if case.edited:
+            base = np.concatenate([self._kept(EDITED[1], seed, group).images for group in range(len(self.spots))])
+        values.seen.append(self.judge.look(images, base))
+        if values.shown is None:
+            values.shown = images[self.judge.shown]
+
+    def _kept(self, key: str, seed: int, group: int) -> Stack:
+        job = next(job for job in self.jobs if (job.case.key, job.seed, job.group) == (key, seed, group))
+        return self.stacks.load(job.key, len(job.plan), job.plan.card.patch_px)
+
+    def evidence(self) -> Evidence:
+        """Put together what was measured, without spots that could not be made in every case."""
+        groups = np.repeat(np.arange(len(self.spots)), [len(one) for one in self.spots])
+        shifted = CaseValues(SHIFTED, "real patches near the spots, shifted", synthetic=False)
+        card = self.model.card
+        moved = [
+            one.shifted(SHIFT * card.patch_um / float(one.section.calibration.mpp or 1), self.request.seed)
+            for one in self.spots
+        ]
+        crops = np.concatenate(moved)
+        shifted.seen.append(self.judge.look(crops))
+        shifted.shown = crops[self.judge.shown]
+        where = [f"{group}/{spot}" for group, one in enumerate(self.spots) for spot in one.ids]
+        keep = np.array([place not in self.lost for place in where])
+        if keep.sum() < FEWEST:
+            raise SynthesisError(
+                f"only {int(keep.sum())} spots could be synthesized in every case, at least {FEWEST} are needed"
+            )
+        if not keep.all():
+            some = "; ".join(f"{place.split('/', 1)[1]}: {why}" for place, why in list(self.lost.items())[:3])
+            self.notes = (*self.notes, f"{int((~keep).sum())} spots were left out of all figures: {some}")
+        names = ", ".join(one.section.name for one in self.spots)
+        return Evidence(
+            f"{card.name} on {names}",
+            groups[keep],
+            tuple(np.array([spot for one in self.spots for spot in one.ids])[keep].tolist()),
+            _narrowed(self.judge.real, keep),
+            (_narrowed(shifted, keep),),
+            tuple(_narrowed(values, keep) for values in self.values.values()),
+            COMPARED,
+            (EDITED,),
+            replace(self.reader, truth=self.reader.truth[keep], which=self.reader.which[keep]),
+            None if (change := self._intended()) is None else change[keep],
+        )
+
+    def _intended(self) -> NDArray[np.float64] | None:
+        """(n, g) change of log(1 + counts per 10,000) that the edits make, totals being those of the unedited spots."""
+        if EDITED[0] not in self.values:
+            return None
+        parts = []
+        for group, one in enumerate(self.spots):
+            job = next(job for job in self.jobs if job.case.edited and job.group == group)
+            counts, _ = conditioned_counts(one.rows, one.section, job.plan.request, self.model.profiles)
+            spots = replace(one.section.spots, counts=counts, ids=one.section.spots.ids[one.rows])
+            edited = replace(one.section, spots=spots)
+            before = log_levels(one.section, one.rows, self.reader.genes)
+            scale = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1) / np.maximum(
+                np.asarray(one.section.spots.counts[one.rows].sum(axis=1)).ravel(), 1
+            )
+            after = np.log1p(np.expm1(log_levels(edited, np.arange(len(one)), self.reader.genes)) * scale[:, None])
+            parts.append(after - before)
+        return np.concatenate(parts)
+
+
+def _narrowed(values: CaseValues, keep: NDArray[np.bool_]) -> CaseValues:
+    def part(seen: Seen) -> Seen:
+        return Seen(
+            {name: features[keep] for name, features in seen.features.items()},
+            seen.statistics[keep],
+            {name: likeness[keep] for name, likeness in seen.paired.items()},
+            None if seen.change is None else seen.change[keep],
+        )
+
+    return replace(values, seen=[part(seen) for seen in values.seen])
+
+
+def _explained(steps: Iterator[Any]) -> Iterator[Any]:
+    """Turn what a sampler throws into a message that says what to do."""
+    try:
+        yield from steps
+    except StmditError:
+        raise
+    except Exception as error:
+        raise SynthesisError(f"{sampling_failure(error)} What is finished is kept; --resume goes on.") from error

@@ -1,0 +1,91 @@
+"""`stmdit evaluate` as a process: a checkpoint interrupted and gone on with, the result of a run, and what is refused."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny_fixtures import tiny_checkpoint  # noqa: F401
+from typer.testing import CliRunner
+
+from napari_stmdit.cli import app
+from napari_stmdit.errors import StmditError
+
+SMALL = ("--spots", "24", "--seeds", "1", "--genes", "10", "--draws", "100", "--device", "cpu", "--batch", "8")
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "napari_stmdit.cli", *map(str, arguments)]
+
+
+@pytest.mark.slow
+def test_an_interrupted_evaluation_goes_on_and_says_what_holds(tiny_checkpoint, tiny_folder, tmp_path):  # noqa: F811
+    out = tmp_path / "evaluation"
+    wish = ("evaluate", tiny_checkpoint, tiny_folder, *SMALL, "--steps", 16, "--output", out)
+    process = subprocess.Popen(command(*wish), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 240
+    while not list(out.glob("stacks/*.npz")) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    told, complaint = process.communicate(timeout=240)
+    assert process.returncode == 130, complaint
+    assert "the same command with --resume goes on" in told and "Traceback" not in complaint
+    again = subprocess.run(command(*wish), capture_output=True, text=True, check=False)
+    assert again.returncode == 2 and again.stdout == "" and "add --resume" in again.stderr
+    found = subprocess.run(command(*wish, "--resume", "--json"), capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    facts = json.loads(found.stdout)
+    assert facts["complete"] and facts["done"] == facts["total"] == 24 * 7
+    assert {claim["verdict"] for claim in facts["claims"]} <= {"beats", "does not"} and len(facts["claims"]) > 20
+    report = json.loads((out / "report.json").read_text())
+    assert report["command"] == " ".join(["stmdit", *map(str, wish), "--resume", "--json"])
+    assert report["command"] in (out / "report.html").read_text() and report["steps"] == 16
+
+
+@pytest.mark.slow
+def test_a_result_is_evaluated_without_its_checkpoint(tiny_checkpoint, tiny_folder, tmp_path):  # noqa: F811
+    from napari_stmdit import Request, load_checkpoint, open_section, synthesize
+
+    section, model = open_section(tiny_folder), load_checkpoint(tiny_checkpoint, device="cpu")
+    synthesize(section, Request(steps=1, section=str(tiny_folder)), model).save(tmp_path / "out.zarr", "one")
+    wish = ("evaluate", tmp_path / "out.zarr", "--draws", 100, "--output", tmp_path / "report")
+    found = subprocess.run(command(*wish), capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "report.html" in found.stdout
+    (figures,) = json.loads((tmp_path / "report" / "report.json").read_text())["figures"]
+    assert list(figures["cases"]) == ["stmdit_one"] and list(figures["distribution"]) == [
+        "random convolutions, seed 123"
+    ]
+
+
+def test_bad_wishes_are_one_message(tiny_checkpoint, tiny_folder, tmp_path):  # noqa: F811
+    (tmp_path / "config.yaml").write_text("name: [")
+    for arguments, words in (
+        (("demo",), "give a checkpoint and at least one section"),
+        ((tiny_checkpoint,), "give a checkpoint and at least one section"),
+        ((tmp_path / "nothing.zarr",), "a store with results that is there"),
+        ((tiny_checkpoint, tiny_folder, "--run", "one"), "--run is for a store"),
+        ((tiny_checkpoint, tiny_folder, "--spots", "3"), "spots"),
+        ((tiny_checkpoint, tmp_path / "config.yaml"), "cannot be read"),
+        ((tiny_checkpoint, tmp_path / "nothing"), "there is no file or folder"),
+        (("nothing", tiny_folder), "there is no checkpoint"),
+        ((tiny_checkpoint, tiny_folder, "--feature-space", "inception"), "encoder, random, uni2h"),
+        ((tiny_checkpoint, tiny_folder, "--predictor-sections", tiny_folder), "is evaluated itself"),
+    ):
+        found = CliRunner().invoke(
+            app, ["evaluate", *map(str, arguments), "--device", "cpu", "--output", str(tmp_path / "o")]
+        )
+        assert isinstance(found.exception, StmditError), (arguments, found.output)
+        assert words in str(found.exception), (arguments, found.exception)
+        assert not (tmp_path / "o" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_bad_wish_ends_with_exit_code_2(tmp_path):
+    found = subprocess.run(
+        command("evaluate", "demo", tmp_path / "nothing"), capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 2 and found.stdout == "" and "Traceback" not in found.stderr
+    assert "there is no file or folder" in found.stderr

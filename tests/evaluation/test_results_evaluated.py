@@ -1,0 +1,65 @@
+"""Saved results measured beside the slide they were made from; nothing is synthesized."""
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+from standins import CropModel, NoiseModel, card_for, make_section
+
+import napari_stmdit as st
+from napari_stmdit.errors import CheckpointError, RequestError, StoreError
+from napari_stmdit.evaluation.results import evaluate_result
+from napari_stmdit.progress import CancelToken
+
+
+def test_the_results_of_a_store_are_compared_spot_by_spot(study, tmp_path):
+    found = evaluate_result(study.store, output=tmp_path, draws=100, feature_spaces=("encoder", "random"))
+    assert found.complete and found.done == found.total == 7
+    (one,) = found.report.facts["figures"]
+    assert set(one["cases"]) == {f"stmdit_{name}" for name in study.results} and one["spots"] == 30
+    assert one["fidelity"] is None
+    assert {(c.true, c.control) for c in found.report.claims} == {
+        ("stmdit_measured", "stmdit_shuffled"),
+        ("stmdit_measured", "stmdit_null"),
+    }
+    assert not any(claim.holds for claim in found.report.claims if "haematoxylin" in claim.measure)  # random weights
+    edits = {"stmdit_towards - stmdit_measured", "stmdit_more - stmdit_measured", "stmdit_swapped - stmdit_measured"}
+    assert set(one["edits"]) == edits
+    assert all(one["edits"][pair]["pixel_change_grey_levels"]["low"] > 0 for pair in edits)
+    facts = json.loads((tmp_path / "report.json").read_text())
+    assert facts["kind"] == "result" and any("real patches of stmdit_measured" in note for note in facts["notes"])
+    root = ElementTree.fromstring((tmp_path / "report.html").read_text().removeprefix("<!DOCTYPE html>"))
+    assert sum(image.attrib["alt"].startswith("synthetic patch") for image in root.iter("img")) == 7 * 10
+
+
+def test_a_result_that_copies_the_slide_gets_the_ceiling_and_noise_the_floor(tmp_path):
+    section = make_section()
+    card = card_for(tuple(section.spots.genes.symbols.tolist()))
+    copy, noise = (st.synthesize(section, st.Request(steps=1), kind(card)) for kind in (CropModel, NoiseModel))
+    found = evaluate_result([copy, noise], output=tmp_path, draws=100)
+    (one,) = found.report.facts["figures"]
+    best, worst = one["paired"]["run_1"], one["paired"]["run_2"]
+    assert best["ssim"]["mean_of_k"]["value"] == pytest.approx(1) and best["psnr"]["mean_of_k"]["value"] == 100
+    assert worst["ssim"]["mean_of_k"]["value"] < 0.1
+    (space,) = one["distribution"].values()
+    assert space["cases"]["run_1"]["kid"]["value"] == 0 < space["cases"]["run_2"]["kid"]["low"]
+    assert not found.report.claims
+    assert "Nothing here can say so" in (tmp_path / "report.html").read_text()
+
+
+def test_what_cannot_be_evaluated_is_refused(study, tmp_path, tiny_zarr, tiny_folder):
+    with pytest.raises(StoreError, match="holds no results"):
+        evaluate_result(tiny_zarr, output=tmp_path)
+    with pytest.raises(StoreError, match="its runs"):
+        evaluate_result(study.store, output=tmp_path, runs=("seven",))
+    with pytest.raises(CheckpointError, match="is not the one that made all of these results"):
+        evaluate_result(study.store, output=tmp_path, feature_spaces=("encoder",), checkpoint="demo")
+    section = make_section()
+    card = card_for(tuple(section.spots.genes.symbols.tolist()))
+    few = st.synthesize(section, st.Request(region=st.SampleOfSpots(count=3), steps=1), CropModel(card))
+    with pytest.raises(RequestError, match="run_1: 3 patches"):
+        evaluate_result(few, output=tmp_path)
+    cancel = CancelToken()
+    cancel.cancel()
+    assert not evaluate_result(study.store, output=tmp_path, cancel=cancel).complete
+    assert not (tmp_path / "report.html").exists()
