@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parent
 STEPS = {
     "open": "open a section, to its first picture",
     "click": "click on a spot",
-    "lasso": "lasso around some 1,600 spots",
+    "lasso": "lasso around some 750 spots",
     "recolour": "colour by another gene",
     "brush": "a stroke of the brush, with its edit",
     "paste": "paste a patch",
