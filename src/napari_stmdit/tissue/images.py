@@ -56,7 +56,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """Return height and width of an image file without decoding it."""
     _check_suffix(path)
     if path.suffix.lower() in TIFF_SUFFIXES:
-        with _tiff(path) as tiff:
+        with tiff_file(path) as tiff:
             axes, shape = tiff.series[0].axes, tiff.series[0].shape
         if "Y" not in axes or "X" not in axes:
             raise SectionError(f"{path} has the axes {axes}; expected an image with Y and X")
@@ -181,7 +181,8 @@ def _check_decodable(path: Path, height: int, width: int) -> None:
 
 
 @contextmanager
-def _tiff(path: Path) -> Iterator[Any]:
+def tiff_file(path: Path) -> Iterator[Any]:
+    """Open a TIFF; what damaged directories make of it is a SectionError."""
     import tifffile
 
     try:
@@ -203,7 +204,7 @@ def _tiff(path: Path) -> Iterator[Any]:
 
 
 def _open_tiff(path: Path) -> list[Any]:
-    with _tiff(path) as tiff:
+    with tiff_file(path) as tiff:
         series = tiff.series[0]
         axes, shape, dtype = series.axes, series.shape, series.dtype
         tiled, count = bool(series.pages[0].is_tiled), len(series.levels)
