@@ -167,7 +167,7 @@ class ExpressionSource:
         if self.kind == "none":
             return "no measured expression was used: the section is a plain H&E slide, and expression is null everywhere"
         if self.kind == "predicted":
-            return f"no measured expression was used: it was predicted, in {self.file} (SHA-256 {self.sha256})"
+            return f"no measured expression was used: it was predicted, in {self.file} (SHA-256 {self.sha256[:12]}...)"
         return ""
 
     def facts(self) -> dict[str, str | None]:

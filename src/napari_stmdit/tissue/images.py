@@ -228,7 +228,7 @@ def _check_codec(path: Path, compression: int) -> None:
     """Refuse at once what would fail at the first tile; tifffile alone reads plain and deflated data only."""
     if compression not in (1, 8, 32946) and find_spec("imagecodecs") is None:
         raise SectionError(
-            f"{path} is a compressed TIFF (scheme {compression}) that needs one more package: pip install imagecodecs"
+            f"{path} is a compressed TIFF (scheme {compression}) that needs one more package: pip install imagecodecs, or pip install 'napari-stmdit[slides]'"
         )
 
 

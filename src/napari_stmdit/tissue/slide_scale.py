@@ -50,15 +50,15 @@ def calibrate_slide(path: Path, override: float | None = None) -> Calibration:
         return Calibration(stated[0], "image", f"{stated[0]:.4g} um/px, {stated[1]} of {path.name}")
     reason = f" ({unusable})" if unusable else ""
     raise ScaleError(
-        f"{path.name} does not state how large its pixels are{reason}; give the microns per pixel with --mpp (mpp=...). They are in the "
-        "scanner's export settings: about 0.25 at 40x, 0.5 at 20x, which is for orientation and never assumed"
+        f"{path.name} does not state how large its pixels are{reason}; give the microns per pixel with --mpp (mpp=...), as the scanner's "
+        "export settings have them"
     )
 
 
 def stated_mpp(path: Path) -> tuple[tuple[float, str] | None, str]:
     """Return (microns per pixel, field) of an image file, or None and what was found in their place, in words."""
     if path.suffix.lower() not in TIFF_SUFFIXES:
-        return None, "PNG and JPEG files keep a density for printing alone"
+        return None, "PNG and JPEG files state none but for printing"
     unusable = ""
     with tiff_file(path) as tiff:
         for y, x, name in _statements(tiff, path):

@@ -22,6 +22,8 @@ DENSITY_WITHIN = (0.05, 0.15)
 """Bounds of Otsu's threshold, in optical density (log10) over the glass: it splits a slide of glass alone, or of tissue alone, too."""
 LEAST_SATURATION = 0.05
 """Shadows, bubbles and the edge of the coverslip are grey; stain is not."""
+GLASS_FROM = 180
+"""Least grey level of glass in any channel; an image whose brightest tenth is darker is filled by tissue."""
 
 
 @dataclass(frozen=True)
@@ -82,19 +84,18 @@ def find_tissue(image: SlideImage, mpp: float) -> TissueMask:
     brightness = rgb.mean(axis=2)
     glass = np.maximum(np.median(rgb[brightness >= np.quantile(brightness, 0.9)], axis=0), 1.0)
     density = np.log10(glass / np.maximum(rgb, 1.0)).mean(axis=2)
+    if glass.min() < GLASS_FROM:
+        return TissueMask(np.ones(density.shape, dtype=bool), step, "the image shows no glass; all of it counts")
     low, high = DENSITY_WITHIN
     found = float(threshold_otsu(density)) if np.ptp(density) > 0 else high
     threshold = float(np.clip(found, low, high))
-    if glass.min() < 180:  # no part of the slide is bright: it shows no glass, and tissue fills it
-        mask = np.ones(density.shape, dtype=bool)
-        return TissueMask(mask, step, "the image shows no glass; all of it counts as tissue")
     highest = rgb.max(axis=2)
     saturation = (highest - rgb.min(axis=2)) / np.maximum(highest, 1.0)
     mask = (density > threshold) & (saturation > LEAST_SATURATION)
     smallest = SMALLEST_UM2 / (step[0] * step[1] * mpp**2)
     mask = _large(mask, smallest)
     mask = ~_large(~mask, smallest)
-    rule = f"optical density over the glass above {threshold:.2f} (Otsu {found:.2f}, held between {low:g} and {high:g}), at {um:.3g} um/px"
+    rule = f"denser than the glass by {threshold:.2f} (Otsu {found:.2f}, held within {low:g} and {high:g}), at {um:.3g} um/px"
     return TissueMask(mask, step, rule)
 
 
