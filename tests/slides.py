@@ -83,3 +83,19 @@ def write_table(path: Path, yx: np.ndarray, values: np.ndarray | None = None, **
         table.obsm["spatial"] = np.asarray(yx, dtype=np.float64)[:, ::-1]
     table.write_h5ad(path)
     return path
+
+
+def write_philips(path: Path, picture: np.ndarray | None = None, spacing: str = '"0.0005" "0.0005"') -> Path:
+    """Write what Philips scanners export: a TIFF whose XML states the spacing in millimetres."""
+    picture = tissue_picture() if picture is None else picture
+    text = (
+        '<?xml version="1.0" encoding="UTF-8" ?><DataObject ObjectType="DPUfsImport">'
+        '<Attribute Name="DICOM_MANUFACTURER" PMSVR="IString">PHILIPS</Attribute>'
+        f'<Attribute Name="DICOM_PIXEL_SPACING" PMSVR="IDoubleArray">{spacing}</Attribute></DataObject>'
+    )
+    shared = {"tile": (256, 256), "photometric": "rgb", "compression": "zlib", "metadata": None}
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(picture, description=text, software="Philips DP v1.0", **shared)
+        for step in (2, 4):
+            tiff.write(picture[::step, ::step], software="Philips DP v1.0", **shared)
+    return path

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from slides import GLASS, SLIDE_MPP, SLIDE_SIDE, on_tissue, tissue_picture, write_aperio, write_pyramid
+from slides import GLASS, SLIDE_MPP, SLIDE_SIDE, on_tissue, tissue_picture, write_aperio, write_philips, write_pyramid
 
 from napari_stmdit.errors import ScaleError, SectionError
 from napari_stmdit.tissue.open import SectionSource, open_section, synthesis_fault
@@ -59,6 +59,29 @@ def test_an_aperio_slide_states_its_scale(tmp_path, picture):
     assert "MPP of the Aperio description" in section.calibration.detail
     assert [level.shape[0] for level in section.image.levels] == [1600, 400]  # the thumbnail is no level
     assert len(section.spots) > 20
+
+
+def test_an_imagej_tiff_states_its_scale_with_its_unit(tmp_path, picture):
+    for name, unit, ok in (("a.tif", "um", True), ("b.tif", "\\u00B5m", True), ("c.tif", "pixel", False)):
+        tifffile.imwrite(tmp_path / name, picture, imagej=True, resolution=(2.0, 2.0), metadata={"unit": unit})
+        if ok:
+            calibration = open_section(tmp_path / name).calibration
+            assert calibration.mpp == pytest.approx(0.5) and "ImageJ" in calibration.detail
+        else:
+            with pytest.raises(ScaleError):
+                open_section(tmp_path / name)
+
+
+def test_a_philips_slide_states_its_scale_through_tiffslide(tmp_path, picture, monkeypatch):
+    from napari_stmdit.tissue import slide_scale
+
+    pytest.importorskip("tiffslide")
+    file = write_philips(tmp_path / "slide.tiff", picture)
+    calibration = open_section(file).calibration
+    assert calibration.mpp == pytest.approx(0.5) and "DICOM_PIXEL_SPACING" in calibration.detail
+    monkeypatch.setattr(slide_scale, "find_spec", lambda name: None)
+    with pytest.raises(ScaleError, match=r"pip install 'napari-stmdit\[slides\]'"):
+        open_section(file)
 
 
 def test_the_users_scale_counts_and_what_the_file_says_is_told(pyramid):
