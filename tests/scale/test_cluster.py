@@ -175,6 +175,8 @@ def test_a_worker_that_would_compute_something_else_is_refused(client, source, r
 def test_a_plain_slide_is_opened_by_the_workers_as_it_was_here(client, request_, tmp_path):
     from slides import tissue_picture, write_pyramid, write_table
 
+    from napari_stmdit.assemble import load_checkpoint
+    from napari_stmdit.synthesis.result import synthesize
     from napari_stmdit.tissue.open import SectionSource
 
     slide = write_pyramid(tmp_path / "slide.tif", tissue_picture())

@@ -129,3 +129,19 @@ def test_a_run_is_resumed_and_a_seamless_one_works(section, tiny_model, tmp_path
     assert np.abs(np.asarray(result.rgba).astype(int) - whole.rgba).max() <= 1
     seamless = synthesize(section, request.model_copy(update={"mode": "continuous"}), tiny_model)
     assert seamless.complete and any(NONE in note for note in seamless.notes)
+
+
+def test_a_data_set_of_a_slide_does_not_call_anything_measured(section, predicted, tmp_path):
+    from napari_stmdit.dataset.export import export_dataset
+
+    for one, word in ((section, "null"), (predicted, "predicted")):
+        result = synthesize(one, Request(region=FEW), CropModel(CARD))
+        out = tmp_path / word
+        export_dataset(result, out)
+        assert one.expression.statement[1:] in (out / "README.md").read_text()
+        rows = next(out.rglob("*.parquet"))
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(rows).to_pydict()
+        kinds = dict(zip(table["origin"], table["expression"], strict=True))
+        assert kinds == {"slide": word, "model": "null" if word == "null" else "own"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -187,7 +188,7 @@ def tiff_file(path: Path) -> Iterator[Any]:
 
     try:
         tiff = tifffile.TiffFile(path)
-    except (OSError, tifffile.TiffFileError, ValueError) as error:
+    except (OSError, tifffile.TiffFileError, ValueError, struct.error) as error:
         raise SectionError(f"{path} cannot be read as TIFF: {error}") from error
     with tiff:
         try:
@@ -199,6 +200,7 @@ def tiff_file(path: Path) -> Iterator[Any]:
             TypeError,
             AttributeError,
             OSError,
+            struct.error,
         ) as error:  # of directories that lie
             raise SectionError(f"{path} cannot be read as TIFF, the file may be cut short: {error}") from error
 
