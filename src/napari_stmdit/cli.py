@@ -119,7 +119,8 @@ def synthesize(
         float | None, typer.Option(help="Of an H&E image: microns between its virtual spots, 100 by default.")
     ] = None,
     tissue_fraction: Annotated[
-        float | None, typer.Option(help="Of an H&E image: part of a spot that is on tissue, 0.5 by default; 0: no mask.")
+        float | None,
+        typer.Option(help="Of an H&E image: part of a spot that is on tissue, 0.5 by default; 0: no mask."),
     ] = None,
     predicted_expression: Annotated[
         Path | None, typer.Option(help="Of an H&E image: .h5ad with predicted expression and positions.")

@@ -165,12 +165,14 @@ class ExpressionSource:
     def statement(self) -> str:
         """What a result must say of it; empty where the expression was measured."""
         if self.kind == "none":
-            return "no measured expression was used: the section is a plain H&E slide, and expression is null everywhere"
+            return (
+                "no measured expression was used: the section is a plain H&E slide, and expression is null everywhere"
+            )
         if self.kind == "predicted":
             return f"no measured expression was used: it was predicted, in {self.file} (SHA-256 {self.sha256[:12]}...)"
         return ""
 
-    def facts(self) -> dict[str, str | None]:
+    def facts(self) -> dict[str, str]:
         """Return it in JSON types, to be kept with a section or a result."""
         known = {"kind": self.kind, "file": self.file, "sha256": self.sha256, "units": self.units}
         return {name: value for name, value in known.items() if value} | (

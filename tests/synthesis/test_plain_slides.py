@@ -101,7 +101,9 @@ def test_a_stored_result_still_says_it_and_more_can_be_added(section, tmp_path):
 def test_another_table_is_another_section(section, predicted, slide, tmp_path):
     from napari_stmdit.errors import StoreError
 
-    other = open_section(slide, predicted_expression=write_table(tmp_path / "o.h5ad", section.spots.yx, uns={"x": 1, "log1p": {}}))
+    other = open_section(
+        slide, predicted_expression=write_table(tmp_path / "o.h5ad", section.spots.yx, uns={"x": 1, "log1p": {}})
+    )
     model = CropModel(CARD)
     synthesize(predicted, Request(region=FEW), model).save(tmp_path / "out.zarr")
     with pytest.raises(StoreError, match="another section"):

@@ -100,12 +100,13 @@ def _resolved(section: Section, request: Request, faults: list[tuple[str, str]])
     asked = "expression" in request.model_fields_set and request.expression != "null"
     if asked or request.expression == "shuffled":
         faults.append(
-            ("expression", f"{request.expression!r} was asked for, but a plain slide has no expression: use null, or {way_out}")
+            (
+                "expression",
+                f"{request.expression!r} was asked for, but a plain slide has no expression: use null, or {way_out}",
+            )
         )
     if any(edit.enabled for edit in request.edits):
-        faults.append(
-            ("edits", f"a plain slide has no expression to edit: disable or remove the edits, or {way_out}")
-        )
+        faults.append(("edits", f"a plain slide has no expression to edit: disable or remove the edits, or {way_out}"))
     return request.model_copy(update={"expression": "null"})
 
 

@@ -47,7 +47,9 @@ class SectionSource:
 
         A ``fullres`` that is no file here stays as it is: it may be the name of an image, or lie in the section's folder.
         """
-        fullres, table = (None if p is None else Path(p).expanduser() for p in (self.fullres, self.predicted_expression))
+        fullres, table = (
+            None if p is None else Path(p).expanduser() for p in (self.fullres, self.predicted_expression)
+        )
         return dataclasses.replace(
             self,
             path=Path(self.path).expanduser().absolute(),

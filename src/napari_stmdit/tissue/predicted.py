@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import SectionError, StmditError
 from ..files import BadFile, shorten, user_path
-from ..types import ExpressionSource, Genes, PredictedUnits, SpotTable
+from ..types import ExpressionSource, PredictedUnits, SpotTable
 from .counts import MOST_COUNTS, refuse_twice
 from .geometry import FARTHEST_PX, swap_axes
 from .tables import genes_of, obs_columns
@@ -33,9 +33,7 @@ MOST_VALUES = 2**31
 MOST_LOG = 25.0
 """No natural logarithm of a count is larger: exp(25) is beyond 2^31."""
 _ROWS_AT_ONCE = 4096
-_MEANT = (
-    "its obsm['spatial'] must be (x, y) in pixels of the full-resolution slide, not microns, not (y, x), and not pixels of a smaller level"
-)
+_MEANT = "its obsm['spatial'] must be (x, y) in pixels of the full-resolution slide, not microns, not (y, x), and not pixels of a smaller level"
 _UNITS = (
     "say what they are with --predicted-units (predicted_units=...): 'counts', expected counts a spot, or 'log1p', natural logarithms of one plus "
     "normalised counts"
@@ -277,25 +275,23 @@ def at_grid(
         )
     matched = _rows_of(spots, rows)
     array_rc = None if grid.array_rc is None else grid.array_rc[taken]
-    found = replace(
-        matched, ids=grid.ids[taken], yx=grid.yx[taken], diameter=2 * radius, array_rc=array_rc
-    )
+    found = replace(matched, ids=grid.ids[taken], yx=grid.yx[taken], diameter=2 * radius, array_rc=array_rc)
     far, shared = len(usable) - len(near), len(near) - len(rows)
     told = f"{len(rows)} of the grid's {len(grid)} spots found a row of {name} within 27.5 um, {len(spots.genes):,} genes, {_words(table)}"
     notes.insert(0, told + "; the others are left out" * (len(rows) < len(grid)))
     if far:
-        notes.append(f"{_count(far, 'row is', 'rows are')} farther than 27.5 um from every spot of the grid on tissue and left out")
+        notes.append(
+            f"{_count(far, 'row is', 'rows are')} farther than 27.5 um from every spot of the grid on tissue and left out"
+        )
     if shared:
         notes.append(f"{_count(shared, 'row has', 'rows have')} a nearer one at the same spot and left out")
     return found, notes + _empty(found)
 
 
-def _usable(
-    table: PredictedTable, size: tuple[float, float]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], list[str]]:
+def _usable(table: PredictedTable, size: tuple[float, float]) -> tuple[NDArray[np.bool_], NDArray[np.bool_], list[str]]:
     """Which rows lie on the slide, which are the first at their place, and notes."""
     yx, name = table.spots.yx, table.source.file
-    on_slide = ((yx >= 0) & (yx <= size)).all(axis=1)
+    on_slide: NDArray[np.bool_] = np.asarray(((yx >= 0) & (yx <= size)).all(axis=1), dtype=np.bool_)
     off = int((~on_slide).sum())
     if off > len(yx) / 2:
         raise SectionError(

@@ -197,7 +197,9 @@ def hex_grid(size: tuple[float, float], pitch: float) -> tuple[NDArray[np.float6
     row, half = pitch * math.sqrt(3) / 2, pitch / 2
     rows, columns = (max(0, math.ceil(side / step - 0.5)) for side, step in zip(size, (row, half), strict=True))
     if rows * columns / 2 > MOST_SPOTS:
-        raise SectionError(f"a grid of this pitch has {rows * columns // 2:,} spots on the slide; give a larger grid_pitch")
+        raise SectionError(
+            f"a grid of this pitch has {rows * columns // 2:,} spots on the slide; give a larger grid_pitch"
+        )
     r, c = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
     rc = np.stack([r, c], axis=-1).reshape(-1, 2)
     rc = rc[rc.sum(axis=1) % 2 == 0].astype(np.int64)

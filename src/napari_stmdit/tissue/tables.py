@@ -160,7 +160,9 @@ def _read(table: Any, shapes: Any, name: str, predicted: bool) -> SpotRows:
         columns = [whole_numbers(rows.obs[c], c, f"the table of {name}") for c in ("array_row", "array_col")]
         array_rc = np.stack(columns, axis=1)
     obs = obs_columns(rows.obs, {attrs["region_key"], attrs["instance_key"], "in_tissue", "array_row", "array_col"})
-    return SpotRows(ids, yx, radius, counts, genes_of(rows.var), array_rc, _scalefactors(rows.uns), (*notes, *told), obs)
+    return SpotRows(
+        ids, yx, radius, counts, genes_of(rows.var), array_rc, _scalefactors(rows.uns), (*notes, *told), obs
+    )
 
 
 def obs_columns(obs: Any, known: set[str]) -> dict[str, NDArray[Any]]:

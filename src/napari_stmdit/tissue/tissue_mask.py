@@ -108,7 +108,9 @@ def _coarse(image: SlideImage, mpp: float) -> tuple[NDArray[np.float32], tuple[f
     array = image.levels[level]
     by = max(1, min(round(MASK_UM / um[level]), *array.shape[:2]))
     if by > 1:
-        chunk = max(1, 2048 // by) * by  # whole blocks in every chunk, and no more of the slide at once than some megabytes
+        chunk = (
+            max(1, 2048 // by) * by
+        )  # whole blocks in every chunk, and no more of the slide at once than some megabytes
         array = da.coarsen(np.mean, array.rechunk((chunk, chunk, 3)), {0: by, 1: by}, trim_excess=True)
     try:
         pixels = np.asarray(array.astype(np.float32).compute())

@@ -7,8 +7,8 @@ from typing import Any
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFileDialog, QLineEdit, QPushButton, QWidget
 
-from ...tissue.slide import SPOT_UM, TISSUE_FRACTION, SlideOptions
 from ...tissue.geometry import VISIUM_PITCH_UM
+from ...tissue.slide import SPOT_UM, TISSUE_FRACTION, SlideOptions
 from .common import Text, column, labelled, named, row
 
 UNITS = ((None, "as the file says"), ("counts", "counts"), ("log1p", "log1p of normalised counts"))
