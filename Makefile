@@ -1,4 +1,4 @@
-# One command each: `make demo`, `make test`, `make check`. Each does its own set-up in .venv.
+# One command each: `make demo`, `make test`, `make check`, `make docs-html`. Each does its own set-up in .venv.
 PYTHON ?= python3
 VENV ?= .venv
 # One known torch keeps the tests comparable; `make TORCH=torch ...` takes the newest.
@@ -10,7 +10,7 @@ ifeq ($(shell uname -s),Linux)
 SCREEN := xvfb-run -a -s '-screen 0 1600x1000x24'
 endif
 
-.PHONY: demo test check docs bench display clean
+.PHONY: demo test check docs docs-html bench display clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,9 +33,16 @@ check: $(STAMP)
 	$(BIN)/ruff format --check src tests docs benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m sphinx -b html -n -W --keep-going -q docs out/docs
 
+# every warning is an error; nothing is fetched
+docs-html: $(STAMP)
+	$(BIN)/python -m sphinx -b html -n -W --keep-going -q docs out/docs
+
+# the pictures of the documentation
 docs: $(STAMP) display
 	$(SCREEN) $(BIN)/python docs/screenshots.py
+	$(BIN)/python docs/guidance_grid.py
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,26 @@ for _name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG
     Path(os.environ[_name]).mkdir()
 os.environ["NAPARI_CONFIG"] = str(_HOME / "napari" / "settings.yaml")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+POSIX_ALONE = (
+    "fuzz/test_bad_input.py",
+    "e2e/test_resume.py",
+    "e2e/test_workers.py",
+    "scale/test_cluster.py",
+    "an_interrupt_keeps_what_is_done",
+    "a_killed_export_goes_on",
+    "workers_leave_when_the_process",
+    "what_is_in_the_way_is_refused",
+)
+"""Parts of the names of tests that send POSIX signals, or make links, pipes and modes that Windows has not."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On Windows leave out what only a POSIX system can do; the product's own code is the same."""
+    for item in items if sys.platform == "win32" else ():
+        if any(part in item.nodeid for part in POSIX_ALONE):
+            item.add_marker(pytest.mark.skip(reason="needs POSIX signals, links, pipes or file modes"))
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .devices import choose_device, devices, memory_given_back
+from .devices import choose_device, memory_given_back
 from .encoder_sources import MissingEncoder
 from .encoders.precomputed import PrecomputedEmbeddings
 from .errors import CheckpointError, GeneError, StmditError
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     MorphologySource = MorphologyEncoder | PrecomputedEmbeddings | MissingEncoder
 
 BUNDLED = {"demo": "data/demo_checkpoint"}
-_BROKEN_QT = "PySide6 6.12.0 ends Python 3.11 after long use; install another: pip install 'PySide6_Essentials!=6.12.0'"
 
 
 @dataclass(frozen=True)
@@ -215,7 +212,7 @@ def load_checkpoint(
         "device": str(chosen),
         "dtype": str(kind).removeprefix("torch."),
         "licence": folder.card.licence,
-        "torch": _version("torch"),
+        "torch": version("torch"),
         **{f"{what}_embeddings": {"source": one.source, "sha256": one.sha256} for what, one in given.items()},
     }
     spreads = read_profile_spreads(folder)
@@ -321,25 +318,6 @@ def list_checkpoints() -> list[CheckpointEntry]:
     return entries
 
 
-def describe_installation() -> dict[str, Any]:
-    """Return versions, devices, checkpoints and data directories: the text for a bug report."""
-    packages = ("torch", "diffusers", "napari", "spatialdata", "spatialdata-io", "dask", "zarr", "numpy", "qtpy")
-    qt = {name: v for name in ("PySide6_Essentials", "PySide6", "PyQt6", "PyQt5") if (v := _version(name))}
-    return {
-        "versions": {
-            "napari-stmdit": _version("napari-stmdit"),
-            "python": sys.version.split()[0],
-            "system": platform.platform(),
-            **{name: _version(name) or "not installed" for name in packages},
-            "Qt": ", ".join(f"{name} {v}" for name, v in qt.items()) or "none: the viewer needs one, see the README",
-            **({"warning": _BROKEN_QT} if sys.version_info < (3, 12) and "6.12.0" in qt.values() else {}),
-        },
-        "devices": dict(devices()),
-        "checkpoints": {entry.name: str(entry.path) for entry in list_checkpoints()},
-        "directories": {"data": str(data_directory()), "package": str(files("napari_stmdit"))},
-    }
-
-
 def checkpoint_folder(name: str | Path) -> Path:
     """Return the folder of a checkpoint by its name or path; raises CheckpointError where there is none."""
     entries = {entry.name: entry.path for entry in list_checkpoints()}
@@ -356,10 +334,3 @@ def checkpoint_folder(name: str | Path) -> Path:
 
 def _bundled(name: str) -> Path:
     return Path(str(files("napari_stmdit").joinpath(BUNDLED[name])))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

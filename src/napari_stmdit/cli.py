@@ -71,18 +71,17 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 @app.command()
 def info(as_json: Json = False) -> None:
-    """Print versions, devices, checkpoints and data directories: the text for a bug report."""
-    from .assemble import describe_installation
+    """Print versions, computer, devices, checkpoints, folders and known troubles: the text for a bug report."""
+    from .installation import describe_installation
 
     facts = describe_installation()
     if as_json:
         _print_json(facts)
         return
     for title, content in facts.items():
-        sys.stdout.write(f"{title}\n")
         rows = content.items() if isinstance(content, dict) else enumerate(content, 1)
-        for key, value in rows:
-            sys.stdout.write(f"  {key}: {value}\n")
+        lines = [f"  {key}: {value}\n" for key, value in rows]
+        sys.stdout.write("".join([f"{title}\n", *(lines or ["  none\n"])]))
 
 
 @app.command()

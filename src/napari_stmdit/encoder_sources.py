@@ -191,15 +191,19 @@ def _open_uni2h(component: Component, name: str, device: torch.device) -> Any:
     return CachedMorphology(encoder.to(device), _cache(), _key(component, weights))
 
 
-def _cache() -> EmbeddingCache:
-    """Return a cache in memory and on disk: a UNI2-h embedding takes seconds on a CPU, and a slide's patches do not change."""
+def embeddings_folder() -> Path:
+    """Return the folder in which embeddings of patches are kept."""
     from platformdirs import user_cache_path
 
+    return user_cache_path("napari-stmdit", appauthor=False) / "embeddings"
+
+
+def _cache() -> EmbeddingCache:
+    """Return a cache in memory and on disk: a UNI2-h embedding takes seconds on a CPU, and a slide's patches do not change."""
     from .encoders.cache import EmbeddingCache
 
-    folder = user_cache_path("napari-stmdit", appauthor=False) / "embeddings"
     try:
-        return EmbeddingCache(CACHE_BYTES, folder, CACHE_FOLDER_BYTES)
+        return EmbeddingCache(CACHE_BYTES, embeddings_folder(), CACHE_FOLDER_BYTES)
     except StoreError:  # a home that cannot be written is no reason not to run
         return EmbeddingCache(CACHE_BYTES)
 

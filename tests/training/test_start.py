@@ -24,7 +24,15 @@ def tensors(folder):
 
 
 def test_a_training_goes_on_from_a_checkpoint(begun, tiny_config, tmp_path):
-    settings = {"steps": 3, "small_cells": 4, "small_batch": 3, "batch": 2, "rate": 1e-6, "matrix_rate": 1e-6}
+    settings = {
+        "steps": 3,
+        "small_cells": 4,
+        "small_batch": 3,
+        "batch": 2,
+        "rate": 1e-6,
+        "matrix_rate": 1e-6,
+        "validate_every": 3,
+    }
     path = tiny_config(start=str(begun), diffusion=settings, seed=5)
     folder = train(path, output=tmp_path / "more")
     for part in ("vae", "expression_encoder", "morphology_encoder"):
@@ -35,7 +43,16 @@ def test_a_training_goes_on_from_a_checkpoint(begun, tiny_config, tmp_path):
     assert 0 < max(moved) < 1e-4  # it started from those weights, and learned
     assert "It went on from the checkpoint `tiny` (SHA-256 " in (folder / "README.md").read_text()
     lines = (tmp_path / "more" / "diffusion.jsonl").read_text().splitlines()
-    assert json.loads(lines[0])["step"] == 0 and not (tmp_path / "more" / "autoencoder.pt").exists()
+    before, first, after = map(json.loads, lines)
+    assert first["step"] == 0 and not (tmp_path / "more" / "autoencoder.pt").exists()
+    # what it started from is measured and drawn as well: else nobody could say whether it got better
+    assert before["before"] is True and before["seen_in_training"].keys() == after["seen_in_training"].keys()
+    assert [path.name for path in sorted((tmp_path / "more" / "samples").iterdir())] == [
+        "step_000000.png",
+        "step_000003.png",
+    ]
+    train(path, output=tmp_path / "more")
+    assert len((tmp_path / "more" / "diffusion.jsonl").read_text().splitlines()) == 3
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(tiny_config):

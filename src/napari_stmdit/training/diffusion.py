@@ -155,6 +155,8 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
             saved = [optimizer.state_dict() for optimizer, _ in pairs]
             save_state(path, step=step, model=model.state_dict(), optimizers=saved, average=average.state())
 
+    if look is not None and start == 0 and config.start is not None:
+        look.before()
     step = start
     while step < settings.steps and not worker.stopping:
         small = step < settings.small_fraction * settings.steps
@@ -221,16 +223,26 @@ class _Look:
             rate = settings.rate * rate_factor(step, settings)
             self.board.scalars(step, shown | {"step/norm": figures["norm"], "step/rate": rate})
         if (step + 1) % settings.validate_every == 0:
-            found = self.controls.losses(self.model)
-            self.log.write(step=step, **{self.controls.name: found})
-            cases = {f"{self.controls.name}/{case}": parts["flow"] for case, parts in found.items()}
-            self.board.scalars(step + 1, cases)
+            self._validate(step + 1, step=step)
         every = settings.sample_every
         if every and ((step + 1) % every == 0 or last):
-            if self._sheet is None:
-                self._sheet = SampleSheet(self.config, self._cache, self.worker.device)
-            pixels = self._sheet.save(self.model, step + 1)
-            self.board.picture(step + 1, "synthetic samples", pixels)
+            self._draw(step + 1)
+
+    def before(self) -> None:
+        """Validate and draw samples with the weights that are gone on from: what a further training is compared with."""
+        self._validate(0, before=True)
+        if self.config.diffusion.sample_every:
+            self._draw(0)
+
+    def _validate(self, done: int, **facts: Any) -> None:
+        found = self.controls.losses(self.model)
+        self.log.write(**facts, **{self.controls.name: found})
+        self.board.scalars(done, {f"{self.controls.name}/{case}": parts["flow"] for case, parts in found.items()})
+
+    def _draw(self, done: int) -> None:
+        if self._sheet is None:
+            self._sheet = SampleSheet(self.config, self._cache, self.worker.device)
+        self.board.picture(done, "synthetic samples", self._sheet.save(self.model, done))
 
 
 def _continue(

@@ -27,8 +27,8 @@ MARGIN_UM = 60.0
 SPOT_UM = 55.0
 DEPTH = {"tumour": 7000, "stroma": 4000, "adipose": 1800, "immune": 5500}
 """Median counts per spot over the checkpoint's genes, in the order of size that 10x sections have."""
-EXPRESSION_SCALE = 3.0
-"""Milder than the scale for single patches: neighbours of different expression meet in every window."""
+EXPRESSION_SCALE = 2.0
+"""That of single patches in the bundled checkpoint."""
 STEPS = 32
 NOTE = (
     "synthetic: a designed layout, expression drawn from the bundled checkpoint's tissue profiles, slide image synthesized by the "

@@ -1,0 +1,200 @@
+"""What the documentation shows is true: commands and options are there, Python names and arguments too, and marked examples run as they stand."""
+
+import ast
+import inspect
+import re
+from importlib import import_module
+
+import pytest
+import typer
+import yaml
+from documentation import PAGES, ROOT, read_page, words_of
+from typer.testing import CliRunner
+
+import napari_stmdit
+from napari_stmdit.cli import app
+
+PROGRAM = typer.main.get_command(app)
+OTHERS = {
+    *("--gres", "--cpus-per-task", "--nthreads", "--memory-limit", "--port", "--num_processes", "--logdir"),
+    *("--root", "--kills", "--group", "--editable", "--benchmark-only", "--strict"),
+}
+"""Options that pages name and that belong to other programs, or to scripts of this repository."""
+READ = [read_page(path) for path in PAGES]
+
+
+def options_of(command):
+    return {name for parameter in command.params for name in parameter.opts if name.startswith("-")} | {"--help"}
+
+
+def parsed(words):
+    """Parse a command as the program itself would, and do nothing."""
+    assert words, "names no command"
+    if words[0].startswith("-"):
+        assert set(words) <= options_of(PROGRAM), words
+        return
+    assert words[0] in PROGRAM.commands, f"there is no command {words[0]!r}"
+    if "--help" not in words:
+        PROGRAM.commands[words[0]].make_context(words[0], words[1:])
+
+
+def said(error):
+    """What the parser would print; its errors say it elsewhere than others do."""
+    return error.format_message() if hasattr(error, "format_message") else str(error)
+
+
+def command_lines(page):
+    for block in page.blocks:
+        for line in block.commands:
+            words = words_of(line)
+            if words[:1] == ["stmdit"]:
+                yield block.place, words[1:]
+            elif "napari_stmdit.cli" in words:
+                yield block.place, words[words.index("napari_stmdit.cli") + 1 :]
+
+
+def faults_of_commands(page):
+    faults = []
+    for place, words in command_lines(page):
+        try:
+            parsed(words)
+        except Exception as error:  # noqa: BLE001 # whatever the parser says is the fault
+            faults.append(f"{place}: stmdit {' '.join(words)}: {said(error)}")
+    every = {name for command in PROGRAM.commands.values() for name in options_of(command)} | OTHERS
+    for place, text in page.words:
+        first, *rest = text.split()
+        known = every
+        if first == "stmdit" and rest and not rest[0].startswith("-"):
+            if rest[0] not in PROGRAM.commands:
+                faults.append(f"{place}: `{text}`: there is no such command")
+                continue
+            known = options_of(PROGRAM.commands[rest[0]])
+        elif first == "stmdit":
+            known = options_of(PROGRAM)
+        elif not first.startswith("--"):
+            continue
+        faults += [
+            f"{place}: `{text}`: there is no option {option}"
+            for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)
+            if option not in known
+        ]
+    return faults
+
+
+@pytest.mark.parametrize("page", READ, ids=lambda page: page.name)
+def test_every_command_that_is_shown_is_one(page):
+    assert faults_of_commands(page) == []
+
+
+def test_a_wrong_command_is_found(tmp_path):
+    """The check itself can fail: in blocks, in prose, in what is optional."""
+    text = "```\nstmdit synthesise outs\nstmdit inspect FILE [--sideways X]\nstmdit synthesize outs  # no output\nstmdit info --json\n```\n"
+    page = tmp_path / "page.md"
+    page.write_text(text + "Use `stmdit demo --fast`, `stmdit fly` or `--wing-span 3`, not `--seed`.\n")
+    faults = faults_of_commands(read_page(page, tmp_path))
+    assert len(faults) == 6, faults
+    assert [
+        part
+        for part in ("synthesise", "--sideways", "output", "--fast", "fly", "--wing-span")
+        if part not in "\n".join(faults)
+    ] == []
+
+
+def test_every_make_target_that_is_shown_is_one():
+    makefile = (ROOT / "Makefile").read_text()
+    shown = {
+        words_of(line)[1]
+        for page in READ
+        for block in page.blocks
+        for line in block.commands
+        if line.startswith("make ")
+    }
+    assert {"demo", "test"} <= shown
+    assert [target for target in sorted(shown) if not re.search(rf"^{target}:", makefile, re.M)] == []
+
+
+PYTHON = [block for page in READ for block in page.blocks if block.language == "python"]
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.place)
+def test_python_that_is_shown_names_what_is_there(block):
+    tree = ast.parse(block.text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("napari_stmdit"):
+            module = import_module(node.module)
+            assert [name.name for name in node.names if not hasattr(module, name.name)] == []
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "st":
+            assert node.attr in napari_stmdit.__all__, f"st.{node.attr}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "st":
+            taken = inspect.signature(getattr(napari_stmdit, node.func.attr)).parameters
+            assert [word.arg for word in node.keywords if word.arg and word.arg not in taken] == [], node.func.attr
+
+
+def test_yaml_that_is_shown_is_yaml():
+    blocks = [block for page in READ for block in page.blocks if block.language == "yaml"]
+    assert len(blocks) > 5
+    for block in blocks:
+        assert yaml.safe_load(block.text) is not None, block.place
+
+
+@pytest.fixture
+def made_short(monkeypatch, tmp_path):
+    """The same examples on less: eight spots in the demo; eight crops and two steps in the training."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("napari_stmdit.evaluation.demo.SPOTS", 8)
+    fewer = {"crops": 8, "steps": 2, "validate_every": 2, "sample_every": 2, "warmup": 1, "batch": 1, "small_batch": 1}
+
+    done = []
+
+    def shorten(page):
+        path = tmp_path / "finetune.yaml"
+        if page == "docs/guides/training.md" and path.exists() and not done:
+            done.append(page)
+            text = path.read_text()
+            for name, value in fewer.items():
+                text, found = re.subn(rf"^  {name}: \S+", f"  {name}: {value}", text, flags=re.M)
+                assert found == 1, name
+            path.write_text(re.sub(r"^card:", "card:\n  steps: 2", text, flags=re.M))
+
+    return shorten
+
+
+RUN = [page for page in READ if page.runs]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
+def test_marked_examples_run(page, made_short, tmp_path):
+    """One page after another, each in a folder of its own, its blocks in their order."""
+    names: dict[str, object] = {"__name__": "__example__"}
+    for block in page.blocks:
+        if block.mark == "file":
+            (tmp_path / block.name).write_text(block.text)
+        elif block.mark == "runs" and block.language == "python":
+            if block.name:
+                pytest.importorskip(block.name)
+            exec(compile(block.text, block.place, "exec"), names)
+        elif block.mark == "runs":
+            for line in block.commands:
+                run_line(line, tmp_path, block.place)
+        made_short(page.name)
+
+
+def run_line(line, folder, place):
+    words = words_of(line)
+    assert words[0] == "stmdit", f"{place}: only stmdit is run here, got {line}"
+    done = CliRunner().invoke(app, words[1:])
+    assert done.exit_code == 0, f"{place}: {line}\n{done.output}\n{done.exception!r}"
+    if " > " in line:
+        (folder / line.split(" > ")[1].strip()).write_text(done.stdout)
+
+
+def test_the_pages_for_beginners_are_run():
+    run = {page.name for page in RUN}
+    assert {"docs/start.md", "docs/guides/synthesizing.md", "docs/guides/training.md", "docs/guides/datasets.md"} <= run
+
+
+def test_every_public_name_is_on_the_page_of_the_interface():
+    text = (ROOT / "docs" / "api.md").read_text()
+    shown = set(re.findall(r"^\.\. auto(?:function|class|exception):: (\w+)$", text, re.M))
+    assert shown == set(napari_stmdit.__all__) - {"__version__"}
