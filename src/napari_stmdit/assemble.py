@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .devices import choose_device, memory_given_back
+from .devices import choose_device, decoder_on, memory_given_back
 from .encoder_sources import MissingEncoder
 from .encoders.precomputed import PrecomputedEmbeddings
 from .errors import CheckpointError, GeneError, StmditError
@@ -116,6 +116,8 @@ class Checkpoint:
                 width=side,
                 preview_every=batch.preview_every,
                 on_preview=previews.append,
+                fast_solver=batch.fast_solver,
+                preview_decoder=batch.preview_decoder,
             ):
                 yield DenoiseStep(step, steps, images, previews.pop() if previews else None)
 
@@ -135,10 +137,12 @@ class Checkpoint:
         has_morphology: bool,
         has_expression: bool,
         state: Mapping[str, NDArray[Any]] | None = None,
+        fast_solver: bool = False,
     ) -> CanvasSolver:
         """Return a solver for a canvas of noise (c, h, w), or one that goes on from a state."""
         from .model.guidance import branches
         from .model.solver import CanvasSolver
+        from .model.solvers import fast_solver as quicker
 
         filled = guidance.filled(self.card.guidance)
         assert filled.rule is not None and filled.morphology is not None and filled.expression is not None
@@ -149,14 +153,23 @@ class Checkpoint:
             has_morphology=has_morphology,
             has_expression=has_expression,
         )
-        return CanvasSolver(self.pipeline.transformer, self.pipeline.scheduler, seen, noise, steps, state)
+        scheduler = self.pipeline.scheduler
+        return CanvasSolver(
+            self.pipeline.transformer,
+            quicker(scheduler) if fast_solver else scheduler,
+            seen,
+            noise,
+            steps,
+            state,
+            above=filled.above or 0.0,
+        )
 
-    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8."""
+    def decode(self, latents: NDArray[np.float32], *, preview: bool = False) -> NDArray[np.uint8]:
+        """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8; with ``preview`` by the preview decoder, if any."""
         import torch
 
         with memory_given_back():
-            image: NDArray[np.uint8] = self.pipeline.decode(torch.from_numpy(latents)[None])[0]
+            image: NDArray[np.uint8] = self.pipeline.decode(torch.from_numpy(latents)[None], preview)[0]
         return image
 
 
@@ -179,7 +192,8 @@ def load_checkpoint(
     device
         ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
     dtype
-        ``auto``, ``float32``, ``bfloat16`` or ``float16`` for the transformer; auto is float32 on a CPU and on MPS.
+        ``auto``, ``float32``, ``bfloat16`` or ``float16``. Auto is bfloat16 where the hardware is fast at it, else float16 on a GPU
+        and float32 on a CPU and on MPS. In float16 the autoencoder, which may overflow, stays in float32.
     morphology_embeddings, expression_embeddings
         Files with embeddings of the spots, computed elsewhere, in place of an encoder; see
         `napari_stmdit.encoders.precomputed.read_embeddings`.
@@ -205,14 +219,20 @@ def load_checkpoint(
     torch.nn.Module.to(
         transformer, device=chosen, dtype=kind
     )  # diffusers' own `to` warns of modules to be kept in float32
-    vae = load_component(folder, "vae").to(device=chosen).eval()
-    pipeline = STMDiTPipeline(transformer=transformer, vae=vae, scheduler=load_component(folder, "scheduler"))
+    vae = decoder_on(load_component(folder, "vae"), chosen, kind)
+    preview = None
+    if "preview_vae" in folder.components:
+        preview = decoder_on(load_component(folder, "preview_vae"), chosen, kind)
+    pipeline = STMDiTPipeline(
+        transformer=transformer, vae=vae, scheduler=load_component(folder, "scheduler"), preview_vae=preview
+    )
     provenance: dict[str, Any] = {
         "sha256": folder.sha256,
         "device": str(chosen),
         "dtype": str(kind).removeprefix("torch."),
         "licence": folder.card.licence,
         "torch": version("torch"),
+        "preview_decoder": preview is not None,
         **{f"{what}_embeddings": {"source": one.source, "sha256": one.sha256} for what, one in given.items()},
     }
     spreads = read_profile_spreads(folder)

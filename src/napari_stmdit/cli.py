@@ -12,6 +12,7 @@ import typer
 
 from . import __version__
 from .cli_batch import batch as batch_command
+from .cli_bench import bench as bench_command
 from .cli_dataset import export_dataset as export_dataset_command
 from .cli_evaluate import evaluate as evaluate_command
 from .cli_progress import InterruptCancels, ProgressBar
@@ -145,6 +146,9 @@ def synthesize(
     morphology: Annotated[str | None, typer.Option(help="own, mean, null, or the id of a spot.")] = None,
     expression: Annotated[str | None, typer.Option(help="own, shuffled (a control) or null.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="exact, fast or draft: fewer steps, less guidance; the result says so.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Patches denoised together; does not change the result.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
@@ -191,6 +195,7 @@ def synthesize(
         "morphology": morphology,
         "expression": expression,
         "steps": steps,
+        "preset": preset,
         "seed": seed,
         "checkpoint": checkpoint,
         "allow_gene_mismatch": allow_gene_mismatch or None,
@@ -324,6 +329,7 @@ def download(
 
 app.command()(train_command)
 app.command()(batch_command)
+app.command("bench")(bench_command)
 app.command("export-dataset")(export_dataset_command)
 app.command("evaluate")(evaluate_command)
 

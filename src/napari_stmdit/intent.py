@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Weight = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 GuidanceRule = Literal["nested_morphology_first", "nested_expression_first", "additive"]
+Preset = Literal["exact", "fast", "draft"]
 
 
 class Intent(BaseModel):
@@ -23,11 +24,15 @@ class Intent(BaseModel):
 
 
 class Guidance(Intent):
-    """The two guidance scales and how they combine; None means the checkpoint's own default."""
+    """The two guidance scales and how they combine; None means the checkpoint's own default.
+
+    ``above`` is the noise level, 0 to 1, from which on they act; below it the plain conditional prediction is made.
+    """
 
     expression: Annotated[float, Field(ge=0, le=30)] | None = None
     morphology: Annotated[float, Field(ge=0, le=30)] | None = None
     rule: GuidanceRule | None = None
+    above: Annotated[float, Field(ge=0, lt=1)] | None = None
 
     def filled(self, default: Guidance) -> Guidance:
         """Return these scales with every None taken from ``default``."""
@@ -169,7 +174,8 @@ class Request(Intent):
     """What the user wants; says nothing about how or where it is computed.
 
     ``morphology`` is ``own`` (each spot's own crop), ``mean`` (of the section), ``null`` or a spot id; ``expression`` is
-    ``own``, ``shuffled`` (permuted within the section, a control) or ``null``. ``programs`` and ``profiles`` are the user's own,
+    ``own``, ``shuffled`` (permuted within the section, a control) or ``null``. ``preset`` trades the image for time where steps and
+    guidance interval are left open: see `napari_stmdit.synthesis.presets`. ``programs`` and ``profiles`` are the user's own,
     which edits may name beside the bundled programs and the checkpoint's profiles; of two with one name, the user's counts.
     """
 
@@ -182,6 +188,7 @@ class Request(Intent):
     morphology: str = "own"
     expression: Literal["own", "shuffled", "null"] = "own"
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    preset: Preset = "exact"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     checkpoint: str = "demo"
     mode: Literal["spots", "continuous"] = "spots"

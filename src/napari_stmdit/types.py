@@ -25,6 +25,7 @@ from .intent import GuidanceRule as GuidanceRule
 from .intent import Intent as Intent
 from .intent import KnockOutEdit as KnockOutEdit
 from .intent import Polygons as Polygons
+from .intent import Preset as Preset
 from .intent import Region as Region
 from .intent import Request as Request
 from .intent import SampleOfSpots as SampleOfSpots
@@ -67,7 +68,7 @@ class Calibration:
     detail: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by identity: what is found in it once is kept for it
 class Genes:
     """Names of the columns of an expression table: symbols (g,), and Ensembl ids (g,) where the file has them."""
 
@@ -312,7 +313,8 @@ class Windows:
 class Plan:
     """What will be computed: the ordered patches, where they go, and every setting resolved.
 
-    In continuous mode ``windows`` says how the canvas is made, and the patches are the tiles it is finished in.
+    In continuous mode ``windows`` says how the canvas is made, and the patches are the tiles it is finished in. ``fast_solver``
+    replaces the checkpoint's solver, ``preview_decoder`` its decoder where it has one for previews; presets set them.
     """
 
     request: Request
@@ -324,6 +326,8 @@ class Plan:
     genes_shared: int
     notes: tuple[str, ...] = ()
     windows: Windows | None = None
+    fast_solver: bool = False
+    preview_decoder: bool = False
 
     def __len__(self) -> int:
         return len(self.patches)

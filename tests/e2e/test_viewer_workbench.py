@@ -244,10 +244,21 @@ def test_forms_are_lenses_on_their_values(opened):
             "steps": 12,
             "seed": 2**32 - 1,
             "morphology": "SPOT03-1",
+            "preset": "fast",
         }
     )
     form.setValue(edited)
     assert form.value() == edited
+
+
+def test_a_preset_is_chosen_and_the_steps_it_stands_for_are_shown(opened, card):
+    form = opened.synthesize
+    form.set_defaults(card.model_copy(update={"steps": 12}))
+    assert form.steps.text() == "default (12)"
+    form.preset.setCurrentIndex(form.preset.findData("fast"))
+    form.preset.activated.emit(form.preset.currentIndex())
+    assert opened.state.request.preset == "fast"
+    assert form.steps.text() == "default (6)"
 
 
 def test_faults_and_facts_are_shown(opened, card):

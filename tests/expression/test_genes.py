@@ -89,3 +89,17 @@ def test_twenty_thousand_genes_take_no_time():
     match = match_genes(wanted, genes)
     assert time.process_time() - start < 1.0
     assert match.columns[0] == 19_999 and match.columns[-1] == 5 and match.shared == 20_001
+
+
+def test_names_of_a_table_are_looked_through_once(monkeypatch):
+    from napari_stmdit.expression import genes as module
+
+    made = []
+    columns_by = module._columns_by
+    monkeypatch.setattr(module, "_columns_by", lambda names: made.append(len(names)) or columns_by(names))
+    table = Genes(np.array(["ERBB2", "KRT8"]), np.array(["ENSG00000141736.2", "ENSG00000170421"]))
+    for _ in range(3):
+        assert match_genes(("KRT8", "ENSG00000141736"), table).columns.tolist() == [1, 0]
+    assert made == [2, 2]
+    other = Genes(np.array(["KRT8", "ERBB2"]))
+    assert match_genes(("KRT8",), other).columns.tolist() == [0]  # another table has its own

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from napari_stmdit.errors import SynthesisError
-from napari_stmdit.model.guidance import branches, combine
+from napari_stmdit.model.guidance import Branch, branches, by_level, combine
 
 RULES = ("nested_morphology_first", "nested_expression_first", "additive")
 
@@ -69,3 +69,12 @@ def test_nothing_is_computed_twice_when_a_condition_is_null(rule):
 def test_unknown_rule():
     with pytest.raises(SynthesisError, match="nested_morphology_first"):
         branches("multiplicative", 1, 1)
+
+
+def test_below_the_interval_one_conditional_prediction_is_left():
+    guided = branches("nested_morphology_first", 1.5, 2.0)
+    steps = by_level(guided, [1.0, 0.5, 0.49, 0.0], 0.5)
+    assert steps[:2] == [guided, guided] and steps[2] == steps[3] == (Branch(True, True, 1.0),)
+    assert by_level(guided, [1.0, 0.0], 0.0) == [guided, guided]
+    null = branches("nested_morphology_first", 1.5, 2.0, has_morphology=False)
+    assert by_level(null, [0.1], 0.5) == [(Branch(False, True, 1.0),)]

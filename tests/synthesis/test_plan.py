@@ -78,7 +78,7 @@ def test_regions_choose_spots(section, card):
 
 def test_defaults_come_from_the_card(section, card):
     made = plan(section, Request(guidance=Guidance(expression=0.0)), card)
-    assert made.guidance == Guidance(expression=0.0, morphology=1.5, rule="nested_morphology_first")
+    assert made.guidance == Guidance(expression=0.0, morphology=1.5, rule="nested_morphology_first", above=0)
     assert made.steps == 4
 
 
@@ -120,8 +120,8 @@ def test_genes_of_an_edit_that_the_checkpoint_cannot_see_are_said(section):
 
 def test_the_estimate_counts_patches_bytes_and_time(section, card):
     made = plan(section, Request(region=SampleOfSpots(count=3)), card)
-    cost = estimate(made, seconds_per_patch_step=0.01)
+    cost = estimate(made, seconds_per_prediction=0.01)
     assert cost.patches == 3
     assert cost.canvas_bytes == made.frame.shape[0] * made.frame.shape[1] * 20
-    assert cost.seconds == pytest.approx(0.12)
+    assert cost.seconds == pytest.approx(3 * 4 * 3 * 0.01)  # patches, steps, branches
     assert estimate(made).seconds is None

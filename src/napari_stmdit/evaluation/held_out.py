@@ -81,13 +81,11 @@ def crops_at(section: Section, yx: NDArray[np.float64], card: CheckpointCard) ->
 
 def reconstruct(checkpoint: Any, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pass real crops through a checkpoint's autoencoder: the sharpest that it could do."""
-    import torch
+    from ..model.vae import decode_images, encode_latents
 
     vae = checkpoint.pipeline.vae
     parts = []
-    with torch.inference_mode():
-        for start in range(0, len(crops), 8):
-            images = torch.from_numpy(crops[start : start + 8]).permute(0, 3, 1, 2).float() / 127.5 - 1
-            decoded = vae.decode_latents(vae.encode_latents(images))
-            parts.append(((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+    for start in range(0, len(crops), 8):
+        decoded = decode_images(vae, encode_latents(vae, crops[start : start + 8])).float().clamp(-1, 1)
+        parts.append(((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
     return np.concatenate(parts)

@@ -6,9 +6,10 @@ import csv
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,11 +62,9 @@ def match_genes(wanted: tuple[str, ...], genes: Genes) -> GeneMatch:
     genes
         The table's columns.
     """
-    by_symbol = _columns_by(genes.symbols.tolist())
-    by_id: dict[str, list[int]] = {}
-    if any(_ENSEMBL.match(name) for name in wanted):
-        ids = genes.symbols if genes.ids is None else genes.ids
-        by_id = _columns_by([_without_version(name) for name in ids.tolist()])
+    index = _index_of(genes)
+    by_symbol = index.by_symbol
+    by_id = index.by_id if any(_ENSEMBL.match(name) for name in wanted) else {}
     columns = np.full(len(wanted), -1, dtype=np.int64)
     ambiguous: dict[str, tuple[int, ...]] = {}
     renamed: dict[str, str] = {}
@@ -106,6 +105,29 @@ def gather_counts(counts: csr_matrix, match: GeneMatch, wanted: tuple[str, ...])
             target += [place] * len(all_columns)
     ones = np.ones(len(source), dtype=counts.dtype)
     return csr(counts @ csr((ones, (source, target)), shape=(counts.shape[1], len(wanted)), dtype=counts.dtype))
+
+
+class _Index:
+    """The columns of each name of a table, made once: it has tens of thousands, and is asked at every click."""
+
+    def __init__(self, genes: Genes) -> None:
+        self._ids = (genes.symbols if genes.ids is None else genes.ids).tolist()
+        self.by_symbol = _columns_by(genes.symbols.tolist())
+
+    @cached_property
+    def by_id(self) -> dict[str, list[int]]:
+        """By Ensembl id without version."""
+        return _columns_by([_without_version(name) for name in self._ids])
+
+
+_INDICES: WeakKeyDictionary[Genes, _Index] = WeakKeyDictionary()
+
+
+def _index_of(genes: Genes) -> _Index:
+    found = _INDICES.get(genes)
+    if found is None:
+        found = _INDICES[genes] = _Index(genes)
+    return found
 
 
 def _columns_by(names: list[str]) -> dict[str, list[int]]:

@@ -81,6 +81,15 @@ def branches(
     return tuple(Branch(*seen, coefficient) for seen, coefficient in merged.items() if abs(coefficient) > _ZERO)
 
 
+def by_level(guidance: Sequence[Branch], levels: Sequence[float], above: float) -> list[tuple[Branch, ...]]:
+    """Return the branches of each step: guided where its noise level (0 to 1) is at least ``above``, else the conditional one alone.
+
+    A guidance interval (Kynkaanniemi et al., 2024, arXiv 2404.07724): near the end of denoising guidance changes little.
+    """
+    plain = (Branch(any(b.morphology for b in guidance), any(b.expression for b in guidance), 1.0),)
+    return [tuple(guidance) if level >= above else plain for level in levels]
+
+
 def combine(outputs: Sequence[T], branches: Sequence[Branch]) -> T:
     """Return the guided prediction: the outputs of the branches, in their order, weighted by their coefficients."""
     total, *rest = (output * branch.coefficient for output, branch in zip(outputs, branches, strict=True))

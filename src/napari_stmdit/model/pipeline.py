@@ -15,6 +15,7 @@ from ..errors import SynthesisError
 from ..types import Guidance
 from .guidance import Branch, branches
 from .sampler import ConditionTensors, denoise, noise_for
+from .solvers import fast_solver as quicker
 from .vae import decode_latents, latent_channels, spatial_factor
 
 DEFAULT_GUIDANCE = Guidance(expression=2.0, morphology=2.0, rule="nested_morphology_first")
@@ -31,13 +32,16 @@ class STMDiTPipeline(DiffusionPipeline):
         ``AutoencoderKL`` of diffusers, or the bundled ``StmditAutoencoder``.
     scheduler
         A deterministic diffusers scheduler, for noise or for flow prediction.
+    preview_vae
+        ``AutoencoderTiny`` of diffusers, which decodes quickly and less well; None where there is none.
     """
 
     model_cpu_offload_seq = "transformer->vae"
+    _optional_components = ["preview_vae"]  # diffusers' name and kind
 
-    def __init__(self, transformer: Any, vae: Any, scheduler: Any) -> None:
+    def __init__(self, transformer: Any, vae: Any, scheduler: Any, preview_vae: Any = None) -> None:
         super().__init__()
-        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
+        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler, preview_vae=preview_vae)
         self._interrupt = False
 
     @property
@@ -127,6 +131,8 @@ class STMDiTPipeline(DiffusionPipeline):
         width: int | None = None,
         preview_every: int = 0,
         on_preview: Callable[[NDArray[np.uint8]], None] | None = None,
+        fast_solver: bool = False,
+        preview_decoder: bool = False,
     ) -> Iterator[tuple[int, int, NDArray[np.uint8] | None]]:
         """Do what a call does, one step at a time; closing the generator ends the work. Parameters as for a call.
 
@@ -135,6 +141,10 @@ class STMDiTPipeline(DiffusionPipeline):
         preview_every, on_preview
             Every so many steps, except at the last one, ``on_preview`` is called with what the first patch (height, width, 3)
             uint8 is predicted to become. Costs one decoding each; does not change what is yielded.
+        fast_solver
+            Whether `napari_stmdit.model.solvers.fast_solver` takes the place of the scheduler.
+        preview_decoder
+            Whether the preview decoder makes the images, where there is one.
 
         Yields
         ------
@@ -146,12 +156,14 @@ class STMDiTPipeline(DiffusionPipeline):
 
         def look(step: int, clean: Tensor) -> None:
             if step % preview_every == 0 and step < num_inference_steps and on_preview is not None:
-                on_preview(decode_latents(self.vae, clean[:1])[0])
+                on_preview(self.decode(clean[:1], preview=True)[0])
 
         estimate = look if preview_every > 0 and on_preview is not None else None
-        for step, latents in self.denoise(noise, conditions, guidance, num_inference_steps, estimate):
+        for step, latents in self.denoise(
+            noise, conditions, guidance, num_inference_steps, estimate, fast_solver=fast_solver
+        ):
             last = step == num_inference_steps
-            yield step, num_inference_steps, decode_latents(self.vae, latents) if last else None
+            yield step, num_inference_steps, self.decode(latents, preview_decoder) if last else None
 
     def prepare_conditions(
         self,
@@ -218,10 +230,13 @@ class STMDiTPipeline(DiffusionPipeline):
         guidance: Guidance | None,
         steps: int,
         on_estimate: Callable[[int, Tensor], None] | None = None,
+        *,
+        fast_solver: bool = False,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (step, latents) after every denoising step; see `napari_stmdit.model.sampler.denoise`."""
-        branches = self.branches(conditions, guidance)
-        return denoise(self.transformer, self.scheduler, noise, conditions, branches, steps, on_estimate)
+        branches, above = self.branches(conditions, guidance), (guidance.above if guidance else None) or 0.0
+        scheduler = quicker(self.scheduler) if fast_solver else self.scheduler
+        return denoise(self.transformer, scheduler, noise, conditions, branches, steps, on_estimate, above=above)
 
     def branches(self, conditions: ConditionTensors, guidance: Guidance | None) -> tuple[Branch, ...]:
         """Return the predictions that this guidance needs under these conditions."""
@@ -235,9 +250,9 @@ class STMDiTPipeline(DiffusionPipeline):
             has_expression=conditions.expression is not None,
         )
 
-    def decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        """Decode latents (b, c, h, w) into images (b, H, W, 3) uint8."""
-        return decode_latents(self.vae, latents)
+    def decode(self, latents: Tensor, preview: bool = False) -> NDArray[np.uint8]:
+        """Decode latents (b, c, h, w) into images (b, H, W, 3) uint8; with ``preview`` by the preview decoder, where there is one."""
+        return decode_latents(self.preview_vae if preview and self.preview_vae is not None else self.vae, latents)
 
 
 def _tensor(values: ArrayLike | Tensor | None) -> Tensor | None:

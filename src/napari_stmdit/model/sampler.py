@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, NotFiniteError, SynthesisError
-from .guidance import Branch
+from .guidance import Branch, by_level
 from .predict import ConditionTensors as ConditionTensors
 from .predict import on_device, prediction
 
@@ -31,6 +31,8 @@ def denoise(
     guidance: Sequence[Branch],
     steps: int,
     on_estimate: Callable[[int, Tensor], None] | None = None,
+    *,
+    above: float = 0.0,
 ) -> Iterator[tuple[int, Tensor]]:
     """Take noise to latents; ends cleanly whenever the generator is closed.
 
@@ -71,7 +73,8 @@ def denoise(
     with torch.inference_mode():
         latents = on_device(noise.float(), transformer.device) * float(getattr(scheduler, "init_noise_sigma", 1.0))
         told = torch.stack([model_time(scheduler, index, time) for index, time in enumerate(times)])
-        predict = prediction(transformer, conditions, [guidance] * len(times), told, latents.shape)
+        plan = by_level(guidance, noise_levels(scheduler, told), above)
+        predict = prediction(transformer, conditions, plan, told, latents.shape)
     for index, time in enumerate(times):
         # entered anew for every step: around a yield, the mode would leak to whoever consumes the generator
         with torch.inference_mode():
@@ -144,6 +147,11 @@ def clean_estimate(scheduler: Any, index: int, time: Tensor, scaled: Tensor, pre
     raise CheckpointError(
         f"{type(scheduler).__name__} predicts {kind!r}; expected epsilon, v_prediction, sample or flow"
     )
+
+
+def noise_levels(scheduler: Any, told: Tensor) -> list[float]:
+    """Return the noise levels between 0 and 1 of times (s,) that the transformer is told."""
+    return [float(time) / float(scheduler.config.num_train_timesteps) for time in told]
 
 
 def model_time(scheduler: Any, index: int, time: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import SynthesisError
-from .guidance import Branch
+from .guidance import Branch, by_level
 from .predict import ConditionTensors, on_device, prediction
-from .sampler import model_time, ready
+from .sampler import model_time, noise_levels, ready
 
 _LATENTS, _RECORD = "latents", "solver"
 
@@ -39,6 +39,8 @@ class CanvasSolver:
         Denoising steps.
     state
         From `state` of an earlier solver with the same arguments, to go on from there.
+    above
+        Noise level, 0 to 1, from which on guidance acts.
 
     Raises
     ------
@@ -56,13 +58,17 @@ class CanvasSolver:
         noise: NDArray[np.float32],
         steps: int,
         state: Mapping[str, NDArray[Any]] | None = None,
+        *,
+        above: float = 0.0,
     ) -> None:
         if steps < 1 or not guidance:
             raise SynthesisError(f"Denoising needs at least one step and one branch, got {steps} and {len(guidance)}.")
         self._transformer = transformer
         self._scheduler = ready(scheduler, steps)
-        self._guidance = tuple(guidance)
-        self.steps = len(self._scheduler.timesteps)
+        times = self._scheduler.timesteps
+        self._times = torch.stack([model_time(self._scheduler, index, time) for index, time in enumerate(times)])
+        self._guidance = by_level(guidance, noise_levels(self._scheduler, self._times), above)
+        self.steps = len(times)
         self.step = 0
         self._latents = torch.from_numpy(noise)[None] * float(getattr(self._scheduler, "init_noise_sigma", 1.0))
         if state is not None:
@@ -94,9 +100,9 @@ class CanvasSolver:
         conditions = ConditionTensors(
             *(None if rows is None else torch.from_numpy(rows) for rows in (morphology, expression))
         )
-        time = model_time(self._scheduler, self.step, self._scheduler.timesteps[self.step])
         latents = on_device(torch.from_numpy(np.ascontiguousarray(windows)), self._transformer.device)
-        predict = prediction(self._transformer, conditions, [self._guidance], time[None], latents.shape)
+        now = self._times[self.step]
+        predict = prediction(self._transformer, conditions, [self._guidance[self.step]], now[None], latents.shape)
         predicted = predict(0, latents)
         found: NDArray[np.float32] = predicted.cpu().numpy()
         return found

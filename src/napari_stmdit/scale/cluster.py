@@ -153,7 +153,7 @@ def synthesize_shared(
     request, folder, batch, cancel, on_progress, resume
         As for `napari_stmdit.synthesize`; ``folder`` is on a disk that all workers see.
     device, dtype
-        As for `load_checkpoint`, on every worker.
+        As for `load_checkpoint`, on every worker; an automatic dtype is the one that the first worker chooses, for all of them.
 
     Raises
     ------
@@ -167,6 +167,9 @@ def synthesize_shared(
     model = remote_checkpoint(client, request.checkpoint, device, dtype)
     plan = make_plan(section, request, model.card)
     identity = identity_of(plan, section, model)
+    dtype = str(
+        model.provenance["dtype"]
+    )  # workers of several kinds would choose differently, and none could go on for another
     task = Task(source, request, folder.expanduser().absolute(), device, dtype, batch, identity)
     share = _Share(client, task, plan, cancel or CancelToken(), on_progress)
     if plan.windows is None:

@@ -17,6 +17,7 @@ import dask
 from distributed import Worker, WorkerPlugin, get_worker
 
 from ..assemble import Checkpoint, load_checkpoint
+from ..devices import choose_device
 from ..errors import SynthesisError
 from ..progress import CancelToken, Progress
 from ..synthesis.conditions import Conditions, condition_rows
@@ -62,9 +63,14 @@ class Facts:
     provenance: dict[str, Any]
 
 
-@lru_cache(maxsize=1)
 def _checkpoint(name: str, device: str, dtype: str) -> Checkpoint:
-    """The checkpoint of this process: loaded once, whatever number of runs and shares."""
+    """The checkpoint of this process: loaded once, whatever number of runs and shares, and whoever chose the precision."""
+    chosen, kind = choose_device(device, dtype)
+    return _loaded(name, str(chosen), str(kind).removeprefix("torch."))
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str, device: str, dtype: str) -> Checkpoint:
     return load_checkpoint(name, device=device, dtype=dtype)
 
 

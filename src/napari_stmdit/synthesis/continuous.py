@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +109,7 @@ class _Canvas:
             has_morphology=request.morphology != "null",
             has_expression=request.expression != "null",
             state=None if self.states is None else self.states.load_state(),
+            fast_solver=self.plan.fast_solver,
         )
 
     # --- denoising
@@ -192,7 +194,8 @@ class _Canvas:
     # --- decoding
 
     def _decode(self, latents: NDArray[np.float32]) -> Iterator[Update]:
-        decoder = TileDecoder(self._covered(latents), self.plan, self.windows, self.factor, self.model.decode)
+        decode = partial(self.model.decode, preview=self.plan.preview_decoder)
+        decoder = TileDecoder(self._covered(latents), self.plan, self.windows, self.factor, decode)
         for patch in self.plan.patches:
             if patch.index in self.done or patch.index in self.failed:
                 continue

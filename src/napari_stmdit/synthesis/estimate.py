@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..model.guidance import branches
 from ..types import Plan
 from .canvas import BYTES_PER_PIXEL
 
@@ -27,17 +28,27 @@ class Estimate:
     seconds: float | None
 
 
-def estimate(plan: Plan, seconds_per_patch_step: float | None = None, samples: int = 1) -> Estimate:
+def estimate(plan: Plan, seconds_per_prediction: float | None = None, samples: int = 1) -> Estimate:
     """Estimate what a plan, run for so many samples, will cost; in continuous mode a window counts as a patch.
 
-    ``seconds_per_patch_step`` is the measured time of one denoising step of one patch.
+    ``seconds_per_prediction`` is the measured time of one prediction for one patch.
     """
     height, width = plan.frame.shape
-    seconds = None if seconds_per_patch_step is None else seconds_per_patch_step * evaluations(plan) * samples
+    seconds = None if seconds_per_prediction is None else seconds_per_prediction * evaluations(plan) * samples
     return Estimate(len(plan) * samples, height * width * BYTES_PER_PIXEL * samples, seconds)
 
 
 def evaluations(plan: Plan, done: int | None = None) -> float:
-    """Return how many denoising steps of single patches or windows a plan takes, or took where ``done`` of its patches are finished."""
+    """Return how many predictions for single patches or windows a plan takes, or took where ``done`` of its patches are finished."""
     share = 1.0 if done is None else done / len(plan)
-    return share * plan.steps * len(plan if plan.windows is None else plan.windows)
+    return share * _predictions(plan) * len(plan if plan.windows is None else plan.windows)
+
+
+def _predictions(plan: Plan) -> float:
+    """Predictions that a patch takes: of several branches at the steps that are guided, of one at the others."""
+    scales, request = plan.guidance, plan.request
+    assert scales.rule is not None and scales.morphology is not None and scales.expression is not None
+    given = {"has_morphology": request.morphology != "null", "has_expression": request.expression != "null"}
+    count = len(branches(scales.rule, scales.morphology, scales.expression, **given))
+    above = scales.above or 0.0
+    return plan.steps * ((1 - above) * count + above)

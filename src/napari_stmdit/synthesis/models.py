@@ -33,6 +33,9 @@ class PatchBatch:
         As resolved by the plan.
     preview_every
         Steps between looks at what the first patch is becoming; 0 for none.
+    fast_solver, preview_decoder
+        Whether a solver for few steps takes the place of the checkpoint's own, and its preview decoder, where it has one, makes the
+        images.
     """
 
     patches: tuple[Patch, ...]
@@ -43,6 +46,8 @@ class PatchBatch:
     guidance: Guidance
     steps: int
     preview_every: int = 0
+    fast_solver: bool = False
+    preview_decoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,11 +139,12 @@ class CanvasModel(PatchModel, Protocol):
         has_morphology: bool,
         has_expression: bool,
         state: Mapping[str, NDArray[Any]] | None = None,
+        fast_solver: bool = False,
     ) -> Solver:
         """Return a solver for a canvas of noise (c, h, w), or one that goes on from a state."""
 
-    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8."""
+    def decode(self, latents: NDArray[np.float32], *, preview: bool = False) -> NDArray[np.uint8]:
+        """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8; with ``preview`` by the preview decoder, if any."""
 
 
 class SolverStates(Protocol):

@@ -29,6 +29,7 @@ from ..types import (
     Windows,
 )
 from .boxes import Box, boxes_around
+from .presets import PRESETS, preset_notes, resolve_guidance, resolve_steps
 from .windows import lay_out_windows, windows_fault
 
 
@@ -189,11 +190,13 @@ def _lay_out(section: Section, request: Request, card: CheckpointCard, rows: NDA
         card=card,
         patches=patches,
         frame=frame,
-        guidance=request.guidance.filled(card.guidance),
-        steps=request.steps or card.steps,
+        guidance=resolve_guidance(request, card),
+        steps=resolve_steps(request, card),
         genes_shared=shared,
         notes=(*_notes(section, request, card, read, shared), *further),
         windows=windows,
+        fast_solver=PRESETS[request.preset].fast_solver,
+        preview_decoder=PRESETS[request.preset].preview_decoder,
     )
 
 
@@ -224,6 +227,7 @@ def _notes(
     section: Section, request: Request, card: CheckpointCard, read: NDArray[np.float64], shared: int
 ) -> tuple[str, ...]:
     notes = [section.expression.statement] if section.expression.statement else []
+    notes += preset_notes(request, card)
     if request.expression != "null" and "expression" not in card.conditions:
         notes.append(f"checkpoint {card.name!r} is not conditioned on expression: its images follow morphology alone")
     elif request.expression != "null" and shared < _genes_needed(card):

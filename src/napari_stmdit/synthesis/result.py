@@ -114,6 +114,11 @@ def provenance_of(
     failed: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:
     """Return everything needed to tell how a result came about and to make it again; JSON types only."""
+    savings = {
+        "preset": plan.request.preset,
+        "fast_solver": plan.fast_solver,
+        "preview_decoder": plan.preview_decoder and bool(model.provenance.get("preview_decoder")),
+    }
     record = {
         "synthetic": True,
         "statement": "Synthetic image made by a generative model. Not for diagnosis.",
@@ -142,6 +147,7 @@ def provenance_of(
         "guidance": plan.guidance.model_dump(mode="json"),
         "steps": plan.steps,
         "genes_shared": plan.genes_shared,
+        "savings": savings,
         "notes": [*plan.notes, *notes],
         "seconds": round(seconds, 3),
     }

@@ -199,4 +199,14 @@ def _batch(
     elif conditions.morphology is not None:
         morphology = np.repeat(conditions.morphology[None], len(patches), axis=0)
     expression = conditions.expression(patches, section, model)
-    return PatchBatch(patches, crops, morphology, expression, tuple(p.seed for p in patches), plan.guidance, plan.steps)
+    return PatchBatch(
+        patches,
+        crops,
+        morphology,
+        expression,
+        tuple(p.seed for p in patches),
+        plan.guidance,
+        plan.steps,
+        fast_solver=plan.fast_solver,
+        preview_decoder=plan.preview_decoder,
+    )

@@ -128,6 +128,7 @@ def guidance_grid(
                 expression=round(min(present.expression * across, 30), 3),
                 morphology=round(min(present.morphology * down, 30), 3),
                 rule=present.rule,
+                above=present.above,
             )
             label = f"expression {scales.expression:g}, morphology {scales.morphology:g}"
             found.append(Variant(label, _at(request, spot, guidance=scales)))

@@ -230,7 +230,8 @@ def draw_spots(layer: Any, look: SpotLook, selected: NDArray[np.int64] | None = 
     napari sends all points to the screen anew for each colour, width and selection that is set. Here its events wait: the
     colours' own one, which does not, comes last and sends everything.
     """
-    recoloured = not (np.array_equal(layer.face_color, look.face) and np.array_equal(layer.border_color, look.border))
+    refaced = not np.array_equal(layer.face_color, look.face)
+    recoloured = refaced or not np.array_equal(layer.border_color, look.border)
     rewidened = not np.array_equal(layer.border_width, look.width)
     with layer.events.blocker_all():
         if rewidened:
@@ -239,7 +240,8 @@ def draw_spots(layer: Any, look: SpotLook, selected: NDArray[np.int64] | None = 
                 layer.border_width = look.width
         if selected is not None and layer.selected_data != (rows := set(selected.tolist())):
             layer.selected_data = rows
-        layer.face_color = look.face
+        if refaced:
+            layer.face_color = look.face
         layer.border_color = look.border
     if rewidened and not recoloured:
         layer.events.border_width(value=look.width)

@@ -248,8 +248,9 @@ def summary(entry: ResultEntry) -> str:
     words = ", ".join(edit.name or edit.operation.replace("_", " ") for edit in edits[:3]) + (
         f" and {len(edits) - 3} more" if len(edits) > 3 else ""
     )
+    preset = "" if request.preset == "exact" else f", preset {request.preset}"
     return (
-        f"{len(entry.spots)} patches{state}; seed {request.seed}, {kept.get('steps')} steps; guidance: {scales}; morphology: "
+        f"{len(entry.spots)} patches{state}; seed {request.seed}, {kept.get('steps')} steps{preset}; guidance: {scales}; morphology: "
         f"{request.morphology}; edits: {words or 'none'}."
     )
 

@@ -20,6 +20,7 @@ from qtpy.QtWidgets import (
 from superqt import QLargeIntSpinBox
 
 from ...synthesis.estimate import Estimate
+from ...synthesis.presets import resolve_steps
 from ...types import CheckpointCard, Guidance, Request
 from .common import Text, column, labelled, named, row, without_steppers
 
@@ -30,6 +31,11 @@ SOURCES = (
     ("null", "None"),
 )
 MODES = (("spots", "Patches at the spots"), ("continuous", "Seamless tissue"))
+PRESETS = (
+    ("exact", "Exact", "The checkpoint's own steps, guided throughout"),
+    ("fast", "Fast", "Fewer steps, guided only while the coarse content forms"),
+    ("draft", "Draft", "A first look: fewest steps, and the preview decoder where the checkpoint has one"),
+)
 MOST_GUIDANCE = 10.0
 """End of the slider; the number beside it takes up to 30."""
 _STEPS_PER_UNIT = 20
@@ -92,6 +98,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
     def __init__(self) -> None:
         super().__init__()
         self._value = Request()
+        self._card: CheckpointCard | None = None
         self.mode = named(
             QComboBox(),
             "Kind of synthesis",
@@ -116,6 +123,12 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.steps = named(QSpinBox(), "Steps", "Denoising steps; more is slower and finer")
         self.steps.setRange(0, 1000)
         self.steps.setMinimumWidth(64)
+        self.preset = named(
+            QComboBox(), "Preset", "How much of the image may be given for speed; the result says which was used"
+        )
+        for place, (key, label, tip) in enumerate(PRESETS):
+            self.preset.addItem(label, key)
+            self.preset.setItemData(place, tip, Qt.ItemDataRole.ToolTipRole)
         self.seed = named(QLargeIntSpinBox(), "Seed", "The same seed gives the same pixels")
         self.seed.setRange(0, 2**32 - 1)
         self.seed.setMinimumWidth(64)
@@ -159,6 +172,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self._spot_row,
                 self.faults["morphology"],
                 labelled(
+                    ("Preset", self.preset),
                     ("Steps", self.steps),
                     ("Seed", row(self.seed, self.dice)),
                     ("Samples", self.samples),
@@ -181,6 +195,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.morphology.valueChanged.connect(self._edited)
         self.source.activated.connect(self._edited)
         self.spot.editingFinished.connect(self._edited)
+        self.preset.activated.connect(self._edited)
         self.steps.valueChanged.connect(self._edited)
         self.seed.valueChanged.connect(self._edited)
         self.dice.clicked.connect(lambda: self.seed.setValue(random.randrange(2**32)))
@@ -201,6 +216,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
                 "mode": self.mode.currentData(),
                 "guidance": Guidance(**guidance.model_dump()),
                 "morphology": (self.spot.text().strip() or "spot") if source == "spot" else source,
+                "preset": self.preset.currentData(),
                 "steps": self.steps.value() or None,
                 "seed": int(self.seed.value()),
                 "allow_gene_mismatch": self.mismatch.isChecked(),
@@ -222,6 +238,8 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         if named_source == "spot" and request.morphology != "spot" and not self.spot.hasFocus():
             self.spot.setText(request.morphology)
         self._spot_row.setVisible(named_source == "spot")
+        self.preset.setCurrentIndex(self.preset.findData(request.preset))
+        self._show_default_steps()
         self.steps.setValue(request.steps or 0)
         self.seed.setValue(request.seed)
         self.mismatch.setChecked(request.allow_gene_mismatch)
@@ -230,10 +248,16 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def set_defaults(self, card: CheckpointCard | None) -> None:
         """Say what the fields stand for that the user leaves alone."""
-        self.steps.setSpecialValueText("default" if card is None else f"default ({card.steps})")
+        self._card = card
+        self._show_default_steps()
         if card is not None:
             self.expression.set_default(1.0 if card.guidance.expression is None else card.guidance.expression)
             self.morphology.set_default(1.0 if card.guidance.morphology is None else card.guidance.morphology)
+
+    def _show_default_steps(self) -> None:
+        card = self._card
+        plain = None if card is None else resolve_steps(self._value.model_copy(update={"steps": None}), card)
+        self.steps.setSpecialValueText("default" if plain is None else f"default ({plain})")
 
     # --- what is known
 

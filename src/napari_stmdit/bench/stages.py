@@ -1,0 +1,159 @@
+"""The stages of a patch, each on its own: what it costs, and what share of the machine's peak it reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..assemble import Checkpoint
+from ..model.predict import prediction
+from ..model.vae import decode_images, decode_latents
+from ..synthesis.canvas import MemoryCanvas
+from ..synthesis.plan import plan
+from ..tissue.crops import read_patches
+from ..types import CheckpointCard, PatchResult, Preset, Request, SampleOfSpots, Section
+from .machine import PeakMemory, Timing, flops, timed
+from .subjects import Subject
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of the table.
+
+    Attributes
+    ----------
+    stage, dtype, batch
+        What was done, in which precision, for how many patches at once.
+    milliseconds
+        Median for the whole batch; of ``sample``, of one denoising step.
+    rounds
+        How often it was repeated; 0: once, without warming up.
+    gflop
+        Operations done for the batch; None where they were not counted.
+    utilisation
+        Of the measured peak of matrix products on this device in this precision, 0 to 1.
+    peak_mb
+        Most memory in use meanwhile.
+    """
+
+    stage: str
+    dtype: str
+    batch: int
+    milliseconds: float
+    rounds: int
+    gflop: float | None = None
+    utilisation: float | None = None
+    peak_mb: float | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        return {name: round(v, 4) if isinstance(v, float) else v for name, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A batch that was not measured, because it would have taken so long by the pace of the one before."""
+
+    stage: str
+    dtype: str
+    batch: int
+    expected_seconds: float
+
+
+def sampling(
+    subject: Subject, batches: Sequence[int], peak: float, seconds: float
+) -> tuple[list[Stage], list[LeftOut]]:
+    """Time a denoising step, all branches, for several batches; a batch too large for the memory ends the row."""
+    rows: list[Stage] = []
+    left_out: list[LeftOut] = []
+    dtype = name_of(subject.dtype)
+    each = _flops_of_a_step(subject)
+    for batch in sorted(batches):
+        expected = rows[-1].milliseconds / 1e3 * batch / rows[-1].batch if rows else 0.0
+        if expected > 2 * seconds:
+            left_out.append(LeftOut("sample", dtype, batch, round(expected, 1)))
+            continue
+        memory = PeakMemory(subject.device)
+        with torch.inference_mode():
+            taken = timed(_step(subject, batch), subject.device, seconds)  # conditions are prepared outside of it
+        rows.append(_row("sample", subject, batch, taken, each * batch, peak, memory.read()))
+    return rows, left_out
+
+
+def _step(subject: Subject, batch: int) -> Callable[[], Any]:
+    """One step of a batch whose conditions are prepared, as they are from the first step on."""
+    latents = subject.noise(batch).to(subject.device)
+    times = torch.linspace(999, 50, subject.steps)
+    plan = [subject.guidance] * subject.steps
+    predict = prediction(subject.transformer, subject.conditions(batch), plan, times, subject.shape(batch))
+    return lambda: predict(1, latents)
+
+
+def _flops_of_a_step(subject: Subject) -> float:
+    with torch.enable_grad():
+        work = _step(subject, 1)
+    return flops(work)
+
+
+def decoding(subject: Subject, batches: Sequence[int], peak: float, seconds: float) -> list[Stage]:
+    """Time the decoding of several batches into uint8 images."""
+    rows: list[Stage] = []
+    each = flops(lambda: decode_images(subject.vae, subject.noise(1)))
+    for batch in sorted(batches):
+        expected = rows[-1].milliseconds / 1e3 * batch / rows[-1].batch if rows else 0.0
+        if expected > 2 * seconds:
+            break
+        latents, memory = subject.noise(batch), PeakMemory(subject.device)
+        taken = timed(lambda latents=latents: decode_latents(subject.vae, latents), subject.device, seconds)  # type: ignore[misc]
+        rows.append(_row("decode", subject, batch, taken, each * batch, peak, memory.read()))
+    return rows
+
+
+def around(checkpoint: Checkpoint, section: Section, seconds: float, batch: int = 8) -> list[Stage]:
+    """Time what is done around the network: planning, reading and encoding what conditions a batch, pasting a patch."""
+    device = torch.device(checkpoint.device)
+    request = request_for(checkpoint.card, batch)
+    made = plan(section, request, checkpoint.card)
+    rows = [patch.row for patch in made.patches]
+    boxes = [patch.source_box for patch in made.patches]
+    assert section.image is not None  # the sample section has one
+    image, spots, card = section.image, section.spots, checkpoint.card
+    crops = read_patches(image, boxes, card.patch_px)
+    canvas = MemoryCanvas(made.frame)
+    pixels = np.zeros((card.patch_px, card.patch_px, 3), dtype=np.uint8)
+    work: dict[str, tuple[int, Callable[[], Any]]] = {
+        "plan": (batch, lambda: plan(section, request, card)),
+        "read crops": (batch, lambda: read_patches(image, boxes, card.patch_px)),
+        "encode morphology": (batch, lambda: checkpoint.encode_morphology(crops)),
+        "encode expression": (batch, lambda: checkpoint.encode_expression(spots.counts[rows], spots.genes)),
+        "paste": (1, lambda: canvas.paste(PatchResult(made.patches[0], pixels))),
+    }
+    found = []
+    for name, (size, function) in work.items():
+        taken = timed(function, device, seconds)
+        found.append(Stage(name, "", size, taken.median * 1e3, taken.rounds))
+    return found
+
+
+def request_for(card: CheckpointCard, count: int, preset: Preset = "exact") -> Request:
+    """Return a request for so many patches of the sample section; that its genes may be others than the checkpoint's costs no time."""
+    morphology = "own" if "morphology" in card.conditions else "null"
+    region = SampleOfSpots(count=count)
+    return Request(region=region, morphology=morphology, preset=preset, allow_gene_mismatch=True)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Return the name of a precision."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _row(
+    stage: str, subject: Subject, batch: int, taken: Timing, count: float, peak: float, memory: float | None
+) -> Stage:
+    dtype = subject.vae.dtype if stage == "decode" else subject.dtype
+    share = count / taken.median / peak
+    return Stage(stage, name_of(dtype), batch, taken.median * 1e3, taken.rounds, count / 1e9, share, memory)

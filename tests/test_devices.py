@@ -1,0 +1,60 @@
+"""The precision that is chosen by itself, and the form a decoder is held in."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from napari_stmdit import Request, SampleOfSpots, load_checkpoint, synthesize
+from napari_stmdit.devices import choose_device, decoder_on
+from napari_stmdit.model.vae import decode_latents
+from napari_stmdit.tissue.sample import open_sample_section
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("tiles", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_cpu_computes_in_bfloat16_where_it_has_matrix_tiles(monkeypatch, tiles, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert choose_device("cpu") == (CPU, dtype)
+    assert choose_device("cpu", "float32") == (CPU, torch.float32)
+
+
+@pytest.mark.parametrize(("hardware", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_that_emulates_bfloat16_computes_in_float16(monkeypatch, hardware, dtype):
+    monkeypatch.setattr("napari_stmdit.devices.devices", lambda: [("cuda:0", "GPU 0"), ("cpu", "CPU")])
+    monkeypatch.setattr(torch.cuda, "device", lambda _: torch.inference_mode())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or hardware)
+    assert choose_device("cuda") == (torch.device("cuda:0"), dtype)
+
+
+@pytest.mark.parametrize(
+    ("asked", "held"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)],
+)
+def test_a_decoder_follows_into_bfloat16_alone_and_its_layout_changes_nothing(asked, held):
+    torch.manual_seed(0)
+    up, down = ("UpDecoderBlock2D",) * 2, ("DownEncoderBlock2D",) * 2
+    plain = AutoencoderKL(
+        down_block_types=down, up_block_types=up, block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4
+    ).eval()
+    latents = torch.randn(1, 4, 16, 16)
+    before = decode_latents(plain, latents).astype(int)
+    vae = decoder_on(plain, CPU, asked)
+    assert vae.dtype == held
+    assert any(p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) for p in vae.parameters())
+    off = np.abs(decode_latents(vae, latents) - before)
+    assert off.max() <= (1 if held == torch.float32 else 8)
+    assert off.mean() < (0.01 if held == torch.float32 else 1)
+
+
+def test_the_bundled_checkpoints_images_in_bfloat16_are_those_of_float32_to_a_grey_level():
+    section, request = open_sample_section(), Request(region=SampleOfSpots(count=1), steps=6)
+    images = []
+    for dtype in ("float32", "bfloat16"):
+        result = synthesize(section, request, load_checkpoint("demo", device="cpu", dtype=dtype))
+        assert result.provenance["checkpoint"]["dtype"] == dtype
+        images.append(np.asarray(result.rgba)[..., :3].astype(int))
+    off = np.abs(images[0] - images[1])
+    assert 0 < off.mean() <= 1
