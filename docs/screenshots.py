@@ -21,6 +21,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_stmdit.evaluation.sheet_picture import save_sheet
 from napari_stmdit.synthesis.requests import EditFile
+from napari_stmdit.tissue.sample import open_sample_section
 from napari_stmdit.types import Request, TowardsEdit
 from napari_stmdit.ui.compare import camera_of
 from napari_stmdit.ui.state import Brush, Colouring, EditDraft, RunStatus
@@ -161,7 +162,23 @@ def comparisons(studio):
     bench.desk.sheet.close()
 
 
+def plain_slide():
+    """Open the sample's image as a plain slide, which has to be told its scale."""
+    studio = Studio()
+    bench, state = studio.workbench, studio.workbench.state
+    sample = open_sample_section()
+    bench.section.path.setText(sample.image.source)
+    bench.section.open_button.click()
+    settle(lambda: state.scale_asked)
+    bench.section.mpp.setText(f"{sample.calibration.mpp:.4g}")
+    bench.section.mpp.returnPressed.emit()
+    settle(lambda: state.section is not None and state.checkpoint is not None and not state.busy)
+    studio.picture("workbench_slide")
+    studio.viewer.close()
+
+
 def main():
+    plain_slide()
     studio = Studio()
     studio.open_sample()
     studio.lasso()

@@ -116,6 +116,19 @@ def synthesize(
     output: Annotated[Path, typer.Option(help="SpatialData store to write or add to.")],
     fullres: Annotated[Path | None, typer.Option(help="Full-resolution image, where the folder lacks it.")] = None,
     mpp: Annotated[float | None, typer.Option(help="Microns per full-resolution pixel; overrides the file's.")] = None,
+    grid_pitch: Annotated[
+        float | None, typer.Option(help="Of an H&E image: microns between its virtual spots, 100 by default.")
+    ] = None,
+    tissue_fraction: Annotated[
+        float | None,
+        typer.Option(help="Of an H&E image: part of a spot that is on tissue, 0.5 by default; 0: no mask."),
+    ] = None,
+    predicted_expression: Annotated[
+        Path | None, typer.Option(help="Of an H&E image: .h5ad with predicted expression and positions.")
+    ] = None,
+    predicted_units: Annotated[
+        str | None, typer.Option(help="What it holds where it does not say so: counts or log1p.")
+    ] = None,
     request_file: Annotated[
         Path | None, typer.Option("--request", help="A whole request as YAML; other options override it.")
     ] = None,
@@ -171,7 +184,7 @@ def synthesize(
     from .synthesis.requests import make_request, read_edit_file, read_request
     from .synthesis.result import synthesize as run_request
     from .synthesis.result import unfinished_folder
-    from .tissue.open import open_section
+    from .tissue.open import SectionSource
     from .tissue.store import check_writable
 
     options: dict[str, Any] = {
@@ -188,11 +201,13 @@ def synthesize(
         "allow_gene_mismatch": allow_gene_mismatch or None,
     }
     guidance = {"expression": guidance_expression, "morphology": guidance_morphology}
-    base = {} if request_file is None else read_request(request_file).model_dump()
+    base = {} if request_file is None else read_request(request_file).model_dump(exclude_unset=True)
     base.update({name: value for name, value in options.items() if value is not None})
     base["guidance"] = {**base.get("guidance", {}), **{k: v for k, v in guidance.items() if v is not None}}
     request = make_request(base, "options")
-    opened = open_section(section, fullres=fullres, mpp=mpp)
+    units: Any = predicted_units  # whatever was typed; opening refuses what it does not know
+    source = SectionSource(section, fullres, mpp, grid_pitch, tissue_fraction, predicted_expression, units)
+    opened = source.open()
     check_writable(output, opened)
     brought = {"morphology_embeddings": morphology_embeddings, "expression_embeddings": expression_embeddings}
     if (scheduler is not None or workers is not None) and any(brought.values()):
@@ -211,7 +226,6 @@ def synthesize(
         if scheduler is not None or workers is not None:
             from .scale.cluster import synthesize_on
 
-            source = (section, fullres, mpp)
             result = synthesize_on(scheduler, workers, source, opened, request, device=device, dtype=dtype, **how)
         else:
             model = load_checkpoint(request.checkpoint, device=device, dtype=dtype, **brought)
@@ -366,7 +380,8 @@ def _report_run(result: Result, request: Request, name: str | None, output: Path
     where = f" -> {output}, element {name}" if name else "; nothing was written"
     sys.stdout.write(f"{len(result.done)} synthetic patches{state} in {facts['seconds']:.1f} s{where}\n")
     sys.stdout.write(f"scale: {facts['mpp_source']}\n")
-    for note in (*result.provenance["checkpoint"].get("notes", ()), *result.notes):
+    about = result.section.notes[1:] if result.section.kind == "image" else ()  # the first is among the result's
+    for note in (*about, *result.provenance["checkpoint"].get("notes", ()), *result.notes):
         sys.stdout.write(f"note: {note}\n")
     if facts["unfinished"] is not None:
         sys.stdout.write(f"the rest can be done: run the same again with --resume ({facts['unfinished']})\n")

@@ -22,6 +22,10 @@ class SectionError(StmditError):
     """A tissue section cannot be read, or lacks what an operation needs."""
 
 
+class ScaleError(SectionError):
+    """A slide states no microns per pixel, and they were not given: they have to be asked for."""
+
+
 class GeneError(StmditError):
     """Genes are missing, unknown or ambiguous."""
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 CalibrationSource = Literal["override", "scalefactors", "lattice", "image", "unknown"]
+PredictedUnits = Literal["counts", "log1p"]
 
 
 # ------------------------------------------------------------------------------------------------- tissue
@@ -91,7 +92,7 @@ class SpotTable:
     diameter
         Diameter in full-resolution pixels, as drawn.
     counts
-        (n, g) sparse counts, float32 or integer, never negative.
+        (n, g) sparse counts, float32 or integer, never negative; fractions where they were predicted. A plain slide has no gene: g is 0.
     genes
         Names of the g columns.
     array_rc
@@ -143,6 +144,44 @@ class SlideImage:
 
 
 @dataclass(frozen=True)
+class ExpressionSource:
+    """Where the expression of a section's spots comes from.
+
+    Attributes
+    ----------
+    kind
+        ``measured``; ``predicted``, by a model of somebody, from a table; or ``none``, as of a plain H&E slide.
+    file, sha256
+        Name and hash of the table that it was predicted in.
+    units
+        What that table holds: counts, or natural logarithms of one plus normalised counts.
+    """
+
+    kind: Literal["measured", "predicted", "none"] = "measured"
+    file: str = ""
+    sha256: str = ""
+    units: PredictedUnits | None = None
+
+    @property
+    def statement(self) -> str:
+        """What a result must say of it; empty where the expression was measured."""
+        if self.kind == "none":
+            return (
+                "no measured expression was used: the section is a plain H&E slide, and expression is null everywhere"
+            )
+        if self.kind == "predicted":
+            return f"no measured expression was used: it was predicted, in {self.file} (SHA-256 {self.sha256[:12]}...)"
+        return ""
+
+    def facts(self) -> dict[str, str]:
+        """Return it in JSON types, to be kept with a section or a result."""
+        known = {"kind": self.kind, "file": self.file, "sha256": self.sha256, "units": self.units}
+        return {name: value for name, value in known.items() if value} | (
+            {"statement": self.statement} if self.statement else {}
+        )
+
+
+@dataclass(frozen=True)
 class Section:
     """One tissue section: slide image, spots and calibration.
 
@@ -154,6 +193,8 @@ class Section:
         True where the slide image or the expression was synthesized.
     notes
         Sentences for the user: what was assumed, aggregated or left out.
+    expression
+        Where the spots' expression comes from.
     """
 
     name: str
@@ -165,6 +206,7 @@ class Section:
     coordinate_systems: Mapping[str, NDArray[np.float64]]
     synthetic: bool = False
     notes: tuple[str, ...] = ()
+    expression: ExpressionSource = ExpressionSource()
 
 
 # ------------------------------------------------------------------------------------------------- plan

@@ -133,3 +133,26 @@ def test_a_malicious_checkpoint_is_refused_and_nothing_runs(name, shared_data, t
     refused("inspect", folder, cwd=tmp_path)
     assert not list(tmp_path.iterdir())
     assert not (folder / "PWNED").exists()
+
+
+def test_a_plain_slide_from_the_command_line(tmp_path):
+    from slides import tissue_picture, write_pyramid, write_table
+
+    from napari_stmdit.tissue.open import open_section
+
+    slide = write_pyramid(tmp_path / "slide.tif", tissue_picture())
+    fixed = ("synthesize", "slide.tif", "--sample", 2, "--steps", 2, "--device", "cpu")
+    assert "--mpp" in refused(*fixed, "--output", "o.zarr", cwd=tmp_path)
+    done = stmdit(*fixed, "--output", "o.zarr", "--mpp", 0.5, "--grid-pitch", 150, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["patches"] == 2 and facts["mpp"] == 0.5
+    assert any("no measured expression was used" in note for note in facts["notes"])
+    assert any("150 um apart" in note for note in facts["notes"])
+    write_table(tmp_path / "mine.h5ad", open_section(slide, mpp=0.5).spots.yx)
+    more = ("--mpp", 0.5, "--predicted-expression", "mine.h5ad", "--allow-gene-mismatch")
+    done = stmdit(*fixed, "--output", "p.zarr", *more, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "predicted, in mine.h5ad" in done.stdout and "positions of mine.h5ad" in done.stdout
+    again = refused(*fixed, "--output", "o.zarr", *more, cwd=tmp_path)
+    assert "another section" in again

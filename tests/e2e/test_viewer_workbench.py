@@ -315,3 +315,38 @@ def test_a_real_section_and_the_bundled_checkpoint(viewer, workbench, shared_dat
     for yx in spots.yx[spots.rows(list(state.selected))] * mpp:
         row, column = np.rint(layer.world_to_data(yx)).astype(int)
         assert layer.data[row, column, 3] == 255
+
+
+def test_a_plain_slide_is_asked_for_its_scale_in_the_panel(workbench, tmp_path):  # noqa: F811
+    from slides import tissue_picture, write_pyramid, write_table
+    from tiny import TINY_GENES
+
+    from napari_stmdit.tissue.open import open_section
+
+    file = write_pyramid(tmp_path / "slide.tif", tissue_picture())
+    panel, presenter = workbench.section, workbench.presenter
+    presenter.use_model(CropModel(card_for(TINY_GENES)))
+    assert not panel.slide_options.isVisibleTo(panel) and panel.slide_image.isVisibleTo(panel.overrides.content)
+    panel.path.setText(str(file))
+    assert panel.slide_options.isVisibleTo(panel) and not panel.slide_image.isVisibleTo(panel.overrides.content)
+    panel.slide.pitch.setText("wide")
+    panel.open_button.click()
+    assert "'wide' is no number" in presenter.state.message.text
+    panel.slide.pitch.setText("120")
+    panel.open_button.click()
+    assert settle(lambda: presenter.state.scale_asked)
+    assert panel.overrides.unfolded and "does not state its scale" in panel.asked.plain()
+    panel.mpp.setText("0,5")
+    panel.mpp.returnPressed.emit()
+    assert settle(lambda: presenter.state.section is not None and not presenter.state.busy)
+    assert panel.asked.plain() == "" and "none: a plain slide" in panel.rows["Genes"].plain()
+    assert any("120 um apart" in note for note in presenter.state.section.notes)
+
+    table = write_table(tmp_path / "mine.h5ad", open_section(file, mpp=0.5).spots.yx)
+    panel.slide.pitch.clear()
+    panel.slide.table.setText(str(table))
+    panel.open_button.click()
+    assert settle(lambda: presenter.state.section.expression.kind == "predicted" and not presenter.state.busy)
+    assert "predicted in mine.h5ad" in panel.rows["Genes"].plain()
+    panel.path.setText(str(tmp_path / "another.tif"))  # what was stated for one slide is not taken for the next
+    assert panel.mpp.text() == "" and panel.slide.table.text() == ""

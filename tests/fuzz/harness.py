@@ -38,6 +38,8 @@ class Scene:
         What is opened: a copy of the tiny section, as a Space Ranger folder or a store.
     fullres, mpp, coordinate_system
         As `open_section` takes them.
+    options
+        Its options for plain slides.
     region, edits, request_file
         Files as the command line takes them.
     wishes
@@ -54,6 +56,7 @@ class Scene:
     fullres: Any = None
     mpp: Any = None
     coordinate_system: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     region: Path | None = None
     edits: Path | None = None
     request_file: Path | None = None
@@ -242,7 +245,8 @@ class Workshop:
         request = make_request(wishes)
         section = self.section
         if scene.section is not None:
-            section = open_section(scene.section, scene.fullres, scene.mpp, coordinate_system=scene.coordinate_system)
+            more = {"coordinate_system": scene.coordinate_system, **scene.options}
+            section = open_section(scene.section, scene.fullres, scene.mpp, **more)
         if scene.output is not None:
             check_writable(scene.output, section)
         result = synthesize(section, request, Model(card_for(TINY_GENES)))

@@ -11,7 +11,7 @@ from fuzz.families import ALL
 from fuzz.harness import LIMIT_S, Refused, Scene, tree_hash, watchdog
 
 # damaged pixels are seen when they are read, and what fails once a checkpoint is there to plan with would load one for each case; the API has tried those
-_BEFORE_PLANNING = ("SectionError", "StoreError")
+_BEFORE_PLANNING = ("SectionError", "ScaleError", "StoreError")
 _EVERY = 9
 
 
@@ -37,6 +37,8 @@ def command(scene: Scene, section: Path) -> list[str] | None:
     for name in ("fullres", "mpp", "region", "edits"):
         value = getattr(scene, name)
         arguments += [] if value is None else [f"--{name}", value]
+    for name, value in scene.options.items():
+        arguments += [f"--{name.replace('_', '-')}", value]
     arguments += [] if scene.request_file is None else ["--request", scene.request_file]
     texts = [str(argument) for argument in arguments]
     lost = scene.wishes or scene.coordinate_system or scene.run or isinstance(scene.section, int | list)

@@ -150,7 +150,34 @@ def test_regions_and_edits_come_from_files_beside_the_job_file(cohort, tmp_path)
         cohort(sections=[{"path": "first", "region": "r.geojson", "fullres": "slide.png"}], edits={"e": "e.yaml"})
     )
     assert jobs[0].request.region.kind == "polygons" and jobs[0].request.edits[0].genes == ("ERBB2",)
-    assert jobs[0].place.fullres == "slide.png" and jobs[0].request.seed == 3
+    assert jobs[0].place.source.fullres == "slide.png" and jobs[0].request.seed == 3
+
+
+def test_plain_slides_go_through_a_batch_and_are_not_done_twice(cohort, runner, tmp_path):
+    from slides import tissue_picture, write_pyramid, write_table
+
+    from napari_stmdit.tissue.open import open_section
+
+    slide = write_pyramid(tmp_path / "slide.tif", tissue_picture())
+    write_table(tmp_path / "mine.h5ad", open_section(slide, mpp=0.5).spots.yx)
+    sections = [
+        {"path": "slide.tif", "mpp": 0.5, "grid_pitch": 150},
+        {"path": "slide.tif", "name": "predicted", "mpp": 0.5, "predicted_expression": "mine.h5ad"},
+    ]
+    file = cohort(sections=sections, edits={"measured": []})
+    outcomes = run_batch(read_jobs(file), runner)
+    assert [(o.job.place.name, o.state) for o in outcomes] == [("slide", "done"), ("predicted", "done")]
+    records = [
+        read_result(tmp_path / "results" / f"{name}.zarr", "stmdit_measured")[2] for name in ("slide", "predicted")
+    ]
+    assert [record["section"]["expression"]["kind"] for record in records] == ["none", "predicted"]
+    assert any("150 um apart" in note for note in records[0]["section"]["notes"])
+    assert [o.state for o in run_batch(read_jobs(file), runner)] == ["there already", "there already"]
+    asked = cohort(sections=[{"path": "slide.tif"}], edits={"measured": []}, output="other")
+    (failed,) = run_batch(read_jobs(asked), runner)
+    assert failed.state == "failed" and "--mpp" in failed.message
+    with pytest.raises(RequestError, match=r"tissue_fraction"):
+        read_jobs(cohort(sections=[{"path": "slide.tif", "tissue_fraction": 2}]))
 
 
 def test_the_command_prints_one_object_and_resumes(cohort, monkeypatch, capsys):

@@ -172,6 +172,24 @@ def test_a_worker_that_would_compute_something_else_is_refused(client, source, r
     assert "mpp: 0.6 then, 0.7 now" in str(error.value) and "--resume" in str(error.value)
 
 
+def test_a_plain_slide_is_opened_by_the_workers_as_it_was_here(client, request_, tmp_path):
+    from slides import tissue_picture, write_pyramid, write_table
+
+    from napari_stmdit.assemble import load_checkpoint
+    from napari_stmdit.synthesis.result import synthesize
+    from napari_stmdit.tissue.open import SectionSource
+
+    slide = write_pyramid(tmp_path / "slide.tif", tissue_picture())
+    table = write_table(tmp_path / "mine.h5ad", SectionSource(slide, mpp=0.5).open().spots.yx)
+    plain = request_.model_copy(update={"region": SampleOfSpots(count=3), "edits": ()})
+    for options in ({"grid_pitch": 120.0, "tissue_fraction": 0.2}, {"predicted_expression": table}):
+        source = SectionSource(slide, mpp=0.5, **options)
+        section = source.open()
+        result = shared(client, source, section, plain, tmp_path / f"o{len(options)}")
+        assert result.complete
+        assert same(result, synthesize(section, plain, load_checkpoint(plain.checkpoint, "cpu")))
+
+
 def test_bad_requests_and_checkpoints_are_refused_as_without_a_cluster(client, source, section, request_, tmp_path):
     from napari_stmdit.errors import CheckpointError
 

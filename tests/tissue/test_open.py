@@ -192,7 +192,7 @@ def test_a_missing_file_is_named(folder, name, message):
         ("section.cloupe", "Loupe files"),
         ("section.zip", "unpack"),
         ("filtered_feature_bc_matrix.h5", "the folder that it lies in"),
-        ("slide.tif", "an image alone"),
+        ("slide.mrxs", "format of scanners is not read"),
         ("what.ever", "give a folder"),
     ],
 )

@@ -81,6 +81,12 @@ def _opening(contents: Contents) -> str:
         if contents.section.synthetic
         else ""
     )
+    statement = contents.section.expression.statement
+    also += (
+        f"\n>\n> {statement[0].upper()}{statement[1:]}. Where this card says 'measured', read that."
+        if statement
+        else ""
+    )
     return f"""# {_title(contents)}
 
 > **Synthetic images, made by a generative model. Not for diagnosis.** They are for research, show what a model made of numbers, and are no

@@ -50,7 +50,7 @@ FACTS = (
         "expression",
         "string",
         "what the image was conditioned on: `own`, `shuffled` (another spot's, a control), `null` (none), `embeddings` (computed "
-        "elsewhere), `measured` for crops of the slide",
+        "elsewhere); for crops of the slide `measured`, or `predicted` or `null` where the section has no measured expression",
     ),
     Column(
         "expression_spot",

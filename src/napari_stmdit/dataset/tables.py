@@ -83,7 +83,7 @@ def write_table(place: Path, contents: Contents, records: Mapping[str, Any], che
         "synthetic": True,
         "statement": STATEMENT,
         "images": "images.zarr beside this store: (n, y, x, rgb) uint8, image k belongs to row k of obs",
-        "X": "counts as measured at the spot",
+        "X": contents.section.expression.statement or "counts as measured at the spot",
         "layer_edited": "counts the image was conditioned on, after edits; zero where obs['expression'] is 'null'",
         "spatial": "(x, y) of the spot's centre in full-resolution pixels of the slide, from its corner",
         "patch_px": contents.patch_px,

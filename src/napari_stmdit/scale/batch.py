@@ -13,7 +13,6 @@ from ..errors import StmditError, StoreError
 from ..progress import CancelToken, Progress, Stopwatch
 from ..synthesis.identity import differences
 from ..synthesis.result import Result, synthesize
-from ..tissue.open import open_section
 from ..tissue.store import check_writable, list_results, read_result
 from ..types import Request, Section
 from .jobs import Job, Place
@@ -144,12 +143,10 @@ class ClusterRunner:
     ) -> Result:
         """Compute a request, going on where ``folder`` has a part of it."""
         from .cluster import synthesize_shared
-        from .work import SectionSource
 
-        fullres = None if place.fullres is None else Path(place.fullres)
         return synthesize_shared(
             self._client,
-            SectionSource(place.path, fullres, place.mpp),
+            place.source,
             section,
             request,
             folder=folder,
@@ -222,7 +219,7 @@ def _section_outcomes(
                 yield there
                 continue
             if section is None:
-                section = open_section(place.path, fullres=place.fullres, mpp=place.mpp)
+                section = place.source.open()
             yield _compute(job, section, runner, cancel, on_progress)
         except StmditError as error:
             yield Outcome(job, "failed", seconds=watch.seconds, message=str(error))
@@ -262,9 +259,13 @@ def _already_there(job: Job, sha256: str) -> Outcome | None:
     if not store.exists() or element not in list_results(store):
         return None
     _, _, record = read_result(store, element)
+    wanted = _intent(job.request.model_dump(mode="json"))
+    kept = dict(dict(record.get("section") or {}).get("expression") or {})
+    if kept.get("kind") == "none" and "expression" not in job.request.model_fields_set:
+        wanted["expression"] = "null"  # as the plan of a plain slide resolves it
     found = differences(
         {"request": _intent(record.get("request")), "sha256": dict(record.get("checkpoint", {})).get("sha256")},
-        {"request": _intent(job.request.model_dump(mode="json")), "sha256": sha256},
+        {"request": wanted, "sha256": sha256},
     )
     if found:
         raise StoreError(

@@ -16,13 +16,14 @@ from ..progress import CancelToken, Progress, Stopwatch
 from ..synthesis.identity import identity_of
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import Result, collect_on_disk, kept, open_canvas
+from ..tissue.open import SectionSource
 from ..types import CheckpointCard, Plan, Request, Section
 from .local import local_client, require_distributed
 
 if TYPE_CHECKING:
     from ..expression.edits import Profile
     from ..synthesis.zarr_canvas import ZarrCanvas
-    from .work import SectionSource, Task
+    from .work import Task
 
 BATCHES_A_SHARE = 4
 """Few, so that a worker that dies costs little and the last ones do not wait for each other; enough to be worth sending."""
@@ -104,7 +105,7 @@ def remote_checkpoint(client: Any, name: str, device: str, dtype: str) -> Remote
 def synthesize_on(
     scheduler: str | None,
     workers: int | None,
-    source: tuple[Path, Path | None, float | None],
+    source: SectionSource,
     section: Section,
     request: Request,
     *,
@@ -112,7 +113,7 @@ def synthesize_on(
     dtype: str = "auto",
     **how: Any,
 ) -> Result:
-    """Connect, and do `synthesize_shared`; ``source`` is what `open_section` was given, ``how`` goes on.
+    """Connect, and do `synthesize_shared`; ``source`` says how the section was opened, ``how`` goes on.
 
     Raises
     ------
@@ -121,14 +122,8 @@ def synthesize_on(
     """
     check_choice(scheduler, workers)
     require_distributed()
-    from .work import SectionSource
-
-    path, fullres, mpp = source
-    if fullres is not None and fullres.expanduser().is_file():
-        fullres = fullres.expanduser().absolute()  # the workers have a working directory of their own
     with connect(scheduler, workers, device) as client:
-        place = SectionSource(path.expanduser().absolute(), fullres, mpp)
-        return synthesize_shared(client, place, section, request, device=device, dtype=dtype, **how)
+        return synthesize_shared(client, source.absolute(), section, request, device=device, dtype=dtype, **how)
 
 
 def synthesize_shared(

@@ -14,8 +14,9 @@ from ..errors import RequestError, StmditError
 from ..files import BadFile, user_path
 from ..synthesis.requests import faults_from, read_edits, read_plain
 from ..tissue.geometry import polygons_from_geojson
+from ..tissue.open import SectionSource
 from ..tissue.spaceranger import section_name
-from ..types import Edit, Intent, Region, Request
+from ..types import Edit, Intent, PredictedUnits, Region, Request, Weight
 
 _NAME = re.compile(r"[0-9A-Za-z_.-]{1,100}")
 _OWN_FIELDS = {"section": "sections", "checkpoint": "checkpoint", "edits": "edits"}
@@ -26,13 +27,18 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class SectionEntry(Intent):
     """One section of a cohort; relative paths start at the job file.
 
-    ``region`` is a region as a request has it, or the path of a GeoJSON file; without one the request's counts.
+    ``region`` is a region as a request has it, or the path of a GeoJSON file; without one the request's counts. The fields from
+    ``grid_pitch`` on are for plain H&E images, as `napari_stmdit.open_section` takes them.
     """
 
     path: str
     name: str | None = None
     fullres: str | None = None
     mpp: Positive | None = None
+    grid_pitch: Positive | None = None
+    tissue_fraction: Weight | None = None
+    predicted_expression: str | None = None
+    predicted_units: PredictedUnits | None = None
     region: Region | str | None = None
 
 
@@ -59,12 +65,10 @@ class JobFile(Intent):
 
 @dataclass(frozen=True)
 class Place:
-    """One section of a cohort: ``name``, where it is, and the store that its results go to."""
+    """One section of a cohort: ``name``, where it is and how it is opened, and the store that its results go to."""
 
     name: str
-    path: Path
-    fullres: str | None
-    mpp: float | None
+    source: SectionSource
     store: Path
 
 
@@ -124,7 +128,7 @@ def _jobs(
         checkpoint = str(root / checkpoint)
     for place, region in zip(places, regions, strict=True):
         for name, changes in edits.items():
-            update = {"section": str(place.path), "checkpoint": checkpoint, "edits": changes}
+            update = {"section": str(place.source.path), "checkpoint": checkpoint, "edits": changes}
             request = wanted.request.model_copy(update=update | ({} if region is None else {"region": region}))
             yield Job(place, name, request)
 
@@ -149,7 +153,17 @@ def _places(wanted: JobFile, root: Path, faults: list[tuple[str, str]]) -> list[
         fullres = entry.fullres
         if fullres is not None and (root / fullres).is_file():
             fullres = str(root / fullres)
-        places.append(Place(name, path, fullres, entry.mpp, output / f"{name}.zarr"))
+        table = entry.predicted_expression
+        source = SectionSource(
+            path,
+            fullres,
+            entry.mpp,
+            entry.grid_pitch,
+            entry.tissue_fraction,
+            None if table is None else _path(table, root, f"{where}.predicted_expression", faults),
+            entry.predicted_units,
+        )
+        places.append(Place(name, source, output / f"{name}.zarr"))
     return places
 
 

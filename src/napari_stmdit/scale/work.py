@@ -26,21 +26,8 @@ from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import synthesize
 from ..synthesis.run import run
 from ..synthesis.run_folder import PatchStore
-from ..tissue.open import open_section
+from ..tissue.open import SectionSource as SectionSource
 from ..types import CheckpointCard, Plan, Request, Section
-
-
-@dataclass(frozen=True)
-class SectionSource:
-    """Where a section is, for those who open it for themselves: the arguments of `open_section`."""
-
-    path: Path
-    fullres: Path | None = None
-    mpp: float | None = None
-
-    def open(self) -> Section:
-        """Open the section."""
-        return open_section(self.path, fullres=self.fullres, mpp=self.mpp)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
         With every fault that was found, each with the field it belongs to.
     """
     faults: list[tuple[str, str]] = []
+    request = _resolved(section, request, faults)
     reason = synthesis_fault(section, card.patch_mpp)
     if reason is not None:
         faults.append(("section", reason))
@@ -78,11 +79,36 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
     shared = match_genes(card.genes, section.spots.genes).shared
     _check_genes(request, card, shared, faults)
     _check_conditions(request, card, faults)
-    programs, profiles = known_programs(request.programs), (*request.profiles, *card.profiles)
-    faults += faults_of(request.edits, section.spots, programs, profiles)
+    if section.expression.kind != "none":
+        programs, profiles = known_programs(request.programs), (*request.profiles, *card.profiles)
+        faults += faults_of(request.edits, section.spots, programs, profiles)
     if faults:
         raise RequestError(faults)
     return _lay_out(section, request, card, rows, shared)
+
+
+def _resolved(section: Section, request: Request, faults: list[tuple[str, str]]) -> Request:
+    """Return the request with null expression where the section has none; what asks for expression there is a fault.
+
+    A request that leaves ``expression`` open goes on: null is then the only choice, and a note says so.
+    """
+    if section.expression.kind != "none":
+        return request
+    way_out = (
+        "open the slide with a predicted table (--predicted-expression FILE.h5ad, predicted_expression=...), or a section whose expression was "
+        "measured"
+    )
+    asked = "expression" in request.model_fields_set and request.expression != "null"
+    if asked or request.expression == "shuffled":
+        faults.append(
+            (
+                "expression",
+                f"{request.expression!r} was asked for, but a plain slide has no expression: use null, or {way_out}",
+            )
+        )
+    if any(edit.enabled for edit in request.edits):
+        faults.append(("edits", f"a plain slide has no expression to edit: disable or remove the edits, or {way_out}"))
+    return request.model_copy(update={"expression": "null"})
 
 
 def _rows(section: Section, request: Request, faults: list[tuple[str, str]]) -> NDArray[np.int64]:
@@ -200,7 +226,8 @@ def _frame(boxes: Sequence[Box], pixel_size: float) -> tuple[CanvasFrame, tuple[
 def _notes(
     section: Section, request: Request, card: CheckpointCard, read: NDArray[np.float64], shared: int
 ) -> tuple[str, ...]:
-    notes = preset_notes(request, card)
+    notes = [section.expression.statement] if section.expression.statement else []
+    notes += preset_notes(request, card)
     if request.expression != "null" and "expression" not in card.conditions:
         notes.append(f"checkpoint {card.name!r} is not conditioned on expression: its images follow morphology alone")
     elif request.expression != "null" and shared < _genes_needed(card):

@@ -141,6 +141,7 @@ def provenance_of(
             "synthetic": section.synthetic,
             "mpp": section.calibration.mpp,
             "mpp_source": section.calibration.source,
+            "expression": section.expression.facts(),
             "notes": list(section.notes),
         },
         "guidance": plan.guidance.model_dump(mode="json"),

@@ -26,6 +26,8 @@ LARGEST_SLIDE_PX = 4000
 def fingerprint(section: Section) -> str:
     """Return a hash of the spots' ids and positions (to 0.01 px), by which a section is known again."""
     text = "\n".join(f"{i} {y:.2f} {x:.2f}" for i, (y, x) in zip(section.spots.ids, section.spots.yx, strict=True))
+    if section.expression.kind != "measured":  # the same grid may come with other tables
+        text += f"\n{section.expression.kind} {section.expression.sha256}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -156,5 +158,6 @@ def about(section: Section) -> dict[str, Any]:
         "fingerprint": fingerprint(section),
         "calibration": {"mpp": calibration.mpp, "source": calibration.source, "detail": calibration.detail},
         "synthetic": section.synthetic,
+        "expression": section.expression.facts(),
         "notes": [n if n.startswith("synthetic") else f"of the original section: {n}" for n in section.notes],
     }

@@ -146,10 +146,10 @@ def calibrate(
     usable = (np.abs(yx) < FARTHEST_PX).all(axis=1)  # nan is not
     fitted = None if array_rc is None else fit_lattice(array_rc[usable], yx[usable], bin_um)
     if override is not None:
-        _check_plausible(override)
+        check_mpp(override)
         return Calibration(float(override), "override", f"{override:.4g} um/px, as given{_against(override, fitted)}")
     stated = scalefactors.get("microns_per_pixel")
-    if stated is not None and _is_plausible(stated):
+    if stated is not None and is_plausible_mpp(stated):
         detail = f"{stated:.4g} um/px, microns_per_pixel of the scalefactors{_against(float(stated), fitted)}"
         return Calibration(float(stated), "scalefactors", detail)
     if fitted is not None:
@@ -201,7 +201,7 @@ def fit_lattice(array_rc: NDArray[np.int64], yx: NDArray[np.float64], bin_um: fl
     pitch = (VISIUM_PITCH_UM if bin_um is None else bin_um) * scale
     if residual > max(0.05 * pitch, 0.5):  # half a pixel is what rounded positions may lose
         return None
-    return 1.0 / scale if _is_plausible(1.0 / scale) else None
+    return 1.0 / scale if is_plausible_mpp(1.0 / scale) else None
 
 
 def _against(mpp: float, fitted: float | None) -> str:
@@ -210,12 +210,14 @@ def _against(mpp: float, fitted: float | None) -> str:
     return f"; the spots' lattice would give {fitted:.4g} um/px"
 
 
-def _is_plausible(mpp: object) -> TypeGuard[int | float]:
+def is_plausible_mpp(mpp: object) -> TypeGuard[int | float]:
+    """Whether a value can be the microns per pixel of a slide."""
     return is_number(mpp) and _PLAUSIBLE_MPP[0] <= mpp <= _PLAUSIBLE_MPP[1]
 
 
-def _check_plausible(mpp: float) -> None:
-    if not _is_plausible(mpp):
+def check_mpp(mpp: float) -> None:
+    """Raise SectionError where a value that the user gave cannot be microns per pixel."""
+    if not is_plausible_mpp(mpp):
         low, high = _PLAUSIBLE_MPP
         raise SectionError(f"mpp is {mpp!r}; expected microns per full-resolution pixel, between {low} and {high}")
 

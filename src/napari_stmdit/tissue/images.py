@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -56,7 +57,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """Return height and width of an image file without decoding it."""
     _check_suffix(path)
     if path.suffix.lower() in TIFF_SUFFIXES:
-        with _tiff(path) as tiff:
+        with tiff_file(path) as tiff:
             axes, shape = tiff.series[0].axes, tiff.series[0].shape
         if "Y" not in axes or "X" not in axes:
             raise SectionError(f"{path} has the axes {axes}; expected an image with Y and X")
@@ -181,12 +182,13 @@ def _check_decodable(path: Path, height: int, width: int) -> None:
 
 
 @contextmanager
-def _tiff(path: Path) -> Iterator[Any]:
+def tiff_file(path: Path) -> Iterator[Any]:
+    """Open a TIFF; what damaged directories make of it is a SectionError."""
     import tifffile
 
     try:
         tiff = tifffile.TiffFile(path)
-    except (OSError, tifffile.TiffFileError, ValueError) as error:
+    except (OSError, tifffile.TiffFileError, ValueError, struct.error) as error:
         raise SectionError(f"{path} cannot be read as TIFF: {error}") from error
     with tiff:
         try:
@@ -198,12 +200,13 @@ def _tiff(path: Path) -> Iterator[Any]:
             TypeError,
             AttributeError,
             OSError,
+            struct.error,
         ) as error:  # of directories that lie
             raise SectionError(f"{path} cannot be read as TIFF, the file may be cut short: {error}") from error
 
 
 def _open_tiff(path: Path) -> list[Any]:
-    with _tiff(path) as tiff:
+    with tiff_file(path) as tiff:
         series = tiff.series[0]
         axes, shape, dtype = series.axes, series.shape, series.dtype
         tiled, count = bool(series.pages[0].is_tiled), len(series.levels)
@@ -227,7 +230,7 @@ def _check_codec(path: Path, compression: int) -> None:
     """Refuse at once what would fail at the first tile; tifffile alone reads plain and deflated data only."""
     if compression not in (1, 8, 32946) and find_spec("imagecodecs") is None:
         raise SectionError(
-            f"{path} is a compressed TIFF (scheme {compression}) that needs one more package: pip install imagecodecs"
+            f"{path} is a compressed TIFF (scheme {compression}) that needs one more package: pip install imagecodecs, or pip install 'napari-stmdit[slides]'"
         )
 
 

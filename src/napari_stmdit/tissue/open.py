@@ -4,19 +4,58 @@ from __future__ import annotations
 
 import dataclasses
 import filecmp
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import SectionError
 from ..files import BadFile, user_path
-from ..types import Section
+from ..types import PredictedUnits, Section
+from .images import IMAGE_SUFFIXES
+
+if TYPE_CHECKING:
+    from .slide import SlideOptions
 
 COARSEST_IMAGE = 1.5
 """How many times coarser than the checkpoint's scale a slide image may be to be synthesized from."""
 
 _EXPECTED = (
     "a Space Ranger folder (with 'spatial' and filtered_feature_bc_matrix.h5), a Visium HD folder (binned_outputs or one of its "
-    "square_* folders), or a SpatialData .zarr"
+    "square_* folders), a SpatialData .zarr, or a plain H&E image"
 )
+
+
+@dataclass(frozen=True)
+class SectionSource:
+    """Where a section is and how it is to be opened, for those who open it for themselves: the arguments of `open_section`."""
+
+    path: Path
+    fullres: Path | str | None = None
+    mpp: float | None = None
+    grid_pitch: float | None = None
+    tissue_fraction: float | None = None
+    predicted_expression: Path | str | None = None
+    predicted_units: PredictedUnits | None = None
+
+    def open(self) -> Section:
+        """Open the section."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return open_section(given.pop("path"), **given)
+
+    def absolute(self) -> SectionSource:
+        """Return it with the paths of its files absolute, for processes with a working directory of their own.
+
+        A ``fullres`` that is no file here stays as it is: it may be the name of an image, or lie in the section's folder.
+        """
+        fullres, table = (
+            None if p is None else Path(p).expanduser() for p in (self.fullres, self.predicted_expression)
+        )
+        return dataclasses.replace(
+            self,
+            path=Path(self.path).expanduser().absolute(),
+            fullres=fullres.absolute() if fullres is not None and fullres.is_file() else self.fullres,
+            predicted_expression=None if table is None else table.absolute(),
+        )
 
 
 def open_section(
@@ -25,14 +64,19 @@ def open_section(
     mpp: float | None = None,
     *,
     coordinate_system: str | None = None,
+    grid_pitch: float | None = None,
+    tissue_fraction: float | None = None,
+    predicted_expression: str | Path | None = None,
+    predicted_units: PredictedUnits | None = None,
 ) -> Section:
     """Open one tissue section.
 
     Parameters
     ----------
     path
-        A Space Ranger ``outs`` folder (versions 1 to 3), a Visium HD ``binned_outputs`` folder or one of its ``square_*``, or
-        a SpatialData .zarr with Visium spots. Where a store holds several sets of spots, ``STORE.zarr/shapes/NAME``.
+        A Space Ranger ``outs`` folder (versions 1 to 3), a Visium HD ``binned_outputs`` folder or one of its ``square_*``,
+        a SpatialData .zarr with Visium spots, or a plain H&E image. Where a store holds several sets of spots,
+        ``STORE.zarr/shapes/NAME``.
     fullres
         The full-resolution slide image. A relative path is looked for in the working directory and in ``path``. For a
         SpatialData store also the name of one of its images.
@@ -40,6 +84,9 @@ def open_section(
         Microns per full-resolution pixel; overrides what the files say.
     coordinate_system
         Of a SpatialData store, where spots and slide are brought together; needed only if they lie differently in several.
+    grid_pitch, tissue_fraction, predicted_expression, predicted_units
+        Of a plain image: its virtual spots, and a table of expression that was predicted for them; see
+        `napari_stmdit.tissue.slide.SlideOptions`.
 
     Returns
     -------
@@ -49,22 +96,38 @@ def open_section(
     Raises
     ------
     SectionError
-        Where it cannot be read, or something would have to be guessed.
+        Where it cannot be read, or something would have to be guessed; `ScaleError` where that is the scale of a plain image.
     """
+    from .slide import SlideOptions, open_slide
+
     try:
         path = user_path(path)
     except BadFile as error:
         raise SectionError(f"the section cannot be opened: {error}. Expected {_EXPECTED}") from error
     if not path.exists():
         raise SectionError(f"there is no file or folder {path}; expected {_EXPECTED}")
+    options = SlideOptions(grid_pitch, tissue_fraction, predicted_expression, predicted_units)
     if not path.is_dir():
+        if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+            if fullres is not None:
+                raise SectionError(f"{path.name} is the slide image itself; leave --fullres (fullres=...) out")
+            return open_slide(path, mpp, options)
         raise SectionError(_about_file(path))
+    _refuse_slide_options(path, options)
     section = _read(path, fullres, mpp, coordinate_system)
     off = spots_off_slide(section)
     if not off:
         return section
     note = "1 spot lies" if off == 1 else f"{off} spots lie"
     return dataclasses.replace(section, notes=(*section.notes, f"{note} off the slide image"))
+
+
+def _refuse_slide_options(path: Path, options: SlideOptions) -> None:
+    """A section with spots of its own has no use for a virtual grid, and its expression is not replaced."""
+    if options.given:
+        raise SectionError(
+            f"{path} has spots of its own: {', '.join(options.given)} is for plain H&E images; leave it out, or give the slide image alone"
+        )
 
 
 def _read(path: Path, fullres: str | Path | None, mpp: float | None, coordinate_system: str | None) -> Section:
@@ -130,7 +193,8 @@ def synthesis_fault(section: Section, patch_mpp: float) -> str | None:
     mpp, image = section.calibration.mpp, section.image
     if mpp is None:
         return section.calibration.detail
-    if section.spots.counts.nnz == 0 or not section.spots.counts.data.any():
+    expected = section.expression.kind != "none"
+    if expected and (section.spots.counts.nnz == 0 or not section.spots.counts.data.any()):
         return f"none of its {len(section.spots)} spots has a single count; there is no expression to condition on"
     off = spots_off_slide(section)
     if off > len(section.spots) / 2:
@@ -187,8 +251,8 @@ def _about_file(path: Path) -> str:
         hint = "unpack it first and give the folder"
     elif name.endswith((".h5", ".h5ad")):
         hint = "a counts file alone has no slide; give the folder that it lies in"
-    elif name.endswith((".jpg", ".jpeg", ".png", ".tif", ".tiff", ".btf", ".svs", ".ndpi")):
-        hint = "an image alone has no expression; give the section's folder, and the image with --fullres"
+    elif name.endswith((".mrxs", ".vms", ".czi", ".isyntax", ".bif")):
+        hint = "this format of scanners is not read; export the slide as OME-TIFF or a pyramidal TIFF"
     else:
         hint = "give a folder"
     return f"{path} is a file: {hint}. Expected {_EXPECTED}"

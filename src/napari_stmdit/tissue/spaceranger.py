@@ -327,11 +327,17 @@ def _look_for_fullres(
 
 
 def section_name(path: Path) -> str:
-    """Return a name from the folder's, or its parent's where the folder is called outs; fit for SpatialData elements."""
+    """Return a name from the folder's, or its parent's where the folder is called outs; fit for SpatialData elements.
+
+    That of an image is its name without the suffix.
+    """
     path = path.resolve()
     if path.name == "outs":
         path = path.parent
-    return re.sub(r"[^0-9A-Za-z_.-]", "_", path.name).lstrip("_") or "section"
+    name = path.name
+    if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+        name = re.sub(r"\.ome$", "", path.stem, flags=re.IGNORECASE)
+    return re.sub(r"[^0-9A-Za-z_.-]", "_", name).lstrip("_") or "section"
 
 
 def coordinate_systems(name: str, scalefactors: Mapping[str, Any]) -> dict[str, Affine]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import SectionError, StmditError
 from ..files import BadFile, is_number, read_json, shorten
-from ..types import Calibration, CalibrationSource, Section, SlideImage
+from ..types import Calibration, CalibrationSource, ExpressionSource, PredictedUnits, Section, SlideImage
 from .geometry import Affine, apply, calibrate, compose, mean_scale, uniform_scale
 from .images import as_rgb, open_image, with_overview
 from .open import resolve_fullres
@@ -27,6 +27,7 @@ SECTION_ATTRS = "stmdit_section"
 RESULT_ATTRS = "stmdit"
 _ELEMENT_FOLDERS = ("shapes", "tables", "images")
 _SAME_FOOTPRINT = 0.02
+_EXPRESSION_KINDS = ("measured", "predicted", "none")
 MOST_MPP = 1e4
 """Microns per pixel beyond which a calibration that a store keeps is no such thing."""
 
@@ -93,8 +94,9 @@ def open_spatialdata(
     root, kind, chosen = _split(path)
     sdata = read_store(root)
     own = _own(sdata, root)
+    expression = _expression(own)
     with _damage(root):
-        rows, spots_to = spot_rows(sdata, kind, chosen, affines_of)
+        rows, spots_to = spot_rows(sdata, kind, chosen, affines_of, expression.kind == "predicted")
     if coordinate_system is not None and coordinate_system not in spots_to:
         raise SectionError(
             f"the spots are in no coordinate system {coordinate_system!r}; they have {', '.join(spots_to)}"
@@ -124,6 +126,7 @@ def open_spatialdata(
         coordinate_systems={name: compose(affine, frame.to_spots) for name, affine in spots_to.items()},
         synthetic=bool(own.get("synthetic", False)),
         notes=(*map(str, own.get("notes", ())), *rows.notes, *notes),
+        expression=expression,
     )
 
 
@@ -168,11 +171,25 @@ def _own(sdata: Any, root: Path) -> dict[str, Any]:
         wrong = f"mpp is {shorten(repr(kept['mpp']))}, expected microns per pixel"
     elif kept and kept.get("source") not in get_args(CalibrationSource):
         wrong = f"the source of mpp is {shorten(repr(kept.get('source')))}, expected one of {', '.join(get_args(CalibrationSource))}"
+    elif not isinstance(own.get("expression") or {}, Mapping) or _expression(own).kind not in _EXPRESSION_KINDS:
+        wrong = f"expression is {shorten(repr(own['expression']))}, expected its kind, one of {', '.join(_EXPRESSION_KINDS)}"
     if wrong is not None:
         raise SectionError(
             f"{root}: its attribute {SECTION_ATTRS} is not as this package writes it: {wrong}; remove it to go on"
         )
     return dict(own)
+
+
+def _expression(own: Mapping[str, Any]) -> ExpressionSource:
+    """Where a store of ours says that its expression comes from."""
+    kept = own.get("expression") or {}
+    units = kept.get("units")
+    return ExpressionSource(
+        kept.get("kind", "measured"),
+        str(kept.get("file", "")),
+        str(kept.get("sha256", "")),
+        units if units in get_args(PredictedUnits) else None,
+    )
 
 
 def is_spatialdata(root: Path) -> bool:

@@ -65,6 +65,7 @@ def spot_rows(
     kind: str | None,
     chosen: str | None,
     affines_of: Callable[[Any], dict[str, Affine]],
+    predicted: bool = False,
 ) -> tuple[SpotRows, dict[str, Affine]]:
     """Find the spots that are meant and read them.
 
@@ -76,6 +77,8 @@ def spot_rows(
         ``shapes`` or ``tables`` and the name of the element that the user chose; None where there should be one alone.
     affines_of
         Gives an element's affine into each coordinate system.
+    predicted
+        Whether the store says that its expression was predicted, which may be fractions.
 
     Returns
     -------
@@ -105,7 +108,7 @@ def spot_rows(
         )
     table, shapes = pairs[0]
     element = sdata.shapes[shapes]
-    return _read(sdata.tables[table], element, shapes), affines_of(element)
+    return _read(sdata.tables[table], element, shapes, predicted), affines_of(element)
 
 
 def _annotated_circles(sdata: Any) -> list[tuple[str, str]]:
@@ -127,7 +130,7 @@ def _polygons(sdata: Any) -> str:
     return f"it has the shapes {sorted(sdata.shapes)} and the tables {sorted(sdata.tables)}"
 
 
-def _read(table: Any, shapes: Any, name: str) -> SpotRows:
+def _read(table: Any, shapes: Any, name: str, predicted: bool) -> SpotRows:
     attrs = table.uns["spatialdata_attrs"]
     rows = table[(table.obs[attrs["region_key"]].astype(str) == name).to_numpy()]
     notes = []
@@ -148,7 +151,7 @@ def _read(table: Any, shapes: Any, name: str) -> SpotRows:
     ids = rows.obs_names.to_numpy(dtype=np.str_)
     refuse_twice(ids, f"the table of {name}")
     yx, radius = _circles(shapes.iloc[at], name)
-    counts, told = _counts(rows, name)
+    counts, told = _counts(rows, name, predicted)
     empty = int((np.asarray(counts.sum(axis=1)).ravel() == 0).sum())
     if empty:
         told.append(f"{empty} of {len(ids)} spots have a total count of zero")
@@ -156,12 +159,14 @@ def _read(table: Any, shapes: Any, name: str) -> SpotRows:
     if {"array_row", "array_col"} <= set(rows.obs.columns):
         columns = [whole_numbers(rows.obs[c], c, f"the table of {name}") for c in ("array_row", "array_col")]
         array_rc = np.stack(columns, axis=1)
-    obs = _columns(rows.obs, {attrs["region_key"], attrs["instance_key"], "in_tissue", "array_row", "array_col"})
-    return SpotRows(ids, yx, radius, counts, _genes(rows.var), array_rc, _scalefactors(rows.uns), (*notes, *told), obs)
+    obs = obs_columns(rows.obs, {attrs["region_key"], attrs["instance_key"], "in_tissue", "array_row", "array_col"})
+    return SpotRows(
+        ids, yx, radius, counts, genes_of(rows.var), array_rc, _scalefactors(rows.uns), (*notes, *told), obs
+    )
 
 
-def _columns(obs: Any, known: set[str]) -> dict[str, NDArray[Any]]:
-    """The table's further columns; missing values become NaN, or an empty text."""
+def obs_columns(obs: Any, known: set[str]) -> dict[str, NDArray[Any]]:
+    """Return a table's further columns; missing values become NaN, or an empty text."""
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
     columns: dict[str, NDArray[Any]] = {}
@@ -189,12 +194,17 @@ def _circles(circles: Any, name: str) -> tuple[NDArray[np.float64], float]:
     return yx, radius
 
 
-def _counts(rows: Any, name: str) -> tuple[csr_matrix, list[str]]:
+def _counts(rows: Any, name: str, predicted: bool) -> tuple[csr_matrix, list[str]]:
     """The counts of a table: X, or the layer ``counts`` where X is something else."""
     from scipy.sparse import csr_matrix
 
     notes = []
     counts = None if rows.X is None else csr_matrix(rows.X)
+    if counts is not None and predicted and counts.dtype.kind == "f":
+        if np.isfinite(counts.data).all() and not (counts.data < 0).any():
+            counts.check_format(full_check=True)
+            counts.sort_indices()
+            return counts, []
     fault = "nothing" if counts is None else fault_of_counts(counts)
     if fault is not None:
         counts = csr_matrix(rows.layers["counts"]) if "counts" in rows.layers else None
@@ -209,7 +219,8 @@ def _counts(rows: Any, name: str) -> tuple[csr_matrix, list[str]]:
     return counts, notes
 
 
-def _genes(var: Any) -> Genes:
+def genes_of(var: Any) -> Genes:
+    """Return the genes that the rows of ``var`` name, by symbol and, where there is such a column, by id."""
     names = var.index.to_numpy(dtype=np.str_)
     columns = {str(column).lower(): column for column in var.columns}
     ids = next((columns[c] for c in _ID_COLUMNS if c in columns), None)

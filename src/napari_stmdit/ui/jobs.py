@@ -191,7 +191,7 @@ def opening(intent: OpenIntent) -> Job:
     def generate(_: CancelToken) -> Iterator[Section]:
         from ..tissue.open import open_section
 
-        section = open_section(intent.path, fullres=intent.fullres, mpp=intent.mpp)
+        section = open_section(intent.path, fullres=intent.fullres, mpp=intent.mpp, **vars(intent.slide))
         touch(section)
         yield section
 

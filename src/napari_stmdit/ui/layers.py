@@ -38,6 +38,11 @@ def section_of(layer: Any) -> Section | None:
     return section if isinstance(section, Section) else None
 
 
+def expression_words(section: Section) -> str:
+    """Return what the name of a result says of its expression, after a comma; empty where it was measured."""
+    return {"none": ", no expression", "predicted": ", predicted expression"}.get(section.expression.kind, "")
+
+
 def placing(section: Section, affine: NDArray[np.float64]) -> dict[str, Any]:
     """Return what every layer of a section shares.
 
@@ -152,7 +157,7 @@ def stored_layer(stored: StoredResult) -> LayerTuple:
     section = stored.section
     more = {"element": stored.element, "provenance": dict(stored.provenance), "stored": stored}
     state = {
-        "name": f"synthetic ({stored.element})",
+        "name": f"synthetic ({stored.element}{expression_words(section)})",
         "rgb": True,
         "metadata": metadata("stored", section, **more) | {"name": stored.element},
         **placing(section, napari_affine(stored.pixel_to_fullres, section.calibration.mpp)),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..devices import free_device_memory
-from ..errors import StmditError
+from ..errors import ScaleError, StmditError
 from ..expression.genes import match_genes
 from ..tissue.open import synthesis_fault
 from ..types import Section
@@ -108,7 +108,13 @@ class Presenter:
     def open(self, intent: OpenIntent | None) -> None:
         """Open a section, or the bundled sample where ``intent`` is None, off the GUI thread."""
         job = jobs.opening_sample() if intent is None else jobs.opening(intent)
-        self._submit("section", job, self._show)
+        self.state.scale_asked = ""
+
+        def failed(fault: StmditError) -> None:
+            if isinstance(fault, ScaleError) and intent is not None:
+                self.state.scale_asked = intent.path
+
+        self._submit("section", job, self._show, failed)
 
     def _show(self, section: Section) -> None:
         viewer = self._viewer()
@@ -348,9 +354,11 @@ class Presenter:
         if dropped:
             self.tell("warning", f"{dropped} queued runs were dropped, as section or checkpoint changed.")
 
-    def _submit(self, lane: str, job: jobs.Job, on_value: Any) -> None:
+    def _submit(self, lane: str, job: jobs.Job, on_value: Any, on_error: Any = None) -> None:
         def error(fault: StmditError) -> None:
             self.tell("error", str(fault))
+            if on_error is not None:
+                on_error(fault)
 
         self._note_busy(lane, "" if job.quiet else job.title)  # looking at a spot keeps nobody from pressing Run
         self._lanes[lane].submit(job, Handlers(on_value, error, lambda: self._note_busy(lane, "")))

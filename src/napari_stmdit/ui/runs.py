@@ -19,6 +19,7 @@ from ..types import PatchResult, Plan, Request, Section, SpotList
 from . import jobs
 from .growing import GrowingLayer
 from .jobs import Advance, Handlers, Lane, Start
+from .layers import expression_words
 from .live import LivePreview
 from .queue import RunQueue
 from .results import ResultList
@@ -119,6 +120,8 @@ class RunCycle:
         update: dict[str, Any] = {"checkpoint": state.model.checkpoint}
         if state.selected:
             update["region"] = SpotList(ids=state.selected)
+        if state.section is not None and state.section.expression.kind == "none" and state.request.expression == "own":
+            update["expression"] = "null"  # a result's request that was taken into the form may have stated it
         return state.request.model_copy(update=update)
 
     def preview(self) -> None:
@@ -202,7 +205,7 @@ class RunCycle:
         state.status = RunStatus.PLANNING
         number = self._results.next_number()
         edited = ", edited" if any(edit.enabled for edit in plan.request.edits) else ""
-        name = f"synthetic (STMDiT {plan.card.name}{edited}) {number}"
+        name = f"synthetic (STMDiT {plan.card.name}{edited}{expression_words(section)}) {number}"
         self._present = _Present(number, plan, section, model, name, then)
         state.progress = None
         state.status = RunStatus.RUNNING

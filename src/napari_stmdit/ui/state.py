@@ -20,6 +20,7 @@ from ..synthesis.result import Result
 from ..synthesis.run import PatchModel
 from ..synthesis.sheet import ContactSheet
 from ..synthesis.stored import StoredResult
+from ..tissue.slide import SlideOptions
 from ..types import Request, Section
 
 Combine = Literal["replace", "add", "subtract", "toggle"]
@@ -50,11 +51,12 @@ class RunStatus(StrEnum):
 
 @dataclass(frozen=True)
 class OpenIntent:
-    """Which section to open: its path, and what the user says in place of the files."""
+    """Which section to open: its path, what the user says in place of the files, and what is asked of a plain slide."""
 
     path: str
     fullres: str | None = None
     mpp: float | None = None
+    slide: SlideOptions = SlideOptions()
 
 
 @dataclass(frozen=True)
@@ -318,6 +320,8 @@ class WorkbenchState:
         Field of the request -> what is wrong with it.
     busy
         What is being opened, loaded or saved, in words; empty where nothing is.
+    scale_asked
+        Path of the slide whose scale has to be given before it can be opened; empty where none.
     exporting
         The data set that is being written, in words; empty where none is.
     fetching
@@ -364,6 +368,7 @@ class WorkbenchState:
     faults: Mapping[str, str] = field(default_factory=dict)
     message: Message = Message("info", "Open a section to begin.")
     busy: str = ""
+    scale_asked: str = ""
     exporting: str = ""
     fetching: Fetching | None = None
     foreign: Foreign | None = None

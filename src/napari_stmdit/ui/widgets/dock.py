@@ -163,6 +163,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         events = self.state.events
         for names, show in (
             (("section",), self._show_section),
+            (("scale_asked",), lambda: self.section.ask_scale(self.state.scale_asked)),
             (("section", "checkpoint", "faults"), self._show_fit),
             (("colouring",), lambda: self.colour.setValue(self.state.colouring)),
             (("colour_scale",), lambda: self.colour.show_scale(self.state.colour_scale)),

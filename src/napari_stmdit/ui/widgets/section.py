@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QFileDialog, QFormLayout, QLabel, QLineEdit, QPushButton, QWidget
+from qtpy.QtWidgets import QFileDialog, QFormLayout, QLabel, QLineEdit, QMenu, QPushButton, QWidget
 
+from ...tissue.images import IMAGE_SUFFIXES
+from ...tissue.slide import SlideOptions
 from ...types import Section
 from ..state import OpenIntent
 from .common import Fold, Text, column, labelled, named, row
+from .slide import SlidePanel
 
 IMAGES = "Images (*.jpg *.jpeg *.png *.tif *.tiff *.btf *.svs *.ndpi *.scn)"
 
@@ -22,15 +25,22 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def __init__(self) -> None:
         super().__init__()
         self._section: Section | None = None
-        self.path = self._field("Section folder", "Space Ranger folder or SpatialData .zarr")
+        self._stated_for = ""
+        self.path = self._field("Section", "Space Ranger folder, .zarr or slide")
         self.path.setToolTip(
-            "A Space Ranger 'outs' folder (Visium or Visium HD), or a SpatialData .zarr with Visium spots"
+            "A Space Ranger 'outs' folder (Visium or Visium HD), a SpatialData .zarr with Visium spots, or a plain H&E slide image"
         )
+        self.path.textChanged.connect(self._path_changed)
         self.fullres = self._field("Full-resolution image", "found in the folder")
         self.fullres.setToolTip("The slide image that Space Ranger was run on, where the folder lacks it")
         self.mpp = self._field("Microns per pixel", "from the files")
         self.mpp.setToolTip("Microns per full-resolution pixel; overrides what the files say")
-        browse = self._browser("Choose the section's folder", self._browse_path)
+        browse = named(QPushButton("…"), "Choose the section", "Choose a section's folder or a plain H&E slide")
+        browse.setFixedWidth(44)
+        menu = QMenu(browse)
+        menu.addAction("Section folder or .zarr…", self._browse_path)
+        menu.addAction("Plain H&E slide…", self._browse_slide)
+        browse.setMenu(menu)
         browse_image = self._browser("Choose the full-resolution image", self._browse_image)
         self.open_button = named(QPushButton("Open"), "Open the section", "Open the section named above")
         self.sample_button = named(
@@ -49,8 +59,14 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
         self.correct.clicked.connect(self._correct)
         inside = QWidget()
-        inside.setLayout(labelled(("Slide image", row(self.fullres, browse_image)), ("µm per pixel", self.mpp)))
+        self.asked = Text("warning")
+        self.slide_image = QWidget()  # of a section: a plain slide is its own image
+        self.slide_image.setLayout(labelled(("Slide image", row(self.fullres, browse_image))))
+        inside.setLayout(column(self.asked, self.slide_image, labelled(("µm per pixel", self.mpp)), spacing=4))
         self.overrides = Fold("Where the files lack it", inside, unfolded=False, inner=True)
+        self.slide = SlidePanel()
+        self.slide.submitted.connect(self._open)
+        self.slide_options = Fold("Spots of a plain slide", self.slide, inner=True)
         self._facts = QWidget()
         self._form = QFormLayout(self._facts)
         self._form.setContentsMargins(0, 2, 0, 0)
@@ -72,12 +88,14 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             column(
                 row(self.path, browse),
                 self.overrides,
+                self.slide_options,
                 row(self.open_button, self.sample_button, stretch=None),
                 self._facts,
                 self.fault,
                 self.notes,
             )
         )
+        self._path_changed("")
         self.show_section(None)
 
     # --- value
@@ -88,16 +106,36 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         Raises
         ------
         ValueError
-            Where microns per pixel is no number.
+            Where a number is none; the message says which.
         """
         mpp = self.mpp.text().strip().replace(",", ".")
-        return OpenIntent(self.path.text().strip(), self.fullres.text().strip() or None, float(mpp) if mpp else None)
+        try:
+            scale = float(mpp) if mpp else None
+        except ValueError:
+            raise ValueError(
+                f"'{self.mpp.text()}' is no number; expected microns per full-resolution pixel, such as 0.5"
+            ) from None
+        path = self.path.text().strip()
+        fullres = None if is_slide(path) else self.fullres.text().strip() or None
+        return OpenIntent(path, fullres, scale, self.slide.value() if is_slide(path) else SlideOptions())
 
     def setValue(self, intent: OpenIntent) -> None:
         """Fill the fields."""
         self.path.setText(intent.path)
         self.fullres.setText(intent.fullres or "")
         self.mpp.setText("" if intent.mpp is None else f"{intent.mpp:g}")
+        self.slide.setValue(intent.slide)
+
+    def ask_scale(self, path: str) -> None:
+        """Ask for the scale of a slide that does not state it; an empty path takes the question back."""
+        self.asked.show_text("")
+        if path:
+            self.path.setText(path)
+            self.overrides.unfold()
+            self.asked.show_text(
+                "This slide does not state its scale. Give its microns per pixel here and press Enter: the scanner's export settings have them."
+            )
+            self.mpp.setFocus()
 
     # --- facts
 
@@ -113,7 +151,9 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         image = section.image
         self.rows["Name"].show_text(section.name + (" (synthetic)" if section.synthetic else ""))
         self.rows["Spots"].show_text(f"{len(section.spots):,}")
-        self.rows["Genes"].show_text(f"{len(section.spots.genes):,}")
+        genes = f"{len(section.spots.genes):,}"
+        words = {"measured": genes, "predicted": f"{genes}, predicted in {section.expression.file}"}
+        self.rows["Genes"].show_text(words.get(section.expression.kind, "none: a plain slide, expression is null"))
         self.rows["Scale"].show_text(
             section.calibration.detail, "warning" if section.calibration.mpp is None else "info"
         )
@@ -127,7 +167,9 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def show_fit(self, overlap: tuple[int, int] | None, fault: str) -> None:
         """Show how the section fits the checkpoint: shared genes, and why it cannot be synthesized from."""
-        if overlap is not None:
+        if self._section is not None and self._section.expression.kind == "none":
+            self.rows["Shared genes"].show_text("none are needed without expression")
+        elif overlap is not None:
             self.rows["Shared genes"].show_text(f"{overlap[0]:,} of the checkpoint's {overlap[1]:,}")
         if fault:
             self.fault.show_text(f"Cannot synthesize from this section: {fault}")
@@ -165,15 +207,14 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def _open(self) -> None:
         try:
             intent = self.value()
-        except ValueError:
-            self.refused.emit(
-                f"'{self.mpp.text()}' is no number; expected microns per full-resolution pixel, such as 0.5"
-            )
+        except ValueError as error:
+            self.refused.emit(str(error))
             return
         if not intent.path:
             self._browse_path()
             intent = self.value()
         if intent.path:
+            self._stated_for = intent.path
             self.openRequested.emit(intent)
 
     def _correct(self) -> None:
@@ -187,8 +228,27 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         if chosen:
             self.path.setText(chosen)
 
+    def _browse_slide(self) -> None:
+        chosen, _ = QFileDialog.getOpenFileName(self, "Choose a plain H&E slide", self.path.text(), IMAGES)
+        if chosen:
+            self.path.setText(chosen)
+
+    def _path_changed(self, path: str) -> None:
+        path = path.strip()
+        if self._stated_for and path != self._stated_for:
+            self._stated_for = ""
+            self.mpp.clear()  # what was stated for one section must not be taken for the next
+            self.slide.table.clear()
+        self.slide_options.setVisible(is_slide(path))
+        self.slide_image.setVisible(not is_slide(path))
+
     def _browse_image(self) -> None:
         start = self.fullres.text() or self.path.text()
         chosen, _ = QFileDialog.getOpenFileName(self, "Choose the full-resolution slide image", start, IMAGES)
         if chosen:
             self.fullres.setText(chosen)
+
+
+def is_slide(path: str) -> bool:
+    """Tell from a path's name alone whether it means a plain slide image."""
+    return path.lower().endswith(IMAGE_SUFFIXES)

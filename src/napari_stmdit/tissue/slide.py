@@ -1,0 +1,216 @@
+"""Plain H&E slides: no counts, so the spots are a virtual grid on the tissue, or the positions of a predicted table."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SectionError
+from ..files import is_number, shorten
+from ..types import ExpressionSource, Genes, PredictedUnits, Section, SlideImage, SpotTable
+from .geometry import VISIUM_PITCH_UM
+from .images import TIFF_SUFFIXES, open_image, tiff_file
+from .predicted import PredictedTable, at_grid, at_own_positions, read_predicted
+from .slide_scale import calibrate_slide
+from .spaceranger import section_name
+from .tissue_mask import TissueMask, find_tissue
+
+SPOT_UM = 55.0
+"""Diameter of a virtual spot: that of a Visium spot."""
+TISSUE_FRACTION = 0.5
+"""Part of a spot that must lie on tissue."""
+PITCH_WITHIN = (10.0, 10_000.0)
+MOST_SPOTS = 1_000_000
+
+
+@dataclass(frozen=True)
+class SlideOptions:
+    """What is asked of a plain slide beyond its image; None leaves it at the default.
+
+    Attributes
+    ----------
+    grid_pitch
+        Microns between the centres of the hexagonal grid; 100 by default, as on a Visium slide. With a predicted table it asks for the
+        grid, whose spots take the nearest row; without it the rows' own positions are the spots.
+    tissue_fraction
+        Part of a spot that must lie on tissue, 0 to 1; 0.5 by default. 0 looks for no tissue: spots cover the slide.
+    predicted_expression
+        A .h5ad with predicted expression; see `napari_stmdit.tissue.predicted`.
+    predicted_units
+        What it holds, where the file does not say so: ``counts`` or ``log1p``.
+    """
+
+    grid_pitch: float | None = None
+    tissue_fraction: float | None = None
+    predicted_expression: str | Path | None = None
+    predicted_units: PredictedUnits | None = None
+
+    @property
+    def given(self) -> list[str]:
+        """Names of the options that were given."""
+        return [name for name, value in vars(self).items() if value is not None]
+
+    def check(self) -> None:
+        """Raise SectionError with every value that is none."""
+        faults = []
+        low, high = PITCH_WITHIN
+        if self.grid_pitch is not None and not (is_number(self.grid_pitch) and low <= self.grid_pitch <= high):
+            faults.append(
+                f"grid_pitch is {shorten(repr(self.grid_pitch))}; expected microns between {low:g} and {high:g}"
+            )
+        share = self.tissue_fraction
+        if share is not None and not (is_number(share) and 0 <= share <= 1):
+            faults.append(f"tissue_fraction is {shorten(repr(share))}; expected a number from 0 to 1")
+        if self.predicted_units is not None:
+            if self.predicted_units not in get_args(PredictedUnits):
+                faults.append(f"predicted_units is {shorten(repr(self.predicted_units))}; expected counts or log1p")
+            if self.predicted_expression is None:
+                faults.append("predicted_units was given without a predicted table; give predicted_expression too")
+        if faults:
+            raise SectionError("; ".join(faults))
+
+
+def open_slide(path: Path, mpp: float | None = None, options: SlideOptions | None = None) -> Section:
+    """Open a plain H&E image as a section.
+
+    Parameters
+    ----------
+    path
+        JPEG, PNG or TIFF, with the formats of scanners that are built on TIFF (SVS, NDPI, OME-TIFF).
+    mpp
+        Microns per pixel; by default what the file states, see `slide_scale`.
+    options
+        Grid, tissue and predicted expression.
+
+    Returns
+    -------
+    Section
+        Of the kind ``image``. Its expression is none (no gene) or predicted, and says so.
+
+    Raises
+    ------
+    ScaleError
+        Where the scale is not stated and was not given.
+    SectionError
+        Where a file cannot be read, no spot lies on tissue, or the predicted table does not fit the slide.
+    """
+    options = options or SlideOptions()
+    options.check()
+    image = open_image(path)
+    _refuse_leica(path)
+    calibration = calibrate_slide(path, mpp)
+    assert calibration.mpp is not None  # or it has refused
+    table = None
+    if options.predicted_expression is not None:
+        table = read_predicted(options.predicted_expression, options.predicted_units)
+    share = TISSUE_FRACTION if options.tissue_fraction is None else options.tissue_fraction
+    mask = find_tissue(image, calibration.mpp) if share > 0 else None
+    spots, notes = _spots(image, calibration.mpp, mask, share, table, options.grid_pitch)
+    expression = ExpressionSource("none") if table is None else table.source
+    name = section_name(path)
+    return Section(
+        name=name,
+        path=path,
+        kind="image",
+        spots=spots,
+        image=image,
+        calibration=calibration,
+        coordinate_systems={name: np.eye(3)},
+        notes=(expression.statement, *notes),
+        expression=expression,
+    )
+
+
+def _refuse_leica(path: Path) -> None:
+    """A Leica SCN file holds several images, and which of them is the slide is not read here."""
+    if path.suffix.lower() in TIFF_SUFFIXES:
+        with tiff_file(path) as tiff:
+            leica = bool(tiff.is_scn)
+        if leica:
+            raise SectionError(
+                f"{path.name} is a Leica SCN file, which holds several images; export the scan as OME-TIFF or a pyramidal TIFF and "
+                "give that"
+            )
+
+
+def _spots(
+    image: SlideImage,
+    mpp: float,
+    mask: TissueMask | None,
+    share: float,
+    table: PredictedTable | None,
+    pitch: float | None,
+) -> tuple[SpotTable, list[str]]:
+    """The spots of a slide: the table's own positions, or a grid, alone or with the nearest rows of the table."""
+    height, width = (side * image.pixel_size for side in image.shape)
+    radius = SPOT_UM / 2 / mpp
+    told = [] if mask is None else [f"tissue: {mask.rule}; {mask.mask.mean():.0%} of the slide"]
+    if table is not None and pitch is None:
+        spots, notes = at_own_positions(table, (height, width), mask, share, radius)
+        return spots, [*told, *notes]
+    grid, rc = hex_grid((height, width), (pitch or VISIUM_PITCH_UM) / mpp)
+    keep = np.ones(len(grid), dtype=bool)
+    if mask is not None:
+        keep = mask.fraction(grid, radius) >= share
+    if not keep.any():
+        raise SectionError(
+            f"no spot of the grid lies on tissue ({told[0] if told else 'the slide is smaller than its pitch'}); give a smaller "
+            "grid_pitch, or tissue_fraction=0 to cover the whole slide"
+        )
+    spots = _grid_table(grid[keep], rc[keep], 2 * radius, pitch or VISIUM_PITCH_UM)
+    where = "on the slide" if mask is None else f"on tissue (at least {share:.0%} of the spot)"
+    told.append(
+        f"virtual grid: {len(spots)} spots of {SPOT_UM:g} um, {pitch or VISIUM_PITCH_UM:g} um apart, hexagonal, {where}"
+    )
+    if table is None:
+        return spots, told
+    spots, notes = at_grid(table, spots, (height, width), radius)
+    return spots, [*told, *notes]
+
+
+def hex_grid(size: tuple[float, float], pitch: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Lay a hexagonal grid over an image, from its corner on, whatever is on it.
+
+    Parameters
+    ----------
+    size
+        Height and width in full-resolution pixels.
+    pitch
+        From one centre to the next, in full-resolution pixels.
+
+    Returns
+    -------
+    tuple
+        (n, 2) centres (y, x) in full-resolution pixels, and their (n, 2) array rows and columns, as Visium counts them: columns in half
+        pitches.
+
+    Raises
+    ------
+    SectionError
+        Where there would be more than `MOST_SPOTS`.
+    """
+    row, half = pitch * math.sqrt(3) / 2, pitch / 2
+    rows, columns = (max(0, math.ceil(side / step - 0.5)) for side, step in zip(size, (row, half), strict=True))
+    if rows * columns / 2 > MOST_SPOTS:
+        raise SectionError(
+            f"a grid of this pitch has {rows * columns // 2:,} spots on the slide; give a larger grid_pitch"
+        )
+    r, c = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    rc = np.stack([r, c], axis=-1).reshape(-1, 2)
+    rc = rc[rc.sum(axis=1) % 2 == 0].astype(np.int64)
+    return (rc + 0.5) * (row, half), rc
+
+
+def _grid_table(yx: NDArray[np.float64], rc: NDArray[np.int64], diameter: float, pitch: float) -> SpotTable:
+    from scipy.sparse import csr_matrix
+
+    ids = np.array([f"grid_{r:03d}x{c:03d}" for r, c in rc.tolist()], dtype=np.str_)
+    nothing: Any = csr_matrix((len(yx), 0), dtype=np.float32)
+    # array indices mean a Visium lattice to every reader, and that has 100 um
+    visium = rc if pitch == VISIUM_PITCH_UM else None
+    return SpotTable(ids, yx, diameter, nothing, Genes(np.array([], dtype=np.str_)), visium)

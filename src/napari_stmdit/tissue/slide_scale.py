@@ -1,0 +1,142 @@
+"""What an image file itself states of its scale, and in which field. Nothing is inferred from sizes, names or objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..errors import ScaleError
+from ..files import shorten
+from ..types import Calibration
+from .geometry import check_mpp, is_plausible_mpp
+from .images import TIFF_SUFFIXES, tiff_file
+
+SQUARE_TO = 0.01
+"""How far the two sides of a pixel may differ; slides with other pixels are refused."""
+_UM_PER = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3}
+_CENTIMETRE = 3
+"""Of the TIFF tag ResolutionUnit. Inches are what programs for print fill in, 72 or 300 of them, whatever the image shows."""
+
+Stated = tuple[float, float, str]
+"""Microns per pixel along y and x, and the field that says so."""
+
+
+def calibrate_slide(path: Path, override: float | None = None) -> Calibration:
+    """Find the microns per pixel of a slide: the user's, else what the file states.
+
+    Parameters
+    ----------
+    path
+        An image file.
+    override
+        Microns per pixel, as the user states them.
+
+    Raises
+    ------
+    ScaleError
+        Where neither says it, or the file states something that is no scale of a slide.
+    SectionError
+        Where the override is no plausible pixel size.
+    """
+    stated, unusable = stated_mpp(path)
+    if override is not None:
+        check_mpp(override)
+        differs = stated is not None and abs(stated[0] / override - 1) > SQUARE_TO
+        against = f"; {stated[1]} of the file states {stated[0]:.4g}" if stated is not None and differs else ""
+        return Calibration(float(override), "override", f"{override:.4g} um/px, as given{against}")
+    if stated is not None:
+        return Calibration(stated[0], "image", f"{stated[0]:.4g} um/px, {stated[1]} of {path.name}")
+    reason = f" ({unusable})" if unusable else ""
+    raise ScaleError(
+        f"{path.name} does not state how large its pixels are{reason}; give the microns per pixel with --mpp (mpp=...), as the scanner's "
+        "export settings have them"
+    )
+
+
+def stated_mpp(path: Path) -> tuple[tuple[float, str] | None, str]:
+    """Return (microns per pixel, field) of an image file, or None and what was found in their place, in words."""
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return None, "PNG and JPEG files state none but for printing"
+    unusable = ""
+    with tiff_file(path) as tiff:
+        for y, x, name in _statements(tiff, path):
+            if not (is_plausible_mpp(y) and is_plausible_mpp(x)):
+                unusable = unusable or f"{name} gives {x:.4g} x {y:.4g} um, which is no pixel of a slide"
+            elif abs(y / x - 1) > SQUARE_TO:
+                unusable = unusable or f"{name} gives pixels of {x:.4g} x {y:.4g} um, which are not square"
+            else:
+                return ((y + x) / 2, name), ""
+        return None, unusable or _hint(tiff)
+
+
+def _statements(tiff: Any, path: Path) -> Iterator[Stated]:
+    """What a TIFF says of its scale, the most specific field first."""
+    page = tiff.pages[0]
+    if tiff.ome_metadata:
+        yield from _of_ome(tiff.ome_metadata)
+    if tiff.is_svs:
+        yield from _of_aperio(page.description)
+    if tiff.is_imagej:
+        unit = str((tiff.imagej_metadata or {}).get("unit", "")).encode().decode("unicode_escape", "ignore")
+        yield from _of_resolution(page, _UM_PER.get(unit, None), f"XResolution with ImageJ's unit {shorten(unit)!r}")
+    if tiff.is_philips and find_spec("tiffslide") is not None:
+        yield from _of_tiffslide(path)
+    if page.tags.valueof("ResolutionUnit") == _CENTIMETRE:
+        yield from _of_resolution(page, _UM_PER["cm"], "XResolution in centimetres")
+
+
+def _of_ome(xml: str) -> Iterator[Stated]:
+    from tifffile import xml2dict
+
+    try:
+        images = xml2dict(xml)["OME"]["Image"]
+        pixels = (images[0] if isinstance(images, list) else images)["Pixels"]
+        y, x = (
+            float(pixels[f"PhysicalSize{axis}"]) * _UM_PER[str(pixels.get(f"PhysicalSize{axis}Unit", "µm"))]
+            for axis in "YX"
+        )
+    except (KeyError, TypeError, ValueError, IndexError, SyntaxError):  # SyntaxError: damaged XML
+        return
+    yield y, x, "PhysicalSizeX of the OME-XML"
+
+
+def _of_aperio(description: str) -> Iterator[Stated]:
+    from tifffile.tifffile import svs_description_metadata
+
+    try:
+        mpp = float(svs_description_metadata(description)["MPP"])
+    except (KeyError, TypeError, ValueError):
+        return
+    yield mpp, mpp, "MPP of the Aperio description"
+
+
+def _of_resolution(page: Any, um: float | None, name: str) -> Iterator[Stated]:
+    """Pixels per unit of ``um`` microns."""
+    try:
+        (yn, yd), (xn, xd) = page.tags.valueof("YResolution"), page.tags.valueof("XResolution")
+        if um is not None:
+            yield um * yd / yn, um * xd / xn, name
+    except (TypeError, ValueError, ZeroDivisionError):
+        return
+
+
+def _of_tiffslide(path: Path) -> Iterator[Stated]:
+    from tiffslide import TiffSlide
+
+    try:
+        with TiffSlide(path) as slide:
+            found = slide.properties
+            yield float(found["tiffslide.mpp-y"]), float(found["tiffslide.mpp-x"]), "DICOM_PIXEL_SPACING of Philips"
+    except Exception:  # noqa: BLE001 - of damaged metadata; the scale is then asked for
+        return
+
+
+def _hint(tiff: Any) -> str:
+    if tiff.is_philips and find_spec("tiffslide") is None:
+        return "tiffslide reads what Philips scanners state: pip install 'napari-stmdit[slides]'"
+    resolution = tiff.pages[0].tags.valueof("XResolution")
+    if tiff.pages[0].tags.valueof("ResolutionUnit") == 2 and resolution and resolution[1]:
+        return f"{resolution[0] / resolution[1]:g} pixels per inch, which is a setting for print, are not taken for a scale"
+    return ""

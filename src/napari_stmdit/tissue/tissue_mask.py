@@ -1,0 +1,133 @@
+"""Where on a slide there is tissue, from a coarse level of its image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SectionError, StmditError
+from ..types import SlideImage
+from .crops import level_factors
+
+MASK_UM = 8.0
+"""About how large a pixel of the mask is: seven of them span a spot."""
+SMOOTH_UM = 10.0
+"""Sigma of the smoothing before the threshold: about a nucleus, so that cells and the space between them are one."""
+SMALLEST_UM2 = 40_000.0
+"""Pieces smaller than 200 x 200 um are taken for dust, and holes as small for part of the tissue."""
+DENSITY_WITHIN = (0.05, 0.15)
+"""Bounds of Otsu's threshold, in optical density (log10) over the glass: it splits a slide of glass alone, or of tissue alone, too."""
+LEAST_SATURATION = 0.05
+"""Shadows, bubbles and the edge of the coverslip are grey; stain is not."""
+GLASS_FROM = 180
+"""Least grey level of glass in any channel; an image whose brightest tenth is darker is filled by tissue."""
+
+
+@dataclass(frozen=True)
+class TissueMask:
+    """Tissue on a slide.
+
+    Attributes
+    ----------
+    mask
+        (h, w) bool.
+    step
+        (y, x) full-resolution pixels that a pixel of the mask spans.
+    rule
+        How it was found, in a sentence.
+    """
+
+    mask: NDArray[np.bool_]
+    step: tuple[float, float]
+    rule: str
+
+    def fraction(self, yx: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
+        """Return which part of a disc around each of (n, 2) places, in full-resolution pixels, is tissue, (n,)."""
+        side = np.linspace(-1, 1, 9)
+        disc = np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1).reshape(-1, 2)
+        disc = disc[(disc**2).sum(axis=1) <= 1] * radius
+        covered = np.zeros(len(yx))
+        for offset in disc:
+            at = np.floor((yx + offset) / self.step).astype(np.int64)
+            inside = ((at >= 0) & (at < self.mask.shape)).all(axis=1)
+            covered[inside] += self.mask[at[inside, 0], at[inside, 1]]
+        return covered / len(disc)
+
+
+def find_tissue(image: SlideImage, mpp: float) -> TissueMask:
+    """Find the tissue: where the slide is denser than its glass, by Otsu's threshold, and not grey.
+
+    Optical density is the mean over the channels of log10(glass / pixel), of the smoothed picture; the glass is the median of the
+    brightest tenth of the slide. Pieces and holes below `SMALLEST_UM2` are dropped and filled.
+
+    Parameters
+    ----------
+    image
+        The slide; one coarse level of it is read, or the finest one in parts where it has no other.
+    mpp
+        Microns per full-resolution pixel.
+
+    Raises
+    ------
+    SectionError
+        Where the image cannot be read.
+    """
+    from scipy.ndimage import gaussian_filter
+    from skimage.filters import threshold_otsu
+
+    rgb, step = _coarse(image, mpp)
+    um = step[0] * mpp
+    rgb = gaussian_filter(rgb, (SMOOTH_UM / um, SMOOTH_UM / um, 0))
+    brightness = rgb.mean(axis=2)
+    glass = np.maximum(np.median(rgb[brightness >= np.quantile(brightness, 0.9)], axis=0), 1.0)
+    density = np.log10(glass / np.maximum(rgb, 1.0)).mean(axis=2)
+    if glass.min() < GLASS_FROM:
+        return TissueMask(np.ones(density.shape, dtype=bool), step, "the image shows no glass; all of it counts")
+    low, high = DENSITY_WITHIN
+    found = float(threshold_otsu(density)) if np.ptp(density) > 0 else high
+    threshold = float(np.clip(found, low, high))
+    highest = rgb.max(axis=2)
+    saturation = (highest - rgb.min(axis=2)) / np.maximum(highest, 1.0)
+    mask = (density > threshold) & (saturation > LEAST_SATURATION)
+    smallest = SMALLEST_UM2 / (step[0] * step[1] * mpp**2)
+    mask = _large(mask, smallest)
+    mask = ~_large(~mask, smallest)
+    rule = f"denser than the glass by {threshold:.2f} (Otsu {found:.2f}, held within {low:g} and {high:g}), at {um:.3g} um/px"
+    return TissueMask(mask, step, rule)
+
+
+def _coarse(image: SlideImage, mpp: float) -> tuple[NDArray[np.float32], tuple[float, float]]:
+    """The slide at about `MASK_UM` as (h, w, 3) float32, and full-resolution pixels per pixel of it along y and x."""
+    import dask.array as da
+
+    um = [max(factor) * image.pixel_size * mpp for factor in level_factors(image)]
+    level = max((i for i, size in enumerate(um) if size <= MASK_UM), default=0)
+    array = image.levels[level]
+    by = max(1, min(round(MASK_UM / um[level]), *array.shape[:2]))
+    if by > 1:
+        chunk = (
+            max(1, 2048 // by) * by
+        )  # whole blocks in every chunk, and no more of the slide at once than some megabytes
+        array = da.coarsen(np.mean, array.rechunk((chunk, chunk, 3)), {0: by, 1: by}, trim_excess=True)
+    try:
+        pixels = np.asarray(array.astype(np.float32).compute())
+    except (StmditError, MemoryError):
+        raise
+    except Exception as error:  # every store and codec has its own for damaged data
+        raise SectionError(f"{image.source} cannot be read, the file may be damaged or cut short: {error}") from error
+    fy, fx = (float(factor) * by * image.pixel_size for factor in level_factors(image)[level])
+    return pixels, (fy, fx)
+
+
+def _large(mask: NDArray[np.bool_], smallest: float) -> NDArray[np.bool_]:
+    """Keep the connected pieces of at least so many pixels."""
+    from skimage.measure import label
+
+    pieces: Any = label(mask, connectivity=1)
+    keep = np.bincount(pieces.ravel()) >= smallest
+    keep[0] = False
+    kept: NDArray[np.bool_] = keep[pieces]
+    return kept

@@ -1,0 +1,94 @@
+"""Plain slides in the workbench: the scale is asked for, and results say that no measured expression was used. No Qt, no screen."""
+
+import pytest
+from napari.components import ViewerModel
+from slides import tissue_picture, write_pyramid, write_table
+from standins import CropModel, card_for
+from tiny import TINY_GENES
+
+from napari_stmdit.tissue.open import open_section
+from napari_stmdit.tissue.slide import SlideOptions
+from napari_stmdit.types import Request
+from napari_stmdit.ui import layers, manifest
+from napari_stmdit.ui.jobs import start_inline
+from napari_stmdit.ui.presenter import Presenter
+from napari_stmdit.ui.state import OpenIntent
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    """A slide that does not state its scale."""
+    return write_pyramid(tmp_path_factory.mktemp("slide") / "slide.tif", tissue_picture())
+
+
+@pytest.fixture
+def presenter():
+    viewer = ViewerModel()
+    made = Presenter(viewer, start_inline)
+    made.use_model(CropModel(card_for(TINY_GENES)))
+    yield made
+    made.close()
+
+
+def test_the_scale_is_asked_for_and_then_the_slide_opens(presenter, slide):
+    presenter.open(OpenIntent(str(slide)))
+    state = presenter.state
+    assert state.section is None and state.scale_asked == str(slide)
+    assert state.message.kind == "error" and "does not state how large" in state.message.text
+    presenter.open(OpenIntent(str(slide), mpp=0.5, slide=SlideOptions(grid_pitch=150.0)))
+    assert state.scale_asked == "" and state.section.kind == "image"
+    assert any("150 um apart" in note for note in state.section.notes)
+    assert presenter.section_fault() == "" and len(presenter.view.spots.data) == len(state.section.spots)
+
+
+def test_another_fault_asks_for_no_scale(presenter, slide, tmp_path):
+    presenter.open(OpenIntent(str(tmp_path / "nothing.tif")))
+    assert presenter.state.scale_asked == "" and presenter.state.message.kind == "error"
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_a_run_on_a_slide_is_named_for_what_it_lacks(presenter, slide, stated):
+    presenter.open(OpenIntent(str(slide), mpp=0.5))
+    state = presenter.state
+    if stated:  # as of a result of another section, whose request was taken into the form
+        state.request = Request(expression="own")
+    presenter.select(state.section.spots.ids[:2].tolist())
+    assert not state.faults and any("no measured expression" in note for note in state.notes)
+    presenter.runs.run()
+    (entry,) = state.results
+    assert "synthetic" in entry.name and "no expression" in entry.name
+    assert presenter.result_layer(entry.number).name == entry.name
+    assert entry.provenance["section"]["expression"]["kind"] == "none"
+
+
+def test_a_predicted_table_can_be_coloured_by_and_names_the_run(presenter, slide, tmp_path):
+    table = write_table(tmp_path / "mine.h5ad", open_section(slide, mpp=0.5).spots.yx)
+    presenter.open(OpenIntent(str(slide), mpp=0.5, slide=SlideOptions(predicted_expression=str(table))))
+    state = presenter.state
+    assert presenter.gene_overlap() == (20, 20)
+    presenter.select(state.section.spots.ids[:2].tolist())
+    presenter.runs.run()
+    assert "predicted expression" in state.results[0].name
+
+
+def test_ordinary_images_are_left_to_others(slide):
+    """Slides are opened from the dock; napari asks no question about a TIFF because this plugin is there."""
+    from importlib.resources import files
+    from pathlib import Path
+
+    from npe2 import PluginManifest
+
+    found = PluginManifest.from_file(Path(str(files("napari_stmdit").joinpath("napari.yaml"))))
+    patterns = [pattern for reader in found.contributions.readers for pattern in reader.filename_patterns]
+    assert patterns == ["*.zarr"]
+    assert manifest.get_reader(str(slide)) is None and manifest.get_reader(str(slide.with_suffix(".svs"))) is None
+
+
+def test_a_stored_slides_layers_say_it(presenter, slide, tmp_path):
+    presenter.open(OpenIntent(str(slide), mpp=0.5))
+    presenter.select(presenter.state.section.spots.ids[:1].tolist())
+    presenter.runs.run()
+    presenter.state.results[0].result.save(tmp_path / "out.zarr")
+    tuples = manifest.read_section(str(tmp_path / "out.zarr"))
+    assert [state["name"] for _, state, kind in tuples if kind == "image"][1] == "synthetic (stmdit_1, no expression)"
+    assert all(layers.make(data) is not None for data in tuples)
