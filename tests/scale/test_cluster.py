@@ -290,3 +290,20 @@ def test_each_worker_gets_a_gpu_or_its_part_of_the_cores():
     assert {e["OMP_NUM_THREADS"] for e in worker_environments(4, "cpu", 4, 32)} == {"8"}
     assert all("CUDA_VISIBLE_DEVICES" not in e for e in worker_environments(2, "cpu", 4, 1))
     assert worker_environments(3, "auto", 0, 2)[0]["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_port_that_is_taken_is_nobodys_business(recwarn):
+    """The scheduler's own pages are off, and so is the port they would have; another cluster on this computer may hold it."""
+    import socket
+
+    from napari_stmdit.scale.local import local_client
+
+    with socket.socket() as other:
+        try:
+            other.bind(("127.0.0.1", 8787))
+            other.listen()
+        except OSError:
+            pass  # then somebody else holds it already
+        with local_client(1, "cpu"):
+            pass
+    assert [str(w.message) for w in recwarn if "8787" in str(w.message)] == []

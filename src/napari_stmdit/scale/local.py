@@ -58,7 +58,10 @@ def local_client(workers: int, device: str = "auto") -> Iterator[Any]:
             }
             for number, environment in enumerate(environments)
         }
-        scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": False, "port": 0}}
+        scheduler = {
+            "cls": Scheduler,
+            "options": {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0", "port": 0},
+        }
         with (
             SpecCluster(workers=specification, scheduler=scheduler, silence_logs=50) as cluster,
             Client(cluster, set_as_default=False) as client,
