@@ -11,10 +11,15 @@ TIME_WIDTH = 256
 
 
 def time_sinusoid(timestep: Tensor) -> Tensor:
-    """Embed times (B,) as (B, 256) float32: cosines first, then sines, periods up to 2 pi * 10,000; fractions count."""
+    """Embed times (B,) as (B, 256) float32: cosines first, then sines, periods up to 2 pi * 10,000; fractions count.
+
+    The frequencies are rounded correctly on every machine: times go up to 1000, so that the last bit of a frequency, in which the
+    exponential functions of processors differ, is seen in the output.
+    """
     half = TIME_WIDTH // 2
-    exponent = torch.arange(half, device=timestep.device, dtype=torch.float32) / half  # (128,)
-    angle = timestep.float()[:, None] * torch.exp(-math.log(10000) * exponent)  # (B, 128)
+    exponent = -math.log(10000) * (torch.arange(half, dtype=torch.float32, device="cpu") / half)  # (128,)
+    frequency = torch.exp(exponent.double()).float().to(timestep.device)  # (128,); not every device has float64
+    angle = timestep.float()[:, None] * frequency  # (B, 128)
     return torch.cat([angle.cos(), angle.sin()], dim=1)  # (B, 256)
 
 
