@@ -70,7 +70,13 @@ def plain_transformer(**changes):
 
 
 def write_tiny_checkpoint(
-    folder: Path, genes: tuple[str, ...], *, patch_mpp: float = 0.688, steps: int = 4, **card
+    folder: Path,
+    genes: tuple[str, ...],
+    *,
+    patch_mpp: float = 0.688,
+    steps: int = 4,
+    profiles=("tumour", "stroma"),
+    **card,
 ) -> Path:
     """Write a complete checkpoint folder for 64 px patches of these genes, and return it."""
     from diffusers import FlowMatchEulerDiscreteScheduler
@@ -118,13 +124,12 @@ def write_tiny_checkpoint(
         "steps": steps,
         "genes": genes,
         "gene_hash": hash_genes(genes),
-        "profiles": ("tumour", "stroma"),
+        "profiles": tuple(profiles),
         "training_data": "none: random weights",
         "licence": "BSD-3-Clause",
         "limits": "Random weights: its images mean nothing.",
     }
     (folder / "stmdit.json").write_text(CheckpointCard(**{**values, **card}).model_dump_json(indent=1))
-    profiles = {name: rng.gamma(1.0, size=count).astype(np.float32) for name in ("tumour", "stroma")}
-    arrays = {f"{name}.mean": mean for name, mean in profiles.items()}
+    arrays = {f"{name}.mean": rng.gamma(1.0, size=count).astype(np.float32) for name in profiles}
     save_file(arrays | {"tumour.spread": np.ones(count, np.float32)}, folder / "profiles.safetensors")
     return folder

@@ -34,12 +34,27 @@ class Block:
     name: str = ""
 
     @property
-    def commands(self) -> list[str]:
-        """Lines of a shell block, continued ones joined."""
+    def lines(self) -> list[tuple[str, str]]:
+        """Lines of a shell block with their places, continued ones joined."""
         if self.language not in SHELL:
             return []
-        lines = self.text.replace("\\\n", " ").splitlines()
-        return [line.strip().removeprefix("$ ") for line in lines if line.strip()]
+        page, _, fence = self.place.rpartition(":")
+        found, begun, place = [], "", ""
+        for number, line in enumerate(f"{self.text}\n".splitlines(), int(fence) + 1):
+            place = place if begun else f"{page}:{number}"
+            begun += line.strip()
+            if begun.endswith("\\"):
+                begun = begun[:-1]
+                continue
+            if begun:
+                found.append((place, begun.removeprefix("$ ")))
+            begun = ""
+        return found
+
+    @property
+    def commands(self) -> list[str]:
+        """Lines of a shell block, continued ones joined."""
+        return [line for _, line in self.lines]
 
 
 @dataclass(frozen=True)

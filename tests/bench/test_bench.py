@@ -1,5 +1,6 @@
 """What `stmdit bench` compares is equal, what it counts is right, and its report says what was left out."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -97,6 +98,11 @@ def test_a_batch_that_would_take_too_long_is_named(subject):
     rows, left_out = sampling(subject, [1, 4096], 1e12, 0.001)
     assert [row.batch for row in rows] == [1] and [one.batch for one in left_out] == [4096]
     assert rows[0].gflop > 0 and rows[0].utilisation > 0
+
+
+def test_a_single_denoising_step_can_be_measured(subject):
+    (row,), _ = sampling(dataclasses.replace(subject, steps=1), [1], 1e12, 0.001)
+    assert row.gflop > 0
 
 
 def test_the_report_of_a_checkpoint_and_of_a_random_model(tiny_checkpoint):

@@ -132,6 +132,14 @@ def test_a_wrong_field_is_named(cohort, changes, message):
         read_jobs(cohort(**changes))
 
 
+def test_a_folder_called_like_a_checkpoint_is_not_taken_for_one(cohort, tiny_checkpoint, tmp_path):
+    """`stmdit demo --output demo` leaves such a folder; a checkpoint's own folder beside the job file is found by its name."""
+    (tmp_path / "demo").mkdir()
+    assert {job.request.checkpoint for job in read_jobs(cohort(checkpoint="demo"))} == {"demo"}
+    shutil.copytree(tiny_checkpoint, tmp_path / "mine")
+    assert {job.request.checkpoint for job in read_jobs(cohort(checkpoint="mine"))} == {str(tmp_path / "mine")}
+
+
 def test_a_job_file_that_is_none_is_refused(tmp_path):
     for text in ("", "[]", "a: [", "a: &a [*a]"):
         (tmp_path / "j.yaml").write_text(text)

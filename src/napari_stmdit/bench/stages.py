@@ -85,12 +85,12 @@ def sampling(
 
 
 def _step(subject: Subject, batch: int) -> Callable[[], Any]:
-    """One step of a batch whose conditions are prepared, as they are from the first step on."""
+    """One step of a batch whose conditions are prepared, as they are from the second step on; where there is one alone, that."""
     latents = subject.noise(batch).to(subject.device)
     times = torch.linspace(999, 50, subject.steps)
     plan = [subject.guidance] * subject.steps
     predict = prediction(subject.transformer, subject.conditions(batch), plan, times, subject.shape(batch))
-    return lambda: predict(1, latents)
+    return lambda: predict(min(1, subject.steps - 1), latents)
 
 
 def _flops_of_a_step(subject: Subject) -> float:

@@ -124,7 +124,8 @@ def _jobs(
     root: Path,
 ) -> Iterator[Job]:
     checkpoint = wanted.checkpoint
-    if (root / checkpoint).is_dir():
+    # a folder called like a checkpoint need not be one: `stmdit demo --output demo` leaves such a folder
+    if (root / checkpoint / "stmdit.json").is_file():
         checkpoint = str(root / checkpoint)
     for place, region in zip(places, regions, strict=True):
         for name, changes in edits.items():

@@ -1,0 +1,203 @@
+"""Every `stmdit` command that a page shows is run: the marked blocks by `test_docs_examples`, the others here, page by page from top to bottom.
+
+They run in this process, in a folder of small real files under the pages' names (`workspace`), with options added that only make them
+shorter. Workers are real ones of dask: one process, which serves every line that asks for workers or a scheduler.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import typer
+import typer.testing
+from documentation import PAGES, Page, read_page, words_of
+from typer.testing import CliRunner
+from workspace import make_home, make_workspace, online, served, write_files
+
+from napari_stmdit.cli import app
+from napari_stmdit.errors import StmditError
+from napari_stmdit.model.inspect import inspect_checkpoint
+from napari_stmdit.model.references import download_directory
+
+PROGRAM = typer.main.get_command(app)
+READ = [read_page(path) for path in PAGES]
+NOT_RUN = {
+    r"^accelerate launch ": "starts a launcher and four processes; what these run, `stmdit train`, is run in one",
+    r"^stmdit demo .*--view$": "opens a viewer, which ends when a person closes it; without --view it is run",
+}
+"""Lines that cannot run here, as patterns, and why."""
+SHORTER = {
+    "synthesize": ("--steps", "2"),
+    "evaluate": ("--spots", "24", "--seeds", "1", "--steps", "1", "--genes", "5", "--draws", "100"),
+    "bench": ("--seconds", "0.05", "--rounds", "1", "--batches", "1", "--steps", "1"),
+}
+"""Options that are added to a command; they count instead of the page's own."""
+SCHEDULER = "tcp://head:8786"
+"""What pages call the address of a scheduler."""
+
+
+def shown(page: Page) -> list[tuple[str, str, str]]:
+    """Lines that call `stmdit`, in whatever way, as (place, line, mark of their block), and commands in prose, marked so."""
+    lines = [
+        (place, line, block.mark)
+        for block in page.blocks
+        for place, line in block.lines
+        if words_of(line)[:1] == ["stmdit"] or "napari_stmdit.cli" in line
+    ]
+    return lines + [(place, text, "prose") for place, text in page.words if is_whole(text)]
+
+
+def is_whole(text: str) -> bool:
+    """Whether code in prose is a command with its arguments, and not a command's name or a part of it."""
+    words = text.split()
+    if words[:1] != ["stmdit"] or len(words) < 3 or "..." in words:
+        return False
+    try:
+        PROGRAM.commands[words[1]].make_context(words[1], words[2:])
+    except Exception:  # noqa: BLE001 # what is wrong with it, `test_docs_examples` says
+        return False
+    return True
+
+
+def left_out(line: str) -> bool:
+    return any(re.search(pattern, line) for pattern in NOT_RUN)
+
+
+def to_run(page: Page) -> list[tuple[str, str, str]]:
+    return [(place, line, mark) for place, line, mark in shown(page) if mark != "runs" and not left_out(line)]
+
+
+WITH_COMMANDS = [page for page in READ if to_run(page)]
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def surroundings(tmp_path_factory, monkeypatch_module):
+    """The prepared folder, the user's data, and the hub; nothing is downloaded yet but what pages say was downloaded before."""
+    patch = monkeypatch_module
+    place = tmp_path_factory.mktemp("docs")
+    patch.setenv("STMDIT_HOME", str(make_home(place / "home")))
+    (place / "workspace").mkdir()
+    make_workspace(place / "workspace", READ)
+    # a person sits at the keyboard, who is asked for consent and gives it
+    keyboard = typer.testing._NamedTextIOWrapper
+    patch.setattr(keyboard, "isatty", lambda stream: stream.name == "<stdin>", raising=False)
+    _small_base(patch)
+    with served() as hub:
+        online(patch, hub)
+        for name in ("stmdit-adaln-ddpm-p06", "pixcell-256"):
+            assert faults_of(f"download {name} --yes".split(), "before all pages", "download") == []
+        patch.chdir(place / "workspace")
+        first = "synthesize SECTION --sample 24 --steps 1 --output OUT.zarr"
+        assert faults_of(first.split(), "before all pages", first) == []
+        yield place / "workspace"
+
+
+def _small_base(patch: pytest.MonkeyPatch) -> None:
+    """The random model of `stmdit bench --base` with two blocks."""
+    from workspace import SMALL_VAE
+
+    from napari_stmdit.bench import subjects
+
+    for name, value in {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}.items():
+        patch.setitem(subjects.BASE_SIZES, name, value)
+    for name, value in SMALL_VAE.items():
+        patch.setitem(subjects.SD3_VAE, name, value)
+
+
+@pytest.fixture(scope="module")
+def scheduler(surroundings, monkeypatch_module):
+    """The address of a scheduler with one real worker, which also stands for the workers that a command would start."""
+    distributed = pytest.importorskip("distributed")
+    from napari_stmdit.scale.local import local_client
+
+    with local_client(1, "cpu") as client:
+        address = client.scheduler.address
+
+        @contextmanager
+        def same(workers: int, device: str = "auto"):
+            with distributed.Client(address, set_as_default=False) as other:
+                yield other
+
+        monkeypatch_module.setattr("napari_stmdit.scale.cluster.local_client", same)
+        yield address
+
+
+def faults_of(words: list[str], place: str, line: str) -> list[str]:
+    """Run a command as a user would; where it fails, what it said, with its place."""
+    done = CliRunner().invoke(app, words, input="y\n")
+    if done.exit_code == 0:
+        return []
+    error = done.exception
+    why = str(error) if isinstance(error, StmditError) else "".join(traceback.format_exception(error))
+    return [f"{place}: {line}\nran as: stmdit {' '.join(words)}\nexit code {done.exit_code}\n{done.output}{why}"]
+
+
+def made_anew(words: list[str], mark: str) -> None:
+    """Remove what an earlier line made and this one would find done: it is to do its work. Prose names ways, not one after another."""
+    if mark == "prose":
+        shutil.rmtree("stmdit-evaluation", ignore_errors=True)
+    if words[0] == "batch":
+        shutil.rmtree("results", ignore_errors=True)
+    if words[0] == "download" and len(words) > 1:
+        shutil.rmtree(download_directory(words[1].replace("stmdit:", "stmdit-")), ignore_errors=True)
+
+
+def faults_of_page(page: Page, address: str = "") -> list[str]:
+    faults = []
+    for place, line, mark in to_run(page):
+        words = [address if word == SCHEDULER else word for word in words_of(line)[1:]]
+        made_anew(words, mark)
+        faults += faults_of([*words, *SHORTER.get(words[0], ())], place, line)
+    return faults
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
+def test_every_command_that_is_shown_runs(page, surroundings, tmp_path, monkeypatch, request):
+    shutil.copytree(surroundings, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    write_files(page, Path())
+    shared = any("--workers" in line or "--scheduler" in line for _, line, _ in to_run(page))
+    address = request.getfixturevalue("scheduler") if shared else ""
+    assert (faults := faults_of_page(page, address)) == [], "\n\n".join(["", *faults])
+
+
+@pytest.mark.slow
+def test_a_command_that_does_not_run_is_told_with_its_place(surroundings, tmp_path, monkeypatch):
+    """The check itself can fail: a wrong option, a file that is not there, a name that nobody gave."""
+    monkeypatch.chdir(surroundings)
+    text = "# A page\n\n```\nstmdit inspect model.pt \\\n    --sideways\nstmdit inspect nothing.pt\nstmdit info\n```\n"
+    (tmp_path / "page.md").write_text(text)
+    option, file = faults_of_page(read_page(tmp_path / "page.md", tmp_path))
+    assert option.startswith("page.md:4: stmdit inspect model.pt") and "No such option" in option
+    assert file.startswith("page.md:6: stmdit inspect nothing.pt") and "nothing.pt" in file.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_mapping_that_is_shown_places_every_tensor(surroundings):
+    """A rule of the page that fits no tensor would be no fault of `stmdit inspect`, which lists what is open."""
+    found = inspect_checkpoint(surroundings / "theirs.pt", None, surroundings / "mapping.yaml")
+    assert [line for line in found.missing if "no rule" in line] == []
+    assert list(found.ignored) == ["head.weight"]
+
+
+def test_few_lines_are_left_out_and_each_is_shown():
+    lines = [line for page in READ for _, line, _ in shown(page)]
+    assert len(NOT_RUN) <= 4
+    assert [pattern for pattern in NOT_RUN if not any(re.search(pattern, line) for line in lines)] == []
+    assert all(NOT_RUN.values())
+    assert len([line for page in READ for line in to_run(page)]) > 25
+    assert {"README.md", "docs/guides/checkpoints.md", "docs/guides/clusters.md"} <= {
+        page.name for page in WITH_COMMANDS
+    }
