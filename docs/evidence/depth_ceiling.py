@@ -1,0 +1,67 @@
+"""What shallow counts still say of an image: ridge regression on thinned counts, against the checkpoint's program scores of the same counts.
+
+    python docs/evidence/depth_ceiling.py --root DATA
+
+Trained on the training sections at the depth it is tested at, tested on the held-out one; prints the correlation with real haematoxylin
+density over its spots, for several thinnings. No image is synthesized.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from sklearn.linear_model import RidgeCV
+from synthesizer import crops_at, open_named
+
+from napari_stmdit.assemble import load_checkpoint
+from napari_stmdit.evaluation.controls import correlate
+from napari_stmdit.evaluation.image import measure
+from napari_stmdit.expression.genes import gather_counts, match_genes
+from napari_stmdit.training.conditions import log_normalise, thin
+
+HERE = Path(__file__).resolve().parent
+PENALTIES = np.logspace(-1, 5, 20)
+THINNINGS = (1, 15)
+REPEATS = 4
+"""Thinnings of the tested section; the training sections are thinned as often, and learned from all at once."""
+
+
+def main() -> None:
+    """Print one line for each way of reading the counts and each depth."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=HERE.parents[1] / "configs" / "demo.yaml")
+    parser.add_argument("--root", type=Path, default=None)
+    parser.add_argument("--train", nargs="+", default=["C2", "C3", "C5"])
+    parser.add_argument("--section", default="C6")
+    options = parser.parse_args()
+    checkpoint = load_checkpoint("demo", device="cpu", dtype="float32")
+    genes = tuple(checkpoint.card.genes)
+    counts, density = {}, {}
+    for name in (*options.train, options.section):
+        section = open_named(options.config, options.root, name)
+        spots = section.spots
+        counts[name] = gather_counts(spots.counts, match_genes(genes, spots.genes), genes).toarray().astype(np.float32)
+        density[name] = measure(crops_at(section, spots.yx, checkpoint.card)).haematoxylin
+    readings = {"log-normalised counts": log_normalise, "program scores": checkpoint.expression.encode_counts}
+    for reading, read in readings.items():
+        for factor in THINNINGS:
+            found = [r_of(read, factor, counts, density, options, seed) for seed in range(REPEATS if factor > 1 else 1)]
+            print(f"{reading}, thinned {factor}-fold: r {', '.join(f'{r:.2f}' for r in found)}")
+
+
+def r_of(read, factor, counts, density, options, seed) -> float:
+    """Fit on the training sections, density centred within each, and return the correlation on the tested one."""
+    rng = np.random.default_rng(seed)
+    repeats = REPEATS if factor > 1 else 1
+    x = np.concatenate([read(thin(counts[n].copy(), factor, rng)) for n in options.train for _ in range(repeats)])
+    y = np.concatenate([density[n] - density[n].mean() for n in options.train for _ in range(repeats)])
+    mean, spread = x.mean(axis=0), x.std(axis=0) + 0.05
+    fit = RidgeCV(PENALTIES * len(x) / 100).fit((x - mean) / spread, y)
+    tested = read(thin(counts[options.section].copy(), factor, rng))
+    return correlate(fit.predict((tested - mean) / spread), density[options.section])
+
+
+if __name__ == "__main__":
+    main()
