@@ -56,7 +56,7 @@ def telling_section(seed: int = 0, name: str = "telling", rows: int = 8, columns
 class Described(NoiseModel):
     """Encodes a patch as the means and spreads of its colours, and expression as the counts themselves; returns noise."""
 
-    def encode_expression(self, counts, genes, spots=()):
+    def encode_expression(self, counts, genes, spots=(), depth=None):
         return np.asarray(counts.toarray() if issparse(counts) else counts, dtype=np.float32)
 
     def encode_morphology(self, patches, spots=()):

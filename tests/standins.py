@@ -36,7 +36,7 @@ class CropModel:
         self.provenance = {"device": "cpu", "dtype": "none", "sha256": "0" * 64}
         self.batches: list[PatchBatch] = []
 
-    def encode_expression(self, counts, genes: Genes, spots=()) -> np.ndarray:
+    def encode_expression(self, counts, genes: Genes, spots=(), depth=None) -> np.ndarray:
         return np.asarray(counts.sum(axis=1), dtype=np.float32).reshape(-1, 1)
 
     def encode_morphology(self, patches: np.ndarray, spots=()) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from synthesizer import Spots, Synthesizer
 from napari_stmdit.evaluation.controls import bootstrap_correlation, correlate
 from napari_stmdit.evaluation.image import measure
 from napari_stmdit.evaluation.resampling import mean_interval
+from napari_stmdit.expression.depths import edited_depths
 from napari_stmdit.expression.edits import apply_edits
 from napari_stmdit.expression.genes import match_genes
 from napari_stmdit.types import Section, TowardsEdit
@@ -36,8 +38,10 @@ def moved(spots: Spots, checkpoint: Any, target: str, strength: float) -> np.nda
     """Encode the spots' expression after moving it towards a profile."""
     table = spots.section.spots
     edits = () if strength == 0 else (TowardsEdit(target_profile=target, strength=float(strength)),)
-    counts = apply_edits(np.asarray(spots.rows, dtype=np.int64), table, edits, {}, checkpoint.profiles)
-    return checkpoint.encode_expression(counts, table.genes)
+    rows = np.asarray(spots.rows, dtype=np.int64)
+    counts = apply_edits(rows, table, edits, {}, checkpoint.profiles)
+    depth = edited_depths(rows, table, edits, checkpoint.profiles)
+    return checkpoint.encode_expression(counts, table.genes, depth=depth)
 
 
 def edits(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:
@@ -109,20 +113,26 @@ def depth(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:
 
     spots = test_spots(maker, options)
     table = spots.section.spots
-    counts = table.counts[spots.rows].tocsr()
+    counts = table.counts.tocsr()
     rng = np.random.default_rng(0)
     thinned = csr_matrix(
         (rng.binomial(counts.data.astype(int), 1 / THINNING), counts.indices, counts.indptr), counts.shape
     )
-    shallow = maker.checkpoint.encode_expression(thinned.astype(np.float32), table.genes)
+    shallow_table = replace(
+        table, counts=thinned.astype(np.float32)
+    )  # of a shallower experiment: all of the section is thinned
+    shallow = maker.checkpoint.encode_expression(
+        shallow_table.counts[spots.rows], table.genes, depth=shallow_table.relative_depth[spots.rows]
+    )
     target = spots.real.haematoxylin
     full = [measure(case_images(maker, spots, "expression", seed)).haematoxylin for seed in range(options.seeds)]
     thin = [measure(maker.images(spots.seeds(seed), None, shallow)).haematoxylin for seed in range(options.seeds)]
     inside = np.zeros(counts.shape[1], dtype=bool)
     match = match_genes(maker.checkpoint.card.genes, table.genes)
     inside[match.columns[match.columns >= 0]] = True
-    knocked = counts.multiply(inside[None].astype(np.float32)).tocsr().astype(np.float32)
-    same = np.array_equal(maker.checkpoint.encode_expression(knocked, table.genes), spots.expression)
+    knocked = counts[spots.rows].multiply(inside[None].astype(np.float32)).tocsr().astype(np.float32)
+    encoded = maker.checkpoint.encode_expression(knocked, table.genes, depth=table.relative_depth[spots.rows])
+    same = np.array_equal(encoded, spots.expression)
     averaged = [bootstrap_correlation(np.mean(v, axis=0), target) for v in (full, thin)]
     return {
         "thinned": THINNING,

@@ -83,8 +83,12 @@ class Checkpoint:
         sources = {"morphology_encoder": self.morphology, "expression_encoder": self.expression}
         return {name: source.error for name, source in sources.items() if isinstance(source, MissingEncoder)}
 
-    def encode_expression(self, counts: Any, genes: Genes, spots: Sequence[str] = ()) -> NDArray[np.float32]:
+    def encode_expression(
+        self, counts: Any, genes: Genes, spots: Sequence[str] = (), depth: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """Encode counts, sparse (n, g), measured at n ``spots``, as (n, d) or (n, tokens, d).
+
+        ``depth`` (n,) is that of the spots relative to their section (`SpotTable.relative_depth`); None: all are like its median spot.
 
         Raises
         ------
@@ -94,7 +98,7 @@ class Checkpoint:
             Embeddings were given, and some of the spots are not among them.
         """
         source = self.expression
-        return source.rows(spots) if isinstance(source, PrecomputedEmbeddings) else source.encode(counts, genes)
+        return source.rows(spots) if isinstance(source, PrecomputedEmbeddings) else source.encode(counts, genes, depth)
 
     def encode_morphology(self, patches: NDArray[np.uint8], spots: Sequence[str] = ()) -> NDArray[np.float32]:
         """Encode (n, patch_px, patch_px, 3) uint8 crops, taken at n ``spots``, as (n, tokens, d); errors as above."""
@@ -208,7 +212,7 @@ def load_checkpoint(
     import torch
 
     from .encoder_sources import encoder_notes, given_embeddings, open_sources
-    from .model.folder import load_component, read_folder, read_profile_spreads, read_profiles
+    from .model.folder import load_component, read_folder, read_profile_depths, read_profile_spreads, read_profiles
     from .model.pipeline import STMDiTPipeline
 
     path = checkpoint_folder(name)
@@ -235,9 +239,9 @@ def load_checkpoint(
         "preview_decoder": preview is not None,
         **{f"{what}_embeddings": {"source": one.source, "sha256": one.sha256} for what, one in given.items()},
     }
-    spreads = read_profile_spreads(folder)
+    spreads, depths = read_profile_spreads(folder), read_profile_depths(folder)
     profiles = {
-        profile: Profile(folder.card.genes, mean, spreads.get(profile))
+        profile: Profile(folder.card.genes, mean, spreads.get(profile), depths.get(profile))
         for profile, mean in read_profiles(folder).items()
     }
     card = folder.card

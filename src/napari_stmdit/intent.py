@@ -168,6 +168,8 @@ class SpotProfile(Intent):
     source: str = ""
     """Where it was measured, in words."""
     values: Annotated[dict[str, Annotated[float, Field(ge=0, le=math.log1p(1e4))]], Field(min_length=1)]
+    depth: Finite | None = None
+    """Mean, over the spots, of the logarithm of their total relative to the median spot of their section; None: not known."""
 
 
 class Request(Intent):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -116,6 +117,20 @@ class SpotTable:
         """Return the row of each id; raises KeyError with the first unknown id."""
         position = {spot: row for row, spot in enumerate(self.ids.tolist())}
         return np.array([position[spot] for spot in ids], dtype=np.int64)
+
+    @cached_property
+    def relative_depth(self) -> NDArray[np.float32]:
+        """(n,) natural logarithm of each spot's total count relative to the median spot of the section.
+
+        How many counts a spot has depends on the experiment and on the tissue: within a section, denser tissue gives more (Bhuva et al.
+        2024, Genome Biology 25:99). The ratio keeps what the tissue says and drops the experiment's own depth.
+        """
+        totals = np.asarray(self.counts.sum(axis=1), dtype=np.float64).ravel()
+        found = totals[totals > 0]
+        if not len(found):
+            return np.zeros(len(self), dtype=np.float32)
+        ratio = np.maximum(totals, found.min()) / np.median(found)
+        return np.asarray(np.log(ratio), dtype=np.float32)
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,9 @@ def test_predicted_expression_reaches_the_model_and_is_named_with_its_hash(predi
     class Watching(CropModel):
         seen = None
 
-        def encode_expression(self, counts, genes, spots=()):
+        def encode_expression(self, counts, genes, spots=(), depth=None):
             self.seen = counts.toarray(), genes.symbols.tolist()
-            return super().encode_expression(counts, genes, spots)
+            return super().encode_expression(counts, genes, spots, depth)
 
     model = Watching(CARD)
     edit = ScaleEdit(genes=("ERBB2",), factor=0.5)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from napari_stmdit.encoders.linear_programs import LinearProgramEncoder
 from napari_stmdit.errors import GeneError
 from napari_stmdit.training.conditions import (
     REGION_MARKERS,
@@ -33,8 +34,37 @@ def test_programs_follow_the_tissue_and_not_the_depth(loaded):
     assert abs(thinned.mean() - scores.mean()) < 0.5
 
 
+def test_thinned_spots_keep_their_scores(tiny_section):
+    section = load_training_section(tiny_section, 0.7)
+    encoder = fit_programs([section], ExpressionSettings(genes=20, programs=3, penalty=1.0), seed=0)
+    assert encoder.levels is not None and (np.diff(np.log2(encoder.levels)) == 1).all()
+    counts = counts_of(section, encoder.genes)
+    full = encoder.encode_counts(counts)[:, 0]
+    thinned = thin(counts, 5.0, np.random.default_rng(1))
+    shallow = encoder.encode_counts(thinned)[:, 0]
+    assert np.corrcoef(full, shallow)[0, 1] > 0.9
+    assert abs(shallow.mean() - full.mean()) < 0.1
+    # read by the deepest level alone the same counts seem to be of more extreme tissue
+    deepest = (encoder.mean[-1], encoder.scale[-1], encoder.abundance, encoder.projection[-1], encoder.offset)
+    fixed = LinearProgramEncoder(encoder.genes, *deepest).encode_counts(thinned)[:, 0]
+    assert 0.5 < shallow.std() / full.std() < 1.1 and fixed.std() / full.std() > 1.5
+
+
+def test_known_programs_are_read_anew_and_depth_takes_the_last_place(loaded):
+    known = fit_programs([loaded], ExpressionSettings(genes=20, programs=3), seed=0)
+    like = LinearProgramEncoder(
+        known.genes, known.mean[-1], known.scale[-1], known.abundance, known.projection[-1], known.offset
+    )
+    again = fit_programs([loaded], ExpressionSettings(penalty=0.1), seed=1, like=like)
+    counts, depth = counts_of(loaded, known.genes), loaded.section.spots.relative_depth
+    assert (again.genes, again.dim) == (like.genes, like.dim)
+    before, after = like.encode_counts(counts), again.encode_counts(counts, depth=depth)
+    assert np.corrcoef(before[:, 0], after[:, 0])[0, 1] > 0.95
+    np.testing.assert_allclose(after[:, -1], np.clip(depth, -2, 2), atol=1e-5)
+
+
 def test_programs_are_ranked_by_what_they_say_about_morphology(loaded):
-    programs = fit_programs([loaded], ExpressionSettings(genes=20, programs=6, half_depth=0), seed=0)
+    programs = fit_programs([loaded], ExpressionSettings(genes=20, programs=6), seed=0)
     vectors = torch.from_numpy(programs.encode_counts(counts_of(loaded, programs.genes)))[:, None]
     noise = torch.randn(len(vectors), 3, generator=torch.Generator().manual_seed(0))
     morphology = torch.cat([vectors[:, 0, 3:4] * 2 + 0.1 * noise[:, :1], 0.1 * noise[:, 1:]], dim=1)
@@ -64,6 +94,6 @@ def test_profiles_are_made_of_spots_with_the_markers(loaded):
     assert set(profiles) == set(REGION_MARKERS)
     overall = log_normalise(counts_of(loaded, genes)).mean(axis=0)
     for region, marker in (("tumour", "KRT8"), ("immune", "CD3D"), ("adipose", "ADIPOQ")):
-        mean, spread = profiles[region]
-        assert mean.shape == spread.shape == (20,)
+        mean, spread, depth = profiles[region]
+        assert mean.shape == spread.shape == (20,) and -1 < depth < 1
         assert mean[genes.index(marker)] > overall[genes.index(marker)]

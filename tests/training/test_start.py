@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from napari_stmdit.errors import CheckpointError
+from napari_stmdit.assemble import load_checkpoint
+from napari_stmdit.errors import CheckpointError, RequestError
 from napari_stmdit.training.config import load_config
 from napari_stmdit.training.state import load_state
 from napari_stmdit.training.train import run_stage, train
@@ -53,6 +54,37 @@ def test_a_training_goes_on_from_a_checkpoint(begun, tiny_config, tmp_path):
     ]
     train(path, output=tmp_path / "more")
     assert len((tmp_path / "more" / "diffusion.jsonl").read_text().splitlines()) == 3
+
+
+def test_programs_are_read_anew_and_the_decoder_is_refined_where_asked(begun, tiny_config, tmp_path):
+    changes = {
+        "expression": {"refit": True, "thinning": 3.0},
+        "autoencoder": {"refine": True, "decoder_steps": 2, "crop_px": 32},
+    }
+    folder = train(tiny_config(start=str(begun), seed=5, **changes), output=tmp_path / "more")
+    old, new = tensors(begun / "vae"), tensors(folder / "vae")
+    same = {key for key in old if torch.equal(old[key], new[key])}
+    assert {key for key in old if key.startswith("encoder.")} <= same  # latents stay what they are
+    assert any(key.startswith("decoder.") for key in set(old) - same)
+    for part in ("config.json",):
+        assert json.loads((begun / "vae" / part).read_text()) == json.loads((folder / "vae" / part).read_text())
+    genes = [
+        json.loads((place / "expression_encoder" / "config.json").read_text())["genes"] for place in (begun, folder)
+    ]
+    assert genes[0] == genes[1]
+    checkpoint = load_checkpoint(folder, device="cpu", dtype="float32")
+    assert checkpoint.expression.uses_depth and checkpoint.profiles["tumour"].depth is not None
+    old, new = tensors(begun / "morphology_encoder"), tensors(folder / "morphology_encoder")
+    assert all(torch.equal(old[key], new[key]) for key in old)
+
+
+def test_a_part_of_another_kind_cannot_be_refitted(begun, tiny_config):
+    index = json.loads((begun / "model_index.json").read_text())
+    index["expression_encoder"][1] = "CancerFoundationEncoder"
+    (begun / "model_index.json").write_text(json.dumps(index))
+    config = load_config(tiny_config(start=str(begun), expression={"refit": True}))
+    with pytest.raises(RequestError, match=r"expression\.refit: the encoder of 'tiny' is a CancerFoundationEncoder"):
+        run_stage(config, "latents")
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(tiny_config):

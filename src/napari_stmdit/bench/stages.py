@@ -129,7 +129,10 @@ def around(checkpoint: Checkpoint, section: Section, seconds: float, batch: int 
         "plan": (batch, lambda: plan(section, request, card)),
         "read crops": (batch, lambda: read_patches(image, boxes, card.patch_px)),
         "encode morphology": (batch, lambda: checkpoint.encode_morphology(crops)),
-        "encode expression": (batch, lambda: checkpoint.encode_expression(spots.counts[rows], spots.genes)),
+        "encode expression": (
+            batch,
+            lambda: checkpoint.encode_expression(spots.counts[rows], spots.genes, depth=spots.relative_depth[rows]),
+        ),
         "paste": (1, lambda: canvas.paste(PatchResult(made.patches[0], pixels))),
     }
     found = []

@@ -183,7 +183,7 @@ def checkpoint_facts(made: Finished, checkpoint: str | Path | None = None) -> Ch
         The expression after the edits cannot be computed, as the checkpoint is not there or is in another state; or the one given is
         another than the result's.
     """
-    from ..model.folder import read_profiles
+    from ..model.folder import read_profile_depths, read_profiles
 
     record = dict(made.provenance.get("checkpoint") or {})
     name, sha256 = str(record.get("name") or made.request.checkpoint), str(record.get("sha256") or "")
@@ -203,7 +203,7 @@ def checkpoint_facts(made: Finished, checkpoint: str | Path | None = None) -> Ch
     if folder is None:
         return told
     card = folder.card
-    means = read_profiles(folder) if needed else {}
+    means, depths = (read_profiles(folder), read_profile_depths(folder)) if needed else ({}, {})
     if missing := [profile for profile in needed if profile not in means]:
         raise CheckpointError(
             f"checkpoint {name!r} has no profile {', '.join(missing)}, which edits of {made.name} name"
@@ -214,7 +214,7 @@ def checkpoint_facts(made: Finished, checkpoint: str | Path | None = None) -> Ch
         data or card.training_data,
         licence or card.licence,
         limits or card.limits,
-        {profile: Profile(card.genes, mean) for profile, mean in means.items()},
+        {profile: Profile(card.genes, mean, depth=depths.get(profile)) for profile, mean in means.items()},
     )
 
 

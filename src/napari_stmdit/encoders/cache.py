@@ -143,8 +143,13 @@ class CachedExpression:
         self.key = key
         self._lock = Lock()
 
-    def encode(self, counts: csr_matrix, genes: Genes) -> NDArray[np.float32]:
-        """Encode counts (n, g), whose columns are ``genes``, as (n, d) or (n, tokens, d); those not in the cache in one call."""
+    def encode(self, counts: csr_matrix, genes: Genes, depth: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Encode counts (n, g), whose columns are ``genes``, as (n, d) or (n, tokens, d); those not in the cache in one call.
+
+        With an encoder that ``uses_depth``, a row is known by its relative ``depth`` (n,), too.
+        """
+        if not getattr(self.encoder, "uses_depth", False):
+            depth = None
         table = counts.tocsr(copy=True)
         table.sum_duplicates()  # sorts the columns, too: what is equal is written equally
         table.eliminate_zeros()
@@ -154,9 +159,14 @@ class CachedExpression:
         for row in range(table.shape[0]):
             part = slice(table.indptr[row], table.indptr[row + 1])
             columns, values = table.indices[part].astype("<i8"), table.data[part].astype("<f8")
-            keys.append(_digest(base, columns.tobytes(), values.tobytes()))
+            own = () if depth is None else (depth[row : row + 1].astype("<f4").tobytes(),)
+            keys.append(_digest(base, columns.tobytes(), values.tobytes(), *own))
         with self._lock:
-            return _encode_rows(keys, self.cache, lambda rows: self.encoder.encode(counts[rows], genes))
+            return _encode_rows(
+                keys,
+                self.cache,
+                lambda rows: self.encoder.encode(counts[rows], genes, None if depth is None else depth[rows]),
+            )
 
 
 def _encode_rows(

@@ -155,7 +155,7 @@ class CancerFoundationEncoder:
         self.network.to(device)
         return self
 
-    def encode(self, counts: csr_matrix, genes: Genes) -> NDArray[np.float32]:
+    def encode(self, counts: csr_matrix, genes: Genes, depth: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Encode counts.
 
         Parameters
@@ -164,6 +164,8 @@ class CancerFoundationEncoder:
             (n, G) sparse counts, or any increasing transform of them.
         genes
             Names of the G columns, matched exactly and case-sensitively; Ensembl ids and renamed symbols are known.
+        depth
+            Not used: a spot's values are binned by their order within the spot.
 
         Returns
         -------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,28 +19,40 @@ if TYPE_CHECKING:
 
 PER = 1e4
 ARRAYS = ("mean", "scale", "abundance", "projection", "offset")
+DEPTH_ARRAYS = ("levels", "depth_projection")
+"""Those that an encoder without depth levels lacks."""
 WEIGHTS = "model.safetensors"
+MOST_DEPTH = 2.0
+"""A spot's depth relative to its section counts up to this far, in natural logarithms: a factor of 7."""
 
 
 class LinearProgramEncoder:
-    """log1p(counts per 10,000) over its own genes, standardised and projected on programs.
+    """log1p(counts per 10,000) over its own genes, standardised and projected on programs, in a way that depends on depth.
 
     Depth is normalised over the encoder's own genes alone: whatever happens to any other gene has no effect at all. Genes that a
     section lacks count as their training mean, and the genes that are there share the depth that they had in training.
+
+    A logarithm of few counts is another quantity than one of many: it is nearly "seen or not seen". So there is a projection for each
+    of several depth levels, fitted to profiles of that depth, and a spot's scores lie between those of the two levels around its
+    own count (linear in the logarithm). Below the lowest level scores shrink to the offset, in proportion to the counts.
 
     Parameters
     ----------
     genes
         The g gene symbols.
     mean, scale
-        (g,) mean and spread of log1p(CP10k) in training.
+        (L, g) mean and spread of log1p(CP10k) in training, at each of L depth levels; (g,) where there is one for all depths.
     abundance
         (g,) mean counts per 10,000 in training; says which share of the depth missing genes would have had.
     projection, offset
-        (g, d) and (d,): scores are standardised expression @ projection + offset.
+        (L, g, d), or (g, d), and (d,): scores are standardised expression @ projection + offset.
     half_depth
         Counts, over these genes, at which a spot's scores are drawn half-way to the offset: n counts keep n / (n + half_depth) of
         them. A shallow spot says little, and should not look like an extreme one. 0: no such shrinkage.
+    levels
+        (L,) ascending counts over these genes that the levels stand for; None with one projection for all depths.
+    depth_projection
+        (d,) what a spot's depth relative to its section adds to the scores, see `SpotTable.relative_depth`; None: nothing.
     """
 
     def __init__(
@@ -51,17 +64,25 @@ class LinearProgramEncoder:
         projection: NDArray[np.float32],
         offset: NDArray[np.float32],
         half_depth: float = 0.0,
+        levels: NDArray[np.float32] | None = None,
+        depth_projection: NDArray[np.float32] | None = None,
     ) -> None:
         self.genes = tuple(genes)
         self.half_depth = float(half_depth)
         self.mean, self.scale, self.abundance = mean, scale, abundance
         self.projection, self.offset = projection, offset
-        expected: dict[str, tuple[int, ...]] = {name: (len(genes),) for name in ("mean", "scale", "abundance")}
-        expected |= {"projection": (len(genes), len(offset)), "offset": (len(offset),)}
+        self.levels = levels
+        self.depth_projection = np.zeros(len(offset), np.float32) if depth_projection is None else depth_projection
+        count = () if levels is None else (len(levels),)
+        expected: dict[str, tuple[int, ...]] = dict.fromkeys(("mean", "scale"), (*count, len(genes)))
+        expected |= {"abundance": (len(genes),), "projection": (*count, len(genes), len(offset))}
+        expected |= {"offset": (len(offset),), "depth_projection": (len(offset),)}
         for name, shape in expected.items():
             got = getattr(self, name).shape
             if got != shape:
                 raise CheckpointError(f"expression encoder: {name} has the shape {got}, {shape} was expected")
+        if levels is not None and (levels.ndim != 1 or np.any(levels <= 0) or np.any(np.diff(levels) <= 0)):
+            raise CheckpointError("expression encoder: its depth levels are not positive and ascending")
 
     @property
     def dim(self) -> int:
@@ -73,7 +94,12 @@ class LinearProgramEncoder:
         """SHA-256 of the gene list, as in the checkpoint's card."""
         return hash_genes(self.genes)
 
-    def encode(self, counts: csr_matrix, genes: Genes) -> NDArray[np.float32]:
+    @property
+    def uses_depth(self) -> bool:
+        """Whether a spot's depth relative to its section enters the scores."""
+        return bool(np.any(self.depth_projection))
+
+    def encode(self, counts: csr_matrix, genes: Genes, depth: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Encode counts.
 
         Parameters
@@ -82,6 +108,8 @@ class LinearProgramEncoder:
             (n, G) sparse counts.
         genes
             Names of the G columns, matched exactly and case-sensitively.
+        depth
+            (n,) depth of the spots relative to their section; None: all as the median spot of theirs.
 
         Returns
         -------
@@ -91,21 +119,51 @@ class LinearProgramEncoder:
         """
         match = match_genes(self.genes, genes)
         own = gather_counts(counts, match, self.genes).toarray().astype(np.float32)
-        return self.encode_counts(own, match.columns >= 0)
+        return self.encode_counts(own, match.columns >= 0, depth)
 
-    def encode_counts(self, own: NDArray[np.float32], present: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
-        """Encode (n, g) counts of the encoder's own genes, of which those ``present`` (g,) were measured."""
+    def encode_counts(
+        self,
+        own: NDArray[np.float32],
+        present: NDArray[np.bool_] | None = None,
+        depth: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Encode (n, g) counts of the encoder's own genes, of which those ``present`` (g,) were measured; depth (n,) as in `encode`."""
         if present is None:
             present = np.ones(len(self.genes), dtype=bool)
         share = float(self.abundance[present].sum() / self.abundance.sum())
         total = own[:, present].sum(axis=1, keepdims=True)
         values = np.log1p(own * (PER * share / np.maximum(total, 1e-6)))
-        standard = (values - self.mean) / self.scale
-        standard[:, ~present] = 0
-        standard[total[:, 0] <= 0] = 0
-        full = total / max(share, 1e-12)  # the depth with the missing genes, had they been measured
-        kept = full / (full + self.half_depth + 1e-6)
-        return np.asarray(kept * (standard @ self.projection) + self.offset, dtype=np.float32)
+        known = present & (total > 0)
+        full = total[:, 0] / max(share, 1e-12)  # the depth with the missing genes, had they been measured
+        scores = np.zeros((len(own), self.dim), dtype=np.float32)
+        for mean, scale, projection, weight in self._levels_at(full):
+            rows = np.flatnonzero(weight)
+            standard = np.where(known[rows], (values[rows] - mean) / scale, 0)
+            scores[rows] += weight[rows, None] * (standard @ projection)
+        kept = (full / (full + self.half_depth + 1e-6))[:, None]
+        scores = kept * scores + self.offset
+        if depth is not None and self.uses_depth and present.any():
+            scores = scores + np.clip(depth, -MOST_DEPTH, MOST_DEPTH)[:, None] * self.depth_projection
+        return np.asarray(scores, dtype=np.float32)
+
+    def _levels_at(self, full: NDArray[np.float32]) -> Iterator[tuple[NDArray[np.float32], ...]]:
+        """Yield mean, scale and projection of each level with its weights (n,) for spots of ``full`` counts."""
+        if self.levels is None:
+            yield self.mean, self.scale, self.projection, np.ones(len(full), dtype=np.float32)
+            return
+        count = len(self.levels)
+        place = np.interp(np.log(np.maximum(full, 1e-6)), np.log(self.levels), np.arange(count))
+        shrink = np.minimum(1, full / self.levels[0])
+        for level in range(count):
+            weight = np.maximum(0, 1 - np.abs(place - level)) * shrink
+            yield self.mean[level], self.scale[level], self.projection[level], weight.astype(np.float32)
+
+    def turned(self, turn: NDArray[np.float64]) -> LinearProgramEncoder:
+        """Return an encoder whose scores are this one's @ ``turn``, (d, e)."""
+        parts = (self.projection, self.offset, self.depth_projection)
+        projection, offset, depth = ((part.astype(np.float64) @ turn).astype(np.float32) for part in parts)
+        kept = (self.genes, self.mean, self.scale, self.abundance)
+        return LinearProgramEncoder(*kept, projection, offset, self.half_depth, self.levels, depth)
 
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``."""
@@ -120,22 +178,30 @@ class LinearProgramEncoder:
             "half_depth": self.half_depth,
         }
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        save_file(
-            {name: np.ascontiguousarray(getattr(self, name), dtype=np.float32) for name in ARRAYS}, folder / WEIGHTS
-        )
+        names = ARRAYS + ("levels",) * (self.levels is not None) + ("depth_projection",) * self.uses_depth
+        arrays = {name: np.ascontiguousarray(getattr(self, name), dtype=np.float32) for name in names}
+        save_file(arrays, folder / WEIGHTS)
 
     @classmethod
     def load(cls, folder: Path) -> LinearProgramEncoder:
         """Read an encoder; raises CheckpointError where its folder is incomplete or its genes do not fit their hash."""
-        config, arrays = read_encoder_folder(folder, ARRAYS)
+        config, arrays = read_encoder_folder(folder, ARRAYS, DEPTH_ARRAYS)
         encoder = cls(tuple(config.get("genes", ())), half_depth=float(config.get("half_depth", 0.0)), **arrays)
         if encoder.gene_hash != config.get("gene_hash"):
             raise CheckpointError(f"{folder}: the gene list does not fit its hash; the folder was changed or damaged")
         return encoder
 
 
-def read_encoder_folder(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
-    """Read ``config.json`` and the named arrays of ``model.safetensors``; raises CheckpointError where something is missing."""
+def read_encoder_folder(
+    folder: Path, names: tuple[str, ...], further: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
+    """Read ``config.json`` and the named arrays of ``model.safetensors``, and ``further`` ones where they are there.
+
+    Raises
+    ------
+    CheckpointError
+        A file or one of the named arrays is missing or damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -147,4 +213,4 @@ def read_encoder_folder(folder: Path, names: tuple[str, ...]) -> tuple[dict[str,
     missing = sorted(set(names) - set(arrays))
     if missing:
         raise CheckpointError(f"{folder}/{WEIGHTS} lacks {missing}; it holds {sorted(arrays)}")
-    return config, {name: arrays[name].astype(np.float32) for name in names}
+    return config, {name: arrays[name].astype(np.float32) for name in (*names, *further) if name in arrays}

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 class ExpressionEncoder(Protocol):
     """Turns counts into what a transformer is conditioned on."""
 
-    def encode(self, counts: csr_matrix, genes: Genes) -> NDArray[np.float32]:
-        """Encode counts (n, g), whose columns are ``genes``, as (n, d) or (n, tokens, d) float32."""
+    def encode(self, counts: csr_matrix, genes: Genes, depth: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Encode counts (n, g), whose columns are ``genes``, as (n, d) or (n, tokens, d) float32.
+
+        ``depth`` (n,) is that of the spots relative to their section, `SpotTable.relative_depth`; an encoder may leave it alone.
+        """
 
 
 class MorphologyEncoder(Protocol):

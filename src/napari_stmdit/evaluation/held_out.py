@@ -54,7 +54,9 @@ class SpotSet:
     def expression(self) -> NDArray[np.float32]:
         """(n, d) or (n, tokens, d) encoded expression."""
         spots = self.section.spots
-        return self.checkpoint.encode_expression(spots.counts[self.rows], spots.genes, self.ids)
+        return self.checkpoint.encode_expression(
+            spots.counts[self.rows], spots.genes, self.ids, spots.relative_depth[self.rows]
+        )
 
     @cached_property
     def morphology(self) -> NDArray[np.float32]:

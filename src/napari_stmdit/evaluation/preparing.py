@@ -134,7 +134,7 @@ def _told(
     match = match_genes(wanted, other.spots.genes)
     counts = gather_counts(other.spots.counts[rows].astype(np.float32), match, wanted)
     digest = hashlib.sha256(np.ascontiguousarray(counts.data).tobytes()).hexdigest()[:16]
-    told = Conditions(counts, tuple(other.spots.ids[rows].tolist()), None)
+    told = Conditions(counts, tuple(other.spots.ids[rows].tolist()), None, other.spots.relative_depth[rows])
     return told, f"expression of {other.name}, {digest}"
 
 

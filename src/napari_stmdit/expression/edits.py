@@ -116,7 +116,7 @@ def apply_edits(
     """
     own = rows if sources is None else sources
     counts = spots.counts[own].astype(np.float32)
-    if not _active(edits):
+    if not active_edits(edits):
         return counts
     dense = counts.toarray()
     _apply(dense, own, spots.ids[rows].tolist(), Measured.of(spots), edits, programs, profiles)
@@ -131,14 +131,22 @@ def edited_levels(
     What `apply_edits` does to the whole table, for those genes alone: quick enough to follow a brush.
     """
     dense = measured.counts.toarray()
-    if _active(edits):
+    if active_edits(edits):
         _apply(dense, np.arange(len(dense)), measured.ids.tolist(), measured, edits, programs, profiles)
     levels: NDArray[np.float32] = np.log1p(dense * (PER / measured.totals[:, None])).astype(np.float32)
     return levels
 
 
-def _active(edits: Sequence[Edit]) -> list[Edit]:
+def active_edits(edits: Sequence[Edit]) -> list[Edit]:
+    """Return the edits that change anything."""
     return [edit for edit in edits if edit.enabled and edit.strength > 0]
+
+
+def spot_weights(edit: Edit, ids: Sequence[str]) -> NDArray[np.float32]:
+    """Return (n,) how strongly an edit acts on each of some spots: its strength, times the weight it gives the spot."""
+    if edit.spots is None:
+        return np.full(len(ids), edit.strength, dtype=np.float32)
+    return np.array([edit.strength * edit.spots.get(spot, 0.0) for spot in ids], dtype=np.float32)
 
 
 def _apply(
@@ -152,14 +160,8 @@ def _apply(
 ) -> None:
     """Change ``dense``, (n, k) counts that were measured at the rows ``own`` and stand at the spots ``ids``."""
     place = {spot: row for row, spot in enumerate(ids)}
-    for edit in _active(edits):
-        weights = np.zeros(len(ids), dtype=np.float32)
-        if edit.spots is None:
-            weights[:] = edit.strength
-        else:
-            for spot, weight in edit.spots.items():
-                if spot in place:
-                    weights[place[spot]] = edit.strength * weight
+    for edit in active_edits(edits):
+        weights = spot_weights(edit, ids)
         if isinstance(edit, SwapEdit):
             for group, other in ((edit.group_a, edit.group_b), (edit.group_b, edit.group_a)):
                 members = np.array([place[spot] for spot in group if spot in place], dtype=np.int64)

@@ -25,11 +25,14 @@ class Profile:
         Their symbols.
     mean, spread
         Mean and, where known, standard deviation of log(1 + counts per 10,000), normalised over these genes alone, each (g,).
+    depth
+        Mean depth of its spots relative to their section, `SpotTable.relative_depth`; None where it is not known.
     """
 
     genes: tuple[str, ...]
     mean: NDArray[np.float32]
     spread: NDArray[np.float32] | None = None
+    depth: float | None = None
 
 
 @dataclass(frozen=True)

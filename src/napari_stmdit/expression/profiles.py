@@ -17,6 +17,7 @@ from .measured import Measured, Profile
 DECIMALS = 4
 """Places kept of a mean: what is shown, written and applied is then one and the same."""
 MOST_BYTES = 50_000_000
+DEPTH = "# mean depth relative to its section (natural logarithm): "
 
 
 def measure_profile(spots: SpotTable, ids: Sequence[str], source: str = "") -> SpotProfile:
@@ -44,13 +45,16 @@ def measure_profile(spots: SpotTable, ids: Sequence[str], source: str = "") -> S
     seen[place[np.unique(spots.counts.indices[spots.counts.data > 0])]] = True
     means = np.round(np.log1p(summed).mean(axis=0).astype(np.float64), DECIMALS)
     values = {str(symbols[k]): float(means[k]) for k in np.flatnonzero(seen)}
-    return SpotProfile(source=source, values=values)
+    depth = round(float(spots.relative_depth[rows].mean()), DECIMALS)
+    return SpotProfile(source=source, values=values, depth=depth)
 
 
 def as_profiles(own: Mapping[str, SpotProfile]) -> dict[str, Profile]:
     """Return the request's profiles as edits use them."""
     return {
-        name: Profile(tuple(profile.values), np.array(list(profile.values.values()), dtype=np.float32))
+        name: Profile(
+            tuple(profile.values), np.array(list(profile.values.values()), dtype=np.float32), depth=profile.depth
+        )
         for name, profile in own.items()
     }
 
@@ -59,7 +63,13 @@ def write_profile(profile: SpotProfile, path: str | Path) -> None:
     """Write a profile as JSON, or as two columns (gene, mean) where the name ends in .tsv."""
     path = Path(path)
     if path.suffix == ".tsv":
-        lines = [f"# {profile.source}", "gene\tmean_log1p_cp10k", *(f"{g}\t{v:g}" for g, v in profile.values.items())]
+        depth = [] if profile.depth is None else [f"{DEPTH}{profile.depth:g}"]
+        lines = [
+            f"# {profile.source}",
+            *depth,
+            "gene\tmean_log1p_cp10k",
+            *(f"{g}\t{v:g}" for g, v in profile.values.items()),
+        ]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     else:
         path.write_text(profile.model_dump_json(indent=1), encoding="utf-8")
@@ -100,6 +110,7 @@ def _table(text: str) -> dict[str, object]:
     lines = text.splitlines()
     source = lines[0].lstrip("# ") if lines and lines[0].startswith("#") else ""
     values: dict[str, float] = {}
+    depth = next((float(line.removeprefix(DEPTH)) for line in lines if line.startswith(DEPTH)), None)
     for number, row in enumerate(csv.reader(lines, delimiter="\t"), start=1):
         if not row or row[0].startswith("#") or (not values and row[0].lower() == "gene"):
             continue
@@ -108,4 +119,4 @@ def _table(text: str) -> dict[str, object]:
         if row[0] in values:
             raise ValueError(f"line {number} names {row[0]!r} a second time")
         values[row[0]] = float(row[1])
-    return {"source": source, "values": values}
+    return {"source": source, "values": values, "depth": depth}

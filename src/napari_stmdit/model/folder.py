@@ -169,6 +169,18 @@ def read_profile_spreads(folder: CheckpointFolder) -> dict[str, NDArray[np.float
     return _profile_arrays(folder, "spread", required=False)
 
 
+def read_profile_depths(folder: CheckpointFolder) -> dict[str, float]:
+    """Return the mean depth, relative to their sections, of the spots behind `read_profiles`, of those profiles that state it."""
+    if not folder.card.profiles:
+        return {}
+    found = read_weights(folder.path / "profiles.safetensors")
+    stated = {name: found[f"{name}.depth"] for name in folder.card.profiles if f"{name}.depth" in found}
+    wrong = [name for name, tensor in stated.items() if tensor.numel() != 1]
+    if wrong:
+        raise CheckpointError(f"profiles.safetensors: {wrong[0]}.depth holds several values, expected one.")
+    return {name: float(tensor.float().item()) for name, tensor in stated.items()}
+
+
 def content_hash(path: str | Path) -> str:
     """Return the SHA-256 of a folder: of the names and SHA-256s of its files, hidden ones left out.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..expression.depths import edited_depths
 from ..expression.edits import Profile, apply_edits
 from ..expression.profiles import as_profiles
 from ..expression.programs import known_programs
@@ -40,18 +41,22 @@ class Conditions:
         (n,) id of the spot that each row of ``counts`` was measured at.
     morphology
         (tokens, d) where all patches share it; None for null and where each patch has its own.
+    depth
+        (n,) relative depth of the rows of ``counts``, edits applied; None without counts.
     """
 
     counts: csr_matrix | None
     sources: tuple[str, ...]
     morphology: NDArray[np.float32] | None
+    depth: NDArray[np.float32] | None
 
     def expression(self, patches: Sequence[Patch], section: Section, model: PatchModel) -> NDArray[np.float32] | None:
         """Encode the expression of some patches as (b, d) or (b, tokens, d); None for null."""
-        if self.counts is None:
+        if self.counts is None or self.depth is None:
             return None
         rows = [patch.index for patch in patches]
-        return model.encode_expression(self.counts[rows], section.spots.genes, tuple(self.sources[row] for row in rows))
+        sources = tuple(self.sources[row] for row in rows)
+        return model.encode_expression(self.counts[rows], section.spots.genes, sources, self.depth[rows])
 
     def mixed(
         self, mix: csr_matrix, nearest: Sequence[int], section: Section, model: PatchModel
@@ -67,18 +72,20 @@ class Conditions:
         section, model
             The section, and the checkpoint that encodes.
         """
-        if self.counts is None:
+        if self.counts is None or self.depth is None:
             return None
         totals = np.maximum(np.asarray(self.counts.sum(axis=1), dtype=np.float32).ravel(), 1.0)
         shares = mix.multiply(1 / totals[None]).tocsr() @ self.counts
         rows = shares.multiply((mix @ totals)[:, None]).tocsr().astype(np.float32)
-        return model.encode_expression(rows, section.spots.genes, tuple(self.sources[row] for row in nearest))
+        sources = tuple(self.sources[row] for row in nearest)
+        depth = np.log(np.maximum(mix @ np.exp(self.depth), 1e-6)).astype(np.float32)
+        return model.encode_expression(rows, section.spots.genes, sources, depth)
 
 
 def condition_rows(plan: Plan, section: Section, model: PatchModel) -> Conditions:
     """Apply the edits to the expression of every patch of a plan, and encode the morphology they share."""
-    counts, sources = _counts(plan, section, model)
-    return Conditions(counts, sources, _shared_morphology(plan, section, model))
+    counts, sources, depth = _counts(plan, section, model)
+    return Conditions(counts, sources, _shared_morphology(plan, section, model), depth)
 
 
 def shuffled_rows(count: int, seed: int) -> NDArray[np.int64]:
@@ -89,12 +96,16 @@ def shuffled_rows(count: int, seed: int) -> NDArray[np.int64]:
     return other
 
 
-def _counts(plan: Plan, section: Section, model: PatchModel) -> tuple[csr_matrix | None, tuple[str, ...]]:
+def _counts(
+    plan: Plan, section: Section, model: PatchModel
+) -> tuple[csr_matrix | None, tuple[str, ...], NDArray[np.float32] | None]:
     request = plan.request
     if request.expression == "null" or "expression" not in plan.card.conditions:
-        return None, ()
-    counts, sources = conditioned_counts(spot_rows(plan), section, request, model.profiles)
-    return counts, tuple(section.spots.ids[sources].tolist())
+        return None, (), None
+    rows, known = spot_rows(plan), {**model.profiles, **as_profiles(request.profiles)}
+    counts, sources = conditioned_counts(rows, section, request, model.profiles)
+    depth = edited_depths(rows, section.spots, request.edits, known, sources)
+    return counts, tuple(section.spots.ids[sources].tolist()), depth
 
 
 def conditioned_counts(

@@ -83,8 +83,10 @@ class PatchModel(KnownModel, Protocol):
     def profiles(self) -> Mapping[str, Profile]:
         """Tissue profiles that edits may move towards."""
 
-    def encode_expression(self, counts: Any, genes: Genes, spots: Sequence[str] = ()) -> NDArray[np.float32]:
-        """Encode counts, sparse (n, g), measured at n ``spots``, as (n, d) or (n, tokens, d)."""
+    def encode_expression(
+        self, counts: Any, genes: Genes, spots: Sequence[str] = (), depth: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Encode counts, sparse (n, g), measured at n ``spots`` of a ``depth`` (n,) relative to their section, as (n, d) or (n, tokens, d)."""
 
     def encode_morphology(self, patches: NDArray[np.uint8], spots: Sequence[str] = ()) -> NDArray[np.float32]:
         """Encode (n, patch_px, patch_px, 3) uint8 crops, taken at n ``spots``, as (n, tokens, d)."""

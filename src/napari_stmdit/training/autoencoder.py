@@ -19,7 +19,7 @@ from .launch import Control, run_workers
 from .losses import TextureLoss, gradient_loss
 from .opening import open_sampler
 from .parallel import Worker
-from .start import starting_folder
+from .start import open_start, starting_folder, starting_vae
 from .state import Average, Clock, Log, load_state, save_state
 
 FIT_CROPS = 400
@@ -27,11 +27,12 @@ FIT_CROPS = 400
 
 
 def train_autoencoder(config: TrainingConfig, control: Control | None = None) -> Path:
-    """Train the autoencoder, or continue, and return the file of its state; one that a training starts from is kept as it is."""
-    if config.start is not None:
+    """Train the autoencoder, or continue, and return the file of its state; of one that a training starts from the decoder at most."""
+    if config.start is not None and not config.autoencoder.refine:
         return starting_folder(config) / "vae"
     control = control or Control()
-    run_workers(config, control, _whole, config)
+    if config.start is None:
+        run_workers(config, control, _whole, config)
     if config.autoencoder.decoder_steps:
         run_workers(config, control, _decoder, config)
     return state_path(config)
@@ -48,9 +49,21 @@ def load_autoencoder(config: TrainingConfig) -> StmditAutoencoder:
     state = load_state(state_path(config))
     if state is None:
         raise CheckpointError(f"No trained autoencoder in {config.output}; run the stage 'autoencoder' first.")
-    model: StmditAutoencoder = StmditAutoencoder(latent_channels=config.autoencoder.latent_channels)
+    model = _first(config)
     model.load_state_dict(state["average"]["weights"])
     model.eval()
+    return model
+
+
+def _first(config: TrainingConfig) -> StmditAutoencoder:
+    """Return the autoencoder as the decoder phase finds it: after the first phase, or of the checkpoint to start from."""
+    if config.start is not None:
+        vae: StmditAutoencoder = starting_vae(open_start(config)).float()
+        return vae
+    model: StmditAutoencoder = StmditAutoencoder(latent_channels=config.autoencoder.latent_channels)
+    whole = load_state(config.output / "autoencoder.pt")
+    assert whole is not None  # the first phase has ended
+    model.load_state_dict(whole["average"]["weights"])
     return model
 
 
@@ -131,11 +144,8 @@ def _whole(worker: Worker, config: TrainingConfig) -> None:
 def _decoder(worker: Worker, config: TrainingConfig) -> None:
     settings = config.autoencoder
     path = config.output / "autoencoder_decoder.pt"
-    whole = load_state(config.output / "autoencoder.pt")
-    assert whole is not None  # the first phase has just ended
     torch.manual_seed(config.seed + 1)
-    model: StmditAutoencoder = StmditAutoencoder(latent_channels=settings.latent_channels)
-    model.load_state_dict(whole["average"]["weights"])
+    model = _first(config).train()
     contest = Contest(model, settings, worker)
     state = load_state(path)
     start = 0 if state is None else int(state["step"])

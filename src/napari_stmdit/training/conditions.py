@@ -32,6 +32,12 @@ REGION_MARKERS: Mapping[str, tuple[str, ...]] = {
     "immune": ("CD3D", "CD3E", "CD2", "MS4A1", "CD79A", "TRAC", "IL7R", "PTPRC", "IGKC", "JCHAIN"),
 }
 FEWEST_MARKERS = 2
+Fitted = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+"""Mean and scale (g,) of a level's profiles, and the projection (g, d)."""
+LOWEST_LEVEL = 16.0
+"""Counts of the shallowest depth level; the others are each twice as deep."""
+THINNINGS = 3
+"""Thinned profiles of each spot that a level is fitted to."""
 REGION_SHARE = 0.10
 """A region is the tenth of the training spots with the highest marker score."""
 
@@ -89,48 +95,130 @@ def choose_genes(sections: Sequence[TrainingSection], count: int) -> tuple[str, 
     return tuple(names[i] for i in chosen)
 
 
-def fit_programs(sections: Sequence[TrainingSection], settings: ExpressionSettings, seed: int) -> LinearProgramEncoder:
+def fit_programs(
+    sections: Sequence[TrainingSection],
+    settings: ExpressionSettings,
+    seed: int,
+    like: LinearProgramEncoder | None = None,
+) -> LinearProgramEncoder:
     """Fit the expression encoder; `rank_by_morphology` then turns its programs so that the first say most about the image.
 
     The programs are principal components of profiles smoothed over neighbouring spots, centred within each section so that patient
-    and batch are no program. The projection is not those components themselves but the ridge regression of a smoothed profile's
-    scores on the plain profile of a single spot, as measured and thinned to shallower depths: it leaves out what a single or
-    shallow spot cannot tell (a Wiener filter learned from the data), and since the targets know nothing of depth and section,
-    neither do the scores, as far as a linear map can.
-    The first program has a spread of one over the training spots; the others the square root of their share of it.
+    and batch are no program. The projections are not those components themselves but ridge regressions of a smoothed profile's scores
+    on profiles of single spots thinned to a level of depth, one for each level: they leave out what a spot of that depth cannot tell (a
+    Wiener filter learned from the data). One more program is a spot's depth relative to its section, which no profile holds.
+    The first program has a spread of one over the training spots as measured; the others the square root of their share of it.
+
+    Parameters
+    ----------
+    sections
+        Training sections.
+    settings
+        Genes, programs, penalty.
+    seed
+        Source of chance for the thinning.
+    like
+        An encoder whose programs are to be kept, with their genes, and read better: its scores of smoothed profiles are what is
+        learned. Its last program, which says least, gives way to relative depth where it has no such program yet.
     """
-    rng = np.random.default_rng([seed, 7])
-    genes = choose_genes(sections, settings.genes)
-    inputs, targets, plain, abundance = [], [], [], []
-    for section in sections:
-        counts = counts_of(section, genes)
-        smooth = smooth_counts(section, counts, settings.neighbour_um)
-        own = [log_normalise(thin(counts, f, rng)) for f in (1.0, settings.thinning**0.4, settings.thinning**0.7)]
-        target = log_normalise(smooth)
-        inputs += [own[0], *own, target]
-        targets += [target - target.mean(axis=0)] * 5
-        plain.append(own[0])
-        abundance.append((smooth / smooth.sum(axis=1, keepdims=True)).mean(axis=0) * PER)
-    x, y, spots = np.concatenate(inputs), np.concatenate(targets), np.concatenate(plain)
-    mean, scale = x.mean(axis=0), x.std(axis=0) + 0.05
-    x, y = (x - mean) / scale, y / scale
-    values, vectors = np.linalg.eigh(y.T @ y / len(y))
-    programs = min(settings.programs, len(genes))
-    components = vectors[:, ::-1][:, :programs]
-    spread = np.sqrt(np.maximum(values[::-1][:programs], 1e-8))
-    gram = x.T @ x + settings.penalty * len(x) * np.eye(len(genes), dtype=np.float32)
-    projection = np.linalg.solve(gram, x.T @ (y @ components / spread))
-    scores = (spots - mean) / scale @ projection
-    projection = projection / (scores.std(axis=0) + 1e-8) * np.sqrt(spread / spread[0])
-    return LinearProgramEncoder(
+    genes = like.genes if like is not None else choose_genes(sections, settings.genes)
+    counts = [counts_of(section, genes) for section in sections]
+    smooth = [smooth_counts(s, c, settings.neighbour_um) for s, c in zip(sections, counts, strict=True)]
+    targets = _known_targets(smooth, like) if like is not None else _component_targets(smooth, settings.programs)
+    levels, fitted = _fit_levels(sections, counts, targets, settings, np.random.default_rng([seed, 7]))
+    mean, scale, projection = (np.stack(parts) for parts in zip(*fitted, strict=True))
+    programs = projection.shape[-1]
+    shares = [(c / np.maximum(c.sum(axis=1, keepdims=True), 1e-6)).mean(axis=0) * PER for c in smooth]
+    depth = np.zeros(programs + 1, dtype=np.float32)
+    depth[-1] = 1.0
+    encoder = LinearProgramEncoder(
         genes,
         mean.astype(np.float32),
         scale.astype(np.float32),
-        np.mean(abundance, axis=0).astype(np.float32),
-        projection.astype(np.float32),
-        np.zeros(programs, dtype=np.float32),
-        half_depth=settings.half_depth,
+        np.mean(shares, axis=0).astype(np.float32),
+        np.pad(projection, ((0, 0), (0, 0), (0, 1))).astype(np.float32),
+        np.zeros(programs + 1, dtype=np.float32),
+        half_depth=0.0,
+        levels=levels.astype(np.float32),
+        depth_projection=depth,
     )
+    if like is not None:
+        return encoder
+    spread = np.concatenate(targets).std(axis=0)
+    own = np.concatenate([encoder.encode_counts(c)[:, :-1] for c in counts]).std(axis=0) + 1e-8
+    return encoder.turned(np.diag(np.append(np.sqrt(spread / spread[0]) / own, 1.0)))
+
+
+def _component_targets(smooth: Sequence[NDArray[np.float32]], programs: int) -> list[NDArray[np.float64]]:
+    """Return for each section (n, d) scores of its smoothed profiles on their common principal components, centred in the section."""
+    levels = [log_normalise(counts) for counts in smooth]
+    scale = np.concatenate(levels).std(axis=0) + 0.05
+    centred = [(values - values.mean(axis=0)) / scale for values in levels]
+    pooled = np.concatenate(centred).astype(np.float64)
+    _, vectors = np.linalg.eigh(pooled.T @ pooled / len(pooled))
+    components = vectors[:, ::-1][:, : min(programs, len(scale))]
+    return [values @ components for values in centred]
+
+
+def _known_targets(smooth: Sequence[NDArray[np.float32]], like: LinearProgramEncoder) -> list[NDArray[np.float64]]:
+    """The same, by the programs of an encoder; without the last one, whose place relative depth takes or has."""
+    scores = [like.encode_counts(counts)[:, :-1].astype(np.float64) for counts in smooth]
+    return [values - values.mean(axis=0) for values in scores]
+
+
+def _fit_levels(
+    sections: Sequence[TrainingSection],
+    counts: Sequence[NDArray[np.float32]],
+    targets: Sequence[NDArray[np.float64]],
+    settings: ExpressionSettings,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.float64], list[Fitted]]:
+    """Return the depth levels, and for each the mean, scale (g,) and projection (g, d) fitted to profiles of that depth.
+
+    A spot that is shallower than a level takes part by the sum over its neighbours. A section takes part at a level which half of its
+    spots reach at least half-way; so its deep spots never stand for all of it.
+    """
+    pools = []
+    for section, own in zip(sections, counts, strict=True):
+        weights = [neighbour_weights(section.yx, centre, section.mpp, settings.neighbour_um) for centre in section.yx]
+        summed = np.stack([w / w.max() for w in weights]) @ own
+        pools.append((own, np.round(summed).astype(np.float32)))
+    levels: list[float] = []
+    fitted: list[Fitted] = []
+    for level in LOWEST_LEVEL * 2.0 ** np.arange(24):
+        inputs, wanted = [], []
+        for (own, summed), target in zip(pools, targets, strict=True):
+            nearest = np.where((own.sum(axis=1) >= level)[:, None], own, summed)
+            reached = nearest.sum(axis=1) >= level / 2
+            if reached.mean() < 0.5:
+                continue
+            for table in (nearest, summed):
+                for _ in range(THINNINGS):
+                    inputs.append(
+                        log_normalise(_thin_to(table[reached], level * np.exp(rng.uniform(-0.35, 0.35)), rng))
+                    )
+                    wanted.append(target[reached] - target[reached].mean(axis=0))
+        if not inputs:
+            break
+        levels.append(float(level))
+        fitted.append(_ridge(np.concatenate(inputs), np.concatenate(wanted), settings.penalty))
+    if not fitted:
+        raise GeneError(f"the training sections have fewer than {LOWEST_LEVEL:.0f} counts a spot over the chosen genes")
+    return np.array(levels), fitted
+
+
+def _thin_to(counts: NDArray[np.float32], total: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Thin (n, g) counts to an expected total each; shallower spots stay as they are."""
+    share = np.minimum(1, total / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+    return rng.binomial(counts.round().astype(np.int64), share).astype(np.float32)
+
+
+def _ridge(x: NDArray[np.float32], y: NDArray[np.float64], penalty: float) -> Fitted:
+    """Regress y (n, d) on the standardised x (n, g); return mean and scale (g,), and the slopes (g, d)."""
+    mean, scale = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64) + 0.05
+    standard = (x - mean) / scale
+    gram = standard.T @ standard + penalty * len(x) * np.eye(x.shape[1])
+    return mean, scale, np.linalg.solve(gram, standard.T @ y)
 
 
 def rank_by_morphology(
@@ -168,16 +256,7 @@ def rank_by_morphology(
     spread = values.flip(0)[:count].clamp_min(1e-12).sqrt()
     turn = slope @ directions.flip(1)[:, :count]
     turn = turn / (x @ turn).std(0).clamp_min(1e-9) * (spread / spread[0]) ** 0.75
-    ranked = LinearProgramEncoder(
-        encoder.genes,
-        encoder.mean,
-        encoder.scale,
-        encoder.abundance,
-        (encoder.projection.astype(np.float64) @ turn.numpy()).astype(np.float32),
-        (encoder.offset.astype(np.float64) @ turn.numpy()).astype(np.float32),
-        half_depth=encoder.half_depth,
-    )
-    return ranked, (vectors.double() @ turn).float()
+    return encoder.turned(turn.numpy()), (vectors.double() @ turn).float()
 
 
 def make_trunk(autoencoder: StmditAutoencoder) -> FeatureTrunk:
@@ -199,8 +278,8 @@ def fit_morphology(trunk: FeatureTrunk, statistics: Tensor, components: int) -> 
 
 def region_profiles(
     sections: Sequence[TrainingSection], genes: tuple[str, ...]
-) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Return mean and spread (g,) of log1p(CP10k) over ``genes`` for each tissue region.
+) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32], float]]:
+    """Return mean and spread (g,) of log1p(CP10k) over ``genes``, and mean relative depth, for each tissue region.
 
     A spot's marker score is the mean, over the region's marker genes, of the marker's smoothed log1p(CP10k) standardised within
     the section, so that depth and batch do not decide, minus the highest score of the other regions; a region is the tenth of all
@@ -222,12 +301,13 @@ def region_profiles(
         place = {name: column for column, name in enumerate(names)}
         scores.append(np.column_stack([standard[:, [place[m] for m in ms]].mean(axis=1) for ms in regions.values()]))
     values, score = np.concatenate(pooled), np.concatenate(scores)
+    depth = np.concatenate([section.section.spots.relative_depth for section in sections])
     profiles = {}
     for column, region in enumerate(regions):
         rivals = np.delete(score, column, axis=1).max(axis=1)
         margin = score[:, column] - 0.5 * rivals
         chosen = np.argsort(-margin)[: max(2, round(REGION_SHARE * len(margin)))]
-        profiles[region] = (values[chosen].mean(axis=0), values[chosen].std(axis=0))
+        profiles[region] = (values[chosen].mean(axis=0), values[chosen].std(axis=0), float(depth[chosen].mean()))
     return profiles
 
 
@@ -238,14 +318,22 @@ def encode_places(
     thinning: float,
     rng: np.random.Generator,
     present: NDArray[np.bool_] | None = None,
+    depth: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Encode the expression at places, given as (m, n) weights of the (n, g) spots; half of them thinned by a random factor.
 
-    ``present`` (g,) says which genes the section has; None: all.
+    ``present`` (g,) says which genes the section has; None: all. ``depth`` (n,) is the spots' depth relative to the section, which
+    thinning leaves as it is: a shallower experiment is shallower everywhere.
     """
     mixed = np.asarray(weights @ counts, dtype=np.float32)
     factors = np.where(rng.random(len(mixed)) < 0.5, 1.0, np.exp(rng.uniform(0, np.log(thinning), len(mixed))))
-    return encoder.encode_counts(np.stack([thin(row, f, rng) for row, f in zip(mixed, factors, strict=True)]), present)
+    thinned = np.stack([thin(row, f, rng) for row, f in zip(mixed, factors, strict=True)])
+    return encoder.encode_counts(thinned, present, None if depth is None else mix_depths(weights, depth))
+
+
+def mix_depths(weights: NDArray[np.float64], depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the relative depth (m,) of places that mix spots, by (m, n) weights that sum to one: that of the mixed counts."""
+    return np.asarray(np.log(np.maximum(weights @ np.exp(depth), 1e-6)), dtype=np.float32)
 
 
 def genes_of(encoder: LinearProgramEncoder) -> Genes:

@@ -74,10 +74,11 @@ class ExpressionSettings(_Settings):
     plain_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
     thinning: Annotated[float, Field(ge=1)] = 15.0
     """Counts of half the training profiles are thinned, by up to this factor."""
-    penalty: Annotated[float, Field(gt=0)] = 15.0
-    """Ridge penalty per training profile of the regression of program scores on a single spot's profile."""
-    half_depth: Annotated[float, Field(ge=0)] = 100.0
-    """Counts at which a spot's scores are drawn half-way to the mean."""
+    penalty: Annotated[float, Field(gt=0)] = 4.0
+    """Ridge penalty per training profile of the regressions of program scores on a single spot's profile, at each level of depth."""
+    refit: bool = False
+    """With ``start``: read the programs of its encoder anew, by depth level, see `fit_programs`. Its genes are kept, and so are its
+    programs but the last one, which relative depth takes the place of."""
 
 
 class AutoencoderSettings(_Settings):
@@ -89,6 +90,8 @@ class AutoencoderSettings(_Settings):
     """Crops per step and worker."""
     steps: Positive = 2500
     decoder_steps: Annotated[int, Field(ge=0)] = 1500
+    refine: bool = False
+    """With ``start``: train the decoder of its autoencoder further, against a new discriminator. What latents mean stays the same."""
     rate: float = 1e-3
     decoder_rate: float = 4e-4
     adversarial: float = 0.03
@@ -172,8 +175,8 @@ class TrainingConfig(_Settings):
     export: Path | None = None
     """Folder of the finished checkpoint; None: ``checkpoint`` inside ``output``."""
     start: str | None = None
-    """Name or folder of a checkpoint to go on from: its autoencoder, encoders and scheduler are kept as they are, its transformer is
-    trained further. A folder is taken from the config file's folder. None: everything is trained from the beginning."""
+    """Name or folder of a checkpoint to go on from: its autoencoder, encoders and scheduler are kept as they are (but for
+    ``expression.refit`` and ``autoencoder.refine``), its transformer is trained further. A folder is taken from the config file's folder. None: everything is trained from the beginning."""
     allow_gene_mismatch: bool = False
     """Go on where a section has too few of the genes of the checkpoint to start from; those it lacks count as their mean."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -50,7 +50,10 @@ def build_transformer(config: TrainingConfig, cache: dict[str, Tensor]) -> STMDi
     """Return the transformer as it is before the first step: fitting the cache, or that of the checkpoint to start from."""
     torch.manual_seed(config.seed)
     if config.start is not None:
-        return starting_transformer(open_start(config))
+        known = starting_transformer(open_start(config))
+        if config.expression.refit:
+            forget_last_program(known)
+        return known
     channels = cache["latents"].shape[1]
     sizes = {
         "in_channels": channels,
@@ -62,6 +65,14 @@ def build_transformer(config: TrainingConfig, cache: dict[str, Tensor]) -> STMDi
     model: STMDiTTransformer2D = STMDiTTransformer2D(**(SMALL_MODEL | config.transformer | sizes))
     quicken(model)
     return model
+
+
+@torch.no_grad()
+def forget_last_program(model: STMDiTTransformer2D) -> None:
+    """Make nothing of the last program at first: another one has taken its place, and what it means is yet to be learned."""
+    for name in ("expression_embed", "expression_time"):
+        if hasattr(model, name):
+            getattr(model, name).fc1.weight[:, -1] = 0
 
 
 def load_transformer_average(config: TrainingConfig) -> STMDiTTransformer2D:

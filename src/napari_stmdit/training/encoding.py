@@ -157,7 +157,8 @@ class ProgramExpression:
         section, counts = self.sections[crop.section], self._tables[crop.section]
         weights = np.stack([crop_weights(section, crop.centre, self.settings, rng) for _ in range(VARIANTS)])
         present = self._present[crop.section]
-        vectors = encode_places(self.encoder, counts, weights, self.settings.thinning, rng, present)
+        depth = section.section.spots.relative_depth
+        vectors = encode_places(self.encoder, counts, weights, self.settings.thinning, rng, present, depth)
         return torch.from_numpy(vectors)
 
 

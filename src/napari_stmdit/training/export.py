@@ -100,13 +100,22 @@ def _copy_kept_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ..
             shutil.copytree(start.components[name].path, draft / name)
     if start.card.profiles:
         shutil.copy(start.path / PROFILES, draft / PROFILES)
+    if config.autoencoder.refine:
+        shutil.rmtree(draft / "vae")
+        load_autoencoder(config).half().save_pretrained(draft / "vae")
+    profiles = start.card.profiles
+    if config.expression.refit:
+        expression = LinearProgramEncoder.load(encoder_folder(config, "expression"))
+        shutil.rmtree(draft / "expression_encoder")
+        expression.save(draft / "expression_encoder")
+        profiles = _write_profiles(config, expression, draft)
     index = {**read_settings(start.path / "model_index.json"), **_head()}
     if not keeps_scheduler(config):
         scheduler = make_scheduler(config)
         shutil.rmtree(draft / "scheduler")
         scheduler.save_pretrained(draft / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
-    return start.card.genes, start.card.profiles, index
+    return start.card.genes, profiles, index
 
 
 def _head() -> dict[str, Any]:
@@ -133,9 +142,10 @@ def _write_profiles(config: TrainingConfig, expression: LinearProgramEncoder, fo
 
     arrays = {}
     profiles = region_profiles(open_sections(config, "train"), expression.genes)
-    for name, (mean, spread) in profiles.items():
+    for name, (mean, spread, depth) in profiles.items():
         arrays[f"{name}.mean"] = np.ascontiguousarray(mean, dtype=np.float32)
         arrays[f"{name}.spread"] = np.ascontiguousarray(spread, dtype=np.float32)
+        arrays[f"{name}.depth"] = np.array([depth], dtype=np.float32)
     if arrays:
         save_file(arrays, folder / PROFILES)
     return tuple(profiles)

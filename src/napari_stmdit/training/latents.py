@@ -52,7 +52,7 @@ def make_cache(config: TrainingConfig, control: Control | None = None) -> Path:
     if path.is_file():
         return path
     control = control or Control()
-    if config.start is None:
+    if fits_expression(config):
         run_alone(config, _fit_programs, config)
     elif not _has_programs(config):
         run_workers(config, control, _encode_spots, config)
@@ -78,11 +78,20 @@ def load_cache(config: TrainingConfig) -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------------------------- encoders
 
 
+def fits_expression(config: TrainingConfig) -> bool:
+    """Whether the expression encoder is fitted here, not kept as the checkpoint to start from has it."""
+    return config.start is None or config.expression.refit
+
+
 def _fit_programs(config: TrainingConfig) -> None:
-    load_autoencoder(config)  # says what must run first before minutes are spent on expression
-    folder = encoder_folder(config, "programs")
+    like = None
+    if config.start is None:
+        load_autoencoder(config)  # says what must run first before minutes are spent on expression
+    else:
+        like = LinearProgramEncoder.load(open_start(config).components["expression_encoder"].path)
+    folder = encoder_folder(config, "programs" if like is None else "expression")
     if not (folder / "config.json").is_file():
-        fit_programs(open_sampler(config).sections, config.expression, config.seed).save(folder)
+        fit_programs(open_sampler(config).sections, config.expression, config.seed, like).save(folder)
 
 
 def _has_programs(config: TrainingConfig) -> bool:
@@ -98,6 +107,8 @@ def _encodings(config: TrainingConfig, device: torch.device) -> tuple[ImageEncod
     folder = open_start(config)
     vae = starting_vae(folder)
     expression, morphology = starting_sources(folder, device)
+    if config.expression.refit:
+        expression = LinearProgramEncoder.load(encoder_folder(config, "expression"))
     if isinstance(morphology, SmallConvEncoder):
         return WindowEncoding(vae, morphology, small, device), expression
     return WholeEncoding(vae, morphology, device), expression
@@ -134,7 +145,11 @@ def _spot_vectors(worker: Worker, config: TrainingConfig, source: Any) -> list[T
         for start in range(0, len(rows), ENCODE_BATCH):
             if worker.stop_wanted:
                 break
-            part = [source.encode(table[start : start + ENCODE_BATCH], spots.genes) for table in tables]
+            now = rows[start : start + ENCODE_BATCH]
+            part = [
+                source.encode(table[start : start + ENCODE_BATCH], spots.genes, spots.relative_depth[now])
+                for table in tables
+            ]
             own.append(torch.from_numpy(np.stack(part, axis=1)))
             worker.report("expression", worker.count * sum(map(len, [*vectors, *own])), total)
         vectors.append(torch.cat(own) if own else torch.empty(0, VARIANTS, 0))
@@ -289,4 +304,5 @@ def _held_out(config: TrainingConfig, encoding: ImageEncoding, expression: Any) 
 
 def _vectors_of(expression: Any, section: TrainingSection) -> Tensor:
     spots = section.section.spots
-    return torch.from_numpy(np.asarray(expression.encode(spots.counts, spots.genes), dtype=np.float32))
+    vectors = expression.encode(spots.counts, spots.genes, spots.relative_depth)
+    return torch.from_numpy(np.asarray(vectors, dtype=np.float32))

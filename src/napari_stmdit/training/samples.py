@@ -119,6 +119,8 @@ class SampleSheet:
 def _decoder(config: TrainingConfig, cache: dict[str, Tensor]) -> Any:
     from .autoencoder import load_autoencoder
 
+    if config.start is not None and config.autoencoder.refine:
+        return load_autoencoder(config)
     if config.start is not None:
         return starting_vae(open_start(config))
     vae = load_autoencoder(config)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 KEPT = ("vae", "scheduler", "expression_encoder", "morphology_encoder", "preview_vae")
 """What a training does not touch; the parts that fix what latents and conditions mean."""
+PROGRAMS = "LinearProgramEncoder"
+"""The expression encoder that can be fitted here."""
 WINDOWED = "SmallConvEncoder"
 """The morphology encoder that can describe a window of a crop on its own."""
 
@@ -97,6 +99,7 @@ def settle(config: TrainingConfig) -> TrainingConfig:
             update[key] = of_card
         elif own != of_card:
             faults.append((key, f"is {own}, but the checkpoint {card.name!r} has {of_card}; leave it out"))
+    faults += _unfit(config, folder)
     settings = read_settings(folder.components["transformer"].path / "config.json")
     for key, value in config.transformer.items():
         if settings.get(key) != value:
@@ -118,6 +121,19 @@ def settle(config: TrainingConfig) -> TrainingConfig:
     if faults:
         raise RequestError(faults)
     return _fit_windows(config.model_copy(update=update))
+
+
+def _unfit(config: TrainingConfig, folder: CheckpointFolder) -> list[tuple[str, str]]:
+    """Say which parts cannot be trained on as asked, being of another kind."""
+    name, faults = folder.card.name, []
+    kinds = {part: component.kind for part, component in folder.components.items()}
+    if config.expression.refit and kinds["expression_encoder"] != PROGRAMS:
+        faults.append(
+            ("expression.refit", f"the encoder of {name!r} is a {kinds['expression_encoder']}, not a {PROGRAMS}")
+        )
+    if config.autoencoder.refine and kinds["vae"] != StmditAutoencoder.__name__:
+        faults.append(("autoencoder.refine", f"the VAE of {name!r} is a {kinds['vae']}, not one that was trained here"))
+    return faults
 
 
 def _fit_windows(config: TrainingConfig) -> TrainingConfig:
