@@ -1,9 +1,9 @@
-"""What shallow counts still say of an image: ridge regression on thinned counts, against the checkpoint's program scores of the same counts.
+"""What shallow counts still say of an image: ridge regression on thinned counts, and on the checkpoint's program scores of the same counts.
 
     python docs/evidence/depth_ceiling.py --root DATA
 
 Trained on the training sections at the depth it is tested at, tested on the held-out one; prints the correlation with real haematoxylin
-density over its spots, for several thinnings. No image is synthesized.
+density over its spots, for several thinnings. Relative depth is that of the whole section, which thinning leaves as it is. No image is synthesized.
 """
 
 from __future__ import annotations
@@ -38,28 +38,41 @@ def main() -> None:
     options = parser.parse_args()
     checkpoint = load_checkpoint("demo", device="cpu", dtype="float32")
     genes = tuple(checkpoint.card.genes)
-    counts, density = {}, {}
+    counts, density, depth = {}, {}, {}
     for name in (*options.train, options.section):
         section = open_named(options.config, options.root, name)
         spots = section.spots
         counts[name] = gather_counts(spots.counts, match_genes(genes, spots.genes), genes).toarray().astype(np.float32)
+        depth[name] = spots.relative_depth
         density[name] = measure(crops_at(section, spots.yx, checkpoint.card)).haematoxylin
-    readings = {"log-normalised counts": log_normalise, "program scores": checkpoint.expression.encode_counts}
+    encode = checkpoint.expression.encode_counts
+    readings = {
+        "log-normalised counts": lambda c, _: log_normalise(c),
+        "log-normalised counts and relative depth": lambda c, d: np.column_stack([log_normalise(c), d]),
+        "program scores": lambda c, d: encode(c, None, d),
+        "program scores without relative depth": lambda c, _: encode(c),
+        "relative depth": lambda _, d: d[:, None],
+    }
     for reading, read in readings.items():
         for factor in THINNINGS:
-            found = [r_of(read, factor, counts, density, options, seed) for seed in range(REPEATS if factor > 1 else 1)]
+            found = [
+                r_of(read, factor, counts, density, depth, options, seed)
+                for seed in range(REPEATS if factor > 1 else 1)
+            ]
             print(f"{reading}, thinned {factor}-fold: r {', '.join(f'{r:.2f}' for r in found)}")
 
 
-def r_of(read, factor, counts, density, options, seed) -> float:
+def r_of(read, factor, counts, density, depth, options, seed) -> float:
     """Fit on the training sections, density centred within each, and return the correlation on the tested one."""
     rng = np.random.default_rng(seed)
     repeats = REPEATS if factor > 1 else 1
-    x = np.concatenate([read(thin(counts[n].copy(), factor, rng)) for n in options.train for _ in range(repeats)])
+    x = np.concatenate(
+        [read(thin(counts[n].copy(), factor, rng), depth[n]) for n in options.train for _ in range(repeats)]
+    )
     y = np.concatenate([density[n] - density[n].mean() for n in options.train for _ in range(repeats)])
     mean, spread = x.mean(axis=0), x.std(axis=0) + 0.05
     fit = RidgeCV(PENALTIES * len(x) / 100).fit((x - mean) / spread, y)
-    tested = read(thin(counts[options.section].copy(), factor, rng))
+    tested = read(thin(counts[options.section].copy(), factor, rng), depth[options.section])
     return correlate(fit.predict((tested - mean) / spread), density[options.section])
 
 

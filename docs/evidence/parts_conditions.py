@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from parts_table import case_images, test_spots
+from parts_table import test_spots
+from scipy.sparse import csr_matrix
 from scipy.stats import spearmanr
 from synthesizer import Spots, Synthesizer
 
@@ -17,7 +18,7 @@ from napari_stmdit.evaluation.resampling import mean_interval
 from napari_stmdit.expression.depths import edited_depths
 from napari_stmdit.expression.edits import apply_edits
 from napari_stmdit.expression.genes import match_genes
-from napari_stmdit.types import Section, TowardsEdit
+from napari_stmdit.types import Section, SpotTable, TowardsEdit
 
 STRENGTHS = np.linspace(0, 1, 7)
 SPOTS, SEEDS = 30, 4
@@ -108,38 +109,52 @@ def interval(values: np.ndarray) -> list[float]:
 
 
 def depth(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:
-    """Thin the counts, and knock out every gene outside the list."""
-    from scipy.sparse import csr_matrix
-
+    """Thin the counts, leave relative depth out, and knock out every gene outside the list."""
     spots = test_spots(maker, options)
     table = spots.section.spots
-    counts = table.counts.tocsr()
-    rng = np.random.default_rng(0)
-    thinned = csr_matrix(
-        (rng.binomial(counts.data.astype(int), 1 / THINNING), counts.indices, counts.indptr), counts.shape
-    )
-    shallow_table = replace(
-        table, counts=thinned.astype(np.float32)
-    )  # of a shallower experiment: all of the section is thinned
-    shallow = maker.checkpoint.encode_expression(
-        shallow_table.counts[spots.rows], table.genes, depth=shallow_table.relative_depth[spots.rows]
-    )
-    target = spots.real.haematoxylin
-    full = [measure(case_images(maker, spots, "expression", seed)).haematoxylin for seed in range(options.seeds)]
-    thin = [measure(maker.images(spots.seeds(seed), None, shallow)).haematoxylin for seed in range(options.seeds)]
-    inside = np.zeros(counts.shape[1], dtype=bool)
+    thinned = thin_section(table)
+    encoded = {
+        "as measured": spots.expression,
+        "thinned": encode_rows(maker.checkpoint, thinned, spots.rows),
+        "as measured, without relative depth": encode_rows(maker.checkpoint, table, spots.rows, deep=False),
+        "thinned, without relative depth": encode_rows(maker.checkpoint, thinned, spots.rows, deep=False),
+    }
+    cases = {}
+    for name, expression in encoded.items():
+        stacks = [maker.images(spots.seeds(seed), None, expression) for seed in range(options.seeds)]
+        density = np.stack([measure(stack).haematoxylin for stack in stacks])
+        averaged = bootstrap_correlation(density.mean(axis=0), spots.real.haematoxylin)
+        cases[name] = {
+            "r_per_seed": [round(correlate(values, spots.real.haematoxylin), 3) for values in density],
+            "r_mean_of_seeds": [round(v, 3) for v in (averaged.r, averaged.low, averaged.high)],
+            "mean_haematoxylin": round(float(density.mean()), 3),
+        }
     match = match_genes(maker.checkpoint.card.genes, table.genes)
-    inside[match.columns[match.columns >= 0]] = True
-    knocked = counts[spots.rows].multiply(inside[None].astype(np.float32)).tocsr().astype(np.float32)
-    encoded = maker.checkpoint.encode_expression(knocked, table.genes, depth=table.relative_depth[spots.rows])
-    same = np.array_equal(encoded, spots.expression)
-    averaged = [bootstrap_correlation(np.mean(v, axis=0), target) for v in (full, thin)]
+    inside = np.zeros(len(table.genes), dtype=np.float32)
+    inside[match.columns[match.columns >= 0]] = 1
+    knocked = replace(table, counts=table.counts.multiply(inside[None]).tocsr().astype(np.float32))
+    knocked_edit = maker.checkpoint.encode_expression(
+        knocked.counts[spots.rows], table.genes, depth=table.relative_depth[spots.rows]
+    )
     return {
         "thinned": THINNING,
-        "median_counts": [float(np.median(np.asarray(c.sum(axis=1)))) for c in (counts, thinned)],
-        "r_per_seed": [[round(correlate(v, target), 3) for v in stack] for stack in (full, thin)],
-        "r_mean_of_seeds": [[round(v, 3) for v in (c.r, c.low, c.high)] for c in averaged],
-        "mean_haematoxylin": [round(float(np.mean(stack)), 3) for stack in (full, thin)],
-        "genes_knocked_out_outside_the_list": int((~inside).sum()),
-        "encoding_unchanged_by_them": bool(same),
+        "median_counts": [float(np.median(np.asarray(c.counts.sum(axis=1)))) for c in (table, thinned)],
+        "cases": cases,
+        "r_of_relative_depth": round(correlate(table.relative_depth[spots.rows], spots.real.haematoxylin), 3),
+        "genes_knocked_out_outside_the_list": int((inside == 0).sum()),
+        "encoding_unchanged_by_them": bool(np.array_equal(knocked_edit, spots.expression)),
     }
+
+
+def thin_section(table: SpotTable) -> SpotTable:
+    """Return a section's spots as a shallower experiment would have counted them."""
+    counts = table.counts.tocsr()
+    data = np.random.default_rng(0).binomial(counts.data.astype(int), 1 / THINNING).astype(np.float32)
+    return replace(table, counts=csr_matrix((data, counts.indices, counts.indptr), counts.shape))
+
+
+def encode_rows(checkpoint: Any, table: SpotTable, rows: np.ndarray, *, deep: bool = True) -> np.ndarray:
+    """Encode some spots; with ``deep`` false as if all were like the section's median spot."""
+    return checkpoint.encode_expression(
+        table.counts[rows], table.genes, depth=table.relative_depth[rows] if deep else None
+    )

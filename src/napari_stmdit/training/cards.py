@@ -111,10 +111,11 @@ def section_records(config: TrainingConfig) -> list[dict[str, Any]]:
 
 
 def steps_taken(config: TrainingConfig) -> dict[str, int]:
-    """Return the steps that each phase has really taken; of a training that went on from a checkpoint, the transformer's alone."""
+    """Return the steps that each phase has really taken; of a training that went on from a checkpoint, those of what was trained."""
     files = {"autoencoder": "autoencoder.pt", "decoder": "autoencoder_decoder.pt", "transformer": "diffusion.pt"}
     if config.start is not None:
-        files = {"transformer": files["transformer"]}
+        phases = ("decoder", "transformer") if config.autoencoder.refine else ("transformer",)
+        files = {phase: files[phase] for phase in phases}
     states = {phase: load_state(config.output / name) for phase, name in files.items()}
     return {phase: 0 if state is None else int(state["step"]) for phase, state in states.items()}
 

@@ -28,7 +28,7 @@ def model_card(
         The checkpoint that it went on from.
     """
     rule = card.guidance.rule or "nested_morphology_first"
-    made = _from_the_beginning(config, card, steps) if started is None else _gone_on(started)
+    made = _from_the_beginning(config, card, steps) if started is None else _gone_on(config, steps, started)
     return f"""# Checkpoint `{card.name}`
 
 Synthesizes H&E patches of {card.patch_px} x {card.patch_px} px at {card.patch_mpp:g} um/px ({card.patch_um:.0f} um) from gene expression and morphology.
@@ -49,22 +49,35 @@ Sections trained on: {", ".join(s.name for s in config.train)}. Held out, never 
 {_transformer(config, steps, started)}
 {_words(config)}
 Defaults: {card.steps} steps, expression scale {card.guidance.expression:g}, morphology scale {card.guidance.morphology:g}, rule `{rule}`.
-{_profiles(card, started)}
+{_profiles(config, card, started)}
 """
 
 
 def _from_the_beginning(config: TrainingConfig, card: CheckpointCard, steps: Mapping[str, int]) -> str:
     return f"""- Autoencoder: {config.autoencoder.latent_channels} channels, 8 px a cell; closed-form linear maps with a convolutional residual. \
 {steps["autoencoder"]} steps on pixels, gradients and texture, then {steps["decoder"]} steps of the decoder against a patch discriminator.
-- Expression: {len(card.genes)} genes, log1p(counts per 10,000), {config.expression.programs} linear programs ranked by what they say about morphology; \
-profiles thinned up to {config.expression.thinning:g}-fold in training.
+- Expression: {len(card.genes)} genes, log1p(counts per 10,000), {config.expression.programs} linear programs ranked by what they say about morphology. {_by_depth(config)}
 - Morphology: {config.latents.morphology_components} whitened components of the statistics of convolutional features."""
 
 
-def _gone_on(started: Started) -> str:
+def _by_depth(config: TrainingConfig) -> str:
+    return (
+        "They are read by a projection fitted for each of several levels of counts, and one program is the depth of a spot relative to its section; "
+        f"profiles thinned up to {config.expression.thinning:g}-fold in training."
+    )
+
+
+def _gone_on(config: TrainingConfig, steps: Mapping[str, int], started: Started) -> str:
     before = started.training.get("steps")
     known = f" They had taken, as far as is recorded: {_listed(before)}." if isinstance(before, Mapping) else ""
-    return f"""- It went on from the checkpoint `{started.name}` (SHA-256 `{started.sha256}`). Autoencoder, encoders and gene list are that checkpoint's, unchanged.{known}"""
+    new = []
+    if config.autoencoder.refine:
+        new.append(f"- Decoder: {steps['decoder']} further steps against a new patch discriminator.")
+    if config.expression.refit:
+        new.append(f"- Expression: the programs of that checkpoint, learned anew. {_by_depth(config)}")
+    kept = "unchanged" if not new else "unchanged but for what follows"
+    head = f"- It went on from the checkpoint `{started.name}` (SHA-256 `{started.sha256}`). Autoencoder, encoders and gene list are that checkpoint's, {kept}.{known}"
+    return "\n".join([head, *new])
 
 
 def _transformer(config: TrainingConfig, steps: Mapping[str, int], started: Started | None) -> str:
@@ -86,16 +99,16 @@ def _listed(steps: Mapping[str, object]) -> str:
     return ", ".join(f"{phase} {taken} steps" for phase, taken in steps.items())
 
 
-def _profiles(card: CheckpointCard, started: Started | None) -> str:
+def _profiles(config: TrainingConfig, card: CheckpointCard, started: Started | None) -> str:
     if not card.profiles:
         return ""
-    if started is not None:
+    if started is not None and not config.expression.refit:
         return f"""
 ## Tissue profiles
 `profiles.safetensors` is that of `{started.name}`: {", ".join(card.profiles)}, from its training sections."""
     return f"""
 ## Tissue profiles
-`profiles.safetensors` holds mean and spread of log1p(counts per 10,000) over the gene list for {", ".join(card.profiles)}: each the tenth of the training
+`profiles.safetensors` holds mean and spread of log1p(counts per 10,000) over the gene list, and mean depth relative to the section, for {", ".join(card.profiles)}: each the tenth of the training
 spots with the highest score of marker genes, standardised within its section. They describe these sections, not tissue in general."""
 
 
