@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 def main() -> None:
     """Print every part that is there."""
     figures = json.loads(Path(sys.argv[1] if len(sys.argv) > 1 else HERE / "demo_checkpoint.json").read_text())
-    writers = {"table": table, "edits": edits, "swap": swap, "memory": memory}
+    writers = {"table": table, "edits": edits, "swap": swap, "memory": memory, "depth": depth}
     print("\n\n".join(write(figures[part]) for part, write in writers.items() if part in figures))
 
 
@@ -85,6 +85,15 @@ def memory(part: dict[str, Any]) -> str:
             for name, values in entry.items():
                 quantiles = " / ".join(f"{value:.2f}" for value in values["quantiles_5_25_50"])
                 lines.append(row([space, name, quantiles, str(values.get("largest_pixel_correlation", ""))]))
+    return "\n".join(lines)
+
+
+def depth(part: dict[str, Any]) -> str:
+    """Return what thinned counts do, with relative depth and without it."""
+    lines = [row(["expression alone", "r(H), one seed", "r(H), mean of seeds", "H"]), row(["---"] * 4)]
+    for name, entry in part["cases"].items():
+        singles = ", ".join(f"{value:.2f}" for value in entry["r_per_seed"])
+        lines.append(row([name, singles, span(entry["r_mean_of_seeds"]), f"{entry['mean_haematoxylin']:.2f}"]))
     return "\n".join(lines)
 
 
