@@ -1,5 +1,6 @@
 """The checkpoint that travels with the package: small enough, whole, and alive to expression."""
 
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from scipy.sparse import csr_matrix
 
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.evaluation.image import measure
+from napari_stmdit.training.config import load_config
+from napari_stmdit.training.sections import open_source
 from napari_stmdit.types import Genes
 
 FOLDER = Path(str(files("napari_stmdit").joinpath("data/demo_checkpoint")))
@@ -49,3 +52,18 @@ def test_tumour_expression_is_darker_than_adipose_expression(checkpoint):
         )
         density[name] = measure(images).haematoxylin
     assert (density["tumour"] > density["adipose"] + 0.2).all()
+
+
+def test_a_shallower_count_of_a_real_section_is_read_as_the_same_tissue(checkpoint, shared_data):
+    config = load_config(Path(__file__).parents[2] / "configs" / "demo.yaml", root=shared_data)
+    table = open_source(config.held_out[0], config).spots
+    counts = table.counts.tocsr()
+    data = np.random.default_rng(0).binomial(counts.data.astype(int), 1 / 15).astype(np.float32)
+    shallow = replace(table, counts=csr_matrix((data, counts.indices, counts.indptr), counts.shape))
+    full, thinned = (
+        checkpoint.encode_expression(one.counts, one.genes, depth=one.relative_depth) for one in (table, shallow)
+    )
+    shift = np.abs(thinned.mean(axis=0) - full.mean(axis=0))
+    assert shift.max() < 0.25  # of programs whose spread is up to one
+    assert np.corrcoef(full[:, 1], thinned[:, 1])[0, 1] > 0.8  # the second says most about C6
+    assert np.corrcoef(full[:, -1], thinned[:, -1])[0, 1] > 0.97  # relative depth

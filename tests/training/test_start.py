@@ -7,6 +7,7 @@ import torch
 
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.errors import CheckpointError, RequestError
+from napari_stmdit.training.autoencoder import load_autoencoder
 from napari_stmdit.training.config import load_config
 from napari_stmdit.training.state import load_state
 from napari_stmdit.training.train import run_stage, train
@@ -68,6 +69,10 @@ def test_programs_are_read_anew_and_the_decoder_is_refined_where_asked(begun, ti
     assert any(key.startswith("decoder.") for key in set(old) - same)
     for part in ("config.json",):
         assert json.loads((begun / "vae" / part).read_text()) == json.loads((folder / "vae" / part).read_text())
+    settings = changes["autoencoder"] | {"refined_share": 0.5}
+    path = tiny_config(start=str(begun), seed=5, autoencoder=settings)
+    half = load_autoencoder(load_config(path, output=tmp_path / "more")).state_dict()
+    assert all(torch.allclose(half[key], (old[key].float() + new[key].float()) / 2, atol=1e-3) for key in old)
     genes = [
         json.loads((place / "expression_encoder" / "config.json").read_text())["genes"] for place in (begun, folder)
     ]

@@ -50,7 +50,11 @@ def load_autoencoder(config: TrainingConfig) -> StmditAutoencoder:
     if state is None:
         raise CheckpointError(f"No trained autoencoder in {config.output}; run the stage 'autoencoder' first.")
     model = _first(config)
-    model.load_state_dict(state["average"]["weights"])
+    refined = state["average"]["weights"]
+    if config.start is not None:
+        share = config.autoencoder.refined_share
+        refined = {name: torch.lerp(own, refined[name], share) for name, own in model.state_dict().items()}
+    model.load_state_dict(refined)
     model.eval()
     return model
 

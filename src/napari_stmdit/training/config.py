@@ -92,6 +92,9 @@ class AutoencoderSettings(_Settings):
     decoder_steps: Annotated[int, Field(ge=0)] = 1500
     refine: bool = False
     """With ``start``: train the decoder of its autoencoder further, against a new discriminator. What latents mean stays the same."""
+    refined_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The exported decoder's weights lie so far from those it started with to the refined ones: much adversarial training sharpens
+    images of slides, but what it makes of synthesized latents drifts from tissue. Wortsman et al. 2022, arXiv 2109.01903."""
     rate: float = 1e-3
     decoder_rate: float = 4e-4
     adversarial: float = 0.03

@@ -72,7 +72,9 @@ def _gone_on(config: TrainingConfig, steps: Mapping[str, int], started: Started)
     known = f" They had taken, as far as is recorded: {_listed(before)}." if isinstance(before, Mapping) else ""
     new = []
     if config.autoencoder.refine:
-        new.append(f"- Decoder: {steps['decoder']} further steps against a new patch discriminator.")
+        share = config.autoencoder.refined_share
+        part = f" Its weights lie {share:.0%} of the way to where they led." if share < 1 else ""
+        new.append(f"- Decoder: {steps['decoder']} further steps against a new patch discriminator.{part}")
     if config.expression.refit:
         new.append(f"- Expression: the programs of that checkpoint, learned anew. {_by_depth(config)}")
     kept = "unchanged" if not new else "unchanged but for what follows"

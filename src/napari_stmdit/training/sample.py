@@ -27,7 +27,7 @@ MARGIN_UM = 60.0
 SPOT_UM = 55.0
 DEPTH = {"tumour": 7000, "stroma": 4000, "adipose": 1800, "immune": 5500}
 """Median counts per spot over the checkpoint's genes, in the order of size that 10x sections have."""
-EXPRESSION_SCALE = 2.0
+EXPRESSION_SCALE = 2.5
 """That of single patches in the bundled checkpoint."""
 STEPS = 32
 NOTE = (
