@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from synthesizer import Spots, Synthesizer
 
 from napari_stmdit.evaluation.controls import bootstrap_correlation, correlate
-from napari_stmdit.evaluation.image import measure
+from napari_stmdit.evaluation.image import PatchStatistics, measure
 from napari_stmdit.evaluation.resampling import mean_interval
 from napari_stmdit.expression.depths import edited_depths
 from napari_stmdit.expression.edits import apply_edits
@@ -90,17 +90,22 @@ def swap(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for scale in (own_scale, 2 * own_scale):
         guidance = maker.guidance(expression=scale)
-        entry = {}
+        entry, made = {}, {}
         base = measure(maker.images(part.seeds(0), part.morphology, part.expression, guidance))
         for target in ("tumour", "stroma", "adipose"):
             images = maker.images(part.seeds(0), part.morphology, moved(part, maker.checkpoint, target, 1.0), guidance)
-            changed = measure(images)
-            entry[target] = {
-                quantity: interval(getattr(changed, quantity) - getattr(base, quantity))
-                for quantity in ("haematoxylin", "eosin", "nuclei", "blank")
-            }
+            made[target] = measure(images)
+            entry[target] = differences(made[target], base)
+        for other in ("stroma", "adipose"):
+            entry[f"tumour, against {other}"] = differences(made["tumour"], made[other])
         out[f"expression scale {scale:g}"] = entry
     return out
+
+
+def differences(one: PatchStatistics, other: PatchStatistics) -> dict[str, list[float]]:
+    """Return the mean difference per patch of each quantity, with its interval."""
+    quantities = ("haematoxylin", "eosin", "nuclei", "blank")
+    return {name: interval(getattr(one, name) - getattr(other, name)) for name in quantities}
 
 
 def interval(values: np.ndarray) -> list[float]:

@@ -49,6 +49,10 @@ PredictedUnits = Literal["counts", "log1p"]
 # ------------------------------------------------------------------------------------------------- tissue
 
 
+MOST_DEPTH = 2.0
+"""A spot's depth relative to its section counts up to this far, in natural logarithms: a factor of 7."""
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Microns per full-resolution pixel and where that number comes from.
@@ -120,7 +124,7 @@ class SpotTable:
 
     @cached_property
     def relative_depth(self) -> NDArray[np.float32]:
-        """(n,) natural logarithm of each spot's total count relative to the median spot of the section.
+        """(n,) natural logarithm of each spot's total count relative to the median spot of the section, cut at a factor of 7.
 
         How many counts a spot has depends on the experiment and on the tissue: within a section, denser tissue gives more (Bhuva et al.
         2024, Genome Biology 25:99). The ratio keeps what the tissue says and drops the experiment's own depth.
@@ -130,7 +134,7 @@ class SpotTable:
         if not len(found):
             return np.zeros(len(self), dtype=np.float32)
         ratio = np.maximum(totals, found.min()) / np.median(found)
-        return np.asarray(np.log(ratio), dtype=np.float32)
+        return np.asarray(np.clip(np.log(ratio), -MOST_DEPTH, MOST_DEPTH), dtype=np.float32)
 
 
 @dataclass(frozen=True)

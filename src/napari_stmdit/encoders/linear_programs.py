@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError
 from ..expression.genes import gather_counts, match_genes
-from ..types import Genes, hash_genes
+from ..types import MOST_DEPTH, Genes, hash_genes
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -22,8 +22,6 @@ ARRAYS = ("mean", "scale", "abundance", "projection", "offset")
 DEPTH_ARRAYS = ("levels", "depth_projection")
 """Those that an encoder without depth levels lacks."""
 WEIGHTS = "model.safetensors"
-MOST_DEPTH = 2.0
-"""A spot's depth relative to its section counts up to this far, in natural logarithms: a factor of 7."""
 
 
 class LinearProgramEncoder:
