@@ -1,7 +1,7 @@
 """Makes the pictures of guidance: one spot under rising scales of two conditions that disagree, by two rules.
 
-Run with ``python docs/guidance_grid.py``; it needs no display. The spot lies in a tumour nest of the bundled section; its expression is moved towards the
-checkpoint's fat profile, while its morphology is the slide's own.
+Run with ``python docs/guidance_grid.py``; it needs no display. The spot lies in the fat of the bundled section; its expression is moved towards the
+checkpoint's tumour profile, while its morphology is the slide's own.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from napari_stmdit.synthesis.sheet import make_sheet
 from napari_stmdit.synthesis.variants import Variant
 
 IMAGES = Path(__file__).parent / "images"
-SPOT = "SYN-06x12"
+SPOT = "SYN-12x02"
 EXPRESSION, MORPHOLOGY = (0.0, 1.0, 3.0), (0.0, 1.0, 2.0)
 RULES = ("nested_morphology_first", "additive")
 SHOWN = 0.7
@@ -20,7 +20,7 @@ SHOWN = 0.7
 
 def main():
     section, checkpoint = open_sample_section(), load_checkpoint("demo", device="cpu", dtype="float32")
-    request = Request(region=SpotList(ids=(SPOT,)), edits=(TowardsEdit(target_profile="adipose"),))
+    request = Request(region=SpotList(ids=(SPOT,)), edits=(TowardsEdit(target_profile="tumour"),))
     for rule in RULES:
         variants = [
             Variant(
@@ -30,7 +30,7 @@ def main():
             for wm in MORPHOLOGY
             for wg in EXPRESSION
         ]
-        title = f"{rule}; morphology of tumour, expression moved to fat"
+        title = f"{rule}; morphology of fat, expression moved to tumour"
         *_, (sheet, _) = make_sheet(title, variants, len(EXPRESSION), section, checkpoint)
         picture = sheet_picture(sheet)
         size = (int(picture.width * SHOWN), int(picture.height * SHOWN))
