@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,11 @@ def edited_depths(
             for group, other in ((edit.group_a, edit.group_b), (edit.group_b, edit.group_a)):
                 depth += np.isin(ids, group) * weights * np.float32(means[other] - means[group])
     return depth
+
+
+def mix_depths(weights: Any, depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the relative depth (m,) of places that mix spots, by (m, n) weights, dense or sparse, that sum to one: that of the mixed counts."""
+    return np.asarray(np.log(np.maximum(weights @ np.exp(depth), 1e-6)), dtype=np.float32)
 
 
 def _target(edit: TowardsEdit, spots: SpotTable, profiles: Mapping[str, Profile]) -> float | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..expression.depths import edited_depths
+from ..expression.depths import edited_depths, mix_depths
 from ..expression.edits import Profile, apply_edits
 from ..expression.profiles import as_profiles
 from ..expression.programs import known_programs
@@ -78,8 +78,7 @@ class Conditions:
         shares = mix.multiply(1 / totals[None]).tocsr() @ self.counts
         rows = shares.multiply((mix @ totals)[:, None]).tocsr().astype(np.float32)
         sources = tuple(self.sources[row] for row in nearest)
-        depth = np.log(np.maximum(mix @ np.exp(self.depth), 1e-6)).astype(np.float32)
-        return model.encode_expression(rows, section.spots.genes, sources, depth)
+        return model.encode_expression(rows, section.spots.genes, sources, mix_depths(mix, self.depth))
 
 
 def condition_rows(plan: Plan, section: Section, model: PatchModel) -> Conditions:

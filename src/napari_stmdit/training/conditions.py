@@ -13,6 +13,7 @@ from torch import Tensor
 from ..encoders.linear_programs import PER, LinearProgramEncoder
 from ..encoders.small_conv import FeatureTrunk, SmallConvEncoder
 from ..errors import GeneError
+from ..expression.depths import mix_depths
 from ..expression.genes import gather_counts, match_genes
 from ..model.autoencoder import StmditAutoencoder
 from ..types import Genes
@@ -329,11 +330,6 @@ def encode_places(
     factors = np.where(rng.random(len(mixed)) < 0.5, 1.0, np.exp(rng.uniform(0, np.log(thinning), len(mixed))))
     thinned = np.stack([thin(row, f, rng) for row, f in zip(mixed, factors, strict=True)])
     return encoder.encode_counts(thinned, present, None if depth is None else mix_depths(weights, depth))
-
-
-def mix_depths(weights: NDArray[np.float64], depth: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the relative depth (m,) of places that mix spots, by (m, n) weights that sum to one: that of the mixed counts."""
-    return np.asarray(np.log(np.maximum(weights @ np.exp(depth), 1e-6)), dtype=np.float32)
 
 
 def genes_of(encoder: LinearProgramEncoder) -> Genes:
