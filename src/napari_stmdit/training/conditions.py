@@ -162,7 +162,7 @@ def _component_targets(smooth: Sequence[NDArray[np.float32]], programs: int) -> 
 
 
 def _known_targets(smooth: Sequence[NDArray[np.float32]], like: LinearProgramEncoder) -> list[NDArray[np.float64]]:
-    """The same, by the programs of an encoder; without the last one, whose place relative depth takes or has."""
+    """Return for each section (n, d) scores by the programs of an encoder but its last, whose place relative depth takes; centred likewise."""
     scores = [like.encode_counts(counts)[:, :-1].astype(np.float64) for counts in smooth]
     return [values - values.mean(axis=0) for values in scores]
 

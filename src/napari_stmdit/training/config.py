@@ -179,7 +179,8 @@ class TrainingConfig(_Settings):
     """Folder of the finished checkpoint; None: ``checkpoint`` inside ``output``."""
     start: str | None = None
     """Name or folder of a checkpoint to go on from: its autoencoder, encoders and scheduler are kept as they are (but for
-    ``expression.refit`` and ``autoencoder.refine``), its transformer is trained further. A folder is taken from the config file's folder. None: everything is trained from the beginning."""
+    ``expression.refit`` and ``autoencoder.refine``), its transformer is trained further. A folder is taken from the config file's
+    folder. None: everything is trained from the beginning."""
     allow_gene_mismatch: bool = False
     """Go on where a section has too few of the genes of the checkpoint to start from; those it lacks count as their mean."""
     seed: Annotated[int, Field(ge=0)] = 0
