@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
     from .encoders.protocols import ExpressionEncoder, MorphologyEncoder
     from .model.convert import Converted
     from .model.pipeline import STMDiTPipeline
+    from .editing import TissueEditor
+    from .encoders.morphology_map import MorphologyMap
     from .model.solver import CanvasSolver
 
     ExpressionSource = ExpressionEncoder | PrecomputedEmbeddings | MissingEncoder
     MorphologySource = MorphologyEncoder | PrecomputedEmbeddings | MissingEncoder
 
+MORPHOLOGY_MAP = "morphology_map"
+"""Folder in a checkpoint of its map from expression to morphology."""
 BUNDLED = {"demo": "data/demo_checkpoint"}
 
 
@@ -54,6 +59,8 @@ class Checkpoint:
         What is recorded with every result: hash, device, dtype, licence.
     expression, morphology
         Where the conditions come from; one that is missing says why when it is first needed.
+    morphology_map
+        How morphology follows an edit of expression; None: it is fitted on each section.
     """
 
     def __init__(
@@ -64,8 +71,10 @@ class Checkpoint:
         morphology: MorphologySource,
         profiles: Mapping[str, Profile],
         provenance: Mapping[str, Any],
+        morphology_map: MorphologyMap | None = None,
     ) -> None:
         self.card = card
+        self.morphology_map = morphology_map
         self.profiles = profiles
         self.provenance = provenance
         self.pipeline = pipeline
@@ -105,8 +114,22 @@ class Checkpoint:
         source = self.morphology
         return source.rows(spots) if isinstance(source, PrecomputedEmbeddings) else source.encode(patches)
 
+    @cached_property
+    def editor(self) -> TissueEditor:
+        """What edits real crops; it keeps their noise."""
+        from .editing import TissueEditor, noise_cache
+
+        known = " ".join(str(self.provenance[name]) for name in ("sha256", "dtype"))
+        return TissueEditor(self.pipeline, f"{known} {self.device.split(':')[0]}", noise_cache())
+
     def denoise(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
-        """Yield after every denoising step; the last step carries the images."""
+        """Yield after every denoising step; the last step carries the images.
+
+        Where the batch is to be edited, its crops are, and no new tissue is made.
+        """
+        if batch.edited is not None:
+            yield from self._edit(batch)
+            return
         side = self.card.patch_px
         previews: list[NDArray[np.uint8]] = []
         with memory_given_back():
@@ -124,6 +147,17 @@ class Checkpoint:
                 preview_decoder=batch.preview_decoder,
             ):
                 yield DenoiseStep(step, steps, images, previews.pop() if previews else None)
+
+    def _edit(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
+        work = self.editor.edit(batch)
+        with memory_given_back():
+            while True:
+                try:
+                    share = next(work)
+                except StopIteration as ended:
+                    yield DenoiseStep(batch.steps, batch.steps, ended.value)
+                    return
+                yield DenoiseStep(min(int(share * batch.steps), batch.steps - 1), batch.steps)
 
     @property
     def latent_grid(self) -> tuple[int, int]:
@@ -212,6 +246,8 @@ def load_checkpoint(
     import torch
 
     from .encoder_sources import encoder_notes, given_embeddings, open_sources
+    from .encoders.morphology_map import MorphologyMap
+    from .model.counterfactual import counterfactual_fault
     from .model.folder import load_component, read_folder, read_profile_depths, read_profile_spreads, read_profiles
     from .model.pipeline import STMDiTPipeline
 
@@ -247,10 +283,14 @@ def load_checkpoint(
     card = folder.card
     if "expression" in given:  # no count is looked at: a plan must not promise that genes matter
         card = card.model_copy(update={"genes": (), "gene_hash": "", "profiles": ()})
+    if "expression" in given or counterfactual_fault(pipeline, card.conditions) is not None:
+        card = card.model_copy(update={"edits_tissue": False})
     sources = open_sources(folder, transformer.config, given, chosen)
     if notes := [note for source in sources.values() for note in encoder_notes(source)]:
         provenance["notes"] = notes  # how the genes were found, say: it belongs to the result
-    return Checkpoint(card, pipeline, sources["expression"], sources["morphology"], profiles, provenance)
+    stored = folder.path / MORPHOLOGY_MAP
+    follows = MorphologyMap.load(stored) if stored.is_dir() and not given else None
+    return Checkpoint(card, pipeline, sources["expression"], sources["morphology"], profiles, provenance, follows)
 
 
 def convert_checkpoint(

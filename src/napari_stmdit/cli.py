@@ -145,7 +145,15 @@ def synthesize(
     guidance_morphology: Annotated[float | None, typer.Option(help="Guidance scale of morphology.")] = None,
     morphology: Annotated[str | None, typer.Option(help="own, mean, null, or the id of a spot.")] = None,
     expression: Annotated[str | None, typer.Option(help="own, shuffled (a control) or null.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    counterfactual: Annotated[
+        bool | None,
+        typer.Option(
+            "--counterfactual/--no-counterfactual",
+            help="Whether edits change this tissue, or new tissue is made. By default this tissue, where it can be.",
+        ),
+    ] = None,
+    edit_scale: Annotated[float | None, typer.Option(help="Scale of an edit of this tissue; 1 by default.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; of an edit of this tissue, each way.")] = None,
     preset: Annotated[
         str | None, typer.Option(help="exact, fast or draft: fewer steps, less guidance; the result says so.")
     ] = None,
@@ -194,6 +202,8 @@ def synthesize(
         **({} if edits is None else {k: v for k, v in read_edit_file(edits) if v or k == "edits"}),
         "morphology": morphology,
         "expression": expression,
+        "counterfactual": None if counterfactual is None else ("on" if counterfactual else "off"),
+        "edit_scale": edit_scale,
         "steps": steps,
         "preset": preset,
         "seed": seed,
@@ -367,6 +377,8 @@ def _report_run(result: Result, request: Request, name: str | None, output: Path
         "guidance": result.provenance["guidance"],
         "steps": result.plan.steps,
         "seed": request.seed,
+        "counterfactual": result.plan.counterfactual,
+        "edit": result.provenance.get("edit"),
         "genes_shared": result.plan.genes_shared,
         "notes": [*result.section.notes, *result.provenance["checkpoint"].get("notes", ()), *result.notes],
         "unfinished": str(result.canvas.folder)
@@ -378,7 +390,8 @@ def _report_run(result: Result, request: Request, name: str | None, output: Path
         return
     state = "" if result.complete else f" of {len(result.plan)} (stopped)"
     where = f" -> {output}, element {name}" if name else "; nothing was written"
-    sys.stdout.write(f"{len(result.done)} synthetic patches{state} in {facts['seconds']:.1f} s{where}\n")
+    kind = "patches of edited tissue" if result.plan.counterfactual else "synthetic patches"
+    sys.stdout.write(f"{len(result.done)} {kind}{state} in {facts['seconds']:.1f} s{where}\n")
     sys.stdout.write(f"scale: {facts['mpp_source']}\n")
     about = result.section.notes[1:] if result.section.kind == "image" else ()  # the first is among the result's
     for note in (*about, *result.provenance["checkpoint"].get("notes", ()), *result.notes):

@@ -176,8 +176,10 @@ class Request(Intent):
     """What the user wants; says nothing about how or where it is computed.
 
     ``morphology`` is ``own`` (each spot's own crop), ``mean`` (of the section), ``null`` or a spot id; ``expression`` is
-    ``own``, ``shuffled`` (permuted within the section, a control) or ``null``. ``preset`` trades the image for time where steps and
-    guidance interval are left open: see `napari_stmdit.synthesis.presets`. ``programs`` and ``profiles`` are the user's own,
+    ``own``, ``shuffled`` (permuted within the section, a control) or ``null``. ``counterfactual`` says whether the edits change this
+    tissue (``on``) or new tissue is made of the edited expression (``off``); ``auto`` changes this tissue where there are edits and
+    section and checkpoint allow it. ``edit_scale`` weighs the change then; ``guidance`` and ``seed`` count for new tissue alone.
+    ``preset`` trades the image for time where steps and guidance interval are left open: see `napari_stmdit.synthesis.presets`. ``programs`` and ``profiles`` are the user's own,
     which edits may name beside the bundled programs and the checkpoint's profiles; of two with one name, the user's counts.
     """
 
@@ -189,6 +191,8 @@ class Request(Intent):
     guidance: Guidance = Guidance()
     morphology: str = "own"
     expression: Literal["own", "shuffled", "null"] = "own"
+    counterfactual: Literal["auto", "on", "off"] = "auto"
+    edit_scale: Annotated[float, Field(ge=0, le=30)] = 1.0
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     preset: Preset = "exact"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -202,7 +206,8 @@ class CheckpointCard(Intent):
 
     ``genes`` are the symbols that the expression encoder sees, in its own order; ``profiles`` name the tissue profiles (mean
     log(1 + counts per 10,000) over those genes) stored beside the weights. ``conditions`` are what its transformer takes: one
-    without expression is synthesized from morphology alone.
+    without expression is synthesized from morphology alone. ``edits_tissue`` is whether it can edit real tissue: its autoencoder has
+    an encoder; found out when it is loaded.
     """
 
     format_version: Literal[1] = 1
@@ -212,6 +217,7 @@ class CheckpointCard(Intent):
     guidance: Guidance
     steps: Annotated[int, Field(gt=0)]
     conditions: tuple[Literal["expression", "morphology"], ...] = ("expression", "morphology")
+    edits_tissue: bool = True
     genes: tuple[str, ...] = ()
     gene_hash: str = ""
     minimum_gene_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 class CancelToken:
@@ -44,6 +45,8 @@ class Progress:
         What happened on the way and the user should know, in sentences.
     failed
         Index -> reason of the patches that could not be made.
+    facts
+        What a result records of how it was made, in JSON types.
     """
 
     patches_done: int
@@ -55,6 +58,7 @@ class Progress:
     part: float = 0.0
     notes: tuple[str, ...] = ()
     failed: Mapping[int, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fraction(self) -> float:

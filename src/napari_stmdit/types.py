@@ -333,7 +333,8 @@ class Plan:
     """What will be computed: the ordered patches, where they go, and every setting resolved.
 
     In continuous mode ``windows`` says how the canvas is made, and the patches are the tiles it is finished in. ``fast_solver``
-    replaces the checkpoint's solver, ``preview_decoder`` its decoder where it has one for previews; presets set them.
+    replaces the checkpoint's solver, ``preview_decoder`` its decoder where it has one for previews; presets set them. With
+    ``counterfactual`` the real tissue is changed by the edits: ``steps`` are then those of each way, to the noise and back.
     """
 
     request: Request
@@ -347,6 +348,7 @@ class Plan:
     windows: Windows | None = None
     fast_solver: bool = False
     preview_decoder: bool = False
+    counterfactual: bool = False
 
     def __len__(self) -> int:
         return len(self.patches)

@@ -9,6 +9,13 @@ from numpy.typing import NDArray
 
 
 @lru_cache(maxsize=8)
+def even(patch_px: int) -> NDArray[np.float32]:
+    """Return the (patch_px, patch_px) float32 weight of an edited patch's pixels, wide: patches of one slide share their background."""
+    window = np.sin(np.pi * (np.arange(patch_px) + 0.5) / patch_px) ** 2
+    return np.asarray(np.maximum(window[:, None] * window[None], 1e-6), dtype=np.float32)
+
+
+@lru_cache(maxsize=8)
 def feather(patch_px: int) -> NDArray[np.float32]:
     """Return the (patch_px, patch_px) float32 weight of a patch's pixels.
 

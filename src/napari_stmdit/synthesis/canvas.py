@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..types import CanvasFrame, PatchResult
-from .blend import feather
+from .blend import even, feather
 
 BYTES_PER_PIXEL = 20
 """Three float32 sums, one float32 weight, four uint8 channels; at most, as sums are held only where patches lie."""
@@ -53,12 +53,15 @@ class MemoryCanvas:
     ----------
     frame
         Its size and place.
+    even
+        Whether overlapping patches are blended evenly, as edited ones of one slide are, or each pixel goes to the nearest.
     rgba
         (height, width, 4) uint8, updated in place by `paste`; alpha is 0 where nothing was synthesized and 255 elsewhere.
     """
 
-    def __init__(self, frame: CanvasFrame) -> None:
+    def __init__(self, frame: CanvasFrame, even: bool = False) -> None:
         self.frame = frame
+        self.even = even
         self.rgba: NDArray[np.uint8] = np.zeros((*frame.shape, 4), dtype=np.uint8)
         self._sums = _Sums()
 
@@ -68,7 +71,7 @@ class MemoryCanvas:
         if result.mask is not None:
             self.rgba[y0:y1, x0:x1] = masked(result)
             return y0, x0, y1, x1
-        weight = feather(y1 - y0)[..., None]
+        weight = (even if self.even else feather)(y1 - y0)[..., None]
         added = np.concatenate([weight * result.pixels, weight], axis=-1)
         for tile, own in self._sums.under((y0, x0, y1, x1)):
             tile += added[own]

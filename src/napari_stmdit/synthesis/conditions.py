@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..expression.programs import known_programs
 from ..tissue.crops import read_patches
 from ..types import Patch, Plan, Request, Section
 from .boxes import boxes_around
+from .counterfactual import Before, map_of, touched_rows
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -43,12 +44,21 @@ class Conditions:
         (tokens, d) where all patches share it; None for null and where each patch has its own.
     depth
         (n,) relative depth of the rows of ``counts``, edits applied; None without counts.
+    before
+        Where real tissue is edited: what was measured, row by row, and how morphology follows.
     """
 
     counts: csr_matrix | None
     sources: tuple[str, ...]
     morphology: NDArray[np.float32] | None
     depth: NDArray[np.float32] | None
+    before: Before | None = None
+
+    def measured(self) -> Conditions:
+        """Return the conditions before the edits."""
+        if self.before is None:
+            return self
+        return replace(self, counts=self.before.counts, depth=self.before.depth, before=None)
 
     def expression(self, patches: Sequence[Patch], section: Section, model: PatchModel) -> NDArray[np.float32] | None:
         """Encode the expression of some patches as (b, d) or (b, tokens, d); None for null."""
@@ -84,7 +94,14 @@ class Conditions:
 def condition_rows(plan: Plan, section: Section, model: PatchModel) -> Conditions:
     """Apply the edits to the expression of every patch of a plan, and encode the morphology they share."""
     counts, sources, depth = _counts(plan, section, model)
-    return Conditions(counts, sources, _shared_morphology(plan, section, model), depth)
+    conditions = Conditions(counts, sources, _shared_morphology(plan, section, model), depth)
+    if not plan.counterfactual:
+        return conditions
+    rows = spot_rows(plan)
+    own, measured = section.spots.counts[rows].astype(np.float32), section.spots.relative_depth[rows]
+    assert counts is not None and depth is not None  # plan() edits no tissue without expression
+    touched = touched_rows(own, counts, measured, depth)
+    return replace(conditions, before=Before(own, measured, touched, map_of(section, plan.card, model)))
 
 
 def shuffled_rows(count: int, seed: int) -> NDArray[np.int64]:

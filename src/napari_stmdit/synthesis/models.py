@@ -36,6 +36,9 @@ class PatchBatch:
     fast_solver, preview_decoder
         Whether a solver for few steps takes the place of the checkpoint's own, and its preview decoder, where it has one, makes the
         images.
+    edited
+        Where the crops are edited, and no new tissue is made: what the edit makes of the conditions. Crops, morphology and expression
+        are then the measured ones, and none is None.
     """
 
     patches: tuple[Patch, ...]
@@ -48,6 +51,26 @@ class PatchBatch:
     preview_every: int = 0
     fast_solver: bool = False
     preview_decoder: bool = False
+    edited: Edited | None = None
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What changes where real tissue is edited: the conditions after the edit, and the scale of their difference.
+
+    Attributes
+    ----------
+    morphology
+        (b, t, d) float32, moved by what the edit of expression implies.
+    expression
+        (b, d) or (b, g, d) float32, after the edits.
+    scale
+        w of v(c) + w (v(c') - v(c)).
+    """
+
+    morphology: NDArray[np.float32]
+    expression: NDArray[np.float32]
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)

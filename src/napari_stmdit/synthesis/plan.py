@@ -29,7 +29,7 @@ from ..types import (
     Windows,
 )
 from .boxes import Box, boxes_around
-from .presets import PRESETS, preset_notes, resolve_guidance, resolve_steps
+from .presets import PRESETS, preset_notes, resolve_counterfactual_steps, resolve_guidance, resolve_steps
 from .windows import lay_out_windows, windows_fault
 
 
@@ -82,9 +82,10 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
     if section.expression.kind != "none":
         programs, profiles = known_programs(request.programs), (*request.profiles, *card.profiles)
         faults += faults_of(request.edits, section.spots, programs, profiles)
+    counterfactual = _counterfactual(request, card, faults)
     if faults:
         raise RequestError(faults)
-    return _lay_out(section, request, card, rows, shared)
+    return _lay_out(section, request, card, rows, shared, counterfactual)
 
 
 def _resolved(section: Section, request: Request, faults: list[tuple[str, str]]) -> Request:
@@ -172,11 +173,45 @@ def _check_conditions(request: Request, card: CheckpointCard, faults: list[tuple
         faults.append(("morphology", f"checkpoint {card.name!r} is not conditioned on morphology; use null"))
 
 
+def _counterfactual(request: Request, card: CheckpointCard, faults: list[tuple[str, str]]) -> bool:
+    """Return whether this tissue is changed (True) or new tissue is made; what stands in the way of what was asked is a fault."""
+    if request.counterfactual == "off":
+        return False
+    reason = counterfactual_fault(request, card)
+    if reason is not None and request.counterfactual == "on":
+        faults.append(("counterfactual", f"{reason}, or make new tissue with --no-counterfactual (counterfactual='off')"))
+    return reason is None
+
+
+def counterfactual_fault(request: Request, card: CheckpointCard) -> str | None:
+    """Say why a request cannot change this tissue with a checkpoint, or None where it can."""
+    if not any(edit.enabled for edit in request.edits):
+        return "there is nothing to change: the request has no enabled edit; add one"
+    if "expression" not in card.conditions:
+        return f"checkpoint {card.name!r} is not conditioned on expression, so no edit reaches it; use one that is"
+    if "morphology" not in card.conditions:
+        return f"checkpoint {card.name!r} is not conditioned on morphology, by which an edit moves the image; use one that is"
+    if not card.edits_tissue:
+        return f"the autoencoder of checkpoint {card.name!r} has no encoder, so the slide cannot be read; use one that has"
+    if request.morphology != "own":
+        return f"an edit of this tissue starts from each spot's own morphology, got {request.morphology!r}; use own"
+    if request.expression != "own":
+        return f"an edit of this tissue starts from its measured expression, got {request.expression!r}; use own"
+    return None
+
+
 def _genes_needed(card: CheckpointCard) -> int:
     return int(np.ceil(card.minimum_gene_fraction * len(card.genes)))
 
 
-def _lay_out(section: Section, request: Request, card: CheckpointCard, rows: NDArray[np.int64], shared: int) -> Plan:
+def _lay_out(
+    section: Section,
+    request: Request,
+    card: CheckpointCard,
+    rows: NDArray[np.int64],
+    shared: int,
+    counterfactual: bool,
+) -> Plan:
     windows: Windows | None = None
     further: tuple[str, ...] = ()
     if request.mode == "continuous":
@@ -191,12 +226,13 @@ def _lay_out(section: Section, request: Request, card: CheckpointCard, rows: NDA
         patches=patches,
         frame=frame,
         guidance=resolve_guidance(request, card),
-        steps=resolve_steps(request, card),
+        steps=resolve_counterfactual_steps(request) if counterfactual else resolve_steps(request, card),
         genes_shared=shared,
-        notes=(*_notes(section, request, card, read, shared), *further),
+        notes=(*_notes(section, request, card, read, shared, counterfactual), *further),
         windows=windows,
         fast_solver=PRESETS[request.preset].fast_solver,
         preview_decoder=PRESETS[request.preset].preview_decoder,
+        counterfactual=counterfactual,
     )
 
 
@@ -224,10 +260,17 @@ def _frame(boxes: Sequence[Box], pixel_size: float) -> tuple[CanvasFrame, tuple[
 
 
 def _notes(
-    section: Section, request: Request, card: CheckpointCard, read: NDArray[np.float64], shared: int
+    section: Section,
+    request: Request,
+    card: CheckpointCard,
+    read: NDArray[np.float64],
+    shared: int,
+    counterfactual: bool,
 ) -> tuple[str, ...]:
     notes = [section.expression.statement] if section.expression.statement else []
-    notes += preset_notes(request, card)
+    notes += [] if counterfactual else preset_notes(request, card)
+    if request.counterfactual == "auto" and not counterfactual and any(edit.enabled for edit in request.edits):
+        notes.append(f"new tissue was made, this tissue was not edited: {counterfactual_fault(request, card)}")
     if request.expression != "null" and "expression" not in card.conditions:
         notes.append(f"checkpoint {card.name!r} is not conditioned on expression: its images follow morphology alone")
     elif request.expression != "null" and shared < _genes_needed(card):

@@ -49,6 +49,15 @@ def resolve_steps(request: Request, card: CheckpointCard) -> int:
     return card.steps if share == 1 else min(card.steps, max(FEWEST_STEPS, ceil(share * card.steps)))
 
 
+COUNTERFACTUAL_STEPS: dict[Preset, int] = {"exact": 12, "fast": 6, "draft": 4}
+"""Second-order steps from the real tissue to its noise, and as many back; see docs/evidence/inversion.md."""
+
+
+def resolve_counterfactual_steps(request: Request) -> int:
+    """Return the steps each way of an edit of this tissue: the request's own, else the preset's."""
+    return COUNTERFACTUAL_STEPS[request.preset] if request.steps is None else request.steps
+
+
 def resolve_guidance(request: Request, card: CheckpointCard) -> Guidance:
     """Return scales, rule and interval: the request's own, else the preset's, else the checkpoint's."""
     above = request.guidance.above if request.guidance.above is not None else (PRESETS[request.preset].above or None)

@@ -25,6 +25,10 @@ from .run import run
 from .zarr_canvas import ZarrCanvas
 
 
+NEW = "Synthetic image made by a generative model. Not for diagnosis."
+EDITED = "Edited image of real tissue: a generative model made what differs from the slide. Not for diagnosis."
+
+
 @dataclass(frozen=True)
 class Result:
     """A finished or stopped run.
@@ -112,6 +116,7 @@ def provenance_of(
     seconds: float,
     notes: Sequence[str] = (),
     failed: Mapping[int, str] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return everything needed to tell how a result came about and to make it again; JSON types only."""
     savings = {
@@ -121,7 +126,8 @@ def provenance_of(
     }
     record = {
         "synthetic": True,
-        "statement": "Synthetic image made by a generative model. Not for diagnosis.",
+        "counterfactual": plan.counterfactual,
+        "statement": EDITED if plan.counterfactual else NEW,
         "software": {"name": "napari-stmdit", "version": __version__},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "request": plan.request.model_dump(mode="json"),
@@ -151,6 +157,8 @@ def provenance_of(
         "notes": [*plan.notes, *notes],
         "seconds": round(seconds, 3),
     }
+    if plan.counterfactual:
+        record["edit"] = {"scale": plan.request.edit_scale, "steps_each_way": plan.steps, **dict(facts or {})}
     boxes = [list(patch.source_box) for patch in done]
     if plan.windows is None:
         record["patches"] = {
@@ -180,16 +188,18 @@ def collect(
     canvas: MemoryCanvas,
     done: list[PatchResult],
     seconds: float,
-    notes: Sequence[str] = (),
-    failed: Mapping[int, str] | None = None,
+    progress: Progress,
 ) -> Result:
-    """Close a run in memory, finished or stopped, into a Result."""
+    """Close a run in memory, finished or stopped, into a Result; ``progress`` is its last one."""
     size = plan.card.patch_px
     shown = done if plan.windows is None else []
     patches = np.stack([r.pixels for r in shown]) if shown else np.zeros((0, size, size, 3), np.uint8)
     made = [r.patch for r in done]
-    provenance = provenance_of(plan, section, model, made, seconds, notes, failed)
-    return Result(canvas.rgba, plan, section, tuple(p.index for p in made), patches, provenance, dict(failed or {}))
+    provenance = provenance_of(
+        plan, section, model, made, seconds, progress.notes, progress.failed, progress.facts
+    )
+    failed = dict(progress.failed)
+    return Result(canvas.rgba, plan, section, tuple(p.index for p in made), patches, provenance, failed)
 
 
 def synthesize(
@@ -242,7 +252,7 @@ def synthesize(
         reason = f"it spans {height} x {width} canvas pixels, too many for memory; give folder= to keep it on disk"
         raise RequestError([("region", reason)])
     watch = Stopwatch()
-    memory = MemoryCanvas(plan.frame)
+    memory = MemoryCanvas(plan.frame, plan.counterfactual)
     done: list[PatchResult] = []
     progress: Progress | None = None
     with _explained():
@@ -253,7 +263,7 @@ def synthesize(
             if on_progress is not None:
                 on_progress(progress)
     assert progress is not None  # a run says where it stands before anything else
-    return collect(plan, section, model, memory, done, watch.seconds, progress.notes, progress.failed)
+    return collect(plan, section, model, memory, done, watch.seconds, progress)
 
 
 def unfinished_folder(output: str | Path) -> Path:
@@ -332,7 +342,7 @@ def collect_on_disk(
             f"continued: {resumed} of {len(plan)} patches were finished before, and the time is that of the last session"
         )
     made = [plan.patches[index] for index in done]
-    provenance = provenance_of(plan, section, model, made, seconds, notes, progress.failed)
+    provenance = provenance_of(plan, section, model, made, seconds, notes, progress.failed, progress.facts)
     part = "" if len(done) == len(plan) else f"/{len(done)}"  # a part of a run and the whole of it are two results
     provenance["run_id"] = canvas.run_id + part
     return Result(canvas.rgba, plan, section, tuple(done), canvas.patches(), provenance, dict(progress.failed), canvas)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import NotFiniteError, SynthesisError, first_line, is_out_of_memory
 from ..progress import CancelToken, Progress, Stopwatch
@@ -13,11 +15,16 @@ from ..tissue.crops import read_patches
 from ..types import Patch, PatchResult, Plan, Section
 from .conditions import Conditions, condition_rows
 from .continuous import run_windows
+from .counterfactual import Before, faded
 from .models import CanvasModel as CanvasModel
 from .models import DenoiseStep as DenoiseStep
+from .models import Edited
 from .models import PatchBatch as PatchBatch
 from .models import PatchModel as PatchModel
 from .models import SolverStates
+
+UNTOUCHED_AT_ONCE = 32
+"""Crops of the slide that are read together where no edit reaches."""
 
 Update = tuple[tuple[PatchResult, ...], Progress]
 
@@ -114,6 +121,7 @@ class _Patches:
     watch: Stopwatch = field(default_factory=Stopwatch)
     notes: list[str] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     finished: int = 0
     before: int = 0
 
@@ -123,6 +131,8 @@ class _Patches:
         if not self.todo:
             return
         conditions = self.conditions or condition_rows(self.plan, self.section, self.model)
+        if conditions.before is not None:
+            yield from self._untouched(conditions.before)
         at = 0
         while at < len(self.todo):
             patches = tuple(self.todo[at : at + self.batch])
@@ -136,6 +146,20 @@ class _Patches:
             if self.cancel.cancelled:
                 return
             at += len(patches)
+
+    def _untouched(self, before: Before) -> Iterator[Update]:
+        """Finish patches that no edit reaches: they are the slide."""
+        self.facts = before.facts
+        self.notes.append(before.map.words)
+        same = [patch for patch in self.todo if not before.touched[patch.index]]
+        self.todo = [patch for patch in self.todo if before.touched[patch.index]]
+        for start in range(0, len(same), UNTOUCHED_AT_ONCE):
+            if self.cancel.cancelled:
+                return
+            patches = same[start : start + UNTOUCHED_AT_ONCE]
+            crops = _crops(patches, self.plan, self.section)
+            self.finished += len(patches)
+            yield tuple(PatchResult(p, crop) for p, crop in zip(patches, crops, strict=True)), self._progress(0, 0)
 
     def _halve(self, size: int, error: Exception) -> None:
         self.batch = (size + 1) // 2
@@ -157,8 +181,11 @@ class _Patches:
                     if update.images is None:
                         yield (), self._progress(update.step, len(patches))
                     else:
+                        images = update.images
+                        if batch.edited is not None and batch.crops is not None:
+                            images = faded(batch.crops, images)
                         self.finished += len(patches)
-                        done = tuple(PatchResult(p, image) for p, image in zip(patches, update.images, strict=True))
+                        done = tuple(PatchResult(p, image) for p, image in zip(patches, images, strict=True))
                         yield done, self._progress(0, 0)
                 return
             except NotFiniteError as error:
@@ -184,7 +211,13 @@ class _Patches:
             self.watch.seconds,
             notes=tuple(self.notes),
             failed=dict(self.failed),
+            facts=self.facts,
         )
+
+
+def _crops(patches: Sequence[Patch], plan: Plan, section: Section) -> NDArray[np.uint8]:
+    assert section.image is not None  # plan() refuses a section without a usable image
+    return read_patches(section.image, [p.source_box for p in patches], plan.card.patch_px)
 
 
 def _batch(
@@ -193,12 +226,11 @@ def _batch(
     crops = None
     morphology = None
     if plan.request.morphology == "own":
-        assert section.image is not None  # plan() refuses a section without a usable image
-        crops = read_patches(section.image, [p.source_box for p in patches], plan.card.patch_px)
+        crops = _crops(patches, plan, section)
         morphology = model.encode_morphology(crops, tuple(p.spot_id for p in patches))
     elif conditions.morphology is not None:
         morphology = np.repeat(conditions.morphology[None], len(patches), axis=0)
-    expression = conditions.expression(patches, section, model)
+    expression = conditions.measured().expression(patches, section, model)
     return PatchBatch(
         patches,
         crops,
@@ -209,4 +241,23 @@ def _batch(
         plan.steps,
         fast_solver=plan.fast_solver,
         preview_decoder=plan.preview_decoder,
+        edited=_edited(patches, morphology, expression, plan, section, model, conditions),
     )
+
+
+def _edited(
+    patches: tuple[Patch, ...],
+    morphology: NDArray[np.float32] | None,
+    expression: NDArray[np.float32] | None,
+    plan: Plan,
+    section: Section,
+    model: PatchModel,
+    conditions: Conditions,
+) -> Edited | None:
+    """Return the conditions after the edits where real tissue is edited: morphology follows expression."""
+    if conditions.before is None:
+        return None
+    after = conditions.expression(patches, section, model)
+    assert morphology is not None and expression is not None and after is not None  # plan() sees to it
+    moved = morphology + conditions.before.map.delta(expression, after)
+    return Edited(moved, after, plan.request.edit_scale)

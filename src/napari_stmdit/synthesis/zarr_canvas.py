@@ -20,7 +20,7 @@ from ..errors import StoreError
 from ..tissue.pyramid import CHUNK, halved_rgba
 from ..tissue.stored_patches import PatchFiles
 from ..types import Patch, PatchResult, Plan
-from .blend import feather
+from .blend import even, feather
 from .canvas import masked
 from .disk import explained, from_ranges, patiently, sync, write_atomically, write_json
 from .identity import differences
@@ -294,7 +294,7 @@ class ZarrCanvas:
             low_y, low_x, high_y, high_x = max(top, y0), max(left, x0), min(bottom, y1), min(right, x1)
             there = (slice(low_y - top, high_y - top), slice(low_x - left, high_x - left))
             here = (slice(low_y - y0, high_y - y0), slice(low_x - x0, high_x - x0))
-            weight = feather(bottom - top)[there]
+            weight = (even if self._plan.counterfactual else feather)(bottom - top)[there]
             total[here] += weight[..., None] * self._pixels(index)[there]
             weights[here] += weight
         shown = weights > 0

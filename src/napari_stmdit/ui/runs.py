@@ -48,7 +48,7 @@ class _Present:
     ) -> None:
         self.number, self.plan, self.section, self.model, self.name = number, plan, section, model, name
         self.then = then
-        self.canvas = MemoryCanvas(plan.frame)
+        self.canvas = MemoryCanvas(plan.frame, plan.counterfactual)
         self.growing = GrowingLayer(self.canvas, section, name)
         self.done: list[PatchResult] = []
         self.progress: Progress | None = None
@@ -294,8 +294,7 @@ class RunCycle:
             present.canvas,
             present.done,
             seconds,
-            last.notes if last else (),
-            last.failed if last else None,
+            last or Progress(0, len(present.plan), 0, present.plan.steps, 0, seconds),
         )
         if present.growing.layer is None:
             return

@@ -1,0 +1,141 @@
+"""Editing crops of a slide with a checkpoint, keeping what was found out about each: a second edit only has to predict."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import NotFiniteError, StoreError
+
+if TYPE_CHECKING:
+    from .encoders.cache import EmbeddingCache
+    from .model.pipeline import STMDiTPipeline
+    from .model.predict import ConditionTensors
+    from .synthesis.models import PatchBatch
+
+METHOD = 1
+"""Version of what is kept: raise it where the path of a crop to its noise is computed otherwise."""
+NOISE_BYTES = 512 * 2**20
+NOISE_FOLDER_BYTES = 2 * 2**30
+
+
+class TissueEditor:
+    """Edits crops with one checkpoint.
+
+    Parameters
+    ----------
+    pipeline
+        The checkpoint's.
+    identity
+        What else a kept path depends on: the checkpoint's hash, precision and kind of device.
+    cache
+        Where paths are kept.
+
+    Attributes
+    ----------
+    abducted
+        How many crops were taken to their noise so far; the others were found in the cache.
+    """
+
+    def __init__(self, pipeline: STMDiTPipeline, identity: str, cache: EmbeddingCache) -> None:
+        self.pipeline = pipeline
+        self.identity = identity
+        self.cache = cache
+        self.abducted = 0
+
+    def edit(self, batch: PatchBatch) -> Generator[float, None, NDArray[np.uint8]]:
+        """Yield the share of the work that is done after every network call; return the edited crops (b, p, p, 3) uint8.
+
+        Raises
+        ------
+        NotFiniteError
+            A prediction is not finite; names the patches.
+        """
+        from .model.counterfactual import edited_pixels, predict
+
+        assert batch.crops is not None and batch.edited is not None  # `denoise` asks for it
+        before = conditions_of(batch.morphology, batch.expression)
+        after = conditions_of(batch.edited.morphology, batch.edited.expression)
+        abduction = yield from self._abduction(batch, before)
+        transformer = self.pipeline.transformer
+        work = predict(transformer, abduction, after, scale=batch.edited.scale, batch=len(batch.patches))
+        change = yield from _shares(work, 0.5)
+        return edited_pixels(self.pipeline.vae, batch.crops, abduction.latents, change)
+
+    def _abduction(self, batch: PatchBatch, before: ConditionTensors) -> Generator[float, None, Any]:
+        from .model.counterfactual import abduct, restored
+        from .model.vae import encode_latents
+
+        assert batch.crops is not None
+        keys = [self._key(batch, item) for item in range(len(batch.patches))]
+        paths = [self.cache.get(key) for key in keys]
+        missing = [item for item, path in enumerate(paths) if path is None]
+        if missing:
+            latents = encode_latents(self.pipeline.vae, batch.crops[missing]).float()
+            own = taken(before, missing)
+            work = abduct(
+                self.pipeline.transformer, self.pipeline.scheduler, latents, own, steps=batch.steps, batch=len(missing)
+            )
+            try:
+                found = yield from _shares(work, 0.0)
+            except NotFiniteError as error:
+                raise NotFiniteError(str(error), [missing[place] for place in error.items]) from error
+            arrays = found.arrays()
+            for place, item in enumerate(missing):
+                path = np.stack([arrays["states"][:, place], arrays["slopes"][:, place]])
+                self.cache.put(keys[item], path)
+                paths[item] = path
+            self.abducted += len(missing)
+        stacked = np.stack([path for path in paths if path is not None], axis=2)  # (2, steps + 1, b, c, h, w)
+        return restored(self.pipeline.scheduler, {"states": stacked[0], "slopes": stacked[1]}, before)
+
+    def _key(self, batch: PatchBatch, item: int) -> str:
+        assert batch.crops is not None and batch.morphology is not None and batch.expression is not None
+        digest = hashlib.sha256(f"{METHOD} {self.identity} {batch.steps}".encode())
+        for part in (batch.crops[item], batch.morphology[item], batch.expression[item]):
+            digest.update(f"{part.dtype} {part.shape} ".encode() + np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()
+
+
+def noise_cache() -> EmbeddingCache:
+    """Return a cache for paths to noise, in memory and on disk."""
+    from platformdirs import user_cache_path
+
+    from .encoders.cache import EmbeddingCache
+
+    try:
+        return EmbeddingCache(NOISE_BYTES, user_cache_path("napari-stmdit", appauthor=False) / "noise", NOISE_FOLDER_BYTES)
+    except StoreError:  # a home that cannot be written is no reason not to run
+        return EmbeddingCache(NOISE_BYTES)
+
+
+def conditions_of(morphology: NDArray[np.float32] | None, expression: NDArray[np.float32] | None) -> ConditionTensors:
+    """Return conditions as tensors."""
+    import torch
+
+    from .model.predict import ConditionTensors
+
+    parts = (None if rows is None else torch.from_numpy(np.ascontiguousarray(rows)) for rows in (morphology, expression))
+    return ConditionTensors(*parts)
+
+
+def taken(conditions: ConditionTensors, items: Sequence[int]) -> ConditionTensors:
+    """Return the conditions of some items."""
+    from .model.predict import ConditionTensors
+
+    parts = (conditions.morphology, conditions.expression, conditions.expression_keep)
+    return ConditionTensors(*(None if part is None else part[list(items)] for part in parts))
+
+
+def _shares(work: Any, start: float) -> Generator[float, None, Any]:
+    """Yield from an integration the share of the whole, of which this is the half from ``start`` on."""
+    while True:
+        try:
+            step = next(work)
+        except StopIteration as ended:
+            return ended.value
+        yield start + step.fraction / 2

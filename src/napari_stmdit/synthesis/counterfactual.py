@@ -1,0 +1,98 @@
+"""This tissue under an edit: which spots it reaches, how morphology follows, and how a change fades at a patch's rim."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..encoders.morphology_map import MorphologyMap, fit_morphology_map
+from ..tissue.crops import read_patches
+from ..types import CheckpointCard, Section
+from .boxes import boxes_around
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+    from .models import PatchModel
+
+MAX_MAP_SPOTS = 400
+"""Spots that a map is fitted to, evenly spaced over the table: a large encoder takes seconds for the crop of each."""
+MAP_BATCH = 16
+RIM = 0.12
+"""Share of a patch's side over which a change fades to nothing at its rim."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """What was measured where an edit changes it.
+
+    Attributes
+    ----------
+    counts, depth
+        (n, g) counts and (n,) relative depth, row by row those that `Conditions` has after the edits.
+    touched
+        (n,) bool: which rows the edits change.
+    map
+        How morphology follows expression.
+    """
+
+    counts: csr_matrix
+    depth: NDArray[np.float32]
+    touched: NDArray[np.bool_]
+    map: MorphologyMap
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a result records of it, in JSON types."""
+        return {"map": {**self.map.facts(), "statement": self.map.words}}
+
+
+def touched_rows(
+    before: csr_matrix, after: csr_matrix, depth_before: NDArray[np.float32], depth_after: NDArray[np.float32]
+) -> NDArray[np.bool_]:
+    """Return which rows (n,) of two tables of counts, or their depths, differ at all."""
+    changed = abs(after - before)
+    changed.eliminate_zeros()
+    return np.asarray((np.diff(changed.tocsr().indptr) > 0) | (depth_before != depth_after), dtype=bool)
+
+
+def map_of(section: Section, card: CheckpointCard, model: PatchModel) -> MorphologyMap:
+    """Return the checkpoint's map from expression to morphology, or one fitted on the section's own spots where it has none."""
+    stored: MorphologyMap | None = getattr(model, "morphology_map", None)
+    return _fitted(section, card, model) if stored is None else stored
+
+
+def _fitted(section: Section, card: CheckpointCard, model: PatchModel) -> MorphologyMap:
+    spots = section.spots
+    assert section.image is not None and section.calibration.mpp is not None  # plan() refuses such sections
+    rows = np.unique(np.linspace(0, len(spots) - 1, min(MAX_MAP_SPOTS, len(spots))).round().astype(np.int64))
+    boxes = boxes_around(spots.yx[rows], card.patch_px, card.patch_mpp / section.calibration.mpp)
+    expression, morphology = [], []
+    for start in range(0, len(rows), MAP_BATCH):
+        own = rows[start : start + MAP_BATCH]
+        names = tuple(spots.ids[own].tolist())
+        crops = read_patches(section.image, [b.source for b in boxes[start : start + MAP_BATCH]], card.patch_px)
+        counts = spots.counts[own].astype(np.float32)
+        expression.append(model.encode_expression(counts, spots.genes, names, spots.relative_depth[own]))
+        morphology.append(model.encode_morphology(crops, names))
+    return fit_morphology_map(np.concatenate(expression), np.concatenate(morphology), yx=spots.yx[rows])
+
+
+@lru_cache(maxsize=8)
+def taper(side: int) -> NDArray[np.float32]:
+    """Return the (side, side) share of a change that is shown: 1 inside, falling to 0 at the rim without an edge."""
+    rim = RIM * side
+    middle = np.arange(side) + 0.5
+    rise = np.clip(np.minimum(middle, side - middle) / rim, 0, 1)
+    smooth = rise**2 * (3 - 2 * rise)
+    return np.asarray(smooth[:, None] * smooth[None], dtype=np.float32)
+
+
+def faded(real: NDArray[np.uint8], edited: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return edited patches (b, p, p, 3) that are the real ones at their rim, so that none has a frame."""
+    change = edited.astype(np.float32) - real
+    return np.asarray(np.rint(real + taper(real.shape[1])[..., None] * change), dtype=np.uint8)
