@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -19,15 +19,15 @@ from .encoders.precomputed import PrecomputedEmbeddings
 from .errors import CheckpointError, GeneError, StmditError
 from .expression.edits import Profile
 from .model.references import data_directory
-from .synthesis.run import DenoiseStep, PatchBatch
+from .synthesis.models import DenoiseStep, Edited, PatchBatch
 from .types import CheckpointCard, Genes, Guidance
 
 if TYPE_CHECKING:
+    from .editing import TissueEditor
+    from .encoders.morphology_map import MorphologyMap
     from .encoders.protocols import ExpressionEncoder, MorphologyEncoder
     from .model.convert import Converted
     from .model.pipeline import STMDiTPipeline
-    from .editing import TissueEditor
-    from .encoders.morphology_map import MorphologyMap
     from .model.solver import CanvasSolver
 
     ExpressionSource = ExpressionEncoder | PrecomputedEmbeddings | MissingEncoder
@@ -75,6 +75,7 @@ class Checkpoint:
     ) -> None:
         self.card = card
         self.morphology_map = morphology_map
+        self.fitted_maps: dict[str, MorphologyMap] = {}
         self.profiles = profiles
         self.provenance = provenance
         self.pipeline = pipeline
@@ -119,7 +120,8 @@ class Checkpoint:
         """What edits real crops; it keeps their noise."""
         from .editing import TissueEditor, noise_cache
 
-        known = " ".join(str(self.provenance[name]) for name in ("sha256", "dtype"))
+        embeddings = self.provenance.get("morphology_embeddings", {})
+        known = " ".join(str(v) for v in (self.provenance["sha256"], self.provenance["dtype"], *embeddings.values()))
         return TissueEditor(self.pipeline, f"{known} {self.device.split(':')[0]}", noise_cache())
 
     def denoise(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
@@ -201,6 +203,29 @@ class Checkpoint:
             state,
             above=filled.above or 0.0,
         )
+
+    def edit_canvas(
+        self,
+        image: NDArray[np.uint8],
+        morphology: NDArray[np.float32],
+        expression: NDArray[np.float32],
+        edited: Edited,
+        corners: NDArray[np.int64],
+        weight: NDArray[np.float32],
+        steps: int,
+        batch: int,
+    ) -> Generator[float, None, NDArray[np.float32]]:
+        """Yield the share of the work that is done; return the change (c, h, w) of an image's latents; see `EditingModel`."""
+        with memory_given_back():
+            change = yield from self.editor.edit_canvas(
+                image, morphology, expression, edited, corners, weight, steps, batch
+            )
+        return change
+
+    def decode_change(self, image: NDArray[np.uint8], change: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return how the pixels of an image (H, W, 3) uint8 move, (H, W, 3), with a change (c, h, w) of its latents."""
+        with memory_given_back():
+            return self.editor.decode_change(image, change)
 
     def decode(self, latents: NDArray[np.float32], *, preview: bool = False) -> NDArray[np.uint8]:
         """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8; with ``preview`` by the preview decoder, if any."""

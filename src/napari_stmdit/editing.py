@@ -12,13 +12,17 @@ from numpy.typing import NDArray
 from .errors import NotFiniteError, StoreError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .encoders.cache import EmbeddingCache
     from .model.pipeline import STMDiTPipeline
     from .model.predict import ConditionTensors
-    from .synthesis.models import PatchBatch
+    from .synthesis.models import Edited, PatchBatch
 
 METHOD = 1
 """Version of what is kept: raise it where the path of a crop to its noise is computed otherwise."""
+TILE, MARGIN = 512, 64
+"""Pixels of an image that are encoded together, and those around them that an encoder looks at."""
 NOISE_BYTES = 512 * 2**20
 NOISE_FOLDER_BYTES = 2 * 2**30
 
@@ -71,7 +75,8 @@ class TissueEditor:
         from .model.vae import encode_latents
 
         assert batch.crops is not None
-        keys = [self._key(batch, item) for item in range(len(batch.patches))]
+        assert batch.edited is not None
+        keys = [self._key(f"{key} {batch.steps}") for key in batch.edited.keys]
         paths = [self.cache.get(key) for key in keys]
         missing = [item for item, path in enumerate(paths) if path is None]
         if missing:
@@ -93,12 +98,96 @@ class TissueEditor:
         stacked = np.stack([path for path in paths if path is not None], axis=2)  # (2, steps + 1, b, c, h, w)
         return restored(self.pipeline.scheduler, {"states": stacked[0], "slopes": stacked[1]}, before)
 
-    def _key(self, batch: PatchBatch, item: int) -> str:
-        assert batch.crops is not None and batch.morphology is not None and batch.expression is not None
-        digest = hashlib.sha256(f"{METHOD} {self.identity} {batch.steps}".encode())
-        for part in (batch.crops[item], batch.morphology[item], batch.expression[item]):
-            digest.update(f"{part.dtype} {part.shape} ".encode() + np.ascontiguousarray(part).tobytes())
-        return digest.hexdigest()
+    def edit_canvas(
+        self,
+        image: NDArray[np.uint8],
+        morphology: NDArray[np.float32],
+        expression: NDArray[np.float32],
+        edited: Edited,
+        corners: NDArray[np.int64],
+        weight: NDArray[np.float32],
+        steps: int,
+        batch: int,
+    ) -> Generator[float, None, NDArray[np.float32]]:
+        """Yield the share of the work that is done; return the change of the latents of an image; see `EditingModel`."""
+        from .model.counterfactual import CanvasWindows, predict
+
+        factor = self._factor
+        layout = CanvasWindows(corners, weight, (image.shape[0] // factor, image.shape[1] // factor))
+        before = conditions_of(morphology, expression)
+        key = self._key(f"{edited.keys[0]} {steps}")
+        abduction = yield from self._canvas_path(key, image, before, layout, steps, batch)
+        after = conditions_of(edited.morphology, edited.expression)
+        work = predict(self.pipeline.transformer, abduction, after, scale=edited.scale, batch=batch)
+        change = yield from _shares(work, 0.5)
+        found: NDArray[np.float32] = change.numpy()
+        return found
+
+    def _canvas_path(
+        self, key: str, image: NDArray[np.uint8], before: ConditionTensors, layout: Any, steps: int, batch: int
+    ) -> Generator[float, None, Any]:
+        from .model.counterfactual import abduct, restored
+
+        count, side = len(layout.corners), layout.side
+        kept = self.cache.get(key)
+        channels = int(self.pipeline.vae.config.latent_channels)
+        if kept is None:
+            work = abduct(
+                self.pipeline.transformer,
+                self.pipeline.scheduler,
+                self._encode(image),
+                before,
+                layout=layout,
+                steps=steps,
+                batch=batch,
+            )
+            found = yield from _shares(work, 0.0)
+            arrays = found.arrays()
+            self.cache.put(key, np.concatenate([arrays["states"].ravel(), arrays["slopes"].ravel()]))
+            self.abducted += count
+            return found
+        shape = (steps + 1, channels, *layout.size)
+        size = int(np.prod(shape))
+        slopes = kept[size:].reshape(steps + 1, count, channels, side, side)
+        arrays = {"states": kept[:size].reshape(shape), "slopes": slopes}
+        return restored(self.pipeline.scheduler, arrays, before, layout)
+
+    def decode_change(self, image: NDArray[np.uint8], change: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return how the pixels of an image (H, W, 3) uint8 move, (H, W, 3), with a change (c, h, w) of its latents."""
+        import torch
+
+        from .model.counterfactual import decoded_change
+
+        latents = self._encode(image)
+        return decoded_change(self.pipeline.vae, latents[None], torch.from_numpy(change)[None])[0]
+
+    def _encode(self, image: NDArray[np.uint8]) -> Tensor:
+        """Encode an image (H, W, 3) uint8 as latents (c, h, w), tile by tile with a margin."""
+        import torch
+
+        from .model.vae import encode_latents, latent_channels
+
+        factor, (height, width) = self._factor, image.shape[:2]
+        latents = torch.zeros(latent_channels(self.pipeline.vae), height // factor, width // factor)
+        for y in range(0, height, TILE):
+            for x in range(0, width, TILE):
+                y0, x0 = max(y - MARGIN, 0), max(x - MARGIN, 0)
+                y1, x1 = min(y + TILE, height), min(x + TILE, width)
+                part = image[y0 : min(y1 + MARGIN, height), x0 : min(x1 + MARGIN, width)]
+                found = encode_latents(self.pipeline.vae, part[None])[0].float().cpu()
+                top, left = (y - y0) // factor, (x - x0) // factor
+                own = found[:, top : top + (y1 - y) // factor, left : left + (x1 - x) // factor]
+                latents[:, y // factor : y1 // factor, x // factor : x1 // factor] = own
+        return latents
+
+    @property
+    def _factor(self) -> int:
+        from .model.vae import spatial_factor
+
+        return spatial_factor(self.pipeline.vae)
+
+    def _key(self, content: str) -> str:
+        return hashlib.sha256(f"{METHOD} {self.identity} {content}".encode()).hexdigest()
 
 
 def noise_cache() -> EmbeddingCache:
@@ -108,7 +197,9 @@ def noise_cache() -> EmbeddingCache:
     from .encoders.cache import EmbeddingCache
 
     try:
-        return EmbeddingCache(NOISE_BYTES, user_cache_path("napari-stmdit", appauthor=False) / "noise", NOISE_FOLDER_BYTES)
+        return EmbeddingCache(
+            NOISE_BYTES, user_cache_path("napari-stmdit", appauthor=False) / "noise", NOISE_FOLDER_BYTES
+        )
     except StoreError:  # a home that cannot be written is no reason not to run
         return EmbeddingCache(NOISE_BYTES)
 
@@ -119,7 +210,9 @@ def conditions_of(morphology: NDArray[np.float32] | None, expression: NDArray[np
 
     from .model.predict import ConditionTensors
 
-    parts = (None if rows is None else torch.from_numpy(np.ascontiguousarray(rows)) for rows in (morphology, expression))
+    parts = (
+        None if rows is None else torch.from_numpy(np.ascontiguousarray(rows)) for rows in (morphology, expression)
+    )
     return ConditionTensors(*parts)
 
 

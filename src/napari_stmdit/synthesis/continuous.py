@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -194,7 +193,11 @@ class _Canvas:
     # --- decoding
 
     def _decode(self, latents: NDArray[np.float32]) -> Iterator[Update]:
-        decode = partial(self.model.decode, preview=self.plan.preview_decoder)
+        preview = self.plan.preview_decoder
+
+        def decode(part: NDArray[np.float32], _: tuple[int, int]) -> NDArray[np.uint8]:
+            return self.model.decode(part, preview=preview)
+
         decoder = TileDecoder(self._covered(latents), self.plan, self.windows, self.factor, decode)
         for patch in self.plan.patches:
             if patch.index in self.done or patch.index in self.failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..encoders.morphology_map import MorphologyMap, fit_morphology_map
 from ..tissue.crops import read_patches
+from ..tissue.elements import fingerprint
 from ..types import CheckpointCard, Section
 from .boxes import boxes_around
 
@@ -51,6 +53,15 @@ class Before:
         return {"map": {**self.map.facts(), "statement": self.map.words}}
 
 
+def content_key(*parts: NDArray[Any] | csr_matrix) -> str:
+    """Return a hash of arrays and sparse rows. Embeddings would not do: their last bits depend on what else was in the batch."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for array in (part,) if isinstance(part, np.ndarray) else (part.indptr, part.indices, part.data):
+            digest.update(f"{array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
 def touched_rows(
     before: csr_matrix, after: csr_matrix, depth_before: NDArray[np.float32], depth_after: NDArray[np.float32]
 ) -> NDArray[np.bool_]:
@@ -63,7 +74,13 @@ def touched_rows(
 def map_of(section: Section, card: CheckpointCard, model: PatchModel) -> MorphologyMap:
     """Return the checkpoint's map from expression to morphology, or one fitted on the section's own spots where it has none."""
     stored: MorphologyMap | None = getattr(model, "morphology_map", None)
-    return _fitted(section, card, model) if stored is None else stored
+    if stored is not None:
+        return stored
+    kept: dict[str, MorphologyMap] = getattr(model, "fitted_maps", {})
+    key = fingerprint(section)
+    if key not in kept:
+        kept[key] = _fitted(section, card, model)
+    return kept[key]
 
 
 def _fitted(section: Section, card: CheckpointCard, model: PatchModel) -> MorphologyMap:

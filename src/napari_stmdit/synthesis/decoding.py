@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ class TileDecoder:
     factor
         Pixels per latent cell.
     decode
-        Takes latents (c, h, w) to an image (h * factor, w * factor, 3) uint8.
+        Takes latents (c, h, w), and the corner (y, x) of their place on the canvas in pixels, to an image (h * factor, w * factor, 3).
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class TileDecoder:
         plan: Plan,
         windows: Windows,
         factor: int,
-        decode: Callable[[NDArray[np.float32]], NDArray[np.uint8]],
+        decode: Callable[[NDArray[np.float32], tuple[int, int]], NDArray[Any]],
     ) -> None:
         self._latents, self._windows, self._factor, self._decode = latents, windows, factor, decode
         self._tiles = {patch.canvas_box[:2]: patch for patch in plan.patches}
@@ -47,6 +48,10 @@ class TileDecoder:
 
     def tile(self, patch: Patch) -> PatchResult:
         """Return a finished tile, with the mask of its pixels that belong to the region."""
+        return PatchResult(patch, np.rint(self.blended(patch)).astype(np.uint8), self.mask(patch))
+
+    def blended(self, patch: Patch) -> NDArray[np.float32]:
+        """Return what was decoded of a tile, (side, side, 3), blended with its neighbours at its borders."""
         side = self._windows.tile
         y, x = patch.canvas_box[:2]
         total = np.zeros((side, side, 3), dtype=np.float32)
@@ -55,8 +60,7 @@ class TileDecoder:
             for dx in (-side, 0, side):
                 if (y + dy, x + dx) in self._tiles:
                     self._add((y + dy, x + dx), (y, x), total, weights)
-        pixels = np.rint(total / np.maximum(weights, np.float32(1e-6))[..., None]).astype(np.uint8)
-        return PatchResult(patch, pixels, self._mask(y, x))
+        return np.asarray(total / np.maximum(weights, np.float32(1e-6))[..., None], dtype=np.float32)
 
     def _add(
         self, at: tuple[int, int], corner: tuple[int, int], total: NDArray[np.float32], weights: NDArray[np.float32]
@@ -89,13 +93,16 @@ class TileDecoder:
         y0, x0 = max(at[0] - MARGIN - top, 0), max(at[1] - MARGIN - left, 0)
         y1, x1 = min(at[0] + side + MARGIN - top, height), min(at[1] + side + MARGIN - left, width)
         crop = self._latents[:, y0 // factor : y1 // factor, x0 // factor : x1 // factor]
-        found = _Decoded((y0 + top, x0 + left), self._decode(np.ascontiguousarray(crop)))
+        corner = (y0 + top, x0 + left)
+        found = _Decoded(corner, self._decode(np.ascontiguousarray(crop), corner))
         self._decoded[at] = found
         while len(self._decoded) > self._most:
             self._decoded.popitem(last=False)
         return found
 
-    def _mask(self, y: int, x: int) -> NDArray[np.bool_]:
+    def mask(self, patch: Patch) -> NDArray[np.bool_]:
+        """Return which pixels (side, side) of a tile belong to the region."""
+        y, x = patch.canvas_box[:2]
         cell, side = self._windows.cell, self._windows.tile
         cells = self._windows.cells[y // cell : (y + side) // cell, x // cell : (x + side) // cell]
         return cells.repeat(cell, axis=0).repeat(cell, axis=1)
@@ -104,5 +111,5 @@ class TileDecoder:
 class _Decoded:
     """A decoded tile with its margin: its corner on the canvas, and its pixels."""
 
-    def __init__(self, corner: tuple[int, int], pixels: NDArray[np.uint8]) -> None:
+    def __init__(self, corner: tuple[int, int], pixels: NDArray[Any]) -> None:
         self.corner, self.pixels = corner, pixels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -64,12 +64,16 @@ class Edited:
         (b, t, d) float32, moved by what the edit of expression implies.
     expression
         (b, d) or (b, g, d) float32, after the edits.
+    keys
+        What the b crops and their measured expression are, by content: what is found out about them is kept under these names. Of a
+        canvas, one for all of it.
     scale
         w of v(c) + w (v(c') - v(c)).
     """
 
     morphology: NDArray[np.float32]
     expression: NDArray[np.float32]
+    keys: tuple[str, ...]
     scale: float = 1.0
 
 
@@ -170,6 +174,30 @@ class CanvasModel(PatchModel, Protocol):
 
     def decode(self, latents: NDArray[np.float32], *, preview: bool = False) -> NDArray[np.uint8]:
         """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8; with ``preview`` by the preview decoder, if any."""
+
+
+@runtime_checkable
+class EditingModel(CanvasModel, Protocol):
+    """What edits of real tissue in continuous mode need beyond a `CanvasModel`."""
+
+    def edit_canvas(
+        self,
+        image: NDArray[np.uint8],
+        morphology: NDArray[np.float32],
+        expression: NDArray[np.float32],
+        edited: Edited,
+        corners: NDArray[np.int64],
+        weight: NDArray[np.float32],
+        steps: int,
+        batch: int,
+    ) -> Generator[float, None, NDArray[np.float32]]:
+        """Yield the share of the work that is done; return the change (c, h, w) of the latents of an image (H, W, 3) uint8.
+
+        ``corners`` (n, 2) of n windows, in latent cells, with ``weight`` (s, s); conditions are one for each window.
+        """
+
+    def decode_change(self, image: NDArray[np.uint8], change: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return how the pixels of an image (H, W, 3) uint8 move, (H, W, 3), with a change (c, h, w) of its latents."""
 
 
 class SolverStates(Protocol):

@@ -179,7 +179,9 @@ def _counterfactual(request: Request, card: CheckpointCard, faults: list[tuple[s
         return False
     reason = counterfactual_fault(request, card)
     if reason is not None and request.counterfactual == "on":
-        faults.append(("counterfactual", f"{reason}, or make new tissue with --no-counterfactual (counterfactual='off')"))
+        faults.append(
+            ("counterfactual", f"{reason}, or make new tissue with --no-counterfactual (counterfactual='off')")
+        )
     return reason is None
 
 
@@ -192,7 +194,9 @@ def counterfactual_fault(request: Request, card: CheckpointCard) -> str | None:
     if "morphology" not in card.conditions:
         return f"checkpoint {card.name!r} is not conditioned on morphology, by which an edit moves the image; use one that is"
     if not card.edits_tissue:
-        return f"the autoencoder of checkpoint {card.name!r} has no encoder, so the slide cannot be read; use one that has"
+        return (
+            f"the autoencoder of checkpoint {card.name!r} has no encoder, so the slide cannot be read; use one that has"
+        )
     if request.morphology != "own":
         return f"an edit of this tissue starts from each spot's own morphology, got {request.morphology!r}; use own"
     if request.expression != "own":

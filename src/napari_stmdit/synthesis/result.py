@@ -24,7 +24,6 @@ from .plan import plan as make_plan
 from .run import run
 from .zarr_canvas import ZarrCanvas
 
-
 NEW = "Synthetic image made by a generative model. Not for diagnosis."
 EDITED = "Edited image of real tissue: a generative model made what differs from the slide. Not for diagnosis."
 
@@ -195,9 +194,7 @@ def collect(
     shown = done if plan.windows is None else []
     patches = np.stack([r.pixels for r in shown]) if shown else np.zeros((0, size, size, 3), np.uint8)
     made = [r.patch for r in done]
-    provenance = provenance_of(
-        plan, section, model, made, seconds, progress.notes, progress.failed, progress.facts
-    )
+    provenance = provenance_of(plan, section, model, made, seconds, progress.notes, progress.failed, progress.facts)
     failed = dict(progress.failed)
     return Result(canvas.rgba, plan, section, tuple(p.index for p in made), patches, provenance, failed)
 

@@ -15,13 +15,13 @@ from ..tissue.crops import read_patches
 from ..types import Patch, PatchResult, Plan, Section
 from .conditions import Conditions, condition_rows
 from .continuous import run_windows
-from .counterfactual import Before, faded
+from .counterfactual import Before, content_key, faded
+from .edited_windows import run_edited_windows
 from .models import CanvasModel as CanvasModel
 from .models import DenoiseStep as DenoiseStep
-from .models import Edited
+from .models import Edited, EditingModel, SolverStates
 from .models import PatchBatch as PatchBatch
 from .models import PatchModel as PatchModel
-from .models import SolverStates
 
 UNTOUCHED_AT_ONCE = 32
 """Crops of the slide that are read together where no edit reaches."""
@@ -89,7 +89,12 @@ def run(
             raise SynthesisError("a continuous region stays together and cannot be shared out; share out spots instead")
         if not isinstance(model, CanvasModel):
             raise SynthesisError(f"checkpoint {plan.card.name!r} cannot be used in continuous mode; use --mode spots")
-        yield from run_windows(plan, section, model, batch=batch, cancel=cancel, done=done, states=states)
+        how: dict[str, Any] = {"batch": batch, "cancel": cancel, "done": done, "states": states}
+        if plan.counterfactual:
+            assert isinstance(model, EditingModel)  # the card says that it edits tissue
+            yield from run_edited_windows(plan, section, model, **how)
+        else:
+            yield from run_windows(plan, section, model, **how)
         return
     wanted = range(len(plan)) if only is None else set(only)
     todo = [p for p in plan.patches if p.index in wanted and p.index not in done]
@@ -241,12 +246,13 @@ def _batch(
         plan.steps,
         fast_solver=plan.fast_solver,
         preview_decoder=plan.preview_decoder,
-        edited=_edited(patches, morphology, expression, plan, section, model, conditions),
+        edited=_edited(patches, crops, morphology, expression, plan, section, model, conditions),
     )
 
 
 def _edited(
     patches: tuple[Patch, ...],
+    crops: NDArray[np.uint8] | None,
     morphology: NDArray[np.float32] | None,
     expression: NDArray[np.float32] | None,
     plan: Plan,
@@ -259,5 +265,12 @@ def _edited(
         return None
     after = conditions.expression(patches, section, model)
     assert morphology is not None and expression is not None and after is not None  # plan() sees to it
-    moved = morphology + conditions.before.map.delta(expression, after)
-    return Edited(moved, after, plan.request.edit_scale)
+    before = conditions.before
+    moved = morphology + before.map.delta(expression, after)
+    assert crops is not None
+    rows = [patch.index for patch in patches]
+    keys = tuple(
+        content_key(crop, before.counts[row], before.depth[row : row + 1])
+        for crop, row in zip(crops, rows, strict=True)
+    )
+    return Edited(moved, after, keys, plan.request.edit_scale)

@@ -1,0 +1,285 @@
+"""Continuous mode on real tissue: windows that an edit reaches go to their noise and back; elsewhere the slide stays as it is.
+
+Windows are worked on in blocks that fit into memory. The change that a block finds is weighed by its windows' share of all windows at a
+place, so that it fades to nothing towards windows that the edit does not reach, and blends from block to block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import label
+from scipy.sparse import csr_matrix
+from scipy.spatial import cKDTree
+
+from ..errors import NotFiniteError, SynthesisError
+from ..progress import CancelToken, Progress, Stopwatch
+from ..tissue.crops import read_patches
+from ..types import PatchResult, Plan, Section, Windows
+from .conditions import Conditions, condition_rows, spot_rows
+from .counterfactual import Before, content_key
+from .decoding import TileDecoder
+from .models import Edited, EditingModel, SolverStates
+
+MAX_BLOCK = 16
+"""Windows along each side of a block; what is kept of one takes about 0.2 GB at the bundled checkpoint's size."""
+
+Update = tuple[tuple[PatchResult, ...], Progress]
+
+
+def run_edited_windows(
+    plan: Plan,
+    section: Section,
+    model: EditingModel,
+    *,
+    batch: int,
+    cancel: CancelToken,
+    done: Collection[int] = (),
+    states: SolverStates | None = None,
+) -> Iterator[Update]:
+    """Edit a continuous region of real tissue; the parameters and what is yielded are those of `napari_stmdit.run`."""
+    assert plan.windows is not None
+    yield from _EditedCanvas(plan, plan.windows, section, model, batch, cancel, set(done), states).go()
+
+
+def changed_windows(windows: Windows, rows: NDArray[np.int64], touched: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which windows (n,) draw on a spot that the edits touch; ``touched`` is of the spots at ``rows``, which are sorted."""
+    at = np.searchsorted(rows, windows.rows)
+    return np.asarray((touched[at] & (windows.weights > 0)).any(axis=1), dtype=bool)
+
+
+def reached_windows(windows: Windows, changed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which windows have to be computed: the changed ones and those that overlap one."""
+    if not changed.any():
+        return changed
+    apart, _ = cKDTree(windows.corners[changed]).query(windows.corners, p=np.inf)
+    return np.asarray(apart < windows.side, dtype=bool)
+
+
+def blocks_of(windows: Windows, reached: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+    """Return the windows of each block: what hangs together, cut where it is larger than `MAX_BLOCK` windows."""
+    numbers = np.flatnonzero(reached)
+    if not len(numbers):
+        return []
+    places = windows.corners[numbers] // windows.stride
+    places -= places.min(axis=0)
+    grid = np.zeros(places.max(axis=0) + 1, dtype=bool)
+    grid[tuple(places.T)] = True
+    pieces, _ = label(grid, structure=np.ones((3, 3)))
+    piece = pieces[tuple(places.T)]
+    blocks = []
+    for name in np.unique(piece):
+        own = np.flatnonzero(piece == name)
+        corner = places[own] - places[own].min(axis=0)
+        cells = corner // MAX_BLOCK if corner.max() >= MAX_BLOCK else np.zeros_like(corner)
+        _, block = np.unique(cells, axis=0, return_inverse=True)
+        blocks += [numbers[own[block.ravel() == k]] for k in range(block.max() + 1)]
+    return blocks
+
+
+@dataclass
+class _EditedCanvas:
+    """A continuous edit under way."""
+
+    plan: Plan
+    windows: Windows
+    section: Section
+    model: EditingModel
+    batch: int
+    cancel: CancelToken
+    done: set[int]
+    states: SolverStates | None
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    notes: list[str] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    finished: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        channels, self.factor = self.model.latent_grid
+        window = self.windows
+        if any(n % self.factor for n in (window.side, window.stride, window.tile, *window.absolute)):
+            raise SynthesisError(
+                f"windows of {window.side} px every {window.stride} px do not fit latents of {self.factor} px"
+            )
+        self.side = window.side // self.factor
+        self.corners = window.corners // self.factor
+        self.shape = (channels, window.size[0] // self.factor, window.size[1] // self.factor)
+        bump = np.sin(np.pi * (np.arange(self.side) + 0.5) / self.side).astype(np.float32) ** 2
+        self.weight = np.maximum(bump[:, None] * bump[None], np.float32(1e-3))
+
+    def go(self) -> Iterator[Update]:
+        yield (), self._progress(0)
+        if len(self.done) == len(self.plan):
+            return
+        conditions = condition_rows(self.plan, self.section, self.model)
+        before = conditions.before
+        assert before is not None  # the plan is counterfactual
+        self.facts = before.facts
+        self.notes.append(before.map.words)
+        changed = changed_windows(self.windows, spot_rows(self.plan), before.touched)
+        reached = reached_windows(self.windows, changed)
+        blocks = blocks_of(self.windows, reached)
+        change = self._take_up()
+        total = self._weights(np.arange(len(self.windows)))
+        for number, block in enumerate(blocks):
+            if number in self.finished:
+                continue
+            try:
+                found = yield from self._edit(block, conditions, before, number / len(blocks), 1 / len(blocks))
+            except NotFiniteError as error:
+                self._fail(block, error, len(blocks))
+                continue
+            if found is None:
+                return
+            change += found * (self._weights(block) / np.maximum(total, 1e-6))
+            self.finished.add(number)
+            if self.states is not None:
+                finished = np.array(sorted(self.finished), dtype=np.int64)
+                self.states.save_state({"change": change, "blocks": finished})
+        yield from self._decode(change, self._weights(np.flatnonzero(reached)) > 0)
+
+    def _take_up(self) -> NDArray[np.float32]:
+        kept = None if self.states is None else self.states.load_state()
+        if kept is None:
+            return np.zeros(self.shape, dtype=np.float32)
+        self.finished = set(map(int, kept["blocks"]))
+        return np.array(kept["change"], dtype=np.float32)
+
+    def _weights(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the summed weights (h, w) of some windows."""
+        total = np.zeros(self.shape[1:], dtype=np.float32)
+        for y, x in self.corners[numbers]:
+            total[y : y + self.side, x : x + self.side] += self.weight
+        return total
+
+    # --- one block
+
+    def _edit(
+        self, block: NDArray[np.int64], conditions: Conditions, before: Before, start: float, share: float
+    ) -> Iterator[Update]:
+        """Return the change that a block finds, on the whole canvas; None where the run was cancelled."""
+        low, high = self.corners[block].min(axis=0), self.corners[block].max(axis=0) + self.side
+        measured, after, morphology = [], [], []
+        for first in range(0, len(block), self.batch):
+            own = block[first : first + self.batch]
+            morphology.append(self._morphology(own))
+            measured.append(self._expression(own, conditions.measured()))
+            after.append(self._expression(own, conditions))
+            yield (), self._progress_at(start)
+            if self.cancel.cancelled:
+                return None
+        m, e, edited = (np.concatenate(parts) for parts in (morphology, measured, after))
+        image = self._slide(low * self.factor, high * self.factor)
+        corners = self.corners[block] - low
+        rows, weights = self.windows.rows[block], self.windows.weights[block]
+        spots = np.searchsorted(spot_rows(self.plan), np.unique(rows))
+        key = content_key(image, corners, rows, weights, before.counts[spots], before.depth[spots])
+        moved = Edited(m + before.map.delta(e, edited), edited, (key,), self.plan.request.edit_scale)
+        work = self.model.edit_canvas(image, m, e, moved, corners, self.weight, self.plan.steps, self.batch)
+        while True:
+            try:
+                part = next(work)
+            except StopIteration as ended:
+                whole = np.zeros(self.shape, dtype=np.float32)
+                whole[:, low[0] : high[0], low[1] : high[1]] = ended.value
+                return whole
+            yield (), self._progress_at(start + share * part)
+            if self.cancel.cancelled:
+                work.close()
+                return None
+
+    def _slide(self, low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the slide (h, w, 3) uint8 between two corners (y, x), in pixels from the corner of the windows' area."""
+        assert self.section.image is not None  # plan() refuses a section without a usable image
+        size = high - low
+        side = int(max(size))
+        pixel = self.plan.frame.pixel_size
+        y0, x0 = (float(v) for v in (low + self.windows.origin) * pixel + np.array(self.plan.frame.origin))
+        box = (y0, x0, y0 + side * pixel, x0 + side * pixel)
+        return read_patches(self.section.image, [box], side)[0][: size[0], : size[1]]
+
+    def _morphology(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        assert self.section.image is not None
+        boxes = [tuple(box) for box in self.windows.source_boxes[numbers].tolist()]
+        crops = read_patches(self.section.image, boxes, self.windows.side)
+        names = tuple(self.section.spots.ids[self.windows.rows[numbers, 0]].tolist())
+        return self.model.encode_morphology(crops, names)
+
+    def _expression(self, numbers: NDArray[np.int64], conditions: Conditions) -> NDArray[np.float32]:
+        rows = np.searchsorted(spot_rows(self.plan), self.windows.rows[numbers])
+        weights = self.windows.weights[numbers]
+        mix = csr_matrix(
+            (weights.ravel(), rows.ravel(), np.arange(0, rows.size + 1, rows.shape[1])),
+            shape=(len(rows), len(conditions.sources)),
+        )
+        nearest = rows[np.arange(len(rows)), weights.argmax(axis=1)].tolist()
+        encoded = conditions.mixed(mix, nearest, self.section, self.model)
+        assert encoded is not None  # the plan is counterfactual
+        return encoded
+
+    def _fail(self, block: NDArray[np.int64], error: NotFiniteError, blocks: int) -> None:
+        """Name the tiles that a block without a finite prediction touches."""
+        covered = self._weights(block) > 0
+        for patch in self.plan.patches:
+            y0, x0 = (n - o for n, o in zip(patch.canvas_box[:2], self.windows.origin, strict=True))
+            tile = self.windows.tile
+            part = covered[
+                max(y0 // self.factor, 0) : max((y0 + tile) // self.factor, 0),
+                max(x0 // self.factor, 0) : max((x0 + tile) // self.factor, 0),
+            ]
+            if part.any():
+                self.failed.setdefault(patch.index, str(error))
+        self.notes.append(f"{len(block)} windows were left out: {error}")
+        if blocks == 1 and len(self.failed) == len(self.plan):
+            raise SynthesisError(str(error))
+
+    # --- pixels
+
+    def _decode(self, change: NDArray[np.float32], reached: NDArray[np.bool_]) -> Iterator[Update]:
+        factor, origin = self.factor, np.array(self.windows.origin)
+
+        def difference(part: NDArray[np.float32], corner: tuple[int, int]) -> NDArray[np.float32]:
+            height, width = (n * factor for n in part.shape[1:])
+            if not part.any():
+                return np.zeros((height, width, 3), dtype=np.float32)
+            low = np.array(corner) - origin
+            found = self.model.decode_change(self._slide(low, low + (height, width)), part)
+            y, x = low // factor
+            own = reached[y : y + part.shape[1], x : x + part.shape[2]]
+            return found * own.repeat(factor, axis=0).repeat(factor, axis=1)[..., None]
+
+        decoder = TileDecoder(change, self.plan, self.windows, factor, difference)
+        for patch in self.plan.patches:
+            if patch.index in self.done or patch.index in self.failed:
+                continue
+            if self.cancel.cancelled:
+                return
+            assert self.section.image is not None
+            real = read_patches(self.section.image, [patch.source_box], self.windows.tile)[0]
+            pixels = np.clip(np.rint(real + decoder.blended(patch)), 0, 255).astype(np.uint8)
+            self.done.add(patch.index)
+            yield (PatchResult(patch, pixels, decoder.mask(patch)),), self._progress(self.plan.steps)
+
+    def _progress_at(self, share: float) -> Progress:
+        steps = share * self.plan.steps
+        return self._progress(int(steps), steps - int(steps))
+
+    def _progress(self, step: int, part: float = 0.0) -> Progress:
+        total, done = len(self.plan), len(self.done)
+        return Progress(
+            done,
+            total,
+            step,
+            self.plan.steps + 1,
+            total - done,
+            self.watch.seconds,
+            part=part,
+            notes=tuple(self.notes),
+            failed=dict(self.failed),
+            facts=self.facts,
+        )
