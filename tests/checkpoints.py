@@ -83,6 +83,7 @@ def write_tiny_checkpoint(
     from safetensors.numpy import save_file
 
     from napari_stmdit.encoders.linear_programs import LinearProgramEncoder
+    from napari_stmdit.encoders.morphology_map import MorphologyMap
     from napari_stmdit.encoders.small_conv import FeatureTrunk, SmallConvEncoder
     from napari_stmdit.model.autoencoder import StmditAutoencoder
 
@@ -130,6 +131,15 @@ def write_tiny_checkpoint(
         "limits": "Random weights: its images mean nothing.",
     }
     (folder / "stmdit.json").write_text(CheckpointCard(**{**values, **card}).model_dump_json(indent=1))
+    MorphologyMap(
+        (1, 10),
+        weights=rng.normal(size=(8, 3)).astype(np.float32),
+        components=rng.normal(size=(3, 10)).astype(np.float32),
+        r2=np.full(3, 0.5, np.float32),
+        share=0.5,
+        penalties=np.ones(3, np.float32),
+        spots=100,
+    ).save(folder / "morphology_map")
     arrays = {f"{name}.mean": rng.gamma(1.0, size=count).astype(np.float32) for name in profiles}
     save_file(arrays | {"tumour.spread": np.ones(count, np.float32)}, folder / "profiles.safetensors")
     return folder

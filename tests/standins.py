@@ -22,6 +22,7 @@ def card_for(genes: tuple[str, ...], patch_px: int = 64, patch_mpp: float = 0.68
         "training_data": "none",
         "licence": "none",
         "limits": "returns what it is given",
+        "edits_tissue": False,
     }
     return CheckpointCard(**{**values, **changes})
 

@@ -159,7 +159,8 @@ class TissueEditor:
         from .model.counterfactual import decoded_change
 
         latents = self._encode(image)
-        return decoded_change(self.pipeline.vae, latents[None], torch.from_numpy(change)[None])[0]
+        found: NDArray[np.float32] = decoded_change(self.pipeline.vae, latents[None], torch.from_numpy(change)[None])[0]
+        return found
 
     def _encode(self, image: NDArray[np.uint8]) -> Tensor:
         """Encode an image (H, W, 3) uint8 as latents (c, h, w), tile by tile with a margin."""

@@ -1,4 +1,4 @@
-"""This tissue under an edit: which spots it reaches, how morphology follows, and how a change fades at a patch's rim."""
+"""Edits of this tissue: which spots it reaches, how morphology follows, and how a change fades at a patch's rim."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ place, so that it fades to nothing towards windows that the edit does not reach,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,7 +161,7 @@ class _EditedCanvas:
 
     def _edit(
         self, block: NDArray[np.int64], conditions: Conditions, before: Before, start: float, share: float
-    ) -> Iterator[Update]:
+    ) -> Generator[Update, None, NDArray[np.float32] | None]:
         """Return the change that a block finds, on the whole canvas; None where the run was cancelled."""
         low, high = self.corners[block].min(axis=0), self.corners[block].max(axis=0) + self.side
         measured, after, morphology = [], [], []
@@ -201,7 +201,8 @@ class _EditedCanvas:
         pixel = self.plan.frame.pixel_size
         y0, x0 = (float(v) for v in (low + self.windows.origin) * pixel + np.array(self.plan.frame.origin))
         box = (y0, x0, y0 + side * pixel, x0 + side * pixel)
-        return read_patches(self.section.image, [box], side)[0][: size[0], : size[1]]
+        whole: NDArray[np.uint8] = read_patches(self.section.image, [box], side)[0]
+        return whole[: size[0], : size[1]]
 
     def _morphology(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         assert self.section.image is not None

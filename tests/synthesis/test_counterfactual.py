@@ -1,0 +1,248 @@
+"""This tissue, changed: real pixels stay where no edit reaches, and what an edit does is the checkpoint's answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from checkpoints import write_tiny_checkpoint
+from standins import CropModel, card_for
+from tiny import TINY_GENES
+
+import napari_stmdit as st
+from napari_stmdit.errors import RequestError
+from napari_stmdit.progress import CancelToken
+from napari_stmdit.synthesis.edited_windows import MAX_BLOCK, blocks_of, changed_windows, reached_windows
+from napari_stmdit.synthesis.plan import plan
+from napari_stmdit.synthesis.result import synthesize
+from napari_stmdit.tissue.crops import read_patches
+from napari_stmdit.types import Request, ScaleEdit, SpotList
+
+GENES = ("ERBB2", "KRT8", "MKI67", "EPCAM")
+MODES = ("spots", "continuous")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from napari_stmdit.assemble import load_checkpoint
+
+    folder = write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", TINY_GENES)
+    return load_checkpoint(folder, "cpu", "float32")
+
+
+@pytest.fixture
+def ids(tiny_section):
+    return tuple(tiny_section.spots.ids.tolist())
+
+
+def request(ids, *, spots=None, strength=1.0, factor=40.0, **changes):
+    """Edit two spots in the middle, and look at a few around them."""
+    weights = dict.fromkeys(ids[12:14] if spots is None else spots, 1.0)
+    edit = ScaleEdit(genes=GENES, factor=factor, strength=strength, spots=weights)
+    given = {"region": SpotList(ids=ids[10:19]), "steps": 3, "edits": (edit,)} | changes
+    return Request(**given)
+
+
+def real(section, result):
+    """The slide at every patch or tile of a result."""
+    side = result.plan.patches[0].canvas_box[3] - result.plan.patches[0].canvas_box[1]
+    return {p.index: read_patches(section.image, [p.source_box], side)[0] for p in result.plan.patches}
+
+
+def differences(section, result):
+    """Largest difference from the slide of each patch or tile, where the canvas shows it."""
+    found = {}
+    for index, crop in real(section, result).items():
+        y0, x0, y1, x1 = result.plan.patches[index].canvas_box
+        shown = result.rgba[y0:y1, x0:x1]
+        change = np.abs(shown[..., :3].astype(int) - crop).max(axis=-1)
+        found[result.plan.patches[index]] = np.where(shown[..., 3] > 0, change, 0)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- what is asked
+
+
+def test_edits_change_this_tissue_by_default_and_new_tissue_can_be_asked_for(tiny_section, model, ids):
+    assert plan(tiny_section, request(ids), model.card).counterfactual
+    assert not plan(tiny_section, request(ids, counterfactual="off"), model.card).counterfactual
+    assert not plan(tiny_section, Request(region=SpotList(ids=ids[:2])), model.card).counterfactual
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"edits": ()}, "nothing to change"),
+        ({"morphology": "mean"}, "each spot's own morphology"),
+        ({"morphology": "null"}, "each spot's own morphology"),
+        ({"expression": "shuffled"}, "measured expression"),
+    ],
+)
+def test_what_cannot_be_an_edit_of_this_tissue_is_refused_in_one_sentence(tiny_section, model, ids, changes, says):
+    with pytest.raises(RequestError) as caught:
+        plan(tiny_section, request(ids, counterfactual="on", **changes), model.card)
+    ((place, message),) = caught.value.faults
+    assert place == "counterfactual" and says in message and "--no-counterfactual" in message
+
+
+def test_a_checkpoint_that_cannot_edit_tissue_makes_new_tissue_and_says_so(tiny_section, ids):
+    card = card_for(TINY_GENES)
+    made = plan(tiny_section, request(ids), card)
+    assert not made.counterfactual and any("this tissue was not edited" in note for note in made.notes)
+    with pytest.raises(RequestError, match="has no encoder"):
+        plan(tiny_section, request(ids, counterfactual="on"), card)
+
+
+def test_a_checkpoint_of_morphology_alone_is_refused(tiny_section, ids):
+    card = card_for(TINY_GENES, conditions=("morphology",), edits_tissue=True)
+    with pytest.raises(RequestError, match="not conditioned on expression"):
+        plan(tiny_section, request(ids, counterfactual="on"), card)
+
+
+# ------------------------------------------------------------------------------------------------- what stays
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("batch", [1, 8])
+def test_an_edit_of_no_strength_leaves_every_pixel_of_the_slide(tiny_section, model, ids, mode, batch):
+    result = synthesize(tiny_section, request(ids, strength=0.0, mode=mode), model, batch=batch)
+    assert result.complete and all(not change.any() for change in differences(tiny_section, result).values())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_scale_of_nothing_leaves_every_pixel_of_the_slide(tiny_section, model, ids, mode):
+    result = synthesize(tiny_section, request(ids, edit_scale=0.0, mode=mode), model)
+    assert all(not change.any() for change in differences(tiny_section, result).values())
+
+
+def test_spots_that_are_not_edited_stay_and_edited_ones_fade_at_their_rim(tiny_section, model, ids):
+    result = synthesize(tiny_section, request(ids), model)
+    for index, patch in enumerate(result.plan.patches):
+        crop = real(tiny_section, result)[index]
+        change = np.abs(result.patches[result.done.index(index)].astype(int) - crop)
+        if patch.spot_id in ids[12:14]:
+            assert change.max() > 5
+            assert change[[0, -1]].max() <= 1 and change[:, [0, -1]].max() <= 1
+        else:
+            assert not change.any()
+
+
+def test_beyond_the_windows_that_an_edit_reaches_the_slide_is_untouched(tiny_section, model, ids):
+    result = synthesize(tiny_section, request(ids, mode="continuous", region=st.AllSpots()), model)
+    windows = result.plan.windows
+    touched = np.isin(np.arange(len(ids)), tiny_section.spots.rows(list(ids[12:14])))
+    changed = changed_windows(windows, np.arange(len(ids)), touched)
+    covered = np.zeros(windows.size, dtype=bool)
+    for y, x in windows.corners[reached_windows(windows, changed)]:
+        covered[y : y + windows.side, x : x + windows.side] = True
+    top, left = windows.origin
+    moved = 0
+    for patch, change in differences(tiny_section, result).items():
+        y0, x0, y1, x1 = patch.canvas_box
+        rows, columns = np.arange(y0, y1) - top, np.arange(x0, x1) - left
+        inside = ((rows >= 0) & (rows < windows.size[0]))[:, None] & ((columns >= 0) & (columns < windows.size[1]))[
+            None
+        ]
+        reached = inside & covered[np.clip(rows, 0, windows.size[0] - 1)][:, np.clip(columns, 0, windows.size[1] - 1)]
+        assert not change[~reached].any()
+        moved += int(change[reached].max(initial=0) > 5)
+    assert moved
+
+
+def test_a_larger_scale_moves_pixels_further(tiny_section, model, ids):
+    small, large = (
+        sum(
+            d.sum()
+            for d in differences(tiny_section, synthesize(tiny_section, request(ids, edit_scale=w), model)).values()
+        )
+        for w in (0.5, 2.0)
+    )
+    assert large > 1.5 * small > 0
+
+
+# ------------------------------------------------------------------------------------------------- how it is computed
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_image_does_not_depend_on_the_batch(tiny_section, model, ids, mode):
+    one, many = (synthesize(tiny_section, request(ids, mode=mode), model, batch=n).rgba for n in (1, 8))
+    assert np.abs(one.astype(int) - many).max() <= 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_another_strength_does_not_abduct_the_noise_anew(tiny_section, model, ids, mode, tmp_path, monkeypatch):
+    model.editor.cache.clear()
+    monkeypatch.setattr(model.editor.cache, "_folder", None)
+    synthesize(tiny_section, request(ids, mode=mode), model, batch=3)
+    once = model.editor.abducted
+    synthesize(tiny_section, request(ids, mode=mode, strength=0.5), model, batch=8)
+    synthesize(tiny_section, request(ids, mode=mode, edit_scale=2.0), model)
+    assert model.editor.abducted == once
+    synthesize(tiny_section, request(ids, mode=mode, steps=4), model)
+    assert model.editor.abducted > once
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_on_disk_that_is_stopped_goes_on_to_the_same_image(tiny_section, model, ids, mode, tmp_path):
+    asked = request(ids, spots=ids[10:19], mode=mode)
+    whole = synthesize(tiny_section, asked, model, batch=2)
+    cancel, told = CancelToken(), []
+
+    def stop(progress):
+        told.append(progress)
+        if len(told) == 6:
+            cancel.cancel()
+
+    first = synthesize(tiny_section, asked, model, batch=2, cancel=cancel, on_progress=stop, folder=tmp_path / "run")
+    assert not first.complete
+    second = synthesize(tiny_section, asked, model, batch=2, folder=tmp_path / "run", resume=True)
+    assert second.complete and np.abs(np.asarray(second.rgba).astype(int) - whole.rgba).max() <= 1
+
+
+def test_a_cancelled_edit_ends_at_the_next_network_call(tiny_section, model, ids):
+    cancel, steps = CancelToken(), []
+
+    def stop(progress):
+        steps.append(progress)
+        cancel.cancel()
+
+    result = synthesize(tiny_section, request(ids, spots=ids[10:19]), model, cancel=cancel, on_progress=stop)
+    assert len(steps) == 1 and not result.done
+
+
+def test_a_large_region_is_cut_into_blocks_that_cover_it(tiny_section, model):
+    windows = plan(tiny_section, Request(mode="continuous"), model.card).windows
+    blocks = blocks_of(windows, np.ones(len(windows), dtype=bool))
+    assert sorted(np.concatenate(blocks).tolist()) == list(range(len(windows)))
+    for block in blocks:
+        span = (windows.corners[block].max(axis=0) - windows.corners[block].min(axis=0)) // windows.stride + 1
+        assert span.max() <= MAX_BLOCK
+
+
+# ------------------------------------------------------------------------------------------------- what is said
+
+
+def test_a_result_says_that_it_is_edited_real_tissue_and_how(tiny_section, model, ids, tmp_path):
+    result = synthesize(tiny_section, request(ids), model)
+    record = result.provenance
+    assert record["counterfactual"] is True and record["synthetic"] is True
+    assert "real tissue" in record["statement"]
+    assert record["edit"]["scale"] == 1.0 and record["edit"]["steps_each_way"] == 3
+    assert record["edit"]["map"]["share"] == 0.5
+    assert any("explains 50 %" in note for note in result.notes)
+    new = synthesize(tiny_section, request(ids, counterfactual="off"), model)
+    assert new.provenance["counterfactual"] is False and "edit" not in new.provenance
+    element = result.save(tmp_path / "out.zarr")
+    from napari_stmdit.tissue.store import read_result
+
+    assert read_result(tmp_path / "out.zarr", element)[2]["counterfactual"] is True
+
+
+def test_without_a_stored_map_too_few_spots_leave_morphology_as_it_is(tiny_section, model, ids, monkeypatch):
+    monkeypatch.setattr(model, "morphology_map", None)
+    result = synthesize(tiny_section, request(ids), model)
+    assert any("30 spots are too few" in note for note in result.notes)
+
+
+def test_stand_ins_without_an_editor_are_never_asked_to_edit(tiny_section, ids):
+    result = synthesize(tiny_section, request(ids), CropModel(card_for(TINY_GENES)))
+    assert result.complete and result.provenance["counterfactual"] is False
