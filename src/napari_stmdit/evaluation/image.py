@@ -67,11 +67,17 @@ def count_nuclei(pixels: NDArray[np.uint8], spread_px: float = 2.0, distance_px:
 
     A crude count: touching nuclei of one density are one, a large nucleus with clumped chromatin may be two.
     """
+    return len(nuclei_places(pixels, spread_px, distance_px))
+
+
+def nuclei_places(pixels: NDArray[np.uint8], spread_px: float = 2.0, distance_px: int = 4) -> NDArray[np.int64]:
+    """Return the (n, 2) places (y, x) of what `count_nuclei` counts."""
     from scipy.ndimage import gaussian_filter
     from skimage.feature import peak_local_max
 
     smooth = gaussian_filter(stain_density(pixels)[..., 0], spread_px)
-    return len(peak_local_max(smooth, min_distance=distance_px, threshold_abs=NUCLEUS_DENSITY, exclude_border=False))
+    found = peak_local_max(smooth, min_distance=distance_px, threshold_abs=NUCLEUS_DENSITY, exclude_border=False)
+    return np.asarray(found, dtype=np.int64)
 
 
 def blank_fraction(pixels: NDArray[np.uint8]) -> float:
