@@ -1,0 +1,294 @@
+"""How morphology follows an edit of expression: ridge regression of a section's, or of training's, morphology on its expression.
+
+Only differences are taken from it, m' = m + f(e') - f(e): what expression does not explain of a spot's morphology is that spot's own
+and stays. Everything it says of itself (penalty, components, what it explains) is measured on tissue that was left out.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import CheckpointError, SectionError
+from .linear_programs import WEIGHTS, read_encoder_folder
+from .regression import blocks_of, centred, ridge_weights
+
+FEWEST_SPOTS = 100
+"""With fewer spots, what expression explains cannot be told from chance."""
+PENALTIES = np.logspace(-3, 3, 13)
+"""Ridge penalties that are tried, for each component of morphology, per spot and for standardised expression."""
+MOST_COMPONENTS = 64
+"""Principal components of morphology that are predicted, at most."""
+
+
+@dataclass(frozen=True)
+class MorphologyMap:
+    """A linear map from expression (d,) to morphology (t, dm), for differences.
+
+    Attributes
+    ----------
+    shape
+        (t, dm) of a morphology.
+    weights
+        (d, k) from expression to the components that it explains.
+    components
+        (k, t * dm) those components; k = 0: morphology stays.
+    r2
+        (r,) share of the variance that is explained of each principal component of morphology, the largest first; on tissue left out.
+    share
+        Share of all variance of morphology that is explained, on tissue left out.
+    penalties
+        (k,) ridge penalties of the components.
+    spots
+        Spots that it was fitted to.
+    """
+
+    shape: tuple[int, int]
+    weights: NDArray[np.float32] = field(repr=False)
+    components: NDArray[np.float32] = field(repr=False)
+    r2: NDArray[np.float32] = field(repr=False)
+    share: float
+    penalties: NDArray[np.float32] = field(repr=False)
+    spots: int
+
+    @property
+    def follows(self) -> bool:
+        """Whether morphology moves at all with expression."""
+        return len(self.components) > 0
+
+    @property
+    def words(self) -> str:
+        """What to print with every result, in a sentence."""
+        if self.spots < FEWEST_SPOTS:
+            return (
+                f"Morphology stays as measured: {self.spots} spots are too few to tell what expression explains of it "
+                f"(at least {FEWEST_SPOTS})."
+            )
+        if not self.follows:
+            return f"Morphology stays as measured: expression explains nothing of it ({self.spots} spots, cross-validated)."
+        return (
+            f"Morphology follows expression, which explains {100 * self.share:.0f} % of its variance ({self.spots} spots, "
+            "cross-validated); the rest stays as measured."
+        )
+
+    def delta(self, e_from: NDArray[np.float32], e_to: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return how morphology moves, (n, t, dm), from one expression (n, d) or (n, g, d) to another; 0 where they are equal.
+
+        Raises
+        ------
+        SectionError
+            They are of another width than the map.
+        """
+        difference = _vectors(np.asarray(e_to)) - _vectors(np.asarray(e_from))
+        if difference.shape[1] != len(self.weights):
+            raise SectionError(
+                f"the map from expression to morphology is for {len(self.weights)} numbers a spot, got {difference.shape[1]}"
+            )
+        moved = difference @ self.weights @ self.components
+        return np.asarray(moved.reshape(len(difference), *self.shape), dtype=np.float32)
+
+    def facts(self) -> dict[str, object]:
+        """Return what a checkpoint's card and a result's provenance say of it, in JSON types alone."""
+        return {
+            "share": round(float(self.share), 4),
+            "r2": [round(float(value), 4) for value in self.r2],
+            "components": len(self.components),
+            "spots": self.spots,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``, a part of a checkpoint folder."""
+        from safetensors.numpy import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "_class_name": type(self).__name__,
+            "shape": list(self.shape),
+            "share": float(self.share),
+            "spots": self.spots,
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        save_file({name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}, folder / WEIGHTS)
+
+    @classmethod
+    def load(cls, folder: Path) -> MorphologyMap:
+        """Read a map; raises CheckpointError where its folder is incomplete or its parts do not fit each other."""
+        config, arrays = read_encoder_folder(folder, _ARRAYS)
+        try:
+            tokens, width = (int(value) for value in config["shape"])
+            found = cls((tokens, width), share=float(config["share"]), spots=int(config["spots"]), **arrays)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder}/config.json is not that of a morphology map: {error!r}") from None
+        count = found.components.shape[0]
+        shapes = (found.weights.shape[1:], found.components.shape, found.penalties.shape)
+        finite = all(np.isfinite(array).all() for array in arrays.values())
+        if shapes != ((count,), (count, tokens * width), (count,)) or not finite:
+            raise CheckpointError(
+                f"{folder}: the arrays do not fit each other or are not finite; copy the folder again"
+            )
+        return found
+
+
+_ARRAYS = ("weights", "components", "r2", "penalties")
+
+
+def fit_morphology_map(
+    expression: NDArray[np.float32],
+    morphology: NDArray[np.float32],
+    folds: ArrayLike | None = None,
+    sections: ArrayLike | None = None,
+    *,
+    yx: NDArray[np.float64] | None = None,
+) -> MorphologyMap:
+    """Fit the map to the spots of one or several sections.
+
+    Everything is centred within each section, as stain and depth differ between them. The penalty of each principal component of
+    morphology, and which components are kept, are chosen by cross-validation; what the map explains is measured in a second one
+    around that choice. Deterministic.
+
+    Parameters
+    ----------
+    expression
+        (n, d); of tokens (n, g, d) the mean over g is taken.
+    morphology
+        (n, t, dm), or (n, dm).
+    folds
+        (n,) what is left out together. None: ``sections`` where there are several, else stripes of the tissue by ``yx``.
+    sections
+        (n,) number of the section of each spot; None: all are of one.
+    yx
+        (n, 2) positions of the spots.
+
+    Raises
+    ------
+    SectionError
+        Shapes do not fit, values are not finite, or nothing says what to leave out together.
+    """
+    e, m = _checked(expression, morphology)
+    shape = (m.shape[1], m.shape[2])
+    groups = np.zeros(len(e), dtype=np.int64) if sections is None else np.asarray(sections, dtype=np.int64)
+    if len(e) < FEWEST_SPOTS:
+        return _still(e.shape[1], shape, np.zeros(0), 0.0, len(e))
+    left_out = _folds(folds, groups, yx, len(e))
+    x, y = centred(e, groups), centred(m.reshape(len(m), -1), groups)
+    spread = x.std(axis=0)
+    x /= np.where(spread > 1e-6 * max(float(spread.max()), 1e-30), spread, np.inf)  # what never varies says nothing
+    basis, scores = _principal(y)
+    blind, gained = np.zeros(
+        (2, scores.shape[1])
+    )  # squared error of the mean on tissue left out, and what the map saves of it
+    for fold in np.unique(left_out):
+        out = left_out == fold
+        chosen = _choose(x[~out], scores[~out], left_out[~out])
+        weights = _weights(x[~out], scores[~out], chosen)
+        centre, target = x[~out].mean(axis=0), scores[~out].mean(axis=0)
+        own = scores[out] - target
+        blind += (own**2).sum(axis=0)
+        gained += (own**2 - (own - (x[out] - centre) @ weights) ** 2).sum(axis=0)
+    r2 = gained / np.maximum(blind, 1e-30)
+    beyond = max(float((y**2).sum() - (scores**2).sum()), 0.0)  # of components that are not predicted
+    share = float(gained.sum() / max(float(blind.sum()) + beyond, 1e-30))
+    chosen = _choose(x, scores, left_out)
+    if share <= 0 or not np.isfinite(chosen).any():
+        return _still(e.shape[1], shape, r2, share, len(e))
+    kept = np.isfinite(chosen)
+    slopes = _weights(x, scores, chosen)[:, kept] / np.where(spread > 0, spread, 1)[:, None]
+    arrays = (slopes, basis[kept], r2, chosen[kept])
+    weights32, components, r2_32, penalties = (np.asarray(array, dtype=np.float32) for array in arrays)
+    return MorphologyMap(shape, weights32, components, r2_32, share, penalties, len(e))
+
+
+def _vectors(expression: NDArray[np.float32]) -> NDArray[np.float32]:
+    return expression.mean(axis=1) if expression.ndim == 3 else expression
+
+
+def _checked(
+    expression: NDArray[np.float32], morphology: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if expression.ndim not in (2, 3) or morphology.ndim not in (2, 3) or len(expression) != len(morphology):
+        raise SectionError(
+            f"expression {expression.shape} and morphology {morphology.shape} do not fit: expected (n, d) or (n, tokens, d) each, of "
+            "the same n spots"
+        )
+    e = _vectors(np.asarray(expression, dtype=np.float64))
+    m = np.asarray(morphology, dtype=np.float64)
+    if not (np.isfinite(e).all() and np.isfinite(m).all()):
+        raise SectionError("expression or morphology holds numbers that are not finite; no map can be fitted to them")
+    return e, m[:, None] if m.ndim == 2 else m
+
+
+def _folds(
+    folds: ArrayLike | None, groups: NDArray[np.int64], yx: NDArray[np.float64] | None, count: int
+) -> NDArray[np.int64]:
+    if folds is not None:
+        found = np.asarray(folds, dtype=np.int64)
+    elif len(np.unique(groups)) > 2:
+        found = groups
+    elif yx is not None:
+        found = np.zeros(count, dtype=np.int64)
+        for number, group in enumerate(np.unique(groups)):
+            found[groups == group] = blocks_of(np.asarray(yx)[groups == group]) + 1000 * number
+    else:
+        raise SectionError(
+            "positions of the spots are needed, or what is to be left out together when the map is checked"
+        )
+    if len(found) != count or len(groups) != count:
+        raise SectionError(f"folds and sections are of {len(found)} and {len(groups)} spots, expected {count}")
+    if len(np.unique(found)) < 3:
+        raise SectionError(
+            f"{len(np.unique(found))} folds are too few to choose a map and to check it; at least 3 are needed"
+        )
+    return found
+
+
+def _still(width: int, shape: tuple[int, int], r2: ArrayLike, share: float, spots: int) -> MorphologyMap:
+    none = np.zeros((width, 0), dtype=np.float32), np.zeros((0, shape[0] * shape[1]), dtype=np.float32)
+    return MorphologyMap(shape, *none, np.asarray(r2, dtype=np.float32), share, np.zeros(0, dtype=np.float32), spots)
+
+
+def _principal(y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return components (r, f) of centred y (n, f), the largest first and each with its largest entry positive, and scores (n, r)."""
+    if y.shape[1] <= len(y):
+        values, vectors = np.linalg.eigh(y.T @ y)
+        basis = vectors.T[::-1]
+    else:  # tokens are wide: by the products of spots
+        values, vectors = np.linalg.eigh(y @ y.T)
+        norms = np.sqrt(np.maximum(values[::-1], 1e-30))
+        basis = (vectors.T[::-1] @ y) / norms[:, None]
+    kept = min(int((values[::-1] > 1e-10 * max(float(values[-1]), 1e-30)).sum()), MOST_COMPONENTS)
+    basis = basis[:kept]
+    signs = np.sign(basis[np.arange(kept), np.abs(basis).argmax(axis=1)])
+    basis = basis * signs[:, None]
+    return basis, y @ basis.T
+
+
+def _choose(x: NDArray[np.float64], scores: NDArray[np.float64], folds: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the penalty (r,) of each component that errs least on folds left out; infinite where none is better than the mean."""
+    errors = np.zeros((len(PENALTIES), scores.shape[1]))
+    blind = np.zeros(scores.shape[1])
+    for fold in np.unique(folds):
+        out = folds == fold
+        centre, target = x[~out].mean(axis=0), scores[~out].mean(axis=0)
+        penalties = PENALTIES * int((~out).sum())
+        for row, weights in enumerate(ridge_weights(x[~out] - centre, scores[~out] - target, penalties)):
+            errors[row] += ((scores[out] - target - (x[out] - centre) @ weights) ** 2).sum(axis=0)
+        blind += ((scores[out] - target) ** 2).sum(axis=0)
+    best = errors.argmin(axis=0)
+    return np.where(errors.min(axis=0) < blind, PENALTIES[best], np.inf)
+
+
+def _weights(
+    x: NDArray[np.float64], scores: NDArray[np.float64], penalties: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return weights (d, r), each component by its own penalty; 0 where that is infinite."""
+    weights = np.zeros((x.shape[1], scores.shape[1]))
+    used = np.unique(penalties[np.isfinite(penalties)])
+    solved = ridge_weights(x - x.mean(axis=0), scores - scores.mean(axis=0), used * len(x))
+    for penalty, found in zip(used, solved, strict=True):
+        own = penalties == penalty
+        weights[:, own] = found[:, own]
+    return weights

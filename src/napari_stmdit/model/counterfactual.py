@@ -1,0 +1,577 @@
+"""Edit real tissue: abduction, action, prediction (Pearl; for images Pawlowski et al., 2020, arXiv 2006.06485).
+
+Abduction takes the latents of a real crop to their noise along the probability-flow ODE, unguided and under the measured conditions
+(DDIM inversion: Song et al., 2021, arXiv 2010.02502), and keeps the path. Prediction takes the noise back under edited conditions.
+What is integrated back is the *change* d against the path that was kept,
+
+    d' = f(y + d, c) + w (f(y + d, c') - f(y + d, c)) - f(y, c),     d = 0 at the noise,
+
+which is the same ODE, from the same noise, minus the path of the real crop. So the edit is all that the solver's error is made of:
+unchanged conditions give no change at all, with any solver, any number of steps and any w; no round trip has to be exact.
+Both directions are Heun's method, of second order.
+
+    abduction = finish(abduct(transformer, scheduler, latents, conditions))
+    change = finish(predict(transformer, abduction, edited))            # latents, exactly 0 where no condition differs
+    images = edited_pixels(vae, crops, latents, change)                 # real pixels + decoded difference
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import CheckpointError, NotFiniteError, SynthesisError, is_out_of_memory
+from ..progress import CancelToken
+from .guidance import branches
+from .ode import OdePath, ode_path, prediction_kind
+from .predict import ConditionTensors, Prediction, on_device, prediction
+from .vae import decode_images, is_tiny
+
+STEPS = 6
+"""Heun steps each way; see docs/evidence/inversion.md."""
+PREPARED = 64
+"""Items up to which what conditions contribute is kept between the nodes; beyond, it would fill the device."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class OdeStep:
+    """How far an integration is: ``step`` of ``steps`` sweeps over all items, and the share ``part`` of the present one."""
+
+    step: int
+    steps: int
+    part: float = 0.0
+
+    @property
+    def fraction(self) -> float:
+        """Share of the work that is done, 0 to 1."""
+        return min(1.0, (self.step + self.part) / self.steps) if self.steps else 1.0
+
+
+Work = Generator[OdeStep, None, T]
+"""Yields after every network call; closing it ends the work. `finish` runs one to its end."""
+
+
+def finish(
+    work: Work[T], cancel: CancelToken | None = None, on_step: Callable[[OdeStep], None] | None = None
+) -> T | None:
+    """Run an integration and return its result; None where ``cancel``, which is asked at every network call, was set."""
+    while True:
+        if cancel is not None and cancel.cancelled:
+            work.close()
+            return None
+        try:
+            step = next(work)
+        except StopIteration as ended:
+            result: T = ended.value
+            return result
+        if on_step is not None:
+            on_step(step)
+
+
+# ------------------------------------------------------------------------------------------------- where the items lie
+
+
+class Separate:
+    """Latents that have nothing to do with each other: the state is (b, c, h, w), and each is an item."""
+
+    def cut(self, state: Tensor, items: Tensor) -> Tensor:
+        """Return the items (k,) of a state."""
+        return state[items]
+
+    def join(self, values: Tensor, items: Tensor, like: Tensor) -> Tensor:
+        """Return a state of what was found for items; 0 for the others."""
+        joined = torch.zeros_like(like)
+        joined[items] = values
+        return joined
+
+    def reached(self, changed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return which items have to be computed where some are changed."""
+        return changed
+
+
+class CanvasWindows:
+    """Overlapping windows of one canvas: the state is (c, H, W), and each window is an item.
+
+    Windows are averaged at every network call (MultiDiffusion: Bar-Tal et al., 2023, arXiv 2302.08113), with the same weights both ways.
+
+    Parameters
+    ----------
+    corners
+        (k, 2) top left corner (y, x) of each window, in latent cells.
+    weight
+        (side, side) positive weight of each cell of a window.
+    size
+        Height H and width W of the canvas, in latent cells.
+
+    Raises
+    ------
+    SynthesisError
+        A window reaches beyond the canvas, or a weight is not above 0.
+    """
+
+    def __init__(self, corners: NDArray[np.int64], weight: NDArray[np.float32], size: tuple[int, int]) -> None:
+        self.corners = np.asarray(corners, dtype=np.int64).reshape(-1, 2)
+        self.weight = torch.from_numpy(np.ascontiguousarray(weight, dtype=np.float32))
+        self.side, self.size = len(weight), (int(size[0]), int(size[1]))
+        if (
+            (self.corners < 0).any()
+            or (self.corners + self.side > self.size).any()
+            or not bool((self.weight > 0).all())
+        ):
+            raise SynthesisError(
+                f"Windows of {self.side} cells with corners {self.corners.min(0)} to {self.corners.max(0)} (y, x) must lie on the "
+                f"canvas of {self.size} cells, and their weights above 0."
+            )
+        self._total = torch.zeros(self.size)
+        for y, x in self.corners.tolist():
+            self._total[y : y + self.side, x : x + self.side] += self.weight
+        self._total.clamp_(min=float(self.weight.min()))  # cells that no window covers
+
+    def cut(self, state: Tensor, items: Tensor) -> Tensor:
+        """Return windows (k, c, side, side) of a state."""
+        places = self.corners[items.numpy()].tolist()
+        return torch.stack([state[:, y : y + self.side, x : x + self.side] for y, x in places])
+
+    def join(self, values: Tensor, items: Tensor, like: Tensor) -> Tensor:
+        """Return the mean over all windows; those that are not among the items count as 0."""
+        joined = torch.zeros_like(like)
+        for (y, x), value in zip(self.corners[items.numpy()].tolist(), values, strict=True):
+            joined[:, y : y + self.side, x : x + self.side] += self.weight * value
+        return joined / self._total
+
+    def reached(self, changed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return which windows have to be computed: the changed ones and those that overlap one."""
+        apart = np.abs(self.corners[:, None] - self.corners[None, changed]).max(axis=2)  # (k, changed)
+        return np.asarray((apart < self.side).any(axis=1))
+
+    def covered(self, items: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return the cells (H, W) of some windows; beyond those that are `reached`, a change is 0."""
+        found = np.zeros(self.size, dtype=bool)
+        for y, x in self.corners[items].tolist():
+            found[y : y + self.side, x : x + self.side] = True
+        return found
+
+
+Layout = Separate | CanvasWindows
+
+
+# ------------------------------------------------------------------------------------------------- abduction
+
+
+@dataclass(frozen=True)
+class Abduction:
+    """The path of real latents to their noise, which is all that a prediction needs of them.
+
+    Attributes
+    ----------
+    path
+        Its nodes.
+    layout
+        Where the items lie.
+    conditions
+        The measured ones.
+    states
+        (steps + 1, b, c, h, w), or (steps + 1, c, H, W) of a canvas: y at each node, data first.
+    slopes
+        (steps + 1, items, c, h, w): f of each item at each node. None where they were not kept: a prediction then computes those it
+        needs anew, in twice the time.
+    """
+
+    path: OdePath
+    layout: Layout
+    conditions: ConditionTensors
+    states: Tensor
+    slopes: Tensor | None
+
+    @property
+    def latents(self) -> Tensor:
+        """The real latents, (b, c, h, w) or (c, H, W)."""
+        return self.path.seen(0, self.states[0])
+
+    @property
+    def noise(self) -> Tensor:
+        """Their noise, of about unit spread, of the same shape."""
+        return self.path.seen(self.path.steps, self.states[-1]) / self.path.noise[-1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that states and slopes take."""
+        return sum(part.numel() * part.element_size() for part in (self.states, self.slopes) if part is not None)
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """Return what was computed as plain arrays, to be kept; see `restored`."""
+        kept = {"states": self.states.numpy()}
+        return kept if self.slopes is None else kept | {"slopes": self.slopes.numpy()}
+
+
+def restored(
+    scheduler: Any,
+    arrays: Mapping[str, NDArray[np.float32]],
+    conditions: ConditionTensors,
+    layout: Layout | None = None,
+) -> Abduction:
+    """Return an abduction of whose `Abduction.arrays` were kept.
+
+    Whether checkpoint, image and conditions are still those that it was made with is for the caller to know.
+
+    Raises
+    ------
+    SynthesisError
+        The arrays do not fit the conditions and the layout.
+    """
+    states = torch.from_numpy(np.ascontiguousarray(arrays["states"], dtype=np.float32))
+    slopes = arrays.get("slopes")
+    kept = None if slopes is None else torch.from_numpy(np.ascontiguousarray(slopes, dtype=np.float32))
+    place = layout or Separate()
+    count = _count(states[0], conditions, place)
+    if kept is not None and tuple(kept.shape[:2]) != (len(states), count):
+        raise SynthesisError(
+            f"The kept slopes are of {tuple(kept.shape[:2])} nodes and items, expected {(len(states), count)}."
+        )
+    return Abduction(ode_path(scheduler, len(states) - 1), place, conditions, states, kept)
+
+
+def abduct(
+    transformer: Any,
+    scheduler: Any,
+    latents: Tensor,
+    conditions: ConditionTensors,
+    *,
+    layout: Layout | None = None,
+    steps: int = STEPS,
+    batch: int = 16,
+    keep_slopes: bool = True,
+) -> Work[Abduction]:
+    """Take real latents to their noise, unguided, in 2 steps + 1 sweeps over all items.
+
+    Parameters
+    ----------
+    transformer
+        `napari_stmdit.model.transformer.STMDiTTransformer2D`, on its device and in its dtype; the states stay on the CPU in float32.
+    scheduler
+        The checkpoint's own; says what is predicted and how noise grows.
+    latents
+        (b, c, h, w) normalised latents of real crops, each an item; or (c, H, W) of a canvas.
+    conditions
+        The measured ones, one for each item.
+    layout
+        The windows of a canvas; None: the latents are items that have nothing to do with each other.
+    steps
+        Heun steps.
+    batch
+        Items at once; halved where memory does not suffice. Results depend on it by rounding alone.
+    keep_slopes
+        Whether to keep what a prediction would have to compute anew; takes steps + 1 times the memory of all items.
+
+    Raises
+    ------
+    CheckpointError
+        The scheduler has no ODE that is known.
+    SynthesisError
+        Shapes do not fit.
+    NotFiniteError
+        A prediction is not finite; names the items.
+    """
+    layout, path = layout or Separate(), ode_path(scheduler, steps)
+    state = path.state(0, latents.detach().float().cpu())
+    network = _Network(transformer, path, conditions, batch)
+    items = torch.arange(_count(state, conditions, layout))
+    progress, states, slopes = _Sweeps(2 * steps + 1), [state], []
+    for node, width in enumerate(np.diff(path.tau).tolist()):
+        first = yield from network.slopes(node, layout.cut(state, items), items, progress)
+        slopes.append(first)
+        along = layout.join(first, items, state)
+        ahead = yield from network.slopes(node + 1, layout.cut(state + width * along, items), items, progress)
+        state = state + width / 2 * (along + layout.join(ahead, items, state))
+        states.append(state)
+    if keep_slopes:
+        slopes.append((yield from network.slopes(steps, layout.cut(state, items), items, progress)))
+    return Abduction(path, layout, conditions, torch.stack(states), torch.stack(slopes) if keep_slopes else None)
+
+
+# ------------------------------------------------------------------------------------------------- prediction
+
+
+def predict(
+    transformer: Any,
+    abduction: Abduction,
+    edited: ConditionTensors,
+    *,
+    scale: float = 1.0,
+    noise: Tensor | None = None,
+    batch: int = 16,
+    on_estimate: Callable[[int, Tensor], None] | None = None,
+) -> Work[Tensor]:
+    """Take abducted noise back under edited conditions, in 2 steps sweeps over the items that the edit reaches.
+
+    Parameters
+    ----------
+    transformer
+        That of the abduction.
+    edited
+        One for each item, as the abduction's conditions; an item whose conditions are equal is not changed.
+    scale
+        w, of the difference that the conditions make. Other than 1, every sweep predicts twice.
+    noise
+        In place of the abducted noise, of its shape; see `mixed_noise`. All items are then computed, and change without an edit.
+    batch
+        As for `abduct`.
+    on_estimate
+        Called after each step, as (step from 1, change), with what the change of the clean latents is predicted to be; for previews.
+
+    Returns
+    -------
+    Tensor
+        The change of the clean latents, float32, of the shape of the real ones: exactly 0 in every item, or cell of a canvas, that the
+        edit does not reach.
+
+    Raises
+    ------
+    SynthesisError
+        Conditions or noise do not fit the abduction.
+    NotFiniteError
+        A prediction is not finite; names the items.
+    """
+    path, layout, states = abduction.path, abduction.layout, abduction.states
+    count = _count(states[0], edited, layout)
+    wanted = np.ones(count, dtype=bool) if noise is not None else reached(abduction, edited)
+    change = torch.zeros_like(states[0])
+    if noise is not None:
+        if noise.shape != change.shape:
+            raise SynthesisError(f"The noise has shape {tuple(noise.shape)}, expected {tuple(change.shape)}.")
+        change = path.state(path.steps, noise.float().cpu() * path.noise[-1]) - states[-1]
+    elif scale == 0 or not wanted.any():
+        return change
+    items = torch.from_numpy(np.flatnonzero(wanted))
+    against = _Against(transformer, abduction, edited, scale, items, batch)
+    progress = _Sweeps(2 * path.steps * against.predictions)
+    for node in range(path.steps, 0, -1):
+        width = path.tau[node - 1] - path.tau[node]
+        first = yield from against.slope(node, change, progress)
+        ahead = yield from against.slope(node - 1, change + width * first, progress)
+        change = change + width / 2 * (first + ahead)
+        if on_estimate is not None:
+            on_estimate(path.steps - node + 1, path.seen(0, change - path.tau[node - 1] * ahead))
+    return path.seen(0, change)
+
+
+def changed_items(measured: ConditionTensors, edited: ConditionTensors) -> NDArray[np.bool_]:
+    """Return which items have other conditions, (n,) bool.
+
+    Raises
+    ------
+    SynthesisError
+        They are not of equally many items.
+    """
+    count = _items(measured)
+    if _items(edited) != count:
+        raise SynthesisError(f"The edited conditions are for {_items(edited)} items, the measured ones for {count}.")
+    found = torch.zeros(count, dtype=torch.bool)
+    for name in (field.name for field in fields(measured)):
+        old, new = getattr(measured, name), getattr(edited, name)
+        if old is None and new is None:
+            continue
+        if old is None or new is None or old.shape != new.shape:
+            return np.ones(count, dtype=bool)
+        found |= (old != new).flatten(1).any(dim=1).cpu()
+    return found.numpy()
+
+
+def reached(abduction: Abduction, edited: ConditionTensors) -> NDArray[np.bool_]:
+    """Return which items an edit reaches, (n,) bool: those with other conditions, and on a canvas those that overlap one of them."""
+    return abduction.layout.reached(changed_items(abduction.conditions, edited))
+
+
+def mixed_noise(abducted: Tensor, fresh: Tensor, share: float) -> Tensor:
+    """Return noise of unit spread of whose variance ``share``, 0 to 1, is fresh: other tissue of the same kind."""
+    if not 0 <= share <= 1:
+        raise SynthesisError(f"The share of fresh noise is {share}, expected 0 to 1.")
+    return float(np.sqrt(1 - share)) * abducted + float(np.sqrt(share)) * fresh
+
+
+# ------------------------------------------------------------------------------------------------- pixels
+
+
+@torch.inference_mode()
+def edited_pixels(vae: Any, real: NDArray[np.uint8], latents: Tensor, change: Tensor) -> NDArray[np.uint8]:
+    """Return real pixels plus what the change makes of them: decode(latents + change) - decode(latents).
+
+    What the autoencoder loses of an image is not lost here, and where nothing changes the result is the image.
+
+    Parameters
+    ----------
+    vae
+        The checkpoint's.
+    real
+        (b, H, W, 3) the crops that were encoded.
+    latents, change
+        (b, c, h, w) their latents, and the change of them.
+    """
+    result = real.copy()
+    rows = torch.nonzero(change.flatten(1).any(dim=1)).flatten()
+    if not len(rows):
+        return result
+    before, after = (decode_images(vae, part[rows]).float().clamp(-1, 1) for part in (latents, latents + change))
+    difference = ((after - before) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
+    own = rows.numpy()
+    result[own] = np.clip(np.rint(real[own] + difference), 0, 255).astype(np.uint8)
+    return result
+
+
+def counterfactual_fault(
+    pipeline: Any, conditions: Sequence[str] = ("expression", "morphology"), lacking: Sequence[str] = ()
+) -> str | None:
+    """Say in one sentence why a checkpoint cannot edit real tissue; None where it can.
+
+    Parameters
+    ----------
+    pipeline
+        `napari_stmdit.model.pipeline.STMDiTPipeline`.
+    conditions
+        What its card says that its transformer takes (`CheckpointCard.conditions`).
+    lacking
+        Names of the encoders that are not there (`Checkpoint.lacking`).
+    """
+    begins = "This checkpoint cannot edit real tissue"
+    if pipeline.transformer.config.get("expression_dim") is None or "expression" not in conditions:
+        return f"{begins}: it takes no gene expression."
+    if "morphology" not in conditions:
+        return f"{begins}: it takes no morphology, by which an edit moves the image."
+    if pipeline.vae is None or is_tiny(pipeline.vae) or getattr(pipeline.vae, "encoder", None) is None:
+        return f"{begins}: its autoencoder has no encoder, so the slide cannot be taken to latents."
+    if lacking:
+        return f"{begins} here: {' and '.join(lacking)} is not there."
+    try:
+        prediction_kind(pipeline.scheduler)
+    except CheckpointError as error:
+        return f"{begins}: {error}."
+    return None
+
+
+# ------------------------------------------------------------------------------------------------- predictions
+
+
+class _Sweeps:
+    """Counts sweeps over all items."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps, self._done = steps, 0
+
+    def at(self, part: float) -> OdeStep:
+        if part < 1:
+            return OdeStep(self._done, self._steps, part)
+        self._done += 1
+        return OdeStep(self._done, self._steps)
+
+
+class _Network:
+    """The unguided slopes of items under their conditions, some items at a time."""
+
+    def __init__(self, transformer: Any, path: OdePath, conditions: ConditionTensors, batch: int) -> None:
+        if batch < 1:
+            raise SynthesisError(f"At least one item has to be computed at once, got {batch}.")
+        self._transformer, self._path, self._conditions, self._batch = transformer, path, conditions, batch
+        self._seen = branches(
+            "nested_morphology_first",
+            1.0,
+            1.0,
+            has_morphology=conditions.morphology is not None,
+            has_expression=conditions.expression is not None,
+        )
+        self._prepared: dict[tuple[int, ...], Prediction] = {}
+
+    def slopes(self, node: int, states: Tensor, items: Tensor, progress: _Sweeps) -> Work[Tensor]:
+        """Return f (k, c, h, w) of the states of items (k,) at a node."""
+        found: list[Tensor] = []
+        first = 0
+        while first < len(items):
+            own = items[first : first + self._batch]
+            try:
+                found.append(self._slopes(node, states[first : first + len(own)], own, keep=len(items) <= PREPARED))
+            except Exception as error:  # only one kind is dealt with, the rest goes on up
+                if not is_out_of_memory(error) or len(own) == 1:
+                    raise
+                self._batch = (len(own) + 1) // 2
+                self._prepared.clear()
+                continue
+            first += len(own)
+            yield progress.at(first / len(items))
+        return torch.cat(found)
+
+    @torch.inference_mode()
+    def _slopes(self, node: int, states: Tensor, items: Tensor, *, keep: bool) -> Tensor:
+        seen = on_device(self._path.seen(node, states), self._transformer.device)
+        key = tuple(items.tolist())
+        predicts = self._prepared.get(key)
+        if predicts is None:
+            times, shape = self._path.told, states.shape
+            plan = [self._seen] * len(times)
+            predicts = prediction(self._transformer, _taken(self._conditions, items), plan, times, shape)
+            if keep:
+                self._prepared[key] = predicts
+        slopes = self._path.slope(node, seen, predicts(node, seen)).cpu()
+        finite = slopes.flatten(1).isfinite().all(dim=1)
+        if not bool(finite.all()):
+            raise NotFiniteError(
+                "The prediction is not finite: the checkpoint overflows in this precision. Use --dtype float32 or bfloat16.",
+                items[~finite].tolist(),
+            )
+        return slopes.clone()
+
+
+class _Against:
+    """The slope of the change against an abducted path."""
+
+    def __init__(
+        self, transformer: Any, abduction: Abduction, edited: ConditionTensors, scale: float, items: Tensor, batch: int
+    ) -> None:
+        self._abduction, self._scale, self._items = abduction, scale, items
+        self._edited = _Network(transformer, abduction.path, edited, batch)
+        self._measured = _Network(transformer, abduction.path, abduction.conditions, batch)
+        self.predictions = 1 + (scale != 1) + (abduction.slopes is None)
+
+    def slope(self, node: int, change: Tensor, progress: _Sweeps) -> Work[Tensor]:
+        """Return the mean over items of w-weighted edited slope minus the slope of the path."""
+        layout, items, state = self._abduction.layout, self._items, self._abduction.states[node]
+        own = layout.cut(state + change, items)
+        found = yield from self._edited.slopes(node, own, items, progress)
+        if self._scale != 1:
+            plain = yield from self._measured.slopes(node, own, items, progress)
+            found = plain + self._scale * (found - plain)
+        if self._abduction.slopes is None:
+            kept = yield from self._measured.slopes(node, layout.cut(state, items), items, progress)
+        else:
+            kept = self._abduction.slopes[node, items]
+        return layout.join(found - kept, items, state)
+
+
+def _items(conditions: ConditionTensors) -> int:
+    counts = {len(part) for field in fields(conditions) if (part := getattr(conditions, field.name)) is not None}
+    if len(counts) != 1:
+        raise SynthesisError(f"Conditions are for {sorted(counts) or 'no'} items; give one for each item.")
+    return counts.pop()
+
+
+def _count(state: Tensor, conditions: ConditionTensors, layout: Layout) -> int:
+    """Return the number of items, and raise SynthesisError where state, conditions and layout are not of equally many."""
+    canvas = isinstance(layout, CanvasWindows)
+    if state.ndim != (3 if canvas else 4) or (canvas and tuple(state.shape[1:]) != layout.size):
+        expected = f"(c, {layout.size[0]}, {layout.size[1]}), a canvas" if canvas else "(items, c, h, w)"
+        raise SynthesisError(f"The latents have shape {tuple(state.shape)}, expected {expected}.")
+    count, given = len(layout.corners) if canvas else len(state), _items(conditions)
+    if given != count:
+        raise SynthesisError(f"Conditions are for {given} items, but there are {count} of them.")
+    return count
+
+
+def _taken(conditions: ConditionTensors, items: Tensor) -> ConditionTensors:
+    there = {field.name: getattr(conditions, field.name) for field in fields(conditions)}
+    return replace(conditions, **{name: part[items] for name, part in there.items() if part is not None})
