@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import CheckpointError, SectionError
 from .linear_programs import WEIGHTS, read_encoder_folder
-from .regression import blocks_of, centred, ridge_weights
+from .regression import centred, compact_folds, ridge_weights
 
 FEWEST_SPOTS = 100
 """With fewer spots, what expression explains cannot be told from chance."""
@@ -157,7 +157,7 @@ def fit_morphology_map(
     morphology
         (n, t, dm), or (n, dm).
     folds
-        (n,) what is left out together. None: ``sections`` where there are several, else stripes of the tissue by ``yx``.
+        (n,) what is left out together. None: ``sections`` where there are three or more, else blocks of neighbours by ``yx``.
     sections
         (n,) number of the section of each spot; None: all are of one.
     yx
@@ -214,8 +214,8 @@ def _checked(
             f"expression {expression.shape} and morphology {morphology.shape} do not fit: expected (n, d) or (n, tokens, d) each, of "
             "the same n spots"
         )
-    e = _vectors(np.asarray(expression, dtype=np.float64))
-    m = np.asarray(morphology, dtype=np.float64)
+    e = np.asarray(_vectors(expression), dtype=np.float64)
+    m: NDArray[np.float64] = np.asarray(morphology, dtype=np.float64)
     if not (np.isfinite(e).all() and np.isfinite(m).all()):
         raise SectionError("expression or morphology holds numbers that are not finite; no map can be fitted to them")
     return e, m[:, None] if m.ndim == 2 else m
@@ -230,8 +230,8 @@ def _folds(
         found = groups
     elif yx is not None:
         found = np.zeros(count, dtype=np.int64)
-        for number, group in enumerate(np.unique(groups)):
-            found[groups == group] = blocks_of(np.asarray(yx)[groups == group]) + 1000 * number
+        for group in np.unique(groups):
+            found[groups == group] = compact_folds(np.asarray(yx)[groups == group])
     else:
         raise SectionError(
             "positions of the spots are needed, or what is to be left out together when the map is checked"
