@@ -147,15 +147,22 @@ def plain(net, latents, measured, other, steps):
     return x
 
 
+class Smooth(Counted):
+    """A network that, as trained ones, changes little from one time to the next: random weights hear the finest of the sinusoids."""
+
+    def __call__(self, latents, times, *given, **named):
+        return self.net(latents, times / 100, *given, **named)
+
+
 @torch.no_grad()
 def test_the_change_is_that_of_the_ode_there_and_back(net):
-    latents, measured = draw((2, 12, SIDE, SIDE), 5), conditions(2)
-    other = edited(measured, 0, 1)
+    smooth, latents, measured = Smooth(net), draw((1, 12, SIDE, SIDE), 5), conditions(1)
+    other = edited(measured, 0)
     errors = []
-    wanted = plain(net, latents, measured, other, 128) - plain(net, latents, measured, measured, 128)
-    for steps in (16, 32, 64):
-        abduction = finish(abduct(net, FLOW, latents, measured, steps=steps))
-        errors.append(float((finish(predict(net, abduction, other)) - wanted).norm() / wanted.norm()))
+    wanted = plain(smooth, latents, measured, other, 48) - plain(smooth, latents, measured, measured, 48)
+    for steps in (6, 12, 24):
+        abduction = finish(abduct(smooth, FLOW, latents, measured, steps=steps))
+        errors.append(float((finish(predict(smooth, abduction, other)) - wanted).norm() / wanted.norm()))
     assert errors[2] < 0.01
     assert errors[1] < errors[0] / 2.5 and errors[2] < errors[1] / 2.5  # a method of second order: a quarter each time
 
@@ -180,15 +187,16 @@ class AsNoise:
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_noise_and_v_prediction_give_what_the_same_network_gives_as_flow(net, kind):
-    """In the time of the noise schedule steps lie elsewhere, so both are taken fine."""
+    """Steps lie elsewhere in the time of the noise schedule, so both are taken fine."""
     scheduler = DDIMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, prediction_type=kind)
     latents, measured = 0.5 * draw((1, 12, SIDE, SIDE), 5), conditions(1)
     other = edited(measured, 0, by=0.5)
     changes = []
-    for transformer, made in ((net, FLOW), (AsNoise(net, scheduler, kind), scheduler)):
-        abduction = finish(abduct(transformer, made, latents, measured, steps=200))
+    smooth = Smooth(net)
+    for transformer, made in ((smooth, FLOW), (AsNoise(smooth, scheduler, kind), scheduler)):
+        abduction = finish(abduct(transformer, made, latents, measured, steps=40))
         changes.append(finish(predict(transformer, abduction, other)))
-    assert (changes[0] - changes[1]).norm() < 0.05 * changes[0].norm()
+    assert (changes[0] - changes[1]).norm() < 0.03 * changes[0].norm()
 
 
 def test_only_what_a_scheduler_says_of_the_noise_matters(net):
