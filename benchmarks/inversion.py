@@ -6,7 +6,8 @@ Spot a of a pair is given the expression of spot b, and its morphology follows. 
 
 - identity: what latents come back as under unchanged conditions, mean absolute difference, and the same in grey levels after decoding
 - swap: the coefficient of b's real value in a regression of the change of a's image on the real values of b and of a, with its 95 %
-  bootstrap interval; haematoxylin density and nuclei (with --control also for a third spot's expression)
+  bootstrap interval; haematoxylin density and nuclei (--control: a third spot's expression is given
+  instead, and the change is regressed on b's value all the same)
 - agreement: of the change of latents with that of the first way of the table, 48 steps: r, the ratio of sizes, and the median over spots of the
   relative difference
 - time: seconds for a pair, of abduction and of one edit, and calls of the network
@@ -398,7 +399,7 @@ class Study:
         }
 
     def coefficient(self, what: str, change: np.ndarray, given: np.ndarray) -> dict[str, float]:
-        """Regress the change of a's image on the real values of the spot whose expression it was given, and of a."""
+        """Regress the change of a's image on the real values of another spot, and of a."""
         real, count = self.real[what], len(self.a)
         design = np.stack([real[given], real[self.a], np.ones(count)], axis=1)
         rng = np.random.default_rng(self.seed)
@@ -448,7 +449,7 @@ def measure(
     }
     if control:
         figures["swap_control"] = {
-            what: study.coefficient(what, now - base[what], study.third)
+            what: study.coefficient(what, now - base[what], study.b)
             for what, now in study.values(study.images(torch.cat(third))).items()
         }
     change = changed - same

@@ -585,12 +585,14 @@ def _items(conditions: ConditionTensors) -> int:
 
 def _count(state: Tensor, conditions: ConditionTensors, layout: Layout) -> int:
     """Return the number of items, and raise SynthesisError where state, conditions and layout are not of equally many."""
-    canvas = isinstance(layout, CanvasWindows)
-    if state.ndim != (3 if canvas else 4) or (canvas and tuple(state.shape[1:]) != layout.size):
-        expected = f"(c, {layout.size[0]}, {layout.size[1]}), a canvas" if canvas else "(items, c, h, w)"
+    if isinstance(layout, CanvasWindows):
+        fits, count = state.ndim == 3 and tuple(state.shape[1:]) == layout.size, len(layout.corners)
+        expected = f"(c, {layout.size[0]}, {layout.size[1]}), a canvas"
+    else:
+        fits, count, expected = state.ndim == 4, len(state), "(items, c, h, w)"
+    if not fits:
         raise SynthesisError(f"The latents have shape {tuple(state.shape)}, expected {expected}.")
-    count, given = len(layout.corners) if canvas else len(state), _items(conditions)
-    if given != count:
+    if (given := _items(conditions)) != count:
         raise SynthesisError(f"Conditions are for {given} items, but there are {count} of them.")
     return count
 
