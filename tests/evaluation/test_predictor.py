@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 from evaluation_study import CARD, GENES, Described, telling_section
 
+from napari_stmdit.encoders.regression import blocks_of, ridge_weights
 from napari_stmdit.errors import RequestError
 from napari_stmdit.evaluation.features import RandomConvolutions
 from napari_stmdit.evaluation.fidelity import FIRST_TOP, area_under_top_n, fidelity, relative, top_n_curve
 from napari_stmdit.evaluation.held_out import SpotSet
 from napari_stmdit.evaluation.predictor import (
     LinearPredictor,
-    _ridge,
-    blocks_of,
     choose_genes,
     fit_ridge,
     log_levels,
@@ -80,7 +79,7 @@ def test_ridge_finds_a_linear_law_in_spite_of_sections_of_another_stain():
 def test_ridge_weights_are_those_of_the_usual_solution():
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(20, 30)), rng.normal(size=(20, 2))  # fewer spots than features
-    for penalty, found in zip((1.0, 50.0), _ridge(x, y, (1.0, 50.0)), strict=True):
+    for penalty, found in zip((1.0, 50.0), ridge_weights(x, y, (1.0, 50.0)), strict=True):
         np.testing.assert_allclose(found, np.linalg.solve(x.T @ x + penalty * np.eye(30), x.T @ y), atol=1e-10)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import CheckpointError, SectionError
 from .linear_programs import WEIGHTS, read_encoder_folder
-from .regression import blocks_of, centred, ridge_weights
+from .regression import centred, compact_folds, ridge_weights
 
 FEWEST_SPOTS = 100
 """With fewer spots, what expression explains cannot be told from chance."""
@@ -157,7 +157,7 @@ def fit_morphology_map(
     morphology
         (n, t, dm), or (n, dm).
     folds
-        (n,) what is left out together. None: ``sections`` where there are several, else stripes of the tissue by ``yx``.
+        (n,) what is left out together. None: ``sections`` where there are three or more, else blocks of neighbours by ``yx``.
     sections
         (n,) number of the section of each spot; None: all are of one.
     yx
@@ -171,23 +171,27 @@ def fit_morphology_map(
     e, m = _checked(expression, morphology)
     shape = (m.shape[1], m.shape[2])
     groups = np.zeros(len(e), dtype=np.int64) if sections is None else np.asarray(sections, dtype=np.int64)
-    left_out = _folds(folds, groups, yx, len(e))
     if len(e) < FEWEST_SPOTS:
         return _still(e.shape[1], shape, np.zeros(0), 0.0, len(e))
+    left_out = _folds(folds, groups, yx, len(e))
     x, y = centred(e, groups), centred(m.reshape(len(m), -1), groups)
     spread = x.std(axis=0)
     x /= np.where(spread > 1e-6 * max(float(spread.max()), 1e-30), spread, np.inf)  # what never varies says nothing
     basis, scores = _principal(y)
-    gained = np.zeros(scores.shape[1])  # what the map saves of the squared error of the mean, on tissue left out
+    blind, gained = np.zeros(
+        (2, scores.shape[1])
+    )  # squared error of the mean on tissue left out, and what the map saves of it
     for fold in np.unique(left_out):
         out = left_out == fold
         chosen = _choose(x[~out], scores[~out], left_out[~out])
         weights = _weights(x[~out], scores[~out], chosen)
         centre, target = x[~out].mean(axis=0), scores[~out].mean(axis=0)
         own = scores[out] - target
+        blind += (own**2).sum(axis=0)
         gained += (own**2 - (own - (x[out] - centre) @ weights) ** 2).sum(axis=0)
-    r2 = gained / np.maximum((scores**2).sum(axis=0), 1e-30)
-    share = float(gained.sum() / max(float((y**2).sum()), 1e-30))
+    r2 = gained / np.maximum(blind, 1e-30)
+    beyond = max(float((y**2).sum() - (scores**2).sum()), 0.0)  # of components that are not predicted
+    share = float(gained.sum() / max(float(blind.sum()) + beyond, 1e-30))
     chosen = _choose(x, scores, left_out)
     if share <= 0 or not np.isfinite(chosen).any():
         return _still(e.shape[1], shape, r2, share, len(e))
@@ -210,8 +214,8 @@ def _checked(
             f"expression {expression.shape} and morphology {morphology.shape} do not fit: expected (n, d) or (n, tokens, d) each, of "
             "the same n spots"
         )
-    e = _vectors(np.asarray(expression, dtype=np.float64))
-    m = np.asarray(morphology, dtype=np.float64)
+    e = np.asarray(_vectors(expression), dtype=np.float64)
+    m: NDArray[np.float64] = np.asarray(morphology, dtype=np.float64)
     if not (np.isfinite(e).all() and np.isfinite(m).all()):
         raise SectionError("expression or morphology holds numbers that are not finite; no map can be fitted to them")
     return e, m[:, None] if m.ndim == 2 else m
@@ -226,8 +230,8 @@ def _folds(
         found = groups
     elif yx is not None:
         found = np.zeros(count, dtype=np.int64)
-        for number, group in enumerate(np.unique(groups)):
-            found[groups == group] = blocks_of(np.asarray(yx)[groups == group]) + 1000 * number
+        for group in np.unique(groups):
+            found[groups == group] = compact_folds(np.asarray(yx)[groups == group])
     else:
         raise SectionError(
             "positions of the spots are needed, or what is to be left out together when the map is checked"

@@ -20,6 +20,25 @@ def blocks_of(yx: NDArray[np.float64], count: int = FOLDS) -> NDArray[np.int64]:
     return np.asarray(rank * count // len(yx), dtype=np.int64)
 
 
+def compact_folds(yx: NDArray[np.float64], most: int = 16, count: int = FOLDS) -> NDArray[np.int64]:
+    """Return the fold, (n,), of each position: blocks of at most ``most`` neighbouring spots, dealt to the folds in turn.
+
+    Each fold so holds tissue from all over the section, and few of its spots have a neighbour in another one. Stripes, as of `blocks_of`,
+    ask besides for what no fold has seen: the other end of a section.
+    """
+    blocks = [np.arange(len(yx))]
+    while max(len(block) for block in blocks) > most:
+        halves = []
+        for block in blocks:
+            axis = int(np.ptp(yx[block, 1]) > np.ptp(yx[block, 0]))
+            halves += np.array_split(block[np.argsort(yx[block, axis], kind="stable")], 2)
+        blocks = halves
+    folds = np.zeros(len(yx), dtype=np.int64)
+    for number, block in enumerate(blocks):
+        folds[block] = number % count
+    return folds
+
+
 def centred(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
     """Take each section's mean off values (n, ...): what is left is how spots of one section differ."""
     out = np.array(values, dtype=np.float64)

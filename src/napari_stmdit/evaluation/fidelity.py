@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .resampling import Interval, centred, correlation_draws
+from ..encoders.regression import centred
+from .resampling import Interval, correlation_draws
 
 FIRST_TOP = 10
 """Genes of the first point of the curve; means over fewer are mostly noise."""

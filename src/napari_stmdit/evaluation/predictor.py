@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..encoders.regression import centred, ridge_weights
 from ..errors import RequestError, first_line
 from ..expression.genes import gather_counts, match_genes
 from ..expression.measured import PER, totals_of
 from ..types import Section
-from .resampling import centred
 
 PENALTIES = np.logspace(0, 5, 11)
 """Ridge penalties that are tried, for standardised features."""
-FOLDS = 5
 FEWEST_SPOTS = 20
 """With fewer spots to learn from, a regression on dozens of features says nothing."""
 
@@ -171,16 +170,6 @@ def choose_genes(sections: Sequence[Section], candidates: Sequence[str], count: 
     return tuple(names[k] for k in best if variance[k] > 0)
 
 
-def blocks_of(yx: NDArray[np.float64], count: int = FOLDS) -> NDArray[np.int64]:
-    """Return the block, (n,), of each position: stripes of equally many spots across the longer axis of the tissue.
-
-    Neighbouring patches share tissue and stain; folds of scattered spots would let a predictor see nearly what it is tested on.
-    """
-    axis = int(np.ptp(yx[:, 1]) > np.ptp(yx[:, 0]))
-    rank = np.argsort(np.argsort(yx[:, axis], kind="stable"), kind="stable")
-    return np.asarray(rank * count // len(yx), dtype=np.int64)
-
-
 def fit_ridge(
     features: NDArray[np.float64],
     levels: NDArray[np.float64],
@@ -210,21 +199,9 @@ def fit_ridge(
     for fold in np.unique(folds):
         out = folds == fold
         centre, target = x[~out].mean(axis=0), y[~out].mean(axis=0)
-        solved = _ridge(x[~out] - centre, y[~out] - target, PENALTIES)
+        solved = ridge_weights(x[~out] - centre, y[~out] - target, PENALTIES)
         errors += [((y[out] - target - (x[out] - centre) @ weights) ** 2).sum() for weights in solved]
     best = float(PENALTIES[errors.argmin()])
-    (weights,) = _ridge(x - x.mean(axis=0), y - y.mean(axis=0), [best])
+    (weights,) = ridge_weights(x - x.mean(axis=0), y - y.mean(axis=0), [best])
     told = f"{words}; penalty {best:g}"
     return LinearPredictor(space, tuple(genes), weights, levels.mean(axis=0), features.mean(axis=0), scale, told)
-
-
-def _ridge(
-    x: NDArray[np.float64], y: NDArray[np.float64], penalties: Sequence[float] | NDArray[np.float64]
-) -> list[NDArray[np.float64]]:
-    """Ridge weights (d, g) of centred x (n, d) and y (n, g) for every penalty, all from one decomposition.
-
-    Hastie, Tibshirani & Friedman 2009, The Elements of Statistical Learning, section 3.4.1.
-    """
-    u, s, vt = np.linalg.svd(x, full_matrices=False)
-    projected = u.T @ y
-    return [vt.T @ ((s / (s**2 + penalty))[:, None] * projected) for penalty in penalties]

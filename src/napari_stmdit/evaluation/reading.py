@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ..encoders.regression import FOLDS, blocks_of
 from ..errors import RequestError
 from ..expression.genes import match_genes
 from ..synthesis.models import PatchModel
 from ..types import Section
 from .features import FeatureSpace
 from .held_out import SpotSet
-from .predictor import FEWEST_SPOTS, FOLDS, LinearPredictor, blocks_of, choose_genes, fit_ridge, log_levels
+from .predictor import FEWEST_SPOTS, LinearPredictor, choose_genes, fit_ridge, log_levels
 
 MOST_SPOTS = 600
 """Spots of a section that a regression is fitted to, at most; drawn at random where there are more."""

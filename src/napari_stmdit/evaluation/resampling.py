@@ -76,14 +76,6 @@ def spot_weights(groups: NDArray[np.int64], draws: int = DRAWS, seed: int = 0) -
     return weights
 
 
-def centred(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Take each section's mean off values (n, ...): what is left is how spots of one section differ."""
-    out = np.array(values, dtype=np.float64)
-    for group in np.unique(groups):
-        out[groups == group] -= out[groups == group].mean(axis=0)
-    return out
-
-
 def weighted_correlations(
     a: NDArray[np.float64], b: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:

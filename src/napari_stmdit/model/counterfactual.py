@@ -8,7 +8,7 @@ What is integrated back is the *change* d against the path that was kept,
 
 which is the same ODE, from the same noise, minus the path of the real crop. So the edit is all that the solver's error is made of:
 unchanged conditions give no change at all, with any solver, any number of steps and any w; no round trip has to be exact.
-Both directions are Heun's method, of second order.
+Both directions are integrated by the same method of second order with one call of the network a step.
 
     abduction = finish(abduct(transformer, scheduler, latents, conditions))
     change = finish(predict(transformer, abduction, edited))            # latents, exactly 0 where no condition differs
@@ -33,8 +33,8 @@ from .ode import OdePath, ode_path, prediction_kind
 from .predict import ConditionTensors, Prediction, on_device, prediction
 from .vae import decode_images, is_tiny
 
-STEPS = 6
-"""Heun steps each way; see docs/evidence/inversion.md."""
+STEPS = 12
+"""Steps each way, one call of the network each; see docs/evidence/inversion.md."""
 PREPARED = 64
 """Items up to which what conditions contribute is kept between the nodes; beyond, it would fill the device."""
 
@@ -250,7 +250,7 @@ def abduct(
     batch: int = 16,
     keep_slopes: bool = True,
 ) -> Work[Abduction]:
-    """Take real latents to their noise, unguided, in 2 steps + 1 sweeps over all items.
+    """Take real latents to their noise, unguided, in steps + 1 sweeps over all items.
 
     Parameters
     ----------
@@ -265,7 +265,7 @@ def abduct(
     layout
         The windows of a canvas; None: the latents are items that have nothing to do with each other.
     steps
-        Heun steps.
+        From data to noise, and back.
     batch
         Items at once; halved where memory does not suffice. Results depend on it by rounding alone.
     keep_slopes
@@ -281,19 +281,21 @@ def abduct(
         A prediction is not finite; names the items.
     """
     layout, path = layout or Separate(), ode_path(scheduler, steps)
-    state = path.state(0, latents.detach().float().cpu())
+    data = path.state(0, latents.detach().float().cpu())
     network = _Network(transformer, path, conditions, batch)
-    items = torch.arange(_count(state, conditions, layout))
-    progress, states, slopes = _Sweeps(2 * steps + 1), [state], []
-    for node, width in enumerate(np.diff(path.tau).tolist()):
-        first = yield from network.slopes(node, layout.cut(state, items), items, progress)
-        slopes.append(first)
-        along = layout.join(first, items, state)
-        ahead = yield from network.slopes(node + 1, layout.cut(state + width * along, items), items, progress)
-        state = state + width / 2 * (along + layout.join(ahead, items, state))
+    items = torch.arange(_count(data, conditions, layout))
+    progress = _Sweeps(steps + 1)
+    states: list[Tensor] = []
+    slopes: list[Tensor] = []
+
+    def slope(node: int, state: Tensor) -> Work[Tensor]:
+        found = yield from network.slopes(node, layout.cut(state, items), items, progress)
         states.append(state)
-    if keep_slopes:
-        slopes.append((yield from network.slopes(steps, layout.cut(state, items), items, progress)))
+        if keep_slopes:
+            slopes.append(found)
+        return layout.join(found, items, state)
+
+    yield from _march(slope, range(steps + 1), path.tau, data)
     return Abduction(path, layout, conditions, torch.stack(states), torch.stack(slopes) if keep_slopes else None)
 
 
@@ -310,7 +312,7 @@ def predict(
     batch: int = 16,
     on_estimate: Callable[[int, Tensor], None] | None = None,
 ) -> Work[Tensor]:
-    """Take abducted noise back under edited conditions, in 2 steps sweeps over the items that the edit reaches.
+    """Take abducted noise back under edited conditions, in steps + 1 sweeps over the items that the edit reaches.
 
     Parameters
     ----------
@@ -352,15 +354,34 @@ def predict(
         return change
     items = torch.from_numpy(np.flatnonzero(wanted))
     against = _Against(transformer, abduction, edited, scale, items, batch)
-    progress = _Sweeps(2 * path.steps * against.predictions)
-    for node in range(path.steps, 0, -1):
-        width = path.tau[node - 1] - path.tau[node]
-        first = yield from against.slope(node, change, progress)
-        ahead = yield from against.slope(node - 1, change + width * first, progress)
-        change = change + width / 2 * (first + ahead)
-        if on_estimate is not None:
-            on_estimate(path.steps - node + 1, path.seen(0, change - path.tau[node - 1] * ahead))
+
+    def slope(node: int, state: Tensor) -> Work[Tensor]:
+        found = yield from against.slope(node, state)
+        if on_estimate is not None and node < path.steps:
+            on_estimate(path.steps - node, path.seen(0, state - path.tau[node] * found))
+        return found
+
+    change = yield from _march(slope, range(path.steps, -1, -1), path.tau, change)
     return path.seen(0, change)
+
+
+def _march(
+    slope: Callable[[int, Tensor], Work[Tensor]], nodes: Sequence[int], tau: Sequence[float], state: Tensor
+) -> Work[Tensor]:
+    """Integrate over nodes, one call at each: Adams-Bashforth of order 2 ahead, corrected by the trapezoid of the call that follows.
+
+    (Hairer, Norsett & Wanner 1993, Solving Ordinary Differential Equations I, section III.1, for steps of unequal size.)
+    """
+    ahead, last, width = state, None, 0.0
+    for place, node in enumerate(nodes):
+        found = yield from slope(node, ahead)
+        if last is not None:
+            state = state + width / 2 * (last + found)
+        if place + 1 < len(nodes):
+            before, width = width, tau[nodes[place + 1]] - tau[node]
+            drift = 0 if last is None else width / (2 * before) * (found - last)
+            ahead, last = state + width * (found + drift), found
+    return state
 
 
 def changed_items(measured: ConditionTensors, edited: ConditionTensors) -> NDArray[np.bool_]:
@@ -419,18 +440,11 @@ def edited_pixels(vae: Any, real: NDArray[np.uint8], latents: Tensor, change: Te
     rows = torch.nonzero(change.flatten(1).any(dim=1)).flatten()
     if not len(rows):
         return result
+    before, after = (decode_images(vae, part[rows]).float().clamp(-1, 1) for part in (latents, latents + change))
+    difference = ((after - before) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
     own = rows.numpy()
-    moved = decoded_change(vae, latents[rows], change[rows])
-    result[own] = np.clip(np.rint(real[own] + moved), 0, 255).astype(np.uint8)
+    result[own] = np.clip(np.rint(real[own] + difference), 0, 255).astype(np.uint8)
     return result
-
-
-@torch.inference_mode()
-def decoded_change(vae: Any, latents: Tensor, change: Tensor) -> NDArray[np.float32]:
-    """Return decode(latents + change) - decode(latents) in grey levels, (b, H, W, 3) float32."""
-    before, after = (decode_images(vae, part).float().clamp(-1, 1) for part in (latents, latents + change))
-    found: NDArray[np.float32] = ((after - before) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
-    return found
 
 
 def counterfactual_fault(
@@ -543,11 +557,13 @@ class _Against:
         self._abduction, self._scale, self._items = abduction, scale, items
         self._edited = _Network(transformer, abduction.path, edited, batch)
         self._measured = _Network(transformer, abduction.path, abduction.conditions, batch)
-        self.predictions = 1 + (scale != 1) + (abduction.slopes is None)
+        sweeps = 1 + (scale != 1) + (abduction.slopes is None)
+        self._progress = _Sweeps((abduction.path.steps + 1) * sweeps)
 
-    def slope(self, node: int, change: Tensor, progress: _Sweeps) -> Work[Tensor]:
+    def slope(self, node: int, change: Tensor) -> Work[Tensor]:
         """Return the mean over items of w-weighted edited slope minus the slope of the path."""
         layout, items, state = self._abduction.layout, self._items, self._abduction.states[node]
+        progress = self._progress
         own = layout.cut(state + change, items)
         found = yield from self._edited.slopes(node, own, items, progress)
         if self._scale != 1:
@@ -569,12 +585,14 @@ def _items(conditions: ConditionTensors) -> int:
 
 def _count(state: Tensor, conditions: ConditionTensors, layout: Layout) -> int:
     """Return the number of items, and raise SynthesisError where state, conditions and layout are not of equally many."""
-    canvas = isinstance(layout, CanvasWindows)
-    if state.ndim != (3 if canvas else 4) or (canvas and tuple(state.shape[1:]) != layout.size):
-        expected = f"(c, {layout.size[0]}, {layout.size[1]}), a canvas" if canvas else "(items, c, h, w)"
+    if isinstance(layout, CanvasWindows):
+        fits, count = state.ndim == 3 and tuple(state.shape[1:]) == layout.size, len(layout.corners)
+        expected = f"(c, {layout.size[0]}, {layout.size[1]}), a canvas"
+    else:
+        fits, count, expected = state.ndim == 4, len(state), "(items, c, h, w)"
+    if not fits:
         raise SynthesisError(f"The latents have shape {tuple(state.shape)}, expected {expected}.")
-    count, given = len(layout.corners) if canvas else len(state), _items(conditions)
-    if given != count:
+    if (given := _items(conditions)) != count:
         raise SynthesisError(f"Conditions are for {given} items, but there are {count} of them.")
     return count
 

@@ -23,6 +23,8 @@ from .sampler import check_scheduler
 
 MAX_RATIO = 1000.0
 """Noise over signal at which a schedule without any signal left is cut off: beyond it float32 loses the data."""
+DENSITY = 1.25
+"""How much denser than evenly the nodes of a flow lie near the noise, where large edits turn most; see docs/evidence/inversion.md."""
 _FLOW, _NOISE, _VELOCITY = "flow_prediction", "epsilon", "v_prediction"
 
 
@@ -87,7 +89,7 @@ def prediction_kind(scheduler: Any) -> str:
 
 
 def ode_path(scheduler: Any, steps: int) -> OdePath:
-    """Return the nodes of a scheduler's ODE, evenly spaced in the transformer's own time.
+    """Return the nodes of a scheduler's ODE: evenly spaced in the time of a noise schedule, for flow denser near the noise.
 
     Parameters
     ----------
@@ -107,7 +109,7 @@ def ode_path(scheduler: Any, steps: int) -> OdePath:
     if not 1 <= steps < most:
         raise SynthesisError(f"The ODE needs 1 to {most - 1} steps, got {steps}.")
     if kind == _FLOW:
-        level = np.linspace(0, 1, steps + 1)
+        level = 1 - np.linspace(1, 0, steps + 1) ** DENSITY
         told = np.maximum(level, 1 / most) * most  # a time of 0, without any noise, is never trained
         return _path(kind, told, level, 1 - level, level)
     kept = scheduler.alphas_cumprod.double().numpy()

@@ -1,0 +1,158 @@
+import json
+
+import numpy as np
+import pytest
+
+from napari_stmdit.encoders import morphology_map
+from napari_stmdit.encoders.morphology_map import FEWEST_SPOTS, MorphologyMap, fit_morphology_map
+from napari_stmdit.errors import CheckpointError, SectionError
+
+
+def spots(count=160, own=0.5, tokens=1, seed=0):
+    """Expression (n, 6), morphology (n, tokens, 9) that follows four of its numbers, and positions."""
+    rng = np.random.default_rng(seed)
+    yx = rng.uniform(0, 1000, (count, 2))
+    e = rng.normal(size=(count, 6)).astype(np.float32) * [1, 1, 1, 1, 10, 0.1] + 3
+    law = np.zeros((6, tokens * 9))
+    law[:4] = rng.normal(size=(4, tokens * 9))
+    m = (e @ law + own * rng.normal(size=(count, tokens * 9))).reshape(count, tokens, 9)
+    return e.astype(np.float32), m.astype(np.float32), yx, law.reshape(6, tokens, 9)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    e, m, yx, _ = spots()
+    return fit_morphology_map(e, m, yx=yx)
+
+
+def test_the_map_finds_a_linear_law_and_says_how_much_it_explains(fitted):
+    e, _, _, law = spots()
+    moved = fitted.delta(e[:20], e[20:40])
+    wanted = np.einsum("nd,dtm->ntm", e[20:40] - e[:20], law)
+    assert moved.shape == (20, 1, 9)
+    assert np.corrcoef(moved.ravel(), wanted.ravel())[0, 1] > 0.99
+    assert 0.85 < fitted.share < 1
+    assert fitted.r2[0] > 0.9 and len(fitted.components) < 9 + 1
+    assert fitted.follows and "explains 9" in fitted.words
+
+
+def test_what_is_explained_is_measured_on_tissue_left_out():
+    """With as many numbers a spot as spots, the fit is perfect where it was made and worthless elsewhere."""
+    rng = np.random.default_rng(1)
+    e, m = rng.normal(size=(120, 110)).astype(np.float32), rng.normal(size=(120, 1, 5)).astype(np.float32)
+    found = fit_morphology_map(e, m, yx=rng.uniform(0, 1, (120, 2)))
+    assert found.share < 0.05
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_any_relation_morphology_stays_and_the_map_says_so(seed):
+    rng = np.random.default_rng(seed)
+    e, m = rng.normal(size=(150, 8)).astype(np.float32), rng.normal(size=(150, 2, 5)).astype(np.float32)
+    found = fit_morphology_map(e, m, yx=rng.uniform(0, 1, (150, 2)))
+    assert found.share < 0.01
+    if found.share <= 0:
+        assert not found.follows and "stays" in found.words
+        assert np.array_equal(found.delta(e[:3], e[3:6]), np.zeros((3, 2, 5), np.float32))
+
+
+def test_a_difference_of_nothing_is_exactly_nothing(fitted):
+    e, *_ = spots()
+    assert not fitted.delta(e, e.copy()).any()
+
+
+def test_differences_add_up(fitted):
+    e, *_ = spots()
+    there, on = fitted.delta(e[:5], e[5:10]), fitted.delta(e[5:10], e[10:15])
+    np.testing.assert_allclose(there + on, fitted.delta(e[:5], e[10:15]), atol=1e-4)
+
+
+def test_the_units_of_expression_do_not_matter():
+    e, m, yx, _ = spots()
+    scales = np.array([1, 100, 1e-3, 1, 1, 1], np.float32)
+    plain, scaled = fit_morphology_map(e, m, yx=yx), fit_morphology_map(e * scales, m, yx=yx)
+    np.testing.assert_allclose(
+        plain.delta(e[:9], e[9:18]), scaled.delta(e[:9] * scales, e[9:18] * scales), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_what_never_varies_has_no_say():
+    e, m, yx, _ = spots()
+    flat = np.concatenate([e, np.full((len(e), 1), 7.0, np.float32)], axis=1)
+    found = fit_morphology_map(flat, m, yx=yx)
+    other = flat[:4].copy()
+    other[:, -1] = 1e6
+    assert not found.delta(flat[:4], other).any()
+
+
+def test_sections_of_another_stain_do_not_disturb():
+    e, m, yx, law = spots(240)
+    sections = np.repeat([0, 1, 2], 80)
+    shift = sections[:, None].astype(np.float32) * 20
+    found = fit_morphology_map(e + shift * [1, 0, 0, 0, 0, 0], m - shift[:, :, None], sections=sections)
+    wanted = np.einsum("nd,dtm->ntm", e[20:40] - e[:20], law)
+    assert np.corrcoef(found.delta(e[:20], e[20:40]).ravel(), wanted.ravel())[0, 1] > 0.99
+
+
+def test_many_wide_tokens_go_by_their_principal_components(monkeypatch):
+    e, m, yx, _ = spots(130, tokens=64)  # 576 numbers of morphology, more than spots
+    found = fit_morphology_map(e, m, yx=yx)
+    assert found.shape == (64, 9) and len(found.components) <= 8 and found.share > 0.85
+    plain = fit_morphology_map(np.repeat(e[:, None], 3, axis=1), m, yx=yx)  # tokens of expression count by their mean
+    np.testing.assert_allclose(plain.delta(e[:5], e[5:10]), found.delta(e[:5], e[5:10]), atol=1e-5)
+    monkeypatch.setattr(morphology_map, "MOST_COMPONENTS", 1)
+    few = fit_morphology_map(e, m, yx=yx)
+    assert len(few.components) == 1 and few.share < found.share  # what is not predicted counts as not explained
+
+
+def test_the_same_spots_give_the_same_map(fitted):
+    e, m, yx, _ = spots()
+    again = fit_morphology_map(e, m, yx=yx)
+    for name in ("weights", "components", "r2", "penalties"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(fitted, name))
+
+
+def test_too_few_spots_leave_morphology_as_it_is():
+    e, m, yx, _ = spots(FEWEST_SPOTS - 1)
+    found = fit_morphology_map(e, m, yx=yx)
+    assert not found.follows and "too few" in found.words
+    assert not found.delta(e[:2], e[2:4]).any()
+
+
+def test_a_map_is_stored_and_read_back(fitted, tmp_path):
+    fitted.save(tmp_path / "morphology_map")
+    back = MorphologyMap.load(tmp_path / "morphology_map")
+    e, *_ = spots()
+    np.testing.assert_array_equal(back.delta(e[:5], e[5:10]), fitted.delta(e[:5], e[5:10]))
+    assert back.words == fitted.words and back.facts() == fitted.facts()
+    json.dumps(back.facts())
+
+
+def test_a_map_that_leaves_morphology_is_stored_and_read_back(tmp_path):
+    e, m, yx, _ = spots(50)
+    fit_morphology_map(e, m, yx=yx).save(tmp_path)
+    assert not MorphologyMap.load(tmp_path).follows
+
+
+def test_a_damaged_map_is_refused(fitted, tmp_path):
+    fitted.save(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace("9", "8"))
+    with pytest.raises(CheckpointError, match="do not fit"):
+        MorphologyMap.load(tmp_path)
+    config.write_text("{}")
+    with pytest.raises(CheckpointError, match="not that of a morphology map"):
+        MorphologyMap.load(tmp_path)
+
+
+def test_what_cannot_be_fitted_is_refused_in_one_sentence(fitted):
+    e, m, yx, _ = spots()
+    with pytest.raises(SectionError, match="same n spots"):
+        fit_morphology_map(e[:-1], m, yx=yx)
+    with pytest.raises(SectionError, match="not finite"):
+        fit_morphology_map(np.where(e > 4, np.nan, e), m, yx=yx)
+    with pytest.raises(SectionError, match="positions"):
+        fit_morphology_map(e, m)
+    with pytest.raises(SectionError, match="folds"):
+        fit_morphology_map(e, m, np.repeat([0, 1], 80))
+    with pytest.raises(SectionError, match="for 6 numbers"):
+        fitted.delta(e[:, :5], e[:, :5])
