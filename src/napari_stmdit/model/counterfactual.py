@@ -440,11 +440,18 @@ def edited_pixels(vae: Any, real: NDArray[np.uint8], latents: Tensor, change: Te
     rows = torch.nonzero(change.flatten(1).any(dim=1)).flatten()
     if not len(rows):
         return result
-    before, after = (decode_images(vae, part[rows]).float().clamp(-1, 1) for part in (latents, latents + change))
-    difference = ((after - before) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
     own = rows.numpy()
-    result[own] = np.clip(np.rint(real[own] + difference), 0, 255).astype(np.uint8)
+    moved = decoded_change(vae, latents[rows], change[rows])
+    result[own] = np.clip(np.rint(real[own] + moved), 0, 255).astype(np.uint8)
     return result
+
+
+@torch.inference_mode()
+def decoded_change(vae: Any, latents: Tensor, change: Tensor) -> NDArray[np.float32]:
+    """Return decode(latents + change) - decode(latents) in grey levels, (b, H, W, 3) float32."""
+    before, after = (decode_images(vae, part).float().clamp(-1, 1) for part in (latents, latents + change))
+    found: NDArray[np.float32] = ((after - before) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
+    return found
 
 
 def counterfactual_fault(
