@@ -148,12 +148,15 @@ class SlideImage:
     pixel_size
         Full-resolution pixels per pixel of level 0; 1 for a full-resolution image, about 5 for a hires PNG.
     source
-        Where it was read from.
+        Where it was read from, in words.
+    file
+        The file whose content the pixels are; None where they come from a store or memory.
     """
 
     levels: tuple[Any, ...]
     pixel_size: float
     source: str
+    file: Path | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

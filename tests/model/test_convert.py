@@ -14,8 +14,9 @@ from napari_stmdit.model.convert import MPP_CANDIDATES, convert
 from napari_stmdit.model.folder import load_component, read_folder
 from napari_stmdit.model.inspect import inspect_checkpoint
 from napari_stmdit.model.keys import Stacked, from_native
-from napari_stmdit.model.references import MissingComponentError, file_hash
+from napari_stmdit.model.references import MissingComponentError
 from napari_stmdit.model.writing import write_safetensors
+from napari_stmdit.storage.fingerprint import of_file
 
 SIZES = {
     "in_channels": 16,
@@ -196,7 +197,7 @@ def test_a_stated_hash_is_checked(foreign, tmp_path, vae_folder):
     weights = vae_folder / "diffusion_pytorch_model.safetensors"
     path = made.path / "vae" / "reference.json"
     stated = json.loads(path.read_text())
-    path.write_text(json.dumps({**stated, "sha256": {weights.name: file_hash(weights)}}))
+    path.write_text(json.dumps({**stated, "sha256": {weights.name: of_file(weights)}}))
     load_component(read_folder(made.path), "vae")
     path.write_text(json.dumps({**stated, "sha256": {weights.name: "0" * 64}}))
     with pytest.raises(CheckpointError, match="was expected: it is damaged or another version"):

@@ -114,8 +114,8 @@ def test_another_version_of_the_code_does_not_go_on(section, model, tmp_path, mo
 
     made = plan(section, WHOLE, model.card)
     open_canvas(tmp_path / "run", made, section, model).close()
-    monkeypatch.setattr(identity, "code_hash", lambda: "f" * 64)
-    with pytest.raises(StoreError, match=r"code\.sha256"):
+    monkeypatch.setattr(identity, "PIXELS", identity.PIXELS + 1)
+    with pytest.raises(StoreError, match=r"code\.pixels"):
         open_canvas(tmp_path / "run", made, section, model, resume=True)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +12,9 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..progress import CancelToken, Progress
+from ..storage.fingerprint import of_json
 from ..synthesis.conditions import Conditions
-from ..synthesis.identity import identity_of
+from ..synthesis.identity import inputs_of
 from ..synthesis.models import PatchModel
 from ..synthesis.run import run
 from ..types import Plan, Section
@@ -102,18 +101,21 @@ class Naming:
 
     Parameters
     ----------
-    plan, section, model
-        Any plan for the section; reading what identifies a slide takes a while, and it is the same for all.
+    section, model
+        Of all plans, which are for the same spots: what of the slide they read, which takes a while to find, differs by morphology alone.
     """
 
-    def __init__(self, plan: Plan, section: Section, model: PatchModel) -> None:
-        self._shared = {name: part for name, part in identity_of(plan, section, model).items() if name != "request"}
+    def __init__(self, section: Section, model: PatchModel) -> None:
+        self._section, self._model = section, model
+        self._inputs: dict[tuple[str, str], dict[str, Any]] = {}
 
     def key(self, plan: Plan, further: str = "") -> str:
         """Return the name of a plan's stack; ``further`` tells conditions apart that the request does not."""
         request = plan.request.model_dump(mode="json", exclude={"section", "checkpoint", "allow_gene_mismatch"})
-        all_of_it: dict[str, Any] = {**self._shared, "request": request, "further": further}
-        return hashlib.sha256(json.dumps(all_of_it, sort_keys=True).encode()).hexdigest()[:24]
+        conditions = plan.request.morphology, plan.request.expression
+        if conditions not in self._inputs:
+            self._inputs[conditions] = inputs_of(plan, self._section, self._model)
+        return of_json({**self._inputs[conditions], "request": request, "further": further})[:24]
 
 
 def synthesize_stack(

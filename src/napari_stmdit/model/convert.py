@@ -236,7 +236,13 @@ def _local(published: Reference, place: Path, component: str) -> Reference:
         )
     optional = [name for name in _OPTIONAL_FILES if name not in beside and (folder / name).is_file()]
     names = (weights[0].name, *beside, *optional)
-    update: dict[str, Any] = {"source": str(folder), "subfolder": "", "revision": None, "files": names, "sha256": {}}
+    update: dict[str, Any] = {
+        "source": str(folder.expanduser().absolute()),
+        "subfolder": "",
+        "revision": None,
+        "files": names,
+        "sha256": {},
+    }
     return published.model_copy(update=update)
 
 

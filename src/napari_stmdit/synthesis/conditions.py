@@ -147,17 +147,25 @@ def spot_rows(plan: Plan) -> NDArray[np.int64]:
 
 
 def _shared_morphology(plan: Plan, section: Section, model: PatchModel) -> NDArray[np.float32] | None:
-    source = plan.request.morphology
-    if source in ("own", "null"):
+    if plan.request.morphology in ("own", "null"):
         return None
-    spots = section.spots
-    if source == "mean":
+    rows, boxes = shared_morphology_boxes(plan, section)
+    assert section.image is not None  # plan() refuses such sections
+    crops = read_patches(section.image, boxes, plan.card.patch_px)
+    names = tuple(section.spots.ids[rows].tolist())
+    shared: NDArray[np.float32] = model.encode_morphology(crops, names).mean(axis=0)
+    return shared
+
+
+def shared_morphology_boxes(
+    plan: Plan, section: Section
+) -> tuple[NDArray[np.int64], list[tuple[float, float, float, float]]]:
+    """Return rows of the spots whose crops give the morphology that all patches share (``mean`` or a spot's), and where they are read."""
+    spots, card = section.spots, plan.card
+    if plan.request.morphology == "mean":
         rows = np.unique(np.linspace(0, len(spots) - 1, min(MEAN_OF, len(spots))).round().astype(np.int64))
     else:
-        rows = spots.rows([source])
-    assert section.image is not None and section.calibration.mpp is not None  # plan() refuses such sections
-    card = plan.card
+        rows = spots.rows([plan.request.morphology])
+    assert section.calibration.mpp is not None  # plan() refuses such sections
     boxes = boxes_around(spots.yx[rows], card.patch_px, card.patch_mpp / section.calibration.mpp)
-    crops = read_patches(section.image, [box.source for box in boxes], card.patch_px)
-    shared: NDArray[np.float32] = model.encode_morphology(crops, tuple(spots.ids[rows].tolist())).mean(axis=0)
-    return shared
+    return rows, [box.source for box in boxes]

@@ -18,7 +18,7 @@ from ..progress import CancelToken, Progress, Stopwatch
 from ..tissue.store import link_result, write_result
 from ..types import Patch, PatchResult, Plan, Request, Section
 from .canvas import MemoryCanvas, fits_in_memory
-from .identity import identity_of
+from .identity import identity_of, inputs_of
 from .models import KnownModel, PatchModel
 from .plan import plan as make_plan
 from .run import run
@@ -112,8 +112,12 @@ def provenance_of(
     seconds: float,
     notes: Sequence[str] = (),
     failed: Mapping[int, str] | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return everything needed to tell how a result came about and to make it again; JSON types only."""
+    """Return everything needed to tell how a result came about and to make it again; JSON types only.
+
+    ``inputs`` is what `inputs_of` gave before the run; None leaves it out, as of a run under way that is only shown.
+    """
     savings = {
         "preset": plan.request.preset,
         "fast_solver": plan.fast_solver,
@@ -151,6 +155,8 @@ def provenance_of(
         "notes": [*plan.notes, *notes],
         "seconds": round(seconds, 3),
     }
+    if inputs is not None:
+        record["inputs"] = dict(inputs)
     boxes = [list(patch.source_box) for patch in done]
     if plan.windows is None:
         record["patches"] = {
@@ -182,13 +188,14 @@ def collect(
     seconds: float,
     notes: Sequence[str] = (),
     failed: Mapping[int, str] | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> Result:
     """Close a run in memory, finished or stopped, into a Result."""
     size = plan.card.patch_px
     shown = done if plan.windows is None else []
     patches = np.stack([r.pixels for r in shown]) if shown else np.zeros((0, size, size, 3), np.uint8)
     made = [r.patch for r in done]
-    provenance = provenance_of(plan, section, model, made, seconds, notes, failed)
+    provenance = provenance_of(plan, section, model, made, seconds, notes, failed, inputs)
     return Result(canvas.rgba, plan, section, tuple(p.index for p in made), patches, provenance, dict(failed or {}))
 
 
@@ -242,6 +249,7 @@ def synthesize(
         reason = f"it spans {height} x {width} canvas pixels, too many for memory; give folder= to keep it on disk"
         raise RequestError([("region", reason)])
     watch = Stopwatch()
+    inputs = inputs_of(plan, section, model)
     memory = MemoryCanvas(plan.frame)
     done: list[PatchResult] = []
     progress: Progress | None = None
@@ -253,7 +261,7 @@ def synthesize(
             if on_progress is not None:
                 on_progress(progress)
     assert progress is not None  # a run says where it stands before anything else
-    return collect(plan, section, model, memory, done, watch.seconds, progress.notes, progress.failed)
+    return collect(plan, section, model, memory, done, watch.seconds, progress.notes, progress.failed, inputs)
 
 
 def unfinished_folder(output: str | Path) -> Path:
@@ -332,7 +340,7 @@ def collect_on_disk(
             f"continued: {resumed} of {len(plan)} patches were finished before, and the time is that of the last session"
         )
     made = [plan.patches[index] for index in done]
-    provenance = provenance_of(plan, section, model, made, seconds, notes, progress.failed)
+    provenance = provenance_of(plan, section, model, made, seconds, notes, progress.failed, canvas.inputs)
     part = "" if len(done) == len(plan) else f"/{len(done)}"  # a part of a run and the whole of it are two results
     provenance["run_id"] = canvas.run_id + part
     return Result(canvas.rgba, plan, section, tuple(done), canvas.patches(), provenance, dict(progress.failed), canvas)

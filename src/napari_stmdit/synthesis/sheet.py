@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..progress import CancelToken, Progress, Stopwatch
 from ..tissue.crops import read_patches
 from ..types import Section
+from .identity import inputs_of
 from .plan import plan as make_plan
 from .result import provenance_of
 from .run import PatchModel, run
@@ -97,7 +98,9 @@ def make_sheet(
         for done, progress in run(plan, section, model, batch=1, cancel=cancel):
             if done:
                 made = [one.patch for one in done]
-                record = provenance_of(plan, section, model, made, watch.seconds)
+                record = provenance_of(
+                    plan, section, model, made, watch.seconds, inputs=inputs_of(plan, section, model)
+                )
                 cell = SheetCell(variant.label, done[0].pixels, record)
                 sheet = ContactSheet(title, patch.spot_id, (*sheet.cells, cell), columns, sheet.patch_um, real)
             at = number + len(done)

@@ -23,7 +23,7 @@ from ..types import Patch, PatchResult, Plan
 from .blend import feather
 from .canvas import masked
 from .disk import explained, from_ranges, patiently, sync, write_atomically, write_json
-from .identity import differences
+from .identity import differences, is_older
 from .run_folder import (
     IMAGE,
     MANIFEST,
@@ -122,7 +122,13 @@ class ZarrCanvas:
         """
         folder = Path(folder).expanduser().absolute()
         record = read_json(folder / RUN)
-        found = differences(record.get("identity", {}), json.loads(json.dumps(identity)))
+        then = record.get("identity", {})
+        if is_older(then):
+            raise StoreError(
+                f"the unfinished run in {folder} was begun by an earlier version, which did not record all that it is made from, so that it "
+                "cannot be continued; finish it with that version, or remove that folder to start anew"
+            )
+        found = differences(then, json.loads(json.dumps(identity)))
         if found:
             rest = f"\n  and {len(found) - 8} more" if len(found) > 8 else ""
             raise StoreError(
@@ -220,6 +226,13 @@ class ZarrCanvas:
     def is_blank(self) -> bool:
         """Whether nothing would be lost without the folder: no patch is finished, and no step of a solver is kept."""
         return not self.finished and not (self.folder / SOLVER).exists()
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the run is made from beside its request, as `inputs_of` gave it when the run was begun."""
+        identity = dict(read_json(self.folder / RUN).get("identity", {}))
+        identity.pop("request", None)
+        return identity
 
     @property
     def image_folder(self) -> Path:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError, StmditError
+from ..storage.fingerprint import PerObject
 from ..types import SlideImage
 
 WHITE = (255, 255, 255)
@@ -45,14 +46,42 @@ def read_patches(
         return np.zeros((0, patch_px, patch_px, 3), dtype=np.uint8)
     factors = level_factors(image)
     windows = [_Window.of(image, factors, box, patch_px) for box in boxes]
-    try:
+    with readable(image):
         blocks = dask.compute(*(window.block(image) for window in windows))
-    except (StmditError, MemoryError):
-        raise
-    except Exception as error:  # every store and codec has its own for damaged data
-        raise SectionError(f"{image.source} cannot be read, the file may be damaged or cut short: {error}") from error
     background = background_colour(image) if any(window.reaches_outside for window in windows) else WHITE
     return np.stack([window.resample(block, background) for window, block in zip(windows, blocks, strict=True)])
+
+
+@contextmanager
+def readable(image: SlideImage) -> Iterator[None]:
+    """Turn what stores and codecs raise on damaged pixels, each in its own way, into our error."""
+    try:
+        yield
+    except (StmditError, MemoryError):
+        raise
+    except Exception as error:
+        raise SectionError(f"{image.source} cannot be read, the file may be damaged or cut short: {error}") from error
+
+
+def chunks_under(
+    image: SlideImage, boxes: Sequence[tuple[float, float, float, float]], patch_px: int
+) -> tuple[list[tuple[int, int, int]], bool]:
+    """Return which chunks `read_patches` reads for boxes, as (level, row, column) in order, and whether a box reaches off the slide."""
+    factors = level_factors(image)
+    borders = [[np.cumsum(sizes) for sizes in level.chunks[:2]] for level in image.levels]
+    found: set[tuple[int, int, int]] = set()
+    outside = False
+    for box in boxes:
+        window = _Window.of(image, factors, box, patch_px)
+        outside = outside or window.reaches_outside
+        if any(low >= high for low, high in zip(window.low, window.high, strict=True)):
+            continue
+        rows, columns = (
+            range(int(np.searchsorted(ends, low, "right")), int(np.searchsorted(ends, high - 1, "right")) + 1)
+            for ends, low, high in zip(borders[window.level], window.low, window.high, strict=True)
+        )
+        found.update((window.level, row, column) for row in rows for column in columns)
+    return sorted(found), outside
 
 
 def level_factors(image: SlideImage) -> list[tuple[float, float]]:
@@ -76,25 +105,14 @@ def background_colour(image: SlideImage) -> tuple[int, int, int]:
 
     White where fewer than one pixel in a hundred is such, as on a slide that tissue fills.
     """
-    return _background_colour(_Level(image.levels[-1]))
+    return _colours.get(image, lambda: _background_colour(image.levels[-1]))
 
 
-class _Level:
-    """A dask array that is equal to another of the same name, so that its colour is looked up only once."""
-
-    def __init__(self, array: Any) -> None:
-        self.array = array
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Level) and other.array.name == self.array.name
-
-    def __hash__(self) -> int:
-        return hash(self.array.name)
+_colours = PerObject()
+"""By the image itself: dask names arrays by where they are stored, and another slide may have come to lie there."""
 
 
-@lru_cache(maxsize=8)
-def _background_colour(level: _Level) -> tuple[int, int, int]:
-    array = level.array
+def _background_colour(array: Any) -> tuple[int, int, int]:
     stride = max(1, max(array.shape[:2]) // 1024)
     pixels = np.asarray(array[::stride, ::stride].compute()).reshape(-1, 3)
     low, high = pixels.min(axis=1), pixels.max(axis=1)

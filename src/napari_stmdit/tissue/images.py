@@ -50,7 +50,7 @@ def open_image(path: Path, pixel_size: float = 1.0) -> SlideImage:
         levels = _open_tiff(path)
     else:
         levels = pyramid(_Decoded(_image_shape(path), partial(_decode, path)))
-    return SlideImage(tuple(levels), pixel_size, str(path))
+    return SlideImage(tuple(levels), pixel_size, str(path), path)
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -11,8 +11,9 @@ import torch
 
 from ..errors import CheckpointError, RequestError
 from ..model.autoencoder import FACTOR, StmditAutoencoder
-from ..model.folder import CheckpointFolder, content_hash, load_component, read_folder
+from ..model.folder import CheckpointFolder, load_component, read_folder
 from ..model.reading import read_settings
+from ..storage.fingerprint import of_folder
 from .config import TrainingConfig
 from .objective import Objective, objective_of
 from .state import save_text
@@ -233,7 +234,7 @@ def note_start(config: TrainingConfig) -> Started | None:
     if config.start is None:
         return None
     folder = open_start(config)
-    parts = {name: content_hash(folder.components[name].path) for name in KEPT if name in folder.components}
+    parts = {name: of_folder(folder.components[name].path) for name in KEPT if name in folder.components}
     path = record_path(config)
     if path.is_file():
         noted = Started(**json.loads(path.read_text(encoding="utf-8")))

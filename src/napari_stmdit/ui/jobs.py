@@ -17,6 +17,7 @@ from ..evaluation.cases import EvaluationRequest
 from ..evaluation.evaluate import Evaluated
 from ..progress import CancelToken, Progress
 from ..synthesis.export import ExportKind, export_result
+from ..synthesis.identity import inputs_of
 from ..synthesis.result import Result
 from ..synthesis.run import PatchModel, run
 from ..synthesis.sheet import ContactSheet, make_sheet
@@ -142,11 +143,12 @@ class Lane:
 
 @dataclass(frozen=True)
 class Advance:
-    """Patches finished since the last one, the progress, and what a patch is becoming where there was a look at it."""
+    """Patches finished since the last one, the progress, what a patch is becoming where there was a look at it, and what all is made from."""
 
     patches: tuple[PatchResult, ...]
     progress: Progress
     preview: PatchResult | None = None
+    inputs: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -163,11 +165,12 @@ def synthesis(plan: Plan, section: Section, model: PatchModel, batch: int, previ
     def generate(token: CancelToken) -> Iterator[Advance]:
         leave_a_core()
         looks: list[PatchResult] = []
+        inputs = inputs_of(plan, section, model)
         steps = run(
             plan, section, model, batch=batch, cancel=token, preview_every=preview_every, on_preview=looks.append
         )
         for patches, progress in steps:
-            yield Advance(patches, progress, looks.pop() if looks else None)
+            yield Advance(patches, progress, looks.pop() if looks else None, inputs)
 
     def failure(error: Exception) -> StmditError:
         return SynthesisError(sampling_failure(error, batch))

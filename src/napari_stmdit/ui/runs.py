@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,7 @@ class _Present:
         self.growing = GrowingLayer(self.canvas, section, name)
         self.done: list[PatchResult] = []
         self.progress: Progress | None = None
+        self.inputs: Mapping[str, Any] | None = None
         self.watch = Stopwatch()
         self.dirty = False
         self.drawn_at = 0.0
@@ -244,6 +245,7 @@ class RunCycle:
         if present is None:
             return
         self.state.progress = present.progress = advance.progress
+        present.inputs = advance.inputs
         if advance.preview is not None:
             self._live.show(advance.preview, present.plan, present.section)
         for patch in advance.patches:
@@ -296,6 +298,7 @@ class RunCycle:
             seconds,
             last.notes if last else (),
             last.failed if last else None,
+            present.inputs,
         )
         if present.growing.layer is None:
             return
