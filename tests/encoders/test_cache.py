@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import threading
@@ -167,6 +168,40 @@ def test_rows_that_differ_are_kept_apart(programs, change):
         cached.encode(csr_matrix(np.array([row])), genes), programs.encoder.encode(csr_matrix(np.array([row])), genes)
     )
     assert programs.calls == [1, 1]
+
+
+def test_rows_of_another_relative_depth_are_kept_apart(programs):
+    """Where the encoder looks at depth; for one that does not, the row is the same."""
+    row, (shallow, deep) = csr_matrix(np.array([[1, 0, 2, 0]])), np.array([[-0.5], [0.5]], dtype=np.float32)
+    cached = CachedExpression(programs, EmbeddingCache(LARGE), "weights")
+    cached.encode(row, GENES, shallow)
+    cached.encode(row, GENES, deep)
+    assert programs.calls == [1]
+    programs.uses_depth = True
+    cached.encode(row, GENES, shallow)
+    cached.encode(row, GENES, deep)
+    assert programs.calls == [1, 1, 1]
+
+
+@pytest.mark.parametrize("changed", ["args.json", "vocab.json", "model.pth", "config.json"])
+def test_any_corrected_file_of_a_reference_is_another_encoder(tmp_path, changed):
+    """Also one that the reference does not list, and that is read where it lies beside the weights."""
+    from napari_stmdit.encoder_sources import _key
+    from napari_stmdit.model.folder import Component
+
+    weights, own = tmp_path / "weights", tmp_path / "expression_encoder"
+    for place in (weights, own):
+        place.mkdir()
+    for name in ("args.json", "vocab.json", "model.pth", "config.json"):
+        (weights / name).write_text("8 heads")
+    listed = {"name": "cancer", "source": str(weights), "files": ["model.pth", "vocab.json"], "licence": "none"}
+    (own / "reference.json").write_text(json.dumps(listed))
+    component = Component("library", "CancerFoundationEncoder", own)
+    before, state = _key(component), (weights / changed).stat()
+    assert _key(component) == before
+    (weights / changed).write_text("4 heads")
+    os.utime(weights / changed, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert _key(component) != before
 
 
 def test_two_threads_compute_a_patch_once(conv, patches):

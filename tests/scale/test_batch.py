@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 
+import h5py
 import numpy as np
 import pytest
 import yaml
+import zarr
+from PIL import Image
 
 from napari_stmdit.errors import RequestError
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.scale.batch import LocalRunner, exit_code, run_batch, table
 from napari_stmdit.scale.jobs import read_jobs
 from napari_stmdit.tissue.store import list_results, read_result
+from napari_stmdit.tissue.stored_results import RESULT_ATTRS
 
 
 @pytest.fixture
@@ -69,6 +74,73 @@ def test_a_result_of_another_request_is_not_taken_for_this_one(cohort, runner):
     )
     assert {o.state for o in outcomes} == {"failed"} and exit_code(outcomes) == 1
     assert "seed: 3 then, 4 now" in outcomes[0].message and "another name" in outcomes[0].message
+
+
+MEASURED = {"edits": {"measured": []}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mpp": 0.62}, r"section\.mpp: 0\.7 then, 0\.62 now"),
+        ({"path": "moved spots"}, r"section\.spots"),
+        ({"path": "black box"}, r"section\.slide\.file"),
+        ({"path": "other counts"}, r"section\.counts"),
+    ],
+)
+def test_a_result_of_other_inputs_is_not_taken_for_this_one(cohort, runner, tmp_path, tiny_folder, change, message):
+    place = {"path": "first", "name": "one", "mpp": 0.7}
+    assert run_batch(read_jobs(cohort(sections=[place], **MEASURED)), runner)[0].state == "done"
+    _change(tmp_path, change.get("path"))
+    (outcome,) = run_batch(read_jobs(cohort(sections=[{**place, **change}], **MEASURED)), runner)
+    assert outcome.state == "failed" and re.search(message, outcome.message), outcome.message
+    assert "of other inputs" in outcome.message
+    moved = shutil.move(tmp_path / "first", tmp_path / "elsewhere")  # the same section, called otherwise
+    (outcome,) = run_batch(read_jobs(cohort(sections=[{**place, "path": str(moved)}], **MEASURED)), runner)
+    assert outcome.state == "there already"
+
+
+def _change(folder, name):
+    """Make a section called like what differs from the first one."""
+    if name is None:
+        return
+    place = shutil.copytree(folder / "first", folder / name)
+    if name == "moved spots":
+        file = place / "spatial" / "tissue_positions.csv"
+        lines = file.read_text().splitlines()
+        file.write_text(
+            "\n".join([lines[0], *(f"{line.rsplit(',', 1)[0]},{k}" for k, line in enumerate(lines[1:], 300))])
+        )
+    elif name == "black box":
+        with Image.open(place / "slide.png") as picture:
+            pixels = np.asarray(picture).copy()
+        pixels[400:412, 400:412] = 0
+        Image.fromarray(pixels).save(place / "slide.png")
+    else:
+        with h5py.File(place / "filtered_feature_bc_matrix.h5", "r+") as file:
+            file["matrix/data"][0] += 1
+
+
+def test_another_precision_is_not_taken_for_this_one(cohort):
+    run_batch(read_jobs(cohort(sections=[{"path": "first"}], **MEASURED)), LocalRunner("cpu", dtype="float32"))
+    (outcome,) = run_batch(
+        read_jobs(cohort(sections=[{"path": "first"}], **MEASURED)), LocalRunner("cpu", dtype="bfloat16")
+    )
+    assert outcome.state == "failed" and "dtype: 'float32' then, 'bfloat16' now" in outcome.message
+
+
+def test_a_result_without_recorded_inputs_is_compared_as_far_as_its_record_goes(cohort, runner, tmp_path):
+    """As an earlier version saved it."""
+    place = {"path": "first", "name": "one", "mpp": 0.7}
+    run_batch(read_jobs(cohort(sections=[place], **MEASURED)), runner)
+    root = zarr.open_group(tmp_path / "results" / "one.zarr", mode="r+", use_consolidated=False)
+    records = root.attrs[RESULT_ATTRS]
+    del records["stmdit_measured"]["inputs"]
+    root.attrs[RESULT_ATTRS] = records
+    zarr.consolidate_metadata(root.store)
+    assert run_batch(read_jobs(cohort(sections=[place], **MEASURED)), runner)[0].state == "there already"
+    (outcome,) = run_batch(read_jobs(cohort(sections=[{**place, "mpp": 0.62}], **MEASURED)), runner)
+    assert outcome.state == "failed" and "section.mpp: 0.7 then, 0.62 now" in outcome.message
 
 
 def test_one_bad_section_stops_no_other(cohort, runner, tmp_path):

@@ -28,6 +28,8 @@ from ..synthesis.run_folder import LOCK, read_json, remove_parts, take_lock
 
 MANIFEST = "manifest.json"
 WORK = ".work"
+CONTENT = "content"
+"""Of an identity: hashes of the counts and of the slide's crops. Manifests of earlier versions lack it."""
 FORMAT = 1
 
 
@@ -223,7 +225,15 @@ def _check_same(manifest: Mapping[str, Any], identity: Mapping[str, Any], path: 
         raise StoreError(
             f"{path} is there already and is no data set of ours; nothing is overwritten, choose another place"
         )
-    found = differences(manifest["identity"], _plain(identity))
+    then, now = manifest["identity"], _plain(identity)
+    if CONTENT not in then:
+        if not manifest.get("complete"):
+            raise StoreError(
+                f"{path} was begun by an earlier version, which did not record what its slide and counts were, so that it cannot be "
+                "continued; finish it with that version, or remove it"
+            )
+        now.pop(CONTENT, None)
+    found = differences(then, now)
     if found:
         more = f"\n  and {len(found) - 8} more" if len(found) > 8 else ""
         raise StoreError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import Any, Literal, Protocol
 from ..assemble import Checkpoint, load_checkpoint
 from ..errors import StmditError, StoreError
 from ..progress import CancelToken, Progress, Stopwatch
-from ..synthesis.identity import differences
+from ..synthesis.identity import identity_of, recorded_differences
+from ..synthesis.models import KnownModel
+from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import Result, synthesize
 from ..tissue.store import check_writable, list_results, read_result
 from ..types import Request, Section
@@ -67,8 +69,8 @@ class Outcome:
 class Runner(Protocol):
     """Who computes the jobs of a batch: this process, or a cluster."""
 
-    def checkpoint_sha256(self, name: str) -> str:
-        """Return the hash of a checkpoint."""
+    def checkpoint(self, name: str) -> KnownModel:
+        """Return what can be said of a checkpoint."""
 
     def synthesize(
         self,
@@ -89,9 +91,9 @@ class LocalRunner:
         self._device, self._dtype, self._batch = device, dtype, batch
         self._loaded: tuple[str, Checkpoint] | None = None
 
-    def checkpoint_sha256(self, name: str) -> str:
-        """Return the hash of a checkpoint."""
-        return str(self._checkpoint(name).provenance["sha256"])
+    def checkpoint(self, name: str) -> KnownModel:
+        """Return what can be said of a checkpoint."""
+        return self._checkpoint(name)
 
     def synthesize(
         self,
@@ -126,11 +128,11 @@ class ClusterRunner:
     def __init__(self, client: Any, device: str = "auto", dtype: str = "auto", batch: int = 8) -> None:
         self._client, self._device, self._dtype, self._batch = client, device, dtype, batch
 
-    def checkpoint_sha256(self, name: str) -> str:
-        """Return the hash of a checkpoint."""
+    def checkpoint(self, name: str) -> KnownModel:
+        """Return what can be said of a checkpoint."""
         from .cluster import remote_checkpoint
 
-        return str(remote_checkpoint(self._client, name, self._device, self._dtype).provenance["sha256"])
+        return remote_checkpoint(self._client, name, self._device, self._dtype)
 
     def synthesize(
         self,
@@ -190,9 +192,9 @@ def run_batch(
     """
     cancel = cancel or CancelToken()
     outcomes: list[Outcome] = []
-    hashes = {name: runner.checkpoint_sha256(name) for name in dict.fromkeys(job.request.checkpoint for job in jobs)}
+    models = {name: runner.checkpoint(name) for name in dict.fromkeys(job.request.checkpoint for job in jobs)}
     for place, group in groupby(jobs, key=lambda job: job.place):
-        for outcome in _section_outcomes(place, list(group), runner, hashes, cancel, on_progress):
+        for outcome in _section_outcomes(place, list(group), runner, models, cancel, on_progress):
             outcomes.append(outcome)
             if on_outcome is not None:
                 on_outcome(outcome)
@@ -203,7 +205,7 @@ def _section_outcomes(
     place: Place,
     jobs: list[Job],
     runner: Runner,
-    hashes: dict[str, str],
+    models: Mapping[str, KnownModel],
     cancel: CancelToken,
     on_progress: Callable[[Job, Progress], None] | None,
 ) -> Iterator[Outcome]:
@@ -214,12 +216,12 @@ def _section_outcomes(
             continue
         watch = Stopwatch()
         try:
-            there = _already_there(job, hashes[job.request.checkpoint])
+            if section is None:
+                section = place.source.open()
+            there = _already_there(job, section, models[job.request.checkpoint])
             if there is not None:
                 yield there
                 continue
-            if section is None:
-                section = place.source.open()
             yield _compute(job, section, runner, cancel, on_progress)
         except StmditError as error:
             yield Outcome(job, "failed", seconds=watch.seconds, message=str(error))
@@ -247,29 +249,22 @@ def _compute(
     return Outcome(job, "done", element, made, planned, watch.seconds, "; ".join(result.failed.values()))
 
 
-def _already_there(job: Job, sha256: str) -> Outcome | None:
+def _already_there(job: Job, section: Section, model: KnownModel) -> Outcome | None:
     """Return the outcome of a job whose result is in the store; None where there is none.
 
     Raises
     ------
     StoreError
-        Where the store has a result of that name that was asked for otherwise.
+        Where the store has a result of that name that was asked for otherwise, or made from other inputs.
     """
     store, element = job.place.store, f"stmdit_{job.edit}"
     if not store.exists() or element not in list_results(store):
         return None
     _, _, record = read_result(store, element)
-    wanted = _intent(job.request.model_dump(mode="json"))
-    kept = dict(dict(record.get("section") or {}).get("expression") or {})
-    if kept.get("kind") == "none" and "expression" not in job.request.model_fields_set:
-        wanted["expression"] = "null"  # as the plan of a plain slide resolves it
-    found = differences(
-        {"request": _intent(record.get("request")), "sha256": dict(record.get("checkpoint", {})).get("sha256")},
-        {"request": wanted, "sha256": sha256},
-    )
+    found = recorded_differences(record, identity_of(make_plan(section, job.request, model.card), section, model))
     if found:
         raise StoreError(
-            f"{store} already holds {element}, which was made of another request:\n  "
+            f"{store} already holds {element}, which was made of another request or of other inputs:\n  "
             + "\n  ".join(found[:5])
             + "\nResults are never overwritten: give the edit another name, or the batch another output"
         )
@@ -277,11 +272,6 @@ def _already_there(job: Job, sha256: str) -> Outcome | None:
     planned = int(patches.get("planned", patches.get("tiles_planned", 0)))
     made = len(patches.get("spots", patches.get("tiles_yx_fullres", [])))
     return Outcome(job, "there already", element, made, planned)
-
-
-def _intent(request: Any) -> dict[str, Any]:
-    """A request without the places of its files, which may differ from one computer to the next."""
-    return {k: v for k, v in dict(request or {}).items() if k not in ("section", "checkpoint")}
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:

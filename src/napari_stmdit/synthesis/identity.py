@@ -57,6 +57,29 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def recorded_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between the inputs in a result's record and an identity.
+
+    Records of earlier versions hold fewer inputs; those that they hold are compared.
+    """
+    request = {k: v for k, v in dict(record.get("request") or {}).items() if k not in ("section", "checkpoint")}
+    if "inputs" in record:
+        return differences({"request": request, **record["inputs"]}, now)
+    checkpoint, section = (dict(record.get(name) or {}) for name in ("checkpoint", "section"))
+    expression = dict(section.get("expression") or {})
+    then = {
+        "request": request,
+        "checkpoint": {name: checkpoint.get(name) for name in ("name", "sha256")},
+        "dtype": checkpoint.get("dtype"),
+        "section": {"mpp": section.get("mpp")},
+    }
+    if expression.get("kind", "measured") != "measured":
+        then["section"]["expression"] = {"kind": expression["kind"], "sha256": expression.get("sha256", "")}
+    kept = {name: now["section"][name] for name in ("mpp", "expression") if name in now["section"]}
+    known = {name: now["checkpoint"][name] for name in then["checkpoint"]}
+    return differences(then, {"request": now["request"], "checkpoint": known, "dtype": now["dtype"], "section": kept})
+
+
 def _checkpoint(plan: Plan, model: KnownModel) -> dict[str, Any]:
     """The checkpoint, with what is kept elsewhere or was given in the place of an encoder, as far as this run uses it."""
     request, known = plan.request, model.provenance

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from ..storage.fingerprint import PerObject, of_arrays, of_file, of_parts
 from ..types import Section, SlideImage, SpotTable
@@ -15,7 +12,6 @@ from .elements import fingerprint
 
 SMALL_FILE = 2**28
 """Bytes of a slide's file up to which it is hashed as a whole, about half a second; of a larger one the pixels are, where they are fewer."""
-_CHUNKS_AT_ONCE = 16
 
 Boxes = Sequence[tuple[float, float, float, float]]
 
@@ -58,25 +54,25 @@ def slide_identity(image: SlideImage, boxes: Boxes, patch_px: int) -> dict[str, 
     Of a slide in a file that is the hash of the file, which is kept while the file does not change; of one in a store, and of a large file
     of which little is read, the hash of the pixels of every chunk that `read_patches` reads.
     """
-    chunks, outside = chunks_under(image, boxes, patch_px)
     found: dict[str, Any] = {"pixel_size": image.pixel_size, "shape": list(image.shape)}
-    if image.file is not None:
-        size = image.file.stat().st_size
-        read = sum(_nbytes(image, chunk) for chunk in chunks)
-        if size <= max(SMALL_FILE, read):
+    with readable(image):
+        size = 0 if image.file is None else image.file.stat().st_size
+        chunks, outside = ([], False) if 0 < size <= SMALL_FILE else chunks_under(image, boxes, patch_px)
+        if image.file is not None and size <= max(SMALL_FILE, sum(_nbytes(image, chunk) for chunk in chunks)):
             return {**found, "file": of_file(image.file)}
-    found["pixels"] = _pixels(image, chunks)
-    if outside:
-        found["glass"] = list(background_colour(image))
+        found["pixels"] = _pixels(image, chunks)
+        if outside:
+            found["glass"] = list(background_colour(image))
     return found
 
 
 def whole_slide_hash(image: SlideImage) -> str:
     """Return the hash of all of a slide: of its file, or of its finest level."""
-    if image.file is not None:
-        return of_file(image.file)
-    rows, columns = (len(sizes) for sizes in image.levels[0].chunks[:2])
-    return _pixels(image, [(0, row, column) for row in range(rows) for column in range(columns)])
+    with readable(image):
+        if image.file is not None:
+            return of_file(image.file)
+        rows, columns = (len(sizes) for sizes in image.levels[0].chunks[:2])
+        return _pixels(image, [(0, row, column) for row in range(rows) for column in range(columns)])
 
 
 def _nbytes(image: SlideImage, chunk: tuple[int, int, int]) -> int:
@@ -88,11 +84,7 @@ def _nbytes(image: SlideImage, chunk: tuple[int, int, int]) -> int:
 def _pixels(image: SlideImage, chunks: Sequence[tuple[int, int, int]]) -> str:
     import dask
 
-    parts = []
-    for start in range(0, len(chunks), _CHUNKS_AT_ONCE):
-        some = chunks[start : start + _CHUNKS_AT_ONCE]
-        with readable(image):
-            blocks = dask.compute(*(image.levels[level].blocks[row, column] for level, row, column in some))
-        for chunk, block in zip(some, blocks, strict=True):
-            parts.append(f"{chunk} {block.shape} {hashlib.sha256(np.ascontiguousarray(block).data).hexdigest()}")
-    return of_parts(parts)
+    hashed = dask.delayed(of_arrays, pure=False)
+    blocks = (image.levels[level].blocks[row, column] for level, row, column in chunks)
+    found = dask.compute(*(hashed(block) for block in blocks))  # by dask's threads, which hold a chunk each
+    return of_parts(f"{chunk} {digest}" for chunk, digest in zip(chunks, found, strict=True))

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from ..errors import RequestError
 from ..progress import CancelToken
 from .config import TrainingConfig, load_config
+from .inputs import note_inputs
 from .launch import Control, OnProgress, run_alone
 from .parallel import require_extra
 from .start import note_start, settle
@@ -65,12 +66,13 @@ def run_stage(config: TrainingConfig, stage: str, control: Control | None = None
     """Run one stage and return what it wrote; errors as for `train`."""
     config = settle(config)
     control = control or Control()
+    if config.start is not None:
+        run_alone(config, note_start, config)
+    run_alone(config, note_inputs, config, stage)
     if stage == "autoencoder":
         from .autoencoder import train_autoencoder
 
         return train_autoencoder(config, control)
-    if config.start is not None:
-        run_alone(config, note_start, config)
     if stage == "latents":
         from .latents import make_cache
 
