@@ -18,6 +18,7 @@ from napari_stmdit.errors import StoreError
 from napari_stmdit.synthesis.identity import differences, identity_of
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.result import open_canvas, synthesize
+from napari_stmdit.synthesis.variants import noise_key
 from napari_stmdit.tissue.open import open_section
 from napari_stmdit.types import Request, SlideImage, SpotList
 
@@ -158,6 +159,18 @@ def test_another_precision_does_not_go_on(section, tmp_path):
     open_canvas(tmp_path / "run", made, section, model).close()
     with pytest.raises(StoreError, match="dtype: 'none' then, 'bfloat16' now"):
         open_canvas(tmp_path / "run", made, section, other, resume=True)
+
+
+def test_patches_of_another_precision_or_other_embeddings_are_no_baseline():
+    checkpoint = {"sha256": "1", "dtype": "float32", "morphology_embeddings": {"source": "a.npy", "sha256": "2"}}
+
+    def key(**changes):
+        return noise_key(WHOLE, {"checkpoint": {**checkpoint, **changes}, "steps": 4})
+
+    assert key() == key(morphology_embeddings={"source": "moved.npy", "sha256": "2"})
+    assert key() != key(dtype="bfloat16")
+    assert key() != key(morphology_embeddings={"source": "a.npy", "sha256": "3"})
+    assert key() != key(elsewhere={"vae": "4"})
 
 
 def test_a_run_of_an_earlier_version_is_refused_in_one_sentence(section, model, tmp_path):

@@ -65,19 +65,24 @@ def recorded_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -> l
     request = {k: v for k, v in dict(record.get("request") or {}).items() if k not in ("section", "checkpoint")}
     if "inputs" in record:
         return differences({"request": request, **record["inputs"]}, now)
-    checkpoint, section = (dict(record.get(name) or {}) for name in ("checkpoint", "section"))
-    expression = dict(section.get("expression") or {})
+    checkpoint, about = (dict(record.get(name) or {}) for name in ("checkpoint", "section"))
+    section: dict[str, Any] = {"mpp": about.get("mpp")}
+    expression = dict(about.get("expression") or {})
+    if expression.get("kind", "measured") != "measured":
+        section["expression"] = {"kind": expression["kind"], "sha256": expression.get("sha256", "")}
     then = {
         "request": request,
         "checkpoint": {name: checkpoint.get(name) for name in ("name", "sha256")},
         "dtype": checkpoint.get("dtype"),
-        "section": {"mpp": section.get("mpp")},
+        "section": section,
     }
-    if expression.get("kind", "measured") != "measured":
-        then["section"]["expression"] = {"kind": expression["kind"], "sha256": expression.get("sha256", "")}
-    kept = {name: now["section"][name] for name in ("mpp", "expression") if name in now["section"]}
-    known = {name: now["checkpoint"][name] for name in then["checkpoint"]}
-    return differences(then, {"request": now["request"], "checkpoint": known, "dtype": now["dtype"], "section": kept})
+    kept = {
+        "request": now["request"],
+        "checkpoint": {name: now["checkpoint"][name] for name in ("name", "sha256")},
+        "dtype": now["dtype"],
+        "section": {name: now["section"][name] for name in ("mpp", "expression") if name in now["section"]},
+    }
+    return differences(then, kept)
 
 
 def _checkpoint(plan: Plan, model: KnownModel) -> dict[str, Any]:
