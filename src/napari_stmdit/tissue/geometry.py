@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import SectionError
-from ..files import BadFile, is_number, read_json
+from ..files import BadFile, is_number, read_json, shorten
 from ..types import Calibration, Polygons, Section
 
 Affine = NDArray[np.float64]
@@ -152,10 +152,10 @@ def calibrate(
     if stated is not None and is_plausible_mpp(stated):
         detail = f"{stated:.4g} um/px, microns_per_pixel of the scalefactors{_against(float(stated), fitted)}"
         return Calibration(float(stated), "scalefactors", detail)
+    unusable = "" if stated is None else f" (microns_per_pixel is {shorten(repr(stated))}, which is no pixel size)"
     if fitted is not None:
         lattice = f"{bin_um:g} um bins" if bin_um else "the Visium lattice, 100 um centre to centre"
-        return Calibration(fitted, "lattice", f"{fitted:.4g} um/px, fitted to {lattice}")
-    unusable = "" if stated is None else f" (microns_per_pixel is {stated!r}, which is no pixel size)"
+        return Calibration(fitted, "lattice", f"{fitted:.4g} um/px, fitted to {lattice}{unusable}")
     return Calibration(
         None,
         "unknown",
