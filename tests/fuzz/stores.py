@@ -446,7 +446,9 @@ CASES = cases(
             "circles and slide share no coordinate system, and both are named",
             renamed_system(SPOTS, "elsewhere"),
             request_error(
-                "image slide of the store is in the coordinate system tiny", "in elsewhere", "set_transformation"
+                "image slide of the store shares no coordinate system",
+                "it is in tiny, they are in elsewhere",
+                "set_transformation",
             ),
         ),
         (

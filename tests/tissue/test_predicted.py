@@ -192,3 +192,18 @@ def test_a_table_of_two_samples_is_refused(tmp_path):
     table.write_h5ad(file)
     with pytest.raises(SectionError, match="library_id: a, b"):
         read_predicted(file)
+
+
+@pytest.mark.parametrize("base", [np.array([2.0]), 2, np.float32(2.0)])
+def test_a_base_is_a_number_however_it_was_written(tmp_path, base):
+    yx, shares = np.array([[10.0, 20.0], [30.0, 40.0]]), predicted_counts(2)
+    table = write_table(tmp_path / "t.h5ad", yx, np.log2(1 + shares).astype(np.float32), uns={"log1p": {"base": base}})
+    np.testing.assert_allclose(read_predicted(table).spots.counts.toarray(), shares, rtol=1e-4)
+
+
+@pytest.mark.parametrize("base", ["2", 1.0, 0, -2.0, np.array([2.0, 10.0])])
+def test_a_base_that_is_none_of_logarithms_is_refused(tmp_path, base):
+    yx = np.array([[10.0, 20.0], [30.0, 40.0]])
+    table = write_table(tmp_path / "t.h5ad", yx, np.log1p(predicted_counts(2)), uns={"log1p": {"base": base}})
+    with pytest.raises(SectionError, match="no base of logarithms"):
+        read_predicted(table)

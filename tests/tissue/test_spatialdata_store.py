@@ -343,7 +343,7 @@ def test_an_image_in_another_coordinate_system_is_named_with_both_and_what_to_do
     images = {"s1_full_image": (analytic_image(), {"global": to["identity"]})}
     section = open_section(make_store(tmp_path / "s.zarr", images=images, spots_to={"s1": to["identity"]}))
     fault = synthesis_fault(section, 0.688)
-    for words in ("s1_full_image", "coordinate system global", "in s1", "set_transformation", "--fullres"):
+    for words in ("s1_full_image", "it is in global, they are in s1", "set_transformation", "--fullres"):
         assert words in fault, fault
     assert section.image is None and fault.removeprefix("it has no slide image; ") in section.notes
 

@@ -86,6 +86,12 @@ def mean_scale(affine: ArrayLike) -> float:
     return float(math.sqrt(abs(np.linalg.det(np.asarray(affine, dtype=np.float64)[:2, :2]))))
 
 
+def sides_of_unit(affine: ArrayLike) -> tuple[float, float]:
+    """Return the longer and the shorter side that an affine gives to a unit square; alike where it only moves, turns, mirrors and scales."""
+    longer, shorter = np.linalg.svd(np.asarray(affine, dtype=np.float64)[:2, :2], compute_uv=False)
+    return float(longer), float(shorter)
+
+
 def world_affine(section: Section) -> Affine:
     """Return the affine from full-resolution pixels to the viewer's world: microns if calibrated, else pixels."""
     return scaling(section.calibration.mpp or 1.0)

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
-from ..files import BadFile, shorten, user_path
+from ..files import BadFile, is_number, shorten, user_path
 from ..types import ExpressionSource, PredictedUnits, SpotTable
 from .counts import MOST_COUNTS, refuse_twice
 from .damage import told_as_damage
 from .geometry import FARTHEST_PX, swap_axes
 from .one_section import refuse_libraries
+from .spaceranger import one_number
 from .tables import genes_of, obs_columns
 from .tissue_mask import TissueMask
 
@@ -82,7 +83,14 @@ def read_predicted(path: str | Path, units: PredictedUnits | None = None) -> Pre
     if not file.is_file():
         raise SectionError(f"there is no file {file}; expected a predicted table, .h5ad")
     with told_as_damage(file.name, "a predicted table (.h5ad)"):
-        values, obs, var, xy, log_base = _read(file)
+        return _table(file, units)
+
+
+# ------------------------------------------------------------------------------------------------- the file
+
+
+def _table(file: Path, units: PredictedUnits | None) -> PredictedTable:
+    values, obs, var, xy, log_base = _read(file)
     ids = obs.index.to_numpy(dtype=np.str_)
     genes = genes_of(var)
     if not len(ids) or not len(genes):
@@ -96,9 +104,6 @@ def read_predicted(path: str | Path, units: PredictedUnits | None = None) -> Pre
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     spots = SpotTable(ids, yx, 0.0, counts, genes, None, columns)
     return PredictedTable(spots, ExpressionSource("predicted", file.name, digest, found))
-
-
-# ------------------------------------------------------------------------------------------------- the file
 
 
 def _read(file: Path) -> tuple[csr_matrix, Any, Any, NDArray[np.float64], float | None]:
@@ -155,7 +160,14 @@ def _log_base(root: Any) -> float | None:
         return None
     entry = root["uns"]["log1p"]
     base = entry["base"][()] if isinstance(entry, h5py.Group) and isinstance(entry.get("base"), h5py.Dataset) else None
-    return float(base) if isinstance(base, int | float | np.number) and base > 1 else float(np.e)
+    base = one_number(base)
+    if base is None or isinstance(base, h5py.Empty) or (isinstance(base, float) and np.isnan(base)):
+        return float(np.e)
+    if not is_number(base) or base <= 1:
+        raise SectionError(
+            f"{root.filename}: uns['log1p'] states the base {shorten(repr(base))}, which is no base of logarithms; expected a number above 1, or none for e"
+        )
+    return float(base)
 
 
 def _positions(file: Path, xy: NDArray[np.float64], ids: NDArray[np.str_]) -> NDArray[np.float64]:

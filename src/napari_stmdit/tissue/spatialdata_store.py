@@ -25,6 +25,7 @@ from .geometry import (
     fit_lattice,
     is_plausible_mpp,
     mean_scale,
+    sides_of_unit,
     uniform_scale,
 )
 from .images import as_rgb, open_image, with_overview
@@ -318,9 +319,7 @@ def _choose(
         for candidate in candidates:
             if candidate.name == wanted:
                 if not _shared_systems(candidate, spots_to, coordinate_system):
-                    raise SectionError(
-                        f"image {wanted} shares no coordinate system with the spots ({', '.join(spots_to)})"
-                    )
+                    raise SectionError(_apart(candidate, spots_to, coordinate_system))
                 return candidate, []
         raise SectionError(f"image {wanted} is no 8-bit colour image, or a result; it cannot be the slide")
     placed = _placed(candidates, rows, spots_to, coordinate_system)
@@ -354,17 +353,21 @@ def _placed(
     return sorted(placed, key=lambda item: item[0])
 
 
+def _apart(image: _Candidate, spots_to: Mapping[str, Affine], wanted: str | None) -> str:
+    """Say that nothing tells how an image lies to the spots, and how to state it."""
+    system = wanted or next(iter(spots_to))
+    return (
+        f"image {image.name} of the store shares no coordinate system with the spots: it is in {', '.join(image.systems)}, they are in "
+        f"{wanted or ', '.join(spots_to)}; state how they lie to each other with spatialdata's set_transformation(sdata[{image.name!r}], ..., "
+        f"to_coordinate_system={system!r}), Identity() where the spots are in its pixels, or give the slide's file with --fullres"
+    )
+
+
 def _no_slide(candidates: list[_Candidate], spots_to: Mapping[str, Affine], wanted: str | None) -> str:
     """Why no image of a store is the slide, and what to do."""
     for image in candidates:
         if not _shared_systems(image, spots_to, wanted):
-            system = wanted or next(iter(spots_to))
-            return (
-                f"image {image.name} of the store is in the coordinate system {', '.join(image.systems)}, the spots are in "
-                f"{', '.join(spots_to)}, and nothing says how they lie to each other; state it with spatialdata's set_transformation("
-                f"sdata[{image.name!r}], ..., to_coordinate_system={system!r}), Identity() where the spots are in its pixels, or give the slide's file "
-                "with --fullres"
-            )
+            return _apart(image, spots_to, wanted)
     if candidates:
         return (
             f"no image of the store pictures the spots ({', '.join(c.name for c in candidates)}): by their transformations most spots lie off "
@@ -409,7 +412,7 @@ def _frame(slide: _Candidate, spots_to: Mapping[str, Affine], wanted: str | None
 
 def _refuse_stretched(name: str, to_spots: Affine) -> None:
     """Raise SectionError where pixels of an image are no squares among the spots: turned and mirrored ones are, sheared ones are not."""
-    longer, shorter = np.linalg.svd(to_spots[:2, :2], compute_uv=False)
+    longer, shorter = sides_of_unit(to_spots)
     if longer > (1 + SQUARE_TO) * shorter:
         raise SectionError(
             f"image {name} is stretched or sheared against the spots: a square of one pixel becomes {longer:.4g} x {shorter:.4g} of their units, by the "
