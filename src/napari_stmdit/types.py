@@ -217,6 +217,8 @@ class Section:
         Sentences for the user: what was assumed, aggregated or left out.
     expression
         Where the spots' expression comes from.
+    image_fault
+        Why there is no slide image, where something is known of it.
     """
 
     name: str
@@ -229,6 +231,7 @@ class Section:
     synthetic: bool = False
     notes: tuple[str, ...] = ()
     expression: ExpressionSource = ExpressionSource()
+    image_fault: str = ""
 
 
 # ------------------------------------------------------------------------------------------------- plan

@@ -17,6 +17,7 @@ from ..types import Section, SlideImage, SpotTable
 from .counts import CountMatrix, find_counts, read_counts, refuse_twice
 from .geometry import FARTHEST_PX, Affine, calibrate, scaling
 from .images import IMAGE_SUFFIXES, image_size, open_image
+from .one_section import refuse_aggregated, refuse_bins, refuse_libraries
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +27,8 @@ _LONGEST_LINE, _MOST_COLUMNS = 2**21, 100
 POSITION_FILES = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
 _LEAST_FACTOR = 1e-4
 _MOST_INDEX = 2**31
+_SAME_PLACE_PX = 1.0
+"""How far positions of one spot may lie from each other in two files: version 1 rounds to whole pixels."""
 _THUMBNAILS = (("hires", "tissue_hires_scalef"), ("lowres", "tissue_lowres_scalef"))
 SYNTHETIC_MARKER = "SYNTHETIC.json"
 
@@ -73,6 +76,9 @@ def open_spaceranger(path: Path, fullres: Path | None = None, mpp: float | None 
     positions = read_positions(path)
     matrix = read_counts(find_counts(path))
     spots, notes = join(positions, matrix, spot_diameter(scalefactors, path))
+    calibration = calibrate(scalefactors, positions.yx, positions.array_rc, mpp)
+    refuse_libraries(spots.ids, {}, spots.array_rc, str(path))
+    refuse_bins(spots, calibration.mpp, path)
     name = section_name(path)
     places = [path, path.parent] if path.name.startswith("outs") else [path]
     image, image_notes = choose_image(path, scalefactors, spots.yx, fullres, places)
@@ -83,7 +89,7 @@ def open_spaceranger(path: Path, fullres: Path | None = None, mpp: float | None 
         kind="spaceranger",
         spots=spots,
         image=image,
-        calibration=calibrate(scalefactors, positions.yx, positions.array_rc, mpp),
+        calibration=calibration,
         coordinate_systems=coordinate_systems(name, scalefactors),
         synthetic=synthetic,
         notes=(*synthetic_notes, *notes, *image_notes),
@@ -104,7 +110,16 @@ def read_scalefactors(path: Path) -> dict[str, Any]:
         raise SectionError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise SectionError(f"{file} holds a {type(content).__name__}; expected an object of numbers")
-    return content
+    return {name: one_number(value) for name, value in content.items()}
+
+
+def one_number(value: Any) -> Any:
+    """Return the number that a list or array of one number stands for, as R writes all numbers; anything else as it is."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    while isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    return value
 
 
 def spot_diameter(scalefactors: Mapping[str, Any], path: Path) -> float:
@@ -124,10 +139,40 @@ def thumbnail_factor(scalefactors: Mapping[str, Any], key: str) -> float | None:
 
 
 def read_positions(path: Path) -> Positions:
-    """Read the positions file of whichever version is there."""
-    file = next((path / "spatial" / n for n in POSITION_FILES if (path / "spatial" / n).is_file()), None)
-    if file is None:
+    """Read the positions file of whichever version is there; where there are several, they must agree."""
+    files = [path / "spatial" / n for n in POSITION_FILES if (path / "spatial" / n).is_file()]
+    if not files:
         raise SectionError(f"{path / 'spatial'} holds no positions; expected one of {', '.join(POSITION_FILES)}")
+    positions = _read_positions(files[0])
+    for other in files[1:]:
+        _refuse_contradiction(files[0], positions, other)
+    return positions
+
+
+def _refuse_contradiction(file: Path, positions: Positions, other: Path) -> None:
+    """Refuse a second positions file that says something else of the spots that both have."""
+    try:
+        others = _read_positions(other)
+    except SectionError:
+        return  # it says nothing
+    place = {barcode: i for i, barcode in enumerate(others.barcodes.tolist())}
+    at = np.array([place.get(barcode, -1) for barcode in positions.barcodes.tolist()], dtype=np.int64)
+    here, there = np.flatnonzero(at >= 0), at[at >= 0]
+    away = np.abs(positions.yx[here] - others.yx[there]).max(axis=1, initial=0.0)
+    differ = (away > _SAME_PLACE_PX) | (positions.in_tissue[here] != others.in_tissue[there])
+    differ |= (positions.array_rc[here] != others.array_rc[there]).any(axis=1)
+    if not len(here) or differ.any():
+        how = (
+            f"{int(differ.sum())} of {len(here)} spots differ in them, by up to {np.nanmax(away, initial=0):.4g} px"
+            if len(here)
+            else "no spot is in both"
+        )
+        raise SectionError(
+            f"{file.parent} holds {file.name} and {other.name}, which contradict each other: {how}; keep the one that belongs to this slide"
+        )
+
+
+def _read_positions(file: Path) -> Positions:
     table = _positions_table(file)
     missing = [c for c in _COLUMNS if c not in table.columns]
     if missing:
@@ -179,6 +224,8 @@ def _positions_table(file: Path) -> pd.DataFrame:
                 f"between commas, but {shorten(first.strip())}"
             )
         options: dict[str, Any] = {} if has_header else {"header": None, "names": list(_COLUMNS)}
+        if [value.strip().strip('"') for value in first.split(",")] == [str(i) for i in range(len(_COLUMNS))]:
+            options["skiprows"] = 1  # pandas numbers columns without a header, and writes the numbers
         table: pd.DataFrame = pd.read_csv(
             file, dtype={"barcode": str}, float_precision="round_trip", encoding="utf-8-sig", **options
         )
@@ -191,6 +238,7 @@ def join(
     positions: Positions, matrix: CountMatrix, diameter: float, noun: str = "spots"
 ) -> tuple[SpotTable, list[str]]:
     """Keep the barcodes that lie on tissue and have a row of counts, in the order of the counts."""
+    refuse_aggregated(matrix.barcodes, positions.barcodes, matrix.source)
     place = {barcode: i for i, barcode in enumerate(positions.barcodes.tolist())}
     at = np.array([place.get(barcode, -1) for barcode in matrix.barcodes.tolist()], dtype=np.int64)
     if not (at >= 0).any():

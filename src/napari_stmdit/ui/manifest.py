@@ -31,7 +31,10 @@ def is_space_ranger(folder: Path) -> bool:
     """Tell whether a folder holds Space Ranger output, versions 1 to 3 or HD."""
     if any((folder / inner / "spatial" / "scalefactors_json.json").is_file() for inner in ("", "outs")):
         return True
-    return any(next(folder.glob(f"{inner}square_*/spatial"), None) is not None for inner in ("", "binned_outputs/"))
+    return any(
+        next(folder.glob(f"{inner}square_*/spatial"), None) is not None
+        for inner in ("", "binned_outputs/", "outs/binned_outputs/")
+    )
 
 
 def read_section(path: Any) -> list[LayerTuple]:
