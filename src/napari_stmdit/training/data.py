@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
+from ..storage.atomic import write_atomically
 from ..types import Section
 from .config import AugmentationSettings, ExpressionSettings
 
@@ -60,9 +60,7 @@ def load_training_section(section: Section, patch_mpp: float, store: Path | None
         pixels = _resample(np.ascontiguousarray(np.asarray(section.image.levels[0])), zoom)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_suffix(f".{os.getpid()}.npy")
-            np.save(draft, pixels)
-            draft.replace(path)
+            write_atomically(path, lambda file: np.save(file, pixels))
     if path is not None:
         pixels = np.load(path, mmap_mode="r")
     return TrainingSection(replace(section, image=None), pixels, section.spots.yx / pixel_size * zoom, image_mpp / zoom)
