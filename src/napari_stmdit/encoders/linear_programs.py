@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError
 from ..expression.genes import gather_counts, match_genes
+from ..files import read_json
 from ..types import MOST_DEPTH, Genes, hash_genes
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def read_encoder_folder(
     from safetensors.numpy import load_file
 
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / "config.json")
         arrays = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is no readable encoder: {error}") from error
