@@ -7,7 +7,6 @@ from storage_trees import TREES, content, plant
 from napari_stmdit.errors import StoreError
 from napari_stmdit.evaluation import results as evaluating
 from napari_stmdit.evaluation.demo import run_demo
-from napari_stmdit.evaluation.report import check_report
 from napari_stmdit.evaluation.results import evaluate_result
 
 
@@ -49,6 +48,8 @@ def test_the_same_evaluation_replaces_its_report_where_it_is_asked_to(study, tmp
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=TREES)
 def test_whatever_is_in_the_folder_stays_as_it_is(tree, tmp_path_factory, monkeypatch):
+    from napari_stmdit.evaluation.report import check_report
+
     folder = tmp_path_factory.mktemp("way")
     (folder / "elsewhere").mkdir()
     plant(folder / "out", tree)

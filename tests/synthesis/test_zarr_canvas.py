@@ -313,3 +313,13 @@ def test_latents_are_kept_every_four_steps(tiny_section, tiny_model):
         if progress.step == 9:
             break
     assert [json.loads(state["solver"].tobytes())["step"] for state in kept] == [4, 8]
+
+
+def test_a_saved_run_is_removed_but_for_what_somebody_put_beside_it(section, model, tmp_path):
+    made = plan(section, WHOLE, model.card)
+    open_canvas(tmp_path / "run", made, section, model).discard()
+    assert not (tmp_path / "run").exists()
+    canvas = open_canvas(tmp_path / "run", made, section, model)
+    (tmp_path / "run" / "notes.md").write_text("mine")
+    canvas.discard()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.md"]

@@ -12,7 +12,7 @@ from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.errors import StoreError
 from napari_stmdit.training import train as training
 from napari_stmdit.training.config import load_config
-from napari_stmdit.training.export import check_target, export_checkpoint
+from napari_stmdit.training.export import export_checkpoint
 from napari_stmdit.training.train import run_stage, train
 
 
@@ -63,7 +63,7 @@ def test_training_does_not_begin_where_its_checkpoint_would_take_the_place_of_so
 
 
 def test_the_package_and_its_checkpoint_are_never_replaced(trained):
-    from napari_stmdit.training.export import PACKAGE
+    from napari_stmdit.training.export import PACKAGE, check_target
 
     for folder in (PACKAGE, PACKAGE / "data" / "demo_checkpoint", PACKAGE / "training"):
         with pytest.raises(StoreError, match="not made by the training"):

@@ -12,18 +12,19 @@ import pickletools
 import struct
 import zipfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..files import BadFile, UnsafeFile, read_json, read_yaml
+from ..files import MOST_TEXT_MB, BadFile, UnsafeFile, read_json, read_yaml
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 WEIGHT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 SETTING_SUFFIXES = (".yaml", ".yml", ".json")
 
-MOST_PICKLE_MB = 16
-"""Largest pickle of a torch file that is walked; weights lie beside it, and what describes them takes a few hundred bytes a tensor."""
+_MOST_OPCODES = 5_000_000
+"""Of the pickles of a torch file that are walked to say what it would import; real ones have some for each tensor."""
 
 # Globals that torch's weights-only unpickler accepts by itself, or that we add; everything else is named to the user.
 _INERT = ("torch.", "torch ", "collections OrderedDict", "collections Counter", "numpy", "_codecs encode")
@@ -190,15 +191,15 @@ def _check_members(path: Path) -> None:
 
 
 def _check_pickles(path: Path, size: int) -> None:
-    if size > MOST_PICKLE_MB * 1e6:
+    if size > MOST_TEXT_MB * 1e6:
         raise CheckpointError(
-            f"{path.name} is refused: its pickles have {size / 1e6:,.0f} megabytes, and more than {MOST_PICKLE_MB} are not expected "
+            f"{path.name} is refused: its pickles have {size / 1e6:,.0f} megabytes, and more than {MOST_TEXT_MB} are not expected "
             "beside weights. Ask its author for safetensors, or for a file with tensors only."
         )
 
 
 def _pickles(path: Path) -> Iterator[bytes]:
-    most = int(MOST_PICKLE_MB * 1e6)
+    most = int(MOST_TEXT_MB * 1e6)
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             yield file.read(most)  # tensors follow the pickles of an old torch file
@@ -214,11 +215,13 @@ def _pickles(path: Path) -> Iterator[bytes]:
 def _globals(data: bytes) -> Iterator[str]:
     """Walk the opcodes of consecutive pickles; strings are remembered because newer pickles name a global by two of them."""
     stream = io.BytesIO(data)  # read on and on: a slice for each pickle would copy the rest each time
-    while stream.tell() < len(data):
+    seen = 0
+    while stream.tell() < len(data) and seen < _MOST_OPCODES:
         strings: list[str] = []
         memo: dict[int, str | None] = {}
         pushed: str | None = None
-        for opcode, argument, _ in pickletools.genops(stream):
+        for opcode, argument, _ in islice(pickletools.genops(stream), _MOST_OPCODES - seen):
+            seen += 1
             if opcode.name in ("GLOBAL", "INST"):
                 yield str(argument)
             elif opcode.name == "STACK_GLOBAL":

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 from ..storage.atomic import remove_drafts_in, remove_left_drafts, replacing, sync, write_atomically, write_json
 from ..storage.faults import explained, patiently
-from ..storage.locks import take_lock
+from ..storage.locks import LOCK, take_lock
 from ..tissue.pyramid import CHUNK, halved_rgba
 from ..tissue.stored_patches import PatchFiles
 from ..types import Patch, PatchResult, Plan
@@ -193,9 +194,18 @@ class ZarrCanvas:
         self._lock.release()
 
     def discard(self) -> None:
-        """Remove the folder: its image was saved."""
+        """Remove what the run wrote: its image was saved. The folder goes with it, unless somebody put something there."""
+        remove_drafts_in(self.folder)
         self.release()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for name in (IMAGE, PATCHES, SOLVER, MANIFEST, RUN, LOCK):
+            place = self.folder / name
+            with suppress(OSError):
+                if place.is_dir():
+                    shutil.rmtree(place)
+                else:
+                    place.unlink()
+        with suppress(OSError):
+            self.folder.rmdir()
 
     # --- what others read
 
