@@ -30,6 +30,7 @@ from .identity import differences
 from .run_folder import (
     IMAGE,
     MANIFEST,
+    PATCHES,
     RUN,
     SOLVER,
     PatchStore,
