@@ -228,12 +228,10 @@ def test_a_disk_that_is_really_full(section, model, tmp_path):
 def test_a_place_that_may_not_be_written_is_refused_before_anything_is_computed(section, tmp_path, monkeypatch):
     import errno
 
-    from napari_stmdit.synthesis import zarr_canvas
-
     def refuse(*_):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(zarr_canvas.os, "rename", refuse)
+    monkeypatch.setattr(os, "rename", refuse)
     model = CropModel(card_for(GENES))
     with pytest.raises(StoreError, match="may no longer be written"):
         synthesize(section, WHOLE, model, folder=tmp_path / "run")
