@@ -99,6 +99,7 @@ def evaluate(
                 fullres=fullres,
                 draws=draws,
                 command=command,
+                resume=resume,
                 cancel=cancel,
             )
         _report(found, as_json)

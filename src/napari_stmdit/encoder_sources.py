@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .encoders.precomputed import PrecomputedEmbeddings, read_embeddings
 from .errors import CheckpointError, GeneError, StmditError, StoreError
+from .files import BadFile, read_text
 
 if TYPE_CHECKING:
     import torch
@@ -236,8 +237,8 @@ def read_gene_list(path: str | Path) -> tuple[str, ...]:
         The file is missing, empty, no text, or names a gene twice.
     """
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in read_text(path).splitlines()]
+    except BadFile as error:
         raise GeneError(
             f"{path} is no readable gene list ({error}). Expected a text file, one symbol a line."
         ) from None

@@ -13,6 +13,7 @@ from napari_stmdit.encoders.cache import CachedExpression, CachedMorphology, Emb
 from napari_stmdit.encoders.linear_programs import LinearProgramEncoder
 from napari_stmdit.encoders.small_conv import FeatureTrunk, SmallConvEncoder
 from napari_stmdit.errors import StoreError
+from napari_stmdit.storage.atomic import drafting
 from napari_stmdit.types import Genes
 
 NAMES = ("EPCAM", "KRT8", "COL1A1", "CD3E")
@@ -315,11 +316,22 @@ def test_a_hit_in_memory_counts_as_use_on_disk(tmp_path):
 
 
 def test_what_broke_off_in_writing_is_tidied_up(tmp_path):
-    (tmp_path / "old.tmp").write_bytes(b"x")
-    os.utime(tmp_path / "old.tmp", (1000, 1000))
-    (tmp_path / "new.tmp").write_bytes(b"x")  # of another process, perhaps still writing
-    EmbeddingCache(0, tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {"new.tmp"}
+    (tmp_path / ".a1.npy.0123456789ab.part").write_bytes(b"x")
+    os.utime(tmp_path / ".a1.npy.0123456789ab.part", (1000, 1000))
+    with drafting(tmp_path / "b2.npy") as draft:  # of another process, still writing
+        draft.write_bytes(b"x")
+        EmbeddingCache(0, tmp_path)
+        assert {file.name for file in tmp_path.iterdir()} == {draft.name, f"{draft.name}.lock"}
+
+
+def test_what_somebody_else_put_into_the_folder_stays(tmp_path):
+    for name in ("coordinates.npy", "notes.tmp", "thesis.part"):
+        (tmp_path / name).write_bytes(bytes(5000))
+        os.utime(tmp_path / name, (1000, 1000))
+    cache = EmbeddingCache(LARGE, tmp_path, folder_limit_bytes=2000)
+    for key in ("a1", "b2", "c3", "d4", "e5"):
+        cache.put(key, value(1))
+    assert {"coordinates.npy", "notes.tmp", "thesis.part"} <= {file.name for file in tmp_path.iterdir()}
 
 
 def test_a_disk_that_fails_stops_nothing(conv, patches, tmp_path, monkeypatch, caplog):

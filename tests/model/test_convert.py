@@ -6,7 +6,9 @@ import pytest
 import torch
 import yaml
 from checkpoints import plain_transformer, randomised
+from hypothesis import HealthCheck, given, settings
 from safetensors.torch import load_file, save_file
+from storage_trees import TREES, content, plant
 
 from napari_stmdit import load_transformer
 from napari_stmdit.errors import CheckpointError
@@ -165,7 +167,7 @@ def test_nothing_is_overwritten(foreign, tmp_path):
     target.mkdir()
     convert(foreign, target, patch_mpp=0.5)
     before = {file: file.read_bytes() for file in target.rglob("*") if file.is_file()}
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="nothing is overwritten, give a new folder"):
         convert(foreign, target, patch_mpp=0.5)
     assert before == {file: file.read_bytes() for file in target.rglob("*") if file.is_file()}
 
@@ -270,3 +272,18 @@ def test_half_precision_stays_half(tmp_path, net):
     written = load_file(made.path / "transformer" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in written.values()} == {torch.float16}
     assert np.isclose(sum(t.nbytes for t in written.values()), sum(t.nbytes for t in tensors.values()))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tree=TREES)
+def test_whatever_is_in_the_way_of_a_conversion_stays_as_it_is(tree, foreign, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("way")
+    (folder / "elsewhere").mkdir()
+    plant(folder / "out", tree)
+    before = content(folder)
+    try:
+        convert(foreign, folder / "out", patch_mpp=0.5)
+    except CheckpointError:
+        assert tree != {} and content(folder) == before
+    else:
+        assert tree == {}

@@ -228,12 +228,10 @@ def test_a_disk_that_is_really_full(section, model, tmp_path):
 def test_a_place_that_may_not_be_written_is_refused_before_anything_is_computed(section, tmp_path, monkeypatch):
     import errno
 
-    from napari_stmdit.synthesis import zarr_canvas
-
     def refuse(*_):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(zarr_canvas.os, "rename", refuse)
+    monkeypatch.setattr(os, "rename", refuse)
     model = CropModel(card_for(GENES))
     with pytest.raises(StoreError, match="may no longer be written"):
         synthesize(section, WHOLE, model, folder=tmp_path / "run")
@@ -313,3 +311,13 @@ def test_latents_are_kept_every_four_steps(tiny_section, tiny_model):
         if progress.step == 9:
             break
     assert [json.loads(state["solver"].tobytes())["step"] for state in kept] == [4, 8]
+
+
+def test_a_saved_run_is_removed_but_for_what_somebody_put_beside_it(section, model, tmp_path):
+    made = plan(section, WHOLE, model.card)
+    open_canvas(tmp_path / "run", made, section, model).discard()
+    assert not (tmp_path / "run").exists()
+    canvas = open_canvas(tmp_path / "run", made, section, model)
+    (tmp_path / "run" / "notes.md").write_text("mine")
+    canvas.discard()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.md"]

@@ -13,13 +13,14 @@ import numpy as np
 
 from ..errors import StoreError
 from ..progress import CancelToken, Progress, Stopwatch
-from ..synthesis.disk import write_atomically
+from ..storage.atomic import write_text
+from ..storage.faults import explained
 from ..synthesis.finished import Finished
 from ..tissue.elements import fingerprint
 from ..tissue.identity import slide_identity, table_hash
 from .card import write_card
 from .contents import Contents
-from .folder import CONTENT, DatasetFolder, complete_manifest, explained, output_place
+from .folder import AGAIN, CONTENT, DatasetFolder, complete_manifest, output_place
 from .shards import Shard, encoded, write_folder, write_parquet
 from .sources import AnyResult, CheckpointFacts, Slide, checkpoint_facts, find_slide, open_results
 from .tables import IMAGES, TABLE, genes_table, images_file, make_images, write_images, write_table
@@ -174,7 +175,7 @@ def export_steps(
         return _exported(place, contents, kinds, len(contents), existed=True, notes=notes)
     folder = DatasetFolder.open(place, identity)
     try:
-        with explained(folder.path):
+        with explained(folder.path, AGAIN):
             export = _Export(folder, contents, slide, checkpoints, kinds, per_shard, licence, cancel or CancelToken())
             yield from export.shards()
             if not export.cancel.cancelled:
@@ -254,10 +255,10 @@ class _Export:
         for name, record in records.items():
             names.append(f"runs/{name}.json")
             (self.folder.path / "runs").mkdir(exist_ok=True)
-            _write_text(self.folder.path / names[-1], json.dumps(record, indent=1, ensure_ascii=False))
-        _write_text(self.folder.path / _GENES, genes_table(self.contents).to_csv(index=False))
+            write_text(self.folder.path / names[-1], json.dumps(record, indent=1, ensure_ascii=False))
+        write_text(self.folder.path / _GENES, genes_table(self.contents).to_csv(index=False))
         card = write_card(self.contents, self.checkpoints, self.slide, self.formats, self.licence)
-        _write_text(self.folder.path / _CARD, card)
+        write_text(self.folder.path / _CARD, card)
         if self.cancel.cancelled:
             return
         facts = {
@@ -364,7 +365,3 @@ def _exported(
 ) -> Exported:
     names = tuple(made.name for made in contents.runs)
     return Exported(place, len(contents), _synthetic(contents), names, formats, done, unfinished, existed, notes)
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))

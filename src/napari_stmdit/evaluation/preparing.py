@@ -21,6 +21,7 @@ from .judge import Judge
 from .paired import find_lpips
 from .predictor import log_levels, read_predictor
 from .reading import ExpressionReader, reader_across_blocks, reader_from_sections, reader_of_user
+from .report import about_checkpoint, check_report
 from .spaces import open_spaces
 from .stacks import Naming, StackFolder
 from .work import Job, Work
@@ -41,6 +42,8 @@ def prepare(
     ------
     RequestError
         With every fault that was found.
+    StoreError
+        The folder holds another evaluation, or this one and ``resume`` was not asked for, or it cannot be written.
     """
     spots = choose_spots(sections, model, request)
     notes: list[str] = [note for section in sections for note in section.notes]
@@ -49,7 +52,9 @@ def prepare(
     cases = cases_of(model.card, len(others) > 1, bool(request.edits))
     first = [_plan(one, cases[0], request, 0, model) for one in spots]
     notes += [note for plan in first for note in plan.notes]
-    stacks = StackFolder(folder, resume)
+    about = about_checkpoint(first[0], model, [one.section for one in spots], request, 0)
+    check_report(folder, about, resume)
+    stacks = StackFolder(folder)
     names = [Naming(one.section, model) for one in spots]
     jobs = []
     for case in cases:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..progress import CancelToken, Progress
+from ..storage.atomic import write_atomically
 from ..storage.fingerprint import of_json
 from ..synthesis.conditions import Conditions
 from ..synthesis.identity import inputs_of
@@ -45,22 +46,16 @@ class StackFolder:
     ----------
     folder
         The evaluation's folder.
-    resume
-        Whether patches that are there may be used.
 
     Raises
     ------
     StoreError
-        There are patches and ``resume`` was not asked for, or the folder cannot be written.
+        The folder cannot be written.
     """
 
-    def __init__(self, folder: Path, resume: bool) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder / STACKS
         try:
-            if self.folder.is_dir() and any(self.folder.iterdir()) and not resume:
-                raise StoreError(
-                    f"{folder} holds an evaluation already; add --resume to go on with it, or give another --output"
-                )
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"{folder} cannot be written: {error.strerror}; give another --output") from error
@@ -82,12 +77,9 @@ class StackFolder:
     def save(self, key: str, stack: Stack) -> None:
         """Keep a stack, whole or not; the file appears at once or not at all."""
         path = self._path(key)
-        draft = path.with_suffix(".writing.npz")
         try:
-            np.savez(draft, images=stack.images, made=stack.made)
-            draft.replace(path)
+            write_atomically(path, lambda file: np.savez(file, images=stack.images, made=stack.made))
         except OSError as error:
-            draft.unlink(missing_ok=True)
             raise StoreError(
                 f"{path} cannot be written: {error.strerror}; what was finished before is kept, --resume goes on"
             ) from error

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ..errors import CheckpointError
+from ..files import shown
 from ..storage.fingerprint import of_folder
 from ..types import CheckpointCard
 from .checkpoint import load_transformer, table
@@ -246,7 +247,7 @@ def _load_vae(kind: str, weights: Path, own: Path) -> Any:
         for key, value in read_settings(own / "config.json").items():
             if not key.startswith("_") and settings.get(key) != value:
                 raise CheckpointError(
-                    f"the VAE in {path} has {key} {settings.get(key)}, but the transformer was trained with {value}: it is another VAE."
+                    f"the VAE in {path} has {key} {shown(settings.get(key))}, but the transformer was trained with {shown(value)}: it is another VAE."
                 )
     try:
         vae = Autoencoder.from_config({key: value for key, value in settings.items() if not key.startswith("_")})

@@ -12,6 +12,7 @@ from ..errors import GeneError, RequestError
 from ..expression.gmt import read_gmt
 from ..expression.profiles import read_profile
 from ..files import BadFile, read_yaml
+from ..storage.atomic import write_text
 from ..types import Edit, Intent, Request, SpotProfile, Weight
 
 
@@ -81,7 +82,7 @@ def write_edit_file(file: EditFile, path: str | Path) -> None:
         content, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False, allow_unicode=True
     )
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        write_text(Path(path), text)
     except OSError as error:
         raise RequestError([(str(path), f"cannot be written: {error}")]) from None
 

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import StoreError
 from ..files import BadFile, user_path
+from ..storage.atomic import drafting
 from ..types import Section
 from .elements import about, fingerprint, image_element, link_levels, section_elements
 from .geometry import Affine
@@ -327,11 +327,8 @@ def _move_in(scratch: Path, path: Path, name: str, record: Mapping[str, Any]) ->
 def _scratch(path: Path) -> Iterator[Path]:
     """A path beside the store, so that moving from there is one step of the file system; gone afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
-    try:
+    with drafting(path) as scratch:
         yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager

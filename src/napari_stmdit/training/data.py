@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
+from ..storage.atomic import write_atomically
 from ..storage.fingerprint import of_json
 from ..tissue.identity import whole_slide_hash
 from ..types import Section
@@ -68,9 +68,7 @@ def load_training_section(section: Section, patch_mpp: float, store: Path | None
         pixels = _resample(np.ascontiguousarray(np.asarray(section.image.levels[0])), zoom)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_suffix(f".{os.getpid()}.npy")
-            np.save(draft, pixels)
-            draft.replace(path)
+            write_atomically(path, lambda file: np.save(file, pixels))
             _remove_others(path, section.name)
     if path is not None:
         pixels = np.load(path, mmap_mode="r")

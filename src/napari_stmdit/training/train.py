@@ -47,7 +47,7 @@ def train(
     TrainingStoppedError
         It was asked to stop; what it had reached is saved.
     StmditError
-        What training needs is not installed, or a stage cannot be run.
+        What training needs is not installed, a stage cannot be run, or the checkpoint's place is taken by something else.
     """
     config = load_config(config_path, root, output)
     if stage is not None and stage not in get_args(Stage):
@@ -55,6 +55,10 @@ def train(
     stages: tuple[str, ...] = get_args(Stage) if stage is None else (stage,)
     if stages != ("export",):
         require_extra()
+    if "export" in stages:
+        from .export import check_target
+
+        check_target(config)  # now, not after hours of training
     control = Control(on_progress, cancel)
     result = config.output
     for name in stages:
