@@ -663,3 +663,36 @@ def test_zarr_of_version_2_that_is_no_spatialdata_is_still_refused(old_store):
         file.write_text(json.dumps({}))
     with pytest.raises(SectionError, match="no SpatialData"):
         open_section(old_store)
+# ------------------------------------------------------------------------------------------------- colours
+
+
+def named_channels(path, names, planes):
+    """A store of the tiny section whose only image has channels of these names."""
+    from spatialdata import read_zarr
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Identity
+
+    make_store(path, images={}, spots_to={"global": Identity()})
+    image = Image2DModel.parse(planes, dims=("c", "y", "x"), c_coords=names, transformations={"global": Identity()})
+    sdata = read_zarr(path)
+    sdata.images["scan"] = image
+    sdata.write_element("scan")
+    return path
+
+
+@pytest.mark.parametrize("names", [["DAPI", "CD3", "PanCK"], ["DAPI", "CD3", "PanCK", "CD20"], ["0", "1", "2", "3"]])
+def test_channels_of_stains_are_no_slide_and_the_note_names_them(tmp_path, names):
+    planes = np.moveaxis(analytic_image(), 2, 0)
+    planes = np.concatenate([planes, planes[:1]])[: len(names)]
+    section = open_section(named_channels(tmp_path / "s.zarr", names, planes))
+    assert section.image is None
+    said = "DAPI, CD3, PanCK" if "DAPI" in names else "4 channels without names"
+    assert any("image scan is not shown" in note and said in note for note in section.notes)
+
+
+@pytest.mark.parametrize("names", [["b", "g", "r"], ["Blue", "Green", "Red"], ["0", "1", "2"], ["c0", "c1", "c2"]])
+def test_colours_are_known_by_name_and_three_without_names_are_red_green_and_blue(tmp_path, names):
+    planes = np.moveaxis(analytic_image(), 2, 0)
+    named = names[0].lower().startswith("b")
+    section = open_section(named_channels(tmp_path / "s.zarr", names, planes[::-1] if named else planes))
+    np.testing.assert_array_equal(section.image.levels[0].compute(), analytic_image())

@@ -164,7 +164,10 @@ class _Window:
         pixels = np.asarray(block, dtype=np.float32)
         if self.reaches_outside:
             pixels = self._padded(pixels, background)
-        rows, columns = (area_weights(e - s) for e, s in zip(self.edges, self.start, strict=True))
+        rows, columns = (
+            area_weights(edges - start, stop - start)
+            for edges, start, stop in zip(self.edges, self.start, self.stop, strict=True)
+        )
         height, width = len(rows), pixels.shape[1]
         # rows first, as one matrix product over all columns and channels; then columns
         tall = (rows @ pixels.reshape(len(pixels), -1)).reshape(height, width, 3)
@@ -182,7 +185,7 @@ class _Window:
         return whole
 
 
-def area_weights(edges: NDArray[np.float64]) -> NDArray[np.float32]:
+def area_weights(edges: NDArray[np.float64], n: int) -> NDArray[np.float32]:
     """Return the (p, n) weights that take n pixels to p area means along one axis.
 
     The running sum of the pixels is known exactly at pixel borders; between two borders it is a cubic with the mean of the
@@ -192,10 +195,11 @@ def area_weights(edges: NDArray[np.float64]) -> NDArray[np.float32]:
     Parameters
     ----------
     edges
-        (p + 1,) ascending borders of the output pixels in input pixels; the first at 1 or more. n is one more than the last,
-        rounded up.
+        (p + 1,) ascending borders of the output pixels in input pixels; the first at 1 or more.
+    n
+        Number of input pixels: one more than the last border, rounded up. It is stated, as subtracting a window's start rounds
+        the borders, and what was a hair above a whole number may then be one.
     """
-    n = int(np.ceil(edges[-1])) + 1
     whole = np.minimum(np.floor(edges).astype(int), n - 2)
     t = edges - whole
     sums = (np.arange(n)[None, :] < whole[:, None]).astype(np.float64)  # running sum at the border below each edge

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..errors import SectionError
 from ..files import BadFile, is_number, read_json, shorten
 from ..types import Calibration, CalibrationSource, ExpressionSource, PredictedUnits, Section, SlideImage
+from .colour import EXPECTED, Samples, as_rgb, samples_of_channels
 from .damage import told_as_damage
 from .geometry import (
     Affine,
@@ -28,7 +29,7 @@ from .geometry import (
     sides_of_unit,
     uniform_scale,
 )
-from .images import as_rgb, open_image, with_overview
+from .images import open_image, with_overview
 from .one_section import refuse_bins
 from .open import resolve_fullres
 from .slide_scale import SQUARE_TO, stated_mpp
@@ -279,12 +280,11 @@ def _candidates(sdata: Any, results: list[str]) -> tuple[list[_Candidate], list[
             continue
         element = sdata.images[name]
         arrays = [element] if hasattr(element, "dims") and not hasattr(element, "children") else _scales(element)
-        levels = [_rgb(array) for array in arrays]
-        if any(level is None for level in levels):
-            notes.append(
-                f"image {name} is not shown: it is no 8-bit colour image ({arrays[0].dtype}, {arrays[0].shape})"
-            )
+        fault = _no_slide(arrays[0])
+        if fault is not None:
+            notes.append(f"image {name} is not shown: {fault}; expected {EXPECTED}")
             continue
+        levels = [_rgb(array) for array in arrays]
         candidates.append(_Candidate(name, tuple(with_overview(levels)), affines_of(element)))
     return candidates, notes
 
@@ -295,16 +295,25 @@ def _scales(tree: Any) -> list[Any]:
     return sorted(arrays, key=lambda array: -array.sizes["y"])
 
 
-def _rgb(array: Any) -> Any | None:
-    """A (c, y, x) element as a lazy (y, x, 3) array; None where it is no 8-bit colour image."""
-    if set(array.dims) != {"c", "y", "x"} or array.dtype != np.uint8 or array.sizes["c"] not in (3, 4):
-        return None
-    array = array.transpose("c", "y", "x")
-    names = [str(name).lower() for name in array.coords["c"].values] if "c" in array.coords else []
-    order = [names.index(c) for c in "rgba" if c in names]
-    if len(order) == array.sizes["c"]:
-        array = array.isel(c=order)
-    return as_rgb(array.data, "CYX")
+def _samples(array: Any) -> Samples | str:
+    """How the channels of a (c, y, x) element become RGB, or why they are no colours."""
+    names = [str(name) for name in array.coords["c"].values] if "c" in array.coords else []
+    return samples_of_channels(names, array.sizes["c"])
+
+
+def _no_slide(array: Any) -> str | None:
+    """Why an element is no picture of an H&E stain; None where it is one."""
+    if set(array.dims) != {"c", "y", "x"} or array.dtype != np.uint8:
+        return f"it is no 8-bit image ({array.dtype}, {array.shape})"
+    samples = _samples(array)
+    return samples if isinstance(samples, str) else None
+
+
+def _rgb(array: Any) -> Any:
+    """A (c, y, x) element as a lazy (y, x, 3) array."""
+    samples = _samples(array)
+    assert not isinstance(samples, str)  # or it is no candidate
+    return as_rgb(array.transpose("c", "y", "x").data, "CYX", samples)
 
 
 def _choose(

@@ -58,7 +58,8 @@ def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = 
     bins, bin_notes = join(positions, matrix, spot_diameter(scalefactors, folder), "bins")
     spots, aggregated = aggregate(bins, calibration, bin_um)
     root = folder.parent.parent if folder.parent.name == "binned_outputs" else folder.parent
-    image, image_notes = choose_image(folder, scalefactors, bins.yx, fullres, [folder, folder.parent, root])
+    places = [folder, folder.parent, root]
+    image, image_notes = choose_image(folder, scalefactors, bins.yx, fullres, places, calibration)
     name = f"{section_name(root)}_{folder.name}"
     synthetic, synthetic_notes = synthetic_marker(folder)
     return Section(
