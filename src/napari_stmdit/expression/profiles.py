@@ -11,12 +11,13 @@ import numpy as np
 from pydantic import ValidationError
 
 from ..errors import GeneError
+from ..files import BadFile, read_text
 from ..types import SpotProfile, SpotTable
 from .measured import Measured, Profile
 
 DECIMALS = 4
 """Places kept of a mean: what is shown, written and applied is then one and the same."""
-MOST_BYTES = 50_000_000
+MOST_MB = 50
 DEPTH = "# mean depth relative to its section (natural logarithm): "
 
 
@@ -85,10 +86,8 @@ def read_profile(path: str | Path) -> SpotProfile:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise GeneError(f"{path} has {path.stat().st_size:,} bytes; expected a profile of at most {MOST_BYTES:,}")
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, MOST_MB)
+    except BadFile as error:
         raise GeneError(f"{path} cannot be read as a profile: {error}") from None
     try:
         content = _table(text) if path.suffix in (".tsv", ".txt") else json.loads(text)
@@ -99,7 +98,7 @@ def read_profile(path: str | Path) -> SpotProfile:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise GeneError(f"{path.name} is no profile: {where}: {first['msg']}. {_EXPECTED}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise GeneError(f"{path.name} is no profile: {error}. {_EXPECTED}") from None
 
 
