@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 class Commands(TyperGroup):
     """The command with all it can do. What is empty, such as a variable of the shell that was never set, is never taken for not given."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         """Refuse empty arguments, of whichever command, before anything is read."""
         for before, word in zip(["", *args], args, strict=False):
             name, given, value = word.partition("=") if word.startswith("--") else (before, "=", word)

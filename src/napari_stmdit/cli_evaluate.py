@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
-from click.core import ParameterSource
 
 from .errors import RequestError, StmditError
 
@@ -37,6 +35,7 @@ FOR_CHECKPOINT = (
 
 
 def evaluate(
+    ctx: typer.Context,
     targets: Annotated[
         list[str],
         typer.Argument(
@@ -105,7 +104,7 @@ def evaluate(
 
     command, cancel = shlex.join(["stmdit", *sys.argv[1:]]), CancelToken()
     if len(targets) == 1:
-        _refuse_for_result(click.get_current_context())
+        _refuse_for_result(ctx)
         with InterruptCancels(cancel):
             found = _of_result(
                 targets[0],
@@ -166,9 +165,10 @@ def _refuse_for_checkpoint(options: dict[str, Any]) -> None:
         raise StmditError(f"{', '.join(given)} is for a store with results; got a checkpoint and sections")
 
 
-def _refuse_for_result(ctx: click.Context) -> None:
+def _refuse_for_result(ctx: typer.Context) -> None:
     """Refuse what only an evaluation of a checkpoint heeds: results were made already."""
-    given = [name for name in FOR_CHECKPOINT if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    sources = {name: ctx.get_parameter_source(name) for name in FOR_CHECKPOINT}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     if given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise StmditError(f"{options} is for a checkpoint and sections; got {ctx.params['targets'][0]} alone")
