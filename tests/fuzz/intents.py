@@ -296,7 +296,7 @@ NAMED = cases(
         (
             "a profile nested a hundred thousand deep",
             beside("{profiles: {far: p.json}, edits: []}", p_json="[" * 100_000),
-            request_error("profiles.far", "p.json is no profile"),
+            request_error("profiles.far", "p.json"),
         ),
         (
             "faults of every kind at once",

@@ -12,7 +12,7 @@ from ..files import BadFile, read_text
 from ..types import Genes
 from .genes import match_genes
 
-MOST_MB = 50
+MOST_BYTES = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def read_gmt(path: str | Path) -> GeneSets:
     """
     path = Path(path)
     try:
-        lines = read_text(path, MOST_MB).splitlines()
+        lines = read_text(path, MOST_BYTES / 1e6).splitlines()
     except BadFile as error:
         raise GeneError(f"{path} cannot be read as a GMT file: {error}") from None
     programs: dict[str, dict[str, float]] = {}

@@ -17,7 +17,7 @@ from .measured import Measured, Profile
 
 DECIMALS = 4
 """Places kept of a mean: what is shown, written and applied is then one and the same."""
-MOST_MB = 50
+MOST_BYTES = 50_000_000
 DEPTH = "# mean depth relative to its section (natural logarithm): "
 
 
@@ -86,7 +86,7 @@ def read_profile(path: str | Path) -> SpotProfile:
     """
     path = Path(path)
     try:
-        text = read_text(path, MOST_MB)
+        text = read_text(path, MOST_BYTES / 1e6)
     except BadFile as error:
         raise GeneError(f"{path} cannot be read as a profile: {error}") from None
     try:
