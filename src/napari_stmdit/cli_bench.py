@@ -76,9 +76,11 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(_comparison(model))
         if "runs" in model:
             console.print(_runs(model))
-        if "waiting" in model:
+        if "alone" in model.get("waiting", {}):
             console.print(_waiting(model))
     for model in report["models"]:
+        if "left_out" in model.get("waiting", {}):
+            console.print(f"{model['name']}: waiting threads were left out: {model['waiting']['left_out']}")
         for one in model["left_out"]:
             console.print(
                 f"{model['name']}: a batch of {one['batch']} in {one['dtype']} was left out, it would take about "

@@ -11,6 +11,7 @@ import torch
 
 from ..assemble import load_checkpoint
 from ..devices import choose_device
+from ..errors import StmditError
 from ..tissue.sample import open_sample_section
 from .comparisons import against_straightforward, end_to_end, precisions
 from .machine import describe, matmul_peak
@@ -99,7 +100,10 @@ def _of_checkpoint(
         found["precision"] = precisions(settings.checkpoint, section, str(device), max(1, settings.rounds // 2))
         if device.type == "cpu":
             on_stage(f"{model.card.name}: threads that sleep or spin, alone and beside a busy process")
-            found["waiting"] = waiting(settings.checkpoint, max(1, settings.rounds // 2))
+            try:
+                found["waiting"] = waiting(settings.checkpoint, max(1, settings.rounds // 2))
+            except StmditError as error:  # two more processes with the checkpoint may be too much for the memory
+                found["waiting"] = {"left_out": str(error)}
         on_stage(f"{model.card.name}: around the network")
         found["around"] = [stage.facts() for stage in around(model, section, settings.seconds / 3)]
     plain = of_checkpoint(load_checkpoint(settings.checkpoint, device=str(device), dtype="float32"))

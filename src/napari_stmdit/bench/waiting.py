@@ -19,6 +19,12 @@ from ..devices import WAITING
 from ..errors import StmditError
 
 COUNT = 8
+_LOOP = """import os
+parent = os.getppid()
+while os.getppid() == parent:
+    for _ in range(100000): pass
+"""
+"""A program that needs a core until its parent is gone."""
 _OTHERS = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """What else says how long threads spin; left out of both ways."""
 ALONE, BESIDE = "alone", "beside a busy process"
@@ -78,7 +84,12 @@ def _worker(checkpoint: str, count: int, environment: Mapping[str, str]) -> Iter
     """A process that makes the patches each time it is asked, and says how many seconds that took."""
     command = [sys.executable, "-m", "napari_stmdit.bench.waiting", checkpoint, str(count)]
     with subprocess.Popen(
-        command, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        env=dict(environment),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for the one who measures, who ends this one
     ) as process:
 
         def ask() -> float:
@@ -102,7 +113,7 @@ def _worker(checkpoint: str, count: int, environment: Mapping[str, str]) -> Iter
 @contextmanager
 def _busy() -> Iterator[None]:
     """Another program that needs all it can get of one core."""
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+    with subprocess.Popen([sys.executable, "-c", _LOOP], start_new_session=True) as process:
         try:
             yield
         finally:
