@@ -6,7 +6,6 @@ import datetime
 import hashlib
 import json
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,14 +174,3 @@ def write_report(folder: Path, about: Mapping[str, Any], figures: Sequence[Figur
         raise StoreError(f"{folder} cannot be written: {error.strerror}; give another --output") from error
     claims = tuple(claim for one in figures for claim in one.claims)
     return EvaluationReport(html, figures_file, claims, facts)
-
-
-def equivalent_command(sections: Sequence[Section], checkpoint: str, request: EvaluationRequest, folder: Path) -> str:
-    """Return a command line that asks for the same, for evaluations that did not come from one."""
-    places = [str(section.path or section.name) for section in sections]
-    words = ["stmdit", "evaluate", checkpoint, *places, "--spots", str(request.spots), "--seeds", str(request.seeds)]
-    words += ["--seed", str(request.seed), "--genes", str(request.genes)]
-    words += [] if request.steps is None else ["--steps", str(request.steps)]
-    words += [part for name in request.feature_spaces for part in ("--feature-space", name)]
-    words += [] if request.predictor is None else ["--predictor", request.predictor]
-    return shlex.join([*words, "--output", str(folder)])

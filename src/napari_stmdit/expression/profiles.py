@@ -100,7 +100,7 @@ def read_profile(path: str | Path) -> SpotProfile:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise GeneError(f"{path.name} is no profile: {where}: {first['msg']}. {_EXPECTED}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise GeneError(f"{path.name} is no profile: {error}. {_EXPECTED}") from None
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..assemble import Checkpoint, load_checkpoint
-from ..errors import StmditError, StoreError
+from ..errors import StmditError, StoreError, first_line
 from ..progress import CancelToken, Progress, Stopwatch
 from ..synthesis.identity import identity_of, recorded_differences
 from ..synthesis.models import KnownModel
@@ -19,7 +20,7 @@ from ..tissue.store import check_writable, list_results, read_result
 from ..types import Request, Section
 from .jobs import Job, Place
 
-State = Literal["done", "there already", "stopped", "failed", "not begun"]
+State = Literal["done", "there already", "incomplete", "stopped", "failed", "not begun"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Outcome:
     job
         The job.
     state
-        ``done`` now, ``there already`` from an earlier batch, ``stopped`` with a part kept, ``failed``, or ``not begun``.
+        ``done`` now, ``there already`` from an earlier batch, ``incomplete`` where patches failed and the others are kept, ``stopped``
+        with a part kept, ``failed``, or ``not begun``.
     element
         Name of the result in the section's store; None where there is none.
     patches, planned
@@ -220,11 +222,31 @@ def _section_outcomes(
                 section = place.source.open()
             there = _already_there(job, section, models[job.request.checkpoint])
             if there is not None:
-                yield there
+                yield there if there.patches >= there.planned else _left_incomplete(there)
                 continue
             yield _compute(job, section, runner, cancel, on_progress)
-        except StmditError as error:
-            yield Outcome(job, "failed", seconds=watch.seconds, message=str(error))
+        except Exception as error:  # whatever it is, it is this job's: the others go on
+            if os.environ.get("STMDIT_DEBUG"):
+                raise
+            yield Outcome(job, "failed", seconds=watch.seconds, message=_reason(error))
+
+
+def _reason(error: Exception) -> str:
+    """Say why a job failed."""
+    if isinstance(error, StmditError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"the disk or the network failed: {error}; what was computed is kept, run the batch again to go on"
+    return (
+        f"unexpected {type(error).__name__}: {first_line(error)}. This is a fault of napari-stmdit; please report it. STMDIT_DEBUG=1 "
+        "ends the batch there and shows where it happened"
+    )
+
+
+def _left_incomplete(there: Outcome) -> Outcome:
+    """An earlier version put results into the store that lacked the patches that had failed."""
+    lacking = f"{there.planned - there.patches} of {there.planned} patches are missing in it"
+    return replace(there, state="incomplete", message=f"{lacking}; to compute it whole, give the edit another name")
 
 
 def _compute(
@@ -237,16 +259,30 @@ def _compute(
     watch = Stopwatch()
     store = job.place.store
     check_writable(store, section)
+    _check_name(job)
     told = None if on_progress is None else lambda progress: on_progress(job, progress)
     result = runner.synthesize(job.place, section, job.request, job.folder, cancel, told)
     made, planned = len(result.done), len(result.plan)
     if made + len(result.failed) < planned:
         kept = f"{made} of {planned} patches are kept; run the batch again to go on"
         return Outcome(job, "stopped", None, made, planned, watch.seconds, kept)
+    if made < planned:  # in the store, where nothing is overwritten, they could not be made good
+        reasons = "; ".join(dict.fromkeys(result.failed.values()))
+        kept = f"{planned - made} of {planned} patches failed ({reasons}); the others are kept in {job.folder}"
+        again = "run the batch again to compute what is missing; to use another --dtype remove that folder first"
+        return Outcome(job, "incomplete", None, made, planned, watch.seconds, f"{kept}; {again}")
     element = result.save(store, job.edit)
     if result.canvas is not None:
         result.canvas.discard()
-    return Outcome(job, "done", element, made, planned, watch.seconds, "; ".join(result.failed.values()))
+    return Outcome(job, "done", element, made, planned, watch.seconds)
+
+
+def _check_name(job: Job) -> None:
+    """Refuse before the work what saving would refuse after it: a store does not tell names apart by case."""
+    store, name = job.place.store, f"stmdit_{job.edit}"
+    taken = next((one for one in (list_results(store) if store.exists() else ()) if one.lower() == name.lower()), None)
+    if taken is not None:
+        raise StoreError(f"{store} already holds {taken}; results are never overwritten: give the edit another name")
 
 
 def _already_there(job: Job, section: Section, model: KnownModel) -> Outcome | None:
@@ -275,11 +311,11 @@ def _already_there(job: Job, section: Section, model: KnownModel) -> Outcome | N
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
-    """Return 0 where all is done, 1 where a job failed, 130 where the batch was stopped."""
+    """Return 0 where all is done, 1 where a job failed or lacks patches, 130 where the batch was stopped."""
     states = {outcome.state for outcome in outcomes}
     if states & {"stopped", "not begun"}:
         return 130
-    return 1 if "failed" in states else 0
+    return 1 if states & {"failed", "incomplete"} else 0
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
