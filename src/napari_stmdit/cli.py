@@ -18,6 +18,7 @@ from .cli_evaluate import evaluate as evaluate_command
 from .cli_progress import InterruptCancels, ProgressBar
 from .cli_train import train as train_command
 from .errors import StmditError
+from .progress import BATCH
 
 if TYPE_CHECKING:
     from .synthesis.result import Result
@@ -150,7 +151,7 @@ def synthesize(
         str | None, typer.Option(help="exact, fast or draft: fewer steps, less guidance; the result says so.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Patches denoised together; does not change the result.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Patches denoised together; does not change the result.")] = BATCH,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     morphology_embeddings: Annotated[

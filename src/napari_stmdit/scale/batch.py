@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from ..assemble import Checkpoint, load_checkpoint
 from ..errors import StmditError, StoreError
-from ..progress import CancelToken, Progress, Stopwatch
+from ..progress import BATCH, CancelToken, Progress, Stopwatch
 from ..synthesis.identity import differences
 from ..synthesis.result import Result, synthesize
 from ..tissue.store import check_writable, list_results, read_result
@@ -85,7 +85,7 @@ class Runner(Protocol):
 class LocalRunner:
     """Computes in this process; a checkpoint is loaded once."""
 
-    def __init__(self, device: str = "auto", dtype: str = "auto", batch: int = 8) -> None:
+    def __init__(self, device: str = "auto", dtype: str = "auto", batch: int = BATCH) -> None:
         self._device, self._dtype, self._batch = device, dtype, batch
         self._loaded: tuple[str, Checkpoint] | None = None
 
@@ -123,7 +123,7 @@ class LocalRunner:
 class ClusterRunner:
     """Computes on the workers of a dask cluster, whose client `cluster.connect` gives."""
 
-    def __init__(self, client: Any, device: str = "auto", dtype: str = "auto", batch: int = 8) -> None:
+    def __init__(self, client: Any, device: str = "auto", dtype: str = "auto", batch: int = BATCH) -> None:
         self._client, self._device, self._dtype, self._batch = client, device, dtype, batch
 
     def checkpoint_sha256(self, name: str) -> str:

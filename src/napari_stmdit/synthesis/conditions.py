@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from ..expression.programs import known_programs
 from ..tissue.crops import read_patches
 from ..types import Patch, Plan, Request, Section
 from .boxes import boxes_around
+from .models import known_by_spot
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 MEAN_OF = 64
 """Spots whose crops are averaged for the section's mean morphology; evenly spaced over the table."""
-EDITED_AT_ONCE = 512
-"""Edits work on dense rows; so many at once, however many spots there are."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,35 @@ class Conditions:
         """
         if self.counts is None or self.depth is None:
             return None
-        totals = np.maximum(np.asarray(self.counts.sum(axis=1), dtype=np.float32).ravel(), 1.0)
-        shares = mix.multiply(1 / totals[None]).tocsr() @ self.counts
-        rows = shares.multiply((mix @ totals)[:, None]).tocsr().astype(np.float32)
-        sources = tuple(self.sources[row] for row in nearest)
-        return model.encode_expression(rows, section.spots.genes, sources, mix_depths(mix, self.depth))
+        counts, depth, genes = self.counts, self.depth, section.spots.genes
+
+        def names(rows: Iterable[int]) -> tuple[str, ...]:
+            return tuple(self.sources[row] for row in rows)
+
+        if known_by_spot(model.provenance, "expression"):
+            return averaged(mix, lambda rows: model.encode_expression(counts[rows], genes, names(rows), depth[rows]))
+        return model.encode_expression(mixed_counts(mix, counts), genes, names(nearest), mix_depths(mix, depth))
+
+
+def mixed_counts(mix: csr_matrix, counts: csr_matrix) -> csr_matrix:
+    """Return the (b, g) counts of places between spots, by (b, n) weights, which sum to one, of the spots' (n, g) counts.
+
+    Shares of the total and totals are averaged each on its own: the profile of a place is that of its spots, however deep each was
+    measured, and its total is their mean total.
+    """
+    totals = np.maximum(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel(), 1.0)
+    shares = mix.multiply(1 / totals[None]).tocsr() @ counts
+    return shares.multiply((mix @ totals)[:, None]).tocsr().astype(np.float32)
+
+
+def averaged(mix: csr_matrix, encode: Callable[[NDArray[np.int64]], NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return the mean (b, ...) of what is known of single spots, by (b, n) weights; ``encode`` is asked for the rows they draw on."""
+    mix = mix.copy()
+    mix.eliminate_zeros()
+    drawn = np.unique(mix.indices).astype(np.int64)
+    rows = encode(drawn)
+    mean = mix[:, drawn] @ rows.reshape(len(rows), -1)
+    return np.asarray(mean, dtype=np.float32).reshape(mix.shape[0], *rows.shape[1:])
 
 
 def condition_rows(plan: Plan, section: Section, model: PatchModel) -> Conditions:
@@ -99,7 +122,7 @@ def _counts(
     plan: Plan, section: Section, model: PatchModel
 ) -> tuple[csr_matrix | None, tuple[str, ...], NDArray[np.float32] | None]:
     request = plan.request
-    if request.expression == "null" or "expression" not in plan.card.conditions:
+    if not plan.has_expression:
         return None, (), None
     rows, known = spot_rows(plan), {**model.profiles, **as_profiles(request.profiles)}
     counts, sources = conditioned_counts(rows, section, request, model.profiles)
@@ -126,17 +149,11 @@ def conditioned_counts(
     tuple
         (n, g) sparse float32 counts, and the (n,) rows that they were measured at: ``rows``, but for the shuffled control.
     """
-    from scipy.sparse import vstack
-
     sources = rows
     if request.expression == "shuffled":
         sources = shuffled_rows(len(section.spots), request.seed)[rows]
     programs, known = known_programs(request.programs), {**profiles, **as_profiles(request.profiles)}
-    parts = []
-    for start in range(0, len(rows), EDITED_AT_ONCE):
-        part = slice(start, start + EDITED_AT_ONCE)
-        parts.append(apply_edits(rows[part], section.spots, request.edits, programs, known, sources[part]))
-    return vstack(parts, format="csr"), sources
+    return apply_edits(rows, section.spots, request.edits, programs, known, sources), sources
 
 
 def spot_rows(plan: Plan) -> NDArray[np.int64]:
@@ -148,16 +165,21 @@ def spot_rows(plan: Plan) -> NDArray[np.int64]:
 
 def _shared_morphology(plan: Plan, section: Section, model: PatchModel) -> NDArray[np.float32] | None:
     source = plan.request.morphology
-    if source in ("own", "null"):
+    if source == "own" or not plan.has_morphology:
         return None
     spots = section.spots
     if source == "mean":
         rows = np.unique(np.linspace(0, len(spots) - 1, min(MEAN_OF, len(spots))).round().astype(np.int64))
     else:
         rows = spots.rows([source])
+    shared: NDArray[np.float32] = morphology_at(rows, plan, section, model).mean(axis=0)
+    return shared
+
+
+def morphology_at(rows: NDArray[np.int64], plan: Plan, section: Section, model: PatchModel) -> NDArray[np.float32]:
+    """Encode the crops at some spots, given as (n,) rows of the section's table, as (n, tokens, d)."""
     assert section.image is not None and section.calibration.mpp is not None  # plan() refuses such sections
-    card = plan.card
+    card, spots = plan.card, section.spots
     boxes = boxes_around(spots.yx[rows], card.patch_px, card.patch_mpp / section.calibration.mpp)
     crops = read_patches(section.image, [box.source for box in boxes], card.patch_px)
-    shared: NDArray[np.float32] = model.encode_morphology(crops, tuple(spots.ids[rows].tolist())).mean(axis=0)
-    return shared
+    return model.encode_morphology(crops, tuple(spots.ids[rows].tolist()))
