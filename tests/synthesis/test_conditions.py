@@ -1,7 +1,6 @@
 """What patches and windows are conditioned on, and that the record says so."""
 
 from dataclasses import replace
-from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -89,7 +88,7 @@ def given(section, width, seed):
     return PrecomputedEmbeddings(ids, np.random.default_rng(seed).normal(size=(len(ids), 1, width)))
 
 
-def test_embeddings_of_a_window_are_averaged_over_the_spots_that_the_record_names(tiny_section, tiny_model):
+def test_a_window_gets_the_embeddings_of_its_nearest_spot_and_the_record_says_so(tiny_section, tiny_model):
     morphology, expression = given(tiny_section, 10, 0), given(tiny_section, 8, 1)
     record = {**tiny_model.provenance, "morphology_embeddings": {}, "expression_embeddings": {}}
     card = tiny_model.card.model_copy(update={"genes": (), "gene_hash": "", "profiles": ()})
@@ -98,32 +97,19 @@ def test_embeddings_of_a_window_are_averaged_over_the_spots_that_the_record_name
     windows = result.plan.windows
     seen = WindowConditions(result.plan, windows, tiny_section, model).get(3, 9)
     for rows, source in zip(seen, (morphology, expression), strict=True):
-        for row, near, weights in zip(rows, windows.rows[3:9], windows.weights[3:9], strict=True):
-            own = source.rows(tiny_section.spots.ids[near].tolist())
-            np.testing.assert_allclose(row, np.tensordot(weights, own, 1), rtol=1e-4, atol=1e-6)
+        for row, box in zip(rows, windows.source_boxes[3:9], strict=True):
+            away = np.linalg.norm(tiny_section.spots.yx - (box[:2] + box[2:]) / 2, axis=1)
+            np.testing.assert_array_equal(row, source.rows([tiny_section.spots.ids[away.argmin()]])[0])
     rule = result.provenance["continuous"]["rule"]
-    assert "morphology of a window: embeddings of spots, averaged over the 6 nearest" in rule
-    assert "expression of a window: embeddings of spots, averaged over the 6 nearest" in rule
-    assert "shares of counts" not in rule
-
-
-def test_only_spots_that_weigh_anything_need_an_embedding():
-    section = make_section()
-    model = CropModel(card_for(tuple(section.spots.genes.symbols.tolist())))
-    asked = []
-
-    def encode(counts, genes, spots=(), depth=None):
-        asked.extend(spots)
-        return np.asarray(counts.sum(axis=1), dtype=np.float32).reshape(-1, 1)
-
-    model.encode_expression, model.provenance = encode, MappingProxyType({"expression_embeddings": {}})
-    shared = condition_rows(plan(section, Request(), model.card), section, model)
-    weights, rows = np.array([0.25, 0.75, 0.0], dtype=np.float32), np.array([3, 4, 7])
-    mix = csr_matrix((weights, rows, [0, 3]), shape=(1, len(section.spots)))
-    found = shared.mixed(mix, [4], section, model)
-    assert asked == section.spots.ids[[3, 4]].tolist()
-    totals = np.asarray(section.spots.counts[[3, 4]].sum(axis=1)).ravel()
-    np.testing.assert_allclose(found, [[0.25 * totals[0] + 0.75 * totals[1]]], rtol=1e-6)
+    assert "morphology of a window: the embedding of its nearest spot" in rule
+    assert "expression of a window: the embedding of its nearest spot" in rule
+    assert "averaged" not in rule
+    plain = synthesize(tiny_section, Request(region=AREA, mode="continuous", steps=1), tiny_model)
+    rule = plain.provenance["continuous"]["rule"]
+    assert rule.startswith(
+        "expression of a window: shares of counts and totals, each averaged over the 6 nearest spots"
+    )
+    assert rule.endswith("after the edits; windows of 64 px every 32 px")
 
 
 # --- shared morphology

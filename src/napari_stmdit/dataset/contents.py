@@ -155,7 +155,7 @@ class Contents:
         made = self.runs[run]
         if condition_of(made) == "null":
             return csr_matrix((len(rows), counts.shape[1]), dtype=np.float32)
-        if made.request.mode == "spots":
+        if not _mixes_spots(made):
             return conditioned_counts(rows, self.section, made.request, self.profiles[run])[0]
         near, weights = nearest_spots(self.section.spots.yx[rows], made.section)
         drawn, places = np.unique(near, return_inverse=True)
@@ -164,7 +164,7 @@ class Contents:
 
     def _drawn_on(self, made: Finished, row: int) -> dict[str, float]:
         """The spots that the expression at a spot is made of, and their weights: in seamless tissue its neighbours, too."""
-        if made.request.mode == "spots":
+        if not _mixes_spots(made):
             return {str(self.section.spots.ids[row]): 1.0}
         near, weights = nearest_spots(self.section.spots.yx[[row]], made.section)
         return dict(zip(self.section.spots.ids[near[0]].tolist(), weights[0].tolist(), strict=True))
@@ -223,7 +223,7 @@ class Contents:
         return next((name for name in names if name in self._ids), None)
 
     def _source_of(self, made: Finished, condition: str, row: int) -> str | None:
-        if condition == "null" or made.request.mode == "continuous":
+        if condition == "null" or _mixes_spots(made):
             return None
         if condition == "shuffled":
             row = int(shuffled_rows(len(self.section.spots), made.request.seed)[row])
@@ -246,6 +246,11 @@ def condition_of(made: Finished) -> str:
     if made.request.expression == "null" or "expression" not in checkpoint.get("conditions", ("expression",)):
         return "null"
     return "embeddings" if "expression_embeddings" in checkpoint else made.request.expression
+
+
+def _mixes_spots(made: Finished) -> bool:
+    """Whether the expression at a place of a run is made of several spots: in seamless tissue, unless embeddings were given."""
+    return made.request.mode == "continuous" and condition_of(made) != "embeddings"
 
 
 def edits_at(request: Request, spots: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -247,7 +247,7 @@ def _target_of(edit: Edit, measured: Measured, profiles: Mapping[str, Profile]) 
 def _change_places(group: tuple[str, ...], other: tuple[str, ...], measured: Measured) -> _Aim:
     def aim(names: tuple[str, ...]) -> tuple[NDArray[np.int64], _Target, NDArray[np.float32]]:
         columns = _all_or(names, measured.genes)
-        here, there = (measured.levels(columns, measured.rows(ids)).mean(axis=0) for ids in (group, other))
+        here, there = (measured.mean_levels(columns, measured.rows(ids)) for ids in (group, other))
         return columns, lambda x: np.maximum(x + (there - here), 0), measured.totals
 
     return aim
@@ -265,7 +265,7 @@ def _change(edit: Edit, measured: Measured, columns: NDArray[np.int64]) -> _Targ
             level = np.quantile(measured.levels(columns), edit.quantile, axis=0).astype(np.float32)
             return lambda x: np.broadcast_to(level, x.shape)
         case TowardsEdit():
-            mean = measured.levels(columns, measured.rows(edit.target_spots)).mean(axis=0)
+            mean = measured.mean_levels(columns, measured.rows(edit.target_spots))
             return lambda x: np.broadcast_to(mean, x.shape)
         case _:
             raise AssertionError(edit)

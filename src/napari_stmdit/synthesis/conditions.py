@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,6 @@ from ..expression.programs import known_programs
 from ..tissue.crops import read_patches
 from ..types import Patch, Plan, Request, Section
 from .boxes import boxes_around
-from .models import known_by_spot
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -73,14 +72,9 @@ class Conditions:
         """
         if self.counts is None or self.depth is None:
             return None
-        counts, depth, genes = self.counts, self.depth, section.spots.genes
-
-        def names(rows: Iterable[int]) -> tuple[str, ...]:
-            return tuple(self.sources[row] for row in rows)
-
-        if known_by_spot(model.provenance, "expression"):
-            return averaged(mix, lambda rows: model.encode_expression(counts[rows], genes, names(rows), depth[rows]))
-        return model.encode_expression(mixed_counts(mix, counts), genes, names(nearest), mix_depths(mix, depth))
+        sources = tuple(self.sources[row] for row in nearest)
+        counts, depth = mixed_counts(mix, self.counts), mix_depths(mix, self.depth)
+        return model.encode_expression(counts, section.spots.genes, sources, depth)
 
 
 def mixed_counts(mix: csr_matrix, counts: csr_matrix) -> csr_matrix:
@@ -92,16 +86,6 @@ def mixed_counts(mix: csr_matrix, counts: csr_matrix) -> csr_matrix:
     totals = np.maximum(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel(), 1.0)
     shares = mix.multiply(1 / totals[None]).tocsr() @ counts
     return shares.multiply((mix @ totals)[:, None]).tocsr().astype(np.float32)
-
-
-def averaged(mix: csr_matrix, encode: Callable[[NDArray[np.int64]], NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Return the mean (b, ...) of what is known of single spots, by (b, n) weights; ``encode`` is asked for the rows they draw on."""
-    mix = mix.copy()
-    mix.eliminate_zeros()
-    drawn = np.unique(mix.indices).astype(np.int64)
-    rows = encode(drawn)
-    mean = mix[:, drawn] @ rows.reshape(len(rows), -1)
-    return np.asarray(mean, dtype=np.float32).reshape(mix.shape[0], *rows.shape[1:])
 
 
 def condition_rows(plan: Plan, section: Section, model: PatchModel) -> Conditions:
@@ -172,14 +156,9 @@ def _shared_morphology(plan: Plan, section: Section, model: PatchModel) -> NDArr
         rows = np.unique(np.linspace(0, len(spots) - 1, min(MEAN_OF, len(spots))).round().astype(np.int64))
     else:
         rows = spots.rows([source])
-    shared: NDArray[np.float32] = morphology_at(rows, plan, section, model).mean(axis=0)
-    return shared
-
-
-def morphology_at(rows: NDArray[np.int64], plan: Plan, section: Section, model: PatchModel) -> NDArray[np.float32]:
-    """Encode the crops at some spots, given as (n,) rows of the section's table, as (n, tokens, d)."""
     assert section.image is not None and section.calibration.mpp is not None  # plan() refuses such sections
-    card, spots = plan.card, section.spots
+    card = plan.card
     boxes = boxes_around(spots.yx[rows], card.patch_px, card.patch_mpp / section.calibration.mpp)
     crops = read_patches(section.image, [box.source for box in boxes], card.patch_px)
-    return model.encode_morphology(crops, tuple(spots.ids[rows].tolist()))
+    shared: NDArray[np.float32] = model.encode_morphology(crops, tuple(spots.ids[rows].tolist())).mean(axis=0)
+    return shared

@@ -15,10 +15,10 @@ from ..errors import SynthesisError, first_line, is_out_of_memory
 from ..progress import CancelToken, Progress, Stopwatch
 from ..tissue.crops import read_patches
 from ..types import PatchResult, Plan, Section, Windows
-from .conditions import Conditions, averaged, condition_rows, morphology_at, spot_rows
+from .conditions import Conditions, condition_rows, spot_rows
 from .decoding import TileDecoder
 from .field import field_noise
-from .models import CanvasModel, Solver, SolverStates, known_by_spot
+from .models import CanvasModel, Solver, SolverStates
 from .rows import EncodedRows
 from .windows import mixing
 
@@ -295,9 +295,6 @@ class WindowConditions:
     def _own_morphology(self, first: int, stop: int) -> NDArray[np.float32]:
         windows, section, model = self._windows, self._section, self._model
         rows = windows.rows[first:stop]
-        if known_by_spot(model.provenance, "morphology"):
-            mix = mixing(rows, windows.weights[first:stop], len(section.spots))
-            return averaged(mix, lambda drawn: morphology_at(drawn, self._plan, section, model))
         assert section.image is not None  # plan() refuses a section without a usable image
         boxes = [tuple(box) for box in windows.source_boxes[first:stop].tolist()]
         crops = read_patches(section.image, boxes, windows.side)

@@ -125,11 +125,11 @@ def rule_of(plan: Plan, provenance: Mapping[str, Any]) -> str:
     assert plan.windows is not None
     parts = []
     if plan.request.morphology == "own" and known_by_spot(provenance, "morphology"):
-        parts.append(f"morphology of a window: embeddings of spots, {_AVERAGED}")
+        parts.append("morphology of a window: the embedding of its nearest spot")
     if not plan.has_expression:
         parts.append("expression of a window: null")
     elif known_by_spot(provenance, "expression"):
-        parts.append(f"expression of a window: embeddings of spots, {_AVERAGED}")
+        parts.append("expression of a window: the embedding of its nearest spot")
     else:
         parts.append(f"expression of a window: shares of counts and totals, each {_AVERAGED}, after the edits")
     return "; ".join([*parts, f"windows of {plan.windows.side} px every {plan.windows.stride} px"])
