@@ -184,6 +184,7 @@ def _changes(
         if edit.spots is not None and not any(edit.spots.values()):
             continue  # nothing is painted yet
         named = _gene_weights(edit, programs)
+        aims: list[tuple[frozenset[str] | None, _Aim]]
         if isinstance(edit, SwapEdit):
             pairs = ((edit.group_a, edit.group_b), (edit.group_b, edit.group_a))
             aims = [(frozenset(group), _change_places(group, other, measured)) for group, other in pairs]

@@ -94,7 +94,7 @@ class Measured:
     def mean_levels(self, columns: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the mean (columns,) of `levels` over some spots."""
         # in single precision the mean of 60,000 spots would be off in the fifth digit
-        return self.levels(columns, rows).mean(axis=0, dtype=np.float64).astype(np.float32)
+        return np.asarray(self.levels(columns, rows).mean(axis=0, dtype=np.float64), dtype=np.float32)
 
 
 def totals_of(counts: csr_matrix) -> NDArray[np.float32]:
