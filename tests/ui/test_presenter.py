@@ -199,6 +199,7 @@ def test_a_failure_in_the_sampler_reaches_the_user(presenter, viewer, card, by_h
 
 def test_stop_ends_within_one_step_and_keeps_what_is_done(presenter, by_hand):
     selected(presenter, 10)
+    presenter.state.batch = 4
     presenter.runs.run()
     while presenter.state.progress is None or presenter.state.progress.patches_done < 4:
         by_hand.step()
@@ -212,6 +213,7 @@ def test_stop_ends_within_one_step_and_keeps_what_is_done(presenter, by_hand):
 
 def test_what_a_stale_run_still_says_is_dropped(presenter, viewer, tiny_section, by_hand):
     selected(presenter, 10)
+    presenter.state.batch = 4
     presenter.runs.run()
     for _ in range(6):
         by_hand.step()

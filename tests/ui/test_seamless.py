@@ -57,9 +57,9 @@ def test_seamless_tissue_belongs_to_the_spots_of_its_region_and_not_to_those_its
     presenter.reuse(entry.number)
     assert presenter.state.selected == asked
     presenter.select(asked[2:3])
-    presenter.state.hovered = None
+    presenter.close_ups.look()
     close_up = presenter.state.close_up
-    assert close_up is not None and set(close_up.patches) == {"real", "synthetic"}
+    assert set(close_up.patches) == {"real", "synthetic"}
     cut = close_up.patches["synthetic"]
     frame = entry.result.plan.frame
     y, x = np.rint((presenter.state.section.spots.yx[2] - frame.origin) / frame.pixel_size).astype(int)

@@ -94,6 +94,7 @@ class _Canvas:
         if len(self.done) == len(self.plan):
             return
         solver = self._solver(state)
+        del state  # as large as the canvas
         kept, kept_at = solver.step, time.perf_counter()
         while solver.step < solver.steps:
             yield from self._step(solver)
