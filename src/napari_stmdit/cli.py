@@ -20,6 +20,7 @@ from .cli_progress import InterruptCancels, ProgressBar
 from .cli_train import train as train_command
 from .devices import let_threads_sleep
 from .errors import StmditError
+from .progress import BATCH
 
 if TYPE_CHECKING:
     from .synthesis.result import Result
@@ -168,7 +169,7 @@ def synthesize(
         str | None, typer.Option(help="exact, fast or draft: fewer steps, less guidance; the result says so.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Patches denoised together; does not change the result.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Patches denoised together; does not change the result.")] = BATCH,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     morphology_embeddings: Annotated[

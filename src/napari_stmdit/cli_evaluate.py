@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import RequestError, StmditError
+from .progress import BATCH
 
 if TYPE_CHECKING:
     from .evaluation.cases import EvaluationRequest
@@ -85,7 +86,7 @@ def evaluate(
         Path | None, typer.Option(help="Of a store, the section that its results were made from.")
     ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Of a store, the checkpoint that made its results.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Patches denoised together; does not change the result.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Patches denoised together; does not change the result.")] = BATCH,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     resume: Annotated[

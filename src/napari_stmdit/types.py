@@ -312,8 +312,6 @@ class Windows:
         (h, w) bool over the canvas: which blocks of ``cell`` x ``cell`` pixels belong to the region.
     cell
         Side of a block.
-    rule
-        How expression is interpolated, in a sentence.
     """
 
     side: int
@@ -328,7 +326,6 @@ class Windows:
     weights: NDArray[np.float32]
     cells: NDArray[np.bool_]
     cell: int
-    rule: str
 
     def __len__(self) -> int:
         return len(self.corners)
@@ -356,6 +353,16 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.patches)
+
+    @property
+    def has_morphology(self) -> bool:
+        """Whether images are conditioned on morphology: it is asked for, and the checkpoint takes it."""
+        return self.request.morphology != "null" and "morphology" in self.card.conditions
+
+    @property
+    def has_expression(self) -> bool:
+        """Whether images are conditioned on expression: it is asked for, and the checkpoint takes it."""
+        return self.request.expression != "null" and "expression" in self.card.conditions
 
 
 @dataclass(frozen=True)

@@ -556,6 +556,33 @@ def test_a_synthetic_section_is_synthetic_all_through(study, tmp_path):
             assert "synthetic section" in picture.text["Description"]
 
 
+def _check_mixed(table, section):
+    """What seamless tissue is conditioned on is no spot's own: shares and totals of the nearest six, by distance."""
+    model = np.flatnonzero(table.obs.origin == "model")
+    assert table.obs.expression_spot.iloc[model].isna().all()
+    counts = section.spots.counts.toarray().astype(float)
+    totals = counts.sum(axis=1, keepdims=True)
+    for k in model[::5]:
+        um = np.linalg.norm(section.spots.yx - section.spots.yx[section.spots.rows([table.obs.spot.iloc[k]])], axis=1)
+        near = np.argsort(um)[:6]
+        weights = np.exp(-((um[near] * section.calibration.mpp) ** 2) / (2 * 40.0**2))[:, None]
+        weights /= weights.sum()
+        expected = (weights * counts[near] / totals[near]).sum(axis=0) * (weights * totals[near]).sum()
+        np.testing.assert_allclose(table.layers["edited"][k].toarray()[0], expected, rtol=1e-3, atol=1e-2)
+
+
+def test_an_edit_beside_a_spot_of_seamless_tissue_is_named_with_its_share():
+    from napari_stmdit.dataset.contents import edits_at
+    from napari_stmdit.types import KnockOutEdit, Request, SwapEdit
+
+    knock = KnockOutEdit(genes=("EPCAM",), spots={"b": 0.5}, strength=0.5)
+    swap = SwapEdit(group_a=("a",), group_b=("c",))
+    request = Request(edits=(knock, swap))
+    assert [(e["edit"], e["weight"]) for e in edits_at(request, {"a": 0.8, "b": 0.2})] == [(0, 0.05), (1, 0.8)]
+    assert [(e["edit"], e["weight"]) for e in edits_at(request, {"b": 1.0})] == [(0, 0.25)]
+    assert edits_at(request, {"d": 1.0}) == []
+
+
 def test_seamless_tissue_gives_patches_at_spots(study, tmp_path):
     from napari_stmdit.assemble import load_checkpoint
     from napari_stmdit.synthesis.result import synthesize
@@ -569,6 +596,8 @@ def test_seamless_tissue_gives_patches_at_spots(study, tmp_path):
     found = export_dataset(tmp_path / "out.zarr", tmp_path / "d", formats=("anndata",))
     obs = anndata.read_zarr(found.path / "anndata" / "dataset.zarr").obs
     images = zarr.open_array(found.path / "anndata" / "images.zarr", mode="r")
+    table = anndata.read_zarr(found.path / "anndata" / "dataset.zarr")
+    _check_mixed(table, study.section)
     assert set(obs["mode"].dropna()) == {"continuous"} and set(obs.pixels) == {"slide", "cut from the seamless canvas"}
     model = np.flatnonzero(obs.origin == "model")
     assert len(model) > 20

@@ -171,19 +171,6 @@ def test_rows_that_differ_are_kept_apart(programs, change):
     assert programs.calls == [1, 1]
 
 
-def test_rows_of_another_relative_depth_are_kept_apart(programs):
-    """Where the encoder looks at depth; for one that does not, the row is the same."""
-    row, (shallow, deep) = csr_matrix(np.array([[1, 0, 2, 0]])), np.array([[-0.5], [0.5]], dtype=np.float32)
-    cached = CachedExpression(programs, EmbeddingCache(LARGE), "weights")
-    cached.encode(row, GENES, shallow)
-    cached.encode(row, GENES, deep)
-    assert programs.calls == [1]
-    programs.uses_depth = True
-    cached.encode(row, GENES, shallow)
-    cached.encode(row, GENES, deep)
-    assert programs.calls == [1, 1, 1]
-
-
 @pytest.mark.parametrize("changed", ["args.json", "vocab.json", "model.pth", "config.json"])
 def test_any_corrected_file_of_a_reference_is_another_encoder(tmp_path, changed):
     """Also one that the reference does not list, and that is read where it lies beside the weights."""
@@ -203,6 +190,34 @@ def test_any_corrected_file_of_a_reference_is_another_encoder(tmp_path, changed)
     (weights / changed).write_text("4 heads")
     os.utime(weights / changed, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert _key(component) != before
+
+
+@pytest.fixture
+def depth_programs():
+    one, projection = np.ones(4, np.float32), np.zeros((4, 3), np.float32)
+    encoder = LinearProgramEncoder(
+        NAMES, one, one, one, projection, np.zeros(3, np.float32), depth_projection=np.array([0, 0, 1], np.float32)
+    )
+    counted = Counted(encoder)
+    counted.uses_depth = encoder.uses_depth
+    return counted
+
+
+def test_one_profile_at_two_depths_is_two_embeddings_to_an_encoder_that_reads_depth(depth_programs, counts):
+    assert depth_programs.uses_depth
+    cached = CachedExpression(depth_programs, EmbeddingCache(LARGE), "a")
+    shallow, deep = (cached.encode(counts, GENES, np.full(6, depth, np.float32)) for depth in (-1.0, 1.0))
+    np.testing.assert_array_equal(shallow[:, 2], -1)
+    np.testing.assert_array_equal(deep[:, 2], 1)
+    np.testing.assert_array_equal(cached.encode(counts, GENES, np.full(6, -1, np.float32)), shallow)
+    assert depth_programs.calls == [6, 6]
+
+
+def test_depth_is_nothing_to_an_encoder_that_does_not_read_it(programs, counts):
+    cached = CachedExpression(programs, EmbeddingCache(LARGE), "a")
+    for depth in (-1.0, 1.0):
+        cached.encode(counts, GENES, np.full(6, depth, np.float32))
+    assert programs.calls == [6]
 
 
 def test_two_threads_compute_a_patch_once(conv, patches):

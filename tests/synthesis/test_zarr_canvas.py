@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,6 +108,27 @@ def test_an_unfinished_run_is_neither_overwritten_nor_mixed_with_another(section
     with pytest.raises(StoreError, match=r"section\.counts"):
         synthesize(elsewhere, WHOLE, model, folder=folder, resume=True)
     assert synthesize(section, WHOLE, model, folder=folder, resume=True).complete
+
+
+def test_a_run_goes_on_with_the_same_slide_alone(section, model, tmp_path):
+    made = plan(section, WHOLE, model.card)
+    open_canvas(tmp_path / "run", made, section, model).close()
+    (level,) = section.image.levels
+    negative = replace(section, image=replace(section.image, levels=(255 - level,)))
+    assert negative.image.shape == section.image.shape
+    with pytest.raises(StoreError, match="is not this one"):
+        open_canvas(tmp_path / "run", made, negative, model, resume=True)
+    open_canvas(tmp_path / "run", made, section, model, resume=True).close()
+
+
+def test_a_run_goes_on_in_the_same_precision_alone(section, model, tmp_path):
+    made = plan(section, WHOLE, model.card)
+    open_canvas(tmp_path / "run", made, section, model).close()
+    other = NoiseModel(model.card)
+    other.provenance = {**model.provenance, "dtype": "float16"}
+    with pytest.raises(StoreError, match=r"none.*float16"):
+        open_canvas(tmp_path / "run", made, section, other, resume=True)
+    open_canvas(tmp_path / "run", made, section, model, resume=True).close()
 
 
 def test_another_version_of_the_code_does_not_go_on(section, model, tmp_path, monkeypatch):

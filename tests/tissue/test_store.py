@@ -150,6 +150,31 @@ def test_what_is_no_store_is_left_alone(tiny_section, rgba, tmp_path):
     assert (folder / "chapter.txt").read_text() == "dear"
 
 
+@pytest.mark.parametrize("new", [True, False])
+def test_what_reads_back_differently_is_refused_and_not_kept(new, tiny_section, rgba, tmp_path, monkeypatch):
+    from napari_stmdit.tissue import store as module
+
+    path, write = tmp_path / "out.zarr", module._write
+    if not new:
+        write_result(path, rgba, AFFINE, tiny_section, None, {})
+
+    def faulty(scratch, *rest):
+        """A disk that loses one bit of one pixel."""
+        write(scratch, *rest)
+        image = max((scratch / "images").glob("stmdit_*"))
+        import zarr
+
+        levels = zarr.open_group(image, mode="r+")
+        levels[min(levels.array_keys())][1, 150, 20] = rgba[150, 20, 1] ^ 1
+
+    monkeypatch.setattr(module, "_write", faulty)
+    with pytest.raises(StoreError, match="reads back differently"):
+        write_result(path, rgba, AFFINE, tiny_section, None, {})
+    assert path.exists() is not new
+    assert new or list_results(path) == ("stmdit_1",)
+    assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
+
+
 def test_a_failed_write_leaves_the_store_as_it_was(store, tiny_section, rgba):
     (store / "images" / "stmdit_2").mkdir()  # what a crash of another program might have left
     (store / "images" / "stmdit_2" / "rest").write_text("")

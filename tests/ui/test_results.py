@@ -106,7 +106,7 @@ def test_samples_become_results_with_seeds_of_their_own(presenter, by_hand):
 
 
 def test_the_live_look_is_a_layer_in_place_that_goes(presenter, viewer, by_hand):
-    presenter.runs.live_preview = True
+    presenter.runs.live_preview, presenter.state.batch = True, 4
     presenter.select(presenter.state.section.spots.ids[:6].tolist())
     presenter.runs.run()
     seen = []

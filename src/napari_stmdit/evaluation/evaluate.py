@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..progress import CancelToken, Progress
+from ..progress import BATCH, CancelToken, Progress
 from ..synthesis.models import PatchModel
 from ..types import Section
 from .cases import EvaluationRequest
@@ -56,7 +56,7 @@ def evaluate(
     spaces: Sequence[FeatureSpace] | None = None,
     command: str | None = None,
     resume: bool = False,
-    batch: int = 8,
+    batch: int = BATCH,
     device: str = "auto",
     dtype: str = "auto",
     cancel: CancelToken | None = None,
@@ -149,7 +149,7 @@ def evaluation_steps(
     checkpoint: str | None = None,
     command: str | None = None,
     resume: bool = False,
-    batch: int = 8,
+    batch: int = BATCH,
     cancel: CancelToken | None = None,
 ) -> Generator[Progress, None, Evaluated]:
     """Evaluate step by step: yields after every denoising step and returns what came of it; see `evaluate`.

@@ -44,7 +44,7 @@ def measure_profile(spots: SpotTable, ids: Sequence[str], source: str = "") -> S
     np.add.at(summed, (share.row, place[share.col]), share.data)
     seen = np.zeros(len(symbols), dtype=bool)
     seen[place[np.unique(spots.counts.indices[spots.counts.data > 0])]] = True
-    means = np.round(np.log1p(summed).mean(axis=0).astype(np.float64), DECIMALS)
+    means = np.round(np.log1p(summed).mean(axis=0, dtype=np.float64), DECIMALS)
     values = {str(symbols[k]): float(means[k]) for k in np.flatnonzero(seen)}
     depth = round(float(spots.relative_depth[rows].mean()), DECIMALS)
     return SpotProfile(source=source, values=values, depth=depth)

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 from ..assemble import Checkpoint, load_checkpoint
 from ..errors import StmditError, StoreError, first_line
-from ..progress import CancelToken, Progress, Stopwatch
+from ..progress import BATCH, CancelToken, Progress, Stopwatch
 from ..synthesis.identity import identity_of, recorded_differences
 from ..synthesis.models import KnownModel
 from ..synthesis.plan import plan as make_plan
@@ -89,7 +89,7 @@ class Runner(Protocol):
 class LocalRunner:
     """Computes in this process; a checkpoint is loaded once."""
 
-    def __init__(self, device: str = "auto", dtype: str = "auto", batch: int = 8) -> None:
+    def __init__(self, device: str = "auto", dtype: str = "auto", batch: int = BATCH) -> None:
         self._device, self._dtype, self._batch = device, dtype, batch
         self._loaded: tuple[str, Checkpoint] | None = None
 
@@ -127,7 +127,7 @@ class LocalRunner:
 class ClusterRunner:
     """Computes on the workers of a dask cluster, whose client `cluster.connect` gives."""
 
-    def __init__(self, client: Any, device: str = "auto", dtype: str = "auto", batch: int = 8) -> None:
+    def __init__(self, client: Any, device: str = "auto", dtype: str = "auto", batch: int = BATCH) -> None:
         self._client, self._device, self._dtype, self._batch = client, device, dtype, batch
 
     def checkpoint(self, name: str) -> KnownModel:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..errors import RequestError, StmditError, StoreError, SynthesisError, first_line, is_out_of_memory
-from ..progress import CancelToken, Progress, Stopwatch
+from ..progress import BATCH, CancelToken, Progress, Stopwatch
 from ..tissue.store import link_result, write_result
 from ..types import Patch, PatchResult, Plan, Request, Section
 from .canvas import MemoryCanvas, fits_in_memory
@@ -22,6 +22,7 @@ from .identity import identity_of, inputs_of
 from .models import KnownModel, PatchModel
 from .plan import plan as make_plan
 from .run import run
+from .windows import rule_of
 from .zarr_canvas import ZarrCanvas
 
 
@@ -168,7 +169,7 @@ def provenance_of(
         }
     else:
         record["continuous"] = {
-            "rule": plan.windows.rule,
+            "rule": rule_of(plan, model.provenance),
             "windows": len(plan.windows),
             "window_px": plan.windows.side,
             "stride_px": plan.windows.stride,
@@ -204,7 +205,7 @@ def synthesize(
     request: Request,
     model: PatchModel,
     *,
-    batch: int = 8,
+    batch: int = BATCH,
     cancel: CancelToken | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     folder: str | Path | None = None,

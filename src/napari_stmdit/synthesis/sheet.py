@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import RequestError
 from ..progress import CancelToken, Progress, Stopwatch
 from ..tissue.crops import read_patches
 from ..types import Section
@@ -87,9 +88,11 @@ def make_sheet(
     Raises
     ------
     RequestError
-        A variant cannot be planned; nothing is computed then.
+        A variant cannot be planned, or asks for something else than one patch; nothing is computed then.
     """
     plans = [make_plan(section, variant.request, model.card) for variant in variants]
+    if any(plan.windows is not None or len(plan) != 1 for plan in plans):
+        raise RequestError([("region", "each image of a sheet is the patch of one spot; give one id, in mode spots")])
     watch = Stopwatch()
     (patch,) = plans[0].patches
     real = None if section.image is None else read_patches(section.image, [patch.source_box], model.card.patch_px)[0]

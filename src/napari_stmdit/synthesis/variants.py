@@ -141,4 +141,5 @@ def guidance_grid(
 
 
 def _at(request: Request, spot: str, **changes: object) -> Request:
-    return request.model_copy(update={"region": SpotList(ids=(spot,)), **changes})
+    """Ask for the patch of one spot: a seamless canvas has none, its tiles lie on a grid."""
+    return request.model_copy(update={"region": SpotList(ids=(spot,)), "mode": "spots", **changes})

@@ -18,7 +18,7 @@ from ..evaluation.evaluate import Evaluated
 from ..progress import CancelToken, Progress
 from ..synthesis.export import ExportKind, export_result
 from ..synthesis.identity import inputs_of
-from ..synthesis.result import Result
+from ..synthesis.result import Result, sampling_failure
 from ..synthesis.run import PatchModel, run
 from ..synthesis.sheet import ContactSheet, make_sheet
 from ..synthesis.stored import StoredResult, stored_results
@@ -173,19 +173,10 @@ def synthesis(plan: Plan, section: Section, model: PatchModel, batch: int, previ
             yield Advance(patches, progress, looks.pop() if looks else None, inputs)
 
     def failure(error: Exception) -> StmditError:
-        return SynthesisError(sampling_failure(error, batch))
+        return SynthesisError(f"{sampling_failure(error)} Finished patches are kept; run again to go on.")
 
     count = len(plan) if plan.windows is None else len(plan.windows)
     return Job(f"Synthesizing {len(plan)} patches", generate, failure, 1 + -(-count // batch) * plan.steps)
-
-
-def sampling_failure(error: Exception, batch: int) -> str:
-    """Say what went wrong in the sampler and what to do about it."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        advice = "lower 'Patches at once'" if batch > 1 else "choose a smaller region or the CPU"
-        return f"The device ran out of memory with {batch} patches at once; {advice} and run again. ({text})"
-    return f"Sampling failed: {text} ({type(error).__name__}). Finished patches are kept; run again to go on."
 
 
 def opening(intent: OpenIntent) -> Job:
@@ -320,7 +311,7 @@ def sheet(title: str, variants: Sequence[Variant], columns: int, section: Sectio
         yield from make_sheet(title, variants, columns, section, model, token)
 
     def failure(error: Exception) -> StmditError:
-        return SynthesisError(sampling_failure(error, 1))
+        return SynthesisError(sampling_failure(error))
 
     return Job(f"{title}: {len(variants)} images", generate, failure)
 

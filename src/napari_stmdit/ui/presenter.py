@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..devices import free_device_memory
 from ..errors import ScaleError, StmditError
 from ..expression.genes import match_genes
+from ..synthesis.plan import region_rows
 from ..tissue.open import synthesis_fault
 from ..types import Section
 from . import jobs, layers
@@ -194,8 +195,10 @@ class Presenter:
 
     def _hollow(self) -> set[str]:
         shown = [e.spots for e in self.state.results if e.visible and e.section is self.state.section]
-        present = () if self.runs.plan is None else tuple(patch.spot_id for patch in self.runs.plan.patches)
-        return {spot for spots in (*shown, present) for spot in spots}
+        if self.runs.plan is not None and self.state.section is not None:
+            rows = region_rows(self.state.section, self.runs.plan.request, [])
+            shown.append(tuple(self.state.section.spots.ids[rows].tolist()))
+        return {spot for spots in shown for spot in spots}
 
     def select(self, ids: Sequence[str], how: Combine = "replace") -> None:
         """Change the selection, which is kept as spot ids."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..synthesis.export import ExportKind
+from ..synthesis.finished import spots_of
 from ..synthesis.result import Result
 from ..synthesis.stored import StoredResult
 from ..synthesis.variants import noise_key
@@ -116,14 +117,16 @@ class ResultList:
 
     def keep(self, number: int, name: str, result: Result) -> None:
         """Put a finished or stopped run into the list."""
+        request, record = result.plan.request, result.provenance
+        spots, planned = spots_of(result.section, request, record)
         entry = ResultEntry(
             number,
             name,
             result.section,
-            result.plan.request,
-            result.provenance,
-            tuple(result.plan.patches[k].spot_id for k in result.done),
-            len(result.plan),
+            request,
+            record,
+            spots,
+            planned,
             result,
             thumbnail=thumbnail_of(result.rgba),
         )
@@ -137,6 +140,7 @@ class ResultList:
             return
         try:
             request = stored.request
+            spots, planned = spots_of(stored.section, request, stored.provenance)
         except StoreError as error:
             self.state.message = Message("warning", str(error))
             return
@@ -144,9 +148,8 @@ class ResultList:
         layer.metadata[layers.KEY]["run"] = number
         self._layers[number] = layer
         self._follow(layer)
-        planned = int(dict(stored.provenance.get("patches") or {}).get("planned", len(stored.spots)))
         entry = ResultEntry(
-            number, layer.name, stored.section, request, stored.provenance, stored.spots, planned, None, layer.visible
+            number, layer.name, stored.section, request, stored.provenance, spots, planned, None, layer.visible
         )
         where = f"{stored.store} as {stored.element}"
         self.state.results = (*self.state.results, replace(entry, saved=where, stored=stored))

@@ -245,12 +245,13 @@ def summary(entry: ResultEntry) -> str:
     state = "" if len(entry.spots) >= entry.planned else f" of {entry.planned}, stopped"
     scales = "; ".join(f"{name} {guidance[name]:g}" for name in ("expression", "morphology") if name in guidance)
     edits = [edit for edit in request.edits if edit.enabled]
+    what = "patches" if request.mode == "spots" else "spots of seamless tissue"
     words = ", ".join(edit.name or edit.operation.replace("_", " ") for edit in edits[:3]) + (
         f" and {len(edits) - 3} more" if len(edits) > 3 else ""
     )
     preset = "" if request.preset == "exact" else f", preset {request.preset}"
     return (
-        f"{len(entry.spots)} patches{state}; seed {request.seed}, {kept.get('steps')} steps{preset}; guidance: {scales}; morphology: "
+        f"{len(entry.spots)} {what}{state}; seed {request.seed}, {kept.get('steps')} steps{preset}; guidance: {scales}; morphology: "
         f"{request.morphology}; edits: {words or 'none'}."
     )
 
