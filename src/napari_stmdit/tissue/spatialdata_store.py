@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import SectionError, StmditError
 from ..files import BadFile, is_number, read_json, shorten
-from ..types import Calibration, CalibrationSource, ExpressionSource, PredictedUnits, Section, SlideImage
+from ..types import Calibration, CalibrationSource, ExpressionSource, PredictedUnits, Section, SlideImage, StoreElements
 from .geometry import Affine, apply, calibrate, compose, mean_scale, uniform_scale
 from .images import as_rgb, open_image, with_overview
 from .open import resolve_fullres
@@ -25,6 +25,8 @@ RESULT_PREFIX = "stmdit_"
 SECTION_ATTRS = "stmdit_section"
 """Key of the store's attrs under which a store of ours says what its section is."""
 RESULT_ATTRS = "stmdit"
+OWN_TABLE = "table"
+"""Name of the table in a store of ours."""
 _ELEMENT_FOLDERS = ("shapes", "tables", "images")
 _SAME_FOOTPRINT = 0.02
 _EXPRESSION_KINDS = ("measured", "predicted", "none")
@@ -94,6 +96,8 @@ def open_spatialdata(
     root, kind, chosen = _split(path)
     sdata = read_store(root)
     own = _own(sdata, root)
+    if chosen is not None and chosen not in (own_spots(str(own.get("name", ""))), OWN_TABLE):
+        own = {}  # what the store says is of the section that it was made for, and this is another one
     expression = _expression(own)
     with _damage(root):
         rows, spots_to = spot_rows(sdata, kind, chosen, affines_of, expression.kind == "predicted")
@@ -101,7 +105,7 @@ def open_spatialdata(
         raise SectionError(
             f"the spots are in no coordinate system {coordinate_system!r}; they have {', '.join(spots_to)}"
         )
-    results = sorted(n for n in sdata.images if n.lower().startswith(RESULT_PREFIX))
+    results = sorted(n for n in sdata.images if is_result_name(n))
     with _damage(root):
         candidates, notes = _candidates(sdata, results)
     if results:
@@ -127,22 +131,61 @@ def open_spatialdata(
         synthetic=bool(own.get("synthetic", False)),
         notes=(*map(str, own.get("notes", ())), *rows.notes, *notes),
         expression=expression,
+        store=StoreElements(root, rows.circles_name, rows.table_name),
     )
 
 
 def read_store(root: Path) -> Any:
-    """Open a SpatialData store lazily; raises SectionError where it is something else or damaged."""
-    import spatialdata
+    """Open a SpatialData store lazily; raises SectionError where it is something else or damaged.
 
+    An image that looks like a result and cannot be read is left out: it keeps nobody from the section and the other results.
+    """
     if not is_spatialdata(root):
         raise SectionError(
             f"{root} is a zarr store, but no SpatialData; convert it with spatialdata-io, or give a Space Ranger folder"
         )
     try:
-        with quiet(), _damage(root):
-            return spatialdata.read_zarr(root)
+        return _read_zarr(root, "error")
     except RecursionError:
         raise SectionError(f"{root} cannot be read as SpatialData: its metadata are nested too deeply") from None
+    except SectionError:
+        sdata = _read_zarr(root, "warn")
+        if not all(kind == "images" and is_result_name(name) for kind, name in unread_elements(sdata, root)):
+            raise
+        return sdata
+
+
+def _read_zarr(root: Path, on_bad_files: Any, kinds: tuple[str, ...] | None = None) -> Any:
+    import spatialdata
+
+    with quiet(), _damage(root):
+        return spatialdata.read_zarr(root, selection=kinds, on_bad_files=on_bad_files)
+
+
+def read_spots(root: Path) -> Any:
+    """Open what a store holds of spots, circles and tables: quick, however many images there are."""
+    return _read_zarr(root, "error", ("shapes", "tables"))
+
+
+def unread_elements(sdata: Any, root: Path) -> set[tuple[str, str]]:
+    """Return kind and name of what lies in the folders of a store's elements and was not read."""
+    return {(kind, name) for kind, name in elements_there(root) if name not in getattr(sdata, kind)}
+
+
+def elements_there(root: Path) -> set[tuple[str, str]]:
+    """Return kind and name of the elements that have a folder in a store, whether they can be read or not."""
+    return {
+        (kind, entry.name)
+        for kind in ("images", "labels", "points", "shapes", "tables")
+        if (root / kind).is_dir()
+        for entry in (root / kind).iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
+    }
+
+
+def is_result_name(name: str) -> bool:
+    """Tell whether an image has the name of a result."""
+    return name.lower().startswith(RESULT_PREFIX)
 
 
 @contextmanager
@@ -178,6 +221,17 @@ def _own(sdata: Any, root: Path) -> dict[str, Any]:
             f"{root}: its attribute {SECTION_ATTRS} is not as this package writes it: {wrong}; remove it to go on"
         )
     return dict(own)
+
+
+def own_spots(name: str) -> str:
+    """Return the name that a section's circles have in a store of ours."""
+    return f"{element_stem(name)}_spots"
+
+
+def element_stem(name: str) -> str:
+    """Return a section's name in letters that elements may have, and not looking like a result's."""
+    stem = re.sub(r"[^0-9A-Za-z_.-]", "_", name).lstrip("_") or "section"
+    return f"section_{stem}" if stem.lower().startswith(RESULT_PREFIX) else stem
 
 
 def _expression(own: Mapping[str, Any]) -> ExpressionSource:
