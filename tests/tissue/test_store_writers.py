@@ -66,6 +66,7 @@ def test_two_threads_save_into_one_store_and_nothing_is_lost(tmp_path):
     check_whole(store, {"first": 4, "second": 4})
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_killed_leaves_a_store_that_can_be_read_and_added_to(tmp_path):
     store, rng = tmp_path / "shared.zarr", random.Random(5)
     save_many(store, "A", 1, "before")

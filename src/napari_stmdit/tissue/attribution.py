@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import SectionError, StoreError
 from ..types import Section, StoreElements
-from .elements import fingerprint
+from .elements import fingerprint, is_of
 from .geometry import Affine, apply, compose, mean_scale
 from .spatialdata_store import SECTION_ATTRS, affines_of
 from .stored_results import StoredImage
@@ -72,7 +72,7 @@ def _recorded(image: StoredImage, section: Section, sdata: Any) -> Attribution:
     origin, now = image.origin, origin_of(section, section.store)
     element, pair = dict(origin.get("element") or {}), _pair(section)
     named = (element.get("table"), element.get("spots"))
-    same = origin.get("fingerprint") == now["fingerprint"]
+    same = is_of(origin.get("fingerprint"), section)
     if named != pair and named in annotated_circles(sdata):
         return Attribution(False, f"it belongs to shapes/{named[1]} with tables/{named[0]}")
     if not same and not (named == pair and _agrees(image, sdata, pair) and _in_frame(image, section)):
@@ -89,13 +89,12 @@ def _found_out(image: StoredImage, section: Section, sdata: Any) -> Attribution:
     """Attribute a result without a record of its section."""
     own = dict(sdata.attrs.get(SECTION_ATTRS) or {})
     if own:  # such a store has taken results of its own section alone
-        mine = own.get("fingerprint") == fingerprint(section)
+        mine = is_of(own.get("fingerprint"), section)
         return Attribution(mine, "" if mine else f"it was made from {own.get('name')}")
     pair = _pair(section)
     sets = {circles: (table, circles) for table, circles in annotated_circles(sdata)}  # of one set, any table will do
-    votes: dict[str, bool | None] = {pair[1]: False} | {
-        circles: _agrees(image, sdata, one) for circles, one in sets.items()
-    }
+    votes: dict[str, bool | None] = dict.fromkeys([pair[1]], False)
+    votes.update({circles: _agrees(image, sdata, one) for circles, one in sets.items()})
     others = [circles for circles, vote in votes.items() if circles != pair[1] and vote is not False]
     if votes[pair[1]] is False:
         return Attribution(False, "its patches do not lie at these spots")

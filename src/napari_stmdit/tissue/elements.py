@@ -30,6 +30,11 @@ def fingerprint(section: Section) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def is_of(recorded: object, section: Section) -> bool:
+    """Tell whether a fingerprint that a store keeps, of any version, is a section's."""
+    return recorded == fingerprint(section)
+
+
 def image_element(pixels: Any, pixel_to_fullres: Affine, systems: Mapping[str, Affine]) -> Any:
     """A multiscale image element from (h, w, 3 or 4) pixels, registered to every coordinate system."""
     import dask.array as da

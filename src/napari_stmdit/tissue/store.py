@@ -24,7 +24,7 @@ from ..errors import SectionError, StoreError
 from ..files import BadFile, user_path
 from ..types import Section, StoreElements
 from .attribution import find_section, origin_of
-from .elements import about, fingerprint, image_element, link_levels, section_elements
+from .elements import about, image_element, is_of, link_levels, section_elements
 from .pyramid import CHUNK
 from .spatialdata_store import (
     OWN_TABLE,
@@ -204,7 +204,7 @@ def _place_in(path: Path, section: Section) -> tuple[StoreElements | None, set[s
     own = dict(sdata.attrs.get(SECTION_ATTRS) or {})
     elements = find_section(section, sdata)
     from_here = section.store is not None and elements is not None and section.store.root.resolve() == path.resolve()
-    if own.get("fingerprint") != fingerprint(section) and not (elements if not own else from_here):
+    if not is_of(own.get("fingerprint"), section) and not (elements if not own else from_here):
         raise StoreError(
             f"{path} holds another section than {section.name}; give a new path, or the store of this section"
         )
@@ -321,8 +321,8 @@ def _put(
         if patches is not None and len(patches):
             put_patches(scratch, name, patches, target.record, put)
         finish(scratch)
-        _consolidate(scratch)
         if target.is_new:
+            _consolidate(scratch)
             _make_store(scratch, path)
         else:
             _move_in(scratch, path, name, target.record)

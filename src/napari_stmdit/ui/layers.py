@@ -157,7 +157,8 @@ def stored_layers(section: Section) -> tuple[list[LayerTuple], tuple[str, ...]]:
 
 def stored_layer(stored: StoredResult) -> LayerTuple:
     """Return the layer of a result that was read back; of its pixels and halvings only those are read that are drawn."""
-    section, height, width = stored.section, *stored.rgba.shape[:2]
+    section = stored.section
+    height, width = stored.rgba.shape[:2]
     levels = list(stored.levels) if height * width > LARGEST_SINGLE_PX else [stored.rgba]
     more = {"element": stored.element, "provenance": dict(stored.provenance), "stored": stored}
     state = {
