@@ -204,11 +204,22 @@ class ExpressionSource:
 
 
 @dataclass(frozen=True)
+class StoreElements:
+    """Where a section's spots lie in a SpatialData store: its folder, and the names of the circles and of their table."""
+
+    root: Path
+    spots: str
+    table: str
+
+
+@dataclass(frozen=True)
 class Section:
     """One tissue section: slide image, spots and calibration.
 
     Attributes
     ----------
+    path
+        As it was given when the section was opened; of a store also one of its elements.
     coordinate_systems
         Name -> (3, 3) affine that takes (y, x, 1) in full-resolution pixels into that coordinate system.
     synthetic
@@ -219,6 +230,8 @@ class Section:
         Where the spots' expression comes from.
     image_fault
         Why there is no slide image, where something is known of it.
+    store
+        The elements that it was read from, where that was a SpatialData store.
     """
 
     name: str
@@ -232,6 +245,7 @@ class Section:
     notes: tuple[str, ...] = ()
     expression: ExpressionSource = ExpressionSource()
     image_fault: str = ""
+    store: StoreElements | None = None
 
 
 # ------------------------------------------------------------------------------------------------- plan

@@ -663,6 +663,8 @@ def test_zarr_of_version_2_that_is_no_spatialdata_is_still_refused(old_store):
         file.write_text(json.dumps({}))
     with pytest.raises(SectionError, match="no SpatialData"):
         open_section(old_store)
+
+
 # ------------------------------------------------------------------------------------------------- colours
 
 

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from ..errors import SectionError
 from ..files import BadFile, is_number, read_json, shorten
-from ..types import Calibration, CalibrationSource, ExpressionSource, PredictedUnits, Section, SlideImage
+from ..types import (
+    Calibration,
+    CalibrationSource,
+    ExpressionSource,
+    PredictedUnits,
+    Section,
+    SlideImage,
+    StoreElements,
+)
 from .colour import EXPECTED, Samples, as_rgb, samples_of_channels
 from .damage import told_as_damage
 from .geometry import (
@@ -41,6 +49,8 @@ RESULT_PREFIX = "stmdit_"
 SECTION_ATTRS = "stmdit_section"
 """Key of the store's attrs under which a store of ours says what its section is."""
 RESULT_ATTRS = "stmdit"
+OWN_TABLE = "table"
+"""Name of the table in a store of ours."""
 _ELEMENT_FOLDERS = ("shapes", "tables", "images")
 _OLD_ELEMENT = {"spatialdata_attrs", "spatialdata-encoding-type"}
 _SAME_FOOTPRINT = 0.02
@@ -117,13 +127,15 @@ def open_spatialdata(
     sdata = read_store(root)
     with told_as_damage(root, "SpatialData"):
         own = _own(sdata, root)
+        if chosen is not None and chosen not in (own_spots(str(own.get("name", ""))), OWN_TABLE):
+            own = {}  # what the store says is of the section that it was made for, and this is another one
         expression = _expression(own)
         rows, spots_to = spot_rows(sdata, kind, chosen, affines_of, expression.kind == "predicted")
         if coordinate_system is not None and coordinate_system not in spots_to:
             raise SectionError(
                 f"the spots are in no coordinate system {coordinate_system!r}; they have {', '.join(spots_to)}"
             )
-        results = sorted(n for n in sdata.images if n.lower().startswith(RESULT_PREFIX))
+        results = sorted(n for n in sdata.images if is_result_name(n))
         candidates, notes = _candidates(sdata, results)
         if results:
             notes.append(f"results in this store: {', '.join(results)}")
@@ -157,20 +169,60 @@ def open_spatialdata(
         notes=(*map(str, own.get("notes", ())), *rows.notes, *notes),
         expression=expression,
         image_fault=frame.fault,
+        store=StoreElements(root, rows.circles_name, rows.table_name),
     )
 
 
 def read_store(root: Path) -> Any:
-    """Open a SpatialData store lazily; raises SectionError where it is something else, damaged, or would run code."""
-    import spatialdata
+    """Open a SpatialData store lazily; raises SectionError where it is something else, damaged, or would run code.
 
+    An image that looks like a result and cannot be read is left out: it keeps nobody from the section and the other results.
+    """
     if not is_spatialdata(root):
         raise SectionError(
             f"{root} is a zarr store, but no SpatialData; convert it with spatialdata-io, or give a Space Ranger folder"
         )
+    try:
+        return _read_zarr(root, "error")
+    except SectionError:
+        sdata = _read_zarr(root, "warn")
+        if not all(kind == "images" and is_result_name(name) for kind, name in unread_elements(sdata, root)):
+            raise
+        return sdata
+
+
+def _read_zarr(root: Path, on_bad_files: Any, kinds: tuple[str, ...] | None = None) -> Any:
+    import spatialdata
+
     with quiet(), told_as_damage(root, "SpatialData"):
         refuse_pickles(root)
-        return spatialdata.read_zarr(root)
+        return spatialdata.read_zarr(root, selection=kinds, on_bad_files=on_bad_files)
+
+
+def read_spots(root: Path) -> Any:
+    """Open what a store holds of spots, circles and tables: quick, however many images there are."""
+    return _read_zarr(root, "error", ("shapes", "tables"))
+
+
+def unread_elements(sdata: Any, root: Path) -> set[tuple[str, str]]:
+    """Return kind and name of what lies in the folders of a store's elements and was not read."""
+    return {(kind, name) for kind, name in elements_there(root) if name not in getattr(sdata, kind)}
+
+
+def elements_there(root: Path) -> set[tuple[str, str]]:
+    """Return kind and name of the elements that have a folder in a store, whether they can be read or not."""
+    return {
+        (kind, entry.name)
+        for kind in ("images", "labels", "points", "shapes", "tables")
+        if (root / kind).is_dir()
+        for entry in (root / kind).iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
+    }
+
+
+def is_result_name(name: str) -> bool:
+    """Tell whether an image has the name of a result."""
+    return name.lower().startswith(RESULT_PREFIX)
 
 
 def _own(sdata: Any, root: Path) -> dict[str, Any]:
@@ -193,6 +245,17 @@ def _own(sdata: Any, root: Path) -> dict[str, Any]:
             f"{root}: its attribute {SECTION_ATTRS} is not as this package writes it: {wrong}; remove it to go on"
         )
     return dict(own)
+
+
+def own_spots(name: str) -> str:
+    """Return the name that a section's circles have in a store of ours."""
+    return f"{element_stem(name)}_spots"
+
+
+def element_stem(name: str) -> str:
+    """Return a section's name in letters that elements may have, and not looking like a result's."""
+    stem = re.sub(r"[^0-9A-Za-z_.-]", "_", name).lstrip("_") or "section"
+    return f"section_{stem}" if stem.lower().startswith(RESULT_PREFIX) else stem
 
 
 def _expression(own: Mapping[str, Any]) -> ExpressionSource:

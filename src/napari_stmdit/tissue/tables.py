@@ -32,6 +32,8 @@ class SpotRows:
 
     Attributes
     ----------
+    table_name, circles_name
+        The elements that they were read from.
     ids
         (n,) names of the table's rows.
     yx
@@ -48,6 +50,8 @@ class SpotRows:
         Further columns, each (n,): numbers as float, everything else as text.
     """
 
+    table_name: str
+    circles_name: str
     ids: NDArray[np.str_]
     yx: NDArray[np.float64]
     radius: float
@@ -93,7 +97,7 @@ def spot_rows(
     SectionError
         Where there are none, or several.
     """
-    pairs = _annotated_circles(sdata)
+    pairs = annotated_circles(sdata)
     if chosen is not None:
         pairs = [pair for pair in pairs if chosen == pair[0 if kind == "tables" else 1]]
         if not pairs:
@@ -111,10 +115,11 @@ def spot_rows(
         )
     table, shapes = pairs[0]
     element = sdata.shapes[shapes]
-    return _read(sdata.tables[table], element, shapes, predicted), affines_of(element)
+    return _read(sdata.tables[table], element, table, shapes, predicted), affines_of(element)
 
 
-def _annotated_circles(sdata: Any) -> list[tuple[str, str]]:
+def annotated_circles(sdata: Any) -> list[tuple[str, str]]:
+    """Return the names of each table of a store with those of the circles that it annotates."""
     pairs = []
     for name, table in sdata.tables.items():
         region = (table.uns.get("spatialdata_attrs") or {}).get("region")
@@ -133,9 +138,15 @@ def _polygons(sdata: Any) -> str:
     return f"it has the shapes {sorted(sdata.shapes)} and the tables {sorted(sdata.tables)}"
 
 
-def _read(table: Any, shapes: Any, name: str, predicted: bool) -> SpotRows:
+def rows_of(table: Any, circles: str) -> Any:
+    """Return the rows of a table that annotate circles of this name."""
+    key = table.uns["spatialdata_attrs"]["region_key"]
+    return table[(table.obs[key].astype(str) == circles).to_numpy()]
+
+
+def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) -> SpotRows:
     attrs = table.uns["spatialdata_attrs"]
-    rows = table[(table.obs[attrs["region_key"]].astype(str) == name).to_numpy()]
+    rows = rows_of(table, name)
     notes = []
     if "in_tissue" in rows.obs:
         on_tissue = whole_numbers(rows.obs["in_tissue"], "in_tissue", f"the table of {name}") > 0
@@ -164,7 +175,19 @@ def _read(table: Any, shapes: Any, name: str, predicted: bool) -> SpotRows:
         array_rc = np.stack(columns, axis=1)
     obs = obs_columns(rows.obs, {attrs["region_key"], attrs["instance_key"], "in_tissue", "array_row", "array_col"})
     refuse_libraries(ids, obs, array_rc, f"the table of {name}")
-    return SpotRows(ids, yx, radius, counts, genes, array_rc, _scalefactors(rows.uns), (*notes, *told), obs)
+    return SpotRows(
+        table_name,
+        name,
+        ids,
+        yx,
+        radius,
+        counts,
+        genes,
+        array_rc,
+        _scalefactors(rows.uns),
+        (*notes, *told),
+        obs,
+    )
 
 
 def obs_columns(obs: Any, known: set[str]) -> dict[str, NDArray[Any]]:

@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 from ..synthesis.canvas import MemoryCanvas
 from ..tissue.pyramid import halved_rgba
 from ..types import Section
-from .layers import KEY, LayerTuple, result_layer
+from .layers import KEY, LARGEST_SINGLE_PX, LayerTuple, result_layer
 
-LARGEST_SINGLE_PX = 2_500_000
-"""A larger canvas is shown as a pyramid: napari then sends only what is in sight to the screen, not all of it at every patch."""
 _SMALLEST_LEVEL_PX = 512
 
 

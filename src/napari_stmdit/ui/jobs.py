@@ -21,7 +21,7 @@ from ..synthesis.identity import inputs_of
 from ..synthesis.result import Result, sampling_failure
 from ..synthesis.run import PatchModel, run
 from ..synthesis.sheet import ContactSheet, make_sheet
-from ..synthesis.stored import StoredResult, stored_results
+from ..synthesis.stored import StoredResult, StoredResults, read_stored
 from ..synthesis.variants import Variant
 from ..tissue.linked import LinkedElements
 from ..types import PatchResult, Plan, Section
@@ -93,7 +93,10 @@ def start_inline(job: Job, token: CancelToken, handlers: Handlers) -> None:
 
 
 class Lane:
-    """One kind of work, one at a time: each submission takes the next generation number and silences the one before."""
+    """One kind of work, one at a time: each submission takes the next generation number and silences the one before.
+
+    For work whose answer alone counts. What leaves something behind, such as a file, goes into a `Series`.
+    """
 
     def __init__(self, start: Start) -> None:
         self._start = start
@@ -136,6 +139,67 @@ class Lane:
         self.cancel()
         self._token = None
         self.generation += 1
+
+
+class Series:
+    """Work that leaves something behind, one after the other in the order it came: each is done, and says how it ended."""
+
+    def __init__(self, start: Start) -> None:
+        self._start = start
+        self._waiting: list[tuple[Job, Handlers, Callable[[], None]]] = []
+        self._token: CancelToken | None = None
+        self._closed = False
+
+    def submit(self, job: Job, handlers: Handlers, begun: Callable[[], None] = lambda: None) -> None:
+        """Start a job, or let it wait for those before it; ``begun`` is called when it starts."""
+        self._waiting.append((job, handlers, begun))
+        if self._token is None:
+            self._next()
+
+    def _next(self) -> None:
+        job, handlers, begun = self._waiting.pop(0)
+        token = self._token = CancelToken()
+
+        def end() -> None:
+            if self._token is token:
+                self._token = None
+            try:
+                heard(handlers.end)()
+            finally:
+                if self._token is None and self._waiting:
+                    self._next()
+
+        def heard(handler: Callable[..., None]) -> Callable[..., None]:
+            return lambda *values: None if self._closed else handler(*values)
+
+        begun()
+        self._start(job, token, Handlers(heard(handlers.value), heard(handlers.error), end))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is under way."""
+        return self._token is not None
+
+    @property
+    def waiting(self) -> int:
+        """Return how many jobs have not begun."""
+        return len(self._waiting)
+
+    def cancel(self) -> None:
+        """Ask the present job to end; its answers still arrive, and the next one begins."""
+        if self._token is not None:
+            self._token.cancel()
+
+    def finish(self) -> None:
+        """Start everything that waits, at once: nobody will be there to start it later. What is under way goes on."""
+        while self._waiting:
+            self._next()
+
+    def close(self) -> None:
+        """End the present job, drop those that wait, and listen no longer: for what can be begun again and goes on."""
+        self._closed = True
+        self._waiting.clear()
+        self.cancel()
 
 
 # ------------------------------------------------------------------------------------------------- the jobs
@@ -278,10 +342,10 @@ def evaluating(
 
 
 def reading_stored(section: Section) -> Job:
-    """Return the job that reads a section's stored results; it yields a tuple of `StoredResult`."""
+    """Return the job that reads a section's stored results; it yields `StoredResults`."""
 
-    def generate(_: CancelToken) -> Iterator[tuple[StoredResult, ...]]:
-        yield stored_results(section)
+    def generate(_: CancelToken) -> Iterator[StoredResults]:
+        yield read_stored(section)
 
     def failure(error: Exception) -> StmditError:
         return SectionError(f"the results in {section.path} could not be read: {error} ({type(error).__name__})")

@@ -24,7 +24,7 @@ from .comparing import Comparing
 from .data_sets import DataSets
 from .edit_files import EditFiles
 from .evaluations import Evaluations
-from .jobs import Handlers, Lane, Start
+from .jobs import Handlers, Lane, Series, Start
 from .live import LivePreview
 from .painting import Painting
 from .queue import RunQueue
@@ -74,7 +74,7 @@ class Presenter:
         self.state = WorkbenchState()
         self.view: SectionView | None = None
         self.queue = RunQueue(self.state)
-        self.results = ResultList(viewer, self.state, self._submit, self.redraw)
+        self.results = ResultList(viewer, self.state, self._submit, self._write, self.redraw)
         self.data_sets = DataSets(self.state, start, self.results)
         self.runs = RunCycle(self.state, start, self.queue, self.results, LivePreview(viewer), self.redraw)
         self.sheets = Sheets(self.state, start, self.queue, self.runs.request)
@@ -88,7 +88,9 @@ class Presenter:
         self.preview_soon: Callable[[], None] = self.runs.preview
         """Shows what a run would cost; the dock puts something in its place that waits until the mouse is still."""
         self._limits: dict[tuple[str | None, ...], tuple[float, float]] = {}
-        self._lanes = {name: Lane(start) for name in ("section", "model", "save", "stored", "spot", "link")}
+        self._lanes = {name: Lane(start) for name in ("section", "model", "stored", "spot", "link")}
+        self._saves = Series(start)
+        self._unsaved: list[str] = []
         self._titles: dict[str, str] = {}
         self.close_ups.follow(viewer, lambda: self.view)
         viewer.layers.events.inserted.connect(self._inserted)
@@ -345,6 +347,7 @@ class Presenter:
         self.acquisition.close()
         self.data_sets.close()
         self.compare.stop()
+        self._saves.finish()
         for lane in self._lanes:
             self._abandon(lane)
 
@@ -365,6 +368,31 @@ class Presenter:
 
         self._note_busy(lane, "" if job.quiet else job.title)  # looking at a spot keeps nobody from pressing Run
         self._lanes[lane].submit(job, Handlers(on_value, error, lambda: self._note_busy(lane, "")))
+
+    def _write(self, job: jobs.Job, on_value: Any, name: str) -> None:
+        """Write a result, after those that are being written; of several the user hears of each that failed."""
+        if not self._saves.busy:
+            self._unsaved = []
+
+        def done(value: Any) -> None:
+            on_value(value)
+            self._tell_unsaved()
+
+        def failed(fault: StmditError) -> None:
+            self._unsaved.append(f"{name} was not saved: {fault}")
+            self._tell_unsaved()
+
+        def begun() -> None:
+            self._note_busy("save", job.title)
+
+        self._saves.submit(job, Handlers(done, failed, lambda: self._note_busy("save", "")), begun)
+
+    def _tell_unsaved(self) -> None:
+        """A save that went well must not take away what was said of one that did not."""
+        if self._unsaved:
+            last = self.state.message
+            good = [last.text] if last.kind == "info" and "was saved in" in last.text else []
+            self.tell("error", "\n".join([*self._unsaved, *good]))
 
     def _abandon(self, lane: str) -> None:
         self._lanes[lane].abandon()

@@ -20,6 +20,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from ...tissue.spatialdata_store import is_spatialdata
 from ..state import ResultEntry
 from .common import Text, column, named, row
 
@@ -199,7 +200,7 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         if number is None:
             return
         section = self._entries[number].section
-        own = section.path if section.kind == "spatialdata" and section.path is not None else None
+        own = None if section.store is None else section.store.root
         suggestion = own or (section.path or Path(section.name)).with_suffix(".zarr")
         path, _ = QFileDialog.getSaveFileName(
             self,
@@ -209,7 +210,8 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             options=QFileDialog.Option.DontConfirmOverwrite,  # nothing is overwritten: a new element is added
         )
         if path:
-            self.saveRequested.emit(number, path if path.endswith(".zarr") else f"{path}.zarr")
+            known = path.endswith(".zarr") or is_spatialdata(Path(path))
+            self.saveRequested.emit(number, path if known else f"{path}.zarr")
 
     def _export(self, kind: str) -> None:
         number = self.value()
