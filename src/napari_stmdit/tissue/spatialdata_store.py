@@ -343,7 +343,7 @@ def _candidates(sdata: Any, results: list[str]) -> tuple[list[_Candidate], list[
             continue
         element = sdata.images[name]
         arrays = [element] if hasattr(element, "dims") and not hasattr(element, "children") else _scales(element)
-        fault = _no_slide(arrays[0])
+        fault = _not_h_and_e(arrays[0])
         if fault is not None:
             notes.append(f"image {name} is not shown: {fault}; expected {EXPECTED}")
             continue
@@ -364,7 +364,7 @@ def _samples(array: Any) -> Samples | str:
     return samples_of_channels(names, array.sizes["c"])
 
 
-def _no_slide(array: Any) -> str | None:
+def _not_h_and_e(array: Any) -> str | None:
     """Why an element is no picture of an H&E stain; None where it is one."""
     if set(array.dims) != {"c", "y", "x"} or array.dtype != np.uint8:
         return f"it is no 8-bit image ({array.dtype}, {array.shape})"
