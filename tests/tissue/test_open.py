@@ -244,7 +244,7 @@ def test_a_synthetic_folder_says_so(tmp_path):
     )
     section = open_section(tmp_path / "made")
     assert section.synthetic and section.notes[0] == "synthetic: waves and dice"
-    with pytest.raises(SectionError, match="not empty"):
+    with pytest.raises(SectionError, match="nothing is overwritten"):
         write_spaceranger_folder(
             tmp_path / "made", image=analytic_image(), genes=Genes(np.array(TINY_GENES)), mpp=0.7, **tiny_arrays()
         )

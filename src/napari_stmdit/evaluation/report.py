@@ -120,7 +120,7 @@ def check_report(folder: Path, about: Mapping[str, Any], resume: bool) -> None:
         The folder holds the report of something else, or an evaluation and ``resume`` was not asked for.
     """
     if os.path.lexists(folder) and not folder.is_dir():
-        raise StoreError(f"{folder} is no folder; give another --output")
+        raise StoreError(f"{folder} cannot be written: it is no folder; give another --output")
     _work_of(about).check_files(folder, FILES)
     kept = folder / STACKS
     there = any((folder / name).exists() for name in FILES) or (kept.is_dir() and any(kept.iterdir()))
