@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Commands(TyperGroup):
     """The command with all it can do. What is empty, such as a variable of the shell that was never set, is never taken for not given."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuse empty arguments, of whichever command, before anything is read."""
         for before, word in zip(["", *args], args, strict=False):
             name, given, value = word.partition("=") if word.startswith("--") else (before, "=", word)
