@@ -177,11 +177,19 @@ def test_run_says_what_is_missing(viewer, tiny_section, crop_model, by_hand):
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), ValueError("odd shape")]
+    "error",
+    [
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+        ),
+        ValueError("odd shape"),
+    ],
 )
 def test_a_failure_in_the_sampler_reaches_the_user(presenter, viewer, card, by_hand, error):
     presenter.use_model(FailingModel(card, error, good_batches=1))
     selected(presenter, 6)
+    presenter.state.batch = 4
     presenter.runs.run()
     by_hand.finish()
     assert presenter.state.status is RunStatus.FAILED
@@ -189,7 +197,7 @@ def test_a_failure_in_the_sampler_reaches_the_user(presenter, viewer, card, by_h
     assert presenter.state.message.kind == "error"
     assert "4 of 6 patches are finished and kept" in text
     if isinstance(error, RuntimeError):
-        assert "Patches at once" in text
+        assert "too little memory even for one patch at a time" in text
     assert presenter.state.results[0].result.done == (0, 1, 2, 3)
     presenter.use_model(CropModel(card))
     presenter.runs.run()
