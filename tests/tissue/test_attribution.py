@@ -26,8 +26,8 @@ def made(section, **request):
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """A store without the usual suffix that holds A and B, with a result of each."""
-    store = write_two(tmp_path_factory.mktemp("two") / "plainname")
+    """A store that holds A and B, with a result of each."""
+    store = write_two(tmp_path_factory.mktemp("two") / "two.zarr")
     for name in "AB":
         made(open_section(store / "shapes" / f"{name}_spots")).save(store, name)
     return store
@@ -35,7 +35,8 @@ def both(tmp_path_factory):
 
 @pytest.fixture
 def copied(both, tmp_path):
-    return shutil.copytree(both, tmp_path / "copied")
+    """The same without the usual suffix: a store is what it holds, not what it is called."""
+    return shutil.copytree(both, tmp_path / "plainname")
 
 
 def test_a_section_knows_the_elements_it_was_read_from(both):
@@ -69,12 +70,13 @@ def test_a_data_set_of_one_section_holds_that_sections_patches_and_counts(both, 
         open_results(both / "shapes" / "B_spots", ("A",))
 
 
-def test_an_evaluation_takes_its_own_sections_results(both, tmp_path):
-    found = evaluate_result(both / "shapes" / "A_spots", output=tmp_path, draws=20)
+def test_an_evaluation_takes_its_own_sections_results(copied, tmp_path):
+    found = evaluate_result(copied / "shapes" / "A_spots", output=tmp_path, draws=20)
     assert found.total == 1 and set(found.report.facts["results"]) == {"stmdit_A"}
 
 
-def test_other_plugins_are_given_the_circles_and_the_table_of_this_section(both):
+def test_other_plugins_are_given_the_circles_and_the_table_of_this_section(both, copied):
+    assert link_elements(open_section(copied / "shapes" / "A_spots")).table == "A_counts"
     section = open_section(both / "shapes" / "B_spots")
     linked = link_elements(section)
     assert (linked.spots, linked.table) == ("B_spots", "B_counts")
