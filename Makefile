@@ -6,11 +6,13 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out/demo
+# `make mutation MODULE=...`: one of the files in .ci/mutation
+MODULE ?= depths
 ifeq ($(shell uname -s),Linux)
 SCREEN := xvfb-run -a -s '-screen 0 1600x1000x24'
 endif
 
-.PHONY: demo test check docs docs-html bench display clean
+.PHONY: demo test check docs docs-html bench mutation display clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +48,16 @@ docs: $(STAMP) display
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+# hours: every mutant of a module runs the module's tests; survivors are listed in out/mutation
+mutation: $(STAMP)
+	$(BIN)/python -m pip install --quiet "cosmic-ray==8.7.0"
+	mkdir -p out/mutation
+	$(BIN)/cosmic-ray baseline .ci/mutation/$(MODULE).toml
+	$(BIN)/cosmic-ray init --force .ci/mutation/$(MODULE).toml out/mutation/$(MODULE).sqlite
+	$(BIN)/cr-filter-operators out/mutation/$(MODULE).sqlite .ci/mutation/$(MODULE).toml
+	$(BIN)/cosmic-ray exec .ci/mutation/$(MODULE).toml out/mutation/$(MODULE).sqlite
+	$(BIN)/cr-report --surviving-only --show-diff out/mutation/$(MODULE).sqlite | tee out/mutation/$(MODULE).txt
 
 clean:
 	rm -rf $(VENV) out build dist

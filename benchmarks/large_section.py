@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -36,6 +37,7 @@ def memory_mb(which: str) -> float:
 
 def make_section(folder: Path) -> None:
     """A Space Ranger folder with a tiled TIFF, on a Visium lattice stretched to fill the slide."""
+    from PIL import Image
     from scipy.sparse import csr_matrix
 
     from napari_stmdit.tissue.sample import write_spaceranger_folder
@@ -50,7 +52,10 @@ def make_section(folder: Path) -> None:
     indices = np.concatenate([np.sort(rng.choice(GENES, each, replace=False)) for _ in range(SPOTS)])
     data = rng.geometric(0.4, len(indices)).astype(np.int32)
     counts = csr_matrix((data, indices, np.arange(0, len(indices) + 1, each)), shape=(SPOTS, GENES))
-    small = texture(rng, 500)
+    tile = texture(rng, 512)
+    # thumbnails must show what the slide shows
+    coarsest = np.tile(tile, (2, 2, 1))[: SIDE >> 5, : SIDE >> 5]
+    small = np.asarray(Image.fromarray(coarsest).resize((500, 500), Image.Resampling.BOX))
     write_spaceranger_folder(
         folder, image=small, ids=np.array([f"S{i:04d}-1" for i in range(SPOTS)]), yx=yx, counts=counts,
         genes=Genes(np.array(NAMES)), mpp=MPP, array_rc=rc, diameter=55 / MPP, slide_name="small.png",
@@ -61,7 +66,7 @@ def make_section(folder: Path) -> None:
     values["tissue_lowres_scalef"] *= 500 / SIDE
     factors.write_text(json.dumps(values))
     (folder / "small.png").unlink()
-    write_slide(folder / "slide.tif", rng)
+    write_slide(folder / "slide.tif", tile)
 
 
 def texture(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -71,10 +76,9 @@ def texture(rng: np.random.Generator, side: int) -> np.ndarray:
     return np.clip(170 + 45 * field / field.std(), 0, 255).astype(np.uint8)
 
 
-def write_slide(path: Path, rng: np.random.Generator) -> None:
+def write_slide(path: Path, tile: NDArray[np.uint8]) -> None:
     import tifffile
 
-    tile = texture(rng, 512)
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
         for level in range(6):
             side = SIDE >> level

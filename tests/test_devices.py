@@ -1,5 +1,9 @@
 """The precision that is chosen by itself, and the form a decoder is held in."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -58,3 +62,20 @@ def test_the_bundled_checkpoints_images_in_bfloat16_are_those_of_float32_to_a_gr
         images.append(np.asarray(result.rgba)[..., :3].astype(int))
     off = np.abs(images[0] - images[1])
     assert 0 < off.mean() <= 1
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "import napari_stmdit.ui.manifest",  # where napari comes in
+        "sys.argv[1:] = ['--version']\nfrom napari_stmdit.cli import main\nwith suppress(SystemExit): main()",
+    ],
+    ids=["napari", "command"],
+)
+@pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_are_told_to_sleep_before_torch_is_there_and_the_users_word_stays(start, given, found):
+    code = f"import os, sys\nfrom contextlib import suppress\n{start}\nprint('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.splitlines()[-1] == f"False {found}"

@@ -19,6 +19,7 @@ from .encoders.precomputed import PrecomputedEmbeddings
 from .errors import CheckpointError, GeneError, StmditError
 from .expression.edits import Profile
 from .model.references import data_directory
+from .storage.fingerprint import of_json
 from .synthesis.models import DenoiseStep, Edited, PatchBatch
 from .types import CheckpointCard, Genes, Guidance
 
@@ -298,6 +299,7 @@ def load_checkpoint(
         "licence": folder.card.licence,
         "torch": version("torch"),
         "preview_decoder": preview is not None,
+        **({"elsewhere": elsewhere} if (elsewhere := folder.elsewhere) else {}),
         **{f"{what}_embeddings": {"source": one.source, "sha256": one.sha256} for what, one in given.items()},
     }
     spreads, depths = read_profile_spreads(folder), read_profile_depths(folder)
@@ -419,6 +421,20 @@ def checkpoint_folder(name: str | Path) -> Path:
             "lists the checkpoints that are there"
         )
     return path
+
+
+def checkpoint_content(name: str | Path) -> str:
+    """Return a hash of all that `load_checkpoint` reads by a name: the folder, and what is kept elsewhere.
+
+    Raises
+    ------
+    CheckpointError
+        The folder is missing or incomplete.
+    """
+    from .model.folder import read_folder
+
+    folder = read_folder(checkpoint_folder(name))
+    return of_json([folder.sha256, folder.elsewhere])
 
 
 def _bundled(name: str) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from . import __version__
 from .cli_batch import batch as batch_command
@@ -17,14 +18,31 @@ from .cli_dataset import export_dataset as export_dataset_command
 from .cli_evaluate import evaluate as evaluate_command
 from .cli_progress import InterruptCancels, ProgressBar
 from .cli_train import train as train_command
+from .devices import let_threads_sleep
 from .errors import StmditError
+from .progress import BATCH
 
 if TYPE_CHECKING:
     from .synthesis.result import Result
     from .types import Request
 
+
+class Commands(TyperGroup):
+    """The command with all it can do. What is empty, such as a variable of the shell that was never set, is never taken for not given."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse empty arguments, of whichever command, before anything is read."""
+        for before, word in zip(["", *args], args, strict=False):
+            name, given, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+            if given and not value.strip():
+                what = name if name.startswith("-") else "an argument"
+                raise StmditError(f"{what} is empty; give it a value, or leave it out")
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     name="stmdit",
+    cls=Commands,
     help="Virtual tissue synthesis from spatial transcriptomics.",
     no_args_is_help=True,
     add_completion=False,
@@ -36,6 +54,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 def main() -> None:
     """Run the command; one clear message and exit code 2 on bad input, 130 on interrupt, never a traceback."""
+    let_threads_sleep()
     try:
         app(standalone_mode=True)
     except StmditError as error:
@@ -158,7 +177,7 @@ def synthesize(
         str | None, typer.Option(help="exact, fast or draft: fewer steps, less guidance; the result says so.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Patches denoised together; does not change the result.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Patches denoised together; does not change the result.")] = BATCH,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     morphology_embeddings: Annotated[
@@ -189,7 +208,7 @@ def synthesize(
     """
     from .assemble import load_checkpoint
     from .progress import CancelToken
-    from .synthesis.requests import make_request, read_edit_file, read_request
+    from .synthesis.requests import make_request, read_edit_file, read_request, with_edits
     from .synthesis.result import synthesize as run_request
     from .synthesis.result import unfinished_folder
     from .tissue.open import SectionSource
@@ -199,7 +218,6 @@ def synthesize(
         "section": str(section),
         "region": _region(spots, region, sample, everything),
         "mode": mode,
-        **({} if edits is None else {k: v for k, v in read_edit_file(edits) if v or k == "edits"}),
         "morphology": morphology,
         "expression": expression,
         "counterfactual": None if counterfactual is None else ("on" if counterfactual else "off"),
@@ -215,6 +233,8 @@ def synthesize(
     base.update({name: value for name, value in options.items() if value is not None})
     base["guidance"] = {**base.get("guidance", {}), **{k: v for k, v in guidance.items() if v is not None}}
     request = make_request(base, "options")
+    if edits is not None:
+        request = with_edits(request, read_edit_file(edits))
     units: Any = predicted_units  # whatever was typed; opening refuses what it does not know
     source = SectionSource(section, fullres, mpp, grid_pitch, tissue_fraction, predicted_expression, units)
     opened = source.open()
@@ -347,14 +367,19 @@ app.command("evaluate")(evaluate_command)
 def _region(spots: str | None, region: Path | None, sample: int | None, everything: bool) -> Any:
     given = [
         name
-        for name, value in (("--spots", spots), ("--region", region), ("--sample", sample), ("--all", everything))
-        if value
+        for name, value in (
+            ("--spots", spots),
+            ("--region", region),
+            ("--sample", sample),
+            ("--all", everything or None),
+        )
+        if value is not None
     ]
     if len(given) > 1:
         raise StmditError(f"got {' and '.join(given)}; give only one of --spots, --region, --sample, --all")
-    if spots:
+    if spots is not None:
         return {"kind": "spots", "ids": [part.strip() for part in spots.split(",") if part.strip()]}
-    if region:
+    if region is not None:
         from .tissue.geometry import polygons_from_geojson
 
         return polygons_from_geojson(region).model_dump()

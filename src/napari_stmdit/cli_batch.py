@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .progress import BATCH
+
 if TYPE_CHECKING:
     from .progress import Progress
     from .scale.batch import Outcome
@@ -25,7 +27,7 @@ def batch(
     ] = None,
     at_once: Annotated[
         int, typer.Option("--batch", min=1, help="Patches denoised together; does not change a result.")
-    ] = 8,
+    ] = BATCH,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     as_json: Annotated[

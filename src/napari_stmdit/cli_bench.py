@@ -76,7 +76,11 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(_comparison(model))
         if "runs" in model:
             console.print(_runs(model))
+        if "alone" in model.get("waiting", {}):
+            console.print(_waiting(model))
     for model in report["models"]:
+        if "left_out" in model.get("waiting", {}):
+            console.print(f"{model['name']}: waiting threads were left out: {model['waiting']['left_out']}")
         for one in model["left_out"]:
             console.print(
                 f"{model['name']}: a batch of {one['batch']} in {one['dtype']} was left out, it would take about "
@@ -150,4 +154,20 @@ def _runs(model: dict[str, Any]) -> Table:
     for name, time in runs["presets"].items():
         cells = (f"{time['median']:.2f}", f"{time['least']:.2f}", f"{time['times_faster']:.2f} x")
         table.add_row(f"1 patch, preset {name}", *cells)
+    return table
+
+
+def _waiting(model: dict[str, Any]) -> Table:
+    found = model["waiting"]
+    setting = " ".join(f"{name}={value}" for name, value in found["setting"].items())
+    table = _table(
+        f"{model['name']}: {found['patches']} patches, preset draft, on the CPU, while OpenMP's threads wait",
+        *("beside it", "spinning, s", f"sleeping ({setting}), s", "times faster", "load"),
+    )
+    table.caption = "load: of the machine, before and after; on one that is not quiet, alone is not alone"
+    for name, row in found.items():
+        if isinstance(row, dict) and "times_faster" in row:
+            load = " to ".join("?" if one is None else f"{one:.1f}" for one in row["load"])
+            ratio = f"{row['times_faster']:.2f} x"
+            table.add_row(name, f"{row['spinning']:.2f}", f"{row['sleeping']:.2f}", ratio, load)
     return table

@@ -11,15 +11,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import RequestError, StmditError
+from .progress import BATCH
 
 if TYPE_CHECKING:
     from .evaluation.cases import EvaluationRequest
     from .evaluation.evaluate import Evaluated
 
 CONFIGS = (".yaml", ".yml")
+FOR_CHECKPOINT = (
+    "spots",
+    "seeds",
+    "seed",
+    "steps",
+    "guidance_expression",
+    "guidance_morphology",
+    "edits",
+    "predictor",
+    "predictor_sections",
+    "genes",
+    "mpp",
+    "allow_gene_mismatch",
+)
+"""Options that an evaluation of results does not heed, and so refuses."""
 
 
 def evaluate(
+    ctx: typer.Context,
     targets: Annotated[
         list[str],
         typer.Argument(
@@ -69,7 +86,7 @@ def evaluate(
         Path | None, typer.Option(help="Of a store, the section that its results were made from.")
     ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Of a store, the checkpoint that made its results.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Patches denoised together; does not change the result.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Patches denoised together; does not change the result.")] = BATCH,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     resume: Annotated[
@@ -88,6 +105,7 @@ def evaluate(
 
     command, cancel = shlex.join(["stmdit", *sys.argv[1:]]), CancelToken()
     if len(targets) == 1:
+        _refuse_for_result(ctx)
         with InterruptCancels(cancel):
             found = _of_result(
                 targets[0],
@@ -99,6 +117,7 @@ def evaluate(
                 fullres=fullres,
                 draws=draws,
                 command=command,
+                resume=resume,
                 cancel=cancel,
             )
         _report(found, as_json)
@@ -146,6 +165,15 @@ def _refuse_for_checkpoint(options: dict[str, Any]) -> None:
     given = [name for name, value in options.items() if value]
     if given:
         raise StmditError(f"{', '.join(given)} is for a store with results; got a checkpoint and sections")
+
+
+def _refuse_for_result(ctx: typer.Context) -> None:
+    """Refuse what only an evaluation of a checkpoint heeds: results were made already."""
+    sources = {name: ctx.get_parameter_source(name) for name in FOR_CHECKPOINT}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise StmditError(f"{options} is for a checkpoint and sections; got {ctx.params['targets'][0]} alone")
 
 
 def _request(values: dict[str, Any], edits: Path | None) -> EvaluationRequest:

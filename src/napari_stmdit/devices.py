@@ -13,6 +13,8 @@ from .errors import CheckpointError, is_out_of_memory
 if TYPE_CHECKING:
     import torch
 
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Of the environment: threads of OpenMP that wait sleep at once, where by default they first spin; `stmdit bench` measures it."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -76,6 +78,17 @@ def decoder_on(vae: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if device.type == "cpu":
         vae.to(memory_format=torch.channels_last)
     return vae.eval()
+
+
+def let_threads_sleep() -> None:
+    """Have torch's threads sleep while they wait for each other; call it before torch is imported.
+
+    By default they spin for a while, on cores that another program could use, and where one is at work they wait for the very thread
+    that they keep from running. What the user has set stays. Where torch is imported already, as by another plugin, its OpenMP has read
+    the environment and nothing can be done in this process; those that it starts have it.
+    """
+    for name, value in WAITING.items():
+        os.environ.setdefault(name, value)
 
 
 def leave_a_core() -> None:

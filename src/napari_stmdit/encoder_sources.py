@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .encoders.precomputed import PrecomputedEmbeddings, read_embeddings
 from .errors import CheckpointError, GeneError, StmditError, StoreError
+from .files import BadFile, read_text
 
 if TYPE_CHECKING:
     import torch
@@ -171,7 +172,7 @@ def _open_cancer_foundation(component: Component, name: str, device: torch.devic
             read_settings(args) if args.is_file() else None,
             **described.settings.model_dump(exclude_unset=True),
         )
-    return CachedExpression(encoder.to(device), _cache(), _key(component, weights))
+    return CachedExpression(encoder.to(device), _cache(), _key(component))
 
 
 def _open_uni2h(component: Component, name: str, device: torch.device) -> Any:
@@ -188,7 +189,7 @@ def _open_uni2h(component: Component, name: str, device: torch.device) -> Any:
         beside = weights.parent / "config.json"
         config = read_settings(beside) if beside.name in reference.files else {}
         encoder = Uni2hEncoder.from_tensors(read_weights(weights), config, str(weights))
-    return CachedMorphology(encoder.to(device), _cache(), _key(component, weights))
+    return CachedMorphology(encoder.to(device), _cache(), _key(component))
 
 
 def embeddings_folder() -> Path:
@@ -208,12 +209,13 @@ def _cache() -> EmbeddingCache:
         return EmbeddingCache(CACHE_BYTES)
 
 
-def _key(component: Component, weights: Path) -> str:
-    """Tell encoders apart in a cache: by the settings and the reference in their folder, and by their weights file."""
-    from .model.folder import content_hash
+def _key(component: Component) -> str:
+    """Tell encoders apart in a cache: by every file in their folder, and every file that their reference lists."""
+    from .model.references import reference_hash
+    from .storage.fingerprint import of_folder
 
-    state = weights.stat()
-    return f"{content_hash(component.path)} {weights.resolve()} {state.st_size} {state.st_mtime_ns} float32"
+    reference = component.reference
+    return f"{of_folder(component.path)} {None if reference is None else reference_hash(reference)} float32"
 
 
 def _check_width(source: Any, expected: int | None, what: str, path: Path) -> None:
@@ -235,8 +237,8 @@ def read_gene_list(path: str | Path) -> tuple[str, ...]:
         The file is missing, empty, no text, or names a gene twice.
     """
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in read_text(path).splitlines()]
+    except BadFile as error:
         raise GeneError(
             f"{path} is no readable gene list ({error}). Expected a text file, one symbol a line."
         ) from None

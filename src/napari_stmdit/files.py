@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import reprlib
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -21,10 +22,17 @@ MOST_YAML_MB = 8
 """Largest YAML file; its parser takes about a second for a megabyte."""
 _MOST_YAML_NODES = 1_000_000
 _MOST_YAML_DEPTH = 100
+_MOST_DIGITS = 1000
+"""Of a number; those in base 60, such as 1:59:59, take a time that grows with the square of their digits."""
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class BadFile(ValueError):
     """A path, a file or its text cannot be used; the message says why."""
+
+
+class UnsafeFile(BadFile):
+    """A file asks to build an object, which could run code; nothing was built."""
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -64,9 +72,9 @@ def read_text(path: str | os.PathLike[str], most_mb: float = MOST_TEXT_MB) -> st
         raise BadFile(error.strerror or str(error)) from None
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: str | os.PathLike[str], most_mb: float = MOST_TEXT_MB) -> Any:
     """Return the value that a JSON file holds; raises BadFile."""
-    text = read_text(path)
+    text = read_text(path, most_mb)
     try:
         return json.loads(text)
     except RecursionError:
@@ -81,7 +89,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     Raises
     ------
     BadFile
-        Also for tags that would make objects, and for aliases that stand for millions of values ("billion laughs").
+        Also for aliases that stand for millions of values ("billion laughs"); `UnsafeFile` for tags that would make objects.
     """
     text = read_text(path, MOST_YAML_MB)
     try:
@@ -93,6 +101,10 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
         return loader.construct_document(root)
     except RecursionError:
         raise BadFile("it is nested too deeply") from None
+    except yaml.constructor.ConstructorError as error:
+        if "constructor for the tag" not in str(error.problem):
+            raise BadFile(f"is not valid YAML: {error}") from None
+        raise UnsafeFile(f"it asks to build an object: {shorten(str(error.problem))}") from None
     except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:
         raise error if isinstance(error, BadFile) else BadFile(f"is not valid YAML: {error}") from None
 
@@ -120,6 +132,8 @@ def _check_nodes(root: yaml.Node) -> None:
             raise BadFile(f"an alias stands for something that holds itself (line {node.start_mark.line + 1})")
         if depth > _MOST_YAML_DEPTH:
             raise BadFile(f"it is nested more than {_MOST_YAML_DEPTH} deep")
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _MOST_DIGITS:
+            raise BadFile(f"it holds a number of {len(node.value):,} digits (line {node.start_mark.line + 1})")
         if id(node) not in sizes:
             open_nodes.add(id(node))
             parts = node.value if isinstance(node, yaml.CollectionNode) else ()
@@ -141,6 +155,20 @@ def is_number(value: object) -> TypeGuard[int | float]:
         return math.isfinite(value)
     except OverflowError:
         return False
+
+
+class _Brief(reprlib.Repr):
+    """Shows the first of a value's parts; a number of more digits than Python writes is shown by its size."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= 256 else f"a whole number of {x.bit_length():,} bits"
+
+
+def shown(value: object, most: int = 80) -> str:
+    """Return any value for a message, however large it is: a short ``repr`` of its first parts."""
+    brief = _Brief()
+    brief.maxlevel, brief.maxstring = 2, most
+    return shorten(brief.repr(value), most)
 
 
 def shorten(text: str, most: int = 80) -> str:

@@ -34,7 +34,7 @@ VARIABLES = (
     "HF_HUB_OFFLINE",
     "HF_HOME",
     "CUDA_VISIBLE_DEVICES",
-    "OMP_NUM_THREADS",
+    "OMP_",
     "PYTORCH_",
 )
 """Of the environment those that begin so; no other is read."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,6 +22,19 @@ class Intent(BaseModel):
     """Base of everything a user can ask for: immutable, serialisable, no unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with some fields changed, validated as a new one is: pydantic's own copy takes any value for any field.
+
+        Raises
+        ------
+        pydantic.ValidationError
+            A value is not allowed, or there is no such field.
+        """
+        if not update:
+            return super().model_copy(deep=deep)
+        given = {name: getattr(self, name) for name in self.model_fields_set}  # what was left open stays so
+        return type(self).model_validate({**given, **update})
 
 
 class Guidance(Intent):

@@ -148,12 +148,15 @@ class SlideImage:
     pixel_size
         Full-resolution pixels per pixel of level 0; 1 for a full-resolution image, about 5 for a hires PNG.
     source
-        Where it was read from.
+        Where it was read from, in words.
+    file
+        The file whose content the pixels are; None where they come from a store or memory.
     """
 
     levels: tuple[Any, ...]
     pixel_size: float
     source: str
+    file: Path | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -201,11 +204,22 @@ class ExpressionSource:
 
 
 @dataclass(frozen=True)
+class StoreElements:
+    """Where a section's spots lie in a SpatialData store: its folder, and the names of the circles and of their table."""
+
+    root: Path
+    spots: str
+    table: str
+
+
+@dataclass(frozen=True)
 class Section:
     """One tissue section: slide image, spots and calibration.
 
     Attributes
     ----------
+    path
+        As it was given when the section was opened; of a store also one of its elements.
     coordinate_systems
         Name -> (3, 3) affine that takes (y, x, 1) in full-resolution pixels into that coordinate system.
     synthetic
@@ -214,6 +228,10 @@ class Section:
         Sentences for the user: what was assumed, aggregated or left out.
     expression
         Where the spots' expression comes from.
+    image_fault
+        Why there is no slide image, where something is known of it.
+    store
+        The elements that it was read from, where that was a SpatialData store.
     """
 
     name: str
@@ -226,6 +244,8 @@ class Section:
     synthetic: bool = False
     notes: tuple[str, ...] = ()
     expression: ExpressionSource = ExpressionSource()
+    image_fault: str = ""
+    store: StoreElements | None = None
 
 
 # ------------------------------------------------------------------------------------------------- plan
@@ -306,8 +326,6 @@ class Windows:
         (h, w) bool over the canvas: which blocks of ``cell`` x ``cell`` pixels belong to the region.
     cell
         Side of a block.
-    rule
-        How expression is interpolated, in a sentence.
     """
 
     side: int
@@ -322,7 +340,6 @@ class Windows:
     weights: NDArray[np.float32]
     cells: NDArray[np.bool_]
     cell: int
-    rule: str
 
     def __len__(self) -> int:
         return len(self.corners)
@@ -352,6 +369,16 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.patches)
+
+    @property
+    def has_morphology(self) -> bool:
+        """Whether images are conditioned on morphology: it is asked for, and the checkpoint takes it."""
+        return self.request.morphology != "null" and "morphology" in self.card.conditions
+
+    @property
+    def has_expression(self) -> bool:
+        """Whether images are conditioned on expression: it is asked for, and the checkpoint takes it."""
+        return self.request.expression != "null" and "expression" in self.card.conditions
 
 
 @dataclass(frozen=True)

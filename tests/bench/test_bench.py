@@ -15,8 +15,9 @@ from napari_stmdit.bench.report import Settings, run_bench
 from napari_stmdit.bench.stages import sampling
 from napari_stmdit.bench.stock import StockTransformer, straightforward
 from napari_stmdit.bench.subjects import in_dtype, random_base
+from napari_stmdit.bench.waiting import waiting
 from napari_stmdit.cli_bench import _batches, print_report
-from napari_stmdit.errors import RequestError, SynthesisError
+from napari_stmdit.errors import RequestError, StmditError, SynthesisError
 from napari_stmdit.model.sampler import denoise
 
 CPU = torch.device("cpu")
@@ -111,10 +112,22 @@ def test_the_report_of_a_checkpoint_and_of_a_random_model(tiny_checkpoint):
     report = json.loads(json.dumps(run_bench(settings, told.append, small)))
     checkpoint, base = report["models"]
     assert {row["stage"] for row in checkpoint["around"]} >= {"plan", "encode morphology", "paste"}
+    found = checkpoint["waiting"]
+    assert found["setting"] == {"OMP_WAIT_POLICY": "PASSIVE"} and found["patches"] == 8
+    for name in ("alone", "beside a busy process"):
+        row = found[name]
+        assert (
+            row["times_faster"] == pytest.approx(row["spinning"] / row["sleeping"], abs=0.01) and len(row["load"]) == 2
+        )
     assert set(checkpoint["runs"]["presets"]) == {"exact", "fast", "draft"} and "16" in checkpoint["runs"]["seconds"]
     assert base["comparison"]["steps"] == 2 and "around" not in base
     assert {row["stage"] for row in base["stages"]} == {"sample", "decode"}
     assert any("straightforward" in what for what in told)
+
+
+def test_a_process_that_ends_before_its_time_is_said_in_words(tmp_path, capfd):
+    with pytest.raises(StmditError, match="ended before its time"):
+        waiting(str(tmp_path / "no checkpoint"), 1)
 
 
 def test_the_command_prints_tables_or_json(tiny_checkpoint, capsys):
@@ -133,6 +146,7 @@ def test_the_command_prints_tables_or_json(tiny_checkpoint, capsys):
     report = json.loads(done.stdout)
     assert report["models"][0]["comparison"]["steps"] == 4
     print_report(report)
-    assert "of peak" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "of peak" in printed and "beside a busy process" in printed
     with pytest.raises(RequestError, match="between commas"):
         _batches("1,x")

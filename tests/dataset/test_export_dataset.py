@@ -1,6 +1,7 @@
 """Data sets: what is written reloads with `datasets` and `anndata` as it was computed, and nothing is ever half written."""
 
 import json
+from dataclasses import replace
 
 import anndata
 import numpy as np
@@ -11,10 +12,12 @@ import zarr
 from PIL import Image
 
 from napari_stmdit import export_dataset
+from napari_stmdit.dataset import export
 from napari_stmdit.dataset.columns import COLUMNS
 from napari_stmdit.errors import CheckpointError, SectionError, StoreError
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.tissue.crops import read_patches
+from napari_stmdit.types import SlideImage
 
 datasets = pytest.importorskip("datasets")
 
@@ -293,6 +296,54 @@ def test_a_whole_data_set_is_left_alone(study, made):
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
 
 
+def test_a_licence_that_a_data_set_does_not_have_is_said(study, made):
+    again = export_dataset(study.store, made, rows_per_shard=64, licence="mit")
+    assert any("exported with the licence 'cc-by-4.0'; 'mit' was not written" in note for note in again.notes)
+    same = export_dataset(study.store, made, rows_per_shard=64, licence="cc-by-4.0")
+    assert not any("licence" in note for note in same.notes)
+
+
+def test_an_export_is_not_continued_with_another_slide_of_the_same_size(study, tmp_path, monkeypatch):
+    out = tmp_path / "data"
+    options = {"runs": ("null",), "rows_per_shard": 16, "formats": ("parquet",)}
+    assert not export_dataset(study.store, out, **options, **stop_after(20)).complete
+    find = export.find_slide
+
+    def blackened(*arguments):
+        slide = find(*arguments)
+        levels = tuple(level * np.uint8(0) for level in slide.image.levels)
+        return replace(slide, image=SlideImage(levels, slide.image.pixel_size, slide.image.source))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(export, "find_slide", blackened)
+        with pytest.raises(StoreError, match=r"content\.slide"):
+            export_dataset(study.store, out, **options)
+    assert export_dataset(study.store, out, **options).complete
+
+
+def test_data_sets_of_an_earlier_version_are_whole_or_refused_in_one_sentence(study, tmp_path):
+    """Their manifests do not say what the slide was."""
+    out = tmp_path / "data"
+    options = {"runs": ("null",), "rows_per_shard": 16, "formats": ("parquet",)}
+    found = export_dataset(study.store, out, **options, **stop_after(20))
+
+    def forget(folder):
+        file = folder / "manifest.json"
+        manifest = json.loads(file.read_text())
+        kept = manifest["identity"].pop("content")
+        file.write_text(json.dumps(manifest))
+        return lambda: file.write_text(json.dumps({**manifest, "identity": {**manifest["identity"], "content": kept}}))
+
+    restore = forget(found.unfinished)
+    with pytest.raises(StoreError, match="begun by an earlier version") as refused:
+        export_dataset(study.store, out, **options)
+    assert "\n" not in str(refused.value)
+    restore()
+    assert export_dataset(study.store, out, **options).complete
+    forget(out)
+    assert export_dataset(study.store, out, **options).existed
+
+
 def test_one_process_at_a_time(study, tmp_path):
     from napari_stmdit.dataset.export import export_steps
 
@@ -505,6 +556,33 @@ def test_a_synthetic_section_is_synthetic_all_through(study, tmp_path):
             assert "synthetic section" in picture.text["Description"]
 
 
+def _check_mixed(table, section):
+    """What seamless tissue is conditioned on is no spot's own: shares and totals of the nearest six, by distance."""
+    model = np.flatnonzero(table.obs.origin == "model")
+    assert table.obs.expression_spot.iloc[model].isna().all()
+    counts = section.spots.counts.toarray().astype(float)
+    totals = counts.sum(axis=1, keepdims=True)
+    for k in model[::5]:
+        um = np.linalg.norm(section.spots.yx - section.spots.yx[section.spots.rows([table.obs.spot.iloc[k]])], axis=1)
+        near = np.argsort(um)[:6]
+        weights = np.exp(-((um[near] * section.calibration.mpp) ** 2) / (2 * 40.0**2))[:, None]
+        weights /= weights.sum()
+        expected = (weights * counts[near] / totals[near]).sum(axis=0) * (weights * totals[near]).sum()
+        np.testing.assert_allclose(table.layers["edited"][k].toarray()[0], expected, rtol=1e-3, atol=1e-2)
+
+
+def test_an_edit_beside_a_spot_of_seamless_tissue_is_named_with_its_share():
+    from napari_stmdit.dataset.contents import edits_at
+    from napari_stmdit.types import KnockOutEdit, Request, SwapEdit
+
+    knock = KnockOutEdit(genes=("EPCAM",), spots={"b": 0.5}, strength=0.5)
+    swap = SwapEdit(group_a=("a",), group_b=("c",))
+    request = Request(edits=(knock, swap))
+    assert [(e["edit"], e["weight"]) for e in edits_at(request, {"a": 0.8, "b": 0.2})] == [(0, 0.05), (1, 0.8)]
+    assert [(e["edit"], e["weight"]) for e in edits_at(request, {"b": 1.0})] == [(0, 0.25)]
+    assert edits_at(request, {"d": 1.0}) == []
+
+
 def test_seamless_tissue_gives_patches_at_spots(study, tmp_path):
     from napari_stmdit.assemble import load_checkpoint
     from napari_stmdit.synthesis.result import synthesize
@@ -518,6 +596,8 @@ def test_seamless_tissue_gives_patches_at_spots(study, tmp_path):
     found = export_dataset(tmp_path / "out.zarr", tmp_path / "d", formats=("anndata",))
     obs = anndata.read_zarr(found.path / "anndata" / "dataset.zarr").obs
     images = zarr.open_array(found.path / "anndata" / "images.zarr", mode="r")
+    table = anndata.read_zarr(found.path / "anndata" / "dataset.zarr")
+    _check_mixed(table, study.section)
     assert set(obs["mode"].dropna()) == {"continuous"} and set(obs.pixels) == {"slide", "cut from the seamless canvas"}
     model = np.flatnonzero(obs.origin == "model")
     assert len(model) > 20

@@ -45,6 +45,54 @@ def test_two_ways_to_choose_spots_are_refused(tmp_path):
     assert "only one of" in message
 
 
+EMPTY = ["", " ", "\t"]
+
+
+@pytest.mark.parametrize("empty", EMPTY)
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("synthesize", "S", "--output", "O", "--spots", None), "--spots"),
+        (("synthesize", "S", "--output", None), "--output"),
+        (("synthesize", None, "--output", "O"), "an argument"),
+        (("synthesize", "S", "--output", "O", "--fullres", None), "--fullres"),
+        (("synthesize", "S", "--output", "O", "--checkpoint", None), "--checkpoint"),
+        (("synthesize", "S", "--output", "O", "--edits", None), "--edits"),
+        (("demo", "--output", None), "--output"),
+        (("train", "C", "--root", None), "--root"),
+        (("train", "C", "--output", None), "--output"),
+        (("batch", "J", "--scheduler", None), "--scheduler"),
+        (("evaluate", "C", "S", "--output", None), "--output"),
+        (("evaluate", "C", None, "--checkpoint", "X"), "an argument"),
+        (("export-dataset", "R", "O", "--run", None), "--run"),
+        (("export-dataset", "R", "O", "--licence", None), "--licence"),
+        (("convert", "S", "O", "--name", None), "--name"),
+        (("inspect", "P", "--config", None), "--config"),
+        (("download", None), "an argument"),
+        (("bench", "--batches", None), "--batches"),
+    ],
+)
+def test_an_empty_value_is_not_taken_for_one_not_given(arguments, name, empty, tmp_path, monkeypatch):
+    """A variable of the shell that was never set must not mean the whole section, or the working directory."""
+    from typer.testing import CliRunner
+
+    from napari_stmdit.cli import app
+    from napari_stmdit.errors import StmditError
+
+    monkeypatch.chdir(tmp_path)
+    outcome = CliRunner().invoke(app, [empty if part is None else part for part in arguments])
+    assert isinstance(outcome.exception, StmditError)
+    assert str(outcome.exception) == f"{name} is empty; give it a value, or leave it out"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_option_behind_a_sign_is_refused_too(tmp_path):
+    assert "--spots is empty" in refused("synthesize", tmp_path, "--output", tmp_path / "o.zarr", "--spots=")
+    message = refused("synthesize", tmp_path, "--output", tmp_path / "o.zarr", "--spots", ",")
+    assert "region.spots.ids" in message
+    assert "--sample and --all" in refused("synthesize", tmp_path, "--output", tmp_path / "o", "--sample", 0, "--all")
+
+
 def test_every_bad_option_is_named_at_once(tmp_path):
     message = refused(
         "synthesize", tmp_path, "--output", tmp_path / "o.zarr", "--guidance-expression", -1, "--mode", "sideways"

@@ -89,3 +89,12 @@ def test_a_bad_wish_ends_with_exit_code_2(tmp_path):
     )
     assert found.returncode == 2 and found.stdout == "" and "Traceback" not in found.stderr
     assert "there is no file or folder" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--spots", "60"), ("--edits", "e.yaml"), ("--mpp", "0.5"), ("--guidance-expression", "0")]
+)
+def test_what_an_evaluation_of_results_does_not_heed_is_refused(option, value, tmp_path):
+    (tmp_path / "out.zarr").mkdir()
+    found = CliRunner().invoke(app, ["evaluate", str(tmp_path / "out.zarr"), option, value])
+    assert isinstance(found.exception, StmditError) and f"{option} is for a checkpoint" in str(found.exception)

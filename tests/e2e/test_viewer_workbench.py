@@ -136,7 +136,7 @@ def test_a_runtime_error_in_the_sampler_is_told_and_run_is_free_again(opened, ca
     assert settle(lambda: not state.status.busy)
     assert state.status is RunStatus.FAILED
     shown = opened.run_bar.message.plain()
-    assert "ran out of memory" in shown
+    assert "too little memory" in shown
     assert "CUDA out of memory" in shown
     assert opened.run_bar.run.isEnabled()
     assert not opened.run_bar.stop.isEnabled()

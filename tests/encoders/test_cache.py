@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import threading
@@ -12,6 +13,7 @@ from napari_stmdit.encoders.cache import CachedExpression, CachedMorphology, Emb
 from napari_stmdit.encoders.linear_programs import LinearProgramEncoder
 from napari_stmdit.encoders.small_conv import FeatureTrunk, SmallConvEncoder
 from napari_stmdit.errors import StoreError
+from napari_stmdit.storage.atomic import drafting
 from napari_stmdit.types import Genes
 
 NAMES = ("EPCAM", "KRT8", "COL1A1", "CD3E")
@@ -169,6 +171,55 @@ def test_rows_that_differ_are_kept_apart(programs, change):
     assert programs.calls == [1, 1]
 
 
+@pytest.mark.parametrize("changed", ["args.json", "vocab.json", "model.pth", "config.json"])
+def test_any_corrected_file_of_a_reference_is_another_encoder(tmp_path, changed):
+    """Also one that the reference does not list, and that is read where it lies beside the weights."""
+    from napari_stmdit.encoder_sources import _key
+    from napari_stmdit.model.folder import Component
+
+    weights, own = tmp_path / "weights", tmp_path / "expression_encoder"
+    for place in (weights, own):
+        place.mkdir()
+    for name in ("args.json", "vocab.json", "model.pth", "config.json"):
+        (weights / name).write_text("8 heads")
+    listed = {"name": "cancer", "source": str(weights), "files": ["model.pth", "vocab.json"], "licence": "none"}
+    (own / "reference.json").write_text(json.dumps(listed))
+    component = Component("library", "CancerFoundationEncoder", own)
+    before, state = _key(component), (weights / changed).stat()
+    assert _key(component) == before
+    (weights / changed).write_text("4 heads")
+    os.utime(weights / changed, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert _key(component) != before
+
+
+@pytest.fixture
+def depth_programs():
+    one, projection = np.ones(4, np.float32), np.zeros((4, 3), np.float32)
+    encoder = LinearProgramEncoder(
+        NAMES, one, one, one, projection, np.zeros(3, np.float32), depth_projection=np.array([0, 0, 1], np.float32)
+    )
+    counted = Counted(encoder)
+    counted.uses_depth = encoder.uses_depth
+    return counted
+
+
+def test_one_profile_at_two_depths_is_two_embeddings_to_an_encoder_that_reads_depth(depth_programs, counts):
+    assert depth_programs.uses_depth
+    cached = CachedExpression(depth_programs, EmbeddingCache(LARGE), "a")
+    shallow, deep = (cached.encode(counts, GENES, np.full(6, depth, np.float32)) for depth in (-1.0, 1.0))
+    np.testing.assert_array_equal(shallow[:, 2], -1)
+    np.testing.assert_array_equal(deep[:, 2], 1)
+    np.testing.assert_array_equal(cached.encode(counts, GENES, np.full(6, -1, np.float32)), shallow)
+    assert depth_programs.calls == [6, 6]
+
+
+def test_depth_is_nothing_to_an_encoder_that_does_not_read_it(programs, counts):
+    cached = CachedExpression(programs, EmbeddingCache(LARGE), "a")
+    for depth in (-1.0, 1.0):
+        cached.encode(counts, GENES, np.full(6, depth, np.float32))
+    assert programs.calls == [6]
+
+
 def test_two_threads_compute_a_patch_once(conv, patches):
     class Slow(Counted):
         def encode(self, rows, *rest):
@@ -280,11 +331,22 @@ def test_a_hit_in_memory_counts_as_use_on_disk(tmp_path):
 
 
 def test_what_broke_off_in_writing_is_tidied_up(tmp_path):
-    (tmp_path / "old.tmp").write_bytes(b"x")
-    os.utime(tmp_path / "old.tmp", (1000, 1000))
-    (tmp_path / "new.tmp").write_bytes(b"x")  # of another process, perhaps still writing
-    EmbeddingCache(0, tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {"new.tmp"}
+    (tmp_path / ".a1.npy.0123456789ab.part").write_bytes(b"x")
+    os.utime(tmp_path / ".a1.npy.0123456789ab.part", (1000, 1000))
+    with drafting(tmp_path / "b2.npy") as draft:  # of another process, still writing
+        draft.write_bytes(b"x")
+        EmbeddingCache(0, tmp_path)
+        assert {file.name for file in tmp_path.iterdir()} == {draft.name, f"{draft.name}.lock"}
+
+
+def test_what_somebody_else_put_into_the_folder_stays(tmp_path):
+    for name in ("coordinates.npy", "notes.tmp", "thesis.part"):
+        (tmp_path / name).write_bytes(bytes(5000))
+        os.utime(tmp_path / name, (1000, 1000))
+    cache = EmbeddingCache(LARGE, tmp_path, folder_limit_bytes=2000)
+    for key in ("a1", "b2", "c3", "d4", "e5"):
+        cache.put(key, value(1))
+    assert {"coordinates.npy", "notes.tmp", "thesis.part"} <= {file.name for file in tmp_path.iterdir()}
 
 
 def test_a_disk_that_fails_stops_nothing(conv, patches, tmp_path, monkeypatch, caplog):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from napari_stmdit.expression.depths import edited_depths
+from napari_stmdit.expression.depths import edited_depths, mix_depths
 from napari_stmdit.expression.measured import Profile
 from napari_stmdit.types import Genes, ScaleEdit, SpotTable, SwapEdit, TowardsEdit
 
@@ -57,3 +57,21 @@ def test_a_whole_profile_moves_depth_with_it(spots):
 def test_swapped_groups_change_their_mean_depths(spots):
     swap = SwapEdit(group_a=("s0",), group_b=("s2",))
     np.testing.assert_allclose(depths(spots, swap), np.log([2, 1, 0.5]), atol=1e-6)
+
+
+def test_the_weight_of_a_spot_and_the_strength_count_in_a_swap_as_they_do_for_genes(spots):
+    painted = SwapEdit(group_a=("s0",), group_b=("s2",), spots={"s0": 0.5, "s1": 1.0})
+    # s0 goes half of the way from log 0.5 to log 2, s2 was not painted, and s1 is of neither group
+    np.testing.assert_allclose(depths(spots, painted), np.log([1, 1, 2]), atol=1e-6)
+    weak = SwapEdit(group_a=("s0",), group_b=("s2",), strength=0.5)
+    np.testing.assert_allclose(depths(spots, weak), np.log([1, 1, 1]), atol=1e-6)
+
+
+def test_an_edit_of_genes_does_not_end_what_later_edits_do_to_depth(spots):
+    genes, whole = ScaleEdit(genes=("A",), factor=9), TowardsEdit(target_spots=("s2",))
+    np.testing.assert_allclose(depths(spots, genes, whole), np.log([2, 2, 2]), atol=1e-6)
+
+
+def test_places_between_shallow_spots_are_shallow():
+    mixed = mix_depths(np.array([[0.5, 0.5], [0.0, 1.0]]), np.array([-1.0, -1.9], dtype=np.float32))
+    np.testing.assert_allclose(mixed, [np.log((np.exp(-1) + np.exp(-1.9)) / 2), -1.9], atol=1e-6)

@@ -12,6 +12,7 @@ from napari_stmdit.types import (
     ScaleEdit,
     SetQuantileEdit,
     SpotTable,
+    SwapEdit,
     TowardsEdit,
 )
 
@@ -124,3 +125,31 @@ def test_a_profile_reaches_the_sum_of_a_symbols_columns(spots):
     result = edited(twins, TowardsEdit(target_profile="fat"), profiles={"fat": profile})
     a, d = result[:, [0, 2]].sum(axis=1), result[:, 3]
     np.testing.assert_allclose(a / (a + d), 0.25, rtol=1e-4)
+
+
+def test_edits_are_prepared_once_and_do_not_depend_on_how_many_rows_are_changed_at_once(spots, monkeypatch):
+    from napari_stmdit.expression import edits as module
+    from napari_stmdit.expression.measured import Measured
+
+    wanted = (
+        ScaleEdit(genes=("A",), factor=3, spots={"s0": 1.0, "s2": 0.5}),
+        SetQuantileEdit(genes=("B",), quantile=0.5),
+        TowardsEdit(target_spots=("s1",), strength=0.5),
+        SwapEdit(group_a=("s0",), group_b=("s1", "s2"), spots={"s0": 1.0, "s2": 0.25}),
+    )
+    whole, calls, of = edited(spots, *wanted), [], Measured.of
+    monkeypatch.setattr(module, "DENSE_ROWS", 1)
+    monkeypatch.setattr(Measured, "of", lambda *given: calls.append(given) or of(*given))
+    np.testing.assert_array_equal(edited(spots, *wanted), whole)
+    assert len(calls) == 1  # the totals of the whole table
+    assert apply_edits(np.array([], dtype=np.int64), spots, wanted, PROGRAMS, {}).shape == (0, 4)
+
+
+def test_the_mean_of_many_spots_is_not_rounded_on_the_way():
+    levels = np.random.default_rng(0).gamma(2.0, 40.0, (60000, 1)).astype(np.float32)
+    counts = csr_matrix(np.hstack([levels, 10000 - levels]))
+    ids = np.array([f"s{k}" for k in range(len(levels))])
+    many = SpotTable(ids, np.zeros((len(ids), 2)), 1.0, counts, Genes(np.array(["A", "B"])))
+    towards = TowardsEdit(genes=("A",), target_spots=tuple(ids.tolist()))
+    after = np.log1p(apply_edits(np.array([0]), many, (towards,), {}, {}).toarray()[0, 0])
+    assert after == pytest.approx(np.log1p(levels.astype(float)).mean(), rel=5e-7)

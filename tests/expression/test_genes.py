@@ -25,6 +25,15 @@ GENES = Genes(
 )
 
 
+def test_columns_of_one_symbol_are_summed_beyond_what_their_own_type_holds():
+    twins = Genes(np.array(["A", "B", "A"]))
+    for kind in (np.uint8, np.int32, np.float32):
+        counts = csr_matrix(np.array([[255, 7, 200]], dtype=kind))
+        found = gather_counts(counts, match_genes(("A", "C"), twins), ("A", "C"))
+        assert found.toarray().tolist() == [[455, 0]]
+    assert found.dtype == np.float32
+
+
 def test_symbols_match_exactly_and_case_sensitively():
     match = match_genes(("Actb", "ACTB", "actb"), GENES)
     assert match.columns.tolist() == [5, 0, -1]

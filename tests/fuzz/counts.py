@@ -98,6 +98,24 @@ def _raw(scene: Scene) -> None:
     (scene.section / FILE).rename(scene.section / "raw_feature_bc_matrix.h5")
 
 
+def barcodes(made: Callable[[int], str], placed: Callable[[int], str]) -> Callable[[Scene], object]:
+    """Name the barcodes of the counts and of the positions."""
+
+    def apply(scene: Scene) -> None:
+        import pandas as pd
+
+        dataset("barcodes", np.array([made(i).encode() for i in range(30)]))(scene)
+        file = scene.section / "spatial/tissue_positions.csv"
+        pd.read_csv(file).assign(barcode=[placed(i) for i in range(30)]).to_csv(file, index=False)
+
+    return apply
+
+
+def real(i: int) -> str:
+    """A barcode as 10x Genomics has them, without its suffix."""
+    return "".join("ACGT"[(i >> (2 * k)) & 3] for k in range(16))
+
+
 MM = "%%MatrixMarket matrix coordinate {} general\n"
 ABSENT = section_error("holds no counts", FILE)
 NOT_COUNTS = section_error(FILE, "expected raw counts")
@@ -206,6 +224,58 @@ CASES = cases(
             "one count is a million",
             dataset("data", lambda v: np.where(np.arange(len(v)) == 7, 10**6, v)),
             Works("1 of 30 spots"),
+        ),
+        (
+            "one count is 2^31",
+            dataset("data", lambda v: np.where(np.arange(len(v)) == 7, 2**31, v.astype(np.int64))),
+            NOT_COUNTS,
+        ),
+        (
+            "one count is as large as a file can hold",
+            dataset("data", lambda v: np.where(np.arange(len(v)) == 7, 2**31 - 1, v.astype(np.int64))),
+            Works("1 of 30 spots"),
+        ),
+        (
+            "two entries of a gene that overflow together",
+            both(
+                dataset("data", lambda v: np.where(np.arange(len(v)) < 2, 2**31 - 1, v).astype(np.int32)),
+                dataset("indices", lambda v: np.where(np.arange(len(v)) == 1, v[0], v)),
+            ),
+            section_error(FILE, "expected raw counts"),
+        ),
+        *(
+            (f"{kind} counts", dataset("data", lambda v, k=kind: np.minimum(v, 100).astype(k)), Works("1 of 30 spots"))
+            for kind in ("int8", "uint8", "int16", "uint16", "uint32")
+        ),
+        (
+            "barcodes of two libraries, as aggr joins them",
+            barcodes(lambda i: f"{real(i % 15)}-{1 + i // 15}", lambda i: f"{real(i)}-1"),
+            section_error("several libraries (suffixes -1, -2)"),
+        ),
+        (
+            "barcodes of two libraries, and positions that say which",
+            barcodes(lambda i: f"{real(i % 15)}-{1 + i // 15}", lambda i: f"{real(i)}-2"),
+            Works("1 of 15 spots"),
+        ),
+        (
+            "positions of two libraries",
+            barcodes(lambda i: f"{real(i)}-1", lambda i: f"{real(i % 15)}-{1 + i // 15}"),
+            section_error("several libraries"),
+        ),
+        (
+            "barcodes of a real slide",
+            barcodes(lambda i: f"{real(i)}-1", lambda i: f"{real(i)}-1"),
+            Works("1 of 30 spots"),
+        ),
+        (
+            "barcodes that are places of an array",
+            barcodes(lambda i: f"{i // 6}-{i % 6}", lambda i: f"{i // 6}-{i % 6}"),
+            Works("1 of 30 spots"),
+        ),
+        (
+            "barcodes of Visium HD",
+            barcodes(lambda i: f"s_016um_00001_{i:05d}-1", lambda i: f"s_016um_00001_{i:05d}-1"),
+            section_error("bins of Visium HD", "16 um"),
         ),
         ("unsigned 64-bit counts", dataset("data", lambda v: v.astype(np.uint64)), Works("1 of 30 spots")),
         ("big-endian counts", dataset("data", lambda v: v.astype(">i4")), Works("1 of 30 spots")),

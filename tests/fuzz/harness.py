@@ -226,7 +226,7 @@ class Workshop:
         return outcome
 
     def _run(self, scene: Scene) -> str:
-        from napari_stmdit.synthesis.requests import make_request, read_edits, read_request
+        from napari_stmdit.synthesis.requests import make_request, read_edit_file, read_request, with_edits
         from napari_stmdit.synthesis.result import synthesize
         from napari_stmdit.tissue.geometry import polygons_from_geojson
         from napari_stmdit.tissue.open import open_section
@@ -235,14 +235,14 @@ class Workshop:
         if scene.other is not None:
             return str(scene.other())
         wishes = {} if scene.request_file is None else read_request(scene.request_file).model_dump()
-        if scene.edits is not None:
-            wishes["edits"] = read_edits(scene.edits)
         if scene.region is not None:
             wishes["region"] = polygons_from_geojson(scene.region).model_dump()
         if scene.request_file is None:
             wishes = {"region": {"kind": "sample", "count": 1}, **wishes}
         wishes |= scene.wishes
         request = make_request(wishes)
+        if scene.edits is not None:
+            request = with_edits(request, read_edit_file(scene.edits))
         section = self.section
         if scene.section is not None:
             more = {"coordinate_system": scene.coordinate_system, **scene.options}

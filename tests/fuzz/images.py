@@ -138,6 +138,86 @@ def sized(height: int, width: int):
     return apply
 
 
+def turned(turn: Callable[[np.ndarray], np.ndarray], named: bool = True, name: str = SLIDE):
+    """Give the slide, or let it be found, as it lies on the microscope."""
+
+    def apply(scene: Scene) -> None:
+        Image.fromarray(np.ascontiguousarray(turn(PICTURE))).save(scene.section / SLIDE)
+        if named:
+            scene.fullres = SLIDE
+
+    return apply
+
+
+def beside(name: str, array: np.ndarray, **options: Any):
+    """Put another picture of the slide's size in its place; nobody names it."""
+
+    def apply(scene: Scene) -> None:
+        (scene.section / SLIDE).unlink()
+        if name.endswith(".tif"):
+            tifffile.imwrite(scene.section / name, array, **options)
+        else:
+            Image.fromarray(array).save(scene.section / name)
+
+    return apply
+
+
+def pages(*arrays: np.ndarray, **options: Any):
+    """Give a TIFF of several pages."""
+
+    def apply(scene: Scene) -> None:
+        (scene.section / SLIDE).unlink()
+        with tifffile.TiffWriter(scene.section / "slide.tif") as file:
+            for array in arrays:
+                file.write(array, photometric="rgb", metadata=None, **options)
+        scene.fullres = "slide.tif"
+
+    return apply
+
+
+def deep_png(shift: int) -> bytes:
+    """The slide as a PNG of 16 bits a sample."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.tobytes() for row in (PICTURE.astype(">u2") << shift).astype(">u2"))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", TINY_SIDE_PX, TINY_SIDE_PX, 16, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b"")
+
+
+def scaled(mpp: float, size: int = TINY_SIDE_PX):
+    """Give an OME-TIFF that states a scale."""
+    physical = {f"PhysicalSize{axis}": mpp for axis in "XY"}
+    array = np.asarray(Image.fromarray(PICTURE).resize((size, size)))
+
+    def apply(scene: Scene) -> None:
+        (scene.section / SLIDE).unlink()
+        tifffile.imwrite(scene.section / "s.ome.tif", array, photometric="rgb", metadata={"axes": "YXS", **physical})
+        scene.fullres = "s.ome.tif"
+
+    return apply
+
+
+def stains(names: list[str]):
+    """Give planes of fluorescence as an OME-TIFF."""
+    planes = np.stack([PICTURE[..., k % 3] for k in range(len(names))])
+
+    def apply(scene: Scene) -> None:
+        (scene.section / SLIDE).unlink()
+        metadata = {"axes": "CYX", "Channel": {"Name": names}}
+        tifffile.imwrite(scene.section / "scan.ome.tif", planes, photometric="minisblack", metadata=metadata)
+        scene.fullres = "scan.ome.tif"
+
+    return apply
+
+
+FOUR = np.dstack([PICTURE, np.full((TINY_SIDE_PX, TINY_SIDE_PX), 255, np.uint8)])
+EMPTY = np.dstack([PICTURE, np.zeros((TINY_SIDE_PX, TINY_SIDE_PX), np.uint8)])
+NOISE = np.random.default_rng(0).integers(0, 256, PICTURE.shape, dtype=np.uint8)
+OVERLAY = PICTURE.copy()
+OVERLAY[:, 100:300] = OVERLAY[500:600] = (230, 60, 40)
+THUMBNAIL_NAME = "against tissue_lowres_image.png"
 COLOUR = "8-bit colour image"
 CUT = section_error("cut short")
 UNREADABLE = section_error("cannot be read as an image")
@@ -202,10 +282,18 @@ CASES = cases(
         (
             "RGBA, all transparent",
             saved("rgba.png", "", lambda p: Image.fromarray(np.dstack([PICTURE, 0 * PICTURE[..., 0]]))),
+            section_error("does not look like tissue_lowres_image.png"),
+        ),
+        (
+            "RGBA, all transparent, and no thumbnails to compare",
+            both(
+                saved("rgba.png", "", lambda p: Image.fromarray(np.dstack([PICTURE, 0 * PICTURE[..., 0]]))),
+                remove(HIRES, LOWRES),
+            ),
             Works("mean 255"),
         ),
-        ("CMYK JPEG", saved("cmyk.jpg", "CMYK", quality=95), FINE),
-        ("YCbCr TIFF", saved("ycbcr.tif", "YCbCr"), Works("1 of 30 spots")),
+        ("CMYK JPEG", saved("cmyk.jpg", "CMYK", quality=95), section_error("cmyk.jpg", "inks for print", COLOUR)),
+        ("YCbCr TIFF", saved("ycbcr.tif", "YCbCr"), FINE),
         ("floating-point TIFF", saved("float.tif", "F"), section_error("float.tif", COLOUR)),
         ("JPEG that says it is turned", _rotated, FINE),
         ("a GIF", saved("slide.gif", "P"), section_error("no image that can be read")),
@@ -369,6 +457,114 @@ CASES = cases(
             "TIFF that says it has 40,000 x 40,000 pixels",
             both(tiff(PICTURE, lambda d: tiff_header(40_000, 40_000)), remove(HIRES, LOWRES)),
             NO_TIFF,
+        ),
+        ("PNG of 16 bits in colour", both(write(SLIDE, deep_png(8)), GIVEN), section_error("16-bit", COLOUR)),
+        ("PNG of 16 bits that hold 12", both(write(SLIDE, deep_png(4)), GIVEN), section_error("16-bit", COLOUR)),
+        ("PNG of 16 bits that is found", write(SLIDE, deep_png(8)), ASKS),
+        (
+            "TIFF named .png",
+            lambda s: (
+                tifffile.imwrite(s.section / SLIDE, PICTURE, photometric="rgb"),
+                setting(fullres=SLIDE)(s),
+            ),
+            FINE,
+        ),
+        ("CMYK TIFF", tiff(FOUR, photometric="separated"), section_error("inks for print", COLOUR)),
+        ("CIELab TIFF", tiff(PICTURE, photometric="cielab"), section_error("CIELab", COLOUR)),
+        ("ICCLab TIFF", tiff(PICTURE, photometric="icclab"), section_error("ICCLab", COLOUR)),
+        ("TIFF of a camera's mosaic", tiff(PICTURE[..., 0], photometric="cfa"), section_error(COLOUR)),
+        (
+            "grey samples that are three",
+            tiff(PICTURE, photometric="minisblack", planarconfig="contig"),
+            section_error("grey (MinIsBlack), in 3 channels", COLOUR),
+        ),
+        (
+            "grey samples that are four",
+            tiff(FOUR, photometric="minisblack", planarconfig="contig"),
+            section_error("grey (MinIsBlack), in 4 channels", COLOUR),
+        ),
+        ("a fourth sample that is no alpha", tiff(EMPTY, photometric="rgb", extrasamples=["unspecified"]), FINE),
+        ("colours multiplied by alpha", tiff(FOUR, photometric="rgb", extrasamples=["assocalpha"]), FINE),
+        (
+            "colours multiplied by an alpha of zero",
+            both(tiff(EMPTY * 0, photometric="rgb", extrasamples=["assocalpha"]), remove(HIRES, LOWRES)),
+            Works("mean 255"),
+        ),
+        (
+            "deflated YCbCr with its planes apart",
+            tiff(
+                np.moveaxis(np.asarray(Image.fromarray(PICTURE).convert("YCbCr")), 2, 0),
+                photometric="ycbcr",
+                planarconfig="separate",
+                compression="zlib",
+            ),
+            FINE,
+        ),
+        (
+            "YCbCr whose coefficients are none",
+            tiff(PICTURE, photometric="ycbcr", extratags=[(529, "2I", 3, (0, 1, 0, 1, 0, 1), True)]),
+            section_error("coefficients", COLOUR),
+        ),
+        (
+            "YCbCr of television's range",
+            tiff(
+                PICTURE,
+                photometric="ycbcr",
+                extratags=[(532, "2I", 6, (16, 1, 235, 1, 128, 1, 240, 1, 128, 1, 240, 1), True)],
+            ),
+            section_error("ReferenceBlackWhite", COLOUR),
+        ),
+        ("three stains", stains(["DAPI", "CD3", "PanCK"]), section_error("DAPI, CD3, PanCK", COLOUR)),
+        ("four stains", stains(["DAPI", "CD3", "PanCK", "CD20"]), section_error("CD20", COLOUR)),
+        ("two stains", stains(["DAPI", "PanCK"]), section_error(COLOUR)),
+        ("planes called red, green and blue", stains(["Red", "Green", "Blue"]), FINE),
+        (
+            "two colour images in one series",
+            tiff(np.stack([PICTURE, PICTURE]), photometric="rgb", ome=True, metadata={"axes": "CYXS"}),
+            section_error("several images", COLOUR),
+        ),
+        ("a thumbnail before the slide", pages(PICTURE[::8, ::8], PICTURE), FINE),
+        ("a label after the slide", pages(PICTURE, NOISE[:100, :200]), FINE),
+        ("coarser copies after the slide", pages(PICTURE, PICTURE[::2, ::2], PICTURE[::4, ::4], tile=(64, 64)), FINE),
+        ("another scan after the slide", pages(PICTURE, NOISE[:700]), section_error("holds several images")),
+        (
+            "the slide turned by 180 degrees",
+            turned(lambda a: a[::-1, ::-1]),
+            section_error("turned by 180", THUMBNAIL_NAME),
+        ),
+        ("the slide turned to the right", turned(lambda a: np.rot90(a, -1)), section_error("90 degrees clockwise")),
+        ("the slide turned to the left", turned(lambda a: np.rot90(a)), section_error("90 degrees counterclockwise")),
+        ("the slide mirrored", turned(lambda a: a[:, ::-1]), section_error("mirrored left to right", THUMBNAIL_NAME)),
+        ("the slide upside down", turned(lambda a: a[::-1]), section_error("mirrored top to bottom")),
+        ("rows for columns", turned(lambda a: a.swapaxes(0, 1)), section_error("rows for columns")),
+        ("the slide mirrored, and found", turned(lambda a: a[:, ::-1], named=False), ASKS),
+        (
+            "the slide mirrored, and no thumbnails to compare",
+            both(turned(lambda a: a[:, ::-1]), remove(HIRES, LOWRES)),
+            Works("1 of 30 spots"),
+        ),
+        ("another picture of its size", turned(lambda a: NOISE), section_error("does not look like")),
+        ("another picture of its size, and found", turned(lambda a: NOISE, named=False), ASKS),
+        ("a mask in its place", beside("tissue_mask.png", PICTURE[..., 0]), ASKS),
+        (
+            "a mask beside it",
+            lambda s: Image.fromarray(PICTURE[..., 0]).save(s.section / "tissue_mask.png"),
+            Works(["mean 1", "left out", "tissue_mask.png", "found by its size: slide.png"]),
+        ),
+        (
+            "an overlay beside it",
+            lambda s: Image.fromarray(OVERLAY).save(s.section / "overlay.png"),
+            Works(["mean 1", "overlay.png has the size", "found by its size: slide.png"]),
+        ),
+        (
+            "a finer slide, and no thumbnails to compare",
+            both(scaled(0.35, 2 * TINY_SIDE_PX), remove(HIRES, LOWRES)),
+            section_error("states 0.35 um/px", "of another size", "--mpp"),
+        ),
+        (
+            "a scale in the slide's file that is stale",
+            scaled(0.35),
+            Works(["states 0.35 um/px", "0.7 um/px is used"]),
         ),
         (
             "TIFF with an OME description that is no XML",

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fuzz.harness import Works, asking, cases, given, request_error, setting
+from fuzz.harness import Scene, Works, asking, cases, given, request_error, setting
 from fuzz.regions import EVERYTHING, INF, NAN, NOBODY
 
 
@@ -211,6 +211,101 @@ EDITS = cases(
     ],
 )
 
+
+def mapping(edits: str = "[]", **parts: str) -> str:
+    """The text of an edit file with its parts."""
+    return "{" + ", ".join(f"{name}: {text}" for name, text in {**parts, "edits": edits}.items()) + "}"
+
+
+def beside(text: str, **files: str | bytes):
+    """An edit file, and files beside it that it may name: ``sets_gmt`` is sets.gmt."""
+
+    def change(scene: Scene) -> None:
+        for name, content in files.items():
+            file = scene.root / name.replace("_", ".")
+            file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        edits(text)(scene)
+
+    return change
+
+
+MINE = "[{operation: knock_out, programs: [mine]}]"
+FAR = "[{operation: towards, target_profile: far}]"
+NO_GMT = request_error("edits.yaml: programs", "cannot be read as a GMT file")
+
+NAMED = cases(
+    "programs and profiles of edits",
+    "nothing",
+    [
+        ("a program of one's own", edits(mapping(programs="{mine: [ERBB2]}", edits=MINE)), FINE),
+        ("a program with weights", edits(mapping(programs="{mine: {ERBB2: 0.5}}", edits=MINE)), FINE),
+        ("programs of a GMT file", beside(mapping(programs="sets.gmt", edits=MINE), sets_gmt="mine\tx\tERBB2\n"), FINE),
+        (
+            "a GMT file by its absolute path",
+            lambda s: (
+                (s.root / "sets.gmt").write_text("mine\tx\tERBB2\n"),
+                edits(
+                    json.dumps(
+                        {
+                            "programs": [str(s.root / "sets.gmt")],
+                            "edits": [{"operation": "knock_out", "programs": ["mine"]}],
+                        }
+                    )
+                )(s),
+            ),
+            FINE,
+        ),
+        ("the key programs with nothing behind it", edits("programs:\nprofiles:\nedits: []"), FINE),
+        ("no program and no GMT file", edits("{programs: [], profiles: {}, edits: []}"), FINE),
+        *(
+            (f"programs are {text}", edits(mapping(programs=text)), request_error("edits.yaml: programs"))
+            for text in ("7", "0", "true", "[7]", "[[sets.gmt]]", "[null]", "2026-01-01")
+        ),
+        ("programs are an empty word", edits('{programs: "", edits: []}'), NO_GMT),
+        ("programs with a NUL", edits('{programs: "a\\0b", edits: []}'), request_error("programs", "null byte")),
+        ("programs of a device that never ends", edits("{programs: /dev/zero, edits: []}"), NO_GMT),
+        (
+            "programs of the home of nobody",
+            edits("{programs: ~nosuchuser/x.gmt, edits: []}"),
+            request_error("programs"),
+        ),
+        *(
+            (f"a program is {text}", edits(mapping(programs=f"{{mine: {text}}}")), request_error("programs.mine"))
+            for text in ("7", "ERBB2", "[]", "{}", "null", "[7]", "[[ERBB2]]", "{ERBB2: 2}", "{ERBB2: .nan}")
+        ),
+        ("a program whose name is a number", edits("{programs: {1: [ERBB2]}, edits: []}"), request_error("programs.1")),
+        (
+            "two GMT files with one set of different genes",
+            beside(mapping(programs="[a.gmt, b.gmt]", edits=MINE), a_gmt="mine\tx\tERBB2\n", b_gmt="mine\tx\tESR1\n"),
+            request_error("b.gmt gives 'mine' other genes"),
+        ),
+        ("a profile of one's own", edits(mapping(profiles="{far: {values: {ERBB2: 1}}}", edits=FAR)), FINE),
+        (
+            "a profile of a file",
+            beside(mapping(profiles="{far: p.json}", edits=FAR), p_json='{"values": {"ERBB2": 1}}'),
+            FINE,
+        ),
+        *(
+            (f"profiles are {text}", edits(mapping(profiles=text)), request_error("edits.yaml: profiles"))
+            for text in ("7", "p.json", "[p.json]", "false")
+        ),
+        *(
+            (f"a profile is {text}", edits(mapping(profiles=f"{{far: {text}}}")), request_error("profiles.far"))
+            for text in ("7", '""', "[]", "{}", "/dev/zero", "nothing.json", '"a\\0b"')
+        ),
+        (
+            "a profile nested a hundred thousand deep",
+            beside("{profiles: {far: p.json}, edits: []}", p_json="[" * 100_000),
+            request_error("profiles.far", "p.json"),
+        ),
+        (
+            "faults of every kind at once",
+            edits("{programs: none.gmt, profiles: {far: none.json}, edits: [{operation: fly}]}"),
+            request_error("none.gmt", "none.json", "'fly'"),
+        ),
+    ],
+)
+
 SPOTS = {"kind": "spots", "ids": ["SPOT01-1", "SPOT02-1"]}
 ODD = (None, "x", [], {}, 7.5, True)
 
@@ -227,6 +322,14 @@ REQUESTS = cases(
         ("spots by their ids", asking(region=SPOTS), Works("2 of 30 spots")),
         ("a spot twice", asking(region={"kind": "spots", "ids": ["SPOT01-1"] * 3}), FINE),
         ("all spots", asking(region={"kind": "all"}), EVERYTHING),
+        (
+            "programs of one's own as a list",
+            whole(programs={"mine": ["ERBB2"]}, edits=[{"operation": "knock_out", "programs": ["mine"]}]),
+            EVERYTHING,
+        ),
+        ("programs are a number", whole(programs=7), request_error("request.json: programs")),
+        ("programs of a missing file", whole(programs="none.gmt"), request_error("request.json: programs", "none.gmt")),
+        ("a profile of a missing file", whole(profiles={"p": "none.json"}), request_error("profiles.p", "none.json")),
         ("an empty file", given("request_file", ""), request_error("expected a mapping")),
         *(
             (f"the value {text}", given("request_file", text), request_error("expected a mapping"))
@@ -341,4 +444,4 @@ REQUESTS = cases(
     ],
 )
 
-CASES = [*EDITS, *REQUESTS]
+CASES = [*EDITS, *NAMED, *REQUESTS]

@@ -24,6 +24,7 @@ from fuzz.harness import (
 )
 
 FILE = "spatial/tissue_positions.csv"
+LIST = "spatial/tissue_positions_list.csv"
 FACTORS = "spatial/scalefactors_json.json"
 COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 
@@ -68,6 +69,37 @@ def _jittered(frame: pd.DataFrame) -> None:
     rng = np.random.default_rng(0)
     for column in COLUMNS[4:]:
         frame[column] = frame[column].astype(float) + rng.uniform(-60, 60, len(frame))
+
+
+def second(change: Callable[[pd.DataFrame], object] = lambda f: None, **options: object) -> Callable[[Scene], object]:
+    """Write a list of positions for older tools beside the table."""
+
+    def apply(scene: Scene) -> None:
+        frame = pd.read_csv(scene.section / FILE)
+        changed = change(frame)
+        frame = frame if changed is None else changed
+        frame.to_csv(scene.section / LIST, **{"index": False, "header": False, **options})
+
+    return apply
+
+
+def listed(header: str) -> Callable[[Scene], object]:
+    """Put a list with such a first line in the place of the table."""
+
+    def apply(scene: Scene) -> None:
+        rows = (scene.section / FILE).read_text().split("\n", 1)[1]
+        (scene.section / FILE).unlink()
+        (scene.section / LIST).write_text(f"{header}\n{rows}")
+
+    return apply
+
+
+def _crowded(frame: pd.DataFrame) -> pd.DataFrame:
+    """Cells in the place of spots."""
+    i = np.arange(len(frame))
+    return frame.assign(
+        array_row=i, array_col=i % 7, pxl_row_in_fullres=300 + i // 6 * 15, pxl_col_in_fullres=300 + i % 6 * 15
+    )
 
 
 NOT_A_TABLE = "cannot be read as a positions table"
@@ -194,7 +226,7 @@ CASES = cases(
         (
             "all positions the same",
             both(whole("pxl_row_in_fullres", 100), whole("pxl_col_in_fullres", 100)),
-            Works("by scalefactors"),
+            section_error("lie 0 um from each other", "bins or cells"),
         ),
         (
             "all positions the same and no scale",
@@ -232,6 +264,53 @@ CASES = cases(
         ("in_tissue is True", whole("in_tissue", True), Works("1 of 30 spots")),
         ("in_tissue is -1", whole("in_tissue", -1), section_error(FILE, "in_tissue")),
         ("whole numbers written as 1.0", whole("in_tissue", "1.0"), Works("1 of 30 spots")),
+        ("a second file that agrees", second(), Works("1 of 30 spots")),
+        ("a second file with a header that agrees", second(header=True), Works("1 of 30 spots")),
+        ("a second file of rounded positions", second(lambda f: f.round()), Works("1 of 30 spots")),
+        ("a second file of half the spots, which agrees", second(lambda f: f[::2]), Works("1 of 30 spots")),
+        ("a second file in another order", second(lambda f: f[::-1]), Works("1 of 30 spots")),
+        ("a second file that is empty", write(LIST, ""), Works("1 of 30 spots")),
+        ("a second file that is prose", write(LIST, "see the other file"), Works("1 of 30 spots")),
+        (
+            "a second file 200 px away",
+            second(lambda f: f.assign(pxl_row_in_fullres=f["pxl_row_in_fullres"] + 200)),
+            section_error("tissue_positions.csv and tissue_positions_list.csv", "30 of 30 spots", "200 px"),
+        ),
+        (
+            "a second file with one spot elsewhere",
+            second(lambda f: f.assign(pxl_col_in_fullres=f["pxl_col_in_fullres"].where(f.index != 3, 1.0))),
+            section_error("contradict each other", "1 of 30 spots"),
+        ),
+        (
+            "a second file with other spots on tissue",
+            second(lambda f: f.assign(in_tissue=[0] * 10 + [1] * 20)),
+            section_error("contradict each other", "10 of 30 spots"),
+        ),
+        (
+            "a second file with array indices swapped",
+            second(lambda f: f.assign(array_row=f["array_col"], array_col=f["array_row"])),
+            section_error("contradict each other"),
+        ),
+        (
+            "a second file of another slide's barcodes",
+            second(lambda f: f.assign(barcode="X" + f["barcode"])),
+            section_error("contradict each other", "no spot is in both"),
+        ),
+        ("numbers above the list, as pandas writes them", listed("0,1,2,3,4,5"), Works("1 of 30 spots")),
+        (
+            "numbers above the list, and no scale",
+            both(NO_SCALE, listed("0,1,2,3,4,5")),
+            Works(["1 of 30 spots", "0.7 um/px by lattice"]),
+        ),
+        ("numbers in quotes above the list", listed('"0","1","2","3","4","5"'), Works("1 of 30 spots")),
+        ("numbers and an index above the list", listed(",0,1,2,3,4,5"), section_error(LIST, NOT_A_TABLE)),
+        ("R's names above the list", listed("V1,V2,V3,V4,V5,V6"), section_error(LIST, "V5")),
+        (
+            "places of the array there twice",
+            table(lambda f: f.assign(array_row=[*f["array_row"][:15]] * 2, array_col=[*f["array_col"][:15]] * 2)),
+            section_error("15 of 15 places of the array", "several samples"),
+        ),
+        ("cells in the place of spots", table(_crowded), section_error("lie 10.5 um from each other", "bins or cells")),
         ("a million spaces", write(FILE, " " * 1_000_000), section_error(FILE)),
         ("a hundred thousand columns", write(FILE, "barcode," + "a," * 100_000), section_error(FILE)),
         (

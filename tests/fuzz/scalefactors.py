@@ -22,7 +22,8 @@ FILE = "spatial/scalefactors_json.json"
 NAN, INF = float("nan"), float("inf")
 DIAMETER = section_error("spot_diameter_fullres", "expected pixels above 0")
 LATTICE = Works("0.7 um/px by lattice")
-ODD = (0, -1.0, NAN, INF, "0.5", True, [0.5], {}, None)
+ODD = (0, -1.0, NAN, INF, "0.5", True, [0.5, 0.5], [], ["0.5"], [None], [True], {}, None)
+"""A list of one number is that number, as R writes all numbers; these are no numbers."""
 
 CASES = cases(
     "scalefactors",
@@ -82,6 +83,28 @@ CASES = cases(
             (f"spot diameter {value!r}", edit_json(FILE, spot_diameter_fullres=value), DIAMETER)
             for value in (MISSING, *ODD)
             if value is not MISSING
+        ),
+        *(
+            (
+                f"spot diameter {value!r}, as R writes it",
+                edit_json(FILE, spot_diameter_fullres=value),
+                Works("1 of 30 spots"),
+            )
+            for value in ([78.6], [[78.6]])
+        ),
+        *(
+            (
+                f"microns per pixel {value!r}, as R writes it",
+                edit_json(FILE, microns_per_pixel=value),
+                Works("0.5 um/px by scalefactors"),
+            )
+            for value in ([0.5], [[[0.5]]])
+        ),
+        ("hires factor [0.5], as R writes it", edit_json(FILE, tissue_hires_scalef=[0.5]), Works("slide.png")),
+        (
+            "a list nested a thousand deep around one number",
+            edit_text(FILE, lambda t: t[:-1] + ', "microns_per_pixel": ' + "[" * 900 + "0.5" + "]" * 900 + "}"),
+            Works("0.5 um/px by scalefactors"),
         ),
         ("no spot diameter", edit_json(FILE, spot_diameter_fullres=MISSING), DIAMETER),
         *(

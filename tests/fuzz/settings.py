@@ -1,4 +1,4 @@
-"""Visium HD folders, checkpoint folders and training configurations, broken or odd."""
+"""Visium HD folders, checkpoint folders, training configurations and job files, broken or odd."""
 
 from __future__ import annotations
 
@@ -305,4 +305,99 @@ CONFIGS = cases(
         ("nested a hundred thousand deep", config("[" * 100_000), request_error("nested")),
     ],
 )
-CASES = [*HD, *CHECKPOINTS, *CONFIGS]
+
+
+def jobs(text: str = "", **changes: Any) -> Callable[[Scene], object]:
+    """A job file of one section, changed or replaced by a text, that is read."""
+
+    def apply(scene: Scene) -> None:
+        (scene.root / "a").mkdir()
+        (scene.root / "b").mkdir()
+        content = {"output": "results", "sections": [{"path": "a"}], "edits": {"measured": []}} | changes
+        file = scene.root / "jobs.yaml"
+        file.write_text(text or json.dumps({k: v for k, v in content.items() if v is not MISSING}))
+
+        def load() -> str:
+            from napari_stmdit.scale.jobs import read_jobs
+
+            return "; ".join(f"{job.name} in {job.folder.name}" for job in read_jobs(file))
+
+        scene.other = load
+
+    return apply
+
+
+JOBS = cases(
+    "job files",
+    "nothing",
+    [
+        ("as it is", jobs(), Works("a / measured in a.zarr.measured.unfinished")),
+        ("edits with their programs", jobs(edits={"x": {"programs": {"p": ["G"]}, "edits": []}}), Works("a / x")),
+        *(
+            (f"{key} is empty", jobs(**{key: value}), request_error(key))
+            for key, value in (("output", ""), ("checkpoint", ""), ("sections", []), ("edits", {}))
+        ),
+        *(
+            (f"{key} is {value!r}", jobs(**{key: value}), request_error(key))
+            for key, value in (
+                ("sections", 0),
+                ("sections", [7]),
+                ("edits", ""),
+                ("edits", [[]]),
+                ("request", ""),
+                ("request", []),
+            )
+        ),
+        *(
+            (f"a section's {key} is empty", jobs(sections=[{"path": "a", key: ""}]), request_error(f"sections.0.{key}"))
+            for key in ("path", "name", "fullres", "region", "predicted_expression")
+        ),
+        (
+            "an edit called as a store calls it",
+            jobs(edits={"stmdit_x": []}),
+            request_error("edits.stmdit_x", "leave it out"),
+        ),
+        ("an edit called STMDIT_x", jobs(edits={"STMDIT_x": []}), request_error("edits.STMDIT_x")),
+        ("edits that differ in case", jobs(edits={"Low": [], "low": []}), request_error("edits.low", "'Low'")),
+        (
+            "sections that differ in case",
+            jobs(sections=[{"path": "a"}, {"path": "b", "name": "A"}]),
+            request_error("sections.1.name"),
+        ),
+        ("an edit's name is a path", jobs(edits={"../x": []}), request_error("edits.../x")),
+        (
+            "an edit's name is a number",
+            jobs("{output: o, sections: [{path: a}], edits: {1: []}}"),
+            request_error("edits.1"),
+        ),
+        ("an edit is null", jobs(edits={"x": None}), request_error("edits.x", "expected a list")),
+        ("an edit's file is missing", jobs(edits={"x": "none.yaml"}), request_error("edits.x", "none.yaml")),
+        ("an edit's file is a device", jobs(edits={"x": "/dev/zero"}), request_error("edits.x", "no file")),
+        ("an edit's file has a NUL", jobs(edits={"x": "a\0b"}), request_error("edits.x")),
+        (
+            "a region's file is a device",
+            jobs(sections=[{"path": "a", "region": "/dev/zero"}]),
+            request_error("sections.0.region"),
+        ),
+        (
+            "a region's file is of nobody",
+            jobs(sections=[{"path": "a", "region": "~nosuchuser/r"}]),
+            request_error("~nosuchuser"),
+        ),
+        (
+            "two jobs of one folder",
+            jobs(sections=[{"path": "a"}, {"path": "b", "name": "a.zarr.b"}], edits={"b.zarr.c": [], "c": []}),
+            request_error("one folder"),
+        ),
+        (
+            "faults of every kind at once",
+            jobs(
+                sections=[{"path": "a", "mpp": 0}, {"path": "none"}],
+                edits={"stmdit_x": [], "y": [{"operation": "fly"}]},
+                request={"seed": -1},
+            ),
+            request_error("sections.0.mpp", "sections.1.path", "edits.stmdit_x", "'fly'", "request.seed"),
+        ),
+    ],
+)
+CASES = [*HD, *CHECKPOINTS, *CONFIGS, *JOBS]

@@ -68,6 +68,30 @@ def aperio(description: str):
     return apply
 
 
+def contradicting(about: str = "Aperio Image Library v12|MPP = 0.25", **options: Any):
+    """A slide whose description and resolution state different scales."""
+
+    def apply(scene: Scene) -> None:
+        scene.section = scene.root / "slide.svs"
+        scene.options.update(options)
+        tiled = {"tile": (256, 256), "photometric": "rgb", "description": about, "metadata": None}
+        tifffile.imwrite(scene.section, picture(), **tiled, **CM)
+
+    return apply
+
+
+def pages(*arrays: Callable[[], np.ndarray], name: str = "slide.tif"):
+    """A file of several pages that all state 0.5 um/px."""
+
+    def apply(scene: Scene) -> None:
+        scene.section = scene.root / name
+        with tifffile.TiffWriter(scene.section) as file:
+            for array in arrays:
+                file.write(array(), photometric="rgb", metadata=None, tile=(256, 256), compression="zlib", **CM)
+
+    return apply
+
+
 def table(values: Any = None, yx: Any = None, after: Callable[[Path], object] | None = None, **changes: Any):
     """Give a predicted table; ``after`` breaks its file."""
 
@@ -170,6 +194,31 @@ CASES = [
                 "Aperio, MPP of nan",
                 aperio("Aperio Image Library v12|MPP = nan"),
                 Refused("ScaleError", "no pixel of a slide"),
+            ),
+            (
+                "Aperio, MPP of before it was made smaller",
+                contradicting(),
+                Refused(
+                    "ScaleError", ["contradict", "MPP of the Aperio description gives 0.25", "gives 0.5 um", "--mpp"]
+                ),
+            ),
+            (
+                "Aperio, MPP of before it was made smaller, and the scale given",
+                lambda s: (contradicting()(s), setattr(s, "mpp", 0.5)),
+                Works("0.5 um/px by override"),
+            ),
+            ("Aperio, MPP with fewer digits", contradicting("Aperio Image Library v12|MPP = 0.503"), WORKS),
+            ("a thumbnail before the slide", pages(lambda: picture()[::8, ::8], picture), WORKS),
+            ("a qptiff with coarser pages", pages(picture, lambda: picture()[::2, ::2], name="slide.qptiff"), WORKS),
+            (
+                "two slides in one file",
+                pages(picture, lambda: picture()[:1500]),
+                section_error("several images (1600 x 1600, 1500 x 1600 pixels)"),
+            ),
+            (
+                "a Leica scan by its name alone",
+                slide("slide.scn"),
+                WORKS,
             ),
             *(
                 (f"pitch of {pitch!r}", slide(grid_pitch=pitch), section_error("grid_pitch is"))

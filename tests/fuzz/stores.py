@@ -129,6 +129,93 @@ def about(**values: Any) -> Callable[[Scene], object]:
     return attrs("", lambda a: a.__setitem__("stmdit_section", values))
 
 
+def element(path: str, made: Callable[[Any], Any]) -> Callable[[Scene], object]:
+    """Write an element of the table with anndata; gets the counts, (30, 20) sparse."""
+
+    def apply(scene: Scene) -> None:
+        import anndata
+
+        group = zarr.open_group(scene.section, mode="r+", use_consolidated=False)
+        anndata.io.write_elem(group, f"{TABLE}/{path}", made(anndata.io.read_elem(group[f"{TABLE}/X"])))
+        plain(scene)
+
+    return apply
+
+
+def factors(**values: Any) -> Callable[[Scene], object]:
+    """Let the table keep scale factors as scanpy does."""
+    return element("uns/spatial", lambda x: {"lib": {"scalefactors": values}})
+
+
+def column(name: str, made: Callable[[], Any]) -> Callable[[Scene], object]:
+    """Add a column to the table's rows."""
+    return both(
+        attrs(f"{TABLE}/obs", lambda a: a["column-order"].append(name)),
+        element(f"obs/{name}", lambda x: np.array(made())),
+    )
+
+
+def rounded(x: Any) -> Any:
+    """Counts brought to a million a spot."""
+    return x.multiply(1e6 / x.sum(axis=1)).rint().astype(np.float32).tocsr()
+
+
+def old(*changes: Callable[[Path], object]) -> Callable[[Scene], object]:
+    """Write the store as SpatialData before 0.3 did, in zarr 2, and change that."""
+
+    def apply(scene: Scene) -> None:
+        import spatialdata
+        from spatialdata._io.format import SpatialDataContainerFormatV01
+
+        made = scene.root / "old.zarr"
+        spatialdata.read_zarr(scene.section).write(made, sdata_formats=SpatialDataContainerFormatV01())
+        for change in changes:
+            change(made)
+        scene.section = made
+
+    return apply
+
+
+def bare(store: Path) -> None:
+    """Take the attributes of the root and what is consolidated, which 0.2 did not write."""
+    for name in (".zattrs", ".zmetadata", "zmetadata"):
+        (store / name).unlink(missing_ok=True)
+
+
+def pickled(store: Path) -> None:
+    file = store / f"{TABLE}/obs/_index/.zarray"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"filters": [{"id": "pickle", "protocol": 5}]}))
+
+
+def consolidated_pickle(store: Path) -> None:
+    node = {"dtype": "|O", "filters": [{"id": "pickle"}], "shape": [30], "chunks": [30]}
+    (store / ".zmetadata").write_text(json.dumps({"metadata": {f"{TABLE}/obs/_index/.zarray": node}}))
+
+
+def claims(path: str, shape: list[int]) -> Callable[[Scene], object]:
+    """Let the metadata of an array claim another shape."""
+
+    def apply(scene: Scene) -> None:
+        file = scene.section / path / "zarr.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"shape": shape}))
+        plain(scene)
+
+    return apply
+
+
+def slide_file(scene: Scene) -> None:
+    """Give the slide as a file, which states no scale."""
+    from PIL import Image
+    from tiny import analytic_image
+
+    Image.fromarray(analytic_image()).save(scene.root / "slide.png")
+    scene.fullres = scene.root / "slide.png"
+
+
+def in_microns(t: Any) -> Any:
+    return t.assign(geometry=t.geometry.affine_transform([0.7, 0, 0, 0.7, 0, 0]))
+
+
 UNREADABLE = section_error("cannot be read as SpatialData")
 NONE = section_error("no circles that a table annotates")
 ASKS = request_error("--fullres")
@@ -319,6 +406,205 @@ CASES = cases(
             "the slide ten times as coarse",
             place(SLIDE, "scale", scale=[1.0, 10.0, 10.0]),
             request_error("coarser than"),
+        ),
+        (
+            "the slide mirrored and moved back, which its pixels are taken for",
+            place(SLIDE, "affine", affine=[[1, 0, 0, 0], [0, -1, 0, 860], [0, 0, 1, 0]]),
+            Works(["1 of 30 spots", "full-resolution pixels are those of image slide"]),
+        ),
+        (
+            "the slide turned by a right angle",
+            place(SLIDE, "affine", affine=[[1, 0, 0, 0], [0, 0, -1, 860], [0, 1, 0, 0]]),
+            Works(["1 of 30 spots", "full-resolution pixels are those of image slide"]),
+        ),
+        (
+            "the slide stretched by 1.3",
+            place(SLIDE, "scale", scale=[1.0, 1.3, 1.0]),
+            section_error("image slide is stretched", "1.3 x 1 of their units"),
+        ),
+        (
+            "the slide stretched by a fiftieth",
+            place(SLIDE, "scale", scale=[1.0, 1.0, 1.02]),
+            section_error("image slide is stretched", "1.02 x 1"),
+        ),
+        (
+            "the slide stretched by a two-hundredth",
+            place(SLIDE, "scale", scale=[1.0, 1.0, 1.005]),
+            Works("1 of 30 spots"),
+        ),
+        (
+            "the slide sheared",
+            place(SLIDE, "affine", affine=[[1, 0, 0, 0], [0, 1, 0.3, 0], [0, 0, 1, 0]]),
+            section_error("stretched or sheared", "0.3"),
+        ),
+        (
+            "the slide stretched and turned",
+            place(SLIDE, "affine", affine=[[1, 0, 0, 0], [0, 0, -1.3, 1100], [0, 1, 0, 0]]),
+            section_error("stretched or sheared"),
+        ),
+        (
+            "circles and slide share no coordinate system, and both are named",
+            renamed_system(SPOTS, "elsewhere"),
+            request_error(
+                "image slide of the store shares no coordinate system",
+                "it is in tiny, they are in elsewhere",
+                "set_transformation",
+            ),
+        ),
+        (
+            "no image, and a file whose scale nobody states",
+            both(without("images"), slide_file),
+            section_error("their unit is 0.7 um, and the file states no scale", "--mpp"),
+        ),
+        (
+            "no image, and a file whose scale is given",
+            both(without("images"), slide_file, setting(mpp=0.7)),
+            Works(["1 of 30 spots", "0.7 um/px by override"]),
+        ),
+        (
+            "circles in microns, no image, and a file whose scale is given",
+            both(shapes(in_microns), without("images"), slide_file, setting(mpp=0.7)),
+            section_error("not stored in its pixels", "their unit is 1 um", "0.7 um (as given)"),
+        ),
+        (
+            "no image, no lattice, and a file",
+            both(without("images"), array(f"{TABLE}/obs/array_row", lambda v: v * 0), slide_file, setting(mpp=0.7)),
+            section_error("their unit is unknown", "add the slide to the store"),
+        ),
+        (
+            "no image, no lattice, a file, and a spot's diameter in pixels",
+            both(
+                without("images"),
+                array(f"{TABLE}/obs/array_row", lambda v: v * 0),
+                factors(spot_diameter_fullres=np.array([55 / 0.7])),
+                slide_file,
+                setting(mpp=0.7),
+            ),
+            Works("1 of 30 spots"),
+        ),
+        *(
+            (
+                f"microns per pixel kept as {value!r}",
+                factors(microns_per_pixel=value),
+                Works("0.7 um/px by scalefactors"),
+            )
+            for value in (0.7, np.array([0.7]), np.float32(0.7))
+        ),
+        *(
+            (f"microns per pixel kept as {value!r}", factors(microns_per_pixel=value), Works("0.7 um/px by lattice"))
+            for value in (
+                "0.7",
+                "unknown",
+                np.array([0.7, 0.7]),
+                np.array(["0.7"]),
+                {"y": 0.7},
+                True,
+                -0.7,
+                np.nan,
+                1e300,
+                10**12,
+            )
+        ),
+        (
+            "microns per pixel against the lattice",
+            factors(microns_per_pixel=0.35),
+            request_error("states 0.35 microns_per_pixel", "the spots' lattice gives 0.7"),
+        ),
+        (
+            "microns per pixel against the lattice, and the right one given",
+            both(factors(microns_per_pixel=0.35), setting(mpp=0.7)),
+            Works("0.7 um/px by override"),
+        ),
+        ("spatial of uns is a word", element("uns/spatial", lambda x: "none"), Works("0.7 um/px by lattice")),
+        ("spatial of uns is a list", element("uns/spatial", lambda x: np.arange(3)), Works("0.7 um/px by lattice")),
+        (
+            "scale factors are a number",
+            element("uns/spatial", lambda x: {"lib": {"scalefactors": 7}}),
+            Works("by lattice"),
+        ),
+        (
+            "two libraries in a column",
+            column("library_id", lambda: ["a"] * 15 + ["b"] * 15),
+            section_error("library_id: a, b"),
+        ),
+        ("one library in a column", column("library_id", lambda: ["a"] * 30), Works("1 of 30 spots")),
+        ("libraries by number", column("library_id", lambda: [0] * 15 + [1] * 15), section_error("several libraries")),
+        (
+            "places of the array there twice",
+            both(
+                array(f"{TABLE}/obs/array_row", lambda v: np.tile(v[:15], 2)),
+                array(f"{TABLE}/obs/array_col", lambda v: np.tile(v[:15], 2)),
+            ),
+            section_error("15 of 15 places of the array", "keep the rows of one"),
+        ),
+        (
+            "one barcode in two samples",
+            array(
+                f"{TABLE}/obs/_index",
+                lambda v: np.array(
+                    [f"{i // 15}_AAACAAGTATCTC{'ACGT'[i % 15 % 4]}{'ACGT'[i % 15 // 4]}A" for i in range(30)]
+                ),
+            ),
+            section_error("have one barcode"),
+        ),
+        (
+            "rows named as bins",
+            array(f"{TABLE}/obs/_index", lambda v: np.array([f"s_002um_00001_{i:05d}-1" for i in range(30)])),
+            section_error("bins of Visium HD", "2 um", "binned_outputs"),
+        ),
+        (
+            "circles as near as cells",
+            both(
+                shapes(lambda t: t.assign(geometry=t.geometry.affine_transform([0.1, 0, 0, 0.1, 400, 400]))),
+                array(f"{TABLE}/obs/array_row", lambda v: v * 0),
+                setting(mpp=0.7),
+            ),
+            section_error("lie 10 um from each other", "bins or cells"),
+        ),
+        (
+            "X rounded to a million and a layer of counts",
+            both(element("layers/counts", lambda x: x), element("X", rounded)),
+            Works("counts are those of the table's layer 'counts'"),
+        ),
+        ("a layer of counts that X repeats", element("layers/counts", lambda x: x), Works("1 of 30 spots")),
+        (
+            "a layer of counts that are fractions",
+            element("layers/counts", lambda x: x * 0.3),
+            Works("the table's layer 'counts' holds fractional values; X is taken"),
+        ),
+        (
+            "a layer of counts that are nan, and X fractions",
+            both(element("layers/counts", lambda x: x * np.nan), element("X", lambda x: x * 0.3)),
+            section_error("does not hold counts"),
+        ),
+        (
+            "a layer of counts of another shape",
+            element("layers/counts", lambda x: x[:, :5]),
+            section_error("tiny.zarr"),
+        ),
+        (
+            "X fractions and counts in another layer",
+            both(element("layers/umi", lambda x: x), element("X", lambda x: x * 0.3)),
+            section_error("does not hold counts", "whole numbers are in umi"),
+        ),
+        ("X of 8 bits", element("X", lambda x: x.minimum(100).astype(np.uint8)), Works("1 of 30 spots")),
+        ("X of logical values", element("X", lambda x: x > 0), section_error("does not hold counts")),
+        ("X dense", element("X", lambda x: x.toarray()), Works("1 of 30 spots")),
+        ("X of 2^31", element("X", lambda x: x.astype(np.int64) * 2**31), section_error("does not hold counts")),
+        ("counts that claim terabytes", claims(f"{TABLE}/X/data", [2**50]), section_error("tiny.zarr")),
+        ("before 0.3, with a root that says nothing", old(bare), Works(["1 of 30 spots", "0.7 um/px by lattice"])),
+        ("before 0.3, with what later versions added", old(), Works("1 of 30 spots")),
+        ("before 0.3, without shapes", old(bare, lambda s: shutil.rmtree(s / "shapes")), NONE),
+        (
+            "before 0.3, without any attribute of an element",
+            old(bare, lambda s: [f.write_text("{}") for k in ("shapes", "tables") for f in s.glob(f"{k}/*/.zattrs")]),
+            section_error("no SpatialData"),
+        ),
+        ("before 0.3, with names that are pickled", old(bare, pickled), section_error("pickled", "Nothing was run")),
+        (
+            "before 0.3, with names that are pickled by consolidated metadata",
+            old(bare, consolidated_pickle),
+            section_error("pickled", "Nothing was run"),
         ),
         ("circles scaled to nothing", place(SPOTS, "scale", scale=[0.0, 0.0]), section_error("cannot be undone")),
         ("circles placed by a word", place(SPOTS, "twist"), section_error("tiny.zarr")),

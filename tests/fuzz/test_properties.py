@@ -15,7 +15,7 @@ from tiny import TINY_GENES, tiny_arrays
 from napari_stmdit.errors import RequestError, SectionError
 from napari_stmdit.expression.genes import gather_counts, match_genes
 from napari_stmdit.files import BadFile, read_json, read_yaml
-from napari_stmdit.synthesis.requests import make_request, read_edits, read_request
+from napari_stmdit.synthesis.requests import make_request, read_edit_file, read_request
 from napari_stmdit.tissue import geometry
 from napari_stmdit.types import (
     AddEdit,
@@ -81,7 +81,7 @@ plain = st.recursive(
 def test_edits_survive_yaml(tmp_path, wanted):
     file = tmp_path / "edits.yaml"
     file.write_text(yaml.safe_dump([edit.model_dump(mode="json") for edit in wanted], allow_unicode=True), "utf-8")
-    assert list(read_edits(file)) == wanted
+    assert list(read_edit_file(file).edits) == wanted
 
 
 @FEW
@@ -112,7 +112,7 @@ def test_any_bytes_are_read_or_refused(tmp_path, content):
     for read, refusal in (
         (read_yaml, BadFile),
         (read_json, BadFile),
-        (read_edits, RequestError),
+        (read_edit_file, RequestError),
         (geometry.polygons_from_geojson, SectionError),
     ):
         try:

@@ -6,7 +6,9 @@ import pytest
 import torch
 import yaml
 from checkpoints import plain_transformer, randomised
+from hypothesis import HealthCheck, given, settings
 from safetensors.torch import load_file, save_file
+from storage_trees import TREES, content, plant
 
 from napari_stmdit import load_transformer
 from napari_stmdit.errors import CheckpointError
@@ -14,8 +16,9 @@ from napari_stmdit.model.convert import MPP_CANDIDATES, convert
 from napari_stmdit.model.folder import load_component, read_folder
 from napari_stmdit.model.inspect import inspect_checkpoint
 from napari_stmdit.model.keys import Stacked, from_native
-from napari_stmdit.model.references import MissingComponentError, file_hash
+from napari_stmdit.model.references import MissingComponentError
 from napari_stmdit.model.writing import write_safetensors
+from napari_stmdit.storage.fingerprint import of_file
 
 SIZES = {
     "in_channels": 16,
@@ -164,7 +167,7 @@ def test_nothing_is_overwritten(foreign, tmp_path):
     target.mkdir()
     convert(foreign, target, patch_mpp=0.5)
     before = {file: file.read_bytes() for file in target.rglob("*") if file.is_file()}
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="nothing is overwritten, give a new folder"):
         convert(foreign, target, patch_mpp=0.5)
     assert before == {file: file.read_bytes() for file in target.rglob("*") if file.is_file()}
 
@@ -196,7 +199,7 @@ def test_a_stated_hash_is_checked(foreign, tmp_path, vae_folder):
     weights = vae_folder / "diffusion_pytorch_model.safetensors"
     path = made.path / "vae" / "reference.json"
     stated = json.loads(path.read_text())
-    path.write_text(json.dumps({**stated, "sha256": {weights.name: file_hash(weights)}}))
+    path.write_text(json.dumps({**stated, "sha256": {weights.name: of_file(weights)}}))
     load_component(read_folder(made.path), "vae")
     path.write_text(json.dumps({**stated, "sha256": {weights.name: "0" * 64}}))
     with pytest.raises(CheckpointError, match="was expected: it is damaged or another version"):
@@ -269,3 +272,18 @@ def test_half_precision_stays_half(tmp_path, net):
     written = load_file(made.path / "transformer" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in written.values()} == {torch.float16}
     assert np.isclose(sum(t.nbytes for t in written.values()), sum(t.nbytes for t in tensors.values()))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tree=TREES)
+def test_whatever_is_in_the_way_of_a_conversion_stays_as_it_is(tree, foreign, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("way")
+    (folder / "elsewhere").mkdir()
+    plant(folder / "out", tree)
+    before = content(folder)
+    try:
+        convert(foreign, folder / "out", patch_mpp=0.5)
+    except CheckpointError:
+        assert tree != {} and content(folder) == before
+    else:
+        assert tree == {}

@@ -429,3 +429,23 @@ def test_a_second_download_of_the_same_is_kept_out(hub, entry):
     assert "under way" in refused(entry, endpoint=hub.endpoint)
     first.join(30)
     assert find_download(entry) is not None
+
+
+def test_a_file_that_the_user_put_there_is_replaced_only_where_asked(hub, entry, folder):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_bytes(b"of the user")
+    said = refused(entry, endpoint=hub.endpoint)
+    assert "config.json was not put there by `stmdit download`" in said and "--force" in said
+    (folder / "config.json").write_bytes(b"x" * len(CONFIG))  # seen by its hash alone
+    assert "config.json was not put there" in refused(entry, endpoint=hub.endpoint)
+    assert (folder / "config.json").read_bytes() == b"x" * len(CONFIG)
+    (folder / "config.json").write_bytes(CONFIG)  # what would be put there
+    download(entry, endpoint=hub.endpoint)
+    assert names(folder) == WHOLE
+
+
+def test_no_file_is_taken_for_a_part_but_by_its_whole_name(hub, entry, folder):
+    folder.mkdir(parents=True)
+    (folder / "config.json.my-own-notes.part").write_bytes(b"of the user")
+    download(entry, endpoint=hub.endpoint)
+    assert names(folder) == WHOLE | {"config.json.my-own-notes.part"}

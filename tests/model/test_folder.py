@@ -7,9 +7,10 @@ from safetensors.torch import load_file, save_file
 
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model.autoencoder import StmditAutoencoder
-from napari_stmdit.model.folder import content_hash, load_component, read_folder, read_profile_spreads, read_profiles
+from napari_stmdit.model.folder import load_component, read_folder, read_profile_spreads, read_profiles
 from napari_stmdit.model.inspect import inspect_checkpoint
 from napari_stmdit.model.transformer import STMDiTTransformer2D
+from napari_stmdit.storage.fingerprint import of_folder
 
 
 def edit_json(path, **changes):
@@ -37,15 +38,15 @@ def test_profiles(tiny_checkpoint):
 
 
 def test_the_hash_follows_every_file(tiny_checkpoint):
-    first = content_hash(tiny_checkpoint)
-    assert content_hash(shutil.copytree(tiny_checkpoint, tiny_checkpoint.parent / "copy")) == first
+    first = of_folder(tiny_checkpoint)
+    assert of_folder(shutil.copytree(tiny_checkpoint, tiny_checkpoint.parent / "copy")) == first
     (tiny_checkpoint / ".hidden").write_text("x")
-    assert content_hash(tiny_checkpoint) == first
+    assert of_folder(tiny_checkpoint) == first
     weights = tiny_checkpoint / "vae" / "diffusion_pytorch_model.safetensors"
     changed = bytearray(weights.read_bytes())
     changed[-1] ^= 1
     weights.write_bytes(bytes(changed))
-    assert content_hash(tiny_checkpoint) != first == read_folder(tiny_checkpoint.parent / "copy").sha256
+    assert of_folder(tiny_checkpoint) != first == read_folder(tiny_checkpoint.parent / "copy").sha256
 
 
 @pytest.mark.parametrize("name", ["stmdit.json", "model_index.json"])

@@ -53,6 +53,24 @@ def test_scale_zero_leaves_a_condition_out():
 
 
 @pytest.mark.parametrize("rule", RULES)
+def test_a_condition_of_scale_zero_is_seen_by_no_prediction_under_any_rule(rule, predictions):
+    e00, em, eg = (predictions[key] for key in ((False, False), (True, False), (False, True)))
+    without = branches(rule, 0, 2.5)
+    assert not any(b.morphology for b in without)
+    torch.testing.assert_close(guided(without, predictions), e00 + 2.5 * (eg - e00))
+    assert without == branches(rule, 2.5, 2.5, has_morphology=False)
+    without = branches(rule, 2.5, 0)
+    assert not any(b.expression for b in without)
+    torch.testing.assert_close(guided(without, predictions), e00 + 2.5 * (em - e00))
+    assert branches(rule, 0, 0) == (Branch(False, False, 1),)
+
+
+def test_below_the_interval_a_condition_of_scale_zero_stays_left_out():
+    assert by_level(branches("nested_morphology_first", 0, 2), [0.1], 0.5) == [(Branch(False, True, 1.0),)]
+    assert by_level(branches("nested_expression_first", 2, 0), [0.1], 0.5) == [(Branch(True, False, 1.0),)]
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_nothing_is_computed_twice_when_a_condition_is_null(rule):
     only_morphology = branches(rule, 3, 2, has_expression=False)
     assert [(b.morphology, b.expression) for b in only_morphology] == [(False, False), (True, False)]

@@ -1,5 +1,8 @@
 import argparse
 import pickle
+import time
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ from safetensors.torch import save_file
 
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model.inspect import inspect_checkpoint
+from napari_stmdit.model.options import gather_options
 from napari_stmdit.model.reading import globals_in_pickle, read_settings, read_weights
 
 
@@ -129,3 +133,70 @@ def test_what_is_not_there_or_of_no_known_kind(tmp_path):
     (tmp_path / "weights.h5").write_bytes(b"")
     with pytest.raises(CheckpointError, match="no known kind"):
         read_weights(tmp_path / "weights.h5")
+
+
+LAUGHS = "\n".join(["a0: &a0 [x, x]", *(f"a{k}: &a{k} [*a{k - 1}, *a{k - 1}, *a{k - 1}]" for k in range(1, 30))])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("training_config.yaml", f"{LAUGHS}\nmodel: {{num_heads: *a29}}\n", "aliases stand for more than"),
+        ("training_config.yaml", "a: &a [*a]\n", "an alias stands for something that holds itself"),
+        ("training_config.yaml", "model: {num_heads: 2, num_heads: 3}\n", "the key 'num_heads' is given twice"),
+        ("training_config.yaml", "n: 1" + ":1" * 100_000 + "\n", "a number of 200,001 digits"),
+        ("training_config.yaml", "# " + "x" * 9_000_000 + "\na: 1\n", "has 9 megabytes"),
+        ("config.json", '{"a": ' + "[" * 100_000, "nested too deeply"),
+        ("config.json", '{"a": ' + "9" * 5000 + "}", "integer string conversion"),
+        ("config.json", '{"a": "' + "x" * 65_000_000 + '"}', "has 65 megabytes"),
+    ],
+)
+def test_settings_that_would_hang_or_fill_the_memory_are_refused(tmp_path, name, text, said):
+    path = tmp_path / name
+    path.write_text(text)
+    begun = time.monotonic()
+    with pytest.raises(CheckpointError, match=f"{name} is not readable: .*{said}") as refused:
+        read_settings(path)
+    assert time.monotonic() - begun < 60 and len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "value", ["[" + ", ".join(["[1, 2, 3]"] * 50_000) + "]", "0x" + "f" * 900, '"' + "x" * 100_000 + '"']
+)
+def test_a_large_value_in_the_settings_makes_no_large_message(tmp_path, value):
+    path = tmp_path / "training_config.yaml"
+    path.write_text(f"model: {{num_heads: {value}, proj_act: {value}}}\ndiffusion: {{objective: {value}}}\n")
+    found = gather_options({}, read_settings(path), None)
+    assert any("num_attention_heads is" in fault for fault in found.faults)
+    assert all(len(fault) < 300 for fault in found.faults)
+
+
+def test_a_torch_file_whose_members_are_packed_is_refused_before_they_grow(tmp_path):
+    plain, packed = tmp_path / "plain.pt", tmp_path / "packed.pt"
+    torch.save({"a": torch.zeros(4_000_000)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for member in source.infolist():
+            target.writestr(member.filename, source.read(member))
+    assert packed.stat().st_size < plain.stat().st_size / 100
+    with pytest.raises(CheckpointError, match=r"packed\.pt is refused: .* in it is compressed"):
+        read_weights(packed)
+    assert read_weights(plain)["a"].shape == (4_000_000,)
+
+
+def test_a_pickle_larger_than_any_that_torch_writes_is_neither_read_nor_unpacked(tmp_path):
+    path = tmp_path / "large.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x00" * 200_000_000)
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="is refused: its pickles have 200 megabytes"):
+        globals_in_pickle(path)
+    with pytest.raises(CheckpointError, match="is refused: archive/data.pkl in it is compressed"):
+        read_weights(path)
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+
+
+def test_many_small_pickles_in_a_row_are_walked_to_the_last(tmp_path):
+    path = tmp_path / "many.ckpt"
+    path.write_bytes(b"N." * 300_000 + pickle.dumps(argparse.Namespace))
+    assert globals_in_pickle(path) == ("argparse Namespace",)

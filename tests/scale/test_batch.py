@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import shutil
 import sys
+from dataclasses import dataclass, replace
 
+import h5py
 import numpy as np
 import pytest
 import yaml
+import zarr
+from PIL import Image
 
 from napari_stmdit.errors import RequestError
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.scale.batch import LocalRunner, exit_code, run_batch, table
 from napari_stmdit.scale.jobs import read_jobs
+from napari_stmdit.synthesis.requests import read_edit_file
+from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.tissue.store import list_results, read_result
+from napari_stmdit.tissue.stored_results import RESULT_ATTRS
 
 
 @pytest.fixture
@@ -71,6 +80,73 @@ def test_a_result_of_another_request_is_not_taken_for_this_one(cohort, runner):
     assert "seed: 3 then, 4 now" in outcomes[0].message and "another name" in outcomes[0].message
 
 
+MEASURED = {"edits": {"measured": []}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mpp": 0.62}, r"section\.mpp: 0\.7 then, 0\.62 now"),
+        ({"path": "moved spots"}, r"section\.spots"),
+        ({"path": "black box"}, r"section\.slide\.file"),
+        ({"path": "other counts"}, r"section\.counts"),
+    ],
+)
+def test_a_result_of_other_inputs_is_not_taken_for_this_one(cohort, runner, tmp_path, tiny_folder, change, message):
+    place = {"path": "first", "name": "one", "mpp": 0.7}
+    assert run_batch(read_jobs(cohort(sections=[place], **MEASURED)), runner)[0].state == "done"
+    _change(tmp_path, change.get("path"))
+    (outcome,) = run_batch(read_jobs(cohort(sections=[{**place, **change}], **MEASURED)), runner)
+    assert outcome.state == "failed" and re.search(message, outcome.message), outcome.message
+    assert "of other inputs" in outcome.message
+    moved = shutil.move(tmp_path / "first", tmp_path / "elsewhere")  # the same section, called otherwise
+    (outcome,) = run_batch(read_jobs(cohort(sections=[{**place, "path": str(moved)}], **MEASURED)), runner)
+    assert outcome.state == "there already"
+
+
+def _change(folder, name):
+    """Make a section called like what differs from the first one."""
+    if name is None:
+        return
+    place = shutil.copytree(folder / "first", folder / name)
+    if name == "moved spots":
+        file = place / "spatial" / "tissue_positions.csv"
+        lines = file.read_text().splitlines()
+        file.write_text(
+            "\n".join([lines[0], *(f"{line.rsplit(',', 1)[0]},{k}" for k, line in enumerate(lines[1:], 300))])
+        )
+    elif name == "black box":
+        with Image.open(place / "slide.png") as picture:
+            pixels = np.asarray(picture).copy()
+        pixels[400:412, 400:412] = 0
+        Image.fromarray(pixels).save(place / "slide.png")
+    else:
+        with h5py.File(place / "filtered_feature_bc_matrix.h5", "r+") as file:
+            file["matrix/data"][0] += 1
+
+
+def test_another_precision_is_not_taken_for_this_one(cohort):
+    run_batch(read_jobs(cohort(sections=[{"path": "first"}], **MEASURED)), LocalRunner("cpu", dtype="float32"))
+    (outcome,) = run_batch(
+        read_jobs(cohort(sections=[{"path": "first"}], **MEASURED)), LocalRunner("cpu", dtype="bfloat16")
+    )
+    assert outcome.state == "failed" and "dtype: 'float32' then, 'bfloat16' now" in outcome.message
+
+
+def test_a_result_without_recorded_inputs_is_compared_as_far_as_its_record_goes(cohort, runner, tmp_path):
+    """As an earlier version saved it."""
+    place = {"path": "first", "name": "one", "mpp": 0.7}
+    run_batch(read_jobs(cohort(sections=[place], **MEASURED)), runner)
+    root = zarr.open_group(tmp_path / "results" / "one.zarr", mode="r+", use_consolidated=False)
+    records = root.attrs[RESULT_ATTRS]
+    del records["stmdit_measured"]["inputs"]
+    root.attrs[RESULT_ATTRS] = records
+    zarr.consolidate_metadata(root.store)
+    assert run_batch(read_jobs(cohort(sections=[place], **MEASURED)), runner)[0].state == "there already"
+    (outcome,) = run_batch(read_jobs(cohort(sections=[{**place, "mpp": 0.62}], **MEASURED)), runner)
+    assert outcome.state == "failed" and "section.mpp: 0.7 then, 0.62 now" in outcome.message
+
+
 def test_one_bad_section_stops_no_other(cohort, runner, tmp_path):
     (tmp_path / "first" / "filtered_feature_bc_matrix.h5").write_bytes(b"broken")
     outcomes = run_batch(read_jobs(cohort()), runner)
@@ -78,6 +154,146 @@ def test_one_bad_section_stops_no_other(cohort, runner, tmp_path):
     assert "cannot be read" in outcomes[0].message
     text = table(outcomes)
     assert "two      measured  done    2/2" in text and "first / measured: " in text
+
+
+@dataclass(frozen=True)
+class Failing(SectionSource):
+    """A section that cannot be opened, for a reason that nobody foresaw."""
+
+    error: Exception | None = None
+
+    def open(self):
+        assert self.error is not None
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ValueError("could not convert string to float: 'unknown'"), "unexpected ValueError: could not convert"),
+        (OSError(errno.EIO, "Input/output error", "slide.tif"), "the disk or the network failed"),
+        (MemoryError(), "MemoryError"),
+        (AssertionError(), "STMDIT_DEBUG=1"),
+    ],
+)
+def test_whatever_goes_wrong_with_one_section_the_others_go_on(cohort, runner, error, says):
+    first, *_, last = read_jobs(cohort(edits={"measured": []}))
+    broken = replace(first, place=replace(first.place, source=Failing(first.place.source.path, error=error)))
+    outcomes = run_batch([broken, last], runner)
+    assert [o.state for o in outcomes] == ["failed", "done"] and exit_code(outcomes) == 1
+    assert says in outcomes[0].message and "first / measured: " in table(outcomes)
+
+
+def test_a_full_disk_fails_one_job_and_the_others_go_on(cohort, runner, monkeypatch):
+    jobs = read_jobs(cohort(edits={"measured": []}))
+    synthesize = runner.synthesize
+
+    def full(place, *arguments):
+        if place.name == "first":
+            raise OSError(errno.ENOSPC, "No space left on device", str(place.store))
+        return synthesize(place, *arguments)
+
+    monkeypatch.setattr(runner, "synthesize", full)
+    outcomes = run_batch(jobs, runner)
+    assert [o.state for o in outcomes] == ["failed", "done"] and exit_code(outcomes) == 1
+    assert "No space left on device" in outcomes[0].message and "run the batch again" in outcomes[0].message
+
+
+def test_patches_that_are_not_finite_are_said_and_made_good_by_the_next_batch(cohort, runner, monkeypatch, tmp_path):
+    file = cohort(edits={"measured": []}, sections=[{"path": "first"}])
+    (job,) = read_jobs(file)
+    model = runner._checkpoint(job.request.checkpoint)
+    encode = model.encode_morphology
+    bad = []
+
+    def spoiled(patches, spots=()):
+        bad[:] = bad or [spots[0]]
+        rows = encode(patches, spots).copy()
+        rows[[spot in bad for spot in spots]] = np.nan
+        return rows
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "encode_morphology", spoiled)
+        (outcome,) = run_batch([job], runner)
+    assert (outcome.state, outcome.patches, outcome.planned) == ("incomplete", 1, 2)
+    assert exit_code([outcome]) == 1 and outcome.element is None and job.folder.is_dir()
+    assert (
+        str(job.folder) in outcome.message and "finite" in outcome.message and "run the batch again" in outcome.message
+    )
+    (again,) = run_batch([job], runner)
+    assert (again.state, again.patches) == ("done", 2) and exit_code([again]) == 0
+    assert list(list_results(job.place.store)) == ["stmdit_measured"] and not list(tmp_path.rglob("*.unfinished"))
+
+
+def test_a_result_that_an_earlier_version_left_incomplete_is_not_called_done(cohort, runner):
+    (job,) = read_jobs(cohort(edits={"measured": []}, sections=[{"path": "first"}]))
+    cancel = CancelToken()
+    whole = run_batch([job], runner)
+    assert exit_code(whole) == 0
+    shutil.rmtree(job.place.store)
+    section = job.place.source.open()
+    one_by_one = LocalRunner("cpu", batch=1)
+    stop = lambda progress: cancel.cancel() if progress.patches_done else None  # noqa: E731
+    part = one_by_one.synthesize(job.place, section, job.request, job.folder, cancel, stop)
+    part.save(job.place.store, job.edit)
+    (outcome,) = run_batch([job], runner)
+    assert outcome.state == "incomplete" and exit_code([outcome]) == 1
+    assert "1 of 2 patches are missing" in outcome.message and "another name" in outcome.message
+
+
+def test_a_name_that_differs_in_case_alone_is_refused_before_the_work(cohort, runner):
+    (low,) = read_jobs(cohort(edits={"low": []}, sections=[{"path": "first"}]))
+    assert run_batch([low], runner)[0].state == "done"
+    (outcome,) = run_batch([replace(low, edit="LOW")], runner)
+    assert outcome.state == "failed" and "already holds stmdit_low" in outcome.message
+    assert not replace(low, edit="LOW").folder.exists()
+
+
+def test_an_edit_file_means_in_a_batch_what_it_means_elsewhere(cohort, tmp_path):
+    """Its own programs, from a GMT file, and profiles count before the bundled ones of the same name."""
+    (tmp_path / "sets.gmt").write_text("hypoxia\tx\tERBB2\n")
+    (tmp_path / "other.json").write_text(json.dumps({"values": {"ERBB2": 2.0}}))
+    text = "{programs: sets.gmt, profiles: {far: other.json}, edits: [{operation: knock_out, programs: [hypoxia]}]}"
+    (tmp_path / "e.yaml").write_text(text)
+    (job, _) = read_jobs(cohort(edits={"e": "e.yaml"}))
+    file = read_edit_file(tmp_path / "e.yaml")
+    assert job.request.programs == file.programs == {"hypoxia": {"ERBB2": 1.0}}
+    assert job.request.profiles == file.profiles and job.request.edits == file.edits
+    (inline, _) = read_jobs(cohort(edits={"e": yaml.safe_load(text)}))
+    assert inline.request == job.request
+
+
+def test_programs_of_all_jobs_may_be_named_by_every_edit(cohort, tmp_path):
+    (tmp_path / "sets.gmt").write_text("mine\tx\tERBB2\n")
+    shared = {"programs": "sets.gmt", "steps": 2}
+    own = {"programs": {"own": ["ESR1"]}, "edits": [{"operation": "knock_out", "programs": ["own", "mine"]}]}
+    (job, plain, *_) = read_jobs(cohort(request=shared, edits={"both": own, "measured": []}))
+    assert job.request.programs == {"mine": {"ERBB2": 1.0}, "own": {"ESR1": 1.0}}
+    assert plain.request.programs == {"mine": {"ERBB2": 1.0}}
+
+
+def test_faults_of_fields_and_of_files_are_said_together(cohort, tmp_path):
+    (tmp_path / "bad.yaml").write_text("- {operation: fly}")
+    file = cohort(
+        sections=[{"path": "first", "mpp": -1}, {"path": "nowhere"}, {"path": "second", "name": ""}],
+        edits={"stmdit_x": [], "Low": [], "low": [], "wild": "bad.yaml", "inline": [{"operation": "scale"}], "no": ""},
+        request={"seed": -1, "programs": "none.gmt", "profiles": {"p": "none.json"}},
+        colour="red",
+    )
+    with pytest.raises(RequestError) as error:
+        read_jobs(file)
+    found = "\n".join(f"{place}: {message}" for place, message in error.value.faults)
+    for part in (
+        "sections.0.mpp", "sections.1.path", "sections.2.name", "edits.stmdit_x", "edits.low: it differs from 'Low'",
+        "edits.wild", "fly", "edits.inline", "edits.no", "request.seed", "none.gmt", "profiles.p", "colour",
+    ):  # fmt: skip
+        assert part in found, f"{part} is missing in\n{found}"
+
+
+def test_two_jobs_never_share_a_folder(cohort):
+    sections = [{"path": "first", "name": "a"}, {"path": "second", "name": "a.zarr.b"}]
+    with pytest.raises(RequestError, match="one folder"):
+        read_jobs(cohort(sections=sections, edits={"b.zarr.c": [], "c": []}))
 
 
 def test_a_stopped_batch_goes_on_where_it_was(cohort, runner, tmp_path):
@@ -124,6 +340,14 @@ def test_every_fault_of_a_job_file_is_said_at_once(cohort, tmp_path):
         ({"request": {"checkpoint": "x"}}, "belongs under 'checkpoint'"),
         ({"request": {"edits": []}}, "belongs under 'edits'"),
         ({"output": None}, "output"),
+        ({"output": ""}, "output"),
+        ({"checkpoint": ""}, "checkpoint"),
+        ({"sections": [{"path": ""}]}, "sections.0.path"),
+        ({"sections": [{"path": "first", "fullres": ""}]}, "sections.0.fullres"),
+        ({"sections": [{"path": "first", "region": ""}]}, "sections.0.region"),
+        ({"edits": {"measured": None}}, "edits.measured: expected a list of edits"),
+        ({"edits": {1: []}}, "edits"),
+        ({"request": 7}, "request"),
         ({"colour": "red"}, "colour"),
     ],
 )

@@ -283,13 +283,38 @@ def test_workers_that_do_not_fit_the_computer_are_refused(workers, device, gpus,
         worker_environments(workers, device, gpus, 16)
 
 
-def test_each_worker_gets_a_gpu_or_its_part_of_the_cores():
+def test_each_worker_gets_a_gpu_or_its_part_of_the_cores(monkeypatch):
     from napari_stmdit.scale.local import worker_environments
 
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [e["CUDA_VISIBLE_DEVICES"] for e in worker_environments(4, "auto", 4, 32)] == ["0", "1", "2", "3"]
     assert {e["OMP_NUM_THREADS"] for e in worker_environments(4, "cpu", 4, 32)} == {"8"}
     assert all("CUDA_VISIBLE_DEVICES" not in e for e in worker_environments(2, "cpu", 4, 1))
     assert worker_environments(3, "auto", 0, 2)[0]["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize("names", ["2,3", "GPU-1f, GPU-2e", "MIG-a1,MIG-b2", "7,1,0"])
+def test_workers_stay_on_the_gpus_that_were_given(names, monkeypatch):
+    """On a shared node the others belong to somebody else."""
+    from napari_stmdit.scale.local import worker_environments
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+    expected = [part.strip() for part in names.split(",")]
+    for device in ("auto", "cuda"):
+        found = worker_environments(2, device, len(expected), 8)
+        assert [e["CUDA_VISIBLE_DEVICES"] for e in found] == expected[:2]
+    for device in ("cpu", "cuda:1"):  # the one device is counted within what is visible, by torch itself
+        (environment,) = worker_environments(1, device, len(expected), 8)
+        assert "CUDA_VISIBLE_DEVICES" not in environment
+
+
+def test_threads_of_workers_sleep_while_they_wait_unless_the_user_says_otherwise(monkeypatch):
+    from napari_stmdit.scale.local import worker_environments
+
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert {e["OMP_WAIT_POLICY"] for e in worker_environments(2, "cpu", 0, 4)} == {"PASSIVE"}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert {e["OMP_WAIT_POLICY"] for e in worker_environments(2, "cpu", 0, 4)} == {"ACTIVE"}
 
 
 def test_a_port_that_is_taken_is_nobodys_business(recwarn):

@@ -9,7 +9,7 @@ from napari_stmdit.errors import RequestError
 from napari_stmdit.expression.profiles import measure_profile, write_profile
 from napari_stmdit.synthesis.conditions import condition_rows
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.requests import EditFile, read_edit_file, read_edits, used_by, write_edit_file
+from napari_stmdit.synthesis.requests import EditFile, read_edit_file, used_by, write_edit_file
 from napari_stmdit.types import (
     AddEdit,
     KnockOutEdit,
@@ -38,7 +38,6 @@ def test_every_kind_of_edit_is_written_and_read_again(tmp_path):
     )
     write_edit_file(file, tmp_path / "edits.yaml")
     assert read_edit_file(tmp_path / "edits.yaml") == file
-    assert read_edits(tmp_path / "edits.yaml") == EDITS
 
 
 def test_programs_and_profiles_are_found_beside_the_file(tmp_path):

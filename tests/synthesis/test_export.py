@@ -103,7 +103,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(result, tmp_path, kin
     def full(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("napari_stmdit.tissue.export.os.rename", full)
+    monkeypatch.setattr("napari_stmdit.storage.atomic.sync", full)
     with pytest.raises(StoreError, match="No space left"):
         export_result(result, tmp_path / "other", kind)
     assert sorted(p.name for p in tmp_path.iterdir()) == before

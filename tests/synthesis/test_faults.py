@@ -4,6 +4,7 @@ import torch
 from standins import CropModel, card_for, make_section
 
 from napari_stmdit.errors import SynthesisError, is_out_of_memory
+from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.result import synthesize
 from napari_stmdit.synthesis.run import run
@@ -182,3 +183,43 @@ def test_tiles_that_only_broken_windows_cover_are_left_out_and_named(tiny_sectio
     *_, (_, last) = run(made, tiny_section, tiny_model, batch=50)
     assert 0 in last.failed
     assert last.patches_done == len(made) - len(last.failed) > 0
+
+
+def test_a_seamless_run_that_is_continued_knows_what_an_earlier_session_could_not_make(
+    tiny_section, tiny_model, tmp_path, monkeypatch
+):
+    from napari_stmdit.model.solver import CanvasSolver
+
+    ring = (((20, 20), (20, 840), (840, 840), (840, 20)),)
+    request = Request(region=Polygons(rings=ring), mode="continuous", steps=2)
+    made = plan(tiny_section, request, tiny_model.card)
+    y0, x0, y1, x1 = made.patches[0].canvas_box
+    corners = made.windows.corners + made.windows.origin
+    broken = np.flatnonzero((corners[:, 0] < y1 - 40) & (corners[:, 1] < x1 - 40))
+    predict = CanvasSolver.predict
+    count = [0]
+
+    def spoil(self, windows, *conditions):
+        """Only at the first step, so that a session that begins later sees nothing of it."""
+        out = predict(self, windows, *conditions)
+        places = np.arange(count[0], count[0] + len(windows))
+        count[0] += len(windows)
+        out[np.isin(places, broken)] = np.nan
+        return out
+
+    monkeypatch.setattr(CanvasSolver, "predict", spoil)
+    whole = synthesize(tiny_section, request, tiny_model, batch=50)
+    count[0] = 0
+    cancel = CancelToken()
+    folder = tmp_path / "run"
+    stopped = synthesize(
+        tiny_section, request, tiny_model, batch=50, folder=folder, cancel=cancel,
+        on_progress=lambda p: cancel.cancel() if p.step == 1 else None,
+    )  # fmt: skip
+    assert stopped.done == () and 0 in stopped.failed
+    for _ in range(2):  # the second time there is nothing left to do
+        result = synthesize(tiny_section, request, tiny_model, batch=50, folder=folder, resume=True)
+        assert result.failed == whole.failed and 0 in result.failed and not result.complete
+        assert result.done == whole.done
+        assert sum("window around" in note for note in result.notes) == len(broken)
+        assert result.provenance["continuous"]["failed"] == whole.provenance["continuous"]["failed"]

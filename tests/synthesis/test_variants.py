@@ -9,7 +9,7 @@ from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.result import synthesize
 from napari_stmdit.synthesis.sheet import make_sheet
-from napari_stmdit.synthesis.variants import baseline_of, dose_strip, guidance_grid, sample_seed, samples_of
+from napari_stmdit.synthesis.variants import Variant, baseline_of, dose_strip, guidance_grid, sample_seed, samples_of
 from napari_stmdit.types import Guidance, Request, SampleOfSpots, ScaleEdit, SpotList
 
 EDITS = (ScaleEdit(genes=("GENE1",), factor=3, name="a"), ScaleEdit(genes=("GENE2",), factor=0, strength=0.5, name="b"))
@@ -98,6 +98,22 @@ def test_a_sheet_runs_its_variants_with_common_noise(section, card):
     np.testing.assert_array_equal(
         synthesize(section, Request(region=SpotList(ids=("2x4",))), real).patches[0], sheet.real
     )
+
+
+def test_a_sheet_shows_patches_also_where_the_form_asks_for_seamless_tissue(section, card):
+    seamless = Request(edits=EDITS, seed=9, mode="continuous")
+    for variants in (dose_strip(seamless, "0x0", doses=2), guidance_grid(seamless, "0x0", card.guidance, (1.0,))):
+        assert {variant.request.mode for variant in variants} == {"spots"}
+        *_, (sheet, _) = make_sheet("t", variants, 2, section, NoiseModel(card))
+        assert sheet.spot == "0x0"
+        assert {cell.pixels.shape for cell in sheet.cells} == {(32, 32, 3)}
+
+
+@pytest.mark.parametrize("region", [SpotList(ids=("0x0", "0x2")), SpotList(ids=("0x0",))])
+def test_a_sheet_of_anything_but_one_patch_is_refused(section, card, region):
+    wish = Request(region=region, mode="spots" if len(region.ids) > 1 else "continuous")
+    with pytest.raises(RequestError, match="patch of one spot"):
+        list(make_sheet("t", (Variant("v", wish),), 1, section, NoiseModel(card)))
 
 
 def test_a_sheet_can_be_stopped_and_keeps_what_is_done(section, card):

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,13 +110,34 @@ def test_an_unfinished_run_is_neither_overwritten_nor_mixed_with_another(section
     assert synthesize(section, WHOLE, model, folder=folder, resume=True).complete
 
 
+def test_a_run_goes_on_with_the_same_slide_alone(section, model, tmp_path):
+    made = plan(section, WHOLE, model.card)
+    open_canvas(tmp_path / "run", made, section, model).close()
+    (level,) = section.image.levels
+    negative = replace(section, image=replace(section.image, levels=(255 - level,)))
+    assert negative.image.shape == section.image.shape
+    with pytest.raises(StoreError, match="is not this one"):
+        open_canvas(tmp_path / "run", made, negative, model, resume=True)
+    open_canvas(tmp_path / "run", made, section, model, resume=True).close()
+
+
+def test_a_run_goes_on_in_the_same_precision_alone(section, model, tmp_path):
+    made = plan(section, WHOLE, model.card)
+    open_canvas(tmp_path / "run", made, section, model).close()
+    other = NoiseModel(model.card)
+    other.provenance = {**model.provenance, "dtype": "float16"}
+    with pytest.raises(StoreError, match=r"none.*float16"):
+        open_canvas(tmp_path / "run", made, section, other, resume=True)
+    open_canvas(tmp_path / "run", made, section, model, resume=True).close()
+
+
 def test_another_version_of_the_code_does_not_go_on(section, model, tmp_path, monkeypatch):
     from napari_stmdit.synthesis import identity
 
     made = plan(section, WHOLE, model.card)
     open_canvas(tmp_path / "run", made, section, model).close()
-    monkeypatch.setattr(identity, "code_hash", lambda: "f" * 64)
-    with pytest.raises(StoreError, match=r"code\.sha256"):
+    monkeypatch.setattr(identity, "PIXELS", identity.PIXELS + 1)
+    with pytest.raises(StoreError, match=r"code\.pixels"):
         open_canvas(tmp_path / "run", made, section, model, resume=True)
 
 
@@ -228,12 +250,10 @@ def test_a_disk_that_is_really_full(section, model, tmp_path):
 def test_a_place_that_may_not_be_written_is_refused_before_anything_is_computed(section, tmp_path, monkeypatch):
     import errno
 
-    from napari_stmdit.synthesis import zarr_canvas
-
     def refuse(*_):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(zarr_canvas.os, "rename", refuse)
+    monkeypatch.setattr(os, "rename", refuse)
     model = CropModel(card_for(GENES))
     with pytest.raises(StoreError, match="may no longer be written"):
         synthesize(section, WHOLE, model, folder=tmp_path / "run")
@@ -313,3 +333,13 @@ def test_latents_are_kept_every_four_steps(tiny_section, tiny_model):
         if progress.step == 9:
             break
     assert [json.loads(state["solver"].tobytes())["step"] for state in kept] == [4, 8]
+
+
+def test_a_saved_run_is_removed_but_for_what_somebody_put_beside_it(section, model, tmp_path):
+    made = plan(section, WHOLE, model.card)
+    open_canvas(tmp_path / "run", made, section, model).discard()
+    assert not (tmp_path / "run").exists()
+    canvas = open_canvas(tmp_path / "run", made, section, model)
+    (tmp_path / "run" / "notes.md").write_text("mine")
+    canvas.discard()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.md"]

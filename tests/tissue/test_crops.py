@@ -5,6 +5,8 @@ from __future__ import annotations
 import dask.array as da
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from napari_stmdit.tissue.crops import area_weights, background_colour, level_factors, read_patches
 from napari_stmdit.types import SlideImage
@@ -93,7 +95,8 @@ def test_brightness_is_kept_when_enlarging():
 
 @pytest.mark.parametrize("width", [0.3, 0.95, 1.0, 1.376, 2.752, 7.1])
 def test_weights_add_to_one_and_keep_straight_lines(width):
-    weights = area_weights(1.3 + np.arange(33) * width)
+    edges = 1.3 + np.arange(33) * width
+    weights = area_weights(edges, int(np.ceil(edges[-1])) + 1)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
     centres = 1.3 + (np.arange(32) + 0.5) * width
     np.testing.assert_allclose(weights @ (np.arange(weights.shape[1]) + 0.5), centres, atol=1e-4)
@@ -150,6 +153,38 @@ def test_a_box_over_the_border_keeps_its_place():
     assert patch[:8, 5].tolist() == [[255, 255, 255]] * 8
     assert patch[8:12, 5, 0].tolist() == [200] * 4
     assert patch[12:, 5, 0].max() == 0
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    mpp=st.floats(0.2, 1.0),
+    patch_mpp=st.sampled_from([0.25, 0.5, 0.688, 1.0]),
+    px=st.sampled_from([16, 64]),
+    pixel_size=st.sampled_from([1.0, 1.0000001, 5.878]),
+    border=st.one_of(st.integers(-3, 90), st.floats(-40, 140)),
+    ulps=st.integers(-2, 2),
+)
+def test_a_patch_has_its_size_and_the_slides_colour_at_any_scale_and_place(
+    mpp, patch_mpp, px, pixel_size, border, ulps
+):
+    """Borders that are whole numbers but for the last bit are where two roundings of one size differ."""
+    array = np.full((64, 80, 3), (230, 217, 235), dtype=np.uint8)  # glass all over: outside is of the same colour
+    image = slide_of(array, 2, pixel_size)
+    side = px * patch_mpp / mpp
+    end = (border + ulps * float(np.spacing(float(border)))) * pixel_size
+    boxes = [(end - side, end - side, end, end), (end, end, end + side, end + side)]
+    patches = read_patches(image, boxes, px)
+    np.testing.assert_array_equal(patches, np.broadcast_to((230, 217, 235), (2, px, px, 3)))
+
+
+@pytest.mark.parametrize("patch_mpp", [0.25, 0.5, 0.688, 1.0])
+def test_no_scale_and_offset_from_the_edge_ends_in_an_error(patch_mpp):
+    image = SlideImage((da.full((64, 64, 3), 90, dtype=np.uint8, chunks=64),), 1.0, "made")
+    for mpp in np.arange(0.2, 1.0, 0.02):
+        half = 16 * patch_mpp / mpp / 2
+        centres = [k - half for k in range(1, 12)] + [46 / mpp, half / 2, half]
+        boxes = [(c - half, c - half, c + half, c + half) for c in centres]
+        assert read_patches(image, boxes, 16).shape == (len(boxes), 16, 16, 3)
 
 
 def test_a_coarse_image_is_read_at_its_own_place():

@@ -222,3 +222,14 @@ def test_bad_geojson_is_refused(tmp_path, content, message):
     file.write_text(content)
     with pytest.raises(SectionError, match=message):
         geometry.polygons_from_geojson(file)
+
+
+def test_sides_of_a_unit_are_alike_only_without_stretch_and_shear():
+    from napari_stmdit.tissue.geometry import sides_of_unit
+
+    turn = np.array([[0.6, -0.8, 5.0], [0.8, 0.6, -3.0], [0, 0, 1]])
+    mirror = np.diag([1.0, -1.0, 1.0])
+    assert sides_of_unit(2.5 * turn @ mirror) == pytest.approx((2.5, 2.5))
+    assert sides_of_unit(turn @ np.diag([3.0, 2.0, 1.0]) @ turn) == pytest.approx((3.0, 2.0))
+    longer, shorter = sides_of_unit([[1.0, 0.3, 0], [0, 1.0, 0], [0, 0, 1]])
+    assert longer / shorter > 1.3 and longer * shorter == pytest.approx(1.0)

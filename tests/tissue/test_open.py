@@ -244,7 +244,7 @@ def test_a_synthetic_folder_says_so(tmp_path):
     )
     section = open_section(tmp_path / "made")
     assert section.synthetic and section.notes[0] == "synthetic: waves and dice"
-    with pytest.raises(SectionError, match="not empty"):
+    with pytest.raises(SectionError, match="nothing is overwritten"):
         write_spaceranger_folder(
             tmp_path / "made", image=analytic_image(), genes=Genes(np.array(TINY_GENES)), mpp=0.7, **tiny_arrays()
         )
@@ -282,3 +282,92 @@ def test_visium_v4_opens_and_is_refused_for_its_missing_image(shared_data):
     assert section.image.levels[0].compute().shape == (600, 600, 3)
     fault = synthesis_fault(section, PATCH_MPP)
     assert "full-resolution image is missing" in fault and "fullres_image_file" in fault
+
+
+# ---------------------------------------------------------------------------------------------- what contradicts itself
+
+
+def move_rows(folder, by, header=False, rounded=False):
+    """Write a list of positions for older tools beside the table, moved."""
+    table = pd.read_csv(folder / "spatial" / "tissue_positions.csv")
+    table["pxl_row_in_fullres"] += by
+    table = table.round() if rounded else table
+    table.to_csv(folder / "spatial" / "tissue_positions_list.csv", header=header, index=False)
+
+
+def test_two_positions_files_that_differ_are_refused(folder):
+    move_rows(folder, 200)
+    with pytest.raises(
+        SectionError,
+        match=r"tissue_positions.csv and tissue_positions_list.csv.*30 of 30 spots differ in them, by up to 200 px",
+    ):
+        open_section(folder)
+
+
+def test_two_positions_files_that_agree_but_for_rounding_open(folder):
+    move_rows(folder, 0, rounded=True)
+    np.testing.assert_array_equal(open_section(folder).spots.yx, tiny_arrays()["yx"])
+
+
+def test_a_second_positions_file_that_cannot_be_read_says_nothing(folder):
+    (folder / "spatial" / "tissue_positions_list.csv").write_text("see the other one")
+    assert len(open_section(folder).spots) == 30
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_numbers_that_pandas_wrote_above_the_positions_are_no_spot(folder, quote):
+    file = folder / "spatial" / "tissue_positions.csv"
+    rows = file.read_text().split("\n", 1)[1]
+    file.unlink()
+    header = ",".join(f"{quote}{i}{quote}" for i in range(6))
+    (folder / "spatial" / "tissue_positions_list.csv").write_text(f"{header}\n{rows}")
+    factors = json.loads((folder / "spatial" / "scalefactors_json.json").read_text())
+    del factors["microns_per_pixel"]
+    (folder / "spatial" / "scalefactors_json.json").write_text(json.dumps(factors))
+    section = open_section(folder)
+    assert section.calibration.mpp == pytest.approx(TINY_MPP) and len(section.spots) == 30
+    assert not any("no counts" in note for note in section.notes)
+
+
+def test_scale_factors_that_r_wrote_as_arrays_of_one_number_are_those_numbers(folder):
+    file = folder / "spatial" / "scalefactors_json.json"
+    file.write_text(json.dumps({name: [value] for name, value in json.loads(file.read_text()).items()}))
+    section = open_section(folder)
+    assert section.calibration.mpp == TINY_MPP and section.calibration.source == "scalefactors"
+    assert section.spots.diameter == tiny_arrays()["diameter"]
+
+
+def test_the_matrix_of_two_libraries_is_not_laid_on_the_positions_of_one(folder):
+    from scipy.sparse import vstack
+
+    from napari_stmdit.tissue.counts import write_counts
+
+    arrays = tiny_arrays()
+    rng = np.random.default_rng(5)
+    stems = ["".join(rng.choice(list("ACGT"), 16)) for _ in arrays["ids"]]
+    table = pd.read_csv(folder / "spatial" / "tissue_positions.csv")
+    table["barcode"] = [f"{stem}-1" for stem in stems]
+    table.to_csv(folder / "spatial" / "tissue_positions.csv", index=False)
+    both = np.array([f"{stem}-{k}" for k in (1, 2) for stem in stems])
+    genes = Genes(np.array(TINY_GENES))
+    write_counts(
+        folder / "filtered_feature_bc_matrix.h5", both, vstack([3 * arrays["counts"], arrays["counts"]], "csr"), genes
+    )
+    with pytest.raises(SectionError, match="several libraries"):
+        open_section(folder)
+    table["barcode"] = [f"{stem}-2" for stem in stems]
+    table.to_csv(folder / "spatial" / "tissue_positions.csv", index=False)
+    assert (open_section(folder).spots.counts != arrays["counts"]).nnz == 0
+
+
+def test_small_integers_are_widened_before_they_are_added_up(folder):
+    import h5py
+
+    with h5py.File(folder / "filtered_feature_bc_matrix.h5", "r+") as file:
+        data, indices = file["matrix/data"][:], file["matrix/indices"][:]
+        data[:2], indices[1] = 100, indices[0]  # one gene of one spot in two entries, 200 together
+        for name, values in (("data", data.astype(np.int8)), ("indices", indices)):
+            del file["matrix"][name]
+            file["matrix"][name] = values
+    counts = open_section(folder).spots.counts
+    assert counts[0, indices[0]] == 200 and counts.has_canonical_format

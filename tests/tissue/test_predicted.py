@@ -162,3 +162,48 @@ def test_a_store_of_a_predicted_run_keeps_the_fractions_and_says_so(tmp_path, py
     assert again.expression == section.expression
     np.testing.assert_allclose(again.spots.counts.toarray(), section.spots.counts.toarray(), rtol=1e-6)
     assert (section.spots.counts.data != np.rint(section.spots.counts.data)).any()
+
+
+def test_what_uns_says_is_held_against_x(tmp_path):
+    """scanpy leaves uns["log1p"] also where a layer was logged; X of normalised counts must not be exponentiated."""
+    yx = np.array([[10.0, 20.0], [30.0, 40.0], [50.0, 60.0]])
+    counts = predicted_counts(3)
+    even = (counts / counts.sum(axis=1, keepdims=True) * 40).astype(np.float32)
+    with pytest.raises(SectionError, match="all rows of X have the same sum.*--predicted-units"):
+        read_predicted(write_table(tmp_path / "t.h5ad", yx, even))
+    np.testing.assert_array_equal(read_predicted(tmp_path / "t.h5ad", "log1p").spots.counts.toarray(), np.expm1(even))
+    found = read_predicted(write_table(tmp_path / "l.h5ad", yx, np.log1p(even)))
+    np.testing.assert_allclose(found.spots.counts.toarray(), even, rtol=1e-4)
+
+
+def test_logarithms_that_would_give_absurd_counts_are_asked_for(tmp_path):
+    values = np.full((2, len(TINY_GENES)), 0.5, dtype=np.float32)
+    values[0, 0] = 18.5  # 108 million counts of one gene
+    with pytest.raises(SectionError, match=r"would give a row 1\.08e\+08 counts.*--predicted-units"):
+        read_predicted(write_table(tmp_path / "t.h5ad", np.array([[10.0, 20.0], [30.0, 40.0]]), values))
+
+
+def test_a_table_of_two_samples_is_refused(tmp_path):
+    import anndata
+
+    file = write_table(tmp_path / "t.h5ad", np.array([[10.0, 20.0], [30.0, 40.0]]))
+    table = anndata.read_h5ad(file)
+    table.obs["library_id"] = ["a", "b"]
+    table.write_h5ad(file)
+    with pytest.raises(SectionError, match="library_id: a, b"):
+        read_predicted(file)
+
+
+@pytest.mark.parametrize("base", [np.array([2.0]), 2, np.float32(2.0)])
+def test_a_base_is_a_number_however_it_was_written(tmp_path, base):
+    yx, shares = np.array([[10.0, 20.0], [30.0, 40.0]]), predicted_counts(2)
+    table = write_table(tmp_path / "t.h5ad", yx, np.log2(1 + shares).astype(np.float32), uns={"log1p": {"base": base}})
+    np.testing.assert_allclose(read_predicted(table).spots.counts.toarray(), shares, rtol=1e-4)
+
+
+@pytest.mark.parametrize("base", ["2", 1.0, 0, -2.0, np.array([2.0, 10.0])])
+def test_a_base_that_is_none_of_logarithms_is_refused(tmp_path, base):
+    yx = np.array([[10.0, 20.0], [30.0, 40.0]])
+    table = write_table(tmp_path / "t.h5ad", yx, np.log1p(predicted_counts(2)), uns={"log1p": {"base": base}})
+    with pytest.raises(SectionError, match="no base of logarithms"):
+        read_predicted(table)

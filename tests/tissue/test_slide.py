@@ -107,6 +107,34 @@ def test_a_scale_that_is_not_stated_is_asked_for(tmp_path, picture, options, say
     assert "--mpp" in str(raised.value)
 
 
+def test_fields_that_contradict_each_other_state_no_scale_and_both_are_told(tmp_path, picture):
+    about = "Aperio Image Library v12|MPP = 0.25"
+    tifffile.imwrite(tmp_path / "slide.svs", picture, tile=(256, 256), photometric="rgb", description=about, **CM)
+    physical = {f"PhysicalSize{axis}": 0.25 for axis in "XY"}
+    write_pyramid(tmp_path / "slide.ome.tif", picture, metadata={"axes": "YXS", **physical}, **CM)
+    for name, field in (("slide.svs", "MPP of the Aperio"), ("slide.ome.tif", "PhysicalSizeX")):
+        with pytest.raises(ScaleError, match=f"contradict.*{field}.*0.25 um, XResolution.*0.5 um.*--mpp"):
+            open_section(tmp_path / name)
+        detail = open_section(tmp_path / name, mpp=0.5).calibration.detail
+        assert "0.25" in detail and "contradict" in detail
+
+
+def test_fields_that_agree_but_for_rounding_state_the_most_specific(tmp_path, picture):
+    options = {"resolution": (1e4 / 0.4963, 1e4 / 0.4963), "resolutionunit": "CENTIMETER", "metadata": None}
+    about = "Aperio Image Library v12|MPP = 0.50"
+    tifffile.imwrite(tmp_path / "slide.svs", picture, tile=(256, 256), photometric="rgb", description=about, **options)
+    assert open_section(tmp_path / "slide.svs").calibration.mpp == 0.5
+
+
+def test_the_scale_is_that_of_the_slides_page_not_of_the_thumbnail_before_it(tmp_path, picture):
+    with tifffile.TiffWriter(tmp_path / "slide.tif") as file:
+        small = {"resolution": (2500, 2500), "resolutionunit": "CENTIMETER"}
+        file.write(picture[::8, ::8], photometric="rgb", metadata=None, **small)
+        file.write(picture, photometric="rgb", metadata=None, tile=(256, 256), **CM)
+    section = open_section(tmp_path / "slide.tif")
+    assert section.calibration.mpp == pytest.approx(0.5) and section.image.shape == (SLIDE_SIDE, SLIDE_SIDE)
+
+
 @pytest.mark.parametrize("name", ["slide.png", "slide.jpg"])
 def test_a_density_for_print_is_no_scale(tmp_path, picture, name):
     Image.fromarray(picture).save(tmp_path / name, dpi=(50800, 50800))

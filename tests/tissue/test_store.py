@@ -150,15 +150,51 @@ def test_what_is_no_store_is_left_alone(tiny_section, rgba, tmp_path):
     assert (folder / "chapter.txt").read_text() == "dear"
 
 
+@pytest.mark.parametrize("new", [True, False])
+def test_what_reads_back_differently_is_refused_and_not_kept(new, tiny_section, rgba, tmp_path, monkeypatch):
+    from napari_stmdit.tissue import store as module
+
+    path, write = tmp_path / "out.zarr", module._write
+    if not new:
+        write_result(path, rgba, AFFINE, tiny_section, None, {})
+
+    def faulty(scratch, *rest):
+        """A disk that loses one bit of one pixel."""
+        write(scratch, *rest)
+        image = max((scratch / "images").glob("stmdit_*"))
+        import zarr
+
+        levels = zarr.open_group(image, mode="r+")
+        levels[min(levels.array_keys())][1, 150, 20] = rgba[150, 20, 1] ^ 1
+
+    monkeypatch.setattr(module, "_write", faulty)
+    with pytest.raises(StoreError, match="reads back differently"):
+        write_result(path, rgba, AFFINE, tiny_section, None, {})
+    assert path.exists() is not new
+    assert new or list_results(path) == ("stmdit_1",)
+    assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
+
+
 def test_a_failed_write_leaves_the_store_as_it_was(store, tiny_section, rgba):
-    (store / "images" / "stmdit_2").mkdir()  # what a crash of another program might have left
-    (store / "images" / "stmdit_2" / "rest").write_text("")
+    (store / "stmdit_patches").write_text("in the way")
     before = (store / "zarr.json").read_bytes()
     with pytest.raises(StoreError, match="nothing was changed"):
-        write_result(store, rgba, AFFINE, tiny_section, None, {})
-    assert (store / "zarr.json").read_bytes() == before
+        write_result(store, rgba, AFFINE, tiny_section, None, {}, np.zeros((2, 8, 8, 3), np.uint8))
+    assert json.loads((store / "zarr.json").read_bytes()) == json.loads(before)
+    assert sorted(os.listdir(store / "images")) == ["stmdit_1", "tiny_section_slide", "zarr.json"]
     assert list_results(store) == ("stmdit_1",)
     assert leftovers(store) == []
+
+
+def test_a_name_that_a_broken_image_has_is_not_given_again(store, tiny_section, rgba):
+    (store / "images" / "stmdit_2").mkdir()  # what a crash of another program might have left
+    (store / "images" / "stmdit_2" / "rest").write_text("")
+    assert write_result(store, rgba, AFFINE, tiny_section, None, {}) == "stmdit_3"
+    with pytest.raises(StoreError, match="never overwritten"):
+        write_result(store, rgba, AFFINE, tiny_section, "2", {})
+    assert (store / "images" / "stmdit_2" / "rest").exists()
+    with pytest.raises(StoreError, match="stmdit_2 .* cannot be read"):
+        read_result(store, "stmdit_2")
 
 
 def test_a_failed_first_write_leaves_nothing(tiny_section, rgba, tmp_path):
@@ -208,3 +244,40 @@ def test_a_synthetic_section_stays_so_without_a_stated_slide(tiny_section, rgba,
     again = open_section(tmp_path / "o.zarr")
     assert again.synthetic and again.image is None
     assert again.notes[:2] == ("synthetic: dice", "of the original section: found by size")
+
+
+def test_images_that_are_no_results_are_named_and_hide_none_of_the_others(store, tiny_section, rgba):
+    import zarr
+    from spatialdata import read_zarr
+    from spatialdata.models import Image2DModel
+
+    from napari_stmdit.synthesis.stored import read_stored
+
+    write_result(store, rgba, AFFINE, tiny_section, "broken", {})
+    write_result(store, rgba, AFFINE, tiny_section, "forgotten", {})
+    sdata = read_zarr(store)
+    for name, channels, kind in (("stmdit_mine", 4, np.uint8), ("stmdit_grey", 1, np.float32)):
+        sdata[name] = Image2DModel.parse(np.zeros((channels, 20, 20), kind), dims=("c", "y", "x"))
+        sdata.write_element(name)
+    root = zarr.open_group(store, mode="r+", use_consolidated=False)
+    attrs = dict(root.attrs)
+    attrs["stmdit"]["stmdit_forgotten"] = {"registration": {"pixel_to_fullres_yx": "nonsense"}}
+    attrs["stmdit"]["stmdit_grey"] = attrs["stmdit"]["stmdit_1"]
+    root.attrs.put(attrs)
+    zarr.consolidate_metadata(root.store)
+    (store / "images" / "stmdit_broken" / "zarr.json").write_text("{ cut of")
+    found = read_stored(open_section(store))
+    assert [one.element for one in found.results] == ["stmdit_1"]
+    assert set(found.left_out) == {"stmdit_mine", "stmdit_grey", "stmdit_broken", "stmdit_forgotten"}
+    np.testing.assert_array_equal(np.asarray(found.results[0].rgba), rgba)
+    assert len(found.notes) == 4
+
+
+def test_a_stored_result_comes_with_its_halvings(tiny_section, tmp_path):
+    from napari_stmdit.synthesis.stored import stored_results
+
+    pixels = np.full((2300, 900, 4), 255, np.uint8)
+    write_result(tmp_path / "o.zarr", pixels, AFFINE, tiny_section, None, {})
+    (stored,) = stored_results(open_section(tmp_path / "o.zarr"))
+    assert [level.shape[:2] for level in stored.levels] == [(2300, 900), (1150, 450), (575, 225), (287, 112)]
+    assert stored.levels[0] is stored.rgba

@@ -108,3 +108,49 @@ def test_the_shared_layout_without_counts_opens(shared_data, inner):
     assert section.calibration.mpp == pytest.approx(0.2738, abs=1e-4)
     assert section.image.levels[0].compute().ndim == 3
     assert "single count" in synthesis_fault(section, 0.688)
+
+
+def test_outs_with_a_spatial_folder_of_images_beside_binned_outputs_opens(hd_folder, tmp_path):
+    """As Space Ranger 3 and 4 write it."""
+    import shutil
+
+    outs = tmp_path / "sample" / "outs"
+    shutil.copytree(hd_folder[0] / "binned_outputs", outs / "binned_outputs")
+    (outs / "spatial").mkdir()
+    Image.new("RGB", (50, 50)).save(outs / "spatial" / "tissue_hires_image.png")
+    for path in (outs, outs.parent):
+        section = open_section(path)
+        assert section.kind == "visium_hd" and section.name == "sample_square_008um"
+        assert section.spots.diameter == pytest.approx(55 / MPP)
+
+
+def test_bins_whose_positions_were_made_csv_are_still_bins(hd_folder, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(hd_folder[0] / "binned_outputs" / "square_008um", tmp_path / "square_008um")
+    parquet = folder / "spatial" / "tissue_positions.parquet"
+    pd.read_parquet(parquet).to_csv(folder / "spatial" / "tissue_positions.csv", index=False)
+    parquet.unlink()
+    assert open_section(folder).kind == "visium_hd"
+    other = folder.rename(tmp_path / "mine")
+    with pytest.raises(SectionError, match="bins of Visium HD"):
+        open_section(other)
+
+
+def test_sums_of_bins_do_not_wrap_around(hd_folder):
+    from napari_stmdit.tissue.visium_hd import aggregate
+    from napari_stmdit.types import Calibration, SpotTable
+
+    _, rc, yx, _, _ = hd_folder
+    scale = Calibration(MPP, "override", "")
+
+    def bins(count, kind):
+        counts = csr_matrix(np.full((len(rc), 1), count, dtype=kind))
+        return SpotTable(np.arange(len(rc)).astype(str), yx, 16.0, counts, Genes(np.array(["A"])))
+
+    spots, _ = aggregate(bins(100_000_000 // 5, np.int32), scale, BIN_UM)
+    assert spots.counts.data.min() == spots.obs["bins"].min() * 20_000_000 > 0
+    spots, _ = aggregate(bins(1, np.int32), scale, BIN_UM)
+    assert spots.counts.dtype == np.int32
+    with pytest.raises(SectionError, match="a sum is a count of"):
+        aggregate(bins(1_000_000_000, np.int32), scale, BIN_UM)

@@ -5,20 +5,7 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
-
-TINY = {
-    "name": "tiny",
-    "output": "run",
-    "workers": 1,
-    "patch_px": 64,
-    "patch_mpp": 0.7,
-    "expression": {"genes": 12, "programs": 4, "thinning": 3.0},
-    "autoencoder": {"latent_channels": 4, "crop_px": 32, "batch": 2, "steps": 3, "decoder_steps": 2},
-    "latents": {"crops": 10, "morphology_components": 6},
-    "transformer": {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "mlp_ratio": 2.0},
-    "diffusion": {"steps": 4, "small_cells": 4, "small_batch": 3, "batch": 2, "validate_every": 2},
-    "card": {"steps": 3, "training_data": "made up", "licence": "none", "limits": "a test"},
-}
+from training_settings import TINY
 
 
 @pytest.fixture

@@ -41,6 +41,17 @@ def test_a_whole_crop_comes_with_the_morphology_of_the_whole(cache):
     assert batch.latents.shape[-1] == CELLS and bool((batch.morphology[:, 0, 1] == 0).all())
 
 
+def test_each_kind_of_row_comes_as_often_as_its_share_says(cache):
+    settings = DiffusionSettings(share_both=0.4, share_expression=0.3, share_morphology=0.2)
+    batch = Batches(cache, settings, seed=0).draw(20000, small=False)
+    expression_only = batch.morphology_null & ~batch.expression_null
+    morphology_only = ~batch.morphology_null & batch.expression_null
+    neither = batch.morphology_null & batch.expression_null
+    both = ~batch.morphology_null & ~batch.expression_null
+    for kind, share in ((both, 0.4), (expression_only, 0.3), (morphology_only, 0.2), (neither, 0.1)):
+        assert kind.float().mean() == pytest.approx(share, abs=0.015)
+
+
 def test_shifted_levels_visit_nearly_pure_noise_more_often(cache):
     plain, shifted = (Batches(cache, DiffusionSettings(level_shift=s), seed=0).levels(20000, True) for s in (1.0, 3.0))
     # P(level > 0.95) of a logit-normal is P(z > 2.944 - ln shift): 0.0016 and 0.033

@@ -11,6 +11,7 @@ from napari_stmdit.training.conditions import (
     fit_programs,
     log_normalise,
     rank_by_morphology,
+    region_margins,
     region_profiles,
     thin,
 )
@@ -86,6 +87,11 @@ def test_thinning_keeps_the_expected_share():
     thinned = thin(counts, 3.0, np.random.default_rng(0))
     assert thinned.mean() == pytest.approx(10, rel=0.05)
     np.testing.assert_array_equal(thin(counts, 1.0, np.random.default_rng(0)), counts)
+
+
+def test_half_of_the_best_rivals_score_counts_against_a_spot():
+    score = np.array([[2.0, 1.0, -3.0], [0.0, 4.0, 1.0]])
+    np.testing.assert_allclose(region_margins(score), [[1.5, 0.0, -4.0], [-2.0, 3.5, -1.0]])
 
 
 def test_profiles_are_made_of_spots_with_the_markers(loaded):

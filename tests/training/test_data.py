@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import dask.array as da
 import numpy as np
 import pytest
 
@@ -11,6 +14,7 @@ from napari_stmdit.training.data import (
     turn,
     vary_stain,
 )
+from napari_stmdit.types import SlideImage
 
 
 @pytest.fixture
@@ -29,6 +33,15 @@ def test_a_section_of_another_scale_is_resampled_with_its_spots(tiny_section, lo
 def test_pixels_in_a_store_are_the_same(tiny_section, loaded, tmp_path):
     for _ in range(2):  # made, then found
         np.testing.assert_array_equal(load_training_section(tiny_section, 0.7, tmp_path).pixels, loaded.pixels)
+
+
+def test_pixels_of_another_scale_or_slide_are_not_taken_for_these(tiny_section, loaded, tmp_path):
+    load_training_section(tiny_section, 0.7, tmp_path)
+    assert load_training_section(tiny_section, 1.4, tmp_path).pixels.shape == (430, 430, 3)
+    dark = da.from_array(np.zeros((*tiny_section.image.shape, 3), dtype=np.uint8))
+    other = replace(tiny_section, image=SlideImage((dark,), 1.0, "another slide"))
+    assert not load_training_section(other, 0.7, tmp_path).pixels.any()
+    assert len(list(tmp_path.iterdir())) == 1  # those before made room
 
 
 def test_a_crop_lies_where_it_says(loaded):

@@ -130,6 +130,30 @@ def test_categories_and_missing_values_have_their_own_colours(section):
     np.testing.assert_allclose(face[np.isnan(values)], np.broadcast_to(UNKNOWN, (np.isnan(values).sum(), 4)))
 
 
+def test_a_column_of_texts_that_all_differ_is_no_column_of_categories_and_costs_no_time(section):
+    import time
+
+    count = 15_000
+    names = np.array([f"cell {k}" for k in range(count)])
+    spots = replace(
+        section.spots,
+        ids=names,
+        yx=np.zeros((count, 2)),
+        array_rc=None,
+        obs={"cell": names, "kind": names[np.arange(count) % 200]},
+    )
+    values = SpotValues(spots)
+    since = time.perf_counter()
+    found, scale = values.of(Colouring(obs="cell"))
+    assert found is None and "15,000 different texts" in scale.fault and values.categories("cell") == ()
+    found, scale = values.of(Colouring(obs="kind"))
+    face = face_of(found, scale, np.zeros(count, dtype=bool))
+    assert time.perf_counter() - since < 2
+    assert len(scale.categories) == 200 and sum(n for _, _, n in scale.categories) == count
+    for name, colour, _ in scale.categories[:3]:
+        np.testing.assert_allclose(face[found == name][:, :3], np.tile(colour[:3], (count // 200, 1)), rtol=1e-6)
+
+
 def test_a_program_is_the_weighted_mean_of_the_genes_that_are_there(section):
     values = SpotValues(section.spots)
     programs = {"p": {"GENE1": 1.0, "GENE2": 0.5, "ABSENT": 1.0}}

@@ -6,6 +6,7 @@ from napari.components import ViewerModel
 from standins import make_section
 
 from napari_stmdit.synthesis.canvas import MemoryCanvas
+from napari_stmdit.tissue.pyramid import halved_rgba
 from napari_stmdit.types import CanvasFrame, Patch, PatchResult
 from napari_stmdit.ui import growing, layers
 from napari_stmdit.ui.growing import GrowingLayer
@@ -30,6 +31,8 @@ def test_a_large_canvas_is_a_pyramid_that_follows_every_patch(monkeypatch):
     whole.changed((0, 0, 501, 700))
     for own, expected in zip(layer.levels, whole.levels, strict=True):
         np.testing.assert_array_equal(own, expected)
+    for fine, coarser in zip(layer.levels, layer.levels[1:], strict=False):  # as they are when the result is saved
+        np.testing.assert_array_equal(np.moveaxis(coarser, -1, 0), halved_rgba(np.moveaxis(fine, -1, 0)))
     coarse = layer.levels[2]
     assert coarse[..., 3].max() == 255
     assert coarse[coarse[..., 3] > 0][:, :3].min() >= 19  # what was not synthesized darkens no edge

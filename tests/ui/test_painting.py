@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 from standins import CropModel, card_for
 
 from napari_stmdit.errors import RequestError
-from napari_stmdit.types import KnockOutEdit, TowardsEdit
+from napari_stmdit.types import KnockOutEdit, SwapEdit, TowardsEdit
 from napari_stmdit.ui.brush import Stroke, falloff
 from napari_stmdit.ui.drafts import draft_of, make_edit, parse_names, written
 from napari_stmdit.ui.history import History
@@ -330,3 +330,102 @@ def test_an_edit_that_lost_its_profile_does_not_break_the_colours(presenter):
     presenter.colour(Colouring("KRT8", show="change"))
     assert presenter.state.colour_scale.fault == ""
     assert presenter.view._values.max() == 0
+
+
+def write_files(folder):
+    (folder / "seven.yaml").write_text(
+        "edits:\n- operation: scale\n  factor: 2\n  programs: [P]\nprograms:\n  P: {CD68: 1.0}\n"
+    )
+    (folder / "sets.gmt").write_text("P\tx\tCD68\n")
+
+
+@pytest.fixture
+def with_program(presenter):
+    """An edit of a program P of the user's own, which is KRT8 alone."""
+    own = {"P": {"KRT8": 1.0}}
+    presenter.state.request = presenter.state.request.model_copy(update={"programs": own})
+    presenter.painting.take_draft(EditDraft(programs=("P",), factor=3.0))
+    presenter.painting.add(None)
+    return presenter
+
+
+def test_undo_of_a_loaded_file_brings_back_what_the_edits_meant(with_program, tmp_path):
+    write_files(tmp_path)
+    painting, state = with_program.painting, with_program.state
+    before = state.request
+    with_program.edit_files.load(str(tmp_path / "seven.yaml"))
+    assert state.request.programs["P"] == {"CD68": 1.0}
+    after = state.request
+    painting.undo()
+    assert state.request == before and painting.edited().programs["P"] == {"KRT8": 1.0}
+    painting.redo()
+    assert state.request == after
+
+
+def test_gene_sets_from_a_file_do_not_change_what_an_edit_means(with_program, tmp_path):
+    write_files(tmp_path)
+    painting, state = with_program.painting, with_program.state
+    before = state.request
+    with_program.edit_files.import_gmt(str(tmp_path / "sets.gmt"))
+    assert state.request.programs == {"P": {"KRT8": 1.0}, "P (sets)": {"CD68": 1.0}}
+    assert state.message.kind == "warning" and "now 'P (sets)'" in state.message.text
+    painting.undo()
+    assert state.request == before
+    painting.delete(0)
+    with_program.edit_files.import_gmt(str(tmp_path / "sets.gmt"))  # nothing uses it any more: yours counts
+    assert state.request.programs == {"P": {"CD68": 1.0}}
+
+
+def test_a_bundled_program_in_use_is_not_replaced_by_a_file(presenter, tmp_path):
+    from napari_stmdit.expression.programs import bundled_programs
+
+    name = next(iter(bundled_programs()))
+    (tmp_path / "own.gmt").write_text(f"{name}\tx\tKRT8\n")
+    presenter.painting.take_draft(EditDraft(programs=(name,)))
+    presenter.painting.add(None)
+    presenter.edit_files.import_gmt(str(tmp_path / "own.gmt"))
+    assert presenter.painting.edited().programs[name] == bundled_programs()[name]
+    assert presenter.state.request.programs == {f"{name} (own)": {"KRT8": 1.0}}
+
+
+def test_a_profile_in_use_is_not_replaced_by_a_file(presenter, tmp_path):
+    ids, files, state = presenter.state.section.spots.ids.tolist(), presenter.edit_files, presenter.state
+    presenter.select(ids[:5])
+    files.export_profile(str(tmp_path / "mean.json"))
+    files.import_profile(str(tmp_path / "mean.json"))
+    presenter.painting.add(None)
+    presenter.painting.choose(None)
+    first = state.request.profiles["mean"]
+    presenter.select(ids[9:12])
+    files.export_profile(str(tmp_path / "mean.json"))
+    files.import_profile(str(tmp_path / "mean.json"))
+    assert state.request.profiles["mean"] == first and state.draft.target_profile == "mean (file)"
+    assert "in use by an edit" in state.message.text
+
+
+def test_another_sections_programs_do_not_change_what_edits_put_away_mean(
+    with_program, tiny_section, tiny_folder, tmp_path
+):
+    write_files(tmp_path)
+    other = replace(tiny_section, name="other", path=tmp_path)
+    with_program._show(other)
+    with_program.edit_files.load(str(tmp_path / "seven.yaml"))
+    with_program._show(tiny_section)
+    assert with_program.painting.edited().programs["P"] == {"KRT8": 1.0}
+    assert [edit.programs for edit in with_program.painting.edits] == [("P",)]
+
+
+def test_the_form_of_a_swap_keeps_the_weights_of_its_members(presenter):
+    ids = presenter.state.section.spots.ids.tolist()
+    weights = {ids[0]: 0.25, ids[3]: 0.5}
+    swap = SwapEdit(group_a=ids[:2], group_b=ids[3:5], genes=("KRT8",), spots=weights)
+    state = presenter.state
+    state.request = state.request.model_copy(update={"edits": (swap,)})
+    presenter.painting.choose(0)
+    presenter.painting.take_draft(replace(state.draft, genes=("KRT8", "CD68")))
+    (edit,) = presenter.painting.edits
+    assert edit.spots == weights and edit.genes == ("KRT8", "CD68")
+    presenter.painting.take_draft(replace(state.draft, group_b=(*ids[3:5], ids[7])))
+    assert presenter.painting.edits[0].spots == {**weights, ids[7]: 1.0}
+    presenter.painting.take_draft(replace(state.draft, operation="knock_out"))
+    assert presenter.painting.edits[0].spots == {**weights, ids[7]: 1.0}

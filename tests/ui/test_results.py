@@ -106,7 +106,7 @@ def test_samples_become_results_with_seeds_of_their_own(presenter, by_hand):
 
 
 def test_the_live_look_is_a_layer_in_place_that_goes(presenter, viewer, by_hand):
-    presenter.runs.live_preview = True
+    presenter.runs.live_preview, presenter.state.batch = True, 4
     presenter.select(presenter.state.section.spots.ids[:6].tolist())
     presenter.runs.run()
     seen = []
@@ -333,6 +333,105 @@ def test_exports_say_where_they_went(presenter, by_hand, tmp_path, kind, made):
     presenter.results.export(number, str(tmp_path / "x"), kind)
     by_hand.finish()
     assert "already there" in presenter.state.message.text
+
+
+def test_a_save_that_fails_is_told_though_another_one_follows(presenter, by_hand, tmp_path):
+    one, two = run(presenter, by_hand), run(presenter, by_hand, seed=2)
+    (tmp_path / "file").write_text("no folder")
+    presenter.results.save(one, str(tmp_path / "file" / "out.zarr"))
+    presenter.results.save(two, str(tmp_path / "out.zarr"))
+    presenter.results.save(one, str(tmp_path / "out.zarr"))
+    assert presenter.state.busy == "Saving the result"
+    for _ in range(3):
+        by_hand.finish()
+    assert presenter.state.busy == ""
+    first, second = (presenter.results.entry(number) for number in (one, two))
+    assert second.saved.endswith("as stmdit_1") and first.saved.endswith("as stmdit_2")
+    assert presenter.state.message.kind == "error"
+    assert f"{first.name} was not saved" in presenter.state.message.text and "stmdit_2" in presenter.state.message.text
+    presenter.results.save(two, str(tmp_path / "more.zarr"))
+    by_hand.finish()
+    assert presenter.state.message.kind == "info"
+
+
+def test_closing_the_dock_amid_saves_loses_none(presenter, by_hand, tmp_path):
+    from napari_stmdit.tissue.store import list_results
+
+    numbers = run(presenter, by_hand), run(presenter, by_hand, seed=2)
+    before = len(by_hand.open)
+    for number in numbers:
+        presenter.results.save(number, str(tmp_path / "out.zarr"))
+    presenter.close()
+    for number in range(before, len(by_hand.open)):
+        by_hand.finish(number)
+    assert list_results(tmp_path / "out.zarr") == ("stmdit_1", "stmdit_2")
+
+
+def test_a_large_stored_result_is_drawn_from_its_halvings(tiny_section, tmp_path):
+    from napari_stmdit.synthesis.stored import stored_results
+    from napari_stmdit.tissue.open import open_section
+    from napari_stmdit.tissue.store import write_result
+    from napari_stmdit.ui.swipe import Curtain
+
+    rgba = np.random.default_rng(0).integers(1, 255, (2300, 1101, 4), dtype=np.uint8)
+    write_result(tmp_path / "o.zarr", rgba, np.eye(3), tiny_section, None, {})
+    (stored,) = stored_results(open_section(tmp_path / "o.zarr"))
+    layer = layers.make(layers.stored_layer(stored))
+    assert layer.multiscale
+    assert [level.shape for level in layer.data] == [(2300, 1101, 4), (1150, 550, 4), (575, 275, 4), (287, 137, 4)]
+    read = []
+    for keep in ("right", "left"):
+        curtain = Curtain(layer, keep)
+        for shown in curtain._shown:
+            shown.own = Watched(shown.own, read)
+        curtain.move(400)
+        whole = np.asarray(layer.data[0])
+        hidden, seen = (slice(0, 400), slice(400, None))[:: 1 if keep == "right" else -1]
+        assert not whole[:, hidden, 3].any()
+        np.testing.assert_array_equal(whole[:, seen], rgba[:, seen])
+        np.testing.assert_array_equal(whole[..., :3], rgba[..., :3])
+        read.clear()
+        curtain.move(10)
+        assert all(n <= 1150 * 550 * 4 for n in read)  # what is on show, not the whole
+        curtain.restore()
+        assert [level.shape for level in layer.data] == [level.shape for level in stored.levels]
+
+
+class Watched:
+    """An array that notes how much of it is read."""
+
+    def __init__(self, own, read):
+        self.own, self.read = own, read
+        self.shape, self.dtype, self.ndim = own.shape, own.dtype, own.ndim
+
+    def __getitem__(self, key):
+        found = np.asarray(self.own[key])
+        self.read.append(found.size)
+        return found
+
+
+def test_images_that_are_no_results_are_told_and_the_others_listed(presenter, by_hand, tmp_path):
+    from napari.utils.notifications import notification_manager
+    from spatialdata import read_zarr
+    from spatialdata.models import Image2DModel
+
+    from napari_stmdit.tissue.open import open_section
+    from napari_stmdit.ui import manifest
+
+    presenter.results.save(run(presenter, by_hand), str(tmp_path / "out.zarr"))
+    by_hand.finish()
+    sdata = read_zarr(tmp_path / "out.zarr")
+    sdata["stmdit_mine"] = Image2DModel.parse(np.zeros((4, 20, 20), np.uint8), dims=("c", "y", "x"))
+    sdata.write_element("stmdit_mine")
+    viewer = ViewerModel()
+    again = Presenter(viewer, by_hand)
+    again.load_model = lambda choice: None
+    again._show(open_section(tmp_path / "out.zarr"))
+    by_hand.finish(-2)
+    assert len(again.state.results) == 1
+    assert again.state.message.kind == "warning" and "stmdit_mine is left out" in again.state.message.text
+    assert len(manifest.read_section(str(tmp_path / "out.zarr"))) == 3
+    assert "stmdit_mine is left out" in notification_manager.records[-1].message
 
 
 def test_a_saved_result_is_reopened_with_its_request(presenter, by_hand, tmp_path, card):

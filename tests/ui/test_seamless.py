@@ -7,11 +7,12 @@ import pytest
 from napari.components import ViewerModel
 
 from napari_stmdit.synthesis import canvas
-from napari_stmdit.types import Request
+from napari_stmdit.types import KnockOutEdit, Request
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.presenter import Presenter
 from napari_stmdit.ui.state import ModelChoice, RunStatus
+from napari_stmdit.ui.widgets.results import summary
 
 
 @pytest.fixture
@@ -43,6 +44,35 @@ def test_seamless_tissue_becomes_a_layer(viewer, presenter):
     presenter.state.request = Request(mode="spots", steps=2)
     presenter.runs.preview()
     assert presenter.state.estimate.seconds == pytest.approx(seamless * 6 / len(result.plan.windows))
+
+
+def test_seamless_tissue_belongs_to_the_spots_of_its_region_and_not_to_those_its_tiles_are_near(viewer, presenter):
+    asked = presenter.state.selected
+    presenter.state.request = Request(mode="continuous", steps=1)
+    presenter.runs.run()
+    (entry,) = presenter.state.results
+    assert entry.spots == asked and entry.planned == 6
+    assert "6 spots of seamless tissue; seed" in summary(entry)
+    presenter.select(())
+    presenter.reuse(entry.number)
+    assert presenter.state.selected == asked
+    presenter.select(asked[2:3])
+    presenter.close_ups.look()
+    close_up = presenter.state.close_up
+    assert set(close_up.patches) == {"real", "synthetic"}
+    cut = close_up.patches["synthetic"]
+    frame = entry.result.plan.frame
+    y, x = np.rint((presenter.state.section.spots.yx[2] - frame.origin) / frame.pixel_size).astype(int)
+    np.testing.assert_array_equal(cut[32, 32], entry.result.rgba[y, x, :3])
+
+
+def test_a_dose_strip_of_seamless_tissue_shows_patches_of_the_spot(viewer, presenter):
+    knock = KnockOutEdit(genes=("EPCAM",))
+    presenter.state.request = Request(mode="continuous", steps=1, edits=(knock,))
+    presenter.sheets.dose_strip(presenter.state.selected[0])
+    sheet = presenter.state.sheet
+    assert sheet.spot == presenter.state.selected[0]
+    assert {cell.pixels.shape for cell in sheet.cells} == {sheet.real.shape} == {(64, 64, 3)}
 
 
 def test_what_does_not_fit_in_memory_is_refused_with_a_way_out(presenter, monkeypatch):

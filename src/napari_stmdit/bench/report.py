@@ -11,11 +11,13 @@ import torch
 
 from ..assemble import load_checkpoint
 from ..devices import choose_device
+from ..errors import StmditError
 from ..tissue.sample import open_sample_section
 from .comparisons import against_straightforward, end_to_end, precisions
 from .machine import describe, matmul_peak
 from .stages import around, decoding, name_of, sampling
 from .subjects import Subject, in_dtype, of_checkpoint, random_base
+from .waiting import waiting
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,12 @@ def _of_checkpoint(
         found["runs"] = end_to_end(model, section, settings.rounds)
         on_stage(f"{model.card.name}: images in each precision")
         found["precision"] = precisions(settings.checkpoint, section, str(device), max(1, settings.rounds // 2))
+        if device.type == "cpu":
+            on_stage(f"{model.card.name}: threads that sleep or spin, alone and beside a busy process")
+            try:
+                found["waiting"] = waiting(settings.checkpoint, max(1, settings.rounds // 2))
+            except StmditError as error:  # two more processes with the checkpoint may be too much for the memory
+                found["waiting"] = {"left_out": str(error)}
         on_stage(f"{model.card.name}: around the network")
         found["around"] = [stage.facts() for stage in around(model, section, settings.seconds / 3)]
     plain = of_checkpoint(load_checkpoint(settings.checkpoint, device=str(device), dtype="float32"))

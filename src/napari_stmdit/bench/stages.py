@@ -12,6 +12,7 @@ import torch
 from ..assemble import Checkpoint
 from ..model.predict import prediction
 from ..model.vae import decode_images, decode_latents
+from ..progress import BATCH
 from ..synthesis.canvas import MemoryCanvas
 from ..synthesis.plan import plan
 from ..tissue.crops import read_patches
@@ -113,7 +114,7 @@ def decoding(subject: Subject, batches: Sequence[int], peak: float, seconds: flo
     return rows
 
 
-def around(checkpoint: Checkpoint, section: Section, seconds: float, batch: int = 8) -> list[Stage]:
+def around(checkpoint: Checkpoint, section: Section, seconds: float, batch: int = BATCH) -> list[Stage]:
     """Time what is done around the network: planning, reading and encoding what conditions a batch, pasting a patch."""
     device = torch.device(checkpoint.device)
     request = request_for(checkpoint.card, batch)

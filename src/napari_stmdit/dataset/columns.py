@@ -40,11 +40,12 @@ FACTS = (
         "string",
         "the image made with the same noise and settings, but without the edits; null where there is none or no edit",
     ),
-    Column("edited", "bool", "whether an edit changed this spot's expression"),
+    Column("edited", "bool", "whether an edit changed the expression here"),
     Column(
         "edits",
         "string",
-        "JSON list of the edits that touch this spot: their place in the request, what they do, and their weight at this spot",
+        "JSON list of the edits that touch this spot: their place in the request, what they do, and their weight at this spot; in "
+        "seamless tissue the mean weight over the spots that are mixed there",
     ),
     Column(
         "expression",
@@ -55,7 +56,8 @@ FACTS = (
     Column(
         "expression_spot",
         "string",
-        "the spot whose counts those are; another than `spot` in the shuffled control; null where none",
+        "the spot whose counts those are; another than `spot` in the shuffled control; null where none, and in seamless tissue, which "
+        "mixes several",
     ),
     Column(
         "morphology",
@@ -96,7 +98,8 @@ EXPRESSION = (
         "edited_gene_index",
         "indices",
         "rows of genes.csv whose count is not zero in what the image was conditioned on: after edits and shuffling; of crops of the "
-        "slide as measured; empty where `expression` is `null`",
+        "slide as measured; in seamless tissue the mix of the nearest spots at this place, by the rule in the run's record; empty where "
+        "`expression` is `null`",
     ),
     Column("edited_gene_count", "values", "those counts; fractional, as edits work on log(1 + counts per 10,000)"),
 )

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StmditError, StoreError
-from ..expression.edits import Profile
-from ..synthesis.conditions import conditioned_counts, shuffled_rows
+from ..expression.edits import Profile, spot_weights
+from ..synthesis.conditions import conditioned_counts, mixed_counts, shuffled_rows
 from ..synthesis.export import place_of
 from ..synthesis.finished import NO_PATCH, Finished
 from ..synthesis.variants import noise_key
+from ..synthesis.windows import mixing, nearest_spots
 from ..tissue.crops import read_patches
 from ..tissue.elements import fingerprint
 from ..types import Patch, Request, Section, SlideImage, SwapEdit
@@ -154,7 +155,19 @@ class Contents:
         made = self.runs[run]
         if condition_of(made) == "null":
             return csr_matrix((len(rows), counts.shape[1]), dtype=np.float32)
-        return conditioned_counts(rows, self.section, made.request, self.profiles[run])[0]
+        if not _mixes_spots(made):
+            return conditioned_counts(rows, self.section, made.request, self.profiles[run])[0]
+        near, weights = nearest_spots(self.section.spots.yx[rows], made.section)
+        drawn, places = np.unique(near, return_inverse=True)
+        counts = conditioned_counts(drawn, self.section, made.request, self.profiles[run])[0]
+        return mixed_counts(mixing(places.reshape(near.shape), weights, len(drawn)), counts)
+
+    def _drawn_on(self, made: Finished, row: int) -> dict[str, float]:
+        """The spots that the expression at a spot is made of, and their weights: in seamless tissue its neighbours, too."""
+        if not _mixes_spots(made):
+            return {str(self.section.spots.ids[row]): 1.0}
+        near, weights = nearest_spots(self.section.spots.yx[[row]], made.section)
+        return dict(zip(self.section.spots.ids[near[0]].tolist(), weights[0].tolist(), strict=True))
 
     def _slide_facts(self, row: Row) -> dict[str, Any]:
         return {
@@ -182,7 +195,7 @@ class Contents:
     def _run_facts(self, run: int, row: Row) -> dict[str, Any]:
         made, spot = self.runs[run], row.patch.spot_id
         guidance, checkpoint = (dict(made.provenance.get(name) or {}) for name in ("guidance", "checkpoint"))
-        condition, edits = condition_of(made), edits_at(made.request, spot)
+        condition, edits = condition_of(made), edits_at(made.request, self._drawn_on(made, row.patch.row))
         return {
             "origin": "model",
             "synthetic": True,
@@ -210,7 +223,7 @@ class Contents:
         return next((name for name in names if name in self._ids), None)
 
     def _source_of(self, made: Finished, condition: str, row: int) -> str | None:
-        if condition == "null":
+        if condition == "null" or _mixes_spots(made):
             return None
         if condition == "shuffled":
             row = int(shuffled_rows(len(self.section.spots), made.request.seed)[row])
@@ -235,16 +248,23 @@ def condition_of(made: Finished) -> str:
     return "embeddings" if "expression_embeddings" in checkpoint else made.request.expression
 
 
-def edits_at(request: Request, spot: str) -> list[dict[str, Any]]:
-    """Return the edits that touch a spot: place in the request, what they do, and their weight there; JSON types only."""
+def _mixes_spots(made: Finished) -> bool:
+    """Whether the expression at a place of a run is made of several spots: in seamless tissue, unless embeddings were given."""
+    return made.request.mode == "continuous" and condition_of(made) != "embeddings"
+
+
+def edits_at(request: Request, spots: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return the edits that touch some spots, which weigh one together: place in the request, what they do, their weight; JSON types only."""
     found = []
     for number, edit in enumerate(request.edits):
-        weight = edit.strength * (1.0 if edit.spots is None else edit.spots.get(spot, 0.0))
-        if isinstance(edit, SwapEdit) and spot not in (*edit.group_a, *edit.group_b):
-            weight = 0.0
+        members = set(spots)
+        if isinstance(edit, SwapEdit):
+            members &= {*edit.group_a, *edit.group_b}
+        own = spot_weights(edit, list(members)).tolist()
+        weight = round(sum(spots[spot] * value for spot, value in zip(members, own, strict=True)), 6)
         if edit.enabled and weight > 0:
             what = edit.model_dump(mode="json", exclude=_SPOTS_OF_AN_EDIT, exclude_defaults=True)
-            found.append({"edit": number, "operation": edit.operation, **what, "weight": round(weight, 6)})
+            found.append({"edit": number, "operation": edit.operation, **what, "weight": weight})
     return found
 
 

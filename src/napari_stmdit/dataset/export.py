@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +13,14 @@ import numpy as np
 
 from ..errors import StoreError
 from ..progress import CancelToken, Progress, Stopwatch
-from ..synthesis.disk import write_atomically
+from ..storage.atomic import write_text
+from ..storage.faults import explained
 from ..synthesis.finished import Finished
 from ..tissue.elements import fingerprint
+from ..tissue.identity import slide_identity, table_hash
 from .card import write_card
 from .contents import Contents
-from .folder import DatasetFolder, complete_manifest, explained, output_place
+from .folder import AGAIN, CONTENT, DatasetFolder, complete_manifest, output_place
 from .shards import Shard, encoded, write_folder, write_parquet
 from .sources import AnyResult, CheckpointFacts, Slide, checkpoint_facts, find_slide, open_results
 from .tables import IMAGES, TABLE, genes_table, images_file, make_images, write_images, write_table
@@ -167,11 +169,13 @@ def export_steps(
     contents = Contents.of(made, [facts.profiles for facts in checkpoints], None if slide is None else slide.image)
     per_shard = _per_shard(rows_per_shard, contents)
     identity = _identity(contents, slide, kinds, per_shard)
-    if complete_manifest(place, identity) is not None:
-        return _exported(place, contents, kinds, len(contents), existed=True, notes=_notes(contents, slide))
+    there = complete_manifest(place, identity)
+    if there is not None:
+        notes = (*_notes(contents, slide), *_licence_note(place, there, licence))
+        return _exported(place, contents, kinds, len(contents), existed=True, notes=notes)
     folder = DatasetFolder.open(place, identity)
     try:
-        with explained(folder.path):
+        with explained(folder.path, AGAIN):
             export = _Export(folder, contents, slide, checkpoints, kinds, per_shard, licence, cancel or CancelToken())
             yield from export.shards()
             if not export.cancel.cancelled:
@@ -251,13 +255,18 @@ class _Export:
         for name, record in records.items():
             names.append(f"runs/{name}.json")
             (self.folder.path / "runs").mkdir(exist_ok=True)
-            _write_text(self.folder.path / names[-1], json.dumps(record, indent=1, ensure_ascii=False))
-        _write_text(self.folder.path / _GENES, genes_table(self.contents).to_csv(index=False))
+            write_text(self.folder.path / names[-1], json.dumps(record, indent=1, ensure_ascii=False))
+        write_text(self.folder.path / _GENES, genes_table(self.contents).to_csv(index=False))
         card = write_card(self.contents, self.checkpoints, self.slide, self.formats, self.licence)
-        _write_text(self.folder.path / _CARD, card)
+        write_text(self.folder.path / _CARD, card)
         if self.cancel.cancelled:
             return
-        facts = {"rows": len(self.contents), "synthetic": _synthetic(self.contents), "formats": self.formats}
+        facts = {
+            "rows": len(self.contents),
+            "synthetic": _synthetic(self.contents),
+            "formats": self.formats,
+            "licence": self.licence,
+        }
         self.folder.publish(facts, names)
         self.published = True
         yield self._progress()
@@ -295,7 +304,11 @@ def _per_shard(wanted: int | None, contents: Contents) -> int:
 
 
 def _identity(contents: Contents, slide: Slide | None, formats: Sequence[Format], per_shard: int) -> dict[str, Any]:
-    """What must be the same for an export to go on; the same images in the same shards."""
+    """What must be the same for an export to go on; the same images and counts in the same shards."""
+    content: dict[str, Any] = {"counts": table_hash(contents.section.spots)}
+    if slide is not None:
+        boxes = [row.patch.source_box for row in contents.rows if row.run is None]
+        content["slide"] = slide_identity(slide.image, boxes, contents.patch_px)
     return {
         "section": fingerprint(contents.section),
         "runs": {made.name: _hash(made) for made in contents.runs},
@@ -303,12 +316,24 @@ def _identity(contents: Contents, slide: Slide | None, formats: Sequence[Format]
         "formats": list(formats),
         "rows": len(contents),
         "rows_per_shard": per_shard,
+        CONTENT: content,
     }
 
 
 def _hash(made: Finished) -> str:
     text = json.dumps({"record": dict(made.provenance), "source": made.source}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _licence_note(place: Path, manifest: Mapping[str, Any], licence: str | None) -> list[str]:
+    """What to say of a licence that a data set which is there already does not have: its card is the user's, and is left alone."""
+    if licence is None or manifest.get("licence") == licence:
+        return []
+    was = manifest.get("licence")
+    before = (
+        f"the licence {was!r}" if was else "no licence" if "licence" in manifest else "a licence that was not recorded"
+    )
+    return [f"the data set was exported with {before}; {licence!r} was not written, change {place / _CARD} by hand"]
 
 
 def _synthetic(contents: Contents) -> int:
@@ -340,7 +365,3 @@ def _exported(
 ) -> Exported:
     names = tuple(made.name for made in contents.runs)
     return Exported(place, len(contents), _synthetic(contents), names, formats, done, unfinished, existed, notes)
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))

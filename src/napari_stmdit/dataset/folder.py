@@ -12,23 +12,27 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..errors import StoreError
 from ..files import BadFile, user_path
-from ..synthesis.disk import reason, sync, write_json
+from ..storage.atomic import bring_to_disk, remove_drafts_in, remove_left_drafts, replacing, sync, write_json
+from ..storage.faults import explained
+from ..storage.locks import LOCK, take_lock
 from ..synthesis.identity import differences
 from ..synthesis.result import unfinished_folder
-from ..synthesis.run_folder import LOCK, read_json, remove_parts, take_lock
+from ..synthesis.run_folder import read_json
 
 MANIFEST = "manifest.json"
 WORK = ".work"
+CONTENT = "content"
+"""Of an identity: hashes of the counts and of the slide's crops. Manifests of earlier versions lack it."""
 FORMAT = 1
+AGAIN = "export again, what is finished is kept"
 
 
 class DatasetFolder:
@@ -62,7 +66,7 @@ class DatasetFolder:
             It is of another data set (saying what differs), another process holds it, or it cannot be written.
         """
         path = unfinished_folder(out)
-        with explained(path):
+        with explained(path, AGAIN):
             if path.exists():
                 if not (path / MANIFEST).is_file():
                     raise StoreError(
@@ -71,16 +75,15 @@ class DatasetFolder:
                 manifest = read_json(path / MANIFEST)
                 _check_same(manifest, identity, path)
                 folder = cls(out, path, manifest, take_lock(path))
-                remove_parts(path)
+                remove_drafts_in(path)
                 folder._take_up()
                 return folder
             path.parent.mkdir(parents=True, exist_ok=True)
-            remove_parts(path)
+            remove_left_drafts(path.parent, path.name)
             manifest = {"format": FORMAT, "complete": False, "identity": _plain(identity), "shards": []}
-            part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-            part.mkdir()
-            write_json(part / MANIFEST, manifest)
-            os.rename(part, path)  # with its manifest: a folder without one is not ours
+            with replacing(path) as draft:  # with its manifest: a folder without one is not ours
+                draft.mkdir()
+                write_json(draft / MANIFEST, manifest)
             return cls(out, path, manifest, take_lock(path))
 
     def work(self) -> Path:
@@ -96,8 +99,7 @@ class DatasetFolder:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             shutil.rmtree(target)
-        for file in _files(source):
-            sync(file)
+        bring_to_disk(source)
         os.replace(source, target)
         sync(target.parent)
 
@@ -223,7 +225,15 @@ def _check_same(manifest: Mapping[str, Any], identity: Mapping[str, Any], path: 
         raise StoreError(
             f"{path} is there already and is no data set of ours; nothing is overwritten, choose another place"
         )
-    found = differences(manifest["identity"], _plain(identity))
+    then, now = manifest["identity"], _plain(identity)
+    if CONTENT not in then:
+        if not manifest.get("complete"):
+            raise StoreError(
+                f"{path} was begun by an earlier version, which did not record what its slide and counts were, so that it cannot be "
+                "continued; finish it with that version, or remove it"
+            )
+        now.pop(CONTENT, None)
+    found = differences(then, now)
     if found:
         more = f"\n  and {len(found) - 8} more" if len(found) > 8 else ""
         raise StoreError(
@@ -237,12 +247,3 @@ def _check_same(manifest: Mapping[str, Any], identity: Mapping[str, Any], path: 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(json.dumps(value))
     return found
-
-
-@contextmanager
-def explained(folder: Path) -> Iterator[None]:
-    """Turn a failed write into a message that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"{reason(error, folder)}; then export again, what is finished is kept") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +13,16 @@ from ..errors import CheckpointError, SectionError, StmditError, StoreError
 from ..expression.edits import Profile
 from ..synthesis.finished import Finished, finished
 from ..synthesis.result import Result
-from ..synthesis.stored import StoredResult, stored_results
+from ..synthesis.stored import StoredResult, StoredResults, read_stored
 from ..tissue.elements import fingerprint
 from ..tissue.open import open_section, synthesis_fault
+from ..tissue.stored_results import element_name
 from ..types import Request, Section, SlideImage, TowardsEdit
 
 if TYPE_CHECKING:
     from ..model.folder import CheckpointFolder
 
+log = logging.getLogger(__name__)
 AnyResult = str | Path | Result | StoredResult | Sequence[Result | StoredResult]
 
 
@@ -73,10 +76,13 @@ def open_results(source: AnyResult, names: Sequence[str] = ()) -> tuple[Finished
     """
     if isinstance(source, str | Path):
         section = open_section(source)
-        found = stored_results(section)
-        if not found:
-            raise StoreError(f"{source} holds no results; `stmdit synthesize {source} --output OUT.zarr` makes some")
-        return tuple(finished(one) for one in _chosen(found, names, str(source)))
+        stored = read_stored(section)
+        if not stored.results:
+            why = "".join(f"; {note}" for note in stored.notes)
+            raise StoreError(
+                f"{source} holds no results of {section.name}; `stmdit synthesize {source} --output OUT.zarr` makes some{why}"
+            )
+        return tuple(finished(one) for one in _chosen(stored, names, str(source)))
     results = [source] if isinstance(source, Result | StoredResult) else list(source)
     if names:
         raise StoreError("runs are chosen by name from a store; of results at hand, pass those that are wanted")
@@ -86,15 +92,17 @@ def open_results(source: AnyResult, names: Sequence[str] = ()) -> tuple[Finished
     )
 
 
-def _chosen(found: Sequence[StoredResult], names: Sequence[str], where: str) -> Sequence[StoredResult]:
-    if not names:
-        return found
-    by_name = {one.element: one for one in found}
-    wanted = [name if name in by_name else f"stmdit_{name}" for name in names]
-    unknown = [name for name, full in zip(names, wanted, strict=True) if full not in by_name]
-    if unknown:
-        raise StoreError(f"{where} holds no run {', '.join(unknown)}; its runs: {', '.join(by_name)}")
-    return [by_name[name] for name in dict.fromkeys(wanted)]
+def _chosen(stored: StoredResults, names: Sequence[str], where: str) -> Sequence[StoredResult]:
+    by_name = {one.element: one for one in stored.results}
+    wanted = {name: name if name in by_name else element_name(name) for name in names or by_name}
+    if unknown := [name for name, element in wanted.items() if element not in by_name]:
+        why = "".join(f"; {stored.left_out[wanted[name]]}" for name in unknown if wanted[name] in stored.left_out)
+        raise StoreError(f"{where} holds no run {', '.join(unknown)}; its runs: {', '.join(by_name)}{why}")
+    chosen = [by_name[element] for element in dict.fromkeys(wanted.values())]
+    told = {} if names else stored.left_out  # who names runs knows that there are others
+    for note in StoredResults(tuple(chosen), told).notes:
+        log.warning("%s: %s", where, note)
+    return chosen
 
 
 # ------------------------------------------------------------------------------------------------- the slide

@@ -6,23 +6,25 @@ import hashlib
 import io
 import logging
 import os
+import re
 import tempfile
-import time
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
+from ..storage.atomic import remove_left_drafts, replacing
 
 log = logging.getLogger(__name__)
 
 _DIGEST = hashlib.sha256().digest_size
 _KEPT = 0.9
 """Share of the limit that is left after tidying up, so that a full folder is not listed at every write."""
-_STALE_SECONDS = 3600.0
+_OURS = re.compile(r"[0-9a-f]+\.npy")
+"""Files by their key; whatever else lies in the folder is not ours to delete."""
 
 
 class CacheFolder:
@@ -95,13 +97,11 @@ class CacheFolder:
         with self._lock:
             if self._nbytes + size > self.limit_bytes:
                 self._nbytes = self._tidy(size)
-            beside = self.path / f"{uuid4().hex}.tmp"
             try:
-                beside.write_bytes(body + hashlib.sha256(body).digest())
-                os.replace(beside, self._file(key))
+                with replacing(self._file(key), durable=False) as draft:
+                    draft.write_bytes(body + hashlib.sha256(body).digest())
             except OSError as error:
                 log.warning("an embedding could not be kept in %s: %s", self.path, error)
-                beside.unlink(missing_ok=True)
                 return
             self._nbytes += size
 
@@ -110,16 +110,13 @@ class CacheFolder:
 
     def _tidy(self, needed: int = 0) -> int:
         """Delete what broke off in writing, and the least recently used until ``needed`` bytes fit; return what is left."""
+        remove_left_drafts(self.path)
         files = []
         for file in self.path.iterdir():
-            try:
-                state = file.stat()
-                if file.suffix == ".npy":
+            if _OURS.fullmatch(file.name):
+                with suppress(OSError):  # another process was faster
+                    state = file.stat()
                     files.append((state.st_mtime_ns, state.st_size, file))
-                elif file.suffix == ".tmp" and time.time() - state.st_mtime > _STALE_SECONDS:
-                    file.unlink()
-            except OSError:
-                continue  # another process was faster
         total = sum(size for _, size, _ in files)
         if total + needed <= self.limit_bytes:
             return total

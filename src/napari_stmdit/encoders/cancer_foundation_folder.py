@@ -11,6 +11,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files import BadFile, read_json, shown
 from ..types import hash_genes
 from .cancer_foundation_network import ValueStyle
 from .cancer_foundation_settings import CancerFoundationSettings, make_settings, read_arguments
@@ -48,8 +49,8 @@ class DescribedEncoder:
 def read_encoder(folder: Path) -> DescribedEncoder:
     """Read ``config.json``; raises CheckpointError where it is missing, not valid, or its genes are none or not its own."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = read_json(folder / CONFIG)
+    except BadFile as error:
         raise CheckpointError(f"{folder} is no readable encoder: {error}") from None
     where = f"{CONFIG} of {folder}"
     if not isinstance(config, dict) or not isinstance(config.get("network") or {}, dict):
@@ -57,7 +58,9 @@ def read_encoder(folder: Path) -> DescribedEncoder:
     sizes = dict(config.get("network") or {})
     style = sizes.pop("value_style", None)
     if style is not None and style not in get_args(ValueStyle):
-        raise CheckpointError(f"{where}: value_style is {style!r}, expected one of {', '.join(get_args(ValueStyle))}.")
+        raise CheckpointError(
+            f"{where}: value_style is {shown(style)}, expected one of {', '.join(get_args(ValueStyle))}."
+        )
     heads = read_arguments({"nheads": sizes.pop("heads", None)}, where).heads
     settings = {name: value for name, value in config.items() if name not in _OWN_KEYS | _REFERENCE_KEYS}
     return DescribedEncoder(_listed_genes(config, folder), make_settings(settings, where), heads, style, sizes)

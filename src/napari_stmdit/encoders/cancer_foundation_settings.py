@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from ..errors import CheckpointError
+from ..files import shown
 from ..types import Intent
 from .binning import Ties
 from .cancer_foundation_network import ValueStyle
@@ -100,14 +101,14 @@ def read_arguments(args: Mapping[str, Any], where: str = "args.json") -> Trainin
         faults at once.
     """
     faults = [
-        f"{name} is {args[name]!r}, supported: {' or '.join(map(repr, values))}"
+        f"{name} is {shown(args[name])}, supported: {' or '.join(map(repr, values))}"
         for name, values in _SUPPORTED.items()
         if args.get(name) is not None and args[name] not in values
     ]
     for name in ("nheads", *_SIZES):
         value = args.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            faults.append(f"{name} is {value!r}, a whole number above 0 was expected")
+            faults.append(f"{name} is {shown(value)}, a whole number above 0 was expected")
     if faults:
         raise CheckpointError(
             f"{where} describes a CancerFoundation that cannot be computed here: {'; '.join(faults)}."

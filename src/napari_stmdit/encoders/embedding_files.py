@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
+from ..files import read_text
 
 VECTOR_NAMES = ("embeddings", "embedding", "features", "feats")
 ID_NAMES = ("barcodes", "barcode", "ids", "id", "spot_ids", "spot_id")
@@ -80,7 +81,7 @@ def _ids_beside(path: Path) -> NDArray[np.str_] | None:
         return _as_ids(_read_npy(file), file)
     try:
         if file.suffix == ".txt":
-            return np.array(file.read_text(encoding="utf-8-sig").splitlines(), dtype=str)
+            return np.array(read_text(file).splitlines(), dtype=str)
         return _csv_ids(file)
     except ValueError as error:  # a decoding error is one, too, and so is whatever pandas cannot parse
         raise SectionError(f"{file} is not readable as text: {error}") from error

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError
 from ..expression.genes import gather_counts, match_genes
+from ..files import read_json
+from ..storage.atomic import write_text
 from ..types import MOST_DEPTH, Genes, hash_genes
 
 if TYPE_CHECKING:
@@ -175,10 +177,12 @@ class LinearProgramEncoder:
             "dim": self.dim,
             "half_depth": self.half_depth,
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         names = ARRAYS + ("levels",) * (self.levels is not None) + ("depth_projection",) * self.uses_depth
         arrays = {name: np.ascontiguousarray(getattr(self, name), dtype=np.float32) for name in names}
         save_file(arrays, folder / WEIGHTS)
+        write_text(
+            folder / "config.json", json.dumps(config, indent=1) + "\n"
+        )  # last: where it is, the encoder is whole
 
     @classmethod
     def load(cls, folder: Path) -> LinearProgramEncoder:
@@ -204,7 +208,7 @@ def read_encoder_folder(
     from safetensors.numpy import load_file
 
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / "config.json")
         arrays = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is no readable encoder: {error}") from error

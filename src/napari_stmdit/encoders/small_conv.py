@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..files import read_json
 
 WEIGHTS = "model.safetensors"
 CLIP = 4.0
@@ -156,7 +157,7 @@ class SmallConvEncoder:
         from safetensors.torch import load_file
 
         try:
-            config = json.loads((folder / "config.json").read_text())
+            config = read_json(folder / "config.json")
             tensors = load_file(folder / WEIGHTS)
             fine, coarse = config["widths"]
             trunk = FeatureTrunk((int(fine), int(coarse)))

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import CheckpointError, Fault, SynthesisError, table
+from ..files import BadFile, read_json, shown
 from .tensors import fill_network, shape_of, unwrap_tensors
 from .vision_transformer import UNI2H, VisionTransformer, ViTSizes, sizes_in
 
@@ -257,15 +258,15 @@ def _whole(config: Mapping[str, Any], name: str, default: int) -> int:
     value = config.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CheckpointError(
-            f"config.json of the morphology encoder: {name} is {value!r}, expected a whole number > 0"
+            f"config.json of the morphology encoder: {name} is {shown(value)}, expected a whole number > 0"
         )
     return value
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = read_json(path)
+    except BadFile as error:
         raise CheckpointError(f"{path.parent} is no readable morphology encoder: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} holds {type(config).__name__}, expected a mapping of settings")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError, GeneError
 from ..expression.genes import aliases
+from ..files import BadFile, read_json
 
 CLS = "<cls>"
 PAD = "<pad>"
@@ -98,8 +98,8 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
             f"{path.name} is no vocabulary: a .json mapping of gene symbols to tokens is expected.{why}"
         )
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = read_json(path)
+    except BadFile as error:
         raise CheckpointError(f"{path} is no readable vocabulary: {error}") from None
     return make_vocabulary(found, str(path))
 

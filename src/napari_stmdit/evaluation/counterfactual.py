@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +22,9 @@ from ..synthesis.plan import counterfactual_fault, plan
 from ..synthesis.presets import resolve_counterfactual_steps
 from ..synthesis.result import synthesize
 from ..tissue.crops import read_patches
-from ..types import AddEdit, AllSpots, KnockOutEdit, Patch, Polygons, Request, Section, TowardsEdit
+from ..types import AddEdit, KnockOutEdit, Patch, Polygons, Request, Section, TowardsEdit
 from .held_out import SpotSet, reconstruct
-from .image import PatchStatistics, measure, nuclei_places
+from .image import measure, nuclei_places
 from .resampling import Interval
 
 MEASURES = ("haematoxylin", "nuclei")
@@ -128,7 +128,9 @@ class CounterfactualCheck:
             crops = self.all.crops[own]
             depth = spots.relative_depth
             keys = tuple(content_key(c, spots.counts[r], depth[r : r + 1]) for c, r in zip(crops, own, strict=True))
-            patches = tuple(Patch(k, str(spots.ids[r]), int(r), (0, 0, 0, 0), (0, 0, 0, 0), 0) for k, r in enumerate(own))
+            patches = tuple(
+                Patch(k, str(spots.ids[r]), int(r), (0, 0, 0, 0), (0, 0, 0, 0), 0) for k, r in enumerate(own)
+            )
             edited = Edited(morphology + self.map.delta(before, after), after, keys, self.scale)
             batch = PatchBatch(
                 patches,
@@ -252,9 +254,7 @@ class CounterfactualCheck:
 
     # --- doses
 
-    def _dose(
-        self, a: NDArray[np.int64], b: NDArray[np.int64]
-    ) -> Generator[Progress, None, dict[str, Any] | None]:
+    def _dose(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> Generator[Progress, None, dict[str, Any] | None]:
         """Move spots step by step to the expression of another: the share at which haematoxylin moves in order."""
         start, goal = self.all.expression[a], self.all.expression[b]
         values = [self.all.real.haematoxylin[a]]
@@ -280,7 +280,9 @@ class CounterfactualCheck:
         weights = np.clip((RADIUS_UM + FADE_UM - away) / FADE_UM, 0, 1)
         painted = {str(spots.ids[k]): float(weights[k]) for k in np.flatnonzero(weights > 0)}
         order = np.argsort(self.all.real.haematoxylin)
-        far = order[: max(len(order) // 10, 1)] if self.all.real.haematoxylin.mean() > 0.5 else order[-len(order) // 10 :]
+        far = (
+            order[: max(len(order) // 10, 1)] if self.all.real.haematoxylin.mean() > 0.5 else order[-len(order) // 10 :]
+        )
         edit = TowardsEdit(target_spots=tuple(spots.ids[far].tolist()), spots=painted)
         reach = MARGIN_UM / mpp
         y, x = (float(v) for v in middle)
@@ -308,7 +310,9 @@ class CounterfactualCheck:
             for n, o, m in zip(frame.shape, frame.origin, middle, strict=True)
         )
         radius = np.hypot(yy[:, None], xx[None]) * mpp
-        reached = RADIUS_UM + FADE_UM + 200.0 + 2 * card.patch_um  # a painted spot's neighbours, and windows that overlap
+        reached = (
+            RADIUS_UM + FADE_UM + 200.0 + 2 * card.patch_um
+        )  # a painted spot's neighbours, and windows that overlap
         inside, around = shown & (radius < RADIUS_UM), shown & (radius > RADIUS_UM + FADE_UM)
         beyond = shown & (radius > reached)
         ratio = float(change[inside].mean() / max(change[around].mean(), 1e-6)) if around.any() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..errors import StoreError
 from ..expression.edits import Profile
 from ..expression.genes import match_genes
 from ..progress import Progress
+from ..storage.atomic import write_text
 from ..synthesis.result import Result, synthesize
 from ..tissue.sample import open_sample_section
 from ..types import Request, Section, SpotList, TowardsEdit
@@ -48,20 +50,25 @@ def run_demo(
     Parameters
     ----------
     output
-        Folder for ``OUT.zarr``, ``comparison.png``, ``report.md`` and ``report.json``; must not hold an ``OUT.zarr`` yet.
+        Folder for ``OUT.zarr``, ``comparison.png``, ``report.md`` and ``report.json``; must not hold any of them yet.
     seed
         Seed of the noise, the same before and after, so that what differs is the effect of the edit.
 
     Raises
     ------
     StoreError
-        Where ``OUT.zarr`` is already there.
+        Where one of them is already there.
     """
     folder = Path(output)
     store = folder / "OUT.zarr"
-    if store.exists():
-        raise StoreError(f"{store} is already there; remove it or choose another --output")
-    folder.mkdir(parents=True, exist_ok=True)
+    picture, figures, report = (folder / name for name in ("comparison.png", "report.json", "report.md"))
+    for place in (store, picture, figures, report):
+        if os.path.lexists(place):
+            raise StoreError(f"{place} is already there; remove it or choose another --output")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be made: {error.strerror}; choose another --output") from error
     section = open_sample_section()
     model = load_checkpoint("demo")
     weights = _painted_weights(section, model.profiles["tumour"], model.profiles["stroma"])
@@ -72,12 +79,12 @@ def run_demo(
     names = (before.save(store, "measured"), after.save(store, "edited"))
     save_picture(
         comparison_picture(section, before, after, weights, "towards the adipose profile, painted with a soft brush"),
-        folder / "comparison.png",
+        picture,
     )
     facts = _facts(section, before, after, weights, names)
-    (folder / "report.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
+    write_text(figures, json.dumps(facts, indent=2), new=True)
     summary = _summary(facts, folder)
-    (folder / "report.md").write_text(_report(facts), encoding="utf-8")
+    write_text(report, _report(facts), new=True)
     return DemoOutcome(store, facts, summary)
 
 

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..progress import CancelToken, Progress
+from ..progress import BATCH, CancelToken, Progress
 from ..synthesis.models import PatchModel
 from ..types import Section
 from .cases import EvaluationRequest
+from .command import equivalent_command
 from .features import FeatureSpace
 from .figures import figures_of
 from .opening import Source, open_sections
 from .preparing import prepare
-from .report import EvaluationReport, about_checkpoint, equivalent_command, write_report
+from .report import EvaluationReport, about_checkpoint, write_report
 
 OUTPUT = "stmdit-evaluation"
 
@@ -55,7 +56,7 @@ def evaluate(
     spaces: Sequence[FeatureSpace] | None = None,
     command: str | None = None,
     resume: bool = False,
-    batch: int = 8,
+    batch: int = BATCH,
     device: str = "auto",
     dtype: str = "auto",
     cancel: CancelToken | None = None,
@@ -148,7 +149,7 @@ def evaluation_steps(
     checkpoint: str | None = None,
     command: str | None = None,
     resume: bool = False,
-    batch: int = 8,
+    batch: int = BATCH,
     cancel: CancelToken | None = None,
 ) -> Generator[Progress, None, Evaluated]:
     """Evaluate step by step: yields after every denoising step and returns what came of it; see `evaluate`.
@@ -165,7 +166,15 @@ def evaluation_steps(
         work.plans[0], model, [one.section for one in work.spots], work.request, work.watch.seconds
     )
     about["notes"] = list(work.notes)
-    told = command or equivalent_command(sections, checkpoint or model.card.name, request, folder)
+    told = command or equivalent_command(
+        sections,
+        checkpoint or model.card.name,
+        request,
+        folder,
+        predictor_sections=predictor_sections,
+        own_spaces=bool(spaces),
+        provenance=model.provenance,
+    )
     return Evaluated(folder, done, work.total, write_report(folder, about, [figures], told))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ..storage.atomic import replacing
 from ..synthesis.result import Result
 from ..tissue.crops import read_patches
 from ..types import Section
@@ -61,12 +62,13 @@ def comparison_picture(
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write the picture with a text chunk that says what it is."""
+    """Write the picture as a new PNG file with a text chunk that says what it is; raises FileExistsError where one is there."""
     from PIL.PngImagePlugin import PngInfo
 
     words = PngInfo()
     words.add_text("Description", "Contains synthetic tissue images made by a generative model. Not for diagnosis.")
-    picture.save(path, pnginfo=words)
+    with replacing(path, new=True) as draft:
+        picture.save(draft, format="PNG", pnginfo=words)
 
 
 def _how(result: Result) -> str:

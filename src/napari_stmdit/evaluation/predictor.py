@@ -13,6 +13,7 @@ from ..encoders.regression import centred, ridge_weights
 from ..errors import RequestError, first_line
 from ..expression.genes import gather_counts, match_genes
 from ..expression.measured import PER, totals_of
+from ..storage.atomic import write_atomically
 from ..types import Section
 
 PENALTIES = np.logspace(0, 5, 11)
@@ -52,15 +53,13 @@ class LinearPredictor:
         return np.asarray((features - self.mean) / self.scale @ self.weights + self.intercept)
 
     def save(self, path: str | Path) -> None:
-        """Write an .npz file that `read_predictor` reads."""
-        np.savez(
-            path,
-            space=np.array(self.space),
-            genes=np.array(self.genes),
-            weights=self.weights,
-            intercept=self.intercept,
-            mean=self.mean,
-            scale=self.scale,
+        """Write an .npz file that `read_predictor` reads; one of that name is replaced, as NumPy does."""
+        path = Path(path)
+        arrays = {name: getattr(self, name) for name in ("weights", "intercept", "mean", "scale")}
+        names = {"space": np.array(self.space), "genes": np.array(self.genes)}
+        write_atomically(
+            path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz"),
+            lambda file: np.savez(file, allow_pickle=False, **names, **arrays),
         )
 
 

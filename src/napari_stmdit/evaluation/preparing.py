@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from ..errors import RequestError
 from ..expression.genes import gather_counts, match_genes
+from ..storage.fingerprint import of_arrays
 from ..synthesis.conditions import Conditions
 from ..synthesis.models import PatchModel
 from ..synthesis.plan import plan as make_plan
@@ -21,6 +21,7 @@ from .judge import Judge
 from .paired import find_lpips
 from .predictor import log_levels, read_predictor
 from .reading import ExpressionReader, reader_across_blocks, reader_from_sections, reader_of_user
+from .report import about_checkpoint, check_report
 from .spaces import open_spaces
 from .stacks import Naming, StackFolder
 from .work import Job, Work
@@ -41,6 +42,8 @@ def prepare(
     ------
     RequestError
         With every fault that was found.
+    StoreError
+        The folder holds another evaluation, or this one and ``resume`` was not asked for, or it cannot be written.
     """
     spots = choose_spots(sections, model, request)
     notes: list[str] = [note for section in sections for note in section.notes]
@@ -49,8 +52,10 @@ def prepare(
     cases = cases_of(model.card, len(others) > 1, bool(request.edits))
     first = [_plan(one, cases[0], request, 0, model) for one in spots]
     notes += [note for plan in first for note in plan.notes]
-    stacks = StackFolder(folder, resume)
-    names = [Naming(plan, one.section, model) for plan, one in zip(first, spots, strict=True)]
+    about = about_checkpoint(first[0], model, [one.section for one in spots], request, 0)
+    check_report(folder, about, resume)
+    stacks = StackFolder(folder)
+    names = [Naming(one.section, model) for one in spots]
     jobs = []
     for case in cases:
         for seed in range(request.seeds):
@@ -133,9 +138,9 @@ def _told(
     )
     match = match_genes(wanted, other.spots.genes)
     counts = gather_counts(other.spots.counts[rows].astype(np.float32), match, wanted)
-    digest = hashlib.sha256(np.ascontiguousarray(counts.data).tobytes()).hexdigest()[:16]
-    told = Conditions(counts, tuple(other.spots.ids[rows].tolist()), None, other.spots.relative_depth[rows])
-    return told, f"expression of {other.name}, {digest}"
+    depth = other.spots.relative_depth[rows]
+    told = Conditions(counts, tuple(other.spots.ids[rows].tolist()), None, depth)
+    return told, f"expression {of_arrays(counts.indptr, counts.indices, counts.data, depth)}"
 
 
 def _reader(

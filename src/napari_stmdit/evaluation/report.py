@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
-import shlex
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +13,18 @@ from typing import Any
 
 from .. import __version__
 from ..errors import StoreError
+from ..storage.atomic import write_text
+from ..storage.owned import Work
 from ..synthesis.models import PatchModel
+from ..tissue.elements import fingerprint
 from ..types import Plan, Section
 from .cases import EvaluationRequest
 from .figures import Claim, Figures
 from .page import page_of
+from .stacks import STACKS
 
+FILES = ("report.html", "report.json")
+_JUDGES = {"feature_spaces", "predictor", "genes", "draws"}
 STATEMENT = "Images marked synthetic were made by a generative model. They are no evidence about a patient and not for diagnosis."
 CAVEATS = (
     "Distances between distributions depend on the feature space and on the number of patches: figures of two spaces, of two N, or of two "
@@ -91,7 +98,49 @@ def about_section(section: Section) -> dict[str, Any]:
         "mpp": section.calibration.mpp,
         "scale": section.calibration.detail,
         "synthetic": section.synthetic,
+        "fingerprint": fingerprint(section),
     }
+
+
+def check_report(folder: Path, about: Mapping[str, Any], resume: bool) -> None:
+    """Refuse, before anything is computed, a folder whose report may not be replaced.
+
+    Parameters
+    ----------
+    folder
+        The evaluation's folder.
+    about
+        What the evaluation is about.
+    resume
+        Whether it may go on in a folder that holds it; other judges of the same patches are the same evaluation.
+
+    Raises
+    ------
+    StoreError
+        The folder holds the report of something else, or an evaluation and ``resume`` was not asked for.
+    """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise StoreError(f"{folder} cannot be written: it is no folder; give another --output")
+    _work_of(about).check_files(folder, FILES)
+    kept = folder / STACKS
+    there = any((folder / name).exists() for name in FILES) or (kept.is_dir() and any(kept.iterdir()))
+    if there and not resume:
+        raise StoreError(
+            f"{folder} holds an evaluation already; add --resume to go on with it, or give another --output"
+        )
+
+
+def _work_of(about: Mapping[str, Any]) -> Work:
+    """Return what signs a report: all that its patches depend on, which the judges are not."""
+    request = {name: value for name, value in about.get("request", {}).items() if name not in _JUDGES}
+    checkpoint = about.get("checkpoint", {}).get("sha256")
+    what = [about["kind"], about["sections"], request, checkpoint, about.get("results")]
+    text = json.dumps(what, sort_keys=True, default=str)
+    return Work(
+        hashlib.sha256(text.encode()).hexdigest(),
+        "this evaluation",
+        "give another --output, or move away what is there",
+    )
 
 
 def write_report(folder: Path, about: Mapping[str, Any], figures: Sequence[Figures], command: str) -> EvaluationReport:
@@ -100,7 +149,7 @@ def write_report(folder: Path, about: Mapping[str, Any], figures: Sequence[Figur
     Raises
     ------
     StoreError
-        It cannot be written.
+        It cannot be written, or the folder holds the report of something else.
     """
     facts = {
         "synthetic": True,
@@ -112,23 +161,16 @@ def write_report(folder: Path, about: Mapping[str, Any], figures: Sequence[Figur
         "figures": [one.facts for one in figures],
         "caveats": list(CAVEATS),
     }
-    html, figures_file = folder / "report.html", folder / "report.json"
+    html, figures_file = (folder / name for name in FILES)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        figures_file.write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        html.write_text(page_of(facts, figures), encoding="utf-8")
+        texts = {html: page_of(facts, figures), figures_file: json.dumps(facts, indent=1, allow_nan=False) + "\n"}
+        work = _work_of(about)
+        work.check_files(folder, FILES)
+        work.sign(folder, {file.name: hashlib.sha256(text.encode()).hexdigest() for file, text in texts.items()})
+        for file, text in texts.items():
+            write_text(file, text)
     except OSError as error:
         raise StoreError(f"{folder} cannot be written: {error.strerror}; give another --output") from error
     claims = tuple(claim for one in figures for claim in one.claims)
     return EvaluationReport(html, figures_file, claims, facts)
-
-
-def equivalent_command(sections: Sequence[Section], checkpoint: str, request: EvaluationRequest, folder: Path) -> str:
-    """Return a command line that asks for the same, for evaluations that did not come from one."""
-    places = [str(section.path or section.name) for section in sections]
-    words = ["stmdit", "evaluate", checkpoint, *places, "--spots", str(request.spots), "--seeds", str(request.seeds)]
-    words += ["--seed", str(request.seed), "--genes", str(request.genes)]
-    words += [] if request.steps is None else ["--steps", str(request.steps)]
-    words += [part for name in request.feature_spaces for part in ("--feature-space", name)]
-    words += [] if request.predictor is None else ["--predictor", request.predictor]
-    return shlex.join([*words, "--output", str(folder)])

@@ -22,7 +22,7 @@ from .features import FeatureSpace
 from .figures import Evidence, figures_of
 from .judge import CaseValues, Judge
 from .paired import find_lpips
-from .report import about_section, write_report
+from .report import about_section, check_report, write_report
 from .spaces import open_spaces
 
 
@@ -48,6 +48,7 @@ def evaluate_result(
     fullres: str | Path | None = None,
     draws: int = 1000,
     command: str | None = None,
+    resume: bool = False,
     cancel: CancelToken | None = None,
 ) -> Evaluated:
     """Measure the patches of saved results against the real patches of their spots.
@@ -70,6 +71,8 @@ def evaluate_result(
         Bootstrap samples.
     command
         For the report.
+    resume
+        Replace the report of the same results that is in the folder; start where there is none.
     cancel
         Asked between results.
 
@@ -81,7 +84,7 @@ def evaluate_result(
     Raises
     ------
     StmditError
-        There are no results, no slide that is fine enough, or too few spots.
+        There are no results, no slide that is fine enough, too few spots, or the folder holds another report.
     """
     results = open_results(result, runs)
     empty = [one.name for one in results if not len(one)]
@@ -93,6 +96,8 @@ def evaluate_result(
             [("result", f"an interval from fewer than {FEWEST} patches says nothing ({'; '.join(few)})")]
         )
     spaces = open_spaces(feature_spaces, _model(results, checkpoint) if "encoder" in feature_spaces else None)
+    folder = Path(output).expanduser()
+    check_report(folder, _about(results, spaces, ()), resume)
     lpips, reason = find_lpips()
     cancel = cancel or CancelToken()
     figures, notes = [], [reason] if reason else []
@@ -106,7 +111,7 @@ def evaluate_result(
         cases = []
         for one in family.results:
             if cancel.cancelled:
-                return Evaluated(Path(output), done, len(results))
+                return Evaluated(folder, done, len(results))
             cases.append(_case(one, family, judge))
             done += 1
             if one.source != "as made":
@@ -114,7 +119,7 @@ def evaluate_result(
         figures.append(figures_of(_evidence(family, judge, cases), draws))
     about = _about(results, spaces, notes)
     told = command or "napari_stmdit.evaluate_result(...) from Python"
-    return Evaluated(Path(output), done, len(results), write_report(Path(output).expanduser(), about, figures, told))
+    return Evaluated(folder, done, len(results), write_report(folder, about, figures, told))
 
 
 def _model(results: Sequence[Finished], checkpoint: str | Path | PatchModel | None) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from ..errors import StoreError
+from ..storage.atomic import replacing
 from ..synthesis.sheet import ContactSheet
 from .picture import GAP, INK, font_of
 
@@ -53,14 +54,15 @@ def save_sheet(sheet: ContactSheet, path: str | Path) -> Path:
 
     path = Path(path).expanduser()
     path = path if path.suffix.lower() == ".png" else path.with_suffix(".png")
-    if path.exists():
-        raise StoreError(f"{path} is already there; nothing is overwritten, give another name")
     words = PngInfo()
     words.add_text("Description", "Synthetic tissue images made by a generative model. Not for diagnosis.")
     record = {"title": sheet.title, "spot": sheet.spot, "cells": [[c.label, dict(c.provenance)] for c in sheet.cells]}
     words.add_itxt("stmdit", json.dumps(record))
     try:
-        sheet_picture(sheet).save(path, pnginfo=words)
+        with replacing(path, new=True) as draft:
+            sheet_picture(sheet).save(draft, format="PNG", pnginfo=words)
+    except FileExistsError:
+        raise StoreError(f"{path} is already there; nothing is overwritten, give another name") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error}") from error
     return path

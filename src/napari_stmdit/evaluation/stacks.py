@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +12,10 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..progress import CancelToken, Progress
+from ..storage.atomic import write_atomically
+from ..storage.fingerprint import of_json
 from ..synthesis.conditions import Conditions
-from ..synthesis.identity import identity_of
+from ..synthesis.identity import inputs_of
 from ..synthesis.models import PatchModel
 from ..synthesis.run import run
 from ..types import Plan, Section
@@ -46,22 +46,16 @@ class StackFolder:
     ----------
     folder
         The evaluation's folder.
-    resume
-        Whether patches that are there may be used.
 
     Raises
     ------
     StoreError
-        There are patches and ``resume`` was not asked for, or the folder cannot be written.
+        The folder cannot be written.
     """
 
-    def __init__(self, folder: Path, resume: bool) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder / STACKS
         try:
-            if self.folder.is_dir() and any(self.folder.iterdir()) and not resume:
-                raise StoreError(
-                    f"{folder} holds an evaluation already; add --resume to go on with it, or give another --output"
-                )
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"{folder} cannot be written: {error.strerror}; give another --output") from error
@@ -83,12 +77,9 @@ class StackFolder:
     def save(self, key: str, stack: Stack) -> None:
         """Keep a stack, whole or not; the file appears at once or not at all."""
         path = self._path(key)
-        draft = path.with_suffix(".writing.npz")
         try:
-            np.savez(draft, images=stack.images, made=stack.made)
-            draft.replace(path)
+            write_atomically(path, lambda file: np.savez(file, images=stack.images, made=stack.made))
         except OSError as error:
-            draft.unlink(missing_ok=True)
             raise StoreError(
                 f"{path} cannot be written: {error.strerror}; what was finished before is kept, --resume goes on"
             ) from error
@@ -102,18 +93,21 @@ class Naming:
 
     Parameters
     ----------
-    plan, section, model
-        Any plan for the section; reading what identifies a slide takes a while, and it is the same for all.
+    section, model
+        Of all plans, which are for the same spots: what of the slide they read, which takes a while to find, differs by morphology alone.
     """
 
-    def __init__(self, plan: Plan, section: Section, model: PatchModel) -> None:
-        self._shared = {name: part for name, part in identity_of(plan, section, model).items() if name != "request"}
+    def __init__(self, section: Section, model: PatchModel) -> None:
+        self._section, self._model = section, model
+        self._inputs: dict[tuple[str, str], dict[str, Any]] = {}
 
     def key(self, plan: Plan, further: str = "") -> str:
         """Return the name of a plan's stack; ``further`` tells conditions apart that the request does not."""
         request = plan.request.model_dump(mode="json", exclude={"section", "checkpoint", "allow_gene_mismatch"})
-        all_of_it: dict[str, Any] = {**self._shared, "request": request, "further": further}
-        return hashlib.sha256(json.dumps(all_of_it, sort_keys=True).encode()).hexdigest()[:24]
+        conditions = plan.request.morphology, plan.request.expression
+        if conditions not in self._inputs:
+            self._inputs[conditions] = inputs_of(plan, self._section, self._model)
+        return of_json({**self._inputs[conditions], "request": request, "further": further})[:24]
 
 
 def synthesize_stack(

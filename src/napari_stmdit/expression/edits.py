@@ -10,10 +10,11 @@ earlier edits left; so no gene's result depends on another gene, and a few genes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 
 from ..files import shorten
 from ..types import AddEdit, Edit, Genes, KnockOutEdit, ScaleEdit, SetQuantileEdit, SpotTable, SwapEdit, TowardsEdit
@@ -22,6 +23,9 @@ from .measured import PER, Measured, Profile, columns_of
 from .programs import Programs
 
 __all__ = ["PER", "Profile", "apply_edits", "edited_genes", "edited_levels", "faults_of"]
+
+DENSE_ROWS = 512
+"""Edits work on dense rows; so many at once, however many spots there are."""
 
 _Target = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -118,9 +122,14 @@ def apply_edits(
     counts = spots.counts[own].astype(np.float32)
     if not active_edits(edits):
         return counts
-    dense = counts.toarray()
-    _apply(dense, own, spots.ids[rows].tolist(), Measured.of(spots), edits, programs, profiles)
-    return csr_matrix(dense)
+    changes = _changes(Measured.of(spots), edits, programs, profiles)
+    parts = []
+    for start in range(0, len(rows), DENSE_ROWS):
+        part = slice(start, start + DENSE_ROWS)
+        dense = counts[part].toarray()
+        _apply(dense, own[part], spots.ids[rows[part]].tolist(), changes)
+        parts.append(csr_matrix(dense))
+    return vstack(parts, format="csr") if parts else counts
 
 
 def edited_levels(
@@ -132,7 +141,8 @@ def edited_levels(
     """
     dense = measured.counts.toarray()
     if active_edits(edits):
-        _apply(dense, np.arange(len(dense)), measured.ids.tolist(), measured, edits, programs, profiles)
+        changes = _changes(measured, edits, programs, profiles)
+        _apply(dense, np.arange(len(dense)), measured.ids.tolist(), changes)
     levels: NDArray[np.float32] = np.log1p(dense * (PER / measured.totals[:, None])).astype(np.float32)
     return levels
 
@@ -149,50 +159,58 @@ def spot_weights(edit: Edit, ids: Sequence[str]) -> NDArray[np.float32]:
     return np.array([edit.strength * edit.spots.get(spot, 0.0) for spot in ids], dtype=np.float32)
 
 
-def _apply(
-    dense: NDArray[np.float32],
-    own: NDArray[np.int64],
-    ids: list[str],
-    measured: Measured,
-    edits: Sequence[Edit],
-    programs: Programs,
-    profiles: Mapping[str, Profile],
-) -> None:
-    """Change ``dense``, (n, k) counts that were measured at the rows ``own`` and stand at the spots ``ids``."""
-    place = {spot: row for row, spot in enumerate(ids)}
+@dataclass(frozen=True)
+class _Change:
+    """What an edit does to any spot: made once, however many spots it is then done to.
+
+    ``columns`` (c,) are changed towards ``target`` by the weight of the spot times ``amounts`` (c,), in logarithms relative to
+    ``totals`` (n,), at ``members`` alone where they are given.
+    """
+
+    edit: Edit
+    columns: NDArray[np.int64]
+    target: _Target
+    totals: NDArray[np.float32]
+    amounts: NDArray[np.float32]
+    members: frozenset[str] | None = None
+
+
+def _changes(
+    measured: Measured, edits: Sequence[Edit], programs: Programs, profiles: Mapping[str, Profile]
+) -> list[_Change]:
+    """Return the changes that edits make, in their order; a swap makes two, one for each group."""
+    found = []
     for edit in active_edits(edits):
-        weights = spot_weights(edit, ids)
+        if edit.spots is not None and not any(edit.spots.values()):
+            continue  # nothing is painted yet
+        named = _gene_weights(edit, programs)
+        aims: list[tuple[frozenset[str] | None, _Aim]]
         if isinstance(edit, SwapEdit):
-            for group, other in ((edit.group_a, edit.group_b), (edit.group_b, edit.group_a)):
-                members = np.array([place[spot] for spot in group if spot in place], dtype=np.int64)
-                touched = members[weights[members] > 0]
-                change = _change_places(group, other, measured)
-                _blend(dense, own, touched, weights, edit, measured, programs, change)
+            pairs = ((edit.group_a, edit.group_b), (edit.group_b, edit.group_a))
+            aims = [(frozenset(group), _change_places(group, other, measured)) for group, other in pairs]
         else:
-            touched = np.flatnonzero(weights)
-            _blend(dense, own, touched, weights, edit, measured, programs, _target_of(edit, measured, profiles))
+            aims = [(None, _target_of(edit, measured, profiles))]
+        for members, aim in aims:
+            columns, target, totals = aim(tuple(named))
+            amounts = _column_weights(named, columns, measured.genes)
+            found.append(_Change(edit, columns, target, totals, amounts, members))
+    return found
 
 
-def _blend(
-    dense: NDArray[np.float32],
-    own: NDArray[np.int64],
-    touched: NDArray[np.int64],
-    weights: NDArray[np.float32],
-    edit: Edit,
-    measured: Measured,
-    programs: Programs,
-    target: _Aim,
-) -> None:
-    if touched.size == 0:
-        return
-    named = _gene_weights(edit, programs)
-    columns, change, totals = target(tuple(named))
-    amount = weights[touched, None] * _column_weights(named, columns, measured.genes)
-    block = np.ix_(touched, columns)
-    total = totals[own[touched], None]
-    x = np.log1p(dense[block] * (PER / total))
-    x += amount * (change(x) - x)
-    dense[block] = np.expm1(np.maximum(x, 0)) * (total / PER)
+def _apply(dense: NDArray[np.float32], own: NDArray[np.int64], ids: list[str], changes: Sequence[_Change]) -> None:
+    """Change ``dense``, (n, k) counts that were measured at the rows ``own`` and stand at the spots ``ids``."""
+    for change in changes:
+        weights = spot_weights(change.edit, ids)
+        if change.members is not None:
+            weights *= np.array([spot in change.members for spot in ids], dtype=np.float32)
+        touched = np.flatnonzero(weights)
+        if touched.size == 0:
+            continue
+        block = np.ix_(touched, change.columns)
+        total = change.totals[own[touched], None]
+        x = np.log1p(dense[block] * (PER / total))
+        x += weights[touched, None] * change.amounts * (change.target(x) - x)
+        dense[block] = np.expm1(np.maximum(x, 0)) * (total / PER)
 
 
 def _column_weights(named: Mapping[str, float], columns: NDArray[np.int64], genes: Genes) -> NDArray[np.float32]:
@@ -230,7 +248,7 @@ def _target_of(edit: Edit, measured: Measured, profiles: Mapping[str, Profile]) 
 def _change_places(group: tuple[str, ...], other: tuple[str, ...], measured: Measured) -> _Aim:
     def aim(names: tuple[str, ...]) -> tuple[NDArray[np.int64], _Target, NDArray[np.float32]]:
         columns = _all_or(names, measured.genes)
-        here, there = (measured.levels(columns, measured.rows(ids)).mean(axis=0) for ids in (group, other))
+        here, there = (measured.mean_levels(columns, measured.rows(ids)) for ids in (group, other))
         return columns, lambda x: np.maximum(x + (there - here), 0), measured.totals
 
     return aim
@@ -248,7 +266,7 @@ def _change(edit: Edit, measured: Measured, columns: NDArray[np.int64]) -> _Targ
             level = np.quantile(measured.levels(columns), edit.quantile, axis=0).astype(np.float32)
             return lambda x: np.broadcast_to(level, x.shape)
         case TowardsEdit():
-            mean = measured.levels(columns, measured.rows(edit.target_spots)).mean(axis=0)
+            mean = measured.mean_levels(columns, measured.rows(edit.target_spots))
             return lambda x: np.broadcast_to(mean, x.shape)
         case _:
             raise AssertionError(edit)

@@ -103,8 +103,8 @@ def gather_counts(counts: csr_matrix, match: GeneMatch, wanted: tuple[str, ...])
             all_columns = match.ambiguous.get(name, (column,))
             source += all_columns
             target += [place] * len(all_columns)
-    ones = np.ones(len(source), dtype=counts.dtype)
-    return csr(counts @ csr((ones, (source, target)), shape=(counts.shape[1], len(wanted)), dtype=counts.dtype))
+    kind = counts.dtype if counts.dtype.kind == "f" else np.int64  # two columns may sum to more than a byte holds
+    return csr(counts @ csr((np.ones(len(source), kind), (source, target)), shape=(counts.shape[1], len(wanted))))
 
 
 class _Index:

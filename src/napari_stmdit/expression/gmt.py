@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import GeneError
+from ..files import BadFile, read_text
 from ..types import Genes
 from .genes import match_genes
 
@@ -43,10 +44,8 @@ def read_gmt(path: str | Path) -> GeneSets:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise GeneError(f"{path} has {path.stat().st_size:,} bytes; expected a GMT file of at most {MOST_BYTES:,}")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path, MOST_BYTES / 1e6).splitlines()
+    except BadFile as error:
         raise GeneError(f"{path} cannot be read as a GMT file: {error}") from None
     programs: dict[str, dict[str, float]] = {}
     notes, faults = [], []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from ..errors import GeneError
+from ..files import BadFile, read_json, read_text
+from ..storage.atomic import write_text
 from ..types import SpotProfile, SpotTable
 from .measured import Measured, Profile
 
@@ -43,7 +44,7 @@ def measure_profile(spots: SpotTable, ids: Sequence[str], source: str = "") -> S
     np.add.at(summed, (share.row, place[share.col]), share.data)
     seen = np.zeros(len(symbols), dtype=bool)
     seen[place[np.unique(spots.counts.indices[spots.counts.data > 0])]] = True
-    means = np.round(np.log1p(summed).mean(axis=0).astype(np.float64), DECIMALS)
+    means = np.round(np.log1p(summed).mean(axis=0, dtype=np.float64), DECIMALS)
     values = {str(symbols[k]): float(means[k]) for k in np.flatnonzero(seen)}
     depth = round(float(spots.relative_depth[rows].mean()), DECIMALS)
     return SpotProfile(source=source, values=values, depth=depth)
@@ -70,9 +71,9 @@ def write_profile(profile: SpotProfile, path: str | Path) -> None:
             "gene\tmean_log1p_cp10k",
             *(f"{g}\t{v:g}" for g, v in profile.values.items()),
         ]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text(path, "\n".join(lines) + "\n")
     else:
-        path.write_text(profile.model_dump_json(indent=1), encoding="utf-8")
+        write_text(path, profile.model_dump_json(indent=1))
 
 
 def read_profile(path: str | Path) -> SpotProfile:
@@ -84,14 +85,14 @@ def read_profile(path: str | Path) -> SpotProfile:
         The file cannot be read, or does not hold mean log(1 + counts per 10,000) per gene.
     """
     path = Path(path)
+    most_mb = MOST_BYTES / 1e6
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise GeneError(f"{path} has {path.stat().st_size:,} bytes; expected a profile of at most {MOST_BYTES:,}")
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise GeneError(f"{path} cannot be read as a profile: {error}") from None
+        content = _table(read_text(path, most_mb)) if path.suffix in (".tsv", ".txt") else read_json(path, most_mb)
+    except BadFile as error:
+        raise GeneError(f"{path} cannot be read as a profile: {error}. {_EXPECTED}") from None
+    except ValueError as error:
+        raise GeneError(f"{path.name} is no profile: {error}. {_EXPECTED}") from None
     try:
-        content = _table(text) if path.suffix in (".tsv", ".txt") else json.loads(text)
         if not isinstance(content, dict):
             raise ValueError("it is no mapping")
         return SpotProfile(**content)
@@ -99,7 +100,7 @@ def read_profile(path: str | Path) -> SpotProfile:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise GeneError(f"{path.name} is no profile: {where}: {first['msg']}. {_EXPECTED}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise GeneError(f"{path.name} is no profile: {error}. {_EXPECTED}") from None
 
 

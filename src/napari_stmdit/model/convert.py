@@ -7,7 +7,6 @@ where nothing is published is listed.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from diffusers.configuration_utils import ConfigMixin
 from pydantic import ValidationError
 
 from ..errors import CheckpointError
+from ..storage.atomic import replacing
+from ..storage.owned import check_free
 from ..types import CheckpointCard, Guidance, hash_genes
 from .checkpoint import Opened, Settings, open_weights, skeleton
 from .mapping import KeyMapping
@@ -99,7 +100,7 @@ def convert(
         The weights cannot be loaded, the scale is missing, or the folder exists; nothing is left behind.
     """
     source, target = Path(weights_or_dir), Path(output)
-    _check_target(target)
+    check_free(target, "give a new folder", CheckpointError)
     on_stage("reading")
     opened = open_weights(source, config, mapping=mapping)
     values = opened.options.values
@@ -111,28 +112,23 @@ def convert(
     references = _references(values, sources or {}, told)
     on_stage("checking")
     net = skeleton(opened)
-    draft = target.with_name(f".{target.name}.writing")
-    shutil.rmtree(draft, ignore_errors=True)
     try:
         on_stage("writing")
-        (draft / "transformer").mkdir(parents=True)
-        ConfigMixin.save_config(net, draft / "transformer")
-        shapes = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
-        write_safetensors(draft / "transformer" / WEIGHTS, opened.tensors, shapes)
-        _write_json(draft / "scheduler" / "scheduler_config.json", scheduler.config)
-        for component, reference in references.items():
-            _write_json(draft / component / REFERENCE_FILE, reference.model_dump(mode="json"))
-            _write_json(draft / component / "config.json", _component_config(component, opened, genes))
-        _write_json(draft / "model_index.json", _index(scheduler.name, references))
-        _write_json(draft / "stmdit.json", card.model_dump(mode="json"))
-        (draft / "README.md").write_text(_model_card(card, opened, references, told), encoding="utf-8")
-        if target.is_dir():
-            target.rmdir()
-        draft.rename(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as draft:
+            (draft / "transformer").mkdir(parents=True)
+            ConfigMixin.save_config(net, draft / "transformer")
+            shapes = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
+            write_safetensors(draft / "transformer" / WEIGHTS, opened.tensors, shapes)
+            _write_json(draft / "scheduler" / "scheduler_config.json", scheduler.config)
+            for component, reference in references.items():
+                _write_json(draft / component / REFERENCE_FILE, reference.model_dump(mode="json"))
+                _write_json(draft / component / "config.json", _component_config(component, opened, genes))
+            _write_json(draft / "model_index.json", _index(scheduler.name, references))
+            _write_json(draft / "stmdit.json", card.model_dump(mode="json"))
+            (draft / "README.md").write_text(_model_card(card, opened, references, told), encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"{target} could not be written: {error}. Nothing was left behind.") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return Converted(target, card, tuple(told))
 
 
@@ -144,11 +140,6 @@ def mpp_question(patch_px: int, got: float | None = None) -> str:
         f"{start}The microns per pixel of this checkpoint's {patch_px} px patches are not in its files, and a wrong value misplaces "
         f"and misscales every image. Find it in its model card, or try: {listed}. Then give it as --patch-mpp (patch_mpp=)."
     )
-
-
-def _check_target(target: Path) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} exists already and is not empty. Give a new folder; nothing is overwritten.")
 
 
 def _card(
@@ -236,7 +227,13 @@ def _local(published: Reference, place: Path, component: str) -> Reference:
         )
     optional = [name for name in _OPTIONAL_FILES if name not in beside and (folder / name).is_file()]
     names = (weights[0].name, *beside, *optional)
-    update: dict[str, Any] = {"source": str(folder), "subfolder": "", "revision": None, "files": names, "sha256": {}}
+    update: dict[str, Any] = {
+        "source": str(folder.expanduser().absolute()),
+        "subfolder": "",
+        "revision": None,
+        "files": names,
+        "sha256": {},
+    }
     return published.model_copy(update=update)
 
 

@@ -19,6 +19,9 @@ from pydantic import ValidationError
 
 from ..errors import CheckpointError
 from ..progress import CancelToken, DownloadProgress, Stopwatch
+from ..storage.atomic import write_text
+from ..storage.locks import hold
+from ..storage.owned import digest
 from ..types import Intent
 from .hub import RemoteFile, check_cancelled, fetch, look_up, offline_error
 from .partial import PartFile, writing_error
@@ -134,13 +137,19 @@ def download(
     with _held(folder):
         if source_folder is None:
             remotes = _look_up_all(entry, endpoint, token, cancel)
+            sizes = {remote.name: remote.size for remote in remotes}
+            _check_ours(entry, folder, force, lambda name: (folder / name).stat().st_size == sizes[name])
             parts = _fetch_all(entry, remotes, token, _Report(on_progress, sum(r.size for r in remotes)), cancel)
             revision = remotes[0].revision
         else:
             places = _places(entry, Path(source_folder))
-            total = sum(place.stat().st_size for place in places.values())
+            sizes = {name: place.stat().st_size for name, place in places.items()}
+            _check_ours(entry, folder, force, lambda name: (folder / name).stat().st_size == sizes[name])
+            total = sum(sizes.values())
             parts = _copy_all(entry, places, _Report(on_progress, total), cancel)
             revision = None
+        hashes = dict(zip(entry.files, (part.sha256 for part in parts), strict=True))
+        _check_ours(entry, folder, force, lambda name: digest(folder / name) == hashes[name])
         record = _record(entry, parts, revision, source_folder)
         _publish(folder, parts, record)
     return Downloaded(entry, folder, record, already=False)
@@ -273,6 +282,19 @@ def _check_room(folder: Path, needed: int) -> None:
         )
 
 
+def _check_ours(entry: ZooEntry, folder: Path, force: bool, fits: Callable[[str], bool]) -> None:
+    """Refuse to replace a file that no download put there, unless it is what would take its place."""
+    record = _read_record(folder)
+    for name in entry.files:
+        path = folder / name
+        listed = record is not None and name in record.files
+        if not force and not listed and path.exists() and not (path.is_file() and fits(name)):
+            raise CheckpointError(
+                f"{path} was not put there by `stmdit download` and is another file than it would put there; nothing is overwritten: "
+                "move it away, or give --force to replace it."
+            )
+
+
 def _check_hash(part: PartFile, expected: str | None, remedy: str) -> None:
     if expected is not None and part.sha256 != expected:
         got = part.sha256
@@ -309,13 +331,11 @@ def _record(
 def _publish(folder: Path, parts: list[PartFile], record: DownloadRecord) -> None:
     """Give all files their names; the record goes first and comes last, so that it never speaks of other files."""
     final = folder / RECORD_FILE
-    temporary = final.with_name(RECORD_FILE + PartFile.ENDING)
     try:
         final.unlink(missing_ok=True)
         for part in parts:
             part.publish()
-        temporary.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        temporary.replace(final)
+        write_text(final, record.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise writing_error(error, final) from None
 
@@ -334,20 +354,17 @@ def _whole(path: Path, record: FileRecord | None) -> bool:
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Keep a second download of the same entry out: both would write into the same temporary files."""
-    from huggingface_hub.utils import WeakFileLock
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = WeakFileLock(folder / ".lock", timeout=1)
-        lock.__enter__()
-    except TimeoutError:
-        raise CheckpointError(f"another download into {folder} is under way; wait for it, or stop it.") from None
+        lock = hold(folder / ".lock", wait_s=1)
     except OSError as error:
         raise writing_error(error, folder) from None
+    if lock is None:
+        raise CheckpointError(f"another download into {folder} is under way; wait for it, or stop it.")
     try:
         yield
     finally:
-        lock.__exit__(None, None, None)
+        lock.release()
 
 
 class _Report:

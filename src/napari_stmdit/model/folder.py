@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +14,12 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ..errors import CheckpointError
+from ..files import shown
+from ..storage.fingerprint import of_folder
 from ..types import CheckpointCard
 from .checkpoint import load_transformer, table
 from .reading import WEIGHT_SUFFIXES, read_settings, read_weights
-from .references import REFERENCE_FILE, Reference, read_reference, resolve_reference
+from .references import REFERENCE_FILE, Reference, read_reference, reference_hash, resolve_reference
 
 COMPONENTS = ("transformer", "vae", "scheduler", "expression_encoder", "morphology_encoder")
 ENCODERS = ("expression_encoder", "morphology_encoder")
@@ -86,6 +87,16 @@ class CheckpointFolder:
     path: Path
     sha256: str
 
+    @property
+    def elsewhere(self) -> dict[str, str]:
+        """Component -> hash of its files, of those that are kept elsewhere and are on this computer."""
+        found = {}
+        for name, component in self.components.items():
+            reference = component.reference
+            if reference is not None and (digest := reference_hash(reference)) is not None:
+                found[name] = digest
+        return found
+
 
 def read_folder(path: str | Path) -> CheckpointFolder:
     """Read and verify a checkpoint folder, without building anything.
@@ -122,7 +133,7 @@ def read_folder(path: str | Path) -> CheckpointFolder:
                 f"{path} lacks the folder {name}/ of its component {entry[1]}. Copy the whole checkpoint."
             )
         components[name] = Component(entry[0], entry[1], path / name)
-    return CheckpointFolder(card, components, path, content_hash(path))
+    return CheckpointFolder(card, components, path, of_folder(path))
 
 
 def load_component(folder: CheckpointFolder, name: str) -> Any:
@@ -181,25 +192,6 @@ def read_profile_depths(folder: CheckpointFolder) -> dict[str, float]:
     return {name: float(tensor.float().item()) for name, tensor in stated.items()}
 
 
-def content_hash(path: str | Path) -> str:
-    """Return the SHA-256 of a folder: of the names and SHA-256s of its files, hidden ones left out.
-
-    Large files are hashed by blocks straight from the disk; renaming or changing anything changes the hash.
-    """
-    path = Path(path)
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        total.update(f"{file.relative_to(path).as_posix()}\n{digest}\n".encode())
-    return total.hexdigest()
-
-
 def _profile_arrays(folder: CheckpointFolder, ending: str, *, required: bool) -> dict[str, NDArray[np.float32]]:
     if not folder.card.profiles:
         return {}
@@ -255,7 +247,7 @@ def _load_vae(kind: str, weights: Path, own: Path) -> Any:
         for key, value in read_settings(own / "config.json").items():
             if not key.startswith("_") and settings.get(key) != value:
                 raise CheckpointError(
-                    f"the VAE in {path} has {key} {settings.get(key)}, but the transformer was trained with {value}: it is another VAE."
+                    f"the VAE in {path} has {key} {shown(settings.get(key))}, but the transformer was trained with {shown(value)}: it is another VAE."
                 )
     try:
         vae = Autoencoder.from_config({key: value for key, value in settings.items() if not key.startswith("_")})

@@ -6,6 +6,11 @@ With e00, em, eg, emg the predictions under no condition, morphology, expression
 - nested_morphology_first: e00 + wm (em - e00) + wg (emg - em)
 - nested_expression_first: e00 + wg (eg - e00) + wm (emg - eg)
 - additive: e00 + wm (em - e00) + wg (eg - e00)
+
+A condition whose scale is 0 is left out: every prediction is then made without it, as where it is null, and each rule is
+e00 + w (e - e00) of the other condition. The nested rules would not do so by themselves: with wm = 0 the first is
+e00 + wg (emg - em), whose difference is taken at the patch's own morphology, and wg = 0 does the same to the second. So scale 0 is
+not the limit of small scales there; it means "without", as the scale of a single condition does.
 """
 
 from __future__ import annotations
@@ -54,7 +59,7 @@ def branches(
     w_morphology, w_expression
         The scales; 0 leaves a condition out, 1 is the plain conditional prediction.
     has_morphology, has_expression
-        False where the condition is null in the request: predictions that then are the same are computed once.
+        False where the condition is null in the request: as scale 0. Predictions that then are the same are computed once.
 
     Returns
     -------
@@ -76,7 +81,7 @@ def branches(
         raise SynthesisError(f"Unknown guidance rule {rule!r}; expected one of {', '.join(rules)}.")
     merged: dict[tuple[bool, bool], float] = {}
     for (morphology, expression), coefficient in rules[rule].items():
-        seen = (bool(morphology) and has_morphology, bool(expression) and has_expression)
+        seen = (bool(morphology and has_morphology and wm), bool(expression and has_expression and wg))
         merged[seen] = merged.get(seen, 0.0) + coefficient
     return tuple(Branch(*seen, coefficient) for seen, coefficient in merged.items() if abs(coefficient) > _ZERO)
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..files import is_number, shown
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -83,13 +85,15 @@ class Options:
         if value is None:
             return
         if (expected := _misfit(name, value)) is not None:
-            self.faults.append(f"{name} is {value!r} by the {source}, expected {expected}")
+            self.faults.append(f"{name} is {shown(value)} by the {source}, expected {expected}")
             return
         known = self.values.get(name)
         if known is None:
             self.values[name], self.sources[name] = value, source
         elif known != value and not (isinstance(value, float) and math.isclose(known, value, rel_tol=1e-3)):
-            self.faults.append(f"{name} is {known} by the {self.sources[name]} but {value} by the {source}")
+            self.faults.append(
+                f"{name} is {shown(known)} by the {self.sources[name]} but {shown(value)} by the {source}"
+            )
 
 
 def gather_options(
@@ -118,7 +122,7 @@ def gather_options(
 
 def _misfit(name: str, value: Any) -> str | None:
     """Say what was expected of an option where a settings file gives something else."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = is_number(value)
     if name in _COUNTS and not (number and value == int(value) and value > 0):
         return "a positive whole number"
     if name == "sample_size" and value > _LARGEST:
@@ -188,12 +192,14 @@ def _from_settings(found: Options, settings: Mapping[str, Any]) -> None:
     for section in (model, genes):
         for name, allowed in _FIXED.items():
             if section.get(name, allowed[0]) not in allowed:
-                found.faults.append(f"{name} is {section[name]!r}, and only {allowed[0]!r} is supported")
+                found.faults.append(f"{name} is {shown(section[name])}, and only {allowed[0]!r} is supported")
     if genes.get("adaln") and genes.get("adaln_to_final_layer") is False:
         found.faults.append("adaln_to_final_layer is False, and only True is supported")
     diffusion = settings.get("diffusion")
     if isinstance(diffusion, Mapping):
-        words = {str(diffusion.get(name)).lower() for name in ("objective", "prediction", "prediction_type")}
+        words = {
+            shown(diffusion.get(name)).strip("'\"").lower() for name in ("objective", "prediction", "prediction_type")
+        }
         flow, noise = words & _FLOW, words & _NOISE
         if strange := words - _FLOW - _NOISE - {"none"}:
             found.faults.append(f"the objective {', '.join(sorted(strange))} is not supported, only {_SUPPORTED}")

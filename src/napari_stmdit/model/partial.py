@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -106,9 +107,8 @@ class PartFile:
             raise writing_error(error, self.final) from None
 
     def _is_other_version(self, path: Path) -> bool:
-        mine = path.name.startswith(f"{self.final.name}.") and path.name.endswith(self.ENDING)
-        middle = path.name.removeprefix(f"{self.final.name}.").removesuffix(self.ENDING)
-        return mine and len(middle) == 12 and path != self.path
+        mine = re.fullmatch(rf"{re.escape(self.final.name)}\.[0-9a-f]{{12}}{re.escape(self.ENDING)}", path.name)
+        return mine is not None and path != self.path
 
     def _read_back(self, stream: BinaryIO) -> None:
         """Hash what an earlier run left, so that the hash is that of the whole file."""

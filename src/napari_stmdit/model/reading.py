@@ -7,19 +7,24 @@ behind. YAML goes through the safe loader, which refuses tags.
 
 from __future__ import annotations
 
-import json
+import io
 import pickletools
 import struct
 import zipfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..files import MOST_TEXT_MB, BadFile, UnsafeFile, read_json, read_yaml
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 WEIGHT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 SETTING_SUFFIXES = (".yaml", ".yml", ".json")
+
+_MOST_OPCODES = 5_000_000
+"""Of the pickles of a torch file that are walked to say what it would import; real ones have some for each tensor."""
 
 # Globals that torch's weights-only unpickler accepts by itself, or that we add; everything else is named to the user.
 _INERT = ("torch.", "torch ", "collections OrderedDict", "collections Counter", "numpy", "_codecs encode")
@@ -56,27 +61,24 @@ def read_weights(path: str | Path) -> dict[str, Any]:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Read a YAML or JSON mapping; a YAML tag (the way YAML carries code) is refused.
+    """Read a YAML or JSON mapping; a YAML tag (the way YAML carries code) is refused, and so is what grows beyond all use.
 
     Raises
     ------
     CheckpointError
         The file is missing, not a mapping, damaged, or carries tags.
     """
-    import yaml
-
     path = Path(path)
     if path.suffix not in SETTING_SUFFIXES or not path.is_file():
         raise CheckpointError(f"{path} is not a settings file. Expected an existing {', '.join(SETTING_SUFFIXES)}.")
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except yaml.constructor.ConstructorError as error:
+        found = read_json(path) if path.suffix == ".json" else read_yaml(path)
+    except UnsafeFile as error:
         raise CheckpointError(
-            f"{path.name} is refused: it asks to build an object ({error.problem}). Settings are plain values; "
-            "nothing was executed. Remove the tag, or ask its author for a plain file."
+            f"{path.name} is refused: {error}. Settings are plain values; nothing was executed. Remove the tag, or ask its author for "
+            "a plain file."
         ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except BadFile as error:
         raise CheckpointError(f"{path.name} is not readable: {_first_line(error)}") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path.name} holds {type(found).__name__}, expected a mapping of settings.")
@@ -84,7 +86,13 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def globals_in_pickle(path: str | Path) -> tuple[str, ...]:
-    """Name what unpickling a torch file (zip or raw) would import, as ``module name``, without unpickling it."""
+    """Name what unpickling a torch file (zip or raw) would import, as ``module name``, without unpickling it.
+
+    Raises
+    ------
+    CheckpointError
+        Its pickles are larger than any that torch writes.
+    """
     names: dict[str, None] = {}
     for data in _pickles(Path(path)):
         try:
@@ -126,9 +134,12 @@ def _read_torch(path: Path) -> dict[str, Any]:
     import torch
 
     try:
+        _check_members(path)
         with torch.serialization.safe_globals(_numpy_globals()):
             # mapped, not read: the weights then take memory once, and only while they are used
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except CheckpointError:
+        raise
     except Exception as error:  # noqa: BLE001 - a damaged pickle can fail with anything; nothing in it has run
         raise _refusal(path, error) from None
     if not isinstance(found, dict):
@@ -164,24 +175,53 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
     )
 
 
+def _check_members(path: Path) -> None:
+    """Refuse a torch zip that would grow when it is read: torch itself compresses nothing, and maps weights from where they lie."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    packed = [one for one in members if one.compress_type != zipfile.ZIP_STORED or one.file_size != one.compress_size]
+    if packed:
+        raise CheckpointError(
+            f"{path.name} is refused: {packed[0].filename} in it is compressed, {packed[0].compress_size:,} bytes for "
+            f"{packed[0].file_size:,}, and torch writes no such file. Ask its author for the file as torch saved it, or for safetensors."
+        )
+    _check_pickles(path, sum(one.file_size for one in members if one.filename.endswith(".pkl")))
+
+
+def _check_pickles(path: Path, size: int) -> None:
+    if size > MOST_TEXT_MB * 1e6:
+        raise CheckpointError(
+            f"{path.name} is refused: its pickles have {size / 1e6:,.0f} megabytes, and more than {MOST_TEXT_MB} are not expected "
+            "beside weights. Ask its author for safetensors, or for a file with tensors only."
+        )
+
+
 def _pickles(path: Path) -> Iterator[bytes]:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith(".pkl"):
-                    yield archive.read(name)
-    else:
-        yield path.read_bytes()
+    most = int(MOST_TEXT_MB * 1e6)
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            yield file.read(most)  # tensors follow the pickles of an old torch file
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = [one for one in archive.infolist() if one.filename.endswith(".pkl")]
+        _check_pickles(path, sum(one.file_size for one in members))
+        for one in members:
+            with archive.open(one) as file:
+                yield file.read(most)  # never more than that, whatever the archive states
 
 
 def _globals(data: bytes) -> Iterator[str]:
     """Walk the opcodes of consecutive pickles; strings are remembered because newer pickles name a global by two of them."""
-    start = 0
-    while start < len(data):
+    stream = io.BytesIO(data)  # read on and on: a slice for each pickle would copy the rest each time
+    seen = 0
+    while stream.tell() < len(data) and seen < _MOST_OPCODES:
         strings: list[str] = []
         memo: dict[int, str | None] = {}
         pushed: str | None = None
-        for opcode, argument, position in pickletools.genops(data[start:]):
+        for opcode, argument, _ in islice(pickletools.genops(stream), _MOST_OPCODES - seen):
+            seen += 1
             if opcode.name in ("GLOBAL", "INST"):
                 yield str(argument)
             elif opcode.name == "STACK_GLOBAL":
@@ -199,7 +239,6 @@ def _globals(data: bytes) -> Iterator[str]:
             if pushed is not None:
                 strings.append(pushed)
             if opcode.name == "STOP":
-                start += (position or 0) + 1
                 break
 
 

@@ -6,7 +6,6 @@ is ever fetched here.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -15,10 +14,13 @@ from platformdirs import user_data_path
 from pydantic import Field, ValidationError, field_validator
 
 from ..errors import CheckpointError
+from ..storage.fingerprint import of_file, of_files
 from ..types import Intent
 from .reading import read_settings
 
 REFERENCE_FILE = "reference.json"
+READ_BESIDE = ("args.json", "config.json", "vocab.json")
+"""Settings that are read where they lie beside the weights, also where a reference does not list them."""
 
 
 class Reference(Intent):
@@ -102,9 +104,14 @@ def read_reference(path: str | Path) -> Reference:
 
 
 def find_reference(reference: Reference) -> Path | None:
-    """Return the local folder that holds every file of a reference, or None; nothing is fetched and nothing is hashed."""
-    places = [Path(reference.source).expanduser() / reference.subfolder, download_directory(reference.name)]
-    for place in places:
+    """Return the local folder that holds every file of a reference, or None; nothing is fetched and nothing is hashed.
+
+    A source that is a folder of the user's is an absolute path. Anything else is an id on a hub, also where the working directory has a
+    folder of that name.
+    """
+    own = Path(reference.source).expanduser()
+    places = [own / reference.subfolder] if own.is_absolute() else []
+    for place in (*places, download_directory(reference.name)):
         if all((place / name).is_file() for name in reference.files):
             return place
     return _in_hub_cache(reference)
@@ -124,12 +131,23 @@ def resolve_reference(reference: Reference, component: str) -> Path:
     if place is None:
         raise MissingComponentError(reference, component)
     for name, expected in reference.sha256.items():
-        if name in reference.files and (got := file_hash(place / name)) != expected:
+        if name in reference.files and (got := of_file(place / name)) != expected:
             raise CheckpointError(
                 f"{place / name} has the SHA-256 {got[:16]}..., but {expected[:16]}... was expected: it is damaged or another "
                 f"version. Delete it and run `stmdit download {reference.name}`."
             )
     return place
+
+
+def reference_hash(reference: Reference) -> str | None:
+    """Return the hash of all that is read of a reference, as it is on this computer; None where it is not here."""
+    place = find_reference(reference)
+    if place is None:
+        return None
+    folders = {str(PurePosixPath(name).parent) for name in reference.files}
+    beside = [str(PurePosixPath(folder) / name) for folder in folders for name in READ_BESIDE]
+    names = {*reference.files, *(name for name in beside if (place / name).is_file())}
+    return of_files({name: place / name for name in names})
 
 
 def missing_text(reference: Reference, component: str) -> str:
@@ -153,12 +171,6 @@ def _reason(reference: Reference, component: str) -> str:
         f"the {component.replace('_', ' ')} {reference.name} is not on this computer. Missing: {', '.join(reference.files)} of {where} "
         f"(licence: {reference.licence}{gate})."
     )
-
-
-def file_hash(path: str | Path) -> str:
-    """Return the SHA-256 of a file, read by blocks."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _in_hub_cache(reference: Reference) -> Path | None:

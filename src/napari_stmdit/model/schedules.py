@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
+from ..files import shown
 
 if TYPE_CHECKING:
     from .checkpoint import Opened
@@ -67,7 +68,7 @@ def scheduler_of(opened: Opened) -> FoundScheduler:
     schedule = _BETAS.get(str(values["beta_schedule"]))
     if schedule is None:
         raise CheckpointError(
-            f"{opened.weights.name}: the noise schedule {values['beta_schedule']!r} is unknown; this version knows {', '.join(_BETAS)}."
+            f"{opened.weights.name}: the noise schedule {shown(values['beta_schedule'])} is unknown; this version knows {', '.join(_BETAS)}."
         )
     notes: tuple[str, ...] = ()
     if lacking:

@@ -7,7 +7,6 @@ the numbers. Joining tensors along their rows is joining their bytes, so stacked
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
+from ..storage.atomic import replacing
 from .keys import Stacked
 
 _CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -51,15 +51,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Stacked], shapes: Mappin
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    draft = path.with_name(f".{path.name}.writing")
-    try:
-        with draft.open("wb") as stream:
-            stream.write(len(text).to_bytes(8, "little") + text)
-            for name in order:
-                for part in tensors[name].parts:
-                    stream.write(part.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(path) as draft, draft.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            for part in tensors[name].parts:
+                stream.write(part.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)

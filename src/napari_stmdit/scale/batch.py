@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..assemble import Checkpoint, load_checkpoint
-from ..errors import StmditError, StoreError
-from ..progress import CancelToken, Progress, Stopwatch
-from ..synthesis.identity import differences
+from ..errors import StmditError, StoreError, first_line
+from ..progress import BATCH, CancelToken, Progress, Stopwatch
+from ..synthesis.identity import identity_of, recorded_differences
+from ..synthesis.models import KnownModel
+from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import Result, synthesize
 from ..tissue.store import check_writable, list_results, read_result
 from ..types import Request, Section
 from .jobs import Job, Place
 
-State = Literal["done", "there already", "stopped", "failed", "not begun"]
+State = Literal["done", "there already", "incomplete", "stopped", "failed", "not begun"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Outcome:
     job
         The job.
     state
-        ``done`` now, ``there already`` from an earlier batch, ``stopped`` with a part kept, ``failed``, or ``not begun``.
+        ``done`` now, ``there already`` from an earlier batch, ``incomplete`` where patches failed and the others are kept, ``stopped``
+        with a part kept, ``failed``, or ``not begun``.
     element
         Name of the result in the section's store; None where there is none.
     patches, planned
@@ -67,8 +71,8 @@ class Outcome:
 class Runner(Protocol):
     """Who computes the jobs of a batch: this process, or a cluster."""
 
-    def checkpoint_sha256(self, name: str) -> str:
-        """Return the hash of a checkpoint."""
+    def checkpoint(self, name: str) -> KnownModel:
+        """Return what can be said of a checkpoint."""
 
     def synthesize(
         self,
@@ -85,13 +89,13 @@ class Runner(Protocol):
 class LocalRunner:
     """Computes in this process; a checkpoint is loaded once."""
 
-    def __init__(self, device: str = "auto", dtype: str = "auto", batch: int = 8) -> None:
+    def __init__(self, device: str = "auto", dtype: str = "auto", batch: int = BATCH) -> None:
         self._device, self._dtype, self._batch = device, dtype, batch
         self._loaded: tuple[str, Checkpoint] | None = None
 
-    def checkpoint_sha256(self, name: str) -> str:
-        """Return the hash of a checkpoint."""
-        return str(self._checkpoint(name).provenance["sha256"])
+    def checkpoint(self, name: str) -> KnownModel:
+        """Return what can be said of a checkpoint."""
+        return self._checkpoint(name)
 
     def synthesize(
         self,
@@ -123,14 +127,14 @@ class LocalRunner:
 class ClusterRunner:
     """Computes on the workers of a dask cluster, whose client `cluster.connect` gives."""
 
-    def __init__(self, client: Any, device: str = "auto", dtype: str = "auto", batch: int = 8) -> None:
+    def __init__(self, client: Any, device: str = "auto", dtype: str = "auto", batch: int = BATCH) -> None:
         self._client, self._device, self._dtype, self._batch = client, device, dtype, batch
 
-    def checkpoint_sha256(self, name: str) -> str:
-        """Return the hash of a checkpoint."""
+    def checkpoint(self, name: str) -> KnownModel:
+        """Return what can be said of a checkpoint."""
         from .cluster import remote_checkpoint
 
-        return str(remote_checkpoint(self._client, name, self._device, self._dtype).provenance["sha256"])
+        return remote_checkpoint(self._client, name, self._device, self._dtype)
 
     def synthesize(
         self,
@@ -190,9 +194,9 @@ def run_batch(
     """
     cancel = cancel or CancelToken()
     outcomes: list[Outcome] = []
-    hashes = {name: runner.checkpoint_sha256(name) for name in dict.fromkeys(job.request.checkpoint for job in jobs)}
+    models = {name: runner.checkpoint(name) for name in dict.fromkeys(job.request.checkpoint for job in jobs)}
     for place, group in groupby(jobs, key=lambda job: job.place):
-        for outcome in _section_outcomes(place, list(group), runner, hashes, cancel, on_progress):
+        for outcome in _section_outcomes(place, list(group), runner, models, cancel, on_progress):
             outcomes.append(outcome)
             if on_outcome is not None:
                 on_outcome(outcome)
@@ -203,7 +207,7 @@ def _section_outcomes(
     place: Place,
     jobs: list[Job],
     runner: Runner,
-    hashes: dict[str, str],
+    models: Mapping[str, KnownModel],
     cancel: CancelToken,
     on_progress: Callable[[Job, Progress], None] | None,
 ) -> Iterator[Outcome]:
@@ -214,15 +218,35 @@ def _section_outcomes(
             continue
         watch = Stopwatch()
         try:
-            there = _already_there(job, hashes[job.request.checkpoint])
-            if there is not None:
-                yield there
-                continue
             if section is None:
                 section = place.source.open()
+            there = _already_there(job, section, models[job.request.checkpoint])
+            if there is not None:
+                yield there if there.patches >= there.planned else _left_incomplete(there)
+                continue
             yield _compute(job, section, runner, cancel, on_progress)
-        except StmditError as error:
-            yield Outcome(job, "failed", seconds=watch.seconds, message=str(error))
+        except Exception as error:  # whatever it is, it is this job's: the others go on
+            if os.environ.get("STMDIT_DEBUG"):
+                raise
+            yield Outcome(job, "failed", seconds=watch.seconds, message=_reason(error))
+
+
+def _reason(error: Exception) -> str:
+    """Say why a job failed."""
+    if isinstance(error, StmditError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"the disk or the network failed: {error}; what was computed is kept, run the batch again to go on"
+    return (
+        f"unexpected {type(error).__name__}: {first_line(error)}. This is a fault of napari-stmdit; please report it. STMDIT_DEBUG=1 "
+        "ends the batch there and shows where it happened"
+    )
+
+
+def _left_incomplete(there: Outcome) -> Outcome:
+    """An earlier version put results into the store that lacked the patches that had failed."""
+    lacking = f"{there.planned - there.patches} of {there.planned} patches are missing in it"
+    return replace(there, state="incomplete", message=f"{lacking}; to compute it whole, give the edit another name")
 
 
 def _compute(
@@ -235,41 +259,48 @@ def _compute(
     watch = Stopwatch()
     store = job.place.store
     check_writable(store, section)
+    _check_name(job)
     told = None if on_progress is None else lambda progress: on_progress(job, progress)
     result = runner.synthesize(job.place, section, job.request, job.folder, cancel, told)
     made, planned = len(result.done), len(result.plan)
     if made + len(result.failed) < planned:
         kept = f"{made} of {planned} patches are kept; run the batch again to go on"
         return Outcome(job, "stopped", None, made, planned, watch.seconds, kept)
+    if made < planned:  # in the store, where nothing is overwritten, they could not be made good
+        reasons = "; ".join(dict.fromkeys(result.failed.values()))
+        kept = f"{planned - made} of {planned} patches failed ({reasons}); the others are kept in {job.folder}"
+        again = "run the batch again to compute what is missing; to use another --dtype remove that folder first"
+        return Outcome(job, "incomplete", None, made, planned, watch.seconds, f"{kept}; {again}")
     element = result.save(store, job.edit)
     if result.canvas is not None:
         result.canvas.discard()
-    return Outcome(job, "done", element, made, planned, watch.seconds, "; ".join(result.failed.values()))
+    return Outcome(job, "done", element, made, planned, watch.seconds)
 
 
-def _already_there(job: Job, sha256: str) -> Outcome | None:
+def _check_name(job: Job) -> None:
+    """Refuse before the work what saving would refuse after it: a store does not tell names apart by case."""
+    store, name = job.place.store, f"stmdit_{job.edit}"
+    taken = next((one for one in (list_results(store) if store.exists() else ()) if one.lower() == name.lower()), None)
+    if taken is not None:
+        raise StoreError(f"{store} already holds {taken}; results are never overwritten: give the edit another name")
+
+
+def _already_there(job: Job, section: Section, model: KnownModel) -> Outcome | None:
     """Return the outcome of a job whose result is in the store; None where there is none.
 
     Raises
     ------
     StoreError
-        Where the store has a result of that name that was asked for otherwise.
+        Where the store has a result of that name that was asked for otherwise, or made from other inputs.
     """
     store, element = job.place.store, f"stmdit_{job.edit}"
     if not store.exists() or element not in list_results(store):
         return None
     _, _, record = read_result(store, element)
-    wanted = _intent(job.request.model_dump(mode="json"))
-    kept = dict(dict(record.get("section") or {}).get("expression") or {})
-    if kept.get("kind") == "none" and "expression" not in job.request.model_fields_set:
-        wanted["expression"] = "null"  # as the plan of a plain slide resolves it
-    found = differences(
-        {"request": _intent(record.get("request")), "sha256": dict(record.get("checkpoint", {})).get("sha256")},
-        {"request": wanted, "sha256": sha256},
-    )
+    found = recorded_differences(record, identity_of(make_plan(section, job.request, model.card), section, model))
     if found:
         raise StoreError(
-            f"{store} already holds {element}, which was made of another request:\n  "
+            f"{store} already holds {element}, which was made of another request or of other inputs:\n  "
             + "\n  ".join(found[:5])
             + "\nResults are never overwritten: give the edit another name, or the batch another output"
         )
@@ -279,17 +310,12 @@ def _already_there(job: Job, sha256: str) -> Outcome | None:
     return Outcome(job, "there already", element, made, planned)
 
 
-def _intent(request: Any) -> dict[str, Any]:
-    """A request without the places of its files, which may differ from one computer to the next."""
-    return {k: v for k, v in dict(request or {}).items() if k not in ("section", "checkpoint")}
-
-
 def exit_code(outcomes: Sequence[Outcome]) -> int:
-    """Return 0 where all is done, 1 where a job failed, 130 where the batch was stopped."""
+    """Return 0 where all is done, 1 where a job failed or lacks patches, 130 where the batch was stopped."""
     states = {outcome.state for outcome in outcomes}
     if states & {"stopped", "not begun"}:
         return 130
-    return 1 if "failed" in states else 0
+    return 1 if states & {"failed", "incomplete"} else 0
 
 
 def table(outcomes: Sequence[Outcome]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError, StmditError, SynthesisError, first_line
-from ..progress import CancelToken, Progress, Stopwatch
+from ..progress import BATCH, CancelToken, Progress, Stopwatch
 from ..synthesis.identity import identity_of
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import Result, collect_on_disk, kept, open_canvas
@@ -133,7 +133,7 @@ def synthesize_shared(
     request: Request,
     *,
     folder: Path,
-    batch: int = 8,
+    batch: int = BATCH,
     device: str = "auto",
     dtype: str = "auto",
     cancel: CancelToken | None = None,

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
 from ..errors import RequestError, StmditError
 from ..files import BadFile, user_path
-from ..synthesis.requests import faults_from, read_edits, read_plain
+from ..synthesis.requests import (
+    EditFile,
+    edit_file_from,
+    faults_from,
+    read_edit_file,
+    read_plain,
+    with_edits,
+    with_files,
+)
 from ..tissue.geometry import polygons_from_geojson
 from ..tissue.open import SectionSource
 from ..tissue.spaceranger import section_name
-from ..types import Edit, Intent, PredictedUnits, Region, Request, Weight
+from ..tissue.spatialdata_store import RESULT_PREFIX
+from ..types import Intent, PredictedUnits, Region, Request, Weight
 
 _NAME = re.compile(r"[0-9A-Za-z_.-]{1,100}")
 _OWN_FIELDS = {"section": "sections", "checkpoint": "checkpoint", "edits": "edits"}
+_MEASURED: dict[str, Any] = {"measured": []}
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Filled = Annotated[str, Field(min_length=1)]
 
 
 class SectionEntry(Intent):
@@ -31,28 +44,29 @@ class SectionEntry(Intent):
     ``grid_pitch`` on are for plain H&E images, as `napari_stmdit.open_section` takes them.
     """
 
-    path: str
-    name: str | None = None
-    fullres: str | None = None
+    path: Filled
+    name: Filled | None = None
+    fullres: Filled | None = None
     mpp: Positive | None = None
     grid_pitch: Positive | None = None
     tissue_fraction: Weight | None = None
-    predicted_expression: str | None = None
+    predicted_expression: Filled | None = None
     predicted_units: PredictedUnits | None = None
-    region: Region | str | None = None
+    region: Region | Filled | None = None
 
 
 class JobFile(Intent):
     """Contents of a job file.
 
-    ``edits`` gives every virtual change a name, under which its result stands in the store of each section: a list of edits, empty for
-    the expression as measured, or the path of an edits file. ``request`` holds what all jobs share.
+    ``edits`` gives every virtual change a name, under which its result stands in the store of each section: what an edit file
+    holds (a list of edits, empty for the expression as measured, or edits with their programs and profiles), or the path of an edit
+    file. ``request`` holds what all jobs share; its programs and profiles may be named by every edit.
     """
 
-    output: str
+    output: Filled
     sections: Annotated[tuple[SectionEntry, ...], Field(min_length=1)]
-    checkpoint: str = "demo"
-    edits: Annotated[dict[str, tuple[Edit, ...] | str], Field(min_length=1)] = {"measured": ()}
+    checkpoint: Filled = "demo"
+    edits: Annotated[dict[str, Any], Field(min_length=1)] = _MEASURED
     request: Request = Request()
 
     @model_validator(mode="after")
@@ -88,7 +102,11 @@ class Job:
     @property
     def folder(self) -> Path:
         """Where it is kept while it is unfinished."""
-        return self.place.store.with_name(f"{self.place.store.name}.{self.edit}.unfinished")
+        return self.place.store.with_name(_unfinished(self.place.store.name, self.edit))
+
+
+def _unfinished(store: str, edit: str) -> str:
+    return f"{store}.{edit}.unfinished"
 
 
 def read_jobs(path: str | Path) -> tuple[Job, ...]:
@@ -102,25 +120,40 @@ def read_jobs(path: str | Path) -> tuple[Job, ...]:
     content = read_plain(path)
     if not isinstance(content, dict):
         raise RequestError([(str(path), "expected a mapping with 'output' and 'sections'")])
+    root = Path(path).expanduser().absolute().parent
+    faults: list[tuple[str, str]] = []
+    if isinstance(content.get("request"), dict):
+        content = {**content, "request": with_files(content["request"], root, f"{path}: request", faults)}
+    wanted: JobFile | None = None
     try:
         wanted = JobFile.model_validate(content)
     except ValidationError as error:
-        raise RequestError(faults_from(error, str(path))) from None
-    root = Path(path).expanduser().absolute().parent
-    faults: list[tuple[str, str]] = []
-    places = _places(wanted, root, faults)
-    regions = [_region(entry, number, root, faults) for number, entry in enumerate(wanted.sections)]
-    edits = {name: _edits(name, found, root, faults) for name, found in wanted.edits.items()}
-    if faults:
+        faults += faults_from(error, str(path))
+    # what is sound in itself is read also where something else is wrong, so that all faults are told at once
+    entries = _entries(content.get("sections"))
+    places = _places(entries, content.get("output"), root, faults)
+    regions = [_region(entry, number, root, faults) for number, entry in entries.items()]
+    edits = _all_edits(content.get("edits", _MEASURED), root, faults)
+    _check_folders(places, list(edits), faults)
+    if faults or wanted is None:
         raise RequestError(faults)
     return tuple(_jobs(wanted, places, regions, edits, root))
+
+
+def _entries(sections: Any) -> dict[int, SectionEntry]:
+    """The entries that are sound in themselves, by their number."""
+    found = {}
+    for number, entry in enumerate(sections if isinstance(sections, list) else []):
+        with suppress(ValidationError):  # told by the validation of the whole
+            found[number] = SectionEntry.model_validate(entry)
+    return found
 
 
 def _jobs(
     wanted: JobFile,
     places: list[Place],
     regions: list[Region | None],
-    edits: dict[str, tuple[Edit, ...]],
+    edits: dict[str, EditFile],
     root: Path,
 ) -> Iterator[Job]:
     checkpoint = wanted.checkpoint
@@ -128,22 +161,22 @@ def _jobs(
     if (root / checkpoint / "stmdit.json").is_file():
         checkpoint = str(root / checkpoint)
     for place, region in zip(places, regions, strict=True):
-        for name, changes in edits.items():
-            update = {"section": str(place.source.path), "checkpoint": checkpoint, "edits": changes}
+        for name, file in edits.items():
+            update = {"section": str(place.source.path), "checkpoint": checkpoint}
             request = wanted.request.model_copy(update=update | ({} if region is None else {"region": region}))
-            yield Job(place, name, request)
+            yield Job(place, name, with_edits(request, file))
 
 
-def _places(wanted: JobFile, root: Path, faults: list[tuple[str, str]]) -> list[Place]:
-    output = _path(wanted.output, root, "output", faults)
+def _places(entries: dict[int, SectionEntry], output: Any, root: Path, faults: list[tuple[str, str]]) -> list[Place]:
+    stores = _path(output, root, "output", faults) if isinstance(output, str) and output else root
     places = []
     seen: dict[str, int] = {}
-    for number, entry in enumerate(wanted.sections):
+    for number, entry in entries.items():
         where = f"sections.{number}"
         path = _path(entry.path, root, f"{where}.path", faults)
         if path != root and not path.exists():
             faults.append((f"{where}.path", f"there is no file or folder {path}"))
-        name = entry.name or section_name(path)
+        name = section_name(path) if entry.name is None else entry.name
         if not _NAME.fullmatch(name):
             faults.append((f"{where}.name", f"{name!r} holds other characters than letters, digits, and _ . -"))
         twin = seen.setdefault(name.lower(), number)
@@ -164,30 +197,59 @@ def _places(wanted: JobFile, root: Path, faults: list[tuple[str, str]]) -> list[
             None if table is None else _path(table, root, f"{where}.predicted_expression", faults),
             entry.predicted_units,
         )
-        places.append(Place(name, source, output / f"{name}.zarr"))
+        places.append(Place(name, source, stores / f"{name}.zarr"))
     return places
 
 
 def _region(entry: SectionEntry, number: int, root: Path, faults: list[tuple[str, str]]) -> Region | None:
     if not isinstance(entry.region, str):
         return entry.region
+    where = f"sections.{number}.region"
     try:
-        return polygons_from_geojson(root / entry.region)
+        return polygons_from_geojson(_path(entry.region, root, where, faults))
     except StmditError as error:
-        faults.append((f"sections.{number}.region", str(error)))
+        faults.append((where, str(error)))
         return None
 
 
-def _edits(name: str, found: tuple[Edit, ...] | str, root: Path, faults: list[tuple[str, str]]) -> tuple[Edit, ...]:
-    if not _NAME.fullmatch(name):
-        faults.append((f"edits.{name}", "its name holds other characters than letters, digits, and _ . -"))
-    if not isinstance(found, str):
-        return found
+def _all_edits(given: Any, root: Path, faults: list[tuple[str, str]]) -> dict[str, EditFile]:
+    edits: dict[str, EditFile] = {}
+    seen: dict[str, str] = {}
+    for name, found in given.items() if isinstance(given, dict) else ():
+        if not isinstance(name, str):  # told by the validation of the whole
+            continue
+        where = f"edits.{name}"
+        if not _NAME.fullmatch(name):
+            faults.append((where, "its name holds other characters than letters, digits, and _ . -"))
+        if name.lower().startswith(RESULT_PREFIX):
+            faults.append((where, f"a store puts {RESULT_PREFIX!r} before every name itself; leave it out"))
+        twin = seen.setdefault(name.lower(), name)
+        if twin != name:
+            faults.append((where, f"it differs from {twin!r} in nothing but case, which a store does not tell apart"))
+        edits[name] = _edits(found, where, root, faults)
+    return edits
+
+
+def _edits(found: Any, where: str, root: Path, faults: list[tuple[str, str]]) -> EditFile:
     try:
-        return read_edits(root / found)
+        if not isinstance(found, str):
+            return edit_file_from(found, root, where)
+        if not found:
+            raise RequestError([(where, "the name of its file is empty; give [] for the expression as measured")])
+        return read_edit_file(_path(found, root, where, faults))
     except RequestError as error:
-        faults += [(f"edits.{name}: {place}", message) for place, message in error.faults]
-        return ()
+        faults += [(place if place.startswith(where) else f"{where}: {place}", said) for place, said in error.faults]
+        return EditFile()
+
+
+def _check_folders(places: list[Place], edits: list[str], faults: list[tuple[str, str]]) -> None:
+    """Refuse names with dots that would give two jobs one folder while they are unfinished."""
+    seen: dict[str, str] = {}
+    for place, edit in product(places, edits):
+        name, folder = f"{place.name} / {edit}".lower(), _unfinished(place.store.name, edit)
+        twin = seen.setdefault(folder.lower(), name)
+        if twin != name:
+            faults.append(("sections and edits", f"{twin!r} and {name!r} come to one folder, {folder}; rename one"))
 
 
 def _path(given: str, root: Path, place: str, faults: list[tuple[str, str]]) -> Path:

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..devices import WAITING
 from ..errors import RequestError, StmditError
 
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -87,8 +89,23 @@ def worker_environments(workers: int, device: str, gpu_count: int, cores: int) -
         )
     if on_gpu and workers > gpu_count:
         raise RequestError([("workers", f"{workers} workers need a GPU each, and this computer has {gpu_count}")])
-    threads = {name: str(max(1, cores // workers)) for name in _THREADS}
-    return [{**threads, **({"CUDA_VISIBLE_DEVICES": str(k)} if on_gpu else {})} for k in range(workers)]
+    own = {name: str(max(1, cores // workers)) for name in _THREADS}
+    own |= {name: os.environ.get(name, value) for name, value in WAITING.items()}
+    if not on_gpu:
+        return [dict(own) for _ in range(workers)]
+    return [{**own, _VISIBLE: name} for name in _gpu_names(gpu_count)[:workers]]
+
+
+def _gpu_names(count: int) -> list[str]:
+    """Names of the GPUs that this process sees, as CUDA takes them: where a node is shared, the first need not be number 0.
+
+    The variable holds numbers, or UUIDs of GPUs or of their MIG parts; torch's number k is its k-th entry.
+    """
+    given = os.environ.get(_VISIBLE)
+    names = [str(k) for k in range(count)] if given is None else [part.strip() for part in given.split(",")]
+    if len(names) < count:  # pragma: no cover - CUDA shows no GPU that the variable does not name
+        raise StmditError(f"{_VISIBLE} is {given!r}, and {count} GPUs are seen; a worker's GPU cannot be told by it")
+    return names
 
 
 def gpus() -> int:

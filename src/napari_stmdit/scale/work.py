@@ -16,7 +16,7 @@ from typing import Any
 import dask
 from distributed import Worker, WorkerPlugin, get_worker
 
-from ..assemble import Checkpoint, load_checkpoint
+from ..assemble import Checkpoint, checkpoint_content, load_checkpoint
 from ..devices import choose_device
 from ..errors import SynthesisError
 from ..progress import CancelToken, Progress
@@ -66,11 +66,12 @@ class Facts:
 def _checkpoint(name: str, device: str, dtype: str) -> Checkpoint:
     """The checkpoint of this process: loaded once, whatever number of runs and shares, and whoever chose the precision."""
     chosen, kind = choose_device(device, dtype)
-    return _loaded(name, str(chosen), str(kind).removeprefix("torch."))
+    return _loaded(name, checkpoint_content(name), str(chosen), str(kind).removeprefix("torch."))
 
 
 @lru_cache(maxsize=1)
-def _loaded(name: str, device: str, dtype: str) -> Checkpoint:
+def _loaded(name: str, content: str, device: str, dtype: str) -> Checkpoint:
+    """``content`` tells one state of a folder from the next: workers outlive the files that they were started with."""
     return load_checkpoint(name, device=device, dtype=dtype)
 
 

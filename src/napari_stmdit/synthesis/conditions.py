@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 MEAN_OF = 64
 """Spots whose crops are averaged for the section's mean morphology; evenly spaced over the table."""
-EDITED_AT_ONCE = 512
-"""Edits work on dense rows; so many at once, however many spots there are."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +82,20 @@ class Conditions:
         """
         if self.counts is None or self.depth is None:
             return None
-        totals = np.maximum(np.asarray(self.counts.sum(axis=1), dtype=np.float32).ravel(), 1.0)
-        shares = mix.multiply(1 / totals[None]).tocsr() @ self.counts
-        rows = shares.multiply((mix @ totals)[:, None]).tocsr().astype(np.float32)
         sources = tuple(self.sources[row] for row in nearest)
-        return model.encode_expression(rows, section.spots.genes, sources, mix_depths(mix, self.depth))
+        counts, depth = mixed_counts(mix, self.counts), mix_depths(mix, self.depth)
+        return model.encode_expression(counts, section.spots.genes, sources, depth)
+
+
+def mixed_counts(mix: csr_matrix, counts: csr_matrix) -> csr_matrix:
+    """Return the (b, g) counts of places between spots, by (b, n) weights, which sum to one, of the spots' (n, g) counts.
+
+    Shares of the total and totals are averaged each on its own: the profile of a place is that of its spots, however deep each was
+    measured, and its total is their mean total.
+    """
+    totals = np.maximum(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel(), 1.0)
+    shares = mix.multiply(1 / totals[None]).tocsr() @ counts
+    return shares.multiply((mix @ totals)[:, None]).tocsr().astype(np.float32)
 
 
 def condition_rows(plan: Plan, section: Section, model: PatchModel) -> Conditions:
@@ -116,7 +123,7 @@ def _counts(
     plan: Plan, section: Section, model: PatchModel
 ) -> tuple[csr_matrix | None, tuple[str, ...], NDArray[np.float32] | None]:
     request = plan.request
-    if request.expression == "null" or "expression" not in plan.card.conditions:
+    if not plan.has_expression:
         return None, (), None
     rows, known = spot_rows(plan), {**model.profiles, **as_profiles(request.profiles)}
     counts, sources = conditioned_counts(rows, section, request, model.profiles)
@@ -143,17 +150,11 @@ def conditioned_counts(
     tuple
         (n, g) sparse float32 counts, and the (n,) rows that they were measured at: ``rows``, but for the shuffled control.
     """
-    from scipy.sparse import vstack
-
     sources = rows
     if request.expression == "shuffled":
         sources = shuffled_rows(len(section.spots), request.seed)[rows]
     programs, known = known_programs(request.programs), {**profiles, **as_profiles(request.profiles)}
-    parts = []
-    for start in range(0, len(rows), EDITED_AT_ONCE):
-        part = slice(start, start + EDITED_AT_ONCE)
-        parts.append(apply_edits(rows[part], section.spots, request.edits, programs, known, sources[part]))
-    return vstack(parts, format="csr"), sources
+    return apply_edits(rows, section.spots, request.edits, programs, known, sources), sources
 
 
 def spot_rows(plan: Plan) -> NDArray[np.int64]:
@@ -164,17 +165,25 @@ def spot_rows(plan: Plan) -> NDArray[np.int64]:
 
 
 def _shared_morphology(plan: Plan, section: Section, model: PatchModel) -> NDArray[np.float32] | None:
-    source = plan.request.morphology
-    if source in ("own", "null"):
+    if plan.request.morphology == "own" or not plan.has_morphology:
         return None
-    spots = section.spots
-    if source == "mean":
+    rows, boxes = shared_morphology_boxes(plan, section)
+    assert section.image is not None  # plan() refuses such sections
+    crops = read_patches(section.image, boxes, plan.card.patch_px)
+    names = tuple(section.spots.ids[rows].tolist())
+    shared: NDArray[np.float32] = model.encode_morphology(crops, names).mean(axis=0)
+    return shared
+
+
+def shared_morphology_boxes(
+    plan: Plan, section: Section
+) -> tuple[NDArray[np.int64], list[tuple[float, float, float, float]]]:
+    """Return rows of the spots whose crops give the morphology that all patches share (``mean`` or a spot's), and where they are read."""
+    spots, card = section.spots, plan.card
+    if plan.request.morphology == "mean":
         rows = np.unique(np.linspace(0, len(spots) - 1, min(MEAN_OF, len(spots))).round().astype(np.int64))
     else:
-        rows = spots.rows([source])
-    assert section.image is not None and section.calibration.mpp is not None  # plan() refuses such sections
-    card = plan.card
+        rows = spots.rows([plan.request.morphology])
+    assert section.calibration.mpp is not None  # plan() refuses such sections
     boxes = boxes_around(spots.yx[rows], card.patch_px, card.patch_mpp / section.calibration.mpp)
-    crops = read_patches(section.image, [box.source for box in boxes], card.patch_px)
-    shared: NDArray[np.float32] = model.encode_morphology(crops, tuple(spots.ids[rows].tolist())).mean(axis=0)
-    return shared
+    return rows, [box.source for box in boxes]

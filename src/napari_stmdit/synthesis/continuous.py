@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 
 from ..errors import SynthesisError, first_line, is_out_of_memory
 from ..progress import CancelToken, Progress, Stopwatch
@@ -19,10 +19,15 @@ from .decoding import TileDecoder
 from .field import field_noise
 from .models import CanvasModel, Solver, SolverStates
 from .rows import EncodedRows
+from .windows import mixing
 
 COMMIT_STEPS = 4
 COMMIT_SECONDS = 60.0
 """The solver's state is kept after so many steps, or after a step that ends so long after the last time."""
+
+LEFT_OUT, FAILED = "windows_left_out", "tiles_failed"
+"""Names, in the state that is kept, of the windows whose predictions were left out and of the tiles that cannot be made."""
+NOT_FINITE = "windows that it is made of are not finite"
 
 Update = tuple[tuple[PatchResult, ...], Progress]
 
@@ -81,35 +86,48 @@ class _Canvas:
         self.weight = np.maximum(bump[:, None] * bump[None], np.float32(1e-3))
 
     def go(self) -> Iterator[Update]:
+        state = None if self.states is None else self.states.load_state()
+        if state is not None:
+            self._take_up(state)
         yield (), self._progress(0)
         if len(self.done) == len(self.plan):
             return
-        solver = self._solver()
+        solver = self._solver(state)
+        del state  # as large as the canvas
         kept, kept_at = solver.step, time.perf_counter()
         while solver.step < solver.steps:
             yield from self._step(solver)
             last = solver.step == solver.steps or self.cancel.cancelled
             due = solver.step % COMMIT_STEPS == 0 or time.perf_counter() - kept_at > COMMIT_SECONDS
             if self.states is not None and solver.step > kept and (last or due):
-                self.states.save_state(solver.state())
+                self.states.save_state({**solver.state(), **self._losses()})
                 kept, kept_at = solver.step, time.perf_counter()
             if self.cancel.cancelled:
                 return
         yield from self._decode(solver.latents)
 
-    def _solver(self) -> Solver:
+    def _solver(self, state: Mapping[str, NDArray[Any]] | None) -> Solver:
         y, x = (n // self.factor for n in self.windows.absolute)
         noise = field_noise(self.plan.request.seed, self.shape[0], (y, x), self.shape[1:])
-        request = self.plan.request
         return self.model.solver(
             noise,
             self.plan.guidance,
             self.plan.steps,
-            has_morphology=request.morphology != "null",
-            has_expression=request.expression != "null",
-            state=None if self.states is None else self.states.load_state(),
+            has_morphology=self.plan.has_morphology,
+            has_expression=self.plan.has_expression,
+            state=state,
             fast_solver=self.plan.fast_solver,
         )
+
+    def _losses(self) -> dict[str, NDArray[np.int64]]:
+        """What the canvas lacks up to this step, kept with the solver's state: a later session cannot see it in the latents."""
+        kept = {LEFT_OUT: self.bad, FAILED: self.failed}
+        return {name: np.array(sorted(places), dtype=np.int64) for name, places in kept.items()}
+
+    def _take_up(self, state: Mapping[str, NDArray[Any]]) -> None:
+        for place in state.get(LEFT_OUT, ()):
+            self._leave_out(int(place))
+        self.failed |= dict.fromkeys(map(int, state.get(FAILED, ())), NOT_FINITE)
 
     # --- denoising
 
@@ -182,7 +200,7 @@ class _Canvas:
             rows = slice(max((y0 - top) // self.factor, 0), max((y1 - top) // self.factor, 0))
             columns = slice(max((x0 - left) // self.factor, 0), max((x1 - left) // self.factor, 0))
             if orphans[rows, columns].any():
-                self.failed.setdefault(patch.index, "windows that it is made of are not finite")
+                self.failed.setdefault(patch.index, NOT_FINITE)
 
     def _halve(self, size: int, error: Exception) -> None:
         self.batch = (size + 1) // 2
@@ -238,7 +256,6 @@ class WindowConditions:
         self._shared: Conditions | None = None
         self._morphology = EncodedRows(len(windows))
         self._expression = EncodedRows(len(windows))
-        self._position: dict[int, int] = {}
 
     def get(self, first: int, stop: int) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
         """Return morphology (b, t, d) and expression (b, d) or (b, g, d) of some windows; None for null."""
@@ -252,40 +269,37 @@ class WindowConditions:
     def _conditions(self) -> Conditions:
         if self._shared is None:
             self._shared = condition_rows(self._plan, self._section, self._model)
-            self._position = {row: at for at, row in enumerate(spot_rows(self._plan).tolist())}
         return self._shared
 
     def _expression_of(self, first: int, stop: int) -> NDArray[np.float32] | None:
-        if self._plan.request.expression == "null":
+        if not self._plan.has_expression:
             return None
         if not self._expression.has(first, stop):
             shared = self._conditions()
-            rows = self._windows.rows[first:stop]
+            rows = np.searchsorted(spot_rows(self._plan), self._windows.rows[first:stop])
             weights = self._windows.weights[first:stop]
-            columns = np.array([self._position[row] for row in rows.ravel().tolist()])
-            mix = csr_matrix(
-                (weights.ravel(), columns, np.arange(0, rows.size + 1, rows.shape[1])),
-                shape=(len(rows), len(shared.sources)),
-            )
-            nearest = columns.reshape(rows.shape)[np.arange(len(rows)), weights.argmax(axis=1)]
+            nearest = rows[np.arange(len(rows)), weights.argmax(axis=1)]
+            mix = mixing(rows, weights, len(shared.sources))
             encoded = shared.mixed(mix, nearest.tolist(), self._section, self._model)
-            assert encoded is not None  # expression is not null
+            assert encoded is not None  # the plan has expression
             self._expression.put(first, encoded)
         return self._expression.get(first, stop)
 
     def _morphology_of(self, first: int, stop: int) -> NDArray[np.float32] | None:
-        source = self._plan.request.morphology
-        if source == "null":
+        if not self._plan.has_morphology:
             return None
-        if source != "own":
+        if self._plan.request.morphology != "own":
             shared = self._conditions().morphology
             assert shared is not None  # neither own nor null
             return np.repeat(shared[None], stop - first, axis=0)
         if not self._morphology.has(first, stop):
-            assert self._section.image is not None  # plan() refuses a section without a usable image
-            boxes = [tuple(box) for box in self._windows.source_boxes[first:stop].tolist()]
-            crops = read_patches(self._section.image, boxes, self._windows.side)
-            spots = self._section.spots.ids
-            names = tuple(str(spots[row]) for row in self._windows.rows[first:stop, 0])
-            self._morphology.put(first, self._model.encode_morphology(crops, names))
+            self._morphology.put(first, self._own_morphology(first, stop))
         return self._morphology.get(first, stop)
+
+    def _own_morphology(self, first: int, stop: int) -> NDArray[np.float32]:
+        windows, section, model = self._windows, self._section, self._model
+        rows = windows.rows[first:stop]
+        assert section.image is not None  # plan() refuses a section without a usable image
+        boxes = [tuple(box) for box in windows.source_boxes[first:stop].tolist()]
+        crops = read_patches(section.image, boxes, windows.side)
+        return model.encode_morphology(crops, tuple(section.spots.ids[rows[:, 0]].tolist()))

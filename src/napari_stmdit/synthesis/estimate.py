@@ -46,9 +46,9 @@ def evaluations(plan: Plan, done: int | None = None) -> float:
 
 def _predictions(plan: Plan) -> float:
     """Predictions that a patch takes: of several branches at the steps that are guided, of one at the others."""
-    scales, request = plan.guidance, plan.request
+    scales = plan.guidance
     assert scales.rule is not None and scales.morphology is not None and scales.expression is not None
-    given = {"has_morphology": request.morphology != "null", "has_expression": request.expression != "null"}
+    given = {"has_morphology": plan.has_morphology, "has_expression": plan.has_expression}
     count = len(branches(scales.rule, scales.morphology, scales.expression, **given))
     above = scales.above or 0.0
     return plan.steps * ((1 - above) * count + above)

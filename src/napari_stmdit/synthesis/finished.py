@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 from ..types import Calibration, CanvasFrame, Patch, Request, Section
 from .boxes import boxes_around
+from .plan import region_rows
 from .result import Result
 from .stored import StoredResult
 
@@ -113,6 +114,34 @@ def finished(result: Result | StoredResult, name: str | None = None) -> Finished
         "as made" if made is not None else "cut from the seamless canvas",
         made,
     )
+
+
+def spots_of(section: Section, request: Request, provenance: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
+    """Return the ids of the spots that a result shows, and how many were asked for; no pixel is read.
+
+    Of patches these are the spots they were made at. Seamless tissue shows the spots of its region that lie in a finished tile; a
+    tile belongs to no spot.
+
+    Raises
+    ------
+    StoreError
+        The record is damaged.
+    """
+    try:
+        if request.mode == "spots":
+            record = dict(provenance.get("patches") or {})
+            shown = tuple(map(str, record.get("spots", ())))
+            return shown, int(record.get("planned", len(shown)))
+        record = dict(provenance.get("continuous") or {})
+        tiles = np.array(record.get("tiles_yx_fullres", ()), dtype=np.float64).reshape(-1, 4)
+        whole = len(tiles) >= int(record.get("tiles_planned", len(tiles)))
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"the record of a result is damaged ({error}); run it again") from error
+    rows = region_rows(section, request, [])
+    yx = section.spots.yx[rows][:, None]
+    inside: NDArray[np.bool_] = (tiles[:, :2] <= yx) & (yx < tiles[:, 2:])  # (spots, tiles, 2)
+    shown = tuple(section.spots.ids[rows[np.any(np.all(inside, axis=2), axis=1)]].tolist())
+    return shown, len(shown) if whole else len(rows)
 
 
 def _read_back(stored: StoredResult, name: str) -> Finished:

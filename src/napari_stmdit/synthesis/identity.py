@@ -1,21 +1,18 @@
-"""What a run is, so that only the same run is ever continued."""
+"""What a run is made from, by content, so that only the same is ever continued, compared or taken for done."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .. import __version__
-from ..tissue.elements import fingerprint
+from ..tissue.identity import Boxes, section_identity
 from ..types import Plan, Section
+from .conditions import shared_morphology_boxes
 from .models import KnownModel
 
-_CODE = ("types.py", "assemble.py", "encoder_sources.py", "expression", "encoders", "model", "synthesis", "tissue")
+PIXELS = 3
+"""What the code makes of the same inputs. Raised by hand with every change of the code after which pixels differ, as the golden tests say;
+3 is the first that is a number, not a hash of source files."""
 
 
 def identity_of(plan: Plan, section: Section, model: KnownModel) -> dict[str, Any]:
@@ -24,8 +21,12 @@ def identity_of(plan: Plan, section: Section, model: KnownModel) -> dict[str, An
     Paths are left out: section and checkpoint are known by their content. So are batch and device.
     """
     request = plan.request.model_dump(mode="json", exclude={"section", "checkpoint"})
+    return {"request": request, **inputs_of(plan, section, model)}
+
+
+def inputs_of(plan: Plan, section: Section, model: KnownModel) -> dict[str, Any]:
+    """Return what a run is made from beside its request, by content; JSON types only. It is recorded with every result."""
     return {
-        "request": request,
         "plan": {
             "patches": len(plan),
             "windows": 0 if plan.windows is None else len(plan.windows),
@@ -33,11 +34,16 @@ def identity_of(plan: Plan, section: Section, model: KnownModel) -> dict[str, An
             "steps": plan.steps,
             "guidance": plan.guidance.model_dump(mode="json"),
         },
-        "checkpoint": {"name": plan.card.name, "sha256": model.provenance.get("sha256")},
+        "checkpoint": _checkpoint(plan, model),
         "dtype": model.provenance.get("dtype"),
-        "section": _section(section, plan.request.morphology != "null"),
-        "code": {"version": __version__, "sha256": code_hash()},
+        "section": section_identity(section, *_slide_boxes(plan, section)),
+        "code": {"pixels": PIXELS},
     }
+
+
+def is_older(identity: Mapping[str, Any]) -> bool:
+    """Whether an identity was recorded before inputs were known by all of their content: what it stands for cannot be told."""
+    return "pixels" not in dict(identity.get("code") or {})
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -51,33 +57,60 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-@lru_cache(maxsize=1)
-def code_hash() -> str:
-    """Return a hash of the source files that pixels depend on."""
-    root = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for name in _CODE:
-        path = root / name
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()
+def recorded_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between the inputs in a result's record and an identity.
 
-
-def _section(section: Section, with_image: bool) -> dict[str, Any]:
-    counts = section.spots.counts
-    digest = hashlib.sha256()
-    for part in (counts.indptr, counts.indices, counts.data):
-        digest.update(np.ascontiguousarray(part).data)
-    digest.update("\n".join(section.spots.genes.symbols.tolist()).encode())
-    found = {
-        "spots": fingerprint(section),
-        "counts": digest.hexdigest(),
-        "mpp": section.calibration.mpp,
+    Records of earlier versions hold fewer inputs; those that they hold are compared.
+    """
+    request = {k: v for k, v in dict(record.get("request") or {}).items() if k not in ("section", "checkpoint")}
+    if "inputs" in record:
+        return differences({"request": request, **record["inputs"]}, now)
+    checkpoint, about = (dict(record.get(name) or {}) for name in ("checkpoint", "section"))
+    section: dict[str, Any] = {"mpp": about.get("mpp")}
+    expression = dict(about.get("expression") or {})
+    if expression.get("kind", "measured") != "measured":
+        section["expression"] = {"kind": expression["kind"], "sha256": expression.get("sha256", "")}
+    then = {
+        "request": request,
+        "checkpoint": {name: checkpoint.get(name) for name in ("name", "sha256")},
+        "dtype": checkpoint.get("dtype"),
+        "section": section,
     }
-    if with_image and section.image is not None:
-        coarsest = np.ascontiguousarray(section.image.levels[-1][::4, ::4].compute()).data
-        found["image"] = f"{section.image.shape} {hashlib.sha256(coarsest).hexdigest()}"
+    kept = {
+        "request": now["request"],
+        "checkpoint": {name: now["checkpoint"][name] for name in ("name", "sha256")},
+        "dtype": now["dtype"],
+        "section": {name: now["section"][name] for name in ("mpp", "expression") if name in now["section"]},
+    }
+    return differences(then, kept)
+
+
+def _checkpoint(plan: Plan, model: KnownModel) -> dict[str, Any]:
+    """The checkpoint, with what is kept elsewhere or was given in the place of an encoder, as far as this run uses it."""
+    request, known = plan.request, model.provenance
+    unused = {name for name in ("morphology", "expression") if getattr(request, name) == "null"}
+    found: dict[str, Any] = {"name": plan.card.name, "sha256": known.get("sha256")}
+    for component, sha256 in dict(known.get("elsewhere") or {}).items():
+        if component.removesuffix("_encoder") not in unused:
+            found.setdefault("elsewhere", {})[component] = sha256
+    for name in ("morphology", "expression"):
+        given = known.get(f"{name}_embeddings")
+        if given is not None and name not in unused:
+            found[f"{name}_embeddings"] = given["sha256"]
+            found.get("elsewhere", {}).pop(f"{name}_encoder", None)
     return found
+
+
+def _slide_boxes(plan: Plan, section: Section) -> tuple[Boxes, int]:
+    """Where a run reads the slide, nowhere where morphology is null, and the side in pixels of what it reads."""
+    match plan.request.morphology:
+        case "null":
+            return (), 0
+        case "own" if plan.windows is not None:
+            return [tuple(box) for box in plan.windows.source_boxes.tolist()], plan.windows.side
+        case "own":
+            return [patch.source_box for patch in plan.patches], plan.card.patch_px
+    return shared_morphology_boxes(plan, section)[1], plan.card.patch_px
 
 
 def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:

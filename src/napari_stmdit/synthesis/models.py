@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +89,11 @@ class DenoiseStep:
     steps: int
     images: NDArray[np.uint8] | None = None
     preview: NDArray[np.uint8] | None = None
+
+
+def known_by_spot(provenance: Mapping[str, Any], what: Literal["morphology", "expression"]) -> bool:
+    """Whether a checkpoint's condition comes from embeddings computed elsewhere: there is none of any place but the spots."""
+    return f"{what}_embeddings" in provenance
 
 
 class KnownModel(Protocol):

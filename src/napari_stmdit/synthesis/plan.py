@@ -68,7 +68,7 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
         faults.append(("section", reason))
     if request.mode == "continuous" and (reason := windows_fault(card)) is not None:
         faults.append(("mode", reason))
-    rows = _rows(section, request, faults)
+    rows = region_rows(section, request, faults)
     if request.morphology not in ("own", "mean", "null") and request.morphology not in set(section.spots.ids.tolist()):
         faults.append(
             (
@@ -112,8 +112,8 @@ def _resolved(section: Section, request: Request, faults: list[tuple[str, str]])
     return request.model_copy(update={"expression": "null"})
 
 
-def _rows(section: Section, request: Request, faults: list[tuple[str, str]]) -> NDArray[np.int64]:
-    """Rows of the spots a region asks for, in the table's order."""
+def region_rows(section: Section, request: Request, faults: list[tuple[str, str]]) -> NDArray[np.int64]:
+    """Return the rows of the spots that a region asks for, in the table's order; what is wrong with it is added to ``faults``."""
     spots = section.spots
     nothing = np.empty(0, dtype=np.int64)
     if len(spots) == 0:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ..errors import GeneError, RequestError
 from ..expression.gmt import read_gmt
 from ..expression.profiles import read_profile
-from ..files import BadFile, read_yaml
+from ..files import BadFile, read_yaml, user_path
+from ..storage.atomic import write_text
 from ..types import Edit, Intent, Request, SpotProfile, Weight
 
 
@@ -19,7 +20,7 @@ class EditFile(Intent):
     """Edits with the user's own programs and profiles that they name: what an edit file holds."""
 
     edits: tuple[Edit, ...] = ()
-    programs: dict[str, dict[str, Weight]] = {}
+    programs: dict[str, Annotated[dict[str, Weight], Field(min_length=1)]] = {}
     profiles: dict[str, SpotProfile] = {}
 
 
@@ -33,36 +34,53 @@ def read_edit_file(path: str | Path) -> EditFile:
     Raises
     ------
     RequestError
-        With every fault of the file and its place.
+        With every fault of the file, and of the files it names, each with its place.
     """
-    content = read_plain(path)
+    return edit_file_from(read_plain(path), _folder(path), str(path))
+
+
+def edit_file_from(content: Any, folder: Path, place: str) -> EditFile:
+    """Build the contents of an edit file from plain values; see `read_edit_file`.
+
+    Parameters
+    ----------
+    content
+        What a YAML file holds, whole or in one place of it.
+    folder
+        Where the names of files start.
+    place
+        What to call it in messages.
+
+    Raises
+    ------
+    RequestError
+        With every fault and its place.
+    """
     if isinstance(content, list):
         content = {"edits": content}
     if isinstance(content, dict) and set(content) <= set(Request.model_fields):  # a whole request, as results keep it
         content = {name: value for name, value in content.items() if name in EditFile.model_fields}
     if not isinstance(content, dict) or "edits" not in content:
-        raise RequestError(
-            [(str(path), "expected a list of edits, each with an 'operation', or a mapping with 'edits'")]
-        )
-    folder = Path(path).parent
+        raise RequestError([(place, "expected a list of edits, each with an 'operation', or a mapping with 'edits'")])
+    faults: list[tuple[str, str]] = []
+    content = with_files(content, folder, place, faults)
     try:
-        content = {
-            **content,
-            "programs": _programs(content.get("programs") or {}, folder),
-            "profiles": _profiles(content.get("profiles") or {}, folder),
-        }
-        return EditFile(**content)
-    except GeneError as error:
-        raise RequestError([(str(path), str(error))]) from None
+        file = EditFile.model_validate(content)
     except ValidationError as error:
-        raise RequestError(
-            [(where.replace(": edits.", ": ", 1), text) for where, text in faults_from(error, str(path))]
-        ) from None
+        faults += [(where.replace(": edits.", ": ", 1), text) for where, text in faults_from(error, place)]
+    if faults:
+        raise RequestError(faults)
+    return file
 
 
-def read_edits(path: str | Path) -> tuple[Edit, ...]:
-    """Return the edits alone of an edit file; see `read_edit_file`."""
-    return read_edit_file(path).edits
+def with_edits(request: Request, file: EditFile) -> Request:
+    """Return a request with the edits of a file in place of its own; of two programs or profiles with one name the file's counts."""
+    update = {
+        "edits": file.edits,
+        "programs": {**request.programs, **file.programs},
+        "profiles": {**request.profiles, **file.profiles},
+    }
+    return request.model_copy(update=update)
 
 
 def write_edit_file(file: EditFile, path: str | Path) -> None:
@@ -81,7 +99,7 @@ def write_edit_file(file: EditFile, path: str | Path) -> None:
         content, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False, allow_unicode=True
     )
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        write_text(Path(path), text)
     except OSError as error:
         raise RequestError([(str(path), f"cannot be written: {error}")]) from None
 
@@ -97,36 +115,83 @@ def used_by(edits: tuple[Edit, ...], request: Request) -> EditFile:
     )
 
 
-def _programs(given: Any, folder: Path) -> dict[str, Any]:
-    if isinstance(given, dict):
-        return {name: dict.fromkeys(genes, 1.0) if isinstance(genes, list) else genes for name, genes in given.items()}
-    programs: dict[str, Any] = {}
-    for name in [given] if isinstance(given, str) else given:
-        programs.update(read_gmt(folder / str(name)).programs)
-    return programs
-
-
-def _profiles(given: Any, folder: Path) -> Any:
-    if not isinstance(given, dict):
-        return given
-    return {
-        name: read_profile(folder / profile).model_dump() if isinstance(profile, str) else profile
-        for name, profile in given.items()
-    }
-
-
 def read_request(path: str | Path) -> Request:
-    """Read a whole request from a YAML or JSON file.
+    """Read a whole request from a YAML or JSON file; its programs and profiles may be files, as in `read_edit_file`.
 
     Raises
     ------
     RequestError
-        With every fault of the file and its place.
+        With every fault of the file, and of the files it names, each with its place.
     """
     content = read_plain(path)
     if not isinstance(content, dict):
         raise RequestError([(str(path), "expected a mapping with the fields of a request")])
-    return make_request(content, str(path))
+    faults: list[tuple[str, str]] = []
+    content = with_files(content, _folder(path), str(path), faults)
+    try:
+        request = make_request(content, str(path))
+    except RequestError as error:
+        faults += error.faults
+    if faults:
+        raise RequestError(faults)
+    return request
+
+
+def with_files(content: dict[Any, Any], folder: Path, place: str, faults: list[tuple[str, str]]) -> dict[Any, Any]:
+    """Return plain values with the files that ``programs`` and ``profiles`` name read; what is wrong with them is added to the faults.
+
+    What is not the name of a file is left as it is, for the model to judge; what could not be read is left out.
+    """
+    content = dict(content)
+    for name, read in (("programs", _programs), ("profiles", _profiles)):
+        if content.get(name, {}) is None:  # the key with nothing behind it
+            content[name] = {}
+        elif name in content:
+            content[name] = read(content[name], folder, place, faults)
+    return content
+
+
+def _programs(given: Any, folder: Path, place: str, faults: list[tuple[str, str]]) -> Any:
+    if isinstance(given, dict):
+        return {name: dict.fromkeys(genes, 1.0) if _are_texts(genes) else genes for name, genes in given.items()}
+    names = [given] if isinstance(given, str) else given
+    if not _are_texts(names):
+        faults.append(
+            (f"{place}: programs", f"expected names with their genes, or names of GMT files (got {_short(given)})")
+        )
+        return {}
+    programs: dict[str, Any] = {}
+    for name in names:
+        try:
+            found = read_gmt(folder / user_path(name)).programs
+        except (GeneError, BadFile) as error:
+            faults.append((f"{place}: programs", str(error)))
+            continue
+        both = [one for one in found if programs.get(one, found[one]) != found[one]]
+        if both:
+            faults.append((f"{place}: programs", f"{name} gives {both[0]!r} other genes than a file before it"))
+        programs.update(found)
+    return programs
+
+
+def _profiles(given: Any, folder: Path, place: str, faults: list[tuple[str, str]]) -> Any:
+    if not isinstance(given, dict):
+        return given
+    profiles = {}
+    for name, profile in given.items():
+        try:
+            profiles[name] = read_profile(folder / user_path(profile)) if isinstance(profile, str) else profile
+        except (GeneError, BadFile) as error:
+            faults.append((f"{place}: profiles.{name}", str(error)))
+    return profiles
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
+
+
+def _folder(path: str | Path) -> Path:
+    return Path(path).expanduser().parent
 
 
 def make_request(content: dict[str, Any], place: str = "request") -> Request:

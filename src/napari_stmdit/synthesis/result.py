@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..errors import RequestError, StmditError, StoreError, SynthesisError, first_line, is_out_of_memory
-from ..progress import CancelToken, Progress, Stopwatch
+from ..progress import BATCH, CancelToken, Progress, Stopwatch
 from ..tissue.store import link_result, write_result
 from ..types import Patch, PatchResult, Plan, Request, Section
 from .canvas import MemoryCanvas, fits_in_memory
-from .identity import identity_of
+from .identity import identity_of, inputs_of
 from .models import KnownModel, PatchModel
 from .plan import plan as make_plan
 from .run import run
+from .windows import rule_of
 from .zarr_canvas import ZarrCanvas
 
 NEW = "Synthetic image made by a generative model. Not for diagnosis."
@@ -115,9 +116,13 @@ def provenance_of(
     seconds: float,
     notes: Sequence[str] = (),
     failed: Mapping[int, str] | None = None,
+    inputs: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return everything needed to tell how a result came about and to make it again; JSON types only."""
+    """Return everything needed to tell how a result came about and to make it again; JSON types only.
+
+    ``inputs`` is what `inputs_of` gave before the run; None leaves it out, as of a run under way that is only shown.
+    """
     savings = {
         "preset": plan.request.preset,
         "fast_solver": plan.fast_solver,
@@ -156,6 +161,8 @@ def provenance_of(
         "notes": [*plan.notes, *notes],
         "seconds": round(seconds, 3),
     }
+    if inputs is not None:
+        record["inputs"] = dict(inputs)
     if plan.counterfactual:
         record["edit"] = {"scale": plan.request.edit_scale, "steps_each_way": plan.steps, **dict(facts or {})}
     boxes = [list(patch.source_box) for patch in done]
@@ -169,7 +176,7 @@ def provenance_of(
         }
     else:
         record["continuous"] = {
-            "rule": plan.windows.rule,
+            "rule": rule_of(plan, model.provenance),
             "windows": len(plan.windows),
             "window_px": plan.windows.side,
             "stride_px": plan.windows.stride,
@@ -188,13 +195,16 @@ def collect(
     done: list[PatchResult],
     seconds: float,
     progress: Progress,
+    inputs: Mapping[str, Any] | None = None,
 ) -> Result:
     """Close a run in memory, finished or stopped, into a Result; ``progress`` is its last one."""
     size = plan.card.patch_px
     shown = done if plan.windows is None else []
     patches = np.stack([r.pixels for r in shown]) if shown else np.zeros((0, size, size, 3), np.uint8)
     made = [r.patch for r in done]
-    provenance = provenance_of(plan, section, model, made, seconds, progress.notes, progress.failed, progress.facts)
+    provenance = provenance_of(
+        plan, section, model, made, seconds, progress.notes, progress.failed, inputs, progress.facts
+    )
     failed = dict(progress.failed)
     return Result(canvas.rgba, plan, section, tuple(p.index for p in made), patches, provenance, failed)
 
@@ -204,7 +214,7 @@ def synthesize(
     request: Request,
     model: PatchModel,
     *,
-    batch: int = 8,
+    batch: int = BATCH,
     cancel: CancelToken | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     folder: str | Path | None = None,
@@ -249,6 +259,7 @@ def synthesize(
         reason = f"it spans {height} x {width} canvas pixels, too many for memory; give folder= to keep it on disk"
         raise RequestError([("region", reason)])
     watch = Stopwatch()
+    inputs = inputs_of(plan, section, model)
     memory = MemoryCanvas(plan.frame, plan.counterfactual)
     done: list[PatchResult] = []
     progress: Progress | None = None
@@ -260,7 +271,7 @@ def synthesize(
             if on_progress is not None:
                 on_progress(progress)
     assert progress is not None  # a run says where it stands before anything else
-    return collect(plan, section, model, memory, done, watch.seconds, progress)
+    return collect(plan, section, model, memory, done, watch.seconds, progress, inputs)
 
 
 def unfinished_folder(output: str | Path) -> Path:
@@ -339,7 +350,9 @@ def collect_on_disk(
             f"continued: {resumed} of {len(plan)} patches were finished before, and the time is that of the last session"
         )
     made = [plan.patches[index] for index in done]
-    provenance = provenance_of(plan, section, model, made, seconds, notes, progress.failed, progress.facts)
+    provenance = provenance_of(
+        plan, section, model, made, seconds, notes, progress.failed, canvas.inputs, progress.facts
+    )
     part = "" if len(done) == len(plan) else f"/{len(done)}"  # a part of a run and the whole of it are two results
     provenance["run_id"] = canvas.run_id + part
     return Result(canvas.rgba, plan, section, tuple(done), canvas.patches(), provenance, dict(progress.failed), canvas)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NotFiniteError, SynthesisError, first_line, is_out_of_memory
-from ..progress import CancelToken, Progress, Stopwatch
+from ..progress import BATCH, CancelToken, Progress, Stopwatch
 from ..tissue.crops import read_patches
 from ..types import Patch, PatchResult, Plan, Section
 from .conditions import Conditions, condition_rows
@@ -34,7 +34,7 @@ def run(
     section: Section,
     model: PatchModel,
     *,
-    batch: int = 8,
+    batch: int = BATCH,
     cancel: CancelToken | None = None,
     done: Collection[int] = (),
     only: Collection[int] | None = None,

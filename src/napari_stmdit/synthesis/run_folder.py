@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
-import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import files
 from ..errors import StoreError
+from ..storage.atomic import sync
+from ..storage.faults import explained, patiently
 from ..tissue.pyramid import CHUNK, halvings
 from ..tissue.stored_patches import chunk_path, new_array
 from ..types import Plan
-from .disk import explained, from_ranges, patiently, sync, to_ranges
+from .disk import from_ranges, to_ranges
 
-RUN, MANIFEST, PATCHES, IMAGE, SOLVER, LOCK = "run.json", "manifest.json", "patches", "image", "solver.npz", "lock"
+RUN, MANIFEST, PATCHES, IMAGE, SOLVER = "run.json", "manifest.json", "patches", "image", "solver.npz"
 
 
 class PatchStore:
@@ -96,36 +96,11 @@ def check_there(folder: Path) -> None:
     os.stat(folder / RUN)
 
 
-def take_lock(folder: Path) -> Any:
-    """Hold a folder until the lock is released or the process ends; raises StoreError where another process holds it."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise StoreError(f"another process is at work in {folder}; wait for it, or stop it") from None
-    except OSError as error:
-        with explained(folder):
-            raise error
-    return lock
-
-
-def remove_parts(folder: Path) -> None:
-    """Remove what processes that died left half written: beside the folder, and in it."""
-    for part in folder.parent.glob(f".{folder.name}.*.part"):
-        shutil.rmtree(part, ignore_errors=True)
-    for pattern in (".*.part", "*.partial"):
-        for part in folder.rglob(pattern):
-            with suppress(OSError):
-                part.unlink()
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read one of the folder's files; raises StoreError where it is damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = files.read_json(path)
+    except files.BadFile as error:
         raise StoreError(f"{path} cannot be read ({error}); remove {path.parent} to start anew") from error
     if not isinstance(found, dict):
         raise StoreError(f"{path} is damaged; remove {path.parent} to start anew")

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import RequestError
 from ..progress import CancelToken, Progress, Stopwatch
 from ..tissue.crops import read_patches
 from ..types import Section
+from .identity import inputs_of
 from .plan import plan as make_plan
 from .result import provenance_of
 from .run import PatchModel, run
@@ -86,9 +88,11 @@ def make_sheet(
     Raises
     ------
     RequestError
-        A variant cannot be planned; nothing is computed then.
+        A variant cannot be planned, or asks for something else than one patch; nothing is computed then.
     """
     plans = [make_plan(section, variant.request, model.card) for variant in variants]
+    if any(plan.windows is not None or len(plan) != 1 for plan in plans):
+        raise RequestError([("region", "each image of a sheet is the patch of one spot; give one id, in mode spots")])
     watch = Stopwatch()
     (patch,) = plans[0].patches
     real = None if section.image is None else read_patches(section.image, [patch.source_box], model.card.patch_px)[0]
@@ -97,7 +101,9 @@ def make_sheet(
         for done, progress in run(plan, section, model, batch=1, cancel=cancel):
             if done:
                 made = [one.patch for one in done]
-                record = provenance_of(plan, section, model, made, watch.seconds)
+                record = provenance_of(
+                    plan, section, model, made, watch.seconds, inputs=inputs_of(plan, section, model)
+                )
                 cell = SheetCell(variant.label, done[0].pixels, record)
                 sheet = ContactSheet(title, patch.spot_id, (*sheet.cells, cell), columns, sheet.patch_um, real)
             at = number + len(done)

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, StoreError
-from ..tissue.store import read_results
+from ..tissue.attribution import attribute
 from ..tissue.stored_patches import read_stored_patches
+from ..tissue.stored_results import names_there, open_store, read_image
 from ..types import Request, Section
 from .requests import make_request
 
@@ -35,6 +36,10 @@ class StoredResult:
         The section it belongs to.
     provenance
         As it was recorded.
+    levels
+        The same image with its halvings, each lazy, largest first.
+    note
+        What is not certain of it: which section it was made from, or whether the table is still the same.
     """
 
     element: str
@@ -43,6 +48,8 @@ class StoredResult:
     pixel_to_fullres: NDArray[np.float64]
     section: Section
     provenance: Mapping[str, Any] = field(repr=False)
+    levels: tuple[Any, ...] = field(default=(), repr=False)
+    note: str = ""
 
     @property
     def request(self) -> Request:
@@ -71,18 +78,50 @@ class StoredResult:
         return tuple(map(str, dict(self.provenance.get("patches") or {}).get("spots", ())))
 
 
-def stored_results(section: Section) -> tuple[StoredResult, ...]:
-    """Return the results that a section's SpatialData store holds; none where it was opened from something else.
+@dataclass(frozen=True)
+class StoredResults:
+    """What a section's store holds: the results of this section, and why each further image is none of them."""
+
+    results: tuple[StoredResult, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return a sentence for each that was left out, and for each that something is not certain of."""
+        doubtful = [f"{one.element}: {one.note}" for one in self.results if one.note]
+        return (*doubtful, *(f"{name} is left out: {why}" for name, why in self.left_out.items()))
+
+
+def read_stored(section: Section) -> StoredResults:
+    """Read which results of its SpatialData store belong to a section; none where it was opened from something else.
+
+    An image that is no result, or cannot be read, does not hide the others.
 
     Raises
     ------
     StoreError
-        A result cannot be read.
+        The store cannot be read.
     """
-    if section.kind != "spatialdata" or section.path is None:
-        return ()
-    store = next((p for p in (section.path, *section.path.parents) if p.suffix == ".zarr"), section.path)
-    return tuple(
-        StoredResult(element, store, rgba, affine, section, provenance)
-        for element, (rgba, affine, provenance) in read_results(store).items()
-    )
+    if section.store is None:
+        return StoredResults()
+    root = section.store.root
+    sdata = open_store(root)
+    found, left_out = [], {}
+    for name in names_there(sdata, root):
+        try:
+            image = read_image(sdata, root, name)
+        except StoreError as error:
+            left_out[name] = str(error)
+            continue
+        whose = attribute(image, section, sdata)
+        if not whose.mine:
+            left_out[name] = whose.note
+            continue
+        place, facts, levels = image.pixel_to_fullres, image.provenance, image.levels
+        found.append(StoredResult(name, root, levels[0], place, section, facts, levels, whose.note))
+    return StoredResults(tuple(found), left_out)
+
+
+def stored_results(section: Section) -> tuple[StoredResult, ...]:
+    """Return the results that a section's SpatialData store holds of it; see `read_stored`."""
+    return read_stored(section).results

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RequestError
+from ..storage.fingerprint import of_json
 from ..types import Guidance, Request, SpotList
 
 DOSES = 7
@@ -38,7 +39,8 @@ def noise_key(request: Request, provenance: Mapping[str, Any], *, edited: bool =
     Parameters
     ----------
     request, provenance
-        Of a result. The region and the section's path say nothing of a patch; checkpoint, guidance and steps count as they were used.
+        Of a result. The region and the section's path say nothing of a patch; checkpoint with its precision and what was given in the
+        place of an encoder, guidance and steps count as they were used.
     edited
         False leaves the edits out: the key of the result's baseline.
     """
@@ -47,9 +49,12 @@ def noise_key(request: Request, provenance: Mapping[str, Any], *, edited: bool =
     if not edits:  # nothing names them
         update |= {"programs": {}, "profiles": {}}
     plain = request.model_copy(update={**update, "guidance": Guidance(), "steps": None})
-    checkpoint = dict(provenance.get("checkpoint") or {}).get("sha256", request.checkpoint)
+    known = dict(provenance.get("checkpoint") or {})
+    checkpoint = known.get("sha256", request.checkpoint)
+    given = [dict(known.get(f"{what}_embeddings") or {}).get("sha256") for what in ("morphology", "expression")]
+    further = of_json([known.get("dtype"), known.get("elsewhere"), given])
     guidance = dict(provenance.get("guidance") or {})
-    return plain, tuple(sorted(guidance.items())), provenance.get("steps"), checkpoint
+    return plain, tuple(sorted(guidance.items())), provenance.get("steps"), checkpoint, further
 
 
 def sample_seed(seed: int, number: int) -> int:
@@ -136,4 +141,5 @@ def guidance_grid(
 
 
 def _at(request: Request, spot: str, **changes: object) -> Request:
-    return request.model_copy(update={"region": SpotList(ids=(spot,)), **changes})
+    """Ask for the patch of one spot: a seamless canvas has none, its tiles lie on a grid."""
+    return request.model_copy(update={"region": SpotList(ids=(spot,)), "mode": "spots", **changes})

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
 from ..errors import RequestError
 from ..tissue.geometry import spots_in_polygons
-from ..types import CanvasFrame, CheckpointCard, Patch, Polygons, Request, Section, Windows
+from ..types import CanvasFrame, CheckpointCard, Patch, Plan, Polygons, Request, Section, Windows
 from .boxes import box_at
+from .models import known_by_spot
 
 CELL = 8
 """Side in canvas pixels of the blocks that a region is made of."""
@@ -23,10 +25,9 @@ WIDTH_UM = 40.0
 REACH_UM = 200.0
 GAP = 0.75
 """Of the distance between neighbouring spots; the middle of four of them lies at 0.71, of three at 0.58."""
-RULE = (
-    f"expression of a window: shares of counts and totals, each averaged over the {NEAREST} nearest spots with the weight "
-    f"exp(-d^2 / (2 s^2)), d in microns from the window's middle, s = {WIDTH_UM:g} um, after the edits; windows of {{side}} px every "
-    "{stride} px"
+_AVERAGED = (
+    f"averaged over the {NEAREST} nearest spots with the weight exp(-d^2 / (2 s^2)), d in microns from the window's middle, "
+    f"s = {WIDTH_UM:g} um"
 )
 
 
@@ -93,7 +94,6 @@ def lay_out_windows(
         weights=weights,
         cells=cells,
         cell=CELL,
-        rule=RULE.format(side=card.patch_px, stride=stride),
     )
     return windows, _tiles(cells, corner, tile, pixel_size, section, request), frame, notes
 
@@ -111,6 +111,28 @@ def nearest_spots(centres: NDArray[np.float64], section: Section) -> tuple[NDArr
     weights = np.exp((um.min(axis=1, keepdims=True) ** 2 - um**2) / (2 * WIDTH_UM**2))
     weights /= weights.sum(axis=1, keepdims=True)
     return np.asarray(rows, dtype=np.int64).reshape(-1, count), weights.astype(np.float32)
+
+
+def mixing(rows: NDArray[np.int64], weights: NDArray[np.float32], count: int) -> csr_matrix:
+    """Return the (n, count) matrix that mixes ``count`` spots into n places, of the (n, k) rows and weights of `nearest_spots`."""
+    return csr_matrix(
+        (weights.ravel(), rows.ravel(), np.arange(0, rows.size + 1, rows.shape[1])), shape=(len(rows), count)
+    )
+
+
+def rule_of(plan: Plan, provenance: Mapping[str, Any]) -> str:
+    """Say how the windows of a continuous plan get their conditions, with a checkpoint of that provenance."""
+    assert plan.windows is not None
+    parts = []
+    if plan.request.morphology == "own" and known_by_spot(provenance, "morphology"):
+        parts.append("morphology of a window: the embedding of its nearest spot")
+    if not plan.has_expression:
+        parts.append("expression of a window: null")
+    elif known_by_spot(provenance, "expression"):
+        parts.append("expression of a window: the embedding of its nearest spot")
+    else:
+        parts.append(f"expression of a window: shares of counts and totals, each {_AVERAGED}, after the edits")
+    return "; ".join([*parts, f"windows of {plan.windows.side} px every {plan.windows.stride} px"])
 
 
 # ------------------------------------------------------------------------------------------------- the region

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -17,16 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
+from ..storage.atomic import remove_drafts_in, remove_left_drafts, replacing, sync, write_atomically, write_json
+from ..storage.faults import explained, patiently
+from ..storage.locks import LOCK, take_lock
 from ..tissue.pyramid import CHUNK, halved_rgba
 from ..tissue.stored_patches import PatchFiles
 from ..types import Patch, PatchResult, Plan
 from .blend import even, feather
 from .canvas import masked
-from .disk import explained, from_ranges, patiently, sync, write_atomically, write_json
-from .identity import differences
+from .disk import from_ranges
+from .identity import differences, is_older
 from .run_folder import (
     IMAGE,
     MANIFEST,
+    PATCHES,
     RUN,
     SOLVER,
     PatchStore,
@@ -35,8 +39,6 @@ from .run_folder import (
     lay_out,
     manifest_of,
     read_json,
-    remove_parts,
-    take_lock,
 )
 
 OVERHEAD = 0.1
@@ -97,18 +99,13 @@ class ZarrCanvas:
                 f"an unfinished run{how_far(folder)} is in {folder}; continue it with --resume, or remove that folder to start anew"
             )
         run_id = uuid.uuid4().hex
-        part = folder.with_name(f".{folder.name}.{run_id[:8]}.part")
         with explained(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            remove_parts(folder)
-            try:
-                lay_out(part, plan)
-                write_json(part / MANIFEST, manifest_of(plan, set(), set(), {}))
-                write_json(part / RUN, {"format": 1, "run_id": run_id, "identity": dict(identity)})
-                os.rename(part, folder)
-                sync(folder.parent)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
+            remove_left_drafts(folder.parent, folder.name)
+            with replacing(folder) as draft:
+                lay_out(draft, plan)
+                write_json(draft / MANIFEST, manifest_of(plan, set(), set(), {}))
+                write_json(draft / RUN, {"format": 1, "run_id": run_id, "identity": dict(identity)})
         return cls(folder, plan, run_id, take_lock(folder))
 
     @classmethod
@@ -122,7 +119,13 @@ class ZarrCanvas:
         """
         folder = Path(folder).expanduser().absolute()
         record = read_json(folder / RUN)
-        found = differences(record.get("identity", {}), json.loads(json.dumps(identity)))
+        then = record.get("identity", {})
+        if is_older(then):
+            raise StoreError(
+                f"the unfinished run in {folder} was begun by an earlier version, which did not record all that it is made from, so that it "
+                "cannot be continued; finish it with that version, or remove that folder to start anew"
+            )
+        found = differences(then, json.loads(json.dumps(identity)))
         if found:
             rest = f"\n  and {len(found) - 8} more" if len(found) > 8 else ""
             raise StoreError(
@@ -134,7 +137,7 @@ class ZarrCanvas:
         lock = take_lock(folder)
         manifest = read_json(folder / MANIFEST)
         with explained(folder):
-            remove_parts(folder)
+            remove_drafts_in(folder)
             canvas = cls(folder, plan, str(record["run_id"]), lock)
         canvas._take_up(manifest)
         return canvas
@@ -198,9 +201,18 @@ class ZarrCanvas:
         self._lock.release()
 
     def discard(self) -> None:
-        """Remove the folder: its image was saved."""
+        """Remove what the run wrote: its image was saved. The folder goes with it, unless somebody put something there."""
+        remove_drafts_in(self.folder)
         self.release()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for name in (IMAGE, PATCHES, SOLVER, MANIFEST, RUN, LOCK):
+            place = self.folder / name
+            with suppress(OSError):
+                if place.is_dir():
+                    shutil.rmtree(place)
+                else:
+                    place.unlink()
+        with suppress(OSError):
+            self.folder.rmdir()
 
     # --- what others read
 
@@ -220,6 +232,13 @@ class ZarrCanvas:
     def is_blank(self) -> bool:
         """Whether nothing would be lost without the folder: no patch is finished, and no step of a solver is kept."""
         return not self.finished and not (self.folder / SOLVER).exists()
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the run is made from beside its request, as `inputs_of` gave it when the run was begun."""
+        identity = dict(read_json(self.folder / RUN).get("identity", {}))
+        identity.pop("request", None)
+        return identity
 
     @property
     def image_folder(self) -> Path:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _EXPRESSION = "Gene Expression"
 _LONGEST_LINE = 100_000
-MOST_COUNTS = 2**31
-"""No spot has so many counts of a gene."""
+MOST_COUNTS = 2**31 - 1
+"""No spot has more counts of a gene, and files of Cell Ranger can hold no more."""
 # what HDF5, gzip and Matrix Market readers raise on damaged files
 _DAMAGE = (
     OSError,
@@ -110,7 +110,7 @@ def refuse_twice(barcodes: NDArray[np.str_], source: str) -> None:
 
 
 def fault_of_counts(matrix: Any) -> str | None:
-    """Say what a matrix holds that counts cannot be, or None where they are whole numbers from 0 to 2^31."""
+    """Say what a matrix holds that counts cannot be, or None where they are whole numbers from 0 to `MOST_COUNTS`."""
     data = matrix.data
     if data.dtype.kind not in "iuf":
         return f"values of the type {data.dtype}, where numbers are expected"
@@ -122,7 +122,26 @@ def fault_of_counts(matrix: Any) -> str | None:
         return "negative values"
     if (data != np.rint(data)).any():
         return "fractional values"
-    return f"a count of {data.max():.3g}" if data.max() > MOST_COUNTS else None
+    return f"a count of {data.max():.3g}" if float(data.max()) > MOST_COUNTS else None
+
+
+def tidy(counts: Any) -> csr_matrix:
+    """Return counts as rows of sparse numbers in order, each place once, in a type that sums do not overflow at once.
+
+    Raises
+    ------
+    ValueError
+        Where indices lead out of the table.
+    """
+    from scipy.sparse import csr_matrix
+
+    tidied = csr_matrix(counts)
+    if tidied.dtype.kind in "iu" and tidied.dtype.itemsize < 4:
+        tidied = tidied.astype(np.int32)
+    tidied.check_format(full_check=True)
+    tidied.sum_duplicates()
+    tidied.sort_indices()
+    return tidied
 
 
 def _read_h5(source: Path) -> CountMatrix:
@@ -243,8 +262,7 @@ def _assemble(
         raise SectionError(f"{source} holds no feature of the type {_EXPRESSION!r}, only {sorted(set(kinds.tolist()))}")
     if not keep.all():
         counts = counts[:, np.flatnonzero(keep)]
-    counts.sort_indices()
-    return CountMatrix(labels, counts, Genes(names[keep], ids[keep]), source)
+    return CountMatrix(labels, tidy(counts), Genes(names[keep], ids[keep]), source)
 
 
 def _text(values: Any) -> NDArray[np.str_]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError, StmditError
+from ..storage.fingerprint import PerObject
 from ..types import SlideImage
 
 WHITE = (255, 255, 255)
@@ -45,14 +46,42 @@ def read_patches(
         return np.zeros((0, patch_px, patch_px, 3), dtype=np.uint8)
     factors = level_factors(image)
     windows = [_Window.of(image, factors, box, patch_px) for box in boxes]
-    try:
+    with readable(image):
         blocks = dask.compute(*(window.block(image) for window in windows))
-    except (StmditError, MemoryError):
-        raise
-    except Exception as error:  # every store and codec has its own for damaged data
-        raise SectionError(f"{image.source} cannot be read, the file may be damaged or cut short: {error}") from error
     background = background_colour(image) if any(window.reaches_outside for window in windows) else WHITE
     return np.stack([window.resample(block, background) for window, block in zip(windows, blocks, strict=True)])
+
+
+@contextmanager
+def readable(image: SlideImage) -> Iterator[None]:
+    """Turn what stores and codecs raise on damaged pixels, each in its own way, into our error."""
+    try:
+        yield
+    except (StmditError, MemoryError):
+        raise
+    except Exception as error:
+        raise SectionError(f"{image.source} cannot be read, the file may be damaged or cut short: {error}") from error
+
+
+def chunks_under(
+    image: SlideImage, boxes: Sequence[tuple[float, float, float, float]], patch_px: int
+) -> tuple[list[tuple[int, int, int]], bool]:
+    """Return which chunks `read_patches` reads for boxes, as (level, row, column) in order, and whether a box reaches off the slide."""
+    factors = level_factors(image)
+    borders = [[np.cumsum(sizes) for sizes in level.chunks[:2]] for level in image.levels]
+    found: set[tuple[int, int, int]] = set()
+    outside = False
+    for box in boxes:
+        window = _Window.of(image, factors, box, patch_px)
+        outside = outside or window.reaches_outside
+        if any(low >= high for low, high in zip(window.low, window.high, strict=True)):
+            continue
+        rows, columns = (
+            range(int(np.searchsorted(ends, low, "right")), int(np.searchsorted(ends, high - 1, "right")) + 1)
+            for ends, low, high in zip(borders[window.level], window.low, window.high, strict=True)
+        )
+        found.update((window.level, row, column) for row in rows for column in columns)
+    return sorted(found), outside
 
 
 def level_factors(image: SlideImage) -> list[tuple[float, float]]:
@@ -76,25 +105,14 @@ def background_colour(image: SlideImage) -> tuple[int, int, int]:
 
     White where fewer than one pixel in a hundred is such, as on a slide that tissue fills.
     """
-    return _background_colour(_Level(image.levels[-1]))
+    return _colours.get(image, lambda: _background_colour(image.levels[-1]))
 
 
-class _Level:
-    """A dask array that is equal to another of the same name, so that its colour is looked up only once."""
-
-    def __init__(self, array: Any) -> None:
-        self.array = array
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Level) and other.array.name == self.array.name
-
-    def __hash__(self) -> int:
-        return hash(self.array.name)
+_colours = PerObject()
+"""By the image itself: dask names arrays by where they are stored, and another slide may have come to lie there."""
 
 
-@lru_cache(maxsize=8)
-def _background_colour(level: _Level) -> tuple[int, int, int]:
-    array = level.array
+def _background_colour(array: Any) -> tuple[int, int, int]:
     stride = max(1, max(array.shape[:2]) // 1024)
     pixels = np.asarray(array[::stride, ::stride].compute()).reshape(-1, 3)
     low, high = pixels.min(axis=1), pixels.max(axis=1)
@@ -146,7 +164,10 @@ class _Window:
         pixels = np.asarray(block, dtype=np.float32)
         if self.reaches_outside:
             pixels = self._padded(pixels, background)
-        rows, columns = (area_weights(e - s) for e, s in zip(self.edges, self.start, strict=True))
+        rows, columns = (
+            area_weights(edges - start, stop - start)
+            for edges, start, stop in zip(self.edges, self.start, self.stop, strict=True)
+        )
         height, width = len(rows), pixels.shape[1]
         # rows first, as one matrix product over all columns and channels; then columns
         tall = (rows @ pixels.reshape(len(pixels), -1)).reshape(height, width, 3)
@@ -164,7 +185,7 @@ class _Window:
         return whole
 
 
-def area_weights(edges: NDArray[np.float64]) -> NDArray[np.float32]:
+def area_weights(edges: NDArray[np.float64], n: int) -> NDArray[np.float32]:
     """Return the (p, n) weights that take n pixels to p area means along one axis.
 
     The running sum of the pixels is known exactly at pixel borders; between two borders it is a cubic with the mean of the
@@ -174,10 +195,11 @@ def area_weights(edges: NDArray[np.float64]) -> NDArray[np.float32]:
     Parameters
     ----------
     edges
-        (p + 1,) ascending borders of the output pixels in input pixels; the first at 1 or more. n is one more than the last,
-        rounded up.
+        (p + 1,) ascending borders of the output pixels in input pixels; the first at 1 or more.
+    n
+        Number of input pixels: one more than the last border, rounded up. It is stated, as subtracting a window's start rounds
+        the borders, and what was a hair above a whole number may then be one.
     """
-    n = int(np.ceil(edges[-1])) + 1
     whole = np.minimum(np.floor(edges).astype(int), n - 2)
     t = edges - whole
     sums = (np.arange(n)[None, :] < whole[:, None]).astype(np.float64)  # running sum at the border below each edge

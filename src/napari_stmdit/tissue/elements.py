@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..types import Section, SlideImage
 from .crops import level_factors
 from .geometry import Affine, compose, scaling, swap_axes
 from .pyramid import CHUNK, halved_rgba, halvings
-from .spatialdata_store import RESULT_PREFIX, quiet
+from .spatialdata_store import OWN_TABLE, element_stem, own_spots, quiet
 from .stored_patches import PutFile
 
 LARGEST_SLIDE_PX = 4000
@@ -29,6 +28,11 @@ def fingerprint(section: Section) -> str:
     if section.expression.kind != "measured":  # the same grid may come with other tables
         text += f"\n{section.expression.kind} {section.expression.sha256}"
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_of(recorded: object, section: Section) -> bool:
+    """Tell whether a fingerprint that a store keeps, of any version, is a section's."""
+    return recorded == fingerprint(section)
 
 
 def image_element(pixels: Any, pixel_to_fullres: Affine, systems: Mapping[str, Affine]) -> Any:
@@ -103,8 +107,7 @@ def section_elements(section: Section, elements: dict[str, dict[str, Any]]) -> d
     from spatialdata.models import ShapesModel, TableModel
 
     spots, systems = section.spots, section.coordinate_systems
-    stem = _element_stem(section.name)
-    label = f"{stem}_spots"
+    label = own_spots(section.name)
     circles = ShapesModel.parse(
         swap_axes(spots.yx),
         geometry=0,
@@ -126,14 +129,8 @@ def section_elements(section: Section, elements: dict[str, dict[str, Any]]) -> d
     images = dict(elements["images"])
     if section.image is not None:
         pixels, to_fullres = _reduced(section.image)
-        images[f"{stem}_slide"] = image_element(pixels, to_fullres, systems)
-    return {"images": images, "shapes": {label: circles}, "tables": {"table": table}}
-
-
-def _element_stem(name: str) -> str:
-    """A section's name in letters that elements may have, and not looking like a result's."""
-    stem = re.sub(r"[^0-9A-Za-z_.-]", "_", name).lstrip("_") or "section"
-    return f"section_{stem}" if stem.lower().startswith(RESULT_PREFIX) else stem
+        images[f"{element_stem(section.name)}_slide"] = image_element(pixels, to_fullres, systems)
+    return {"images": images, "shapes": {label: circles}, "tables": {OWN_TABLE: table}}
 
 
 def _reduced(image: SlideImage) -> tuple[Any, Affine]:

@@ -9,10 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
+from ..storage.atomic import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -243,28 +241,12 @@ def _written(path: str | Path, suffix: str, write: Callable[[Path], None]) -> Pa
     path = Path(path).expanduser()
     if suffix and not path.name.lower().endswith((suffix, suffix.replace(".tif", ".tiff"))):
         path = path.with_name(path.name + suffix)
-    if path.exists():
+    if os.path.lexists(path):
         raise StoreError(f"{path} is already there; nothing is overwritten, give another name")
-    with _scratch(path) as scratch:
-        try:
-            write(scratch)
-            os.rename(scratch, path)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise StoreError(f"{path} cannot be written: {error}; nothing was left behind") from error
-    return path
-
-
-@contextmanager
-def _scratch(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{path.parent} cannot be made: {error}") from error
-    scratch = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
-    try:
-        yield scratch
-    finally:
-        if scratch.is_dir():
-            shutil.rmtree(scratch, ignore_errors=True)
-        else:
-            scratch.unlink(missing_ok=True)
+        with replacing(path, new=True) as draft:
+            write(draft)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"{path} cannot be written: {error}; nothing was left behind") from error
+    return path

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import SectionError
-from ..files import BadFile, is_number, read_json
+from ..files import BadFile, is_number, read_json, shorten
 from ..types import Calibration, Polygons, Section
 
 Affine = NDArray[np.float64]
@@ -86,6 +86,12 @@ def mean_scale(affine: ArrayLike) -> float:
     return float(math.sqrt(abs(np.linalg.det(np.asarray(affine, dtype=np.float64)[:2, :2]))))
 
 
+def sides_of_unit(affine: ArrayLike) -> tuple[float, float]:
+    """Return the longer and the shorter side that an affine gives to a unit square; alike where it only moves, turns, mirrors and scales."""
+    longer, shorter = np.linalg.svd(np.asarray(affine, dtype=np.float64)[:2, :2], compute_uv=False)
+    return float(longer), float(shorter)
+
+
 def world_affine(section: Section) -> Affine:
     """Return the affine from full-resolution pixels to the viewer's world: microns if calibrated, else pixels."""
     return scaling(section.calibration.mpp or 1.0)
@@ -152,10 +158,10 @@ def calibrate(
     if stated is not None and is_plausible_mpp(stated):
         detail = f"{stated:.4g} um/px, microns_per_pixel of the scalefactors{_against(float(stated), fitted)}"
         return Calibration(float(stated), "scalefactors", detail)
+    unusable = "" if stated is None else f" (microns_per_pixel is {shorten(repr(stated))}, which is no pixel size)"
     if fitted is not None:
         lattice = f"{bin_um:g} um bins" if bin_um else "the Visium lattice, 100 um centre to centre"
-        return Calibration(fitted, "lattice", f"{fitted:.4g} um/px, fitted to {lattice}")
-    unusable = "" if stated is None else f" (microns_per_pixel is {stated!r}, which is no pixel size)"
+        return Calibration(fitted, "lattice", f"{fitted:.4g} um/px, fitted to {lattice}{unusable}")
     return Calibration(
         None,
         "unknown",

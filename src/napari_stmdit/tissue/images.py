@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,9 +18,13 @@ from numpy.typing import NDArray
 
 from ..errors import SectionError
 from ..types import SlideImage
+from .colour import EXPECTED, Samples, as_rgb, sample_axis, samples_of_page
 
-TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn")
+TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".qptiff")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", *TIFF_SUFFIXES)
+_TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BESIDE_A_SLIDE = ("Thumbnail", "Label", "Macro", "Map")
+"""Names that tifffile gives to the other images of scanners' files."""
 _CHUNK = 1024
 _SMALLEST_LEVEL = 512
 _MOST_PIXELS_DECODED = 2_500_000_000
@@ -46,24 +51,52 @@ def open_image(path: Path, pixel_size: float = 1.0) -> SlideImage:
     if not path.is_file():
         raise SectionError(f"there is no image file {path}")
     _check_suffix(path)
-    if path.suffix.lower() in TIFF_SUFFIXES:
+    if is_tiff(path):
         levels = _open_tiff(path)
     else:
         levels = pyramid(_Decoded(_image_shape(path), partial(_decode, path)))
-    return SlideImage(tuple(levels), pixel_size, str(path))
+    return SlideImage(tuple(levels), pixel_size, str(path), path)
+
+
+def glance(image: SlideImage) -> SlideImage:
+    """Return a slide as it is best looked at from afar: a JPEG decoded at an eighth of its size, without the rest; others as they are.
+
+    Raises
+    ------
+    SectionError
+        Where a JPEG cannot be decoded.
+    """
+    path = Path(image.source)
+    if is_tiff(path):
+        return image
+    with _pillow(path) as picture:
+        if picture.format != "JPEG":
+            return image
+    pixels = _decode(path, 8)
+    return SlideImage((_lazy(_Decoded(pixels.shape[:2], lambda: pixels)),), 8.0 * image.pixel_size, image.source)
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return height and width of an image file without decoding it."""
     _check_suffix(path)
-    if path.suffix.lower() in TIFF_SUFFIXES:
+    if is_tiff(path):
         with tiff_file(path) as tiff:
-            axes, shape = tiff.series[0].axes, tiff.series[0].shape
-        if "Y" not in axes or "X" not in axes:
-            raise SectionError(f"{path} has the axes {axes}; expected an image with Y and X")
-        return int(shape[axes.index("Y")]), int(shape[axes.index("X")])
+            series = tiff.series[slide_series(tiff, path)]
+            height, width = (int(series.shape[series.axes.index(axis)]) for axis in "YX")
+        return height, width
     with _pillow(path) as picture:
         return int(picture.height), int(picture.width)
+
+
+def is_tiff(path: Path) -> bool:
+    """Tell whether a file is read as TIFF: by its name, or by its first bytes, whatever it is called."""
+    if path.suffix.lower() in TIFF_SUFFIXES:
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(4) in _TIFF_MARKS
+    except OSError:
+        return False
 
 
 def _check_suffix(path: Path) -> None:
@@ -147,20 +180,34 @@ def _pillow(path: Path) -> Iterator[Any]:
 
 def _image_shape(path: Path) -> tuple[int, int]:
     with _pillow(path) as picture:
-        mode, height, width = picture.mode, picture.height, picture.width
-    if mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
-        raise SectionError(
-            f"{path} is a grey or 16-bit image (mode {mode}); expected an 8-bit colour image of an H&E stain"
-        )
+        mode, height, width, kind = picture.mode, picture.height, picture.width, picture.format
+    fault = None
+    if kind == "PNG" and _png_bits(path) == 16:
+        fault = "a 16-bit image"
+    elif mode == "CMYK":
+        fault = "a picture in inks for print (CMYK), whose colours depend on the printer"
+    elif mode not in ("RGB", "RGBA", "P"):
+        fault = f"a grey or 16-bit image, or one in other colours (mode {mode})"
+    if fault is not None:
+        raise SectionError(f"{path} is {fault}; expected {EXPECTED}: export the slide as RGB")
     _check_decodable(path, height, width)
     return height, width
 
 
-def _decode(path: Path) -> NDArray[np.uint8]:
+def _png_bits(path: Path) -> int:
+    """Bits a sample by the header; the reader keeps the upper eight without a word."""
+    with path.open("rb") as file:
+        return file.read(25)[24]
+
+
+def _decode(path: Path, coarser: int = 1) -> NDArray[np.uint8]:
+    """The pixels of a file; a JPEG also at a half, a quarter or an eighth of its size."""
     from PIL import Image
 
     with _pillow(path) as picture:
         try:
+            if coarser > 1:
+                picture.draft("RGB", (picture.width // coarser, picture.height // coarser))
             if picture.mode == "RGBA" or "transparency" in picture.info:
                 picture = picture.convert("RGBA")
                 glass = Image.new("RGBA", picture.size, (255, 255, 255, 255))
@@ -205,25 +252,115 @@ def tiff_file(path: Path) -> Iterator[Any]:
             raise SectionError(f"{path} cannot be read as TIFF, the file may be cut short: {error}") from error
 
 
-def _open_tiff(path: Path) -> list[Any]:
-    with tiff_file(path) as tiff:
-        series = tiff.series[0]
-        axes, shape, dtype = series.axes, series.shape, series.dtype
-        tiled, count = bool(series.pages[0].is_tiled), len(series.levels)
-        _check_codec(path, int(series.pages[0].compression))
-    sample = next((axes.index(a) for a in "SC" if a in axes), None)
-    extra = [n for a, n in zip(axes, shape, strict=True) if a not in "YXSC"]
-    if dtype != np.uint8 or sample is None or shape[sample] not in (3, 4) or any(n != 1 for n in extra):
+@dataclass(frozen=True)
+class _Layout:
+    """Where the slide lies in a TIFF and what its samples are."""
+
+    series: int
+    axes: str
+    shape: tuple[int, ...]
+    samples: Samples
+    tiled: bool
+    levels: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return int(self.shape[self.axes.index("Y")]), int(self.shape[self.axes.index("X")])
+
+
+def slide_series(tiff: Any, path: Path) -> int:
+    """Return which series of a TIFF is the slide: the largest, beside which there are thumbnails, labels and smaller copies alone.
+
+    Raises
+    ------
+    SectionError
+        Where another image of the file could be the slide as well, or none has Y and X.
+    """
+    if tiff.is_scn:
         raise SectionError(
-            f"{path} holds {dtype} data with axes {axes} {tuple(shape)}; expected an 8-bit colour image (axes YXS, 3 or 4 "
-            "samples) of an H&E stain"
+            f"{path.name} is a Leica SCN file, which holds several images; export the scan as OME-TIFF or a pyramidal TIFF and give that"
         )
-    height, width = shape[axes.index("Y")], shape[axes.index("X")]
-    if not tiled:
-        _check_decodable(path, height, width)
-        return pyramid(_Decoded((height, width), partial(_read_tiff, path, axes)))
-    levels = [_tiff_level(path, level, axes) for level in range(count)]
-    return with_overview(levels)
+    sizes = {}
+    for number, series in enumerate(tiff.series):
+        if "Y" in series.axes and "X" in series.axes:
+            sizes[number] = tuple(int(series.shape[series.axes.index(axis)]) for axis in "YX")
+    if not sizes:
+        raise SectionError(f"{path} has the axes {tiff.series[0].axes}; expected an image with Y and X")
+    slide = max(sizes, key=lambda number: sizes[number][0] * sizes[number][1])
+    rivals = [
+        number
+        for number, size in sizes.items()
+        if number != slide and tiff.series[number].name not in _BESIDE_A_SLIDE and not _smaller_copy(size, sizes[slide])
+    ]
+    if rivals:
+        listed = ", ".join("{} x {}".format(*sizes[number]) for number in sorted([slide, *rivals])[:8])
+        raise SectionError(
+            f"{path} holds several images ({listed} pixels), and which of them is the slide is not stated; export that one as a TIFF of its own"
+        )
+    return slide
+
+
+def _smaller_copy(size: tuple[int, ...], slide: tuple[int, ...]) -> bool:
+    """Whether an image may be a thumbnail or a coarser level: a sixteenth of the slide's area, or half its sides and less."""
+    if 16 * size[0] * size[1] <= slide[0] * slide[1]:
+        return True
+    down, across = (one / whole for one, whole in zip(size, slide, strict=True))
+    return max(down, across) < 0.51 and abs(down / across - 1) < 0.02
+
+
+def _layout(path: Path) -> _Layout:
+    """Find the slide in a TIFF and refuse what is no picture of an H&E stain."""
+    with tiff_file(path) as tiff:
+        number = slide_series(tiff, path)
+        series = tiff.series[number]
+        axes, shape, page = series.axes, tuple(int(n) for n in series.shape), series.keyframe
+        sample = sample_axis(axes, shape)
+        holds = f"{path} holds {series.dtype} data with axes {axes} {shape}"
+        if any(n != 1 for i, (a, n) in enumerate(zip(axes, shape, strict=True)) if a not in "YX" and i != sample):
+            raise SectionError(f"{holds}, which are several images; expected {EXPECTED}")
+        if series.dtype != np.uint8 or sample is None:
+            raise SectionError(f"{holds}; expected {EXPECTED}")
+        samples = samples_of_page(page, _channel_names(tiff, axes[sample], shape[sample]), shape[sample])
+        if isinstance(samples, str):
+            raise SectionError(f"{holds}: {samples}; expected {EXPECTED}: export the slide as RGB")
+        _check_codec(path, int(page.compression))
+        return _Layout(number, axes, shape, samples, bool(page.is_tiled), len(series.levels))
+
+
+def _channel_names(tiff: Any, axis: str, count: int) -> list[str]:
+    """Names of separate channels by the OME-XML or ImageJ's labels; none where there are none, or not one each."""
+    if axis != "C":
+        return []
+    names: Any = []
+    if tiff.is_imagej:
+        names = (tiff.imagej_metadata or {}).get("Labels", [])
+    elif tiff.ome_metadata:
+        names = [channel.get("Name", "") for image in ome_pixels(tiff.ome_metadata) for channel in image["channels"]]
+    names = [names] if isinstance(names, str) else names
+    return [str(name) for name in names[:count]] if len(names) >= count else []
+
+
+def ome_pixels(xml: str) -> list[dict[str, Any]]:
+    """Return what OME-XML says of each of its images: the attributes of Pixels, and those of its channels; empty where it is damaged."""
+    from tifffile import xml2dict
+
+    try:
+        images = xml2dict(xml)["OME"]["Image"]
+        found = []
+        for image in images if isinstance(images, list) else [images]:
+            channels = image["Pixels"].get("Channel", [])
+            found.append(dict(image["Pixels"]) | {"channels": channels if isinstance(channels, list) else [channels]})
+        return found
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, SyntaxError):  # SyntaxError: damaged XML
+        return []
+
+
+def _open_tiff(path: Path) -> list[Any]:
+    layout = _layout(path)
+    if not layout.tiled:
+        _check_decodable(path, *layout.size)
+        return pyramid(_Decoded(layout.size, partial(_read_tiff, path, layout)))
+    return with_overview([_tiff_level(path, level, layout) for level in range(layout.levels)])
 
 
 def _check_codec(path: Path, compression: int) -> None:
@@ -234,11 +371,12 @@ def _check_codec(path: Path, compression: int) -> None:
         )
 
 
-def _read_tiff(path: Path, axes: str) -> NDArray[np.uint8]:
+def _read_tiff(path: Path, layout: _Layout) -> NDArray[np.uint8]:
     import tifffile
 
     try:
-        return np.ascontiguousarray(as_rgb(tifffile.imread(path, series=0, level=0), axes))
+        stored = tifffile.imread(path, series=layout.series, level=0).reshape(layout.shape)
+        return np.ascontiguousarray(as_rgb(stored, layout.axes, layout.samples))
     except (
         ValueError,
         OSError,
@@ -249,24 +387,12 @@ def _read_tiff(path: Path, axes: str) -> NDArray[np.uint8]:
         raise SectionError(f"{path} cannot be decoded: {error}") from error
 
 
-def _tiff_level(path: Path, level: int, axes: str) -> Any:
+def _tiff_level(path: Path, level: int, layout: _Layout) -> Any:
     import dask.array as da
     import tifffile
 
-    store = tifffile.imread(path, series=0, level=level, aszarr=True)
-    return as_rgb(da.from_zarr(store), axes)
-
-
-def as_rgb(array: Any, axes: str) -> Any:
-    """Bring a numpy or dask array to (y, x, 3) uint8; transparency is laid over white."""
-    keep = [a for a in axes if a in "YXSC"]
-    array = array.reshape([n for a, n in zip(axes, array.shape, strict=True) if a in "YXSC"])
-    sample = "S" if "S" in keep else "C"
-    array = array.transpose([keep.index("Y"), keep.index("X"), keep.index(sample)])
-    if array.shape[2] == 4:
-        alpha = array[..., 3:].astype(np.uint16)
-        array = ((array[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return array
+    store = tifffile.imread(path, series=layout.series, level=level, aszarr=True)
+    return as_rgb(da.from_zarr(store), layout.axes, layout.samples)
 
 
 def with_overview(levels: list[Any]) -> list[Any]:

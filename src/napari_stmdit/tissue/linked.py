@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..types import Section
+from ..types import Section, StoreElements
 from .spatialdata_store import quiet, read_store
+from .tables import rows_of
 
 
 @dataclass(frozen=True)
@@ -71,24 +71,18 @@ def link_elements(section: Section) -> LinkedElements | None:
     section
         From `napari_stmdit.open_section`.
     """
-    if section.kind == "spatialdata" and section.path is not None:
-        return _of_store(section, section.path)
-    return _in_memory(section)
+    return _in_memory(section) if section.store is None else _of_store(section, section.store)
 
 
-def _of_store(section: Section, path: Path) -> LinkedElements | None:
-    store = next((p for p in (path, *path.parents) if p.suffix == ".zarr"), path)
-    sdata = read_store(store)
-    ids = section.spots.ids.tolist()
-    for name, table in sdata.tables.items():
-        if not set(ids) <= set(table.obs_names.tolist()):
-            continue
-        attrs = table.uns.get("spatialdata_attrs") or {}
-        rows = table[ids]
-        regions = set(rows.obs[attrs["region_key"]].astype(str)) & set(sdata.shapes)
-        if len(regions) == 1:
-            return _linked(section, sdata, rows, regions.pop(), str(name), attrs)
-    return None
+def _of_store(section: Section, elements: StoreElements) -> LinkedElements | None:
+    sdata = read_store(elements.root)
+    if elements.table not in sdata.tables or elements.spots not in sdata.shapes:
+        return None
+    table = sdata.tables[elements.table]
+    rows, ids = rows_of(table, elements.spots), section.spots.ids.tolist()
+    if not set(ids) <= set(rows.obs_names.tolist()):
+        return None
+    return _linked(section, sdata, rows[ids], elements.spots, elements.table, table.uns["spatialdata_attrs"])
 
 
 def _in_memory(section: Section) -> LinkedElements:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import SectionError
 from ..files import BadFile, user_path
 from ..types import PredictedUnits, Section
+from .damage import told_as_damage
 from .images import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -107,15 +108,16 @@ def open_section(
     if not path.exists():
         raise SectionError(f"there is no file or folder {path}; expected {_EXPECTED}")
     options = SlideOptions(grid_pitch, tissue_fraction, predicted_expression, predicted_units)
-    if not path.is_dir():
-        if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
-            if fullres is not None:
-                raise SectionError(f"{path.name} is the slide image itself; leave --fullres (fullres=...) out")
-            return open_slide(path, mpp, options)
-        raise SectionError(_about_file(path))
-    _refuse_slide_options(path, options)
-    section = _read(path, fullres, mpp, coordinate_system)
-    off = spots_off_slide(section)
+    with told_as_damage(path, "a tissue section"):
+        if not path.is_dir():
+            if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+                if fullres is not None:
+                    raise SectionError(f"{path.name} is the slide image itself; leave --fullres (fullres=...) out")
+                return open_slide(path, mpp, options)
+            raise SectionError(_about_file(path))
+        _refuse_slide_options(path, options)
+        section = _read(path, fullres, mpp, coordinate_system)
+        off = spots_off_slide(section)
     if not off:
         return section
     note = "1 spot lies" if off == 1 else f"{off} spots lie"
@@ -137,12 +139,14 @@ def _read(path: Path, fullres: str | Path | None, mpp: float | None, coordinate_
 
         return open_spatialdata(path, fullres, mpp, coordinate_system)
     given = None if fullres is None else resolve_fullres(fullres, path)
+    if not (path / "spatial").is_dir() and any(
+        (path / "outs" / inner).is_dir() for inner in ("spatial", "binned_outputs")
+    ):
+        path = path / "outs"
     if _is_visium_hd(path):
         from .visium_hd import open_visium_hd
 
         return open_visium_hd(path, given, mpp)
-    if not (path / "spatial").is_dir() and (path / "outs" / "spatial").is_dir():
-        path = path / "outs"
     if (path / "spatial").is_dir():
         from .spaceranger import open_spaceranger
 
@@ -216,7 +220,7 @@ def synthesis_fault(section: Section, patch_mpp: float) -> str | None:
             "can use; a finer slide image is needed"
         )
     if image is None:
-        return f"it has no slide image; {needed}"
+        return f"it has no slide image; {section.image_fault or needed}"
     return (
         f"its finest image ({Path(image.source).name}) has {mpp * image.pixel_size:.3g} um/px, coarser than the {limit:.3g} um/px "
         f"that this checkpoint ({patch_mpp:.3g} um/px) can use, and the full-resolution image is missing; {needed}"
@@ -238,6 +242,9 @@ def _in_store(path: Path) -> bool:
 
 
 def _is_visium_hd(path: Path) -> bool:
+    """Whether a folder holds bins, or folders of bins; beside these ``outs`` has a ``spatial`` of images alone."""
+    if (path / "spatial").is_dir() and path.name.startswith("square_"):
+        return True
     if (path / "spatial" / "tissue_positions.parquet").is_file():
         return True
     return any((p / "spatial").is_dir() for p in [*path.glob("square_*"), *path.glob("binned_outputs/square_*")])

@@ -8,8 +8,6 @@ residuals) have no such meaning and are refused.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import SectionError, StmditError
-from ..files import BadFile, shorten, user_path
+from ..errors import SectionError
+from ..files import BadFile, is_number, shorten, user_path
 from ..types import ExpressionSource, PredictedUnits, SpotTable
 from .counts import MOST_COUNTS, refuse_twice
+from .damage import told_as_damage
 from .geometry import FARTHEST_PX, swap_axes
+from .one_section import refuse_libraries
+from .spaceranger import one_number
 from .tables import genes_of, obs_columns
 from .tissue_mask import TissueMask
 
@@ -32,7 +33,10 @@ MOST_VALUES = 2**31
 """Rows times genes of a table that is read."""
 MOST_LOG = 25.0
 """No natural logarithm of a count is larger: exp(25) is beyond 2^31."""
+MOST_TOTAL = 1e7
+"""No spot has more counts, nor are counts normalised to more: a million is the most that is in use."""
 _ROWS_AT_ONCE = 4096
+_SAME_SUM = 1e-3
 _MEANT = "its obsm['spatial'] must be (x, y) in pixels of the full-resolution slide, not microns, not (y, x), and not pixels of a smaller level"
 _UNITS = (
     "say what they are with --predicted-units (predicted_units=...): 'counts', expected counts a spot, or 'log1p', natural logarithms of one plus "
@@ -78,35 +82,28 @@ def read_predicted(path: str | Path, units: PredictedUnits | None = None) -> Pre
         raise SectionError(f"the predicted table cannot be opened: {error}") from error
     if not file.is_file():
         raise SectionError(f"there is no file {file}; expected a predicted table, .h5ad")
-    with _damage(file):
-        values, obs, var, xy, log_base = _read(file)
-    ids = obs.index.to_numpy(dtype=np.str_)
-    genes = genes_of(var)
-    if not len(ids) or not len(genes):
-        raise SectionError(f"{file.name} has {len(ids)} rows and {len(genes)} genes; expected at least one of each")
-    refuse_twice(ids, file.name)
-    yx = _positions(file, xy, ids)
-    counts, found = _as_counts(file, values, units, log_base)
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    spots = SpotTable(ids, yx, 0.0, counts, genes, None, obs_columns(obs, set()))
-    return PredictedTable(spots, ExpressionSource("predicted", file.name, digest, found))
+    with told_as_damage(file.name, "a predicted table (.h5ad)"):
+        return _table(file, units)
 
 
 # ------------------------------------------------------------------------------------------------- the file
 
 
-@contextmanager
-def _damage(file: Path) -> Iterator[None]:
-    """Turn what HDF5 and anndata raise on damaged files, each in its own way, into our error."""
-    try:
-        yield
-    except (StmditError, MemoryError):
-        raise
-    except Exception as error:
-        raise SectionError(
-            f"{file.name} cannot be read as a predicted table (.h5ad), it may be damaged or of another kind: {error or type(error).__name__}"
-        ) from error
+def _table(file: Path, units: PredictedUnits | None) -> PredictedTable:
+    values, obs, var, xy, log_base = _read(file)
+    ids = obs.index.to_numpy(dtype=np.str_)
+    genes = genes_of(var)
+    if not len(ids) or not len(genes):
+        raise SectionError(f"{file.name} has {len(ids)} rows and {len(genes)} genes; expected at least one of each")
+    refuse_twice(ids, file.name)
+    columns = obs_columns(obs, set())
+    refuse_libraries(ids, columns, None, file.name)
+    yx = _positions(file, xy, ids)
+    counts, found = _as_counts(file, values, units, log_base)
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    spots = SpotTable(ids, yx, 0.0, counts, genes, None, columns)
+    return PredictedTable(spots, ExpressionSource("predicted", file.name, digest, found))
 
 
 def _read(file: Path) -> tuple[csr_matrix, Any, Any, NDArray[np.float64], float | None]:
@@ -163,7 +160,14 @@ def _log_base(root: Any) -> float | None:
         return None
     entry = root["uns"]["log1p"]
     base = entry["base"][()] if isinstance(entry, h5py.Group) and isinstance(entry.get("base"), h5py.Dataset) else None
-    return float(base) if isinstance(base, int | float | np.number) and base > 1 else float(np.e)
+    base = one_number(base)
+    if base is None or isinstance(base, h5py.Empty) or (isinstance(base, float) and np.isnan(base)):
+        return float(np.e)
+    if not is_number(base) or base <= 1:
+        raise SectionError(
+            f"{root.filename}: uns['log1p'] states the base {shorten(repr(base))}, which is no base of logarithms; expected a number above 1, or none for e"
+        )
+    return float(base)
 
 
 def _positions(file: Path, xy: NDArray[np.float64], ids: NDArray[np.str_]) -> NDArray[np.float64]:
@@ -205,13 +209,34 @@ def _as_counts(
             raise SectionError(
                 f"{file.name} holds values up to {data.max():.3g}, which are no logarithms of counts; {_UNITS}"
             )
+        even = units is None and _same_sums(values)
         values = values.copy()
         values.data = np.expm1(logs)
-    elif data.size and data.max() > MOST_COUNTS:
+        if units is None and (fault := _not_logged(values, even)):
+            raise SectionError(
+                f"{file.name} says of itself that it is log1p (uns['log1p'], which is left also where a layer was logged), but {fault}; {_UNITS}"
+            )
+    elif data.size and float(data.max()) > MOST_COUNTS:
         raise SectionError(f"{file.name} holds a count of {data.max():.3g}; no spot has so many")
     values.eliminate_zeros()
     values.sort_indices()
     return values, found
+
+
+def _same_sums(values: csr_matrix) -> bool:
+    sums = np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
+    return len(sums) > 1 and bool(np.ptp(sums) <= _SAME_SUM * sums.max())
+
+
+def _not_logged(turned_back: csr_matrix, even: bool) -> str:
+    """What tells that values which were turned back were no logarithms; "" where nothing does.
+
+    ``even``: whether the rows had one sum before. Those of normalised counts have, those of their logarithms do not.
+    """
+    if even and not _same_sums(turned_back):
+        return "all rows of X have the same sum, as normalised counts have and their logarithms have not"
+    most = float(turned_back.sum(axis=1, dtype=np.float64).max())
+    return f"X turned back would give a row {most:.3g} counts" if most > MOST_TOTAL else ""
 
 
 # ------------------------------------------------------------------------------------------------- onto the slide

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
+from ..storage.owned import check_free
 from ..types import Genes, Section
 from .counts import write_counts
 
@@ -88,8 +89,7 @@ def write_spaceranger_folder(
         raise SectionError(
             f"{n} ids, but positions {yx.shape}, array indices {array_rc.shape} and counts {counts.shape} for {len(genes)} genes"
         )
-    if path.exists() and any(path.iterdir()):
-        raise SectionError(f"{path} is not empty; give a new folder")
+    check_free(path, "give a new folder", SectionError)
     spatial = path / "spatial"
     spatial.mkdir(parents=True, exist_ok=True)
     factors = _write_images(path, image, slide_name)

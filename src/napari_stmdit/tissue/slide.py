@@ -14,7 +14,7 @@ from ..errors import SectionError
 from ..files import is_number, shorten
 from ..types import ExpressionSource, Genes, PredictedUnits, Section, SlideImage, SpotTable
 from .geometry import VISIUM_PITCH_UM
-from .images import TIFF_SUFFIXES, open_image, tiff_file
+from .images import open_image
 from .predicted import PredictedTable, at_grid, at_own_positions, read_predicted
 from .slide_scale import calibrate_slide
 from .spaceranger import section_name
@@ -102,7 +102,6 @@ def open_slide(path: Path, mpp: float | None = None, options: SlideOptions | Non
     options = options or SlideOptions()
     options.check()
     image = open_image(path)
-    _refuse_leica(path)
     calibration = calibrate_slide(path, mpp)
     assert calibration.mpp is not None  # or it has refused
     table = None
@@ -124,18 +123,6 @@ def open_slide(path: Path, mpp: float | None = None, options: SlideOptions | Non
         notes=(expression.statement, *notes),
         expression=expression,
     )
-
-
-def _refuse_leica(path: Path) -> None:
-    """A Leica SCN file holds several images, and which of them is the slide is not read here."""
-    if path.suffix.lower() in TIFF_SUFFIXES:
-        with tiff_file(path) as tiff:
-            leica = bool(tiff.is_scn)
-        if leica:
-            raise SectionError(
-                f"{path.name} is a Leica SCN file, which holds several images; export the scan as OME-TIFF or a pyramidal TIFF and "
-                "give that"
-            )
 
 
 def _spots(

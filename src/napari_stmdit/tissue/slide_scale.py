@@ -11,10 +11,13 @@ from ..errors import ScaleError
 from ..files import shorten
 from ..types import Calibration
 from .geometry import check_mpp, is_plausible_mpp
-from .images import TIFF_SUFFIXES, tiff_file
+from .images import is_tiff, ome_pixels, slide_series, tiff_file
 
 SQUARE_TO = 0.01
 """How far the two sides of a pixel may differ; slides with other pixels are refused."""
+SAME_TO = 0.02
+"""How far two fields of a file that state its scale may differ: numbers are rounded to two digits, 0.25 for 0.2463."""
+_CONTRADICTION = "its fields contradict each other: "
 _UM_PER = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3}
 _CENTIMETRE = 3
 """Of the TIFF tag ResolutionUnit. Inches are what programs for print fill in, 72 or 300 of them, whatever the image shows."""
@@ -43,8 +46,11 @@ def calibrate_slide(path: Path, override: float | None = None) -> Calibration:
     stated, unusable = stated_mpp(path)
     if override is not None:
         check_mpp(override)
-        differs = stated is not None and abs(stated[0] / override - 1) > SQUARE_TO
-        against = f"; {stated[1]} of the file states {stated[0]:.4g}" if stated is not None and differs else ""
+        against = ""
+        if unusable.startswith(_CONTRADICTION):
+            against = f"; {unusable}"
+        elif stated is not None and abs(stated[0] / override - 1) > SQUARE_TO:
+            against = f"; {stated[1]} of the file states {stated[0]:.4g}"
         return Calibration(float(override), "override", f"{override:.4g} um/px, as given{against}")
     if stated is not None:
         return Calibration(stated[0], "image", f"{stated[0]:.4g} um/px, {stated[1]} of {path.name}")
@@ -56,26 +62,34 @@ def calibrate_slide(path: Path, override: float | None = None) -> Calibration:
 
 
 def stated_mpp(path: Path) -> tuple[tuple[float, str] | None, str]:
-    """Return (microns per pixel, field) of an image file, or None and what was found in their place, in words."""
-    if path.suffix.lower() not in TIFF_SUFFIXES:
+    """Return (microns per pixel, field) of an image file, or None and what was found in their place, in words.
+
+    Of fields that say the same the most specific is named. Fields that contradict each other state no scale: which of them is stale
+    is not known.
+    """
+    if not is_tiff(path):
         return None, "PNG and JPEG files state none but for printing"
-    unusable = ""
+    unusable, stated = "", list[tuple[float, str]]()
     with tiff_file(path) as tiff:
-        for y, x, name in _statements(tiff, path):
+        page = tiff.series[slide_series(tiff, path)].keyframe
+        for y, x, name in _statements(tiff, page, path):
             if not (is_plausible_mpp(y) and is_plausible_mpp(x)):
                 unusable = unusable or f"{name} gives {x:.4g} x {y:.4g} um, which is no pixel of a slide"
             elif abs(y / x - 1) > SQUARE_TO:
-                unusable = unusable or f"{name} gives pixels of {x:.4g} x {y:.4g} um, which are not square"
+                return None, f"{name} gives pixels of {x:.4g} x {y:.4g} um, which are not square"
             else:
-                return ((y + x) / 2, name), ""
-        return None, unusable or _hint(tiff)
+                stated.append(((y + x) / 2, name))
+        if not stated:
+            return None, unusable or _hint(tiff, page)
+    if all(abs(mpp / stated[0][0] - 1) <= SAME_TO for mpp, _ in stated):
+        return stated[0], ""
+    return None, _CONTRADICTION + ", ".join(f"{name} gives {mpp:.4g} um" for mpp, name in stated)
 
 
-def _statements(tiff: Any, path: Path) -> Iterator[Stated]:
-    """What a TIFF says of its scale, the most specific field first."""
-    page = tiff.pages[0]
+def _statements(tiff: Any, page: Any, path: Path) -> Iterator[Stated]:
+    """What a TIFF says of the scale of the slide in it, the most specific field first."""
     if tiff.ome_metadata:
-        yield from _of_ome(tiff.ome_metadata)
+        yield from _of_ome(tiff.ome_metadata, (int(page.imagelength), int(page.imagewidth)))
     if tiff.is_svs:
         yield from _of_aperio(page.description)
     if tiff.is_imagej:
@@ -87,19 +101,20 @@ def _statements(tiff: Any, path: Path) -> Iterator[Stated]:
         yield from _of_resolution(page, _UM_PER["cm"], "XResolution in centimetres")
 
 
-def _of_ome(xml: str) -> Iterator[Stated]:
-    from tifffile import xml2dict
-
-    try:
-        images = xml2dict(xml)["OME"]["Image"]
-        pixels = (images[0] if isinstance(images, list) else images)["Pixels"]
-        y, x = (
-            float(pixels[f"PhysicalSize{axis}"]) * _UM_PER[str(pixels.get(f"PhysicalSize{axis}Unit", "µm"))]
-            for axis in "YX"
-        )
-    except (KeyError, TypeError, ValueError, IndexError, SyntaxError):  # SyntaxError: damaged XML
-        return
-    yield y, x, "PhysicalSizeX of the OME-XML"
+def _of_ome(xml: str, size: tuple[int, int]) -> Iterator[Stated]:
+    """The physical size of the image of this height and width, or of the only one."""
+    images = ome_pixels(xml)
+    for pixels in images:
+        if len(images) > 1 and (str(pixels.get("SizeY")), str(pixels.get("SizeX"))) != (str(size[0]), str(size[1])):
+            continue
+        try:
+            y, x = (
+                float(pixels[f"PhysicalSize{axis}"]) * _UM_PER[str(pixels.get(f"PhysicalSize{axis}Unit", "µm"))]
+                for axis in "YX"
+            )
+        except (KeyError, TypeError, ValueError):
+            continue
+        yield y, x, "PhysicalSizeX of the OME-XML"
 
 
 def _of_aperio(description: str) -> Iterator[Stated]:
@@ -133,10 +148,10 @@ def _of_tiffslide(path: Path) -> Iterator[Stated]:
         return
 
 
-def _hint(tiff: Any) -> str:
+def _hint(tiff: Any, page: Any) -> str:
     if tiff.is_philips and find_spec("tiffslide") is None:
         return "tiffslide reads what Philips scanners state: pip install 'napari-stmdit[slides]'"
-    resolution = tiff.pages[0].tags.valueof("XResolution")
-    if tiff.pages[0].tags.valueof("ResolutionUnit") == 2 and resolution and resolution[1]:
+    resolution = page.tags.valueof("XResolution")
+    if page.tags.valueof("ResolutionUnit") == 2 and resolution and resolution[1]:
         return f"{resolution[0] / resolution[1]:g} pixels per inch, which is a setting for print, are not taken for a scale"
     return ""

@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 from ..errors import SectionError
 from ..files import BadFile, is_number, read_json, shorten
-from ..types import Section, SlideImage, SpotTable
+from ..types import Calibration, Section, SlideImage, SpotTable
 from .counts import CountMatrix, find_counts, read_counts, refuse_twice
 from .geometry import FARTHEST_PX, Affine, calibrate, scaling
-from .images import IMAGE_SUFFIXES, image_size, open_image
+from .images import IMAGE_SUFFIXES, glance, image_size, open_image
+from .likeness import ALIKE_UNASKED, unlike
+from .one_section import refuse_aggregated, refuse_bins, refuse_libraries
+from .slide_scale import stated_mpp
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +29,11 @@ _LONGEST_LINE, _MOST_COLUMNS = 2**21, 100
 POSITION_FILES = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
 _LEAST_FACTOR = 1e-4
 _MOST_INDEX = 2**31
+_SAME_PLACE_PX = 1.0
+"""How far positions of one spot may lie from each other in two files: version 1 rounds to whole pixels."""
 _THUMBNAILS = (("hires", "tissue_hires_scalef"), ("lowres", "tissue_lowres_scalef"))
+_SAME_SCALE = 0.05
+"""How far the scale that a slide file states may be from the section's: lattices are printed and fitted to within that."""
 SYNTHETIC_MARKER = "SYNTHETIC.json"
 
 
@@ -73,9 +80,12 @@ def open_spaceranger(path: Path, fullres: Path | None = None, mpp: float | None 
     positions = read_positions(path)
     matrix = read_counts(find_counts(path))
     spots, notes = join(positions, matrix, spot_diameter(scalefactors, path))
+    calibration = calibrate(scalefactors, positions.yx, positions.array_rc, mpp)
+    refuse_libraries(spots.ids, {}, spots.array_rc, str(path))
+    refuse_bins(spots, calibration.mpp, path)
     name = section_name(path)
     places = [path, path.parent] if path.name.startswith("outs") else [path]
-    image, image_notes = choose_image(path, scalefactors, spots.yx, fullres, places)
+    image, image_notes = choose_image(path, scalefactors, spots.yx, fullres, places, calibration)
     synthetic, synthetic_notes = synthetic_marker(path)
     return Section(
         name=name,
@@ -83,7 +93,7 @@ def open_spaceranger(path: Path, fullres: Path | None = None, mpp: float | None 
         kind="spaceranger",
         spots=spots,
         image=image,
-        calibration=calibrate(scalefactors, positions.yx, positions.array_rc, mpp),
+        calibration=calibration,
         coordinate_systems=coordinate_systems(name, scalefactors),
         synthetic=synthetic,
         notes=(*synthetic_notes, *notes, *image_notes),
@@ -104,7 +114,16 @@ def read_scalefactors(path: Path) -> dict[str, Any]:
         raise SectionError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise SectionError(f"{file} holds a {type(content).__name__}; expected an object of numbers")
-    return content
+    return {name: one_number(value) for name, value in content.items()}
+
+
+def one_number(value: Any) -> Any:
+    """Return the number that a list or array of one number stands for, as R writes all numbers; anything else as it is."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    while isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    return value
 
 
 def spot_diameter(scalefactors: Mapping[str, Any], path: Path) -> float:
@@ -124,10 +143,40 @@ def thumbnail_factor(scalefactors: Mapping[str, Any], key: str) -> float | None:
 
 
 def read_positions(path: Path) -> Positions:
-    """Read the positions file of whichever version is there."""
-    file = next((path / "spatial" / n for n in POSITION_FILES if (path / "spatial" / n).is_file()), None)
-    if file is None:
+    """Read the positions file of whichever version is there; where there are several, they must agree."""
+    files = [path / "spatial" / n for n in POSITION_FILES if (path / "spatial" / n).is_file()]
+    if not files:
         raise SectionError(f"{path / 'spatial'} holds no positions; expected one of {', '.join(POSITION_FILES)}")
+    positions = _read_positions(files[0])
+    for other in files[1:]:
+        _refuse_contradiction(files[0], positions, other)
+    return positions
+
+
+def _refuse_contradiction(file: Path, positions: Positions, other: Path) -> None:
+    """Refuse a second positions file that says something else of the spots that both have."""
+    try:
+        others = _read_positions(other)
+    except SectionError:
+        return  # it says nothing
+    place = {barcode: i for i, barcode in enumerate(others.barcodes.tolist())}
+    at = np.array([place.get(barcode, -1) for barcode in positions.barcodes.tolist()], dtype=np.int64)
+    here, there = np.flatnonzero(at >= 0), at[at >= 0]
+    away = np.abs(positions.yx[here] - others.yx[there]).max(axis=1, initial=0.0)
+    differ = (away > _SAME_PLACE_PX) | (positions.in_tissue[here] != others.in_tissue[there])
+    differ |= (positions.array_rc[here] != others.array_rc[there]).any(axis=1)
+    if not len(here) or differ.any():
+        how = (
+            f"{int(differ.sum())} of {len(here)} spots differ in them, by up to {np.nanmax(away, initial=0):.4g} px"
+            if len(here)
+            else "no spot is in both"
+        )
+        raise SectionError(
+            f"{file.parent} holds {file.name} and {other.name}, which contradict each other: {how}; keep the one that belongs to this slide"
+        )
+
+
+def _read_positions(file: Path) -> Positions:
     table = _positions_table(file)
     missing = [c for c in _COLUMNS if c not in table.columns]
     if missing:
@@ -179,6 +228,8 @@ def _positions_table(file: Path) -> pd.DataFrame:
                 f"between commas, but {shorten(first.strip())}"
             )
         options: dict[str, Any] = {} if has_header else {"header": None, "names": list(_COLUMNS)}
+        if [value.strip().strip('"') for value in first.split(",")] == [str(i) for i in range(len(_COLUMNS))]:
+            options["skiprows"] = 1  # pandas numbers columns without a header, and writes the numbers
         table: pd.DataFrame = pd.read_csv(
             file, dtype={"barcode": str}, float_precision="round_trip", encoding="utf-8-sig", **options
         )
@@ -191,6 +242,7 @@ def join(
     positions: Positions, matrix: CountMatrix, diameter: float, noun: str = "spots"
 ) -> tuple[SpotTable, list[str]]:
     """Keep the barcodes that lie on tissue and have a row of counts, in the order of the counts."""
+    refuse_aggregated(matrix.barcodes, positions.barcodes, matrix.source)
     place = {barcode: i for i, barcode in enumerate(positions.barcodes.tolist())}
     at = np.array([place.get(barcode, -1) for barcode in matrix.barcodes.tolist()], dtype=np.int64)
     if not (at >= 0).any():
@@ -236,15 +288,15 @@ def choose_image(
     yx: NDArray[np.float64],
     fullres: Path | None,
     places: Sequence[Path],
+    calibration: Calibration,
 ) -> tuple[SlideImage | None, list[str]]:
     """Open the finest image there is: the full-resolution one given or found, else the hires, else the lowres PNG."""
-    expected = expected_size(path, scalefactors)
+    expected, thumbnail = expected_size(path, scalefactors), _thumbnail(path)
     if fullres is not None:
-        check_fullres(fullres, expected, yx)
-        return open_image(fullres), []
-    found, notes = _look_for_fullres(places, expected)
+        return open_fullres(fullres, expected, yx, thumbnail), _scale_of(fullres, calibration, expected is not None)
+    found, notes = _look_for_fullres(places, expected, thumbnail)
     if found is not None:
-        return open_image(found), notes
+        return found, notes + _scale_of(Path(found.source), calibration, True)
     for kind, key in _THUMBNAILS:
         file = path / "spatial" / f"tissue_{kind}_image.png"
         factor = thumbnail_factor(scalefactors, key)
@@ -277,8 +329,70 @@ def expected_size(path: Path, scalefactors: Mapping[str, Any]) -> tuple[float, f
     return None
 
 
+def _thumbnail(path: Path) -> SlideImage | None:
+    """The smallest picture that Space Ranger made of the slide and that can be read."""
+    for kind, _ in reversed(_THUMBNAILS):
+        file = path / "spatial" / f"tissue_{kind}_image.png"
+        if file.is_file():
+            try:
+                image = open_image(file)
+                image.levels[0].compute()
+                return image
+            except SectionError:
+                continue  # `choose_image` tells of it where it matters
+    return None
+
+
+def open_fullres(
+    fullres: Path,
+    expected: tuple[float, float, float] | None,
+    yx: NDArray[np.float64],
+    thumbnail: SlideImage | None,
+) -> SlideImage:
+    """Open the full-resolution image; one that cannot be what the spots' positions were measured on is refused.
+
+    Parameters
+    ----------
+    fullres
+        The file.
+    expected
+        Height, width and tolerance, where they are known.
+    yx
+        (n, 2) positions in full-resolution pixels.
+    thumbnail
+        A small picture of the whole of the same slide, lying as the positions do, where there is one.
+
+    Raises
+    ------
+    SectionError
+        Where it cannot be read, has another size, is turned or mirrored, or shows something else.
+    """
+    fault = None
+    if not _lies_on_its_side(fullres, expected):
+        check_fullres(fullres, expected, yx)
+    elif expected is not None:
+        fault = f"lies on its side: it is {expected[1]:.0f} pixels high, the section's thumbnails say wide"
+    image = open_image(fullres)
+    if thumbnail is not None and expected is not None:
+        fault = unlike(glance(image), thumbnail) or fault
+    if fault is not None:
+        raise SectionError(
+            f"{fullres} {fault}; the spots would lie on other tissue: give the image that Space Ranger was run on, lying as the "
+            "section's thumbnails do"
+        )
+    return image
+
+
+def _lies_on_its_side(fullres: Path, expected: tuple[float, float, float] | None) -> bool:
+    """Whether an image has the height that is expected as its width, and the other way round."""
+    if expected is None or not fullres.is_file():
+        return False
+    height, width = image_size(fullres)
+    return _fits((width, height), expected) and not _fits((height, width), expected)
+
+
 def check_fullres(fullres: Path, expected: tuple[float, float, float] | None, yx: NDArray[np.float64]) -> None:
-    """Refuse an image that cannot be the one the spots' positions were measured on."""
+    """Refuse an image whose size cannot be that of the one the spots' positions were measured on."""
     if not fullres.is_file():
         raise SectionError(f"there is no image file {fullres}")
     height, width = image_size(fullres)
@@ -295,32 +409,59 @@ def check_fullres(fullres: Path, expected: tuple[float, float, float] | None, yx
         )
 
 
+def _scale_of(file: Path, calibration: Calibration, compared: bool) -> list[str]:
+    """Hold the scale that a slide file states against the section's.
+
+    Where size and look of the slide were compared with a thumbnail, the file's statement is stale, as after a resampling. Where nothing
+    was, the spots may have been measured on another image.
+    """
+    stated, mpp = stated_mpp(file)[0], calibration.mpp
+    if stated is None or mpp is None or abs(stated[0] / mpp - 1) <= _SAME_SCALE:
+        return []
+    if compared or calibration.source == "override":
+        return [f"{file.name} states {stated[0]:.4g} um/px ({stated[1]}); the section's {mpp:.4g} um/px is used"]
+    raise SectionError(
+        f"{file} states {stated[0]:.4g} um/px ({stated[1]}), and the section has {calibration.detail}: the spots' positions belong to an image "
+        "of another size. Give the image that Space Ranger was run on, or, where the file is wrong, the scale with --mpp"
+    )
+
+
 def _fits(size: tuple[int, int], expected: tuple[float, float, float]) -> bool:
     height, width, tolerance = expected
     return abs(size[0] - height) <= tolerance and abs(size[1] - width) <= tolerance
 
 
 def _look_for_fullres(
-    places: Sequence[Path], expected: tuple[float, float, float] | None
-) -> tuple[Path | None, list[str]]:
+    places: Sequence[Path], expected: tuple[float, float, float] | None, thumbnail: SlideImage | None
+) -> tuple[SlideImage | None, list[str]]:
+    """The one image in these folders that has the size and the look of the slide; a file that cannot be used is a note."""
     if expected is None:
         return None, ["no hires or lowres image to tell the full-resolution image by; give it with --fullres"]
     files = [
         f for place in places for f in sorted(place.iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()
     ]
-    fitting = []
+    fitting, notes = [], []
     for file in files:
         try:
-            if _fits(image_size(file), expected):
-                fitting.append(file)
-        except SectionError:
-            continue  # not an image that could be used anyway
+            if not _fits(image_size(file), expected):
+                continue
+            image = open_image(file)
+            fault = None if thumbnail is None else unlike(glance(image), thumbnail, ALIKE_UNASKED)
+        except SectionError as error:
+            notes.append(f"left out: {error}")
+            continue
+        if fault is None:
+            fitting.append(image)
+        else:
+            notes.append(f"{file.name} has the size of the full-resolution image, but {fault}; it is not used")
+    names = ", ".join(Path(image.source).name for image in fitting)
     if len(fitting) == 1:
-        return fitting[0], [f"full-resolution image found by its size: {fitting[0].name}"]
+        return fitting[0], [*notes, f"full-resolution image found by its size: {names}"]
     if fitting:
-        names = ", ".join(f.name for f in fitting)
-        return None, [f"several images have the size of the full-resolution image ({names}); choose one with --fullres"]
-    return None, ["no full-resolution image is in the folder; give it with --fullres (fullres_image_file)"]
+        told = f"several images have the size of the full-resolution image ({names}); choose one with --fullres"
+    else:
+        told = "no full-resolution image is in the folder; give it with --fullres (fullres_image_file)"
+    return None, [*notes, told]
 
 
 # ------------------------------------------------------------------------------------------------- names

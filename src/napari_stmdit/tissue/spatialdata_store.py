@@ -12,21 +12,52 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import SectionError, StmditError
+from ..errors import SectionError
 from ..files import BadFile, is_number, read_json, shorten
-from ..types import Calibration, CalibrationSource, ExpressionSource, PredictedUnits, Section, SlideImage
-from .geometry import Affine, apply, calibrate, compose, mean_scale, uniform_scale
-from .images import as_rgb, open_image, with_overview
+from ..types import (
+    Calibration,
+    CalibrationSource,
+    ExpressionSource,
+    PredictedUnits,
+    Section,
+    SlideImage,
+    StoreElements,
+)
+from .colour import EXPECTED, Samples, as_rgb, samples_of_channels
+from .damage import told_as_damage
+from .geometry import (
+    Affine,
+    apply,
+    calibrate,
+    check_mpp,
+    compose,
+    fit_lattice,
+    is_plausible_mpp,
+    mean_scale,
+    sides_of_unit,
+    uniform_scale,
+)
+from .images import open_image, with_overview
+from .one_section import refuse_bins
 from .open import resolve_fullres
+from .slide_scale import SQUARE_TO, stated_mpp
 from .spaceranger import check_fullres
 from .tables import SpotRows, spot_rows
+from .zarr_codecs import refuse_pickles
 
 RESULT_PREFIX = "stmdit_"
 SECTION_ATTRS = "stmdit_section"
 """Key of the store's attrs under which a store of ours says what its section is."""
 RESULT_ATTRS = "stmdit"
+OWN_TABLE = "table"
+"""Name of the table in a store of ours."""
 _ELEMENT_FOLDERS = ("shapes", "tables", "images")
+_OLD_ELEMENT = {"spatialdata_attrs", "spatialdata-encoding-type"}
 _SAME_FOOTPRINT = 0.02
+_SAME_UNIT = 0.05
+"""How far two statements of one scale may differ: a lattice fitted to rounded positions, and what a scanner states."""
+_SAME_SIZE = 0.01
+_SAME_SCALE = 1e-6
 _EXPRESSION_KINDS = ("measured", "predicted", "none")
 MOST_MPP = 1e4
 """Microns per pixel beyond which a calibration that a store keeps is no such thing."""
@@ -58,10 +89,11 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Frame:
-    """What full-resolution pixels are: the affine from there to the spots' own coordinates, and the slide in them."""
+    """What full-resolution pixels are: the affine from there to the spots' own coordinates, and the slide in them or why there is none."""
 
     to_spots: Affine
     image: SlideImage | None
+    fault: str = ""
 
 
 def open_spatialdata(
@@ -93,69 +125,104 @@ def open_spatialdata(
     """
     root, kind, chosen = _split(path)
     sdata = read_store(root)
-    own = _own(sdata, root)
-    expression = _expression(own)
-    with _damage(root):
+    with told_as_damage(root, "SpatialData"):
+        own = _own(sdata, root)
+        if chosen is not None and chosen not in (own_spots(str(own.get("name", ""))), OWN_TABLE):
+            own = {}  # what the store says is of the section that it was made for, and this is another one
+        expression = _expression(own)
         rows, spots_to = spot_rows(sdata, kind, chosen, affines_of, expression.kind == "predicted")
-    if coordinate_system is not None and coordinate_system not in spots_to:
-        raise SectionError(
-            f"the spots are in no coordinate system {coordinate_system!r}; they have {', '.join(spots_to)}"
-        )
-    results = sorted(n for n in sdata.images if n.lower().startswith(RESULT_PREFIX))
-    with _damage(root):
+        if coordinate_system is not None and coordinate_system not in spots_to:
+            raise SectionError(
+                f"the spots are in no coordinate system {coordinate_system!r}; they have {', '.join(spots_to)}"
+            )
+        results = sorted(n for n in sdata.images if is_result_name(n))
         candidates, notes = _candidates(sdata, results)
-    if results:
-        notes.append(f"results in this store: {', '.join(results)}")
-    if fullres is not None and str(fullres) not in sdata.images:
-        frame = _frame_of_file(resolve_fullres(fullres, root), candidates, rows, spots_to)
-    else:
-        slide, others = _choose(
-            candidates, None if fullres is None else str(fullres), rows, spots_to, coordinate_system
-        )
-        frame, told = _frame(slide, spots_to, coordinate_system)
-        notes += told + ([f"other images of the store: {', '.join(others)}"] if others else [])
-    inverse = np.linalg.inv(frame.to_spots)
-    spots = rows.table(apply(inverse, rows.yx), mean_scale(inverse))
+        if results:
+            notes.append(f"results in this store: {', '.join(results)}")
+        if fullres is not None and str(fullres) not in sdata.images:
+            file = resolve_fullres(fullres, root)
+            frame = _frame_of_file(file, candidates, rows, spots_to, coordinate_system, bool(own), mpp)
+        else:
+            name = None if fullres is None else str(fullres)
+            slide, others = _choose(candidates, name, rows, spots_to, coordinate_system)
+            if slide is None:
+                frame = _Frame(np.eye(3), None, _no_slide(candidates, spots_to, coordinate_system))
+                notes.append(frame.fault)
+            else:
+                frame, told = _frame(slide, spots_to, coordinate_system)
+                notes += told
+            notes += [f"other images of the store: {', '.join(others)}"] if others else []
+        inverse = np.linalg.inv(frame.to_spots)
+        spots = rows.table(apply(inverse, rows.yx), mean_scale(inverse))
+        calibration = _calibration(own, rows, spots.yx, mean_scale(frame.to_spots), mpp)
+        if not own:  # ours hold spots, on a grid that may be narrow
+            refuse_bins(spots, calibration.mpp, path)
     return Section(
         name=str(own.get("name") or re.sub(r"[^0-9A-Za-z_.-]", "_", root.stem)),
         path=path,
         kind="spatialdata",
         spots=spots,
         image=frame.image,
-        calibration=_calibration(own, rows, apply(inverse, rows.yx), mean_scale(frame.to_spots), mpp),
+        calibration=calibration,
         coordinate_systems={name: compose(affine, frame.to_spots) for name, affine in spots_to.items()},
         synthetic=bool(own.get("synthetic", False)),
         notes=(*map(str, own.get("notes", ())), *rows.notes, *notes),
         expression=expression,
+        image_fault=frame.fault,
+        store=StoreElements(root, rows.circles_name, rows.table_name),
     )
 
 
 def read_store(root: Path) -> Any:
-    """Open a SpatialData store lazily; raises SectionError where it is something else or damaged."""
-    import spatialdata
+    """Open a SpatialData store lazily; raises SectionError where it is something else, damaged, or would run code.
 
+    An image that looks like a result and cannot be read is left out: it keeps nobody from the section and the other results.
+    """
     if not is_spatialdata(root):
         raise SectionError(
             f"{root} is a zarr store, but no SpatialData; convert it with spatialdata-io, or give a Space Ranger folder"
         )
     try:
-        with quiet(), _damage(root):
-            return spatialdata.read_zarr(root)
-    except RecursionError:
-        raise SectionError(f"{root} cannot be read as SpatialData: its metadata are nested too deeply") from None
+        return _read_zarr(root, "error")
+    except SectionError:
+        sdata = _read_zarr(root, "warn")
+        if not all(kind == "images" and is_result_name(name) for kind, name in unread_elements(sdata, root)):
+            raise
+        return sdata
 
 
-@contextmanager
-def _damage(root: Path) -> Iterator[None]:
-    """Turn what SpatialData, anndata, zarr and its codecs raise on damaged stores, each in its own way, into our error."""
-    try:
-        yield
-    except (StmditError, MemoryError, RecursionError):
-        raise
-    except Exception as error:
-        raise SectionError(
-            f"{root} cannot be read as SpatialData, it may be damaged or incomplete: {error or type(error).__name__}"
-        ) from error
+def _read_zarr(root: Path, on_bad_files: Any, kinds: tuple[str, ...] | None = None) -> Any:
+    import spatialdata
+
+    with quiet(), told_as_damage(root, "SpatialData"):
+        refuse_pickles(root)
+        return spatialdata.read_zarr(root, selection=kinds, on_bad_files=on_bad_files)
+
+
+def read_spots(root: Path) -> Any:
+    """Open what a store holds of spots, circles and tables: quick, however many images there are."""
+    return _read_zarr(root, "error", ("shapes", "tables"))
+
+
+def unread_elements(sdata: Any, root: Path) -> set[tuple[str, str]]:
+    """Return kind and name of what lies in the folders of a store's elements and was not read."""
+    return {(kind, name) for kind, name in elements_there(root) if name not in getattr(sdata, kind)}
+
+
+def elements_there(root: Path) -> set[tuple[str, str]]:
+    """Return kind and name of the elements that have a folder in a store, whether they can be read or not."""
+    return {
+        (kind, entry.name)
+        for kind in ("images", "labels", "points", "shapes", "tables")
+        if (root / kind).is_dir()
+        for entry in (root / kind).iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
+    }
+
+
+def is_result_name(name: str) -> bool:
+    """Tell whether an image has the name of a result."""
+    return name.lower().startswith(RESULT_PREFIX)
 
 
 def _own(sdata: Any, root: Path) -> dict[str, Any]:
@@ -180,6 +247,17 @@ def _own(sdata: Any, root: Path) -> dict[str, Any]:
     return dict(own)
 
 
+def own_spots(name: str) -> str:
+    """Return the name that a section's circles have in a store of ours."""
+    return f"{element_stem(name)}_spots"
+
+
+def element_stem(name: str) -> str:
+    """Return a section's name in letters that elements may have, and not looking like a result's."""
+    stem = re.sub(r"[^0-9A-Za-z_.-]", "_", name).lstrip("_") or "section"
+    return f"section_{stem}" if stem.lower().startswith(RESULT_PREFIX) else stem
+
+
 def _expression(own: Mapping[str, Any]) -> ExpressionSource:
     """Where a store of ours says that its expression comes from."""
     kept = own.get("expression") or {}
@@ -195,15 +273,23 @@ def _expression(own: Mapping[str, Any]) -> ExpressionSource:
 def is_spatialdata(root: Path) -> bool:
     """Tell whether a folder is a SpatialData store, from its metadata alone."""
     for name, inner in (("zarr.json", "attributes"), (".zattrs", None)):
-        file = root / name
-        if file.is_file():
-            try:
-                attrs = read_json(file)
-            except BadFile:
-                return False
-            attrs = attrs.get(inner) if inner and isinstance(attrs, dict) else attrs
-            return isinstance(attrs, dict) and "spatialdata_attrs" in attrs
-    return False
+        attrs: Any = _json_object(root / name)
+        if inner is not None:
+            attrs = attrs.get(inner)
+        if isinstance(attrs, dict) and "spatialdata_attrs" in attrs:
+            return True
+    # until 0.2.6 the root had no attributes; those of its elements tell
+    inner_files = (f for kind in ("shapes", "tables", "table") for f in sorted(root.glob(f"{kind}/*/.zattrs")))
+    return (root / ".zgroup").is_file() and any(_OLD_ELEMENT & _json_object(file).keys() for file in inner_files)
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; an empty one where it is missing, damaged or something else."""
+    try:
+        content = read_json(file)
+    except BadFile:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 @contextmanager
@@ -257,12 +343,11 @@ def _candidates(sdata: Any, results: list[str]) -> tuple[list[_Candidate], list[
             continue
         element = sdata.images[name]
         arrays = [element] if hasattr(element, "dims") and not hasattr(element, "children") else _scales(element)
-        levels = [_rgb(array) for array in arrays]
-        if any(level is None for level in levels):
-            notes.append(
-                f"image {name} is not shown: it is no 8-bit colour image ({arrays[0].dtype}, {arrays[0].shape})"
-            )
+        fault = _not_h_and_e(arrays[0])
+        if fault is not None:
+            notes.append(f"image {name} is not shown: {fault}; expected {EXPECTED}")
             continue
+        levels = [_rgb(array) for array in arrays]
         candidates.append(_Candidate(name, tuple(with_overview(levels)), affines_of(element)))
     return candidates, notes
 
@@ -273,16 +358,25 @@ def _scales(tree: Any) -> list[Any]:
     return sorted(arrays, key=lambda array: -array.sizes["y"])
 
 
-def _rgb(array: Any) -> Any | None:
-    """A (c, y, x) element as a lazy (y, x, 3) array; None where it is no 8-bit colour image."""
-    if set(array.dims) != {"c", "y", "x"} or array.dtype != np.uint8 or array.sizes["c"] not in (3, 4):
-        return None
-    array = array.transpose("c", "y", "x")
-    names = [str(name).lower() for name in array.coords["c"].values] if "c" in array.coords else []
-    order = [names.index(c) for c in "rgba" if c in names]
-    if len(order) == array.sizes["c"]:
-        array = array.isel(c=order)
-    return as_rgb(array.data, "CYX")
+def _samples(array: Any) -> Samples | str:
+    """How the channels of a (c, y, x) element become RGB, or why they are no colours."""
+    names = [str(name) for name in array.coords["c"].values] if "c" in array.coords else []
+    return samples_of_channels(names, array.sizes["c"])
+
+
+def _not_h_and_e(array: Any) -> str | None:
+    """Why an element is no picture of an H&E stain; None where it is one."""
+    if set(array.dims) != {"c", "y", "x"} or array.dtype != np.uint8:
+        return f"it is no 8-bit image ({array.dtype}, {array.shape})"
+    samples = _samples(array)
+    return samples if isinstance(samples, str) else None
+
+
+def _rgb(array: Any) -> Any:
+    """A (c, y, x) element as a lazy (y, x, 3) array."""
+    samples = _samples(array)
+    assert not isinstance(samples, str)  # or it is no candidate
+    return as_rgb(array.transpose("c", "y", "x").data, "CYX", samples)
 
 
 def _choose(
@@ -297,24 +391,13 @@ def _choose(
         for candidate in candidates:
             if candidate.name == wanted:
                 if not _shared_systems(candidate, spots_to, coordinate_system):
-                    raise SectionError(
-                        f"image {wanted} shares no coordinate system with the spots ({', '.join(spots_to)})"
-                    )
+                    raise SectionError(_apart(candidate, spots_to, coordinate_system))
                 return candidate, []
         raise SectionError(f"image {wanted} is no 8-bit colour image, or a result; it cannot be the slide")
-    placed = []
-    for candidate in candidates:
-        shared = _shared_systems(candidate, spots_to, coordinate_system)
-        if not shared:
-            continue
-        to_spots = compose(np.linalg.inv(spots_to[shared[0]]), candidate.systems[shared[0]])
-        at = apply(np.linalg.inv(to_spots), rows.yx)
-        if len(at) == 0 or np.mean(((at >= 0) & (at <= candidate.size)).all(axis=1)) > 0.5:
-            placed.append((mean_scale(to_spots), _footprint(candidate, to_spots), candidate))
+    placed = _placed(candidates, rows, spots_to, coordinate_system)
     others = [c.name for c in candidates if c.name not in {p[2].name for p in placed}]
     if not placed:
         return None, others
-    placed.sort(key=lambda item: item[0])
     scale, footprint, slide = placed[0]
     for other_scale, other_footprint, _ in placed[1:]:
         away = np.abs(other_footprint - footprint).max() > _SAME_FOOTPRINT * np.ptp(footprint, axis=0).max()
@@ -324,6 +407,45 @@ def _choose(
                 f"the store holds several images that may be the slide ({names}); choose one with --fullres NAME (fullres=NAME)"
             )
     return slide, others
+
+
+def _placed(
+    candidates: list[_Candidate], rows: SpotRows, spots_to: Mapping[str, Affine], coordinate_system: str | None
+) -> list[tuple[float, NDArray[np.float64], _Candidate]]:
+    """Images under most of the spots, the finest first: the spots' units per pixel, corners in those units, image."""
+    placed = []
+    for candidate in candidates:
+        shared = _shared_systems(candidate, spots_to, coordinate_system)
+        if not shared:
+            continue
+        to_spots = compose(np.linalg.inv(spots_to[shared[0]]), candidate.systems[shared[0]])
+        at = apply(np.linalg.inv(to_spots), rows.yx)
+        if len(at) == 0 or np.mean(((at >= 0) & (at <= candidate.size)).all(axis=1)) > 0.5:
+            placed.append((mean_scale(to_spots), _footprint(candidate, to_spots), candidate))
+    return sorted(placed, key=lambda item: item[0])
+
+
+def _apart(image: _Candidate, spots_to: Mapping[str, Affine], wanted: str | None) -> str:
+    """Say that nothing tells how an image lies to the spots, and how to state it."""
+    system = wanted or next(iter(spots_to))
+    return (
+        f"image {image.name} of the store shares no coordinate system with the spots: it is in {', '.join(image.systems)}, they are in "
+        f"{wanted or ', '.join(spots_to)}; state how they lie to each other with spatialdata's set_transformation(sdata[{image.name!r}], ..., "
+        f"to_coordinate_system={system!r}), Identity() where the spots are in its pixels, or give the slide's file with --fullres"
+    )
+
+
+def _no_slide(candidates: list[_Candidate], spots_to: Mapping[str, Affine], wanted: str | None) -> str:
+    """Why no image of a store is the slide, and what to do."""
+    for image in candidates:
+        if not _shared_systems(image, spots_to, wanted):
+            return _apart(image, spots_to, wanted)
+    if candidates:
+        return (
+            f"no image of the store pictures the spots ({', '.join(c.name for c in candidates)}): by their transformations most spots lie off "
+            "each; correct those, or give the slide with --fullres"
+        )
+    return "no image of the store pictures the spots; give the slide with --fullres"
 
 
 def _footprint(candidate: _Candidate, to_spots: Affine) -> NDArray[np.float64]:
@@ -340,9 +462,7 @@ def _shared_systems(candidate: _Candidate, spots_to: Mapping[str, Affine], wante
 # ------------------------------------------------------------------------------------------------- the frame
 
 
-def _frame(slide: _Candidate | None, spots_to: Mapping[str, Affine], wanted: str | None) -> tuple[_Frame, list[str]]:
-    if slide is None:
-        return _Frame(np.eye(3), None), ["no image of the store pictures the spots; give the slide with --fullres"]
+def _frame(slide: _Candidate, spots_to: Mapping[str, Affine], wanted: str | None) -> tuple[_Frame, list[str]]:
     shared = _shared_systems(slide, spots_to, wanted)
     relations = [compose(np.linalg.inv(spots_to[s]), slide.systems[s]) for s in shared]
     corners = [_footprint(slide, relation) for relation in relations]
@@ -352,6 +472,7 @@ def _frame(slide: _Candidate | None, spots_to: Mapping[str, Affine], wanted: str
             "open_section(..., coordinate_system=NAME)"
         )
     image_to_spots = relations[0]
+    _refuse_stretched(slide.name, image_to_spots)
     notes = [f"spots and image {slide.name} are brought together in coordinate system {shared[0]!r}"]
     scale = uniform_scale(image_to_spots)
     if scale is not None and scale > 0.999:
@@ -361,27 +482,90 @@ def _frame(slide: _Candidate | None, spots_to: Mapping[str, Affine], wanted: str
     return _Frame(image_to_spots, SlideImage(slide.levels, 1.0, slide.name)), notes
 
 
-def _frame_of_file(file: Path, candidates: list[_Candidate], rows: SpotRows, spots_to: Mapping[str, Affine]) -> _Frame:
-    """Take a file for the image whose pixels the spots are stored in, as Visium readers write them."""
-    expected = None
-    for candidate in candidates:
-        for system in _shared_systems(candidate, spots_to, None):
-            scale = uniform_scale(compose(np.linalg.inv(spots_to[system]), candidate.systems[system]))
-            if scale is not None and expected is None:
-                expected = candidate.size[0] * scale, candidate.size[1] * scale, scale + 2
-    check_fullres(file, expected, rows.yx)
+def _refuse_stretched(name: str, to_spots: Affine) -> None:
+    """Raise SectionError where pixels of an image are no squares among the spots: turned and mirrored ones are, sheared ones are not."""
+    longer, shorter = sides_of_unit(to_spots)
+    if longer > (1 + SQUARE_TO) * shorter:
+        raise SectionError(
+            f"image {name} is stretched or sheared against the spots: a square of one pixel becomes {longer:.4g} x {shorter:.4g} of their units, by the "
+            f"transformation {np.round(to_spots[:2], 4).tolist()} over (y, x, 1), and patches are square; resample the image to square pixels and "
+            "correct its transformation"
+        )
+
+
+def _frame_of_file(
+    file: Path,
+    candidates: list[_Candidate],
+    rows: SpotRows,
+    spots_to: Mapping[str, Affine],
+    wanted: str | None,
+    ours: bool,
+    mpp: float | None,
+) -> _Frame:
+    """Bring a file to the spots: by an image of the store that it is the full resolution of, else as the pixels they are stored in."""
+    for _, _, candidate in _placed(candidates, rows, spots_to, wanted)[:1]:
+        frame, _ = _frame(candidate, spots_to, wanted)
+        coarser = 1.0 if frame.image is None else frame.image.pixel_size
+        check_fullres(file, (candidate.size[0] * coarser, candidate.size[1] * coarser, coarser + 2), rows.yx)
+        return _Frame(frame.to_spots, open_image(file))
+    check_fullres(file, None, rows.yx)
+    if not ours:  # ours keep spots in full-resolution pixels
+        _check_units(file, rows, mpp)
     return _Frame(np.eye(3), open_image(file))
+
+
+def _check_units(file: Path, rows: SpotRows, mpp: float | None) -> None:
+    """Refuse a file where nothing says that the spots are stored in its pixels, or something says that they are not.
+
+    What can say so: the spots' lattice against the scale of the file, as stated or given; or Space Ranger's ``spot_diameter_fullres``
+    against the circles.
+    """
+    if mpp is not None:
+        check_mpp(mpp)
+    unit = None if rows.array_rc is None else fit_lattice(rows.array_rc, rows.yx)
+    stated, _ = stated_mpp(file)
+    scale, by = (mpp, "as given") if mpp is not None else stated if stated is not None else (None, "")
+    diameter = rows.scalefactors.get("spot_diameter_fullres")
+    head = f"the store has no image that says how {file.name} lies to its spots"
+    if unit is not None and scale is not None:
+        if abs(unit / scale - 1) <= _SAME_UNIT:
+            return
+        raise SectionError(
+            f"{head}, and they are not stored in its pixels: by the Visium lattice their unit is {unit:.4g} um, a pixel of the file has {scale:.4g} um "
+            f"({by}). Add the slide to the store as an image with its transformation, or store the spots in its pixels"
+        )
+    if is_number(diameter) and abs(2 * rows.radius / diameter - 1) <= _SAME_SIZE:
+        return
+    add = "add the slide to the store as an image with its transformation"
+    if unit is None:
+        raise SectionError(f"{head}: their unit is unknown; {add}")
+    raise SectionError(
+        f"{head}: by the Visium lattice their unit is {unit:.4g} um, and the file states no scale; give its microns per pixel with --mpp (mpp=...), to be "
+        f"held against that, or {add}"
+    )
 
 
 def _calibration(
     own: Mapping[str, Any], rows: SpotRows, yx: NDArray[np.float64], scale: float, override: float | None
 ) -> Calibration:
     """Calibrate full-resolution pixels, ``scale`` of the spots' units each; a store of ours keeps what was known."""
-    stated = dict(rows.scalefactors)
-    if "microns_per_pixel" in stated:
-        stated["microns_per_pixel"] = float(stated["microns_per_pixel"]) * scale
     kept = own.get("calibration") or {}
     if override is None and isinstance(kept.get("mpp"), int | float):
         detail = kept.get("detail", f"{kept['mpp']:.4g} um/px")
         return Calibration(float(kept["mpp"]) * scale, kept["source"], f"{detail} (kept in the store)")
-    return calibrate(stated, yx, rows.array_rc, override)
+    per_pixel = rows.scalefactors.get("microns_per_pixel")
+    if override is not None or not is_plausible_mpp(per_pixel):
+        return calibrate(rows.scalefactors, yx, rows.array_rc, override)
+    # it is of Space Ranger's pixels: those that the spots are stored in, or the slide's own. The lattice can tell; without one
+    # it is what was stated where both are the same
+    fitted = None if rows.array_rc is None else fit_lattice(rows.array_rc, yx)
+    if fitted is None:
+        meant, against = float(per_pixel), "the slide's pixels are others than the spots' units"
+        clear = abs(scale - 1) < _SAME_SCALE
+    else:
+        meant = min((per_pixel * scale, float(per_pixel)), key=lambda mpp: abs(fitted - mpp))
+        clear, against = abs(fitted / meant - 1) <= _SAME_UNIT, f"the spots' lattice gives {fitted:.4g}"
+    if not clear:
+        detail = f"the scale is unclear: the table states {per_pixel:.4g} microns_per_pixel, but {against}"
+        return Calibration(None, "unknown", f"{detail}; give the size of a full-resolution pixel with --mpp (mpp=...)")
+    return calibrate({**rows.scalefactors, "microns_per_pixel": meant}, yx, rows.array_rc)

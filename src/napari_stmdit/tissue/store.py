@@ -1,7 +1,8 @@
 """Results into SpatialData stores and out of them: an image element that is registered to its section, with its provenance.
 
 A store is never overwritten. Everything is written beside it first, read back and compared, and only then moved into place, so
-that a failed or interrupted write leaves the store as it was.
+that a failed or interrupted write leaves the store as it was. Who adds to a store holds its lock from the choice of a name to the
+record, so that several processes may save into one store.
 """
 
 from __future__ import annotations
@@ -10,29 +11,40 @@ import json
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import StoreError
+from ..errors import SectionError, StoreError
 from ..files import BadFile, user_path
-from ..types import Section
-from .elements import about, fingerprint, image_element, link_levels, section_elements
-from .geometry import Affine
+from ..storage.atomic import drafting
+from ..storage.locks import hold
+from ..types import Section, StoreElements
+from .attribution import find_section, origin_of
+from .elements import about, image_element, is_of, link_levels, section_elements
 from .pyramid import CHUNK
-from .spatialdata_store import RESULT_ATTRS, RESULT_PREFIX, SECTION_ATTRS, is_spatialdata, quiet
+from .spatialdata_store import (
+    OWN_TABLE,
+    RESULT_ATTRS,
+    SECTION_ATTRS,
+    elements_there,
+    is_spatialdata,
+    own_spots,
+    quiet,
+    read_spots,
+)
 from .stored_patches import PatchFiles, PutFile, drop_patches, link_file, move_patches, put_patches
-from .stored_results import REGISTRATION, open_store
+from .stored_results import REGISTRATION, element_name
 from .stored_results import list_results as list_results
 from .stored_results import read_result as read_result
-from .stored_results import read_results as read_results
 
+LOCK = ".stmdit.lock"
+"""File in a store that its writers hold; it stays, and means nothing once they have ended."""
+LONGEST_WAIT_S = 1800
 _NAME = re.compile(r"[0-9A-Za-z_.-]+")
 
 
@@ -79,10 +91,12 @@ def write_result(
     """
     if rgba.ndim != 3 or rgba.shape[2] != 4 or rgba.dtype != np.uint8 or min(rgba.shape) == 0:
         raise StoreError(f"a result is a (h, w, 4) uint8 image with at least one pixel, not {rgba.shape} {rgba.dtype}")
-    target = _Target.of(path, pixel_to_fullres, section, run, provenance)
-    element = image_element(rgba, target.affine, section.coordinate_systems)
-    _put(target, section, element, patches, lambda scratch: _check(scratch, target.name, rgba))
-    return target.name
+
+    def put(target: _Target) -> None:
+        element = image_element(rgba, target.affine, section.coordinate_systems)
+        _put(target, section, element, patches, lambda scratch: _check(scratch, target.name, rgba))
+
+    return _add(_Target(_output(path), pixel_to_fullres, section, run, provenance), put)
 
 
 def link_result(
@@ -123,24 +137,20 @@ def link_result(
     import dask.array as da
     import zarr
 
-    known = _known_run(Path(path).expanduser(), provenance.get("run_id"))
-    if known is not None:
-        return known
-    target = _Target.of(path, pixel_to_fullres, section, run, provenance)
-    with _failures(target.path):
-        height, width = zarr.open_array(levels / "0", mode="r").shape[1:]
-    blank = da.zeros((height, width, 4), dtype=np.uint8, chunks=(CHUNK, CHUNK, 4))  # writing zeros writes no chunk
-    element = image_element(blank, target.affine, section.coordinate_systems)
-    put = shutil.copy2 if copy else link_file
-    _put(
-        target,
-        section,
-        element,
-        patches,
-        lambda scratch: link_levels(levels, scratch / "images" / target.name, put),
-        put,
-    )
-    return target.name
+    copying = shutil.copy2 if copy else link_file
+
+    def put(target: _Target) -> None:
+        with _failures(target.path):
+            height, width = zarr.open_array(levels / "0", mode="r").shape[1:]
+        blank = da.zeros((height, width, 4), dtype=np.uint8, chunks=(CHUNK, CHUNK, 4))  # writing zeros writes no chunk
+        element = image_element(blank, target.affine, section.coordinate_systems)
+
+        def link(scratch: Path) -> None:
+            link_levels(levels, scratch / "images" / target.name, copying)
+
+        _put(target, section, element, patches, link, copying)
+
+    return _add(_Target(_output(path), pixel_to_fullres, section, run, provenance), put)
 
 
 def check_writable(path: str | Path, section: Section) -> None:
@@ -152,8 +162,8 @@ def check_writable(path: str | Path, section: Section) -> None:
         Where the path holds something else or another section, or its folder cannot be written to.
     """
     path = _output(path)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        _elements_of(path, section)
+    if not _is_free(path):
+        _place_in(path, section)
     folder = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise StoreError(
@@ -175,37 +185,41 @@ def _output(path: str | Path) -> Path:
 # ------------------------------------------------------------------------------------------------- which store, which name
 
 
-def _elements_of(path: Path, section: Section) -> set[str]:
-    """Names of all elements of a store that the section belongs to; refuses any other."""
+def _is_free(path: Path) -> bool:
+    """Whether a store can be made at a path: nothing is there, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def _place_in(path: Path, section: Section) -> tuple[StoreElements | None, set[str]]:
+    """Where a section's spots lie in a store that is there, and the names of all its elements; refuses a store without them."""
     if not is_spatialdata(path):
         raise StoreError(
             f"{path} exists and is no SpatialData store; give a path that does not exist, or a store to add to"
         )
     if not (path / "zarr.json").is_file():
         raise StoreError(f"{path} was written in an older zarr format that images cannot be added to; give a new path")
-    sdata = open_store(path)
+    try:
+        sdata = read_spots(path)
+    except SectionError as error:
+        raise StoreError(str(error)) from error
     own = dict(sdata.attrs.get(SECTION_ATTRS) or {})
-    if own:
-        same = own.get("fingerprint") == fingerprint(section)
-    else:
-        ids = set(section.spots.ids.tolist())
-        same = any(ids <= set(table.obs_names.tolist()) for table in sdata.tables.values())
-        same = same and set(section.coordinate_systems) <= set(sdata.coordinate_systems)
-    if not same:
+    elements = find_section(section, sdata)
+    from_here = section.store is not None and elements is not None and section.store.root.resolve() == path.resolve()
+    if not is_of(own.get("fingerprint"), section) and not (elements if not own else from_here):
         raise StoreError(
             f"{path} holds another section than {section.name}; give a new path, or the store of this section"
         )
-    return {str(name) for _, name, _ in sdata.gen_elements()}
+    return elements, {name for _, name in elements_there(path)}
 
 
 def _result_name(existing: set[str], run: str | None) -> str:
     taken = {name.lower() for name in existing}  # names must differ in more than case
     if run is None:
         number = 1
-        while f"{RESULT_PREFIX}{number}" in taken:
+        while element_name(str(number)) in taken:
             number += 1
-        return f"{RESULT_PREFIX}{number}"
-    name = run if run.startswith(RESULT_PREFIX) else RESULT_PREFIX + run
+        return element_name(str(number))
+    name = element_name(run)
     if not run or not _NAME.fullmatch(name):
         raise StoreError(f"run name {run!r} holds other characters than letters, digits, and _ . -")
     if name.lower() in taken:
@@ -216,31 +230,73 @@ def _result_name(existing: set[str], run: str | None) -> str:
 # ------------------------------------------------------------------------------------------------- writing
 
 
-@dataclass(frozen=True)
 class _Target:
-    """Where a result goes: the store, whether it is to be made, the element's name, its affine, and its record."""
+    """Where a result goes: the store, its affine, and, once `settle` has looked at the store, the element's name and record."""
 
-    path: Path
-    is_new: bool
-    name: str
-    affine: Affine
-    record: Mapping[str, Any]
-
-    @classmethod
-    def of(
-        cls, path: str | Path, pixel_to_fullres: ArrayLike, section: Section, run: str | None, record: Mapping[str, Any]
-    ) -> _Target:
-        path = _output(path)
+    def __init__(
+        self, path: Path, pixel_to_fullres: ArrayLike, section: Section, run: str | None, record: Mapping[str, Any]
+    ) -> None:
         affine = np.asarray(pixel_to_fullres, dtype=np.float64)
         if affine.shape != (3, 3) or not np.isfinite(affine).all():
             raise StoreError(f"the affine of a result is a (3, 3) matrix of finite numbers, not {affine.tolist()}")
         try:
-            full = json.loads(json.dumps({**record, REGISTRATION: {"pixel_to_fullres_yx": affine.tolist()}}))
+            self._given = json.loads(json.dumps(dict(record)))
         except (TypeError, ValueError) as error:
             raise StoreError(f"the provenance holds something that JSON cannot: {error}") from error
-        is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-        existing = set() if is_new else _elements_of(path, section)
-        return cls(path, is_new, _result_name(existing, run), affine, full)
+        self.path, self.affine, self._section, self._run = path, affine, section, run
+        self.is_new, self.name, self.record = _is_free(path), "", self._given
+
+    def settle(self) -> None:
+        """Look at the store as it is now: choose a name, and say in the record which section the result belongs to."""
+        section = self._section
+        elements: StoreElements | None = StoreElements(self.path, own_spots(section.name), OWN_TABLE)
+        existing: set[str] = set()
+        if not self.is_new:
+            elements, existing = _place_in(self.path, section)
+        self.name = _result_name(existing, self._run)
+        place = {"pixel_to_fullres_yx": self.affine.tolist(), "section": origin_of(section, elements)}
+        self.record = {**self._given, REGISTRATION: place}
+
+
+class _Overtaken(Exception):
+    """Somebody else made the store while this process was making it."""
+
+
+def _add(target: _Target, put: Callable[[_Target], None]) -> str:
+    """Choose a name and write under it, while nobody else adds to the store; return the element's name.
+
+    A run that the store holds already is not written again.
+    """
+    while True:
+        target.is_new = _is_free(target.path)
+        try:
+            with nullcontext() if target.is_new else _alone(target.path):
+                known = None if target.is_new else _known_run(target.path, target.record.get("run_id"))
+                if known is not None:
+                    return known
+                target.settle()
+                put(target)
+                return target.name
+        except _Overtaken:
+            continue
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other writers out of a store, threads of this process included; the lock goes with the process that holds it."""
+    if not is_spatialdata(path):  # nothing is put into what is no store
+        yield
+        return
+    with _failures(path):
+        lock = hold(path / LOCK, LONGEST_WAIT_S)
+    if lock is None:
+        raise StoreError(
+            f"another process has been writing into {path} for {LONGEST_WAIT_S // 60} minutes; save again when it has ended"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _put(
@@ -262,13 +318,23 @@ def _put(
         if patches is not None and len(patches):
             put_patches(scratch, name, patches, target.record, put)
         finish(scratch)
-        _consolidate(scratch)
         if target.is_new:
-            if path.exists():
-                path.rmdir()  # it is empty, or this fails
-            os.rename(scratch, path)
+            _consolidate(scratch)
+            _make_store(scratch, path)
         else:
             _move_in(scratch, path, name, target.record)
+
+
+def _make_store(scratch: Path, path: Path) -> None:
+    """Move a finished store to its place; one that somebody else has made there in the meantime stays."""
+    try:
+        if path.exists():
+            path.rmdir()  # it is empty, or this fails
+        os.rename(scratch, path)
+    except OSError:
+        if is_spatialdata(path):
+            raise _Overtaken from None
+        raise
 
 
 def _consolidate(path: Path) -> None:
@@ -304,22 +370,25 @@ def _check(path: Path, name: str, rgba: NDArray[np.uint8]) -> None:
 
 
 def _move_in(scratch: Path, path: Path, name: str, record: Mapping[str, Any]) -> None:
-    """Move one image from a finished store into another, and its record."""
+    """Move one image from a finished store into another, and its record; the caller holds the lock."""
     import zarr
 
     root = zarr.open_group(path, mode="r+", use_consolidated=False)
     root.require_group("images")
     target = path / "images" / name
+    before = dict(root.attrs)
     os.rename(scratch / "images" / name, target)
     try:
         move_patches(scratch, path, name)
-        attrs = dict(root.attrs)
-        results = {**dict(attrs.get(RESULT_ATTRS) or {}), name: dict(record)}
-        root.attrs.put({**attrs, RESULT_ATTRS: results})
+        results = {**dict(before.get(RESULT_ATTRS) or {}), name: dict(record)}
+        root.attrs.put({**before, RESULT_ATTRS: results})
         _consolidate(path)
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         drop_patches(path, name)
+        with suppress(Exception):
+            root.attrs.put(before)
+            _consolidate(path)
         raise
 
 
@@ -327,11 +396,8 @@ def _move_in(scratch: Path, path: Path, name: str, record: Mapping[str, Any]) ->
 def _scratch(path: Path) -> Iterator[Path]:
     """A path beside the store, so that moving from there is one step of the file system; gone afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
-    try:
+    with drafting(path) as scratch:
         yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager

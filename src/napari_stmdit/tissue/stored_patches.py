@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..storage.owned import put_in_place
+
 PATCHES = "stmdit_patches"
 PutFile = Callable[[str, str], Any]
 """Copies or links a file; called with source and target."""
@@ -116,8 +118,7 @@ def move_patches(scratch: Path, store: Path, name: str) -> None:
     if not source.is_dir():
         return
     zarr.open_group(store, mode="r+", use_consolidated=False).require_group(PATCHES)
-    shutil.rmtree(target, ignore_errors=True)
-    os.rename(source, target)
+    put_in_place(source, target)
 
 
 def drop_patches(store: Path, name: str) -> None:

@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 
 from ..errors import SectionError
 from ..types import Genes, SpotTable
-from .counts import fault_of_counts, refuse_twice
+from .counts import fault_of_counts, refuse_twice, tidy
 from .geometry import Affine, swap_axes
-from .spaceranger import whole_numbers
+from .one_section import refuse_libraries
+from .spaceranger import one_number, whole_numbers
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 _SYMBOL_COLUMNS = ("gene_name", "gene_names", "gene_symbol", "gene_symbols", "symbol", "feature_name")
+_LAYER = "counts"
+"""Of a table: where scanpy and squidpy keep counts that X no longer holds."""
 _ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "feature_id")
 
 
@@ -29,6 +32,8 @@ class SpotRows:
 
     Attributes
     ----------
+    table_name, circles_name
+        The elements that they were read from.
     ids
         (n,) names of the table's rows.
     yx
@@ -45,6 +50,8 @@ class SpotRows:
         Further columns, each (n,): numbers as float, everything else as text.
     """
 
+    table_name: str
+    circles_name: str
     ids: NDArray[np.str_]
     yx: NDArray[np.float64]
     radius: float
@@ -90,7 +97,7 @@ def spot_rows(
     SectionError
         Where there are none, or several.
     """
-    pairs = _annotated_circles(sdata)
+    pairs = annotated_circles(sdata)
     if chosen is not None:
         pairs = [pair for pair in pairs if chosen == pair[0 if kind == "tables" else 1]]
         if not pairs:
@@ -108,10 +115,11 @@ def spot_rows(
         )
     table, shapes = pairs[0]
     element = sdata.shapes[shapes]
-    return _read(sdata.tables[table], element, shapes, predicted), affines_of(element)
+    return _read(sdata.tables[table], element, table, shapes, predicted), affines_of(element)
 
 
-def _annotated_circles(sdata: Any) -> list[tuple[str, str]]:
+def annotated_circles(sdata: Any) -> list[tuple[str, str]]:
+    """Return the names of each table of a store with those of the circles that it annotates."""
     pairs = []
     for name, table in sdata.tables.items():
         region = (table.uns.get("spatialdata_attrs") or {}).get("region")
@@ -130,9 +138,15 @@ def _polygons(sdata: Any) -> str:
     return f"it has the shapes {sorted(sdata.shapes)} and the tables {sorted(sdata.tables)}"
 
 
-def _read(table: Any, shapes: Any, name: str, predicted: bool) -> SpotRows:
+def rows_of(table: Any, circles: str) -> Any:
+    """Return the rows of a table that annotate circles of this name."""
+    key = table.uns["spatialdata_attrs"]["region_key"]
+    return table[(table.obs[key].astype(str) == circles).to_numpy()]
+
+
+def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) -> SpotRows:
     attrs = table.uns["spatialdata_attrs"]
-    rows = table[(table.obs[attrs["region_key"]].astype(str) == name).to_numpy()]
+    rows = rows_of(table, name)
     notes = []
     if "in_tissue" in rows.obs:
         on_tissue = whole_numbers(rows.obs["in_tissue"], "in_tissue", f"the table of {name}") > 0
@@ -151,7 +165,7 @@ def _read(table: Any, shapes: Any, name: str, predicted: bool) -> SpotRows:
     ids = rows.obs_names.to_numpy(dtype=np.str_)
     refuse_twice(ids, f"the table of {name}")
     yx, radius = _circles(shapes.iloc[at], name)
-    counts, told = _counts(rows, name, predicted)
+    counts, genes, told = _counts(rows, name, predicted)
     empty = int((np.asarray(counts.sum(axis=1)).ravel() == 0).sum())
     if empty:
         told.append(f"{empty} of {len(ids)} spots have a total count of zero")
@@ -160,8 +174,19 @@ def _read(table: Any, shapes: Any, name: str, predicted: bool) -> SpotRows:
         columns = [whole_numbers(rows.obs[c], c, f"the table of {name}") for c in ("array_row", "array_col")]
         array_rc = np.stack(columns, axis=1)
     obs = obs_columns(rows.obs, {attrs["region_key"], attrs["instance_key"], "in_tissue", "array_row", "array_col"})
+    refuse_libraries(ids, obs, array_rc, f"the table of {name}")
     return SpotRows(
-        ids, yx, radius, counts, genes_of(rows.var), array_rc, _scalefactors(rows.uns), (*notes, *told), obs
+        table_name,
+        name,
+        ids,
+        yx,
+        radius,
+        counts,
+        genes,
+        array_rc,
+        _scalefactors(rows.uns),
+        (*notes, *told),
+        obs,
     )
 
 
@@ -194,29 +219,61 @@ def _circles(circles: Any, name: str) -> tuple[NDArray[np.float64], float]:
     return yx, radius
 
 
-def _counts(rows: Any, name: str, predicted: bool) -> tuple[csr_matrix, list[str]]:
-    """The counts of a table: X, or the layer ``counts`` where X is something else."""
+def _counts(rows: Any, name: str, predicted: bool) -> tuple[csr_matrix, Genes, list[str]]:
+    """The counts of a table, their genes, and notes.
+
+    The layer ``counts`` is what its name says, whatever X holds; without one X is taken, and where X is no counts, ``raw``.
+    """
     from scipy.sparse import csr_matrix
 
-    notes = []
     counts = None if rows.X is None else csr_matrix(rows.X)
     if counts is not None and predicted and counts.dtype.kind == "f":
         if np.isfinite(counts.data).all() and not (counts.data < 0).any():
-            counts.check_format(full_check=True)
-            counts.sort_indices()
-            return counts, []
-    fault = "nothing" if counts is None else fault_of_counts(counts)
-    if fault is not None:
-        counts = csr_matrix(rows.layers["counts"]) if "counts" in rows.layers else None
-        notes.append("counts are those of the table's layer 'counts'; its X is something else")
-    if counts is None or fault_of_counts(counts) is not None:
+            return tidy(counts), genes_of(rows.var), []
+    found = {"X": (tidy(counts), rows.var)} if counts is not None else {}
+    if _LAYER in rows.layers:
+        found["layer"] = (tidy(rows.layers[_LAYER]), rows.var)
+    if rows.raw is not None and rows.raw.X is not None:
+        found["raw"] = (tidy(rows.raw.X), rows.raw.var)
+    faults = {place: fault_of_counts(matrix) for place, (matrix, _) in found.items()}
+    chosen = next((place for place in ("layer", "X", "raw") if place in found and faults[place] is None), None)
+    if chosen is None:
         raise SectionError(
-            f"the table of {name} does not hold counts: its X has {fault}. Normalised expression cannot be used: put the raw "
-            "counts into X or into the layer 'counts'"
+            f"the table of {name} does not hold counts: its X has {faults.get('X', 'nothing')}. Normalised expression cannot be used: put the raw "
+            f"counts into X or into the layer 'counts'{_layers_of_counts(rows)}"
         )
-    counts.check_format(full_check=True)  # a ValueError where indices lead out of the table
-    counts.sort_indices()
-    return counts, notes
+    taken, genes = found[chosen][0], genes_of(found[chosen][1])
+    if chosen == "X":
+        notes = [f"the table's layer 'counts' holds {faults['layer']}; X is taken"] if "layer" in found else []
+        if (
+            "raw" in found
+            and faults["raw"] is None
+            and not _agree(taken, genes, found["raw"][0], genes_of(found["raw"][1]))
+        ):
+            raise SectionError(
+                f"the table of {name} holds two matrices of whole numbers that contradict each other, X and raw; put the counts into the layer 'counts'"
+            )
+        return taken, genes, notes
+    where = "the table's layer 'counts'" if chosen == "layer" else "the table's raw"
+    same = "X" in found and faults["X"] is None and (found["X"][0] != taken).nnz == 0
+    return taken, genes, [] if same else [f"counts are those of {where}; its X is something else"]
+
+
+def _layers_of_counts(rows: Any) -> str:
+    """Which layers hold what counts look like, for a message."""
+    from scipy.sparse import csr_matrix
+
+    names = [
+        str(name) for name in rows.layers if name != _LAYER and fault_of_counts(csr_matrix(rows.layers[name])) is None
+    ]
+    return f"; whole numbers are in {', '.join(names)}" if names else ""
+
+
+def _agree(counts: csr_matrix, genes: Genes, others: csr_matrix, of_others: Genes) -> bool:
+    """Whether two matrices of the same rows say the same of the genes that both have."""
+    place = {symbol: i for i, symbol in enumerate(of_others.symbols.tolist())}
+    at = np.array([place.get(symbol, -1) for symbol in genes.symbols.tolist()], dtype=np.int64)
+    return bool((counts[:, np.flatnonzero(at >= 0)] != others[:, at[at >= 0]]).nnz == 0)
 
 
 def genes_of(var: Any) -> Genes:
@@ -237,4 +294,4 @@ def _scalefactors(uns: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     library = next(iter(libraries.values()))
     factors = library.get("scalefactors") if isinstance(library, Mapping) else None
-    return {str(k): v for k, v in factors.items()} if isinstance(factors, Mapping) else {}
+    return {str(k): one_number(v) for k, v in factors.items()} if isinstance(factors, Mapping) else {}

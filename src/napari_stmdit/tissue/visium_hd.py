@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import SectionError
 from ..files import is_number, shorten
 from ..types import Calibration, Section, SpotTable
-from .counts import find_counts, read_counts
+from .counts import MOST_COUNTS, fault_of_counts, find_counts, read_counts
 from .geometry import VISIUM_PITCH_UM, calibrate
 from .spaceranger import (
     choose_image,
@@ -58,7 +58,8 @@ def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = 
     bins, bin_notes = join(positions, matrix, spot_diameter(scalefactors, folder), "bins")
     spots, aggregated = aggregate(bins, calibration, bin_um)
     root = folder.parent.parent if folder.parent.name == "binned_outputs" else folder.parent
-    image, image_notes = choose_image(folder, scalefactors, bins.yx, fullres, [folder, folder.parent, root])
+    places = [folder, folder.parent, root]
+    image, image_notes = choose_image(folder, scalefactors, bins.yx, fullres, places, calibration)
     name = f"{section_name(root)}_{folder.name}"
     synthetic, synthetic_notes = synthetic_marker(folder)
     return Section(
@@ -75,11 +76,11 @@ def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = 
 
 
 def _bins_folder(path: Path) -> tuple[Path, list[str]]:
-    if (path / "spatial").is_dir():
-        return path, []
     root = path / "binned_outputs" if (path / "binned_outputs").is_dir() else path
     folders = {f.name: f for f in sorted(root.glob("square_*")) if (f / "spatial").is_dir()}
     name = next((n for n in _PREFERRED if n in folders), next(iter(folders), None))
+    if name is None and (path / "spatial").is_dir():
+        return path, []
     if name is None:
         raise SectionError(f"{path} holds no folder of bins; expected square_008um, square_016um or square_002um")
     others = [n for n in folders if n != name]
@@ -135,7 +136,14 @@ def aggregate(bins: SpotTable, calibration: Calibration, bin_um: float) -> tuple
     members = np.bincount(disc_of, minlength=len(discs))
     covered = members * bin_um**2 >= _LEAST_COVERED * math.pi * (DISC_UM / 2) ** 2
     keep = np.flatnonzero(covered if covered.any() else members > 0)
-    ones = np.ones(len(inside), dtype=bins.counts.dtype)
+    kind = bins.counts.dtype
+    if (
+        kind.kind in "iu"
+        and bins.counts.nnz
+        and float(bins.counts.data.max()) * float(members.max(initial=0)) > MOST_COUNTS
+    ):
+        kind = np.dtype(np.int64)  # sums in the type of the bins could wrap around
+    ones = np.ones(len(inside), dtype=kind)
     belongs = csr_matrix((ones, (disc_of, inside)), shape=(len(discs), len(bins)))
     discs = discs[keep]
     centres = discs * (VISIUM_PITCH_UM * math.sqrt(3) / 2, VISIUM_PITCH_UM / 2) / mpp + anchor
@@ -149,6 +157,9 @@ def aggregate(bins: SpotTable, calibration: Calibration, bin_um: float) -> tuple
         array_rc=discs,
         obs={"bins": members[keep]},
     )
+    fault = fault_of_counts(spots.counts)
+    if fault is not None:
+        raise SectionError(f"bins cannot be summed to spots: a sum is {fault}, more than any spot has")
     note = (
         f"{len(bins)} bins of {bin_um:g} um were summed into {len(spots)} pseudo-spots: discs of {DISC_UM:g} um on a hexagonal grid "
         f"of {VISIUM_PITCH_UM:g} um; {np.median(members[keep]):g} bins in each (median)"

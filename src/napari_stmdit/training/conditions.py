@@ -40,7 +40,9 @@ LOWEST_LEVEL = 16.0
 THINNINGS = 3
 """Thinned profiles of each spot that a level is fitted to."""
 REGION_SHARE = 0.10
-"""A region is the tenth of the training spots with the highest marker score."""
+"""A region is the tenth of the training spots with the highest margin of its marker score."""
+RIVAL_SHARE = 0.5
+"""What of the best rival's score counts against a spot: half, as tissues mix within a spot. The bundled profiles were made so."""
 
 
 def log_normalise(counts: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -283,9 +285,8 @@ def region_profiles(
     """Return mean and spread (g,) of log1p(CP10k) over ``genes``, and mean relative depth, for each tissue region.
 
     A spot's marker score is the mean, over the region's marker genes, of the marker's smoothed log1p(CP10k) standardised within
-    the section, so that depth and batch do not decide, minus the highest score of the other regions; a region is the tenth of all
-    training spots with the highest score, provided its markers are above the section's mean there. A region with fewer than
-    `FEWEST_MARKERS` markers in some section is left out.
+    the section, so that depth and batch do not decide; a region is the tenth of all training spots with the highest margin over
+    the other regions, see `region_margins`. A region with fewer than `FEWEST_MARKERS` markers in some section is left out.
     """
     there = set.intersection(*[set(s.section.spots.genes.symbols.tolist()) for s in sections])
     regions = {name: ms for name, ms in REGION_MARKERS.items() if len(there & set(ms)) >= FEWEST_MARKERS}
@@ -304,12 +305,16 @@ def region_profiles(
     values, score = np.concatenate(pooled), np.concatenate(scores)
     depth = np.concatenate([section.section.spots.relative_depth for section in sections])
     profiles = {}
-    for column, region in enumerate(regions):
-        rivals = np.delete(score, column, axis=1).max(axis=1)
-        margin = score[:, column] - 0.5 * rivals
+    for region, margin in zip(regions, region_margins(score).T, strict=True):
         chosen = np.argsort(-margin)[: max(2, round(REGION_SHARE * len(margin)))]
         profiles[region] = (values[chosen].mean(axis=0), values[chosen].std(axis=0), float(depth[chosen].mean()))
     return profiles
+
+
+def region_margins(score: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return, of (n, r) marker scores of n spots in r >= 2 regions, each score minus `RIVAL_SHARE` of the highest other one, (n, r)."""
+    rivals = [np.delete(score, column, axis=1).max(axis=1) for column in range(score.shape[1])]
+    return score - RIVAL_SHARE * np.column_stack(rivals)
 
 
 def encode_places(

@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from ..errors import RequestError
 from ..files import BadFile, read_yaml
+from ..intent import Intent
 from ..types import Guidance
 
 Positive = Annotated[int, Field(gt=0)]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _Settings(Intent):
+    """Base of the parts of a config."""
 
 
 class TableSource(_Settings):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
+from ..storage.atomic import write_atomically
+from ..storage.fingerprint import of_json
+from ..tissue.identity import whole_slide_hash
 from ..types import Section
 from .config import AugmentationSettings, ExpressionSettings
 
@@ -46,7 +50,8 @@ class TrainingSection:
 def load_training_section(section: Section, patch_mpp: float, store: Path | None = None) -> TrainingSection:
     """Load a section's image at ``patch_mpp``; scales that agree to 1 % are taken as they are.
 
-    With a ``store`` folder the pixels lie there in a file that all processes map, so that each holds no copy of its own.
+    With a ``store`` folder the pixels lie there in a file that all processes map, so that each holds no copy of its own. Its name says of
+    which slide and at which scale they are; files of others under the section's name are made room of.
     """
     mpp = section.calibration.mpp
     if section.image is None or mpp is None:
@@ -55,17 +60,27 @@ def load_training_section(section: Section, patch_mpp: float, store: Path | None
     zoom = image_mpp / patch_mpp
     if abs(zoom - 1) <= SAME_SCALE:
         zoom = 1.0
-    path = None if store is None else store / f"{section.name}.npy"
+    path = None
+    if store is not None:
+        content = of_json([whole_slide_hash(section.image), zoom])
+        path = store / f"{section.name}-{content[:12]}.npy"
     if path is None or not path.is_file():
         pixels = _resample(np.ascontiguousarray(np.asarray(section.image.levels[0])), zoom)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_suffix(f".{os.getpid()}.npy")
-            np.save(draft, pixels)
-            draft.replace(path)
+            write_atomically(path, lambda file: np.save(file, pixels))
+            _remove_others(path, section.name)
     if path is not None:
         pixels = np.load(path, mmap_mode="r")
     return TrainingSection(replace(section, image=None), pixels, section.spots.yx / pixel_size * zoom, image_mpp / zoom)
+
+
+def _remove_others(path: Path, name: str) -> None:
+    """Remove the pixels that an earlier run of this training left of the section, of another slide or scale."""
+    for file in path.parent.glob("*.npy"):
+        if file != path and re.fullmatch(rf"{re.escape(name)}(-[0-9a-f]{{12}})?\.npy", file.name):
+            with suppress(OSError):  # another process may still map it
+                file.unlink()
 
 
 def _resample(pixels: NDArray[np.uint8], zoom: float) -> NDArray[np.uint8]:

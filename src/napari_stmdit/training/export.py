@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import torch
 
 from ..encoders.linear_programs import LinearProgramEncoder
 from ..encoders.small_conv import SmallConvEncoder
-from ..errors import CheckpointError
+from ..errors import CheckpointError, StoreError
 from ..model.reading import read_settings
+from ..storage.atomic import write_text
+from ..storage.owned import Work
 from .autoencoder import load_autoencoder
 from .cards import keeps_scheduler, make_card, make_scheduler, steps_taken, training_record
 from .conditions import region_profiles
@@ -23,7 +27,7 @@ from .diffusion import load_transformer_average
 from .latents import encoder_folder, load_cache
 from .modelcard import model_card
 from .opening import open_sections
-from .start import KEPT, note_start, open_start
+from .start import KEPT, Started, note_start, open_start
 
 INDEX = {
     "transformer": ["napari_stmdit.model.transformer", "STMDiTTransformer2D"],
@@ -35,6 +39,9 @@ PROFILES = "profiles.safetensors"
 FILE_LIMIT = 16 * 2**20
 """Of a checkpoint that travels with the package."""
 PACKAGE = Path(__file__).resolve().parents[1]
+_WORK_FILES = re.compile(r"encoders|pixels|samples|tensorboard|training_id|.*\.(pt|json|jsonl)")
+"""What a training writes into its output folder."""
+_REMEDY = "give another folder as 'export', or move away what is there"
 
 
 def export_checkpoint(config: TrainingConfig, folder: Path | None = None) -> Path:
@@ -42,19 +49,56 @@ def export_checkpoint(config: TrainingConfig, folder: Path | None = None) -> Pat
 
     Of a training that went on from a checkpoint, everything but the transformer is that checkpoint's own, file by file; the scheduler,
     too, unless the config's card names a solver or a shift. The folder is written beside its place and then moved there, so that a
-    reader never meets half a checkpoint, and the checkpoint it went on from may be the one it replaces.
+    reader never meets half a checkpoint. It takes the place of one that this training exported before and nobody changed, and of
+    nothing else.
 
     Raises
     ------
     CheckpointError
         A stage has not been trained yet, the checkpoint it went on from has changed, or the folder is the package's own and a file is
         larger than 16 MB.
+    StoreError
+        Something that this training did not make is in the way.
+    """
+    target = check_target(config, folder)
+    started = note_start(config)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _work_of(config, make=True).replacing(target) as draft:
+        _write(config, draft, target, started)
+    return target
+
+
+def check_target(config: TrainingConfig, folder: Path | None = None) -> Path:
+    """Return the folder of the checkpoint to write, if it is free or holds what this training exported before.
+
+    Raises
+    ------
+    StoreError
+        Something else is there, or the folder is also to hold the work files; before any training, so that no hours are lost.
     """
     target = folder or config.export or config.output / "checkpoint"
-    draft = target.with_name(target.name + ".writing")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.parent.mkdir(parents=True, exist_ok=True)
-    started = note_start(config)
+    inside = target.relative_to(config.output).parts if target.is_relative_to(config.output) else ()
+    if config.output.is_relative_to(target) or (inside and _WORK_FILES.fullmatch(inside[0])):
+        raise StoreError(
+            f"the checkpoint cannot be written to {target}: it is where the work files in {config.output} are; {_REMEDY}"
+        )
+    _work_of(config).check(target)
+    return target
+
+
+def _work_of(config: TrainingConfig, *, make: bool = False) -> Work:
+    """Return what signs a training's checkpoint: a number that was drawn once and lies among its work files."""
+    path = config.output / "training_id"
+    identity = path.read_text(encoding="utf-8").strip() if path.is_file() else None
+    if identity is None and make:
+        identity = uuid.uuid4().hex
+        config.output.mkdir(parents=True, exist_ok=True)
+        write_text(path, identity + "\n", new=True)
+    return Work(identity, f"the training in {config.output}", _REMEDY)
+
+
+def _write(config: TrainingConfig, draft: Path, target: Path, started: Started | None) -> None:
+    """Write the whole checkpoint into a draft of its folder."""
     transformer = load_transformer_average(config)
     if started is None:
         genes, profiles, index = _write_own_parts(config, draft)
@@ -73,9 +117,6 @@ def export_checkpoint(config: TrainingConfig, folder: Path | None = None) -> Pat
     _check_sizes(draft, target)
     for file in draft.rglob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes for the owner alone
-    shutil.rmtree(target, ignore_errors=True)
-    draft.rename(target)
-    return target
 
 
 def _write_own_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:

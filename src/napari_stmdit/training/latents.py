@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,10 @@ def _encodings(config: TrainingConfig, device: torch.device) -> tuple[ImageEncod
     if isinstance(morphology, SmallConvEncoder):
         return WindowEncoding(vae, morphology, small, device), expression
     return WholeEncoding(vae, morphology, device), expression
+
+
+_SHARE = re.compile(r"(latents|spots)_\d+\.pt")
+"""Files of the workers' shares, as `_spot_file` and `_crop_file` name them."""
 
 
 def _spot_file(config: TrainingConfig, rank: int) -> Path:
@@ -257,8 +262,9 @@ def _merge(config: TrainingConfig) -> None:
         **further,
         **_held_out(config, encoding, expression),
     )
-    for file in (*config.output.glob("latents_*.pt"), *config.output.glob("spots_*.pt")):
-        file.unlink()
+    for file in config.output.iterdir():
+        if _SHARE.fullmatch(file.name):  # of this training with however many workers; nothing of the user's
+            file.unlink()
 
 
 def latent_statistics(model: StmditAutoencoder, latents: Tensor, power: float) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,13 @@ def open_sections(config: TrainingConfig, what: str) -> list[TrainingSection]:
     RequestError
         Sections cannot be opened or used; names every fault with its place.
     """
+    opened = source_sections(config, what)
+    store: Path | None = config.output / "pixels" if what == "train" else None
+    return [load_training_section(section, config.patch_mpp, store) for section in opened]
+
+
+def source_sections(config: TrainingConfig, what: str) -> list[Section]:
+    """Open the sections ``train`` or ``held_out`` of a config, their slides still lazy; errors as for `open_sections`."""
     sources: Sequence[Source] = getattr(config, what)
     card = None if config.start is None else open_start(config).card
     opened: list[Section] = []
@@ -44,8 +51,7 @@ def open_sections(config: TrainingConfig, what: str) -> list[TrainingSection]:
         faults += [(f"{what}[{number}] ({source.name})", fault) for fault in found]
     if faults:
         raise RequestError(faults)
-    store: Path | None = config.output / "pixels" if what == "train" else None
-    return [load_training_section(section, config.patch_mpp, store) for section in opened]
+    return opened
 
 
 def section_faults(section: Section, config: TrainingConfig, card: CheckpointCard | None) -> list[str]:

@@ -17,6 +17,7 @@ from scipy.sparse import csr_matrix
 
 from ..assemble import Checkpoint, load_checkpoint
 from ..expression.edits import Profile
+from ..storage.owned import check_free
 from ..synthesis.result import synthesize
 from ..tissue.sample import write_spaceranger_folder
 from ..types import Calibration, Genes, Guidance, Polygons, Request, Section, SlideImage, SpotTable
@@ -50,7 +51,7 @@ def build_sample(folder: str | Path, checkpoint: Checkpoint, seed: int = 2026, s
     Parameters
     ----------
     folder
-        Where to write; must not exist.
+        Where to write; must not exist, or be empty.
     checkpoint
         Its profiles give the expression, its network the slide.
     seed
@@ -58,6 +59,7 @@ def build_sample(folder: str | Path, checkpoint: Checkpoint, seed: int = 2026, s
     side_px
         Side of the slide.
     """
+    check_free(Path(folder), "give a new folder")
     rng = np.random.default_rng(seed)
     mpp = checkpoint.card.patch_mpp
     array_rc, yx_um = hex_spots(side_px * mpp)

@@ -16,6 +16,7 @@ from ..evaluation.picture import INK, font_of
 from ..model.folder import load_component
 from ..model.pipeline import STMDiTPipeline
 from ..model.transformer import STMDiTTransformer2D
+from ..storage.atomic import write_atomically
 from .batches import morphology_vectors
 from .cards import guidance_and_steps, make_scheduler
 from .config import TrainingConfig
@@ -68,9 +69,7 @@ class SampleSheet:
         words.add_text("Description", f"{WORDS} The first row is real tissue through the autoencoder.")
         path = self.path_of(step)
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".writing")
-        sheet.save(draft, format="PNG", pnginfo=words)
-        draft.replace(path)
+        write_atomically(path, lambda file: sheet.save(file, format="PNG", pnginfo=words))
         return np.asarray(sheet)
 
     def path_of(self, step: int) -> Path:

@@ -11,8 +11,9 @@ import torch
 
 from ..errors import CheckpointError, RequestError
 from ..model.autoencoder import FACTOR, StmditAutoencoder
-from ..model.folder import CheckpointFolder, content_hash, load_component, read_folder
+from ..model.folder import CheckpointFolder, load_component, read_folder
 from ..model.reading import read_settings
+from ..storage.fingerprint import of_folder
 from .config import TrainingConfig
 from .objective import Objective, objective_of
 from .state import save_text
@@ -26,6 +27,7 @@ PROGRAMS = "LinearProgramEncoder"
 """The expression encoder that can be fitted here."""
 WINDOWED = "SmallConvEncoder"
 """The morphology encoder that can describe a window of a crop on its own."""
+_ELSEWHERE = ", whose weights are kept elsewhere,"
 
 
 @dataclass(frozen=True)
@@ -233,11 +235,15 @@ def note_start(config: TrainingConfig) -> Started | None:
     if config.start is None:
         return None
     folder = open_start(config)
-    parts = {name: content_hash(folder.components[name].path) for name in KEPT if name in folder.components}
+    parts = {name: of_folder(folder.components[name].path) for name in KEPT if name in folder.components}
+    parts |= {f"{name}{_ELSEWHERE}": digest for name, digest in folder.elsewhere.items()}
     path = record_path(config)
     if path.is_file():
         noted = Started(**json.loads(path.read_text(encoding="utf-8")))
-        changed = sorted(name for name in {*noted.parts, *parts} if noted.parts.get(name) != parts.get(name))
+        known = {
+            name for name in parts if name in noted.parts or not name.endswith(_ELSEWHERE)
+        }  # earlier versions noted no such
+        changed = sorted(name for name in {*noted.parts, *known} if noted.parts.get(name) != parts.get(name))
         if changed:
             raise CheckpointError(
                 f"The work files in {config.output} belong to a training that went on from {noted.name!r} (SHA-256 {noted.sha256[:12]}...), "

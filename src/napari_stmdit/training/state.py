@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,23 +11,21 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..storage.atomic import write_atomically, write_text
+
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def save_state(path: Path, **state: Any) -> None:
     """Write a state so that a kill in the middle leaves the old file whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".writing")
-    torch.save(state, draft)
-    os.replace(draft, path)
+    write_atomically(path, lambda file: torch.save(state, file))
 
 
 def save_text(path: Path, text: str) -> None:
     """Write a small file in the same way."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".writing")
-    draft.write_text(text + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    write_text(path, text + "\n")
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from ..errors import RequestError
 from ..progress import CancelToken
 from .config import TrainingConfig, load_config
+from .inputs import note_inputs
 from .launch import Control, OnProgress, run_alone
 from .parallel import require_extra
 from .start import note_start, settle
@@ -46,7 +47,7 @@ def train(
     TrainingStoppedError
         It was asked to stop; what it had reached is saved.
     StmditError
-        What training needs is not installed, or a stage cannot be run.
+        What training needs is not installed, a stage cannot be run, or the checkpoint's place is taken by something else.
     """
     config = load_config(config_path, root, output)
     if stage is not None and stage not in get_args(Stage):
@@ -54,6 +55,10 @@ def train(
     stages: tuple[str, ...] = get_args(Stage) if stage is None else (stage,)
     if stages != ("export",):
         require_extra()
+    if "export" in stages:
+        from .export import check_target
+
+        check_target(config)  # now, not after hours of training
     control = Control(on_progress, cancel)
     result = config.output
     for name in stages:
@@ -65,12 +70,13 @@ def run_stage(config: TrainingConfig, stage: str, control: Control | None = None
     """Run one stage and return what it wrote; errors as for `train`."""
     config = settle(config)
     control = control or Control()
+    if config.start is not None:
+        run_alone(config, note_start, config)
+    run_alone(config, note_inputs, config, stage)
     if stage == "autoencoder":
         from .autoencoder import train_autoencoder
 
         return train_autoencoder(config, control)
-    if config.start is not None:
-        run_alone(config, note_start, config)
     if stage == "latents":
         from .latents import make_cache
 

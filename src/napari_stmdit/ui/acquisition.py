@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import CheckpointError, StmditError
 from ..progress import CancelToken, DownloadProgress
-from .jobs import Handlers, Job, Lane, Start
+from .jobs import Handlers, Job, Lane, Series, Start
 from .state import Fetching, Foreign, ModelChoice, WorkbenchState
 
 _POLL_S = 0.1
@@ -105,13 +105,16 @@ class Acquisition:
         self.state = state
         self._tell = tell
         self._load = load
-        self._lanes = {name: Lane(start) for name in ("download", "convert")}
+        self._looks = Lane(start)
+        self._downloads, self._conversions = Series(start), Series(start)
 
     # --- downloads
 
     def download(self, name: str, folder: str | None = None) -> None:
-        """Fetch something by name, or copy its files from a folder; the user has seen its size and terms."""
-        self.state.fetching = Fetching(name)
+        """Fetch something by name, or copy its files from a folder, after what is under way; the user has seen its size and terms."""
+
+        def begun() -> None:
+            self.state.fetching = Fetching(name)
 
         def show(value: Any) -> None:
             if isinstance(value, Fetching):
@@ -119,11 +122,13 @@ class Acquisition:
             else:
                 self._tell("info", f"{name} is on this computer: {value}")
 
-        self._lanes["download"].submit(_downloading(name, folder), Handlers(show, self._failed, self._fetched))
+        if self._downloads.busy:
+            self._tell("info", f"{name} is fetched after what is under way.")
+        self._downloads.submit(_downloading(name, folder), Handlers(show, self._failed, self._fetched), begun)
 
     def stop_download(self) -> None:
         """Stop the download; what has arrived is kept, and the next one goes on from there."""
-        self._lanes["download"].cancel()
+        self._downloads.cancel()
 
     def _failed(self, fault: StmditError) -> None:
         self._tell("error", str(fault))
@@ -149,7 +154,7 @@ class Acquisition:
             self.state.foreign = foreign
             self._tell("info", f"{Path(path).name} is a foreign checkpoint: say its scale and convert it once.")
 
-        self._lanes["convert"].submit(_looking(path), Handlers(found, self._failed, lambda: None))
+        self._looks.submit(_looking(path), Handlers(found, self._failed, lambda: None))
 
     def convert(self, intent: ConvertIntent) -> None:
         """Convert a foreign checkpoint into the user's own checkpoints, and load it."""
@@ -159,17 +164,19 @@ class Acquisition:
             self._tell("info", f"{folder.name} was converted; it is offered by its name from now on.")
             self._load(replace(self.state.model, checkpoint=str(folder)))
 
-        self.state.converting = True
+        def begun() -> None:
+            self.state.converting = True
 
         def ended() -> None:
             self.state.converting = False
 
-        self._lanes["convert"].submit(_converting(intent), Handlers(made, self._failed, ended))
+        self._conversions.submit(_converting(intent), Handlers(made, self._failed, ended), begun)
 
     def close(self) -> None:
         """End everything that is under way."""
-        for lane in self._lanes.values():
-            lane.abandon()
+        self._looks.abandon()
+        for series in (self._downloads, self._conversions):
+            series.close()
         self.state.fetching, self.state.converting = None, False
 
 

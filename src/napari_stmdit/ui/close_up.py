@@ -118,7 +118,7 @@ class CloseUps:
 def patch_at(
     entry: ResultEntry, layer: Any, spot: str, section: Section, side: int, mpp: float
 ) -> NDArray[np.uint8] | None:
-    """Return a spot's patch (side, side, 3) of a result: as it was made where that is kept, else cut from the blended image.
+    """Return a spot's patch (side, side, 3) of a result: as it was made where that is kept, else cut from its canvas.
 
     What lies outside a blended image, or was not synthesized, is white. None too where its pixels are not of ``mpp`` microns.
     """
@@ -128,20 +128,23 @@ def patch_at(
             if patch.spot_id == spot and place < len(entry.result.patches):
                 return np.asarray(entry.result.patches[place])
     stored = None if layer is None else layer.metadata.get(KEY, {}).get("stored")
-    if stored is None or round(mean_scale(stored.pixel_to_fullres) * (section.calibration.mpp or 0), 3) != round(
-        mpp, 3
-    ):
+    if entry.result is not None:
+        affine, rgba, kept = entry.result.plan.frame.affine, entry.result.rgba, None
+    elif stored is not None:
+        affine, rgba, kept = stored.pixel_to_fullres, stored.rgba, stored.patches
+    else:
         return None
-    kept = stored.patches
-    if kept is not None and spot in stored.spots and kept.shape[1] == side:
+    if round(mean_scale(affine) * (section.calibration.mpp or 0), 3) != round(mpp, 3):
+        return None
+    if stored is not None and kept is not None and spot in stored.spots and kept.shape[1] == side:
         return np.asarray(kept[stored.spots.index(spot)])
-    centre = apply(np.linalg.inv(stored.pixel_to_fullres), section.spots.yx[section.spots.rows([spot])])[0]
+    centre = apply(np.linalg.inv(affine), section.spots.yx[section.spots.rows([spot])])[0]
     y, x = (round(float(v) - side / 2) for v in centre)
-    height, width = stored.rgba.shape[:2]
+    height, width = rgba.shape[:2]
     y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + side, height), min(x + side, width)
     if y0 >= y1 or x0 >= x1:
         return None
-    block = np.asarray(stored.rgba[y0:y1, x0:x1])
+    block = np.asarray(rgba[y0:y1, x0:x1])
     pixels = np.full((side, side, 3), 255, dtype=np.uint8)
     alpha = block[..., 3:] > 0
     pixels[y0 - y : y1 - y, x0 - x : x1 - x] = np.where(alpha, block[..., :3], 255)

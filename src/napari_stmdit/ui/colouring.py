@@ -62,8 +62,8 @@ def face_of(values: NDArray[Any] | None, scale: ColourScale, hollow: NDArray[np.
     face[:] = UNKNOWN
     alpha: Any = FACE_ALPHA
     if scale.categories:
-        for name, colour, _ in scale.categories:
-            face[values == name] = colour
+        colours = {name: colour for name, colour, _ in scale.categories} | {"": UNKNOWN}
+        face[:] = np.array([colours.get(name, UNKNOWN) for name in values.tolist()], dtype=np.float32).reshape(-1, 4)
         known = values != ""
     else:
         low, high = scale.limits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,9 @@ class EditFiles:
         """Add the gene sets of a GMT file to the programs; what is doubtful about them is told."""
 
         def read() -> None:
-            sets = gmt.read_gmt(path)
-            request, section = self.state.request, self.state.section
-            self.state.request = request.model_copy(update={"programs": {**request.programs, **sets.programs}})
-            notes = sets.notes if section is None else gmt.report(sets, section.spots.genes)
+            sets, section = gmt.read_gmt(path), self.state.section
+            names = self._painting.bring(Path(path).stem, programs=sets.programs)
+            notes = (*_renamed(names), *(sets.notes if section is None else gmt.report(sets, section.spots.genes)))
             head = f"{len(sets.programs)} gene sets from {Path(path).name}."
             rest = f" {len(notes) - 5} more." if len(notes) > 5 else ""
             self._tell("warning" if notes else "info", " ".join([head, *(f"{n}." for n in notes[:5])]) + rest)
@@ -51,10 +50,15 @@ class EditFiles:
         """Read a profile that was measured elsewhere and choose it as the target."""
 
         def read() -> None:
-            profile, request, name = read_profile(path), self.state.request, Path(path).stem
-            self.state.request = request.model_copy(update={"profiles": {**request.profiles, name: profile}})
+            profile = read_profile(path)
+            names = self._painting.bring("file", profiles={Path(path).stem: profile})
+            (name,) = names.values()
             self._painting.take_draft(replace(self.state.draft, operation="towards", target_profile=name))
-            self._tell("info", f"{name}: a profile of {len(profile.values):,} genes. {profile.source}")
+            told = "".join(f"{note}. " for note in _renamed(names))
+            self._tell(
+                "warning" if told else "info",
+                f"{told}{name}: a profile of {len(profile.values):,} genes. {profile.source}",
+            )
 
         self._guarded(read, "")
 
@@ -80,3 +84,12 @@ class EditFiles:
 
     def _tell(self, kind: Any, text: str) -> None:
         self.state.message = Message(kind, text)
+
+
+def _renamed(names: Mapping[str, str]) -> tuple[str, ...]:
+    """Say which names were in use by edits for something else, and what they became."""
+    return tuple(
+        f"{name} is in use by an edit for something else; the one of the file is now {given!r}"
+        for name, given in names.items()
+        if name != given
+    )

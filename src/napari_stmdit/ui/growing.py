@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..synthesis.canvas import MemoryCanvas
+from ..tissue.pyramid import halved_rgba
 from ..types import Section
-from .layers import KEY, LayerTuple, result_layer
+from .layers import KEY, LARGEST_SINGLE_PX, LayerTuple, result_layer
 
-LARGEST_SINGLE_PX = 2_500_000
-"""A larger canvas is shown as a pyramid: napari then sends only what is in sight to the screen, not all of it at every patch."""
 _SMALLEST_LEVEL_PX = 512
 
 
@@ -45,7 +44,8 @@ class GrowingLayer:
         for fine, coarse in zip(self.levels, self.levels[1:], strict=False):
             y0, x0 = y0 // 2, x0 // 2
             y1, x1 = min(-(-y1 // 2), coarse.shape[0]), min(-(-x1 // 2), coarse.shape[1])
-            coarse[y0:y1, x0:x1] = _halved(fine[2 * y0 : 2 * y1, 2 * x0 : 2 * x1])
+            block = np.moveaxis(fine[2 * y0 : 2 * y1, 2 * x0 : 2 * x1], -1, 0)
+            coarse[y0:y1, x0:x1] = np.moveaxis(halved_rgba(block), 0, -1)
 
     def add(self, insert: Callable[[LayerTuple], Any], run: Mapping[str, Any]) -> None:
         """Add the layer; ``run`` goes into its metadata."""
@@ -64,13 +64,3 @@ class GrowingLayer:
         if self.layer is not None:
             self.layer.metadata[KEY].update(more)
             self.layer.refresh(extent=False, highlight=False)
-
-
-def _halved(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Halve (2h, 2w, 4) pixels; colours are weighted with alpha, so that what was not synthesized darkens no edge."""
-    height, width = rgba.shape[0] // 2, rgba.shape[1] // 2
-    blocks = rgba.reshape(height, 2, width, 2, 4).astype(np.uint32)
-    alpha = blocks[..., 3:]
-    weight = alpha.sum(axis=(1, 3))
-    colour = ((blocks[..., :3] * alpha).sum(axis=(1, 3)) + weight // 2) // np.maximum(weight, 1)
-    return np.concatenate([colour, (weight + 2) // 4], axis=-1).astype(np.uint8)

@@ -45,6 +45,10 @@ class History(Generic[T]):
             self._at = len(self._values) - 1
         self._merging = merging
 
+    def replace(self, value: T) -> None:
+        """Change the present value without a step."""
+        self._values[self._at] = value
+
     def undo(self) -> T:
         """Go one value back, if there is one, and return the present value."""
         self._at = max(0, self._at - 1)

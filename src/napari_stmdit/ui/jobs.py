@@ -17,10 +17,11 @@ from ..evaluation.cases import EvaluationRequest
 from ..evaluation.evaluate import Evaluated
 from ..progress import CancelToken, Progress
 from ..synthesis.export import ExportKind, export_result
-from ..synthesis.result import Result
+from ..synthesis.identity import inputs_of
+from ..synthesis.result import Result, sampling_failure
 from ..synthesis.run import PatchModel, run
 from ..synthesis.sheet import ContactSheet, make_sheet
-from ..synthesis.stored import StoredResult, stored_results
+from ..synthesis.stored import StoredResult, StoredResults, read_stored
 from ..synthesis.variants import Variant
 from ..tissue.linked import LinkedElements
 from ..types import PatchResult, Plan, Section
@@ -92,7 +93,10 @@ def start_inline(job: Job, token: CancelToken, handlers: Handlers) -> None:
 
 
 class Lane:
-    """One kind of work, one at a time: each submission takes the next generation number and silences the one before."""
+    """One kind of work, one at a time: each submission takes the next generation number and silences the one before.
+
+    For work whose answer alone counts. What leaves something behind, such as a file, goes into a `Series`.
+    """
 
     def __init__(self, start: Start) -> None:
         self._start = start
@@ -137,16 +141,78 @@ class Lane:
         self.generation += 1
 
 
+class Series:
+    """Work that leaves something behind, one after the other in the order it came: each is done, and says how it ended."""
+
+    def __init__(self, start: Start) -> None:
+        self._start = start
+        self._waiting: list[tuple[Job, Handlers, Callable[[], None]]] = []
+        self._token: CancelToken | None = None
+        self._closed = False
+
+    def submit(self, job: Job, handlers: Handlers, begun: Callable[[], None] = lambda: None) -> None:
+        """Start a job, or let it wait for those before it; ``begun`` is called when it starts."""
+        self._waiting.append((job, handlers, begun))
+        if self._token is None:
+            self._next()
+
+    def _next(self) -> None:
+        job, handlers, begun = self._waiting.pop(0)
+        token = self._token = CancelToken()
+
+        def end() -> None:
+            if self._token is token:
+                self._token = None
+            try:
+                heard(handlers.end)()
+            finally:
+                if self._token is None and self._waiting:
+                    self._next()
+
+        def heard(handler: Callable[..., None]) -> Callable[..., None]:
+            return lambda *values: None if self._closed else handler(*values)
+
+        begun()
+        self._start(job, token, Handlers(heard(handlers.value), heard(handlers.error), end))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is under way."""
+        return self._token is not None
+
+    @property
+    def waiting(self) -> int:
+        """Return how many jobs have not begun."""
+        return len(self._waiting)
+
+    def cancel(self) -> None:
+        """Ask the present job to end; its answers still arrive, and the next one begins."""
+        if self._token is not None:
+            self._token.cancel()
+
+    def finish(self) -> None:
+        """Start everything that waits, at once: nobody will be there to start it later. What is under way goes on."""
+        while self._waiting:
+            self._next()
+
+    def close(self) -> None:
+        """End the present job, drop those that wait, and listen no longer: for what can be begun again and goes on."""
+        self._closed = True
+        self._waiting.clear()
+        self.cancel()
+
+
 # ------------------------------------------------------------------------------------------------- the jobs
 
 
 @dataclass(frozen=True)
 class Advance:
-    """Patches finished since the last one, the progress, and what a patch is becoming where there was a look at it."""
+    """Patches finished since the last one, the progress, what a patch is becoming where there was a look at it, and what all is made from."""
 
     patches: tuple[PatchResult, ...]
     progress: Progress
     preview: PatchResult | None = None
+    inputs: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -163,26 +229,18 @@ def synthesis(plan: Plan, section: Section, model: PatchModel, batch: int, previ
     def generate(token: CancelToken) -> Iterator[Advance]:
         leave_a_core()
         looks: list[PatchResult] = []
+        inputs = inputs_of(plan, section, model)
         steps = run(
             plan, section, model, batch=batch, cancel=token, preview_every=preview_every, on_preview=looks.append
         )
         for patches, progress in steps:
-            yield Advance(patches, progress, looks.pop() if looks else None)
+            yield Advance(patches, progress, looks.pop() if looks else None, inputs)
 
     def failure(error: Exception) -> StmditError:
-        return SynthesisError(sampling_failure(error, batch))
+        return SynthesisError(f"{sampling_failure(error)} Finished patches are kept; run again to go on.")
 
     count = len(plan) if plan.windows is None else len(plan.windows)
     return Job(f"Synthesizing {len(plan)} patches", generate, failure, 1 + -(-count // batch) * plan.steps)
-
-
-def sampling_failure(error: Exception, batch: int) -> str:
-    """Say what went wrong in the sampler and what to do about it."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        advice = "lower 'Patches at once'" if batch > 1 else "choose a smaller region or the CPU"
-        return f"The device ran out of memory with {batch} patches at once; {advice} and run again. ({text})"
-    return f"Sampling failed: {text} ({type(error).__name__}). Finished patches are kept; run again to go on."
 
 
 def opening(intent: OpenIntent) -> Job:
@@ -284,10 +342,10 @@ def evaluating(
 
 
 def reading_stored(section: Section) -> Job:
-    """Return the job that reads a section's stored results; it yields a tuple of `StoredResult`."""
+    """Return the job that reads a section's stored results; it yields `StoredResults`."""
 
-    def generate(_: CancelToken) -> Iterator[tuple[StoredResult, ...]]:
-        yield stored_results(section)
+    def generate(_: CancelToken) -> Iterator[StoredResults]:
+        yield read_stored(section)
 
     def failure(error: Exception) -> StmditError:
         return SectionError(f"the results in {section.path} could not be read: {error} ({type(error).__name__})")
@@ -317,7 +375,7 @@ def sheet(title: str, variants: Sequence[Variant], columns: int, section: Sectio
         yield from make_sheet(title, variants, columns, section, model, token)
 
     def failure(error: Exception) -> StmditError:
-        return SynthesisError(sampling_failure(error, 1))
+        return SynthesisError(sampling_failure(error))
 
     return Job(f"{title}: {len(variants)} images", generate, failure)
 

@@ -10,7 +10,7 @@ from napari.layers import Layer
 from numpy.typing import NDArray
 
 from ..synthesis.result import Result
-from ..synthesis.stored import StoredResult, stored_results
+from ..synthesis.stored import StoredResult, read_stored
 from ..tissue.geometry import compose, napari_affine, scaling, translation, uniform_scale, world_affine
 from ..types import CanvasFrame, PatchResult, Section
 from .colouring import RING, SELECTED, SpotLook
@@ -18,6 +18,8 @@ from .colouring import RING, SELECTED, SpotLook
 Role = Literal["slide", "spots", "lasso", "result", "stored", "context", "preview", "seam"]
 KEY = "stmdit"
 """Our place in ``layer.metadata``. Layers are known by it and never by name."""
+LARGEST_SINGLE_PX = 2_500_000
+"""A larger image is shown as a pyramid: napari then reads and sends to the screen only what is in sight."""
 LayerTuple = tuple[Any, dict[str, Any], str]
 
 
@@ -147,22 +149,26 @@ def result_layer(
     return rgba, state, "image"
 
 
-def stored_layers(section: Section) -> list[LayerTuple]:
-    """Return the results that a section's SpatialData store holds, as layers."""
-    return [stored_layer(stored) for stored in stored_results(section)]
+def stored_layers(section: Section) -> tuple[list[LayerTuple], tuple[str, ...]]:
+    """Return the results that a section's SpatialData store holds, as layers, and what is to be said of those left out."""
+    found = read_stored(section)
+    return [stored_layer(stored) for stored in found.results], found.notes
 
 
 def stored_layer(stored: StoredResult) -> LayerTuple:
-    """Return the layer of a result that was read back; its pixels are read when they are drawn."""
+    """Return the layer of a result that was read back; of its pixels and halvings only those are read that are drawn."""
     section = stored.section
+    height, width = stored.rgba.shape[:2]
+    levels = list(stored.levels) if height * width > LARGEST_SINGLE_PX else [stored.rgba]
     more = {"element": stored.element, "provenance": dict(stored.provenance), "stored": stored}
     state = {
         "name": f"synthetic ({stored.element}{expression_words(section)})",
         "rgb": True,
+        "multiscale": len(levels) > 1,
         "metadata": metadata("stored", section, **more) | {"name": stored.element},
         **placing(section, napari_affine(stored.pixel_to_fullres, section.calibration.mpp)),
     }
-    return stored.rgba, state, "image"
+    return (levels if len(levels) > 1 else levels[0]), state, "image"
 
 
 def preview_layer(patch: PatchResult, frame: CanvasFrame, section: Section) -> LayerTuple:

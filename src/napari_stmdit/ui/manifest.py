@@ -31,11 +31,16 @@ def is_space_ranger(folder: Path) -> bool:
     """Tell whether a folder holds Space Ranger output, versions 1 to 3 or HD."""
     if any((folder / inner / "spatial" / "scalefactors_json.json").is_file() for inner in ("", "outs")):
         return True
-    return any(next(folder.glob(f"{inner}square_*/spatial"), None) is not None for inner in ("", "binned_outputs/"))
+    return any(
+        next(folder.glob(f"{inner}square_*/spatial"), None) is not None
+        for inner in ("", "binned_outputs/", "outs/binned_outputs/")
+    )
 
 
 def read_section(path: Any) -> list[LayerTuple]:
     """Return the layers of a section: slide, the results that its store holds, and spots."""
+    from napari.utils.notifications import show_warning
+
     from ..tissue.linked import link_elements
     from ..tissue.open import open_section
     from .layers import section_layers, stored_layers
@@ -45,7 +50,10 @@ def read_section(path: Any) -> list[LayerTuple]:
     linked = link_elements(section)
     if linked is not None:
         spots[1]["metadata"].update(linked.metadata())
-    return [*below, *stored_layers(section), spots]
+    stored, notes = stored_layers(section)
+    if notes:
+        show_warning("\n".join(notes))
+    return [*below, *stored, spots]
 
 
 def view_store(path: str | Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -13,8 +13,8 @@ from ..errors import RequestError
 from ..expression.profiles import as_profiles
 from ..expression.programs import known_programs
 from ..expression.reach import Reach, reach_of
-from ..synthesis.requests import EditFile
-from ..types import Edit, Request, Section, SwapEdit
+from ..synthesis.requests import EditFile, used_by
+from ..types import Edit, Request, Section, SpotProfile, SwapEdit
 from .brush import Stroke
 from .drafts import describe, draft_of, make_edit
 from .history import History
@@ -25,6 +25,27 @@ from .values import Edited
 RECOLOUR_S = 0.08
 """While a stroke is drawn, spots are coloured anew at most so often."""
 Edits = tuple[Edit, ...]
+
+
+class Virtual(NamedTuple):
+    """Edits with the user's programs and profiles that they may name: what a step of undo brings back."""
+
+    edits: Edits = ()
+    programs: Mapping[str, Mapping[str, float]] = {}
+    profiles: Mapping[str, SpotProfile] = {}
+
+    @classmethod
+    def of(cls, request: Request) -> Virtual:
+        """Return what a request holds of it."""
+        return cls(request.edits, request.programs, request.profiles)
+
+    def into(self, request: Request) -> Request:
+        """Return a request with these."""
+        return request.model_copy(update=self._asdict())
+
+    def differs(self, other: Virtual) -> bool:
+        """Whether anything is another; the same dictionaries are not looked into."""
+        return any(a is not b and a != b for a, b in zip(self, other, strict=True))
 
 
 class Painting:
@@ -46,8 +67,8 @@ class Painting:
         self.state = state
         self._view = view
         self._colour = colour
-        self._history: History[Edits] = History(())
-        self._put_away: dict[str, tuple[History[Edits], Request]] = {}
+        self._history: History[Virtual] = History(Virtual())
+        self._put_away: dict[str, History[Virtual]] = {}
         self._stroke: tuple[int, Stroke] | None = None
         self._drawn_at = 0.0
         self._profiles: tuple[Any, Any, dict[str, Any]] | None = None
@@ -129,8 +150,16 @@ class Painting:
             self.state.draft_faults = {}
             return
         name = "" if edit.name == describe(edit) else edit.name
-        spots = dict.fromkeys((*edit.group_a, *edit.group_b), 1.0) if isinstance(edit, SwapEdit) else edit.spots
-        spots = None if draft.operation == "swap" else spots
+        spots = edit.spots
+        members = (*edit.group_a, *edit.group_b) if isinstance(edit, SwapEdit) else ()
+        if members and draft.operation == "swap":
+            if spots is not None:  # who joins takes part whole; all others keep their weight
+                spots = {**dict.fromkeys({*draft.group_a, *draft.group_b} - {*members}, 1.0), **spots}
+        elif members:
+            weights = dict.fromkeys(members, 1.0) if spots is None else spots
+            spots = {spot: weights[spot] for spot in members if spot in weights}
+        elif draft.operation == "swap":
+            spots = None
         changed = self._made(spots, name, strength=edit.strength, enabled=edit.enabled)
         if changed is not None and changed != edit:
             self._replace(number, changed, merging=("form", number))
@@ -181,10 +210,11 @@ class Painting:
         """Do again what was taken back."""
         self._go(self._history.redo)
 
-    def _go(self, step: Callable[[], Edits]) -> None:
+    def _go(self, step: Callable[[], Virtual]) -> None:
         if self._stroke is not None:
             return
-        before, edits = self.edits, step()
+        before, after = self.edits, step()
+        edits = after.edits
         number = self.state.chosen_edit
         if len(edits) < len(before):
             number = None if number is None or not edits else min(number, len(edits) - 1)
@@ -193,7 +223,7 @@ class Painting:
                 (k for k, pair in enumerate(zip(before, edits, strict=False)) if pair[0] != pair[1]), len(before)
             )
         self.state.chosen_edit = number
-        self.state.request = self.state.request.model_copy(update={"edits": edits})
+        self.state.request = after.into(self.state.request)
         self._after_change()
         if self.chosen is not None:
             self.state.draft = draft_of(self.chosen, self.state.draft)
@@ -247,9 +277,9 @@ class Painting:
         self._stroke = None
         weights = stroke.weights()
         edit = self.edits[number]
-        begun = len(self.edits) > len(self._history.value)
+        begun = len(self.edits) > len(self._history.value.edits)
         if begun and not weights:  # beside the tissue
-            self._quietly(self._history.value)
+            self._quietly(self._history.value.edits)
             self.state.chosen_edit = None
             self._redraw()
             return
@@ -286,19 +316,49 @@ class Painting:
         return set(edit.spots or ())
 
     def take(self, file: EditFile) -> None:
-        """Replace the edits by those of a file; that can be undone. Programs and profiles are added to those at hand."""
+        """Replace the edits by those of a file, with its programs and profiles: one step, and undo brings back what these meant before."""
         request = self.state.request
         self.state.chosen_edit = None
-        self.state.request = request.model_copy(
-            update={
-                "edits": file.edits,
-                "programs": {**request.programs, **file.programs},
-                "profiles": {**request.profiles, **file.profiles},
-            }
-        )
+        programs, profiles = {**request.programs, **file.programs}, {**request.profiles, **file.profiles}
+        self._commit_all(Virtual(file.edits, programs, profiles))
         self.choose(len(file.edits) - 1 if file.edits else None)
-        self._after_change()
         self.show_change()
+
+    def bring(
+        self,
+        origin: str,
+        programs: Mapping[str, dict[str, float]] | None = None,
+        profiles: Mapping[str, SpotProfile] | None = None,
+    ) -> dict[str, str]:
+        """Add programs and profiles from a file, in one step that can be undone; the edits at hand keep their meaning.
+
+        Parameters
+        ----------
+        origin
+            Where they come from, in a word.
+        programs, profiles
+            By name. One whose name an edit uses for something else is added under another name.
+
+        Returns
+        -------
+        dict
+            The name in the file -> the name that it has now.
+        """
+        request, used = self.state.request, used_by(self.edits, self.state.request)
+        known = known_programs(request.programs)
+        kept = {name: known[name] for edit in self.edits for name in edit.programs if name in known}
+        targets = {name for edit in self.edits if (name := getattr(edit, "target_profile", None)) is not None}
+        told = {**kept, **dict.fromkeys(targets), **used.profiles}
+        names = {
+            name: _free_name(name, origin, {**known, **self.edited().profiles})
+            if name in told and told[name] != content
+            else name
+            for name, content in (*(programs or {}).items(), *(profiles or {}).items())
+        }
+        added = {names[name]: content for name, content in (programs or {}).items()}
+        more = {names[name]: content for name, content in (profiles or {}).items()}
+        self._commit_all(Virtual(self.edits, {**request.programs, **added}, {**request.profiles, **more}))
+        return names
 
     # --- sections
 
@@ -306,17 +366,19 @@ class Painting:
         """Put the edits of one section away and bring those of the other back: spot ids mean nothing elsewhere."""
         self._stroke = None
         if before is not None:
-            self._put_away[_identity(before)] = (self._history, self.state.request)
-        history, request = self._put_away.get("" if after is None else _identity(after), (History(()), Request()))
-        self._history = history
+            self._put_away[_identity(before)] = self._history
+        self._history = self._put_away.get("" if after is None else _identity(after), History(Virtual()))
         self.state.chosen_edit = None
-        self.state.request = self.state.request.model_copy(
-            update={
-                "edits": history.value,
-                "programs": {**request.programs, **self.state.request.programs},
-                "profiles": {**request.profiles, **self.state.request.profiles},
-            }
+        own, now = self._history.value, self.state.request
+        named = {name for edit in own.edits for name in edit.programs}  # what they meant, they mean; bundled ones too
+        targets = {getattr(edit, "target_profile", None) for edit in own.edits}
+        both = Virtual(
+            own.edits,
+            {**{name: genes for name, genes in now.programs.items() if name not in named}, **own.programs},
+            {**{name: profile for name, profile in now.profiles.items() if name not in targets}, **own.profiles},
         )
+        self._history.replace(both)
+        self.state.request = both.into(now)
         self._note_undoable()
 
     # --- private
@@ -329,9 +391,12 @@ class Painting:
         self._commit((*self.edits[:number], edit, *self.edits[number + 1 :]), merging)
 
     def _commit(self, edits: Edits, merging: object = None) -> None:
-        if edits != self._history.value:
-            self._history.push(edits, merging)
-        self.state.request = self.state.request.model_copy(update={"edits": edits})
+        self._commit_all(Virtual.of(self.state.request)._replace(edits=edits), merging)
+
+    def _commit_all(self, value: Virtual, merging: object = None) -> None:
+        if value.differs(self._history.value):
+            self._history.push(value, merging)
+        self.state.request = value.into(self.state.request)
         self._after_change()
 
     def _quietly(self, edits: Edits) -> None:
@@ -340,9 +405,9 @@ class Painting:
             self.state.request = self.state.request.model_copy(update={"edits": edits})
 
     def _request_changed(self) -> None:
-        edits = self.edits
-        if edits is not self._history.value and edits != self._history.value:
-            self._history.push(edits)  # somebody else changed them: a request that was opened again
+        present = Virtual.of(self.state.request)
+        if present.differs(self._history.value):
+            self._history.push(present)  # somebody else changed them: a request that was opened again
         self._note_undoable()
 
     def _after_change(self) -> None:
@@ -366,3 +431,11 @@ class Painting:
 
 def _identity(section: Section) -> str:
     return str(section.path) if section.path else section.name
+
+
+def _free_name(name: str, origin: str, taken: Mapping[str, Any]) -> str:
+    """Return a name that nothing has: with where it comes from, and a number where that is not enough."""
+    free, number = f"{name} ({origin})", 2
+    while free in taken:
+        free, number = f"{name} ({origin} {number})", number + 1
+    return free

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..devices import free_device_memory
 from ..errors import ScaleError, StmditError
 from ..expression.genes import match_genes
+from ..synthesis.plan import region_rows
 from ..tissue.open import synthesis_fault
 from ..types import Section
 from . import jobs, layers
@@ -23,7 +24,7 @@ from .comparing import Comparing
 from .data_sets import DataSets
 from .edit_files import EditFiles
 from .evaluations import Evaluations
-from .jobs import Handlers, Lane, Start
+from .jobs import Handlers, Lane, Series, Start
 from .live import LivePreview
 from .painting import Painting
 from .queue import RunQueue
@@ -73,7 +74,7 @@ class Presenter:
         self.state = WorkbenchState()
         self.view: SectionView | None = None
         self.queue = RunQueue(self.state)
-        self.results = ResultList(viewer, self.state, self._submit, self.redraw)
+        self.results = ResultList(viewer, self.state, self._submit, self._write, self.redraw)
         self.data_sets = DataSets(self.state, start, self.results)
         self.runs = RunCycle(self.state, start, self.queue, self.results, LivePreview(viewer), self.redraw)
         self.sheets = Sheets(self.state, start, self.queue, self.runs.request)
@@ -87,7 +88,9 @@ class Presenter:
         self.preview_soon: Callable[[], None] = self.runs.preview
         """Shows what a run would cost; the dock puts something in its place that waits until the mouse is still."""
         self._limits: dict[tuple[str | None, ...], tuple[float, float]] = {}
-        self._lanes = {name: Lane(start) for name in ("section", "model", "save", "stored", "spot", "link")}
+        self._lanes = {name: Lane(start) for name in ("section", "model", "stored", "spot", "link")}
+        self._saves = Series(start)
+        self._unsaved: list[str] = []
         self._titles: dict[str, str] = {}
         self.close_ups.follow(viewer, lambda: self.view)
         viewer.layers.events.inserted.connect(self._inserted)
@@ -194,8 +197,10 @@ class Presenter:
 
     def _hollow(self) -> set[str]:
         shown = [e.spots for e in self.state.results if e.visible and e.section is self.state.section]
-        present = () if self.runs.plan is None else tuple(patch.spot_id for patch in self.runs.plan.patches)
-        return {spot for spots in (*shown, present) for spot in spots}
+        if self.runs.plan is not None and self.state.section is not None:
+            rows = region_rows(self.state.section, self.runs.plan.request, [])
+            shown.append(tuple(self.state.section.spots.ids[rows].tolist()))
+        return {spot for spots in shown for spot in spots}
 
     def select(self, ids: Sequence[str], how: Combine = "replace") -> None:
         """Change the selection, which is kept as spot ids."""
@@ -342,6 +347,7 @@ class Presenter:
         self.acquisition.close()
         self.data_sets.close()
         self.compare.stop()
+        self._saves.finish()
         for lane in self._lanes:
             self._abandon(lane)
 
@@ -362,6 +368,31 @@ class Presenter:
 
         self._note_busy(lane, "" if job.quiet else job.title)  # looking at a spot keeps nobody from pressing Run
         self._lanes[lane].submit(job, Handlers(on_value, error, lambda: self._note_busy(lane, "")))
+
+    def _write(self, job: jobs.Job, on_value: Any, name: str) -> None:
+        """Write a result, after those that are being written; of several the user hears of each that failed."""
+        if not self._saves.busy:
+            self._unsaved = []
+
+        def done(value: Any) -> None:
+            on_value(value)
+            self._tell_unsaved()
+
+        def failed(fault: StmditError) -> None:
+            self._unsaved.append(f"{name} was not saved: {fault}")
+            self._tell_unsaved()
+
+        def begun() -> None:
+            self._note_busy("save", job.title)
+
+        self._saves.submit(job, Handlers(done, failed, lambda: self._note_busy("save", "")), begun)
+
+    def _tell_unsaved(self) -> None:
+        """A save that went well must not take away what was said of one that did not."""
+        if self._unsaved:
+            last = self.state.message
+            good = [last.text] if last.kind == "info" and "was saved in" in last.text else []
+            self.tell("error", "\n".join([*self._unsaved, *good]))
 
     def _abandon(self, lane: str) -> None:
         self._lanes[lane].abandon()

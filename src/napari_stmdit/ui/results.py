@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..synthesis.export import ExportKind
+from ..synthesis.finished import spots_of
 from ..synthesis.result import Result
-from ..synthesis.stored import StoredResult
+from ..synthesis.stored import StoredResult, StoredResults
 from ..synthesis.variants import noise_key
 from ..types import Section
 from . import jobs, layers
@@ -23,6 +24,7 @@ from .state import Message, ResultEntry, WorkbenchState
 
 THUMBNAIL_PX = 48
 Submit = Callable[[str, Job, Callable[[Any], None]], None]
+Write = Callable[[Job, Callable[[Any], None], str], None]
 
 
 class ResultList:
@@ -36,14 +38,19 @@ class ResultList:
         Of the viewer.
     submit
         Starts a job in a lane of the presenter, with what to do with its value.
+    write
+        Starts a job that writes a result, after those before it, with what to do with its value and the result's name.
     redraw
         Called when spots change their look.
     """
 
-    def __init__(self, viewer: Any, state: WorkbenchState, submit: Submit, redraw: Callable[[], None]) -> None:
+    def __init__(
+        self, viewer: Any, state: WorkbenchState, submit: Submit, write: Write, redraw: Callable[[], None]
+    ) -> None:
         self._viewer = weakref.ref(viewer)
         self.state = state
         self._submit = submit
+        self._write = write
         self._redraw = redraw
         self._layers: dict[int, Any] = {}
         self._count = 0
@@ -116,14 +123,16 @@ class ResultList:
 
     def keep(self, number: int, name: str, result: Result) -> None:
         """Put a finished or stopped run into the list."""
+        request, record = result.plan.request, result.provenance
+        spots, planned = spots_of(result.section, request, record)
         entry = ResultEntry(
             number,
             name,
             result.section,
-            result.plan.request,
-            result.provenance,
-            tuple(result.plan.patches[k].spot_id for k in result.done),
-            len(result.plan),
+            request,
+            record,
+            spots,
+            planned,
             result,
             thumbnail=thumbnail_of(result.rgba),
         )
@@ -137,6 +146,7 @@ class ResultList:
             return
         try:
             request = stored.request
+            spots, planned = spots_of(stored.section, request, stored.provenance)
         except StoreError as error:
             self.state.message = Message("warning", str(error))
             return
@@ -144,9 +154,8 @@ class ResultList:
         layer.metadata[layers.KEY]["run"] = number
         self._layers[number] = layer
         self._follow(layer)
-        planned = int(dict(stored.provenance.get("patches") or {}).get("planned", len(stored.spots)))
         entry = ResultEntry(
-            number, layer.name, stored.section, request, stored.provenance, stored.spots, planned, None, layer.visible
+            number, layer.name, stored.section, request, stored.provenance, spots, planned, None, layer.visible
         )
         where = f"{stored.store} as {stored.element}"
         self.state.results = (*self.state.results, replace(entry, saved=where, stored=stored))
@@ -162,10 +171,12 @@ class ResultList:
         if not there:
             self._submit("stored", jobs.reading_stored(section), self._stored)
 
-    def _stored(self, found: tuple[StoredResult, ...]) -> None:
-        for stored in found:
+    def _stored(self, found: StoredResults) -> None:
+        for stored in found.results:
             if stored.section is self.state.section:
                 self.take_stored(self._place(layers.stored_layer(stored)))
+        if found.notes:
+            self.state.message = Message("warning", "\n".join(found.notes))
 
     # --- what can be done with a result
 
@@ -197,7 +208,7 @@ class ResultList:
         def saved(element: str) -> None:
             self._note_saved(number, f"{path} as {element}")
 
-        self._submit("save", jobs.saving(entry.result, path), saved)
+        self._write(jobs.saving(entry.result, path), saved, entry.name)
 
     def export(self, number: int, path: str, kind: ExportKind) -> None:
         """Write a result into a file or folder for other programs, off the GUI thread."""
@@ -208,7 +219,7 @@ class ResultList:
         def written(found: Path) -> None:
             self._note_saved(number, str(found))
 
-        self._submit("save", jobs.exporting(entry.source, path, kind, entry.name), written)
+        self._write(jobs.exporting(entry.source, path, kind, entry.name), written, entry.name)
 
     def _note_saved(self, number: int, where: str) -> None:
         results = [replace(e, saved=where) if e.number == number else e for e in self.state.results]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from ..errors import RequestError, StmditError
-from ..progress import Progress, Stopwatch
+from ..progress import BATCH, Progress, Stopwatch
 from ..synthesis.canvas import MemoryCanvas, fits_in_memory
 from ..synthesis.estimate import estimate, evaluations
 from ..synthesis.plan import plan as make_plan
@@ -36,8 +36,6 @@ REFRESH_S = 0.2
 """A growing canvas is sent to the screen at most so often."""
 LOOKS = 5
 """So many looks at a patch, at most, while it is denoised."""
-BATCH_CPU, BATCH_GPU = 4, 16
-"""Patches denoised together where the user leaves it open; fewer on a CPU, so that the first patches are seen early."""
 
 
 class _Present:
@@ -52,6 +50,7 @@ class _Present:
         self.growing = GrowingLayer(self.canvas, section, name)
         self.done: list[PatchResult] = []
         self.progress: Progress | None = None
+        self.inputs: Mapping[str, Any] | None = None
         self.watch = Stopwatch()
         self.dirty = False
         self.drawn_at = 0.0
@@ -202,7 +201,6 @@ class RunCycle:
 
     def _launch(self, plan: Plan, section: Section, model: PatchModel, then: Then | None) -> None:
         state = self.state
-        state.status = RunStatus.PLANNING
         number = self._results.next_number()
         edited = ", edited" if any(edit.enabled for edit in plan.request.edits) else ""
         name = f"synthetic (STMDiT {plan.card.name}{edited}{expression_words(section)}) {number}"
@@ -213,7 +211,7 @@ class RunCycle:
         self._redraw()
         every = max(1, -(-plan.steps // LOOKS)) if self.live_preview else 0
         job = jobs.synthesis(plan, section, model, self._batch(), every)
-        state.generation = self._lane.submit(job, Handlers(self._advance, self._failed, self._ended))
+        self._lane.submit(job, Handlers(self._advance, self._failed, self._ended))
 
     def stop(self) -> None:
         """Ask the run to end at its next denoising step; what is finished is kept."""
@@ -244,6 +242,7 @@ class RunCycle:
         if present is None:
             return
         self.state.progress = present.progress = advance.progress
+        present.inputs = advance.inputs
         if advance.preview is not None:
             self._live.show(advance.preview, present.plan, present.section)
         for patch in advance.patches:
@@ -295,6 +294,7 @@ class RunCycle:
             present.done,
             seconds,
             last or Progress(0, len(present.plan), 0, present.plan.steps, 0, seconds),
+            present.inputs,
         )
         if present.growing.layer is None:
             return
@@ -330,6 +330,4 @@ class RunCycle:
         return "" if model is None else f"{model.card.name} on {model.provenance.get('device', 'cpu')}"
 
     def _batch(self) -> int:
-        model = self.state.checkpoint
-        on_cpu = model is None or str(model.provenance.get("device", "cpu")).startswith("cpu")
-        return self.state.batch or (BATCH_CPU if on_cpu else BATCH_GPU)
+        return self.state.batch or BATCH

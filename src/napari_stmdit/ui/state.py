@@ -36,7 +36,6 @@ class RunStatus(StrEnum):
     """Where the one run of a viewer stands."""
 
     IDLE = "idle"
-    PLANNING = "planning"
     RUNNING = "running"
     STOPPING = "stopping"
     DONE = "done"
@@ -46,7 +45,7 @@ class RunStatus(StrEnum):
     @property
     def busy(self) -> bool:
         """Whether a run is under way."""
-        return self in (RunStatus.PLANNING, RunStatus.RUNNING, RunStatus.STOPPING)
+        return self in (RunStatus.RUNNING, RunStatus.STOPPING)
 
 
 @dataclass(frozen=True)
@@ -214,9 +213,9 @@ class ResultEntry:
     section, request, provenance
         What it was made from, and how.
     spots
-        Ids of the spots that were finished.
+        Ids of the spots that were finished; of seamless tissue those of the region that lie in finished tiles.
     planned
-        How many patches were asked for.
+        How many spots were asked for.
     result
         The run's own result; None for one that was read back.
     stored
@@ -303,7 +302,7 @@ class WorkbenchState:
     request
         The form's request; region, section and checkpoint are filled in when it is run.
     batch
-        Patches denoised together; None lets the device decide.
+        Patches denoised together; None is the default, `napari_stmdit.progress.BATCH`.
     samples
         Results to make of one request, each with a seed of its own.
     queue, queue_held
@@ -314,8 +313,6 @@ class WorkbenchState:
         What is known of that spot, or of the first selected one.
     sheet, evaluation
         The contact sheet that was made last, or is being made; the evaluation that was finished last.
-    generation
-        Number of the present run; what comes from an earlier one is dropped.
     faults
         Field of the request -> what is wrong with it.
     busy
@@ -361,7 +358,6 @@ class WorkbenchState:
     request: Request = Request()
     batch: int | None = None
     status: RunStatus = RunStatus.IDLE
-    generation: int = 0
     progress: Progress | None = None
     estimate: Estimate | None = None
     notes: tuple[str, ...] = ()

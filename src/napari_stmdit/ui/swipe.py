@@ -1,8 +1,8 @@
 """A seam between two layers of the same tissue: left of it one, right of it the other. Dragged with the mouse. No Qt.
 
-napari has no clipping planes for 2-D images. The pixels beyond the seam are made transparent in copies that the layers show for
-the time being: the layers keep their extent and their affine, only the columns between the old seam and the new one are touched,
-and the result's own array, which is what is saved, never is.
+napari has no clipping planes for 2-D images. The pixels beyond the seam are made transparent as they are drawn, in stand-ins that
+the layers show for the time being: the layers keep their extent and their affine, only what is drawn is read, and the result's own
+array, which is what is saved, is never touched.
 """
 
 from __future__ import annotations
@@ -25,6 +25,38 @@ STEP_S = 0.05
 LINE_PX = 2.0
 
 
+class Veiled:
+    """An RGBA image of which some columns are transparent: nothing is copied, and only what is drawn is read.
+
+    Parameters
+    ----------
+    own
+        (h, w, 4) uint8, numpy or dask.
+    """
+
+    def __init__(self, own: Any) -> None:
+        self.own = own
+        self.shape, self.ndim, self.dtype = tuple(own.shape), 3, own.dtype
+        self._seen = np.ones((1, self.shape[1], self.shape[2]), dtype=bool)
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return int(np.prod(self.shape))
+
+    def hide(self, columns: slice) -> None:
+        """Hide these columns and show all others."""
+        self._seen[..., 3] = True
+        self._seen[:, columns, 3] = False
+
+    def __getitem__(self, key: Any) -> NDArray[np.uint8]:
+        seen = np.broadcast_to(self._seen, self.shape)[key]
+        return np.where(seen, np.asarray(self.own[key]), np.uint8(0))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[:], dtype=dtype)
+
+
 class Curtain:
     """Makes one side of a layer transparent, without touching its own data.
 
@@ -41,22 +73,16 @@ class Curtain:
         self._keep = keep
         self._data = layer.data
         many = bool(layer.multiscale)
-        self._own = [np.asarray(level) for level in (layer.data if many else [layer.data])]
-        self._shown = [level.copy() for level in self._own]
-        self._columns = [0 if keep == "right" else level.shape[1] for level in self._own]  # nothing is hidden yet
+        self._shown = [Veiled(level) for level in (layer.data if many else [layer.data])]
         layer.data = self._shown if many else self._shown[0]
 
     def move(self, column: float) -> None:
         """Put the seam at a column of the largest level, measured from the left border; may lie outside."""
-        full = self._own[0].shape[1]
-        for k, (own, shown) in enumerate(zip(self._own, self._shown, strict=True)):
-            width = own.shape[1]
-            new = int(np.clip(round(column * width / full), 0, width))
-            old, self._columns[k] = self._columns[k], new
-            between = slice(min(old, new), max(old, new))
-            # moving right uncovers the columns for the left side and covers them for the right one
-            hide = (new > old) == (self._keep == "right")
-            shown[:, between, 3] = 0 if hide else own[:, between, 3]
+        full = self._shown[0].shape[1]
+        for shown in self._shown:
+            width = shown.shape[1]
+            seam = int(np.clip(round(column * width / full), 0, width))
+            shown.hide(slice(0, seam) if self._keep == "right" else slice(seam, width))
         self.layer.refresh(extent=False, thumbnail=False, highlight=False)
 
     def restore(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,8 @@ DIVERGING = "blue-orange"
 """The colour map of changes; see `colouring.colormap_of`."""
 MOST_CATEGORIES = 20
 """A column of whole numbers with at most so many different ones is taken for categories."""
+MOST_NAMES = 200
+"""A column of text with more different ones is no column of categories: nobody could tell so many colours apart."""
 _LOG, _LINEAR = "log(1 + counts per 10,000)", "counts per 10,000"
 Values = NDArray[np.float32]
 
@@ -66,9 +69,10 @@ class SpotValues:
         return None
 
     def categories(self, name: str) -> tuple[str, ...]:
-        """Return the categories of a column, in their order; none where it holds numbers."""
+        """Return the categories of a column, in their order; none where it holds numbers, or more than `MOST_NAMES` texts."""
         values = self.column(name)
-        return () if values is None else categories_of(values)
+        found = () if values is None else categories_of(values)
+        return found if len(found) <= MOST_NAMES else ()
 
     # --- genes and programs
 
@@ -139,14 +143,17 @@ class SpotValues:
             choice = ", ".join(self.columns())
             return None, ColourScale(fault=f"{colouring.obs!r} is no column of the table; there are: {choice}")
         categories = categories_of(values)
+        if values.dtype.kind not in "fiu" and len(categories) > MOST_NAMES:
+            fault = f"{colouring.obs!r} holds {len(categories):,} different texts; at most {MOST_NAMES} can be shown as categories"
+            return None, ColourScale(fault=fault)
         if categories:
             from .colouring import category_colours
 
             names = as_text(values)
+            counts = Counter(names.tolist())
             colours = category_colours(len(categories))
             legend = tuple(
-                (name, tuple(colour), int((names == name).sum()))
-                for name, colour in zip(categories, colours.tolist(), strict=True)
+                (name, tuple(colour), counts[name]) for name, colour in zip(categories, colours.tolist(), strict=True)
             )
             return names, ColourScale(colouring.obs, unit="categories", categories=legend)
         numbers = values.astype(np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import QEvent, QObject, Qt, Signal
@@ -337,5 +338,9 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def _write(self, title: str, kinds: str, suffix: str, signal: Any) -> None:
         path, _ = QFileDialog.getSaveFileName(self, title, "", kinds)
+        if path and not Path(path).suffix:
+            path += suffix
+            if Path(path).exists():  # the dialog asked about another name: let it ask about this one
+                path, _ = QFileDialog.getSaveFileName(self, title, path, kinds)
         if path:
-            signal.emit(path if "." in path.rpartition("/")[2] else path + suffix)
+            signal.emit(path)

@@ -20,6 +20,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from ...tissue.spatialdata_store import is_spatialdata
 from ..state import ResultEntry
 from .common import Text, column, named, row
 
@@ -199,7 +200,7 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         if number is None:
             return
         section = self._entries[number].section
-        own = section.path if section.kind == "spatialdata" and section.path is not None else None
+        own = None if section.store is None else section.store.root
         suggestion = own or (section.path or Path(section.name)).with_suffix(".zarr")
         path, _ = QFileDialog.getSaveFileName(
             self,
@@ -209,7 +210,8 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             options=QFileDialog.Option.DontConfirmOverwrite,  # nothing is overwritten: a new element is added
         )
         if path:
-            self.saveRequested.emit(number, path if path.endswith(".zarr") else f"{path}.zarr")
+            known = path.endswith(".zarr") or is_spatialdata(Path(path))
+            self.saveRequested.emit(number, path if known else f"{path}.zarr")
 
     def _export(self, kind: str) -> None:
         number = self.value()
@@ -245,12 +247,13 @@ def summary(entry: ResultEntry) -> str:
     state = "" if len(entry.spots) >= entry.planned else f" of {entry.planned}, stopped"
     scales = "; ".join(f"{name} {guidance[name]:g}" for name in ("expression", "morphology") if name in guidance)
     edits = [edit for edit in request.edits if edit.enabled]
+    what = "patches" if request.mode == "spots" else "spots of seamless tissue"
     words = ", ".join(edit.name or edit.operation.replace("_", " ") for edit in edits[:3]) + (
         f" and {len(edits) - 3} more" if len(edits) > 3 else ""
     )
     preset = "" if request.preset == "exact" else f", preset {request.preset}"
     return (
-        f"{len(entry.spots)} patches{state}; seed {request.seed}, {kept.get('steps')} steps{preset}; guidance: {scales}; morphology: "
+        f"{len(entry.spots)} {what}{state}; seed {request.seed}, {kept.get('steps')} steps{preset}; guidance: {scales}; morphology: "
         f"{request.morphology}; edits: {words or 'none'}."
     )
 

@@ -12,7 +12,7 @@ from ..state import OpenIntent
 from .common import Fold, Text, column, labelled, named, row
 from .slide import SlidePanel
 
-IMAGES = "Images (*.jpg *.jpeg *.png *.tif *.tiff *.btf *.svs *.ndpi *.scn)"
+IMAGES = "Images (*.jpg *.jpeg *.png *.tif *.tiff *.btf *.svs *.ndpi *.qptiff *.scn)"
 
 
 class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]

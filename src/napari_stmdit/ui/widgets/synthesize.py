@@ -21,7 +21,7 @@ from superqt import QLargeIntSpinBox
 
 from ...synthesis.estimate import Estimate
 from ...synthesis.presets import resolve_steps
-from ...types import CheckpointCard, Guidance, Request
+from ...types import CheckpointCard, Request
 from .common import Text, column, labelled, named, row, without_steppers
 
 SOURCES = (
@@ -214,7 +214,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         return self._value.model_copy(
             update={
                 "mode": self.mode.currentData(),
-                "guidance": Guidance(**guidance.model_dump()),
+                "guidance": guidance,
                 "morphology": (self.spot.text().strip() or "spot") if source == "spot" else source,
                 "preset": self.preset.currentData(),
                 "steps": self.steps.value() or None,

@@ -1,0 +1,1 @@
+"""Files and folders that the project writes: atomic, locked, owned, and known by their content."""

@@ -1,0 +1,187 @@
+"""Writing so that a power cut, a full disk or a kill never leaves half a file or folder under its name.
+
+A draft lies beside its place, as ``.NAME.<12 hex digits>.part``, and gets the name in one step. While a process writes it, it holds the
+lock ``.NAME.<digits>.part.lock``: that tells a draft which is under way from one that a killed process left.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .locks import hold
+
+ENDING = ".part"
+_OF_OURS = re.compile(r"\..+\.[0-9a-f]{1,12}\.part(\.lock)?")
+"""Drafts of this version and of those before, which had the process's number or 8 hex digits."""
+_LOST = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+_STALE_S = 86_400.0
+
+
+def sync(path: Path) -> None:
+    """Have the system put a file or the entries of a folder on the disk; what is not there is passed over.
+
+    Raises
+    ------
+    OSError
+        The content of a file could not be put there: the disk is full or faulty.
+    """
+    is_file = path.is_file()
+    with suppress(FileNotFoundError, PermissionError):  # Windows opens no folder
+        handle = os.open(path, os.O_RDWR if is_file else os.O_RDONLY)  # Windows brings only what is open for writing
+        try:
+            os.fsync(handle)
+        except OSError as error:  # some file systems cannot sync at all
+            if is_file and error.errno in _LOST:
+                raise
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def drafting(path: Path) -> Iterator[Path]:
+    """Give a name beside a path to write a file or folder to; what is there at the end is removed."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{ENDING}")
+    lock_file = Path(f"{draft}.lock")
+    lock = None
+    if path.parent.is_dir():  # the lock would make it
+        with suppress(OSError):  # no locks on this disk: then the age of a draft tells that it was left
+            lock = hold(lock_file)
+    try:
+        yield draft
+    finally:
+        _remove(draft)
+        if lock is not None:
+            with suppress(OSError):  # Windows removes no file that is open
+                lock_file.unlink()
+            lock.release()
+        with suppress(OSError):
+            lock_file.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: Path, *, new: bool = False, durable: bool = True) -> Iterator[Path]:
+    """Give a draft to write to, which takes the place of a file at the end, or a place that is free.
+
+    A folder never takes the place of one that holds something; see `napari_stmdit.storage.owned`.
+
+    Parameters
+    ----------
+    path
+        The file or folder to write; its parent must be there.
+    new
+        Raise FileExistsError where a file is there at the end.
+    durable
+        Wait until it is on the disk; False for what can be computed again and carries its own hash.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; the old content stays, and nothing is left behind.
+    """
+    with drafting(path) as draft:
+        yield draft
+        if durable:
+            bring_to_disk(draft)
+        if draft.is_dir():
+            with suppress(FileNotFoundError, NotADirectoryError):
+                path.rmdir()  # it is empty, or this fails
+            os.rename(draft, path)
+        elif new:
+            _name_new(draft, path)
+        else:
+            os.replace(draft, path)
+        if durable:
+            sync(path.parent)
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file in one step: whoever looks sees the old content or the new, also after a power cut."""
+    with replacing(path) as draft, draft.open("wb") as file:
+        write(file)
+
+
+def write_text(path: Path, text: str, *, new: bool = False) -> None:
+    """Write a text in one step; ``new`` as for `replacing`."""
+    with replacing(path, new=new) as draft:
+        draft.write_bytes(text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON in one step."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def bring_to_disk(path: Path) -> None:
+    """Have the system put a file, or every file of a folder, on the disk."""
+    if path.is_dir():
+        for file in path.rglob("*"):
+            sync(file)
+    sync(path)
+
+
+def remove_left_drafts(folder: Path, name: str | None = None) -> None:
+    """Remove drafts in a folder that processes which died left there; one that is being written stays.
+
+    Parameters
+    ----------
+    folder
+        Where to look, not below it.
+    name
+        Only drafts of this file or folder; all where it is None.
+    """
+    for draft in folder.iterdir():
+        if not draft.name.endswith(ENDING) or not _OF_OURS.fullmatch(draft.name):
+            continue
+        if name is not None and draft.name[1:].rsplit(".", 2)[0] != name:
+            continue
+        lock_file = Path(f"{draft}.lock")
+        try:
+            if not lock_file.exists():  # of an earlier version, or of a disk without locks
+                if time.time() - draft.stat().st_mtime > _STALE_S:
+                    _remove(draft)
+            elif (lock := hold(lock_file)) is not None:
+                _remove(draft)
+                lock.release()
+                lock_file.unlink()
+        except OSError:
+            continue  # another process was faster, or it is not ours to remove
+
+
+def remove_drafts_in(folder: Path) -> None:
+    """Remove every draft in a folder, and zarr's own; for the one process that holds the folder."""
+    for pattern in (f".*{ENDING}", f".*{ENDING}.lock"):
+        for draft in folder.rglob(pattern):
+            if _OF_OURS.fullmatch(draft.name):
+                _remove(draft)
+    for part in folder.rglob("*.partial"):
+        _remove(part)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _name_new(draft: Path, path: Path) -> None:
+    """Give a file a name that no other file has, in one step where the disk can link."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.rename(draft, path)

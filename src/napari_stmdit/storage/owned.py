@@ -1,0 +1,203 @@
+"""What may be replaced: a place that is free, and what this very work made and nobody has changed since.
+
+A work that may replace its own product signs it: the hidden file ``.made_by.json`` in a folder names the work and the SHA-256 of every
+file that it made there. Hidden files are left out of a checkpoint's hash, so a signature changes no identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import StmditError, StoreError
+from ..files import BadFile, read_json
+from .atomic import bring_to_disk, drafting, sync, write_json
+
+MARK = ".made_by.json"
+_SHOWN = 3
+
+
+def check_free(place: Path, remedy: str, error: type[StmditError] = StoreError) -> None:
+    """Refuse a place where something is; an empty folder is free.
+
+    Parameters
+    ----------
+    place
+        A file or folder that is to be written.
+    remedy
+        What to do, such as "give another --output".
+    error
+        What to raise.
+    """
+    found = _what_is_there(place)
+    if found is not None:
+        raise error(f"{place} {found}; nothing is overwritten, {remedy}")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A work whose product may be replaced by its own newer one.
+
+    Attributes
+    ----------
+    identity
+        Tells the work from every other; None where it has made nothing yet.
+    name
+        In a sentence, such as "this training".
+    remedy
+        What to do where something else is in the way.
+    """
+
+    identity: str | None
+    name: str
+    remedy: str
+
+    def check(self, place: Path) -> None:
+        """Refuse a folder that is neither free nor this work's own, file by file.
+
+        Raises
+        ------
+        StoreError
+            Says what is there and what to do.
+        """
+        found = _what_is_there(place)
+        if found is None:
+            return
+        if place.is_symlink() or not place.is_dir():
+            raise self._refusal(place, found)
+        files = self._signed(place)
+        if files is None:
+            raise self._refusal(place, f"{found}, not made by {self.name}")
+        folders = {str(parent) for name in files for parent in Path(name).parents}
+        changed = [
+            name
+            for name, is_folder in _entries(place)
+            if name != MARK and (name not in folders if is_folder else not _fits(place / name, files.get(name)))
+        ]
+        if changed:
+            raise self._refusal(
+                place, f"was made by {self.name}, but {_some(changed)} in it was added or changed since"
+            )
+
+    def check_files(self, folder: Path, names: Sequence[str]) -> None:
+        """Refuse to replace files of a folder that this work did not make; what is not there is free.
+
+        Raises
+        ------
+        StoreError
+            Says what is there and what to do.
+        """
+        there = [name for name in names if os.path.lexists(folder / name)]
+        if not there:
+            return
+        files = self._signed(folder)
+        if files is None:
+            raise self._refusal(folder, f"holds {_some(there)}, not made by {self.name}")
+        changed = [name for name in there if not _fits(folder / name, files.get(name))]
+        if changed:
+            raise self._refusal(folder, f"holds {_some(changed)}, changed since {self.name} made it")
+
+    def sign(self, folder: Path, digests: dict[str, str]) -> None:
+        """Note in a folder which files, by their name and SHA-256, this work makes there."""
+        write_json(folder / MARK, {"work": self.identity, "files": digests})
+
+    @contextmanager
+    def replacing(self, place: Path) -> Iterator[Path]:
+        """Give a draft folder to fill, which takes the place of this work's earlier product, or a free one.
+
+        Raises
+        ------
+        StoreError
+            The place is, or meanwhile was, taken by something else; what is there stays as it is.
+        """
+        self.check(place)
+        with drafting(place) as draft:
+            yield draft
+            self.sign(draft, {name: digest(draft / name) for name, is_folder in _entries(draft) if not is_folder})
+            bring_to_disk(draft)
+            put_in_place(draft, place, lambda old: self._check_moved(old, place))
+
+    def _check_moved(self, old: Path, place: Path) -> None:
+        try:
+            self.check(old)
+        except StoreError as error:
+            raise StoreError(str(error).replace(str(old), str(place))) from None
+
+    def _signed(self, folder: Path) -> dict[str, str] | None:
+        """Return the files that the work made in a folder; None where it made none."""
+        try:
+            mark: Any = read_json(folder / MARK)
+            ours = self.identity is not None and mark["work"] == self.identity
+            return {str(name): str(value) for name, value in mark["files"].items()} if ours else None
+        except (BadFile, KeyError, TypeError, AttributeError):
+            return None
+
+    def _refusal(self, place: Path, found: str) -> StoreError:
+        return StoreError(f"{place} {found}; nothing is overwritten, {self.remedy}")
+
+
+def put_in_place(draft: Path, place: Path, check: Callable[[Path], None] = lambda _: None) -> None:
+    """Move a folder to its place; what was there is moved aside until it is, then removed.
+
+    Parameters
+    ----------
+    draft, place
+        On one disk.
+    check
+        Called with what was moved aside, which nobody finds to change any more; where it raises, that is put back.
+    """
+    old = place.with_name(f"{place.name}.replaced-{uuid.uuid4().hex[:8]}")
+    try:
+        os.rename(place, old)
+    except FileNotFoundError:
+        os.rename(draft, place)
+        sync(place.parent)
+        return
+    try:
+        check(old)
+        os.rename(draft, place)
+    except BaseException:
+        os.rename(old, place)
+        raise
+    sync(place.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def digest(file: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _what_is_there(place: Path) -> str | None:
+    """Say what takes a place; None where it is free or an empty folder."""
+    if place.is_symlink():
+        return f"is a link to {os.readlink(place)}"
+    if not place.is_dir():
+        return "is there already" if place.exists() else None
+    names = sorted(entry.name for entry in os.scandir(place))
+    return f"is a folder that holds {_some(names)}" if names else None
+
+
+def _entries(folder: Path) -> Iterator[tuple[str, bool]]:
+    """Yield the name of everything below a folder, as POSIX paths, and whether it is a folder; a link is none."""
+    for top, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(top, name)
+            yield path.relative_to(folder).as_posix(), path.is_dir() and not path.is_symlink()
+
+
+def _fits(file: Path, expected: str | None) -> bool:
+    return expected is not None and file.is_file() and not file.is_symlink() and digest(file) == expected
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

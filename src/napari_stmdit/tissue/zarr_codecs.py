@@ -1,0 +1,68 @@
+"""Codecs that a zarr store names: one that unpickles runs whatever the store says, so it is refused before anything is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import SectionError
+from ..files import BadFile, read_json
+
+_METADATA = ("zarr.json", ".zarray", ".zmetadata", "zmetadata")
+"""Of a node, and consolidated: readers take the latter without a look at the former."""
+_CODECS = ("codecs", "filters", "compressor", "compressors")
+_NODE = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
+
+
+def refuse_pickles(root: Path) -> None:
+    """Raise SectionError where an array of a store is pickled, by the store's metadata alone, or where those cannot be read."""
+    for file in _metadata_files(root):
+        place = file.relative_to(root)
+        try:
+            content = read_json(file)
+        except BadFile as error:
+            raise SectionError(f"{root} cannot be read as SpatialData: its {place} cannot be read: {error}") from error
+        if _names_pickle(content):
+            raise SectionError(
+                f"{root} is refused: by its {place} an array of it is pickled, and reading it could run code. Nothing was run; write the store "
+                "again without the codec 'pickle'"
+            )
+
+
+def _metadata_files(root: Path) -> Iterator[Path]:
+    """Metadata of every node; folders that are none, and those of arrays, which hold their chunks, are not looked into."""
+    waiting, seen = [root], set()
+    while waiting:
+        folder = waiting.pop()
+        real = folder.resolve()
+        if real in seen:  # of links in a circle
+            continue
+        seen.add(real)
+        yield from (folder / name for name in _METADATA if (folder / name).is_file())
+        if not _is_array(folder):
+            waiting += [inner for inner in folder.iterdir() if any((inner / name).is_file() for name in _NODE)]
+
+
+def _is_array(folder: Path) -> bool:
+    if (folder / ".zarray").is_file():
+        return True
+    try:
+        content = read_json(folder / "zarr.json")
+    except BadFile:
+        return False
+    return isinstance(content, dict) and content.get("node_type") == "array"
+
+
+def _names_pickle(content: Any) -> bool:
+    """Whether a pickle stands where codecs are named; with a stack, as metadata may be nested deeper than calls may."""
+    waiting = [(content, False)]
+    while waiting:
+        node, of_codecs = waiting.pop()
+        if isinstance(node, dict):
+            if of_codecs and any("pickle" in str(node.get(key)).lower() for key in ("id", "name")):
+                return True
+            waiting += [(value, of_codecs or key in _CODECS) for key, value in node.items()]
+        elif isinstance(node, list):
+            waiting += [(value, of_codecs) for value in node]
+    return False

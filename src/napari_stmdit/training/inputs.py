@@ -1,0 +1,95 @@
+"""What the work files of a training were made from: noted beside them, and held against the config before they are used again."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from ..errors import CheckpointError
+from ..synthesis.identity import differences
+from ..tissue.identity import section_identity, whole_slide_hash
+from ..types import Section
+from .config import TrainingConfig
+from .opening import source_sections
+from .state import save_text
+
+log = logging.getLogger(__name__)
+
+FILES = {
+    "autoencoder": ("autoencoder.pt", "autoencoder_decoder.pt"),
+    "latents": ("latents.pt", "latents_*.pt", "spots_*.pt", "encoders/*"),
+}
+"""Stage -> the work files that it leaves and that later runs go on from."""
+_LENGTHS = {"steps", "decoder_steps"}
+_DECODER = {"refine", "refined_share", "decoder_steps", "decoder_rate", "adversarial", "feature_matching"}
+"""Settings that say how long to train, which may be raised, and those that latents do not depend on."""
+
+
+def note_inputs(config: TrainingConfig, stage: str) -> None:
+    """Hold what the work files were made from against the config, and note it for those that the stage begins.
+
+    Raises
+    ------
+    CheckpointError
+        Work files are there that were made from other sections or settings: they do not belong to what this config asks for.
+    StmditError
+        A section cannot be opened.
+    """
+    path = config.output / "inputs.json"
+    noted: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    inputs = json.loads(json.dumps(_inputs(config)))
+    begun = {name for name, patterns in FILES.items() if any(any(config.output.glob(p)) for p in patterns)}
+    for name in begun & set(noted):
+        found = differences(noted[name], inputs[name])
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise CheckpointError(
+                f"The work files of the stage {name!r} in {config.output} were made from other inputs ({'; '.join(found[:3])}{more}): give "
+                "another output folder, or the inputs as they were."
+            )
+    unknown = sorted(begun - set(noted))
+    if unknown:
+        log.warning(
+            "the work files of %s in %s were begun by a version that did not note what they were made from; they are taken to belong to "
+            "this config",
+            " and ".join(unknown),
+            config.output,
+        )
+    kept = {
+        name: noted.get(name, inputs[name]) if name in begun else inputs[name] for name in {*begun, stage} & set(FILES)
+    }
+    if kept != noted:
+        save_text(path, json.dumps(kept, indent=1, sort_keys=True))
+
+
+def _inputs(config: TrainingConfig) -> dict[str, Any]:
+    """What the files of each stage depend on; what only says how long to train is left out where it may be raised."""
+    train, held_out = ([_content(s) for s in source_sections(config, which)] for which in ("train", "held_out"))
+    shared = {
+        "train": train,
+        "patch_mpp": config.patch_mpp,
+        "seed": config.seed,
+        "augmentation": config.augmentation.model_dump(mode="json"),
+    }
+    return {
+        "autoencoder": {
+            **shared,
+            "autoencoder": config.autoencoder.model_dump(mode="json", exclude={*_LENGTHS, "refine", "refined_share"}),
+        },
+        "latents": {
+            **shared,
+            "held_out": held_out,
+            "patch_px": config.patch_px,
+            "autoencoder": config.autoencoder.model_dump(mode="json", exclude=_DECODER),
+            "expression": config.expression.model_dump(mode="json"),
+            "latents": config.latents.model_dump(mode="json"),
+            "small_cells": config.diffusion.small_cells,
+        },
+    }
+
+
+def _content(section: Section) -> dict[str, Any]:
+    image = section.image
+    slide = {} if image is None else {"slide": whole_slide_hash(image), "pixel_size": image.pixel_size}
+    return {**section_identity(section), **slide}

@@ -1,0 +1,34 @@
+"""What a user can ask for stays valid, also where it is changed."""
+
+import pytest
+from pydantic import ValidationError
+
+from napari_stmdit.training.config import DiffusionSettings
+from napari_stmdit.types import Guidance, KnockOutEdit, Request, ScaleEdit, SpotList
+
+
+@pytest.mark.parametrize(
+    ("original", "change"),
+    [
+        (Request(), {"steps": 0}),
+        (Request(), {"mode": "seamless"}),
+        (Request(), {"stepz": 3}),
+        (Request(), {"region": {"kind": "spots", "ids": ()}}),
+        (Guidance(), {"expression": -1}),
+        (ScaleEdit(genes=("A",), factor=2), {"strength": 1.5}),
+        (ScaleEdit(genes=("A",), factor=2), {"spots": {"s": -0.1}}),
+        (KnockOutEdit(genes=("A",)), {"genes": ()}),
+        (DiffusionSettings(), {"share_both": 2.0}),
+    ],
+)
+def test_a_changed_copy_is_as_valid_as_a_new_one(original, change):
+    with pytest.raises(ValidationError):
+        original.model_copy(update=change)
+
+
+def test_a_changed_copy_keeps_what_was_left_open():
+    copy = Request(seed=3).model_copy(update={"region": SpotList(ids=("a",))})
+    assert copy == Request(seed=3, region=SpotList(ids=("a",)))
+    assert copy.model_fields_set == {"seed", "region"}  # that nobody asked for expression is something a plan goes by
+    assert Request(seed=3).model_copy() == Request(seed=3)
+    assert Request(seed=3).model_copy().model_fields_set == {"seed"}
