@@ -136,7 +136,7 @@ def patch_at(
         return None
     if round(mean_scale(affine) * (section.calibration.mpp or 0), 3) != round(mpp, 3):
         return None
-    if kept is not None and spot in stored.spots and kept.shape[1] == side:
+    if stored is not None and kept is not None and spot in stored.spots and kept.shape[1] == side:
         return np.asarray(kept[stored.spots.index(spot)])
     centre = apply(np.linalg.inv(affine), section.spots.yx[section.spots.rows([spot])])[0]
     y, x = (round(float(v) - side / 2) for v in centre)
