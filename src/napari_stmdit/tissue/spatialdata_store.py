@@ -37,7 +37,7 @@ from .geometry import (
     sides_of_unit,
     uniform_scale,
 )
-from .images import open_image, with_overview
+from .images import with_overview
 from .one_section import refuse_bins
 from .open import resolve_fullres
 from .slide_scale import SQUARE_TO, stated_mpp
