@@ -1,5 +1,6 @@
 import numpy as np
 
+from napari_stmdit.synthesis.blend import feather
 from napari_stmdit.synthesis.canvas import MemoryCanvas
 from napari_stmdit.types import CanvasFrame, Patch, PatchResult
 
@@ -43,3 +44,39 @@ def test_the_order_of_pasting_does_not_matter():
     for result in reversed(results):
         other.paste(result)
     assert np.abs(one.rgba.astype(int) - other.rgba).max() <= 1
+
+
+def test_a_tile_is_set_where_its_mask_is_and_clear_elsewhere():
+    pixels = np.random.default_rng(0).integers(1, 255, (64, 64, 3), dtype=np.uint8)
+    mask = np.zeros((64, 64), dtype=bool)
+    mask[:20, 5:] = True
+    made = MemoryCanvas(CanvasFrame((64, 128), (0.0, 0.0), 1.0))
+    box = (0, 64, 64, 128)
+    assert made.paste(PatchResult(Patch(0, "s", 0, (0, 0, 1, 1), box, 0), pixels, mask)) == box
+    part = made.rgba[:64, 64:128]
+    np.testing.assert_array_equal(part[mask], np.column_stack([pixels[mask], np.full(mask.sum(), 255)]))
+    assert not part[~mask].any() and not made.rgba[:, :64].any()
+
+
+def test_patches_over_the_borders_of_the_tiles_of_sums_blend_as_in_one_array():
+    rng = np.random.default_rng(1)
+    made = MemoryCanvas(CanvasFrame((600, 700), (0.0, 0.0), 1.0))
+    total, weights = np.zeros((600, 700, 3)), np.zeros((600, 700, 1))
+    for y, x in ((230, 240), (200, 210), (0, 450), (480, 500), (536, 636), (256, 512)):
+        pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        made.paste(PatchResult(Patch(0, "s", 0, (0, 0, 1, 1), (y, x, y + 64, x + 64), 0), pixels))
+        weight = feather(64).astype(float)[..., None]
+        total[y : y + 64, x : x + 64] += weight * pixels
+        weights[y : y + 64, x : x + 64] += weight
+    shown = weights[..., 0] > 0
+    expected = total[shown] / weights[shown]
+    assert np.abs(made.rgba[shown][:, :3] - expected).max() < 0.51
+    np.testing.assert_array_equal(made.rgba[..., 3], 255 * shown)
+
+
+def test_what_fits_in_memory_is_decided_by_the_area(monkeypatch):
+    from napari_stmdit.synthesis import canvas as module
+
+    monkeypatch.setattr(module, "MOST_PIXELS", 600)
+    for shape, fits in (((20, 30), True), ((30, 20), True), ((20, 31), False), ((601, 1), False)):
+        assert module.fits_in_memory(CanvasFrame(shape, (0.0, 0.0), 1.0)) is fits

@@ -131,6 +131,12 @@ def test_what_is_no_visium_lattice_gives_no_scale_and_asks_for_it(name, rc, yx):
     assert "--mpp" in calibration.detail
 
 
+@pytest.mark.parametrize("mpp", [0.01, 100.0])
+def test_a_lattice_of_an_implausible_scale_gives_none(mpp):
+    rc, yx = visium_lattice(mpp)
+    assert geometry.calibrate({}, yx, rc).mpp is None
+
+
 def test_no_array_indices_give_no_scale():
     assert geometry.calibrate({}, visium_lattice(0.5)[1], None).source == "unknown"
 

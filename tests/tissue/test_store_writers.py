@@ -43,7 +43,7 @@ def test_two_processes_save_into_one_store_and_nothing_is_lost(tmp_path):
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(timeout=500)
+        writer.join(timeout=900)
         assert writer.exitcode == 0
     check_whole(store, {"first": 50, "second": 50})
 

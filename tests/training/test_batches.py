@@ -84,3 +84,18 @@ def test_a_wrong_mean_costs_more_than_the_same_error_in_detail():
     assert detail.flow == pytest.approx(0.01, rel=1e-3) and mean.flow == pytest.approx(0.01, rel=1e-3)
     assert detail.local == pytest.approx(0, abs=1e-6) and detail.overall == pytest.approx(0, abs=1e-6)
     assert mean.local == pytest.approx(0.16, rel=1e-3) and mean.overall == pytest.approx(2.56, rel=1e-3)
+
+
+def test_a_mean_that_is_wrong_in_one_channel_and_right_over_all_of_them_counts():
+    rng = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 2, 16, 16, generator=rng), torch.randn(2, 2, 16, 16, generator=rng)
+    opposite = torch.tensor([0.1, -0.1])[:, None, None]
+    losses = prediction_losses(Offset(noise - x, opposite), x, noise, torch.tensor([0.3, 0.9]))
+    assert losses.overall == pytest.approx(2.56, rel=1e-3) and losses.local == pytest.approx(0.16, rel=1e-3)
+
+
+def test_the_noise_on_conditions_is_relative_to_their_spread_which_is_one_where_it_is_not_known(cache):
+    settings = DiffusionSettings(condition_noise=0.5, expression_noise=0.25)
+    for spreads, factor in (({}, 1.0), ({"expression_spread": torch.tensor(3.0)}, 3.0)):
+        expression = Batches({**cache, **spreads}, settings, seed=0).draw(4000, small=False).expression
+        assert expression.std() == pytest.approx(0.25 * factor, rel=0.03)

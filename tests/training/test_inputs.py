@@ -11,7 +11,6 @@ from PIL import Image
 
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.training.config import load_config
-from napari_stmdit.training.inputs import note_inputs
 from napari_stmdit.training.train import run_stage
 
 SETTINGS = {"latent_channels": 4, "crop_px": 32, "batch": 2, "steps": 2, "decoder_steps": 1}
@@ -76,6 +75,8 @@ def test_latents_are_not_taken_for_those_of_other_settings(config, tmp_path):
 
 
 def test_files_of_a_version_that_noted_nothing_are_used_and_it_is_said(config, tmp_path, caplog):
+    from napari_stmdit.training.inputs import note_inputs
+
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "autoencoder.pt").write_bytes(b"")
     note_inputs(config(), "latents")

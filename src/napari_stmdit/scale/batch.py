@@ -17,6 +17,7 @@ from ..synthesis.models import KnownModel
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import Result, synthesize
 from ..tissue.store import check_writable, list_results, read_result
+from ..tissue.stored_results import element_name
 from ..types import Request, Section
 from .jobs import Job, Place
 
@@ -279,7 +280,7 @@ def _compute(
 
 def _check_name(job: Job) -> None:
     """Refuse before the work what saving would refuse after it: a store does not tell names apart by case."""
-    store, name = job.place.store, f"stmdit_{job.edit}"
+    store, name = job.place.store, element_name(job.edit)
     taken = next((one for one in (list_results(store) if store.exists() else ()) if one.lower() == name.lower()), None)
     if taken is not None:
         raise StoreError(f"{store} already holds {taken}; results are never overwritten: give the edit another name")
@@ -293,7 +294,7 @@ def _already_there(job: Job, section: Section, model: KnownModel) -> Outcome | N
     StoreError
         Where the store has a result of that name that was asked for otherwise, or made from other inputs.
     """
-    store, element = job.place.store, f"stmdit_{job.edit}"
+    store, element = job.place.store, element_name(job.edit)
     if not store.exists() or element not in list_results(store):
         return None
     _, _, record = read_result(store, element)

@@ -139,8 +139,8 @@ def spots_of(section: Section, request: Request, provenance: Mapping[str, Any]) 
         raise StoreError(f"the record of a result is damaged ({error}); run it again") from error
     rows = region_rows(section, request, [])
     yx = section.spots.yx[rows][:, None]
-    inside: NDArray[np.bool_] = (tiles[:, :2] <= yx) & (yx < tiles[:, 2:])  # (spots, tiles, 2)
-    shown = tuple(section.spots.ids[rows[np.any(np.all(inside, axis=2), axis=1)]].tolist())
+    inside: Any = ((tiles[:, :2] <= yx) & (yx < tiles[:, 2:])).all(axis=2)
+    shown = tuple(section.spots.ids[rows[inside.any(axis=1)]].tolist())
     return shown, len(shown) if whole else len(rows)
 
 

@@ -91,7 +91,8 @@ def _looks(image: SlideImage, places: int, box: float) -> NDArray[np.float64]:
     """Mean colours of boxes spread over the coarsest level of an image, (places, places, 3)."""
     pixels = np.asarray(image.levels[-1].compute(), dtype=np.float64)
     rows, columns = (_overlap(side, places, box) for side in pixels.shape[:2])
-    return np.asarray(np.einsum("py,yxc,qx->pqc", rows, pixels, columns, optimize=True))
+    looks: NDArray[np.float64] = np.einsum("py,yxc,qx->pqc", rows, pixels, columns, optimize=True)
+    return looks
 
 
 def _overlap(side: int, places: int, box: float) -> NDArray[np.float64]:
@@ -99,7 +100,8 @@ def _overlap(side: int, places: int, box: float) -> NDArray[np.float64]:
     middles = (np.arange(places)[:, None] + 0.5) / places * side
     low, high = middles - box * side / 2, middles + box * side / 2
     at = np.arange(side)[None, :]
-    return np.asarray(np.clip(np.minimum(at + 1, high) - np.maximum(at, low), 0, None) / (high - low))
+    shares: NDArray[np.float64] = np.clip(np.minimum(at + 1, high) - np.maximum(at, low), 0, None) / (high - low)
+    return shares
 
 
 def _patches(image: SlideImage, places: int, box: float) -> NDArray[np.float64]:

@@ -37,11 +37,11 @@ from .geometry import (
     sides_of_unit,
     uniform_scale,
 )
-from .images import open_image, with_overview
+from .images import with_overview
 from .one_section import refuse_bins
 from .open import resolve_fullres
 from .slide_scale import SQUARE_TO, stated_mpp
-from .spaceranger import check_fullres
+from .spaceranger import open_fullres
 from .tables import SpotRows, spot_rows
 from .zarr_codecs import refuse_pickles
 
@@ -506,12 +506,13 @@ def _frame_of_file(
     for _, _, candidate in _placed(candidates, rows, spots_to, wanted)[:1]:
         frame, _ = _frame(candidate, spots_to, wanted)
         coarser = 1.0 if frame.image is None else frame.image.pixel_size
-        check_fullres(file, (candidate.size[0] * coarser, candidate.size[1] * coarser, coarser + 2), rows.yx)
-        return _Frame(frame.to_spots, open_image(file))
-    check_fullres(file, None, rows.yx)
+        expected = (candidate.size[0] * coarser, candidate.size[1] * coarser, coarser + 2)
+        image = open_fullres(file, expected, rows.yx, SlideImage(candidate.levels, 1.0, candidate.name))
+        return _Frame(frame.to_spots, image)
+    image = open_fullres(file, None, rows.yx, None)
     if not ours:  # ours keep spots in full-resolution pixels
         _check_units(file, rows, mpp)
-    return _Frame(np.eye(3), open_image(file))
+    return _Frame(np.eye(3), image)
 
 
 def _check_units(file: Path, rows: SpotRows, mpp: float | None) -> None:
