@@ -381,7 +381,7 @@ class World:
         keys = [f"slide{wish.section}", f"counts{wish.section}"]
         keys += ["embeddings"] if wish.embeddings else []
         keys += ["checkpoint"] if wish.checkpoint == "one" else []
-        return tuple((key, self.versions.get(key, 0)) for key in keys)
+        return (*((key, self.versions.get(key, 0)) for key in keys), ("mpp", wish.mpp))
 
     def _stored(self, store: Path, element: str) -> np.ndarray:
         from napari_stmdit.tissue.store import read_result

@@ -153,12 +153,22 @@ def made_anew(words: list[str], mark: str) -> None:
         shutil.rmtree(download_directory(words[1].replace("stmdit:", "stmdit-")), ignore_errors=True)
 
 
+def shorter(words: list[str]) -> tuple[str, ...]:
+    """Options that make a command shorter; an evaluation of saved results takes fewer."""
+    if (
+        words[0] == "evaluate"
+        and len(PROGRAM.commands["evaluate"].make_context("evaluate", words[1:]).params["targets"]) == 1
+    ):
+        return ("--draws", "100")
+    return SHORTER.get(words[0], ())
+
+
 def faults_of_page(page: Page, address: str = "") -> list[str]:
     faults = []
     for place, line, mark in to_run(page):
         words = [address if word == SCHEDULER else word for word in words_of(line)[1:]]
         made_anew(words, mark)
-        faults += faults_of([*words, *SHORTER.get(words[0], ())], place, line)
+        faults += faults_of([*words, *shorter(words)], place, line)
     return faults
 
 

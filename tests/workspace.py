@@ -22,7 +22,7 @@ from foreign import SETTINGS
 from hub import LocalHub
 from PIL import Image
 from slides import tissue_picture, write_aperio, write_pyramid, write_table
-from tiny import TINY_GENES, TINY_MPP, TINY_SIDE_PX, analytic_image, tiny_arrays
+from tiny import TINY_GENES, TINY_MPP, TINY_SIDE_PX, tiny_arrays
 
 GENES = tuple("GRB7" if gene == "ACTB" else gene for gene in TINY_GENES)
 """Those of the tiny section, with every gene that the pages' edits name."""
@@ -129,7 +129,7 @@ def _section(folder: Path) -> None:
         arrays["counts"] = 2 * arrays["counts"][::-1]
     write_spaceranger_folder(
         folder,
-        image=analytic_image(),
+        image=tissue_picture(TINY_SIDE_PX),  # what slide.tif shows, too
         genes=Genes(np.array(GENES)),
         mpp=TINY_MPP,
         slide_name="slide.png",

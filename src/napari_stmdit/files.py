@@ -104,7 +104,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     except yaml.constructor.ConstructorError as error:
         if "constructor for the tag" not in str(error.problem):
             raise BadFile(f"is not valid YAML: {error}") from None
-        raise UnsafeFile(f"it asks to build an object: {shorten(str(error.problem))}") from None
+        raise UnsafeFile(f"it asks to build an object: {shorten(str(error.problem), 200)}") from None
     except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:
         raise error if isinstance(error, BadFile) else BadFile(f"is not valid YAML: {error}") from None
 

@@ -18,7 +18,7 @@ from napari_stmdit.evaluation.predictor import LinearPredictor
 from napari_stmdit.evaluation.preparing import prepare
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.run import DenoiseStep
-from napari_stmdit.types import ScaleEdit, TowardsEdit
+from napari_stmdit.types import ScaleEdit, TowardsEdit, hash_genes
 
 EDIT = TowardsEdit(name="towards two spots", target_spots=("0x0", "0x1"))
 REQUEST = st.EvaluationRequest(spots=32, seeds=2, genes=24, draws=100, edits=(EDIT,))
@@ -291,7 +291,7 @@ def test_a_predictor_of_ones_own_is_used_as_it_is(sections, tmp_path):
 def test_bad_wishes_are_refused_before_anything_is_made(sections, tmp_path):
     section, model = sections[0], Counting(CARD)
     small = telling_section(rows=2, columns=3)
-    blind = CARD.model_copy(update={"genes": ("X", "Y"), "gene_hash": ""})
+    blind = CARD.model_copy(update={"genes": ("X", "Y"), "gene_hash": hash_genes(("X", "Y"))})
     edit = ScaleEdit(genes=("NOPE",), factor=2)
     for words, arguments in (
         ("at least 8 are needed", (model, small, REQUEST)),

@@ -23,6 +23,7 @@ LAUGHS = "a0: &a0 [lol, lol]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}
 FINE = Works("1 of 30 spots")
 NOT_A_LIST = request_error("expected a list of edits")
 NOT_YAML = request_error("is not valid YAML")
+UNSAFE = request_error("asks to build an object")
 
 EDITS = cases(
     "edits",
@@ -156,10 +157,10 @@ EDITS = cases(
         ("random bytes", edits(bytes(range(128, 256))), request_error("cannot be read")),
         ("control characters", edits("\x00\x01\x02"), NOT_YAML),
         ("UTF-16", edits("[]".encode("utf-16")), request_error("cannot be read")),
-        ("a tag that runs a command", edits('!!python/object/apply:os.system ["touch pwned"]'), NOT_YAML),
-        ("a tag that makes an object", edits("- !!python/object:pathlib.Path {}"), NOT_YAML),
-        ("a tag that loads a module", edits("- !!python/module:antigravity"), NOT_YAML),
-        ("a tag of our own", edits("- !stmdit {operation: knock_out, genes: [ERBB2]}"), NOT_YAML),
+        ("a tag that runs a command", edits('!!python/object/apply:os.system ["touch pwned"]'), UNSAFE),
+        ("a tag that makes an object", edits("- !!python/object:pathlib.Path {}"), UNSAFE),
+        ("a tag that loads a module", edits("- !!python/module:antigravity"), UNSAFE),
+        ("a tag of our own", edits("- !stmdit {operation: knock_out, genes: [ERBB2]}"), UNSAFE),
         ("a billion laughs", edits(LAUGHS), request_error("aliases")),
         (
             "a billion laughs as genes",
@@ -435,7 +436,7 @@ REQUESTS = cases(
         (
             "a tag that runs a command",
             given("request_file", 'seed: !!python/object/apply:os.system ["touch pwned"]'),
-            NOT_YAML,
+            UNSAFE,
         ),
         ("nested a hundred thousand deep", given("request_file", "{a: " * 100_000), request_error("nested")),
         ("random bytes", given("request_file", bytes(range(128, 256))), request_error("cannot be read")),

@@ -293,7 +293,11 @@ CONFIGS = cases(
         ("no YAML", config("a: [b"), NOT_YAML),
         ("random bytes", config(bytes(range(128, 256))), request_error("config.yaml")),
         ("a field nobody knows", config({"colour": "red"}), request_error("colour")),
-        ("a tag that runs a command", config('a: !!python/object/apply:os.system ["touch pwned"]'), NOT_YAML),
+        (
+            "a tag that runs a command",
+            config('a: !!python/object/apply:os.system ["touch pwned"]'),
+            request_error("config.yaml", "asks to build an object"),
+        ),
         (
             "a billion laughs",
             config(

@@ -201,7 +201,8 @@ def test_a_file_that_differs_from_the_entrys_hash_is_removed(hub, entry, folder)
     "fields", [{"files": ("../x.json",)}, {"subfolder": "../x"}, {"name": "../x"}, {"files": ("x.py",)}]
 )
 def test_an_entry_that_was_never_validated_is_refused(fields, hub, entry, tmp_path):
-    assert "no valid entry" in refused(entry.model_copy(update=fields), endpoint=hub.endpoint)
+    bad = type(entry).model_construct(**{**entry.model_dump(), **fields})
+    assert "no valid entry" in refused(bad, endpoint=hub.endpoint)
     assert hub.requests == []
     assert not list(tmp_path.iterdir())
 

@@ -113,7 +113,9 @@ def _change(folder, name):
         file = place / "spatial" / "tissue_positions.csv"
         lines = file.read_text().splitlines()
         file.write_text(
-            "\n".join([lines[0], *(f"{line.rsplit(',', 1)[0]},{k}" for k, line in enumerate(lines[1:], 300))])
+            "\n".join(
+                [lines[0], *(f"{start},{float(x) + 3}" for start, x in (line.rsplit(",", 1) for line in lines[1:]))]
+            )
         )
     elif name == "black box":
         with Image.open(place / "slide.png") as picture:

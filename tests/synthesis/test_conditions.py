@@ -90,7 +90,11 @@ def given(section, width, seed):
 
 def test_a_window_gets_the_embeddings_of_its_nearest_spot_and_the_record_says_so(tiny_section, tiny_model):
     morphology, expression = given(tiny_section, 10, 0), given(tiny_section, 8, 1)
-    record = {**tiny_model.provenance, "morphology_embeddings": {}, "expression_embeddings": {}}
+    record = {
+        **tiny_model.provenance,
+        "morphology_embeddings": {"sha256": "a"},
+        "expression_embeddings": {"sha256": "b"},
+    }
     card = tiny_model.card.model_copy(update={"genes": (), "gene_hash": "", "profiles": ()})
     model = Checkpoint(card, tiny_model.pipeline, expression, morphology, {}, record)
     result = synthesize(tiny_section, Request(region=AREA, mode="continuous", steps=1), model)

@@ -195,7 +195,7 @@ def _read_zarr(root: Path, on_bad_files: Any, kinds: tuple[str, ...] | None = No
     import spatialdata
 
     with quiet(), told_as_damage(root, "SpatialData"):
-        refuse_pickles(root)
+        refuse_pickles(root, damaged=on_bad_files == "warn")
         return spatialdata.read_zarr(root, selection=kinds, on_bad_files=on_bad_files)
 
 

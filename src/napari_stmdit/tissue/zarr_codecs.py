@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,32 @@ _CODECS = ("codecs", "filters", "compressor", "compressors")
 _NODE = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
 
-def refuse_pickles(root: Path) -> None:
-    """Raise SectionError where an array of a store is pickled, by the store's metadata alone, or where those cannot be read."""
+def refuse_pickles(root: Path, damaged: bool = False) -> None:
+    """Raise SectionError where an array of a store is pickled, by the store's metadata alone, or where those cannot be read.
+
+    With ``damaged``, metadata that are no JSON are passed over: no reader can make an array of them.
+    """
     for file in _metadata_files(root):
         place = file.relative_to(root)
         try:
             content = read_json(file)
         except BadFile as error:
+            if damaged and not _is_json(file):
+                continue
             raise SectionError(f"{root} cannot be read as SpatialData: its {place} cannot be read: {error}") from error
         if _names_pickle(content):
             raise SectionError(
                 f"{root} is refused: by its {place} an array of it is pickled, and reading it could run code. Nothing was run; write the store "
                 "again without the codec 'pickle'"
             )
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 def _metadata_files(root: Path) -> Iterator[Path]:
