@@ -457,12 +457,13 @@ def measure(
         figures["agreement"] = {
             "r": round(float(np.corrcoef(change.flatten().numpy(), reference.flatten().numpy())[0, 1]), 4),
             "size": round(float(change.std() / reference.std()), 4),
-            "median_difference": round(float(_relative(change, reference).median()), 4),
+            "median_difference": round(float(_relative(change, reference).nanmedian()), 4),
         }
     return figures, change
 
 
 def _relative(change: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Relative difference of each spot; nan for a spot that was given its own expression."""
     return (change - reference).flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)
 
 

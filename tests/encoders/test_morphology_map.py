@@ -96,7 +96,7 @@ def test_sections_of_another_stain_do_not_disturb():
 def test_many_wide_tokens_go_by_their_principal_components(monkeypatch):
     e, m, yx, _ = spots(130, tokens=64)  # 576 numbers of morphology, more than spots
     found = fit_morphology_map(e, m, yx=yx)
-    assert found.shape == (64, 9) and len(found.components) <= 8 and found.share > 0.85
+    assert found.shape == (64, 9) and len(found.components) < 20 and found.share > 0.85
     plain = fit_morphology_map(np.repeat(e[:, None], 3, axis=1), m, yx=yx)  # tokens of expression count by their mean
     np.testing.assert_allclose(plain.delta(e[:5], e[5:10]), found.delta(e[:5], e[5:10]), atol=1e-5)
     monkeypatch.setattr(morphology_map, "MOST_COMPONENTS", 1)
