@@ -32,7 +32,7 @@ def test_the_map_finds_a_linear_law_and_says_how_much_it_explains(fitted):
     assert moved.shape == (20, 1, 9)
     assert np.corrcoef(moved.ravel(), wanted.ravel())[0, 1] > 0.99
     assert 0.85 < fitted.share < 1
-    assert fitted.r2[0] > 0.9 and len(fitted.components) < 9 + 1
+    assert fitted.r2.max() > 0.9 and len(fitted.components) <= 9
     assert fitted.follows and "explains 9" in fitted.words
 
 
@@ -156,3 +156,16 @@ def test_what_cannot_be_fitted_is_refused_in_one_sentence(fitted):
         fit_morphology_map(e, m, np.repeat([0, 1], 80))
     with pytest.raises(SectionError, match="for 6 numbers"):
         fitted.delta(e[:, :5], e[:, :5])
+
+
+def test_a_number_that_expression_says_is_found_among_larger_ones_that_it_does_not():
+    """Principal components would mix them: the numbers of one short vector are taken one by one."""
+    rng = np.random.default_rng(0)
+    e = rng.normal(size=(240, 4)).astype(np.float32)
+    m = 3 * rng.normal(size=(240, 1, 8)).astype(np.float32)
+    m[:, 0, 0] = 0.6 * (e[:, 0] + 0.4 * rng.normal(size=240)) + 0.2 * m[:, 0, 1]
+    fitted = fit_morphology_map(e, m, folds=np.arange(240) % 4)
+    assert fitted.r2[0] > 0.3 and fitted.follows
+    moved = fitted.delta(e[:100], e[100:200])[:, 0]
+    assert np.corrcoef(moved[:, 0], e[100:200, 0] - e[:100, 0])[0, 1] > 0.95
+    assert moved[:, 0].std() > 4 * moved[:, 1:].std(axis=0).max()

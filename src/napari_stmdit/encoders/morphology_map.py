@@ -38,7 +38,8 @@ class MorphologyMap:
     components
         (k, t * dm) those components; k = 0: morphology stays.
     r2
-        (r,) share of the variance that is explained of each principal component of morphology, the largest first; on tissue left out.
+        (r,) share of the variance that is explained of each number of a single vector, or of each principal component of tokens, the
+        largest first; on tissue left out.
     share
         Share of all variance of morphology that is explained, on tissue left out.
     penalties
@@ -177,7 +178,7 @@ def fit_morphology_map(
     x, y = centred(e, groups), centred(m.reshape(len(m), -1), groups)
     spread = x.std(axis=0)
     x /= np.where(spread > 1e-6 * max(float(spread.max()), 1e-30), spread, np.inf)  # what never varies says nothing
-    basis, scores = _principal(y)
+    basis, scores = _components(y, m.shape[1])
     blind, gained = np.zeros(
         (2, scores.shape[1])
     )  # squared error of the mean on tissue left out, and what the map saves of it
@@ -191,11 +192,11 @@ def fit_morphology_map(
         gained += (own**2 - (own - (x[out] - centre) @ weights) ** 2).sum(axis=0)
     r2 = gained / np.maximum(blind, 1e-30)
     beyond = max(float((y**2).sum() - (scores**2).sum()), 0.0)  # of components that are not predicted
-    share = float(gained.sum() / max(float(blind.sum()) + beyond, 1e-30))
     chosen = _choose(x, scores, left_out)
-    if share <= 0 or not np.isfinite(chosen).any():
+    kept = np.isfinite(chosen) & (gained > 0)
+    share = float(gained[kept].sum() / max(float(blind.sum()) + beyond, 1e-30))
+    if not kept.any():
         return _still(e.shape[1], shape, r2, share, len(e))
-    kept = np.isfinite(chosen)
     slopes = _weights(x, scores, chosen)[:, kept] / np.where(spread > 0, spread, 1)[:, None]
     arrays = (slopes, basis[kept], r2, chosen[kept])
     weights32, components, r2_32, penalties = (np.asarray(array, dtype=np.float32) for array in arrays)
@@ -250,6 +251,17 @@ def _still(width: int, shape: tuple[int, int], r2: ArrayLike, share: float, spot
     return MorphologyMap(shape, *none, np.asarray(r2, dtype=np.float32), share, np.zeros(0, dtype=np.float32), spots)
 
 
+def _components(y: NDArray[np.float64], tokens: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what is predicted of centred y (n, f): a basis (r, f) and scores (n, r).
+
+    One short vector is taken number by number: an encoder that gives it has ordered its numbers already, and principal components would
+    mix one that expression says with others that it does not.
+    """
+    if tokens == 1 and y.shape[1] <= MOST_COMPONENTS:
+        return np.eye(y.shape[1]), y
+    return _principal(y)
+
+
 def _principal(y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return components (r, f) of centred y (n, f), the largest first and each with its largest entry positive, and scores (n, r)."""
     if y.shape[1] <= len(y):
@@ -267,18 +279,24 @@ def _principal(y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def _choose(x: NDArray[np.float64], scores: NDArray[np.float64], folds: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the penalty (r,) of each component that errs least on folds left out; infinite where none is better than the mean."""
-    errors = np.zeros((len(PENALTIES), scores.shape[1]))
-    blind = np.zeros(scores.shape[1])
-    for fold in np.unique(folds):
+    """Return the penalty (r,) of each component; infinite where none errs less than the mean does, on folds left out.
+
+    Of the penalties that err no more than one standard error above the best, the smallest: what is wanted are effects, which a penalty
+    shrinks, not the best prediction. Errors are relative to those of the mean in each fold, so that no section counts for more.
+    """
+    names = np.unique(folds)
+    errors = np.zeros((len(names), len(PENALTIES), scores.shape[1]))
+    for place, fold in enumerate(names):
         out = folds == fold
         centre, target = x[~out].mean(axis=0), scores[~out].mean(axis=0)
+        blind = np.maximum(((scores[out] - target) ** 2).sum(axis=0), 1e-30)
         penalties = PENALTIES * int((~out).sum())
         for row, weights in enumerate(ridge_weights(x[~out] - centre, scores[~out] - target, penalties)):
-            errors[row] += ((scores[out] - target - (x[out] - centre) @ weights) ** 2).sum(axis=0)
-        blind += ((scores[out] - target) ** 2).sum(axis=0)
-    best = errors.argmin(axis=0)
-    return np.where(errors.min(axis=0) < blind, PENALTIES[best], np.inf)
+            errors[place, row] = ((scores[out] - target - (x[out] - centre) @ weights) ** 2).sum(axis=0) / blind
+    mean, spread = errors.mean(axis=0), errors.std(axis=0, ddof=1) / np.sqrt(len(names))
+    best, each = mean.argmin(axis=0), np.arange(scores.shape[1])
+    near = mean <= mean[best, each] + spread[best, each]
+    return np.where(mean[best, each] < 1, PENALTIES[near.argmax(axis=0)], np.inf)
 
 
 def _weights(
