@@ -179,21 +179,24 @@ def fit_morphology_map(
     spread = x.std(axis=0)
     x /= np.where(spread > 1e-6 * max(float(spread.max()), 1e-30), spread, np.inf)  # what never varies says nothing
     basis, scores = _components(y, m.shape[1])
-    blind, gained = np.zeros(
-        (2, scores.shape[1])
-    )  # squared error of the mean on tissue left out, and what the map saves of it
-    for fold in np.unique(left_out):
+    names = np.unique(left_out)
+    # squared error of the mean on tissue left out, and what the map saves of it, fold by fold
+    blind, gained = np.zeros((2, len(names), scores.shape[1]))
+    for place, fold in enumerate(names):
         out = left_out == fold
         chosen = _choose(x[~out], scores[~out], left_out[~out])
         weights = _weights(x[~out], scores[~out], chosen)
         centre, target = x[~out].mean(axis=0), scores[~out].mean(axis=0)
         own = scores[out] - target
-        blind += (own**2).sum(axis=0)
-        gained += (own**2 - (own - (x[out] - centre) @ weights) ** 2).sum(axis=0)
+        blind[place] = (own**2).sum(axis=0)
+        gained[place] = (own**2 - (own - (x[out] - centre) @ weights) ** 2).sum(axis=0)
+    each = gained / np.maximum(blind, 1e-30)
+    sure = each.mean(axis=0) > each.std(axis=0, ddof=1) / np.sqrt(len(names))  # else it may be chance
+    blind, gained = blind.sum(axis=0), gained.sum(axis=0)
     r2 = gained / np.maximum(blind, 1e-30)
     beyond = max(float((y**2).sum() - (scores**2).sum()), 0.0)  # of components that are not predicted
     chosen = _choose(x, scores, left_out)
-    kept = np.isfinite(chosen) & (gained > 0)
+    kept = np.isfinite(chosen) & (gained > 0) & sure
     share = float(gained[kept].sum() / max(float(blind.sum()) + beyond, 1e-30))
     if not kept.any():
         return _still(e.shape[1], shape, r2, share, len(e))
