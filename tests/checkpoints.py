@@ -115,6 +115,7 @@ def write_tiny_checkpoint(
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "expression_encoder": ["napari_stmdit.encoders.linear_programs", "LinearProgramEncoder"],
         "morphology_encoder": ["napari_stmdit.encoders.small_conv", "SmallConvEncoder"],
+        "morphology_map": ["napari_stmdit.encoders.morphology_map", "MorphologyMap"],
     }
     (folder / "model_index.json").write_text(json.dumps(index))
     values = {

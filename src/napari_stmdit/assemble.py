@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     ExpressionSource = ExpressionEncoder | PrecomputedEmbeddings | MissingEncoder
     MorphologySource = MorphologyEncoder | PrecomputedEmbeddings | MissingEncoder
 
-MORPHOLOGY_MAP = "morphology_map"
-"""Folder in a checkpoint of its map from expression to morphology."""
 BUNDLED = {"demo": "data/demo_checkpoint"}
 
 
@@ -274,7 +272,14 @@ def load_checkpoint(
     from .encoder_sources import encoder_notes, given_embeddings, open_sources
     from .encoders.morphology_map import MorphologyMap
     from .model.counterfactual import counterfactual_fault
-    from .model.folder import load_component, read_folder, read_profile_depths, read_profile_spreads, read_profiles
+    from .model.folder import (
+        load_component,
+        map_folder,
+        read_folder,
+        read_profile_depths,
+        read_profile_spreads,
+        read_profiles,
+    )
     from .model.pipeline import STMDiTPipeline
 
     path = checkpoint_folder(name)
@@ -315,8 +320,8 @@ def load_checkpoint(
     sources = open_sources(folder, transformer.config, given, chosen)
     if notes := [note for source in sources.values() for note in encoder_notes(source)]:
         provenance["notes"] = notes  # how the genes were found, say: it belongs to the result
-    stored = folder.path / MORPHOLOGY_MAP
-    follows = MorphologyMap.load(stored) if stored.is_dir() and not given else None
+    stored = None if given else map_folder(folder)
+    follows = None if stored is None else MorphologyMap.load(stored)
     return Checkpoint(card, pipeline, sources["expression"], sources["morphology"], profiles, provenance, follows)
 
 

@@ -47,6 +47,8 @@ def print_inspection(found: Inspection) -> None:
         table.add_row(f"condition: {condition}", how)
     for component, kind in found.components.items():
         table.add_row(component.replace("_", " "), kind)
+    if found.morphology_map is not None:
+        table.add_row("morphology follows", _follows(found.morphology_map))
     console = _console()
     console.print(found.path, style="bold")
     console.print(table)
@@ -61,6 +63,15 @@ def print_inspection(found: Inspection) -> None:
                 console.print(f"- {line}")
     if not found.missing:
         console.print("\nNothing is missing to run it.")
+
+
+def _follows(known: dict[str, Any]) -> str:
+    """Say what a map from expression to morphology explains."""
+    first = ", ".join(f"{value:.2f}" for value in known["r2"][:5])
+    return (
+        f"expression explains {100 * known['share']:.0f} % of morphology's variance ({known['spots']} spots, on tissue left out; R2 of the "
+        f"largest components {first}); {known['components']} components follow an edit"
+    )
 
 
 def report_conversion(made: Converted, as_json: bool) -> None:

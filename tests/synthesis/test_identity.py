@@ -195,3 +195,13 @@ def test_a_result_records_what_it_was_made_from(section, model, tmp_path, folder
     expected = whole(plan(section, WHOLE, model.card), section, model)
     assert {"request": expected["request"], **inputs} == expected
     assert set(inputs) == {"plan", "checkpoint", "dtype", "section", "code"}
+
+
+def test_what_an_earlier_version_made_counts_as_new_tissue():
+    from napari_stmdit.synthesis.identity import differences
+
+    now = {"request": {"seed": 1, "edits": [], "counterfactual": "auto", "edit_scale": 1.0}}
+    assert differences({"request": {"seed": 1, "edits": []}}, now) == []
+    edits = [{"operation": "scale", "enabled": True}]
+    (line,) = differences({"request": {"seed": 1, "edits": edits}}, {"request": {**now["request"], "edits": edits}})
+    assert "counterfactual: 'off' then, 'auto' now" in line

@@ -9,7 +9,15 @@ from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.result import synthesize
 from napari_stmdit.synthesis.sheet import make_sheet
-from napari_stmdit.synthesis.variants import Variant, baseline_of, dose_strip, guidance_grid, sample_seed, samples_of
+from napari_stmdit.synthesis.variants import (
+    Variant,
+    baseline_of,
+    dose_strip,
+    guidance_grid,
+    noise_key,
+    sample_seed,
+    samples_of,
+)
 from napari_stmdit.types import Guidance, Request, SampleOfSpots, ScaleEdit, SpotList
 
 EDITS = (ScaleEdit(genes=("GENE1",), factor=3, name="a"), ScaleEdit(genes=("GENE2",), factor=0, strength=0.5, name="b"))
@@ -133,3 +141,16 @@ def test_a_faulty_variant_is_refused_before_anything_is_computed(section, card):
     with pytest.raises(RequestError, match="NOWHERE"):
         next(make_sheet("dose", dose_strip(Request(edits=edits), "2x4"), 7, section, model))
     assert not model.batches
+
+
+def test_edited_tissue_is_never_paired_with_new_tissue_and_new_tissue_is_by_whatever_words_it_was_asked_for():
+    request = Request(edits=EDITS, seed=9)
+    edited = noise_key(request, {"counterfactual": True}, edited=False)
+    assert edited != noise_key(baseline_of(request), {"counterfactual": False})
+    new = request.model_copy(update={"counterfactual": "off", "edit_scale": 2.0})
+    assert noise_key(new, {"counterfactual": False}, edited=False) == noise_key(baseline_of(request), {})
+
+
+def test_the_baseline_of_an_edit_that_was_asked_for_can_be_run(section, card):
+    base = baseline_of(Request(edits=EDITS, counterfactual="on", region=SpotList(ids=("0x0",))))
+    assert not plan(section, base, card).counterfactual

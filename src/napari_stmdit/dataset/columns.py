@@ -38,9 +38,15 @@ FACTS = (
     Column(
         "baseline_id",
         "string",
-        "the image made with the same noise and settings, but without the edits; null where there is none or no edit",
+        "the image made with the same noise and settings, but without the edits; of edited real tissue the crop of the slide; null where "
+        "there is none or no edit",
     ),
     Column("edited", "bool", "whether an edit changed the expression here"),
+    Column(
+        "counterfactual",
+        "bool",
+        "true where real tissue was edited: the image is the slide's crop, changed by the edits; false where new tissue was made",
+    ),
     Column(
         "edits",
         "string",

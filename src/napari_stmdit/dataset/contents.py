@@ -176,6 +176,7 @@ class Contents:
             "run": None,
             "baseline_id": None,
             "edited": False,
+            "counterfactual": False,
             "edits": "[]",
             "expression": {"none": "null"}.get(self.section.expression.kind, self.section.expression.kind),
             "expression_spot": None if self.section.expression.kind == "none" else row.patch.spot_id,
@@ -202,6 +203,7 @@ class Contents:
             "run": made.name,
             "baseline_id": self._baseline_id(run, spot),
             "edited": bool(edits) and condition != "null",
+            "counterfactual": bool(made.provenance.get("counterfactual")),
             "edits": json.dumps(edits),
             "expression": condition,
             "expression_spot": self._source_of(made, condition, row.patch.row),
@@ -219,6 +221,8 @@ class Contents:
         }
 
     def _baseline_id(self, run: int, spot: str) -> str | None:
+        if self.runs[run].provenance.get("counterfactual"):  # made from the slide, not from noise
+            return f"slide/{spot}" if f"slide/{spot}" in self._ids else None
         names = (f"{self.runs[base].name}/{spot}" for base in self._baselines[run])
         return next((name for name in names if name in self._ids), None)
 

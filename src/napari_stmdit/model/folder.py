@@ -23,12 +23,14 @@ from .references import REFERENCE_FILE, Reference, read_reference, reference_has
 
 COMPONENTS = ("transformer", "vae", "scheduler", "expression_encoder", "morphology_encoder")
 ENCODERS = ("expression_encoder", "morphology_encoder")
-OPTIONAL = (*ENCODERS, "preview_vae")
-"""Encoders may be left to embeddings computed elsewhere; a preview decoder is an extra."""
+MORPHOLOGY_MAP = "morphology_map"
+OPTIONAL = (*ENCODERS, "preview_vae", MORPHOLOGY_MAP)
+"""Encoders may be left to embeddings computed elsewhere; a preview decoder is an extra, and without a map one is fitted on each section."""
 SCHEDULERS = ("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "DDIMScheduler")
 VAES = ("StmditAutoencoder", "AutoencoderKL")
 PREVIEW_VAES = ("AutoencoderTiny",)
 TRANSFORMERS = ("STMDiTTransformer2D",)
+MAPS = ("MorphologyMap",)
 
 
 class Component(NamedTuple):
@@ -162,6 +164,24 @@ def load_component(folder: CheckpointFolder, name: str) -> Any:
     if name == "transformer":
         return load_transformer(path)
     return _load_scheduler(kind, path) if name == "scheduler" else _load_vae(kind, component.weights_file(name), path)
+
+
+def map_folder(folder: CheckpointFolder) -> Path | None:
+    """Return where a checkpoint has its map from expression to morphology; None where it has none.
+
+    Raises
+    ------
+    CheckpointError
+        The map is of a kind that this version does not know.
+    """
+    component = folder.components.get(MORPHOLOGY_MAP)
+    if component is None:
+        return None
+    if component.kind not in MAPS:
+        raise CheckpointError(
+            f"{MORPHOLOGY_MAP} of {folder.path} is a {component.kind!r}; this version knows {', '.join(MAPS)}."
+        )
+    return component.path
 
 
 def read_profiles(folder: CheckpointFolder) -> dict[str, NDArray[np.float32]]:

@@ -13,7 +13,7 @@ from ..errors import CheckpointError
 from .checkpoint import Fault, Opened, Settings, examine, locate, skeleton, table
 from .containers import unwrap
 from .convert import LATENT_FACTOR, MPP_CANDIDATES, SD3_CHANNELS, UNI_WIDTH
-from .folder import CheckpointFolder, read_folder
+from .folder import CheckpointFolder, map_folder, read_folder
 from .inspect_components import describe_component
 from .keys import TABLES
 from .mapping import KeyMapping, read_mapping
@@ -42,6 +42,9 @@ class Inspection(BaseModel):
         ``epsilon`` or ``flow``, and whether a variance is predicted too.
     tensors, parameters
         How many, in all.
+    morphology_map
+        Of the map from expression to morphology: ``share`` of the variance that expression explains on tissue left out, ``r2`` of each
+        principal component, ``components`` that follow and ``spots`` that it was fitted to.
     missing
         What is missing or wrong, so that it cannot run as it is; empty where it can.
     notes, ignored
@@ -68,6 +71,7 @@ class Inspection(BaseModel):
     patch_mpp: float | None = None
     components: dict[str, str] = {}
     sha256: str | None = None
+    morphology_map: dict[str, Any] | None = None
     missing: list[str] = []
     notes: list[str] = []
     ignored: dict[str, str] = {}
@@ -155,9 +159,24 @@ def _of_folder(folder: CheckpointFolder) -> Inspection:
             "patch_mpp": folder.card.patch_mpp,
             "components": {name: part.kind for name, part in folder.components.items()},
             "sha256": folder.sha256,
+            "morphology_map": _follows(folder),
             "missing": missing,
         }
     )
+
+
+def _follows(folder: CheckpointFolder) -> dict[str, Any] | None:
+    place = map_folder(folder)
+    if place is None:
+        return None
+    config, arrays = read_settings(place / "config.json"), read_weights(place / "model.safetensors")
+    r2, components = ([] if arrays.get(name) is None else arrays[name].tolist() for name in ("r2", "components"))
+    return {
+        "share": config.get("share"),
+        "r2": [round(value, 4) for value in r2],
+        "components": len(components),
+        "spots": config.get("spots"),
+    }
 
 
 def _lacking(folder: CheckpointFolder) -> list[str]:

@@ -23,7 +23,7 @@ from .local import local_client, require_distributed
 if TYPE_CHECKING:
     from ..expression.edits import Profile
     from ..synthesis.zarr_canvas import ZarrCanvas
-    from .work import Task
+    from .work import Share, Task
 
 BATCHES_A_SHARE = 4
 """Few, so that a worker that dies costs little and the last ones do not wait for each other; enough to be worth sending."""
@@ -201,6 +201,7 @@ class _Share:
     watch: Stopwatch = field(default_factory=Stopwatch)
     failed: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.name = f"stmdit-{uuid.uuid4().hex[:12]}"
@@ -223,6 +224,7 @@ class _Share:
             part=part,
             notes=tuple(dict.fromkeys(self.notes)),
             failed=dict(self.failed),
+            facts=dict(self.facts),
         )
 
     def spots(self, canvas: ZarrCanvas) -> None:
@@ -250,10 +252,8 @@ class _Share:
                     if outcome is None:
                         send(self._cut(rest, 1))
                     else:
-                        indices, failed, notes = outcome
-                        self.failed |= failed
-                        self.notes += notes
-                        self._book(canvas, indices)
+                        self._take(outcome)
+                        self._book(canvas, outcome.done)
             self._note_losses(_workers(self.client))  # one may have left since it was last looked for
 
     def region(self) -> None:
@@ -272,9 +272,14 @@ class _Share:
                     if outcome is None:
                         self._watch_over(self.client.submit(compute_whole, self.name, pure=False), whole)
                     else:
-                        self.failed, self.notes = dict(outcome[0]), [*self.notes, *outcome[1]]
+                        self._take(outcome)
 
     # --- on the way
+
+    def _take(self, share: Share) -> None:
+        self.failed |= share.failed
+        self.notes += share.notes
+        self.facts |= share.facts
 
     def _cut(self, indices: Sequence[int], batches: int = BATCHES_A_SHARE) -> list[list[int]]:
         """Cut into shares of a few batches, fewer where that would leave workers idle."""
@@ -341,16 +346,19 @@ class _Share:
         elif time.monotonic() - self._seen_worker > PATIENCE_S:
             raise SynthesisError(f"the cluster has had no worker for {PATIENCE_S:.0f} s; start workers")
 
-    def _outcome(self, future: Any, rest: Sequence[int]) -> Any | None:
+    def _outcome(self, future: Any, rest: Sequence[int]) -> Share | None:
         """Return what a task returned; None where its worker died and it is to be done again."""
         from distributed import KilledWorker
         from distributed.client import FutureCancelledError
 
+        from .work import Share
+
         try:
-            return future.result()
+            found: Share = future.result()
+            return found
         except (KilledWorker, FutureCancelledError) as error:
             if self.cancel.cancelled:
-                return [], {}, []
+                return Share([], {}, [], {})
             for index in rest:
                 self._deaths[index] = self._deaths.get(index, 0) + 1
             if any(self._deaths[index] >= MOST_ROUNDS for index in rest):

@@ -63,6 +63,32 @@ class Facts:
     provenance: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a worker says of its share when it is done.
+
+    Attributes
+    ----------
+    done
+        Indices of the patches that are finished.
+    failed
+        Index -> reason of those that could not be made.
+    notes, facts
+        What happened on the way, and what the result records of it, as in `napari_stmdit.progress.Progress`.
+    """
+
+    done: list[int]
+    failed: dict[int, str]
+    notes: list[str]
+    facts: dict[str, Any]
+
+
+def _share(done: list[int], last: Progress | None) -> Share:
+    if last is None:
+        return Share(done, {}, [], {})
+    return Share(done, dict(last.failed), list(last.notes), dict(last.facts))
+
+
 def _checkpoint(name: str, device: str, dtype: str) -> Checkpoint:
     """The checkpoint of this process: loaded once, whatever number of runs and shares, and whoever chose the precision."""
     chosen, kind = choose_device(device, dtype)
@@ -127,8 +153,8 @@ class SharedRun(WorkerPlugin):
                 )
         return section, plan, condition_rows(plan, section, checkpoint)
 
-    def compute(self, indices: Sequence[int]) -> tuple[list[int], dict[int, str], list[str]]:
-        """Compute patches and write them; return those that are done, those that failed with the reason, and notes."""
+    def compute(self, indices: Sequence[int]) -> Share:
+        """Compute patches and write them."""
         section, plan, conditions = self._prepared
         store = PatchStore(self.task.folder)
         done: list[int] = []
@@ -147,9 +173,9 @@ class SharedRun(WorkerPlugin):
                 done.append(result.patch.index)
             if finished:
                 self.report({"done": [result.patch.index for result in finished]})
-        return done, dict(last.failed) if last else {}, list(last.notes) if last else []
+        return _share(done, last)
 
-    def compute_whole(self) -> tuple[dict[int, str], list[str]]:
+    def compute_whole(self) -> Share:
         """Compute a continuous region, which stays together; taken up where another worker left it."""
         last: list[Progress] = []
 
@@ -175,7 +201,7 @@ class SharedRun(WorkerPlugin):
             folder=self.task.folder,
             resume=True,
         )
-        return dict(result.failed), list(last[-1].notes) if last else []
+        return _share(list(result.done), last[-1] if last else None)
 
     def report(self, what: dict[str, Any]) -> None:
         """Tell the one who shares out the run."""
@@ -198,13 +224,13 @@ def facts(checkpoint: str, device: str, dtype: str) -> Facts:
     return Facts(loaded.card, dict(loaded.provenance))
 
 
-def compute(name: str, indices: Sequence[int]) -> tuple[list[int], dict[int, str], list[str]]:
+def compute(name: str, indices: Sequence[int]) -> Share:
     """Compute a share of a run; a task."""
     with own_threads():
         return _here(name).compute(indices)
 
 
-def compute_whole(name: str) -> tuple[dict[int, str], list[str]]:
+def compute_whole(name: str) -> Share:
     """Compute a continuous region; a task."""
     with own_threads():
         return _here(name).compute_whole()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..encoders.morphology_map import MorphologyMap, fit_morphology_map
+from ..encoders.regression import compact_folds
 from ..tissue.crops import read_patches
 from ..tissue.elements import fingerprint
 from ..types import CheckpointCard, Section
@@ -19,13 +21,26 @@ from .boxes import boxes_around
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
+    from ..types import Genes
     from .models import PatchModel
 
 MAX_MAP_SPOTS = 400
-"""Spots that a map is fitted to, evenly spaced over the table: a large encoder takes seconds for the crop of each."""
+"""Spots of a section that a map is fitted to, evenly spaced over the table: a large encoder takes seconds for the crop of each."""
 MAP_BATCH = 16
 RIM = 0.12
 """Share of a patch's side over which a change fades to nothing at its rim."""
+
+
+class Encoders(Protocol):
+    """What of a `PatchModel` a map is fitted with."""
+
+    def encode_expression(
+        self, counts: Any, genes: Genes, spots: Sequence[str] = (), depth: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Encode counts (n, g)."""
+
+    def encode_morphology(self, patches: NDArray[np.uint8], spots: Sequence[str] = ()) -> NDArray[np.float32]:
+        """Encode crops (n, patch_px, patch_px, 3)."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +94,29 @@ def map_of(section: Section, card: CheckpointCard, model: PatchModel) -> Morphol
     kept: dict[str, MorphologyMap] = getattr(model, "fitted_maps", {})
     key = fingerprint(section)
     if key not in kept:
-        kept[key] = _fitted(section, card, model)
+        kept[key] = fitted_map([section], card, model)
     return kept[key]
 
 
-def _fitted(section: Section, card: CheckpointCard, model: PatchModel) -> MorphologyMap:
+def fitted_map(sections: Sequence[Section], card: CheckpointCard, model: Encoders) -> MorphologyMap:
+    """Fit the map on the spots of some sections, under the very conditions of a run: their own crops, and counts as measured.
+
+    It is checked on blocks of neighbours that are left out of every section. Whole sections are not left out: with a few, of which one is
+    of another patient, that one would decide what follows in all others.
+    """
+    parts = [measured_conditions(section, card, model) for section in sections]
+    expression, morphology, yx = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    numbers = np.repeat(np.arange(len(parts)), [len(own) for _, _, own in parts])
+    folds = np.concatenate([compact_folds(own) for _, _, own in parts])
+    return fit_morphology_map(expression, morphology, folds, numbers, yx=yx)
+
+
+def measured_conditions(
+    section: Section, card: CheckpointCard, model: Encoders
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
+    """Return expression, morphology and places of a section's spots, `MAX_MAP_SPOTS` of them at most."""
     spots = section.spots
-    assert section.image is not None and section.calibration.mpp is not None  # plan() refuses such sections
+    assert section.image is not None and section.calibration.mpp is not None  # plans and trainings refuse such sections
     rows = np.unique(np.linspace(0, len(spots) - 1, min(MAX_MAP_SPOTS, len(spots))).round().astype(np.int64))
     boxes = boxes_around(spots.yx[rows], card.patch_px, card.patch_mpp / section.calibration.mpp)
     expression, morphology = [], []
@@ -96,7 +127,7 @@ def _fitted(section: Section, card: CheckpointCard, model: PatchModel) -> Morpho
         counts = spots.counts[own].astype(np.float32)
         expression.append(model.encode_expression(counts, spots.genes, names, spots.relative_depth[own]))
         morphology.append(model.encode_morphology(crops, names))
-    return fit_morphology_map(np.concatenate(expression), np.concatenate(morphology), yx=spots.yx[rows])
+    return np.concatenate(expression), np.concatenate(morphology), spots.yx[rows]
 
 
 @lru_cache(maxsize=8)

@@ -46,6 +46,8 @@ def evaluations(plan: Plan, done: int | None = None) -> float:
 
 def _predictions(plan: Plan) -> float:
     """Predictions that a patch takes: of several branches at the steps that are guided, of one at the others."""
+    if plan.counterfactual:  # to the noise and back, each unguided
+        return 2 * (plan.steps + 1)
     scales = plan.guidance
     assert scales.rule is not None and scales.morphology is not None and scales.expression is not None
     given = {"has_morphology": plan.has_morphology, "has_expression": plan.has_expression}

@@ -48,13 +48,23 @@ def is_older(identity: Mapping[str, Any]) -> bool:
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what differs between two identities, each as a line with its place."""
-    old, new = dict(_leaves(then)), dict(_leaves(now))
+    old, new = dict(_leaves(_complete(then, now))), dict(_leaves(now))
     places = list(dict.fromkeys([*old, *new]))
     return [
         f"{place}: {_short(old.get(place))} then, {_short(new.get(place))} now"
         for place in places
         if old.get(place) != new.get(place)
     ]
+
+
+def _complete(then: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Fill what earlier versions did not ask: they made new tissue alone, and without an edit that is all there is."""
+    asked, wanted = dict(then.get("request") or {}), dict(now.get("request") or {})
+    if "counterfactual" in asked or "counterfactual" not in wanted or not asked:
+        return then
+    edits = any(dict(edit).get("enabled", True) for edit in asked.get("edits") or ())
+    asked |= {"counterfactual": "off" if edits else wanted["counterfactual"], "edit_scale": wanted.get("edit_scale")}
+    return {**then, "request": asked}
 
 
 def recorded_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -61,7 +61,9 @@ class StoredResult:
             The record lacks it, or holds one that this version does not understand.
         """
         try:
-            return make_request(dict(self.provenance["request"]), self.element)
+            asked = dict(self.provenance["request"])
+            asked.setdefault("counterfactual", "off")  # records of earlier versions: all that they made was new tissue
+            return make_request(asked, self.element)
         except (KeyError, TypeError, ValueError):
             raise StoreError(f"{self.element} in {self.store} does not say what was asked for") from None
         except RequestError as error:

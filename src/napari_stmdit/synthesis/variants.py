@@ -30,7 +30,8 @@ class Variant:
 
 def baseline_of(request: Request) -> Request:
     """Return the same request without its edits: same spots, seeds, guidance and noise."""
-    return request.model_copy(update={"edits": ()})
+    asked = "auto" if request.counterfactual == "on" else request.counterfactual  # "on" without edits would be refused
+    return request.model_copy(update={"edits": (), "counterfactual": asked})
 
 
 def noise_key(request: Request, provenance: Mapping[str, Any], *, edited: bool = True) -> tuple[Any, ...]:
@@ -46,6 +47,11 @@ def noise_key(request: Request, provenance: Mapping[str, Any], *, edited: bool =
     """
     edits = tuple(edit for edit in request.edits if edit.enabled) if edited else ()
     update: dict[str, Any] = {"edits": edits, "region": Request().region, "section": None, "checkpoint": ""}
+    changed = bool(
+        provenance.get("counterfactual")
+    )  # edited tissue has nothing in common with new tissue, whatever was asked
+    update |= {"counterfactual": "on" if changed else "off"}
+    update |= {} if changed else {"edit_scale": Request().edit_scale}
     if not edits:  # nothing names them
         update |= {"programs": {}, "profiles": {}}
     plain = request.model_copy(update={**update, "guidance": Guidance(), "steps": None})

@@ -16,6 +16,7 @@ import torch
 from ..encoders.linear_programs import LinearProgramEncoder
 from ..encoders.small_conv import SmallConvEncoder
 from ..errors import CheckpointError, StoreError
+from ..model.folder import MORPHOLOGY_MAP
 from ..model.reading import read_settings
 from ..storage.atomic import write_text
 from ..storage.owned import Work
@@ -24,6 +25,7 @@ from .cards import keeps_scheduler, make_card, make_scheduler, steps_taken, trai
 from .conditions import region_profiles
 from .config import TrainingConfig
 from .diffusion import load_transformer_average
+from .following import MAP_ENTRY, write_map
 from .latents import encoder_folder, load_cache
 from .modelcard import model_card
 from .opening import open_sections
@@ -48,7 +50,8 @@ def export_checkpoint(config: TrainingConfig, folder: Path | None = None) -> Pat
     """Write the checkpoint folder of a finished (or running) training and return it.
 
     Of a training that went on from a checkpoint, everything but the transformer is that checkpoint's own, file by file; the scheduler,
-    too, unless the config's card names a solver or a shift. The folder is written beside its place and then moved there, so that a
+    too, unless the config's card names a solver or a shift. The map from expression to morphology is fitted on the training sections
+    unless that checkpoint has one and its encoders are kept. The folder is written beside its place and then moved there, so that a
     reader never meets half a checkpoint. It takes the place of one that this training exported before and nobody changed, and of
     nothing else.
 
@@ -110,13 +113,19 @@ def _write(config: TrainingConfig, draft: Path, target: Path, started: Started |
     transformer.save_pretrained(draft / "transformer")
     card = make_card(config, genes, profiles, started)
     (draft / "stmdit.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    (draft / "model_index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    record = training_record(config, started)
-    (draft / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (draft / "README.md").write_text(model_card(config, card, steps_taken(config), started), encoding="utf-8")
+    _write_json(draft / "model_index.json", index)
+    follows = write_map(config, draft)  # by the encoders as they are written
+    _write_json(draft / "model_index.json", {**index, MORPHOLOGY_MAP: MAP_ENTRY})
+    _write_json(draft / "training.json", training_record(config, started) | {MORPHOLOGY_MAP: follows.facts()})
+    words = model_card(config, card, steps_taken(config), started, follows)
+    (draft / "README.md").write_text(words, encoding="utf-8")
     _check_sizes(draft, target)
     for file in draft.rglob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes for the owner alone
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_own_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:
@@ -151,6 +160,7 @@ def _copy_kept_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ..
         expression.save(draft / "expression_encoder")
         profiles = _write_profiles(config, expression, draft)
     index = {**read_settings(start.path / "model_index.json"), **_head()}
+    index.pop(MORPHOLOGY_MAP, None)  # written, or copied, when all else is there
     if not keeps_scheduler(config):
         scheduler = make_scheduler(config)
         shutil.rmtree(draft / "scheduler")

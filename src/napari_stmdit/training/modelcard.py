@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING
 from ..types import CheckpointCard
 
 if TYPE_CHECKING:
+    from ..encoders.morphology_map import MorphologyMap
     from .config import TrainingConfig
     from .start import Started
 
 
 def model_card(
-    config: TrainingConfig, card: CheckpointCard, steps: Mapping[str, int], started: Started | None = None
+    config: TrainingConfig,
+    card: CheckpointCard,
+    steps: Mapping[str, int],
+    started: Started | None = None,
+    follows: MorphologyMap | None = None,
 ) -> str:
     """Return the model card in Markdown: what it is, what it learned from, how, and what it must not be used for.
 
@@ -26,6 +31,8 @@ def model_card(
         Phase -> steps that were really taken: ``autoencoder`` and ``decoder``, where they were trained, and ``transformer``.
     started
         The checkpoint that it went on from.
+    follows
+        Its map from expression to morphology.
     """
     rule = card.guidance.rule or "nested_morphology_first"
     made = _from_the_beginning(config, card, steps) if started is None else _gone_on(config, steps, started)
@@ -49,7 +56,23 @@ Sections trained on: {", ".join(s.name for s in config.train)}. Held out, never 
 {_transformer(config, steps, started)}
 {_words(config)}
 Defaults: {card.steps} steps, expression scale {card.guidance.expression:g}, morphology scale {card.guidance.morphology:g}, rule `{rule}`.
-{_profiles(config, card, started)}
+{_profiles(config, card, started)}{"" if follows is None else map_section(follows)}
+"""
+
+
+def map_section(follows: MorphologyMap) -> str:
+    """Return the section of a card about the map from expression to morphology."""
+    if not follows.follows:
+        said = f"{follows.words} An edit of real tissue therefore changes what expression alone changes."
+    else:
+        r2 = ", ".join(f"{value:.2f}" for value in follows.r2[:8])
+        said = f"""On tissue left out, expression explains {100 * follows.share:.0f} % of the variance of morphology over the {follows.spots} spots of the training sections; R2 of its largest
+principal components: {r2}. {len(follows.components)} components follow an edit. The rest is a spot's own and stays: an edited picture shows what goes with
+expression in these sections, an association, and no more of it than this."""
+    return f"""
+## How morphology follows expression
+`morphology_map/` is a ridge regression of morphology on expression. When real tissue is edited, morphology moves by what it says of the difference.
+{said}
 """
 
 
