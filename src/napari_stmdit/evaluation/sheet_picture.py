@@ -32,7 +32,9 @@ def sheet_picture(sheet: ContactSheet) -> Image.Image:
     picture = Image.new("RGB", (width, TITLE_PX + rows * (side + LABEL_PX + GAP) + GAP), "white")
     draw = ImageDraw.Draw(picture)
     draw.text((GAP, 12), f"{sheet.title}: spot {sheet.spot}", fill=INK, font=font_of(20))
-    draw.text((GAP, 38), "Synthetic images, common noise. Not for diagnosis.", fill=QUIET, font=font_of(14))
+    edited = any(cell.provenance.get("counterfactual") for cell in sheet.cells)
+    what = "Edited real tissue, synthetic." if edited else "Synthetic images, common noise."
+    draw.text((GAP, 38), f"{what} Not for diagnosis.", fill=QUIET, font=font_of(14))
     if sheet.real is not None:
         _put(picture, real, "slide (real crop)" if not _made(sheet) else "slide (synthetic section)", GAP, TITLE_PX)
     for k, (label, image) in enumerate(images):

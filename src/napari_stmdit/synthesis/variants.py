@@ -29,9 +29,11 @@ class Variant:
 
 
 def baseline_of(request: Request) -> Request:
-    """Return the same request without its edits: same spots, seeds, guidance and noise."""
-    asked = "auto" if request.counterfactual == "on" else request.counterfactual  # "on" without edits would be refused
-    return request.model_copy(update={"edits": (), "counterfactual": asked})
+    """Return the same request without its edits: same spots, seeds, guidance and noise.
+
+    That of a result of new tissue. Of edited real tissue the baseline is the slide; a request to edit it without an edit is refused.
+    """
+    return request.model_copy(update={"edits": (), "counterfactual": "off"})
 
 
 def noise_key(request: Request, provenance: Mapping[str, Any], *, edited: bool = True) -> tuple[Any, ...]:
@@ -43,23 +45,20 @@ def noise_key(request: Request, provenance: Mapping[str, Any], *, edited: bool =
         Of a result. The region and the section's path say nothing of a patch; checkpoint with its precision and what was given in the
         place of an encoder, guidance and steps count as they were used.
     edited
-        False leaves the edits out: the key of the result's baseline.
+        False leaves the edits out: the key of the result's baseline. No result has that of edited real tissue, whose baseline is the slide.
     """
+    changed = bool(provenance.get("counterfactual"))
     edits = tuple(edit for edit in request.edits if edit.enabled) if edited else ()
     update: dict[str, Any] = {"edits": edits, "region": Request().region, "section": None, "checkpoint": ""}
-    changed = bool(
-        provenance.get("counterfactual")
-    )  # edited tissue has nothing in common with new tissue, whatever was asked
-    update |= {"counterfactual": "on" if changed else "off"}
-    update |= {} if changed else {"edit_scale": Request().edit_scale}
     if not edits:  # nothing names them
         update |= {"programs": {}, "profiles": {}}
+    update |= {"counterfactual": "on" if changed else "off", **({"seed": 0} if changed else {"edit_scale": 1.0})}
     plain = request.model_copy(update={**update, "guidance": Guidance(), "steps": None})
     known = dict(provenance.get("checkpoint") or {})
     checkpoint = known.get("sha256", request.checkpoint)
     given = [dict(known.get(f"{what}_embeddings") or {}).get("sha256") for what in ("morphology", "expression")]
     further = of_json([known.get("dtype"), known.get("elsewhere"), given])
-    guidance = dict(provenance.get("guidance") or {})
+    guidance = {} if changed else dict(provenance.get("guidance") or {})  # an edit is not guided
     return plain, tuple(sorted(guidance.items())), provenance.get("steps"), checkpoint, further
 
 
@@ -119,6 +118,8 @@ def guidance_grid(
 ) -> tuple[Variant, ...]:
     """Return one spot's request under scaled guidance, with common noise: expression varies fastest.
 
+    New tissue in any case: an edit of real tissue is not guided.
+
     Parameters
     ----------
     request
@@ -142,7 +143,7 @@ def guidance_grid(
                 above=present.above,
             )
             label = f"expression {scales.expression:g}, morphology {scales.morphology:g}"
-            found.append(Variant(label, _at(request, spot, guidance=scales)))
+            found.append(Variant(label, _at(request, spot, guidance=scales, counterfactual="off")))
     return tuple(found)
 
 

@@ -93,7 +93,8 @@ class CloseUps:
         def keep(close_up: Any) -> None:
             state.close_up = close_up
 
-        self._submit("spot", jobs.close_up(spot, cut, card.patch_um, words), keep)
+        edited = any(entry.counterfactual for _, entry, _ in shown)
+        self._submit("spot", jobs.close_up(spot, cut, card.patch_um, words, edited), keep)
 
     def _columns(self, spot: str) -> tuple[list[tuple[str, ResultEntry, Any]], str]:
         """What to show beside the real crop, as (column, result, its layer), and what to say about it."""
@@ -106,6 +107,8 @@ class CloseUps:
         if not chosen.request.edits:
             return [("synthetic", chosen, self._results.layer(chosen.number))], chosen.name
         found = [("edited", chosen, self._results.layer(chosen.number))]
+        if chosen.counterfactual:
+            return found, f"{chosen.name}. Its baseline is the slide."
         base = self._results.baseline(chosen.number)
         if base is None:
             return found, f"{chosen.name}. Run its baseline to see the effect of the edit."

@@ -57,6 +57,7 @@ class Comparing:
         left
             Number of a result; None takes the slide.
         """
+        before = self.state.comparison
         self.stop()
         viewer, view = self._viewer(), self._view()
         right = self.state.chosen_result if right is None else right
@@ -75,6 +76,8 @@ class Comparing:
             return
         assert right is not None
         position = 0.5 if mode == "swipe" else 1.0
+        if before is not None and (before.mode, before.left) == (mode, left) and mode == "swipe":
+            position = before.position  # another strength of the same edit: the eye stays where it is
         if mode == "grid":
             self.grid.start(view.slide, view.spots, [x for x in (lower, upper) if x is not None])
         else:

@@ -25,7 +25,7 @@ from ..synthesis.stored import StoredResult, StoredResults, read_stored
 from ..synthesis.variants import Variant
 from ..tissue.linked import LinkedElements
 from ..types import PatchResult, Plan, Section
-from .state import CloseUp, ModelChoice, OpenIntent
+from .state import CloseUp, ModelChoice, OpenIntent, ResultEntry
 
 
 @dataclass(frozen=True)
@@ -380,19 +380,48 @@ def sheet(title: str, variants: Sequence[Variant], columns: int, section: Sectio
     return Job(f"{title}: {len(variants)} images", generate, failure)
 
 
-def close_up(spot: str, columns: Callable[[], Mapping[str, NDArray[np.uint8]]], patch_um: float, words: str) -> Job:
-    """Return the job that measures the patches of a spot; it yields a `CloseUp`."""
+def close_up(
+    spot: str,
+    columns: Callable[[], Mapping[str, NDArray[np.uint8]]],
+    patch_um: float,
+    words: str,
+    edited: bool = False,
+) -> Job:
+    """Return the job that measures the patches of a spot; it yields a `CloseUp`, with the change where real tissue was ``edited``."""
 
     def generate(token: CancelToken) -> Iterator[CloseUp]:
         from ..evaluation.spot import compare_spot
 
         patches = columns()
         if not token.cancelled:
-            yield CloseUp(spot, patches, compare_spot(patches, patch_um), patch_um, words)
+            change, limit = None, 0.0
+            if edited and {"real", "edited"} <= set(patches):
+                from .changes import change_of, change_picture, limit_of
+
+                difference = change_of(patches["edited"], patches["real"])
+                limit = limit_of(difference)
+                change = change_picture(difference, limit)
+            yield CloseUp(spot, patches, compare_spot(patches, patch_um), patch_um, words, change, limit)
 
     return Job(
         "Measuring a spot", generate, lambda error: SynthesisError(f"spot {spot} could not be measured: {error}")
     )
+
+
+def measuring_change(entry: ResultEntry) -> Job:
+    """Return the job that measures what an edit of real tissue changes; it yields the levels of the change."""
+
+    def generate(token: CancelToken) -> Iterator[list[NDArray[np.float32]]]:
+        from .changes import canvas_change, levels_of
+
+        change = canvas_change(entry, lambda: token.cancelled)
+        if change is not None:
+            yield levels_of(change)
+
+    def failure(error: Exception) -> StmditError:
+        return SynthesisError(f"the change of {entry.name} could not be measured: {error}")
+
+    return Job("Measuring the change", generate, failure)
 
 
 def saving(result: Result, path: str) -> Job:

@@ -13,9 +13,10 @@ from ..synthesis.result import Result
 from ..synthesis.stored import StoredResult, read_stored
 from ..tissue.geometry import compose, napari_affine, scaling, translation, uniform_scale, world_affine
 from ..types import CanvasFrame, PatchResult, Section
-from .colouring import RING, SELECTED, SpotLook
+from .colouring import RING, SELECTED, SpotLook, colormap_of
+from .values import DIVERGING
 
-Role = Literal["slide", "spots", "lasso", "result", "stored", "context", "preview", "seam"]
+Role = Literal["slide", "spots", "lasso", "result", "stored", "context", "preview", "seam", "change"]
 KEY = "stmdit"
 """Our place in ``layer.metadata``. Layers are known by it and never by name."""
 LARGEST_SINGLE_PX = 2_500_000
@@ -43,6 +44,11 @@ def section_of(layer: Any) -> Section | None:
 def expression_words(section: Section) -> str:
     """Return what the name of a result says of its expression, after a comma; empty where it was measured."""
     return {"none": ", no expression", "predicted": ", predicted expression"}.get(section.expression.kind, "")
+
+
+def synthetic_words(counterfactual: bool) -> str:
+    """Return what the name of a result begins with."""
+    return "edited real tissue, synthetic" if counterfactual else "synthetic"
 
 
 def placing(section: Section, affine: NDArray[np.float64]) -> dict[str, Any]:
@@ -162,7 +168,7 @@ def stored_layer(stored: StoredResult) -> LayerTuple:
     levels = list(stored.levels) if height * width > LARGEST_SINGLE_PX else [stored.rgba]
     more = {"element": stored.element, "provenance": dict(stored.provenance), "stored": stored}
     state = {
-        "name": f"synthetic ({stored.element}{expression_words(section)})",
+        "name": f"{synthetic_words(bool(stored.provenance.get('counterfactual')))} ({stored.element}{expression_words(section)})",
         "rgb": True,
         "multiscale": len(levels) > 1,
         "metadata": metadata("stored", section, **more) | {"name": stored.element},
@@ -186,6 +192,26 @@ def patch_affine(patch: PatchResult, frame: CanvasFrame, section: Section) -> ND
     """Return the layer affine of a patch's own pixels."""
     y0, x0 = patch.patch.canvas_box[:2]
     return napari_affine(compose(frame.affine, translation(y0, x0)), section.calibration.mpp)
+
+
+def change_layer(
+    levels: list[NDArray[np.float32]], limit: float, below: Any, section: Section, number: int
+) -> LayerTuple:
+    """Return the layer of what an edit changes of haematoxylin, over the layer ``below`` of its result; NaN shows nothing."""
+    state = {
+        "name": f"Change {number}: haematoxylin, OD (ln), edited minus slide (synthetic)",
+        "rgb": False,
+        "multiscale": len(levels) > 1,
+        "colormap": colormap_of(DIVERGING),
+        "contrast_limits": (-limit, limit),
+        "metadata": metadata("change", section, run=number),
+        "scale": below.scale,
+        "translate": below.translate,
+        "affine": below.affine,
+        "axis_labels": below.axis_labels,
+        "units": below.units,
+    }
+    return (levels if len(levels) > 1 else levels[0]), state, "image"
 
 
 def seam_layer(section: Section, line: NDArray[np.float64], width: float) -> LayerTuple:

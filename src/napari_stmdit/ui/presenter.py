@@ -18,6 +18,7 @@ from ..tissue.open import synthesis_fault
 from ..types import Section
 from . import jobs, layers
 from .acquisition import Acquisition
+from .changes import Changes
 from .choosing import Choosing
 from .close_up import CloseUps
 from .comparing import Comparing
@@ -80,6 +81,8 @@ class Presenter:
         self.sheets = Sheets(self.state, start, self.queue, self.runs.request)
         self.evaluations = Evaluations(self.state, start, self.queue)
         self.compare = Comparing(viewer, self.state, self.results, lambda: self.view)
+        self.runs.edited_tissue = lambda number: self.compare.start("swipe", number)
+        self.changes = Changes(viewer, self.state, start, self.results)
         self.close_ups = CloseUps(self.state, self.results, self._submit)
         self.acquisition = Acquisition(self.state, start, self.tell, self.load_model)
         self.painting = Painting(self.state, lambda: self.view, self.colour)
@@ -323,14 +326,19 @@ class Presenter:
         self.tell("info", f"The form now holds the request of {entry.name}.")
 
     def compare_with_baseline(self, mode: CompareMode = "swipe") -> None:
-        """Compare the chosen result with the same request without its edits; runs that first where it is not there yet."""
+        """Compare the chosen result with the same request without its edits; runs that first where it is not there yet.
+
+        Edited real tissue is compared with the slide, which is its baseline.
+        """
         number = self.state.chosen_result
         entry = self.results.entry(number)
         if entry is None or number is None or not entry.request.edits:
             self.tell("warning", "Choose a result with edits: its baseline is the same request without them.")
             return
         base = self.results.baseline(number)
-        if base is not None:
+        if entry.counterfactual:
+            self.compare.start(mode, number)
+        elif base is not None:
             self.compare.start(mode, number, base.number)
         else:
             self.runs.run_baseline(number, lambda new: self.compare.start(mode, number, new))
@@ -346,6 +354,7 @@ class Presenter:
         self._end_work()
         self.acquisition.close()
         self.data_sets.close()
+        self.changes.close()
         self.compare.stop()
         self._saves.finish()
         for lane in self._lanes:
@@ -414,8 +423,10 @@ class Presenter:
         layer = event.value
         if self.compare.uses(layer):
             self.compare.stop()
+        self.changes.removed(layer)
         number = self.results.removed(layer)
         if number is not None:
+            self.changes.forget(number)
             self.runs.forget(number)
         elif self.view is not None and self.view.holds(layer):
             if layer is self.view.lasso_layer:

@@ -188,9 +188,11 @@ class ResultList:
 
     def rename(self, number: int, name: str) -> None:
         """Give a result another name; one that does not say that it is synthetic is completed."""
-        layer, name = self._layers.get(number), name.strip()
-        if layer is not None and name:
-            layer.name = name if "synthetic" in name.lower() else f"{name} (synthetic)"
+        layer, entry, name = self._layers.get(number), self.entry(number), name.strip()
+        if layer is not None and entry is not None and name:
+            needed = ("edited", "synthetic") if entry.counterfactual else ("synthetic",)
+            said = all(word in name.lower() for word in needed)
+            layer.name = name if said else f"{name} ({layers.synthetic_words(entry.counterfactual)})"
 
     def delete(self, number: int) -> None:
         """Take a result out of the viewer and the list; what was saved of it stays."""
@@ -230,9 +232,12 @@ class ResultList:
     # --- baselines
 
     def baseline(self, number: int | None) -> ResultEntry | None:
-        """Return the result that shows the same spots without the edits of another, with the same noise; None if there is none."""
+        """Return the result that shows the same spots without the edits of another, with the same noise; None if there is none.
+
+        Of edited real tissue there never is: its baseline is the slide.
+        """
         entry = self.entry(number)
-        if entry is None or not entry.request.edits:
+        if entry is None or not entry.request.edits or entry.counterfactual:
             return None
         wanted, spots = noise_key(entry.request, entry.provenance, edited=False), set(entry.spots)
         return next(

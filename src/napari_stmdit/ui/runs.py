@@ -10,7 +10,8 @@ from typing import Any
 from ..errors import RequestError, StmditError
 from ..progress import BATCH, Progress, Stopwatch
 from ..synthesis.canvas import MemoryCanvas, fits_in_memory
-from ..synthesis.estimate import estimate, evaluations
+from ..synthesis.estimate import edited_places, estimate, evaluations
+from ..synthesis.plan import counterfactual_fault
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import collect, provenance_of
 from ..synthesis.run import PatchModel
@@ -19,7 +20,7 @@ from ..types import PatchResult, Plan, Request, Section, SpotList
 from . import jobs
 from .growing import GrowingLayer
 from .jobs import Advance, Handlers, Lane, Start
-from .layers import expression_words
+from .layers import expression_words, synthetic_words
 from .live import LivePreview
 from .queue import RunQueue
 from .results import ResultList
@@ -56,6 +57,13 @@ class _Present:
         self.drawn_at = 0.0
         self.failed: StmditError | None = None
         self.stopped = False
+        self.abducted = _abducted(model) if plan.counterfactual else 0
+
+
+def _abducted(model: PatchModel) -> int:
+    """How many patches or windows a checkpoint has taken to their noise so far."""
+    editor = getattr(model, "editor", None)
+    return 0 if editor is None else int(editor.abducted)
 
 
 class RunCycle:
@@ -98,6 +106,8 @@ class RunCycle:
     ) -> None:
         self.state = state
         self.live_preview = True
+        self.edited_tissue: Callable[[int], None] = lambda number: None
+        """Called with a result's number when an edit of real tissue has ended well."""
         self._lane = Lane(start)
         self._queue = queue
         self._results = results
@@ -105,6 +115,7 @@ class RunCycle:
         self._redraw = redraw
         self._present: _Present | None = None
         self._pace: dict[str, float] = {}
+        self._noise: dict[tuple[Any, ...], set[Any]] = {}
 
     @property
     def plan(self) -> Plan | None:
@@ -123,6 +134,24 @@ class RunCycle:
             update["expression"] = "null"  # a result's request that was taken into the form may have stated it
         return state.request.model_copy(update=update)
 
+    def edit_fault(self) -> str:
+        """Say why what is wanted cannot be an edit of this tissue; empty where it can."""
+        model = self.state.checkpoint
+        if model is None or self.state.section is None:
+            return "Choose a checkpoint first." if self.state.section is not None else "Open a section first."
+        return counterfactual_fault(self.request(), model.card) or ""
+
+    @property
+    def editing(self) -> bool:
+        """Whether a run would edit this tissue, rather than make new tissue."""
+        wanted = self.state.request.counterfactual
+        return wanted == "on" or (wanted == "auto" and not self.edit_fault())
+
+    @property
+    def _samples(self) -> int:
+        """Results that a run makes: an edit of one and the same tissue has no chance in it."""
+        return 1 if self.editing else self.state.samples
+
     def preview(self) -> None:
         """Plan without running: show what it would cost, or the faults beside their fields."""
         state = self.state
@@ -131,7 +160,10 @@ class RunCycle:
             state.faults = {}
         else:
             plan = self._planned(self.request())
-        state.estimate = None if plan is None else estimate(plan, self._pace.get(self._device()), state.samples)
+        state.estimate = None
+        if plan is not None and state.section is not None:
+            pace, kept = self._pace.get(self._device()), self._kept_noise(plan, state.section)
+            state.estimate = estimate(plan, pace, self._samples, ids=state.section.spots.ids, kept=kept)
         state.notes = () if plan is None else plan.notes
 
     def _planned(self, request: Request) -> Plan | None:
@@ -153,7 +185,7 @@ class RunCycle:
         if state.obstacle:
             state.message = Message("warning", state.obstacle)
             return
-        for request in samples_of(self.request(), state.samples):
+        for request in samples_of(self.request(), self._samples):
             if not self.submit(request):
                 return
 
@@ -182,6 +214,9 @@ class RunCycle:
     def run_baseline(self, number: int, then: Then | None = None) -> bool:
         """Run a result's request once more without its edits, with the same seeds; return whether it could be planned."""
         entry = self._results.entry(number)
+        if entry is not None and entry.counterfactual:
+            self.state.message = Message("warning", f"The baseline of {entry.name} is the slide; compare it with that.")
+            return False
         return entry is not None and self.submit(baseline_of(entry.request), then)
 
     def run_again(self, number: int) -> bool:
@@ -202,12 +237,13 @@ class RunCycle:
     def _launch(self, plan: Plan, section: Section, model: PatchModel, then: Then | None) -> None:
         state = self.state
         number = self._results.next_number()
-        edited = ", edited" if any(edit.enabled for edit in plan.request.edits) else ""
-        name = f"synthetic (STMDiT {plan.card.name}{edited}{expression_words(section)}) {number}"
+        new = not plan.counterfactual
+        edited = ", edited" if new and any(edit.enabled for edit in plan.request.edits) else ""
+        name = f"{synthetic_words(plan.counterfactual)} (STMDiT {plan.card.name}{edited}{expression_words(section)}) {number}"
         self._present = _Present(number, plan, section, model, name, then)
         state.progress = None
         state.status = RunStatus.RUNNING
-        state.message = Message("info", f"Synthesizing {len(plan)} patches ...")
+        state.message = Message("info", f"{'Synthesizing' if new else 'Editing'} {len(plan)} patches ...")
         self._redraw()
         every = max(1, -(-plan.steps // LOOKS)) if self.live_preview else 0
         job = jobs.synthesis(plan, section, model, self._batch(), every)
@@ -280,11 +316,13 @@ class RunCycle:
         well = self.state.status is RunStatus.DONE
         if well and present.then is not None:
             present.then(present.number)
+        elif well and present.plan.counterfactual:
+            self.edited_tissue(present.number)
         self._queue.ended(well)
 
     def _keep(self, present: _Present) -> None:
         seconds = present.watch.seconds
-        self._pace[self._device(present.model)] = seconds / evaluations(present.plan, len(present.done))
+        self._measure(present, seconds)
         last = present.progress
         result = collect(
             present.plan,
@@ -301,6 +339,40 @@ class RunCycle:
         present.growing.finish({"provenance": dict(result.provenance), "result": result})
         self._results.keep(present.number, present.growing.layer.name, result)
 
+    def _measure(self, present: _Present, seconds: float) -> None:
+        """Note the pace, and of which places the noise is known now."""
+        plan, section, done = present.plan, present.section, len(present.done)
+        kept = 0.0
+        if plan.counterfactual:
+            if done < len(plan):
+                return
+            places = edited_places(plan, section.spots.ids)
+            known = self._noise.setdefault(self._noise_key(plan, section), set())
+            known |= places if plan.windows is None else {places}
+            kept = 1 - min(1.0, (_abducted(present.model) - present.abducted) / max(1, len(places)))
+        made = evaluations(plan, done, ids=section.spots.ids, kept=kept)
+        if made:
+            self._pace[self._device(present.model)] = seconds / made
+
+    def _noise_key(self, plan: Plan, section: Section) -> tuple[Any, ...]:
+        return (
+            id(section),
+            self._device(),
+            plan.steps,
+            plan.request.mode,
+            plan.frame if plan.windows is not None else None,
+        )
+
+    def _kept_noise(self, plan: Plan, section: Section) -> float:
+        """Return of what share of the places that an edit reaches the noise is known."""
+        known = self._noise.get(self._noise_key(plan, section), set())
+        if not plan.counterfactual or not known:
+            return 0.0
+        places = edited_places(plan, section.spots.ids)
+        if plan.windows is not None:
+            return float(places in known)
+        return len(places & known) / max(1, len(places))
+
     def _close(self, present: _Present) -> None:
         state, done, total = self.state, len(present.done), len(present.plan)
         kept = f" {done} of {total} patches are finished and kept." if done else " No patch was finished."
@@ -314,9 +386,8 @@ class RunCycle:
             state.message = Message("warning", f"{how}.{kept}{notes}")
         else:
             state.status = RunStatus.DONE
-            state.message = Message(
-                "info", f"{done} synthetic patches in {present.watch.seconds:.1f} s: {present.name}.{notes}"
-            )
+            what = "patches of edited real tissue" if present.plan.counterfactual else "synthetic patches"
+            state.message = Message("info", f"{done} {what} in {present.watch.seconds:.1f} s: {present.name}.{notes}")
         state.progress = None
 
     # --- details

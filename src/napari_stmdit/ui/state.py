@@ -242,6 +242,11 @@ class ResultEntry:
     stored: StoredResult | None = None
 
     @property
+    def counterfactual(self) -> bool:
+        """Whether it is real tissue that was edited; its baseline is then the slide."""
+        return bool(self.provenance.get("counterfactual"))
+
+    @property
     def source(self) -> Result | StoredResult | None:
         """What files are made from."""
         return self.result if self.result is not None else self.stored
@@ -282,13 +287,19 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class CloseUp:
-    """One spot seen closely: its patches by column (``real``, ``baseline``, ``edited`` or ``synthetic``), and their measures."""
+    """One spot seen closely: its patches by column (``real``, ``baseline``, ``edited`` or ``synthetic``), and their measures.
+
+    Of edited real tissue also ``change``, a picture (h, w, 3) uint8 of the difference of haematoxylin, and the density at the ends of
+    its colours.
+    """
 
     spot: str
     patches: Mapping[str, NDArray[np.uint8]]
     rows: tuple[MeasureRow, ...]
     patch_um: float
     words: str = ""
+    change: NDArray[np.uint8] | None = None
+    limit: float = 0.0
 
 
 @dataclass(eq=False)
@@ -303,8 +314,10 @@ class WorkbenchState:
         The form's request; region, section and checkpoint are filled in when it is run.
     batch
         Patches denoised together; None is the default, `napari_stmdit.progress.BATCH`.
+    changes
+        Numbers of the results whose change is shown by a layer.
     samples
-        Results to make of one request, each with a seed of its own.
+        Results to make of one request, each with a seed of its own; an edit of real tissue has one.
     queue, queue_held
         Runs that wait, and whether they wait for the user rather than for the present run.
     hovered
@@ -378,6 +391,7 @@ class WorkbenchState:
     undoable: tuple[bool, bool] = (False, False)
     named: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     comparison: Comparison | None = None
+    changes: frozenset[int] = frozenset()
     samples: int = 1
     queue: tuple[QueuedRun, ...] = ()
     queue_held: bool = False

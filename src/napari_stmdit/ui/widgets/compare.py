@@ -87,7 +87,10 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.setEnabled(found is not None)
         edited = found is not None and any(edit.enabled for edit in found.request.edits)
         self.baseline.setEnabled(edited)
-        self.hint.show_text("" if found is None or edited else "The chosen result has no edits, so it has no baseline.")
+        hint = "" if found is None or edited else "The chosen result has no edits, so it has no baseline."
+        real = found is not None and found.counterfactual
+        self.baseline.setText("Compare with the slide" if real else "Compare with baseline")
+        self.hint.show_text("It is edited real tissue: its baseline is the slide." if real else hint)
 
     def show_comparison(self, comparison: Comparison | None) -> None:
         """Show which comparison is on."""

@@ -178,6 +178,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             (("foreign",), lambda: self.model.convert.show_foreign(self.state.foreign)),
             (("converting",), lambda: self.model.convert.show_converting(self.state.converting)),
             (("request",), lambda: self.synthesize.setValue(self.state.request)),
+            (("request", "checkpoint", "section"), self._show_editable),
             (("faults",), lambda: self.synthesize.show_faults(self.state.faults)),
             (("estimate", "notes", "faults", "section", "checkpoint", "selected"), self._show_estimate),
             (("status", "busy", "section", "checkpoint", "selected"), self._show_status),
@@ -208,6 +209,9 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         device = "" if model is None else str(model.provenance.get("device", ""))
         self.model.show_model(card, device, getattr(model, "lacking", None))
         self.synthesize.set_defaults(card)
+
+    def _show_editable(self) -> None:
+        self.synthesize.show_editable(self.presenter.runs.edit_fault())
 
     def _show_fetching(self) -> None:
         if self.state.fetching is None:

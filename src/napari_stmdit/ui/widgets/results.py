@@ -47,11 +47,13 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
     dataSetStopped = Signal()
     againRequested = Signal(int)
     reuseRequested = Signal(int)
+    changeToggled = Signal(int, bool)
 
     def __init__(self) -> None:
         super().__init__()
         self._entries: dict[int, ResultEntry] = {}
         self._exporting = ""
+        self._changes: frozenset[int] = frozenset()
         self.list = named(
             QListWidget(),
             "Results",
@@ -77,6 +79,13 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             "Put the chosen result's request into the form and select its spots",
         )
         self.delete = named(QPushButton("Delete"), "Delete the result", "Take the chosen result out of the viewer")
+        self.change = named(
+            QPushButton("Show the change"),
+            "Show the change",
+            "A layer with haematoxylin of the edited tissue minus that of the slide: blue is less, orange is more",
+        )
+        self.change.setCheckable(True)
+        self.change.clicked.connect(self._change)
         self._menu()
         for button in (self.save, self.again, self.reuse, self.delete):
             button.setMinimumWidth(40)
@@ -86,7 +95,7 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.reuse.clicked.connect(lambda: self._emit(self.reuseRequested))
         self.delete.clicked.connect(self._delete)
         buttons = column(
-            row(self.save, self.delete, stretch=None), row(self.again, self.reuse, stretch=None), spacing=4
+            row(self.save, self.delete, stretch=None), row(self.again, self.reuse, stretch=None), self.change, spacing=4
         )
         self.setLayout(column(self.list, self.facts, buttons))
         self.show_exporting("")
@@ -150,10 +159,22 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.save_data_set.setToolTip(words or tip)
         self._describe()
 
+    def show_changes(self, numbers: frozenset[int]) -> None:
+        """Say of which results the change is shown."""
+        self._changes = numbers
+        self._describe()
+
     # --- private
+
+    def _change(self, on: bool) -> None:
+        number = self.value()
+        if number is not None:
+            self.changeToggled.emit(number, on)
 
     def _describe(self) -> None:
         entry = self._entries.get(self.value() or 0)
+        self.change.setVisible(entry is not None and entry.counterfactual)
+        self.change.setChecked(entry is not None and entry.number in self._changes)
         for button in (self.save, self.again, self.reuse, self.delete):
             button.setEnabled(entry is not None)
         if entry is None:
@@ -218,7 +239,8 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         if number is None:
             return
         _, _, tip, files = next(one for one in EXPORTS if one[0] == kind)
-        path = self._asked(tip, number, "synthetic", files)
+        word = "edited_synthetic" if self._entries[number].counterfactual else "synthetic"
+        path = self._asked(tip, number, word, files)
         if path:
             self.exportRequested.emit(number, path, kind)
 
@@ -252,6 +274,13 @@ def summary(entry: ResultEntry) -> str:
         f" and {len(edits) - 3} more" if len(edits) > 3 else ""
     )
     preset = "" if request.preset == "exact" else f", preset {request.preset}"
+    if entry.counterfactual:
+        edit = dict(kept.get("edit") or {})
+        follows = dict(edit.get("map") or {}).get("statement", "")
+        return (
+            f"Edited real tissue, synthetic: {len(entry.spots)} {what}{state}; {kept.get('steps')} steps each way{preset}; scale "
+            f"{request.edit_scale:g}; edits: {words}.{' ' + follows if follows else ''}"
+        )
     return (
         f"{len(entry.spots)} {what}{state}; seed {request.seed}, {kept.get('steps')} steps{preset}; guidance: {scales}; morphology: "
         f"{request.morphology}; edits: {words or 'none'}."

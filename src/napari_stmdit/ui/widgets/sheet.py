@@ -47,9 +47,9 @@ class SheetWindow(QDialog):  # type: ignore[misc,unused-ignore]
             return
         fresh = self._sheet is None or (sheet.title, sheet.spot) != (self._sheet.title, self._sheet.spot)
         self._sheet = sheet
-        self.title.show_text(
-            f"{sheet.title}, spot {sheet.spot}: synthetic images with common noise, {sheet.patch_um:.0f} µm across"
-        )
+        edited = any(cell.provenance.get("counterfactual") for cell in sheet.cells)
+        what = "edited real tissue, synthetic" if edited else "synthetic images with common noise"
+        self.title.show_text(f"{sheet.title}, spot {sheet.spot}: {what}, {sheet.patch_um:.0f} µm across")
         for cell in self._cells:
             self._grid.removeWidget(cell)
             cell.deleteLater()

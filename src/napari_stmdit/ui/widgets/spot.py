@@ -9,7 +9,7 @@ from ..state import CloseUp
 from .common import Text, column, named, row
 from .results import pixmap_of
 
-TITLES = {"real": "Slide", "baseline": "Baseline", "edited": "Edited", "synthetic": "Synthetic"}
+TITLES = {"real": "Slide", "baseline": "Baseline", "edited": "Edited", "synthetic": "Synthetic", "change": "Difference"}
 MOST_COLUMNS = 3
 IMAGE_PX = 84
 MINUS = "−"
@@ -82,7 +82,8 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
             return
         self.title.show_text(f"Spot {close_up.spot}, {close_up.patch_um:.0f} µm across", "info")
         self.words.show_text(close_up.words)
-        columns = [name for name in TITLES if name in close_up.patches][:MOST_COLUMNS]
+        columns = [name for name in TITLES if name in close_up.patches]
+        columns = [*columns, *([] if close_up.change is None else ["change"])][:MOST_COLUMNS]
         for place, (head, image) in enumerate(zip(self._heads, self._images, strict=True)):
             shown = place < len(columns)
             head.setVisible(shown)
@@ -100,14 +101,18 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def _draw(self, head: QLabel, image: QLabel, name: str, close_up: CloseUp) -> None:
         head.setText(TITLES[name])
         ratio = self.devicePixelRatioF()
-        pixmap = pixmap_of(close_up.patches[name]).scaledToHeight(
+        change = close_up.change if name == "change" else None
+        pixmap = pixmap_of(close_up.patches[name] if change is None else change).scaledToHeight(
             round(IMAGE_PX * ratio), Qt.TransformationMode.SmoothTransformation
         )
         pixmap.setDevicePixelRatio(ratio)
         image.setPixmap(pixmap)
         image.setAccessibleName(f"{TITLES[name]} patch of spot {close_up.spot}")
-        real = name == "real"
-        image.setToolTip("The slide's own crop" if real else "Synthetic image made by a generative model")
+        tips = {"real": "The slide's own crop", "change": _scale_of(close_up.limit)}
+        made = "Edited real tissue: a generative model made what differs from the slide"
+        image.setToolTip(
+            tips.get(name, "Synthetic image made by a generative model" if close_up.change is None else made)
+        )
 
     def _fill(self, close_up: CloseUp, columns: list[str]) -> None:
         """A line with a measure's name and the difference, and under it the numbers, each under its picture."""
@@ -116,6 +121,9 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
             cell.hide()
             cell.deleteLater()
         self._cells = []
+        if "change" in columns:
+            self._fill_change(close_up)
+            return
         pair = ("edited", "baseline") if "baseline" in columns else (columns[-1], "real") if len(columns) > 1 else None
         tip = "" if pair is None else f"Δ: {TITLES[pair[0]].lower()} minus {TITLES[pair[1]].lower()}"
         for line, found in enumerate(close_up.rows):
@@ -128,6 +136,19 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
             for place, name in enumerate(columns):
                 self._put(2 * line + 1, place, f"{found.values[name]:,.{found.digits}f}", 1, f"{TITLES[name]}: {words}")
 
+    def _fill_change(self, close_up: CloseUp) -> None:
+        """Before, after and their difference, each under its picture; under all of them what the colours mean."""
+        for line, found in enumerate(close_up.rows):
+            words = f"{found.name}, {found.unit}"
+            self._put(2 * line, 0, words, MOST_COLUMNS, "Difference: edited minus slide")
+            values = (found.values["real"], found.values["edited"])
+            for place, value in enumerate(values):
+                self._put(2 * line + 1, place, f"{value:,.{found.digits}f}", 1, words)
+            change = round(values[1] - values[0], found.digits)
+            sign = "+" if change > 0 else MINUS if change < 0 else "±"
+            self._put(2 * line + 1, 2, f"{sign}{abs(change):,.{found.digits}f}", 1, words)
+        self._put(2 * len(close_up.rows), 0, _scale_of(close_up.limit), MOST_COLUMNS, "")
+
     def _put(self, line: int, place: int, text: str, span: int, tip: str) -> None:
         cell = QLabel(text)
         head = span > 1 or line % 2 == 0
@@ -138,3 +159,7 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._table.addWidget(cell, line, place, 1, span)
         self._table.setColumnStretch(place, 1)
         self._cells.append(cell)
+
+
+def _scale_of(limit: float) -> str:
+    return f"Colours: haematoxylin {MINUS}{limit:.2f} (blue) to +{limit:.2f} (orange) OD"

@@ -20,15 +20,19 @@ from qtpy.QtWidgets import (
 from superqt import QLargeIntSpinBox
 
 from ...synthesis.estimate import Estimate
-from ...synthesis.presets import resolve_steps
+from ...synthesis.presets import resolve_counterfactual_steps, resolve_steps
 from ...types import CheckpointCard, Request
-from .common import Text, column, labelled, named, row, without_steppers
+from .common import Choice, Text, column, labelled, named, row, without_steppers
 
 SOURCES = (
     ("own", "Own crop of each spot"),
     ("mean", "Mean of the section"),
     ("spot", "Another spot"),
     ("null", "None"),
+)
+TISSUES = (
+    ("edit", "Edit this tissue", "Change the slide as the edits say; what they do not reach stays pixel for pixel"),
+    ("new", "Make new tissue", "Draw tissue of such expression and morphology anew, from noise"),
 )
 MODES = (("spots", "Patches at the spots"), ("continuous", "Seamless tissue"))
 PRESETS = (
@@ -99,6 +103,16 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         super().__init__()
         self._value = Request()
         self._card: CheckpointCard | None = None
+        self._fault = "Choose a checkpoint first."
+        self.tissue = Choice(TISSUES)
+        self.scale = named(
+            QDoubleSpinBox(),
+            "Edit scale",
+            "How much of the difference that the edit makes is shown; 1 is the model's own",
+        )
+        self.scale.setRange(0, 30)
+        self.scale.setSingleStep(0.25)
+        self.scale.setMinimumWidth(64)
         self.mode = named(
             QComboBox(),
             "Kind of synthesis",
@@ -148,7 +162,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
             "Genes that the checkpoint needs and the section lacks are set to their training mean",
         )
         self.faults = {name: Text("error") for name in ("guidance", "morphology", "steps", "seed", "region", "other")}
-        self.faults["mode"] = Text("error")
+        self.faults |= {name: Text("error") for name in ("mode", "counterfactual")}
         self.estimate, self.notes = Text("info"), Text("warning")
         self._lay_out()
         self._connect()
@@ -158,10 +172,10 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
     def _lay_out(self) -> None:
         self._spot_row = QWidget()
         self._spot_row.setLayout(row(self.spot, self.pick))
-        self.setLayout(
+        self._only_edit, self._only_new, self._chance = QWidget(), QWidget(), QWidget()
+        self._only_edit.setLayout(labelled(("Edit scale", self.scale)))
+        self._only_new.setLayout(
             column(
-                self.mode,
-                self.faults["mode"],
                 QLabel("Expression guidance"),
                 self.expression,
                 QLabel("Morphology guidance"),
@@ -170,14 +184,21 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
                 QLabel("Morphology from"),
                 self.source,
                 self._spot_row,
+                spacing=4,
+            )
+        )
+        self._chance.setLayout(labelled(("Seed", row(self.seed, self.dice)), ("Samples", self.samples)))
+        self.setLayout(
+            column(
+                self.tissue,
+                self.faults["counterfactual"],
+                self.mode,
+                self.faults["mode"],
+                self._only_edit,
+                self._only_new,
                 self.faults["morphology"],
-                labelled(
-                    ("Preset", self.preset),
-                    ("Steps", self.steps),
-                    ("Seed", row(self.seed, self.dice)),
-                    ("Samples", self.samples),
-                    ("Patches at once", self.batch),
-                ),
+                labelled(("Preset", self.preset), ("Steps", self.steps), ("Patches at once", self.batch)),
+                self._chance,
                 self.faults["steps"],
                 self.faults["seed"],
                 self.mismatch,
@@ -190,6 +211,8 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
 
     def _connect(self) -> None:
+        self.tissue.chosen.connect(self._tissue_chosen)
+        self.scale.valueChanged.connect(self._edited)
         self.mode.activated.connect(self._edited)
         self.expression.valueChanged.connect(self._edited)
         self.morphology.valueChanged.connect(self._edited)
@@ -214,6 +237,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         return self._value.model_copy(
             update={
                 "mode": self.mode.currentData(),
+                "edit_scale": self.scale.value(),
                 "guidance": guidance,
                 "morphology": (self.spot.text().strip() or "spot") if source == "spot" else source,
                 "preset": self.preset.currentData(),
@@ -226,10 +250,11 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
     def setValue(self, request: Request) -> None:
         """Show a request."""
         self._value = request
-        controls = (self.source, self.spot, self.steps, self.seed, self.mismatch)
+        controls = (self.scale, self.source, self.spot, self.steps, self.seed, self.mismatch)
         for control in controls:
             control.blockSignals(True)
         self.mode.setCurrentIndex(self.mode.findData(request.mode))
+        self.scale.setValue(request.edit_scale)
         self.expression.setValue(request.guidance.expression)
         self.morphology.setValue(request.guidance.morphology)
         known = {key for key, _ in SOURCES}
@@ -245,6 +270,35 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.mismatch.setChecked(request.allow_gene_mismatch)
         for control in controls:
             control.blockSignals(False)
+        self._show_tissue()
+
+    @property
+    def editing(self) -> bool:
+        """Whether the slide's own tissue is to be edited: asked for, or left open and possible."""
+        asked = self._value.counterfactual
+        return asked == "on" or (asked == "auto" and not self._fault)
+
+    def show_editable(self, fault: str) -> None:
+        """Offer to edit this tissue, or say why that cannot be; empty where it can."""
+        self._fault = fault
+        self._show_tissue()
+        self._show_default_steps()
+
+    def _show_tissue(self) -> None:
+        editing, button = self.editing, self.tissue.button("edit")
+        self.tissue.setValue("edit" if editing else "new")
+        button.setEnabled(not self._fault)
+        button.setToolTip(self._fault or TISSUES[0][2])
+        self._only_edit.setVisible(editing)
+        self._only_new.setVisible(not editing)
+        self._chance.setVisible(not editing)
+
+    def _tissue_chosen(self, key: str) -> None:
+        value = self._value.model_copy(update={"counterfactual": "on" if key == "edit" else "off"})
+        changed = value != self._value
+        self.setValue(value)
+        if changed:
+            self.valueChanged.emit(value)
 
     def set_defaults(self, card: CheckpointCard | None) -> None:
         """Say what the fields stand for that the user leaves alone."""
@@ -256,7 +310,10 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def _show_default_steps(self) -> None:
         card = self._card
-        plain = None if card is None else resolve_steps(self._value.model_copy(update={"steps": None}), card)
+        free = self._value.model_copy(update={"steps": None})
+        plain = None if card is None else resolve_steps(free, card)
+        if self.editing:
+            plain = resolve_counterfactual_steps(free)
         self.steps.setSpecialValueText("default" if plain is None else f"default ({plain})")
 
     # --- what is known

@@ -42,6 +42,7 @@ class Desk:
             (("results",), lambda: bench.results.show_results(state.results, state.chosen_result)),
             (("chosen_result",), lambda: bench.results.show_chosen(state.chosen_result)),
             (("results", "chosen_result"), lambda: bench.compare.show_results(state.results, state.chosen_result)),
+            (("changes",), lambda: bench.results.show_changes(state.changes)),
             (("exporting",), lambda: bench.results.show_exporting(state.exporting)),
             (("comparison",), lambda: bench.compare.show_comparison(state.comparison)),
             (("queue", "queue_held"), lambda: bench.queue.show_queue(state.queue, state.queue_held)),
@@ -89,6 +90,7 @@ class Desk:
         bench.results.dataSetRequested.connect(presenter.data_sets.export)
         bench.results.dataSetStopped.connect(presenter.data_sets.stop)
         bench.results.againRequested.connect(presenter.runs.run_again)
+        bench.results.changeToggled.connect(presenter.changes.show)
         bench.results.reuseRequested.connect(presenter.reuse)
         bench.compare.modeChosen.connect(self._compare)
         bench.compare.positionChanged.connect(presenter.compare.move)

@@ -1,0 +1,262 @@
+"""Editing real tissue from the workbench: what is asked, shown, compared and measured, with a tiny real checkpoint."""
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+
+from napari_stmdit.synthesis.estimate import evaluations
+from napari_stmdit.synthesis.plan import plan
+from napari_stmdit.synthesis.variants import guidance_grid
+from napari_stmdit.tissue.crops import read_patches
+from napari_stmdit.types import Request, ScaleEdit, SpotList
+from napari_stmdit.ui import layers
+from napari_stmdit.ui.changes import change_of, change_picture, halved, limit_of
+from napari_stmdit.ui.jobs import start_inline
+from napari_stmdit.ui.presenter import Presenter
+from napari_stmdit.ui.state import RunStatus
+from napari_stmdit.ui.widgets.compare import ComparePanel
+from napari_stmdit.ui.widgets.results import summary
+from napari_stmdit.ui.widgets.spot import SpotPanel
+from napari_stmdit.ui.widgets.synthesize import SynthesizePanel
+
+GENES = ("ERBB2", "KRT8", "MKI67", "EPCAM")
+
+
+def edit_of(ids, **changes):
+    return ScaleEdit(genes=GENES, factor=40.0, spots=dict.fromkeys(ids[12:14], 1.0), **changes)
+
+
+@pytest.fixture(autouse=True)
+def own_noise(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def viewer():
+    return ViewerModel()
+
+
+@pytest.fixture
+def presenter(viewer, tiny_section, tiny_model):
+    made = Presenter(viewer, start_inline)
+    made._show(tiny_section)
+    made.use_model(tiny_model)
+    ids = tiny_section.spots.ids.tolist()
+    made.select(ids[10:17])
+    made.state.request = Request(steps=3, edits=(edit_of(ids),))
+    return made
+
+
+def run(presenter, **changes):
+    presenter.state.request = presenter.state.request.model_copy(update=changes)
+    presenter.runs.run()
+    assert presenter.state.status is RunStatus.DONE, presenter.state.message
+    return presenter.state.results[-1]
+
+
+# --- the choice
+
+
+def test_the_form_edits_by_default_and_says_why_where_it_cannot(qtbot):
+    panel = SynthesizePanel()
+    qtbot.addWidget(panel)
+    panel.show_editable("there is nothing to change")
+    assert panel.tissue.value() == "new"
+    assert not panel.tissue.button("edit").isEnabled()
+    assert panel.tissue.button("edit").toolTip() == "there is nothing to change"
+    assert panel._only_edit.isHidden() and not panel._only_new.isHidden() and not panel._chance.isHidden()
+    panel.show_editable("")
+    assert panel.tissue.value() == "edit"
+    assert not panel._only_edit.isHidden() and panel._only_new.isHidden() and panel._chance.isHidden()
+    with qtbot.waitSignal(panel.valueChanged) as changed:
+        panel.tissue.button("new").click()
+    assert changed.args[0].counterfactual == "off"
+    with qtbot.waitSignal(panel.valueChanged) as changed:
+        panel.tissue.button("edit").click()
+    assert changed.args[0].counterfactual == "on"
+    with qtbot.waitSignal(panel.valueChanged) as changed:
+        panel.scale.setValue(1.5)
+    assert changed.args[0].edit_scale == 1.5
+    panel.setValue(Request(counterfactual="off", edit_scale=2.5))
+    assert (panel.tissue.value(), panel.value().edit_scale) == ("new", 2.5)
+    panel.setValue(Request(counterfactual="on"))
+    assert panel.tissue.value() == "edit" and panel.value().counterfactual == "on"
+
+
+def test_the_reason_is_that_of_the_plan(presenter):
+    assert presenter.runs.edit_fault() == "" and presenter.runs.editing
+    presenter.state.request = presenter.state.request.model_copy(update={"edits": ()})
+    assert "nothing to change" in presenter.runs.edit_fault()
+    assert not presenter.runs.editing
+
+
+def test_settings_of_a_result_come_back(presenter):
+    entry = run(presenter, counterfactual="on", edit_scale=1.5)
+    presenter.state.request = Request(counterfactual="off")
+    presenter.reuse(entry.number)
+    assert (presenter.state.request.counterfactual, presenter.state.request.edit_scale) == ("on", 1.5)
+
+
+def test_one_and_the_same_tissue_is_edited_once_whatever_samples_were_asked_of_new_tissue(presenter):
+    presenter.state.samples = 3
+    run(presenter)
+    assert len(presenter.state.results) == 1
+
+
+# --- cost
+
+
+def test_the_estimate_knows_both_ways_and_what_is_kept(presenter, tiny_section):
+    card, ids = presenter.state.checkpoint.card, tiny_section.spots.ids
+    request = presenter.runs.request()
+    made = plan(tiny_section, request, card)
+    assert evaluations(made, ids=ids) == 2 * (3 + 1) * 2  # two spots are touched, one branch
+    assert evaluations(made, ids=ids, kept=1.0) == 2 * (3 + 1)
+    weighed = plan(tiny_section, request.model_copy(update={"edit_scale": 2.0}), card)
+    assert evaluations(weighed, ids=ids) == 2 * (3 + 1) * 3
+    run(presenter)
+    pace = next(iter(presenter.runs._pace.values()))
+    presenter.runs.preview()
+    assert presenter.state.estimate.seconds == pytest.approx(pace * 2 * (3 + 1))
+
+
+# --- comparing
+
+
+@pytest.mark.parametrize("mode", ["spots", "continuous"])
+def test_an_edit_opens_compared_with_the_slide_and_is_named_for_what_it_is(presenter, mode):
+    entry = run(presenter, mode=mode)
+    comparison = presenter.state.comparison
+    assert (comparison.mode, comparison.left, comparison.right) == ("swipe", None, entry.number)
+    assert entry.name.startswith("edited real tissue, synthetic (")
+    assert "Edited real tissue, synthetic" in summary(entry)
+    presenter.results.rename(entry.number, "mine")
+    assert presenter.state.results[0].name == "mine (edited real tissue, synthetic)"
+    presenter.compare.move(0.3)
+    run(presenter, edit_scale=2.0)
+    assert presenter.state.comparison.position == 0.3  # the eye stays where it is
+
+
+def test_its_baseline_is_the_slide_and_is_never_run(presenter, qtbot):
+    entry = run(presenter)
+    run(presenter, counterfactual="off")
+    run(presenter, edits=())
+    assert presenter.results.baseline(entry.number) is None
+    assert not presenter.runs.run_baseline(entry.number)
+    presenter.state.chosen_result = entry.number
+    presenter.compare_with_baseline("fade")
+    assert presenter.state.comparison.left is None
+    assert len(presenter.state.results) == 3
+    new, plain = presenter.state.results[1:]
+    assert presenter.results.baseline(new.number) is plain  # asked for as 'off', and made as 'auto' without edits
+    panel = ComparePanel()
+    qtbot.addWidget(panel)
+    panel.show_results(presenter.state.results, entry.number)
+    assert panel.baseline.text() == "Compare with the slide"
+
+
+# --- the change
+
+
+def test_the_change_has_units_symmetric_limits_and_hides_what_did_not_change(presenter, viewer, tiny_section):
+    entry = run(presenter)
+    presenter.changes.show(entry.number, True)
+    layer = presenter.changes.layer(entry.number)
+    assert presenter.state.changes == {entry.number}
+    low, high = layer.contrast_limits
+    assert low == -high < 0
+    assert "OD" in layer.name and "synthetic" in layer.name
+    shown = np.asarray(layer.data)
+    for patch in entry.result.plan.patches:
+        y0, x0, y1, x1 = patch.canvas_box
+        crop = read_patches(tiny_section.image, [patch.source_box], y1 - y0)[0]
+        wanted = change_of(entry.result.rgba[y0:y1, x0:x1, :3], crop)
+        np.testing.assert_allclose(shown[y0:y1, x0:x1], wanted, atol=0.02)
+    result = presenter.result_layer(entry.number)
+    np.testing.assert_allclose(layer.data_to_world((0, 0)), result.data_to_world((0, 0)))
+    presenter.changes.show(entry.number, False)
+    assert not layer.visible and not presenter.state.changes
+    presenter.results.delete(entry.number)
+    assert layer not in viewer.layers and presenter.changes.layer(entry.number) is None
+
+
+def test_nothing_is_shown_where_nothing_changed():
+    slide = np.random.default_rng(0).integers(0, 255, (40, 40, 3)).astype(np.uint8)
+    assert np.isnan(change_of(slide, slide)).all()
+    darker = slide.copy()
+    darker[:20] = 30
+    slide[:20] = 220
+    change = change_of(darker, slide)
+    assert (change[:20] > 0).all() and np.isnan(change[20:]).all()
+    assert np.isnan(halved(change)[10:]).all() and np.isfinite(halved(change)[:10]).all()
+    picture = change_picture(change, limit_of(change))
+    assert (picture[20:] == 255).all() and (picture[:20, :, 0] > picture[:20, :, 2]).all()  # more is orange
+
+
+# --- closely
+
+
+@pytest.mark.parametrize("mode", ["spots", "continuous"])
+def test_the_close_up_shows_slide_edited_and_difference_with_numbers(presenter, qtbot, mode):
+    run(presenter, mode=mode)
+    ids = presenter.state.section.spots.ids.tolist()
+    presenter.select([ids[12]])
+    presenter.close_ups.look()
+    found = presenter.state.close_up
+    assert list(found.patches) == ["real", "edited"] and found.change is not None
+    panel = SpotPanel()
+    qtbot.addWidget(panel)
+    panel.show_close_up(found, ids[12])
+    assert [head.text() for head in panel._heads] == ["Slide", "Edited", "Difference"]
+    texts = panel.texts()
+    row = found.rows[0]
+    at = texts.index("Haematoxylin, OD (ln)")
+    assert texts[at + 1 : at + 3] == [f"{row.values['real']:.3f}", f"{row.values['edited']:.3f}"]
+    assert {"Nuclei, per mm²", "Blank area, share"} <= set(texts)
+    presenter.select([ids[16]])  # no edit reaches it in spots mode
+    presenter.close_ups.look()
+    if mode == "spots":
+        np.testing.assert_array_equal(
+            presenter.state.close_up.patches["edited"], presenter.state.close_up.patches["real"]
+        )
+        assert (presenter.state.close_up.change == 255).all()
+
+
+# --- doses
+
+
+def test_a_dose_strip_begins_with_the_slide_and_abducts_once(presenter):
+    editor = presenter.state.checkpoint.editor
+    ids = presenter.state.section.spots.ids.tolist()
+    presenter.sheets.dose_strip(ids[12])
+    sheet = presenter.state.sheet
+    assert len(sheet.cells) == 7 and editor.abducted == 1
+    np.testing.assert_array_equal(sheet.cells[0].pixels, sheet.real)
+    assert np.abs(sheet.cells[-1].pixels.astype(int) - sheet.real).max() > 0
+    assert all(cell.provenance["counterfactual"] for cell in sheet.cells)
+
+
+def test_a_guidance_grid_is_of_new_tissue(presenter):
+    card = presenter.state.checkpoint.card
+    ids = presenter.state.section.spots.ids.tolist()
+    grid = guidance_grid(presenter.runs.request(), ids[12], card.guidance)
+    assert {variant.request.counterfactual for variant in grid} == {"off"}
+    assert grid[0].request.region == SpotList(ids=(ids[12],))
+
+
+def test_a_second_strength_only_predicts(presenter):
+    run(presenter)
+    editor = presenter.state.checkpoint.editor
+    before = editor.abducted
+    ids = presenter.state.section.spots.ids.tolist()
+    run(presenter, edits=(edit_of(ids, strength=0.5),))
+    assert before == 2 and editor.abducted == 2
+
+
+def test_layers_read_back_say_what_they_are(presenter, tmp_path, viewer):
+    from napari_stmdit.tissue.open import open_section
+
+    entry = run(presenter)
+    presenter.results.save(entry.number, str(tmp_path / "out.zarr"))
+    (data,), _ = layers.stored_layers(open_section(tmp_path / "out.zarr"))
+    assert data[1]["name"].startswith("edited real tissue, synthetic (")
