@@ -45,6 +45,7 @@ docs-html: $(STAMP)
 docs: $(STAMP) display
 	$(SCREEN) $(BIN)/python docs/screenshots.py
 	$(BIN)/python docs/guidance_grid.py
+	$(BIN)/python docs/edited_tissue.py
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

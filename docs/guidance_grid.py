@@ -10,6 +10,7 @@ from napari_stmdit import Guidance, Request, SpotList, TowardsEdit, load_checkpo
 from napari_stmdit.evaluation.sheet_picture import sheet_picture
 from napari_stmdit.synthesis.sheet import make_sheet
 from napari_stmdit.synthesis.variants import Variant
+from napari_stmdit.tissue.labels import NEW, labelled
 
 IMAGES = Path(__file__).parent / "images"
 SPOT = "SYN-12x02"
@@ -35,7 +36,7 @@ def main():
         picture = sheet_picture(sheet)
         size = (int(picture.width * SHOWN), int(picture.height * SHOWN))
         path = IMAGES / f"guidance_{rule}.png"
-        picture.resize(size).quantize(256).save(path, optimize=True)
+        picture.resize(size).quantize(256).save(path, optimize=True, **labelled(NEW, path))
         print(path)
 
 

@@ -21,6 +21,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_stmdit.evaluation.sheet_picture import save_sheet
 from napari_stmdit.synthesis.requests import EditFile
+from napari_stmdit.tissue.labels import NEW, labelled
 from napari_stmdit.tissue.sample import open_sample_section
 from napari_stmdit.types import Request, TowardsEdit
 from napari_stmdit.ui.compare import camera_of
@@ -57,7 +58,7 @@ class Studio:
         path = IMAGES / f"{name}.png"
         pixels = self.viewer.window.screenshot(flash=False, canvas_only=False)
         # 256 colours are enough for a page and a third of the size
-        Image.fromarray(pixels).convert("RGB").quantize(256).save(path, optimize=True)
+        Image.fromarray(pixels).convert("RGB").quantize(256).save(path, optimize=True, **labelled(NEW, path))
         print(path)
 
     def open_sample(self):
@@ -158,7 +159,7 @@ def comparisons(studio):
     with tempfile.TemporaryDirectory() as folder:
         made = save_sheet(state.sheet, Path(folder) / "sheet.png")
         with Image.open(made) as picture:
-            picture.quantize(256).save(IMAGES / "dose_strip.png", optimize=True)
+            picture.quantize(256).save(IMAGES / "dose_strip.png", optimize=True, **labelled(NEW))
     bench.desk.sheet.close()
 
 

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..tissue.export import STATEMENT, png_of
+from ..tissue.export import png_of
+from ..tissue.labels import SLIDE, SYNTHETIC_SLIDE, Label, label_of_result
 from .columns import as_arrow
 from .contents import Contents
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-SLIDE_STATEMENT = "Crop of the section's slide image, not synthesized."
-SYNTHETIC_SLIDE_STATEMENT = "Crop of the slide image of a synthetic section. Not for diagnosis."
 _LONGEST_NAME = 80
 _ROW_GROUP = 64
 """Rows that a reader of a Parquet file decodes together; few, as each holds an image."""
@@ -37,6 +36,8 @@ class Shard:
         (n, p, p, 3) uint8.
     records
         The columns of each row.
+    labels
+        What each image is.
     """
 
     number: int
@@ -44,6 +45,7 @@ class Shard:
     stop: int
     pixels: NDArray[np.uint8]
     records: tuple[dict[str, Any], ...]
+    labels: tuple[Label, ...]
 
     @classmethod
     def of(cls, contents: Contents, number: int, start: int, pixels: NDArray[np.uint8]) -> Shard:
@@ -58,7 +60,10 @@ class Shard:
             }
             for k in range(len(pixels))
         )
-        return cls(number, start, stop, pixels, records)
+        made = {run.name: label_of_result(run.provenance) for run in contents.runs}
+        slide = SYNTHETIC_SLIDE if contents.section.synthetic else SLIDE
+        labels = tuple(made[r["run"]] if r["origin"] == "model" else slide for r in records)
+        return cls(number, start, stop, pixels, records, labels)
 
 
 def _sparse(matrix: csr_matrix, row: int, index: str, count: str) -> dict[str, NDArray[Any]]:
@@ -68,13 +73,7 @@ def _sparse(matrix: csr_matrix, row: int, index: str, count: str) -> dict[str, N
 
 def encoded(shard: Shard, mpp: float) -> list[bytes]:
     """Return the images of a shard as PNG files, each of which says what it is."""
-    return [png_of(pixels, mpp, _says(record)) for pixels, record in zip(shard.pixels, shard.records, strict=True)]
-
-
-def _says(record: dict[str, Any]) -> str:
-    if record["origin"] == "model":
-        return STATEMENT
-    return SYNTHETIC_SLIDE_STATEMENT if record["synthetic"] else SLIDE_STATEMENT
+    return [png_of(pixels, mpp, label) for pixels, label in zip(shard.pixels, shard.labels, strict=True)]
 
 
 def file_names(shard: Shard) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..tissue.export import STATEMENT
+from ..tissue.labels import NEW
 from ..tissue.spatialdata_store import quiet
 from .columns import FACTS
 from .contents import Contents
@@ -41,7 +41,7 @@ def make_images(place: Path, contents: Contents, rows_per_shard: int) -> None:
         dimension_names=("image", "y", "x", "rgb"),
         config={"write_empty_chunks": True},
         attributes={
-            "statement": STATEMENT,
+            "statement": NEW.statement,
             "layout": "image k belongs to row k of dataset.zarr beside it; RGB, 8 bits",
             "microns_per_pixel": contents.patch_mpp,
         },
@@ -81,7 +81,7 @@ def write_table(place: Path, contents: Contents, records: Mapping[str, Any], che
 
     uns = {
         "synthetic": True,
-        "statement": STATEMENT,
+        "statement": NEW.statement,
         "images": "images.zarr beside this store: (n, y, x, rgb) uint8, image k belongs to row k of obs",
         "X": contents.section.expression.statement or "counts as measured at the spot",
         "layer_edited": "counts the image was conditioned on, after edits; zero where obs['expression'] is 'null'",

@@ -1,4 +1,4 @@
-"""The main job on the bundled section and checkpoint: synthesize before and after a painted edit, and report."""
+"""The main job on the bundled section and checkpoint: change this tissue where an edit is painted, and report."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..assemble import load_checkpoint
 from ..errors import StoreError
@@ -19,18 +20,17 @@ from ..progress import Progress
 from ..storage.atomic import write_text
 from ..synthesis.result import Result, synthesize
 from ..tissue.sample import open_sample_section
-from ..types import Request, Section, SpotList, TowardsEdit
-from .image import measure
-from .picture import comparison_picture, save_picture
+from ..types import Polygons, Request, Section, TowardsEdit
+from .image import blank_fraction, nuclei_places, stain_density
+from .picture import EditShown, edit_picture, save_picture, shown
 
-SPOTS = 19
-"""A spot and two rings of its hexagonal neighbours."""
-
-MEASURES = {
-    "haematoxylin": "haematoxylin density",
-    "nuclei": "nuclei a patch",
-    "blank": "blank fraction",
-}
+FULL_UM, END_UM = 100.0, 180.0
+"""The soft brush: full weight up to the first radius, none from the second."""
+SIDE_UM = 520.0
+"""Side of the region that is edited: what the brush reaches, and the windows around it."""
+TARGET = "adipose"
+OWN_SCALE, STORED_SCALE = 1.0, 3.0
+"""Scale of the edit. The checkpoint's own map, fitted on real sections, moves the morphology of this synthetic one less than a map fitted on it."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class DemoOutcome:
 def run_demo(
     output: str | Path, *, seed: int = 0, on_progress: Callable[[Progress], None] | None = None
 ) -> DemoOutcome:
-    """Synthesize on the bundled sample section before and after an edit.
+    """Change the tissue of the bundled sample section where an edit is painted over a nest of tumour.
 
     Parameters
     ----------
     output
         Folder for ``OUT.zarr``, ``comparison.png``, ``report.md`` and ``report.json``; must not hold any of them yet.
     seed
-        Seed of the noise, the same before and after, so that what differs is the effect of the edit.
+        Kept with the request. An edit of this tissue starts from the noise of the slide itself, so it changes nothing.
 
     Raises
     ------
@@ -71,25 +71,45 @@ def run_demo(
         raise StoreError(f"{folder} cannot be made: {error.strerror}; choose another --output") from error
     section = open_sample_section()
     model = load_checkpoint("demo")
-    weights = _painted_weights(section, model.profiles["tumour"], model.profiles["stroma"])
-    edit = TowardsEdit(name="tumour to adipose", target_profile="adipose", spots=weights)
-    base = Request(section="sample", region=SpotList(ids=tuple(weights)), morphology="null", seed=seed)
-    before = synthesize(section, base, model, on_progress=on_progress)
-    after = synthesize(section, base.model_copy(update={"edits": (edit,)}), model, on_progress=on_progress)
-    names = (before.save(store, "measured"), after.save(store, "edited"))
-    save_picture(
-        comparison_picture(section, before, after, weights, "towards the adipose profile, painted with a soft brush"),
-        picture,
-    )
-    facts = _facts(section, before, after, weights, names)
+    request, centre = demo_request(section, model.profiles, model.morphology_map is not None, seed)
+    result = synthesize(section, request, model, on_progress=on_progress)
+    name = result.save(store, "edited")
+    look = shown(section, result, centre, FULL_UM, END_UM)
+    save_picture(edit_picture(look, f"painted towards {TARGET}"), picture, look.label)
+    facts = _facts(section, result, look, name)
     write_text(figures, json.dumps(facts, indent=2), new=True)
-    summary = _summary(facts, folder)
     write_text(report, _report(facts), new=True)
-    return DemoOutcome(store, facts, summary)
+    return DemoOutcome(store, facts, _summary(facts, folder))
 
 
-def _painted_weights(section: Section, tumour: Profile, stroma: Profile) -> dict[str, float]:
-    """Weights of a soft brush over the most tumour-like place that has all its neighbours."""
+def demo_request(
+    section: Section, profiles: dict[str, Profile], stored_map: bool, seed: int = 0
+) -> tuple[Request, NDArray[np.float64]]:
+    """Return the demo's request, and the centre (y, x) of its brush in full-resolution pixels."""
+    spots, mpp = section.spots, section.calibration.mpp
+    assert mpp is not None
+    centre = spots.yx[_tumour_spot(section, profiles["tumour"], profiles["stroma"])]
+    away = np.linalg.norm(spots.yx - centre, axis=1) * mpp
+    weight = np.clip((END_UM - away) / (END_UM - FULL_UM), 0, 1)
+    painted = {str(spots.ids[row]): round(float(weight[row]), 3) for row in np.flatnonzero(weight > 0)}
+    half = SIDE_UM / 2 / mpp
+    y, x = (float(value) for value in centre)
+    ring = ((y - half, x - half), (y - half, x + half), (y + half, x + half), (y + half, x - half))
+    edit = TowardsEdit(name=f"towards {TARGET}", target_profile=TARGET, spots=painted)
+    request = Request(
+        section="sample",
+        region=Polygons(rings=(ring,)),
+        edits=(edit,),
+        mode="continuous",
+        counterfactual="on",
+        edit_scale=STORED_SCALE if stored_map else OWN_SCALE,
+        seed=seed,
+    )
+    return request, centre
+
+
+def _tumour_spot(section: Section, tumour: Profile, stroma: Profile) -> int:
+    """Return the row of the middle of the most tumour-like place that has all its neighbours."""
     spots = section.spots
     columns = match_genes(tumour.genes, spots.genes).columns
     counts = spots.counts[:, columns].toarray().astype(np.float64)
@@ -97,90 +117,97 @@ def _painted_weights(section: Section, tumour: Profile, stroma: Profile) -> dict
     score = (x - x.mean(axis=0)) @ (tumour.mean - stroma.mean)
     distance = np.linalg.norm(spots.yx[:, None] - spots.yx[None], axis=2)
     pitch = np.sort(distance, axis=1)[:, 1].min()
-    nearest = np.argsort(distance, axis=1, kind="stable")[:, :SPOTS]
+    nearest = np.argsort(distance, axis=1, kind="stable")[:, :19]  # a spot and two rings around it
     whole = np.take_along_axis(distance, nearest, axis=1).max(axis=1) < 2.1 * pitch
-    around = np.where(whole, score[nearest].mean(axis=1), -np.inf)
-    centre = int(np.argmax(around))
-    weight = np.clip(1.25 - 0.5 * (distance[centre, nearest[centre]] / pitch - 1), 0, 1)
-    return {
-        str(spots.ids[row]): round(float(w), 3)
-        for row, w in sorted(zip(nearest[centre].tolist(), weight.tolist(), strict=True))
-    }
+    return int(np.argmax(np.where(whole, score[nearest].mean(axis=1), -np.inf)))
 
 
-def _facts(
-    section: Section, before: Result, after: Result, weights: dict[str, float], names: tuple[str, str]
-) -> dict[str, Any]:
-    ends = {}
-    full = np.array([weights[p.spot_id] >= 0.999 for p in before.plan.patches])
-    for label, result in (("measured", before), ("edited", after)):
-        table = measure(result.patches[full])
-        ends[label] = {words: round(float(getattr(table, name).mean()), 3) for name, words in MEASURES.items()}
-    change = np.abs(after.patches.astype(int) - before.patches.astype(int)).mean(axis=(1, 2, 3))
+def _facts(section: Section, result: Result, look: EditShown, name: str) -> dict[str, Any]:
+    record = result.provenance
+    zones = {"inside": look.radius_um < FULL_UM, "outside": look.radius_um > END_UM + look.blend_um}
+    images = {"before": look.before, "after": look.after}
+    places = {when: nuclei_places(image) for when, image in images.items()}
+    density = {when: stain_density(image)[..., 0] for when, image in images.items()}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for zone, mask in zones.items():
+        mm2 = float(mask.sum()) * look.pixel_um**2 / 1e6
+        found[zone] = {
+            when: {
+                "haematoxylin density": round(float(density[when][mask].mean()), 3),
+                "nuclei per mm2": round(float(mask[tuple(places[when].T)].sum()) / mm2),
+                "blank fraction": round(blank_fraction(image[mask][:, None]), 3),
+            }
+            for when, image in images.items()
+        }
+    change = np.abs(look.after.astype(int) - look.before)
     return {
         "synthetic": True,
-        "elements": list(names),
+        "counterfactual": True,
+        "statement": record["statement"],
+        "elements": [name],
         "section": section.name,
-        "spots": len(weights),
-        "spots_at_full_weight": int(full.sum()),
+        "spots": len(result.plan.request.edits[0].spots or {}),
         "mpp": section.calibration.mpp,
         "scale": section.calibration.detail,
-        "edit": after.plan.request.edits[0].model_dump(mode="json"),
-        "seed": before.plan.request.seed,
-        "steps": before.plan.steps,
-        "guidance": before.plan.guidance.model_dump(mode="json"),
-        "checkpoint": before.provenance["checkpoint"],
-        "seconds": round(before.provenance["seconds"] + after.provenance["seconds"], 2),
-        "patches": len(before.done) + len(after.done),
-        "mean_over_spots_at_full_weight": ends,
-        "mean_change_in_grey_levels": {
-            "full_weight": round(float(change[full].mean()), 2),
-            "lower_weight": round(float(change[~full].mean()), 2),
+        "edit": result.plan.request.edits[0].model_dump(mode="json"),
+        "edit_scale": result.plan.request.edit_scale,
+        "brush_um": {"full": FULL_UM, "end": END_UM},
+        "region_um": SIDE_UM,
+        "steps_each_way": result.plan.steps,
+        "checkpoint": record["checkpoint"],
+        "seconds": round(record["seconds"], 2),
+        "windows": len(result.plan.windows or ()),
+        "map": record["edit"]["map"],
+        "zones": found,
+        "change_in_grey_levels": {
+            "inside_mean": round(float(change[zones["inside"]].mean()), 2),
+            "outside_mean": round(float(change[zones["outside"]].mean()), 2),
+            "outside_the_region_largest": int(change[~look.made].max(initial=0)),
         },
-        "limits": before.plan.card.limits,
+        "limits": result.plan.card.limits,
     }
 
 
 def _summary(facts: dict[str, Any], folder: Path) -> str:
-    return (
-        f"{facts['patches']} synthetic patches over {facts['spots']} spots in {facts['seconds']:.1f} s\n"
-        + f"{_lines(facts)}\n"
-        + f"written: {folder / 'OUT.zarr'} ({', '.join(facts['elements'])}), comparison.png, report.md, report.json"
-    )
-
-
-def _lines(facts: dict[str, Any]) -> str:
-    ends = facts["mean_over_spots_at_full_weight"]
-    rows = [
-        f"{name}: {value:g} with the expression as measured, {ends['edited'][name]:g} after the edit"
-        for name, value in ends["measured"].items()
+    before, after = (facts["zones"]["inside"][when] for when in ("before", "after"))
+    lines = [
+        f"{facts['region_um']:.0f} x {facts['region_um']:.0f} um of this tissue edited under a brush of {2 * FULL_UM:.0f} um "
+        f"in {facts['seconds']:.1f} s",
+        *(f"{words} under the brush: {value:g} before, {after[words]:g} after" for words, value in before.items()),
+        f"mean change: {facts['change_in_grey_levels']['inside_mean']:g} grey levels under the brush, "
+        f"{facts['change_in_grey_levels']['outside_mean']:g} beyond it, "
+        f"{facts['change_in_grey_levels']['outside_the_region_largest']} outside the region",
+        facts["map"]["statement"],
+        f"written: {folder / 'OUT.zarr'} ({', '.join(facts['elements'])}), comparison.png, report.md, report.json",
     ]
-    return "\n".join(rows)
+    return "\n".join(lines)
 
 
 def _report(facts: dict[str, Any]) -> str:
-    ends = facts["mean_over_spots_at_full_weight"]
-    table = "\n".join(f"| {n} | {v:g} | {ends['edited'][n]:g} |" for n, v in ends["measured"].items())
-    change = facts["mean_change_in_grey_levels"]
-    return f"""# Virtual edit on the bundled synthetic section
+    rows = [
+        f"| {zone} | {words} | {value:g} | {ends['after'][words]:g} |"
+        for zone, ends in facts["zones"].items()
+        for words, value in ends["before"].items()
+    ]
+    table, change = "\n".join(rows), facts["change_in_grey_levels"]
+    return f"""# This tissue, edited: the bundled synthetic section
 
-Every image here is synthetic; so is the section itself. Not for diagnosis.
+{facts["statement"]}
 
-![comparison](comparison.png)
+![This tissue before, after, and its change](comparison.png)
 
-The expression of {facts["spots"]} spots was moved from tumour towards the checkpoint's adipose profile with a soft brush
-({facts["spots_at_full_weight"]} of them with full weight) and H&E patches were synthesized before and after with the same noise, from
-expression alone. Means over the spots at full weight:
+The expression of {facts["spots"]} spots was moved from tumour towards the checkpoint's {TARGET} profile with a soft brush: full weight within
+{FULL_UM:.0f} um of its centre, none from {END_UM:.0f} um on. The noise that gives the slide's own pixels was found, the expression edited, and the
+image predicted again from that noise ({facts["steps_each_way"]} steps each way, edit scale {facts["edit_scale"]:g}). {facts["map"]["statement"]}
 
-| | as measured | edited |
-|---|---|---|
+| where | | before | after |
+|---|---|---|---|
 {table}
 
-Mean change of a pixel between the two images: {change["full_weight"]} grey levels where the weight is full, {change["lower_weight"]} elsewhere
-(the same noise was used, so an unchanged spot changes by 0).
+Mean change of a pixel: {change["inside_mean"]} grey levels where the weight is full, {change["outside_mean"]} beyond the brush and the windows that
+blend it; outside the region {change["outside_the_region_largest"]} at most: there the picture is the slide.
 
-Checkpoint: {facts["checkpoint"]["name"]}; {facts["steps"]} steps; guidance {facts["guidance"]}; seed {facts["seed"]};
-{facts["patches"]} patches in {facts["seconds"]} s. Scale: {facts["scale"]}
+Checkpoint: {facts["checkpoint"]["name"]}; {facts["windows"]} windows in {facts["seconds"]} s. Scale: {facts["scale"]}
 
 Limits: {facts["limits"]}
 """

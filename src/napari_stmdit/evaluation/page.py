@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..tissue.labels import NEW, labelled
 from .charts import curves, forest, written
 from .fidelity import FIRST_TOP
 from .figures import Claim, Figures
@@ -167,7 +168,7 @@ def data_uri(pixels: NDArray[np.uint8], label: str = "") -> str:
         draw.rectangle((0, THUMB_PX - 13, THUMB_PX, THUMB_PX), fill=(20, 20, 20))
         draw.text((4, THUMB_PX - 13), label, fill=(255, 214, 120))
     stream = io.BytesIO()
-    image.save(stream, "PNG")
+    image.save(stream, "PNG", **(labelled(NEW) if label else {}))
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 

@@ -1,8 +1,8 @@
-"""The comparison picture: slide, edit, before and after, over the same window of tissue."""
+"""The picture of an edit: this tissue before, after, and where it changed, over the same window."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,146 +12,142 @@ from PIL import Image, ImageDraw, ImageFont
 from ..storage.atomic import replacing
 from ..synthesis.result import Result
 from ..tissue.crops import read_patches
+from ..tissue.labels import Label, label_of_result, labelled
 from ..types import Section
+from .image import stain_density
 
 PANEL = 560
 GAP = 16
 CAPTION = 74
-INK = (30, 30, 34)
-VIRIDIS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], dtype=float)
+INK, QUIET = (30, 30, 34), (95, 95, 105)
+RIM = (20, 20, 20)
+LOW, MIDDLE, HIGH = (33, 102, 172), (247, 247, 247), (178, 88, 9)
+"""Blue: less; orange: more. They are told apart by colour-blind people, too."""
+SMOOTH_UM = 6.0
+"""Standard deviation of the smoothing of the change map: about a nucleus."""
 
 
-def comparison_picture(
-    section: Section, before: Result, after: Result, weights: dict[str, float], edit: str
-) -> Image.Image:
-    """Draw slide | edit | synthesized before | synthesized after, registered to each other, spots outlined.
+@dataclass(frozen=True)
+class EditShown:
+    """A square window of tissue before and after an edit.
 
-    Parameters
+    Attributes
     ----------
-    section
-        With a full-resolution image and a known scale.
     before, after
-        Results of the same plan without and with the edit.
-    weights
-        Spot id -> weight of the edit, 0 to 1.
-    edit
-        What the edit does, in a few words.
+        (n, n, 3) uint8: the slide, and the slide with the edited region in its place.
+    made
+        (n, n) bool: where the result has pixels.
+    radius_um
+        (n, n) distance from the centre of the brush.
+    pixel_um
+        Side of a pixel.
+    brush_um
+        Radii where the brush begins to fade, and where it ends.
+    blend_um
+        How far beyond the brush spots and windows carry a change.
+    label
+        What the picture is.
     """
-    window = _window(before)
-    assert section.image is not None
-    slide = Image.fromarray(read_patches(section.image, [window], PANEL)[0])
-    chosen = [patch.spot_id for patch in before.plan.patches]
-    kind = "synthetic sample section" if section.synthetic else "slide"
+
+    before: NDArray[np.uint8] = field(repr=False)
+    after: NDArray[np.uint8] = field(repr=False)
+    made: NDArray[np.bool_] = field(repr=False)
+    radius_um: NDArray[np.float64] = field(repr=False)
+    pixel_um: float
+    brush_um: tuple[float, float]
+    blend_um: float
+    label: Label
+
+
+def shown(section: Section, result: Result, centre: NDArray[np.float64], full_um: float, end_um: float) -> EditShown:
+    """Read the slide around a brush at ``centre`` (y, x in full-resolution pixels) and lay the result over it."""
+    assert section.image is not None and section.calibration.mpp is not None
+    frame = result.plan.frame
+    pixel_um = frame.pixel_size * section.calibration.mpp
+    size = 2 * round(1.9 * end_um / pixel_um)
+    corner = np.rint((centre - np.array(frame.origin)) / frame.pixel_size).astype(int) - size // 2
+    y0, x0 = np.array(frame.origin) + corner * frame.pixel_size
+    reach = size * frame.pixel_size
+    before: NDArray[np.uint8] = read_patches(section.image, [(y0, x0, y0 + reach, x0 + reach)], size)[0]
+    after, made = before.copy(), np.zeros((size, size), dtype=bool)
+    low, high = np.maximum(corner, 0), np.minimum(corner + size, frame.shape)
+    part = np.asarray(result.rgba[low[0] : high[0], low[1] : high[1]])
+    here = tuple(slice(a, b) for a, b in zip(low - corner, high - corner, strict=True))
+    made[here] = part[..., 3] > 0
+    after[made] = part[..., :3][part[..., 3] > 0]
+    away = (np.arange(size) + 0.5 - size / 2) * pixel_um
+    radius = np.hypot(away[:, None], away[None])
+    label = label_of_result(result.provenance)
+    return EditShown(before, after, made, radius, pixel_um, (full_um, end_um), result.plan.card.patch_um / 2, label)
+
+
+def edit_picture(look: EditShown, edit: str) -> Image.Image:
+    """Draw this tissue before | after | change of haematoxylin density, with the brush outlined; ``edit`` says what was painted."""
+    change = haematoxylin_change(look)
+    limit = max(0.1, float(np.ceil(10 * np.percentile(np.abs(change), 99.5)) / 10))
+    span = f"{look.brush_um[0] * 2:.0f} to {look.brush_um[1] * 2:.0f} um"
     panels = [
-        (_outlined(slide.copy(), section, window, chosen), f"Slide ({kind})", f"{len(chosen)} chosen spots outlined"),
-        (_painted(slide, section, window, weights), "Virtual expression edit", edit),
+        (Image.fromarray(look.before), "This tissue", "slide; dashed: the brush, full weight to its end"),
+        (Image.fromarray(look.after), f"This tissue, {edit}", look.label.title + ", not for diagnosis"),
         (
-            _outlined(_composite(slide, before, window), section, window, chosen),
-            "Synthesized: expression as measured",
-            "synthetic image, " + _how(before),
-        ),
-        (
-            _outlined(_composite(slide, after, window), section, window, chosen),
-            "Synthesized: expression edited",
-            "synthetic image, same noise",
+            Image.fromarray(_diverging(change / limit)),
+            "What changed",
+            f"haematoxylin density, after minus before; brush {span}",
         ),
     ]
-    mpp = section.calibration.mpp
-    assert mpp is not None
-    return _sheet(panels, (window[2] - window[0]) * mpp / PANEL)
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write the picture as a new PNG file with a text chunk that says what it is; raises FileExistsError where one is there."""
-    from PIL.PngImagePlugin import PngInfo
-
-    words = PngInfo()
-    words.add_text("Description", "Contains synthetic tissue images made by a generative model. Not for diagnosis.")
-    with replacing(path, new=True) as draft:
-        picture.save(draft, format="PNG", pnginfo=words)
-
-
-def _how(result: Result) -> str:
-    source = {"own": "own morphology", "mean": "mean morphology", "null": "expression alone"}
-    return source.get(result.plan.request.morphology, "another spot's morphology")
-
-
-def _window(result: Result) -> tuple[float, float, float, float]:
-    """Square window in full-resolution pixels around a result's canvas."""
-    frame = result.plan.frame
-    height, width = (n * frame.pixel_size for n in frame.shape)
-    side = max(height, width) * 1.04
-    y, x = frame.origin[0] + height / 2, frame.origin[1] + width / 2
-    return y - side / 2, x - side / 2, y + side / 2, x + side / 2
-
-
-def _composite(slide: Image.Image, result: Result, window: tuple[float, float, float, float]) -> Image.Image:
-    """Lay a result over the paled slide, at its place."""
-    pale = Image.blend(slide, Image.new("RGB", slide.size, (255, 255, 255)), 0.72)
-    scale = PANEL / (window[2] - window[0])
-    frame = result.plan.frame
-    height, width = (max(1, round(n * frame.pixel_size * scale)) for n in frame.shape)
-    layer = Image.fromarray(result.rgba).resize((width, height), Image.Resampling.BOX)
-    at = (round((frame.origin[1] - window[1]) * scale), round((frame.origin[0] - window[0]) * scale))
-    pale.paste(layer, at, layer)
-    return pale
-
-
-def _circles(
-    section: Section, window: tuple[float, float, float, float], ids: Sequence[str]
-) -> list[tuple[float, float, float, float]]:
-    scale = PANEL / (window[2] - window[0])
-    radius = section.spots.diameter / 2 * scale
-    centres = (section.spots.yx[section.spots.rows(list(ids))] - np.array(window[:2])) * scale
-    return [(x - radius, y - radius, x + radius, y + radius) for y, x in centres]
-
-
-def _outlined(
-    panel: Image.Image, section: Section, window: tuple[float, float, float, float], ids: Sequence[str]
-) -> Image.Image:
-    draw = ImageDraw.Draw(panel)
-    for circle in _circles(section, window, ids):
-        draw.ellipse(circle, outline=(20, 20, 30), width=4)
-        x0, y0, x1, y1 = circle
-        draw.ellipse((x0 + 1, y0 + 1, x1 - 1, y1 - 1), outline=(255, 233, 70), width=2)
-    return panel
-
-
-def _painted(
-    slide: Image.Image, section: Section, window: tuple[float, float, float, float], weights: dict[str, float]
-) -> Image.Image:
-    panel = Image.blend(slide, Image.new("RGB", slide.size, (255, 255, 255)), 0.6)
-    draw = ImageDraw.Draw(panel)
-    for circle, weight in zip(_circles(section, window, list(weights)), weights.values(), strict=True):
-        draw.ellipse(circle, fill=_colour(weight), outline=(255, 255, 255), width=1)
-    left, top, bar = 14, PANEL - 34, 150
-    draw.rectangle((left - 6, top - 22, left + bar + 6, top + 26), fill=(255, 255, 255))
-    for x in range(bar):
-        draw.line((left + x, top, left + x, top + 10), fill=_colour(x / (bar - 1)))
-    draw.text((left, top - 20), "weight of the edit", fill=INK, font=font_of(14))
-    draw.text((left, top + 10), "0", fill=INK, font=font_of(13))
-    draw.text((left + bar - 8, top + 10), "1", fill=INK, font=font_of(13))
-    return panel
-
-
-def _colour(value: float) -> tuple[int, int, int]:
-    place = np.clip(value, 0, 1) * (len(VIRIDIS) - 1)
-    channels: NDArray[np.float64] = np.array([np.interp(place, range(len(VIRIDIS)), VIRIDIS[:, k]) for k in range(3)])
-    red, green, blue = (int(round(c)) for c in channels)
-    return red, green, blue
-
-
-def _sheet(panels: Sequence[tuple[Image.Image, str, str]], um_per_pixel: float) -> Image.Image:
-    width = len(panels) * PANEL + (len(panels) + 1) * GAP
-    sheet = Image.new("RGB", (width, PANEL + CAPTION + GAP), (255, 255, 255))
+    sheet = Image.new("RGB", (len(panels) * (PANEL + GAP) + GAP, PANEL + CAPTION + GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    for k, (panel, title, words) in enumerate(panels):
-        left = GAP + k * (PANEL + GAP)
-        _scale_bar(panel, um_per_pixel)
+    for k, (image, title, words) in enumerate(panels):
+        left, panel = GAP + k * (PANEL + GAP), image.resize((PANEL, PANEL), Image.Resampling.LANCZOS)
+        um = look.pixel_um * image.width / PANEL
+        for radius in look.brush_um:
+            _dashed(panel, radius / um)
+        _scale_bar(panel, um)
+        if k == len(panels) - 1:
+            _legend(panel, limit)
         sheet.paste(panel, (left, GAP))
         draw.text((left, GAP + PANEL + 10), title, fill=INK, font=font_of(23))
-        draw.text((left, GAP + PANEL + 40), words, fill=(95, 95, 105), font=font_of(17))
+        draw.text((left, GAP + PANEL + 40), words, fill=QUIET, font=font_of(17))
     return sheet
+
+
+def haematoxylin_change(look: EditShown) -> NDArray[np.float32]:
+    """Return the change (n, n) of haematoxylin's optical density, smoothed over a nucleus."""
+    from scipy.ndimage import gaussian_filter
+
+    change = stain_density(look.after)[..., 0] - stain_density(look.before)[..., 0]
+    return np.asarray(gaussian_filter(change, SMOOTH_UM / look.pixel_um), dtype=np.float32)
+
+
+def save_picture(picture: Image.Image, path: Path, label: Label) -> None:
+    """Write the picture as a new PNG file that says what it is; raises FileExistsError where one is there."""
+    with replacing(path, new=True) as draft:
+        picture.save(draft, format="PNG", **labelled(label))
+
+
+def _diverging(share: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Colour values from -1 to 1 by the diverging scale."""
+    stops = np.array([LOW, MIDDLE, HIGH], dtype=float)
+    return np.stack([np.interp(share, (-1, 0, 1), stops[:, k]) for k in range(3)], axis=-1).round().astype(np.uint8)
+
+
+def _dashed(panel: Image.Image, radius: float) -> None:
+    draw, middle = ImageDraw.Draw(panel), PANEL / 2
+    box = (middle - radius, middle - radius, middle + radius, middle + radius)
+    for start in range(0, 360, 12):
+        draw.arc(box, start, start + 7, fill=RIM, width=5)
+        draw.arc(box, start + 0.6, start + 6.4, fill=(255, 233, 70), width=2)
+
+
+def _legend(panel: Image.Image, limit: float) -> None:
+    draw = ImageDraw.Draw(panel)
+    left, top, bar = 22, PANEL - 36, 170
+    draw.rectangle((left - 12, top - 24, left + bar + 12, top + 30), fill="white")
+    ramp = _diverging(np.linspace(-1, 1, bar, dtype=np.float32)[None].repeat(12, axis=0))
+    panel.paste(Image.fromarray(ramp), (left, top))
+    draw.text((left, top - 20), "optical density (ln)", fill=INK, font=font_of(14))
+    for share, words in ((0, f"-{limit:g}"), (0.5, "0"), (1, f"+{limit:g}")):
+        draw.text((left + share * bar, top + 13), words, fill=INK, font=font_of(13), anchor="ma")
 
 
 def _scale_bar(panel: Image.Image, um_per_pixel: float) -> None:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from ..errors import StoreError
 from ..storage.atomic import replacing
 from ..synthesis.sheet import ContactSheet
+from ..tissue.labels import EDITED_TYPE, NEW, label_of_result, labelled
 from .picture import GAP, INK, font_of
 
 LABEL_PX = 26
@@ -52,17 +53,14 @@ def save_sheet(sheet: ContactSheet, path: str | Path) -> Path:
     StoreError
         The file is there already or cannot be written, or the sheet is empty.
     """
-    from PIL.PngImagePlugin import PngInfo
-
     path = Path(path).expanduser()
     path = path if path.suffix.lower() == ".png" else path.with_suffix(".png")
-    words = PngInfo()
-    words.add_text("Description", "Synthetic tissue images made by a generative model. Not for diagnosis.")
     record = {"title": sheet.title, "spot": sheet.spot, "cells": [[c.label, dict(c.provenance)] for c in sheet.cells]}
-    words.add_itxt("stmdit", json.dumps(record))
+    made = [label_of_result(cell.provenance) for cell in sheet.cells]
+    label = next((each for each in made if each.source == EDITED_TYPE), NEW)
     try:
         with replacing(path, new=True) as draft:
-            sheet_picture(sheet).save(draft, format="PNG", pnginfo=words)
+            sheet_picture(sheet).save(draft, format="PNG", **labelled(label, stmdit=json.dumps(record)))
     except FileExistsError:
         raise StoreError(f"{path} is already there; nothing is overwritten, give another name") from None
     except OSError as error:

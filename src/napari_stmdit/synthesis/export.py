@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..errors import StoreError
 from ..tissue.export import Placement, write_ome_tiff, write_ome_zarr, write_patches
+from ..tissue.labels import label_of_result
 from ..types import Patch, Section
 from .finished import NO_PATCH, Finished, finished
 from .result import Result
@@ -31,7 +32,7 @@ def export_result(result: Result | StoredResult, path: str | Path, kind: ExportK
         ``ome-zarr`` or ``ome-tiff`` (the blended image with its physical size and place), or ``patches`` (every patch as PNG, with
         a table as CSV and Parquet whose column ``pixels`` says whether they are as made or cut from the canvas).
     name
-        Of the image; by default it names the section.
+        Of the image; by default it says what it is and names the section.
 
     Returns
     -------
@@ -46,7 +47,7 @@ def export_result(result: Result | StoredResult, path: str | Path, kind: ExportK
     made = finished(result)
     if not made.done:
         raise StoreError("the result holds no finished patch; there is nothing to export")
-    name = name or f"synthetic {made.section.name}"
+    name = name or f"{label_of_result(made.provenance).title} {made.section.name}"
     if kind == "patches":
         if not len(made):
             raise StoreError(NO_PATCH)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..errors import RequestError, StmditError, StoreError, SynthesisError, first_line, is_out_of_memory
 from ..progress import BATCH, CancelToken, Progress, Stopwatch
+from ..tissue.labels import label_of
 from ..tissue.store import link_result, write_result
 from ..types import Patch, PatchResult, Plan, Request, Section
 from .canvas import MemoryCanvas, fits_in_memory
@@ -24,9 +25,6 @@ from .plan import plan as make_plan
 from .run import run
 from .windows import rule_of
 from .zarr_canvas import ZarrCanvas
-
-NEW = "Synthetic image made by a generative model. Not for diagnosis."
-EDITED = "Edited image of real tissue: a generative model made what differs from the slide. Not for diagnosis."
 
 
 @dataclass(frozen=True)
@@ -128,10 +126,13 @@ def provenance_of(
         "fast_solver": plan.fast_solver,
         "preview_decoder": plan.preview_decoder and bool(model.provenance.get("preview_decoder")),
     }
+    label = label_of(plan.counterfactual, section.synthetic)
     record = {
         "synthetic": True,
         "counterfactual": plan.counterfactual,
-        "statement": EDITED if plan.counterfactual else NEW,
+        "statement": label.statement,
+        "label": label.title,
+        "digital_source_type": label.source,
         "software": {"name": "napari-stmdit", "version": __version__},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "request": plan.request.model_dump(mode="json"),

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..storage.atomic import replacing
+from .labels import NEW, TIFF_TAG, Label, label_of_result, labelled
 
 if TYPE_CHECKING:
     import pandas as pd
 
-STATEMENT = "Synthetic image made by a generative model. Not for diagnosis."
 _SMALLEST_LEVEL = 512
 _CHUNK = 512
 
@@ -114,11 +114,12 @@ def write_ome_tiff(
     import tifffile
 
     record = json.dumps(dict(provenance))
+    label = label_of_result(provenance)
     levels = _pyramid(rgba)
     metadata = {
         "axes": "YXS",
         "Name": name,
-        "Description": f"{STATEMENT}\n{record}",
+        "Description": f"{label.statement}\n{record}",
         "PhysicalSizeX": place.pixel_um,
         "PhysicalSizeXUnit": "µm",
         "PhysicalSizeY": place.pixel_um,
@@ -132,7 +133,8 @@ def write_ome_tiff(
         "MapAnnotation": {
             "Namespace": "napari-stmdit",
             "synthetic": "true",
-            "statement": STATEMENT,
+            "label": label.title,
+            "statement": label.statement,
             "provenance": record,
         },
     }
@@ -143,13 +145,16 @@ def write_ome_tiff(
         "compression": "zlib",
         "resolutionunit": "CENTIMETER",
     }
+    xmp = [(TIFF_TAG, "B", len(label.xmp), label.xmp, True)]
 
     def write(scratch: Path) -> None:
         with tifffile.TiffWriter(scratch, bigtiff=rgba.nbytes > 2**31, ome=True) as tif:
             for k, level in enumerate(levels):
                 per_cm = 1e4 / (place.pixel_um * 2**k)
                 own: dict[str, Any] = (
-                    {"metadata": metadata, "subifds": len(levels) - 1} if k == 0 else {"subfiletype": 1}
+                    {"metadata": metadata, "subifds": len(levels) - 1, "extratags": xmp}
+                    if k == 0
+                    else {"subfiletype": 1}
                 )
                 tif.write(level, resolution=(per_cm, per_cm), **own, **options)
 
@@ -164,7 +169,7 @@ def write_patches(
     pixel_um: float,
     provenance: Mapping[str, Any],
 ) -> Path:
-    """Write patches as PNG files into a new folder, with a table of them as CSV and Parquet and the provenance as JSON.
+    """Write patches as PNG files into a new folder, with a table of them as CSV and Parquet and the provenance as JSON; all say what they are.
 
     Parameters
     ----------
@@ -175,7 +180,7 @@ def write_patches(
     names
         n names for the files; characters that files may not have are replaced.
     table
-        n rows; a column ``file`` is added.
+        n rows; columns ``file``, ``synthetic`` and ``label`` are added.
     pixel_um
         Microns per pixel, written into the PNG files as their resolution.
     provenance
@@ -186,13 +191,13 @@ def write_patches(
     StoreError
         The path is taken or cannot be written.
     """
-    files = _file_names(names)
+    files, label = _file_names(names), label_of_result(provenance)
 
     def write(scratch: Path) -> None:
         (scratch / "patches").mkdir(parents=True)
         for pixels, file in zip(patches, files, strict=True):
-            (scratch / file).write_bytes(png_of(pixels, pixel_um))
-        whole = table.assign(file=files, synthetic=True)
+            (scratch / file).write_bytes(png_of(pixels, pixel_um, label))
+        whole = table.assign(file=files, synthetic=True, label=label.title)
         whole.to_csv(scratch / "patches.csv", index=False)
         whole.to_parquet(scratch / "patches.parquet", index=False)
         (scratch / "provenance.json").write_text(json.dumps(dict(provenance), indent=2), encoding="utf-8")
@@ -200,14 +205,12 @@ def write_patches(
     return _written(path, "", write)
 
 
-def png_of(pixels: NDArray[np.uint8], pixel_um: float, description: str = STATEMENT) -> bytes:
+def png_of(pixels: NDArray[np.uint8], pixel_um: float, label: Label = NEW) -> bytes:
     """Return an image (h, w, 3) uint8 as a PNG file that says what it is and how many microns its pixels have."""
     from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
 
-    words, dpi, file = PngInfo(), 25400 / pixel_um, BytesIO()
-    words.add_text("Description", description)
-    Image.fromarray(pixels).save(file, format="png", pnginfo=words, dpi=(dpi, dpi))
+    dpi, file = 25400 / pixel_um, BytesIO()
+    Image.fromarray(pixels).save(file, format="png", dpi=(dpi, dpi), **labelled(label))
     return file.getvalue()
 
 

@@ -13,6 +13,7 @@ from ..errors import SectionError
 from ..storage.owned import check_free
 from ..types import Genes, Section
 from .counts import write_counts
+from .labels import SLIDE, SYNTHETIC_SLIDE, Label, labelled
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,7 +93,7 @@ def write_spaceranger_folder(
     check_free(path, "give a new folder", SectionError)
     spatial = path / "spatial"
     spatial.mkdir(parents=True, exist_ok=True)
-    factors = _write_images(path, image, slide_name)
+    factors = _write_images(path, image, slide_name, SYNTHETIC_SLIDE if synthetic_note is not None else SLIDE)
     factors |= {"spot_diameter_fullres": diameter, "fiducial_diameter_fullres": diameter}
     if mpp is not None:
         factors["microns_per_pixel"] = mpp
@@ -108,12 +109,12 @@ def write_spaceranger_folder(
         (path / "SYNTHETIC.json").write_text(json.dumps({"note": synthetic_note}), encoding="utf-8")
 
 
-def _write_images(path: Path, image: NDArray[np.uint8], slide_name: str) -> dict[str, float]:
+def _write_images(path: Path, image: NDArray[np.uint8], slide_name: str, label: Label) -> dict[str, float]:
     from PIL import Image
 
     slide = Image.fromarray(np.ascontiguousarray(image))
     options = {"quality": 95, "subsampling": 0} if slide_name.lower().endswith((".jpg", ".jpeg")) else {}
-    slide.save(path / slide_name, **options)
+    slide.save(path / slide_name, **options, **labelled(label, slide_name))
     longest = max(slide.size)
     factors = {}
     for kind, side in (("hires", _HIRES_PX), ("lowres", _LOWRES_PX)):

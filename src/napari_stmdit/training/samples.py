@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ..evaluation.picture import INK, font_of
@@ -17,6 +17,7 @@ from ..model.folder import load_component
 from ..model.pipeline import STMDiTPipeline
 from ..model.transformer import STMDiTTransformer2D
 from ..storage.atomic import write_atomically
+from ..tissue.labels import NEW, labelled
 from .batches import morphology_vectors
 from .cards import guidance_and_steps, make_scheduler
 from .config import TrainingConfig
@@ -65,11 +66,10 @@ class SampleSheet:
     def save(self, model: STMDiTTransformer2D, step: int) -> NDArray[np.uint8]:
         """Draw a sheet with a model's weights, write it as PNG, labelled as synthetic, and return its pixels (h, w, 3)."""
         sheet = self._draw(model, step)
-        words = PngInfo()
-        words.add_text("Description", f"{WORDS} The first row is real tissue through the autoencoder.")
+        label = replace(NEW, statement=f"{WORDS} The first row is real tissue through the autoencoder.")
         path = self.path_of(step)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: sheet.save(file, format="PNG", pnginfo=words))
+        write_atomically(path, lambda file: sheet.save(file, format="PNG", **labelled(label)))
         return np.asarray(sheet)
 
     def path_of(self, step: int) -> Path:
