@@ -16,6 +16,7 @@ from .progress import BATCH
 if TYPE_CHECKING:
     from .evaluation.cases import EvaluationRequest
     from .evaluation.evaluate import Evaluated
+    from .evaluation.report import EvaluationReport
 
 CONFIGS = (".yaml", ".yml")
 FOR_CHECKPOINT = (
@@ -31,8 +32,26 @@ FOR_CHECKPOINT = (
     "genes",
     "mpp",
     "allow_gene_mismatch",
+    "parts",
+    "pairs",
 )
 """Options that an evaluation of results does not heed, and so refuses."""
+PARTS = ("conditions", "counterfactual")
+FOR_PART = {
+    "conditions": (
+        "spots",
+        "seeds",
+        "guidance_expression",
+        "guidance_morphology",
+        "feature_space",
+        "edits",
+        "predictor",
+        "predictor_sections",
+        "genes",
+    ),
+    "counterfactual": ("pairs",),
+}
+"""Options that only one part heeds; they are refused where it is not asked for."""
 
 
 def evaluate(
@@ -73,6 +92,16 @@ def evaluate(
         ),
     ] = None,
     genes: Annotated[int, typer.Option(help="Most variable genes that fidelity is measured on.")] = 200,
+    parts: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="conditions (images under true and broken conditions; the default), counterfactual (edits of real tissue) or all; several "
+            "may be given."
+        ),
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option(help="Of the part counterfactual, pairs of spots whose expression is swapped.")
+    ] = 64,
     draws: Annotated[int, typer.Option(help="Bootstrap samples.")] = 1000,
     fullres: Annotated[Path | None, typer.Option(help="Full-resolution image of a single section.")] = None,
     mpp: Annotated[float | None, typer.Option(help="Microns per full-resolution pixel; overrides the file's.")] = None,
@@ -123,8 +152,12 @@ def evaluate(
         _report(found, as_json)
         return
     _refuse_for_checkpoint({"--run": runs, "--section": section, "--checkpoint": checkpoint})
+    asked = _parts(parts or ["conditions"])
+    _refuse_for_parts(ctx, asked)
     request = _request(
         {
+            "parts": asked,
+            "pairs": pairs,
             "spots": spots,
             "seeds": seeds,
             "seed": seed,
@@ -169,11 +202,32 @@ def _refuse_for_checkpoint(options: dict[str, Any]) -> None:
 
 def _refuse_for_result(ctx: typer.Context) -> None:
     """Refuse what only an evaluation of a checkpoint heeds: results were made already."""
-    sources = {name: ctx.get_parameter_source(name) for name in FOR_CHECKPOINT}
-    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-    if given:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    if options := _given(ctx, FOR_CHECKPOINT):
         raise StmditError(f"{options} is for a checkpoint and sections; got {ctx.params['targets'][0]} alone")
+
+
+def _refuse_for_parts(ctx: typer.Context, parts: Sequence[str]) -> None:
+    """Refuse what only a part heeds that was not asked for."""
+    for part, names in FOR_PART.items():
+        if part not in parts and (options := _given(ctx, names)):
+            raise StmditError(
+                f"{options} is for the part {part}; got --parts {' --parts '.join(parts)} (add --parts {part})"
+            )
+
+
+def _given(ctx: typer.Context, names: Sequence[str]) -> str:
+    """Return those options that the command line has, as a user writes them."""
+    sources = {name: ctx.get_parameter_source(name) for name in names}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    return ", ".join(f"--{name.replace('_', '-')}" for name in given)
+
+
+def _parts(given: Sequence[str]) -> tuple[str, ...]:
+    """Return the parts that are meant, in their order."""
+    named = [name for text in given for name in text.split(",")]
+    if unknown := [name for name in named if name not in (*PARTS, "all")]:
+        raise StmditError(f"got --parts {', '.join(map(repr, unknown))}; expected {', '.join(PARTS)} or all")
+    return PARTS if "all" in named else tuple(part for part in PARTS if part in named)
 
 
 def _request(values: dict[str, Any], edits: Path | None) -> EvaluationRequest:
@@ -209,6 +263,11 @@ def _sections(
     return open_sections(sources, fullres, mpp, name) if sources else ()
 
 
+def _counterfactual(report: EvaluationReport | None) -> dict[str, Any]:
+    facts = {} if report is None else report.facts
+    return {name: facts[name] for name in ("counterfactual",) if name in facts}
+
+
 def _report(found: Evaluated, as_json: bool) -> None:
     from .cli import _print_json
 
@@ -223,6 +282,7 @@ def _report(found: Evaluated, as_json: bool) -> None:
                 "report": None if report is None else str(report.html),
                 "figures": None if report is None else str(report.json),
                 "claims": [] if report is None else [claim.facts for claim in report.claims],
+                **_counterfactual(report),
             }
         )
     elif report is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -21,7 +21,8 @@ class EvaluationRequest(Intent):
     case. ``feature_spaces`` are names as `napari_stmdit.evaluation.spaces.open_spaces` takes them; expression is read off patches in
     the first, unless a predictor is given. ``genes`` are the most variable ones that fidelity is measured on. Without ``edits``, the
     profile of the checkpoint that lies farthest from the sections is moved towards; ``programs`` and ``profiles`` are those that edits
-    may name, as in a `napari_stmdit.Request`. ``draws`` are bootstrap samples.
+    may name, as in a `napari_stmdit.Request`. ``draws`` are bootstrap samples. ``parts`` says what is evaluated: images under true and
+    broken ``conditions``, or ``counterfactual``, edits of real tissue, which are checked on ``pairs`` pairs of spots of one section.
     """
 
     spots: Annotated[int, Field(ge=FEWEST, le=100_000)] = 60
@@ -37,6 +38,12 @@ class EvaluationRequest(Intent):
     predictor: str | None = None
     draws: Annotated[int, Field(ge=100, le=20_000)] = 1000
     allow_gene_mismatch: bool = False
+    parts: Annotated[tuple[Literal["conditions", "counterfactual"], ...], Field(min_length=1)] = ("conditions",)
+    pairs: Annotated[int, Field(ge=FEWEST, le=100_000)] = 64
+
+
+LATER: dict[str, Any] = {"parts": ["conditions"], "pairs": 64}
+"""Fields that came later, with their defaults in JSON types: by these an evaluation is the same work as before there were any."""
 
 
 @dataclass(frozen=True)

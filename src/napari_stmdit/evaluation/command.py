@@ -45,8 +45,12 @@ def equivalent_command(
         The file of the edits cannot be written.
     """
     words = ["stmdit", "evaluate", checkpoint, *(_place(section) for section in sections)]
-    words += ["--spots", str(request.spots), "--seeds", str(request.seeds), "--seed", str(request.seed)]
-    words += ["--genes", str(request.genes), "--draws", str(request.draws)]
+    words += ["--seed", str(request.seed), "--draws", str(request.draws)]
+    if "conditions" in request.parts:
+        words += ["--spots", str(request.spots), "--seeds", str(request.seeds), "--genes", str(request.genes)]
+    if request.parts != ("conditions",):
+        words += [part for name in request.parts for part in ("--parts", name)]
+        words += ["--pairs", str(request.pairs)] if "counterfactual" in request.parts else []
     given = {
         "--steps": request.steps,
         "--guidance-expression": request.guidance.expression,
@@ -56,7 +60,8 @@ def equivalent_command(
         **(_opened(sections[0]) if len(sections) == 1 else {}),
     }
     words += [part for name, value in given.items() if value is not None for part in (name, str(value))]
-    words += [part for name in request.feature_spaces for part in ("--feature-space", name)]
+    judges = request.feature_spaces if "conditions" in request.parts else ()
+    words += [part for name in judges for part in ("--feature-space", name)]
     words += [part for section in predictor_sections for part in ("--predictor-sections", _place(section))]
     words += ["--allow-gene-mismatch"] if request.allow_gene_mismatch else []
     line = shlex.join([*words, "--output", str(folder)])

@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 from ..encoders.morphology_map import MorphologyMap
-from ..encoders.regression import blocks_of, ridge_weights
 from ..errors import RequestError
 from ..expression.programs import known_programs
 from ..progress import CancelToken, Progress, Stopwatch
-from ..synthesis.conditions import conditioned_counts
+from ..storage.fingerprint import of_json
+from ..synthesis.conditions import spot_rows
 from ..synthesis.counterfactual import content_key, map_of
+from ..synthesis.edited_windows import changed_windows, reached_windows
 from ..synthesis.models import Edited, PatchBatch
 from ..synthesis.plan import counterfactual_fault, plan
-from ..synthesis.presets import resolve_counterfactual_steps
+from ..synthesis.presets import resolve_counterfactual_steps, resolve_guidance
 from ..synthesis.result import synthesize
 from ..tissue.crops import read_patches
-from ..types import AddEdit, KnockOutEdit, Patch, Polygons, Request, Section, TowardsEdit
+from ..tissue.elements import fingerprint
+from ..types import KnockOutEdit, Patch, Plan, Polygons, Request, Section, TowardsEdit
+from .cases import FEWEST, EvaluationRequest
+from .effects import Levels, agreement, ceiling, invented, locality, monotony, ms_ssim, swap_coefficient
 from .held_out import SpotSet, reconstruct
-from .image import measure, nuclei_places
-from .resampling import Interval
+from .image import measure
+from .stacks import Stack, StackFolder
 
 MEASURES = ("haematoxylin", "nuclei")
-MIN_PAIRS = 8
-PROGRAM_SPOTS = 24
+PROGRAM_SPOTS, FEWEST_GENES = 24, 3
+"""Spots that programs are raised in, and genes of a program that the section needs to have."""
 DOSE_SPOTS = 16
 DOSES = (0.25, 0.5, 0.75, 1.0)
-DRAWS = 1000
-RADIUS_UM, FADE_UM, MARGIN_UM = 200.0, 100.0, 500.0
-"""A painted disc for the check of locality: full to the first, fading over the second, looked at up to the third from its middle."""
-PENALTIES = np.logspace(-2, 4, 13)
+RADIUS_UM, FADE_UM = 150.0, 50.0
+"""A painted disc for the check of locality: full to the first, fading over the second."""
+REACH_UM = 900.0
+"""How far from its middle the picture of the disc goes; windows of 176 um that draw on spots 200 um apart reach about 800 um."""
+
+Found = dict[str, Any]
+Work = Generator[Progress, None, Any]
 
 
 @dataclass
@@ -46,216 +53,214 @@ class CounterfactualCheck:
     ----------
     section, model
         The section, which was not trained on, and a loaded checkpoint.
-    pairs
-        Pairs of spots of the swap test.
-    seed
-        Of the draws.
-    steps
-        Steps each way; None: the default.
-    scale
-        Edit scale.
+    request
+        ``pairs``, ``seed``, ``steps`` and ``draws`` are heeded.
+    folder
+        Where edited crops are kept, so that a check that was stopped goes on.
     batch
-        Patches computed together.
+        Patches computed together; does not change the result.
     cancel
         Asked at every network call.
+
+    Raises
+    ------
+    RequestError
+        The checkpoint cannot edit real tissue, or the section has too few spots.
     """
 
     section: Section
     model: Any
-    pairs: int = 64
-    seed: int = 0
-    steps: int | None = None
-    scale: float = 1.0
-    batch: int = 16
+    request: EvaluationRequest
+    folder: Path
+    batch: int
     cancel: CancelToken = field(default_factory=CancelToken)
     watch: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self) -> None:
         spots, card = self.section.spots, self.model.card
-        probe = Request(edits=(KnockOutEdit(genes=(str(spots.genes.symbols[0]),)),))
-        if (reason := counterfactual_fault(probe, card)) is not None:
-            raise RequestError([("parts", reason)])
-        plan(self.section, Request(), card)  # refuses what cannot be synthesized from
-        if not MIN_PAIRS <= self.pairs <= len(spots):
-            raise RequestError([("pairs", f"{self.pairs} pairs were asked for; expected {MIN_PAIRS} to {len(spots)}")])
-        self.rng = np.random.default_rng(self.seed)
-        self.all = SpotSet(self.section, np.arange(len(spots)), self.model)
-        self.n_steps = resolve_counterfactual_steps(Request(steps=self.steps))
-        self.map: MorphologyMap = map_of(self.section, card, self.model)
-        self.done, self.total = 0, 6
+        wanted = Request(steps=self.request.steps, allow_gene_mismatch=self.request.allow_gene_mismatch)
+        edit = KnockOutEdit(genes=(str(spots.genes.symbols[0]),))
+        if (reason := counterfactual_fault(wanted.model_copy(update={"edits": (edit,)}), card)) is not None:
+            raise RequestError([("parts", f"counterfactual: {reason}")])
+        self.plan: Plan = plan(self.section, wanted, card)  # refuses what cannot be synthesized from
+        if len(spots) < FEWEST:
+            raise RequestError(
+                [("section", f"{self.section.name} has {len(spots)} spots, at least {FEWEST} are needed for swaps")]
+            )
+        self.steps = resolve_counterfactual_steps(wanted)
+        self.guidance = resolve_guidance(wanted, card)
+        self.pairs = min(self.request.pairs, len(spots))
+        rng = np.random.default_rng(self.request.seed)
+        self.a, self.b, self.third = (rng.permutation(len(spots))[: self.pairs] for _ in range(3))
+        self.total, self.done = 3 * self.pairs, 0
 
-    def run(self) -> Generator[Progress, None, dict[str, Any] | None]:
+    def run(self) -> Generator[Progress, None, Found | None]:
         """Yield the progress; return the figures in JSON types, or None where it was cancelled."""
-        a, b, s = (self.rng.permutation(len(self.all))[: self.pairs] for _ in range(3))
-        found: dict[str, Any] = {"morphology_explained": round(float(self.map.share), 4), "map": self.map.facts()}
-        found["steps_each_way"], found["edit_scale"] = self.n_steps, self.scale
-        found["identity"] = self._identity(a)
         yield self._progress()
-        for name, others in (("swap", b), ("swap_control", s)):
-            edited = yield from self._edited(a, self.all.expression[others])
-            if edited is None:
+        self.all = SpotSet(self.section, np.arange(len(self.section.spots)), self.model)
+        self.map: MorphologyMap = map_of(self.section, self.model.card, self.model)
+        self.stacks = StackFolder(self.folder)
+        self.key = of_json(
+            {
+                "section": fingerprint(self.section),
+                "checkpoint": dict(self.model.provenance),
+                "steps": self.steps,
+                "map": content_key(self.map.weights, self.map.components),
+            }
+        )
+        found: Found = {
+            "section": self.section.name,
+            "pairs": self.pairs,
+            "seed": self.request.seed,
+            "steps_each_way": self.steps,
+            "morphology_explained": round(float(self.map.share), 4),
+            "map": self.map.facts(),
+            "map_statement": self.map.words,
+            "map_from": "this section" if getattr(self.model, "morphology_map", None) is None else "checkpoint",
+        }
+        for part in (self._identity, self._swaps, self._programs, self._dose, self._where):
+            facts = yield from part()
+            if facts is None or self.cancel.cancelled:
                 return None
-            found[name] = self._swap(edited, a, b)
-            yield self._progress()
-        programs = yield from self._programs()
-        if programs is None:
-            return None
-        found["programs"] = programs
-        dose = yield from self._dose(a[:DOSE_SPOTS], b[:DOSE_SPOTS])
-        if dose is None:
-            return None
-        found["dose"] = dose
-        found |= self._locality()
-        return None if self.cancel.cancelled else found
+            found |= facts
+        return found
 
-    def _progress(self, part: float = 0.0) -> Progress:
-        if part == 0.0:
-            self.done += 1
-        return Progress(min(self.done, self.total), self.total, 0, 1, 1, self.watch.seconds, part=part)
+    def _progress(self, more: int = 0) -> Progress:
+        self.done += more
+        self.total = max(self.total, self.done)
+        return Progress(self.done, self.total, 0, self.steps, self.batch, self.watch.seconds)
 
     # --- editing
 
-    def _edited(
-        self, rows: NDArray[np.int64], expression: NDArray[np.float32]
-    ) -> Generator[Progress, None, NDArray[np.uint8] | None]:
-        """Return the crops of some spots edited to other expression, (n, p, p, 3); None where cancelled."""
+    def _edited(self, rows: NDArray[np.int64], expression: NDArray[np.float32]) -> Work:
+        """Return the crops of some spots edited to other expression, (n, p, p, 3); None where cancelled. What is finished is kept."""
+        side = self.model.card.patch_px
+        key = of_json({"all": self.key, "edited": content_key(rows, expression)})[:24]
+        kept = self.stacks.load(key, len(rows), side)
+        images, made = kept.images.copy(), kept.made.copy()
+        try:
+            for start in range(0, len(rows), self.batch):
+                own = slice(start, min(start + self.batch, len(rows)))
+                if not made[own].all():
+                    for step in self.model.denoise(self._batch(rows[own], expression[own])):
+                        if self.cancel.cancelled:
+                            return None
+                        if step.images is not None:
+                            images[own], made[own] = step.images, True
+                        yield self._progress()
+                yield self._progress(len(rows[own]))
+        finally:
+            if made.sum() > kept.made.sum():
+                self.stacks.save(key, Stack(images, made))
+        return images
+
+    def _batch(self, rows: NDArray[np.int64], expression: NDArray[np.float32]) -> PatchBatch:
         spots = self.section.spots
-        images = []
-        for start in range(0, len(rows), self.batch):
-            own = rows[start : start + self.batch]
-            before, after = self.all.expression[own], expression[start : start + self.batch]
-            morphology = self.all.morphology[own]
-            crops = self.all.crops[own]
-            depth = spots.relative_depth
-            keys = tuple(content_key(c, spots.counts[r], depth[r : r + 1]) for c, r in zip(crops, own, strict=True))
-            patches = tuple(
-                Patch(k, str(spots.ids[r]), int(r), (0, 0, 0, 0), (0, 0, 0, 0), 0) for k, r in enumerate(own)
-            )
-            edited = Edited(morphology + self.map.delta(before, after), after, keys, self.scale)
-            batch = PatchBatch(
-                patches,
-                crops,
-                morphology,
-                before,
-                (0,) * len(own),
-                self.model.card.guidance,
-                self.n_steps,
-                edited=edited,
-            )
-            for step in self.model.denoise(batch):
-                if self.cancel.cancelled:
-                    return None
-                if step.images is not None:
-                    images.append(step.images)
-            yield self._progress(min((start + len(own)) / len(rows), 0.99))
-        return np.concatenate(images)
+        before, morphology, crops = self.all.expression[rows], self.all.morphology[rows], self.all.crops[rows]
+        keys = tuple(
+            content_key(crop, spots.counts[row], spots.relative_depth[row : row + 1])
+            for crop, row in zip(crops, rows, strict=True)
+        )
+        none = (0, 0, 0, 0)
+        patches = tuple(Patch(k, str(spots.ids[row]), int(row), none, none, 0) for k, row in enumerate(rows))
+        edited = Edited(morphology + self.map.delta(before, expression), expression, keys)
+        seeds = (0,) * len(rows)
+        return PatchBatch(patches, crops, morphology, before, seeds, self.guidance, self.steps, edited=edited)
 
     # --- identity
 
-    def _identity(self, rows: NDArray[np.int64]) -> dict[str, float]:
-        """Measure what no edit does: the change of latents and pixels, and how far the autoencoder alone is from the slide."""
+    def _identity(self) -> Work:
+        """Measure what no edit does: to latents, pixels, and the picture without the step that keeps the slide's own detail."""
+        rows = self.a[: max(FEWEST, self.batch)]
+        unchanged = yield from self._edited(rows, self.all.expression[rows])
+        if unchanged is None:
+            return None
         crops = self.all.crops[rows]
-        unchanged = next(iter_result(self._edited(rows[:MIN_PAIRS], self.all.expression[rows[:MIN_PAIRS]])))
-        decoded = reconstruct(self.model, crops)
-        likeness = float(np.mean([ms_ssim(real, other) for real, other in zip(crops, decoded, strict=True)]))
-        grey = float(np.abs(unchanged.astype(int) - crops[:MIN_PAIRS]).max())
-        return {"latents": 0.0 if grey == 0 else float("nan"), "pixels": grey, "ms_ssim": round(likeness, 4)}
+        found: Found = {
+            "latents": None,
+            "latent_size": None,
+            "pixels": int(np.abs(unchanged.astype(int) - crops).max()),
+            "ms_ssim": None,
+            "autoencoder_ms_ssim": None,
+            "n": len(rows),
+        }
+        if getattr(self.model, "pipeline", None) is not None:
+            found |= _round_trip(self.model, crops, self.all.morphology[rows], self.all.expression[rows], self.steps)
+        yield self._progress()
+        return {"identity": found}
 
     # --- swaps
 
-    def _swap(self, images: NDArray[np.uint8], a: NDArray[np.int64], b: NDArray[np.int64]) -> dict[str, Any]:
-        """Regress the change of a's image on b's real value, a's real value held fixed; see docs/guides/edited_pictures.md."""
-        now, real = measure(images), self.all.real
-        found = {}
-        for name in MEASURES:
-            values = getattr(real, name).astype(np.float64)
-            change = getattr(now, name) - values[a]
-            design = np.stack([values[b], values[a], np.ones(len(a))], axis=1)
-            draws = [self._coefficient(design[k], change[k]) for k in self._draws(len(a))]
-            interval = Interval.of(self._coefficient(design, change), draws, len(a))
-            found[name] = {
-                "coefficient": round(interval.value, 4),
-                "low": round(interval.low, 4),
-                "high": round(interval.high, 4),
-                "ceiling": round(self._ceiling(values), 4),
-            }
+    def _swaps(self) -> Work:
+        """Give spots the expression of others; the control gives that of a third spot, and is told against the second all the same."""
+        real, yx = self.all.real, self.section.spots.yx
+        most = {
+            name: ceiling(self.all.expression, getattr(real, name).astype(np.float64), yx.astype(np.float64))
+            for name in MEASURES
+        }
+        found: Found = {}
+        for part, given in (("swap", self.b), ("swap_control", self.third)):
+            images = yield from self._edited(self.a, self.all.expression[given])
+            if images is None:
+                return None
+            now = measure(images)
+            found[part] = {}
+            for name in MEASURES:
+                values = getattr(real, name).astype(np.float64)
+                change = getattr(now, name) - values[self.a]
+                interval = swap_coefficient(
+                    change, values[self.a], values[self.b], self.request.draws, self.request.seed
+                )
+                facts = interval.facts
+                found[part][name] = {
+                    "coefficient": facts.pop("value"),
+                    **facts,
+                    "ceiling": round(most[name], 4),
+                }
         return found
-
-    def _draws(self, n: int) -> list[NDArray[np.int64]]:
-        rng = np.random.default_rng(self.seed)
-        return [rng.integers(0, n, n) for _ in range(DRAWS)]
-
-    @staticmethod
-    def _coefficient(design: NDArray[np.float64], change: NDArray[np.float64]) -> float:
-        return float(np.linalg.lstsq(design, change, rcond=None)[0][0])
-
-    def _ceiling(self, values: NDArray[np.float64]) -> float:
-        """R2 of ridge regression of a measure on the expression encoding, on stripes of the section left out."""
-        e = self.all.expression
-        x = (e.mean(axis=1) if e.ndim == 3 else e).astype(np.float64)
-        x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-9)
-        folds = blocks_of(self.section.spots.yx)
-        predicted = np.zeros(len(values))
-        for fold in np.unique(folds):
-            out = folds == fold
-            penalty = _best_penalty(x[~out], values[~out], folds[~out])
-            predicted[out] = _ridge(x[~out], values[~out], x[out], [penalty])[0]
-        return float(1 - ((values - predicted) ** 2).sum() / ((values - values.mean()) ** 2).sum())
 
     # --- programs
 
-    def _programs(self) -> Generator[Progress, None, dict[str, Any] | None]:
-        """Compare the effect of each program, two standard deviations up, with the trend of real tissue."""
-        spots = self.section.spots
-        levels = np.log1p(1e4 * spots.counts.toarray() / np.maximum(np.asarray(spots.counts.sum(axis=1)), 1))
-        real = self.all.real.haematoxylin
-        rows = np.argsort(real)[np.linspace(0, len(real) - 1, min(PROGRAM_SPOTS, len(real))).round().astype(int)]
-        trends, effects, names = [], [], []
+    def _programs(self) -> Work:
+        """Raise programs by two standard deviations, alone and with what varies with them, and compare with the trend of real tissue."""
+        spots, real = self.section.spots, self.all.real.haematoxylin
+        assert self.section.calibration.mpp is not None
+        levels = Levels(spots.counts, spots.relative_depth, spots.yx, self.section.calibration.mpp)
+        order = np.argsort(real)
+        count = min(PROGRAM_SPOTS, self.pairs)
+        rows = order[np.linspace(round(0.11 * len(real)), len(real) - 1, count).round().astype(int)]
+        each: Found = {}
         for name, genes in known_programs({}).items():
             columns = np.flatnonzero(np.isin(spots.genes.symbols, list(genes)))
-            if len(columns) < 3:
+            if len(columns) < FEWEST_GENES:
                 continue
-            score = levels[:, columns].mean(axis=1)
-            delta = float(2 * score.std())
-            edit = AddEdit(programs=(name,), log_units=min(delta, 10.0))
-            changed = yield from self._edited(rows, self._expression_after((edit,), rows))
-            if changed is None:
-                return None
-            trends.append(float(np.polyfit(score, real, 1)[0]) * delta)
-            effects.append(float((measure(changed).haematoxylin - real[rows]).mean()))
-            names.append(name)
-        yield self._progress()
-        if len(names) < 3:
-            return {"correlation": None, "slope": None, "low": None, "high": None, "programs": {}}
-        real_trend, effect = np.array(trends), np.array(effects)
-        draws = [_correlation(real_trend[k], effect[k]) for k in self._draws(len(names))]
-        interval = Interval.of(_correlation(real_trend, effect), draws, len(names))
-        per = {
-            name: {"real_trend": round(t, 4), "effect": round(e, 4)}
-            for name, t, e in zip(names, trends, effects, strict=True)
+            score = levels.score(columns)
+            by = 2 * float(score.std())
+            if by == 0:
+                continue
+            each[name] = {"real_trend": round(float(np.polyfit(score, real, 1)[0]) * by, 5)}
+            for way, (counts, depth) in (
+                ("with_others", levels.with_others(score, by)),
+                ("alone", levels.alone(columns, by)),
+            ):
+                names = tuple(spots.ids[rows].tolist())
+                encoded = self.model.encode_expression(counts[rows], spots.genes, names, depth[rows])
+                images = yield from self._edited(rows, encoded)
+                if images is None:
+                    return None
+                each[name][way] = round(float((measure(images).haematoxylin - real[rows]).mean()), 5)
+        trend = np.array([one["real_trend"] for one in each.values()])
+        found = {
+            way: agreement(trend, np.array([one[way] for one in each.values()]), self.request.draws, self.request.seed)
+            for way in ("with_others", "alone")
         }
-        slope = float(np.polyfit(real_trend, effect, 1)[0])
-        return {
-            "correlation": round(interval.value, 4),
-            "slope": round(slope, 4),
-            "low": round(interval.low, 4),
-            "high": round(interval.high, 4),
-            "programs": per,
-        }
-
-    def _expression_after(self, edits: Sequence[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        counts, _ = conditioned_counts(rows, self.section, Request(edits=tuple(edits)), self.model.profiles)
-        spots = self.section.spots
-        names = tuple(spots.ids[rows].tolist())
-        encoded: NDArray[np.float32] = self.model.encode_expression(
-            counts, spots.genes, names, spots.relative_depth[rows]
-        )
-        return encoded
+        return {"programs": {**found["with_others"], "alone": found["alone"], "spots": count, "each": each}}
 
     # --- doses
 
-    def _dose(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> Generator[Progress, None, dict[str, Any] | None]:
-        """Move spots step by step to the expression of another: the share at which haematoxylin moves in order."""
+    def _dose(self) -> Work:
+        """Move spots step by step to the expression of another, and look whether haematoxylin goes one way."""
+        a, b = self.a[:DOSE_SPOTS], self.b[:DOSE_SPOTS]
         start, goal = self.all.expression[a], self.all.expression[b]
         values = [self.all.real.haematoxylin[a]]
         for dose in DOSES:
@@ -263,149 +268,112 @@ class CounterfactualCheck:
             if images is None:
                 return None
             values.append(measure(images).haematoxylin)
-        yield self._progress()
-        steps = np.diff(np.stack(values, axis=1), axis=1)
-        ordered = (steps >= -1e-3).all(axis=1) | (steps <= 1e-3).all(axis=1)
-        return {"monotone": round(float(ordered.mean()), 4), "spots": len(a), "doses": list(DOSES)}
+        return {"dose": {**monotony(np.stack(values, axis=1)), "doses": list(DOSES)}}
 
     # --- where
 
-    def _locality(self) -> dict[str, Any]:
-        """Paint a disc in continuous mode: what changes in it, around it, and where no window reaches; and new nuclei outside."""
-        section, card = self.section, self.model.card
-        spots, mpp = section.spots, section.calibration.mpp
-        assert mpp is not None and section.image is not None
-        middle = spots.yx[np.linalg.norm(spots.yx - np.median(spots.yx, axis=0), axis=1).argmin()]
-        away = np.linalg.norm(spots.yx - middle, axis=1) * mpp
-        weights = np.clip((RADIUS_UM + FADE_UM - away) / FADE_UM, 0, 1)
-        painted = {str(spots.ids[k]): float(weights[k]) for k in np.flatnonzero(weights > 0)}
-        order = np.argsort(self.all.real.haematoxylin)
-        far = (
-            order[: max(len(order) // 10, 1)] if self.all.real.haematoxylin.mean() > 0.5 else order[-len(order) // 10 :]
+    def _where(self) -> Work:
+        """Paint a disc in continuous mode: what changes in it, around it and where no window reaches, and nuclei that were not there."""
+        yield self._progress()
+        asked, middle = self._painted()
+        result = synthesize(
+            self.section,
+            asked,
+            self.model,
+            batch=self.batch,
+            cancel=self.cancel,
         )
+        if not result.complete:
+            return None
+        yield self._progress()
+        made = result.plan
+        size, pixel = made.frame.shape, made.frame.pixel_size
+        side, (top, left) = max(size), made.frame.origin
+        assert self.section.image is not None and self.section.calibration.mpp is not None
+        box = (top, left, top + side * pixel, left + side * pixel)
+        real = read_patches(self.section.image, [box], side)[0][: size[0], : size[1]]
+        rgba = np.asarray(result.rgba)
+        yy, xx = ((np.arange(n) + 0.5) * pixel + o - m for n, o, m in zip(size, (top, left), middle, strict=True))
+        um = np.hypot(yy[:, None], xx[None]) * self.section.calibration.mpp
+        shown, reach = rgba[..., 3] > 0, _reach(made, self.section, asked)
+        inside = shown & (um < RADIUS_UM)
+        around = shown & reach & (um > RADIUS_UM + FADE_UM)
+        pictures = np.where(shown[..., None], real, 255), np.where(shown[..., None], rgba[..., :3], 255)
+        return {
+            "locality": locality(*pictures, inside, around, shown & ~reach),
+            "invention": {
+                "unit": "nuclei per mm2 that the slide does not have there",
+                **invented(*pictures, self.model.card.patch_mpp, {"inside": inside, "around": around}),
+            },
+        }
+
+    def _painted(self) -> tuple[Request, NDArray[np.float64]]:
+        """Return a request that paints a disc in the middle of the tissue towards its palest or densest tenth, whichever is farther."""
+        spots, mpp = self.section.spots, self.section.calibration.mpp
+        assert mpp is not None and self.section.image is not None
+        away = np.linalg.norm(spots.yx - np.median(spots.yx, axis=0), axis=1) * mpp
+        middle = spots.yx[away.argmin() if away.max() > REACH_UM else away.argmax()]  # of a small section, its rim
+        distance = np.linalg.norm(spots.yx - middle, axis=1) * mpp
+        weights = np.clip((RADIUS_UM + FADE_UM - distance) / FADE_UM, 0, 1)
+        painted = {str(spots.ids[k]): float(weights[k]) for k in np.flatnonzero(weights > 0)}
+        real = self.all.real.haematoxylin
+        order, tenth = np.argsort(real), max(len(real) // 10, 1)
+        here = real[weights > 0].mean()
+        ends = order[:tenth], order[-tenth:]
+        far = max(ends, key=lambda rows: abs(real[rows].mean() - here))
         edit = TowardsEdit(target_spots=tuple(spots.ids[far].tolist()), spots=painted)
-        reach = MARGIN_UM / mpp
-        y, x = (float(v) for v in middle)
-        ring = ((y - reach, x - reach), (y - reach, x + reach), (y + reach, x + reach), (y + reach, x - reach))
-        asked = Request(
+        height, width = (n * self.section.image.pixel_size for n in self.section.image.shape[:2])
+        low = np.maximum(middle - REACH_UM / mpp, 0)
+        high = np.minimum(middle + REACH_UM / mpp, (height, width))
+        (y0, x0), (y1, x1) = low.tolist(), high.tolist()
+        ring = ((y0, x0), (y0, x1), (y1, x1), (y1, x0))
+        request = Request(
             region=Polygons(rings=(ring,)),
             edits=(edit,),
             mode="continuous",
-            steps=self.n_steps,
-            edit_scale=self.scale,
+            steps=self.steps,
             counterfactual="on",
+            allow_gene_mismatch=self.request.allow_gene_mismatch,
         )
-        result = synthesize(section, asked, self.model, batch=self.batch, cancel=self.cancel)
-        if not result.complete:
-            return {}
-        frame, side = result.plan.frame, max(result.plan.frame.shape)
-        top, left = frame.origin
-        size = side * frame.pixel_size
-        real = read_patches(section.image, [(top, left, top + size, left + size)], side)[0]
-        real = real[: frame.shape[0], : frame.shape[1]]
-        shown = result.rgba[..., 3] > 0
-        change = np.abs(result.rgba[..., :3].astype(int) - real).max(axis=-1)
-        yy, xx = (
-            (np.arange(n) + 0.5) * frame.pixel_size + o - m
-            for n, o, m in zip(frame.shape, frame.origin, middle, strict=True)
-        )
-        radius = np.hypot(yy[:, None], xx[None]) * mpp
-        reached = (
-            RADIUS_UM + FADE_UM + 200.0 + 2 * card.patch_um
-        )  # a painted spot's neighbours, and windows that overlap
-        inside, around = shown & (radius < RADIUS_UM), shown & (radius > RADIUS_UM + FADE_UM)
-        beyond = shown & (radius > reached)
-        ratio = float(change[inside].mean() / max(change[around].mean(), 1e-6)) if around.any() else None
-        invented = _invented(real, result.rgba[..., :3], card.patch_mpp, inside, around)
-        return {
-            "locality": {
-                "outside_grey_levels": int(change[beyond].max(initial=0)),
-                "ratio": None if ratio is None else round(ratio, 3),
-                "inside_grey_levels": round(float(change[inside].mean()), 3),
-                "around_grey_levels": round(float(change[around].mean()), 3) if around.any() else None,
-            },
-            "invention": invented,
-        }
+        return request, middle
 
 
-def _invented(
-    real: NDArray[np.uint8],
-    edited: NDArray[np.uint8],
-    mpp: float,
-    inside: NDArray[np.bool_],
-    around: NDArray[np.bool_],
-) -> dict[str, Any]:
-    """Nuclei per square millimetre of the edited picture that the slide has not within 5 um, inside the edit and around it."""
-    from scipy.spatial import cKDTree
-
-    old, new = nuclei_places(real), nuclei_places(edited)
-    if len(old) and len(new):
-        apart, _ = cKDTree(old).query(new)
-        new = new[apart * mpp > 5.0]
-    found = {}
-    for name, mask in (("inside", inside), ("around", around)):
-        area = mask.sum() * mpp**2 / 1e6
-        count = int(mask[tuple(new.T)].sum()) if len(new) else 0
-        found[f"new_nuclei_per_mm2_{name}"] = round(count / area, 1) if area > 0 else None
+def _reach(made: Plan, section: Section, asked: Request) -> NDArray[np.bool_]:
+    """Return the pixels of a canvas that a window lies on which an edit may change, (h, w) bool."""
+    windows, rows = made.windows, spot_rows(made)
+    assert windows is not None
+    touched = np.isin(section.spots.ids[rows], list(asked.edits[0].spots or ()))
+    reached = reached_windows(windows, changed_windows(windows, rows, touched))
+    found = np.zeros(made.frame.shape, dtype=bool)
+    for y, x in windows.corners[reached] + np.array(windows.origin):
+        found[max(y, 0) : max(y + windows.side, 0), max(x, 0) : max(x + windows.side, 0)] = True
     return found
 
 
-def iter_result(work: Generator[Progress, None, NDArray[np.uint8] | None]) -> Generator[NDArray[np.uint8], None, None]:
-    """Drive an edit to its end and yield what it returns."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as ended:
-            assert ended.value is not None
-            yield ended.value
-            return
+def _round_trip(
+    model: Any, crops: NDArray[np.uint8], morphology: NDArray[np.float32], expression: NDArray[np.float32], steps: int
+) -> Found:
+    """Take crops to their noise and back with the network under the same conditions, and decode what comes back."""
+    import torch
 
+    from ..editing import conditions_of
+    from ..model.counterfactual import abduct, finish, predict
+    from ..model.vae import decode_latents, encode_latents
 
-def ms_ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Return the multi-scale structural similarity of two (h, w, 3) images, on the mean of their channels.
-
-    Wang, Simoncelli & Bovik 2003, "Multiscale structural similarity for image quality assessment", Asilomar 37:1398-1402; five scales with
-    the published weights, Gaussian windows of 1.5 pixels.
-    """
-    powers = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-    x, y = (image.astype(np.float64).mean(axis=-1) for image in (a, b))
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    value = 1.0
-    for scale, power in enumerate(powers):
-        mx, my = gaussian_filter(x, 1.5), gaussian_filter(y, 1.5)
-        vx = gaussian_filter(x * x, 1.5) - mx**2
-        vy = gaussian_filter(y * y, 1.5) - my**2
-        vxy = gaussian_filter(x * y, 1.5) - mx * my
-        contrast = float(((2 * vxy + c2) / (vx + vy + c2)).mean())
-        if scale == len(powers) - 1:
-            luminance = float(((2 * mx * my + c1) / (mx**2 + my**2 + c1) * (2 * vxy + c2) / (vx + vy + c2)).mean())
-            value *= max(luminance, 0.0) ** power
-        else:
-            value *= max(contrast, 0.0) ** power
-            height, width = (n // 2 * 2 for n in x.shape)
-            x, y = (z[:height, :width].reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3)) for z in (x, y))
-    return float(value)
-
-
-def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.0
-
-
-def _ridge(
-    x: NDArray[np.float64], y: NDArray[np.float64], to: NDArray[np.float64], penalties: Sequence[float]
-) -> list[NDArray[np.float64]]:
-    centre, target = x.mean(axis=0), y.mean()
-    weights = ridge_weights(x - centre, (y - target)[:, None], penalties)
-    return [((to - centre) @ w)[:, 0] + target for w in weights]
-
-
-def _best_penalty(x: NDArray[np.float64], y: NDArray[np.float64], folds: NDArray[np.int64]) -> float:
-    errors = np.zeros(len(PENALTIES))
-    for fold in np.unique(folds):
-        out = folds == fold
-        found = _ridge(x[~out], y[~out], x[out], list(PENALTIES))
-        errors += [float(((y[out] - p) ** 2).sum()) for p in found]
-    return float(PENALTIES[errors.argmin()])
-
-
-__all__ = ["CounterfactualCheck", "ms_ssim"]
+    pipeline = model.pipeline
+    with torch.inference_mode():
+        latents = encode_latents(pipeline.vae, crops).float().cpu()
+        conditions = conditions_of(morphology, expression)
+        path = finish(abduct(pipeline.transformer, pipeline.scheduler, latents, conditions, steps=steps))
+        assert path is not None
+        # the noise is given, so that every crop is computed although nothing was edited
+        change = finish(predict(pipeline.transformer, path, conditions, noise=path.noise))
+        assert change is not None
+        back = decode_latents(pipeline.vae, path.latents + change)
+    own = reconstruct(model, crops)
+    return {
+        "latents": round(float(change.abs().mean()), 6),
+        "latent_size": round(float(latents.abs().mean()), 4),
+        "ms_ssim": round(float(np.mean([ms_ssim(x, y) for x, y in zip(crops, back, strict=True)])), 4),
+        "autoencoder_ms_ssim": round(float(np.mean([ms_ssim(x, y) for x, y in zip(crops, own, strict=True)])), 4),
+    }

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import RequestError
 from ..progress import BATCH, CancelToken, Progress
 from ..synthesis.models import PatchModel
 from ..types import Section
 from .cases import EvaluationRequest
 from .command import equivalent_command
+from .counterfactual import CounterfactualCheck
 from .features import FeatureSpace
 from .figures import figures_of
 from .opening import Source, open_sections
 from .preparing import prepare
-from .report import EvaluationReport, about_checkpoint, write_report
+from .report import EvaluationReport, about_checkpoint, check_report, write_report
 
 OUTPUT = "stmdit-evaluation"
 
@@ -156,16 +158,33 @@ def evaluation_steps(
 
     ``checkpoint`` is how the user called it, for the command line of the report.
     """
-    folder = Path(output).expanduser()
-    work = prepare(sections, model, request, folder, predictor_sections, spaces, resume)
-    done = yield from work.synthesize(batch, cancel or CancelToken())
-    if done < work.total:
-        return Evaluated(folder, done, work.total)
-    figures = figures_of(work.evidence(), request.draws)
-    about = about_checkpoint(
-        work.plans[0], model, [one.section for one in work.spots], work.request, work.watch.seconds
-    )
-    about["notes"] = list(work.notes)
+    folder, cancel = Path(output).expanduser(), cancel or CancelToken()
+    check = counterfactual_check(sections, model, request, folder, batch, cancel)
+    work, figures, edits = None, [], None
+    if "conditions" in request.parts:
+        work = prepare(sections, model, request, folder, predictor_sections, spaces, resume)
+    else:
+        assert check is not None  # a request has at least one part
+        check_report(folder, about_checkpoint(check.plan, model, sections, request, 0), resume)
+    done = total = 0
+    if work is not None:
+        done, total = (yield from work.synthesize(batch, cancel)), work.total
+        if done < total:
+            return Evaluated(folder, done, total)
+        figures.append(figures_of(work.evidence(), request.draws))
+        seen, notes = (work.plans[0], work.request, work.watch), list(work.notes)
+        sections_of = [one.section for one in work.spots]
+    if check is not None:
+        edits = yield from check.run()
+        done, total = done + check.done, total + check.total
+        if edits is None:
+            return Evaluated(folder, done, max(total, done + 1))
+    if work is None and check is not None:
+        seen, notes, sections_of = (check.plan, request, check.watch), list(check.plan.notes), list(sections)
+    about = about_checkpoint(seen[0], model, sections_of, seen[1], seen[2].seconds)
+    if work is None and check is not None:
+        about["steps"] = check.steps
+    about["notes"] = notes
     told = command or equivalent_command(
         sections,
         checkpoint or model.card.name,
@@ -175,7 +194,30 @@ def evaluation_steps(
         own_spaces=bool(spaces),
         provenance=model.provenance,
     )
-    return Evaluated(folder, done, work.total, write_report(folder, about, [figures], told))
+    return Evaluated(folder, total, total, write_report(folder, about, figures, told, edits))
+
+
+def counterfactual_check(
+    sections: Sequence[Section],
+    model: PatchModel,
+    request: EvaluationRequest,
+    folder: Path,
+    batch: int,
+    cancel: CancelToken,
+) -> CounterfactualCheck | None:
+    """Return the check of edits of real tissue, or None where it was not asked for.
+
+    Raises
+    ------
+    RequestError
+        There are several sections, or the checkpoint or the section allow no edits.
+    """
+    if "counterfactual" not in request.parts:
+        return None
+    if len(sections) != 1:
+        names = ", ".join(section.name for section in sections)
+        raise RequestError([("parts", f"counterfactual is checked on one section, got {len(sections)} ({names})")])
+    return CounterfactualCheck(sections[0], model, request, folder, batch, cancel)
 
 
 def _any(sources: Source | Sequence[Source]) -> bool:

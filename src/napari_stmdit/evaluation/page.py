@@ -16,6 +16,7 @@ from .charts import curves, forest, written
 from .fidelity import FIRST_TOP
 from .figures import Claim, Figures
 from .judge import STATISTICS, CaseValues
+from .page_edits import edits_of_real_tissue
 from .paired import MEASURES
 
 THUMB_PX = 112
@@ -41,7 +42,12 @@ def page_of(facts: Mapping[str, Any], figures: Sequence[Figures]) -> str:
     figures
         What they were computed from, for the images.
     """
-    parts = [_head(facts), _verdicts(figures), *(_section(one, len(figures) > 1) for one in figures), _foot(facts)]
+    parts = [_head(facts)]
+    if figures or "counterfactual" not in facts:
+        parts += [_verdicts(figures), *(_section(one, len(figures) > 1) for one in figures)]
+    if "counterfactual" in facts:
+        parts.append(edits_of_real_tissue(facts["counterfactual"]))
+    parts.append(_foot(facts))
     title = escape(f"Evaluation of {_subject(facts)}")
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n'
@@ -57,6 +63,7 @@ def _head(facts: Mapping[str, Any]) -> str:
     rows = [("Sections", "; ".join(_about_section(section) for section in facts["sections"]))]
     if facts["kind"] == "checkpoint":
         checkpoint, guidance = facts["checkpoint"], facts["guidance"]
+        edits_alone = facts["request"].get("parts") == ["counterfactual"]
         hashed = str(checkpoint.get("sha256", ""))[:12]
         rows += [
             (
@@ -67,7 +74,10 @@ def _head(facts: Mapping[str, Any]) -> str:
             ("Limits", checkpoint["limits"]),
             (
                 "Synthesis",
-                f"{facts['steps']} steps; guidance: expression {guidance['expression']:g}, morphology {guidance['morphology']:g}, "
+                f"{facts['steps']} steps to the noise and as many back, unguided; seed {facts['request']['seed']}; {facts['seconds']:g} s in "
+                "this session"
+                if edits_alone
+                else f"{facts['steps']} steps; guidance: expression {guidance['expression']:g}, morphology {guidance['morphology']:g}, "
                 f"rule {guidance['rule']}; first seed {facts['request']['seed']}; {facts['seconds']:g} s in this session",
             ),
         ]

@@ -18,7 +18,7 @@ from ..storage.owned import Work
 from ..synthesis.models import PatchModel
 from ..tissue.elements import fingerprint
 from ..types import Plan, Section
-from .cases import EvaluationRequest
+from .cases import LATER, EvaluationRequest
 from .figures import Claim, Figures
 from .page import page_of
 from .stacks import STACKS
@@ -37,6 +37,13 @@ CAVEATS = (
     "Best of k grows with k, for noise as well; similarity to the one real patch is a weak measure where many images are right.",
     "Several comparisons are made at once, none corrected for: of twenty true ties, one is expected to look like a win or a loss.",
     "A predictor that reads expression off real patches poorly gives a low ceiling, and a share of a low ceiling means little.",
+)
+
+EDIT_CAVEATS = (
+    "An edit moves along what goes together in the tissue that was seen: association, not cause. No experiment is simulated.",
+    "What expression does not explain of a spot's looks is held as it is, so an edit shows less than what the other tissue shows: the "
+    "ceiling says how much it could show at most.",
+    "Encodings far from those of the section are outside what was seen; what an edit does there, none of these checks measures.",
 )
 
 
@@ -132,7 +139,11 @@ def check_report(folder: Path, about: Mapping[str, Any], resume: bool) -> None:
 
 def _work_of(about: Mapping[str, Any]) -> Work:
     """Return what signs a report: all that its patches depend on, which the judges are not."""
-    request = {name: value for name, value in about.get("request", {}).items() if name not in _JUDGES}
+    request = {
+        name: value
+        for name, value in about.get("request", {}).items()
+        if name not in _JUDGES and not (name in LATER and value == LATER[name])
+    }
     checkpoint = about.get("checkpoint", {}).get("sha256")
     what = [about["kind"], about["sections"], request, checkpoint, about.get("results")]
     text = json.dumps(what, sort_keys=True, default=str)
@@ -143,8 +154,14 @@ def _work_of(about: Mapping[str, Any]) -> Work:
     )
 
 
-def write_report(folder: Path, about: Mapping[str, Any], figures: Sequence[Figures], command: str) -> EvaluationReport:
-    """Write ``report.json`` and ``report.html`` into a folder.
+def write_report(
+    folder: Path,
+    about: Mapping[str, Any],
+    figures: Sequence[Figures],
+    command: str,
+    counterfactual: Mapping[str, Any] | None = None,
+) -> EvaluationReport:
+    """Write ``report.json`` and ``report.html`` into a folder; ``counterfactual`` is what was found of edits of real tissue, if it was asked.
 
     Raises
     ------
@@ -159,7 +176,8 @@ def write_report(folder: Path, about: Mapping[str, Any], figures: Sequence[Figur
         "command": command,
         **about,
         "figures": [one.facts for one in figures],
-        "caveats": list(CAVEATS),
+        **({} if counterfactual is None else {"counterfactual": counterfactual}),
+        "caveats": list(CAVEATS if figures else CAVEATS[3:4]) + ([] if counterfactual is None else list(EDIT_CAVEATS)),
     }
     html, figures_file = (folder / name for name in FILES)
     try:

@@ -1,0 +1,251 @@
+"""What is measured of edits of real tissue: pure functions on arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, uniform_filter
+from scipy.sparse import csr_matrix
+from scipy.spatial import cKDTree
+
+from ..encoders.regression import compact_folds, ridge_weights
+from .image import nuclei_places, stain_density
+from .resampling import Interval
+
+PENALTIES = np.logspace(-3, 3, 13)
+"""Ridge penalties that are tried for the ceiling, per spot and for standardised expression."""
+MOVED = 0.01
+"""Change of haematoxylin density below which a spot counts as not moved by a dose."""
+SLACK = 1e-3
+"""Step back of haematoxylin density, between two doses, that is rounding and not another direction."""
+SAME_NUCLEUS_UM = 5.0
+"""Distance to the nearest nucleus of the slide beyond which one of an edited picture is new."""
+NEIGHBOURS, SMOOTH_UM = 5, 200.0
+"""Spots over which expression is averaged before it is compared with the tissue, and by which Gaussian width."""
+_SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+Array = NDArray[np.float64]
+
+
+def ms_ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Return the multi-scale structural similarity of two (h, w, 3) images, on the mean of their channels.
+
+    Wang, Simoncelli & Bovik 2003, "Multiscale structural similarity for image quality assessment", Asilomar 37:1398-1402; five scales with
+    the published weights, Gaussian windows of 1.5 pixels.
+    """
+    x, y = (image.astype(np.float64).mean(axis=-1) for image in (a, b))
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    value = 1.0
+    for scale, power in enumerate(_SCALES):
+        mx, my = gaussian_filter(x, 1.5), gaussian_filter(y, 1.5)
+        vx, vy = gaussian_filter(x * x, 1.5) - mx**2, gaussian_filter(y * y, 1.5) - my**2
+        structure = (2 * (gaussian_filter(x * y, 1.5) - mx * my) + c2) / (vx + vy + c2)
+        last = scale == len(_SCALES) - 1
+        luminance = (2 * mx * my + c1) / (mx**2 + my**2 + c1) if last else 1.0
+        value *= max(float((luminance * structure).mean()), 0.0) ** power
+        height, width = (n // 2 * 2 for n in x.shape)
+        x, y = (z[:height, :width].reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3)) for z in (x, y))
+    return float(value)
+
+
+def swap_coefficient(change: Array, own: Array, other: Array, draws: int, seed: int = 0) -> Interval:
+    """Regress the change (n,) of spots' images on the real value of other spots, their own real value held fixed.
+
+    1: an image moves all the way to what the other spot shows; 0: it does not move with it at all. The interval is from bootstrap
+    samples of the pairs.
+    """
+    design = np.stack([other, own, np.ones(len(own))], axis=1)
+
+    def fit(rows: Any) -> float:
+        return float(np.linalg.lstsq(design[rows], change[rows], rcond=None)[0][0])
+
+    return Interval.of(fit(slice(None)), [fit(rows) for rows in bootstrap_rows(len(own), draws, seed)], len(own))
+
+
+def bootstrap_rows(count: int, draws: int, seed: int) -> list[NDArray[np.int64]]:
+    """Return so many samples of ``count`` rows with replacement."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, count, count) for _ in range(draws)]
+
+
+def ceiling(expression: NDArray[np.float32], values: Array, yx: Array) -> float:
+    """Return the R2 of ridge regression of a measure (n,) on the encoding of expression, on neighbours that were left out.
+
+    It is the most that a swap coefficient can be: what expression says of the measure at all. The penalty is chosen inside each fit.
+
+    Parameters
+    ----------
+    expression
+        (n, d); of tokens (n, g, d) the mean over g is taken.
+    values
+        (n,).
+    yx
+        (n, 2) positions, by which neighbours are left out together.
+    """
+    x = (expression.mean(axis=1) if expression.ndim == 3 else expression).astype(np.float64)
+    spread = x.std(axis=0)
+    x = (x - x.mean(axis=0)) / np.where(spread > 1e-6 * max(float(spread.max()), 1e-30), spread, np.inf)
+    folds = compact_folds(yx)
+    missed, blind = 0.0, 0.0
+    for fold in np.unique(folds):
+        out = folds == fold
+        penalty = _best_penalty(x[~out], values[~out], folds[~out])
+        (found,) = _ridge(x[~out], values[~out], x[out], [penalty])
+        missed += float(((values[out] - found) ** 2).sum())
+        blind += float(((values[out] - values[~out].mean()) ** 2).sum())
+    return 1 - missed / blind if blind > 0 else 0.0
+
+
+def _best_penalty(x: Array, y: Array, folds: NDArray[np.int64]) -> float:
+    errors = np.zeros(len(PENALTIES))
+    for fold in np.unique(folds):
+        out = folds == fold
+        errors += [float(((y[out] - found) ** 2).sum()) for found in _ridge(x[~out], y[~out], x[out], PENALTIES)]
+    return float(PENALTIES[errors.argmin()])
+
+
+def _ridge(x: Array, y: Array, to: Array, penalties: Sequence[float] | Array) -> list[Array]:
+    centre, target = x.mean(axis=0), y.mean()
+    weights = ridge_weights(x - centre, (y - target)[:, None], np.asarray(penalties) * len(x))
+    return [((to - centre) @ w)[:, 0] + target for w in weights]
+
+
+# ------------------------------------------------------------------------------------------------- programs
+
+
+class Levels:
+    """Expression of a section as it is compared with its tissue: log levels, and their means over neighbouring spots.
+
+    Parameters
+    ----------
+    counts
+        (n, g).
+    depth
+        (n,) relative depth.
+    yx
+        (n, 2) positions, in units of ``mpp`` micrometres.
+    """
+
+    def __init__(self, counts: csr_matrix, depth: NDArray[np.float32], yx: Array, mpp: float) -> None:
+        dense = counts.toarray().astype(np.float64)
+        self.totals = np.maximum(dense.sum(axis=1, keepdims=True), 1.0)
+        self.levels = np.log1p(1e4 * dense / self.totals)
+        self.depth = depth.astype(np.float64)
+        apart, near = cKDTree(yx).query(yx, k=min(NEIGHBOURS, len(yx)))
+        weights = np.exp(-0.5 * (apart * mpp / SMOOTH_UM) ** 2)
+        weights /= weights.sum(axis=1, keepdims=True)
+        self.smooth = np.einsum("nk,nkg->ng", weights, self.levels[near])
+        self.smooth_depth = (weights * self.depth[near]).sum(axis=1)
+
+    def score(self, columns: NDArray[np.int64]) -> Array:
+        """Return the mean level (n,) of some genes, over neighbouring spots."""
+        return np.asarray(self.smooth[:, columns].mean(axis=1))
+
+    def alone(self, columns: NDArray[np.int64], by: float) -> tuple[csr_matrix, NDArray[np.float32]]:
+        """Return counts and depth with these genes raised by so much, and nothing else."""
+        levels = self.levels.copy()
+        levels[:, columns] += by
+        return self._counts(levels), self.depth.astype(np.float32)
+
+    def with_others(self, score: Array, by: float) -> tuple[csr_matrix, NDArray[np.float32]]:
+        """Return counts and depth where every gene, and depth, goes along as it varies with a score in this section."""
+        centred = score - score.mean()
+        variance = max(float((centred**2).mean()), 1e-12)
+        slopes = (centred[:, None] * (self.smooth - self.smooth.mean(axis=0))).mean(axis=0) / variance
+        deeper = float((centred * (self.smooth_depth - self.smooth_depth.mean())).mean()) / variance
+        levels = np.maximum(self.levels + slopes * by, 0)
+        return self._counts(levels), (self.depth + deeper * by).astype(np.float32)
+
+    def _counts(self, levels: Array) -> csr_matrix:
+        return csr_matrix((np.expm1(levels) * self.totals / 1e4).astype(np.float32))
+
+
+def agreement(trend: Array, effect: Array, draws: int, seed: int = 0) -> dict[str, Any]:
+    """Return correlation and slope, over programs, of the effect of an edit on the trend of real tissue, with the correlation's interval."""
+
+    def fit(rows: Any) -> float:
+        a, b = trend[rows], effect[rows]
+        return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 1e-9 and np.ptp(b) > 1e-9 else float("nan")
+
+    if len(trend) < 3 or not np.isfinite(value := fit(slice(None))):
+        return {"correlation": None, "slope": None, "low": None, "high": None, "n": len(trend)}
+    interval = Interval.of(value, [fit(rows) for rows in bootstrap_rows(len(trend), draws, seed)], len(trend))
+    slope = float(np.polyfit(trend, effect, 1)[0])
+    facts = interval.facts
+    return {"correlation": facts.pop("value"), "slope": round(slope, 5), **facts}
+
+
+# ------------------------------------------------------------------------------------------------- doses
+
+
+def monotony(values: Array) -> dict[str, Any]:
+    """Return the share of the spots that move in one direction all the way.
+
+    Parameters
+    ----------
+    values
+        (n, doses + 1) haematoxylin density of each spot, from the slide to the full dose. Spots that hardly move are not counted.
+    """
+    moved = np.abs(values[:, -1] - values[:, 0]) >= MOVED
+    steps = np.diff(values[moved], axis=1)
+    ordered = (steps >= -SLACK).all(axis=1) | (steps <= SLACK).all(axis=1)
+    return {
+        "monotone": round(float(ordered.mean()), 4) if moved.any() else None,
+        "moved": int(moved.sum()),
+        "n": len(values),
+    }
+
+
+# ------------------------------------------------------------------------------------------------- where
+
+
+def locality(
+    real: NDArray[np.uint8],
+    edited: NDArray[np.uint8],
+    inside: NDArray[np.bool_],
+    around: NDArray[np.bool_],
+    beyond: NDArray[np.bool_],
+) -> dict[str, Any]:
+    """Compare two (h, w, 3) pictures where it was edited, around that, and beyond all that an edit may reach.
+
+    ``ratio`` is the mean change of a pixel inside over that around; ``ratio_haematoxylin`` the same of haematoxylin density over areas of
+    16 pixels. Null where there is nothing around, or nothing changes there.
+    """
+    change = np.abs(edited.astype(np.int64) - real).max(axis=-1)
+    stain = np.abs(_stain(edited) - _stain(real))
+
+    def mean(of: NDArray[Any], mask: NDArray[np.bool_]) -> float | None:
+        return float(of[mask].mean()) if mask.any() else None
+
+    found: dict[str, Any] = {
+        "outside_grey_levels": int(change[beyond].max(initial=0)),
+        "outside_pixels": int(beyond.sum()),
+    }
+    for name, of in (("", change), ("_haematoxylin", stain)):
+        parts = mean(of, inside), mean(of, around)
+        found[f"ratio{name}"] = round(parts[0] / parts[1], 3) if parts[0] is not None and parts[1] else None
+        for place, value in zip(("inside", "around"), parts, strict=True):
+            found[f"{place}{name or '_grey_levels'}"] = None if value is None else round(value, 4)
+    return found
+
+
+def _stain(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.asarray(uniform_filter(stain_density(pixels)[..., 0], 16))
+
+
+def invented(
+    real: NDArray[np.uint8], edited: NDArray[np.uint8], mpp: float, areas: dict[str, NDArray[np.bool_]]
+) -> dict[str, float | None]:
+    """Return nuclei per square millimetre of an edited picture that the slide does not have there, in each of some areas."""
+    old, new = nuclei_places(real), nuclei_places(edited)
+    if len(old) and len(new):
+        apart, _ = cKDTree(old).query(new)
+        new = new[apart * mpp > SAME_NUCLEUS_UM]
+    found = {}
+    for name, mask in areas.items():
+        area = float(mask.sum()) * mpp**2 / 1e6
+        found[name] = round(float(mask[tuple(new.T)].sum()) / area, 1) if area > 0 else None
+    return found
