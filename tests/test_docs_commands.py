@@ -37,6 +37,8 @@ SHORTER = {
     "bench": ("--seconds", "0.05", "--rounds", "1", "--batches", "1", "--steps", "1"),
 }
 """Options that are added to a command; they count instead of the page's own."""
+SHORTER_EDITS = ("--pairs", "8", "--steps", "1", "--draws", "100")
+"""Those of `stmdit evaluate --parts counterfactual`, which heeds no others."""
 SCHEDULER = "tcp://head:8786"
 """What pages call the address of a scheduler."""
 
@@ -158,7 +160,8 @@ def faults_of_page(page: Page, address: str = "") -> list[str]:
     for place, line, mark in to_run(page):
         words = [address if word == SCHEDULER else word for word in words_of(line)[1:]]
         made_anew(words, mark)
-        faults += faults_of([*words, *SHORTER.get(words[0], ())], place, line)
+        shorter = SHORTER_EDITS if words[0] == "evaluate" and "counterfactual" in words else SHORTER.get(words[0], ())
+        faults += faults_of([*words, *shorter], place, line)
     return faults
 
 
