@@ -37,6 +37,8 @@ SHORTER = {
     "bench": ("--seconds", "0.05", "--rounds", "1", "--batches", "1", "--steps", "1"),
 }
 """Options that are added to a command; they count instead of the page's own."""
+SHORTER_EDITS = ("--pairs", "8", "--steps", "1", "--draws", "100")
+"""Those of `stmdit evaluate --parts counterfactual`, which heeds no others."""
 SCHEDULER = "tcp://head:8786"
 """What pages call the address of a scheduler."""
 
@@ -160,6 +162,8 @@ def shorter(words: list[str]) -> tuple[str, ...]:
         and len(PROGRAM.commands["evaluate"].make_context("evaluate", words[1:]).params["targets"]) == 1
     ):
         return ("--draws", "100")
+    if words[0] == "evaluate" and "counterfactual" in words:
+        return SHORTER_EDITS
     return SHORTER.get(words[0], ())
 
 

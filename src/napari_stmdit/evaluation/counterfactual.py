@@ -288,10 +288,9 @@ class CounterfactualCheck:
         yield self._progress()
         made = result.plan
         size, pixel = made.frame.shape, made.frame.pixel_size
-        side, (top, left) = max(size), made.frame.origin
+        top, left = made.frame.origin
         assert self.section.image is not None and self.section.calibration.mpp is not None
-        box = (top, left, top + side * pixel, left + side * pixel)
-        real = read_patches(self.section.image, [box], side)[0][: size[0], : size[1]]
+        real = _slide(made, self.section)
         rgba = np.asarray(result.rgba)
         yy, xx = ((np.arange(n) + 0.5) * pixel + o - m for n, o, m in zip(size, (top, left), middle, strict=True))
         um = np.hypot(yy[:, None], xx[None]) * self.section.calibration.mpp
@@ -336,6 +335,19 @@ class CounterfactualCheck:
             allow_gene_mismatch=self.request.allow_gene_mismatch,
         )
         return request, middle
+
+
+def _slide(made: Plan, section: Section) -> NDArray[np.uint8]:
+    """Return the slide on a canvas, (h, w, 3), read tile by tile as the run reads it: one large reading is rounded otherwise."""
+    assert made.windows is not None and section.image is not None
+    height, width = made.frame.shape
+    found = np.full((height, width, 3), 255, np.uint8)
+    for patch in made.patches:
+        y0, x0, y1, x1 = patch.canvas_box
+        tile = read_patches(section.image, [patch.source_box], made.windows.tile)[0]
+        own = found[max(y0, 0) : y1, max(x0, 0) : x1]
+        own[:] = tile[max(-y0, 0) :, max(-x0, 0) :][: own.shape[0], : own.shape[1]]
+    return found
 
 
 def _reach(made: Plan, section: Section, asked: Request) -> NDArray[np.bool_]:

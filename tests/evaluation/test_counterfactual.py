@@ -1,0 +1,259 @@
+"""Checks of edits of real tissue, with models at either end: one that does nothing, one that pastes the other spot's tissue."""
+
+import json
+
+import numpy as np
+import pytest
+from evaluation_study import CARD, Described, telling_section
+from hypothesis import given
+from hypothesis import strategies as some
+from typer.testing import CliRunner
+
+import napari_stmdit as st
+from napari_stmdit.cli import app
+from napari_stmdit.errors import RequestError, StmditError, StoreError
+from napari_stmdit.evaluation.counterfactual import CounterfactualCheck
+from napari_stmdit.evaluation.effects import agreement, ceiling, invented, locality, monotony, ms_ssim, swap_coefficient
+from napari_stmdit.evaluation.evaluate import evaluate
+from napari_stmdit.evaluation.held_out import crops_at
+from napari_stmdit.evaluation.stacks import STACKS
+from napari_stmdit.progress import CancelToken
+
+EDITS = CARD.model_copy(update={"edits_tissue": True})
+REQUEST = st.EvaluationRequest(pairs=24, steps=2, draws=200, parts=("counterfactual",))
+
+
+class Still(Described):
+    """Returns the real crop, whatever was edited; edits of a canvas change nothing."""
+
+    latent_grid = (1, 8)
+
+    def solver(self, *_, **__):
+        raise AssertionError("no new tissue is made here")
+
+    decode = solver
+
+    def images(self, batch):
+        return batch.crops
+
+    def edit_canvas(self, image, morphology, expression, edited, corners, weight, steps, batch):
+        yield 0.5
+        return np.zeros((1, image.shape[0] // 8, image.shape[1] // 8), np.float32)
+
+    def decode_change(self, image, change):
+        return np.repeat(change.repeat(8, axis=1).repeat(8, axis=2)[0][..., None], 3, axis=2)
+
+
+class Pasting(Still):
+    """Returns the real crop of the spot whose expression is given, and paints a canvas dark all over."""
+
+    def __init__(self, card, section):
+        super().__init__(card)
+        self.crops = crops_at(section, section.spots.yx, card)
+        self.rows = self.encode_expression(section.spots.counts, section.spots.genes)
+
+    def images(self, batch):
+        away = np.abs(self.rows[None] - batch.edited.expression[:, None]).sum(axis=2)
+        return self.crops[away.argmin(axis=1)]
+
+    def edit_canvas(self, image, morphology, expression, edited, corners, weight, steps, batch):
+        yield 0.5
+        return np.full((1, image.shape[0] // 8, image.shape[1] // 8), -30, np.float32)
+
+
+def checked(model, section, folder, **changes):
+    check = CounterfactualCheck(section, model, REQUEST.model_copy(update=changes), folder, 8)
+    work = check.run()
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.fixture(scope="module")
+def section():
+    return telling_section()
+
+
+@pytest.fixture(scope="module")
+def still(section, tmp_path_factory):
+    return checked(Still(EDITS), section, tmp_path_factory.mktemp("still"))
+
+
+@pytest.fixture(scope="module")
+def pasting(section, tmp_path_factory):
+    return checked(Pasting(EDITS, section), section, tmp_path_factory.mktemp("pasting"))
+
+
+# ------------------------------------------------------------------------------------------------- either end
+
+
+def test_a_model_that_does_nothing_moves_nothing(still):
+    for part in ("swap", "swap_control"):
+        for one in still[part].values():
+            assert one["coefficient"] == one["low"] == one["high"] == pytest.approx(0, abs=1e-9)
+    assert still["identity"]["pixels"] == 0
+    assert still["dose"]["monotone"] is None and still["dose"]["moved"] == 0
+    assert still["locality"]["outside_grey_levels"] == 0 and still["locality"]["ratio"] is None
+    assert still["invention"]["inside"] == 0
+
+
+def test_a_model_that_pastes_the_other_spot_moves_all_the_way_and_its_control_does_not(pasting):
+    for one in pasting["swap"].values():
+        assert one["coefficient"] == pytest.approx(1, abs=1e-6) and one["low"] > 0.99
+    for one in pasting["swap_control"].values():
+        assert one["low"] < 0 < one["high"] and abs(one["coefficient"]) < 0.6
+    assert pasting["swap"]["haematoxylin"]["ceiling"] > 0.5  # expression tells this tissue's density
+    assert pasting["identity"]["pixels"] == 0
+    assert pasting["locality"]["inside_haematoxylin"] > 0.05
+
+
+def test_pairs_are_those_that_the_seed_draws(section, tmp_path):
+    check = CounterfactualCheck(section, Still(EDITS), REQUEST, tmp_path, 8)
+    rng = np.random.default_rng(0)
+    for found in (check.a, check.b, check.third):
+        assert found.tolist() == rng.permutation(len(section.spots))[:24].tolist()
+
+
+def test_a_section_with_fewer_spots_than_pairs_gives_all_it_has_and_says_how_many(section, tmp_path):
+    assert (
+        CounterfactualCheck(section, Still(EDITS), REQUEST.model_copy(update={"pairs": 500}), tmp_path, 8).pairs == 48
+    )
+
+
+# ------------------------------------------------------------------------------------------------- measures
+
+
+@given(some.floats(-2, 2), some.integers(0, 100))
+def test_a_swap_coefficient_is_the_share_of_the_way(share, seed):
+    own, other = np.random.default_rng(seed).normal(size=(2, 30))
+    found = swap_coefficient(share * other - 0.7 * own + 3, own, other, 20)
+    assert found.value == pytest.approx(share, abs=1e-6)
+
+
+def test_the_ceiling_is_high_where_expression_tells_and_not_above_zero_where_it_does_not():
+    rng = np.random.default_rng(0)
+    e, yx = rng.normal(size=(200, 6)), rng.uniform(size=(200, 2))
+    assert ceiling(e, e @ np.arange(6.0), yx) > 0.95
+    assert ceiling(e, rng.normal(size=200), yx) < 0.05
+
+
+def test_images_are_like_themselves_and_less_so_when_they_are_blurred():
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    assert ms_ssim(image, image) == pytest.approx(1)
+    assert ms_ssim(image, np.full_like(image, 128)) < 0.5
+
+
+def test_a_dose_goes_one_way_or_it_does_not():
+    found = monotony(np.array([[1, 1.1, 1.2], [1, 0.9, 0.8], [1, 1.2, 1.1], [1, 1, 1.001]]))
+    assert found == {"monotone": pytest.approx(2 / 3, abs=1e-4), "moved": 3, "n": 4}
+
+
+def test_effects_that_follow_the_trend_agree_and_none_at_all_cannot_be_told():
+    trend = np.array([-0.1, 0.0, 0.1, 0.3, 0.2])
+    found = agreement(trend, trend / 2, 100)
+    assert found["correlation"] == 1 and found["slope"] == 0.5 and found["low"] == 1
+    assert agreement(trend, np.zeros(5), 100)["correlation"] is None
+
+
+def test_a_change_beyond_the_reach_and_a_new_nucleus_are_seen():
+    real = np.full((64, 64, 3), 230, np.uint8)
+    edited = real.copy()
+    edited[40:50, 40:50] = (60, 30, 110)
+    left = np.zeros((64, 64), bool)
+    left[:, :32] = True
+    found = locality(real, edited, ~left, left, ~left)
+    assert found["outside_grey_levels"] == 200 and found["outside_pixels"] == 2048 and found["ratio"] is None
+    new = invented(real, edited, 1.0, {"left": left, "right": ~left})
+    assert new["left"] == 0 and new["right"] > 0
+
+
+# ------------------------------------------------------------------------------------------------- command and report
+
+
+@pytest.fixture(scope="module")
+def printed(tiny_checkpoint, tiny_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("command") / "report"
+    words = ["evaluate", tiny_checkpoint, tiny_folder, "--parts", "counterfactual", "--pairs", 8, "--seed", 0]
+    words += ["--steps", 2, "--draws", 100, "--device", "cpu", "--output", out, "--json"]
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout), words, out
+
+
+def test_the_command_prints_one_object_with_every_figure(printed):
+    found = printed[0]["counterfactual"]
+    assert {"latents", "pixels", "ms_ssim"} <= set(found["identity"])
+    assert found["identity"]["latents"] == 0 and found["identity"]["pixels"] == 0
+    assert found["identity"]["ms_ssim"] == pytest.approx(found["identity"]["autoencoder_ms_ssim"], abs=0.02)
+    for part in ("swap", "swap_control"):
+        for measure in ("haematoxylin", "nuclei"):
+            assert {"coefficient", "low", "high", "ceiling"} <= set(found[part][measure])
+    assert {"correlation", "slope", "low", "high"} <= set(found["programs"])
+    assert "monotone" in found["dose"] and "ratio" in found["locality"]
+    assert found["locality"]["outside_grey_levels"] == 0
+    assert isinstance(found["morphology_explained"], float)
+
+
+def test_the_report_tells_it_in_words(printed):
+    page = (printed[2] / "report.html").read_text()
+    assert "Counterfactual: edits of real tissue" in page and "control: given a third spot" in page
+    assert "Does the true condition beat its controls?" not in page
+    facts = json.loads((printed[2] / "report.json").read_text())
+    assert facts["counterfactual"] == printed[0]["counterfactual"]
+    assert any("association, not cause" in text for text in facts["caveats"])
+
+
+def test_a_folder_that_holds_an_evaluation_is_refused_and_with_resume_nothing_is_edited_anew(printed):
+    _, words, out = printed
+    again = CliRunner().invoke(app, list(map(str, words)))
+    assert again.exit_code != 0 and isinstance(again.exception, StoreError)
+    before = {path.name: path.stat().st_mtime_ns for path in (out / STACKS).iterdir()}
+    more = CliRunner().invoke(app, [*map(str, words), "--resume"])
+    assert more.exit_code == 0, more.output
+    assert {path.name: path.stat().st_mtime_ns for path in (out / STACKS).iterdir()} == before
+    assert json.loads(more.stdout)["counterfactual"] == printed[0]["counterfactual"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--parts", "counterfactual", "--spots", "9"), "--spots is for the part conditions"),
+        (("--pairs", "9"), "--pairs is for the part counterfactual"),
+        (("--parts", "sideways"), "expected conditions, counterfactual or all"),
+    ],
+)
+def test_options_that_a_part_does_not_heed_are_refused(tiny_checkpoint, tiny_folder, options, says):
+    done = CliRunner().invoke(app, ["evaluate", str(tiny_checkpoint), str(tiny_folder), *options])
+    assert isinstance(done.exception, StmditError) and says in str(done.exception)
+
+
+def test_a_check_that_was_stopped_goes_on(section, tmp_path):
+    class Stopping(Pasting):
+        def images(self, batch):
+            if len(self.batches) == 3:
+                cancel.cancel()
+            return super().images(batch)
+
+    cancel = CancelToken()
+    found = evaluate(Stopping(EDITS, section), section, REQUEST, output=tmp_path / "o", cancel=cancel)
+    assert not found.complete and found.done < found.total
+    whole = evaluate(Pasting(EDITS, section), section, REQUEST, output=tmp_path / "o", resume=True)
+    assert whole.complete and whole.report.facts["counterfactual"]["swap"]["nuclei"]["coefficient"] > 0.99
+
+
+def test_a_checkpoint_that_cannot_edit_and_several_sections_are_refused(section, tmp_path):
+    with pytest.raises(RequestError, match="has no encoder"):
+        evaluate(Still(CARD), section, REQUEST, output=tmp_path / "a")
+    with pytest.raises(RequestError, match="one section, got 2"):
+        evaluate(Still(EDITS), [section, telling_section(1, "b")], REQUEST, output=tmp_path / "b")
+
+
+def test_an_evaluation_of_before_is_still_the_same_work():
+    from napari_stmdit.evaluation.report import _work_of
+
+    request = st.EvaluationRequest().model_dump(mode="json")
+    older = {name: value for name, value in request.items() if name not in ("parts", "pairs")}
+    about = {"kind": "checkpoint", "sections": []}
+    assert _work_of({**about, "request": request}) == _work_of({**about, "request": older})
