@@ -24,7 +24,8 @@ READ = [read_page(path) for path in PAGES]
 
 
 def options_of(command):
-    return {name for parameter in command.params for name in parameter.opts if name.startswith("-")} | {"--help"}
+    named = (name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts))
+    return {name for name in named if name.startswith("-")} | {"--help"}
 
 
 def parsed(words):
