@@ -376,7 +376,7 @@ class RunCycle:
     def _close(self, present: _Present) -> None:
         state, done, total = self.state, len(present.done), len(present.plan)
         kept = f" {done} of {total} patches are finished and kept." if done else " No patch was finished."
-        notes = "".join(f" Note: {note}." for note in (present.progress.notes if present.progress else ()))
+        notes = "".join(f" Note: {note.rstrip('.')}." for note in (present.progress.notes if present.progress else ()))
         if present.failed is not None:
             state.status = RunStatus.FAILED
             state.message = Message("error", f"{present.failed}{kept}")

@@ -81,7 +81,10 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.words.show_text("")
             return
         self.title.show_text(f"Spot {close_up.spot}, {close_up.patch_um:.0f} µm across", "info")
-        self.words.show_text(close_up.words)
+        colours = (
+            "" if close_up.change is None else f"{_scale_of(close_up.limit)}.\n"
+        )  # wrapped: as a cell it widened the dock
+        self.words.show_text(colours + close_up.words)
         columns = [name for name in TITLES if name in close_up.patches]
         columns = [*columns, *([] if close_up.change is None else ["change"])][:MOST_COLUMNS]
         for place, (head, image) in enumerate(zip(self._heads, self._images, strict=True)):
@@ -137,7 +140,7 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self._put(2 * line + 1, place, f"{found.values[name]:,.{found.digits}f}", 1, f"{TITLES[name]}: {words}")
 
     def _fill_change(self, close_up: CloseUp) -> None:
-        """Before, after and their difference, each under its picture; under all of them what the colours mean."""
+        """Before, after and their difference, each under its picture."""
         for line, found in enumerate(close_up.rows):
             words = f"{found.name}, {found.unit}"
             self._put(2 * line, 0, words, MOST_COLUMNS, "Difference: edited minus slide")
@@ -147,7 +150,6 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
             change = round(values[1] - values[0], found.digits)
             sign = "+" if change > 0 else MINUS if change < 0 else "±"
             self._put(2 * line + 1, 2, f"{sign}{abs(change):,.{found.digits}f}", 1, words)
-        self._put(2 * len(close_up.rows), 0, _scale_of(close_up.limit), MOST_COLUMNS, "")
 
     def _put(self, line: int, place: int, text: str, span: int, tip: str) -> None:
         cell = QLabel(text)
