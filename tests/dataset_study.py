@@ -11,12 +11,14 @@ from napari_stmdit.types import Request, ScaleEdit, SwapEdit, TowardsEdit
 
 
 def requests(ids):
-    """Seven requests: a baseline, three edits of it with the same noise, two controls, and another seed."""
+    """Seven requests: a baseline, an edit of it with the same noise, two of the real tissue, two controls, and another seed."""
     weights = {spot: round(0.1 * (k % 11), 1) for k, spot in enumerate(ids[:20])}
     base = Request(seed=3, steps=2)
     return {
         "measured": base,
-        "towards": base.model_copy(update={"edits": (TowardsEdit(target_profile="tumour", spots=weights),)}),
+        "towards": base.model_copy(
+            update={"edits": (TowardsEdit(target_profile="tumour", spots=weights),), "counterfactual": "off"}
+        ),
         "more": base.model_copy(
             update={
                 "edits": (

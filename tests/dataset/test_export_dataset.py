@@ -52,7 +52,7 @@ def truth(study):
     for name, result in study.results.items():
         for k, index in enumerate(result.done):
             patch = result.plan.patches[index]
-            used = np.zeros_like(measured[0]) if study.counts[name] is None else study.counts[name][k]
+            used = np.zeros_like(measured[0]) if study.counts[name] is None else study.counts[name][index]
             found[f"stmdit_{name}/{patch.spot_id}"] = (result.patches[k], measured[patch.row], used)
     for patch in study.results["measured"].plan.patches:
         (pixels,) = read_patches(section.image, [patch.source_box], 64)
@@ -113,10 +113,16 @@ def test_pairs_are_linked(study, made):
     model = obs[obs.origin == "model"]
     assert (model.slide_id == "slide/" + model.spot.astype(str)).all()
     edited = model[model.run.isin(["stmdit_towards", "stmdit_more", "stmdit_swapped"])]
-    assert (edited.baseline_id == "stmdit_measured/" + edited.spot.astype(str)).all()
+    tissue = edited[edited.run != "stmdit_towards"]
+    assert (
+        tissue.counterfactual.all() and (tissue.baseline_id.astype(str) == tissue.slide_id.astype(str)).all()
+    )  # its crop, no new tissue
+    new = edited.drop(tissue.index)
+    assert not model.drop(tissue.index).counterfactual.any()
+    assert (new.baseline_id == "stmdit_measured/" + new.spot.astype(str)).all()
     assert model.drop(edited.index).baseline_id.isna().all()  # no edit; other noise or conditions
     for key, row in edited.iterrows():
-        assert obs.loc[row.baseline_id].seed == row.seed
+        assert row.counterfactual or obs.loc[row.baseline_id].seed == row.seed
         same = np.array_equal(images[place[key]], images[place[row.baseline_id]])
         assert same != row.edited, key  # common noise: what no edit touches does not change
     assert set(model[model.edited].run) == {"stmdit_towards", "stmdit_more", "stmdit_swapped"}
