@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def run_demo(
 
 
 def demo_request(
-    section: Section, profiles: dict[str, Profile], stored_map: bool, seed: int = 0
+    section: Section, profiles: Mapping[str, Profile], stored_map: bool, seed: int = 0
 ) -> tuple[Request, NDArray[np.float64]]:
     """Return the demo's request, and the centre (y, x) of its brush in full-resolution pixels."""
     spots, mpp = section.spots, section.calibration.mpp
