@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..encoders.morphology_map import MorphologyMap, fit_morphology_map
-from ..encoders.regression import compact_folds
 from ..tissue.crops import read_patches
 from ..tissue.elements import fingerprint
 from ..types import CheckpointCard, Section
@@ -101,14 +100,12 @@ def map_of(section: Section, card: CheckpointCard, model: PatchModel) -> Morphol
 def fitted_map(sections: Sequence[Section], card: CheckpointCard, model: Encoders) -> MorphologyMap:
     """Fit the map on the spots of some sections, under the very conditions of a run: their own crops, and counts as measured.
 
-    It is checked on blocks of neighbours that are left out of every section. Whole sections are not left out: with a few, of which one is
-    of another patient, that one would decide what follows in all others.
+    It is checked on whole sections that are left out, where there are three or more, else on blocks of neighbours.
     """
     parts = [measured_conditions(section, card, model) for section in sections]
     expression, morphology, yx = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     numbers = np.repeat(np.arange(len(parts)), [len(own) for _, _, own in parts])
-    folds = np.concatenate([compact_folds(own) for _, _, own in parts])
-    return fit_morphology_map(expression, morphology, folds, numbers, yx=yx)
+    return fit_morphology_map(expression, morphology, sections=numbers, yx=yx)
 
 
 def measured_conditions(

@@ -66,8 +66,8 @@ def map_section(follows: MorphologyMap) -> str:
         said = f"{follows.words} An edit of real tissue therefore changes what expression alone changes."
     else:
         r2 = ", ".join(f"{value:.2f}" for value in follows.r2[:8])
-        said = f"""On tissue left out, expression explains {100 * follows.share:.0f} % of the variance of morphology over the {follows.spots} spots of the training sections; R2 of its largest
-principal components: {r2}. {len(follows.components)} components follow an edit. The rest is a spot's own and stays: an edited picture shows what goes with
+        said = f"""On tissue left out (whole sections, where there are three or more), expression explains {100 * follows.share:.0f} % of the variance of morphology over the {follows.spots} spots of the training sections; R2 of its first
+numbers (of tokens, principal components): {r2}. {len(follows.components)} components follow an edit. The rest is a spot's own and stays: an edited picture shows what goes with
 expression in these sections, an association, and no more of it than this."""
     return f"""
 ## How morphology follows expression
