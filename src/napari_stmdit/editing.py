@@ -146,6 +146,7 @@ class TissueEditor:
             self.cache.put(key, np.concatenate([arrays["states"].ravel(), arrays["slopes"].ravel()]))
             self.abducted += count
             return found
+        kept = kept.copy()  # what the cache holds is read-only, which torch does not take
         shape = (steps + 1, channels, *layout.size)
         size = int(np.prod(shape))
         slopes = kept[size:].reshape(steps + 1, count, channels, side, side)
