@@ -544,7 +544,7 @@ def test_results_at_hand_need_no_store(study, tmp_path):
     found = export_dataset([study.results["measured"], study.results["more"]], tmp_path / "d", formats=("anndata",))
     obs = anndata.read_zarr(found.path / "anndata" / "dataset.zarr").obs
     assert found.runs == ("run_1", "run_2")
-    assert obs.loc["run_2/SPOT03-1"].baseline_id == "run_1/SPOT03-1"
+    assert obs.loc["run_2/SPOT03-1"].baseline_id == "slide/SPOT03-1"  # an edit of this tissue starts from the slide
     with pytest.raises(StoreError, match="chosen by name from a store"):
         export_dataset(study.results["more"], tmp_path / "e", runs=("more",))
 

@@ -152,6 +152,7 @@ def _facts(section: Section, result: Result, look: EditShown, name: str) -> dict
         "edit": result.plan.request.edits[0].model_dump(mode="json"),
         "edit_scale": result.plan.request.edit_scale,
         "brush_um": {"full": FULL_UM, "end": END_UM},
+        "edit_scale": result.plan.request.edit_scale,
         "region_um": SIDE_UM,
         "steps_each_way": result.plan.steps,
         "checkpoint": record["checkpoint"],
@@ -172,7 +173,7 @@ def _summary(facts: dict[str, Any], folder: Path) -> str:
     before, after = (facts["zones"]["inside"][when] for when in ("before", "after"))
     lines = [
         f"{facts['region_um']:.0f} x {facts['region_um']:.0f} um of this tissue edited under a brush of {2 * FULL_UM:.0f} um "
-        f"in {facts['seconds']:.1f} s",
+        f"at edit scale {facts['edit_scale']:g}, in {facts['seconds']:.1f} s",
         *(f"{words} under the brush: {value:g} before, {after[words]:g} after" for words, value in before.items()),
         f"mean change: {facts['change_in_grey_levels']['inside_mean']:g} grey levels under the brush, "
         f"{facts['change_in_grey_levels']['outside_mean']:g} beyond it, "
