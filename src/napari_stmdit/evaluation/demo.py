@@ -152,7 +152,6 @@ def _facts(section: Section, result: Result, look: EditShown, name: str) -> dict
         "edit": result.plan.request.edits[0].model_dump(mode="json"),
         "edit_scale": result.plan.request.edit_scale,
         "brush_um": {"full": FULL_UM, "end": END_UM},
-        "edit_scale": result.plan.request.edit_scale,
         "region_um": SIDE_UM,
         "steps_each_way": result.plan.steps,
         "checkpoint": record["checkpoint"],
