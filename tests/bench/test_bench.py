@@ -117,7 +117,7 @@ def test_the_report_of_a_checkpoint_and_of_a_random_model(tiny_checkpoint):
     for name in ("alone", "beside a busy process"):
         row = found[name]
         assert (
-            row["times_faster"] == pytest.approx(row["spinning"] / row["sleeping"], abs=0.01) and len(row["load"]) == 2
+            row["times_faster"] == pytest.approx(row["spinning"] / row["sleeping"], rel=0.1) and len(row["load"]) == 2
         )
     assert set(checkpoint["runs"]["presets"]) == {"exact", "fast", "draft"} and "16" in checkpoint["runs"]["seconds"]
     assert base["comparison"]["steps"] == 2 and "around" not in base

@@ -174,7 +174,9 @@ def test_the_report_says_what_holds_and_what_does_not(knowing, noise):
         assert text.count('<td class="no">does not') == len(found.report.claims) - held > 0
     facts = json.loads(noise.report.json.read_text())
     assert {claim["verdict"] for claim in facts["figures"][0]["claims"]} == {"does not"}
-    assert facts["synthetic"] and facts["command"].startswith("stmdit evaluate study telling --seed 0 --draws 100 --spots 32 --seeds 2")
+    assert facts["synthetic"] and facts["command"].startswith(
+        "stmdit evaluate study telling --seed 0 --draws 100 --spots 32 --seeds 2"
+    )
     assert facts["request"]["draws"] == 100 and "cross-validated" not in facts["figures"][0]["fidelity"]["predictor"]
 
 
