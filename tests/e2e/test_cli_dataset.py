@@ -68,7 +68,7 @@ def test_the_bundled_section_and_checkpoint_give_a_data_set(store, tmp_path):
         np.testing.assert_array_equal(np.asarray(row["image"]), images[place[row["id"]]])
         edited = table.layers["edited"][k].toarray()[0]
         assert row["edited"] == (row["run"] == "stmdit_2") == bool((edited != table.X[k].toarray()[0]).any())
-        assert row["baseline_id"] == (f"stmdit_1/{row['spot']}" if row["edited"] else None)
+        assert row["baseline_id"] == (f"slide/{row['spot']}" if row["edited"] else None)
     assert table.obs.synthetic.all()  # the bundled section is synthetic itself
     again = stmdit("export-dataset", store, tmp_path / "data")
     assert "nothing was done" in again.stdout

@@ -42,7 +42,7 @@ def test_the_file_of_a_picture_says_that_tissue_was_edited(look, tmp_path):
 
 def test_the_demo_asks_for_an_edit_of_this_tissue_with_its_brush_in_the_region():
     section, model = open_sample_section(), load_checkpoint("demo", device="cpu")
-    request, centre = demo_request(section, model.profiles, stored_map=False)
+    request, centre = demo_request(section, model.profiles, model.card)
     assert plan(section, request, model.card).counterfactual
     weights = request.edits[0].spots
     away = np.linalg.norm(section.spots.yx[section.spots.rows(list(weights))] - centre, axis=1)

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from napari_stmdit.encoders.regression import centred
 from napari_stmdit.evaluation.controls import correlate
 from napari_stmdit.evaluation.resampling import (
     Interval,
-    centred,
     correlation_draws,
     mean_draws,
     mean_interval,

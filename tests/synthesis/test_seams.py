@@ -50,7 +50,7 @@ def test_tiles_are_decoded_as_the_whole_is(model):
     rng = np.random.default_rng(0)
     latents = rng.normal(size=(12, window.size[0] // 8, window.size[1] // 8)).astype(np.float32)
     whole = model.decode(latents).astype(int)
-    decoder = TileDecoder(latents, made, window, 8, model.decode)
+    decoder = TileDecoder(latents, made, window, 8, lambda part, corner: model.decode(part))
     top, left = window.origin
     assert len(made.patches) >= 4
     for patch in made.patches:

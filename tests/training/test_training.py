@@ -59,7 +59,7 @@ def test_all_stages_make_a_checkpoint_that_loads_and_synthesizes(tiny_config, ti
     assert step == steps == 3 and images.shape == (2, 64, 64, 3)
     assert "her2st" not in (folder / "README.md").read_text() and "made up" in (folder / "README.md").read_text()
     readable = [file.stat().st_mode & 0o044 for file in folder.rglob("*.safetensors")]
-    assert len(readable) == 5 and all(mode == 0o044 for mode in readable)
+    assert len(readable) == 6 and all(mode == 0o044 for mode in readable)
 
 
 @pytest.mark.usefixtures("quiet_limit")

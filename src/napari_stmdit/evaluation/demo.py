@@ -20,17 +20,20 @@ from ..progress import Progress
 from ..storage.atomic import write_text
 from ..synthesis.result import Result, synthesize
 from ..tissue.sample import open_sample_section
-from ..types import Polygons, Request, Section, TowardsEdit
-from .image import blank_fraction, nuclei_places, stain_density
+from ..types import CheckpointCard, Polygons, Request, Section, TowardsEdit
+from .held_out import crops_at
+from .image import blank_fraction, haematoxylin_density, nuclei_places, stain_density
 from .picture import EditShown, edit_picture, save_picture, shown
 
 FULL_UM, END_UM = 100.0, 180.0
 """The soft brush: full weight up to the first radius, none from the second."""
 SIDE_UM = 520.0
 """Side of the region that is edited: what the brush reaches, and the windows around it."""
-TARGET = "adipose"
-OWN_SCALE, STORED_SCALE = 1.0, 3.0
-"""Scale of the edit. The checkpoint's own map, fitted on real sections, moves the morphology of this synthetic one less than a map fitted on it."""
+EDIT_SCALE = 2.0
+"""So that the change is plain at a glance; it is printed."""
+PALE_SPOTS = 12
+"""Expression moves towards the mean of so many of the section's spots, those whose crops hold least haematoxylin."""
+TARGET = "its palest spots"
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def run_demo(
         raise StoreError(f"{folder} cannot be made: {error.strerror}; choose another --output") from error
     section = open_sample_section()
     model = load_checkpoint("demo")
-    request, centre = demo_request(section, model.profiles, model.morphology_map is not None, seed)
+    request, centre = demo_request(section, model.profiles, model.card, seed)
     result = synthesize(section, request, model, on_progress=on_progress)
     name = result.save(store, "edited")
     look = shown(section, result, centre, FULL_UM, END_UM)
@@ -83,7 +86,7 @@ def run_demo(
 
 
 def demo_request(
-    section: Section, profiles: Mapping[str, Profile], stored_map: bool, seed: int = 0
+    section: Section, profiles: Mapping[str, Profile], card: CheckpointCard, seed: int = 0
 ) -> tuple[Request, NDArray[np.float64]]:
     """Return the demo's request, and the centre (y, x) of its brush in full-resolution pixels."""
     spots, mpp = section.spots, section.calibration.mpp
@@ -95,14 +98,16 @@ def demo_request(
     half = SIDE_UM / 2 / mpp
     y, x = (float(value) for value in centre)
     ring = ((y - half, x - half), (y - half, x + half), (y + half, x + half), (y + half, x - half))
-    edit = TowardsEdit(name=f"towards {TARGET}", target_profile=TARGET, spots=painted)
+    haematoxylin = [haematoxylin_density(crop) for crop in crops_at(section, spots.yx, card)]
+    pale = spots.ids[np.argsort(haematoxylin)[:PALE_SPOTS]].tolist()
+    edit = TowardsEdit(name=f"towards {TARGET}", target_spots=tuple(pale), spots=painted)
     request = Request(
         section="sample",
         region=Polygons(rings=(ring,)),
         edits=(edit,),
         mode="continuous",
         counterfactual="on",
-        edit_scale=STORED_SCALE if stored_map else OWN_SCALE,
+        edit_scale=EDIT_SCALE,
         seed=seed,
     )
     return request, centre
@@ -196,7 +201,7 @@ def _report(facts: dict[str, Any]) -> str:
 
 ![This tissue before, after, and its change](comparison.png)
 
-The expression of {facts["spots"]} spots was moved from tumour towards the checkpoint's {TARGET} profile with a soft brush: full weight within
+The expression of {facts["spots"]} spots was moved from tumour towards the mean of the {PALE_SPOTS} palest spots of the section with a soft brush: full weight within
 {FULL_UM:.0f} um of its centre, none from {END_UM:.0f} um on. The noise that gives the slide's own pixels was found, the expression edited, and the
 image predicted again from that noise ({facts["steps_each_way"]} steps each way, edit scale {facts["edit_scale"]:g}). {facts["map"]["statement"]}
 

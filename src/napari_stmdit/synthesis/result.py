@@ -200,6 +200,7 @@ def collect(
 ) -> Result:
     """Close a run in memory, finished or stopped, into a Result; ``progress`` is its last one."""
     size = plan.card.patch_px
+    done = sorted(done, key=lambda finished: finished.patch.index)  # what no edit reaches is finished first
     shown = done if plan.windows is None else []
     patches = np.stack([r.pixels for r in shown]) if shown else np.zeros((0, size, size, 3), np.uint8)
     made = [r.patch for r in done]
