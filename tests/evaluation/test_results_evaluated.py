@@ -23,9 +23,7 @@ def test_the_results_of_a_store_are_compared_spot_by_spot(study, tmp_path):
         ("stmdit_measured", "stmdit_null"),
     }
     assert not any(claim.holds for claim in found.report.claims if "haematoxylin" in claim.measure)  # random weights
-    edits = {"stmdit_towards - stmdit_measured", "stmdit_more - stmdit_measured", "stmdit_swapped - stmdit_measured"}
-    assert set(one["edits"]) == edits
-    assert all(one["edits"][pair]["pixel_change_grey_levels"]["low"] > 0 for pair in edits)
+    assert not one["edits"]  # edits of this tissue: their baseline is the slide, and no result
     facts = json.loads((tmp_path / "report.json").read_text())
     assert facts["kind"] == "result" and any("real patches of stmdit_measured" in note for note in facts["notes"])
     root = ElementTree.fromstring((tmp_path / "report.html").read_text().removeprefix("<!DOCTYPE html>"))

@@ -167,8 +167,8 @@ def _words(one: Finished) -> str:
 
 
 def _baseline(one: Finished, family: _Family) -> Finished | None:
-    """The same request without its edits, where it is among the results."""
-    if not any(edit.enabled for edit in one.request.edits):
+    """The same request without its edits, where it is among the results; of an edit of real tissue it is the slide, and no result."""
+    if one.provenance.get("counterfactual") or not any(edit.enabled for edit in one.request.edits):
         return None
     return next((other for other in family.results if _same(one, other, "edits") and not other.request.edits), None)
 
