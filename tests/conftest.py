@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from tiny import TINY_GENES, TINY_MPP, analytic_image, tiny_arrays
 
 # before napari, Qt or a hub client is imported: nothing of the user's settings may leak into a test, nor out of it
@@ -19,6 +20,10 @@ for _name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG
 os.environ["NAPARI_CONFIG"] = str(_HOME / "napari" / "settings.yaml")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# the same examples at every run, so that a failure belongs to the change it is seen with; nightly draws new ones
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+settings.register_profile("random", print_blob=True, deadline=None)
+settings.load_profile(os.environ.get("STMDIT_EXAMPLES", "repeatable"))
 
 POSIX_ALONE = (
     "fuzz/test_bad_input.py",
