@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from .errors import NotFiniteError, StoreError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from .encoders.cache import EmbeddingCache
     from .model.pipeline import STMDiTPipeline
     from .model.predict import ConditionTensors
@@ -100,7 +98,7 @@ class TissueEditor:
         """Encode an image (H, W, 3) uint8 as latents (c, h, w); what was encoded before is found in the cache."""
         from .model.vae import encode_latents
 
-        key = self._key(f"latents {image.shape} {hashlib.sha256(np.ascontiguousarray(image)).hexdigest()}")
+        key = self._key(f"latents {image.shape} {hashlib.sha256(image.tobytes()).hexdigest()}")
         kept = self.cache.get(key)
         if kept is None:
             kept = encode_latents(self.pipeline.vae, image[None])[0].float().cpu().numpy()
