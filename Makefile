@@ -27,8 +27,9 @@ demo: $(STAMP)
 display:
 	@bash .ci/display
 
+# a process a core, up to four: each holds torch and a viewer; threads that wait must not take the other's core
 test: $(STAMP) display
-	$(SCREEN) $(BIN)/python -m pytest $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(SCREEN) $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check src tests docs benchmarks

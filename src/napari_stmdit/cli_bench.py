@@ -76,6 +76,8 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(_comparison(model))
         if "runs" in model:
             console.print(_runs(model))
+        if "editing" in model:
+            console.print(_editing(model))
         if "alone" in model.get("waiting", {}):
             console.print(_waiting(model))
     for model in report["models"]:
@@ -154,6 +156,18 @@ def _runs(model: dict[str, Any]) -> Table:
     for name, time in runs["presets"].items():
         cells = (f"{time['median']:.2f}", f"{time['least']:.2f}", f"{time['times_faster']:.2f} x")
         table.add_row(f"1 patch, preset {name}", *cells)
+    return table
+
+
+def _editing(model: dict[str, Any]) -> Table:
+    found = model["editing"]
+    table = _table(
+        f"{model['name']}: edits of real tissue, from request to canvas, {found['steps']} steps, {found['dtype']}",
+        *("edited", "first picture, s", "another strength, s"),
+    )
+    table.caption = "the first picture takes the slide to its noise; another strength starts from there"
+    for name, label in (("region", f"{found['side_um']:g} x {found['side_um']:g} um"), ("spot", "one spot")):
+        table.add_row(label, f"{found[name]['first']:.2f}", f"{found[name]['next']:.2f}")
     return table
 
 

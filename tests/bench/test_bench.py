@@ -121,6 +121,10 @@ def test_the_report_of_a_checkpoint_and_of_a_random_model(tiny_checkpoint):
         )
     assert set(checkpoint["runs"]["presets"]) == {"exact", "fast", "draft"} and "16" in checkpoint["runs"]["seconds"]
     assert base["comparison"]["steps"] == 2 and "around" not in base
+    for name in ("region", "spot"):  # the next picture starts from the noise of the first
+        row = checkpoint["editing"][name]
+        assert row["taken_to_noise"]["first"] > 0 and row["taken_to_noise"]["next"] == 0
+        assert row["first"] > 0 and row["next"] > 0
     assert {row["stage"] for row in base["stages"]} == {"sample", "decode"}
     assert any("straightforward" in what for what in told)
 
@@ -147,6 +151,6 @@ def test_the_command_prints_tables_or_json(tiny_checkpoint, capsys):
     assert report["models"][0]["comparison"]["steps"] == 4
     print_report(report)
     printed = capsys.readouterr().out
-    assert "of peak" in printed and "beside a busy process" in printed
+    assert "of peak" in printed and "beside a busy process" in printed and "another strength" in printed
     with pytest.raises(RequestError, match="between commas"):
         _batches("1,x")

@@ -14,6 +14,7 @@ from ..devices import choose_device
 from ..errors import StmditError
 from ..tissue.sample import open_sample_section
 from .comparisons import against_straightforward, end_to_end, precisions
+from .editing import editing
 from .machine import describe, matmul_peak
 from .stages import around, decoding, name_of, sampling
 from .subjects import Subject, in_dtype, of_checkpoint, random_base
@@ -104,6 +105,9 @@ def _of_checkpoint(
                 found["waiting"] = waiting(settings.checkpoint, max(1, settings.rounds // 2))
             except StmditError as error:  # two more processes with the checkpoint may be too much for the memory
                 found["waiting"] = {"left_out": str(error)}
+        if model.card.edits_tissue:
+            on_stage(f"{model.card.name}: edits of real tissue, the first picture and the next one")
+            found["editing"] = editing(model, section, max(1, settings.rounds // 2))
         on_stage(f"{model.card.name}: around the network")
         found["around"] = [stage.facts() for stage in around(model, section, settings.seconds / 3)]
     plain = of_checkpoint(load_checkpoint(settings.checkpoint, device=str(device), dtype="float32"))
