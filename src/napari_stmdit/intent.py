@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Weight = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -213,6 +213,12 @@ class Request(Intent):
     checkpoint: str = "demo"
     mode: Literal["spots", "continuous"] = "spots"
     allow_gene_mismatch: bool = False
+
+    @field_validator("counterfactual", mode="before")
+    @classmethod
+    def _on_and_off_as_yaml_reads_them(cls, value: Any) -> Any:
+        """Take true and false, as which YAML reads on and off without quotes."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class CheckpointCard(Intent):
