@@ -14,6 +14,8 @@ from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.edited_windows import MAX_BLOCK, blocks_of, changed_windows, reached_windows
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.result import synthesize
+from napari_stmdit.synthesis.sheet import make_sheet
+from napari_stmdit.synthesis.variants import dose_strip
 from napari_stmdit.tissue.crops import read_patches
 from napari_stmdit.types import Request, ScaleEdit, SpotList
 
@@ -196,6 +198,26 @@ def test_a_run_on_disk_that_is_stopped_goes_on_to_the_same_image(tiny_section, m
     assert not first.complete
     second = synthesize(tiny_section, asked, model, batch=2, folder=tmp_path / "run", resume=True)
     assert second.complete and np.abs(np.asarray(second.rgba).astype(int) - whole.rgba).max() <= 1
+
+
+def comparable(record):
+    """What two sessions of one run must record alike."""
+    notes = [note for note in record["notes"] if not note.startswith("continued:")]
+    return {**record, "notes": notes} | dict.fromkeys(("seconds", "created", "run_id"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_resumed_when_it_was_whole_records_what_it_did(tiny_section, model, ids, mode, tmp_path):
+    asked = request(ids, mode=mode)
+    whole = synthesize(tiny_section, asked, model, folder=tmp_path / "run")
+    again = synthesize(tiny_section, asked, model, folder=tmp_path / "run", resume=True)
+    assert again.complete and comparable(again.provenance) == comparable(whole.provenance)
+    assert again.provenance["edit"]["map"]["share"] == 0.5 and any("explains 50 %" in note for note in again.notes)
+
+
+def test_an_image_of_a_dose_strip_records_how_morphology_follows(tiny_section, model, ids):
+    *_, (sheet, _) = make_sheet("doses", dose_strip(request(ids), ids[12], doses=2), 2, tiny_section, model)
+    assert [cell.provenance["edit"]["map"]["share"] for cell in sheet.cells] == [0.5, 0.5]
 
 
 def test_a_cancelled_edit_ends_at_the_next_network_call(tiny_section, model, ids):

@@ -315,6 +315,7 @@ def _synthesize_on_disk(
             for patch in finished:
                 canvas.paste(patch)
             canvas.failed = dict(progress.failed)
+            canvas.facts |= progress.facts
             if finished:
                 canvas.commit()
             if on_progress is not None:
@@ -346,15 +347,14 @@ def collect_on_disk(
         Patches that earlier sessions had finished.
     """
     done = sorted(canvas.finished)
-    notes = list(progress.notes)
+    follows = dict(canvas.facts.get("map") or {}).get("statement")  # a session with nothing left to do does not say it
+    notes = list(dict.fromkeys([*([follows] if follows else []), *progress.notes]))
     if resumed:
         notes.append(
             f"continued: {resumed} of {len(plan)} patches were finished before, and the time is that of the last session"
         )
     made = [plan.patches[index] for index in done]
-    provenance = provenance_of(
-        plan, section, model, made, seconds, notes, progress.failed, canvas.inputs, progress.facts
-    )
+    provenance = provenance_of(plan, section, model, made, seconds, notes, progress.failed, canvas.inputs, canvas.facts)
     part = "" if len(done) == len(plan) else f"/{len(done)}"  # a part of a run and the whole of it are two results
     provenance["run_id"] = canvas.run_id + part
     return Result(canvas.rgba, plan, section, tuple(done), canvas.patches(), provenance, dict(progress.failed), canvas)
