@@ -270,16 +270,18 @@ def synthesize(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A checkpoint file or folder.")],
+    path: Annotated[Path, typer.Argument(help="A checkpoint file or folder, or a name that `stmdit info` lists.")],
     config: Annotated[Path | None, typer.Option(help="Settings, where they are not beside the weights.")] = None,
     mapping: Annotated[Path | None, typer.Option(help="Mapping file for names that are not known.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a checkpoint holds and what it lacks to run; never runs code from it."""
+    """Say what a checkpoint holds, whether it can edit real tissue, and what it lacks to run; never runs code from it."""
+    from .assemble import list_checkpoints
     from .cli_models import print_inspection
     from .model.inspect import inspect_checkpoint
 
-    found = inspect_checkpoint(path, config, mapping)
+    named = {} if path.exists() else {entry.name: entry.path for entry in list_checkpoints()}
+    found = inspect_checkpoint(named.get(str(path), path), config, mapping)
     if as_json:
         _print_json(found.model_dump(mode="json"))
     else:
