@@ -172,6 +172,12 @@ def synthesize(
         ),
     ] = None,
     edit_scale: Annotated[float | None, typer.Option(help="Scale of an edit of this tissue; 1 by default.")] = None,
+    fresh_noise: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="Share of an edit's noise drawn with the seed, 0 to 1; 0, this tissue, by default."
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; of an edit of this tissue, each way.")] = None,
     preset: Annotated[
         str | None, typer.Option(help="exact, fast or draft: fewer steps, less guidance; the result says so.")
@@ -222,6 +228,7 @@ def synthesize(
         "expression": expression,
         "counterfactual": None if counterfactual is None else ("on" if counterfactual else "off"),
         "edit_scale": edit_scale,
+        "fresh_noise": fresh_noise,
         "steps": steps,
         "preset": preset,
         "seed": seed,

@@ -165,7 +165,8 @@ def provenance_of(
     if inputs is not None:
         record["inputs"] = dict(inputs)
     if plan.counterfactual:
-        record["edit"] = {"scale": plan.request.edit_scale, "steps_each_way": plan.steps, **dict(facts or {})}
+        asked = {"scale": plan.request.edit_scale, "fresh_noise": plan.request.fresh_noise}
+        record["edit"] = {**asked, "steps_each_way": plan.steps, **dict(facts or {})}
     boxes = [list(patch.source_box) for patch in done]
     if plan.windows is None:
         record["patches"] = {
