@@ -17,6 +17,7 @@ from napari_stmdit.encoders.cache import EmbeddingCache
 from napari_stmdit.scale.batch import LocalRunner, run_batch
 from napari_stmdit.scale.jobs import read_jobs
 from napari_stmdit.synthesis.result import Result, synthesize, unfinished_folder
+from napari_stmdit.synthesis.variants import samples_of
 from napari_stmdit.tissue.crops import read_patches
 from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.tissue.store import list_results, read_result
@@ -177,6 +178,18 @@ def test_two_workers_edit_a_real_slide_as_one_process_does(two_workers, case, tm
 def test_one_worker_edits_a_real_slide_as_one_process_does(one_worker, case, tmp_path):
     """A seamless region is on one worker in any case."""
     check(case, _shared(one_worker, case, tmp_path / "o"))
+
+
+@pytest.mark.parametrize("case", ["spots"], indirect=True)
+def test_samples_with_fresh_noise_differ_in_the_edited_spots_of_a_real_slide_alone(case, model):
+    asked = case.request.model_copy(update={"fresh_noise": 1.0})
+    one, other = (synthesize(case.section, sample, model, batch=8) for sample in samples_of(asked, 2))
+    for result in (one, other):
+        change, reached, beyond = changes(case, result)
+        assert not change[beyond].any() and (change[reached] > 0).mean() > 0.9
+        assert result.provenance["label"] == case.whole.provenance["label"]
+        assert "100 % of the noise is fresh: details differ from the slide" in result.notes
+    assert (one.rgba != other.rgba)[reached].any(axis=-1).mean() > 0.9
 
 
 JOBS = """
