@@ -115,7 +115,7 @@ def _holds_a_lock(pid: int) -> bool:
     return not locks.exists() or any(line.split()[4] == str(pid) for line in locks.read_text().splitlines())
 
 
-def _listed(folder: Path) -> set[int]:
+def finished_patches(folder: Path) -> set[int]:
     from napari_stmdit.synthesis.disk import from_ranges
 
     return from_ranges(json.loads((folder / "manifest.json").read_text())["finished"])
@@ -128,7 +128,7 @@ def _check_readable(folder: Path) -> int:
     group = zarr.open_group(folder / "image", mode="r")
     for level in group.array_keys():
         assert group[level][:].shape[0] == 4
-    listed = _listed(folder)
+    listed = finished_patches(folder)
     if (folder / "patches").exists():
         patches = zarr.open_array(folder / "patches", mode="r")
         assert all(patches[index].any() for index in listed)
@@ -139,7 +139,9 @@ def _written(folder: Path) -> dict[int, int] | None:
     """When each listed patch was written."""
     if not (folder / "patches").exists():
         return None
-    return {i: os.stat(folder / "patches" / "c" / str(i) / "0" / "0" / "0").st_mtime_ns for i in _listed(folder)}
+    return {
+        i: os.stat(folder / "patches" / "c" / str(i) / "0" / "0" / "0").st_mtime_ns for i in finished_patches(folder)
+    }
 
 
 def _rewritten(before: dict[int, int] | None, folder: Path) -> int:

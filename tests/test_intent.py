@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from napari_stmdit.synthesis.requests import read_request
 from napari_stmdit.training.config import DiffusionSettings
 from napari_stmdit.types import Guidance, KnockOutEdit, Request, ScaleEdit, SpotList
 
@@ -32,3 +33,10 @@ def test_a_changed_copy_keeps_what_was_left_open():
     assert copy.model_fields_set == {"seed", "region"}  # that nobody asked for expression is something a plan goes by
     assert Request(seed=3).model_copy() == Request(seed=3)
     assert Request(seed=3).model_copy().model_fields_set == {"seed"}
+
+
+def test_on_and_off_may_be_written_as_yaml_reads_them(tmp_path):
+    file = tmp_path / "request.yaml"
+    for word in ("on", "off", "auto", "'on'"):
+        file.write_text(f"counterfactual: {word}")
+        assert read_request(file).counterfactual == word.strip("'")

@@ -172,6 +172,12 @@ def synthesize(
         ),
     ] = None,
     edit_scale: Annotated[float | None, typer.Option(help="Scale of an edit of this tissue; 1 by default.")] = None,
+    fresh_noise: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="Share of an edit's noise drawn with the seed, 0 to 1; 0, this tissue, by default."
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; of an edit of this tissue, each way.")] = None,
     preset: Annotated[
         str | None, typer.Option(help="exact, fast or draft: fewer steps, less guidance; the result says so.")
@@ -222,6 +228,7 @@ def synthesize(
         "expression": expression,
         "counterfactual": None if counterfactual is None else ("on" if counterfactual else "off"),
         "edit_scale": edit_scale,
+        "fresh_noise": fresh_noise,
         "steps": steps,
         "preset": preset,
         "seed": seed,
@@ -270,16 +277,18 @@ def synthesize(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A checkpoint file or folder.")],
+    path: Annotated[Path, typer.Argument(help="A checkpoint file or folder, or a name that `stmdit info` lists.")],
     config: Annotated[Path | None, typer.Option(help="Settings, where they are not beside the weights.")] = None,
     mapping: Annotated[Path | None, typer.Option(help="Mapping file for names that are not known.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a checkpoint holds and what it lacks to run; never runs code from it."""
+    """Say what a checkpoint holds, whether it can edit real tissue, and what it lacks to run; never runs code from it."""
+    from .assemble import list_checkpoints
     from .cli_models import print_inspection
     from .model.inspect import inspect_checkpoint
 
-    found = inspect_checkpoint(path, config, mapping)
+    named = {} if path.exists() else {entry.name: entry.path for entry in list_checkpoints()}
+    found = inspect_checkpoint(named.get(str(path), path), config, mapping)
     if as_json:
         _print_json(found.model_dump(mode="json"))
     else:

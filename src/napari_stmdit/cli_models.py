@@ -47,8 +47,8 @@ def print_inspection(found: Inspection) -> None:
         table.add_row(f"condition: {condition}", how)
     for component, kind in found.components.items():
         table.add_row(component.replace("_", " "), kind)
-    if found.morphology_map is not None:
-        table.add_row("morphology follows", _follows(found.morphology_map))
+    if found.kind == "checkpoint":
+        table.add_row("edits of real tissue", found.cannot_edit or _follows(found.morphology_map))
     console = _console()
     console.print(found.path, style="bold")
     console.print(table)
@@ -65,12 +65,17 @@ def print_inspection(found: Inspection) -> None:
         console.print("\nNothing is missing to run it.")
 
 
-def _follows(known: dict[str, Any]) -> str:
-    """Say what a map from expression to morphology explains."""
+def _follows(known: dict[str, Any] | None) -> str:
+    """Say by which map morphology follows an edit of expression, and what that explains."""
+    if known is None:
+        return (
+            "possible; morphology follows by a map that is fitted on each section: none is stored with the checkpoint"
+        )
     first = ", ".join(f"{value:.2f}" for value in known["r2"][:5])
     return (
-        f"expression explains {100 * known['share']:.0f} % of morphology's variance ({known['spots']} spots, on tissue left out; R2 of the "
-        f"largest components {first}); {known['components']} components follow an edit"
+        f"possible; morphology follows by the map that is stored with the checkpoint: expression explains {100 * known['share']:.0f} % of its "
+        f"variance ({known['spots']} spots, on tissue left out; R2 of the largest components {first}); {known['components']} components "
+        "follow an edit"
     )
 
 

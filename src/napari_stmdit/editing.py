@@ -55,14 +55,18 @@ class TissueEditor:
         NotFiniteError
             A prediction is not finite; names the patches.
         """
-        from .model.counterfactual import edited_pixels, predict
+        from .model.counterfactual import edited_pixels, mixed_noise, predict
+        from .model.sampler import noise_for
 
         assert batch.crops is not None and batch.edited is not None  # `denoise` asks for it
         before = conditions_of(batch.morphology, batch.expression)
         after = conditions_of(batch.edited.morphology, batch.edited.expression)
         abduction = yield from self._abduction(batch, before)
-        transformer = self.pipeline.transformer
-        work = predict(transformer, abduction, after, scale=batch.edited.scale, batch=len(batch.patches))
+        transformer, noise = self.pipeline.transformer, None
+        if batch.edited.fresh > 0:
+            drawn = noise_for(batch.seeds, abduction.noise.shape[1:])
+            noise = mixed_noise(abduction.noise, drawn, batch.edited.fresh)
+        work = predict(transformer, abduction, after, scale=batch.edited.scale, noise=noise, batch=len(batch.patches))
         change = yield from _shares(work, 0.5)
         return edited_pixels(self.pipeline.vae, batch.crops, abduction.latents, change)
 

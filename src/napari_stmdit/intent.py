@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Weight = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -192,7 +192,8 @@ class Request(Intent):
     ``morphology`` is ``own`` (each spot's own crop), ``mean`` (of the section), ``null`` or a spot id; ``expression`` is
     ``own``, ``shuffled`` (permuted within the section, a control) or ``null``. ``counterfactual`` says whether the edits change this
     tissue (``on``) or new tissue is made of the edited expression (``off``); ``auto`` changes this tissue where there are edits and
-    section and checkpoint allow it. ``edit_scale`` weighs the change then; ``guidance`` and ``seed`` count for new tissue alone.
+    section and checkpoint allow it. ``edit_scale`` weighs the change then, and ``fresh_noise`` is the share of its noise that is drawn with the seed, so that details differ
+    from the slide and from seed to seed; ``guidance`` counts for new tissue alone, and so does ``seed`` where no noise is fresh.
     ``preset`` trades the image for time where steps and guidance interval are left open: see `napari_stmdit.synthesis.presets`. ``programs`` and ``profiles`` are the user's own,
     which edits may name beside the bundled programs and the checkpoint's profiles; of two with one name, the user's counts.
     """
@@ -207,12 +208,19 @@ class Request(Intent):
     expression: Literal["own", "shuffled", "null"] = "own"
     counterfactual: Literal["auto", "on", "off"] = "auto"
     edit_scale: Annotated[float, Field(ge=0, le=30)] = 1.0
+    fresh_noise: Weight = 0.0
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     preset: Preset = "exact"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     checkpoint: str = "demo"
     mode: Literal["spots", "continuous"] = "spots"
     allow_gene_mismatch: bool = False
+
+    @field_validator("counterfactual", mode="before")
+    @classmethod
+    def _on_and_off_as_yaml_reads_them(cls, value: Any) -> Any:
+        """Take true and false, as which YAML reads on and off without quotes."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class CheckpointCard(Intent):

@@ -4,7 +4,10 @@ import pytest
 import torch
 from checkpoints import plain_transformer
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+from napari_stmdit.cli import app
+from napari_stmdit.cli_models import print_inspection
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model.inspect import inspect_checkpoint
 from napari_stmdit.model.keys import from_native
@@ -80,3 +83,48 @@ def test_what_is_missing_is_listed_and_not_raised(tmp_path):
 def test_nothing_there(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         inspect_checkpoint(tmp_path / "nowhere")
+
+
+def said(path, capsys):
+    """What is printed of a checkpoint's edits, as one line."""
+    print_inspection(inspect_checkpoint(path))
+    return " ".join(capsys.readouterr().out.split("edits of real tissue")[1].split())
+
+
+def test_the_map_by_which_an_edit_moves_morphology_is_told(tiny_checkpoint, capsys):
+    found = inspect_checkpoint(tiny_checkpoint)
+    assert found.cannot_edit is None and found.morphology_map["share"] == 0.5
+    assert "stored with the checkpoint: expression explains 50 % of its variance" in said(tiny_checkpoint, capsys)
+    index = json.loads((tiny_checkpoint / "model_index.json").read_text())
+    del index["morphology_map"]
+    (tiny_checkpoint / "model_index.json").write_text(json.dumps(index))
+    found = inspect_checkpoint(tiny_checkpoint)
+    assert found.cannot_edit is None and found.morphology_map is None
+    assert "fitted on each section" in said(tiny_checkpoint, capsys)
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "words"),
+    [
+        ("stmdit.json", {"conditions": ["morphology"]}, "it takes no gene expression"),
+        ("stmdit.json", {"conditions": ["expression"]}, "it takes no morphology"),
+        ("model_index.json", {"vae": ["diffusers", "AutoencoderTiny"]}, "its autoencoder has no encoder"),
+        ("model_index.json", {"scheduler": ["diffusers", "EDMEulerScheduler"]}, "EDMEulerScheduler"),
+        ("expression_encoder", None, "expression_encoder is not there"),
+    ],
+)
+def test_why_a_checkpoint_cannot_edit_real_tissue_is_told(tiny_checkpoint, capsys, place, change, words):
+    if change is None:
+        (tiny_checkpoint / place / "model.safetensors").unlink()
+    else:
+        settings = json.loads((tiny_checkpoint / place).read_text())
+        (tiny_checkpoint / place).write_text(json.dumps(settings | change))
+    fault = inspect_checkpoint(tiny_checkpoint).cannot_edit
+    assert fault.startswith("This checkpoint cannot edit real tissue") and words in fault and "\n" not in fault
+    assert " ".join(fault.split()) in said(tiny_checkpoint, capsys)
+
+
+def test_a_bundled_checkpoint_is_inspected_by_its_name():
+    result = CliRunner().invoke(app, ["inspect", "demo", "--json"])
+    found = json.loads(result.stdout)
+    assert found["kind"] == "checkpoint" and found["cannot_edit"] is None and found["morphology_map"]["share"] > 0

@@ -43,6 +43,11 @@ def test_two_workers_edit_tissue_as_one_does_and_record_the_map(client, tiny_fol
         assert result.complete and result.provenance["counterfactual"]
         assert np.abs(np.asarray(result.rgba).astype(int) - alone.rgba).max() <= 1
         assert result.provenance["edit"] == alone.provenance["edit"] and "map" in result.provenance["edit"]
+        again = synthesize_shared(
+            client, source, section, request, folder=tmp_path / f"o{batch}", batch=batch, device="cpu", resume=True
+        )
+        assert again.complete and again.provenance["edit"] == alone.provenance["edit"]
+        assert set(result.notes) <= set(again.notes)
         if mode == "spots":
             for at, index in enumerate(result.done):
                 patch = result.plan.patches[index]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from checkpoints import write_tiny_checkpoint
+from pydantic import ValidationError
 from standins import CropModel, card_for
 from tiny import TINY_GENES
 
@@ -14,6 +15,8 @@ from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.edited_windows import MAX_BLOCK, blocks_of, changed_windows, reached_windows
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.result import synthesize
+from napari_stmdit.synthesis.sheet import make_sheet
+from napari_stmdit.synthesis.variants import dose_strip, noise_key, samples_of
 from napari_stmdit.tissue.crops import read_patches
 from napari_stmdit.types import Request, ScaleEdit, SpotList
 
@@ -159,6 +162,71 @@ def test_a_larger_scale_moves_pixels_further(tiny_section, model, ids):
     assert large > 1.5 * small > 0
 
 
+# ------------------------------------------------------------------------------------------------- fresh noise
+
+
+def test_without_fresh_noise_the_edit_is_what_it_was_whatever_the_seed(tiny_section, model, ids):
+    plain = synthesize(tiny_section, request(ids), model)
+    none = synthesize(tiny_section, request(ids, fresh_noise=0.0, seed=5), model)
+    np.testing.assert_array_equal(none.rgba, plain.rgba)
+    assert none.provenance["edit"]["fresh_noise"] == 0.0 and not any("fresh" in note for note in none.notes)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_all_noise_fresh_makes_other_tissue_under_the_same_conditions(tiny_section, model, ids, monkeypatch, batch):
+    seen = []
+    monkeypatch.setattr(model, "denoise", lambda batch: seen.append(batch) or type(model).denoise(model, batch))
+    plain = synthesize(tiny_section, request(ids), model, batch=batch)
+    fresh = synthesize(tiny_section, request(ids, fresh_noise=1.0), model, batch=batch)
+    half = len(seen) // 2
+    for one, other in zip(seen[:half], seen[half:], strict=True):
+        for name in ("morphology", "expression"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+            np.testing.assert_array_equal(getattr(one.edited, name), getattr(other.edited, name))
+    crops, middle = real(tiny_section, fresh), slice(24, 40)
+    for at, index in enumerate(fresh.done):
+        patch = fresh.plan.patches[index]
+        moved = np.abs(fresh.patches[at].astype(int) - crops[index]).max(axis=-1)
+        if patch.spot_id in ids[12:14]:
+            assert (moved[middle, middle] > 0).mean() > 0.95
+            assert (fresh.patches[at] != plain.patches[at]).mean() > 0.5
+        else:  # what no edit reaches stays the slide
+            assert not moved.any()
+    assert fresh.provenance["edit"]["fresh_noise"] == 1.0 and fresh.provenance["label"] == plain.provenance["label"]
+    assert "100 % of the noise is fresh: details differ from the slide" in fresh.notes
+
+
+def test_fresh_noise_is_that_of_the_seed(tiny_section, model, ids):
+    first, again, batched, other = (
+        synthesize(tiny_section, request(ids, fresh_noise=0.3, seed=seed), model, batch=batch).patches
+        for seed, batch in ((1, 8), (1, 8), (1, 1), (2, 8))
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first.astype(int) - batched).max() <= 1
+    assert (first != other).any()
+
+
+def test_samples_of_an_edit_are_variants_of_it(tiny_section, model, ids):
+    made = [synthesize(tiny_section, one, model) for one in samples_of(request(ids, fresh_noise=0.5), 2)]
+    keys = [noise_key(one.plan.request, one.provenance, edited=False) for one in made]
+    assert (made[0].patches != made[1].patches).any() and keys[0] != keys[1]
+    exact = [noise_key(one, made[0].provenance, edited=False) for one in samples_of(request(ids), 2)]
+    assert exact[0] == exact[1]  # no noise is drawn: the seed says nothing
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_of_fresh_noise_lies_between_0_and_1(ids, share):
+    with pytest.raises(ValidationError, match="fresh_noise"):
+        request(ids, fresh_noise=share)
+
+
+def test_seamless_tissue_takes_no_fresh_noise_and_says_what_does(tiny_section, model, ids):
+    with pytest.raises(RequestError, match="--mode spots") as caught:
+        plan(tiny_section, request(ids, mode="continuous", fresh_noise=0.3), model.card)
+    assert [place for place, _ in caught.value.faults] == ["fresh_noise"]
+    assert plan(tiny_section, request(ids, mode="continuous", fresh_noise=0.3, counterfactual="off"), model.card)
+
+
 # ------------------------------------------------------------------------------------------------- how it is computed
 
 
@@ -196,6 +264,26 @@ def test_a_run_on_disk_that_is_stopped_goes_on_to_the_same_image(tiny_section, m
     assert not first.complete
     second = synthesize(tiny_section, asked, model, batch=2, folder=tmp_path / "run", resume=True)
     assert second.complete and np.abs(np.asarray(second.rgba).astype(int) - whole.rgba).max() <= 1
+
+
+def comparable(record):
+    """What two sessions of one run must record alike."""
+    notes = [note for note in record["notes"] if not note.startswith("continued:")]
+    return {**record, "notes": notes} | dict.fromkeys(("seconds", "created", "run_id"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_resumed_when_it_was_whole_records_what_it_did(tiny_section, model, ids, mode, tmp_path):
+    asked = request(ids, mode=mode)
+    whole = synthesize(tiny_section, asked, model, folder=tmp_path / "run")
+    again = synthesize(tiny_section, asked, model, folder=tmp_path / "run", resume=True)
+    assert again.complete and comparable(again.provenance) == comparable(whole.provenance)
+    assert again.provenance["edit"]["map"]["share"] == 0.5 and any("explains 50 %" in note for note in again.notes)
+
+
+def test_an_image_of_a_dose_strip_records_how_morphology_follows(tiny_section, model, ids):
+    *_, (sheet, _) = make_sheet("doses", dose_strip(request(ids), ids[12], doses=2), 2, tiny_section, model)
+    assert [cell.provenance["edit"]["map"]["share"] for cell in sheet.cells] == [0.5, 0.5]
 
 
 def test_a_cancelled_edit_ends_at_the_next_network_call(tiny_section, model, ids):

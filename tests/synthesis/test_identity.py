@@ -205,3 +205,12 @@ def test_what_an_earlier_version_made_counts_as_new_tissue():
     edits = [{"operation": "scale", "enabled": True}]
     (line,) = differences({"request": {"seed": 1, "edits": edits}}, {"request": {**now["request"], "edits": edits}})
     assert "counterfactual: 'off' then, 'auto' now" in line
+
+
+def test_what_a_version_without_fresh_noise_edited_was_edited_with_the_noise_of_the_slide():
+    from napari_stmdit.synthesis.identity import differences
+
+    then = {"request": {"seed": 1, "edits": [], "counterfactual": "on", "edit_scale": 1.0}}
+    assert differences(then, {"request": {**then["request"], "fresh_noise": 0.0}}) == []
+    (line,) = differences(then, {"request": {**then["request"], "fresh_noise": 0.5}})
+    assert "fresh_noise: 0.0 then, 0.5 now" in line

@@ -64,10 +64,11 @@ def test_the_form_edits_by_default_and_says_why_where_it_cannot(qtbot):
     assert panel.tissue.value() == "new"
     assert not panel.tissue.button("edit").isEnabled()
     assert panel.tissue.button("edit").toolTip() == "there is nothing to change"
-    assert panel._only_edit.isHidden() and not panel._only_new.isHidden() and not panel._chance.isHidden()
+    assert panel._only_edit.isHidden() and not panel._only_new.isHidden() and panel._chance.isEnabled()
     panel.show_editable("")
     assert panel.tissue.value() == "edit"
-    assert not panel._only_edit.isHidden() and panel._only_new.isHidden() and panel._chance.isHidden()
+    assert not panel._only_edit.isHidden() and panel._only_new.isHidden() and not panel._chance.isHidden()
+    assert not panel._chance.isEnabled() and "no chance" in panel._chance.toolTip()
     with qtbot.waitSignal(panel.valueChanged) as changed:
         panel.tissue.button("new").click()
     assert changed.args[0].counterfactual == "off"
@@ -77,6 +78,12 @@ def test_the_form_edits_by_default_and_says_why_where_it_cannot(qtbot):
     with qtbot.waitSignal(panel.valueChanged) as changed:
         panel.scale.setValue(1.5)
     assert changed.args[0].edit_scale == 1.5
+    with qtbot.waitSignal(panel.valueChanged) as changed:
+        panel.fresh.setValue(0.4)
+    assert changed.args[0].fresh_noise == 0.4
+    assert panel._chance.isEnabled() and not panel._chance.isHidden() and not panel._chance.toolTip()
+    panel.show_faults({"fresh_noise": "seamless tissue has none"})
+    assert panel.faults["fresh_noise"].text() == "seamless tissue has none"
     panel.setValue(Request(counterfactual="off", edit_scale=2.5))
     assert (panel.tissue.value(), panel.value().edit_scale) == ("new", 2.5)
     panel.setValue(Request(counterfactual="on"))
@@ -101,6 +108,19 @@ def test_one_and_the_same_tissue_is_edited_once_whatever_samples_were_asked_of_n
     presenter.state.samples = 3
     run(presenter)
     assert len(presenter.state.results) == 1
+
+
+def test_samples_of_an_edit_differ_by_their_fresh_noise(presenter):
+    presenter.state.samples = 2
+    run(presenter, fresh_noise=0.5)
+    entry, other = presenter.state.results
+    assert entry.request.seed != other.request.seed
+    assert entry.counterfactual and other.counterfactual
+    assert (entry.result.patches != other.result.patches).any()
+    assert "50 % fresh noise" in summary(entry) and any(
+        "50 % of the noise is fresh" in n for n in presenter.state.notes
+    )
+    assert entry.name.startswith("edited real tissue, synthetic (")
 
 
 # --- cost

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
@@ -13,7 +14,8 @@ from ..errors import CheckpointError
 from .checkpoint import Fault, Opened, Settings, examine, locate, skeleton, table
 from .containers import unwrap
 from .convert import LATENT_FACTOR, MPP_CANDIDATES, SD3_CHANNELS, UNI_WIDTH
-from .folder import CheckpointFolder, map_folder, read_folder
+from .counterfactual import counterfactual_fault
+from .folder import VAES, CheckpointFolder, load_component, map_folder, read_folder
 from .inspect_components import describe_component
 from .keys import TABLES
 from .mapping import KeyMapping, read_mapping
@@ -44,7 +46,10 @@ class Inspection(BaseModel):
         How many, in all.
     morphology_map
         Of the map from expression to morphology: ``share`` of the variance that expression explains on tissue left out, ``r2`` of each
-        principal component, ``components`` that follow and ``spots`` that it was fitted to.
+        principal component, ``components`` that follow and ``spots`` that it was fitted to. None where it has none: an edit of real tissue
+        then fits one on its section.
+    cannot_edit
+        Why a checkpoint folder cannot edit real tissue, in a sentence; None where it can, and for what is no such folder.
     missing
         What is missing or wrong, so that it cannot run as it is; empty where it can.
     notes, ignored
@@ -72,6 +77,7 @@ class Inspection(BaseModel):
     components: dict[str, str] = {}
     sha256: str | None = None
     morphology_map: dict[str, Any] | None = None
+    cannot_edit: str | None = None
     missing: list[str] = []
     notes: list[str] = []
     ignored: dict[str, str] = {}
@@ -146,11 +152,12 @@ def _of_transformer(path: Path, opened: Opened, faults: Iterable[Fault]) -> Insp
 
 
 def _of_folder(folder: CheckpointFolder) -> Inspection:
-    found = _of_transformer(folder.path, *examine(folder.components["transformer"][2]))
+    opened, faults = examine(folder.components["transformer"].path)
+    found = _of_transformer(folder.path, opened, faults)
     _, scheduler, place = folder.components["scheduler"]
     settings = read_settings(place / "scheduler_config.json")
     flow = scheduler.startswith("FlowMatch") or settings.get("prediction_type") == "flow_prediction"
-    missing = [*found.missing, *_lacking(folder)]
+    lacking = _lacking(folder)
     return found.model_copy(
         update={
             "kind": "checkpoint",
@@ -160,7 +167,8 @@ def _of_folder(folder: CheckpointFolder) -> Inspection:
             "components": {name: part.kind for name, part in folder.components.items()},
             "sha256": folder.sha256,
             "morphology_map": _follows(folder),
-            "missing": missing,
+            "cannot_edit": _edit_fault(folder, opened.options.values, lacking),
+            "missing": [*found.missing, *lacking],
         }
     )
 
@@ -177,6 +185,22 @@ def _follows(folder: CheckpointFolder) -> dict[str, Any] | None:
         "components": len(components),
         "spots": config.get("spots"),
     }
+
+
+def _edit_fault(folder: CheckpointFolder, settings: dict[str, Any], lacking: Iterable[str]) -> str | None:
+    """Say why a checkpoint cannot edit real tissue, of its settings alone: no weight is read."""
+    try:
+        scheduler = load_component(folder, "scheduler")
+    except CheckpointError as error:
+        return f"This checkpoint cannot edit real tissue: {error}"
+    vae = folder.components.get("vae")
+    parts = SimpleNamespace(
+        transformer=SimpleNamespace(config=settings),
+        vae=SimpleNamespace(encoder=vae) if vae is not None and vae.kind in VAES else None,  # each of these has one
+        scheduler=scheduler,
+    )
+    encoders = [name for line in lacking if (name := line.split(":")[0]).endswith("_encoder")]
+    return counterfactual_fault(parts, folder.card.conditions, encoders)
 
 
 def _lacking(folder: CheckpointFolder) -> list[str]:

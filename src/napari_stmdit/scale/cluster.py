@@ -242,6 +242,7 @@ class _Share:
             while self._futures:
                 kind, what = self._next()
                 if kind == "report" and "done" in what:
+                    self.facts |= what["facts"]
                     self._book(canvas, what["done"])
                 elif kind == "done":
                     share = self._futures.pop(what, None)
@@ -288,6 +289,7 @@ class _Share:
         return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
 
     def _book(self, canvas: ZarrCanvas, indices: Sequence[int]) -> None:
+        canvas.facts |= self.facts
         if set(indices) <= canvas.finished:
             return
         canvas.adopt(indices)

@@ -159,7 +159,7 @@ class SharedRun(WorkerPlugin):
         store = PatchStore(self.task.folder)
         done: list[int] = []
         last: Progress | None = None
-        for finished, last in run(  # noqa: B007 - the last one says what happened on the way
+        for finished, last in run(
             plan,
             section,
             self.checkpoint,
@@ -172,7 +172,7 @@ class SharedRun(WorkerPlugin):
                 store.write(result.patch.index, result.pixels)
                 done.append(result.patch.index)
             if finished:
-                self.report({"done": [result.patch.index for result in finished]})
+                self.report({"done": [result.patch.index for result in finished], "facts": dict(last.facts)})
         return _share(done, last)
 
     def compute_whole(self) -> Share:

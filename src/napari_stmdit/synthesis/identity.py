@@ -58,12 +58,19 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _complete(then: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Fill what earlier versions did not ask: they made new tissue alone, and without an edit that is all there is."""
+    """Fill what earlier versions did not ask.
+
+    The first made new tissue alone, and without an edit that is all there is; later ones drew no noise for an edit.
+    """
     asked, wanted = dict(then.get("request") or {}), dict(now.get("request") or {})
-    if "counterfactual" in asked or "counterfactual" not in wanted or not asked:
+    if not asked:
         return then
-    edits = any(dict(edit).get("enabled", True) for edit in asked.get("edits") or ())
-    asked |= {"counterfactual": "off" if edits else wanted["counterfactual"], "edit_scale": wanted.get("edit_scale")}
+    if "counterfactual" in wanted and "counterfactual" not in asked:
+        edits = any(dict(edit).get("enabled", True) for edit in asked.get("edits") or ())
+        asked["counterfactual"] = "off" if edits else wanted["counterfactual"]
+        asked["edit_scale"] = wanted.get("edit_scale")
+    if "fresh_noise" in wanted:
+        asked.setdefault("fresh_noise", 0.0)
     return {**then, "request": asked}
 
 

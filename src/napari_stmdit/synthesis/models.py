@@ -69,12 +69,15 @@ class Edited:
         canvas, one for all of it.
     scale
         w of v(c) + w (v(c') - v(c)).
+    fresh
+        Share of the noise, 0 to 1, that is drawn with the patches' seeds in place of the crops' own.
     """
 
     morphology: NDArray[np.float32]
     expression: NDArray[np.float32]
     keys: tuple[str, ...]
     scale: float = 1.0
+    fresh: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,14 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
         programs, profiles = known_programs(request.programs), (*request.profiles, *card.profiles)
         faults += faults_of(request.edits, section.spots, programs, profiles)
     counterfactual = _counterfactual(request, card, faults)
+    if counterfactual and request.fresh_noise and request.mode == "continuous":
+        faults.append(
+            (
+                "fresh_noise",
+                f"got a share of {request.fresh_noise:g}, but seamless tissue is edited with the slide's own noise alone; "
+                "use 0, or spots in place of a continuous region (--mode spots, mode='spots')",
+            )
+        )
     if faults:
         raise RequestError(faults)
     return _lay_out(section, request, card, rows, shared, counterfactual)
@@ -273,6 +281,8 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = [section.expression.statement] if section.expression.statement else []
     notes += [] if counterfactual else preset_notes(request, card)
+    if counterfactual and request.fresh_noise:
+        notes.append(f"{100 * request.fresh_noise:g} % of the noise is fresh: details differ from the slide")
     if request.counterfactual == "auto" and not counterfactual and any(edit.enabled for edit in request.edits):
         notes.append(f"new tissue was made, this tissue was not edited: {counterfactual_fault(request, card)}")
     if request.expression != "null" and "expression" not in card.conditions:

@@ -165,7 +165,8 @@ def provenance_of(
     if inputs is not None:
         record["inputs"] = dict(inputs)
     if plan.counterfactual:
-        record["edit"] = {"scale": plan.request.edit_scale, "steps_each_way": plan.steps, **dict(facts or {})}
+        asked = {"scale": plan.request.edit_scale, "fresh_noise": plan.request.fresh_noise}
+        record["edit"] = {**asked, "steps_each_way": plan.steps, **dict(facts or {})}
     boxes = [list(patch.source_box) for patch in done]
     if plan.windows is None:
         record["patches"] = {
@@ -315,6 +316,7 @@ def _synthesize_on_disk(
             for patch in finished:
                 canvas.paste(patch)
             canvas.failed = dict(progress.failed)
+            canvas.facts |= progress.facts
             if finished:
                 canvas.commit()
             if on_progress is not None:
@@ -346,15 +348,14 @@ def collect_on_disk(
         Patches that earlier sessions had finished.
     """
     done = sorted(canvas.finished)
-    notes = list(progress.notes)
+    follows = dict(canvas.facts.get("map") or {}).get("statement")  # a session with nothing left to do does not say it
+    notes = list(dict.fromkeys([*([follows] if follows else []), *progress.notes]))
     if resumed:
         notes.append(
             f"continued: {resumed} of {len(plan)} patches were finished before, and the time is that of the last session"
         )
     made = [plan.patches[index] for index in done]
-    provenance = provenance_of(
-        plan, section, model, made, seconds, notes, progress.failed, canvas.inputs, progress.facts
-    )
+    provenance = provenance_of(plan, section, model, made, seconds, notes, progress.failed, canvas.inputs, canvas.facts)
     part = "" if len(done) == len(plan) else f"/{len(done)}"  # a part of a run and the whole of it are two results
     provenance["run_id"] = canvas.run_id + part
     return Result(canvas.rgba, plan, section, tuple(done), canvas.patches(), provenance, dict(progress.failed), canvas)

@@ -273,4 +273,4 @@ def _edited(
         content_key(crop, before.counts[row], before.depth[row : row + 1])
         for crop, row in zip(crops, rows, strict=True)
     )
-    return Edited(moved, after, keys, plan.request.edit_scale)
+    return Edited(moved, after, keys, plan.request.edit_scale, plan.request.fresh_noise)

@@ -58,7 +58,9 @@ class PatchStore:
         return chunk_path(self._folder / PATCHES, index)
 
 
-def manifest_of(plan: Plan, finished: set[int], composed: set[int], failed: Mapping[int, str]) -> dict[str, Any]:
+def manifest_of(
+    plan: Plan, finished: set[int], composed: set[int], failed: Mapping[int, str], facts: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the contents of ``manifest.json``."""
     return {
         "format": 1,
@@ -66,6 +68,7 @@ def manifest_of(plan: Plan, finished: set[int], composed: set[int], failed: Mapp
         "finished": to_ranges(finished),
         "composed": to_ranges(composed),
         "failed": {str(index): why for index, why in failed.items()},
+        "facts": dict(facts),
         "updated": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

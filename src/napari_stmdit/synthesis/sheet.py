@@ -101,9 +101,8 @@ def make_sheet(
         for done, progress in run(plan, section, model, batch=1, cancel=cancel):
             if done:
                 made = [one.patch for one in done]
-                record = provenance_of(
-                    plan, section, model, made, watch.seconds, inputs=inputs_of(plan, section, model)
-                )
+                inputs = inputs_of(plan, section, model)
+                record = provenance_of(plan, section, model, made, watch.seconds, inputs=inputs, facts=progress.facts)
                 cell = SheetCell(variant.label, done[0].pixels, record)
                 sheet = ContactSheet(title, patch.spot_id, (*sheet.cells, cell), columns, sheet.patch_um, real)
             at = number + len(done)

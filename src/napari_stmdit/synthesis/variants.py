@@ -52,7 +52,11 @@ def noise_key(request: Request, provenance: Mapping[str, Any], *, edited: bool =
     update: dict[str, Any] = {"edits": edits, "region": Request().region, "section": None, "checkpoint": ""}
     if not edits:  # nothing names them
         update |= {"programs": {}, "profiles": {}}
-    update |= {"counterfactual": "on" if changed else "off", **({"seed": 0} if changed else {"edit_scale": 1.0})}
+    update["counterfactual"] = "on" if changed else "off"
+    if not changed:
+        update |= {"edit_scale": 1.0, "fresh_noise": 0.0}
+    elif not request.fresh_noise:  # nothing is drawn
+        update["seed"] = 0
     plain = request.model_copy(update={**update, "guidance": Guidance(), "steps": None})
     known = dict(provenance.get("checkpoint") or {})
     checkpoint = known.get("sha256", request.checkpoint)

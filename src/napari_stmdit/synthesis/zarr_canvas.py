@@ -59,6 +59,8 @@ class ZarrCanvas:
         Indices of the patches that are safe.
     failed
         Index -> reason of the patches that could not be made.
+    facts
+        What the result will record of how it was made, of whichever session of the run; in JSON types.
     committed
         How many patches the manifest lists.
     run_id
@@ -71,6 +73,7 @@ class ZarrCanvas:
         self.folder, self.frame, self.run_id = folder, plan.frame, run_id
         self.finished: set[int] = set()
         self.failed: dict[int, str] = {}
+        self.facts: dict[str, Any] = {}
         self.committed = 0
         self._plan, self._lock = plan, lock
         self._chunk = CHUNK if plan.windows is None else plan.windows.tile
@@ -104,7 +107,7 @@ class ZarrCanvas:
             remove_left_drafts(folder.parent, folder.name)
             with replacing(folder) as draft:
                 lay_out(draft, plan)
-                write_json(draft / MANIFEST, manifest_of(plan, set(), set(), {}))
+                write_json(draft / MANIFEST, manifest_of(plan, set(), set(), {}, {}))
                 write_json(draft / RUN, {"format": 1, "run_id": run_id, "identity": dict(identity)})
         return cls(folder, plan, run_id, take_lock(folder))
 
@@ -146,6 +149,7 @@ class ZarrCanvas:
         try:
             self.finished = from_ranges(manifest["finished"])
             self._composed = from_ranges(manifest["composed"]) & self.finished
+            self.facts = dict(manifest.get("facts", {}))  # earlier versions kept none
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"{self.folder / MANIFEST} is damaged ({error}); remove the folder to start anew"
@@ -355,7 +359,7 @@ class ZarrCanvas:
     def _write_manifest(self) -> None:
         with explained(self.folder):
             check_there(self.folder)
-            content = manifest_of(self._plan, self.finished, self._composed, self.failed)
+            content = manifest_of(self._plan, self.finished, self._composed, self.failed, self.facts)
             patiently(lambda: write_json(self.folder / MANIFEST, content))
         self.committed = len(self.finished)
 

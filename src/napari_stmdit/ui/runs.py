@@ -149,8 +149,8 @@ class RunCycle:
 
     @property
     def _samples(self) -> int:
-        """Results that a run makes: an edit of one and the same tissue has no chance in it."""
-        return 1 if self.editing else self.state.samples
+        """Results that a run makes: an edit with the noise of one and the same tissue has no chance in it."""
+        return 1 if self.editing and not self.state.request.fresh_noise else self.state.samples
 
     def preview(self) -> None:
         """Plan without running: show what it would cost, or the faults beside their fields."""

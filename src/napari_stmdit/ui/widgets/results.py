@@ -277,9 +277,11 @@ def summary(entry: ResultEntry) -> str:
     if entry.counterfactual:
         edit = dict(kept.get("edit") or {})
         follows = dict(edit.get("map") or {}).get("statement", "")
+        share = request.fresh_noise
+        fresh = f", {100 * share:g} % fresh noise of seed {request.seed}" if share else ""
         return (
             f"Edited real tissue, synthetic: {len(entry.spots)} {what}{state}; {kept.get('steps')} steps each way{preset}; scale "
-            f"{request.edit_scale:g}; edits: {words}.{' ' + follows if follows else ''}"
+            f"{request.edit_scale:g}{fresh}; edits: {words}.{' ' + follows if follows else ''}"
         )
     return (
         f"{len(entry.spots)} {what}{state}; seed {request.seed}, {kept.get('steps')} steps{preset}; guidance: {scales}; morphology: "

@@ -40,6 +40,7 @@ PRESETS = (
     ("fast", "Fast", "Fewer steps, guided only while the coarse content forms"),
     ("draft", "Draft", "A first look: fewest steps, and the preview decoder where the checkpoint has one"),
 )
+NO_CHANCE = "Without fresh noise an edit of this tissue has no chance in it: every sample is the same"
 MOST_GUIDANCE = 10.0
 """End of the slider; the number beside it takes up to 30."""
 _STEPS_PER_UNIT = 20
@@ -113,6 +114,14 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.scale.setRange(0, 30)
         self.scale.setSingleStep(0.25)
         self.scale.setMinimumWidth(64)
+        self.fresh = named(
+            QDoubleSpinBox(),
+            "Fresh noise",
+            "Share of the noise that is drawn with the seed: details differ from the slide; 0: exactly this tissue",
+        )
+        self.fresh.setRange(0, 1)
+        self.fresh.setSingleStep(0.1)
+        self.fresh.setMinimumWidth(64)
         self.mode = named(
             QComboBox(),
             "Kind of synthesis",
@@ -162,7 +171,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
             "Genes that the checkpoint needs and the section lacks are set to their training mean",
         )
         self.faults = {name: Text("error") for name in ("guidance", "morphology", "steps", "seed", "region", "other")}
-        self.faults |= {name: Text("error") for name in ("mode", "counterfactual")}
+        self.faults |= {name: Text("error") for name in ("mode", "counterfactual", "fresh_noise")}
         self.estimate, self.notes = Text("info"), Text("warning")
         self._lay_out()
         self._connect()
@@ -173,7 +182,11 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._spot_row = QWidget()
         self._spot_row.setLayout(row(self.spot, self.pick))
         self._only_edit, self._only_new, self._chance = QWidget(), QWidget(), QWidget()
-        self._only_edit.setLayout(labelled(("Edit scale", self.scale)))
+        self._only_edit.setLayout(
+            column(
+                labelled(("Edit scale", self.scale), ("Fresh noise", self.fresh)), self.faults["fresh_noise"], spacing=4
+            )
+        )
         self._only_new.setLayout(
             column(
                 QLabel("Expression guidance"),
@@ -213,6 +226,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
     def _connect(self) -> None:
         self.tissue.chosen.connect(self._tissue_chosen)
         self.scale.valueChanged.connect(self._edited)
+        self.fresh.valueChanged.connect(self._edited)
         self.mode.activated.connect(self._edited)
         self.expression.valueChanged.connect(self._edited)
         self.morphology.valueChanged.connect(self._edited)
@@ -238,6 +252,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
             update={
                 "mode": self.mode.currentData(),
                 "edit_scale": self.scale.value(),
+                "fresh_noise": self.fresh.value(),
                 "guidance": guidance,
                 "morphology": (self.spot.text().strip() or "spot") if source == "spot" else source,
                 "preset": self.preset.currentData(),
@@ -250,11 +265,12 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
     def setValue(self, request: Request) -> None:
         """Show a request."""
         self._value = request
-        controls = (self.scale, self.source, self.spot, self.steps, self.seed, self.mismatch)
+        controls = (self.scale, self.fresh, self.source, self.spot, self.steps, self.seed, self.mismatch)
         for control in controls:
             control.blockSignals(True)
         self.mode.setCurrentIndex(self.mode.findData(request.mode))
         self.scale.setValue(request.edit_scale)
+        self.fresh.setValue(request.fresh_noise)
         self.expression.setValue(request.guidance.expression)
         self.morphology.setValue(request.guidance.morphology)
         known = {key for key, _ in SOURCES}
@@ -291,7 +307,8 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         button.setToolTip(self._fault or TISSUES[0][2])
         self._only_edit.setVisible(editing)
         self._only_new.setVisible(not editing)
-        self._chance.setVisible(not editing)
+        self._chance.setEnabled(not editing or self._value.fresh_noise > 0)
+        self._chance.setToolTip("" if self._chance.isEnabled() else NO_CHANCE)
 
     def _tissue_chosen(self, key: str) -> None:
         value = self._value.model_copy(update={"counterfactual": "on" if key == "edit" else "off"})
