@@ -22,13 +22,14 @@ from ..synthesis.models import Edited, PatchBatch
 from ..synthesis.plan import counterfactual_fault, plan
 from ..synthesis.presets import resolve_counterfactual_steps, resolve_guidance
 from ..synthesis.result import synthesize
-from ..tissue.crops import read_patches
+from ..synthesis.windows import rule_of
 from ..tissue.elements import fingerprint
 from ..types import KnockOutEdit, Patch, Plan, Polygons, Request, Section, TowardsEdit
 from .cases import FEWEST, EvaluationRequest
 from .effects import Levels, agreement, ceiling, invented, locality, monotony, ms_ssim, swap_coefficient
 from .held_out import SpotSet, reconstruct
-from .image import measure
+from .image import PatchStatistics, measure
+from .painted_crops import PaintedCrop, crop_given, painted_crop, slide_on
 from .stacks import Stack, StackFolder
 
 MEASURES = ("haematoxylin", "nuclei")
@@ -54,7 +55,7 @@ class CounterfactualCheck:
     section, model
         The section, which was not trained on, and a loaded checkpoint.
     request
-        ``pairs``, ``seed``, ``steps`` and ``draws`` are heeded.
+        ``pairs``, ``mode``, ``seed``, ``steps`` and ``draws`` are heeded.
     folder
         Where edited crops are kept, so that a check that was stopped goes on.
     batch
@@ -110,6 +111,7 @@ class CounterfactualCheck:
         )
         found: Found = {
             "section": self.section.name,
+            "mode": self.request.mode,
             "pairs": self.pairs,
             "seed": self.request.seed,
             "steps_each_way": self.steps,
@@ -198,16 +200,15 @@ class CounterfactualCheck:
             name: ceiling(self.all.expression, getattr(real, name).astype(np.float64), yx.astype(np.float64))
             for name in MEASURES
         }
+        looks = yield from (self._painted_looks if self.request.mode == "continuous" else self._patch_looks)()
+        if looks is None:
+            return None
         found: Found = {}
-        for part, given in (("swap", self.b), ("swap_control", self.third)):
-            images = yield from self._edited(self.a, self.all.expression[given])
-            if images is None:
-                return None
-            now = measure(images)
+        for part, (before, after) in looks.items():
             found[part] = {}
             for name in MEASURES:
                 values = getattr(real, name).astype(np.float64)
-                change = getattr(now, name) - values[self.a]
+                change = getattr(after, name) - getattr(before, name).astype(np.float64)
                 interval = swap_coefficient(
                     change, values[self.a], values[self.b], self.request.draws, self.request.seed
                 )
@@ -218,6 +219,59 @@ class CounterfactualCheck:
                     "ceiling": round(most[name], 4),
                 }
         return found
+
+    @property
+    def _given(self) -> dict[str, NDArray[np.int64]]:
+        """Whose expression the spots are given: the other's of each pair, and a third's."""
+        return {"swap": self.b, "swap_control": self.third}
+
+    def _patch_looks(self) -> Work:
+        """Return for each part what is measured before and after, of single patches; None where cancelled."""
+        before = measure(self.all.crops[self.a])
+        looks: dict[str, tuple[PatchStatistics, PatchStatistics]] = {}
+        for part, given in self._given.items():
+            images = yield from self._edited(self.a, self.all.expression[given])
+            if images is None:
+                return None
+            looks[part] = before, measure(images)
+        return looks
+
+    def _painted_looks(self) -> Work:
+        """Return the same of crops that are painted in continuous mode; swap and control of a spot follow each other and share its noise."""
+        crops: dict[str, list[PaintedCrop]] = {part: [] for part in self._given}
+        for number, row in enumerate(self.a.tolist()):
+            for part, given in self._given.items():
+                crop = yield from self._painted_crop(row, int(given[number]))
+                if crop is None:
+                    return None
+                crops[part].append(crop)
+        return {
+            part: tuple(measure(np.stack(images)) for images in zip(*((c.before, c.after) for c in own), strict=True))
+            for part, own in crops.items()
+        }
+
+    def _painted_crop(self, row: int, given: int) -> Work:
+        """Return one `PaintedCrop`, which is kept once it is made; None where cancelled."""
+        card, mismatch = self.model.card, self.request.allow_gene_mismatch
+        made = crop_given(self.section, card, row, given, self.steps, allow_gene_mismatch=mismatch)
+        rule = rule_of(made, self.model.provenance)
+        key = of_json({"all": self.key, "rule": rule, "painted": [row, given]})[:24]
+        kept = self.stacks.load(key, 2, card.patch_px)
+        if kept.made.all():
+            yield self._progress(1)
+            return PaintedCrop(*kept.images)
+        work = painted_crop(made, self.section, self.model, row, batch=self.batch, cancel=self.cancel)
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                crop: PaintedCrop | None = end.value
+                break
+            yield self._progress()
+        if crop is not None:
+            self.stacks.save(key, Stack(np.stack([crop.before, crop.after]), np.ones(2, dtype=bool)))
+            yield self._progress(1)
+        return crop
 
     # --- programs
 
@@ -290,7 +344,7 @@ class CounterfactualCheck:
         size, pixel = made.frame.shape, made.frame.pixel_size
         top, left = made.frame.origin
         assert self.section.image is not None and self.section.calibration.mpp is not None
-        real = _slide(made, self.section)
+        real = slide_on(made, self.section)
         rgba = np.asarray(result.rgba)
         yy, xx = ((np.arange(n) + 0.5) * pixel + o - m for n, o, m in zip(size, (top, left), middle, strict=True))
         um = np.hypot(yy[:, None], xx[None]) * self.section.calibration.mpp
@@ -335,19 +389,6 @@ class CounterfactualCheck:
             allow_gene_mismatch=self.request.allow_gene_mismatch,
         )
         return request, middle
-
-
-def _slide(made: Plan, section: Section) -> NDArray[np.uint8]:
-    """Return the slide on a canvas, (h, w, 3), read tile by tile as the run reads it: one large reading is rounded otherwise."""
-    assert made.windows is not None and section.image is not None
-    height, width = made.frame.shape
-    found = np.full((height, width, 3), 255, np.uint8)
-    for patch in made.patches:
-        y0, x0, y1, x1 = patch.canvas_box
-        tile = read_patches(section.image, [patch.source_box], made.windows.tile)[0]
-        own = found[max(y0, 0) : y1, max(x0, 0) : x1]
-        own[:] = tile[max(-y0, 0) :, max(-x0, 0) :][: own.shape[0], : own.shape[1]]
-    return found
 
 
 def _reach(made: Plan, section: Section, asked: Request) -> NDArray[np.bool_]:

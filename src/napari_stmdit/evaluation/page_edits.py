@@ -8,6 +8,10 @@ from typing import Any
 
 Facts = Mapping[str, Any]
 NUMBER = ' class="n"'
+MODES = {
+    "spots": "each is edited as a single patch (mode spots).",
+    "continuous": "the crop of each is painted as a region in continuous mode, and all spots that its windows draw on are given the expression.",
+}
 
 
 def edits_of_real_tissue(facts: Facts) -> str:
@@ -29,7 +33,7 @@ def _swaps(facts: Facts) -> str:
             rows.append([name, measure, spanned(one, "coefficient"), number(one["ceiling"]), _verdict(key, one)])
     return (
         "<h3>Does a spot take on the looks of the spot whose expression it is given?</h3><p>"
-        f"{facts['pairs']} random pairs of spots. 1: its image moves all the way to what the other spot really shows; 0: it does not move with "
+        f"{facts['pairs']} random pairs of spots; {MODES[facts['mode']]} 1: its image moves all the way to what the other spot really shows; 0: it does not move with "
         "it. The ceiling is what expression says of the measure at all (R2 of cross-validated ridge regression from the same encoding). In the "
         "control the spot is given a third spot's expression and told against the other one: its interval should hold 0.</p>"
         + table(["edit", "measure", "coefficient [95 % interval]", "ceiling", ""], rows, numbers=(2, 3))
