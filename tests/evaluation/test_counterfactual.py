@@ -16,6 +16,8 @@ from napari_stmdit.evaluation.counterfactual import CounterfactualCheck
 from napari_stmdit.evaluation.effects import agreement, ceiling, invented, locality, monotony, ms_ssim, swap_coefficient
 from napari_stmdit.evaluation.evaluate import evaluate
 from napari_stmdit.evaluation.held_out import crops_at
+from napari_stmdit.evaluation.image import STAINS, haematoxylin_density
+from napari_stmdit.evaluation.painted_crops import crop_given, painted_crop
 from napari_stmdit.evaluation.stacks import STACKS
 from napari_stmdit.progress import CancelToken
 
@@ -61,9 +63,28 @@ class Pasting(Still):
         return np.full((1, image.shape[0] // 8, image.shape[1] // 8), -30, np.float32)
 
 
+class Staining(Pasting):
+    """Makes a canvas of one colour: as much haematoxylin as the crop shows whose expression all of its windows are given."""
+
+    def edit_canvas(self, image, morphology, expression, edited, corners, weight, steps, batch):
+        yield 0.5
+        shares, known = (rows / rows.sum(axis=1, keepdims=True) for rows in (edited.expression, self.rows))
+        nearest = np.abs(known[None] - shares[:, None]).sum(axis=2).argmin(axis=1)
+        self.given = set(nearest.tolist())
+        self.off = float(np.abs(known[nearest] - shares).max())
+        return np.full((1, image.shape[0] // 8, image.shape[1] // 8), 1.0 + nearest[0], np.float32)
+
+    def decode_change(self, image, change):
+        stain = STAINS[0] / np.linalg.norm(STAINS[0])
+        density = haematoxylin_density(self.crops[round(float(change.max())) - 1])
+        return 256 * np.exp(-density * stain) - 1 - image.astype(np.float32)
+
+
 def checked(model, section, folder, **changes):
-    check = CounterfactualCheck(section, model, REQUEST.model_copy(update=changes), folder, 8)
-    work = check.run()
+    return finished(CounterfactualCheck(section, model, REQUEST.model_copy(update=changes), folder, 8).run())
+
+
+def finished(work):
     while True:
         try:
             next(work)
@@ -120,6 +141,56 @@ def test_a_section_with_fewer_spots_than_pairs_gives_all_it_has_and_says_how_man
     assert (
         CounterfactualCheck(section, Still(EDITS), REQUEST.model_copy(update={"pairs": 500}), tmp_path, 8).pairs == 48
     )
+
+
+# ------------------------------------------------------------------------------------------------- painted regions
+
+
+@pytest.fixture(scope="module")
+def painted(section, tmp_path_factory):
+    return checked(Staining(EDITS, section), section, tmp_path_factory.mktemp("painted"), mode="continuous", pairs=12)
+
+
+def test_a_painted_crop_takes_on_the_other_spots_stain_and_its_control_does_not(painted, pasting):
+    assert painted["mode"] == "continuous" and pasting["mode"] == "spots"
+    stain, flat = painted["swap"]["haematoxylin"], painted["swap"]["nuclei"]
+    assert stain["coefficient"] == pytest.approx(1, abs=0.03) and stain["low"] > 0.9
+    assert flat["coefficient"] == pytest.approx(0, abs=1e-6)  # one colour has no nuclei, whatever the other spot has
+    control = painted["swap_control"]["haematoxylin"]
+    assert control["low"] < 0 < control["high"]
+    assert stain["ceiling"] == pasting["swap"]["haematoxylin"]["ceiling"]
+
+
+def test_painted_crops_that_do_not_change_are_the_slide(section, tmp_path):
+    found = checked(Still(EDITS), section, tmp_path, mode="continuous", pairs=8)
+    for part in ("swap", "swap_control"):
+        for one in found[part].values():
+            assert one["coefficient"] == one["low"] == one["high"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_painted_region_is_the_whole_crop_and_all_its_windows_are_edited_alike(section):
+    made = crop_given(section, EDITS, 20, 3, 2)
+    model = Staining(EDITS, section)
+    crop = finished(painted_crop(made, section, model, 20, batch=8, cancel=CancelToken()))
+    assert len(made.windows) > 1 and model.given == {3} and model.off < 1e-5
+    assert np.abs(crop.before.astype(int) - crops_at(section, section.spots.yx[[20]], EDITS)[0]).max() <= 1
+    assert crop.after.reshape(-1, 3).std(axis=0).max() == 0  # every pixel was painted
+    apart = haematoxylin_density(crop.after) - haematoxylin_density(crops_at(section, section.spots.yx[[3]], EDITS)[0])
+    assert abs(apart) < 0.02
+
+
+def test_a_painted_crop_at_the_slides_edge_keeps_the_glass_beyond(section):
+    from dataclasses import replace
+
+    yx = section.spots.yx.copy()
+    yx[0] = (10.0, 10.0)
+    moved = replace(section, spots=replace(section.spots, yx=yx))
+    model = Staining(EDITS, section)
+    crop = finished(painted_crop(crop_given(moved, EDITS, 0, 3, 2), moved, model, 0, batch=8, cancel=CancelToken()))
+    beyond = np.zeros((64, 64), dtype=bool)
+    beyond[:22] = beyond[:, :22] = True  # the crop begins 22 pixels before the slide
+    assert (crop.after[beyond] == crop.before[beyond]).all()
+    assert crop.after[~beyond].reshape(-1, 3).std(axis=0).max() == 0
 
 
 # ------------------------------------------------------------------------------------------------- measures
@@ -216,9 +287,40 @@ def test_a_folder_that_holds_an_evaluation_is_refused_and_with_resume_nothing_is
     assert json.loads(more.stdout)["counterfactual"] == printed[0]["counterfactual"]
 
 
+def test_the_command_paints_crops_and_swap_and_control_share_their_noise(
+    tiny_checkpoint, tiny_folder, tmp_path, printed, monkeypatch
+):
+    from napari_stmdit.editing import TissueEditor
+
+    asked, found = [], []
+    path, keys = TissueEditor._canvas_path, []
+
+    def counting(self, key, *rest):
+        before = self.abducted
+        keys.append(key)
+        result = yield from path(self, key, *rest)
+        (found if self.abducted == before else asked).append(key)
+        return result
+
+    monkeypatch.setattr(TissueEditor, "_canvas_path", counting)
+    words = [str(tmp_path / "report") if word == printed[2] else word for word in printed[1]]
+    done = CliRunner().invoke(app, [*map(str, words), "--mode", "continuous"])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)["counterfactual"]
+    assert facts["mode"] == "continuous" and printed[0]["counterfactual"]["mode"] == "spots"
+    assert set(facts) == set(printed[0]["counterfactual"])
+    for part in ("swap", "swap_control"):
+        assert set(facts[part]["nuclei"]) == set(printed[0]["counterfactual"][part]["nuclei"])
+    assert facts["swap"] != printed[0]["counterfactual"]["swap"]
+    assert keys[:16:2] == keys[1:16:2] and set(keys[1:16:2]) <= set(found)
+    assert "painted as a region in continuous mode" in (tmp_path / "report" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        (("--mode", "continuous"), "--mode is for the part counterfactual"),
+        (("--parts", "counterfactual", "--mode", "sideways"), "mode"),
         (("--parts", "counterfactual", "--spots", "9"), "--spots is for the part conditions"),
         (("--pairs", "9"), "--pairs is for the part counterfactual"),
         (("--parts", "sideways"), "expected conditions, counterfactual or all"),
@@ -254,6 +356,6 @@ def test_an_evaluation_of_before_is_still_the_same_work():
     from napari_stmdit.evaluation.report import _work_of
 
     request = st.EvaluationRequest().model_dump(mode="json")
-    older = {name: value for name, value in request.items() if name not in ("parts", "pairs")}
+    older = {name: value for name, value in request.items() if name not in ("parts", "pairs", "mode")}
     about = {"kind": "checkpoint", "sections": []}
     assert _work_of({**about, "request": request}) == _work_of({**about, "request": older})
