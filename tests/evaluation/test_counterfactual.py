@@ -15,6 +15,8 @@ from napari_stmdit.errors import RequestError, StmditError, StoreError
 from napari_stmdit.evaluation.counterfactual import CounterfactualCheck
 from napari_stmdit.evaluation.effects import agreement, ceiling, invented, locality, monotony, ms_ssim, swap_coefficient
 from napari_stmdit.evaluation.evaluate import evaluate
+from napari_stmdit.evaluation.feature_locality import feature_locality
+from napari_stmdit.evaluation.features import RandomConvolutions
 from napari_stmdit.evaluation.held_out import crops_at
 from napari_stmdit.evaluation.image import STAINS, haematoxylin_density
 from napari_stmdit.evaluation.painted_crops import crop_given, painted_crop
@@ -117,7 +119,8 @@ def test_a_model_that_does_nothing_moves_nothing(still):
     assert still["identity"]["pixels"] == 0
     assert still["dose"]["monotone"] is None and still["dose"]["moved"] == 0
     assert still["locality"]["outside_grey_levels"] == 0 and still["locality"]["ratio"] is None
-    assert still["invention"]["inside"] == 0
+    assert still["invention"]["inside"] == 0 and still["invention"]["outside_nuclei"] in (0, None)
+    assert all(space["inside"] == 0 for space in still["locality"]["features"].values())
 
 
 def test_a_model_that_pastes_the_other_spot_moves_all_the_way_and_its_control_does_not(pasting):
@@ -128,6 +131,10 @@ def test_a_model_that_pastes_the_other_spot_moves_all_the_way_and_its_control_do
     assert pasting["swap"]["haematoxylin"]["ceiling"] > 0.5  # expression tells this tissue's density
     assert pasting["identity"]["pixels"] == 0
     assert pasting["locality"]["inside_haematoxylin"] > 0.05
+    assert pasting["locality"]["outside_grey_levels"] == 0 and pasting["locality"]["outside_pixels"] > 0
+    assert pasting["invention"]["outside_nuclei"] == 0
+    for space in pasting["locality"]["features"].values():
+        assert space["inside"] > 0.1 and space["outside"] == 0
 
 
 def test_pairs_are_those_that_the_seed_draws(section, tmp_path):
@@ -236,8 +243,36 @@ def test_a_change_beyond_the_reach_and_a_new_nucleus_are_seen():
     left[:, :32] = True
     found = locality(real, edited, ~left, left, ~left)
     assert found["outside_grey_levels"] == 200 and found["outside_pixels"] == 2048 and found["ratio"] is None
-    new = invented(real, edited, 1.0, {"left": left, "right": ~left})
-    assert new["left"] == 0 and new["right"] > 0
+    new = invented(real, edited, 1.0, {"left": left, "right": ~left}, left)
+    assert new["left"] == 0 and new["right"] > 0 and new["outside_nuclei"] == 0
+    assert invented(real, edited, 1.0, {}, ~left)["outside_nuclei"] == 1
+    assert invented(real, edited, 1.0, {}, np.zeros_like(left))["outside_nuclei"] is None
+
+
+def test_features_tell_where_crops_change():
+    rng = np.random.default_rng(0)
+    real, reference = rng.integers(100, 200, (96, 128, 3), np.uint8), rng.integers(0, 255, (6, 32, 32, 3), np.uint8)
+    areas = {name: np.zeros((96, 128), bool) for name in ("around", "outside")}
+    areas["around"][:, 64:96] = areas["outside"][:, 96:] = True
+
+    def found(edited):
+        facts = feature_locality(real, edited, (48, 32), 32, areas, [RandomConvolutions()], reference)
+        (space,) = facts["features"].values()
+        assert facts["ratio_features"] == space["ratio"]
+        return space
+
+    edited = real.copy()
+    edited[32:64, 16:48] //= 2
+    assert found(real) == {"inside": 0, "around": 0, "outside": 0, "ratio": None}
+    only = found(edited)
+    assert only["inside"] > 0.1 and only["around"] == only["outside"] == 0 and only["ratio"] is None
+    edited[:, 64:96] //= 2
+    more = found(edited)
+    assert more["inside"] == only["inside"] and 0.3 < more["ratio"] < 3 and more["outside"] == 0
+    edited[90:, 120:] = 0  # in the last crop of those beyond
+    assert found(edited)["outside"] > 0
+    areas["outside"][:] = False
+    assert found(edited)["outside"] is None
 
 
 # ------------------------------------------------------------------------------------------------- command and report
@@ -264,6 +299,10 @@ def test_the_command_prints_one_object_with_every_figure(printed):
     assert {"correlation", "slope", "low", "high"} <= set(found["programs"])
     assert "monotone" in found["dose"] and "ratio" in found["locality"]
     assert found["locality"]["outside_grey_levels"] == 0
+    spaces = found["locality"]["features"]
+    assert [name.split()[0] for name in spaces] == ["encoder", "random"]  # those of every evaluation
+    assert "ratio_features" in found["locality"] and "outside_nuclei" in found["invention"]
+    assert all(space["inside"] > 0 for space in spaces.values())
     assert isinstance(found["morphology_explained"], float)
 
 
@@ -271,6 +310,8 @@ def test_the_report_tells_it_in_words(printed):
     page = (printed[2] / "report.html").read_text()
     assert "Counterfactual: edits of real tissue" in page and "control: given a third spot" in page
     assert "Does the true condition beat its controls?" not in page
+    assert "features, in spreads: random convolutions" in page
+    assert "edit reaches all of the section" in page or "</b> nuclei are there that the slide does not have" in page
     facts = json.loads((printed[2] / "report.json").read_text())
     assert facts["counterfactual"] == printed[0]["counterfactual"]
     assert any("association, not cause" in text for text in facts["caveats"])

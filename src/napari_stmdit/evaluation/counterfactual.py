@@ -18,7 +18,7 @@ from ..storage.fingerprint import of_json
 from ..synthesis.conditions import spot_rows
 from ..synthesis.counterfactual import content_key, map_of
 from ..synthesis.edited_windows import changed_windows, reached_windows
-from ..synthesis.models import Edited, PatchBatch
+from ..synthesis.models import Edited, PatchBatch, known_by_spot
 from ..synthesis.plan import counterfactual_fault, plan
 from ..synthesis.presets import resolve_counterfactual_steps, resolve_guidance
 from ..synthesis.result import synthesize
@@ -27,9 +27,12 @@ from ..tissue.elements import fingerprint
 from ..types import KnockOutEdit, Patch, Plan, Polygons, Request, Section, TowardsEdit
 from .cases import FEWEST, EvaluationRequest
 from .effects import Levels, agreement, ceiling, invented, locality, monotony, ms_ssim, swap_coefficient
+from .feature_locality import feature_locality
+from .features import FeatureSpace
 from .held_out import SpotSet, reconstruct
 from .image import PatchStatistics, measure
 from .painted_crops import PaintedCrop, crop_given, painted_crop, slide_on
+from .spaces import DEFAULT, open_spaces
 from .stacks import Stack, StackFolder
 
 MEASURES = ("haematoxylin", "nuclei")
@@ -352,13 +355,29 @@ class CounterfactualCheck:
         inside = shown & (um < RADIUS_UM)
         around = shown & reach & (um > RADIUS_UM + FADE_UM)
         pictures = np.where(shown[..., None], real, 255), np.where(shown[..., None], rgba[..., :3], 255)
+        beyond = shown & ~reach
+        at = [int((m - o) / pixel) for m, o in zip(middle, (top, left), strict=True)]
+        seen = feature_locality(
+            *pictures,
+            (at[0], at[1]),
+            self.model.card.patch_px,
+            {"around": around, "outside": beyond},
+            self._spaces(),
+            self.all.crops[self.a],
+        )
         return {
-            "locality": locality(*pictures, inside, around, shown & ~reach),
+            "locality": {**locality(*pictures, inside, around, beyond), **seen},
             "invention": {
-                "unit": "nuclei per mm2 that the slide does not have there",
-                **invented(*pictures, self.model.card.patch_mpp, {"inside": inside, "around": around}),
+                "unit": "nuclei per mm2 that the slide does not have there; outside_nuclei: their number beyond the edit's reach",
+                **invented(*pictures, self.model.card.patch_mpp, {"inside": inside, "around": around}, beyond),
             },
         }
+
+    def _spaces(self) -> tuple[FeatureSpace, ...]:
+        """Open the feature spaces that evaluations use by default; embeddings from elsewhere describe no edited crop."""
+        if known_by_spot(self.model.provenance, "morphology"):
+            return open_spaces(("random",), self.model)
+        return open_spaces(DEFAULT, self.model)
 
     def _painted(self) -> tuple[Request, NDArray[np.float64]]:
         """Return a request that paints a disc in the middle of the tissue towards its palest or densest tenth, whichever is farther."""

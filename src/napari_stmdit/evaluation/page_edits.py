@@ -98,11 +98,21 @@ def _where(facts: Facts) -> str:
     rows = [
         ["mean change of a pixel (grey levels)", *_both(one, "grey_levels"), number(one["ratio"], 2)],
         ["change of haematoxylin over 16 pixels", *_both(one, "haematoxylin"), number(one["ratio_haematoxylin"], 2)],
+        *(
+            [
+                f"change of a crop's features, in spreads: {name}",
+                number(f["inside"]),
+                number(f["around"]),
+                number(f["ratio"], 2),
+            ]
+            for name, f in one["features"].items()
+        ),
         ["nuclei that the slide does not have there, per mm2", number(new["inside"], 0), number(new["around"], 0), ""],
     ]
     beyond = one["outside_pixels"]
     words = (
-        f"Beyond that, {beyond} pixels were looked at: the largest change is <b>{one['outside_grey_levels']}</b> grey levels (it should be 0)."
+        f"Beyond that, {beyond} pixels were looked at: the largest change is <b>{one['outside_grey_levels']}</b> grey levels, the largest of a "
+        f"crop's features {_beyond(one)}, and {_counted(new['outside_nuclei'])} are there that the slide does not have (all should be 0)."
         if beyond
         else "The edit reaches all of the section, so nothing could be looked at beyond it."
     )
@@ -111,6 +121,15 @@ def _where(facts: Facts) -> str:
         f"out. {words} New nuclei around the disc are inventions that nobody asked for; a count of nuclei is crude, and small shifts of stain "
         f"add a few.</p>{table(['', 'in the disc', 'around it', 'ratio'], rows, numbers=(1, 2, 3))}"
     )
+
+
+def _beyond(facts: Facts) -> str:
+    found = [f["outside"] for f in facts["features"].values()]
+    return "cannot be told" if None in found else f"<b>{max(found):g}</b>"
+
+
+def _counted(nuclei: int | None) -> str:
+    return "nuclei cannot be told" if nuclei is None else f"<b>{nuclei}</b> nuclei"
 
 
 def _both(facts: Facts, name: str) -> tuple[str, str]:
