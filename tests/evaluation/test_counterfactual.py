@@ -19,9 +19,10 @@ from napari_stmdit.evaluation.feature_locality import feature_locality
 from napari_stmdit.evaluation.features import RandomConvolutions
 from napari_stmdit.evaluation.held_out import crops_at
 from napari_stmdit.evaluation.image import STAINS, haematoxylin_density
-from napari_stmdit.evaluation.painted_crops import crop_given, painted_crop
+from napari_stmdit.evaluation.painted_crops import PaintedCrop, crop_given, painted_crop
 from napari_stmdit.evaluation.stacks import STACKS
 from napari_stmdit.progress import CancelToken
+from napari_stmdit.synthesis.windows import CELL
 
 EDITS = CARD.model_copy(update={"edits_tissue": True})
 REQUEST = st.EvaluationRequest(pairs=24, steps=2, draws=200, parts=("counterfactual",))
@@ -186,18 +187,22 @@ def test_a_painted_region_is_the_whole_crop_and_all_its_windows_are_edited_alike
     assert abs(apart) < 0.02
 
 
-def test_a_painted_crop_at_the_slides_edge_keeps_the_glass_beyond(section):
+@pytest.mark.parametrize("corner", ["first", "last"])
+def test_a_painted_crop_at_the_slides_corner_keeps_the_glass_beyond(section, corner):
     from dataclasses import replace
 
-    yx = section.spots.yx.copy()
-    yx[0] = (10.0, 10.0)
+    yx, size = section.spots.yx.copy(), np.array(section.image.shape)
+    yx[0] = (10, 10) if corner == "first" else size - 10
     moved = replace(section, spots=replace(section.spots, yx=yx))
     model = Staining(EDITS, section)
     crop = finished(painted_crop(crop_given(moved, EDITS, 0, 3, 2), moved, model, 0, batch=8, cancel=CancelToken()))
-    beyond = np.zeros((64, 64), dtype=bool)
-    beyond[:22] = beyond[:, :22] = True  # the crop begins 22 pixels before the slide
-    assert (crop.after[beyond] == crop.before[beyond]).all()
-    assert crop.after[~beyond].reshape(-1, 3).std(axis=0).max() == 0
+    if corner == "last":
+        crop = PaintedCrop(crop.before[::-1, ::-1], crop.after[::-1, ::-1])
+    away = (
+        np.minimum(*np.indices((64, 64))) - 22
+    )  # pixels from the slide's edge inwards; the region ends at whole cells
+    assert (crop.after[away < -CELL] == crop.before[away < -CELL]).all()
+    assert crop.after[away >= CELL].std(axis=0).max() == 0
 
 
 # ------------------------------------------------------------------------------------------------- measures
