@@ -203,9 +203,14 @@ class Checkpoint:
             above=filled.above or 0.0,
         )
 
+    def encode_slide(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Encode an image (H, W, 3) uint8 as latents (c, h, w), which are kept."""
+        with memory_given_back():
+            return self.editor.encode(image)
+
     def edit_canvas(
         self,
-        image: NDArray[np.uint8],
+        latents: NDArray[np.float32],
         morphology: NDArray[np.float32],
         expression: NDArray[np.float32],
         edited: Edited,
@@ -214,17 +219,17 @@ class Checkpoint:
         steps: int,
         batch: int,
     ) -> Generator[float, None, NDArray[np.float32]]:
-        """Yield the share of the work that is done; return the change (c, h, w) of an image's latents; see `EditingModel`."""
+        """Yield the share of the work that is done; return the change (c, h, w) of the slide's latents; see `EditingModel`."""
         with memory_given_back():
             change = yield from self.editor.edit_canvas(
-                image, morphology, expression, edited, corners, weight, steps, batch
+                latents, morphology, expression, edited, corners, weight, steps, batch
             )
         return change
 
-    def decode_change(self, image: NDArray[np.uint8], change: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return how the pixels of an image (H, W, 3) uint8 move, (H, W, 3), with a change (c, h, w) of its latents."""
+    def decode_change(self, latents: NDArray[np.float32], change: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return how pixels move, (H, W, 3) in grey levels, with a change (c, h, w) of the slide's latents (c, h, w)."""
         with memory_given_back():
-            return self.editor.decode_change(image, change)
+            return self.editor.decode_change(latents, change)
 
     def decode(self, latents: NDArray[np.float32], *, preview: bool = False) -> NDArray[np.uint8]:
         """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8; with ``preview`` by the preview decoder, if any."""

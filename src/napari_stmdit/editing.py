@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from .model.predict import ConditionTensors
     from .synthesis.models import Edited, PatchBatch
 
-METHOD = 1
+METHOD = 2
 """Version of what is kept: raise it where the path of a crop to its noise is computed otherwise."""
-TILE, MARGIN = 512, 64
-"""Pixels of an image that are encoded together, and those around them that an encoder looks at."""
 NOISE_BYTES = 512 * 2**20
 NOISE_FOLDER_BYTES = 2 * 2**30
 
@@ -98,9 +96,20 @@ class TissueEditor:
         stacked = np.stack([path for path in paths if path is not None], axis=2)  # (2, steps + 1, b, c, h, w)
         return restored(self.pipeline.scheduler, {"states": stacked[0], "slopes": stacked[1]}, before)
 
+    def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Encode an image (H, W, 3) uint8 as latents (c, h, w); what was encoded before is found in the cache."""
+        from .model.vae import encode_latents
+
+        key = self._key(f"latents {image.shape} {hashlib.sha256(np.ascontiguousarray(image)).hexdigest()}")
+        kept = self.cache.get(key)
+        if kept is None:
+            kept = encode_latents(self.pipeline.vae, image[None])[0].float().cpu().numpy()
+            self.cache.put(key, kept)
+        return kept
+
     def edit_canvas(
         self,
-        image: NDArray[np.uint8],
+        latents: NDArray[np.float32],
         morphology: NDArray[np.float32],
         expression: NDArray[np.float32],
         edited: Edited,
@@ -109,14 +118,13 @@ class TissueEditor:
         steps: int,
         batch: int,
     ) -> Generator[float, None, NDArray[np.float32]]:
-        """Yield the share of the work that is done; return the change of the latents of an image; see `EditingModel`."""
+        """Yield the share of the work that is done; return the change of the slide's latents; see `EditingModel`."""
         from .model.counterfactual import CanvasWindows, predict
 
-        factor = self._factor
-        layout = CanvasWindows(corners, weight, (image.shape[0] // factor, image.shape[1] // factor))
+        layout = CanvasWindows(corners, weight, (latents.shape[1], latents.shape[2]))
         before = conditions_of(morphology, expression)
         key = self._key(f"{edited.keys[0]} {steps}")
-        abduction = yield from self._canvas_path(key, image, before, layout, steps, batch)
+        abduction = yield from self._canvas_path(key, latents, before, layout, steps, batch)
         after = conditions_of(edited.morphology, edited.expression)
         work = predict(self.pipeline.transformer, abduction, after, scale=edited.scale, batch=batch)
         change = yield from _shares(work, 0.5)
@@ -124,18 +132,19 @@ class TissueEditor:
         return found
 
     def _canvas_path(
-        self, key: str, image: NDArray[np.uint8], before: ConditionTensors, layout: Any, steps: int, batch: int
+        self, key: str, latents: NDArray[np.float32], before: ConditionTensors, layout: Any, steps: int, batch: int
     ) -> Generator[float, None, Any]:
+        import torch
+
         from .model.counterfactual import abduct, restored
 
         count, side = len(layout.corners), layout.side
         kept = self.cache.get(key)
-        channels = int(self.pipeline.vae.config.latent_channels)
         if kept is None:
             work = abduct(
                 self.pipeline.transformer,
                 self.pipeline.scheduler,
-                self._encode(image),
+                torch.tensor(latents),
                 before,
                 layout=layout,
                 steps=steps,
@@ -147,46 +156,22 @@ class TissueEditor:
             self.abducted += count
             return found
         kept = kept.copy()  # what the cache holds is read-only, which torch does not take
+        channels = len(latents)
         shape = (steps + 1, channels, *layout.size)
         size = int(np.prod(shape))
         slopes = kept[size:].reshape(steps + 1, count, channels, side, side)
         arrays = {"states": kept[:size].reshape(shape), "slopes": slopes}
         return restored(self.pipeline.scheduler, arrays, before, layout)
 
-    def decode_change(self, image: NDArray[np.uint8], change: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return how the pixels of an image (H, W, 3) uint8 move, (H, W, 3), with a change (c, h, w) of its latents."""
+    def decode_change(self, latents: NDArray[np.float32], change: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return how pixels move, (H, W, 3) in grey levels, with a change (c, h, w) of the slide's latents (c, h, w)."""
         import torch
 
         from .model.counterfactual import decoded_change
 
-        latents = self._encode(image)
-        found: NDArray[np.float32] = decoded_change(self.pipeline.vae, latents[None], torch.from_numpy(change)[None])[0]
+        parts = (torch.tensor(part)[None] for part in (latents, change))
+        found: NDArray[np.float32] = decoded_change(self.pipeline.vae, *parts)[0]
         return found
-
-    def _encode(self, image: NDArray[np.uint8]) -> Tensor:
-        """Encode an image (H, W, 3) uint8 as latents (c, h, w), tile by tile with a margin."""
-        import torch
-
-        from .model.vae import encode_latents, latent_channels
-
-        factor, (height, width) = self._factor, image.shape[:2]
-        latents = torch.zeros(latent_channels(self.pipeline.vae), height // factor, width // factor)
-        for y in range(0, height, TILE):
-            for x in range(0, width, TILE):
-                y0, x0 = max(y - MARGIN, 0), max(x - MARGIN, 0)
-                y1, x1 = min(y + TILE, height), min(x + TILE, width)
-                part = image[y0 : min(y1 + MARGIN, height), x0 : min(x1 + MARGIN, width)]
-                found = encode_latents(self.pipeline.vae, part[None])[0].float().cpu()
-                top, left = (y - y0) // factor, (x - x0) // factor
-                own = found[:, top : top + (y1 - y) // factor, left : left + (x1 - x) // factor]
-                latents[:, y // factor : y1 // factor, x // factor : x1 // factor] = own
-        return latents
-
-    @property
-    def _factor(self) -> int:
-        from .model.vae import spatial_factor
-
-        return spatial_factor(self.pipeline.vae)
 
     def _key(self, content: str) -> str:
         return hashlib.sha256(f"{METHOD} {self.identity} {content}".encode()).hexdigest()

@@ -41,11 +41,14 @@ class Still(Described):
     def images(self, batch):
         return batch.crops
 
-    def edit_canvas(self, image, morphology, expression, edited, corners, weight, steps, batch):
-        yield 0.5
+    def encode_slide(self, image):
         return np.zeros((1, image.shape[0] // 8, image.shape[1] // 8), np.float32)
 
-    def decode_change(self, image, change):
+    def edit_canvas(self, latents, morphology, expression, edited, corners, weight, steps, batch):
+        yield 0.5
+        return np.zeros_like(latents)
+
+    def decode_change(self, latents, change):
         return np.repeat(change.repeat(8, axis=1).repeat(8, axis=2)[0][..., None], 3, axis=2)
 
 
@@ -61,9 +64,9 @@ class Pasting(Still):
         away = np.abs(self.rows[None] - batch.edited.expression[:, None]).sum(axis=2)
         return self.crops[away.argmin(axis=1)]
 
-    def edit_canvas(self, image, morphology, expression, edited, corners, weight, steps, batch):
+    def edit_canvas(self, latents, morphology, expression, edited, corners, weight, steps, batch):
         yield 0.5
-        return np.full((1, image.shape[0] // 8, image.shape[1] // 8), -30, np.float32)
+        return np.full_like(latents, -30)
 
 
 class Staining(Pasting):

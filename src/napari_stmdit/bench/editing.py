@@ -62,9 +62,10 @@ def editing(checkpoint: Checkpoint, section: Section, rounds: int) -> dict[str, 
             editor = TissueEditor(checkpoint.pipeline, "bench", EmbeddingCache(NOISE_BYTES))
             checkpoint.__dict__["editor"] = editor
             counted = {}
-            for which, scale in (("first", 1.0), ("next", 1.5)):
+            for which, strength in (("first", 1.0), ("next", 0.5)):
+                edits = (edit.model_copy(update={"strength": strength}),)
                 before, start = editor.abducted, time.perf_counter()
-                synthesize(section, request.model_copy(update={"edit_scale": scale}), checkpoint)
+                synthesize(section, request.model_copy(update={"edits": edits}), checkpoint)
                 if turn:
                     seconds[which].append(time.perf_counter() - start)
                 counted[which] = editor.abducted - before

@@ -35,8 +35,8 @@ from .vae import decode_images, is_tiny
 
 STEPS = 12
 """Steps each way, one call of the network each; see docs/evidence/inversion.md."""
-PREPARED = 64
-"""Items up to which what conditions contribute is kept between the nodes; beyond, it would fill the device."""
+PREPARED = 256
+"""Items, a block of windows, up to which what conditions contribute is kept between the nodes; beyond, it would fill the device."""
 
 T = TypeVar("T")
 

@@ -27,6 +27,8 @@ from .models import Edited, EditingModel, SolverStates
 
 MAX_BLOCK = 16
 """Windows along each side of a block; what is kept of one takes about 0.2 GB at the bundled checkpoint's size."""
+TILE, MARGIN = 512, 64
+"""Pixels of the slide that are encoded together, and those around them that an encoder looks at."""
 
 Update = tuple[tuple[PatchResult, ...], Progress]
 
@@ -98,6 +100,7 @@ class _EditedCanvas:
     failed: dict[int, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     finished: set[int] = field(default_factory=set)
+    encoded: dict[tuple[int, int], NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         channels, self.factor = self.model.latent_grid
@@ -175,12 +178,13 @@ class _EditedCanvas:
                 return None
         m, e, edited = (np.concatenate(parts) for parts in (morphology, measured, after))
         image = self._slide(low * self.factor, high * self.factor)
+        latents = self._latents(low, high)
         corners = self.corners[block] - low
         rows, weights = self.windows.rows[block], self.windows.weights[block]
         spots = np.searchsorted(spot_rows(self.plan), np.unique(rows))
         key = content_key(image, corners, rows, weights, before.counts[spots], before.depth[spots])
         moved = Edited(m + before.map.delta(e, edited), edited, (key,), self.plan.request.edit_scale)
-        work = self.model.edit_canvas(image, m, e, moved, corners, self.weight, self.plan.steps, self.batch)
+        work = self.model.edit_canvas(latents, m, e, moved, corners, self.weight, self.plan.steps, self.batch)
         while True:
             try:
                 part = next(work)
@@ -203,6 +207,34 @@ class _EditedCanvas:
         box = (y0, x0, y0 + side * pixel, x0 + side * pixel)
         whole: NDArray[np.uint8] = read_patches(self.section.image, [box], side)[0]
         return whole[: size[0], : size[1]]
+
+    def _latents(self, low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the latents (c, h, w) of the slide between two corners (y, x), in cells from the corner of the windows' area."""
+        channels, *size = self.shape
+        found = np.zeros((channels, *(high - low)), dtype=np.float32)
+        side = TILE // self.factor
+        for y in range(low[0] // side * side, high[0], side):
+            for x in range(low[1] // side * side, high[1], side):
+                tile = self._encoded(y, x, side)
+                y0, x0 = max(y, low[0]), max(x, low[1])
+                y1, x1 = min(y + side, size[0], high[0]), min(x + side, size[1], high[1])
+                found[:, y0 - low[0] : y1 - low[0], x0 - low[1] : x1 - low[1]] = tile[
+                    :, y0 - y : y1 - y, x0 - x : x1 - x
+                ]
+        return found
+
+    def _encoded(self, y: int, x: int, side: int) -> NDArray[np.float32]:
+        """Return the latents of the tile at (y, x); tiles come row by row, so that those of three rows are kept."""
+        if (y, x) not in self.encoded:
+            size, margin = np.array(self.shape[1:]), MARGIN // self.factor
+            low = np.maximum((y - margin, x - margin), 0)
+            high = np.minimum((y + side + margin, x + side + margin), size)
+            whole = self.model.encode_slide(self._slide(low * self.factor, high * self.factor))
+            top, left = y - low[0], x - low[1]
+            while len(self.encoded) > 3 * (size[1] // side + 2):
+                self.encoded.pop(next(iter(self.encoded)))
+            self.encoded[y, x] = whole[:, top : top + side, left : left + side]
+        return self.encoded[y, x]
 
     def _morphology(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         assert self.section.image is not None
@@ -248,10 +280,10 @@ class _EditedCanvas:
             height, width = (n * factor for n in part.shape[1:])
             if not part.any():
                 return np.zeros((height, width, 3), dtype=np.float32)
-            low = np.array(corner) - origin
-            found = self.model.decode_change(self._slide(low, low + (height, width)), part)
-            y, x = low // factor
-            own = reached[y : y + part.shape[1], x : x + part.shape[2]]
+            low = (np.array(corner) - origin) // factor
+            high = low + part.shape[1:]
+            found = self.model.decode_change(self._latents(low, high), part)
+            own = reached[low[0] : high[0], low[1] : high[1]]
             return found * own.repeat(factor, axis=0).repeat(factor, axis=1)[..., None]
 
         decoder = TileDecoder(change, self.plan, self.windows, factor, difference)

@@ -185,9 +185,12 @@ class CanvasModel(PatchModel, Protocol):
 class EditingModel(CanvasModel, Protocol):
     """What edits of real tissue in continuous mode need beyond a `CanvasModel`."""
 
+    def encode_slide(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Encode an image (H, W, 3) uint8 as latents (c, h, w)."""
+
     def edit_canvas(
         self,
-        image: NDArray[np.uint8],
+        latents: NDArray[np.float32],
         morphology: NDArray[np.float32],
         expression: NDArray[np.float32],
         edited: Edited,
@@ -196,13 +199,13 @@ class EditingModel(CanvasModel, Protocol):
         steps: int,
         batch: int,
     ) -> Generator[float, None, NDArray[np.float32]]:
-        """Yield the share of the work that is done; return the change (c, h, w) of the latents of an image (H, W, 3) uint8.
+        """Yield the share of the work that is done; return the change (c, h, w) of the slide's latents (c, h, w).
 
         ``corners`` (n, 2) of n windows, in latent cells, with ``weight`` (s, s); conditions are one for each window.
         """
 
-    def decode_change(self, image: NDArray[np.uint8], change: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return how the pixels of an image (H, W, 3) uint8 move, (H, W, 3), with a change (c, h, w) of its latents."""
+    def decode_change(self, latents: NDArray[np.float32], change: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return how pixels move, (H, W, 3) in grey levels, with a change (c, h, w) of the slide's latents (c, h, w)."""
 
 
 class SolverStates(Protocol):

@@ -219,7 +219,7 @@ def _lay_out(
     windows: Windows | None = None
     further: tuple[str, ...] = ()
     if request.mode == "continuous":
-        windows, patches, frame, further = lay_out_windows(section, request, card, rows)
+        windows, patches, frame, further = lay_out_windows(section, request, card, rows, counterfactual)
         read = windows.source_boxes
     else:
         patches, frame = _lay_out_patches(section, request, card, rows)

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
 from ..errors import SectionError, StmditError
 from ..storage.fingerprint import PerObject
 from ..types import SlideImage
 
 WHITE = (255, 255, 255)
+EXACT = 1e-5
+"""Distance from a pixel's border, in pixels, that changes no grey level: 255 times it is far below what is rounded."""
 
 
 def read_patches(
@@ -161,28 +164,38 @@ class _Window:
         return image.levels[self.level][self.low[0] : self.high[0], self.low[1] : self.high[1]]
 
     def resample(self, block: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[np.uint8]:
-        pixels = np.asarray(block, dtype=np.float32)
+        pixels = np.asarray(block)
         if self.reaches_outside:
             pixels = self._padded(pixels, background)
+        if (y := _first_pixel(self.edges[0])) is not None and (x := _first_pixel(self.edges[1])) is not None:
+            y, x = y - self.start[0], x - self.start[1]
+            return pixels[y : y + len(self.edges[0]) - 1, x : x + len(self.edges[1]) - 1].astype(np.uint8)
+        # few pixels of the block count for one of the patch
         rows, columns = (
-            area_weights(edges - start, stop - start)
+            csr_matrix(area_weights(edges - start, stop - start))
             for edges, start, stop in zip(self.edges, self.start, self.stop, strict=True)
         )
-        height, width = len(rows), pixels.shape[1]
-        # rows first, as one matrix product over all columns and channels; then columns
-        tall = (rows @ pixels.reshape(len(pixels), -1)).reshape(height, width, 3)
-        patch = np.matmul(columns[None], tall)
+        height, width = rows.shape[0], pixels.shape[1]
+        tall = (rows @ pixels.reshape(len(pixels), -1).astype(np.float32)).reshape(height, width, 3)
+        wide = columns @ np.ascontiguousarray(tall.transpose(1, 0, 2)).reshape(width, -1)
+        patch = wide.reshape(columns.shape[0], height, 3).transpose(1, 0, 2)
         result: NDArray[np.uint8] = np.clip(np.rint(patch), 0, 255).astype(np.uint8)
         return result
 
-    def _padded(self, pixels: NDArray[np.float32], background: tuple[int, int, int]) -> NDArray[np.float32]:
+    def _padded(self, pixels: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[np.uint8]:
         size = tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
-        whole = np.empty((*size, 3), dtype=np.float32)
+        whole = np.empty((*size, 3), dtype=pixels.dtype)
         whole[:] = background
         y, x = (low - start for low, start in zip(self.low, self.start, strict=True))
         y, x = min(y, size[0]), min(x, size[1])  # a box that lies outside altogether
         whole[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
         return whole
+
+
+def _first_pixel(edges: NDArray[np.float64]) -> int | None:
+    """Return the pixel that edges start at where they are the borders of neighbouring pixels, None where they are not."""
+    first = round(float(edges[0]))
+    return first if np.abs(edges - (first + np.arange(len(edges)))).max() < EXACT else None
 
 
 def area_weights(edges: NDArray[np.float64], n: int) -> NDArray[np.float32]:
