@@ -335,6 +335,20 @@ def test_the_report_tells_it_in_words(printed):
     assert any("association, not cause" in text for text in facts["caveats"])
 
 
+def test_all_parts_are_one_report_and_one_count_of_progress(tiny_checkpoint, tiny_folder, tmp_path):
+    wanted = st.EvaluationRequest(
+        parts=("conditions", "counterfactual"), spots=8, seeds=1, steps=2, pairs=8, draws=100, genes=10
+    )
+    seen = []
+    found = evaluate(tiny_checkpoint, tiny_folder, wanted, output=tmp_path / "o", device="cpu", on_progress=seen.append)
+    assert found.complete and found.report.claims and "swap" in found.report.facts["counterfactual"]
+    page = found.report.html.read_text()
+    assert "Does the true condition beat its controls?" in page and "Counterfactual: edits of real tissue" in page
+    counts = [one.patches_done for one in seen]
+    assert {one.patches_total for one in seen} == {found.total} and counts == sorted(counts)
+    assert counts[0] == 0 and counts[-1] == found.done == found.total
+
+
 def test_a_folder_that_holds_an_evaluation_is_refused_and_with_resume_nothing_is_edited_anew(printed):
     _, words, out = printed
     again = CliRunner().invoke(app, list(map(str, words)))

@@ -96,7 +96,21 @@ class CounterfactualCheck:
         self.pairs = min(self.request.pairs, len(spots))
         rng = np.random.default_rng(self.request.seed)
         self.a, self.b, self.third = (rng.permutation(len(spots))[: self.pairs] for _ in range(3))
-        self.total, self.done = 3 * self.pairs, 0
+        genes = {name: np.isin(spots.genes.symbols, list(own)) for name, own in known_programs({}).items()}
+        self.programs = {name: np.flatnonzero(own) for name, own in genes.items() if own.sum() >= FEWEST_GENES}
+        self.alone = self.a[: max(FEWEST, self.batch)]
+        crops = (
+            len(self.alone),
+            2 * self.pairs,
+            2 * len(self.programs) * self._raised,
+            len(DOSES) * len(self.a[:DOSE_SPOTS]),
+        )
+        self.total, self.done = sum(crops) + 1, 0  # and the disc
+
+    @property
+    def _raised(self) -> int:
+        """Spots that each program is raised in."""
+        return min(PROGRAM_SPOTS, self.pairs)
 
     def run(self) -> Generator[Progress, None, Found | None]:
         """Yield the progress; return the figures in JSON types, or None where it was cancelled."""
@@ -132,7 +146,6 @@ class CounterfactualCheck:
 
     def _progress(self, more: int = 0) -> Progress:
         self.done += more
-        self.total = max(self.total, self.done)
         return Progress(self.done, self.total, 0, self.steps, self.batch, self.watch.seconds)
 
     # --- editing
@@ -176,7 +189,7 @@ class CounterfactualCheck:
 
     def _identity(self) -> Work:
         """Measure what no edit does: to latents, pixels, and the picture without the step that keeps the slide's own detail."""
-        rows = self.a[: max(FEWEST, self.batch)]
+        rows = self.alone
         unchanged = yield from self._edited(rows, self.all.expression[rows])
         if unchanged is None:
             return None
@@ -284,16 +297,13 @@ class CounterfactualCheck:
         assert self.section.calibration.mpp is not None
         levels = Levels(spots.counts, spots.relative_depth, spots.yx, self.section.calibration.mpp)
         order = np.argsort(real)
-        count = min(PROGRAM_SPOTS, self.pairs)
-        rows = order[np.linspace(round(0.11 * len(real)), len(real) - 1, count).round().astype(int)]
+        rows = order[np.linspace(round(0.11 * len(real)), len(real) - 1, self._raised).round().astype(int)]
         each: Found = {}
-        for name, genes in known_programs({}).items():
-            columns = np.flatnonzero(np.isin(spots.genes.symbols, list(genes)))
-            if len(columns) < FEWEST_GENES:
-                continue
+        for name, columns in self.programs.items():
             score = levels.score(columns)
             by = 2 * float(score.std())
             if by == 0:
+                yield self._progress(2 * self._raised)
                 continue
             each[name] = {"real_trend": round(float(np.polyfit(score, real, 1)[0]) * by, 5)}
             for way, (counts, depth) in (
@@ -311,7 +321,7 @@ class CounterfactualCheck:
             way: agreement(trend, np.array([one[way] for one in each.values()]), self.request.draws, self.request.seed)
             for way in ("with_others", "alone")
         }
-        return {"programs": {**found["with_others"], "alone": found["alone"], "spots": count, "each": each}}
+        return {"programs": {**found["with_others"], "alone": found["alone"], "spots": self._raised, "each": each}}
 
     # --- doses
 
@@ -342,7 +352,7 @@ class CounterfactualCheck:
         )
         if not result.complete:
             return None
-        yield self._progress()
+        yield self._progress(1)
         made = result.plan
         size, pixel = made.frame.shape, made.frame.pixel_size
         top, left = made.frame.origin
