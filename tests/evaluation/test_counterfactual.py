@@ -19,6 +19,7 @@ from napari_stmdit.evaluation.feature_locality import feature_locality
 from napari_stmdit.evaluation.features import RandomConvolutions
 from napari_stmdit.evaluation.held_out import crops_at
 from napari_stmdit.evaluation.image import STAINS, haematoxylin_density
+from napari_stmdit.evaluation.page_edits import number, spanned
 from napari_stmdit.evaluation.painted_crops import PaintedCrop, crop_given, painted_crop
 from napari_stmdit.evaluation.stacks import STACKS
 from napari_stmdit.progress import CancelToken
@@ -333,6 +334,11 @@ def test_the_report_tells_it_in_words(printed):
     facts = json.loads((printed[2] / "report.json").read_text())
     assert facts["counterfactual"] == printed[0]["counterfactual"]
     assert any("association, not cause" in text for text in facts["caveats"])
+
+
+def test_numbers_of_the_page_have_no_negative_zero():
+    assert [number(v) for v in (-0.0004, 0.0, -0.0006, None)] == ["0.000", "0.000", "-0.001", "cannot be told"]
+    assert spanned({"r": 0.25, "low": -1e-9, "high": 0.5}, "r") == "0.250 [0.000, 0.500]"
 
 
 def test_all_parts_are_one_report_and_one_count_of_progress(tiny_checkpoint, tiny_folder, tmp_path):
