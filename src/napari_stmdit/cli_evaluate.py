@@ -34,6 +34,7 @@ FOR_CHECKPOINT = (
     "allow_gene_mismatch",
     "parts",
     "pairs",
+    "mode",
 )
 """Options that an evaluation of results does not heed, and so refuses."""
 PARTS = ("conditions", "counterfactual")
@@ -49,7 +50,7 @@ FOR_PART = {
         "predictor_sections",
         "genes",
     ),
-    "counterfactual": ("pairs",),
+    "counterfactual": ("pairs", "mode"),
 }
 """Options that only one part heeds; they are refused where it is not asked for."""
 
@@ -102,6 +103,12 @@ def evaluate(
     pairs: Annotated[
         int, typer.Option(help="Of the part counterfactual, pairs of spots whose expression is swapped.")
     ] = 64,
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="Of the part counterfactual, spots (swaps in single patches) or continuous (in painted regions)."
+        ),
+    ] = "spots",
     draws: Annotated[int, typer.Option(help="Bootstrap samples.")] = 1000,
     fullres: Annotated[Path | None, typer.Option(help="Full-resolution image of a single section.")] = None,
     mpp: Annotated[float | None, typer.Option(help="Microns per full-resolution pixel; overrides the file's.")] = None,
@@ -158,6 +165,7 @@ def evaluate(
         {
             "parts": asked,
             "pairs": pairs,
+            "mode": mode,
             "spots": spots,
             "seeds": seeds,
             "seed": seed,

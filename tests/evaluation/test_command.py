@@ -88,6 +88,14 @@ def test_the_command_asks_for_the_same(ask, tiny_folder, tmp_path_factory, wante
         assert (getattr(wanted.guidance, field) is not None) == (word in line.partition("  # no option says: ")[2])
 
 
+@pytest.mark.parametrize("mode", ["spots", "continuous"])
+@pytest.mark.parametrize("parts", [("counterfactual",), ("conditions", "counterfactual")])
+def test_the_command_of_edits_of_real_tissue_asks_for_the_same(ask, tiny_folder, tmp_path, parts, mode):
+    wanted = EvaluationRequest(parts=parts, pairs=9, seed=3, steps=5, mode=mode, allow_gene_mismatch=True)
+    _, found, _, _ = ask(equivalent_command([open_section(tiny_folder)], "my checkpoint", wanted, tmp_path))
+    assert found == wanted
+
+
 def test_what_no_option_says_is_named(tiny_folder, tmp_path):
     from dataclasses import replace
 

@@ -15,9 +15,15 @@ from napari_stmdit.errors import RequestError, StmditError, StoreError
 from napari_stmdit.evaluation.counterfactual import CounterfactualCheck
 from napari_stmdit.evaluation.effects import agreement, ceiling, invented, locality, monotony, ms_ssim, swap_coefficient
 from napari_stmdit.evaluation.evaluate import evaluate
+from napari_stmdit.evaluation.feature_locality import feature_locality
+from napari_stmdit.evaluation.features import RandomConvolutions
 from napari_stmdit.evaluation.held_out import crops_at
+from napari_stmdit.evaluation.image import STAINS, haematoxylin_density
+from napari_stmdit.evaluation.page_edits import number, spanned
+from napari_stmdit.evaluation.painted_crops import PaintedCrop, crop_given, painted_crop
 from napari_stmdit.evaluation.stacks import STACKS
 from napari_stmdit.progress import CancelToken
+from napari_stmdit.synthesis.windows import CELL
 
 EDITS = CARD.model_copy(update={"edits_tissue": True})
 REQUEST = st.EvaluationRequest(pairs=24, steps=2, draws=200, parts=("counterfactual",))
@@ -64,9 +70,37 @@ class Pasting(Still):
         return np.full_like(latents, -30)
 
 
+class Staining(Pasting):
+    """Makes a canvas of one colour: as much haematoxylin as the crop shows whose expression all of its windows are given."""
+
+    latent_grid = (192, 8)
+
+    def encode_slide(self, image):
+        height, width = (n // 8 for n in image.shape[:2])
+        blocks = image.reshape(height, 8, width, 8, 3).transpose(1, 3, 4, 0, 2)
+        return blocks.reshape(192, height, width).astype(np.float32)
+
+    def edit_canvas(self, latents, morphology, expression, edited, corners, weight, steps, batch):
+        yield 0.5
+        shares, known = (rows / rows.sum(axis=1, keepdims=True) for rows in (edited.expression, self.rows))
+        nearest = np.abs(known[None] - shares[:, None]).sum(axis=2).argmin(axis=1)
+        self.given = set(nearest.tolist())
+        self.off = float(np.abs(known[nearest] - shares).max())
+        return np.full_like(latents, 1.0 + nearest[0])
+
+    def decode_change(self, latents, change):
+        height, width = latents.shape[1:]
+        image = latents.reshape(8, 8, 3, height, width).transpose(3, 0, 4, 1, 2).reshape(8 * height, 8 * width, 3)
+        stain = STAINS[0] / np.linalg.norm(STAINS[0])
+        density = haematoxylin_density(self.crops[round(float(change.max())) - 1])
+        return np.float32(256 * np.exp(-density * stain) - 1) - image
+
+
 def checked(model, section, folder, **changes):
-    check = CounterfactualCheck(section, model, REQUEST.model_copy(update=changes), folder, 8)
-    work = check.run()
+    return finished(CounterfactualCheck(section, model, REQUEST.model_copy(update=changes), folder, 8).run())
+
+
+def finished(work):
     while True:
         try:
             next(work)
@@ -99,7 +133,8 @@ def test_a_model_that_does_nothing_moves_nothing(still):
     assert still["identity"]["pixels"] == 0
     assert still["dose"]["monotone"] is None and still["dose"]["moved"] == 0
     assert still["locality"]["outside_grey_levels"] == 0 and still["locality"]["ratio"] is None
-    assert still["invention"]["inside"] == 0
+    assert still["invention"]["inside"] == 0 and still["invention"]["outside_nuclei"] in (0, None)
+    assert all(space["inside"] == 0 for space in still["locality"]["features"].values())
 
 
 def test_a_model_that_pastes_the_other_spot_moves_all_the_way_and_its_control_does_not(pasting):
@@ -110,6 +145,10 @@ def test_a_model_that_pastes_the_other_spot_moves_all_the_way_and_its_control_do
     assert pasting["swap"]["haematoxylin"]["ceiling"] > 0.5  # expression tells this tissue's density
     assert pasting["identity"]["pixels"] == 0
     assert pasting["locality"]["inside_haematoxylin"] > 0.05
+    assert pasting["locality"]["outside_grey_levels"] == 0 and pasting["locality"]["outside_pixels"] > 0
+    assert pasting["invention"]["outside_nuclei"] == 0
+    for space in pasting["locality"]["features"].values():
+        assert space["inside"] > 0.1 and space["outside"] == 0
 
 
 def test_pairs_are_those_that_the_seed_draws(section, tmp_path):
@@ -123,6 +162,60 @@ def test_a_section_with_fewer_spots_than_pairs_gives_all_it_has_and_says_how_man
     assert (
         CounterfactualCheck(section, Still(EDITS), REQUEST.model_copy(update={"pairs": 500}), tmp_path, 8).pairs == 48
     )
+
+
+# ------------------------------------------------------------------------------------------------- painted regions
+
+
+@pytest.fixture(scope="module")
+def painted(section, tmp_path_factory):
+    return checked(Staining(EDITS, section), section, tmp_path_factory.mktemp("painted"), mode="continuous", pairs=12)
+
+
+def test_a_painted_crop_takes_on_the_other_spots_stain_and_its_control_does_not(painted, pasting):
+    assert painted["mode"] == "continuous" and pasting["mode"] == "spots"
+    stain, flat = painted["swap"]["haematoxylin"], painted["swap"]["nuclei"]
+    assert stain["coefficient"] == pytest.approx(1, abs=0.03) and stain["low"] > 0.9
+    assert flat["coefficient"] == pytest.approx(0, abs=1e-6)  # one colour has no nuclei, whatever the other spot has
+    control = painted["swap_control"]["haematoxylin"]
+    assert control["low"] < 0 < control["high"]
+    assert stain["ceiling"] == pasting["swap"]["haematoxylin"]["ceiling"]
+
+
+def test_painted_crops_that_do_not_change_are_the_slide(section, tmp_path):
+    found = checked(Still(EDITS), section, tmp_path, mode="continuous", pairs=8)
+    for part in ("swap", "swap_control"):
+        for one in found[part].values():
+            assert one["coefficient"] == one["low"] == one["high"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_painted_region_is_the_whole_crop_and_all_its_windows_are_edited_alike(section):
+    made = crop_given(section, EDITS, 20, 3, 2)
+    model = Staining(EDITS, section)
+    crop = finished(painted_crop(made, section, model, 20, batch=8, cancel=CancelToken()))
+    assert len(made.windows) > 1 and model.given == {3} and model.off < 1e-5
+    assert np.abs(crop.before.astype(int) - crops_at(section, section.spots.yx[[20]], EDITS)[0]).max() <= 1
+    assert crop.after.reshape(-1, 3).std(axis=0).max() == 0  # every pixel was painted
+    apart = haematoxylin_density(crop.after) - haematoxylin_density(crops_at(section, section.spots.yx[[3]], EDITS)[0])
+    assert abs(apart) < 0.02
+
+
+@pytest.mark.parametrize("corner", ["first", "last"])
+def test_a_painted_crop_at_the_slides_corner_keeps_the_glass_beyond(section, corner):
+    from dataclasses import replace
+
+    yx, size = section.spots.yx.copy(), np.array(section.image.shape)
+    yx[0] = (10, 10) if corner == "first" else size - 10
+    moved = replace(section, spots=replace(section.spots, yx=yx))
+    model = Staining(EDITS, section)
+    crop = finished(painted_crop(crop_given(moved, EDITS, 0, 3, 2), moved, model, 0, batch=8, cancel=CancelToken()))
+    if corner == "last":
+        crop = PaintedCrop(crop.before[::-1, ::-1], crop.after[::-1, ::-1])
+    away = (
+        np.minimum(*np.indices((64, 64))) - 22
+    )  # pixels from the slide's edge inwards; the region ends at whole cells
+    assert (crop.after[away < -CELL] == crop.before[away < -CELL]).all()
+    assert crop.after[away >= CELL].std(axis=0).max() == 0
 
 
 # ------------------------------------------------------------------------------------------------- measures
@@ -168,8 +261,37 @@ def test_a_change_beyond_the_reach_and_a_new_nucleus_are_seen():
     left[:, :32] = True
     found = locality(real, edited, ~left, left, ~left)
     assert found["outside_grey_levels"] == 200 and found["outside_pixels"] == 2048 and found["ratio"] is None
-    new = invented(real, edited, 1.0, {"left": left, "right": ~left})
-    assert new["left"] == 0 and new["right"] > 0
+    new = invented(real, edited, 1.0, {"left": left, "right": ~left}, left)
+    assert new["left"] == 0 and new["right"] > 0 and new["outside_nuclei"] == 0
+    assert invented(real, edited, 1.0, {}, ~left)["outside_nuclei"] == 1
+    assert invented(real, edited, 1.0, {}, np.zeros_like(left))["outside_nuclei"] is None
+
+
+def test_features_tell_where_crops_change():
+    rng = np.random.default_rng(0)
+    real, reference = rng.integers(100, 200, (96, 128, 3), np.uint8), rng.integers(0, 255, (6, 32, 32, 3), np.uint8)
+    areas = {name: np.zeros((96, 128), bool) for name in ("around", "outside")}
+    areas["around"][:, 64:96] = areas["outside"][:, 96:] = True
+
+    def found(edited):
+        facts = feature_locality(real, edited, (48, 32), 32, areas, [RandomConvolutions()], reference)
+        (space,) = facts["features"].values()
+        assert facts["ratio_features"] == space["ratio"]
+        return space
+
+    edited = real.copy()
+    edited[32:64, 16:48] //= 2
+    assert found(real) == {"inside": 0, "around": 0, "outside": 0, "ratio": None}
+    only = found(edited)
+    assert only["inside"] > 0.1 and only["around"] == only["outside"] == 0 and only["ratio"] is None
+    edited[:, 64:96] //= 2
+    more = found(edited)
+    assert more["inside"] == only["inside"] and more["outside"] == 0
+    assert more["ratio"] == round(more["inside"] / more["around"], 2) != 1
+    edited[90:, 120:] = 0  # in the last crop of those beyond
+    assert found(edited)["outside"] > 0
+    areas["outside"][:] = False
+    assert found(edited)["outside"] is None
 
 
 # ------------------------------------------------------------------------------------------------- command and report
@@ -196,6 +318,10 @@ def test_the_command_prints_one_object_with_every_figure(printed):
     assert {"correlation", "slope", "low", "high"} <= set(found["programs"])
     assert "monotone" in found["dose"] and "ratio" in found["locality"]
     assert found["locality"]["outside_grey_levels"] == 0
+    spaces = found["locality"]["features"]
+    assert [name.split()[0] for name in spaces] == ["encoder", "random"]  # those of every evaluation
+    assert "ratio_features" in found["locality"] and "outside_nuclei" in found["invention"]
+    assert all(space["inside"] > 0 for space in spaces.values())
     assert isinstance(found["morphology_explained"], float)
 
 
@@ -203,9 +329,30 @@ def test_the_report_tells_it_in_words(printed):
     page = (printed[2] / "report.html").read_text()
     assert "Counterfactual: edits of real tissue" in page and "control: given a third spot" in page
     assert "Does the true condition beat its controls?" not in page
+    assert "features, in spreads: random convolutions" in page
+    assert "edit reaches all of the section" in page or "</b> nuclei are there that the slide does not have" in page
     facts = json.loads((printed[2] / "report.json").read_text())
     assert facts["counterfactual"] == printed[0]["counterfactual"]
     assert any("association, not cause" in text for text in facts["caveats"])
+
+
+def test_numbers_of_the_page_have_no_negative_zero():
+    assert [number(v) for v in (-0.0004, 0.0, -0.0006, None)] == ["0.000", "0.000", "-0.001", "cannot be told"]
+    assert spanned({"r": 0.25, "low": -1e-9, "high": 0.5}, "r") == "0.250 [0.000, 0.500]"
+
+
+def test_all_parts_are_one_report_and_one_count_of_progress(tiny_checkpoint, tiny_folder, tmp_path):
+    wanted = st.EvaluationRequest(
+        parts=("conditions", "counterfactual"), spots=8, seeds=1, steps=2, pairs=8, draws=100, genes=10
+    )
+    seen = []
+    found = evaluate(tiny_checkpoint, tiny_folder, wanted, output=tmp_path / "o", device="cpu", on_progress=seen.append)
+    assert found.complete and found.report.claims and "swap" in found.report.facts["counterfactual"]
+    page = found.report.html.read_text()
+    assert "Does the true condition beat its controls?" in page and "Counterfactual: edits of real tissue" in page
+    counts = [one.patches_done for one in seen]
+    assert {one.patches_total for one in seen} == {found.total} and counts == sorted(counts)
+    assert counts[0] == 0 and counts[-1] == found.done == found.total
 
 
 def test_a_folder_that_holds_an_evaluation_is_refused_and_with_resume_nothing_is_edited_anew(printed):
@@ -219,9 +366,40 @@ def test_a_folder_that_holds_an_evaluation_is_refused_and_with_resume_nothing_is
     assert json.loads(more.stdout)["counterfactual"] == printed[0]["counterfactual"]
 
 
+def test_the_command_paints_crops_and_swap_and_control_share_their_noise(
+    tiny_checkpoint, tiny_folder, tmp_path, printed, monkeypatch
+):
+    from napari_stmdit.editing import TissueEditor
+
+    asked, found = [], []
+    path, keys = TissueEditor._canvas_path, []
+
+    def counting(self, key, *rest):
+        before = self.abducted
+        keys.append(key)
+        result = yield from path(self, key, *rest)
+        (found if self.abducted == before else asked).append(key)
+        return result
+
+    monkeypatch.setattr(TissueEditor, "_canvas_path", counting)
+    words = [str(tmp_path / "report") if word == printed[2] else word for word in printed[1]]
+    done = CliRunner().invoke(app, [*map(str, words), "--mode", "continuous"])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)["counterfactual"]
+    assert facts["mode"] == "continuous" and printed[0]["counterfactual"]["mode"] == "spots"
+    assert set(facts) == set(printed[0]["counterfactual"])
+    for part in ("swap", "swap_control"):
+        assert set(facts[part]["nuclei"]) == set(printed[0]["counterfactual"][part]["nuclei"])
+    assert facts["swap"] != printed[0]["counterfactual"]["swap"]
+    assert keys[:16:2] == keys[1:16:2] and set(keys[1:16:2]) <= set(found)
+    assert "painted as a region in continuous mode" in (tmp_path / "report" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        (("--mode", "continuous"), "--mode is for the part counterfactual"),
+        (("--parts", "counterfactual", "--mode", "sideways"), "mode"),
         (("--parts", "counterfactual", "--spots", "9"), "--spots is for the part conditions"),
         (("--pairs", "9"), "--pairs is for the part counterfactual"),
         (("--parts", "sideways"), "expected conditions, counterfactual or all"),
@@ -257,6 +435,6 @@ def test_an_evaluation_of_before_is_still_the_same_work():
     from napari_stmdit.evaluation.report import _work_of
 
     request = st.EvaluationRequest().model_dump(mode="json")
-    older = {name: value for name, value in request.items() if name not in ("parts", "pairs")}
+    older = {name: value for name, value in request.items() if name not in ("parts", "pairs", "mode")}
     about = {"kind": "checkpoint", "sections": []}
     assert _work_of({**about, "request": request}) == _work_of({**about, "request": older})

@@ -22,7 +22,8 @@ class EvaluationRequest(Intent):
     the first, unless a predictor is given. ``genes`` are the most variable ones that fidelity is measured on. Without ``edits``, the
     profile of the checkpoint that lies farthest from the sections is moved towards; ``programs`` and ``profiles`` are those that edits
     may name, as in a `napari_stmdit.Request`. ``draws`` are bootstrap samples. ``parts`` says what is evaluated: images under true and
-    broken ``conditions``, or ``counterfactual``, edits of real tissue, which are checked on ``pairs`` pairs of spots of one section.
+    broken ``conditions``, or ``counterfactual``, edits of real tissue, which are checked on ``pairs`` pairs of spots of one section;
+    their expression is swapped in single patches (``mode`` spots) or in painted regions of the size of a patch (continuous).
     """
 
     spots: Annotated[int, Field(ge=FEWEST, le=100_000)] = 60
@@ -40,9 +41,10 @@ class EvaluationRequest(Intent):
     allow_gene_mismatch: bool = False
     parts: Annotated[tuple[Literal["conditions", "counterfactual"], ...], Field(min_length=1)] = ("conditions",)
     pairs: Annotated[int, Field(ge=FEWEST, le=100_000)] = 64
+    mode: Literal["spots", "continuous"] = "spots"
 
 
-LATER: dict[str, Any] = {"parts": ["conditions"], "pairs": 64}
+LATER: dict[str, Any] = {"parts": ["conditions"], "pairs": 64, "mode": "spots"}
 """Fields that came later, with their defaults in JSON types: by these an evaluation is the same work as before there were any."""
 
 

@@ -50,7 +50,8 @@ def equivalent_command(
         words += ["--spots", str(request.spots), "--seeds", str(request.seeds), "--genes", str(request.genes)]
     if request.parts != ("conditions",):
         words += [part for name in request.parts for part in ("--parts", name)]
-        words += ["--pairs", str(request.pairs)] if "counterfactual" in request.parts else []
+        swaps = ["--pairs", str(request.pairs), "--mode", request.mode]
+        words += swaps if "counterfactual" in request.parts else []
     given = {
         "--steps": request.steps,
         "--guidance-expression": request.guidance.expression,

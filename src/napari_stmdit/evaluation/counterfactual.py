@@ -18,17 +18,21 @@ from ..storage.fingerprint import of_json
 from ..synthesis.conditions import spot_rows
 from ..synthesis.counterfactual import content_key, map_of
 from ..synthesis.edited_windows import changed_windows, reached_windows
-from ..synthesis.models import Edited, PatchBatch
+from ..synthesis.models import Edited, PatchBatch, known_by_spot
 from ..synthesis.plan import counterfactual_fault, plan
 from ..synthesis.presets import resolve_counterfactual_steps, resolve_guidance
 from ..synthesis.result import synthesize
-from ..tissue.crops import read_patches
+from ..synthesis.windows import rule_of
 from ..tissue.elements import fingerprint
 from ..types import KnockOutEdit, Patch, Plan, Polygons, Request, Section, TowardsEdit
 from .cases import FEWEST, EvaluationRequest
 from .effects import Levels, agreement, ceiling, invented, locality, monotony, ms_ssim, swap_coefficient
+from .feature_locality import feature_locality
+from .features import FeatureSpace
 from .held_out import SpotSet, reconstruct
-from .image import measure
+from .image import PatchStatistics, measure
+from .painted_crops import PaintedCrop, crop_given, painted_crop, slide_on
+from .spaces import DEFAULT, open_spaces
 from .stacks import Stack, StackFolder
 
 MEASURES = ("haematoxylin", "nuclei")
@@ -54,7 +58,7 @@ class CounterfactualCheck:
     section, model
         The section, which was not trained on, and a loaded checkpoint.
     request
-        ``pairs``, ``seed``, ``steps`` and ``draws`` are heeded.
+        ``pairs``, ``mode``, ``seed``, ``steps`` and ``draws`` are heeded.
     folder
         Where edited crops are kept, so that a check that was stopped goes on.
     batch
@@ -92,7 +96,21 @@ class CounterfactualCheck:
         self.pairs = min(self.request.pairs, len(spots))
         rng = np.random.default_rng(self.request.seed)
         self.a, self.b, self.third = (rng.permutation(len(spots))[: self.pairs] for _ in range(3))
-        self.total, self.done = 3 * self.pairs, 0
+        genes = {name: np.isin(spots.genes.symbols, list(own)) for name, own in known_programs({}).items()}
+        self.programs = {name: np.flatnonzero(own) for name, own in genes.items() if own.sum() >= FEWEST_GENES}
+        self.alone = self.a[: max(FEWEST, self.batch)]
+        crops = (
+            len(self.alone),
+            2 * self.pairs,
+            2 * len(self.programs) * self._raised,
+            len(DOSES) * len(self.a[:DOSE_SPOTS]),
+        )
+        self.total, self.done = sum(crops) + 1, 0  # and the disc
+
+    @property
+    def _raised(self) -> int:
+        """Spots that each program is raised in."""
+        return min(PROGRAM_SPOTS, self.pairs)
 
     def run(self) -> Generator[Progress, None, Found | None]:
         """Yield the progress; return the figures in JSON types, or None where it was cancelled."""
@@ -110,6 +128,7 @@ class CounterfactualCheck:
         )
         found: Found = {
             "section": self.section.name,
+            "mode": self.request.mode,
             "pairs": self.pairs,
             "seed": self.request.seed,
             "steps_each_way": self.steps,
@@ -127,7 +146,6 @@ class CounterfactualCheck:
 
     def _progress(self, more: int = 0) -> Progress:
         self.done += more
-        self.total = max(self.total, self.done)
         return Progress(self.done, self.total, 0, self.steps, self.batch, self.watch.seconds)
 
     # --- editing
@@ -171,7 +189,7 @@ class CounterfactualCheck:
 
     def _identity(self) -> Work:
         """Measure what no edit does: to latents, pixels, and the picture without the step that keeps the slide's own detail."""
-        rows = self.a[: max(FEWEST, self.batch)]
+        rows = self.alone
         unchanged = yield from self._edited(rows, self.all.expression[rows])
         if unchanged is None:
             return None
@@ -198,16 +216,15 @@ class CounterfactualCheck:
             name: ceiling(self.all.expression, getattr(real, name).astype(np.float64), yx.astype(np.float64))
             for name in MEASURES
         }
+        looks = yield from (self._painted_looks if self.request.mode == "continuous" else self._patch_looks)()
+        if looks is None:
+            return None
         found: Found = {}
-        for part, given in (("swap", self.b), ("swap_control", self.third)):
-            images = yield from self._edited(self.a, self.all.expression[given])
-            if images is None:
-                return None
-            now = measure(images)
+        for part, (before, after) in looks.items():
             found[part] = {}
             for name in MEASURES:
                 values = getattr(real, name).astype(np.float64)
-                change = getattr(now, name) - values[self.a]
+                change = getattr(after, name) - getattr(before, name).astype(np.float64)
                 interval = swap_coefficient(
                     change, values[self.a], values[self.b], self.request.draws, self.request.seed
                 )
@@ -219,6 +236,59 @@ class CounterfactualCheck:
                 }
         return found
 
+    @property
+    def _given(self) -> dict[str, NDArray[np.int64]]:
+        """Whose expression the spots are given: the other's of each pair, and a third's."""
+        return {"swap": self.b, "swap_control": self.third}
+
+    def _patch_looks(self) -> Work:
+        """Return for each part what is measured before and after, of single patches; None where cancelled."""
+        before = measure(self.all.crops[self.a])
+        looks: dict[str, tuple[PatchStatistics, PatchStatistics]] = {}
+        for part, given in self._given.items():
+            images = yield from self._edited(self.a, self.all.expression[given])
+            if images is None:
+                return None
+            looks[part] = before, measure(images)
+        return looks
+
+    def _painted_looks(self) -> Work:
+        """Return the same of crops that are painted in continuous mode; swap and control of a spot follow each other and share its noise."""
+        crops: dict[str, list[PaintedCrop]] = {part: [] for part in self._given}
+        for number, row in enumerate(self.a.tolist()):
+            for part, given in self._given.items():
+                crop = yield from self._painted_crop(row, int(given[number]))
+                if crop is None:
+                    return None
+                crops[part].append(crop)
+        return {
+            part: tuple(measure(np.stack(images)) for images in zip(*((c.before, c.after) for c in own), strict=True))
+            for part, own in crops.items()
+        }
+
+    def _painted_crop(self, row: int, given: int) -> Work:
+        """Return one `PaintedCrop`, which is kept once it is made; None where cancelled."""
+        card, mismatch = self.model.card, self.request.allow_gene_mismatch
+        made = crop_given(self.section, card, row, given, self.steps, allow_gene_mismatch=mismatch)
+        rule = rule_of(made, self.model.provenance)
+        key = of_json({"all": self.key, "rule": rule, "painted": [row, given]})[:24]
+        kept = self.stacks.load(key, 2, card.patch_px)
+        if kept.made.all():
+            yield self._progress(1)
+            return PaintedCrop(*kept.images)
+        work = painted_crop(made, self.section, self.model, row, batch=self.batch, cancel=self.cancel)
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                crop: PaintedCrop | None = end.value
+                break
+            yield self._progress()
+        if crop is not None:
+            self.stacks.save(key, Stack(np.stack([crop.before, crop.after]), np.ones(2, dtype=bool)))
+            yield self._progress(1)
+        return crop
+
     # --- programs
 
     def _programs(self) -> Work:
@@ -227,16 +297,13 @@ class CounterfactualCheck:
         assert self.section.calibration.mpp is not None
         levels = Levels(spots.counts, spots.relative_depth, spots.yx, self.section.calibration.mpp)
         order = np.argsort(real)
-        count = min(PROGRAM_SPOTS, self.pairs)
-        rows = order[np.linspace(round(0.11 * len(real)), len(real) - 1, count).round().astype(int)]
+        rows = order[np.linspace(round(0.11 * len(real)), len(real) - 1, self._raised).round().astype(int)]
         each: Found = {}
-        for name, genes in known_programs({}).items():
-            columns = np.flatnonzero(np.isin(spots.genes.symbols, list(genes)))
-            if len(columns) < FEWEST_GENES:
-                continue
+        for name, columns in self.programs.items():
             score = levels.score(columns)
             by = 2 * float(score.std())
             if by == 0:
+                yield self._progress(2 * self._raised)
                 continue
             each[name] = {"real_trend": round(float(np.polyfit(score, real, 1)[0]) * by, 5)}
             for way, (counts, depth) in (
@@ -254,7 +321,7 @@ class CounterfactualCheck:
             way: agreement(trend, np.array([one[way] for one in each.values()]), self.request.draws, self.request.seed)
             for way in ("with_others", "alone")
         }
-        return {"programs": {**found["with_others"], "alone": found["alone"], "spots": count, "each": each}}
+        return {"programs": {**found["with_others"], "alone": found["alone"], "spots": self._raised, "each": each}}
 
     # --- doses
 
@@ -285,12 +352,12 @@ class CounterfactualCheck:
         )
         if not result.complete:
             return None
-        yield self._progress()
+        yield self._progress(1)
         made = result.plan
         size, pixel = made.frame.shape, made.frame.pixel_size
         top, left = made.frame.origin
         assert self.section.image is not None and self.section.calibration.mpp is not None
-        real = _slide(made, self.section)
+        real = slide_on(made, self.section)
         rgba = np.asarray(result.rgba)
         yy, xx = ((np.arange(n) + 0.5) * pixel + o - m for n, o, m in zip(size, (top, left), middle, strict=True))
         um = np.hypot(yy[:, None], xx[None]) * self.section.calibration.mpp
@@ -298,13 +365,29 @@ class CounterfactualCheck:
         inside = shown & (um < RADIUS_UM)
         around = shown & reach & (um > RADIUS_UM + FADE_UM)
         pictures = np.where(shown[..., None], real, 255), np.where(shown[..., None], rgba[..., :3], 255)
+        beyond = shown & ~reach
+        at = [int((m - o) / pixel) for m, o in zip(middle, (top, left), strict=True)]
+        seen = feature_locality(
+            *pictures,
+            (at[0], at[1]),
+            self.model.card.patch_px,
+            {"around": around, "outside": beyond},
+            self._spaces(),
+            self.all.crops[self.a],
+        )
         return {
-            "locality": locality(*pictures, inside, around, shown & ~reach),
+            "locality": {**locality(*pictures, inside, around, beyond), **seen},
             "invention": {
-                "unit": "nuclei per mm2 that the slide does not have there",
-                **invented(*pictures, self.model.card.patch_mpp, {"inside": inside, "around": around}),
+                "unit": "nuclei per mm2 that the slide does not have there; outside_nuclei: their number beyond the edit's reach",
+                **invented(*pictures, self.model.card.patch_mpp, {"inside": inside, "around": around}, beyond),
             },
         }
+
+    def _spaces(self) -> tuple[FeatureSpace, ...]:
+        """Open the feature spaces that evaluations use by default; embeddings from elsewhere describe no edited crop."""
+        if known_by_spot(self.model.provenance, "morphology"):
+            return open_spaces(("random",), self.model)
+        return open_spaces(DEFAULT, self.model)
 
     def _painted(self) -> tuple[Request, NDArray[np.float64]]:
         """Return a request that paints a disc in the middle of the tissue towards its palest or densest tenth, whichever is farther."""
@@ -335,19 +418,6 @@ class CounterfactualCheck:
             allow_gene_mismatch=self.request.allow_gene_mismatch,
         )
         return request, middle
-
-
-def _slide(made: Plan, section: Section) -> NDArray[np.uint8]:
-    """Return the slide on a canvas, (h, w, 3), read tile by tile as the run reads it: one large reading is rounded otherwise."""
-    assert made.windows is not None and section.image is not None
-    height, width = made.frame.shape
-    found = np.full((height, width, 3), 255, np.uint8)
-    for patch in made.patches:
-        y0, x0, y1, x1 = patch.canvas_box
-        tile = read_patches(section.image, [patch.source_box], made.windows.tile)[0]
-        own = found[max(y0, 0) : y1, max(x0, 0) : x1]
-        own[:] = tile[max(-y0, 0) :, max(-x0, 0) :][: own.shape[0], : own.shape[1]]
-    return found
 
 
 def _reach(made: Plan, section: Section, asked: Request) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, uniform_filter
+from scipy.ndimage import gaussian_filter, minimum_filter, uniform_filter
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
@@ -23,6 +23,8 @@ SLACK = 1e-3
 """Step back of haematoxylin density, between two doses, that is rounding and not another direction."""
 SAME_NUCLEUS_UM = 5.0
 """Distance to the nearest nucleus of the slide beyond which one of an edited picture is new."""
+NUCLEUS_LOOKS_PX = 12
+"""How far from a nucleus its detection looks: the smoothing to 8 pixels, and 4 to the next one."""
 NEIGHBOURS, SMOOTH_UM = 5, 200.0
 """Spots over which expression is averaged before it is compared with the tissue, and by which Gaussian width."""
 _SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -239,15 +241,25 @@ def _stain(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def invented(
-    real: NDArray[np.uint8], edited: NDArray[np.uint8], mpp: float, areas: dict[str, NDArray[np.bool_]]
+    real: NDArray[np.uint8],
+    edited: NDArray[np.uint8],
+    mpp: float,
+    areas: dict[str, NDArray[np.bool_]],
+    beyond: NDArray[np.bool_],
 ) -> dict[str, float | None]:
-    """Return nuclei per square millimetre of an edited picture that the slide does not have there, in each of some areas."""
+    """Return nuclei of an edited picture that the slide does not have.
+
+    Per square millimetre in each of some areas, and as ``outside_nuclei`` their number beyond all that an edit may reach, farther in than
+    the detection of a nucleus looks: there the picture is the slide, and none may be new.
+    """
     old, new = nuclei_places(real), nuclei_places(edited)
     if len(old) and len(new):
         apart, _ = cKDTree(old).query(new)
         new = new[apart * mpp > SAME_NUCLEUS_UM]
-    found = {}
+    found: dict[str, float | None] = {}
     for name, mask in areas.items():
         area = float(mask.sum()) * mpp**2 / 1e6
         found[name] = round(float(mask[tuple(new.T)].sum()) / area, 1) if area > 0 else None
+    far = minimum_filter(beyond, 2 * NUCLEUS_LOOKS_PX + 1, mode="nearest")
+    found["outside_nuclei"] = int(far[tuple(new.T)].sum()) if far.any() else None
     return found

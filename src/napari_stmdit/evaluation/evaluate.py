@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import RequestError
 from ..progress import BATCH, CancelToken, Progress
@@ -21,6 +21,7 @@ from .preparing import prepare
 from .report import EvaluationReport, about_checkpoint, check_report, write_report
 
 OUTPUT = "stmdit-evaluation"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -166,19 +167,19 @@ def evaluation_steps(
     else:
         assert check is not None  # a request has at least one part
         check_report(folder, about_checkpoint(check.plan, model, sections, request, 0), resume)
-    done = total = 0
+    done, total = 0, (0 if work is None else work.total) + (0 if check is None else check.total)
     if work is not None:
-        done, total = (yield from work.synthesize(batch, cancel)), work.total
-        if done < total:
+        done = yield from _of_all(work.synthesize(batch, cancel), 0, total)
+        if done < work.total:
             return Evaluated(folder, done, total)
         figures.append(figures_of(work.evidence(), request.draws))
         seen, notes = (work.plans[0], work.request, work.watch), list(work.notes)
         sections_of = [one.section for one in work.spots]
     if check is not None:
-        edits = yield from check.run()
-        done, total = done + check.done, total + check.total
+        edits = yield from _of_all(check.run(), done, total)
+        done += check.done
         if edits is None:
-            return Evaluated(folder, done, max(total, done + 1))
+            return Evaluated(folder, done, total)
     if work is None and check is not None:
         seen, notes, sections_of = (check.plan, request, check.watch), list(check.plan.notes), list(sections)
     about = about_checkpoint(seen[0], model, sections_of, seen[1], seen[2].seconds)
@@ -195,6 +196,17 @@ def evaluation_steps(
         provenance=model.provenance,
     )
     return Evaluated(folder, total, total, write_report(folder, about, figures, told, edits))
+
+
+def _of_all(steps: Generator[Progress, None, T], before: int, total: int) -> Generator[Progress, None, T]:
+    """Drive one part of an evaluation; its progress counts what was done before, and the patches of all parts."""
+    while True:
+        try:
+            progress = next(steps)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+        yield replace(progress, patches_done=before + progress.patches_done, patches_total=total)
 
 
 def counterfactual_check(

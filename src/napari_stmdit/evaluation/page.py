@@ -25,9 +25,10 @@ body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:
 h1{font-size:24px;margin:0 0 4px}h2{font-size:19px;margin:32px 0 8px;border-bottom:1px solid #ccc}h3{font-size:16px;margin:20px 0 6px}
 .label{background:#fff3d6;border-left:4px solid #b87400;padding:8px 12px}pre{background:#f4f4f4;padding:10px;white-space:pre-wrap;
 overflow-wrap:anywhere}table{border-collapse:collapse;margin:8px 0}th,td{border:1px solid #ccc;padding:3px 8px;text-align:left;
-vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}th{background:#f4f4f4}.yes{color:#1d6b2f;
+vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}th{background:#f4f4f4}
+td:first-child{min-width:7em}.yes{color:#1d6b2f;
 font-weight:600}.no{color:#a3271c;font-weight:600}.grid{overflow-x:auto}.grid td,.grid th{padding:2px;font-size:12px;text-align:center;
-max-width:118px}.grid img{display:block;width:112px;height:112px}.quiet{color:#555;font-size:13px}svg{max-width:100%;height:auto;
+min-width:0;max-width:118px}.grid img{display:block;width:112px;height:112px}.quiet{color:#555;font-size:13px}svg{max-width:100%;height:auto;
 display:block;margin:10px 0}ul{margin:6px 0;padding-left:22px}
 """
 

@@ -8,13 +8,17 @@ from typing import Any
 
 Facts = Mapping[str, Any]
 NUMBER = ' class="n"'
+MODES = {
+    "spots": "each is edited as a single patch (mode spots).",
+    "continuous": "the crop of each is painted as a region in continuous mode, and all spots that its windows draw on are given the expression.",
+}
 
 
 def edits_of_real_tissue(facts: Facts) -> str:
     """Return the section of the report, of what `CounterfactualCheck.run` found."""
     parts = (_swaps, _identity, _programs, _dose, _where)
     words = (
-        f"<p>Edits of {escape(facts['section'])}: its real tissue, {facts['steps_each_way']} steps to the noise and as many back. "
+        f"<p>Edits of {escape(facts['section'])}: the tissue on its slide, {facts['steps_each_way']} steps to the noise and as many back. "
         f"{escape(facts['map_statement'])} The map is that of the {escape(facts['map_from'].removeprefix('this '))}.</p>"
     )
     if facts["map_from"] == "this section":
@@ -29,10 +33,10 @@ def _swaps(facts: Facts) -> str:
             rows.append([name, measure, spanned(one, "coefficient"), number(one["ceiling"]), _verdict(key, one)])
     return (
         "<h3>Does a spot take on the looks of the spot whose expression it is given?</h3><p>"
-        f"{facts['pairs']} random pairs of spots. 1: its image moves all the way to what the other spot really shows; 0: it does not move with "
-        "it. The ceiling is what expression says of the measure at all (R2 of cross-validated ridge regression from the same encoding). In the "
+        f"{facts['pairs']} random pairs of spots; {MODES[facts['mode']]} 1: its image moves all the way to what the other spot really shows; 0: it does not move with "
+        "it. The ceiling is what expression says of the measure at all (R² of cross-validated ridge regression from the same encoding). In the "
         "control the spot is given a third spot's expression and told against the other one: its interval should hold 0.</p>"
-        + table(["edit", "measure", "coefficient [95 % interval]", "ceiling", ""], rows, numbers=(2, 3))
+        + table(["edit", "measure", "coefficient [95 % interval]", "ceiling", "what it says"], rows, numbers=(2, 3))
     )
 
 
@@ -55,7 +59,7 @@ def _identity(facts: Facts) -> str:
     ]
     return (
         f"<h3>Does tissue stay as it is where nothing is edited?</h3><p>{one['n']} spots, taken to their noise and back without an edit. All "
-        f"changes should be 0.</p>{table(['measure', ''], rows, numbers=(1,))}"
+        f"changes should be 0.</p>{table(['measure', 'found'], rows, numbers=(1,))}"
     )
 
 
@@ -94,11 +98,21 @@ def _where(facts: Facts) -> str:
     rows = [
         ["mean change of a pixel (grey levels)", *_both(one, "grey_levels"), number(one["ratio"], 2)],
         ["change of haematoxylin over 16 pixels", *_both(one, "haematoxylin"), number(one["ratio_haematoxylin"], 2)],
-        ["nuclei that the slide does not have there, per mm2", number(new["inside"], 0), number(new["around"], 0), ""],
+        *(
+            [
+                f"change of a crop's features, in spreads: {name}",
+                number(f["inside"]),
+                number(f["around"]),
+                number(f["ratio"], 2),
+            ]
+            for name, f in one["features"].items()
+        ),
+        ["nuclei that the slide does not have there, per mm²", number(new["inside"], 0), number(new["around"], 0), ""],
     ]
     beyond = one["outside_pixels"]
     words = (
-        f"Beyond that, {beyond} pixels were looked at: the largest change is <b>{one['outside_grey_levels']}</b> grey levels (it should be 0)."
+        f"Beyond that, {beyond:,} pixels were looked at: the largest change is <b>{one['outside_grey_levels']}</b> grey levels, the largest of a "
+        f"crop's features {_beyond(one)}, and {_counted(new['outside_nuclei'])} are there that the slide does not have (all should be 0)."
         if beyond
         else "The edit reaches all of the section, so nothing could be looked at beyond it."
     )
@@ -109,20 +123,29 @@ def _where(facts: Facts) -> str:
     )
 
 
+def _beyond(facts: Facts) -> str:
+    found = [f["outside"] for f in facts["features"].values()]
+    return "cannot be told" if None in found else f"<b>{max(found):g}</b>"
+
+
+def _counted(nuclei: int | None) -> str:
+    return "nuclei cannot be told" if nuclei is None else f"<b>{nuclei}</b> nuclei"
+
+
 def _both(facts: Facts, name: str) -> tuple[str, str]:
     return number(facts[f"inside_{name}"]), number(facts[f"around_{name}"])
 
 
 def number(value: float | None, digits: int = 3) -> str:
     """Return a number as text, or that it cannot be told."""
-    return "cannot be told" if value is None else f"{value:.{digits}f}"
+    return "cannot be told" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # never "-0.000"
 
 
 def spanned(facts: Facts, name: str, digits: int = 3) -> str:
     """Return a number with its interval as text."""
     if facts[name] is None or facts["low"] is None:
         return number(facts[name], digits)
-    return f"{facts[name]:.{digits}f} [{facts['low']:.{digits}f}, {facts['high']:.{digits}f}]"
+    return f"{number(facts[name], digits)} [{number(facts['low'], digits)}, {number(facts['high'], digits)}]"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
