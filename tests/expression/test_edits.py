@@ -114,6 +114,69 @@ def test_all_faults_are_found_at_once_with_their_places(spots):
     ]
 
 
+def test_an_edit_of_no_spot_is_a_fault_unless_it_is_switched_off(spots):
+    edits = (KnockOutEdit(genes=("A",), spots={}), KnockOutEdit(genes=("A",), spots={}, enabled=False))
+    ((place, message),) = faults_of(edits, spots, PROGRAMS, ())
+    assert place == "edits[0].spots" and message.startswith("names no spot")
+
+
+def test_an_unknown_profile_is_told_with_those_that_are_there(spots):
+    edit = TowardsEdit(target_profile="moon")
+    assert [text for _, text in faults_of((edit,), spots, PROGRAMS, ("fat", "skin"))] == [
+        "'moon' is unknown; request and checkpoint have: fat, skin"
+    ]
+    assert faults_of((edit,), spots, PROGRAMS, ())[0][1].endswith("have: none")
+
+
+def test_a_program_must_have_a_gene_in_the_section_and_may_have_others(spots):
+    programs = {"elsewhere": {"X": 1.0}, "half": {"A": 1.0, "X": 1.0}}
+    edits = (KnockOutEdit(programs=("half",)), KnockOutEdit(programs=("half", "elsewhere")))
+    assert faults_of(edits, spots, programs, ()) == [
+        ("edits[1].programs", "none of its genes is in this section: elsewhere")
+    ]
+
+
+def test_of_many_strangers_eight_are_named_and_the_others_counted(spots):
+    def told(count):
+        ids = tuple(f"x{k}" for k in range(count))
+        ((_, text),) = faults_of((TowardsEdit(target_spots=ids),), spots, PROGRAMS, ())
+        return text.removeprefix("not in this section: ")
+
+    assert told(8) == "x0, x1, x2, x3, x4, x5, x6, x7"
+    assert told(11) == "x0, x1, x2, x3, x4, x5, x6, x7 and 3 more"
+
+
+def test_an_edit_that_is_not_painted_yet_does_not_end_what_follows(spots):
+    knock = KnockOutEdit(genes=("D",))
+    np.testing.assert_array_equal(
+        edited(spots, KnockOutEdit(genes=("A",), spots={"s0": 0.0}), knock), edited(spots, knock)
+    )
+
+
+def test_a_gene_of_weight_zero_in_its_program_is_left_alone(spots):
+    counts = spots.counts.toarray()
+    edit = KnockOutEdit(programs=("half",))
+    result = apply_edits(np.arange(3), spots, (edit,), {"half": {"A": 1.0, "D": 0.0}}, {}).toarray()
+    assert result[:, 0].max() == 0
+    np.testing.assert_allclose(result[:, 1:], counts[:, 1:], rtol=1e-5)
+
+
+def test_what_a_swap_or_a_decrease_aims_at_is_never_below_zero(spots):
+    """Half of the way to a level below zero would be less than half of the way to none."""
+    x = normalised(spots.counts)
+    swapped = edited(spots, SwapEdit(group_a=("s0",), group_b=("s1",), genes=("C",)))
+    assert swapped[0, 2] == 0  # all that s0 has more than s1, whose level is zero
+    less = normalised(csr_matrix(edited(spots, AddEdit(genes=("A",), log_units=-10, strength=0.5))))
+    np.testing.assert_allclose(less[:, 0], x[:, 0] / 2, rtol=1e-4)
+
+
+def test_genes_of_a_profile_that_the_section_lacks_change_nothing_else(spots):
+    levels = np.log1p(np.array([2500.0, 2500.0, 5000.0], dtype=np.float32))
+    profile = Profile(("A", "X", "B"), levels)
+    result = edited(spots, TowardsEdit(target_profile="fat"), profiles={"fat": profile})
+    np.testing.assert_array_equal(result[:, 2:], spots.counts.toarray()[:, 2:])
+
+
 def test_a_symbol_with_several_columns_changes_in_all_of_them(spots):
     twins = dataclasses.replace(spots, genes=Genes(np.array(["A", "B", "A", "D"])))
     assert edited(twins, KnockOutEdit(genes=("A",)))[:, [0, 2]].max() == 0

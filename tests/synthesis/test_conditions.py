@@ -12,7 +12,7 @@ from napari_stmdit.assemble import Checkpoint
 from napari_stmdit.encoder_sources import MissingEncoder
 from napari_stmdit.encoders.precomputed import PrecomputedEmbeddings
 from napari_stmdit.errors import CheckpointError, RequestError
-from napari_stmdit.synthesis.conditions import condition_rows, mixed_counts
+from napari_stmdit.synthesis.conditions import condition_rows, mixed_counts, shuffled_rows
 from napari_stmdit.synthesis.continuous import WindowConditions
 from napari_stmdit.synthesis.estimate import evaluations
 from napari_stmdit.synthesis.plan import plan
@@ -114,6 +114,13 @@ def test_a_window_gets_the_embeddings_of_its_nearest_spot_and_the_record_says_so
         "expression of a window: shares of counts and totals, each averaged over the 6 nearest spots"
     )
     assert rule.endswith("after the edits; windows of 64 px every 32 px")
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_the_shuffled_control_gives_every_spot_another_ones_expression(count):
+    for seed in range(5):
+        other = shuffled_rows(count, seed)
+        assert sorted(other) == list(range(count)) and (other != np.arange(count)).all()
 
 
 # --- shared morphology

@@ -15,12 +15,12 @@ from tiny import TINY_GENES
 
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.errors import StoreError
-from napari_stmdit.synthesis.identity import differences, identity_of
+from napari_stmdit.synthesis.identity import differences, identity_of, recorded_differences
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.result import open_canvas, synthesize
 from napari_stmdit.synthesis.variants import noise_key
 from napari_stmdit.tissue.open import open_section
-from napari_stmdit.types import Request, SlideImage, SpotList
+from napari_stmdit.types import ExpressionSource, Request, SlideImage, SpotList
 
 GENES = tuple(f"GENE{k}" for k in range(40))
 WHOLE = Request(seed=3)
@@ -198,8 +198,6 @@ def test_a_result_records_what_it_was_made_from(section, model, tmp_path, folder
 
 
 def test_what_an_earlier_version_made_counts_as_new_tissue():
-    from napari_stmdit.synthesis.identity import differences
-
     now = {"request": {"seed": 1, "edits": [], "counterfactual": "auto", "edit_scale": 1.0}}
     assert differences({"request": {"seed": 1, "edits": []}}, now) == []
     edits = [{"operation": "scale", "enabled": True}]
@@ -214,3 +212,69 @@ def test_what_a_version_without_fresh_noise_edited_was_edited_with_the_noise_of_
     assert differences(then, {"request": {**then["request"], "fresh_noise": 0.0}}) == []
     (line,) = differences(then, {"request": {**then["request"], "fresh_noise": 0.5}})
     assert "fresh_noise: 0.0 then, 0.5 now" in line
+
+
+def test_asking_for_edited_tissue_or_another_scale_of_edits_is_another_request():
+    asked = {"seed": 1, "edits": [], "counterfactual": "off", "edit_scale": 1.0}
+    for change in ({"counterfactual": "auto"}, {"edit_scale": 2.0}):
+        (line,) = differences({"request": asked}, {"request": {**asked, **change}})
+        assert line.startswith(f"request.{next(iter(change))}: ")
+
+
+def test_an_edit_of_an_earlier_version_that_was_switched_off_is_none():
+    for enabled, places in (({"enabled": False}, []), ({"enabled": True}, [True]), ({}, [True])):
+        edits = [{"operation": "scale", **enabled}]
+        now = {"request": {"edits": edits, "counterfactual": "auto", "edit_scale": 1.0}}
+        found = differences({"request": {"edits": edits}}, now)
+        assert [line.startswith("request.counterfactual: 'off' then") for line in found] == places
+
+
+def test_an_edit_is_named_by_its_place_and_a_long_value_is_cut():
+    then = {"request": {"counterfactual": "off", "edits": [{"factor": 2}, {"factor": 3}]}, "name": "x" * 100}
+    now = {"request": {"counterfactual": "off", "edits": [{"factor": 2}, {"factor": 4}]}, "name": "y" * 58}
+    assert differences(then, now) == [
+        "request.edits[1].factor: 3 then, 4 now",
+        f"name: '{'x' * 59}... then, '{'y' * 58}' now",
+    ]
+
+
+def test_a_record_with_its_inputs_is_compared_by_them(section, model):
+    now = whole(plan(section, WHOLE, model.card), section, model)
+    record = {
+        "request": {**now["request"], "section": "/elsewhere", "checkpoint": "/there"},
+        "inputs": {name: part for name, part in now.items() if name != "request"},
+        "checkpoint": {"sha256": "of another time"},
+    }
+    assert recorded_differences(record, now) == []
+    (line,) = recorded_differences({**record, "request": {**record["request"], "seed": 4}}, now)
+    assert line == "request.seed: 4 then, 3 now"
+    record["inputs"] = {**record["inputs"], "dtype": "float16"}
+    assert recorded_differences(record, now) == ["dtype: 'float16' then, 'none' now"]
+
+
+def test_a_record_without_inputs_is_compared_as_far_as_it_goes(section, model):
+    predicted = replace(section, expression=ExpressionSource("predicted", "a.csv", "1" * 64))
+    now = whole(plan(predicted, WHOLE, model.card), predicted, model)
+    record = {
+        "request": {**now["request"], "section": "/elsewhere", "checkpoint": "/there"},
+        "checkpoint": {**now["checkpoint"], "dtype": now["dtype"], "device": "cpu"},
+        "section": {"mpp": now["section"]["mpp"], "expression": {"kind": "predicted", "sha256": "1" * 64}},
+    }
+    assert recorded_differences(record, now) == []
+    changes = {
+        "checkpoint.sha256": {"checkpoint": {**record["checkpoint"], "sha256": "2"}},
+        "dtype": {"checkpoint": {**record["checkpoint"], "dtype": "float16"}},
+        "section.mpp": {"section": {**record["section"], "mpp": 0.1}},
+        "section.expression.sha256": {
+            "section": {**record["section"], "expression": {"kind": "predicted", "sha256": "2"}}
+        },
+        "request.seed": {"request": {**record["request"], "seed": 9}},
+    }
+    for place, change in changes.items():
+        (line,) = recorded_differences({**record, **change}, now)
+        assert line.startswith(f"{place}: ")
+    measured = whole(plan(section, WHOLE, model.card), section, model)
+    mpp = measured["section"]["mpp"]
+    plain = {**record, "section": {"mpp": mpp, "expression": {"kind": "measured"}}}
+    assert recorded_differences(plain, measured) == []
+    assert recorded_differences({**plain, "section": {"mpp": mpp}}, measured) == []

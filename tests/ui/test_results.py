@@ -376,7 +376,9 @@ def test_a_large_stored_result_is_drawn_from_its_halvings(tiny_section, tmp_path
     rgba = np.random.default_rng(0).integers(1, 255, (2300, 1101, 4), dtype=np.uint8)
     write_result(tmp_path / "o.zarr", rgba, np.eye(3), tiny_section, None, {})
     (stored,) = stored_results(open_section(tmp_path / "o.zarr"))
-    layer = layers.make(layers.stored_layer(stored))
+    shown = layers.stored_layer(stored)
+    assert all(own is level for own, level in zip(shown[0], stored.levels, strict=True))  # nothing is read, nor copied
+    layer = layers.make(shown)
     assert layer.multiscale
     assert [level.shape for level in layer.data] == [(2300, 1101, 4), (1150, 550, 4), (575, 275, 4), (287, 137, 4)]
     read = []
