@@ -16,6 +16,7 @@ Weight = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 GuidanceRule = Literal["nested_morphology_first", "nested_expression_first", "additive"]
 Preset = Literal["exact", "fast", "draft"]
+Follow = Literal["section", "none"]
 
 
 class Intent(BaseModel):
@@ -97,6 +98,9 @@ class _Edit(Intent):
 
 
 class _GeneEdit(_Edit):
+    follow: Follow = "section"
+    """Whether all other genes, and depth, go along as they vary with the edited ones in this section, or stay as measured."""
+
     @model_validator(mode="after")
     def _names_something(self) -> _GeneEdit:
         if not self.genes and not self.programs:

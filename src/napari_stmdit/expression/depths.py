@@ -9,14 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..types import Edit, SpotTable, SwapEdit, TowardsEdit
-from .edits import active_edits, spot_weights
+from .changes import active_edits, spot_weights
+from .following import following
 from .measured import Profile
+from .programs import Programs
 
 
 def edited_depths(
     rows: NDArray[np.int64],
     spots: SpotTable,
     edits: Sequence[Edit],
+    programs: Programs,
     profiles: Mapping[str, Profile],
     sources: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
@@ -24,11 +27,11 @@ def edited_depths(
 
     It is the measured one (`SpotTable.relative_depth`): totals after an edit say nothing about tissue. Edits that move the whole
     profile, without naming genes, move depth with it: towards that of the target spots or of the target profile, where one states
-    it, and by the difference between two groups that are swapped.
+    it, and by the difference between two groups that are swapped. It goes along with edits of genes that other genes follow.
 
     Parameters
     ----------
-    rows, spots, edits, profiles, sources
+    rows, spots, edits, programs, profiles, sources
         As for `apply_edits`.
 
     Returns
@@ -37,7 +40,8 @@ def edited_depths(
         (n,) natural logarithms of the total relative to the section's median spot.
     """
     measured = spots.relative_depth
-    depth = measured[rows if sources is None else sources].astype(np.float32)
+    own = rows if sources is None else sources
+    depth = measured[own].astype(np.float32)
     ids = spots.ids[rows].tolist()
     for edit in active_edits(edits):
         if edit.genes or edit.programs:
@@ -51,7 +55,8 @@ def edited_depths(
             means = {group: float(measured[spots.rows(group)].mean()) for group in (edit.group_a, edit.group_b)}
             for group, other in ((edit.group_a, edit.group_b), (edit.group_b, edit.group_a)):
                 depth += np.isin(ids, group) * weights * np.float32(means[other] - means[group])
-    return depth
+    along = following(own, ids, spots, edits, programs)
+    return depth if along is None else depth + along.depth()
 
 
 def mix_depths(weights: Any, depth: NDArray[np.float32]) -> NDArray[np.float32]:

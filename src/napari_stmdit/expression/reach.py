@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..types import Edit, Genes
-from .edits import edited_genes
+from .changes import edited_genes
 from .genes import match_genes
 from .programs import Programs
 

@@ -126,13 +126,17 @@ def _counts(
     if not plan.has_expression:
         return None, (), None
     rows, known = spot_rows(plan), {**model.profiles, **as_profiles(request.profiles)}
-    counts, sources = conditioned_counts(rows, section, request, model.profiles)
-    depth = edited_depths(rows, section.spots, request.edits, known, sources)
+    counts, sources = conditioned_counts(rows, section, request, model.profiles, plan.card.genes or None)
+    depth = edited_depths(rows, section.spots, request.edits, known_programs(request.programs), known, sources)
     return counts, tuple(section.spots.ids[sources].tolist()), depth
 
 
 def conditioned_counts(
-    rows: NDArray[np.int64], section: Section, request: Request, profiles: Mapping[str, Profile]
+    rows: NDArray[np.int64],
+    section: Section,
+    request: Request,
+    profiles: Mapping[str, Profile],
+    seen: Sequence[str] | None = None,
 ) -> tuple[csr_matrix, NDArray[np.int64]]:
     """Return the counts that a request gives some spots, after its edits.
 
@@ -144,6 +148,8 @@ def conditioned_counts(
         The section, and a request whose expression is not null.
     profiles
         The checkpoint's, which edits may move towards; the request's own are added.
+    seen
+        Genes that may follow an edit, see `apply_edits`; None: all.
 
     Returns
     -------
@@ -154,7 +160,7 @@ def conditioned_counts(
     if request.expression == "shuffled":
         sources = shuffled_rows(len(section.spots), request.seed)[rows]
     programs, known = known_programs(request.programs), {**profiles, **as_profiles(request.profiles)}
-    return apply_edits(rows, section.spots, request.edits, programs, known, sources), sources
+    return apply_edits(rows, section.spots, request.edits, programs, known, sources, seen), sources
 
 
 def spot_rows(plan: Plan) -> NDArray[np.int64]:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from ..expression.edits import edited_genes, faults_of, some_of
+from ..expression.changes import edited_genes
+from ..expression.edits import faults_of, some_of
 from ..expression.genes import match_genes
 from ..expression.programs import known_programs
 from ..files import shorten
