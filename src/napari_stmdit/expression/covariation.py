@@ -17,8 +17,8 @@ from scipy.spatial import cKDTree
 from ..types import SpotTable
 from .measured import PER, totals_of
 
-FEWEST_SPOTS = 50
-"""With fewer spots a section says nothing reliable about what varies with what."""
+FEWEST_SPOTS, FEWEST_GENES = 50, 20
+"""With fewer a section says nothing reliable about what varies with what."""
 RINGS = {1.0: 7, 2.0: 19}
 """Widths of the Gaussian that expression is smoothed by, in distances between neighbouring spots, with how many spots are averaged:
 on a hexagonal grid a spot with one ring around it, and with two. Single spots are no choice: their noise hides what varies together."""
@@ -100,10 +100,13 @@ class Covariation:
 
 
 def covariation_of(spots: SpotTable) -> Covariation | None:
-    """Return what varies with what in a section, estimated once and kept with its table; None with fewer than `FEWEST_SPOTS` spots."""
+    """Return what varies with what in a section, estimated once and kept with its table.
+
+    None with fewer than `FEWEST_SPOTS` spots or `FEWEST_GENES` genes.
+    """
     kept = vars(spots)
     if "covariation" not in kept:  # a table is frozen, so what is found in it stays true
-        enough = len(spots) >= FEWEST_SPOTS and len(spots.genes) > GROUP
+        enough = len(spots) >= FEWEST_SPOTS and len(spots.genes) >= FEWEST_GENES
         kept["covariation"] = _fit(spots) if enough else None
     found: Covariation | None = kept["covariation"]
     return found

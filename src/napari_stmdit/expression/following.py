@@ -11,11 +11,13 @@ from scipy.sparse import csr_matrix
 
 from ..types import Edit, Genes, SpotTable
 from .changes import active_edits, apply_changes, changes_of, gene_weights, spot_weights
-from .covariation import Covariation, covariation_of
+from .covariation import FEWEST_GENES, FEWEST_SPOTS, Covariation, covariation_of
 from .measured import PER, Measured, columns_of
 from .programs import Programs
 
 Array = NDArray[np.float64]
+NOTICED = 0.1
+"""Share of what would follow that is told of where it is cut off. A spot at the end of the range always loses a little."""
 ROWS = 512
 """What follows is dense, so it is looked at for so many spots at once."""
 
@@ -59,18 +61,17 @@ class Following:
         return np.asarray(self.share * (after - before), dtype=np.float32)
 
     def cut(self, columns: NDArray[np.int64]) -> int:
-        """Return how many of some genes would leave the range that the section's spots show, at some spot and full strength."""
+        """Return how many of some genes lose `NOTICED` of how they would follow, over all spots, because that leaves the section's range."""
         followers, known = self.of(columns), self.covariation
-        beyond = np.zeros(len(columns), dtype=bool)
+        wanted, lost = np.zeros(len(columns)), np.zeros(len(columns))
         touched = np.flatnonzero(self.share)
         for start in range(0, len(touched), ROWS):
             rows = touched[start : start + ROWS]
             before = followers.smoothed(rows)
             after = before + self.factors[rows] @ known.loadings[columns].T
-            slack = 1e-6 + 1e-3 * (known.high - known.low)[columns]
-            low, high = (np.minimum(before, known.low[columns]), np.maximum(before, known.high[columns]))
-            beyond |= ((after < low - slack) | (after > high + slack)).any(axis=0)
-        return int((beyond & ~np.isin(columns, self.named)).sum())
+            wanted += np.abs(after - before).sum(axis=0)
+            lost += np.abs(after - _inside(before, after, known.low[columns], known.high[columns])).sum(axis=0)
+        return int(((lost >= NOTICED * wanted) & (wanted > 0) & ~np.isin(columns, self.named)).sum())
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,35 @@ def following(
 def follows(edit: Edit) -> bool:
     """Return whether what varies with an edit's genes is asked to go along."""
     return getattr(edit, "follow", "none") == "section"
+
+
+def following_fault(spots: SpotTable) -> str | None:
+    """Say why nothing can follow an edit in a section, or None where it can."""
+    if covariation_of(spots) is not None:
+        return None
+    return (
+        f"nothing follows edits of genes: the section has {len(spots)} spots and {len(spots.genes)} genes, at least {FEWEST_SPOTS} spots and "
+        f"{FEWEST_GENES} genes are needed to tell what varies with what; only the genes that are named change"
+    )
+
+
+def following_notes(spots: SpotTable, edits: Sequence[Edit], programs: Programs, seen: Sequence[str]) -> list[str]:
+    """Return what is to be told of what follows some edits: that nothing can, or that it was held inside what the section shows."""
+    followed = [edit for edit in active_edits(edits) if follows(edit)]
+    if not followed:
+        return []
+    if (fault := following_fault(spots)) is not None:
+        return [fault]
+    rows = np.arange(len(spots))
+    along = following(rows, spots.ids.tolist(), spots, edits, programs)
+    columns = columns_of(tuple(seen), spots.genes)
+    cut = 0 if along is None else along.cut(columns)
+    if not cut:
+        return []
+    return [
+        f"for {cut} of the {len(columns)} genes that the checkpoint sees, a tenth or more of what would follow the edits is cut off, as it is "
+        "held inside the range that the section's spots show; a smaller change is not cut"
+    ]
 
 
 def _inside(before: Array, after: Array, low: Array | float, high: Array | float) -> Array:

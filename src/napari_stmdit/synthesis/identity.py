@@ -9,6 +9,7 @@ from ..tissue.identity import Boxes, section_identity
 from ..types import Plan, Section
 from .conditions import shared_morphology_boxes
 from .models import KnownModel
+from .requests import as_recorded
 
 PIXELS = 3
 """What the code makes of the same inputs. Raised by hand with every change of the code after which pixels differ, as the golden tests say;
@@ -58,10 +59,10 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _complete(then: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Fill what earlier versions did not ask: they made new tissue alone, and without an edit that is all there is."""
-    asked, wanted = dict(then.get("request") or {}), dict(now.get("request") or {})
+    """Fill what earlier versions did not ask: nothing followed an edit, they made new tissue alone, and without an edit that is all there is."""
+    asked, wanted = as_recorded(dict(then.get("request") or {})), dict(now.get("request") or {})
     if "counterfactual" in asked or "counterfactual" not in wanted or not asked:
-        return then
+        return {**then, "request": asked} if asked else then
     edits = any(dict(edit).get("enabled", True) for edit in asked.get("edits") or ())
     asked |= {"counterfactual": "off" if edits else wanted["counterfactual"], "edit_scale": wanted.get("edit_scale")}
     return {**then, "request": asked}
