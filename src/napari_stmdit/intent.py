@@ -186,6 +186,8 @@ class SpotProfile(Intent):
     source: str = ""
     """Where it was measured, in words."""
     values: Annotated[dict[str, Annotated[float, Field(ge=0, le=math.log1p(1e4))]], Field(min_length=1)]
+    spreads: dict[str, Annotated[float, Field(ge=0, le=math.log1p(1e4))]] = {}
+    """Standard deviation of the same over the spots, gene by gene, where it is known: a mean alone does not say how its spots look to an encoder."""
     depth: Finite | None = None
     """Mean, over the spots, of the logarithm of their total relative to the median spot of their section; None: not known."""
 

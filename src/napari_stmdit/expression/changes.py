@@ -2,7 +2,8 @@
 
 All edits work on x = log(1 + 10,000 * count / total), total being the spot's own *unedited* total, and blend linearly in x:
 x' = x + strength * spot weight * gene weight * (target - x). Totals are not restored afterwards, because an edit that adds
-expression to one program should not take it away from all others; encoders normalise as they see fit. What a target is made
+expression to one program should not take it away from all others; encoders normalise as they see fit. Where a whole profile moves
+towards another, so does the total, see `depths.moved_totals`. What a target is made
 of (a quantile, the mean of other spots, a swap's two means) is always taken from the measured expression, not from what
 earlier edits left; so no gene's result depends on another gene, and a few genes can be computed alone.
 """

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..types import Edit, SpotTable, SwapEdit, TowardsEdit
 from .changes import active_edits, spot_weights
 from .following import following
-from .measured import Profile
+from .measured import Profile, totals_of
 from .programs import Programs
 
 
@@ -39,12 +39,52 @@ def edited_depths(
     NDArray[np.float32]
         (n,) natural logarithms of the total relative to the section's median spot.
     """
-    measured = spots.relative_depth
     own = rows if sources is None else sources
-    depth = measured[own].astype(np.float32)
     ids = spots.ids[rows].tolist()
+    depth = _moved(spots.relative_depth[own].astype(np.float32), ids, spots, edits, profiles)
+    along = following(own, ids, spots, edits, programs)
+    return depth if along is None else depth + along.depth()
+
+
+def whole_profile_edit(edit: Edit) -> bool:
+    """Return whether an edit moves the whole profile, naming no gene."""
+    return isinstance(edit, TowardsEdit | SwapEdit) and not edit.genes and not edit.programs
+
+
+def moved_totals(
+    rows: NDArray[np.int64],
+    spots: SpotTable,
+    edits: Sequence[Edit],
+    profiles: Mapping[str, Profile],
+    sources: NDArray[np.int64] | None = None,
+) -> NDArray[np.float32]:
+    """Return by which factor (n,) the total count of some spots moves with edits of the whole profile.
+
+    Encoders read a profile by how deep it is, so one that arrives brings its total, as its depth relative to the section says it. In
+    logarithms totals move in proportion with strength. Parameters are those of `edited_depths`; all other edits leave totals alone.
+    """
+    own = rows if sources is None else sources
+    towards = [edit for edit in active_edits(edits) if isinstance(edit, TowardsEdit) and whole_profile_edit(edit)]
+    if not towards:
+        return np.ones(len(rows), dtype=np.float32)
+    totals = totals_of(spots.counts.astype(np.float32))
+    counted = np.asarray(spots.counts.sum(axis=1)).ravel() > 0
+    usual = float(np.median(totals[counted])) if counted.any() else 1.0
+    start = np.log(totals[own] / usual).astype(np.float32)
+    return np.exp(_moved(start, spots.ids[rows].tolist(), spots, towards, profiles) - start)
+
+
+def _moved(
+    start: NDArray[np.float32],
+    ids: Sequence[str],
+    spots: SpotTable,
+    edits: Sequence[Edit],
+    profiles: Mapping[str, Profile],
+) -> NDArray[np.float32]:
+    """Return depths (n,) after the edits of the whole profile."""
+    depth, measured = start.copy(), spots.relative_depth
     for edit in active_edits(edits):
-        if edit.genes or edit.programs:
+        if not whole_profile_edit(edit):
             continue
         weights = spot_weights(edit, ids)
         if isinstance(edit, TowardsEdit):
@@ -55,8 +95,7 @@ def edited_depths(
             means = {group: float(measured[spots.rows(group)].mean()) for group in (edit.group_a, edit.group_b)}
             for group, other in ((edit.group_a, edit.group_b), (edit.group_b, edit.group_a)):
                 depth += np.isin(ids, group) * weights * np.float32(means[other] - means[group])
-    along = following(own, ids, spots, edits, programs)
-    return depth if along is None else depth + along.depth()
+    return depth
 
 
 def mix_depths(weights: Any, depth: NDArray[np.float32]) -> NDArray[np.float32]:

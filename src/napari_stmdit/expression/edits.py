@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix, vstack
 from ..files import shorten
 from ..types import Edit, Genes, SpotTable, SwapEdit, TowardsEdit
 from .changes import active_edits, apply_changes, changes_of
+from .depths import moved_totals
 from .following import following
 from .genes import match_genes
 from .measured import PER, Measured, Profile, columns_of
@@ -113,6 +114,7 @@ def apply_edits(
     along = following(own, ids, spots, edits, programs)
     columns = np.arange(len(spots.genes)) if seen is None else columns_of(tuple(seen), spots.genes)
     followers = None if along is None else along.of(columns)
+    factors = moved_totals(rows, spots, edits, profiles, sources)
     parts = []
     for start in range(0, len(rows), DENSE_ROWS):
         part = slice(start, start + DENSE_ROWS)
@@ -120,6 +122,8 @@ def apply_edits(
         apply_changes(dense, own[part], ids[part], changes)
         if followers is not None:
             followers.apply(dense, np.arange(len(rows))[part], measured.totals[own[part]], columns)
+        moved = factors[part] != 1
+        dense[moved] *= factors[part][moved, None]
         parts.append(csr_matrix(dense))
     return vstack(parts, format="csr") if parts else counts
 
@@ -129,7 +133,8 @@ def edited_levels(
 ) -> NDArray[np.float32]:
     """Return log(1 + counts per 10,000) of all spots after the edits, (n, k) for the genes of ``measured``.
 
-    What `apply_edits` does to the whole table, for those genes alone: quick enough to follow a brush.
+    What `apply_edits` does to the whole table, for those genes alone: quick enough to follow a brush. A total that moves with the whole
+    profile says how deep a spot is, and no level of a gene.
     """
     dense = measured.counts.toarray()
     if active_edits(edits):

@@ -15,6 +15,7 @@ from ..expression.profiles import as_profiles
 from ..expression.programs import known_programs
 from ..tissue.crops import read_patches
 from ..types import Patch, Plan, Request, Section
+from .arrival import arrivals
 from .boxes import boxes_around
 from .counterfactual import Before, map_of, touched_rows
 
@@ -44,6 +45,8 @@ class Conditions:
         (n,) relative depth of the rows of ``counts``, edits applied; None without counts.
     before
         Where real tissue is edited: what was measured, row by row, and how morphology follows.
+    arrival
+        (n, d) what is added to the encoding of each row, see `arrivals`; None: nothing.
     """
 
     counts: csr_matrix | None
@@ -51,12 +54,13 @@ class Conditions:
     morphology: NDArray[np.float32] | None
     depth: NDArray[np.float32] | None
     before: Before | None = None
+    arrival: NDArray[np.float32] | None = None
 
     def measured(self) -> Conditions:
         """Return the conditions before the edits."""
         if self.before is None:
             return self
-        return replace(self, counts=self.before.counts, depth=self.before.depth, before=None)
+        return replace(self, counts=self.before.counts, depth=self.before.depth, before=None, arrival=None)
 
     def expression(self, patches: Sequence[Patch], section: Section, model: PatchModel) -> NDArray[np.float32] | None:
         """Encode the expression of some patches as (b, d) or (b, tokens, d); None for null."""
@@ -64,7 +68,8 @@ class Conditions:
             return None
         rows = [patch.index for patch in patches]
         sources = tuple(self.sources[row] for row in rows)
-        return model.encode_expression(self.counts[rows], section.spots.genes, sources, self.depth[rows])
+        encoded = model.encode_expression(self.counts[rows], section.spots.genes, sources, self.depth[rows])
+        return encoded if self.arrival is None else encoded + self.arrival[rows]
 
     def mixed(
         self, mix: csr_matrix, nearest: Sequence[int], section: Section, model: PatchModel
@@ -84,7 +89,8 @@ class Conditions:
             return None
         sources = tuple(self.sources[row] for row in nearest)
         counts, depth = mixed_counts(mix, self.counts), mix_depths(mix, self.depth)
-        return model.encode_expression(counts, section.spots.genes, sources, depth)
+        encoded = model.encode_expression(counts, section.spots.genes, sources, depth)
+        return encoded if self.arrival is None else encoded + np.asarray(mix @ self.arrival, dtype=np.float32)
 
 
 def mixed_counts(mix: csr_matrix, counts: csr_matrix) -> csr_matrix:
@@ -101,7 +107,9 @@ def mixed_counts(mix: csr_matrix, counts: csr_matrix) -> csr_matrix:
 def condition_rows(plan: Plan, section: Section, model: PatchModel) -> Conditions:
     """Apply the edits to the expression of every patch of a plan, and encode the morphology they share."""
     counts, sources, depth = _counts(plan, section, model)
-    conditions = Conditions(counts, sources, _shared_morphology(plan, section, model), depth)
+    known = {**model.profiles, **as_profiles(plan.request.profiles)}
+    arrival = None if counts is None else arrivals(spot_rows(plan), section, plan.request, model, known)
+    conditions = Conditions(counts, sources, _shared_morphology(plan, section, model), depth, arrival=arrival)
     if not plan.counterfactual:
         return conditions
     rows = spot_rows(plan)
