@@ -27,7 +27,7 @@ SHRINKAGES = (0.03, 0.1, 0.3)
 """Shares of its own variance that a gene's noise is raised by: the more, the less a few genes stand for the whole tissue."""
 FACTOR_GENES = 1000
 """Genes, those that vary most, that the factors are made of; every gene then gets its loadings on them."""
-FIT_SPOTS = 5000
+FIT_SPOTS = 2000
 """Spots, evenly spaced over the table, that all is estimated from."""
 GROUP, GROUPS = 10, 20
 """While the settings are chosen, groups of so many genes stand in for an edit, and there are so many of them."""
@@ -203,19 +203,22 @@ def _chosen(tables: dict[float, Array], measured: Array, yx: NDArray[np.float64]
         spread = table[~out].var(axis=0)
         given, error = table[out] - mean, (measured[out] - measured[~out].mean(axis=0)) * scale
         total = (error**2).sum(axis=0)
+        scaled = loadings * scale[:, None]
+        told, size_of = error @ scaled, scaled.T @ scaled
         if width == min(tables):
             blind += sum(float(total.sum() - total[group].sum()) for group in groups)
         for rank, shrinkage in product(RANKS, SHRINKAGES):
             own = loadings[:, :rank]
             noise = _noise(own, spread, shrinkage)
-            scaled = own * scale[:, None]
-            told, size_of = error @ scaled, scaled.T @ scaled
             for group in groups:
                 along = own[group].mean(axis=0)
-                variance = along @ along + noise[group].sum() / len(group) ** 2
-                z = given[:, group].mean(axis=1)[:, None] * along / variance
-                left = total.sum() - 2 * (z * told).sum() + ((z @ size_of) * z).sum()
-                left -= ((error[:, group] - z @ scaled[group].T) ** 2).sum()  # a group does not count for itself
+                each = along / (along @ along + noise[group].sum() / len(group) ** 2)  # factors by the group's mean
+                by = given[:, group].mean(axis=1)
+                left = (
+                    total.sum() - 2 * by @ (told[:, :rank] @ each) + (by @ by) * (each @ size_of[:rank, :rank] @ each)
+                )
+                told_own = by[:, None] * (scaled[group][:, :rank] @ each)
+                left -= ((error[:, group] - told_own) ** 2).sum()  # a group does not count for itself
                 missed[Settings(width, rank, shrinkage)] += float(left)
     best = min(missed, key=lambda settings: missed[settings])
     return best, 1 - missed[best] / max(blind, 1e-12)

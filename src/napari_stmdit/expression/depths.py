@@ -71,7 +71,8 @@ def moved_totals(
     counted = np.asarray(spots.counts.sum(axis=1)).ravel() > 0
     usual = float(np.median(totals[counted])) if counted.any() else 1.0
     start = np.log(totals[own] / usual).astype(np.float32)
-    return np.exp(_moved(start, spots.ids[rows].tolist(), spots, towards, profiles) - start)
+    moved = _moved(start, spots.ids[rows].tolist(), spots, towards, profiles)
+    return np.asarray(np.exp(moved - start), dtype=np.float32)
 
 
 def _moved(
