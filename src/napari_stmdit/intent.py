@@ -16,6 +16,7 @@ Weight = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 GuidanceRule = Literal["nested_morphology_first", "nested_expression_first", "additive"]
 Preset = Literal["exact", "fast", "draft"]
+Follow = Literal["section", "none"]
 
 
 class Intent(BaseModel):
@@ -97,6 +98,9 @@ class _Edit(Intent):
 
 
 class _GeneEdit(_Edit):
+    follow: Follow = "section"
+    """Whether all other genes, and depth, go along as they vary with the edited ones in this section, or stay as measured."""
+
     @model_validator(mode="after")
     def _names_something(self) -> _GeneEdit:
         if not self.genes and not self.programs:
@@ -182,6 +186,8 @@ class SpotProfile(Intent):
     source: str = ""
     """Where it was measured, in words."""
     values: Annotated[dict[str, Annotated[float, Field(ge=0, le=math.log1p(1e4))]], Field(min_length=1)]
+    spreads: dict[str, Annotated[float, Field(ge=0, le=math.log1p(1e4))]] = {}
+    """Standard deviation of the same over the spots, gene by gene, where it is known: a mean alone does not say how its spots look to an encoder."""
     depth: Finite | None = None
     """Mean, over the spots, of the logarithm of their total relative to the median spot of their section; None: not known."""
 

@@ -18,7 +18,7 @@ def spots():
 
 def depths(spots, *edits, rows=(0, 1, 2), sources=None, profiles=None):
     sources = None if sources is None else np.array(sources)
-    return edited_depths(np.array(rows), spots, edits, profiles or {}, sources)
+    return edited_depths(np.array(rows), spots, edits, {}, profiles or {}, sources)
 
 
 def test_depth_is_relative_to_the_median_spot_and_knows_nothing_of_the_experiments_own(spots):

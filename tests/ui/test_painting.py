@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from napari.components import ViewerModel
+from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 from standins import CropModel, card_for
 
 from napari_stmdit.errors import RequestError
-from napari_stmdit.types import KnockOutEdit, SwapEdit, TowardsEdit
+from napari_stmdit.types import Genes, KnockOutEdit, SpotTable, SwapEdit, TowardsEdit
 from napari_stmdit.ui.brush import Stroke, falloff
 from napari_stmdit.ui.drafts import draft_of, make_edit, parse_names, written
 from napari_stmdit.ui.history import History
@@ -27,6 +28,19 @@ def presenter(tiny_section):
     made._show(tiny_section)
     yield made
     del viewer
+
+
+@pytest.fixture
+def sample_like(tiny_section):
+    """The tiny section with a hundred spots and twenty genes, of which the first ten vary together."""
+    rng = np.random.default_rng(0)
+    yx = np.stack(np.meshgrid(np.arange(10), np.arange(10), indexing="ij"), axis=-1).reshape(-1, 2) * 40.0 + 20
+    log = np.full((100, 20), np.log(20.0))
+    log[:, :10] += np.cos(yx[:, :1] / 100)
+    counts = csr_matrix(rng.poisson(np.exp(log)).astype(np.float32))
+    genes = Genes(np.array([f"G{k}" for k in range(20)]))
+    spots = SpotTable(np.array([f"p{k}" for k in range(100)]), yx, 30.0, counts, genes)
+    return replace(tiny_section, spots=spots)
 
 
 def place(presenter, row):
@@ -292,6 +306,46 @@ def test_what_has_no_effect_is_known_before_a_run(presenter):
     (reach,) = presenter.painting.reaches()
     assert reach.unseen == ("CD68",)
     assert "1 of 2 genes is not seen by the checkpoint" in reach.warning
+
+
+def test_what_varies_with_an_edit_follows_unless_the_form_says_otherwise(presenter, tmp_path):
+    painting, state = presenter.painting, presenter.state
+    painting.take_draft(EditDraft(genes=("KRT8",)))
+    painting.add(None)
+    assert painting.edits[0].follow == "section"
+    painting.take_draft(replace(state.draft, follow="none"))
+    assert painting.edits[0].follow == "none"
+    painting.choose(None)
+    painting.choose(0)
+    assert state.draft.follow == "none"
+
+
+def test_the_genes_that_move_most_are_listed_and_go_to_a_file(presenter, tmp_path):
+    painting = presenter.painting
+    assert painting.movers() == ()
+    painting.take_draft(EditDraft(genes=("KRT8",), log_units=0.5, follow="none"))
+    painting.add(presenter.state.section.spots.ids[:4].tolist())
+    (mover,) = painting.movers()
+    measured = presenter.view.values.genes(("KRT8",), painting.edited(), "measured", True)[:4].mean()
+    assert mover.gene == "KRT8" and mover.before == pytest.approx(measured, abs=1e-5)
+    assert mover.after == pytest.approx(mover.before + 0.5, abs=1e-4)
+    presenter.edit_files.export_movers(str(tmp_path / "movers.csv"))
+    header, line = (tmp_path / "movers.csv").read_text().splitlines()
+    assert header.startswith("gene,before") and line.startswith("KRT8,") and line.endswith(",0.5000")
+
+
+def test_the_change_of_a_gene_that_follows_is_coloured(presenter, sample_like):
+    presenter._show(sample_like)
+    painting = presenter.painting
+    painting.take_draft(EditDraft(genes=("G0",), log_units=0.5))
+    painting.add(None)
+    colouring = Colouring(gene="G3", show="change")
+    values, _ = presenter.view.values.of(colouring, painting.edited())
+    assert values.mean() > 0.1
+    painting.take_draft(replace(presenter.state.draft, follow="none"))
+    values, _ = presenter.view.values.of(colouring, painting.edited())
+    assert not values.any()
+    assert {mover.gene for mover in painting.movers()} == {"G0"}
 
 
 def test_files_of_edits_sets_and_profiles(presenter, tmp_path):

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StmditError, StoreError
-from ..expression.edits import Profile, spot_weights
+from ..expression.changes import spot_weights
+from ..expression.edits import Profile
 from ..synthesis.conditions import conditioned_counts, mixed_counts, shuffled_rows
 from ..synthesis.export import place_of
 from ..synthesis.finished import NO_PATCH, Finished

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,8 @@ from .stacks import Stack, StackFolder
 MEASURES = ("haematoxylin", "nuclei")
 PROGRAM_SPOTS, FEWEST_GENES = 24, 3
 """Spots that programs are raised in, and genes of a program that the section needs to have."""
+WAYS: dict[str, Literal["section", "none"]] = {"with_others": "section", "alone": "none"}
+"""The ways in which programs are raised, and what edits call them."""
 DOSE_SPOTS = 16
 DOSES = (0.25, 0.5, 0.75, 1.0)
 RADIUS_UM, FADE_UM = 150.0, 50.0
@@ -295,7 +297,7 @@ class CounterfactualCheck:
         """Raise programs by two standard deviations, alone and with what varies with them, and compare with the trend of real tissue."""
         spots, real = self.section.spots, self.all.real.haematoxylin
         assert self.section.calibration.mpp is not None
-        levels = Levels(spots.counts, spots.relative_depth, spots.yx, self.section.calibration.mpp)
+        levels = Levels(spots, self.section.calibration.mpp)
         order = np.argsort(real)
         rows = order[np.linspace(round(0.11 * len(real)), len(real) - 1, self._raised).round().astype(int)]
         each: Found = {}
@@ -306,12 +308,10 @@ class CounterfactualCheck:
                 yield self._progress(2 * self._raised)
                 continue
             each[name] = {"real_trend": round(float(np.polyfit(score, real, 1)[0]) * by, 5)}
-            for way, (counts, depth) in (
-                ("with_others", levels.with_others(score, by)),
-                ("alone", levels.alone(columns, by)),
-            ):
-                names = tuple(spots.ids[rows].tolist())
-                encoded = self.model.encode_expression(counts[rows], spots.genes, names, depth[rows])
+            for way, follow in WAYS.items():
+                counts, depth = levels.raised(rows, tuple(genes), by, follow)
+                encoded = self.model.encode_expression(counts, spots.genes, tuple(spots.ids[rows].tolist()), depth)
+                each[name][f"{way}_encoding"] = round(self._spreads(rows, encoded), 4)
                 images = yield from self._edited(rows, encoded)
                 if images is None:
                     return None
@@ -322,6 +322,13 @@ class CounterfactualCheck:
             for way in ("with_others", "alone")
         }
         return {"programs": {**found["with_others"], "alone": found["alone"], "spots": self._raised, "each": each}}
+
+    def _spreads(self, rows: NDArray[np.int64], encoded: NDArray[np.float32]) -> float:
+        """Return how far an edit moves the encoding of some spots, root mean square in units of its spread over the section."""
+        own = self.all.expression
+        spread = own.std(axis=0)
+        moved = (encoded - own[rows]) / np.where(spread > 1e-6 * max(float(spread.max()), 1e-30), spread, np.inf)
+        return float(np.sqrt((moved.astype(np.float64) ** 2).mean()))
 
     # --- doses
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,10 @@ from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
 from ..encoders.regression import compact_folds, ridge_weights
+from ..expression.depths import edited_depths
+from ..expression.edits import apply_edits
+from ..expression.measured import Measured
+from ..types import AddEdit, SpotTable
 from .image import nuclei_places, stain_density
 from .resampling import Interval
 
@@ -121,50 +125,35 @@ def _ridge(x: Array, y: Array, to: Array, penalties: Sequence[float] | Array) ->
 
 
 class Levels:
-    """Expression of a section as it is compared with its tissue: log levels, and their means over neighbouring spots.
+    """Expression of a section as it is compared with its tissue: log levels, averaged over neighbouring spots.
 
     Parameters
     ----------
-    counts
-        (n, g).
-    depth
-        (n,) relative depth.
-    yx
-        (n, 2) positions, in units of ``mpp`` micrometres.
+    spots
+        The section's n spots.
+    mpp
+        Micrometres per unit of their positions.
     """
 
-    def __init__(self, counts: csr_matrix, depth: NDArray[np.float32], yx: Array, mpp: float) -> None:
-        dense = counts.toarray().astype(np.float64)
-        self.totals = np.maximum(dense.sum(axis=1, keepdims=True), 1.0)
-        self.levels = np.log1p(1e4 * dense / self.totals)
-        self.depth = depth.astype(np.float64)
-        apart, near = cKDTree(yx).query(yx, k=min(NEIGHBOURS, len(yx)))
+    def __init__(self, spots: SpotTable, mpp: float) -> None:
+        self.spots = spots
+        self.measured = Measured.of(spots)
+        apart, near = cKDTree(spots.yx).query(spots.yx, k=min(NEIGHBOURS, len(spots)))
         weights = np.exp(-0.5 * (apart * mpp / SMOOTH_UM) ** 2)
-        weights /= weights.sum(axis=1, keepdims=True)
-        self.smooth = np.einsum("nk,nkg->ng", weights, self.levels[near])
-        self.smooth_depth = (weights * self.depth[near]).sum(axis=1)
+        self.near, self.weights = near, weights / weights.sum(axis=1, keepdims=True)
 
     def score(self, columns: NDArray[np.int64]) -> Array:
         """Return the mean level (n,) of some genes, over neighbouring spots."""
-        return np.asarray(self.smooth[:, columns].mean(axis=1))
+        levels = self.measured.levels(columns).mean(axis=1, dtype=np.float64)
+        return np.asarray((self.weights * levels[self.near]).sum(axis=1))
 
-    def alone(self, columns: NDArray[np.int64], by: float) -> tuple[csr_matrix, NDArray[np.float32]]:
-        """Return counts and depth with these genes raised by so much, and nothing else."""
-        levels = self.levels.copy()
-        levels[:, columns] += by
-        return self._counts(levels), self.depth.astype(np.float32)
-
-    def with_others(self, score: Array, by: float) -> tuple[csr_matrix, NDArray[np.float32]]:
-        """Return counts and depth where every gene, and depth, goes along as it varies with a score in this section."""
-        centred = score - score.mean()
-        variance = max(float((centred**2).mean()), 1e-12)
-        slopes = (centred[:, None] * (self.smooth - self.smooth.mean(axis=0))).mean(axis=0) / variance
-        deeper = float((centred * (self.smooth_depth - self.smooth_depth.mean())).mean()) / variance
-        levels = np.maximum(self.levels + slopes * by, 0)
-        return self._counts(levels), (self.depth + deeper * by).astype(np.float32)
-
-    def _counts(self, levels: Array) -> csr_matrix:
-        return csr_matrix((np.expm1(levels) * self.totals / 1e4).astype(np.float32))
+    def raised(
+        self, rows: NDArray[np.int64], genes: Sequence[str], by: float, follow: Literal["section", "none"]
+    ) -> tuple[csr_matrix, NDArray[np.float32]]:
+        """Return counts (rows, g) and depth (rows,) of some spots with these genes raised by so much, as an edit that says so does it."""
+        edit = AddEdit(genes=tuple(genes), log_units=by, follow=follow)
+        counts = apply_edits(rows, self.spots, (edit,), {}, {})
+        return counts, edited_depths(rows, self.spots, (edit,), {}, {})
 
 
 def agreement(trend: Array, effect: Array, draws: int, seed: int = 0) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StmditError, SynthesisError
+from ..expression.depths import moved_totals
+from ..expression.profiles import as_profiles
 from ..progress import CancelToken, Progress, Stopwatch
 from ..synthesis.conditions import Conditions, conditioned_counts
 from ..synthesis.models import PatchModel
@@ -166,7 +168,11 @@ class Work:
             spots = replace(one.section.spots, counts=counts, ids=one.section.spots.ids[one.rows])
             edited = replace(one.section, spots=spots)
             before = log_levels(one.section, one.rows, self.reader.genes)
-            scale = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1) / np.maximum(
+            known = {**self.model.profiles, **as_profiles(job.plan.request.profiles)}
+            deeper = moved_totals(
+                one.rows, one.section.spots, job.plan.request.edits, known
+            )  # no change of a gene's level
+            scale = np.maximum(np.asarray(counts.sum(axis=1)).ravel() / deeper, 1) / np.maximum(
                 np.asarray(one.section.spots.counts[one.rows].sum(axis=1)).ravel(), 1
             )
             after = np.log1p(np.expm1(log_levels(edited, np.arange(len(one)), self.reader.genes)) * scale[:, None])

@@ -9,14 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..types import Edit, SpotTable, SwapEdit, TowardsEdit
-from .edits import active_edits, spot_weights
-from .measured import Profile
+from .changes import active_edits, spot_weights
+from .following import following
+from .measured import Profile, totals_of
+from .programs import Programs
 
 
 def edited_depths(
     rows: NDArray[np.int64],
     spots: SpotTable,
     edits: Sequence[Edit],
+    programs: Programs,
     profiles: Mapping[str, Profile],
     sources: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
@@ -24,11 +27,11 @@ def edited_depths(
 
     It is the measured one (`SpotTable.relative_depth`): totals after an edit say nothing about tissue. Edits that move the whole
     profile, without naming genes, move depth with it: towards that of the target spots or of the target profile, where one states
-    it, and by the difference between two groups that are swapped.
+    it, and by the difference between two groups that are swapped. It goes along with edits of genes that other genes follow.
 
     Parameters
     ----------
-    rows, spots, edits, profiles, sources
+    rows, spots, edits, programs, profiles, sources
         As for `apply_edits`.
 
     Returns
@@ -36,11 +39,53 @@ def edited_depths(
     NDArray[np.float32]
         (n,) natural logarithms of the total relative to the section's median spot.
     """
-    measured = spots.relative_depth
-    depth = measured[rows if sources is None else sources].astype(np.float32)
+    own = rows if sources is None else sources
     ids = spots.ids[rows].tolist()
+    depth = _moved(spots.relative_depth[own].astype(np.float32), ids, spots, edits, profiles)
+    along = following(own, ids, spots, edits, programs)
+    return depth if along is None else depth + along.depth()
+
+
+def whole_profile_edit(edit: Edit) -> bool:
+    """Return whether an edit moves the whole profile, naming no gene."""
+    return isinstance(edit, TowardsEdit | SwapEdit) and not edit.genes and not edit.programs
+
+
+def moved_totals(
+    rows: NDArray[np.int64],
+    spots: SpotTable,
+    edits: Sequence[Edit],
+    profiles: Mapping[str, Profile],
+    sources: NDArray[np.int64] | None = None,
+) -> NDArray[np.float32]:
+    """Return by which factor (n,) the total count of some spots moves with edits of the whole profile.
+
+    Encoders read a profile by how deep it is, so one that arrives brings its total, as its depth relative to the section says it. In
+    logarithms totals move in proportion with strength. Parameters are those of `edited_depths`; all other edits leave totals alone.
+    """
+    own = rows if sources is None else sources
+    towards = [edit for edit in active_edits(edits) if isinstance(edit, TowardsEdit) and whole_profile_edit(edit)]
+    if not towards:
+        return np.ones(len(rows), dtype=np.float32)
+    totals = totals_of(spots.counts.astype(np.float32))
+    counted = np.asarray(spots.counts.sum(axis=1)).ravel() > 0
+    usual = float(np.median(totals[counted])) if counted.any() else 1.0
+    start = np.log(totals[own] / usual).astype(np.float32)
+    moved = _moved(start, spots.ids[rows].tolist(), spots, towards, profiles)
+    return np.asarray(np.exp(moved - start), dtype=np.float32)
+
+
+def _moved(
+    start: NDArray[np.float32],
+    ids: Sequence[str],
+    spots: SpotTable,
+    edits: Sequence[Edit],
+    profiles: Mapping[str, Profile],
+) -> NDArray[np.float32]:
+    """Return depths (n,) after the edits of the whole profile."""
+    depth, measured = start.copy(), spots.relative_depth
     for edit in active_edits(edits):
-        if edit.genes or edit.programs:
+        if not whole_profile_edit(edit):
             continue
         weights = spot_weights(edit, ids)
         if isinstance(edit, TowardsEdit):

@@ -53,6 +53,8 @@ class Measured:
     shares
         Name of a profile -> (n,) total of each spot over that profile's genes, at least 1; filled for a narrowed table, which
         lacks most of those genes.
+    spots
+        The section's table, and in ``columns`` (k,) the genes at hand in it; None where these are not counts of a section.
     """
 
     ids: NDArray[np.str_]
@@ -60,19 +62,26 @@ class Measured:
     genes: Genes
     totals: NDArray[np.float32]
     shares: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    spots: SpotTable | None = None
+    columns: NDArray[np.int64] = field(default_factory=lambda: np.arange(0))
 
     @classmethod
     def of(cls, spots: SpotTable, totals: NDArray[np.float32] | None = None) -> Measured:
         """Return all genes of a section."""
         counts = spots.counts if spots.counts.dtype == np.float32 else spots.counts.astype(np.float32)
-        return cls(spots.ids, counts, spots.genes, totals_of(counts) if totals is None else totals)
+        totals = totals_of(counts) if totals is None else totals
+        return cls(spots.ids, counts, spots.genes, totals, spots=spots, columns=np.arange(len(spots.genes)))
 
     def narrowed(self, names: Sequence[str], profiles: Mapping[str, Profile]) -> Measured:
         """Return the genes that are named alone; every edit does to them what it does in the whole table."""
         columns = columns_of(tuple(names), self.genes)
         genes = Genes(self.genes.symbols[columns], None if self.genes.ids is None else self.genes.ids[columns])
         shares = {name: self.share(profile) for name, profile in profiles.items()}
-        return Measured(self.ids, csr_matrix(self.counts[:, columns]), genes, self.totals, shares)
+        counts, whole = (
+            csr_matrix(self.counts[:, columns]),
+            self.columns[columns] if len(self.columns) else self.columns,
+        )
+        return Measured(self.ids, counts, genes, self.totals, shares, self.spots, whole)
 
     def share(self, profile: Profile) -> NDArray[np.float32]:
         """Return each spot's total over a profile's genes, (n,)."""

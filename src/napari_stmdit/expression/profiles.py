@@ -44,32 +44,39 @@ def measure_profile(spots: SpotTable, ids: Sequence[str], source: str = "") -> S
     np.add.at(summed, (share.row, place[share.col]), share.data)
     seen = np.zeros(len(symbols), dtype=bool)
     seen[place[np.unique(spots.counts.indices[spots.counts.data > 0])]] = True
-    means = np.round(np.log1p(summed).mean(axis=0, dtype=np.float64), DECIMALS)
-    values = {str(symbols[k]): float(means[k]) for k in np.flatnonzero(seen)}
+    logs = np.log1p(summed)
+    means, spreads = (np.round(of(axis=0, dtype=np.float64), DECIMALS) for of in (logs.mean, logs.std))
+    values, spread = ({str(symbols[k]): float(found[k]) for k in np.flatnonzero(seen)} for found in (means, spreads))
     depth = round(float(spots.relative_depth[rows].mean()), DECIMALS)
-    return SpotProfile(source=source, values=values, depth=depth)
+    return SpotProfile(source=source, values=values, spreads=spread, depth=depth)
 
 
 def as_profiles(own: Mapping[str, SpotProfile]) -> dict[str, Profile]:
     """Return the request's profiles as edits use them."""
     return {
         name: Profile(
-            tuple(profile.values), np.array(list(profile.values.values()), dtype=np.float32), depth=profile.depth
+            tuple(profile.values),
+            np.array(list(profile.values.values()), dtype=np.float32),
+            np.array([profile.spreads[gene] for gene in profile.values], dtype=np.float32)
+            if set(profile.values) <= set(profile.spreads)
+            else None,
+            profile.depth,
         )
         for name, profile in own.items()
     }
 
 
 def write_profile(profile: SpotProfile, path: str | Path) -> None:
-    """Write a profile as JSON, or as two columns (gene, mean) where the name ends in .tsv."""
+    """Write a profile as JSON, or as columns (gene, mean, spread) where the name ends in .tsv."""
     path = Path(path)
     if path.suffix == ".tsv":
+        spread = profile.spreads
         depth = [] if profile.depth is None else [f"{DEPTH}{profile.depth:g}"]
         lines = [
             f"# {profile.source}",
             *depth,
-            "gene\tmean_log1p_cp10k",
-            *(f"{g}\t{v:g}" for g, v in profile.values.items()),
+            "gene\tmean_log1p_cp10k" + ("\tspread" if spread else ""),
+            *(f"{g}\t{v:g}" + (f"\t{spread[g]:g}" if g in spread else "") for g, v in profile.values.items()),
         ]
         write_text(path, "\n".join(lines) + "\n")
     else:
@@ -77,7 +84,7 @@ def write_profile(profile: SpotProfile, path: str | Path) -> None:
 
 
 def read_profile(path: str | Path) -> SpotProfile:
-    """Read a profile that `write_profile` wrote, or a table of two columns made elsewhere.
+    """Read a profile that `write_profile` wrote, or a table of two or three columns made elsewhere.
 
     Raises
     ------
@@ -111,13 +118,18 @@ def _table(text: str) -> dict[str, object]:
     lines = text.splitlines()
     source = lines[0].lstrip("# ") if lines and lines[0].startswith("#") else ""
     values: dict[str, float] = {}
+    spreads: dict[str, float] = {}
     depth = next((float(line.removeprefix(DEPTH)) for line in lines if line.startswith(DEPTH)), None)
     for number, row in enumerate(csv.reader(lines, delimiter="\t"), start=1):
         if not row or row[0].startswith("#") or (not values and row[0].lower() == "gene"):
             continue
-        if len(row) != 2:
-            raise ValueError(f"line {number} has {len(row)} columns instead of 2, gene and mean")
+        if len(row) not in (2, 3):
+            raise ValueError(
+                f"line {number} has {len(row)} columns instead of 2 or 3: gene, mean and, where known, spread"
+            )
         if row[0] in values:
             raise ValueError(f"line {number} names {row[0]!r} a second time")
         values[row[0]] = float(row[1])
-    return {"source": source, "values": values, "depth": depth}
+        if len(row) == 3:
+            spreads[row[0]] = float(row[2])
+    return {"source": source, "values": values, "spreads": spreads, "depth": depth}

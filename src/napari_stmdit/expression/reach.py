@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..types import Edit, Genes
-from .edits import edited_genes
+import numpy as np
+
+from ..types import Edit, Genes, SpotTable
+from .changes import edited_genes
+from .covariation import covariation_of
+from .following import follows
 from .genes import match_genes
+from .measured import columns_of
 from .programs import Programs
+
+NOTICEABLE = 0.1
+"""Share of its own spread by which a gene must go along with a program to count as following it."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +30,15 @@ class Reach:
     missing
         Those that the section lacks.
     unseen
-        Those that the checkpoint does not see: to change them has no effect on the image. Empty where no checkpoint is known.
+        Those that the checkpoint does not see: to change them alone has no effect on the image. Empty where no checkpoint is known.
+    followed
+        Whether other genes go along, by which even unseen ones have an effect.
     """
 
     named: int
     missing: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    followed: bool = False
 
     @property
     def warning(self) -> str:
@@ -37,6 +48,8 @@ class Reach:
         parts = []
         if self.missing:
             parts.append(f"{_share(self.missing, self.named)} not in this section ({_some(self.missing)})")
+        if self.followed:
+            return "; ".join(parts)
         if self.unseen and len(self.unseen) == self.named:
             parts.append(f"the checkpoint sees none of its genes ({_some(self.unseen)}): the image will not change")
         elif self.unseen:
@@ -44,7 +57,7 @@ class Reach:
         return "; ".join(parts)
 
 
-def reach_of(edit: Edit, programs: Programs, genes: Genes, seen: Sequence[str] | None) -> Reach:
+def reach_of(edit: Edit, programs: Programs, genes: Genes, seen: Sequence[str] | None, followed: bool = False) -> Reach:
     """Return how far an edit reaches.
 
     Parameters
@@ -57,12 +70,69 @@ def reach_of(edit: Edit, programs: Programs, genes: Genes, seen: Sequence[str] |
         The section's.
     seen
         The checkpoint's genes, or None.
+    followed
+        Whether the section can tell what follows an edit that asks for it.
     """
     names = edited_genes(edit, {**{name: {} for name in edit.programs}, **programs})
     if not names:
         return Reach(0)
     known = set(names if seen is None else seen)
-    return Reach(len(names), match_genes(names, genes).missing, tuple(gene for gene in names if gene not in known))
+    unseen = tuple(gene for gene in names if gene not in known)
+    return Reach(len(names), match_genes(names, genes).missing, unseen, followed and follows(edit))
+
+
+@dataclass(frozen=True)
+class ProgramReach:
+    """How much of a program a checkpoint sees in a section.
+
+    Attributes
+    ----------
+    named, there, seen
+        How many genes it names; how many of these the section has; how many of those the checkpoint sees.
+    followers
+        How many of the checkpoint's other genes go along with it in the section: by `NOTICEABLE` of their own spread or more where the
+        program's mean is one spread higher.
+    others
+        How many other genes there are that the checkpoint sees and the section has.
+    """
+
+    named: int
+    there: int
+    seen: int
+    followers: int
+    others: int
+
+    @property
+    def blind(self) -> bool:
+        """Whether no edit of it reaches the checkpoint."""
+        return self.there == 0 or self.seen + self.followers == 0
+
+    @property
+    def words(self) -> str:
+        """Say it in a sentence."""
+        if self.there == 0:
+            return f"this section has none of its {self.named} genes"
+        if self.blind:
+            return f"the checkpoint sees none of its {self.named} genes, and nothing that it sees follows them here: no edit of it has an effect"
+        through = f", and {self.followers} of {self.others} other genes follow it here" if self.followers else ""
+        return f"the checkpoint sees {self.seen} of its {self.named} genes{through}"
+
+
+def program_reach(program: Mapping[str, float], spots: SpotTable, seen: Sequence[str]) -> ProgramReach:
+    """Return how much of a program a checkpoint that sees these genes sees of it in a section, directly and through what follows."""
+    names = tuple(gene for gene, weight in program.items() if weight > 0)
+    columns, visible = columns_of(names, spots.genes), columns_of(tuple(seen), spots.genes)
+    there = match_genes(names, spots.genes).shared
+    direct = len(set(names) & set(seen) - set(match_genes(names, spots.genes).missing))
+    others = np.setdiff1d(visible, columns)
+    known = covariation_of(spots)
+    if known is None or not there:
+        return ProgramReach(len(names), there, direct, 0, len(others))
+    along = known.loadings[columns].mean(axis=0)
+    spread = np.sqrt(along @ along + known.noise[columns].sum() / len(columns) ** 2)
+    change = known.factors(np.full((1, len(columns)), spread), columns)[0] @ known.loadings[others].T
+    noticed = np.abs(change) >= NOTICEABLE * np.sqrt((known.loadings[others] ** 2).sum(axis=1) + known.noise[others])
+    return ProgramReach(len(names), there, direct, int(noticed.sum()), len(others))
 
 
 def _share(names: Sequence[str], total: int) -> str:

@@ -15,6 +15,7 @@ from ..expression.profiles import as_profiles
 from ..expression.programs import known_programs
 from ..tissue.crops import read_patches
 from ..types import Patch, Plan, Request, Section
+from .arrival import arrivals
 from .boxes import boxes_around
 from .counterfactual import Before, map_of, touched_rows
 
@@ -44,6 +45,8 @@ class Conditions:
         (n,) relative depth of the rows of ``counts``, edits applied; None without counts.
     before
         Where real tissue is edited: what was measured, row by row, and how morphology follows.
+    arrival
+        (n, d) what is added to the encoding of each row, see `arrivals`; None: nothing.
     """
 
     counts: csr_matrix | None
@@ -51,12 +54,13 @@ class Conditions:
     morphology: NDArray[np.float32] | None
     depth: NDArray[np.float32] | None
     before: Before | None = None
+    arrival: NDArray[np.float32] | None = None
 
     def measured(self) -> Conditions:
         """Return the conditions before the edits."""
         if self.before is None:
             return self
-        return replace(self, counts=self.before.counts, depth=self.before.depth, before=None)
+        return replace(self, counts=self.before.counts, depth=self.before.depth, before=None, arrival=None)
 
     def expression(self, patches: Sequence[Patch], section: Section, model: PatchModel) -> NDArray[np.float32] | None:
         """Encode the expression of some patches as (b, d) or (b, tokens, d); None for null."""
@@ -64,7 +68,8 @@ class Conditions:
             return None
         rows = [patch.index for patch in patches]
         sources = tuple(self.sources[row] for row in rows)
-        return model.encode_expression(self.counts[rows], section.spots.genes, sources, self.depth[rows])
+        encoded = model.encode_expression(self.counts[rows], section.spots.genes, sources, self.depth[rows])
+        return encoded if self.arrival is None else encoded + self.arrival[rows]
 
     def mixed(
         self, mix: csr_matrix, nearest: Sequence[int], section: Section, model: PatchModel
@@ -84,7 +89,8 @@ class Conditions:
             return None
         sources = tuple(self.sources[row] for row in nearest)
         counts, depth = mixed_counts(mix, self.counts), mix_depths(mix, self.depth)
-        return model.encode_expression(counts, section.spots.genes, sources, depth)
+        encoded = model.encode_expression(counts, section.spots.genes, sources, depth)
+        return encoded if self.arrival is None else encoded + np.asarray(mix @ self.arrival, dtype=np.float32)
 
 
 def mixed_counts(mix: csr_matrix, counts: csr_matrix) -> csr_matrix:
@@ -101,7 +107,9 @@ def mixed_counts(mix: csr_matrix, counts: csr_matrix) -> csr_matrix:
 def condition_rows(plan: Plan, section: Section, model: PatchModel) -> Conditions:
     """Apply the edits to the expression of every patch of a plan, and encode the morphology they share."""
     counts, sources, depth = _counts(plan, section, model)
-    conditions = Conditions(counts, sources, _shared_morphology(plan, section, model), depth)
+    known = {**model.profiles, **as_profiles(plan.request.profiles)}
+    arrival = None if counts is None else arrivals(spot_rows(plan), section, plan.request, model, known)
+    conditions = Conditions(counts, sources, _shared_morphology(plan, section, model), depth, arrival=arrival)
     if not plan.counterfactual:
         return conditions
     rows = spot_rows(plan)
@@ -126,13 +134,17 @@ def _counts(
     if not plan.has_expression:
         return None, (), None
     rows, known = spot_rows(plan), {**model.profiles, **as_profiles(request.profiles)}
-    counts, sources = conditioned_counts(rows, section, request, model.profiles)
-    depth = edited_depths(rows, section.spots, request.edits, known, sources)
+    counts, sources = conditioned_counts(rows, section, request, model.profiles, plan.card.genes or None)
+    depth = edited_depths(rows, section.spots, request.edits, known_programs(request.programs), known, sources)
     return counts, tuple(section.spots.ids[sources].tolist()), depth
 
 
 def conditioned_counts(
-    rows: NDArray[np.int64], section: Section, request: Request, profiles: Mapping[str, Profile]
+    rows: NDArray[np.int64],
+    section: Section,
+    request: Request,
+    profiles: Mapping[str, Profile],
+    seen: Sequence[str] | None = None,
 ) -> tuple[csr_matrix, NDArray[np.int64]]:
     """Return the counts that a request gives some spots, after its edits.
 
@@ -144,6 +156,8 @@ def conditioned_counts(
         The section, and a request whose expression is not null.
     profiles
         The checkpoint's, which edits may move towards; the request's own are added.
+    seen
+        Genes that may follow an edit, see `apply_edits`; None: all.
 
     Returns
     -------
@@ -154,7 +168,7 @@ def conditioned_counts(
     if request.expression == "shuffled":
         sources = shuffled_rows(len(section.spots), request.seed)[rows]
     programs, known = known_programs(request.programs), {**profiles, **as_profiles(request.profiles)}
-    return apply_edits(rows, section.spots, request.edits, programs, known, sources), sources
+    return apply_edits(rows, section.spots, request.edits, programs, known, sources, seen), sources
 
 
 def spot_rows(plan: Plan) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ from ..tissue.identity import Boxes, section_identity
 from ..types import Plan, Section
 from .conditions import shared_morphology_boxes
 from .models import KnownModel
+from .requests import as_recorded
 
 PIXELS = 4
 """What the code makes of the same inputs. Raised by hand with every change of the code after which pixels differ, as the golden tests say;
@@ -60,9 +61,10 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _complete(then: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
     """Fill what earlier versions did not ask.
 
-    The first made new tissue alone, and without an edit that is all there is; later ones drew no noise for an edit.
+    The first made new tissue alone, and without an edit that is all there is; later ones drew no noise for an edit, and nothing
+    followed one.
     """
-    asked, wanted = dict(then.get("request") or {}), dict(now.get("request") or {})
+    asked, wanted = as_recorded(dict(then.get("request") or {})), dict(now.get("request") or {})
     if not asked:
         return then
     if "counterfactual" in wanted and "counterfactual" not in asked:

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from ..expression.edits import edited_genes, faults_of, some_of
+from ..expression.changes import edited_genes
+from ..expression.edits import faults_of, some_of
+from ..expression.following import following_fault, following_notes, follows
 from ..expression.genes import match_genes
 from ..expression.programs import known_programs
 from ..files import shorten
@@ -292,15 +294,7 @@ def _notes(
         notes.append(
             f"{shared} of the checkpoint's {len(card.genes)} genes are shared, the others count as their training mean{rest}"
         )
-    seen = set(card.genes)
-    for number, edit in enumerate(request.edits):
-        names = edited_genes(edit, known_programs(request.programs))
-        unseen = [gene for gene in names if gene not in seen]
-        if unseen and edit.enabled:
-            some = ", ".join(unseen[:8]) + (" ..." if len(unseen) > 8 else "")
-            notes.append(
-                f"edits[{number}]: {len(unseen)} of its {len(names)} genes are not seen by the checkpoint and have no effect: {some}"
-            )
+    notes += _edit_notes(section, request, card)
     if request.morphology == "own" and section.image is not None:
         what = "windows" if request.mode == "continuous" else "patches"
         limit = np.array(section.image.shape) * section.image.pixel_size
@@ -310,3 +304,27 @@ def _notes(
     if section.synthetic:
         notes.append("the section itself is synthetic")
     return tuple(notes)
+
+
+def _edit_notes(section: Section, request: Request, card: CheckpointCard) -> list[str]:
+    """Say of each edit which of its genes the checkpoint does not see, and of all together what follows them."""
+    seen, programs, notes = set(card.genes), known_programs(request.programs), []
+    can_follow = any(follows(edit) for edit in request.edits if edit.enabled) and following_fault(section.spots) is None
+    for number, edit in enumerate(request.edits):
+        names = edited_genes(edit, programs)
+        unseen = [gene for gene in names if gene not in seen]
+        if not unseen or not edit.enabled:
+            continue
+        some = ", ".join(unseen[:8]) + (" ..." if len(unseen) > 8 else "")
+        if can_follow and follows(edit):
+            effect = "act through what follows them alone"
+        elif len(unseen) == len(names):
+            effect = "have no effect: this edit changes nothing"
+        else:
+            effect = "have no effect"
+        notes.append(
+            f"edits[{number}]: {len(unseen)} of its {len(names)} genes are not seen by the checkpoint and {effect}: {some}"
+        )
+    if request.expression == "null" or not card.genes:
+        return notes
+    return notes + following_notes(section.spots, request.edits, programs, card.genes)

@@ -13,7 +13,7 @@ from ..expression.gmt import read_gmt
 from ..expression.profiles import read_profile
 from ..files import BadFile, read_yaml, user_path
 from ..storage.atomic import write_text
-from ..types import Edit, Intent, Request, SpotProfile, Weight
+from ..types import Edit, Intent, Request, SpotProfile, SwapEdit, TowardsEdit, Weight
 
 
 class EditFile(Intent):
@@ -59,7 +59,7 @@ def edit_file_from(content: Any, folder: Path, place: str) -> EditFile:
     if isinstance(content, list):
         content = {"edits": content}
     if isinstance(content, dict) and set(content) <= set(Request.model_fields):  # a whole request, as results keep it
-        content = {name: value for name, value in content.items() if name in EditFile.model_fields}
+        content = {name: value for name, value in as_recorded(content).items() if name in EditFile.model_fields}
     if not isinstance(content, dict) or "edits" not in content:
         raise RequestError([(place, "expected a list of edits, each with an 'operation', or a mapping with 'edits'")])
     faults: list[tuple[str, str]] = []
@@ -87,7 +87,8 @@ def write_edit_file(file: EditFile, path: str | Path) -> None:
     """Write an edit file that `read_edit_file` and ``stmdit synthesize --edits`` read; it refers to no other file."""
     content: dict[str, Any] = {
         "edits": [
-            {"operation": edit.operation, **edit.model_dump(mode="json", exclude_defaults=True)} for edit in file.edits
+            {"operation": edit.operation, **edit.model_dump(mode="json", exclude_defaults=True), **_stated(edit)}
+            for edit in file.edits
         ]
     }
     if file.programs:
@@ -127,7 +128,7 @@ def read_request(path: str | Path) -> Request:
     if not isinstance(content, dict):
         raise RequestError([(str(path), "expected a mapping with the fields of a request")])
     faults: list[tuple[str, str]] = []
-    content = with_files(content, _folder(path), str(path), faults)
+    content = with_files(as_recorded(content), _folder(path), str(path), faults)
     try:
         request = make_request(content, str(path))
     except RequestError as error:
@@ -135,6 +136,29 @@ def read_request(path: str | Path) -> Request:
     if faults:
         raise RequestError(faults)
     return request
+
+
+def as_recorded(content: dict[Any, Any]) -> dict[Any, Any]:
+    """Return a request's plain values with what earlier versions meant by edits that they recorded: nothing followed these.
+
+    A record states every field of an edit that there was, which nobody does by hand; so it is told from a file that leaves open
+    whether something follows, and takes what is usual now.
+    """
+    edits = content.get("edits")
+    if not isinstance(edits, list | tuple):
+        return content
+    return {**content, "edits": [_recorded_edit(edit) for edit in edits]}
+
+
+def _recorded_edit(edit: Any) -> Any:
+    recorded = isinstance(edit, dict) and {"name", "genes", "programs", "spots", "strength", "enabled"} <= set(edit)
+    of_genes = recorded and edit.get("operation") in ("scale", "add", "set_quantile", "knock_out")
+    return {**edit, "follow": "none"} if of_genes and "follow" not in edit else edit
+
+
+def _stated(edit: Edit) -> dict[str, Any]:
+    """What an edit file says of an edit even where it is the default: whatever the default will be, the file keeps its meaning."""
+    return {"follow": edit.follow} if not isinstance(edit, TowardsEdit | SwapEdit) else {}
 
 
 def with_files(content: dict[Any, Any], folder: Path, place: str, faults: list[tuple[str, str]]) -> dict[Any, Any]:

@@ -15,7 +15,7 @@ from ..tissue.attribution import attribute
 from ..tissue.stored_patches import read_stored_patches
 from ..tissue.stored_results import names_there, open_store, read_image
 from ..types import Request, Section
-from .requests import make_request
+from .requests import as_recorded, make_request
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class StoredResult:
             The record lacks it, or holds one that this version does not understand.
         """
         try:
-            asked = dict(self.provenance["request"])
+            asked = as_recorded(dict(self.provenance["request"]))
             asked.setdefault("counterfactual", "off")  # records of earlier versions: all that they made was new tissue
             return make_request(asked, self.element)
         except (KeyError, TypeError, ValueError):

@@ -52,9 +52,10 @@ def make_edit(draft: EditDraft, spots: Mapping[str, float] | None, name: str = "
 
 
 _FIELDS = {
-    "scale": ("factor",),
-    "add": ("log_units",),
-    "set_quantile": ("quantile",),
+    "scale": ("factor", "follow"),
+    "add": ("log_units", "follow"),
+    "set_quantile": ("quantile", "follow"),
+    "knock_out": ("follow",),
     "towards": ("target_profile", "target_spots"),
     "swap": ("group_a", "group_b"),
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import StmditError
 from ..expression import gmt
+from ..expression.movers import write_movers
 from ..expression.profiles import measure_profile, read_profile, write_profile
 from ..synthesis.requests import read_edit_file, used_by, write_edit_file
 from .painting import Painting
@@ -28,6 +29,10 @@ class EditFiles:
             lambda: write_edit_file(used_by(self.state.request.edits, self.state.request), path),
             f"Edits saved in {path}.",
         )
+
+    def export_movers(self, path: str) -> None:
+        """Write the genes that the edits move most, as CSV."""
+        self._guarded(lambda: write_movers(self._painting.movers(), path), f"Genes that move most saved in {path}.")
 
     def load(self, path: str) -> None:
         """Replace the edits by those of a file; that can be undone."""

@@ -15,6 +15,7 @@ from ..devices import leave_a_core
 from ..errors import SectionError, StmditError, SynthesisError
 from ..evaluation.cases import EvaluationRequest
 from ..evaluation.evaluate import Evaluated
+from ..expression.covariation import covariation_of
 from ..progress import CancelToken, Progress
 from ..synthesis.export import ExportKind, export_result
 from ..synthesis.identity import inputs_of
@@ -273,9 +274,10 @@ def opening_sample() -> Job:
 
 
 def touch(section: Section) -> None:
-    """Read one pixel of every level: a JPEG is decoded here, not on the GUI thread when it is first drawn."""
+    """Read one pixel of every level, and estimate what varies with what: what takes seconds is done here, not on the GUI thread when first asked."""
     for level in section.image.levels if section.image is not None else ():
         level[:1, :1].compute()
+    covariation_of(section.spots)
 
 
 def loading(choice: ModelChoice) -> Job:

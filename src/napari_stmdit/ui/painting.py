@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from ..errors import RequestError
+from ..expression.following import following_fault, follows
+from ..expression.movers import Mover, most_moved
 from ..expression.profiles import as_profiles
 from ..expression.programs import known_programs
-from ..expression.reach import Reach, reach_of
+from ..expression.reach import ProgramReach, Reach, program_reach, reach_of
 from ..synthesis.requests import EditFile, used_by
 from ..types import Edit, Request, Section, SpotProfile, SwapEdit
 from .brush import Stroke
@@ -113,7 +115,24 @@ class Painting:
             return tuple(Reach(0) for _ in self.edits)
         programs = known_programs(self.state.request.programs)
         seen = None if model is None else model.card.genes
-        return tuple(reach_of(edit, programs, section.spots.genes, seen) for edit in self.edits)
+        followed = any(follows(edit) for edit in self.edits) and following_fault(section.spots) is None
+        return tuple(reach_of(edit, programs, section.spots.genes, seen, followed) for edit in self.edits)
+
+    def program_reaches(self) -> dict[str, ProgramReach]:
+        """Return for each program how much of it the checkpoint sees in this section; nothing while either is unknown."""
+        section, model = self.state.section, self.state.checkpoint
+        if section is None or model is None or not model.card.genes or section.expression.kind == "none":
+            return {}
+        seen = model.card.genes
+        return {
+            name: program_reach(genes, section.spots, seen)
+            for name, genes in known_programs(self.state.request.programs).items()
+        }
+
+    def movers(self) -> tuple[Mover, ...]:
+        """Return the genes that the edits move most over the spots that they act on."""
+        section, edited = self.state.section, self.edited()
+        return () if section is None else most_moved(section.spots, edited.edits, edited.programs, edited.profiles)
 
     # --- the form and the list
 

@@ -142,6 +142,7 @@ class EditDraft:
     factor: float = 3.0
     log_units: float = 1.0
     quantile: float = 0.95
+    follow: Literal["section", "none"] = "section"
     target_profile: str | None = None
     target_spots: tuple[str, ...] = ()
     group_a: tuple[str, ...] = ()

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QFileDialog, QLabel, QWidget
+from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QFileDialog, QLabel, QWidget
 
 from ...expression.programs import ProgramNote
+from ...expression.reach import ProgramReach
 from ...types import Genes, Section
 from ..drafts import parse_names, written
 from ..state import EditDraft
@@ -85,6 +86,7 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         self._programs: tuple[str, ...] = ()
         self._known: tuple[Any, ...] = ((), {}, ())
         self._notes: Mapping[str, ProgramNote] = {}
+        self._reaches: Mapping[str, ProgramReach] = {}
         self.what = NameField(several=True)
         self.what.setPlaceholderText("genes and programs, e.g. hypoxia, ERBB2")
         named(self.what, "Genes and programs", "What is changed: genes and programs, parted by commas")
@@ -97,6 +99,11 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
             "log_units": self._amount("Log units", -10, 10, 0.25, " log"),
             "quantile": self._amount("Quantile", 0, 1, 0.05, ""),
         }
+        self.follow = named(
+            QCheckBox("What varies with it follows"),
+            "What varies with it follows",
+            "Other genes, and how deep spots are, go along as they vary with these genes in this section: co-variation, no cause",
+        )
         self.target = GroupField("Target", "The spots or the profile that the expression moves towards")
         self.group_a = GroupField("First group", "Spots that change places with the second group")
         self.group_b = GroupField("Second group", "Spots that change places with the first group")
@@ -117,6 +124,7 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
                 self.faults["what"],
                 self.about,
                 row(self.operation, *self.amounts.values()),
+                self.follow,
                 self._target,
                 self._groups,
                 self.faults["target"],
@@ -129,6 +137,7 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         self.operation.activated.connect(lambda _: self._change(operation=self.operation.currentData()))
         for field, box in self.amounts.items():
             box.valueChanged.connect(lambda value, field=field: self._change(**{field: round(value, 4)}))
+        self.follow.toggled.connect(lambda on: self._change(follow="section" if on else "none"))
         self.target.picked.connect(self._target_picked)
         self.group_a.picked.connect(lambda data: self._change(group_a=data[1]))
         self.group_b.picked.connect(lambda data: self._change(group_b=data[1]))
@@ -152,6 +161,10 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
             box.setValue(getattr(value, field))
             box.blockSignals(False)
             box.setVisible(field == shown)
+        self.follow.blockSignals(True)
+        self.follow.setChecked(value.follow == "section")
+        self.follow.blockSignals(False)
+        self.follow.setVisible(value.operation not in ("towards", "swap"))
         self._target.setVisible(value.operation == "towards")
         self._groups.setVisible(value.operation == "swap")
         self._offer()
@@ -160,6 +173,7 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
             for name in value.programs
             if name in self._notes
         ]
+        said += [f"{name}: {self._reaches[name].words}." for name in value.programs if name in self._reaches]
         self.about.show_text("\n".join(said))
 
     # --- what is known
@@ -169,9 +183,11 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         self._genes = None if section is None else section.spots.genes
         self._offer_names()
 
-    def show_programs(self, programs: Sequence[str], notes: Mapping[str, ProgramNote]) -> None:
-        """Offer programs, and say where the bundled ones are from."""
-        self._programs, self._notes = tuple(programs), notes
+    def show_programs(
+        self, programs: Sequence[str], notes: Mapping[str, ProgramNote], reaches: Mapping[str, ProgramReach]
+    ) -> None:
+        """Offer programs, say where the bundled ones are from and how much the checkpoint sees; what it cannot see at all is greyed."""
+        self._programs, self._notes, self._reaches = tuple(programs), notes, reaches
         self._offer_names()
         self.setValue(self._value)
 
@@ -199,7 +215,8 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         return named(box, name, f"{name} of the operation")
 
     def _offer_names(self) -> None:
-        self.what.offer(() if self._genes is None else self._genes.symbols.tolist(), self._programs)
+        blind = {name: reach.words for name, reach in self._reaches.items() if reach.blind}
+        self.what.offer(() if self._genes is None else self._genes.symbols.tolist(), self._programs, blind=blind)
 
     def _offer(self) -> None:
         selected, groups, profiles = self._known

@@ -13,20 +13,25 @@ from qtpy.QtWidgets import (
     QDoubleSpinBox,
     QFileDialog,
     QFrame,
+    QHeaderView,
     QLabel,
     QLineEdit,
     QPushButton,
     QSlider,
+    QTableWidget,
+    QTableWidgetItem,
     QVBoxLayout,
     QWidget,
 )
 
+from ...expression.movers import Mover
 from ...expression.reach import Reach
 from ...types import Edit
 from ..state import Brush, EditDraft
 from .common import Fold, Text, column, labelled, named, row
 from .draft import PROFILES, DraftForm
 
+TABLE = "Tables (*.csv)"
 YAML = "Edits (*.yaml *.yml)"
 
 
@@ -221,6 +226,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
     saveRequested = Signal(str)
     setsRequested = Signal(str)
     profileSaveRequested = Signal(str)
+    moversSaveRequested = Signal(str)
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,6 +252,17 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.keep = self._button(
             "Profile…", "Save a profile", "Write the mean expression of the selected spots, as a target"
         )
+        self.movers = named(
+            QTableWidget(0, 3),
+            "Genes that move most",
+            "Mean log(1 + counts per 10,000) over the spots that the edits act on, as measured and after all edits",
+        )
+        self.movers.setHorizontalHeaderLabels(["gene", "before", "after"])
+        self.movers.verticalHeader().hide()
+        self.movers.setEditTriggers(QTableWidget.EditTrigger.NoEditTriggers)
+        self.movers.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
+        self.movers.setFixedHeight(160)
+        self.save_movers = self._button("CSV…", "Save the genes that move most", "Write this table as a CSV file")
         self.state_line, self.warning = Text("quiet"), Text("warning")
         self._lay_out()
         self._connect()
@@ -258,6 +275,9 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         files = row(self.load, self.save, self.sets, self.keep, stretch=None)
         for bar in (order, files):
             bar.setSpacing(3)
+        most = QWidget()
+        most.setLayout(column(self.movers, row(self.save_movers, stretch=None)))
+        self.moving = Fold("Genes that move most", most, unfolded=False, inner=True)
         self._order = QWidget()
         self._order.setLayout(order)
         self.setLayout(
@@ -268,6 +288,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 row(self.state_line, self.spots, self.new),
                 self.list,
                 self.warning,
+                self.moving,
                 self._order,
                 files,
             )
@@ -284,6 +305,9 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.delete.clicked.connect(self.deleteRequested)
         self.undo.clicked.connect(self.undoRequested)
         self.redo.clicked.connect(self.redoRequested)
+        self.save_movers.clicked.connect(
+            lambda: self._write("Save the genes that move most", TABLE, ".csv", self.moversSaveRequested)
+        )
         self.load.clicked.connect(lambda: self._open("Load edits", YAML, self.loadRequested))
         self.sets.clicked.connect(lambda: self._open("Import gene sets", "Gene sets (*.gmt)", self.setsRequested))
         self.save.clicked.connect(lambda: self._write("Save edits", YAML, ".yaml", self.saveRequested))
@@ -305,6 +329,14 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         for button in (self.up, self.down, self.delete):
             button.setEnabled(known)
         self.save.setEnabled(bool(edits))
+
+    def show_movers(self, movers: Sequence[Mover]) -> None:
+        """Show the genes that the edits move most."""
+        self.movers.setRowCount(len(movers))
+        for place, mover in enumerate(movers):
+            for at, text in enumerate((mover.gene, f"{mover.before:.2f}", f"{mover.after:.2f}")):
+                self.movers.setItem(place, at, QTableWidgetItem(text))
+        self.save_movers.setEnabled(bool(movers))
 
     def show_undoable(self, undoable: tuple[bool, bool]) -> None:
         """Say whether there is something to undo and to redo."""

@@ -44,6 +44,7 @@ def _forms_to_presenter(bench: Workbench) -> None:
     panel.loadRequested.connect(files.load)
     panel.saveRequested.connect(files.save)
     panel.setsRequested.connect(files.import_gmt)
+    panel.moversSaveRequested.connect(files.export_movers)
     panel.profileSaveRequested.connect(files.export_profile)
 
 
@@ -71,21 +72,27 @@ def _state_to_forms(bench: Workbench) -> list[tuple[Any, Any]]:
 
     def show_programs() -> None:
         programs, view = known_programs(state.request.programs), bench.presenter.view
-        if shown.get("programs") != (tuple(programs), state.section):
-            shown["programs"] = (tuple(programs), state.section)
+        if shown.get("programs") != (tuple(programs), state.section, state.checkpoint):
+            shown["programs"] = (tuple(programs), state.section, state.checkpoint)
             notes = {name: note for name, note in bundled_notes().items() if name not in state.request.programs}
-            panel.form.show_programs(tuple(programs), notes)
+            panel.form.show_programs(tuple(programs), notes, painting.program_reaches())
             columns = () if view is None else view.values.columns()
             bench.colour.show_section(state.section, columns, programs)
 
     def show_groups() -> None:
         panel.form.show_groups(state.selected, state.named, painting.profile_names())
 
+    def show_movers() -> None:
+        if panel.moving.unfolded:
+            panel.show_movers(painting.movers())
+
+    panel.moving.unfolded_changed.connect(lambda on: show_movers())
     shown: dict[str, Any] = {}
     connections = []
     for names, show in (
         (("section",), show_section),
-        (("section", "request"), show_programs),
+        (("section", "request", "checkpoint"), show_programs),
+        (("section", "request", "checkpoint"), show_movers),
         (("section", "request", "checkpoint", "selected", "named"), show_groups),
         (
             ("request", "chosen_edit", "checkpoint", "section"),

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
-from qtpy.QtCore import QStringListModel, Qt, Signal
+from qtpy.QtCore import QObject, QStringListModel, Qt, Signal
 from qtpy.QtWidgets import QCompleter, QLineEdit, QWidget
 
 PROGRAM, COLUMN = " (program)", " (column)"
+
+
+class Names(QStringListModel):  # type: ignore[misc,unused-ignore]
+    """Names, of which some are greyed and cannot be chosen; their tooltip says why."""
+
+    def __init__(self, parent: QObject) -> None:
+        super().__init__(parent)
+        self.greyed: Mapping[str, str] = {}
+
+    def flags(self, index: Any) -> Any:
+        """Take from greyed names that they can be chosen."""
+        flags = super().flags(index)
+        greyed = self.data(index, Qt.ItemDataRole.DisplayRole) in self.greyed
+        return flags & ~(Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable) if greyed else flags
+
+    def data(self, index: Any, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+        """Return the reason as the tooltip of a greyed name."""
+        if role == Qt.ItemDataRole.ToolTipRole:
+            return self.greyed.get(super().data(index, Qt.ItemDataRole.DisplayRole))
+        return super().data(index, role)
 
 
 class NameField(QLineEdit):  # type: ignore[misc,unused-ignore]
@@ -20,7 +42,7 @@ class NameField(QLineEdit):  # type: ignore[misc,unused-ignore]
         super().__init__(parent)
         self._several = several
         self._told = ""
-        self.names = QStringListModel(self)
+        self.names = Names(self)
         completer = QCompleter(self.names, self)
         completer.setFilterMode(Qt.MatchFlag.MatchContains)
         completer.setCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)
@@ -34,8 +56,15 @@ class NameField(QLineEdit):  # type: ignore[misc,unused-ignore]
         self.editingFinished.connect(self._tell)
         self.textChanged.connect(lambda text: None if text else self._tell())
 
-    def offer(self, genes: Iterable[str] = (), programs: Sequence[str] = (), columns: Sequence[str] = ()) -> None:
-        """Offer names: programs and columns first, they are few."""
+    def offer(
+        self,
+        genes: Iterable[str] = (),
+        programs: Sequence[str] = (),
+        columns: Sequence[str] = (),
+        blind: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Offer names: programs and columns first, they are few. ``blind`` programs are greyed, each with its reason."""
+        self.names.greyed = {f"{name}{PROGRAM}": reason for name, reason in blind.items()}
         named = [*(f"{name}{PROGRAM}" for name in sorted(programs)), *(f"{name}{COLUMN}" for name in columns)]
         self.names.setStringList([*named, *sorted(set(genes))])
 

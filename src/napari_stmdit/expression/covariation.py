@@ -1,0 +1,233 @@
+"""What varies with what in one section: a low-rank Gaussian of its smoothed log expression and relative depth.
+
+It answers one question: where some genes are higher or lower by so much, by how much are all others, and depth, on average in this
+section? That is co-variation over the spots of this section, no effect of one gene on another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from scipy.spatial import cKDTree
+
+from ..types import SpotTable
+from .measured import PER, totals_of
+
+FEWEST_SPOTS, FEWEST_GENES = 50, 20
+"""With fewer a section says nothing reliable about what varies with what."""
+RINGS = {1.0: 7, 2.0: 19}
+"""Widths of the Gaussian that expression is smoothed by, in distances between neighbouring spots, with how many spots are averaged:
+on a hexagonal grid a spot with one ring around it, and with two. Single spots are no choice: their noise hides what varies together."""
+RANKS = (5, 10, 20, 40)
+SHRINKAGES = (0.03, 0.1, 0.3)
+"""Shares of its own variance that a gene's noise is raised by: the more, the less a few genes stand for the whole tissue."""
+FACTOR_GENES = 1000
+"""Genes, those that vary most, that the factors are made of; every gene then gets its loadings on them."""
+FIT_SPOTS = 2000
+"""Spots, evenly spaced over the table, that all is estimated from."""
+GROUP, GROUPS = 10, 20
+"""While the settings are chosen, groups of so many genes stand in for an edit, and there are so many of them."""
+FOLDS = 4
+COLUMNS = 512
+"""Smoothed expression is dense, so it is computed for so many genes at once."""
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What cross-validation chooses: width of the smoothing as in `RINGS`, number of factors, and shrinkage as in `SHRINKAGES`."""
+
+    width: float
+    rank: int
+    shrinkage: float
+
+
+@dataclass(frozen=True)
+class Covariation:
+    """What varies with what in a section of n spots and g genes.
+
+    Attributes
+    ----------
+    settings
+        What cross-validation chose.
+    explained
+        Share of the variance of other genes' measured levels, in spots left out, that the mean of ten genes explains with these settings.
+    levels
+        (n, g) sparse log(1 + counts per 10,000) as measured.
+    weights
+        (n, n) sparse weights that smooth them; each row sums to one.
+    loadings
+        (g + 1, k) change of each smoothed gene, and at last of relative depth, with each of k independent factors of variance one.
+    noise
+        (g + 1,) variance that the factors do not explain, raised by the shrinkage.
+    low, high
+        (g + 1,) the range of each over the smoothed spots.
+    depth
+        (n,) smoothed relative depth.
+    """
+
+    settings: Settings
+    explained: float
+    levels: csr_matrix = field(repr=False)
+    weights: csr_matrix = field(repr=False)
+    loadings: Array = field(repr=False)
+    noise: Array = field(repr=False)
+    low: Array = field(repr=False)
+    high: Array = field(repr=False)
+    depth: Array = field(repr=False)
+
+    def smoothed(self, rows: NDArray[np.int64], columns: NDArray[np.int64] | None = None) -> Array:
+        """Return smoothed levels (rows, columns) of some spots and genes, of all genes without ``columns``."""
+        levels = self.levels if columns is None else self.levels[:, columns]
+        return np.asarray((self.weights[rows] @ levels).toarray(), dtype=np.float64)
+
+    def factors(self, change: Array, columns: NDArray[np.int64]) -> Array:
+        """Return how far each factor goes along, (n, k), where some genes are changed by so much, (n, columns).
+
+        A change is looked at as a whole: of all that the spots of the section have in common with it, which is their place along its
+        direction, this is the mean at the place that the change leads to. So it does not matter whether two genes are changed by one
+        edit or by two; twice the change has twice the effect; and of a program it is the regression on the program's mean.
+        """
+        along = change @ self.loadings[columns]
+        variance = (along**2).sum(axis=1) + (change**2) @ self.noise[columns]
+        share = (change**2).sum(axis=1) / np.maximum(variance, 1e-12)
+        return np.asarray(along * share[:, None])
+
+
+def covariation_of(spots: SpotTable) -> Covariation | None:
+    """Return what varies with what in a section, estimated once and kept with its table.
+
+    None with fewer than `FEWEST_SPOTS` spots or `FEWEST_GENES` genes.
+    """
+    kept = vars(spots)
+    if "covariation" not in kept:  # a table is frozen, so what is found in it stays true
+        enough = len(spots) >= FEWEST_SPOTS and len(spots.genes) >= FEWEST_GENES
+        kept["covariation"] = _fit(spots) if enough else None
+    found: Covariation | None = kept["covariation"]
+    return found
+
+
+def _fit(spots: SpotTable) -> Covariation:
+    counts = spots.counts.astype(np.float32)
+    levels = csr_matrix(counts.multiply((PER / totals_of(counts))[:, None]))
+    levels.data = np.log1p(levels.data)
+    rows = np.unique(np.linspace(0, len(spots) - 1, min(FIT_SPOTS, len(spots))).round().astype(np.int64))
+    smoothing = {width: _smoothing(spots.yx, width) for width in RINGS}
+    columns = _most_variable(levels, smoothing[min(RINGS)][rows])
+    measured = levels[rows][:, columns].toarray().astype(np.float64)
+    tables = {
+        width: (weights[rows] @ levels[:, columns]).toarray().astype(np.float64) for width, weights in smoothing.items()
+    }
+    settings, explained = _chosen(tables, measured, spots.yx[rows])
+    weights = smoothing[settings.width]
+    scores = _factors(tables[settings.width], settings.rank)[1]
+    depth = np.asarray(weights @ spots.relative_depth.astype(np.float64))
+    own = depth[rows]
+    spread, low, high = (np.empty(len(spots.genes) + 1) for _ in range(3))
+    loadings = np.empty((len(spots.genes) + 1, scores.shape[1]))
+    loadings[-1], spread[-1], low[-1], high[-1] = (
+        (own - own.mean()) @ scores / len(rows),
+        own.var(),
+        own.min(),
+        own.max(),
+    )
+    by_gene, part = levels.tocsc(), weights[rows]
+    for start in range(0, len(spots.genes), COLUMNS):
+        some = slice(start, min(start + COLUMNS, len(spots.genes)))
+        smooth = (part @ by_gene[:, some]).toarray().astype(np.float64)
+        loadings[some] = (smooth - smooth.mean(axis=0)).T @ scores / len(rows)
+        spread[some], low[some], high[some] = smooth.var(axis=0), smooth.min(axis=0), smooth.max(axis=0)
+    noise = _noise(loadings, spread, settings.shrinkage)
+    return Covariation(settings, explained, levels, weights, loadings, noise, low, high, depth)
+
+
+def _smoothing(yx: NDArray[np.float64], width: float) -> csr_matrix:
+    """Return the (n, n) weights of the spots around each spot; each row sums to one."""
+    count = len(yx)
+    apart, near = cKDTree(yx).query(yx, k=min(RINGS[width], count))
+    apart, near = apart.reshape(count, -1), near.reshape(count, -1)
+    pitch = max(float(np.median(apart[:, 1])), 1e-9)
+    weights = np.exp(-0.5 * (apart / (width * pitch)) ** 2)
+    weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    starts = np.arange(0, near.size + 1, near.shape[1])
+    return csr_matrix((weights.ravel(), near.ravel(), starts), shape=(count, count))
+
+
+def _most_variable(levels: csr_matrix, smoothing: csr_matrix) -> NDArray[np.int64]:
+    spread = np.empty(levels.shape[1])
+    by_gene = levels.tocsc()
+    for start in range(0, len(spread), COLUMNS):
+        spread[start : start + COLUMNS] = (smoothing @ by_gene[:, start : start + COLUMNS]).toarray().var(axis=0)
+    return np.sort(np.argsort(-spread, kind="stable")[:FACTOR_GENES])
+
+
+def _factors(table: Array, rank: int) -> tuple[Array, Array]:
+    """Return mean (g,) and scores (n, k) of unit variance on the leading principal components of a table (n, g)."""
+    mean = table.mean(axis=0)
+    centred = table - mean
+    _, vectors = np.linalg.eigh(centred @ centred.T if len(table) <= table.shape[1] else centred.T @ centred)
+    leading = vectors[:, ::-1][:, : min(rank, *table.shape)]
+    scores = leading if len(table) <= table.shape[1] else centred @ leading
+    spread = np.sqrt((scores**2).mean(axis=0))
+    return mean, scores / np.maximum(spread, 1e-12)
+
+
+def _noise(loadings: Array, spread: Array, shrinkage: float) -> Array:
+    left = np.maximum(spread - (loadings**2).sum(axis=1), 0.0)
+    return np.asarray(left + shrinkage * spread + 1e-9)
+
+
+def _chosen(tables: dict[float, Array], measured: Array, yx: NDArray[np.float64]) -> tuple[Settings, float]:
+    """Return the settings with which the means of groups of genes tell most about the other genes of spots that were left out, and how much that is.
+
+    What is told is the measured level of each gene, in units of its spread, which is the same whatever the smoothing.
+    """
+    scale = 1 / np.maximum(measured.std(axis=0), 1e-9)
+    longer = int(np.ptp(yx, axis=0).argmax())
+    fold = (
+        np.argsort(np.argsort(yx[:, longer], kind="stable"), kind="stable") * FOLDS // len(yx)
+    )  # strips of neighbours
+    groups = _groups(tables[min(tables)])
+    missed = {Settings(*each): 0.0 for each in product(RINGS, RANKS, SHRINKAGES)}
+    blind = 0.0
+    for width, number in product(tables, range(FOLDS)):
+        out = fold == number
+        table = tables[width]
+        mean, scores = _factors(table[~out], max(RANKS))
+        loadings = (table[~out] - mean).T @ scores / len(scores)
+        spread = table[~out].var(axis=0)
+        given, error = table[out] - mean, (measured[out] - measured[~out].mean(axis=0)) * scale
+        total = (error**2).sum(axis=0)
+        scaled = loadings * scale[:, None]
+        told, size_of = error @ scaled, scaled.T @ scaled
+        if width == min(tables):
+            blind += sum(float(total.sum() - total[group].sum()) for group in groups)
+        for rank, shrinkage in product(RANKS, SHRINKAGES):
+            own = loadings[:, :rank]
+            noise = _noise(own, spread, shrinkage)
+            for group in groups:
+                along = own[group].mean(axis=0)
+                each = along / (along @ along + noise[group].sum() / len(group) ** 2)  # factors by the group's mean
+                by = given[:, group].mean(axis=1)
+                left = (
+                    total.sum() - 2 * by @ (told[:, :rank] @ each) + (by @ by) * (each @ size_of[:rank, :rank] @ each)
+                )
+                told_own = by[:, None] * (scaled[group][:, :rank] @ each)
+                left -= ((error[:, group] - told_own) ** 2).sum()  # a group does not count for itself
+                missed[Settings(width, rank, shrinkage)] += float(left)
+    best = min(missed, key=lambda settings: missed[settings])
+    return best, 1 - missed[best] / max(blind, 1e-12)
+
+
+def _groups(table: Array) -> list[NDArray[np.int64]]:
+    """Return groups of genes that vary together over smoothed spots (n, g), as those of a program do: some genes, each with those most like it."""
+    genes = table.shape[1]
+    standard = (table - table.mean(axis=0)) / np.maximum(table.std(axis=0), 1e-9)
+    seeds = np.unique(np.linspace(0, genes - 1, min(GROUPS, genes)).round().astype(np.int64))
+    likeness = standard[:, seeds].T @ standard
+    return list(np.argsort(-likeness, axis=1, kind="stable")[:, : min(GROUP, genes // 2)])

@@ -1,0 +1,35 @@
+"""The form says how much of a program the checkpoint sees, and greys what it cannot see at all."""
+
+from qtpy.QtCore import Qt
+
+from napari_stmdit.expression.reach import ProgramReach
+from napari_stmdit.ui.state import EditDraft
+from napari_stmdit.ui.widgets.draft import DraftForm
+
+
+def test_a_program_that_the_checkpoint_cannot_see_is_greyed_with_the_reason(qtbot, tiny_section):
+    form = DraftForm()
+    qtbot.addWidget(form)
+    form.show_section(tiny_section)
+    reaches = {"seen": ProgramReach(8, 6, 2, 40, 90), "unseen": ProgramReach(5, 5, 0, 0, 90)}
+    form.show_programs(("seen", "unseen"), {}, reaches)
+    names = form.what.names
+    flags = {names.data(at, Qt.ItemDataRole.DisplayRole): names.flags(at) for at in map(names.index, range(2))}
+    assert flags["seen (program)"] & Qt.ItemFlag.ItemIsEnabled
+    assert not flags["unseen (program)"] & Qt.ItemFlag.ItemIsEnabled
+    reason = names.data(names.index(1), Qt.ItemDataRole.ToolTipRole)
+    assert "sees none of its 5 genes" in reason and "no edit of it has an effect" in reason
+    form.setValue(EditDraft(programs=("seen",)))
+    assert "sees 2 of its 8 genes, and 40 of 90 other genes follow it here" in form.about.plain()
+
+
+def test_the_form_offers_that_others_follow_for_edits_of_genes_alone(qtbot):
+    form = DraftForm()
+    qtbot.addWidget(form)
+    told = []
+    form.valueChanged.connect(told.append)
+    assert form.follow.isChecked()
+    form.follow.click()
+    assert told[-1].follow == "none"
+    form.setValue(EditDraft(operation="swap"))
+    assert form.follow.isHidden()
