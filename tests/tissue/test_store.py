@@ -215,18 +215,18 @@ def test_a_failed_first_write_leaves_nothing(tiny_section, rgba, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "affine", "provenance"),
+    ("pixels", "affine", "provenance", "says"),
     [
-        (np.zeros((5, 5, 3), np.uint8), AFFINE, {}),
-        (np.zeros((5, 5, 4), np.float32), AFFINE, {}),
-        (np.zeros((0, 5, 4), np.uint8), AFFINE, {}),
-        (np.zeros((5, 5, 4), np.uint8), np.eye(2), {}),
-        (np.zeros((5, 5, 4), np.uint8), AFFINE * np.nan, {}),
-        (np.zeros((5, 5, 4), np.uint8), AFFINE, {"model": object()}),
+        (np.zeros((5, 5, 3), np.uint8), AFFINE, {}, r"\(h, w, 4\) uint8"),
+        (np.zeros((5, 5, 4), np.float32), AFFINE, {}, r"\(h, w, 4\) uint8"),
+        (np.zeros((0, 5, 4), np.uint8), AFFINE, {}, r"\(h, w, 4\) uint8"),
+        (np.zeros((5, 5, 4), np.uint8), np.eye(2), {}, r"\(3, 3\) matrix"),
+        (np.zeros((5, 5, 4), np.uint8), AFFINE * np.nan, {}, r"\(3, 3\) matrix"),
+        (np.zeros((5, 5, 4), np.uint8), AFFINE, {"model": object()}, "JSON cannot"),
     ],
 )
-def test_what_is_no_result_is_refused(pixels, affine, provenance, tiny_section, tmp_path):
-    with pytest.raises(StoreError):
+def test_what_is_no_result_is_refused(pixels, affine, provenance, says, tiny_section, tmp_path):
+    with pytest.raises(StoreError, match=says):
         write_result(tmp_path / "o.zarr", pixels, affine, tiny_section, None, provenance)
     assert os.listdir(tmp_path) == []
 
