@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from napari_stmdit.training.batches import Batches, prediction_losses
+from napari_stmdit.training.batches import Batches, morphology_vectors, prediction_losses
 from napari_stmdit.training.config import DiffusionSettings
 from napari_stmdit.training.encoding import window_corners
 
@@ -39,6 +39,11 @@ def test_a_small_crop_comes_with_the_morphology_of_its_own_window(cache):
 def test_a_whole_crop_comes_with_the_morphology_of_the_whole(cache):
     batch = Batches(cache, DiffusionSettings(condition_noise=0.0, expression_noise=0.0), seed=0).draw(8, small=False)
     assert batch.latents.shape[-1] == CELLS and bool((batch.morphology[:, 0, 1] == 0).all())
+
+
+def test_morphology_of_many_tokens_comes_as_it_is_and_one_vector_a_window_as_one_token():
+    assert morphology_vectors(torch.zeros(2, 1, 16, 8)).shape == (2, 1, 16, 8)
+    assert morphology_vectors(torch.zeros(2, 10, 8)).shape == (2, 10, 1, 8)
 
 
 def test_every_variant_of_a_crops_expression_comes_as_often(cache):
