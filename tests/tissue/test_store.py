@@ -96,6 +96,16 @@ def test_round_trip_to_the_layer_is_below_a_hundredth_of_a_pixel(source, tiny_fo
     np.testing.assert_allclose(again.spots.yx, section.spots.yx, atol=0.01)
 
 
+@pytest.mark.parametrize(("largest", "factor"), [(4000, 1), (300, 3)])
+def test_a_coarse_or_reduced_slide_is_stored_at_its_own_scale(
+    largest, factor, tiny_section, rgba, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("napari_stmdit.tissue.elements.LARGEST_SLIDE_PX", largest)
+    image = dataclasses.replace(tiny_section.image, levels=tiny_section.image.levels[:1], pixel_size=2.5)
+    write_result(tmp_path / "o.zarr", rgba, AFFINE, dataclasses.replace(tiny_section, image=image), None, {})
+    assert open_section(tmp_path / "o.zarr").image.pixel_size == pytest.approx(2.5 * factor)
+
+
 def test_results_are_numbered_named_and_never_overwritten(store, tiny_section, rgba):
     assert write_result(store, rgba, AFFINE, tiny_section, None, {}) == "stmdit_2"
     assert write_result(store, rgba[:50], AFFINE, tiny_section, "tumour.A", {"note": "n"}) == "stmdit_tumour.A"
