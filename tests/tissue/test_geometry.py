@@ -48,9 +48,17 @@ def test_compose_applies_the_last_one_first():
     np.testing.assert_array_equal(geometry.apply(both, [[0, 0]]), [[2, 3]])
 
 
+def test_a_shift_and_the_scale_of_an_area():
+    np.testing.assert_array_equal(geometry.translation(3, 4), [[1, 0, 3], [0, 1, 4], [0, 0, 1]])
+    assert geometry.mean_scale([[0, -2, 7], [8, 0, 7], [0, 0, 1]]) == pytest.approx(4)
+
+
 def test_uniform_scale_knows_a_scale_from_a_shift_a_stretch_and_a_turn():
     assert geometry.uniform_scale(geometry.scaling(5.88)) == pytest.approx(5.88)
     assert geometry.uniform_scale(geometry.compose(geometry.translation(1, 0), geometry.scaling(2))) is None
+    assert geometry.uniform_scale(geometry.compose(geometry.translation(0, 1), geometry.scaling(2))) is None
+    assert geometry.uniform_scale([[2, 0, 0], [0.1, 2, 0], [0, 0, 1]]) is None
+    assert geometry.uniform_scale([[2, 0.1, 0], [0, 2, 0], [0, 0, 1]]) is None
     assert geometry.uniform_scale(geometry.scaling(2, 2.1)) is None
     assert geometry.uniform_scale(geometry.swap_affine_axes([[0, -1, 0], [1, 0, 0], [0, 0, 1]])) is None
 
@@ -129,6 +137,23 @@ def test_what_is_no_visium_lattice_gives_no_scale_and_asks_for_it(name, rc, yx):
     calibration = geometry.calibrate({}, yx, rc)
     assert calibration.mpp is None and calibration.source == "unknown"
     assert "--mpp" in calibration.detail
+
+
+def test_seven_spots_that_span_three_rows_and_columns_are_enough_and_needed():
+    rc, yx = visium_lattice(0.5)
+    steps = np.abs(rc - rc[rc[:, 0] == 4][4])
+    seven = ((steps == (0, 0)) | (steps == (0, 2)) | (steps == (1, 1))).all(axis=1)
+    assert seven.sum() == 7 and geometry.fit_lattice(rc[seven], yx[seven]) == pytest.approx(0.5)
+    for few in (rc[:, 0] < 2, rc[:, 1] < 2, rc[:, 0] == rc[:, 1]):  # two rows, two columns, one line across
+        assert few.sum() >= 7 and geometry.fit_lattice(rc[few], yx[few]) is None
+
+
+def test_spots_may_lie_a_twentieth_of_the_pitch_off_their_lattice():
+    rc, yx = visium_lattice(0.5)  # a pitch of 200 px
+    off = np.random.default_rng(0).normal(size=yx.shape)
+    off /= np.sqrt((off**2).sum(axis=1).mean())
+    assert geometry.fit_lattice(rc, yx + 8 * off) == pytest.approx(0.5, rel=0.01)
+    assert geometry.fit_lattice(rc, yx + 12 * off) is None
 
 
 @pytest.mark.parametrize("mpp", [0.01, 100.0])

@@ -96,6 +96,16 @@ def test_round_trip_to_the_layer_is_below_a_hundredth_of_a_pixel(source, tiny_fo
     np.testing.assert_allclose(again.spots.yx, section.spots.yx, atol=0.01)
 
 
+@pytest.mark.parametrize(("largest", "factor"), [(4000, 1), (300, 3)])
+def test_a_coarse_or_reduced_slide_is_stored_at_its_own_scale(
+    largest, factor, tiny_section, rgba, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("napari_stmdit.tissue.elements.LARGEST_SLIDE_PX", largest)
+    image = dataclasses.replace(tiny_section.image, levels=tiny_section.image.levels[:1], pixel_size=2.5)
+    write_result(tmp_path / "o.zarr", rgba, AFFINE, dataclasses.replace(tiny_section, image=image), None, {})
+    assert open_section(tmp_path / "o.zarr").image.pixel_size == pytest.approx(2.5 * factor)
+
+
 def test_results_are_numbered_named_and_never_overwritten(store, tiny_section, rgba):
     assert write_result(store, rgba, AFFINE, tiny_section, None, {}) == "stmdit_2"
     assert write_result(store, rgba[:50], AFFINE, tiny_section, "tumour.A", {"note": "n"}) == "stmdit_tumour.A"
@@ -215,18 +225,18 @@ def test_a_failed_first_write_leaves_nothing(tiny_section, rgba, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "affine", "provenance"),
+    ("pixels", "affine", "provenance", "says"),
     [
-        (np.zeros((5, 5, 3), np.uint8), AFFINE, {}),
-        (np.zeros((5, 5, 4), np.float32), AFFINE, {}),
-        (np.zeros((0, 5, 4), np.uint8), AFFINE, {}),
-        (np.zeros((5, 5, 4), np.uint8), np.eye(2), {}),
-        (np.zeros((5, 5, 4), np.uint8), AFFINE * np.nan, {}),
-        (np.zeros((5, 5, 4), np.uint8), AFFINE, {"model": object()}),
+        (np.zeros((5, 5, 3), np.uint8), AFFINE, {}, r"\(h, w, 4\) uint8"),
+        (np.zeros((5, 5, 4), np.float32), AFFINE, {}, r"\(h, w, 4\) uint8"),
+        (np.zeros((0, 5, 4), np.uint8), AFFINE, {}, r"\(h, w, 4\) uint8"),
+        (np.zeros((5, 5, 4), np.uint8), np.eye(2), {}, r"\(3, 3\) matrix"),
+        (np.zeros((5, 5, 4), np.uint8), AFFINE * np.nan, {}, r"\(3, 3\) matrix"),
+        (np.zeros((5, 5, 4), np.uint8), AFFINE, {"model": object()}, "JSON cannot"),
     ],
 )
-def test_what_is_no_result_is_refused(pixels, affine, provenance, tiny_section, tmp_path):
-    with pytest.raises(StoreError):
+def test_what_is_no_result_is_refused(pixels, affine, provenance, says, tiny_section, tmp_path):
+    with pytest.raises(StoreError, match=says):
         write_result(tmp_path / "o.zarr", pixels, affine, tiny_section, None, provenance)
     assert os.listdir(tmp_path) == []
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from napari_stmdit.training.batches import Batches, prediction_losses
+from napari_stmdit.training.batches import Batches, morphology_vectors, prediction_losses
 from napari_stmdit.training.config import DiffusionSettings
 from napari_stmdit.training.encoding import window_corners
 
@@ -39,6 +39,20 @@ def test_a_small_crop_comes_with_the_morphology_of_its_own_window(cache):
 def test_a_whole_crop_comes_with_the_morphology_of_the_whole(cache):
     batch = Batches(cache, DiffusionSettings(condition_noise=0.0, expression_noise=0.0), seed=0).draw(8, small=False)
     assert batch.latents.shape[-1] == CELLS and bool((batch.morphology[:, 0, 1] == 0).all())
+
+
+def test_morphology_of_many_tokens_comes_as_it_is_and_one_vector_a_window_as_one_token():
+    assert morphology_vectors(torch.zeros(2, 1, 16, 8)).shape == (2, 1, 16, 8)
+    assert morphology_vectors(torch.zeros(2, 10, 8)).shape == (2, 10, 1, 8)
+
+
+def test_every_variant_of_a_crops_expression_comes_as_often(cache):
+    crops, variants = torch.meshgrid(torch.arange(2), torch.arange(4), indexing="ij")
+    cache["expression"] = torch.stack([crops, variants], dim=-1).float()
+    batch = Batches(cache, DiffusionSettings(condition_noise=0.0, expression_noise=0.0), seed=0).draw(4000, small=False)
+    assert torch.equal(batch.expression[:, 0], batch.morphology[:, 0, 0])
+    shares = batch.expression[:, 1].long().bincount(minlength=4) / 4000
+    assert shares.tolist() == pytest.approx([0.25] * 4, abs=0.03)
 
 
 def test_each_kind_of_row_comes_as_often_as_its_share_says(cache):
@@ -84,6 +98,22 @@ def test_a_wrong_mean_costs_more_than_the_same_error_in_detail():
     assert detail.flow == pytest.approx(0.01, rel=1e-3) and mean.flow == pytest.approx(0.01, rel=1e-3)
     assert detail.local == pytest.approx(0, abs=1e-6) and detail.overall == pytest.approx(0, abs=1e-6)
     assert mean.local == pytest.approx(0.16, rel=1e-3) and mean.overall == pytest.approx(2.56, rel=1e-3)
+    assert mean.total(0.5) == pytest.approx(0.01 + 0.5 * (0.16 + 2.56), rel=1e-3)
+
+
+def test_means_that_are_wrong_in_opposite_ways_in_two_crops_count():
+    rng = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 3, 16, 16, generator=rng), torch.randn(2, 3, 16, 16, generator=rng)
+    opposite = torch.tensor([0.1, -0.1])[:, None, None, None]
+    losses = prediction_losses(Offset(noise - x, opposite), x, noise, torch.tensor([0.3, 0.9]))
+    assert losses.overall == pytest.approx(2.56, rel=1e-3)
+
+
+def test_what_a_transformer_says_of_its_variance_does_not_count():
+    rng = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 3, 16, 16, generator=rng), torch.randn(2, 3, 16, 16, generator=rng)
+    both = Offset(torch.cat([noise - x, torch.full_like(x, 9.0)], dim=1), 0.0)
+    assert prediction_losses(both, x, noise, torch.tensor([0.3, 0.9])).total(1.0) == 0
 
 
 def test_a_mean_that_is_wrong_in_one_channel_and_right_over_all_of_them_counts():
@@ -96,6 +126,9 @@ def test_a_mean_that_is_wrong_in_one_channel_and_right_over_all_of_them_counts()
 
 def test_the_noise_on_conditions_is_relative_to_their_spread_which_is_one_where_it_is_not_known(cache):
     settings = DiffusionSettings(condition_noise=0.5, expression_noise=0.25)
-    for spreads, factor in (({}, 1.0), ({"expression_spread": torch.tensor(3.0)}, 3.0)):
-        expression = Batches({**cache, **spreads}, settings, seed=0).draw(4000, small=False).expression
-        assert expression.std() == pytest.approx(0.25 * factor, rel=0.03)
+    cache["morphology"] = torch.zeros_like(cache["morphology"])
+    known = {"morphology_spread": torch.tensor(2.0), "expression_spread": torch.tensor(3.0)}
+    for spreads, factor, other in (({}, 1.0, 1.0), (known, 3.0, 2.0)):
+        batch = Batches({**cache, **spreads}, settings, seed=0).draw(4000, small=False)
+        assert batch.expression.std() == pytest.approx(0.25 * factor, rel=0.03)
+        assert batch.morphology.std() == pytest.approx(0.5 * other, rel=0.03)
