@@ -85,7 +85,7 @@ def test_what_the_reader_returns_can_be_shown(kind, request):
     slide = viewer.layers[0]
     shapes = [level.shape[0] for level in slide.data] if slide.multiscale else [slide.data.shape[0]]
     assert shapes == [level.shape[0] for level in open_section(path).image.levels]
-    assert len(shapes) == (2 if kind == "tiny_zarr" else 1)
+    assert len(shapes) == 2
 
 
 def test_a_store_with_results_shows_them_where_they_were_made(tmp_path, tiny_section, crop_model):

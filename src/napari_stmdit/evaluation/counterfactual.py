@@ -302,14 +302,14 @@ class CounterfactualCheck:
         rows = order[np.linspace(round(0.11 * len(real)), len(real) - 1, self._raised).round().astype(int)]
         each: Found = {}
         for name, columns in self.programs.items():
-            score = levels.score(columns)
+            score, genes = levels.score(columns), tuple(spots.genes.symbols[columns].tolist())
             by = 2 * float(score.std())
             if by == 0:
                 yield self._progress(2 * self._raised)
                 continue
             each[name] = {"real_trend": round(float(np.polyfit(score, real, 1)[0]) * by, 5)}
             for way, follow in WAYS.items():
-                counts, depth = levels.raised(rows, tuple(genes), by, follow)
+                counts, depth = levels.raised(rows, genes, by, follow)
                 encoded = self.model.encode_expression(counts, spots.genes, tuple(spots.ids[rows].tolist()), depth)
                 each[name][f"{way}_encoding"] = round(self._spreads(rows, encoded), 4)
                 images = yield from self._edited(rows, encoded)
