@@ -85,7 +85,8 @@ def test_a_quantile_is_the_sections_own(spots):
 def test_moving_towards_other_spots_reaches_their_mean(spots):
     result = edited(spots, TowardsEdit(target_spots=("s2",), spots={"s0": 1.0}))
     np.testing.assert_allclose(result[0] / result[0].sum(), spots.counts.toarray()[2] / 10, rtol=1e-4)
-    assert result[0].sum() == pytest.approx(100 * np.exp(-2), rel=1e-4)  # relative depth counts to a factor of e squared
+    # relative depth counts to a factor of e squared
+    assert result[0].sum() == pytest.approx(100 * np.exp(-2), rel=1e-4)
     np.testing.assert_allclose(result[1:], spots.counts.toarray()[1:], rtol=1e-4)
 
 
