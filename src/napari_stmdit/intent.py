@@ -198,8 +198,9 @@ class Request(Intent):
     ``morphology`` is ``own`` (each spot's own crop), ``mean`` (of the section), ``null`` or a spot id; ``expression`` is
     ``own``, ``shuffled`` (permuted within the section, a control) or ``null``. ``counterfactual`` says whether the edits change this
     tissue (``on``) or new tissue is made of the edited expression (``off``); ``auto`` changes this tissue where there are edits and
-    section and checkpoint allow it. ``edit_scale`` weighs the change then, and ``fresh_noise`` is the share of its noise that is drawn with the seed, so that details differ
-    from the slide and from seed to seed; ``guidance`` counts for new tissue alone, and so does ``seed`` where no noise is fresh.
+    section and checkpoint allow it. ``edit_scale`` weighs the change then, and ``fresh_noise`` is the share of its noise that is drawn with
+    the seed, so that details differ from the slide and from seed to seed; ``guidance`` counts for new tissue alone, and so does ``seed``
+    where no noise is fresh.
     ``preset`` trades the image for time where steps and guidance interval are left open: see `napari_stmdit.synthesis.presets`. ``programs`` and ``profiles`` are the user's own,
     which edits may name beside the bundled programs and the checkpoint's profiles; of two with one name, the user's counts.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from typing import Any
@@ -59,13 +60,13 @@ def editing(checkpoint: Checkpoint, section: Section, rounds: int) -> dict[str, 
         seconds: dict[str, list[float]] = {"first": [], "next": []}
         for turn in range(rounds + 1):  # the first does not count: it reads weights and the slide
             # a cache of its own: what was found out in another run would make the first picture a second one
-            editor = TissueEditor(checkpoint.pipeline, "bench", EmbeddingCache(NOISE_BYTES))
-            checkpoint.__dict__["editor"] = editor
+            model = copy.copy(checkpoint)
+            editor = model.__dict__["editor"] = TissueEditor(model.pipeline, "bench", EmbeddingCache(NOISE_BYTES))
             counted = {}
             for which, strength in (("first", 1.0), ("next", 0.5)):
                 edits = (edit.model_copy(update={"strength": strength}),)
                 before, start = editor.abducted, time.perf_counter()
-                synthesize(section, request.model_copy(update={"edits": edits}), checkpoint)
+                synthesize(section, request.model_copy(update={"edits": edits}), model)
                 if turn:
                     seconds[which].append(time.perf_counter() - start)
                 counted[which] = editor.abducted - before
@@ -73,5 +74,4 @@ def editing(checkpoint: Checkpoint, section: Section, rounds: int) -> dict[str, 
             **{which: round(statistics.median(times), 3) for which, times in seconds.items()},
             "taken_to_noise": counted,
         }
-    del checkpoint.__dict__["editor"]
     return found

@@ -19,7 +19,7 @@ from .decoding import TileDecoder
 from .field import field_noise
 from .models import CanvasModel, Solver, SolverStates
 from .rows import EncodedRows
-from .windows import mixing
+from .windows import in_latents, mixing
 
 COMMIT_STEPS = 4
 COMMIT_SECONDS = 60.0
@@ -73,17 +73,8 @@ class _Canvas:
 
     def __post_init__(self) -> None:
         self.conditions = WindowConditions(self.plan, self.windows, self.section, self.model)
-        channels, self.factor = self.model.latent_grid
-        window = self.windows
-        if any(n % self.factor for n in (window.side, window.stride, window.tile, *window.absolute)):
-            raise SynthesisError(
-                f"windows of {window.side} px every {window.stride} px do not fit latents of {self.factor} px"
-            )
-        self.corners = window.corners // self.factor
-        self.side = window.side // self.factor
-        self.shape = (channels, window.size[0] // self.factor, window.size[1] // self.factor)
-        bump = np.sin(np.pi * (np.arange(self.side) + 0.5) / self.side).astype(np.float32) ** 2
-        self.weight = np.maximum(bump[:, None] * bump[None], np.float32(1e-3))
+        laid = in_latents(self.windows, self.model.latent_grid)
+        self.factor, self.side, self.corners, self.shape, self.weight = laid
 
     def go(self) -> Iterator[Update]:
         state = None if self.states is None else self.states.load_state()

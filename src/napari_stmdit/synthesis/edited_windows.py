@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label
-from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
 from ..errors import NotFiniteError, SynthesisError
@@ -24,6 +23,7 @@ from .conditions import Conditions, condition_rows, spot_rows
 from .counterfactual import Before, content_key
 from .decoding import TileDecoder
 from .models import Edited, EditingModel, SolverStates
+from .windows import in_latents, mixing
 
 MAX_BLOCK = 16
 """Windows along each side of a block; what is kept of one takes about 0.2 GB at the bundled checkpoint's size."""
@@ -103,17 +103,8 @@ class _EditedCanvas:
     encoded: dict[tuple[int, int], NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        channels, self.factor = self.model.latent_grid
-        window = self.windows
-        if any(n % self.factor for n in (window.side, window.stride, window.tile, *window.absolute)):
-            raise SynthesisError(
-                f"windows of {window.side} px every {window.stride} px do not fit latents of {self.factor} px"
-            )
-        self.side = window.side // self.factor
-        self.corners = window.corners // self.factor
-        self.shape = (channels, window.size[0] // self.factor, window.size[1] // self.factor)
-        bump = np.sin(np.pi * (np.arange(self.side) + 0.5) / self.side).astype(np.float32) ** 2
-        self.weight = np.maximum(bump[:, None] * bump[None], np.float32(1e-3))
+        laid = in_latents(self.windows, self.model.latent_grid)
+        self.factor, self.side, self.corners, self.shape, self.weight = laid
 
     def go(self) -> Iterator[Update]:
         yield (), self._progress(0)
@@ -246,10 +237,7 @@ class _EditedCanvas:
     def _expression(self, numbers: NDArray[np.int64], conditions: Conditions) -> NDArray[np.float32]:
         rows = np.searchsorted(spot_rows(self.plan), self.windows.rows[numbers])
         weights = self.windows.weights[numbers]
-        mix = csr_matrix(
-            (weights.ravel(), rows.ravel(), np.arange(0, rows.size + 1, rows.shape[1])),
-            shape=(len(rows), len(conditions.sources)),
-        )
+        mix = mixing(rows, weights, len(conditions.sources))
         nearest = rows[np.arange(len(rows)), weights.argmax(axis=1)].tolist()
         encoded = conditions.mixed(mix, nearest, self.section, self.model)
         assert encoded is not None  # the plan is counterfactual

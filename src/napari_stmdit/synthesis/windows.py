@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
-from ..errors import RequestError
+from ..errors import RequestError, SynthesisError
 from ..tissue.geometry import spots_in_polygons
 from ..types import CanvasFrame, CheckpointCard, Patch, Plan, Polygons, Request, Section, Windows
 from .boxes import box_at
@@ -104,6 +104,36 @@ def lay_out_windows(
         cell=CELL,
     )
     return windows, _tiles(cells, corner, tile, pixel_size, section, request), frame, notes
+
+
+class LatentWindows(NamedTuple):
+    """Windows on a canvas of latents: pixels per cell, side of a window, corners (n, 2), shape (c, h, w), and weights (side, side)."""
+
+    factor: int
+    side: int
+    corners: NDArray[np.int64]
+    shape: tuple[int, int, int]
+    weight: NDArray[np.float32]
+
+
+def in_latents(windows: Windows, latent_grid: tuple[int, int]) -> LatentWindows:
+    """Lay windows on the latents of a checkpoint, of so many channels and pixels per cell.
+
+    Raises
+    ------
+    SynthesisError
+        A window does not start or end at a cell.
+    """
+    channels, factor = latent_grid
+    if any(n % factor for n in (windows.side, windows.stride, windows.tile, *windows.absolute)):
+        raise SynthesisError(
+            f"windows of {windows.side} px every {windows.stride} px do not fit latents of {factor} px"
+        )
+    side = windows.side // factor
+    bump = np.sin(np.pi * (np.arange(side) + 0.5) / side).astype(np.float32) ** 2
+    weight = np.maximum(bump[:, None] * bump[None], np.float32(1e-3))
+    shape = (channels, windows.size[0] // factor, windows.size[1] // factor)
+    return LatentWindows(factor, side, windows.corners // factor, shape, weight)
 
 
 def nearest_spots(centres: NDArray[np.float64], section: Section) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
