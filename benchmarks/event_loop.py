@@ -109,7 +109,7 @@ def measure_run(bench, patches, steps):
 def measure_paste(bench, side_spots=71, count=25):
     """Paste patches on a canvas as large as a section of some 5,000 spots asks for (100 um apart)."""
     from napari_stmdit.synthesis.canvas import MemoryCanvas
-    from napari_stmdit.ui.growing import GrowingLayer
+    from napari_stmdit.ui.runs import GrowingLayer
 
     section, card = bench.state.section, bench.state.checkpoint.card
     pitch = round(100 / card.patch_mpp)

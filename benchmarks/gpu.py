@@ -27,8 +27,8 @@ from napari_stmdit.bench.machine import describe, interleaved, matmul_peak, rati
 from napari_stmdit.bench.stages import name_of, sampling
 from napari_stmdit.bench.subjects import Subject, in_dtype, random_base
 from napari_stmdit.devices import choose_device
-from napari_stmdit.model.predict import prediction
-from napari_stmdit.model.sampler import denoise
+from napari_stmdit.model.inference import prediction
+from napari_stmdit.model.sampling import denoise
 from napari_stmdit.model.vae import decode_latents
 
 TARGETS = {"one patch, s": 0.20, "patches a second": 80.0}

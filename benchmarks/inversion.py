@@ -33,12 +33,12 @@ import torch
 
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.encoders.morphology_map import MorphologyMap, fit_morphology_map
-from napari_stmdit.evaluation import image as measures
+from napari_stmdit.evaluation import measures
 from napari_stmdit.model import counterfactual, ode
 from napari_stmdit.model.guidance import branches
-from napari_stmdit.model.predict import ConditionTensors, prediction
+from napari_stmdit.model.inference import ConditionTensors, prediction
 from napari_stmdit.model.vae import decode_images, encode_latents
-from napari_stmdit.synthesis.boxes import boxes_around
+from napari_stmdit.synthesis.canvas import boxes_around
 from napari_stmdit.tissue.crops import read_patches
 from napari_stmdit.tissue.open import open_section
 from napari_stmdit.training.sections import read_table_section

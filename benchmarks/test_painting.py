@@ -12,8 +12,8 @@ from scipy.sparse import csr_matrix
 from standins import CropModel, card_for
 
 from napari_stmdit.types import Calibration, Genes, Section, SlideImage, SpotTable
-from napari_stmdit.ui.brush import Stroke
 from napari_stmdit.ui.state import Brush, Colouring, EditDraft
+from napari_stmdit.ui.strokes import Stroke
 
 SIDE, GENES, PER_SPOT = 71, 18_000, 1_800
 

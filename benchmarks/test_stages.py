@@ -10,11 +10,10 @@ import torch
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.bench.stages import request_for
 from napari_stmdit.bench.subjects import in_dtype, of_checkpoint
-from napari_stmdit.model.predict import prediction
+from napari_stmdit.model.inference import prediction
 from napari_stmdit.model.vae import decode_latents
 from napari_stmdit.synthesis.canvas import MemoryCanvas
-from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.presets import PRESETS
+from napari_stmdit.synthesis.plan import PRESETS, plan
 from napari_stmdit.synthesis.result import synthesize
 from napari_stmdit.tissue.crops import read_patches
 from napari_stmdit.tissue.sample import open_sample_section

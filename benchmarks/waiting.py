@@ -122,7 +122,7 @@ class Steps:
         if hasattr(self, "growing"):
             return
         from napari_stmdit.synthesis.canvas import MemoryCanvas
-        from napari_stmdit.ui.growing import GrowingLayer
+        from napari_stmdit.ui.runs import GrowingLayer
 
         section, card = self.bench.state.section, self.bench.state.checkpoint.card
         self.side, self.pixels = card.patch_px, self.rng.integers(0, 255, (card.patch_px, card.patch_px, 3), np.uint8)

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from napari_stmdit.evaluation.demo import run_demo
-from napari_stmdit.tissue.labels import EDITED_SYNTHETIC, labelled
+from napari_stmdit.tissue.export import EDITED_SYNTHETIC, labelled
 
 PLACE = Path(__file__).parent / "images" / "comparison.png"
 

@@ -7,10 +7,9 @@ checkpoint's tumour profile, while its morphology is the slide's own.
 from pathlib import Path
 
 from napari_stmdit import Guidance, Request, SpotList, TowardsEdit, load_checkpoint, open_sample_section
-from napari_stmdit.evaluation.sheet_picture import sheet_picture
-from napari_stmdit.synthesis.sheet import make_sheet
-from napari_stmdit.synthesis.variants import Variant
-from napari_stmdit.tissue.labels import NEW, labelled
+from napari_stmdit.evaluation.pictures import sheet_picture
+from napari_stmdit.synthesis.variants import Variant, make_sheet
+from napari_stmdit.tissue.export import NEW, labelled
 
 IMAGES = Path(__file__).parent / "images"
 SPOT = "SYN-12x02"

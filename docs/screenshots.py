@@ -19,9 +19,9 @@ from PIL import Image
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication
 
-from napari_stmdit.evaluation.sheet_picture import save_sheet
+from napari_stmdit.evaluation.pictures import save_sheet
 from napari_stmdit.synthesis.requests import EditFile
-from napari_stmdit.tissue.labels import NEW, labelled
+from napari_stmdit.tissue.export import NEW, labelled
 from napari_stmdit.tissue.sample import open_sample_section
 from napari_stmdit.types import Request, TowardsEdit
 from napari_stmdit.ui.compare import camera_of

@@ -116,7 +116,7 @@ def _holds_a_lock(pid: int) -> bool:
 
 
 def finished_patches(folder: Path) -> set[int]:
-    from napari_stmdit.synthesis.disk import from_ranges
+    from napari_stmdit.synthesis.zarr_canvas import from_ranges
 
     return from_ranges(json.loads((folder / "manifest.json").read_text())["finished"])
 

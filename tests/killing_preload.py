@@ -9,6 +9,6 @@ import napari_stmdit.assemble
 import napari_stmdit.cli
 import napari_stmdit.model.folder
 import napari_stmdit.model.pipeline
-import napari_stmdit.model.solver
+import napari_stmdit.model.sampling
 import napari_stmdit.synthesis.result
 import napari_stmdit.tissue.open  # noqa: F401

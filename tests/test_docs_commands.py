@@ -121,7 +121,7 @@ def _small_base(patch: pytest.MonkeyPatch) -> None:
 def scheduler(surroundings, monkeypatch_module):
     """The address of a scheduler with one real worker, which also stands for the workers that a command would start."""
     distributed = pytest.importorskip("distributed")
-    from napari_stmdit.scale.local import local_client
+    from napari_stmdit.scale.cluster import local_client
 
     with local_client(1, "cpu") as client:
         address = client.scheduler.address

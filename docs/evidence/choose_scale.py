@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from synthesizer import Spots, Synthesizer, open_named
 
-from napari_stmdit.evaluation.controls import correlate
-from napari_stmdit.evaluation.image import measure
+from napari_stmdit.evaluation.measures import measure
+from napari_stmdit.evaluation.statistics import correlate
 
 HERE = Path(__file__).resolve().parent
 

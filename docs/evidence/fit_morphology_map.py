@@ -20,9 +20,9 @@ from napari_stmdit.assemble import checkpoint_folder
 from napari_stmdit.encoders.morphology_map import MorphologyMap
 from napari_stmdit.model.folder import MORPHOLOGY_MAP, read_folder
 from napari_stmdit.synthesis.counterfactual import measured_conditions
+from napari_stmdit.training.cards import map_section
 from napari_stmdit.training.config import load_config
 from napari_stmdit.training.following import MAP_ENTRY, encoders_of, fit_map
-from napari_stmdit.training.modelcard import map_section
 from napari_stmdit.training.sections import open_source
 
 HEAD = "## How morphology follows expression"

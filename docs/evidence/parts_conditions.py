@@ -12,11 +12,9 @@ from scipy.sparse import csr_matrix
 from scipy.stats import spearmanr
 from synthesizer import Spots, Synthesizer
 
-from napari_stmdit.evaluation.controls import bootstrap_correlation, correlate
-from napari_stmdit.evaluation.image import PatchStatistics, measure
-from napari_stmdit.evaluation.resampling import mean_interval
-from napari_stmdit.expression.depths import edited_depths
-from napari_stmdit.expression.edits import apply_edits
+from napari_stmdit.evaluation.measures import PatchStatistics, measure
+from napari_stmdit.evaluation.statistics import bootstrap_correlation, correlate, mean_interval
+from napari_stmdit.expression.edits import apply_edits, edited_depths
 from napari_stmdit.expression.genes import match_genes
 from napari_stmdit.types import Section, SpotTable, TowardsEdit
 

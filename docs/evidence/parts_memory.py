@@ -10,8 +10,7 @@ from parts_table import case_images, test_spots
 from PIL import Image
 from synthesizer import Synthesizer
 
-from napari_stmdit.evaluation.distribution import Frame
-from napari_stmdit.evaluation.features import EncoderStatistics, RandomConvolutions
+from napari_stmdit.evaluation.spaces import EncoderStatistics, Frame, RandomConvolutions
 from napari_stmdit.training.data import TrainingSection, cut, load_training_section
 
 Place = tuple[str, float, float]

@@ -8,12 +8,23 @@ from typing import Any
 import numpy as np
 from synthesizer import Spots, Synthesizer, crops_at
 
-from napari_stmdit.evaluation.controls import bootstrap_correlation, correlate, permutation_interval, shuffle_within
-from napari_stmdit.evaluation.distribution import Frame, frechet_distance
-from napari_stmdit.evaluation.features import EncoderStatistics, FeatureSpace, RandomConvolutions, quarters
 from napari_stmdit.evaluation.held_out import reconstruct
-from napari_stmdit.evaluation.image import PatchStatistics, measure
-from napari_stmdit.evaluation.resampling import mean_interval
+from napari_stmdit.evaluation.measures import PatchStatistics, measure
+from napari_stmdit.evaluation.spaces import (
+    EncoderStatistics,
+    FeatureSpace,
+    Frame,
+    RandomConvolutions,
+    frechet_distance,
+    quarters,
+)
+from napari_stmdit.evaluation.statistics import (
+    bootstrap_correlation,
+    correlate,
+    mean_interval,
+    permutation_interval,
+    shuffle_within,
+)
 
 CASES = {  # morphology, expression
     "both": ("own", "own"),

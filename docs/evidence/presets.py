@@ -16,11 +16,10 @@ import numpy as np
 from synthesizer import Spots, open_named
 
 from napari_stmdit.assemble import Checkpoint, load_checkpoint
-from napari_stmdit.evaluation.controls import bootstrap_correlation
-from napari_stmdit.evaluation.distribution import Frame, frechet_distance
-from napari_stmdit.evaluation.features import RandomConvolutions, quarters
-from napari_stmdit.evaluation.image import measure
-from napari_stmdit.synthesis.presets import PRESETS, resolve_guidance, resolve_steps
+from napari_stmdit.evaluation.measures import measure
+from napari_stmdit.evaluation.spaces import Frame, RandomConvolutions, frechet_distance, quarters
+from napari_stmdit.evaluation.statistics import bootstrap_correlation
+from napari_stmdit.synthesis.plan import PRESETS, resolve_guidance, resolve_steps
 from napari_stmdit.types import Request
 
 HERE = Path(__file__).resolve().parent

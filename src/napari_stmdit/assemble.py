@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .encoders.protocols import ExpressionEncoder, MorphologyEncoder
     from .model.convert import Converted
     from .model.pipeline import STMDiTPipeline
-    from .model.solver import CanvasSolver
+    from .model.sampling import CanvasSolver
 
     ExpressionSource = ExpressionEncoder | PrecomputedEmbeddings | MissingEncoder
     MorphologySource = MorphologyEncoder | PrecomputedEmbeddings | MissingEncoder
@@ -180,8 +180,8 @@ class Checkpoint:
     ) -> CanvasSolver:
         """Return a solver for a canvas of noise (c, h, w), or one that goes on from a state."""
         from .model.guidance import branches
-        from .model.solver import CanvasSolver
-        from .model.solvers import fast_solver as quicker
+        from .model.sampling import CanvasSolver
+        from .model.sampling import fast_solver as quicker
 
         filled = guidance.filled(self.card.guidance)
         assert filled.rule is not None and filled.morphology is not None and filled.expression is not None

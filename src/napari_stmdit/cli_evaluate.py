@@ -257,7 +257,7 @@ def _sections(
     places: Sequence[str], which: str, fullres: Path | None = None, mpp: float | None = None
 ) -> tuple[Any, ...]:
     """Open sections; a training configuration stands for its held-out ones, or for those it trains on."""
-    from .evaluation.opening import open_sections
+    from .evaluation.evaluate import open_sections
     from .training.sections import sections_of_config
 
     sources: list[Any] = []

@@ -42,7 +42,7 @@ def train(
         raise StmditError("give a training configuration; `stmdit train --template` prints one")
     from .cli_progress import InterruptCancels
     from .progress import CancelToken
-    from .training.launch import TrainingStoppedError
+    from .training.parallel import TrainingStoppedError
     from .training.train import train as run_training
 
     leads = os.environ.get("RANK", "0") == "0"

@@ -13,8 +13,8 @@ from .errors import NotFiniteError, StoreError
 
 if TYPE_CHECKING:
     from .encoders.cache import EmbeddingCache
+    from .model.inference import ConditionTensors
     from .model.pipeline import STMDiTPipeline
-    from .model.predict import ConditionTensors
     from .synthesis.models import Edited, PatchBatch
 
 METHOD = 2
@@ -56,7 +56,7 @@ class TissueEditor:
             A prediction is not finite; names the patches.
         """
         from .model.counterfactual import edited_pixels, mixed_noise, predict
-        from .model.sampler import noise_for
+        from .model.sampling import noise_for
 
         assert batch.crops is not None and batch.edited is not None  # `denoise` asks for it
         before = conditions_of(batch.morphology, batch.expression)
@@ -197,7 +197,7 @@ def conditions_of(morphology: NDArray[np.float32] | None, expression: NDArray[np
     """Return conditions as tensors."""
     import torch
 
-    from .model.predict import ConditionTensors
+    from .model.inference import ConditionTensors
 
     parts = (
         None if rows is None else torch.from_numpy(np.ascontiguousarray(rows)) for rows in (morphology, expression)
@@ -207,7 +207,7 @@ def conditions_of(morphology: NDArray[np.float32] | None, expression: NDArray[np
 
 def taken(conditions: ConditionTensors, items: Sequence[int]) -> ConditionTensors:
     """Return the conditions of some items."""
-    from .model.predict import ConditionTensors
+    from .model.inference import ConditionTensors
 
     parts = (conditions.morphology, conditions.expression, conditions.expression_keep)
     return ConditionTensors(*(None if part is None else part[list(items)] for part in parts))

@@ -152,9 +152,9 @@ def _open(component: Component, name: str, device: torch.device) -> Any:
 
 def _open_cancer_foundation(component: Component, name: str, device: torch.device) -> Any:
     from .encoders.cache import CachedExpression
-    from .encoders.cancer_foundation import CancerFoundationEncoder
-    from .encoders.cancer_foundation_folder import read_encoder
-    from .encoders.vocabulary import read_vocabulary
+    from .encoders.cancer_foundation.encoder import CancerFoundationEncoder
+    from .encoders.cancer_foundation.folder import read_encoder
+    from .encoders.cancer_foundation.vocabulary import read_vocabulary
     from .model.reading import read_settings, read_weights
 
     reference = component.reference
@@ -268,8 +268,7 @@ def genes_of_section(section: str | Path, encoder_folder: str | Path | None = No
     StmditError
         The section cannot be opened, or the vocabulary is not on this computer.
     """
-    from .encoders.variable_genes import choose_genes
-    from .encoders.vocabulary import read_vocabulary
+    from .encoders.cancer_foundation.vocabulary import choose_genes, read_vocabulary
     from .model.references import resolve_reference
     from .model.zoo import reference_of, zoo_entry
     from .tissue.open import open_section

@@ -201,7 +201,7 @@ class Request(Intent):
     section and checkpoint allow it. ``edit_scale`` weighs the change then, and ``fresh_noise`` is the share of its noise that is drawn with
     the seed, so that details differ from the slide and from seed to seed; ``guidance`` counts for new tissue alone, and so does ``seed``
     where no noise is fresh.
-    ``preset`` trades the image for time where steps and guidance interval are left open: see `napari_stmdit.synthesis.presets`. ``programs`` and ``profiles`` are the user's own,
+    ``preset`` trades the image for time where steps and guidance interval are left open: see `napari_stmdit.synthesis.plan`. ``programs`` and ``profiles`` are the user's own,
     which edits may name beside the bundled programs and the checkpoint's profiles; of two with one name, the user's counts.
     """
 

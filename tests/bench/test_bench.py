@@ -18,7 +18,7 @@ from napari_stmdit.bench.subjects import in_dtype, random_base
 from napari_stmdit.bench.waiting import waiting
 from napari_stmdit.cli_bench import _batches, print_report
 from napari_stmdit.errors import RequestError, StmditError, SynthesisError
-from napari_stmdit.model.sampler import denoise
+from napari_stmdit.model.sampling import denoise
 
 CPU = torch.device("cpu")
 TWO_BLOCKS = {

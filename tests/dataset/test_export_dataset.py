@@ -13,7 +13,7 @@ from PIL import Image
 
 from napari_stmdit import export_dataset
 from napari_stmdit.dataset import export
-from napari_stmdit.dataset.columns import COLUMNS
+from napari_stmdit.dataset.contents import COLUMNS
 from napari_stmdit.errors import CheckpointError, SectionError, StoreError
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.tissue.crops import read_patches

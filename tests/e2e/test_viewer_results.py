@@ -13,8 +13,7 @@ from viewing import Mouse, no_leaks, settle, viewer, workbench  # noqa: F401
 from napari_stmdit.types import ScaleEdit
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.state import OpenIntent, RunStatus
-from napari_stmdit.ui.widgets.keys import sequence
-from napari_stmdit.ui.widgets.result_keys import KEYS
+from napari_stmdit.ui.widgets.keys import RUN_KEYS, sequence
 
 pytestmark = pytest.mark.gui
 EDIT = ScaleEdit(genes=("ERBB2",), factor=5, name="more ERBB2")
@@ -34,7 +33,7 @@ def opened(workbench, tiny_section):  # noqa: F811
 
 def press(viewer, name):  # noqa: F811
     """Press the keys of an action in the canvas, where the focus is after a click on the tissue."""
-    *modifiers, key = KEYS[name][0].split("-")
+    *modifiers, key = RUN_KEYS[name][0].split("-")
     held = Qt.KeyboardModifier.NoModifier
     for modifier in modifiers:
         held |= {"Control": Qt.KeyboardModifier.ControlModifier, "Alt": Qt.KeyboardModifier.AltModifier}[modifier]
@@ -87,8 +86,8 @@ def test_no_key_of_ours_is_one_of_naparis(viewer, opened):  # noqa: F811
     for bindings in get_settings().shortcuts.shortcuts.values():
         taken |= {QKeySequence(str(b).replace("Enter", "Return")).toString() for b in bindings}
     assert "Ctrl+G" in taken  # the list is what it says it is
-    ours = {sequence(KEYS[name][0]).toString() for name in KEYS}
-    assert len(ours) == len(KEYS) and "" not in ours
+    ours = {sequence(RUN_KEYS[name][0]).toString() for name in RUN_KEYS}
+    assert len(ours) == len(RUN_KEYS) and "" not in ours
     assert not ours & taken
 
 

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from napari_stmdit.encoders.binning import allowed_digits, bin_row, bin_rows, row_generator
+from napari_stmdit.encoders.cancer_foundation.vocabulary import allowed_digits, bin_row, bin_rows, row_generator
 
 
 @pytest.fixture(scope="module")

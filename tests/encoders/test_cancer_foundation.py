@@ -6,11 +6,10 @@ import torch
 from safetensors.torch import load_file
 from scipy.sparse import csr_matrix
 
-from napari_stmdit.encoders.cancer_foundation import CancerFoundationEncoder
-from napari_stmdit.encoders.cancer_foundation_keys import build_network
-from napari_stmdit.encoders.cancer_foundation_network import CancerFoundationNetwork, NetworkSizes
-from napari_stmdit.encoders.cancer_foundation_settings import CancerFoundationSettings
-from napari_stmdit.encoders.vocabulary import make_vocabulary, read_vocabulary
+from napari_stmdit.encoders.cancer_foundation.encoder import CancerFoundationEncoder
+from napari_stmdit.encoders.cancer_foundation.folder import CancerFoundationSettings, build_network
+from napari_stmdit.encoders.cancer_foundation.network import CancerFoundationNetwork, NetworkSizes
+from napari_stmdit.encoders.cancer_foundation.vocabulary import make_vocabulary, read_vocabulary
 from napari_stmdit.errors import CheckpointError, GeneError, SectionError
 from napari_stmdit.expression.edits import apply_edits
 from napari_stmdit.types import Genes, ScaleEdit, SpotTable, hash_genes

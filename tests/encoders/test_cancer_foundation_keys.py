@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from napari_stmdit.encoders.cancer_foundation_keys import HEADS, MASKED_VALUE, build_network
+from napari_stmdit.encoders.cancer_foundation.folder import HEADS, MASKED_VALUE, build_network
 from napari_stmdit.errors import CheckpointError
 
 

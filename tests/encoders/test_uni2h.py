@@ -6,8 +6,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from napari_stmdit.encoders.uni2h import Uni2hEncoder, preprocess
-from napari_stmdit.encoders.vision_transformer import UNI2H, VisionTransformer, ViTSizes
+from napari_stmdit.encoders.uni2h import UNI2H, Uni2hEncoder, VisionTransformer, ViTSizes, preprocess
 from napari_stmdit.errors import CheckpointError, SynthesisError
 
 SIZES = ViTSizes(depth=2, width=24, heads=2, hidden=32, registers=3, patch=8, grid=4)

@@ -4,8 +4,7 @@ import pytest
 import scanpy
 from scipy.sparse import csr_matrix
 
-from napari_stmdit.encoders.variable_genes import choose_genes
-from napari_stmdit.encoders.vocabulary import make_vocabulary
+from napari_stmdit.encoders.cancer_foundation.vocabulary import choose_genes, make_vocabulary
 from napari_stmdit.errors import GeneError
 from napari_stmdit.types import Genes
 

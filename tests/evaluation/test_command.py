@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from napari_stmdit.cli import app
 from napari_stmdit.evaluation.cases import EvaluationRequest
-from napari_stmdit.evaluation.command import equivalent_command
+from napari_stmdit.evaluation.evaluate import equivalent_command
 from napari_stmdit.tissue.open import open_section
 from napari_stmdit.types import Guidance, KnockOutEdit, SpotProfile, TowardsEdit
 

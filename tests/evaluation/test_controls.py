@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from napari_stmdit.evaluation.controls import bootstrap_correlation, correlate, permutation_interval, shuffle_within
+from napari_stmdit.evaluation.statistics import bootstrap_correlation, correlate, permutation_interval, shuffle_within
 
 
 @pytest.fixture

@@ -13,15 +13,25 @@ import napari_stmdit as st
 from napari_stmdit.cli import app
 from napari_stmdit.errors import RequestError, StmditError, StoreError
 from napari_stmdit.evaluation.counterfactual import CounterfactualCheck
-from napari_stmdit.evaluation.effects import agreement, ceiling, invented, locality, monotony, ms_ssim, swap_coefficient
+from napari_stmdit.evaluation.effects import (
+    PaintedCrop,
+    agreement,
+    ceiling,
+    crop_given,
+    feature_locality,
+    invented,
+    locality,
+    monotony,
+    ms_ssim,
+    painted_crop,
+    swap_coefficient,
+)
 from napari_stmdit.evaluation.evaluate import evaluate
-from napari_stmdit.evaluation.feature_locality import feature_locality
-from napari_stmdit.evaluation.features import RandomConvolutions
 from napari_stmdit.evaluation.held_out import crops_at
-from napari_stmdit.evaluation.image import STAINS, haematoxylin_density
-from napari_stmdit.evaluation.page_edits import number, spanned
-from napari_stmdit.evaluation.painted_crops import PaintedCrop, crop_given, painted_crop
-from napari_stmdit.evaluation.stacks import STACKS
+from napari_stmdit.evaluation.measures import STAINS, haematoxylin_density
+from napari_stmdit.evaluation.page import number, spanned
+from napari_stmdit.evaluation.spaces import RandomConvolutions
+from napari_stmdit.evaluation.work import STACKS
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.windows import CELL
 

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from napari_stmdit.evaluation.distribution import Frame, frechet_distance
-from napari_stmdit.evaluation.features import RandomConvolutions, quarters
+from napari_stmdit.evaluation.spaces import Frame, RandomConvolutions, frechet_distance, quarters
 
 
 def test_the_distance_of_two_normal_sets_is_what_the_formula_says():
@@ -61,7 +60,7 @@ def test_quarters_keep_every_pixel():
 
 def test_an_encoders_statistics_do_not_depend_on_the_batch():
     from napari_stmdit.assemble import load_checkpoint
-    from napari_stmdit.evaluation.features import EncoderStatistics
+    from napari_stmdit.evaluation.spaces import EncoderStatistics
 
     space = EncoderStatistics(load_checkpoint("demo", device="cpu").morphology, "own")
     patches = np.random.default_rng(4).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
@@ -71,7 +70,7 @@ def test_an_encoders_statistics_do_not_depend_on_the_batch():
 
 
 def test_the_kernel_distance_of_a_hand_computed_case():
-    from napari_stmdit.evaluation.distribution import kernel_distance, polynomial_kernel
+    from napari_stmdit.evaluation.spaces import kernel_distance, polynomial_kernel
 
     a, b = np.array([[0.0], [1.0]]), np.array([[2.0], [3.0]])
     # k(x, y) = (x y + 1)^3: within a k(0, 1) = 1, within b k(2, 3) = 343, across 1, 1, 27, 64
@@ -85,7 +84,7 @@ def test_the_kernel_distance_of_a_hand_computed_case():
 
 
 def test_the_kernel_distance_is_unbiased_and_the_frechet_distance_is_not():
-    from napari_stmdit.evaluation.distribution import kernel_distance
+    from napari_stmdit.evaluation.spaces import kernel_distance
 
     rng = np.random.default_rng(0)
     sets = [(rng.normal(size=(12, 3)), rng.normal(size=(12, 3))) for _ in range(400)]
@@ -95,7 +94,7 @@ def test_the_kernel_distance_is_unbiased_and_the_frechet_distance_is_not():
 
 
 def test_the_kernel_distance_of_a_draw_is_that_of_different_spots_alone():
-    from napari_stmdit.evaluation.distribution import kernel_distance_draws, polynomial_kernel
+    from napari_stmdit.evaluation.spaces import kernel_distance_draws, polynomial_kernel
 
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(2, 5, 3))
@@ -108,7 +107,7 @@ def test_the_kernel_distance_of_a_draw_is_that_of_different_spots_alone():
 
 
 def test_sets_that_no_kernel_distance_has_are_refused():
-    from napari_stmdit.evaluation.distribution import kernel_distance
+    from napari_stmdit.evaluation.spaces import kernel_distance
 
     with pytest.raises(ValueError, match="at least 2 samples"):
         kernel_distance(np.zeros((1, 2)), np.zeros((4, 2)))

@@ -14,8 +14,8 @@ from PIL import Image
 import napari_stmdit as st
 from napari_stmdit.errors import RequestError, StoreError, SynthesisError
 from napari_stmdit.evaluation.evaluate import evaluate, evaluation_steps, finish
-from napari_stmdit.evaluation.predictor import LinearPredictor
 from napari_stmdit.evaluation.preparing import prepare
+from napari_stmdit.evaluation.reading import LinearPredictor
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.run import DenoiseStep
 from napari_stmdit.types import ScaleEdit, TowardsEdit, hash_genes
@@ -320,7 +320,7 @@ def test_bad_wishes_are_refused_before_anything_is_made(sections, tmp_path):
 def test_a_folder_stands_for_the_sections_in_it(tiny_folder, tmp_path):
     import shutil
 
-    from napari_stmdit.evaluation.opening import open_sections
+    from napari_stmdit.evaluation.evaluate import open_sections
 
     for name in ("one", "two"):
         shutil.copytree(tiny_folder, tmp_path / "cohort" / name)

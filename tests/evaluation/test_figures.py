@@ -3,11 +3,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from napari_stmdit.evaluation.charts import curves, forest, written
-from napari_stmdit.evaluation.features import RandomConvolutions
 from napari_stmdit.evaluation.figures import Claim, Evidence, figures_of
-from napari_stmdit.evaluation.judge import CaseValues, Judge
-from napari_stmdit.evaluation.resampling import Interval
+from napari_stmdit.evaluation.measures import CaseValues, Judge
+from napari_stmdit.evaluation.page import curves, forest, written
+from napari_stmdit.evaluation.spaces import RandomConvolutions
+from napari_stmdit.evaluation.statistics import Interval
 
 RNG = np.random.default_rng(0)
 REAL = RNG.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8) // 4 + RNG.integers(0, 180, (12, 1, 1, 1), dtype=np.uint8)

@@ -1,6 +1,6 @@
 import numpy as np
 
-from napari_stmdit.evaluation.image import (
+from napari_stmdit.evaluation.measures import (
     STAINS,
     blank_fraction,
     count_nuclei,

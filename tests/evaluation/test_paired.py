@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from napari_stmdit.evaluation.paired import (
+from napari_stmdit.evaluation.measures import (
     PSNR_MOST,
     best_of_k,
     embedding_cosine,

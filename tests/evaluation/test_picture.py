@@ -6,9 +6,9 @@ from PIL import Image
 
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.evaluation.demo import END_UM, demo_request
-from napari_stmdit.evaluation.picture import EditShown, edit_picture, haematoxylin_change, save_picture
+from napari_stmdit.evaluation.pictures import EditShown, edit_picture, haematoxylin_change, save_picture
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.tissue.labels import EDITED
+from napari_stmdit.tissue.export import EDITED
 from napari_stmdit.tissue.sample import open_sample_section
 
 

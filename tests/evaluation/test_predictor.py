@@ -4,18 +4,24 @@ from evaluation_study import CARD, GENES, Described, telling_section
 
 from napari_stmdit.encoders.regression import blocks_of, ridge_weights
 from napari_stmdit.errors import RequestError
-from napari_stmdit.evaluation.features import RandomConvolutions
-from napari_stmdit.evaluation.fidelity import FIRST_TOP, area_under_top_n, fidelity, relative, top_n_curve
 from napari_stmdit.evaluation.held_out import SpotSet
-from napari_stmdit.evaluation.predictor import (
+from napari_stmdit.evaluation.reading import (
+    FIRST_TOP,
     LinearPredictor,
+    area_under_top_n,
     choose_genes,
+    fidelity,
     fit_ridge,
     log_levels,
     read_predictor,
+    reader_across_blocks,
+    reader_from_sections,
+    reader_of_user,
+    relative,
+    top_n_curve,
 )
-from napari_stmdit.evaluation.reading import reader_across_blocks, reader_from_sections, reader_of_user
-from napari_stmdit.evaluation.resampling import spot_weights
+from napari_stmdit.evaluation.spaces import RandomConvolutions
+from napari_stmdit.evaluation.statistics import spot_weights
 
 
 def linear(genes=("A", "B"), space="random", d=3):

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from napari_stmdit.encoders.regression import centred
-from napari_stmdit.evaluation.controls import correlate
-from napari_stmdit.evaluation.resampling import (
+from napari_stmdit.evaluation.statistics import (
     Interval,
+    correlate,
     correlation_draws,
     mean_draws,
     mean_interval,

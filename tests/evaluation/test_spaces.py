@@ -7,7 +7,7 @@ import torch
 from evaluation_study import CARD, Described
 from safetensors.torch import save_file
 
-from napari_stmdit.encoders.vision_transformer import VisionTransformer, ViTSizes
+from napari_stmdit.encoders.uni2h import VisionTransformer, ViTSizes
 from napari_stmdit.errors import RequestError, SectionError
 from napari_stmdit.evaluation.spaces import TorchSpace, open_spaces
 

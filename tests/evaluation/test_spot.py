@@ -8,11 +8,9 @@ from PIL import Image
 from standins import NoiseModel, card_for, make_section
 
 from napari_stmdit.errors import StoreError
-from napari_stmdit.evaluation.image import STAINS
-from napari_stmdit.evaluation.sheet_picture import save_sheet, sheet_picture
-from napari_stmdit.evaluation.spot import compare_spot, measure_spot
-from napari_stmdit.synthesis.sheet import ContactSheet, make_sheet
-from napari_stmdit.synthesis.variants import guidance_grid
+from napari_stmdit.evaluation.measures import STAINS, compare_spot, measure_spot
+from napari_stmdit.evaluation.pictures import save_sheet, sheet_picture
+from napari_stmdit.synthesis.variants import ContactSheet, guidance_grid, make_sheet
 from napari_stmdit.types import Request
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from napari_stmdit.expression.depths import edited_depths, mix_depths
-from napari_stmdit.expression.measured import Profile
+from napari_stmdit.expression.changes import Profile
+from napari_stmdit.expression.edits import edited_depths, mix_depths
 from napari_stmdit.types import Genes, ScaleEdit, SpotTable, SwapEdit, TowardsEdit
 
 TOTALS = np.array([100, 200, 400, 0, 200])

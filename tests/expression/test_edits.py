@@ -193,7 +193,7 @@ def test_a_profile_reaches_the_sum_of_a_symbols_columns(spots):
 
 def test_edits_are_prepared_once_and_do_not_depend_on_how_many_rows_are_changed_at_once(spots, monkeypatch):
     from napari_stmdit.expression import edits as module
-    from napari_stmdit.expression.measured import Measured
+    from napari_stmdit.expression.changes import Measured
 
     wanted = (
         ScaleEdit(genes=("A",), factor=3, spots={"s0": 1.0, "s2": 0.5}),

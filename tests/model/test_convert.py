@@ -12,12 +12,11 @@ from storage_trees import TREES, content, plant
 
 from napari_stmdit import load_transformer
 from napari_stmdit.errors import CheckpointError
-from napari_stmdit.model.convert import MPP_CANDIDATES, convert
+from napari_stmdit.model.convert import MPP_CANDIDATES, convert, write_safetensors
 from napari_stmdit.model.folder import load_component, read_folder
 from napari_stmdit.model.inspect import inspect_checkpoint
 from napari_stmdit.model.keys import Stacked, from_native
 from napari_stmdit.model.references import MissingComponentError
-from napari_stmdit.model.writing import write_safetensors
 from napari_stmdit.storage.fingerprint import of_file
 
 SIZES = {

@@ -29,8 +29,8 @@ from napari_stmdit.model.counterfactual import (
     reached,
     restored,
 )
+from napari_stmdit.model.inference import ConditionTensors
 from napari_stmdit.model.ode import MAX_RATIO, ode_path
-from napari_stmdit.model.predict import ConditionTensors
 from napari_stmdit.progress import CancelToken
 
 FLOW = FlowMatchEulerDiscreteScheduler()

@@ -16,8 +16,7 @@ from hub import LocalHub
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model import hub as hub_module
 from napari_stmdit.model.download import check_source, download, find_download
-from napari_stmdit.model.hub import DownloadCancelledError
-from napari_stmdit.model.partial import PartFile
+from napari_stmdit.model.hub import DownloadCancelledError, PartFile
 from napari_stmdit.model.references import download_directory, resolve_reference
 from napari_stmdit.model.zoo import ZooEntry, reference_of, zoo_entry
 from napari_stmdit.progress import CancelToken, DownloadProgress

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from napari_stmdit.model.fused import add_product, attention, linear_gelu
+from napari_stmdit.model.inference import add_product, attention, linear_gelu
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 3e-2}
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from napari_stmdit import load_transformer
 from napari_stmdit.model.guidance import branches
-from napari_stmdit.model.sampler import ConditionTensors, denoise
+from napari_stmdit.model.sampling import ConditionTensors, denoise
 
 BOUND = 0.02
 

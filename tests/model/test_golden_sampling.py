@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from napari_stmdit import load_transformer
 from napari_stmdit.model.guidance import branches
-from napari_stmdit.model.sampler import ConditionTensors, denoise
+from napari_stmdit.model.sampling import ConditionTensors, denoise
 
 RULES = {
     "nested_morphology_first": "nested_morph_first",

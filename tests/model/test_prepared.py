@@ -7,8 +7,8 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 
 from napari_stmdit.errors import SynthesisError
 from napari_stmdit.model.guidance import Branch, branches
-from napari_stmdit.model.predict import ConditionTensors, prediction
-from napari_stmdit.model.sampler import denoise, noise_for
+from napari_stmdit.model.inference import ConditionTensors, prediction
+from napari_stmdit.model.sampling import denoise, noise_for
 
 KINDS = {
     "adaln": {"expression_cross_attention": False},

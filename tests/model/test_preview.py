@@ -15,7 +15,7 @@ from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model.folder import load_component, read_folder
 from napari_stmdit.model.guidance import branches
 from napari_stmdit.model.pipeline import STMDiTPipeline
-from napari_stmdit.model.sampler import ConditionTensors, clean_estimate, denoise, noise_for
+from napari_stmdit.model.sampling import ConditionTensors, clean_estimate, denoise, noise_for
 
 GUIDED = branches("nested_morphology_first", 1.5, 2.0)
 FLOW_DPM = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}

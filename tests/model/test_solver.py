@@ -13,8 +13,7 @@ from diffusers import (
 
 from napari_stmdit.errors import CheckpointError, SynthesisError
 from napari_stmdit.model.guidance import branches
-from napari_stmdit.model.sampler import ConditionTensors, denoise, noise_for
-from napari_stmdit.model.solver import CanvasSolver
+from napari_stmdit.model.sampling import CanvasSolver, ConditionTensors, denoise, noise_for
 
 SCHEDULERS = [
     DDIMScheduler(),

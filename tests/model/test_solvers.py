@@ -6,10 +6,8 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
 from napari_stmdit.model.guidance import Branch
-from napari_stmdit.model.predict import ConditionTensors
-from napari_stmdit.model.sampler import denoise, noise_for
-from napari_stmdit.model.solver import CanvasSolver
-from napari_stmdit.model.solvers import fast_solver
+from napari_stmdit.model.inference import ConditionTensors
+from napari_stmdit.model.sampling import CanvasSolver, denoise, fast_solver, noise_for
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 OWN = {

@@ -3,9 +3,8 @@ import torch
 from checkpoints import TINY_OPTIONS, plain_transformer, tiny_transformer
 
 from napari_stmdit.errors import SynthesisError
-from napari_stmdit.model.blocks import CrossAttention
-from napari_stmdit.model.fused import attention as plain_attention
-from napari_stmdit.model.transformer import STMDiTTransformer2D
+from napari_stmdit.model.inference import attention as plain_attention
+from napari_stmdit.model.transformer import CrossAttention, STMDiTTransformer2D
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 

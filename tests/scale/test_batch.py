@@ -23,7 +23,7 @@ from napari_stmdit.scale.jobs import read_jobs
 from napari_stmdit.synthesis.requests import read_edit_file
 from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.tissue.store import list_results, read_result
-from napari_stmdit.tissue.stored_results import RESULT_ATTRS
+from napari_stmdit.tissue.store_entries import RESULT_ATTRS
 
 
 @pytest.fixture

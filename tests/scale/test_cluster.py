@@ -277,14 +277,14 @@ def _alive(pid: int) -> bool:
     ],
 )
 def test_workers_that_do_not_fit_the_computer_are_refused(workers, device, gpus, message):
-    from napari_stmdit.scale.local import worker_environments
+    from napari_stmdit.scale.cluster import worker_environments
 
     with pytest.raises(RequestError, match=message):
         worker_environments(workers, device, gpus, 16)
 
 
 def test_each_worker_gets_a_gpu_or_its_part_of_the_cores(monkeypatch):
-    from napari_stmdit.scale.local import worker_environments
+    from napari_stmdit.scale.cluster import worker_environments
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [e["CUDA_VISIBLE_DEVICES"] for e in worker_environments(4, "auto", 4, 32)] == ["0", "1", "2", "3"]
@@ -296,7 +296,7 @@ def test_each_worker_gets_a_gpu_or_its_part_of_the_cores(monkeypatch):
 @pytest.mark.parametrize("names", ["2,3", "GPU-1f, GPU-2e", "MIG-a1,MIG-b2", "7,1,0"])
 def test_workers_stay_on_the_gpus_that_were_given(names, monkeypatch):
     """On a shared node the others belong to somebody else."""
-    from napari_stmdit.scale.local import worker_environments
+    from napari_stmdit.scale.cluster import worker_environments
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
     expected = [part.strip() for part in names.split(",")]
@@ -309,7 +309,7 @@ def test_workers_stay_on_the_gpus_that_were_given(names, monkeypatch):
 
 
 def test_threads_of_workers_sleep_while_they_wait_unless_the_user_says_otherwise(monkeypatch):
-    from napari_stmdit.scale.local import worker_environments
+    from napari_stmdit.scale.cluster import worker_environments
 
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     assert {e["OMP_WAIT_POLICY"] for e in worker_environments(2, "cpu", 0, 4)} == {"PASSIVE"}
@@ -321,7 +321,7 @@ def test_a_port_that_is_taken_is_nobodys_business(recwarn):
     """The scheduler's own pages are off, and so is the port they would have; another cluster on this computer may hold it."""
     import socket
 
-    from napari_stmdit.scale.local import local_client
+    from napari_stmdit.scale.cluster import local_client
 
     with socket.socket() as other:
         try:

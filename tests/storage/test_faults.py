@@ -4,11 +4,11 @@ import os
 import pytest
 
 from napari_stmdit.errors import StoreError
-from napari_stmdit.storage import faults
+from napari_stmdit.storage import atomic
 
 
 def test_a_share_that_fails_for_a_moment_is_tried_again(monkeypatch):
-    monkeypatch.setattr(faults, "WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(atomic, "WAITS_S", (0.0, 0.0))
     tries = []
 
     def flaky():
@@ -17,11 +17,11 @@ def test_a_share_that_fails_for_a_moment_is_tried_again(monkeypatch):
             raise OSError(errno.ESTALE, "Stale file handle")
         return "done"
 
-    assert faults.patiently(flaky) == "done"
+    assert atomic.patiently(flaky) == "done"
     assert len(tries) == 3
     tries.clear()
     with pytest.raises(PermissionError):
-        faults.patiently(lambda: tries.append(1) or (_ for _ in ()).throw(PermissionError(errno.EACCES, "no")))
+        atomic.patiently(lambda: tries.append(1) or (_ for _ in ()).throw(PermissionError(errno.EACCES, "no")))
     assert len(tries) == 1
 
 
@@ -35,7 +35,7 @@ def test_a_share_that_fails_for_a_moment_is_tried_again(monkeypatch):
     ],
 )
 def test_each_fault_says_what_to_do(number, said, tmp_path):
-    with pytest.raises(StoreError, match=said) as error, faults.explained(tmp_path):
+    with pytest.raises(StoreError, match=said) as error, atomic.explained(tmp_path):
         raise OSError(number, os.strerror(number))
     assert "--resume" in str(error.value)
     assert str(tmp_path) in str(error.value)

@@ -1,7 +1,6 @@
 import numpy as np
 
-from napari_stmdit.synthesis.blend import feather
-from napari_stmdit.synthesis.canvas import MemoryCanvas
+from napari_stmdit.synthesis.canvas import MemoryCanvas, feather
 from napari_stmdit.types import CanvasFrame, Patch, PatchResult
 
 

@@ -71,7 +71,7 @@ def test_memory_faults_of_all_devices_are_known(error, expected):
 
 
 def test_continuous_mode_halves_its_batch_of_windows(tiny_section, tiny_model, monkeypatch):
-    from napari_stmdit.model.solver import CanvasSolver
+    from napari_stmdit.model.sampling import CanvasSolver
 
     request = Request(region=AREA, mode="continuous", steps=2)
     plain = synthesize(tiny_section, request, tiny_model, batch=8)
@@ -137,7 +137,7 @@ def test_failed_patches_are_tried_again_on_resume(tiny_section, tiny_model, tmp_
 def test_a_window_that_is_not_finite_does_not_spread(tiny_section, tiny_model, monkeypatch):
     request = Request(region=AREA, mode="continuous", steps=3)
     plain = synthesize(tiny_section, request, tiny_model)
-    from napari_stmdit.model.solver import CanvasSolver
+    from napari_stmdit.model.sampling import CanvasSolver
 
     predict, place = CanvasSolver.predict, len(plain.plan.windows) // 2
     count = [0]
@@ -161,7 +161,7 @@ def test_a_window_that_is_not_finite_does_not_spread(tiny_section, tiny_model, m
 
 
 def test_tiles_that_only_broken_windows_cover_are_left_out_and_named(tiny_section, tiny_model, monkeypatch):
-    from napari_stmdit.model.solver import CanvasSolver
+    from napari_stmdit.model.sampling import CanvasSolver
 
     ring = (((20, 20), (20, 840), (840, 840), (840, 20)),)
     request = Request(region=Polygons(rings=ring), mode="continuous", steps=2)
@@ -188,7 +188,7 @@ def test_tiles_that_only_broken_windows_cover_are_left_out_and_named(tiny_sectio
 def test_a_seamless_run_that_is_continued_knows_what_an_earlier_session_could_not_make(
     tiny_section, tiny_model, tmp_path, monkeypatch
 ):
-    from napari_stmdit.model.solver import CanvasSolver
+    from napari_stmdit.model.sampling import CanvasSolver
 
     ring = (((20, 20), (20, 840), (840, 840), (840, 20)),)
     request = Request(region=Polygons(rings=ring), mode="continuous", steps=2)

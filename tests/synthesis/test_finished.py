@@ -11,12 +11,11 @@ from standins import NoiseModel, card_for, make_section
 from napari_stmdit.errors import StoreError
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.export import export_result, patch_table
-from napari_stmdit.synthesis.finished import finished
-from napari_stmdit.synthesis.result import synthesize
+from napari_stmdit.synthesis.result import finished, synthesize
 from napari_stmdit.synthesis.stored import stored_results
 from napari_stmdit.tissue.open import open_section
 from napari_stmdit.tissue.store import read_result, write_result
-from napari_stmdit.tissue.stored_patches import PATCHES, read_stored_patches
+from napari_stmdit.tissue.store_entries import PATCHES, read_stored_patches
 from napari_stmdit.types import Request, SpotList
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from napari_stmdit import Polygons, Request, load_checkpoint, open_sample_section
-from napari_stmdit.synthesis.decoding import TileDecoder
+from napari_stmdit.synthesis.continuous import TileDecoder
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.result import synthesize
 

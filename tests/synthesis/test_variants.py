@@ -8,12 +8,12 @@ from napari_stmdit.errors import RequestError
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.result import synthesize
-from napari_stmdit.synthesis.sheet import make_sheet
 from napari_stmdit.synthesis.variants import (
     Variant,
     baseline_of,
     dose_strip,
     guidance_grid,
+    make_sheet,
     noise_key,
     sample_seed,
     samples_of,

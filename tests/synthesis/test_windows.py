@@ -5,9 +5,8 @@ import pytest
 from standins import card_for, make_section
 
 from napari_stmdit.errors import RequestError
-from napari_stmdit.synthesis.field import field_noise
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.windows import nearest_spots
+from napari_stmdit.synthesis.windows import field_noise, nearest_spots
 from napari_stmdit.types import AllSpots, Polygons, Request, SpotList
 
 GENES = tuple(f"GENE{k}" for k in range(40))

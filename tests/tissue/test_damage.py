@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from napari_stmdit.errors import SectionError
-from napari_stmdit.tissue.damage import told_as_damage
 from napari_stmdit.tissue.open import open_section
+from napari_stmdit.tissue.zarr_codecs import told_as_damage
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,18 @@ import pytest
 import tifffile
 from PIL import Image
 
-from napari_stmdit.tissue.export import Placement, png_of, write_ome_tiff
-from napari_stmdit.tissue.labels import EDITED, EDITED_SYNTHETIC, NEW, SLIDE, TIFF_TAG, label_of_result, labelled
+from napari_stmdit.tissue.export import (
+    EDITED,
+    EDITED_SYNTHETIC,
+    NEW,
+    SLIDE,
+    TIFF_TAG,
+    Placement,
+    label_of_result,
+    labelled,
+    png_of,
+    write_ome_tiff,
+)
 
 SOURCE = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
 PIXELS = np.full((8, 8, 3), 200, np.uint8)

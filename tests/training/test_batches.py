@@ -5,7 +5,7 @@ import torch
 
 from napari_stmdit.training.batches import Batches, morphology_vectors, prediction_losses
 from napari_stmdit.training.config import DiffusionSettings
-from napari_stmdit.training.encoding import window_corners
+from napari_stmdit.training.latents import window_corners
 
 CELLS, SMALL = 32, 16
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from napari_stmdit.assemble import load_checkpoint
-from napari_stmdit.evaluation.image import measure
+from napari_stmdit.evaluation.measures import measure
 from napari_stmdit.training.config import load_config
 from napari_stmdit.training.sections import open_source
 from napari_stmdit.types import Genes

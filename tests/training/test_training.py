@@ -131,7 +131,7 @@ def test_workers_leave_when_the_process_that_started_them_is_killed(tiny_config,
         "        time.sleep(0.1)\n"
         "if __name__ == '__main__':\n"
         "    from napari_stmdit.training.config import load_config\n"
-        "    from napari_stmdit.training.launch import Control, run_workers\n"
+        "    from napari_stmdit.training.parallel import Control, run_workers\n"
         "    import waiting\n"
         "    run_workers(load_config(sys.argv[1]), Control(), waiting.wait)\n"
     )

@@ -8,12 +8,20 @@ from napari.components import ViewerModel
 from standins import make_section
 
 from napari_stmdit.types import AddEdit
-from napari_stmdit.ui.colouring import FACE_ALPHA, UNKNOWN, category_colours, face_of
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.presenter import Presenter
 from napari_stmdit.ui.selection import grown, neighbours
+from napari_stmdit.ui.spot_colours import (
+    FACE_ALPHA,
+    UNKNOWN,
+    Edited,
+    SpotValues,
+    auto_limits,
+    categories_of,
+    category_colours,
+    face_of,
+)
 from napari_stmdit.ui.state import Colouring
-from napari_stmdit.ui.values import Edited, SpotValues, auto_limits, categories_of
 
 
 @pytest.fixture

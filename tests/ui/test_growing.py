@@ -6,10 +6,10 @@ from napari.components import ViewerModel
 from standins import make_section
 
 from napari_stmdit.synthesis.canvas import MemoryCanvas
-from napari_stmdit.tissue.pyramid import halved_rgba
+from napari_stmdit.tissue.elements import halved_rgba
 from napari_stmdit.types import CanvasFrame, Patch, PatchResult
-from napari_stmdit.ui import growing, layers
-from napari_stmdit.ui.growing import GrowingLayer
+from napari_stmdit.ui import layers, runs
+from napari_stmdit.ui.runs import GrowingLayer
 
 
 def paste(canvas, layer, y, x, value, side=64):
@@ -18,8 +18,8 @@ def paste(canvas, layer, y, x, value, side=64):
 
 
 def test_a_large_canvas_is_a_pyramid_that_follows_every_patch(monkeypatch):
-    monkeypatch.setattr(growing, "LARGEST_SINGLE_PX", 1000)
-    monkeypatch.setattr(growing, "_SMALLEST_LEVEL_PX", 100)
+    monkeypatch.setattr(runs, "LARGEST_SINGLE_PX", 1000)
+    monkeypatch.setattr(runs, "_SMALLEST_LEVEL_PX", 100)
     rng = np.random.default_rng(1)
     canvas = MemoryCanvas(CanvasFrame((501, 700), (0.0, 0.0), 2.0))
     layer = GrowingLayer(canvas, make_section(), "synthetic")
@@ -57,7 +57,7 @@ def test_a_small_canvas_stays_one_array():
 
 @pytest.mark.parametrize("corner", [(0, 0), (200, 130), (255, 255), (256, 256), (37, 411)])
 def test_sums_in_tiles_blend_as_one_array_would(corner):
-    from napari_stmdit.synthesis.blend import feather
+    from napari_stmdit.synthesis.canvas import feather
 
     rng = np.random.default_rng(2)
     canvas = MemoryCanvas(CanvasFrame((600, 700), (0.0, 0.0), 1.0))

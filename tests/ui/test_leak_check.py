@@ -11,7 +11,7 @@ pytestmark = pytest.mark.gui
 def test_a_window_that_is_left_open_is_seen(qapp):
     from qtpy.QtWidgets import QDialog, QWidget
 
-    from napari_stmdit.ui.widgets.sheet import SheetWindow
+    from napari_stmdit.ui.widgets.evaluate import SheetWindow
 
     before = Inventory()
     assert before.left_behind(0.1) == []

@@ -11,12 +11,11 @@ from standins import CropModel, card_for
 
 from napari_stmdit.errors import RequestError
 from napari_stmdit.types import Genes, KnockOutEdit, SpotTable, SwapEdit, TowardsEdit
-from napari_stmdit.ui.brush import Stroke, falloff
-from napari_stmdit.ui.drafts import draft_of, make_edit, parse_names, written
-from napari_stmdit.ui.history import History
 from napari_stmdit.ui.jobs import start_inline
+from napari_stmdit.ui.painting import History
 from napari_stmdit.ui.presenter import Presenter
 from napari_stmdit.ui.state import Brush, Colouring, EditDraft
+from napari_stmdit.ui.strokes import Stroke, draft_of, falloff, make_edit, parse_names, written
 
 
 @pytest.fixture

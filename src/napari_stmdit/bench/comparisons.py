@@ -15,10 +15,9 @@ from torch import Tensor
 from ..assemble import Checkpoint, load_checkpoint
 from ..devices import choose_device
 from ..errors import SynthesisError
-from ..model.sampler import denoise
+from ..model.sampling import denoise
 from ..model.vae import decode_latents
-from ..synthesis.plan import plan
-from ..synthesis.presets import PRESETS
+from ..synthesis.plan import PRESETS, plan
 from ..synthesis.result import synthesize
 from ..synthesis.run import run
 from ..types import Preset, Section

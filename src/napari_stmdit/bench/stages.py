@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..assemble import Checkpoint
-from ..model.predict import prediction
+from ..model.inference import prediction
 from ..model.vae import decode_images, decode_latents
 from ..progress import BATCH
 from ..synthesis.canvas import MemoryCanvas

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..errors import SynthesisError
 from ..model.guidance import Branch, combine
+from ..model.inference import ConditionTensors, combined, repeat_conditions
 from ..model.keys import from_native
-from ..model.predict import ConditionTensors, combined, repeat_conditions
-from ..model.sampler import model_time, ready
+from ..model.sampling import model_time, ready
 from ..model.transformer import STMDiTTransformer2D
 
 _PLAIN = {"morphology_tokens": 1, "morphology_expand": 1, "position_embedding": "sincos", "expression_adaln": True}

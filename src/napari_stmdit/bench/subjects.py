@@ -12,7 +12,7 @@ from torch import Tensor
 from ..assemble import Checkpoint
 from ..devices import decoder_on
 from ..model.guidance import Branch, branches
-from ..model.predict import ConditionTensors
+from ..model.inference import ConditionTensors
 from ..model.transformer import STMDiTTransformer2D
 from ..model.vae import latent_channels, spatial_factor
 

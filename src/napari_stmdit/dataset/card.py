@@ -9,9 +9,8 @@ from typing import Any
 import yaml
 
 from .. import __version__
-from ..synthesis.finished import Finished
-from .columns import COLUMNS
-from .contents import Contents, condition_of
+from ..synthesis.result import Finished
+from .contents import COLUMNS, Contents, condition_of
 from .sources import CheckpointFacts, Slide
 
 UNKNOWN = "unknown"

@@ -13,17 +13,38 @@ import numpy as np
 
 from ..errors import StoreError
 from ..progress import CancelToken, Progress, Stopwatch
-from ..storage.atomic import write_text
-from ..storage.faults import explained
-from ..synthesis.finished import Finished
+from ..storage.atomic import explained, write_text
+from ..synthesis.result import Finished
 from ..tissue.elements import fingerprint
 from ..tissue.identity import slide_identity, table_hash
 from .card import write_card
 from .contents import Contents
-from .folder import AGAIN, CONTENT, DatasetFolder, complete_manifest, output_place
-from .shards import Shard, encoded, write_folder, write_parquet
-from .sources import AnyResult, CheckpointFacts, Slide, checkpoint_facts, find_slide, open_results
-from .tables import IMAGES, TABLE, genes_table, images_file, make_images, write_images, write_table
+from .folder import (
+    AGAIN,
+    CONTENT,
+    DatasetFolder,
+    Shard,
+    complete_manifest,
+    encoded,
+    output_place,
+    write_folder,
+    write_parquet,
+)
+from .sources import (
+    IMAGES,
+    TABLE,
+    AnyResult,
+    CheckpointFacts,
+    Slide,
+    checkpoint_facts,
+    find_slide,
+    genes_table,
+    images_file,
+    make_images,
+    open_results,
+    write_images,
+    write_table,
+)
 
 Format = Literal["imagefolder", "parquet", "anndata"]
 FORMATS: tuple[Format, ...] = ("imagefolder", "parquet", "anndata")

@@ -1,9 +1,4 @@
-"""The folder of a data set while it is written: nothing half done under a lasting name, nothing done twice.
-
-It grows beside its place, as ``OUT.unfinished``, and gets its name in one step when it is whole. The manifest lists what is safe: every
-shard with its files, their sizes and hashes. A shard counts when the manifest lists it; when an export is taken up, each listed shard is
-read and held against its hash, and one that does not fit is written again.
-"""
+"""One shard in the formats of `datasets`: a folder of PNG files with a table beside them, and a Parquet file that holds the images."""
 
 from __future__ import annotations
 
@@ -11,21 +6,129 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .. import __version__
 from ..errors import StoreError
 from ..files import BadFile, user_path
-from ..storage.atomic import bring_to_disk, remove_drafts_in, remove_left_drafts, replacing, sync, write_json
-from ..storage.faults import explained
-from ..storage.locks import LOCK, take_lock
+from ..storage.atomic import (
+    LOCK,
+    bring_to_disk,
+    explained,
+    remove_drafts_in,
+    remove_left_drafts,
+    replacing,
+    sync,
+    take_lock,
+    write_json,
+)
 from ..synthesis.identity import differences
 from ..synthesis.result import unfinished_folder
-from ..synthesis.run_folder import read_json
+from ..synthesis.zarr_canvas import read_json
+from ..tissue.export import SLIDE, SYNTHETIC_SLIDE, Label, label_of_result, png_of
+from .contents import Contents, as_arrow
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+
+_LONGEST_NAME = 80
+_ROW_GROUP = 64
+"""Rows that a reader of a Parquet file decodes together; few, as each holds an image."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some rows of a data set, ready to be written.
+
+    Attributes
+    ----------
+    number, start, stop
+        Its number, and the rows it holds.
+    pixels
+        (n, p, p, 3) uint8.
+    records
+        The columns of each row.
+    labels
+        What each image is.
+    """
+
+    number: int
+    start: int
+    stop: int
+    pixels: NDArray[np.uint8]
+    records: tuple[dict[str, Any], ...]
+    labels: tuple[Label, ...]
+
+    @classmethod
+    def of(cls, contents: Contents, number: int, start: int, pixels: NDArray[np.uint8]) -> Shard:
+        """Put a shard together from its images."""
+        stop = start + len(pixels)
+        measured, edited = contents.measured(start, stop), contents.conditioned(start, stop)
+        records = tuple(
+            {
+                **contents.facts(start + k),
+                **_sparse(measured, k, "gene_index", "gene_count"),
+                **_sparse(edited, k, "edited_gene_index", "edited_gene_count"),
+            }
+            for k in range(len(pixels))
+        )
+        made = {run.name: label_of_result(run.provenance) for run in contents.runs}
+        slide = SYNTHETIC_SLIDE if contents.section.synthetic else SLIDE
+        labels = tuple(made[r["run"]] if r["origin"] == "model" else slide for r in records)
+        return cls(number, start, stop, pixels, records, labels)
+
+
+def _sparse(matrix: csr_matrix, row: int, index: str, count: str) -> dict[str, NDArray[Any]]:
+    part = slice(matrix.indptr[row], matrix.indptr[row + 1])
+    return {index: matrix.indices[part].astype(np.int32), count: matrix.data[part].astype(np.float32)}
+
+
+def encoded(shard: Shard, mpp: float) -> list[bytes]:
+    """Return the images of a shard as PNG files, each of which says what it is."""
+    return [png_of(pixels, mpp, label) for pixels, label in zip(shard.pixels, shard.labels, strict=True)]
+
+
+def file_names(shard: Shard) -> list[str]:
+    """Return a name for the file of each image: its row in the data set, which no other has, and what it is."""
+    return [
+        f"{shard.start + k:07d}_{re.sub(r'[^0-9A-Za-z_.-]', '_', record['id'])[:_LONGEST_NAME]}.png"
+        for k, record in enumerate(shard.records)
+    ]
+
+
+def write_folder(shard: Shard, images: Sequence[bytes], folder: Path) -> None:
+    """Write a shard as a folder that the ``imagefolder`` loader reads: PNG files and ``metadata.parquet``."""
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True)
+    names = file_names(shard)
+    for name, image in zip(names, images, strict=True):
+        (folder / name).write_bytes(image)
+    table = as_arrow([{"file_name": n, **r} for n, r in zip(names, shard.records, strict=True)], "file_name")
+    pq.write_table(table, folder / "metadata.parquet", compression="zstd")
+
+
+def write_parquet(shard: Shard, images: Sequence[bytes], file: Path) -> None:
+    """Write a shard as one Parquet file whose column ``image`` holds the files and decodes to images."""
+    import pyarrow.parquet as pq
+
+    rows = zip(file_names(shard), images, shard.records, strict=True)
+    table = as_arrow([{"image": {"bytes": image, "path": name}, **record} for name, image, record in rows], "image")
+    pq.write_table(table, file, compression="zstd", row_group_size=_ROW_GROUP)
+
+
+# The folder of a data set while it is written: nothing half done under a lasting name, nothing done twice.
+
 
 MANIFEST = "manifest.json"
 WORK = ".work"

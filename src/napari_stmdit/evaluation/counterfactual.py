@@ -19,21 +19,31 @@ from ..synthesis.conditions import spot_rows
 from ..synthesis.counterfactual import content_key, map_of
 from ..synthesis.edited_windows import changed_windows, reached_windows
 from ..synthesis.models import Edited, PatchBatch, known_by_spot
-from ..synthesis.plan import counterfactual_fault, plan
-from ..synthesis.presets import resolve_counterfactual_steps, resolve_guidance
+from ..synthesis.plan import counterfactual_fault, plan, resolve_counterfactual_steps, resolve_guidance
 from ..synthesis.result import synthesize
 from ..synthesis.windows import rule_of
 from ..tissue.elements import fingerprint
 from ..types import KnockOutEdit, Patch, Plan, Polygons, Request, Section, TowardsEdit
 from .cases import FEWEST, EvaluationRequest
-from .effects import Levels, agreement, ceiling, invented, locality, monotony, ms_ssim, swap_coefficient
-from .feature_locality import feature_locality
-from .features import FeatureSpace
+from .effects import (
+    Levels,
+    PaintedCrop,
+    agreement,
+    ceiling,
+    crop_given,
+    feature_locality,
+    invented,
+    locality,
+    monotony,
+    ms_ssim,
+    painted_crop,
+    slide_on,
+    swap_coefficient,
+)
 from .held_out import SpotSet, reconstruct
-from .image import PatchStatistics, measure
-from .painted_crops import PaintedCrop, crop_given, painted_crop, slide_on
-from .spaces import DEFAULT, open_spaces
-from .stacks import Stack, StackFolder
+from .measures import PatchStatistics, measure
+from .spaces import DEFAULT, FeatureSpace, open_spaces
+from .work import Stack, StackFolder
 
 MEASURES = ("haematoxylin", "nuclei")
 PROGRAM_SPOTS, FEWEST_GENES = 24, 3

@@ -22,8 +22,8 @@ from ..synthesis.result import Result, synthesize
 from ..tissue.sample import open_sample_section
 from ..types import CheckpointCard, Polygons, Request, Section, TowardsEdit
 from .held_out import crops_at
-from .image import blank_fraction, haematoxylin_density, nuclei_places, stain_density
-from .picture import EditShown, edit_picture, save_picture, shown
+from .measures import blank_fraction, haematoxylin_density, nuclei_places, stain_density
+from .pictures import EditShown, edit_picture, save_picture, shown
 
 FULL_UM, END_UM = 100.0, 180.0
 """The soft brush: full weight up to the first radius, none from the second."""

@@ -1,8 +1,9 @@
-"""What is measured of edits of real tissue: pure functions on arrays."""
+"""Crops of spots as an edit in continuous mode leaves them: a small painted region each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -12,12 +13,191 @@ from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
 from ..encoders.regression import compact_folds, ridge_weights
-from ..expression.depths import edited_depths
-from ..expression.edits import apply_edits
-from ..expression.measured import Measured
-from ..types import AddEdit, SpotTable
-from .image import nuclei_places, stain_density
-from .resampling import Interval
+from ..expression.changes import Measured
+from ..expression.edits import apply_edits, edited_depths
+from ..progress import CancelToken, Progress
+from ..synthesis.canvas import MemoryCanvas, boxes_around
+from ..synthesis.models import PatchModel
+from ..synthesis.plan import plan
+from ..synthesis.run import run
+from ..synthesis.windows import CELL
+from ..tissue.crops import read_patches
+from ..types import AddEdit, CheckpointCard, Plan, Polygons, Request, Section, SpotTable, TowardsEdit
+from .measures import nuclei_places, stain_density
+from .spaces import FeatureSpace
+from .statistics import Interval
+
+
+@dataclass(frozen=True)
+class PaintedCrop:
+    """A spot's crop before and after an edit, (side, side, 3) uint8, pixel by pixel at the same place."""
+
+    before: NDArray[np.uint8] = field(repr=False)
+    after: NDArray[np.uint8] = field(repr=False)
+
+
+def crop_given(
+    section: Section, card: CheckpointCard, row: int, other: int, steps: int, *, allow_gene_mismatch: bool = False
+) -> Plan:
+    """Plan the crop of the spot at ``row`` as a painted region that is given the expression and depth of the spot at ``other``.
+
+    A window's expression is mixed from the spots nearest to its middle, and the windows over a crop reach beyond it. Were the one spot
+    edited alone, those that lie over the crop's rim would keep their neighbours' expression, and the crop would show a diluted edit: what
+    is told apart then is how the layout mixes, not what the checkpoint does. So all spots that the region's windows draw on are given the
+    other expression, every window is told the same, and the crop is asked what a single patch is asked in spots mode.
+
+    Raises
+    ------
+    RequestError
+        The section or the checkpoint allow no such edit.
+    """
+    ids = section.spots.ids
+    (y0, x0, y1, x1), pixel = _crop_box(section, card, row), _pixel(section, card)
+    top, left, bottom, right = (v * pixel for v in (y0 - CELL, x0 - CELL, y1 + CELL, x1 + CELL))  # whole cells
+    request = Request(
+        region=Polygons(rings=(((top, left), (top, right), (bottom, right), (bottom, left)),)),
+        edits=(TowardsEdit(target_spots=(str(ids[other]),)),),
+        mode="continuous",
+        steps=steps,
+        counterfactual="on",
+        allow_gene_mismatch=allow_gene_mismatch,
+    )
+    return plan(section, request, card)
+
+
+def painted_crop(
+    made: Plan, section: Section, model: PatchModel, row: int, *, batch: int, cancel: CancelToken
+) -> Generator[Progress, None, PaintedCrop | None]:
+    """Run a plan and cut the crop of the spot at ``row`` out of its canvas; None where it was cancelled.
+
+    The path to the noise depends on the slide and the measured expression alone: a second edit of the same crop finds it in the
+    checkpoint's cache.
+    """
+    canvas = MemoryCanvas(made.frame)
+    done = 0
+    for finished, progress in run(made, section, model, batch=batch, cancel=cancel):
+        for tile in finished:
+            canvas.paste(tile)
+        done += len(finished)
+        yield progress
+    if done < len(made):
+        return None
+    box = np.array(_crop_box(section, made.card, row))
+    corner = np.rint(np.array(made.frame.origin) / made.frame.pixel_size).astype(int)
+    low, high = np.maximum(box[:2] - corner, 0), np.minimum(box[2:] - corner, made.frame.shape)
+    on_canvas = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    in_crop = tuple(slice(a, b) for a, b in zip(low + corner - box[:2], high + corner - box[:2], strict=True))
+    assert section.image is not None  # plan() refuses a section without a usable image
+    before = read_patches(section.image, [tuple((box * made.frame.pixel_size).tolist())], made.card.patch_px)[0]
+    after = before.copy()
+    shown = canvas.rgba[on_canvas][..., 3:] > 0  # nothing is synthesized off the slide
+    before[in_crop] = np.where(shown, slide_on(made, section)[on_canvas], before[in_crop])
+    after[in_crop] = np.where(shown, canvas.rgba[on_canvas][..., :3], after[in_crop])
+    return PaintedCrop(before, after)
+
+
+def slide_on(made: Plan, section: Section) -> NDArray[np.uint8]:
+    """Return the slide on a canvas, (h, w, 3), read tile by tile as the run reads it: one large reading is rounded otherwise."""
+    assert made.windows is not None and section.image is not None
+    height, width = made.frame.shape
+    found = np.full((height, width, 3), 255, np.uint8)
+    for patch in made.patches:
+        y0, x0, y1, x1 = patch.canvas_box
+        tile = read_patches(section.image, [patch.source_box], made.windows.tile)[0]
+        own = found[max(y0, 0) : y1, max(x0, 0) : x1]
+        own[:] = tile[max(-y0, 0) :, max(-x0, 0) :][: own.shape[0], : own.shape[1]]
+    return found
+
+
+def _crop_box(section: Section, card: CheckpointCard, row: int) -> tuple[int, int, int, int]:
+    """Return where the crop of a spot lies on the grid of canvas pixels that starts at the slide's corner, (y0, x0, y1, x1)."""
+    (box,) = boxes_around(section.spots.yx[[row]], card.patch_px, _pixel(section, card))
+    return box.canvas
+
+
+def _pixel(section: Section, card: CheckpointCard) -> float:
+    """Return full-resolution pixels per canvas pixel."""
+    assert section.calibration.mpp is not None  # plan() refuses such sections
+    return card.patch_mpp / section.calibration.mpp
+
+
+# Where an edit changes tissue, as a feature space sees it: crops at the edit, around it and beyond its reach.
+
+
+def feature_locality(
+    real: NDArray[np.uint8],
+    edited: NDArray[np.uint8],
+    middle: tuple[int, int],
+    side: int,
+    areas: Mapping[str, NDArray[np.bool_]],
+    spaces: Sequence[FeatureSpace],
+    reference: NDArray[np.uint8],
+) -> dict[str, Any]:
+    """Compare crops of two (h, w, 3) pictures in feature spaces.
+
+    Parameters
+    ----------
+    real, edited
+        The slide, and the slide with the edit.
+    middle
+        (y, x) of the edit's middle, in pixels; the crop there is the one inside. The others lie on a grid of half a side around it.
+    side
+        Of a crop, in pixels.
+    areas
+        (h, w) bool each, ``around`` and ``outside``: crops that lie wholly in one.
+    spaces
+        Feature spaces.
+    reference
+        (n, side, side, 3) real crops, whose spread is the unit of a feature.
+
+    Returns
+    -------
+    dict
+        ``features``: for each space the change ``inside``, the mean ``around``, the largest ``outside``, all in spreads (root mean
+        square over features), and the ``ratio`` of inside to around; null where there is no such crop, or nothing changes around.
+        ``ratio_features``: that of the first space.
+    """
+    inside = _kept_in(np.array(middle) - side // 2, np.array(real.shape[:2]) - side)
+    corners = {"inside": [inside], **{name: _crops_in(mask, inside, side) for name, mask in areas.items()}}
+    found: dict[str, Any] = {}
+    for space in spaces:
+        spread = space.features(reference).std(axis=0)
+        unit = np.where(
+            spread > 1e-9 * max(float(spread.max()), 1e-30), spread, np.inf
+        )  # what never varies says nothing
+        parts = {}
+        for name, own in corners.items():
+            before, after = (
+                space.features(np.stack([picture[y : y + side, x : x + side] for y, x in own]))
+                if own
+                else np.empty((0, len(unit)))
+                for picture in (real, edited)
+            )
+            parts[name] = np.sqrt((((after - before) / unit) ** 2).mean(axis=1))
+        means = {name: float(parts[name].mean()) if len(parts[name]) else None for name in ("inside", "around")}
+        found[space.name] = {
+            **{name: None if value is None else round(value, 5) for name, value in means.items()},
+            "outside": round(float(parts["outside"].max()), 5) if len(parts["outside"]) else None,
+            "ratio": round(means["inside"] / means["around"], 2) if means["inside"] and means["around"] else None,
+        }
+    return {"features": found, "ratio_features": next(iter(found.values()))["ratio"]}
+
+
+def _crops_in(mask: NDArray[np.bool_], first: tuple[int, int], side: int) -> list[tuple[int, int]]:
+    """Return corners (y, x) of the crops that lie wholly in a mask, on the grid of half a side that ``first`` lies on."""
+    rows, columns = (
+        range(at % (side // 2), size - side + 1, side // 2) for at, size in zip(first, mask.shape, strict=True)
+    )
+    return [(y, x) for y in rows for x in columns if mask[y : y + side, x : x + side].all()]
+
+
+def _kept_in(corner: NDArray[np.int64], most: NDArray[np.int64]) -> tuple[int, int]:
+    y, x = np.clip(corner, 0, np.maximum(most, 0)).tolist()
+    return y, x
+
+
+# What is measured of edits of real tissue: pure functions on arrays.
+
 
 PENALTIES = np.logspace(-3, 3, 13)
 """Ridge penalties that are tried for the ceiling, per spot and for standardised expression."""

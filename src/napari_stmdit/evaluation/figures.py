@@ -10,12 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..encoders.regression import centred
-from .distribution import Frame, frechet_distance, kernel_distance, kernel_distance_draws
-from .fidelity import Fidelity, fidelity, relative, top_n_curve
-from .judge import STATISTICS, CaseValues
-from .paired import MEASURES, best_of_k, mean_of_k
-from .reading import ExpressionReader
-from .resampling import Interval, correlation_draws, mean_draws, spot_weights
+from .measures import MEASURES, STATISTICS, CaseValues, best_of_k, mean_of_k
+from .reading import ExpressionReader, Fidelity, fidelity, relative, top_n_curve
+from .spaces import Frame, frechet_distance, kernel_distance, kernel_distance_draws
+from .statistics import Interval, correlation_draws, mean_draws, spot_weights
 
 FRECHET_DRAWS = 200
 MOST_COMPONENTS = 32

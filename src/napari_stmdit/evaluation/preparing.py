@@ -15,16 +15,19 @@ from ..synthesis.models import PatchModel
 from ..synthesis.plan import plan as make_plan
 from ..types import Plan, Section, TowardsEdit
 from .cases import FEWEST, Case, EvaluationRequest, cases_of
-from .features import FeatureSpace
 from .held_out import SpotSet
-from .judge import Judge
-from .paired import find_lpips
-from .predictor import log_levels, read_predictor
-from .reading import ExpressionReader, reader_across_blocks, reader_from_sections, reader_of_user
+from .measures import Judge, find_lpips
+from .reading import (
+    ExpressionReader,
+    log_levels,
+    read_predictor,
+    reader_across_blocks,
+    reader_from_sections,
+    reader_of_user,
+)
 from .report import about_checkpoint, check_report
-from .spaces import open_spaces
-from .stacks import Naming, StackFolder
-from .work import Job, Work
+from .spaces import FeatureSpace, open_spaces
+from .work import Job, Naming, StackFolder, Work
 
 
 def prepare(

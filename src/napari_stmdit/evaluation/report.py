@@ -21,7 +21,7 @@ from ..types import Plan, Section
 from .cases import LATER, EvaluationRequest
 from .figures import Claim, Figures
 from .page import page_of
-from .stacks import STACKS
+from .work import STACKS
 
 FILES = ("report.html", "report.json")
 _JUDGES = {"feature_spaces", "predictor", "genes", "draws"}

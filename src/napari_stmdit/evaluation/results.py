@@ -13,17 +13,15 @@ from numpy.typing import NDArray
 from ..dataset.sources import AnyResult, find_slide, open_results
 from ..errors import CheckpointError, RequestError, StoreError
 from ..progress import CancelToken
-from ..synthesis.finished import NO_PATCH, Finished
 from ..synthesis.models import PatchModel
+from ..synthesis.result import NO_PATCH, Finished
 from ..tissue.crops import read_patches
 from .cases import FEWEST
 from .evaluate import OUTPUT, Evaluated
-from .features import FeatureSpace
 from .figures import Evidence, figures_of
-from .judge import CaseValues, Judge
-from .paired import find_lpips
+from .measures import CaseValues, Judge, find_lpips
 from .report import about_section, check_report, write_report
-from .spaces import open_spaces
+from .spaces import FeatureSpace, open_spaces
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
 from ..types import SpotTable
-from .measured import PER, totals_of
+from .changes import PER, totals_of
 
 FEWEST_SPOTS, FEWEST_GENES = 50, 20
 """With fewer a section says nothing reliable about what varies with what."""

@@ -1,24 +1,135 @@
-"""Applying edits to a section's spots: the counts that come of it, and what is wrong with edits that cannot be applied.
-
-What an edit does to the genes that it names is in `changes`; what follows it, in `following`.
-"""
+"""How deep spots are relative to their section, after edits: part of the expression that no gene's share holds."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 
 from ..files import shorten
+from ..storage.atomic import write_text
 from ..types import Edit, Genes, SpotTable, SwapEdit, TowardsEdit
-from .changes import active_edits, apply_changes, changes_of
-from .depths import moved_totals
+from .changes import (
+    PER,
+    Measured,
+    Profile,
+    active_edits,
+    apply_changes,
+    changes_of,
+    columns_of,
+    spot_weights,
+    totals_of,
+)
 from .following import following
 from .genes import match_genes
-from .measured import PER, Measured, Profile, columns_of
 from .programs import Programs
+
+
+def edited_depths(
+    rows: NDArray[np.int64],
+    spots: SpotTable,
+    edits: Sequence[Edit],
+    programs: Programs,
+    profiles: Mapping[str, Profile],
+    sources: NDArray[np.int64] | None = None,
+) -> NDArray[np.float32]:
+    """Return the relative depth of some spots after the edits.
+
+    It is the measured one (`SpotTable.relative_depth`): totals after an edit say nothing about tissue. Edits that move the whole
+    profile, without naming genes, move depth with it: towards that of the target spots or of the target profile, where one states
+    it, and by the difference between two groups that are swapped. It goes along with edits of genes that other genes follow.
+
+    Parameters
+    ----------
+    rows, spots, edits, programs, profiles, sources
+        As for `apply_edits`.
+
+    Returns
+    -------
+    NDArray[np.float32]
+        (n,) natural logarithms of the total relative to the section's median spot.
+    """
+    own = rows if sources is None else sources
+    ids = spots.ids[rows].tolist()
+    depth = _moved(spots.relative_depth[own].astype(np.float32), ids, spots, edits, profiles)
+    along = following(own, ids, spots, edits, programs)
+    return depth if along is None else depth + along.depth()
+
+
+def whole_profile_edit(edit: Edit) -> bool:
+    """Return whether an edit moves the whole profile, naming no gene."""
+    return isinstance(edit, TowardsEdit | SwapEdit) and not edit.genes and not edit.programs
+
+
+def moved_totals(
+    rows: NDArray[np.int64],
+    spots: SpotTable,
+    edits: Sequence[Edit],
+    profiles: Mapping[str, Profile],
+    sources: NDArray[np.int64] | None = None,
+) -> NDArray[np.float32]:
+    """Return by which factor (n,) the total count of some spots moves with edits of the whole profile.
+
+    Encoders read a profile by how deep it is, so one that arrives brings its total, as its depth relative to the section says it. In
+    logarithms totals move in proportion with strength. Parameters are those of `edited_depths`; all other edits leave totals alone.
+    """
+    own = rows if sources is None else sources
+    towards = [edit for edit in active_edits(edits) if isinstance(edit, TowardsEdit) and whole_profile_edit(edit)]
+    if not towards:
+        return np.ones(len(rows), dtype=np.float32)
+    totals = totals_of(spots.counts.astype(np.float32))
+    counted = np.asarray(spots.counts.sum(axis=1)).ravel() > 0
+    usual = float(np.median(totals[counted])) if counted.any() else 1.0
+    start = np.log(totals[own] / usual).astype(np.float32)
+    moved = _moved(start, spots.ids[rows].tolist(), spots, towards, profiles)
+    return np.asarray(np.exp(moved - start), dtype=np.float32)
+
+
+def _moved(
+    start: NDArray[np.float32],
+    ids: Sequence[str],
+    spots: SpotTable,
+    edits: Sequence[Edit],
+    profiles: Mapping[str, Profile],
+) -> NDArray[np.float32]:
+    """Return depths (n,) after the edits of the whole profile."""
+    depth, measured = start.copy(), spots.relative_depth
+    for edit in active_edits(edits):
+        if not whole_profile_edit(edit):
+            continue
+        weights = spot_weights(edit, ids)
+        if isinstance(edit, TowardsEdit):
+            target = _target(edit, spots, profiles)
+            if target is not None:
+                depth += weights * (target - depth)
+        elif isinstance(edit, SwapEdit):
+            means = {group: float(measured[spots.rows(group)].mean()) for group in (edit.group_a, edit.group_b)}
+            for group, other in ((edit.group_a, edit.group_b), (edit.group_b, edit.group_a)):
+                depth += np.isin(ids, group) * weights * np.float32(means[other] - means[group])
+    return depth
+
+
+def mix_depths(weights: Any, depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the relative depth (m,) of places that mix spots, by (m, n) weights, dense or sparse, that sum to one: that of the mixed counts."""
+    return np.asarray(np.log(np.maximum(weights @ np.exp(depth), 1e-6)), dtype=np.float32)
+
+
+def _target(edit: TowardsEdit, spots: SpotTable, profiles: Mapping[str, Profile]) -> float | None:
+    if edit.target_profile is not None:
+        return profiles[edit.target_profile].depth
+    return float(spots.relative_depth[spots.rows(edit.target_spots)].mean())
+
+
+# Applying edits to a section's spots: the counts that come of it, and what is wrong with edits that cannot be
+# applied.
+
 
 __all__ = ["PER", "Profile", "apply_edits", "edited_levels", "faults_of", "some_of"]
 
@@ -150,3 +261,54 @@ def some_of(names: Sequence[str], most: int = 8) -> str:
     """Return the first few of some names, for a message."""
     shown = ", ".join(shorten(name) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+# Which genes edits move most, before and after.
+
+
+MOST_SPOTS = 256
+"""Painted spots, evenly spaced over the table, that a mean is taken over."""
+
+
+@dataclass(frozen=True)
+class Mover:
+    """A gene's mean log(1 + counts per 10,000) over painted spots, as measured and after the edits."""
+
+    gene: str
+    before: float
+    after: float
+
+
+def most_moved(
+    spots: SpotTable, edits: Sequence[Edit], programs: Programs, profiles: Mapping[str, Profile], most: int = 20
+) -> tuple[Mover, ...]:
+    """Return the genes that edits move most over the spots that they act on, what follows them included; the largest change first."""
+    ids = spots.ids.tolist()
+    acting = [spot_weights(edit, ids) for edit in active_edits(edits)]
+    touched = np.flatnonzero(np.max(acting, axis=0)) if acting else np.empty(0, dtype=np.int64)
+    if touched.size == 0:
+        return ()
+    rows = touched[np.unique(np.linspace(0, len(touched) - 1, min(MOST_SPOTS, len(touched))).round().astype(np.int64))]
+    own = spots.counts[rows].astype(np.float32)
+    scale = PER / totals_of(own)
+    moved = apply_edits(rows, spots, edits, programs, profiles)
+    factors = moved_totals(rows, spots, edits, profiles)
+    before, after = (
+        np.log1p(counts.multiply(by[:, None]).toarray()).mean(axis=0, dtype=np.float64)
+        for counts, by in ((own, scale), (moved, scale / factors))
+    )
+    order = np.argsort(-np.abs(after - before), kind="stable")[:most]
+    return tuple(
+        Mover(str(spots.genes.symbols[k]), float(before[k]), float(after[k])) for k in order if after[k] != before[k]
+    )
+
+
+def write_movers(movers: Sequence[Mover], path: str | Path) -> None:
+    """Write movers as a CSV of gene, before, after and change."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("gene", "before_mean_log1p_cp10k", "after_mean_log1p_cp10k", "change"))
+    table.writerows(
+        (one.gene, f"{one.before:.4f}", f"{one.after:.4f}", f"{one.after - one.before:.4f}") for one in movers
+    )
+    write_text(Path(path), text.getvalue())

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from ..types import Edit, Genes, SpotTable
-from .changes import active_edits, apply_changes, changes_of, gene_weights, spot_weights
+from .changes import PER, Measured, active_edits, apply_changes, changes_of, columns_of, gene_weights, spot_weights
 from .covariation import FEWEST_GENES, FEWEST_SPOTS, Covariation, covariation_of
-from .measured import PER, Measured, columns_of
 from .programs import Programs
 
 Array = NDArray[np.float64]

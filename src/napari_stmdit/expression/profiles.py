@@ -13,7 +13,7 @@ from ..errors import GeneError
 from ..files import BadFile, read_json, read_text
 from ..storage.atomic import write_text
 from ..types import SpotProfile, SpotTable
-from .measured import Measured, Profile
+from .changes import Measured, Profile
 
 DECIMALS = 4
 """Places kept of a mean: what is shown, written and applied is then one and the same."""

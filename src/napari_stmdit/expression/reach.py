@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..types import Edit, Genes, SpotTable
-from .changes import edited_genes
+from .changes import columns_of, edited_genes
 from .covariation import covariation_of
 from .following import follows
 from .genes import match_genes
-from .measured import columns_of
 from .programs import Programs
 
 NOTICEABLE = 0.1

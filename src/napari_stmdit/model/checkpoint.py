@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError, SynthesisError
 from ..errors import Fault as Fault
 from ..errors import table as table
-from .containers import Weights, unwrap
-from .keys import Naming, Stacked, to_native
-from .lora import merge_lora
-from .mapping import KeyMapping, read_mapping
+from .keys import KeyMapping, Naming, Stacked, Weights, merge_lora, read_mapping, to_native, unwrap
 from .options import Options, gather_options
 from .reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES, read_settings, read_weights
 
@@ -80,7 +77,7 @@ def load_transformer(
     config
         Settings as a YAML or JSON file or a mapping; None for the file beside the weights.
     mapping
-        A mapping file for names that we do not know; see `napari_stmdit.model.mapping`.
+        A mapping file for names that we do not know; see `napari_stmdit.model.keys`.
 
     Returns
     -------

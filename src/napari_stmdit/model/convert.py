@@ -1,7 +1,7 @@
-"""Foreign checkpoints to our folder: the transformer's weights, and references to what may not be redistributed.
+"""Weights to safetensors as a stream: a tensor goes to the disk from where it lies, parts one after another.
 
-Only what the files say is taken over. What they do not say and what changes images (the scale of a patch) is asked for; what was chosen
-where nothing is published is listed.
+The format is public: the header's length (8 bytes, little endian), a JSON header with type, shape and place of each tensor, then
+the numbers. Joining tensors along their rows is joining their bytes, so stacked projections need no memory of their own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from diffusers.configuration_utils import ConfigMixin
 from pydantic import ValidationError
 
@@ -20,12 +21,55 @@ from ..storage.atomic import replacing
 from ..storage.owned import check_free
 from ..types import CheckpointCard, Guidance, hash_genes
 from .checkpoint import Opened, Settings, open_weights, skeleton
-from .mapping import KeyMapping
+from .keys import KeyMapping, Stacked
 from .reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES
 from .references import REFERENCE_FILE, Reference
-from .schedules import scheduler_of
-from .writing import write_safetensors
+from .sampling import scheduler_of
 from .zoo import reference_of, zoo_entry
+
+_CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Stacked], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Write tensors in their own precision; the file appears under its name only when it is whole.
+
+    Parameters
+    ----------
+    path
+        Where to.
+    tensors
+        Floating-point tensors.
+    shapes
+        The shape each is written with; of the same size as its own.
+
+    Raises
+    ------
+    CheckpointError
+        A tensor is of another type.
+    OSError
+        The disk is full or not writable; nothing is left behind.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].parts[0].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name in order:
+        kinds = {part.dtype for part in tensors[name].parts}
+        if len(kinds) != 1 or (kind := kinds.pop()) not in _CODES:
+            raise CheckpointError(f"{name} is of the types {kinds}; weights are floating-point numbers of one type.")
+        end = start + sum(part.numel() * part.element_size() for part in tensors[name].parts)
+        header[name] = {"dtype": _CODES[kind], "shape": list(shapes[name]), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as draft, draft.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            for part in tensors[name].parts:
+                stream.write(part.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+# Foreign checkpoints to our folder: the transformer's weights, and references to what may not be redistributed.
+
 
 MPP_CANDIDATES = {
     0.2148: "a patch of 256 px shows one 55 um Visium spot",
@@ -267,7 +311,7 @@ def _index(scheduler: str, references: Mapping[str, Reference]) -> dict[str, Any
     classes = {
         "vae": ["diffusers", "AutoencoderKL"],
         "morphology_encoder": ["napari_stmdit.encoders.uni2h", "Uni2hEncoder"],
-        "expression_encoder": ["napari_stmdit.encoders.cancer_foundation", "CancerFoundationEncoder"],
+        "expression_encoder": ["napari_stmdit.encoders.cancer_foundation.encoder", "CancerFoundationEncoder"],
     }
     return {
         "_class_name": ["napari_stmdit.model.pipeline", "STMDiTPipeline"],

@@ -29,8 +29,8 @@ from torch import Tensor
 from ..errors import CheckpointError, NotFiniteError, SynthesisError, is_out_of_memory
 from ..progress import CancelToken
 from .guidance import branches
+from .inference import ConditionTensors, Prediction, on_device, prediction
 from .ode import OdePath, ode_path, prediction_kind
-from .predict import ConditionTensors, Prediction, on_device, prediction
 from .vae import decode_images, is_tiny
 
 STEPS = 12

@@ -19,12 +19,10 @@ from pydantic import ValidationError
 
 from ..errors import CheckpointError
 from ..progress import CancelToken, DownloadProgress, Stopwatch
-from ..storage.atomic import write_text
-from ..storage.locks import hold
+from ..storage.atomic import hold, write_text
 from ..storage.owned import digest
 from ..types import Intent
-from .hub import RemoteFile, check_cancelled, fetch, look_up, offline_error
-from .partial import PartFile, writing_error
+from .hub import PartFile, RemoteFile, check_cancelled, fetch, look_up, offline_error, writing_error
 from .reading import read_settings
 from .references import download_directory
 from .zoo import ZooEntry, state_of

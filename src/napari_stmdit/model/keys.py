@@ -1,20 +1,336 @@
-"""Names of tensors: the original PixCell / STMDiT naming, the diffusers naming, and ours.
+"""The dictionaries that training loops wrap around weights: averaged copies, optimiser state, prefixes of wrappers.
 
-Each naming is a table of `Rule`: one of our names, and the foreign name or names whose tensors, stacked along their rows, make it.
-``{i}`` stands for the number of a block; a name that ends in ``.*`` stands for its ``weight`` and its ``bias``.
+An averaged (EMA) copy is preferred to the raw weights; buffers come from the same copy, and only those that it lacks come from the raw
+one, which is noted.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import CheckpointError
+from pydantic import ValidationError
+
+from ..errors import CheckpointError, Fault
+from ..types import Intent
+from .reading import read_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+AVERAGED = ("state_dict_ema", "ema", "ema_model", "model_ema", "ema_state_dict", "params_ema")
+_WRAPPERS = "module|_orig_mod|model|ema_model|ema|net|transformer|diffusion_model|dit|base_model\\.model|state_dict"
+_PREFIX = re.compile(f"(?:(?:{_WRAPPERS})\\.)*")
+_INSIDE = re.compile(r"(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")  # wrappers of single layers
+
+# Tensors that are buffers in the original and the diffusers classes: averaging by parameters leaves them out.
+BUFFERS = {
+    "pos_embed",
+    "y_embedder.y_embedding",
+    "y_pos_embed",
+    "caption_projection.uncond_embedding",
+    "y_pos_embed.y_pos_embed",
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of one network, without wrappers.
+
+    Attributes
+    ----------
+    tensors
+        By name, prefixes stripped.
+    naming
+        None where the names are none we know.
+    place
+        Where in the file they were, for example ``state_dict_ema``; empty for the top level.
+    notes
+        What was chosen or filled in, for the user.
+    ignored
+        Tensor -> why a mapping file leaves it out.
+    """
+
+    tensors: dict[str, Tensor]
+    naming: Naming | None
+    place: str
+    notes: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether this is an averaged copy."""
+        return any(part in (*AVERAGED, "shadow_params") for part in self.place.split("."))
+
+
+def unwrap(container: Mapping[str, Any], mapping: KeyMapping | None = None) -> Weights:
+    """Find the network's tensors in a container, preferring an averaged copy.
+
+    Parameters
+    ----------
+    container
+        As read from the file.
+    mapping
+        The user's own names, applied after wrappers are stripped.
+
+    Raises
+    ------
+    CheckpointError
+        There are no tensors, or a list of nameless averaged tensors does not fit the named ones.
+    """
+    found = [_weights(tensors, place, mapping) for place, tensors in _dictionaries(container)]
+    if not found:
+        raise CheckpointError(
+            f"No tensors were found; the top level holds {', '.join(map(str, list(container)[:10]))}."
+        )
+    known = [weights for weights in found if weights.naming is not None]
+    raw = next((weights for weights in known if not weights.averaged), None)
+    averaged = next((weights for weights in known if weights.averaged), None)
+    nameless = next(_nameless(container), None)
+    if averaged is None and nameless is not None and raw is not None:
+        averaged = _name(*nameless, raw)
+    if averaged is not None:
+        return averaged if raw is None else _with_buffers(averaged, raw)
+    return raw or max(found, key=lambda weights: len(weights.tensors))
+
+
+def _weights(tensors: dict[str, Tensor], place: str, mapping: KeyMapping | None) -> Weights:
+    if mapping is None:
+        return Weights(*_strip(tensors), place)
+    plain = _without_common_prefix(tensors)
+    renamed, ignored = mapping.rename(plain if mapping.touches(plain) else tensors)
+    return Weights(*_strip(renamed), place, ignored=ignored)
+
+
+def _without_common_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Strip the wrappers that every name has, and those of single layers."""
+    plain = {_INSIDE.sub("", name): tensor for name, tensor in tensors.items()}
+    prefixes = {match.group() if (match := _PREFIX.match(name)) else "" for name in plain}
+    common = os.path.commonprefix(sorted(prefixes))
+    common = common[: common.rfind(".") + 1]
+    return {name.removeprefix(common): tensor for name, tensor in plain.items()}
+
+
+def _dictionaries(value: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield every dictionary of tensors with its place, outermost first."""
+    import torch
+
+    if not isinstance(value, Mapping) or depth > 3:
+        return
+    tensors = {str(name): tensor for name, tensor in value.items() if isinstance(tensor, torch.Tensor)}
+    if tensors:
+        yield place, tensors
+    for name, inner in value.items():
+        if name not in ("optimizer", "scheduler", "optimizer_states", "lr_schedulers"):
+            yield from _dictionaries(inner, f"{place}.{name}".lstrip("."), depth + 1)
+
+
+def _nameless(value: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, list[Tensor]]]:
+    if isinstance(value, Mapping) and depth <= 3:
+        if isinstance(value.get("shadow_params"), list):
+            yield f"{place}.shadow_params".lstrip("."), value["shadow_params"]
+        for name, inner in value.items():
+            yield from _nameless(inner, f"{place}.{name}".lstrip("."), depth + 1)
+
+
+def _strip(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Naming | None]:
+    """Strip the prefix under which a naming's signature is found; of several, one of an averaged copy."""
+    plain = {_INSIDE.sub("", name): tensor for name, tensor in tensors.items()}
+    prefixes = {
+        name.removesuffix(sign)
+        for sign in SIGNATURES.values()
+        for name in plain
+        if name.endswith(sign) and _PREFIX.fullmatch(name.removesuffix(sign))
+    }
+    if not prefixes:
+        return plain, None
+    prefix = min(prefixes, key=lambda text: (not any(part in AVERAGED for part in text.split(".")), text))
+    others = tuple(text for text in prefixes if text and text != prefix)
+    stripped = {
+        name.removeprefix(prefix): tensor for name, tensor in plain.items() if not (others and name.startswith(others))
+    }
+    return stripped, recognise(stripped)
+
+
+def _name(place: str, values: list[Tensor], raw: Weights) -> Weights:
+    """Give nameless averaged tensors the names of the raw parameters, in their order; every shape must fit."""
+    names = [name for name in raw.tensors if name not in BUFFERS]
+    shapes = [tuple(raw.tensors[name].shape) for name in names]
+    if [tuple(value.shape) for value in values] != shapes:
+        raise CheckpointError(
+            f"{place} holds {len(values)} nameless tensors that do not fit the {len(names)} named parameters in their "
+            "order and shapes. Ask its author for named averaged weights."
+        )
+    note = f"The {len(values)} nameless tensors of {place} took the names of the raw weights, in their order."
+    return Weights(dict(zip(names, values, strict=True)), raw.naming, place, (note,), raw.ignored)
+
+
+def _with_buffers(averaged: Weights, raw: Weights) -> Weights:
+    lacking = [name for name in raw.tensors if name in BUFFERS and name not in averaged.tensors]
+    chosen = f"The averaged weights ({averaged.place or 'top level'}) were chosen over the raw ones."
+    notes = [*averaged.notes, chosen]
+    if lacking:
+        notes.append(f"{', '.join(lacking)} came from the raw weights: the averaged copy has none.")
+    tensors = averaged.tensors | {name: raw.tensors[name] for name in lacking}
+    return Weights(tensors, averaged.naming, averaged.place, tuple(notes), averaged.ignored)
+
+
+# A mapping file: how a user tells us the names in a checkpoint that we do not know.
+
+
+class KeyMapping(Intent):
+    """Names of a foreign checkpoint.
+
+    Attributes
+    ----------
+    naming
+        The naming that ``rules`` lead into.
+    rules
+        Foreign template -> name in that naming.
+    ignore
+        Foreign template -> why its tensors are not needed.
+    settings
+        Laid over the checkpoint's own settings.
+    fill
+        Null embeddings that the checkpoint lacks and the user states to be zero. They are never assumed.
+    """
+
+    naming: Literal["original", "diffusers", "native"] = "original"
+    rules: dict[str, str] = {}
+    ignore: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    fill: dict[Literal["expression_null", "morphology_null"], Literal["zeros"]] = {}
+
+    def rename(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return the tensors under their new names, and name -> reason of those that are ignored.
+
+        Raises
+        ------
+        CheckpointError
+            Two tensors would get one name.
+        """
+        rules = [(pattern(theirs), ours) for theirs, ours in self.rules.items()]
+        ignore = [(pattern(theirs), reason) for theirs, reason in self.ignore.items()]
+        renamed: dict[str, Tensor] = {}
+        ignored: dict[str, str] = {}
+        for name, tensor in tensors.items():
+            reason = next((why for expression, why in ignore if expression.fullmatch(name)), None)
+            if reason is not None:
+                ignored[name] = reason
+                continue
+            new = next((fill(ours, match) for rule, ours in rules if (match := rule.fullmatch(name))), name)
+            if new in renamed:
+                raise CheckpointError(f"The mapping file gives two tensors the name {new}; the second is {name}.")
+            renamed[new] = tensor
+        return renamed, ignored
+
+    def touches(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether any rule fits any of these names."""
+        expressions = [pattern(theirs) for theirs in (*self.rules, *self.ignore)]
+        return any(expression.fullmatch(name) for expression in expressions for name in tensors)
+
+
+def read_mapping(path: str | Path) -> KeyMapping:
+    """Read a mapping file, YAML or JSON.
+
+    Raises
+    ------
+    CheckpointError
+        It is missing or not valid; every fault is listed with its place.
+    """
+    try:
+        return KeyMapping.model_validate(read_settings(path))
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise CheckpointError(
+            f"{path} is no valid mapping file: {faults}. Expected naming, rules, ignore, settings and fill."
+        ) from None
+
+
+# Low-rank adapters (LoRA; Hu et al., 2021, arXiv 2106.09685) in PEFT's naming, merged into the weights they adapt.
+
+
+_FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?P<which>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
+_BASE = ".base_layer."
+
+
+def merge_lora(
+    tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None
+) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[Fault, ...]]:
+    """Merge every adapter, and take ``base_layer`` out of the names.
+
+    Parameters
+    ----------
+    tensors
+        By name, wrappers stripped.
+    settings
+        Where ``lora_alpha`` is looked for; the weights do not hold it.
+
+    Returns
+    -------
+    tuple
+        The merged tensors, notes, and (name, shape, reason) of what cannot be merged.
+    """
+    factors: dict[str, dict[tuple[str, str], str]] = {}
+    for name in tensors:
+        if match := _FACTOR.fullmatch(name):
+            place = factors.setdefault(match["layer"], {})
+            place[match["which"], match["adapter"] or ""] = name
+    used = {name for place in factors.values() for name in place.values()}
+    merged = {name.replace(_BASE, "."): tensor for name, tensor in tensors.items() if name not in used}
+    alpha = _alpha(settings)
+    faults: list[Fault] = []
+    ranks: set[int] = set()
+    for layer, place in factors.items():
+        reason = _fault(place, merged.get(f"{layer}.weight"), tensors, alpha)
+        if reason is not None:
+            faults += [(name, tuple(tensors[name].shape), reason) for name in place.values()]
+            continue
+        assert alpha is not None
+        down, up = (tensors[next(name for (w, _), name in place.items() if w == which)] for which in "AB")
+        weight = merged[f"{layer}.weight"]
+        change = (alpha / down.shape[0]) * (up.float() @ down.float())
+        merged[f"{layer}.weight"] = (weight.float() + change).to(weight.dtype)
+        ranks.add(int(down.shape[0]))
+    notes: tuple[str, ...] = ()
+    if ranks:
+        listed = ", ".join(map(str, sorted(ranks)))
+        notes = (f"Low-rank adapters of {len(factors)} layers (rank {listed}, alpha {alpha:g}) were merged.",)
+    return merged, notes, tuple(faults)
+
+
+def _fault(
+    place: Mapping[tuple[str, str], str], base: Tensor | None, tensors: Mapping[str, Tensor], alpha: float | None
+) -> str | None:
+    if len(place) != 2 or {which for which, _ in place} != {"A", "B"} or len({adapter for _, adapter in place}) != 1:
+        return "an adapter needs one lora_A and one lora_B"
+    if base is None:
+        return "an adapter without the weights it adapts; load the full checkpoint"
+    down, up = (tensors[next(name for (w, _), name in place.items() if w == which)] for which in "AB")
+    if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or (up.shape[0], down.shape[1]) != base.shape:
+        return f"does not fit the {tuple(base.shape)} weights it adapts"
+    if alpha is None:
+        return "lora_alpha is unknown; give it in the settings (PixCell's virtual staining: equal to its rank, 4)"
+    return None
+
+
+def _alpha(settings: Mapping[str, Any] | None) -> float | None:
+    for section in (settings or {}, (settings or {}).get("lora"), (settings or {}).get("model")):
+        if isinstance(section, Mapping):
+            for name in ("lora_alpha", "alpha"):
+                value = section.get(name)
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    return float(value)
+    return None
+
+
+# Names of tensors: the original PixCell / STMDiT naming, the diffusers naming, and ours.
+
 
 Naming = Literal["native", "original", "diffusers"]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, SynthesisError
-from .sampler import check_scheduler
+from .sampling import check_scheduler
 
 MAX_RATIO = 1000.0
 """Noise over signal at which a schedule without any signal left is cut off: beyond it float32 loses the data."""

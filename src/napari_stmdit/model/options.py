@@ -210,7 +210,7 @@ def _from_positions(found: Options, positions: Tensor) -> None:
     """Recover grid and scale from a stored table: the angle of one frequency between the first two columns."""
     import torch
 
-    from .positions import position_table
+    from .transformer import position_table
 
     width, tokens = positions.shape[-1], positions.shape[-2]
     side = math.isqrt(tokens)

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..errors import SynthesisError
 from ..types import Guidance
 from .guidance import Branch, branches
-from .sampler import ConditionTensors, denoise, noise_for
-from .solvers import fast_solver as quicker
+from .sampling import ConditionTensors, denoise, noise_for
+from .sampling import fast_solver as quicker
 from .vae import decode_latents, latent_channels, spatial_factor
 
 DEFAULT_GUIDANCE = Guidance(expression=2.0, morphology=2.0, rule="nested_morphology_first")
@@ -142,7 +142,7 @@ class STMDiTPipeline(DiffusionPipeline):
             Every so many steps, except at the last one, ``on_preview`` is called with what the first patch (height, width, 3)
             uint8 is predicted to become. Costs one decoding each; does not change what is yielded.
         fast_solver
-            Whether `napari_stmdit.model.solvers.fast_solver` takes the place of the scheduler.
+            Whether `napari_stmdit.model.sampling.fast_solver` takes the place of the scheduler.
         preview_decoder
             Whether the preview decoder makes the images, where there is one.
 
@@ -233,7 +233,7 @@ class STMDiTPipeline(DiffusionPipeline):
         *,
         fast_solver: bool = False,
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield (step, latents) after every denoising step; see `napari_stmdit.model.sampler.denoise`."""
+        """Yield (step, latents) after every denoising step; see `napari_stmdit.model.sampling.denoise`."""
         branches, above = self.branches(conditions, guidance), (guidance.above if guidance else None) or 0.0
         scheduler = quicker(self.scheduler) if fast_solver else self.scheduler
         return denoise(self.transformer, scheduler, noise, conditions, branches, steps, on_estimate, above=above)

@@ -17,7 +17,7 @@ from ..synthesis.models import KnownModel
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import Result, synthesize
 from ..tissue.store import check_writable, list_results, read_result
-from ..tissue.stored_results import element_name
+from ..tissue.store_entries import element_name
 from ..types import Request, Section
 from .jobs import Job, Place
 

@@ -25,7 +25,7 @@ from ..synthesis.identity import differences, identity_of
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import synthesize
 from ..synthesis.run import run
-from ..synthesis.run_folder import PatchStore
+from ..synthesis.zarr_canvas import PatchStore
 from ..tissue.open import SectionSource as SectionSource
 from ..types import CheckpointCard, Plan, Request, Section
 

@@ -1,8 +1,4 @@
-"""Writing so that a power cut, a full disk or a kill never leaves half a file or folder under its name.
-
-A draft lies beside its place, as ``.NAME.<12 hex digits>.part``, and gets the name in one step. While a process writes it, it holds the
-lock ``.NAME.<digits>.part.lock``: that tells a draft which is under way from one that a killed process left.
-"""
+"""What a disk or a network share does wrong: try again where it passes, else say what to do."""
 
 from __future__ import annotations
 
@@ -16,9 +12,103 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from .locks import hold
+from ..errors import StoreError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+
+T = TypeVar("T")
+
+_HICCUPS = {
+    number
+    for name in ("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EHOSTDOWN", "ENOTCONN", "EBUSY", "EINTR", "EREMOTEIO")
+    if (number := getattr(errno, name, None)) is not None
+}
+WAITS_S = (0.2, 1.0, 3.0)
+"""Pauses before a write that failed by a passing fault is tried again."""
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """Do something with files, and again after a pause where a network share fails for a moment."""
+    for pause in WAITS_S:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in _HICCUPS:
+                raise
+            time.sleep(pause)
+    return action()
+
+
+@contextmanager
+def explained(folder: Path, then: str = "run again with --resume, what is finished is kept") -> Iterator[None]:
+    """Turn a failed write into a message that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{reason(error, folder)}; then {then}") from error
+
+
+def reason(error: OSError, folder: Path) -> str:
+    """Say what is wrong with a folder that cannot be written, and what to do about it."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"the disk with {folder} is full: make room"
+        case errno.EROFS | errno.EACCES | errno.EPERM:
+            return f"{folder} may no longer be written to ({error.strerror}): allow it"
+        case errno.ENOENT | errno.ENOTDIR:
+            return f"{folder} was removed or moved while it was written to: put it back"
+        case _:
+            return f"{folder} cannot be written ({error}): see that the disk or share is there"
+
+
+# Locks between processes: one holds a folder or a draft until it lets go or ends.
+
+
+LOCK = "lock"
+"""Name of the lock file in a folder that one process at a time works in."""
+
+
+def hold(file: Path, wait_s: float = 0.0) -> BaseFileLock | None:
+    """Lock a file, which is made where it is not there; None where another process holds it.
+
+    Raises
+    ------
+    OSError
+        The file cannot be made, or its disk knows no locks.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(file, timeout=wait_s, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    except NotImplementedError as error:  # what filelock makes of a file system without locks
+        raise OSError(str(error)) from None
+    return lock
+
+
+def take_lock(folder: Path, name: str = LOCK, wait_s: float = 0.0) -> BaseFileLock:
+    """Hold a folder until the lock is released or the process ends.
+
+    Raises
+    ------
+    StoreError
+        Another process holds it, or it cannot be written to.
+    """
+    with explained(folder):
+        lock = hold(folder / name, wait_s)
+    if lock is None:
+        raise StoreError(f"another process is at work in {folder}; wait for it, or stop it")
+    return lock
+
+
+# Writing so that a power cut, a full disk or a kill never leaves half a file or folder under its name.
+
 
 ENDING = ".part"
 _OF_OURS = re.compile(r"\..+\.[0-9a-f]{1,12}\.part(\.lock)?")

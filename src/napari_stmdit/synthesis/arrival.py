@@ -14,11 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ..expression.changes import active_edits, spot_weights
-from ..expression.depths import edited_depths, whole_profile_edit
-from ..expression.edits import apply_edits
+from ..expression.changes import PER, Profile, active_edits, spot_weights, totals_of
+from ..expression.edits import apply_edits, edited_depths, whole_profile_edit
 from ..expression.genes import match_genes
-from ..expression.measured import PER, Profile, totals_of
 from ..types import Request, Section, SpotTable, TowardsEdit
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from ..encoders.morphology_map import MorphologyMap, fit_morphology_map
 from ..tissue.crops import read_patches
 from ..tissue.elements import fingerprint
 from ..types import CheckpointCard, Section
-from .boxes import boxes_around
+from .canvas import boxes_around
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

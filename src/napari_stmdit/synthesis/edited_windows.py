@@ -20,8 +20,8 @@ from ..progress import CancelToken, Progress, Stopwatch
 from ..tissue.crops import read_patches
 from ..types import PatchResult, Plan, Section, Windows
 from .conditions import Conditions, condition_rows, spot_rows
+from .continuous import TileDecoder
 from .counterfactual import Before, content_key
-from .decoding import TileDecoder
 from .models import Edited, EditingModel, SolverStates
 from .windows import in_latents, mixing
 

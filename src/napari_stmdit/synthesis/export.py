@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import StoreError
-from ..tissue.export import Placement, write_ome_tiff, write_ome_zarr, write_patches
-from ..tissue.labels import label_of_result
+from ..tissue.export import Placement, label_of_result, write_ome_tiff, write_ome_zarr, write_patches
 from ..types import Patch, Section
-from .finished import NO_PATCH, Finished, finished
-from .result import Result
+from .result import NO_PATCH, Finished, Result, finished
 from .stored import StoredResult
 
 if TYPE_CHECKING:

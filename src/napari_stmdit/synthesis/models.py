@@ -131,7 +131,7 @@ class PatchModel(KnownModel, Protocol):
 
 
 class Solver(Protocol):
-    """One canvas of latents on its way from noise; see `napari_stmdit.model.solver.CanvasSolver`."""
+    """One canvas of latents on its way from noise; see `napari_stmdit.model.sampling.CanvasSolver`."""
 
     step: int
     """Steps that are done."""

@@ -9,8 +9,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from ..errors import GeneError, RequestError
-from ..expression.gmt import read_gmt
 from ..expression.profiles import read_profile
+from ..expression.programs import read_gmt
 from ..files import BadFile, read_yaml, user_path
 from ..storage.atomic import write_text
 from ..types import Edit, Intent, Request, SpotProfile, SwapEdit, TowardsEdit, Weight

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, StoreError
-from ..tissue.attribution import attribute
-from ..tissue.stored_patches import read_stored_patches
-from ..tissue.stored_results import names_there, open_store, read_image
+from ..tissue.identity import attribute
+from ..tissue.store_entries import names_there, open_store, read_image, read_stored_patches
 from ..types import Request, Section
 from .requests import as_recorded, make_request
 

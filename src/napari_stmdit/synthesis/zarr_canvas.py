@@ -1,13 +1,15 @@
-"""A canvas in a folder: safe at any moment, readable at any time, of any size."""
+"""Sets of numbers as short texts, for the manifest of a run."""
 
 from __future__ import annotations
 
+import datetime
 import json
+import os
 import shutil
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,30 +18,153 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import files
 from ..errors import StoreError
-from ..storage.atomic import remove_drafts_in, remove_left_drafts, replacing, sync, write_atomically, write_json
-from ..storage.faults import explained, patiently
-from ..storage.locks import LOCK, take_lock
-from ..tissue.pyramid import CHUNK, halved_rgba
-from ..tissue.stored_patches import PatchFiles
-from ..types import Patch, PatchResult, Plan
-from .blend import even, feather
-from .canvas import masked
-from .disk import from_ranges
-from .identity import differences, is_older
-from .run_folder import (
-    IMAGE,
-    MANIFEST,
-    PATCHES,
-    RUN,
-    SOLVER,
-    PatchStore,
-    check_there,
-    how_far,
-    lay_out,
-    manifest_of,
-    read_json,
+from ..storage.atomic import (
+    LOCK,
+    explained,
+    patiently,
+    remove_drafts_in,
+    remove_left_drafts,
+    replacing,
+    sync,
+    take_lock,
+    write_atomically,
+    write_json,
 )
+from ..tissue.elements import CHUNK, halved_rgba, halvings
+from ..tissue.store_entries import PatchFiles, chunk_path, new_array
+from ..types import Patch, PatchResult, Plan
+from .canvas import even, feather, masked
+from .identity import differences, is_older
+
+
+def to_ranges(numbers: Iterable[int]) -> str:
+    """Write a set of numbers shortly: ``0-3,7``."""
+    parts: list[str] = []
+    ordered = sorted(set(numbers))
+    start = 0
+    for place, number in enumerate(ordered):
+        if place + 1 == len(ordered) or ordered[place + 1] != number + 1:
+            first = ordered[start]
+            parts.append(str(number) if first == number else f"{first}-{number}")
+            start = place + 1
+    return ",".join(parts)
+
+
+def from_ranges(text: str) -> set[int]:
+    """Read what `to_ranges` wrote; raises ValueError for anything else."""
+    numbers: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        numbers.update(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+# The folder of a run on disk: its files, its lock, and the patches in it.
+
+
+RUN, MANIFEST, PATCHES, IMAGE, SOLVER = "run.json", "manifest.json", "patches", "image", "solver.npz"
+
+
+class PatchStore:
+    """Finished patches before blending, one chunk each, so that several processes may write at once.
+
+    Parameters
+    ----------
+    folder
+        Of a `ZarrCanvas`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import zarr
+
+        self._folder = folder
+        with explained(folder):
+            self.array = zarr.open_array(folder / PATCHES, mode="r+")
+
+    def write(self, index: int, pixels: NDArray[np.uint8]) -> None:
+        """Put a patch on the disk; it counts as finished when the manifest lists it."""
+        with explained(self._folder):
+            check_there(self._folder)
+            patiently(lambda: self.array.__setitem__(index, pixels))
+            chunk = self.path(index)
+            sync(chunk)
+            sync(chunk.parent)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Return the (p, p, 3) pixels of a patch that was written."""
+        pixels: NDArray[np.uint8] = np.asarray(self.array[index])
+        return pixels
+
+    def path(self, index: int) -> Path:
+        """Return the file that holds a patch."""
+        return chunk_path(self._folder / PATCHES, index)
+
+
+def manifest_of(
+    plan: Plan, finished: set[int], composed: set[int], failed: Mapping[int, str], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the contents of ``manifest.json``."""
+    return {
+        "format": 1,
+        "patches": len(plan),
+        "finished": to_ranges(finished),
+        "composed": to_ranges(composed),
+        "failed": {str(index): why for index, why in failed.items()},
+        "facts": dict(facts),
+        "updated": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def lay_out(folder: Path, plan: Plan) -> None:
+    """Make the arrays of a canvas; their layout is the one that a SpatialData image has, which they later become."""
+    import zarr
+
+    folder.mkdir()
+    group = zarr.create_group(folder / IMAGE)
+    chunk = CHUNK if plan.windows is None else plan.windows.tile
+    height, width = plan.frame.shape
+    for level in range(halvings(height, width) + 1):
+        group.create_array(
+            str(level),
+            shape=(4, height >> level, width >> level),
+            chunks=(4, chunk, chunk),
+            dtype="uint8",
+            fill_value=0,
+            dimension_names=("c", "y", "x"),
+        )
+    if plan.windows is None:
+        new_array(folder / PATCHES, len(plan), plan.card.patch_px)
+
+
+def check_there(folder: Path) -> None:
+    """Refuse to go on where the folder is gone: zarr would make a new one with a hole for everything that was done."""
+    os.stat(folder / RUN)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one of the folder's files; raises StoreError where it is damaged."""
+    try:
+        found = files.read_json(path)
+    except files.BadFile as error:
+        raise StoreError(f"{path} cannot be read ({error}); remove {path.parent} to start anew") from error
+    if not isinstance(found, dict):
+        raise StoreError(f"{path} is damaged; remove {path.parent} to start anew")
+    return found
+
+
+def how_far(folder: Path) -> str:
+    """Say how much of a run is finished, as far as its manifest can be read."""
+    try:
+        manifest = read_json(folder / MANIFEST)
+        return f" ({len(from_ranges(manifest['finished']))} of {manifest['patches']} patches are finished)"
+    except (StoreError, KeyError, ValueError, TypeError, AttributeError):
+        return ""
+
+
+# A canvas in a folder: safe at any moment, readable at any time, of any size.
+
 
 OVERHEAD = 0.1
 """Blending into the image waits until it takes no more than this share of the time; manifests never wait."""

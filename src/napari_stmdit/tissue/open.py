@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from ..errors import SectionError
 from ..files import BadFile, user_path
 from ..types import PredictedUnits, Section
-from .damage import told_as_damage
 from .images import IMAGE_SUFFIXES
+from .zarr_codecs import told_as_damage
 
 if TYPE_CHECKING:
     from .slide import SlideOptions
@@ -144,7 +144,7 @@ def _read(path: Path, fullres: str | Path | None, mpp: float | None, coordinate_
     ):
         path = path / "outs"
     if _is_visium_hd(path):
-        from .visium_hd import open_visium_hd
+        from .spaceranger import open_visium_hd
 
         return open_visium_hd(path, given, mpp)
     if (path / "spatial").is_dir():

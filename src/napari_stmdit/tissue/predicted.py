@@ -19,12 +19,12 @@ from ..errors import SectionError
 from ..files import BadFile, is_number, shorten, user_path
 from ..types import ExpressionSource, PredictedUnits, SpotTable
 from .counts import MOST_COUNTS, refuse_twice
-from .damage import told_as_damage
 from .geometry import FARTHEST_PX, swap_axes
 from .one_section import refuse_libraries
 from .spaceranger import one_number
 from .tables import genes_of, obs_columns
 from .tissue_mask import TissueMask
+from .zarr_codecs import told_as_damage
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

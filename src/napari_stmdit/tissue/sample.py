@@ -13,7 +13,7 @@ from ..errors import SectionError
 from ..storage.owned import check_free
 from ..types import Genes, Section
 from .counts import write_counts
-from .labels import SLIDE, SYNTHETIC_SLIDE, Label, labelled
+from .export import SLIDE, SYNTHETIC_SLIDE, Label, labelled
 
 if TYPE_CHECKING:
     from PIL.Image import Image

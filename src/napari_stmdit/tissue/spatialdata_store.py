@@ -24,7 +24,6 @@ from ..types import (
     StoreElements,
 )
 from .colour import EXPECTED, Samples, as_rgb, samples_of_channels
-from .damage import told_as_damage
 from .geometry import (
     Affine,
     apply,
@@ -43,7 +42,7 @@ from .open import resolve_fullres
 from .slide_scale import SQUARE_TO, stated_mpp
 from .spaceranger import open_fullres
 from .tables import SpotRows, spot_rows
-from .zarr_codecs import refuse_pickles
+from .zarr_codecs import refuse_pickles, told_as_damage
 
 RESULT_PREFIX = "stmdit_"
 SECTION_ATTRS = "stmdit_section"

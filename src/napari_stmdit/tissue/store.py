@@ -21,12 +21,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import SectionError, StoreError
 from ..files import BadFile, user_path
-from ..storage.atomic import drafting
-from ..storage.locks import hold
+from ..storage.atomic import drafting, hold
 from ..types import Section, StoreElements
-from .attribution import find_section, origin_of
-from .elements import about, image_element, is_of, link_levels, section_elements
-from .pyramid import CHUNK
+from .elements import CHUNK, about, image_element, is_of, link_levels, section_elements
+from .identity import find_section, origin_of
 from .spatialdata_store import (
     OWN_TABLE,
     RESULT_ATTRS,
@@ -37,10 +35,18 @@ from .spatialdata_store import (
     quiet,
     read_spots,
 )
-from .stored_patches import PatchFiles, PutFile, drop_patches, link_file, move_patches, put_patches
-from .stored_results import REGISTRATION, element_name
-from .stored_results import list_results as list_results
-from .stored_results import read_result as read_result
+from .store_entries import (
+    REGISTRATION,
+    PatchFiles,
+    PutFile,
+    drop_patches,
+    element_name,
+    link_file,
+    move_patches,
+    put_patches,
+)
+from .store_entries import list_results as list_results
+from .store_entries import read_result as read_result
 
 LOCK = ".stmdit.lock"
 """File in a store that its writers hold; it stays, and means nothing once they have ended."""
@@ -77,7 +83,7 @@ def write_result(
     provenance
         Kept under ``attrs["stmdit"]``; JSON types only.
     patches
-        (n, p, p, 3) uint8, the patches as they were made, kept beside the image; see `napari_stmdit.tissue.stored_patches`.
+        (n, p, p, 3) uint8, the patches as they were made, kept beside the image; see `napari_stmdit.tissue.store_entries`.
 
     Returns
     -------

@@ -1,14 +1,45 @@
-"""Codecs that a zarr store names: one that unpickles runs whatever the store says, so it is refused before anything is decoded."""
+"""What readers of damaged files raise, each in its own way, turned into one error of ours."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import SectionError
+from ..errors import SectionError, StmditError
 from ..files import BadFile, read_json
+
+
+@contextmanager
+def told_as_damage(name: object, kind: str) -> Iterator[None]:
+    """Raise SectionError in the place of whatever goes wrong inside; errors of ours pass as they are.
+
+    Parameters
+    ----------
+    name
+        The file or folder that is read, for the message.
+    kind
+        What it is read as: "SpatialData".
+    """
+    try:
+        yield
+    except StmditError:
+        raise
+    except MemoryError as error:  # of what is large, or of metadata that claim terabytes
+        raise SectionError(f"{name} cannot be read as {kind}: it takes more memory than there is ({error})") from error
+    except RecursionError:
+        raise SectionError(f"{name} cannot be read as {kind}: its metadata are nested too deeply") from None
+    except Exception as error:  # HDF5, zarr, anndata, pandas and codecs fail on damaged files with anything
+        raise SectionError(
+            f"{name} cannot be read as {kind}, it may be damaged, incomplete or of another kind: {str(error) or type(error).__name__}"
+        ) from error
+
+
+# Codecs that a zarr store names: one that unpickles runs whatever the store says, so it is refused before anything
+# is decoded.
+
 
 _METADATA = ("zarr.json", ".zarray", ".zmetadata", "zmetadata")
 """Of a node, and consolidated: readers take the latter without a look at the former."""

@@ -1,26 +1,201 @@
-"""The autoencoder stage: a closed-form start, then the whole of it on pixels and texture, then the decoder for sharpness."""
+"""Losses of the autoencoder: pixels, gradients, local texture, and a patch discriminator."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..model.autoencoder import StmditAutoencoder
-from .board import Board
-from .config import TrainingConfig
-from .contest import Contest, channels_last, disturb
-from .launch import Control, run_workers
-from .losses import TextureLoss, gradient_loss
-from .opening import open_sampler
-from .parallel import Worker
-from .start import open_start, starting_folder, starting_vae
-from .state import Average, Clock, Log, load_state, save_state
+from .config import AutoencoderSettings, TrainingConfig
+from .parallel import Control, Worker, run_workers
+from .start import open_sampler, open_start, starting_folder, starting_vae
+from .state import Average, Board, Clock, Log, load_state, save_state
+
+
+def luminance(images: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 1, H, W): a weighted mean that favours green, where haematoxylin and eosin absorb most."""
+    weights = images.new_tensor([0.35, 0.4, 0.25]).view(1, 3, 1, 1)
+    return (images * weights).sum(dim=1, keepdim=True)
+
+
+def gradient_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of the horizontal and vertical differences between neighbouring pixels."""
+    error = output - target
+    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+class TextureLoss(nn.Module):
+    """Difference in local texture: energies of 4 x 4 cosine components in overlapping windows, at two scales.
+
+    Unlike a pixel loss it does not reward blur where the exact place of an edge cannot be known.
+    """
+
+    def __init__(self, scales: int = 2) -> None:
+        super().__init__()
+        self.scales = scales
+        place = torch.arange(4) + 0.5
+        basis = torch.stack([torch.cos(math.pi * k * place / 4) for k in range(4)])
+        basis = basis / basis.norm(dim=1, keepdim=True)
+        filters = torch.einsum("ai,bj->abij", basis, basis).reshape(16, 1, 4, 4)[1:]  # without the mean
+        self.filters: Tensor
+        self.register_buffer("filters", filters)
+
+    def energies(self, images: Tensor) -> list[Tensor]:
+        """Root mean squares of the components: one (B, 15, h, w) tensor for each scale."""
+        grey = luminance(images)
+        out = []
+        for scale in range(self.scales):
+            if scale:
+                grey = F.avg_pool2d(grey, 2)
+            power = F.conv2d(grey, self.filters, stride=2).square()
+            out.append((F.avg_pool2d(power, 4, stride=2) + 1e-4).sqrt())
+        return out
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean absolute difference of the energies, summed over the scales."""
+        pairs = zip(self.energies(output), self.energies(target), strict=True)
+        return torch.stack([(a - b).abs().mean() for a, b in pairs]).sum()
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges overlapping pieces of an image; its features also serve as a perceptual distance."""
+
+    def __init__(self, width: int = 48) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [
+                nn.Conv2d(12, width, 3, padding=1),
+                nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+                nn.Conv2d(2 * width, 128, 4, stride=2, padding=1),
+                nn.Conv2d(128, 128, 3, padding=1),
+            ]
+        )
+        self.head = nn.Conv2d(128, 1, 3, padding=1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, 3, H, W) -> scores (B, 1, H/8, W/8), high for real, and the features of each layer."""
+        x = F.pixel_unshuffle(images, 2)
+        features = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+            features.append(x)
+        return self.head(x), features
+
+
+def feature_distance(output: list[Tensor], target: list[Tensor]) -> Tensor:
+    """Mean absolute difference of a discriminator's features, each layer relative to its own size."""
+    parts = [
+        (a.float() - b.float()).abs().mean() / (b.float().abs().mean() + 1e-3)
+        for a, b in zip(output, target, strict=True)
+    ]
+    return torch.stack(parts).mean()
+
+
+# The decoder against a patch discriminator: what makes reconstructions sharp.
+
+
+ALONE = 40
+"""Steps that the discriminator learns before the decoder hears it; its say then grows over as many."""
+
+
+class Contest:
+    """Decoder and discriminator with their optimizers; the encoder is frozen, so that latents stay what they are.
+
+    Parameters
+    ----------
+    model
+        The autoencoder after its first phase.
+    settings
+        Rates and weights.
+    worker
+        On whose device both are put.
+    """
+
+    def __init__(self, model: StmditAutoencoder, settings: AutoencoderSettings, worker: Worker) -> None:
+        self.model, self.settings, self.worker = worker.place(model), settings, worker
+        model.encoder.requires_grad_(False)
+        self.judge = worker.place(PatchDiscriminator())
+        rate = settings.decoder_rate
+        self.optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=rate, betas=(0.5, 0.95))
+        self.judge_optimizer = torch.optim.AdamW(self.judge.parameters(), lr=4e-4, betas=(0.5, 0.95))
+        self.average = Average(model, 0.98)
+        self.texture = worker.place(TextureLoss())
+        for network in (model, self.judge):
+            channels_last(network)
+
+    def state(self) -> dict[str, Any]:
+        """What `load` takes."""
+        parts = ("model", "judge", "optimizer", "judge_optimizer")
+        return {name: getattr(self, name).state_dict() for name in parts} | {"average": self.average.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        for name in ("model", "judge", "optimizer", "judge_optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.average.load(state["average"])
+
+    def step(self, images: Tensor, step: int) -> dict[str, float]:
+        """Take one step of both on images (B, 3, H, W) and return the figures to log."""
+        progress = step / self.settings.decoder_steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.decoder_rate * (1 if progress < 0.4 else max(0.03, 1 - (progress - 0.4) / 0.6))
+        output, figures = self._step_decoder(images, step)
+        return figures | {"judge": self._step_judge(images, output)}
+
+    def _step_decoder(self, images: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
+        settings = self.settings
+        with torch.no_grad(), self.worker.autocast():
+            latents = disturb(self.model.encoder(images), 0.75 * settings.noise)
+        self.judge.requires_grad_(False)
+        with self.worker.autocast():
+            output = self.model.decoder(latents)
+            score, features = self.judge(output)
+            with torch.no_grad():
+                _, real_features = self.judge(images)
+        sharp = output.float()
+        pixel, edge, grain = (sharp - images).abs().mean(), gradient_loss(sharp, images), self.texture(sharp, images)
+        match = feature_distance(features, real_features)
+        say = min(1.0, max(0.0, (step - ALONE) / ALONE))
+        loss = pixel + 0.3 * edge + 0.5 * grain
+        loss = loss + say * (settings.feature_matching * match - settings.adversarial * score.float().mean())
+        self.worker.update(loss, [self.optimizer], 0.5)
+        self.average.update(self.model)
+        return output.detach(), {"pixel": pixel.item(), "texture": grain.item(), "match": match.item()}
+
+    def _step_judge(self, images: Tensor, output: Tensor) -> float:
+        self.judge.requires_grad_(True)
+        with self.worker.autocast():
+            scores, _ = self.judge(torch.cat([images, output.to(images.dtype)]))
+        real, made = scores.float().chunk(2)
+        loss = F.relu(1 - real).mean() + F.relu(1 + made).mean()
+        self.worker.update(loss, [self.judge_optimizer], 10.0)
+        return float(loss.item())
+
+
+def disturb(latents: Tensor, spread: float) -> Tensor:
+    """Disturb latents by a random amount for each image: a decoder must stand what a diffusion model leaves behind."""
+    amount = torch.randn(len(latents), 1, 1, 1, device=latents.device).abs() * spread
+    return latents + amount * torch.randn_like(latents)
+
+
+def channels_last(module: nn.Module) -> None:
+    """Lay a network's weights out with channels last, which is faster on a CPU."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+# The autoencoder stage: a closed-form start, then the whole of it on pixels and texture, then the decoder for
+# sharpness.
+
 
 FIT_CROPS = 400
 """Crops of the closed-form fit."""

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import DiffusionSettings
-from .encoding import window_corners
-from .objective import Objective
+from .latents import window_corners
+from .start import Objective
 
 LOCAL_CELLS = 4
 """Side of the squares whose mean errors count on their own."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..encoders.linear_programs import PER, LinearProgramEncoder
 from ..encoders.small_conv import FeatureTrunk, SmallConvEncoder
 from ..errors import GeneError
-from ..expression.depths import mix_depths
+from ..expression.edits import mix_depths
 from ..expression.genes import gather_counts, match_genes
 from ..model.autoencoder import StmditAutoencoder
 from ..types import Genes

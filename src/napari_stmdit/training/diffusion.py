@@ -13,11 +13,9 @@ from ..model.transformer import STMDiTTransformer2D
 from .autoencoder import open_records
 from .batches import Batches, Losses, batch_loss
 from .config import DiffusionSettings, TrainingConfig
-from .controls import Controls
+from .controls import Controls, SampleSheet
 from .latents import load_cache
-from .launch import Control, run_workers
-from .parallel import Worker
-from .samples import SampleSheet
+from .parallel import Control, Worker, run_workers
 from .start import open_start, starting_objective, starting_transformer
 from .state import Average, Clock, load_state, save_state
 

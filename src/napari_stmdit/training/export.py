@@ -21,15 +21,13 @@ from ..model.reading import read_settings
 from ..storage.atomic import write_text
 from ..storage.owned import Work
 from .autoencoder import load_autoencoder
-from .cards import keeps_scheduler, make_card, make_scheduler, steps_taken, training_record
+from .cards import keeps_scheduler, make_card, make_scheduler, model_card, steps_taken, training_record
 from .conditions import region_profiles
 from .config import TrainingConfig
 from .diffusion import load_transformer_average
 from .following import MAP_ENTRY, write_map
 from .latents import encoder_folder, load_cache
-from .modelcard import model_card
-from .opening import open_sections
-from .start import KEPT, Started, note_start, open_start
+from .start import KEPT, Started, note_start, open_sections, open_start
 
 INDEX = {
     "transformer": ["napari_stmdit.model.transformer", "STMDiTTransformer2D"],

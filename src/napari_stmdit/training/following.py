@@ -17,9 +17,8 @@ from ..model.folder import MORPHOLOGY_MAP, CheckpointFolder, map_folder, read_fo
 from ..synthesis.counterfactual import fitted_map
 from ..types import Genes, Section
 from .config import TrainingConfig
-from .opening import source_sections
 from .parallel import choose_compute
-from .start import open_start, starting_sources
+from .start import open_start, source_sections, starting_sources
 
 MAP_ENTRY = [MorphologyMap.__module__, MorphologyMap.__name__]
 """What ``model_index.json`` says of the map."""

@@ -11,7 +11,7 @@ from ..synthesis.identity import differences
 from ..tissue.identity import section_identity, whole_slide_hash
 from ..types import Section
 from .config import TrainingConfig
-from .opening import source_sections
+from .start import source_sections
 from .state import save_text
 
 log = logging.getLogger(__name__)

@@ -1,17 +1,60 @@
-"""Saving and continuing a stage: nothing is lost when a run is killed."""
+"""What a training shows of itself while it runs: scalars and pictures for TensorBoard."""
 
 from __future__ import annotations
 
 import copy
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..storage.atomic import write_atomically, write_text
+
+
+class Board:
+    """Writes TensorBoard's files; of the leading process alone.
+
+    Parameters
+    ----------
+    folder
+        Where they go; None: nothing is written.
+    start
+        Step that the training goes on from: what an earlier run showed after it is not shown twice.
+    """
+
+    def __init__(self, folder: Path | None, start: int = 0) -> None:
+        self._writer: Any = None
+        if folder is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder), purge_step=start or None)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Show values by name (``group/name``)."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
+        """Show a picture (h, w, 3)."""
+        if self._writer is not None:
+            self._writer.add_image(name, pixels, step, dataformats="HWC")
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+# Saving and continuing a stage: nothing is lost when a run is killed.
+
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 

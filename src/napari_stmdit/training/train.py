@@ -9,8 +9,7 @@ from ..errors import RequestError
 from ..progress import CancelToken
 from .config import TrainingConfig, load_config
 from .inputs import note_inputs
-from .launch import Control, OnProgress, run_alone
-from .parallel import require_extra
+from .parallel import Control, OnProgress, require_extra, run_alone
 from .start import note_start, settle
 
 Stage = Literal["autoencoder", "latents", "diffusion", "export"]

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluation.image import stain_density
-from ..synthesis.boxes import box_at
-from ..synthesis.canvas import MOST_PIXELS
+from ..evaluation.measures import stain_density
+from ..synthesis.canvas import MOST_PIXELS, box_at
 from ..tissue.crops import read_patches
 from . import jobs, layers
 from .jobs import Handlers, Lane, Start
@@ -41,8 +40,7 @@ def limit_of(change: NDArray[np.float32]) -> float:
 
 def change_picture(change: NDArray[np.float32], limit: float) -> NDArray[np.uint8]:
     """Return (h, w, 3) uint8 in the colours of the layer; white where nothing changed."""
-    from .colouring import colormap_of
-    from .values import DIVERGING
+    from .spot_colours import DIVERGING, colormap_of
 
     share = np.clip(np.nan_to_num(change) / (2 * limit) + 0.5, 0, 1)
     rgb = colormap_of(DIVERGING).map(share.ravel())[:, :3].reshape(*change.shape, 3)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StmditError
-from ..expression import gmt
-from ..expression.movers import write_movers
+from ..expression import programs
+from ..expression.edits import write_movers
 from ..expression.profiles import measure_profile, read_profile, write_profile
 from ..synthesis.requests import read_edit_file, used_by, write_edit_file
 from .painting import Painting
@@ -42,9 +42,9 @@ class EditFiles:
         """Add the gene sets of a GMT file to the programs; what is doubtful about them is told."""
 
         def read() -> None:
-            sets, section = gmt.read_gmt(path), self.state.section
+            sets, section = programs.read_gmt(path), self.state.section
             names = self._painting.bring(Path(path).stem, programs=sets.programs)
-            notes = (*_renamed(names), *(sets.notes if section is None else gmt.report(sets, section.spots.genes)))
+            notes = (*_renamed(names), *(sets.notes if section is None else programs.report(sets, section.spots.genes)))
             head = f"{len(sets.programs)} gene sets from {Path(path).name}."
             rest = f" {len(notes) - 5} more." if len(notes) > 5 else ""
             self._tell("warning" if notes else "info", " ".join([head, *(f"{n}." for n in notes[:5])]) + rest)

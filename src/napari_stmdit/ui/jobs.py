@@ -21,9 +21,8 @@ from ..synthesis.export import ExportKind, export_result
 from ..synthesis.identity import inputs_of
 from ..synthesis.result import Result, sampling_failure
 from ..synthesis.run import PatchModel, run
-from ..synthesis.sheet import ContactSheet, make_sheet
 from ..synthesis.stored import StoredResult, StoredResults, read_stored
-from ..synthesis.variants import Variant
+from ..synthesis.variants import ContactSheet, Variant, make_sheet
 from ..tissue.linked import LinkedElements
 from ..types import PatchResult, Plan, Section
 from .state import CloseUp, ModelChoice, OpenIntent, ResultEntry
@@ -392,7 +391,7 @@ def close_up(
     """Return the job that measures the patches of a spot; it yields a `CloseUp`, with the change where real tissue was ``edited``."""
 
     def generate(token: CancelToken) -> Iterator[CloseUp]:
-        from ..evaluation.spot import compare_spot
+        from ..evaluation.measures import compare_spot
 
         patches = columns()
         if not token.cancelled:

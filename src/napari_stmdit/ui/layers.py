@@ -13,8 +13,7 @@ from ..synthesis.result import Result
 from ..synthesis.stored import StoredResult, read_stored
 from ..tissue.geometry import compose, napari_affine, scaling, translation, uniform_scale, world_affine
 from ..types import CanvasFrame, PatchResult, Section
-from .colouring import RING, SELECTED, SpotLook, colormap_of
-from .values import DIVERGING
+from .spot_colours import DIVERGING, RING, SELECTED, SpotLook, colormap_of
 
 Role = Literal["slide", "spots", "lasso", "result", "stored", "context", "preview", "seam", "change"]
 KEY = "stmdit"

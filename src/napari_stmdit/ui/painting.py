@@ -1,28 +1,87 @@
-"""Virtual expression of one viewer: its list of edits, the brush and undo. Never touches the section's table. No Qt."""
+"""Undo and redo of a value that is never changed in place."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from numpy.typing import NDArray
 
 from ..errors import RequestError
+from ..expression.edits import Mover, most_moved
 from ..expression.following import following_fault, follows
-from ..expression.movers import Mover, most_moved
 from ..expression.profiles import as_profiles
 from ..expression.programs import known_programs
 from ..expression.reach import ProgramReach, Reach, program_reach, reach_of
 from ..synthesis.requests import EditFile, used_by
 from ..types import Edit, Request, Section, SpotProfile, SwapEdit
-from .brush import Stroke
-from .drafts import describe, draft_of, make_edit
-from .history import History
 from .section_view import SectionView
+from .spot_colours import Edited
 from .state import Colouring, EditDraft, Message, WorkbenchState
-from .values import Edited
+from .strokes import Stroke, describe, draft_of, make_edit
+
+T = TypeVar("T")
+MOST_STEPS = 200
+
+
+class History(Generic[T]):
+    """The values that something had, in their order, and which of them it has now."""
+
+    def __init__(self, value: T) -> None:
+        self._values = [value]
+        self._at = 0
+        self._merging: object = None
+
+    @property
+    def value(self) -> T:
+        """The present value."""
+        return self._values[self._at]
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is a value before this one."""
+        return self._at > 0
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether there is a value after this one."""
+        return self._at + 1 < len(self._values)
+
+    def push(self, value: T, merging: object = None) -> None:
+        """Take a new value; what was undone is forgotten.
+
+        Values pushed one after the other with the same ``merging``, which is not None, are one step, as those of a slider that
+        is being dragged.
+        """
+        if merging is not None and merging == self._merging and self._at:
+            self._values[self._at :] = [value]
+        else:
+            self._values[self._at + 1 :] = [value]
+            self._values = self._values[-MOST_STEPS - 1 :]
+            self._at = len(self._values) - 1
+        self._merging = merging
+
+    def replace(self, value: T) -> None:
+        """Change the present value without a step."""
+        self._values[self._at] = value
+
+    def undo(self) -> T:
+        """Go one value back, if there is one, and return the present value."""
+        self._at = max(0, self._at - 1)
+        self._merging = None
+        return self.value
+
+    def redo(self) -> T:
+        """Go one value forward, if there is one, and return the present value."""
+        self._at = min(len(self._values) - 1, self._at + 1)
+        self._merging = None
+        return self.value
+
+
+# Virtual expression of one viewer: its list of edits, the brush and undo.
+
 
 RECOLOUR_S = 0.08
 """While a stroke is drawn, spots are coloured anew at most so often."""

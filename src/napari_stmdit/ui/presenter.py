@@ -19,21 +19,14 @@ from ..types import Section
 from . import jobs, layers
 from .acquisition import Acquisition
 from .changes import Changes
-from .choosing import Choosing
-from .close_up import CloseUps
-from .comparing import Comparing
-from .data_sets import DataSets
+from .compare import Comparing
 from .edit_files import EditFiles
-from .evaluations import Evaluations
 from .jobs import Handlers, Lane, Series, Start
-from .live import LivePreview
 from .painting import Painting
-from .queue import RunQueue
-from .results import ResultList
-from .runs import RunCycle
-from .section_view import SectionView
+from .results import CloseUps, ResultList
+from .runs import LivePreview, RunCycle, RunQueue
+from .section_view import Choosing, SectionView
 from .selection import combine, inverted
-from .sheets import Sheets
 from .state import (
     Brush,
     Colouring,
@@ -45,6 +38,7 @@ from .state import (
     Tool,
     WorkbenchState,
 )
+from .tools import DataSets, Evaluations, Sheets
 
 PLANNED_AT_ONCE = 500
 """A plan for more spots than this takes longer than a lasso may."""

@@ -1,11 +1,16 @@
-"""The request cycle of one viewer: what is wanted becomes a plan, the plan a run, the run a layer. No Qt."""
+"""The layer of a run that is under way: patches appear on it as they are finished, whatever the size of the canvas. No Qt."""
 
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import RequestError, StmditError
 from ..progress import BATCH, Progress, Stopwatch
@@ -16,15 +21,168 @@ from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import collect, provenance_of
 from ..synthesis.run import PatchModel
 from ..synthesis.variants import baseline_of, samples_of
+from ..tissue.elements import halved_rgba
 from ..types import PatchResult, Plan, Request, Section, SpotList
-from . import jobs
-from .growing import GrowingLayer
+from . import jobs, layers
 from .jobs import Advance, Handlers, Lane, Start
-from .layers import expression_words, synthetic_words
-from .live import LivePreview
-from .queue import RunQueue
+from .layers import KEY, LARGEST_SINGLE_PX, LayerTuple, expression_words, result_layer, synthetic_words
 from .results import ResultList
-from .state import Message, RunStatus, WorkbenchState
+from .state import Message, QueuedRun, RunStatus, WorkbenchState
+
+_SMALLEST_LEVEL_PX = 512
+
+
+class GrowingLayer:
+    """A canvas on the screen.
+
+    Parameters
+    ----------
+    canvas
+        What patches are pasted on. Its pixels are shown as they are; coarser levels, where there are any, follow in `changed`.
+    section
+        The section it belongs to.
+    name
+        Of the layer.
+    """
+
+    def __init__(self, canvas: MemoryCanvas, section: Section, name: str) -> None:
+        self._canvas, self._section, self._name = canvas, section, name
+        self.layer: Any = None
+        self.levels: list[NDArray[np.uint8]] = [canvas.rgba]
+        if canvas.rgba.shape[0] * canvas.rgba.shape[1] > LARGEST_SINGLE_PX:
+            while max(self.levels[-1].shape[:2]) > _SMALLEST_LEVEL_PX and min(self.levels[-1].shape[:2]) > 1:
+                height, width = self.levels[-1].shape[:2]
+                self.levels.append(np.zeros((height // 2, width // 2, 4), dtype=np.uint8))
+
+    def changed(self, box: tuple[int, int, int, int]) -> None:
+        """Bring the coarser levels up to date under a box (y0, x0, y1, x1) of canvas pixels."""
+        y0, x0, y1, x1 = box
+        for fine, coarse in zip(self.levels, self.levels[1:], strict=False):
+            y0, x0 = y0 // 2, x0 // 2
+            y1, x1 = min(-(-y1 // 2), coarse.shape[0]), min(-(-x1 // 2), coarse.shape[1])
+            block = np.moveaxis(fine[2 * y0 : 2 * y1, 2 * x0 : 2 * x1], -1, 0)
+            coarse[y0:y1, x0:x1] = np.moveaxis(halved_rgba(block), 0, -1)
+
+    def add(self, insert: Callable[[LayerTuple], Any], run: Mapping[str, Any]) -> None:
+        """Add the layer; ``run`` goes into its metadata."""
+        data, state, kind = result_layer(self._canvas.rgba, self._canvas.frame, self._section, self._name, run)
+        if len(self.levels) > 1:
+            data, state = self.levels, {**state, "multiscale": True}
+        self.layer = insert((data, state, kind))
+
+    def refresh(self) -> None:
+        """Send what changed to the screen."""
+        if self.layer is not None:
+            self.layer.refresh(extent=False, thumbnail=False, highlight=False)
+
+    def finish(self, more: Mapping[str, Any]) -> None:
+        """Complete metadata and thumbnail when the run has ended."""
+        if self.layer is not None:
+            self.layer.metadata[KEY].update(more)
+            self.layer.refresh(extent=False, highlight=False)
+
+
+# The live look at the patch that is being denoised: one small layer at the patch's place, gone when the run ends.
+
+
+class LivePreview:
+    """Shows what a patch is becoming.
+
+    Nothing provisional is ever put on the run's own canvas: what is saved is finished.
+    """
+
+    def __init__(self, viewer: Any) -> None:
+        self._viewer = weakref.ref(viewer)
+        self._layer: Any = None
+
+    def show(self, patch: PatchResult, plan: Plan, section: Section) -> None:
+        """Show a patch, in place of the one shown before."""
+        viewer = self._viewer()
+        if viewer is None:
+            return
+        if self._layer is None or self._layer not in viewer.layers:
+            below = [x for x in viewer.layers if layers.role_of(x) in ("slide", "result")]
+            data = layers.preview_layer(patch, plan.frame, section)
+            self._layer = layers.insert(viewer, data, above=below[-1] if below else None)
+            return
+        self._layer.affine = layers.patch_affine(patch, plan.frame, section)
+        self._layer.data = patch.pixels
+
+    def clear(self) -> None:
+        """Take the layer away."""
+        viewer, layer, self._layer = self._viewer(), self._layer, None
+        if viewer is not None and layer is not None and layer in viewer.layers:
+            viewer.layers.remove(layer)
+
+
+# What waits for the present run to end.
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    entry: QueuedRun
+    start: Callable[[], None]
+
+
+class RunQueue:
+    """Starts work at once where nothing is under way, and else after what is before it.
+
+    Work that was stopped by the user or failed holds the queue: who presses Stop wants the computer to stop, and what failed
+    once may fail again. It goes on with `resume`, or with the next run that ends well.
+    """
+
+    def __init__(self, state: WorkbenchState) -> None:
+        self._state = state
+        self._waiting: list[_Waiting] = []
+        self._count = 0
+
+    def add(self, title: str, start: Callable[[], None]) -> bool:
+        """Start a piece of work, or let it wait; return whether it was started. ``start`` has to set the state to busy."""
+        if not self._state.status.busy:
+            start()
+            return True
+        self._count += 1
+        self._waiting.append(_Waiting(QueuedRun(self._count, title), start))
+        self._tell()
+        return False
+
+    def remove(self, number: int) -> None:
+        """Take one piece of work out."""
+        self._waiting = [one for one in self._waiting if one.entry.number != number]
+        self._tell()
+
+    def clear(self) -> int:
+        """Take all out; return how many there were."""
+        count = len(self._waiting)
+        self._waiting = []
+        self._tell()
+        return count
+
+    def ended(self, well: bool) -> None:
+        """Note that the present work has ended; the next is started where it ended well."""
+        self._state.queue_held = bool(self._waiting) and not well
+        if self._state.queue_held:
+            text = f"{self._state.message.text} {len(self._waiting)} queued: press Continue to go on."
+            self._state.message = Message(self._state.message.kind, text)
+        elif well:
+            self.resume()
+
+    def resume(self) -> None:
+        """Start the next piece of work where nothing is under way."""
+        self._state.queue_held = False
+        if self._waiting and not self._state.status.busy:
+            one = self._waiting.pop(0)
+            self._tell()
+            one.start()
+
+    def _tell(self) -> None:
+        self._state.queue = tuple(one.entry for one in self._waiting)
+        if not self._waiting:
+            self._state.queue_held = False
+
+
+# The request cycle of one viewer: what is wanted becomes a plan, the plan a run, the run a layer.
+
 
 Then = Callable[[int], None]
 """Called with a result's number when its run has ended well."""

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from psygnal import SignalGroupDescriptor
 
 from ..evaluation.evaluate import Evaluated
-from ..evaluation.spot import MeasureRow
+from ..evaluation.measures import MeasureRow
 from ..progress import Progress
 from ..synthesis.estimate import Estimate
 from ..synthesis.result import Result
 from ..synthesis.run import PatchModel
-from ..synthesis.sheet import ContactSheet
 from ..synthesis.stored import StoredResult
+from ..synthesis.variants import ContactSheet
 from ..tissue.slide import SlideOptions
 from ..types import Request, Section
 

@@ -20,10 +20,10 @@ from qtpy.QtWidgets import (
 
 from ...expression.genes import match_genes
 from ...types import Genes, Section
-from ..colouring import COLORMAPS, colormap_of
+from ..spot_colours import COLORMAPS, colormap_of
 from ..state import Colouring, ColourScale
 from .common import Choice, Text, column, named, row, without_steppers
-from .names import COLUMN, PROGRAM, NameField
+from .draft import COLUMN, PROGRAM, NameField
 
 SPANS = (
     ("zero_p99", "0 – 99 %", "From zero to the 99th percentile of the spots"),

@@ -24,7 +24,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from ...expression.movers import Mover
+from ...expression.edits import Mover
 from ...expression.reach import Reach
 from ...types import Edit
 from ..state import Brush, EditDraft

@@ -1,19 +1,237 @@
-"""Choosing the checkpoint and the device."""
+"""What can be downloaded by name: size and terms first, then the button."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QFileDialog, QLabel, QMenu, QPushButton, QWidget
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFileDialog,
+    QLabel,
+    QLineEdit,
+    QMenu,
+    QProgressBar,
+    QPushButton,
+    QSizePolicy,
+    QWidget,
+)
 
 from ...errors import StmditError
 from ...types import CheckpointCard
-from ..state import ModelChoice
-from .common import Fold, Text, column, named, row
-from .convert import ConvertPanel
-from .downloads import DownloadsPanel
+from ..acquisition import ConvertIntent, Offer
+from ..state import Fetching, Foreign, ModelChoice
+from .common import Fold, Text, column, labelled, named, row
+
+
+class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
+    """Offers the known checkpoints and encoders."""
+
+    downloadRequested = Signal(str, object)  # name, folder or None
+    stopRequested = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._offers: dict[str, Offer] = {}
+        self._fetching = False
+        self.choice = named(QComboBox(), "Known checkpoints and encoders", "What to bring to this computer")
+        self.choice.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.choice.setMinimumContentsLength(5)
+        self.facts, self.licence = Text("info"), Text("quiet")
+        self.terms = QLabel()
+        self.terms.setOpenExternalLinks(True)
+        self.terms.setWordWrap(True)
+        self.terms.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+        self.terms.setTextInteractionFlags(Qt.TextInteractionFlag.TextBrowserInteraction)
+        named(self.terms, "Terms", "Where the terms can be read and, if it is gated, accepted")
+        self.download = named(QPushButton("Download"), "Download", "Fetch it under these terms")
+        self.folder = named(
+            QPushButton("From folder…"), "Take it from a folder", "Copy its files from a folder on this computer"
+        )
+        self.stop = named(
+            QPushButton("Stop"), "Stop the download", "What has arrived is kept; the next download goes on"
+        )
+        self.bar = named(QProgressBar(), "Download progress", "Share that has arrived")
+        self.bar.setRange(0, 1000)
+        self.bar.setFormat("%p %")
+        self.file = Text("quiet")
+        self.choice.currentIndexChanged.connect(self._show_choice)
+        self.download.clicked.connect(lambda: self.downloadRequested.emit(self.name(), None))
+        self.folder.clicked.connect(self._browse)
+        self.stop.clicked.connect(self.stopRequested)
+        self.setLayout(
+            column(
+                self.choice,
+                self.facts,
+                self.licence,
+                self.terms,
+                row(self.download, self.folder, stretch=None),
+                row(self.bar, self.stop),
+                self.file,
+            )
+        )
+        self.show_fetching(None)
+
+    def name(self) -> str:
+        """Return the name of what is chosen."""
+        return str(self.choice.currentData() or "")
+
+    def offer(self, offers: Sequence[Offer]) -> None:
+        """Show what there is, with its state."""
+        present = self.name()
+        self._offers = {offer.name: offer for offer in offers}
+        self.choice.blockSignals(True)
+        self.choice.clear()
+        for offer in offers:
+            self.choice.addItem(f"{offer.title}{' (here)' if offer.here else ''}", offer.name)
+        self.choice.setCurrentIndex(max(0, self.choice.findData(present)))
+        self.choice.blockSignals(False)
+        self._show_choice()
+
+    def choose(self, name: str) -> None:
+        """Choose an offer by its name."""
+        if (place := self.choice.findData(name)) >= 0:
+            self.choice.setCurrentIndex(place)
+
+    def show_fetching(self, fetching: Fetching | None) -> None:
+        """Show a download under way, or the buttons that start one."""
+        self._fetching = fetching is not None
+        self.bar.setVisible(self._fetching)
+        self.stop.setVisible(self._fetching)
+        self.bar.setValue(round(1000 * fetching.fraction) if fetching is not None else 0)
+        self.file.show_text("" if fetching is None else f"{fetching.name}: {fetching.file or 'asking the hub'}")
+        self._enable()
+
+    def _show_choice(self) -> None:
+        offer = self._offers.get(self.name())
+        self._enable()
+        if offer is None:
+            self.facts.show_text("Nothing is known.")
+            self.licence.show_text("")
+            self.terms.setText("")
+            return
+        state = "on this computer" if offer.here else "not on this computer"
+        self.facts.show_text(f"{offer.kind.capitalize()}, {offer.size}; {state}.")
+        hand = " It is on no hub: get the files from the page below and choose their folder." if offer.by_hand else ""
+        self.licence.show_text(f"Licence: {offer.licence}.{hand}")
+        gate = "accept the terms there first" if offer.gated else "terms"
+        self.terms.setText(f'<a href="{offer.terms}">{offer.terms.split("//")[-1].split("/")[0]}</a>: {gate}')
+        self.terms.setVisible(bool(offer.terms))
+
+    def _enable(self) -> None:
+        offer = self._offers.get(self.name())
+        free = offer is not None and not self._fetching
+        self.choice.setEnabled(not self._fetching)
+        self.download.setEnabled(free and offer is not None and not offer.by_hand and not offer.here)
+        self.folder.setEnabled(free and offer is not None and not offer.here)
+
+    def _browse(self) -> None:
+        if chosen := QFileDialog.getExistingDirectory(self, f"Folder with the files of {self.name()}"):
+            self.downloadRequested.emit(self.name(), chosen)
+
+
+# The questions about a foreign checkpoint: the scale of its patches, a name, and the genes it sees.
+
+
+class ConvertPanel(QWidget):  # type: ignore[misc,unused-ignore]
+    """Shows a foreign checkpoint and asks what its files do not say."""
+
+    convertRequested = Signal(object)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._foreign: Foreign | None = None
+        self.summary = Text("info")
+        self.question = Text("warning")
+        self.mpp = named(
+            QComboBox(),
+            "Microns per pixel of its patches",
+            "No published file states it; a wrong one misplaces every image",
+        )
+        self.mpp.setEditable(True)
+        self.mpp.lineEdit().setPlaceholderText("µm/px")
+        self.why = Text("quiet")
+        self.name = named(QLineEdit(), "Name of the checkpoint", "The name it is chosen by")
+        self.genes = named(QLineEdit(), "Gene list", "Text file, one symbol a line, as its expression encoder saw them")
+        self.genes.setPlaceholderText("none: embeddings only")
+        self.genes_button = named(QPushButton("…"), "Choose the gene list", "Choose the gene list")
+        self.genes_button.setFixedWidth(32)
+        self.genes_row = QWidget()
+        self.genes_row.setLayout(row(self.genes, self.genes_button))
+        self.convert = named(
+            QPushButton("Convert"), "Convert", "Make a checkpoint folder of it, once; its files stay as they are"
+        )
+        self.mpp.editTextChanged.connect(self._explain)
+        self.genes_button.clicked.connect(self._browse)
+        self.convert.clicked.connect(self._convert)
+        form = labelled(("µm/px", self.mpp), ("Name", self.name), ("Genes", self.genes_row))
+        self.setLayout(column(self.summary, self.question, form, self.why, self.convert))
+        self.show_foreign(None)
+
+    def show_foreign(self, foreign: Foreign | None) -> None:
+        """Ask about a foreign checkpoint; None hides the panel."""
+        self._foreign = foreign
+        self.setVisible(foreign is not None)
+        if foreign is None:
+            return
+        self.summary.show_text(f"{Path(foreign.path).name}: {foreign.summary}")
+        self.question.show_text(
+            f"Its files do not say how many microns a pixel of its {foreign.patch_px} px patches has."
+        )
+        self.mpp.blockSignals(True)
+        self.mpp.clear()
+        self.mpp.addItems([f"{mpp:g}" for mpp, _ in foreign.candidates])
+        self.mpp.setCurrentIndex(-1)
+        self.mpp.setEditText("")
+        self.mpp.blockSignals(False)
+        self.name.setText(re.sub(r"[^\w.-]+", "-", Path(foreign.path).stem).strip("-."))
+        self.genes.setText("")
+        self.genes_row.setEnabled(foreign.takes_expression)
+        self._explain()
+
+    def show_converting(self, on: bool) -> None:
+        """Show that it is being converted."""
+        self.convert.setText("Converting…" if on else "Convert")
+        self.setEnabled(not on)
+
+    def value(self) -> float | None:
+        """Return the microns per pixel that were entered; None where that is no positive number."""
+        try:
+            mpp = float(self.mpp.currentText().strip().replace(",", "."))
+        except ValueError:
+            return None
+        return mpp if 0 < mpp < 100 else None
+
+    def _explain(self) -> None:
+        foreign, mpp = self._foreign, self.value()
+        self.convert.setEnabled(foreign is not None and mpp is not None)
+        if foreign is None:
+            return
+        if mpp is None:
+            listed = "; ".join(f"{value:g}: {why}" for value, why in foreign.candidates)
+            self.why.show_text(f"See its model card. Candidates: {listed}.")
+            return
+        known = next((why for value, why in foreign.candidates if abs(value - mpp) < 1e-9), "")
+        side = f"A patch then shows {foreign.patch_px * mpp:.0f} µm of tissue."
+        self.why.show_text(f"{side} {known[:1].upper()}{known[1:]}." if known else side)
+
+    def _browse(self) -> None:
+        chosen, _ = QFileDialog.getOpenFileName(
+            self, "Gene list, one symbol a line", "", "Text (*.txt *.tsv *.csv);;All files (*)"
+        )
+        if chosen:
+            self.genes.setText(chosen)
+
+    def _convert(self) -> None:
+        if self._foreign is not None:
+            genes = self.genes.text().strip() or None
+            self.convertRequested.emit(ConvertIntent(self._foreign.path, self.value(), self.name.text(), genes))
+
+
+# Choosing the checkpoint and the device.
+
 
 LACKING_ADVICE = (
     "Bring what is missing under 'Get checkpoints and encoders', or use embeddings that were computed elsewhere:"

@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
 from superqt import QLargeIntSpinBox
 
 from ...synthesis.estimate import Estimate
-from ...synthesis.presets import resolve_counterfactual_steps, resolve_steps
+from ...synthesis.plan import resolve_counterfactual_steps, resolve_steps
 from ...types import CheckpointCard, Request
 from .common import Choice, Text, column, labelled, named, row, without_steppers
 

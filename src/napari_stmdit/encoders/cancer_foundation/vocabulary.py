@@ -1,0 +1,314 @@
+"""Values of a cell as digits of their rank, the input of CancerFoundation and its relatives.
+
+The edges are ``n_bins - 1`` quantiles of the cell's own non-zero values, so a digit says where a gene stands within its cell, and
+any increasing transform of a cell (depth, log1p) leaves the digits as they are. Where several edges fall on one value, as they do
+with counts, several digits are equally right: a rule for ties chooses one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import CheckpointError, GeneError
+from ...expression.genes import aliases, gather_counts, match_genes
+from ...files import BadFile, read_json
+from ...types import Genes
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+
+Ties = Literal["middle", "random"]
+TIES: tuple[str, ...] = get_args(Ties)
+
+
+def bin_rows(rows: NDArray[np.float32], n_bins: int = 51, ties: Ties = "middle", seed: int = 0) -> NDArray[np.float32]:
+    """Bin every row by itself; the digits of a row depend on nothing but that row (and the seed).
+
+    Parameters
+    ----------
+    rows
+        (n, g) finite values of any sign, in any unit that increases with expression.
+    n_bins
+        Digits are 0 (no expression) to ``n_bins - 1``.
+    ties
+        ``middle``: the middle of the digits allowed, rounded down; deterministic, equal values always get equal digits.
+        ``random``: the released rule, a uniform draw among the digits allowed. The generator of each row is made from the seed
+        and the row's content, so a row gets the same digits in every batch; any change of the row draws all of them anew.
+    seed
+        Of ``random``.
+
+    Returns
+    -------
+    NDArray[np.float32]
+        (n, g) digits.
+    """
+    binned = np.zeros(rows.shape, dtype=np.float32)
+    for place, row in enumerate(rows):
+        binned[place] = bin_row(row, n_bins, row_generator(row, seed) if ties == "random" else None)
+    return binned
+
+
+def bin_row(
+    row: NDArray[np.float32], n_bins: int = 51, random: np.random.RandomState | None = None
+) -> NDArray[np.int64]:
+    """Bin one cell's (g,) values into (g,) digits.
+
+    Zeros stay 0. Negative values count as non-zero and are binned with the others. A row whose largest value is 0 has nothing to
+    rank and gets zeros (the released code fails on it). With ``random`` one uniform number is drawn for each non-zero value, in
+    order; without, ties take the middle of the digits allowed, rounded down.
+    """
+    digits = np.zeros(len(row), dtype=np.int64)
+    if row.size == 0 or row.max() == 0:
+        return digits
+    filled = np.flatnonzero(row)
+    below, upto = _edges_around(row[filled], n_bins)
+    if random is None:
+        digits[filled] = (np.minimum(below + 1, upto) + upto) // 2
+    else:
+        digits[filled] = np.ceil(random.random_sample(len(filled)) * (below - upto) + upto)
+    return digits
+
+
+def allowed_digits(values: NDArray[np.float32], n_bins: int = 51) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the lowest and the highest digit that each of the (k,) non-zero values of a cell may get."""
+    below, upto = _edges_around(values, n_bins)
+    return np.minimum(below + 1, upto), upto
+
+
+def _edges_around(values: NDArray[np.float32], n_bins: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count the edges below each value, and those up to and including it; edges are quantiles in float64."""
+    wide = values.astype(np.float64)
+    edges = np.quantile(wide, np.linspace(0, 1, n_bins - 1))
+    below, upto = (np.searchsorted(edges, wide, side=side).astype(np.int64) for side in ("left", "right"))
+    return below, upto
+
+
+def row_generator(row: NDArray[np.float32], seed: int) -> np.random.RandomState:
+    """Return the generator of one row, made from the seed and the row's content."""
+    content = np.ascontiguousarray(row, dtype="<f4") + np.float32(0)  # -0 and 0 are the same content
+    digest = hashlib.sha256(f"{seed}:".encode() + content.tobytes()).digest()
+    return np.random.RandomState(np.frombuffer(digest, dtype="<u4"))
+
+
+# The vocabulary of a gene-token network: which token stands for which gene symbol.
+
+
+CLS = "<cls>"
+PAD = "<pad>"
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Gene symbols (and special names in angle brackets) with their tokens.
+
+    Attributes
+    ----------
+    tokens
+        Name -> token; the tokens are 0 to n - 1, each once.
+    """
+
+    tokens: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def cls(self) -> int:
+        """Token of ``<cls>``."""
+        return self.tokens[CLS]
+
+    @property
+    def pad(self) -> int:
+        """Token of ``<pad>``."""
+        return self.tokens[PAD]
+
+    def __contains__(self, symbol: str) -> bool:
+        """Whether it is a gene of the vocabulary; the special names are none."""
+        return symbol in self.tokens and not (symbol.startswith("<") and symbol.endswith(">"))
+
+
+@dataclass(frozen=True)
+class GeneReport:
+    """How a gene list was found in a vocabulary.
+
+    Attributes
+    ----------
+    listed
+        Number of genes.
+    by_alias
+        Gene of the list -> name in the vocabulary, where it was found by a former or present symbol.
+    unknown
+        Genes that the vocabulary has under no name.
+    twice
+        Pairs of genes that stand for one token.
+    """
+
+    listed: int
+    by_alias: Mapping[str, str] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    twice: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for the user."""
+        notes = [f"{self.listed - len(self.unknown)} of {self.listed} genes of the list are in the vocabulary."]
+        if self.by_alias:
+            notes.append(f"Found by another symbol: {_some(f'{a} as {b}' for a, b in self.by_alias.items())}.")
+        if self.unknown:
+            notes.append(f"Not in the vocabulary: {_some(self.unknown)}.")
+        if self.twice:
+            notes.append(f"Two genes of the list with one token: {_some(f'{a} and {b}' for a, b in self.twice)}.")
+        return tuple(notes)
+
+
+def read_vocabulary(path: str | Path) -> Vocabulary:
+    """Read a vocabulary from a JSON mapping of names to tokens.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, no JSON (pickles are refused: reading one can run code), or no valid vocabulary.
+    """
+    path = Path(path)
+    if path.suffix != ".json":
+        why = " Pickles are refused, because reading one can run code." if path.suffix in (".pkl", ".pickle") else ""
+        raise CheckpointError(
+            f"{path.name} is no vocabulary: a .json mapping of gene symbols to tokens is expected.{why}"
+        )
+    try:
+        found = read_json(path)
+    except BadFile as error:
+        raise CheckpointError(f"{path} is no readable vocabulary: {error}") from None
+    return make_vocabulary(found, str(path))
+
+
+def make_vocabulary(found: Any, where: str = "the vocabulary") -> Vocabulary:
+    """Check a mapping of names to tokens; raises CheckpointError with every fault seen."""
+    if not isinstance(found, Mapping) or not found:
+        raise CheckpointError(f"{where} holds {type(found).__name__}, expected a mapping of gene symbols to tokens.")
+    faults = [f"it lacks {name}" for name in (CLS, PAD) if name not in found]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in found.values()):
+        faults.append("some tokens are no whole numbers")
+    elif sorted(found.values()) != list(range(len(found))):
+        faults.append(f"its tokens are not 0 to {len(found) - 1}, each once")
+    if faults:
+        raise CheckpointError(f"{where} is no valid vocabulary: {'; '.join(faults)}.")
+    return Vocabulary({str(name): int(token) for name, token in found.items()})
+
+
+def report_genes(genes: tuple[str, ...], vocabulary: Vocabulary) -> tuple[NDArray[np.int64], GeneReport]:
+    """Find genes in a vocabulary: exactly and case-sensitively, then by a former or present symbol of the same gene.
+
+    Returns
+    -------
+    NDArray[np.int64]
+        (g,) tokens, -1 where unknown.
+    GeneReport
+        What was found how.
+    """
+    other = aliases()
+    tokens = np.full(len(genes), -1, dtype=np.int64)
+    by_alias: dict[str, str] = {}
+    owners: dict[int, str] = {}
+    twice: list[tuple[str, str]] = []
+    for place, gene in enumerate(genes):
+        name = gene if gene in vocabulary else other.get(gene, "")
+        if name not in vocabulary:
+            continue
+        if name != gene:
+            by_alias[gene] = name
+        tokens[place] = token = vocabulary.tokens[name]
+        if token in owners:
+            twice.append((owners[token], gene))
+        owners.setdefault(token, gene)
+    unknown = tuple(gene for gene, token in zip(genes, tokens.tolist(), strict=True) if token < 0)
+    return tokens, GeneReport(len(genes), by_alias, unknown, tuple(twice))
+
+
+def resolve_genes(genes: tuple[str, ...], vocabulary: Vocabulary) -> tuple[NDArray[np.int64], GeneReport]:
+    """Find every gene in a vocabulary, as `report_genes`; raises GeneError where one is unknown or two are the same."""
+    tokens, report = report_genes(genes, vocabulary)
+    if report.unknown or report.twice:
+        raise GeneError(
+            f"The gene list does not fit the vocabulary. {' '.join(report.notes)} Leave these genes out of the list, or use the "
+            "vocabulary that the network was trained with."
+        )
+    return tokens, report
+
+
+def _some(names: Any) -> str:
+    listed = list(names)
+    shown = ", ".join(listed[:_SHOWN])
+    return shown if len(listed) <= _SHOWN else f"{shown} and {len(listed) - _SHOWN} more"
+
+
+# Choosing the gene list of an embedding: the most variable genes of a section.
+
+
+PER = 1e4
+FEWEST = 50
+"""Genes that are needed to compare their spread with that of genes of like abundance."""
+
+
+def choose_genes(counts: csr_matrix, genes: Genes, vocabulary: Vocabulary, count: int = 1199) -> tuple[str, ...]:
+    """Choose the genes that vary most in a section, by the rule of the released CancerFoundation.
+
+    Of the genes that the vocabulary has (exactly and case-sensitively), the ``count`` with the highest dispersion among genes of
+    like abundance: scanpy's ``highly_variable_genes`` with the flavour ``cell_ranger`` (Zheng et al. 2017) on log(1 + counts per
+    10,000). The released code takes whatever it is given; this is the normalisation its flavour supposes. Genes without any count are
+    left out first: the released rule compares genes within percentiles of abundance, and fails where many have none.
+
+    Such a list belongs to the section it came from. To compare sections, and to reproduce an embedding, choose once and keep it.
+
+    Parameters
+    ----------
+    counts
+        (n, G) sparse raw counts; spots without any are left out.
+    genes
+        Names of the G columns.
+    vocabulary
+        Of the network.
+    count
+        How many; 1199 fill the released network's sequence of 1200.
+
+    Returns
+    -------
+    tuple
+        Symbols, in the order of the section's columns; fewer where the section has fewer that are expressed.
+
+    Raises
+    ------
+    GeneError
+        The section expresses too few genes of the vocabulary to compare them.
+    """
+    from anndata import AnnData
+    from scanpy.preprocessing import highly_variable_genes
+    from scipy.sparse import csr_matrix as csr
+    from scipy.sparse import diags
+
+    totals = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    filled = np.flatnonzero(totals > 0)
+    known = tuple(dict.fromkeys(symbol for symbol in genes.symbols.tolist() if symbol in vocabulary))
+    own = gather_counts(counts[filled], match_genes(known, genes), known).astype(np.float64)
+    expressed = np.flatnonzero(np.asarray(own.sum(axis=0)).ravel() > 0)
+    if len(expressed) < FEWEST:
+        raise GeneError(
+            f"The section expresses {len(expressed)} of the {len(vocabulary)} genes of the vocabulary; at least {FEWEST} are needed "
+            "to choose variable ones. The vocabulary holds human gene symbols and they match case-sensitively."
+        )
+    values = csr(diags(PER / totals[filled]) @ own[:, expressed])
+    values.data = np.log1p(values.data)
+    names = np.array(known)[expressed]
+    if len(expressed) <= count:
+        return tuple(names.tolist())
+    table = highly_variable_genes(AnnData(values), n_top_genes=count, flavor="cell_ranger", inplace=False)
+    return tuple(names[table["highly_variable"].to_numpy()].tolist())

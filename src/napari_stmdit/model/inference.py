@@ -1,0 +1,220 @@
+"""The products that dominate a block, in the form that is fastest where they are computed; results differ by rounding alone.
+
+On a CPU, torch's own GELU and its attention in bfloat16 cost as much as the matrix products around them. In inference a linear map
+and its GELU are one oneDNN primitive, and attention in bfloat16 over a patch's tokens is written out. Elsewhere, and wherever
+gradients are wanted, both are what torch offers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import SynthesisError
+from .guidance import Branch, combine
+from .shapes import check_expression, check_morphology
+
+_WRITTEN_OUT = 1024 * 1024
+"""Largest queries x keys whose scores are kept: a head of a 512 px patch. Beyond it they no longer fit a core's cache."""
+
+
+def linear_gelu(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Return gelu(layer(x)) with the tanh form of GELU (Hendrycks & Gimpel, 2016, arXiv 1606.08415); (..., in) -> (..., out)."""
+    if _inference_on_cpu(x) and x.dtype in _fusable():
+        fused: Tensor = torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "gelu", [], "tanh")
+        return fused
+    plain: Tensor = F.gelu(layer(x), approximate="tanh")
+    return plain
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Attention of q (B, N, D) over k and v (B, K, D); ``mask`` (B, 1, 1, K) is True for keys that count -> (B, N, D)."""
+    batch, tokens, width = q.shape
+    small = tokens * k.shape[1] <= _WRITTEN_OUT
+    if small and mask is None and q.dtype == torch.bfloat16 and _inference_on_cpu(q):
+        q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1) for y in (q, k, v))  # (B*A, N or K, D/A)
+        scale = (width // heads) ** -0.5
+        scores = torch.baddbmm(q.new_zeros(1), q, k.transpose(1, 2), beta=0, alpha=scale)  # (B*A, N, K)
+        out = torch.bmm(scores.softmax(-1), v)  # (B*A, N, D/A)
+        return out.view(batch, heads, tokens, -1).transpose(1, 2).flatten(2)  # (B, N, D)
+    q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2) for y in (q, k, v))  # (B, A, N or K, D/A)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, A, N, D/A)
+    return out.transpose(1, 2).flatten(2)  # (B, N, D)
+
+
+def add_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return x + a @ b, in one pass over x (B, N, D) where that keeps its precision: autocast would lower it."""
+    if torch.is_grad_enabled() or x.dtype != a.dtype or torch.is_autocast_enabled(x.device.type):
+        return x + torch.bmm(a, b)
+    return torch.baddbmm(x, a, b)
+
+
+def _inference_on_cpu(x: Tensor) -> bool:
+    plain = not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+    return plain and x.device.type == "cpu"
+
+
+def _fusable() -> tuple[torch.dtype, ...]:
+    """Precisions in which this build and this CPU have the fused primitive."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return ()
+    bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if bfloat16 else (torch.float32,)
+
+
+# The guided prediction: all branches in one batch, and everything that no step changes computed before the first
+# one.
+
+
+Prediction = Callable[[int, Tensor], Tensor]
+"""Of (step from 0, latents (b, c, h, w) as the scheduler scaled them) -> guided prediction (b, c, h, w) float32."""
+
+
+@dataclass(frozen=True)
+class ConditionTensors:
+    """Conditions of b patches; None where a condition is null for all of them.
+
+    Attributes
+    ----------
+    morphology
+        (b, t, dm) or (b, dm).
+    expression
+        (b, dg) or (b, g, dg).
+    expression_keep
+        (b, g) bool, True for the expression vectors that count; None for all.
+    """
+
+    morphology: Tensor | None = None
+    expression: Tensor | None = None
+    expression_keep: Tensor | None = None
+
+
+def prediction(
+    transformer: Any,
+    conditions: ConditionTensors,
+    guidance: Sequence[Sequence[Branch]],
+    times: Tensor,
+    shape: Sequence[int],
+) -> Prediction:
+    """Prepare the guided prediction of one batch at all its steps.
+
+    Parameters
+    ----------
+    transformer
+        `napari_stmdit.model.transformer.STMDiTTransformer2D`. What has its forward alone, and no ``prepare``, is asked anew for
+        everything at every step: the plain loop, to which the prepared one is equal up to rounding.
+    conditions
+        Of the b patches.
+    guidance
+        The branches of each of the s steps, from `napari_stmdit.model.guidance.branches`.
+    times
+        (s,) what the transformer is told at each step.
+    shape
+        (b, c, h, w) of the latents.
+
+    Raises
+    ------
+    SynthesisError
+        Shapes do not fit, or a branch asks for a condition that is not there.
+    """
+    times = on_device(times, transformer.device)
+    plan = [tuple(branches) for branches in guidance]
+    steps: dict[tuple[Branch, ...], list[int]] = {}
+    for step, branches in enumerate(plan):
+        steps.setdefault(branches, []).append(step)
+    make = _prepared if hasattr(transformer, "prepare") else _plain
+    parts = {branches: make(transformer, conditions, branches, times[own], shape) for branches, own in steps.items()}
+    place = {step: k for own in steps.values() for k, step in enumerate(own)}
+    return lambda step, latents: parts[plan[step]](place[step], latents)
+
+
+def _plain(
+    transformer: Any, conditions: ConditionTensors, guidance: tuple[Branch, ...], times: Tensor, shape: Sequence[int]
+) -> Prediction:
+    repeated = repeat_conditions(conditions, guidance, shape[0], transformer)
+
+    def predict(step: int, latents: Tensor) -> Tensor:
+        batch = latents.repeat(len(guidance), 1, 1, 1)  # (branches * b, c, h, w)
+        output = transformer(batch, times[step].expand(len(batch)), **repeated)  # (branches * b, c or 2c, h, w)
+        return combined(output, guidance, shape[1])
+
+    return predict
+
+
+def _prepared(
+    transformer: Any, conditions: ConditionTensors, guidance: tuple[Branch, ...], times: Tensor, shape: Sequence[int]
+) -> Prediction:
+    check_conditions(transformer.config, conditions, guidance, shape[0])
+    device = transformer.device
+    parts = (conditions.morphology, conditions.expression, conditions.expression_keep)
+    prepared = transformer.prepare(
+        (shape[2], shape[3]),
+        *(None if part is None else on_device(part, device) for part in parts),
+        morphology_rows=on_device(_rows([branch.morphology for branch in guidance], shape[0]), device),
+        expression_rows=on_device(_rows([branch.expression for branch in guidance], shape[0]), device),
+    )
+    modulation = transformer.modulation(times, prepared)
+    return lambda step, latents: combined(transformer.predict(latents, prepared, modulation, step), guidance, shape[1])
+
+
+def combined(output: Tensor, guidance: Sequence[Branch], channels: int) -> Tensor:
+    """Combine what was predicted for all branches, (branches * b, c or 2c, h, w) -> (b, c, h, w) float32."""
+    predictions: Sequence[Tensor] = output[:, :channels].float().chunk(len(guidance))
+    return combine(predictions, guidance)  # the variance half, if learned, is not used
+
+
+def repeat_conditions(
+    conditions: ConditionTensors, guidance: Sequence[Branch], batch: int, transformer: Any
+) -> dict[str, Tensor | None]:
+    """Repeat the conditions for every branch and mark where each is null, as a plain forward takes them."""
+    count, device = len(guidance), transformer.device
+
+    def repeat(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        return tensor.to(device).repeat(count, *(1 for _ in tensor.shape[1:]))
+
+    def null(seen: list[bool]) -> Tensor:
+        return ~torch.tensor(seen, device=device).repeat_interleave(batch)
+
+    return {
+        "morphology": repeat(conditions.morphology),
+        "expression": repeat(conditions.expression),
+        "expression_keep": repeat(conditions.expression_keep),
+        "morphology_null": null([branch.morphology for branch in guidance]),
+        "expression_null": null([branch.expression for branch in guidance]),
+    }
+
+
+def check_conditions(config: Any, conditions: ConditionTensors, guidance: Sequence[Branch], batch: int) -> None:
+    """Raise SynthesisError where conditions do not fit the transformer, or a branch asks for one that is not there."""
+    check_morphology(config, conditions.morphology, None, batch)
+    check_expression(config, conditions.expression, None, conditions.expression_keep, batch)
+    asked = {
+        "morphology": any(branch.morphology for branch in guidance) and conditions.morphology is None,
+        "expression": any(branch.expression for branch in guidance)
+        and conditions.expression is None
+        and config["expression_dim"] is not None,
+    }
+    if lacking := [name for name, missing in asked.items() if missing]:
+        raise SynthesisError(f"Guidance asks for {' and '.join(lacking)}, but no such condition is given.")
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device, without waiting for it where the device works on its own."""
+    return tensor.pin_memory().to(device, non_blocking=True) if _crosses(tensor, device) else tensor.to(device)
+
+
+def _crosses(tensor: Tensor, device: torch.device) -> bool:
+    return device.type == "cuda" and tensor.device.type == "cpu"
+
+
+def _rows(seen: Sequence[bool], batch: int) -> Tensor:
+    """Row of each item, branch after branch: 0 for null, 1 + k for the k-th patch."""
+    own = torch.arange(1, batch + 1)  # (b,)
+    return torch.cat([own if there else torch.zeros_like(own) for there in seen])  # (branches * b,)
