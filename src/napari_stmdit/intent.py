@@ -172,8 +172,28 @@ class SwapEdit(_Edit):
         return self
 
 
+class TableEdit(_Edit):
+    """Move expression to what a table predicts for each spot, such as a model of perturbations makes; see `napari_stmdit.expression.edit_tables`.
+
+    ``unit`` is what the numbers of ``layer`` are: ``counts``, ``log1p_cp10k`` (the natural logarithm of 1 + counts per 10,000) or
+    ``difference`` (to be added to that). With a ``baseline``, another layer of the same file, spots move by the difference of the two.
+    Without genes and programs all genes of the table move; nothing else follows.
+    """
+
+    operation: Literal["table"] = "table"
+    table: Annotated[str, Field(min_length=1)]
+    """Path of an .h5ad, or of text with spots as rows and genes as columns."""
+    unit: Literal["counts", "log1p_cp10k", "difference"]
+    layer: str | None = None
+    """``X`` or the name of a layer of an .h5ad; a text table has none."""
+    baseline: str | None = None
+    sha256: str = ""
+    """Of the file: what a run was made with. Empty while it has not been planned."""
+
+
 Edit = Annotated[
-    ScaleEdit | AddEdit | SetQuantileEdit | KnockOutEdit | TowardsEdit | SwapEdit, Field(discriminator="operation")
+    ScaleEdit | AddEdit | SetQuantileEdit | KnockOutEdit | TowardsEdit | SwapEdit | TableEdit,
+    Field(discriminator="operation"),
 ]
 
 

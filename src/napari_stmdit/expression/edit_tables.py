@@ -1,0 +1,288 @@
+"""Tables that other tools predict for the spots of a section, one row a spot, to be applied as an edit.
+
+Models of perturbations (SpatialProp, CONCERT, SpaceTravLR) write what expression would become; an edit brings it to the tissue.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from ..errors import GeneError
+from ..files import user_path
+from ..intent import TableEdit
+from ..storage import fingerprint
+from ..types import Genes, SpotTable
+from .genes import match_genes
+
+PER = 1e4
+MAX_LOG = float(np.log1p(PER))
+MAX_BYTES = 4_000_000_000
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+
+
+@dataclass(frozen=True, eq=False)
+class EditTable:
+    """What a file predicts for some spots, in natural logarithms of 1 + counts per 10,000.
+
+    Attributes
+    ----------
+    ids
+        Spot id -> row.
+    genes
+        Symbols of the g columns.
+    levels
+        (n, g) levels to move to, or where ``relative``, changes to add; over all genes of the table.
+    relative
+        Whether the levels are changes.
+    """
+
+    ids: dict[str, int]
+    genes: tuple[str, ...]
+    levels: csr_matrix
+    relative: bool
+
+    def columns(self, genes: Genes, only: Sequence[str] = ()) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the columns (c,) of a section that the table speaks of, and the table's own column of each, -1 for a twin's.
+
+        Of a symbol with several columns the first takes the whole level; the others go to zero, as they are summed when encoded.
+        """
+        match = match_genes(self.genes, genes)
+        keep = match.columns >= 0
+        if only:
+            keep &= np.isin(np.array(self.genes), np.array(only))
+        kept = {gene for gene, k in zip(self.genes, keep, strict=True) if k}
+        twins = [c for gene, columns in match.ambiguous.items() if gene in kept for c in columns[1:]]
+        own = np.concatenate([np.flatnonzero(keep), np.full(len(twins), -1, dtype=np.int64)])
+        return np.concatenate([match.columns[keep], np.array(twins, dtype=np.int64)]), own
+
+    def target(
+        self, x: NDArray[np.float32], ids: Sequence[str], own: NDArray[np.int64], share: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Return where the levels ``x`` (m, c) of some of its spots are to go.
+
+        Parameters
+        ----------
+        x
+            Measured levels, relative to the spots' totals.
+        ids
+            (m,) spots, all of them in the table.
+        own
+            (c,) the table's columns, from `columns`.
+        share
+            (m,) which part of each spot's measured total lies in the table's genes: levels in the table are relative to those alone.
+        """
+        rows = np.array([self.ids[spot] for spot in ids], dtype=np.int64)
+        levels = np.zeros_like(x)
+        levels[:, own >= 0] = self.levels[rows][:, own[own >= 0]].toarray()
+        if self.relative:
+            return np.maximum(x + levels, 0)
+        return np.asarray(np.log1p(np.expm1(levels) * share[:, None]), dtype=np.float32)
+
+
+def read_edit_table(edit: TableEdit) -> EditTable:
+    """Read the table of an edit; one that was read before and has not changed is not read again.
+
+    Raises
+    ------
+    GeneError
+        The file cannot be read, is another one than the edit was made with, or its values are not in the unit that the edit states.
+    """
+    path = user_path(edit.table)
+    if not path.is_file():
+        raise GeneError(f"there is no file {path}; expected a table of spots by genes, .h5ad or CSV")
+    if path.stat().st_size > MAX_BYTES:
+        raise GeneError(
+            f"{path.name} has {path.stat().st_size / 1e9:.1f} GB; a table for an edit may have {MAX_BYTES / 1e9:.0f}"
+        )
+    digest = fingerprint.of_file(path)
+    if edit.sha256 and edit.sha256 != digest:
+        raise GeneError(
+            f"{path.name} has changed since the edit was made (SHA-256 {digest[:12]}, was {edit.sha256[:12]}); choose it again"
+        )
+    return _read(str(path), digest, edit.unit, edit.layer, edit.baseline)
+
+
+def signed(edit: TableEdit) -> TableEdit:
+    """Return an edit that states the SHA-256 of its table; one whose table cannot be read comes back as it is."""
+    path = user_path(edit.table)
+    return edit.model_copy(update={"sha256": fingerprint.of_file(path)}) if not edit.sha256 and path.is_file() else edit
+
+
+def table_fault(edit: TableEdit, spots: SpotTable) -> str | None:
+    """Say why the table of an edit cannot be applied to a section, or None where it can."""
+    try:
+        table = read_edit_table(edit)
+    except GeneError as error:
+        return str(error)
+    name = Path(edit.table).name
+    shared = sum(spot in table.ids for spot in spots.ids.tolist())
+    if not shared:
+        theirs, ours = next(iter(table.ids), "none"), str(spots.ids[0]) if len(spots) else "none"
+        return f"{name} has none of this section's spots: its first is {theirs!r}, the section's {ours!r}; the ids must be the same"
+    if not len(table.columns(spots.genes)[0]):
+        return f"{name} has none of this section's genes: its first is {table.genes[0]!r}; gene names match exactly"
+    return None
+
+
+def table_note(edit: TableEdit, spots: SpotTable) -> str:
+    """Return how much of a section the table of an edit covers; it has no fault."""
+    table = read_edit_table(edit)
+    shared = sum(spot in table.ids for spot in spots.ids.tolist())
+    genes = match_genes(table.genes, spots.genes).shared
+    return (
+        f"{Path(edit.table).name} covers {shared:,} of {len(spots):,} spots and {genes:,} of {len(spots.genes):,} genes; what it lacks stays as "
+        "measured"
+    )
+
+
+def layers_of(path: str | Path) -> tuple[str, ...]:
+    """Return the matrices that an .h5ad holds, ``X`` first; a CSV has one, which needs no name.
+
+    Raises
+    ------
+    GeneError
+        The file cannot be read.
+    """
+    file = user_path(path)
+    if not _is_hdf5(file):
+        return ()
+    table = _open(file)
+    return (*(("X",) if table.X is not None else ()), *map(str, table.layers))
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, digest: str, unit: str, layer: str | None, baseline: str | None) -> EditTable:
+    file = Path(path)
+    if _is_hdf5(file):
+        table = _open(file)
+        ids, genes = [str(name) for name in table.obs_names], [str(name) for name in table.var_names]
+        if layer is None:
+            there = ", ".join(layers_of(file))
+            raise GeneError(f"{file.name} holds {there or 'no matrix'}: say which one is meant (layer)")
+        values, base = (
+            _matrix(table, layer, file.name),
+            None if baseline is None else _matrix(table, baseline, file.name),
+        )
+    else:
+        if layer is not None or baseline is not None:
+            raise GeneError(f"{file.name} is a text table and has no layers; leave 'layer' and 'baseline' out")
+        ids, genes, values = _read_text(file)
+        base = None
+    for what, names in (("spot", ids), ("gene", genes)):
+        twice = (
+            next((name for k, name in enumerate(names) if name in set(names[:k])), None)
+            if len(set(names)) < len(names)
+            else None
+        )
+        if twice is not None:
+            raise GeneError(f"{file.name} names the {what} {twice!r} twice; expected each once")
+    if unit == "difference":
+        if base is not None:
+            raise GeneError("a table of differences needs no baseline; leave 'baseline' out")
+        _check(values, -MAX_LOG, MAX_LOG, unit, file.name)
+        levels = values
+    else:
+        levels = _log_levels(values, unit, file.name)
+        if base is not None:
+            levels = csr_matrix(levels - _log_levels(base, unit, file.name))
+    return EditTable(
+        {spot: row for row, spot in enumerate(ids)},
+        tuple(genes),
+        levels.astype(np.float32),
+        unit == "difference" or base is not None,
+    )
+
+
+def _log_levels(values: csr_matrix, unit: str, name: str) -> csr_matrix:
+    """Return log(1 + counts per 10,000) over the table's own genes."""
+    if unit == "counts":
+        _check(values, 0, np.inf, unit, name)
+        totals = np.maximum(np.asarray(values.sum(axis=1)).ravel(), 1e-12)
+        levels = csr_matrix(values.multiply((PER / totals)[:, None]))
+        levels.data = np.log1p(levels.data)
+        return levels
+    _check(values, 0, MAX_LOG, unit, name)
+    shares = values.copy()
+    shares.data = np.expm1(shares.data)
+    most = float(np.asarray(shares.sum(axis=1)).max(initial=0))
+    if most > 1.01 * PER:
+        raise GeneError(
+            f"{name}: the values of a spot add up to {most:,.0f} counts per 10,000, so they are not log(1 + counts per 10,000); give counts, or "
+            "normalise to 10,000 before the logarithm"
+        )
+    return values
+
+
+def _check(values: csr_matrix, low: float, high: float, unit: str, name: str) -> None:
+    data = values.data
+    if not np.isfinite(data).all():
+        raise GeneError(f"{name} holds values that are no finite numbers; expected {unit}")
+    if data.size and (data.min() < low or data.max() > high):
+        bounds = f"{low:g} or more" if np.isinf(high) else f"{low:.3g} to {high:.3g}"
+        raise GeneError(
+            f"{name} holds values from {data.min():.3g} to {data.max():.3g}; {unit} are {bounds}: is another unit meant?"
+        )
+
+
+def _is_hdf5(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_HDF5)) == _HDF5
+    except OSError as error:
+        raise GeneError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _open(path: Path) -> Any:
+    import anndata
+
+    try:
+        return anndata.read_h5ad(path)
+    except Exception as error:  # noqa: BLE001 - whatever a damaged file makes h5py and anndata raise
+        raise GeneError(
+            f"{path.name} cannot be read as an .h5ad: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from None
+
+
+def _matrix(table: Any, layer: str, name: str) -> csr_matrix:
+    found = table.X if layer == "X" else table.layers.get(layer)
+    if found is None:
+        there = ", ".join((*(("X",) if table.X is not None else ()), *map(str, table.layers)))
+        raise GeneError(f"{name} has no layer {layer!r}; it has {there or 'none'}")
+    try:
+        return csr_matrix(found, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise GeneError(f"{name}: the layer {layer!r} does not hold numbers") from None
+
+
+def _read_text(path: Path) -> tuple[list[str], list[str], csr_matrix]:
+    """Read spots by genes from text: the first row names the genes, the first column the spots; commas, tabs or semicolons between them."""
+    import pandas as pd
+
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            head = file.readline()
+        separator = csv.Sniffer().sniff(head, delimiters=",\t;").delimiter if head.strip() else ","
+        frame = pd.read_csv(path, sep=separator, index_col=0, encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise GeneError(
+            f"{path.name} cannot be read as a table of spots by genes: {str(error).splitlines()[0]}"
+        ) from None
+    if frame.empty:
+        raise GeneError(f"{path.name} is empty; expected a header of gene names and a row a spot")
+    text = next((str(column) for column, kind in frame.dtypes.items() if kind.kind not in "iufb"), None)
+    if text is not None:
+        raise GeneError(
+            f"{path.name}: the column {text!r} does not hold numbers; expected a value for each spot and gene"
+        )
+    with path.open(encoding="utf-8-sig", newline="") as file:  # pandas renames a column that is there twice
+        genes = next(csv.reader(file, delimiter=separator))[1:]
+    return [str(name) for name in frame.index], genes, csr_matrix(frame.to_numpy(dtype=np.float64))

@@ -1,0 +1,146 @@
+"""Tables of other tools as edits: units are stated, spots and genes matched by name, and nothing is guessed."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import csr_matrix
+
+from napari_stmdit.errors import GeneError
+from napari_stmdit.expression.edit_tables import layers_of, read_edit_table, signed, table_fault, table_note
+from napari_stmdit.intent import TableEdit
+from napari_stmdit.types import Genes, SpotTable
+
+GENES = ("A", "B", "C", "D")
+
+
+@pytest.fixture
+def spots():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(5, (6, 4)).astype(np.float32) + 1
+    yx = np.stack([np.arange(6.0), np.zeros(6)], axis=1)
+    return SpotTable(np.array([f"s{k}" for k in range(6)]), yx, 1.0, csr_matrix(counts), Genes(np.array(GENES)))
+
+
+def log_levels(counts):
+    return np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
+
+
+def write_h5ad(path, spots, counts, rows=slice(None), genes=GENES, **layers):
+    names = spots.ids[rows]
+    table = anndata.AnnData(
+        csr_matrix(counts), pd.DataFrame(index=names.astype(str)), pd.DataFrame(index=list(genes)), layers=layers
+    )
+    table.write_h5ad(path)
+    return path
+
+
+def moved(table, spots, ids, edit=None):
+    """The levels that spots go to, all genes of the section."""
+    columns, own = table.columns(spots.genes)
+    counts = spots.counts.toarray()[spots.rows(ids)]
+    x = log_levels(counts)[:, columns].astype(np.float32)
+    share = (counts[:, columns].sum(axis=1) / counts.sum(axis=1)).astype(np.float32)
+    return columns, table.target(x, ids, own, share)
+
+
+def test_counts_and_their_logarithm_say_the_same(spots, tmp_path):
+    predicted = np.random.default_rng(1).gamma(2.0, 3.0, (6, 4))
+    path = write_h5ad(tmp_path / "p.h5ad", spots, predicted, normalised=log_levels(predicted))
+    ids = ("s4", "s1")
+    _, of_counts = moved(read_edit_table(TableEdit(table=str(path), unit="counts", layer="X")), spots, ids)
+    _, of_logs = moved(read_edit_table(TableEdit(table=str(path), unit="log1p_cp10k", layer="normalised")), spots, ids)
+    np.testing.assert_allclose(of_counts, log_levels(predicted)[[4, 1]], rtol=1e-5)
+    np.testing.assert_allclose(of_logs, of_counts, rtol=1e-5)
+
+
+def test_a_table_of_some_genes_is_relative_to_those_genes(spots, tmp_path):
+    """The section's own counts of three genes, as a table of those alone, change nothing."""
+    counts = spots.counts.toarray()
+    path = write_h5ad(tmp_path / "p.h5ad", spots, counts[:, [2, 0, 1]], genes=("C", "A", "B"))
+    columns, target = moved(read_edit_table(TableEdit(table=str(path), unit="counts", layer="X")), spots, ("s3",))
+    assert sorted(columns.tolist()) == [0, 1, 2]
+    np.testing.assert_allclose(target[0], log_levels(counts)[3, columns], rtol=1e-4)
+
+
+def test_with_a_baseline_spots_move_by_the_difference_and_never_below_zero(spots, tmp_path):
+    base, after = np.full((6, 4), 5.0), np.tile([10.0, 5.0, 5.0, 0.0], (6, 1))
+    path = write_h5ad(tmp_path / "p.h5ad", spots, after, observed=base)
+    edit = TableEdit(table=str(path), unit="counts", layer="X", baseline="observed")
+    columns, target = moved(read_edit_table(edit), spots, ("s0",))
+    x = log_levels(spots.counts.toarray())[0, columns]
+    change = log_levels(after)[0] - log_levels(base)[0]
+    np.testing.assert_allclose(target[0], np.maximum(x + change[columns], 0), rtol=1e-4, atol=1e-5)
+    assert target[0, columns.tolist().index(3)] < x[columns.tolist().index(3)]
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+def test_differences_are_read_from_text_by_their_own_separator(spots, tmp_path, separator):
+    path = tmp_path / "changes.txt"
+    path.write_text(separator.join(["spot", "B", "E"]) + "\n" + separator.join(["s2", "-0.5", "3"]) + "\n")
+    edit = TableEdit(table=str(path), unit="difference")
+    assert table_fault(edit, spots) is None
+    columns, target = moved(read_edit_table(edit), spots, ("s2",))
+    assert columns.tolist() == [1]  # the section has no E
+    np.testing.assert_allclose(target[0, 0], log_levels(spots.counts.toarray())[2, 1] - 0.5, rtol=1e-5)
+    assert "1 of 6 spots and 1 of 4 genes" in table_note(edit, spots)
+
+
+def test_the_edit_remembers_the_content_of_its_file(spots, tmp_path):
+    path = tmp_path / "changes.csv"
+    path.write_text("spot,A\ns0,1\n")
+    edit = signed(TableEdit(table=str(path), unit="difference"))
+    assert len(edit.sha256) == 64 and signed(edit) is edit
+    path.write_text("spot,A\ns0,2.5\n")
+    with pytest.raises(GeneError, match="has changed since the edit was made"):
+        read_edit_table(edit)
+
+
+def test_layers_are_listed_and_asked_for(spots, tmp_path):
+    path = write_h5ad(tmp_path / "p.h5ad", spots, np.ones((6, 4)), predicted_tempered=np.ones((6, 4)))
+    assert layers_of(path) == ("X", "predicted_tempered")
+    with pytest.raises(GeneError, match="X, predicted_tempered: say which one is meant"):
+        read_edit_table(TableEdit(table=str(path), unit="counts"))
+    with pytest.raises(GeneError, match="no layer 'other'; it has X, predicted_tempered"):
+        read_edit_table(TableEdit(table=str(path), unit="counts", layer="other"))
+
+
+@pytest.mark.parametrize(
+    ("values", "unit", "said"),
+    [
+        ([[-1.0, 2.0]], "counts", "holds values from -1 to 2; counts are 0 or more: is another unit meant"),
+        ([[30.0, 2.0]], "log1p_cp10k", "log1p_cp10k are 0 to 9.21: is another unit meant"),
+        ([[9.0, 9.0]], "log1p_cp10k", "add up to 16,204 counts per 10,000"),
+        ([[12.0, 0.0]], "difference", "difference are -9.21 to 9.21"),
+        ([[np.nan, 0.0]], "difference", "no finite numbers"),
+    ],
+)
+def test_values_that_cannot_be_in_the_unit_are_refused(spots, tmp_path, values, unit, said):
+    path = write_h5ad(tmp_path / "p.h5ad", spots, np.array(values), rows=slice(0, 1), genes=("A", "B"))
+    with pytest.raises(GeneError, match=said):
+        read_edit_table(TableEdit(table=str(path), unit=unit, layer="X"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("spot,A\nother,1\n", "none of this section's spots: its first is 'other', the section's 's0'"),
+        ("spot,Actb\ns0,1\n", "none of this section's genes: its first is 'Actb'"),
+        ("spot,A\ns0,1\ns0,2\n", "names the spot 's0' twice"),
+        ("spot,A,A\ns0,1,2\n", "names the gene 'A' twice"),
+        ("spot,A\ns0,high\n", "the column 'A' does not hold numbers"),
+        ("spot,A\n", "is empty"),
+        ("", "cannot be read as a table"),
+    ],
+)
+def test_what_is_wrong_with_a_text_table_is_said_in_a_sentence(spots, tmp_path, text, said):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    assert said in table_fault(TableEdit(table=str(path), unit="difference"), spots)
+
+
+def test_a_missing_or_damaged_file_is_a_fault_and_no_traceback(spots, tmp_path):
+    assert "there is no file" in table_fault(TableEdit(table=str(tmp_path / "no.h5ad"), unit="counts"), spots)
+    path = write_h5ad(tmp_path / "p.h5ad", spots, np.ones((6, 4)))
+    path.write_bytes(path.read_bytes()[:600])
+    assert "cannot be read as an .h5ad" in table_fault(TableEdit(table=str(path), unit="counts", layer="X"), spots)
