@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import reprlib
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import yaml
+
+from .text import shorten
 
 MOST_TEXT_MB = 64
 """Largest JSON file that is read, in megabytes."""
@@ -155,23 +156,3 @@ def is_number(value: object) -> TypeGuard[int | float]:
         return math.isfinite(value)
     except OverflowError:
         return False
-
-
-class _Brief(reprlib.Repr):
-    """Shows the first of a value's parts; a number of more digits than Python writes is shown by its size."""
-
-    def repr_int(self, x: int, level: int) -> str:
-        return repr(x) if x.bit_length() <= 256 else f"a whole number of {x.bit_length():,} bits"
-
-
-def shown(value: object, most: int = 80) -> str:
-    """Return any value for a message, however large it is: a short ``repr`` of its first parts."""
-    brief = _Brief()
-    brief.maxlevel, brief.maxstring = 2, most
-    return shorten(brief.repr(value), most)
-
-
-def shorten(text: str, most: int = 80) -> str:
-    """Return a text for a message: control characters escaped, and cut where it is long."""
-    shown = text if text.isprintable() and text == text.strip() and text else repr(text)
-    return shown if len(shown) <= most else shown[:most] + "..."

@@ -40,6 +40,7 @@ from .intent import Weight as Weight
 from .intent import hash_genes as hash_genes
 
 if TYPE_CHECKING:
+    import pandas as pd
     from scipy.sparse import csr_matrix
 
 CalibrationSource = Literal["override", "scalefactors", "lattice", "image", "unknown"]
@@ -119,8 +120,20 @@ class SpotTable:
 
     def rows(self, ids: tuple[str, ...] | list[str]) -> NDArray[np.int64]:
         """Return the row of each id; raises KeyError with the first unknown id."""
-        position = {spot: row for row, spot in enumerate(self.ids.tolist())}
-        return np.array([position[spot] for spot in ids], dtype=np.int64)
+        import pandas as pd
+
+        rows = self.index.get_indexer(pd.Index(ids, dtype=object))
+        if (rows < 0).any():
+            raise KeyError(ids[int(np.argmax(rows < 0))])
+        return np.asarray(rows, dtype=np.int64)
+
+    @cached_property
+    def index(self) -> pd.Index[Any]:
+        """The ids as a pandas Index: ``spot in index``, ``index.get_indexer(ids)`` for rows, with -1 for an unknown id."""
+        import pandas as pd  # slow to load, and not needed by all who need types
+
+        index: pd.Index[Any] = pd.Index(self.ids.tolist(), dtype=object)
+        return index
 
     @cached_property
     def relative_depth(self) -> NDArray[np.float32]:

@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, Fault, SynthesisError, table
-from ..files import BadFile, read_json, shown
+from ..files import BadFile, read_json
+from ..text import shown
 from .tensors import fill_network, shape_of, unwrap_tensors
 
 EPS = 1e-6

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 
-from ..files import shorten
 from ..storage.atomic import write_text
+from ..text import shorten
 from ..types import Edit, Genes, SpotTable, SwapEdit, TowardsEdit
 from .changes import (
     PER,

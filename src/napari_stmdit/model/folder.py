@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ..errors import CheckpointError
-from ..files import shown
 from ..storage.fingerprint import of_folder
+from ..text import shown
 from ..types import CheckpointCard
 from .checkpoint import load_transformer, table
 from .reading import WEIGHT_SUFFIXES, read_settings, read_weights

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..files import is_number, shown
+from ..files import is_number
+from ..text import shown
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import CheckpointError, NotFiniteError, SynthesisError
-from ..files import shown
+from ..text import shown
 from .guidance import Branch, by_level
 from .inference import ConditionTensors as ConditionTensors
 from .inference import on_device, prediction

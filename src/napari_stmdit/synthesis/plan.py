@@ -16,7 +16,7 @@ from ..expression.edits import faults_of, some_of
 from ..expression.following import following_fault, following_notes, follows
 from ..expression.genes import match_genes
 from ..expression.programs import known_programs
-from ..files import shorten
+from ..text import shorten
 from ..tissue.geometry import spots_in_polygons
 from ..tissue.open import synthesis_fault
 from ..types import (

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
-from ..files import shorten
+from ..text import shorten
 from ..types import Genes
 
 if TYPE_CHECKING:

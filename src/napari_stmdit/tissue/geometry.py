@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import SectionError
-from ..files import BadFile, is_number, read_json, shorten
+from ..files import BadFile, is_number, read_json
+from ..text import shorten
 from ..types import Calibration, Polygons, Section
 
 Affine = NDArray[np.float64]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
-from ..files import shorten
+from ..text import shorten
 from ..types import SpotTable
 from .geometry import VISIUM_PITCH_UM, fit_lattice
 

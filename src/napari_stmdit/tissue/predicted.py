@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
-from ..files import BadFile, is_number, shorten, user_path
+from ..files import BadFile, is_number, user_path
+from ..text import shorten
 from ..types import ExpressionSource, PredictedUnits, SpotTable
 from .counts import MOST_COUNTS, refuse_twice
 from .geometry import FARTHEST_PX, swap_axes

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
-from ..files import is_number, shorten
+from ..files import is_number
+from ..text import shorten
 from ..types import ExpressionSource, Genes, PredictedUnits, Section, SlideImage, SpotTable
 from .geometry import VISIUM_PITCH_UM
 from .images import open_image

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ScaleError
-from ..files import shorten
+from ..text import shorten
 from ..types import Calibration
 from .geometry import check_mpp, is_plausible_mpp
 from .images import is_tiff, ome_pixels, slide_series, tiff_file

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
-from ..files import BadFile, is_number, read_json, shorten
+from ..files import BadFile, is_number, read_json
+from ..text import shorten
 from ..types import Calibration, Section, SlideImage, SpotTable
 from .counts import MOST_COUNTS, CountMatrix, fault_of_counts, find_counts, read_counts, refuse_twice
 from .geometry import FARTHEST_PX, VISIUM_PITCH_UM, Affine, calibrate, scaling

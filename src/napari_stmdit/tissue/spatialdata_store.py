@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
-from ..files import BadFile, is_number, read_json, shorten
+from ..files import BadFile, is_number, read_json
+from ..text import shorten
 from ..types import (
     Calibration,
     CalibrationSource,

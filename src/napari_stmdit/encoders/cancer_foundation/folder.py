@@ -14,7 +14,8 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from ...errors import CheckpointError, Fault, table
-from ...files import BadFile, read_json, shown
+from ...files import BadFile, read_json
+from ...text import shown
 from ...types import Intent, hash_genes
 from .network import CancerFoundationNetwork, NetworkSizes, ValueStyle
 from .vocabulary import Ties

@@ -1,0 +1,35 @@
+"""Texts for messages: values and lists of names, cut where they are long."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable
+
+
+def shorten(text: str, n: int = 80) -> str:
+    """Return a text of at most n characters: control characters escaped, and cut where it is longer."""
+    shown = text if text.isprintable() and text == text.strip() and text else repr(text)
+    return shown if len(shown) <= n else shown[:n] + "..."
+
+
+def some_of(items: Iterable[object], n: int = 5, separator: str = ", ") -> str:
+    """Join the first n items, and say how many more there are: ``a, b and 3 more``."""
+    texts = [str(item) for item in items]
+    joined = separator.join(texts[:n])
+    if len(texts) <= n:
+        return joined
+    return f"{joined}{' ' if separator == ', ' else separator}and {len(texts) - n} more"
+
+
+def shown(value: object, n: int = 80) -> str:
+    """Return any value for a message, however large it is: a short ``repr`` of its first parts."""
+    brief = _Brief()
+    brief.maxlevel, brief.maxstring = 2, n
+    return shorten(brief.repr(value), n)
+
+
+class _Brief(reprlib.Repr):
+    """Shows the first of a value's parts; a number of more digits than Python writes is shown by its size."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= 256 else f"a whole number of {x.bit_length():,} bits"
