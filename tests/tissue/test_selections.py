@@ -1,0 +1,125 @@
+"""Selections go out in the forms of other tools, and QuPath's annotations come in as selections."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from napari_stmdit.errors import SectionError
+from napari_stmdit.intent import AddEdit, KnockOutEdit, ScaleEdit
+from napari_stmdit.tissue.selections import perturbation_of, read_selections, write_selections
+from napari_stmdit.types import Genes, SpotTable
+
+
+@pytest.fixture
+def spots():
+    """A hexagonal lattice of 8 x 8 spots, 100 px apart, whose ids are not in the order of places."""
+    rows, columns = np.divmod(np.arange(64), 8)
+    yx = np.stack([rows * 86.6 + 200, columns * 100 + (rows % 2) * 50 + 300], axis=1)
+    ids = np.array([f"s{(k * 29) % 64:02d}" for k in range(64)])
+    return SpotTable(ids, yx, 55.0, csr_matrix(np.ones((64, 1), np.float32)), Genes(np.array(["A"])))
+
+
+def feature(ring, **properties):
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [[[x, y] for y, x in part] for part in ring]},
+        "properties": properties,
+    }
+
+
+def square(y, x, half):
+    return [
+        (y - half, x - half),
+        (y - half, x + half),
+        (y + half, x + half),
+        (y + half, x - half),
+        (y - half, x - half),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_outlines_hold_the_selected_spots_and_no_other(spots, tmp_path, seed):
+    chosen = np.random.default_rng(seed).random(64) < 0.5
+    ids = tuple(spots.ids[chosen].tolist())
+    write_selections(spots, {"tumour": ids}, tmp_path / "s.geojson")
+    assert read_selections(spots, tmp_path / "s.geojson") == {"tumour": ids}
+
+
+def test_neighbours_share_one_outline(spots, tmp_path):
+    write_selections(spots, {"left": spots.ids[spots.yx[:, 1] < 600].tolist()}, tmp_path / "s.geojson")
+    (one,) = json.loads((tmp_path / "s.geojson").read_text())["features"]
+    assert one["geometry"]["type"] == "Polygon" and one["properties"]["classification"] == {"name": "left"}
+
+
+def test_classes_of_annotations_become_selections_and_holes_are_kept(spots, tmp_path):
+    y, x = spots.yx[27]
+    content = [
+        feature([square(y, x, 130), square(y, x, 20)], classification={"name": "Tumor"}),
+        feature([square(*spots.yx[0], 10)], classification={"name": "Tumor"}),
+        feature([square(*spots.yx[63], 10)], name="vessel"),
+        feature([square(5000, 5000, 10)], classification={"name": "elsewhere"}),
+    ]
+    (tmp_path / "a.geojson").write_text(json.dumps(content))
+    found = read_selections(spots, tmp_path / "a.geojson")
+    assert set(found) == {"Tumor", "vessel"} and found["vessel"] == (spots.ids[63],)
+    assert spots.ids[27] not in found["Tumor"] and spots.ids[0] in found["Tumor"] and len(found["Tumor"]) > 4
+
+
+def test_regions_written_with_y_first_are_noticed(spots, tmp_path):
+    ring = [(y, x) for x, y in square(*spots.yx[5], 40)]  # feature() writes its second number first
+    (tmp_path / "a.geojson").write_text(json.dumps(feature([ring])))
+    with pytest.raises(SectionError, match=r"with x and y changed over they would hold 1"):
+        read_selections(spots, tmp_path / "a.geojson")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "cannot be read as GeoJSON"),
+        ("{}", "holds no polygon"),
+        ('{"type": "Polygon", "coordinates": [[["a", 1]]]}', "annotation 1 cannot be used"),
+    ],
+)
+def test_what_is_no_geojson_is_refused_in_a_sentence(spots, tmp_path, text, said):
+    (tmp_path / "a.geojson").write_text(text)
+    with pytest.raises(SectionError, match=said):
+        read_selections(spots, tmp_path / "a.geojson")
+
+
+def test_loupe_gets_barcodes_and_names(spots, tmp_path):
+    write_selections(spots, {"a": ["s01", "s02"], "b": ["s03"]}, tmp_path / "s.csv")
+    with (tmp_path / "s.csv").open() as file:
+        assert list(csv.reader(file)) == [["Barcode", "selection"], ["s01", "a"], ["s02", "a"], ["s03", "b"]]
+    with pytest.raises(SectionError, match="one category a spot"):
+        write_selections(spots, {"a": ["s01"], "b": ["s01"]}, tmp_path / "s.csv")
+
+
+def test_row_numbers_are_those_of_the_table(spots, tmp_path):
+    write_selections(spots, {"a": [spots.ids[40], spots.ids[3]]}, tmp_path / "s.txt")
+    assert (tmp_path / "s.txt").read_text() == "3\n40\n"
+    with pytest.raises(SectionError, match="holds one selection; got 2"):
+        write_selections(spots, {"a": ["s01"], "b": ["s02"]}, tmp_path / "s.txt")
+
+
+@pytest.mark.parametrize(
+    ("selections", "name", "said"),
+    [
+        ({"a": []}, "s.csv", "no spot is selected"),
+        ({"a": ["?"]}, "s.csv", "not in this section, such as '\\?'"),
+        ({"a": ["s01"]}, "s.shp", r"'.shp'; expected one of .geojson"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(spots, tmp_path, selections, name, said):
+    with pytest.raises(SectionError, match=said):
+        write_selections(spots, selections, tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_factors_of_genes_are_a_perturbation(spots):
+    edits = [ScaleEdit(genes=("A", "B"), factor=2), KnockOutEdit(genes=("C",)), ScaleEdit(genes=("A",), factor=3)]
+    assert perturbation_of(edits, "T cell") == {"T cell": {"A": 6.0, "B": 2.0, "C": 0.0}}
+    with pytest.raises(SectionError, match="cannot be written as a factor"):
+        perturbation_of([AddEdit(genes=("A",), log_units=1)], "T cell")
