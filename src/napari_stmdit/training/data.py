@@ -1,4 +1,4 @@
-"""Random crops anywhere on tissue, with the expression that belongs to their place."""
+"""Random crops anywhere on tissue, and the weights of the spots whose expression belongs to their place."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class TrainingSection:
 def load_training_section(section: Section, patch_mpp: float, store: Path | None = None) -> TrainingSection:
     """Load a section's image at ``patch_mpp``; scales that agree to 1 % are taken as they are.
 
-    With a ``store`` folder the pixels lie there in a file that all processes map, so that each holds no copy of its own. Its name says of
-    which slide and at which scale they are; files of others under the section's name are made room of.
+    With a ``store`` folder the pixels lie there in a file that all processes map. Its name holds a hash of the slide and the scale; files
+    of other slides or scales under the section's name are removed.
     """
     mpp = section.calibration.mpp
     if section.image is None or mpp is None:
