@@ -106,17 +106,7 @@ def feature_distance(output: list[Tensor], target: list[Tensor]) -> Tensor:
 
 
 class AdversarialTraining:
-    """Decoder and discriminator with their optimizers; the encoder is frozen, so that latents keep their meaning.
-
-    Parameters
-    ----------
-    model
-        The autoencoder after its first phase.
-    settings
-        Rates and weights.
-    worker
-        On whose device both are put.
-    """
+    """Decoder and discriminator with their optimizers; the encoder is frozen, so that latents keep their meaning."""
 
     def __init__(self, model: StmditAutoencoder, settings: AutoencoderSettings, worker: Worker) -> None:
         self.model, self.settings, self.worker = worker.place(model), settings, worker

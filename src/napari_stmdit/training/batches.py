@@ -27,19 +27,7 @@ class Batch:
 
 
 class Batches:
-    """Draws training batches from the cache.
-
-    Parameters
-    ----------
-    cache
-        From `load_cache`.
-    settings
-        Shares of the conditions and their noise.
-    seed
-        Of the random draws.
-    objective
-        What is to be predicted.
-    """
+    """Training batches drawn from the cache (`load_cache`), with the shares of conditions and the noise on them that the settings give."""
 
     def __init__(
         self, cache: dict[str, Tensor], settings: DiffusionSettings, seed: int, objective: Objective = FLOW

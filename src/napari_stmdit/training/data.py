@@ -24,17 +24,7 @@ SAME_SCALE = 0.01
 
 @dataclass(frozen=True)
 class TrainingSection:
-    """A section held in memory at the scale of a patch.
-
-    Attributes
-    ----------
-    pixels
-        (H, W, 3) uint8 slide image.
-    yx
-        (n, 2) spot centres in its pixels.
-    mpp
-        Microns per pixel.
-    """
+    """A section at the scale of a patch: slide pixels (H, W, 3) uint8, spot centres yx (n, 2) in them, and microns per pixel."""
 
     section: Section
     pixels: NDArray[np.uint8]
@@ -104,17 +94,7 @@ class Crop:
 
 
 class CropSampler:
-    """Draws crops around spots, sections in proportion to their spots.
-
-    Parameters
-    ----------
-    sections
-        What to draw from.
-    augmentation
-        How to vary a crop.
-    reach_um
-        A crop's centre lies within this distance of a spot, along each axis.
-    """
+    """Random crops around spots, sections in proportion to their spots; a centre lies within ``reach_um`` of a spot along each axis."""
 
     def __init__(
         self, sections: Sequence[TrainingSection], augmentation: AugmentationSettings, reach_um: float = 103.0

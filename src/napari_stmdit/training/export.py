@@ -81,10 +81,7 @@ def export_checkpoint(config: TrainingConfig, folder: Path | None = None) -> Pat
 def check_target(config: TrainingConfig, folder: Path | None = None) -> Path:
     """Return the folder of the checkpoint to write, if it is free or holds what this training exported before.
 
-    Raises
-    ------
-    StoreError
-        Something else is there, or the folder is also to hold the work files; before any training, so that no hours are lost.
+    Raises StoreError where something else is there, or the folder is also to hold the work files.
     """
     target = folder or config.export or config.output / "checkpoint"
     inside = target.relative_to(config.output).parts if target.is_relative_to(config.output) else ()

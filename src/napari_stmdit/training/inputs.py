@@ -30,12 +30,7 @@ _DECODER = {"refine", "refined_share", "decoder_steps", "decoder_rate", "adversa
 def note_inputs(config: TrainingConfig, stage: str) -> None:
     """Compare what the work files were made from with the config, and note it for those that the stage begins.
 
-    Raises
-    ------
-    CheckpointError
-        Work files are there that were made from other sections or settings: they do not belong to what this config asks for.
-    StmditError
-        A section cannot be opened.
+    Raises CheckpointError where work files are there that were made from other sections or settings.
     """
     path = config.output / "inputs.json"
     noted: dict[str, Any] = load_record(path) or {}

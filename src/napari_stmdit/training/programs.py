@@ -46,7 +46,7 @@ def fit_programs(
 
     With x the log1p(CP10k) profile of a spot and x' that of the counts smoothed over its neighbours:
 
-    1. programs: t = V'(x' - mean of the section) / s, with V the leading principal components over all sections, so that patient and
+    1. programs: t = V'((x' - mean of the section) / s), with V the leading principal components over all sections, so that patient and
        batch are no program;
     2. reading: for each depth level, W = argmin sum |t - W'z|^2 + penalty n |W|^2 over standardised profiles z of single spots thinned to
        that depth. W leaves out what a spot of that depth cannot tell (a Wiener filter learned from the data);
@@ -190,7 +190,7 @@ def rank_by_morphology(
     """Rotate the programs so that they come in the order in which they explain morphology (reduced-rank regression).
 
     With scores X and morphology components Y: B = (X'X + penalty I)^-1 X'(Y - mean), and D the eigenvectors of (XB)'XB, by falling
-    eigenvalue. The new scores are XBD, column k scaled to the standard deviation (s_k / s_1)^0.75, where s_k is that of XBD as fitted.
+    eigenvalue. The new scores are XBD, column k scaled to the standard deviation (s_k / s_1)^0.75, where s_k^2 are the eigenvalues over N.
     Izenman 1975, J. Multivar. Anal. 5:248-264.
 
     Parameters

@@ -177,10 +177,7 @@ def starting_objective(config: TrainingConfig) -> Objective:
 def starting_sources(folder: CheckpointFolder, device: torch.device) -> tuple[Any, Any]:
     """Return its encoders of expression and of morphology, large ones on a device.
 
-    Raises
-    ------
-    CheckpointError
-        One is not on this computer, or damaged; the message says where it is to be had.
+    Raises CheckpointError where one is not on this computer, or damaged; the message says where it is to be had.
     """
     from ..encoder_sources import MissingEncoder, open_sources
 
@@ -202,10 +199,7 @@ def latent_statistics_of(vae: Any, channels: int) -> tuple[torch.Tensor, torch.T
 def note_start(config: TrainingConfig) -> Started | None:
     """Record the checkpoint to start from, once; None where there is none.
 
-    Raises
-    ------
-    CheckpointError
-        The work files belong to a training that went on from another one: what was cached with it cannot be used with this one.
+    Raises CheckpointError where the work files belong to a training that went on from another one, with which they were cached.
     """
     if config.start is None:
         return None
@@ -216,9 +210,8 @@ def note_start(config: TrainingConfig) -> Started | None:
     record = load_record(path)
     if record is not None:
         noted = Started(**record)
-        known = {
-            name for name in parts if name in noted.parts or not name.endswith(_ELSEWHERE)
-        }  # earlier versions noted no such
+        # earlier versions noted no weights that are kept elsewhere
+        known = {name for name in parts if name in noted.parts or not name.endswith(_ELSEWHERE)}
         changed = sorted(name for name in {*noted.parts, *known} if noted.parts.get(name) != parts.get(name))
         if changed:
             raise CheckpointError(

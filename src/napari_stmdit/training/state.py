@@ -141,15 +141,7 @@ class Clock:
 
 
 class Average:
-    """Exponential moving average (EMA) of a module's weights.
-
-    Parameters
-    ----------
-    module
-        Whose weights to follow.
-    decay
-        Share of the average that stays at each step; smaller at the start.
-    """
+    """Exponential moving average (EMA) of a module's weights; ``decay`` is the share that stays at a step, smaller at the start."""
 
     def __init__(self, module: torch.nn.Module, decay: float) -> None:
         self.decay = decay

@@ -40,21 +40,7 @@ ROWS = ("both", "expression only", "morphology only", "none")
 class Validation:
     """Losses on the spots of the held-out sections; where none are held out, on crops that were trained on, and named so.
 
-    Parameters
-    ----------
-    cache
-        From `load_cache`.
-    settings
-        Of the diffusion stage.
-    objective
-        What is predicted.
-    worker
-        Where to compute.
-
-    Attributes
-    ----------
-    name
-        ``validation``, or ``seen_in_training``: such figures say nothing about tissue that was not seen.
+    ``name`` is ``validation``, or ``seen_in_training``: such figures say nothing about tissue that was not seen.
     """
 
     def __init__(
@@ -112,13 +98,6 @@ class SampleSheet:
     """Draws patches of a few places with both conditions, either, and none, with the solver, steps and guidance of the card.
 
     The places are spots of the held-out sections; where there are none, crops that were trained on, and the sheet says so.
-
-    Parameters
-    ----------
-    config, cache
-        Of the training.
-    device
-        Where the transformer is.
     """
 
     def __init__(self, config: TrainingConfig, cache: dict[str, Tensor], device: torch.device) -> None:
