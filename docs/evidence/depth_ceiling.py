@@ -19,7 +19,7 @@ from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.evaluation.measures import measure
 from napari_stmdit.evaluation.statistics import correlate
 from napari_stmdit.expression.genes import gather_counts, match_genes
-from napari_stmdit.training.conditions import log_normalise, thin
+from napari_stmdit.training.programs import log_normalise, thin
 
 HERE = Path(__file__).resolve().parent
 PENALTIES = np.logspace(-1, 5, 20)

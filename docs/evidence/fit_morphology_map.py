@@ -22,7 +22,7 @@ from napari_stmdit.model.folder import MORPHOLOGY_MAP, read_folder
 from napari_stmdit.synthesis.counterfactual import measured_conditions
 from napari_stmdit.training.cards import map_section
 from napari_stmdit.training.config import load_config
-from napari_stmdit.training.following import MAP_ENTRY, encoders_of, fit_map
+from napari_stmdit.training.export import MAP_ENTRY, encoders_of, fit_map
 from napari_stmdit.training.sections import open_source
 
 HEAD = "## How morphology follows expression"

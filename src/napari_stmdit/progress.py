@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
+P = ParamSpec("P")
+T = TypeVar("T")
 BATCH = 8
 """Patches denoised together where nobody says how many; it changes no result, and too little memory halves it."""
 
@@ -112,3 +116,22 @@ class Stopwatch:
     def seconds(self) -> float:
         """Seconds since the start."""
         return time.perf_counter() - self.start
+
+
+def drained(steps: Callable[P, Generator[Any, None, T]], name: str) -> Callable[P, T]:
+    """Return a function of the same parameters, called ``name``, that runs a generator function to its end and returns its value."""
+
+    @wraps(steps)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        under_way = steps(*args, **kwargs)
+        while True:
+            try:
+                next(under_way)
+            except StopIteration as end:
+                found: T = end.value
+                return found
+
+    run.__name__ = run.__qualname__ = name
+    signature = inspect.signature(steps).replace(return_annotation=inspect.Signature.empty)
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    return run

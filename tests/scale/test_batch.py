@@ -190,10 +190,10 @@ def test_a_full_disk_fails_one_job_and_the_others_go_on(cohort, runner, monkeypa
     jobs = read_jobs(cohort(edits={"measured": []}))
     synthesize = runner.synthesize
 
-    def full(place, *arguments):
-        if place.name == "first":
-            raise OSError(errno.ENOSPC, "No space left on device", str(place.store))
-        return synthesize(place, *arguments)
+    def full(job, *arguments):
+        if job.place.name == "first":
+            raise OSError(errno.ENOSPC, "No space left on device", str(job.place.store))
+        return synthesize(job, *arguments)
 
     monkeypatch.setattr(runner, "synthesize", full)
     outcomes = run_batch(jobs, runner)
@@ -204,7 +204,7 @@ def test_a_full_disk_fails_one_job_and_the_others_go_on(cohort, runner, monkeypa
 def test_patches_that_are_not_finite_are_said_and_made_good_by_the_next_batch(cohort, runner, monkeypatch, tmp_path):
     file = cohort(edits={"measured": []}, sections=[{"path": "first"}])
     (job,) = read_jobs(file)
-    model = runner._checkpoint(job.request.checkpoint)
+    model = runner.checkpoint(job.request.checkpoint)
     encode = model.encode_morphology
     bad = []
 
@@ -236,7 +236,7 @@ def test_a_result_that_an_earlier_version_left_incomplete_is_not_called_done(coh
     section = job.place.source.open()
     one_by_one = LocalRunner("cpu", batch=1)
     stop = lambda progress: cancel.cancel() if progress.patches_done else None  # noqa: E731
-    part = one_by_one.synthesize(job.place, section, job.request, job.folder, cancel, stop)
+    part = one_by_one.synthesize(job, section, cancel, stop)
     part.save(job.place.store, job.edit)
     (outcome,) = run_batch([job], runner)
     assert outcome.state == "incomplete" and exit_code([outcome]) == 1

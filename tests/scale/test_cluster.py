@@ -210,7 +210,7 @@ def test_a_share_over_which_workers_die_again_and_again_ends_the_run(client, sou
     from napari_stmdit.synthesis.plan import plan
 
     model = cluster.remote_checkpoint(client, request_.checkpoint, "cpu", "auto")
-    share = cluster._Share(client, None, plan(section, request_, model.card), CancelToken(), None)
+    share = cluster._SharedSynthesis(client, None, plan(section, request_, model.card), CancelToken(), None)
     dead: Future = Future()
     dead.set_exception(KilledWorker("compute-1", SimpleNamespace(address="tcp://10.0.0.1:1"), 3))
     assert share._outcome(dead, [1, 2]) is None, "the first time it is tried again"

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from napari_stmdit.training.batches import Batches, morphology_vectors, prediction_losses
+from napari_stmdit.training.batches import Batches, morphology_vectors
 from napari_stmdit.training.config import DiffusionSettings
 from napari_stmdit.training.latents import window_corners
+from napari_stmdit.training.objective import prediction_losses
 
 CELLS, SMALL = 32, 16
 

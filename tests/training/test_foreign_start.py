@@ -12,7 +12,7 @@ from napari_stmdit import Request, SampleOfSpots, load_checkpoint, synthesize
 from napari_stmdit.errors import RequestError
 from napari_stmdit.training.config import load_config
 from napari_stmdit.training.latents import load_cache
-from napari_stmdit.training.start import objective_of
+from napari_stmdit.training.objective import objective_of
 from napari_stmdit.training.train import train
 
 SETTINGS = {"steps": 3, "batch": 2, "warmup": 1, "validate_every": 2, "sample_every": 0}

@@ -1,7 +1,14 @@
+"""The script that the bundled sample section was made with."""
+
+import runpy
+from pathlib import Path
+
 import numpy as np
 
 from napari_stmdit.expression.edits import Profile
-from napari_stmdit.training.sample import DEPTH, draw_counts, hex_spots, layout
+
+SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "evidence" / "sample_section.py"))
+DEPTH, draw_counts, hex_spots, layout = (SCRIPT[name] for name in ("DEPTH", "draw_counts", "hex_spots", "layout"))
 
 SIDE_UM = 1376.0
 

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from napari_stmdit.errors import SectionError
-from napari_stmdit.training.sections import fit_square_lattice, read_table_section, to_spatialdata
+from napari_stmdit.training.sections import fit_square_lattice, read_table_section
 
 
 def read(files, **changes):
@@ -41,16 +41,6 @@ def test_what_is_missing_is_named(table_section, tmp_path):
     spots.assign(x=spots["x"] + 100).to_csv(tmp_path / "off.tsv", sep="\t", index=False)
     with pytest.raises(SectionError, match="only 0 spots"):
         read(table_section, spots=tmp_path / "off.tsv")
-
-
-def test_spatialdata_holds_the_same_section(table_section):
-    section = read(table_section)
-    data = to_spatialdata(section)
-    spots = data["made_spots"]
-    np.testing.assert_allclose(np.column_stack([spots.geometry.y, spots.geometry.x]), section.spots.yx)
-    assert data["made_image"].shape == (3, 1200, 1500)
-    np.testing.assert_array_equal(data["table"].X.toarray(), section.spots.counts.toarray())
-    np.testing.assert_array_equal(data["made_image"].transpose("y", "x", "c").values, section.image.levels[0].compute())
 
 
 @pytest.mark.slow

@@ -27,18 +27,8 @@ def write_card(
 ) -> str:
     """Return the text of a data card.
 
-    Parameters
-    ----------
-    contents
-        What the data set holds.
-    checkpoints
-        For each run what its checkpoint says of itself.
-    slide
-        Where real patches were read; None where they were left out.
-    formats
-        What was written.
-    licence
-        The user's words or a hub's identifier; None where the user gave none.
+    ``checkpoints`` holds the facts of each run's checkpoint; ``slide`` is None where real patches were left out; ``licence`` is the user's
+    words or a hub's identifier.
     """
     head = yaml.safe_dump(_front_matter(contents, formats, licence), sort_keys=False, allow_unicode=True, width=1000)
     parts = [
@@ -96,9 +86,9 @@ expression as measured and after the virtual edits they were conditioned on."""
 
 
 def _counts(contents: Contents, slide: Slide | None) -> str:
-    crops = sum(row.run is None for row in contents.rows)
+    crops = len(contents) - contents.synthetic
     real = (
-        f"{crops} crops of the slide at the same places and scale, from {slide.words}"
+        f"{crops} crops of the slide at the same places and scale, from {slide.description}"
         if slide
         else "no crops of the slide"
     )

@@ -1,4 +1,4 @@
-"""What a data set says of each of its images: the one list that files, tables and the card are made from."""
+"""The contents of a data set: its columns, its rows in order, and the image, the facts and the expression of each."""
 
 from __future__ import annotations
 
@@ -131,10 +131,7 @@ COLUMNS = (*FACTS, *EXPRESSION)
 
 
 def arrow_schema(first: Literal["file_name", "image"]) -> pa.Schema:
-    """Return the schema of a table whose first column is a file's name, or holds the image itself.
-
-    The metadata say which column `datasets` decodes as an image, so that nobody has to name it.
-    """
+    """Return the schema of a table whose first column is a file's name, or the image itself, which the metadata declare for `datasets`."""
     import pyarrow as pa
 
     types: dict[str, Any] = {
@@ -174,9 +171,6 @@ def as_arrow(records: Sequence[dict[str, Any]], first: Literal["file_name", "ima
     )
 
 
-# What a data set holds: its rows in order, and the image, the facts and the expression of each.
-
-
 _SPOTS_OF_AN_EDIT = {"spots", "group_a", "group_b", "target_spots", "enabled", "strength"}
 """Long, the same in every row, and kept once in the run's record."""
 
@@ -194,16 +188,8 @@ class Row:
 class Contents:
     """The rows of a data set, spot by spot: the crop of the slide first, then the runs in their order.
 
-    Attributes
-    ----------
-    runs
-        With unique names, all of one section and one size of patch.
-    profiles
-        For each run the checkpoint's profiles that its edits move towards.
-    slide
-        Where crops are read; None leaves them out.
-    rows
-        What is written, in order.
+    The runs have unique names, one section and one size of patch; ``profiles`` are, for each run, those of the checkpoint that its edits
+    move towards; without a ``slide`` there are no crops.
     """
 
     runs: tuple[Finished, ...]
@@ -217,13 +203,7 @@ class Contents:
     def of(
         cls, runs: Sequence[Finished], profiles: Sequence[Mapping[str, Profile]], slide: SlideImage | None
     ) -> Contents:
-        """Put the rows of some runs in order.
-
-        Raises
-        ------
-        StoreError
-            There is nothing to write, or the runs do not belong into one table.
-        """
+        """Put the rows of some runs in order; raises StoreError where there is nothing to write or they do not belong into one table."""
         _check(runs)
         rows = _rows(runs, slide is not None)
         ids = [_id(runs, row) for row in rows]
@@ -247,6 +227,11 @@ class Contents:
         """Microns per pixel of every image."""
         return self.runs[0].patch_mpp
 
+    @property
+    def synthetic(self) -> int:
+        """Images that a checkpoint made."""
+        return sum(row.run is not None for row in self.rows)
+
     def facts(self, at: int) -> dict[str, Any]:
         """Return the columns `FACTS` of a row."""
         row = self.rows[at]
@@ -260,7 +245,8 @@ class Contents:
             "patch_px": self.patch_px,
             "patch_mpp": self.patch_mpp,
         }
-        return {**common, **(self._slide_facts(row) if row.run is None else self._run_facts(row.run, row))}
+        own = self._slide_facts(row) if row.run is None else self._run_facts(row.run, row)
+        return dict.fromkeys(column.name for column in FACTS) | common | own
 
     def pixels(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Return the images of some rows, (n, patch_px, patch_px, 3) uint8."""
@@ -296,8 +282,6 @@ class Contents:
             parts.append(self._conditioned(run, np.array([rows[k].patch.row for k in mine], dtype=np.int64)))
         return _tidy(vstack(parts, format="csr")[np.argsort(order)])
 
-    # --- private
-
     def _conditioned(self, run: int | None, rows: NDArray[np.int64]) -> csr_matrix:
         from scipy.sparse import csr_matrix
 
@@ -315,34 +299,23 @@ class Contents:
         return mixed_counts(mixing(places.reshape(near.shape), weights, len(drawn)), counts)
 
     def _drawn_on(self, made: Finished, row: int) -> dict[str, float]:
-        """The spots that the expression at a spot is made of, and their weights: in seamless tissue its neighbours, too."""
+        """Return the spots that the expression at a spot is made of, and their weights: in seamless tissue its neighbours, too."""
         if not _mixes_spots(made):
             return {str(self.section.spots.ids[row]): 1.0}
         near, weights = nearest_spots(self.section.spots.yx[[row]], made.section)
         return dict(zip(self.section.spots.ids[near[0]].tolist(), weights[0].tolist(), strict=True))
 
     def _slide_facts(self, row: Row) -> dict[str, Any]:
+        kind = self.section.expression.kind
         return {
             "origin": "slide",
             "synthetic": self.section.synthetic,
-            "run": None,
-            "baseline_id": None,
             "edited": False,
             "counterfactual": False,
             "edits": "[]",
-            "expression": {"none": "null"}.get(self.section.expression.kind, self.section.expression.kind),
-            "expression_spot": None if self.section.expression.kind == "none" else row.patch.spot_id,
-            "morphology": None,
-            "mode": None,
+            "expression": "null" if kind == "none" else kind,
+            "expression_spot": None if kind == "none" else row.patch.spot_id,
             "pixels": "slide",
-            "seed": None,
-            "run_seed": None,
-            "steps": None,
-            "guidance_expression": None,
-            "guidance_morphology": None,
-            "guidance_rule": None,
-            "checkpoint": None,
-            "checkpoint_sha256": None,
         }
 
     def _run_facts(self, run: int, row: Row) -> dict[str, Any]:
@@ -387,7 +360,7 @@ class Contents:
 
 
 def _tidy(counts: csr_matrix) -> csr_matrix:
-    """Counts as float32, each once, without stored zeros."""
+    """Return counts as float32, each once, without stored zeros."""
     from scipy.sparse import csr_matrix
 
     found = csr_matrix(counts, dtype=np.float32, copy=True)
@@ -461,7 +434,7 @@ def _id(runs: Sequence[Finished], row: Row) -> str:
 
 
 def _baselines(runs: Sequence[Finished]) -> tuple[tuple[int, ...], ...]:
-    """For each run those that differ from it by the edits alone; none for a run without edits."""
+    """Return for each run those that differ from it by the edits alone; none for a run without edits."""
     keys = [noise_key(made.request, made.provenance) for made in runs]
     found = []
     for run, made in enumerate(runs):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,44 +13,33 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import StoreError
-from ..progress import CancelToken, Progress, Stopwatch
-from ..storage.atomic import explained, write_text
+from ..progress import CancelToken, Progress, Stopwatch, drained
+from ..storage.atomic import explained, write_json, write_text
 from ..synthesis.result import Finished
 from ..tissue.elements import fingerprint
 from ..tissue.identity import slide_identity, table_hash
 from .card import write_card
 from .contents import Contents
-from .folder import (
-    AGAIN,
-    CONTENT,
-    DatasetFolder,
-    Shard,
-    complete_manifest,
-    encoded,
-    output_place,
-    write_folder,
-    write_parquet,
-)
-from .sources import (
+from .folder import AGAIN, CONTENT, DatasetFolder, complete_manifest, output_place
+from .formats import (
     IMAGES,
     TABLE,
-    AnyResult,
-    CheckpointFacts,
-    Slide,
-    checkpoint_facts,
-    find_slide,
+    Shard,
+    encoded,
     genes_table,
     images_file,
     make_images,
-    open_results,
+    write_folder,
     write_images,
+    write_parquet,
     write_table,
 )
+from .sources import AnyResult, CheckpointFacts, Slide, checkpoint_facts, find_slide, open_results
 
 Format = Literal["imagefolder", "parquet", "anndata"]
 FORMATS: tuple[Format, ...] = ("imagefolder", "parquet", "anndata")
 SHARD_BYTES = 32 * 2**20
-"""Of pixels in a shard; what is held in memory is a few times this."""
+"""Of pixels in a shard; memory holds a few times this."""
 _AT_ONCE = 16
 _CARD, _GENES = "README.md", "genes.csv"
 
@@ -94,7 +84,7 @@ class Exported:
         return self.unfinished is None
 
 
-def export_dataset(
+def export_steps(
     result: AnyResult,
     out: str | Path,
     *,
@@ -108,7 +98,7 @@ def export_dataset(
     rows_per_shard: int | None = None,
     cancel: CancelToken | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-) -> Exported:
+) -> Generator[Progress, None, Exported]:
     """Write results as a paired data set.
 
     It grows in ``OUT.unfinished``, shard by shard, and gets its name when it is whole: stopped or killed, the same call goes on, and
@@ -145,44 +135,6 @@ def export_dataset(
     StmditError
         With what cannot be read, what is not known, or where it cannot be written.
     """
-    steps = export_steps(
-        result,
-        out,
-        formats=formats,
-        runs=runs,
-        real=real,
-        section=section,
-        fullres=fullres,
-        checkpoint=checkpoint,
-        licence=licence,
-        rows_per_shard=rows_per_shard,
-        cancel=cancel,
-    )
-    while True:
-        try:
-            progress = next(steps)
-        except StopIteration as end:
-            exported: Exported = end.value
-            return exported
-        if on_progress is not None:
-            on_progress(progress)
-
-
-def export_steps(
-    result: AnyResult,
-    out: str | Path,
-    *,
-    formats: Sequence[Format] = FORMATS,
-    runs: Sequence[str] = (),
-    real: bool = True,
-    section: str | Path | None = None,
-    fullres: str | Path | None = None,
-    checkpoint: str | Path | None = None,
-    licence: str | None = None,
-    rows_per_shard: int | None = None,
-    cancel: CancelToken | None = None,
-) -> Generator[Progress, None, Exported]:
-    """As `export_dataset`, step by step: yields the progress, returns what was written."""
     place, kinds = output_place(out), _formats(formats)
     made = open_results(result, runs)
     slide = find_slide(made[0], section, fullres) if real else None
@@ -190,24 +142,32 @@ def export_steps(
     contents = Contents.of(made, [facts.profiles for facts in checkpoints], None if slide is None else slide.image)
     per_shard = _per_shard(rows_per_shard, contents)
     identity = _identity(contents, slide, kinds, per_shard)
+    notes = _notes(contents, slide)
+    names = tuple(one.name for one in made)
     there = complete_manifest(place, identity)
     if there is not None:
-        notes = (*_notes(contents, slide), *_licence_note(place, there, licence))
-        return _exported(place, contents, kinds, len(contents), existed=True, notes=notes)
+        notes += _licence_note(place, there, licence)
+        rows = len(contents)
+        return Exported(place, rows, contents.synthetic, names, kinds, rows, existed=True, notes=notes)
     folder = DatasetFolder.open(place, identity)
+    export = _Export(folder, contents, slide, checkpoints, kinds, per_shard, licence, cancel or CancelToken())
     try:
-        with explained(folder.path, AGAIN):
-            export = _Export(folder, contents, slide, checkpoints, kinds, per_shard, licence, cancel or CancelToken())
-            yield from export.shards()
-            if not export.cancel.cancelled:
-                yield from export.finish()
+        for progress in export.steps():
+            if on_progress is not None:
+                on_progress(progress)
+            yield progress
     finally:
         folder.release()
-    return export.outcome()
+    unfinished = None if export.published else folder.path
+    notes = (*folder.notes, *notes)
+    return Exported(place, len(contents), contents.synthetic, names, kinds, folder.rows, unfinished, notes=notes)
+
+
+export_dataset = drained(export_steps, "export_dataset")
 
 
 class _Stopped(Exception):
-    """The user asked to stop amid the table."""
+    """The user asked to stop."""
 
 
 @dataclass
@@ -225,8 +185,15 @@ class _Export:
     watch: Stopwatch = field(default_factory=Stopwatch)
     published: bool = False
 
-    def shards(self) -> Generator[Progress, None, None]:
-        """Write the shards that are not there yet."""
+    def steps(self) -> Iterator[Progress]:
+        """Write what is not there yet, and give the data set its name, until a stop is asked for."""
+        with explained(self.folder.path, AGAIN), suppress(_Stopped):
+            yield from self._shards()
+            self._finish()
+            yield self._progress()
+
+    def _shards(self) -> Iterator[Progress]:
+        """Write the shards that are not there yet; raises _Stopped as `_check`."""
         total = len(self.contents)
         if "anndata" in self.formats:
             make_images(self.folder.path / IMAGES, self.contents, self.per_shard)
@@ -237,8 +204,7 @@ class _Export:
             start, stop = number * self.per_shard, min((number + 1) * self.per_shard, total)
             parts = []
             for first in range(start, stop, _AT_ONCE):
-                if self.cancel.cancelled:
-                    return
+                self._check()
                 parts.append(self.contents.pixels(first, min(first + _AT_ONCE, stop)))
                 yield self._progress(min(first + _AT_ONCE, stop) - start)
             self._write(Shard.of(self.contents, number, start, np.concatenate(parts)))
@@ -261,52 +227,39 @@ class _Export:
             names.append(images_file(shard.number))
         self.folder.commit(shard.number, (shard.start, shard.stop), names)
 
-    def finish(self) -> Generator[Progress, None, None]:
-        """Write what belongs to all shards, and give the data set its name."""
+    def _finish(self) -> None:
+        """Write what belongs to all shards, and publish the folder; raises _Stopped as `_check`."""
         records = {made.name: dict(made.provenance) for made in self.contents.runs}
         names = [_GENES]  # not the card, which is the user's to complete
+        self._check()
         if "anndata" in self.formats:
             work = self.folder.work()
-            try:
-                write_table(work / "table", self.contents, records, self._check)
-            except _Stopped:
-                return
+            write_table(work / "table", self.contents, records, self._check)
             self.folder.put(work / "table", TABLE)
             names += [TABLE, f"{IMAGES}/zarr.json"]
+        (self.folder.path / "runs").mkdir(exist_ok=True)
         for name, record in records.items():
             names.append(f"runs/{name}.json")
-            (self.folder.path / "runs").mkdir(exist_ok=True)
-            write_text(self.folder.path / names[-1], json.dumps(record, indent=1, ensure_ascii=False))
+            write_json(self.folder.path / names[-1], record)
         write_text(self.folder.path / _GENES, genes_table(self.contents).to_csv(index=False))
         card = write_card(self.contents, self.checkpoints, self.slide, self.formats, self.licence)
         write_text(self.folder.path / _CARD, card)
-        if self.cancel.cancelled:
-            return
+        self._check()
         facts = {
             "rows": len(self.contents),
-            "synthetic": _synthetic(self.contents),
+            "synthetic": self.contents.synthetic,
             "formats": self.formats,
             "licence": self.licence,
         }
         self.folder.publish(facts, names)
         self.published = True
-        yield self._progress()
-
-    def outcome(self) -> Exported:
-        """Return what was written."""
-        unfinished = None if self.published else self.folder.path
-        done, notes = self._done(), (*self.folder.notes, *_notes(self.contents, self.slide))
-        return _exported(self.folder.out, self.contents, self.formats, done, unfinished, notes=notes)
 
     def _check(self) -> None:
         if self.cancel.cancelled:
             raise _Stopped
 
-    def _done(self) -> int:
-        return sum(stop - start for start, stop in (entry["rows"] for entry in self.folder.shards.values()))
-
     def _progress(self, more: int = 0) -> Progress:
-        return Progress(self._done() + more, len(self.contents), 0, 1, 0, self.watch.seconds)
+        return Progress(self.folder.rows + more, len(self.contents), 0, 1, 0, self.watch.seconds)
 
 
 def _formats(formats: Sequence[Format]) -> tuple[Format, ...]:
@@ -325,14 +278,14 @@ def _per_shard(wanted: int | None, contents: Contents) -> int:
 
 
 def _identity(contents: Contents, slide: Slide | None, formats: Sequence[Format], per_shard: int) -> dict[str, Any]:
-    """What must be the same for an export to go on; the same images and counts in the same shards."""
+    """Return what must be the same for an export to go on: the same images and counts in the same shards."""
     content: dict[str, Any] = {"counts": table_hash(contents.section.spots)}
     if slide is not None:
         boxes = [row.patch.source_box for row in contents.rows if row.run is None]
         content["slide"] = slide_identity(slide.image, boxes, contents.patch_px)
     return {
         "section": fingerprint(contents.section),
-        "runs": {made.name: _hash(made) for made in contents.runs},
+        "runs": {one.name: _hash(one) for one in contents.runs},
         "slide": None if slide is None else {"mpp": round(slide.mpp, 6), "shape": list(slide.image.shape)},
         "formats": list(formats),
         "rows": len(contents),
@@ -346,23 +299,19 @@ def _hash(made: Finished) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _licence_note(place: Path, manifest: Mapping[str, Any], licence: str | None) -> list[str]:
-    """What to say of a licence that a data set which is there already does not have: its card is the user's, and is left alone."""
+def _licence_note(place: Path, manifest: Mapping[str, Any], licence: str | None) -> tuple[str, ...]:
+    """Say that a data set which is there already has another licence: its card is the user's, and is left alone."""
     if licence is None or manifest.get("licence") == licence:
-        return []
+        return ()
     was = manifest.get("licence")
     before = (
         f"the licence {was!r}" if was else "no licence" if "licence" in manifest else "a licence that was not recorded"
     )
-    return [f"the data set was exported with {before}; {licence!r} was not written, change {place / _CARD} by hand"]
-
-
-def _synthetic(contents: Contents) -> int:
-    return sum(row.run is not None for row in contents.rows)
+    return (f"the data set was exported with {before}; {licence!r} was not written, change {place / _CARD} by hand",)
 
 
 def _notes(contents: Contents, slide: Slide | None) -> tuple[str, ...]:
-    notes = [] if slide is None else [f"real patches come from {slide.words}"]
+    notes = [] if slide is None else [f"real patches come from {slide.description}"]
     for made in contents.runs:
         if made.source != "as made" and made.request.mode == "spots":
             notes.append(
@@ -373,16 +322,3 @@ def _notes(contents: Contents, slide: Slide | None) -> tuple[str, ...]:
     if contents.section.synthetic:
         notes.append("the section is synthetic, and so are the crops of its slide")
     return tuple(notes)
-
-
-def _exported(
-    place: Path,
-    contents: Contents,
-    formats: tuple[Format, ...],
-    done: int,
-    unfinished: Path | None = None,
-    existed: bool = False,
-    notes: tuple[str, ...] = (),
-) -> Exported:
-    names = tuple(made.name for made in contents.runs)
-    return Exported(place, len(contents), _synthetic(contents), names, formats, done, unfinished, existed, notes)

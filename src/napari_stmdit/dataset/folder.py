@@ -1,4 +1,4 @@
-"""One shard in the formats of `datasets`: a folder of PNG files with a table beside them, and a Parquet file that holds the images."""
+"""The folder of a data set while it is written: nothing half done under a lasting name, nothing done twice."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ import datetime
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from .. import __version__
 from ..errors import StoreError
@@ -24,6 +19,7 @@ from ..storage.atomic import (
     LOCK,
     bring_to_disk,
     explained,
+    read_object,
     remove_drafts_in,
     remove_left_drafts,
     replacing,
@@ -33,124 +29,20 @@ from ..storage.atomic import (
 )
 from ..synthesis.identity import differences
 from ..synthesis.result import unfinished_folder
-from ..synthesis.zarr_canvas import read_json
-from ..tissue.export import SLIDE, SYNTHETIC_SLIDE, Label, label_of_result, png_of
-from .contents import Contents, as_arrow
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-
-
-_LONGEST_NAME = 80
-_ROW_GROUP = 64
-"""Rows that a reader of a Parquet file decodes together; few, as each holds an image."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Some rows of a data set, ready to be written.
-
-    Attributes
-    ----------
-    number, start, stop
-        Its number, and the rows it holds.
-    pixels
-        (n, p, p, 3) uint8.
-    records
-        The columns of each row.
-    labels
-        What each image is.
-    """
-
-    number: int
-    start: int
-    stop: int
-    pixels: NDArray[np.uint8]
-    records: tuple[dict[str, Any], ...]
-    labels: tuple[Label, ...]
-
-    @classmethod
-    def of(cls, contents: Contents, number: int, start: int, pixels: NDArray[np.uint8]) -> Shard:
-        """Put a shard together from its images."""
-        stop = start + len(pixels)
-        measured, edited = contents.measured(start, stop), contents.conditioned(start, stop)
-        records = tuple(
-            {
-                **contents.facts(start + k),
-                **_sparse(measured, k, "gene_index", "gene_count"),
-                **_sparse(edited, k, "edited_gene_index", "edited_gene_count"),
-            }
-            for k in range(len(pixels))
-        )
-        made = {run.name: label_of_result(run.provenance) for run in contents.runs}
-        slide = SYNTHETIC_SLIDE if contents.section.synthetic else SLIDE
-        labels = tuple(made[r["run"]] if r["origin"] == "model" else slide for r in records)
-        return cls(number, start, stop, pixels, records, labels)
-
-
-def _sparse(matrix: csr_matrix, row: int, index: str, count: str) -> dict[str, NDArray[Any]]:
-    part = slice(matrix.indptr[row], matrix.indptr[row + 1])
-    return {index: matrix.indices[part].astype(np.int32), count: matrix.data[part].astype(np.float32)}
-
-
-def encoded(shard: Shard, mpp: float) -> list[bytes]:
-    """Return the images of a shard as PNG files, each of which says what it is."""
-    return [png_of(pixels, mpp, label) for pixels, label in zip(shard.pixels, shard.labels, strict=True)]
-
-
-def file_names(shard: Shard) -> list[str]:
-    """Return a name for the file of each image: its row in the data set, which no other has, and what it is."""
-    return [
-        f"{shard.start + k:07d}_{re.sub(r'[^0-9A-Za-z_.-]', '_', record['id'])[:_LONGEST_NAME]}.png"
-        for k, record in enumerate(shard.records)
-    ]
-
-
-def write_folder(shard: Shard, images: Sequence[bytes], folder: Path) -> None:
-    """Write a shard as a folder that the ``imagefolder`` loader reads: PNG files and ``metadata.parquet``."""
-    import pyarrow.parquet as pq
-
-    folder.mkdir(parents=True)
-    names = file_names(shard)
-    for name, image in zip(names, images, strict=True):
-        (folder / name).write_bytes(image)
-    table = as_arrow([{"file_name": n, **r} for n, r in zip(names, shard.records, strict=True)], "file_name")
-    pq.write_table(table, folder / "metadata.parquet", compression="zstd")
-
-
-def write_parquet(shard: Shard, images: Sequence[bytes], file: Path) -> None:
-    """Write a shard as one Parquet file whose column ``image`` holds the files and decodes to images."""
-    import pyarrow.parquet as pq
-
-    rows = zip(file_names(shard), images, shard.records, strict=True)
-    table = as_arrow([{"image": {"bytes": image, "path": name}, **record} for name, image, record in rows], "image")
-    pq.write_table(table, file, compression="zstd", row_group_size=_ROW_GROUP)
-
-
-# The folder of a data set while it is written: nothing half done under a lasting name, nothing done twice.
-
 
 MANIFEST = "manifest.json"
 WORK = ".work"
 CONTENT = "content"
-"""Of an identity: hashes of the counts and of the slide's crops. Manifests of earlier versions lack it."""
+"""Key of an identity: hashes of the counts and of the slide's crops. Manifests of earlier versions lack it."""
 FORMAT = 1
 AGAIN = "export again, what is finished is kept"
 
 
 class DatasetFolder:
-    """The unfinished folder of a data set; one process at a time holds it.
+    """The unfinished folder of a data set, held by one process at a time.
 
-    Attributes
-    ----------
-    out
-        Where the data set will be.
-    path
-        Where it grows.
-    shards
-        Number -> its entry in the manifest, of the shards that are safe.
-    notes
-        What happened when it was taken up, in sentences.
+    It grows at ``path`` and will be at ``out``. ``shards`` holds the manifest's entries of the shards that are safe, by number; ``notes`` say
+    what happened when it was taken up.
     """
 
     def __init__(self, out: Path, path: Path, manifest: dict[str, Any], lock: Any) -> None:
@@ -159,14 +51,16 @@ class DatasetFolder:
         self.notes: list[str] = []
         self._manifest, self._lock = manifest, lock
 
+    @property
+    def rows(self) -> int:
+        """Rows that are safe."""
+        return sum(stop - start for start, stop in (entry["rows"] for entry in self.shards.values()))
+
     @classmethod
     def open(cls, out: Path, identity: Mapping[str, Any]) -> DatasetFolder:
         """Make the folder of a new data set, or take up that of this one.
 
-        Raises
-        ------
-        StoreError
-            It is of another data set (saying what differs), another process holds it, or it cannot be written.
+        Raises StoreError where it is of another data set (saying what differs), another process holds it, or it cannot be written.
         """
         path = unfinished_folder(out)
         with explained(path, AGAIN):
@@ -175,7 +69,7 @@ class DatasetFolder:
                     raise StoreError(
                         f"{path} is in the way: it is no unfinished data set; remove it, or choose another place"
                     )
-                manifest = read_json(path / MANIFEST)
+                manifest = read_object(path / MANIFEST)
                 _check_same(manifest, identity, path)
                 folder = cls(out, path, manifest, take_lock(path))
                 remove_drafts_in(path)
@@ -212,7 +106,7 @@ class DatasetFolder:
         self.shards[number] = entry
         self._write()
 
-    def publish(self, facts: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    def publish(self, facts: Mapping[str, Any], names: Sequence[str]) -> None:
         """Complete the manifest with what belongs to no shard, let go of the folder, and give it its name."""
         shutil.rmtree(self.path / WORK, ignore_errors=True)
         self._manifest |= {
@@ -230,13 +124,10 @@ class DatasetFolder:
             self.out.rmdir()  # it is empty, or this fails
         os.rename(self.path, self.out)
         sync(self.out.parent)
-        return self._manifest
 
     def release(self) -> None:
         """Let go of the folder as it is."""
         self._lock.release()
-
-    # --- private
 
     def _entry(self, name: str) -> dict[str, Any]:
         size, digest = measure(self.path / name)
@@ -272,10 +163,7 @@ def output_place(out: str | Path) -> Path:
 def complete_manifest(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the manifest of the data set that is at its place already, whole; None where the place is free.
 
-    Raises
-    ------
-    StoreError
-        Something else is there, or it is this data set but not whole.
+    Raises StoreError where something else is there, or this data set but not whole.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         if out.is_symlink() and not out.exists():
@@ -285,7 +173,7 @@ def complete_manifest(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] 
         raise StoreError(
             f"{out} is there already and is no data set of ours; nothing is overwritten, choose another place"
         )
-    manifest = read_json(out / MANIFEST)
+    manifest = read_object(out / MANIFEST)
     _check_same(manifest, identity, out)
     files = [*manifest.get("files", []), *(file for shard in manifest.get("shards", []) for file in shard["files"])]
     hurt = [str(file["path"]) for file in files if _size(out / file["path"]) != file["bytes"]]

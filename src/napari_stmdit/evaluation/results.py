@@ -102,7 +102,7 @@ def evaluate_result(
     done = 0
     for family in _families(results):
         slide = find_slide(family.first, section, fullres)
-        notes.append(f"real patches of {', '.join(one.name for one in family.results)}: {slide.words}")
+        notes.append(f"real patches of {', '.join(one.name for one in family.results)}: {slide.description}")
         boxes = [patch.source_box for patch in family.first.patches]
         real = read_patches(slide.image, boxes, family.first.patch_px)
         judge = Judge(real, family.first.patch_px * family.first.patch_mpp, spaces, lpips)

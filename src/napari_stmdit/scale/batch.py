@@ -1,13 +1,12 @@
-"""A cohort: job after job, in this process or on a cluster; what is done stays done, and one bad section stops no other."""
+"""A cohort, job after job, in this process or on a cluster; what is done stays done, and one bad section stops no other."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 from ..assemble import Checkpoint, load_checkpoint
 from ..errors import StmditError, StoreError, first_line
@@ -18,20 +17,20 @@ from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import Result, synthesize
 from ..tissue.store import check_writable, list_results, read_result
 from ..tissue.store_entries import element_name
-from ..types import Request, Section
-from .jobs import Job, Place
+from ..types import Section
+from .cluster import remote_checkpoint, synthesize_shared
+from .jobs import Job
 
+OnProgress = Callable[[Progress], None]
 State = Literal["done", "there already", "incomplete", "stopped", "failed", "not begun"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job.
+    """Outcome of a job.
 
     Attributes
     ----------
-    job
-        The job.
     state
         ``done`` now, ``there already`` from an earlier batch, ``incomplete`` where patches failed and the others are kept, ``stopped``
         with a part kept, ``failed``, or ``not begun``.
@@ -39,8 +38,6 @@ class Outcome:
         Name of the result in the section's store; None where there is none.
     patches, planned
         Finished patches, and those of the plan.
-    seconds
-        What it took.
     message
         Why it failed; what the user should know.
     """
@@ -69,92 +66,51 @@ class Outcome:
         }
 
 
-class Runner(Protocol):
-    """Who computes the jobs of a batch: this process, or a cluster."""
-
-    def checkpoint(self, name: str) -> KnownModel:
-        """Return what can be said of a checkpoint."""
-
-    def synthesize(
-        self,
-        place: Place,
-        section: Section,
-        request: Request,
-        folder: Path,
-        cancel: CancelToken,
-        on_progress: Callable[[Progress], None] | None,
-    ) -> Result:
-        """Compute a request, going on where ``folder`` has a part of it."""
-
-
 class LocalRunner:
-    """Computes in this process; a checkpoint is loaded once."""
+    """Computes jobs in this process; a checkpoint is loaded once."""
 
     def __init__(self, device: str = "auto", dtype: str = "auto", batch: int = BATCH) -> None:
         self._device, self._dtype, self._batch = device, dtype, batch
         self._loaded: tuple[str, Checkpoint] | None = None
 
-    def checkpoint(self, name: str) -> KnownModel:
-        """Return what can be said of a checkpoint."""
-        return self._checkpoint(name)
-
-    def synthesize(
-        self,
-        place: Place,
-        section: Section,
-        request: Request,
-        folder: Path,
-        cancel: CancelToken,
-        on_progress: Callable[[Progress], None] | None,
-    ) -> Result:
-        """Compute a request, going on where ``folder`` has a part of it."""
-        return synthesize(
-            section,
-            request,
-            self._checkpoint(request.checkpoint),
-            batch=self._batch,
-            cancel=cancel,
-            on_progress=on_progress,
-            folder=folder,
-            resume=True,
-        )
-
-    def _checkpoint(self, name: str) -> Checkpoint:
+    def checkpoint(self, name: str) -> Checkpoint:
+        """Return a checkpoint."""
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = name, load_checkpoint(name, device=self._device, dtype=self._dtype)
         return self._loaded[1]
 
+    def synthesize(self, job: Job, section: Section, cancel: CancelToken, on_progress: OnProgress | None) -> Result:
+        """Compute a job, going on where its folder has a part of it."""
+        return synthesize(
+            section,
+            job.request,
+            self.checkpoint(job.request.checkpoint),
+            batch=self._batch,
+            cancel=cancel,
+            on_progress=on_progress,
+            folder=job.folder,
+            resume=True,
+        )
+
 
 class ClusterRunner:
-    """Computes on the workers of a dask cluster, whose client `cluster.connect` gives."""
+    """Computes jobs on the workers of a dask cluster, whose client `cluster.connect` gives."""
 
     def __init__(self, client: Any, device: str = "auto", dtype: str = "auto", batch: int = BATCH) -> None:
         self._client, self._device, self._dtype, self._batch = client, device, dtype, batch
 
     def checkpoint(self, name: str) -> KnownModel:
-        """Return what can be said of a checkpoint."""
-        from .cluster import remote_checkpoint
-
+        """Return what is known of a checkpoint."""
         return remote_checkpoint(self._client, name, self._device, self._dtype)
 
-    def synthesize(
-        self,
-        place: Place,
-        section: Section,
-        request: Request,
-        folder: Path,
-        cancel: CancelToken,
-        on_progress: Callable[[Progress], None] | None,
-    ) -> Result:
-        """Compute a request, going on where ``folder`` has a part of it."""
-        from .cluster import synthesize_shared
-
+    def synthesize(self, job: Job, section: Section, cancel: CancelToken, on_progress: OnProgress | None) -> Result:
+        """Compute a job, going on where its folder has a part of it."""
         return synthesize_shared(
             self._client,
-            place.source,
+            job.place.source,
             section,
-            request,
-            folder=folder,
+            job.request,
+            folder=job.folder,
             batch=self._batch,
             device=self._device,
             dtype=self._dtype,
@@ -162,6 +118,9 @@ class ClusterRunner:
             on_progress=on_progress,
             resume=True,
         )
+
+
+Runner = LocalRunner | ClusterRunner
 
 
 def run_batch(
@@ -172,17 +131,17 @@ def run_batch(
     on_outcome: Callable[[Outcome], None] | None = None,
     on_progress: Callable[[Job, Progress], None] | None = None,
 ) -> list[Outcome]:
-    """Compute jobs one after the other; a section is opened once for all its jobs.
+    """Compute jobs one after the other; a section is opened once for all its jobs, which follow each other.
 
-    Run again with the same jobs, it leaves out what the stores hold already and goes on where a job was stopped. A job that
-    fails is told of in its outcome, and the next one begins.
+    Run again with the same jobs, it leaves out what the stores hold already and goes on where a job was stopped. A job that fails gets
+    an outcome that says why, and the next one begins.
 
     Parameters
     ----------
     jobs
         From `read_jobs`.
     runner
-        Who computes.
+        What computes.
     cancel
         Once set, the job under way stops and keeps what is done, and no other begins.
     on_outcome, on_progress
@@ -196,40 +155,27 @@ def run_batch(
     cancel = cancel or CancelToken()
     outcomes: list[Outcome] = []
     models = {name: runner.checkpoint(name) for name in dict.fromkeys(job.request.checkpoint for job in jobs)}
-    for place, group in groupby(jobs, key=lambda job: job.place):
-        for outcome in _section_outcomes(place, list(group), runner, models, cancel, on_progress):
-            outcomes.append(outcome)
-            if on_outcome is not None:
-                on_outcome(outcome)
-    return outcomes
-
-
-def _section_outcomes(
-    place: Place,
-    jobs: list[Job],
-    runner: Runner,
-    models: Mapping[str, KnownModel],
-    cancel: CancelToken,
-    on_progress: Callable[[Job, Progress], None] | None,
-) -> Iterator[Outcome]:
-    section: Section | None = None
+    section, place = None, None
     for job in jobs:
-        if cancel.cancelled:
-            yield Outcome(job, "not begun")
-            continue
+        if job.place != place:
+            section, place = None, job.place
         watch = Stopwatch()
         try:
-            if section is None:
-                section = place.source.open()
-            there = _already_there(job, section, models[job.request.checkpoint])
-            if there is not None:
-                yield there if there.patches >= there.planned else _left_incomplete(there)
-                continue
-            yield _compute(job, section, runner, cancel, on_progress)
+            if cancel.cancelled:
+                outcome = Outcome(job, "not begun")
+            else:
+                section = job.place.source.open() if section is None else section
+                outcome = _already_there(job, section, models[job.request.checkpoint]) or _compute(
+                    job, section, runner, cancel, None if on_progress is None else partial(on_progress, job)
+                )
         except Exception as error:  # whatever it is, it is this job's: the others go on
             if os.environ.get("STMDIT_DEBUG"):
                 raise
-            yield Outcome(job, "failed", seconds=watch.seconds, message=_reason(error))
+            outcome = Outcome(job, "failed", seconds=watch.seconds, message=_reason(error))
+        outcomes.append(outcome)
+        if on_outcome is not None:
+            on_outcome(outcome)
+    return outcomes
 
 
 def _reason(error: Exception) -> str:
@@ -244,25 +190,18 @@ def _reason(error: Exception) -> str:
     )
 
 
-def _left_incomplete(there: Outcome) -> Outcome:
-    """An earlier version put results into the store that lacked the patches that had failed."""
-    lacking = f"{there.planned - there.patches} of {there.planned} patches are missing in it"
-    return replace(there, state="incomplete", message=f"{lacking}; to compute it whole, give the edit another name")
-
-
 def _compute(
     job: Job,
     section: Section,
     runner: Runner,
     cancel: CancelToken,
-    on_progress: Callable[[Job, Progress], None] | None,
+    on_progress: OnProgress | None,
 ) -> Outcome:
     watch = Stopwatch()
     store = job.place.store
     check_writable(store, section)
     _check_name(job)
-    told = None if on_progress is None else lambda progress: on_progress(job, progress)
-    result = runner.synthesize(job.place, section, job.request, job.folder, cancel, told)
+    result = runner.synthesize(job, section, cancel, on_progress)
     made, planned = len(result.done), len(result.plan)
     if made + len(result.failed) < planned:
         kept = f"{made} of {planned} patches are kept; run the batch again to go on"
@@ -289,10 +228,7 @@ def _check_name(job: Job) -> None:
 def _already_there(job: Job, section: Section, model: KnownModel) -> Outcome | None:
     """Return the outcome of a job whose result is in the store; None where there is none.
 
-    Raises
-    ------
-    StoreError
-        Where the store has a result of that name that was asked for otherwise, or made from other inputs.
+    Raises StoreError where the store has a result of that name of another request or of other inputs.
     """
     store, element = job.place.store, element_name(job.edit)
     if not store.exists() or element not in list_results(store):
@@ -308,7 +244,13 @@ def _already_there(job: Job, section: Section, model: KnownModel) -> Outcome | N
     patches = record.get("patches", record.get("continuous", {}))
     planned = int(patches.get("planned", patches.get("tiles_planned", 0)))
     made = len(patches.get("spots", patches.get("tiles_yx_fullres", [])))
-    return Outcome(job, "there already", element, made, planned)
+    if made >= planned:
+        return Outcome(job, "there already", element, made, planned)
+    # earlier versions saved results that lacked the patches that had failed
+    lacking = (
+        f"{planned - made} of {planned} patches are missing in it; to compute it whole, give the edit another name"
+    )
+    return Outcome(job, "incomplete", element, made, planned, message=lacking)
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:

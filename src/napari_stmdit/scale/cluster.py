@@ -1,4 +1,4 @@
-"""A cluster on this computer: one process per GPU, or processes that divide its cores among them."""
+"""A run on the workers of a dask cluster, also of one that is started on this computer: patches are shared out, one process records them."""
 
 from __future__ import annotations
 
@@ -29,28 +29,24 @@ if TYPE_CHECKING:
 
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+BATCHES_A_SHARE = 4
+"""Batches in a share: few, so that a worker that dies costs little and the last ones do not wait for each other; enough to be worth sending."""
+MAX_ROUNDS = 2
+"""How often the scheduler may give up a share, each time after several deaths, before the run is ended."""
+PATIENCE_S = 120.0
+"""Wait for a worker where there is none."""
+ANSWER_S = 20.0
+"""Wait for the answer of a scheduler."""
+_POLL_S = 0.5
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @contextmanager
 def local_client(workers: int, device: str = "auto") -> Iterator[Any]:
-    """Start workers on this computer, reachable from it alone, and stop them at the end.
+    """Start worker processes on this computer, reachable from it alone, yield their `distributed.Client`, and stop them at the end.
 
-    Parameters
-    ----------
-    workers
-        Processes. With CUDA each gets a GPU of its own; else each gets its part of the cores.
-    device
-        As the user gave it.
-
-    Yields
-    ------
-    distributed.Client
-
-    Raises
-    ------
-    RequestError
-        Where there are fewer GPUs than workers, or one device was given for several workers.
+    With CUDA each gets a GPU of its own, else its part of the cores. Raises RequestError where there are fewer GPUs than workers, or one
+    device was given for several workers.
     """
     require_distributed()
     environments = worker_environments(workers, device, gpus(), os.cpu_count() or 1)
@@ -96,14 +92,8 @@ def worker_environments(workers: int, device: str, gpu_count: int, cores: int) -
         raise RequestError([("workers", f"got {workers}; expected one or more")])
     on_gpu = gpu_count > 0 and device in ("auto", "cuda")
     if workers > 1 and device.startswith(("cuda:", "mps")):
-        raise RequestError(
-            [
-                (
-                    "device",
-                    f"{device} is one device, and {workers} workers need one each; leave --device out, or use cuda or cpu",
-                )
-            ]
-        )
+        said = f"{device} is one device, and {workers} workers need one each; leave --device out, or use cuda or cpu"
+        raise RequestError([("device", said)])
     if on_gpu and workers > gpu_count:
         raise RequestError([("workers", f"{workers} workers need a GPU each, and this computer has {gpu_count}")])
     own = {name: str(max(1, cores // workers)) for name in _THREADS}
@@ -114,7 +104,7 @@ def worker_environments(workers: int, device: str, gpu_count: int, cores: int) -
 
 
 def _gpu_names(count: int) -> list[str]:
-    """Names of the GPUs that this process sees, as CUDA takes them: where a node is shared, the first need not be number 0.
+    """Return the names of the GPUs that this process sees, as CUDA takes them: on a shared node the first need not be number 0.
 
     The variable holds numbers, or UUIDs of GPUs or of their MIG parts; torch's number k is its k-th entry.
     """
@@ -142,21 +132,6 @@ def require_distributed() -> None:
         )
 
 
-# One run on many workers: the plan is shared out, every worker writes its own patches, and one process keeps the
-# books.
-
-
-BATCHES_A_SHARE = 4
-"""Few, so that a worker that dies costs little and the last ones do not wait for each other; enough to be worth sending."""
-MOST_ROUNDS = 2
-"""How often the scheduler may give up a share, each time after several deaths, before the run is ended."""
-PATIENCE_S = 120.0
-"""How long to wait for a worker where there is none."""
-ANSWER_S = 20.0
-"""How long a scheduler may take to answer."""
-_LOOK_S = 0.5
-
-
 def check_choice(scheduler: str | None, workers: int | None) -> None:
     """Refuse a scheduler and workers given at once."""
     if scheduler is not None and workers is not None:
@@ -165,14 +140,9 @@ def check_choice(scheduler: str | None, workers: int | None) -> None:
 
 @contextmanager
 def connect(scheduler: str | None, workers: int | None, device: str = "auto") -> Iterator[Any]:
-    """Give a client of a cluster: of the scheduler at an address, or of workers started here.
+    """Yield a client of the scheduler at an address, or of workers started here.
 
-    Raises
-    ------
-    StmditError
-        Where dask.distributed is missing or nobody answers at the address.
-    RequestError
-        Where the workers do not fit this computer.
+    Raises StmditError where dask.distributed is missing or nobody answers, RequestError where the workers do not fit this computer.
     """
     require_distributed()
     if scheduler is None:
@@ -194,7 +164,7 @@ def connect(scheduler: str | None, workers: int | None, device: str = "auto") ->
 
 @dataclass(frozen=True)
 class RemoteCheckpoint:
-    """What is known here of a checkpoint that workers have loaded; it cannot compute."""
+    """Facts of a checkpoint that workers have loaded; it cannot compute."""
 
     card: CheckpointCard
     provenance: Mapping[str, Any]
@@ -202,14 +172,9 @@ class RemoteCheckpoint:
 
 
 def remote_checkpoint(client: Any, name: str, device: str, dtype: str) -> RemoteCheckpoint:
-    """Have a worker load a checkpoint, and return what it says of itself.
+    """Have a worker load a checkpoint, and return its facts.
 
-    Raises
-    ------
-    CheckpointError
-        As `load_checkpoint` raises on the worker.
-    SynthesisError
-        Where there is no worker, or its package is another version.
+    Raises CheckpointError as `load_checkpoint` does on the worker, SynthesisError where there is no worker or another version on it.
     """
     from .work import facts
 
@@ -234,13 +199,7 @@ def synthesize_on(
     dtype: str = "auto",
     **how: Any,
 ) -> Result:
-    """Connect, and do `synthesize_shared`; ``source`` says how the section was opened, ``how`` goes on.
-
-    Raises
-    ------
-    RequestError
-        Also where both a scheduler and workers are given.
-    """
+    """Connect, and do `synthesize_shared` with ``how``; raises RequestError also where both a scheduler and workers are given."""
     check_choice(scheduler, workers)
     require_distributed()
     with connect(scheduler, workers, device) as client:
@@ -261,57 +220,39 @@ def synthesize_shared(
     on_progress: Callable[[Progress], None] | None = None,
     resume: bool = False,
 ) -> Result:
-    """Do what `napari_stmdit.synthesize` does, on the workers of a cluster.
+    """Do what `napari_stmdit.synthesize` does, on the workers of a cluster, and with its errors.
 
-    Spots are shared out; a continuous region stays on one worker. A worker that dies has its patches done again by another.
-
-    Parameters
-    ----------
-    client
-        From `connect`.
-    source, section
-        Where the section is, as every worker sees it, and the section itself.
-    request, folder, batch, cancel, on_progress, resume
-        As for `napari_stmdit.synthesize`; ``folder`` is on a disk that all workers see.
-    device, dtype
-        As for `load_checkpoint`, on every worker; an automatic dtype is the one that the first worker chooses, for all of them.
-
-    Raises
-    ------
-    RequestError, StoreError
-        As `napari_stmdit.synthesize`.
-    SynthesisError
-        Where workers die again and again, none is left, or they do not agree. What is finished stays in ``folder``.
+    Spots are shared out; a continuous region stays on one worker. A worker that dies has its patches done again by another. ``source`` says
+    where every worker finds the section, ``folder`` is on a disk that all of them see, and an automatic dtype is the one that the first
+    worker chooses. Raises SynthesisError where workers die again and again, none is left, or they do not agree; what is finished stays.
     """
     from .work import Task
 
     model = remote_checkpoint(client, request.checkpoint, device, dtype)
     plan = make_plan(section, request, model.card)
     identity = identity_of(plan, section, model)
-    dtype = str(
-        model.provenance["dtype"]
-    )  # workers of several kinds would choose differently, and none could go on for another
+    # workers of several kinds would choose differently, and none could go on for another
+    dtype = str(model.provenance["dtype"])
     task = Task(source, request, folder.expanduser().absolute(), device, dtype, batch, identity)
-    share = _Share(client, task, plan, cancel or CancelToken(), on_progress)
+    run = _SharedSynthesis(client, task, plan, cancel or CancelToken(), on_progress)
     if plan.windows is None:
         canvas = open_canvas(folder, plan, section, model, resume)
         with kept(canvas, plan):
             before = len(canvas.finished)
-            share.spots(canvas)
+            run.spots(canvas)
     else:
-        open_canvas(
-            folder, plan, section, model, resume
-        ).close()  # to refuse another run's folder before a worker is asked
+        # to refuse another run's folder before a worker is asked
+        open_canvas(folder, plan, section, model, resume).close()
         before = 0
-        share.region()
+        run.region()
         canvas = open_canvas(folder, plan, section, model, resume=True)
         canvas.close()
-    progress = share.progress(len(canvas.finished))
-    return collect_on_disk(plan, section, model, canvas, share.watch.seconds, progress, resumed=before)
+    progress = run.progress(len(canvas.finished))
+    return collect_on_disk(plan, section, model, canvas, run.watch.seconds, progress, resumed=before)
 
 
 @dataclass
-class _Share:
+class _SharedSynthesis:
     """A run under way on a cluster."""
 
     client: Any
@@ -329,9 +270,9 @@ class _Share:
         self._news: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._futures: dict[Any, Sequence[int]] = {}
         self._deaths: dict[int, int] = {}
-        self._told = False
-        self._present = _workers(self.client)  # from the start, or one that leaves soon would not be missed
-        self._seen_worker = self._looked = time.monotonic()
+        self._stop_sent = False
+        self._present = _workers(self.client)
+        self._seen_worker = self._checked = time.monotonic()
 
     def progress(self, finished: int, step: int = 0, batch: int = 0, part: float = 0.0) -> Progress:
         """Return where the run stands."""
@@ -349,7 +290,7 @@ class _Share:
         )
 
     def spots(self, canvas: ZarrCanvas) -> None:
-        """Share out the patches that are missing, and keep the books until all are done."""
+        """Share out the patches that are missing, and record them until all are done."""
         from .work import compute
 
         def send(shares: Sequence[Sequence[int]]) -> None:
@@ -357,14 +298,14 @@ class _Share:
                 self._watch_over(self.client.submit(compute, self.name, share, pure=False), share)
 
         todo = [patch.index for patch in self.plan.patches if patch.index not in canvas.finished]
-        self._tell(len(canvas.finished))
+        self._report(len(canvas.finished))
         with self._run_on_workers():
             send(self._cut(todo))
             while self._futures:
                 kind, what = self._next()
                 if kind == "report" and "done" in what:
                     self.facts |= what["facts"]
-                    self._book(canvas, what["done"])
+                    self._record(canvas, what["done"])
                 elif kind == "done":
                     share = self._futures.pop(what, None)
                     if share is None:  # dropped before it began
@@ -375,7 +316,7 @@ class _Share:
                         send(self._cut(rest, 1))
                     else:
                         self._take(outcome)
-                        self._book(canvas, outcome.done)
+                        self._record(canvas, outcome.done)
             self._note_losses(_workers(self.client))  # one may have left since it was last looked for
 
     def region(self) -> None:
@@ -388,15 +329,13 @@ class _Share:
             while self._futures:
                 kind, what = self._next()
                 if kind == "report" and "step" in what:
-                    self._tell(int(what["finished"]), int(what["step"]), int(what["batch"]), float(what["part"]))
+                    self._report(int(what["finished"]), int(what["step"]), int(what["batch"]), float(what["part"]))
                 elif kind == "done" and self._futures.pop(what, None) is not None:
                     outcome = self._outcome(what, whole)
                     if outcome is None:
                         self._watch_over(self.client.submit(compute_whole, self.name, pure=False), whole)
                     else:
                         self._take(outcome)
-
-    # --- on the way
 
     def _take(self, share: Share) -> None:
         self.failed |= share.failed
@@ -409,16 +348,16 @@ class _Share:
         size = self.task.batch * max(1, min(batches, len(indices) // (2 * workers * self.task.batch)))
         return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
 
-    def _book(self, canvas: ZarrCanvas, indices: Sequence[int]) -> None:
+    def _record(self, canvas: ZarrCanvas, indices: Sequence[int]) -> None:
         canvas.facts |= self.facts
         if set(indices) <= canvas.finished:
             return
         canvas.adopt(indices)
         canvas.failed = dict(self.failed)
         canvas.commit()
-        self._tell(len(canvas.finished))
+        self._report(len(canvas.finished))
 
-    def _tell(self, finished: int, step: int = 0, batch: int = 0, part: float = 0.0) -> None:
+    def _report(self, finished: int, step: int = 0, batch: int = 0, part: float = 0.0) -> None:
         if self.on_progress is not None:
             self.on_progress(self.progress(finished, step, batch, part))
 
@@ -427,16 +366,16 @@ class _Share:
         future.add_done_callback(lambda done: self._news.put(("done", done)))
 
     def _next(self) -> tuple[str, Any]:
-        """Return what happens next; looks meanwhile whether to stop, and whether anybody is still at work."""
+        """Return what happens next; check meanwhile whether to stop, and whether any worker is there."""
         while True:
-            if self.cancel.cancelled and not self._told:
-                self._told = True
+            if self.cancel.cancelled and not self._stop_sent:
+                self._stop_sent = True
                 self._stop()
-            if time.monotonic() - self._looked > _LOOK_S:
-                self._looked = time.monotonic()
+            if time.monotonic() - self._checked > _POLL_S:
+                self._checked = time.monotonic()
                 self._check_alive()
             with suppress(queue.Empty):
-                return self._news.get(timeout=_LOOK_S)
+                return self._news.get(timeout=_POLL_S)
 
     def _stop(self) -> None:
         """Tell the workers to end at their next step, and drop what none has begun."""
@@ -484,7 +423,7 @@ class _Share:
                 return Share([], {}, [], {})
             for index in rest:
                 self._deaths[index] = self._deaths.get(index, 0) + 1
-            if any(self._deaths[index] >= MOST_ROUNDS for index in rest):
+            if any(self._deaths[index] >= MAX_ROUNDS for index in rest):
                 raise SynthesisError(
                     f"worker after worker died over the same {len(rest)} patches ({first_line(error)}); most often that is too "
                     "little memory: give a smaller --batch, or fewer workers on a computer"
@@ -506,7 +445,7 @@ class _Share:
             yield
         finally:
             with suppress(Exception):
-                if self._futures and not self._told:
+                if self._futures and not self._stop_sent:
                     self._stop()
                 self.client.cancel(list(self._futures))
                 self.client.unsubscribe_topic(self.name)
@@ -514,7 +453,7 @@ class _Share:
 
 
 def _workers(client: Any) -> set[str]:
-    """Addresses of the workers that are there."""
+    """Return the addresses of the workers that are there."""
     return set(client.nthreads())
 
 

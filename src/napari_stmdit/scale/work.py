@@ -57,7 +57,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the one who shares out a run must know of the workers' checkpoint: a `PatchModel`'s card and provenance."""
+    """Card and provenance of the checkpoint of the workers."""
 
     card: CheckpointCard
     provenance: dict[str, Any]
@@ -65,17 +65,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Share:
-    """What a worker says of its share when it is done.
-
-    Attributes
-    ----------
-    done
-        Indices of the patches that are finished.
-    failed
-        Index -> reason of those that could not be made.
-    notes, facts
-        What happened on the way, and what the result records of it, as in `napari_stmdit.progress.Progress`.
-    """
+    """Outcome of a worker's share: finished patches, reasons of those that failed, and notes and facts as in `napari_stmdit.progress.Progress`."""
 
     done: list[int]
     failed: dict[int, str]
@@ -90,14 +80,14 @@ def _share(done: list[int], last: Progress | None) -> Share:
 
 
 def _checkpoint(name: str, device: str, dtype: str) -> Checkpoint:
-    """The checkpoint of this process: loaded once, whatever number of runs and shares, and whoever chose the precision."""
+    """Return the checkpoint of this process, loaded once for all runs and shares."""
     chosen, kind = choose_device(device, dtype)
     return _loaded(name, checkpoint_content(name), str(chosen), str(kind).removeprefix("torch."))
 
 
 @lru_cache(maxsize=1)
 def _loaded(name: str, content: str, device: str, dtype: str) -> Checkpoint:
-    """``content`` tells one state of a folder from the next: workers outlive the files that they were started with."""
+    # ``content`` tells one state of a folder from the next: workers outlive the files that they were started with
     return load_checkpoint(name, device=device, dtype=dtype)
 
 

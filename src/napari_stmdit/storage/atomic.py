@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+from .. import files
 from ..errors import StoreError
 
 if TYPE_CHECKING:
@@ -209,6 +210,17 @@ def write_text(path: Path, text: str, *, new: bool = False) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON in one step."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read the JSON object in a file of a folder of ours; raises StoreError where it is damaged."""
+    try:
+        found = files.read_json(path)
+    except files.BadFile as error:
+        raise StoreError(f"{path} cannot be read ({error}); remove {path.parent} to start anew") from error
+    if not isinstance(found, dict):
+        raise StoreError(f"{path} is damaged; remove {path.parent} to start anew")
+    return found
 
 
 def bring_to_disk(path: Path) -> None:

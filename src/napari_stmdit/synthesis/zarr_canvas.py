@@ -18,12 +18,12 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import files
 from ..errors import StoreError
 from ..storage.atomic import (
     LOCK,
     explained,
     patiently,
+    read_object,
     remove_drafts_in,
     remove_left_drafts,
     replacing,
@@ -143,21 +143,10 @@ def check_there(folder: Path) -> None:
     os.stat(folder / RUN)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one of the folder's files; raises StoreError where it is damaged."""
-    try:
-        found = files.read_json(path)
-    except files.BadFile as error:
-        raise StoreError(f"{path} cannot be read ({error}); remove {path.parent} to start anew") from error
-    if not isinstance(found, dict):
-        raise StoreError(f"{path} is damaged; remove {path.parent} to start anew")
-    return found
-
-
 def how_far(folder: Path) -> str:
     """Say how much of a run is finished, as far as its manifest can be read."""
     try:
-        manifest = read_json(folder / MANIFEST)
+        manifest = read_object(folder / MANIFEST)
         return f" ({len(from_ranges(manifest['finished']))} of {manifest['patches']} patches are finished)"
     except (StoreError, KeyError, ValueError, TypeError, AttributeError):
         return ""
@@ -246,7 +235,7 @@ class ZarrCanvas:
             Where it is another run (saying what differs), another process holds it, or it cannot be read.
         """
         folder = Path(folder).expanduser().absolute()
-        record = read_json(folder / RUN)
+        record = read_object(folder / RUN)
         then = record.get("identity", {})
         if is_older(then):
             raise StoreError(
@@ -263,7 +252,7 @@ class ZarrCanvas:
                 + "\nGive the same request, or remove that folder to start anew"
             )
         lock = take_lock(folder)
-        manifest = read_json(folder / MANIFEST)
+        manifest = read_object(folder / MANIFEST)
         with explained(folder):
             remove_drafts_in(folder)
             canvas = cls(folder, plan, str(record["run_id"]), lock)
@@ -365,7 +354,7 @@ class ZarrCanvas:
     @property
     def inputs(self) -> dict[str, Any]:
         """What the run is made from beside its request, as `inputs_of` gave it when the run was begun."""
-        identity = dict(read_json(self.folder / RUN).get("identity", {}))
+        identity = dict(read_object(self.folder / RUN).get("identity", {}))
         identity.pop("request", None)
         return identity
 

@@ -1,4 +1,4 @@
-"""Losses of the autoencoder: pixels, gradients, local texture, and a patch discriminator."""
+"""The autoencoder stage: a closed-form start, then all of it on pixels and texture, then the decoder against a patch discriminator."""
 
 from __future__ import annotations
 
@@ -16,8 +16,14 @@ from ..errors import CheckpointError
 from ..model.autoencoder import StmditAutoencoder
 from .config import AutoencoderSettings, TrainingConfig
 from .parallel import Control, Worker, run_workers
-from .start import open_sampler, open_start, starting_folder, starting_vae
-from .state import Average, Board, Clock, Log, load_state, save_state
+from .sections import open_sampler
+from .start import open_start, starting_folder, starting_vae
+from .state import Average, load_state, open_records, run_steps, save_state
+
+FIT_CROPS = 400
+"""Crops of the closed-form fit."""
+DISC_START = 40
+"""Warm-up in steps: the adversarial weight is 0 for so long, then rises linearly to its full value over as many steps."""
 
 
 def luminance(images: Tensor) -> Tensor:
@@ -66,7 +72,7 @@ class TextureLoss(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges overlapping pieces of an image; its features also serve as a perceptual distance."""
+    """Scores overlapping patches of an image as real or decoded; its features also serve as a perceptual distance."""
 
     def __init__(self, width: int = 48) -> None:
         super().__init__()
@@ -99,48 +105,39 @@ def feature_distance(output: list[Tensor], target: list[Tensor]) -> Tensor:
     return torch.stack(parts).mean()
 
 
-# The decoder against a patch discriminator: what makes reconstructions sharp.
-
-
-ALONE = 40
-"""Steps that the discriminator learns before the decoder hears it; its say then grows over as many."""
-
-
-class Contest:
-    """Decoder and discriminator with their optimizers; the encoder is frozen, so that latents stay what they are.
-
-    Parameters
-    ----------
-    model
-        The autoencoder after its first phase.
-    settings
-        Rates and weights.
-    worker
-        On whose device both are put.
-    """
+class AdversarialTraining:
+    """Decoder and discriminator with their optimizers; the encoder is frozen, so that latents keep their meaning."""
 
     def __init__(self, model: StmditAutoencoder, settings: AutoencoderSettings, worker: Worker) -> None:
         self.model, self.settings, self.worker = worker.place(model), settings, worker
         model.encoder.requires_grad_(False)
-        self.judge = worker.place(PatchDiscriminator())
+        self.discriminator = worker.place(PatchDiscriminator())
         rate = settings.decoder_rate
         self.optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=rate, betas=(0.5, 0.95))
-        self.judge_optimizer = torch.optim.AdamW(self.judge.parameters(), lr=4e-4, betas=(0.5, 0.95))
+        self.disc_optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=4e-4, betas=(0.5, 0.95))
         self.average = Average(model, 0.98)
         self.texture = worker.place(TextureLoss())
-        for network in (model, self.judge):
+        for network in (model, self.discriminator):
             channels_last(network)
 
+    def _parts(self) -> dict[str, Any]:
+        """Return what is saved, by the names that it has in a state."""
+        return {
+            "model": self.model,
+            "judge": self.discriminator,
+            "optimizer": self.optimizer,
+            "judge_optimizer": self.disc_optimizer,
+            "average": self.average,
+        }
+
     def state(self) -> dict[str, Any]:
-        """What `load` takes."""
-        parts = ("model", "judge", "optimizer", "judge_optimizer")
-        return {name: getattr(self, name).state_dict() for name in parts} | {"average": self.average.state()}
+        """Return what `load` takes."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a saved state."""
-        for name in ("model", "judge", "optimizer", "judge_optimizer"):
-            getattr(self, name).load_state_dict(state[name])
-        self.average.load(state["average"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
 
     def step(self, images: Tensor, step: int) -> dict[str, float]:
         """Take one step of both on images (B, 3, H, W) and return the figures to log."""
@@ -148,40 +145,45 @@ class Contest:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.decoder_rate * (1 if progress < 0.4 else max(0.03, 1 - (progress - 0.4) / 0.6))
         output, figures = self._step_decoder(images, step)
-        return figures | {"judge": self._step_judge(images, output)}
+        return figures | {"judge": self._step_discriminator(images, output)}
 
     def _step_decoder(self, images: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
         settings = self.settings
         with torch.no_grad(), self.worker.autocast():
             latents = disturb(self.model.encoder(images), 0.75 * settings.noise)
-        self.judge.requires_grad_(False)
+        self.discriminator.requires_grad_(False)
         with self.worker.autocast():
             output = self.model.decoder(latents)
-            score, features = self.judge(output)
+            score, features = self.discriminator(output)
             with torch.no_grad():
-                _, real_features = self.judge(images)
+                _, real_features = self.discriminator(images)
         sharp = output.float()
-        pixel, edge, grain = (sharp - images).abs().mean(), gradient_loss(sharp, images), self.texture(sharp, images)
+        pixel, edge, grain = reconstruction_losses(sharp, images, self.texture)
         match = feature_distance(features, real_features)
-        say = min(1.0, max(0.0, (step - ALONE) / ALONE))
+        disc_weight = min(1.0, max(0.0, (step - DISC_START) / DISC_START))
         loss = pixel + 0.3 * edge + 0.5 * grain
-        loss = loss + say * (settings.feature_matching * match - settings.adversarial * score.float().mean())
+        loss = loss + disc_weight * (settings.feature_matching * match - settings.adversarial * score.float().mean())
         self.worker.update(loss, [self.optimizer], 0.5)
         self.average.update(self.model)
         return output.detach(), {"pixel": pixel.item(), "texture": grain.item(), "match": match.item()}
 
-    def _step_judge(self, images: Tensor, output: Tensor) -> float:
-        self.judge.requires_grad_(True)
+    def _step_discriminator(self, images: Tensor, output: Tensor) -> float:
+        self.discriminator.requires_grad_(True)
         with self.worker.autocast():
-            scores, _ = self.judge(torch.cat([images, output.to(images.dtype)]))
+            scores, _ = self.discriminator(torch.cat([images, output.to(images.dtype)]))
         real, made = scores.float().chunk(2)
         loss = F.relu(1 - real).mean() + F.relu(1 + made).mean()
-        self.worker.update(loss, [self.judge_optimizer], 10.0)
+        self.worker.update(loss, [self.disc_optimizer], 10.0)
         return float(loss.item())
 
 
+def reconstruction_losses(output: Tensor, images: Tensor, texture: TextureLoss) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean absolute error, and the gradient and texture losses, of float32 images (B, 3, H, W)."""
+    return (output - images).abs().mean(), gradient_loss(output, images), texture(output, images)
+
+
 def disturb(latents: Tensor, spread: float) -> Tensor:
-    """Disturb latents by a random amount for each image: a decoder must stand what a diffusion model leaves behind."""
+    """Add noise of a random strength per image: a decoder must tolerate what a diffusion model leaves behind."""
     amount = torch.randn(len(latents), 1, 1, 1, device=latents.device).abs() * spread
     return latents + amount * torch.randn_like(latents)
 
@@ -193,16 +195,8 @@ def channels_last(module: nn.Module) -> None:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
-# The autoencoder stage: a closed-form start, then the whole of it on pixels and texture, then the decoder for
-# sharpness.
-
-
-FIT_CROPS = 400
-"""Crops of the closed-form fit."""
-
-
 def train_autoencoder(config: TrainingConfig, control: Control | None = None) -> Path:
-    """Train the autoencoder, or continue, and return the file of its state; of one that a training starts from the decoder at most."""
+    """Train the autoencoder, or continue, and return the file of its state; with ``start`` only its decoder, if at all."""
     if config.start is not None and not config.autoencoder.refine:
         return starting_folder(config) / "vae"
     control = control or Control()
@@ -214,7 +208,7 @@ def train_autoencoder(config: TrainingConfig, control: Control | None = None) ->
 
 
 def state_path(config: TrainingConfig) -> Path:
-    """Return the file that holds the newest autoencoder: of the decoder phase if there is one."""
+    """Return the file of the newest autoencoder: of the decoder phase if there is one."""
     decoder = config.output / "autoencoder_decoder.pt"
     return decoder if decoder.is_file() else config.output / "autoencoder.pt"
 
@@ -235,7 +229,7 @@ def load_autoencoder(config: TrainingConfig) -> StmditAutoencoder:
 
 
 def _first(config: TrainingConfig) -> StmditAutoencoder:
-    """Return the autoencoder as the decoder phase finds it: after the first phase, or of the checkpoint to start from."""
+    """Return the autoencoder that the decoder phase begins with: after the first phase, or of the checkpoint to start from."""
     if config.start is not None:
         vae: StmditAutoencoder = starting_vae(open_start(config)).float()
         return vae
@@ -253,7 +247,7 @@ def to_tensor(crops: NDArray[np.uint8]) -> Tensor:
 
 
 def generator(config: TrainingConfig, worker: Worker, stage: int, step: int) -> np.random.Generator:
-    """Return the source of chance of one worker and stage from a step on; a continued run does not repeat its first crops."""
+    """Return the random generator of a worker and stage from a step on; a continued run does not repeat its first crops."""
     return np.random.default_rng([config.seed, stage, worker.rank, step])
 
 
@@ -279,30 +273,23 @@ def _whole(worker: Worker, config: TrainingConfig) -> None:
     worker.place(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, betas=(0.9, 0.98), weight_decay=1e-4)
     average = Average(model, 0.995)
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "average": average}
     if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average.load(state["average"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
     channels_last(model)
-    texture, clock = worker.place(TextureLoss()), Clock(config.checkpoint_seconds)
+    texture = worker.place(TextureLoss())
     rng = generator(config, worker, 1, start)
     torch.manual_seed(config.seed + 1000 * worker.rank + start)
 
-    def save(step: int) -> None:
-        if worker.leads:
-            save_state(
-                path, step=step, model=model.state_dict(), optimizer=optimizer.state_dict(), average=average.state()
-            )
-
-    step = start
-    while step < settings.steps and not worker.stopping:
+    def take_step(step: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * decay(step, settings.steps)
         images = to_tensor(sampler.batch(rng, settings.batch, settings.crop_px)).to(worker.device)
         with worker.autocast():
             output = model.decoder(disturb(model.encoder(images), settings.noise))
         output = output.float()
-        pixel, edge, grain = (output - images).abs().mean(), gradient_loss(output, images), texture(output, images)
+        pixel, edge, grain = reconstruction_losses(output, images, texture)
         worker.update(pixel + 0.5 * edge + 0.5 * grain, [optimizer], 1.0)
         average.update(model)
         if step % 50 == 0:
@@ -311,57 +298,40 @@ def _whole(worker: Worker, config: TrainingConfig) -> None:
             log.write(phase="whole", step=step, **figures)
             board.scalars(step, {f"autoencoder/{name}": value for name, value in figures.items()})
             worker.report("autoencoder", step, settings.steps, figures["pixel"])
-        step += 1
-        worker.report("autoencoder", step, settings.steps)
-        if worker.leads and clock.due():
-            save(step)
-    save(step)
+
+    def save(step: int) -> None:
+        save_state(path, step=step, **{name: part.state_dict() for name, part in parts.items()})
+
+    run_steps(worker, "autoencoder", range(start, settings.steps), config.checkpoint_seconds, take_step, save)
     board.close()
-    worker.wait()
 
 
 def _decoder(worker: Worker, config: TrainingConfig) -> None:
     settings = config.autoencoder
     path = config.output / "autoencoder_decoder.pt"
     torch.manual_seed(config.seed + 1)
-    model = _first(config).train()
-    contest = Contest(model, settings, worker)
+    training = AdversarialTraining(_first(config).train(), settings, worker)
     state = load_state(path)
     start = 0 if state is None else int(state["step"])
     if start >= settings.decoder_steps:
         return
     if state is not None:
-        contest.load(state)
+        training.load(state)
     sampler = open_sampler(config)
     log, board = open_records(config, worker, "autoencoder", start, part="decoder")
-    clock = Clock(config.checkpoint_seconds)
     rng = generator(config, worker, 2, start)
     torch.manual_seed(config.seed + 1000 * worker.rank + start)
 
-    def save(step: int) -> None:
-        if worker.leads:
-            save_state(path, step=step, **contest.state())
-
-    step = start
-    while step < settings.decoder_steps and not worker.stopping:
+    def take_step(step: int) -> None:
         images = to_tensor(sampler.batch(rng, settings.batch, settings.crop_px)).to(worker.device)
-        figures = contest.step(images, step)
+        figures = training.step(images, step)
         if step % 50 == 0:
             log.write(phase="decoder", step=step, **figures)
             board.scalars(step, {f"decoder/{name}": value for name, value in figures.items()})
             worker.report("decoder", step, settings.decoder_steps, figures["pixel"])
-        step += 1
-        worker.report("decoder", step, settings.decoder_steps)
-        if worker.leads and clock.due():
-            save(step)
-    save(step)
+
+    def save(step: int) -> None:
+        save_state(path, step=step, **training.state())
+
+    run_steps(worker, "decoder", range(start, settings.decoder_steps), config.checkpoint_seconds, take_step, save)
     board.close()
-    worker.wait()
-
-
-def open_records(
-    config: TrainingConfig, worker: Worker, name: str, start: int, part: str | None = None
-) -> tuple[Log, Board]:
-    """Open the log and the board of a stage, or of a ``part`` of it; both are silent but in the leading process."""
-    folder = config.output / "tensorboard" / (part or name) if worker.leads and config.tensorboard else None
-    return Log(config.output / f"{name}.jsonl", worker.leads), Board(folder, start)

@@ -1,4 +1,4 @@
-"""What the diffusion stage learns from: batches of latents with their conditions, and the error of a prediction."""
+"""Batches of the diffusion stage: latents with their conditions."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import DiffusionSettings
 from .latents import window_corners
-from .start import Objective
-
-LOCAL_CELLS = 4
-"""Side of the squares whose mean errors count on their own."""
+from .objective import FLOW, Losses, Objective, prediction_losses
 
 
 @dataclass(frozen=True)
@@ -31,22 +27,10 @@ class Batch:
 
 
 class Batches:
-    """Draws training batches from the cache.
-
-    Parameters
-    ----------
-    cache
-        From `load_cache`.
-    settings
-        Shares of the conditions and their noise.
-    seed
-        Source of chance.
-    objective
-        What is to be predicted; the velocity of a rectified flow by default.
-    """
+    """Training batches drawn from the cache (`load_cache`), with the shares of conditions and the noise on them that the settings give."""
 
     def __init__(
-        self, cache: dict[str, Tensor], settings: DiffusionSettings, seed: int, objective: Objective | None = None
+        self, cache: dict[str, Tensor], settings: DiffusionSettings, seed: int, objective: Objective = FLOW
     ) -> None:
         self.latents = cache["latents"]
         self.mean, self.std = cache["mean"].view(1, -1, 1, 1), cache["std"].view(1, -1, 1, 1)
@@ -54,7 +38,7 @@ class Batches:
         noises = {"morphology": settings.condition_noise, "expression": settings.expression_noise}
         self.noises = [noise * float(cache.get(f"{name}_spread", 1.0)) for name, noise in noises.items()]
         self.settings = settings
-        self.objective = objective or Objective()
+        self.objective = objective
         self.rng = torch.Generator().manual_seed(seed)
         self.corners = torch.tensor(window_corners(self.latents.shape[-1], settings.small_cells))
 
@@ -99,44 +83,6 @@ def morphology_vectors(cached: Tensor) -> Tensor:
     return cached[:, :, None] if cached.ndim == 3 else cached
 
 
-@dataclass(frozen=True)
-class Losses:
-    """Scalars: the mean squared error of the prediction (in ``flow``, whatever it is a prediction of), and the squared errors of its local and overall means, each times its number of cells."""
-
-    flow: Tensor
-    local: Tensor
-    overall: Tensor
-
-    def total(self, coarse_weight: float) -> Tensor:
-        """Return their weighted sum; every part has the same minimiser."""
-        return self.flow + coarse_weight * (self.local + self.overall)
-
-
-def prediction_losses(
-    model: nn.Module,
-    x: Tensor,
-    noise: Tensor,
-    level: Tensor,
-    *,
-    objective: Objective | None = None,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    **conditions: Tensor | None,
-) -> Losses:
-    """Compare a prediction with what it should be, at a mixture of latents and noise; see `Objective`.
-
-    A squared error in any linear image of the prediction is smallest for the same prediction, its conditional mean; the errors of
-    means over squares of `LOCAL_CELLS` and over all cells weigh what conditions decide, density and composition, against the many
-    cells whose detail no condition knows. Of a transformer that learned its variance, too, that half of the output is left alone.
-    """
-    mixture, time, target = (objective or Objective()).pose(x, noise, level)
-    with autocast():
-        predicted = model(mixture, time, **conditions)[:, : x.shape[1]]
-    error = predicted.float() - target
-    cells = error.shape[-1] * error.shape[-2]
-    local = F.avg_pool2d(error, LOCAL_CELLS).square().mean() * LOCAL_CELLS**2
-    return Losses(error.square().mean(), local, error.mean((-2, -1)).square().mean() * cells)
-
-
 def batch_loss(
     model: nn.Module,
     batches: Batches,
@@ -148,15 +94,6 @@ def batch_loss(
     """Draw a training batch and return its losses on a device."""
     batch = batches.draw(count, small)
     noise, level = batches.noise(batch.latents), batches.levels(count, small)
-    return prediction_losses(
-        model,
-        batch.latents.to(device, non_blocking=True),
-        noise.to(device, non_blocking=True),
-        level.to(device, non_blocking=True),
-        objective=batches.objective,
-        autocast=autocast,
-        morphology=batch.morphology.to(device, non_blocking=True),
-        expression=batch.expression.to(device, non_blocking=True),
-        morphology_null=batch.morphology_null.to(device, non_blocking=True),
-        expression_null=batch.expression_null.to(device, non_blocking=True),
-    )
+    drawn = {name: value.to(device, non_blocking=True) for name, value in vars(batch).items()}
+    latents, noise, level = drawn.pop("latents"), noise.to(device), level.to(device)
+    return prediction_losses(model, latents, noise, level, objective=batches.objective, autocast=autocast, **drawn)

@@ -1,31 +1,27 @@
-"""What an exported checkpoint says of itself: its card, its scheduler, and the record of its training."""
+"""Card, scheduler, training record and README of an exported checkpoint."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
 from .. import __version__
+from ..encoders.morphology_map import MorphologyMap
+from ..model.pipeline import DEFAULT_GUIDANCE
 from ..types import CheckpointCard, Guidance, hash_genes
 from .config import TrainingConfig
-from .start import Started, open_sections, open_start, record_path
-from .state import load_state, save_text
+from .sections import open_sections
+from .start import Started, open_start
+from .state import load_record, load_state, save_record
 
-if TYPE_CHECKING:
-    from ..encoders.morphology_map import MorphologyMap
-    from .config import TrainingConfig
-    from .start import Started
-
-
-GUIDANCE = Guidance(expression=2.0, morphology=2.0, rule="nested_morphology_first")
 STEPS = 20
 
 
 def make_scheduler(config: TrainingConfig) -> Any:
-    """Return the scheduler of a checkpoint trained from the beginning: for flow, with the solver and shift that the config's card names."""
+    """Return a flow scheduler with the solver and shift of the config's card."""
     shift = float(config.card.get("shift", 1.0))
     if config.card.get("solver", "dpm") == "euler":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
@@ -47,7 +43,7 @@ def keeps_scheduler(config: TrainingConfig) -> bool:
 
 def guidance_and_steps(config: TrainingConfig) -> tuple[Guidance, int]:
     """Return the guidance and the denoising steps of the card: the config's, else those of the checkpoint to start from."""
-    guidance, steps = GUIDANCE, STEPS
+    guidance, steps = DEFAULT_GUIDANCE, STEPS
     if config.start is not None:
         card = open_start(config).card
         guidance, steps = card.guidance, card.steps
@@ -62,17 +58,19 @@ def make_card(
     """Return the card: the config's words and numbers, the genes and profiles, and whatever the checkpoint it started from says."""
     known = {key: value for key, value in config.card.items() if key in CheckpointCard.model_fields}
     names = ", ".join(source.name for source in config.train)
-    known["training_data"] = _joined(
-        known.get("training_data", f"Sections {names}; the training config says no more of them."),
-        None if started is None else started.training_data,
-        ""
-        if started is None
-        else f"It went on from the checkpoint {started.name!r} (SHA-256 {started.sha256[:12]}...), trained on",
-    )
-    for key, silent in (("licence", "Not stated in the training config."), ("limits", "")):
-        before = None if started is None else str(getattr(started, key))
-        own = known.get(key) or (silent if before is None or key == "licence" else before)
-        known[key] = _joined(own or "Not stated in the training config.", before, "Of the checkpoint it went on from")
+    silent = "Not stated in the training config."
+    data = known.get("training_data", f"Sections {names}; the training config says no more of them.")
+    limits = known.get("limits") or (started.limits if started is not None else "") or silent
+    known |= {
+        "training_data": data.strip(),
+        "licence": (known.get("licence") or silent).strip(),
+        "limits": limits.strip(),
+    }
+    if started is not None:
+        origin = f"It went on from the checkpoint {started.name!r} (SHA-256 {started.sha256[:12]}...), trained on"
+        known["training_data"] = _joined(known["training_data"], started.training_data, origin)
+        for key, before in (("licence", started.licence), ("limits", started.limits)):
+            known[key] = _joined(known[key], before, "Of the checkpoint it went on from")
     made_up = [section["name"] for section in section_records(config) if section["synthetic"]]
     if made_up:
         known["limits"] += (
@@ -94,11 +92,8 @@ def make_card(
     )
 
 
-def _joined(own: str, before: str | None, link: str) -> str:
+def _joined(own: str, before: str, link: str) -> str:
     """Add what an earlier checkpoint says, unless it is the same."""
-    own = own.strip()
-    if before is None:
-        return own
     if before.strip() == own:
         return f"{own} {link}: the same." if "SHA" in link else own
     return f"{own} {link}: {before.strip()}"
@@ -107,12 +102,12 @@ def _joined(own: str, before: str | None, link: str) -> str:
 def section_records(config: TrainingConfig) -> list[dict[str, Any]]:
     """Return name, spots and whether it is synthetic of each section trained on; noted when they are first opened."""
     path = config.output / "sections.json"
-    if not path.is_file():
+    records: list[dict[str, Any]] | None = load_record(path)
+    if records is None:
         opened = open_sections(config, "train")
         records = [{"name": one.name, "spots": len(one.yx), "synthetic": one.section.synthetic} for one in opened]
-        save_text(path, json.dumps(records, indent=1))
-    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+        save_record(path, records)
+    return records
 
 
 def steps_taken(config: TrainingConfig) -> dict[str, int]:
@@ -139,36 +134,15 @@ def training_record(config: TrainingConfig, started: Started | None) -> dict[str
     }
 
 
-def read_start(config: TrainingConfig) -> Started | None:
-    """Return the record of the checkpoint that the work files went on from, or None."""
-    path = record_path(config)
-    return Started(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
-
-# The README of an exported checkpoint.
-
-
 def model_card(
     config: TrainingConfig,
     card: CheckpointCard,
     steps: Mapping[str, int],
-    started: Started | None = None,
-    follows: MorphologyMap | None = None,
+    started: Started | None,
+    follows: MorphologyMap,
 ) -> str:
-    """Return the model card in Markdown: what it is, what it learned from, how, and what it must not be used for.
-
-    Parameters
-    ----------
-    config, card
-        Of the checkpoint.
-    steps
-        Phase -> steps that were really taken: ``autoencoder`` and ``decoder``, where they were trained, and ``transformer``.
-    started
-        The checkpoint that it went on from.
-    follows
-        Its map from expression to morphology.
-    """
-    rule = card.guidance.rule or "nested_morphology_first"
+    """Return the README in Markdown; ``steps`` are those of `steps_taken`, ``follows`` is the map from expression to morphology."""
+    rule = card.guidance.rule or DEFAULT_GUIDANCE.rule
     made = _from_the_beginning(config, card, steps) if started is None else _gone_on(config, steps, started)
     return f"""# Checkpoint `{card.name}`
 
@@ -188,9 +162,9 @@ Sections trained on: {", ".join(s.name for s in config.train)}. Held out, never 
 ## How it was made
 {made}
 {_transformer(config, steps, started)}
-{_words(config)}
+{_figures(config)}
 Defaults: {card.steps} steps, expression scale {card.guidance.expression:g}, morphology scale {card.guidance.morphology:g}, rule `{rule}`.
-{_profiles(config, card, started)}{"" if follows is None else map_section(follows)}
+{_profiles(config, card, started)}{map_section(follows)}
 """
 
 
@@ -226,7 +200,8 @@ def _by_depth(config: TrainingConfig) -> str:
 
 def _gone_on(config: TrainingConfig, steps: Mapping[str, int], started: Started) -> str:
     before = started.training.get("steps")
-    known = f" They had taken, as far as is recorded: {_listed(before)}." if isinstance(before, Mapping) else ""
+    taken = ", ".join(f"{phase} {n} steps" for phase, n in before.items()) if isinstance(before, Mapping) else ""
+    known = f" They had taken, as far as is recorded: {taken}." if isinstance(before, Mapping) else ""
     new = []
     if config.autoencoder.refine:
         share = config.autoencoder.refined_share
@@ -254,10 +229,6 @@ def _transformer(config: TrainingConfig, steps: Mapping[str, int], started: Star
     )
 
 
-def _listed(steps: Mapping[str, object]) -> str:
-    return ", ".join(f"{phase} {taken} steps" for phase, taken in steps.items())
-
-
 def _profiles(config: TrainingConfig, card: CheckpointCard, started: Started | None) -> str:
     if not card.profiles:
         return ""
@@ -271,7 +242,7 @@ def _profiles(config: TrainingConfig, card: CheckpointCard, started: Started | N
 spots with the highest score of marker genes, standardised within its section. They describe these sections, not tissue in general."""
 
 
-def _words(config: TrainingConfig) -> str:
+def _figures(config: TrainingConfig) -> str:
     hardware = config.card.get("hardware")
     figures = config.card.get("figures")
     lines = [f"- Hardware and time: {hardware}"] if hardware else []

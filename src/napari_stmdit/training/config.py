@@ -1,4 +1,4 @@
-"""What a training run is: sections, sizes, schedules. One YAML file holds all of it."""
+"""The config of a training run: sections, sizes, schedules, in one YAML file."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ class AutoencoderSettings(_Settings):
     refine: bool = False
     """With ``start``: train the decoder of its autoencoder further, against a new discriminator. What latents mean stays the same."""
     refined_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """The exported decoder's weights lie so far from those it started with to the refined ones: much adversarial training sharpens
-    images of slides, but what it makes of synthesized latents drifts from tissue. Wortsman et al. 2022, arXiv 2109.01903."""
+    """Fraction of the way from the initial to the fine-tuned decoder weights (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). Full
+    fine-tuning sharpens real slides but degrades synthesized latents."""
     rate: float = 1e-3
     decoder_rate: float = 4e-4
     adversarial: float = 0.03
@@ -157,7 +157,7 @@ class DiffusionSettings(_Settings):
 
 
 class CardSettings(BaseModel):
-    """What of a config's ``card`` is more than words."""
+    """Fields of a config's ``card`` that are checked."""
 
     guidance: Guidance | None = None
     steps: Positive | None = None

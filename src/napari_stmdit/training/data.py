@@ -1,4 +1,4 @@
-"""Random crops anywhere on tissue, with the expression that belongs to their place."""
+"""Random crops anywhere on tissue, and the weights of the spots whose expression belongs to their place."""
 
 from __future__ import annotations
 
@@ -24,17 +24,7 @@ SAME_SCALE = 0.01
 
 @dataclass(frozen=True)
 class TrainingSection:
-    """A section held in memory at the scale of a patch.
-
-    Attributes
-    ----------
-    pixels
-        (H, W, 3) uint8 slide image.
-    yx
-        (n, 2) spot centres in its pixels.
-    mpp
-        Microns per pixel.
-    """
+    """A section at the scale of a patch: slide pixels (H, W, 3) uint8, spot centres yx (n, 2) in them, and microns per pixel."""
 
     section: Section
     pixels: NDArray[np.uint8]
@@ -50,8 +40,8 @@ class TrainingSection:
 def load_training_section(section: Section, patch_mpp: float, store: Path | None = None) -> TrainingSection:
     """Load a section's image at ``patch_mpp``; scales that agree to 1 % are taken as they are.
 
-    With a ``store`` folder the pixels lie there in a file that all processes map, so that each holds no copy of its own. Its name says of
-    which slide and at which scale they are; files of others under the section's name are made room of.
+    With a ``store`` folder the pixels lie there in a file that all processes map. Its name holds a hash of the slide and the scale; files
+    of other slides or scales under the section's name are removed.
     """
     mpp = section.calibration.mpp
     if section.image is None or mpp is None:
@@ -104,17 +94,7 @@ class Crop:
 
 
 class CropSampler:
-    """Draws crops around spots, sections in proportion to their spots.
-
-    Parameters
-    ----------
-    sections
-        What to draw from.
-    augmentation
-        How to vary a crop.
-    reach_um
-        A crop's centre lies within this distance of a spot, along each axis.
-    """
+    """Random crops around spots, sections in proportion to their spots; a centre lies within ``reach_um`` of a spot along each axis."""
 
     def __init__(
         self, sections: Sequence[TrainingSection], augmentation: AugmentationSettings, reach_um: float = 103.0

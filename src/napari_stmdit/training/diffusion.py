@@ -5,19 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..model.transformer import STMDiTTransformer2D
-from .autoencoder import open_records
-from .batches import Batches, Losses, batch_loss
+from .batches import Batches, batch_loss
 from .config import DiffusionSettings, TrainingConfig
-from .controls import Controls, SampleSheet
 from .latents import load_cache
+from .objective import Losses
 from .parallel import Control, Worker, run_workers
 from .start import open_start, starting_objective, starting_transformer
-from .state import Average, Clock, load_state, save_state
+from .state import Average, load_state, open_records, run_steps, save_state
+from .validation import SampleSheet, Validation
 
 SMALL_MODEL: dict[str, Any] = {
     "patch_size": 2,
@@ -50,7 +51,7 @@ def build_transformer(config: TrainingConfig, cache: dict[str, Tensor]) -> STMDi
     if config.start is not None:
         known = starting_transformer(open_start(config))
         if config.expression.refit:
-            forget_last_program(known)
+            zero_last_program(known)
         return known
     channels = cache["latents"].shape[1]
     sizes = {
@@ -61,13 +62,13 @@ def build_transformer(config: TrainingConfig, cache: dict[str, Tensor]) -> STMDi
         "expression_dim": cache["expression"].shape[-1],
     }
     model: STMDiTTransformer2D = STMDiTTransformer2D(**(SMALL_MODEL | config.transformer | sizes))
-    quicken(model)
+    open_gates(model)
     return model
 
 
 @torch.no_grad()
-def forget_last_program(model: STMDiTTransformer2D) -> None:
-    """Make nothing of the last program at first: another one has taken its place, and what it means is yet to be learned."""
+def zero_last_program(model: STMDiTTransformer2D) -> None:
+    """Zero the input weights of the last program: another quantity has taken its place."""
     for name in ("expression_embed", "expression_time"):
         if hasattr(model, name):
             getattr(model, name).fc1.weight[:, -1] = 0
@@ -85,11 +86,10 @@ def load_transformer_average(config: TrainingConfig) -> STMDiTTransformer2D:
 
 
 @torch.no_grad()
-def quicken(model: STMDiTTransformer2D) -> None:
-    """Open what the published initialisation leaves nearly shut.
+def open_gates(model: STMDiTTransformer2D) -> None:
+    """Initialise residual gates and condition embeddings away from zero.
 
-    Gates and condition embeddings that start at zero are safe in long trainings of large models; in some thousand steps a small
-    model must use its conditions from the beginning.
+    Zero (adaLN-Zero) is safe in long trainings of large models; in some thousand steps a small model must use its conditions at once.
     """
     width = model.width
     for block in model.blocks:
@@ -135,7 +135,7 @@ def optimizers(model: nn.Module, settings: DiffusionSettings) -> list[tuple[torc
 
 
 def rate_factor(step: int, settings: DiffusionSettings) -> float:
-    """A short rise, a plateau, and a linear fall over the last 60 %."""
+    """Return the factor of the rates: a linear warm-up, a plateau, and a linear fall over the last 60 %."""
     return min(1.0, (step + 1) / settings.warmup) * min(1.0, max(0.03, (1 - step / settings.steps) / 0.6))
 
 
@@ -150,24 +150,18 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
     pairs = optimizers(model, settings)
     average = Average(model, settings.ema)
     if state is not None:
-        _continue(state, model, pairs, average)
-    look = _Look(config, cache, worker, average.follow(model), start) if worker.leads else None
+        model.load_state_dict(state["model"])
+        for (optimizer, _), saved in zip(pairs, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        average.load_state_dict(state["average"])
+    monitor = _Monitor(config, cache, worker, average.follow(model), start) if worker.leads else None
     if settings.compile:
         for block in model.blocks:
             block.compile(dynamic=False)
-    clock = Clock(config.checkpoint_seconds)
-    seed = hash_seed(config.seed, worker.rank, start)
+    seed = int(np.random.SeedSequence((config.seed, worker.rank, start)).generate_state(1)[0])
     batches = Batches(cache, settings, seed=seed, objective=starting_objective(config))
 
-    def save(step: int) -> None:
-        if worker.leads:
-            saved = [optimizer.state_dict() for optimizer, _ in pairs]
-            save_state(path, step=step, model=model.state_dict(), optimizers=saved, average=average.state())
-
-    if look is not None and start == 0 and config.start is not None:
-        look.before()
-    step = start
-    while step < settings.steps and not worker.stopping:
+    def take_step(step: int) -> None:
         small = step < settings.small_fraction * settings.steps
         count = settings.small_batch if small else settings.batch
         for optimizer, rate in pairs:
@@ -176,30 +170,25 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
         losses = batch_loss(model, batches, count, small, worker.device, worker.autocast)
         loss = losses.total(settings.coarse_weight)
         norm = worker.update(loss, [optimizer for optimizer, _ in pairs], 1.0)
-        if look is not None:
+        if monitor is not None:
             average.update(model)
-            look.after(step, small, losses, loss.detach(), norm, last=step + 1 == settings.steps)
-        step += 1
-        worker.report("transformer", step, settings.steps)
-        if worker.leads and clock.due():
-            save(step)
-    save(step)
-    if look is not None:
-        look.board.close()
-    worker.wait()
+            monitor.after(step, small, losses, loss.detach(), norm)
+
+    def save(step: int) -> None:
+        saved = [optimizer.state_dict() for optimizer, _ in pairs]
+        save_state(path, step=step, model=model.state_dict(), optimizers=saved, average=average.state_dict())
+
+    if monitor is not None and start == 0 and config.start is not None:
+        monitor.before()
+    run_steps(worker, "transformer", range(start, settings.steps), config.checkpoint_seconds, take_step, save)
+    if monitor is not None:
+        monitor.board.close()
 
 
-class _Look:
-    """What the leading process looks at while the transformer learns: losses, controls, samples.
+class _Monitor:
+    """What the leading process records while the transformer learns: losses, validation, samples.
 
-    Parameters
-    ----------
-    config, cache, worker
-        Of the training.
-    model
-        With the averaged weights.
-    start
-        Step that is gone on from.
+    ``model`` has the averaged weights; ``start`` is the step that the training goes on from.
     """
 
     def __init__(
@@ -212,13 +201,19 @@ class _Look:
     ) -> None:
         self.config, self.worker, self.model = config, worker, model
         self.log, self.board = open_records(config, worker, "diffusion", start)
-        self.controls = Controls(cache, config.diffusion, starting_objective(config), worker)
+        self.validation = Validation(cache, config.diffusion, starting_objective(config), worker)
         self._cache = cache
         self._sheet: SampleSheet | None = None
         self._running: Tensor | None = None
 
-    def after(self, step: int, small: bool, losses: Losses, loss: Tensor, norm: Tensor, *, last: bool) -> None:
-        """Record a step, and every so many steps validate and draw samples."""
+    def before(self) -> None:
+        """Validate and draw samples with the weights to start from, with which a further training is compared."""
+        self._validate(0, before=True)
+        if self.config.diffusion.sample_every:
+            self._draw(0)
+
+    def after(self, step: int, small: bool, losses: Losses, loss: Tensor, norm: Tensor) -> None:
+        """Record a step; validate and draw samples when they are due."""
         settings = self.config.diffusion
         self._running = loss if self._running is None else self._running.lerp(loss, 0.03)
         if step % 10 == 0:
@@ -226,45 +221,21 @@ class _Look:
         if step % 50 == 0:
             parts = {name: round(part.item(), 6) for name, part in vars(losses).items()}
             figures = {"loss": round(loss.item(), 6), **parts, "running": round(self._running.item(), 4)}
-            figures["norm"] = round(norm.item(), 3)
-            self.log.write(step=step, small=small, **figures)
-            shown = {f"loss/{name}": value for name, value in figures.items() if name != "norm"}
-            rate = settings.rate * rate_factor(step, settings)
-            self.board.scalars(step, shown | {"step/norm": figures["norm"], "step/rate": rate})
+            self.log.write(step=step, small=small, **figures, norm=round(norm.item(), 3))
+            rates = {"step/norm": round(norm.item(), 3), "step/rate": settings.rate * rate_factor(step, settings)}
+            self.board.scalars(step, {f"loss/{name}": value for name, value in figures.items()} | rates)
         if (step + 1) % settings.validate_every == 0:
             self._validate(step + 1, step=step)
         every = settings.sample_every
-        if every and ((step + 1) % every == 0 or last):
+        if every and ((step + 1) % every == 0 or step + 1 == settings.steps):
             self._draw(step + 1)
 
-    def before(self) -> None:
-        """Validate and draw samples with the weights that are gone on from: what a further training is compared with."""
-        self._validate(0, before=True)
-        if self.config.diffusion.sample_every:
-            self._draw(0)
-
     def _validate(self, done: int, **facts: Any) -> None:
-        found = self.controls.losses(self.model)
-        self.log.write(**facts, **{self.controls.name: found})
-        self.board.scalars(done, {f"{self.controls.name}/{case}": parts["flow"] for case, parts in found.items()})
+        found = self.validation.losses(self.model)
+        self.log.write(**facts, **{self.validation.name: found})
+        self.board.scalars(done, {f"{self.validation.name}/{case}": parts["flow"] for case, parts in found.items()})
 
     def _draw(self, done: int) -> None:
         if self._sheet is None:
             self._sheet = SampleSheet(self.config, self._cache, self.worker.device)
         self.board.picture(done, "synthetic samples", self._sheet.save(self.model, done))
-
-
-def _continue(
-    state: dict[str, Any], model: nn.Module, pairs: list[tuple[torch.optim.Optimizer, float]], average: Average
-) -> None:
-    model.load_state_dict(state["model"])
-    for (optimizer, _), saved in zip(pairs, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    average.load(state["average"])
-
-
-def hash_seed(*parts: int) -> int:
-    """Return one seed for several numbers."""
-    import numpy as np
-
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""From trained stages to a checkpoint folder that anyone can load."""
+"""The export stage: the checkpoint folder of a training, with its map from expression to morphology."""
 
 from __future__ import annotations
 
@@ -6,28 +6,35 @@ import json
 import re
 import shutil
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..encoders.linear_programs import LinearProgramEncoder
+from ..encoders.morphology_map import MorphologyMap
 from ..encoders.small_conv import SmallConvEncoder
 from ..errors import CheckpointError, StoreError
-from ..model.folder import MORPHOLOGY_MAP
+from ..model.folder import MORPHOLOGY_MAP, CheckpointFolder, map_folder, read_folder
 from ..model.reading import read_settings
 from ..storage.atomic import write_text
 from ..storage.owned import Work
+from ..synthesis.counterfactual import fitted_map
+from ..types import Genes, Section
 from .autoencoder import load_autoencoder
 from .cards import keeps_scheduler, make_card, make_scheduler, model_card, steps_taken, training_record
-from .conditions import region_profiles
 from .config import TrainingConfig
 from .diffusion import load_transformer_average
-from .following import MAP_ENTRY, write_map
 from .latents import encoder_folder, load_cache
-from .start import KEPT, Started, note_start, open_sections, open_start
+from .parallel import choose_compute
+from .profiles import region_profiles
+from .sections import open_sections, source_sections
+from .start import KEPT, Started, note_start, open_start, starting_sources
 
 INDEX = {
     "transformer": ["napari_stmdit.model.transformer", "STMDiTTransformer2D"],
@@ -35,12 +42,14 @@ INDEX = {
     "expression_encoder": ["napari_stmdit.encoders.linear_programs", "LinearProgramEncoder"],
     "morphology_encoder": ["napari_stmdit.encoders.small_conv", "SmallConvEncoder"],
 }
+MAP_ENTRY = [MorphologyMap.__module__, MorphologyMap.__name__]
+"""Entry of the map in ``model_index.json``."""
 PROFILES = "profiles.safetensors"
-FILE_LIMIT = 16 * 2**20
-"""Of a checkpoint that travels with the package."""
+MAX_PACKAGED_BYTES = 16 * 2**20
+"""Largest file of a checkpoint that travels with the package."""
 PACKAGE = Path(__file__).resolve().parents[1]
 _WORK_FILES = re.compile(r"encoders|pixels|samples|tensorboard|training_id|.*\.(pt|json|jsonl)")
-"""What a training writes into its output folder."""
+"""Names that a training writes in its output folder."""
 _REMEDY = "give another folder as 'export', or move away what is there"
 
 
@@ -72,10 +81,7 @@ def export_checkpoint(config: TrainingConfig, folder: Path | None = None) -> Pat
 def check_target(config: TrainingConfig, folder: Path | None = None) -> Path:
     """Return the folder of the checkpoint to write, if it is free or holds what this training exported before.
 
-    Raises
-    ------
-    StoreError
-        Something else is there, or the folder is also to hold the work files; before any training, so that no hours are lost.
+    Raises StoreError where something else is there, or the folder is also to hold the work files.
     """
     target = folder or config.export or config.output / "checkpoint"
     inside = target.relative_to(config.output).parts if target.is_relative_to(config.output) else ()
@@ -88,7 +94,7 @@ def check_target(config: TrainingConfig, folder: Path | None = None) -> Path:
 
 
 def _work_of(config: TrainingConfig, *, make: bool = False) -> Work:
-    """Return what signs a training's checkpoint: a number that was drawn once and lies among its work files."""
+    """Return the signature of a training's checkpoint: a number drawn once, which lies among its work files."""
     path = config.output / "training_id"
     identity = path.read_text(encoding="utf-8").strip() if path.is_file() else None
     if identity is None and make:
@@ -203,8 +209,56 @@ def _write_profiles(config: TrainingConfig, expression: LinearProgramEncoder, fo
 def _check_sizes(draft: Path, target: Path) -> None:
     if PACKAGE not in target.resolve().parents:
         return
-    large = [file for file in draft.rglob("*") if file.is_file() and file.stat().st_size > FILE_LIMIT]
+    large = [file for file in draft.rglob("*") if file.is_file() and file.stat().st_size > MAX_PACKAGED_BYTES]
     if large:
         raise CheckpointError(
             f"{large[0].name} is {large[0].stat().st_size / 2**20:.1f} MB; at most 16 MB fit into the package: train a smaller model."
         )
+
+
+@dataclass(frozen=True)
+class TrainedEncoders:
+    """Encoders of a checkpoint folder, as `fitted_map` takes them."""
+
+    expression: Any
+    morphology: Any
+
+    def encode_expression(
+        self, counts: Any, genes: Genes, spots: Sequence[str] = (), depth: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Encode counts (n, g)."""
+        return np.asarray(self.expression.encode(counts, genes, depth), dtype=np.float32)
+
+    def encode_morphology(self, patches: NDArray[np.uint8], spots: Sequence[str] = ()) -> NDArray[np.float32]:
+        """Encode crops (n, patch_px, patch_px, 3)."""
+        return np.asarray(self.morphology.encode(patches), dtype=np.float32)
+
+
+def encoders_of(folder: CheckpointFolder, device: torch.device) -> TrainedEncoders:
+    """Open a checkpoint's encoders; raises CheckpointError where one is not on this computer."""
+    return TrainedEncoders(*starting_sources(folder, device))
+
+
+def fit_map(folder: CheckpointFolder, sections: Sequence[Section], device: torch.device) -> MorphologyMap:
+    """Fit a checkpoint's map on sections; raises CheckpointError where one of its encoders is not on this computer."""
+    return fitted_map(sections, folder.card, encoders_of(folder, device))
+
+
+def write_map(config: TrainingConfig, draft: Path) -> MorphologyMap:
+    """Write the map into a checkpoint that lacks nothing else, and return it.
+
+    That of the checkpoint to start from is kept where expression is still read as there; the encoder of morphology never changes then.
+    """
+    place = draft / MORPHOLOGY_MAP
+    kept = kept_map(config)
+    if kept is not None:
+        shutil.copytree(kept, place)
+        return MorphologyMap.load(place)
+    found = fit_map(read_folder(draft), source_sections(config, "train"), torch.device(choose_compute(config).device))
+    found.save(place)
+    return found
+
+
+def kept_map(config: TrainingConfig) -> Path | None:
+    """Return the folder of the map that is kept from the checkpoint to start from; None where one is to be fitted."""
+    return None if config.start is None or config.expression.refit else map_folder(open_start(config))

@@ -1,4 +1,4 @@
-"""What the work files of a training were made from: noted beside them, and held against the config before they are used again."""
+"""What the work files of a training were made from: noted beside them, and compared with the config before they are used again."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..synthesis.identity import differences
 from ..tissue.identity import section_identity, whole_slide_hash
 from ..types import Section
 from .config import TrainingConfig
-from .start import source_sections
-from .state import save_text
+from .sections import source_sections
+from .state import load_record, save_record
 
 log = logging.getLogger(__name__)
 
@@ -22,22 +22,18 @@ FILES = {
 }
 """Stage -> the work files that it leaves and that later runs go on from."""
 _LENGTHS = {"steps", "decoder_steps"}
+"""Settings that say how long to train, which may be raised."""
 _DECODER = {"refine", "refined_share", "decoder_steps", "decoder_rate", "adversarial", "feature_matching"}
-"""Settings that say how long to train, which may be raised, and those that latents do not depend on."""
+"""Settings that latents do not depend on."""
 
 
 def note_inputs(config: TrainingConfig, stage: str) -> None:
-    """Hold what the work files were made from against the config, and note it for those that the stage begins.
+    """Compare what the work files were made from with the config, and note it for those that the stage begins.
 
-    Raises
-    ------
-    CheckpointError
-        Work files are there that were made from other sections or settings: they do not belong to what this config asks for.
-    StmditError
-        A section cannot be opened.
+    Raises CheckpointError where work files are there that were made from other sections or settings.
     """
     path = config.output / "inputs.json"
-    noted: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    noted: dict[str, Any] = load_record(path) or {}
     inputs = json.loads(json.dumps(_inputs(config)))
     begun = {name for name, patterns in FILES.items() if any(any(config.output.glob(p)) for p in patterns)}
     for name in begun & set(noted):
@@ -60,11 +56,11 @@ def note_inputs(config: TrainingConfig, stage: str) -> None:
         name: noted.get(name, inputs[name]) if name in begun else inputs[name] for name in {*begun, stage} & set(FILES)
     }
     if kept != noted:
-        save_text(path, json.dumps(kept, indent=1, sort_keys=True))
+        save_record(path, kept, sort_keys=True)
 
 
 def _inputs(config: TrainingConfig) -> dict[str, Any]:
-    """What the files of each stage depend on; what only says how long to train is left out where it may be raised."""
+    """Return, for each stage, what its files depend on; not the lengths that may be raised."""
     train, held_out = ([_content(s) for s in source_sections(config, which)] for which in ("train", "held_out"))
     shared = {
         "train": train,

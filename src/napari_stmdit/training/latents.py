@@ -1,11 +1,11 @@
-"""What is computed once of crops: latents and morphology by networks, expression at the places of the crops."""
+"""The latents stage: the encoders are fitted, and crops encoded once with their conditions, so that the diffusion stage runs no encoder."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,17 +20,21 @@ from ..expression.genes import match_genes
 from ..model.autoencoder import StmditAutoencoder
 from ..model.vae import encode_latents, spatial_factor
 from .autoencoder import generator, load_autoencoder, to_tensor
-from .conditions import counts_of, encode_places, fit_morphology, fit_programs, make_trunk, rank_by_morphology, thin
-from .config import ExpressionSettings, TrainingConfig
-from .data import Crop, CropSampler, TrainingSection, crop_weights, cut
+from .config import TrainingConfig
+from .data import Crop, CropSampler, crop_weights, cut
 from .parallel import Control, Worker, choose_compute, run_alone, run_workers
-from .start import latent_statistics_of, open_sampler, open_sections, open_start, starting_sources, starting_vae
+from .programs import counts_of, encode_places, fit_programs, rank_by_morphology, thin, thinning_factors
+from .sections import open_sampler, open_sections
+from .start import latent_statistics_of, open_start, starting_sources, starting_vae
 from .state import Clock, Log, load_state, save_state
 
 VARIANTS = 4
 """Expression vectors of one crop: different depths, the nearest spot or an interpolation."""
 WINDOWS = 5
 """Places of a small crop inside a whole one, along each side."""
+ENCODE_BATCH = 16
+_SHARE = re.compile(r"(latents|spots)_\d+\.pt")
+"""Files of the workers' shares, as `_spot_file` and `_crop_file` name them."""
 
 
 def window_corners(cells: int, small: int) -> list[tuple[int, int]]:
@@ -39,32 +43,11 @@ def window_corners(cells: int, small: int) -> list[tuple[int, int]]:
     return [(y, x) for y in places for x in places]
 
 
-# ------------------------------------------------------------------------------------------------- images
-
-
-class ImageEncoding(Protocol):
-    """Turns crops into latents and morphology."""
-
-    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        """(B, H, W, 3) uint8 -> latents (B, C, h, w) float16, and what `conditions` takes."""
-
-    def conditions(self, described: Tensor) -> Tensor:
-        """Return the morphology: (B, 1 + W, d) of the whole crop and its W windows, or (B, 1, T, d) of the whole alone."""
-
-
 class WindowEncoding:
-    """Latents, and the statistics of a `FeatureTrunk` of the whole crop and of its windows.
+    """Encodes crops as latents, and as the statistics of a `FeatureTrunk` of the whole crop and of its windows.
 
-    Parameters
-    ----------
-    vae
-        Of the latents.
-    encoder
-        Of the morphology; None where it is yet to be fitted to the statistics: its network is then the autoencoder's own.
-    small_cells
-        Side of a window in latent cells.
-    device
-        Where to compute.
+    Without an ``encoder``, which is then yet to be fitted to the statistics, the network is the autoencoder's own. ``small_cells`` is the
+    side of a window in latent cells.
     """
 
     def __init__(self, vae: Any, encoder: SmallConvEncoder | None, small_cells: int, device: torch.device) -> None:
@@ -74,14 +57,10 @@ class WindowEncoding:
 
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        """(B, H, W, 3) uint8 -> latents (B, C, h, w) and statistics (B, 1 + W, s), both float16, on the CPU.
-
-        A small crop is described by what is in it, not by what surrounds it. Where autoencoder and encoder share their network, as
-        those trained here do, one pass gives both.
-        """
+        """(B, H, W, 3) uint8 -> latents (B, C, h, w) and statistics (B, 1 + W, s), both float16, on the CPU."""
         images = to_tensor(pixels).to(self.device)
         layers = self.trunk(images)
-        if self.shared:
+        if self.shared:  # as in those trained here: one pass gives both
             own = self.vae.encoder
             latents = own.linear(images) + own.head(torch.nn.functional.silu(layers[1]))
         else:
@@ -99,17 +78,7 @@ class WindowEncoding:
 
 
 class WholeEncoding:
-    """Latents, and the vectors of any morphology encoder, of the whole crop alone.
-
-    Parameters
-    ----------
-    vae
-        Of the latents.
-    source
-        Of the morphology; large networks are on their device already.
-    device
-        Where the latents are computed.
-    """
+    """Encodes whole crops as latents, and as the vectors of any morphology encoder, which is on its device already."""
 
     def __init__(self, vae: Any, source: Any, device: torch.device) -> None:
         self.vae, self.source, self.device = vae.to(device).eval(), source, device
@@ -126,9 +95,26 @@ class WholeEncoding:
 
 
 def raw_latents(vae: Any, images: Tensor) -> Tensor:
-    """Return the latents that the cache holds: of our autoencoder not normalised, of diffusers' VAEs by their own scale and shift."""
+    """Return latents: of our autoencoder not normalised yet, of diffusers' VAEs normalised by their own scale and shift."""
     latents: Tensor = vae.encoder(images) if isinstance(vae, StmditAutoencoder) else encode_latents(vae, images)
     return latents
+
+
+def make_trunk(autoencoder: StmditAutoencoder) -> FeatureTrunk:
+    """Copy the convolutional half of an autoencoder's encoder."""
+    fine, coarse = autoencoder.config["encoder_widths"]
+    trunk = FeatureTrunk((fine, coarse))
+    trunk.trunk.load_state_dict(autoencoder.encoder.trunk.state_dict())
+    return trunk
+
+
+def fit_morphology(trunk: FeatureTrunk, statistics: Tensor, components: int) -> SmallConvEncoder:
+    """Whiten the (n, s) statistics of training crops: standardise, keep the leading components, scale each to variance one."""
+    mean, scale = statistics.mean(0), statistics.std(0) + 1e-4
+    _, values, vectors = torch.linalg.svd((statistics - mean) / scale, full_matrices=False)
+    spread = values[:components] / len(statistics) ** 0.5
+    projection = vectors[:components].T / spread / scale[:, None]
+    return SmallConvEncoder(trunk, mean, projection)
 
 
 def _same_network(vae: StmditAutoencoder, trunk: FeatureTrunk) -> bool:
@@ -138,71 +124,52 @@ def _same_network(vae: StmditAutoencoder, trunk: FeatureTrunk) -> bool:
     )
 
 
-# ------------------------------------------------------------------------------------------------- expression
+def program_expression(
+    encoder: LinearProgramEncoder, sampler: CropSampler, config: TrainingConfig
+) -> Callable[[Crop, np.random.Generator], Tensor]:
+    """Return a function that gives (VARIANTS, d) program scores at a crop's place: of interpolated or nearest spots, at different depths."""
+    settings, sections = config.expression, sampler.sections
+    tables = [counts_of(section, encoder.genes) for section in sections]
+    present = [match_genes(encoder.genes, s.section.spots.genes).columns >= 0 for s in sections]
 
-
-class PlaceExpression(Protocol):
-    """Gives the expression of a crop."""
-
-    def __call__(self, crop: Crop, rng: np.random.Generator) -> Tensor:
-        """Return (VARIANTS, d) vectors of the place a crop was cut at."""
-
-
-class ProgramExpression:
-    """Program scores of the expression at a crop's place: interpolated between spots or the nearest one's, at different depths."""
-
-    def __init__(
-        self, encoder: LinearProgramEncoder, sections: Sequence[TrainingSection], settings: ExpressionSettings
-    ) -> None:
-        self.encoder, self.sections, self.settings = encoder, sections, settings
-        self._tables = [counts_of(section, encoder.genes) for section in sections]
-        self._present = [match_genes(encoder.genes, s.section.spots.genes).columns >= 0 for s in sections]
-
-    def __call__(self, crop: Crop, rng: np.random.Generator) -> Tensor:
-        """Return (VARIANTS, d)."""
-        section, counts = self.sections[crop.section], self._tables[crop.section]
-        weights = np.stack([crop_weights(section, crop.centre, self.settings, rng) for _ in range(VARIANTS)])
-        present = self._present[crop.section]
+    def vectors(crop: Crop, rng: np.random.Generator) -> Tensor:
+        section, counts = sections[crop.section], tables[crop.section]
+        weights = np.stack([crop_weights(section, crop.centre, settings, rng) for _ in range(VARIANTS)])
         depth = section.section.spots.relative_depth
-        vectors = encode_places(self.encoder, counts, weights, self.settings.thinning, rng, present, depth)
-        return torch.from_numpy(vectors)
+        found = encode_places(encoder, counts, weights, settings.thinning, rng, present[crop.section], depth)
+        return torch.from_numpy(found)
+
+    return vectors
 
 
-class SpotExpression:
-    """Vectors of the spot nearest to a crop, as inference sees it; any encoder's, computed once for every spot.
+def spot_expression(sampler: CropSampler, config: TrainingConfig) -> Callable[[Crop, np.random.Generator], Tensor]:
+    """Return a function that gives the (VARIANTS, d) vectors of the spot nearest to a crop, as the workers' shares hold them."""
+    first = load_state(_spot_file(config, 0))
+    shares = [load_state(_spot_file(config, rank)) for rank in range(int(first["count"]))] if first else []
+    tables = []
+    for number, section in enumerate(sampler.sections):
+        parts = [share["vectors"][number] for share in shares if share is not None]
+        rows = torch.empty(len(section.yx), *parts[0].shape[1:])
+        for rank, part in enumerate(parts):
+            rows[rank :: len(parts)] = part
+        tables.append(rows)
 
-    Parameters
-    ----------
-    vectors
-        For each section, (n, VARIANTS, d) from `encode_spots`.
-    sections
-        The sections.
-    """
+    def vectors(crop: Crop, rng: np.random.Generator) -> Tensor:
+        nearest = int(np.square(sampler.sections[crop.section].yx - crop.centre).sum(axis=1).argmin())
+        return tables[crop.section][nearest]
 
-    def __init__(self, vectors: Sequence[Tensor], sections: Sequence[TrainingSection]) -> None:
-        self.vectors, self.sections = vectors, sections
-
-    def __call__(self, crop: Crop, rng: np.random.Generator) -> Tensor:
-        """Return (VARIANTS, d)."""
-        nearest = int(np.square(self.sections[crop.section].yx - crop.centre).sum(axis=1).argmin())
-        return self.vectors[crop.section][nearest]
+    return vectors
 
 
 def thinned_rows(counts: csr_matrix, thinning: float, rng: np.random.Generator) -> csr_matrix:
-    """Return counts (n, g), a random half of the rows thinned by a random factor up to ``thinning``."""
+    """Return counts (n, g) whose rows are thinned by `thinning_factors`."""
     table = counts.tocsr().astype(np.float32)
-    factors = np.where(rng.random(table.shape[0]) < 0.5, 1.0, np.exp(rng.uniform(0, np.log(thinning), table.shape[0])))
+    factors = thinning_factors(table.shape[0], thinning, rng)
     rows = [thin(table.data[a:b], f, rng) for a, b, f in zip(table.indptr, table.indptr[1:], factors, strict=False)]
     data = np.concatenate(rows) if rows else table.data
     thinned = csr_matrix((data, table.indices, table.indptr), shape=table.shape)
     thinned.eliminate_zeros()
     return thinned
-
-
-# The latent cache: encoded crops with their conditions, made once, so that the diffusion stage runs no encoder.
-
-
-ENCODE_BATCH = 16
 
 
 def cache_path(config: TrainingConfig) -> Path:
@@ -244,9 +211,6 @@ def load_cache(config: TrainingConfig) -> dict[str, Tensor]:
     return state
 
 
-# ------------------------------------------------------------------------------------------------- encoders
-
-
 def fits_expression(config: TrainingConfig) -> bool:
     """Whether the expression encoder is fitted here, not kept as the checkpoint to start from has it."""
     return config.start is None or config.expression.refit
@@ -267,7 +231,7 @@ def _has_programs(config: TrainingConfig) -> bool:
     return open_start(config).components["expression_encoder"].kind == LinearProgramEncoder.__name__
 
 
-def _encodings(config: TrainingConfig, device: torch.device) -> tuple[ImageEncoding, Any]:
+def _encodings(config: TrainingConfig, device: torch.device) -> tuple[WindowEncoding | WholeEncoding, Any]:
     """Return how crops are encoded, and the expression encoder: those of the checkpoint to start from, or fitted here."""
     small = config.diffusion.small_cells
     if config.start is None:
@@ -281,10 +245,6 @@ def _encodings(config: TrainingConfig, device: torch.device) -> tuple[ImageEncod
     if isinstance(morphology, SmallConvEncoder):
         return WindowEncoding(vae, morphology, small, device), expression
     return WholeEncoding(vae, morphology, device), expression
-
-
-_SHARE = re.compile(r"(latents|spots)_\d+\.pt")
-"""Files of the workers' shares, as `_spot_file` and `_crop_file` name them."""
 
 
 def _spot_file(config: TrainingConfig, rank: int) -> Path:
@@ -329,30 +289,12 @@ def _spot_vectors(worker: Worker, config: TrainingConfig, source: Any) -> list[T
     return vectors
 
 
-def _place_expression(config: TrainingConfig, encoder: Any, sampler: CropSampler) -> PlaceExpression:
-    if isinstance(encoder, LinearProgramEncoder):
-        return ProgramExpression(encoder, sampler.sections, config.expression)
-    first = load_state(_spot_file(config, 0))
-    shares = [load_state(_spot_file(config, rank)) for rank in range(int(first["count"]))] if first else []
-    joined = []
-    for number, section in enumerate(sampler.sections):
-        parts = [share["vectors"][number] for share in shares if share is not None]
-        rows = torch.empty(len(section.yx), *parts[0].shape[1:])
-        for rank, part in enumerate(parts):
-            rows[rank :: len(parts)] = part
-        joined.append(rows)
-    return SpotExpression(joined, sampler.sections)
-
-
-# ------------------------------------------------------------------------------------------------- crops
-
-
 def _crop_file(config: TrainingConfig, rank: int) -> Path:
     return config.output / f"latents_{rank}.pt"
 
 
 def _encode(worker: Worker, config: TrainingConfig) -> None:
-    """Encode this worker's share of the crops; what is done is saved now and then, and taken up again."""
+    """Encode this worker's share of the crops, going on from what was saved."""
     path, wanted = _crop_file(config, worker.rank), -(-config.latents.crops // worker.count)
     state = load_state(path)
     if state is not None and state.get("of") != [worker.count, wanted]:
@@ -364,7 +306,8 @@ def _encode(worker: Worker, config: TrainingConfig) -> None:
     if start < wanted:
         encoding, encoder = _encodings(config, worker.device)
         sampler = open_sampler(config)
-        expression = _place_expression(config, encoder, sampler)
+        is_program = isinstance(encoder, LinearProgramEncoder)
+        expression = program_expression(encoder, sampler, config) if is_program else spot_expression(sampler, config)
     rng = generator(config, worker, 3, start)
     log, clock = Log(config.output / "latents.jsonl", worker.leads), Clock(config.checkpoint_seconds)
 
@@ -445,7 +388,7 @@ def latent_statistics(model: StmditAutoencoder, latents: Tensor, power: float) -
 
 @torch.inference_mode()
 def pixel_effect(model: StmditAutoencoder, latents: Tensor, spread: Tensor) -> Tensor:
-    """Return (C,) how much disturbing each channel by its own spread changes the decoded pixels, relative to the largest."""
+    """Return (C,) how much noise of a channel's own spread changes the decoded pixels, relative to the largest."""
     base = model.decoder(latents)
     rng = torch.Generator().manual_seed(0)
     effects = []
@@ -457,7 +400,7 @@ def pixel_effect(model: StmditAutoencoder, latents: Tensor, spread: Tensor) -> T
     return effect / effect.max()
 
 
-def _held_out(config: TrainingConfig, encoding: ImageEncoding, expression: Any) -> dict[str, Tensor]:
+def _held_out(config: TrainingConfig, encoding: WindowEncoding | WholeEncoding, expression: Any) -> dict[str, Tensor]:
     """Encode the held-out sections' spots, for the validation loss and the samples alone."""
     latents, morphology, vectors = [], [], []
     for section in open_sections(config, "held_out"):
@@ -466,7 +409,9 @@ def _held_out(config: TrainingConfig, encoding: ImageEncoding, expression: Any) 
             encoded, described = encoding(patches[start : start + ENCODE_BATCH])
             latents.append(encoded)
             morphology.append(encoding.conditions(described))
-        vectors.append(_vectors_of(expression, section))
+        spots = section.section.spots
+        encoded_spots = expression.encode(spots.counts, spots.genes, spots.relative_depth)
+        vectors.append(torch.from_numpy(np.asarray(encoded_spots, dtype=np.float32)))
     if not latents:
         return {}
     return {
@@ -474,9 +419,3 @@ def _held_out(config: TrainingConfig, encoding: ImageEncoding, expression: Any) 
         "held_morphology": torch.cat(morphology),
         "held_expression": torch.cat(vectors),
     }
-
-
-def _vectors_of(expression: Any, section: TrainingSection) -> Tensor:
-    spots = section.section.spots
-    vectors = expression.encode(spots.counts, spots.genes, spots.relative_depth)
-    return torch.from_numpy(np.asarray(vectors, dtype=np.float32))

@@ -1,7 +1,8 @@
-"""Starting the processes of a training, hearing from them, and stopping them so that nothing is lost.
+"""The processes of a training: how they are started, keep step with each other, report, and stop without losing anything.
 
-On a few CPU cores several one-thread processes beat one process with several threads, and they do not collapse when something else
-uses the machine; they are started here. On a GPU one process runs here; several are started by ``accelerate launch``.
+On a few CPU cores several one-thread processes beat one process with several threads; they are started here with torch's spawn, as
+accelerate's launchers start none on a CPU but for debugging, and by forking. On a GPU one process runs here; several are started by
+``accelerate launch``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, multiprocessing, nn
@@ -27,32 +28,35 @@ from ..errors import RequestError, StmditError
 from ..progress import CancelToken
 from .config import TrainingConfig
 
-if TYPE_CHECKING:
-    from .config import TrainingConfig
-
-
 POLL_SECONDS = 0.2
 REPORT_SECONDS = 0.5
 FAILED = 3
-"""Exit code of a process that has told its error."""
+"""Exit code of a process that has sent its error."""
+EXTRA = ("accelerate", "tensorboard")
+WAIT = timedelta(hours=2)
+"""How long a process waits for the others, of which one may be fitting, validating or drawing samples."""
+Network = TypeVar("Network", bound=nn.Module)
 
-OnProgress = Callable[["TrainingProgress"], None]
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """How far a phase is: ``phase`` (``autoencoder``, ``decoder``, ``latents`` or ``transformer``), ``step`` of ``steps``, and its loss."""
+
+    phase: str
+    step: int
+    steps: int
+    loss: float | None = None
+
+
+OnProgress = Callable[[TrainingProgress], None]
 
 
 class TrainingStoppedError(StmditError):
-    """A training was asked to stop and did; what it had reached is saved."""
+    """A training was asked to stop and did; its state is saved."""
 
 
 class Control:
-    """How a training is watched and stopped.
-
-    Parameters
-    ----------
-    on_progress
-        Called now and then with how far a phase is.
-    cancel
-        Once set, the training saves what it has after its present step, and ends with `TrainingStoppedError`.
-    """
+    """Progress and stopping of a training; once ``cancel`` is set, it saves after its present step and ends with `TrainingStoppedError`."""
 
     def __init__(self, on_progress: OnProgress | None = None, cancel: CancelToken | None = None) -> None:
         self.on_progress: OnProgress = on_progress or (lambda _: None)
@@ -80,17 +84,12 @@ class Control:
 def run_workers(config: TrainingConfig, control: Control, function: Callable[..., None], *arguments: Any) -> None:
     """Call ``function(worker, *arguments)`` in every process of a training, and wait for them.
 
-    Raises
-    ------
-    TrainingStoppedError
-        It was asked to stop.
-    StmditError
-        What a process raised; or one was ended from outside.
+    Raises TrainingStoppedError where it was asked to stop; StmditError where a process raised it, or was ended from outside.
     """
     require_extra()
     compute = choose_compute(config)
     if compute.device == "cpu" and config.workers > 1 and not is_launched():
-        _run_apart(compute, config.workers, control, function, arguments)
+        _spawn(compute, config.workers, control, function, arguments)
     else:
         _run_here(compute, control, function, arguments)
     control.check(config)
@@ -119,46 +118,45 @@ def _run_here(compute: Compute, control: Control, function: Callable[..., None],
     finally:
         if alone:
             torch.set_num_threads(threads)
-        if (
-            ours and not is_launched()
-        ):  # accelerate's state is one a process: another training may want another precision
+        # accelerate keeps one state a process and has no public reset: another training may want another precision
+        if ours and not is_launched():
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
 
 
-def _run_apart(
+def _spawn(
     compute: Compute, count: int, control: Control, function: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
     context = multiprocessing.get_context("spawn")
     stop, messages = context.Event(), context.SimpleQueue()
     errors: list[str] = []
 
-    def hear() -> None:
+    def read_messages() -> None:
         while not messages.empty():
-            heard = messages.get()
-            if isinstance(heard, TrainingProgress):
-                control.report(heard)
+            message = messages.get()
+            if isinstance(message, TrainingProgress):
+                control.report(message)
             else:
-                errors.append(heard)
+                errors.append(message)
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with _interrupts_ignored():
         started: Any = spawn(
-            _be_worker,
+            _work,
             args=(count, port, compute, stop, messages, os.getpid(), function, arguments),
             nprocs=count,
             join=False,
         )
     try:
         while not started.join(timeout=POLL_SECONDS):
-            hear()
+            read_messages()
             if control.cancel.cancelled:
                 stop.set()
-        hear()
+        read_messages()
     except (ProcessExitedException, ProcessRaisedException) as error:
-        hear()
+        read_messages()
         if errors:
             raise StmditError(errors[0]) from None
         if isinstance(error, ProcessExitedException):
@@ -175,7 +173,7 @@ def _run_apart(
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Let processes that are started here be born deaf to Ctrl-C, which a terminal sends to all of them: they are asked to stop."""
+    """Make processes started here ignore SIGINT, which a terminal sends to all of them; this one asks them to stop."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -187,24 +185,24 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 class _Pipe:
-    """A link to the process that started this one; a process whose parent is gone stops, too."""
+    """Link to the process that started this one; a process whose parent is gone stops, too."""
 
     def __init__(self, stop: Any, messages: Any, parent: int) -> None:
         self._stop, self._messages, self._parent = stop, messages, parent
-        self._told, self._phase = 0.0, ""
+        self._reported, self._phase = 0.0, ""
 
     def stop_wanted(self) -> bool:
         return os.getppid() != self._parent or bool(self._stop.is_set())
 
     def report(self, progress: TrainingProgress) -> None:
         now = time.monotonic()
-        if self._phase != progress.phase or progress.step == progress.steps or now - self._told > REPORT_SECONDS:
-            self._told, self._phase = now, progress.phase
+        if self._phase != progress.phase or progress.step == progress.steps or now - self._reported > REPORT_SECONDS:
+            self._reported, self._phase = now, progress.phase
             if os.getppid() == self._parent:
                 self._messages.put(progress)
 
 
-def _be_worker(
+def _work(
     rank: int,
     count: int,
     port: int,
@@ -217,8 +215,8 @@ def _be_worker(
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    os.environ.update({name: str(value) for name, value in place.items()})
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ.update({name: str(value) for name, value in ranks.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     link: Link = _Pipe(stop, messages, parent)
@@ -230,16 +228,6 @@ def _be_worker(
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-
-# One process of a training: its device, its precision, and how it keeps step with the others.
-
-
-Network = TypeVar("Network", bound=nn.Module)
-
-EXTRA = ("accelerate", "tensorboard")
-WAIT = timedelta(hours=2)
-"""How long a process waits for the others, of which one may be fitting, validating or drawing samples."""
 
 
 def require_extra() -> None:
@@ -260,15 +248,10 @@ class Compute:
 
 
 def choose_compute(config: TrainingConfig) -> Compute:
-    """Resolve the device and the precision of a config.
+    """Resolve the device and the precision of a config; raises RequestError where the device is not there or lacks that precision.
 
     ``auto`` takes a GPU where there is one; and bfloat16 on a CPU and on GPUs that have it, float16 on other GPUs of NVIDIA, float32
-    on MPS, unless ``accelerate launch`` was told another precision.
-
-    Raises
-    ------
-    RequestError
-        The device is not there, or does not compute in that precision.
+    on MPS, unless ``accelerate launch`` was given another precision.
     """
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
@@ -280,10 +263,10 @@ def choose_compute(config: TrainingConfig) -> Compute:
         raise RequestError([("device", f"{device!r} is not available; this computer has: {there}")])
     precision: str = config.precision
     if precision == "auto":
-        told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") if is_launched() else "no"
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") if is_launched() else "no"
         bf16 = device == "cpu" or (device == "cuda" and torch.cuda.is_bf16_supported())
         own = "bf16" if bf16 else {"cuda": "fp16", "mps": "no"}[device]
-        precision = told if told in ("bf16", "fp16") else own
+        precision = launched if launched in ("bf16", "fp16") else own
     if device == "cpu" and precision == "fp16":
         raise RequestError([("precision", "fp16 is for GPUs; choose bf16 or no on a CPU")])
     return Compute(device, precision)
@@ -294,39 +277,22 @@ def is_launched() -> bool:
     return int(os.environ.get("LOCAL_RANK", -1)) != -1 and int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
-@dataclass(frozen=True)
-class TrainingProgress:
-    """How far a phase is: ``phase`` (``autoencoder``, ``decoder``, ``latents`` or ``transformer``), ``step`` of ``steps``, and its loss."""
-
-    phase: str
-    step: int
-    steps: int
-    loss: float | None = None
-
-
 class Link(Protocol):
-    """What a worker and whoever started it tell each other."""
+    """Link of a worker to whoever started it: `Control` in one process, `_Pipe` between two."""
 
     def stop_wanted(self) -> bool:
         """Whether this process was asked to stop."""
 
     def report(self, progress: TrainingProgress) -> None:
-        """Tell how far the training is."""
+        """Report how far the training is."""
 
 
 class Worker:
     """One of ``count`` processes, on its ``device``; the one with rank 0 validates, saves and reports.
 
-    Networks are placed and not wrapped (``Accelerator.prepare``): the stages reach into them, and in one of them two learn at once. Their
-    gradients are averaged in one sum instead, which on few CPU cores and for small networks is what is fast, too; what says whether
-    to stop travels with it, so that all processes stop after the same step.
-
-    Parameters
-    ----------
-    accelerator
-        An ``accelerate.Accelerator``.
-    link
-        To whoever started this process.
+    Networks are placed and not wrapped (``Accelerator.prepare``): the stages reach into them, and one trains two at once. Gradients are
+    averaged in a single reduction, which is fast for small networks on few cores; the wish to stop travels with it, so that all
+    processes stop after the same step.
     """
 
     def __init__(self, accelerator: Any, link: Link) -> None:
@@ -387,14 +353,12 @@ class Worker:
             return
         flag = torch.full((1,), float(wanted), device=self.device)
         flat = self._accelerator.reduce(torch.cat([*(g.reshape(-1) for g in gradients), flag]), reduction="mean")
-        place = 0
-        for gradient in gradients:
-            gradient.copy_(flat[place : place + gradient.numel()].view_as(gradient))
-            place += gradient.numel()
+        for gradient, mean in zip(gradients, flat.split([*(g.numel() for g in gradients), 1]), strict=False):
+            gradient.copy_(mean.view_as(gradient))
         self.stopping = bool(flat[-1] > 0)
 
     def report(self, phase: str, step: int, steps: int, loss: float | None = None) -> None:
-        """Tell how far a phase is; without a loss, the last one stands."""
+        """Report how far a phase is; without a loss, the last one stands."""
         self._loss = self._loss if loss is None else loss
         if self.leads:
             self._link.report(TrainingProgress(phase, step, steps, self._loss))
@@ -408,10 +372,7 @@ class Worker:
 def make_worker(compute: Compute, link: Link) -> Worker:
     """Set accelerate up in this process and return its worker.
 
-    Raises
-    ------
-    StmditError
-        accelerate is not installed, or has been set up otherwise by the program that this is called from.
+    Raises StmditError where accelerate is not installed, or was set up otherwise by the program that this is called from.
     """
     require_extra()
     from accelerate import Accelerator

@@ -1,28 +1,96 @@
-"""Training sections: tables with an image, or folders that a user could open, read into `Section`."""
+"""The sections of a training: opened as a config names them, all of them before anything is refused."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import SectionError
+from ..errors import RequestError, SectionError, StmditError
+from ..expression.genes import match_genes
 from ..tissue.images import open_image
-from ..types import Calibration, Genes, Section, SpotTable
+from ..tissue.open import open_section, synthesis_fault
+from ..tissue.sample import open_sample_section
+from ..types import Calibration, CheckpointCard, Genes, Section, SpotTable
 from .config import FolderSource, SampleSource, Source, TableSource, TrainingConfig, load_config
+from .data import CropSampler, TrainingSection, load_training_section
+from .start import open_start
+
+
+def open_sampler(config: TrainingConfig) -> CropSampler:
+    """Open the training sections (never the held-out ones) for drawing crops; errors as for `open_sections`."""
+    return CropSampler(open_sections(config, "train"), config.augmentation)
+
+
+def open_sections(config: TrainingConfig, what: str) -> list[TrainingSection]:
+    """Open the sections ``train`` or ``held_out`` of a config; those to train on with their pixels in a file that processes share.
+
+    Raises RequestError, which names every fault with its place, where sections cannot be opened or used.
+    """
+    opened = source_sections(config, what)
+    store: Path | None = config.output / "pixels" if what == "train" else None
+    return [load_training_section(section, config.patch_mpp, store) for section in opened]
+
+
+def source_sections(config: TrainingConfig, what: str) -> list[Section]:
+    """Open the sections ``train`` or ``held_out`` of a config, their slides still lazy; errors as for `open_sections`."""
+    sources: Sequence[Source] = getattr(config, what)
+    card = None if config.start is None else open_start(config).card
+    opened: list[Section] = []
+    faults: list[tuple[str, str]] = []
+    for number, source in enumerate(sources):
+        try:
+            section = open_source(source, config)
+            found = section_faults(section, config, card)
+        except StmditError as error:
+            found = [str(error)]
+        else:
+            opened.append(section)
+        faults += [(f"{what}[{number}] ({source.name})", fault) for fault in found]
+    if faults:
+        raise RequestError(faults)
+    return opened
+
+
+def section_faults(section: Section, config: TrainingConfig, card: CheckpointCard | None) -> list[str]:
+    """Say why a section cannot be trained on, with the encoders of a checkpoint where a ``card`` is given."""
+    faults = []
+    unfit = synthesis_fault(section, config.patch_mpp)
+    if unfit is not None:
+        faults.append(unfit)
+    elif section.image is not None and section.calibration.mpp is not None:
+        zoom = section.calibration.mpp * section.image.pixel_size / config.patch_mpp
+        height, width = (round(side * zoom) for side in section.image.shape)
+        if min(height, width) < config.patch_px:
+            faults.append(
+                f"its image is {width} x {height} px at the scale of a patch, smaller than {config.patch_px} px"
+            )
+    if card is not None and card.genes and not config.allow_gene_mismatch:
+        shared = match_genes(card.genes, section.spots.genes).shared
+        needed = ceil(card.minimum_gene_fraction * len(card.genes))
+        if shared < needed:
+            faults.append(
+                f"it has {shared} of the {len(card.genes)} genes of checkpoint {card.name!r}, at least {needed} are needed; start from a "
+                "checkpoint of this species and panel, or set allow_gene_mismatch: true to count missing genes as their training mean"
+            )
+    return faults
+
+
+def sections_of_config(path: str | Path, which: str) -> tuple[Section, ...]:
+    """Open the sections ``held_out`` or ``train`` of a config file; raises SectionError where there are none or one cannot be opened."""
+    config = load_config(Path(path))
+    sources = config.held_out if which == "held_out" else config.train
+    if not sources:
+        raise SectionError(f"{path} names no section under {which!r}; add one, or give sections by their paths")
+    return tuple(open_source(source, config) for source in sources)
 
 
 def open_source(source: Source, config: TrainingConfig) -> Section:
-    """Open one section of a training config.
-
-    Raises
-    ------
-    SectionError
-        A file is missing or does not hold what its kind needs.
-    """
+    """Open one section of a training config; raises SectionError where a file is missing or does not hold what its kind needs."""
     if isinstance(source, TableSource):
         return read_table_section(
             source.name,
@@ -32,51 +100,21 @@ def open_source(source: Source, config: TrainingConfig) -> Section:
             pitch_um=source.pitch_um,
             spot_um=source.spot_um,
         )
-    section = _open_sample() if isinstance(source, SampleSource) else _open_folder(source, config)
+    section = open_sample_section() if isinstance(source, SampleSource) else _open_folder(source, config)
     return replace(section, name=source.name)  # folders of several samples are often all called "outs"
 
 
-def sections_of_config(path: str | Path, which: str) -> tuple[Section, ...]:
-    """Open all sections that a training config holds out, or trains on.
-
-    Parameters
-    ----------
-    path
-        The YAML file.
-    which
-        ``held_out`` or ``train``.
-
-    Raises
-    ------
-    SectionError
-        There are none, or one cannot be opened.
-    """
-    config = load_config(Path(path))
-    sources = config.held_out if which == "held_out" else config.train
-    if not sources:
-        raise SectionError(f"{path} names no section under {which!r}; add one, or give sections by their paths")
-    return tuple(open_source(source, config) for source in sources)
-
-
 def _open_folder(source: FolderSource, config: TrainingConfig) -> Section:
-    from ..tissue.open import open_section
-
     image: str | Path | None = None if source.image is None else config.source_path(source.image)
     if image is not None and not Path(image).is_file():
         image = str(source.image)  # in the section's folder, or the name of an image of a SpatialData store
     return open_section(config.source_path(source.folder), fullres=image, mpp=source.mpp)
 
 
-def _open_sample() -> Section:
-    from ..tissue.sample import open_sample_section
-
-    return open_sample_section()
-
-
 def read_table_section(
     name: str, counts: Path, spots: Path, image: Path, *, pitch_um: float, spot_um: float
 ) -> Section:
-    """Read a section of the Spatial Transcriptomics kind: two tables and an image.
+    """Read a section of the Spatial Transcriptomics kind: the spots that are in both tables, scaled by their square lattice.
 
     Parameters
     ----------
@@ -88,20 +126,13 @@ def read_table_section(
         Tab-separated with columns x, y (array position) and pixel_x, pixel_y (pixels of the image).
     image
         RGB slide image.
-    pitch_um
-        Distance between neighbouring array positions in microns.
-    spot_um
-        Diameter of a spot in microns.
-
-    Returns
-    -------
-    Section
-        Only spots that stand in both tables. Microns per pixel come from the lattice that is fitted to the array positions.
+    pitch_um, spot_um
+        Distance between neighbouring array positions, and diameter of a spot, in microns.
 
     Raises
     ------
     SectionError
-        A file is missing, a column is missing, or the tables share fewer than three spots.
+        A file or a column is missing, or the tables share fewer than three spots.
     """
     import pandas as pd
     from scipy.sparse import csr_matrix
@@ -139,7 +170,7 @@ def read_table_section(
     return Section(
         name=name,
         path=counts,
-        kind="spatialdata",  # what `to_spatialdata` makes of it
+        kind="spatialdata",  # the nearest of the kinds: an image with spots, and no folder of 10x
         spots=spot_table,
         image=open_image(image),
         calibration=Calibration(mpp, "lattice", detail),
@@ -148,15 +179,9 @@ def read_table_section(
 
 
 def fit_square_lattice(array_rc: NDArray[np.int64], yx: NDArray[np.float64], pitch_um: float) -> float:
-    """Return microns per pixel from spots on a square array.
+    """Return microns per pixel, pitch / sqrt(|det A|), with A the least squares affine map from array (row, column) to pixels.
 
-    The affine map from array (row, column) to pixels is fitted by least squares; its area per array cell gives the scale, so
-    that rotation, offset and a slightly different scale along the two axes do no harm.
-
-    Raises
-    ------
-    SectionError
-        The spots lie on one line.
+    Rotation, offset and slightly different scales of the two axes do no harm; raises SectionError where the spots lie on one line.
     """
     design = np.column_stack([array_rc, np.ones(len(array_rc))])
     if np.linalg.matrix_rank(design) < 3:
@@ -165,45 +190,3 @@ def fit_square_lattice(array_rc: NDArray[np.int64], yx: NDArray[np.float64], pit
         )
     affine, *_ = np.linalg.lstsq(design, yx, rcond=None)
     return float(pitch_um / np.sqrt(abs(np.linalg.det(affine[:2]))))
-
-
-def to_spatialdata(section: Section) -> Any:
-    """Return a section as SpatialData: image ``<name>_image``, circles ``<name>_spots`` and table ``table``.
-
-    Everything lies in the coordinate system ``global``, in full-resolution pixels.
-    """
-    import anndata
-    import geopandas
-    import pandas as pd
-    import spatialdata
-    from shapely import points
-    from spatialdata.models import Image2DModel, ShapesModel, TableModel
-    from spatialdata.transformations import Identity
-
-    region = f"{section.name}_spots"
-    spots = section.spots
-    # SpatialData takes (x, y) with a pixel's centre at +0.5, as our corner-based positions do
-    frame = geopandas.GeoDataFrame(
-        {"radius": np.full(len(spots), spots.diameter / 2)},
-        geometry=points(spots.yx[:, ::-1]),
-        index=pd.Index(spots.ids.astype(object)),
-    )
-    obs = pd.DataFrame({"region": pd.Categorical([region] * len(spots)), "spot": spots.ids.astype(object)})
-    obs.index = pd.Index(spots.ids.astype(object))
-    if spots.array_rc is not None:
-        obs["array_row"], obs["array_col"] = spots.array_rc.T
-        obs["in_tissue"] = 1
-    table = anndata.AnnData(X=spots.counts.copy(), obs=obs, var=pd.DataFrame(index=spots.genes.symbols.astype(object)))
-    table.uns["stmdit"] = {"mpp": section.calibration.mpp, "source": section.calibration.detail}
-    place = {"global": Identity()}
-    images = {}
-    if section.image is not None:
-        pixels = section.image.levels[0].transpose(2, 0, 1)  # stays lazy
-        images[f"{section.name}_image"] = Image2DModel.parse(
-            pixels, dims=("c", "y", "x"), c_coords=["r", "g", "b"], transformations=place
-        )
-    return spatialdata.SpatialData(
-        images=images,
-        shapes={region: ShapesModel.parse(frame, transformations=place)},
-        tables={"table": TableModel.parse(table, region=region, region_key="region", instance_key="spot")},
-    )

@@ -1,136 +1,41 @@
-"""What a transformer predicts, and what it sees while it learns to: by its checkpoint's scheduler."""
+"""The checkpoint that a training goes on from: its parts, what it demands of a config, and the record of it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from ..errors import CheckpointError, RequestError, StmditError
-from ..expression.genes import match_genes
+from ..errors import CheckpointError, RequestError
 from ..model.autoencoder import FACTOR, StmditAutoencoder
 from ..model.folder import CheckpointFolder, load_component, read_folder
 from ..model.reading import read_settings
 from ..storage.fingerprint import of_folder
-from ..tissue.open import synthesis_fault
-from ..types import CheckpointCard, Section
-from .config import Source, TrainingConfig
-from .data import CropSampler, TrainingSection, load_training_section
-from .sections import open_source
-from .state import save_text
+from .config import TrainingConfig
+from .objective import FLOW, Objective, objective_of
+from .state import load_record, save_record
 
 if TYPE_CHECKING:
     from ..model.transformer import STMDiTTransformer2D
 
 
-Kind = Literal["flow", "epsilon", "v_prediction", "sample"]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """A kind of prediction.
-
-    With clean latents x, noise n and a noise level between 0 and 1, the transformer sees and is to predict:
-
-    - flow: (1 - level) x + level n; the velocity n - x (rectified flow: Liu et al. 2023, arXiv 2209.03003)
-    - otherwise a x + s n with a^2 + s^2 = 1 of the time t = floor(level * times) of the checkpoint's noise schedule (Ho et al. 2020,
-      arXiv 2006.11239); the noise n (epsilon), a n - s x (v_prediction: Salimans & Ho 2022, arXiv 2202.00512) or x (sample).
-
-    Attributes
-    ----------
-    kind
-        Of the prediction.
-    times
-        The transformer's time is the level times this; whole numbers below it where there is a schedule.
-    signal
-        (times,) a of each time; None for flow.
-    """
-
-    kind: Kind = "flow"
-    times: int = 1000
-    signal: Tensor | None = None
-
-    def pose(self, x: Tensor, noise: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what is seen (B, C, h, w), its time (B,) and what is to be predicted (B, C, h, w), for levels (B,)."""
-        if self.signal is None:
-            weight = level.view(-1, 1, 1, 1)
-            return (1 - weight) * x + weight * noise, level * self.times, noise - x
-        time = (level * self.times).long().clamp(0, self.times - 1)
-        a = self.signal.to(x.device)[time].view(-1, 1, 1, 1)
-        s = (1 - a.square()).sqrt()
-        target = {"epsilon": noise, "v_prediction": a * noise - s * x, "sample": x}[self.kind]
-        return a * x + s * noise, time.float(), target
-
-    def draw_levels(self, count: int, shift: float, share: float, rng: torch.Generator) -> Tensor:
-        """Return (count,) noise levels: for flow logit-normal, with a schedule every time equally often.
-
-        The odds of a ``share`` of the former are multiplied by ``shift``:
-        Esser et al. 2024, arXiv 2403.03206. The mean of n cells stays visible until the noise level is about 1 - 1 / sqrt(n): what
-        a condition has to say of the whole patch is learned there or nowhere.
-        """
-        if self.kind == "flow":
-            odds, shifted = torch.randn(count, generator=rng), torch.rand(count, generator=rng) < share
-            return torch.sigmoid(odds + shifted * torch.tensor(shift).log())
-        return torch.rand(count, generator=rng)
-
-    def even_levels(self, count: int, shift: float) -> Tensor:
-        """Return (count,) rising noise levels for a comparison, evenly spaced; for flow with odds times ``shift``."""
-        level = (torch.arange(count) + 0.5) / count
-        return shift * level / (1 + (shift - 1) * level) if self.kind == "flow" else level
-
-
-def objective_of(scheduler: Any) -> Objective:
-    """Return what the transformer of a scheduler predicts.
-
-    Raises
-    ------
-    CheckpointError
-        The scheduler's prediction type is unknown.
-    """
-    settings = scheduler.config
-    kind = settings.get("prediction_type", "flow_prediction")  # flow schedulers know only one and do not name it
-    times = int(settings.num_train_timesteps)
-    if kind == "flow_prediction" or settings.get("use_flow_sigmas"):
-        return Objective("flow", times)
-    if kind not in ("epsilon", "v_prediction", "sample"):
-        raise CheckpointError(
-            f"{type(scheduler).__name__} predicts {kind!r}; training goes on with epsilon, v_prediction, sample or flow_prediction."
-        )
-    return Objective(kind, times, scheduler.alphas_cumprod.float().sqrt())
-
-
-# The checkpoint that a training goes on from: its parts, what it demands of a config, and the record of it.
-
-
 KEPT = ("vae", "scheduler", "expression_encoder", "morphology_encoder", "preview_vae")
-"""What a training does not touch; the parts that fix what latents and conditions mean."""
+"""Parts that a training keeps: they fix what latents and conditions mean."""
 PROGRAMS = "LinearProgramEncoder"
-"""The expression encoder that can be fitted here."""
+"""Kind of the expression encoder that can be fitted here."""
 WINDOWED = "SmallConvEncoder"
-"""The morphology encoder that can describe a window of a crop on its own."""
+"""Kind of the morphology encoder that can describe a window of a crop on its own."""
 _ELSEWHERE = ", whose weights are kept elsewhere,"
 
 
 @dataclass(frozen=True)
 class Started:
-    """What is recorded of the checkpoint that a training went on from.
+    """Record of the checkpoint that a training went on from.
 
-    Attributes
-    ----------
-    name, sha256
-        Its name, and the hash of its folder.
-    parts
-        Part -> hash of its sub-folder, of those that are kept.
-    training_data, licence, limits
-        The words of its card.
-    training
-        What its own ``training.json`` says of how it was made; empty where it has none.
+    ``sha256`` is that of its folder, ``parts`` those of the sub-folders that are kept; ``training_data``, ``licence`` and ``limits`` are from
+    its card, and ``training`` is the content of its own ``training.json``, empty where it has none.
     """
 
     name: str
@@ -143,13 +48,7 @@ class Started:
 
 
 def starting_folder(config: TrainingConfig) -> Path:
-    """Return the folder of the checkpoint to start from.
-
-    Raises
-    ------
-    CheckpointError
-        It is neither a known name nor a folder.
-    """
+    """Return the folder of the checkpoint to start from; raises CheckpointError where it is neither a known name nor a folder."""
     from ..assemble import list_checkpoints
 
     assert config.start is not None
@@ -168,7 +67,7 @@ def open_start(config: TrainingConfig) -> CheckpointFolder:
 
 
 def settle(config: TrainingConfig) -> TrainingConfig:
-    """Fill what the checkpoint to start from decides, and hold the config against it.
+    """Fill in what the checkpoint to start from decides.
 
     Raises
     ------
@@ -226,7 +125,7 @@ def _unfit(config: TrainingConfig, folder: CheckpointFolder) -> list[tuple[str, 
 
 
 def _fit_windows(config: TrainingConfig) -> TrainingConfig:
-    """Small crops must fit into whole ones."""
+    """Make small crops fit into whole ones."""
     cells, small = config.patch_px // FACTOR, config.diffusion.small_cells
     if small <= cells:
         return config
@@ -257,9 +156,6 @@ def _check_kind(folder: CheckpointFolder) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------------- its parts
-
-
 def starting_vae(folder: CheckpointFolder) -> Any:
     """Load its VAE, in float32 on the CPU."""
     return load_component(folder, "vae").eval()
@@ -274,17 +170,14 @@ def starting_transformer(folder: CheckpointFolder) -> STMDiTTransformer2D:
 def starting_objective(config: TrainingConfig) -> Objective:
     """Return what the transformer is to predict: of the checkpoint to start from, else the velocity of a rectified flow."""
     if config.start is None:
-        return Objective()
+        return FLOW
     return objective_of(load_component(open_start(config), "scheduler"))
 
 
 def starting_sources(folder: CheckpointFolder, device: torch.device) -> tuple[Any, Any]:
     """Return its encoders of expression and of morphology, large ones on a device.
 
-    Raises
-    ------
-    CheckpointError
-        One is not on this computer, or damaged; the message says where it is to be had.
+    Raises CheckpointError where one is not on this computer, or damaged; the message says where it is to be had.
     """
     from ..encoder_sources import MissingEncoder, open_sources
 
@@ -303,33 +196,22 @@ def latent_statistics_of(vae: Any, channels: int) -> tuple[torch.Tensor, torch.T
     return torch.zeros(channels), torch.ones(channels)
 
 
-# ------------------------------------------------------------------------------------------------- the record
-
-
-def record_path(config: TrainingConfig) -> Path:
-    """Return the file, among the work files, that records the checkpoint that a training went on from."""
-    return config.output / "started_from.json"
-
-
 def note_start(config: TrainingConfig) -> Started | None:
     """Record the checkpoint to start from, once; None where there is none.
 
-    Raises
-    ------
-    CheckpointError
-        The work files belong to a training that went on from another one: what was cached with it cannot be used with this one.
+    Raises CheckpointError where the work files belong to a training that went on from another one, with which they were cached.
     """
     if config.start is None:
         return None
     folder = open_start(config)
     parts = {name: of_folder(folder.components[name].path) for name in KEPT if name in folder.components}
     parts |= {f"{name}{_ELSEWHERE}": digest for name, digest in folder.elsewhere.items()}
-    path = record_path(config)
-    if path.is_file():
-        noted = Started(**json.loads(path.read_text(encoding="utf-8")))
-        known = {
-            name for name in parts if name in noted.parts or not name.endswith(_ELSEWHERE)
-        }  # earlier versions noted no such
+    path = config.output / "started_from.json"
+    record = load_record(path)
+    if record is not None:
+        noted = Started(**record)
+        # earlier versions noted no weights that are kept elsewhere
+        known = {name for name in parts if name in noted.parts or not name.endswith(_ELSEWHERE)}
         changed = sorted(name for name in {*noted.parts, *known} if noted.parts.get(name) != parts.get(name))
         if changed:
             raise CheckpointError(
@@ -345,74 +227,5 @@ def note_start(config: TrainingConfig) -> Started | None:
         **{key: getattr(folder.card, key) for key in ("training_data", "licence", "limits")},
         training=read_settings(own) if own.is_file() else {},
     )
-    save_text(path, json.dumps(vars(noted), indent=1))
+    save_record(path, vars(noted))
     return noted
-
-
-# Opening the sections of a training, all of them before anything is refused.
-
-
-def open_sampler(config: TrainingConfig) -> CropSampler:
-    """Open the training sections (never the held-out ones) for drawing crops; errors as for `open_sections`."""
-    return CropSampler(open_sections(config, "train"), config.augmentation)
-
-
-def open_sections(config: TrainingConfig, what: str) -> list[TrainingSection]:
-    """Open the sections ``train`` or ``held_out`` of a config; those to train on with their pixels in a file that processes share.
-
-    Raises
-    ------
-    RequestError
-        Sections cannot be opened or used; names every fault with its place.
-    """
-    opened = source_sections(config, what)
-    store: Path | None = config.output / "pixels" if what == "train" else None
-    return [load_training_section(section, config.patch_mpp, store) for section in opened]
-
-
-def source_sections(config: TrainingConfig, what: str) -> list[Section]:
-    """Open the sections ``train`` or ``held_out`` of a config, their slides still lazy; errors as for `open_sections`."""
-    sources: Sequence[Source] = getattr(config, what)
-    card = None if config.start is None else open_start(config).card
-    opened: list[Section] = []
-    faults: list[tuple[str, str]] = []
-    for number, source in enumerate(sources):
-        try:
-            section = open_source(source, config)
-            found = section_faults(section, config, card)
-        except StmditError as error:
-            found = [str(error)]
-        else:
-            opened.append(section)
-        faults += [(f"{what}[{number}] ({source.name})", fault) for fault in found]
-    if faults:
-        raise RequestError(faults)
-    return opened
-
-
-def section_faults(section: Section, config: TrainingConfig, card: CheckpointCard | None) -> list[str]:
-    """Say why a section cannot be trained on, with the encoders of a checkpoint where a ``card`` is given."""
-    faults = []
-    unfit = synthesis_fault(section, config.patch_mpp)
-    if unfit is not None:
-        faults.append(unfit)
-    elif section.image is not None and section.calibration.mpp is not None:
-        zoom = section.calibration.mpp * section.image.pixel_size / config.patch_mpp
-        height, width = (round(side * zoom) for side in section.image.shape)
-        if min(height, width) < config.patch_px:
-            faults.append(
-                f"its image is {width} x {height} px at the scale of a patch, smaller than {config.patch_px} px"
-            )
-    if card is not None and card.genes and not config.allow_gene_mismatch:
-        shared, needed = match_genes(card.genes, section.spots.genes).shared, needed_genes(card)
-        if shared < needed:
-            faults.append(
-                f"it has {shared} of the {len(card.genes)} genes of checkpoint {card.name!r}, at least {needed} are needed; start from a "
-                "checkpoint of this species and panel, or set allow_gene_mismatch: true to count missing genes as their training mean"
-            )
-    return faults
-
-
-def needed_genes(card: CheckpointCard) -> int:
-    """Return how many of a checkpoint's genes a section must have."""
-    return ceil(card.minimum_gene_fraction * len(card.genes))

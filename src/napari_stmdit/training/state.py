@@ -1,11 +1,11 @@
-"""What a training shows of itself while it runs: scalars and pictures for TensorBoard."""
+"""What a stage keeps while it learns: its log, TensorBoard's files, its saved state and the average of its weights."""
 
 from __future__ import annotations
 
 import copy
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,17 +15,89 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..storage.atomic import write_atomically, write_text
+from .config import TrainingConfig
+from .parallel import Worker
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+
+def run_steps(
+    worker: Worker,
+    phase: str,
+    steps: range,
+    save_seconds: float,
+    take_step: Callable[[int], None],
+    save: Callable[[int], None],
+) -> None:
+    """Take the steps of a phase until all are done or a stop is wanted.
+
+    ``save`` gets the number of steps that are done: in the leading process, every ``save_seconds`` and at the end.
+    """
+    done, clock = steps.start, Clock(save_seconds)
+    while done < steps.stop and not worker.stopping:
+        take_step(done)
+        done += 1
+        worker.report(phase, done, steps.stop)
+        if worker.leads and clock.due():
+            save(done)
+    if worker.leads:
+        save(done)
+    worker.wait()
+
+
+def save_state(path: Path, **state: Any) -> None:
+    """Write a state in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: torch.save(state, file))
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """Read a state, or None where there is none yet; only tensors and plain values are ever unpickled."""
+    if not path.is_file():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def save_record(path: Path, record: Any, **how: Any) -> None:
+    """Write a small JSON file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(record, indent=1, **how) + "\n")
+
+
+def load_record(path: Path) -> Any:
+    """Read a small JSON file, or return None where there is none yet."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def open_records(
+    config: TrainingConfig, worker: Worker, name: str, start: int, part: str | None = None
+) -> tuple[Log, Board]:
+    """Open the log and TensorBoard's files of a stage, or of a ``part`` of it; both are silent but in the leading process."""
+    folder = config.output / "tensorboard" / (part or name) if worker.leads and config.tensorboard else None
+    return Log(config.output / f"{name}.jsonl", worker.leads), Board(folder, start)
+
+
+class Log:
+    """A file with one JSON object a line."""
+
+    def __init__(self, path: Path, active: bool = True) -> None:
+        self.path, self.active, self.start = path, active, time.perf_counter()
+        if active:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, **values: Any) -> None:
+        """Append a line."""
+        if self.active:
+            line = {"seconds": round(time.perf_counter() - self.start, 1), **values}
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 class Board:
-    """Writes TensorBoard's files; of the leading process alone.
+    """Writer of TensorBoard's files; with no ``folder`` nothing is written.
 
-    Parameters
-    ----------
-    folder
-        Where they go; None: nothing is written.
-    start
-        Step that the training goes on from: what an earlier run showed after it is not shown twice.
+    ``start`` is the step that the training goes on from: what an earlier run showed after it is not shown twice.
     """
 
     def __init__(self, folder: Path | None, start: int = 0) -> None:
@@ -53,53 +125,8 @@ class Board:
             self._writer.close()
 
 
-# Saving and continuing a stage: nothing is lost when a run is killed.
-
-
-Module = TypeVar("Module", bound=torch.nn.Module)
-
-
-def save_state(path: Path, **state: Any) -> None:
-    """Write a state so that a kill in the middle leaves the old file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: torch.save(state, file))
-
-
-def save_text(path: Path, text: str) -> None:
-    """Write a small file in the same way."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text + "\n")
-
-
-def load_state(path: Path) -> dict[str, Any] | None:
-    """Read a state, or None where there is none yet; only tensors and plain values are ever unpickled."""
-    if not path.is_file():
-        return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
-
-
-class Log:
-    """One JSON object a line."""
-
-    def __init__(self, path: Path, active: bool = True) -> None:
-        self.path = path
-        self.active = active
-        self.start = time.perf_counter()
-        if active:
-            path.parent.mkdir(parents=True, exist_ok=True)
-
-    def write(self, **values: Any) -> None:
-        """Append a line."""
-        if not self.active:
-            return
-        line = {"seconds": round(time.perf_counter() - self.start, 1), **values}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-
 class Clock:
-    """Says when the next checkpoint is due."""
+    """Says when the next save is due."""
 
     def __init__(self, every_s: float) -> None:
         self.every_s = every_s
@@ -114,15 +141,7 @@ class Clock:
 
 
 class Average:
-    """Exponential moving average of a module's weights.
-
-    Parameters
-    ----------
-    module
-        Whose weights to follow.
-    decay
-        Share of the average that stays at each step; smaller at the start.
-    """
+    """Exponential moving average (EMA) of a module's weights; ``decay`` is the share that stays at a step, smaller at the start."""
 
     def __init__(self, module: torch.nn.Module, decay: float) -> None:
         self.decay = decay
@@ -141,16 +160,16 @@ class Average:
                 self.weights[key].copy_(value)
 
     def follow(self, module: Module) -> Module:
-        """Return a copy of a module, for evaluation, whose weights are these: it changes as they do, and takes no memory of its own."""
+        """Return a copy of a module, for evaluation, that shares these weights: it changes as they do."""
         twin = copy.deepcopy(module)
         twin.load_state_dict(self.weights, assign=True)
         return twin.eval().requires_grad_(False)
 
-    def state(self) -> dict[str, Any]:
-        """What `load` takes."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` takes."""
         return {"steps": self.steps, "weights": self.weights}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state."""
         self.steps = int(state["steps"])
         for key, value in state["weights"].items():

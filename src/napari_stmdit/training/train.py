@@ -7,8 +7,12 @@ from typing import Literal, get_args
 
 from ..errors import RequestError
 from ..progress import CancelToken
+from .autoencoder import train_autoencoder
 from .config import TrainingConfig, load_config
+from .diffusion import train_diffusion
+from .export import check_target, export_checkpoint
 from .inputs import note_inputs
+from .latents import make_cache
 from .parallel import Control, OnProgress, require_extra, run_alone
 from .start import note_start, settle
 
@@ -55,8 +59,6 @@ def train(
     if stages != ("export",):
         require_extra()
     if "export" in stages:
-        from .export import check_target
-
         check_target(config)  # now, not after hours of training
     control = Control(on_progress, cancel)
     result = config.output
@@ -73,18 +75,10 @@ def run_stage(config: TrainingConfig, stage: str, control: Control | None = None
         run_alone(config, note_start, config)
     run_alone(config, note_inputs, config, stage)
     if stage == "autoencoder":
-        from .autoencoder import train_autoencoder
-
         return train_autoencoder(config, control)
     if stage == "latents":
-        from .latents import make_cache
-
         return make_cache(config, control)
     if stage == "diffusion":
-        from .diffusion import train_diffusion
-
         return train_diffusion(config, control)
-    from .export import export_checkpoint
-
     run_alone(config, export_checkpoint, config)
     return config.export or config.output / "checkpoint"

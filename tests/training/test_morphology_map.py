@@ -16,7 +16,7 @@ from napari_stmdit.model.folder import map_folder, read_folder
 from napari_stmdit.model.inspect import inspect_checkpoint
 from napari_stmdit.synthesis.counterfactual import fitted_map
 from napari_stmdit.tissue.open import open_section
-from napari_stmdit.training import following
+from napari_stmdit.training import export
 from napari_stmdit.training.config import load_config
 
 
@@ -44,7 +44,7 @@ def test_the_map_is_fitted_under_the_conditions_of_a_run(started, tiny_folder, t
     start, config = started
     without_map(start)
     shutil.copytree(start, tmp_path / "draft", ignore=shutil.ignore_patterns("morphology_map"))
-    made = following.write_map(config, tmp_path / "draft")
+    made = export.write_map(config, tmp_path / "draft")
     model = load_checkpoint(start, "cpu", "float32")
     again = fitted_map([open_section(tiny_folder)], model.card, model)
     assert made.spots == again.spots > 5
@@ -56,17 +56,17 @@ def test_the_map_is_fitted_under_the_conditions_of_a_run(started, tiny_folder, t
 
 def test_the_map_of_the_checkpoint_to_start_from_is_kept_with_its_encoders(started, tmp_path):
     start, config = started
-    made = following.write_map(config, tmp_path / "draft")
+    made = export.write_map(config, tmp_path / "draft")
     for one, other in zip(parts(made), parts(load_checkpoint(start, "cpu").morphology_map), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_a_map_is_fitted_anew_where_expression_is_read_otherwise(started):
     _, config = started
-    assert following.kept_map(config) is not None
+    assert export.kept_map(config) is not None
     refit = config.expression.model_copy(update={"refit": True})
-    assert following.kept_map(config.model_copy(update={"expression": refit})) is None
-    assert following.kept_map(config.model_copy(update={"start": None})) is None
+    assert export.kept_map(config.model_copy(update={"expression": refit})) is None
+    assert export.kept_map(config.model_copy(update={"start": None})) is None
 
 
 def test_inspect_says_what_the_map_explains(started):

@@ -1,7 +1,7 @@
 """The bundled sample section: a designed tissue, its expression drawn from a checkpoint's profiles, its slide synthesized.
 
 Everything in it is synthetic. It exists so that the plugin can be tried offline, at once, without anybody's data.
-Run ``python -m napari_stmdit.training.sample FOLDER`` to make it again.
+Run ``python docs/evidence/sample_section.py FOLDER`` to make it again.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ..assemble import Checkpoint, load_checkpoint
-from ..expression.edits import Profile
-from ..storage.owned import check_free
-from ..synthesis.result import synthesize
-from ..tissue.sample import write_spaceranger_folder
-from ..types import Calibration, Genes, Guidance, Polygons, Request, Section, SlideImage, SpotTable
+from napari_stmdit.assemble import Checkpoint, load_checkpoint
+from napari_stmdit.expression.edits import Profile
+from napari_stmdit.storage.owned import check_free
+from napari_stmdit.synthesis.result import synthesize
+from napari_stmdit.tissue.sample import write_spaceranger_folder
+from napari_stmdit.types import Calibration, Genes, Guidance, Polygons, Request, Section, SlideImage, SpotTable
 
 SIDE_PX = 2000
 PITCH_UM = 100.0

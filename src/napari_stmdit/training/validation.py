@@ -1,9 +1,8 @@
-"""Whether the transformer uses its conditions: its losses with true, shuffled and null ones, on the same noise every time."""
+"""What a transformer has learned so far: its losses with true, shuffled and no conditions, and sheets of samples; same noise every time."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,34 +17,30 @@ from ..model.pipeline import STMDiTPipeline
 from ..model.transformer import STMDiTTransformer2D
 from ..storage.atomic import write_atomically
 from ..tissue.export import NEW, labelled
-from .batches import morphology_vectors, prediction_losses
+from .autoencoder import load_autoencoder
+from .batches import morphology_vectors
 from .cards import guidance_and_steps, make_scheduler
 from .config import DiffusionSettings, TrainingConfig
 from .latents import window_corners
+from .objective import Objective, prediction_losses
 from .parallel import Worker
-from .start import Objective, open_start, starting_vae
+from .start import open_start, starting_vae
 
-PLACES = 96
+MAX_SPOTS = 96
+"""Spots, or crops, of a validation."""
+SEED = 20
+"""Of the choice of a sheet's places, and of their noise."""
+GAP, TITLE_PX, LABEL_PX = 8, 44, 22
+MIN_WIDTH = 430
+"""Of a sheet in pixels: the width of its title."""
+NOTICE = "Synthetic tissue images made by a generative model. Not for diagnosis."
+ROWS = ("both", "expression only", "morphology only", "none")
 
 
-class Controls:
+class Validation:
     """Losses on the spots of the held-out sections; where none are held out, on crops that were trained on, and named so.
 
-    Parameters
-    ----------
-    cache
-        From `load_cache`.
-    settings
-        Of the diffusion stage.
-    objective
-        What is predicted.
-    worker
-        Where to compute.
-
-    Attributes
-    ----------
-    name
-        ``validation``, or ``seen_in_training``: such figures say nothing about tissue that was not seen.
+    ``name`` is ``validation``, or ``seen_in_training``: such figures say nothing about tissue that was not seen.
     """
 
     def __init__(
@@ -54,28 +49,24 @@ class Controls:
         held = "held_latents" in cache
         self.name = "validation" if held else "seen_in_training"
         self.objective, self.worker = objective, worker
-        latents, morphology, expression = (
-            (cache["held_latents"], cache["held_morphology"], cache["held_expression"])
-            if held
-            else (cache["latents"], cache["morphology"], cache["expression"][:, 0])
-        )
+        latents, morphology, expression = _places(cache)
         rng = torch.Generator().manual_seed(7)
-        count = min(PLACES, len(latents))
+        count = min(MAX_SPOTS, len(latents))
         rows = torch.randperm(len(latents), generator=rng)[:count]
-        x, vectors, window = latents[rows].float(), morphology_vectors(morphology), 0
-        if vectors.shape[1] > 1:  # windows cost a fraction of whole crops
+        x, window = latents[rows].float(), 0
+        if morphology.shape[1] > 1:  # windows cost a fraction of whole crops
             corners = window_corners(cache["latents"].shape[-1], settings.small_cells)
             middle = len(corners) // 2
             (top, left), side, window = corners[middle], settings.small_cells, middle + 1
             x = x[..., top : top + side, left : left + side]
-        x = (x - cache["mean"].view(1, -1, 1, 1)) / cache["std"].view(1, -1, 1, 1)
+        x = _normalised(x, cache)
         noise = torch.randn(x.shape, generator=rng)
         order = torch.randperm(count, generator=rng)
         level = objective.even_levels(count, settings.level_shift)[order]
-        true, own = vectors[rows, window], expression[rows]
+        self._x, self._noise, self._level = (part.to(worker.device) for part in (x, noise, level))
+        true, own = morphology[rows, window].to(worker.device), expression[rows].to(worker.device)
         shuffled = own.roll(count // 2, 0)
-        self._given = tuple(part.to(worker.device) for part in (x, noise, level))
-        cases: dict[str, tuple[Tensor | None, Tensor | None]] = {
+        self._cases: dict[str, tuple[Tensor | None, Tensor | None]] = {
             "both": (true, own),
             "both_shuffled": (true, shuffled),
             "morphology": (true, None),
@@ -83,21 +74,17 @@ class Controls:
             "expression_shuffled": (None, shuffled),
             "none": (None, None),
         }
-        self._cases = {
-            name: [None if part is None else part.to(worker.device) for part in parts] for name, parts in cases.items()
-        }
 
     @torch.no_grad()
     def losses(self, model: nn.Module) -> dict[str, dict[str, float]]:
-        """Return, for every combination of conditions, the parts of the loss; noise and levels are the same every time."""
-        x, noise, level = self._given
+        """Return, for every combination of conditions, the parts of the loss."""
         figures = {}
         for name, (morphology, expression) in self._cases.items():
             losses = prediction_losses(
                 model,
-                x,
-                noise,
-                level,
+                self._x,
+                self._noise,
+                self._level,
                 objective=self.objective,
                 autocast=self.worker.autocast,
                 morphology=morphology,
@@ -107,44 +94,22 @@ class Controls:
         return figures
 
 
-# Sheets of samples: the same places and the same noise every time, so that one sees the transformer learn.
-
-
-GAP, TITLE_PX, LABEL_PX = 8, 44, 22
-NARROWEST = 430
-"""Of a sheet in pixels: what its title takes."""
-SEED = 20
-WORDS = "Synthetic tissue images made by a generative model. Not for diagnosis."
-ROWS = ("both", "expression only", "morphology only", "none")
-
-
 class SampleSheet:
     """Draws patches of a few places with both conditions, either, and none, with the solver, steps and guidance of the card.
 
     The places are spots of the held-out sections; where there are none, crops that were trained on, and the sheet says so.
-
-    Parameters
-    ----------
-    config, cache
-        Of the training.
-    device
-        Where the transformer is.
     """
 
     def __init__(self, config: TrainingConfig, cache: dict[str, Tensor], device: torch.device) -> None:
-        held = "held_latents" in cache
-        self.where = "held-out spots" if held else "crops seen in training"
-        prefix = "held_" if held else ""
-        latents, expression = cache[prefix + "latents"], cache[prefix + "expression"]
+        self.where = "held-out spots" if "held_latents" in cache else "crops seen in training"
+        latents, morphology, expression = _places(cache)
         count = min(config.diffusion.samples, len(latents))
         rows = torch.randperm(len(latents), generator=torch.Generator().manual_seed(SEED))[:count]
         self.folder = config.output / "samples"
         self.guidance, self.steps = guidance_and_steps(config)
         self._side = config.patch_px
-        self._morphology = morphology_vectors(cache[prefix + "morphology"])[rows, 0]
-        self._expression = expression[rows] if held else expression[rows, 0]
-        mean, std = (cache[key].view(1, -1, 1, 1) for key in ("mean", "std"))
-        self._real = (latents[rows].float() - mean) / std
+        self._morphology, self._expression = morphology[rows, 0], expression[rows]
+        self._real = _normalised(latents[rows].float(), cache)
         self._vae = _decoder(config, cache).to(device)
         self._scheduler = (
             make_scheduler(config) if config.start is None else load_component(open_start(config), "scheduler")
@@ -153,15 +118,11 @@ class SampleSheet:
     def save(self, model: STMDiTTransformer2D, step: int) -> NDArray[np.uint8]:
         """Draw a sheet with a model's weights, write it as PNG, labelled as synthetic, and return its pixels (h, w, 3)."""
         sheet = self._draw(model, step)
-        label = replace(NEW, statement=f"{WORDS} The first row is real tissue through the autoencoder.")
-        path = self.path_of(step)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        label = replace(NEW, statement=f"{NOTICE} The first row is real tissue through the autoencoder.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step_{step:06d}.png"
         write_atomically(path, lambda file: sheet.save(file, format="PNG", **labelled(label)))
         return np.asarray(sheet)
-
-    def path_of(self, step: int) -> Path:
-        """Return the file of a step's sheet."""
-        return self.folder / f"step_{step:06d}.png"
 
     def _draw(self, model: STMDiTTransformer2D, step: int) -> Image.Image:
         pipeline = STMDiTPipeline(transformer=model, vae=self._vae, scheduler=self._scheduler)
@@ -171,11 +132,11 @@ class SampleSheet:
             expression = self._expression if label in ("both", "expression only") else None
             rows.append((f"synthetic: {label}", self._patches(pipeline, morphology, expression)))
         side, columns = self._side, len(self._real)
-        size = (max(NARROWEST, GAP + columns * (side + GAP)), TITLE_PX + len(rows) * (LABEL_PX + side + GAP))
+        size = (max(MIN_WIDTH, GAP + columns * (side + GAP)), TITLE_PX + len(rows) * (LABEL_PX + side + GAP))
         sheet = Image.new("RGB", size, "white")
         draw = ImageDraw.Draw(sheet)
         draw.text((GAP, 6), f"Step {step}, {self.where}, common noise", fill=INK, font=font_of(15))
-        draw.text((GAP, 25), WORDS, fill=INK, font=font_of(11))
+        draw.text((GAP, 25), NOTICE, fill=INK, font=font_of(11))
         for number, (label, images) in enumerate(rows):
             top = TITLE_PX + number * (LABEL_PX + side + GAP)
             draw.text((GAP, top + 3), label, fill=INK, font=font_of(13))
@@ -187,8 +148,7 @@ class SampleSheet:
         self, pipeline: STMDiTPipeline, morphology: Tensor | None, expression: Tensor | None
     ) -> NDArray[np.uint8]:
         seeds = tuple(range(SEED, SEED + len(self._real)))
-        images: NDArray[np.uint8] | None = None
-        for _, _, images in pipeline.denoise_images(  # noqa: B007 # the last one carries the images
+        *_, (_, _, images) = pipeline.denoise_images(
             morphology=morphology,
             expression=expression,
             seeds=seeds,
@@ -196,15 +156,25 @@ class SampleSheet:
             num_inference_steps=self.steps,
             height=self._side,
             width=self._side,
-        ):
-            pass
-        assert images is not None
+        )
+        assert images is not None  # of the last step
         return images
 
 
-def _decoder(config: TrainingConfig, cache: dict[str, Tensor]) -> Any:
-    from .autoencoder import load_autoencoder
+def _places(cache: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return latents, morphology (n, 1 + W or 1, T, d) and expression (n, e) of the held-out spots, or else of the crops."""
+    if "held_latents" in cache:
+        latents, morphology, expression = (cache[f"held_{key}"] for key in ("latents", "morphology", "expression"))
+    else:
+        latents, morphology, expression = cache["latents"], cache["morphology"], cache["expression"][:, 0]
+    return latents, morphology_vectors(morphology), expression
 
+
+def _normalised(latents: Tensor, cache: dict[str, Tensor]) -> Tensor:
+    return (latents - cache["mean"].view(1, -1, 1, 1)) / cache["std"].view(1, -1, 1, 1)
+
+
+def _decoder(config: TrainingConfig, cache: dict[str, Tensor]) -> Any:
     if config.start is not None and config.autoencoder.refine:
         return load_autoencoder(config)
     if config.start is not None:
