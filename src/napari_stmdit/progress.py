@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 BATCH = 8
 """Patches denoised together where nobody says how many; it changes no result, and too little memory halves it."""
 
@@ -112,3 +113,14 @@ class Stopwatch:
     def seconds(self) -> float:
         """Seconds since the start."""
         return time.perf_counter() - self.start
+
+
+def mapped(steps: Generator[Any, None, T], change: Callable[[Any], Any]) -> Generator[Any, None, T]:
+    """Yield ``change`` of each thing that ``steps`` yields, and return what it returns."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+        yield change(step)

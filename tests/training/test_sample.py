@@ -1,6 +1,6 @@
 import numpy as np
 
-from napari_stmdit.expression.edits import Profile
+from napari_stmdit.expression.changes import Profile
 from napari_stmdit.training.sample import DEPTH, draw_counts, hex_spots, layout
 
 SIDE_UM = 1376.0

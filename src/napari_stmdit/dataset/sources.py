@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..assemble import checkpoint_folder
 from ..errors import CheckpointError, SectionError, StmditError, StoreError
-from ..expression.edits import Profile
+from ..expression.changes import Profile
 from ..synthesis.result import Finished, Result, finished
 from ..synthesis.stored import StoredResult, StoredResults, read_stored
 from ..tissue.elements import fingerprint

@@ -16,10 +16,10 @@ from ..progress import CancelToken
 from ..synthesis.models import PatchModel
 from ..synthesis.result import NO_PATCH, Finished
 from ..tissue.crops import read_patches
-from .cases import FEWEST
+from .cases import MIN_SPOTS
 from .evaluate import OUTPUT, Evaluated
 from .figures import Evidence, figures_of
-from .measures import CaseValues, Judge, find_lpips
+from .measures import CaseValues, PatchMetrics, find_lpips
 from .report import about_section, check_report, write_report
 from .spaces import FeatureSpace, open_spaces
 
@@ -88,10 +88,10 @@ def evaluate_result(
     empty = [one.name for one in results if not len(one)]
     if empty:
         raise StoreError(f"{', '.join(empty)}: {NO_PATCH}")
-    few = [f"{one.name}: {len(one)} patches" for one in results if len(one) < FEWEST]
+    few = [f"{one.name}: {len(one)} patches" for one in results if len(one) < MIN_SPOTS]
     if few:
         raise RequestError(
-            [("result", f"an interval from fewer than {FEWEST} patches says nothing ({'; '.join(few)})")]
+            [("result", f"an interval from fewer than {MIN_SPOTS} patches says nothing ({'; '.join(few)})")]
         )
     spaces = open_spaces(feature_spaces, _model(results, checkpoint) if "encoder" in feature_spaces else None)
     folder = Path(output).expanduser()
@@ -105,19 +105,19 @@ def evaluate_result(
         notes.append(f"real patches of {', '.join(one.name for one in family.results)}: {slide.words}")
         boxes = [patch.source_box for patch in family.first.patches]
         real = read_patches(slide.image, boxes, family.first.patch_px)
-        judge = Judge(real, family.first.patch_px * family.first.patch_mpp, spaces, lpips)
+        metrics = PatchMetrics(real, family.first.patch_px * family.first.patch_mpp, spaces, lpips)
         cases = []
         for one in family.results:
             if cancel.cancelled:
                 return Evaluated(folder, done, len(results))
-            cases.append(_case(one, family, judge))
+            cases.append(_case(one, family, metrics))
             done += 1
             if one.source != "as made":
                 notes.append(f"patches of {one.name} are {one.source}")
-        figures.append(figures_of(_evidence(family, judge, cases), draws))
+        figures.append(figures_of(_evidence(family, metrics, cases), draws))
     about = _about(results, spaces, notes)
-    told = command or "napari_stmdit.evaluate_result(...) from Python"
-    return Evaluated(folder, done, len(results), write_report(folder, about, figures, told))
+    command = command or "napari_stmdit.evaluate_result(...) from Python"
+    return Evaluated(folder, done, len(results), write_report(folder, about, figures, command))
 
 
 def _model(results: Sequence[Finished], checkpoint: str | Path | PatchModel | None) -> Any:
@@ -148,16 +148,16 @@ def _stack(one: Finished) -> NDArray[np.uint8]:
     return np.stack([one.pixels(at) for at in range(len(one))])
 
 
-def _case(one: Finished, family: _Family, judge: Judge) -> CaseValues:
+def _case(one: Finished, family: _Family, metrics: PatchMetrics) -> CaseValues:
     patches = _stack(one)
     base = _baseline(one, family)
-    values = CaseValues(one.name, _words(one))
-    values.seen.append(judge.look(patches, None if base is None else _stack(base)))
-    values.shown = patches[judge.shown]
+    values = CaseValues(one.name, _description(one))
+    values.per_seed.append(metrics.measure(patches, None if base is None else _stack(base)))
+    values.shown = patches[metrics.shown]
     return values
 
 
-def _words(one: Finished) -> str:
+def _description(one: Finished) -> str:
     request = one.request
     edits = sum(edit.enabled for edit in request.edits)
     edited = f", {edits} edits" if edits else ""
@@ -176,7 +176,7 @@ def _same(a: Finished, b: Finished, *but: str) -> bool:
     return bool(a is not b and a.request.model_dump(exclude=left_out) == b.request.model_dump(exclude=left_out))
 
 
-def _evidence(family: _Family, judge: Judge, cases: list[CaseValues]) -> Evidence:
+def _evidence(family: _Family, metrics: PatchMetrics, cases: list[CaseValues]) -> Evidence:
     results = family.results
     plain = [one for one in results if not any(edit.enabled for edit in one.request.edits)]
     compared = [
@@ -188,7 +188,7 @@ def _evidence(family: _Family, judge: Judge, cases: list[CaseValues]) -> Evidenc
     edits = [(one.name, base.name) for one in results if (base := _baseline(one, family)) is not None]
     spots = tuple(patch.spot_id for patch in family.first.patches)
     title = f"{', '.join(one.name for one in results)} in {family.first.section.name}"
-    return Evidence(title, np.zeros(len(spots), dtype=np.int64), spots, judge.real, (), tuple(cases), compared, edits)
+    return Evidence(title, np.zeros(len(spots), dtype=np.int64), spots, metrics.real, (), tuple(cases), compared, edits)
 
 
 def _about(results: Sequence[Finished], spaces: Sequence[FeatureSpace], notes: Sequence[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from ..assemble import Checkpoint, load_checkpoint
-from ..expression.edits import Profile
+from ..expression.changes import Profile
 from ..storage.owned import check_free
 from ..synthesis.result import synthesize
 from ..tissue.sample import write_spaceranger_folder
