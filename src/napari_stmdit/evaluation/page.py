@@ -109,8 +109,8 @@ def written(interval: Interval, digits: int = 3) -> str:
     """Return a value with its interval as text."""
     if not np.isfinite(interval.value):
         return "not known"
-    text = f"{interval.value:.{digits}f}"
-    return text if np.isnan(interval.low) else f"{text} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+    value, low, high = (number(v, digits) for v in (interval.value, interval.low, interval.high))
+    return value if np.isnan(interval.low) else f"{value} [{low}, {high}]"
 
 
 # Charts. No colour carries meaning alone; every mark has its label.
@@ -132,7 +132,7 @@ def forest(rows: Rows, title: str, digits: int = 3) -> Markup:
     left, right, top, bottom = LABEL, WIDTH - RIGHT, 24, ROW * len(rows) + 34
 
     def x(value: float) -> float:
-        return left + (value - low) / (high - low) * (right - left)
+        return float(left + (value - low) / (high - low) * (right - left))
 
     parts = [_text(0, 16, title, weight="bold")]
     for value in _ticks(low, high):

@@ -111,21 +111,11 @@ def edited_depths(
     profiles: Mapping[str, Profile],
     sources: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
-    """Return the relative depth of some spots after the edits.
+    """Return the relative depth (n,) of some spots after the edits; parameters are those of `apply_edits`.
 
     It is the measured one (`SpotTable.relative_depth`): totals after an edit say nothing about tissue. Edits that move the whole
     profile, without naming genes, move depth with it: towards that of the target spots or of the target profile, where one states
     it, and by the difference between two groups that are swapped. It goes along with edits of genes that other genes follow.
-
-    Parameters
-    ----------
-    rows, spots, edits, programs, profiles, sources
-        As for `apply_edits`.
-
-    Returns
-    -------
-    NDArray[np.float32]
-        (n,) natural logarithms of the total relative to the section's median spot.
     """
     own = rows if sources is None else sources
     ids = spots.ids[rows].tolist()

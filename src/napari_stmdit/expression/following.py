@@ -128,24 +128,10 @@ class Followers:
 def following(
     own: NDArray[np.int64], ids: Sequence[str], spots: SpotTable, edits: Sequence[Edit], programs: Programs
 ) -> Following | None:
-    """Return what goes along with the edits of genes that say so, or None where nothing does.
+    """Return what goes along with the edits of genes that ask for it, or None where nothing does.
 
-    Parameters
-    ----------
-    own, ids
-        (n,) rows of ``spots`` that were measured, and the ids that edits address them by.
-    spots
-        The section's spots.
-    edits
-        All edits; disabled ones are skipped.
-    programs
-        What programs stand for.
-
-    Returns
-    -------
-    Following | None
-        All edits of genes are looked at together: what follows is the conditional mean given the change that they make together. Genes
-        that any of them names do not follow.
+    It is the conditional mean given the change that all edits of genes make together; genes that any of them names do not follow.
+    ``own`` (n,) are the rows of ``spots`` that were measured, ``ids`` (n,) those that edits address them by.
     """
     of_genes = [edit for edit in active_edits(edits) if hasattr(edit, "follow")]
     followed = [edit for edit in of_genes if follows(edit)]
