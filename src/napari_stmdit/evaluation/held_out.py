@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from ..synthesis.canvas import boxes_around
 from ..synthesis.models import PatchModel
-from ..synthesis.plan import patch_seed
 from ..tissue.crops import read_patches
 from ..types import CheckpointCard, Section
 from .measures import PatchStatistics, measure
@@ -68,10 +67,6 @@ class SpotSet:
         places = self.section.spots.yx[self.rows]
         rng = np.random.default_rng(seed)
         return crops_at(self.section, places + rng.uniform(-max_px, max_px, places.shape), self.checkpoint.card)
-
-    def seeds(self, seed: int) -> tuple[int, ...]:
-        """Return the seed of each spot's patch for a run's seed, as a plan gives them."""
-        return tuple(patch_seed(seed, spot) for spot in self.ids)
 
 
 def crops_at(section: Section, yx: NDArray[np.float64], card: CheckpointCard) -> NDArray[np.uint8]:
