@@ -13,10 +13,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+from intervals import correlate
 from synthesizer import Spots, Synthesizer, open_named
 
 from napari_stmdit.evaluation.measures import measure
-from napari_stmdit.evaluation.statistics import correlate
 
 HERE = Path(__file__).resolve().parent
 

@@ -12,12 +12,12 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from intervals import correlate
 from sklearn.linear_model import RidgeCV
 from synthesizer import crops_at, open_named
 
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.evaluation.measures import measure
-from napari_stmdit.evaluation.statistics import correlate
 from napari_stmdit.expression.genes import gather_counts, match_genes
 from napari_stmdit.training.programs import log_normalise, thin
 

@@ -7,15 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from intervals import bootstrap_correlation, correlate, mean_interval, rounded
 from parts_table import test_spots
 from scipy.sparse import csr_matrix
 from scipy.stats import spearmanr
 from synthesizer import Spots, Synthesizer
 
 from napari_stmdit.evaluation.measures import PatchStatistics, measure
-from napari_stmdit.evaluation.statistics import bootstrap_correlation, correlate, mean_interval
 from napari_stmdit.expression.edits import apply_edits, edited_depths
 from napari_stmdit.expression.genes import match_genes
+from napari_stmdit.expression.normalise import cp10k_log1p
 from napari_stmdit.types import Section, SpotTable, TowardsEdit
 
 STRENGTHS = np.linspace(0, 1, 7)
@@ -28,7 +29,7 @@ def tumour_spots(section: Section, checkpoint: Any, count: int) -> np.ndarray:
     tumour, stroma = checkpoint.profiles["tumour"], checkpoint.profiles["stroma"]
     columns = match_genes(tumour.genes, section.spots.genes).columns
     counts = section.spots.counts[:, columns].toarray().astype(float)
-    x = np.log1p(1e4 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+    x = cp10k_log1p(counts, np.maximum(counts.sum(axis=1, keepdims=True), 1))
     score = (x - x.mean(axis=0)) @ (tumour.mean - stroma.mean)
     return np.sort(np.argsort(-score)[:count])
 
@@ -108,7 +109,7 @@ def differences(one: PatchStatistics, other: PatchStatistics) -> dict[str, list[
 
 def interval(values: np.ndarray) -> list[float]:
     """Return the mean and its 95 % bootstrap interval."""
-    return [round(v, 4) for v in mean_interval(values, np.random.default_rng(0))]
+    return rounded(mean_interval(values, np.random.default_rng(0)), 4)
 
 
 def depth(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def depth(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:
         averaged = bootstrap_correlation(density.mean(axis=0), spots.real.haematoxylin)
         cases[name] = {
             "r_per_seed": [round(correlate(values, spots.real.haematoxylin), 3) for values in density],
-            "r_mean_of_seeds": [round(v, 3) for v in (averaged.r, averaged.low, averaged.high)],
+            "r_mean_of_seeds": rounded(averaged),
             "mean_haematoxylin": round(float(density.mean()), 3),
         }
     match = match_genes(maker.checkpoint.card.genes, table.genes)

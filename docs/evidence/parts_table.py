@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 import numpy as np
+from intervals import bootstrap_correlation, correlate, mean_interval, permutation_interval, rounded
 from synthesizer import Spots, Synthesizer, crops_at
 
 from napari_stmdit.evaluation.held_out import reconstruct
@@ -18,13 +19,7 @@ from napari_stmdit.evaluation.spaces import (
     frechet_distance,
     quarters,
 )
-from napari_stmdit.evaluation.statistics import (
-    bootstrap_correlation,
-    correlate,
-    mean_interval,
-    permutation_interval,
-    shuffle_within,
-)
+from napari_stmdit.synthesis.conditions import shuffled_rows
 
 CASES = {  # morphology, expression
     "both": ("own", "own"),
@@ -53,7 +48,7 @@ def case_images(maker: Synthesizer, spots: Spots, case: str, seed: int) -> np.nd
     use_morphology, use_expression = CASES[case]
     expression = spots.expression
     if use_expression == "shuffled":
-        expression = expression[shuffle_within(len(expression), 1000 + seed)]
+        expression = expression[shuffled_rows(len(expression), 1000 + seed)]
     return maker.images(
         spots.seeds(seed), spots.morphology if use_morphology else None, expression if use_expression else None
     )
@@ -98,8 +93,8 @@ def figures(per_seed: list[PatchStatistics], real: PatchStatistics) -> dict[str,
         averaged, first = (bootstrap_correlation(v, target) for v in (values.mean(axis=0), values[0]))
         out[quantity] = {
             "r_per_seed": [round(correlate(v, target), 3) for v in values],
-            "r_first": [round(v, 3) for v in (first.r, first.low, first.high)],
-            "r_mean_of_seeds": [round(v, 3) for v in (averaged.r, averaged.low, averaged.high)],
+            "r_first": rounded(first),
+            "r_mean_of_seeds": rounded(averaged),
         }
     return out
 
@@ -110,7 +105,7 @@ def means(per_seed: list[PatchStatistics]) -> dict[str, list[float]]:
     out = {}
     for name in vars(per_seed[0]):
         values = np.mean([getattr(statistics, name) for statistics in per_seed], axis=0)
-        out[name] = [round(v, 4) for v in mean_interval(values, rng)]
+        out[name] = rounded(mean_interval(values, rng), 4)
     return out
 
 
@@ -168,7 +163,7 @@ def ridge(maker: Synthesizer, options: argparse.Namespace, spots: Spots) -> dict
         search = GridSearchCV(Ridge(), {"alpha": PENALTIES}, cv=split, scoring="r2").fit(x, y, groups=groups)
         fit = bootstrap_correlation(search.predict(spots.expression), getattr(spots.real, quantity))
         out[quantity] = {
-            "r": [round(v, 3) for v in (fit.r, fit.low, fit.high)],
+            "r": rounded(fit),
             "penalty": float(search.best_params_["alpha"]),
         }
     return out

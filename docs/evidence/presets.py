@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from intervals import bootstrap_correlation, rounded
 from synthesizer import Spots, open_named
 
 from napari_stmdit.assemble import Checkpoint, load_checkpoint
 from napari_stmdit.evaluation.measures import measure
 from napari_stmdit.evaluation.spaces import Frame, RandomConvolutions, frechet_distance, quarters
-from napari_stmdit.evaluation.statistics import bootstrap_correlation
 from napari_stmdit.synthesis.plan import PRESETS, resolve_guidance, resolve_steps
 from napari_stmdit.types import Request
 
@@ -70,7 +70,7 @@ def figures(made: np.ndarray, exact: np.ndarray, spots: Spots, space: RandomConv
     out: dict[str, Any] = {}
     for name in ("haematoxylin", "nuclei"):
         fit = bootstrap_correlation(getattr(measured, name), getattr(real, name))
-        out[f"r_{name}"] = [round(value, 3) for value in (fit.r, fit.low, fit.high)]
+        out[f"r_{name}"] = rounded(fit)
     for name in ("haematoxylin", "nuclei", "blank", "high_frequency"):
         out[name] = round(float(getattr(measured, name).mean()), 3)
     distance = frechet_distance(frame.project(space.features(quarters(made))), frame.project(reference))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from napari_stmdit.assemble import Checkpoint, load_checkpoint
-from napari_stmdit.expression.edits import Profile
+from napari_stmdit.expression.changes import Profile
 from napari_stmdit.storage.owned import check_free
 from napari_stmdit.synthesis.result import synthesize
 from napari_stmdit.tissue.sample import write_spaceranger_folder

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from napari_stmdit.assemble import load_checkpoint
-from napari_stmdit.evaluation.held_out import SpotSet as Spots
-from napari_stmdit.evaluation.held_out import crops_at
+from napari_stmdit.evaluation.held_out import SpotSet, crops_at
+from napari_stmdit.synthesis.plan import patch_seed
 from napari_stmdit.training.config import load_config
 from napari_stmdit.training.sections import open_source
 from napari_stmdit.types import Guidance, Section
@@ -22,6 +22,14 @@ __all__ = ["Spots", "Synthesizer", "crops_at", "open_named"]
 AT_ONCE = 8
 CHUNK = 16
 _state: dict[str, Any] = {}
+
+
+class Spots(SpotSet):
+    """Spots of a section, with the seeds of their patches."""
+
+    def seeds(self, seed: int) -> tuple[int, ...]:
+        """Return the seed of each spot's patch for a run's seed, as a plan gives them."""
+        return tuple(patch_seed(seed, spot) for spot in self.ids)
 
 
 def _start(checkpoint: str, dtype: str) -> None:

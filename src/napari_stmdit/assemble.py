@@ -17,7 +17,7 @@ from .devices import choose_device, decoder_on, memory_given_back
 from .encoder_sources import MissingEncoder
 from .encoders.precomputed import PrecomputedEmbeddings
 from .errors import CheckpointError, GeneError, StmditError
-from .expression.edits import Profile
+from .expression.changes import Profile
 from .model.references import data_directory
 from .storage.fingerprint import of_json
 from .synthesis.models import DenoiseStep, Edited, PatchBatch

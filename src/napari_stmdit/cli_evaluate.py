@@ -180,14 +180,16 @@ def evaluate(
         edits,
     )
     from .assemble import load_checkpoint
-    from .evaluation.evaluate import evaluation_steps, finish
+    from .evaluation.evaluate import evaluate as evaluate_checkpoint
 
     opened = _sections(targets[1:], "held_out", fullres, mpp)
     others = _sections([str(path) for path in predictor_sections or ()], "train")
     model = load_checkpoint(targets[0], device=device, dtype=dtype)
     how: dict[str, Any] = {"command": command, "resume": resume, "batch": batch, "cancel": cancel}
     with ProgressBar("evaluating", hidden=as_json) as on_progress, InterruptCancels(cancel):
-        found = finish(evaluation_steps(opened, model, request, output, predictor_sections=others, **how), on_progress)
+        found = evaluate_checkpoint(
+            model, opened, request, output=output, predictor_sections=others, on_progress=on_progress, **how
+        )
     _report(found, as_json)
 
 

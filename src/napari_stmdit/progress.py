@@ -135,3 +135,14 @@ def drained(steps: Callable[P, Generator[Any, None, T]], name: str) -> Callable[
     signature = inspect.signature(steps).replace(return_annotation=inspect.Signature.empty)
     run.__signature__ = signature  # type: ignore[attr-defined]
     return run
+
+
+def mapped(steps: Generator[Any, None, T], change: Callable[[Any], Any]) -> Generator[Any, None, T]:
+    """Yield ``change`` of each thing that ``steps`` yields, and return what it returns."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+        yield change(step)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from napari_stmdit.evaluation.figures import Claim, Evidence, figures_of
-from napari_stmdit.evaluation.measures import CaseValues, Judge
+from napari_stmdit.evaluation.measures import CaseValues, PatchMetrics
 from napari_stmdit.evaluation.page import curves, forest, written
 from napari_stmdit.evaluation.spaces import RandomConvolutions
 from napari_stmdit.evaluation.statistics import Interval
@@ -30,15 +30,15 @@ def test_what_cannot_be_told_is_no_claim():
 
 
 def evidence(**stacks):
-    judge = Judge(REAL, 22.0, (RandomConvolutions(),))
+    metrics = PatchMetrics(REAL, 22.0, (RandomConvolutions(),))
     cases = []
     for key, images in stacks.items():
         values = CaseValues(key, key)
-        values.seen = [judge.look(one) for one in images]
+        values.per_seed = [metrics.measure(one) for one in images]
         cases.append(values)
     ids = tuple(map(str, range(12)))
     pairs = (("good", "bad"), ("good", "absent"))
-    return Evidence("made", np.zeros(12, dtype=np.int64), ids, judge.real, (), tuple(cases), pairs)
+    return Evidence("made", np.zeros(12, dtype=np.int64), ids, metrics.real, (), tuple(cases), pairs)
 
 
 def test_seeds_are_averaged_for_correlations_and_listed_for_distances():
@@ -56,9 +56,10 @@ def test_seeds_are_averaged_for_correlations_and_listed_for_distances():
 
 
 def test_charts_are_well_formed_and_write_their_values():
+    nan = float("nan")
     rows = [
-        ("a < b & c", Interval(0.5, 0.2, 0.8, 9).facts, False),
-        ("floor", {"value": None, "low": None, "high": None}, True),
+        ("a < b & c", Interval(0.5, 0.2, 0.8, 9), False),
+        ("floor", Interval(nan, nan, nan, 0), True),
     ]
     root = ElementTree.fromstring(forest(rows, 'title with "quotes"'))
     text = "".join(root.itertext())
@@ -71,4 +72,4 @@ def test_charts_are_well_formed_and_write_their_values():
         if (e.text or "").startswith("line ")
     ]
     assert len(labels) == 9 and np.diff(sorted(labels)).min() >= 15 - 1e-6 and max(labels) < 320
-    assert written({"value": 2.0, "low": None, "high": None}, 1) == "2.0"
+    assert written(Interval(2.0, nan, nan, 9), 1) == "2.0"

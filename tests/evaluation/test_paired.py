@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from napari_stmdit.evaluation.measures import (
-    PSNR_MOST,
-    best_of_k,
+    MAX_PSNR,
+    PairedMeasure,
     embedding_cosine,
     find_lpips,
-    mean_of_k,
     peak_signal_to_noise,
     structural_similarity,
 )
@@ -18,7 +17,7 @@ def test_likeness_of_equal_and_of_known_patches():
     rng = np.random.default_rng(0)
     real = rng.integers(20, 230, (3, 32, 32, 3), dtype=np.uint8)
     assert structural_similarity(real, real) == pytest.approx([1, 1, 1])
-    assert peak_signal_to_noise(real, real).tolist() == [PSNR_MOST] * 3
+    assert peak_signal_to_noise(real, real).tolist() == [MAX_PSNR] * 3
     off = real + 10  # a mean squared error of 100
     assert peak_signal_to_noise(off, real) == pytest.approx([10 * np.log10(255**2 / 100)] * 3)
     noise = rng.integers(0, 256, real.shape, dtype=np.uint8)
@@ -31,10 +30,10 @@ def test_cosine_is_taken_about_the_reference():
     assert embedding_cosine(made, real, reference) == pytest.approx([1.0, np.sqrt(0.5)], rel=1e-4)
 
 
-def test_mean_and_best_of_k():
+def test_the_best_of_k_is_the_most_or_the_least():
     values = np.array([[0.1, 0.5], [0.9, 0.3]])
-    assert mean_of_k(values) == pytest.approx([0.3, 0.6])
-    assert best_of_k(values, True).tolist() == [0.5, 0.9] and best_of_k(values, False).tolist() == [0.1, 0.3]
+    assert PairedMeasure("a", "likeness").best(values).tolist() == [0.5, 0.9]
+    assert PairedMeasure("b", "distance", more_is_better=False).best(values).tolist() == [0.1, 0.3]
 
 
 def test_lpips_that_is_not_there_is_named_with_its_extra(monkeypatch):

@@ -79,7 +79,7 @@ def test_ridge_finds_a_linear_law_in_spite_of_sections_of_another_stain():
     fresh = rng.normal(size=(50, 6))
     for gene in range(3):
         assert np.corrcoef(found.predict(fresh)[:, gene], (fresh @ law)[:, gene])[0, 1] > 0.99
-    assert "penalty" in found.words
+    assert "penalty" in found.description
 
 
 def test_ridge_weights_are_those_of_the_usual_solution():
@@ -122,7 +122,7 @@ def test_fidelity_of_perfect_and_of_unrelated_predictions():
     assert perfect.pearson == pytest.approx(1) and perfect.area == pytest.approx(1)
     nothing = fidelity(rng.normal(size=truth.shape), truth, groups, weights)
     assert abs(nothing.pearson) < 0.1 and np.quantile(nothing.pearson_draws, 0.025) < 0
-    assert relative(perfect, perfect)["value"] == 1 and relative(perfect, nothing) is None
+    assert relative(perfect, perfect).value == 1 and relative(perfect, nothing) is None
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def spots():
 
 def test_every_spot_is_read_by_a_fit_that_saw_nothing_of_its_block(spots):
     reader = reader_across_blocks(RandomConvolutions(), [spots], spots.checkpoint, 24)
-    assert "cross-validated" in reader.words and "No predictor sections were given" in reader.words
+    assert "cross-validated" in reader.description and "No predictor sections were given" in reader.description
     blocks = blocks_of(spots.section.spots.yx)[spots.rows]
     assert np.array_equal(reader.which, blocks) and len(reader.predictors) == 5
     found = fidelity(
@@ -148,7 +148,7 @@ def test_every_spot_is_read_by_a_fit_that_saw_nothing_of_its_block(spots):
 def test_a_reader_from_other_sections_reads_this_one(spots):
     others = [telling_section(1, "other"), telling_section(2, "third")]
     reader = reader_from_sections(others, RandomConvolutions(), [spots], spots.checkpoint, 10)
-    assert "other, third" in reader.words and len(reader.genes) == 10
+    assert "other, third" in reader.description and len(reader.genes) == 10
     predicted = reader.predict(RandomConvolutions().features(spots.crops))
     assert np.mean([np.corrcoef(predicted[:, k], reader.truth[:, k])[0, 1] for k in range(10)]) > 0.4
 

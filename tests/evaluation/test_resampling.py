@@ -2,14 +2,7 @@ import numpy as np
 import pytest
 
 from napari_stmdit.encoders.regression import centred
-from napari_stmdit.evaluation.statistics import (
-    Interval,
-    correlate,
-    correlation_draws,
-    mean_draws,
-    mean_interval,
-    spot_weights,
-)
+from napari_stmdit.evaluation.statistics import Interval, correlation_draws, mean_draws, resampled, spot_weights
 
 
 def test_weights_are_draws_of_spots_within_their_sections():
@@ -28,10 +21,10 @@ def test_weighted_correlations_are_those_of_the_drawn_spots():
     weights = spot_weights(np.zeros(30, dtype=np.int64), draws=20)
     whole, draws = correlation_draws(a, b, weights)
     for column in range(4):
-        assert whole[column] == pytest.approx(correlate(a[:, column], b[:, column]))
+        assert whole[column] == pytest.approx(np.corrcoef(a[:, column], b[:, column])[0, 1])
         for draw, weight in enumerate(weights):
             rows = np.repeat(np.arange(30), weight.astype(int))
-            assert draws[draw, column] == pytest.approx(correlate(a[rows, column], b[rows, column]))
+            assert draws[draw, column] == pytest.approx(np.corrcoef(a[rows, column], b[rows, column])[0, 1])
 
 
 def test_a_constant_column_tells_nothing():
@@ -69,8 +62,8 @@ def test_sections_are_centred_each_by_itself():
     assert values[0, 0] == 1.0
 
 
-def test_mean_interval_keeps_to_the_generator_it_is_given():
+def test_a_statistic_of_drawn_rows_is_that_of_the_rows():
     values = np.arange(20.0)
-    rng = np.random.default_rng(0)
-    first, second = mean_interval(values, rng), mean_interval(values, rng)
-    assert first == mean_interval(values, np.random.default_rng(0)) and first != second
+    found = resampled(lambda rows: float(values[rows].mean()), 20, 500, seed=0)
+    assert (found.value, found.n) == (9.5, 20) and 6 < found.low < 9.5 < found.high < 13
+    assert found == resampled(lambda rows: float(values[rows].mean()), 20, 500, seed=0)

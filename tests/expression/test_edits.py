@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from napari_stmdit.expression.edits import PER, Profile, apply_edits, faults_of
+from napari_stmdit.expression.changes import Profile
+from napari_stmdit.expression.edits import apply_edits, faults_of
+from napari_stmdit.expression.normalise import PER
 from napari_stmdit.types import (
     AddEdit,
     Genes,

@@ -6,8 +6,9 @@ from scipy.sparse import csr_matrix
 
 from napari_stmdit.expression.changes import Measured, Profile
 from napari_stmdit.expression.covariation import covariation_of
-from napari_stmdit.expression.edits import PER, apply_edits, edited_depths, edited_levels
+from napari_stmdit.expression.edits import apply_edits, edited_depths, edited_levels
 from napari_stmdit.expression.following import following_notes
+from napari_stmdit.expression.normalise import PER
 from napari_stmdit.expression.reach import program_reach, reach_of
 from napari_stmdit.types import (
     AddEdit,

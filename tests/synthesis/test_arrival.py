@@ -7,7 +7,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from napari_stmdit.assemble import load_checkpoint
-from napari_stmdit.expression.changes import totals_of
+from napari_stmdit.expression.normalise import totals_of
 from napari_stmdit.expression.profiles import measure_profile
 from napari_stmdit.synthesis.conditions import condition_rows, conditioned_counts
 from napari_stmdit.synthesis.plan import plan

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from napari_stmdit.expression.edits import Profile
+from napari_stmdit.expression.changes import Profile
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "evidence" / "sample_section.py"))
 DEPTH, draw_counts, hex_spots, layout = (SCRIPT[name] for name in ("DEPTH", "draw_counts", "hex_spots", "layout"))

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StmditError, StoreError
-from ..expression.changes import spot_weights
-from ..expression.edits import Profile
+from ..expression.changes import Profile, spot_weights
 from ..synthesis.conditions import conditioned_counts, mixed_counts, shuffled_rows
 from ..synthesis.export import place_of
 from ..synthesis.result import NO_PATCH, Finished

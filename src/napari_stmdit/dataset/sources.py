@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..assemble import checkpoint_folder
 from ..errors import CheckpointError, SectionError, StmditError, StoreError
-from ..expression.edits import Profile
+from ..expression.changes import Profile
 from ..model.folder import read_folder, read_profile_depths, read_profiles
 from ..synthesis.result import Finished, Result, finished
 from ..synthesis.stored import StoredResult, StoredResults, read_stored

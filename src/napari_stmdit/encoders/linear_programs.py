@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError
 from ..expression.genes import gather_counts, match_genes
+from ..expression.normalise import PER
 from ..files import read_json
 from ..storage.atomic import write_text
 from ..types import MOST_DEPTH, Genes, hash_genes
@@ -19,7 +20,6 @@ from ..types import MOST_DEPTH, Genes, hash_genes
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-PER = 1e4
 ARRAYS = ("mean", "scale", "abundance", "projection", "offset")
 DEPTH_ARRAYS = ("levels", "depth_projection")
 """Those that an encoder without depth levels lacks."""

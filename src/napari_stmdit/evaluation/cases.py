@@ -1,4 +1,4 @@
-"""The cases of an evaluation: what a checkpoint is told in each, and which comparisons are made between them."""
+"""The cases of an evaluation: what a checkpoint is conditioned on in each, and which of them are compared."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pydantic import Field
 
 from ..types import CheckpointCard, Edit, Guidance, Intent, Request, SpotList, SpotProfile, Weight
 
-FEWEST = 8
-"""Spots: an interval from fewer says nothing."""
+MIN_SPOTS = 8
+"""An interval from fewer spots says nothing."""
 
 
 class EvaluationRequest(Intent):
@@ -26,7 +26,7 @@ class EvaluationRequest(Intent):
     their expression is swapped in single patches (``mode`` spots) or in painted regions of the size of a patch (continuous).
     """
 
-    spots: Annotated[int, Field(ge=FEWEST, le=100_000)] = 60
+    spots: Annotated[int, Field(ge=MIN_SPOTS, le=100_000)] = 60
     seeds: Annotated[int, Field(ge=1, le=20)] = 2
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
@@ -40,7 +40,7 @@ class EvaluationRequest(Intent):
     draws: Annotated[int, Field(ge=100, le=20_000)] = 1000
     allow_gene_mismatch: bool = False
     parts: Annotated[tuple[Literal["conditions", "counterfactual"], ...], Field(min_length=1)] = ("conditions",)
-    pairs: Annotated[int, Field(ge=FEWEST, le=100_000)] = 64
+    pairs: Annotated[int, Field(ge=MIN_SPOTS, le=100_000)] = 64
     mode: Literal["spots", "continuous"] = "spots"
 
 
@@ -56,8 +56,8 @@ class Case:
     ----------
     key
         What it is called in figures.
-    words
-        What the checkpoint was told, for readers.
+    description
+        What the checkpoint is conditioned on, for readers.
     morphology, expression
         As a request has them; ``across`` is the expression of a spot of another section.
     edited
@@ -65,7 +65,7 @@ class Case:
     """
 
     key: str
-    words: str
+    description: str
     morphology: Literal["own", "null"]
     expression: Literal["own", "shuffled", "across", "null"]
     edited: bool = False

@@ -1,11 +1,11 @@
-"""Whether edits of real tissue are true: identity, swaps of expression, programs, doses, and what changes where nothing was edited."""
+"""Check edits of real tissue: identity, swaps of expression, programs, doses, and what changes where nothing was edited."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..encoders.morphology_map import MorphologyMap
 from ..errors import RequestError
 from ..expression.programs import known_programs
-from ..progress import CancelToken, Progress, Stopwatch
+from ..progress import CancelToken, Progress, Stopwatch, mapped
 from ..storage.fingerprint import of_json
 from ..synthesis.conditions import spot_rows
 from ..synthesis.counterfactual import content_key, map_of
@@ -24,10 +24,10 @@ from ..synthesis.result import synthesize
 from ..synthesis.windows import rule_of
 from ..tissue.elements import fingerprint
 from ..types import KnockOutEdit, Patch, Plan, Polygons, Request, Section, TowardsEdit
-from .cases import FEWEST, EvaluationRequest
+from .cases import MIN_SPOTS, EvaluationRequest
 from .effects import (
-    Levels,
     PaintedCrop,
+    SmoothedLevels,
     agreement,
     ceiling,
     crop_given,
@@ -38,6 +38,7 @@ from .effects import (
     ms_ssim,
     painted_crop,
     slide_on,
+    spread_of,
     swap_coefficient,
 )
 from .held_out import SpotSet, reconstruct
@@ -46,10 +47,10 @@ from .spaces import DEFAULT, FeatureSpace, open_spaces
 from .work import Stack, StackFolder
 
 MEASURES = ("haematoxylin", "nuclei")
-PROGRAM_SPOTS, FEWEST_GENES = 24, 3
+PROGRAM_SPOTS, MIN_GENES = 24, 3
 """Spots that programs are raised in, and genes of a program that the section needs to have."""
-WAYS: dict[str, Literal["section", "none"]] = {"with_others": "section", "alone": "none"}
-"""The ways in which programs are raised, and what edits call them."""
+FOLLOW: dict[str, Literal["section", "none"]] = {"with_others": "section", "alone": "none"}
+"""How programs are raised: by key of the figures, what follows the edit."""
 DOSE_SPOTS = 16
 DOSES = (0.25, 0.5, 0.75, 1.0)
 RADIUS_UM, FADE_UM = 150.0, 50.0
@@ -57,8 +58,15 @@ RADIUS_UM, FADE_UM = 150.0, 50.0
 REACH_UM = 900.0
 """How far from its middle the picture of the disc goes; windows of 176 um that draw on spots 200 um apart reach about 800 um."""
 
-Found = dict[str, Any]
-Work = Generator[Progress, None, Any]
+Facts = dict[str, Any]
+T = TypeVar("T")
+Work = Generator[Progress, None, T]
+BeforeAfter = dict[str, tuple[PatchStatistics, PatchStatistics]]
+"""Measures before and after an edit, by ``swap`` and ``swap_control``."""
+
+
+class _Cancelled(Exception):
+    """The check was asked to stop."""
 
 
 @dataclass
@@ -70,7 +78,7 @@ class CounterfactualCheck:
     section, model
         The section, which was not trained on, and a loaded checkpoint.
     request
-        ``pairs``, ``mode``, ``seed``, ``steps`` and ``draws`` are heeded.
+        Gives ``pairs``, ``mode``, ``seed``, ``steps`` and ``draws``.
     folder
         Where edited crops are kept, so that a check that was stopped goes on.
     batch
@@ -99,9 +107,9 @@ class CounterfactualCheck:
         if (reason := counterfactual_fault(wanted.model_copy(update={"edits": (edit,)}), card)) is not None:
             raise RequestError([("parts", f"counterfactual: {reason}")])
         self.plan: Plan = plan(self.section, wanted, card)  # refuses what cannot be synthesized from
-        if len(spots) < FEWEST:
+        if len(spots) < MIN_SPOTS:
             raise RequestError(
-                [("section", f"{self.section.name} has {len(spots)} spots, at least {FEWEST} are needed for swaps")]
+                [("section", f"{self.section.name} has {len(spots)} spots, at least {MIN_SPOTS} are needed for swaps")]
             )
         self.steps = resolve_counterfactual_steps(wanted)
         self.guidance = resolve_guidance(wanted, card)
@@ -109,8 +117,8 @@ class CounterfactualCheck:
         rng = np.random.default_rng(self.request.seed)
         self.a, self.b, self.third = (rng.permutation(len(spots))[: self.pairs] for _ in range(3))
         genes = {name: np.isin(spots.genes.symbols, list(own)) for name, own in known_programs({}).items()}
-        self.programs = {name: np.flatnonzero(own) for name, own in genes.items() if own.sum() >= FEWEST_GENES}
-        self.alone = self.a[: max(FEWEST, self.batch)]
+        self.programs = {name: np.flatnonzero(own) for name, own in genes.items() if own.sum() >= MIN_GENES}
+        self.alone = self.a[: max(MIN_SPOTS, self.batch)]
         crops = (
             len(self.alone),
             2 * self.pairs,
@@ -124,7 +132,7 @@ class CounterfactualCheck:
         """Spots that each program is raised in."""
         return min(PROGRAM_SPOTS, self.pairs)
 
-    def run(self) -> Generator[Progress, None, Found | None]:
+    def run(self) -> Work[Facts | None]:
         """Yield the progress; return the figures in JSON types, or None where it was cancelled."""
         yield self._progress()
         self.all = SpotSet(self.section, np.arange(len(self.section.spots)), self.model)
@@ -138,7 +146,7 @@ class CounterfactualCheck:
                 "map": content_key(self.map.weights, self.map.components),
             }
         )
-        found: Found = {
+        found: Facts = {
             "section": self.section.name,
             "mode": self.request.mode,
             "pairs": self.pairs,
@@ -149,12 +157,17 @@ class CounterfactualCheck:
             "map_statement": self.map.words,
             "map_from": "this section" if getattr(self.model, "morphology_map", None) is None else "checkpoint",
         }
-        for part in (self._identity, self._swaps, self._programs, self._dose, self._where):
-            facts = yield from part()
-            if facts is None or self.cancel.cancelled:
-                return None
-            found |= facts
+        try:
+            for part in (self._identity, self._swaps, self._programs, self._dose, self._where):
+                found |= yield from part()
+                self._go_on()
+        except _Cancelled:
+            return None
         return found
+
+    def _go_on(self) -> None:
+        if self.cancel.cancelled:
+            raise _Cancelled
 
     def _progress(self, more: int = 0) -> Progress:
         self.done += more
@@ -162,8 +175,8 @@ class CounterfactualCheck:
 
     # --- editing
 
-    def _edited(self, rows: NDArray[np.int64], expression: NDArray[np.float32]) -> Work:
-        """Return the crops of some spots edited to other expression, (n, p, p, 3); None where cancelled. What is finished is kept."""
+    def _edited(self, rows: NDArray[np.int64], expression: NDArray[np.float32]) -> Work[NDArray[np.uint8]]:
+        """Return the crops of some spots edited to other expression, (n, p, p, 3). What is finished is kept, however it ends."""
         side = self.model.card.patch_px
         key = of_json({"all": self.key, "edited": content_key(rows, expression)})[:24]
         kept = self.stacks.load(key, len(rows), side)
@@ -173,8 +186,7 @@ class CounterfactualCheck:
                 own = slice(start, min(start + self.batch, len(rows)))
                 if not made[own].all():
                     for step in self.model.denoise(self._batch(rows[own], expression[own])):
-                        if self.cancel.cancelled:
-                            return None
+                        self._go_on()
                         if step.images is not None:
                             images[own], made[own] = step.images, True
                         yield self._progress()
@@ -199,14 +211,12 @@ class CounterfactualCheck:
 
     # --- identity
 
-    def _identity(self) -> Work:
+    def _identity(self) -> Work[Facts]:
         """Measure what no edit does: to latents, pixels, and the picture without the step that keeps the slide's own detail."""
         rows = self.alone
         unchanged = yield from self._edited(rows, self.all.expression[rows])
-        if unchanged is None:
-            return None
         crops = self.all.crops[rows]
-        found: Found = {
+        found: Facts = {
             "latents": None,
             "latent_size": None,
             "pixels": int(np.abs(unchanged.astype(int) - crops).max()),
@@ -221,65 +231,47 @@ class CounterfactualCheck:
 
     # --- swaps
 
-    def _swaps(self) -> Work:
-        """Give spots the expression of others; the control gives that of a third spot, and is told against the second all the same."""
-        real, yx = self.all.real, self.section.spots.yx
-        most = {
-            name: ceiling(self.all.expression, getattr(real, name).astype(np.float64), yx.astype(np.float64))
-            for name in MEASURES
-        }
-        looks = yield from (self._painted_looks if self.request.mode == "continuous" else self._patch_looks)()
-        if looks is None:
-            return None
-        found: Found = {}
-        for part, (before, after) in looks.items():
-            found[part] = {}
-            for name in MEASURES:
-                values = getattr(real, name).astype(np.float64)
-                change = getattr(after, name) - getattr(before, name).astype(np.float64)
-                interval = swap_coefficient(
-                    change, values[self.a], values[self.b], self.request.draws, self.request.seed
-                )
-                facts = interval.facts
-                found[part][name] = {
-                    "coefficient": facts.pop("value"),
-                    **facts,
-                    "ceiling": round(most[name], 4),
-                }
+    def _swaps(self) -> Work[Facts]:
+        """Give spots the expression of others; the control gives a third spot's, and is compared with the second all the same."""
+        real, yx = self.all.real, self.section.spots.yx.astype(np.float64)
+        measured = yield from (self._painted_regions() if self.request.mode == "continuous" else self._single_patches())
+        found: Facts = {part: {} for part in measured}
+        for name in MEASURES:
+            values = getattr(real, name)
+            most = round(ceiling(self.all.expression, values, yx), 4)
+            for part, (before, after) in measured.items():
+                change = getattr(after, name) - getattr(before, name)
+                pair = values[self.a], values[self.b]
+                facts = swap_coefficient(change, *pair, self.request.draws, self.request.seed).facts
+                found[part][name] = {"coefficient": facts.pop("value"), **facts, "ceiling": most}
         return found
 
     @property
     def _given(self) -> dict[str, NDArray[np.int64]]:
-        """Whose expression the spots are given: the other's of each pair, and a third's."""
+        """Rows whose expression the spots are given: the other's of each pair, and a third's."""
         return {"swap": self.b, "swap_control": self.third}
 
-    def _patch_looks(self) -> Work:
-        """Return for each part what is measured before and after, of single patches; None where cancelled."""
+    def _single_patches(self) -> Work[BeforeAfter]:
+        """Measure single patches before and after."""
         before = measure(self.all.crops[self.a])
-        looks: dict[str, tuple[PatchStatistics, PatchStatistics]] = {}
+        found: BeforeAfter = {}
         for part, given in self._given.items():
-            images = yield from self._edited(self.a, self.all.expression[given])
-            if images is None:
-                return None
-            looks[part] = before, measure(images)
-        return looks
+            found[part] = before, measure((yield from self._edited(self.a, self.all.expression[given])))
+        return found
 
-    def _painted_looks(self) -> Work:
-        """Return the same of crops that are painted in continuous mode; swap and control of a spot follow each other and share its noise."""
+    def _painted_regions(self) -> Work[BeforeAfter]:
+        """Measure crops painted in continuous mode; swap and control of a spot follow each other and share its noise."""
         crops: dict[str, list[PaintedCrop]] = {part: [] for part in self._given}
         for number, row in enumerate(self.a.tolist()):
             for part, given in self._given.items():
-                crop = yield from self._painted_crop(row, int(given[number]))
-                if crop is None:
-                    return None
-                crops[part].append(crop)
+                crops[part].append((yield from self._painted_crop(row, int(given[number]))))
         return {
-            part: tuple(measure(np.stack(images)) for images in zip(*((c.before, c.after) for c in own), strict=True))
+            part: (measure(np.stack([crop.before for crop in own])), measure(np.stack([crop.after for crop in own])))
             for part, own in crops.items()
         }
 
-    def _painted_crop(self, row: int, given: int) -> Work:
-        """Return one `PaintedCrop`, which is kept once it is made; None where cancelled."""
+    def _painted_crop(self, row: int, given: int) -> Work[PaintedCrop]:
+        """Return the crop of a spot before and after an edit; it is kept once it is made."""
         card, mismatch = self.model.card, self.request.allow_gene_mismatch
         made = crop_given(self.section, card, row, given, self.steps, allow_gene_mismatch=mismatch)
         rule = rule_of(made, self.model.provenance)
@@ -289,28 +281,23 @@ class CounterfactualCheck:
             yield self._progress(1)
             return PaintedCrop(*kept.images)
         work = painted_crop(made, self.section, self.model, row, batch=self.batch, cancel=self.cancel)
-        while True:
-            try:
-                next(work)
-            except StopIteration as end:
-                crop: PaintedCrop | None = end.value
-                break
-            yield self._progress()
-        if crop is not None:
-            self.stacks.save(key, Stack(np.stack([crop.before, crop.after]), np.ones(2, dtype=bool)))
-            yield self._progress(1)
+        crop = yield from mapped(work, lambda _: self._progress())
+        if crop is None:
+            raise _Cancelled
+        self.stacks.save(key, Stack(np.stack([crop.before, crop.after]), np.ones(2, dtype=bool)))
+        yield self._progress(1)
         return crop
 
     # --- programs
 
-    def _programs(self) -> Work:
+    def _programs(self) -> Work[Facts]:
         """Raise programs by two standard deviations, alone and with what varies with them, and compare with the trend of real tissue."""
         spots, real = self.section.spots, self.all.real.haematoxylin
         assert self.section.calibration.mpp is not None
-        levels = Levels(spots, self.section.calibration.mpp)
+        levels = SmoothedLevels(spots, self.section.calibration.mpp)
         order = np.argsort(real)
         rows = order[np.linspace(round(0.11 * len(real)), len(real) - 1, self._raised).round().astype(int)]
-        each: Found = {}
+        each: Facts = {}
         for name, columns in self.programs.items():
             score, genes = levels.score(columns), tuple(spots.genes.symbols[columns].tolist())
             by = 2 * float(score.std())
@@ -318,82 +305,66 @@ class CounterfactualCheck:
                 yield self._progress(2 * self._raised)
                 continue
             each[name] = {"real_trend": round(float(np.polyfit(score, real, 1)[0]) * by, 5)}
-            for way, follow in WAYS.items():
+            for key, follow in FOLLOW.items():
                 counts, depth = levels.raised(rows, genes, by, follow)
                 encoded = self.model.encode_expression(counts, spots.genes, tuple(spots.ids[rows].tolist()), depth)
-                each[name][f"{way}_encoding"] = round(self._spreads(rows, encoded), 4)
+                each[name][f"{key}_encoding"] = round(self._spreads(rows, encoded), 4)
                 images = yield from self._edited(rows, encoded)
-                if images is None:
-                    return None
-                each[name][way] = round(float((measure(images).haematoxylin - real[rows]).mean()), 5)
+                each[name][key] = round(float((measure(images).haematoxylin - real[rows]).mean()), 5)
         trend = np.array([one["real_trend"] for one in each.values()])
         found = {
-            way: agreement(trend, np.array([one[way] for one in each.values()]), self.request.draws, self.request.seed)
-            for way in ("with_others", "alone")
+            key: agreement(trend, np.array([one[key] for one in each.values()]), self.request.draws, self.request.seed)
+            for key in FOLLOW
         }
         return {"programs": {**found["with_others"], "alone": found["alone"], "spots": self._raised, "each": each}}
 
     def _spreads(self, rows: NDArray[np.int64], encoded: NDArray[np.float32]) -> float:
         """Return how far an edit moves the encoding of some spots, root mean square in units of its spread over the section."""
         own = self.all.expression
-        spread = own.std(axis=0)
-        moved = (encoded - own[rows]) / np.where(spread > 1e-6 * max(float(spread.max()), 1e-30), spread, np.inf)
+        moved = (encoded - own[rows]) / spread_of(own)
         return float(np.sqrt((moved.astype(np.float64) ** 2).mean()))
 
     # --- doses
 
-    def _dose(self) -> Work:
-        """Move spots step by step to the expression of another, and look whether haematoxylin goes one way."""
+    def _dose(self) -> Work[Facts]:
+        """Move spots step by step to the expression of another, and test whether haematoxylin goes one way."""
         a, b = self.a[:DOSE_SPOTS], self.b[:DOSE_SPOTS]
         start, goal = self.all.expression[a], self.all.expression[b]
         values = [self.all.real.haematoxylin[a]]
         for dose in DOSES:
             images = yield from self._edited(a, (start + np.float32(dose) * (goal - start)).astype(np.float32))
-            if images is None:
-                return None
             values.append(measure(images).haematoxylin)
         return {"dose": {**monotony(np.stack(values, axis=1)), "doses": list(DOSES)}}
 
     # --- where
 
-    def _where(self) -> Work:
+    def _where(self) -> Work[Facts]:
         """Paint a disc in continuous mode: what changes in it, around it and where no window reaches, and nuclei that were not there."""
         yield self._progress()
         asked, middle = self._painted()
-        result = synthesize(
-            self.section,
-            asked,
-            self.model,
-            batch=self.batch,
-            cancel=self.cancel,
-        )
+        result = synthesize(self.section, asked, self.model, batch=self.batch, cancel=self.cancel)
         if not result.complete:
-            return None
+            raise _Cancelled
         yield self._progress(1)
         made = result.plan
-        size, pixel = made.frame.shape, made.frame.pixel_size
-        top, left = made.frame.origin
+        size, pixel, corner = made.frame.shape, made.frame.pixel_size, made.frame.origin
         assert self.section.image is not None and self.section.calibration.mpp is not None
         real = slide_on(made, self.section)
         rgba = np.asarray(result.rgba)
-        yy, xx = ((np.arange(n) + 0.5) * pixel + o - m for n, o, m in zip(size, (top, left), middle, strict=True))
+        yy, xx = ((np.arange(n) + 0.5) * pixel + o - m for n, o, m in zip(size, corner, middle, strict=True))
         um = np.hypot(yy[:, None], xx[None]) * self.section.calibration.mpp
         shown, reach = rgba[..., 3] > 0, _reach(made, self.section, asked)
         inside = shown & (um < RADIUS_UM)
         around = shown & reach & (um > RADIUS_UM + FADE_UM)
         pictures = np.where(shown[..., None], real, 255), np.where(shown[..., None], rgba[..., :3], 255)
         beyond = shown & ~reach
-        at = [int((m - o) / pixel) for m, o in zip(middle, (top, left), strict=True)]
-        seen = feature_locality(
-            *pictures,
-            (at[0], at[1]),
-            self.model.card.patch_px,
-            {"around": around, "outside": beyond},
-            self._spaces(),
-            self.all.crops[self.a],
+        y, x = (int((m - o) / pixel) for m, o in zip(middle, corner, strict=True))
+        areas = {"around": around, "outside": beyond}
+        features = feature_locality(
+            *pictures, (y, x), self.model.card.patch_px, areas, self._spaces(), self.all.crops[self.a]
         )
         return {
-            "locality": {**locality(*pictures, inside, around, beyond), **seen},
+            "locality": {**locality(*pictures, inside, around, beyond), **features},
             "invention": {
                 "unit": "nuclei per mm2 that the slide does not have there; outside_nuclei: their number beyond the edit's reach",
                 **invented(*pictures, self.model.card.patch_mpp, {"inside": inside, "around": around}, beyond),
@@ -451,7 +422,7 @@ def _reach(made: Plan, section: Section, asked: Request) -> NDArray[np.bool_]:
 
 def _round_trip(
     model: Any, crops: NDArray[np.uint8], morphology: NDArray[np.float32], expression: NDArray[np.float32], steps: int
-) -> Found:
+) -> Facts:
     """Take crops to their noise and back with the network under the same conditions, and decode what comes back."""
     import torch
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ..assemble import load_checkpoint
 from ..errors import StoreError
-from ..expression.edits import Profile
+from ..expression.changes import Profile
 from ..expression.genes import match_genes
+from ..expression.normalise import cp10k_log1p
 from ..progress import Progress
 from ..storage.atomic import write_text
 from ..synthesis.result import Result, synthesize
@@ -32,13 +33,13 @@ SIDE_UM = 520.0
 EDIT_SCALE = 2.0
 """So that the change is plain at a glance; it is printed."""
 PALE_SPOTS = 12
-"""Expression moves towards the mean of so many of the section's spots, those whose crops hold least haematoxylin."""
+"""Number of the section's spots, those whose crops hold least haematoxylin, towards whose mean expression moves."""
 TARGET = "its palest spots"
 
 
 @dataclass(frozen=True)
 class DemoOutcome:
-    """What the demo wrote and measured."""
+    """Outcome of the demo: the store it wrote, and what was measured."""
 
     store: Path
     facts: dict[str, Any]
@@ -77,9 +78,9 @@ def run_demo(
     request, centre = demo_request(section, model.profiles, model.card, seed)
     result = synthesize(section, request, model, on_progress=on_progress)
     name = result.save(store, "edited")
-    look = shown(section, result, centre, FULL_UM, END_UM)
-    save_picture(edit_picture(look, f"painted towards {TARGET}"), picture, look.label)
-    facts = _facts(section, result, look, name)
+    window = shown(section, result, centre, FULL_UM, END_UM)
+    save_picture(edit_picture(window, f"painted towards {TARGET}"), picture, window.label)
+    facts = _facts(section, result, window, name)
     write_text(figures, json.dumps(facts, indent=2), new=True)
     write_text(report, _report(facts), new=True)
     return DemoOutcome(store, facts, _summary(facts, folder))
@@ -118,7 +119,7 @@ def _tumour_spot(section: Section, tumour: Profile, stroma: Profile) -> int:
     spots = section.spots
     columns = match_genes(tumour.genes, spots.genes).columns
     counts = spots.counts[:, columns].toarray().astype(np.float64)
-    x = np.log1p(1e4 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+    x = cp10k_log1p(counts, np.maximum(counts.sum(axis=1, keepdims=True), 1))
     score = (x - x.mean(axis=0)) @ (tumour.mean - stroma.mean)
     distance = np.linalg.norm(spots.yx[:, None] - spots.yx[None], axis=2)
     pitch = np.sort(distance, axis=1)[:, 1].min()
@@ -127,15 +128,15 @@ def _tumour_spot(section: Section, tumour: Profile, stroma: Profile) -> int:
     return int(np.argmax(np.where(whole, score[nearest].mean(axis=1), -np.inf)))
 
 
-def _facts(section: Section, result: Result, look: EditShown, name: str) -> dict[str, Any]:
+def _facts(section: Section, result: Result, window: EditShown, name: str) -> dict[str, Any]:
     record = result.provenance
-    zones = {"inside": look.radius_um < FULL_UM, "outside": look.radius_um > END_UM + look.blend_um}
-    images = {"before": look.before, "after": look.after}
+    zones = {"inside": window.radius_um < FULL_UM, "outside": window.radius_um > END_UM + window.blend_um}
+    images = {"before": window.before, "after": window.after}
     places = {when: nuclei_places(image) for when, image in images.items()}
     density = {when: stain_density(image)[..., 0] for when, image in images.items()}
     found: dict[str, dict[str, dict[str, float]]] = {}
     for zone, mask in zones.items():
-        mm2 = float(mask.sum()) * look.pixel_um**2 / 1e6
+        mm2 = float(mask.sum()) * window.pixel_um**2 / 1e6
         found[zone] = {
             when: {
                 "haematoxylin density": round(float(density[when][mask].mean()), 3),
@@ -144,7 +145,7 @@ def _facts(section: Section, result: Result, look: EditShown, name: str) -> dict
             }
             for when, image in images.items()
         }
-    change = np.abs(look.after.astype(int) - look.before)
+    change = np.abs(window.after.astype(int) - window.before)
     return {
         "synthetic": True,
         "counterfactual": True,
@@ -167,7 +168,7 @@ def _facts(section: Section, result: Result, look: EditShown, name: str) -> dict
         "change_in_grey_levels": {
             "inside_mean": round(float(change[zones["inside"]].mean()), 2),
             "outside_mean": round(float(change[zones["outside"]].mean()), 2),
-            "outside_the_region_largest": int(change[~look.made].max(initial=0)),
+            "outside_the_region_largest": int(change[~window.made].max(initial=0)),
         },
         "limits": result.plan.card.limits,
     }
@@ -178,7 +179,7 @@ def _summary(facts: dict[str, Any], folder: Path) -> str:
     lines = [
         f"{facts['region_um']:.0f} x {facts['region_um']:.0f} um of this tissue edited under a brush of {2 * FULL_UM:.0f} um "
         f"at edit scale {facts['edit_scale']:g}, in {facts['seconds']:.1f} s",
-        *(f"{words} under the brush: {value:g} before, {after[words]:g} after" for words, value in before.items()),
+        *(f"{name} under the brush: {value:g} before, {after[name]:g} after" for name, value in before.items()),
         f"mean change: {facts['change_in_grey_levels']['inside_mean']:g} grey levels under the brush, "
         f"{facts['change_in_grey_levels']['outside_mean']:g} beyond it, "
         f"{facts['change_in_grey_levels']['outside_the_region_largest']} outside the region",
@@ -190,9 +191,9 @@ def _summary(facts: dict[str, Any], folder: Path) -> str:
 
 def _report(facts: dict[str, Any]) -> str:
     rows = [
-        f"| {zone} | {words} | {value:g} | {ends['after'][words]:g} |"
+        f"| {zone} | {name} | {value:g} | {ends['after'][name]:g} |"
         for zone, ends in facts["zones"].items()
-        for words, value in ends["before"].items()
+        for name, value in ends["before"].items()
     ]
     table, change = "\n".join(rows), facts["change_in_grey_levels"]
     return f"""# This tissue, edited: the bundled synthetic section

@@ -1,4 +1,4 @@
-"""Crops of spots as an edit in continuous mode leaves them: a small painted region each."""
+"""Measures of edits of real tissue, and crops of spots that are painted in continuous mode."""
 
 from __future__ import annotations
 
@@ -25,12 +25,280 @@ from ..tissue.crops import read_patches
 from ..types import AddEdit, CheckpointCard, Plan, Polygons, Request, Section, SpotTable, TowardsEdit
 from .measures import nuclei_places, stain_density
 from .spaces import FeatureSpace
-from .statistics import Interval
+from .statistics import Interval, resampled
+
+PENALTIES = np.logspace(-3, 3, 13)
+"""Ridge penalties that are tried for the ceiling, per spot and for standardised expression."""
+MIN_CHANGE, TOLERANCE = 0.01, 1e-3
+"""Of haematoxylin density: change by a dose below which a spot counts as not moved, and step back between doses that is rounding."""
+SAME_NUCLEUS_UM = 5.0
+"""Distance to the nearest nucleus of the slide beyond which one of an edited picture is new."""
+NUCLEUS_REACH_PX = 12
+"""Distance of the pixels that the detection of a nucleus depends on: the smoothing to 8 pixels, and 4 to the next one."""
+NEIGHBOURS, SMOOTH_UM = 5, 200.0
+"""Spots over which expression is averaged before it is compared with the tissue, and by which Gaussian width."""
+_SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+Array = NDArray[np.float64]
+
+
+# ------------------------------------------------------------------------------------------------- swaps
+
+
+def ms_ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Return the multi-scale structural similarity of two (h, w, 3) images, on the mean of their channels.
+
+    Wang, Simoncelli & Bovik 2003, "Multiscale structural similarity for image quality assessment", Asilomar 37:1398-1402; five scales with
+    the published weights, Gaussian windows of 1.5 pixels.
+    """
+    x, y = (image.astype(np.float64).mean(axis=-1) for image in (a, b))
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    value = 1.0
+    for scale, power in enumerate(_SCALES):
+        mx, my = gaussian_filter(x, 1.5), gaussian_filter(y, 1.5)
+        vx, vy = gaussian_filter(x * x, 1.5) - mx**2, gaussian_filter(y * y, 1.5) - my**2
+        structure = (2 * (gaussian_filter(x * y, 1.5) - mx * my) + c2) / (vx + vy + c2)
+        last = scale == len(_SCALES) - 1
+        luminance = (2 * mx * my + c1) / (mx**2 + my**2 + c1) if last else 1.0
+        value *= max(float((luminance * structure).mean()), 0.0) ** power
+        height, width = (n // 2 * 2 for n in x.shape)
+        x, y = (z[:height, :width].reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3)) for z in (x, y))
+    return float(value)
+
+
+def swap_coefficient(change: Array, own: Array, other: Array, draws: int, seed: int = 0) -> Interval:
+    """Regress the change (n,) of spots' images on the real value of other spots, their own real value held fixed.
+
+    1: an image moves all the way to what the other spot shows; 0: it does not move with it at all. The interval is from bootstrap
+    samples of the pairs.
+    """
+    design = np.stack([other, own, np.ones(len(own))], axis=1)
+
+    def fit(rows: NDArray[np.int64]) -> float:
+        return float(np.linalg.lstsq(design[rows], change[rows], rcond=None)[0][0])
+
+    return resampled(fit, len(own), draws, seed)
+
+
+def ceiling(expression: NDArray[np.float32], values: Array, yx: Array) -> float:
+    """Return the R2 of ridge regression of a measure (n,) on the encoding of expression, on neighbours that were left out.
+
+    It is the most that a swap coefficient can be: what expression says of the measure at all. The penalty is chosen inside each fit.
+    Expression is (n, d), of tokens (n, g, d) the mean over g is taken; neighbours are those of the positions ``yx`` (n, 2).
+    """
+    x = (expression.mean(axis=1) if expression.ndim == 3 else expression).astype(np.float64)
+    x = (x - x.mean(axis=0)) / spread_of(x)
+    folds = compact_folds(yx, min(16, max(len(yx) // 10, 1)))
+    missed, blind = 0.0, 0.0
+    for fold in np.unique(folds):  # a fit leaves out one fold, and its penalty is chosen on the others
+        out = folds == fold
+        penalty = _best_penalty(x[~out], values[~out], folds[~out])
+        (found,) = _ridge(x[~out], values[~out], x[out], [penalty])
+        missed += float(((values[out] - found) ** 2).sum())
+        blind += float(((values[out] - values[~out].mean()) ** 2).sum())
+    return 1 - missed / blind if blind > 0 else 0.0
+
+
+def spread_of(values: NDArray[np.floating], share: float = 1e-6) -> NDArray[np.floating]:
+    """Return the standard deviation (d,) of values (n, d) as a unit: infinite where it is no more than a share of the largest."""
+    spread = values.std(axis=0)
+    unit: NDArray[np.floating] = np.where(spread > share * max(float(spread.max()), 1e-30), spread, np.inf)
+    return unit
+
+
+def _best_penalty(x: Array, y: Array, folds: NDArray[np.int64]) -> float:
+    errors = np.zeros(len(PENALTIES))
+    for fold in np.unique(folds):
+        out = folds == fold
+        errors += [float(((y[out] - found) ** 2).sum()) for found in _ridge(x[~out], y[~out], x[out], PENALTIES)]
+    return float(PENALTIES[errors.argmin()])
+
+
+def _ridge(x: Array, y: Array, to: Array, penalties: Sequence[float] | Array) -> list[Array]:
+    centre, target = x.mean(axis=0), y.mean()
+    weights = ridge_weights(x - centre, (y - target)[:, None], np.asarray(penalties) * len(x))
+    return [((to - centre) @ w)[:, 0] + target for w in weights]
+
+
+# ------------------------------------------------------------------------------------------------- programs
+
+
+class SmoothedLevels:
+    """Log expression of a section's spots, averaged over neighbours as it is compared with the tissue; ``mpp`` is that of their positions."""
+
+    def __init__(self, spots: SpotTable, mpp: float) -> None:
+        self.spots = spots
+        self.measured = Measured.of(spots)
+        apart, near = cKDTree(spots.yx).query(spots.yx, k=min(NEIGHBOURS, len(spots)))
+        weights = np.exp(-0.5 * (apart * mpp / SMOOTH_UM) ** 2)
+        self.near, self.weights = near, weights / weights.sum(axis=1, keepdims=True)
+
+    def score(self, columns: NDArray[np.int64]) -> Array:
+        """Return the mean level (n,) of some genes, over neighbouring spots."""
+        levels = self.measured.levels(columns).mean(axis=1, dtype=np.float64)
+        return np.asarray((self.weights * levels[self.near]).sum(axis=1))
+
+    def raised(
+        self, rows: NDArray[np.int64], genes: Sequence[str], by: float, follow: Literal["section", "none"]
+    ) -> tuple[csr_matrix, NDArray[np.float32]]:
+        """Return counts (rows, g) and depth (rows,) of some spots after an edit that raises these genes."""
+        edit = AddEdit(genes=tuple(genes), log_units=by, follow=follow)
+        counts = apply_edits(rows, self.spots, (edit,), {}, {})
+        return counts, edited_depths(rows, self.spots, (edit,), {}, {})
+
+
+def agreement(trend: Array, effect: Array, draws: int, seed: int = 0) -> dict[str, Any]:
+    """Return correlation and slope, over programs, of the effect of an edit on the trend of real tissue, with the correlation's interval."""
+
+    def fit(rows: NDArray[np.int64]) -> float:
+        a, b = trend[rows], effect[rows]
+        return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 1e-9 and np.ptp(b) > 1e-9 else float("nan")
+
+    n = len(trend)
+    if n < 3 or not np.isfinite(fit(np.arange(n))):
+        return {"correlation": None, "slope": None, "low": None, "high": None, "n": n}
+    facts = resampled(fit, n, draws, seed).facts
+    return {"correlation": facts.pop("value"), "slope": round(float(np.polyfit(trend, effect, 1)[0]), 5), **facts}
+
+
+# ------------------------------------------------------------------------------------------------- doses
+
+
+def monotony(values: Array) -> dict[str, Any]:
+    """Return the share of the spots that move in one direction all the way; those that hardly move are not counted.
+
+    ``values`` (n, doses + 1) are the haematoxylin density of each spot, from the slide to the full dose.
+    """
+    moved = np.abs(values[:, -1] - values[:, 0]) >= MIN_CHANGE
+    steps = np.diff(values[moved], axis=1)
+    ordered = (steps >= -TOLERANCE).all(axis=1) | (steps <= TOLERANCE).all(axis=1)
+    return {
+        "monotone": round(float(ordered.mean()), 4) if moved.any() else None,
+        "moved": int(moved.sum()),
+        "n": len(values),
+    }
+
+
+# ------------------------------------------------------------------------------------------------- where
+
+
+def locality(
+    real: NDArray[np.uint8],
+    edited: NDArray[np.uint8],
+    inside: NDArray[np.bool_],
+    around: NDArray[np.bool_],
+    beyond: NDArray[np.bool_],
+) -> dict[str, Any]:
+    """Compare two (h, w, 3) pictures where it was edited, around that, and beyond all that an edit may reach.
+
+    ``ratio`` is the mean change of a pixel inside over that around; ``ratio_haematoxylin`` the same of haematoxylin density over areas of
+    16 pixels. Null where there is nothing around, or nothing changes there.
+    """
+    change = np.abs(edited.astype(np.int64) - real).max(axis=-1)
+    stain = np.abs(_stain(edited) - _stain(real))
+
+    def mean(of: NDArray[Any], mask: NDArray[np.bool_]) -> float | None:
+        return float(of[mask].mean()) if mask.any() else None
+
+    found: dict[str, Any] = {
+        "outside_grey_levels": int(change[beyond].max(initial=0)),
+        "outside_pixels": int(beyond.sum()),
+    }
+    for name, of in (("", change), ("_haematoxylin", stain)):
+        parts = mean(of, inside), mean(of, around)
+        found[f"ratio{name}"] = round(parts[0] / parts[1], 3) if parts[0] is not None and parts[1] else None
+        for place, value in zip(("inside", "around"), parts, strict=True):
+            found[f"{place}{name or '_grey_levels'}"] = None if value is None else round(value, 4)
+    return found
+
+
+def _stain(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.asarray(uniform_filter(stain_density(pixels)[..., 0], 16))
+
+
+def invented(
+    real: NDArray[np.uint8],
+    edited: NDArray[np.uint8],
+    mpp: float,
+    areas: dict[str, NDArray[np.bool_]],
+    beyond: NDArray[np.bool_],
+) -> dict[str, float | None]:
+    """Return nuclei of an edited picture that the slide does not have.
+
+    Per square millimetre in each of some areas, and as ``outside_nuclei`` their number beyond all that an edit may reach, farther in than
+    `NUCLEUS_REACH_PX`: there the picture is the slide, and none may be new.
+    """
+    old, new = nuclei_places(real), nuclei_places(edited)
+    if len(old) and len(new):
+        apart, _ = cKDTree(old).query(new)
+        new = new[apart * mpp > SAME_NUCLEUS_UM]
+    found: dict[str, float | None] = {}
+    for name, mask in areas.items():
+        area = float(mask.sum()) * mpp**2 / 1e6
+        found[name] = round(float(mask[tuple(new.T)].sum()) / area, 1) if area > 0 else None
+    far = minimum_filter(beyond, 2 * NUCLEUS_REACH_PX + 1, mode="nearest")
+    found["outside_nuclei"] = int(far[tuple(new.T)].sum()) if far.any() else None
+    return found
+
+
+def feature_locality(
+    real: NDArray[np.uint8],
+    edited: NDArray[np.uint8],
+    middle: tuple[int, int],
+    side: int,
+    areas: Mapping[str, NDArray[np.bool_]],
+    spaces: Sequence[FeatureSpace],
+    reference: NDArray[np.uint8],
+) -> dict[str, Any]:
+    """Compare crops of the slide with those of the edited slide, (h, w, 3), in feature spaces.
+
+    Crops have ``side`` pixels: one at the edit's ``middle`` (y, x), the others on a grid of half a side around it, if they lie wholly in one
+    of the ``areas`` ``around`` and ``outside``, (h, w) bool. Changes are in units of a feature's spread over the ``reference`` crops
+    (n, side, side, 3), as root mean square over features: for each space that ``inside``, the mean ``around``, the largest ``outside``, and
+    the ``ratio`` of inside to around; null where there is no such crop, or nothing changes around. ``ratio_features`` is that of the first.
+    """
+    inside = _kept_in(np.array(middle) - side // 2, np.array(real.shape[:2]) - side)
+    corners = {"inside": [inside], **{name: _crops_in(mask, inside, side) for name, mask in areas.items()}}
+    found: dict[str, Any] = {}
+    for space in spaces:
+        unit = spread_of(space.features(reference), 1e-9)
+        parts = {}
+        for name, own in corners.items():
+            before, after = (
+                space.features(np.stack([picture[y : y + side, x : x + side] for y, x in own]))
+                if own
+                else np.empty((0, len(unit)))
+                for picture in (real, edited)
+            )
+            parts[name] = np.sqrt((((after - before) / unit) ** 2).mean(axis=1))
+        means = {name: float(parts[name].mean()) if len(parts[name]) else None for name in ("inside", "around")}
+        found[space.name] = {
+            **{name: None if value is None else round(value, 5) for name, value in means.items()},
+            "outside": round(float(parts["outside"].max()), 5) if len(parts["outside"]) else None,
+            "ratio": round(means["inside"] / means["around"], 2) if means["inside"] and means["around"] else None,
+        }
+    return {"features": found, "ratio_features": next(iter(found.values()))["ratio"]}
+
+
+def _crops_in(mask: NDArray[np.bool_], first: tuple[int, int], side: int) -> list[tuple[int, int]]:
+    """Return corners (y, x) of the crops that lie wholly in a mask, on the grid of half a side that ``first`` lies on."""
+    rows, columns = (
+        range(at % (side // 2), size - side + 1, side // 2) for at, size in zip(first, mask.shape, strict=True)
+    )
+    return [(y, x) for y in rows for x in columns if mask[y : y + side, x : x + side].all()]
+
+
+def _kept_in(corner: NDArray[np.int64], most: NDArray[np.int64]) -> tuple[int, int]:
+    y, x = np.clip(corner, 0, np.maximum(most, 0)).tolist()
+    return y, x
+
+
+# ------------------------------------------------------------------------------------------------- painted crops
 
 
 @dataclass(frozen=True)
 class PaintedCrop:
-    """A spot's crop before and after an edit, (side, side, 3) uint8, pixel by pixel at the same place."""
+    """Crop of a spot before and after an edit, (side, side, 3) uint8, pixel by pixel at the same place."""
 
     before: NDArray[np.uint8] = field(repr=False)
     after: NDArray[np.uint8] = field(repr=False)
@@ -41,10 +309,9 @@ def crop_given(
 ) -> Plan:
     """Plan the crop of the spot at ``row`` as a painted region that is given the expression and depth of the spot at ``other``.
 
-    A window's expression is mixed from the spots nearest to its middle, and the windows over a crop reach beyond it. Were the one spot
-    edited alone, those that lie over the crop's rim would keep their neighbours' expression, and the crop would show a diluted edit: what
-    is told apart then is how the layout mixes, not what the checkpoint does. So all spots that the region's windows draw on are given the
-    other expression, every window is told the same, and the crop is asked what a single patch is asked in spots mode.
+    All spots that the region's windows draw on are given it, so that every window has the same conditions, as a single patch has them in
+    spots mode. Were the one spot edited alone, windows over the crop's rim would mix in its neighbours' expression: the crop would measure
+    how windows mix, not what the checkpoint does.
 
     Raises
     ------
@@ -119,316 +386,3 @@ def _pixel(section: Section, card: CheckpointCard) -> float:
     """Return full-resolution pixels per canvas pixel."""
     assert section.calibration.mpp is not None  # plan() refuses such sections
     return card.patch_mpp / section.calibration.mpp
-
-
-# Where an edit changes tissue, as a feature space sees it: crops at the edit, around it and beyond its reach.
-
-
-def feature_locality(
-    real: NDArray[np.uint8],
-    edited: NDArray[np.uint8],
-    middle: tuple[int, int],
-    side: int,
-    areas: Mapping[str, NDArray[np.bool_]],
-    spaces: Sequence[FeatureSpace],
-    reference: NDArray[np.uint8],
-) -> dict[str, Any]:
-    """Compare crops of two (h, w, 3) pictures in feature spaces.
-
-    Parameters
-    ----------
-    real, edited
-        The slide, and the slide with the edit.
-    middle
-        (y, x) of the edit's middle, in pixels; the crop there is the one inside. The others lie on a grid of half a side around it.
-    side
-        Of a crop, in pixels.
-    areas
-        (h, w) bool each, ``around`` and ``outside``: crops that lie wholly in one.
-    spaces
-        Feature spaces.
-    reference
-        (n, side, side, 3) real crops, whose spread is the unit of a feature.
-
-    Returns
-    -------
-    dict
-        ``features``: for each space the change ``inside``, the mean ``around``, the largest ``outside``, all in spreads (root mean
-        square over features), and the ``ratio`` of inside to around; null where there is no such crop, or nothing changes around.
-        ``ratio_features``: that of the first space.
-    """
-    inside = _kept_in(np.array(middle) - side // 2, np.array(real.shape[:2]) - side)
-    corners = {"inside": [inside], **{name: _crops_in(mask, inside, side) for name, mask in areas.items()}}
-    found: dict[str, Any] = {}
-    for space in spaces:
-        spread = space.features(reference).std(axis=0)
-        unit = np.where(
-            spread > 1e-9 * max(float(spread.max()), 1e-30), spread, np.inf
-        )  # what never varies says nothing
-        parts = {}
-        for name, own in corners.items():
-            before, after = (
-                space.features(np.stack([picture[y : y + side, x : x + side] for y, x in own]))
-                if own
-                else np.empty((0, len(unit)))
-                for picture in (real, edited)
-            )
-            parts[name] = np.sqrt((((after - before) / unit) ** 2).mean(axis=1))
-        means = {name: float(parts[name].mean()) if len(parts[name]) else None for name in ("inside", "around")}
-        found[space.name] = {
-            **{name: None if value is None else round(value, 5) for name, value in means.items()},
-            "outside": round(float(parts["outside"].max()), 5) if len(parts["outside"]) else None,
-            "ratio": round(means["inside"] / means["around"], 2) if means["inside"] and means["around"] else None,
-        }
-    return {"features": found, "ratio_features": next(iter(found.values()))["ratio"]}
-
-
-def _crops_in(mask: NDArray[np.bool_], first: tuple[int, int], side: int) -> list[tuple[int, int]]:
-    """Return corners (y, x) of the crops that lie wholly in a mask, on the grid of half a side that ``first`` lies on."""
-    rows, columns = (
-        range(at % (side // 2), size - side + 1, side // 2) for at, size in zip(first, mask.shape, strict=True)
-    )
-    return [(y, x) for y in rows for x in columns if mask[y : y + side, x : x + side].all()]
-
-
-def _kept_in(corner: NDArray[np.int64], most: NDArray[np.int64]) -> tuple[int, int]:
-    y, x = np.clip(corner, 0, np.maximum(most, 0)).tolist()
-    return y, x
-
-
-# What is measured of edits of real tissue: pure functions on arrays.
-
-
-PENALTIES = np.logspace(-3, 3, 13)
-"""Ridge penalties that are tried for the ceiling, per spot and for standardised expression."""
-MOVED = 0.01
-"""Change of haematoxylin density below which a spot counts as not moved by a dose."""
-SLACK = 1e-3
-"""Step back of haematoxylin density, between two doses, that is rounding and not another direction."""
-SAME_NUCLEUS_UM = 5.0
-"""Distance to the nearest nucleus of the slide beyond which one of an edited picture is new."""
-NUCLEUS_LOOKS_PX = 12
-"""How far from a nucleus its detection looks: the smoothing to 8 pixels, and 4 to the next one."""
-NEIGHBOURS, SMOOTH_UM = 5, 200.0
-"""Spots over which expression is averaged before it is compared with the tissue, and by which Gaussian width."""
-_SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-
-Array = NDArray[np.float64]
-
-
-def ms_ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Return the multi-scale structural similarity of two (h, w, 3) images, on the mean of their channels.
-
-    Wang, Simoncelli & Bovik 2003, "Multiscale structural similarity for image quality assessment", Asilomar 37:1398-1402; five scales with
-    the published weights, Gaussian windows of 1.5 pixels.
-    """
-    x, y = (image.astype(np.float64).mean(axis=-1) for image in (a, b))
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    value = 1.0
-    for scale, power in enumerate(_SCALES):
-        mx, my = gaussian_filter(x, 1.5), gaussian_filter(y, 1.5)
-        vx, vy = gaussian_filter(x * x, 1.5) - mx**2, gaussian_filter(y * y, 1.5) - my**2
-        structure = (2 * (gaussian_filter(x * y, 1.5) - mx * my) + c2) / (vx + vy + c2)
-        last = scale == len(_SCALES) - 1
-        luminance = (2 * mx * my + c1) / (mx**2 + my**2 + c1) if last else 1.0
-        value *= max(float((luminance * structure).mean()), 0.0) ** power
-        height, width = (n // 2 * 2 for n in x.shape)
-        x, y = (z[:height, :width].reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3)) for z in (x, y))
-    return float(value)
-
-
-def swap_coefficient(change: Array, own: Array, other: Array, draws: int, seed: int = 0) -> Interval:
-    """Regress the change (n,) of spots' images on the real value of other spots, their own real value held fixed.
-
-    1: an image moves all the way to what the other spot shows; 0: it does not move with it at all. The interval is from bootstrap
-    samples of the pairs.
-    """
-    design = np.stack([other, own, np.ones(len(own))], axis=1)
-
-    def fit(rows: Any) -> float:
-        return float(np.linalg.lstsq(design[rows], change[rows], rcond=None)[0][0])
-
-    return Interval.of(fit(slice(None)), [fit(rows) for rows in bootstrap_rows(len(own), draws, seed)], len(own))
-
-
-def bootstrap_rows(count: int, draws: int, seed: int) -> list[NDArray[np.int64]]:
-    """Return so many samples of ``count`` rows with replacement."""
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, count, count) for _ in range(draws)]
-
-
-def ceiling(expression: NDArray[np.float32], values: Array, yx: Array) -> float:
-    """Return the R2 of ridge regression of a measure (n,) on the encoding of expression, on neighbours that were left out.
-
-    It is the most that a swap coefficient can be: what expression says of the measure at all. The penalty is chosen inside each fit.
-
-    Parameters
-    ----------
-    expression
-        (n, d); of tokens (n, g, d) the mean over g is taken.
-    values
-        (n,).
-    yx
-        (n, 2) positions, by which neighbours are left out together.
-    """
-    x = (expression.mean(axis=1) if expression.ndim == 3 else expression).astype(np.float64)
-    spread = x.std(axis=0)
-    x = (x - x.mean(axis=0)) / np.where(spread > 1e-6 * max(float(spread.max()), 1e-30), spread, np.inf)
-    folds = compact_folds(
-        yx, min(16, max(len(yx) // 10, 1))
-    )  # a fit leaves out one fold, and its penalty is chosen on the others
-    missed, blind = 0.0, 0.0
-    for fold in np.unique(folds):
-        out = folds == fold
-        penalty = _best_penalty(x[~out], values[~out], folds[~out])
-        (found,) = _ridge(x[~out], values[~out], x[out], [penalty])
-        missed += float(((values[out] - found) ** 2).sum())
-        blind += float(((values[out] - values[~out].mean()) ** 2).sum())
-    return 1 - missed / blind if blind > 0 else 0.0
-
-
-def _best_penalty(x: Array, y: Array, folds: NDArray[np.int64]) -> float:
-    errors = np.zeros(len(PENALTIES))
-    for fold in np.unique(folds):
-        out = folds == fold
-        errors += [float(((y[out] - found) ** 2).sum()) for found in _ridge(x[~out], y[~out], x[out], PENALTIES)]
-    return float(PENALTIES[errors.argmin()])
-
-
-def _ridge(x: Array, y: Array, to: Array, penalties: Sequence[float] | Array) -> list[Array]:
-    centre, target = x.mean(axis=0), y.mean()
-    weights = ridge_weights(x - centre, (y - target)[:, None], np.asarray(penalties) * len(x))
-    return [((to - centre) @ w)[:, 0] + target for w in weights]
-
-
-# ------------------------------------------------------------------------------------------------- programs
-
-
-class Levels:
-    """Expression of a section as it is compared with its tissue: log levels, averaged over neighbouring spots.
-
-    Parameters
-    ----------
-    spots
-        The section's n spots.
-    mpp
-        Micrometres per unit of their positions.
-    """
-
-    def __init__(self, spots: SpotTable, mpp: float) -> None:
-        self.spots = spots
-        self.measured = Measured.of(spots)
-        apart, near = cKDTree(spots.yx).query(spots.yx, k=min(NEIGHBOURS, len(spots)))
-        weights = np.exp(-0.5 * (apart * mpp / SMOOTH_UM) ** 2)
-        self.near, self.weights = near, weights / weights.sum(axis=1, keepdims=True)
-
-    def score(self, columns: NDArray[np.int64]) -> Array:
-        """Return the mean level (n,) of some genes, over neighbouring spots."""
-        levels = self.measured.levels(columns).mean(axis=1, dtype=np.float64)
-        return np.asarray((self.weights * levels[self.near]).sum(axis=1))
-
-    def raised(
-        self, rows: NDArray[np.int64], genes: Sequence[str], by: float, follow: Literal["section", "none"]
-    ) -> tuple[csr_matrix, NDArray[np.float32]]:
-        """Return counts (rows, g) and depth (rows,) of some spots with these genes raised by so much, as an edit that says so does it."""
-        edit = AddEdit(genes=tuple(genes), log_units=by, follow=follow)
-        counts = apply_edits(rows, self.spots, (edit,), {}, {})
-        return counts, edited_depths(rows, self.spots, (edit,), {}, {})
-
-
-def agreement(trend: Array, effect: Array, draws: int, seed: int = 0) -> dict[str, Any]:
-    """Return correlation and slope, over programs, of the effect of an edit on the trend of real tissue, with the correlation's interval."""
-
-    def fit(rows: Any) -> float:
-        a, b = trend[rows], effect[rows]
-        return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 1e-9 and np.ptp(b) > 1e-9 else float("nan")
-
-    if len(trend) < 3 or not np.isfinite(value := fit(slice(None))):
-        return {"correlation": None, "slope": None, "low": None, "high": None, "n": len(trend)}
-    interval = Interval.of(value, [fit(rows) for rows in bootstrap_rows(len(trend), draws, seed)], len(trend))
-    slope = float(np.polyfit(trend, effect, 1)[0])
-    facts = interval.facts
-    return {"correlation": facts.pop("value"), "slope": round(slope, 5), **facts}
-
-
-# ------------------------------------------------------------------------------------------------- doses
-
-
-def monotony(values: Array) -> dict[str, Any]:
-    """Return the share of the spots that move in one direction all the way.
-
-    Parameters
-    ----------
-    values
-        (n, doses + 1) haematoxylin density of each spot, from the slide to the full dose. Spots that hardly move are not counted.
-    """
-    moved = np.abs(values[:, -1] - values[:, 0]) >= MOVED
-    steps = np.diff(values[moved], axis=1)
-    ordered = (steps >= -SLACK).all(axis=1) | (steps <= SLACK).all(axis=1)
-    return {
-        "monotone": round(float(ordered.mean()), 4) if moved.any() else None,
-        "moved": int(moved.sum()),
-        "n": len(values),
-    }
-
-
-# ------------------------------------------------------------------------------------------------- where
-
-
-def locality(
-    real: NDArray[np.uint8],
-    edited: NDArray[np.uint8],
-    inside: NDArray[np.bool_],
-    around: NDArray[np.bool_],
-    beyond: NDArray[np.bool_],
-) -> dict[str, Any]:
-    """Compare two (h, w, 3) pictures where it was edited, around that, and beyond all that an edit may reach.
-
-    ``ratio`` is the mean change of a pixel inside over that around; ``ratio_haematoxylin`` the same of haematoxylin density over areas of
-    16 pixels. Null where there is nothing around, or nothing changes there.
-    """
-    change = np.abs(edited.astype(np.int64) - real).max(axis=-1)
-    stain = np.abs(_stain(edited) - _stain(real))
-
-    def mean(of: NDArray[Any], mask: NDArray[np.bool_]) -> float | None:
-        return float(of[mask].mean()) if mask.any() else None
-
-    found: dict[str, Any] = {
-        "outside_grey_levels": int(change[beyond].max(initial=0)),
-        "outside_pixels": int(beyond.sum()),
-    }
-    for name, of in (("", change), ("_haematoxylin", stain)):
-        parts = mean(of, inside), mean(of, around)
-        found[f"ratio{name}"] = round(parts[0] / parts[1], 3) if parts[0] is not None and parts[1] else None
-        for place, value in zip(("inside", "around"), parts, strict=True):
-            found[f"{place}{name or '_grey_levels'}"] = None if value is None else round(value, 4)
-    return found
-
-
-def _stain(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.asarray(uniform_filter(stain_density(pixels)[..., 0], 16))
-
-
-def invented(
-    real: NDArray[np.uint8],
-    edited: NDArray[np.uint8],
-    mpp: float,
-    areas: dict[str, NDArray[np.bool_]],
-    beyond: NDArray[np.bool_],
-) -> dict[str, float | None]:
-    """Return nuclei of an edited picture that the slide does not have.
-
-    Per square millimetre in each of some areas, and as ``outside_nuclei`` their number beyond all that an edit may reach, farther in than
-    the detection of a nucleus looks: there the picture is the slide, and none may be new.
-    """
-    old, new = nuclei_places(real), nuclei_places(edited)
-    if len(old) and len(new):
-        apart, _ = cKDTree(old).query(new)
-        new = new[apart * mpp > SAME_NUCLEUS_UM]
-    found: dict[str, float | None] = {}
-    for name, mask in areas.items():
-        area = float(mask.sum()) * mpp**2 / 1e6
-        found[name] = round(float(mask[tuple(new.T)].sum()) / area, 1) if area > 0 else None
-    far = minimum_filter(beyond, 2 * NUCLEUS_LOOKS_PX + 1, mode="nearest")
-    found["outside_nuclei"] = int(far[tuple(new.T)].sum()) if far.any() else None
-    return found

@@ -1,4 +1,4 @@
-"""Sections and checkpoints of an evaluation, from what a user gives: values that are at hand, paths, or a folder of sections."""
+"""Evaluate a checkpoint on sections that it was not trained on: synthesize, measure, report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import RequestError, SectionError, StmditError, first_line
-from ..progress import BATCH, CancelToken, Progress
+from ..progress import BATCH, CancelToken, Progress, mapped
 from ..synthesis.models import PatchModel
 from ..synthesis.requests import EditFile, read_edit_file, write_edit_file
 from ..tissue.open import open_section
@@ -21,8 +21,217 @@ from .figures import figures_of
 from .preparing import prepare
 from .report import EvaluationReport, about_checkpoint, check_report, write_report
 from .spaces import FeatureSpace
+from .work import Work
 
+OUTPUT = "stmdit-evaluation"
 Source = Section | str | Path
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Outcome of an evaluation.
+
+    Attributes
+    ----------
+    folder
+        Where the patches, the report and its figures are.
+    done, total
+        Patches that are finished, and all.
+    report
+        None where it was stopped; the same with ``resume`` goes on.
+    """
+
+    folder: Path
+    done: int
+    total: int
+    report: EvaluationReport | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether it came to its end."""
+        return self.report is not None
+
+
+def evaluate(
+    checkpoint: str | Path | PatchModel,
+    sections: Source | Sequence[Source],
+    request: EvaluationRequest | None = None,
+    *,
+    output: str | Path = OUTPUT,
+    predictor_sections: Source | Sequence[Source] = (),
+    spaces: Sequence[FeatureSpace] | None = None,
+    command: str | None = None,
+    resume: bool = False,
+    batch: int = BATCH,
+    device: str = "auto",
+    dtype: str = "auto",
+    cancel: CancelToken | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Evaluated:
+    """Evaluate a checkpoint on sections that it was not trained on.
+
+    Parameters
+    ----------
+    checkpoint
+        A name, a folder, or a loaded checkpoint.
+    sections
+        A section or several, or paths; a folder that is no section stands for those in it.
+    request
+        Spots, seeds and metrics; the defaults where it is None.
+    output
+        Folder for ``report.html``, ``report.json`` and the patches.
+    predictor_sections
+        Other sections, whose real patches teach a regression to read expression off a patch. Without them, and without
+        ``request.predictor``, it is cross-validated on the evaluated sections.
+    spaces
+        Feature spaces of one's own in place of those that the request names, such as
+        `napari_stmdit.evaluation.spaces.TorchSpace`.
+    command
+        The command line, for the report; None for one that asks for the same.
+    resume
+        Go on with the evaluation that is in the folder; start where there is none.
+    batch
+        Patches denoised together; does not change the result.
+    device, dtype
+        Where the checkpoint is loaded, and its precision, where it is not loaded yet.
+    cancel, on_progress
+        To stop it, and a function that is called with its progress.
+
+    Returns
+    -------
+    Evaluated
+        With the report, or without one where it was cancelled.
+
+    Raises
+    ------
+    StmditError
+        Where something cannot be opened, planned, synthesized or written. What is finished is kept.
+    """
+    opened = open_sections(sections)
+    any_others = isinstance(predictor_sections, Source) or len(predictor_sections) > 0
+    others = open_sections(predictor_sections, place="predictor section") if any_others else ()
+    model: Any = checkpoint
+    if isinstance(checkpoint, str | Path):
+        from ..assemble import load_checkpoint
+
+        model = load_checkpoint(checkpoint, device=device, dtype=dtype)
+    steps = evaluation_steps(
+        opened,
+        model,
+        request or EvaluationRequest(),
+        output,
+        predictor_sections=others,
+        spaces=spaces,
+        checkpoint=None if checkpoint is model else str(checkpoint),
+        command=command,
+        resume=resume,
+        batch=batch,
+        cancel=cancel,
+    )
+    return finish(steps, on_progress)
+
+
+def finish(steps: Generator[Progress, None, T], on_progress: Callable[[Progress], None] | None = None) -> T:
+    """Run the steps of an evaluation to their end, and return what they return."""
+    while True:
+        try:
+            progress = next(steps)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+        if on_progress is not None:
+            on_progress(progress)
+
+
+def evaluation_steps(
+    sections: Sequence[Section],
+    model: PatchModel,
+    request: EvaluationRequest,
+    output: str | Path,
+    *,
+    predictor_sections: Sequence[Section] = (),
+    spaces: Sequence[FeatureSpace] | None = None,
+    checkpoint: str | None = None,
+    command: str | None = None,
+    resume: bool = False,
+    batch: int = BATCH,
+    cancel: CancelToken | None = None,
+) -> Generator[Progress, None, Evaluated]:
+    """Evaluate step by step: yields after every denoising step and returns what came of it; see `evaluate`.
+
+    ``checkpoint`` is how the user called it, for the command line of the report.
+    """
+    folder, cancel = Path(output).expanduser(), cancel or CancelToken()
+    check = _counterfactual_check(sections, model, request, folder, batch, cancel)
+    work, figures, edits = None, [], None
+    if "conditions" in request.parts:
+        work = prepare(sections, model, request, folder, predictor_sections, spaces, resume)
+    else:
+        check_report(folder, _about(work, check, model, sections, request), resume)
+    done, total = 0, sum(part.total for part in (work, check) if part is not None)
+    if work is not None:
+        done = yield from _of_all(work.synthesize(batch, cancel), 0, total)
+        if done < work.total:
+            return Evaluated(folder, done, total)
+        figures.append(figures_of(work.evidence(), request.draws))
+    if check is not None:
+        edits = yield from _of_all(check.run(), done, total)
+        if edits is None:
+            return Evaluated(folder, done + check.done, total)
+    command = command or equivalent_command(
+        sections,
+        checkpoint or model.card.name,
+        request,
+        folder,
+        predictor_sections=predictor_sections,
+        own_spaces=bool(spaces),
+        provenance=model.provenance,
+    )
+    about = _about(work, check, model, sections, request)
+    return Evaluated(folder, total, total, write_report(folder, about, figures, command, edits))
+
+
+def _about(
+    work: Work | None,
+    check: CounterfactualCheck | None,
+    model: PatchModel,
+    sections: Sequence[Section],
+    request: EvaluationRequest,
+) -> dict[str, Any]:
+    """Return what the report says of the evaluation."""
+    if work is not None:
+        evaluated = [one.section for one in work.spots]
+        about = about_checkpoint(work.plans[0], model, evaluated, work.request, work.watch.seconds)
+        return about | {"notes": list(work.notes)}
+    assert check is not None  # a request has at least one part
+    about = about_checkpoint(check.plan, model, sections, request, check.watch.seconds)
+    return about | {"steps": check.steps, "notes": list(check.plan.notes)}
+
+
+def _of_all(steps: Generator[Progress, None, T], before: int, total: int) -> Generator[Progress, None, T]:
+    """Run one part of an evaluation; its progress counts what was done before, and the patches of all parts."""
+    return mapped(steps, lambda at: replace(at, patches_done=before + at.patches_done, patches_total=total))
+
+
+def _counterfactual_check(
+    sections: Sequence[Section],
+    model: PatchModel,
+    request: EvaluationRequest,
+    folder: Path,
+    batch: int,
+    cancel: CancelToken,
+) -> CounterfactualCheck | None:
+    """Return the check of edits of real tissue, None where it was not asked for; refuses several sections."""
+    if "counterfactual" not in request.parts:
+        return None
+    if len(sections) != 1:
+        names = ", ".join(section.name for section in sections)
+        raise RequestError([("parts", f"counterfactual is checked on one section, got {len(sections)} ({names})")])
+    return CounterfactualCheck(sections[0], model, request, folder, batch, cancel)
+
+
+# ------------------------------------------------------------------------------------------------- opening sections
 
 
 def open_sections(
@@ -71,8 +280,7 @@ def _open(path: Path, fullres: str | Path | None, mpp: float | None) -> list[Sec
         inside = [child for child in sorted(path.iterdir()) if child.is_dir()] if path.is_dir() else []
         if "is no tissue section that can be read" not in str(error) or not inside:
             raise
-        reasons = []
-        found = []
+        found, reasons = [], []
         for child in inside:
             try:
                 found.append(open_section(child, mpp=mpp))
@@ -83,8 +291,7 @@ def _open(path: Path, fullres: str | Path | None, mpp: float | None) -> list[Sec
         return found
 
 
-# The command line that asks for an evaluation, for one that did not come from a command line.
-
+# ------------------------------------------------------------------------------------------------- the same as a command line
 
 EDITS = "edits.yaml"
 
@@ -101,21 +308,8 @@ def equivalent_command(
 ) -> str:
     """Return a command line that asks for the same; what no option can ask for is named in a comment behind it.
 
-    Parameters
-    ----------
-    sections, checkpoint, request
-        What is evaluated, and with what.
-    folder
-        Of the report. Edits are written into a file there, which the command names.
-    predictor_sections, own_spaces
-        As the evaluation was given them: other sections, and whether there were feature spaces of the caller's own.
-    provenance
-        Of the checkpoint, which tells whether embeddings took the place of its encoders.
-
-    Raises
-    ------
-    RequestError
-        The file of the edits cannot be written.
+    Edits are written into a file in ``folder``, that of the report, which the command names. ``provenance`` is the checkpoint's: it tells
+    whether embeddings took the place of its encoders. Raises `RequestError` where the file cannot be written.
     """
     words = ["stmdit", "evaluate", checkpoint, *(_place(section) for section in sections)]
     words += ["--seed", str(request.seed), "--draws", str(request.draws)]
@@ -134,8 +328,8 @@ def equivalent_command(
         **(_opened(sections[0]) if len(sections) == 1 else {}),
     }
     words += [part for name, value in given.items() if value is not None for part in (name, str(value))]
-    judges = request.feature_spaces if "conditions" in request.parts else ()
-    words += [part for name in judges for part in ("--feature-space", name)]
+    spaces = request.feature_spaces if "conditions" in request.parts else ()
+    words += [part for name in spaces for part in ("--feature-space", name)]
     words += [part for section in predictor_sections for part in ("--predictor-sections", _place(section))]
     words += ["--allow-gene-mismatch"] if request.allow_gene_mismatch else []
     line = shlex.join([*words, "--output", str(folder)])
@@ -143,8 +337,8 @@ def equivalent_command(
     missing += ["feature spaces of the caller's own"] if own_spaces else []
     brought = [name for name in provenance or {} if name.endswith("_embeddings")]
     missing += [f"{name.replace('_', ' ')} in place of an encoder" for name in brought]
-    told = " ".join("; ".join(missing).split())  # a line break in a name would end the comment
-    return f"{line}  # no option says: {told}" if told else line
+    comment = " ".join("; ".join(missing).split())  # a line break in a name would end it
+    return f"{line}  # no option says: {comment}" if comment else line
 
 
 def _place(section: Section) -> str:
@@ -152,7 +346,7 @@ def _place(section: Section) -> str:
 
 
 def _opened(section: Section) -> dict[str, Any]:
-    """What a single section was opened with."""
+    """Return what a single section was opened with."""
     image, scale = section.image, section.calibration
     from_file = image is not None and section.kind != "image" and image.pixel_size == 1 and Path(image.source).is_file()
     return {
@@ -184,7 +378,7 @@ def _holds(path: Path, file: EditFile) -> bool:
 
 
 def _not_said(sections: Sequence[Section], others: Sequence[Section], request: EvaluationRequest) -> Iterator[str]:
-    """What was asked for and no option of the command can ask for."""
+    """Yield what was asked for and no option of the command can ask for."""
     if request.guidance.rule is not None:
         yield f"guidance rule {request.guidance.rule}"
     if request.guidance.above is not None:
@@ -197,223 +391,3 @@ def _not_said(sections: Sequence[Section], others: Sequence[Section], request: E
     for section in (*(sections if len(sections) > 1 else ()), *others):
         if section.calibration.source == "override":
             yield f"{section.name} was opened with {section.calibration.mpp} um/px"
-
-
-# Evaluate a checkpoint on sections that it was not trained on: synthesize under true and broken conditions,
-# measure, report.
-
-
-OUTPUT = "stmdit-evaluation"
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """What came of an evaluation.
-
-    Attributes
-    ----------
-    folder
-        Where the patches, the report and its figures are.
-    done, total
-        Patches that are finished, and all.
-    report
-        None where it was stopped; the same with ``resume`` goes on.
-    """
-
-    folder: Path
-    done: int
-    total: int
-    report: EvaluationReport | None = None
-
-    @property
-    def complete(self) -> bool:
-        """Whether it came to its end."""
-        return self.report is not None
-
-
-def evaluate(
-    checkpoint: str | Path | PatchModel,
-    sections: Source | Sequence[Source],
-    request: EvaluationRequest | None = None,
-    *,
-    output: str | Path = OUTPUT,
-    predictor_sections: Source | Sequence[Source] = (),
-    spaces: Sequence[FeatureSpace] | None = None,
-    command: str | None = None,
-    resume: bool = False,
-    batch: int = BATCH,
-    device: str = "auto",
-    dtype: str = "auto",
-    cancel: CancelToken | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> Evaluated:
-    """Evaluate a checkpoint on sections that it was not trained on.
-
-    Parameters
-    ----------
-    checkpoint
-        A name, a folder, or a loaded checkpoint.
-    sections
-        A section or several, or paths; a folder that is no section stands for those in it.
-    request
-        How many spots and seeds, and by what they are judged; the defaults where it is None.
-    output
-        Folder for ``report.html``, ``report.json`` and the patches.
-    predictor_sections
-        Other sections, whose real patches teach a regression to read expression off a patch. Without them, and without
-        ``request.predictor``, it is cross-validated on the evaluated sections.
-    spaces
-        Feature spaces of one's own in place of those that the request names, such as
-        `napari_stmdit.evaluation.spaces.TorchSpace`.
-    command
-        The command line, for the report; None for one that asks for the same.
-    resume
-        Go on with the evaluation that is in the folder; start where there is none.
-    batch
-        Patches denoised together; does not change the result.
-    device, dtype
-        Where the checkpoint is loaded, and its precision, where it is not loaded yet.
-    cancel, on_progress
-        To stop it, and to be told how far it is.
-
-    Returns
-    -------
-    Evaluated
-        With the report, or without one where it was cancelled.
-
-    Raises
-    ------
-    StmditError
-        Where something cannot be opened, planned, synthesized or written. What is finished is kept.
-    """
-    opened = open_sections(sections)
-    others = open_sections(predictor_sections, place="predictor section") if _any(predictor_sections) else ()
-    model: Any = checkpoint
-    if isinstance(checkpoint, str | Path):
-        from ..assemble import load_checkpoint
-
-        model = load_checkpoint(checkpoint, device=device, dtype=dtype)
-    steps = evaluation_steps(
-        opened,
-        model,
-        request or EvaluationRequest(),
-        output,
-        predictor_sections=others,
-        spaces=spaces,
-        checkpoint=None if checkpoint is model else str(checkpoint),
-        command=command,
-        resume=resume,
-        batch=batch,
-        cancel=cancel,
-    )
-    return finish(steps, on_progress)
-
-
-def finish(
-    steps: Generator[Progress, None, Evaluated], on_progress: Callable[[Progress], None] | None = None
-) -> Evaluated:
-    """Drive the steps of an evaluation to their end."""
-    while True:
-        try:
-            progress = next(steps)
-        except StopIteration as end:
-            done: Evaluated = end.value
-            return done
-        if on_progress is not None:
-            on_progress(progress)
-
-
-def evaluation_steps(
-    sections: Sequence[Section],
-    model: PatchModel,
-    request: EvaluationRequest,
-    output: str | Path,
-    *,
-    predictor_sections: Sequence[Section] = (),
-    spaces: Sequence[FeatureSpace] | None = None,
-    checkpoint: str | None = None,
-    command: str | None = None,
-    resume: bool = False,
-    batch: int = BATCH,
-    cancel: CancelToken | None = None,
-) -> Generator[Progress, None, Evaluated]:
-    """Evaluate step by step: yields after every denoising step and returns what came of it; see `evaluate`.
-
-    ``checkpoint`` is how the user called it, for the command line of the report.
-    """
-    folder, cancel = Path(output).expanduser(), cancel or CancelToken()
-    check = counterfactual_check(sections, model, request, folder, batch, cancel)
-    work, figures, edits = None, [], None
-    if "conditions" in request.parts:
-        work = prepare(sections, model, request, folder, predictor_sections, spaces, resume)
-    else:
-        assert check is not None  # a request has at least one part
-        check_report(folder, about_checkpoint(check.plan, model, sections, request, 0), resume)
-    done, total = 0, (0 if work is None else work.total) + (0 if check is None else check.total)
-    if work is not None:
-        done = yield from _of_all(work.synthesize(batch, cancel), 0, total)
-        if done < work.total:
-            return Evaluated(folder, done, total)
-        figures.append(figures_of(work.evidence(), request.draws))
-        seen, notes = (work.plans[0], work.request, work.watch), list(work.notes)
-        sections_of = [one.section for one in work.spots]
-    if check is not None:
-        edits = yield from _of_all(check.run(), done, total)
-        done += check.done
-        if edits is None:
-            return Evaluated(folder, done, total)
-    if work is None and check is not None:
-        seen, notes, sections_of = (check.plan, request, check.watch), list(check.plan.notes), list(sections)
-    about = about_checkpoint(seen[0], model, sections_of, seen[1], seen[2].seconds)
-    if work is None and check is not None:
-        about["steps"] = check.steps
-    about["notes"] = notes
-    told = command or equivalent_command(
-        sections,
-        checkpoint or model.card.name,
-        request,
-        folder,
-        predictor_sections=predictor_sections,
-        own_spaces=bool(spaces),
-        provenance=model.provenance,
-    )
-    return Evaluated(folder, total, total, write_report(folder, about, figures, told, edits))
-
-
-def _of_all(steps: Generator[Progress, None, T], before: int, total: int) -> Generator[Progress, None, T]:
-    """Drive one part of an evaluation; its progress counts what was done before, and the patches of all parts."""
-    while True:
-        try:
-            progress = next(steps)
-        except StopIteration as end:
-            found: T = end.value
-            return found
-        yield replace(progress, patches_done=before + progress.patches_done, patches_total=total)
-
-
-def counterfactual_check(
-    sections: Sequence[Section],
-    model: PatchModel,
-    request: EvaluationRequest,
-    folder: Path,
-    batch: int,
-    cancel: CancelToken,
-) -> CounterfactualCheck | None:
-    """Return the check of edits of real tissue, or None where it was not asked for.
-
-    Raises
-    ------
-    RequestError
-        There are several sections, or the checkpoint or the section allow no edits.
-    """
-    if "counterfactual" not in request.parts:
-        return None
-    if len(sections) != 1:
-        names = ", ".join(section.name for section in sections)
-        raise RequestError([("parts", f"counterfactual is checked on one section, got {len(sections)} ({names})")])
-    return CounterfactualCheck(sections[0], model, request, folder, batch, cancel)
-
-
-def _any(sources: Source | Sequence[Source]) -> bool:
-    return isinstance(sources, Section | str | Path) or len(sources) > 0

@@ -1,4 +1,4 @@
-"""Spots to be judged by: their real patches, what was measured in them, and what a checkpoint is told about them."""
+"""Spots that checkpoints are evaluated on: their real patches, what is measured in them, and their encodings."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 
 from ..synthesis.canvas import boxes_around
 from ..synthesis.models import PatchModel
-from ..synthesis.plan import patch_seed
 from ..tissue.crops import read_patches
 from ..types import CheckpointCard, Section
 from .measures import PatchStatistics, measure
 
 
 class SpotSet:
-    """Spots of a section with what a checkpoint is told about them; everything is read or computed when it is first asked for.
+    """Spots of a section with their encodings by a checkpoint; everything is read or computed when it is first used.
 
     Parameters
     ----------
@@ -47,7 +46,7 @@ class SpotSet:
 
     @cached_property
     def real(self) -> PatchStatistics:
-        """What was measured in the real patches."""
+        """Measures of the real patches."""
         return measure(self.crops)
 
     @cached_property
@@ -63,15 +62,11 @@ class SpotSet:
         """(n, tokens, d) encoded morphology of the real patches."""
         return self.checkpoint.encode_morphology(self.crops, self.ids)
 
-    def shifted(self, most_px: float, seed: int = 0) -> NDArray[np.uint8]:
-        """Return real patches around the same places moved by up to so many full-resolution pixels along each axis."""
+    def shifted(self, max_px: float, seed: int = 0) -> NDArray[np.uint8]:
+        """Return real patches around the same places moved by up to ``max_px`` full-resolution pixels along each axis."""
         places = self.section.spots.yx[self.rows]
         rng = np.random.default_rng(seed)
-        return crops_at(self.section, places + rng.uniform(-most_px, most_px, places.shape), self.checkpoint.card)
-
-    def seeds(self, seed: int) -> tuple[int, ...]:
-        """Return the seed of each spot's patch for a run's seed, as a plan gives them."""
-        return tuple(patch_seed(seed, spot) for spot in self.ids)
+        return crops_at(self.section, places + rng.uniform(-max_px, max_px, places.shape), self.checkpoint.card)
 
 
 def crops_at(section: Section, yx: NDArray[np.float64], card: CheckpointCard) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""What can be read off an H&E patch: stain densities, nuclei, blank area, sharpness. Pure functions on uint8 pixels."""
+"""What is measured of H&E patches: stain, nuclei, blank area and sharpness of each, and its likeness to the real patch of the spot."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from .spaces import FeatureSpace
 
@@ -17,37 +18,34 @@ STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 
 Ruifrok & Johnston 2001, "Quantification of histochemical staining by color deconvolution", Anal. Quant. Cytol. Histol. 23:291-299.
 """
-
 NUCLEUS_DENSITY = 0.8
 """Haematoxylin density, smoothed over a nucleus, above which a local maximum counts as one."""
+NUCLEUS_MPP = 0.7
+"""Scale at which nuclei are counted with the default smoothing; at others that is scaled to the same microns."""
 BLANK_LEVEL = 215.0
 """Mean of red, green and blue above which a pixel is empty glass or a fat vacuole."""
+STATISTICS = {
+    "haematoxylin": "haematoxylin density",
+    "eosin": "eosin density",
+    "nuclei": "nuclei per mm²",
+    "blank": "blank area (share)",
+    "high_frequency": "high frequency (grey levels)",
+}
+"""What an evaluation measures of every patch: key and name with unit, in the order of the columns."""
+MAX_SHOWN = 10
+"""Spots whose patches are shown."""
+MAX_PSNR = 100.0
+"""Decibels of identical patches, which have no finite ratio."""
+LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
+
+Array = NDArray[np.float64]
+Patches = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class PatchStatistics:
-    """What was read off a stack of n patches, each (n,).
-
-    Attributes
-    ----------
-    haematoxylin, eosin
-        Mean optical density of the stain (natural logarithm).
-    nuclei
-        Number of local maxima of smoothed haematoxylin density.
-    blank
-        Fraction of empty pixels.
-    high_frequency
-        Standard deviation, in grey levels, of what a Gaussian of one pixel removes.
-    """
-
-    haematoxylin: NDArray[np.float64]
-    eosin: NDArray[np.float64]
-    nuclei: NDArray[np.float64]
-    blank: NDArray[np.float64]
-    high_frequency: NDArray[np.float64]
+# ------------------------------------------------------------------------------------------------- one patch
 
 
-def stain_density(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def stain_density(pixels: Patches) -> NDArray[np.float32]:
     """Unmix (..., 3) uint8 RGB into (..., 3) optical densities of haematoxylin, eosin and the residual.
 
     Density is -ln((value + 1) / 256), so that black stays finite and white is zero.
@@ -57,17 +55,17 @@ def stain_density(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(density @ np.linalg.inv(unit).astype(np.float32), dtype=np.float32)
 
 
-def haematoxylin_density(pixels: NDArray[np.uint8]) -> float:
-    """Mean haematoxylin density of a (h, w, 3) patch."""
+def haematoxylin_density(pixels: Patches) -> float:
+    """Return the mean haematoxylin density of a (h, w, 3) patch."""
     return float(stain_density(pixels)[..., 0].mean())
 
 
-def eosin_density(pixels: NDArray[np.uint8]) -> float:
-    """Mean eosin density of a (h, w, 3) patch."""
+def eosin_density(pixels: Patches) -> float:
+    """Return the mean eosin density of a (h, w, 3) patch."""
     return float(stain_density(pixels)[..., 1].mean())
 
 
-def count_nuclei(pixels: NDArray[np.uint8], spread_px: float = 2.0, distance_px: int = 4) -> int:
+def count_nuclei(pixels: Patches, spread_px: float = 2.0, distance_px: int = 4) -> int:
     """Count local maxima of smoothed haematoxylin density in a (h, w, 3) patch at about 0.7 um per pixel.
 
     A crude count: touching nuclei of one density are one, a large nucleus with clumped chromatin may be two.
@@ -75,9 +73,8 @@ def count_nuclei(pixels: NDArray[np.uint8], spread_px: float = 2.0, distance_px:
     return len(nuclei_places(pixels, spread_px, distance_px))
 
 
-def nuclei_places(pixels: NDArray[np.uint8], spread_px: float = 2.0, distance_px: int = 4) -> NDArray[np.int64]:
+def nuclei_places(pixels: Patches, spread_px: float = 2.0, distance_px: int = 4) -> NDArray[np.int64]:
     """Return the (n, 2) places (y, x) of what `count_nuclei` counts."""
-    from scipy.ndimage import gaussian_filter
     from skimage.feature import peak_local_max
 
     smooth = gaussian_filter(stain_density(pixels)[..., 0], spread_px)
@@ -85,53 +82,51 @@ def nuclei_places(pixels: NDArray[np.uint8], spread_px: float = 2.0, distance_px
     return np.asarray(found, dtype=np.int64)
 
 
-def blank_fraction(pixels: NDArray[np.uint8]) -> float:
-    """Fraction of pixels whose mean of the three channels lies above `BLANK_LEVEL`."""
+def blank_fraction(pixels: Patches) -> float:
+    """Return the fraction of pixels whose mean of the three channels lies above `BLANK_LEVEL`."""
     return float((pixels.mean(axis=-1) > BLANK_LEVEL).mean())
 
 
-def high_frequency(pixels: NDArray[np.uint8]) -> float:
-    """Standard deviation, in grey levels, of what a Gaussian of one pixel removes from the mean of the channels."""
-    from scipy.ndimage import gaussian_filter
-
+def high_frequency(pixels: Patches) -> float:
+    """Return the standard deviation, in grey levels, of what a Gaussian of one pixel removes from the mean of the channels."""
     grey = pixels.astype(np.float32).mean(axis=-1)
     return float((grey - gaussian_filter(grey, 1.0)).std())
 
 
-def measure(patches: NDArray[np.uint8]) -> PatchStatistics:
-    """Measure a stack of patches (n, h, w, 3) uint8."""
-    return PatchStatistics(
-        haematoxylin=np.array([haematoxylin_density(p) for p in patches]),
-        eosin=np.array([eosin_density(p) for p in patches]),
-        nuclei=np.array([count_nuclei(p) for p in patches], dtype=np.float64),
-        blank=np.array([blank_fraction(p) for p in patches]),
-        high_frequency=np.array([high_frequency(p) for p in patches]),
-    )
-
-
-# What is measured of patches beside the real ones of their spots; the patches themselves need not be kept.
-
-
-STATISTICS = {
-    "haematoxylin": "haematoxylin density",
-    "eosin": "eosin density",
-    "nuclei": "nuclei per mm²",
-    "blank": "blank area (share)",
-    "high_frequency": "high frequency (grey levels)",
-}
-"""What is read off every patch: key and name with unit, in the order of the columns."""
-SHOWN = 10
-"""Spots whose patches are shown."""
+# ------------------------------------------------------------------------------------------------- stacks of patches
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What was measured of one set of patches, one for each spot.
+class PatchStatistics:
+    """Measures of n patches, each (n,): stain densities, number of nuclei, share of blank pixels, and high frequency."""
+
+    haematoxylin: Array
+    eosin: Array
+    nuclei: Array
+    blank: Array
+    high_frequency: Array
+
+
+def measure(patches: Patches) -> PatchStatistics:
+    """Measure patches (n, h, w, 3) at about 0.7 um per pixel."""
+    of_each = (haematoxylin_density, eosin_density, count_nuclei, blank_fraction, high_frequency)
+    return PatchStatistics(*(np.array([of(patch) for patch in patches], dtype=np.float64) for of in of_each))
+
+
+def statistics_of(patches: Patches, patch_um: float) -> Array:
+    """Return what `STATISTICS` names of (n, side, side, 3) patches, (n, 5)."""
+    rows = [(*measure_spot(patch, patch_um).values, high_frequency(patch)) for patch in patches]
+    return np.array(rows, dtype=np.float64).reshape(len(patches), len(STATISTICS))
+
+
+@dataclass(frozen=True)
+class PatchValues:
+    """Measures of one set of patches, one for each of n spots.
 
     Attributes
     ----------
     features
-        Name of a space -> (n, d).
+        Name of a feature space -> (n, d).
     statistics
         (n, 5), in the order of `STATISTICS`.
     paired
@@ -140,32 +135,46 @@ class Seen:
         (n,) mean change of a pixel, in grey levels, from a baseline with the same noise; None where there is none.
     """
 
-    features: dict[str, NDArray[np.float64]]
-    statistics: NDArray[np.float64]
-    paired: dict[str, NDArray[np.float64]]
-    change: NDArray[np.float64] | None = None
+    features: dict[str, Array]
+    statistics: Array
+    paired: dict[str, Array]
+    change: Array | None = None
+
+    def only(self, keep: NDArray[np.bool_]) -> PatchValues:
+        """Return the values of some of the spots."""
+        return PatchValues(
+            {name: values[keep] for name, values in self.features.items()},
+            self.statistics[keep],
+            {name: values[keep] for name, values in self.paired.items()},
+            None if self.change is None else self.change[keep],
+        )
 
 
 @dataclass
 class CaseValues:
-    """One case: what it is, what was measured of its patches seed by seed, and the patches that are shown.
+    """One case: what it is, the values of its patches seed by seed, and the patches that are shown.
 
     ``synthetic`` is False for real patches that stand beside the cases. ``shown`` are (m, side, side, 3) uint8 of the first seed.
     """
 
     key: str
-    words: str
+    description: str
     synthetic: bool = True
-    seen: list[Seen] = field(default_factory=list)
-    shown: NDArray[np.uint8] | None = None
+    per_seed: list[PatchValues] = field(default_factory=list)
+    shown: Patches | None = None
 
     @property
-    def statistics(self) -> NDArray[np.float64]:
+    def kind(self) -> str:
+        """What its patches are labelled as."""
+        return "synthetic" if self.synthetic else "real"
+
+    @property
+    def statistics(self) -> Array:
         """(n, 5) mean of the seeds."""
-        return np.asarray(np.mean([seen.statistics for seen in self.seen], axis=0))
+        return np.asarray(np.mean([one.statistics for one in self.per_seed], axis=0))
 
 
-class Judge:
+class PatchMetrics:
     """Measures patches against the real ones of the same spots.
 
     Parameters
@@ -181,18 +190,18 @@ class Judge:
     """
 
     def __init__(
-        self, real: NDArray[np.uint8], patch_um: float, spaces: Sequence[FeatureSpace], lpips: Lpips | None = None
+        self, real: Patches, patch_um: float, spaces: Sequence[FeatureSpace], lpips: Lpips | None = None
     ) -> None:
         self.crops, self.patch_um, self.spaces, self._lpips = real, patch_um, tuple(spaces), lpips
-        self.shown = np.unique(np.linspace(0, len(real) - 1, min(SHOWN, len(real))).round().astype(np.int64))
+        self.shown = np.unique(np.linspace(0, len(real) - 1, min(MAX_SHOWN, len(real))).round().astype(np.int64))
         features = {space.name: space.features(real) for space in self.spaces}
-        self.real = CaseValues("real", "real patches of the spots", synthetic=False, shown=real[self.shown])
-        self.real.seen.append(Seen(features, statistics_of(real, patch_um), {}))
+        values = PatchValues(features, statistics_of(real, patch_um), {})
+        self.real = CaseValues("real", "real patches of the spots", False, [values], real[self.shown])
 
-    def look(self, patches: NDArray[np.uint8], baseline: NDArray[np.uint8] | None = None) -> Seen:
+    def measure(self, patches: Patches, baseline: Patches | None = None) -> PatchValues:
         """Measure one patch for each spot; ``baseline`` are the same spots' patches that a change is counted from."""
         features = {space.name: space.features(patches) for space in self.spaces}
-        first, target = self.spaces[0].name, self.real.seen[0].features
+        first, target = self.spaces[0].name, self.real.per_seed[0].features
         paired = {
             SSIM.key: structural_similarity(patches, self.crops),
             PSNR.key: peak_signal_to_noise(patches, self.crops),
@@ -203,43 +212,25 @@ class Judge:
         change = None
         if baseline is not None:
             change = np.abs(patches.astype(np.int16) - baseline).mean(axis=(1, 2, 3), dtype=np.float64)
-        return Seen(features, statistics_of(patches, self.patch_um), paired, change)
+        return PatchValues(features, statistics_of(patches, self.patch_um), paired, change)
 
 
-def statistics_of(patches: NDArray[np.uint8], patch_um: float) -> NDArray[np.float64]:
-    """Return what `STATISTICS` names of (n, side, side, 3) patches, (n, 5)."""
-    rows = []
-    for patch in patches:
-        found = measure_spot(patch, patch_um)
-        rows.append((found.haematoxylin, found.eosin, found.nuclei_per_mm2, found.blank, high_frequency(patch)))
-    return np.array(rows, dtype=np.float64).reshape(len(patches), len(STATISTICS))
-
-
-# One spot in numbers: the real crop, the baseline and the edited patch side by side, with units.
-
-
-COUNTED_AT_MPP = 0.7
-"""Scale at which nuclei are counted with the default spread; at others it is scaled to the same microns."""
+# ------------------------------------------------------------------------------------------------- one spot
 
 
 @dataclass(frozen=True)
 class SpotMeasures:
-    """What was read off one patch.
-
-    Attributes
-    ----------
-    haematoxylin, eosin
-        Mean optical density, natural logarithm; the same units as `napari_stmdit.evaluation.measures.stain_density`.
-    nuclei_per_mm2
-        Nuclei per square millimetre.
-    blank
-        Share of empty pixels, 0 to 1.
-    """
+    """Measures of one patch: stain densities (natural logarithm), nuclei per square millimetre, and share of blank pixels."""
 
     haematoxylin: float
     eosin: float
     nuclei_per_mm2: float
     blank: float
+
+    @property
+    def values(self) -> tuple[float, float, float, float]:
+        """The measures in their order."""
+        return self.haematoxylin, self.eosin, self.nuclei_per_mm2, self.blank
 
 
 @dataclass(frozen=True)
@@ -258,51 +249,36 @@ class MeasureRow:
         return self.values[minuend] - self.values[subtrahend]
 
 
-_ROWS = (
-    ("haematoxylin", "Haematoxylin", "OD (ln)", 3),
-    ("eosin", "Eosin", "OD (ln)", 3),
-    ("nuclei_per_mm2", "Nuclei", "per mm²", 0),
-    ("blank", "Blank area", "share", 3),
-)
-
-
-def measure_spot(pixels: NDArray[np.uint8], patch_um: float) -> SpotMeasures:
-    """Measure one patch.
-
-    Parameters
-    ----------
-    pixels
-        (h, w, 3) uint8.
-    patch_um
-        Its side in microns.
-    """
+def measure_spot(pixels: Patches, patch_um: float) -> SpotMeasures:
+    """Measure one (h, w, 3) patch whose side is ``patch_um`` microns."""
     mpp = patch_um / pixels.shape[1]
-    scale = COUNTED_AT_MPP / mpp
+    scale = NUCLEUS_MPP / mpp
     spread, distance = (2.0, 4) if abs(scale - 1) < 0.05 else (2.0 * scale, max(1, round(4 * scale)))
-    area = pixels.shape[0] * pixels.shape[1] * (mpp / 1000) ** 2
+    mm2 = pixels.shape[0] * pixels.shape[1] * (mpp / 1000) ** 2
+    density = stain_density(pixels)
     return SpotMeasures(
-        haematoxylin_density(pixels),
-        eosin_density(pixels),
-        count_nuclei(pixels, spread, distance) / area,
+        float(density[..., 0].mean()),
+        float(density[..., 1].mean()),
+        count_nuclei(pixels, spread, distance) / mm2,
         blank_fraction(pixels),
     )
 
 
-def compare_spot(patches: Mapping[str, NDArray[np.uint8]], patch_um: float) -> tuple[MeasureRow, ...]:
+def compare_spot(patches: Mapping[str, Patches], patch_um: float) -> tuple[MeasureRow, ...]:
     """Measure patches of one spot and set them beside each other; columns are named by the keys of ``patches``."""
-    found = {column: measure_spot(pixels, patch_um) for column, pixels in patches.items()}
+    rows = (
+        ("Haematoxylin", "OD (ln)", 3),
+        ("Eosin", "OD (ln)", 3),
+        ("Nuclei", "per mm²", 0),
+        ("Blank area", "share", 3),
+    )
+    found = {column: measure_spot(pixels, patch_um).values for column, pixels in patches.items()}
     return tuple(
-        MeasureRow(name, unit, digits, {column: float(getattr(m, key)) for column, m in found.items()})
-        for key, name, unit, digits in _ROWS
+        MeasureRow(*row, {column: values[k] for column, values in found.items()}) for k, row in enumerate(rows)
     )
 
 
-# How alike a synthetic patch is to the real one of its spot, pixel by pixel and in a feature space.
-
-
-PSNR_MOST = 100.0
-"""Identical patches have no finite ratio; they count as so many decibels."""
-LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
+# ------------------------------------------------------------------------------------------------- pairs of patches
 
 
 @dataclass(frozen=True)
@@ -313,6 +289,10 @@ class PairedMeasure:
     name: str
     more_is_better: bool = True
 
+    def best(self, values: Array) -> Array:
+        """Return the best (n,) of k seeds' values (n, k); it grows with k, for noise too, so compare equal k alone."""
+        return np.asarray(values.max(axis=1) if self.more_is_better else values.min(axis=1))
+
 
 SSIM = PairedMeasure("ssim", "SSIM")
 PSNR = PairedMeasure("psnr", "PSNR (dB)")
@@ -321,24 +301,22 @@ COSINE = PairedMeasure("cosine", "embedding cosine")
 MEASURES = (SSIM, PSNR, LPIPS, COSINE)
 
 
-def structural_similarity(made: NDArray[np.uint8], real: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """SSIM (Wang et al. 2004, IEEE Trans. Image Process. 13:600-612) of n pairs of (n, h, w, 3) patches, (n,)."""
+def structural_similarity(made: Patches, real: Patches) -> Array:
+    """Return SSIM (Wang et al. 2004, IEEE Trans. Image Process. 13:600-612) of n pairs of (n, h, w, 3) patches, (n,)."""
     from skimage.metrics import structural_similarity as ssim
 
     return np.array([ssim(a, b, channel_axis=-1, data_range=255) for a, b in zip(made, real, strict=True)])
 
 
-def peak_signal_to_noise(made: NDArray[np.uint8], real: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Peak signal-to-noise ratio of n pairs of patches in decibels, (n,), at most `PSNR_MOST`."""
+def peak_signal_to_noise(made: Patches, real: Patches) -> Array:
+    """Return the peak signal-to-noise ratio of n pairs of patches in decibels, (n,), at most `MAX_PSNR`."""
     error = ((made.astype(np.float64) - real) ** 2).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
-        return np.asarray(np.minimum(PSNR_MOST, 10 * np.log10(255.0**2 / error)))
+        return np.asarray(np.minimum(MAX_PSNR, 10 * np.log10(255.0**2 / error)))
 
 
-def embedding_cosine(
-    made: NDArray[np.float64], real: NDArray[np.float64], reference: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Cosine between the features of n pairs (n, d), each feature standardised by the reference set (m, d); (n,).
+def embedding_cosine(made: Array, real: Array, reference: Array) -> Array:
+    """Return the cosine between the features of n pairs (n, d), each feature standardised by the reference set (m, d); (n,).
 
     Without that all patches would look alike: most features are positive, and their common mean dominates the angle.
     """
@@ -375,7 +353,7 @@ class Lpips:
         self._network: Any = lpips.LPIPS(net="alex", verbose=False).eval()
 
     def __call__(self, made: NDArray[np.uint8], real: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """(n, h, w, 3) twice -> (n,)."""
+        """Return the distances (n,) of n pairs of (n, h, w, 3) patches."""
         import torch
 
         def tensor(patch: NDArray[np.uint8]) -> Any:
@@ -393,13 +371,3 @@ def find_lpips() -> tuple[Lpips | None, str]:
         return Lpips(), ""
     except LookupError as reason:
         return None, f"LPIPS was not measured: {reason}"
-
-
-def mean_of_k(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, k) values of k seeds -> (n,) their mean."""
-    return np.asarray(values.mean(axis=1))
-
-
-def best_of_k(values: NDArray[np.float64], more_is_better: bool) -> NDArray[np.float64]:
-    """(n, k) values of k seeds -> (n,) the best; it grows with k, for noise too, so compare equal k alone."""
-    return np.asarray(values.max(axis=1) if more_is_better else values.min(axis=1))

@@ -25,7 +25,7 @@ CAPTION = 74
 INK, QUIET = (30, 30, 34), (95, 95, 105)
 RIM = (20, 20, 20)
 LOW, MIDDLE, HIGH = (33, 102, 172), (247, 247, 247), (178, 88, 9)
-"""Blue: less; orange: more. They are told apart by colour-blind people, too."""
+"""Blue: less; orange: more. Colour-blind people can tell them apart."""
 SMOOTH_UM = 6.0
 """Standard deviation of the smoothing of the change map: about a nucleus."""
 
@@ -84,14 +84,14 @@ def shown(section: Section, result: Result, centre: NDArray[np.float64], full_um
     return EditShown(before, after, made, radius, pixel_um, (full_um, end_um), result.plan.card.patch_um / 2, label)
 
 
-def edit_picture(look: EditShown, edit: str) -> Image.Image:
+def edit_picture(window: EditShown, edit: str) -> Image.Image:
     """Draw this tissue before | after | change of haematoxylin density, with the brush outlined; ``edit`` says what was painted."""
-    change = haematoxylin_change(look)
+    change = haematoxylin_change(window)
     limit = max(0.1, float(np.ceil(10 * np.percentile(np.abs(change), 99.5)) / 10))
-    span = f"{look.brush_um[0] * 2:.0f} to {look.brush_um[1] * 2:.0f} um"
+    span = f"{window.brush_um[0] * 2:.0f} to {window.brush_um[1] * 2:.0f} um"
     panels = [
-        (Image.fromarray(look.before), "This tissue", "slide; dashed: the brush, full weight to its end"),
-        (Image.fromarray(look.after), f"This tissue, {edit}", look.label.title + ", not for diagnosis"),
+        (Image.fromarray(window.before), "This tissue", "slide; dashed: the brush, full weight to its end"),
+        (Image.fromarray(window.after), f"This tissue, {edit}", window.label.title + ", not for diagnosis"),
         (
             Image.fromarray(_diverging(change / limit)),
             "What changed",
@@ -100,26 +100,26 @@ def edit_picture(look: EditShown, edit: str) -> Image.Image:
     ]
     sheet = Image.new("RGB", (len(panels) * (PANEL + GAP) + GAP, PANEL + CAPTION + GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    for k, (image, title, words) in enumerate(panels):
+    for k, (image, title, caption) in enumerate(panels):
         left, panel = GAP + k * (PANEL + GAP), image.resize((PANEL, PANEL), Image.Resampling.LANCZOS)
-        um = look.pixel_um * image.width / PANEL
-        for radius in look.brush_um:
+        um = window.pixel_um * image.width / PANEL
+        for radius in window.brush_um:
             _dashed(panel, radius / um)
         _scale_bar(panel, um)
         if k == len(panels) - 1:
             _legend(panel, limit)
         sheet.paste(panel, (left, GAP))
         draw.text((left, GAP + PANEL + 10), title, fill=INK, font=font_of(23))
-        draw.text((left, GAP + PANEL + 40), words, fill=QUIET, font=font_of(17))
+        draw.text((left, GAP + PANEL + 40), caption, fill=QUIET, font=font_of(17))
     return sheet
 
 
-def haematoxylin_change(look: EditShown) -> NDArray[np.float32]:
+def haematoxylin_change(window: EditShown) -> NDArray[np.float32]:
     """Return the change (n, n) of haematoxylin's optical density, smoothed over a nucleus."""
     from scipy.ndimage import gaussian_filter
 
-    change = stain_density(look.after)[..., 0] - stain_density(look.before)[..., 0]
-    return np.asarray(gaussian_filter(change, SMOOTH_UM / look.pixel_um), dtype=np.float32)
+    change = stain_density(window.after)[..., 0] - stain_density(window.before)[..., 0]
+    return np.asarray(gaussian_filter(change, SMOOTH_UM / window.pixel_um), dtype=np.float32)
 
 
 def save_picture(picture: Image.Image, path: Path, label: Label) -> None:
@@ -149,8 +149,8 @@ def _legend(panel: Image.Image, limit: float) -> None:
     ramp = _diverging(np.linspace(-1, 1, bar, dtype=np.float32)[None].repeat(12, axis=0))
     panel.paste(Image.fromarray(ramp), (left, top))
     draw.text((left, top - 20), "optical density (ln)", fill=INK, font=font_of(14))
-    for share, words in ((0, f"-{limit:g}"), (0.5, "0"), (1, f"+{limit:g}")):
-        draw.text((left + share * bar, top + 13), words, fill=INK, font=font_of(13), anchor="ma")
+    for share, label in ((0, f"-{limit:g}"), (0.5, "0"), (1, f"+{limit:g}")):
+        draw.text((left + share * bar, top + 13), label, fill=INK, font=font_of(13), anchor="ma")
 
 
 def _scale_bar(panel: Image.Image, um_per_pixel: float) -> None:

@@ -1,4 +1,4 @@
-"""What an evaluation needs before anything is synthesized: spots, edits, cases, plans, and a judge. Everything is checked here."""
+"""What an evaluation needs before anything is synthesized: spots, edits, cases, plans and metrics. Everything is checked here."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..synthesis.conditions import Conditions
 from ..synthesis.models import PatchModel
 from ..synthesis.plan import plan as make_plan
 from ..types import Plan, Section, TowardsEdit
-from .cases import FEWEST, Case, EvaluationRequest, cases_of
+from .cases import MIN_SPOTS, Case, EvaluationRequest, cases_of
 from .held_out import SpotSet
-from .measures import Judge, find_lpips
+from .measures import PatchMetrics, find_lpips
 from .reading import (
     ExpressionReader,
     log_levels,
@@ -64,15 +64,15 @@ def prepare(
         for seed in range(request.seeds):
             for group, one in enumerate(spots):
                 plan = _plan(one, case, request, seed, model)
-                told, further = _told(case, one, others, request.seed + seed, model)
-                jobs.append(Job(case, seed, group, plan, names[group].key(plan, further), told))
+                conditions, further = _across(case, one, others, request.seed + seed, model)
+                jobs.append(Job(case, seed, group, plan, names[group].key(plan, further), conditions))
     opened = tuple(spaces) if spaces else open_spaces(request.feature_spaces, model)
     reader = _reader(request, spots, model, opened, predictor_sections)
     lpips, reason = find_lpips()
     notes += [reason] if reason else []
     crops = np.concatenate([one.crops for one in spots])
-    judge = Judge(crops, model.card.patch_um, opened, lpips)
-    return Work(spots, model, request, tuple(jobs), stacks, judge, reader, cases, tuple(dict.fromkeys(notes)))
+    metrics = PatchMetrics(crops, model.card.patch_um, opened, lpips)
+    return Work(spots, model, request, tuple(jobs), stacks, metrics, reader, cases, tuple(dict.fromkeys(notes)))
 
 
 def choose_spots(sections: Sequence[Section], model: PatchModel, request: EvaluationRequest) -> tuple[SpotSet, ...]:
@@ -81,7 +81,7 @@ def choose_spots(sections: Sequence[Section], model: PatchModel, request: Evalua
     Raises
     ------
     RequestError
-        There are fewer than `FEWEST` in all, or a section is given twice.
+        There are fewer than `MIN_SPOTS` in all, or a section is given twice.
     """
     names = [section.name for section in sections]
     chosen = []
@@ -90,9 +90,9 @@ def choose_spots(sections: Sequence[Section], model: PatchModel, request: Evalua
         rng = np.random.default_rng([request.seed, number])
         chosen.append(np.sort(rng.permutation(len(section.spots))[:share]))
     count = sum(map(len, chosen))
-    if count < FEWEST:
+    if count < MIN_SPOTS:
         raise RequestError(
-            [("spots", f"the sections ({', '.join(names)}) have {count} spots, at least {FEWEST} are needed")]
+            [("spots", f"the sections ({', '.join(names)}) have {count} spots, at least {MIN_SPOTS} are needed")]
         )
     return tuple(SpotSet(section, rows, model) for section, rows in zip(sections, chosen, strict=True) if len(rows))
 
@@ -124,10 +124,10 @@ def _with_edits(
     return request.model_copy(update={"edits": (TowardsEdit(name=f"towards {chosen}", target_profile=chosen),)})
 
 
-def _told(
+def _across(
     case: Case, one: SpotSet, sections: Sequence[Section], seed: int, model: PatchModel
 ) -> tuple[Conditions | None, str]:
-    """Conditions of spots of another section, where a case asks for them, and what tells them apart in the name of a stack."""
+    """Return conditions of spots of another section, where a case asks for them, and what identifies them in the name of a stack."""
     if case.expression != "across":
         return None, ""
     place = next(k for k, section in enumerate(sections) if section is one.section)
@@ -142,8 +142,8 @@ def _told(
     match = match_genes(wanted, other.spots.genes)
     counts = gather_counts(other.spots.counts[rows].astype(np.float32), match, wanted)
     depth = other.spots.relative_depth[rows]
-    told = Conditions(counts, tuple(other.spots.ids[rows].tolist()), None, depth)
-    return told, f"expression {of_arrays(counts.indptr, counts.indices, counts.data, depth)}"
+    conditions = Conditions(counts, tuple(other.spots.ids[rows].tolist()), None, depth)
+    return conditions, f"expression {of_arrays(counts.indptr, counts.indices, counts.data, depth)}"
 
 
 def _reader(

@@ -24,7 +24,7 @@ from .page import page_of
 from .work import STACKS
 
 FILES = ("report.html", "report.json")
-_JUDGES = {"feature_spaces", "predictor", "genes", "draws"}
+METRICS = {"feature_spaces", "predictor", "genes", "draws"}
 STATEMENT = "Images marked synthetic were made by a generative model. They are no evidence about a patient and not for diagnosis."
 CAVEATS = (
     "Distances between distributions depend on the feature space and on the number of patches: figures of two spaces, of two N, or of two "
@@ -119,7 +119,7 @@ def check_report(folder: Path, about: Mapping[str, Any], resume: bool) -> None:
     about
         What the evaluation is about.
     resume
-        Whether it may go on in a folder that holds it; other judges of the same patches are the same evaluation.
+        Whether it may go on in a folder that holds it; other metrics of the same patches are the same evaluation.
 
     Raises
     ------
@@ -138,11 +138,11 @@ def check_report(folder: Path, about: Mapping[str, Any], resume: bool) -> None:
 
 
 def _work_of(about: Mapping[str, Any]) -> Work:
-    """Return what signs a report: all that its patches depend on, which the judges are not."""
+    """Return what signs a report: all that its patches depend on, which the metrics are not."""
     request = {
         name: value
         for name, value in about.get("request", {}).items()
-        if name not in _JUDGES and not (name in LATER and value == LATER[name])
+        if name not in METRICS and not (name in LATER and value == LATER[name])
     }
     checkpoint = about.get("checkpoint", {}).get("sha256")
     what = [about["kind"], about["sections"], request, checkpoint, about.get("results")]

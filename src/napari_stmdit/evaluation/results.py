@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,15 @@ from ..progress import CancelToken
 from ..synthesis.models import PatchModel
 from ..synthesis.result import NO_PATCH, Finished
 from ..tissue.crops import read_patches
-from .cases import FEWEST
+from .cases import MIN_SPOTS
 from .evaluate import OUTPUT, Evaluated
 from .figures import Evidence, figures_of
-from .measures import CaseValues, Judge, find_lpips
+from .measures import CaseValues, PatchMetrics, find_lpips
 from .report import about_section, check_report, write_report
 from .spaces import FeatureSpace, open_spaces
 
-
-@dataclass(frozen=True)
-class _Family:
-    """Results of the same spots at the same scale, which can be compared spot by spot."""
-
-    results: tuple[Finished, ...]
-
-    @property
-    def first(self) -> Finished:
-        return self.results[0]
+Family = Sequence[Finished]
+"""Results of the same spots at the same scale, which can be compared spot by spot."""
 
 
 def evaluate_result(
@@ -88,10 +79,10 @@ def evaluate_result(
     empty = [one.name for one in results if not len(one)]
     if empty:
         raise StoreError(f"{', '.join(empty)}: {NO_PATCH}")
-    few = [f"{one.name}: {len(one)} patches" for one in results if len(one) < FEWEST]
+    few = [f"{one.name}: {len(one)} patches" for one in results if len(one) < MIN_SPOTS]
     if few:
         raise RequestError(
-            [("result", f"an interval from fewer than {FEWEST} patches says nothing ({'; '.join(few)})")]
+            [("result", f"an interval from fewer than {MIN_SPOTS} patches says nothing ({'; '.join(few)})")]
         )
     spaces = open_spaces(feature_spaces, _model(results, checkpoint) if "encoder" in feature_spaces else None)
     folder = Path(output).expanduser()
@@ -101,27 +92,27 @@ def evaluate_result(
     figures, notes = [], [reason] if reason else []
     done = 0
     for family in _families(results):
-        slide = find_slide(family.first, section, fullres)
-        notes.append(f"real patches of {', '.join(one.name for one in family.results)}: {slide.description}")
-        boxes = [patch.source_box for patch in family.first.patches]
-        real = read_patches(slide.image, boxes, family.first.patch_px)
-        judge = Judge(real, family.first.patch_px * family.first.patch_mpp, spaces, lpips)
+        first = family[0]
+        slide = find_slide(first, section, fullres)
+        notes.append(f"real patches of {_names(family)}: {slide.description}")
+        real = read_patches(slide.image, [patch.source_box for patch in first.patches], first.patch_px)
+        metrics = PatchMetrics(real, first.patch_px * first.patch_mpp, spaces, lpips)
         cases = []
-        for one in family.results:
+        for one in family:
             if cancel.cancelled:
                 return Evaluated(folder, done, len(results))
-            cases.append(_case(one, family, judge))
+            cases.append(_case(one, family, metrics))
             done += 1
             if one.source != "as made":
                 notes.append(f"patches of {one.name} are {one.source}")
-        figures.append(figures_of(_evidence(family, judge, cases), draws))
+        figures.append(figures_of(_evidence(family, metrics, cases), draws))
     about = _about(results, spaces, notes)
-    told = command or "napari_stmdit.evaluate_result(...) from Python"
-    return Evaluated(folder, done, len(results), write_report(folder, about, figures, told))
+    command = command or "napari_stmdit.evaluate_result(...) from Python"
+    return Evaluated(folder, done, len(results), write_report(folder, about, figures, command))
 
 
 def _model(results: Sequence[Finished], checkpoint: str | Path | PatchModel | None) -> Any:
-    """The checkpoint that made the results, and no other: its encoder is the space."""
+    """Return the checkpoint that made the results, and no other: its encoder is the space."""
     from ..assemble import load_checkpoint
 
     records = {(one.provenance.get("checkpoint") or {}).get("sha256") for one in results}
@@ -136,39 +127,43 @@ def _model(results: Sequence[Finished], checkpoint: str | Path | PatchModel | No
     return model
 
 
-def _families(results: Sequence[Finished]) -> list[_Family]:
+def _families(results: Sequence[Finished]) -> list[list[Finished]]:
     found: dict[Any, list[Finished]] = {}
     for one in results:
         key = (tuple(patch.spot_id for patch in one.patches), one.patch_px, one.patch_mpp)
         found.setdefault(key, []).append(one)
-    return [_Family(tuple(members)) for members in found.values()]
+    return list(found.values())
+
+
+def _names(results: Sequence[Finished]) -> str:
+    return ", ".join(one.name for one in results)
 
 
 def _stack(one: Finished) -> NDArray[np.uint8]:
     return np.stack([one.pixels(at) for at in range(len(one))])
 
 
-def _case(one: Finished, family: _Family, judge: Judge) -> CaseValues:
+def _case(one: Finished, family: Family, metrics: PatchMetrics) -> CaseValues:
     patches = _stack(one)
     base = _baseline(one, family)
-    values = CaseValues(one.name, _words(one))
-    values.seen.append(judge.look(patches, None if base is None else _stack(base)))
-    values.shown = patches[judge.shown]
+    values = CaseValues(one.name, _description(one))
+    values.per_seed.append(metrics.measure(patches, None if base is None else _stack(base)))
+    values.shown = patches[metrics.shown]
     return values
 
 
-def _words(one: Finished) -> str:
+def _description(one: Finished) -> str:
     request = one.request
     edits = sum(edit.enabled for edit in request.edits)
     edited = f", {edits} edits" if edits else ""
     return f"morphology {request.morphology}, expression {request.expression}{edited}, seed {request.seed}"
 
 
-def _baseline(one: Finished, family: _Family) -> Finished | None:
-    """The same request without its edits, where it is among the results; of an edit of real tissue it is the slide, and no result."""
+def _baseline(one: Finished, family: Family) -> Finished | None:
+    """Return the same request without its edits, where it is among the results; of an edit of real tissue that is the slide, no result."""
     if one.provenance.get("counterfactual") or not any(edit.enabled for edit in one.request.edits):
         return None
-    return next((other for other in family.results if _same(one, other, "edits") and not other.request.edits), None)
+    return next((other for other in family if _same(one, other, "edits") and not other.request.edits), None)
 
 
 def _same(a: Finished, b: Finished, *but: str) -> bool:
@@ -176,25 +171,24 @@ def _same(a: Finished, b: Finished, *but: str) -> bool:
     return bool(a is not b and a.request.model_dump(exclude=left_out) == b.request.model_dump(exclude=left_out))
 
 
-def _evidence(family: _Family, judge: Judge, cases: list[CaseValues]) -> Evidence:
-    results = family.results
-    plain = [one for one in results if not any(edit.enabled for edit in one.request.edits)]
+def _evidence(family: Family, metrics: PatchMetrics, cases: list[CaseValues]) -> Evidence:
+    plain = [one for one in family if not any(edit.enabled for edit in one.request.edits)]
     compared = [
         (a.name, b.name)
         for a in plain
         for b in plain
         if a.request.expression == "own" and b.request.expression != "own" and _same(a, b, "expression", "edits")
     ]
-    edits = [(one.name, base.name) for one in results if (base := _baseline(one, family)) is not None]
-    spots = tuple(patch.spot_id for patch in family.first.patches)
-    title = f"{', '.join(one.name for one in results)} in {family.first.section.name}"
-    return Evidence(title, np.zeros(len(spots), dtype=np.int64), spots, judge.real, (), tuple(cases), compared, edits)
+    edits = [(one.name, base.name) for one in family if (base := _baseline(one, family)) is not None]
+    spots = tuple(patch.spot_id for patch in family[0].patches)
+    title = f"{_names(family)} in {family[0].section.name}"
+    return Evidence(title, np.zeros(len(spots), dtype=np.int64), spots, metrics.real, (), tuple(cases), compared, edits)
 
 
 def _about(results: Sequence[Finished], spaces: Sequence[FeatureSpace], notes: Sequence[str]) -> dict[str, Any]:
     return {
         "kind": "result",
-        "result": ", ".join(one.name for one in results),
+        "result": _names(results),
         "results": {
             one.name: {
                 "request": one.request.model_dump(mode="json"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,58 +18,49 @@ if TYPE_CHECKING:
 
     from ..encoders.small_conv import SmallConvEncoder
 
-
 AT_ONCE = 16
+DEFAULT = ("encoder", "random")
+KNOWN = "encoder, random, uni2h, uni2h=FILE or timm:NAME=FILE.safetensors"
+COMPONENTS = 32
+RIDGE = 1e-4
+"""Added to the diagonal of a covariance, so that few samples do not make it singular."""
+
+Array = NDArray[np.float64]
 
 
 class FeatureSpace(Protocol):
-    """Something that describes patches by numbers."""
+    """A feature extractor for patches."""
 
     @property
     def name(self) -> str:
         """What the space is called in reports; two spaces of one name are the same."""
         ...
 
-    def features(self, patches: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """(n, h, w, 3) uint8 -> (n, d)."""
+    def features(self, patches: NDArray[np.uint8]) -> Array:
+        """Return (n, d) for patches (n, h, w, 3) uint8."""
         ...
 
 
 class EncoderStatistics:
-    """Means and spreads of a small convolutional encoder's features, before they are whitened.
+    """Means and spreads of a checkpoint's small convolutional encoder, before they are whitened.
 
-    Parameters
-    ----------
-    encoder
-        Morphology encoder of a checkpoint. A checkpoint that is conditioned on its own encoder is judged in a space that it was
-        told about: compare with another space.
-    name
-        Name of the space.
+    A checkpoint that is conditioned on its own encoder is favoured in this space: compare with another.
     """
 
     def __init__(self, encoder: SmallConvEncoder, name: str) -> None:
         self.encoder = encoder
         self.name = name
 
-    def features(self, patches: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """(n, h, w, 3) uint8, sides divisible by 8 -> (n, d)."""
-        parts = [
-            self.encoder.statistics(patches[start : start + AT_ONCE]).numpy()
-            for start in range(0, len(patches), AT_ONCE)
-        ]
-        return np.concatenate(parts).astype(np.float64)
+    def features(self, patches: NDArray[np.uint8]) -> Array:
+        """Return (n, d) for patches (n, h, w, 3) uint8, sides divisible by 8."""
+        return _in_batches(patches, lambda some: self.encoder.statistics(some).numpy()).astype(np.float64)
 
 
 class RandomConvolutions:
-    """Means of three layers' worth of random, rectified convolutions: a space that no model was trained in or told about.
+    """Means of three layers of random, rectified convolutions: a space that no model was trained in or conditioned on.
 
     Random weights keep texture statistics apart well enough to serve as a control (compare Ustyuzhaninov et al. 2017, "What does it
     take to generate natural textures?", ICLR).
-
-    Parameters
-    ----------
-    seed
-        Seed of the weights.
     """
 
     def __init__(self, seed: int = 123) -> None:
@@ -88,199 +79,52 @@ class RandomConvolutions:
             )
         self.name = f"random convolutions, seed {seed}"
 
-    def features(self, patches: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """(n, h, w, 3) uint8 -> (n, 96)."""
+    def features(self, patches: NDArray[np.uint8]) -> Array:
+        """Return (n, 96) for patches (n, h, w, 3) uint8."""
         import torch
 
-        parts = []
+        def means(some: NDArray[np.uint8]) -> NDArray[Any]:
+            images = torch.from_numpy(np.ascontiguousarray(some)).permute(0, 3, 1, 2)
+            found: NDArray[Any] = self._layers(images.float() / 127.5 - 1).mean((2, 3)).numpy()
+            return found
+
         with torch.inference_mode():
-            for start in range(0, len(patches), AT_ONCE):
-                images = torch.from_numpy(np.ascontiguousarray(patches[start : start + AT_ONCE])).permute(0, 3, 1, 2)
-                parts.append(self._layers(images.float() / 127.5 - 1).mean((2, 3)).numpy())
-        return np.concatenate(parts).astype(np.float64)
-
-
-def quarters(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Cut (n, h, w, 3) patches into their four quarters, (4n, h / 2, w / 2, 3): more samples for a distance between sets."""
-    y, x = patches.shape[1] // 2, patches.shape[2] // 2
-    return np.concatenate([patches[:, :y, :x], patches[:, :y, x:], patches[:, y:, :x], patches[:, y:, x:]])
-
-
-# Distances between the distributions of two sets of feature vectors.
-
-
-COMPONENTS = 32
-RIDGE = 1e-4
-"""Added to the diagonal of a covariance, so that few samples do not make it singular."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Standardised principal components of a reference set: ``mean`` (d,) and ``axes`` (d, k)."""
-
-    mean: NDArray[np.float64]
-    axes: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, reference: NDArray[np.float64], components: int = COMPONENTS) -> Frame:
-        """Fit to reference features (n, d): each feature divided by its spread, then the leading principal axes."""
-        mean, spread = reference.mean(axis=0), reference.std(axis=0) + 1e-6
-        _, _, axes = np.linalg.svd((reference - mean) / spread, full_matrices=False)
-        return cls(mean, axes[:components].T / spread[:, None])
-
-    def project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(n, d) features -> (n, k) coordinates."""
-        return (features - self.mean) @ self.axes
-
-
-def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Squared Frechet distance between normal distributions fitted to two sets (n, k) and (m, k).
-
-    |mean difference|^2 + trace(A + B - 2 (A B)^(1/2)); Dowson & Landau 1982, J. Multivar. Anal. 12:450-455, as used for images by
-    Heusel et al. 2017, arXiv 1706.08500. It grows as samples get fewer: compare equal numbers only.
-
-    Raises
-    ------
-    ValueError
-        The sets have different widths, or fewer than two samples.
-    """
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"two sets (n, k) of at least 2 samples and one width were expected, got {a.shape}, {b.shape}")
-    ridge = RIDGE * np.eye(a.shape[1])
-    first, second = np.atleast_2d(np.cov(a.T)) + ridge, np.atleast_2d(np.cov(b.T)) + ridge
-    # the eigenvalues of A B are those of the symmetric A^(1/2) B A^(1/2): no complex square root is needed
-    values, vectors = np.linalg.eigh(first)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    overlap = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second @ root), 0)).sum()
-    shift = a.mean(axis=0) - b.mean(axis=0)
-    return float(max(0.0, shift @ shift + np.trace(first) + np.trace(second) - 2 * overlap))
-
-
-def polynomial_kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, d), (m, d) -> (n, m): (a b / d + 1)^3, the kernel of the Kernel Inception Distance (Binkowski et al. 2018, arXiv 1801.01401)."""
-    kernel: NDArray[np.float64] = (a @ b.T / a.shape[1] + 1) ** 3
-    return kernel
-
-
-def kernel_distance(a: NDArray[np.float64], b: NDArray[np.float64], paired: bool = False) -> float:
-    """Squared maximum mean discrepancy of two sets (n, d) and (m, d) under the polynomial kernel, unbiased: it may fall below 0.
-
-    Gretton et al. 2012, J. Mach. Learn. Res. 13:723-773, lemma 6.
-
-    Parameters
-    ----------
-    a, b
-        Features.
-    paired
-        Whether row i of both belongs to one spot. The two are then not independent, and the pairs of a spot with itself are left out
-        (their equation 4); a set compared with itself is then at exactly 0.
-
-    Raises
-    ------
-    ValueError
-        The sets have different widths, fewer than two samples, or are paired and of different size.
-    """
-    _check_sets(a, b, paired)
-    ones = np.ones((1, len(a))), np.ones((1, len(b)))
-    return float(_kernel_distances(a, b, ones[0], ones[1], paired)[0])
-
-
-def kernel_distance_draws(
-    a: NDArray[np.float64], b: NDArray[np.float64], weights: NDArray[np.float64], paired: bool = True
-) -> NDArray[np.float64]:
-    """Return `kernel_distance` of every bootstrap sample of the spots, (draws,), both sets being drawn together.
-
-    A spot is never compared with its own copy in a sample, so that repeats do not make a set look alike.
-    """
-    _check_sets(a, b, paired)
-    return _kernel_distances(a, b, weights, weights, paired)
-
-
-def _check_sets(a: NDArray[np.float64], b: NDArray[np.float64], paired: bool) -> None:
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"two sets (n, d) of at least 2 samples and one width were expected, got {a.shape}, {b.shape}")
-    if paired and len(a) != len(b):
-        raise ValueError(f"paired sets have one row a spot, got {len(a)} and {len(b)} rows")
-
-
-def _kernel_distances(
-    a: NDArray[np.float64], b: NDArray[np.float64], u: NDArray[np.float64], v: NDArray[np.float64], paired: bool
-) -> NDArray[np.float64]:
-    """Mean kernel within both sets minus twice that across, under each row of weights u (draws, n) and v (draws, m)."""
-
-    def mean(
-        kernel: NDArray[np.float64], p: NDArray[np.float64], q: NDArray[np.float64], without_diagonal: bool
-    ) -> Any:
-        total, norm = ((p @ kernel) * q).sum(axis=1), p.sum(axis=1) * q.sum(axis=1)
-        if without_diagonal:
-            total, norm = total - (p * q) @ np.diag(kernel), norm - (p * q).sum(axis=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return total / norm
-
-    within = mean(polynomial_kernel(a, a), u, u, True) + mean(polynomial_kernel(b, b), v, v, True)
-    found: NDArray[np.float64] = within - 2 * mean(polynomial_kernel(a, b), u, v, paired)
-    return found
-
-
-# Feature spaces by name: a checkpoint's own encoder, random convolutions, UNI2-h, or a network that the user has.
-
-
-DEFAULT = ("encoder", "random")
-KNOWN = "encoder, random, uni2h, uni2h=FILE or timm:NAME=FILE.safetensors"
+            return _in_batches(patches, means).astype(np.float64)
 
 
 class EncoderVectors:
-    """What a checkpoint's morphology encoder gives, the mean over its tokens.
-
-    Parameters
-    ----------
-    model
-        The checkpoint.
-    name
-        Name of the space.
-    """
+    """Vectors of a checkpoint's morphology encoder, the mean over its tokens."""
 
     def __init__(self, model: PatchModel, name: str) -> None:
         self.model = model
         self.name = name
 
-    def features(self, patches: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """(n, side, side, 3) uint8 -> (n, d)."""
+    def features(self, patches: NDArray[np.uint8]) -> Array:
+        """Return (n, d) for patches (n, side, side, 3) uint8."""
         try:
-            parts = [
-                self.model.encode_morphology(patches[start : start + AT_ONCE])
-                for start in range(0, len(patches), AT_ONCE)
-            ]
+            vectors = _in_batches(patches, self.model.encode_morphology)
         except SectionError as error:
             raise SectionError(
                 f"the checkpoint's morphology comes from embeddings that were computed elsewhere, so synthetic patches cannot be "
                 f"described with it ({first_line(error)}); choose other spaces with --feature-space ({KNOWN})"
             ) from error
-        return np.asarray(np.concatenate(parts).mean(axis=1, dtype=np.float64))
+        return np.asarray(vectors.mean(axis=1, dtype=np.float64))
 
 
 class Uni2hVectors:
-    """The class token of UNI2-h, the mean over a patch's tiles.
-
-    Parameters
-    ----------
-    encoder
-        A `napari_stmdit.encoders.uni2h.Uni2hEncoder`.
-    name
-        Name of the space.
-    """
+    """Class token of a `napari_stmdit.encoders.uni2h.Uni2hEncoder`, the mean over a patch's tiles."""
 
     def __init__(self, encoder: Any, name: str = "UNI2-h") -> None:
         self.encoder = encoder
         self.name = name
 
-    def features(self, patches: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """(n, side, side, 3) uint8, side a multiple of 256 -> (n, 1536)."""
+    def features(self, patches: NDArray[np.uint8]) -> Array:
+        """Return (n, 1536) for patches (n, side, side, 3) uint8, side a multiple of 256."""
         return np.asarray(self.encoder.encode(patches).mean(axis=1, dtype=np.float64))
 
 
 class TorchSpace:
-    """Any torch network that the user has built.
+    """Feature space of any torch network that the user has built.
 
     Parameters
     ----------
@@ -306,16 +150,17 @@ class TorchSpace:
         self.name = name
         self.image_px, self.mean, self.std = image_px, tuple(mean), tuple(std)
 
-    def features(self, patches: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """(n, h, w, 3) uint8 -> (n, d)."""
+    def features(self, patches: NDArray[np.uint8]) -> Array:
+        """Return (n, d) for patches (n, h, w, 3) uint8."""
         import torch
 
-        parts = []
+        def vectors(some: NDArray[np.uint8]) -> NDArray[Any]:
+            found = self.network(self._images(some)).float()
+            means: NDArray[Any] = (found if found.ndim == 2 else found.flatten(2).mean(2)).cpu().numpy()
+            return means
+
         with torch.inference_mode():
-            for start in range(0, len(patches), AT_ONCE):
-                found = self.network(self._images(patches[start : start + AT_ONCE])).float()
-                parts.append((found if found.ndim == 2 else found.flatten(2).mean(2)).cpu().numpy())
-        return np.concatenate(parts).astype(np.float64)
+            return _in_batches(patches, vectors).astype(np.float64)
 
     def _images(self, patches: NDArray[np.uint8]) -> Any:
         import torch
@@ -327,6 +172,13 @@ class TorchSpace:
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         parameter = next(self.network.parameters(), None)
         return (images - mean).div(std).to("cpu" if parameter is None else parameter.device)
+
+
+def _in_batches(patches: NDArray[np.uint8], of: Callable[[NDArray[np.uint8]], NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate([of(patches[start : start + AT_ONCE]) for start in range(0, len(patches), AT_ONCE)])
+
+
+# ------------------------------------------------------------------------------------------------- spaces by name
 
 
 def open_spaces(names: Sequence[str], model: PatchModel | None) -> tuple[FeatureSpace, ...]:
@@ -437,3 +289,104 @@ def _timm(name: str, file: Path) -> FeatureSpace:
     config = timm.data.resolve_model_data_config(network)
     called = f"timm {name}, {file.name}"
     return TorchSpace(network, called, int(config["input_size"][-1]), config["mean"], config["std"])
+
+
+# ------------------------------------------------------------------------------------------------- distances between sets
+
+
+def quarters(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Cut (n, h, w, 3) patches into their four quarters, (4n, h / 2, w / 2, 3): more samples for a distance between sets."""
+    y, x = patches.shape[1] // 2, patches.shape[2] // 2
+    return np.concatenate([patches[:, :y, :x], patches[:, :y, x:], patches[:, y:, :x], patches[:, y:, x:]])
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Standardised principal components of a reference set: ``mean`` (d,) and ``axes`` (d, k)."""
+
+    mean: Array
+    axes: Array
+
+    @classmethod
+    def of(cls, reference: Array, components: int = COMPONENTS) -> Frame:
+        """Fit to reference features (n, d): each feature divided by its spread, then the leading principal axes."""
+        mean, spread = reference.mean(axis=0), reference.std(axis=0) + 1e-6
+        _, _, axes = np.linalg.svd((reference - mean) / spread, full_matrices=False)
+        return cls(mean, axes[:components].T / spread[:, None])
+
+    def project(self, features: Array) -> Array:
+        """Return the coordinates (n, k) of features (n, d)."""
+        return (features - self.mean) @ self.axes
+
+
+def frechet_distance(a: Array, b: Array) -> float:
+    """Squared Frechet distance between normal distributions fitted to two sets (n, k) and (m, k).
+
+    |mean difference|^2 + trace(A + B - 2 (A B)^(1/2)); Dowson & Landau 1982, J. Multivar. Anal. 12:450-455, as used for images by
+    Heusel et al. 2017, arXiv 1706.08500. It grows as samples get fewer: compare equal numbers only.
+
+    Raises
+    ------
+    ValueError
+        The sets have different widths, or fewer than two samples.
+    """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(f"two sets (n, k) of at least 2 samples and one width were expected, got {a.shape}, {b.shape}")
+    ridge = RIDGE * np.eye(a.shape[1])
+    first, second = np.atleast_2d(np.cov(a.T)) + ridge, np.atleast_2d(np.cov(b.T)) + ridge
+    # the eigenvalues of A B are those of the symmetric A^(1/2) B A^(1/2): no complex square root is needed
+    values, vectors = np.linalg.eigh(first)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    overlap = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second @ root), 0)).sum()
+    shift = a.mean(axis=0) - b.mean(axis=0)
+    return float(max(0.0, shift @ shift + np.trace(first) + np.trace(second) - 2 * overlap))
+
+
+def polynomial_kernel(a: Array, b: Array) -> Array:
+    """Return (a b / d + 1)^3 of (n, d) and (m, d), (n, m): the kernel of the Kernel Inception Distance (Binkowski et al. 2018, arXiv 1801.01401)."""
+    kernel: Array = (a @ b.T / a.shape[1] + 1) ** 3
+    return kernel
+
+
+def kernel_distance(a: Array, b: Array, paired: bool = False) -> float:
+    """Squared maximum mean discrepancy of two sets (n, d) and (m, d) under the polynomial kernel, unbiased: it may fall below 0.
+
+    Gretton et al. 2012, J. Mach. Learn. Res. 13:723-773, lemma 6.
+
+    ``paired``: row i of both belongs to one spot. The two are then not independent, and the pairs of a spot with itself are left out
+    (their equation 4); a set compared with itself is then at exactly 0. Sets that do not fit raise ValueError.
+    """
+    _check_sets(a, b, paired)
+    ones = np.ones((1, len(a))), np.ones((1, len(b)))
+    return float(_kernel_distances(a, b, ones[0], ones[1], paired)[0])
+
+
+def kernel_distance_draws(a: Array, b: Array, weights: Array, paired: bool = True) -> Array:
+    """Return `kernel_distance` of every bootstrap sample of the spots, (draws,), both sets being drawn together.
+
+    A spot is never compared with its own copy in a sample, so that repeats do not make a set look alike.
+    """
+    _check_sets(a, b, paired)
+    return _kernel_distances(a, b, weights, weights, paired)
+
+
+def _check_sets(a: Array, b: Array, paired: bool) -> None:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(f"two sets (n, d) of at least 2 samples and one width were expected, got {a.shape}, {b.shape}")
+    if paired and len(a) != len(b):
+        raise ValueError(f"paired sets have one row a spot, got {len(a)} and {len(b)} rows")
+
+
+def _kernel_distances(a: Array, b: Array, u: Array, v: Array, paired: bool) -> Array:
+    """Mean kernel within both sets minus twice that across, under each row of weights u (draws, n) and v (draws, m)."""
+
+    def mean(kernel: Array, p: Array, q: Array, without_diagonal: bool) -> Any:
+        total, norm = ((p @ kernel) * q).sum(axis=1), p.sum(axis=1) * q.sum(axis=1)
+        if without_diagonal:
+            total, norm = total - (p * q) @ np.diag(kernel), norm - (p * q).sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return total / norm
+
+    within = mean(polynomial_kernel(a, a), u, u, True) + mean(polynomial_kernel(b, b), v, v, True)
+    found: Array = within - 2 * mean(polynomial_kernel(a, b), u, v, paired)
+    return found

@@ -22,10 +22,10 @@ from ..synthesis.models import PatchModel
 from ..synthesis.result import sampling_failure
 from ..synthesis.run import run
 from ..types import Plan, Section
-from .cases import COMPARED, EDITED, FEWEST, Case, EvaluationRequest
+from .cases import COMPARED, EDITED, MIN_SPOTS, Case, EvaluationRequest
 from .figures import Evidence
 from .held_out import SpotSet
-from .measures import CaseValues, Judge, Seen
+from .measures import CaseValues, PatchMetrics
 from .reading import ExpressionReader, log_levels
 
 STACKS = "stacks"
@@ -169,7 +169,7 @@ class Work:
     request: EvaluationRequest
     jobs: tuple[Job, ...]
     stacks: StackFolder
-    judge: Judge
+    metrics: PatchMetrics
     reader: ExpressionReader
     cases: tuple[Case, ...]
     notes: tuple[str, ...]
@@ -192,7 +192,7 @@ class Work:
         done = 0
         yield Progress(0, self.total, 0, self.jobs[0].plan.steps, 0, self.watch.seconds)
         for case in self.cases:
-            values = self.values.setdefault(case.key, CaseValues(case.key, case.words))
+            values = self.values.setdefault(case.key, CaseValues(case.key, case.description))
             for seed in range(self.request.seeds):
                 stacks = []
                 for job in (job for job in self.jobs if (job.case, job.seed) == (case, seed)):
@@ -203,7 +203,7 @@ class Work:
                         return done
                     self.lost |= failed
                     stacks.append(stack)
-                self._look(values, case, seed, np.concatenate([stack.images for stack in stacks]))
+                self._measure(values, case, seed, np.concatenate([stack.images for stack in stacks]))
         return done
 
     def _make(
@@ -228,13 +228,13 @@ class Work:
                 self.stacks.save(job.key, stack)
         return stack, failed
 
-    def _look(self, values: CaseValues, case: Case, seed: int, images: NDArray[np.uint8]) -> None:
+    def _measure(self, values: CaseValues, case: Case, seed: int, images: NDArray[np.uint8]) -> None:
         base = None
         if case.edited:
             base = np.concatenate([self._kept(EDITED[1], seed, group).images for group in range(len(self.spots))])
-        values.seen.append(self.judge.look(images, base))
+        values.per_seed.append(self.metrics.measure(images, base))
         if values.shown is None:
-            values.shown = images[self.judge.shown]
+            values.shown = images[self.metrics.shown]
 
     def _kept(self, key: str, seed: int, group: int) -> Stack:
         job = next(job for job in self.jobs if (job.case.key, job.seed, job.group) == (key, seed, group))
@@ -250,13 +250,13 @@ class Work:
             for one in self.spots
         ]
         crops = np.concatenate(moved)
-        shifted.seen.append(self.judge.look(crops))
-        shifted.shown = crops[self.judge.shown]
+        shifted.per_seed.append(self.metrics.measure(crops))
+        shifted.shown = crops[self.metrics.shown]
         where = [f"{group}/{spot}" for group, one in enumerate(self.spots) for spot in one.ids]
         keep = np.array([place not in self.lost for place in where])
-        if keep.sum() < FEWEST:
+        if keep.sum() < MIN_SPOTS:
             raise SynthesisError(
-                f"only {int(keep.sum())} spots could be synthesized in every case, at least {FEWEST} are needed"
+                f"only {int(keep.sum())} spots could be synthesized in every case, at least {MIN_SPOTS} are needed"
             )
         if not keep.all():
             some = "; ".join(f"{place.split('/', 1)[1]}: {why}" for place, why in list(self.lost.items())[:3])
@@ -266,7 +266,7 @@ class Work:
             f"{card.name} on {names}",
             groups[keep],
             tuple(np.array([spot for one in self.spots for spot in one.ids])[keep].tolist()),
-            _narrowed(self.judge.real, keep),
+            _narrowed(self.metrics.real, keep),
             (_narrowed(shifted, keep),),
             tuple(_narrowed(values, keep) for values in self.values.values()),
             COMPARED,
@@ -299,15 +299,7 @@ class Work:
 
 
 def _narrowed(values: CaseValues, keep: NDArray[np.bool_]) -> CaseValues:
-    def part(seen: Seen) -> Seen:
-        return Seen(
-            {name: features[keep] for name, features in seen.features.items()},
-            seen.statistics[keep],
-            {name: likeness[keep] for name, likeness in seen.paired.items()},
-            None if seen.change is None else seen.change[keep],
-        )
-
-    return replace(values, seen=[part(seen) for seen in values.seen])
+    return replace(values, per_seed=[one.only(keep) for one in values.per_seed])
 
 
 def _explained(steps: Iterator[Any]) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Measured expression of a section's spots, whole or narrowed to a few genes, with the totals of the whole."""
+"""What each kind of edit does to measured counts: levels of some genes move towards a target, in logarithms."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from scipy.sparse import csr_matrix
 
 from ..types import AddEdit, Edit, Genes, KnockOutEdit, ScaleEdit, SetQuantileEdit, SpotTable, SwapEdit, TowardsEdit
 from .genes import match_genes
+from .normalise import counts_from, cp10k_log1p, totals_of
 from .programs import Programs
 
-PER = 1e4
+Array = NDArray[np.float32]
+Columns = NDArray[np.int64]
+_Target = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,14 @@ class Profile:
     """
 
     genes: tuple[str, ...]
-    mean: NDArray[np.float32]
-    spread: NDArray[np.float32] | None = None
+    mean: Array
+    spread: Array | None = None
     depth: float | None = None
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What edits are computed from: it is read, never changed.
+    """Expression that edits are computed from, whole or narrowed to a few genes; it is read, never changed.
 
     Attributes
     ----------
@@ -49,8 +52,7 @@ class Measured:
     genes
         Names of the k columns.
     totals
-        (n,) total of each spot over all genes of the section, at least 1: an empty spot has nothing to scale by, and 1 keeps its
-        zeros zero.
+        (n,) total of each spot over all genes of the section, see `totals_of`.
     shares
         Name of a profile -> (n,) total of each spot over that profile's genes, at least 1; filled for a narrowed table, which
         lacks most of those genes.
@@ -61,68 +63,61 @@ class Measured:
     ids: NDArray[np.str_]
     counts: csr_matrix
     genes: Genes
-    totals: NDArray[np.float32]
-    shares: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    totals: Array
+    shares: Mapping[str, Array] = field(default_factory=dict)
     spots: SpotTable | None = None
-    columns: NDArray[np.int64] = field(default_factory=lambda: np.arange(0))
+    columns: Columns = field(default_factory=lambda: np.arange(0))
 
     @classmethod
-    def of(cls, spots: SpotTable, totals: NDArray[np.float32] | None = None) -> Measured:
+    def of(cls, spots: SpotTable, totals: Array | None = None) -> Measured:
         """Return all genes of a section."""
         counts = spots.counts if spots.counts.dtype == np.float32 else spots.counts.astype(np.float32)
         totals = totals_of(counts) if totals is None else totals
         return cls(spots.ids, counts, spots.genes, totals, spots=spots, columns=np.arange(len(spots.genes)))
 
     def narrowed(self, names: Sequence[str], profiles: Mapping[str, Profile]) -> Measured:
-        """Return the genes that are named alone; every edit does to them what it does in the whole table."""
+        """Return only the named genes; every edit does to them what it does in the whole table."""
         columns = columns_of(tuple(names), self.genes)
-        genes = Genes(self.genes.symbols[columns], None if self.genes.ids is None else self.genes.ids[columns])
         shares = {name: self.share(profile) for name, profile in profiles.items()}
-        counts, whole = (
-            csr_matrix(self.counts[:, columns]),
-            self.columns[columns] if len(self.columns) else self.columns,
-        )
+        whole = self.columns[columns] if len(self.columns) else self.columns
+        counts, genes = csr_matrix(self.counts[:, columns]), genes_at(columns, self.genes)
         return Measured(self.ids, counts, genes, self.totals, shares, self.spots, whole)
 
-    def share(self, profile: Profile) -> NDArray[np.float32]:
+    def share(self, profile: Profile) -> Array:
         """Return each spot's total over a profile's genes, (n,)."""
         return totals_of(self.counts[:, columns_of(profile.genes, self.genes)])
 
-    def rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
+    def rows(self, ids: Sequence[str]) -> Columns:
         """Return the row of each id; raises KeyError with the first unknown id."""
         place = {spot: row for row, spot in enumerate(self.ids.tolist())}
         return np.array([place[spot] for spot in ids], dtype=np.int64)
 
-    def levels(self, columns: NDArray[np.int64], rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+    def levels(self, columns: Columns, rows: Columns | None = None) -> Array:
         """Return log(1 + counts per 10,000) of some genes, (n, columns), of all spots or of some."""
         counts, totals = self.counts, self.totals
         if rows is not None:
             counts, totals = counts[rows], totals[rows]
-        share: NDArray[np.float32] = counts[:, columns].toarray() * (PER / totals[:, None])
-        return np.log1p(share).astype(np.float32)
+        return cp10k_log1p(counts[:, columns].toarray(), totals[:, None]).astype(np.float32)
 
-    def mean_levels(self, columns: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def mean_levels(self, columns: Columns, rows: Columns) -> Array:
         """Return the mean (columns,) of `levels` over some spots."""
         # in single precision the mean of 60,000 spots would be off in the fifth digit
         return np.asarray(self.levels(columns, rows).mean(axis=0, dtype=np.float64), dtype=np.float32)
 
 
-def totals_of(counts: csr_matrix) -> NDArray[np.float32]:
-    """Return the total of each row, at least 1, (n,)."""
-    return np.maximum(np.asarray(counts.sum(axis=1), dtype=np.float32).ravel(), 1.0)
-
-
-def columns_of(names: tuple[str, ...], genes: Genes) -> NDArray[np.int64]:
+def columns_of(names: tuple[str, ...], genes: Genes) -> Columns:
     """Return the columns of those genes that are there, in the table's order; of a symbol with several, all of them."""
     match = match_genes(names, genes)
     twins = [column for columns in match.ambiguous.values() for column in columns]  # one gene to the user: all change
     return np.unique(np.concatenate([match.columns[match.columns >= 0], np.array(twins, dtype=np.int64)]))
 
 
-# Virtual expression changes: what each kind of edit does to counts.
+def genes_at(columns: Columns, genes: Genes) -> Genes:
+    """Return the names of some columns."""
+    return Genes(genes.symbols[columns], None if genes.ids is None else genes.ids[columns])
 
 
-_Target = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+# ------------------------------------------------------------------------------------------------- what an edit names
 
 
 def edited_genes(edit: Edit, programs: Programs) -> tuple[str, ...]:
@@ -144,26 +139,29 @@ def active_edits(edits: Sequence[Edit]) -> list[Edit]:
     return [edit for edit in edits if edit.enabled and edit.strength > 0]
 
 
-def spot_weights(edit: Edit, ids: Sequence[str]) -> NDArray[np.float32]:
+def spot_weights(edit: Edit, ids: Sequence[str]) -> Array:
     """Return (n,) how strongly an edit acts on each of some spots: its strength, times the weight it gives the spot."""
     if edit.spots is None:
         return np.full(len(ids), edit.strength, dtype=np.float32)
     return np.array([edit.strength * edit.spots.get(spot, 0.0) for spot in ids], dtype=np.float32)
 
 
+# ------------------------------------------------------------------------------------------------- changes
+
+
 @dataclass(frozen=True)
 class Change:
-    """What an edit does to any spot: made once, however many spots it is then done to.
+    """Change that an edit makes at any spot, computed once for all of them.
 
     ``columns`` (c,) are changed towards ``target`` by the weight of the spot times ``amounts`` (c,), in logarithms relative to
     ``totals`` (n,), at ``members`` alone where they are given.
     """
 
     edit: Edit
-    columns: NDArray[np.int64]
+    columns: Columns
     target: _Target
-    totals: NDArray[np.float32]
-    amounts: NDArray[np.float32]
+    totals: Array
+    amounts: Array
     members: frozenset[str] | None = None
 
 
@@ -175,23 +173,27 @@ def changes_of(
     for edit in active_edits(edits):
         if edit.spots is not None and not any(edit.spots.values()):
             continue  # nothing is painted yet
-        named = gene_weights(edit, programs)
-        aims: list[tuple[frozenset[str] | None, _Aim]]
-        if isinstance(edit, SwapEdit):
-            pairs = ((edit.group_a, edit.group_b), (edit.group_b, edit.group_a))
-            aims = [(frozenset(group), _change_places(group, other, measured)) for group, other in pairs]
+        weights = gene_weights(edit, programs)
+        names, totals = tuple(weights), measured.totals
+        targets: list[tuple[frozenset[str] | None, _Target]]
+        if isinstance(edit, TowardsEdit) and edit.target_profile is not None:
+            name, profile = edit.target_profile, profiles[edit.target_profile]
+            columns, mean = _profile_columns(profile, measured.genes, names)
+            totals = measured.shares[name] if name in measured.shares else measured.share(profile)
+            targets = [(None, _towards(mean))]
         else:
-            aims = [(None, _target_of(edit, measured, profiles))]
-        for members, aim in aims:
-            columns, target, totals = aim(tuple(named))
-            amounts = _column_weights(named, columns, measured.genes)
-            found.append(Change(edit, columns, target, totals, amounts, members))
+            columns = columns_of(names, measured.genes) if names else np.arange(len(measured.genes))
+            if isinstance(edit, SwapEdit):
+                a, b = (measured.mean_levels(columns, measured.rows(ids)) for ids in (edit.group_a, edit.group_b))
+                targets = [(frozenset(edit.group_a), _shifted(b - a)), (frozenset(edit.group_b), _shifted(a - b))]
+            else:
+                targets = [(None, _target(edit, measured, columns))]
+        amounts = _column_weights(weights, columns, measured.genes)
+        found += [Change(edit, columns, target, totals, amounts, members) for members, target in targets]
     return found
 
 
-def apply_changes(
-    dense: NDArray[np.float32], own: NDArray[np.int64], ids: list[str], changes: Sequence[Change]
-) -> None:
+def apply_changes(dense: Array, own: Columns, ids: list[str], changes: Sequence[Change]) -> None:
     """Change ``dense``, (n, k) counts that were measured at the rows ``own`` and stand at the spots ``ids``."""
     for change in changes:
         weights = spot_weights(change.edit, ids)
@@ -202,12 +204,12 @@ def apply_changes(
             continue
         block = np.ix_(touched, change.columns)
         total = change.totals[own[touched], None]
-        x = np.log1p(dense[block] * (PER / total))
+        x = cp10k_log1p(dense[block], total)
         x += weights[touched, None] * change.amounts * (change.target(x) - x)
-        dense[block] = np.expm1(np.maximum(x, 0)) * (total / PER)
+        dense[block] = counts_from(np.maximum(x, 0), total)
 
 
-def _column_weights(named: Mapping[str, float], columns: NDArray[np.int64], genes: Genes) -> NDArray[np.float32]:
+def _column_weights(named: Mapping[str, float], columns: Columns, genes: Genes) -> Array:
     weights = np.ones(len(columns), dtype=np.float32)
     for gene, weight in named.items():
         if weight != 1.0:
@@ -215,64 +217,31 @@ def _column_weights(named: Mapping[str, float], columns: NDArray[np.int64], gene
     return weights
 
 
-# ------------------------------------------------------------------------------------------------- targets
-
-_Aim = Callable[[tuple[str, ...]], tuple[NDArray[np.int64], _Target, NDArray[np.float32]]]
-"""From the genes that an edit names to the columns it changes, their target, and the (n,) totals that x is relative to."""
+def _towards(level: Array) -> _Target:
+    return lambda x: np.broadcast_to(level, x.shape)
 
 
-def _target_of(edit: Edit, measured: Measured, profiles: Mapping[str, Profile]) -> _Aim:
-    if isinstance(edit, TowardsEdit) and edit.target_profile is not None:
-        name, profile = edit.target_profile, profiles[edit.target_profile]
-
-        def towards_profile(names: tuple[str, ...]) -> tuple[NDArray[np.int64], _Target, NDArray[np.float32]]:
-            columns, target = _profile_columns(profile, measured.genes, names)
-            totals = measured.shares[name] if name in measured.shares else measured.share(profile)
-            return columns, lambda x: np.broadcast_to(target, x.shape), totals
-
-        return towards_profile
-
-    def of_columns(names: tuple[str, ...]) -> tuple[NDArray[np.int64], _Target, NDArray[np.float32]]:
-        columns = _all_or(names, measured.genes)
-        return columns, _change(edit, measured, columns), measured.totals
-
-    return of_columns
+def _shifted(by: Array) -> _Target:
+    return lambda x: np.maximum(x + by, 0)
 
 
-def _change_places(group: tuple[str, ...], other: tuple[str, ...], measured: Measured) -> _Aim:
-    def aim(names: tuple[str, ...]) -> tuple[NDArray[np.int64], _Target, NDArray[np.float32]]:
-        columns = _all_or(names, measured.genes)
-        here, there = (measured.mean_levels(columns, measured.rows(ids)) for ids in (group, other))
-        return columns, lambda x: np.maximum(x + (there - here), 0), measured.totals
-
-    return aim
-
-
-def _change(edit: Edit, measured: Measured, columns: NDArray[np.int64]) -> _Target:
+def _target(edit: Edit, measured: Measured, columns: Columns) -> _Target:
     match edit:
         case ScaleEdit():
             return lambda x: np.log1p(np.expm1(x) * np.float32(edit.factor))
         case AddEdit():
-            return lambda x: np.maximum(x + np.float32(edit.log_units), 0)
+            return _shifted(np.asarray(edit.log_units, dtype=np.float32))
         case KnockOutEdit():
             return lambda x: np.zeros_like(x)
         case SetQuantileEdit():
-            level = np.quantile(measured.levels(columns), edit.quantile, axis=0).astype(np.float32)
-            return lambda x: np.broadcast_to(level, x.shape)
+            return _towards(np.quantile(measured.levels(columns), edit.quantile, axis=0).astype(np.float32))
         case TowardsEdit():
-            mean = measured.mean_levels(columns, measured.rows(edit.target_spots))
-            return lambda x: np.broadcast_to(mean, x.shape)
+            return _towards(measured.mean_levels(columns, measured.rows(edit.target_spots)))
         case _:
             raise AssertionError(edit)
 
 
-def _all_or(names: tuple[str, ...], genes: Genes) -> NDArray[np.int64]:
-    return columns_of(names, genes) if names else np.arange(len(genes))
-
-
-def _profile_columns(
-    profile: Profile, genes: Genes, only: tuple[str, ...]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _profile_columns(profile: Profile, genes: Genes, only: tuple[str, ...]) -> tuple[Columns, Array]:
     match = match_genes(profile.genes, genes)
     keep = match.columns >= 0
     if only:

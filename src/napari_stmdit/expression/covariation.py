@@ -15,9 +15,9 @@ from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
 from ..types import SpotTable
-from .changes import PER, totals_of
+from .normalise import sparse_cp10k_log1p, totals_of
 
-FEWEST_SPOTS, FEWEST_GENES = 50, 20
+MIN_SPOTS, MIN_GENES = 50, 20
 """With fewer a section says nothing reliable about what varies with what."""
 RINGS = {1.0: 7, 2.0: 19}
 """Widths of the Gaussian that expression is smoothed by, in distances between neighbouring spots, with how many spots are averaged:
@@ -30,10 +30,10 @@ FACTOR_GENES = 1000
 FIT_SPOTS = 2000
 """Spots, evenly spaced over the table, that all is estimated from."""
 GROUP, GROUPS = 10, 20
-"""While the settings are chosen, groups of so many genes stand in for an edit, and there are so many of them."""
+"""While the settings are chosen: genes in a group, which stands in for an edit, and number of groups."""
 FOLDS = 4
 COLUMNS = 512
-"""Smoothed expression is dense, so it is computed for so many genes at once."""
+"""Smoothed expression is dense, so it is computed for this many genes at once."""
 
 Array = NDArray[np.float64]
 
@@ -102,11 +102,11 @@ class Covariation:
 def covariation_of(spots: SpotTable) -> Covariation | None:
     """Return what varies with what in a section, estimated once and kept with its table.
 
-    None with fewer than `FEWEST_SPOTS` spots or `FEWEST_GENES` genes.
+    None with fewer than `MIN_SPOTS` spots or `MIN_GENES` genes.
     """
     kept = vars(spots)
     if "covariation" not in kept:  # a table is frozen, so what is found in it stays true
-        enough = len(spots) >= FEWEST_SPOTS and len(spots.genes) >= FEWEST_GENES
+        enough = len(spots) >= MIN_SPOTS and len(spots.genes) >= MIN_GENES
         kept["covariation"] = _fit(spots) if enough else None
     found: Covariation | None = kept["covariation"]
     return found
@@ -114,8 +114,7 @@ def covariation_of(spots: SpotTable) -> Covariation | None:
 
 def _fit(spots: SpotTable) -> Covariation:
     counts = spots.counts.astype(np.float32)
-    levels = csr_matrix(counts.multiply((PER / totals_of(counts))[:, None]))
-    levels.data = np.log1p(levels.data)
+    levels = sparse_cp10k_log1p(counts, totals_of(counts))
     rows = np.unique(np.linspace(0, len(spots) - 1, min(FIT_SPOTS, len(spots))).round().astype(np.int64))
     smoothing = {width: _smoothing(spots.yx, width) for width in RINGS}
     columns = _most_variable(levels, smoothing[min(RINGS)][rows])
@@ -130,12 +129,8 @@ def _fit(spots: SpotTable) -> Covariation:
     own = depth[rows]
     spread, low, high = (np.empty(len(spots.genes) + 1) for _ in range(3))
     loadings = np.empty((len(spots.genes) + 1, scores.shape[1]))
-    loadings[-1], spread[-1], low[-1], high[-1] = (
-        (own - own.mean()) @ scores / len(rows),
-        own.var(),
-        own.min(),
-        own.max(),
-    )
+    loadings[-1] = (own - own.mean()) @ scores / len(rows)
+    spread[-1], low[-1], high[-1] = own.var(), own.min(), own.max()
     by_gene, part = levels.tocsc(), weights[rows]
     for start in range(0, len(spots.genes), COLUMNS):
         some = slice(start, min(start + COLUMNS, len(spots.genes)))
@@ -183,9 +178,9 @@ def _noise(loadings: Array, spread: Array, shrinkage: float) -> Array:
 
 
 def _chosen(tables: dict[float, Array], measured: Array, yx: NDArray[np.float64]) -> tuple[Settings, float]:
-    """Return the settings with which the means of groups of genes tell most about the other genes of spots that were left out, and how much that is.
+    """Return the settings with which the means of groups of genes explain most of the other genes in spots left out, and what share that is.
 
-    What is told is the measured level of each gene, in units of its spread, which is the same whatever the smoothing.
+    What is explained is the measured level of each gene, in units of its spread, which is the same whatever the smoothing.
     """
     scale = 1 / np.maximum(measured.std(axis=0), 1e-9)
     longer = int(np.ptp(yx, axis=0).argmax())
@@ -204,7 +199,7 @@ def _chosen(tables: dict[float, Array], measured: Array, yx: NDArray[np.float64]
         given, error = table[out] - mean, (measured[out] - measured[~out].mean(axis=0)) * scale
         total = (error**2).sum(axis=0)
         scaled = loadings * scale[:, None]
-        told, size_of = error @ scaled, scaled.T @ scaled
+        given_error, gram = error @ scaled, scaled.T @ scaled
         if width == min(tables):
             blind += sum(float(total.sum() - total[group].sum()) for group in groups)
         for rank, shrinkage in product(RANKS, SHRINKAGES):
@@ -214,11 +209,10 @@ def _chosen(tables: dict[float, Array], measured: Array, yx: NDArray[np.float64]
                 along = own[group].mean(axis=0)
                 each = along / (along @ along + noise[group].sum() / len(group) ** 2)  # factors by the group's mean
                 by = given[:, group].mean(axis=1)
-                left = (
-                    total.sum() - 2 * by @ (told[:, :rank] @ each) + (by @ by) * (each @ size_of[:rank, :rank] @ each)
-                )
-                told_own = by[:, None] * (scaled[group][:, :rank] @ each)
-                left -= ((error[:, group] - told_own) ** 2).sum()  # a group does not count for itself
+                size = (by @ by) * (each @ gram[:rank, :rank] @ each)
+                left = total.sum() - 2 * by @ (given_error[:, :rank] @ each) + size
+                own_share = by[:, None] * (scaled[group][:, :rank] @ each)
+                left -= ((error[:, group] - own_share) ** 2).sum()  # a group does not count for itself
                 missed[Settings(width, rank, shrinkage)] += float(left)
     best = min(missed, key=lambda settings: missed[settings])
     return best, 1 - missed[best] / max(blind, 1e-12)

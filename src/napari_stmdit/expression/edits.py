@@ -1,4 +1,4 @@
-"""How deep spots are relative to their section, after edits: part of the expression that no gene's share holds."""
+"""Edits applied to a section's spots: their counts, levels and relative depth, what is wrong with edits, and which genes move most."""
 
 from __future__ import annotations
 
@@ -16,172 +16,16 @@ from scipy.sparse import csr_matrix, vstack
 from ..storage.atomic import write_text
 from ..text import shorten
 from ..types import Edit, Genes, SpotTable, SwapEdit, TowardsEdit
-from .changes import (
-    PER,
-    Measured,
-    Profile,
-    active_edits,
-    apply_changes,
-    changes_of,
-    columns_of,
-    spot_weights,
-    totals_of,
-)
+from .changes import Measured, Profile, active_edits, apply_changes, changes_of, columns_of, spot_weights
 from .following import following
 from .genes import match_genes
+from .normalise import PER, cp10k_log1p, totals_of
 from .programs import Programs
 
-
-def edited_depths(
-    rows: NDArray[np.int64],
-    spots: SpotTable,
-    edits: Sequence[Edit],
-    programs: Programs,
-    profiles: Mapping[str, Profile],
-    sources: NDArray[np.int64] | None = None,
-) -> NDArray[np.float32]:
-    """Return the relative depth of some spots after the edits.
-
-    It is the measured one (`SpotTable.relative_depth`): totals after an edit say nothing about tissue. Edits that move the whole
-    profile, without naming genes, move depth with it: towards that of the target spots or of the target profile, where one states
-    it, and by the difference between two groups that are swapped. It goes along with edits of genes that other genes follow.
-
-    Parameters
-    ----------
-    rows, spots, edits, programs, profiles, sources
-        As for `apply_edits`.
-
-    Returns
-    -------
-    NDArray[np.float32]
-        (n,) natural logarithms of the total relative to the section's median spot.
-    """
-    own = rows if sources is None else sources
-    ids = spots.ids[rows].tolist()
-    depth = _moved(spots.relative_depth[own].astype(np.float32), ids, spots, edits, profiles)
-    along = following(own, ids, spots, edits, programs)
-    return depth if along is None else depth + along.depth()
-
-
-def whole_profile_edit(edit: Edit) -> bool:
-    """Return whether an edit moves the whole profile, naming no gene."""
-    return isinstance(edit, TowardsEdit | SwapEdit) and not edit.genes and not edit.programs
-
-
-def moved_totals(
-    rows: NDArray[np.int64],
-    spots: SpotTable,
-    edits: Sequence[Edit],
-    profiles: Mapping[str, Profile],
-    sources: NDArray[np.int64] | None = None,
-) -> NDArray[np.float32]:
-    """Return by which factor (n,) the total count of some spots moves with edits of the whole profile.
-
-    Encoders read a profile by how deep it is, so one that arrives brings its total, as its depth relative to the section says it. In
-    logarithms totals move in proportion with strength. Parameters are those of `edited_depths`; all other edits leave totals alone.
-    """
-    own = rows if sources is None else sources
-    towards = [edit for edit in active_edits(edits) if isinstance(edit, TowardsEdit) and whole_profile_edit(edit)]
-    if not towards:
-        return np.ones(len(rows), dtype=np.float32)
-    totals = totals_of(spots.counts.astype(np.float32))
-    counted = np.asarray(spots.counts.sum(axis=1)).ravel() > 0
-    usual = float(np.median(totals[counted])) if counted.any() else 1.0
-    start = np.log(totals[own] / usual).astype(np.float32)
-    moved = _moved(start, spots.ids[rows].tolist(), spots, towards, profiles)
-    return np.asarray(np.exp(moved - start), dtype=np.float32)
-
-
-def _moved(
-    start: NDArray[np.float32],
-    ids: Sequence[str],
-    spots: SpotTable,
-    edits: Sequence[Edit],
-    profiles: Mapping[str, Profile],
-) -> NDArray[np.float32]:
-    """Return depths (n,) after the edits of the whole profile."""
-    depth, measured = start.copy(), spots.relative_depth
-    for edit in active_edits(edits):
-        if not whole_profile_edit(edit):
-            continue
-        weights = spot_weights(edit, ids)
-        if isinstance(edit, TowardsEdit):
-            target = _target(edit, spots, profiles)
-            if target is not None:
-                depth += weights * (target - depth)
-        elif isinstance(edit, SwapEdit):
-            means = {group: float(measured[spots.rows(group)].mean()) for group in (edit.group_a, edit.group_b)}
-            for group, other in ((edit.group_a, edit.group_b), (edit.group_b, edit.group_a)):
-                depth += np.isin(ids, group) * weights * np.float32(means[other] - means[group])
-    return depth
-
-
-def mix_depths(weights: Any, depth: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the relative depth (m,) of places that mix spots, by (m, n) weights, dense or sparse, that sum to one: that of the mixed counts."""
-    return np.asarray(np.log(np.maximum(weights @ np.exp(depth), 1e-6)), dtype=np.float32)
-
-
-def _target(edit: TowardsEdit, spots: SpotTable, profiles: Mapping[str, Profile]) -> float | None:
-    if edit.target_profile is not None:
-        return profiles[edit.target_profile].depth
-    return float(spots.relative_depth[spots.rows(edit.target_spots)].mean())
-
-
-# Applying edits to a section's spots: the counts that come of it, and what is wrong with edits that cannot be
-# applied.
-
-
-__all__ = ["PER", "Profile", "apply_edits", "edited_levels", "faults_of", "some_of"]
-
 DENSE_ROWS = 512
-"""Edits work on dense rows; so many at once, however many spots there are."""
-
-
-def faults_of(
-    edits: Sequence[Edit], spots: SpotTable, programs: Programs, profiles: Sequence[str]
-) -> list[tuple[str, str]]:
-    """Return every fault of the edits as (place, message); an empty list where all can be applied."""
-    known = set(spots.ids.tolist())
-    faults = []
-    for number, edit in enumerate(edits):
-        place = f"edits[{number}]"
-        faults += _gene_faults(place, edit, spots.genes, programs)
-        if edit.enabled and edit.spots is not None and not edit.spots:
-            faults.append((f"{place}.spots", "names no spot; leave 'spots' out for every spot, or disable the edit"))
-        groups: list[tuple[str, Sequence[str]]] = [("spots", tuple(edit.spots or ()))]
-        if isinstance(edit, TowardsEdit):
-            groups.append(("target_spots", edit.target_spots))
-            if edit.target_profile is not None and edit.target_profile not in profiles:
-                choice = ", ".join(profiles) or "none"
-                faults.append(
-                    (
-                        f"{place}.target_profile",
-                        f"{edit.target_profile!r} is unknown; request and checkpoint have: {choice}",
-                    )
-                )
-        if isinstance(edit, SwapEdit):
-            groups += [("group_a", edit.group_a), ("group_b", edit.group_b)]
-        for name, ids in groups:
-            strangers = [spot for spot in ids if spot not in known]
-            if strangers:
-                faults.append((f"{place}.{name}", f"not in this section: {some_of(strangers)}"))
-    return faults
-
-
-def _gene_faults(place: str, edit: Edit, genes: Genes, programs: Programs) -> list[tuple[str, str]]:
-    faults = []
-    unknown = [name for name in edit.programs if name not in programs]
-    if unknown:
-        faults.append(
-            (f"{place}.programs", f"unknown: {some_of(unknown)}; known programs are {', '.join(sorted(programs))}")
-        )
-    missing = match_genes(edit.genes, genes).missing
-    if missing:
-        faults.append((f"{place}.genes", f"not in this section: {some_of(missing)}; gene names match exactly"))
-    empty = [n for n in edit.programs if n in programs and not match_genes(tuple(programs[n]), genes).shared]
-    if empty:
-        faults.append((f"{place}.programs", f"none of its genes is in this section: {some_of(empty)}"))
-    return faults
+"""Edits work on dense rows, of this many spots at once."""
+MAX_MOVER_SPOTS = 256
+"""Painted spots, evenly spaced over the table, that the means of `most_moved` are taken over."""
 
 
 def apply_edits(
@@ -253,8 +97,145 @@ def edited_levels(
         apply_changes(dense, rows, ids, changes_of(measured, edits, programs, profiles))
         if measured.spots is not None and (along := following(rows, ids, measured.spots, edits, programs)) is not None:
             along.of(measured.columns).apply(dense, rows, measured.totals, np.arange(dense.shape[1]))
-    levels: NDArray[np.float32] = np.log1p(dense * (PER / measured.totals[:, None])).astype(np.float32)
-    return levels
+    return cp10k_log1p(dense, measured.totals[:, None]).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------- depth
+
+
+def edited_depths(
+    rows: NDArray[np.int64],
+    spots: SpotTable,
+    edits: Sequence[Edit],
+    programs: Programs,
+    profiles: Mapping[str, Profile],
+    sources: NDArray[np.int64] | None = None,
+) -> NDArray[np.float32]:
+    """Return the relative depth (n,) of some spots after the edits; parameters are those of `apply_edits`.
+
+    It is the measured one (`SpotTable.relative_depth`): totals after an edit say nothing about tissue. Edits that move the whole
+    profile, without naming genes, move depth with it: towards that of the target spots or of the target profile, where one states
+    it, and by the difference between two groups that are swapped. It goes along with edits of genes that other genes follow.
+    """
+    own = rows if sources is None else sources
+    ids = spots.ids[rows].tolist()
+    depth = _moved(spots.relative_depth[own].astype(np.float32), ids, spots, edits, profiles)
+    along = following(own, ids, spots, edits, programs)
+    return depth if along is None else depth + along.depth()
+
+
+def moved_totals(
+    rows: NDArray[np.int64],
+    spots: SpotTable,
+    edits: Sequence[Edit],
+    profiles: Mapping[str, Profile],
+    sources: NDArray[np.int64] | None = None,
+) -> NDArray[np.float32]:
+    """Return by which factor (n,) the total count of some spots moves with edits of the whole profile.
+
+    Encoders read a profile by how deep it is, so one that arrives brings its total, as its depth relative to the section says it. In
+    logarithms totals move in proportion with strength. Parameters are those of `edited_depths`; all other edits leave totals alone.
+    """
+    own = rows if sources is None else sources
+    towards = [edit for edit in active_edits(edits) if isinstance(edit, TowardsEdit) and whole_profile_edit(edit)]
+    if not towards:
+        return np.ones(len(rows), dtype=np.float32)
+    totals = totals_of(spots.counts.astype(np.float32))
+    counted = np.asarray(spots.counts.sum(axis=1)).ravel() > 0
+    usual = float(np.median(totals[counted])) if counted.any() else 1.0
+    start = np.log(totals[own] / usual).astype(np.float32)
+    moved = _moved(start, spots.ids[rows].tolist(), spots, towards, profiles)
+    return np.asarray(np.exp(moved - start), dtype=np.float32)
+
+
+def _moved(
+    start: NDArray[np.float32],
+    ids: Sequence[str],
+    spots: SpotTable,
+    edits: Sequence[Edit],
+    profiles: Mapping[str, Profile],
+) -> NDArray[np.float32]:
+    """Return depths (n,) after the edits of the whole profile."""
+    depth, measured = start.copy(), spots.relative_depth
+    for edit in active_edits(edits):
+        if not whole_profile_edit(edit):
+            continue
+        weights = spot_weights(edit, ids)
+        if isinstance(edit, TowardsEdit):
+            target = _target_depth(edit, spots, profiles)
+            if target is not None:
+                depth += weights * (target - depth)
+        elif isinstance(edit, SwapEdit):
+            means = {group: float(measured[spots.rows(group)].mean()) for group in (edit.group_a, edit.group_b)}
+            for group, other in ((edit.group_a, edit.group_b), (edit.group_b, edit.group_a)):
+                depth += np.isin(ids, group) * weights * np.float32(means[other] - means[group])
+    return depth
+
+
+def _target_depth(edit: TowardsEdit, spots: SpotTable, profiles: Mapping[str, Profile]) -> float | None:
+    if edit.target_profile is not None:
+        return profiles[edit.target_profile].depth
+    return float(spots.relative_depth[spots.rows(edit.target_spots)].mean())
+
+
+def whole_profile_edit(edit: Edit) -> bool:
+    """Return whether an edit moves the whole profile, naming no gene."""
+    return isinstance(edit, TowardsEdit | SwapEdit) and not edit.genes and not edit.programs
+
+
+def mix_depths(weights: Any, depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the relative depth (m,) of places that mix spots, by (m, n) weights, dense or sparse, that sum to one: that of the mixed counts."""
+    return np.asarray(np.log(np.maximum(weights @ np.exp(depth), 1e-6)), dtype=np.float32)
+
+
+# ------------------------------------------------------------------------------------------------- what cannot be applied
+
+
+def faults_of(
+    edits: Sequence[Edit], spots: SpotTable, programs: Programs, profiles: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Return every fault of the edits as (place, message); an empty list where all can be applied."""
+    known = set(spots.ids.tolist())
+    faults = []
+    for number, edit in enumerate(edits):
+        place = f"edits[{number}]"
+        faults += _gene_faults(place, edit, spots.genes, programs)
+        if edit.enabled and edit.spots is not None and not edit.spots:
+            faults.append((f"{place}.spots", "names no spot; leave 'spots' out for every spot, or disable the edit"))
+        groups: list[tuple[str, Sequence[str]]] = [("spots", tuple(edit.spots or ()))]
+        if isinstance(edit, TowardsEdit):
+            groups.append(("target_spots", edit.target_spots))
+            if edit.target_profile is not None and edit.target_profile not in profiles:
+                choice = ", ".join(profiles) or "none"
+                faults.append(
+                    (
+                        f"{place}.target_profile",
+                        f"{edit.target_profile!r} is unknown; request and checkpoint have: {choice}",
+                    )
+                )
+        if isinstance(edit, SwapEdit):
+            groups += [("group_a", edit.group_a), ("group_b", edit.group_b)]
+        for name, ids in groups:
+            strangers = [spot for spot in ids if spot not in known]
+            if strangers:
+                faults.append((f"{place}.{name}", f"not in this section: {some_of(strangers)}"))
+    return faults
+
+
+def _gene_faults(place: str, edit: Edit, genes: Genes, programs: Programs) -> list[tuple[str, str]]:
+    faults = []
+    unknown = [name for name in edit.programs if name not in programs]
+    if unknown:
+        faults.append(
+            (f"{place}.programs", f"unknown: {some_of(unknown)}; known programs are {', '.join(sorted(programs))}")
+        )
+    missing = match_genes(edit.genes, genes).missing
+    if missing:
+        faults.append((f"{place}.genes", f"not in this section: {some_of(missing)}; gene names match exactly"))
+    empty = [n for n in edit.programs if n in programs and not match_genes(tuple(programs[n]), genes).shared]
+    if empty:
+        faults.append((f"{place}.programs", f"none of its genes is in this section: {some_of(empty)}"))
+    return faults
 
 
 def some_of(names: Sequence[str], most: int = 8) -> str:
@@ -263,11 +244,7 @@ def some_of(names: Sequence[str], most: int = 8) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-# Which genes edits move most, before and after.
-
-
-MOST_SPOTS = 256
-"""Painted spots, evenly spaced over the table, that a mean is taken over."""
+# ------------------------------------------------------------------------------------------------- genes that move most
 
 
 @dataclass(frozen=True)
@@ -288,7 +265,9 @@ def most_moved(
     touched = np.flatnonzero(np.max(acting, axis=0)) if acting else np.empty(0, dtype=np.int64)
     if touched.size == 0:
         return ()
-    rows = touched[np.unique(np.linspace(0, len(touched) - 1, min(MOST_SPOTS, len(touched))).round().astype(np.int64))]
+    rows = touched[
+        np.unique(np.linspace(0, len(touched) - 1, min(MAX_MOVER_SPOTS, len(touched))).round().astype(np.int64))
+    ]
     own = spots.counts[rows].astype(np.float32)
     scale = PER / totals_of(own)
     moved = apply_edits(rows, spots, edits, programs, profiles)

@@ -10,15 +10,25 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from ..types import Edit, Genes, SpotTable
-from .changes import PER, Measured, active_edits, apply_changes, changes_of, columns_of, gene_weights, spot_weights
-from .covariation import FEWEST_GENES, FEWEST_SPOTS, Covariation, covariation_of
+from .changes import (
+    Measured,
+    active_edits,
+    apply_changes,
+    changes_of,
+    columns_of,
+    gene_weights,
+    genes_at,
+    spot_weights,
+)
+from .covariation import MIN_GENES, MIN_SPOTS, Covariation, covariation_of
+from .normalise import PER, counts_from, cp10k_log1p
 from .programs import Programs
 
 Array = NDArray[np.float64]
-NOTICED = 0.1
-"""Share of what would follow that is told of where it is cut off. A spot at the end of the range always loses a little."""
+CUT_SHARE = 0.1
+"""Share of a gene's change above which its being cut off is reported. A spot at the end of the range always loses a little."""
 ROWS = 512
-"""What follows is dense, so it is looked at for so many spots at once."""
+"""What follows is dense, so it is computed for this many spots at once."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class Following:
         return np.asarray(self.share * (after - before), dtype=np.float32)
 
     def cut(self, columns: NDArray[np.int64]) -> int:
-        """Return how many of some genes lose `NOTICED` of how they would follow, over all spots, because that leaves the section's range."""
+        """Return how many of some genes lose `CUT_SHARE` of how they would follow, over all spots, because that leaves the section's range."""
         followers, known = self.of(columns), self.covariation
         wanted, lost = np.zeros(len(columns)), np.zeros(len(columns))
         touched = np.flatnonzero(self.share)
@@ -70,7 +80,7 @@ class Following:
             after = before + self.factors[rows] @ known.loadings[columns].T
             wanted += np.abs(after - before).sum(axis=0)
             lost += np.abs(after - _inside(before, after, known.low[columns], known.high[columns])).sum(axis=0)
-        return int(((lost >= NOTICED * wanted) & (wanted > 0) & ~np.isin(columns, self.named)).sum())
+        return int(((lost >= CUT_SHARE * wanted) & (wanted > 0) & ~np.isin(columns, self.named)).sum())
 
 
 @dataclass(frozen=True)
@@ -110,32 +120,18 @@ class Followers:
         )
         change[:, named] *= 1 - known.held[np.ix_(spots, places[named])]
         block, total = np.ix_(touched, at), totals[touched, None]
-        x = np.log1p(dense[block] * (PER / total))
+        x = cp10k_log1p(dense[block], total)
         x = x * (1 + np.minimum(change, 0) / np.maximum(before, 1e-12)) + np.maximum(change, 0)
-        dense[block] = np.expm1(np.maximum(x, 0)) * (total / PER)
+        dense[block] = counts_from(np.maximum(x, 0), total)
 
 
 def following(
     own: NDArray[np.int64], ids: Sequence[str], spots: SpotTable, edits: Sequence[Edit], programs: Programs
 ) -> Following | None:
-    """Return what goes along with the edits of genes that say so, or None where nothing does.
+    """Return what goes along with the edits of genes that ask for it, or None where nothing does.
 
-    Parameters
-    ----------
-    own, ids
-        (n,) rows of ``spots`` that were measured, and the ids that edits address them by.
-    spots
-        The section's spots.
-    edits
-        All edits; disabled ones are skipped.
-    programs
-        What programs stand for.
-
-    Returns
-    -------
-    Following | None
-        All edits of genes are looked at together: what follows is the conditional mean given the change that they make together. Genes
-        that any of them names do not follow.
+    It is the conditional mean given the change that all edits of genes make together; genes that any of them names do not follow.
+    ``own`` (n,) are the rows of ``spots`` that were measured, ``ids`` (n,) those that edits address them by.
     """
     of_genes = [edit for edit in active_edits(edits) if hasattr(edit, "follow")]
     followed = [edit for edit in of_genes if follows(edit)]
@@ -146,7 +142,7 @@ def following(
     smooth = Measured(
         spots.ids,
         csr_matrix(np.expm1(known.smoothed(rows, columns)).astype(np.float32)),
-        _genes(spots.genes, columns),
+        genes_at(columns, spots.genes),
         np.full(len(spots), PER, np.float32),
     )
     dense = smooth.counts[own].toarray()
@@ -174,13 +170,13 @@ def following_fault(spots: SpotTable) -> str | None:
     if covariation_of(spots) is not None:
         return None
     return (
-        f"nothing follows edits of genes: the section has {len(spots)} spots and {len(spots.genes)} genes, at least {FEWEST_SPOTS} spots and "
-        f"{FEWEST_GENES} genes are needed to tell what varies with what; only the genes that are named change"
+        f"nothing follows edits of genes: the section has {len(spots)} spots and {len(spots.genes)} genes, at least {MIN_SPOTS} spots and "
+        f"{MIN_GENES} genes are needed to tell what varies with what; only the genes that are named change"
     )
 
 
 def following_notes(spots: SpotTable, edits: Sequence[Edit], programs: Programs, seen: Sequence[str]) -> list[str]:
-    """Return what is to be told of what follows some edits: that nothing can, or that it was held inside what the section shows."""
+    """Return sentences on what follows some edits: that nothing can, or that it was held inside what the section shows."""
     followed = [edit for edit in active_edits(edits) if follows(edit)]
     if not followed:
         return []
@@ -206,7 +202,3 @@ def _inside(before: Array, after: Array, low: Array | float, high: Array | float
 def _columns(edits: Sequence[Edit], programs: Programs, genes: Genes) -> NDArray[np.int64]:
     names = dict.fromkeys(gene for edit in edits for gene, weight in gene_weights(edit, programs).items() if weight > 0)
     return columns_of(tuple(names), genes)
-
-
-def _genes(genes: Genes, columns: NDArray[np.int64]) -> Genes:
-    return Genes(genes.symbols[columns], None if genes.ids is None else genes.ids[columns])

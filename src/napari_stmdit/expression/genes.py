@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..storage.fingerprint import PerObject
 from ..types import Genes
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d{6,})(\.\d+)?$")
 
 @dataclass(frozen=True)
 class GeneMatch:
-    """Where wanted genes are in a table.
+    """Columns of wanted genes in a table.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ def match_genes(wanted: tuple[str, ...], genes: Genes) -> GeneMatch:
     genes
         The table's columns.
     """
-    index = _index_of(genes)
+    index = _INDICES.get(genes, lambda: _Index(genes))
     by_symbol = index.by_symbol
     by_id = index.by_id if any(_ENSEMBL.match(name) for name in wanted) else {}
     columns = np.full(len(wanted), -1, dtype=np.int64)
@@ -83,16 +83,9 @@ def match_genes(wanted: tuple[str, ...], genes: Genes) -> GeneMatch:
 
 
 def gather_counts(counts: csr_matrix, match: GeneMatch, wanted: tuple[str, ...]) -> csr_matrix:
-    """Return the (n, w) counts of the wanted genes, zero where missing; columns of one symbol are summed.
+    """Return the (n, w) counts of the wanted genes of (n, g) sparse counts, zero where missing; columns of one symbol are summed.
 
-    Parameters
-    ----------
-    counts
-        (n, g) sparse.
-    match
-        From `match_genes` of the same ``wanted`` in the table's genes.
-    wanted
-        The w genes.
+    ``match`` is that of `match_genes` for the same ``wanted``.
     """
     from scipy.sparse import csr_matrix as csr
 
@@ -108,7 +101,7 @@ def gather_counts(counts: csr_matrix, match: GeneMatch, wanted: tuple[str, ...])
 
 
 class _Index:
-    """The columns of each name of a table, made once: it has tens of thousands, and is asked at every click."""
+    """Columns of each name of a table, found once: it has tens of thousands, and genes are matched at every click."""
 
     def __init__(self, genes: Genes) -> None:
         self._ids = (genes.symbols if genes.ids is None else genes.ids).tolist()
@@ -120,14 +113,7 @@ class _Index:
         return _columns_by([_without_version(name) for name in self._ids])
 
 
-_INDICES: WeakKeyDictionary[Genes, _Index] = WeakKeyDictionary()
-
-
-def _index_of(genes: Genes) -> _Index:
-    found = _INDICES.get(genes)
-    if found is None:
-        found = _INDICES[genes] = _Index(genes)
-    return found
+_INDICES = PerObject()
 
 
 def _columns_by(names: list[str]) -> dict[str, list[int]]:

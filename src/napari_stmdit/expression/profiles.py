@@ -14,10 +14,11 @@ from ..files import BadFile, read_json, read_text
 from ..storage.atomic import write_text
 from ..types import SpotProfile, SpotTable
 from .changes import Measured, Profile
+from .normalise import PER
 
 DECIMALS = 4
-"""Places kept of a mean: what is shown, written and applied is then one and the same."""
-MOST_BYTES = 50_000_000
+"""Decimal places of a mean, so that what is shown, written and applied is the same."""
+MAX_MB = 50
 DEPTH = "# mean depth relative to its section (natural logarithm): "
 
 
@@ -39,14 +40,16 @@ def measure_profile(spots: SpotTable, ids: Sequence[str], source: str = "") -> S
     measured = Measured.of(spots)
     symbols, place = np.unique(spots.genes.symbols, return_inverse=True)
     rows = measured.rows(ids)
-    share = measured.counts[rows].multiply(1e4 / measured.totals[rows, None]).tocoo()
+    share = measured.counts[rows].multiply(PER / measured.totals[rows, None]).tocoo()
     summed = np.zeros((len(rows), len(symbols)), dtype=np.float32)
     np.add.at(summed, (share.row, place[share.col]), share.data)
-    seen = np.zeros(len(symbols), dtype=bool)
-    seen[place[np.unique(spots.counts.indices[spots.counts.data > 0])]] = True
+    detected = np.zeros(len(symbols), dtype=bool)
+    detected[place[np.unique(spots.counts.indices[spots.counts.data > 0])]] = True
     logs = np.log1p(summed)
     means, spreads = (np.round(of(axis=0, dtype=np.float64), DECIMALS) for of in (logs.mean, logs.std))
-    values, spread = ({str(symbols[k]): float(found[k]) for k in np.flatnonzero(seen)} for found in (means, spreads))
+    values, spread = (
+        {str(symbols[k]): float(found[k]) for k in np.flatnonzero(detected)} for found in (means, spreads)
+    )
     depth = round(float(spots.relative_depth[rows].mean()), DECIMALS)
     return SpotProfile(source=source, values=values, spreads=spread, depth=depth)
 
@@ -92,9 +95,8 @@ def read_profile(path: str | Path) -> SpotProfile:
         The file cannot be read, or does not hold mean log(1 + counts per 10,000) per gene.
     """
     path = Path(path)
-    most_mb = MOST_BYTES / 1e6
     try:
-        content = _table(read_text(path, most_mb)) if path.suffix in (".tsv", ".txt") else read_json(path, most_mb)
+        content = _table(read_text(path, MAX_MB)) if path.suffix in (".tsv", ".txt") else read_json(path, MAX_MB)
     except BadFile as error:
         raise GeneError(f"{path} cannot be read as a profile: {error}. {_EXPECTED}") from None
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Gene sets from GMT files: one set a line, name, description and genes, separated by tabs."""
+"""Programs, which are named gene sets with weights: those that come with the package, and those of GMT files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from ..files import BadFile, read_text
 from ..types import Genes
 from .genes import match_genes
 
-MOST_BYTES = 50_000_000
+MAX_MB = 50
+
+Programs = Mapping[str, Mapping[str, float]]
+"""Name -> gene symbol -> weight between 0 and 1. A gene's weight multiplies an edit's effect on it."""
 
 
 @dataclass(frozen=True)
 class GeneSets:
-    """What a GMT file holds.
+    """Contents of a GMT file.
 
     Attributes
     ----------
@@ -37,10 +40,9 @@ class GeneSets:
 
 
 def read_gmt(path: str | Path) -> GeneSets:
-    """Read gene sets from a GMT file.
+    """Read gene sets from a GMT file: one set a line, name, description and genes, separated by tabs.
 
-    A gene that a set names twice counts once, and that is told; of two sets with one name and different genes none can be
-    chosen, and that is refused.
+    A gene that a set names twice counts once, and a note says so; two sets with one name and different genes are refused.
 
     Raises
     ------
@@ -49,7 +51,7 @@ def read_gmt(path: str | Path) -> GeneSets:
     """
     path = Path(path)
     try:
-        lines = read_text(path, MOST_BYTES / 1e6).splitlines()
+        lines = read_text(path, MAX_MB).splitlines()
     except BadFile as error:
         raise GeneError(f"{path} cannot be read as a GMT file: {error}") from None
     programs: dict[str, dict[str, float]] = {}
@@ -94,16 +96,12 @@ def _some(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
-# Programs: named gene sets with weights.
-
-
-Programs = Mapping[str, Mapping[str, float]]
-"""Name -> gene symbol -> weight between 0 and 1. A gene's weight multiplies an edit's effect on it."""
+# ------------------------------------------------------------------------------------------------- bundled programs
 
 
 @dataclass(frozen=True)
 class ProgramNote:
-    """What is said of a bundled program: what it stands for, and a publication where such markers are described."""
+    """Note on a bundled program: what it stands for, and a publication where such markers are described."""
 
     about: str
     source: str

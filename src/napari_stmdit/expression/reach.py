@@ -14,13 +14,13 @@ from .following import follows
 from .genes import match_genes
 from .programs import Programs
 
-NOTICEABLE = 0.1
+FOLLOWING_SHARE = 0.1
 """Share of its own spread by which a gene must go along with a program to count as following it."""
 
 
 @dataclass(frozen=True)
 class Reach:
-    """What becomes of the genes that an edit names.
+    """Support of an edit: which of the genes that it names can have an effect.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Reach:
 
     @property
     def warning(self) -> str:
-        """Say what has no effect, in words; empty where all genes have one."""
+        """What has no effect, as a sentence; empty where all genes have one."""
         if self.missing and len(self.missing) == self.named:
             return f"this section has none of its genes ({_some(self.missing)})"
         parts = []
@@ -57,20 +57,10 @@ class Reach:
 
 
 def reach_of(edit: Edit, programs: Programs, genes: Genes, seen: Sequence[str] | None, followed: bool = False) -> Reach:
-    """Return how far an edit reaches.
+    """Return how far an edit reaches into a section's genes and those that the checkpoint sees, ``seen`` (None: not known).
 
-    Parameters
-    ----------
-    edit
-        An edit without genes and programs moves the whole profile and is not looked at gene by gene.
-    programs
-        What programs stand for.
-    genes
-        The section's.
-    seen
-        The checkpoint's genes, or None.
-    followed
-        Whether the section can tell what follows an edit that asks for it.
+    An edit without genes and programs moves the whole profile and is not looked at gene by gene. ``followed``: whether the section can
+    tell what follows an edit that asks for it.
     """
     names = edited_genes(edit, {**{name: {} for name in edit.programs}, **programs})
     if not names:
@@ -89,7 +79,7 @@ class ProgramReach:
     named, there, seen
         How many genes it names; how many of these the section has; how many of those the checkpoint sees.
     followers
-        How many of the checkpoint's other genes go along with it in the section: by `NOTICEABLE` of their own spread or more where the
+        How many of the checkpoint's other genes go along with it in the section: by `FOLLOWING_SHARE` of their own spread or more where the
         program's mean is one spread higher.
     others
         How many other genes there are that the checkpoint sees and the section has.
@@ -121,8 +111,8 @@ def program_reach(program: Mapping[str, float], spots: SpotTable, seen: Sequence
     """Return how much of a program a checkpoint that sees these genes sees of it in a section, directly and through what follows."""
     names = tuple(gene for gene, weight in program.items() if weight > 0)
     columns, visible = columns_of(names, spots.genes), columns_of(tuple(seen), spots.genes)
-    there = match_genes(names, spots.genes).shared
-    direct = len(set(names) & set(seen) - set(match_genes(names, spots.genes).missing))
+    match = match_genes(names, spots.genes)
+    there, direct = match.shared, len(set(names) & set(seen) - set(match.missing))
     others = np.setdiff1d(visible, columns)
     known = covariation_of(spots)
     if known is None or not there:
@@ -130,7 +120,9 @@ def program_reach(program: Mapping[str, float], spots: SpotTable, seen: Sequence
     along = known.loadings[columns].mean(axis=0)
     spread = np.sqrt(along @ along + known.noise[columns].sum() / len(columns) ** 2)
     change = known.factors(np.full((1, len(columns)), spread), columns)[0] @ known.loadings[others].T
-    noticed = np.abs(change) >= NOTICEABLE * np.sqrt((known.loadings[others] ** 2).sum(axis=1) + known.noise[others])
+    noticed = np.abs(change) >= FOLLOWING_SHARE * np.sqrt(
+        (known.loadings[others] ** 2).sum(axis=1) + known.noise[others]
+    )
     return ProgramReach(len(names), there, direct, int(noticed.sum()), len(others))
 
 

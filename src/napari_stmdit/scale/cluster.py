@@ -23,7 +23,7 @@ from ..tissue.open import SectionSource
 from ..types import CheckpointCard, Plan, Request, Section
 
 if TYPE_CHECKING:
-    from ..expression.edits import Profile
+    from ..expression.changes import Profile
     from ..synthesis.zarr_canvas import ZarrCanvas
     from .work import Share, Task
 

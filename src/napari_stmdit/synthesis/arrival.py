@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ..expression.changes import PER, Profile, active_edits, spot_weights, totals_of
+from ..expression.changes import Profile, active_edits, spot_weights
 from ..expression.edits import apply_edits, edited_depths, whole_profile_edit
 from ..expression.genes import match_genes
+from ..expression.normalise import counts_from, totals_of
 from ..types import Request, Section, SpotTable, TowardsEdit
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def drawn_spots(profile: Profile, spots: SpotTable) -> csr_matrix:
     totals = totals_of(spots.counts.astype(np.float32))
     usual = float(np.median(totals[totals > 1])) if (totals > 1).any() else 1.0
     columns = np.broadcast_to(match.columns[there], levels.shape)
-    counts = np.expm1(levels) * (usual * np.exp(profile.depth) / PER)
+    counts = counts_from(levels, usual * np.exp(profile.depth))
     index = np.broadcast_to(np.arange(DRAWN)[:, None], levels.shape)
     shape = (DRAWN, len(spots.genes))
     return csr_matrix((counts.ravel(), (index.ravel(), columns.ravel())), shape=shape).astype(np.float32)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..expression.edits import Profile, apply_edits, edited_depths, mix_depths
+from ..expression.changes import Profile
+from ..expression.edits import apply_edits, edited_depths, mix_depths
 from ..expression.profiles import as_profiles
 from ..expression.programs import known_programs
 from ..tissue.crops import read_patches

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..expression.edits import Profile
+from ..expression.changes import Profile
 from ..types import CheckpointCard, Genes, Guidance, Patch
 
 

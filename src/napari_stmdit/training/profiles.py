@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..expression.changes import PER
+from ..expression.normalise import PER
 from .data import TrainingSection
 from .programs import REGION_MARKERS, counts_of, log_normalise, smooth_counts
 

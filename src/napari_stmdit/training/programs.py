@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..encoders.linear_programs import LinearProgramEncoder
 from ..errors import GeneError
-from ..expression.changes import PER
 from ..expression.edits import mix_depths
 from ..expression.genes import gather_counts, match_genes
+from ..expression.normalise import PER, cp10k_log1p
 from .config import ExpressionSettings
 from .data import TrainingSection, neighbour_weights
 
@@ -245,7 +245,7 @@ def encode_places(
 def log_normalise(counts: NDArray[np.float32]) -> NDArray[np.float32]:
     """(n, g) counts -> log1p(counts per 10,000) over these genes."""
     total = np.maximum(counts.sum(axis=1, keepdims=True), 1e-6)
-    return np.asarray(np.log1p(counts * (PER / total)), dtype=np.float32)
+    return np.asarray(cp10k_log1p(counts, total), dtype=np.float32)
 
 
 def counts_of(section: TrainingSection, genes: tuple[str, ...]) -> NDArray[np.float32]:

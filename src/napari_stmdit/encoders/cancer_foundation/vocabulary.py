@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ...errors import CheckpointError, GeneError
 from ...expression.genes import aliases, gather_counts, match_genes
+from ...expression.normalise import sparse_cp10k_log1p
 from ...files import BadFile, read_json
 from ...types import Genes
 
@@ -254,7 +255,6 @@ def _some(names: Any) -> str:
 # Choosing the gene list of an embedding: the most variable genes of a section.
 
 
-PER = 1e4
 FEWEST = 50
 """Genes that are needed to compare their spread with that of genes of like abundance."""
 
@@ -292,8 +292,6 @@ def choose_genes(counts: csr_matrix, genes: Genes, vocabulary: Vocabulary, count
     """
     from anndata import AnnData
     from scanpy.preprocessing import highly_variable_genes
-    from scipy.sparse import csr_matrix as csr
-    from scipy.sparse import diags
 
     totals = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     filled = np.flatnonzero(totals > 0)
@@ -305,8 +303,7 @@ def choose_genes(counts: csr_matrix, genes: Genes, vocabulary: Vocabulary, count
             f"The section expresses {len(expressed)} of the {len(vocabulary)} genes of the vocabulary; at least {FEWEST} are needed "
             "to choose variable ones. The vocabulary holds human gene symbols and they match case-sensitively."
         )
-    values = csr(diags(PER / totals[filled]) @ own[:, expressed])
-    values.data = np.log1p(values.data)
+    values = sparse_cp10k_log1p(own[:, expressed], totals[filled])
     names = np.array(known)[expressed]
     if len(expressed) <= count:
         return tuple(names.tolist())

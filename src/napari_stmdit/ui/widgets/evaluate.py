@@ -9,7 +9,7 @@ from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QDialog, QFileDialog, QGridLayout, QLabel, QPushButton, QScrollArea, QSpinBox, QWidget
 
 from ...errors import StmditError
-from ...evaluation.cases import FEWEST, EvaluationRequest
+from ...evaluation.cases import MIN_SPOTS, EvaluationRequest
 from ...evaluation.evaluate import Evaluated
 from ...evaluation.pictures import save_sheet
 from ...synthesis.variants import ContactSheet
@@ -123,7 +123,7 @@ class EvaluatePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.spots = named(
             QSpinBox(), "Spots to evaluate", "Spots of the section, drawn with the seed; more give narrower intervals"
         )
-        self.spots.setRange(FEWEST, 100_000)
+        self.spots.setRange(MIN_SPOTS, 100_000)
         self.spots.setValue(default.spots)
         self.seeds = named(QSpinBox(), "Seeds a case", "Images of each spot in each case")
         self.seeds.setRange(1, 20)
