@@ -221,11 +221,16 @@ def is_plausible_mpp(mpp: object) -> TypeGuard[int | float]:
     return is_number(mpp) and _PLAUSIBLE_MPP[0] <= mpp <= _PLAUSIBLE_MPP[1]
 
 
-def check_mpp(mpp: float) -> None:
+def mpp_fault(mpp: object) -> str:
+    """Say why a value that is not plausible cannot be microns per pixel."""
+    low, high = _PLAUSIBLE_MPP
+    return f"mpp is {shorten(repr(mpp))}; expected microns per full-resolution pixel, between {low} and {high}"
+
+
+def check_mpp(mpp: object) -> None:
     """Raise SectionError where a value that the user gave cannot be microns per pixel."""
     if not is_plausible_mpp(mpp):
-        low, high = _PLAUSIBLE_MPP
-        raise SectionError(f"mpp is {mpp!r}; expected microns per full-resolution pixel, between {low} and {high}")
+        raise SectionError(mpp_fault(mpp))
 
 
 # ------------------------------------------------------------------------------------------------- polygons

@@ -128,12 +128,12 @@ def one_number(value: Any) -> Any:
     return value
 
 
-def spot_diameter(scalefactors: Mapping[str, Any], path: Path) -> float:
+def spot_diameter(scalefactors: Mapping[str, Any], source: object) -> float:
     """Return ``spot_diameter_fullres``, which is for drawing only."""
     diameter = scalefactors.get("spot_diameter_fullres")
     if not is_number(diameter) or diameter <= 0:
         raise SectionError(
-            f"{path}: spot_diameter_fullres of the scalefactors is {shorten(repr(diameter))}; expected pixels above 0"
+            f"{source}: spot_diameter_fullres of the scalefactors is {shorten(repr(diameter))}; expected pixels above 0"
         )
     return float(diameter)
 
@@ -480,6 +480,11 @@ def section_name(path: Path) -> str:
     name = path.name
     if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
         name = re.sub(r"\.ome$", "", path.stem, flags=re.IGNORECASE)
+    return section_label(name)
+
+
+def section_label(name: str) -> str:
+    """Return a name in letters that SpatialData elements may have."""
     return re.sub(r"[^0-9A-Za-z_.-]", "_", name).lstrip("_") or "section"
 
 
