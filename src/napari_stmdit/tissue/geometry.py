@@ -233,6 +233,16 @@ def check_mpp(mpp: object) -> None:
         raise SectionError(mpp_fault(mpp))
 
 
+def check_positions(points: NDArray[np.float64], names: NDArray[np.str_], whose: str, axes: str) -> None:
+    """Raise SectionError where one of (n, 2) positions is no finite number, or farther away than any slide is large."""
+    wrong = ~(np.abs(points) < FARTHEST_PX).all(axis=1)  # nan is not
+    if wrong.any():
+        raise SectionError(
+            f"the position of {shorten(str(names[wrong][0]))} is {points[wrong][0].tolist()} {axes}, which is no finite number or farther than any "
+            f"slide is large; {int(wrong.sum())} {whose} have such a position"
+        )
+
+
 # ------------------------------------------------------------------------------------------------- polygons
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import SectionError
 from ..files import shorten
 from ..types import Section
-from .geometry import FARTHEST_PX
+from .geometry import check_positions
 from .spaceranger import one_number, section_label, spot_diameter, thumbnail_factor
 from .spatialdata_store import quiet, section_of
 from .zarr_codecs import told_as_damage
@@ -44,7 +44,7 @@ def open_in_memory(
         library, sdata, notes = _from_anndata(data)
         with told_as_damage(_ADATA, "a section"):
             section = section_of(sdata, None, fullres, mpp, coordinate_system)
-        return replace(section, name=section_label(library), notes=(*notes, *section.notes))
+        return replace(section, name=library, notes=(*notes, *section.notes))
     root = None if data.path is None else Path(data.path)
     with told_as_damage("the SpatialData", "a section"):
         return section_of(data, root, fullres, mpp, coordinate_system)
@@ -52,7 +52,7 @@ def open_in_memory(
 
 def _from_anndata(adata: Any) -> tuple[str, Any, list[str]]:
     """Name of the library, the AnnData as SpatialData, and what was left out."""
-    from spatialdata_io import from_legacy_anndata
+    from spatialdata_io.experimental import from_legacy_anndata
 
     library, content = _library(adata)
     _check_positions(adata)
@@ -81,7 +81,7 @@ def _library(adata: Any) -> tuple[str, Mapping[str, Any]]:
     ((name, content),) = libraries.items()
     if not isinstance(content, Mapping) or not isinstance(content.get("scalefactors"), Mapping):
         raise SectionError(f"{_ADATA} has no scalefactors in uns['spatial'][{name!r}]; expected those of Space Ranger")
-    return str(name), content
+    return section_label(str(name)), content
 
 
 def _check_positions(adata: Any) -> None:
@@ -94,12 +94,7 @@ def _check_positions(adata: Any) -> None:
         raise SectionError(f"obsm['spatial'] of {_ADATA} holds something that is no number: {error}; {meant}") from None
     if xy.ndim != 2 or xy.shape[1] != 2:
         raise SectionError(f"obsm['spatial'] of {_ADATA} has the shape {xy.shape}; {meant}")
-    wrong = ~(np.abs(xy) < FARTHEST_PX).all(axis=1)
-    if wrong.any():
-        raise SectionError(
-            f"the position of {shorten(str(adata.obs_names[wrong][0]))} in obsm['spatial'] is {xy[wrong][0].tolist()}, no finite number or farther than "
-            f"any slide is large; {int(wrong.sum())} spots have such a position"
-        )
+    check_positions(xy, adata.obs_names.to_numpy(dtype=np.str_), f"of {_ADATA}", "(x, y)")
 
 
 def _images(given: Any, factors: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

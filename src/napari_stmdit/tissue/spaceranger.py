@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from ..errors import SectionError
 from ..files import BadFile, is_number, read_json, shorten
 from ..types import Calibration, Section, SlideImage, SpotTable
-from .counts import MOST_COUNTS, CountMatrix, fault_of_counts, find_counts, read_counts, refuse_twice
-from .geometry import FARTHEST_PX, VISIUM_PITCH_UM, Affine, calibrate, scaling
+from .counts import MOST_COUNTS, CountMatrix, fault_of_counts, find_counts, note_empty, read_counts, refuse_twice
+from .geometry import VISIUM_PITCH_UM, Affine, calibrate, check_positions, scaling
 from .images import IMAGE_SUFFIXES, glance, image_size, open_image
 from .likeness import ALIKE_UNASKED, unlike
 from .one_section import refuse_aggregated, refuse_bins, refuse_libraries
@@ -257,12 +257,7 @@ def join(
         raise SectionError(f"none of the {len(at)} barcodes of {matrix.source} lies on tissue (in_tissue = 1)")
     at = at[keep]
     yx = positions.yx[at]
-    wrong = ~(np.abs(yx) < FARTHEST_PX).all(axis=1)
-    if wrong.any():
-        raise SectionError(
-            f"the position of {shorten(str(matrix.barcodes[keep][wrong][0]))} is {yx[wrong][0].tolist()} (y, x), which is no finite "
-            f"number or farther than any slide is large; {int(wrong.sum())} spots on tissue have such a position"
-        )
+    check_positions(yx, matrix.barcodes[keep], "of the spots on tissue", "(y, x)")
     counts = matrix.counts[keep]
     spots = SpotTable(matrix.barcodes[keep], yx, diameter, counts, matrix.genes, positions.array_rc[at])
     notes = []
@@ -271,10 +266,7 @@ def join(
         notes.append(f"{without} positions on tissue have no counts and are left out")
     if len(matrix.barcodes) > len(spots):
         notes.append(f"{len(matrix.barcodes) - len(spots)} barcodes of the counts are not on tissue and are left out")
-    empty = int((np.asarray(counts.sum(axis=1)).ravel() == 0).sum())
-    if empty:
-        notes.append(f"{empty} of {len(spots)} {noun} have a total count of zero")
-    return spots, notes
+    return spots, notes + note_empty(counts, noun)
 
 
 def _first(values: NDArray[np.str_]) -> str:

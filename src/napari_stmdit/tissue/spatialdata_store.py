@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ from .geometry import (
 from .images import resolve_fullres, with_overview
 from .one_section import refuse_bins
 from .slide_scale import SQUARE_TO, stated_mpp
-from .spaceranger import open_fullres
+from .spaceranger import open_fullres, section_label
 from .tables import SpotRows, spot_rows
 from .zarr_codecs import refuse_pickles, told_as_damage
 
@@ -183,7 +182,7 @@ def section_of(
     if not own:  # ours hold spots, on a grid that may be narrow
         refuse_bins(spots, calibration.mpp, name)
     return Section(
-        name=str(own.get("name") or re.sub(r"[^0-9A-Za-z_.-]", "_", rows.circles_name if root is None else root.stem)),
+        name=str(own.get("name") or section_label(rows.circles_name if root is None else root.stem)),
         path=root,
         kind="spatialdata",
         spots=spots,
@@ -279,7 +278,7 @@ def own_spots(name: str) -> str:
 
 def element_stem(name: str) -> str:
     """Return a section's name in letters that elements may have, and not looking like a result's."""
-    stem = re.sub(r"[^0-9A-Za-z_.-]", "_", name).lstrip("_") or "section"
+    stem = section_label(name)
     return f"section_{stem}" if stem.lower().startswith(RESULT_PREFIX) else stem
 
 
@@ -368,11 +367,11 @@ def _candidates(sdata: Any, results: list[str]) -> tuple[list[_Candidate], list[
             continue
         element = sdata.images[name]
         arrays = [element] if hasattr(element, "dims") and not hasattr(element, "children") else _scales(element)
-        fault = _not_h_and_e(arrays[0])
-        if fault is not None:
-            notes.append(f"image {name} is not shown: {fault}; expected {EXPECTED}")
+        samples = _samples(arrays[0])
+        if isinstance(samples, str):
+            notes.append(f"image {name} is not shown: {samples}; expected {EXPECTED}")
             continue
-        levels = [_rgb(array) for array in arrays]
+        levels = [as_rgb(array.transpose("c", "y", "x").data, "CYX", samples) for array in arrays]
         candidates.append(_Candidate(name, tuple(with_overview(levels)), affines_of(element)))
     return candidates, notes
 
@@ -384,24 +383,11 @@ def _scales(tree: Any) -> list[Any]:
 
 
 def _samples(array: Any) -> Samples | str:
-    """How the channels of a (c, y, x) element become RGB, or why they are no colours."""
-    names = [str(name) for name in array.coords["c"].values] if "c" in array.coords else []
-    return samples_of_channels(names, array.sizes["c"])
-
-
-def _not_h_and_e(array: Any) -> str | None:
-    """Why an element is no picture of an H&E stain; None where it is one."""
+    """Return how the channels of an element become RGB, or why it is no picture of an H&E stain."""
     if set(array.dims) != {"c", "y", "x"} or array.dtype != np.uint8:
         return f"it is no 8-bit image ({array.dtype}, {array.shape})"
-    samples = _samples(array)
-    return samples if isinstance(samples, str) else None
-
-
-def _rgb(array: Any) -> Any:
-    """A (c, y, x) element as a lazy (y, x, 3) array."""
-    samples = _samples(array)
-    assert not isinstance(samples, str)  # or it is no candidate
-    return as_rgb(array.transpose("c", "y", "x").data, "CYX", samples)
+    names = [str(name) for name in array.coords["c"].values] if "c" in array.coords else []
+    return samples_of_channels(names, array.sizes["c"])
 
 
 def _choose(
