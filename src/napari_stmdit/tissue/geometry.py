@@ -39,12 +39,6 @@ def swap_axes(points: ArrayLike) -> NDArray[np.float64]:
     return np.ascontiguousarray(np.asarray(points, dtype=np.float64)[..., ::-1])
 
 
-def swap_affine_axes(affine: ArrayLike) -> Affine:
-    """Turn a (3, 3) affine over (x, y, 1) into one over (y, x, 1) or back."""
-    order = [1, 0, 2]
-    return np.asarray(affine, dtype=np.float64)[np.ix_(order, order)]
-
-
 def translation(y: float, x: float) -> Affine:
     """Return the affine that adds (y, x)."""
     return np.array([[1, 0, y], [0, 1, x], [0, 0, 1]], dtype=np.float64)
