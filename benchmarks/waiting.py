@@ -30,8 +30,9 @@ from large_section import make_section
 from qtpy.QtWidgets import QApplication
 from standins import CropModel, card_for
 
+from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.types import CanvasFrame, Patch, PatchResult
-from napari_stmdit.ui.state import Brush, Colouring, EditDraft, OpenIntent
+from napari_stmdit.ui.state import Brush, Colouring, EditDraft
 
 
 class Steps:
@@ -90,7 +91,7 @@ class Steps:
 
     def open(self):
         state = self.bench.state
-        self.bench.presenter.open(OpenIntent(self.folder, self.folder / "slide.tif"))
+        self.bench.presenter.open(SectionSource(path=self.folder, fullres=self.folder / "slide.tif"))
         until(lambda: state.section is not None and not state.busy, 120)
 
     def lasso(self):

@@ -34,6 +34,7 @@ NOT_RUN = {
 SHORTER = {
     "synthesize": ("--steps", "2"),
     "evaluate": ("--spots", "24", "--seeds", "1", "--steps", "1", "--genes", "5", "--draws", "100"),
+    "evaluate-result": ("--draws", "100"),
     "bench": ("--seconds", "0.05", "--rounds", "1", "--batches", "1", "--steps", "1"),
 }
 """Options that are added to a command; they count instead of the page's own."""
@@ -156,12 +157,7 @@ def made_anew(words: list[str], mark: str) -> None:
 
 
 def shorter(words: list[str]) -> tuple[str, ...]:
-    """Options that make a command shorter; an evaluation of saved results takes fewer."""
-    if (
-        words[0] == "evaluate"
-        and len(PROGRAM.commands["evaluate"].make_context("evaluate", words[1:]).params["targets"]) == 1
-    ):
-        return ("--draws", "100")
+    """Options that make a command shorter."""
     if words[0] == "evaluate" and "counterfactual" in words:
         return SHORTER_EDITS
     return SHORTER.get(words[0], ())

@@ -205,7 +205,7 @@ def _embeddings(place: Path) -> None:
 
 def _training(place: Path) -> None:
     """The template of a training on less, and the bundled checkpoint's configuration with small sections in place of its own."""
-    from napari_stmdit.cli_train import TEMPLATE
+    from napari_stmdit.cli.train import TEMPLATE
 
     content = yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))
     short = {"steps": 2, "batch": 1, "small_batch": 1, "small_cells": 4, "warmup": 1}

@@ -16,7 +16,7 @@ from napari_stmdit.bench.stages import sampling
 from napari_stmdit.bench.stock import StockTransformer, straightforward
 from napari_stmdit.bench.subjects import in_dtype, random_base
 from napari_stmdit.bench.waiting import waiting
-from napari_stmdit.cli_bench import _batches, print_report
+from napari_stmdit.cli.bench import _batches, print_report
 from napari_stmdit.errors import RequestError, StmditError, SynthesisError
 from napari_stmdit.model.sampling import denoise
 

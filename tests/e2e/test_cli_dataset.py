@@ -54,7 +54,7 @@ def store(tmp_path_factory):
 @pytest.mark.slow
 def test_the_bundled_section_and_checkpoint_give_a_data_set(store, tmp_path):
     datasets = pytest.importorskip("datasets")
-    facts = json.loads(stmdit("export-dataset", store, tmp_path / "data", "--json").stdout)
+    facts = json.loads(stmdit("export-dataset", store, "--output", tmp_path / "data", "--json").stdout)
     assert (facts["images"], facts["synthetic"], facts["complete"], facts["unfinished"]) == (12, 8, True, None)
     assert facts["runs"] == ["stmdit_1", "stmdit_2"]
     table = anndata.read_zarr(tmp_path / "data" / "anndata" / "dataset.zarr")
@@ -70,7 +70,7 @@ def test_the_bundled_section_and_checkpoint_give_a_data_set(store, tmp_path):
         assert row["edited"] == (row["run"] == "stmdit_2") == bool((edited != table.X[k].toarray()[0]).any())
         assert row["baseline_id"] == (f"slide/{row['spot']}" if row["edited"] else None)
     assert table.obs.synthetic.all()  # the bundled section is synthetic itself
-    again = stmdit("export-dataset", store, tmp_path / "data")
+    again = stmdit("export-dataset", store, "--output", tmp_path / "data")
     assert "nothing was done" in again.stdout
 
 
@@ -81,7 +81,9 @@ def test_bad_wishes_end_in_one_message_and_exit_code_2(store, tmp_path):
     for arguments, words in (
         ((store, tmp_path / "taken"), "nothing is overwritten"),
         ((tmp_path / "nothing.zarr", tmp_path / "d"), "nothing.zarr"),
-        ((store, tmp_path / "d", "--format", "csv"), "there are imagefolder, parquet, anndata"),
+        ((store, "--output", tmp_path / "d", "--format", "csv"), "there are imagefolder, parquet, anndata"),
+        ((store,), "--output is missing"),
+        ((store, tmp_path / "d", "--output", tmp_path / "e"), "leave the second one out"),
         ((store, tmp_path / "d", "--run", "seven"), "its runs: stmdit_1, stmdit_2"),
         ((store, tmp_path / "d", "--checkpoint", tmp_path), "no checkpoint folder"),
     ):
@@ -110,7 +112,7 @@ def test_a_killed_export_goes_on_to_the_same_data_set(study, tmp_path):  # noqa:
     unfinished = out.with_name("killed.unfinished")
     listed, kills = 0, 0
     for wanted in (2, 6, 15):
-        process = start(["export-dataset", str(study.store), str(out), *wishes], tmp_path / "log")
+        process = start(["export-dataset", str(study.store), "--output", str(out), *wishes], tmp_path / "log")
         while process.is_alive() and shards(unfinished) < wanted:
             time.sleep(0.002)
         process.kill()
@@ -144,7 +146,9 @@ def written(folder, count):
 @pytest.mark.slow
 def test_an_interrupt_keeps_what_is_done(study, tmp_path):  # noqa: F811
     out, log = tmp_path / "data", tmp_path / "log"
-    process = start(["export-dataset", str(study.store), str(out), "--shard-rows", "2", "--format", "parquet"], log)
+    process = start(
+        ["export-dataset", str(study.store), "--output", str(out), "--shard-rows", "2", "--format", "parquet"], log
+    )
     while process.is_alive() and shards(tmp_path / "data.unfinished") < 2:
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGINT)

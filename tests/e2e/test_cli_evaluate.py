@@ -50,7 +50,7 @@ def test_a_result_is_evaluated_without_its_checkpoint(tiny_checkpoint, tiny_fold
 
     section, model = open_section(tiny_folder), load_checkpoint(tiny_checkpoint, device="cpu")
     synthesize(section, Request(steps=1, section=str(tiny_folder)), model).save(tmp_path / "out.zarr", "one")
-    wish = ("evaluate", tmp_path / "out.zarr", "--draws", 100, "--output", tmp_path / "report")
+    wish = ("evaluate-result", tmp_path / "out.zarr", "--draws", 100, "--output", tmp_path / "report")
     found = subprocess.run(command(*wish), capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert "report.html" in found.stdout
@@ -65,8 +65,7 @@ def test_bad_wishes_are_one_message(tiny_checkpoint, tiny_folder, tmp_path):  # 
     for arguments, words in (
         (("demo",), "give a checkpoint and at least one section"),
         ((tiny_checkpoint,), "give a checkpoint and at least one section"),
-        ((tmp_path / "nothing.zarr",), "a store with results that is there"),
-        ((tiny_checkpoint, tiny_folder, "--run", "one"), "--run is for a store"),
+        ((tmp_path / "out.zarr",), "a store with results is evaluated by stmdit evaluate-result OUT.zarr"),
         ((tiny_checkpoint, tiny_folder, "--spots", "3"), "spots"),
         ((tiny_checkpoint, tmp_path / "config.yaml"), "cannot be read"),
         ((tiny_checkpoint, tmp_path / "nothing"), "there is no file or folder"),
@@ -91,10 +90,18 @@ def test_a_bad_wish_ends_with_exit_code_2(tmp_path):
     assert "there is no file or folder" in found.stderr
 
 
+def test_what_is_no_store_with_results_is_one_message(tiny_checkpoint, tmp_path):  # noqa: F811
+    for place in (tmp_path / "nothing.zarr", tiny_checkpoint):
+        found = CliRunner().invoke(app, ["evaluate-result", str(place), "--output", str(tmp_path / "o")])
+        assert isinstance(found.exception, StmditError), found.output
+        assert "is no store with results that is there" in str(found.exception) and str(place) in str(found.exception)
+        assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize(
-    ("option", "value"), [("--spots", "60"), ("--edits", "e.yaml"), ("--mpp", "0.5"), ("--guidance-expression", "0")]
+    ("command", "option"),
+    [("evaluate-result", "--spots"), ("evaluate-result", "--mpp"), ("evaluate", "--run"), ("evaluate", "--section")],
 )
-def test_what_an_evaluation_of_results_does_not_heed_is_refused(option, value, tmp_path):
-    (tmp_path / "out.zarr").mkdir()
-    found = CliRunner().invoke(app, ["evaluate", str(tmp_path / "out.zarr"), option, value])
-    assert isinstance(found.exception, StmditError) and f"{option} is for a checkpoint" in str(found.exception)
+def test_what_an_evaluation_does_not_heed_is_no_option_of_it(command, option):
+    found = CliRunner().invoke(app, [command, "A", "B", option, "1"])
+    assert found.exit_code == 2 and "No such option" in found.output

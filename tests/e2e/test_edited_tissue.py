@@ -53,7 +53,7 @@ def nothing_kept(model):
 
 @pytest.fixture(scope="module", params=["spots", "continuous"])
 def case(request, shared_data, model):
-    source = SectionSource(shared_data / "her2st_C3_spaceranger2")
+    source = SectionSource(path=shared_data / "her2st_C3_spaceranger2")
     section = source.open()
     if request.param == "spots":
         region = SpotList(ids=ROW)

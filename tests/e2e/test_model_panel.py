@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from viewing import no_leaks, settle, viewer, workbench  # noqa: F401
 
 from napari_stmdit.model.keys import from_native
-from napari_stmdit.ui.state import OpenIntent
+from napari_stmdit.tissue.open import SectionSource
 
 pytestmark = pytest.mark.gui
 
@@ -85,7 +85,7 @@ def test_a_foreign_checkpoint_from_file_to_run(home, workbench, foreign, vae_sou
     assert json.loads((home / "downloads" / "sd3.5-vae" / "download.json").read_text())["files"]
     assert "(here)" in panel.choice.currentText()
 
-    workbench.section.setValue(OpenIntent(str(tiny_folder)))
+    workbench.section.setValue(SectionSource(path=str(tiny_folder)))
     workbench.section.open_button.click()
     assert settle(lambda: state.section is not None and not state.busy and state.checkpoint is not None)
 

@@ -68,9 +68,9 @@ def test_paint_run_swipe_change_strength_run_again_save_and_reopen(
     bench.results.saveRequested.emit(state.results[1].number, str(store))
     assert settle(lambda: state.results[1].saved is not None, 60), state.message
     asked = state.results[1].request
-    from napari_stmdit.ui.state import OpenIntent
+    from napari_stmdit.tissue.open import SectionSource
 
-    bench.presenter.open(OpenIntent(str(store)))
+    bench.presenter.open(SectionSource(path=str(store)))
     assert settle(lambda: any(entry.stored is not None for entry in state.results), 60), state.message
     found = next(entry for entry in state.results if entry.stored is not None)
     assert found.counterfactual and found.name.startswith("edited real tissue, synthetic")

@@ -10,9 +10,10 @@ from qtpy.QtWidgets import QFileDialog, QMessageBox
 from standins import card_for
 from viewing import Mouse, no_leaks, settle, viewer, workbench  # noqa: F401
 
+from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.types import ScaleEdit
 from napari_stmdit.ui import layers
-from napari_stmdit.ui.state import OpenIntent, RunStatus
+from napari_stmdit.ui.state import RunStatus
 from napari_stmdit.ui.widgets.keys import RUN_KEYS, sequence
 
 pytestmark = pytest.mark.gui
@@ -166,7 +167,7 @@ def test_save_reopen_and_run_again(viewer, opened, tmp_path, monkeypatch):  # no
     opened.results.save_store.trigger()
     assert settle(lambda: state.results[0].saved is not None, 60), state.message.text
     assert "Saved in" in opened.results.facts.plain()
-    opened.section.setValue(OpenIntent(store))
+    opened.section.setValue(SectionSource(path=store))
     click(opened.section.open_button)
     assert settle(lambda: len(state.results) == 2 and not state.busy, 60), state.message.text
     back = state.results[1]

@@ -17,8 +17,9 @@ from qtpy.QtWidgets import (
 from standins import CropModel, NoiseModel, card_for
 from viewing import Mouse, no_leaks, settle, viewer, workbench  # noqa: F401
 
+from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.ui import layers
-from napari_stmdit.ui.state import Colouring, ModelChoice, OpenIntent, RunStatus
+from napari_stmdit.ui.state import Colouring, ModelChoice, RunStatus
 
 pytestmark = pytest.mark.gui
 
@@ -33,7 +34,7 @@ def opened(workbench, tiny_folder, card):  # noqa: F811
     """The workbench with the tiny section, opened through its own field and button."""
     presenter = workbench.presenter
     presenter.use_model(CropModel(card))
-    workbench.section.setValue(OpenIntent(str(tiny_folder)))
+    workbench.section.setValue(SectionSource(path=str(tiny_folder)))
     workbench.section.open_button.click()
     assert presenter.state.busy
     assert settle(lambda: presenter.state.section is not None and not presenter.state.busy)
@@ -294,7 +295,7 @@ def test_the_dock_may_be_closed_and_opened_again(viewer, opened):  # noqa: F811
 def test_a_real_section_and_the_bundled_checkpoint(viewer, workbench, shared_data):  # noqa: F811
     """The main job: open C3, draw a lasso around some ten spots, run; the layer lies on the spots."""
     presenter, state = workbench.presenter, workbench.state
-    workbench.section.setValue(OpenIntent(str(shared_data / "her2st_C3_spaceranger2"), "C3_image.jpg"))
+    workbench.section.setValue(SectionSource(path=str(shared_data / "her2st_C3_spaceranger2"), fullres="C3_image.jpg"))
     workbench.section.open_button.click()
     assert settle(lambda: state.section is not None and state.checkpoint is not None and not state.busy, 90)
     assert state.section.calibration.mpp == pytest.approx(0.687376, rel=1e-4)

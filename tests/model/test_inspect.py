@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from napari_stmdit.cli import app
-from napari_stmdit.cli_models import print_inspection
+from napari_stmdit.cli.checkpoints import print_inspection
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model.inspect import inspect_checkpoint
 from napari_stmdit.model.keys import from_native

@@ -7,7 +7,8 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import h5py
 import numpy as np
@@ -158,11 +159,10 @@ def test_one_bad_section_stops_no_other(cohort, runner, tmp_path):
     assert "two      measured  done    2/2" in text and "first / measured: " in text
 
 
-@dataclass(frozen=True)
 class Failing(SectionSource):
     """A section that cannot be opened, for a reason that nobody foresaw."""
 
-    error: Exception | None = None
+    error: Any = None
 
     def open(self):
         assert self.error is not None
@@ -180,7 +180,7 @@ class Failing(SectionSource):
 )
 def test_whatever_goes_wrong_with_one_section_the_others_go_on(cohort, runner, error, says):
     first, *_, last = read_jobs(cohort(edits={"measured": []}))
-    broken = replace(first, place=replace(first.place, source=Failing(first.place.source.path, error=error)))
+    broken = replace(first, place=replace(first.place, source=Failing(path=first.place.source.path, error=error)))
     outcomes = run_batch([broken, last], runner)
     assert [o.state for o in outcomes] == ["failed", "done"] and exit_code(outcomes) == 1
     assert says in outcomes[0].message and "first / measured: " in table(outcomes)

@@ -30,7 +30,7 @@ def client():
 def source(tiny_folder):
     from napari_stmdit.scale.work import SectionSource
 
-    return SectionSource(tiny_folder)
+    return SectionSource(path=tiny_folder)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_a_continuous_region_goes_on_where_its_worker_was_killed(client, source,
 def test_a_worker_that_would_compute_something_else_is_refused(client, source, request_, tmp_path):
     from napari_stmdit.scale.work import SectionSource
 
-    other = SectionSource(source.path, mpp=0.6)
+    other = SectionSource(path=source.path, mpp=0.6)
     with pytest.raises(SynthesisError, match="would compute something else") as error:
         shared(client, source, other.open(), request_, tmp_path / "o")
     assert "mpp: 0.6 then, 0.7 now" in str(error.value) and "--resume" in str(error.value)
@@ -180,10 +180,10 @@ def test_a_plain_slide_is_opened_by_the_workers_as_it_was_here(client, request_,
     from napari_stmdit.tissue.open import SectionSource
 
     slide = write_pyramid(tmp_path / "slide.tif", tissue_picture())
-    table = write_table(tmp_path / "mine.h5ad", SectionSource(slide, mpp=0.5).open().spots.yx)
+    table = write_table(tmp_path / "mine.h5ad", SectionSource(path=slide, mpp=0.5).open().spots.yx)
     plain = request_.model_copy(update={"region": SampleOfSpots(count=3), "edits": ()})
     for options in ({"grid_pitch": 120.0, "tissue_fraction": 0.2}, {"predicted_expression": table}):
-        source = SectionSource(slide, mpp=0.5, **options)
+        source = SectionSource(path=slide, mpp=0.5, **options)
         section = source.open()
         result = shared(client, source, section, plain, tmp_path / f"o{len(options)}")
         assert result.complete

@@ -27,7 +27,7 @@ def test_two_workers_edit_tissue_as_one_does_and_record_the_map(client, tiny_fol
     from napari_stmdit.scale.cluster import synthesize_shared
     from napari_stmdit.scale.work import SectionSource
 
-    source = SectionSource(tiny_folder)
+    source = SectionSource(path=tiny_folder)
     section = source.open()
     ids = tuple(section.spots.ids.tolist())
     edit = ScaleEdit(genes=tuple(TINY_GENES[:4]), factor=40.0, spots={ids[12]: 1.0, ids[13]: 1.0})

@@ -36,17 +36,17 @@ def test_elements_table_and_spots_belong_together(kind, request):
 def test_the_spots_layer_carries_them_with_and_without_the_dock(tiny_zarr, tiny_folder):
     from napari.components import ViewerModel
 
+    from napari_stmdit.tissue.open import SectionSource
     from napari_stmdit.ui import layers, manifest
     from napari_stmdit.ui.jobs import start_inline
     from napari_stmdit.ui.presenter import Presenter
-    from napari_stmdit.ui.state import OpenIntent
 
     *_, (_, state, _) = manifest.read_section(str(tiny_zarr))
     assert KEYS <= set(state["metadata"])
     viewer = ViewerModel()
     presenter = Presenter(viewer, start_inline)
     presenter.load_model = lambda choice: None  # no checkpoint is needed here
-    presenter.open(OpenIntent(str(tiny_folder)))
+    presenter.open(SectionSource(path=str(tiny_folder)))
     spots = viewer.layers[-1]
     assert KEYS <= set(spots.metadata)
     assert layers.role_of(spots) == "spots"

@@ -253,7 +253,7 @@ def test_options_of_a_slide_are_refused_for_sections_and_fullres_for_slides(pyra
 
 def test_a_source_opens_the_same_section_from_anywhere(pyramid, monkeypatch):
     monkeypatch.chdir(pyramid.parent)
-    source = SectionSource(pyramid.name, grid_pitch=80.0).absolute()
+    source = SectionSource(path=pyramid.name, grid_pitch=80.0).absolute()
     monkeypatch.chdir("/")
     assert source.path == pyramid
     np.testing.assert_array_equal(source.open().spots.yx, open_section(pyramid, grid_pitch=80.0).spots.yx)

@@ -6,13 +6,11 @@ from slides import tissue_picture, write_pyramid, write_table
 from standins import CropModel, card_for
 from tiny import TINY_GENES
 
-from napari_stmdit.tissue.open import open_section
-from napari_stmdit.tissue.slide import SlideOptions
+from napari_stmdit.tissue.open import SectionSource, open_section
 from napari_stmdit.types import Request
 from napari_stmdit.ui import layers, manifest
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.presenter import Presenter
-from napari_stmdit.ui.state import OpenIntent
 
 
 @pytest.fixture(scope="module")
@@ -31,24 +29,24 @@ def presenter():
 
 
 def test_the_scale_is_asked_for_and_then_the_slide_opens(presenter, slide):
-    presenter.open(OpenIntent(str(slide)))
+    presenter.open(SectionSource(path=str(slide)))
     state = presenter.state
     assert state.section is None and state.scale_asked == str(slide)
     assert state.message.kind == "error" and "does not state how large" in state.message.text
-    presenter.open(OpenIntent(str(slide), mpp=0.5, slide=SlideOptions(grid_pitch=150.0)))
+    presenter.open(SectionSource(path=str(slide), mpp=0.5, grid_pitch=150.0))
     assert state.scale_asked == "" and state.section.kind == "image"
     assert any("150 um apart" in note for note in state.section.notes)
     assert presenter.section_fault() == "" and len(presenter.view.spots.data) == len(state.section.spots)
 
 
 def test_another_fault_asks_for_no_scale(presenter, slide, tmp_path):
-    presenter.open(OpenIntent(str(tmp_path / "nothing.tif")))
+    presenter.open(SectionSource(path=str(tmp_path / "nothing.tif")))
     assert presenter.state.scale_asked == "" and presenter.state.message.kind == "error"
 
 
 @pytest.mark.parametrize("stated", [False, True])
 def test_a_run_on_a_slide_is_named_for_what_it_lacks(presenter, slide, stated):
-    presenter.open(OpenIntent(str(slide), mpp=0.5))
+    presenter.open(SectionSource(path=str(slide), mpp=0.5))
     state = presenter.state
     if stated:  # as of a result of another section, whose request was taken into the form
         state.request = Request(expression="own")
@@ -63,7 +61,7 @@ def test_a_run_on_a_slide_is_named_for_what_it_lacks(presenter, slide, stated):
 
 def test_a_predicted_table_can_be_coloured_by_and_names_the_run(presenter, slide, tmp_path):
     table = write_table(tmp_path / "mine.h5ad", open_section(slide, mpp=0.5).spots.yx)
-    presenter.open(OpenIntent(str(slide), mpp=0.5, slide=SlideOptions(predicted_expression=str(table))))
+    presenter.open(SectionSource(path=str(slide), mpp=0.5, predicted_expression=str(table)))
     state = presenter.state
     assert presenter.gene_overlap() == (20, 20)
     presenter.select(state.section.spots.ids[:2].tolist())
@@ -85,7 +83,7 @@ def test_ordinary_images_are_left_to_others(slide):
 
 
 def test_a_stored_slides_layers_say_it(presenter, slide, tmp_path):
-    presenter.open(OpenIntent(str(slide), mpp=0.5))
+    presenter.open(SectionSource(path=str(slide), mpp=0.5))
     presenter.select(presenter.state.section.spots.ids[:1].tolist())
     presenter.runs.run()
     presenter.state.results[0].result.save(tmp_path / "out.zarr")

@@ -9,11 +9,12 @@ from models_for_ui import ByHand, FailingModel
 from napari.components import ViewerModel
 from standins import CropModel
 
+from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.types import Guidance
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.presenter import Presenter, presenter_of
-from napari_stmdit.ui.state import Colouring, ModelChoice, OpenIntent, RunStatus
+from napari_stmdit.ui.state import Colouring, ModelChoice, RunStatus
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_a_section_that_is_there_before_the_dock_is_taken_up(viewer, tiny_sectio
 
 def test_opening_by_a_worker(viewer, tiny_folder, by_hand):
     presenter = Presenter(viewer, by_hand)
-    presenter.open(OpenIntent(str(tiny_folder)))
+    presenter.open(SectionSource(path=str(tiny_folder)))
     assert presenter.state.busy
     assert presenter.state.section is None
     by_hand.finish(0)
@@ -110,7 +111,7 @@ def test_opening_by_a_worker(viewer, tiny_folder, by_hand):
 
 def test_what_cannot_be_opened_is_said(viewer, tmp_path, by_hand):
     presenter = Presenter(viewer, by_hand)
-    presenter.open(OpenIntent(str(tmp_path / "nowhere")))
+    presenter.open(SectionSource(path=str(tmp_path / "nowhere")))
     by_hand.finish()
     assert presenter.state.message.kind == "error"
     assert "nowhere" in presenter.state.message.text

@@ -27,31 +27,22 @@ from ..tissue.geometry import polygons_from_geojson
 from ..tissue.open import SectionSource
 from ..tissue.spaceranger import section_name
 from ..tissue.spatialdata_store import RESULT_PREFIX
-from ..types import Intent, PredictedUnits, Region, Request, Weight
+from ..types import Intent, Region, Request
 
 _NAME = re.compile(r"[0-9A-Za-z_.-]{1,100}")
 _OWN_FIELDS = {"section": "sections", "checkpoint": "checkpoint", "edits": "edits"}
 _MEASURED: dict[str, Any] = {"measured": []}
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Filled = Annotated[str, Field(min_length=1)]
 
 
-class SectionEntry(Intent):
+class SectionEntry(SectionSource):
     """One section of a cohort; relative paths start at the job file.
 
-    ``region`` is a region as a request has it, or the path of a GeoJSON file; without one the request's counts. The fields from
-    ``grid_pitch`` on are for plain H&E images, as `napari_stmdit.open_section` takes them.
+    ``region`` is a region as a request has it, or the path of a GeoJSON file; without one the request's counts.
     """
 
-    path: Filled
     name: Filled | None = None
-    fullres: Filled | None = None
-    mpp: Positive | None = None
-    grid_pitch: Positive | None = None
-    tissue_fraction: Weight | None = None
-    predicted_expression: Filled | None = None
-    predicted_units: PredictedUnits | None = None
     region: Region | Filled | None = None
 
 
@@ -184,19 +175,13 @@ def _places(entries: dict[int, SectionEntry], output: Any, root: Path, faults: l
             faults.append(
                 (f"{where}.name", f"{name!r} is also the name of sections.{twin}; give each section a name of its own")
             )
-        fullres = entry.fullres
-        if fullres is not None and (root / fullres).is_file():
-            fullres = str(root / fullres)
-        table = entry.predicted_expression
-        source = SectionSource(
-            path,
-            fullres,
-            entry.mpp,
-            entry.grid_pitch,
-            entry.tissue_fraction,
-            None if table is None else _path(table, root, f"{where}.predicted_expression", faults),
-            entry.predicted_units,
-        )
+        update: dict[str, Any] = {"path": path}
+        if entry.fullres is not None and (root / entry.fullres).is_file():
+            update["fullres"] = root / entry.fullres
+        if entry.predicted_expression is not None:
+            file = _path(entry.predicted_expression, root, f"{where}.predicted_expression", faults)
+            update["predicted_expression"] = file
+        source = SectionSource(**{field: getattr(entry, field) for field in SectionSource.model_fields} | update)
         places.append(Place(name, source, stores / f"{name}.zarr"))
     return places
 
@@ -252,7 +237,7 @@ def _check_folders(places: list[Place], edits: list[str], faults: list[tuple[str
             faults.append(("sections and edits", f"{twin!r} and {name!r} come to one folder, {folder}; rename one"))
 
 
-def _path(given: str, root: Path, place: str, faults: list[tuple[str, str]]) -> Path:
+def _path(given: str | Path, root: Path, place: str, faults: list[tuple[str, str]]) -> Path:
     try:
         return root / user_path(given)
     except BadFile as error:

@@ -26,7 +26,7 @@ from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import synthesize
 from ..synthesis.run import run
 from ..synthesis.zarr_canvas import PatchStore
-from ..tissue.open import SectionSource as SectionSource
+from ..tissue.open import SectionSource
 from ..types import CheckpointCard, Plan, Request, Section
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -136,6 +137,30 @@ def read_request(path: str | Path) -> Request:
     if faults:
         raise RequestError(faults)
     return request
+
+
+def merge(file: str | Path | None, options: Mapping[str, Any], edits: str | Path | None = None) -> Request:
+    """Return the request of a file with options in place of what it says, and with the edits of an edit file.
+
+    Parameters
+    ----------
+    file
+        A request file, see `read_request`; None for an empty one.
+    options
+        Fields of a request; those that are None, and the scales of ``guidance`` that are None, are not given.
+    edits
+        An edit file, see `read_edit_file`.
+
+    Raises
+    ------
+    RequestError
+        With every fault and its place.
+    """
+    content = {} if file is None else read_request(file).model_dump(exclude_unset=True)
+    given = {name: value for name, value in options.items() if value is not None}
+    scales = {name: value for name, value in given.pop("guidance", {}).items() if value is not None}
+    request = make_request({**content, **given, "guidance": {**content.get("guidance", {}), **scales}}, "options")
+    return request if edits is None else with_edits(request, read_edit_file(edits))
 
 
 def as_recorded(content: dict[Any, Any]) -> dict[Any, Any]:

@@ -125,6 +125,12 @@ def fault_of_counts(matrix: Any) -> str | None:
     return f"a count of {data.max():.3g}" if float(data.max()) > MOST_COUNTS else None
 
 
+def note_empty(counts: csr_matrix, noun: str = "spots") -> list[str]:
+    """Return a note of how many rows have no count, where there are such."""
+    empty = int((np.asarray(counts.sum(axis=1)).ravel() == 0).sum())
+    return [f"{empty} of {counts.shape[0]} {noun} have a total count of zero"] if empty else []
+
+
 def tidy(counts: Any) -> csr_matrix:
     """Return counts as rows of sparse numbers in order, each place once, in a type that sums do not overflow at once.
 

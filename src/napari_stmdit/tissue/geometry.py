@@ -40,12 +40,6 @@ def swap_axes(points: ArrayLike) -> NDArray[np.float64]:
     return np.ascontiguousarray(np.asarray(points, dtype=np.float64)[..., ::-1])
 
 
-def swap_affine_axes(affine: ArrayLike) -> Affine:
-    """Turn a (3, 3) affine over (x, y, 1) into one over (y, x, 1) or back."""
-    order = [1, 0, 2]
-    return np.asarray(affine, dtype=np.float64)[np.ix_(order, order)]
-
-
 def translation(y: float, x: float) -> Affine:
     """Return the affine that adds (y, x)."""
     return np.array([[1, 0, y], [0, 1, x], [0, 0, 1]], dtype=np.float64)
@@ -222,11 +216,26 @@ def is_plausible_mpp(mpp: object) -> TypeGuard[int | float]:
     return is_number(mpp) and _PLAUSIBLE_MPP[0] <= mpp <= _PLAUSIBLE_MPP[1]
 
 
-def check_mpp(mpp: float) -> None:
+def mpp_fault(mpp: object) -> str:
+    """Say why a value that is not plausible cannot be microns per pixel."""
+    low, high = _PLAUSIBLE_MPP
+    return f"mpp is {shorten(repr(mpp))}; expected microns per full-resolution pixel, between {low} and {high}"
+
+
+def check_mpp(mpp: object) -> None:
     """Raise SectionError where a value that the user gave cannot be microns per pixel."""
     if not is_plausible_mpp(mpp):
-        low, high = _PLAUSIBLE_MPP
-        raise SectionError(f"mpp is {mpp!r}; expected microns per full-resolution pixel, between {low} and {high}")
+        raise SectionError(mpp_fault(mpp))
+
+
+def check_positions(points: NDArray[np.float64], names: NDArray[np.str_], whose: str, axes: str) -> None:
+    """Raise SectionError where one of (n, 2) positions is no finite number, or farther away than any slide is large."""
+    wrong = ~(np.abs(points) < FARTHEST_PX).all(axis=1)  # nan is not
+    if wrong.any():
+        raise SectionError(
+            f"the position of {shorten(str(names[wrong][0]))} is {points[wrong][0].tolist()} {axes}, which is no finite number or farther than any "
+            f"slide is large; {int(wrong.sum())} {whose} have such a position"
+        )
 
 
 # ------------------------------------------------------------------------------------------------- polygons

@@ -195,7 +195,8 @@ def _found_out(image: StoredImage, section: Section, sdata: Any) -> Attribution:
 
 
 def _pair(section: Section) -> tuple[str, str]:
-    assert section.store is not None
+    if section.store is None:
+        raise StoreError(f"{section.name} was not opened from a store, so that no result of one can be its own")
     return section.store.table, section.store.spots
 
 

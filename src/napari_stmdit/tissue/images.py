@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import struct
 import threading
 import uuid
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
+from ..files import BadFile, user_path
 from ..types import SlideImage
 from .colour import EXPECTED, Samples, as_rgb, sample_axis, samples_of_page
 
@@ -74,6 +76,36 @@ def glance(image: SlideImage) -> SlideImage:
             return image
     pixels = _decode(path, 8)
     return SlideImage((_lazy(_Decoded(pixels.shape[:2], lambda: pixels)),), 8.0 * image.pixel_size, image.source)
+
+
+def resolve_fullres(fullres: str | Path, section: Path) -> Path:
+    """Find the full-resolution image in the working directory or in the section's folder.
+
+    Raises
+    ------
+    SectionError
+        Where it is in neither, or two different files are meant.
+    """
+    try:
+        given = user_path(fullres)
+    except BadFile as error:
+        raise SectionError(f"--fullres {fullres!r} cannot be opened: {error}") from error
+    if given.is_absolute():
+        if not given.is_file():
+            raise SectionError(f"there is no image file {given}")
+        return given
+    here, there = Path.cwd() / given, section / given
+    if here.is_file() and there.is_file():
+        if not here.samefile(there) and not filecmp.cmp(here, there, shallow=False):
+            raise SectionError(
+                f"--fullres {fullres} may mean {here} or {there}, and they differ; give the absolute path of the right one"
+            )
+        return there
+    if here.is_file():
+        return here
+    if there.is_file():
+        return there
+    raise SectionError(f"--fullres {fullres} is neither {here} nor {there}; give the path of the image")
 
 
 def image_size(path: Path) -> tuple[int, int]:

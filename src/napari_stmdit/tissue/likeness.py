@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import SectionError, StmditError
 from ..types import SlideImage
-from .crops import read_patches
+from .crops import read_patches, readable
 
 _WHOLE = (48, 1 / 48)
 """Places along each axis, and the side of the box at each as a share of the image's: the boxes cover the image."""
@@ -66,15 +65,11 @@ def unlike(slide: SlideImage, thumbnail: SlideImage, least: float = ALIKE) -> st
     SectionError
         Where the pixels of one of them cannot be read.
     """
-    try:
+    with readable(slide):
         if len(slide.levels[-1].__dask_graph__()) <= _MOST_CHUNKS:
             found, wanted = _looks(slide, *_WHOLE), _looks(thumbnail, *_WHOLE)
         else:
             found, wanted = _patches(slide, *_SPARSE), _looks(thumbnail, *_SPARSE)
-    except (StmditError, MemoryError):
-        raise
-    except Exception as error:  # every codec has its own for damaged data
-        raise SectionError(f"{slide.source} cannot be read, the file may be damaged or cut short: {error}") from error
     if wanted.std(axis=(0, 1)).max() < _LEAST_SPREAD:
         return None
     fits = [_correlation(found, turn(wanted)) for _, turn in _ORIENTATIONS]

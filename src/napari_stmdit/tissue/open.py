@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import filecmp
-from dataclasses import dataclass
+import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
+
+from pydantic import BeforeValidator, ValidationError, model_validator
 
 from ..errors import SectionError
-from ..files import BadFile, user_path
+from ..files import BadFile, is_number, shorten, user_path
+from ..intent import Intent
 from ..types import PredictedUnits, Section
-from .images import IMAGE_SUFFIXES
+from .geometry import is_plausible_mpp, mpp_fault
+from .images import IMAGE_SUFFIXES, resolve_fullres
+from .slide import PITCH_WITHIN, open_slide
+from .spaceranger import open_spaceranger, open_visium_hd
 from .zarr_codecs import told_as_damage
 
 if TYPE_CHECKING:
-    from .slide import SlideOptions
+    from anndata import AnnData
+    from spatialdata import SpatialData
 
 COARSEST_IMAGE = 1.5
 """How many times coarser than the checkpoint's scale a slide image may be to be synthesized from."""
@@ -26,41 +33,129 @@ _EXPECTED = (
 )
 
 
-@dataclass(frozen=True)
-class SectionSource:
-    """Where a section is and how it is to be opened, for those who open it for themselves: the arguments of `open_section`."""
+def _place(value: object) -> str | Path:
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(f"got {shorten(repr(value))}, expected a path")
+    if not str(value).strip():
+        raise ValueError("a path is empty; give it, or leave it out")
+    return value if isinstance(value, str) else Path(value)
 
-    path: Path
-    fullres: Path | str | None = None
-    mpp: float | None = None
-    grid_pitch: float | None = None
-    tissue_fraction: float | None = None
-    predicted_expression: Path | str | None = None
-    predicted_units: PredictedUnits | None = None
+
+def _mpp(value: object) -> object:
+    if not is_plausible_mpp(value):
+        raise ValueError(mpp_fault(value))
+    return value
+
+
+def _grid_pitch(value: object) -> object:
+    low, high = PITCH_WITHIN
+    if not (is_number(value) and low <= value <= high):
+        raise ValueError(f"grid_pitch is {shorten(repr(value))}; expected microns between {low:g} and {high:g}")
+    return value
+
+
+def _tissue_fraction(value: object) -> object:
+    if not (is_number(value) and 0 <= value <= 1):
+        raise ValueError(f"tissue_fraction is {shorten(repr(value))}; expected a number from 0 to 1")
+    return value
+
+
+def _predicted_units(value: object) -> object:
+    if value not in get_args(PredictedUnits):
+        raise ValueError(f"predicted_units is {shorten(repr(value))}; expected counts or log1p")
+    return value
+
+
+Place = Annotated[str | Path, BeforeValidator(_place)]
+
+
+class SectionSource(Intent):
+    """Where a section is and how it is to be opened: what a command line, a job file or the dock says of it.
+
+    Attributes
+    ----------
+    path
+        A Space Ranger ``outs`` folder (versions 1 to 3), a Visium HD ``binned_outputs`` folder or one of its ``square_*``,
+        a SpatialData .zarr with Visium spots, or a plain H&E image. Where a store holds several sets of spots,
+        ``STORE.zarr/shapes/NAME``.
+    fullres
+        The full-resolution slide image. A relative path is looked for in the working directory and in ``path``. For a
+        SpatialData store also the name of one of its images.
+    mpp
+        Microns per full-resolution pixel; overrides what the files say.
+    coordinate_system
+        Of a SpatialData store, where spots and slide are brought together; needed only if they lie differently in several.
+    grid_pitch
+        Of a plain image: microns between the centres of its hexagonal grid of virtual spots; 100 by default, as on a Visium slide. With
+        a predicted table it asks for the grid, whose spots take the nearest row; without it the rows' own positions are the spots.
+    tissue_fraction
+        Of a plain image: part of a spot that must lie on tissue, 0 to 1; 0.5 by default. 0 looks for no tissue: spots cover the slide.
+    predicted_expression
+        Of a plain image: a .h5ad with predicted expression; see `napari_stmdit.tissue.predicted`.
+    predicted_units
+        What it holds, where the file does not say so: ``counts`` or ``log1p``.
+    """
+
+    path: Place
+    fullres: Place | None = None
+    mpp: Annotated[float, BeforeValidator(_mpp)] | None = None
+    coordinate_system: str | None = None
+    grid_pitch: Annotated[float, BeforeValidator(_grid_pitch)] | None = None
+    tissue_fraction: Annotated[float, BeforeValidator(_tissue_fraction)] | None = None
+    predicted_expression: Place | None = None
+    predicted_units: Annotated[PredictedUnits, BeforeValidator(_predicted_units)] | None = None
+
+    @model_validator(mode="after")
+    def _units_of_a_table(self) -> Self:
+        if self.predicted_units is not None and self.predicted_expression is None:
+            raise ValueError("predicted_units was given without a predicted table; give predicted_expression too")
+        return self
+
+    @classmethod
+    def given(cls, path: object, **options: object) -> Self:
+        """Return a source of what a user typed.
+
+        Raises
+        ------
+        SectionError
+            With every value that is none.
+        """
+        try:
+            return cls.model_validate({"path": path, **options})
+        except ValidationError as error:
+            faults = [
+                str(item["msg"]).removeprefix("Value error, ")
+                if item["type"] == "value_error"
+                else f"{item['loc'][0]} is {shorten(repr(item['input']))}: {item['msg']}"
+                for item in error.errors(include_url=False)
+            ]
+            raise SectionError("; ".join(faults)) from None
+
+    @property
+    def slide_options(self) -> dict[str, Any]:
+        """What was given that is for plain images alone."""
+        names = ("grid_pitch", "tissue_fraction", "predicted_expression", "predicted_units")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def open(self) -> Section:
-        """Open the section."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return open_section(given.pop("path"), **given)
+        """Open the section; see `open_section`."""
+        return _open(self)
 
-    def absolute(self) -> SectionSource:
+    def absolute(self) -> Self:
         """Return it with the paths of its files absolute, for processes with a working directory of their own.
 
         A ``fullres`` that is no file here stays as it is: it may be the name of an image, or lie in the section's folder.
         """
-        fullres, table = (
-            None if p is None else Path(p).expanduser() for p in (self.fullres, self.predicted_expression)
-        )
-        return dataclasses.replace(
-            self,
-            path=Path(self.path).expanduser().absolute(),
-            fullres=fullres.absolute() if fullres is not None and fullres.is_file() else self.fullres,
-            predicted_expression=None if table is None else table.absolute(),
-        )
+        update: dict[str, Any] = {"path": Path(self.path).expanduser().absolute()}
+        if self.fullres is not None and Path(self.fullres).expanduser().is_file():
+            update["fullres"] = Path(self.fullres).expanduser().absolute()
+        if self.predicted_expression is not None:
+            update["predicted_expression"] = Path(self.predicted_expression).expanduser().absolute()
+        return self.model_copy(update=update)
 
 
 def open_section(
-    path: str | Path,
+    path: str | Path | SpatialData | AnnData,
     fullres: str | Path | None = None,
     mpp: float | None = None,
     *,
@@ -75,19 +170,18 @@ def open_section(
     Parameters
     ----------
     path
-        A Space Ranger ``outs`` folder (versions 1 to 3), a Visium HD ``binned_outputs`` folder or one of its ``square_*``,
-        a SpatialData .zarr with Visium spots, or a plain H&E image. Where a store holds several sets of spots,
-        ``STORE.zarr/shapes/NAME``.
+        A folder, store or image, see `napari_stmdit.tissue.open.SectionSource`. Or what is in memory: a ``SpatialData`` with Visium
+        spots, or an ``AnnData`` as scanpy and squidpy read Visium, with ``obsm["spatial"]`` and ``uns["spatial"]``.
     fullres
         The full-resolution slide image. A relative path is looked for in the working directory and in ``path``. For a
-        SpatialData store also the name of one of its images.
+        SpatialData also the name of one of its images.
     mpp
         Microns per full-resolution pixel; overrides what the files say.
     coordinate_system
-        Of a SpatialData store, where spots and slide are brought together; needed only if they lie differently in several.
+        Of a SpatialData, where spots and slide are brought together; needed only if they lie differently in several.
     grid_pitch, tissue_fraction, predicted_expression, predicted_units
         Of a plain image: its virtual spots, and a table of expression that was predicted for them; see
-        `napari_stmdit.tissue.slide.SlideOptions`.
+        `napari_stmdit.tissue.open.SectionSource`.
 
     Returns
     -------
@@ -99,89 +193,93 @@ def open_section(
     SectionError
         Where it cannot be read, or something would have to be guessed; `ScaleError` where that is the scale of a plain image.
     """
-    from .slide import SlideOptions, open_slide
+    kind = _kind_in_memory(path)
+    if kind is None:
+        _existing(path)
+    source = SectionSource.given(
+        kind or path,
+        fullres=fullres,
+        mpp=mpp,
+        coordinate_system=coordinate_system,
+        grid_pitch=grid_pitch,
+        tissue_fraction=tissue_fraction,
+        predicted_expression=predicted_expression,
+        predicted_units=predicted_units,
+    )
+    if kind is None:
+        return source.open()
+    from .in_memory import open_in_memory
 
-    try:
-        path = user_path(path)
-    except BadFile as error:
-        raise SectionError(f"the section cannot be opened: {error}. Expected {_EXPECTED}") from error
-    if not path.exists():
-        raise SectionError(f"there is no file or folder {path}; expected {_EXPECTED}")
-    options = SlideOptions(grid_pitch, tissue_fraction, predicted_expression, predicted_units)
+    _refuse_slide_options(f"the {kind}", source)
+    return _noting_spots_off_slide(open_in_memory(path, source.fullres, source.mpp, source.coordinate_system))
+
+
+def _open(source: SectionSource) -> Section:
+    path = _existing(source.path)
     with told_as_damage(path, "a tissue section"):
         if not path.is_dir():
-            if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
-                if fullres is not None:
-                    raise SectionError(f"{path.name} is the slide image itself; leave --fullres (fullres=...) out")
-                return open_slide(path, mpp, options)
-            raise SectionError(_about_file(path))
-        _refuse_slide_options(path, options)
-        section = _read(path, fullres, mpp, coordinate_system)
-        off = spots_off_slide(section)
+            if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
+                raise SectionError(_about_file(path))
+            if source.fullres is not None:
+                raise SectionError(f"{path.name} is the slide image itself; leave --fullres (fullres=...) out")
+            return open_slide(path, source.mpp, **source.slide_options)
+        _refuse_slide_options(path, source)
+        return _noting_spots_off_slide(_read(path, source))
+
+
+def _existing(path: object) -> Path:
+    if path == "":
+        raise SectionError(f"the section cannot be opened: its path is empty. Expected {_EXPECTED}")
+    try:
+        found = user_path(path)  # type: ignore[arg-type] # whatever was given; it refuses what is no path
+    except BadFile as error:
+        raise SectionError(f"the section cannot be opened: {error}. Expected {_EXPECTED}") from error
+    if not found.exists():
+        raise SectionError(f"there is no file or folder {found}; expected {_EXPECTED}")
+    return found
+
+
+def _kind_in_memory(section: object) -> str | None:
+    """Return what an object is called, None where it is neither a SpatialData nor an AnnData; imports neither."""
+    for module, name in (("spatialdata", "SpatialData"), ("anndata", "AnnData")):
+        loaded = sys.modules.get(module)
+        if loaded is not None and isinstance(section, getattr(loaded, name, ())):
+            return name
+    return None
+
+
+def _noting_spots_off_slide(section: Section) -> Section:
+    off = spots_off_slide(section)
     if not off:
         return section
     note = "1 spot lies" if off == 1 else f"{off} spots lie"
     return dataclasses.replace(section, notes=(*section.notes, f"{note} off the slide image"))
 
 
-def _refuse_slide_options(path: Path, options: SlideOptions) -> None:
+def _refuse_slide_options(name: object, source: SectionSource) -> None:
     """A section with spots of its own has no use for a virtual grid, and its expression is not replaced."""
-    if options.given:
+    if given := source.slide_options:
         raise SectionError(
-            f"{path} has spots of its own: {', '.join(options.given)} is for plain H&E images; leave it out, or give the slide image alone"
+            f"{name} has spots of its own: {', '.join(given)} is for plain H&E images; leave it out, or give the slide image alone"
         )
 
 
-def _read(path: Path, fullres: str | Path | None, mpp: float | None, coordinate_system: str | None) -> Section:
+def _read(path: Path, source: SectionSource) -> Section:
     """Open a folder with the reader for its layout."""
     if _in_store(path):
         from .spatialdata_store import open_spatialdata
 
-        return open_spatialdata(path, fullres, mpp, coordinate_system)
-    given = None if fullres is None else resolve_fullres(fullres, path)
+        return open_spatialdata(path, source.fullres, source.mpp, source.coordinate_system)
+    given = None if source.fullres is None else resolve_fullres(source.fullres, path)
     if not (path / "spatial").is_dir() and any(
         (path / "outs" / inner).is_dir() for inner in ("spatial", "binned_outputs")
     ):
         path = path / "outs"
     if _is_visium_hd(path):
-        from .spaceranger import open_visium_hd
-
-        return open_visium_hd(path, given, mpp)
+        return open_visium_hd(path, given, source.mpp)
     if (path / "spatial").is_dir():
-        from .spaceranger import open_spaceranger
-
-        return open_spaceranger(path, given, mpp)
+        return open_spaceranger(path, given, source.mpp)
     raise SectionError(f"{path} is no tissue section that can be read; expected {_EXPECTED}")
-
-
-def resolve_fullres(fullres: str | Path, section: Path) -> Path:
-    """Find the full-resolution image in the working directory or in the section's folder.
-
-    Raises
-    ------
-    SectionError
-        Where it is in neither, or two different files are meant.
-    """
-    try:
-        given = user_path(fullres)
-    except BadFile as error:
-        raise SectionError(f"--fullres {fullres!r} cannot be opened: {error}") from error
-    if given.is_absolute():
-        if not given.is_file():
-            raise SectionError(f"there is no image file {given}")
-        return given
-    here, there = Path.cwd() / given, section / given
-    if here.is_file() and there.is_file():
-        if not here.samefile(there) and not filecmp.cmp(here, there, shallow=False):
-            raise SectionError(
-                f"--fullres {fullres} may mean {here} or {there}, and they differ; give the absolute path of the right one"
-            )
-        return there
-    if here.is_file():
-        return here
-    if there.is_file():
-        return there
-    raise SectionError(f"--fullres {fullres} is neither {here} nor {there}; give the path of the image")
 
 
 def synthesis_fault(section: Section, patch_mpp: float) -> str | None:

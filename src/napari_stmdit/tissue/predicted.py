@@ -19,8 +19,8 @@ from ..errors import SectionError
 from ..files import BadFile, is_number, user_path
 from ..text import shorten
 from ..types import ExpressionSource, PredictedUnits, SpotTable
-from .counts import MOST_COUNTS, refuse_twice
-from .geometry import FARTHEST_PX, swap_axes
+from .counts import MOST_COUNTS, note_empty, refuse_twice
+from .geometry import check_positions, swap_axes
 from .one_section import refuse_libraries
 from .spaceranger import one_number
 from .tables import genes_of, obs_columns
@@ -99,11 +99,11 @@ def _table(file: Path, units: PredictedUnits | None) -> PredictedTable:
     refuse_twice(ids, file.name)
     columns = obs_columns(obs, set())
     refuse_libraries(ids, columns, None, file.name)
-    yx = _positions(file, xy, ids)
+    check_positions(xy, ids, f"of {file.name}", "(x, y)")
     counts, found = _as_counts(file, values, units, log_base)
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    spots = SpotTable(ids, yx, 0.0, counts, genes, None, columns)
+    spots = SpotTable(ids, swap_axes(xy), 0.0, counts, genes, None, columns)
     return PredictedTable(spots, ExpressionSource("predicted", file.name, digest, found))
 
 
@@ -169,16 +169,6 @@ def _log_base(root: Any) -> float | None:
             f"{root.filename}: uns['log1p'] states the base {shorten(repr(base))}, which is no base of logarithms; expected a number above 1, or none for e"
         )
     return float(base)
-
-
-def _positions(file: Path, xy: NDArray[np.float64], ids: NDArray[np.str_]) -> NDArray[np.float64]:
-    wrong = ~(np.abs(xy) < FARTHEST_PX).all(axis=1)  # nan is not
-    if wrong.any():
-        raise SectionError(
-            f"{file.name}: the position of {shorten(str(ids[wrong][0]))} is {xy[wrong][0].tolist()} (x, y), which is no finite number or "
-            f"farther than any slide is large; {int(wrong.sum())} rows have such a position"
-        )
-    return swap_axes(xy)
 
 
 def _as_counts(
@@ -270,7 +260,7 @@ def at_own_positions(
         if off:
             notes.append(f"{_count(off, 'row lies', 'rows lie')} off the tissue that was found and kept all the same")
     notes.insert(0, f"spots: the {len(spots)} positions of {name}, {len(spots.genes):,} genes, {_words(table)}")
-    return replace(spots, diameter=2 * radius), notes + _empty(spots)
+    return replace(spots, diameter=2 * radius), notes + note_empty(spots.counts)
 
 
 def at_grid(
@@ -311,7 +301,7 @@ def at_grid(
         )
     if shared:
         notes.append(f"{_count(shared, 'row has', 'rows have')} a nearer one at the same spot and left out")
-    return found, notes + _empty(found)
+    return found, notes + note_empty(found.counts)
 
 
 def _usable(table: PredictedTable, size: tuple[float, float]) -> tuple[NDArray[np.bool_], NDArray[np.bool_], list[str]]:
@@ -342,11 +332,6 @@ def _rows_of(spots: SpotTable, rows: NDArray[np.int64]) -> SpotTable:
 
 def _words(table: PredictedTable) -> str:
     return "counts" if table.source.units == "counts" else "log1p, turned back into counts"
-
-
-def _empty(spots: SpotTable) -> list[str]:
-    empty = int((np.asarray(spots.counts.sum(axis=1)).ravel() == 0).sum())
-    return [f"{empty} of {len(spots)} spots have a total of zero"] if empty else []
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
-from ..files import is_number
-from ..text import shorten
 from ..types import ExpressionSource, Genes, PredictedUnits, Section, SlideImage, SpotTable
 from .geometry import VISIUM_PITCH_UM
 from .images import open_image
@@ -29,54 +26,15 @@ PITCH_WITHIN = (10.0, 10_000.0)
 MOST_SPOTS = 1_000_000
 
 
-@dataclass(frozen=True)
-class SlideOptions:
-    """What is asked of a plain slide beyond its image; None leaves it at the default.
-
-    Attributes
-    ----------
-    grid_pitch
-        Microns between the centres of the hexagonal grid; 100 by default, as on a Visium slide. With a predicted table it asks for the
-        grid, whose spots take the nearest row; without it the rows' own positions are the spots.
-    tissue_fraction
-        Part of a spot that must lie on tissue, 0 to 1; 0.5 by default. 0 looks for no tissue: spots cover the slide.
-    predicted_expression
-        A .h5ad with predicted expression; see `napari_stmdit.tissue.predicted`.
-    predicted_units
-        What it holds, where the file does not say so: ``counts`` or ``log1p``.
-    """
-
-    grid_pitch: float | None = None
-    tissue_fraction: float | None = None
-    predicted_expression: str | Path | None = None
-    predicted_units: PredictedUnits | None = None
-
-    @property
-    def given(self) -> list[str]:
-        """Names of the options that were given."""
-        return [name for name, value in vars(self).items() if value is not None]
-
-    def check(self) -> None:
-        """Raise SectionError with every value that is none."""
-        faults = []
-        low, high = PITCH_WITHIN
-        if self.grid_pitch is not None and not (is_number(self.grid_pitch) and low <= self.grid_pitch <= high):
-            faults.append(
-                f"grid_pitch is {shorten(repr(self.grid_pitch))}; expected microns between {low:g} and {high:g}"
-            )
-        share = self.tissue_fraction
-        if share is not None and not (is_number(share) and 0 <= share <= 1):
-            faults.append(f"tissue_fraction is {shorten(repr(share))}; expected a number from 0 to 1")
-        if self.predicted_units is not None:
-            if self.predicted_units not in get_args(PredictedUnits):
-                faults.append(f"predicted_units is {shorten(repr(self.predicted_units))}; expected counts or log1p")
-            if self.predicted_expression is None:
-                faults.append("predicted_units was given without a predicted table; give predicted_expression too")
-        if faults:
-            raise SectionError("; ".join(faults))
-
-
-def open_slide(path: Path, mpp: float | None = None, options: SlideOptions | None = None) -> Section:
+def open_slide(
+    path: Path,
+    mpp: float | None = None,
+    *,
+    grid_pitch: float | None = None,
+    tissue_fraction: float = TISSUE_FRACTION,
+    predicted_expression: str | Path | None = None,
+    predicted_units: PredictedUnits | None = None,
+) -> Section:
     """Open a plain H&E image as a section.
 
     Parameters
@@ -85,8 +43,8 @@ def open_slide(path: Path, mpp: float | None = None, options: SlideOptions | Non
         JPEG, PNG or TIFF, with the formats of scanners that are built on TIFF (SVS, NDPI, OME-TIFF).
     mpp
         Microns per pixel; by default what the file states, see `slide_scale`.
-    options
-        Grid, tissue and predicted expression.
+    grid_pitch, tissue_fraction, predicted_expression, predicted_units
+        Grid, tissue and predicted expression, see `napari_stmdit.tissue.open.SectionSource`.
 
     Returns
     -------
@@ -100,17 +58,11 @@ def open_slide(path: Path, mpp: float | None = None, options: SlideOptions | Non
     SectionError
         Where a file cannot be read, no spot lies on tissue, or the predicted table does not fit the slide.
     """
-    options = options or SlideOptions()
-    options.check()
     image = open_image(path)
-    calibration = calibrate_slide(path, mpp)
-    assert calibration.mpp is not None  # or it has refused
-    table = None
-    if options.predicted_expression is not None:
-        table = read_predicted(options.predicted_expression, options.predicted_units)
-    share = TISSUE_FRACTION if options.tissue_fraction is None else options.tissue_fraction
-    mask = find_tissue(image, calibration.mpp) if share > 0 else None
-    spots, notes = _spots(image, calibration.mpp, mask, share, table, options.grid_pitch)
+    scale, calibration = calibrate_slide(path, mpp)
+    table = None if predicted_expression is None else read_predicted(predicted_expression, predicted_units)
+    mask = find_tissue(image, scale) if tissue_fraction > 0 else None
+    spots, notes = _spots(image, scale, mask, tissue_fraction, table, grid_pitch)
     expression = ExpressionSource("none") if table is None else table.source
     name = section_name(path)
     return Section(

@@ -26,8 +26,8 @@ Stated = tuple[float, float, str]
 """Microns per pixel along y and x, and the field that says so."""
 
 
-def calibrate_slide(path: Path, override: float | None = None) -> Calibration:
-    """Find the microns per pixel of a slide: the user's, else what the file states.
+def calibrate_slide(path: Path, override: float | None = None) -> tuple[float, Calibration]:
+    """Return the microns per pixel of a slide, the user's or else what the file states, and where they are from.
 
     Parameters
     ----------
@@ -51,9 +51,9 @@ def calibrate_slide(path: Path, override: float | None = None) -> Calibration:
             against = f"; {unusable}"
         elif stated is not None and abs(stated[0] / override - 1) > SQUARE_TO:
             against = f"; {stated[1]} of the file states {stated[0]:.4g}"
-        return Calibration(float(override), "override", f"{override:.4g} um/px, as given{against}")
+        return float(override), Calibration(float(override), "override", f"{override:.4g} um/px, as given{against}")
     if stated is not None:
-        return Calibration(stated[0], "image", f"{stated[0]:.4g} um/px, {stated[1]} of {path.name}")
+        return stated[0], Calibration(stated[0], "image", f"{stated[0]:.4g} um/px, {stated[1]} of {path.name}")
     reason = f" ({unusable})" if unusable else ""
     raise ScaleError(
         f"{path.name} does not state how large its pixels are{reason}; give the microns per pixel with --mpp (mpp=...), as the scanner's "

@@ -16,8 +16,8 @@ from ..errors import SectionError
 from ..files import BadFile, is_number, read_json
 from ..text import shorten
 from ..types import Calibration, Section, SlideImage, SpotTable
-from .counts import MOST_COUNTS, CountMatrix, fault_of_counts, find_counts, read_counts, refuse_twice
-from .geometry import FARTHEST_PX, VISIUM_PITCH_UM, Affine, calibrate, scaling
+from .counts import MOST_COUNTS, CountMatrix, fault_of_counts, find_counts, note_empty, read_counts, refuse_twice
+from .geometry import VISIUM_PITCH_UM, Affine, calibrate, check_positions, scaling
 from .images import IMAGE_SUFFIXES, glance, image_size, open_image
 from .likeness import ALIKE_UNASKED, unlike
 from .one_section import refuse_aggregated, refuse_bins, refuse_libraries
@@ -129,12 +129,12 @@ def one_number(value: Any) -> Any:
     return value
 
 
-def spot_diameter(scalefactors: Mapping[str, Any], path: Path) -> float:
+def spot_diameter(scalefactors: Mapping[str, Any], source: object) -> float:
     """Return ``spot_diameter_fullres``, which is for drawing only."""
     diameter = scalefactors.get("spot_diameter_fullres")
     if not is_number(diameter) or diameter <= 0:
         raise SectionError(
-            f"{path}: spot_diameter_fullres of the scalefactors is {shorten(repr(diameter))}; expected pixels above 0"
+            f"{source}: spot_diameter_fullres of the scalefactors is {shorten(repr(diameter))}; expected pixels above 0"
         )
     return float(diameter)
 
@@ -258,12 +258,7 @@ def join(
         raise SectionError(f"none of the {len(at)} barcodes of {matrix.source} lies on tissue (in_tissue = 1)")
     at = at[keep]
     yx = positions.yx[at]
-    wrong = ~(np.abs(yx) < FARTHEST_PX).all(axis=1)
-    if wrong.any():
-        raise SectionError(
-            f"the position of {shorten(str(matrix.barcodes[keep][wrong][0]))} is {yx[wrong][0].tolist()} (y, x), which is no finite "
-            f"number or farther than any slide is large; {int(wrong.sum())} spots on tissue have such a position"
-        )
+    check_positions(yx, matrix.barcodes[keep], "of the spots on tissue", "(y, x)")
     counts = matrix.counts[keep]
     spots = SpotTable(matrix.barcodes[keep], yx, diameter, counts, matrix.genes, positions.array_rc[at])
     notes = []
@@ -272,10 +267,7 @@ def join(
         notes.append(f"{without} positions on tissue have no counts and are left out")
     if len(matrix.barcodes) > len(spots):
         notes.append(f"{len(matrix.barcodes) - len(spots)} barcodes of the counts are not on tissue and are left out")
-    empty = int((np.asarray(counts.sum(axis=1)).ravel() == 0).sum())
-    if empty:
-        notes.append(f"{empty} of {len(spots)} {noun} have a total count of zero")
-    return spots, notes
+    return spots, notes + note_empty(counts, noun)
 
 
 def _first(values: NDArray[np.str_]) -> str:
@@ -481,6 +473,11 @@ def section_name(path: Path) -> str:
     name = path.name
     if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
         name = re.sub(r"\.ome$", "", path.stem, flags=re.IGNORECASE)
+    return section_label(name)
+
+
+def section_label(name: str) -> str:
+    """Return a name in letters that SpatialData elements may have."""
     return re.sub(r"[^0-9A-Za-z_.-]", "_", name).lstrip("_") or "section"
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,11 +36,10 @@ from .geometry import (
     sides_of_unit,
     uniform_scale,
 )
-from .images import with_overview
+from .images import resolve_fullres, with_overview
 from .one_section import refuse_bins
-from .open import resolve_fullres
 from .slide_scale import SQUARE_TO, stated_mpp
-from .spaceranger import open_fullres
+from .spaceranger import open_fullres, section_label
 from .tables import SpotRows, spot_rows
 from .zarr_codecs import refuse_pickles, told_as_damage
 
@@ -126,40 +124,67 @@ def open_spatialdata(
     root, kind, chosen = _split(path)
     sdata = read_store(root)
     with told_as_damage(root, "SpatialData"):
-        own = _own(sdata, root)
-        if chosen is not None and chosen not in (own_spots(str(own.get("name", ""))), OWN_TABLE):
-            own = {}  # what the store says is of the section that it was made for, and this is another one
-        expression = _expression(own)
-        rows, spots_to = spot_rows(sdata, kind, chosen, affines_of, expression.kind == "predicted")
-        if coordinate_system is not None and coordinate_system not in spots_to:
-            raise SectionError(
-                f"the spots are in no coordinate system {coordinate_system!r}; they have {', '.join(spots_to)}"
-            )
-        results = sorted(n for n in sdata.images if is_result_name(n))
-        candidates, notes = _candidates(sdata, results)
-        if results:
-            notes.append(f"results in this store: {', '.join(results)}")
-        if fullres is not None and str(fullres) not in sdata.images:
-            file = resolve_fullres(fullres, root)
-            frame = _frame_of_file(file, candidates, rows, spots_to, coordinate_system, bool(own), mpp)
+        section = section_of(sdata, root, fullres, mpp, coordinate_system, kind, chosen)
+    return replace(section, path=path)
+
+
+def section_of(
+    sdata: Any,
+    root: Path | None,
+    fullres: str | Path | None = None,
+    mpp: float | None = None,
+    coordinate_system: str | None = None,
+    kind: str | None = None,
+    chosen: str | None = None,
+) -> Section:
+    """Make a section of a SpatialData.
+
+    Parameters
+    ----------
+    sdata
+        What was read, or is in memory.
+    root
+        The store that it was read from, where there is one.
+    fullres, mpp, coordinate_system
+        As for `open_spatialdata`.
+    kind, chosen
+        ``shapes`` or ``tables`` and the name of the element that is meant; None where there is one set of spots alone.
+    """
+    name = "the SpatialData" if root is None else str(root)
+    own = _own(sdata, name)
+    if chosen is not None and chosen not in (own_spots(str(own.get("name", ""))), OWN_TABLE):
+        own = {}  # what the store says is of the section that it was made for, and this is another one
+    expression = _expression(own)
+    rows, spots_to = spot_rows(sdata, kind, chosen, affines_of, expression.kind == "predicted")
+    if coordinate_system is not None and coordinate_system not in spots_to:
+        raise SectionError(
+            f"the spots are in no coordinate system {coordinate_system!r}; they have {', '.join(spots_to)}"
+        )
+    results = sorted(n for n in sdata.images if is_result_name(n))
+    candidates, notes = _candidates(sdata, results)
+    if results:
+        notes.append(f"results in this store: {', '.join(results)}")
+    if fullres is not None and str(fullres) not in sdata.images:
+        file = resolve_fullres(fullres, Path() if root is None else root)
+        frame = _frame_of_file(file, candidates, rows, spots_to, coordinate_system, bool(own), mpp)
+    else:
+        wanted = None if fullres is None else str(fullres)
+        slide, others = _choose(candidates, wanted, rows, spots_to, coordinate_system)
+        if slide is None:
+            frame = _Frame(np.eye(3), None, _no_slide(candidates, spots_to, coordinate_system))
+            notes.append(frame.fault)
         else:
-            name = None if fullres is None else str(fullres)
-            slide, others = _choose(candidates, name, rows, spots_to, coordinate_system)
-            if slide is None:
-                frame = _Frame(np.eye(3), None, _no_slide(candidates, spots_to, coordinate_system))
-                notes.append(frame.fault)
-            else:
-                frame, told = _frame(slide, spots_to, coordinate_system)
-                notes += told
-            notes += [f"other images of the store: {', '.join(others)}"] if others else []
-        inverse = np.linalg.inv(frame.to_spots)
-        spots = rows.table(apply(inverse, rows.yx), mean_scale(inverse))
-        calibration = _calibration(own, rows, spots.yx, mean_scale(frame.to_spots), mpp)
-        if not own:  # ours hold spots, on a grid that may be narrow
-            refuse_bins(spots, calibration.mpp, path)
+            frame, more = _frame(slide, spots_to, coordinate_system)
+            notes += more
+        notes += [f"other images of the store: {', '.join(others)}"] if others else []
+    inverse = np.linalg.inv(frame.to_spots)
+    spots = rows.table(apply(inverse, rows.yx), mean_scale(inverse))
+    calibration = _calibration(own, rows, spots.yx, mean_scale(frame.to_spots), mpp)
+    if not own:  # ours hold spots, on a grid that may be narrow
+        refuse_bins(spots, calibration.mpp, name)
     return Section(
-        name=str(own.get("name") or re.sub(r"[^0-9A-Za-z_.-]", "_", root.stem)),
-        path=path,
+        name=str(own.get("name") or section_label(rows.circles_name if root is None else root.stem)),
+        path=root,
         kind="spatialdata",
         spots=spots,
         image=frame.image,
@@ -169,7 +194,7 @@ def open_spatialdata(
         notes=(*map(str, own.get("notes", ())), *rows.notes, *notes),
         expression=expression,
         image_fault=frame.fault,
-        store=StoreElements(root, rows.circles_name, rows.table_name),
+        store=None if root is None else StoreElements(root, rows.circles_name, rows.table_name),
     )
 
 
@@ -225,7 +250,7 @@ def is_result_name(name: str) -> bool:
     return name.lower().startswith(RESULT_PREFIX)
 
 
-def _own(sdata: Any, root: Path) -> dict[str, Any]:
+def _own(sdata: Any, name: str) -> dict[str, Any]:
     """What a store of ours says of its section; refused where it is not as we write it."""
     own = sdata.attrs.get(SECTION_ATTRS) or {}
     wrong = None
@@ -242,7 +267,7 @@ def _own(sdata: Any, root: Path) -> dict[str, Any]:
         wrong = f"expression is {shorten(repr(own['expression']))}, expected its kind, one of {', '.join(_EXPRESSION_KINDS)}"
     if wrong is not None:
         raise SectionError(
-            f"{root}: its attribute {SECTION_ATTRS} is not as this package writes it: {wrong}; remove it to go on"
+            f"{name}: its attribute {SECTION_ATTRS} is not as this package writes it: {wrong}; remove it to go on"
         )
     return dict(own)
 
@@ -254,7 +279,7 @@ def own_spots(name: str) -> str:
 
 def element_stem(name: str) -> str:
     """Return a section's name in letters that elements may have, and not looking like a result's."""
-    stem = re.sub(r"[^0-9A-Za-z_.-]", "_", name).lstrip("_") or "section"
+    stem = section_label(name)
     return f"section_{stem}" if stem.lower().startswith(RESULT_PREFIX) else stem
 
 
@@ -343,11 +368,11 @@ def _candidates(sdata: Any, results: list[str]) -> tuple[list[_Candidate], list[
             continue
         element = sdata.images[name]
         arrays = [element] if hasattr(element, "dims") and not hasattr(element, "children") else _scales(element)
-        fault = _not_h_and_e(arrays[0])
-        if fault is not None:
-            notes.append(f"image {name} is not shown: {fault}; expected {EXPECTED}")
+        samples = _samples(arrays[0])
+        if isinstance(samples, str):
+            notes.append(f"image {name} is not shown: {samples}; expected {EXPECTED}")
             continue
-        levels = [_rgb(array) for array in arrays]
+        levels = [as_rgb(array.transpose("c", "y", "x").data, "CYX", samples) for array in arrays]
         candidates.append(_Candidate(name, tuple(with_overview(levels)), affines_of(element)))
     return candidates, notes
 
@@ -359,24 +384,11 @@ def _scales(tree: Any) -> list[Any]:
 
 
 def _samples(array: Any) -> Samples | str:
-    """How the channels of a (c, y, x) element become RGB, or why they are no colours."""
-    names = [str(name) for name in array.coords["c"].values] if "c" in array.coords else []
-    return samples_of_channels(names, array.sizes["c"])
-
-
-def _not_h_and_e(array: Any) -> str | None:
-    """Why an element is no picture of an H&E stain; None where it is one."""
+    """Return how the channels of an element become RGB, or why it is no picture of an H&E stain."""
     if set(array.dims) != {"c", "y", "x"} or array.dtype != np.uint8:
         return f"it is no 8-bit image ({array.dtype}, {array.shape})"
-    samples = _samples(array)
-    return samples if isinstance(samples, str) else None
-
-
-def _rgb(array: Any) -> Any:
-    """A (c, y, x) element as a lazy (y, x, 3) array."""
-    samples = _samples(array)
-    assert not isinstance(samples, str)  # or it is no candidate
-    return as_rgb(array.transpose("c", "y", "x").data, "CYX", samples)
+    names = [str(name) for name in array.coords["c"].values] if "c" in array.coords else []
+    return samples_of_channels(names, array.sizes["c"])
 
 
 def _choose(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import SectionError
 from ..types import Genes, SpotTable
-from .counts import fault_of_counts, refuse_twice, tidy
+from .counts import fault_of_counts, note_empty, refuse_twice, tidy
 from .geometry import Affine, swap_axes
 from .one_section import refuse_libraries
 from .spaceranger import one_number, whole_numbers
@@ -166,9 +166,7 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
     refuse_twice(ids, f"the table of {name}")
     yx, radius = _circles(shapes.iloc[at], name)
     counts, genes, told = _counts(rows, name, predicted)
-    empty = int((np.asarray(counts.sum(axis=1)).ravel() == 0).sum())
-    if empty:
-        told.append(f"{empty} of {len(ids)} spots have a total count of zero")
+    told += note_empty(counts)
     array_rc = None
     if {"array_row", "array_col"} <= set(rows.obs.columns):
         columns = [whole_numbers(rows.obs[c], c, f"the table of {name}") for c in ("array_row", "array_col")]

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import SectionError, StmditError
 from ..types import SlideImage
-from .crops import level_factors
+from .crops import level_factors, readable
 
 MASK_UM = 8.0
 """About how large a pixel of the mask is: seven of them span a spot."""
@@ -75,12 +74,17 @@ def find_tissue(image: SlideImage, mpp: float) -> TissueMask:
     SectionError
         Where the image cannot be read.
     """
-    from scipy.ndimage import gaussian_filter
+    from dask_image.ndfilters import gaussian_filter
     from skimage.filters import threshold_otsu
 
-    rgb, step = _coarse(image, mpp)
+    coarse, step = _coarse(image, mpp)
     um = step[0] * mpp
-    rgb = gaussian_filter(rgb, (SMOOTH_UM / um, SMOOTH_UM / um, 0))
+    with readable(
+        image
+    ):  # averaged and smoothed chunk by chunk: of a slide without a pyramid no second picture is held
+        sigma = SMOOTH_UM / um
+        reach = min(4.0, (min(coarse.shape[:2]) - 1) / sigma)  # the filter must not be wider than the picture
+        rgb = np.asarray(gaussian_filter(coarse, (sigma, sigma, 0), truncate=reach).compute())
     brightness = rgb.mean(axis=2)
     glass = np.maximum(np.median(rgb[brightness >= np.quantile(brightness, 0.9)], axis=0), 1.0)
     density = np.log10(glass / np.maximum(rgb, 1.0)).mean(axis=2)
@@ -99,34 +103,28 @@ def find_tissue(image: SlideImage, mpp: float) -> TissueMask:
     return TissueMask(mask, step, rule)
 
 
-def _coarse(image: SlideImage, mpp: float) -> tuple[NDArray[np.float32], tuple[float, float]]:
-    """The slide at about `MASK_UM` as (h, w, 3) float32, and full-resolution pixels per pixel of it along y and x."""
+def _coarse(image: SlideImage, mpp: float) -> tuple[Any, tuple[float, float]]:
+    """Return the slide at about `MASK_UM`, lazy (h, w, 3) float32, and full-resolution pixels per pixel of it along y and x."""
     import dask.array as da
 
-    um = [max(factor) * image.pixel_size * mpp for factor in level_factors(image)]
+    factors = level_factors(image)
+    um = [max(factor) * image.pixel_size * mpp for factor in factors]
     level = max((i for i, size in enumerate(um) if size <= MASK_UM), default=0)
     array = image.levels[level]
     by = max(1, min(round(MASK_UM / um[level]), *array.shape[:2]))
     if by > 1:
-        chunk = (
-            max(1, 2048 // by) * by
-        )  # whole blocks in every chunk, and no more of the slide at once than some megabytes
-        array = da.coarsen(np.mean, array.rechunk((chunk, chunk, 3)), {0: by, 1: by}, trim_excess=True)
-    try:
-        pixels = np.asarray(array.astype(np.float32).compute())
-    except (StmditError, MemoryError):
-        raise
-    except Exception as error:  # every store and codec has its own for damaged data
-        raise SectionError(f"{image.source} cannot be read, the file may be damaged or cut short: {error}") from error
-    fy, fx = (float(factor) * by * image.pixel_size for factor in level_factors(image)[level])
-    return pixels, (fy, fx)
+        side = max(1, 2048 // by) * by  # whole blocks in every chunk, of some megabytes
+        array = da.coarsen(np.mean, array.rechunk((side, side, 3)), {0: by, 1: by}, trim_excess=True)
+    fy, fx = (float(factor) * by * image.pixel_size for factor in factors[level])
+    # the filter takes what it needs of neighbouring chunks, which must not be smaller than that
+    return array.astype(np.float32).rechunk((512, 512, 3)), (fy, fx)
 
 
 def _large(mask: NDArray[np.bool_], smallest: float) -> NDArray[np.bool_]:
-    """Keep the connected pieces of at least so many pixels."""
-    from skimage.measure import label
+    """Keep the connected pieces (by sides) of at least ``smallest`` pixels."""
+    from dask_image.ndmeasure import label
 
-    pieces: Any = label(mask, connectivity=1)
+    pieces = np.asarray(label(mask)[0])
     keep = np.bincount(pieces.ravel()) >= smallest
     keep[0] = False
     kept: NDArray[np.bool_] = keep[pieces]

@@ -24,8 +24,9 @@ from ..synthesis.run import PatchModel, run
 from ..synthesis.stored import StoredResult, StoredResults, read_stored
 from ..synthesis.variants import ContactSheet, Variant, make_sheet
 from ..tissue.linked import LinkedElements
+from ..tissue.open import SectionSource
 from ..types import PatchResult, Plan, Section
-from .state import CloseUp, ModelChoice, OpenIntent, ResultEntry
+from .state import CloseUp, ModelChoice, ResultEntry
 
 
 @dataclass(frozen=True)
@@ -243,18 +244,16 @@ def synthesis(plan: Plan, section: Section, model: PatchModel, batch: int, previ
     return Job(f"Synthesizing {len(plan)} patches", generate, failure, 1 + -(-count // batch) * plan.steps)
 
 
-def opening(intent: OpenIntent) -> Job:
+def opening(source: SectionSource) -> Job:
     """Return the job that opens a section; it yields a `Section` whose slide is ready to be drawn."""
 
     def generate(_: CancelToken) -> Iterator[Section]:
-        from ..tissue.open import open_section
-
-        section = open_section(intent.path, fullres=intent.fullres, mpp=intent.mpp, **vars(intent.slide))
+        section = source.open()
         touch(section)
         yield section
 
     def failure(error: Exception) -> StmditError:
-        return SectionError(f"{intent.path} could not be opened: {error} ({type(error).__name__})")
+        return SectionError(f"{source.path} could not be opened: {error} ({type(error).__name__})")
 
     return Job("Opening the section", generate, failure)
 

@@ -14,7 +14,7 @@ from ..devices import free_device_memory
 from ..errors import ScaleError, StmditError
 from ..expression.genes import match_genes
 from ..synthesis.plan import region_rows
-from ..tissue.open import synthesis_fault
+from ..tissue.open import SectionSource, synthesis_fault
 from ..types import Section
 from . import jobs, layers
 from .acquisition import Acquisition
@@ -34,7 +34,6 @@ from .state import (
     CompareMode,
     Message,
     ModelChoice,
-    OpenIntent,
     Tool,
     WorkbenchState,
 )
@@ -105,14 +104,14 @@ class Presenter:
                 self._show(section)
                 return
 
-    def open(self, intent: OpenIntent | None) -> None:
-        """Open a section, or the bundled sample where ``intent`` is None, off the GUI thread."""
-        job = jobs.opening_sample() if intent is None else jobs.opening(intent)
+    def open(self, source: SectionSource | None) -> None:
+        """Open a section, or the bundled sample where ``source`` is None, off the GUI thread."""
+        job = jobs.opening_sample() if source is None else jobs.opening(source)
         self.state.scale_asked = ""
 
         def failed(fault: StmditError) -> None:
-            if isinstance(fault, ScaleError) and intent is not None:
-                self.state.scale_asked = intent.path
+            if isinstance(fault, ScaleError) and source is not None:
+                self.state.scale_asked = str(source.path)
 
         self._submit("section", job, self._show, failed)
 

@@ -20,7 +20,6 @@ from ..synthesis.result import Result
 from ..synthesis.run import PatchModel
 from ..synthesis.stored import StoredResult
 from ..synthesis.variants import ContactSheet
-from ..tissue.slide import SlideOptions
 from ..types import Request, Section
 
 Combine = Literal["replace", "add", "subtract", "toggle"]
@@ -46,16 +45,6 @@ class RunStatus(StrEnum):
     def busy(self) -> bool:
         """Whether a run is under way."""
         return self in (RunStatus.RUNNING, RunStatus.STOPPING)
-
-
-@dataclass(frozen=True)
-class OpenIntent:
-    """Which section to open: its path, what the user says in place of the files, and what is asked of a plain slide."""
-
-    path: str
-    fullres: str | None = None
-    mpp: float | None = None
-    slide: SlideOptions = SlideOptions()
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QFileDialog, QFormLayout, QLabel, QLineEdit, QMenu, QPushButton, QWidget
 
+from ...errors import SectionError
 from ...tissue.images import IMAGE_SUFFIXES
-from ...tissue.slide import SlideOptions
+from ...tissue.open import SectionSource
 from ...types import Section
-from ..state import OpenIntent
 from .common import Fold, Text, column, labelled, named, row
 from .slide import SlidePanel
 
@@ -19,7 +19,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
     """Says which section to open, and shows what is known of the open one."""
 
     openRequested = Signal(object)
-    """Emits an `OpenIntent`, or None for the bundled sample."""
+    """Emits a `SectionSource`, or None for the bundled sample."""
     refused = Signal(str)
 
     def __init__(self) -> None:
@@ -100,13 +100,13 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     # --- value
 
-    def value(self) -> OpenIntent:
+    def value(self) -> SectionSource:
         """Return which section the fields name.
 
         Raises
         ------
-        ValueError
-            Where a number is none; the message says which.
+        ValueError, SectionError
+            Where a number is none, or not allowed; the message says which.
         """
         mpp = self.mpp.text().strip().replace(",", ".")
         try:
@@ -117,14 +117,15 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             ) from None
         path = self.path.text().strip()
         fullres = None if is_slide(path) else self.fullres.text().strip() or None
-        return OpenIntent(path, fullres, scale, self.slide.value() if is_slide(path) else SlideOptions())
+        options = self.slide.value() if is_slide(path) else {}
+        return SectionSource.given(path, fullres=fullres, mpp=scale, **options)
 
-    def setValue(self, intent: OpenIntent) -> None:
+    def setValue(self, source: SectionSource) -> None:
         """Fill the fields."""
-        self.path.setText(intent.path)
-        self.fullres.setText(intent.fullres or "")
-        self.mpp.setText("" if intent.mpp is None else f"{intent.mpp:g}")
-        self.slide.setValue(intent.slide)
+        self.path.setText(str(source.path))
+        self.fullres.setText(str(source.fullres or ""))
+        self.mpp.setText("" if source.mpp is None else f"{source.mpp:g}")
+        self.slide.setValue(source)
 
     def ask_scale(self, path: str) -> None:
         """Ask for the scale of a slide that does not state it; an empty path takes the question back."""
@@ -205,17 +206,17 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         return text
 
     def _open(self) -> None:
+        if not self.path.text().strip():
+            self._browse_path()
+        if not self.path.text().strip():
+            return
         try:
-            intent = self.value()
-        except ValueError as error:
+            source = self.value()
+        except (ValueError, SectionError) as error:
             self.refused.emit(str(error))
             return
-        if not intent.path:
-            self._browse_path()
-            intent = self.value()
-        if intent.path:
-            self._stated_for = intent.path
-            self.openRequested.emit(intent)
+        self._stated_for = str(source.path)
+        self.openRequested.emit(source)
 
     def _correct(self) -> None:
         if self._section is not None and self._section.path is not None and not self.path.text().strip():

@@ -8,7 +8,8 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFileDialog, QLineEdit, QPushButton, QWidget
 
 from ...tissue.geometry import VISIUM_PITCH_UM
-from ...tissue.slide import SPOT_UM, TISSUE_FRACTION, SlideOptions
+from ...tissue.open import SectionSource
+from ...tissue.slide import SPOT_UM, TISSUE_FRACTION
 from .common import Text, column, labelled, named, row
 
 UNITS = ((None, "as the file says"), ("counts", "counts"), ("log1p", "log1p of normalised counts"))
@@ -16,7 +17,7 @@ TABLES = "Predicted expression (*.h5ad)"
 
 
 class SlidePanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """A lens on `SlideOptions`."""
+    """The options of a `SectionSource` that are for plain images."""
 
     submitted = Signal()
     """Enter was pressed in one of the fields."""
@@ -65,8 +66,8 @@ class SlidePanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
         self._table_changed("")
 
-    def value(self) -> SlideOptions:
-        """Return what the fields say.
+    def value(self) -> dict[str, Any]:
+        """Return the options that the fields give, by the names that `SectionSource` has for them.
 
         Raises
         ------
@@ -74,11 +75,14 @@ class SlidePanel(QWidget):  # type: ignore[misc,unused-ignore]
             Where pitch or part are no numbers; the message says which.
         """
         table = self.table.text().strip() or None
-        return SlideOptions(
-            _number(self.pitch), _number(self.fraction), table, self.units.currentData() if table else None
-        )
+        return {
+            "grid_pitch": _number(self.pitch),
+            "tissue_fraction": _number(self.fraction),
+            "predicted_expression": table,
+            "predicted_units": self.units.currentData() if table else None,
+        }
 
-    def setValue(self, options: SlideOptions) -> None:
+    def setValue(self, options: SectionSource) -> None:
         """Fill the fields."""
         for field, number in ((self.pitch, options.grid_pitch), (self.fraction, options.tissue_fraction)):
             field.setText("" if number is None else f"{number:g}")

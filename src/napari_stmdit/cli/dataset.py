@@ -1,4 +1,4 @@
-"""The command `stmdit export-dataset`: results into a paired data set."""
+"""``stmdit export-dataset``: results into a paired data set."""
 
 from __future__ import annotations
 
@@ -8,51 +8,59 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ._common import (
+    InterruptCancels,
+    Json,
+    OldOutput,
+    ProgressBar,
+    one_output,
+    output_option,
+    print_json,
+    section_option,
+)
+
 if TYPE_CHECKING:
-    from .dataset.export import Exported
+    from ..dataset.export import Exported
 
 
 def export_dataset(
     result: Annotated[Path, typer.Argument(help="SpatialData store with results, as stmdit synthesize writes it.")],
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    out: OldOutput = None,
+    output: Annotated[Path | None, output_option(help="Folder to make.")] = None,
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", help="imagefolder, parquet or anndata; several may be given, all by default."),
+        output_option("--format", help="imagefolder, parquet or anndata; several may be given, all by default."),
     ] = None,
     runs: Annotated[
         list[str] | None, typer.Option("--run", help="A result of the store; several may be given, all by default.")
     ] = None,
     section: Annotated[
-        Path | None, typer.Option(help="The section the result was made from, where its record does not lead there.")
+        Path | None, section_option(help="The section the result was made from, where its record does not lead there.")
     ] = None,
-    fullres: Annotated[Path | None, typer.Option(help="That section's full-resolution image.")] = None,
+    fullres: Annotated[Path | None, section_option(help="That section's full-resolution image.")] = None,
     no_real: Annotated[bool, typer.Option("--no-real", help="Leave out the crops of the slide.")] = False,
     checkpoint: Annotated[
         str | None, typer.Option(help="Name or folder of the checkpoint, where the record does not lead there.")
     ] = None,
     licence: Annotated[
-        str | None, typer.Option(help="Licence for the data card; without it the card says unknown.")
+        str | None, output_option(help="Licence for the data card; without it the card says unknown.")
     ] = None,
-    shard_rows: Annotated[int | None, typer.Option(min=1, help="Images in a shard; about 32 MiB by default.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")
-    ] = False,
+    shard_rows: Annotated[int | None, output_option(min=1, help="Images in a shard; about 32 MiB by default.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Write synthetic and real patches with expression, edits and records, for `datasets` and `anndata`.
 
-    It grows in OUT.unfinished; stopped or killed, the same command goes on.
+    It grows in OUTPUT.unfinished; stopped or killed, the same command goes on.
     """
-    from .cli import _print_json
-    from .cli_progress import InterruptCancels, ProgressBar
-    from .dataset.export import export_dataset as export
-    from .progress import CancelToken
+    from ..dataset.export import export_dataset as export
+    from ..progress import CancelToken
 
     cancel = CancelToken()
     wanted: dict[str, Any] = {} if not formats else {"formats": [part for one in formats for part in one.split(",")]}
-    with ProgressBar("exporting", hidden=as_json) as on_progress, InterruptCancels(cancel):
+    with ProgressBar("exporting") as on_progress, InterruptCancels(cancel):
         found = export(
             result,
-            out,
+            one_output(output, out),
             **wanted,
             runs=tuple(runs or ()),
             real=not no_real,
@@ -65,9 +73,9 @@ def export_dataset(
             on_progress=on_progress,
         )
     if as_json:
-        _print_json(_facts(found))
+        print_json(_facts(found))
     else:
-        sys.stdout.write(_words(found, licence))
+        sys.stdout.write(_summary(found, licence))
     if not found.complete:
         raise typer.Exit(130)
 
@@ -87,7 +95,7 @@ def _facts(found: Exported) -> dict[str, Any]:
     }
 
 
-def _words(found: Exported, licence: str | None) -> str:
+def _summary(found: Exported, licence: str | None) -> str:
     if found.existed:
         return f"{found.path} holds this data set already, whole: nothing was done\n"
     if not found.complete:

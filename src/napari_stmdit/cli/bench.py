@@ -1,4 +1,4 @@
-"""The command `stmdit bench`: how fast a checkpoint is on this machine, and what limits it."""
+"""``stmdit bench``: how fast a checkpoint is on this machine, and what limits it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import RequestError
+from ..errors import RequestError
+from ._common import Device, Json, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +20,7 @@ def bench(
         bool,
         typer.Option("--base", help="Also a DiT-B/2 with an SD3-style autoencoder of random weights; takes minutes."),
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Device = "auto",
     batches: Annotated[str, typer.Option(help="Patches at once, between commas.")] = "1,4,16,64",
     seconds: Annotated[float, typer.Option(min=0.05, max=600, help="Time that one figure may take.")] = 3.0,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Repetitions of every comparison.")] = 5,
@@ -27,23 +28,20 @@ def bench(
         int | None,
         typer.Option(min=1, max=1000, help="Denoising steps of the comparisons; by default the checkpoint's."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure every stage of a synthesis, and compare it with straightforward loops, turn by turn in one run.
 
     Seconds are this machine's, now: close other programs. The ratios hold where the machine is busy, too.
     """
-    from .bench.report import Settings, run_bench
-    from .cli import _print_json
+    from ..bench.report import Settings, run_bench
 
     settings = Settings(
         None if checkpoint == "none" else checkpoint, base, device, _batches(batches), seconds, rounds, steps
     )
     report = run_bench(settings, _say)
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         print_report(report)
 

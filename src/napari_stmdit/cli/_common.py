@@ -1,0 +1,165 @@
+"""What the commands share: options, JSON on stdout, progress on stderr, and what Ctrl-C does while they work."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import StmditError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..progress import CancelToken, Progress
+
+section_option = partial(typer.Option, rich_help_panel="Section")
+request_option = partial(typer.Option, rich_help_panel="Request")
+sampling_option = partial(typer.Option, rich_help_panel="Sampling")
+machine_option = partial(typer.Option, rich_help_panel="Checkpoint and computer")
+output_option = partial(typer.Option, rich_help_panel="Output")
+
+Json = Annotated[bool, output_option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Mpp = Annotated[float | None, section_option(help="Microns per full-resolution pixel; overrides the file's.")]
+Seed = Annotated[int | None, sampling_option(help="Seed of the noise.")]
+GuidanceExpression = Annotated[float | None, sampling_option(help="Guidance scale of expression.")]
+GuidanceMorphology = Annotated[float | None, sampling_option(help="Guidance scale of morphology.")]
+Batch = Annotated[int, machine_option("--batch", min=1, help="Patches denoised together; does not change the result.")]
+Device = Annotated[str, machine_option(help="auto, cpu, cuda, cuda:N or mps.")]
+DType = Annotated[str, machine_option(help="auto, float32, bfloat16 or float16.")]
+Scheduler = Annotated[str | None, machine_option(help="Address of a dask scheduler, whose workers share the run.")]
+Workers = Annotated[
+    int | None,
+    machine_option(min=1, help="Processes on this computer that share the run: one per GPU, or parts of the CPU."),
+]
+AllowGeneMismatch = Annotated[
+    bool, request_option("--allow-gene-mismatch", help="Go on where too few genes are shared.")
+]
+OldOutput = Annotated[Path | None, typer.Argument(hidden=True)]
+"""The output as the second argument, as earlier versions took it."""
+
+
+def one_output(option: Path | None, argument: Path | None) -> Path:
+    """Return the output, given as an option or, as earlier versions had it, as an argument."""
+    if option is None and argument is None:
+        raise StmditError("--output is missing; say with it what to make")
+    if option is not None and argument is not None:
+        raise StmditError(f"got --output {option} and {argument}; leave the second one out")
+    return Path(option or argument or "")
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def console() -> Console:
+    """Return a console for tables, wide enough for them where nobody looks at a terminal."""
+    from rich.console import Console
+
+    made = Console(highlight=False, markup=False)
+    if not made.is_terminal:
+        made.width = 160
+    return made
+
+
+class ProgressBar:
+    """How far something is, on stderr: a bar on a terminal, a line now and then in a log.
+
+    Parameters
+    ----------
+    title
+        What is done.
+    hidden
+        Show nothing, in processes beside the one that speaks.
+    seconds
+        Between two lines of a log.
+    """
+
+    def __init__(self, title: str = "", hidden: bool = False, seconds: float = 10.0) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        err = Console(stderr=True)
+        self.title, self._seconds = title, seconds
+        self._lines = not hidden and not err.is_terminal
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=err,
+            transient=True,
+            disable=hidden or self._lines,
+        )
+        self._task: Any = None
+        self._shown = ""
+        self._start, self._since, self._said, self._said_at = 0.0, 0.0, "", 0.0
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """Show how many patches are done."""
+        self.show(self.title, progress.fraction, f"{progress.patches_done}/{progress.patches_total} patches")
+
+    def show(self, title: str, fraction: float, text: str) -> None:
+        """Show what is done, which share of it, 0 to 1, and a text that counts; another title begins anew."""
+        now = time.monotonic()
+        if title != self._shown or self._task is None:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(title, total=1.0, completed=fraction, text=text)  # type: ignore[arg-type] # any number
+            self._shown, self._start, self._since = title, fraction, now
+            self._said, self._said_at = text, now - self._seconds  # nothing is done yet, so nothing is said
+        self._bar.update(self._task, completed=fraction, text=text)
+        if self._lines and text != self._said and (now - self._said_at >= self._seconds or fraction >= 1):
+            self._said, self._said_at = text, now
+            sys.stderr.write(f"{title}: {text}{self._left(fraction, now)}\n")
+            sys.stderr.flush()
+
+    def _left(self, fraction: float, now: float) -> str:
+        done, seconds = fraction - self._start, now - self._since
+        if done <= 0 or fraction >= 1:
+            return ""
+        left = seconds / done * (1 - fraction)
+        return f", {left / 60:.0f} min left" if left >= 60 else f", {left:.0f} s left"
+
+
+class InterruptCancels:
+    """While open, the first Ctrl-C asks the run to stop and keep what is done; a second one interrupts at once.
+
+    Parameters
+    ----------
+    cancel
+        The flag of the run.
+    terminated
+        Whether a request to end from outside (SIGTERM: a cluster's time limit, a shutdown) asks for the same.
+    """
+
+    def __init__(self, cancel: CancelToken, terminated: bool = False) -> None:
+        self._cancel, self._terminated = cancel, terminated
+
+    def __enter__(self) -> None:
+        self._before = signal.signal(signal.SIGINT, self._stop)
+        if self._terminated:
+            self._before_term = signal.signal(signal.SIGTERM, lambda *_: self._cancel.cancel())
+
+    def _stop(self, *_: object) -> None:
+        self._cancel.cancel()
+        signal.signal(signal.SIGINT, self._before)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+        if self._terminated:
+            signal.signal(signal.SIGTERM, self._before_term)
