@@ -5,10 +5,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
+from standins import card_for, make_section
 
-from napari_stmdit.errors import GeneError
+from napari_stmdit.errors import GeneError, RequestError
+from napari_stmdit.expression.changes import Measured
 from napari_stmdit.expression.edit_tables import layers_of, read_edit_table, signed, table_fault, table_note
-from napari_stmdit.intent import TableEdit
+from napari_stmdit.expression.edits import apply_edits, edited_levels
+from napari_stmdit.intent import Request, TableEdit
+from napari_stmdit.synthesis.plan import plan
+from napari_stmdit.synthesis.requests import read_edit_file
 from napari_stmdit.types import Genes, SpotTable
 
 GENES = ("A", "B", "C", "D")
@@ -144,3 +149,46 @@ def test_a_missing_or_damaged_file_is_a_fault_and_no_traceback(spots, tmp_path):
     path = write_h5ad(tmp_path / "p.h5ad", spots, np.ones((6, 4)))
     path.write_bytes(path.read_bytes()[:600])
     assert "cannot be read as an .h5ad" in table_fault(TableEdit(table=str(path), unit="counts", layer="X"), spots)
+
+
+def test_an_edit_moves_the_spots_of_its_table_alone_and_in_proportion_to_their_weight(spots, tmp_path):
+    path = tmp_path / "changes.csv"
+    path.write_text("spot,B\ns0,1.5\ns1,1.5\n")
+    edit = TableEdit(table=str(path), unit="difference", spots={"s0": 1.0, "s1": 0.5, "s2": 1.0})
+    rows = np.arange(6)
+    edited = apply_edits(rows, spots, [edit], {}, {}).toarray()
+    measured = spots.counts.toarray()
+    totals = measured.sum(axis=1)
+    moved = np.log1p(edited[:, 1] / totals * 1e4) - np.log1p(measured[:, 1] / totals * 1e4)
+    np.testing.assert_allclose(moved, [1.5, 0.75, 0, 0, 0, 0], atol=1e-4)
+    np.testing.assert_array_equal(np.delete(edited, 1, axis=1), np.delete(measured, 1, axis=1))
+    view = edited_levels(Measured.of(spots).narrowed(["B"], {}), [edit], {}, {})
+    np.testing.assert_allclose(view[:, 0], np.log1p(edited[:, 1] / totals * 1e4), rtol=1e-5)
+
+
+def test_the_levels_of_a_table_of_some_genes_are_shown_as_they_are_synthesized(spots, tmp_path):
+    path = write_h5ad(tmp_path / "p.h5ad", spots, np.tile([30.0, 1.0], (6, 1)), genes=("B", "C"))
+    edit = TableEdit(table=str(path), unit="counts", layer="X")
+    edited = apply_edits(np.arange(6), spots, [edit], {}, {}).toarray()
+    totals = spots.counts.toarray().sum(axis=1)
+    view = edited_levels(Measured.of(spots).narrowed(["C"], {}), [edit], {}, {})
+    np.testing.assert_allclose(view[:, 0], np.log1p(edited[:, 2] / totals * 1e4), rtol=1e-5)
+    shared = spots.counts.toarray()[:, 1:3].sum(axis=1)
+    np.testing.assert_allclose(edited[:, 2], shared / 31, rtol=1e-4)
+
+
+def test_a_plan_states_the_content_of_the_table_and_what_it_covers(spots, tmp_path):
+    path = tmp_path / "changes.csv"
+    section = make_section()
+    text = section.spots.ids[0], section.spots.genes.symbols[0]
+    path.write_text(f"spot,{text[1]}\n{text[0]},1\n")
+    (tmp_path / "edits.yaml").write_text("- operation: table\n  table: changes.csv\n  unit: difference\n")
+    file = read_edit_file(tmp_path / "edits.yaml")
+    assert file.edits[0].table == str(path)
+    card = card_for(tuple(section.spots.genes.symbols.tolist()))
+    made = plan(section, Request(edits=file.edits, allow_gene_mismatch=True), card)
+    assert len(made.request.edits[0].sha256) == 64
+    assert any("changes.csv covers 1 of" in note for note in made.notes)
+    path.write_text(f"spot,{text[1]}\n{text[0]},2\n")
+    with pytest.raises(RequestError, match=r"edits\[0\].table.*has changed since"):
+        plan(section, made.request, card)

@@ -9,14 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from ..intent import TableEdit
 from ..types import AddEdit, Edit, Genes, KnockOutEdit, ScaleEdit, SetQuantileEdit, SpotTable, SwapEdit, TowardsEdit
+from .edit_tables import EditTable, read_edit_table
 from .genes import match_genes
 from .normalise import counts_from, cp10k_log1p, totals_of
 from .programs import Programs
 
 Array = NDArray[np.float32]
 Columns = NDArray[np.int64]
-_Target = Callable[[Array], Array]
+_Target = Callable[[Array, Sequence[str], Columns], Array]
+"""From levels (m, c) of spots, their ids and the rows (m,) they were measured at to where the levels go."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,10 @@ def changes_of(
             columns, mean = _profile_columns(profile, measured.genes, names)
             totals = measured.shares[name] if name in measured.shares else measured.share(profile)
             targets = [(None, _towards(mean))]
+        elif isinstance(edit, TableEdit):
+            table = read_edit_table(edit)
+            columns, own = table.columns(measured.genes, names)
+            targets = [(frozenset(table.ids), _to_table(table, own, measured))]
         else:
             columns = columns_of(names, measured.genes) if names else np.arange(len(measured.genes))
             if isinstance(edit, SwapEdit):
@@ -205,7 +212,7 @@ def apply_changes(dense: Array, own: Columns, ids: list[str], changes: Sequence[
         block = np.ix_(touched, change.columns)
         total = change.totals[own[touched], None]
         x = cp10k_log1p(dense[block], total)
-        x += weights[touched, None] * change.amounts * (change.target(x) - x)
+        x += weights[touched, None] * change.amounts * (change.target(x, [ids[k] for k in touched], own[touched]) - x)
         dense[block] = counts_from(np.maximum(x, 0), total)
 
 
@@ -218,21 +225,29 @@ def _column_weights(named: Mapping[str, float], columns: Columns, genes: Genes) 
 
 
 def _towards(level: Array) -> _Target:
-    return lambda x: np.broadcast_to(level, x.shape)
+    return lambda x, *_: np.broadcast_to(level, x.shape)
 
 
 def _shifted(by: Array) -> _Target:
-    return lambda x: np.maximum(x + by, 0)
+    return lambda x, *_: np.maximum(x + by, 0)
+
+
+def _to_table(table: EditTable, own: Columns, measured: Measured) -> _Target:
+    counts, genes = (
+        (measured.counts, measured.genes) if measured.spots is None else (measured.spots.counts, measured.spots.genes)
+    )
+    share = totals_of(counts[:, columns_of(table.genes, genes)]) / measured.totals
+    return lambda x, ids, rows: table.target(x, ids, own, share[rows])
 
 
 def _target(edit: Edit, measured: Measured, columns: Columns) -> _Target:
     match edit:
         case ScaleEdit():
-            return lambda x: np.log1p(np.expm1(x) * np.float32(edit.factor))
+            return lambda x, *_: np.log1p(np.expm1(x) * np.float32(edit.factor))
         case AddEdit():
             return _shifted(np.asarray(edit.log_units, dtype=np.float32))
         case KnockOutEdit():
-            return lambda x: np.zeros_like(x)
+            return lambda x, *_: np.zeros_like(x)
         case SetQuantileEdit():
             return _towards(np.quantile(measured.levels(columns), edit.quantile, axis=0).astype(np.float32))
         case TowardsEdit():

@@ -22,8 +22,8 @@ from ..intent import TableEdit
 from ..storage import fingerprint
 from ..types import Genes, SpotTable
 from .genes import match_genes
+from .normalise import PER
 
-PER = 1e4
 MAX_LOG = float(np.log1p(PER))
 MAX_BYTES = 4_000_000_000
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -81,10 +81,11 @@ class EditTable:
             (m,) which part of each spot's measured total lies in the table's genes: levels in the table are relative to those alone.
         """
         rows = np.array([self.ids[spot] for spot in ids], dtype=np.int64)
-        levels = np.zeros_like(x)
+        levels: NDArray[np.float32] = np.zeros_like(x)
         levels[:, own >= 0] = self.levels[rows][:, own[own >= 0]].toarray()
         if self.relative:
-            return np.maximum(x + levels, 0)
+            moved: NDArray[np.float32] = np.maximum(x + levels, 0)
+            return moved
         return np.asarray(np.log1p(np.expm1(levels) * share[:, None]), dtype=np.float32)
 
 

@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 
+from ..intent import TableEdit
 from ..storage.atomic import write_text
 from ..text import shorten
 from ..types import Edit, Genes, SpotTable, SwapEdit, TowardsEdit
 from .changes import Measured, Profile, active_edits, apply_changes, changes_of, columns_of, spot_weights
+from .edit_tables import table_fault
 from .following import following
 from .genes import match_genes
 from .normalise import PER, cp10k_log1p, totals_of
@@ -215,6 +217,8 @@ def faults_of(
                 )
         if isinstance(edit, SwapEdit):
             groups += [("group_a", edit.group_a), ("group_b", edit.group_b)]
+        if isinstance(edit, TableEdit) and edit.enabled and (fault := table_fault(edit, spots)) is not None:
+            faults.append((f"{place}.table", fault))
         for name, ids in groups:
             strangers = [spot for spot in ids if spot not in known]
             if strangers:

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from ..expression.changes import edited_genes
+from ..expression.changes import active_edits, edited_genes
+from ..expression.edit_tables import signed, table_note
 from ..expression.edits import faults_of, some_of
 from ..expression.following import following_fault, following_notes, follows
 from ..expression.genes import match_genes
 from ..expression.programs import known_programs
+from ..intent import TableEdit
 from ..text import shorten
 from ..tissue.geometry import spots_in_polygons
 from ..tissue.open import synthesis_fault
@@ -176,12 +178,13 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
 
 
 def _resolved(section: Section, request: Request, faults: list[tuple[str, str]]) -> Request:
-    """Return the request with null expression where the section has none; what asks for expression there is a fault.
+    """Return the request with its tables' hashes, and with null expression where the section has none; what asks for expression there is a fault.
 
     A request that leaves ``expression`` open goes on: null is then the only choice, and a note says so.
     """
     if section.expression.kind != "none":
-        return request
+        edits = tuple(signed(edit) if isinstance(edit, TableEdit) else edit for edit in request.edits)
+        return request if edits == request.edits else request.model_copy(update={"edits": edits})
     way_out = (
         "open the slide with a predicted table (--predicted-expression FILE.h5ad, predicted_expression=...), or a section whose expression was "
         "measured"
@@ -404,4 +407,5 @@ def _edit_notes(section: Section, request: Request, card: CheckpointCard) -> lis
         )
     if request.expression == "null" or not card.genes:
         return notes
+    notes += [table_note(edit, section.spots) for edit in active_edits(request.edits) if isinstance(edit, TableEdit)]
     return notes + following_notes(section.spots, request.edits, programs, card.genes)

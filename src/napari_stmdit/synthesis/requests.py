@@ -14,7 +14,7 @@ from ..expression.profiles import read_profile
 from ..expression.programs import read_gmt
 from ..files import BadFile, read_yaml, user_path
 from ..storage.atomic import write_text
-from ..types import Edit, Intent, Request, SpotProfile, SwapEdit, TowardsEdit, Weight
+from ..types import Edit, Intent, Request, SpotProfile, Weight
 
 
 class EditFile(Intent):
@@ -183,7 +183,8 @@ def _recorded_edit(edit: Any) -> Any:
 
 def _stated(edit: Edit) -> dict[str, Any]:
     """What an edit file says of an edit even where it is the default: whatever the default will be, the file keeps its meaning."""
-    return {"follow": edit.follow} if not isinstance(edit, TowardsEdit | SwapEdit) else {}
+    follow = getattr(edit, "follow", None)
+    return {} if follow is None else {"follow": follow}
 
 
 def with_files(content: dict[Any, Any], folder: Path, place: str, faults: list[tuple[str, str]]) -> dict[Any, Any]:
@@ -197,7 +198,17 @@ def with_files(content: dict[Any, Any], folder: Path, place: str, faults: list[t
             content[name] = {}
         elif name in content:
             content[name] = read(content[name], folder, place, faults)
+    if isinstance(content.get("edits"), list | tuple):
+        content["edits"] = [_with_table(edit, folder) for edit in content["edits"]]
     return content
+
+
+def _with_table(edit: Any, folder: Path) -> Any:
+    """Return an edit whose table, named relative to its file, is found from anywhere."""
+    if not isinstance(edit, dict) or edit.get("operation") != "table" or not isinstance(edit.get("table"), str):
+        return edit
+    path = Path(edit["table"]).expanduser()
+    return edit if path.is_absolute() or not edit["table"] else {**edit, "table": str((folder / path).resolve())}
 
 
 def _programs(given: Any, folder: Path, place: str, faults: list[tuple[str, str]]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SectionError
-from ..files import shorten
+from ..text import shorten
 from ..types import Section
 from .geometry import check_positions
 from .spaceranger import one_number, section_label, spot_diameter, thumbnail_factor

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 from pydantic import BeforeValidator, ValidationError, model_validator
 
 from ..errors import SectionError
-from ..files import BadFile, is_number, shorten, user_path
+from ..files import BadFile, is_number, user_path
 from ..intent import Intent
+from ..text import shorten
 from ..types import PredictedUnits, Section
 from .geometry import is_plausible_mpp, mpp_fault
 from .images import IMAGE_SUFFIXES, resolve_fullres
