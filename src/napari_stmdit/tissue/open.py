@@ -230,7 +230,7 @@ def _open(source: SectionSource) -> Section:
 
 def _existing(path: object) -> Path:
     if path == "":
-        raise SectionError(f"the section cannot be opened: its path is empty. Expected {_EXPECTED}")
+        raise SectionError(f"the section cannot be opened: its path is empty; expected {_EXPECTED}")
     try:
         found = user_path(path)  # type: ignore[arg-type] # whatever was given; it refuses what is no path
     except BadFile as error:
