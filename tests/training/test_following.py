@@ -27,7 +27,7 @@ def parts(found):
 @pytest.fixture
 def started(tmp_path, tiny_folder, tiny_config, monkeypatch):
     """A config that goes on from a tiny checkpoint; 20 spots are enough for a map here."""
-    monkeypatch.setattr(morphology_map, "FEWEST_SPOTS", 5)
+    monkeypatch.setattr(morphology_map, "MIN_SPOTS", 5)
     monkeypatch.setattr(compact_folds, "__defaults__", (4, 5))
     start = write_tiny_checkpoint(tmp_path / "start", TINY_GENES, patch_mpp=0.7)
     config = load_config(tiny_config(start=str(start), transformer={}))
