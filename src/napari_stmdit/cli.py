@@ -285,7 +285,7 @@ def inspect(
     """Say what a checkpoint holds, whether it can edit real tissue, and what it lacks to run; never runs code from it."""
     from .assemble import list_checkpoints
     from .cli_models import print_inspection
-    from .model.inspect import inspect_checkpoint
+    from .model.foreign.inspect import inspect_checkpoint
 
     named = {} if path.exists() else {entry.name: entry.path for entry in list_checkpoints()}
     found = inspect_checkpoint(named.get(str(path), path), config, mapping)
@@ -346,8 +346,8 @@ def download(
 ) -> None:
     """List known checkpoints and components, or bring one to this computer; size and terms are shown first."""
     from .cli_download import confirm, fetch, print_zoo, report
-    from .model.download import check_source, find_download
-    from .model.zoo import zoo_entry
+    from .model.hub.download import check_source, find_download
+    from .model.hub.zoo import zoo_entry
     from .progress import CancelToken
 
     if name is None:

@@ -1,4 +1,4 @@
-"""What `stmdit download` prints and asks; the work is done in `model.download`."""
+"""What `stmdit download` prints and asks; the work is done in `model.hub.download`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import typer
 from .errors import StmditError
 
 if TYPE_CHECKING:
-    from .model.download import Downloaded
-    from .model.zoo import ZooEntry
+    from .model.hub.download import Downloaded
+    from .model.hub.zoo import ZooEntry
     from .progress import CancelToken, DownloadProgress
 
 
 def print_zoo(as_json: bool) -> None:
     """Print what can be downloaded: the table, or one JSON object."""
-    from .model.references import data_directory
-    from .model.zoo import zoo
+    from .model.hub.references import data_directory
+    from .model.hub.zoo import zoo
 
     if as_json:
         rows = [_row(entry) for entry in zoo()]
@@ -55,7 +55,7 @@ def confirm(entry: ZooEntry, source_folder: Path | None, yes: bool) -> None:
     typer.Exit
         The answer was no (exit code 1), or Ctrl-C (130).
     """
-    from .model.references import download_directory
+    from .model.hub.references import download_directory
 
     lines = [f"{entry.name}: {entry.title} ({entry.kind.replace('_', ' ')})"]
     where = "/".join(part for part in (entry.source, entry.subfolder) if part)
@@ -93,8 +93,8 @@ def fetch(
     hidden: bool,
 ) -> Downloaded:
     """Download with a progress bar on stderr; exit code 130 where it was stopped."""
-    from .model.download import download
-    from .model.hub import DownloadCancelledError
+    from .model.hub.download import download
+    from .model.hub.transfer import DownloadCancelledError
 
     with _BytesBar(entry.name, hidden) as on_progress:
         try:
@@ -140,7 +140,7 @@ def report(done: Downloaded, as_json: bool) -> None:
 
 
 def _needs(entry: ZooEntry) -> dict[str, dict[str, Any]]:
-    from .model.zoo import state_of, zoo_entry
+    from .model.hub.zoo import state_of, zoo_entry
 
     needs = {}
     for component, name in entry.components.items():
@@ -150,7 +150,7 @@ def _needs(entry: ZooEntry) -> dict[str, dict[str, Any]]:
 
 
 def _row(entry: ZooEntry) -> dict[str, Any]:
-    from .model.zoo import state_of
+    from .model.hub.zoo import state_of
 
     state, where = state_of(entry)
     return {

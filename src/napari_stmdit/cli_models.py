@@ -7,8 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .model.convert import Converted
-    from .model.inspect import Inspection
+    from .model.foreign.convert import Converted
+    from .model.foreign.inspect import Inspection
 
 # What a person reads first, in words; the rest of an inspection is lists.
 _ROWS = {
