@@ -36,7 +36,7 @@ def make(folder: Path, naming: str) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from napari_stmdit.model.keys import from_native
+    from napari_stmdit.model.foreign.keys import from_native
     from napari_stmdit.model.transformer import STMDiTTransformer2D
 
     with torch.device("meta"):
@@ -52,7 +52,7 @@ def make(folder: Path, naming: str) -> None:
 
 def convert(folder: Path, target: Path) -> None:
     """Convert it."""
-    from napari_stmdit.model.convert import convert as run
+    from napari_stmdit.model.foreign.convert import convert as run
 
     run(folder, target, patch_mpp=0.5)
 

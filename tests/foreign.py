@@ -9,7 +9,7 @@ from checkpoints import plain_transformer
 from safetensors.torch import load_file, save_file
 
 from napari_stmdit.assemble import convert_checkpoint
-from napari_stmdit.model.keys import from_native
+from napari_stmdit.model.foreign.keys import from_native
 
 SETTINGS = {"model": {"input_size": 32, "num_heads": 2, "pe_interpolation": 0.5}, "diffusion": {"objective": "ddpm"}}
 UNI_WIDTH, CANCER_WIDTH = 48, 32

@@ -21,8 +21,8 @@ from workspace import make_home, make_workspace, online, served, write_files
 
 from napari_stmdit.cli import app
 from napari_stmdit.errors import StmditError
-from napari_stmdit.model.inspect import inspect_checkpoint
-from napari_stmdit.model.references import download_directory
+from napari_stmdit.model.foreign.inspect import inspect_checkpoint
+from napari_stmdit.model.hub.references import download_directory
 
 PROGRAM = typer.main.get_command(app)
 READ = [read_page(path) for path in PAGES]

@@ -14,9 +14,9 @@ from napari_stmdit import Request, SampleOfSpots, SpotList, TowardsEdit, load_ch
 from napari_stmdit.assemble import convert_checkpoint
 from napari_stmdit.encoder_sources import genes_of_section, read_gene_list
 from napari_stmdit.errors import CheckpointError, GeneError, RequestError, SectionError
-from napari_stmdit.model.inspect import inspect_checkpoint
-from napari_stmdit.model.keys import from_native
-from napari_stmdit.model.references import MissingComponentError
+from napari_stmdit.model.foreign.inspect import inspect_checkpoint
+from napari_stmdit.model.foreign.keys import from_native
+from napari_stmdit.model.hub.references import MissingComponentError
 
 REQUEST = Request(region=SampleOfSpots(count=2), steps=2)
 

@@ -78,7 +78,7 @@ def served() -> Iterator[LocalHub]:
     from safetensors.torch import save
 
     from napari_stmdit.bench.subjects import SD3_VAE
-    from napari_stmdit.model.keys import from_native
+    from napari_stmdit.model.foreign.keys import from_native
 
     with LocalHub() as hub:
         rows = "stmdit-anon/stmdit-checkpoints"
@@ -105,7 +105,7 @@ def online(monkeypatch: pytest.MonkeyPatch, hub: LocalHub) -> None:
     from huggingface_hub import constants
     from huggingface_hub.utils import close_session
 
-    from napari_stmdit.model import hub as hub_module
+    from napari_stmdit.model.hub import transfer as hub_module
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for name in ("HF_HUB_OFFLINE", "STMDIT_OFFLINE", "HF_TOKEN"):
@@ -159,7 +159,7 @@ def _bytes(net: torch.nn.Module) -> bytes:
     """Weights as STMDiT's ``model.pt`` has them."""
     import io
 
-    from napari_stmdit.model.keys import from_native
+    from napari_stmdit.model.foreign.keys import from_native
 
     file = io.BytesIO()
     torch.save(from_native(net.state_dict(), "original"), file)
@@ -178,7 +178,7 @@ def _foreign(place: Path) -> None:
 
 def _unknown(path: Path) -> None:
     """Weights under names that the page's mapping file tells: a head that is none of ours, no null embedding of expression."""
-    from napari_stmdit.model.keys import from_native
+    from napari_stmdit.model.foreign.keys import from_native
 
     net = _transformer(num_attention_heads=12)
     tensors = from_native(net.state_dict(), "original")

@@ -18,7 +18,7 @@ from .encoder_sources import MissingEncoder
 from .encoders.precomputed import PrecomputedEmbeddings
 from .errors import CheckpointError, GeneError, StmditError
 from .expression.changes import Profile
-from .model.references import data_directory
+from .model.hub.references import data_directory
 from .storage.fingerprint import of_json
 from .synthesis.models import DenoiseStep, Edited, PatchBatch
 from .types import CheckpointCard, Genes, Guidance
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .editing import TissueEditor
     from .encoders.morphology_map import MorphologyMap
     from .encoders.protocols import ExpressionEncoder, MorphologyEncoder
-    from .model.convert import Converted
+    from .model.foreign.convert import Converted
     from .model.pipeline import STMDiTPipeline
     from .model.sampling import CanvasSolver
 
@@ -344,7 +344,7 @@ def convert_checkpoint(
     licence: str | None = None,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Converted:
-    """Make a checkpoint folder of a foreign transformer; see `napari_stmdit.model.convert.convert`.
+    """Make a checkpoint folder of a foreign transformer; see `napari_stmdit.model.foreign.convert.convert`.
 
     Parameters
     ----------
@@ -357,7 +357,7 @@ def convert_checkpoint(
         The genes that the expression encoder sees: a text file (one symbol a line) or the symbols; or a section, whose most variable
         genes are chosen by CancerFoundation's released rule.
     patch_mpp, config, mapping, name, sources, licence, on_stage
-        As for `napari_stmdit.model.convert.convert`.
+        As for `napari_stmdit.model.foreign.convert.convert`.
 
     Raises
     ------
@@ -365,9 +365,9 @@ def convert_checkpoint(
         What was given cannot be converted; nothing is left behind.
     """
     from .encoder_sources import genes_of_section, read_gene_list
-    from .model.convert import convert
-    from .model.references import resolve_reference
-    from .model.zoo import reference_of, zoo, zoo_entry
+    from .model.foreign.convert import convert
+    from .model.hub.references import resolve_reference
+    from .model.hub.zoo import reference_of, zoo, zoo_entry
 
     path = Path(source)
     notes: tuple[str, ...] = ()

@@ -110,7 +110,7 @@ def _absent(folder: CheckpointFolder, what: str) -> CheckpointError:
 
 
 def _open_or_miss(folder: CheckpointFolder, component: Component, what: str, device: torch.device) -> Any:
-    from .model.references import MissingComponentError
+    from .model.hub.references import MissingComponentError
 
     try:
         return _open(component, f"{what}_encoder", device)
@@ -211,7 +211,7 @@ def _cache() -> EmbeddingCache:
 
 def _key(component: Component) -> str:
     """Tell encoders apart in a cache: by every file in their folder, and every file that their reference lists."""
-    from .model.references import reference_hash
+    from .model.hub.references import reference_hash
     from .storage.fingerprint import of_folder
 
     reference = component.reference
@@ -269,8 +269,8 @@ def genes_of_section(section: str | Path, encoder_folder: str | Path | None = No
         The section cannot be opened, or the vocabulary is not on this computer.
     """
     from .encoders.cancer_foundation.vocabulary import choose_genes, read_vocabulary
-    from .model.references import resolve_reference
-    from .model.zoo import reference_of, zoo_entry
+    from .model.hub.references import resolve_reference
+    from .model.hub.zoo import reference_of, zoo_entry
     from .tissue.open import open_section
 
     place = encoder_folder or resolve_reference(reference_of(zoo_entry("cancerfoundation")), "expression_encoder")

@@ -17,10 +17,10 @@ import psutil
 from .assemble import list_checkpoints
 from .devices import devices
 from .encoder_sources import embeddings_folder
-from .model.references import data_directory
+from .model.hub.references import data_directory
 
 PACKAGES = (
-    "torch diffusers safetensors huggingface_hub numpy pandas scipy scanpy anndata spatialdata spatialdata-io dask zarr tifffile "
+    "torch diffusers safetensors huggingface_hub numpy pandas scipy anndata spatialdata spatialdata-io dask zarr tifffile "
     "napari npe2 magicgui qtpy superqt vispy pydantic"
 ).split()
 """Without one of them something is missing."""

@@ -8,15 +8,29 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import CheckpointError
 
 Weight = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 GuidanceRule = Literal["nested_morphology_first", "nested_expression_first", "additive"]
 Preset = Literal["exact", "fast", "draft"]
 Follow = Literal["section", "none"]
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def validated(model: type[T], values: Mapping[str, Any], complaint: str, hint: str = "") -> T:
+    """Build a model from what a checkpoint's file states; raises CheckpointError that names every fault after the complaint."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise CheckpointError(f"{complaint}: {faults}.{hint}") from None
 
 
 class Intent(BaseModel):

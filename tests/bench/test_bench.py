@@ -4,21 +4,24 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import tiny_transformer
 
-from napari_stmdit.bench.comparisons import PLAIN, against_straightforward
+from napari_stmdit.bench.comparisons import PLAIN, against_straightforward, straightforward
 from napari_stmdit.bench.machine import PeakMemory, flops, interleaved, matmul_peak, timed
 from napari_stmdit.bench.report import Settings, run_bench
 from napari_stmdit.bench.stages import sampling
-from napari_stmdit.bench.stock import StockTransformer, straightforward
 from napari_stmdit.bench.subjects import in_dtype, random_base
 from napari_stmdit.bench.waiting import waiting
 from napari_stmdit.cli.bench import _batches, print_report
 from napari_stmdit.errors import RequestError, StmditError, SynthesisError
 from napari_stmdit.model.sampling import denoise
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from stock import StockTransformer, stock_of
 
 CPU = torch.device("cpu")
 TWO_BLOCKS = {
@@ -81,9 +84,10 @@ def test_peaks_are_positive():
     assert memory.read() > held.nbytes / 1e6
 
 
-def test_a_comparison_says_how_far_the_images_are_apart(subject):
-    found = against_straightforward(subject, torch.bfloat16, 1)
-    assert found["branches"] == 3 and found["blocks"].startswith("of diffusers")
+@pytest.mark.parametrize("plain_net", [stock_of, lambda transformer: transformer])
+def test_a_comparison_says_how_far_the_images_are_apart(subject, plain_net):
+    found = against_straightforward(subject, torch.bfloat16, 1, plain_net)
+    assert found["branches"] == 3
     assert found["largest_difference_in_float32"] < 1e-4
     assert set(found["times faster: ours, bfloat16"]) == set(found["seconds"]) - {"ours, bfloat16"}
     assert PLAIN in found["seconds"]

@@ -9,7 +9,7 @@ from qtpy.QtWidgets import QFileDialog
 from safetensors.torch import save_file
 from viewing import no_leaks, settle, viewer, workbench  # noqa: F401
 
-from napari_stmdit.model.keys import from_native
+from napari_stmdit.model.foreign.keys import from_native
 from napari_stmdit.tissue.open import SectionSource
 
 pytestmark = pytest.mark.gui

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from napari_stmdit.encoders import morphology_map
-from napari_stmdit.encoders.morphology_map import FEWEST_SPOTS, MorphologyMap, fit_morphology_map
+from napari_stmdit.encoders.morphology_map import MIN_SPOTS, MorphologyMap, fit_morphology_map
 from napari_stmdit.errors import CheckpointError, SectionError
 
 
@@ -99,7 +99,7 @@ def test_many_wide_tokens_go_by_their_principal_components(monkeypatch):
     assert found.shape == (64, 9) and len(found.components) < 20 and found.share > 0.85
     plain = fit_morphology_map(np.repeat(e[:, None], 3, axis=1), m, yx=yx)  # tokens of expression count by their mean
     np.testing.assert_allclose(plain.delta(e[:5], e[5:10]), found.delta(e[:5], e[5:10]), atol=1e-5)
-    monkeypatch.setattr(morphology_map, "MOST_COMPONENTS", 1)
+    monkeypatch.setattr(morphology_map, "MAX_COMPONENTS", 1)
     few = fit_morphology_map(e, m, yx=yx)
     assert len(few.components) == 1 and few.share < found.share  # what is not predicted counts as not explained
 
@@ -112,7 +112,7 @@ def test_the_same_spots_give_the_same_map(fitted):
 
 
 def test_too_few_spots_leave_morphology_as_it_is():
-    e, m, yx, _ = spots(FEWEST_SPOTS - 1)
+    e, m, yx, _ = spots(MIN_SPOTS - 1)
     found = fit_morphology_map(e, m, yx=yx)
     assert not found.follows and "too few" in found.words
     assert not found.delta(e[:2], e[2:4]).any()

@@ -2,9 +2,9 @@ import anndata
 import numpy as np
 import pytest
 import scanpy
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix, csr_matrix
 
-from napari_stmdit.encoders.cancer_foundation.vocabulary import choose_genes, make_vocabulary
+from napari_stmdit.encoders.cancer_foundation.vocabulary import choose_genes, make_vocabulary, normalised_dispersion
 from napari_stmdit.errors import GeneError
 from napari_stmdit.types import Genes
 
@@ -37,6 +37,20 @@ def test_the_genes_of_a_real_section_are_those_of_the_released_rule(section):
     scanpy.pp.filter_genes(data, min_cells=1)
     scanpy.pp.highly_variable_genes(data, n_top_genes=1199, flavor="cell_ranger")
     assert chosen == tuple(data.var_names[data.var["highly_variable"]])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_dispersions_are_those_of_scanpy(seed):
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(np.exp(rng.uniform(-3, 3, 300)) * rng.uniform(0.2, 5, (60, 1)))
+    counts = counts[:, counts.any(axis=0)].astype(float)
+    values = csc_matrix(np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4))
+    ours = normalised_dispersion(values)
+    theirs = scanpy.pp.highly_variable_genes(
+        anndata.AnnData(values.tocsr()), n_top_genes=40, flavor="cell_ranger", inplace=False
+    )
+    np.testing.assert_allclose(ours, theirs["dispersions_norm"], rtol=1e-9, atol=1e-12)
+    assert ((ours >= np.sort(ours)[-40]) == theirs["highly_variable"]).all()
 
 
 def test_a_gene_that_varies_is_chosen_and_depth_is_none():

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from napari_stmdit import load_transformer
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model.checkpoint import open_weights
-from napari_stmdit.model.keys import from_native, recognise, to_native, unwrap
+from napari_stmdit.model.foreign.keys import from_native, recognise, to_native, unwrap
 
 SETTINGS = {
     "model": {

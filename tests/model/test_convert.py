@@ -12,11 +12,11 @@ from storage_trees import TREES, content, plant
 
 from napari_stmdit import load_transformer
 from napari_stmdit.errors import CheckpointError
-from napari_stmdit.model.convert import MPP_CANDIDATES, convert, write_safetensors
 from napari_stmdit.model.folder import load_component, read_folder
-from napari_stmdit.model.inspect import inspect_checkpoint
-from napari_stmdit.model.keys import Stacked, from_native
-from napari_stmdit.model.references import MissingComponentError
+from napari_stmdit.model.foreign.convert import MPP_CANDIDATES, convert, write_safetensors
+from napari_stmdit.model.foreign.inspect import inspect_checkpoint
+from napari_stmdit.model.foreign.keys import Stacked, from_native
+from napari_stmdit.model.hub.references import MissingComponentError
 from napari_stmdit.storage.fingerprint import of_file
 
 SIZES = {
@@ -175,7 +175,7 @@ def test_a_failure_leaves_nothing_behind(foreign, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("napari_stmdit.model.convert.write_safetensors", full)
+    monkeypatch.setattr("napari_stmdit.model.foreign.convert.write_safetensors", full)
     with pytest.raises(CheckpointError, match="No space left"):
         convert(foreign, tmp_path / "ours", patch_mpp=0.5)
     assert {file.name for file in tmp_path.iterdir()} == {"foreign"}

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from napari_stmdit import load_transformer
 from napari_stmdit.errors import CheckpointError
-from napari_stmdit.model.inspect import inspect_checkpoint
-from napari_stmdit.model.keys import from_native
+from napari_stmdit.model.foreign.inspect import inspect_checkpoint
+from napari_stmdit.model.foreign.keys import from_native
 
 SETTINGS = {"model": {"input_size": 8, "num_heads": 2, "pe_interpolation": 0.5}, "diffusion": {"objective": "ddpm"}}
 

@@ -14,11 +14,11 @@ import pytest
 from hub import LocalHub
 
 from napari_stmdit.errors import CheckpointError
-from napari_stmdit.model import hub as hub_module
-from napari_stmdit.model.download import check_source, download, find_download
-from napari_stmdit.model.hub import DownloadCancelledError, PartFile
-from napari_stmdit.model.references import download_directory, resolve_reference
-from napari_stmdit.model.zoo import ZooEntry, reference_of, zoo_entry
+from napari_stmdit.model.hub import transfer as hub_module
+from napari_stmdit.model.hub.download import check_source, download, find_download
+from napari_stmdit.model.hub.references import download_directory, resolve_reference
+from napari_stmdit.model.hub.transfer import DownloadCancelledError, PartFile
+from napari_stmdit.model.hub.zoo import ZooEntry, reference_of, zoo_entry
 from napari_stmdit.progress import CancelToken, DownloadProgress
 
 REPOSITORY = "StonyBrook-CVLab/PixCell-256"
@@ -124,7 +124,7 @@ def test_the_token_stays_with_the_hub(hub, entry, folder):
 
 
 def test_progress_grows_from_zero_to_all_bytes(hub, entry, monkeypatch):
-    monkeypatch.setattr("napari_stmdit.model.download._REPORT_S", 0.0)
+    monkeypatch.setattr("napari_stmdit.model.hub.download._REPORT_S", 0.0)
     weights(hub).drop_after = [400_000]
     seen: list[DownloadProgress] = []
     download(entry, endpoint=hub.endpoint, on_progress=seen.append)
@@ -159,7 +159,7 @@ def test_a_connection_that_breaks_again_and_again_says_what_arrived_and_the_next
 
 
 def test_a_server_that_ignores_ranges_is_read_from_the_start(hub, entry, folder, monkeypatch):
-    monkeypatch.setattr("napari_stmdit.model.download._REPORT_S", 0.0)
+    monkeypatch.setattr("napari_stmdit.model.hub.download._REPORT_S", 0.0)
     weights(hub).drop_after = [400_000]
     weights(hub).ranges = False
     done: list[int] = []

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model.autoencoder import StmditAutoencoder
 from napari_stmdit.model.folder import load_component, read_folder, read_profile_spreads, read_profiles
-from napari_stmdit.model.inspect import inspect_checkpoint
+from napari_stmdit.model.foreign.inspect import inspect_checkpoint
 from napari_stmdit.model.transformer import STMDiTTransformer2D
 from napari_stmdit.storage.fingerprint import of_folder
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from napari_stmdit import load_transformer
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model.checkpoint import open_weights
-from napari_stmdit.model.inspect import inspect_checkpoint
+from napari_stmdit.model.foreign.inspect import inspect_checkpoint
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
 AVERAGED = (

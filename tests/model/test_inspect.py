@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from napari_stmdit.cli import app
 from napari_stmdit.cli.checkpoints import print_inspection
 from napari_stmdit.errors import CheckpointError
-from napari_stmdit.model.inspect import inspect_checkpoint
-from napari_stmdit.model.keys import from_native
+from napari_stmdit.model.foreign.inspect import inspect_checkpoint
+from napari_stmdit.model.foreign.keys import from_native
 
 FAMILIES = {
     "stmdit_tiny_adaln": "stmdit_adaln",

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from napari_stmdit import load_transformer
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model.checkpoint import open_weights
-from napari_stmdit.model.inspect import inspect_checkpoint
-from napari_stmdit.model.keys import from_native, read_mapping
+from napari_stmdit.model.foreign.inspect import inspect_checkpoint
+from napari_stmdit.model.foreign.keys import from_native, read_mapping
 
 SETTINGS = {"num_heads": 2, "pe_interpolation": 0.5, "input_size": 8}
 

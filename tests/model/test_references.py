@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from napari_stmdit.model.references import Reference, find_reference, reference_hash
+from napari_stmdit.model.hub.references import Reference, find_reference, reference_hash
 
 
 @pytest.fixture

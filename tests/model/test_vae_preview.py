@@ -7,10 +7,9 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
 from napari_stmdit.errors import CheckpointError, SynthesisError
-from napari_stmdit.model.autoencoder import StmditAutoencoder
 from napari_stmdit.model.folder import load_component, read_folder
-from napari_stmdit.model.inspect import inspect_checkpoint
-from napari_stmdit.model.vae import decode_images, decode_latents, decode_preview, encode_latents, spatial_factor
+from napari_stmdit.model.foreign.inspect import inspect_checkpoint
+from napari_stmdit.model.vae import decode_images, decode_latents, encode_latents, spatial_factor
 
 
 def make_tiny(**changes):
@@ -43,7 +42,7 @@ def by_hand(tiny, latents):
 
 
 def test_latents_are_decoded_as_they_are(tiny, latents):
-    images = decode_preview(tiny, latents)
+    images = decode_latents(tiny, latents)
     assert images.shape == (2, 32, 48, 3) and images.dtype == np.uint8
     assert images.min() < 60 and images.max() > 190  # neither flat nor all cut off
     assert np.abs(images - by_hand(tiny, latents)).max() <= 1.001
@@ -51,8 +50,7 @@ def test_latents_are_decoded_as_they_are(tiny, latents):
     assert np.abs(images - unscaled).max() > 10  # and this test would notice the scale of the SD3 VAE
 
 
-def test_decoding_with_the_general_function_is_the_same(tiny, latents):
-    np.testing.assert_array_equal(decode_latents(tiny, latents), decode_preview(tiny, latents))
+def test_images_are_what_diffusers_decodes(tiny, latents):
     torch.testing.assert_close(decode_images(tiny, latents), tiny.decode(latents).sample, rtol=0, atol=1e-6)
     assert spatial_factor(tiny) == 8
 
@@ -60,14 +58,12 @@ def test_decoding_with_the_general_function_is_the_same(tiny, latents):
 @pytest.mark.parametrize("changes", [{"scaling_factor": 1.5305}, {"shift_factor": 0.0609}])
 def test_statistics_of_another_vae_are_refused(latents, changes):
     with pytest.raises(CheckpointError, match=r"expected \(0.0, 1.0\)"):
-        decode_preview(make_tiny(**changes), latents)
+        decode_latents(make_tiny(**changes), latents)
 
 
 def test_what_is_no_preview(tiny, latents):
     with pytest.raises(SynthesisError, match=r"expects \(batch, 16, height, width\)"):
-        decode_preview(tiny, latents[:, :4])
-    with pytest.raises(CheckpointError, match="needs an AutoencoderTiny, not a StmditAutoencoder"):
-        decode_preview(StmditAutoencoder(latent_channels=12, encoder_widths=(8, 8), decoder_widths=(8, 8, 8)), latents)
+        decode_latents(tiny, latents[:, :4])
     with pytest.raises(SynthesisError, match="preview decoder"):
         encode_latents(tiny, torch.zeros(1, 3, 32, 32))
 
@@ -102,7 +98,7 @@ def test_a_checkpoint_may_have_a_preview(tiny_checkpoint, tiny, latents):
     before = read_folder(tiny_checkpoint)
     folder = read_folder(add_preview(tiny_checkpoint, tiny))
     found = load_component(folder, "preview_vae")
-    np.testing.assert_array_equal(decode_preview(found, latents), decode_preview(tiny, latents))
+    np.testing.assert_array_equal(decode_latents(found, latents), decode_latents(tiny, latents))
     assert not found.training and folder.sha256 != before.sha256
     assert inspect_checkpoint(tiny_checkpoint).components["preview_vae"] == "AutoencoderTiny"
 

@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from napari_stmdit.errors import CheckpointError
-from napari_stmdit.model.references import download_directory, find_reference, read_reference
-from napari_stmdit.model.zoo import ZooEntry, reference_of, state_of, zoo, zoo_entry
+from napari_stmdit.model.hub.references import download_directory, find_reference, read_reference
+from napari_stmdit.model.hub.zoo import ZooEntry, reference_of, state_of, zoo, zoo_entry
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from napari_stmdit.encoders import morphology_map
 from napari_stmdit.encoders.regression import compact_folds
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model.folder import map_folder, read_folder
-from napari_stmdit.model.inspect import inspect_checkpoint
+from napari_stmdit.model.foreign.inspect import inspect_checkpoint
 from napari_stmdit.synthesis.counterfactual import fitted_map
 from napari_stmdit.tissue.open import open_section
 from napari_stmdit.training import export
@@ -27,7 +27,7 @@ def parts(found):
 @pytest.fixture
 def started(tmp_path, tiny_folder, tiny_config, monkeypatch):
     """A config that goes on from a tiny checkpoint; 20 spots are enough for a map here."""
-    monkeypatch.setattr(morphology_map, "FEWEST_SPOTS", 5)
+    monkeypatch.setattr(morphology_map, "MIN_SPOTS", 5)
     monkeypatch.setattr(compact_folds, "__defaults__", (4, 5))
     start = write_tiny_checkpoint(tmp_path / "start", TINY_GENES, patch_mpp=0.7)
     config = load_config(tiny_config(start=str(start), transformer={}))

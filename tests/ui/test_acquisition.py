@@ -7,7 +7,7 @@ from checkpoints import plain_transformer
 from safetensors.torch import save_file
 
 from napari_stmdit.errors import CheckpointError
-from napari_stmdit.model.keys import from_native
+from napari_stmdit.model.foreign.keys import from_native
 from napari_stmdit.progress import DownloadProgress
 from napari_stmdit.ui.acquisition import Acquisition, ConvertIntent, offers
 from napari_stmdit.ui.jobs import start_inline
@@ -76,8 +76,8 @@ def test_what_cannot_be_fetched_is_told(desk, tmp_path):
 
 
 def test_a_download_tells_its_progress_and_can_be_stopped(desk, monkeypatch):
-    from napari_stmdit.model import download as downloads
-    from napari_stmdit.model.hub import DownloadCancelledError
+    from napari_stmdit.model.hub import download as downloads
+    from napari_stmdit.model.hub.transfer import DownloadCancelledError
 
     stopped = threading.Event()
 

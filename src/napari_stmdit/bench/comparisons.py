@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..assemble import Checkpoint, load_checkpoint
 from ..devices import choose_device
-from ..errors import SynthesisError
-from ..model.sampling import denoise
+from ..model.guidance import Branch, combine
+from ..model.inference import ConditionTensors, combined, repeat_conditions
+from ..model.sampling import denoise, model_input, model_time, ready
 from ..model.vae import decode_latents
 from ..synthesis.plan import PRESETS, plan
 from ..synthesis.result import synthesize
@@ -23,7 +24,6 @@ from ..synthesis.run import run
 from ..types import Preset, Section
 from .machine import Timing, interleaved, ratio
 from .stages import name_of, request_for
-from .stock import Forward, StockTransformer, straightforward
 from .subjects import Subject, in_dtype
 
 PLAIN = "straightforward, float32"
@@ -35,39 +35,40 @@ class _Way:
 
     subject: Subject
     vae: Any
-    net: Forward | None = None
+    net: Any = None
     batched: bool = False
     made: Tensor | None = None
 
     def denoise(self, steps: int | None = None) -> None:
         one, steps = self.subject, steps or self.subject.steps
-        noise, conditions = one.noise(1), one.conditions(1)
+        given = (one.scheduler, one.noise(1), one.conditions(1), one.guidance, steps)
         if self.net is None:
-            *_, (_, self.made) = denoise(one.transformer, one.scheduler, noise, conditions, one.guidance, steps)
-            return
-        self.made = straightforward(
-            self.net, one.scheduler, noise, conditions, one.guidance, steps, batched=self.batched
-        )
+            *_, (_, self.made) = denoise(one.transformer, *given)
+        else:
+            self.made = straightforward(self.net, *given, batched=self.batched)
 
     def decode(self) -> None:
         decode_latents(self.vae, self.subject.noise(1))
 
 
-def against_straightforward(plain: Subject, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
+def against_straightforward(
+    plain: Subject, dtype: torch.dtype, rounds: int, plain_net: Callable[[Any], Any] = lambda transformer: transformer
+) -> dict[str, Any]:
     """Compare one patch, all steps and decoding, with loops that save nothing.
 
-    One is float32 and makes a forward for every branch at every step, one patch at a time; one is in the fast precision and makes one
-    forward for all branches. Both are of diffusers' own blocks where it has them for such a transformer, else of our own forward,
-    which is asked anew for everything; their autoencoders are as they are loaded. Ours in float32 must give what the first gives.
+    One loop is float32 and makes a forward for every branch at every step; one is in the fast precision and makes one forward for
+    all branches. Their autoencoders are as they are loaded. Ours in float32 must give what the first gives.
 
     Parameters
     ----------
     plain
         In float32.
     dtype
-        The fast one.
+        The fast precision.
     rounds
-        Of all of them in turn.
+        Of all ways in turn.
+    plain_net
+        Makes what the loops call of a transformer; by default our own forward.
 
     Returns
     -------
@@ -77,8 +78,8 @@ def against_straightforward(plain: Subject, dtype: torch.dtype, rounds: int) -> 
     fast = in_dtype(plain, dtype)
     ours, batched, exact = f"ours, {name_of(dtype)}", f"straightforward, batched, {name_of(dtype)}", "ours, float32"
     ways = {
-        PLAIN: _Way(plain, _stock_layout(plain.vae), _straightforward_net(plain)),
-        batched: _Way(fast, _stock_layout(fast.vae), _straightforward_net(fast), batched=True),
+        PLAIN: _Way(plain, _stock_layout(plain.vae), plain_net(plain.transformer)),
+        batched: _Way(fast, _stock_layout(fast.vae), plain_net(fast.transformer), batched=True),
         exact: _Way(plain, plain.vae),
         ours: _Way(fast, fast.vae),
     }
@@ -89,9 +90,7 @@ def against_straightforward(plain: Subject, dtype: torch.dtype, rounds: int) -> 
     first, second = ways[PLAIN].made, ways[exact].made
     assert first is not None and second is not None  # they were just made
     return {
-        "blocks": "of diffusers (PixArtTransformer2DModel)"
-        if isinstance(ways[PLAIN].net, StockTransformer)
-        else "ours",
+        "blocks": "ours",
         "steps": plain.steps,
         "branches": len(plain.guidance),
         "rounds": rounds,
@@ -112,12 +111,42 @@ def against_straightforward(plain: Subject, dtype: torch.dtype, rounds: int) -> 
     }
 
 
-def _straightforward_net(subject: Subject) -> Forward:
-    try:
-        net = StockTransformer(subject.transformer)
-    except SynthesisError:
-        return subject.transformer
-    return net.to(subject.device, subject.dtype)
+@torch.inference_mode()
+def straightforward(
+    net: Any,
+    scheduler: Any,
+    noise: Tensor,
+    conditions: ConditionTensors,
+    guidance: Sequence[Branch],
+    steps: int,
+    *,
+    batched: bool = False,
+) -> Tensor:
+    """Denoise (b, c, h, w) noise as one would write it down: at every step a forward for every branch, or one for all of them.
+
+    Returns
+    -------
+    Tensor
+        (b, c, h, w) float32.
+    """
+    scheduler = ready(scheduler, steps)
+    latents = noise.to(net.device) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    channels = latents.shape[1]
+    for index, time in enumerate(scheduler.timesteps):
+        scaled = model_input(scheduler, latents, time)
+        now = model_time(scheduler, index, time).to(net.device)
+        if batched:
+            many = scaled.repeat(len(guidance), 1, 1, 1)  # (branches * b, c, h, w)
+            given = repeat_conditions(conditions, guidance, len(latents), net)
+            predicted = combined(net(many, now.expand(len(many)), **given), guidance, channels)
+        else:
+            parts = []
+            for branch in guidance:
+                given = repeat_conditions(conditions, [branch], len(latents), net)
+                parts.append(net(scaled, now.expand(len(scaled)), **given)[:, :channels].float())
+            predicted = combine(parts, guidance)
+        latents = scheduler.step(predicted, time, latents, return_dict=False)[0]
+    return latents
 
 
 def _stock_layout(vae: Any) -> Any:
@@ -128,7 +157,7 @@ def _stock_layout(vae: Any) -> Any:
 def end_to_end(
     checkpoint: Checkpoint, section: Section, rounds: int, counts: tuple[int, ...] = (1, 16)
 ) -> dict[str, Any]:
-    """Time whole runs, from the request to the canvas, of so many patches at the checkpoint's own steps, and of each preset."""
+    """Time whole runs of each of ``counts`` patches, from the request to the canvas, at the checkpoint's own steps, and of each preset."""
     device = torch.device(checkpoint.device)
 
     def whole(count: int, preset: Preset = "exact") -> Callable[[], Any]:
@@ -153,12 +182,9 @@ def _facts(time: Timing) -> dict[str, Any]:
 
 
 def precisions(name: str, section: Section, device: str, rounds: int, count: int = 8) -> dict[str, Any]:
-    """Compare the images and the time of a checkpoint in its automatic precision with those in float32: same noise, same spots.
+    """Compare images and time of a checkpoint in its automatic precision with those in float32: same noise, same spots.
 
-    Returns
-    -------
-    dict
-        Difference in grey levels, mean and largest; the largest mean of a patch; how many times faster.
+    Returns the difference in grey levels, mean and largest, the largest mean of a patch, and how many times faster.
     """
     _, fast = choose_device(device, "auto")
     if fast == torch.float32:

@@ -20,16 +20,9 @@ SIDE_UM = 700.0
 
 
 def editing(checkpoint: Checkpoint, section: Section, rounds: int) -> dict[str, Any]:
-    """Time edits of the sample section, from the request to the canvas, at the checkpoint's own steps.
+    """Time edits of a painted region and of one spot, from the request to the canvas, at the checkpoint's own steps.
 
-    Parameters
-    ----------
-    checkpoint
-        One that edits tissue.
-    section
-        With a slide and a scale, at least `SIDE_UM` wide.
-    rounds
-        Each begins without noise, and ends with that of the first picture at hand.
+    Each of the ``rounds`` begins without noise; the section needs a slide and a scale, and is at least `SIDE_UM` wide.
 
     Returns
     -------

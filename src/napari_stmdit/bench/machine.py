@@ -15,7 +15,7 @@ import torch
 
 _STATUS = Path("/proc/self/status")
 PEAK_SIDES = (1024, 2048, 4096)
-MOST_ROUNDS = 15
+MAX_ROUNDS = 15
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Timing:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Say what was measured on: JSON types, no names of people or places."""
+    """Describe the machine in JSON types, without names of people or places."""
     facts: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": torch.__version__,
@@ -50,10 +50,10 @@ def wait_for(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def timed(work: Callable[[], Any], device: torch.device, seconds: float, rounds: int = MOST_ROUNDS) -> Timing:
-    """Time some work: as often as fits into so many seconds, at most ``rounds`` times, after a first time that does not count.
+def timed(work: Callable[[], Any], device: torch.device, seconds: float, rounds: int = MAX_ROUNDS) -> Timing:
+    """Time some work as often as fits into ``seconds``, at most ``rounds`` times, after a first time that does not count.
 
-    Where the first time alone takes longer than that, it is all there is.
+    Where the first time alone takes longer, it is all there is.
     """
     first = once(work, device)
     if first > seconds:
@@ -79,10 +79,7 @@ def interleaved(
     rounds: int,
     warm: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Timing]:
-    """Time several works in turn, A B C A B C, so that what else the machine does falls on all of them.
-
-    Each is done once before that, or what ``warm`` has in its place.
-    """
+    """Time several works in turn, A B C A B C, so that other load falls on all of them; ``warm`` may replace the first, uncounted time."""
     found: dict[str, list[float]] = {name: [] for name in works}
     for name, work in works.items():
         (warm or works).get(name, work)()
@@ -93,7 +90,7 @@ def interleaved(
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.6) -> float:
-    """Return the most floating-point operations a second that a plain product of square matrices reaches, over a few sizes."""
+    """Return the highest rate (FLOP/s) of a plain product of square matrices, over a few sizes."""
     best = 0.0
     with torch.inference_mode():
         for side in PEAK_SIDES:
@@ -108,7 +105,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.6) 
 def flops(work: Callable[[], Any]) -> float:
     """Return the floating-point operations of some work, two for a multiplication and addition.
 
-    It is done once, as a training would do it: fused operations have no count.
+    It is done once, as in training: fused operations have no count.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -119,9 +116,9 @@ def flops(work: Callable[[], Any]) -> float:
 
 
 class PeakMemory:
-    """Most memory in use from here on, in MB: of the device where it keeps count, else of this process, as the kernel counts it.
+    """Peak memory from here on, in MB: of the device where it keeps count, else of this process by the kernel.
 
-    Elsewhere than on Linux the kernel's mark cannot be put back, and earlier work may be in it.
+    Elsewhere than on Linux the kernel's mark cannot be reset, and earlier work may be in it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -133,7 +130,7 @@ class PeakMemory:
                 Path("/proc/self/clear_refs").write_text("5")
 
     def read(self) -> float | None:
-        """Return the most so far; None where nobody counts."""
+        """Return the peak so far; None where nobody counts."""
         if self._device.type == "cuda":
             return float(torch.cuda.max_memory_allocated(self._device)) / 1e6
         if _STATUS.is_file():

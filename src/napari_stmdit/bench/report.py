@@ -23,7 +23,7 @@ from .waiting import waiting
 
 @dataclass(frozen=True)
 class Settings:
-    """What is to be measured.
+    """What to measure.
 
     Attributes
     ----------
@@ -55,21 +55,9 @@ class Settings:
 def run_bench(
     settings: Settings, on_stage: Callable[[str], None] = lambda _: None, base: Callable[..., Subject] = random_base
 ) -> dict[str, Any]:
-    """Measure, and return a report of JSON types.
+    """Measure, and return a report of JSON types; raises CheckpointError where the checkpoint or the device is not there.
 
-    Parameters
-    ----------
-    settings
-        What to measure.
-    on_stage
-        Told what is measured next.
-    base
-        Makes the random model on a device.
-
-    Raises
-    ------
-    CheckpointError
-        The checkpoint or the device is not there.
+    ``on_stage`` is called with the name of each stage; ``base`` makes the random model on a device.
     """
     device, dtype = choose_device(settings.device)
     report: dict[str, Any] = {"machine": describe(device), "precision": name_of(dtype)}

@@ -38,7 +38,7 @@ class Stage:
     utilisation
         Of the measured peak of matrix products on this device in this precision, 0 to 1.
     peak_mb
-        Most memory in use meanwhile.
+        Peak memory.
     """
 
     stage: str
@@ -57,7 +57,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A batch that was not measured, because it would have taken so long by the pace of the one before."""
+    """A batch that was not measured, as its expected time was too long."""
 
     stage: str
     dtype: str
@@ -86,7 +86,7 @@ def sampling(
 
 
 def _step(subject: Subject, batch: int) -> Callable[[], Any]:
-    """One step of a batch whose conditions are prepared, as they are from the second step on; where there is one alone, that."""
+    """Return the work of one prepared step of a batch: the second, or the first where it is the only one."""
     latents = subject.noise(batch).to(subject.device)
     times = torch.linspace(999, 50, subject.steps)
     plan = [subject.guidance] * subject.steps
@@ -115,7 +115,7 @@ def decoding(subject: Subject, batches: Sequence[int], peak: float, seconds: flo
 
 
 def around(checkpoint: Checkpoint, section: Section, seconds: float, batch: int = BATCH) -> list[Stage]:
-    """Time what is done around the network: planning, reading and encoding what conditions a batch, pasting a patch."""
+    """Time the stages around the network: planning, reading and encoding the conditions of a batch, pasting a patch."""
     device = torch.device(checkpoint.device)
     request = request_for(checkpoint.card, batch)
     made = plan(section, request, checkpoint.card)
@@ -144,7 +144,7 @@ def around(checkpoint: Checkpoint, section: Section, seconds: float, batch: int 
 
 
 def request_for(card: CheckpointCard, count: int, preset: Preset = "exact") -> Request:
-    """Return a request for so many patches of the sample section; that its genes may be others than the checkpoint's costs no time."""
+    """Return a request for ``count`` patches of the sample section; genes other than the checkpoint's cost no time."""
     morphology = "own" if "morphology" in card.conditions else "null"
     region = SampleOfSpots(count=count)
     return Request(region=region, morphology=morphology, preset=preset, allow_gene_mismatch=True)

@@ -1,4 +1,4 @@
-"""What is measured: a checkpoint, and a transformer and autoencoder of published sizes with random weights."""
+"""Models to measure: a checkpoint, or a transformer and autoencoder of published sizes with random weights."""
 
 from __future__ import annotations
 
@@ -52,21 +52,7 @@ STEPS = 20
 
 @dataclass(frozen=True)
 class Subject:
-    """Transformer, autoencoder and scheduler, and how they are used.
-
-    Attributes
-    ----------
-    name
-        For the tables.
-    transformer, vae, scheduler
-        On their device.
-    guidance
-        Branches of a step.
-    steps
-        Denoising steps of a patch.
-    side
-        Of the latents.
-    """
+    """Transformer, autoencoder and scheduler on their device, with their guidance branches, steps and the side of their latents."""
 
     name: str
     transformer: STMDiTTransformer2D
@@ -78,7 +64,7 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Where the transformer is."""
+        """Device of the transformer."""
         return torch.device(self.transformer.device)
 
     @property
@@ -88,19 +74,19 @@ class Subject:
         return found
 
     def shape(self, batch: int) -> tuple[int, int, int, int]:
-        """Shape (b, c, h, w) of the latents of so many patches."""
+        """Shape (b, c, h, w) of the latents of ``batch`` patches."""
         return (batch, latent_channels(self.vae), self.side, self.side)
 
     def conditions(self, batch: int) -> ConditionTensors:
-        """Random conditions for so many patches, the same at every call."""
+        """Random conditions of ``batch`` patches, the same at every call."""
         config, generator = self.transformer.config, torch.Generator().manual_seed(1)
-        seen = torch.randn(batch, config["morphology_tokens"], config["morphology_dim"], generator=generator)
+        images = torch.randn(batch, config["morphology_tokens"], config["morphology_dim"], generator=generator)
         if config["expression_dim"] is None:
-            return ConditionTensors(seen)
-        return ConditionTensors(seen, torch.randn(batch, config["expression_dim"], generator=generator))
+            return ConditionTensors(images)
+        return ConditionTensors(images, torch.randn(batch, config["expression_dim"], generator=generator))
 
     def noise(self, batch: int) -> Tensor:
-        """Standard normal latents of so many patches, the same at every call."""
+        """Standard normal latents of ``batch`` patches, the same at every call."""
         return torch.randn(self.shape(batch), generator=torch.Generator().manual_seed(0))
 
 
@@ -126,7 +112,7 @@ def random_base(
 ) -> Subject:
     """Make a DiT-B/2 and an SD3-style autoencoder of random weights in float32, 20 steps and both guidance scales.
 
-    ``sizes`` of the transformer and of the autoencoder may be others, to try it out.
+    ``sizes`` and ``vae_sizes`` replace some of theirs.
     """
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
@@ -145,10 +131,7 @@ def random_base(
 
 
 def in_dtype(subject: Subject, dtype: torch.dtype) -> Subject:
-    """Return a subject in another precision, its autoencoder as it would be loaded with it; a copy, where it differs.
-
-    Start from float32: what was rounded stays rounded.
-    """
+    """Return a subject in another precision, a copy where it differs. Start from float32: what was rounded stays rounded."""
     if subject.dtype == dtype:
         return subject
     transformer = copy.deepcopy(subject.transformer)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import IO, Any
 
 from ..devices import WAITING
@@ -31,16 +31,9 @@ ALONE, BESIDE = "alone", "beside a busy process"
 
 
 def waiting(checkpoint: str, rounds: int, count: int = COUNT) -> dict[str, Any]:
-    """Time so many patches of the sample section, preset draft, on the CPU: spinning as by default, and sleeping.
+    """Time ``count`` patches of the sample section, preset draft, on the CPU: spinning as by default, and sleeping.
 
-    Parameters
-    ----------
-    checkpoint
-        Name or folder.
-    rounds
-        Of both ways in turn, after one that does not count.
-    count
-        Patches.
+    ``rounds`` of both ways take turns, after one that does not count.
 
     Returns
     -------
@@ -59,7 +52,7 @@ def waiting(checkpoint: str, rounds: int, count: int = COUNT) -> dict[str, Any]:
     found: dict[str, Any] = {"patches": count, "rounds": rounds, "setting": dict(WAITING)}
     with ExitStack() as stack:
         works = {name: stack.enter_context(_worker(checkpoint, count, env)) for name, env in ways.items()}
-        for name, beside in ((ALONE, _nothing), (BESIDE, _busy)):
+        for name, beside in ((ALONE, nullcontext), (BESIDE, _busy)):
             with beside():
                 found[name] = _in_turn(works, rounds)
     return found
@@ -81,7 +74,7 @@ def _in_turn(works: Mapping[str, Callable[[], float]], rounds: int) -> dict[str,
 
 @contextmanager
 def _worker(checkpoint: str, count: int, environment: Mapping[str, str]) -> Iterator[Callable[[], float]]:
-    """A process that makes the patches each time it is asked, and says how many seconds that took."""
+    """Start a process that makes the patches when asked, and yield the function that asks and returns the seconds."""
     command = [sys.executable, "-m", "napari_stmdit.bench.waiting", checkpoint, str(count)]
     with subprocess.Popen(
         command,
@@ -112,7 +105,7 @@ def _worker(checkpoint: str, count: int, environment: Mapping[str, str]) -> Iter
 
 @contextmanager
 def _busy() -> Iterator[None]:
-    """Another program that needs all it can get of one core."""
+    """Run another program that needs all of one core."""
     with subprocess.Popen([sys.executable, "-c", _LOOP], start_new_session=True) as process:
         try:
             yield
@@ -120,16 +113,11 @@ def _busy() -> Iterator[None]:
             process.kill()
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
 def _load() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
-def _work(checkpoint: str, count: int, asked: IO[str], told: IO[str]) -> None:
+def _work(checkpoint: str, count: int, asked: IO[str], answers: IO[str]) -> None:
     from ..assemble import load_checkpoint
     from ..synthesis.result import synthesize
     from ..tissue.sample import open_sample_section
@@ -140,8 +128,8 @@ def _work(checkpoint: str, count: int, asked: IO[str], told: IO[str]) -> None:
     for _ in asked:
         start = time.perf_counter()
         synthesize(section, request, model)
-        told.write(json.dumps(time.perf_counter() - start) + "\n")
-        told.flush()
+        answers.write(json.dumps(time.perf_counter() - start) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from ._common import (
 )
 
 if TYPE_CHECKING:
-    from ..model.convert import Converted
-    from ..model.download import Downloaded
-    from ..model.inspect import Inspection
-    from ..model.zoo import ZooEntry
+    from ..model.foreign.convert import Converted
+    from ..model.foreign.inspect import Inspection
+    from ..model.hub.download import Downloaded
+    from ..model.hub.zoo import ZooEntry
     from ..progress import CancelToken, DownloadProgress
 
 parts_option = partial(typer.Option, rich_help_panel="Encoders and decoder")
@@ -60,7 +60,7 @@ def inspect(
 ) -> None:
     """Say what a checkpoint holds, whether it can edit real tissue, and what it lacks to run; never runs code from it."""
     from ..assemble import list_checkpoints
-    from ..model.inspect import inspect_checkpoint
+    from ..model.foreign.inspect import inspect_checkpoint
 
     named = {} if path.exists() else {entry.name: entry.path for entry in list_checkpoints()}
     found = inspect_checkpoint(named.get(str(path), path), config, mapping)
@@ -179,8 +179,8 @@ def download(
     as_json: Json = False,
 ) -> None:
     """List known checkpoints and components, or bring one to this computer; size and terms are shown first."""
-    from ..model.download import check_source, find_download
-    from ..model.zoo import zoo_entry
+    from ..model.hub.download import check_source, find_download
+    from ..model.hub.zoo import zoo_entry
     from ..progress import CancelToken
 
     if name is None:
@@ -199,8 +199,8 @@ def download(
 
 def _print_zoo(as_json: bool) -> None:
     """Print what can be downloaded: the table, or one JSON object."""
-    from ..model.references import data_directory
-    from ..model.zoo import zoo
+    from ..model.hub.references import data_directory
+    from ..model.hub.zoo import zoo
 
     if as_json:
         rows = [_row(entry) for entry in zoo()]
@@ -230,7 +230,7 @@ def _confirm(entry: ZooEntry, source_folder: Path | None, yes: bool) -> None:
     typer.Exit
         The answer was no (exit code 1), or Ctrl-C (130).
     """
-    from ..model.references import download_directory
+    from ..model.hub.references import download_directory
 
     lines = [f"{entry.name}: {entry.title} ({entry.kind.replace('_', ' ')})"]
     where = "/".join(part for part in (entry.source, entry.subfolder) if part)
@@ -262,8 +262,8 @@ def _fetch(
     entry: ZooEntry, cancel: CancelToken, *, offline: bool, force: bool, source_folder: Path | None
 ) -> Downloaded:
     """Download with a progress bar on stderr; exit code 130 where it was stopped."""
-    from ..model.download import download
-    from ..model.hub import DownloadCancelledError
+    from ..model.hub.download import download
+    from ..model.hub.transfer import DownloadCancelledError
 
     def show(progress: DownloadProgress) -> None:
         done, total = progress.bytes_done / 1e6, progress.bytes_total / 1e6
@@ -314,7 +314,7 @@ def _report_download(done: Downloaded, as_json: bool) -> None:
 
 
 def _needs(entry: ZooEntry) -> dict[str, dict[str, Any]]:
-    from ..model.zoo import state_of, zoo_entry
+    from ..model.hub.zoo import state_of, zoo_entry
 
     needs = {}
     for component, name in entry.components.items():
@@ -324,7 +324,7 @@ def _needs(entry: ZooEntry) -> dict[str, dict[str, Any]]:
 
 
 def _row(entry: ZooEntry) -> dict[str, Any]:
-    from ..model.zoo import state_of
+    from ..model.hub.zoo import state_of
 
     state, where = state_of(entry)
     return {

@@ -1,4 +1,4 @@
-"""Embeddings on disk: one checked ``.npy`` file each, the least recently used deleted first."""
+"""Embeddings that were computed before: in memory, and on disk if wanted, one checked ``.npy`` file each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +21,17 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 from ..storage.atomic import remove_left_drafts, replacing
 from ..types import Genes
+from .protocols import ExpressionEncoder, MorphologyEncoder
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
-
-    from .protocols import ExpressionEncoder, MorphologyEncoder
 
 
 log = logging.getLogger(__name__)
 
 _DIGEST = hashlib.sha256().digest_size
-_KEPT = 0.9
-"""Share of the limit that is left after tidying up, so that a full folder is not listed at every write."""
+_KEPT_SHARE = 0.9
+"""Of the limit, after tidying up, so that a full folder is not listed at every write."""
 _OURS = re.compile(r"[0-9a-f]+\.npy")
 """Files by their key; whatever else lies in the folder is not ours to delete."""
 
@@ -90,14 +89,14 @@ class CacheFolder:
         return found
 
     def touch(self, key: str) -> None:
-        """Mark an array as used now. The time of change serves: many systems do not keep the time of access."""
+        """Mark an array as used now, by its time of change: many systems do not keep the time of access."""
         try:
             os.utime(self._file(key))
         except OSError:
             pass  # gone, or of another user: then it is not ours to keep
 
     def write(self, key: str, value: NDArray[np.float32]) -> None:
-        """Write an array; where that fails (a full disk), it is not kept, and nothing else happens."""
+        """Write an array; one that cannot be written (a full disk) is not kept."""
         buffer = io.BytesIO()
         np.save(buffer, value, allow_pickle=False)
         body = buffer.getvalue()
@@ -131,17 +130,15 @@ class CacheFolder:
         if total + needed <= self.limit_bytes:
             return total
         for _, size, file in sorted(files):
-            if total + needed <= _KEPT * self.limit_bytes:
+            if total + needed <= _KEPT_SHARE * self.limit_bytes:
                 break
             file.unlink(missing_ok=True)
             total -= size
         return total
 
 
-# Embeddings that were computed before: in memory, and on disk if wanted.
-
-
 Vector = NDArray[np.float32]
+Encoder = TypeVar("Encoder")
 
 
 class EmbeddingCache:
@@ -218,51 +215,53 @@ class EmbeddingCache:
                 self.nbytes -= dropped.nbytes
 
 
-class CachedMorphology:
-    """A `MorphologyEncoder` that computes each patch once.
+class _Cached(Generic[Encoder]):
+    """An encoder that computes each item once.
 
     Parameters
     ----------
     encoder
-        It must encode each patch on its own: whatever else is in the batch may not matter.
+        It must encode each item on its own: whatever else is in the batch may not matter.
     cache
         May be shared with other encoders.
     key
-        What makes this encoder's embeddings its own: the hash of its weights and config, and its precision.
+        Of this encoder's embeddings: the hash of its weights and config, and its precision.
     """
 
-    def __init__(self, encoder: MorphologyEncoder, cache: EmbeddingCache, key: str) -> None:
+    def __init__(self, encoder: Encoder, cache: EmbeddingCache, key: str) -> None:
         self.encoder = encoder
         self.cache = cache
         self.key = key
-        self._lock = Lock()
+        self._lock = Lock()  # a second thread that wants the same items waits for them instead of computing them, too
+
+    def _rows(self, keys: Sequence[str], compute: Callable[[list[int]], Vector]) -> Vector:
+        """Look rows up, compute those that are missing in one call, each once, and return all in order."""
+        rows = {key: row for row, key in enumerate(keys)}
+        with self._lock:
+            found = {key: value for key in rows if (value := self.cache.get(key)) is not None}
+            missing = [key for key in rows if key not in found]
+            if missing or not keys:
+                computed = compute([rows[key] for key in missing])
+                if not keys:
+                    return computed  # of no rows; only the encoder knows the shape
+                for key, value in zip(missing, computed, strict=True):
+                    self.cache.put(key, value)
+                    found[key] = value
+        return np.stack([found[key] for key in keys])
+
+
+class CachedMorphology(_Cached[MorphologyEncoder]):
+    """A `MorphologyEncoder` that computes each patch once."""
 
     def encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode patches (n, side, side, 3) uint8 as (n, tokens, d) float32; those not in the cache in one call."""
         base = _digest(b"morphology", self.key.encode(), repr((patches.dtype.str, patches.shape[1:])).encode())
         keys = [_digest(base.encode(), np.ascontiguousarray(patch).tobytes()) for patch in patches]
-        with self._lock:  # a second thread that wants the same patches waits for them instead of computing them, too
-            return _encode_rows(keys, self.cache, lambda rows: self.encoder.encode(patches[rows]))
+        return self._rows(keys, lambda rows: self.encoder.encode(patches[rows]))
 
 
-class CachedExpression:
-    """An `ExpressionEncoder` that computes each row of counts once.
-
-    Parameters
-    ----------
-    encoder
-        It must encode each row on its own: whatever else is in the table may not matter.
-    cache
-        May be shared with other encoders.
-    key
-        What makes this encoder's embeddings its own: the hash of its weights and config, and its precision.
-    """
-
-    def __init__(self, encoder: ExpressionEncoder, cache: EmbeddingCache, key: str) -> None:
-        self.encoder = encoder
-        self.cache = cache
-        self.key = key
-        self._lock = Lock()
+class CachedExpression(_Cached[ExpressionEncoder]):
+    """An `ExpressionEncoder` that computes each row of counts once."""
 
     def encode(self, counts: csr_matrix, genes: Genes, depth: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Encode counts (n, g), whose columns are ``genes``, as (n, d) or (n, tokens, d); those not in the cache in one call.
@@ -282,33 +281,13 @@ class CachedExpression:
             columns, values = table.indices[part].astype("<i8"), table.data[part].astype("<f8")
             own = () if depth is None else (depth[row : row + 1].astype("<f4").tobytes(),)
             keys.append(_digest(base, columns.tobytes(), values.tobytes(), *own))
-        with self._lock:
-            return _encode_rows(
-                keys,
-                self.cache,
-                lambda rows: self.encoder.encode(counts[rows], genes, None if depth is None else depth[rows]),
-            )
-
-
-def _encode_rows(
-    keys: Sequence[str], cache: EmbeddingCache, compute: Callable[[list[int]], NDArray[np.float32]]
-) -> NDArray[np.float32]:
-    """Look rows up, compute those that are missing in one call, each once, and return all in order."""
-    rows = {key: row for row, key in enumerate(keys)}
-    found = {key: value for key in rows if (value := cache.get(key)) is not None}
-    missing = [key for key in rows if key not in found]
-    if missing or not keys:
-        computed = compute([rows[key] for key in missing])
-        if not keys:
-            return computed  # of no rows; only the encoder knows the shape
-        for key, value in zip(missing, computed, strict=True):
-            cache.put(key, value)
-            found[key] = value
-    return np.stack([found[key] for key in keys])
+        return self._rows(
+            keys, lambda rows: self.encoder.encode(counts[rows], genes, None if depth is None else depth[rows])
+        )
 
 
 def _digest(*parts: bytes) -> str:
-    """Return the SHA-256 of parts, each with its length: where one ends is part of the content."""
+    """Return the SHA-256 of parts, each with its length."""
     total = hashlib.sha256()
     for part in parts:
         total.update(f"{len(part)}:".encode())

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +12,8 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError
 from ..expression.genes import gather_counts, match_genes
 from ..expression.normalise import PER
-from ..files import read_json
-from ..storage.atomic import write_text
 from ..types import MOST_DEPTH, Genes, hash_genes
+from .tensors import read_arrays, read_config, write_encoder
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 ARRAYS = ("mean", "scale", "abundance", "projection", "offset")
 DEPTH_ARRAYS = ("levels", "depth_projection")
 """Those that an encoder without depth levels lacks."""
-WEIGHTS = "model.safetensors"
 
 
 class LinearProgramEncoder:
@@ -114,8 +111,7 @@ class LinearProgramEncoder:
         Returns
         -------
         NDArray[np.float32]
-            (n, d) program scores. A spot without any count of these genes gets the scores of the training mean, and so does
-            every spot of a section that has none of them; a plan refuses such a section unless it is told not to.
+            (n, d) program scores; those of the training mean for a spot without any count of these genes, or a section without the genes.
         """
         match = match_genes(self.genes, genes)
         own = gather_counts(counts, match, self.genes).toarray().astype(np.float32)
@@ -127,7 +123,7 @@ class LinearProgramEncoder:
         present: NDArray[np.bool_] | None = None,
         depth: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """Encode (n, g) counts of the encoder's own genes, of which those ``present`` (g,) were measured; depth (n,) as in `encode`."""
+        """Encode (n, g) counts of its own genes, of which those ``present`` (g,) were measured; depth (n,) as in `encode`."""
         if present is None:
             present = np.ones(len(self.genes), dtype=bool)
         share = float(self.abundance[present].sum() / self.abundance.sum())
@@ -167,9 +163,6 @@ class LinearProgramEncoder:
 
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``."""
-        from safetensors.numpy import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
         config = {
             "_class_name": type(self).__name__,
             "genes": list(self.genes),
@@ -178,41 +171,13 @@ class LinearProgramEncoder:
             "half_depth": self.half_depth,
         }
         names = ARRAYS + ("levels",) * (self.levels is not None) + ("depth_projection",) * self.uses_depth
-        arrays = {name: np.ascontiguousarray(getattr(self, name), dtype=np.float32) for name in names}
-        save_file(arrays, folder / WEIGHTS)
-        write_text(
-            folder / "config.json", json.dumps(config, indent=1) + "\n"
-        )  # last: where it is, the encoder is whole
+        write_encoder(folder, config, {name: np.asarray(getattr(self, name), dtype=np.float32) for name in names})
 
     @classmethod
     def load(cls, folder: Path) -> LinearProgramEncoder:
         """Read an encoder; raises CheckpointError where its folder is incomplete or its genes do not fit their hash."""
-        config, arrays = read_encoder_folder(folder, ARRAYS, DEPTH_ARRAYS)
+        config, arrays = read_config(folder), read_arrays(folder, ARRAYS, DEPTH_ARRAYS)
         encoder = cls(tuple(config.get("genes", ())), half_depth=float(config.get("half_depth", 0.0)), **arrays)
         if encoder.gene_hash != config.get("gene_hash"):
             raise CheckpointError(f"{folder}: the gene list does not fit its hash; the folder was changed or damaged")
         return encoder
-
-
-def read_encoder_folder(
-    folder: Path, names: tuple[str, ...], further: tuple[str, ...] = ()
-) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
-    """Read ``config.json`` and the named arrays of ``model.safetensors``, and ``further`` ones where they are there.
-
-    Raises
-    ------
-    CheckpointError
-        A file or one of the named arrays is missing or damaged.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        config = read_json(folder / "config.json")
-        arrays = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} is no readable encoder: {error}") from error
-    missing = sorted(set(names) - set(arrays))
-    if missing:
-        raise CheckpointError(f"{folder}/{WEIGHTS} lacks {missing}; it holds {sorted(arrays)}")
-    return config, {name: arrays[name].astype(np.float32) for name in (*names, *further) if name in arrays}

@@ -6,7 +6,6 @@ and stays. Everything it says of itself (penalty, components, what it explains) 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,14 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import CheckpointError, SectionError
-from .linear_programs import WEIGHTS, read_encoder_folder
 from .regression import centred, compact_folds, ridge_weights
+from .tensors import read_arrays, read_config, write_encoder
 
-FEWEST_SPOTS = 100
+MIN_SPOTS = 100
 """With fewer spots, what expression explains cannot be told from chance."""
 PENALTIES = np.logspace(-3, 3, 13)
 """Ridge penalties that are tried, for each component of morphology, per spot and for standardised expression."""
-MOST_COMPONENTS = 64
+MAX_COMPONENTS = 64
 """Principal components of morphology that are predicted, at most."""
 
 
@@ -38,14 +37,14 @@ class MorphologyMap:
     components
         (k, t * dm) those components; k = 0: morphology stays.
     r2
-        (r,) share of the variance that is explained of each number of a single vector, or of each principal component of tokens, the
-        largest first; on tissue left out.
+        (r,) share of variance explained of each number of a single vector, or of each principal component of tokens, the largest first; on
+        tissue left out.
     share
-        Share of all variance of morphology that is explained, on tissue left out.
+        Share of all variance of morphology explained, on tissue left out.
     penalties
         (k,) ridge penalties of the components.
     spots
-        Spots that it was fitted to.
+        Number of spots that it was fitted to.
     """
 
     shape: tuple[int, int]
@@ -63,11 +62,11 @@ class MorphologyMap:
 
     @property
     def words(self) -> str:
-        """What to print with every result, in a sentence."""
-        if self.spots < FEWEST_SPOTS:
+        """Sentence to print with every result."""
+        if self.spots < MIN_SPOTS:
             return (
                 f"Morphology stays as measured: {self.spots} spots are too few to tell what expression explains of it "
-                f"(at least {FEWEST_SPOTS})."
+                f"(at least {MIN_SPOTS})."
             )
         if not self.follows:
             return f"Morphology stays as measured: expression explains nothing of it ({self.spots} spots, cross-validated)."
@@ -77,12 +76,9 @@ class MorphologyMap:
         )
 
     def delta(self, e_from: NDArray[np.float32], e_to: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return how morphology moves, (n, t, dm), from one expression (n, d) or (n, g, d) to another; 0 where they are equal.
+        """Return the change of morphology, (n, t, dm), from one expression (n, d) or (n, g, d) to another; 0 where they are equal.
 
-        Raises
-        ------
-        SectionError
-            They are of another width than the map.
+        Raises SectionError where they are of another width than the map.
         """
         difference = _vectors(np.asarray(e_to)) - _vectors(np.asarray(e_from))
         if difference.shape[1] != len(self.weights):
@@ -93,7 +89,7 @@ class MorphologyMap:
         return np.asarray(moved.reshape(len(difference), *self.shape), dtype=np.float32)
 
     def facts(self) -> dict[str, object]:
-        """Return what a checkpoint's card and a result's provenance say of it, in JSON types alone."""
+        """Return the map's statistics for a checkpoint's card and a result's provenance, in JSON types."""
         return {
             "share": round(float(self.share), 4),
             "r2": [round(float(value), 4) for value in self.r2],
@@ -103,22 +99,18 @@ class MorphologyMap:
 
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``, a part of a checkpoint folder."""
-        from safetensors.numpy import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
         config = {
             "_class_name": type(self).__name__,
             "shape": list(self.shape),
             "share": float(self.share),
             "spots": self.spots,
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        save_file({name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}, folder / WEIGHTS)
+        write_encoder(folder, config, {name: getattr(self, name) for name in _ARRAYS})
 
     @classmethod
     def load(cls, folder: Path) -> MorphologyMap:
         """Read a map; raises CheckpointError where its folder is incomplete or its parts do not fit each other."""
-        config, arrays = read_encoder_folder(folder, _ARRAYS)
+        config, arrays = read_config(folder), read_arrays(folder, _ARRAYS)
         try:
             tokens, width = (int(value) for value in config["shape"])
             found = cls((tokens, width), share=float(config["share"]), spots=int(config["spots"]), **arrays)
@@ -172,7 +164,7 @@ def fit_morphology_map(
     e, m = _checked(expression, morphology)
     shape = (m.shape[1], m.shape[2])
     groups = np.zeros(len(e), dtype=np.int64) if sections is None else np.asarray(sections, dtype=np.int64)
-    if len(e) < FEWEST_SPOTS:
+    if len(e) < MIN_SPOTS:
         return _still(e.shape[1], shape, np.zeros(0), 0.0, len(e))
     left_out = _folds(folds, groups, yx, len(e))
     x, y = centred(e, groups), centred(m.reshape(len(m), -1), groups)
@@ -255,18 +247,18 @@ def _still(width: int, shape: tuple[int, int], r2: ArrayLike, share: float, spot
 
 
 def _components(y: NDArray[np.float64], tokens: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what is predicted of centred y (n, f): a basis (r, f) and scores (n, r).
+    """Return the targets of centred y (n, f): a basis (r, f) and scores (n, r).
 
-    One short vector is taken number by number: an encoder that gives it has ordered its numbers already, and principal components would
-    mix one that expression says with others that it does not.
+    One short vector is taken number by number: its encoder has ordered the numbers already, and principal components would mix one that
+    expression explains with others that it does not.
     """
-    if tokens == 1 and y.shape[1] <= MOST_COMPONENTS:
+    if tokens == 1 and y.shape[1] <= MAX_COMPONENTS:
         return np.eye(y.shape[1]), y
     return _principal(y)
 
 
 def _principal(y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return components (r, f) of centred y (n, f), the largest first and each with its largest entry positive, and scores (n, r)."""
+    """Return principal components (r, f) of centred y (n, f), each with its largest entry positive, and scores (n, r)."""
     if y.shape[1] <= len(y):
         values, vectors = np.linalg.eigh(y.T @ y)
         basis = vectors.T[::-1]
@@ -274,7 +266,7 @@ def _principal(y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.
         values, vectors = np.linalg.eigh(y @ y.T)
         norms = np.sqrt(np.maximum(values[::-1], 1e-30))
         basis = (vectors.T[::-1] @ y) / norms[:, None]
-    kept = min(int((values[::-1] > 1e-10 * max(float(values[-1]), 1e-30)).sum()), MOST_COMPONENTS)
+    kept = min(int((values[::-1] > 1e-10 * max(float(values[-1]), 1e-30)).sum()), MAX_COMPONENTS)
     basis = basis[:kept]
     signs = np.sign(basis[np.arange(kept), np.abs(basis).argmax(axis=1)])
     basis = basis * signs[:, None]
@@ -284,8 +276,8 @@ def _principal(y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.
 def _choose(x: NDArray[np.float64], scores: NDArray[np.float64], folds: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the penalty (r,) of each component; infinite where none errs less than the mean does, on folds left out.
 
-    Of the penalties that err no more than one standard error above the best, the smallest: what is wanted are effects, which a penalty
-    shrinks, not the best prediction. Errors are relative to those of the mean in each fold, so that no section counts for more.
+    Of the penalties that err no more than one standard error above the best, the smallest: effects are wanted, which a penalty shrinks,
+    not the best prediction. Errors are relative to those of the mean in each fold, so that no section counts for more.
     """
     names = np.unique(folds)
     errors = np.zeros((len(names), len(PENALTIES), scores.shape[1]))

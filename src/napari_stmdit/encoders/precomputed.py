@@ -1,4 +1,7 @@
-"""Where vectors and ids lie in NumPy, HDF5, Zarr and AnnData files. Nothing is unpickled."""
+"""Embeddings that were computed elsewhere, by spot, in NumPy, HDF5, Zarr and AnnData files: for users who may not have the encoder.
+
+Nothing is unpickled.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ Arrays = tuple[NDArray[Any], NDArray[np.str_] | None, str]
 
 
 def read_arrays(text: str, *, wants_ids: bool) -> Arrays:
-    """Read what ``path`` or ``path::name`` means.
+    """Read ``path`` or ``path::name``.
 
     Raises
     ------
@@ -45,7 +48,7 @@ def read_arrays(text: str, *, wants_ids: bool) -> Arrays:
         with _open_hdf5(path) as group:
             vectors, ids = _read_group(group, name, path)
     elif (path / "zarr.json").is_file() or (path / ".zgroup").is_file():
-        with _told_as_damage(path):
+        with _as_damage(path):
             vectors, ids = _read_group(_open_zarr(path), name, path)
     else:
         raise SectionError(f"{path} is of no known kind; expected embeddings in a {KNOWN} file")
@@ -106,7 +109,7 @@ def _csv_ids(file: Path) -> NDArray[np.str_]:
 def _open_hdf5(path: Path) -> Iterator[Any]:
     import h5py
 
-    with _told_as_damage(path), h5py.File(path, "r") as group:
+    with _as_damage(path), h5py.File(path, "r") as group:
         yield group
 
 
@@ -117,7 +120,7 @@ def _open_zarr(path: Path) -> Any:
 
 
 @contextmanager
-def _told_as_damage(path: Path) -> Iterator[None]:
+def _as_damage(path: Path) -> Iterator[None]:
     """Turn whatever a damaged file makes a reader raise into one message."""
     try:
         yield
@@ -128,7 +131,7 @@ def _told_as_damage(path: Path) -> Iterator[None]:
 
 
 def _read_group(group: Any, name: str, path: Path) -> tuple[NDArray[Any], NDArray[np.str_] | None]:
-    """Read an HDF5 or Zarr group, which offer the same access; AnnData's layout is recognised by its parts."""
+    """Read an HDF5 or Zarr group; AnnData's layout is recognised by its parts."""
     if "obsm" in group and "obs" in group:
         vectors = _pick(group["obsm"], name, path, "obsm has")
         index = group["obs"].attrs.get("_index", "_index")
@@ -142,7 +145,7 @@ def _read_group(group: Any, name: str, path: Path) -> tuple[NDArray[Any], NDArra
 
 
 def _pick(group: Mapping[str, Any], name: str, path: Path, has: str) -> Any:
-    """Return the array of vectors: the one that was named, or the only one with a known name."""
+    """Return the array of vectors: the named one, or the only one with a known name."""
     names = sorted(group.keys())
     found = [candidate for candidate in VECTOR_NAMES if candidate in names]
     chosen = [name] if name else found
@@ -170,7 +173,7 @@ def _text(array: Any, path: Path) -> NDArray[Any]:
 
 
 def _refuse_pickles(array: Any, path: Path) -> None:
-    """Refuse a Zarr array whose values are pickled: reading them would run whatever they say."""
+    """Refuse a Zarr array whose values are pickled."""
     metadata = getattr(array, "metadata", None)
     stages = [getattr(metadata, "compressor", None)]
     for name in ("filters", "codecs"):
@@ -192,10 +195,7 @@ def _as_ids(values: NDArray[Any], path: Path) -> NDArray[np.str_]:
         raise SectionError(f"{path}: its ids are not text in UTF-8 ({error})") from None
 
 
-# Morphology embeddings that were computed elsewhere, by spot: for users who may not have the encoder itself.
-
-
-_SHOWN = 5
+_MAX_SHOWN = 5
 _SUFFIX = re.compile(r"-\d+$")
 _PREFIX = re.compile(r"^.*[_:]")
 
@@ -335,7 +335,7 @@ def _faults(ids: NDArray[np.str_], vectors: NDArray[np.float32]) -> list[str]:
         faults.append(f"{int((ids == '').sum())} ids are empty")
     if vectors.size and not np.isfinite(vectors).all():
         wrong = np.flatnonzero(~np.isfinite(vectors).reshape(len(vectors), -1).all(axis=1))
-        named = [str(ids[row]) if row < ids.size else f"row {row}" for row in wrong[:_SHOWN]]
+        named = [str(ids[row]) if row < ids.size else f"row {row}" for row in wrong[:_MAX_SHOWN]]
         faults.append(f"{len(wrong)} vectors hold values that are not finite in float32: {_some(named, len(wrong))}")
     return faults
 
@@ -346,23 +346,23 @@ def _refuse(source: str, faults: list[str]) -> None:
 
 
 def _some(names: list[str], total: int | None = None) -> str:
-    more = (len(names) if total is None else total) - len(names[:_SHOWN])
-    return ", ".join(repr(name) for name in names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = (len(names) if total is None else total) - len(names[:_MAX_SHOWN])
+    return ", ".join(repr(name) for name in names[:_MAX_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _hint(missing: list[str], have: list[str]) -> str:
-    """Say which change of spelling would make ids match; the change is the user's to make."""
+    """Say which change of spelling would make ids match."""
     spellings = {
         "without the number at the end ('-1')": lambda name: _SUFFIX.sub("", name),
         "without what precedes '_' or ':'": lambda name: _PREFIX.sub("", name),
         "in capitals": str.upper,
     }
-    for words, spell in spellings.items():
+    for change, spell in spellings.items():
         known = {spell(name) for name in have}
         matching = sum(spell(name) in known for name in missing)
         if matching:
             return (
-                f" {matching} of the missing ids would match {words}; ids are matched exactly, so rename them in the file if "
+                f" {matching} of the missing ids would match {change}; ids are matched exactly, so rename them in the file if "
                 "they mean the same spots."
             )
     return ""

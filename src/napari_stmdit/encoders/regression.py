@@ -23,8 +23,7 @@ def blocks_of(yx: NDArray[np.float64], count: int = FOLDS) -> NDArray[np.int64]:
 def compact_folds(yx: NDArray[np.float64], most: int = 16, count: int = FOLDS) -> NDArray[np.int64]:
     """Return the fold, (n,), of each position: blocks of at most ``most`` neighbouring spots, dealt to the folds in turn.
 
-    Each fold so holds tissue from all over the section, and few of its spots have a neighbour in another one. Stripes, as of `blocks_of`,
-    ask besides for what no fold has seen: the other end of a section.
+    Each fold has tissue from all over the section. Stripes, as of `blocks_of`, are a harder test: of the other end of a section.
     """
     blocks = [np.arange(len(yx))]
     while max(len(block) for block in blocks) > most:
@@ -40,7 +39,7 @@ def compact_folds(yx: NDArray[np.float64], most: int = 16, count: int = FOLDS) -
 
 
 def centred(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Take each section's mean off values (n, ...): what is left is how spots of one section differ."""
+    """Subtract the mean of each section from values (n, ...)."""
     out = np.array(values, dtype=np.float64)
     for group in np.unique(groups):
         out[groups == group] -= out[groups == group].mean(axis=0)

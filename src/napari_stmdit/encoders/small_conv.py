@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..files import read_json
+from .tensors import read_config, read_tensors, write_encoder
 
-WEIGHTS = "model.safetensors"
 CLIP = 4.0
 """Whitened components are cut here, in standard deviations: a fold or a smear of ink must not leave the trained range."""
 
@@ -32,13 +30,7 @@ class _Residual(nn.Module):
 
 
 class FeatureTrunk(nn.Module):
-    """The convolutional half of the bundled autoencoder's encoder; two of its layers are described by their statistics.
-
-    Parameters
-    ----------
-    widths
-        Channels at a quarter and at an eighth of the resolution.
-    """
+    """The convolutional half of the bundled autoencoder's encoder, with ``widths`` channels at a quarter and an eighth of the resolution."""
 
     def __init__(self, widths: tuple[int, int]) -> None:
         super().__init__()
@@ -54,7 +46,7 @@ class FeatureTrunk(nn.Module):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) in [-1, 1] -> layers (B, fine, H/4, W/4) and (B, coarse, H/8, W/8)."""
+        """Map (B, 3, H, W) in [-1, 1] to layers (B, fine, H/4, W/4) and (B, coarse, H/8, W/8)."""
         fine = self.trunk[:3](images)
         return fine, self.trunk[3:](fine)
 
@@ -72,7 +64,7 @@ def describe(images: Tensor, layers: tuple[Tensor, Tensor]) -> Tensor:
 def describe_windows(
     images: Tensor, layers: tuple[Tensor, Tensor], corners: Sequence[tuple[int, int]], side: int
 ) -> Tensor:
-    """Return (B, windows, s): what `describe` returns for square windows, ``side`` and corners (y, x) in pixels, divisible by 8."""
+    """Return what `describe` returns for square windows, (B, windows, s); ``side`` and corners (y, x) in pixels, divisible by 8."""
     parts = []
     for y, x in corners:
         cut = [
@@ -86,14 +78,7 @@ def describe_windows(
 class SmallConvEncoder:
     """Means and spreads of a small network's features over a patch, on their whitened principal components.
 
-    Parameters
-    ----------
-    trunk
-        The network.
-    mean
-        (s,) mean of the statistics in training.
-    projection
-        (s, d) from centred statistics to whitened components.
+    ``mean`` (s,) is that of the statistics in training, ``projection`` (s, d) leads from centred statistics to whitened components.
     """
 
     def __init__(self, trunk: FeatureTrunk, mean: Tensor, projection: Tensor) -> None:
@@ -108,61 +93,39 @@ class SmallConvEncoder:
 
     @torch.inference_mode()
     def encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Encode patches.
-
-        Parameters
-        ----------
-        patches
-            (n, side, side, 3) uint8, side divisible by 8, at the checkpoint's own scale.
-
-        Returns
-        -------
-        NDArray[np.float32]
-            (n, 1, d).
-        """
+        """Encode patches (n, side, side, 3) uint8, side divisible by 8 and at the checkpoint's own scale, as (n, 1, d)."""
         batches = [self.statistics(patches[start : start + 16]) for start in range(0, len(patches), 16)]
         statistics = torch.cat(batches) if batches else torch.empty(0, len(self.mean))
         return self.whiten(statistics)[:, None].numpy()
 
     @torch.inference_mode()
     def statistics(self, patches: NDArray[np.uint8]) -> Tensor:
-        """(n, side, side, 3) uint8 -> (n, s) statistics before whitening."""
+        """Return (n, s) statistics before whitening of patches (n, side, side, 3) uint8."""
         images = torch.from_numpy(np.ascontiguousarray(patches)).permute(0, 3, 1, 2).float() / 127.5 - 1
         images = images.contiguous(memory_format=torch.channels_last)
         return describe(images, self.trunk(images))
 
     def whiten(self, statistics: Tensor) -> Tensor:
-        """(n, s) statistics -> (n, d) components, cut at `CLIP`."""
+        """Return (n, d) components of (n, s) statistics, cut at `CLIP`."""
         return ((statistics - self.mean) @ self.projection).clamp(-CLIP, CLIP)
 
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``; the network's weights in half precision."""
-        from safetensors.torch import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
         first, second = self.trunk.trunk[1], self.trunk.trunk[3]
-        config = {
-            "_class_name": type(self).__name__,
-            "widths": [first.out_channels, second.out_channels],
-            "dim": self.dim,
-        }
-        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        tensors = {name: value.half().contiguous() for name, value in self.trunk.state_dict().items()}
-        save_file(tensors | {"mean": self.mean, "projection": self.projection.contiguous()}, folder / WEIGHTS)
+        widths = [first.out_channels, second.out_channels]
+        tensors = {name: value.half() for name, value in self.trunk.state_dict().items()}
+        config = {"_class_name": type(self).__name__, "widths": widths, "dim": self.dim}
+        write_encoder(folder, config, tensors | {"mean": self.mean, "projection": self.projection})
 
     @classmethod
     def load(cls, folder: Path) -> SmallConvEncoder:
         """Read an encoder; raises CheckpointError where its folder is incomplete or does not fit together."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
+        config, tensors = read_config(folder, "morphology encoder"), read_tensors(folder, "morphology encoder")
         try:
-            config = read_json(folder / "config.json")
-            tensors = load_file(folder / WEIGHTS)
             fine, coarse = config["widths"]
             trunk = FeatureTrunk((int(fine), int(coarse)))
             mean, projection = tensors.pop("mean"), tensors.pop("projection")
             trunk.load_state_dict({name: value.float() for name, value in tensors.items()})
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:
             raise CheckpointError(f"{folder} is no readable morphology encoder: {error}") from error
         return cls(trunk, mean, projection)

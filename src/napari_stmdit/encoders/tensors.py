@@ -1,22 +1,73 @@
-"""Weights of published encoders: out of their wrappers, and held to the network's own names and shapes."""
+"""The folder of an encoder, and weights: out of their wrappers, and held to the network's own names and shapes."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Fault, table
+from ..files import BadFile, read_json
+from ..storage.atomic import write_text
 
 if TYPE_CHECKING:
-    from torch import nn
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
 
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
 
 CONTAINERS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "model.", "_orig_mod.")
 
 
+def write_encoder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+    """Write ``model.safetensors`` of tensors or arrays, then ``config.json``: where that is, the encoder is whole."""
+    from safetensors.torch import save_file
+    from torch import is_tensor, tensor
+
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {name: value if is_tensor(value) else tensor(value) for name, value in tensors.items()}
+    save_file({name: value.detach().cpu().contiguous() for name, value in found.items()}, folder / WEIGHTS)
+    write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
+
+
+def read_config(folder: Path, what: str = "encoder") -> dict[str, Any]:
+    """Read ``config.json``; raises CheckpointError where it is missing, damaged or no mapping."""
+    try:
+        config = read_json(folder / CONFIG)
+    except BadFile as error:
+        raise CheckpointError(f"{folder} is no readable {what}: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / CONFIG} holds {type(config).__name__}, expected a mapping of settings")
+    return config
+
+
+def read_tensors(folder: Path, what: str = "encoder") -> dict[str, Tensor]:
+    """Read ``model.safetensors``; raises CheckpointError where it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(folder / WEIGHTS))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} is no readable {what}: {WEIGHTS} is damaged or no safetensors file ({error}). Copy it again."
+        ) from error
+
+
+def read_arrays(folder: Path, names: tuple[str, ...], further: tuple[str, ...] = ()) -> dict[str, NDArray[np.float32]]:
+    """Read the named arrays of ``model.safetensors``, and ``further`` ones where they are there; raises CheckpointError."""
+    found = read_tensors(folder)
+    if missing := sorted(set(names) - set(found)):
+        raise CheckpointError(f"{folder}/{WEIGHTS} lacks {missing}; it holds {sorted(found)}")
+    return {name: found[name].float().numpy() for name in (*names, *further) if name in found}
+
+
 def unwrap_tensors(found: Mapping[str, Any], anchor: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Take tensors out of what training loops wrap around them.
+    """Take tensors out of the mappings that training loops wrap around them.
 
     Parameters
     ----------
@@ -28,8 +79,8 @@ def unwrap_tensors(found: Mapping[str, Any], anchor: str) -> tuple[dict[str, Any
     Returns
     -------
     tuple
-        The tensors by bare name, and the names of what lay beside a container (epochs, optimisers) and was left out. A name
-        without the prefix stays as it is, for the comparison to report.
+        The tensors by bare name, and the names of what lay beside a container (epochs, optimisers). A name without the prefix stays as it
+        is, for the comparison to report.
     """
     ignored: list[str] = []
     while (inner := next((name for name in CONTAINERS if isinstance(found.get(name), Mapping)), None)) is not None:
@@ -40,23 +91,12 @@ def unwrap_tensors(found: Mapping[str, Any], anchor: str) -> tuple[dict[str, Any
 
 
 def fill_network(network: nn.Module, tensors: Mapping[str, Any], what: str, known: Iterable[Fault] = ()) -> None:
-    """Put tensors into a network on the meta device without copying them; every tensor must be wanted, every want be met.
-
-    Parameters
-    ----------
-    network
-        Built on the meta device; its own names and shapes are what is expected.
-    tensors
-        By name, of any floating-point dtype; they become the network's parameters as they are.
-    what
-        What the tensors are, for the message.
-    known
-        Faults that were seen before; they go into the same table.
+    """Put tensors, by name and of any floating-point dtype, into a network on the meta device, without copying them.
 
     Raises
     ------
     CheckpointError
-        A tensor is unknown, missing, of another shape, or not of finite numbers; one table of all of them.
+        A tensor is unknown, missing, of another shape, or not of finite numbers; one table of all, with the ``known`` faults first.
     """
     faults = [*known, *_misfits(tensors, {name: tuple(value.shape) for name, value in network.state_dict().items()})]
     if faults:
@@ -80,7 +120,7 @@ def _is_wrapped(name: object, anchor: str) -> bool:
 
 
 def _misfits(tensors: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> Iterable[Fault]:
-    """Compare; what is there comes first, for it tells more of the file than what is not."""
+    """Compare tensors with the expected shapes; what is there comes first, for it tells more of the file than what is not."""
     for name, value in tensors.items():
         if name not in expected:
             yield name, shape_of(value), "not part of this network"

@@ -1,11 +1,10 @@
-"""The vision transformer of UNI2-h: DINOv2's, with register tokens, gated feed-forward layers and scaled residuals.
+"""Morphology as the class token of UNI2-h: DINOv2's vision transformer, with register tokens, gated feed-forward layers and scaled residuals.
 
 Parameters have the names of the published weights, so that they load as they are.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -20,16 +19,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, Fault, SynthesisError, table
-from ..files import BadFile, read_json
 from ..text import shown
-from .tensors import fill_network, shape_of, unwrap_tensors
+from .tensors import WEIGHTS, fill_network, read_config, read_tensors, shape_of, unwrap_tensors, write_encoder
 
 EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class ViTSizes:
-    """What a vision transformer is made of.
+    """Sizes of a vision transformer.
 
     Attributes
     ----------
@@ -40,7 +38,7 @@ class ViTSizes:
     registers
         Tokens beside the class token that carry no place.
     patch, grid
-        Pixels along a patch, and patches along the image: the image has patch * grid pixels along each side.
+        Pixels along a patch, and patches along the image.
     """
 
     depth: int
@@ -53,7 +51,7 @@ class ViTSizes:
 
     @property
     def image_px(self) -> int:
-        """Pixels along a side of the image that goes in."""
+        """Pixels along a side of the input image."""
         return self.patch * self.grid
 
 
@@ -62,10 +60,7 @@ UNI2H = ViTSizes(depth=24, width=1536, heads=24, hidden=4096, registers=8, patch
 
 
 class GatedFeedForward(nn.Module):
-    """SwiGLU with both halves in one matrix: silu(first half) * second half.
-
-    Source: Shazeer, "GLU Variants Improve Transformer", 2020.
-    """
+    """SwiGLU with both halves in one matrix: silu(first half) * second half (Shazeer, "GLU Variants Improve Transformer", 2020)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -99,7 +94,7 @@ class SelfAttention(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learned factor for each channel of a residual. Source: Touvron et al., "Going deeper with image transformers", 2021."""
+    """A learned factor for each channel of a residual (Touvron et al., "Going deeper with image transformers", 2021)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -143,15 +138,10 @@ class PatchEmbedding(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """A vision transformer whose answer is its class token.
+    """A vision transformer whose output is its class token.
 
     Source: Oquab et al., "DINOv2", 2023; Darcet et al., "Vision transformers need registers", 2023; sizes of UNI2-h (Chen et al.,
     "Towards a general-purpose foundation model for computational pathology", 2024) in `UNI2H`.
-
-    Parameters
-    ----------
-    sizes
-        What it is made of.
     """
 
     def __init__(self, sizes: ViTSizes) -> None:
@@ -180,7 +170,7 @@ class VisionTransformer(nn.Module):
 
 
 def sizes_in(tensors: Mapping[str, Any], default: ViTSizes = UNI2H) -> ViTSizes:
-    """Read the sizes off the shapes of a state dict, each by majority; the default's where nothing tells, and its heads.
+    """Return the sizes of a state dict by its shapes, each by majority; the default's where no shape tells, and its heads.
 
     A tensor that is missing or of an odd shape therefore stands out in the comparison that follows, whichever it is.
     """
@@ -217,10 +207,6 @@ def _majority(values: Iterable[int], default: int) -> int:
     return counted[0][0] if counted else default
 
 
-# Morphology as the class token of UNI2-h: what PixCell and STMDiT are conditioned on.
-
-
-WEIGHTS = "model.safetensors"
 TILE_PX = 256
 """Pixels along a tile that gets one vector; PixCell's tiles, at its scale of about 0.5 um per pixel."""
 MEAN = (0.485, 0.456, 0.406)
@@ -233,7 +219,7 @@ IGNORED = ("head.weight", "head.bias", "head_drop")
 
 
 class Uni2hEncoder:
-    """UNI2-h, or a network of its kind: each tile of a patch as one vector, used as it comes (not normalised to unit length).
+    """UNI2-h, or a network of its kind: each tile of a patch as one vector, not normalised to unit length.
 
     Parameters
     ----------
@@ -264,12 +250,12 @@ class Uni2hEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the network."""
         return self.network.cls_token.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """In what precision it computes; what it returns is float32 in any case."""
+        """Precision of the network; embeddings are float32 in any case."""
         return self.network.cls_token.dtype
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Uni2hEncoder:
@@ -309,33 +295,27 @@ class Uni2hEncoder:
 
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``; UNI2-h's licence does not allow passing the latter on."""
-        from safetensors.torch import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
         config = {"_class_name": type(self).__name__, "tile_px": self.tile_px, **_config_of(self.network.sizes)}
-        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        save_file({name: value.contiguous() for name, value in self.network.state_dict().items()}, folder / WEIGHTS)
+        write_encoder(folder, config, self.network.state_dict())
 
     @classmethod
     def load(cls, folder: Path, tensors: Mapping[str, Any] | None = None) -> Uni2hEncoder:
-        """Read an encoder, in float32 on the CPU.
-
-        Parameters
-        ----------
-        folder
-            Holds ``config.json`` and, unless ``tensors`` are given, ``model.safetensors``.
-        tensors
-            Weights that were read elsewhere, as published; see `from_tensors`.
+        """Read an encoder from its folder, in float32 on the CPU; ``tensors`` are weights read elsewhere, as `from_tensors` takes them.
 
         Raises
         ------
         CheckpointError
             The folder is incomplete, or the weights do not fit.
         """
-        config = _read_config(folder / "config.json")
+        config = read_config(folder, "morphology encoder")
         if tensors is not None:
             return cls.from_tensors(tensors, config, f"the weights for {folder}")
-        return cls.from_tensors(_read_weights(folder / WEIGHTS), config, str(folder / WEIGHTS))
+        if not (folder / WEIGHTS).is_file():
+            raise CheckpointError(
+                f"{folder / WEIGHTS} is missing. The weights of UNI2-h may not be passed on with a checkpoint: ask for access to "
+                "MahmoodLab/UNI2-h and download them, or use embeddings that were computed before."
+            )
+        return cls.from_tensors(read_tensors(folder, "morphology encoder"), config, str(folder / WEIGHTS))
 
     @classmethod
     def from_tensors(
@@ -383,20 +363,10 @@ class Uni2hEncoder:
 
 
 def preprocess(tiles: list[NDArray[np.uint8]], side: int) -> Tensor:
-    """Resize tiles and normalise them as UNI2-h expects.
+    """Resize tiles (tile_px, tile_px, 3) uint8 and normalise them as UNI2-h expects: (B, 3, side, side) float32.
 
-    Parameters
-    ----------
-    tiles
-        Each (tile_px, tile_px, 3) uint8.
-    side
-        Pixels along the network's image, 224.
-
-    Returns
-    -------
-    Tensor
-        (B, 3, side, side) float32. The whole tile is resized by Pillow's bilinear filter, which averages where it shrinks, and
-        rounds to grey levels as the published recipe does.
+    The whole tile is resized by Pillow's bilinear filter, which averages where it shrinks, and rounds to grey levels as the published
+    recipe does.
     """
     resized = [np.asarray(Image.fromarray(tile).resize((side, side), Image.Resampling.BILINEAR)) for tile in tiles]
     images = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float().div(255)
@@ -431,7 +401,7 @@ def _config_of(sizes: ViTSizes) -> dict[str, int]:
 
 
 def _contradictions(sizes: ViTSizes, config: Mapping[str, Any]) -> list[Fault]:
-    """Compare what the config states with what the weights are."""
+    """Compare the config with the sizes of the weights."""
     return [
         (name, (), f"config.json says {config[name]!r}, the weights {value}")
         for name, value in _config_of(sizes).items()
@@ -458,28 +428,3 @@ def _whole(config: Mapping[str, Any], name: str, default: int) -> int:
             f"config.json of the morphology encoder: {name} is {shown(value)}, expected a whole number > 0"
         )
     return value
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = read_json(path)
-    except BadFile as error:
-        raise CheckpointError(f"{path.parent} is no readable morphology encoder: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds {type(config).__name__}, expected a mapping of settings")
-    return config
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} is missing. The weights of UNI2-h may not be passed on with a checkpoint: ask for access to "
-            "MahmoodLab/UNI2-h and download them, or use embeddings that were computed before."
-        )
-    try:
-        return dict(load_file(path))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file ({error}). Copy it again.") from error

@@ -92,10 +92,8 @@ class StmditAutoencoder(ModelMixin, ConfigMixin):
 
     Parameters
     ----------
-    in_channels
-        Channels of an image.
-    latent_channels
-        Channels of a latent.
+    in_channels, latent_channels
+        Channels of an image, and of a latent.
     encoder_widths, decoder_widths
         Widths of the convolutional residuals: (at 1/4, at 1/8) and (at 1/8, at 1/4, at 1/2) of the resolution.
     latent_mean, latent_std
@@ -125,18 +123,7 @@ class StmditAutoencoder(ModelMixin, ConfigMixin):
         self.register_to_config(latent_mean=self._mean, latent_std=self._std)
 
     def encode_latents(self, images: Tensor) -> Tensor:
-        """Encode images.
-
-        Parameters
-        ----------
-        images
-            (B, 3, H, W) in [-1, 1]; H and W divisible by 8.
-
-        Returns
-        -------
-        Tensor
-            (B, C, H/8, W/8) normalised latents.
-        """
+        """Encode images (B, 3, H, W) in [-1, 1] as normalised latents (B, C, H/8, W/8)."""
         latents: Tensor = self.encoder(images)
         return (latents - self._channels(self._mean, latents)) / self._channels(self._std, latents)
 
@@ -152,17 +139,10 @@ class StmditAutoencoder(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def fit_linear(self, images: Tensor, ridge: float = 2.5e-3) -> float:
-        """Set the linear maps in closed form and return the linear reconstruction's peak signal-to-noise ratio in dB.
+        """Set the linear maps in closed form; return the peak signal-to-noise ratio, in dB, of the linear reconstruction.
 
-        The encoder becomes the leading principal components of the 8 x 8 blocks, scaled to unit variance; the decoder the
-        ridge regression of a block on the 3 x 3 latents around it.
-
-        Parameters
-        ----------
-        images
-            (N, 3, H, W) in [-1, 1].
-        ridge
-            Ridge penalty per sample.
+        The encoder becomes the leading principal components of the 8 x 8 blocks of ``images`` (N, 3, H, W) in [-1, 1], scaled to unit
+        variance; the decoder the regression of a block on the 3 x 3 latents around it, with ``ridge`` as penalty per sample.
         """
         channels = int(self.config["latent_channels"])
         blocks = F.pixel_unshuffle(images, FACTOR).permute(0, 2, 3, 1).reshape(-1, images.shape[1] * FACTOR**2)
@@ -186,13 +166,12 @@ class StmditAutoencoder(ModelMixin, ConfigMixin):
 
 
 def _zero(layer: nn.Conv2d) -> nn.Conv2d:
-    """Zero a convolution, so that the branch it ends starts as nothing."""
+    """Zero a convolution, so that the branch it ends starts at zero."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(_bias(layer))
     return layer
 
 
 def _bias(layer: nn.Conv2d) -> Tensor:
-    """Return the bias of a convolution that has one."""
     assert layer.bias is not None
     return layer.bias

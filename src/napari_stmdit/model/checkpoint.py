@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, SynthesisError
-from ..errors import Fault as Fault
-from ..errors import table as table
-from .keys import KeyMapping, Naming, Stacked, Weights, merge_lora, read_mapping, to_native, unwrap
-from .options import Options, gather_options
+from ..errors import CheckpointError, Fault, SynthesisError, table
+from .foreign.keys import KeyMapping, Naming, Stacked, Weights, merge_lora, read_mapping, to_native, unwrap
+from .foreign.options import Options, gather_options
 from .reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES, read_settings, read_weights
 
 if TYPE_CHECKING:
@@ -41,13 +39,11 @@ class Opened:
     naming
         How they were named in the file.
     options
-        What the transformer is, and where each option came from.
+        Of the transformer, each with its source.
     notes, ignored
-        What was chosen, and which tensors were left aside and why.
-    weights, settings
-        The files.
-    stated
-        What the settings say, as read.
+        Choices made, and tensor -> why it was left aside.
+    weights, settings, stated
+        The files, and the settings as read.
     """
 
     tensors: dict[str, Stacked]
@@ -77,7 +73,7 @@ def load_transformer(
     config
         Settings as a YAML or JSON file or a mapping; None for the file beside the weights.
     mapping
-        A mapping file for names that we do not know; see `napari_stmdit.model.keys`.
+        A mapping file for names that we do not know; see `napari_stmdit.model.foreign.keys`.
 
     Returns
     -------
@@ -118,12 +114,7 @@ def examine(
 ) -> tuple[Opened, tuple[Fault, ...]]:
     """Read a transformer and collect the tensors that cannot be placed; faults of its options are in ``options.faults``.
 
-    ``found`` saves reading the file again where that was done.
-
-    Raises
-    ------
-    CheckpointError
-        A file is unsafe, damaged or missing, or its tensors have none of the known namings.
+    ``found`` saves reading the file again. Raises CheckpointError where a file is unsafe, damaged or missing, or of no known naming.
     """
     path, beside = locate(Path(weights_or_dir))
     mapping = mapping if mapping is None or isinstance(mapping, KeyMapping) else read_mapping(mapping)
@@ -151,13 +142,7 @@ def examine(
 
 
 def skeleton(opened: Opened) -> nn.Module:
-    """Build the transformer of `open_weights` without storage, and check that every one of its tensors is there and fits.
-
-    Raises
-    ------
-    CheckpointError
-        Options contradict each other, or tensors are missing, unknown, of a wrong shape, or not finite.
-    """
+    """Build an opened transformer without storage; raises CheckpointError unless every tensor is there and fits."""
     import torch
 
     from .transformer import STMDiTTransformer2D
@@ -174,7 +159,7 @@ def skeleton(opened: Opened) -> nn.Module:
 
 
 def build_transformer(opened: Opened) -> nn.Module:
-    """Build the transformer of `open_weights` around its tensors, without a second copy of those that are float32."""
+    """Build an opened transformer around its tensors, without a second copy of those in float32."""
     net = skeleton(opened)
     shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
     tensors = {name: stacked.tensor().reshape(shapes[name]).float() for name, stacked in opened.tensors.items()}
@@ -183,13 +168,7 @@ def build_transformer(opened: Opened) -> nn.Module:
 
 
 def locate(path: Path) -> tuple[Path, Path | None]:
-    """Find the weights and the settings file of a transformer.
-
-    Raises
-    ------
-    CheckpointError
-        Nothing is there, or a folder holds no weights or several candidates.
-    """
+    """Find the weights and the settings file of a transformer; raises CheckpointError unless there is exactly one candidate."""
     if path.is_file():
         return path, _settings_beside(path)
     if not path.is_dir():
@@ -219,7 +198,7 @@ def _position_buffer(found: Weights) -> Tensor | None:
 
 
 def _filled(native: Mapping[str, Stacked], mapping: KeyMapping | None) -> dict[str, Stacked]:
-    """Make the null embeddings that a mapping file states to be zero and that are not there."""
+    """Make the null embeddings that a mapping file states to be zero."""
     import torch
 
     made: dict[str, Stacked] = {}

@@ -35,15 +35,15 @@ from .vae import decode_images, is_tiny
 
 STEPS = 12
 """Steps each way, one call of the network each; see docs/evidence/inversion.md."""
-PREPARED = 256
-"""Items, a block of windows, up to which what conditions contribute is kept between the nodes; beyond, it would fill the device."""
+MAX_PREPARED = 256
+"""Most items whose prepared conditions are kept from node to node; more would fill the device."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class OdeStep:
-    """How far an integration is: ``step`` of ``steps`` sweeps over all items, and the share ``part`` of the present one."""
+    """Progress of an integration: ``step`` of ``steps`` sweeps over all items, and the share ``part`` of the present one."""
 
     step: int
     steps: int
@@ -51,7 +51,7 @@ class OdeStep:
 
     @property
     def fraction(self) -> float:
-        """Share of the work that is done, 0 to 1."""
+        """Share of the work done, 0 to 1."""
         return min(1.0, (self.step + self.part) / self.steps) if self.steps else 1.0
 
 
@@ -62,7 +62,7 @@ Work = Generator[OdeStep, None, T]
 def finish(
     work: Work[T], cancel: CancelToken | None = None, on_step: Callable[[OdeStep], None] | None = None
 ) -> T | None:
-    """Run an integration and return its result; None where ``cancel``, which is asked at every network call, was set."""
+    """Run an integration to its end and return its result; None where ``cancel``, asked at every network call, was set."""
     while True:
         if cancel is not None and cancel.cancelled:
             work.close()
@@ -76,24 +76,21 @@ def finish(
             on_step(step)
 
 
-# ------------------------------------------------------------------------------------------------- where the items lie
-
-
 class Separate:
-    """Latents that have nothing to do with each other: the state is (b, c, h, w), and each is an item."""
+    """Independent latents: the state is (b, c, h, w), and each is an item."""
 
     def cut(self, state: Tensor, items: Tensor) -> Tensor:
         """Return the items (k,) of a state."""
         return state[items]
 
     def join(self, values: Tensor, items: Tensor, like: Tensor) -> Tensor:
-        """Return a state of what was found for items; 0 for the others."""
+        """Return a state of the values of items; 0 for the others."""
         joined = torch.zeros_like(like)
         joined[items] = values
         return joined
 
     def reached(self, changed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return which items have to be computed where some are changed."""
+        """Return which items to compute where some are changed."""
         return changed
 
 
@@ -141,19 +138,19 @@ class CanvasWindows:
         return torch.stack([state[:, y : y + self.side, x : x + self.side] for y, x in places])
 
     def join(self, values: Tensor, items: Tensor, like: Tensor) -> Tensor:
-        """Return the mean over all windows; those that are not among the items count as 0."""
+        """Return the weighted mean over all windows; those not among the items count as 0."""
         joined = torch.zeros_like(like)
         for (y, x), value in zip(self.corners[items.numpy()].tolist(), values, strict=True):
             joined[:, y : y + self.side, x : x + self.side] += self.weight * value
         return joined / self._total
 
     def reached(self, changed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return which windows have to be computed: the changed ones and those that overlap one."""
+        """Return which windows to compute: the changed ones and those that overlap one."""
         apart = np.abs(self.corners[:, None] - self.corners[None, changed]).max(axis=2)  # (k, changed)
         return np.asarray((apart < self.side).any(axis=1))
 
     def covered(self, items: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return the cells (H, W) of some windows; beyond those that are `reached`, a change is 0."""
+        """Return the cells (H, W) of some windows."""
         found = np.zeros(self.size, dtype=bool)
         for y, x in self.corners[items].tolist():
             found[y : y + self.side, x : x + self.side] = True
@@ -163,19 +160,14 @@ class CanvasWindows:
 Layout = Separate | CanvasWindows
 
 
-# ------------------------------------------------------------------------------------------------- abduction
-
-
 @dataclass(frozen=True)
 class Abduction:
-    """The path of real latents to their noise, which is all that a prediction needs of them.
+    """The path of real latents to their noise: all that a prediction needs of them.
 
     Attributes
     ----------
-    path
-        Its nodes.
-    layout
-        Where the items lie.
+    path, layout
+        Its nodes, and where the items lie.
     conditions
         The measured ones.
     states
@@ -193,21 +185,21 @@ class Abduction:
 
     @property
     def latents(self) -> Tensor:
-        """The real latents, (b, c, h, w) or (c, H, W)."""
-        return self.path.seen(0, self.states[0])
+        """Real latents, (b, c, h, w) or (c, H, W)."""
+        return self.path.latents(0, self.states[0])
 
     @property
     def noise(self) -> Tensor:
-        """Their noise, of about unit spread, of the same shape."""
-        return self.path.seen(self.path.steps, self.states[-1]) / self.path.noise[-1]
+        """Noise of the latents, of about unit spread and the same shape."""
+        return self.path.latents(self.path.steps, self.states[-1]) / self.path.noise[-1]
 
     @property
     def nbytes(self) -> int:
-        """Bytes that states and slopes take."""
+        """Bytes of states and slopes."""
         return sum(part.numel() * part.element_size() for part in (self.states, self.slopes) if part is not None)
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """Return what was computed as plain arrays, to be kept; see `restored`."""
+        """Return what `restored` makes the abduction of again, as plain arrays."""
         kept = {"states": self.states.numpy()}
         return kept if self.slopes is None else kept | {"slopes": self.slopes.numpy()}
 
@@ -218,9 +210,7 @@ def restored(
     conditions: ConditionTensors,
     layout: Layout | None = None,
 ) -> Abduction:
-    """Return an abduction of whose `Abduction.arrays` were kept.
-
-    Whether checkpoint, image and conditions are still those that it was made with is for the caller to know.
+    """Return an abduction from its `Abduction.arrays`; that checkpoint, image and conditions are the same is the caller's to know.
 
     Raises
     ------
@@ -255,15 +245,15 @@ def abduct(
     Parameters
     ----------
     transformer
-        `napari_stmdit.model.transformer.STMDiTTransformer2D`, on its device and in its dtype; the states stay on the CPU in float32.
+        `napari_stmdit.model.transformer.STMDiTTransformer2D`, on its device and in its dtype; states stay on the CPU in float32.
     scheduler
-        The checkpoint's own; says what is predicted and how noise grows.
+        The checkpoint's own.
     latents
         (b, c, h, w) normalised latents of real crops, each an item; or (c, H, W) of a canvas.
     conditions
         The measured ones, one for each item.
     layout
-        The windows of a canvas; None: the latents are items that have nothing to do with each other.
+        The windows of a canvas; None: independent latents.
     steps
         From data to noise, and back.
     batch
@@ -274,7 +264,7 @@ def abduct(
     Raises
     ------
     CheckpointError
-        The scheduler has no ODE that is known.
+        The scheduler has no known ODE.
     SynthesisError
         Shapes do not fit.
     NotFiniteError
@@ -299,9 +289,6 @@ def abduct(
     return Abduction(path, layout, conditions, torch.stack(states), torch.stack(slopes) if keep_slopes else None)
 
 
-# ------------------------------------------------------------------------------------------------- prediction
-
-
 def predict(
     transformer: Any,
     abduction: Abduction,
@@ -316,18 +303,16 @@ def predict(
 
     Parameters
     ----------
-    transformer
-        That of the abduction.
+    transformer, batch
+        As for `abduct`.
     edited
         One for each item, as the abduction's conditions; an item whose conditions are equal is not changed.
     scale
         w, of the difference that the conditions make. Other than 1, every sweep predicts twice.
     noise
         In place of the abducted noise, of its shape; see `mixed_noise`. All items are then computed, and change without an edit.
-    batch
-        As for `abduct`.
     on_estimate
-        Called after each step, as (step from 1, change), with what the change of the clean latents is predicted to be; for previews.
+        Called after each step, as (step from 1, change), with the predicted change of the clean latents; for previews.
 
     Returns
     -------
@@ -358,11 +343,11 @@ def predict(
     def slope(node: int, state: Tensor) -> Work[Tensor]:
         found = yield from against.slope(node, state)
         if on_estimate is not None and node < path.steps:
-            on_estimate(path.steps - node, path.seen(0, state - path.tau[node] * found))
+            on_estimate(path.steps - node, path.latents(0, state - path.tau[node] * found))
         return found
 
     change = yield from _march(slope, range(path.steps, -1, -1), path.tau, change)
-    return path.seen(0, change)
+    return path.latents(0, change)
 
 
 def _march(
@@ -385,13 +370,7 @@ def _march(
 
 
 def changed_items(measured: ConditionTensors, edited: ConditionTensors) -> NDArray[np.bool_]:
-    """Return which items have other conditions, (n,) bool.
-
-    Raises
-    ------
-    SynthesisError
-        They are not of equally many items.
-    """
+    """Return which items have other conditions, (n,) bool; raises SynthesisError where they are not of equally many items."""
     count = _items(measured)
     if _items(edited) != count:
         raise SynthesisError(f"The edited conditions are for {_items(edited)} items, the measured ones for {count}.")
@@ -407,34 +386,22 @@ def changed_items(measured: ConditionTensors, edited: ConditionTensors) -> NDArr
 
 
 def reached(abduction: Abduction, edited: ConditionTensors) -> NDArray[np.bool_]:
-    """Return which items an edit reaches, (n,) bool: those with other conditions, and on a canvas those that overlap one of them."""
+    """Return which items an edit reaches, (n,) bool: those with other conditions, and on a canvas those that overlap one."""
     return abduction.layout.reached(changed_items(abduction.conditions, edited))
 
 
 def mixed_noise(abducted: Tensor, fresh: Tensor, share: float) -> Tensor:
-    """Return noise of unit spread of whose variance ``share``, 0 to 1, is fresh: other tissue of the same kind."""
+    """Return noise of unit spread, a ``share`` (0 to 1) of its variance fresh: other tissue of the same kind."""
     if not 0 <= share <= 1:
         raise SynthesisError(f"The share of fresh noise is {share}, expected 0 to 1.")
     return float(np.sqrt(1 - share)) * abducted + float(np.sqrt(share)) * fresh
 
 
-# ------------------------------------------------------------------------------------------------- pixels
-
-
 @torch.inference_mode()
 def edited_pixels(vae: Any, real: NDArray[np.uint8], latents: Tensor, change: Tensor) -> NDArray[np.uint8]:
-    """Return real pixels plus what the change makes of them: decode(latents + change) - decode(latents).
+    """Return real pixels (b, H, W, 3) plus decode(latents + change) - decode(latents), both (b, c, h, w).
 
-    What the autoencoder loses of an image is not lost here, and where nothing changes the result is the image.
-
-    Parameters
-    ----------
-    vae
-        The checkpoint's.
-    real
-        (b, H, W, 3) the crops that were encoded.
-    latents, change
-        (b, c, h, w) their latents, and the change of them.
+    The autoencoder's losses cancel, and where nothing changes the result is the image.
     """
     result = real.copy()
     rows = torch.nonzero(change.flatten(1).any(dim=1)).flatten()
@@ -464,9 +431,9 @@ def counterfactual_fault(
     pipeline
         `napari_stmdit.model.pipeline.STMDiTPipeline`.
     conditions
-        What its card says that its transformer takes (`CheckpointCard.conditions`).
+        Of its card (`CheckpointCard.conditions`).
     lacking
-        Names of the encoders that are not there (`Checkpoint.lacking`).
+        Names of the encoders that are missing (`Checkpoint.lacking`).
     """
     begins = "This checkpoint cannot edit real tissue"
     if pipeline.transformer.config.get("expression_dim") is None or "expression" not in conditions:
@@ -482,9 +449,6 @@ def counterfactual_fault(
     except CheckpointError as error:
         return f"{begins}: {error}."
     return None
-
-
-# ------------------------------------------------------------------------------------------------- predictions
 
 
 class _Sweeps:
@@ -507,7 +471,7 @@ class _Network:
         if batch < 1:
             raise SynthesisError(f"At least one item has to be computed at once, got {batch}.")
         self._transformer, self._path, self._conditions, self._batch = transformer, path, conditions, batch
-        self._seen = branches(
+        self._branches = branches(
             "nested_morphology_first",
             1.0,
             1.0,
@@ -523,7 +487,7 @@ class _Network:
         while first < len(items):
             own = items[first : first + self._batch]
             try:
-                found.append(self._slopes(node, states[first : first + len(own)], own, keep=len(items) <= PREPARED))
+                found.append(self._slopes(node, states[first : first + len(own)], own, keep=len(items) <= MAX_PREPARED))
             except Exception as error:  # only one kind is dealt with, the rest goes on up
                 if not is_out_of_memory(error) or len(own) == 1:
                     raise
@@ -536,16 +500,16 @@ class _Network:
 
     @torch.inference_mode()
     def _slopes(self, node: int, states: Tensor, items: Tensor, *, keep: bool) -> Tensor:
-        seen = on_device(self._path.seen(node, states), self._transformer.device)
+        latents = on_device(self._path.latents(node, states), self._transformer.device)
         key = tuple(items.tolist())
         predicts = self._prepared.get(key)
         if predicts is None:
-            times, shape = self._path.told, states.shape
-            plan = [self._seen] * len(times)
+            times, shape = self._path.timesteps, states.shape
+            plan = [self._branches] * len(times)
             predicts = prediction(self._transformer, _taken(self._conditions, items), plan, times, shape)
             if keep:
                 self._prepared[key] = predicts
-        slopes = self._path.slope(node, seen, predicts(node, seen)).cpu()
+        slopes = self._path.slope(node, latents, predicts(node, latents)).cpu()
         finite = slopes.flatten(1).isfinite().all(dim=1)
         if not bool(finite.all()):
             raise NotFiniteError(
@@ -568,7 +532,7 @@ class _Against:
         self._progress = _Sweeps((abduction.path.steps + 1) * sweeps)
 
     def slope(self, node: int, change: Tensor) -> Work[Tensor]:
-        """Return the mean over items of w-weighted edited slope minus the slope of the path."""
+        """Return the w-weighted edited slope minus the slope of the path, joined over items."""
         layout, items, state = self._abduction.layout, self._items, self._abduction.states[node]
         progress = self._progress
         own = layout.cut(state + change, items)
@@ -591,7 +555,7 @@ def _items(conditions: ConditionTensors) -> int:
 
 
 def _count(state: Tensor, conditions: ConditionTensors, layout: Layout) -> int:
-    """Return the number of items, and raise SynthesisError where state, conditions and layout are not of equally many."""
+    """Return the number of items; raises SynthesisError where state, conditions and layout are not of equally many."""
     if isinstance(layout, CanvasWindows):
         fits, count = state.ndim == 3 and tuple(state.shape[1:]) == layout.size, len(layout.corners)
         expected = f"(c, {layout.size[0]}, {layout.size[1]}), a canvas"

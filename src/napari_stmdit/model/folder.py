@@ -1,4 +1,4 @@
-"""Our checkpoint folder: what is in it, is it whole, and its parts, built from an allow-list of classes.
+"""Our checkpoint folder: its parts, whether it is whole, and its components, built from an allow-list of classes.
 
 ``model_index.json`` names classes; it never makes us import one. A folder from elsewhere can therefore not run code.
 """
@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, table
+from ..intent import validated
 from ..storage.fingerprint import of_folder
 from ..text import shown
 from ..types import CheckpointCard
-from .checkpoint import load_transformer, table
+from .checkpoint import load_transformer
+from .hub.references import REFERENCE_FILE, Reference, read_reference, reference_hash, resolve_reference
 from .reading import WEIGHT_SUFFIXES, read_settings, read_weights
-from .references import REFERENCE_FILE, Reference, read_reference, reference_hash, resolve_reference
 
 COMPONENTS = ("transformer", "vae", "scheduler", "expression_encoder", "morphology_encoder")
 ENCODERS = ("expression_encoder", "morphology_encoder")
@@ -47,18 +47,12 @@ class Component(NamedTuple):
         return read_reference(file) if file.is_file() else None
 
     def weights(self, name: str) -> Path:
-        """Return the folder that holds its weights: its own, or that of its reference.
-
-        Raises
-        ------
-        MissingComponentError
-            They are kept elsewhere and are not on this computer.
-        """
+        """Return the folder of its weights, its own or that of its reference; raises MissingComponentError where that is not here."""
         reference = self.reference
         return self.path if reference is None else resolve_reference(reference, name)
 
     def weights_file(self, name: str) -> Path:
-        """Return its weights file, its own or that of its reference; errors as above, or where a reference lists no single one."""
+        """Return its weights file, its own or that of its reference, which must list a single one."""
         reference = self.reference
         if reference is None:
             return self.path / "diffusion_pytorch_model.safetensors"
@@ -70,19 +64,7 @@ class Component(NamedTuple):
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """A checkpoint folder that was read and whose card is valid.
-
-    Attributes
-    ----------
-    card
-        The contents of ``stmdit.json``.
-    components
-        By name; an encoder that the checkpoint does not have is left out.
-    path
-        The folder.
-    sha256
-        Hash of every file's name and content.
-    """
+    """A checkpoint folder that was read: its valid ``card``, its ``components`` by name, and ``sha256`` of all names and contents."""
 
     card: CheckpointCard
     components: dict[str, Component]
@@ -91,7 +73,7 @@ class CheckpointFolder:
 
     @property
     def elsewhere(self) -> dict[str, str]:
-        """Component -> hash of its files, of those that are kept elsewhere and are on this computer."""
+        """Component -> hash of its files, of those kept elsewhere on this computer."""
         found = {}
         for name, component in self.components.items():
             reference = component.reference
@@ -101,13 +83,7 @@ class CheckpointFolder:
 
 
 def read_folder(path: str | Path) -> CheckpointFolder:
-    """Read and verify a checkpoint folder, without building anything.
-
-    Raises
-    ------
-    CheckpointError
-        A file is missing or wrong; the message names the file and what to do.
-    """
+    """Read and verify a checkpoint folder, without building anything; a CheckpointError names the file and what to do."""
     path = Path(path)
     for name, what in {"stmdit.json": "the card", "model_index.json": "the list of components"}.items():
         if not (path / name).is_file():
@@ -115,11 +91,7 @@ def read_folder(path: str | Path) -> CheckpointFolder:
                 f"{path} is no checkpoint folder: {name} ({what}) is missing. Foreign checkpoints are made into one by "
                 "`stmdit convert`."
             )
-    try:
-        card = CheckpointCard.model_validate(read_settings(path / "stmdit.json"))
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise CheckpointError(f"stmdit.json of {path} is not valid: {faults}.") from None
+    card = validated(CheckpointCard, read_settings(path / "stmdit.json"), f"stmdit.json of {path} is not valid")
     index = read_settings(path / "model_index.json")
     components = {}
     for name in dict.fromkeys((*COMPONENTS, *OPTIONAL)):
@@ -141,12 +113,10 @@ def read_folder(path: str | Path) -> CheckpointFolder:
 def load_component(folder: CheckpointFolder, name: str) -> Any:
     """Build the transformer, a VAE or the scheduler of a folder, in float32 on the CPU and in evaluation mode.
 
-    ``preview_vae`` is optional: ask whether it is in ``folder.components``.
-
     Raises
     ------
     CheckpointError
-        The class is not on the allow-list, or files are missing, damaged or do not fit.
+        The folder has no such component, its class is not on the allow-list, or files are missing, damaged or do not fit.
     """
     if name not in folder.components:
         raise CheckpointError(f"{folder.path} has no component {name!r}; it has {', '.join(folder.components)}.")
@@ -167,13 +137,7 @@ def load_component(folder: CheckpointFolder, name: str) -> Any:
 
 
 def map_folder(folder: CheckpointFolder) -> Path | None:
-    """Return where a checkpoint has its map from expression to morphology; None where it has none.
-
-    Raises
-    ------
-    CheckpointError
-        The map is of a kind that this version does not know.
-    """
+    """Return the folder of the map from expression to morphology, or None; raises CheckpointError for an unknown kind of map."""
     component = folder.components.get(MORPHOLOGY_MAP)
     if component is None:
         return None
@@ -190,18 +154,18 @@ def read_profiles(folder: CheckpointFolder) -> dict[str, NDArray[np.float32]]:
     Raises
     ------
     CheckpointError
-        A profile that the card names is missing or does not fit its genes.
+        A profile of the card is missing or does not fit its genes.
     """
     return _profile_arrays(folder, "mean", required=True)
 
 
 def read_profile_spreads(folder: CheckpointFolder) -> dict[str, NDArray[np.float32]]:
-    """Return the standard deviations that belong to `read_profiles`, of those profiles that have them."""
+    """Return the standard deviations of `read_profiles`, where they are stored."""
     return _profile_arrays(folder, "spread", required=False)
 
 
 def read_profile_depths(folder: CheckpointFolder) -> dict[str, float]:
-    """Return the mean depth, relative to their sections, of the spots behind `read_profiles`, of those profiles that state it."""
+    """Return the mean depth, relative to their sections, of the spots behind `read_profiles`, where it is stored."""
     if not folder.card.profiles:
         return {}
     found = read_weights(folder.path / "profiles.safetensors")
@@ -243,9 +207,9 @@ def _load_scheduler(kind: str, path: Path) -> Any:
 
 
 def _load_vae(kind: str, weights: Path, own: Path) -> Any:
-    """Build a VAE and fill it; the keys and shapes are compared first, so that a misfit is told as one table.
+    """Build a VAE and fill it; misfits are shown as one table.
 
-    ``own`` is the checkpoint's sub-folder, whose ``config.json`` says what the transformer was trained on; the VAE's own
+    ``own`` is the checkpoint's sub-folder, whose ``config.json`` states what the transformer was trained on; the VAE's own
     ``config.json`` lies beside its weights.
     """
     if kind == "AutoencoderKL":

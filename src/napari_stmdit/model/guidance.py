@@ -7,10 +7,8 @@ With e00, em, eg, emg the predictions under no condition, morphology, expression
 - nested_expression_first: e00 + wg (eg - e00) + wm (emg - eg)
 - additive: e00 + wm (em - e00) + wg (eg - e00)
 
-A condition whose scale is 0 is left out: every prediction is then made without it, as where it is null, and each rule is
-e00 + w (e - e00) of the other condition. The nested rules would not do so by themselves: with wm = 0 the first is
-e00 + wg (emg - em), whose difference is taken at the patch's own morphology, and wg = 0 does the same to the second. So scale 0 is
-not the limit of small scales there; it means "without", as the scale of a single condition does.
+A condition whose scale is 0 is left out, as where it is null: each rule is then e00 + w (e - e00) of the other condition. In the
+nested rules that is not the limit of small scales: with wm = 0 the first would be e00 + wg (emg - em).
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ _ZERO = 1e-9  # coefficients cancel only up to rounding
 
 @dataclass(frozen=True)
 class Branch:
-    """One prediction: which conditions it sees, and its coefficient in the guided prediction."""
+    """One prediction: which conditions it is given, and its coefficient in the guided prediction."""
 
     morphology: bool
     expression: bool
@@ -81,9 +79,9 @@ def branches(
         raise SynthesisError(f"Unknown guidance rule {rule!r}; expected one of {', '.join(rules)}.")
     merged: dict[tuple[bool, bool], float] = {}
     for (morphology, expression), coefficient in rules[rule].items():
-        seen = (bool(morphology and has_morphology and wm), bool(expression and has_expression and wg))
-        merged[seen] = merged.get(seen, 0.0) + coefficient
-    return tuple(Branch(*seen, coefficient) for seen, coefficient in merged.items() if abs(coefficient) > _ZERO)
+        given = (bool(morphology and has_morphology and wm), bool(expression and has_expression and wg))
+        merged[given] = merged.get(given, 0.0) + coefficient
+    return tuple(Branch(*given, coefficient) for given, coefficient in merged.items() if abs(coefficient) > _ZERO)
 
 
 def by_level(guidance: Sequence[Branch], levels: Sequence[float], above: float) -> list[tuple[Branch, ...]]:
@@ -96,7 +94,7 @@ def by_level(guidance: Sequence[Branch], levels: Sequence[float], above: float) 
 
 
 def combine(outputs: Sequence[T], branches: Sequence[Branch]) -> T:
-    """Return the guided prediction: the outputs of the branches, in their order, weighted by their coefficients."""
+    """Return the guided prediction: the outputs of the branches, weighted by their coefficients."""
     total, *rest = (output * branch.coefficient for output, branch in zip(outputs, branches, strict=True))
     for term in rest:
         total = total + term

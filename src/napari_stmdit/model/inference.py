@@ -1,8 +1,8 @@
-"""The products that dominate a block, in the form that is fastest where they are computed; results differ by rounding alone.
+"""Fast inference: fused products of a block, and the guided prediction of all branches in one batch.
 
-On a CPU, torch's own GELU and its attention in bfloat16 cost as much as the matrix products around them. In inference a linear map
-and its GELU are one oneDNN primitive, and attention in bfloat16 over a patch's tokens is written out. Elsewhere, and wherever
-gradients are wanted, both are what torch offers.
+On a CPU, torch's own GELU and its attention in bfloat16 cost as much as the matrix products around them, so in inference a linear
+map and its GELU are one oneDNN primitive, and attention in bfloat16 over a patch's tokens is written out. Elsewhere, and wherever
+gradients are wanted, both are torch's. Results differ by rounding alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..errors import SynthesisError
 from .guidance import Branch, combine
 from .shapes import check_expression, check_morphology
 
-_WRITTEN_OUT = 1024 * 1024
+_MAX_WRITTEN_OUT = 1024 * 1024
 """Largest queries x keys whose scores are kept: a head of a 512 px patch. Beyond it they no longer fit a core's cache."""
 
 
@@ -33,9 +33,9 @@ def linear_gelu(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """Attention of q (B, N, D) over k and v (B, K, D); ``mask`` (B, 1, 1, K) is True for keys that count -> (B, N, D)."""
+    """Attend from q (B, N, D) to k and v (B, K, D); ``mask`` (B, 1, 1, K) is False for keys to ignore -> (B, N, D)."""
     batch, tokens, width = q.shape
-    small = tokens * k.shape[1] <= _WRITTEN_OUT
+    small = tokens * k.shape[1] <= _MAX_WRITTEN_OUT
     if small and mask is None and q.dtype == torch.bfloat16 and _inference_on_cpu(q):
         q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1) for y in (q, k, v))  # (B*A, N or K, D/A)
         scale = (width // heads) ** -0.5
@@ -60,15 +60,11 @@ def _inference_on_cpu(x: Tensor) -> bool:
 
 
 def _fusable() -> tuple[torch.dtype, ...]:
-    """Precisions in which this build and this CPU have the fused primitive."""
+    """Return the precisions in which this build and this CPU have the fused primitive."""
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return ()
     bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return (torch.float32, torch.bfloat16) if bfloat16 else (torch.float32,)
-
-
-# The guided prediction: all branches in one batch, and everything that no step changes computed before the first
-# one.
 
 
 Prediction = Callable[[int, Tensor], Tensor]
@@ -86,7 +82,7 @@ class ConditionTensors:
     expression
         (b, dg) or (b, g, dg).
     expression_keep
-        (b, g) bool, True for the expression vectors that count; None for all.
+        (b, g) bool, False for expression vectors to ignore; None: none.
     """
 
     morphology: Tensor | None = None
@@ -101,26 +97,25 @@ def prediction(
     times: Tensor,
     shape: Sequence[int],
 ) -> Prediction:
-    """Prepare the guided prediction of one batch at all its steps.
+    """Prepare the guided prediction of a batch at all its steps.
 
     Parameters
     ----------
     transformer
-        `napari_stmdit.model.transformer.STMDiTTransformer2D`. What has its forward alone, and no ``prepare``, is asked anew for
-        everything at every step: the plain loop, to which the prepared one is equal up to rounding.
+        `napari_stmdit.model.transformer.STMDiTTransformer2D`. One without ``prepare`` is called in full at every step, the plain loop.
     conditions
         Of the b patches.
     guidance
         The branches of each of the s steps, from `napari_stmdit.model.guidance.branches`.
     times
-        (s,) what the transformer is told at each step.
+        (s,) timesteps of the transformer.
     shape
         (b, c, h, w) of the latents.
 
     Raises
     ------
     SynthesisError
-        Shapes do not fit, or a branch asks for a condition that is not there.
+        Shapes do not fit, or a branch asks for a condition that is not given.
     """
     times = on_device(times, transformer.device)
     plan = [tuple(branches) for branches in guidance]
@@ -163,7 +158,7 @@ def _prepared(
 
 
 def combined(output: Tensor, guidance: Sequence[Branch], channels: int) -> Tensor:
-    """Combine what was predicted for all branches, (branches * b, c or 2c, h, w) -> (b, c, h, w) float32."""
+    """Combine the outputs of all branches, (branches * b, c or 2c, h, w) -> (b, c, h, w) float32."""
     predictions: Sequence[Tensor] = output[:, :channels].float().chunk(len(guidance))
     return combine(predictions, guidance)  # the variance half, if learned, is not used
 
@@ -171,7 +166,7 @@ def combined(output: Tensor, guidance: Sequence[Branch], channels: int) -> Tenso
 def repeat_conditions(
     conditions: ConditionTensors, guidance: Sequence[Branch], batch: int, transformer: Any
 ) -> dict[str, Tensor | None]:
-    """Repeat the conditions for every branch and mark where each is null, as a plain forward takes them."""
+    """Return a plain forward's conditions, repeated for every branch, and where each is null."""
     count, device = len(guidance), transformer.device
 
     def repeat(tensor: Tensor | None) -> Tensor | None:
@@ -179,8 +174,8 @@ def repeat_conditions(
             return None
         return tensor.to(device).repeat(count, *(1 for _ in tensor.shape[1:]))
 
-    def null(seen: list[bool]) -> Tensor:
-        return ~torch.tensor(seen, device=device).repeat_interleave(batch)
+    def null(given: list[bool]) -> Tensor:
+        return ~torch.tensor(given, device=device).repeat_interleave(batch)
 
     return {
         "morphology": repeat(conditions.morphology),
@@ -192,7 +187,7 @@ def repeat_conditions(
 
 
 def check_conditions(config: Any, conditions: ConditionTensors, guidance: Sequence[Branch], batch: int) -> None:
-    """Raise SynthesisError where conditions do not fit the transformer, or a branch asks for one that is not there."""
+    """Raise SynthesisError where conditions do not fit the transformer, or a branch asks for one that is not given."""
     check_morphology(config, conditions.morphology, None, batch)
     check_expression(config, conditions.expression, None, conditions.expression_keep, batch)
     asked = {
@@ -206,15 +201,13 @@ def check_conditions(config: Any, conditions: ConditionTensors, guidance: Sequen
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device, without waiting for it where the device works on its own."""
-    return tensor.pin_memory().to(device, non_blocking=True) if _crosses(tensor, device) else tensor.to(device)
+    """Copy a tensor to a device, without waiting where the device is asynchronous."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
-def _crosses(tensor: Tensor, device: torch.device) -> bool:
-    return device.type == "cuda" and tensor.device.type == "cpu"
-
-
-def _rows(seen: Sequence[bool], batch: int) -> Tensor:
-    """Row of each item, branch after branch: 0 for null, 1 + k for the k-th patch."""
+def _rows(given: Sequence[bool], batch: int) -> Tensor:
+    """Return the row of each item, branch after branch: 0 for null, 1 + k for the k-th patch."""
     own = torch.arange(1, batch + 1)  # (b,)
-    return torch.cat([own if there else torch.zeros_like(own) for there in seen])  # (branches * b,)
+    return torch.cat([own if there else torch.zeros_like(own) for there in given])  # (branches * b,)

@@ -16,15 +16,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from ..files import MOST_TEXT_MB, BadFile, UnsafeFile, read_json, read_yaml
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 WEIGHT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 SETTING_SUFFIXES = (".yaml", ".yml", ".json")
 
-_MOST_OPCODES = 5_000_000
-"""Of the pickles of a torch file that are walked to say what it would import; real ones have some for each tensor."""
+_MAX_OPCODES = 5_000_000
+"""Most opcodes walked in a file; real pickles have a few for each tensor."""
 
 # Globals that torch's weights-only unpickler accepts by itself, or that we add; everything else is named to the user.
 _INERT = ("torch.", "torch ", "collections OrderedDict", "collections Counter", "numpy", "_codecs encode")
@@ -79,20 +79,14 @@ def read_settings(path: str | Path) -> dict[str, Any]:
             "a plain file."
         ) from None
     except BadFile as error:
-        raise CheckpointError(f"{path.name} is not readable: {_first_line(error)}") from None
+        raise CheckpointError(f"{path.name} is not readable: {first_line(error)[:200]}") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path.name} holds {type(found).__name__}, expected a mapping of settings.")
     return found
 
 
 def globals_in_pickle(path: str | Path) -> tuple[str, ...]:
-    """Name what unpickling a torch file (zip or raw) would import, as ``module name``, without unpickling it.
-
-    Raises
-    ------
-    CheckpointError
-        Its pickles are larger than any that torch writes.
-    """
+    """Name what unpickling a torch file (zip or raw) would import, as ``module name``, without unpickling it."""
     names: dict[str, None] = {}
     for data in _pickles(Path(path)):
         try:
@@ -111,7 +105,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path.name} is damaged or not a safetensors file ({_first_line(error)}). Copy or download it again."
+            f"{path.name} is damaged or not a safetensors file ({first_line(error)[:200]}). Copy or download it again."
         ) from None
 
 
@@ -171,12 +165,12 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
             "can execute code. Nothing was executed. Ask its author for safetensors, or for a file with tensors only."
         )
     return CheckpointError(
-        f"{path.name} is damaged or not a torch file ({_first_line(error)}). Copy or download it again."
+        f"{path.name} is damaged or not a torch file ({first_line(error)[:200]}). Copy or download it again."
     )
 
 
 def _check_members(path: Path) -> None:
-    """Refuse a torch zip that would grow when it is read: torch itself compresses nothing, and maps weights from where they lie."""
+    """Refuse a torch zip that would grow when read: torch compresses nothing, and maps weights from where they lie."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -213,15 +207,15 @@ def _pickles(path: Path) -> Iterator[bytes]:
 
 
 def _globals(data: bytes) -> Iterator[str]:
-    """Walk the opcodes of consecutive pickles; strings are remembered because newer pickles name a global by two of them."""
+    """Walk the opcodes of consecutive pickles; newer ones name a global by two strings pushed before."""
     stream = io.BytesIO(data)  # read on and on: a slice for each pickle would copy the rest each time
-    seen = 0
-    while stream.tell() < len(data) and seen < _MOST_OPCODES:
+    walked = 0
+    while stream.tell() < len(data) and walked < _MAX_OPCODES:
         strings: list[str] = []
         memo: dict[int, str | None] = {}
         pushed: str | None = None
-        for opcode, argument, _ in islice(pickletools.genops(stream), _MOST_OPCODES - seen):
-            seen += 1
+        for opcode, argument, _ in islice(pickletools.genops(stream), _MAX_OPCODES - walked):
+            walked += 1
             if opcode.name in ("GLOBAL", "INST"):
                 yield str(argument)
             elif opcode.name == "STACK_GLOBAL":
@@ -240,7 +234,3 @@ def _globals(data: bytes) -> Iterator[str]:
                 strings.append(pushed)
             if opcode.name == "STOP":
                 break
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

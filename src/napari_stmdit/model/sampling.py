@@ -1,11 +1,10 @@
-"""The scheduler of a foreign checkpoint, from what its settings say of the noise."""
+"""Sampling: starting noise, denoising of a batch by a diffusers scheduler, a faster solver, and a canvas that is denoised in windows."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,100 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import CheckpointError, NotFiniteError, SynthesisError
-from ..text import shown
 from .guidance import Branch, by_level
 from .inference import ConditionTensors as ConditionTensors
 from .inference import on_device, prediction
 
-if TYPE_CHECKING:
-    from .checkpoint import Opened
-
-
-# The names that training codes use for a schedule -> that of diffusers.
-_BETAS = {
-    "linear": "linear",
-    "scaled_linear": "scaled_linear",
-    "squaredcos_cap_v2": "squaredcos_cap_v2",
-    "cosine": "squaredcos_cap_v2",
-}
-_PUBLISHED = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "steps": 1000}
-"""PixCell's (and PixArt's) schedule, on which STMDiT builds."""
-
-
-@dataclass(frozen=True)
-class FoundScheduler:
-    """Class name in diffusers, its configuration, and what was taken from publications for want of settings."""
-
-    name: str
-    config: dict[str, Any]
-    notes: tuple[str, ...]
-
-
-def scheduler_of(opened: Opened) -> FoundScheduler:
-    """Return the scheduler that samples an opened transformer.
-
-    Noise prediction gets the solver PixCell samples with, DPM-Solver++ of order 2 (Lu et al., 2022, arXiv 2211.01095); flow gets Euler
-    steps from noise at time 1 to data at time 0.
-
-    Raises
-    ------
-    CheckpointError
-        The objective or the schedule is unknown.
-    """
-    section = opened.stated.get("diffusion")
-    stated = {key: value for key, value in section.items() if value is not None} if isinstance(section, Mapping) else {}
-    objective = opened.options.objective
-    if objective is None:
-        raise CheckpointError(
-            f"{opened.weights.name}: nothing says whether it predicts noise or velocity. Give settings with diffusion: "
-            "{objective: ddpm} or {objective: flow}."
-        )
-    steps = int(stated.get("steps", _PUBLISHED["steps"]))
-    if objective == "flow":
-        shift = float(stated.get("shift", 1.0))
-        note = (
-            "Flow: the velocity is taken as noise minus data, with time 1,000 at pure noise, as in rectified flow (Liu et al., 2022); "
-            "the checkpoint's own convention is not published."
-        )
-        return FoundScheduler(
-            "FlowMatchEulerDiscreteScheduler",
-            {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": steps, "shift": shift},
-            (note,),
-        )
-    lacking = [name for name in _PUBLISHED if name not in stated]
-    values = {**_PUBLISHED, **stated}
-    schedule = _BETAS.get(str(values["beta_schedule"]))
-    if schedule is None:
-        raise CheckpointError(
-            f"{opened.weights.name}: the noise schedule {shown(values['beta_schedule'])} is unknown; this version knows {', '.join(_BETAS)}."
-        )
-    notes: tuple[str, ...] = ()
-    if lacking:
-        notes = (
-            f"Noise schedule: {', '.join(lacking)} as PixCell's (linear, 0.0001 to 0.02, 1,000 steps); the settings do not say.",
-        )
-    config = {
-        "_class_name": "DPMSolverMultistepScheduler",
-        "num_train_timesteps": steps,
-        "beta_schedule": schedule,
-        "beta_start": float(values["beta_start"]),
-        "beta_end": float(values["beta_end"]),
-        "prediction_type": "epsilon",
-        "algorithm_type": "dpmsolver++",
-        "solver_order": 2,
-        "solver_type": "midpoint",
-        "timestep_spacing": "linspace",
-        "final_sigmas_type": "zero",
-        "lower_order_final": True,
-        "thresholding": False,
-    }
-    return FoundScheduler("DPMSolverMultistepScheduler", config, notes)
-
-
-# A solver that needs fewer steps than a checkpoint's own, over the same schedule of noise.
-
-
-_OF_ITS_OWN = (
+_NOT_IN_UNIPC = (
     "use_dynamic_shifting",
     "stochastic_sampling",
     "invert_sigmas",
@@ -115,14 +25,13 @@ _OF_ITS_OWN = (
     "use_exponential_sigmas",
     "use_beta_sigmas",
 )
-"""What makes a flow schedule one that UniPC is not given here."""
+"""Options of a flow schedule that UniPC cannot follow."""
 
 
 def fast_solver(scheduler: Any) -> Any:
-    """Return UniPC of order 2 (Zhao et al., 2023, arXiv 2302.04867) for a diffusers scheduler, or that scheduler itself.
+    """Return UniPC of order 2 (Zhao et al., 2023, arXiv 2302.04867) over a scheduler's own schedule of noise, for fewer steps.
 
-    UniPC corrects each step by the prediction that the next one makes anyway. Noise schedule, shift and kind of prediction are the
-    scheduler's own; one whose schedule UniPC cannot follow (shifted by the size of the image, or stochastic) is kept.
+    A scheduler whose schedule UniPC cannot follow (shifted by the size of the image, or stochastic) is returned as it is.
     """
     from diffusers import (
         DDIMScheduler,
@@ -133,7 +42,7 @@ def fast_solver(scheduler: Any) -> Any:
 
     config = scheduler.config
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        if any(config.get(name) for name in _OF_ITS_OWN):
+        if any(config.get(name) for name in _NOT_IN_UNIPC):
             return scheduler
         return UniPCMultistepScheduler(
             num_train_timesteps=config["num_train_timesteps"],
@@ -149,14 +58,8 @@ def fast_solver(scheduler: Any) -> Any:
     return scheduler
 
 
-# Denoising: a transformer and a diffusers scheduler take noise to latents, one step at a time.
-
-
 def noise_for(seeds: Sequence[int | torch.Generator], shape: Sequence[int]) -> Tensor:
-    """Draw noise (len(seeds), *shape) float32, each item from its own generator on the CPU.
-
-    An item depends on its own seed alone: not on the batch it is in, nor on the device.
-    """
+    """Draw noise (len(seeds), *shape) float32, each item from its own generator on the CPU: no batch and no device changes it."""
     own = [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(int(seed)) for seed in seeds]
     return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in own])
 
@@ -172,14 +75,14 @@ def denoise(
     *,
     above: float = 0.0,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Take noise to latents; ends cleanly whenever the generator is closed.
+    """Denoise a batch, one step at a time; ends cleanly whenever the generator is closed.
 
     Parameters
     ----------
     transformer
         `napari_stmdit.model.transformer.STMDiTTransformer2D`, on its device and in its dtype.
     scheduler
-        A diffusers scheduler; its state is left alone, every call works on a copy of its own.
+        A diffusers scheduler; it is copied.
     noise
         (b, c, h, w) standard normal, float32.
     conditions
@@ -189,8 +92,9 @@ def denoise(
     steps
         Denoising steps.
     on_estimate
-        Called at every step, as (step from 1, latents), with what the clean latents (b, c, h, w) are predicted to be at that
-        step; see `clean_estimate`. Does not change what is yielded.
+        Called at every step, as (step from 1, latents), with the `clean_estimate` (b, c, h, w) of that step.
+    above
+        Noise level, 0 to 1, from which on guidance acts.
 
     Yields
     ------
@@ -200,36 +104,53 @@ def denoise(
     Raises
     ------
     SynthesisError
-        Shapes do not fit, a branch asks for a condition that is not there, or the latents stop being finite.
+        Shapes do not fit, a branch asks for a condition that is not given, or the latents stop being finite.
     CheckpointError
         The scheduler draws noise of its own, which would make results depend on the batch.
     """
-    if steps < 1 or not guidance:
-        raise SynthesisError(f"Denoising needs at least one step and one branch, got {steps} and {len(guidance)}.")
-    scheduler = ready(scheduler, steps)
-    times = scheduler.timesteps
+    scheduler, timesteps, plan = _schedule(scheduler, steps, guidance, above)
     with torch.inference_mode():
-        latents = on_device(noise.float(), transformer.device) * float(getattr(scheduler, "init_noise_sigma", 1.0))
-        told = torch.stack([model_time(scheduler, index, time) for index, time in enumerate(times)])
-        plan = by_level(guidance, noise_levels(scheduler, told), above)
-        predict = prediction(transformer, conditions, plan, told, latents.shape)
-    for index, time in enumerate(times):
+        latents = on_device(noise.float(), transformer.device) * _start_scale(scheduler)
+        predict = prediction(transformer, conditions, plan, timesteps, latents.shape)
+    for index, time in enumerate(scheduler.timesteps):
         # entered anew for every step: around a yield, the mode would leak to whoever consumes the generator
         with torch.inference_mode():
-            scaled = scheduler.scale_model_input(latents, time) if hasattr(scheduler, "scale_model_input") else latents
+            scaled = model_input(scheduler, latents, time)
             predicted = predict(index, scaled)
             if on_estimate is not None:
                 on_estimate(index + 1, clean_estimate(scheduler, index, time, scaled, predicted))
             latents = scheduler.step(predicted, time, latents, return_dict=False)[0]
-            if index == len(times) - 1:
+            if index == len(timesteps) - 1:
                 _check_finite(latents)
         yield index + 1, latents.clone()  # a clone made here is an ordinary tensor, and nobody can reach into the loop
 
 
-def ready(scheduler: Any, steps: int) -> Any:
-    """Return a copy of a scheduler, set to so many steps from the first.
+def _schedule(
+    scheduler: Any, steps: int, guidance: Sequence[Branch], above: float
+) -> tuple[Any, Tensor, list[tuple[Branch, ...]]]:
+    """Return a scheduler of its own, the transformer's timesteps (s,), and the branches of each step."""
+    if steps < 1 or not guidance:
+        raise SynthesisError(f"Denoising needs at least one step and one branch, got {steps} and {len(guidance)}.")
+    scheduler = ready(scheduler, steps)
+    timesteps = torch.stack([model_time(scheduler, index, time) for index, time in enumerate(scheduler.timesteps)])
+    levels = [float(time) / float(scheduler.config.num_train_timesteps) for time in timesteps]  # of noise, 0 to 1
+    return scheduler, timesteps, by_level(guidance, levels, above)
 
-    It stays on the CPU, wherever the transformer is: its numbers are then plain factors, and no step waits for a device to tell them.
+
+def _start_scale(scheduler: Any) -> float:
+    return float(getattr(scheduler, "init_noise_sigma", 1.0))
+
+
+def model_input(scheduler: Any, latents: Tensor, time: Tensor) -> Tensor:
+    """Return latents as the transformer takes them at a time of the scheduler."""
+    scaled: Tensor = scheduler.scale_model_input(latents, time) if hasattr(scheduler, "scale_model_input") else latents
+    return scaled
+
+
+def ready(scheduler: Any, steps: int) -> Any:
+    """Return a copy of a scheduler, set to ``steps`` steps from the first; raises CheckpointError where it draws noise.
+
+    It stays on the CPU, wherever the transformer is: its numbers are then plain factors, and no step waits for a device.
     """
     check_scheduler(scheduler)
     made = type(scheduler).from_config(scheduler.config)
@@ -240,9 +161,9 @@ def ready(scheduler: Any, steps: int) -> Any:
 
 
 def clean_estimate(scheduler: Any, index: int, time: Tensor, scaled: Tensor, predicted: Tensor) -> Tensor:
-    """Return the clean latents that a prediction amounts to, whatever it is a prediction of.
+    """Return the clean latents (b, c, h, w) that a prediction of any kind implies.
 
-    With x the latents that the transformer saw, x = a x0 + s noise:
+    With x = a x0 + s noise the transformer's input:
 
     - flow, v = noise - x0 with a = 1 - s (Lipman et al., 2023, arXiv 2210.02747): x0 = x - s v
     - noise, with a^2 + s^2 = 1 (Ho et al., 2020, arXiv 2006.11239): x0 = (x - s noise) / a
@@ -254,10 +175,8 @@ def clean_estimate(scheduler: Any, index: int, time: Tensor, scaled: Tensor, pre
         After ``set_timesteps``.
     index, time
         The step from 0, and the scheduler's time of it.
-    scaled
-        (b, c, h, w) latents as the transformer saw them, after ``scale_model_input``.
-    predicted
-        (b, c, h, w) its guided prediction.
+    scaled, predicted
+        (b, c, h, w) the transformer's input, and its guided prediction.
 
     Raises
     ------
@@ -287,13 +206,8 @@ def clean_estimate(scheduler: Any, index: int, time: Tensor, scaled: Tensor, pre
     )
 
 
-def noise_levels(scheduler: Any, told: Tensor) -> list[float]:
-    """Return the noise levels between 0 and 1 of times (s,) that the transformer is told."""
-    return [float(time) / float(scheduler.config.num_train_timesteps) for time in told]
-
-
 def model_time(scheduler: Any, index: int, time: Tensor) -> Tensor:
-    """Return the time to tell the transformer: flow sigmas exactly, where the scheduler rounds them to integers."""
+    """Return the transformer's timestep: of flow sigmas exactly, where the scheduler rounds them to integers."""
     if scheduler.config.get("use_flow_sigmas"):
         sigma: Tensor = scheduler.sigmas[index]
         return sigma.to(time.device).float() * float(scheduler.config.num_train_timesteps)
@@ -301,7 +215,7 @@ def model_time(scheduler: Any, index: int, time: Tensor) -> Tensor:
 
 
 def _check_finite(latents: Tensor) -> None:
-    """Name the items whose latents are not finite."""
+    """Raise NotFiniteError with the items whose latents are not finite."""
     finite = latents.flatten(1).isfinite().all(dim=1)
     if not bool(finite.all()):
         raise NotFiniteError(
@@ -311,7 +225,7 @@ def _check_finite(latents: Tensor) -> None:
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Refuse a scheduler that draws noise of its own; raises CheckpointError."""
+    """Raise CheckpointError where a scheduler draws noise of its own."""
     config = scheduler.config
     if str(config.get("algorithm_type", "")).startswith("sde") or config.get("stochastic_sampling"):
         raise CheckpointError(
@@ -320,35 +234,23 @@ def check_scheduler(scheduler: Any) -> None:
         )
 
 
-# One canvas on its way from noise to latents: predicts windows of it, steps all of it, and can be put down and
-# taken up again.
-
-
 _LATENTS, _RECORD = "latents", "solver"
 
 
 class CanvasSolver:
-    """A diffusers scheduler over a canvas of latents.
+    """A diffusers scheduler over a canvas of latents, which is predicted in windows and can be stored and resumed at any step.
 
-    The canvas and the scheduler stay on the CPU, whatever the transformer runs on: a device holds one batch of windows and no more.
+    Canvas and scheduler stay on the CPU, whatever the transformer runs on: a device holds one batch of windows and no more.
     Averaging the predictions of overlapping windows at every step is MultiDiffusion (Bar-Tal et al., 2023, arXiv 2302.08113).
 
     Parameters
     ----------
-    transformer
-        On its device and in its dtype.
-    scheduler
-        A deterministic diffusers scheduler; a copy of it is used.
-    guidance
-        Branches of the guided prediction.
+    transformer, scheduler, guidance, steps, above
+        As for `denoise`.
     noise
         (c, h, w) float32 standard normal.
-    steps
-        Denoising steps.
     state
-        From `state` of an earlier solver with the same arguments, to go on from there.
-    above
-        Noise level, 0 to 1, from which on guidance acts.
+        From `state` of an earlier solver with the same arguments, to resume it.
 
     Raises
     ------
@@ -369,16 +271,11 @@ class CanvasSolver:
         *,
         above: float = 0.0,
     ) -> None:
-        if steps < 1 or not guidance:
-            raise SynthesisError(f"Denoising needs at least one step and one branch, got {steps} and {len(guidance)}.")
         self._transformer = transformer
-        self._scheduler = ready(scheduler, steps)
-        times = self._scheduler.timesteps
-        self._times = torch.stack([model_time(self._scheduler, index, time) for index, time in enumerate(times)])
-        self._guidance = by_level(guidance, noise_levels(self._scheduler, self._times), above)
-        self.steps = len(times)
+        self._scheduler, self._timesteps, self._plan = _schedule(scheduler, steps, guidance, above)
+        self.steps = len(self._timesteps)
         self.step = 0
-        self._latents = torch.from_numpy(noise)[None] * float(getattr(self._scheduler, "init_noise_sigma", 1.0))
+        self._latents = torch.from_numpy(noise)[None] * _start_scale(self._scheduler)
         if state is not None:
             self._take_up(state)
 
@@ -390,10 +287,8 @@ class CanvasSolver:
 
     @torch.inference_mode()
     def inputs(self) -> NDArray[np.float32]:
-        """Return what the transformer is to see of the canvas at this step, (c, h, w)."""
-        if not hasattr(self._scheduler, "scale_model_input"):
-            return self.latents
-        scaled: Tensor = self._scheduler.scale_model_input(self._latents, self._scheduler.timesteps[self.step])
+        """Return the canvas (c, h, w) as the transformer takes it at this step."""
+        scaled = model_input(self._scheduler, self._latents, self._scheduler.timesteps[self.step])
         found: NDArray[np.float32] = scaled[0].numpy()
         return found
 
@@ -404,27 +299,26 @@ class CanvasSolver:
         morphology: NDArray[np.float32] | None,
         expression: NDArray[np.float32] | None,
     ) -> NDArray[np.float32]:
-        """Return the guided prediction for (b, c, s, s) windows of `inputs`, each under conditions of its own."""
+        """Return the guided prediction for (b, c, s, s) windows of `inputs`, each under its own conditions."""
         conditions = ConditionTensors(
             *(None if rows is None else torch.from_numpy(rows) for rows in (morphology, expression))
         )
         latents = on_device(torch.from_numpy(np.ascontiguousarray(windows)), self._transformer.device)
-        now = self._times[self.step]
-        predict = prediction(self._transformer, conditions, [self._guidance[self.step]], now[None], latents.shape)
-        predicted = predict(0, latents)
-        found: NDArray[np.float32] = predicted.cpu().numpy()
+        step = slice(self.step, self.step + 1)
+        predict = prediction(self._transformer, conditions, self._plan[step], self._timesteps[step], latents.shape)
+        found: NDArray[np.float32] = predict(0, latents).cpu().numpy()
         return found
 
     @torch.inference_mode()
     def advance(self, prediction: NDArray[np.float32]) -> None:
-        """Take the whole canvas one step on, by the prediction (c, h, w) for all of it."""
+        """Take the whole canvas one step on, by its prediction (c, h, w)."""
         time = self._scheduler.timesteps[self.step]
         predicted = torch.from_numpy(prediction)[None]
         self._latents = self._scheduler.step(predicted, time, self._latents, return_dict=False)[0].clone()
         self.step += 1
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return latents and solver state as plain arrays: enough to go on from here bit by bit."""
+        """Return latents and solver state as plain arrays: enough to resume bit by bit."""
         arrays: dict[str, NDArray[Any]] = {_LATENTS: self.latents}
         record = {
             "class": type(self._scheduler).__name__,
@@ -454,7 +348,7 @@ class CanvasSolver:
 
 
 def _pack(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
-    """Turn a scheduler's attribute into JSON, tensors into references to ``arrays``; None for what is no state."""
+    """Turn a scheduler attribute into JSON, tensors into references to ``arrays``; None for what is no state."""
     if isinstance(value, Tensor):
         arrays[name] = value.detach().cpu().numpy()
         return {"array": name}

@@ -1,4 +1,4 @@
-"""What a transformer accepts: options that fit each other, and inputs whose shapes fit the options."""
+"""Options of a transformer that must fit each other, and inputs that must fit the options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Fixed sine-cosine embeddings of times and of places."""
+"""The diffusion transformer: it predicts the noise or velocity of latents from morphology and gene expression.
+
+What does not change from step to step is computed once: `STMDiTTransformer2D.prepare` of the conditions, and
+`STMDiTTransformer2D.modulation` of the timesteps; `STMDiTTransformer2D.predict` then makes a step.
+"""
 
 from __future__ import annotations
 
@@ -17,27 +21,25 @@ from .inference import add_product, attention, linear_gelu
 from .shapes import check_expression, check_latents, check_morphology, check_options
 
 TIME_WIDTH = 256
+NORM_EPS = 1e-6
 
 
 def time_sinusoid(timestep: Tensor) -> Tensor:
-    """Embed times (B,) as (B, 256) float32: cosines first, then sines, periods up to 2 pi * 10,000; fractions count.
-
-    The frequencies are rounded correctly on every machine: times go up to 1000, so that the last bit of a frequency, in which the
-    exponential functions of processors differ, is seen in the output.
-    """
+    """Embed timesteps (B,), fractions included, as (B, 256) float32: cosines, then sines, of periods up to 2 pi * 10,000."""
     half = TIME_WIDTH // 2
     exponent = -math.log(10000) * (torch.arange(half, dtype=torch.float32, device="cpu") / half)  # (128,)
-    frequency = torch.exp(exponent.double()).float().to(timestep.device)  # (128,); not every device has float64
+    # in float64 on the CPU: a frequency's last bit, in which the exponentials of processors differ, shows at timesteps near 1000
+    frequency = torch.exp(exponent.double()).float().to(timestep.device)  # (128,)
     angle = timestep.float()[:, None] * frequency  # (B, 128)
     return torch.cat([angle.cos(), angle.sin()], dim=1)  # (B, 256)
 
 
 def position_table(rows: int, columns: int, width: int, base: int, scale: float, phase: float = 0.0) -> Tensor:
-    """Embed the tokens of a grid as (rows*columns, width) float32; the first half of the width encodes the column.
+    """Embed the tokens of a grid as (rows * columns, width) float32; the first half of the width encodes the column.
 
-    A grid of any size is stretched over ``base`` positions, then divided by ``scale`` and moved by ``phase``. Made on the
-    CPU whatever the default device, so that a network built without storage ("meta") still gets its table.
+    A grid of any size is stretched over ``base`` positions, then divided by ``scale`` and moved by ``phase``.
     """
+    # on the CPU whatever the default device: a network built without storage ("meta") still gets its table
     y = torch.arange(rows, dtype=torch.float64, device="cpu") * (base / rows) / scale + phase  # (rows,)
     x = torch.arange(columns, dtype=torch.float64, device="cpu") * (base / columns) / scale + phase  # (columns,)
     by_column = _sincos(x, width // 2)[None].expand(rows, -1, -1)  # (rows, columns, width/2)
@@ -46,7 +48,7 @@ def position_table(rows: int, columns: int, width: int, base: int, scale: float,
 
 
 def condition_position_table(tokens: int, width: int, base: int, scale: float) -> Tensor:
-    """Embed condition vectors that tile the patch row by row as (1, tokens, width), moved towards their centres.
+    """Embed condition vectors that tile the patch row by row as (1, tokens, width).
 
     PixCell's rule: a square grid over the same base as the latents, every coordinate moved by base // tokens.
     """
@@ -61,16 +63,9 @@ def _sincos(coordinates: Tensor, width: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
-# What the diffusion transformer is built of: its block, attention, and what is prepared of a condition before the
-# first step.
-
-
-NORM_EPS = 1e-6
-
-
 @dataclass(frozen=True)
 class Context:
-    """What a cross-attention needs of its condition tokens, whatever the queries; which fields there are depends on their number.
+    """Keys and values of condition tokens for a cross-attention; the fields that are set depend on the number K of tokens.
 
     Attributes
     ----------
@@ -79,9 +74,9 @@ class Context:
         applied, (R, A*K, D). Many: (R, K, D).
     query, offset
         A few tokens: keys with the query projection applied, (R, A*K, D), and its bias, (R, A*K, 1); minus infinity in the offset for
-        a token that does not count.
+        a token that is masked out.
     key, mask
-        Many tokens: (R, K, D), and (R, 1, 1, K), True for those that count.
+        Many tokens: (R, K, D), and (R, 1, 1, K), False for those masked out.
     """
 
     value: Tensor
@@ -95,7 +90,7 @@ class Context:
         return self._each(lambda tensor: tensor[index])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the fields that are there."""
+        """Return the fields that are set."""
         found = ((part.name, getattr(self, part.name)) for part in fields(self))
         return {name: tensor for name, tensor in found if tensor is not None}
 
@@ -130,8 +125,7 @@ class Block(nn.Module):
         """Map tokens x (b, N, D) to (B, N, D).
 
         ``modulation`` (B or 1, 6, D) is shift, 1 + scale and gate of self-attention, then of the feed-forward; ``grid`` is (h, w).
-        Fewer tokens than B ``items`` are repeated as late as they can be: what comes before a condition is the same for all of its
-        branches.
+        Where b < B = ``items``, x is repeated as late as possible: what comes before a condition is the same for all branches.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=1)  # 6 x (B or 1, 1, D)
         if len(modulation) > 1:
@@ -163,9 +157,8 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention from tokens to condition tokens, in two parts: `prepare` once a condition, `add` at every step.
 
-    A softmax over one key is 1 whatever the query: with one token every query receives the same vector, and no attention is left.
-    With few, it is cheaper to carry the query and output projections over to them than to apply them to every query: (x Wq) k =
-    x (Wq k) and (p v) Wo = p (v Wo). The results are the same up to rounding.
+    A softmax over one key is 1 whatever the query, so one token is one vector for all queries. With few tokens it is cheaper to apply
+    the query and output projections to them than to every query: (x Wq) k = x (Wq k) and (p v) Wo = p (v Wo), up to rounding.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -176,11 +169,11 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Map x (B, N, D) and context (B, K, D) to (B, N, D); keep (B, K) as for `prepare`."""
+        """Map x (B, N, D) and context (B, K, D) to (B, N, D); mask ``keep`` (B, K)."""
         return self.add(torch.zeros_like(x), self.prepare(context, keep, x.shape[1]), lambda _: x)  # (B, N, D)
 
     def prepare(self, context: Tensor, keep: Tensor | None, queries: int) -> Context:
-        """Do all that depends on the condition tokens (R, K, D) alone, for so many queries; keep (R, K), True where they count."""
+        """Compute keys and values of condition tokens (R, K, D) for N ``queries``; mask ``keep`` (R, K) is False for tokens to ignore."""
         heads, keys, width = self.heads, context.shape[1], context.shape[2]
         if keys == 1:
             value = F.linear(context, self.kv.weight[width:], self.kv.bias[width:])  # (R, 1, D)
@@ -200,7 +193,7 @@ class CrossAttention(nn.Module):
         return Context(value, query=query, offset=offset.flatten(1)[..., None])
 
     def add(self, x: Tensor, context: Context, norm: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return x (B, N, D) plus what norm(x) draws from the condition."""
+        """Return x (B, N, D) plus the attention of norm(x) to the condition."""
         if context.query is None and context.key is None:
             return x + context.value  # (B, N, D) + (B, 1, D)
         normed = norm(x)  # (B, N, D)
@@ -266,31 +259,27 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def repeat(x: Tensor, items: int) -> Tensor:
-    """Repeat b items (b, ...), all of them after another, until there are so many."""
+    """Repeat b items (b, ...) as a whole until there are ``items``."""
     return x if len(x) == items else x.repeat(items // len(x), *(1 for _ in x.shape[1:]))
-
-
-# What of a prediction does not change from step to step, computed once: conditions, and what times do in every
-# block.
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Morphology or expression of the items of a batch.
+    """Morphology or expression of a batch, prepared.
 
     Attributes
     ----------
     contexts
         For the cross-attention of every block; empty where there is none.
     time
-        (B, D), what it adds to the time embedding; None where it does not.
+        (B, D) that it adds to the time embedding, or None.
     """
 
     contexts: tuple[Context, ...] = ()
     time: Tensor | None = None
 
     def rows(self, index: Tensor | None) -> Condition:
-        """Return the condition of items whose rows ``index`` (B,) names; None: every item has a row of its own."""
+        """Return the condition of items whose rows ``index`` (B,) names; None: each item has its own."""
         if index is None:
             return self
         contexts = tuple(context.rows(index) for context in self.contexts)
@@ -301,16 +290,7 @@ class Condition:
 class Prepared:
     """Everything that `STMDiTTransformer2D.predict` needs beside latents and time.
 
-    Attributes
-    ----------
-    items
-        B, the items that are predicted.
-    grid
-        Rows and columns of tokens.
-    positions
-        (N, D), or None.
-    morphology, expression
-        The conditions.
+    ``items`` are B, ``grid`` rows and columns of tokens, ``positions`` (N, D) or None.
     """
 
     items: int
@@ -322,14 +302,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Modulation:
-    """Shifts, scales (with the 1 that is added to them) and gates of all steps.
+    """Shifts, scales (as 1 + scale) and gates of all steps.
 
     Attributes
     ----------
     tables
-        (L, 1, 6, D) float32, what every block adds of its own.
+        (L, 1, 6, D) float32, each block's own.
     blocks
-        (S, B or 1, 6, D), what all blocks share; one row for all items where no condition enters the time embedding.
+        (S, B or 1, 6, D), shared by all blocks; one row for all items where no condition enters the time embedding.
     final
         (S, B or 1, 2, D), shift and scale of the final layer.
     """
@@ -339,23 +319,20 @@ class Modulation:
     final: Tensor
 
     def at(self, step: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-        """Return L tables (B or 1, 6, D), and shift and scale (B or 1, 1, D) of the final layer, of a step from 0."""
+        """Return, of a step from 0, L tables (B or 1, 6, D) and the final shift and scale (B or 1, 1, D)."""
         tables = (self.tables + self.blocks[step]).to(self.blocks.dtype)  # (L, B or 1, 6, D)
         shift, scale = self.final[step].chunk(2, dim=1)  # 2 x (B or 1, 1, D)
         return tables.unbind(0), shift, scale
 
 
 def row_index(given: Tensor | None, null: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
-    """Return which row each of the items has where row 0 is null and row 1 + k the k-th given; None: each has its own."""
+    """Return the row of each item where row 0 is null and row 1 + k the k-th given; None: each has its own."""
     if given is None:
         return torch.zeros(batch, dtype=torch.long, device=device)  # (B,)
     if null is None:
         return None
     own = torch.arange(1, batch + 1, device=device)  # (B,)
     return own.masked_fill(null.to(device), 0)  # (B,)
-
-
-# The STMDiT diffusion transformer: it predicts noise (or velocity) in latents from morphology and gene expression.
 
 
 STARTS_AT_ZERO = ("morphology_attention.proj", "expression_attention.proj", "conv", "time_modulation", "final_linear")
@@ -551,25 +528,24 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):
         p = self.config.patch_size
         grid = (size[0] // p, size[1] // p)
         queries = grid[0] * grid[1]
-        seen = self._morphology(morphology, morphology_rows is not None, queries).rows(morphology_rows)
+        images = self._morphology(morphology, morphology_rows is not None, queries).rows(morphology_rows)
         genes = self._expression(expression, expression_keep, expression_rows is not None, queries).rows(
             expression_rows
         )
         given = (morphology_rows, expression_rows, morphology, expression)
         items = next((len(entries) for entries in given if entries is not None), 1)
         positions = None if self.position_table is None else self._positions(*grid).to(self.patch_embed.weight.dtype)
-        return Prepared(items, grid, positions, seen, genes)
+        return Prepared(items, grid, positions, images, genes)
 
     def modulation(self, times: Tensor, prepared: Prepared) -> Modulation:
-        """Compute what times (S,), shared by all items, do in every block: all steps in one product."""
+        """Compute the modulation of every block at timesteps (S,), shared by all items."""
         time = self.time_embed(time_sinusoid(times).to(self.patch_embed.weight.dtype))  # (S, D)
         return self._modulation(time[:, None], prepared)
 
     def predict(self, hidden_states: Tensor, prepared: Prepared, modulation: Modulation, step: int) -> Tensor:
-        """Predict at a step from 0, with everything prepared.
+        """Predict at a step from 0.
 
-        ``hidden_states`` (b, C, H, W) may be fewer than the B items prepared: they are repeated, all of them after another ->
-        (B, out_channels, H, W).
+        ``hidden_states`` (b, C, H, W) are repeated as a whole to the B items prepared -> (B, out_channels, H, W).
         """
         p, (rows, columns) = self.config.patch_size, prepared.grid
         x: Tensor = self.patch_embed(hidden_states.to(self.patch_embed.weight.dtype))  # (b, D, h, w)
@@ -578,15 +554,15 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):
             x = x + prepared.positions  # (b, N, D) + (N, D)
         tables, shift, scale = modulation.at(step)  # L x (B or 1, 6, D), 2 x (B or 1, 1, D)
         genes = prepared.expression.contexts or (None,) * len(tables)
-        for block, table, seen, context in zip(self.blocks, tables, prepared.morphology.contexts, genes, strict=True):
-            x = block(x, table, seen, context, prepared.grid, prepared.items)  # (B, N, D)
+        for block, table, image, context in zip(self.blocks, tables, prepared.morphology.contexts, genes, strict=True):
+            x = block(x, table, image, context, prepared.grid, prepared.items)  # (B, N, D)
         x = self.final_linear(modulate(x, shift, scale))  # (B, N, p*p*out), channel fastest
         x = x.reshape(len(x), rows, columns, p, p, -1)  # (B, h, w, p, p, out)
         x = x.permute(0, 5, 1, 3, 2, 4)  # (B, out, h, p, w, p)
         return x.reshape(len(x), -1, rows * p, columns * p)  # (B, out, H, W)
 
     def _modulation(self, time: Tensor, prepared: Prepared) -> Modulation:
-        """Add what conditions say to times (S, B or 1, D), and project for blocks and final layer."""
+        """Add the conditions to time embeddings (S, B or 1, D), and project them for blocks and final layer."""
         for condition in (prepared.morphology, prepared.expression):
             if condition.time is not None:
                 time = time + condition.time  # (S, B, D)
@@ -608,7 +584,7 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):
         return position_table(rows, columns, self.width, side, self.config.position_scale).to(self.device)  # (N, D)
 
     def _morphology(self, given: Tensor | None, null: bool, queries: int) -> Condition:
-        """Prepare morphology (R, T, Dm) or (R, Dm), with a null row before the others where asked for."""
+        """Prepare morphology (R, T, Dm) or (R, Dm); with ``null`` a null row comes first."""
         absent = self.morphology_null[None]  # (1, T, Dm)
         if given is None:
             vectors = absent  # (1, T, Dm)
@@ -622,7 +598,7 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):
         return Condition(contexts, self.morphology_time(tokens.mean(1)) if self.config.morphology_adaln else None)
 
     def _expression(self, given: Tensor | None, keep: Tensor | None, null: bool, queries: int) -> Condition:
-        """Prepare expression (R, Dg) or (R, G, Dg), with a null row before the others where asked for."""
+        """Prepare expression (R, Dg) or (R, G, Dg); with ``null`` a null row comes first."""
         if self.config.expression_dim is None:
             return Condition()
         absent = self.expression_null[None]  # (1, 1, Dg)
@@ -647,7 +623,7 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):
 
 
 def _masked_mean(vectors: Tensor, keep: Tensor | None) -> Tensor:
-    """Mean of (B, G, Dg) over the vectors that count -> (B, Dg)."""
+    """Return the mean (B, Dg) of (B, G, Dg) over the vectors to keep."""
     if keep is None:
         return vectors.mean(1)
     weight = keep[..., None].to(vectors.dtype)  # (B, G, 1)

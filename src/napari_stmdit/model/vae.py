@@ -1,7 +1,7 @@
 """Images to latents and back, for the SD3-style VAE of diffusers and for the bundled autoencoder.
 
-The first needs scaling and shifting by its config; the second normalises its latents itself. A third kind only gives previews: a
-tiny decoder (TAESD3), which was distilled to take the first one's latents as they are in sampling, scaled and shifted.
+The first needs scaling and shifting by its config; the second normalises its latents itself. A tiny decoder (TAESD3) gives previews
+alone: it was distilled to take the first one's latents as they are in sampling, scaled and shifted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def is_tiny(vae: Any) -> bool:
 
 
 def spatial_factor(vae: Any) -> int:
-    """Return how many image pixels make the side of one latent pixel."""
+    """Return the image pixels along the side of a latent pixel."""
     from .autoencoder import FACTOR, StmditAutoencoder
 
     return FACTOR if isinstance(vae, StmditAutoencoder) else int(2 ** (len(vae.config.block_out_channels) - 1))
@@ -37,7 +37,7 @@ def latent_channels(vae: Any) -> int:
 
 @torch.inference_mode()
 def encode_latents(vae: Any, images: Tensor | NDArray[np.uint8]) -> Tensor:
-    """Encode images as normalised latents; of a distribution, its mean.
+    """Encode images as normalised latents (B, C, H / factor, W / factor); of a distribution, its mean.
 
     Parameters
     ----------
@@ -45,11 +45,6 @@ def encode_latents(vae: Any, images: Tensor | NDArray[np.uint8]) -> Tensor:
         A diffusers ``AutoencoderKL`` or the bundled ``StmditAutoencoder``.
     images
         (B, 3, H, W) in [-1, 1], or (B, H, W, 3) uint8.
-
-    Returns
-    -------
-    Tensor
-        (B, C, H / factor, W / factor).
 
     Raises
     ------
@@ -79,33 +74,6 @@ def decode_latents(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
     return found
 
 
-def decode_preview(tiny: Any, latents: Tensor) -> NDArray[np.uint8]:
-    """Decode normalised latents quickly and roughly, for a look at a run that is under way; never for a result.
-
-    Parameters
-    ----------
-    tiny
-        A diffusers ``AutoencoderTiny`` that was distilled from the checkpoint's VAE, such as TAESD3 from that of SD3.
-    latents
-        (B, C, h, w) normalised latents as the sampler has them; not to be unscaled by the statistics of the VAE.
-
-    Returns
-    -------
-    NDArray[np.uint8]
-        (B, h * factor, w * factor, 3).
-
-    Raises
-    ------
-    SynthesisError
-        The latents have another number of channels.
-    CheckpointError
-        ``tiny`` is of another class, or its config claims a scale of its own.
-    """
-    if not is_tiny(tiny):
-        raise CheckpointError(f"a preview needs an AutoencoderTiny, not a {type(tiny).__name__}")
-    return decode_latents(tiny, latents)
-
-
 @torch.inference_mode()
 def decode_images(vae: Any, latents: Tensor) -> Tensor:
     """Decode normalised latents (B, C, h, w) into (B, 3, H, W) images around [-1, 1], as the decoder gives them."""
@@ -128,7 +96,7 @@ def decode_images(vae: Any, latents: Tensor) -> Tensor:
 
 
 def _statistics(vae: Any) -> tuple[float, float]:
-    """Return shift and scale; both are part of what a latent means, so neither has a default here."""
+    """Return shift and scale; a missing scale has no default, as it would change every latent."""
     shift, scale = vae.config.get("shift_factor"), vae.config.get("scaling_factor")
     if scale is None:
         raise CheckpointError(

@@ -56,7 +56,7 @@ class ConvertIntent:
 
 def offers() -> tuple[Offer, ...]:
     """Return what can be downloaded by name, with its state on this computer."""
-    from ..model.zoo import state_of, zoo
+    from ..model.hub.zoo import state_of, zoo
 
     found = []
     for entry in zoo():
@@ -184,9 +184,9 @@ def _downloading(name: str, folder: str | None) -> Job:
     """Return the job that downloads; it yields `Fetching`, at last the folder."""
 
     def generate(token: CancelToken) -> Iterator[Fetching | Path]:
-        from ..model.download import Downloaded, download
-        from ..model.hub import DownloadCancelledError
-        from ..model.zoo import zoo_entry
+        from ..model.hub.download import Downloaded, download
+        from ..model.hub.transfer import DownloadCancelledError
+        from ..model.hub.zoo import zoo_entry
 
         news: queue.Queue[DownloadProgress] = queue.Queue()
         outcome: list[Downloaded | Exception] = []
@@ -225,8 +225,8 @@ def _looking(path: str) -> Job:
     """Return the job that inspects a foreign checkpoint; it yields a `Foreign`."""
 
     def generate(_: CancelToken) -> Iterator[Foreign]:
-        from ..model.convert import LATENT_FACTOR, MPP_CANDIDATES
-        from ..model.inspect import inspect_checkpoint
+        from ..model.foreign.convert import LATENT_FACTOR, MPP_CANDIDATES
+        from ..model.foreign.inspect import inspect_checkpoint
 
         found = inspect_checkpoint(path)
         if found.kind != "transformer":
@@ -253,7 +253,7 @@ def _converting(intent: ConvertIntent) -> Job:
 
     def generate(_: CancelToken) -> Iterator[Path]:
         from ..assemble import convert_checkpoint
-        from ..model.references import data_directory
+        from ..model.hub.references import data_directory
 
         name = intent.name.strip()
         if not name or name.startswith(".") or any(mark in name for mark in '/\\:*?"<>|'):

@@ -7,6 +7,7 @@ all three are fixed here and saved with the encoder.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,17 +20,17 @@ from numpy.typing import NDArray
 
 from ...errors import CheckpointError, GeneError, SectionError
 from ...expression.genes import GeneMatch, gather_counts, match_genes
+from ...intent import validated
+from ...storage.atomic import write_text
 from ...types import Genes, hash_genes
+from ..tensors import read_tensors, write_encoder
 from .folder import (
     VOCABULARY,
     CancerFoundationSettings,
     build_network,
     check_sizes,
-    make_settings,
     read_arguments,
     read_encoder,
-    read_tensors,
-    write_encoder,
 )
 from .network import CancerFoundationNetwork
 from .vocabulary import Vocabulary, bin_rows, make_vocabulary, read_vocabulary, resolve_genes
@@ -44,12 +45,9 @@ CLS_VALUE = -2.0
 class CancerFoundationEncoder:
     """Embeds spots by a frozen CancerFoundation over a fixed list of genes.
 
-    Each spot is put to the network as ``<cls>`` and its genes, each with the bin of its value among the spot's own values. Genes of
-    the list that a section lacks are left out of the sequence, as in the released code; they are not taken for unexpressed ones.
-    Genes outside the list have no effect at all.
-
-    Counts are binned as they are. The released code takes whatever it is given, and since bins are ranks within a spot, counts,
-    counts per 10,000 and their logarithm give the same bins.
+    Each spot is a sequence of ``<cls>`` and its genes, each with the bin of its value among the spot's own values. Genes of the list that
+    a section lacks are left out of the sequence, as in the released code; genes outside the list have no effect. Since bins are ranks
+    within a spot, counts, counts per 10,000 and their logarithm give the same bins.
 
     Parameters
     ----------
@@ -113,12 +111,12 @@ class CancerFoundationEncoder:
         args: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> CancerFoundationEncoder:
-        """Build an encoder from foreign weights.
+        """Build an encoder from foreign weights, in any of the known layouts, wrapped or not.
 
         Parameters
         ----------
         tensors
-            As read from a file, in any of the known layouts, wrapped or not.
+            As read from a file.
         vocabulary, genes
             As for the class.
         args
@@ -129,12 +127,12 @@ class CancerFoundationEncoder:
         Raises
         ------
         CheckpointError, GeneError
-            Weights, arguments, vocabulary or genes do not fit; see `build_network` and `read_arguments`.
+            Weights, arguments, vocabulary or genes do not fit.
         """
         said = read_arguments(args or {})
         stored = build_network(tensors, said.heads, said.value_style)
         check_sizes(stored.network, said.sizes, "args.json")
-        chosen = make_settings({**said.settings, **settings}, "settings of CancerFoundation")
+        chosen = validated(CancerFoundationSettings, {**said.settings, **settings}, "settings of CancerFoundation")
         return cls(stored.network, vocabulary, genes, chosen, stored.ignored)
 
     @property
@@ -149,7 +147,7 @@ class CancerFoundationEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return next(self.network.parameters()).device
 
     @property
@@ -178,10 +176,9 @@ class CancerFoundationEncoder:
         Returns
         -------
         NDArray[np.float32]
-            ``output="cls"``: (n, d), the embedding at ``<cls>``. A section without any gene of the list gives the embedding of
-            ``<cls>`` alone for every spot; a plan refuses such a section unless it is told not to.
+            ``output="cls"``: (n, d), the embedding at ``<cls>``; that of ``<cls>`` alone for a section without any gene of the list.
             ``output="tokens"``: (n, g, d), the embeddings of those g genes of the list that the section has, in the list's order
-            (see `measured`), for a transformer that pools a set of gene tokens; with ``include_cls``, (n, 1 + g, d). What the
+            (see `measured`), for a transformer that pools gene tokens; with ``include_cls``, (n, 1 + g, d). What the
             published STMDiT checkpoints pool is not known.
 
         Raises
@@ -222,7 +219,9 @@ class CancerFoundationEncoder:
             **self.settings.model_dump(),
             "network": {**asdict(self.network.sizes), "value_style": self.network.value_style},
         }
-        write_encoder(folder, config, self.vocabulary.tokens, self.network.state_dict())
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / VOCABULARY, json.dumps(dict(self.vocabulary.tokens), indent=0) + "\n")
+        write_encoder(folder, config, self.network.state_dict())
 
     @classmethod
     def load(
@@ -231,16 +230,7 @@ class CancerFoundationEncoder:
         tensors: Mapping[str, Any] | None = None,
         vocabulary: Vocabulary | Mapping[str, int] | None = None,
     ) -> CancerFoundationEncoder:
-        """Read an encoder from its folder.
-
-        Parameters
-        ----------
-        folder
-            With ``config.json`` and, unless they are given, ``model.safetensors`` and ``vocab.json``.
-        tensors
-            Weights read from elsewhere, in any of the known layouts, in place of the folder's own.
-        vocabulary
-            In place of the folder's own.
+        """Read an encoder from its folder: ``config.json`` and, unless they are given, ``model.safetensors`` and ``vocab.json``.
 
         Raises
         ------
@@ -273,7 +263,7 @@ class CancerFoundationEncoder:
 
     @torch.inference_mode()
     def _embed(self, tokens: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(L,) tokens and (b, L) values -> (b, L, d), or (b, 1, d) where only ``<cls>`` is wanted."""
+        """Map (L,) tokens and (b, L) values to (b, L, d), or (b, 1, d) where only ``<cls>`` is wanted."""
         device = self.device
         embedded = self.network(
             torch.from_numpy(tokens)[None].to(device),
@@ -286,7 +276,7 @@ class CancerFoundationEncoder:
 
 
 def _places(match: GeneMatch, genes: tuple[str, ...]) -> NDArray[np.int64]:
-    """Return the places in the list of genes that a section has; a column counts once, for the gene that has its own name.
+    """Return the places in the list of the genes that a section has; a column counts once, for the gene that has its own name.
 
     A list may hold the former and the present symbol of a gene as two genes, as the released vocabulary does.
     """
@@ -301,6 +291,6 @@ def _places(match: GeneMatch, genes: tuple[str, ...]) -> NDArray[np.int64]:
 
 
 def _mend_ties(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Set values within float32 rounding of a whole number to it: an edit that leaves 2.0000002 must not break a tie of counts."""
+    """Round values within float32 error of a whole number: an edit that leaves 2.0000002 must not break a tie of counts."""
     whole = np.rint(values)
     return np.where(np.abs(values - whole) <= 1e-5 * np.abs(whole), whole, values)

@@ -1,8 +1,7 @@
-"""How cells are put to a CancerFoundation network, and what its training arguments (``args.json``) say about it."""
+"""Settings and weights of CancerFoundation: its training arguments (``args.json``), its folder, and its tensors in all known layouts."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,13 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from ...errors import CheckpointError, Fault, table
-from ...files import BadFile, read_json
+from ...intent import validated
 from ...text import shown
 from ...types import Intent, hash_genes
+from ..tensors import CONFIG, fill_network, read_config
 from .network import CancerFoundationNetwork, NetworkSizes, ValueStyle
 from .vocabulary import Ties
 
@@ -29,7 +29,7 @@ class CancerFoundationSettings(Intent):
     Attributes
     ----------
     n_bins, ties, seed
-        See `binning.bin_rows`.
+        See `napari_stmdit.encoders.cancer_foundation.vocabulary.bin_rows`.
     normalise_bins
         Whether the network was trained on bins divided by ``n_bins``.
     max_seq_len
@@ -52,25 +52,16 @@ class CancerFoundationSettings(Intent):
     normalize: bool = True
 
 
-def make_settings(values: Mapping[str, Any], where: str) -> CancerFoundationSettings:
-    """Check settings; raises CheckpointError with every fault at once."""
-    try:
-        return CancerFoundationSettings.model_validate(dict(values))
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise CheckpointError(f"{where}: {faults}.") from None
-
-
 @dataclass(frozen=True)
 class TrainingArguments:
-    """What matters of a model's ``args.json``; None where it does not say.
+    """A model's ``args.json``; None where it does not say.
 
     Attributes
     ----------
     heads, value_style
         Of the network.
     sizes
-        Sizes that the weights must have: width, depth, feed_forward.
+        Width, depth and feed_forward that the weights must have.
     settings
         Those of `CancerFoundationSettings` that it fixes.
     """
@@ -98,14 +89,7 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
 
 
 def read_arguments(args: Mapping[str, Any], where: str = "args.json") -> TrainingArguments:
-    """Read the training arguments of a model.
-
-    Raises
-    ------
-    CheckpointError
-        They name a variant that is not supported (pre-norm layers, unbinned input, other activations, ...) or are no numbers; all
-        faults at once.
-    """
+    """Read the training arguments of a model; raises CheckpointError with all faults where its variant cannot be computed."""
     faults = [
         f"{name} is {shown(args[name])}, supported: {' or '.join(map(repr, values))}"
         for name, values in _SUPPORTED.items()
@@ -128,8 +112,7 @@ def read_arguments(args: Mapping[str, Any], where: str = "args.json") -> Trainin
     )
 
 
-# Names of CancerFoundation's tensors, in all the layouts its training codes have written, and the way to the
-# network.
+# ---- tensors, in all the layouts that training codes have written
 
 
 class Alternatives(NamedTuple):
@@ -191,7 +174,7 @@ REFUSED = {
 HEADS = {256: 8, 128: 8, 512: 8}
 """Width -> attention heads in every published configuration; weights do not show the number of heads."""
 
-_MOST_LAYERS = 200  # a number in a name must not decide how much is built
+_MAX_LAYERS = 200  # a number in a name must not decide how much is built
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|model)\.)+")
 _INNER_WRAPPERS = re.compile(r"\b_orig_mod\.")
 _SIGN = re.compile(r"(gene_encoder|encoder)\.embedding\.weight")
@@ -199,15 +182,7 @@ _SIGN = re.compile(r"(gene_encoder|encoder)\.embedding\.weight")
 
 @dataclass(frozen=True)
 class StoredNetwork:
-    """A network built from stored tensors, and what became of the others.
-
-    Attributes
-    ----------
-    network
-        In float32, ready to predict.
-    ignored
-        Stored name -> why it was left aside.
-    """
+    """A network in float32 built from stored tensors, and stored name -> why a tensor was left aside."""
 
     network: CancerFoundationNetwork
     ignored: Mapping[str, str] = field(default_factory=dict)
@@ -216,16 +191,16 @@ class StoredNetwork:
 def build_network(
     container: Mapping[str, Any], heads: int | None = None, value_style: ValueStyle | None = None
 ) -> StoredNetwork:
-    """Build the network from tensors in any of the known layouts; sizes come from the shapes.
+    """Build the network from tensors in any of the known layouts, wrapped or not; sizes come from the shapes.
 
     Parameters
     ----------
     container
-        Tensors by name, possibly within ``state_dict`` and under prefixes of wrappers, as they were read from a file.
+        As read from a file.
     heads
         Attention heads; None: from the table `HEADS`.
     value_style
-        How the network treats negative values; None: as its tensors say. A network trained without masking does not say it.
+        How the network treats negative values; None: by its tensors. A network trained without masking does not say it.
 
     Raises
     ------
@@ -242,11 +217,8 @@ def build_network(
         )
     with torch.device("meta"):
         network = CancerFoundationNetwork(sizes, value_style or found_style)
-    faults += _misfits(tensors, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()})
-    if faults:
-        raise CheckpointError(f"{len(faults)} tensors of CancerFoundation do not fit.\n{table(faults)}")
-    network.load_state_dict({name: t.detach().float().contiguous() for name, t in tensors.items()}, assign=True)
-    return StoredNetwork(network.eval().requires_grad_(False), ignored)
+    fill_network(network, tensors, "CancerFoundation", faults)
+    return StoredNetwork(network.float().eval().requires_grad_(False), ignored)
 
 
 def check_sizes(network: CancerFoundationNetwork, said: Mapping[str, Any], where: str) -> None:
@@ -261,13 +233,7 @@ def check_sizes(network: CancerFoundationNetwork, said: Mapping[str, Any], where
 
 
 def rename(container: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str], list[Fault]]:
-    """Return tensors by our names, stored name -> why it is left aside, and the tensors that no rule places.
-
-    Raises
-    ------
-    CheckpointError
-        There is no gene embedding in the container: it holds something else.
-    """
+    """Return tensors by our names, stored name -> why it is left aside, and faults; raises CheckpointError for other weights."""
     tensors: dict[str, Tensor] = {}
     ignored: dict[str, str] = {}
     faults: list[Fault] = []
@@ -288,7 +254,7 @@ def rename(container: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, s
 
 def _find_tensors(container: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the dictionary of tensors that has a gene embedding, without prefixes of wrappers."""
-    seen: list[dict[str, Tensor]] = []
+    others: list[dict[str, Tensor]] = []
     for found in _dictionaries(container):
         names = {_INNER_WRAPPERS.sub("", _WRAPPERS.sub("", name)): name for name in found}
         if len(names) < len(found):
@@ -296,8 +262,8 @@ def _find_tensors(container: Mapping[str, Any]) -> dict[str, Tensor]:
         plain = {short: found[name] for short, name in names.items()}
         if any(_SIGN.fullmatch(name) for name in plain):
             return plain
-        seen.append(plain)
-    rows = [(name, tuple(tensor.shape), "unknown name") for found in seen for name, tensor in found.items()]
+        others.append(plain)
+    rows = [(name, tuple(tensor.shape), "unknown name") for found in others for name, tensor in found.items()]
     raise CheckpointError(
         "These are no CancerFoundation weights: there is no gene_encoder.embedding.weight (or encoder.embedding.weight).\n"
         + (table(rows) if rows else f"  no tensors; the top level holds {', '.join(map(str, list(container)[:10]))}")
@@ -352,28 +318,13 @@ def _sizes(tensors: Mapping[str, Tensor], heads: int | None) -> NetworkSizes:
         raise CheckpointError(f"{heads} attention heads do not divide the width {width} of this CancerFoundation.")
     layers = [int(match.group(1)) for name in tensors if (match := re.match(r"encoder\.layers\.(\d+)\.", name))]
     inner = [t.shape[0] for name, t in tensors.items() if re.fullmatch(r"encoder\.layers\.\d+\.linear1\.bias", name)]
-    depth = min(max(layers, default=0) + 1, _MOST_LAYERS)
+    depth = min(max(layers, default=0) + 1, _MAX_LAYERS)
     return NetworkSizes(rows, width, depth, heads, inner[0] if inner else 2 * width)
 
 
-def _misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> Iterator[Fault]:
-    for name, tensor in tensors.items():
-        if name not in expected:
-            yield name, tuple(tensor.shape), "not part of this network"
-    for name, shape in expected.items():
-        if name not in tensors:
-            yield name, shape, "missing; it is never filled at random"
-        elif tuple(tensors[name].shape) != shape:
-            yield name, tuple(tensors[name].shape), f"expected {shape}"
-        elif not tensors[name].is_floating_point() or not bool(tensors[name].isfinite().all()):
-            yield name, tuple(tensors[name].shape), "holds values that are not finite numbers"
+# ---- the folder
 
 
-# The folder of a CancerFoundation encoder: settings and gene list, vocabulary, weights.
-
-
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
 VOCABULARY = "vocab.json"
 
 _OWN_KEYS = {"_class_name", "genes", "gene_hash", "dim", "network"}
@@ -383,7 +334,7 @@ _REFERENCE_KEYS = {"source", "revision", "sha256", "licence", "gated", "weights"
 
 @dataclass(frozen=True)
 class DescribedEncoder:
-    """What ``config.json`` says.
+    """The contents of ``config.json``.
 
     Attributes
     ----------
@@ -392,7 +343,7 @@ class DescribedEncoder:
     heads, value_style
         Of the network; None where it does not say.
     sizes
-        Sizes that the weights must have; those of `NetworkSizes` that it names.
+        Those of `NetworkSizes` that the weights must have.
     """
 
     genes: tuple[str, ...]
@@ -404,12 +355,9 @@ class DescribedEncoder:
 
 def read_encoder(folder: Path) -> DescribedEncoder:
     """Read ``config.json``; raises CheckpointError where it is missing, not valid, or its genes are none or not its own."""
-    try:
-        config = read_json(folder / CONFIG)
-    except BadFile as error:
-        raise CheckpointError(f"{folder} is no readable encoder: {error}") from None
+    config = read_config(folder)
     where = f"{CONFIG} of {folder}"
-    if not isinstance(config, dict) or not isinstance(config.get("network") or {}, dict):
+    if not isinstance(config.get("network") or {}, dict):
         raise CheckpointError(f"{where} holds no settings of an encoder.")
     sizes = dict(config.get("network") or {})
     style = sizes.pop("value_style", None)
@@ -419,30 +367,9 @@ def read_encoder(folder: Path) -> DescribedEncoder:
         )
     heads = read_arguments({"nheads": sizes.pop("heads", None)}, where).heads
     settings = {name: value for name, value in config.items() if name not in _OWN_KEYS | _REFERENCE_KEYS}
-    return DescribedEncoder(_listed_genes(config, folder), make_settings(settings, where), heads, style, sizes)
-
-
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Read ``model.safetensors``; raises CheckpointError where it is missing or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(folder / WEIGHTS))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} is no readable encoder: {error}") from None
-
-
-def write_encoder(
-    folder: Path, config: Mapping[str, Any], vocabulary: Mapping[str, int], tensors: Mapping[str, Tensor]
-) -> None:
-    """Write the three files; the folder is made where it is not there."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    (folder / VOCABULARY).write_text(json.dumps(dict(vocabulary), indent=0) + "\n", encoding="utf-8")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    return DescribedEncoder(
+        _listed_genes(config, folder), validated(CancerFoundationSettings, settings, where), heads, style, sizes
+    )
 
 
 def _listed_genes(config: Mapping[str, Any], folder: Path) -> tuple[str, ...]:

@@ -69,8 +69,7 @@ class ValueEncoder(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention with the parameter names of torch's own class.
 
-    torch's class takes a path of its own when it predicts, which on a CPU is half as fast at this length and holds every
-    attention matrix in memory.
+    The inference path of torch's class is half as fast on a CPU at this length and holds every attention matrix in memory.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -82,7 +81,7 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, x: Tensor, keep: Tensor | None, first_only: bool) -> Tensor:
-        """(B, L, d) -> (B, L, d), or (B, 1, d) of the first position; keep (B, 1, 1, L) is True where there is a gene."""
+        """Map (B, L, d) to (B, L, d), or to (B, 1, d) of the first position; keep (B, 1, 1, L) is False for padding."""
         width = x.shape[-1]
         queries = F.linear(x[:, :1] if first_only else x, self.in_proj_weight[:width], self.in_proj_bias[:width])
         keys, values = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(2, dim=-1)
@@ -115,13 +114,6 @@ class CancerFoundationNetwork(nn.Module):
     """Gene and value embeddings, summed, through a post-norm transformer encoder without positions.
 
     Its parameters have the names of the released loader.
-
-    Parameters
-    ----------
-    sizes
-        All sizes.
-    value_style
-        See `ValueEncoder`.
     """
 
     def __init__(self, sizes: NetworkSizes, value_style: ValueStyle = "plain") -> None:
@@ -136,7 +128,7 @@ class CancerFoundationNetwork(nn.Module):
     def forward(
         self, tokens: Tensor, values: Tensor, padding: Tensor | None = None, first_only: bool = False
     ) -> Tensor:
-        """Embed cells.
+        """Embed cells as (B, L, d), undefined where padded.
 
         Parameters
         ----------
@@ -147,12 +139,7 @@ class CancerFoundationNetwork(nn.Module):
         padding
             (B, L) bool, True where there is no gene; None: no padding.
         first_only
-            Whether only the embedding at the first position is wanted, which saves most of the last layer.
-
-        Returns
-        -------
-        Tensor
-            (B, L, d), undefined where padded, or (B, 1, d).
+            Whether only the embedding at the first position, (B, 1, d), is wanted, which saves most of the last layer.
         """
         x = self.gene_encoder(tokens) + self.value_encoder(values)  # (B, L, d)
         keep = None if padding is None else ~padding[:, None, None]

@@ -393,7 +393,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.model.valueChanged.connect(presenter.load_model)
         self.model.unloadRequested.connect(presenter.unload_model)
         self.model.pathChosen.connect(presenter.acquisition.choose)
-        self.model.convert.convertRequested.connect(presenter.acquisition.convert)
+        self.model.foreign.convert.convertRequested.connect(presenter.acquisition.convert)
         self.model.downloads.downloadRequested.connect(presenter.acquisition.download)
         self.model.downloads.stopRequested.connect(presenter.acquisition.stop_download)
         self.synthesize.valueChanged.connect(self._request_edited)
@@ -432,8 +432,8 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             (("model",), lambda: self.model.setValue(self.state.model)),
             (("checkpoint",), self._show_model),
             (("fetching",), self._show_fetching),
-            (("foreign",), lambda: self.model.convert.show_foreign(self.state.foreign)),
-            (("converting",), lambda: self.model.convert.show_converting(self.state.converting)),
+            (("foreign",), lambda: self.model.foreign.convert.show_foreign(self.state.foreign)),
+            (("converting",), lambda: self.model.foreign.convert.show_converting(self.state.converting)),
             (("request",), lambda: self.synthesize.setValue(self.state.request)),
             (("request", "checkpoint", "section"), self._show_editable),
             (("faults",), lambda: self.synthesize.show_faults(self.state.faults)),

@@ -1,4 +1,4 @@
-"""What the components beside a transformer are: recognised by their tensors, described by their shapes, without building them."""
+"""What a checkpoint holds, without running anything in it: components are recognised by their tensors, and described by their shapes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
-from ..errors import CheckpointError
-from .checkpoint import Fault, Opened, Settings, examine, locate, skeleton, table
+from ...errors import CheckpointError, Fault, table
+from ..checkpoint import Opened, Settings, examine, locate, skeleton
+from ..counterfactual import counterfactual_fault
+from ..folder import VAES, CheckpointFolder, load_component, map_folder, read_folder
+from ..hub.references import find_reference, missing_text
+from ..hub.zoo import reference_of, zoo_entry
+from ..reading import SETTING_SUFFIXES, read_settings, read_weights
 from .convert import LATENT_FACTOR, MPP_CANDIDATES, SD3_CHANNELS, UNI_WIDTH
-from .counterfactual import counterfactual_fault
-from .folder import VAES, CheckpointFolder, load_component, map_folder, read_folder
 from .keys import TABLES, KeyMapping, read_mapping, unwrap
-from .reading import SETTING_SUFFIXES, read_settings, read_weights
-from .references import find_reference, missing_text
-from .zoo import reference_of, zoo_entry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ ComponentKind = Literal["vae", "expression_encoder", "morphology_encoder"]
 
 @dataclass(frozen=True)
 class Description:
-    """A recognised component: what goes into `napari_stmdit.model.inspect.Inspection`, and what it lacks."""
+    """A recognised component: fields of its `Inspection`, and what it lacks."""
 
     kind: ComponentKind
     family: str
@@ -50,7 +50,7 @@ _SIGNS = {
 
 
 def describe_component(path: Path, tensors: Mapping[str, Tensor]) -> Description | None:
-    """Describe a component by its tensors and the settings beside it; None where it is none of those we know."""
+    """Describe a component by its tensors and the settings beside it; None where it is unknown."""
     family = next((family for sign, family in _SIGNS.items() if any(sign in name for name in tensors)), None)
     if family == "CancerFoundation":
         return _cancer_foundation(path, tensors)
@@ -62,12 +62,12 @@ def describe_component(path: Path, tensors: Mapping[str, Tensor]) -> Description
 def _cancer_foundation(path: Path, tensors: Mapping[str, Tensor]) -> Description:
     settings = _beside(path, "args.json", "config.json")
     width = _size(tensors, ("embedding.weight",), 1)
-    words = _size(tensors, ("embedding.weight",), 0)
+    tokens = _size(tensors, ("embedding.weight",), 0)
     heads = settings.get("nheads") or {256: 8, 128: 8}.get(width or 0)
     missing = []
     if not any(file.name.endswith("vocab.json") for file in path.parent.glob("*.json")):
         missing.append(
-            f"vocab.json beside the weights: the gene of each of the {words:,} tokens" if words else "vocab.json"
+            f"vocab.json beside the weights: the gene of each of the {tokens:,} tokens" if tokens else "vocab.json"
         )
     if heads is None:
         missing.append(f"args.json beside the weights: the number of heads of width {width}")
@@ -77,7 +77,7 @@ def _cancer_foundation(path: Path, tensors: Mapping[str, Tensor]) -> Description
         "depth": _blocks(tensors, "layers"),
         "width": width,
         "heads": heads,
-        "conditions": {"genes": f"a vocabulary of {words}, {settings.get('n_bins', 51)} bins"},
+        "conditions": {"genes": f"a vocabulary of {tokens}, {settings.get('n_bins', 51)} bins"},
     }
     return Description("expression_encoder", "CancerFoundation", fields, tuple(missing), heads_of_training)
 
@@ -114,7 +114,7 @@ def _vae(path: Path, family: str, tensors: Mapping[str, Tensor]) -> Description:
 
 
 def _beside(path: Path, *names: str) -> dict[str, Any]:
-    """Read the first settings file beside the weights: of the same stem, or of one of these names; {} where there is none."""
+    """Read the first settings file beside the weights, of the same stem or of one of these names; {} where there is none."""
     folder = path if path.is_dir() else path.parent
     stem = path.name.split(".")[0]
     for file in [folder / f"{stem}_{name}" for name in names] + [folder / name for name in names]:
@@ -134,12 +134,9 @@ def _size(tensors: Mapping[str, Tensor], endings: tuple[str, ...], axis: int) ->
 def _blocks(tensors: Mapping[str, Tensor], part: str) -> int:
     numbers = set()
     for name in tensors:
-        words = name.split(".")
-        numbers |= {words[i + 1] for i, word in enumerate(words[:-1]) if word == part and words[i + 1].isdigit()}
+        parts = name.split(".")
+        numbers |= {parts[i + 1] for i, one in enumerate(parts[:-1]) if one == part and parts[i + 1].isdigit()}
     return len(numbers)
-
-
-# Say what a checkpoint holds, without running anything in it.
 
 
 Kind = Literal["checkpoint", "transformer", "vae", "expression_encoder", "morphology_encoder", "settings", "unknown"]
@@ -304,7 +301,7 @@ def _follows(folder: CheckpointFolder) -> dict[str, Any] | None:
 
 
 def _edit_fault(folder: CheckpointFolder, settings: dict[str, Any], lacking: Iterable[str]) -> str | None:
-    """Say why a checkpoint cannot edit real tissue, of its settings alone: no weight is read."""
+    """Say why a checkpoint cannot edit real tissue, by its settings alone."""
     try:
         scheduler = load_component(folder, "scheduler")
     except CheckpointError as error:
@@ -320,7 +317,7 @@ def _edit_fault(folder: CheckpointFolder, settings: dict[str, Any], lacking: Ite
 
 
 def _lacking(folder: CheckpointFolder) -> list[str]:
-    """List the components whose weights are neither in the folder nor elsewhere on this computer, and how to get them."""
+    """List the components whose weights are not on this computer, and how to get them."""
     missing = []
     for name in ("vae", "expression_encoder", "morphology_encoder"):
         part = folder.components.get(name)

@@ -1,4 +1,7 @@
-"""A file that is under way: bytes arrive under a temporary name and are hashed; its own name it gets when it is whole and right."""
+"""One file of a hub repository: its metadata, and its bytes.
+
+Bytes arrive in a temporary file and are hashed on the way; the file gets its own name when it is whole and right.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +16,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
 
-from ..errors import CheckpointError
-from ..progress import CancelToken
+from ...errors import CheckpointError, first_line
+from ...progress import CancelToken
 from .references import Reference
 
 _BLOCK = 1 << 20
 
 
 class PartFile:
-    """A temporary file beside its final place. What it holds is kept when it is closed early, and is continued later.
+    """A temporary file beside its final place. It is kept when closed early, and continued later.
+
+    Every method raises CheckpointError where the disk is full or the place is not writable.
 
     Parameters
     ----------
     final
         Where the file belongs.
     version
-        What is being fetched: a part of another version is never continued, and is removed.
-
-    Raises
-    ------
-    CheckpointError
-        From every method: the disk is full or the place is not writable.
+        Of its content: a part of another version is never continued, and is removed.
     """
 
     ENDING = ".part"
@@ -62,7 +62,7 @@ class PartFile:
         if self._stream is not None:
             with suppress(
                 OSError
-            ):  # a full disk was told when the bytes were written; `settle` comes before a name is given
+            ):  # a full disk was reported when the bytes were written; `settle` comes before a name is given
                 self._stream.close()
             self._stream = None
 
@@ -86,7 +86,7 @@ class PartFile:
         self.size = 0
 
     def settle(self) -> None:
-        """Bring everything to the disk."""
+        """Flush everything to the disk."""
         assert self._stream is not None
         try:
             self._stream.flush()
@@ -105,7 +105,7 @@ class PartFile:
         self.path.unlink(missing_ok=True)
 
     def publish(self) -> None:
-        """Give the file its own name, at once; a file that was there is replaced."""
+        """Give the file its own name; one that was there is replaced."""
         try:
             self.path.replace(self.final)
         except OSError as error:
@@ -116,7 +116,7 @@ class PartFile:
         return mine is not None and path != self.path
 
     def _read_back(self, stream: BinaryIO) -> None:
-        """Hash what an earlier run left, so that the hash is that of the whole file."""
+        """Hash what an earlier run left."""
         stream.seek(0)
         while block := stream.read(_BLOCK):
             self._digest.update(block)
@@ -134,9 +134,6 @@ def writing_error(error: OSError, path: Path) -> CheckpointError:
     return CheckpointError(f"{path} cannot be written: {what}")
 
 
-# One file of a hub repository: what it is, and its bytes.
-
-
 TIMEOUT_S = 30.0
 PAUSES_S = (1.0, 2.0, 4.0)  # between the attempts, of which there is one more
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
@@ -144,7 +141,7 @@ T = TypeVar("T")
 
 
 class DownloadCancelledError(CheckpointError):
-    """The user stopped a download; what has arrived is kept and is continued next time."""
+    """A download that the user stopped; what has arrived is kept and is continued next time."""
 
 
 class _BrokenTransfer(Exception):
@@ -153,16 +150,14 @@ class _BrokenTransfer(Exception):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """What the hub says of one file.
+    """A file on the hub.
 
     Attributes
     ----------
-    name
-        Relative to the entry's sub-folder.
+    name, size
+        Relative to the entry's sub-folder; bytes.
     url
         Its address at one commit.
-    size
-        Bytes.
     sha256
         Of its content, where the hub knows it (large files); else None.
     version
@@ -188,13 +183,7 @@ def look_up(
     token: str | None = None,
     cancel: CancelToken | None = None,
 ) -> RemoteFile:
-    """Ask the hub for one file, without its bytes.
-
-    Raises
-    ------
-    CheckpointError
-        It is gated, not there, or the hub cannot be reached; the message says which and what to do.
-    """
+    """Ask the hub for one file, without its bytes; a CheckpointError says why it cannot be had and what to do."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -210,7 +199,7 @@ def look_up(
         raise _refusal(error, reference, name, revision) from None
     except _transport_errors() as error:
         raise CheckpointError(
-            f"the hub cannot be reached for {name} of {reference.source} ({_brief(error)}). Check the connection and any proxy, "
+            f"the hub cannot be reached for {name} of {reference.source} ({first_line(error)[:120]}). Check the connection and any proxy, "
             f"then run it again; or bring the files: `stmdit download {reference.name} --from FOLDER`."
         ) from None
     if found.size is None or not found.commit_hash or not found.etag:
@@ -232,7 +221,7 @@ def fetch(
     cancel: CancelToken | None = None,
     on_size: Callable[[int], None] = lambda size: None,
 ) -> None:
-    """Bring the missing bytes of a file into its temporary file; after a broken connection it goes on where it was.
+    """Append the missing bytes of a file to its temporary file; after a broken connection it goes on where it was.
 
     Raises
     ------
@@ -250,13 +239,13 @@ def fetch(
         raise _refusal(error, reference, remote.name, remote.revision) from None
     except _transport_errors() as error:
         raise CheckpointError(
-            f"the connection broke: {part.size:,} of {remote.size:,} bytes of {remote.name} have arrived ({_brief(error)}). "
+            f"the connection broke: {part.size:,} of {remote.size:,} bytes of {remote.name} have arrived ({first_line(error)[:120]}). "
             f"They are kept: run `stmdit download {reference.name}` again and it continues."
         ) from None
 
 
 def offline_error(reference: Reference) -> CheckpointError:
-    """Say that the network must not be used, and what can be done without it."""
+    """Return the error of a download while offline."""
     return CheckpointError(
         f"{reference.name} is not on this computer, and offline mode (--offline, STMDIT_OFFLINE or HF_HUB_OFFLINE) forbids to "
         f"fetch it. Switch that off, or bring the files: `stmdit download {reference.name} --from FOLDER`."
@@ -313,7 +302,7 @@ def _goes_on(response: Any, start: int) -> bool:
 
 
 def _retrying(action: Callable[[], T], cancel: CancelToken | None) -> T:
-    """Try again after faults that pass: broken connections and an overloaded server."""
+    """Try again after broken connections and an overloaded server."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for pause in PAUSES_S:
@@ -337,7 +326,7 @@ def _wait(seconds: float, cancel: CancelToken | None) -> None:
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """Return what the hub client's HTTP library raises; which library that is depends on the client's version."""
+    """Return the exceptions of the hub client's HTTP library; which library that is depends on the client's version."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return (HfHubHTTPError.__bases__[0], _BrokenTransfer)
@@ -366,7 +355,3 @@ def _refusal(error: Any, reference: Reference, name: str, revision: str | None) 
             f"status {status}). If it is private, log in with `hf auth login` (or set HF_TOKEN)."
         )
     return CheckpointError(f"the hub refused {where} with status {status}. Run it again later.")
-
-
-def _brief(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:120] or type(error).__name__

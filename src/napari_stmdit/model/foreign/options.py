@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..files import is_number
-from ..text import shown
+from ...files import is_number
+from ...text import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .keys import Stacked
+
 
 CLASS_NAME = "STMDiTTransformer2D"
 
@@ -46,8 +47,8 @@ _GENE_NAMES = {
     "expression_pooling": "pooling",
     "expression_pool_tokens": "pma_tokens",
 }
-_LARGEST = 1024
-"""Largest side of the latents, in latent pixels, that settings may ask for: 8,192 px at factor 8."""
+_MAX_SIDE = 1024
+"""Of the latents, in latent pixels: 8,192 px at factor 8."""
 _COUNTS = (
     *("in_channels", "out_channels", "patch_size", "sample_size", "num_layers", "num_attention_heads", "width"),
     *("attention_head_dim", "morphology_dim", "morphology_tokens", "expression_dim"),
@@ -109,7 +110,7 @@ def gather_options(
     settings
         ``training_config.yaml``, an original or diffusers ``config.json``, or ours; None where there is none.
     positions
-        The stored position table (1, N, D), where the checkpoint carries one.
+        The stored position table (1, N, D), where there is one.
     """
     found = Options()
     _from_shapes(found, native)
@@ -126,8 +127,8 @@ def _misfit(name: str, value: Any) -> str | None:
     number = is_number(value)
     if name in _COUNTS and not (number and value == int(value) and value > 0):
         return "a positive whole number"
-    if name == "sample_size" and value > _LARGEST:
-        return f"at most {_LARGEST} latent pixels"
+    if name == "sample_size" and value > _MAX_SIDE:
+        return f"at most {_MAX_SIDE} latent pixels"
     if name in ("mlp_ratio", "position_scale") and not (number and value > 0):
         return "a positive number"
     return "true or false" if name in _FLAGS and not isinstance(value, bool) else None
@@ -198,11 +199,11 @@ def _from_settings(found: Options, settings: Mapping[str, Any]) -> None:
         found.faults.append("adaln_to_final_layer is False, and only True is supported")
     diffusion = settings.get("diffusion")
     if isinstance(diffusion, Mapping):
-        words = {
+        stated = {
             shown(diffusion.get(name)).strip("'\"").lower() for name in ("objective", "prediction", "prediction_type")
         }
-        flow, noise = words & _FLOW, words & _NOISE
-        if strange := words - _FLOW - _NOISE - {"none"}:
+        flow, noise = stated & _FLOW, stated & _NOISE
+        if strange := stated - _FLOW - _NOISE - {"none"}:
             found.faults.append(f"the objective {', '.join(sorted(strange))} is not supported, only {_SUPPORTED}")
         found.objective = "flow" if flow and not noise else "epsilon" if noise and not flow else None
 
@@ -211,7 +212,7 @@ def _from_positions(found: Options, positions: Tensor) -> None:
     """Recover grid and scale from a stored table: the angle of one frequency between the first two columns."""
     import torch
 
-    from .transformer import position_table
+    from ..transformer import position_table
 
     width, tokens = positions.shape[-1], positions.shape[-2]
     side = math.isqrt(tokens)

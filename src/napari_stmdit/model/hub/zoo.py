@@ -1,4 +1,4 @@
-"""The zoo: checkpoints and components known by name, where they are to be had, and whether they are on this computer."""
+"""The zoo: checkpoints and components known by name, where to get them, and whether they are on this computer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from ..errors import CheckpointError
-from .reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES
+from ...errors import CheckpointError
+from ..reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES
 from .references import Reference, find_reference
 
 Kind = Literal["transformer", "vae", "preview_vae", "expression_encoder", "morphology_encoder"]
@@ -54,7 +54,7 @@ class ZooEntry(Reference):
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
-        """Weights and settings alone are ever fetched, never code; hashes are hashes of files that are listed."""
+        """Check that only weights and settings are fetched, never code, and that hashes are those of listed files."""
         for name in self.files:
             path = PurePosixPath(name)
             if path.suffix not in (*WEIGHT_SUFFIXES, *SETTING_SUFFIXES) or any(c in name for c in "\\?#\0"):
@@ -68,24 +68,12 @@ class ZooEntry(Reference):
 
 
 def zoo() -> tuple[ZooEntry, ...]:
-    """Return every known checkpoint and component.
-
-    Raises
-    ------
-    CheckpointError
-        The data file of the package is damaged.
-    """
+    """Return every known checkpoint and component; raises CheckpointError where the data file of the package is damaged."""
     return _read(Path(str(files("napari_stmdit").joinpath("data/zoo.yaml"))))
 
 
 def zoo_entry(name: str) -> ZooEntry:
-    """Return an entry by its name, or build one from ``stmdit:<row id>``.
-
-    Raises
-    ------
-    CheckpointError
-        There is none of this name; near ones are listed. Or the row id is not one.
-    """
+    """Return an entry by its name, or build one from ``stmdit:<row id>``; a CheckpointError lists near names."""
     known = {entry.name: entry for entry in zoo()}
     if name.startswith(STMDIT_PREFIX):
         row = name.removeprefix(STMDIT_PREFIX)
@@ -102,7 +90,7 @@ def zoo_entry(name: str) -> ZooEntry:
 
 
 def reference_of(entry: ZooEntry) -> Reference:
-    """Return what a ``reference.json`` states of an entry."""
+    """Return the reference part of an entry, as a ``reference.json`` states it."""
     return Reference.model_validate({name: getattr(entry, name) for name in Reference.model_fields})
 
 

@@ -1,7 +1,7 @@
 """`stmdit download`: the files of a zoo entry, from the hub or from a folder, whole and checked, with a record of where they came from.
 
 Every file arrives under a temporary name; all of them get their own names together, when the last one is whole and right. Nothing is
-opened here but to hash it, and no code is ever fetched.
+opened but to hash it, and no code is ever fetched.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ..errors import CheckpointError
-from ..progress import CancelToken, DownloadProgress, Stopwatch
-from ..storage.atomic import hold, write_text
-from ..storage.owned import digest
-from ..types import Intent
-from .hub import PartFile, RemoteFile, check_cancelled, fetch, look_up, offline_error, writing_error
-from .reading import read_settings
+from ...errors import CheckpointError
+from ...intent import validated
+from ...progress import CancelToken, DownloadProgress, Stopwatch
+from ...storage.atomic import hold, write_text
+from ...storage.owned import digest
+from ...types import Intent
+from ..reading import read_settings
 from .references import download_directory
+from .transfer import PartFile, RemoteFile, check_cancelled, fetch, look_up, offline_error, writing_error
 from .zoo import ZooEntry, state_of
 
 RECORD_FILE = "download.json"
@@ -72,16 +73,16 @@ class DownloadRecord(Intent):
 
 @dataclass(frozen=True)
 class Downloaded:
-    """What a download left.
+    """The result of a download.
 
     Attributes
     ----------
     entry, folder
         What it is, and where its files lie.
     record
-        Contents of its ``download.json``; None where it was here already and was not put there by a download.
+        Contents of its ``download.json``; None where it was not put there by a download.
     already
-        Whether it was here already and nothing was done.
+        Whether it was here before, and nothing was done.
     """
 
     entry: ZooEntry
@@ -127,7 +128,7 @@ def download(
     DownloadCancelledError
         A stop was asked for.
     """
-    entry = _validated(entry)
+    entry = validated(ZooEntry, entry.model_dump(), f"{entry.name!r} is no valid entry")  # a copy may never have been
     if not force and (done := find_download(entry)) is not None:
         return done
     check_source(entry, offline=offline, source_folder=source_folder)
@@ -154,7 +155,7 @@ def download(
 
 
 def find_download(entry: ZooEntry) -> Downloaded | None:
-    """Return an entry that is on this computer already and whole as far as sizes tell, or None."""
+    """Return an entry that is on this computer and whole by its sizes, or None."""
     folder = download_directory(entry.name)
     if (folder / RECORD_FILE).is_file():
         record = _read_record(folder)
@@ -167,13 +168,7 @@ def find_download(entry: ZooEntry) -> Downloaded | None:
 
 
 def check_source(entry: ZooEntry, *, offline: bool | None = None, source_folder: str | Path | None = None) -> None:
-    """Refuse at once what cannot work: a folder that lacks files, a download while offline, an entry that only a person can fetch.
-
-    Raises
-    ------
-    CheckpointError
-        Says what is missing and what to do.
-    """
+    """Raise CheckpointError at once for what cannot work: a folder that lacks files, offline, an entry that only a person can fetch."""
     if source_folder is not None:
         _places(entry, Path(source_folder))
     elif entry.fetch == "manual":
@@ -186,18 +181,9 @@ def check_source(entry: ZooEntry, *, offline: bool | None = None, source_folder:
 
 
 def is_offline() -> bool:
-    """Return whether the environment forbids to use the network."""
+    """Return whether the environment forbids the network."""
     names = ("STMDIT_OFFLINE", "HF_HUB_OFFLINE")
     return any(os.environ.get(name, "").strip().lower() not in ("", "0", "false", "no", "off") for name in names)
-
-
-def _validated(entry: ZooEntry) -> ZooEntry:
-    """Check an entry once more: copies of it may never have been."""
-    try:
-        return ZooEntry.model_validate(entry.model_dump())
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise CheckpointError(f"{entry.name!r} is no valid entry: {faults}.") from None
 
 
 def _look_up_all(
@@ -281,7 +267,7 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _check_ours(entry: ZooEntry, folder: Path, force: bool, fits: Callable[[str], bool]) -> None:
-    """Refuse to replace a file that no download put there, unless it is what would take its place."""
+    """Refuse to replace a file that no download put there, unless it is the same."""
     record = _read_record(folder)
     for name in entry.files:
         path = folder / name
@@ -351,7 +337,7 @@ def _whole(path: Path, record: FileRecord | None) -> bool:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Keep a second download of the same entry out: both would write into the same temporary files."""
+    """Hold a lock: a second download of the same entry would write into the same temporary files."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = hold(folder / ".lock", wait_s=1)
@@ -366,7 +352,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 class _Report:
-    """Turns the sizes of files into progress over all of them."""
+    """Progress over all files, of the sizes of each."""
 
     def __init__(self, on_progress: Callable[[DownloadProgress], None] | None, total: int) -> None:
         self._tell = on_progress
@@ -377,12 +363,12 @@ class _Report:
         self._told_at = -_REPORT_S
 
     def of(self, file: str) -> Callable[[int], None]:
-        """Return what takes the size of one file as it grows."""
+        """Return the callback for the growing size of one file."""
         self._file = file
         return self._grow
 
     def finish(self, size: int) -> None:
-        """Note that the present file is whole."""
+        """Count the present file as whole."""
         self._finished += size
         self._send(self._finished)
 

@@ -1,7 +1,6 @@
 """Components whose weights may not be redistributed: what they are, where they come from, and where they are on this computer.
 
-A reference is resolved among local files alone: the folder the user named, what `stmdit download` left, or the hub's own cache. Nothing
-is ever fetched here.
+A reference is resolved among local files alone: the folder the user named, a download, or the hub's own cache. Nothing is fetched.
 """
 
 from __future__ import annotations
@@ -11,12 +10,13 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 from platformdirs import user_data_path
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from ..errors import CheckpointError
-from ..storage.fingerprint import of_file, of_files
-from ..types import Intent
-from .reading import read_settings
+from ...errors import CheckpointError
+from ...intent import validated
+from ...storage.fingerprint import of_file, of_files
+from ...types import Intent
+from ..reading import read_settings
 
 REFERENCE_FILE = "reference.json"
 READ_BESIDE = ("args.json", "config.json", "vocab.json")
@@ -61,7 +61,7 @@ class Reference(Intent):
 
 
 class MissingComponentError(CheckpointError):
-    """A component's weights are not on this computer.
+    """Weights of a component that are not on this computer.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class MissingComponentError(CheckpointError):
 
 
 def data_directory() -> Path:
-    """Return where checkpoints and downloads of the user live: ``STMDIT_HOME``, or the system's place for user data."""
+    """Return the folder of checkpoints and downloads: ``STMDIT_HOME``, or the system's place for user data."""
     return Path(os.environ.get("STMDIT_HOME") or user_data_path("napari-stmdit", appauthor=False))
 
 
@@ -89,24 +89,14 @@ def download_directory(name: str) -> Path:
 
 
 def read_reference(path: str | Path) -> Reference:
-    """Read a ``reference.json``.
-
-    Raises
-    ------
-    CheckpointError
-        The file is missing or not valid; every fault is listed.
-    """
-    try:
-        return Reference.model_validate(read_settings(path))
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise CheckpointError(f"{path} is no valid reference: {faults}.") from None
+    """Read a ``reference.json``; raises CheckpointError with every fault."""
+    return validated(Reference, read_settings(path), f"{path} is no valid reference")
 
 
 def find_reference(reference: Reference) -> Path | None:
     """Return the local folder that holds every file of a reference, or None; nothing is fetched and nothing is hashed.
 
-    A source that is a folder of the user's is an absolute path. Anything else is an id on a hub, also where the working directory has a
+    A source that is an absolute path is a folder of the user's. Anything else is an id on a hub, also where the working directory has a
     folder of that name.
     """
     own = Path(reference.source).expanduser()
@@ -140,7 +130,7 @@ def resolve_reference(reference: Reference, component: str) -> Path:
 
 
 def reference_hash(reference: Reference) -> str | None:
-    """Return the hash of all that is read of a reference, as it is on this computer; None where it is not here."""
+    """Return the hash of all files of a reference that are read; None where it is not on this computer."""
     place = find_reference(reference)
     if place is None:
         return None
@@ -151,7 +141,7 @@ def reference_hash(reference: Reference) -> str | None:
 
 
 def missing_text(reference: Reference, component: str) -> str:
-    """Say what is missing, from where it can be had, under which licence, and what can be done without it."""
+    """Say what is missing, from where and under which licence it can be had, and what can be done without it."""
     text = (
         f"{_reason(reference, component)} Run `stmdit download {reference.name}`, or `stmdit download {reference.name} --from FOLDER` "
         "where you have the files."
@@ -174,7 +164,7 @@ def _reason(reference: Reference, component: str) -> str:
 
 
 def _in_hub_cache(reference: Reference) -> Path | None:
-    """Look into the hub client's cache; ids that are no hub ids are simply not there."""
+    """Look into the hub client's cache."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -1,6 +1,6 @@
-"""The dictionaries that training loops wrap around weights: averaged copies, optimiser state, prefixes of wrappers.
+"""Tensors of a foreign transformer under our names: out of training containers, through naming tables and mapping files, LoRA merged.
 
-An averaged (EMA) copy is preferred to the raw weights; buffers come from the same copy, and only those that it lacks come from the raw
+An averaged (EMA) copy is preferred to the raw weights; buffers come from the same copy, and only those that it lacks from the raw
 one, which is noted.
 """
 
@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
-
-from ..errors import CheckpointError, Fault
-from ..types import Intent
-from .reading import read_settings
+from ...errors import CheckpointError, Fault
+from ...intent import validated
+from ...types import Intent
+from ..reading import read_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,10 +49,8 @@ class Weights:
         None where the names are none we know.
     place
         Where in the file they were, for example ``state_dict_ema``; empty for the top level.
-    notes
-        What was chosen or filled in, for the user.
-    ignored
-        Tensor -> why a mapping file leaves it out.
+    notes, ignored
+        Choices made, for the user; tensor -> why a mapping file leaves it out.
     """
 
     tensors: dict[str, Tensor]
@@ -69,14 +66,7 @@ class Weights:
 
 
 def unwrap(container: Mapping[str, Any], mapping: KeyMapping | None = None) -> Weights:
-    """Find the network's tensors in a container, preferring an averaged copy.
-
-    Parameters
-    ----------
-    container
-        As read from the file.
-    mapping
-        The user's own names, applied after wrappers are stripped.
+    """Find the network's tensors in a container, preferring an averaged copy; ``mapping`` is applied after wrappers are stripped.
 
     Raises
     ------
@@ -180,11 +170,8 @@ def _with_buffers(averaged: Weights, raw: Weights) -> Weights:
     return Weights(tensors, averaged.naming, averaged.place, tuple(notes), averaged.ignored)
 
 
-# A mapping file: how a user tells us the names in a checkpoint that we do not know.
-
-
 class KeyMapping(Intent):
-    """Names of a foreign checkpoint.
+    """Names of a foreign checkpoint, as the user states them: the contents of a mapping file.
 
     Attributes
     ----------
@@ -207,13 +194,7 @@ class KeyMapping(Intent):
     fill: dict[Literal["expression_null", "morphology_null"], Literal["zeros"]] = {}
 
     def rename(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Return the tensors under their new names, and name -> reason of those that are ignored.
-
-        Raises
-        ------
-        CheckpointError
-            Two tensors would get one name.
-        """
+        """Return the renamed tensors, and name -> reason of those ignored; raises CheckpointError where two would get one name."""
         rules = [(pattern(theirs), ours) for theirs, ours in self.rules.items()]
         ignore = [(pattern(theirs), reason) for theirs, reason in self.ignore.items()]
         renamed: dict[str, Tensor] = {}
@@ -236,23 +217,9 @@ class KeyMapping(Intent):
 
 
 def read_mapping(path: str | Path) -> KeyMapping:
-    """Read a mapping file, YAML or JSON.
-
-    Raises
-    ------
-    CheckpointError
-        It is missing or not valid; every fault is listed with its place.
-    """
-    try:
-        return KeyMapping.model_validate(read_settings(path))
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise CheckpointError(
-            f"{path} is no valid mapping file: {faults}. Expected naming, rules, ignore, settings and fill."
-        ) from None
-
-
-# Low-rank adapters (LoRA; Hu et al., 2021, arXiv 2106.09685) in PEFT's naming, merged into the weights they adapt.
+    """Read a mapping file, YAML or JSON; raises CheckpointError with every fault and its place."""
+    hint = " Expected naming, rules, ignore, settings and fill."
+    return validated(KeyMapping, read_settings(path), f"{path} is no valid mapping file", hint)
 
 
 _FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?P<which>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
@@ -262,19 +229,9 @@ _BASE = ".base_layer."
 def merge_lora(
     tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None
 ) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[Fault, ...]]:
-    """Merge every adapter, and take ``base_layer`` out of the names.
+    """Merge low-rank adapters in PEFT's naming (Hu et al., 2021, arXiv 2106.09685), and take ``base_layer`` out of the names.
 
-    Parameters
-    ----------
-    tensors
-        By name, wrappers stripped.
-    settings
-        Where ``lora_alpha`` is looked for; the weights do not hold it.
-
-    Returns
-    -------
-    tuple
-        The merged tensors, notes, and (name, shape, reason) of what cannot be merged.
+    ``settings`` state ``lora_alpha``, which the weights do not hold. Returns the merged tensors, notes, and what cannot be merged.
     """
     factors: dict[str, dict[tuple[str, str], str]] = {}
     for name in tensors:
@@ -292,7 +249,7 @@ def merge_lora(
             faults += [(name, tuple(tensors[name].shape), reason) for name in place.values()]
             continue
         assert alpha is not None
-        down, up = (tensors[next(name for (w, _), name in place.items() if w == which)] for which in "AB")
+        down, up = _factors(place, tensors)
         weight = merged[f"{layer}.weight"]
         change = (alpha / down.shape[0]) * (up.float() @ down.float())
         merged[f"{layer}.weight"] = (weight.float() + change).to(weight.dtype)
@@ -304,6 +261,12 @@ def merge_lora(
     return merged, notes, tuple(faults)
 
 
+def _factors(place: Mapping[tuple[str, str], str], tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the factors A and B of an adapter that has both."""
+    by_which = {which: tensors[name] for (which, _), name in place.items()}
+    return by_which["A"], by_which["B"]
+
+
 def _fault(
     place: Mapping[tuple[str, str], str], base: Tensor | None, tensors: Mapping[str, Tensor], alpha: float | None
 ) -> str | None:
@@ -311,7 +274,7 @@ def _fault(
         return "an adapter needs one lora_A and one lora_B"
     if base is None:
         return "an adapter without the weights it adapts; load the full checkpoint"
-    down, up = (tensors[next(name for (w, _), name in place.items() if w == which)] for which in "AB")
+    down, up = _factors(place, tensors)
     if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or (up.shape[0], down.shape[1]) != base.shape:
         return f"does not fit the {tuple(base.shape)} weights it adapts"
     if alpha is None:
@@ -327,9 +290,6 @@ def _alpha(settings: Mapping[str, Any] | None) -> float | None:
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     return float(value)
     return None
-
-
-# Names of tensors: the original PixCell / STMDiT naming, the diffusers naming, and ours.
 
 
 Naming = Literal["native", "original", "diffusers"]
@@ -453,7 +413,7 @@ def ignored_reason(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Stacked:
-    """A tensor that a file keeps in parts along its rows; they are joined only when it is needed."""
+    """A tensor stored in parts along its rows; they are joined only when it is needed."""
 
     parts: tuple[Tensor, ...]
 
@@ -477,17 +437,7 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Renamed:
-    """Tensors under our names, and what became of the rest.
-
-    Attributes
-    ----------
-    tensors
-        Tensors by our names, those of several parts not joined yet.
-    ignored
-        Foreign name -> why it is not needed.
-    faults
-        (foreign name, shape, reason) of each tensor that no rule knows, or whose partners are missing.
-    """
+    """Tensors under our names; ``ignored`` foreign names with the reason, and ``faults`` of those that no rule knows or that lack partners."""
 
     tensors: dict[str, Stacked]
     ignored: dict[str, str] = field(default_factory=dict)
@@ -495,13 +445,13 @@ class Renamed:
 
 
 def recognise(names: Iterable[str]) -> Naming | None:
-    """Tell the naming from the names of the tensors; None where it is none of ours."""
+    """Return the naming of tensors; None where it is none of ours."""
     known = set(names)
     return next((naming for naming, sign in SIGNATURES.items() if sign in known), None)
 
 
 def to_native(tensors: Mapping[str, Tensor], naming: Naming) -> Renamed:
-    """Rename and stack tensors to our names; what cannot be placed is listed, nothing is dropped in silence."""
+    """Rename and stack tensors to our names; what cannot be placed is listed."""
     ignored = {name: reason for name in tensors if (reason := ignored_reason(name)) is not None}
     rest = [name for name in tensors if name not in ignored]
     if naming == "native":
@@ -509,13 +459,25 @@ def to_native(tensors: Mapping[str, Tensor], naming: Naming) -> Renamed:
     parts: dict[str, dict[int, str]] = {}
     sizes: dict[str, int] = {}
     faults: list[tuple[str, tuple[int, ...], str]] = []
-    places = _Places(TABLES[naming])
+    patterns = [
+        (pattern(their), rule.ours, index, len(rule.theirs))
+        for rule in TABLES[naming]
+        for index, their in enumerate(rule.theirs)
+    ]
     for name in rest:
-        place = places.find(name)
+        place = next(
+            (
+                (match, template, index, count)
+                for rule, template, index, count in patterns
+                if (match := rule.fullmatch(name))
+            ),
+            None,
+        )
         if place is None:
             faults.append((name, tuple(tensors[name].shape), "no rule knows this tensor"))
             continue
-        ours, index, count = place
+        match, template, index, count = place
+        ours = fill(template, match)
         if sizes.setdefault(ours, count) != count or index in parts.setdefault(ours, {}):
             faults.append((name, tuple(tensors[name].shape), f"{ours} is given twice"))
         parts.setdefault(ours, {})[index] = name
@@ -534,10 +496,7 @@ def to_native(tensors: Mapping[str, Tensor], naming: Naming) -> Renamed:
 def from_native(tensors: Mapping[str, Tensor], naming: Naming) -> dict[str, Tensor]:
     """Rename tensors from our names to another naming, splitting what that naming keeps apart.
 
-    Raises
-    ------
-    CheckpointError
-        The naming has no name for a tensor (an option that only our transformer has).
+    Raises CheckpointError where that naming has no name for a tensor (an option that only our transformer has).
     """
     if naming == "native":
         return dict(tensors)
@@ -551,24 +510,6 @@ def from_native(tensors: Mapping[str, Tensor], naming: Naming) -> dict[str, Tens
         for their, part in zip(theirs, tensor.chunk(len(theirs)) if len(theirs) > 1 else (tensor,), strict=True):
             foreign[fill(their, match)] = part
     return foreign
-
-
-class _Places:
-    """Where a foreign tensor goes: our name, its place among the parts, and how many parts there are."""
-
-    def __init__(self, table: tuple[Rule, ...]) -> None:
-        self.patterns = [
-            (pattern(their), rule.ours, index, len(rule.theirs))
-            for rule in table
-            for index, their in enumerate(rule.theirs)
-        ]
-
-    def find(self, name: str) -> tuple[str, int, int] | None:
-        """Return (our name, part, parts), or None where no rule fits."""
-        for pattern, ours, index, count in self.patterns:
-            if match := pattern.fullmatch(name):
-                return fill(ours, match), index, count
-        return None
 
 
 def pattern(template: str) -> re.Pattern[str]:

@@ -1,7 +1,7 @@
-"""Weights to safetensors as a stream: a tensor goes to the disk from where it lies, parts one after another.
+"""Foreign checkpoints to our folder: the transformer's weights, and references to what may not be redistributed.
 
-The format is public: the header's length (8 bytes, little endian), a JSON header with type, shape and place of each tensor, then
-the numbers. Joining tensors along their rows is joining their bytes, so stacked projections need no memory of their own.
+Weights are streamed to safetensors: a tensor goes to the disk from where it lies, parts one after another. Joining tensors along
+their rows is joining their bytes, so stacked projections need no memory of their own.
 """
 
 from __future__ import annotations
@@ -14,33 +14,27 @@ from typing import Any, Literal
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
-from pydantic import ValidationError
 
-from ..errors import CheckpointError
-from ..storage.atomic import replacing
-from ..storage.owned import check_free
-from ..types import CheckpointCard, Guidance, hash_genes
-from .checkpoint import Opened, Settings, open_weights, skeleton
+from ...errors import CheckpointError
+from ...intent import validated
+from ...storage.atomic import replacing
+from ...storage.owned import check_free
+from ...text import shown
+from ...types import CheckpointCard, Guidance, hash_genes
+from ..checkpoint import Opened, Settings, open_weights, skeleton
+from ..hub.references import REFERENCE_FILE, Reference
+from ..hub.zoo import reference_of, zoo_entry
+from ..reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES
 from .keys import KeyMapping, Stacked
-from .reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES
-from .references import REFERENCE_FILE, Reference
-from .sampling import scheduler_of
-from .zoo import reference_of, zoo_entry
 
 _CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Stacked], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Write tensors in their own precision; the file appears under its name only when it is whole.
+    """Write floating-point tensors in their own precision; the file appears under its name only when it is whole.
 
-    Parameters
-    ----------
-    path
-        Where to.
-    tensors
-        Floating-point tensors.
-    shapes
-        The shape each is written with; of the same size as its own.
+    The format is public: the header's length (8 bytes, little endian), a JSON header with type, shape and place of each tensor, then
+    the numbers. ``shapes`` are written, of the same size as the tensors' own.
 
     Raises
     ------
@@ -66,9 +60,6 @@ def write_safetensors(path: Path, tensors: Mapping[str, Stacked], shapes: Mappin
         for name in order:
             for part in tensors[name].parts:
                 stream.write(part.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-# Foreign checkpoints to our folder: the transformer's weights, and references to what may not be redistributed.
 
 
 MPP_CANDIDATES = {
@@ -136,7 +127,7 @@ def convert(
     notes
         What the caller chose; listed with what is chosen here.
     on_stage
-        Told what is being done.
+        Called with the name of each stage.
 
     Raises
     ------
@@ -151,9 +142,9 @@ def convert(
     if patch_mpp is None or not 0 < patch_mpp < 100:
         raise CheckpointError(mpp_question(values["sample_size"] * LATENT_FACTOR, patch_mpp))
     scheduler = scheduler_of(opened)
-    told = [*notes, *opened.notes, *scheduler.notes]
-    card = _card(opened, name or target.name, patch_mpp, genes, licence, told)
-    references = _references(values, sources or {}, told)
+    chosen = [*notes, *opened.notes, *scheduler.notes]
+    card = _card(opened, name or target.name, patch_mpp, genes, licence, chosen)
+    references = _references(values, sources or {}, chosen)
     on_stage("checking")
     net = skeleton(opened)
     try:
@@ -170,14 +161,90 @@ def convert(
                 _write_json(draft / component / "config.json", _component_config(component, opened, genes))
             _write_json(draft / "model_index.json", _index(scheduler.name, references))
             _write_json(draft / "stmdit.json", card.model_dump(mode="json"))
-            (draft / "README.md").write_text(_model_card(card, opened, references, told), encoding="utf-8")
+            (draft / "README.md").write_text(_model_card(card, opened, references, chosen), encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"{target} could not be written: {error}. Nothing was left behind.") from None
-    return Converted(target, card, tuple(told))
+    return Converted(target, card, tuple(chosen))
+
+
+# The names that training codes use for a schedule -> that of diffusers.
+_BETAS = {
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "squaredcos_cap_v2": "squaredcos_cap_v2",
+    "cosine": "squaredcos_cap_v2",
+}
+_PIXCELL_NOISE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "steps": 1000}
+"""PixCell's (and PixArt's) schedule, on which STMDiT builds."""
+
+
+@dataclass(frozen=True)
+class FoundScheduler:
+    """Class name in diffusers, its configuration, and what was taken from publications for want of settings."""
+
+    name: str
+    config: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def scheduler_of(opened: Opened) -> FoundScheduler:
+    """Return the scheduler of an opened transformer; raises CheckpointError where objective or schedule is unknown.
+
+    Noise prediction gets the solver PixCell samples with, DPM-Solver++ of order 2 (Lu et al., 2022, arXiv 2211.01095); flow gets Euler
+    steps from noise at time 1 to data at time 0.
+    """
+    section = opened.stated.get("diffusion")
+    stated = {key: value for key, value in section.items() if value is not None} if isinstance(section, Mapping) else {}
+    objective = opened.options.objective
+    if objective is None:
+        raise CheckpointError(
+            f"{opened.weights.name}: nothing says whether it predicts noise or velocity. Give settings with diffusion: "
+            "{objective: ddpm} or {objective: flow}."
+        )
+    steps = int(stated.get("steps", _PIXCELL_NOISE["steps"]))
+    if objective == "flow":
+        shift = float(stated.get("shift", 1.0))
+        note = (
+            "Flow: the velocity is taken as noise minus data, with time 1,000 at pure noise, as in rectified flow (Liu et al., 2022); "
+            "the checkpoint's own convention is not published."
+        )
+        return FoundScheduler(
+            "FlowMatchEulerDiscreteScheduler",
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": steps, "shift": shift},
+            (note,),
+        )
+    lacking = [name for name in _PIXCELL_NOISE if name not in stated]
+    values = {**_PIXCELL_NOISE, **stated}
+    schedule = _BETAS.get(str(values["beta_schedule"]))
+    if schedule is None:
+        raise CheckpointError(
+            f"{opened.weights.name}: the noise schedule {shown(values['beta_schedule'])} is unknown; this version knows {', '.join(_BETAS)}."
+        )
+    notes: tuple[str, ...] = ()
+    if lacking:
+        notes = (
+            f"Noise schedule: {', '.join(lacking)} as PixCell's (linear, 0.0001 to 0.02, 1,000 steps); the settings do not say.",
+        )
+    config = {
+        "_class_name": "DPMSolverMultistepScheduler",
+        "num_train_timesteps": steps,
+        "beta_schedule": schedule,
+        "beta_start": float(values["beta_start"]),
+        "beta_end": float(values["beta_end"]),
+        "prediction_type": "epsilon",
+        "algorithm_type": "dpmsolver++",
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "timestep_spacing": "linspace",
+        "final_sigmas_type": "zero",
+        "lower_order_final": True,
+        "thresholding": False,
+    }
+    return FoundScheduler("DPMSolverMultistepScheduler", config, notes)
 
 
 def mpp_question(patch_px: int, got: float | None = None) -> str:
-    """Ask for the microns per pixel of a foreign checkpoint's patches, with the candidates and what each would mean."""
+    """Ask for the microns per pixel of the patches, with the candidates and what each would mean."""
     start = "" if got is None else f"Got a patch mpp of {got}, expected a number between 0 and 100. "
     listed = "; ".join(f"{mpp:g}: {why}" for mpp, why in MPP_CANDIDATES.items())
     return (
@@ -202,26 +269,23 @@ def _card(
             "No gene list was given: expression can be conditioned on by embeddings computed elsewhere only. Convert again with "
             "--genes FILE (one symbol a line, as the encoder saw them in training) to encode it here."
         )
-    try:
-        return CheckpointCard(
-            name=name,
-            patch_px=values["sample_size"] * LATENT_FACTOR,
-            patch_mpp=mpp,
-            guidance=_GUIDANCE,
-            steps=_STEPS,
-            genes=genes,
-            gene_hash=hash_genes(genes) if genes else "",
-            conditions=tuple(conditions),
-            training_data="Not stated in the files; see its authors' model card.",
-            licence=licence or "Not stated in the files; ask its authors. Assume that it may not be passed on.",
-            limits=_LIMITS,
-        )
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise CheckpointError(f"the card cannot be written: {faults}.") from None
+    values = {
+        "name": name,
+        "patch_px": values["sample_size"] * LATENT_FACTOR,
+        "patch_mpp": mpp,
+        "guidance": _GUIDANCE,
+        "steps": _STEPS,
+        "genes": genes,
+        "gene_hash": hash_genes(genes) if genes else "",
+        "conditions": tuple(conditions),
+        "training_data": "Not stated in the files; see its authors' model card.",
+        "licence": licence or "Not stated in the files; ask its authors. Assume that it may not be passed on.",
+        "limits": _LIMITS,
+    }
+    return validated(CheckpointCard, values, "the card cannot be written")
 
 
-_PUBLISHED = {"vae": "sd3.5-vae", "morphology_encoder": "uni2-h", "expression_encoder": "cancerfoundation"}
+_COMPONENTS = {"vae": "sd3.5-vae", "morphology_encoder": "uni2-h", "expression_encoder": "cancerfoundation"}
 
 
 _OPTIONAL_FILES = ("args.json", "config.json")
@@ -229,7 +293,7 @@ _OPTIONAL_FILES = ("args.json", "config.json")
 
 
 def _references(values: Mapping[str, Any], sources: Mapping[str, str | Path], notes: list[str]) -> dict[str, Reference]:
-    """Choose the published component for each width; where there is none, only embeddings can be used, and that is noted."""
+    """Choose the published component for each width; where there is none, only embeddings can be used, which is noted."""
     fits = {
         "vae": values["in_channels"] == SD3_CHANNELS,
         "morphology_encoder": values["morphology_dim"] == UNI_WIDTH,
@@ -239,7 +303,7 @@ def _references(values: Mapping[str, Any], sources: Mapping[str, str | Path], no
         del fits["expression_encoder"]
     found = {}
     for component, known in fits.items():
-        reference = reference_of(zoo_entry(_PUBLISHED[component]))
+        reference = reference_of(zoo_entry(_COMPONENTS[component]))
         if component in sources:
             found[component] = _local(reference, Path(sources[component]).expanduser().resolve(), component)
         elif known:
