@@ -25,7 +25,7 @@ def test_paint_run_swipe_change_strength_run_again_save_and_reopen(
 ):
     bench, state, mouse = workbench, workbench.state, Mouse(viewer)
     bench.presenter.use_model(tiny_model)
-    bench.presenter._show(tiny_section)
+    bench.presenter.show(tiny_section)
     settle(lambda: False, 0.2)
     world = tiny_section.spots.yx * tiny_section.calibration.mpp
     bench.edits.form.what.setText("ERBB2, KRT8, EPCAM")

@@ -23,7 +23,7 @@ def opened(workbench, tiny_section):  # noqa: F811
     """The workbench with the tiny section."""
     card = card_for(tuple(tiny_section.spots.genes.symbols.tolist()), patch_px=64, patch_mpp=0.7)
     workbench.presenter.use_model(CropModel(card))
-    workbench.presenter._show(tiny_section)
+    workbench.presenter.show(tiny_section)
     settle(lambda: False, 0.2)
     return workbench
 

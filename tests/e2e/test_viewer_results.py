@@ -25,7 +25,7 @@ def opened(workbench, tiny_section):  # noqa: F811
     """The workbench with the tiny section and a quick stand-in for a checkpoint; eight spots are selected."""
     card = card_for(tuple(tiny_section.spots.genes.symbols.tolist()), patch_px=64, patch_mpp=0.7)
     workbench.presenter.use_model(Tinted(card))
-    workbench.presenter._show(tiny_section)
+    workbench.presenter.show(tiny_section)
     workbench.presenter.select(tiny_section.spots.ids[:8].tolist())
     settle(lambda: False, 0.1)
     return workbench
@@ -246,11 +246,11 @@ def test_the_close_up_and_the_contact_sheet(viewer, opened, tmp_path):  # noqa: 
     opened.scroll.ensureWidgetVisible(opened.spot.dose)
     click(opened.spot.dose)
     assert settle(lambda: state.sheet is not None and len(state.sheet.cells) == 7)
-    assert settle(lambda: opened.desk.sheet.isVisible(), 2)
-    opened.desk.sheet.save(tmp_path / "sheet.png")
+    assert settle(lambda: opened.sheet.isVisible(), 2)
+    opened.sheet.save(tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 1000
-    opened.desk.sheet.save(tmp_path / "sheet.png")
-    assert "already there" in opened.desk.sheet.message.plain()
+    opened.sheet.save(tmp_path / "sheet.png")
+    assert "already there" in opened.sheet.message.plain()
 
 
 def test_preferences_are_followed(viewer, opened):  # noqa: F811

@@ -183,7 +183,7 @@ def test_two_viewers_do_not_share(no_leaks, make_napari_viewer, tiny_section):  
     first, second = make_napari_viewer(), make_napari_viewer()
     one = first.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")[1]
     two = second.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")[1]
-    one.presenter._show(tiny_section)
+    one.presenter.show(tiny_section)
     one.presenter.select_all()
     assert two.state.section is None
     assert two.state.selected == ()
@@ -283,7 +283,7 @@ def test_the_dock_may_be_closed_and_opened_again(viewer, opened):  # noqa: F811
     opened.deleteLater()  # napari lets it go; this test still holds it
     QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
     settle(lambda: False, 0.2)
-    assert not opened._connections
+    assert not opened.connections
     again = viewer.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")[1]
     assert again is not opened
     assert again.state.section is section

@@ -21,9 +21,8 @@ class Desk:
         self.state = WorkbenchState()
         self.told: list[tuple[str, str]] = []
         self.loaded: list[ModelChoice] = []
-        self.acquisition = Acquisition(
-            self.state, start_inline, lambda kind, text: self.told.append((kind, text)), self.loaded.append
-        )
+        self.state.events.message.connect(lambda message: self.told.append((message.kind, message.text)))
+        self.acquisition = Acquisition(self.state, start_inline, self.loaded.append)
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def presenter(section, monkeypatch):
     viewer = ViewerModel()  # held weakly by its presenter
     made = Presenter(viewer, start_inline)
     monkeypatch.setattr(made, "load_model", lambda choice: None)
-    made._show(section)
+    made.show(section)
     yield made
     del viewer
 
@@ -113,9 +113,9 @@ def test_a_large_selection_is_planned_when_there_is_time(presenter, monkeypatch)
 def test_names_belong_to_their_section(presenter, section, tiny_section):
     presenter.select(section.spots.ids[:3].tolist())
     presenter.choosing.save("three")
-    presenter._show(tiny_section)
+    presenter.show(tiny_section)
     assert presenter.state.named == {}
-    presenter._show(replace(section))
+    presenter.show(replace(section))
     assert list(presenter.state.named) == ["three"]
 
 

@@ -39,7 +39,7 @@ def viewer():
 @pytest.fixture
 def presenter(viewer, tiny_section, tiny_model):
     made = Presenter(viewer, start_inline)
-    made._show(tiny_section)
+    made.show(tiny_section)
     made.use_model(tiny_model)
     ids = tiny_section.spots.ids.tolist()
     made.select(ids[10:17])

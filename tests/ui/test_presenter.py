@@ -29,7 +29,7 @@ def by_hand():
 @pytest.fixture
 def presenter(viewer, tiny_section, crop_model, by_hand):
     made = Presenter(viewer, by_hand)
-    made._show(tiny_section)
+    made.show(tiny_section)
     made.use_model(crop_model)
     return made
 
@@ -49,7 +49,7 @@ def test_two_viewers_share_nothing():
 
 def test_the_state_goes_with_its_viewer(tiny_section):
     viewer = ViewerModel()
-    presenter_of(viewer)._show(tiny_section)
+    presenter_of(viewer).show(tiny_section)
     gone = weakref.ref(presenter_of(viewer))
     del viewer
     gc.collect()
@@ -170,7 +170,7 @@ def test_run_says_what_is_missing(viewer, tiny_section, crop_model, by_hand):
     presenter = Presenter(viewer, by_hand)
     presenter.runs.run()
     assert "Open a section" in presenter.state.message.text
-    presenter._show(tiny_section)
+    presenter.show(tiny_section)
     presenter.use_model(crop_model)
     presenter.runs.run()
     assert "Select spots" in presenter.state.message.text
@@ -399,7 +399,7 @@ def test_a_new_section_takes_the_place_of_the_old(presenter, viewer, tiny_folder
     presenter.runs.run()
     by_hand.finish()
     other = open_section(tiny_folder)
-    presenter._show(other)
+    presenter.show(other)
     assert presenter.state.section is other
     assert presenter.state.selected == ()
     assert [layers.role_of(x) for x in viewer.layers].count("spots") == 1
@@ -471,7 +471,7 @@ def test_removing_the_compared_result_ends_the_comparison(presenter, viewer, by_
 def test_inline_start_for_scripts(viewer, tiny_section, crop_model):
     presenter = Presenter(viewer, start_inline)
     presenter.use_model(crop_model)
-    presenter._show(tiny_section)
+    presenter.show(tiny_section)
     selected(presenter, 2)
     presenter.runs.run()
     assert presenter.state.status is RunStatus.DONE

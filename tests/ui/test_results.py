@@ -28,7 +28,7 @@ def by_hand():
 @pytest.fixture
 def presenter(viewer, tiny_section, card, by_hand):
     made = Presenter(viewer, by_hand)
-    made._show(tiny_section)
+    made.show(tiny_section)
     made.use_model(Tinted(card))
     made.runs.live_preview = False
     return made
@@ -87,7 +87,7 @@ def test_what_is_queued_goes_with_its_section(presenter, by_hand, tiny_folder):
     presenter.select_all()
     presenter.runs.run()
     presenter.runs.run()
-    presenter._show(open_section(tiny_folder))
+    presenter.show(open_section(tiny_folder))
     assert not presenter.state.queue
     assert not presenter.state.status.busy
 
@@ -428,7 +428,7 @@ def test_images_that_are_no_results_are_told_and_the_others_listed(presenter, by
     viewer = ViewerModel()
     again = Presenter(viewer, by_hand)
     again.load_model = lambda choice: None
-    again._show(open_section(tmp_path / "out.zarr"))
+    again.show(open_section(tmp_path / "out.zarr"))
     by_hand.finish(-2)
     assert len(again.state.results) == 1
     assert again.state.message.kind == "warning" and "stmdit_mine is left out" in again.state.message.text
@@ -446,7 +446,7 @@ def test_a_saved_result_is_reopened_with_its_request(presenter, by_hand, tmp_pat
 
     viewer = ViewerModel()
     again = Presenter(viewer, by_hand)
-    again._show(open_section(tmp_path / "out.zarr"))
+    again.show(open_section(tmp_path / "out.zarr"))
     again.use_model(Tinted(card))
     by_hand.finish(-2)
     by_hand.finish()
@@ -561,7 +561,7 @@ def read_back(presenter, by_hand, tmp_path, card):
 
     viewer = ViewerModel()  # a presenter holds it weakly
     again = Presenter(viewer, by_hand)
-    again._show(open_section(tmp_path / "out.zarr"))
+    again.show(open_section(tmp_path / "out.zarr"))
     again.use_model(Tinted(card))
     by_hand.finish(-2)
     by_hand.finish()

@@ -5,8 +5,6 @@ Nothing is fetched before the user has seen its size and terms and pressed the b
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +12,8 @@ from typing import Any
 
 from ..errors import CheckpointError, StmditError
 from ..progress import CancelToken, DownloadProgress
-from .jobs import Handlers, Job, Lane, Series, Start
+from .jobs import Handlers, Job, Lane, Series, Start, Tell, failing, once
 from .state import Fetching, Foreign, ModelChoice, WorkbenchState
-
-_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -89,8 +85,6 @@ class Acquisition:
         Where progress and questions are shown.
     start
         How jobs are started.
-    tell
-        Leaves a message of a kind.
     load
         Loads a checkpoint once it is there.
     """
@@ -99,11 +93,9 @@ class Acquisition:
         self,
         state: WorkbenchState,
         start: Start,
-        tell: Callable[[Any, str], None],
         load: Callable[[ModelChoice], None],
     ) -> None:
         self.state = state
-        self._tell = tell
         self._load = load
         self._looks = Lane(start)
         self._downloads, self._conversions = Series(start), Series(start)
@@ -120,10 +112,10 @@ class Acquisition:
             if isinstance(value, Fetching):
                 self.state.fetching = value
             else:
-                self._tell("info", f"{name} is on this computer: {value}")
+                self.state.tell("info", f"{name} is on this computer: {value}")
 
         if self._downloads.busy:
-            self._tell("info", f"{name} is fetched after what is under way.")
+            self.state.tell("info", f"{name} is fetched after what is under way.")
         self._downloads.submit(_downloading(name, folder), Handlers(show, self._failed, self._fetched), begun)
 
     def stop_download(self) -> None:
@@ -131,7 +123,7 @@ class Acquisition:
         self._downloads.cancel()
 
     def _failed(self, fault: StmditError) -> None:
-        self._tell("error", str(fault))
+        self.state.tell("error", str(fault))
 
     def _fetched(self) -> None:
         self.state.fetching = None
@@ -152,7 +144,7 @@ class Acquisition:
 
         def found(foreign: Foreign) -> None:
             self.state.foreign = foreign
-            self._tell("info", f"{Path(path).name} is a foreign checkpoint: say its scale and convert it once.")
+            self.state.tell("info", f"{Path(path).name} is a foreign checkpoint: say its scale and convert it once.")
 
         self._looks.submit(_looking(path), Handlers(found, self._failed, lambda: None))
 
@@ -161,7 +153,7 @@ class Acquisition:
 
         def made(folder: Path) -> None:
             self.state.foreign = None
-            self._tell("info", f"{folder.name} was converted; it is offered by its name from now on.")
+            self.state.tell("info", f"{folder.name} was converted; it is offered by its name from now on.")
             self._load(replace(self.state.model, checkpoint=str(folder)))
 
         def begun() -> None:
@@ -181,50 +173,29 @@ class Acquisition:
 
 
 def _downloading(name: str, folder: str | None) -> Job:
-    """Return the job that downloads; it yields `Fetching`, at last the folder."""
+    """Download something; tells `Fetching`, and yields the folder."""
 
-    def generate(token: CancelToken) -> Iterator[Fetching | Path]:
-        from ..model.download import Downloaded, download
+    def generate(token: CancelToken, tell: Tell) -> Iterator[Path]:
+        from ..model.download import download
         from ..model.hub import DownloadCancelledError
         from ..model.zoo import zoo_entry
 
-        news: queue.Queue[DownloadProgress] = queue.Queue()
-        outcome: list[Downloaded | Exception] = []
+        def arrived(progress: DownloadProgress) -> None:
+            tell(Fetching(name, progress.fraction, progress.file))
 
-        def work() -> None:
-            try:
-                outcome.append(download(zoo_entry(name), on_progress=news.put, cancel=token, source_folder=folder))
-            except Exception as error:  # noqa: BLE001 - handed over to the generator, which raises it
-                outcome.append(error)
-
-        # the download calls back while it works, and a generator can only yield: one thread fetches, this one tells
-        thread = threading.Thread(target=work, name=f"download {name}", daemon=True)
-        thread.start()
-        while thread.is_alive() or not news.empty():
-            try:
-                last = news.get(timeout=_POLL_S)
-                while not news.empty():
-                    last = news.get_nowait()
-                yield Fetching(name, last.fraction, last.file)
-            except queue.Empty:
-                continue
-        done = outcome[0]
-        if isinstance(done, DownloadCancelledError):
+        try:
+            yield download(zoo_entry(name), on_progress=arrived, cancel=token, source_folder=folder).folder
+        except DownloadCancelledError:
             return
-        if isinstance(done, Exception):
-            raise done
-        yield done.folder
 
-    def failure(error: Exception) -> StmditError:
-        return CheckpointError(f"{name} could not be downloaded: {error} ({type(error).__name__})")
-
-    return Job(f"Downloading {name}", generate, failure)
+    error = failing(CheckpointError, f"{name} could not be downloaded")
+    return Job(f"Downloading {name}", generate, error, tells=True)
 
 
 def _looking(path: str) -> Job:
-    """Return the job that inspects a foreign checkpoint; it yields a `Foreign`."""
+    """Inspect a foreign checkpoint; yields a `Foreign`."""
 
-    def generate(_: CancelToken) -> Iterator[Foreign]:
+    def work() -> Foreign:
         from ..model.convert import LATENT_FACTOR, MPP_CANDIDATES
         from ..model.inspect import inspect_checkpoint
 
@@ -243,15 +214,15 @@ def _looking(path: str) -> Job:
         conditions = " and ".join(found.conditions)
         summary = f"{found.family}, {found.depth} blocks of width {found.width}, {found.parameters:,} parameters, conditioned on {conditions}"
         candidates = tuple(MPP_CANDIDATES.items())
-        yield Foreign(path, summary, found.latent_size * LATENT_FACTOR, candidates, "expression" in found.conditions)
+        return Foreign(path, summary, found.latent_size * LATENT_FACTOR, candidates, "expression" in found.conditions)
 
-    return Job("Looking at the checkpoint", generate, lambda error: CheckpointError(f"{path}: {error}"))
+    return Job("Looking at the checkpoint", once(work), failing(CheckpointError, path))
 
 
 def _converting(intent: ConvertIntent) -> Job:
-    """Return the job that converts; it yields the folder."""
+    """Convert a foreign checkpoint; yields the folder."""
 
-    def generate(_: CancelToken) -> Iterator[Path]:
+    def work() -> Path:
         from ..assemble import convert_checkpoint
         from ..model.references import data_directory
 
@@ -263,10 +234,6 @@ def _converting(intent: ConvertIntent) -> Job:
         target = data_directory() / "checkpoints" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         made = convert_checkpoint(intent.path, target, patch_mpp=intent.patch_mpp, name=name, genes=intent.genes)
-        yield made.path
+        return made.path
 
-    return Job(
-        "Converting the checkpoint",
-        generate,
-        lambda error: CheckpointError(f"{intent.path} was not converted: {error}"),
-    )
+    return Job("Converting the checkpoint", once(work), failing(CheckpointError, f"{intent.path} was not converted"))

@@ -14,7 +14,7 @@ from ..tissue.crops import read_patches
 from . import jobs, layers
 from .jobs import Handlers, Lane, Start
 from .results import ResultList
-from .state import Message, ResultEntry, WorkbenchState
+from .state import ResultEntry, WorkbenchState
 
 BLOCK = 512
 """Side of the blocks in which a canvas is read, in pixels."""
@@ -171,5 +171,5 @@ class Changes:
         self.state.changes = frozenset(number for number, layer in self._layers.items() if layer.visible)
 
     def _tell(self, kind: Any, text: str) -> None:
-        self.state.message = Message(kind, text)
+        self.state.tell(kind, text)
         self.state.events.changes.emit(self.state.changes, self.state.changes)  # a button that was pressed goes back

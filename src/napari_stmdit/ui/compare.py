@@ -10,7 +10,7 @@ from typing import Any
 from . import layers
 from .results import ResultList
 from .section_view import SectionView
-from .state import CompareMode, Comparison, Message, WorkbenchState
+from .state import CompareMode, Comparison, WorkbenchState
 
 
 class Fade:
@@ -238,10 +238,10 @@ class Comparing:
             or view.slide is None
             or (left is not None and lower is None)
         ):
-            self.state.message = Message("warning", NOTHING)
+            self.state.tell("warning", NOTHING)
             return
         if upper is lower:
-            self.state.message = Message("warning", "Choose two different results to compare.")
+            self.state.tell("warning", "Choose two different results to compare.")
             return
         assert right is not None
         position = 0.5 if mode == "swipe" else 1.0

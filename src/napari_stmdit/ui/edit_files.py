@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..errors import StmditError
 from ..expression import programs
@@ -13,7 +12,6 @@ from ..expression.edits import write_movers
 from ..expression.profiles import measure_profile, read_profile, write_profile
 from ..synthesis.requests import read_edit_file, used_by, write_edit_file
 from .painting import Painting
-from .state import Message
 
 
 class EditFiles:
@@ -47,7 +45,7 @@ class EditFiles:
             notes = (*_renamed(names), *(sets.notes if section is None else programs.report(sets, section.spots.genes)))
             head = f"{len(sets.programs)} gene sets from {Path(path).name}."
             rest = f" {len(notes) - 5} more." if len(notes) > 5 else ""
-            self._tell("warning" if notes else "info", " ".join([head, *(f"{n}." for n in notes[:5])]) + rest)
+            self.state.tell("warning" if notes else "info", " ".join([head, *(f"{n}." for n in notes[:5])]) + rest)
 
         self._guarded(read, "")
 
@@ -60,7 +58,7 @@ class EditFiles:
             (name,) = names.values()
             self._painting.take_draft(replace(self.state.draft, operation="towards", target_profile=name))
             told = "".join(f"{note}. " for note in _renamed(names))
-            self._tell(
+            self.state.tell(
                 "warning" if told else "info",
                 f"{told}{name}: a profile of {len(profile.values):,} genes. {profile.source}",
             )
@@ -71,7 +69,7 @@ class EditFiles:
         """Write the mean profile of the selected spots, to be used in another section."""
         section, selected = self.state.section, self.state.selected
         if section is None or not selected:
-            self._tell("warning", "Select the spots first whose mean expression is to be kept.")
+            self.state.tell("warning", "Select the spots first whose mean expression is to be kept.")
             return
         source = f"mean of {len(selected)} spots of {section.name}"
         self._guarded(
@@ -82,13 +80,10 @@ class EditFiles:
         try:
             do()
         except (StmditError, OSError) as error:
-            self._tell("error", str(error))
+            self.state.tell("error", str(error))
             return
         if done:
-            self._tell("info", done)
-
-    def _tell(self, kind: Any, text: str) -> None:
-        self.state.message = Message(kind, text)
+            self.state.tell("info", done)
 
 
 def _renamed(names: Mapping[str, str]) -> tuple[str, ...]:

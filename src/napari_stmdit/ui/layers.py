@@ -9,7 +9,6 @@ import numpy as np
 from napari.layers import Layer
 from numpy.typing import NDArray
 
-from ..synthesis.result import Result
 from ..synthesis.stored import StoredResult, read_stored
 from ..tissue.geometry import compose, napari_affine, scaling, translation, uniform_scale, world_affine
 from ..types import CanvasFrame, PatchResult, Section
@@ -229,13 +228,6 @@ def seam_layer(section: Section, line: NDArray[np.float64], width: float) -> Lay
 def seam_data(line: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return a line (2, 2) as napari's vectors have it: where it starts, and how far it goes."""
     return np.stack([line[0], line[1] - line[0]])[None]
-
-
-def layer_of_result(result: Result, name: str) -> LayerTuple:
-    """Return the layer of a finished result, as for scripts."""
-    return result_layer(
-        result.rgba, result.plan.frame, result.section, name, {"provenance": dict(result.provenance), "result": result}
-    )
 
 
 def make(data: LayerTuple) -> Any:

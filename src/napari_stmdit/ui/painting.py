@@ -19,7 +19,7 @@ from ..synthesis.requests import EditFile, used_by
 from ..types import Edit, Request, Section, SpotProfile, SwapEdit
 from .section_view import SectionView
 from .spot_colours import Edited
-from .state import Colouring, EditDraft, Message, WorkbenchState
+from .state import Colouring, EditDraft, WorkbenchState
 from .strokes import Stroke, describe, draft_of, make_edit
 
 T = TypeVar("T")
@@ -200,7 +200,7 @@ class Painting:
         if self.state.section is None:
             return False
         if ids is not None and not ids and self.state.draft.operation != "swap":
-            self._tell("warning", "Select spots first, or apply the edit to all spots.")
+            self.state.tell("warning", "Select spots first, or apply the edit to all spots.")
             return False
         whole = ids is None or self.state.draft.operation == "swap"
         edit = self._made(None if whole else dict.fromkeys(ids or (), 1.0))
@@ -317,7 +317,7 @@ class Painting:
         if self.chosen is None:
             edit = self._made({})
             if edit is None:
-                self._tell("warning", " ".join(self.state.draft_faults.values()))
+                self.state.tell("warning", " ".join(self.state.draft_faults.values()))
                 return
             number = len(self.edits)
             self._quietly((*self.edits, edit))
@@ -325,7 +325,7 @@ class Painting:
         assert number is not None
         edit = self.edits[number]
         if isinstance(edit, SwapEdit):
-            self._tell("warning", "A swap names its own spots and cannot be painted; choose 'New edit' first.")
+            self.state.tell("warning", "A swap names its own spots and cannot be painted; choose 'New edit' first.")
             return
         brush = self.state.brush
         brush = replace(brush, erase=brush.erase or erase)
@@ -362,11 +362,6 @@ class Painting:
             self._redraw()
             return
         self._replace(number, edit.model_copy(update={"spots": weights}))
-
-    @property
-    def stroking(self) -> bool:
-        """Whether a stroke is being drawn."""
-        return self._stroke is not None
 
     # --- what is shown
 
@@ -502,9 +497,6 @@ class Painting:
         view = self._view()
         if view is not None:
             view.outline(self.outlined())
-
-    def _tell(self, kind: Any, text: str) -> None:
-        self.state.message = Message(kind, text)
 
 
 def _identity(section: Section) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .state import CompareMode
+
 PLUGIN = "napari-stmdit"
 PAGE = "workbench"
 """Key of the page in the manifest's ``configurations``."""
@@ -28,7 +30,7 @@ class Preferences:
 
     live_preview: bool = True
     blink_ms: int = 700
-    compare_mode: str = "swipe"
+    compare_mode: CompareMode = "swipe"
     device: str = "auto"
 
 

@@ -24,7 +24,7 @@ from . import jobs, layers
 from .jobs import Job
 from .layers import KEY
 from .section_view import SectionView
-from .state import Message, ResultEntry, WorkbenchState
+from .state import ResultEntry, WorkbenchState
 
 Submit = Callable[[str, Job, Callable[[Any], None]], None]
 
@@ -288,7 +288,7 @@ class ResultList:
             request = stored.request
             spots, planned = spots_of(stored.section, request, stored.provenance)
         except StoreError as error:
-            self.state.message = Message("warning", str(error))
+            self.state.tell("warning", str(error))
             return
         number = self.next_number()
         layer.metadata[layers.KEY]["run"] = number
@@ -316,7 +316,7 @@ class ResultList:
             if stored.section is self.state.section:
                 self.take_stored(self._place(layers.stored_layer(stored)))
         if found.notes:
-            self.state.message = Message("warning", "\n".join(found.notes))
+            self.state.tell("warning", "\n".join(found.notes))
 
     # --- what can be done with a result
 
@@ -344,7 +344,7 @@ class ResultList:
         """Write a result into a SpatialData store, off the GUI thread."""
         entry = self.entry(number)
         if entry is None or entry.result is None:
-            self.state.message = Message("warning", "This result was read from a store; it is saved already.")
+            self.state.tell("warning", "This result was read from a store; it is saved already.")
             return
 
         def saved(element: str) -> None:
@@ -367,7 +367,7 @@ class ResultList:
         results = [replace(e, saved=where) if e.number == number else e for e in self.state.results]
         self.state.results = tuple(results)
         entry = self.entry(number)
-        self.state.message = Message("info", f"{entry.name if entry else 'The result'} was saved in {where}.")
+        self.state.tell("info", f"{entry.name if entry else 'The result'} was saved in {where}.")
 
     # --- baselines
 

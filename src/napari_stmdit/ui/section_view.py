@@ -15,7 +15,7 @@ from . import layers
 from .gestures import Lasso, OnPlace, OnStroke, on_click, on_stroke
 from .selection import SpotFinder, grown, neighbours
 from .spot_colours import Edited, SpotValues, as_text, face_of, look_of
-from .state import Brush, Colouring, ColourScale, Combine, Message, WorkbenchState
+from .state import Brush, Colouring, ColourScale, Combine, WorkbenchState
 
 
 class SectionView:
@@ -277,11 +277,13 @@ class Choosing:
             return
         values, scale = view.values.of(colouring, self._edited())
         if values is None or scale.categories:
-            self._tell("warning", scale.fault or "Colour by a gene, a program or a column of numbers first.")
+            self.state.tell("warning", scale.fault or "Colour by a gene, a program or a column of numbers first.")
             return
         inside = np.isfinite(values) & (values >= low) & (values <= high)
         self._select(view.section.spots.ids[inside].tolist(), how)
-        self._tell("info", f"{int(inside.sum()):,} spots with {scale.gene} from {low:g} to {high:g} ({scale.unit}).")
+        self.state.tell(
+            "info", f"{int(inside.sum()):,} spots with {scale.gene} from {low:g} to {high:g} ({scale.unit})."
+        )
 
     def grow(self, rings: int) -> None:
         """Grow the selection by rings of neighbouring spots; a negative number shrinks it."""
@@ -297,10 +299,10 @@ class Choosing:
         """Keep the selection under a name; of the same name, the later one is kept."""
         name = name.strip()
         if not name or not self.state.selected:
-            self._tell("warning", "A selection needs a name and at least one spot to be kept.")
+            self.state.tell("warning", "A selection needs a name and at least one spot to be kept.")
             return
         self.state.named = {**self.state.named, name: self.state.selected}
-        self._tell("info", f"{name}: {len(self.state.selected):,} spots kept.")
+        self.state.tell("info", f"{name}: {len(self.state.selected):,} spots kept.")
 
     def recall(self, name: str, how: Combine | None = None) -> None:
         """Select the spots that were kept under a name."""
@@ -316,6 +318,3 @@ class Choosing:
         if before is not None:
             self._put_away[str(before.path or before.name)] = dict(self.state.named)
         self.state.named = {} if after is None else self._put_away.get(str(after.path or after.name), {})
-
-    def _tell(self, kind: Any, text: str) -> None:
-        self.state.message = Message(kind, text)

@@ -193,11 +193,14 @@ class Foreign:
     takes_expression: bool
 
 
+Kind = Literal["info", "warning", "error"]
+
+
 @dataclass(frozen=True)
 class Message:
     """A sentence for the user that stays until the next one."""
 
-    kind: Literal["info", "warning", "error"]
+    kind: Kind
     text: str
 
 
@@ -331,6 +334,8 @@ class WorkbenchState:
         Field of the request -> what is wrong with it.
     busy
         What is being opened, loaded or saved, in words; empty where nothing is.
+    opening
+        Whether a section is being opened.
     scale_asked
         Path of the slide whose scale has to be given before it can be opened; empty where none.
     exporting
@@ -378,6 +383,7 @@ class WorkbenchState:
     faults: Mapping[str, str] = field(default_factory=dict)
     message: Message = Message("info", "Open a section to begin.")
     busy: str = ""
+    opening: bool = False
     scale_asked: str = ""
     exporting: str = ""
     fetching: Fetching | None = None
@@ -400,6 +406,10 @@ class WorkbenchState:
     close_up: CloseUp | None = None
     sheet: ContactSheet | None = None
     evaluation: Evaluated | None = None
+
+    def tell(self, kind: Kind, text: str) -> None:
+        """Leave a message for the user; it stays until the next one."""
+        self.message = Message(kind, text)
 
     @property
     def obstacle(self) -> str:

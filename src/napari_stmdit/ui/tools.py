@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from ..dataset.export import Exported
 from ..errors import RequestError, StmditError
@@ -19,7 +19,7 @@ from . import jobs
 from .jobs import Handlers, Lane, Start
 from .results import ResultList
 from .runs import RunQueue
-from .state import Message, RunStatus, WorkbenchState
+from .state import RunStatus, WorkbenchState
 
 
 class DataSets:
@@ -44,11 +44,11 @@ class DataSets:
     def export(self, number: int, path: str) -> None:
         """Write a result as a data set, with its baseline where that is in the list, so that the two are linked."""
         if self._lane.busy:
-            self._tell("warning", f"{self.state.exporting} Stop that first.")
+            self.state.tell("warning", f"{self.state.exporting} Stop that first.")
             return
         found = self.sources(number)
         if not found:
-            self._tell("warning", "This result has no patches to make a data set of; run it again first.")
+            self.state.tell("warning", "This result has no patches to make a data set of; run it again first.")
             return
         self._path = path
         self.state.exporting = f"A data set is being written to {path}."
@@ -75,24 +75,21 @@ class DataSets:
             self.state.exporting = f"A data set is being written to {self._path}: {done} of {total} images."
         elif value.complete:
             known = "was there already" if value.existed else "was written"
-            self._tell(
+            self.state.tell(
                 "info",
                 f"The data set {known}: {value.rows} images in {value.path}. Its licence is yours to state in README.md.",
             )
         else:
-            self._tell(
+            self.state.tell(
                 "warning",
                 f"Stopped: {value.done} of {value.rows} images are kept; choose the same place again to go on.",
             )
 
     def _failed(self, error: StmditError) -> None:
-        self._tell("error", str(error))
+        self.state.tell("error", str(error))
 
     def _ended(self) -> None:
         self.state.exporting = ""
-
-    def _tell(self, kind: Literal["info", "warning", "error"], text: str) -> None:
-        self.state.message = Message(kind, text)
 
 
 # Evaluating the open section with the chosen checkpoint, through the same queue as runs.
@@ -128,7 +125,7 @@ class Evaluations:
         state = self.state
         section, model, form = state.section, state.checkpoint, state.request
         if section is None or model is None:
-            state.message = Message("warning", state.obstacle)
+            state.tell("warning", state.obstacle)
             return
         wanted = EvaluationRequest(
             spots=spots,
@@ -145,11 +142,11 @@ class Evaluations:
         def start() -> None:
             self._failed = self._found = None
             state.status = RunStatus.RUNNING
-            state.message = Message("info", f"{section.name} is being evaluated into {path} ...")
+            state.tell("info", f"{section.name} is being evaluated into {path} ...")
             self._lane.submit(job, Handlers(self._advance, self._note, self._ended))
 
         if not self._queue.add(f"Evaluation of {section.name}", start):
-            state.message = Message("info", "The evaluation waits for the present run.")
+            state.tell("info", "The evaluation waits for the present run.")
 
     def stop(self) -> None:
         """End the evaluation at its next denoising step; what is finished is kept."""
@@ -176,15 +173,17 @@ class Evaluations:
         state, found = self.state, self._found
         state.progress = None
         if self._failed is not None:
-            state.status, state.message = RunStatus.FAILED, Message("error", str(self._failed))
+            state.status = RunStatus.FAILED
+            state.tell("error", str(self._failed))
         elif found is None or found.report is None:
             done = "" if found is None else f" {found.done} of {found.total} patches are kept;"
             text = f"Stopped.{done} choose the same folder again to go on."
-            state.status, state.message = RunStatus.STOPPED, Message("warning", text)
+            state.status = RunStatus.STOPPED
+            state.tell("warning", text)
         else:
             state.evaluation = found
             state.status = RunStatus.DONE
-            state.message = Message("info", f"The evaluation is finished: {found.report.html}")
+            state.tell("info", f"The evaluation is finished: {found.report.html}")
         self._queue.ended(well=state.status is RunStatus.DONE)
 
 
@@ -224,7 +223,7 @@ class Sheets:
         try:
             variants = dose_strip(self._request(), spot, edit)
         except RequestError as error:
-            self.state.message = Message("warning", error.faults[0][1])
+            self.state.tell("warning", error.faults[0][1])
             return
         self._make("Dose strip", variants, DOSES)
 
@@ -251,26 +250,26 @@ class Sheets:
         state = self.state
         section, model = state.section, state.checkpoint
         if section is None or model is None:
-            state.message = Message("warning", state.obstacle)
+            state.tell("warning", state.obstacle)
             return
         try:
             for variant in variants:
                 make_plan(section, variant.request, model.card)
         except RequestError as error:
             text = " ".join(dict.fromkeys(message for _, message in error.faults))
-            state.message = Message("error", f"This cannot be run: {text}")
+            state.tell("error", f"This cannot be run: {text}")
             return
         job = jobs.sheet(title, variants, columns, section, model)
 
         def start() -> None:
             self._failed, self._stopped = None, False
             state.status = RunStatus.RUNNING
-            state.message = Message("info", f"{title} of spot {variants[0].request.region.ids[0]} ...")  # type: ignore[union-attr]
+            state.tell("info", f"{title} of spot {variants[0].request.region.ids[0]} ...")  # type: ignore[union-attr]
             state.sheet = None
             self._lane.submit(job, Handlers(self._advance, self._note, self._ended))
 
         if not self._queue.add(f"{title}: {len(variants)} images", start):
-            state.message = Message("info", f"{title} waits for the present run.")
+            state.tell("info", f"{title} waits for the present run.")
 
     def _advance(self, value: Any) -> None:
         sheet, self.state.progress = value
@@ -285,12 +284,12 @@ class Sheets:
         state.progress = None
         done = 0 if state.sheet is None else len(state.sheet.cells)
         if self._failed is not None:
-            state.status, state.message = RunStatus.FAILED, Message("error", str(self._failed))
+            state.status = RunStatus.FAILED
+            state.tell("error", str(self._failed))
         elif self._stopped:
-            state.status, state.message = RunStatus.STOPPED, Message("warning", f"Stopped. {done} images are finished.")
+            state.status = RunStatus.STOPPED
+            state.tell("warning", f"Stopped. {done} images are finished.")
         else:
-            state.status, state.message = (
-                RunStatus.DONE,
-                Message("info", f"The contact sheet is finished: {done} images."),
-            )
+            state.status = RunStatus.DONE
+            state.tell("info", f"The contact sheet is finished: {done} images.")
         self._queue.ended(well=state.status is RunStatus.DONE)

@@ -15,7 +15,7 @@ from ...expression.reach import ProgramReach
 from ...types import Genes, Section
 from ..state import EditDraft
 from ..strokes import parse_names, written
-from .common import Text, column, labelled, named, row
+from .common import Text, blocked, boxed, column, labelled, named, row
 
 PROGRAM, COLUMN = " (program)", " (column)"
 
@@ -79,9 +79,8 @@ class NameField(QLineEdit):  # type: ignore[misc,unused-ignore]
     def show_text(self, text: str) -> None:
         """Show a text that was set elsewhere; what is being typed is left alone."""
         if not self.hasFocus() or not self.isModified():
-            self.blockSignals(True)
-            self.setText(text)
-            self.blockSignals(False)
+            with blocked(self):
+                self.setText(text)
             self._told = text
 
     def _typed(self, text: str) -> None:
@@ -148,8 +147,6 @@ class GroupField(QComboBox):  # type: ignore[misc,unused-ignore]
         profiles: Any = None,
     ) -> None:
         """Offer what there is, with what is chosen in front."""
-        self.blockSignals(True)
-        self.clear()
         entries: list[tuple[str, tuple[str, Any]]] = []
         if profiles is not None:
             entries += [(f"profile: {name}", ("profile", name)) for name in profiles]
@@ -164,9 +161,10 @@ class GroupField(QComboBox):  # type: ignore[misc,unused-ignore]
         if not value:
             entries.insert(0, ("choose…", (kind, value)))
         self._data = [data for _, data in entries]
-        self.addItems([label for label, _ in entries])
-        self.setCurrentIndex(next((k for k, (_, data) in enumerate(entries) if data == chosen), 0))
-        self.blockSignals(False)
+        with blocked(self):
+            self.clear()
+            self.addItems([label for label, _ in entries])
+            self.setCurrentIndex(self._data.index(chosen) if chosen in self._data else 0)
 
 
 class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
@@ -211,10 +209,8 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         self.setValue(EditDraft())
 
     def _lay_out(self) -> None:
-        self._groups = QWidget()
-        self._groups.setLayout(labelled(("First", self.group_a), ("Second", self.group_b)))
-        self._target = QWidget()
-        self._target.setLayout(row(QLabel("to"), self.target, stretch=1))
+        self._groups = boxed(labelled(("First", self.group_a), ("Second", self.group_b)))
+        self._target = boxed(row(QLabel("to"), self.target, stretch=1))
         self.setLayout(
             column(
                 self.what,
@@ -249,18 +245,13 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         """Show a draft."""
         self._value = value
         self.what.show_text(written(value.genes, value.programs))
-        self.operation.blockSignals(True)
-        self.operation.setCurrentIndex(self.operation.findData(value.operation))
-        self.operation.blockSignals(False)
         shown = {"scale": "factor", "add": "log_units", "set_quantile": "quantile"}.get(value.operation)
-        for field, box in self.amounts.items():
-            box.blockSignals(True)
-            box.setValue(getattr(value, field))
-            box.blockSignals(False)
-            box.setVisible(field == shown)
-        self.follow.blockSignals(True)
-        self.follow.setChecked(value.follow == "section")
-        self.follow.blockSignals(False)
+        with blocked(self.operation, self.follow, *self.amounts.values()):
+            self.operation.setCurrentIndex(self.operation.findData(value.operation))
+            self.follow.setChecked(value.follow == "section")
+            for field, box in self.amounts.items():
+                box.setValue(getattr(value, field))
+                box.setVisible(field == shown)
         self.follow.setVisible(value.operation not in ("towards", "swap"))
         self._target.setVisible(value.operation == "towards")
         self._groups.setVisible(value.operation == "swap")

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QGridLayout, QLabel, QPushButton, QSizePolicy, QWidget
+from collections.abc import Callable
 
+from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtWidgets import QGridLayout, QLabel, QSizePolicy, QWidget
+
+from ..presenter import Presenter
 from ..state import CloseUp
-from .common import Text, column, named, row
+from .common import Connections, Text, boxed, button, column, connect_state, row
 from .results import pixmap_of
 
 TITLES = {"real": "Slide", "baseline": "Baseline", "edited": "Edited", "synthetic": "Synthetic", "change": "Difference"}
 MOST_COLUMNS = 3
 IMAGE_PX = 84
 MINUS = "−"
+LOOK_MS = 150
+"""How long the mouse has to rest on a spot before its patches are cut out and measured."""
 
 
 class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
     """A view of a `CloseUp`, and contact sheets of its spot."""
 
-    doseRequested = Signal()
-    gridRequested = Signal()
+    unfolded = Signal()
+    """It was folded away and is seen now, or the other way round."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,28 +50,44 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._table.setHorizontalSpacing(6)
         self._table.setVerticalSpacing(1)
         self._cells: list[QLabel] = []
-        self.dose = named(
-            QPushButton("Dose strip"),
-            "Dose strip",
-            "This spot at seven strengths of the last edit, from 0 to 1, with common noise",
-        )
-        self.guidance = named(
-            QPushButton("Guidance 3 × 3"),
-            "Guidance grid",
-            "This spot under three scales of each guidance, with common noise",
-        )
-        for button in (self.dose, self.guidance):
-            button.setMinimumWidth(40)
-        self.dose.clicked.connect(self.doseRequested)
-        self.guidance.clicked.connect(self.gridRequested)
-        pictures, numbers = QWidget(), QWidget()
-        pictures.setLayout(self._grid)
-        numbers.setLayout(self._table)
+        tip = "This spot at seven strengths of the last edit, from 0 to 1, with common noise"
+        self.dose = button("Dose strip", "Dose strip", tip, width=40)
+        tip = "This spot under three scales of each guidance, with common noise"
+        self.guidance = button("Guidance 3 × 3", "Guidance grid", tip, width=40)
+        pictures, numbers = boxed(self._grid), boxed(self._table)
         self._parts = (pictures, numbers)
         self.setLayout(
             column(self.title, pictures, numbers, self.words, row(self.dose, self.guidance, stretch=None), spacing=4)
         )
         self.show_close_up(None, None)
+
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state, close_ups, sheets = presenter.state, presenter.close_ups, presenter.sheets
+
+        def show() -> None:
+            self.show_close_up(state.close_up, close_ups.spot)
+
+        def look() -> None:
+            if not self.isHidden():  # nobody sees it while it is folded away
+                close_ups.look()
+            show()
+
+        def with_spot(make: Callable[[str], None]) -> None:
+            if close_ups.spot is not None:
+                make(close_ups.spot)
+
+        rest = QTimer(self)  # a child: it ends with the dock, whatever it still waits for
+        rest.setSingleShot(True)
+        rest.timeout.connect(look)
+        self.unfolded.connect(look)
+        self.dose.clicked.connect(lambda: with_spot(sheets.dose_strip))
+        self.guidance.clicked.connect(lambda: with_spot(sheets.guidance_grid))
+        return connect_state(
+            state.events,
+            ("close_up", show),
+            ("hovered selected results chosen_result checkpoint", lambda: rest.start(LOOK_MS)),
+        )
 
     def show_close_up(self, close_up: CloseUp | None, spot: str | None) -> None:
         """Show what is known of a spot, or that none is meant."""

@@ -18,11 +18,25 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 from superqt import QLargeIntSpinBox
+from superqt.utils import qdebounced
 
 from ...synthesis.estimate import Estimate
 from ...synthesis.plan import resolve_counterfactual_steps, resolve_steps
 from ...types import CheckpointCard, Request
-from .common import Choice, Text, column, labelled, named, row, without_steppers
+from ..presenter import Presenter
+from .common import (
+    Choice,
+    Connections,
+    Text,
+    blocked,
+    boxed,
+    column,
+    connect_state,
+    labelled,
+    named,
+    row,
+    without_steppers,
+)
 
 SOURCES = (
     ("own", "Own crop of each spot"),
@@ -44,6 +58,8 @@ NO_CHANCE = "Without fresh noise an edit of this tissue has no chance in it: eve
 MOST_GUIDANCE = 10.0
 """End of the slider; the number beside it takes up to 30."""
 _STEPS_PER_UNIT = 20
+PREVIEW_MS = 120
+"""The form and the selection have to rest for so long before a plan is made of them."""
 
 
 class ScaleSlider(QWidget):  # type: ignore[misc,unused-ignore]
@@ -76,12 +92,9 @@ class ScaleSlider(QWidget):  # type: ignore[misc,unused-ignore]
         """Show a scale."""
         self._value = value
         shown = self._default if value is None else value
-        for control in (self.slider, self.number):
-            control.blockSignals(True)
-        self.slider.setValue(round(min(shown, MOST_GUIDANCE) * _STEPS_PER_UNIT))
-        self.number.setValue(shown)
-        for control in (self.slider, self.number):
-            control.blockSignals(False)
+        with blocked(self.slider, self.number):
+            self.slider.setValue(round(min(shown, MOST_GUIDANCE) * _STEPS_PER_UNIT))
+            self.number.setValue(shown)
 
     def set_default(self, default: float) -> None:
         """Say what None stands for."""
@@ -97,8 +110,6 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
     """A lens on a `Request`: what the form does not show, it keeps."""
 
     valueChanged = Signal(object)
-    batchChanged = Signal(object)
-    samplesChanged = Signal(int)
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,16 +189,51 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.setValue(Request())
         self.set_defaults(None)
 
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state, runs = presenter.state, presenter.runs
+        preview = qdebounced(runs.preview, timeout=PREVIEW_MS, parent=self)
+
+        def show_card() -> None:
+            self.set_defaults(None if state.checkpoint is None else state.checkpoint.card)
+
+        def show_estimate() -> None:
+            self.show_estimate(state.estimate, state.notes, "" if state.faults else state.obstacle)
+
+        def set_samples(count: int) -> None:
+            state.samples = count
+            runs.preview()
+
+        def pick() -> None:
+            if state.selected:
+                self.use_spot(state.selected[0])
+
+        self.valueChanged.connect(lambda request: setattr(state, "request", request))
+        self.samples.valueChanged.connect(set_samples)
+        self.batch.valueChanged.connect(lambda count: setattr(state, "batch", count or None))
+        self.pick.clicked.connect(pick)
+        presenter.preview_soon = preview
+        connections = connect_state(
+            state.events,
+            ("request", lambda: preview()),
+            ("checkpoint", show_card),
+            ("request", lambda: self.setValue(state.request)),
+            ("request checkpoint section", lambda: self.show_editable(runs.edit_fault())),
+            ("faults", lambda: self.show_faults(state.faults)),
+            ("estimate notes faults section checkpoint selected", show_estimate),
+            ("samples", lambda: self.show_samples(state.samples)),
+        )
+        connections.add(lambda: setattr(presenter, "preview_soon", runs.preview))
+        return connections
+
     def _lay_out(self) -> None:
-        self._spot_row = QWidget()
-        self._spot_row.setLayout(row(self.spot, self.pick))
-        self._only_edit, self._only_new, self._chance = QWidget(), QWidget(), QWidget()
-        self._only_edit.setLayout(
+        self._spot_row = boxed(row(self.spot, self.pick))
+        self._only_edit = boxed(
             column(
                 labelled(("Edit scale", self.scale), ("Fresh noise", self.fresh)), self.faults["fresh_noise"], spacing=4
             )
         )
-        self._only_new.setLayout(
+        self._only_new = boxed(
             column(
                 QLabel("Expression guidance"),
                 self.expression,
@@ -200,7 +246,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
                 spacing=4,
             )
         )
-        self._chance.setLayout(labelled(("Seed", row(self.seed, self.dice)), ("Samples", self.samples)))
+        self._chance = boxed(labelled(("Seed", row(self.seed, self.dice)), ("Samples", self.samples)))
         self.setLayout(
             column(
                 self.tissue,
@@ -237,8 +283,6 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.seed.valueChanged.connect(self._edited)
         self.dice.clicked.connect(lambda: self.seed.setValue(random.randrange(2**32)))
         self.mismatch.toggled.connect(self._edited)
-        self.samples.valueChanged.connect(self.samplesChanged)
-        self.batch.valueChanged.connect(lambda count: self.batchChanged.emit(count or None))
 
     # --- value
 
@@ -265,9 +309,11 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
     def setValue(self, request: Request) -> None:
         """Show a request."""
         self._value = request
-        controls = (self.scale, self.fresh, self.source, self.spot, self.steps, self.seed, self.mismatch)
-        for control in controls:
-            control.blockSignals(True)
+        with blocked(self.scale, self.fresh, self.source, self.spot, self.steps, self.seed, self.mismatch):
+            self._fill(request)
+        self._show_tissue()
+
+    def _fill(self, request: Request) -> None:
         self.mode.setCurrentIndex(self.mode.findData(request.mode))
         self.scale.setValue(request.edit_scale)
         self.fresh.setValue(request.fresh_noise)
@@ -284,9 +330,6 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.steps.setValue(request.steps or 0)
         self.seed.setValue(request.seed)
         self.mismatch.setChecked(request.allow_gene_mismatch)
-        for control in controls:
-            control.blockSignals(False)
-        self._show_tissue()
 
     @property
     def editing(self) -> bool:
@@ -337,9 +380,8 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def show_samples(self, count: int) -> None:
         """Show how many results are made of one request."""
-        self.samples.blockSignals(True)
-        self.samples.setValue(count)
-        self.samples.blockSignals(False)
+        with blocked(self.samples):
+            self.samples.setValue(count)
 
     def show_faults(self, faults: Mapping[str, str]) -> None:
         """Show what is wrong, each fault beside the field it belongs to."""
