@@ -97,7 +97,7 @@ def test_comparing_by_mouse_and_keyboard(viewer, opened):  # noqa: F811
     click(opened.compare.baseline)
     assert settle(lambda: state.comparison is not None)
     assert (state.comparison.mode, state.comparison.left) == ("swipe", 2)
-    right = opened.presenter.result_layer(1)
+    right = opened.presenter.results.layer(1)
     width = right.data.shape[1]
     settle(lambda: False, 0.2)
     before = state.comparison.position
@@ -115,7 +115,7 @@ def test_comparing_by_mouse_and_keyboard(viewer, opened):  # noqa: F811
     press(viewer, "fade")
     assert state.comparison.mode == "fade"
     assert right.data[..., 3].any(axis=0)[: round(0.2 * width)].any()  # its own pixels again
-    upper = opened.presenter.result_layer(2)  # the baseline was made later, so it lies above what it is compared with
+    upper = opened.presenter.results.layer(2)  # the baseline was made later, so it lies above what it is compared with
     assert upper.opacity == 0
     press(viewer, "flip")
     assert upper.opacity == 1
@@ -173,7 +173,7 @@ def test_save_reopen_and_run_again(viewer, opened, tmp_path, monkeypatch):  # no
     assert back.result is None and back.request == first.request
     opened.results.show_chosen(back.number)
     assert opened.results.save.isEnabled() and not opened.results.save_store.isEnabled()
-    assert not opened.presenter.result_layer(1).visible
+    assert not opened.presenter.results.layer(1).visible
     opened.results.show_chosen(back.number)
     state.chosen_result = back.number
     click(opened.results.reuse)
@@ -207,7 +207,7 @@ def test_rename_hide_and_delete_in_the_list(viewer, opened, monkeypatch):  # noq
     item.setText("before the edit")
     assert settle(lambda: state.results[0].name == "before the edit (synthetic)", 2)
     opened.results.list.item(0).setCheckState(Qt.CheckState.Unchecked)
-    assert settle(lambda: not opened.presenter.result_layer(1).visible, 2)
+    assert settle(lambda: not opened.presenter.results.layer(1).visible, 2)
     asked = []
 
     def answer(*args, **_):
@@ -263,7 +263,7 @@ def test_preferences_are_followed(viewer, opened):  # noqa: F811
         page.live_preview = False
         page.blink_ms = 1200
         assert opened.presenter.runs.live_preview is False
-        assert opened.compare._blink_ms == 1200
+        assert opened.compare.blink_ms == 1200
     finally:
         page.live_preview, page.blink_ms = True, 700
 

@@ -160,7 +160,7 @@ def test_stop_ends_within_one_step_and_keeps_finished_patches(viewer, opened, ca
     assert state.status is RunStatus.STOPPED
     done = state.results[0].result.done
     assert 4 <= len(done) < 30
-    layer = presenter.result_layer(1)
+    layer = presenter.results.layer(1)
     alpha = layer.data[..., 3] > 0
     assert alpha.any()
     assert not alpha.all()
@@ -269,7 +269,7 @@ def test_faults_and_facts_are_shown(opened, card):
     assert "30 patches" in opened.synthesize.estimate.plain()
     opened.synthesize.source.setCurrentIndex(opened.synthesize.source.findData("spot"))
     opened.synthesize.spot.setText("nowhere")
-    opened.synthesize._edited()
+    opened.synthesize.spot.editingFinished.emit()
     assert settle(lambda: "nowhere" in opened.synthesize.faults["morphology"].plain(), 2)
     presenter.use_model(CropModel(card_for(tuple(f"G{k}" for k in range(50)), patch_px=64, patch_mpp=0.7)))
     assert "0 of the 50 genes" in opened.section.fault.plain()
@@ -308,7 +308,7 @@ def test_a_real_section_and_the_bundled_checkpoint(viewer, workbench, shared_dat
     workbench.run_bar.run.click()
     assert settle(lambda: state.status is RunStatus.DONE, 120), state.message
     (entry,) = state.results
-    layer = presenter.result_layer(entry.number)
+    layer = presenter.results.layer(entry.number)
     assert "synthetic" in layer.name
     assert {entry.result.plan.patches[k].spot_id for k in entry.result.done} == set(state.selected)
     # every selected spot's centre, in microns, lies on synthesized pixels of the layer

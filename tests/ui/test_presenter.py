@@ -274,7 +274,7 @@ def test_the_screen_is_refreshed_at_most_five_times_a_second(presenter, by_hand,
     for _ in range(6):
         by_hand.step()
     drawn = []
-    layer = presenter.result_layer(1)
+    layer = presenter.results.layer(1)
     layer.events.set_data.connect(lambda event: drawn.append(1))
     steps = 0
     while by_hand.step():
@@ -403,7 +403,7 @@ def test_a_new_section_takes_the_place_of_the_old(presenter, viewer, tiny_folder
     assert presenter.state.section is other
     assert presenter.state.selected == ()
     assert [layers.role_of(x) for x in viewer.layers].count("spots") == 1
-    assert not presenter.result_layer(1).visible  # kept, but not over another tissue
+    assert not presenter.results.layer(1).visible  # kept, but not over another tissue
     assert len(presenter.state.results) == 1
 
 
@@ -463,7 +463,7 @@ def test_removing_the_compared_result_ends_the_comparison(presenter, viewer, by_
     presenter.runs.run()
     by_hand.finish()
     presenter.compare.start("grid")
-    viewer.layers.remove(presenter.result_layer(1))
+    viewer.layers.remove(presenter.results.layer(1))
     assert presenter.state.comparison is None
     assert [layers.role_of(x) for x in viewer.layers] == ["slide", "spots"]
 

@@ -77,17 +77,7 @@ def offers() -> tuple[Offer, ...]:
 
 
 class Acquisition:
-    """Downloads and conversions of one viewer, one of each at a time.
-
-    Parameters
-    ----------
-    state
-        Where progress and questions are shown.
-    start
-        How jobs are started.
-    load
-        Loads a checkpoint once it is there.
-    """
+    """Downloads and conversions of one viewer, one of each at a time; ``load`` loads a checkpoint once it is there."""
 
     def __init__(
         self,

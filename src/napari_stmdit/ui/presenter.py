@@ -20,13 +20,11 @@ from . import jobs, layers
 from .acquisition import Acquisition
 from .changes import Changes
 from .compare import Comparing
-from .edit_files import EditFiles
 from .jobs import Handlers, Lane, Series, Start
-from .painting import Painting
+from .painting import EditFiles, Painting
 from .results import CloseUps, ResultList
 from .runs import LivePreview, RunCycle, RunQueue
-from .section_view import Choosing, SectionView
-from .selection import combine, inverted
+from .section_view import Choosing, SectionView, combine, inverted
 from .state import (
     Brush,
     Colouring,
@@ -306,10 +304,6 @@ class Presenter:
         self.state.tell("info", "The checkpoint was unloaded.")
 
     # --- results
-
-    def result_layer(self, number: int) -> Any:
-        """Return the layer of a result by its number, or None."""
-        return self.results.layer(number)
 
     def stop(self) -> None:
         """Ask what is under way to end at its next denoising step; what is finished is kept."""

@@ -1,4 +1,4 @@
-"""One spot seen closely: which patches of which results are set beside each other, and measured. No Qt."""
+"""The results of one viewer: their layers, their list, and one spot of them seen closely. No Qt."""
 
 from __future__ import annotations
 
@@ -30,17 +30,7 @@ Submit = Callable[[str, Job, Callable[[Any], None]], None]
 
 
 class CloseUps:
-    """Keeps the close-up of the spot that is pointed at, or else of the first selected one.
-
-    Parameters
-    ----------
-    state
-        Of the viewer.
-    results
-        Where its patches are taken from.
-    submit
-        Starts a job in a lane of the presenter.
-    """
+    """Keeps the close-up of the spot that is pointed at, or else of the first selected one."""
 
     def __init__(self, state: WorkbenchState, results: ResultList, submit: Submit) -> None:
         self.state = state
@@ -160,29 +150,12 @@ def patch_at(
     return pixels
 
 
-# The results of one viewer: their layers, their list, and what can be done with them.
-
-
 THUMBNAIL_PX = 48
 Write = Callable[[Job, Callable[[Any], None], str], None]
 
 
 class ResultList:
-    """Keeps the list of results and their layers in step.
-
-    Parameters
-    ----------
-    viewer
-        Held weakly.
-    state
-        Of the viewer.
-    submit
-        Starts a job in a lane of the presenter, with what to do with its value.
-    write
-        Starts a job that writes a result, after those before it, with what to do with its value and the result's name.
-    redraw
-        Called when spots change their look.
-    """
+    """Keeps the list of results and their layers in step; ``redraw`` is called when spots change their look."""
 
     def __init__(
         self, viewer: Any, state: WorkbenchState, submit: Submit, write: Write, redraw: Callable[[], None]

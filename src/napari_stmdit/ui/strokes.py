@@ -1,8 +1,9 @@
-"""The brush: how a stroke of the mouse becomes weights of spots. Pure."""
+"""How a stroke of the brush becomes weights of spots, and a form an edit. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,9 +95,6 @@ def _to_segment(
     return distance
 
 
-# Between the form of an edit and the edit: both ways, with every fault beside its field.
-
-
 _EDIT: TypeAdapter[Edit] = TypeAdapter(Edit)
 PROGRAM_SUFFIX = " (program)"
 
@@ -148,8 +146,6 @@ _FIELDS = {
 
 def draft_of(edit: Edit, before: EditDraft) -> EditDraft:
     """Return the form that shows an edit; what the edit does not say is kept from before."""
-    from dataclasses import replace
-
     changes: dict[str, Any] = {"operation": edit.operation, "genes": edit.genes, "programs": edit.programs}
     changes |= {field: getattr(edit, field) for field in _FIELDS.get(edit.operation, ())}
     return replace(before, **changes)

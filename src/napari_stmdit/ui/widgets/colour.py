@@ -44,7 +44,7 @@ SPANS = (
     ("min_max", "min – max", "From the least to the greatest value"),
     ("own", "own", "The limits that are typed below; they are kept for each gene"),
 )
-MOST_LEGEND_LINES = 7
+MAX_LEGEND_LINES = 7
 
 
 class ColourStrip(QWidget):  # type: ignore[misc,unused-ignore]
@@ -213,7 +213,7 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
             item = QListWidgetItem(QIcon(swatch), f"{name}  ({count:,})")
             item.setData(Qt.ItemDataRole.UserRole, name)
             self.legend.addItem(item)
-        lines = min(max(len(scale.categories), 1), MOST_LEGEND_LINES)
+        lines = min(max(len(scale.categories), 1), MAX_LEGEND_LINES)
         self.legend.setFixedHeight(lines * max(self.legend.sizeHintForRow(0), 18) + 6)
 
     # --- private

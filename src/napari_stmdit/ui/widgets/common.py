@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+from magicgui.widgets import create_widget
+from pydantic import BaseModel
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QAction, QGuiApplication
 from qtpy.QtWidgets import (
@@ -100,6 +102,26 @@ def combo(name: str, tip: str, options: Sequence[tuple[str, Any]] = (), length: 
     for label, data in options:
         made.addItem(label, data)
     return made
+
+
+def form_of(model: type[BaseModel], **fields: tuple[str, str, dict[str, Any]]) -> dict[str, Any]:
+    """Return magicgui's widgets for fields of a model: the kind by the field's type, the range by its constraints.
+
+    Each field comes with its name for screen readers, its tooltip, and what else magicgui is to know.
+    """
+    form = {}
+    for field, (name, tip, options) in fields.items():
+        info = model.model_fields[field]
+        limits = {}
+        for limit in info.metadata:
+            limits |= {end: getattr(limit, key) for key, end in (("ge", "min"), ("le", "max")) if hasattr(limit, key)}
+            if hasattr(limit, "lt"):
+                limits["max"] = limit.lt - 1
+        form[field] = create_widget(
+            annotation=info.annotation, value=info.default, name=field, options={**limits, **options}
+        )
+        named(form[field].native, name, tip)
+    return form
 
 
 def without_steppers(box: Any, width: int) -> Any:

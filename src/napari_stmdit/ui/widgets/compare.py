@@ -31,7 +31,7 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def __init__(self) -> None:
         super().__init__()
-        self._blink_ms = 700
+        self.blink_ms = 700
         self._left: int | None = None
         self.against = combo("Compare with", "What the chosen result is compared with", length=8)
         self.mode = Choice(MODES)
@@ -88,7 +88,7 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def use_pace(self, milliseconds: int) -> None:
         """Set how long each is shown while blinking."""
-        self._blink_ms = milliseconds
+        self.blink_ms = milliseconds
         if self._timer.isActive():
             self._timer.start(milliseconds)
 
@@ -127,7 +127,7 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
         if mode != "blink":
             self._timer.stop()
         elif not self._timer.isActive():
-            self._timer.start(self._blink_ms)
+            self._timer.start(self.blink_ms)
 
     # --- private
 

@@ -1,4 +1,4 @@
-"""A field for names of genes, programs and columns, with search and completion."""
+"""The form of one edit, and a field for names of genes, programs and columns with search and completion."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ class NameField(QLineEdit):  # type: ignore[misc,unused-ignore]
         completer.setMaxVisibleItems(12)
         completer.setWidget(self)
         completer.activated[str].connect(self._completed)
-        self._completer = completer
+        self.completer = completer
         self.setClearButtonEnabled(True)
         self.setMinimumWidth(60)
         self.textEdited.connect(self._typed)
-        self.editingFinished.connect(self._tell)
-        self.textChanged.connect(lambda text: None if text else self._tell())
+        self.editingFinished.connect(self.commit)
+        self.textChanged.connect(lambda text: None if text else self.commit())
 
     def offer(
         self,
@@ -86,13 +86,13 @@ class NameField(QLineEdit):  # type: ignore[misc,unused-ignore]
     def _typed(self, text: str) -> None:
         part = text[: self.cursorPosition()].rpartition(",")[2].strip() if self._several else text.strip()
         if not part:
-            self._completer.popup().hide()
+            self.completer.popup().hide()
             return
-        self._completer.setCompletionPrefix(part)
-        if self._completer.completionCount():
-            self._completer.complete()
+        self.completer.setCompletionPrefix(part)
+        if self.completer.completionCount():
+            self.completer.complete()
         else:
-            self._completer.popup().hide()
+            self.completer.popup().hide()
 
     def _completed(self, name: str) -> None:
         if self._several:
@@ -101,16 +101,14 @@ class NameField(QLineEdit):  # type: ignore[misc,unused-ignore]
             self.setText(f"{before[0]}{', ' if before[1] else ''}{name}{after}")
         else:
             self.setText(name)
-        self._tell()
+        self.commit()
 
-    def _tell(self) -> None:
+    def commit(self) -> None:
+        """Say the text where it is another than before."""
         self.setModified(False)
         if self.text() != self._told:
             self._told = self.text()
             self.changed.emit(self.text())
-
-
-# The form of one edit: which genes and programs, what is done to them, and how much.
 
 
 OPERATIONS = (

@@ -294,9 +294,9 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         for clicked, ask, title, kinds, do in (
             (self.load.clicked, self._open, "Load edits", YAML, files.load),
             (self.sets.clicked, self._open, "Import gene sets", "Gene sets (*.gmt)", files.import_gmt),
-            (self.save.clicked, self._write, "Save edits", YAML, files.save),
-            (self.keep.clicked, self._write, "Save a profile", PROFILES, files.export_profile),
-            (self.save_movers.clicked, self._write, "Save the genes that move most", TABLE, files.export_movers),
+            (self.save.clicked, self.write, "Save edits", YAML, files.save),
+            (self.keep.clicked, self.write, "Save a profile", PROFILES, files.export_profile),
+            (self.save_movers.clicked, self.write, "Save the genes that move most", TABLE, files.export_movers),
         ):
             clicked.connect(lambda _=False, ask=ask, title=title, kinds=kinds, do=do: ask(title, kinds, do))
 
@@ -389,7 +389,8 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         if path:
             do(path)
 
-    def _write(self, title: str, kinds: str, do: Callable[[str], None]) -> None:
+    def write(self, title: str, kinds: str, do: Callable[[str], None]) -> None:
+        """Ask for a file to write, and do it."""
         path, _ = QFileDialog.getSaveFileName(self, title, "", kinds)
         if path and not Path(path).suffix:
             path += next(mark for mark in (".csv", ".yaml", ".json") if mark in kinds)

@@ -1,4 +1,4 @@
-"""A contact sheet in a window of its own: it belongs to no place on the tissue, so it is no layer."""
+"""The open section evaluated with the chosen checkpoint, and contact sheets of one spot."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from pathlib import Path
 
 from qtpy.QtCore import Qt, QUrl
 from qtpy.QtGui import QDesktopServices
-from qtpy.QtWidgets import QDialog, QFileDialog, QGridLayout, QLabel, QScrollArea, QSpinBox, QWidget
+from qtpy.QtWidgets import QDialog, QFileDialog, QGridLayout, QLabel, QScrollArea, QWidget
 
 from ...errors import StmditError
-from ...evaluation.cases import FEWEST, EvaluationRequest
+from ...evaluation.cases import EvaluationRequest
 from ...evaluation.evaluate import Evaluated
 from ...evaluation.pictures import save_sheet
 from ...synthesis.variants import ContactSheet
 from ..presenter import Presenter
 from ..state import RunStatus
-from .common import Connections, Text, button, column, connect_state, labelled, named, row
+from .common import Connections, Text, button, column, connect_state, form_of, labelled, row
 from .results import pixmap_of
 
 IMAGE_PX = 132
 
 
 class SheetWindow(QDialog):  # type: ignore[misc,unused-ignore]
-    """Shows a `ContactSheet` as it grows, and exports it."""
+    """A `ContactSheet` as it grows, and its export; a window of its own, as it belongs to no place on the tissue."""
 
     def __init__(self, parent: QWidget) -> None:
         super().__init__(parent)
@@ -105,9 +105,6 @@ class SheetWindow(QDialog):  # type: ignore[misc,unused-ignore]
             self.message.show_text(str(error), "error")
 
 
-# Is it true? The open section evaluated with the chosen checkpoint.
-
-
 ABOUT = (
     "Synthesizes some spots under their true conditions and under controls, with the settings of the form, and reports what may be "
     "claimed. Choose a section that the checkpoint was not trained on."
@@ -119,22 +116,23 @@ class EvaluatePanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def __init__(self) -> None:
         super().__init__()
-        default = EvaluationRequest()
         self._report: str | None = None
-        self.spots = named(
-            QSpinBox(), "Spots to evaluate", "Spots of the section, drawn with the seed; more give narrower intervals"
+        self.form = form_of(
+            EvaluationRequest,
+            spots=(
+                "Spots to evaluate",
+                "Spots of the section, drawn with the seed; more give narrower intervals",
+                {"step": 1},
+            ),
+            seeds=("Seeds a case", "Images of each spot in each case", {"step": 1}),
         )
-        self.spots.setRange(FEWEST, 100_000)
-        self.spots.setValue(default.spots)
-        self.seeds = named(QSpinBox(), "Seeds a case", "Images of each spot in each case")
-        self.seeds.setRange(1, 20)
-        self.seeds.setValue(default.seeds)
+        self.spots, self.seeds = (widget.native for widget in self.form.values())
         tip = "Choose a folder for the report and begin; the folder of one that was stopped goes on with it"
         self.go = button("Evaluate…", "Evaluate the section", tip)
         self.open = button("Open report", "Open the report", "Show the latest report in the browser", self._open)
         self.count, self.found = Text("quiet"), Text("info")
-        for box in (self.spots, self.seeds):
-            box.valueChanged.connect(self._count)
+        for widget in self.form.values():
+            widget.changed.connect(self._count, max_args=0)
         self.setLayout(
             column(
                 Text("quiet", ABOUT),
@@ -154,7 +152,7 @@ class EvaluatePanel(QWidget):  # type: ignore[misc,unused-ignore]
 
         def choose() -> None:
             if chosen := QFileDialog.getExistingDirectory(self, "Folder for the report"):
-                presenter.evaluations.evaluate(chosen, self.spots.value(), self.seeds.value())
+                presenter.evaluations.evaluate(chosen, self.form["spots"].value, self.form["seeds"].value)
 
         def show_status() -> None:
             self.show_status(state.status, state.section is not None and state.checkpoint is not None)
@@ -185,7 +183,7 @@ class EvaluatePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.found.show_text(text + (f" Not so: {'; '.join(lost)}." if lost else ""))
 
     def _count(self) -> None:
-        patches = self.spots.value() * self.seeds.value() * 7
+        patches = self.form["spots"].value * self.form["seeds"].value * 7
         self.count.show_text(f"About {patches:,} patches: up to seven cases of each spot and seed.")
 
     def _open(self) -> None:

@@ -51,10 +51,6 @@ def _handler(action: Callable[[], Any]) -> Callable[[Any], None]:
     return pressed
 
 
-# Keys of the workbench, bound when it opens and given back when it goes: a manifest's key bindings are ignored by
-# napari.
-
-
 PAINT_KEYS = {
     "Control-Z": "undo the last change of the edits",
     "Control-Shift-Z": "redo it",
@@ -102,9 +98,6 @@ def _actions(presenter: Presenter) -> dict[str, Callable[[], Any]]:
 def bind_paint_keys(viewer: Any, presenter: Presenter, dock: QWidget) -> Callable[[], None]:
     """Bind the keys in a viewer's canvas and in the dock; return what gives the viewer's keys back."""
     return bind_keys(viewer, dock, _actions(presenter))
-
-
-# Keys for running, stopping and comparing, bound when the dock is made and given back when it goes.
 
 
 RUN_KEYS: Mapping[str, tuple[str, str]] = {

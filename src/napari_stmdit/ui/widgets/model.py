@@ -1,4 +1,4 @@
-"""What can be downloaded by name: size and terms first, then the button."""
+"""Choosing the checkpoint and the device; downloads by name, and conversion of foreign checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .common import Connections, Fold, Text, blocked, boxed, button, column, com
 
 
 class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """Offers the known checkpoints and encoders."""
+    """The known checkpoints and encoders that can be downloaded: size and terms first, then the button."""
 
     downloadRequested = Signal(str, object)  # name, folder or None
 
@@ -142,9 +142,6 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.downloadRequested.emit(self.name(), chosen)
 
 
-# The questions about a foreign checkpoint: the scale of its patches, a name, and the genes it sees.
-
-
 class ConvertPanel(QWidget):  # type: ignore[misc,unused-ignore]
     """Shows a foreign checkpoint and asks what its files do not say."""
 
@@ -240,9 +237,6 @@ class ConvertPanel(QWidget):  # type: ignore[misc,unused-ignore]
         if self._foreign is not None:
             genes = self.genes.text().strip() or None
             self.convertRequested.emit(ConvertIntent(self._foreign.path, self.value(), self.name.text(), genes))
-
-
-# Choosing the checkpoint and the device.
 
 
 LACKING_ADVICE = (

@@ -26,7 +26,7 @@ from ..state import ResultEntry
 from .common import Connections, Text, blocked, button, column, connect_state, named, row
 
 NUMBER = Qt.ItemDataRole.UserRole
-MOST_LINES = 5
+MAX_LINES = 5
 ICON_PX = 32
 EXPORTS: tuple[tuple[ExportKind, str, str, str], ...] = (
     ("ome-zarr", "OME-Zarr…", "Export as OME-Zarr", "OME-Zarr (*.zarr)"),
@@ -127,6 +127,10 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             elif path := self._asked(title, number, "dataset", "Folder (*)", QFileDialog.Option.DontConfirmOverwrite):
                 presenter.data_sets.export(number, path)
 
+        def delete(number: int) -> None:
+            if self._may_go(number):
+                results.delete(number)
+
         self.list.itemChanged.connect(edited)
         self.list.currentItemChanged.connect(lambda *_: choose())
         self.saveRequested.connect(results.save)
@@ -138,7 +142,7 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.save_data_set.triggered.connect(lambda _: chosen(export_data_set)())
         self.again.clicked.connect(lambda _: chosen(presenter.runs.run_again)())
         self.reuse.clicked.connect(lambda _: chosen(presenter.reuse)())
-        self.delete.clicked.connect(lambda _: chosen(lambda number: self._may_go(number) and results.delete(number))())
+        self.delete.clicked.connect(lambda _: chosen(delete)())
         self.change.clicked.connect(lambda on: chosen(presenter.changes.show)(on))
         return connect_state(
             state.events,
@@ -158,7 +162,7 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._entries = {entry.number: entry for entry in entries}
         with blocked(self.list):
             self._fill(entries, chosen)
-        lines = min(max(len(entries), 1), MOST_LINES)
+        lines = min(max(len(entries), 1), MAX_LINES)
         self.list.setFixedHeight(lines * max(self.list.sizeHintForRow(0), 18) + 6)
         self.setEnabled(bool(entries))
         self._describe()

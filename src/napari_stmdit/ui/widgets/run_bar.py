@@ -14,7 +14,7 @@ from .common import Connections, Text, button, column, connect_state, named, row
 from .keys import with_key
 from .synthesize import duration
 
-MOST_LINES = 3
+MAX_LINES = 3
 
 
 class QueuePanel(QWidget):  # type: ignore[misc,unused-ignore]
@@ -57,7 +57,7 @@ class QueuePanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.list.addItem(item)
         if queue:
             self.list.setCurrentRow(min(chosen, len(queue) - 1))
-        lines = min(max(len(queue), 1), MOST_LINES)
+        lines = min(max(len(queue), 1), MAX_LINES)
         self.list.setFixedHeight(lines * max(self.list.sizeHintForRow(0), 16) + 6)
         self.resume.setEnabled(held)
 

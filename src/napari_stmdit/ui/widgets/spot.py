@@ -13,7 +13,7 @@ from .common import Connections, Text, boxed, button, column, connect_state, row
 from .results import pixmap_of
 
 TITLES = {"real": "Slide", "baseline": "Baseline", "edited": "Edited", "synthetic": "Synthetic", "change": "Difference"}
-MOST_COLUMNS = 3
+MAX_COLUMNS = 3
 IMAGE_PX = 84
 MINUS = "−"
 LOOK_MS = 150
@@ -29,8 +29,8 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def __init__(self) -> None:
         super().__init__()
         self.title, self.words = Text("info"), Text("quiet")
-        self._images = [QLabel() for _ in range(MOST_COLUMNS)]
-        self._heads = [QLabel() for _ in range(MOST_COLUMNS)]
+        self._images = [QLabel() for _ in range(MAX_COLUMNS)]
+        self.heads = [QLabel() for _ in range(MAX_COLUMNS)]
         for image in self._images:
             image.setFixedHeight(IMAGE_PX)
             image.setMinimumWidth(40)
@@ -40,7 +40,7 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._grid.setContentsMargins(0, 0, 0, 0)
         self._grid.setHorizontalSpacing(6)
         self._grid.setVerticalSpacing(3)
-        for place, (head, image) in enumerate(zip(self._heads, self._images, strict=True)):
+        for place, (head, image) in enumerate(zip(self.heads, self._images, strict=True)):
             head.setAlignment(Qt.AlignmentFlag.AlignCenter)
             self._grid.addWidget(head, 0, place)
             self._grid.addWidget(image, 1, place)
@@ -107,8 +107,8 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
         )  # wrapped: as a cell it widened the dock
         self.words.show_text(colours + close_up.words)
         columns = [name for name in TITLES if name in close_up.patches]
-        columns = [*columns, *([] if close_up.change is None else ["change"])][:MOST_COLUMNS]
-        for place, (head, image) in enumerate(zip(self._heads, self._images, strict=True)):
+        columns = [*columns, *([] if close_up.change is None else ["change"])][:MAX_COLUMNS]
+        for place, (head, image) in enumerate(zip(self.heads, self._images, strict=True)):
             shown = place < len(columns)
             head.setVisible(shown)
             image.setVisible(shown)
@@ -164,7 +164,7 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
         """Before, after and their difference, each under its picture."""
         for line, found in enumerate(close_up.rows):
             words = f"{found.name}, {found.unit}"
-            self._put(2 * line, 0, words, MOST_COLUMNS, "Difference: edited minus slide")
+            self._put(2 * line, 0, words, MAX_COLUMNS, "Difference: edited minus slide")
             values = (found.values["real"], found.values["edited"])
             for place, value in enumerate(values):
                 self._put(2 * line + 1, place, f"{value:,.{found.digits}f}", 1, words)

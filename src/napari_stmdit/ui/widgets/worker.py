@@ -1,4 +1,4 @@
-"""Jobs on a thread of napari's pool. One of the two places that know Qt."""
+"""Jobs on a thread of napari's pool."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from napari.qt.threading import create_worker
 from qtpy.QtCore import QObject, Qt, Signal
 from superqt.utils import GeneratorWorker
 
-from ..errors import StmditError, SynthesisError
-from ..progress import CancelToken
-from .jobs import Handlers, Job
+from ...errors import StmditError, SynthesisError
+from ...progress import CancelToken
+from ..jobs import Handlers, Job
 
 log = logging.getLogger(__name__)
 
