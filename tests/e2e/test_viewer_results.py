@@ -63,16 +63,16 @@ def test_keys_run_stop_and_queue(viewer, opened):  # noqa: F811
     assert opened.run_bar.run.text() == "Queue"
     click(opened.run_bar.run)
     click(opened.run_bar.run)
-    assert opened.queue.isVisible() and opened.queue.list.count() == 2
-    click(opened.queue.remove)
+    assert opened.run_bar.queue.isVisible() and opened.run_bar.queue.list.count() == 2
+    click(opened.run_bar.queue.remove)
     assert len(state.queue) == 1
     press(viewer, "stop")
     assert settle(lambda: not state.status.busy)
     assert state.status is RunStatus.STOPPED
-    assert state.queue_held and opened.queue.resume.isEnabled()
-    click(opened.queue.resume)
+    assert state.queue_held and opened.run_bar.queue.resume.isEnabled()
+    click(opened.run_bar.queue.resume)
     assert settle(lambda: state.status is RunStatus.DONE)
-    assert not opened.queue.isVisible()
+    assert not opened.run_bar.queue.isVisible()
     assert [len(e.spots) for e in state.results][-1] == 8
 
 

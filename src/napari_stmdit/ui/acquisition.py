@@ -8,36 +8,33 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, StmditError
 from ..progress import CancelToken, DownloadProgress
 from .jobs import Handlers, Job, Lane, Series, Start, Tell, failing, once
 from .state import Fetching, Foreign, ModelChoice, WorkbenchState
 
+if TYPE_CHECKING:
+    from ..model.zoo import ZooEntry
+
 
 @dataclass(frozen=True)
 class Offer:
-    """Something that can be downloaded by name, as it is shown before anyone agrees to it.
+    """Something that can be downloaded by name, as it is shown before anyone agrees to it."""
 
-    Attributes
-    ----------
-    here
-        Whether it is on this computer.
-    by_hand
-        On no hub: the user brings its files in a folder.
-    """
+    entry: ZooEntry
+    here: bool  # whether it is on this computer
 
-    name: str
-    title: str
-    kind: str
-    size: str
-    licence: str
-    terms: str
-    gated: bool
-    here: bool
-    by_hand: bool
-    notes: tuple[str, ...] = ()
+    @property
+    def size(self) -> str:
+        """How much there is to fetch, in words."""
+        return "size unknown" if self.entry.size_bytes is None else f"about {self.entry.size_bytes / 1e9:.2g} GB"
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether it is on no hub: the user brings its files in a folder."""
+        return self.entry.fetch == "manual"
 
 
 @dataclass(frozen=True)
@@ -54,26 +51,7 @@ def offers() -> tuple[Offer, ...]:
     """Return what can be downloaded by name, with its state on this computer."""
     from ..model.zoo import state_of, zoo
 
-    found = []
-    for entry in zoo():
-        size = "size unknown" if entry.size_bytes is None else f"about {entry.size_bytes / 1e9:.2g} GB"
-        kind = entry.kind.replace("_", " ")
-        state, _ = state_of(entry)
-        found.append(
-            Offer(
-                entry.name,
-                entry.title,
-                kind,
-                size,
-                entry.licence,
-                entry.terms,
-                entry.gated,
-                state == "here",
-                entry.fetch == "manual",
-                entry.notes,
-            )
-        )
-    return tuple(found)
+    return tuple(Offer(entry, state_of(entry)[0] == "here") for entry in zoo())
 
 
 class Acquisition:

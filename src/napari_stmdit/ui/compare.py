@@ -182,15 +182,10 @@ class SideBySide(Way):
 
 
 class Veiled:
-    """An RGBA image of which some columns are transparent: nothing is copied, and only what is drawn is read.
+    """An RGBA image (h, w, 4) uint8, numpy or dask, of which some columns are transparent: nothing is copied, and only what is drawn is read.
 
     napari has no clipping planes for 2-D images: layers show this stand-in for the time being, keep their extent and affine, and
     the result's own array, which is what is saved, is never touched.
-
-    Parameters
-    ----------
-    own
-        (h, w, 4) uint8, numpy or dask.
     """
 
     def __init__(self, own: Any) -> None:
@@ -217,15 +212,7 @@ class Veiled:
 
 
 class Curtain:
-    """Makes one side of a layer transparent, without touching its own data.
-
-    Parameters
-    ----------
-    layer
-        An RGBA image layer, single- or multiscale.
-    keep
-        The side of the seam that stays.
-    """
+    """Makes one side of an RGBA image layer transparent, without touching its own data; ``keep`` is the side that stays."""
 
     def __init__(self, layer: Any, keep: Literal["left", "right"]) -> None:
         self.layer = layer
@@ -371,17 +358,7 @@ class Comparing:
         self.fade = Fade(viewer)
 
     def start(self, mode: CompareMode, right: int | None = None, left: int | None = None) -> None:
-        """Compare a result with another one or the slide.
-
-        Parameters
-        ----------
-        mode
-            How.
-        right
-            Number of a result; None takes the chosen one.
-        left
-            Number of a result; None takes the slide.
-        """
+        """Compare the result number ``right``, or the chosen one, with the result number ``left``, or the slide."""
         before = self.state.comparison
         self.stop()
         viewer, view = self._viewer(), self._view()

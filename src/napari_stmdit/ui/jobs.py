@@ -31,29 +31,15 @@ Tell = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Job:
-    """Work for a worker.
+    """Work for a worker."""
 
-    Attributes
-    ----------
-    title
-        What the activity list shows.
-    generate
-        Makes the generator of the values; it asks the token whether it should end.
-    error
-        Turns an unexpected exception into the error that the user reads.
-    yields
-        How many values to expect, for a progress bar; 0 where that is not known.
-    quiet
-        Whether it is too short to be listed among napari's activities.
-    tells
-        Whether ``generate`` takes a second argument, which is called with values that come while it works.
-    """
-
-    title: str
+    title: str  # what the activity list shows
+    # makes the generator of the values; it asks the token whether it should end
     generate: Callable[..., Iterator[Any]]
-    error: Callable[[Exception], StmditError]
-    yields: int = 0
-    quiet: bool = False
+    error: Callable[[Exception], StmditError]  # turns an unexpected exception into the error that the user reads
+    yields: int = 0  # how many values to expect, for a progress bar; 0 where that is not known
+    quiet: bool = False  # whether it is too short to be listed among napari's activities
+    # whether ``generate`` takes a second argument, which is called with values that come while it works
     tells: bool = False
 
     def guarded(self, token: CancelToken, tell: Tell = lambda value: None) -> Iterator[Any]:

@@ -131,18 +131,8 @@ def result_layer(
 ) -> LayerTuple:
     """Return the one RGBA image layer of a run.
 
-    Parameters
-    ----------
-    rgba
-        (h, w, 4) uint8; drawn from as it is, so that later patches appear on refresh.
-    frame
-        Its place.
-    section
-        The section it belongs to.
-    name
-        Must say that it is synthetic.
-    run
-        Identity and provenance, kept in the layer's metadata.
+    ``rgba`` (h, w, 4) uint8 is drawn from as it is, so that later patches appear on refresh; ``name`` must say that it is synthetic;
+    ``run``, its identity and provenance, is kept in the layer's metadata.
     """
     state = {
         "name": name,

@@ -51,15 +51,7 @@ def presenter_of(viewer: Any, start: Start = jobs.start_inline) -> Presenter:
 
 
 class Presenter:
-    """What the workbench of one viewer does.
-
-    Parameters
-    ----------
-    viewer
-        A napari viewer or ViewerModel; held weakly.
-    start
-        How jobs are started: on a thread, or inline where there is no event loop.
-    """
+    """What the workbench of one viewer does; ``start`` runs jobs on a thread, or inline where there is no event loop."""
 
     def __init__(self, viewer: Any, start: Start) -> None:
         self._viewer = weakref.ref(viewer)

@@ -111,16 +111,8 @@ def inverted(spots: SpotTable, present: Iterable[str]) -> tuple[str, ...]:
 class SectionView:
     """Slide, spots and lasso of one section.
 
-    Parameters
-    ----------
-    viewer
-        Held weakly.
-    section
-        What is shown.
-    on_click, on_lasso
-        Called with a place (2,) in full-resolution pixels, and a ring (n, 2) in full-resolution pixels.
-    on_stroke
-        Called with ``begin``, ``move`` or ``end``, a place, and whether Alt is held, while the brush is in hand.
+    ``on_click`` gets a place (2,), ``on_lasso`` a ring (n, 2), both in full-resolution pixels; ``on_stroke`` gets ``begin``,
+    ``move`` or ``end``, a place, and whether Alt is held, while the brush is in hand.
     """
 
     def __init__(

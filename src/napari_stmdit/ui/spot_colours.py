@@ -285,18 +285,9 @@ def look_of(
 ) -> SpotLook:
     """Return how spots are drawn.
 
-    Parameters
-    ----------
-    values
-        (n,) numbers or names of categories, or None for rings alone.
-    scale
-        What their colours mean.
-    selected
-        (n,) spots with the selection's outline.
-    hollow
-        (n,) spots drawn as rings in the colour of their value, so that what was synthesized under them is seen.
-    painted
-        (n,) spots that the chosen edit changes.
+    ``values`` are (n,) numbers or names of categories, or None for rings alone. (n,) masks: ``selected`` spots have the selection's
+    outline, ``hollow`` ones are rings in the colour of their value, so that what was synthesized under them is seen, and
+    ``painted`` ones are changed by the chosen edit.
     """
     face = face_of(values, scale, hollow)
     border = np.tile(np.array(RING, dtype=np.float32), (len(selected), 1))

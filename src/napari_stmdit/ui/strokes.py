@@ -33,18 +33,8 @@ class Stroke:
     Within a stroke nothing adds up, so that the result does not depend on how often the mouse was asked where it is. A stroke
     over weight w leaves w + (1 - w) * v, an erasing one w * (1 - v), with v the stroke's own weight.
 
-    Parameters
-    ----------
-    spots
-        The section's.
-    tree
-        k-d tree of their positions in full-resolution pixels.
-    brush
-        How it paints.
-    radius
-        In full-resolution pixels.
-    before
-        Spot id -> weight that the edit has; None stands for weight 1 everywhere.
+    ``tree`` is a k-d tree of the spots' positions and ``radius`` that of the brush, both in full-resolution pixels; ``before``
+    is spot id -> weight that the edit has, and None stands for weight 1 everywhere.
     """
 
     def __init__(

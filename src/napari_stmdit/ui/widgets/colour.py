@@ -32,6 +32,7 @@ from .common import (
     column,
     combo,
     connect_state,
+    fit_lines,
     named,
     row,
     without_steppers,
@@ -213,8 +214,7 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
             item = QListWidgetItem(QIcon(swatch), f"{name}  ({count:,})")
             item.setData(Qt.ItemDataRole.UserRole, name)
             self.legend.addItem(item)
-        lines = min(max(len(scale.categories), 1), MAX_LEGEND_LINES)
-        self.legend.setFixedHeight(lines * max(self.legend.sizeHintForRow(0), 18) + 6)
+        fit_lines(self.legend, len(scale.categories), MAX_LEGEND_LINES)
 
     # --- private
 

@@ -18,6 +18,7 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QLabel,
     QLayout,
+    QListWidget,
     QPushButton,
     QSizePolicy,
     QToolButton,
@@ -168,6 +169,11 @@ def boxed(layout: QLayout) -> QWidget:
     widget = QWidget()
     widget.setLayout(layout)
     return widget
+
+
+def fit_lines(box: QListWidget, count: int, most: int, least_px: int = 18) -> None:
+    """Make a list as high as its lines, up to ``most`` of them."""
+    box.setFixedHeight(min(max(count, 1), most) * max(box.sizeHintForRow(0), least_px) + 6)
 
 
 def labelled(*pairs: tuple[str, QWidget | QLayout]) -> QGridLayout:

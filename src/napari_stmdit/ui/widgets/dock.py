@@ -34,24 +34,12 @@ PAGE = "workbench"
 
 @dataclass(frozen=True)
 class Preferences:
-    """What a user may set once for all viewers, in napari's preferences; older napari has no such page, and defaults hold.
+    """What a user may set once for all viewers, in napari's preferences; older napari has no such page, and defaults hold."""
 
-    Attributes
-    ----------
-    live_preview
-        Show the patch that is being denoised every few steps.
-    blink_ms
-        How long each picture is shown while blinking; not below 350, as fast flicker can harm.
-    compare_mode
-        What "Compare with baseline" opens.
-    device
-        Where a checkpoint is loaded, unless another device is chosen.
-    """
-
-    live_preview: bool = True
-    blink_ms: int = 700
-    compare_mode: CompareMode = "swipe"
-    device: str = "auto"
+    live_preview: bool = True  # show the patch that is being denoised every few steps
+    blink_ms: int = 700  # how long each picture is shown while blinking; not below 350, as fast flicker can harm
+    compare_mode: CompareMode = "swipe"  # what "Compare with baseline" opens
+    device: str = "auto"  # where a checkpoint is loaded, unless another device is chosen
 
 
 def read_preferences() -> Preferences:

@@ -92,11 +92,11 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def offer(self, known: Sequence[Offer]) -> None:
         """Show what there is, with its state."""
         present = self.name()
-        self._offers = {offer.name: offer for offer in known}
+        self._offers = {offer.entry.name: offer for offer in known}
         with blocked(self.choice):
             self.choice.clear()
             for offer in known:
-                self.choice.addItem(f"{offer.title}{' (here)' if offer.here else ''}", offer.name)
+                self.choice.addItem(f"{offer.entry.title}{' (here)' if offer.here else ''}", offer.entry.name)
             self.choice.setCurrentIndex(max(0, self.choice.findData(present)))
         self._show_choice()
 
@@ -123,12 +123,13 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.terms.setText("")
             return
         state = "on this computer" if offer.here else "not on this computer"
-        self.facts.show_text(f"{offer.kind.capitalize()}, {offer.size}; {state}.")
+        entry, kind = offer.entry, offer.entry.kind.replace("_", " ")
+        self.facts.show_text(f"{kind.capitalize()}, {offer.size}; {state}.")
         hand = " It is on no hub: get the files from the page below and choose their folder." if offer.by_hand else ""
-        self.licence.show_text(f"Licence: {offer.licence}.{hand}")
-        gate = "accept the terms there first" if offer.gated else "terms"
-        self.terms.setText(f'<a href="{offer.terms}">{offer.terms.split("//")[-1].split("/")[0]}</a>: {gate}')
-        self.terms.setVisible(bool(offer.terms))
+        self.licence.show_text(f"Licence: {entry.licence}.{hand}")
+        gate = "accept the terms there first" if entry.gated else "terms"
+        self.terms.setText(f'<a href="{entry.terms}">{entry.terms.split("//")[-1].split("/")[0]}</a>: {gate}')
+        self.terms.setVisible(bool(entry.terms))
 
     def _enable(self) -> None:
         offer = self._offers.get(self.name())

@@ -23,7 +23,7 @@ from ...synthesis.export import ExportKind
 from ...tissue.spatialdata_store import is_spatialdata
 from ..presenter import Presenter
 from ..state import ResultEntry
-from .common import Connections, Text, blocked, button, column, connect_state, named, row
+from .common import Connections, Text, blocked, button, column, connect_state, fit_lines, named, row
 
 NUMBER = Qt.ItemDataRole.UserRole
 MAX_LINES = 5
@@ -162,8 +162,7 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._entries = {entry.number: entry for entry in entries}
         with blocked(self.list):
             self._fill(entries, chosen)
-        lines = min(max(len(entries), 1), MAX_LINES)
-        self.list.setFixedHeight(lines * max(self.list.sizeHintForRow(0), 18) + 6)
+        fit_lines(self.list, len(entries), MAX_LINES)
         self.setEnabled(bool(entries))
         self._describe()
 

@@ -10,7 +10,7 @@ from qtpy.QtWidgets import QLabel, QListWidget, QListWidgetItem, QProgressBar, Q
 from ...progress import Progress
 from ..presenter import Presenter
 from ..state import QueuedRun, RunStatus
-from .common import Connections, Text, button, column, connect_state, named, row
+from .common import Connections, Text, button, column, connect_state, fit_lines, named, row
 from .keys import with_key
 from .synthesize import duration
 
@@ -57,8 +57,7 @@ class QueuePanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.list.addItem(item)
         if queue:
             self.list.setCurrentRow(min(chosen, len(queue) - 1))
-        lines = min(max(len(queue), 1), MAX_LINES)
-        self.list.setFixedHeight(lines * max(self.list.sizeHintForRow(0), 16) + 6)
+        fit_lines(self.list, len(queue), MAX_LINES, 16)
         self.resume.setEnabled(held)
 
 
