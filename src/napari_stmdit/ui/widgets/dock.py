@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from .common import Connections, Fold, Text, column, connect_state
 from .compare import ComparePanel
 from .edits import EditsPanel
 from .evaluate import EvaluatePanel, SheetWindow
-from .keys import bind_paint_keys, bind_run_keys, with_key
+from .keys import RUN_KEYS, bind_keys, paint_actions, with_key
 from .model import ModelPanel
 from .results import ResultsPanel
 from .run_bar import RunBar
@@ -189,17 +190,16 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
 
     def _use_keys(self, viewer: Any) -> None:
         presenter, compare = self.presenter, self.compare
-        actions: dict[str, Any] = {
+        actions: dict[str, Callable[[], Any]] = {
             "run": presenter.runs.run,
             "stop": presenter.stop,
             "flip": presenter.compare.flip,
             "baseline": presenter.compare_with_baseline,
+            **{mode: partial(compare.toggle, mode) for mode in ("grid", "swipe", "blink", "fade")},
         }
         buttons = {"stop": self.run_bar.stop, "baseline": compare.baseline}
-        for mode in ("grid", "swipe", "blink", "fade"):
-            actions[mode] = partial(compare.toggle, mode)
-            buttons[mode] = compare.mode.button(mode)
+        buttons |= {mode: compare.mode.button(mode) for mode in ("grid", "swipe", "blink", "fade")}
         for name, one in buttons.items():
             one.setToolTip(with_key(one.toolTip(), name))
-        self.connections.add(bind_run_keys(viewer, self, actions))
-        self.connections.add(bind_paint_keys(viewer, presenter, self))
+        keys = {RUN_KEYS[name][0]: action for name, action in actions.items()}
+        self.connections.add(bind_keys(viewer, self, {**keys, **paint_actions(presenter)}))
