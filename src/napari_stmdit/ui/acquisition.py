@@ -57,12 +57,7 @@ def offers() -> tuple[Offer, ...]:
 class Acquisition:
     """Downloads and conversions of one viewer, one of each at a time; ``load`` loads a checkpoint once it is there."""
 
-    def __init__(
-        self,
-        state: WorkbenchState,
-        start: Start,
-        load: Callable[[ModelChoice], None],
-    ) -> None:
+    def __init__(self, state: WorkbenchState, start: Start, load: Callable[[ModelChoice], None]) -> None:
         self.state = state
         self._load = load
         self._looks = Lane(start)

@@ -352,11 +352,7 @@ def sheet(title: str, variants: Sequence[Variant], columns: int, section: Sectio
 
 
 def close_up(
-    spot: str,
-    columns: Callable[[], Mapping[str, NDArray[np.uint8]]],
-    patch_um: float,
-    words: str,
-    edited: bool = False,
+    spot: str, columns: Callable[[], Mapping[str, NDArray[np.uint8]]], patch_um: float, words: str, edited: bool = False
 ) -> Job:
     """Measure the patches of a spot; yields a `CloseUp`, with the change where real tissue was ``edited``."""
 

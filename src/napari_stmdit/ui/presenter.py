@@ -25,16 +25,7 @@ from .painting import EditFiles, Painting
 from .results import CloseUps, ResultList
 from .runs import LivePreview, RunCycle, RunQueue
 from .section_view import Choosing, SectionView, combine, inverted
-from .state import (
-    Brush,
-    Colouring,
-    Combine,
-    CompareMode,
-    ModelChoice,
-    OpenIntent,
-    Tool,
-    WorkbenchState,
-)
+from .state import Brush, Colouring, Combine, CompareMode, ModelChoice, OpenIntent, Tool, WorkbenchState
 from .tools import DataSets, Evaluations, Sheets
 
 PLANNED_AT_ONCE = 500

@@ -239,15 +239,7 @@ class ResultList:
         request, record = result.plan.request, result.provenance
         spots, planned = spots_of(result.section, request, record)
         entry = ResultEntry(
-            number,
-            name,
-            result.section,
-            request,
-            record,
-            spots,
-            planned,
-            result,
-            thumbnail=thumbnail_of(result.rgba),
+            number, name, result.section, request, record, spots, planned, result, thumbnail=thumbnail_of(result.rgba)
         )
         self.state.chosen_result = number  # before the list is shown anew, which then marks it
         self.state.results = (*self.state.results, entry)

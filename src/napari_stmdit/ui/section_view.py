@@ -94,12 +94,7 @@ def grown(spots: SpotTable, near: csr_matrix, ids: Iterable[str], rings: int) ->
 def combine(spots: SpotTable, present: Iterable[str], new: Iterable[str], how: Combine) -> tuple[str, ...]:
     """Join a new choice to the present selection; the result is in the table's order."""
     before, chosen = set(present), set(new)
-    kept = {
-        "replace": chosen,
-        "add": before | chosen,
-        "subtract": before - chosen,
-        "toggle": before ^ chosen,
-    }[how]
+    kept = {"replace": chosen, "add": before | chosen, "subtract": before - chosen, "toggle": before ^ chosen}[how]
     return tuple(spot for spot in spots.ids.tolist() if spot in kept)
 
 

@@ -8,14 +8,7 @@ from typing import Any
 import numpy as np
 from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QColor, QIcon, QImage, QPainter, QPaintEvent, QPixmap
-from qtpy.QtWidgets import (
-    QCheckBox,
-    QDoubleSpinBox,
-    QListWidget,
-    QListWidgetItem,
-    QSizePolicy,
-    QWidget,
-)
+from qtpy.QtWidgets import QCheckBox, QDoubleSpinBox, QListWidget, QListWidgetItem, QSizePolicy, QWidget
 
 from ...expression.genes import match_genes
 from ...expression.programs import known_programs

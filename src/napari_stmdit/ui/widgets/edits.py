@@ -60,11 +60,7 @@ class BrushForm(QWidget):  # type: ignore[misc,unused-ignore]
         self.strength.valueChanged.connect(lambda value: self._change(strength=value / 100))
         self.erase.toggled.connect(lambda on: self._change(erase=on))
         self.setLayout(
-            labelled(
-                ("Radius", row(self.radius, self.erase)),
-                ("Softness", self.softness),
-                ("Strength", self.strength),
-            )
+            labelled(("Radius", row(self.radius, self.erase)), ("Softness", self.softness), ("Strength", self.strength))
         )
         self.show_unit(True)
         self.setValue(Brush())

@@ -7,16 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import (
-    QFileDialog,
-    QLabel,
-    QLineEdit,
-    QMenu,
-    QProgressBar,
-    QPushButton,
-    QSizePolicy,
-    QWidget,
-)
+from qtpy.QtWidgets import QFileDialog, QLabel, QLineEdit, QMenu, QProgressBar, QPushButton, QSizePolicy, QWidget
 
 from ...assemble import list_checkpoints
 from ...errors import StmditError
@@ -45,10 +36,7 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.terms.setTextInteractionFlags(Qt.TextInteractionFlag.TextBrowserInteraction)
         named(self.terms, "Terms", "Where the terms can be read and, if it is gated, accepted")
         self.download = button(
-            "Download",
-            "Download",
-            "Fetch it under these terms",
-            lambda: self.downloadRequested.emit(self.name(), None),
+            "Download", "Download", "Fetch it under these terms", lambda: self.downloadRequested.emit(self.name(), None)
         )
         self.folder = button(
             "From folder…", "Take it from a folder", "Copy its files from a folder on this computer", self._browse

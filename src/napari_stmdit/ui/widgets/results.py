@@ -9,15 +9,7 @@ from typing import Any
 import numpy as np
 from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QIcon, QImage, QPixmap
-from qtpy.QtWidgets import (
-    QAbstractItemView,
-    QFileDialog,
-    QListWidget,
-    QListWidgetItem,
-    QMenu,
-    QMessageBox,
-    QWidget,
-)
+from qtpy.QtWidgets import QAbstractItemView, QFileDialog, QListWidget, QListWidgetItem, QMenu, QMessageBox, QWidget
 
 from ...synthesis.export import ExportKind
 from ...tissue.spatialdata_store import is_spatialdata

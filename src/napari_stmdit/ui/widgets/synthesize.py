@@ -6,14 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import (
-    QDoubleSpinBox,
-    QLabel,
-    QLineEdit,
-    QSlider,
-    QSpinBox,
-    QWidget,
-)
+from qtpy.QtWidgets import QDoubleSpinBox, QLabel, QLineEdit, QSlider, QSpinBox, QWidget
 from superqt.utils import qdebounced
 
 from ...synthesis.estimate import Estimate
