@@ -80,7 +80,7 @@ def start(job: Job, token: CancelToken, handlers: Handlers) -> None:
     ):
         signal.connect(handler)
 
-    here = _Relay()  # emitted on the worker's thread
+    here = _Relay(relay)  # emitted on the worker's thread; a child, so that it lives until all has arrived
 
     def generate() -> Iterator[Any]:
         yield from job.guarded(token, here.value.emit)
