@@ -113,7 +113,7 @@ def form_of(model: type[BaseModel], **fields: tuple[str, str, dict[str, Any]]) -
     form = {}
     for field, (name, tip, options) in fields.items():
         info = model.model_fields[field]
-        limits = {}
+        limits: dict[str, Any] = {}
         for limit in info.metadata:
             limits |= {end: getattr(limit, key) for key, end in (("ge", "min"), ("le", "max")) if hasattr(limit, key)}
             if hasattr(limit, "lt"):
