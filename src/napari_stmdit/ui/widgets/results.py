@@ -85,15 +85,10 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         """Connect with a presenter; return what shows its state."""
         state, results = presenter.state, presenter.results
 
-        def chosen(do: Callable[..., Any]) -> Callable[..., None]:
-            """Do something with the number of the chosen result, and with what the signal says besides."""
-
-            def call(*said: Any) -> None:
-                number = self.value()
-                if number is not None:
-                    do(number, *said)
-
-            return call
+        def chosen(do: Callable[..., Any], *more: Any) -> None:
+            """Do something with the number of the chosen result, where there is one."""
+            if (number := self.value()) is not None:
+                do(number, *more)
 
         def edited(item: QListWidgetItem) -> None:
             entry = self._entries[int(item.data(NUMBER))]
@@ -126,16 +121,16 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.list.itemChanged.connect(edited)
         self.list.currentItemChanged.connect(lambda *_: choose())
         self.saveRequested.connect(results.save)
-        self.save_store.triggered.connect(lambda _: chosen(self._save)())
+        self.save_store.triggered.connect(lambda _: chosen(self._save))
         for kind, _, tip, files in EXPORTS:
             self.save_as[kind].triggered.connect(
-                lambda _, kind=kind, tip=tip, files=files: chosen(export)(kind, tip, files)
+                lambda _, kind=kind, tip=tip, files=files: chosen(export, kind, tip, files)
             )
-        self.save_data_set.triggered.connect(lambda _: chosen(export_data_set)())
-        self.again.clicked.connect(lambda _: chosen(presenter.runs.run_again)())
-        self.reuse.clicked.connect(lambda _: chosen(presenter.reuse)())
-        self.delete.clicked.connect(lambda _: chosen(delete)())
-        self.change.clicked.connect(lambda on: chosen(presenter.changes.show)(on))
+        self.save_data_set.triggered.connect(lambda _: chosen(export_data_set))
+        self.again.clicked.connect(lambda _: chosen(presenter.runs.run_again))
+        self.reuse.clicked.connect(lambda _: chosen(presenter.reuse))
+        self.delete.clicked.connect(lambda _: chosen(delete))
+        self.change.clicked.connect(lambda on: chosen(presenter.changes.show, on))
         return connect_state(
             state.events,
             ("results", lambda: self.show_results(state.results, state.chosen_result)),
