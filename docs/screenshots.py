@@ -160,7 +160,7 @@ def comparisons(studio):
         made = save_sheet(state.sheet, Path(folder) / "sheet.png")
         with Image.open(made) as picture:
             picture.quantize(256).save(IMAGES / "dose_strip.png", optimize=True, **labelled(NEW))
-    bench.desk.sheet.close()
+    bench.sheet.close()
 
 
 def plain_slide():

@@ -71,8 +71,7 @@ def ask(monkeypatch):
 
 def dock(request, edits):
     """What the dock has in its form after the user chose a region and loaded a file of edits."""
-    from napari_stmdit.ui.edit_files import EditFiles
-    from napari_stmdit.ui.painting import Painting
+    from napari_stmdit.ui.painting import EditFiles, Painting
     from napari_stmdit.ui.state import WorkbenchState
 
     state = WorkbenchState()

@@ -25,11 +25,11 @@ def test_paint_run_swipe_change_strength_run_again_save_and_reopen(
 ):
     bench, state, mouse = workbench, workbench.state, Mouse(viewer)
     bench.presenter.use_model(tiny_model)
-    bench.presenter._show(tiny_section)
+    bench.presenter.show(tiny_section)
     settle(lambda: False, 0.2)
     world = tiny_section.spots.yx * tiny_section.calibration.mpp
     bench.edits.form.what.setText("ERBB2, KRT8, EPCAM")
-    bench.edits.form.what._tell()
+    bench.edits.form.what.commit()
     assert not bench.synthesize.tissue.button("edit").isEnabled()  # nothing to change yet
     bench.presenter.set_brush(Brush(radius_um=60, softness=0.5))
     bench.edits.paint.click()
@@ -48,7 +48,7 @@ def test_paint_run_swipe_change_strength_run_again_save_and_reopen(
     assert first.name.startswith("edited real tissue, synthetic")
 
     assert (state.comparison.mode, state.comparison.left) == ("swipe", None)
-    ends = bench.presenter.compare.swipe._ends(0.5)
+    ends = bench.presenter.compare.swipe.ends(0.5)
     middle, across = ends.mean(axis=0), np.array([0.0, 25.0])
     mouse.draw([middle, middle + across / 2, middle + across])
     assert state.comparison.position > 0.5

@@ -30,7 +30,7 @@ def click(button):
 @pytest.fixture
 def opened(workbench):  # noqa: F811
     workbench.presenter.use_model(Slow(CARD, 0.03))
-    workbench.presenter._show(telling_section())
+    workbench.presenter.show(telling_section())
     workbench.folds["evaluate"].unfold()
     workbench.scroll.ensureWidgetVisible(workbench.evaluate)
     settle(lambda: False, 0.1)
@@ -70,7 +70,7 @@ def test_an_evaluation_is_stopped_goes_on_and_its_report_is_opened(opened, tmp_p
 def test_what_cannot_be_evaluated_is_said(opened, tmp_path, monkeypatch):
     panel, state = opened.evaluate, opened.state
     monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path))
-    opened.presenter._show(telling_section(2, "small", rows=2, columns=3))
+    opened.presenter.show(telling_section(2, "small", rows=2, columns=3))
     click(panel.go)
     assert settle(lambda: state.status is RunStatus.FAILED)
     assert state.message.kind == "error" and "at least 8 are needed" in state.message.text

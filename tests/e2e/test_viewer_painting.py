@@ -23,7 +23,7 @@ def opened(workbench, tiny_section):  # noqa: F811
     """The workbench with the tiny section."""
     card = card_for(tuple(tiny_section.spots.genes.symbols.tolist()), patch_px=64, patch_mpp=0.7)
     workbench.presenter.use_model(CropModel(card))
-    workbench.presenter._show(tiny_section)
+    workbench.presenter.show(tiny_section)
     settle(lambda: False, 0.2)
     return workbench
 
@@ -72,7 +72,7 @@ def test_a_brush_stroke_undo_and_redo(viewer, opened):  # noqa: F811
     before = state.section.spots.counts.toarray().copy()
     camera_before = tuple(viewer.scene.camera.center if hasattr(viewer, "scene") else viewer.camera.center)
     opened.edits.form.what.setText("ERBB2")
-    opened.edits.form.what._tell()
+    opened.edits.form.what.commit()
     assert state.draft.genes == ("ERBB2",)
     opened.presenter.set_brush(Brush(radius_um=60, softness=0.5))
     opened.edits.paint.click()
@@ -143,7 +143,7 @@ def test_the_list_of_edits_by_its_buttons(opened):
     opened.folds["edits"].unfold()
     opened.presenter.select(state.section.spots.ids[:5].tolist())
     panel.form.what.setText("epithelial, COL1A1")
-    panel.form.what._tell()
+    panel.form.what.commit()
     panel.to_selected.click()
     opened.presenter.select(())
     panel.spots.click()
@@ -151,10 +151,10 @@ def test_the_list_of_edits_by_its_buttons(opened):
     panel.new.click()
     assert panel.spots.isHidden()
     panel.form.what.setText("nothing of this name")
-    panel.form.what._tell()
+    panel.form.what.commit()
     assert "nothing of this name" in panel.form.faults["what"].plain()
     panel.form.what.setText("CD3D")
-    panel.form.what._tell()
+    panel.form.what.commit()
     panel.form.operation.setCurrentIndex(panel.form.operation.findData("knock_out"))
     panel.form.operation.activated.emit(panel.form.operation.currentIndex())
     panel.to_all.click()
@@ -227,25 +227,25 @@ def test_keys_are_given_back_when_the_dock_goes(viewer, opened):  # noqa: F811
 def test_colours_follow_names_and_each_gene_keeps_its_limits(opened):
     state, panel = opened.state, opened.colour
     panel.gene.setText("KRT8")
-    panel.gene._tell()
+    panel.gene.commit()
     assert state.colouring.gene == "KRT8"
     panel.high.setValue(3.5)
     panel.high.editingFinished.emit()
     assert state.colour_scale.limits[1] == 3.5
     panel.gene.setText("epithelial (program)")
-    panel.gene._tell()
+    panel.gene.commit()
     assert (state.colouring.program, state.colouring.gene) == ("epithelial", None)
     assert state.colour_scale.limits[1] != 3.5
     panel.gene.setText("KRT8")
-    panel.gene._tell()
+    panel.gene.commit()
     assert state.colour_scale.limits[1] == 3.5
     panel.gene.setText("total counts")
-    panel.gene._tell()
+    panel.gene.commit()
     assert state.colouring.obs == "total counts"
     assert panel.show_.isHidden()
     for part in ("rbb", "RBB2"):
-        panel.gene._completer.setCompletionPrefix(part)
-        assert panel.gene._completer.currentCompletion() == "ERBB2"
+        panel.gene.completer.setCompletionPrefix(part)
+        assert panel.gene.completer.currentCompletion() == "ERBB2"
 
 
 def test_an_edit_painted_in_the_dock_replays_from_the_command_line(viewer, workbench, tmp_path):  # noqa: F811
@@ -273,8 +273,8 @@ def test_an_edit_painted_in_the_dock_replays_from_the_command_line(viewer, workb
     bench.run_bar.run.click()
     assert settle(lambda: not state.status.busy, 120)
     assert state.status is RunStatus.DONE, state.message
-    drawn = np.array(bench.presenter.result_layer(1).data)
-    assert layers.ours(bench.presenter.result_layer(1))["provenance"]["request"]["edits"][0]["spots"]
+    drawn = np.array(bench.presenter.results.layer(1).data)
+    assert layers.ours(bench.presenter.results.layer(1))["provenance"]["request"]["edits"][0]["spots"]
 
     edits = tmp_path / "edits.yaml"
     bench.presenter.edit_files.save(str(edits))
@@ -302,5 +302,5 @@ def test_an_edit_painted_in_the_dock_replays_from_the_command_line(viewer, workb
     state.request = unedited
     bench.run_bar.run.click()
     assert settle(lambda: not state.status.busy and len(state.results) == 2, 120)
-    plain = np.array(bench.presenter.result_layer(2).data)
+    plain = np.array(bench.presenter.results.layer(2).data)
     assert np.abs(drawn.astype(int) - plain.astype(int)).max() > 1  # and the edit does something

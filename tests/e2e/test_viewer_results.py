@@ -26,7 +26,7 @@ def opened(workbench, tiny_section):  # noqa: F811
     """The workbench with the tiny section and a quick stand-in for a checkpoint; eight spots are selected."""
     card = card_for(tuple(tiny_section.spots.genes.symbols.tolist()), patch_px=64, patch_mpp=0.7)
     workbench.presenter.use_model(Tinted(card))
-    workbench.presenter._show(tiny_section)
+    workbench.presenter.show(tiny_section)
     workbench.presenter.select(tiny_section.spots.ids[:8].tolist())
     settle(lambda: False, 0.1)
     return workbench
@@ -64,16 +64,16 @@ def test_keys_run_stop_and_queue(viewer, opened):  # noqa: F811
     assert opened.run_bar.run.text() == "Queue"
     click(opened.run_bar.run)
     click(opened.run_bar.run)
-    assert opened.queue.isVisible() and opened.queue.list.count() == 2
-    click(opened.queue.remove)
+    assert opened.run_bar.queue.isVisible() and opened.run_bar.queue.list.count() == 2
+    click(opened.run_bar.queue.remove)
     assert len(state.queue) == 1
     press(viewer, "stop")
     assert settle(lambda: not state.status.busy)
     assert state.status is RunStatus.STOPPED
-    assert state.queue_held and opened.queue.resume.isEnabled()
-    click(opened.queue.resume)
+    assert state.queue_held and opened.run_bar.queue.resume.isEnabled()
+    click(opened.run_bar.queue.resume)
     assert settle(lambda: state.status is RunStatus.DONE)
-    assert not opened.queue.isVisible()
+    assert not opened.run_bar.queue.isVisible()
     assert [len(e.spots) for e in state.results][-1] == 8
 
 
@@ -98,7 +98,7 @@ def test_comparing_by_mouse_and_keyboard(viewer, opened):  # noqa: F811
     click(opened.compare.baseline)
     assert settle(lambda: state.comparison is not None)
     assert (state.comparison.mode, state.comparison.left) == ("swipe", 2)
-    right = opened.presenter.result_layer(1)
+    right = opened.presenter.results.layer(1)
     width = right.data.shape[1]
     settle(lambda: False, 0.2)
     before = state.comparison.position
@@ -116,7 +116,7 @@ def test_comparing_by_mouse_and_keyboard(viewer, opened):  # noqa: F811
     press(viewer, "fade")
     assert state.comparison.mode == "fade"
     assert right.data[..., 3].any(axis=0)[: round(0.2 * width)].any()  # its own pixels again
-    upper = opened.presenter.result_layer(2)  # the baseline was made later, so it lies above what it is compared with
+    upper = opened.presenter.results.layer(2)  # the baseline was made later, so it lies above what it is compared with
     assert upper.opacity == 0
     press(viewer, "flip")
     assert upper.opacity == 1
@@ -174,7 +174,7 @@ def test_save_reopen_and_run_again(viewer, opened, tmp_path, monkeypatch):  # no
     assert back.result is None and back.request == first.request
     opened.results.show_chosen(back.number)
     assert opened.results.save.isEnabled() and not opened.results.save_store.isEnabled()
-    assert not opened.presenter.result_layer(1).visible
+    assert not opened.presenter.results.layer(1).visible
     opened.results.show_chosen(back.number)
     state.chosen_result = back.number
     click(opened.results.reuse)
@@ -208,7 +208,7 @@ def test_rename_hide_and_delete_in_the_list(viewer, opened, monkeypatch):  # noq
     item.setText("before the edit")
     assert settle(lambda: state.results[0].name == "before the edit (synthetic)", 2)
     opened.results.list.item(0).setCheckState(Qt.CheckState.Unchecked)
-    assert settle(lambda: not opened.presenter.result_layer(1).visible, 2)
+    assert settle(lambda: not opened.presenter.results.layer(1).visible, 2)
     asked = []
 
     def answer(*args, **_):
@@ -247,11 +247,11 @@ def test_the_close_up_and_the_contact_sheet(viewer, opened, tmp_path):  # noqa: 
     opened.scroll.ensureWidgetVisible(opened.spot.dose)
     click(opened.spot.dose)
     assert settle(lambda: state.sheet is not None and len(state.sheet.cells) == 7)
-    assert settle(lambda: opened.desk.sheet.isVisible(), 2)
-    opened.desk.sheet.save(tmp_path / "sheet.png")
+    assert settle(lambda: opened.sheet.isVisible(), 2)
+    opened.sheet.save(tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 1000
-    opened.desk.sheet.save(tmp_path / "sheet.png")
-    assert "already there" in opened.desk.sheet.message.plain()
+    opened.sheet.save(tmp_path / "sheet.png")
+    assert "already there" in opened.sheet.message.plain()
 
 
 def test_preferences_are_followed(viewer, opened):  # noqa: F811
@@ -264,7 +264,7 @@ def test_preferences_are_followed(viewer, opened):  # noqa: F811
         page.live_preview = False
         page.blink_ms = 1200
         assert opened.presenter.runs.live_preview is False
-        assert opened.compare._blink_ms == 1200
+        assert opened.compare.blink_ms == 1200
     finally:
         page.live_preview, page.blink_ms = True, 700
 

@@ -161,7 +161,7 @@ def test_stop_ends_within_one_step_and_keeps_finished_patches(viewer, opened, ca
     assert state.status is RunStatus.STOPPED
     done = state.results[0].result.done
     assert 4 <= len(done) < 30
-    layer = presenter.result_layer(1)
+    layer = presenter.results.layer(1)
     alpha = layer.data[..., 3] > 0
     assert alpha.any()
     assert not alpha.all()
@@ -184,7 +184,7 @@ def test_two_viewers_do_not_share(no_leaks, make_napari_viewer, tiny_section):  
     first, second = make_napari_viewer(), make_napari_viewer()
     one = first.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")[1]
     two = second.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")[1]
-    one.presenter._show(tiny_section)
+    one.presenter.show(tiny_section)
     one.presenter.select_all()
     assert two.state.section is None
     assert two.state.selected == ()
@@ -270,7 +270,7 @@ def test_faults_and_facts_are_shown(opened, card):
     assert "30 patches" in opened.synthesize.estimate.plain()
     opened.synthesize.source.setCurrentIndex(opened.synthesize.source.findData("spot"))
     opened.synthesize.spot.setText("nowhere")
-    opened.synthesize._edited()
+    opened.synthesize.spot.editingFinished.emit()
     assert settle(lambda: "nowhere" in opened.synthesize.faults["morphology"].plain(), 2)
     presenter.use_model(CropModel(card_for(tuple(f"G{k}" for k in range(50)), patch_px=64, patch_mpp=0.7)))
     assert "0 of the 50 genes" in opened.section.fault.plain()
@@ -284,7 +284,7 @@ def test_the_dock_may_be_closed_and_opened_again(viewer, opened):  # noqa: F811
     opened.deleteLater()  # napari lets it go; this test still holds it
     QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
     settle(lambda: False, 0.2)
-    assert not opened._connections
+    assert not opened.connections
     again = viewer.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")[1]
     assert again is not opened
     assert again.state.section is section
@@ -309,7 +309,7 @@ def test_a_real_section_and_the_bundled_checkpoint(viewer, workbench, shared_dat
     workbench.run_bar.run.click()
     assert settle(lambda: state.status is RunStatus.DONE, 120), state.message
     (entry,) = state.results
-    layer = presenter.result_layer(entry.number)
+    layer = presenter.results.layer(entry.number)
     assert "synthetic" in layer.name
     assert {entry.result.plan.patches[k].spot_id for k in entry.result.done} == set(state.selected)
     # every selected spot's centre, in microns, lies on synthesized pixels of the layer

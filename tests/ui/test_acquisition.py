@@ -21,9 +21,8 @@ class Desk:
         self.state = WorkbenchState()
         self.told: list[tuple[str, str]] = []
         self.loaded: list[ModelChoice] = []
-        self.acquisition = Acquisition(
-            self.state, start_inline, lambda kind, text: self.told.append((kind, text)), self.loaded.append
-        )
+        self.state.events.message.connect(lambda message: self.told.append((message.kind, message.text)))
+        self.acquisition = Acquisition(self.state, start_inline, self.loaded.append)
 
 
 @pytest.fixture
@@ -48,9 +47,14 @@ def foreign(tmp_path):
 
 
 def test_offers_say_size_licence_and_state_before_anything_is_fetched(desk):
-    found = {offer.name: offer for offer in offers()}
+    found = {offer.entry.name: offer for offer in offers()}
     uni = found["uni2-h"]
-    assert uni.gated and not uni.here and "CC-BY-NC-ND" in uni.licence and uni.terms.startswith("https://")
+    assert (
+        uni.entry.gated
+        and not uni.here
+        and "CC-BY-NC-ND" in uni.entry.licence
+        and uni.entry.terms.startswith("https://")
+    )
     assert uni.size == "about 2.7 GB"
     assert found["cancerfoundation"].by_hand and found["sd3.5-vae"].size == "size unknown"
 
@@ -65,7 +69,7 @@ def test_files_are_taken_from_a_folder(desk, tmp_path):
     assert (tmp_path / "home" / "downloads" / "uni2-h" / "pytorch_model.bin").read_bytes() == b"weights" * 100
     assert seen[0].name == "uni2-h" and desk.state.fetching is None
     assert desk.told[-1][0] == "info" and "uni2-h is on this computer" in desk.told[-1][1]
-    assert next(offer for offer in offers() if offer.name == "uni2-h").here
+    assert next(offer for offer in offers() if offer.entry.name == "uni2-h").here
 
 
 def test_what_cannot_be_fetched_is_told(desk, tmp_path):

@@ -39,7 +39,7 @@ def viewer():
 @pytest.fixture
 def presenter(viewer, tiny_section, tiny_model):
     made = Presenter(viewer, start_inline)
-    made._show(tiny_section)
+    made.show(tiny_section)
     made.use_model(tiny_model)
     ids = tiny_section.spots.ids.tolist()
     made.select(ids[10:17])
@@ -64,11 +64,11 @@ def test_the_form_edits_by_default_and_says_why_where_it_cannot(qtbot):
     assert panel.tissue.value() == "new"
     assert not panel.tissue.button("edit").isEnabled()
     assert panel.tissue.button("edit").toolTip() == "there is nothing to change"
-    assert panel._only_edit.isHidden() and not panel._only_new.isHidden() and panel._chance.isEnabled()
+    assert panel.only_edit.isHidden() and not panel.only_new.isHidden() and panel.chance.isEnabled()
     panel.show_editable("")
     assert panel.tissue.value() == "edit"
-    assert not panel._only_edit.isHidden() and panel._only_new.isHidden() and not panel._chance.isHidden()
-    assert not panel._chance.isEnabled() and "no chance" in panel._chance.toolTip()
+    assert not panel.only_edit.isHidden() and panel.only_new.isHidden() and not panel.chance.isHidden()
+    assert not panel.chance.isEnabled() and "no chance" in panel.chance.toolTip()
     with qtbot.waitSignal(panel.valueChanged) as changed:
         panel.tissue.button("new").click()
     assert changed.args[0].counterfactual == "off"
@@ -81,7 +81,7 @@ def test_the_form_edits_by_default_and_says_why_where_it_cannot(qtbot):
     with qtbot.waitSignal(panel.valueChanged) as changed:
         panel.fresh.setValue(0.4)
     assert changed.args[0].fresh_noise == 0.4
-    assert panel._chance.isEnabled() and not panel._chance.isHidden() and not panel._chance.toolTip()
+    assert panel.chance.isEnabled() and not panel.chance.isHidden() and not panel.chance.toolTip()
     panel.show_faults({"fresh_noise": "seamless tissue has none"})
     assert panel.faults["fresh_noise"].text() == "seamless tissue has none"
     panel.setValue(Request(counterfactual="off", edit_scale=2.5))
@@ -192,7 +192,7 @@ def test_the_change_has_units_symmetric_limits_and_hides_what_did_not_change(pre
         crop = read_patches(tiny_section.image, [patch.source_box], y1 - y0)[0]
         wanted = change_of(entry.result.rgba[y0:y1, x0:x1, :3], crop)
         np.testing.assert_allclose(shown[y0:y1, x0:x1], wanted, atol=0.02)
-    result = presenter.result_layer(entry.number)
+    result = presenter.results.layer(entry.number)
     np.testing.assert_allclose(layer.data_to_world((0, 0)), result.data_to_world((0, 0)))
     presenter.changes.show(entry.number, False)
     assert not layer.visible and not presenter.state.changes
@@ -227,7 +227,7 @@ def test_the_close_up_shows_slide_edited_and_difference_with_numbers(presenter, 
     panel = SpotPanel()
     qtbot.addWidget(panel)
     panel.show_close_up(found, ids[12])
-    assert [head.text() for head in panel._heads] == ["Slide", "Edited", "Difference"]
+    assert [head.text() for head in panel.heads] == ["Slide", "Edited", "Difference"]
     texts = panel.texts()
     row = found.rows[0]
     at = texts.index("Haematoxylin, OD (ln)")

@@ -32,7 +32,7 @@ def test_a_series_does_all_in_order_and_each_says_how_it_ended():
     series = Series(by_hand)
     for name, error in (("one", StoreError("full")), ("two", None), ("three", None)):
         series.submit(job(name, 1, error=error), listening(heard, name), lambda name=name: begun.append(name))
-    assert begun == ["one"] and series.waiting == 2 and len(by_hand.open) == 1
+    assert begun == ["one"] and len(by_hand.open) == 1
     for _ in range(3):
         by_hand.finish()
     assert heard == [
@@ -48,7 +48,7 @@ def test_what_waits_is_begun_at_once_where_nobody_will_be_there_later():
     for name in ("one", "two", "three"):
         series.submit(job(name, 1), listening(heard, name))
     series.finish()
-    assert len(by_hand.open) == 3 and series.waiting == 0
+    assert len(by_hand.open) == 3
     for number in range(3):
         by_hand.finish(number)
     assert [entry for entry in heard if entry[1] == "end"] == [(name, "end") for name in ("one", "two", "three")]
@@ -57,7 +57,8 @@ def test_what_waits_is_begun_at_once_where_nobody_will_be_there_later():
 def test_a_conversion_is_not_silenced_by_a_look_at_another_file(monkeypatch, tmp_path):
     by_hand, told, loaded = ByHand(), [], []
     monkeypatch.setattr(acquisition, "_converting", lambda intent: job("convert", tmp_path / "made"))
-    desk = acquisition.Acquisition(WorkbenchState(), by_hand, lambda kind, text: told.append(text), loaded.append)
+    desk = acquisition.Acquisition(WorkbenchState(), by_hand, loaded.append)
+    desk.state.events.message.connect(lambda message: told.append(message.text))
     desk.convert(acquisition.ConvertIntent("x", 0.5, "made"))
     desk.choose(str(tmp_path / "other.safetensors"))
     assert desk.state.converting
@@ -68,7 +69,8 @@ def test_a_conversion_is_not_silenced_by_a_look_at_another_file(monkeypatch, tmp
 def test_two_downloads_wait_for_each_other(monkeypatch):
     by_hand, told = ByHand(), []
     monkeypatch.setattr(acquisition, "_downloading", lambda name, folder: job(name, Fetching(name, 0.5), f"/{name}"))
-    desk = acquisition.Acquisition(WorkbenchState(), by_hand, lambda kind, text: told.append(text), lambda choice: None)
+    desk = acquisition.Acquisition(WorkbenchState(), by_hand, lambda choice: None)
+    desk.state.events.message.connect(lambda message: told.append(message.text))
     desk.download("one")
     desk.download("two")
     assert desk.state.fetching.name == "one"
@@ -82,7 +84,8 @@ def test_two_downloads_wait_for_each_other(monkeypatch):
 def test_a_closed_desk_downloads_no_more(monkeypatch):
     by_hand, told = ByHand(), []
     monkeypatch.setattr(acquisition, "_downloading", lambda name, folder: job(name, f"/{name}"))
-    desk = acquisition.Acquisition(WorkbenchState(), by_hand, lambda kind, text: told.append(text), lambda choice: None)
+    desk = acquisition.Acquisition(WorkbenchState(), by_hand, lambda choice: None)
+    desk.state.events.message.connect(lambda message: told.append(message.text))
     desk.download("one")
     desk.download("two")
     desk.close()

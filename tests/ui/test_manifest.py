@@ -91,13 +91,14 @@ def test_what_the_reader_returns_can_be_shown(kind, request):
 def test_a_store_with_results_shows_them_where_they_were_made(tmp_path, tiny_section, crop_model):
     from napari_stmdit.synthesis.result import synthesize
     from napari_stmdit.types import Request, SpotList
-    from napari_stmdit.ui.layers import layer_of_result, make
+    from napari_stmdit.ui.layers import make, result_layer
 
     result = synthesize(tiny_section, Request(region=SpotList(ids=("SPOT03-1", "SPOT04-1"))), crop_model)
     result.save(tmp_path / "out.zarr")
     tuples = manifest.read_section(str(tmp_path / "out.zarr"))
     assert [state["metadata"]["stmdit"]["role"] for _, state, _ in tuples] == ["slide", "stored", "spots"]
-    stored, made = make(tuples[1]), make(layer_of_result(result, "synthetic"))
+    stored = make(tuples[1])
+    made = make(result_layer(result.rgba, result.plan.frame, result.section, "synthetic", {}))
     np.testing.assert_array_equal(np.asarray(stored.data), made.data)
     corners = np.array([(0, 0), made.data.shape[:2]])
     for corner in corners:

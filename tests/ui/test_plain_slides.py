@@ -55,7 +55,7 @@ def test_a_run_on_a_slide_is_named_for_what_it_lacks(presenter, slide, stated):
     presenter.runs.run()
     (entry,) = state.results
     assert "synthetic" in entry.name and "no expression" in entry.name
-    assert presenter.result_layer(entry.number).name == entry.name
+    assert presenter.results.layer(entry.number).name == entry.name
     assert entry.provenance["section"]["expression"]["kind"] == "none"
 
 

@@ -30,7 +30,7 @@ def by_hand():
 @pytest.fixture
 def presenter(viewer, tiny_section, crop_model, by_hand):
     made = Presenter(viewer, by_hand)
-    made._show(tiny_section)
+    made.show(tiny_section)
     made.use_model(crop_model)
     return made
 
@@ -50,7 +50,7 @@ def test_two_viewers_share_nothing():
 
 def test_the_state_goes_with_its_viewer(tiny_section):
     viewer = ViewerModel()
-    presenter_of(viewer)._show(tiny_section)
+    presenter_of(viewer).show(tiny_section)
     gone = weakref.ref(presenter_of(viewer))
     del viewer
     gc.collect()
@@ -171,7 +171,7 @@ def test_run_says_what_is_missing(viewer, tiny_section, crop_model, by_hand):
     presenter = Presenter(viewer, by_hand)
     presenter.runs.run()
     assert "Open a section" in presenter.state.message.text
-    presenter._show(tiny_section)
+    presenter.show(tiny_section)
     presenter.use_model(crop_model)
     presenter.runs.run()
     assert "Select spots" in presenter.state.message.text
@@ -275,7 +275,7 @@ def test_the_screen_is_refreshed_at_most_five_times_a_second(presenter, by_hand,
     for _ in range(6):
         by_hand.step()
     drawn = []
-    layer = presenter.result_layer(1)
+    layer = presenter.results.layer(1)
     layer.events.set_data.connect(lambda event: drawn.append(1))
     steps = 0
     while by_hand.step():
@@ -400,11 +400,11 @@ def test_a_new_section_takes_the_place_of_the_old(presenter, viewer, tiny_folder
     presenter.runs.run()
     by_hand.finish()
     other = open_section(tiny_folder)
-    presenter._show(other)
+    presenter.show(other)
     assert presenter.state.section is other
     assert presenter.state.selected == ()
     assert [layers.role_of(x) for x in viewer.layers].count("spots") == 1
-    assert not presenter.result_layer(1).visible  # kept, but not over another tissue
+    assert not presenter.results.layer(1).visible  # kept, but not over another tissue
     assert len(presenter.state.results) == 1
 
 
@@ -464,7 +464,7 @@ def test_removing_the_compared_result_ends_the_comparison(presenter, viewer, by_
     presenter.runs.run()
     by_hand.finish()
     presenter.compare.start("grid")
-    viewer.layers.remove(presenter.result_layer(1))
+    viewer.layers.remove(presenter.results.layer(1))
     assert presenter.state.comparison is None
     assert [layers.role_of(x) for x in viewer.layers] == ["slide", "spots"]
 
@@ -472,7 +472,7 @@ def test_removing_the_compared_result_ends_the_comparison(presenter, viewer, by_
 def test_inline_start_for_scripts(viewer, tiny_section, crop_model):
     presenter = Presenter(viewer, start_inline)
     presenter.use_model(crop_model)
-    presenter._show(tiny_section)
+    presenter.show(tiny_section)
     selected(presenter, 2)
     presenter.runs.run()
     assert presenter.state.status is RunStatus.DONE

@@ -28,7 +28,7 @@ def by_hand():
 @pytest.fixture
 def presenter(viewer, tiny_section, card, by_hand):
     made = Presenter(viewer, by_hand)
-    made._show(tiny_section)
+    made.show(tiny_section)
     made.use_model(Tinted(card))
     made.runs.live_preview = False
     return made
@@ -87,7 +87,7 @@ def test_what_is_queued_goes_with_its_section(presenter, by_hand, tiny_folder):
     presenter.select_all()
     presenter.runs.run()
     presenter.runs.run()
-    presenter._show(open_section(tiny_folder))
+    presenter.show(open_section(tiny_folder))
     assert not presenter.state.queue
     assert not presenter.state.status.busy
 
@@ -143,7 +143,7 @@ def test_a_comparison_gives_everything_back(presenter, viewer, by_hand, mode, wi
     presenter.results.show(base, False)
     scale_bar_of(viewer).visible = False
     before, callbacks = arrangement(viewer), list(viewer.mouse_drag_callbacks)
-    pixels = [presenter.result_layer(n).data for n in (base, edited)]
+    pixels = [presenter.results.layer(n).data for n in (base, edited)]
     kept = [p.copy() for p in pixels]
     presenter.compare.start(mode, edited, base if with_baseline else None)
     assert presenter.state.comparison.mode == mode
@@ -155,7 +155,7 @@ def test_a_comparison_gives_everything_back(presenter, viewer, by_hand, mode, wi
     assert presenter.state.comparison is None
     assert arrangement(viewer) == before
     for number, data, copy in zip((base, edited), pixels, kept, strict=True):
-        assert presenter.result_layer(number).data is data  # its own array again
+        assert presenter.results.layer(number).data is data  # its own array again
         np.testing.assert_array_equal(data, copy)
     assert list(viewer.mouse_drag_callbacks) == callbacks
 
@@ -168,9 +168,9 @@ def test_the_grid_shows_slide_baseline_and_edited_with_names_and_scale(presenter
     assert grid.enabled and tuple(grid.shape) == (1, 3)
     slide, spots = presenter.view.slide.name, presenter.view.spots.name
     assert cells[slide] == cells[spots]
-    places = [cells[slide], cells[presenter.result_layer(base).name], cells[presenter.result_layer(edited).name]]
+    places = [cells[slide], cells[presenter.results.layer(base).name], cells[presenter.results.layer(edited).name]]
     assert len(set(places)) == 3
-    assert presenter.result_layer(edited).name_overlay.visible
+    assert presenter.results.layer(edited).name_overlay.visible
     assert scale_bar_of(viewer).visible and scale_bar_of(viewer).gridded
     presenter.compare.stop()
 
@@ -180,7 +180,7 @@ def test_swipe_shows_one_left_and_the_other_right_of_the_seam(presenter, viewer,
     result = presenter.state.results[-1].result
     whole = result.rgba.copy()
     presenter.compare.start("swipe", edited, base)
-    left, right = presenter.result_layer(base), presenter.result_layer(edited)
+    left, right = presenter.results.layer(base), presenter.results.layer(edited)
     width = result.rgba.shape[1]
     for position in (0.5, 0.2, 0.8, 0.0, 1.0, 0.35):
         presenter.compare.move(position)
@@ -202,7 +202,7 @@ def test_swipe_follows_results_that_were_moved(presenter, viewer, by_hand):
         layer.translate = (300, -200)
     presenter.compare.start("swipe", edited, base)
     presenter.compare.move(0.5)
-    left, right = presenter.result_layer(base), presenter.result_layer(edited)
+    left, right = presenter.results.layer(base), presenter.results.layer(edited)
     column = right.data.shape[1] // 2
     world = right.data_to_world((right.data.shape[0] / 2, column - 0.5))
     seam = round(left.world_to_data(world)[-1] + 0.5)
@@ -214,7 +214,7 @@ def test_swipe_follows_results_that_were_moved(presenter, viewer, by_hand):
 def test_the_seam_is_dragged_with_the_mouse(presenter, viewer, by_hand):
     number = run(presenter, by_hand, count=6)
     presenter.compare.start("swipe", number)
-    layer = presenter.result_layer(number)
+    layer = presenter.results.layer(number)
     height, width = layer.data.shape[:2]
 
     class Event:
@@ -225,7 +225,7 @@ def test_the_seam_is_dragged_with_the_mouse(presenter, viewer, by_hand):
 
     def drag(start, end):
         event = Event(start)
-        steps = presenter.compare.swipe._drag(viewer, event)
+        steps = presenter.compare.swipe.drag(viewer, event)
         taken = next(steps, "not taken") is None
         if taken:
             event.type, event.position = "mouse_move", Event((start + end) / 2).position
@@ -245,7 +245,7 @@ def test_the_seam_is_dragged_with_the_mouse(presenter, viewer, by_hand):
 
 def test_fade_and_blink_go_by_opacity(presenter, viewer, by_hand):
     number = run(presenter, by_hand)
-    layer = presenter.result_layer(number)
+    layer = presenter.results.layer(number)
     presenter.compare.start("fade", number)
     presenter.compare.move(0.3)
     assert layer.opacity == pytest.approx(0.3)
@@ -294,8 +294,8 @@ def test_what_differs_in_more_than_the_edits_is_no_baseline(presenter, by_hand, 
 def test_renaming_keeps_saying_that_it_is_synthetic(presenter, by_hand):
     number = run(presenter, by_hand)
     presenter.results.rename(number, "tumour")
-    assert presenter.state.results[0].name == "tumour (synthetic)" == presenter.result_layer(number).name
-    presenter.result_layer(number).name = "by napari"  # a name is no identity
+    assert presenter.state.results[0].name == "tumour (synthetic)" == presenter.results.layer(number).name
+    presenter.results.layer(number).name = "by napari"  # a name is no identity
     assert presenter.state.results[0].name == "by napari"
     presenter.results.delete(number)
     assert not presenter.state.results
@@ -371,7 +371,7 @@ def test_a_large_stored_result_is_drawn_from_its_halvings(tiny_section, tmp_path
     from napari_stmdit.synthesis.stored import stored_results
     from napari_stmdit.tissue.open import open_section
     from napari_stmdit.tissue.store import write_result
-    from napari_stmdit.ui.swipe import Curtain
+    from napari_stmdit.ui.compare import Curtain
 
     rgba = np.random.default_rng(0).integers(1, 255, (2300, 1101, 4), dtype=np.uint8)
     write_result(tmp_path / "o.zarr", rgba, np.eye(3), tiny_section, None, {})
@@ -428,7 +428,7 @@ def test_images_that_are_no_results_are_told_and_the_others_listed(presenter, by
     viewer = ViewerModel()
     again = Presenter(viewer, by_hand)
     again.load_model = lambda choice: None
-    again._show(open_section(tmp_path / "out.zarr"))
+    again.show(open_section(tmp_path / "out.zarr"))
     by_hand.finish(-2)
     assert len(again.state.results) == 1
     assert again.state.message.kind == "warning" and "stmdit_mine is left out" in again.state.message.text
@@ -446,7 +446,7 @@ def test_a_saved_result_is_reopened_with_its_request(presenter, by_hand, tmp_pat
 
     viewer = ViewerModel()
     again = Presenter(viewer, by_hand)
-    again._show(open_section(tmp_path / "out.zarr"))
+    again.show(open_section(tmp_path / "out.zarr"))
     again.use_model(Tinted(card))
     by_hand.finish(-2)
     by_hand.finish()
@@ -454,7 +454,7 @@ def test_a_saved_result_is_reopened_with_its_request(presenter, by_hand, tmp_pat
     assert entry.request == before.request and entry.result is None
     assert entry.spots == before.spots
     assert "stmdit_1" in entry.saved
-    layer = again.result_layer(entry.number)
+    layer = again.results.layer(entry.number)
     np.testing.assert_array_equal(np.asarray(layer.data), before.result.rgba)
     assert [layers.role_of(x) for x in viewer.layers] == ["slide", "stored", "spots"]
     again.reuse(entry.number)
@@ -561,7 +561,7 @@ def read_back(presenter, by_hand, tmp_path, card):
 
     viewer = ViewerModel()  # a presenter holds it weakly
     again = Presenter(viewer, by_hand)
-    again._show(open_section(tmp_path / "out.zarr"))
+    again.show(open_section(tmp_path / "out.zarr"))
     again.use_model(Tinted(card))
     by_hand.finish(-2)
     by_hand.finish()

@@ -16,8 +16,7 @@ def test_a_file_that_the_ending_leads_to_is_asked_about(qtbot, tmp_path, monkeyp
     monkeypatch.setattr(
         QFileDialog, "getSaveFileName", lambda _, title, place, kinds: (asked.append(place), (answers.pop(0), ""))[1]
     )
-    panel.saveRequested.connect(said.append)
-    panel._write("Save edits", "YAML (*.yaml)", ".yaml", panel.saveRequested)
+    panel.write("Save edits", "YAML (*.yaml)", said.append)
     assert asked == ["", str(tmp_path / "edits.yaml")]
     assert said == ([str(tmp_path / again)] if again else [])
 
@@ -28,7 +27,6 @@ def test_a_name_with_its_ending_or_a_free_one_is_asked_about_once(qtbot, tmp_pat
     answers = [str(tmp_path / "edits.yaml"), str(tmp_path / "new")]
     said = []
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (answers.pop(0), ""))
-    panel.saveRequested.connect(said.append)
     for _ in range(2):
-        panel._write("Save edits", "YAML (*.yaml)", ".yaml", panel.saveRequested)
+        panel.write("Save edits", "YAML (*.yaml)", said.append)
     assert said == [str(tmp_path / "edits.yaml"), str(tmp_path / "new.yaml")]

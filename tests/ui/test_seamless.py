@@ -23,7 +23,7 @@ def viewer():
 @pytest.fixture
 def presenter(viewer, tiny_section, tiny_model):
     made = Presenter(viewer, start_inline)
-    made._show(tiny_section)
+    made.show(tiny_section)
     made.use_model(tiny_model)
     made.select(tiny_section.spots.ids[:6].tolist())
     return made
@@ -89,7 +89,6 @@ def test_the_form_asks_for_it(qtbot):
     qtbot.addWidget(panel)
     with qtbot.waitSignal(panel.valueChanged) as changed:
         panel.mode.setCurrentIndex(1)
-        panel.mode.activated.emit(1)
     assert changed.args[0].mode == panel.value().mode == "continuous"
     panel.setValue(Request())
     assert panel.value().mode == "spots"

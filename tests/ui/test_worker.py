@@ -43,7 +43,7 @@ class Heard:
 
 
 def start(generate, yields=0):
-    from napari_stmdit.ui.worker import start as start_on_a_thread
+    from napari_stmdit.ui.widgets.worker import start as start_on_a_thread
 
     heard, token = Heard(), CancelToken()
     job = Job("a test", generate, lambda error: SynthesisError(f"said for the user: {error}"), yields)
@@ -85,7 +85,7 @@ def test_t1_is_real_napari_swallows_a_runtime_error():
 
 
 def test_t2_what_the_generator_holds_is_let_go_when_the_worker_is_quit():
-    from napari_stmdit.ui.worker import JobWorker
+    from napari_stmdit.ui.widgets.worker import JobWorker
 
     class Weights:
         pass
@@ -114,7 +114,7 @@ def test_t2_what_the_generator_holds_is_let_go_when_the_worker_is_quit():
 
 
 def test_t3_what_was_finished_before_a_stop_has_arrived(tiny_section, card):
-    from napari_stmdit.ui.worker import start as start_on_a_thread
+    from napari_stmdit.ui.widgets.worker import start as start_on_a_thread
 
     model = SlowModel(card)
     plan = make_plan(tiny_section, Request(), card)
@@ -161,8 +161,8 @@ def test_t5_a_warning_does_no_harm_and_the_progress_bar_goes():
 
 
 def test_t6_quitting_as_napari_does_when_its_window_closes_stops_at_the_next_step(tiny_section, card):
-    from napari_stmdit.ui.worker import JobWorker
-    from napari_stmdit.ui.worker import start as start_on_a_thread
+    from napari_stmdit.ui.widgets.worker import JobWorker
+    from napari_stmdit.ui.widgets.worker import start as start_on_a_thread
 
     model = SlowModel(card)
     plan = make_plan(tiny_section, Request(), card)

@@ -5,43 +5,36 @@ Nothing is fetched before the user has seen its size and terms and pressed the b
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, StmditError
 from ..progress import CancelToken, DownloadProgress
-from .jobs import Handlers, Job, Lane, Series, Start
+from .jobs import Handlers, Job, Lane, Series, Start, Tell, failing, once
 from .state import Fetching, Foreign, ModelChoice, WorkbenchState
 
-_POLL_S = 0.1
+if TYPE_CHECKING:
+    from ..model.hub.zoo import ZooEntry
 
 
 @dataclass(frozen=True)
 class Offer:
-    """Something that can be downloaded by name, as it is shown before anyone agrees to it.
+    """Something that can be downloaded by name, as it is shown before anyone agrees to it."""
 
-    Attributes
-    ----------
-    here
-        Whether it is on this computer.
-    by_hand
-        On no hub: the user brings its files in a folder.
-    """
+    entry: ZooEntry
+    here: bool  # whether it is on this computer
 
-    name: str
-    title: str
-    kind: str
-    size: str
-    licence: str
-    terms: str
-    gated: bool
-    here: bool
-    by_hand: bool
-    notes: tuple[str, ...] = ()
+    @property
+    def size(self) -> str:
+        """How much there is to fetch, in words."""
+        return "size unknown" if self.entry.size_bytes is None else f"about {self.entry.size_bytes / 1e9:.2g} GB"
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether it is on no hub: the user brings its files in a folder."""
+        return self.entry.fetch == "manual"
 
 
 @dataclass(frozen=True)
@@ -58,52 +51,14 @@ def offers() -> tuple[Offer, ...]:
     """Return what can be downloaded by name, with its state on this computer."""
     from ..model.hub.zoo import state_of, zoo
 
-    found = []
-    for entry in zoo():
-        size = "size unknown" if entry.size_bytes is None else f"about {entry.size_bytes / 1e9:.2g} GB"
-        kind = entry.kind.replace("_", " ")
-        state, _ = state_of(entry)
-        found.append(
-            Offer(
-                entry.name,
-                entry.title,
-                kind,
-                size,
-                entry.licence,
-                entry.terms,
-                entry.gated,
-                state == "here",
-                entry.fetch == "manual",
-                entry.notes,
-            )
-        )
-    return tuple(found)
+    return tuple(Offer(entry, state_of(entry)[0] == "here") for entry in zoo())
 
 
 class Acquisition:
-    """Downloads and conversions of one viewer, one of each at a time.
+    """Downloads and conversions of one viewer, one of each at a time; ``load`` loads a checkpoint once it is there."""
 
-    Parameters
-    ----------
-    state
-        Where progress and questions are shown.
-    start
-        How jobs are started.
-    tell
-        Leaves a message of a kind.
-    load
-        Loads a checkpoint once it is there.
-    """
-
-    def __init__(
-        self,
-        state: WorkbenchState,
-        start: Start,
-        tell: Callable[[Any, str], None],
-        load: Callable[[ModelChoice], None],
-    ) -> None:
+    def __init__(self, state: WorkbenchState, start: Start, load: Callable[[ModelChoice], None]) -> None:
         self.state = state
-        self._tell = tell
         self._load = load
         self._looks = Lane(start)
         self._downloads, self._conversions = Series(start), Series(start)
@@ -120,10 +75,10 @@ class Acquisition:
             if isinstance(value, Fetching):
                 self.state.fetching = value
             else:
-                self._tell("info", f"{name} is on this computer: {value}")
+                self.state.tell("info", f"{name} is on this computer: {value}")
 
         if self._downloads.busy:
-            self._tell("info", f"{name} is fetched after what is under way.")
+            self.state.tell("info", f"{name} is fetched after what is under way.")
         self._downloads.submit(_downloading(name, folder), Handlers(show, self._failed, self._fetched), begun)
 
     def stop_download(self) -> None:
@@ -131,7 +86,7 @@ class Acquisition:
         self._downloads.cancel()
 
     def _failed(self, fault: StmditError) -> None:
-        self._tell("error", str(fault))
+        self.state.tell("error", str(fault))
 
     def _fetched(self) -> None:
         self.state.fetching = None
@@ -152,7 +107,7 @@ class Acquisition:
 
         def found(foreign: Foreign) -> None:
             self.state.foreign = foreign
-            self._tell("info", f"{Path(path).name} is a foreign checkpoint: say its scale and convert it once.")
+            self.state.tell("info", f"{Path(path).name} is a foreign checkpoint: say its scale and convert it once.")
 
         self._looks.submit(_looking(path), Handlers(found, self._failed, lambda: None))
 
@@ -161,7 +116,7 @@ class Acquisition:
 
         def made(folder: Path) -> None:
             self.state.foreign = None
-            self._tell("info", f"{folder.name} was converted; it is offered by its name from now on.")
+            self.state.tell("info", f"{folder.name} was converted; it is offered by its name from now on.")
             self._load(replace(self.state.model, checkpoint=str(folder)))
 
         def begun() -> None:
@@ -181,50 +136,29 @@ class Acquisition:
 
 
 def _downloading(name: str, folder: str | None) -> Job:
-    """Return the job that downloads; it yields `Fetching`, at last the folder."""
+    """Download something; tells `Fetching`, and yields the folder."""
 
-    def generate(token: CancelToken) -> Iterator[Fetching | Path]:
-        from ..model.hub.download import Downloaded, download
+    def generate(token: CancelToken, tell: Tell) -> Iterator[Path]:
+        from ..model.hub.download import download
         from ..model.hub.transfer import DownloadCancelledError
         from ..model.hub.zoo import zoo_entry
 
-        news: queue.Queue[DownloadProgress] = queue.Queue()
-        outcome: list[Downloaded | Exception] = []
+        def arrived(progress: DownloadProgress) -> None:
+            tell(Fetching(name, progress.fraction, progress.file))
 
-        def work() -> None:
-            try:
-                outcome.append(download(zoo_entry(name), on_progress=news.put, cancel=token, source_folder=folder))
-            except Exception as error:  # noqa: BLE001 - handed over to the generator, which raises it
-                outcome.append(error)
-
-        # the download calls back while it works, and a generator can only yield: one thread fetches, this one tells
-        thread = threading.Thread(target=work, name=f"download {name}", daemon=True)
-        thread.start()
-        while thread.is_alive() or not news.empty():
-            try:
-                last = news.get(timeout=_POLL_S)
-                while not news.empty():
-                    last = news.get_nowait()
-                yield Fetching(name, last.fraction, last.file)
-            except queue.Empty:
-                continue
-        done = outcome[0]
-        if isinstance(done, DownloadCancelledError):
+        try:
+            yield download(zoo_entry(name), on_progress=arrived, cancel=token, source_folder=folder).folder
+        except DownloadCancelledError:
             return
-        if isinstance(done, Exception):
-            raise done
-        yield done.folder
 
-    def failure(error: Exception) -> StmditError:
-        return CheckpointError(f"{name} could not be downloaded: {error} ({type(error).__name__})")
-
-    return Job(f"Downloading {name}", generate, failure)
+    error = failing(CheckpointError, f"{name} could not be downloaded")
+    return Job(f"Downloading {name}", generate, error, tells=True)
 
 
 def _looking(path: str) -> Job:
-    """Return the job that inspects a foreign checkpoint; it yields a `Foreign`."""
+    """Inspect a foreign checkpoint; yields a `Foreign`."""
 
-    def generate(_: CancelToken) -> Iterator[Foreign]:
+    def work() -> Foreign:
         from ..model.foreign.convert import LATENT_FACTOR, MPP_CANDIDATES
         from ..model.foreign.inspect import inspect_checkpoint
 
@@ -243,15 +177,15 @@ def _looking(path: str) -> Job:
         conditions = " and ".join(found.conditions)
         summary = f"{found.family}, {found.depth} blocks of width {found.width}, {found.parameters:,} parameters, conditioned on {conditions}"
         candidates = tuple(MPP_CANDIDATES.items())
-        yield Foreign(path, summary, found.latent_size * LATENT_FACTOR, candidates, "expression" in found.conditions)
+        return Foreign(path, summary, found.latent_size * LATENT_FACTOR, candidates, "expression" in found.conditions)
 
-    return Job("Looking at the checkpoint", generate, lambda error: CheckpointError(f"{path}: {error}"))
+    return Job("Looking at the checkpoint", once(work), failing(CheckpointError, path))
 
 
 def _converting(intent: ConvertIntent) -> Job:
-    """Return the job that converts; it yields the folder."""
+    """Convert a foreign checkpoint; yields the folder."""
 
-    def generate(_: CancelToken) -> Iterator[Path]:
+    def work() -> Path:
         from ..assemble import convert_checkpoint
         from ..model.hub.references import data_directory
 
@@ -263,10 +197,6 @@ def _converting(intent: ConvertIntent) -> Job:
         target = data_directory() / "checkpoints" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         made = convert_checkpoint(intent.path, target, patch_mpp=intent.patch_mpp, name=name, genes=intent.genes)
-        yield made.path
+        return made.path
 
-    return Job(
-        "Converting the checkpoint",
-        generate,
-        lambda error: CheckpointError(f"{intent.path} was not converted: {error}"),
-    )
+    return Job("Converting the checkpoint", once(work), failing(CheckpointError, f"{intent.path} was not converted"))

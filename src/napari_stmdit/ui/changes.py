@@ -14,15 +14,15 @@ from ..tissue.crops import read_patches
 from . import jobs, layers
 from .jobs import Handlers, Lane, Start
 from .results import ResultList
-from .state import Message, ResultEntry, WorkbenchState
+from .state import ResultEntry, WorkbenchState
 
 BLOCK = 512
 """Side of the blocks in which a canvas is read, in pixels."""
 SAME = 1
 """Grey levels up to which a pixel counts as the slide's: it was read in other pieces there, and rounds differently."""
-LEAST = 0.1
+MIN_LIMIT = 0.1
 """Least density at the ends of the colours, so that rounding does not look like a change."""
-SMALLEST_PX = 512
+MIN_LEVEL_PX = 512
 
 
 def change_of(edited: NDArray[np.uint8], slide: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -35,7 +35,7 @@ def change_of(edited: NDArray[np.uint8], slide: NDArray[np.uint8]) -> NDArray[np
 def limit_of(change: NDArray[np.float32]) -> float:
     """Return the density at the ends of the colours, the same on both sides: the 99th percentile of what changed."""
     known = np.abs(change[np.isfinite(change)])
-    return max(LEAST, float(np.percentile(known, 99))) if known.size else LEAST
+    return max(MIN_LIMIT, float(np.percentile(known, 99))) if known.size else MIN_LIMIT
 
 
 def change_picture(change: NDArray[np.float32], limit: float) -> NDArray[np.uint8]:
@@ -90,25 +90,13 @@ def halved(change: NDArray[np.float32]) -> NDArray[np.float32]:
 def levels_of(change: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     """Return the change and, where it is large, its halvings."""
     levels = [change]
-    while change.size > layers.LARGEST_SINGLE_PX and max(levels[-1].shape) > SMALLEST_PX and min(levels[-1].shape) > 1:
+    while change.size > layers.LARGEST_SINGLE_PX and max(levels[-1].shape) > MIN_LEVEL_PX and min(levels[-1].shape) > 1:
         levels.append(halved(levels[-1]))
     return levels
 
 
 class Changes:
-    """Makes a layer of a result's change when it is first asked for, and shows or hides it.
-
-    Parameters
-    ----------
-    viewer
-        Held weakly.
-    state
-        Of the viewer.
-    start
-        How a job is started.
-    results
-        Where results are found.
-    """
+    """Makes a layer of a result's change when it is first asked for, and shows or hides it."""
 
     def __init__(self, viewer: Any, state: WorkbenchState, start: Start, results: ResultList) -> None:
         self._viewer = weakref.ref(viewer)
@@ -171,5 +159,5 @@ class Changes:
         self.state.changes = frozenset(number for number, layer in self._layers.items() if layer.visible)
 
     def _tell(self, kind: Any, text: str) -> None:
-        self.state.message = Message(kind, text)
+        self.state.tell(kind, text)
         self.state.events.changes.emit(self.state.changes, self.state.changes)  # a button that was pressed goes back

@@ -1,71 +1,33 @@
-"""One layer over another, faded by hand or blinking. Works by opacity, so that no list of visible layers changes. No Qt."""
+"""Two images of one tissue compared: side by side, with a seam between them, faded or blinking. No Qt.
+
+Whatever way a comparison ends, the viewer is as it was.
+"""
 
 from __future__ import annotations
 
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from . import layers
 from .results import ResultList
 from .section_view import SectionView
-from .state import CompareMode, Comparison, Message, WorkbenchState
-
-
-class Fade:
-    """The upper of two layers, more or less transparent."""
-
-    def __init__(self, viewer: Any) -> None:
-        self._viewer = weakref.ref(viewer)
-        self._kept = Kept()
-        self._pair: tuple[Any, Any] | None = None
-
-    @property
-    def active(self) -> bool:
-        """Whether the comparison is on."""
-        return self._pair is not None
-
-    def uses(self, layer: Any) -> bool:
-        """Whether a layer is needed by the comparison that is on."""
-        return self._pair is not None and any(layer is one for one in self._pair)
-
-    def start(self, left: Any, right: Any, others: list[Any], position: float) -> None:
-        """Show ``right`` over ``left``; ``others`` are hidden for the time being."""
-        self.stop()
-        if self._viewer() is None:
-            return
-        for layer in others:
-            self._kept.change(layer, visible=False)
-        for layer in (left, right):
-            self._kept.change(layer, visible=True, opacity=layer.opacity)
-        self._pair = (left, right)
-        self.move(position)
-
-    def move(self, position: float) -> None:
-        """Show so much of the right layer, 0 to 1, and the rest of the left one."""
-        viewer = self._viewer()
-        if viewer is None or self._pair is None:
-            return
-        left, right = self._pair
-        if viewer.layers.index(right) > viewer.layers.index(left):
-            left.opacity, right.opacity = 1.0, position
-        else:
-            left.opacity, right.opacity = 1.0 - position, 1.0
-
-    def stop(self) -> None:
-        """Give the layers their opacity and visibility back."""
-        self._pair = None
-        self._kept.restore()
-
-
-# The slide and results side by side, with linked pan and zoom: napari's grid, and the way back.
-
+from .state import CompareMode, Comparison, WorkbenchState
 
 CONTEXT_OPACITY = 0.35
 """The slide under a synthetic result is faded, so that nobody takes what is not synthesized for synthesized."""
 NAME_PT = 7
 """Names have to fit into a third of the canvas."""
+GRAB_PX = 10
+"""A press within so many screen pixels of the seam takes hold of it."""
+STEP_S = 0.05
+"""While the seam is dragged, the picture follows at most so often."""
+LINE_PX = 2.0
 
 
 def grid_of(viewer: Any) -> Any:
@@ -107,7 +69,57 @@ class Kept:
                 setattr(found, name, value)
 
 
-class SideBySide:
+class Way:
+    """A way of comparing; the viewer is held weakly, and ``_shown`` are the layers that are compared."""
+
+    def __init__(self, viewer: Any) -> None:
+        self._viewer = weakref.ref(viewer)
+        self._kept = Kept()
+        self._shown: tuple[Any, ...] = ()
+
+    @property
+    def active(self) -> bool:
+        """Whether the comparison is on."""
+        return bool(self._shown)
+
+    def uses(self, layer: Any) -> bool:
+        """Whether a layer is needed by the comparison that is on."""
+        return any(layer is one for one in self._shown)
+
+
+class Fade(Way):
+    """The upper of two layers, more or less transparent: by opacity, so that no list of visible layers changes."""
+
+    def start(self, left: Any, right: Any, others: list[Any], position: float) -> None:
+        """Show ``right`` over ``left``; ``others`` are hidden for the time being."""
+        self.stop()
+        if self._viewer() is None:
+            return
+        for layer in others:
+            self._kept.change(layer, visible=False)
+        for layer in (left, right):
+            self._kept.change(layer, visible=True, opacity=layer.opacity)
+        self._shown = (left, right)
+        self.move(position)
+
+    def move(self, position: float) -> None:
+        """Show so much of the right layer, 0 to 1, and the rest of the left one."""
+        viewer = self._viewer()
+        if viewer is None or not self._shown:
+            return
+        left, right = self._shown
+        if viewer.layers.index(right) > viewer.layers.index(left):
+            left.opacity, right.opacity = 1.0, position
+        else:
+            left.opacity, right.opacity = 1.0 - position, 1.0
+
+    def stop(self) -> None:
+        """Give the layers their opacity and visibility back."""
+        self._shown = ()
+        self._kept.restore()
+
+
+class SideBySide(Way):
     """A cell for the slide with its spots, and a cell for each result over a faded slide.
 
     napari's grid puts every ``stride`` layers of the list into a cell and leaves out cells without a visible layer. Our layers
@@ -115,20 +127,9 @@ class SideBySide:
     """
 
     def __init__(self, viewer: Any) -> None:
-        self._viewer = weakref.ref(viewer)
+        super().__init__(viewer)
         self._order: list[Any] | None = None
-        self._kept = Kept()
         self._contexts: list[Any] = []
-        self._shown: tuple[Any, ...] = ()
-
-    @property
-    def active(self) -> bool:
-        """Whether the comparison is on."""
-        return self._order is not None
-
-    def uses(self, layer: Any) -> bool:
-        """Whether a layer is needed by the comparison that is on."""
-        return self.active and any(layer is one for one in self._shown)
 
     def start(self, slide: Any, spots: Any, results: list[Any]) -> None:
         """Show the slide and results side by side; replaces a comparison that is on."""
@@ -180,31 +181,173 @@ class SideBySide:
             viewer.layers.move(viewer.layers.index(layer), place)
 
 
-# Which two things are compared, how, and for how long.
+class Veiled:
+    """An RGBA image (h, w, 4) uint8, numpy or dask, of which some columns are transparent: nothing is copied, and only what is drawn is read.
+
+    napari has no clipping planes for 2-D images: layers show this stand-in for the time being, keep their extent and affine, and
+    the result's own array, which is what is saved, is never touched.
+    """
+
+    def __init__(self, own: Any) -> None:
+        self.own = own
+        self.shape, self.ndim, self.dtype = tuple(own.shape), 3, own.dtype
+        self._seen = np.ones((1, self.shape[1], self.shape[2]), dtype=bool)
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return int(np.prod(self.shape))
+
+    def hide(self, columns: slice) -> None:
+        """Hide these columns and show all others."""
+        self._seen[..., 3] = True
+        self._seen[:, columns, 3] = False
+
+    def __getitem__(self, key: Any) -> NDArray[np.uint8]:
+        seen = np.broadcast_to(self._seen, self.shape)[key]
+        return np.where(seen, np.asarray(self.own[key]), np.uint8(0))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[:], dtype=dtype)
+
+
+class Curtain:
+    """Makes one side of an RGBA image layer transparent, without touching its own data; ``keep`` is the side that stays."""
+
+    def __init__(self, layer: Any, keep: Literal["left", "right"]) -> None:
+        self.layer = layer
+        self._keep = keep
+        self._data = layer.data
+        many = bool(layer.multiscale)
+        self._shown = [Veiled(level) for level in (layer.data if many else [layer.data])]
+        layer.data = self._shown if many else self._shown[0]
+
+    def move(self, column: float) -> None:
+        """Put the seam at a column of the largest level, measured from the left border; may lie outside."""
+        full = self._shown[0].shape[1]
+        for shown in self._shown:
+            width = shown.shape[1]
+            seam = int(np.clip(round(column * width / full), 0, width))
+            shown.hide(slice(0, seam) if self._keep == "right" else slice(seam, width))
+        self.layer.refresh(extent=False, thumbnail=False, highlight=False)
+
+    def restore(self) -> None:
+        """Show the layer's own data again."""
+        self.layer.data = self._data
+
+
+class Swipe(Way):
+    """The seam, its line, and its handle; ``moved`` gets its place, 0 to 1 over the right layer's width, when it is dragged."""
+
+    def __init__(self, viewer: Any, moved: Callable[[float], None]) -> None:
+        super().__init__(viewer)
+        self._moved = weakref.WeakMethod(moved)
+        self._curtains: list[Curtain] = []
+        self._line: Any = None
+        self._right: Any = None
+        self.position = 0.5
+
+    def start(self, left: Any, right: Any, others: list[Any], position: float) -> None:
+        """Show ``right`` right of the seam and ``left`` left of it; ``others`` are hidden for the time being."""
+        self.stop()
+        viewer = self._viewer()
+        section = layers.section_of(right)
+        if viewer is None or section is None:
+            return
+        for layer in others:
+            self._kept.change(layer, visible=False)
+        for layer in (left, right):
+            self._kept.change(layer, visible=True)
+        self._right, self._shown = right, (left, right)
+        self._curtains = [Curtain(right, "right")]
+        if layers.role_of(left) != "slide":
+            self._curtains.append(Curtain(left, "left"))
+        width = LINE_PX / max(camera_of(viewer).zoom, 1e-6)
+        self._line = layers.insert(viewer, layers.seam_layer(section, self.ends(position), width), above=right)
+        viewer.mouse_drag_callbacks.append(self.drag)
+        self.move(position)
+
+    def move(self, position: float) -> None:
+        """Put the seam at a share of the right layer's width."""
+        if not self.active:
+            return
+        self.position = float(np.clip(position, 0, 1))
+        ends = self.ends(self.position)
+        middle = ends.mean(axis=0)
+        for curtain in self._curtains:
+            curtain.move(float(curtain.layer.world_to_data(middle)[-1]) + 0.5)
+        if self._line is not None:
+            self._line.data = layers.seam_data(ends)
+
+    def stop(self) -> None:
+        """Take the seam away and give the layers their own data and visibility back."""
+        viewer = self._viewer()
+        curtains, self._curtains = self._curtains, []
+        line, self._line, self._right, self._shown = self._line, None, None, ()
+        for curtain in curtains:
+            curtain.restore()
+        self._kept.restore()
+        if viewer is None:
+            return
+        if self.drag in viewer.mouse_drag_callbacks:
+            viewer.mouse_drag_callbacks.remove(self.drag)
+        if line is not None and line in viewer.layers:
+            viewer.layers.remove(line)
+
+    # --- private
+
+    def ends(self, position: float) -> NDArray[np.float64]:
+        """Ends of the seam, (2, 2) in the world: it runs along the right layer's columns."""
+        data = self._right.data[0] if self._right.multiscale else self._right.data
+        height, width = data.shape[:2]
+        column = position * width - 0.5
+        return np.array([self._right.data_to_world((row, column))[-2:] for row in (-0.5, height - 0.5)])
+
+    def _share(self, world: Any) -> float:
+        data = self._right.data[0] if self._right.multiscale else self._right.data
+        return (float(self._right.world_to_data(world)[-1]) + 0.5) / int(data.shape[1])
+
+    def drag(self, viewer: Any, event: Any) -> Iterator[None]:
+        """Follow the mouse where it takes hold of the line: a drag callback of the viewer."""
+        camera = camera_of(viewer)
+        reach = GRAB_PX / max(camera.zoom, 1e-6)
+        ends = self.ends(self.position)
+        along = (ends[1] - ends[0]) / max(float(np.linalg.norm(ends[1] - ends[0])), 1e-9)
+        away = np.asarray(event.position, dtype=float)[-2:] - ends[0]
+        if event.button != 1 or abs(away[0] * along[1] - away[1] * along[0]) > reach:
+            return
+        pan, camera.mouse_pan = camera.mouse_pan, False
+        event.handled = True
+        try:
+            yield
+            last = 0.0
+            while event.type == "mouse_move":
+                if time.perf_counter() - last >= STEP_S:
+                    self._drag_to(event.position)
+                    last = time.perf_counter()
+                yield
+            self._drag_to(event.position)
+        finally:
+            camera.mouse_pan = pan
+
+    def _drag_to(self, world: Any) -> None:
+        if not self.active:
+            return
+        self.move(self._share(world))
+        tell = self._moved()
+        if tell is not None:
+            tell(self.position)
 
 
 NOTHING = "Choose a result to compare with the slide."
 
 
 class Comparing:
-    """Turns comparisons on and off; whatever way one ends, the viewer is as it was.
-
-    Parameters
-    ----------
-    viewer
-        Held weakly.
-    state
-        Of the viewer.
-    results
-        The results that can be compared.
-    view
-        Returns the layers of the open section, or None.
-    """
+    """Turns comparisons of results on and off; whatever way one ends, the viewer is as it was."""
 
     def __init__(
         self, viewer: Any, state: WorkbenchState, results: ResultList, view: Callable[[], SectionView | None]
     ) -> None:
-        from .swipe import Swipe
 
         self._viewer = weakref.ref(viewer)
         self.state = state
@@ -215,35 +358,19 @@ class Comparing:
         self.fade = Fade(viewer)
 
     def start(self, mode: CompareMode, right: int | None = None, left: int | None = None) -> None:
-        """Compare a result with another one or the slide.
-
-        Parameters
-        ----------
-        mode
-            How.
-        right
-            Number of a result; None takes the chosen one.
-        left
-            Number of a result; None takes the slide.
-        """
+        """Compare the result number ``right``, or the chosen one, with the result number ``left``, or the slide."""
         before = self.state.comparison
         self.stop()
         viewer, view = self._viewer(), self._view()
         right = self.state.chosen_result if right is None else right
         upper, lower = self._results.layer(right), self._results.layer(left)
-        if (
-            viewer is None
-            or view is None
-            or upper is None
-            or view.slide is None
-            or (left is not None and lower is None)
-        ):
-            self.state.message = Message("warning", NOTHING)
+        missing = upper is None or (left is not None and lower is None)
+        if viewer is None or view is None or view.slide is None or missing or right is None:
+            self.state.tell("warning", NOTHING)
             return
         if upper is lower:
-            self.state.message = Message("warning", "Choose two different results to compare.")
+            self.state.tell("warning", "Choose two different results to compare.")
             return
-        assert right is not None
         position = 0.5 if mode == "swipe" else 1.0
         if before is not None and (before.mode, before.left) == (mode, left) and mode == "swipe":
             position = before.position  # another strength of the same edit: the eye stays where it is

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,50 +20,39 @@ from ..synthesis.export import ExportKind, export_result
 from ..synthesis.identity import inputs_of
 from ..synthesis.result import Result, sampling_failure
 from ..synthesis.run import PatchModel, run
-from ..synthesis.stored import StoredResult, StoredResults, read_stored
+from ..synthesis.stored import StoredResult, read_stored
 from ..synthesis.variants import ContactSheet, Variant, make_sheet
 from ..tissue.linked import LinkedElements
 from ..tissue.open import SectionSource
 from ..types import PatchResult, Plan, Section
 from .state import CloseUp, ModelChoice, ResultEntry
 
+Tell = Callable[[Any], None]
+
 
 @dataclass(frozen=True)
 class Job:
-    """A generator to be driven by a worker.
+    """Work for a worker."""
 
-    Attributes
-    ----------
-    title
-        What the activity list shows.
-    generate
-        Makes the generator; it asks the token whether it should end.
-    failure
-        Turns an unexpected exception into the error that the user reads.
-    yields
-        How many values to expect, for a progress bar; 0 where that is not known.
-    quiet
-        Whether it is too short to be listed among napari's activities.
-    """
+    title: str  # what the activity list shows
+    # makes the generator of the values; it asks the token whether it should end
+    generate: Callable[..., Iterator[Any]]
+    error: Callable[[Exception], StmditError]  # turns an unexpected exception into the error that the user reads
+    yields: int = 0  # how many values to expect, for a progress bar; 0 where that is not known
+    quiet: bool = False  # whether it is too short to be listed among napari's activities
+    # whether ``generate`` takes a second argument, which is called with values that come while it works
+    tells: bool = False
 
-    title: str
-    generate: Callable[[CancelToken], Iterator[Any]]
-    failure: Callable[[Exception], StmditError]
-    yields: int = 0
-    quiet: bool = False
-
-    def guarded(self, token: CancelToken) -> Iterator[Any]:
-        """Drive the generator so that only `StmditError` comes out.
-
-        napari's generator workers take every RuntimeError for "the worker was deleted": they end without ``errored`` and
-        without ``finished``. Nearly every failure of torch is a RuntimeError.
-        """
+    def guarded(self, token: CancelToken, tell: Tell = lambda value: None) -> Iterator[Any]:
+        """Drive the generator so that only `StmditError` comes out."""
+        # napari's generator workers take every RuntimeError for "the worker was deleted" and end without ``errored`` and
+        # ``finished``; nearly every failure of torch is a RuntimeError
         try:
-            yield from self.generate(token)
+            yield from self.generate(token, tell) if self.tells else self.generate(token)
         except StmditError:
             raise
         except Exception as error:
-            raise self.failure(error) from error
+            raise self.error(error) from error
 
 
 @dataclass(frozen=True)
@@ -86,7 +74,7 @@ class Start(Protocol):
 def start_inline(job: Job, token: CancelToken, handlers: Handlers) -> None:
     """Drive a job to its end in the calling thread: scripts and tests without Qt."""
     try:
-        for value in job.guarded(token):
+        for value in job.guarded(token, handlers.value):
             handlers.value(value)
     except StmditError as error:
         handlers.error(error)
@@ -102,18 +90,18 @@ class Lane:
     def __init__(self, start: Start) -> None:
         self._start = start
         self._token: CancelToken | None = None
-        self.generation = 0
+        self._generation = 0
 
-    def submit(self, job: Job, handlers: Handlers) -> int:
-        """Start a job and return its generation number; answers of earlier jobs no longer arrive."""
+    def submit(self, job: Job, handlers: Handlers) -> None:
+        """Start a job; answers of earlier jobs no longer arrive."""
         self.cancel()
-        self.generation += 1
-        number, token = self.generation, CancelToken()
+        self._generation += 1
+        number, token = self._generation, CancelToken()
         self._token = token
 
         def if_current(handler: Callable[..., None]) -> Callable[..., None]:
             def call(*values: Any) -> None:
-                if number == self.generation:
+                if number == self._generation:
                     handler(*values)
 
             return call
@@ -123,7 +111,6 @@ class Lane:
             handlers.end()
 
         self._start(job, token, Handlers(if_current(handlers.value), if_current(handlers.error), if_current(end)))
-        return number
 
     @property
     def busy(self) -> bool:
@@ -139,7 +126,7 @@ class Lane:
         """Ask the present job to end and drop whatever it still says."""
         self.cancel()
         self._token = None
-        self.generation += 1
+        self._generation += 1
 
 
 class Series:
@@ -180,11 +167,6 @@ class Series:
     def busy(self) -> bool:
         """Whether a job is under way."""
         return self._token is not None
-
-    @property
-    def waiting(self) -> int:
-        """Return how many jobs have not begun."""
-        return len(self._waiting)
 
     def cancel(self) -> None:
         """Ask the present job to end; its answers still arrive, and the next one begins."""
@@ -244,44 +226,46 @@ def synthesis(plan: Plan, section: Section, model: PatchModel, batch: int, previ
     return Job(f"Synthesizing {len(plan)} patches", generate, failure, 1 + -(-count // batch) * plan.steps)
 
 
-def opening(source: SectionSource) -> Job:
-    """Return the job that opens a section; it yields a `Section` whose slide is ready to be drawn."""
+def once(work: Callable[[], Any]) -> Callable[[CancelToken], Iterator[Any]]:
+    """Return a generator function that yields what ``work`` returns."""
 
-    def generate(_: CancelToken) -> Iterator[Section]:
-        section = source.open()
-        touch(section)
-        yield section
+    def generate(_: CancelToken) -> Iterator[Any]:
+        yield work()
 
-    def failure(error: Exception) -> StmditError:
-        return SectionError(f"{source.path} could not be opened: {error} ({type(error).__name__})")
-
-    return Job("Opening the section", generate, failure)
+    return generate
 
 
-def opening_sample() -> Job:
-    """Return the job that opens the bundled sample section."""
+def failing(kind: type[StmditError], what: str) -> Callable[[Exception], StmditError]:
+    """Return what makes an error of a kind: what failed, and why."""
+    return lambda error: kind(f"{what}: {error} ({type(error).__name__})")
 
-    def generate(_: CancelToken) -> Iterator[Section]:
+
+def opening(source: SectionSource | None) -> Job:
+    """Open a section, or the bundled sample; yields a `Section` whose slide is ready to be drawn."""
+
+    def work() -> Section:
         from ..tissue.sample import open_sample_section
 
-        section = open_sample_section()
+        section = open_sample_section() if source is None else source.open()
         touch(section)
-        yield section
+        return section
 
-    return Job("Opening the sample section", generate, lambda error: SectionError(f"the sample section: {error}"))
+    if source is None:
+        return Job("Opening the sample section", once(work), failing(SectionError, "the sample section"))
+    return Job("Opening the section", once(work), failing(SectionError, f"{source.path} could not be opened"))
 
 
 def touch(section: Section) -> None:
-    """Read one pixel of every level, and estimate what varies with what: what takes seconds is done here, not on the GUI thread when first asked."""
+    """Read one pixel of every level and estimate the covariation: what takes seconds must not run on the GUI thread."""
     for level in section.image.levels if section.image is not None else ():
         level[:1, :1].compute()
     covariation_of(section.spots)
 
 
 def loading(choice: ModelChoice) -> Job:
-    """Return the job that loads a checkpoint; it yields a `LoadedModel`."""
+    """Load a checkpoint; yields a `LoadedModel`."""
 
-    def generate(_: CancelToken) -> Iterator[LoadedModel]:
+    def work() -> LoadedModel:
         from ..assemble import load_checkpoint
         from ..devices import devices
 
@@ -291,42 +275,39 @@ def loading(choice: ModelChoice) -> Job:
             morphology_embeddings=choice.morphology_embeddings,
             expression_embeddings=choice.expression_embeddings,
         )
-        yield LoadedModel(model, tuple(devices()))
+        return LoadedModel(model, tuple(devices()))
 
-    def failure(error: Exception) -> StmditError:
-        return SynthesisError(f"checkpoint {choice.checkpoint!r} could not be loaded: {error} ({type(error).__name__})")
+    error = failing(SynthesisError, f"checkpoint {choice.checkpoint!r} could not be loaded")
+    return Job("Loading the checkpoint", once(work), error)
 
-    return Job("Loading the checkpoint", generate, failure)
+
+def _writing(title: str, path: str, work: Callable[[], Any]) -> Job:
+    return Job(title, once(work), failing(SynthesisError, f"the result could not be written to {path}"))
+
+
+def saving(result: Result, path: str) -> Job:
+    """Write a result into a SpatialData store; yields the element's name."""
+    return _writing("Saving the result", path, lambda: result.save(path))
 
 
 def exporting(result: Result | StoredResult, path: str, kind: ExportKind, name: str) -> Job:
-    """Return the job that writes a result into a file or folder for other programs; it yields the path."""
-
-    def generate(_: CancelToken) -> Iterator[Path]:
-        yield export_result(result, path, kind, name)
-
-    def failure(error: Exception) -> StmditError:
-        return SynthesisError(f"the result could not be written to {path}: {error} ({type(error).__name__})")
-
-    return Job("Exporting the result", generate, failure)
+    """Write a result into a file or folder for other programs; yields the path."""
+    return _writing("Exporting the result", path, lambda: export_result(result, path, kind, name))
 
 
 def exporting_dataset(results: Sequence[Result | StoredResult], path: str) -> Job:
-    """Return the job that writes results as a data set; it yields `Progress`, and `Exported` at the end."""
+    """Write results as a data set; yields `Progress`, and `Exported` at the end."""
 
     def generate(token: CancelToken) -> Iterator[Progress | Exported]:
         yield (yield from export_steps(results, path, cancel=token))
 
-    def failure(error: Exception) -> StmditError:
-        return SynthesisError(f"the data set could not be written to {path}: {error} ({type(error).__name__})")
-
-    return Job("Writing a data set", generate, failure)
+    return Job("Writing a data set", generate, failing(SynthesisError, f"the data set could not be written to {path}"))
 
 
 def evaluating(
     section: Section, model: PatchModel, request: EvaluationRequest, path: str, checkpoint: str, batch: int | None
 ) -> Job:
-    """Return the job that evaluates a section; it yields `Progress`, and `Evaluated` at the end."""
+    """Evaluate a section; yields `Progress`, and `Evaluated` at the end."""
 
     def generate(token: CancelToken) -> Iterator[Progress | Evaluated]:
         from ..evaluation.evaluate import evaluation_steps
@@ -335,81 +316,62 @@ def evaluating(
         how: dict[str, Any] = {"checkpoint": checkpoint, "resume": True, "batch": batch or 8, "cancel": token}
         yield (yield from evaluation_steps([section], model, request, path, **how))
 
-    def failure(error: Exception) -> StmditError:
-        return SynthesisError(f"{section.name} could not be evaluated: {error} ({type(error).__name__})")
-
-    return Job(f"Evaluating {section.name}", generate, failure)
+    error = failing(SynthesisError, f"{section.name} could not be evaluated")
+    return Job(f"Evaluating {section.name}", generate, error)
 
 
 def reading_stored(section: Section) -> Job:
-    """Return the job that reads a section's stored results; it yields `StoredResults`."""
-
-    def generate(_: CancelToken) -> Iterator[StoredResults]:
-        yield read_stored(section)
-
-    def failure(error: Exception) -> StmditError:
-        return SectionError(f"the results in {section.path} could not be read: {error} ({type(error).__name__})")
-
-    return Job("Reading stored results", generate, failure)
+    """Read a section's stored results; yields `StoredResults`."""
+    error = failing(SectionError, f"the results in {section.path} could not be read")
+    return Job("Reading stored results", once(lambda: read_stored(section)), error)
 
 
 def linking(section: Section) -> Job:
-    """Return the job that makes a section's SpatialData objects for other plugins; it yields `LinkedElements` or None."""
+    """Make a section's SpatialData objects for other plugins; yields `LinkedElements` or None."""
 
-    def generate(_: CancelToken) -> Iterator[LinkedElements | None]:
+    def work() -> LinkedElements | None:
         from ..tissue.linked import link_elements
 
-        yield link_elements(section)
+        return link_elements(section)
 
-    def failure(error: Exception) -> StmditError:
-        return SectionError(f"other plugins cannot work on {section.name}: {error} ({type(error).__name__})")
-
-    return Job("Linking with SpatialData", generate, failure, quiet=True)
+    error = failing(SectionError, f"other plugins cannot work on {section.name}")
+    return Job("Linking with SpatialData", once(work), error, quiet=True)
 
 
 def sheet(title: str, variants: Sequence[Variant], columns: int, section: Section, model: PatchModel) -> Job:
-    """Return the job that makes a contact sheet; it yields (`ContactSheet`, `Progress`)."""
+    """Make a contact sheet; yields (`ContactSheet`, `Progress`)."""
 
     def generate(token: CancelToken) -> Iterator[tuple[ContactSheet, Progress]]:
         leave_a_core()
         yield from make_sheet(title, variants, columns, section, model, token)
 
-    def failure(error: Exception) -> StmditError:
-        return SynthesisError(sampling_failure(error))
-
-    return Job(f"{title}: {len(variants)} images", generate, failure)
+    return Job(f"{title}: {len(variants)} images", generate, lambda error: SynthesisError(sampling_failure(error)))
 
 
 def close_up(
-    spot: str,
-    columns: Callable[[], Mapping[str, NDArray[np.uint8]]],
-    patch_um: float,
-    words: str,
-    edited: bool = False,
+    spot: str, columns: Callable[[], Mapping[str, NDArray[np.uint8]]], patch_um: float, words: str, edited: bool = False
 ) -> Job:
-    """Return the job that measures the patches of a spot; it yields a `CloseUp`, with the change where real tissue was ``edited``."""
+    """Measure the patches of a spot; yields a `CloseUp`, with the change where real tissue was ``edited``."""
 
     def generate(token: CancelToken) -> Iterator[CloseUp]:
         from ..evaluation.measures import compare_spot
+        from .changes import change_of, change_picture, limit_of
 
         patches = columns()
-        if not token.cancelled:
-            change, limit = None, 0.0
-            if edited and {"real", "edited"} <= set(patches):
-                from .changes import change_of, change_picture, limit_of
+        if token.cancelled:
+            return
+        change, limit = None, 0.0
+        if edited and {"real", "edited"} <= set(patches):
+            difference = change_of(patches["edited"], patches["real"])
+            limit = limit_of(difference)
+            change = change_picture(difference, limit)
+        yield CloseUp(spot, patches, compare_spot(patches, patch_um), patch_um, words, change, limit)
 
-                difference = change_of(patches["edited"], patches["real"])
-                limit = limit_of(difference)
-                change = change_picture(difference, limit)
-            yield CloseUp(spot, patches, compare_spot(patches, patch_um), patch_um, words, change, limit)
-
-    return Job(
-        "Measuring a spot", generate, lambda error: SynthesisError(f"spot {spot} could not be measured: {error}")
-    )
+    return Job("Measuring a spot", generate, failing(SynthesisError, f"spot {spot} could not be measured"))
 
 
 def measuring_change(entry: ResultEntry) -> Job:
-    """Return the job that measures what an edit of real tissue changes; it yields the levels of the change."""
+    """Measure what an edit of real tissue changes; yields the levels of the change."""
 
     def generate(token: CancelToken) -> Iterator[list[NDArray[np.float32]]]:
         from .changes import canvas_change, levels_of
@@ -418,19 +380,5 @@ def measuring_change(entry: ResultEntry) -> Job:
         if change is not None:
             yield levels_of(change)
 
-    def failure(error: Exception) -> StmditError:
-        return SynthesisError(f"the change of {entry.name} could not be measured: {error}")
-
-    return Job("Measuring the change", generate, failure)
-
-
-def saving(result: Result, path: str) -> Job:
-    """Return the job that writes a result; it yields the element's name."""
-
-    def generate(_: CancelToken) -> Iterator[str]:
-        yield result.save(path)
-
-    def failure(error: Exception) -> StmditError:
-        return SynthesisError(f"the result could not be written to {path}: {error} ({type(error).__name__})")
-
-    return Job("Saving the result", generate, failure)
+    error = failing(SynthesisError, f"the change of {entry.name} could not be measured")
+    return Job("Measuring the change", generate, error)

@@ -9,7 +9,6 @@ import numpy as np
 from napari.layers import Layer
 from numpy.typing import NDArray
 
-from ..synthesis.result import Result
 from ..synthesis.stored import StoredResult, read_stored
 from ..tissue.geometry import compose, napari_affine, scaling, translation, uniform_scale, world_affine
 from ..types import CanvasFrame, PatchResult, Section
@@ -132,18 +131,8 @@ def result_layer(
 ) -> LayerTuple:
     """Return the one RGBA image layer of a run.
 
-    Parameters
-    ----------
-    rgba
-        (h, w, 4) uint8; drawn from as it is, so that later patches appear on refresh.
-    frame
-        Its place.
-    section
-        The section it belongs to.
-    name
-        Must say that it is synthetic.
-    run
-        Identity and provenance, kept in the layer's metadata.
+    ``rgba`` (h, w, 4) uint8 is drawn from as it is, so that later patches appear on refresh; ``name`` must say that it is synthetic;
+    ``run``, its identity and provenance, is kept in the layer's metadata.
     """
     state = {
         "name": name,
@@ -229,13 +218,6 @@ def seam_layer(section: Section, line: NDArray[np.float64], width: float) -> Lay
 def seam_data(line: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return a line (2, 2) as napari's vectors have it: where it starts, and how far it goes."""
     return np.stack([line[0], line[1] - line[0]])[None]
-
-
-def layer_of_result(result: Result, name: str) -> LayerTuple:
-    """Return the layer of a finished result, as for scripts."""
-    return result_layer(
-        result.rgba, result.plan.frame, result.section, name, {"provenance": dict(result.provenance), "result": result}
-    )
 
 
 def make(data: LayerTuple) -> Any:

@@ -1,33 +1,34 @@
-"""Undo and redo of a value that is never changed in place."""
+"""Virtual expression of one viewer: its list of edits, the brush, undo and redo. No Qt."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from numpy.typing import NDArray
 
-from ..errors import RequestError
-from ..expression.edits import Mover, most_moved
+from ..errors import RequestError, StmditError
+from ..expression.edits import Mover, most_moved, write_movers
 from ..expression.following import following_fault, follows
-from ..expression.profiles import as_profiles
-from ..expression.programs import known_programs
+from ..expression.profiles import as_profiles, measure_profile, read_profile, write_profile
+from ..expression.programs import known_programs, read_gmt, report
 from ..expression.reach import ProgramReach, Reach, program_reach, reach_of
-from ..synthesis.requests import EditFile, used_by
+from ..synthesis.requests import EditFile, read_edit_file, used_by, write_edit_file
 from ..types import Edit, Request, Section, SpotProfile, SwapEdit
 from .section_view import SectionView
 from .spot_colours import Edited
-from .state import Colouring, EditDraft, Message, WorkbenchState
+from .state import Colouring, EditDraft, WorkbenchState
 from .strokes import Stroke, describe, draft_of, make_edit
 
 T = TypeVar("T")
-MOST_STEPS = 200
+MAX_STEPS = 200
 
 
 class History(Generic[T]):
-    """The values that something had, in their order, and which of them it has now."""
+    """Undo and redo of a value that is never changed in place."""
 
     def __init__(self, value: T) -> None:
         self._values = [value]
@@ -59,7 +60,7 @@ class History(Generic[T]):
             self._values[self._at :] = [value]
         else:
             self._values[self._at + 1 :] = [value]
-            self._values = self._values[-MOST_STEPS - 1 :]
+            self._values = self._values[-MAX_STEPS - 1 :]
             self._at = len(self._values) - 1
         self._merging = merging
 
@@ -78,9 +79,6 @@ class History(Generic[T]):
         self._at = min(len(self._values) - 1, self._at + 1)
         self._merging = None
         return self.value
-
-
-# Virtual expression of one viewer: its list of edits, the brush and undo.
 
 
 RECOLOUR_S = 0.08
@@ -110,17 +108,7 @@ class Virtual(NamedTuple):
 
 
 class Painting:
-    """What the user does to edits. Each change is a new tuple of edits in ``state.request`` and one step that can be undone.
-
-    Parameters
-    ----------
-    state
-        Of the viewer.
-    view
-        Returns the view of the open section, or None.
-    colour
-        Colours the spots by a `Colouring`.
-    """
+    """What the user does to edits: each change is a new tuple of them in ``state.request`` and one step that can be undone."""
 
     def __init__(
         self, state: WorkbenchState, view: Callable[[], SectionView | None], colour: Callable[[Colouring], None]
@@ -200,7 +188,7 @@ class Painting:
         if self.state.section is None:
             return False
         if ids is not None and not ids and self.state.draft.operation != "swap":
-            self._tell("warning", "Select spots first, or apply the edit to all spots.")
+            self.state.tell("warning", "Select spots first, or apply the edit to all spots.")
             return False
         whole = ids is None or self.state.draft.operation == "swap"
         edit = self._made(None if whole else dict.fromkeys(ids or (), 1.0))
@@ -317,7 +305,7 @@ class Painting:
         if self.chosen is None:
             edit = self._made({})
             if edit is None:
-                self._tell("warning", " ".join(self.state.draft_faults.values()))
+                self.state.tell("warning", " ".join(self.state.draft_faults.values()))
                 return
             number = len(self.edits)
             self._quietly((*self.edits, edit))
@@ -325,7 +313,7 @@ class Painting:
         assert number is not None
         edit = self.edits[number]
         if isinstance(edit, SwapEdit):
-            self._tell("warning", "A swap names its own spots and cannot be painted; choose 'New edit' first.")
+            self.state.tell("warning", "A swap names its own spots and cannot be painted; choose 'New edit' first.")
             return
         brush = self.state.brush
         brush = replace(brush, erase=brush.erase or erase)
@@ -362,11 +350,6 @@ class Painting:
             self._redraw()
             return
         self._replace(number, edit.model_copy(update={"spots": weights}))
-
-    @property
-    def stroking(self) -> bool:
-        """Whether a stroke is being drawn."""
-        return self._stroke is not None
 
     # --- what is shown
 
@@ -503,9 +486,6 @@ class Painting:
         if view is not None:
             view.outline(self.outlined())
 
-    def _tell(self, kind: Any, text: str) -> None:
-        self.state.message = Message(kind, text)
-
 
 def _identity(section: Section) -> str:
     return str(section.path) if section.path else section.name
@@ -517,3 +497,87 @@ def _free_name(name: str, origin: str, taken: Mapping[str, Any]) -> str:
     while free in taken:
         free, number = f"{name} ({origin} {number})", number + 1
     return free
+
+
+# DOC ui.edit_files: Edits, programs and profiles from files and to files, for one viewer. No Qt.
+
+
+class EditFiles:
+    """What the user reads and writes while painting; a file that cannot be read is told and changes nothing."""
+
+    def __init__(self, painting: Painting) -> None:
+        self._painting = painting
+        self.state = painting.state
+
+    def save(self, path: str) -> None:
+        """Write the edits, with the programs and profiles that they name."""
+        self._guarded(
+            lambda: write_edit_file(used_by(self.state.request.edits, self.state.request), path),
+            f"Edits saved in {path}.",
+        )
+
+    def export_movers(self, path: str) -> None:
+        """Write the genes that the edits move most, as CSV."""
+        self._guarded(lambda: write_movers(self._painting.movers(), path), f"Genes that move most saved in {path}.")
+
+    def load(self, path: str) -> None:
+        """Replace the edits by those of a file; that can be undone."""
+        self._guarded(lambda: self._painting.take(read_edit_file(path)), f"Edits read from {path}.")
+
+    def import_gmt(self, path: str) -> None:
+        """Add the gene sets of a GMT file to the programs; what is doubtful about them is told."""
+
+        def read() -> None:
+            sets, section = read_gmt(path), self.state.section
+            names = self._painting.bring(Path(path).stem, programs=sets.programs)
+            notes = (*_renamed(names), *(sets.notes if section is None else report(sets, section.spots.genes)))
+            head = f"{len(sets.programs)} gene sets from {Path(path).name}."
+            rest = f" {len(notes) - 5} more." if len(notes) > 5 else ""
+            self.state.tell("warning" if notes else "info", " ".join([head, *(f"{n}." for n in notes[:5])]) + rest)
+
+        self._guarded(read, "")
+
+    def import_profile(self, path: str) -> None:
+        """Read a profile that was measured elsewhere and choose it as the target."""
+
+        def read() -> None:
+            profile = read_profile(path)
+            names = self._painting.bring("file", profiles={Path(path).stem: profile})
+            (name,) = names.values()
+            self._painting.take_draft(replace(self.state.draft, operation="towards", target_profile=name))
+            told = "".join(f"{note}. " for note in _renamed(names))
+            self.state.tell(
+                "warning" if told else "info",
+                f"{told}{name}: a profile of {len(profile.values):,} genes. {profile.source}",
+            )
+
+        self._guarded(read, "")
+
+    def export_profile(self, path: str) -> None:
+        """Write the mean profile of the selected spots, to be used in another section."""
+        section, selected = self.state.section, self.state.selected
+        if section is None or not selected:
+            self.state.tell("warning", "Select the spots first whose mean expression is to be kept.")
+            return
+        source = f"mean of {len(selected)} spots of {section.name}"
+        self._guarded(
+            lambda: write_profile(measure_profile(section.spots, selected, source), path), f"Profile saved in {path}."
+        )
+
+    def _guarded(self, do: Callable[[], None], done: str) -> None:
+        try:
+            do()
+        except (StmditError, OSError) as error:
+            self.state.tell("error", str(error))
+            return
+        if done:
+            self.state.tell("info", done)
+
+
+def _renamed(names: Mapping[str, str]) -> tuple[str, ...]:
+    """Say which names were in use by edits for something else, and what they became."""
+    return tuple(
+        f"{name} is in use by an edit for something else; the one of the file is now {given!r}"
+        for name, given in names.items()
+        if name != given
+    )

@@ -20,23 +20,12 @@ from . import jobs, layers
 from .acquisition import Acquisition
 from .changes import Changes
 from .compare import Comparing
-from .edit_files import EditFiles
 from .jobs import Handlers, Lane, Series, Start
-from .painting import Painting
+from .painting import EditFiles, Painting
 from .results import CloseUps, ResultList
 from .runs import LivePreview, RunCycle, RunQueue
-from .section_view import Choosing, SectionView
-from .selection import combine, inverted
-from .state import (
-    Brush,
-    Colouring,
-    Combine,
-    CompareMode,
-    Message,
-    ModelChoice,
-    Tool,
-    WorkbenchState,
-)
+from .section_view import Choosing, SectionView, combine, inverted
+from .state import Brush, Colouring, Combine, CompareMode, ModelChoice, Tool, WorkbenchState
 from .tools import DataSets, Evaluations, Sheets
 
 PLANNED_AT_ONCE = 500
@@ -53,15 +42,7 @@ def presenter_of(viewer: Any, start: Start = jobs.start_inline) -> Presenter:
 
 
 class Presenter:
-    """What the workbench of one viewer does.
-
-    Parameters
-    ----------
-    viewer
-        A napari viewer or ViewerModel; held weakly.
-    start
-        How jobs are started: on a thread, or inline where there is no event loop.
-    """
+    """What the workbench of one viewer does; ``start`` runs jobs on a thread, or inline where there is no event loop."""
 
     def __init__(self, viewer: Any, start: Start) -> None:
         self._viewer = weakref.ref(viewer)
@@ -77,12 +58,14 @@ class Presenter:
         self.runs.edited_tissue = lambda number: self.compare.start("swipe", number)
         self.changes = Changes(viewer, self.state, start, self.results)
         self.close_ups = CloseUps(self.state, self.results, self._submit)
-        self.acquisition = Acquisition(self.state, start, self.tell, self.load_model)
+        self.acquisition = Acquisition(self.state, start, self.load_model)
         self.painting = Painting(self.state, lambda: self.view, self.colour)
         self.edit_files = EditFiles(self.painting)
         self.choosing = Choosing(self.state, lambda: self.view, self.select, self.painting.edited)
         self.preview_soon: Callable[[], None] = self.runs.preview
         """Shows what a run would cost; the dock puts something in its place that waits until the mouse is still."""
+        self.baseline_mode: CompareMode = "swipe"
+        """How the baseline is compared; the dock puts the user's preference in its place."""
         self._limits: dict[tuple[str | None, ...], tuple[float, float]] = {}
         self._lanes = {name: Lane(start) for name in ("section", "model", "stored", "spot", "link")}
         self._saves = Series(start)
@@ -101,21 +84,22 @@ class Presenter:
         for layer in reversed(viewer.layers if viewer is not None else ()):
             section = layers.section_of(layer)
             if section is not None and layers.role_of(layer) == "spots":
-                self._show(section)
+                self.show(section)
                 return
 
     def open(self, source: SectionSource | None) -> None:
         """Open a section, or the bundled sample where ``source`` is None, off the GUI thread."""
-        job = jobs.opening_sample() if source is None else jobs.opening(source)
+        job = jobs.opening(source)
         self.state.scale_asked = ""
 
         def failed(fault: StmditError) -> None:
             if isinstance(fault, ScaleError) and source is not None:
                 self.state.scale_asked = str(source.path)
 
-        self._submit("section", job, self._show, failed)
+        self._submit("section", job, self.show, failed)
 
-    def _show(self, section: Section) -> None:
+    def show(self, section: Section) -> None:
+        """Show an opened section in place of the one before."""
         viewer = self._viewer()
         if viewer is None or (self.view is not None and self.view.section is section):
             return
@@ -136,7 +120,9 @@ class Presenter:
         self.choosing.section_changed(before, section)
         self._limits.clear()
         self.colour(replace(state.colouring, limits=None))
-        self.tell("info", f"{section.name}: {len(section.spots):,} spots. Click spots, or draw a lasso around them.")
+        self.state.tell(
+            "info", f"{section.name}: {len(section.spots):,} spots. Click spots, or draw a lasso around them."
+        )
         if state.checkpoint is None and not self._lanes["model"].busy:
             self.load_model(state.model)
         self.runs.preview()
@@ -214,6 +200,14 @@ class Presenter:
         if self.state.section is not None:
             self.select(self.state.section.spots.ids.tolist())
 
+    def select_edited(self) -> None:
+        """Select the spots that the chosen edit changes."""
+        edit = self.painting.chosen
+        if edit is not None and edit.spots is None and edit.operation != "swap":
+            self.select_all()
+        else:
+            self.select(sorted(self.painting.outlined()))
+
     def invert_selection(self) -> None:
         """Select what is not selected."""
         if self.state.section is not None:
@@ -290,13 +284,9 @@ class Presenter:
         self._abandon("model")
         self.state.checkpoint = None
         free_device_memory()
-        self.tell("info", "The checkpoint was unloaded.")
+        self.state.tell("info", "The checkpoint was unloaded.")
 
     # --- results
-
-    def result_layer(self, number: int) -> Any:
-        """Return the layer of a result by its number, or None."""
-        return self.results.layer(number)
 
     def stop(self) -> None:
         """Ask what is under way to end at its next denoising step; what is finished is kept."""
@@ -316,17 +306,18 @@ class Presenter:
         known = set() if section is None else set(section.spots.ids.tolist())
         if entry.section is section or set(entry.spots) <= known:
             self.select(entry.spots)
-        self.tell("info", f"The form now holds the request of {entry.name}.")
+        self.state.tell("info", f"The form now holds the request of {entry.name}.")
 
-    def compare_with_baseline(self, mode: CompareMode = "swipe") -> None:
+    def compare_with_baseline(self, mode: CompareMode | None = None) -> None:
         """Compare the chosen result with the same request without its edits; runs that first where it is not there yet.
 
         Edited real tissue is compared with the slide, which is its baseline.
         """
+        mode = mode or self.baseline_mode
         number = self.state.chosen_result
         entry = self.results.entry(number)
         if entry is None or number is None or not entry.request.edits:
-            self.tell("warning", "Choose a result with edits: its baseline is the same request without them.")
+            self.state.tell("warning", "Choose a result with edits: its baseline is the same request without them.")
             return
         base = self.results.baseline(number)
         if entry.counterfactual:
@@ -337,10 +328,6 @@ class Presenter:
             self.runs.run_baseline(number, lambda new: self.compare.start(mode, number, new))
 
     # --- all
-
-    def tell(self, kind: Any, text: str) -> None:
-        """Leave a message for the user; it stays until the next one."""
-        self.state.message = Message(kind, text)
 
     def close(self) -> None:
         """End everything that is under way; what a run finished is kept."""
@@ -360,11 +347,11 @@ class Presenter:
         self.evaluations.abandon()
         self.runs.abandon()
         if dropped:
-            self.tell("warning", f"{dropped} queued runs were dropped, as section or checkpoint changed.")
+            self.state.tell("warning", f"{dropped} queued runs were dropped, as section or checkpoint changed.")
 
     def _submit(self, lane: str, job: jobs.Job, on_value: Any, on_error: Any = None) -> None:
         def error(fault: StmditError) -> None:
-            self.tell("error", str(fault))
+            self.state.tell("error", str(fault))
             if on_error is not None:
                 on_error(fault)
 
@@ -394,7 +381,7 @@ class Presenter:
         if self._unsaved:
             last = self.state.message
             good = [last.text] if last.kind == "info" and "was saved in" in last.text else []
-            self.tell("error", "\n".join([*self._unsaved, *good]))
+            self.state.tell("error", "\n".join([*self._unsaved, *good]))
 
     def _abandon(self, lane: str) -> None:
         self._lanes[lane].abandon()
@@ -402,12 +389,13 @@ class Presenter:
 
     def _note_busy(self, lane: str, title: str) -> None:
         self._titles[lane] = title
+        self.state.opening = bool(self._titles.get("section"))
         self.state.busy = next((text for text in self._titles.values() if text), "")
 
     def _inserted(self, event: Any) -> None:
         section = layers.section_of(event.value)
         if section is not None and layers.role_of(event.value) == "spots" and section is not self.state.section:
-            self._show(section)
+            self.show(section)
         elif section is not None and layers.role_of(event.value) == "stored" and section is self.state.section:
             if not self.results.inserting:
                 self.results.take_stored(event.value)

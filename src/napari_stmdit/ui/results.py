@@ -1,4 +1,4 @@
-"""One spot seen closely: which patches of which results are set beside each other, and measured. No Qt."""
+"""The results of one viewer: their layers, their list, and one spot of them seen closely. No Qt."""
 
 from __future__ import annotations
 
@@ -24,23 +24,13 @@ from . import jobs, layers
 from .jobs import Job
 from .layers import KEY
 from .section_view import SectionView
-from .state import Message, ResultEntry, WorkbenchState
+from .state import ResultEntry, WorkbenchState
 
 Submit = Callable[[str, Job, Callable[[Any], None]], None]
 
 
 class CloseUps:
-    """Keeps the close-up of the spot that is pointed at, or else of the first selected one.
-
-    Parameters
-    ----------
-    state
-        Of the viewer.
-    results
-        Where its patches are taken from.
-    submit
-        Starts a job in a lane of the presenter.
-    """
+    """Keeps the close-up of the spot that is pointed at, or else of the first selected one."""
 
     def __init__(self, state: WorkbenchState, results: ResultList, submit: Submit) -> None:
         self.state = state
@@ -160,29 +150,12 @@ def patch_at(
     return pixels
 
 
-# The results of one viewer: their layers, their list, and what can be done with them.
-
-
 THUMBNAIL_PX = 48
 Write = Callable[[Job, Callable[[Any], None], str], None]
 
 
 class ResultList:
-    """Keeps the list of results and their layers in step.
-
-    Parameters
-    ----------
-    viewer
-        Held weakly.
-    state
-        Of the viewer.
-    submit
-        Starts a job in a lane of the presenter, with what to do with its value.
-    write
-        Starts a job that writes a result, after those before it, with what to do with its value and the result's name.
-    redraw
-        Called when spots change their look.
-    """
+    """Keeps the list of results and their layers in step; ``redraw`` is called when spots change their look."""
 
     def __init__(
         self, viewer: Any, state: WorkbenchState, submit: Submit, write: Write, redraw: Callable[[], None]
@@ -266,15 +239,7 @@ class ResultList:
         request, record = result.plan.request, result.provenance
         spots, planned = spots_of(result.section, request, record)
         entry = ResultEntry(
-            number,
-            name,
-            result.section,
-            request,
-            record,
-            spots,
-            planned,
-            result,
-            thumbnail=thumbnail_of(result.rgba),
+            number, name, result.section, request, record, spots, planned, result, thumbnail=thumbnail_of(result.rgba)
         )
         self.state.chosen_result = number  # before the list is shown anew, which then marks it
         self.state.results = (*self.state.results, entry)
@@ -288,7 +253,7 @@ class ResultList:
             request = stored.request
             spots, planned = spots_of(stored.section, request, stored.provenance)
         except StoreError as error:
-            self.state.message = Message("warning", str(error))
+            self.state.tell("warning", str(error))
             return
         number = self.next_number()
         layer.metadata[layers.KEY]["run"] = number
@@ -316,7 +281,7 @@ class ResultList:
             if stored.section is self.state.section:
                 self.take_stored(self._place(layers.stored_layer(stored)))
         if found.notes:
-            self.state.message = Message("warning", "\n".join(found.notes))
+            self.state.tell("warning", "\n".join(found.notes))
 
     # --- what can be done with a result
 
@@ -344,7 +309,7 @@ class ResultList:
         """Write a result into a SpatialData store, off the GUI thread."""
         entry = self.entry(number)
         if entry is None or entry.result is None:
-            self.state.message = Message("warning", "This result was read from a store; it is saved already.")
+            self.state.tell("warning", "This result was read from a store; it is saved already.")
             return
 
         def saved(element: str) -> None:
@@ -367,7 +332,7 @@ class ResultList:
         results = [replace(e, saved=where) if e.number == number else e for e in self.state.results]
         self.state.results = tuple(results)
         entry = self.entry(number)
-        self.state.message = Message("info", f"{entry.name if entry else 'The result'} was saved in {where}.")
+        self.state.tell("info", f"{entry.name if entry else 'The result'} was saved in {where}.")
 
     # --- baselines
 

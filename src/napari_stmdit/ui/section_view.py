@@ -1,36 +1,113 @@
-"""The layers of the open section in one viewer: slide, spots with their colours, lasso. Driven by the presenter; no Qt."""
+"""The open section in one viewer: its layers, and choosing among its spots. Driven by the presenter; no Qt."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
-from ..types import Section
+from ..tissue.geometry import spots_in_polygons
+from ..types import Polygons, Section, SpotTable
 from . import layers
 from .gestures import Lasso, OnPlace, OnStroke, on_click, on_stroke
-from .selection import SpotFinder, grown, neighbours
 from .spot_colours import Edited, SpotValues, as_text, face_of, look_of
-from .state import Brush, Colouring, ColourScale, Combine, Message, WorkbenchState
+from .state import Brush, Colouring, ColourScale, Combine, WorkbenchState
+
+
+class SpotFinder:
+    """Finds spots of one table by their place; positions are (y, x) in full-resolution pixels."""
+
+    def __init__(self, spots: SpotTable) -> None:
+        from scipy.spatial import cKDTree
+
+        self.spots = spots
+        self.tree = cKDTree(spots.yx) if len(spots) else None
+
+    def at(self, yx: Sequence[float]) -> tuple[str, ...]:
+        """Return the id of the spot whose disc covers a place; empty where none does."""
+        if self.tree is None:
+            return ()
+        distance, row = self.tree.query(np.asarray(yx, dtype=np.float64))
+        return (str(self.spots.ids[row]),) if distance <= self.spots.diameter / 2 else ()
+
+    def within(self, ring: NDArray[np.float64]) -> tuple[str, ...]:
+        """Return the ids of the spots whose centres lie in a ring (n, 2); it may cross itself.
+
+        A ring smaller than a spot's radius is what a click leaves behind in lasso mode, and means the spot under it.
+        """
+        if len(ring) == 0:
+            return ()
+        if len(ring) < 3 or np.ptp(ring, axis=0).max() < self.spots.diameter / 2:
+            return self.at(ring.mean(axis=0))
+        rings = (tuple((float(y), float(x)) for y, x in ring),)
+        inside = spots_in_polygons(self.spots.yx, Polygons(rings=rings))
+        return tuple(self.spots.ids[inside].tolist())
+
+
+def neighbours(spots: SpotTable) -> csr_matrix:
+    """Return which spots are neighbours, (n, n) sparse bool.
+
+    On a Visium lattice, six by array row and column (two columns on in the row, one column on in the rows above and below), so
+    that a hole is a hole; elsewhere the spots within 1.3 times the median distance to the nearest spot: six on a hexagonal
+    lattice, four on a square one.
+    """
+    from scipy.spatial import cKDTree
+
+    if len(spots) < 2:
+        return csr_matrix((len(spots), len(spots)), dtype=bool)
+    if spots.array_rc is not None and _is_hexagonal(spots.array_rc):
+        place = {(r, c): k for k, (r, c) in enumerate(spots.array_rc.tolist())}
+        steps = ((0, 2), (0, -2), (1, 1), (1, -1), (-1, 1), (-1, -1))
+        pairs = [(k, place[to]) for (r, c), k in place.items() for y, x in steps if (to := (r + y, c + x)) in place]
+        a, b = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    else:
+        tree = cKDTree(spots.yx)
+        pitch = float(np.median(tree.query(spots.yx, k=2)[0][:, 1]))
+        one, two = tree.query_pairs(1.3 * pitch, output_type="ndarray").T
+        a, b = np.concatenate([one, two]), np.concatenate([two, one])
+    return csr_matrix((np.ones(len(a), dtype=bool), (a, b)), shape=(len(spots), len(spots)))
+
+
+def _is_hexagonal(array_rc: NDArray[np.int64]) -> bool:
+    """Whether array rows and columns are those of a Visium lattice: their sum is even everywhere, and rows interleave."""
+    even = (array_rc.sum(axis=1) % 2 == 0).all()
+    return bool(even and len(np.unique(array_rc[:, 1] % 2)) == 2 and len(np.unique(array_rc, axis=0)) == len(array_rc))
+
+
+def grown(spots: SpotTable, near: csr_matrix, ids: Iterable[str], rings: int) -> tuple[str, ...]:
+    """Return a choice grown by rings of neighbours, or shrunk by so many where ``rings`` is negative.
+
+    Shrinking takes away what has a neighbour outside; where the tissue ends there is none, and nothing is taken away there.
+    """
+    known = set(ids)
+    inside = np.array([spot in known for spot in spots.ids.tolist()], dtype=bool)
+    for _ in range(abs(rings)):
+        inside = inside | (near @ inside) if rings > 0 else inside & ~(near @ ~inside)
+    return tuple(spots.ids[inside].tolist())
+
+
+def combine(spots: SpotTable, present: Iterable[str], new: Iterable[str], how: Combine) -> tuple[str, ...]:
+    """Join a new choice to the present selection; the result is in the table's order."""
+    before, chosen = set(present), set(new)
+    kept = {"replace": chosen, "add": before | chosen, "subtract": before - chosen, "toggle": before ^ chosen}[how]
+    return tuple(spot for spot in spots.ids.tolist() if spot in kept)
+
+
+def inverted(spots: SpotTable, present: Iterable[str]) -> tuple[str, ...]:
+    """Return every spot that is not selected."""
+    return combine(spots, spots.ids.tolist(), present, "subtract")
 
 
 class SectionView:
     """Slide, spots and lasso of one section.
 
-    Parameters
-    ----------
-    viewer
-        Held weakly.
-    section
-        What is shown.
-    on_click, on_lasso
-        Called with a place (2,) in full-resolution pixels, and a ring (n, 2) in full-resolution pixels.
-    on_stroke
-        Called with ``begin``, ``move`` or ``end``, a place, and whether Alt is held, while the brush is in hand.
+    ``on_click`` gets a place (2,), ``on_lasso`` a ring (n, 2), both in full-resolution pixels; ``on_stroke`` gets ``begin``,
+    ``move`` or ``end``, a place, and whether Alt is held, while the brush is in hand.
     """
 
     def __init__(
@@ -232,23 +309,8 @@ def _among(ids: NDArray[np.str_], chosen: Collection[str]) -> NDArray[np.bool_]:
     return np.fromiter((spot in known for spot in ids.tolist()), dtype=bool, count=len(ids))
 
 
-# Choosing spots by what they are rather than where: categories, values, neighbours, and selections with a name.
-
-
 class Choosing:
-    """Selections of one viewer beyond the mouse.
-
-    Parameters
-    ----------
-    state
-        Of the viewer.
-    view
-        Returns the view of the open section, or None.
-    select
-        Changes the selection.
-    edited
-        Returns the edits on show, for values after edits.
-    """
+    """Choosing spots by what they are rather than where: categories, values, neighbours, and selections with a name."""
 
     def __init__(
         self,
@@ -277,11 +339,13 @@ class Choosing:
             return
         values, scale = view.values.of(colouring, self._edited())
         if values is None or scale.categories:
-            self._tell("warning", scale.fault or "Colour by a gene, a program or a column of numbers first.")
+            self.state.tell("warning", scale.fault or "Colour by a gene, a program or a column of numbers first.")
             return
         inside = np.isfinite(values) & (values >= low) & (values <= high)
         self._select(view.section.spots.ids[inside].tolist(), how)
-        self._tell("info", f"{int(inside.sum()):,} spots with {scale.gene} from {low:g} to {high:g} ({scale.unit}).")
+        self.state.tell(
+            "info", f"{int(inside.sum()):,} spots with {scale.gene} from {low:g} to {high:g} ({scale.unit})."
+        )
 
     def grow(self, rings: int) -> None:
         """Grow the selection by rings of neighbouring spots; a negative number shrinks it."""
@@ -297,10 +361,10 @@ class Choosing:
         """Keep the selection under a name; of the same name, the later one is kept."""
         name = name.strip()
         if not name or not self.state.selected:
-            self._tell("warning", "A selection needs a name and at least one spot to be kept.")
+            self.state.tell("warning", "A selection needs a name and at least one spot to be kept.")
             return
         self.state.named = {**self.state.named, name: self.state.selected}
-        self._tell("info", f"{name}: {len(self.state.selected):,} spots kept.")
+        self.state.tell("info", f"{name}: {len(self.state.selected):,} spots kept.")
 
     def recall(self, name: str, how: Combine | None = None) -> None:
         """Select the spots that were kept under a name."""
@@ -316,6 +380,3 @@ class Choosing:
         if before is not None:
             self._put_away[str(before.path or before.name)] = dict(self.state.named)
         self.state.named = {} if after is None else self._put_away.get(str(after.path or after.name), {})
-
-    def _tell(self, kind: Any, text: str) -> None:
-        self.state.message = Message(kind, text)

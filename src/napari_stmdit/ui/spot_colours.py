@@ -20,9 +20,9 @@ from .state import Colouring, ColourScale, Span
 
 DIVERGING = "blue-orange"
 """The colour map of changes; see `colouring.colormap_of`."""
-MOST_CATEGORIES = 20
+MAX_CATEGORIES = 20
 """A column of whole numbers with at most so many different ones is taken for categories."""
-MOST_NAMES = 200
+MAX_NAMES = 200
 """A column of text with more different ones is no column of categories: nobody could tell so many colours apart."""
 _LOG, _LINEAR = "log(1 + counts per 10,000)", "counts per 10,000"
 Values = NDArray[np.float32]
@@ -67,12 +67,6 @@ class SpotValues:
         if name == "genes detected":
             return np.asarray((self.spots.counts > 0).sum(axis=1), dtype=np.float64).ravel()
         return None
-
-    def categories(self, name: str) -> tuple[str, ...]:
-        """Return the categories of a column, in their order; none where it holds numbers, or more than `MOST_NAMES` texts."""
-        values = self.column(name)
-        found = () if values is None else categories_of(values)
-        return found if len(found) <= MOST_NAMES else ()
 
     # --- genes and programs
 
@@ -143,8 +137,8 @@ class SpotValues:
             choice = ", ".join(self.columns())
             return None, ColourScale(fault=f"{colouring.obs!r} is no column of the table; there are: {choice}")
         categories = categories_of(values)
-        if values.dtype.kind not in "fiu" and len(categories) > MOST_NAMES:
-            fault = f"{colouring.obs!r} holds {len(categories):,} different texts; at most {MOST_NAMES} can be shown as categories"
+        if values.dtype.kind not in "fiu" and len(categories) > MAX_NAMES:
+            fault = f"{colouring.obs!r} holds {len(categories):,} different texts; at most {MAX_NAMES} can be shown as categories"
             return None, ColourScale(fault=fault)
         if categories:
             names = as_text(values)
@@ -182,7 +176,7 @@ def categories_of(values: NDArray[Any]) -> tuple[str, ...]:
         known = values[np.isfinite(values.astype(np.float64))]
         different = np.unique(known)
         whole = (different == np.rint(different)).all()
-        if not different.size or not whole or len(different) > MOST_CATEGORIES or len(different) > len(values) / 3:
+        if not different.size or not whole or len(different) > MAX_CATEGORIES or len(different) > len(values) / 3:
             return ()
         return tuple(f"{value:.0f}" for value in different)
     return tuple(name for name in np.unique(values.astype(np.str_)).tolist() if name)
@@ -214,9 +208,6 @@ def around_zero(values: NDArray[np.float32]) -> tuple[float, float]:
     """Return limits of a change: as far below zero as above, at least half a log unit, so that no noise looks like a change."""
     most = max(0.5, float(np.abs(values).max()) if values.size else 0.0)
     return -most, most
-
-
-# From values to the colours of the spots.
 
 
 COLORMAPS = ("viridis", "magma", "inferno", "plasma", "gray_r")
@@ -294,18 +285,9 @@ def look_of(
 ) -> SpotLook:
     """Return how spots are drawn.
 
-    Parameters
-    ----------
-    values
-        (n,) numbers or names of categories, or None for rings alone.
-    scale
-        What their colours mean.
-    selected
-        (n,) spots with the selection's outline.
-    hollow
-        (n,) spots drawn as rings in the colour of their value, so that what was synthesized under them is seen.
-    painted
-        (n,) spots that the chosen edit changes.
+    ``values`` are (n,) numbers or names of categories, or None for rings alone. (n,) masks: ``selected`` spots have the selection's
+    outline, ``hollow`` ones are rings in the colour of their value, so that what was synthesized under them is seen, and
+    ``painted`` ones are changed by the chosen edit.
     """
     face = face_of(values, scale, hollow)
     border = np.tile(np.array(RING, dtype=np.float32), (len(selected), 1))

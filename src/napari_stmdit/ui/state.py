@@ -49,33 +49,17 @@ class RunStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Colouring:
-    """How spots are coloured: by a gene, a program or a column of the table; by none of them, rings alone are drawn.
+    """How spots are coloured: by a gene, a program or a column of the table; by none of them, rings alone are drawn."""
 
-    Attributes
-    ----------
-    gene
-        Symbol or Ensembl id.
-    log
-        log(1 + counts per 10,000) instead of counts per 10,000.
-    limits
-        Values at the ends of the colour map; None takes them from the values, as ``span`` says.
-    colormap
-        Name of a napari colour map; a change has a diverging one of ours and categories have their own colours.
-    program
-        Name of a program: the weighted mean of its genes.
-    obs
-        Name of a column of the table.
-    show
-        For genes and programs.
-    """
-
-    gene: str | None = None
-    log: bool = True
+    gene: str | None = None  # symbol or Ensembl id
+    log: bool = True  # log(1 + counts per 10,000) instead of counts per 10,000
+    # values at the ends of the colour map; None takes them from the values, as ``span`` says
     limits: tuple[float, float] | None = None
+    # name of a napari colour map; a change has a diverging one of ours and categories have their own colours
     colormap: str = "viridis"
-    program: str | None = None
-    obs: str | None = None
-    show: Show = "measured"
+    program: str | None = None  # name of a program: the weighted mean of its genes
+    obs: str | None = None  # name of a column of the table
+    show: Show = "measured"  # for genes and programs
     span: Span = "zero_p99"
 
     @property
@@ -101,24 +85,13 @@ class ColourScale:
 
 @dataclass(frozen=True)
 class Brush:
-    """How the brush paints.
+    """How the brush paints."""
 
-    Attributes
-    ----------
-    radius_um
-        In microns; in full-resolution pixels where the section is not calibrated.
-    softness
-        Part of the radius over which the weight falls off to nothing, 0 to 1.
-    strength
-        Weight that one stroke gives at its middle, 0 to 1; a further stroke adds that share of what is left to 1.
-    erase
-        Take weight away instead.
-    """
-
-    radius_um: float = 150.0
-    softness: float = 0.5
+    radius_um: float = 150.0  # in microns; in full-resolution pixels where the section is not calibrated
+    softness: float = 0.5  # part of the radius over which the weight falls off to nothing, 0 to 1
+    # weight that one stroke gives at its middle, 0 to 1; a further stroke adds that share of what is left to 1
     strength: float = 1.0
-    erase: bool = False
+    erase: bool = False  # take weight away instead
 
 
 @dataclass(frozen=True)
@@ -159,77 +132,43 @@ class Fetching:
 
 @dataclass(frozen=True)
 class Foreign:
-    """A foreign checkpoint that was looked at and can be converted, with what has to be asked.
+    """A foreign checkpoint that was looked at and can be converted, with what has to be asked."""
 
-    Attributes
-    ----------
-    path
-        Its file or folder.
-    summary
-        What it is, in words.
-    patch_px
-        Side of its patches.
-    candidates
-        Plausible microns per pixel, and what each would mean.
-    takes_expression
-        Whether a gene list is of use to it.
-    """
+    path: str  # its file or folder
+    summary: str  # what it is, in words
+    patch_px: int  # side of its patches
+    candidates: tuple[tuple[float, str], ...]  # plausible microns per pixel, and what each would mean
+    takes_expression: bool  # whether a gene list is of use to it
 
-    path: str
-    summary: str
-    patch_px: int
-    candidates: tuple[tuple[float, str], ...]
-    takes_expression: bool
+
+Kind = Literal["info", "warning", "error"]
 
 
 @dataclass(frozen=True)
 class Message:
     """A sentence for the user that stays until the next one."""
 
-    kind: Literal["info", "warning", "error"]
+    kind: Kind
     text: str
 
 
 @dataclass(frozen=True, eq=False)
 class ResultEntry:
-    """One result in the list: a run of this viewer, or one read back from the section's store.
+    """One result in the list: a run of this viewer, or one read back from the section's store."""
 
-    Attributes
-    ----------
-    number
-        In this viewer; its identity.
-    name
-        Of its layer; says that it is synthetic.
-    section, request, provenance
-        What it was made from, and how.
-    spots
-        Ids of the spots that were finished; of seamless tissue those of the region that lie in finished tiles.
-    planned
-        How many spots were asked for.
-    result
-        The run's own result; None for one that was read back.
-    stored
-        The result as it was read back; None for a run of this viewer.
-    visible
-        Whether its layer is shown.
-    saved
-        Where it was saved, in words.
-    thumbnail
-        (h, w, 4) uint8, small.
-    """
-
-    number: int
-    name: str
-    section: Section
+    number: int  # in this viewer; its identity
+    name: str  # of its layer; says that it is synthetic
+    section: Section  # what it was made from
     request: Request
-    provenance: Mapping[str, Any]
+    provenance: Mapping[str, Any]  # and how
+    # ids of the spots that were finished; of seamless tissue those of the region that lie in finished tiles
     spots: tuple[str, ...]
-    planned: int
-    result: Result | None = None
-    visible: bool = True
-    saved: str | None = None
-    thumbnail: NDArray[np.uint8] | None = None
-    stored: StoredResult | None = None
+    planned: int  # how many spots were asked for
+    result: Result | None = None  # the run's own result; None for one that was read back
+    visible: bool = True  # whether its layer is shown
+    saved: str | None = None  # where it was saved, in words
+    thumbnail: NDArray[np.uint8] | None = None  # (h, w, 4) uint8, small
+    stored: StoredResult | None = None  # the result as it was read back; None for a run of this viewer
 
     @property
     def counterfactual(self) -> bool:
@@ -255,24 +194,12 @@ CompareMode = Literal["grid", "swipe", "blink", "fade"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison that is on.
+    """A comparison that is on."""
 
-    Attributes
-    ----------
-    mode
-        Side by side, swipe, blink or fade.
-    left
-        Number of a result, or None for the slide.
-    right
-        Number of a result.
-    position
-        Of the seam (swipe) or the opacity of the right one (fade, blink), 0 to 1.
-    """
-
-    mode: CompareMode
-    left: int | None
-    right: int
-    position: float = 0.5
+    mode: CompareMode  # side by side, swipe, blink or fade
+    left: int | None  # number of a result, or None for the slide
+    right: int  # number of a result
+    position: float = 0.5  # of the seam (swipe) or the opacity of the right one (fade, blink), 0 to 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,49 +221,7 @@ class CloseUp:
 
 @dataclass(eq=False)
 class WorkbenchState:
-    """Everything the forms show; each field has a signal of its name in ``events``.
-
-    Attributes
-    ----------
-    selected
-        Ids of the selected spots, in the order of the section's table.
-    request
-        The form's request; region, section and checkpoint are filled in when it is run.
-    batch
-        Patches denoised together; None is the default, `napari_stmdit.progress.BATCH`.
-    changes
-        Numbers of the results whose change is shown by a layer.
-    samples
-        Results to make of one request, each with a seed of its own; an edit of real tissue has one.
-    queue, queue_held
-        Runs that wait, and whether they wait for the user rather than for the present run.
-    hovered
-        Id of the spot under the mouse.
-    close_up
-        What is known of that spot, or of the first selected one.
-    sheet, evaluation
-        The contact sheet that was made last, or is being made; the evaluation that was finished last.
-    faults
-        Field of the request -> what is wrong with it.
-    busy
-        What is being opened, loaded or saved, in words; empty where nothing is.
-    scale_asked
-        Path of the slide whose scale has to be given before it can be opened; empty where none.
-    exporting
-        The data set that is being written, in words; empty where none is.
-    fetching
-        The download under way.
-    foreign, converting
-        A foreign checkpoint that waits for the user's answers, and whether it is being converted.
-    draft, draft_faults
-        The form of an edit, and what is wrong with it.
-    chosen_edit
-        Place in ``request.edits`` of the edit that the form shows and the brush paints on; None for a new one.
-    undoable
-        Whether a change of the edits can be undone, and whether one can be done again.
-    named
-        Selections that were given a name.
-    """
+    """Everything the forms show; each field has a signal of its name in ``events``."""
 
     events: ClassVar[SignalGroupDescriptor] = SignalGroupDescriptor(
         equality_operators={
@@ -352,43 +237,50 @@ class WorkbenchState:
     section: Section | None = None
     colouring: Colouring = Colouring()
     colour_scale: ColourScale = ColourScale()
-    selected: tuple[str, ...] = ()
+    selected: tuple[str, ...] = ()  # ids of the selected spots, in the order of the section's table
     tool: Tool = "click"
     combine: Combine = "replace"
     model: ModelChoice = ModelChoice()
     checkpoint: PatchModel | None = None
     devices: tuple[tuple[str, str], ...] = ()
-    request: Request = Request()
-    batch: int | None = None
+    request: Request = Request()  # the form's request; region, section and checkpoint are filled in when it is run
+    batch: int | None = None  # patches denoised together; None is the default, `napari_stmdit.progress.BATCH`
     status: RunStatus = RunStatus.IDLE
     progress: Progress | None = None
     estimate: Estimate | None = None
     notes: tuple[str, ...] = ()
-    faults: Mapping[str, str] = field(default_factory=dict)
+    faults: Mapping[str, str] = field(default_factory=dict)  # field of the request -> what is wrong with it
     message: Message = Message("info", "Open a section to begin.")
-    busy: str = ""
-    scale_asked: str = ""
-    exporting: str = ""
-    fetching: Fetching | None = None
-    foreign: Foreign | None = None
-    converting: bool = False
+    busy: str = ""  # what is being opened, loaded or saved, in words; empty where nothing is
+    opening: bool = False  # whether a section is being opened
+    scale_asked: str = ""  # path of the slide whose scale has to be given before it can be opened; empty where none
+    exporting: str = ""  # the data set that is being written, in words; empty where none is
+    fetching: Fetching | None = None  # the download under way
+    foreign: Foreign | None = None  # a foreign checkpoint that waits for the user's answers
+    converting: bool = False  # whether it is being converted
     results: tuple[ResultEntry, ...] = ()
     chosen_result: int | None = None
-    draft: EditDraft = EditDraft()
-    draft_faults: Mapping[str, str] = field(default_factory=dict)
+    draft: EditDraft = EditDraft()  # the form of an edit
+    draft_faults: Mapping[str, str] = field(default_factory=dict)  # and what is wrong with it
     brush: Brush = Brush()
+    # place in ``request.edits`` of the edit that the form shows and the brush paints on; None for a new one
     chosen_edit: int | None = None
+    # whether a change of the edits can be undone, and whether one can be done again
     undoable: tuple[bool, bool] = (False, False)
-    named: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    named: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # selections that were given a name
     comparison: Comparison | None = None
-    changes: frozenset[int] = frozenset()
-    samples: int = 1
-    queue: tuple[QueuedRun, ...] = ()
-    queue_held: bool = False
-    hovered: str | None = None
-    close_up: CloseUp | None = None
-    sheet: ContactSheet | None = None
-    evaluation: Evaluated | None = None
+    changes: frozenset[int] = frozenset()  # numbers of the results whose change is shown by a layer
+    samples: int = 1  # results to make of one request, each with a seed of its own; an edit of real tissue has one
+    queue: tuple[QueuedRun, ...] = ()  # runs that wait
+    queue_held: bool = False  # whether they wait for the user rather than for the present run
+    hovered: str | None = None  # id of the spot under the mouse
+    close_up: CloseUp | None = None  # what is known of that spot, or of the first selected one
+    sheet: ContactSheet | None = None  # the contact sheet that was made last, or is being made
+    evaluation: Evaluated | None = None  # the evaluation that was finished last
+
+    def tell(self, kind: Kind, text: str) -> None:
+        """Leave a message for the user; it stays until the next one."""
+        self.message = Message(kind, text)
 
     @property
     def obstacle(self) -> str:

@@ -1,8 +1,9 @@
-"""The brush: how a stroke of the mouse becomes weights of spots. Pure."""
+"""How a stroke of the brush becomes weights of spots, and a form an edit. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,18 +33,8 @@ class Stroke:
     Within a stroke nothing adds up, so that the result does not depend on how often the mouse was asked where it is. A stroke
     over weight w leaves w + (1 - w) * v, an erasing one w * (1 - v), with v the stroke's own weight.
 
-    Parameters
-    ----------
-    spots
-        The section's.
-    tree
-        k-d tree of their positions in full-resolution pixels.
-    brush
-        How it paints.
-    radius
-        In full-resolution pixels.
-    before
-        Spot id -> weight that the edit has; None stands for weight 1 everywhere.
+    ``tree`` is a k-d tree of the spots' positions and ``radius`` that of the brush, both in full-resolution pixels; ``before``
+    is spot id -> weight that the edit has, and None stands for weight 1 everywhere.
     """
 
     def __init__(
@@ -92,9 +83,6 @@ def _to_segment(
     share = np.zeros(len(points)) if length == 0 else np.clip((points - start) @ along / length, 0, 1)
     distance: NDArray[np.float64] = np.linalg.norm(points - (start + share[:, None] * along), axis=1)
     return distance
-
-
-# Between the form of an edit and the edit: both ways, with every fault beside its field.
 
 
 _EDIT: TypeAdapter[Edit] = TypeAdapter(Edit)
@@ -148,8 +136,6 @@ _FIELDS = {
 
 def draft_of(edit: Edit, before: EditDraft) -> EditDraft:
     """Return the form that shows an edit; what the edit does not say is kept from before."""
-    from dataclasses import replace
-
     changes: dict[str, Any] = {"operation": edit.operation, "genes": edit.genes, "programs": edit.programs}
     changes |= {field: getattr(edit, field) for field in _FIELDS.get(edit.operation, ())}
     return replace(before, **changes)

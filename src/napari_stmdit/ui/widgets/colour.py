@@ -8,21 +8,28 @@ from typing import Any
 import numpy as np
 from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QColor, QIcon, QImage, QPainter, QPaintEvent, QPixmap
-from qtpy.QtWidgets import (
-    QCheckBox,
-    QComboBox,
-    QDoubleSpinBox,
-    QListWidget,
-    QListWidgetItem,
-    QSizePolicy,
-    QWidget,
-)
+from qtpy.QtWidgets import QCheckBox, QDoubleSpinBox, QListWidget, QListWidgetItem, QSizePolicy, QWidget
 
 from ...expression.genes import match_genes
+from ...expression.programs import known_programs
 from ...types import Genes, Section
+from ..presenter import Presenter
 from ..spot_colours import COLORMAPS, colormap_of
 from ..state import Colouring, ColourScale
-from .common import Choice, Text, column, named, row, without_steppers
+from .common import (
+    Choice,
+    Connections,
+    Text,
+    blocked,
+    boxed,
+    column,
+    combo,
+    connect_state,
+    fit_lines,
+    named,
+    row,
+    without_steppers,
+)
 from .draft import COLUMN, PROGRAM, NameField
 
 SPANS = (
@@ -31,7 +38,7 @@ SPANS = (
     ("min_max", "min – max", "From the least to the greatest value"),
     ("own", "own", "The limits that are typed below; they are kept for each gene"),
 )
-MOST_LEGEND_LINES = 7
+MAX_LEGEND_LINES = 7
 
 
 class ColourStrip(QWidget):  # type: ignore[misc,unused-ignore]
@@ -73,6 +80,7 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._genes: Genes | None = None
         self._programs: tuple[str, ...] = ()
         self._columns: tuple[str, ...] = ()
+        self._offered: tuple[Any, ...] = ()
         self.gene = NameField()
         self.gene.setPlaceholderText("gene, program or column")
         named(
@@ -88,18 +96,14 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
             )
         )
         self.log = named(QCheckBox("log"), "Logarithmic", "log(1 + counts per 10,000) instead of counts per 10,000")
-        self.span = named(QComboBox(), "Limits", "Where the colour map begins and ends")
-        for key, label, tip in SPANS:
+        self.span = combo("Limits", "Where the colour map begins and ends", length=6)
+        for place, (key, label, tip) in enumerate(SPANS):
             self.span.addItem(label, key)
-            self.span.setItemData(self.span.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
+            self.span.setItemData(place, tip, Qt.ItemDataRole.ToolTipRole)
         self.low, self.high = self._limit("Lower limit"), self._limit("Upper limit")
-        self.colormap = named(
-            QComboBox(), "Colour map", "Perceptually uniform maps that can be read with colour vision deficiencies"
-        )
+        tip = "Perceptually uniform maps that can be read with colour vision deficiencies"
+        self.colormap = combo("Colour map", tip, length=6)
         self.colormap.addItems(COLORMAPS)
-        for combo in (self.colormap, self.span):
-            combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-            combo.setMinimumContentsLength(6)
         self.strip = ColourStrip()
         self.legend = named(
             QListWidget(), "Categories", "The colour of each category; double-click to select its spots"
@@ -112,10 +116,8 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_scale(ColourScale())
 
     def _lay_out(self) -> None:
-        self._scale_row = QWidget()
-        self._scale_row.setLayout(row(self.low, self.strip, self.high, stretch=1))
-        self._options = QWidget()
-        self._options.setLayout(row(self.colormap, self.span, stretch=None))
+        self._scale_row = boxed(row(self.low, self.strip, self.high, stretch=1))
+        self._options = boxed(row(self.colormap, self.span, stretch=None))
         self.setLayout(
             column(
                 self.gene, self.fault, self.show_, self._options, self._scale_row, self.legend, row(self.unit, self.log)
@@ -132,6 +134,25 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.colormap.currentTextChanged.connect(lambda name: self._change(colormap=name))
         self.legend.itemDoubleClicked.connect(self._category_clicked)
 
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state = presenter.state
+
+        def show_names() -> None:
+            programs, view = tuple(known_programs(state.request.programs)), presenter.view
+            if (programs, state.section) != self._offered:  # an edit that changes asks often
+                self._offered = (programs, state.section)
+                self.show_section(state.section, () if view is None else view.values.columns(), programs)
+
+        self.valueChanged.connect(presenter.colour)
+        self.categoryChosen.connect(lambda obs, name: presenter.choosing.by_category(obs, name, state.combine))
+        return connect_state(
+            state.events,
+            ("section request", show_names),
+            ("colouring", lambda: self.setValue(state.colouring)),
+            ("colour_scale", lambda: self.show_scale(state.colour_scale)),
+        )
+
     # --- value
 
     def value(self) -> Colouring:
@@ -141,17 +162,13 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def setValue(self, value: Colouring) -> None:
         """Show a colouring."""
         self._value = value
-        controls = (self.log, self.span, self.colormap, self.low, self.high)
-        for control in controls:
-            control.blockSignals(True)
         text = value.gene or (f"{value.program}{PROGRAM}" if value.program else "")
         self.gene.show_text(f"{value.obs}{COLUMN}" if value.obs else text)
         self.show_.setValue(value.show)
-        self.log.setChecked(value.log)
-        self.span.setCurrentIndex(self.span.findData(value.span if value.limits is None else "own"))
-        self.colormap.setCurrentText(value.colormap)
-        for control in controls:
-            control.blockSignals(False)
+        with blocked(self.log, self.span, self.colormap):
+            self.log.setChecked(value.log)
+            self.span.setCurrentIndex(self.span.findData(value.span if value.limits is None else "own"))
+            self.colormap.setCurrentText(value.colormap)
 
     # --- what is known
 
@@ -176,10 +193,9 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.log.setVisible(by_numbers and value.obs is None and not change)
         self.strip.show_map(scale.colormap)
         self._show_legend(scale)
-        for control, limit in zip((self.low, self.high), scale.limits, strict=True):
-            control.blockSignals(True)
-            control.setValue(limit)
-            control.blockSignals(False)
+        with blocked(self.low, self.high):
+            self.low.setValue(scale.limits[0])
+            self.high.setValue(scale.limits[1])
         self._shown = (self.low.value(), self.high.value())
 
     def _show_legend(self, scale: ColourScale) -> None:
@@ -191,8 +207,7 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
             item = QListWidgetItem(QIcon(swatch), f"{name}  ({count:,})")
             item.setData(Qt.ItemDataRole.UserRole, name)
             self.legend.addItem(item)
-        lines = min(max(len(scale.categories), 1), MOST_LEGEND_LINES)
-        self.legend.setFixedHeight(lines * max(self.legend.sizeHintForRow(0), 18) + 6)
+        fit_lines(self.legend, len(scale.categories), MAX_LEGEND_LINES)
 
     # --- private
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
+from magicgui.widgets import create_widget
+from pydantic import BaseModel
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QAction, QGuiApplication
 from qtpy.QtWidgets import (
     QButtonGroup,
+    QComboBox,
     QGridLayout,
     QHBoxLayout,
     QLabel,
     QLayout,
+    QListWidget,
     QPushButton,
     QSizePolicy,
     QToolButton,
     QVBoxLayout,
     QWidget,
 )
+from superqt.utils import signals_blocked
 
 # contrast with the background of napari's dark and light theme is at least 4.5 : 1 for each
 _COLOURS = {
@@ -27,11 +34,95 @@ _COLOURS = {
 }
 
 
+class Connections:
+    """What a panel has to be taken off when its dock closes: the state and the viewer outlive it."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], Any]] = []
+
+    def connect(self, signal: Any, slot: Callable[..., Any]) -> None:
+        """Connect a signal to a slot that takes nothing."""
+        signal.connect(slot, max_args=0)
+        self._undo.append(partial(signal.disconnect, slot))
+
+    def add(self, undo: Callable[[], Any]) -> None:
+        """Call something when the dock closes."""
+        self._undo.append(undo)
+
+    def __len__(self) -> int:
+        return len(self._undo)
+
+    def close(self) -> None:
+        """Undo everything, the latest first."""
+        while self._undo:
+            self._undo.pop()()
+
+
+def connect_state(events: Any, *shows: tuple[str, Callable[[], Any]]) -> Connections:
+    """Show fields of a state, now and whenever they change; ``shows`` are (fields parted by spaces, what shows them)."""
+    connections = Connections()
+    for names, show in shows:
+        for name in names.split():
+            connections.connect(getattr(events, name), show)
+        show()
+    return connections
+
+
+@contextmanager
+def blocked(*controls: Any) -> Iterator[None]:
+    """Let controls emit nothing while they are set."""
+    with ExitStack() as stack:
+        for control in controls:
+            stack.enter_context(signals_blocked(control))
+        yield
+
+
 def named(widget: Any, name: str, tip: str) -> Any:
     """Give a control its name for screen readers and its tooltip; return it."""
     widget.setAccessibleName(name)
     widget.setToolTip(tip)
     return widget
+
+
+def button(text: str, name: str, tip: str, clicked: Callable[..., Any] | None = None, width: int = 0) -> QPushButton:
+    """Return a button with its name for screen readers, its tooltip, what it does, and its least width."""
+    made: QPushButton = named(QPushButton(text), name, tip)
+    if clicked is not None:
+        made.clicked.connect(clicked)
+    if width:
+        made.setMinimumWidth(width)
+    return made
+
+
+def combo(name: str, tip: str, options: Sequence[tuple[str, Any]] = (), length: int = 0) -> QComboBox:
+    """Return a choice of (label, data); ``length`` is in characters and keeps long labels from widening the dock."""
+    made: QComboBox = named(QComboBox(), name, tip)
+    if length:
+        made.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        made.setMinimumContentsLength(length)
+    for label, data in options:
+        made.addItem(label, data)
+    return made
+
+
+def form_of(model: type[BaseModel], **fields: tuple[str, str, dict[str, Any]]) -> dict[str, Any]:
+    """Return magicgui's widgets for fields of a model: the kind by the field's type, the range by its constraints.
+
+    Each field comes with its name for screen readers, its tooltip, and what else magicgui is to know.
+    """
+    form = {}
+    for field, (name, tip, options) in fields.items():
+        info = model.model_fields[field]
+        limits: dict[str, Any] = {}
+        for limit in info.metadata:
+            limits |= {end: getattr(limit, key) for key, end in (("ge", "min"), ("le", "max")) if hasattr(limit, key)}
+            if hasattr(limit, "lt"):
+                limits["max"] = limit.lt - 1
+        form[field] = create_widget(
+            annotation=info.annotation, value=info.default, name=field, options={**limits, **options}
+        )
+        named(form[field].native, name, tip)
+    return form
 
 
 def without_steppers(box: Any, width: int) -> Any:
@@ -71,6 +162,18 @@ def row(*parts: QWidget | QLayout, stretch: int | None = 0) -> QHBoxLayout:
 def _fill(layout: Any, parts: Sequence[QWidget | QLayout]) -> None:
     for part in parts:
         (layout.addLayout if isinstance(part, QLayout) else layout.addWidget)(part)
+
+
+def boxed(layout: QLayout) -> QWidget:
+    """Put a layout into a widget, to be shown and hidden as one."""
+    widget = QWidget()
+    widget.setLayout(layout)
+    return widget
+
+
+def fit_lines(box: QListWidget, count: int, most: int, least_px: int = 18) -> None:
+    """Make a list as high as its lines, up to ``most`` of them."""
+    box.setFixedHeight(min(max(count, 1), most) * max(box.sizeHintForRow(0), least_px) + 6)
 
 
 def labelled(*pairs: tuple[str, QWidget | QLayout]) -> QGridLayout:
@@ -176,16 +279,13 @@ class Choice(QWidget):  # type: ignore[misc,unused-ignore]
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(2)
         for key, label, tip in options:
-            button = QPushButton(label)
-            button.setCheckable(True)
-            button.setMinimumWidth(40)
-            button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-            button.setMinimumHeight(26)
-            named(button, label, tip)
-            button.clicked.connect(lambda _=False, key=key: self.chosen.emit(key))
-            group.addButton(button)
-            layout.addWidget(button)
-            self._buttons[key] = button
+            one = button(label, label, tip, lambda _=False, key=key: self.chosen.emit(key), width=40)
+            one.setCheckable(True)
+            one.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+            one.setMinimumHeight(26)
+            group.addButton(one)
+            layout.addWidget(one)
+            self._buttons[key] = one
 
     def value(self) -> str:
         """Return the key of the button that is down."""

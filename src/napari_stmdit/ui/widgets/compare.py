@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from qtpy.QtCore import Qt, QTimer, Signal
-from qtpy.QtWidgets import QComboBox, QLabel, QPushButton, QSlider, QWidget
+from qtpy.QtWidgets import QLabel, QSlider, QWidget
 from superqt.utils import qthrottled
 
+from ..presenter import Presenter
 from ..state import Comparison, ResultEntry
-from .common import Choice, Text, column, named, row
+from .common import Choice, Connections, Text, blocked, boxed, button, column, combo, connect_state, named, row
 
 MODES = (
     ("off", "Off", "End the comparison; the viewer is as it was before"),
@@ -26,16 +28,12 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     modeChosen = Signal(str, object)
     positionChanged = Signal(float)
-    blinked = Signal()
-    baselineRequested = Signal()
 
     def __init__(self) -> None:
         super().__init__()
-        self._blink_ms = 700
+        self.blink_ms = 700
         self._left: int | None = None
-        self.against = named(QComboBox(), "Compare with", "What the chosen result is compared with")
-        self.against.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.against.setMinimumContentsLength(8)
+        self.against = combo("Compare with", "What the chosen result is compared with", length=8)
         self.mode = Choice(MODES)
         self.mode.setValue("off")
         self.slider = named(
@@ -43,21 +41,18 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
         self.slider.setRange(0, _STEPS)
         self.left, self.right = QLabel(), QLabel()
-        self.baseline = named(
-            QPushButton("Compare with baseline"),
+        self.baseline = button(
+            "Compare with baseline",
             "Compare with baseline",
             "Run the chosen result's request without its edits, with the same noise, and compare: what differs is the effect of "
             "the edits",
         )
         self.hint = Text("quiet")
         self._timer = QTimer(self)
-        self._timer.timeout.connect(self.blinked)
         self.mode.chosen.connect(self._chosen)
         self.against.activated.connect(self._against_changed)
         self.slider.valueChanged.connect(self._moved)
-        self.baseline.clicked.connect(self.baselineRequested)
-        self._slider_row = QWidget()
-        self._slider_row.setLayout(row(self.left, self.slider, self.right, stretch=1))
+        self._slider_row = boxed(row(self.left, self.slider, self.right, stretch=1))
         self.setLayout(
             column(
                 row(QLabel("Against"), self.against, stretch=1), self.mode, self._slider_row, self.baseline, self.hint
@@ -66,23 +61,47 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_results((), None)
         self.show_comparison(None)
 
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state, compare = presenter.state, presenter.compare
+
+        def choose(mode: Any, left: int | None) -> None:
+            if mode == "off":
+                compare.stop()
+            else:
+                compare.start(mode, left=left)
+            self.show_comparison(state.comparison)  # also where it could not be started
+
+        self.modeChosen.connect(choose)
+        self.positionChanged.connect(compare.move)
+        self._timer.timeout.connect(compare.flip)
+        self.baseline.clicked.connect(lambda: presenter.compare_with_baseline())
+        return connect_state(
+            state.events,
+            ("results chosen_result", lambda: self.show_results(state.results, state.chosen_result)),
+            ("comparison", lambda: self.show_comparison(state.comparison)),
+        )
+
+    def toggle(self, mode: str) -> None:
+        """Turn a way of comparing on, or off where it is on."""
+        self._chosen("off" if mode == self.mode.value() else mode)
+
     def use_pace(self, milliseconds: int) -> None:
         """Set how long each is shown while blinking."""
-        self._blink_ms = milliseconds
+        self.blink_ms = milliseconds
         if self._timer.isActive():
             self._timer.start(milliseconds)
 
     def show_results(self, entries: Sequence[ResultEntry], chosen: int | None) -> None:
         """Offer the slide and every result but the chosen one."""
         present = self._left
-        self.against.blockSignals(True)
-        self.against.clear()
-        self.against.addItem("the slide", None)
-        for entry in reversed(entries):
-            if entry.number != chosen:
-                self.against.addItem(entry.name, entry.number)
-        self.against.setCurrentIndex(max(0, self.against.findData(present)))
-        self.against.blockSignals(False)
+        with blocked(self.against):
+            self.against.clear()
+            self.against.addItem("the slide", None)
+            for entry in reversed(entries):
+                if entry.number != chosen:
+                    self.against.addItem(entry.name, entry.number)
+            self.against.setCurrentIndex(max(0, self.against.findData(present)))
         found = next((e for e in entries if e.number == chosen), None)
         self.setEnabled(found is not None)
         edited = found is not None and any(edit.enabled for edit in found.request.edits)
@@ -103,13 +122,12 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.left.setText("0" if mode == "fade" else "◂")
         self.right.setText("1" if mode == "fade" else "▸")
         if comparison is not None and not self.slider.isSliderDown():
-            self.slider.blockSignals(True)
-            self.slider.setValue(round(_STEPS * comparison.position))
-            self.slider.blockSignals(False)
+            with blocked(self.slider):
+                self.slider.setValue(round(_STEPS * comparison.position))
         if mode != "blink":
             self._timer.stop()
         elif not self._timer.isActive():
-            self._timer.start(self._blink_ms)
+            self._timer.start(self.blink_ms)
 
     # --- private
 

@@ -1,4 +1,4 @@
-"""A field for names of genes, programs and columns, with search and completion."""
+"""The form of one edit, and a field for names of genes, programs and columns with search and completion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...expression.reach import ProgramReach
 from ...types import Genes, Section
 from ..state import EditDraft
 from ..strokes import parse_names, written
-from .common import Text, column, labelled, named, row
+from .common import Text, blocked, boxed, column, labelled, named, row
 
 PROGRAM, COLUMN = " (program)", " (column)"
 
@@ -57,12 +57,12 @@ class NameField(QLineEdit):  # type: ignore[misc,unused-ignore]
         completer.setMaxVisibleItems(12)
         completer.setWidget(self)
         completer.activated[str].connect(self._completed)
-        self._completer = completer
+        self.completer = completer
         self.setClearButtonEnabled(True)
         self.setMinimumWidth(60)
         self.textEdited.connect(self._typed)
-        self.editingFinished.connect(self._tell)
-        self.textChanged.connect(lambda text: None if text else self._tell())
+        self.editingFinished.connect(self.commit)
+        self.textChanged.connect(lambda text: None if text else self.commit())
 
     def offer(
         self,
@@ -79,21 +79,20 @@ class NameField(QLineEdit):  # type: ignore[misc,unused-ignore]
     def show_text(self, text: str) -> None:
         """Show a text that was set elsewhere; what is being typed is left alone."""
         if not self.hasFocus() or not self.isModified():
-            self.blockSignals(True)
-            self.setText(text)
-            self.blockSignals(False)
+            with blocked(self):
+                self.setText(text)
             self._told = text
 
     def _typed(self, text: str) -> None:
         part = text[: self.cursorPosition()].rpartition(",")[2].strip() if self._several else text.strip()
         if not part:
-            self._completer.popup().hide()
+            self.completer.popup().hide()
             return
-        self._completer.setCompletionPrefix(part)
-        if self._completer.completionCount():
-            self._completer.complete()
+        self.completer.setCompletionPrefix(part)
+        if self.completer.completionCount():
+            self.completer.complete()
         else:
-            self._completer.popup().hide()
+            self.completer.popup().hide()
 
     def _completed(self, name: str) -> None:
         if self._several:
@@ -102,16 +101,14 @@ class NameField(QLineEdit):  # type: ignore[misc,unused-ignore]
             self.setText(f"{before[0]}{', ' if before[1] else ''}{name}{after}")
         else:
             self.setText(name)
-        self._tell()
+        self.commit()
 
-    def _tell(self) -> None:
+    def commit(self) -> None:
+        """Say the text where it is another than before."""
         self.setModified(False)
         if self.text() != self._told:
             self._told = self.text()
             self.changed.emit(self.text())
-
-
-# The form of one edit: which genes and programs, what is done to them, and how much.
 
 
 OPERATIONS = (
@@ -148,8 +145,6 @@ class GroupField(QComboBox):  # type: ignore[misc,unused-ignore]
         profiles: Any = None,
     ) -> None:
         """Offer what there is, with what is chosen in front."""
-        self.blockSignals(True)
-        self.clear()
         entries: list[tuple[str, tuple[str, Any]]] = []
         if profiles is not None:
             entries += [(f"profile: {name}", ("profile", name)) for name in profiles]
@@ -164,9 +159,10 @@ class GroupField(QComboBox):  # type: ignore[misc,unused-ignore]
         if not value:
             entries.insert(0, ("choose…", (kind, value)))
         self._data = [data for _, data in entries]
-        self.addItems([label for label, _ in entries])
-        self.setCurrentIndex(next((k for k, (_, data) in enumerate(entries) if data == chosen), 0))
-        self.blockSignals(False)
+        with blocked(self):
+            self.clear()
+            self.addItems([label for label, _ in entries])
+            self.setCurrentIndex(self._data.index(chosen) if chosen in self._data else 0)
 
 
 class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
@@ -211,10 +207,8 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         self.setValue(EditDraft())
 
     def _lay_out(self) -> None:
-        self._groups = QWidget()
-        self._groups.setLayout(labelled(("First", self.group_a), ("Second", self.group_b)))
-        self._target = QWidget()
-        self._target.setLayout(row(QLabel("to"), self.target, stretch=1))
+        self._groups = boxed(labelled(("First", self.group_a), ("Second", self.group_b)))
+        self._target = boxed(row(QLabel("to"), self.target, stretch=1))
         self.setLayout(
             column(
                 self.what,
@@ -249,18 +243,13 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         """Show a draft."""
         self._value = value
         self.what.show_text(written(value.genes, value.programs))
-        self.operation.blockSignals(True)
-        self.operation.setCurrentIndex(self.operation.findData(value.operation))
-        self.operation.blockSignals(False)
         shown = {"scale": "factor", "add": "log_units", "set_quantile": "quantile"}.get(value.operation)
-        for field, box in self.amounts.items():
-            box.blockSignals(True)
-            box.setValue(getattr(value, field))
-            box.blockSignals(False)
-            box.setVisible(field == shown)
-        self.follow.blockSignals(True)
-        self.follow.setChecked(value.follow == "section")
-        self.follow.blockSignals(False)
+        with blocked(self.operation, self.follow, *self.amounts.values()):
+            self.operation.setCurrentIndex(self.operation.findData(value.operation))
+            self.follow.setChecked(value.follow == "section")
+            for field, box in self.amounts.items():
+                box.setValue(getattr(value, field))
+                box.setVisible(field == shown)
         self.follow.setVisible(value.operation not in ("towards", "swap"))
         self._target.setVisible(value.operation == "towards")
         self._groups.setVisible(value.operation == "swap")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from qtpy.QtWidgets import (
     QHeaderView,
     QLabel,
     QLineEdit,
-    QPushButton,
     QSlider,
     QTableWidget,
     QTableWidgetItem,
@@ -25,10 +25,12 @@ from qtpy.QtWidgets import (
 )
 
 from ...expression.edits import Mover
+from ...expression.programs import bundled_notes, known_programs
 from ...expression.reach import Reach
 from ...types import Edit
+from ..presenter import Presenter
 from ..state import Brush, EditDraft
-from .common import Fold, Text, column, labelled, named, row
+from .common import Connections, Fold, Text, blocked, boxed, button, column, connect_state, labelled, named, row
 from .draft import PROFILES, DraftForm
 
 TABLE = "Tables (*.csv)"
@@ -58,11 +60,7 @@ class BrushForm(QWidget):  # type: ignore[misc,unused-ignore]
         self.strength.valueChanged.connect(lambda value: self._change(strength=value / 100))
         self.erase.toggled.connect(lambda on: self._change(erase=on))
         self.setLayout(
-            labelled(
-                ("Radius", row(self.radius, self.erase)),
-                ("Softness", self.softness),
-                ("Strength", self.strength),
-            )
+            labelled(("Radius", row(self.radius, self.erase)), ("Softness", self.softness), ("Strength", self.strength))
         )
         self.show_unit(True)
         self.setValue(Brush())
@@ -74,15 +72,11 @@ class BrushForm(QWidget):  # type: ignore[misc,unused-ignore]
     def setValue(self, value: Brush) -> None:
         """Show a brush."""
         self._value = value
-        controls = (self.radius, self.softness, self.strength, self.erase)
-        for control in controls:
-            control.blockSignals(True)
-        self.radius.setValue(value.radius_um)
-        self.softness.setValue(round(100 * value.softness))
-        self.strength.setValue(round(100 * value.strength))
-        self.erase.setChecked(value.erase)
-        for control in controls:
-            control.blockSignals(False)
+        with blocked(self.radius, self.softness, self.strength, self.erase):
+            self.radius.setValue(value.radius_um)
+            self.softness.setValue(round(100 * value.softness))
+            self.strength.setValue(round(100 * value.strength))
+            self.erase.setChecked(value.erase)
 
     def show_unit(self, calibrated: bool) -> None:
         """Say what the radius is measured in."""
@@ -150,16 +144,13 @@ class EditRow(QFrame):  # type: ignore[misc,unused-ignore]
 
     def show_edit(self, edit: Edit, chosen: bool, warning: str) -> None:
         """Show an edit."""
-        for control in (self.eye, self.name, self.strength):
-            control.blockSignals(True)
-        self.eye.setChecked(edit.enabled)
-        if not (self.name.hasFocus() and self.name.isModified()):
-            self.name.setText(edit.name or edit.operation)
-            self.name.setCursorPosition(0)
-        if round(100 * edit.strength) != self.strength.value():
-            self.strength.setValue(round(100 * edit.strength))
-        for control in (self.eye, self.name, self.strength):
-            control.blockSignals(False)
+        with blocked(self.eye, self.name, self.strength):
+            self.eye.setChecked(edit.enabled)
+            if not (self.name.hasFocus() and self.name.isModified()):
+                self.name.setText(edit.name or edit.operation)
+                self.name.setCursorPosition(0)
+            if round(100 * edit.strength) != self.strength.value():
+                self.strength.setValue(round(100 * edit.strength))
         self.percent.setText(f"{100 * edit.strength:.0f} %")
         self.mark.setVisible(bool(warning))
         self.mark.setToolTip(warning)
@@ -213,45 +204,26 @@ class EditList(QWidget):  # type: ignore[misc,unused-ignore]
 class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
     """The form, the brush and the list, with what can be done to them."""
 
-    brushToggled = Signal(bool)
-    addRequested = Signal(bool)
-    """Whether to all spots."""
-    newRequested = Signal()
-    spotsRequested = Signal()
-    undoRequested = Signal()
-    redoRequested = Signal()
-    moveRequested = Signal(int)
-    deleteRequested = Signal()
-    loadRequested = Signal(str)
-    saveRequested = Signal(str)
-    setsRequested = Signal(str)
-    profileSaveRequested = Signal(str)
-    moversSaveRequested = Signal(str)
-
     def __init__(self) -> None:
         super().__init__()
+        self._offered: tuple[Any, ...] = ()
         self.form, self.brush, self.list = DraftForm(), BrushForm(), EditList()
-        self.paint = self._button("Paint", "Paint with the brush", "Paint the edit over spots with the mouse. Ctrl+4")
+        small = partial(button, width=36)
+        self.paint = small("Paint", "Paint with the brush", "Paint the edit over spots with the mouse. Ctrl+4")
         self.paint.setCheckable(True)
-        self.to_selected = self._button(
-            "To selected", "Apply to selected spots", "Add this edit for the selected spots"
-        )
-        self.to_all = self._button("To all", "Apply to all spots", "Add this edit for every spot")
-        self.new = self._button("New edit", "New edit", "Leave the chosen edit as it is and begin another")
-        self.spots = self._button("Its spots", "Select its spots", "Select the spots that the chosen edit changes")
-        self.up = self._button("Up", "Move the edit up", "Edits are applied from the top")
-        self.down = self._button("Down", "Move the edit down", "Edits are applied from the top")
-        self.delete = self._button("Delete", "Delete the edit", "Take the chosen edit out of the list")
-        self.undo = self._button("Undo", "Undo", "Take back the last change of the edits. Ctrl+Z")
-        self.redo = self._button("Redo", "Redo", "Do again what was taken back. Ctrl+Shift+Z")
-        self.load = self._button("Load…", "Load edits", "Read edits from a YAML file")
-        self.save = self._button(
-            "Save…", "Save edits", "Write the edits into a YAML file, for 'stmdit synthesize --edits'"
-        )
-        self.sets = self._button("GMT…", "Import gene sets", "Add the gene sets of a GMT file to the programs")
-        self.keep = self._button(
-            "Profile…", "Save a profile", "Write the mean expression of the selected spots, as a target"
-        )
+        self.to_selected = small("To selected", "Apply to selected spots", "Add this edit for the selected spots")
+        self.to_all = small("To all", "Apply to all spots", "Add this edit for every spot")
+        self.new = small("New edit", "New edit", "Leave the chosen edit as it is and begin another")
+        self.spots = small("Its spots", "Select its spots", "Select the spots that the chosen edit changes")
+        self.up = small("Up", "Move the edit up", "Edits are applied from the top")
+        self.down = small("Down", "Move the edit down", "Edits are applied from the top")
+        self.delete = small("Delete", "Delete the edit", "Take the chosen edit out of the list")
+        self.undo = small("Undo", "Undo", "Take back the last change of the edits. Ctrl+Z")
+        self.redo = small("Redo", "Redo", "Do again what was taken back. Ctrl+Shift+Z")
+        self.load = small("Load…", "Load edits", "Read edits from a YAML file")
+        self.save = small("Save…", "Save edits", "Write the edits into a YAML file, for 'stmdit synthesize --edits'")
+        self.sets = small("GMT…", "Import gene sets", "Add the gene sets of a GMT file to the programs")
+        self.keep = small("Profile…", "Save a profile", "Write the mean expression of the selected spots, as a target")
         self.movers = named(
             QTableWidget(0, 3),
             "Genes that move most",
@@ -262,10 +234,9 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.movers.setEditTriggers(QTableWidget.EditTrigger.NoEditTriggers)
         self.movers.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
         self.movers.setFixedHeight(160)
-        self.save_movers = self._button("CSV…", "Save the genes that move most", "Write this table as a CSV file")
+        self.save_movers = small("CSV…", "Save the genes that move most", "Write this table as a CSV file")
         self.state_line, self.warning = Text("quiet"), Text("warning")
         self._lay_out()
-        self._connect()
         self.show_edits((), None, ())
         self.show_undoable((False, False))
 
@@ -275,11 +246,8 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         files = row(self.load, self.save, self.sets, self.keep, stretch=None)
         for bar in (order, files):
             bar.setSpacing(3)
-        most = QWidget()
-        most.setLayout(column(self.movers, row(self.save_movers, stretch=None)))
+        most = boxed(column(self.movers, row(self.save_movers, stretch=None)))
         self.moving = Fold("Genes that move most", most, unfolded=False, inner=True)
-        self._order = QWidget()
-        self._order.setLayout(order)
         self.setLayout(
             column(
                 self.form,
@@ -289,29 +257,87 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self.list,
                 self.warning,
                 self.moving,
-                self._order,
+                order,
                 files,
             )
         )
 
-    def _connect(self) -> None:
-        self.paint.clicked.connect(self.brushToggled)
-        self.to_selected.clicked.connect(lambda: self.addRequested.emit(False))
-        self.to_all.clicked.connect(lambda: self.addRequested.emit(True))
-        self.new.clicked.connect(self.newRequested)
-        self.spots.clicked.connect(self.spotsRequested)
-        self.up.clicked.connect(lambda: self.moveRequested.emit(-1))
-        self.down.clicked.connect(lambda: self.moveRequested.emit(1))
-        self.delete.clicked.connect(self.deleteRequested)
-        self.undo.clicked.connect(self.undoRequested)
-        self.redo.clicked.connect(self.redoRequested)
-        self.save_movers.clicked.connect(
-            lambda: self._write("Save the genes that move most", TABLE, ".csv", self.moversSaveRequested)
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state, painting, files = presenter.state, presenter.painting, presenter.edit_files
+
+        def chosen(do: Callable[[int], None]) -> None:
+            if state.chosen_edit is not None:
+                do(state.chosen_edit)
+
+        self.form.valueChanged.connect(painting.take_draft)
+        self.form.profileRequested.connect(files.import_profile)
+        self.brush.valueChanged.connect(presenter.set_brush)
+        self.paint.clicked.connect(lambda on: presenter.use_tool("brush" if on else "click"))
+        self.to_selected.clicked.connect(lambda: painting.add(state.selected))
+        self.to_all.clicked.connect(lambda: painting.add(None))
+        self.new.clicked.connect(lambda: painting.choose(None))
+        self.spots.clicked.connect(lambda: presenter.select_edited())
+        self.up.clicked.connect(lambda: chosen(lambda number: painting.move(number, -1)))
+        self.down.clicked.connect(lambda: chosen(lambda number: painting.move(number, 1)))
+        self.delete.clicked.connect(lambda: chosen(painting.delete))
+        self.undo.clicked.connect(lambda: painting.undo())
+        self.redo.clicked.connect(lambda: painting.redo())
+        self.list.picked.connect(lambda number: None if number == state.chosen_edit else painting.choose(number))
+        self.list.enabledChanged.connect(painting.set_enabled)
+        self.list.renamed.connect(painting.rename)
+        self.list.strengthChanged.connect(painting.set_strength)
+        for clicked, ask, title, kinds, do in (
+            (self.load.clicked, self._open, "Load edits", YAML, files.load),
+            (self.sets.clicked, self._open, "Import gene sets", "Gene sets (*.gmt)", files.import_gmt),
+            (self.save.clicked, self.write, "Save edits", YAML, files.save),
+            (self.keep.clicked, self.write, "Save a profile", PROFILES, files.export_profile),
+            (self.save_movers.clicked, self.write, "Save the genes that move most", TABLE, files.export_movers),
+        ):
+            clicked.connect(lambda _=False, ask=ask, title=title, kinds=kinds, do=do: ask(title, kinds, do))
+
+        def show_section() -> None:
+            section = state.section
+            self.form.show_section(section)
+            self.brush.show_unit(section is None or section.calibration.mpp is not None)
+            self.setEnabled(section is not None)
+
+        def show_programs() -> None:
+            programs = tuple(known_programs(state.request.programs))
+            if (
+                programs,
+                state.section,
+                state.checkpoint,
+            ) != self._offered:  # reaches take time, and edits change often
+                self._offered = (programs, state.section, state.checkpoint)
+                notes = {name: note for name, note in bundled_notes().items() if name not in state.request.programs}
+                self.form.show_programs(programs, notes, painting.program_reaches())
+
+        def show_movers() -> None:
+            if self.moving.unfolded:
+                self.show_movers(painting.movers())
+
+        self.moving.unfolded_changed.connect(lambda on: show_movers())
+        return connect_state(
+            state.events,
+            ("section", show_section),
+            ("section request checkpoint", show_programs),
+            ("section request checkpoint", show_movers),
+            (
+                "section request checkpoint selected named",
+                lambda: self.form.show_groups(state.selected, state.named, painting.profile_names()),
+            ),
+            (
+                "request chosen_edit checkpoint section",
+                lambda: self.show_edits(painting.edits, state.chosen_edit, painting.reaches()),
+            ),
+            ("draft", lambda: self.form.setValue(state.draft)),
+            ("draft_faults", lambda: self.form.show_faults(state.draft_faults)),
+            ("brush", lambda: self.brush.setValue(state.brush)),
+            ("undoable", lambda: self.show_undoable(state.undoable)),
+            ("selected draft", lambda: self.show_selected(len(state.selected), state.draft)),
+            ("tool", lambda: self.paint.setChecked(state.tool == "brush")),
         )
-        self.load.clicked.connect(lambda: self._open("Load edits", YAML, self.loadRequested))
-        self.sets.clicked.connect(lambda: self._open("Import gene sets", "Gene sets (*.gmt)", self.setsRequested))
-        self.save.clicked.connect(lambda: self._write("Save edits", YAML, ".yaml", self.saveRequested))
-        self.keep.clicked.connect(lambda: self._write("Save a profile", PROFILES, ".json", self.profileSaveRequested))
 
     # --- what is known
 
@@ -326,8 +352,8 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
         self.new.setVisible(known)
         self.spots.setVisible(known)
-        for button in (self.up, self.down, self.delete):
-            button.setEnabled(known)
+        for one in (self.up, self.down, self.delete):
+            one.setEnabled(known)
         self.save.setEnabled(bool(edits))
 
     def show_movers(self, movers: Sequence[Mover]) -> None:
@@ -352,27 +378,19 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.to_all.setText("Swap" if swap else "To all")
         self.keep.setEnabled(count > 0)
 
-    def show_brushing(self, on: bool) -> None:
-        """Show whether the brush is in hand."""
-        self.paint.setChecked(on)
-
     # --- private
 
-    def _button(self, text: str, name: str, tip: str) -> QPushButton:
-        button = QPushButton(text)
-        button.setMinimumWidth(36)
-        return named(button, name, tip)
-
-    def _open(self, title: str, kinds: str, signal: Any) -> None:
+    def _open(self, title: str, kinds: str, do: Callable[[str], None]) -> None:
         path, _ = QFileDialog.getOpenFileName(self, title, "", kinds)
         if path:
-            signal.emit(path)
+            do(path)
 
-    def _write(self, title: str, kinds: str, suffix: str, signal: Any) -> None:
+    def write(self, title: str, kinds: str, do: Callable[[str], None]) -> None:
+        """Ask for a file to write, and do it."""
         path, _ = QFileDialog.getSaveFileName(self, title, "", kinds)
         if path and not Path(path).suffix:
-            path += suffix
+            path += next(mark for mark in (".csv", ".yaml", ".json") if mark in kinds)
             if Path(path).exists():  # the dialog asked about another name: let it ask about this one
                 path, _ = QFileDialog.getSaveFileName(self, title, path, kinds)
         if path:
-            signal.emit(path)
+            do(path)

@@ -1,27 +1,28 @@
-"""A contact sheet in a window of its own: it belongs to no place on the tissue, so it is no layer."""
+"""The open section evaluated with the chosen checkpoint, and contact sheets of one spot."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from qtpy.QtCore import Qt, QUrl, Signal
+from qtpy.QtCore import Qt, QUrl
 from qtpy.QtGui import QDesktopServices
-from qtpy.QtWidgets import QDialog, QFileDialog, QGridLayout, QLabel, QPushButton, QScrollArea, QSpinBox, QWidget
+from qtpy.QtWidgets import QDialog, QFileDialog, QGridLayout, QLabel, QScrollArea, QWidget
 
 from ...errors import StmditError
-from ...evaluation.cases import MIN_SPOTS, EvaluationRequest
+from ...evaluation.cases import EvaluationRequest
 from ...evaluation.evaluate import Evaluated
 from ...evaluation.pictures import save_sheet
 from ...synthesis.variants import ContactSheet
+from ..presenter import Presenter
 from ..state import RunStatus
-from .common import Text, column, labelled, named, row
+from .common import Connections, Text, button, column, connect_state, form_of, labelled, row
 from .results import pixmap_of
 
 IMAGE_PX = 132
 
 
 class SheetWindow(QDialog):  # type: ignore[misc,unused-ignore]
-    """Shows a `ContactSheet` as it grows, and exports it."""
+    """A `ContactSheet` as it grows, and its export; a window of its own, as it belongs to no place on the tissue."""
 
     def __init__(self, parent: QWidget) -> None:
         super().__init__(parent)
@@ -29,10 +30,8 @@ class SheetWindow(QDialog):  # type: ignore[misc,unused-ignore]
         self.setAccessibleName("Contact sheet")
         self._sheet: ContactSheet | None = None
         self.title, self.message = Text("info"), Text("quiet")
-        self.export = named(
-            QPushButton("Export PNG…"), "Export PNG", "Write the sheet as one picture with its provenance"
-        )
-        self.export.clicked.connect(self._export)
+        tip = "Write the sheet as one picture with its provenance"
+        self.export = button("Export PNG…", "Export PNG", tip, self._export)
         inside = QWidget()
         self._grid = QGridLayout(inside)
         self._grid.setSpacing(8)
@@ -44,6 +43,10 @@ class SheetWindow(QDialog):  # type: ignore[misc,unused-ignore]
         layout.setContentsMargins(10, 10, 10, 10)
         layout.setStretch(1, 1)
         self.setLayout(layout)
+
+    def bind(self, presenter: Presenter) -> Connections:
+        """Show the sheets of a presenter."""
+        return connect_state(presenter.state.events, ("sheet", lambda: self.show_sheet(presenter.state.sheet)))
 
     def show_sheet(self, sheet: ContactSheet | None) -> None:
         """Show a sheet, also where the window was closed before."""
@@ -102,9 +105,6 @@ class SheetWindow(QDialog):  # type: ignore[misc,unused-ignore]
             self.message.show_text(str(error), "error")
 
 
-# Is it true? The open section evaluated with the chosen checkpoint.
-
-
 ABOUT = (
     "Synthesizes some spots under their true conditions and under controls, with the settings of the form, and reports what may be "
     "claimed. Choose a section that the checkpoint was not trained on."
@@ -114,31 +114,25 @@ ABOUT = (
 class EvaluatePanel(QWidget):  # type: ignore[misc,unused-ignore]
     """How many spots and seeds, a button that evaluates and one that opens the report."""
 
-    evaluateRequested = Signal(str, int, int)
-
     def __init__(self) -> None:
         super().__init__()
-        default = EvaluationRequest()
         self._report: str | None = None
-        self.spots = named(
-            QSpinBox(), "Spots to evaluate", "Spots of the section, drawn with the seed; more give narrower intervals"
+        self.form = form_of(
+            EvaluationRequest,
+            spots=(
+                "Spots to evaluate",
+                "Spots of the section, drawn with the seed; more give narrower intervals",
+                {"step": 1},
+            ),
+            seeds=("Seeds a case", "Images of each spot in each case", {"step": 1}),
         )
-        self.spots.setRange(MIN_SPOTS, 100_000)
-        self.spots.setValue(default.spots)
-        self.seeds = named(QSpinBox(), "Seeds a case", "Images of each spot in each case")
-        self.seeds.setRange(1, 20)
-        self.seeds.setValue(default.seeds)
-        self.go = named(
-            QPushButton("Evaluate…"),
-            "Evaluate the section",
-            "Choose a folder for the report and begin; the folder of one that was stopped goes on with it",
-        )
-        self.open = named(QPushButton("Open report"), "Open the report", "Show the latest report in the browser")
+        self.spots, self.seeds = (widget.native for widget in self.form.values())
+        tip = "Choose a folder for the report and begin; the folder of one that was stopped goes on with it"
+        self.go = button("Evaluate…", "Evaluate the section", tip)
+        self.open = button("Open report", "Open the report", "Show the latest report in the browser", self._open)
         self.count, self.found = Text("quiet"), Text("info")
-        for box in (self.spots, self.seeds):
-            box.valueChanged.connect(self._count)
-        self.go.clicked.connect(self._choose)
-        self.open.clicked.connect(self._open)
+        for widget in self.form.values():
+            widget.changed.connect(self._count, max_args=0)
         self.setLayout(
             column(
                 Text("quiet", ABOUT),
@@ -151,6 +145,24 @@ class EvaluatePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_status(RunStatus.IDLE, False)
         self.show_evaluation(None)
         self._count()
+
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state = presenter.state
+
+        def choose() -> None:
+            if chosen := QFileDialog.getExistingDirectory(self, "Folder for the report"):
+                presenter.evaluations.evaluate(chosen, self.form["spots"].value, self.form["seeds"].value)
+
+        def show_status() -> None:
+            self.show_status(state.status, state.section is not None and state.checkpoint is not None)
+
+        self.go.clicked.connect(choose)
+        return connect_state(
+            state.events,
+            ("evaluation", lambda: self.show_evaluation(state.evaluation)),
+            ("status section checkpoint", show_status),
+        )
 
     def show_status(self, status: RunStatus, ready: bool) -> None:
         """Let it be pressed where a section and a checkpoint are there; while a run is under way, the evaluation waits for it."""
@@ -171,12 +183,8 @@ class EvaluatePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.found.show_text(text + (f" Not so: {'; '.join(lost)}." if lost else ""))
 
     def _count(self) -> None:
-        patches = self.spots.value() * self.seeds.value() * 7
+        patches = self.form["spots"].value * self.form["seeds"].value * 7
         self.count.show_text(f"About {patches:,} patches: up to seven cases of each spot and seed.")
-
-    def _choose(self) -> None:
-        if chosen := QFileDialog.getExistingDirectory(self, "Folder for the report"):
-            self.evaluateRequested.emit(chosen, self.spots.value(), self.seeds.value())
 
     def _open(self) -> None:
         if self._report is not None:

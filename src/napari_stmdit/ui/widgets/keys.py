@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from qtpy.QtCore import Qt
@@ -24,7 +25,7 @@ def bind_keys(viewer: Any, dock: QWidget, actions: Mapping[str, Callable[[], Any
     """
     bound = []
     for keys, action in actions.items():
-        viewer.bind_key(keys, _handler(action), overwrite=True)
+        viewer.bind_key(keys, lambda viewer, action=action: action(), overwrite=True)
         bound.append(keys)
         shortcut = QShortcut(sequence(keys), dock)
         shortcut.setContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
@@ -44,69 +45,7 @@ def sequence(keys: str) -> QKeySequence:
     return QKeySequence(keys.replace("Control", "Ctrl").replace("Enter", "Return").replace("-", "+"))
 
 
-def _handler(action: Callable[[], Any]) -> Callable[[Any], None]:
-    def pressed(viewer: Any) -> None:
-        action()
-
-    return pressed
-
-
-# Keys of the workbench, bound when it opens and given back when it goes: a manifest's key bindings are ignored by
-# napari.
-
-
-PAINT_KEYS = {
-    "Control-Z": "undo the last change of the edits",
-    "Control-Shift-Z": "redo it",
-    "Control-1": "choose spots by clicking",
-    "Control-2": "choose spots by a rectangle",
-    "Control-3": "choose spots by a lasso",
-    "Control-4": "paint with the brush",
-    "[": "a smaller brush",
-    "]": "a larger brush",
-}
-"""What each key does while the workbench is open."""
 _LARGER = 1.25
-
-
-def _actions(presenter: Presenter) -> dict[str, Callable[[], Any]]:
-    weak = weakref.ref(presenter)
-
-    def call(do: Callable[[Presenter], Any]) -> Callable[[], Any]:
-        def action() -> None:
-            alive = weak()
-            if alive is not None:
-                do(alive)
-
-        return action
-
-    def resize(factor: float) -> Callable[[Presenter], Any]:
-        def do(p: Presenter) -> None:
-            radius = min(max(round(p.state.brush.radius_um * factor), 5), 5000)
-            p.set_brush(replace(p.state.brush, radius_um=float(radius)))
-
-        return do
-
-    return {
-        "Control-Z": call(lambda p: p.painting.undo()),
-        "Control-Shift-Z": call(lambda p: p.painting.redo()),
-        "Control-1": call(lambda p: p.use_tool("click")),
-        "Control-2": call(lambda p: p.use_tool("rectangle")),
-        "Control-3": call(lambda p: p.use_tool("lasso")),
-        "Control-4": call(lambda p: p.use_tool("brush")),
-        "[": call(resize(1 / _LARGER)),
-        "]": call(resize(_LARGER)),
-    }
-
-
-def bind_paint_keys(viewer: Any, presenter: Presenter, dock: QWidget) -> Callable[[], None]:
-    """Bind the keys in a viewer's canvas and in the dock; return what gives the viewer's keys back."""
-    return bind_keys(viewer, dock, _actions(presenter))
-
-
-# Keys for running, stopping and comparing, bound when the dock is made and given back when it goes.
-
-
 RUN_KEYS: Mapping[str, tuple[str, str]] = {
     "run": ("Control-Enter", "run, or queue a run"),
     "stop": ("Control-.", "stop"),
@@ -120,9 +59,23 @@ RUN_KEYS: Mapping[str, tuple[str, str]] = {
 """Action -> its keys, as napari writes them, and what they do."""
 
 
-def bind_run_keys(viewer: Any, dock: QWidget, actions: Mapping[str, Callable[[], Any]]) -> Callable[[], None]:
-    """Bind actions, by name, to their keys; return what gives the viewer's keys back."""
-    return bind_keys(viewer, dock, {RUN_KEYS[name][0]: action for name, action in actions.items()})
+def paint_actions(presenter: Presenter) -> dict[str, Callable[[], Any]]:
+    """Return what keys do while painting and choosing spots."""
+
+    def resize(factor: float) -> None:
+        brush = presenter.state.brush
+        presenter.set_brush(replace(brush, radius_um=float(min(max(round(brush.radius_um * factor), 5), 5000))))
+
+    return {
+        "Control-Z": presenter.painting.undo,
+        "Control-Shift-Z": presenter.painting.redo,
+        "Control-1": partial(presenter.use_tool, "click"),
+        "Control-2": partial(presenter.use_tool, "rectangle"),
+        "Control-3": partial(presenter.use_tool, "lasso"),
+        "Control-4": partial(presenter.use_tool, "brush"),
+        "[": partial(resize, 1 / _LARGER),
+        "]": partial(resize, _LARGER),
+    }
 
 
 def with_key(tip: str, name: str) -> str:

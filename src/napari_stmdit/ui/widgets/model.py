@@ -1,4 +1,4 @@
-"""What can be downloaded by name: size and terms first, then the button."""
+"""Choosing the checkpoint and the device; downloads by name, and conversion of foreign checkpoints."""
 
 from __future__ import annotations
 
@@ -7,38 +7,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import (
-    QComboBox,
-    QFileDialog,
-    QLabel,
-    QLineEdit,
-    QMenu,
-    QProgressBar,
-    QPushButton,
-    QSizePolicy,
-    QWidget,
-)
+from qtpy.QtWidgets import QFileDialog, QLabel, QLineEdit, QMenu, QProgressBar, QPushButton, QSizePolicy, QWidget
 
+from ...assemble import list_checkpoints
 from ...errors import StmditError
 from ...types import CheckpointCard
-from ..acquisition import ConvertIntent, Offer
+from ..acquisition import ConvertIntent, Offer, offers
+from ..presenter import Presenter
 from ..state import Fetching, Foreign, ModelChoice
-from .common import Fold, Text, column, labelled, named, row
+from .common import Connections, Fold, Text, blocked, boxed, button, column, combo, connect_state, labelled, named, row
 
 
 class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """Offers the known checkpoints and encoders."""
+    """The known checkpoints and encoders that can be downloaded: size and terms first, then the button."""
 
     downloadRequested = Signal(str, object)  # name, folder or None
-    stopRequested = Signal()
 
     def __init__(self) -> None:
         super().__init__()
         self._offers: dict[str, Offer] = {}
         self._fetching = False
-        self.choice = named(QComboBox(), "Known checkpoints and encoders", "What to bring to this computer")
-        self.choice.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.choice.setMinimumContentsLength(5)
+        self.choice = combo("Known checkpoints and encoders", "What to bring to this computer", length=5)
         self.facts, self.licence = Text("info"), Text("quiet")
         self.terms = QLabel()
         self.terms.setOpenExternalLinks(True)
@@ -46,21 +35,18 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.terms.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
         self.terms.setTextInteractionFlags(Qt.TextInteractionFlag.TextBrowserInteraction)
         named(self.terms, "Terms", "Where the terms can be read and, if it is gated, accepted")
-        self.download = named(QPushButton("Download"), "Download", "Fetch it under these terms")
-        self.folder = named(
-            QPushButton("From folder…"), "Take it from a folder", "Copy its files from a folder on this computer"
+        self.download = button(
+            "Download", "Download", "Fetch it under these terms", lambda: self.downloadRequested.emit(self.name(), None)
         )
-        self.stop = named(
-            QPushButton("Stop"), "Stop the download", "What has arrived is kept; the next download goes on"
+        self.folder = button(
+            "From folder…", "Take it from a folder", "Copy its files from a folder on this computer", self._browse
         )
+        self.stop = button("Stop", "Stop the download", "What has arrived is kept; the next download goes on")
         self.bar = named(QProgressBar(), "Download progress", "Share that has arrived")
         self.bar.setRange(0, 1000)
         self.bar.setFormat("%p %")
         self.file = Text("quiet")
         self.choice.currentIndexChanged.connect(self._show_choice)
-        self.download.clicked.connect(lambda: self.downloadRequested.emit(self.name(), None))
-        self.folder.clicked.connect(self._browse)
-        self.stop.clicked.connect(self.stopRequested)
         self.setLayout(
             column(
                 self.choice,
@@ -74,20 +60,32 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
         self.show_fetching(None)
 
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state, acquisition = presenter.state, presenter.acquisition
+
+        def show() -> None:
+            if state.fetching is None:
+                self.offer(offers())
+            self.show_fetching(state.fetching)
+
+        self.downloadRequested.connect(acquisition.download)
+        self.stop.clicked.connect(lambda: acquisition.stop_download())
+        return connect_state(state.events, ("fetching", show))
+
     def name(self) -> str:
         """Return the name of what is chosen."""
         return str(self.choice.currentData() or "")
 
-    def offer(self, offers: Sequence[Offer]) -> None:
+    def offer(self, known: Sequence[Offer]) -> None:
         """Show what there is, with its state."""
         present = self.name()
-        self._offers = {offer.name: offer for offer in offers}
-        self.choice.blockSignals(True)
-        self.choice.clear()
-        for offer in offers:
-            self.choice.addItem(f"{offer.title}{' (here)' if offer.here else ''}", offer.name)
-        self.choice.setCurrentIndex(max(0, self.choice.findData(present)))
-        self.choice.blockSignals(False)
+        self._offers = {offer.entry.name: offer for offer in known}
+        with blocked(self.choice):
+            self.choice.clear()
+            for offer in known:
+                self.choice.addItem(f"{offer.entry.title}{' (here)' if offer.here else ''}", offer.entry.name)
+            self.choice.setCurrentIndex(max(0, self.choice.findData(present)))
         self._show_choice()
 
     def choose(self, name: str) -> None:
@@ -113,12 +111,13 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.terms.setText("")
             return
         state = "on this computer" if offer.here else "not on this computer"
-        self.facts.show_text(f"{offer.kind.capitalize()}, {offer.size}; {state}.")
+        entry, kind = offer.entry, offer.entry.kind.replace("_", " ")
+        self.facts.show_text(f"{kind.capitalize()}, {offer.size}; {state}.")
         hand = " It is on no hub: get the files from the page below and choose their folder." if offer.by_hand else ""
-        self.licence.show_text(f"Licence: {offer.licence}.{hand}")
-        gate = "accept the terms there first" if offer.gated else "terms"
-        self.terms.setText(f'<a href="{offer.terms}">{offer.terms.split("//")[-1].split("/")[0]}</a>: {gate}')
-        self.terms.setVisible(bool(offer.terms))
+        self.licence.show_text(f"Licence: {entry.licence}.{hand}")
+        gate = "accept the terms there first" if entry.gated else "terms"
+        self.terms.setText(f'<a href="{entry.terms}">{entry.terms.split("//")[-1].split("/")[0]}</a>: {gate}')
+        self.terms.setVisible(bool(entry.terms))
 
     def _enable(self) -> None:
         offer = self._offers.get(self.name())
@@ -132,9 +131,6 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.downloadRequested.emit(self.name(), chosen)
 
 
-# The questions about a foreign checkpoint: the scale of its patches, a name, and the genes it sees.
-
-
 class ConvertPanel(QWidget):  # type: ignore[misc,unused-ignore]
     """Shows a foreign checkpoint and asks what its files do not say."""
 
@@ -145,30 +141,33 @@ class ConvertPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._foreign: Foreign | None = None
         self.summary = Text("info")
         self.question = Text("warning")
-        self.mpp = named(
-            QComboBox(),
-            "Microns per pixel of its patches",
-            "No published file states it; a wrong one misplaces every image",
-        )
+        tip = "No published file states it; a wrong one misplaces every image"
+        self.mpp = combo("Microns per pixel of its patches", tip)
         self.mpp.setEditable(True)
         self.mpp.lineEdit().setPlaceholderText("µm/px")
         self.why = Text("quiet")
         self.name = named(QLineEdit(), "Name of the checkpoint", "The name it is chosen by")
         self.genes = named(QLineEdit(), "Gene list", "Text file, one symbol a line, as its expression encoder saw them")
         self.genes.setPlaceholderText("none: embeddings only")
-        self.genes_button = named(QPushButton("…"), "Choose the gene list", "Choose the gene list")
-        self.genes_button.setFixedWidth(32)
-        self.genes_row = QWidget()
-        self.genes_row.setLayout(row(self.genes, self.genes_button))
-        self.convert = named(
-            QPushButton("Convert"), "Convert", "Make a checkpoint folder of it, once; its files stay as they are"
-        )
+        browse = button("…", "Choose the gene list", "Choose the gene list", self._browse)
+        browse.setFixedWidth(32)
+        self.genes_row = boxed(row(self.genes, browse))
+        tip = "Make a checkpoint folder of it, once; its files stay as they are"
+        self.convert = button("Convert", "Convert", tip, self._convert)
         self.mpp.editTextChanged.connect(self._explain)
-        self.genes_button.clicked.connect(self._browse)
-        self.convert.clicked.connect(self._convert)
         form = labelled(("µm/px", self.mpp), ("Name", self.name), ("Genes", self.genes_row))
         self.setLayout(column(self.summary, self.question, form, self.why, self.convert))
         self.show_foreign(None)
+
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state = presenter.state
+        self.convertRequested.connect(presenter.acquisition.convert)
+        return connect_state(
+            state.events,
+            ("foreign", lambda: self.show_foreign(state.foreign)),
+            ("converting", lambda: self.show_converting(state.converting)),
+        )
 
     def show_foreign(self, foreign: Foreign | None) -> None:
         """Ask about a foreign checkpoint; None hides the panel."""
@@ -180,12 +179,11 @@ class ConvertPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.question.show_text(
             f"Its files do not say how many microns a pixel of its {foreign.patch_px} px patches has."
         )
-        self.mpp.blockSignals(True)
-        self.mpp.clear()
-        self.mpp.addItems([f"{mpp:g}" for mpp, _ in foreign.candidates])
-        self.mpp.setCurrentIndex(-1)
-        self.mpp.setEditText("")
-        self.mpp.blockSignals(False)
+        with blocked(self.mpp):
+            self.mpp.clear()
+            self.mpp.addItems([f"{mpp:g}" for mpp, _ in foreign.candidates])
+            self.mpp.setCurrentIndex(-1)
+            self.mpp.setEditText("")
         self.name.setText(re.sub(r"[^\w.-]+", "-", Path(foreign.path).stem).strip("-."))
         self.genes.setText("")
         self.genes_row.setEnabled(foreign.takes_expression)
@@ -230,9 +228,6 @@ class ConvertPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.convertRequested.emit(ConvertIntent(self._foreign.path, self.value(), self.name.text(), genes))
 
 
-# Choosing the checkpoint and the device.
-
-
 LACKING_ADVICE = (
     "Bring what is missing under 'Get checkpoints and encoders', or use embeddings that were computed elsewhere:"
 )
@@ -243,57 +238,46 @@ class ModelPanel(QWidget):  # type: ignore[misc,unused-ignore]
     """A lens on a `ModelChoice`, with what the checkpoint says of itself."""
 
     valueChanged = Signal(object)
-    unloadRequested = Signal()
     pathChosen = Signal(str)  # a folder or a file: ours is loaded, a foreign one is asked about
 
     def __init__(self) -> None:
         super().__init__()
-        self.checkpoint = named(QComboBox(), "Checkpoint", "The model that patches are synthesized with")
-        self.checkpoint.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.checkpoint.setMinimumContentsLength(5)
+        self.checkpoint = combo("Checkpoint", "The model that patches are synthesized with", length=5)
         self._shown = "demo"
         self._embeddings: dict[str, str | None] = {"morphology": None, "expression": None}
-        self.open = named(
-            QPushButton("Open…"), "Open a checkpoint", "A checkpoint folder, or weights of STMDiT or PixCell"
-        )
+        self.open = button("Open…", "Open a checkpoint", "A checkpoint folder, or weights of STMDiT or PixCell")
         menu = QMenu(self.open)
         menu.addAction("Folder…", self._browse_folder)
         menu.addAction("Weights file…", self._browse_file)
         self.open.setMenu(menu)
-        self.device = named(QComboBox(), "Device", "Where the model runs; auto takes the fastest")
-        self.device.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.device.setMinimumContentsLength(5)
-        self.unload = named(QPushButton("Unload"), "Unload the checkpoint", "Free the checkpoint's memory")
+        self.device = combo("Device", "Where the model runs; auto takes the fastest", length=5)
+        self.unload = button("Unload", "Unload the checkpoint", "Free the checkpoint's memory")
         self.notice = Text("warning")
         self.lacking = Text("warning")
         self.embeddings: dict[str, QPushButton] = {}
         for what in ("morphology", "expression"):
-            button = named(
-                QPushButton(f"{what.capitalize()} embeddings from a file…"),
+            self.embeddings[what] = button(
+                f"{what.capitalize()} embeddings from a file…",
                 f"Choose {what} embeddings",
                 f"Use {what} embeddings of the spots, computed elsewhere, in place of the encoder (.npy, .h5, .h5ad, .zarr)",
+                lambda _=False, what=what: self._browse_embeddings(what),
             )
-            button.clicked.connect(lambda _=False, what=what: self._browse_embeddings(what))
-            button.setVisible(False)
-            self.embeddings[what] = button
+            self.embeddings[what].setVisible(False)
         self.using = Text("quiet")
         self.convert, self.downloads = ConvertPanel(), DownloadsPanel()
         self.facts = Text("quiet")
         self.limits = Text("quiet")
         self.checkpoint.activated.connect(self._changed)
         self.device.activated.connect(self._changed)
-        self.unload.clicked.connect(self.unloadRequested)
-        for button in (self.open, self.unload):
-            button.setFixedWidth(72)
-        label = QLabel("Device")
-        limits = QWidget()  # the text shows and hides itself, and must not unfold what is folded
-        limits.setLayout(column(self.limits))
+        for one in (self.open, self.unload):
+            one.setFixedWidth(72)
+        limits = boxed(column(self.limits))  # the text shows and hides itself, and must not unfold what is folded
         self.downloads_fold = Fold("Get checkpoints and encoders", self.downloads, unfolded=False, inner=True)
         self.setLayout(
             column(
                 row(self.checkpoint, self.open),
                 self.convert,
-                row(label, self.device, self.unload, stretch=1),
+                row(QLabel("Device"), self.device, self.unload, stretch=1),
                 self.notice,
                 self.lacking,
                 *self.embeddings.values(),
@@ -303,8 +287,32 @@ class ModelPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self.downloads_fold,
             )
         )
+        self.offer_checkpoints([entry.name for entry in list_checkpoints()])
         self.offer_devices(())
         self.show_model(None, "")
+
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state = presenter.state
+
+        def show_model() -> None:
+            model = state.checkpoint
+            device = "" if model is None else str(model.provenance.get("device", ""))
+            self.show_model(None if model is None else model.card, device, getattr(model, "lacking", None))
+
+        self.valueChanged.connect(presenter.load_model)
+        self.unload.clicked.connect(lambda: presenter.unload_model())
+        self.pathChosen.connect(presenter.acquisition.choose)
+        connections = connect_state(
+            state.events,
+            ("devices", lambda: self.offer_devices(state.devices)),
+            ("model", lambda: self.setValue(state.model)),
+            ("checkpoint", show_model),
+            ("status", lambda: self.setEnabled(not state.status.busy)),
+        )
+        connections.add(self.downloads.bind(presenter).close)
+        connections.add(self.convert.bind(presenter).close)
+        return connections
 
     # --- value
 
@@ -353,9 +361,9 @@ class ModelPanel(QWidget):  # type: ignore[misc,unused-ignore]
         lacking = lacking or {}
         reasons = [_sentence(getattr(error, "reason", str(error))) for error in lacking.values()]
         self.lacking.show_text("\n\n".join([*reasons, LACKING_ADVICE] if reasons else []))
-        for what, button in self.embeddings.items():
+        for what, choose in self.embeddings.items():
             takes = card is not None and what in card.conditions
-            button.setVisible(takes and (f"{what}_encoder" in lacking or self._embeddings[what] is not None))
+            choose.setVisible(takes and (f"{what}_encoder" in lacking or self._embeddings[what] is not None))
         wanted = next((error.reference.name for error in lacking.values() if hasattr(error, "reference")), None)
         if wanted is not None:
             self.downloads.choose(wanted)

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QIcon, QImage, QPixmap
-from qtpy.QtWidgets import (
-    QAbstractItemView,
-    QFileDialog,
-    QListWidget,
-    QListWidgetItem,
-    QMenu,
-    QMessageBox,
-    QPushButton,
-    QWidget,
-)
+from qtpy.QtWidgets import QAbstractItemView, QFileDialog, QListWidget, QListWidgetItem, QMenu, QMessageBox, QWidget
 
+from ...synthesis.export import ExportKind
 from ...tissue.spatialdata_store import is_spatialdata
+from ..presenter import Presenter
 from ..state import ResultEntry
-from .common import Text, column, named, row
+from .common import Connections, Text, blocked, button, column, connect_state, fit_lines, named, row
 
 NUMBER = Qt.ItemDataRole.UserRole
-MOST_LINES = 5
+MAX_LINES = 5
 ICON_PX = 32
-EXPORTS = (
+EXPORTS: tuple[tuple[ExportKind, str, str, str], ...] = (
     ("ome-zarr", "OME-Zarr…", "Export as OME-Zarr", "OME-Zarr (*.zarr)"),
     ("ome-tiff", "OME-TIFF…", "Export as OME-TIFF, for QuPath and others", "OME-TIFF (*.ome.tif)"),
     ("patches", "Patches and table…", "Export every patch as PNG, with a table as CSV and Parquet", "Folder (*)"),
@@ -37,17 +30,7 @@ EXPORTS = (
 class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
     """A list of results: ticked ones are shown; the chosen one is saved, run again or compared."""
 
-    visibleChanged = Signal(int, bool)
-    chosenChanged = Signal(object)
-    renamed = Signal(int, str)
-    deleteRequested = Signal(int)
     saveRequested = Signal(int, str)
-    exportRequested = Signal(int, str, str)
-    dataSetRequested = Signal(int, str)
-    dataSetStopped = Signal()
-    againRequested = Signal(int)
-    reuseRequested = Signal(int)
-    changeToggled = Signal(int, bool)
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,33 +50,19 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             QAbstractItemView.EditTrigger.EditKeyPressed | QAbstractItemView.EditTrigger.DoubleClicked
         )
         self.facts = Text("quiet")
-        self.save = named(QPushButton("Save"), "Save the result", "Write the chosen result to disk")
-        self.again = named(
-            QPushButton("Run again"),
-            "Run again",
-            "Run the chosen result's request as it is: the same seed, the same pixels",
-        )
-        self.reuse = named(
-            QPushButton("Use settings"),
-            "Use its settings",
-            "Put the chosen result's request into the form and select its spots",
-        )
-        self.delete = named(QPushButton("Delete"), "Delete the result", "Take the chosen result out of the viewer")
-        self.change = named(
-            QPushButton("Show the change"),
+        self.save = button("Save", "Save the result", "Write the chosen result to disk", width=40)
+        tip = "Run the chosen result's request as it is: the same seed, the same pixels"
+        self.again = button("Run again", "Run again", tip, width=40)
+        tip = "Put the chosen result's request into the form and select its spots"
+        self.reuse = button("Use settings", "Use its settings", tip, width=40)
+        self.delete = button("Delete", "Delete the result", "Take the chosen result out of the viewer", width=40)
+        self.change = button(
+            "Show the change",
             "Show the change",
             "A layer with haematoxylin of the edited tissue minus that of the slide: blue is less, orange is more",
         )
         self.change.setCheckable(True)
-        self.change.clicked.connect(self._change)
         self._menu()
-        for button in (self.save, self.again, self.reuse, self.delete):
-            button.setMinimumWidth(40)
-        self.list.itemChanged.connect(self._edited)
-        self.list.currentItemChanged.connect(self._chosen)
-        self.again.clicked.connect(lambda: self._emit(self.againRequested))
-        self.reuse.clicked.connect(lambda: self._emit(self.reuseRequested))
-        self.delete.clicked.connect(self._delete)
         buttons = column(
             row(self.save, self.delete, stretch=None), row(self.again, self.reuse, stretch=None), self.change, spacing=4
         )
@@ -106,14 +75,69 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         menu.setToolTipsVisible(True)
         self.save_store = menu.addAction("Into SpatialData…")
         self.save_store.setToolTip("Write the result into a SpatialData .zarr, registered to its section")
-        self.save_store.triggered.connect(self._save)
-        for kind, label, tip, _ in EXPORTS:
-            action = menu.addAction(label)
-            action.setToolTip(tip)
-            action.triggered.connect(lambda _=False, kind=kind: self._export(kind))
+        self.save_as = {kind: menu.addAction(label) for kind, label, _, _ in EXPORTS}
+        for kind, _, tip, _ in EXPORTS:
+            self.save_as[kind].setToolTip(tip)
         self.save_data_set = menu.addAction("")
-        self.save_data_set.triggered.connect(self._data_set)
         self.save.setMenu(menu)
+
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state, results = presenter.state, presenter.results
+
+        def chosen(do: Callable[..., Any], *more: Any) -> None:
+            """Do something with the number of the chosen result, where there is one."""
+            if (number := self.value()) is not None:
+                do(number, *more)
+
+        def edited(item: QListWidgetItem) -> None:
+            entry = self._entries[int(item.data(NUMBER))]
+            shown = item.checkState() == Qt.CheckState.Checked
+            if shown != entry.visible:
+                results.show(entry.number, shown)
+            elif item.text() != entry.name:
+                results.rename(entry.number, item.text())
+
+        def choose() -> None:
+            self._describe()
+            state.chosen_result = self.value()
+
+        def export(number: int, kind: ExportKind, title: str, files: str) -> None:
+            word = "edited_synthetic" if self._entries[number].counterfactual else "synthetic"
+            if path := self._asked(title, number, word, files):
+                results.export(number, path, kind)
+
+        def export_data_set(number: int) -> None:
+            title = "Export a data set: a new folder, or one that was stopped, to go on"
+            if self._exporting:
+                presenter.data_sets.stop()
+            elif path := self._asked(title, number, "dataset", "Folder (*)", QFileDialog.Option.DontConfirmOverwrite):
+                presenter.data_sets.export(number, path)
+
+        def delete(number: int) -> None:
+            if self._may_go(number):
+                results.delete(number)
+
+        self.list.itemChanged.connect(edited)
+        self.list.currentItemChanged.connect(lambda *_: choose())
+        self.saveRequested.connect(results.save)
+        self.save_store.triggered.connect(lambda _: chosen(self._save))
+        for kind, _, tip, files in EXPORTS:
+            self.save_as[kind].triggered.connect(
+                lambda _, kind=kind, tip=tip, files=files: chosen(export, kind, tip, files)
+            )
+        self.save_data_set.triggered.connect(lambda _: chosen(export_data_set))
+        self.again.clicked.connect(lambda _: chosen(presenter.runs.run_again))
+        self.reuse.clicked.connect(lambda _: chosen(presenter.reuse))
+        self.delete.clicked.connect(lambda _: chosen(delete))
+        self.change.clicked.connect(lambda on: chosen(presenter.changes.show, on))
+        return connect_state(
+            state.events,
+            ("results", lambda: self.show_results(state.results, state.chosen_result)),
+            ("chosen_result", lambda: self.show_chosen(state.chosen_result)),
+            ("changes", lambda: self.show_changes(state.changes)),
+            ("exporting", lambda: self.show_exporting(state.exporting)),
+        )
 
     def value(self) -> int | None:
         """Return the number of the chosen result."""
@@ -123,7 +147,13 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def show_results(self, entries: Sequence[ResultEntry], chosen: int | None) -> None:
         """Show the results, the latest first."""
         self._entries = {entry.number: entry for entry in entries}
-        self.list.blockSignals(True)
+        with blocked(self.list):
+            self._fill(entries, chosen)
+        fit_lines(self.list, len(entries), MAX_LINES)
+        self.setEnabled(bool(entries))
+        self._describe()
+
+    def _fill(self, entries: Sequence[ResultEntry], chosen: int | None) -> None:
         self.list.clear()
         for entry in reversed(entries):
             item = QListWidgetItem(entry.name)
@@ -136,19 +166,13 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.list.addItem(item)
             if entry.number == chosen:
                 self.list.setCurrentItem(item)
-        self.list.blockSignals(False)
-        lines = min(max(len(entries), 1), MOST_LINES)
-        self.list.setFixedHeight(lines * max(self.list.sizeHintForRow(0), 18) + 6)
-        self.setEnabled(bool(entries))
-        self._describe()
 
     def show_chosen(self, number: int | None) -> None:
         """Mark the chosen result."""
         for place in range(self.list.count()):
             if int(self.list.item(place).data(NUMBER)) == number and self.value() != number:
-                self.list.blockSignals(True)
-                self.list.setCurrentRow(place)
-                self.list.blockSignals(False)
+                with blocked(self.list):
+                    self.list.setCurrentRow(place)
         self._describe()
 
     def show_exporting(self, words: str) -> None:
@@ -166,17 +190,12 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     # --- private
 
-    def _change(self, on: bool) -> None:
-        number = self.value()
-        if number is not None:
-            self.changeToggled.emit(number, on)
-
     def _describe(self) -> None:
         entry = self._entries.get(self.value() or 0)
         self.change.setVisible(entry is not None and entry.counterfactual)
         self.change.setChecked(entry is not None and entry.number in self._changes)
-        for button in (self.save, self.again, self.reuse, self.delete):
-            button.setEnabled(entry is not None)
+        for one in (self.save, self.again, self.reuse, self.delete):
+            one.setEnabled(entry is not None)
         if entry is None:
             self.facts.show_text("" if self._entries else "No run yet.")
             return
@@ -186,40 +205,14 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         writing = f"\n{self._exporting}" if self._exporting else ""
         self.facts.show_text(summary(entry) + saved + writing)
 
-    def _edited(self, item: QListWidgetItem) -> None:
-        number = int(item.data(NUMBER))
-        entry = self._entries[number]
-        shown = item.checkState() == Qt.CheckState.Checked
-        if shown != entry.visible:
-            self.visibleChanged.emit(number, shown)
-        elif item.text() != entry.name:
-            self.renamed.emit(number, item.text())
+    def _may_go(self, number: int) -> bool:
+        if self._entries[number].saved is not None:
+            return True
+        text = f"{self._entries[number].name} is not saved. Delete it all the same?"
+        answer = QMessageBox.question(self, "Delete the result?", text)
+        return bool(answer == QMessageBox.StandardButton.Yes)
 
-    def _chosen(self) -> None:
-        self._describe()
-        self.chosenChanged.emit(self.value())
-
-    def _emit(self, signal: Any) -> None:
-        number = self.value()
-        if number is not None:
-            signal.emit(number)
-
-    def _delete(self) -> None:
-        number = self.value()
-        if number is None:
-            return
-        if self._entries[number].saved is None:
-            answer = QMessageBox.question(
-                self, "Delete the result?", f"{self._entries[number].name} is not saved. Delete it all the same?"
-            )
-            if answer != QMessageBox.StandardButton.Yes:
-                return
-        self.deleteRequested.emit(number)
-
-    def _save(self) -> None:
-        number = self.value()
-        if number is None:
-            return
+    def _save(self, number: int) -> None:
         section = self._entries[number].section
         own = None if section.store is None else section.store.root
         suggestion = own or (section.path or Path(section.name)).with_suffix(".zarr")
@@ -233,26 +226,6 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         if path:
             known = path.endswith(".zarr") or is_spatialdata(Path(path))
             self.saveRequested.emit(number, path if known else f"{path}.zarr")
-
-    def _export(self, kind: str) -> None:
-        number = self.value()
-        if number is None:
-            return
-        _, _, tip, files = next(one for one in EXPORTS if one[0] == kind)
-        word = "edited_synthetic" if self._entries[number].counterfactual else "synthetic"
-        path = self._asked(tip, number, word, files)
-        if path:
-            self.exportRequested.emit(number, path, kind)
-
-    def _data_set(self) -> None:
-        number = self.value()
-        if self._exporting:
-            self.dataSetStopped.emit()
-        elif number is not None:
-            title = "Export a data set: a new folder, or one that was stopped, to go on"
-            path = self._asked(title, number, "dataset", "Folder (*)", QFileDialog.Option.DontConfirmOverwrite)
-            if path:
-                self.dataSetRequested.emit(number, path)
 
     def _asked(self, title: str, number: int, word: str, files: str, *options: Any) -> str:
         section = self._entries[number].section

@@ -1,26 +1,24 @@
-"""Runs that wait."""
+"""The run under way and those that wait."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QLabel, QListWidget, QListWidgetItem, QProgressBar, QPushButton, QWidget
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QLabel, QListWidget, QListWidgetItem, QProgressBar, QWidget
 
 from ...progress import Progress
-from ..state import Message, QueuedRun, RunStatus
-from .common import Text, column, named, row
+from ..presenter import Presenter
+from ..state import QueuedRun, RunStatus
+from .common import Connections, Text, button, column, connect_state, fit_lines, named, row
 from .keys import with_key
 from .synthesize import duration
 
-MOST_LINES = 3
+MAX_LINES = 3
 
 
 class QueuePanel(QWidget):  # type: ignore[misc,unused-ignore]
     """The runs that wait for the present one; hidden where none does."""
-
-    removeRequested = Signal(int)
-    resumeRequested = Signal()
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,12 +26,23 @@ class QueuePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.list = named(QListWidget(), "Queued runs", "Runs that start when the present one has ended well")
         self.list.setTextElideMode(Qt.TextElideMode.ElideRight)
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.remove = named(QPushButton("Remove"), "Remove from the queue", "Take the chosen run out of the queue")
-        self.resume = named(QPushButton("Continue"), "Continue the queue", "Start the next queued run")
-        self.remove.clicked.connect(self._remove)
-        self.resume.clicked.connect(self.resumeRequested)
+        self.remove = button("Remove", "Remove from the queue", "Take the chosen run out of the queue")
+        self.resume = button("Continue", "Continue the queue", "Start the next queued run")
         self.setLayout(column(self.head, self.list, row(self.remove, self.resume, stretch=None), spacing=3))
         self.show_queue((), False)
+
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state = presenter.state
+
+        def remove() -> None:
+            item = self.list.currentItem()
+            if item is not None:
+                presenter.queue.remove(int(item.data(Qt.ItemDataRole.UserRole)))
+
+        self.remove.clicked.connect(remove)
+        self.resume.clicked.connect(lambda: presenter.queue.resume())
+        return connect_state(state.events, ("queue queue_held", lambda: self.show_queue(state.queue, state.queue_held)))
 
     def show_queue(self, queue: Sequence[QueuedRun], held: bool) -> None:
         """Show what waits, and whether it waits for the user."""
@@ -48,34 +57,21 @@ class QueuePanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.list.addItem(item)
         if queue:
             self.list.setCurrentRow(min(chosen, len(queue) - 1))
-        lines = min(max(len(queue), 1), MOST_LINES)
-        self.list.setFixedHeight(lines * max(self.list.sizeHintForRow(0), 16) + 6)
+        fit_lines(self.list, len(queue), MAX_LINES, 16)
         self.resume.setEnabled(held)
-
-    def _remove(self) -> None:
-        item = self.list.currentItem()
-        if item is not None:
-            self.removeRequested.emit(int(item.data(Qt.ItemDataRole.UserRole)))
-
-
-# Run, Stop, progress and the message: always in sight, below the panels.
 
 
 RUN_TIP = "Synthesize patches for the selected spots"
 
 
 class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
-    """One button that runs and stops, with progress, time to go and the last message."""
+    """Run, Stop, progress and the last message: always in sight, below the panels."""
 
-    runRequested = Signal()
-    stopRequested = Signal()
-
-    def __init__(self, queue: QueuePanel) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.run = named(QPushButton("Run"), "Run", RUN_TIP)
-        self.stop = named(
-            QPushButton("Stop"), "Stop", "End the run at its next denoising step; finished patches are kept"
-        )
+        self.queue = QueuePanel()
+        self.run = button("Run", "Run", RUN_TIP)
+        self.stop = button("Stop", "Stop", "End the run at its next denoising step; finished patches are kept")
         self.bar = QProgressBar()
         self.bar.setRange(0, 1000)
         self.bar.setTextVisible(False)
@@ -84,13 +80,25 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
         self.count = Text("quiet")
         self.message = Text("info")
         self.message.setAccessibleName("Message")
-        for button in (self.run, self.stop):
-            button.setMinimumHeight(30)
-        self.run.clicked.connect(self.runRequested)
-        self.stop.clicked.connect(self.stopRequested)
-        self.setLayout(column(self.message, self.bar, self.count, queue, row(self.run, self.stop), spacing=4))
+        for one in (self.run, self.stop):
+            one.setMinimumHeight(30)
+        self.setLayout(column(self.message, self.bar, self.count, self.queue, row(self.run, self.stop), spacing=4))
         self.show_status(RunStatus.IDLE, "")
         self.show_progress(None, "")
+
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state = presenter.state
+        self.run.clicked.connect(lambda: presenter.runs.run())
+        self.stop.clicked.connect(lambda: presenter.stop())
+        connections = connect_state(
+            state.events,
+            ("status busy section checkpoint selected", lambda: self.show_status(state.status, state.obstacle)),
+            ("progress busy", lambda: self.show_progress(state.progress, state.busy)),
+            ("message", lambda: self.message.show_text(state.message.text, state.message.kind)),
+        )
+        connections.add(self.queue.bind(presenter).close)
+        return connections
 
     def show_status(self, status: RunStatus, obstacle: str) -> None:
         """Offer what can be done now; the reason why Run cannot be pressed is its tooltip."""
@@ -112,7 +120,3 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
         self.bar.setValue(round(1000 * progress.fraction))
         left = "" if progress.eta_s is None else f", {duration(progress.eta_s)} left"
         self.count.show_text(f"{progress.patches_done} of {progress.patches_total} patches{left}")
-
-    def show_message(self, message: Message) -> None:
-        """Show a message until the next one."""
-        self.message.show_text(message.text, message.kind)

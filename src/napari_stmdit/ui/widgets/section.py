@@ -1,18 +1,127 @@
-"""Opening a section and its facts."""
+"""Opening a section or a plain slide, and its facts."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QFileDialog, QFormLayout, QLabel, QLineEdit, QMenu, QPushButton, QWidget
+from qtpy.QtWidgets import QFileDialog, QFormLayout, QLabel, QLineEdit, QMenu, QWidget
 
 from ...errors import SectionError
+from ...tissue.geometry import VISIUM_PITCH_UM
 from ...tissue.images import IMAGE_SUFFIXES
 from ...tissue.open import SectionSource
+from ...tissue.slide import SPOT_UM, TISSUE_FRACTION
 from ...types import Section
-from .common import Fold, Text, column, labelled, named, row
-from .slide import SlidePanel
+from ..presenter import Presenter
+from .common import Connections, Fold, Text, boxed, button, column, combo, connect_state, labelled, named, row
 
 IMAGES = "Images (*.jpg *.jpeg *.png *.tif *.tiff *.btf *.svs *.ndpi *.qptiff *.scn)"
+
+
+UNITS = (("as the file says", None), ("counts", "counts"), ("log1p of normalised counts", "log1p"))
+TABLES = "Predicted expression (*.h5ad)"
+
+
+class SlidePanel(QWidget):  # type: ignore[misc,unused-ignore]
+    """Options of a `SectionSource` that are for plain images."""
+
+    submitted = Signal()
+    """Enter was pressed in one of the fields."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pitch = self._number(
+            "Grid pitch",
+            f"{VISIUM_PITCH_UM:g}",
+            f"Microns between the centres of the virtual spots, which have {SPOT_UM:g} µm",
+        )
+        self.fraction = self._number(
+            "Part on tissue",
+            f"{TISSUE_FRACTION:g}",
+            "Part of a spot that must lie on tissue, 0 to 1; with 0 no tissue is looked for and spots cover the slide",
+        )
+        self.table = QLineEdit()
+        named(
+            self.table,
+            "Predicted table",
+            "A .h5ad with predicted expression and obsm['spatial'], (x, y) in full-resolution pixels. Its positions become the spots; "
+            "with a pitch, the grid's spots take the nearest row",
+        )
+        self.table.setPlaceholderText("none: expression is null")
+        self.table.returnPressed.connect(self.submitted)
+        self.table.textChanged.connect(self._table_changed)
+        browse = button("…", "Choose the predicted table", "Choose the predicted table, .h5ad", self._browse)
+        browse.setFixedWidth(30)
+        self.units = combo("Units of the table", "Fractions are asked about: expected counts, or logarithms", UNITS)
+        self.about = Text("quiet")
+        self.setLayout(
+            column(
+                labelled(
+                    ("Pitch, µm", self.pitch),
+                    ("On tissue", self.fraction),
+                    ("Predicted", row(self.table, browse)),
+                    ("Units", self.units),
+                ),
+                self.about,
+            )
+        )
+        self._table_changed("")
+
+    def value(self) -> dict[str, Any]:
+        """Return the options that the fields give, by the names that `SectionSource` has for them.
+
+        Raises
+        ------
+        ValueError
+            Where pitch or part are no numbers; the message says which.
+        """
+        table = self.table.text().strip() or None
+        return {
+            "grid_pitch": _number(self.pitch),
+            "tissue_fraction": _number(self.fraction),
+            "predicted_expression": table,
+            "predicted_units": self.units.currentData() if table else None,
+        }
+
+    def setValue(self, options: SectionSource) -> None:
+        """Fill the fields."""
+        for field, number in ((self.pitch, options.grid_pitch), (self.fraction, options.tissue_fraction)):
+            field.setText("" if number is None else f"{number:g}")
+        self.table.setText(str(options.predicted_expression or ""))
+        self.units.setCurrentIndex(max(0, self.units.findData(options.predicted_units)))
+
+    def _number(self, name: str, hint: str, tip: str) -> QLineEdit:
+        field: QLineEdit = named(QLineEdit(), name, tip)
+        field.setPlaceholderText(hint)
+        field.setMinimumWidth(60)
+        field.textChanged.connect(lambda _: self._table_changed(self.table.text()))
+        field.returnPressed.connect(self.submitted)
+        return field
+
+    def _table_changed(self, text: str) -> None:
+        there = bool(text.strip())
+        self.units.setEnabled(there)
+        if not there:
+            self.about.show_text("No expression is used: it is null at every spot, and results say so.")
+        elif self.pitch.text().strip():
+            self.about.show_text("The grid's spots take the nearest row of the table; those without one are left out.")
+        else:
+            self.about.show_text("The table's positions are the spots. Give a pitch to match them to a grid.")
+        self.pitch.setPlaceholderText("the table's positions" if there else f"{VISIUM_PITCH_UM:g}")
+
+    def _browse(self) -> None:
+        chosen, _ = QFileDialog.getOpenFileName(self, "Choose the predicted table", self.table.text(), TABLES)
+        if chosen:
+            self.table.setText(chosen)
+
+
+def _number(field: Any) -> float | None:
+    text = field.text().strip().replace(",", ".")
+    try:
+        return float(text) if text else None
+    except ValueError:
+        raise ValueError(f"{field.accessibleName()}: '{text}' is no number") from None
 
 
 class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
@@ -35,34 +144,34 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.fullres.setToolTip("The slide image that Space Ranger was run on, where the folder lacks it")
         self.mpp = self._field("Microns per pixel", "from the files")
         self.mpp.setToolTip("Microns per full-resolution pixel; overrides what the files say")
-        browse = named(QPushButton("…"), "Choose the section", "Choose a section's folder or a plain H&E slide")
+        browse = button("…", "Choose the section", "Choose a section's folder or a plain H&E slide")
         browse.setFixedWidth(44)
         menu = QMenu(browse)
         menu.addAction("Section folder or .zarr…", self._browse_path)
         menu.addAction("Plain H&E slide…", self._browse_slide)
         browse.setMenu(menu)
-        browse_image = self._browser("Choose the full-resolution image", self._browse_image)
-        self.open_button = named(QPushButton("Open"), "Open the section", "Open the section named above")
-        self.sample_button = named(
-            QPushButton("Sample section"),
+        tip = "Choose the full-resolution image"
+        browse_image = button("…", tip, tip, self._browse_image)
+        browse_image.setFixedWidth(30)
+        self.open_button = button("Open", "Open the section", "Open the section named above", self._open)
+        self.sample_button = button(
+            "Sample section",
             "Open the sample section",
             "Open the synthetic section that comes with the plugin",
+            lambda: self.openRequested.emit(None),
         )
-        self.open_button.clicked.connect(self._open)
-        self.sample_button.clicked.connect(lambda: self.openRequested.emit(None))
         self.path.returnPressed.connect(self._open)
         self.mpp.returnPressed.connect(self._open)
-        self.correct = named(
-            QPushButton("Correct…"),
+        self.correct = button(
+            "Correct…",
             "Correct the scale",
             "Give other microns per pixel than the files do and open the section again; edits and names are kept",
+            self._correct,
         )
-        self.correct.clicked.connect(self._correct)
-        inside = QWidget()
         self.asked = Text("warning")
-        self.slide_image = QWidget()  # of a section: a plain slide is its own image
-        self.slide_image.setLayout(labelled(("Slide image", row(self.fullres, browse_image))))
-        inside.setLayout(column(self.asked, self.slide_image, labelled(("µm per pixel", self.mpp)), spacing=4))
+        # of a section: a plain slide is its own image
+        self.slide_image = boxed(labelled(("Slide image", row(self.fullres, browse_image))))
+        inside = boxed(column(self.asked, self.slide_image, labelled(("µm per pixel", self.mpp)), spacing=4))
         self.overrides = Fold("Where the files lack it", inside, unfolded=False, inner=True)
         self.slide = SlidePanel()
         self.slide.submitted.connect(self._open)
@@ -97,6 +206,19 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
         self._path_changed("")
         self.show_section(None)
+
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state = presenter.state
+        self.openRequested.connect(presenter.open)
+        self.refused.connect(lambda text: state.tell("error", text))
+        return connect_state(
+            state.events,
+            ("section", lambda: self.show_section(state.section)),
+            ("scale_asked", lambda: self.ask_scale(state.scale_asked)),
+            ("section checkpoint faults", lambda: self.show_fit(presenter.gene_overlap(), presenter.section_fault())),
+            ("opening", lambda: self.show_busy(state.opening)),
+        )
 
     # --- value
 
@@ -190,12 +312,6 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         field.setAccessibleName(name)
         field.setMinimumWidth(60)
         return field
-
-    def _browser(self, tip: str, slot: object) -> QPushButton:
-        button = QPushButton("…")
-        button.setFixedWidth(30)
-        button.clicked.connect(slot)
-        return named(button, tip, tip)
 
     def _fact(self, name: str) -> Text:
         text = Text("info")

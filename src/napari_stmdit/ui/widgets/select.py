@@ -5,28 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from qtpy.QtCore import QLocale, Signal
+from qtpy.QtCore import QLocale
 from qtpy.QtGui import QDoubleValidator
-from qtpy.QtWidgets import QComboBox, QLabel, QLineEdit, QPushButton, QWidget
+from qtpy.QtWidgets import QComboBox, QLabel, QLineEdit, QWidget
 
+from ..presenter import Presenter
 from ..state import ColourScale
-from .common import Choice, Fold, Text, column, named, row
+from .common import Choice, Connections, Fold, Text, blocked, boxed, button, column, combo, connect_state, named, row
 
 
 class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
     """Tools for the selection, and how many spots are selected."""
-
-    toolChosen = Signal(str)
-    combineChosen = Signal(str)
-    allRequested = Signal()
-    clearRequested = Signal()
-    invertRequested = Signal()
-    growRequested = Signal(int)
-    categoryRequested = Signal(str)
-    valuesRequested = Signal(float, float)
-    saveRequested = Signal(str)
-    recallRequested = Signal(str)
-    deleteRequested = Signal(str)
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,20 +38,16 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 ("subtract", "Subtract", "The next choice is taken from the selection"),
             )
         )
-        self.all = named(QPushButton("All"), "Select all spots", "Select every spot")
-        self.clear = named(QPushButton("Clear"), "Clear the selection", "Select nothing")
-        self.invert = named(QPushButton("Invert"), "Invert the selection", "Select what is not selected")
-        self.grow = named(QPushButton("Grow"), "Grow by a ring", "Add the spots next to the selection, one ring")
-        self.shrink = named(QPushButton("Shrink"), "Shrink by a ring", "Take away the outermost ring of the selection")
+        self.all = button("All", "Select all spots", "Select every spot", width=36)
+        self.clear = button("Clear", "Clear the selection", "Select nothing", width=36)
+        self.invert = button("Invert", "Invert the selection", "Select what is not selected", width=36)
+        self.grow = button("Grow", "Grow by a ring", "Add the spots next to the selection, one ring", width=36)
+        self.shrink = button("Shrink", "Shrink by a ring", "Take away the outermost ring of the selection", width=36)
         self.count = QLabel()
         self.count.setAccessibleName("Selected spots")
         self._by_colour()
         self._by_name()
-        self._connect()
-        buttons = (self.all, self.clear, self.invert, self.grow, self.shrink)
-        for button in buttons:
-            button.setMinimumWidth(36)
-        bar = row(*buttons, stretch=None)
+        bar = row(self.all, self.clear, self.invert, self.grow, self.shrink, stretch=None)
         bar.setSpacing(3)
         self.setLayout(column(self.tool, self.combine, bar, self.count, self.colour_fold, self.name_fold))
         self.show_count(0, None)
@@ -71,48 +56,60 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def _by_colour(self) -> None:
         self.what = Text("quiet")
-        self.category = named(QComboBox(), "Category", "Category of the column that the spots are coloured by")
-        self.category.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.category.setMinimumContentsLength(8)
+        self.category = combo("Category", "Category of the column that the spots are coloured by", length=8)
         self.low, self.high = self._limit("least", "Least value"), self._limit("most", "Greatest value")
-        self.choose = named(
-            QPushButton("Select"), "Select by colour", "Select the spots with this category or these values"
-        )
-        self._range = QWidget()
+        self.choose = button("Select", "Select by colour", "Select the spots with this category or these values")
         limits = row(QLabel("from"), self.low, QLabel("to"), self.high, stretch=1)
         limits.setStretch(3, 1)
-        self._range.setLayout(limits)
-        inside = QWidget()
-        inside.setLayout(column(self.what, row(self.category, self._range, self.choose)))
+        self._range = boxed(limits)
+        inside = boxed(column(self.what, row(self.category, self._range, self.choose)))
         self.colour_fold = Fold("By category or value", inside, unfolded=False, inner=True)
 
     def _by_name(self) -> None:
-        self.names = named(
-            QComboBox(), "Named selections", "Type a name and keep the selection, or choose one to recall it"
-        )
+        tip = "Type a name and keep the selection, or choose one to recall it"
+        self.names = combo("Named selections", tip, length=8)
         self.names.setEditable(True)
         self.names.setInsertPolicy(QComboBox.InsertPolicy.NoInsert)
-        self.names.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.names.setMinimumContentsLength(8)
         self.names.lineEdit().setPlaceholderText("name of a selection")
-        self.keep = named(QPushButton("Keep"), "Keep the selection", "Keep the selected spots under this name")
-        self.forget = named(QPushButton("Delete"), "Delete the name", "Forget this named selection; the spots stay")
-        inside = QWidget()
-        inside.setLayout(row(self.names, self.keep, self.forget))
+        self.keep = button("Keep", "Keep the selection", "Keep the selected spots under this name")
+        self.forget = button("Delete", "Delete the name", "Forget this named selection; the spots stay")
+        inside = boxed(row(self.names, self.keep, self.forget))
         self.name_fold = Fold("Named selections", inside, unfolded=False, inner=True)
 
-    def _connect(self) -> None:
-        self.tool.chosen.connect(self.toolChosen)
-        self.combine.chosen.connect(self.combineChosen)
-        self.all.clicked.connect(self.allRequested)
-        self.clear.clicked.connect(self.clearRequested)
-        self.invert.clicked.connect(self.invertRequested)
-        self.grow.clicked.connect(lambda: self.growRequested.emit(1))
-        self.shrink.clicked.connect(lambda: self.growRequested.emit(-1))
-        self.choose.clicked.connect(self._choose)
-        self.keep.clicked.connect(lambda: self.saveRequested.emit(self.names.currentText()))
-        self.forget.clicked.connect(lambda: self.deleteRequested.emit(self.names.currentText()))
-        self.names.activated.connect(lambda _: self.recallRequested.emit(self.names.currentText()))
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state, choosing = presenter.state, presenter.choosing
+
+        def choose() -> None:
+            if self.category.isVisibleTo(self):
+                choosing.by_category(state.colouring.obs or "", self.category.currentText(), state.combine)
+            else:
+                low, high = self.low.text(), self.high.text()
+                limits = float(low) if low else -math.inf, float(high) if high else math.inf
+                choosing.by_values(state.colouring, *limits, state.combine)
+
+        def show_count() -> None:
+            self.show_count(len(state.selected), None if state.section is None else len(state.section.spots))
+
+        self.tool.chosen.connect(presenter.use_tool)
+        self.combine.chosen.connect(lambda how: setattr(state, "combine", how))
+        self.all.clicked.connect(lambda: presenter.select_all())
+        self.clear.clicked.connect(lambda: presenter.select(()))
+        self.invert.clicked.connect(lambda: presenter.invert_selection())
+        self.grow.clicked.connect(lambda: choosing.grow(1))
+        self.shrink.clicked.connect(lambda: choosing.grow(-1))
+        self.choose.clicked.connect(choose)
+        self.keep.clicked.connect(lambda: choosing.save(self.names.currentText()))
+        self.forget.clicked.connect(lambda: choosing.delete(self.names.currentText()))
+        self.names.activated.connect(lambda _: choosing.recall(self.names.currentText()))
+        return connect_state(
+            state.events,
+            ("selected section", show_count),
+            ("tool", lambda: self.tool.setValue(state.tool)),
+            ("combine", lambda: self.combine.setValue(state.combine)),
+            ("colour_scale", lambda: self.show_scale(state.colour_scale)),
+            ("named", lambda: self.show_named(state.named)),
+        )
 
     def show_count(self, selected: int, total: int | None) -> None:
         """Show how many spots are selected."""
@@ -139,13 +136,12 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def show_named(self, selections: Mapping[str, Sequence[str]]) -> None:
         """Show the named selections."""
         text = self.names.currentText()
-        self.names.blockSignals(True)
-        self.names.clear()
-        for name, ids in selections.items():
-            self.names.addItem(name)
-            self.names.setItemData(self.names.count() - 1, f"{len(ids):,} spots")
-        self.names.setCurrentText(text if text in selections or not selections else next(reversed(list(selections))))
-        self.names.blockSignals(False)
+        with blocked(self.names):
+            self.names.clear()
+            for name, ids in selections.items():
+                self.names.addItem(name, f"{len(ids):,} spots")
+            last = text if text in selections or not selections else next(reversed(list(selections)))
+            self.names.setCurrentText(last)
 
     def _limit(self, hint: str, tip: str) -> QLineEdit:
         field = QLineEdit()
@@ -155,10 +151,3 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
         field.setPlaceholderText(hint)
         field.setMinimumWidth(40)
         return named(field, tip, f"{tip} of the spots to select; empty for no limit")
-
-    def _choose(self) -> None:
-        if self.category.isVisibleTo(self):
-            self.categoryRequested.emit(self.category.currentText())
-        else:
-            low, high = self.low.text(), self.high.text()
-            self.valuesRequested.emit(float(low) if low else -math.inf, float(high) if high else math.inf)

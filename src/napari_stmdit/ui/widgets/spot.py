@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QGridLayout, QLabel, QPushButton, QSizePolicy, QWidget
+from collections.abc import Callable
 
+from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtWidgets import QGridLayout, QLabel, QSizePolicy, QWidget
+
+from ..presenter import Presenter
 from ..state import CloseUp
-from .common import Text, column, named, row
+from .common import Connections, Text, boxed, button, column, connect_state, row
 from .results import pixmap_of
 
 TITLES = {"real": "Slide", "baseline": "Baseline", "edited": "Edited", "synthetic": "Synthetic", "change": "Difference"}
-MOST_COLUMNS = 3
+MAX_COLUMNS = 3
 IMAGE_PX = 84
 MINUS = "−"
+LOOK_MS = 150
+"""How long the mouse has to rest on a spot before its patches are cut out and measured."""
 
 
 class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
     """A view of a `CloseUp`, and contact sheets of its spot."""
 
-    doseRequested = Signal()
-    gridRequested = Signal()
+    unfolded = Signal()
+    """It was folded away and is seen now, or the other way round."""
 
     def __init__(self) -> None:
         super().__init__()
         self.title, self.words = Text("info"), Text("quiet")
-        self._images = [QLabel() for _ in range(MOST_COLUMNS)]
-        self._heads = [QLabel() for _ in range(MOST_COLUMNS)]
+        self._images = [QLabel() for _ in range(MAX_COLUMNS)]
+        self.heads = [QLabel() for _ in range(MAX_COLUMNS)]
         for image in self._images:
             image.setFixedHeight(IMAGE_PX)
             image.setMinimumWidth(40)
@@ -35,7 +40,7 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._grid.setContentsMargins(0, 0, 0, 0)
         self._grid.setHorizontalSpacing(6)
         self._grid.setVerticalSpacing(3)
-        for place, (head, image) in enumerate(zip(self._heads, self._images, strict=True)):
+        for place, (head, image) in enumerate(zip(self.heads, self._images, strict=True)):
             head.setAlignment(Qt.AlignmentFlag.AlignCenter)
             self._grid.addWidget(head, 0, place)
             self._grid.addWidget(image, 1, place)
@@ -45,28 +50,44 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._table.setHorizontalSpacing(6)
         self._table.setVerticalSpacing(1)
         self._cells: list[QLabel] = []
-        self.dose = named(
-            QPushButton("Dose strip"),
-            "Dose strip",
-            "This spot at seven strengths of the last edit, from 0 to 1, with common noise",
-        )
-        self.guidance = named(
-            QPushButton("Guidance 3 × 3"),
-            "Guidance grid",
-            "This spot under three scales of each guidance, with common noise",
-        )
-        for button in (self.dose, self.guidance):
-            button.setMinimumWidth(40)
-        self.dose.clicked.connect(self.doseRequested)
-        self.guidance.clicked.connect(self.gridRequested)
-        pictures, numbers = QWidget(), QWidget()
-        pictures.setLayout(self._grid)
-        numbers.setLayout(self._table)
+        tip = "This spot at seven strengths of the last edit, from 0 to 1, with common noise"
+        self.dose = button("Dose strip", "Dose strip", tip, width=40)
+        tip = "This spot under three scales of each guidance, with common noise"
+        self.guidance = button("Guidance 3 × 3", "Guidance grid", tip, width=40)
+        pictures, numbers = boxed(self._grid), boxed(self._table)
         self._parts = (pictures, numbers)
         self.setLayout(
             column(self.title, pictures, numbers, self.words, row(self.dose, self.guidance, stretch=None), spacing=4)
         )
         self.show_close_up(None, None)
+
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state, close_ups, sheets = presenter.state, presenter.close_ups, presenter.sheets
+
+        def show() -> None:
+            self.show_close_up(state.close_up, close_ups.spot)
+
+        def look() -> None:
+            if not self.isHidden():  # nobody sees it while it is folded away
+                close_ups.look()
+            show()
+
+        def with_spot(make: Callable[[str], None]) -> None:
+            if close_ups.spot is not None:
+                make(close_ups.spot)
+
+        rest = QTimer(self)  # a child: it ends with the dock, whatever it still waits for
+        rest.setSingleShot(True)
+        rest.timeout.connect(look)
+        self.unfolded.connect(look)
+        self.dose.clicked.connect(lambda: with_spot(sheets.dose_strip))
+        self.guidance.clicked.connect(lambda: with_spot(sheets.guidance_grid))
+        return connect_state(
+            state.events,
+            ("close_up", show),
+            ("hovered selected results chosen_result checkpoint", lambda: rest.start(LOOK_MS)),
+        )
 
     def show_close_up(self, close_up: CloseUp | None, spot: str | None) -> None:
         """Show what is known of a spot, or that none is meant."""
@@ -86,8 +107,8 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
         )  # wrapped: as a cell it widened the dock
         self.words.show_text(colours + close_up.words)
         columns = [name for name in TITLES if name in close_up.patches]
-        columns = [*columns, *([] if close_up.change is None else ["change"])][:MOST_COLUMNS]
-        for place, (head, image) in enumerate(zip(self._heads, self._images, strict=True)):
+        columns = [*columns, *([] if close_up.change is None else ["change"])][:MAX_COLUMNS]
+        for place, (head, image) in enumerate(zip(self.heads, self._images, strict=True)):
             shown = place < len(columns)
             head.setVisible(shown)
             image.setVisible(shown)
@@ -143,7 +164,7 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
         """Before, after and their difference, each under its picture."""
         for line, found in enumerate(close_up.rows):
             words = f"{found.name}, {found.unit}"
-            self._put(2 * line, 0, words, MOST_COLUMNS, "Difference: edited minus slide")
+            self._put(2 * line, 0, words, MAX_COLUMNS, "Difference: edited minus slide")
             values = (found.values["real"], found.values["edited"])
             for place, value in enumerate(values):
                 self._put(2 * line + 1, place, f"{value:,.{found.digits}f}", 1, words)

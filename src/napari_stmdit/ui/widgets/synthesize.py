@@ -6,44 +6,52 @@ import random
 from collections.abc import Mapping, Sequence
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import (
-    QCheckBox,
-    QComboBox,
-    QDoubleSpinBox,
-    QLabel,
-    QLineEdit,
-    QPushButton,
-    QSlider,
-    QSpinBox,
-    QWidget,
-)
-from superqt import QLargeIntSpinBox
+from qtpy.QtWidgets import QDoubleSpinBox, QLabel, QLineEdit, QSlider, QSpinBox, QWidget
+from superqt.utils import qdebounced
 
 from ...synthesis.estimate import Estimate
 from ...synthesis.plan import resolve_counterfactual_steps, resolve_steps
 from ...types import CheckpointCard, Request
-from .common import Choice, Text, column, labelled, named, row, without_steppers
+from ..presenter import Presenter
+from .common import (
+    Choice,
+    Connections,
+    Text,
+    blocked,
+    boxed,
+    button,
+    column,
+    combo,
+    connect_state,
+    form_of,
+    labelled,
+    named,
+    row,
+    without_steppers,
+)
 
 SOURCES = (
-    ("own", "Own crop of each spot"),
-    ("mean", "Mean of the section"),
-    ("spot", "Another spot"),
-    ("null", "None"),
+    ("Own crop of each spot", "own"),
+    ("Mean of the section", "mean"),
+    ("Another spot", "spot"),
+    ("None", "null"),
 )
 TISSUES = (
     ("edit", "Edit this tissue", "Change the slide as the edits say; what they do not reach stays pixel for pixel"),
     ("new", "Make new tissue", "Draw tissue of such expression and morphology anew, from noise"),
 )
-MODES = (("spots", "Patches at the spots"), ("continuous", "Seamless tissue"))
+MODES = (("Patches at the spots", "spots"), ("Seamless tissue", "continuous"))
 PRESETS = (
     ("exact", "Exact", "The checkpoint's own steps, guided throughout"),
     ("fast", "Fast", "Fewer steps, guided only while the coarse content forms"),
     ("draft", "Draft", "A first look: fewest steps, and the preview decoder where the checkpoint has one"),
 )
 NO_CHANCE = "Without fresh noise an edit of this tissue has no chance in it: every sample is the same"
-MOST_GUIDANCE = 10.0
+MAX_GUIDANCE = 10.0
 """End of the slider; the number beside it takes up to 30."""
 _STEPS_PER_UNIT = 20
+PREVIEW_MS = 120
+"""The form and the selection have to rest for so long before a plan is made of them."""
 
 
 class ScaleSlider(QWidget):  # type: ignore[misc,unused-ignore]
@@ -56,7 +64,7 @@ class ScaleSlider(QWidget):  # type: ignore[misc,unused-ignore]
         self._default = 1.0
         self._value: float | None = None
         self.slider = named(QSlider(Qt.Orientation.Horizontal), f"{name} slider", tip)
-        self.slider.setRange(0, int(MOST_GUIDANCE * _STEPS_PER_UNIT))
+        self.slider.setRange(0, int(MAX_GUIDANCE * _STEPS_PER_UNIT))
         self.slider.setPageStep(_STEPS_PER_UNIT // 2)
         self.slider.setMinimumWidth(80)
         self.number = named(QDoubleSpinBox(), name, tip)
@@ -76,12 +84,9 @@ class ScaleSlider(QWidget):  # type: ignore[misc,unused-ignore]
         """Show a scale."""
         self._value = value
         shown = self._default if value is None else value
-        for control in (self.slider, self.number):
-            control.blockSignals(True)
-        self.slider.setValue(round(min(shown, MOST_GUIDANCE) * _STEPS_PER_UNIT))
-        self.number.setValue(shown)
-        for control in (self.slider, self.number):
-            control.blockSignals(False)
+        with blocked(self.slider, self.number):
+            self.slider.setValue(round(min(shown, MAX_GUIDANCE) * _STEPS_PER_UNIT))
+            self.number.setValue(shown)
 
     def set_default(self, default: float) -> None:
         """Say what None stands for."""
@@ -97,8 +102,6 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
     """A lens on a `Request`: what the form does not show, it keeps."""
 
     valueChanged = Signal(object)
-    batchChanged = Signal(object)
-    samplesChanged = Signal(int)
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,56 +109,57 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._card: CheckpointCard | None = None
         self._fault = "Choose a checkpoint first."
         self.tissue = Choice(TISSUES)
-        self.scale = named(
-            QDoubleSpinBox(),
-            "Edit scale",
-            "How much of the difference that the edit makes is shown; 1 is the model's own",
+        self.form = form_of(
+            Request,
+            edit_scale=(
+                "Edit scale",
+                "How much of the difference that the edit makes is shown; 1 is the model's own",
+                {"step": 0.25},
+            ),
+            fresh_noise=(
+                "Fresh noise",
+                "Share of the noise that is drawn with the seed: details differ from the slide; 0: exactly this tissue",
+                {"step": 0.1},
+            ),
+            mode=(
+                "Kind of synthesis",
+                "Patches at the spots, or one seamless tissue between and around them (slower)",
+                {"choices": MODES},
+            ),
+            preset=(
+                "Preset",
+                "How much of the image may be given for speed; the result says which was used",
+                {"choices": [(label, key) for key, label, _ in PRESETS]},
+            ),
+            seed=("Seed", "The same seed gives the same pixels", {"step": 1}),
+            allow_gene_mismatch=(
+                "Allow gene mismatch",
+                "Genes that the checkpoint needs and the section lacks are set to their training mean",
+                {"text": "Run although genes are missing"},
+            ),
         )
-        self.scale.setRange(0, 30)
-        self.scale.setSingleStep(0.25)
-        self.scale.setMinimumWidth(64)
-        self.fresh = named(
-            QDoubleSpinBox(),
-            "Fresh noise",
-            "Share of the noise that is drawn with the seed: details differ from the slide; 0: exactly this tissue",
+        self.scale, self.fresh, self.mode, self.preset, self.seed, self.mismatch = (
+            w.native for w in self.form.values()
         )
-        self.fresh.setRange(0, 1)
-        self.fresh.setSingleStep(0.1)
-        self.fresh.setMinimumWidth(64)
-        self.mode = named(
-            QComboBox(),
-            "Kind of synthesis",
-            "Patches at the spots, or one seamless tissue between and around them (slower)",
-        )
-        for key, label in MODES:
-            self.mode.addItem(label, key)
+        for place, (_, _, tip) in enumerate(PRESETS):
+            self.preset.setItemData(place, tip, Qt.ItemDataRole.ToolTipRole)
+        for box in (self.scale, self.fresh, self.seed):
+            box.setMinimumWidth(64)
         self.expression = ScaleSlider(
             "Expression guidance", "How strongly the image follows the expression; 1 is the plain model, 0 ignores it"
         )
         self.morphology = ScaleSlider(
             "Morphology guidance", "How strongly the image follows the morphology; 1 is the plain model, 0 ignores it"
         )
-        self.source = named(
-            QComboBox(), "Morphology source", "Where the morphology that a patch is conditioned on is read"
-        )
-        for key, label in SOURCES:
-            self.source.addItem(label, key)
+        tip = "Where the morphology that a patch is conditioned on is read"
+        self.source = combo("Morphology source", tip, SOURCES)
         self.spot = named(QLineEdit(), "Spot for the morphology", "Id of the spot whose morphology all patches get")
         self.spot.setPlaceholderText("spot id")
-        self.pick = named(QPushButton("selected"), "Take the selected spot", "Take the first selected spot")
+        self.pick = button("selected", "Take the selected spot", "Take the first selected spot")
         self.steps = named(QSpinBox(), "Steps", "Denoising steps; more is slower and finer")
         self.steps.setRange(0, 1000)
         self.steps.setMinimumWidth(64)
-        self.preset = named(
-            QComboBox(), "Preset", "How much of the image may be given for speed; the result says which was used"
-        )
-        for place, (key, label, tip) in enumerate(PRESETS):
-            self.preset.addItem(label, key)
-            self.preset.setItemData(place, tip, Qt.ItemDataRole.ToolTipRole)
-        self.seed = named(QLargeIntSpinBox(), "Seed", "The same seed gives the same pixels")
-        self.seed.setRange(0, 2**32 - 1)
-        self.seed.setMinimumWidth(64)
-        self.dice = named(QPushButton("new"), "New seed", "Draw a new seed")
+        self.dice = button("new", "New seed", "Draw a new seed", lambda: self.seed.setValue(random.randrange(2**32)))
         self.batch = named(QSpinBox(), "Patches at once", "Patches denoised together; does not change the result")
         self.batch.setRange(0, 256)
         self.batch.setSpecialValueText("auto")
@@ -165,11 +169,6 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
             "Results to make, each with a seed of its own: how much chance alone changes the image",
         )
         self.samples.setRange(1, 16)
-        self.mismatch = named(
-            QCheckBox("Run although genes are missing"),
-            "Allow gene mismatch",
-            "Genes that the checkpoint needs and the section lacks are set to their training mean",
-        )
         self.faults = {name: Text("error") for name in ("guidance", "morphology", "steps", "seed", "region", "other")}
         self.faults |= {name: Text("error") for name in ("mode", "counterfactual", "fresh_noise")}
         self.estimate, self.notes = Text("info"), Text("warning")
@@ -178,16 +177,51 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.setValue(Request())
         self.set_defaults(None)
 
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state, runs = presenter.state, presenter.runs
+        preview = qdebounced(runs.preview, timeout=PREVIEW_MS, parent=self)
+
+        def show_card() -> None:
+            self.set_defaults(None if state.checkpoint is None else state.checkpoint.card)
+
+        def show_estimate() -> None:
+            self.show_estimate(state.estimate, state.notes, "" if state.faults else state.obstacle)
+
+        def set_samples(count: int) -> None:
+            state.samples = count
+            runs.preview()
+
+        def pick() -> None:
+            if state.selected:
+                self.use_spot(state.selected[0])
+
+        self.valueChanged.connect(lambda request: setattr(state, "request", request))
+        self.samples.valueChanged.connect(set_samples)
+        self.batch.valueChanged.connect(lambda count: setattr(state, "batch", count or None))
+        self.pick.clicked.connect(pick)
+        presenter.preview_soon = preview
+        connections = connect_state(
+            state.events,
+            ("request", lambda: preview()),
+            ("checkpoint", show_card),
+            ("request", lambda: self.setValue(state.request)),
+            ("request checkpoint section", lambda: self.show_editable(runs.edit_fault())),
+            ("faults", lambda: self.show_faults(state.faults)),
+            ("estimate notes faults section checkpoint selected", show_estimate),
+            ("samples", lambda: self.show_samples(state.samples)),
+        )
+        connections.add(lambda: setattr(presenter, "preview_soon", runs.preview))
+        return connections
+
     def _lay_out(self) -> None:
-        self._spot_row = QWidget()
-        self._spot_row.setLayout(row(self.spot, self.pick))
-        self._only_edit, self._only_new, self._chance = QWidget(), QWidget(), QWidget()
-        self._only_edit.setLayout(
+        self._spot_row = boxed(row(self.spot, self.pick))
+        self.only_edit = boxed(
             column(
                 labelled(("Edit scale", self.scale), ("Fresh noise", self.fresh)), self.faults["fresh_noise"], spacing=4
             )
         )
-        self._only_new.setLayout(
+        self.only_new = boxed(
             column(
                 QLabel("Expression guidance"),
                 self.expression,
@@ -200,18 +234,18 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
                 spacing=4,
             )
         )
-        self._chance.setLayout(labelled(("Seed", row(self.seed, self.dice)), ("Samples", self.samples)))
+        self.chance = boxed(labelled(("Seed", row(self.seed, self.dice)), ("Samples", self.samples)))
         self.setLayout(
             column(
                 self.tissue,
                 self.faults["counterfactual"],
                 self.mode,
                 self.faults["mode"],
-                self._only_edit,
-                self._only_new,
+                self.only_edit,
+                self.only_new,
                 self.faults["morphology"],
                 labelled(("Preset", self.preset), ("Steps", self.steps), ("Patches at once", self.batch)),
-                self._chance,
+                self.chance,
                 self.faults["steps"],
                 self.faults["seed"],
                 self.mismatch,
@@ -225,20 +259,16 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def _connect(self) -> None:
         self.tissue.chosen.connect(self._tissue_chosen)
-        self.scale.valueChanged.connect(self._edited)
-        self.fresh.valueChanged.connect(self._edited)
-        self.mode.activated.connect(self._edited)
-        self.expression.valueChanged.connect(self._edited)
-        self.morphology.valueChanged.connect(self._edited)
-        self.source.activated.connect(self._edited)
-        self.spot.editingFinished.connect(self._edited)
-        self.preset.activated.connect(self._edited)
-        self.steps.valueChanged.connect(self._edited)
-        self.seed.valueChanged.connect(self._edited)
-        self.dice.clicked.connect(lambda: self.seed.setValue(random.randrange(2**32)))
-        self.mismatch.toggled.connect(self._edited)
-        self.samples.valueChanged.connect(self.samplesChanged)
-        self.batch.valueChanged.connect(lambda count: self.batchChanged.emit(count or None))
+        for widget in self.form.values():
+            widget.changed.connect(self._edited, max_args=0)
+        for signal in (
+            self.expression.valueChanged,
+            self.morphology.valueChanged,
+            self.source.activated,
+            self.spot.editingFinished,
+            self.steps.valueChanged,
+        ):
+            signal.connect(lambda *_: self._edited())
 
     # --- value
 
@@ -250,42 +280,29 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
         return self._value.model_copy(
             update={
-                "mode": self.mode.currentData(),
-                "edit_scale": self.scale.value(),
-                "fresh_noise": self.fresh.value(),
+                **{field: widget.value for field, widget in self.form.items()},
                 "guidance": guidance,
                 "morphology": (self.spot.text().strip() or "spot") if source == "spot" else source,
-                "preset": self.preset.currentData(),
                 "steps": self.steps.value() or None,
-                "seed": int(self.seed.value()),
-                "allow_gene_mismatch": self.mismatch.isChecked(),
             }
         )
 
     def setValue(self, request: Request) -> None:
         """Show a request."""
         self._value = request
-        controls = (self.scale, self.fresh, self.source, self.spot, self.steps, self.seed, self.mismatch)
-        for control in controls:
-            control.blockSignals(True)
-        self.mode.setCurrentIndex(self.mode.findData(request.mode))
-        self.scale.setValue(request.edit_scale)
-        self.fresh.setValue(request.fresh_noise)
+        for field, widget in self.form.items():
+            with widget.changed.blocked():
+                widget.value = getattr(request, field)
         self.expression.setValue(request.guidance.expression)
         self.morphology.setValue(request.guidance.morphology)
-        known = {key for key, _ in SOURCES}
-        named_source = request.morphology if request.morphology in known else "spot"
-        self.source.setCurrentIndex(self.source.findData(named_source))
-        if named_source == "spot" and request.morphology != "spot" and not self.spot.hasFocus():
-            self.spot.setText(request.morphology)
-        self._spot_row.setVisible(named_source == "spot")
-        self.preset.setCurrentIndex(self.preset.findData(request.preset))
-        self._show_default_steps()
-        self.steps.setValue(request.steps or 0)
-        self.seed.setValue(request.seed)
-        self.mismatch.setChecked(request.allow_gene_mismatch)
-        for control in controls:
-            control.blockSignals(False)
+        source = request.morphology if request.morphology in dict(SOURCES).values() else "spot"
+        with blocked(self.source, self.spot, self.steps):
+            self.source.setCurrentIndex(self.source.findData(source))
+            if source == "spot" and request.morphology != "spot" and not self.spot.hasFocus():
+                self.spot.setText(request.morphology)
+            self._show_default_steps()
+            self.steps.setValue(request.steps or 0)
+        self._spot_row.setVisible(source == "spot")
         self._show_tissue()
 
     @property
@@ -305,10 +322,10 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.tissue.setValue("edit" if editing else "new")
         button.setEnabled(not self._fault)
         button.setToolTip(self._fault or TISSUES[0][2])
-        self._only_edit.setVisible(editing)
-        self._only_new.setVisible(not editing)
-        self._chance.setEnabled(not editing or self._value.fresh_noise > 0)
-        self._chance.setToolTip("" if self._chance.isEnabled() else NO_CHANCE)
+        self.only_edit.setVisible(editing)
+        self.only_new.setVisible(not editing)
+        self.chance.setEnabled(not editing or self._value.fresh_noise > 0)
+        self.chance.setToolTip("" if self.chance.isEnabled() else NO_CHANCE)
 
     def _tissue_chosen(self, key: str) -> None:
         value = self._value.model_copy(update={"counterfactual": "on" if key == "edit" else "off"})
@@ -337,9 +354,8 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def show_samples(self, count: int) -> None:
         """Show how many results are made of one request."""
-        self.samples.blockSignals(True)
-        self.samples.setValue(count)
-        self.samples.blockSignals(False)
+        with blocked(self.samples):
+            self.samples.setValue(count)
 
     def show_faults(self, faults: Mapping[str, str]) -> None:
         """Show what is wrong, each fault beside the field it belongs to."""

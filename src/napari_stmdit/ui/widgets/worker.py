@@ -1,8 +1,7 @@
-"""Jobs on a thread of napari's pool. One of the two places that know Qt."""
+"""Jobs on a thread of napari's pool."""
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,32 +10,40 @@ from typing import Any
 from napari.qt.threading import create_worker
 from qtpy.QtCore import QObject, Qt, Signal
 from superqt.utils import GeneratorWorker
-from superqt.utils._qthreading import GeneratorWorkerSignals
 
-from ..errors import StmditError, SynthesisError
-from ..progress import CancelToken
-from .jobs import Handlers, Job
+from ...errors import StmditError, SynthesisError
+from ...progress import CancelToken
+from ..jobs import Handlers, Job
 
 log = logging.getLogger(__name__)
 
 
-class _Signals(GeneratorWorkerSignals):  # type: ignore[misc,unused-ignore]
-    failed = Signal(object)
+class _Relay(QObject):  # type: ignore[misc,unused-ignore]
+    """Signals of a worker: emitted on its thread, or once more on the thread that made them, the GUI thread."""
+
+    value = Signal(object)
+    error = Signal(object)
+    ended = Signal()
+
+
+_RELAYS: set[_Relay] = set()
+"""Relays of workers that have not ended yet: nobody else holds them."""
 
 
 class JobWorker(GeneratorWorker):  # type: ignore[misc,type-arg,unused-ignore]
     """A generator worker that always reports its end.
 
-    What differs from its parent: a RuntimeError is an error like any other, not a sign that the worker was deleted; an error is
-    told by ``failed``, as what napari connects to ``errored`` cannot take its argument under PySide; the
-    generator is closed on the thread that ran it, whether it was exhausted or aborted, so that what it holds is let go; quitting
-    sets the job's own token, which is asked at every denoising step; and no ``warnings.catch_warnings`` is held open, which is
-    process-wide and not safe with two workers at a time.
+    Differs from its parent: a RuntimeError is an error like any other, not a sign that the worker was deleted; an error goes to
+    ``failed``, as what napari connects to ``errored`` cannot take its argument under PySide; the generator is closed on the
+    thread that ran it, so that what it holds is let go; quitting sets the job's own token, which is asked at every denoising
+    step; and no ``warnings.catch_warnings`` is held open, which is process-wide and not safe with two workers at a time.
     """
 
-    def __init__(self, func: Callable[..., Iterator[Any]], *args: Any, **kwargs: Any) -> None:
-        self.token: CancelToken = kwargs.pop("token")
-        super().__init__(func, *args, SignalsClass=_Signals, **kwargs)
+    def __init__(
+        self, func: Callable[[], Iterator[Any]], token: CancelToken, failed: Callable[[Exception], None]
+    ) -> None:
+        super().__init__(func)
+        self.token, self._failed = token, failed
 
     def quit(self) -> None:
         """Ask the job to end: by us, or by napari when its window closes."""
@@ -54,24 +61,12 @@ class JobWorker(GeneratorWorker):  # type: ignore[misc,type-arg,unused-ignore]
                     self.aborted.emit()
                     break
         except Exception as error:  # noqa: BLE001 - a thread has no caller that could take it
-            self.failed.emit(error)
+            self._failed(error)
         finally:
             self._gen.close()
             self._running = False
             self.finished.emit()
             self._finished.emit(self)
-
-
-class _Relay(QObject):  # type: ignore[misc,unused-ignore]
-    """Brings what a worker says to the thread that it was made on, the GUI thread."""
-
-    value = Signal(object)
-    error = Signal(object)
-    ended = Signal()
-
-
-_RELAYS: set[_Relay] = set()
-"""Relays of workers that have not ended yet: nobody else holds them."""
 
 
 def start(job: Job, token: CancelToken, handlers: Handlers) -> None:
@@ -85,21 +80,24 @@ def start(job: Job, token: CancelToken, handlers: Handlers) -> None:
     ):
         signal.connect(handler)
 
-    def generate() -> Iterator[Any]:
-        yield from job.guarded(token)
+    here = _Relay(relay)  # emitted on the worker's thread; a child, so that it lives until all has arrived
 
-    assert inspect.isgeneratorfunction(generate)
+    def generate() -> Iterator[Any]:
+        yield from job.guarded(token, here.value.emit)
+
     worker = create_worker(
         generate,
         token=token,
+        failed=here.error.emit,
         _start_thread=False,
         _worker_class=JobWorker,
         _ignore_errors=True,  # an error is shown in the dock; napari would raise it once more in the event loop
         _progress=False if job.quiet else {"total": job.yields, "desc": job.title},
     )
     queued = Qt.ConnectionType.QueuedConnection
-    worker.yielded.connect(relay.value, queued)
-    worker.failed.connect(relay.error, queued)
+    for signal in (worker.yielded, here.value):
+        signal.connect(relay.value, queued)
+    here.error.connect(relay.error, queued)
     worker.finished.connect(relay.ended, queued)
     if job.yields:
         relay.value.connect(lambda _: worker.pbar.increment_with_overflow())
