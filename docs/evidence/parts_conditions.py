@@ -17,7 +17,8 @@ from napari_stmdit.evaluation.measures import PatchStatistics, measure
 from napari_stmdit.expression.edits import apply_edits, edited_depths
 from napari_stmdit.expression.genes import match_genes
 from napari_stmdit.expression.normalise import cp10k_log1p
-from napari_stmdit.types import Section, SpotTable, TowardsEdit
+from napari_stmdit.intent import TowardsEdit
+from napari_stmdit.types import Section, SpotTable
 
 STRENGTHS = np.linspace(0, 1, 7)
 SPOTS, SEEDS = 30, 4

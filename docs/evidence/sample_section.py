@@ -17,10 +17,11 @@ from scipy.sparse import csr_matrix
 
 from napari_stmdit.assemble import Checkpoint, load_checkpoint
 from napari_stmdit.expression.changes import Profile
+from napari_stmdit.intent import Guidance, Polygons, Request
 from napari_stmdit.storage.owned import check_free
 from napari_stmdit.synthesis.result import synthesize
 from napari_stmdit.tissue.sample import write_spaceranger_folder
-from napari_stmdit.types import Calibration, Genes, Guidance, Polygons, Request, Section, SlideImage, SpotTable
+from napari_stmdit.types import Calibration, Genes, Section, SlideImage, SpotTable
 
 SIDE_PX = 2000
 PITCH_UM = 100.0

@@ -2,7 +2,7 @@
 
 from psygnal import Signal
 
-from napari_stmdit.types import Request
+from napari_stmdit.intent import Request
 from napari_stmdit.ui.widgets.common import connect_state, form_of
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..assemble import Checkpoint, load_checkpoint
 from ..devices import choose_device
+from ..intent import Preset
 from ..model.guidance import Branch, combine
 from ..model.inference import ConditionTensors, combined, repeat_conditions
 from ..model.sampling import denoise, model_input, model_time, ready
@@ -21,7 +22,7 @@ from ..model.vae import decode_latents
 from ..synthesis.plan import PRESETS, plan
 from ..synthesis.result import synthesize
 from ..synthesis.run import run
-from ..types import Preset, Section
+from ..types import Section
 from .machine import Timing, interleaved, ratio
 from .stages import name_of, request_for
 from .subjects import Subject, in_dtype

@@ -33,8 +33,8 @@ from ._common import (
 )
 
 if TYPE_CHECKING:
+    from ..intent import Request
     from ..synthesis.result import Result
-    from ..types import Request
 
 
 def demo(

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from ..assemble import checkpoint_folder
 from ..errors import CheckpointError, SectionError, StmditError, StoreError
 from ..expression.changes import Profile
+from ..intent import Request, TowardsEdit
 from ..model.folder import read_folder, read_profile_depths, read_profiles
 from ..synthesis.result import Finished, Result, finished
 from ..synthesis.stored import StoredResult, StoredResults, read_stored
 from ..tissue.elements import fingerprint
 from ..tissue.open import open_section, synthesis_fault
 from ..tissue.store_entries import element_name
-from ..types import Request, Section, SlideImage, TowardsEdit
+from ..types import Section, SlideImage
 
 if TYPE_CHECKING:
     from ..model.folder import CheckpointFolder

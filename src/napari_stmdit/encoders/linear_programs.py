@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError
 from ..expression.genes import gather_counts, match_genes
 from ..expression.normalise import PER
-from ..types import MOST_DEPTH, Genes, hash_genes
+from ..intent import hash_genes
+from ..types import MOST_DEPTH, Genes
 from .tensors import read_arrays, read_config, write_encoder
 
 if TYPE_CHECKING:

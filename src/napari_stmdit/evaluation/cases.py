@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ..types import CheckpointCard, Edit, Guidance, Intent, Request, SpotList, SpotProfile, Weight
+from ..intent import CheckpointCard, Edit, Guidance, Intent, Request, SpotList, SpotProfile, Weight
 
 MIN_SPOTS = 8
 """An interval from fewer spots says nothing."""

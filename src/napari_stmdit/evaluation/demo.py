@@ -17,11 +17,12 @@ from ..errors import StoreError
 from ..expression.changes import Profile
 from ..expression.genes import match_genes
 from ..expression.normalise import cp10k_log1p
+from ..intent import CheckpointCard, Polygons, Request, TowardsEdit
 from ..progress import Progress
 from ..storage.atomic import write_text
 from ..synthesis.result import Result, synthesize
 from ..tissue.sample import open_sample_section
-from ..types import CheckpointCard, Polygons, Request, Section, TowardsEdit
+from ..types import Section
 from .held_out import crops_at
 from .measures import blank_fraction, haematoxylin_density, nuclei_places, stain_density
 from .pictures import EditShown, edit_picture, save_picture, shown

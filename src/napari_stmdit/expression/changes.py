@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ..intent import TableEdit
-from ..types import AddEdit, Edit, Genes, KnockOutEdit, ScaleEdit, SetQuantileEdit, SpotTable, SwapEdit, TowardsEdit
+from ..intent import AddEdit, Edit, KnockOutEdit, ScaleEdit, SetQuantileEdit, SwapEdit, TableEdit, TowardsEdit
+from ..types import Genes, SpotTable
 from .edit_tables import EditTable, read_edit_table
 from .genes import match_genes
 from .normalise import counts_from, cp10k_log1p, totals_of

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 
-from ..intent import TableEdit
+from ..intent import Edit, SwapEdit, TableEdit, TowardsEdit
 from ..storage.atomic import write_text
 from ..text import shorten
-from ..types import Edit, Genes, SpotTable, SwapEdit, TowardsEdit
+from ..types import Genes, SpotTable
 from .changes import Measured, Profile, active_edits, apply_changes, changes_of, columns_of, spot_weights
 from .edit_tables import table_fault
 from .following import following

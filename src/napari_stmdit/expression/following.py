@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ..types import Edit, Genes, SpotTable
+from ..intent import Edit
+from ..types import Genes, SpotTable
 from .changes import (
     Measured,
     active_edits,

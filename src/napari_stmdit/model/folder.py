@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, table
-from ..intent import validated
+from ..intent import CheckpointCard, validated
 from ..storage.fingerprint import of_folder
 from ..text import shown
-from ..types import CheckpointCard
 from .checkpoint import load_transformer
 from .hub.references import REFERENCE_FILE, Reference, read_reference, reference_hash, resolve_reference
 from .reading import WEIGHT_SUFFIXES, read_settings, read_weights

@@ -18,7 +18,8 @@ from ..expression.changes import Profile, active_edits, spot_weights
 from ..expression.edits import apply_edits, edited_depths, whole_profile_edit
 from ..expression.genes import match_genes
 from ..expression.normalise import counts_from, totals_of
-from ..types import Request, Section, SpotTable, TowardsEdit
+from ..intent import Request, TowardsEdit
+from ..types import Section, SpotTable
 
 if TYPE_CHECKING:
     from .models import PatchModel

@@ -10,8 +10,8 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 
 from .. import __version__
 from ..encoders.morphology_map import MorphologyMap
+from ..intent import CheckpointCard, Guidance, hash_genes
 from ..model.pipeline import DEFAULT_GUIDANCE
-from ..types import CheckpointCard, Guidance, hash_genes
 from .config import TrainingConfig
 from .sections import open_sections
 from .start import Started, open_start

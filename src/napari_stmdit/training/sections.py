@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError, SectionError, StmditError
 from ..expression.genes import match_genes
+from ..intent import CheckpointCard
 from ..tissue.images import open_image
 from ..tissue.open import open_section, synthesis_fault
 from ..tissue.sample import open_sample_section
-from ..types import Calibration, CheckpointCard, Genes, Section, SpotTable
+from ..types import Calibration, Genes, Section, SpotTable
 from .config import FolderSource, SampleSource, Source, TableSource, TrainingConfig, load_config
 from .data import CropSampler, TrainingSection, load_training_section
 from .start import open_start

@@ -16,8 +16,9 @@ from ..expression.following import following_fault, follows
 from ..expression.profiles import as_profiles, measure_profile, read_profile, write_profile
 from ..expression.programs import known_programs, read_gmt, report
 from ..expression.reach import ProgramReach, Reach, program_reach, reach_of
+from ..intent import Edit, Request, SpotProfile, SwapEdit
 from ..synthesis.requests import EditFile, read_edit_file, used_by, write_edit_file
-from ..types import Edit, Request, Section, SpotProfile, SwapEdit
+from ..types import Section
 from .section_view import SectionView
 from .spot_colours import Edited
 from .state import Colouring, EditDraft, WorkbenchState

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from ..intent import Polygons
 from ..tissue.geometry import spots_in_polygons
-from ..types import Polygons, Section, SpotTable
+from ..types import Section, SpotTable
 from . import layers
 from .gestures import Lasso, OnPlace, OnStroke, on_click, on_stroke
 from .spot_colours import Edited, SpotValues, as_text, face_of, look_of

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from ...errors import CheckpointError, GeneError, SectionError
 from ...expression.genes import GeneMatch, gather_counts, match_genes
-from ...intent import validated
+from ...intent import hash_genes, validated
 from ...storage.atomic import write_text
-from ...types import Genes, hash_genes
+from ...types import Genes
 from ..tensors import read_tensors, write_encoder
 from .folder import (
     VOCABULARY,

@@ -13,9 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ...errors import CheckpointError, Fault, table
-from ...intent import validated
+from ...intent import Intent, hash_genes, validated
 from ...text import shown
-from ...types import Intent, hash_genes
 from ..tensors import CONFIG, fill_network, read_config
 from .network import CancerFoundationNetwork, NetworkSizes, ValueStyle
 from .vocabulary import Ties

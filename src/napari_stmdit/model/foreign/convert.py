@@ -16,11 +16,10 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 
 from ...errors import CheckpointError
-from ...intent import validated
+from ...intent import CheckpointCard, Guidance, hash_genes, validated
 from ...storage.atomic import replacing
 from ...storage.owned import check_free
 from ...text import shown
-from ...types import CheckpointCard, Guidance, hash_genes
 from ..checkpoint import Opened, Settings, open_weights, skeleton
 from ..hub.references import REFERENCE_FILE, Reference
 from ..hub.zoo import reference_of, zoo_entry

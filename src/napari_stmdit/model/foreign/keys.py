@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import CheckpointError, Fault
-from ...intent import validated
-from ...types import Intent
+from ...intent import Intent, validated
 from ..reading import read_settings
 
 if TYPE_CHECKING:

@@ -13,9 +13,8 @@ from platformdirs import user_data_path
 from pydantic import Field, field_validator
 
 from ...errors import CheckpointError
-from ...intent import validated
+from ...intent import Intent, validated
 from ...storage.fingerprint import of_file, of_files
-from ...types import Intent
 from ..reading import read_settings
 
 REFERENCE_FILE = "reference.json"

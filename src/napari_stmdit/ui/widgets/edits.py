@@ -27,7 +27,7 @@ from qtpy.QtWidgets import (
 from ...expression.edits import Mover
 from ...expression.programs import bundled_notes, known_programs
 from ...expression.reach import Reach
-from ...types import Edit
+from ...intent import Edit
 from ..presenter import Presenter
 from ..state import Brush, EditDraft
 from .common import Connections, Fold, Text, blocked, boxed, button, column, connect_state, labelled, named, row

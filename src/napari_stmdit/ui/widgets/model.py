@@ -11,7 +11,7 @@ from qtpy.QtWidgets import QFileDialog, QLabel, QLineEdit, QMenu, QProgressBar, 
 
 from ...assemble import list_checkpoints
 from ...errors import StmditError
-from ...types import CheckpointCard
+from ...intent import CheckpointCard
 from ..acquisition import ConvertIntent, Offer, offers
 from ..presenter import Presenter
 from ..state import Fetching, Foreign, ModelChoice

@@ -9,9 +9,9 @@ from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QDoubleSpinBox, QLabel, QLineEdit, QSlider, QSpinBox, QWidget
 from superqt.utils import qdebounced
 
+from ...intent import CheckpointCard, Request
 from ...synthesis.estimate import Estimate
 from ...synthesis.plan import resolve_counterfactual_steps, resolve_steps
-from ...types import CheckpointCard, Request
 from ..presenter import Presenter
 from .common import (
     Choice,
