@@ -20,10 +20,10 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication
 
 from napari_stmdit.evaluation.pictures import save_sheet
+from napari_stmdit.intent import Request, TowardsEdit
 from napari_stmdit.synthesis.requests import EditFile
 from napari_stmdit.tissue.export import NEW, labelled
 from napari_stmdit.tissue.sample import open_sample_section
-from napari_stmdit.types import Request, TowardsEdit
 from napari_stmdit.ui.compare import camera_of
 from napari_stmdit.ui.state import Brush, Colouring, EditDraft, RunStatus
 

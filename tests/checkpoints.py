@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from napari_stmdit.types import CheckpointCard, Guidance, hash_genes
+from napari_stmdit.intent import CheckpointCard, Guidance, hash_genes
 
 TINY_OPTIONS = {
     "in_channels": 12,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from napari_stmdit.types import Request, ScaleEdit, SwapEdit, TowardsEdit
+from napari_stmdit.intent import Request, ScaleEdit, SwapEdit, TowardsEdit
 
 
 def requests(ids):

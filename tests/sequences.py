@@ -22,8 +22,8 @@ from checkpoints import write_tiny_checkpoint
 from tiny import TINY_GENES, TINY_MPP, analytic_image, tiny_arrays
 
 from napari_stmdit.errors import StmditError
+from napari_stmdit.intent import KnockOutEdit, Request, ScaleEdit, SpotList
 from napari_stmdit.progress import CancelToken
-from napari_stmdit.types import KnockOutEdit, Request, ScaleEdit, SpotList
 
 NAMES = ("A", "B")
 SPOTS = ("SPOT07-1", "SPOT12-1", "SPOT16-1", "SPOT22-1")

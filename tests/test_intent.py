@@ -3,9 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
+from napari_stmdit.intent import Guidance, KnockOutEdit, Request, ScaleEdit, SpotList
 from napari_stmdit.synthesis.requests import read_request
 from napari_stmdit.training.config import DiffusionSettings
-from napari_stmdit.types import Guidance, KnockOutEdit, Request, ScaleEdit, SpotList
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from napari_stmdit.evaluation.measures import PatchStatistics, measure
 from napari_stmdit.evaluation.statistics import bootstrap_correlation, correlate, mean_interval
 from napari_stmdit.expression.edits import apply_edits, edited_depths
 from napari_stmdit.expression.genes import match_genes
-from napari_stmdit.types import Section, SpotTable, TowardsEdit
+from napari_stmdit.intent import TowardsEdit
+from napari_stmdit.types import Section, SpotTable
 
 STRENGTHS = np.linspace(0, 1, 7)
 SPOTS, SEEDS = 30, 4

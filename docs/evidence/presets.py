@@ -19,8 +19,8 @@ from napari_stmdit.assemble import Checkpoint, load_checkpoint
 from napari_stmdit.evaluation.measures import measure
 from napari_stmdit.evaluation.spaces import Frame, RandomConvolutions, frechet_distance, quarters
 from napari_stmdit.evaluation.statistics import bootstrap_correlation
+from napari_stmdit.intent import Request
 from napari_stmdit.synthesis.plan import PRESETS, resolve_guidance, resolve_steps
-from napari_stmdit.types import Request
 
 HERE = Path(__file__).resolve().parent
 AT_ONCE = 8

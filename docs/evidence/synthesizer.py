@@ -14,9 +14,10 @@ import numpy as np
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.evaluation.held_out import SpotSet as Spots
 from napari_stmdit.evaluation.held_out import crops_at
+from napari_stmdit.intent import Guidance
 from napari_stmdit.training.config import load_config
 from napari_stmdit.training.sections import open_source
-from napari_stmdit.types import Guidance, Section
+from napari_stmdit.types import Section
 
 __all__ = ["Spots", "Synthesizer", "crops_at", "open_named"]
 AT_ONCE = 8

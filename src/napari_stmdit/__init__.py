@@ -15,21 +15,21 @@ except PackageNotFoundError:  # a checkout that was never installed
     __version__ = "0+unknown"
 
 _PUBLIC = {
-    "AddEdit": "types",
-    "AllSpots": "types",
+    "AddEdit": "intent",
+    "AllSpots": "intent",
     "EvaluationRequest": "evaluation.cases",
-    "Guidance": "types",
-    "KnockOutEdit": "types",
-    "Polygons": "types",
-    "Request": "types",
-    "SampleOfSpots": "types",
-    "ScaleEdit": "types",
-    "SetQuantileEdit": "types",
-    "SpotList": "types",
-    "SpotProfile": "types",
+    "Guidance": "intent",
+    "KnockOutEdit": "intent",
+    "Polygons": "intent",
+    "Request": "intent",
+    "SampleOfSpots": "intent",
+    "ScaleEdit": "intent",
+    "SetQuantileEdit": "intent",
+    "SpotList": "intent",
+    "SpotProfile": "intent",
     "StmditError": "errors",
-    "SwapEdit": "types",
-    "TowardsEdit": "types",
+    "SwapEdit": "intent",
+    "TowardsEdit": "intent",
     "convert_checkpoint": "assemble",
     "evaluate": "evaluation.evaluate",
     "evaluate_result": "evaluation.results",
@@ -53,25 +53,25 @@ if TYPE_CHECKING:
     from .evaluation.cases import EvaluationRequest as EvaluationRequest
     from .evaluation.evaluate import evaluate as evaluate
     from .evaluation.results import evaluate_result as evaluate_result
+    from .intent import AddEdit as AddEdit
+    from .intent import AllSpots as AllSpots
+    from .intent import Guidance as Guidance
+    from .intent import KnockOutEdit as KnockOutEdit
+    from .intent import Polygons as Polygons
+    from .intent import Request as Request
+    from .intent import SampleOfSpots as SampleOfSpots
+    from .intent import ScaleEdit as ScaleEdit
+    from .intent import SetQuantileEdit as SetQuantileEdit
+    from .intent import SpotList as SpotList
+    from .intent import SpotProfile as SpotProfile
+    from .intent import SwapEdit as SwapEdit
+    from .intent import TowardsEdit as TowardsEdit
     from .model.checkpoint import load_transformer as load_transformer
     from .synthesis.plan import plan as plan
     from .synthesis.result import synthesize as synthesize
     from .synthesis.run import run as run
     from .tissue.open import open_section as open_section
     from .tissue.sample import open_sample_section as open_sample_section
-    from .types import AddEdit as AddEdit
-    from .types import AllSpots as AllSpots
-    from .types import Guidance as Guidance
-    from .types import KnockOutEdit as KnockOutEdit
-    from .types import Polygons as Polygons
-    from .types import Request as Request
-    from .types import SampleOfSpots as SampleOfSpots
-    from .types import ScaleEdit as ScaleEdit
-    from .types import SetQuantileEdit as SetQuantileEdit
-    from .types import SpotList as SpotList
-    from .types import SpotProfile as SpotProfile
-    from .types import SwapEdit as SwapEdit
-    from .types import TowardsEdit as TowardsEdit
 
 
 def __getattr__(name: str) -> Any:

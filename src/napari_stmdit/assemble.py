@@ -18,10 +18,11 @@ from .encoder_sources import MissingEncoder
 from .encoders.precomputed import PrecomputedEmbeddings
 from .errors import CheckpointError, GeneError, StmditError
 from .expression.edits import Profile
+from .intent import CheckpointCard, Guidance
 from .model.references import data_directory
 from .storage.fingerprint import of_json
 from .synthesis.models import DenoiseStep, Edited, PatchBatch
-from .types import CheckpointCard, Genes, Guidance
+from .types import Genes
 
 if TYPE_CHECKING:
     from .editing import TissueEditor

@@ -23,8 +23,8 @@ from .errors import StmditError
 from .progress import BATCH
 
 if TYPE_CHECKING:
+    from .intent import Request
     from .synthesis.result import Result
-    from .types import Request
 
 
 class Commands(TyperGroup):

@@ -16,28 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .intent import AddEdit as AddEdit
-from .intent import AllSpots as AllSpots
-from .intent import CheckpointCard as CheckpointCard
-from .intent import Edit as Edit
-from .intent import Finite as Finite
-from .intent import Guidance as Guidance
-from .intent import GuidanceRule as GuidanceRule
-from .intent import Intent as Intent
-from .intent import KnockOutEdit as KnockOutEdit
-from .intent import Polygons as Polygons
-from .intent import Preset as Preset
-from .intent import Region as Region
-from .intent import Request as Request
-from .intent import SampleOfSpots as SampleOfSpots
-from .intent import ScaleEdit as ScaleEdit
-from .intent import SetQuantileEdit as SetQuantileEdit
-from .intent import SpotList as SpotList
-from .intent import SpotProfile as SpotProfile
-from .intent import SwapEdit as SwapEdit
-from .intent import TowardsEdit as TowardsEdit
-from .intent import Weight as Weight
-from .intent import hash_genes as hash_genes
+from .intent import CheckpointCard, Guidance, Request
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -442,8 +442,8 @@ def test_a_store_without_results_is_refused(tiny_zarr, tmp_path):
 def test_runs_of_two_sizes_do_not_share_a_table(study, tmp_path):
     from standins import CropModel, card_for
 
+    from napari_stmdit.intent import SampleOfSpots
     from napari_stmdit.synthesis.result import synthesize
-    from napari_stmdit.types import SampleOfSpots
 
     card = card_for(tuple(study.section.spots.genes.symbols.tolist()), patch_px=32, patch_mpp=0.7)
     other = synthesize(
@@ -579,7 +579,7 @@ def _check_mixed(table, section):
 
 def test_an_edit_beside_a_spot_of_seamless_tissue_is_named_with_its_share():
     from napari_stmdit.dataset.contents import edits_at
-    from napari_stmdit.types import KnockOutEdit, Request, SwapEdit
+    from napari_stmdit.intent import KnockOutEdit, Request, SwapEdit
 
     knock = KnockOutEdit(genes=("EPCAM",), spots={"b": 0.5}, strength=0.5)
     swap = SwapEdit(group_a=("a",), group_b=("c",))
@@ -591,8 +591,8 @@ def test_an_edit_beside_a_spot_of_seamless_tissue_is_named_with_its_share():
 
 def test_seamless_tissue_gives_patches_at_spots(study, tmp_path):
     from napari_stmdit.assemble import load_checkpoint
+    from napari_stmdit.intent import Request
     from napari_stmdit.synthesis.result import synthesize
-    from napari_stmdit.types import Request
 
     request = Request(
         mode="continuous", seed=1, steps=2, section=str(study.section.path), checkpoint=str(study.checkpoint)

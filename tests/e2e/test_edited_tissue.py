@@ -14,6 +14,7 @@ from killing import finished_patches
 
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.encoders.cache import EmbeddingCache
+from napari_stmdit.intent import Polygons, Request, ScaleEdit, SpotList
 from napari_stmdit.scale.batch import LocalRunner, run_batch
 from napari_stmdit.scale.jobs import read_jobs
 from napari_stmdit.synthesis.result import Result, synthesize, unfinished_folder
@@ -21,7 +22,7 @@ from napari_stmdit.synthesis.variants import samples_of
 from napari_stmdit.tissue.crops import read_patches
 from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.tissue.store import list_results, read_result
-from napari_stmdit.types import Polygons, Request, ScaleEdit, Section, SpotList
+from napari_stmdit.types import Section
 
 ROW = tuple(f"{column}x12" for column in range(9, 16))
 """Neighbouring spots of section C3, left to right."""

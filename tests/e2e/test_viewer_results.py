@@ -10,7 +10,7 @@ from qtpy.QtWidgets import QFileDialog, QMessageBox
 from standins import card_for
 from viewing import Mouse, no_leaks, settle, viewer, workbench  # noqa: F401
 
-from napari_stmdit.types import ScaleEdit
+from napari_stmdit.intent import ScaleEdit
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.state import OpenIntent, RunStatus
 from napari_stmdit.ui.widgets.keys import RUN_KEYS, sequence

@@ -12,7 +12,8 @@ from napari_stmdit.encoders.cancer_foundation.network import CancerFoundationNet
 from napari_stmdit.encoders.cancer_foundation.vocabulary import make_vocabulary, read_vocabulary
 from napari_stmdit.errors import CheckpointError, GeneError, SectionError
 from napari_stmdit.expression.edits import apply_edits
-from napari_stmdit.types import Genes, ScaleEdit, SpotTable, hash_genes
+from napari_stmdit.intent import ScaleEdit, hash_genes
+from napari_stmdit.types import Genes, SpotTable
 
 NAMES = ("MLANA", "PMEL", "CD3E", "HLA-A", "SEPT2", *(f"G{k}" for k in range(15)))
 VOCABULARY = make_vocabulary({name: k for k, name in enumerate(("<cls>", "<pad>", "<eoc>", "MT-CO1", *NAMES))})

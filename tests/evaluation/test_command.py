@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from napari_stmdit.cli import app
 from napari_stmdit.evaluation.cases import EvaluationRequest
 from napari_stmdit.evaluation.evaluate import equivalent_command
+from napari_stmdit.intent import Guidance, KnockOutEdit, SpotProfile, TowardsEdit
 from napari_stmdit.tissue.open import open_section
-from napari_stmdit.types import Guidance, KnockOutEdit, SpotProfile, TowardsEdit
 
 scale = st.none() | st.floats(0, 30)
 gene = st.sampled_from(["ERBB2", "ESR1", 'A gene\'s "name"', "ünï", "-x"])

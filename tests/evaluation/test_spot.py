@@ -10,8 +10,8 @@ from standins import NoiseModel, card_for, make_section
 from napari_stmdit.errors import StoreError
 from napari_stmdit.evaluation.measures import STAINS, compare_spot, measure_spot
 from napari_stmdit.evaluation.pictures import save_sheet, sheet_picture
+from napari_stmdit.intent import Request
 from napari_stmdit.synthesis.variants import ContactSheet, guidance_grid, make_sheet
-from napari_stmdit.types import Request
 
 
 def stained(haematoxylin, eosin, side=64):

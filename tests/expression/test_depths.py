@@ -4,7 +4,8 @@ from scipy.sparse import csr_matrix
 
 from napari_stmdit.expression.changes import Profile
 from napari_stmdit.expression.edits import edited_depths, mix_depths
-from napari_stmdit.types import Genes, ScaleEdit, SpotTable, SwapEdit, TowardsEdit
+from napari_stmdit.intent import ScaleEdit, SwapEdit, TowardsEdit
+from napari_stmdit.types import Genes, SpotTable
 
 TOTALS = np.array([100, 200, 400, 0, 200])
 

@@ -5,16 +5,8 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from napari_stmdit.expression.edits import PER, Profile, apply_edits, faults_of
-from napari_stmdit.types import (
-    AddEdit,
-    Genes,
-    KnockOutEdit,
-    ScaleEdit,
-    SetQuantileEdit,
-    SpotTable,
-    SwapEdit,
-    TowardsEdit,
-)
+from napari_stmdit.intent import AddEdit, KnockOutEdit, ScaleEdit, SetQuantileEdit, SwapEdit, TowardsEdit
+from napari_stmdit.types import Genes, SpotTable
 
 PROGRAMS = {"pair": {"A": 1.0, "C": 1.0}}
 

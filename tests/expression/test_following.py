@@ -9,16 +9,8 @@ from napari_stmdit.expression.covariation import covariation_of
 from napari_stmdit.expression.edits import PER, apply_edits, edited_depths, edited_levels
 from napari_stmdit.expression.following import following_notes
 from napari_stmdit.expression.reach import program_reach, reach_of
-from napari_stmdit.types import (
-    AddEdit,
-    Genes,
-    KnockOutEdit,
-    ScaleEdit,
-    SetQuantileEdit,
-    SpotTable,
-    SwapEdit,
-    TowardsEdit,
-)
+from napari_stmdit.intent import AddEdit, KnockOutEdit, ScaleEdit, SetQuantileEdit, SwapEdit, TowardsEdit
+from napari_stmdit.types import Genes, SpotTable
 
 SIDE, GENES = 12, 40
 WITH, AGAINST, APART = slice(0, 10), slice(10, 20), slice(20, 40)

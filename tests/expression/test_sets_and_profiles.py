@@ -12,7 +12,8 @@ from napari_stmdit.expression.edits import apply_edits, edited_levels
 from napari_stmdit.expression.profiles import as_profiles, measure_profile, read_profile, write_profile
 from napari_stmdit.expression.programs import bundled_notes, bundled_programs, known_programs, read_gmt, report
 from napari_stmdit.expression.reach import reach_of
-from napari_stmdit.types import AddEdit, Genes, KnockOutEdit, SpotProfile, SpotTable, SwapEdit, TowardsEdit
+from napari_stmdit.intent import AddEdit, KnockOutEdit, SpotProfile, SwapEdit, TowardsEdit
+from napari_stmdit.types import Genes, SpotTable
 
 
 def test_bundled_programs_have_genes_a_meaning_and_a_source():

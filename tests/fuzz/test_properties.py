@@ -15,12 +15,9 @@ from tiny import TINY_GENES, tiny_arrays
 from napari_stmdit.errors import RequestError, SectionError
 from napari_stmdit.expression.genes import gather_counts, match_genes
 from napari_stmdit.files import BadFile, read_json, read_yaml
-from napari_stmdit.synthesis.requests import make_request, read_edit_file, read_request
-from napari_stmdit.tissue import geometry
-from napari_stmdit.types import (
+from napari_stmdit.intent import (
     AddEdit,
     AllSpots,
-    Genes,
     Guidance,
     KnockOutEdit,
     Polygons,
@@ -31,6 +28,9 @@ from napari_stmdit.types import (
     SpotList,
     TowardsEdit,
 )
+from napari_stmdit.synthesis.requests import make_request, read_edit_file, read_request
+from napari_stmdit.tissue import geometry
+from napari_stmdit.types import Genes
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from napari_stmdit.errors import RequestError, StmditError, StoreError, SynthesisError
+from napari_stmdit.intent import Request, SampleOfSpots, ScaleEdit, SpotList
 from napari_stmdit.progress import CancelToken
-from napari_stmdit.types import Request, SampleOfSpots, ScaleEdit, SpotList
 
 pytest.importorskip("distributed")
 

@@ -7,9 +7,9 @@ import pytest
 from tiny import TINY_GENES
 
 from napari_stmdit.assemble import load_checkpoint
+from napari_stmdit.intent import Request, ScaleEdit, SpotList
 from napari_stmdit.synthesis.result import synthesize
 from napari_stmdit.tissue.crops import read_patches
-from napari_stmdit.types import Request, ScaleEdit, SpotList
 
 pytest.importorskip("distributed")
 

@@ -9,10 +9,10 @@ from scipy.sparse import csr_matrix
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.expression.changes import totals_of
 from napari_stmdit.expression.profiles import measure_profile
+from napari_stmdit.intent import AddEdit, Polygons, Request, SpotList, TowardsEdit
 from napari_stmdit.synthesis.conditions import condition_rows, conditioned_counts
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.tissue.sample import open_sample_section
-from napari_stmdit.types import AddEdit, Polygons, Request, SpotList, TowardsEdit
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from napari_stmdit.assemble import Checkpoint
 from napari_stmdit.encoder_sources import MissingEncoder
 from napari_stmdit.encoders.precomputed import PrecomputedEmbeddings
 from napari_stmdit.errors import CheckpointError, RequestError
+from napari_stmdit.intent import Polygons, Request
 from napari_stmdit.synthesis.conditions import condition_rows, mixed_counts, shuffled_rows
 from napari_stmdit.synthesis.continuous import WindowConditions
 from napari_stmdit.synthesis.estimate import evaluations
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.result import synthesize
-from napari_stmdit.types import Polygons, Request
 
 MODES = ("spots", "continuous")
 AREA = Polygons(rings=(((100, 100), (100, 420), (420, 420), (420, 100)),))

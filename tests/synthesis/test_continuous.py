@@ -3,13 +3,13 @@ import pytest
 from standins import NoiseModel, card_for, make_section
 
 from napari_stmdit.errors import SynthesisError
+from napari_stmdit.intent import KnockOutEdit, Polygons, Request, SpotList
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.conditions import EncodedRows
 from napari_stmdit.synthesis.continuous import TileDecoder
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.result import synthesize
 from napari_stmdit.synthesis.run import run
-from napari_stmdit.types import KnockOutEdit, Polygons, Request, SpotList
 
 
 def ring(y0, x0, y1, x1):

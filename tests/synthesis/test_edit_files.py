@@ -7,10 +7,7 @@ from standins import CropModel, card_for, make_section
 
 from napari_stmdit.errors import RequestError
 from napari_stmdit.expression.profiles import measure_profile, write_profile
-from napari_stmdit.synthesis.conditions import condition_rows
-from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.requests import EditFile, read_edit_file, used_by, write_edit_file
-from napari_stmdit.types import (
+from napari_stmdit.intent import (
     AddEdit,
     KnockOutEdit,
     Request,
@@ -20,6 +17,9 @@ from napari_stmdit.types import (
     SwapEdit,
     TowardsEdit,
 )
+from napari_stmdit.synthesis.conditions import condition_rows
+from napari_stmdit.synthesis.plan import plan
+from napari_stmdit.synthesis.requests import EditFile, read_edit_file, used_by, write_edit_file
 
 EDITS = (
     ScaleEdit(genes=("GENE1",), factor=2.5, spots={"0x0": 0.3333, "0x2": 1.0}, name="up"),

@@ -8,10 +8,10 @@ import pytest
 from standins import CropModel, card_for, make_section
 
 from napari_stmdit.errors import StoreError
+from napari_stmdit.intent import Request, SpotList
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.export import export_result, patch_table
 from napari_stmdit.synthesis.result import synthesize
-from napari_stmdit.types import Request, SpotList
 
 
 @pytest.fixture(scope="module")

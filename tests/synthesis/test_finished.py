@@ -9,6 +9,7 @@ import pytest
 from standins import NoiseModel, card_for, make_section
 
 from napari_stmdit.errors import StoreError
+from napari_stmdit.intent import Request, SpotList
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.export import export_result, patch_table
 from napari_stmdit.synthesis.result import finished, synthesize
@@ -16,7 +17,6 @@ from napari_stmdit.synthesis.stored import stored_results
 from napari_stmdit.tissue.open import open_section
 from napari_stmdit.tissue.store import read_result, write_result
 from napari_stmdit.tissue.store_entries import PATCHES, read_stored_patches
-from napari_stmdit.types import Request, SpotList
 
 
 @pytest.fixture(scope="module")

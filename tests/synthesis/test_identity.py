@@ -15,12 +15,13 @@ from tiny import TINY_GENES
 
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.errors import StoreError
+from napari_stmdit.intent import Request, SpotList
 from napari_stmdit.synthesis.identity import differences, identity_of, recorded_differences
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.result import open_canvas, synthesize
 from napari_stmdit.synthesis.variants import noise_key
 from napari_stmdit.tissue.open import open_section
-from napari_stmdit.types import ExpressionSource, Request, SlideImage, SpotList
+from napari_stmdit.types import ExpressionSource, SlideImage
 
 GENES = tuple(f"GENE{k}" for k in range(40))
 WHOLE = Request(seed=3)

@@ -9,12 +9,12 @@ from standins import CropModel, card_for
 from tiny import TINY_GENES
 
 from napari_stmdit.errors import RequestError
+from napari_stmdit.intent import KnockOutEdit, Request, SampleOfSpots, ScaleEdit
 from napari_stmdit.synthesis.identity import identity_of
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.result import synthesize
 from napari_stmdit.synthesis.stored import stored_results
 from napari_stmdit.tissue.open import open_section
-from napari_stmdit.types import KnockOutEdit, Request, SampleOfSpots, ScaleEdit
 
 CM = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
 CARD = card_for(TINY_GENES)

@@ -1,8 +1,8 @@
 import pytest
 
+from napari_stmdit.intent import AddEdit, Request, TowardsEdit
 from napari_stmdit.synthesis.identity import differences
 from napari_stmdit.synthesis.requests import EditFile, as_recorded, read_edit_file, read_request, write_edit_file
-from napari_stmdit.types import AddEdit, Request, TowardsEdit
 
 
 def recorded() -> dict:

@@ -6,10 +6,10 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from standins import CropModel, card_for, make_section
 
+from napari_stmdit.intent import Request, SpotList, TowardsEdit
 from napari_stmdit.synthesis.conditions import condition_rows
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.result import synthesize
-from napari_stmdit.types import Request, SpotList, TowardsEdit
 
 
 class Watching(CropModel):

@@ -5,6 +5,7 @@ import pytest
 from standins import CropModel, NoiseModel, card_for, make_section
 
 from napari_stmdit.errors import RequestError
+from napari_stmdit.intent import Guidance, Request, SampleOfSpots, ScaleEdit, SpotList
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.result import synthesize
@@ -18,7 +19,6 @@ from napari_stmdit.synthesis.variants import (
     sample_seed,
     samples_of,
 )
-from napari_stmdit.types import Guidance, Request, SampleOfSpots, ScaleEdit, SpotList
 
 EDITS = (ScaleEdit(genes=("GENE1",), factor=3, name="a"), ScaleEdit(genes=("GENE2",), factor=0, strength=0.5, name="b"))
 

@@ -5,9 +5,9 @@ import pytest
 from standins import card_for, make_section
 
 from napari_stmdit.errors import RequestError
+from napari_stmdit.intent import AllSpots, Polygons, Request, SpotList
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.windows import field_noise, nearest_spots
-from napari_stmdit.types import AllSpots, Polygons, Request, SpotList
 
 GENES = tuple(f"GENE{k}" for k in range(40))
 

@@ -9,13 +9,13 @@ import pytest
 from standins import CropModel, NoiseModel, card_for, make_section
 
 from napari_stmdit.errors import StoreError
+from napari_stmdit.intent import Polygons, Request
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.result import open_canvas, synthesize
 from napari_stmdit.synthesis.run import run
 from napari_stmdit.synthesis.zarr_canvas import PatchStore, from_ranges
 from napari_stmdit.tissue.elements import halved_rgba
-from napari_stmdit.types import Polygons, Request
 
 GENES = tuple(f"GENE{k}" for k in range(40))
 WHOLE = Request(seed=3)

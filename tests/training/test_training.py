@@ -38,7 +38,7 @@ def quiet_limit(monkeypatch):
 @pytest.mark.usefixtures("quiet_limit")
 def test_all_stages_make_a_checkpoint_that_loads_and_synthesizes(tiny_config, tiny_section, tmp_path):
     from napari_stmdit.assemble import load_checkpoint
-    from napari_stmdit.types import Guidance
+    from napari_stmdit.intent import Guidance
 
     folder = train(tiny_config())
     checkpoint = load_checkpoint(folder, device="cpu")

@@ -7,7 +7,7 @@ import pytest
 from napari.components import ViewerModel
 from standins import make_section
 
-from napari_stmdit.types import AddEdit
+from napari_stmdit.intent import AddEdit
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.presenter import Presenter
 from napari_stmdit.ui.selection import grown, neighbours

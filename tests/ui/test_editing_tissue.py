@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from napari.components import ViewerModel
 
+from napari_stmdit.intent import Request, ScaleEdit, SpotList
 from napari_stmdit.synthesis.estimate import evaluations
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.variants import guidance_grid
 from napari_stmdit.tissue.crops import read_patches
-from napari_stmdit.types import Request, ScaleEdit, SpotList
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.changes import change_of, change_picture, halved, limit_of
 from napari_stmdit.ui.jobs import start_inline

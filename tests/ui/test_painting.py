@@ -10,7 +10,8 @@ from scipy.spatial import cKDTree
 from standins import CropModel, card_for
 
 from napari_stmdit.errors import RequestError
-from napari_stmdit.types import Genes, KnockOutEdit, SpotTable, SwapEdit, TowardsEdit
+from napari_stmdit.intent import KnockOutEdit, SwapEdit, TowardsEdit
+from napari_stmdit.types import Genes, SpotTable
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.painting import History
 from napari_stmdit.ui.presenter import Presenter

@@ -6,9 +6,9 @@ from slides import tissue_picture, write_pyramid, write_table
 from standins import CropModel, card_for
 from tiny import TINY_GENES
 
+from napari_stmdit.intent import Request
 from napari_stmdit.tissue.open import open_section
 from napari_stmdit.tissue.slide import SlideOptions
-from napari_stmdit.types import Request
 from napari_stmdit.ui import layers, manifest
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.presenter import Presenter

@@ -9,7 +9,7 @@ from models_for_ui import ByHand, FailingModel
 from napari.components import ViewerModel
 from standins import CropModel
 
-from napari_stmdit.types import Guidance
+from napari_stmdit.intent import Guidance
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.presenter import Presenter, presenter_of

@@ -6,7 +6,7 @@ from models_for_ui import ByHand, Tinted
 from napari.components import ViewerModel
 from standins import NoiseModel
 
-from napari_stmdit.types import KnockOutEdit, ScaleEdit
+from napari_stmdit.intent import KnockOutEdit, ScaleEdit
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.compare import camera_of, grid_of, scale_bar_of
 from napari_stmdit.ui.presenter import Presenter

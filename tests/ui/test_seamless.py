@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from napari.components import ViewerModel
 
+from napari_stmdit.intent import KnockOutEdit, Request
 from napari_stmdit.synthesis import canvas
-from napari_stmdit.types import KnockOutEdit, Request
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.presenter import Presenter

@@ -11,9 +11,9 @@ from models_for_ui import SlowModel
 from viewing import no_leaks, settle  # noqa: F401
 
 from napari_stmdit.errors import StmditError, SynthesisError
+from napari_stmdit.intent import Request
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.plan import plan as make_plan
-from napari_stmdit.types import Request
 from napari_stmdit.ui import jobs
 from napari_stmdit.ui.jobs import Handlers, Job
 

@@ -15,12 +15,13 @@ from torch import Tensor
 from ..assemble import Checkpoint, load_checkpoint
 from ..devices import choose_device
 from ..errors import SynthesisError
+from ..intent import Preset
 from ..model.sampling import denoise
 from ..model.vae import decode_latents
 from ..synthesis.plan import PRESETS, plan
 from ..synthesis.result import synthesize
 from ..synthesis.run import run
-from ..types import Preset, Section
+from ..types import Section
 from .machine import Timing, interleaved, ratio
 from .stages import name_of, request_for
 from .stock import Forward, StockTransformer, straightforward

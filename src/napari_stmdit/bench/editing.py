@@ -12,8 +12,9 @@ import numpy as np
 from ..assemble import Checkpoint
 from ..editing import NOISE_BYTES, TissueEditor
 from ..encoders.cache import EmbeddingCache
+from ..intent import Polygons, Request, SpotList, TowardsEdit
 from ..synthesis.result import synthesize
-from ..types import Polygons, Request, Section, SpotList, TowardsEdit
+from ..types import Section
 
 SIDE_UM = 700.0
 """Side of the painted region."""

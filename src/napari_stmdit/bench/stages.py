@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from ..assemble import Checkpoint
+from ..intent import CheckpointCard, Preset, Request, SampleOfSpots
 from ..model.inference import prediction
 from ..model.vae import decode_images, decode_latents
 from ..progress import BATCH
 from ..synthesis.canvas import MemoryCanvas
 from ..synthesis.plan import plan
 from ..tissue.crops import read_patches
-from ..types import CheckpointCard, PatchResult, Preset, Request, SampleOfSpots, Section
+from ..types import PatchResult, Section
 from .machine import PeakMemory, Timing, flops, timed
 from .subjects import Subject
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import StmditError, StoreError
 from ..expression.changes import spot_weights
 from ..expression.edits import Profile
+from ..intent import Request, SwapEdit
 from ..synthesis.conditions import conditioned_counts, mixed_counts, shuffled_rows
 from ..synthesis.export import place_of
 from ..synthesis.result import NO_PATCH, Finished
@@ -21,7 +22,7 @@ from ..synthesis.variants import noise_key
 from ..synthesis.windows import mixing, nearest_spots
 from ..tissue.crops import read_patches
 from ..tissue.elements import fingerprint
-from ..types import Patch, Request, Section, SlideImage, SwapEdit
+from ..types import Patch, Section, SlideImage
 
 if TYPE_CHECKING:
     import pyarrow as pa

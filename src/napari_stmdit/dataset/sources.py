@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..assemble import checkpoint_folder
 from ..errors import CheckpointError, SectionError, StmditError, StoreError
 from ..expression.edits import Profile
+from ..intent import Request, TowardsEdit
 from ..synthesis.result import Finished, Result, finished
 from ..synthesis.stored import StoredResult, StoredResults, read_stored
 from ..tissue.elements import fingerprint
@@ -22,7 +23,7 @@ from ..tissue.export import NEW
 from ..tissue.open import open_section, synthesis_fault
 from ..tissue.spatialdata_store import quiet
 from ..tissue.store_entries import element_name
-from ..types import Request, Section, SlideImage, TowardsEdit
+from ..types import Section, SlideImage
 from .contents import FACTS, Contents
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError
 from ..expression.genes import gather_counts, match_genes
 from ..files import read_json
+from ..intent import hash_genes
 from ..storage.atomic import write_text
-from ..types import MOST_DEPTH, Genes, hash_genes
+from ..types import MOST_DEPTH, Genes
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ..types import CheckpointCard, Edit, Guidance, Intent, Request, SpotList, SpotProfile, Weight
+from ..intent import CheckpointCard, Edit, Guidance, Intent, Request, SpotList, SpotProfile, Weight
 
 FEWEST = 8
 """Spots: an interval from fewer says nothing."""

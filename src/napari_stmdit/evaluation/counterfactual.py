@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..encoders.morphology_map import MorphologyMap
 from ..errors import RequestError
 from ..expression.programs import known_programs
+from ..intent import KnockOutEdit, Polygons, Request, TowardsEdit
 from ..progress import CancelToken, Progress, Stopwatch
 from ..storage.fingerprint import of_json
 from ..synthesis.conditions import spot_rows
@@ -23,7 +24,7 @@ from ..synthesis.plan import counterfactual_fault, plan, resolve_counterfactual_
 from ..synthesis.result import synthesize
 from ..synthesis.windows import rule_of
 from ..tissue.elements import fingerprint
-from ..types import KnockOutEdit, Patch, Plan, Polygons, Request, Section, TowardsEdit
+from ..types import Patch, Plan, Section
 from .cases import FEWEST, EvaluationRequest
 from .effects import (
     Levels,

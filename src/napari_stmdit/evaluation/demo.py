@@ -16,11 +16,12 @@ from ..assemble import load_checkpoint
 from ..errors import StoreError
 from ..expression.edits import Profile
 from ..expression.genes import match_genes
+from ..intent import CheckpointCard, Polygons, Request, TowardsEdit
 from ..progress import Progress
 from ..storage.atomic import write_text
 from ..synthesis.result import Result, synthesize
 from ..tissue.sample import open_sample_section
-from ..types import CheckpointCard, Polygons, Request, Section, TowardsEdit
+from ..types import Section
 from .held_out import crops_at
 from .measures import blank_fraction, haematoxylin_density, nuclei_places, stain_density
 from .pictures import EditShown, edit_picture, save_picture, shown

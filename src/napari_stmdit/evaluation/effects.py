@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 from ..encoders.regression import compact_folds, ridge_weights
 from ..expression.changes import Measured
 from ..expression.edits import apply_edits, edited_depths
+from ..intent import AddEdit, CheckpointCard, Polygons, Request, TowardsEdit
 from ..progress import CancelToken, Progress
 from ..synthesis.canvas import MemoryCanvas, boxes_around
 from ..synthesis.models import PatchModel
@@ -22,7 +23,7 @@ from ..synthesis.plan import plan
 from ..synthesis.run import run
 from ..synthesis.windows import CELL
 from ..tissue.crops import read_patches
-from ..types import AddEdit, CheckpointCard, Plan, Polygons, Request, Section, SpotTable, TowardsEdit
+from ..types import Plan, Section, SpotTable
 from .measures import nuclei_places, stain_density
 from .spaces import FeatureSpace
 from .statistics import Interval

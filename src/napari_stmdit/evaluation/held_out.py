@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..intent import CheckpointCard
 from ..synthesis.canvas import boxes_around
 from ..synthesis.models import PatchModel
 from ..synthesis.plan import patch_seed
 from ..tissue.crops import read_patches
-from ..types import CheckpointCard, Section
+from ..types import Section
 from .measures import PatchStatistics, measure
 
 

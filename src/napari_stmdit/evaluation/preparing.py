@@ -9,11 +9,12 @@ import numpy as np
 
 from ..errors import RequestError
 from ..expression.genes import gather_counts, match_genes
+from ..intent import TowardsEdit
 from ..storage.fingerprint import of_arrays
 from ..synthesis.conditions import Conditions
 from ..synthesis.models import PatchModel
 from ..synthesis.plan import plan as make_plan
-from ..types import Plan, Section, TowardsEdit
+from ..types import Plan, Section
 from .cases import FEWEST, Case, EvaluationRequest, cases_of
 from .held_out import SpotSet
 from .measures import Judge, find_lpips

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ..types import AddEdit, Edit, Genes, KnockOutEdit, ScaleEdit, SetQuantileEdit, SpotTable, SwapEdit, TowardsEdit
+from ..intent import AddEdit, Edit, KnockOutEdit, ScaleEdit, SetQuantileEdit, SwapEdit, TowardsEdit
+from ..types import Genes, SpotTable
 from .genes import match_genes
 from .programs import Programs
 

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 
+from ..intent import Edit, SwapEdit, TowardsEdit
 from ..storage.atomic import write_text
 from ..text import shorten
-from ..types import Edit, Genes, SpotTable, SwapEdit, TowardsEdit
+from ..types import Genes, SpotTable
 from .changes import (
     PER,
     Measured,

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ..types import Edit, Genes, SpotTable
+from ..intent import Edit
+from ..types import Genes, SpotTable
 from .changes import PER, Measured, active_edits, apply_changes, changes_of, columns_of, gene_weights, spot_weights
 from .covariation import FEWEST_GENES, FEWEST_SPOTS, Covariation, covariation_of
 from .programs import Programs

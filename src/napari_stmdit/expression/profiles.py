@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from ..errors import GeneError
 from ..files import BadFile, read_json, read_text
+from ..intent import SpotProfile
 from ..storage.atomic import write_text
-from ..types import SpotProfile, SpotTable
+from ..types import SpotTable
 from .changes import Measured, Profile
 
 DECIMALS = 4

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..types import Edit, Genes, SpotTable
+from ..intent import Edit
+from ..types import Genes, SpotTable
 from .changes import columns_of, edited_genes
 from .covariation import covariation_of
 from .following import follows

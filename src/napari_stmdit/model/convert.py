@@ -17,9 +17,9 @@ from diffusers.configuration_utils import ConfigMixin
 from pydantic import ValidationError
 
 from ..errors import CheckpointError
+from ..intent import CheckpointCard, Guidance, hash_genes
 from ..storage.atomic import replacing
 from ..storage.owned import check_free
-from ..types import CheckpointCard, Guidance, hash_genes
 from .checkpoint import Opened, Settings, open_weights, skeleton
 from .keys import KeyMapping, Stacked
 from .reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES

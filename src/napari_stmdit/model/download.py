@@ -18,10 +18,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..errors import CheckpointError
+from ..intent import Intent
 from ..progress import CancelToken, DownloadProgress, Stopwatch
 from ..storage.atomic import hold, write_text
 from ..storage.owned import digest
-from ..types import Intent
 from .hub import PartFile, RemoteFile, check_cancelled, fetch, look_up, offline_error, writing_error
 from .reading import read_settings
 from .references import download_directory

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ..errors import CheckpointError
+from ..intent import CheckpointCard
 from ..storage.fingerprint import of_folder
 from ..text import shown
-from ..types import CheckpointCard
 from .checkpoint import load_transformer, table
 from .reading import WEIGHT_SUFFIXES, read_settings, read_weights
 from .references import REFERENCE_FILE, Reference, read_reference, reference_hash, resolve_reference

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
 from ..errors import SynthesisError
-from ..types import GuidanceRule
+from ..intent import GuidanceRule
 
 _ZERO = 1e-9  # coefficients cancel only up to rounding
 

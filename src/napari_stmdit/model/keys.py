@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from ..errors import CheckpointError, Fault
-from ..types import Intent
+from ..intent import Intent
 from .reading import read_settings
 
 if TYPE_CHECKING:

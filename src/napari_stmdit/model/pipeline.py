@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..errors import SynthesisError
-from ..types import Guidance
+from ..intent import Guidance
 from .guidance import Branch, branches
 from .sampling import ConditionTensors, denoise, noise_for
 from .sampling import fast_solver as quicker

@@ -14,8 +14,8 @@ from platformdirs import user_data_path
 from pydantic import Field, ValidationError, field_validator
 
 from ..errors import CheckpointError
+from ..intent import Intent
 from ..storage.fingerprint import of_file, of_files
-from ..types import Intent
 from .reading import read_settings
 
 REFERENCE_FILE = "reference.json"

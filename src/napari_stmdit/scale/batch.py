@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from ..assemble import Checkpoint, load_checkpoint
 from ..errors import StmditError, StoreError, first_line
+from ..intent import Request
 from ..progress import BATCH, CancelToken, Progress, Stopwatch
 from ..synthesis.identity import identity_of, recorded_differences
 from ..synthesis.models import KnownModel
@@ -18,7 +19,7 @@ from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import Result, synthesize
 from ..tissue.store import check_writable, list_results, read_result
 from ..tissue.store_entries import element_name
-from ..types import Request, Section
+from ..types import Section
 from .jobs import Job, Place
 
 State = Literal["done", "there already", "incomplete", "stopped", "failed", "not begun"]

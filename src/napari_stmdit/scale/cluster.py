@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..devices import WAITING
 from ..errors import RequestError, StmditError, SynthesisError, first_line
+from ..intent import CheckpointCard, Request
 from ..progress import BATCH, CancelToken, Progress, Stopwatch
 from ..synthesis.identity import identity_of
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import Result, collect_on_disk, kept, open_canvas
 from ..tissue.open import SectionSource
-from ..types import CheckpointCard, Plan, Request, Section
+from ..types import Plan, Section
 
 if TYPE_CHECKING:
     from ..expression.edits import Profile

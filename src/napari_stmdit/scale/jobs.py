@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ..errors import RequestError, StmditError
 from ..files import BadFile, user_path
+from ..intent import Intent, Region, Request, Weight
 from ..synthesis.requests import (
     EditFile,
     edit_file_from,
@@ -27,7 +28,7 @@ from ..tissue.geometry import polygons_from_geojson
 from ..tissue.open import SectionSource
 from ..tissue.spaceranger import section_name
 from ..tissue.spatialdata_store import RESULT_PREFIX
-from ..types import Intent, PredictedUnits, Region, Request, Weight
+from ..types import PredictedUnits
 
 _NAME = re.compile(r"[0-9A-Za-z_.-]{1,100}")
 _OWN_FIELDS = {"section": "sections", "checkpoint": "checkpoint", "edits": "edits"}

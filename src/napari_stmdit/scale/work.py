@@ -19,6 +19,7 @@ from distributed import Worker, WorkerPlugin, get_worker
 from ..assemble import Checkpoint, checkpoint_content, load_checkpoint
 from ..devices import choose_device
 from ..errors import SynthesisError
+from ..intent import CheckpointCard, Request
 from ..progress import CancelToken, Progress
 from ..synthesis.conditions import Conditions, condition_rows
 from ..synthesis.identity import differences, identity_of
@@ -27,7 +28,7 @@ from ..synthesis.result import synthesize
 from ..synthesis.run import run
 from ..synthesis.zarr_canvas import PatchStore
 from ..tissue.open import SectionSource as SectionSource
-from ..types import CheckpointCard, Plan, Request, Section
+from ..types import Plan, Section
 
 
 @dataclass(frozen=True)

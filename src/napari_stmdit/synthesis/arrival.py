@@ -17,7 +17,8 @@ from scipy.sparse import csr_matrix
 from ..expression.changes import PER, Profile, active_edits, spot_weights, totals_of
 from ..expression.edits import apply_edits, edited_depths, whole_profile_edit
 from ..expression.genes import match_genes
-from ..types import Request, Section, SpotTable, TowardsEdit
+from ..intent import Request, TowardsEdit
+from ..types import Section, SpotTable
 
 if TYPE_CHECKING:
     from .models import PatchModel

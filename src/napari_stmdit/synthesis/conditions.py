@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from ..expression.edits import Profile, apply_edits, edited_depths, mix_depths
 from ..expression.profiles import as_profiles
 from ..expression.programs import known_programs
+from ..intent import Request
 from ..tissue.crops import read_patches
-from ..types import Patch, Plan, Request, Section
+from ..types import Patch, Plan, Section
 from .arrival import arrivals
 from .canvas import boxes_around
 from .counterfactual import Before, map_of, touched_rows

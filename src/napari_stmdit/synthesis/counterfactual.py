@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..encoders.morphology_map import MorphologyMap, fit_morphology_map
+from ..intent import CheckpointCard
 from ..tissue.crops import read_patches
 from ..tissue.elements import fingerprint
-from ..types import CheckpointCard, Section
+from ..types import Section
 from .canvas import boxes_around
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..intent import SwapEdit
 from ..model.guidance import branches
-from ..types import Plan, SwapEdit
+from ..types import Plan
 from .canvas import BYTES_PER_PIXEL
 from .conditions import spot_rows
 from .edited_windows import changed_windows, reached_windows

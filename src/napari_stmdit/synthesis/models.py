@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..expression.edits import Profile
-from ..types import CheckpointCard, Genes, Guidance, Patch
+from ..intent import CheckpointCard, Guidance
+from ..types import Genes, Patch
 
 
 @dataclass(frozen=True)

@@ -16,24 +16,11 @@ from ..expression.edits import faults_of, some_of
 from ..expression.following import following_fault, following_notes, follows
 from ..expression.genes import match_genes
 from ..expression.programs import known_programs
+from ..intent import AllSpots, CheckpointCard, Guidance, Polygons, Preset, Request, SampleOfSpots, SpotList
 from ..text import shorten
 from ..tissue.geometry import spots_in_polygons
 from ..tissue.open import synthesis_fault
-from ..types import (
-    AllSpots,
-    CanvasFrame,
-    CheckpointCard,
-    Guidance,
-    Patch,
-    Plan,
-    Polygons,
-    Preset,
-    Request,
-    SampleOfSpots,
-    Section,
-    SpotList,
-    Windows,
-)
+from ..types import CanvasFrame, Patch, Plan, Section, Windows
 from .canvas import Box, boxes_around
 from .windows import lay_out_windows, windows_fault
 

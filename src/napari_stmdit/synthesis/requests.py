@@ -12,8 +12,8 @@ from ..errors import GeneError, RequestError
 from ..expression.profiles import read_profile
 from ..expression.programs import read_gmt
 from ..files import BadFile, read_yaml, user_path
+from ..intent import Edit, Intent, Request, SpotProfile, SwapEdit, TowardsEdit, Weight
 from ..storage.atomic import write_text
-from ..types import Edit, Intent, Request, SpotProfile, SwapEdit, TowardsEdit, Weight
 
 
 class EditFile(Intent):

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..errors import RequestError, StmditError, StoreError, SynthesisError, first_line, is_out_of_memory
+from ..intent import Request
 from ..progress import BATCH, CancelToken, Progress, Stopwatch
 from ..tissue.export import label_of
 from ..tissue.store import link_result, write_result
-from ..types import Calibration, CanvasFrame, Patch, PatchResult, Plan, Request, Section
+from ..types import Calibration, CanvasFrame, Patch, PatchResult, Plan, Section
 from .canvas import MemoryCanvas, boxes_around, fits_in_memory
 from .identity import identity_of, inputs_of
 from .models import KnownModel, PatchModel

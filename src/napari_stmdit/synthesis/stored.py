@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, StoreError
+from ..intent import Request
 from ..tissue.identity import attribute
 from ..tissue.store_entries import names_there, open_store, read_image, read_stored_patches
-from ..types import Request, Section
+from ..types import Section
 from .requests import as_recorded, make_request
 
 

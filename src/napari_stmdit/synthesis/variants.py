@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
+from ..intent import Guidance, Request, SpotList
 from ..progress import CancelToken, Progress, Stopwatch
 from ..storage.fingerprint import of_json
 from ..tissue.crops import read_patches
-from ..types import Guidance, Request, Section, SpotList
+from ..types import Section
 from .identity import inputs_of
 from .plan import plan as make_plan
 from .result import provenance_of

@@ -13,8 +13,9 @@ from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
 from ..errors import RequestError, SynthesisError
+from ..intent import CheckpointCard, Polygons, Request
 from ..tissue.geometry import spots_in_polygons
-from ..types import CanvasFrame, CheckpointCard, Patch, Plan, Polygons, Request, Section, Windows
+from ..types import CanvasFrame, Patch, Plan, Section, Windows
 from .canvas import box_at
 from .models import known_by_spot
 

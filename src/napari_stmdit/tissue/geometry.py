@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import SectionError
 from ..files import BadFile, is_number, read_json
+from ..intent import Polygons
 from ..text import shorten
-from ..types import Calibration, Polygons, Section
+from ..types import Calibration, Section
 
 Affine = NDArray[np.float64]
 """(3, 3), acting on columns (y, x, 1)."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
 from .. import __version__
-from ..types import CheckpointCard, Guidance, hash_genes
+from ..intent import CheckpointCard, Guidance, hash_genes
 from .config import TrainingConfig
 from .start import Started, open_sections, open_start, record_path
 from .state import load_state, save_text

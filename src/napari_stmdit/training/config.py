@@ -9,8 +9,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from ..errors import RequestError
 from ..files import BadFile, read_yaml
-from ..intent import Intent
-from ..types import Guidance
+from ..intent import Guidance, Intent
 
 Positive = Annotated[int, Field(gt=0)]
 

@@ -17,10 +17,11 @@ from scipy.sparse import csr_matrix
 
 from ..assemble import Checkpoint, load_checkpoint
 from ..expression.edits import Profile
+from ..intent import Guidance, Polygons, Request
 from ..storage.owned import check_free
 from ..synthesis.result import synthesize
 from ..tissue.sample import write_spaceranger_folder
-from ..types import Calibration, Genes, Guidance, Polygons, Request, Section, SlideImage, SpotTable
+from ..types import Calibration, Genes, Section, SlideImage, SpotTable
 
 SIDE_PX = 2000
 PITCH_UM = 100.0

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from ..errors import CheckpointError, RequestError, StmditError
 from ..expression.genes import match_genes
+from ..intent import CheckpointCard
 from ..model.autoencoder import FACTOR, StmditAutoencoder
 from ..model.folder import CheckpointFolder, load_component, read_folder
 from ..model.reading import read_settings
 from ..storage.fingerprint import of_folder
 from ..tissue.open import synthesis_fault
-from ..types import CheckpointCard, Section
+from ..types import Section
 from .config import Source, TrainingConfig
 from .data import CropSampler, TrainingSection, load_training_section
 from .sections import open_source

@@ -15,8 +15,9 @@ from ..expression.following import following_fault, follows
 from ..expression.profiles import as_profiles
 from ..expression.programs import known_programs
 from ..expression.reach import ProgramReach, Reach, program_reach, reach_of
+from ..intent import Edit, Request, SpotProfile, SwapEdit
 from ..synthesis.requests import EditFile, used_by
-from ..types import Edit, Request, Section, SpotProfile, SwapEdit
+from ..types import Section
 from .section_view import SectionView
 from .spot_colours import Edited
 from .state import Colouring, EditDraft, Message, WorkbenchState

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, StmditError
+from ..intent import Request, SpotList
 from ..progress import BATCH, Progress, Stopwatch
 from ..synthesis.canvas import MemoryCanvas, fits_in_memory
 from ..synthesis.estimate import edited_places, estimate, evaluations
@@ -22,7 +23,7 @@ from ..synthesis.result import collect, provenance_of
 from ..synthesis.run import PatchModel
 from ..synthesis.variants import baseline_of, samples_of
 from ..tissue.elements import halved_rgba
-from ..types import PatchResult, Plan, Request, Section, SpotList
+from ..types import PatchResult, Plan, Section
 from . import jobs, layers
 from .jobs import Advance, Handlers, Lane, Start
 from .layers import KEY, LARGEST_SINGLE_PX, LayerTuple, expression_words, result_layer, synthetic_words

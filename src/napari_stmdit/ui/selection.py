@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from ..intent import Polygons
 from ..tissue.geometry import spots_in_polygons
-from ..types import Polygons, SpotTable
+from ..types import SpotTable
 from .state import Combine
 
 

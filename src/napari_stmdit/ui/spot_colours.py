@@ -15,7 +15,8 @@ from ..expression.changes import Measured, Profile
 from ..expression.edits import edited_levels
 from ..expression.genes import match_genes
 from ..expression.programs import Programs, bundled_programs
-from ..types import Edit, Genes, SpotTable
+from ..intent import Edit
+from ..types import Genes, SpotTable
 from .state import Colouring, ColourScale, Span
 
 DIVERGING = "blue-orange"

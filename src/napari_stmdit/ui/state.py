@@ -14,6 +14,7 @@ from psygnal import SignalGroupDescriptor
 
 from ..evaluation.evaluate import Evaluated
 from ..evaluation.measures import MeasureRow
+from ..intent import Request
 from ..progress import Progress
 from ..synthesis.estimate import Estimate
 from ..synthesis.result import Result
@@ -21,7 +22,7 @@ from ..synthesis.run import PatchModel
 from ..synthesis.stored import StoredResult
 from ..synthesis.variants import ContactSheet
 from ..tissue.slide import SlideOptions
-from ..types import Request, Section
+from ..types import Section
 
 Combine = Literal["replace", "add", "subtract", "toggle"]
 """What a click or a lasso does to the selection."""

@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..errors import RequestError
 from ..expression.genes import match_genes
-from ..types import AddEdit, Edit, Genes, ScaleEdit, SetQuantileEdit, SpotTable, SwapEdit, TowardsEdit
+from ..intent import AddEdit, Edit, ScaleEdit, SetQuantileEdit, SwapEdit, TowardsEdit
+from ..types import Genes, SpotTable
 from .state import Brush, EditDraft
 
 DECIMALS = 4

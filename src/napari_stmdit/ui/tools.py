@@ -9,12 +9,12 @@ from ..dataset.export import Exported
 from ..errors import RequestError, StmditError
 from ..evaluation.cases import EvaluationRequest
 from ..evaluation.evaluate import Evaluated
+from ..intent import Request
 from ..progress import Progress
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import Result
 from ..synthesis.stored import StoredResult
 from ..synthesis.variants import DOSES, GRID, Variant, dose_strip, guidance_grid
-from ..types import Request
 from . import jobs
 from .jobs import Handlers, Lane, Start
 from .results import ResultList

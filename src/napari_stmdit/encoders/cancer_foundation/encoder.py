@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from ...errors import CheckpointError, GeneError, SectionError
 from ...expression.genes import GeneMatch, gather_counts, match_genes
-from ...types import Genes, hash_genes
+from ...intent import hash_genes
+from ...types import Genes
 from .folder import (
     VOCABULARY,
     CancerFoundationSettings,

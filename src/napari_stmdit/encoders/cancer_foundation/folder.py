@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ...errors import CheckpointError, Fault, table
 from ...files import BadFile, read_json
+from ...intent import Intent, hash_genes
 from ...text import shown
-from ...types import Intent, hash_genes
 from .network import CancerFoundationNetwork, NetworkSizes, ValueStyle
 from .vocabulary import Ties
 

@@ -12,7 +12,7 @@ from superqt.utils import qdebounced
 
 from ...assemble import list_checkpoints
 from ...expression.programs import bundled_notes, known_programs
-from ...types import Request
+from ...intent import Request
 from .. import worker
 from ..acquisition import offers
 from ..preferences import preference_events, read_preferences

@@ -26,7 +26,7 @@ from qtpy.QtWidgets import (
 
 from ...expression.edits import Mover
 from ...expression.reach import Reach
-from ...types import Edit
+from ...intent import Edit
 from ..state import Brush, EditDraft
 from .common import Fold, Text, column, labelled, named, row
 from .draft import PROFILES, DraftForm

@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
 )
 
 from ...errors import StmditError
-from ...types import CheckpointCard
+from ...intent import CheckpointCard
 from ..acquisition import ConvertIntent, Offer
 from ..state import Fetching, Foreign, ModelChoice
 from .common import Fold, Text, column, labelled, named, row

@@ -19,9 +19,9 @@ from qtpy.QtWidgets import (
 )
 from superqt import QLargeIntSpinBox
 
+from ...intent import CheckpointCard, Request
 from ...synthesis.estimate import Estimate
 from ...synthesis.plan import resolve_counterfactual_steps, resolve_steps
-from ...types import CheckpointCard, Request
 from .common import Choice, Text, column, labelled, named, row, without_steppers
 
 SOURCES = (
