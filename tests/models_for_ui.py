@@ -8,7 +8,7 @@ import numpy as np
 from standins import CropModel, NoiseModel
 
 from napari_stmdit.errors import StmditError
-from napari_stmdit.synthesis.run import DenoiseStep
+from napari_stmdit.types import DenoiseStep
 
 
 class FailingModel(CropModel):

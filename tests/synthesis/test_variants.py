@@ -85,7 +85,13 @@ class ShowsExpression(NoiseModel):
 
     def images(self, batch):
         side = self.card.patch_px
-        values = [[batch.expression[0, 0] % 256, batch.guidance.expression * 8, batch.guidance.morphology * 8]]
+        values = [
+            [
+                batch.expression[0, 0] % 256,
+                batch.sampling.guidance.expression * 8,
+                batch.sampling.guidance.morphology * 8,
+            ]
+        ]
         return np.broadcast_to(np.array(values, np.uint8)[:, None, None], (1, side, side, 3)).copy()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..assemble import Checkpoint
-from ..editing import NOISE_BYTES, TissueEditor
+from ..editing import NOISE_BYTES
 from ..encoders.cache import EmbeddingCache
 from ..intent import Polygons, Request, SpotList, TowardsEdit
 from ..synthesis.result import synthesize
@@ -61,8 +60,8 @@ def editing(checkpoint: Checkpoint, section: Section, rounds: int) -> dict[str, 
         seconds: dict[str, list[float]] = {"first": [], "next": []}
         for turn in range(rounds + 1):  # the first does not count: it reads weights and the slide
             # a cache of its own: what was found out in another run would make the first picture a second one
-            model = copy.copy(checkpoint)
-            editor = model.__dict__["editor"] = TissueEditor(model.pipeline, "bench", EmbeddingCache(NOISE_BYTES))
+            model = checkpoint.with_noise_cache(EmbeddingCache(NOISE_BYTES))
+            editor = model.editor
             counted = {}
             for which, strength in (("first", 1.0), ("next", 0.5)):
                 edits = (edit.model_copy(update={"strength": strength}),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -352,8 +352,8 @@ def provenance_of(
     """
     savings = {
         "preset": plan.request.preset,
-        "fast_solver": plan.fast_solver,
-        "preview_decoder": plan.preview_decoder and bool(model.provenance.get("preview_decoder")),
+        "fast_solver": plan.sampling.fast_solver,
+        "preview_decoder": plan.sampling.preview_decoder and bool(model.provenance.get("preview_decoder")),
     }
     label = label_of(plan.counterfactual, section.synthetic)
     record = {
@@ -384,7 +384,7 @@ def provenance_of(
             "expression": section.expression.facts(),
             "notes": list(section.notes),
         },
-        "guidance": plan.guidance.model_dump(mode="json"),
+        "guidance": asdict(plan.guidance),
         "steps": plan.steps,
         "genes_shared": plan.genes_shared,
         "savings": savings,

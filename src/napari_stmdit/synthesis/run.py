@@ -17,11 +17,8 @@ from .conditions import Conditions, condition_rows
 from .continuous import run_windows
 from .counterfactual import Before, content_key, faded
 from .edited_windows import run_edited_windows
-from .models import CanvasModel as CanvasModel
-from .models import DenoiseStep as DenoiseStep
-from .models import Edited, EditingModel, SolverStates
-from .models import PatchBatch as PatchBatch
-from .models import PatchModel as PatchModel
+from .models import Edited, PatchBatch, PatchModel
+from .zarr_canvas import ZarrCanvas
 
 UNTOUCHED_AT_ONCE = 32
 """Crops of the slide that are read together where no edit reaches."""
@@ -38,7 +35,7 @@ def run(
     cancel: CancelToken | None = None,
     done: Collection[int] = (),
     only: Collection[int] | None = None,
-    states: SolverStates | None = None,
+    states: ZarrCanvas | None = None,
     preview_every: int = 0,
     on_preview: Callable[[PatchResult], None] | None = None,
     conditions: Conditions | None = None,
@@ -87,11 +84,8 @@ def run(
     if plan.windows is not None:
         if only is not None:
             raise SynthesisError("a continuous region stays together and cannot be shared out; share out spots instead")
-        if not isinstance(model, CanvasModel):
-            raise SynthesisError(f"checkpoint {plan.card.name!r} cannot be used in continuous mode; use --mode spots")
         how: dict[str, Any] = {"batch": batch, "cancel": cancel, "done": done, "states": states}
         if plan.counterfactual:
-            assert isinstance(model, EditingModel)  # the card says that it edits tissue
             yield from run_edited_windows(plan, section, model, **how)
         else:
             yield from run_windows(plan, section, model, **how)
@@ -221,8 +215,7 @@ class _Patches:
 
 
 def _crops(patches: Sequence[Patch], plan: Plan, section: Section) -> NDArray[np.uint8]:
-    assert section.image is not None  # plan() refuses a section without a usable image
-    return read_patches(section.image, [p.source_box for p in patches], plan.card.patch_px)
+    return read_patches(section.slide, [p.source_box for p in patches], plan.card.patch_px)
 
 
 def _batch(
@@ -242,10 +235,7 @@ def _batch(
         morphology,
         expression,
         tuple(p.seed for p in patches),
-        plan.guidance,
-        plan.steps,
-        fast_solver=plan.fast_solver,
-        preview_decoder=plan.preview_decoder,
+        plan.sampling,
         edited=_edited(patches, crops, morphology, expression, plan, section, model, conditions),
     )
 

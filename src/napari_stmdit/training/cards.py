@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
 from .. import __version__
-from ..intent import CheckpointCard, Guidance, hash_genes
+from ..intent import DEFAULT_GUIDANCE, DEFAULT_STEPS, CheckpointCard, Guidance, hash_genes
 from .config import TrainingConfig
 from .start import Started, open_sections, open_start, record_path
 from .state import load_state, save_text
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from ..encoders.morphology_map import MorphologyMap
     from .config import TrainingConfig
     from .start import Started
-
-
-GUIDANCE = Guidance(expression=2.0, morphology=2.0, rule="nested_morphology_first")
-STEPS = 20
 
 
 def make_scheduler(config: TrainingConfig) -> Any:
@@ -47,12 +43,14 @@ def keeps_scheduler(config: TrainingConfig) -> bool:
 
 def guidance_and_steps(config: TrainingConfig) -> tuple[Guidance, int]:
     """Return the guidance and the denoising steps of the card: the config's, else those of the checkpoint to start from."""
-    guidance, steps = GUIDANCE, STEPS
+    guidance, steps = DEFAULT_GUIDANCE, DEFAULT_STEPS
     if config.start is not None:
         card = open_start(config).card
         guidance, steps = card.guidance, card.steps
     if "guidance" in config.card:
-        guidance = Guidance.model_validate(config.card["guidance"]).filled(guidance)
+        guidance = guidance.model_copy(
+            update=Guidance.model_validate(config.card["guidance"]).model_dump(exclude_none=True)
+        )
     return guidance, int(config.card.get("steps", steps))
 
 
@@ -168,7 +166,7 @@ def model_card(
     follows
         Its map from expression to morphology.
     """
-    rule = card.guidance.rule or "nested_morphology_first"
+    rule = card.guidance.rule or DEFAULT_GUIDANCE.rule
     made = _from_the_beginning(config, card, steps) if started is None else _gone_on(config, steps, started)
     return f"""# Checkpoint `{card.name}`
 

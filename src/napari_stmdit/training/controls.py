@@ -18,6 +18,7 @@ from ..model.pipeline import STMDiTPipeline
 from ..model.transformer import STMDiTTransformer2D
 from ..storage.atomic import write_atomically
 from ..tissue.export import NEW, labelled
+from ..types import GuidanceScales, Sampling
 from .batches import morphology_vectors, prediction_losses
 from .cards import guidance_and_steps, make_scheduler
 from .config import DiffusionSettings, TrainingConfig
@@ -188,16 +189,15 @@ class SampleSheet:
     ) -> NDArray[np.uint8]:
         seeds = tuple(range(SEED, SEED + len(self._real)))
         images: NDArray[np.uint8] | None = None
-        for _, _, images in pipeline.denoise_images(  # noqa: B007 # the last one carries the images
+        for step in pipeline.denoise_images(
             morphology=morphology,
             expression=expression,
             seeds=seeds,
-            guidance=self.guidance,
-            num_inference_steps=self.steps,
+            sampling=Sampling(GuidanceScales.of(self.guidance), self.steps),
             height=self._side,
             width=self._side,
         ):
-            pass
+            images = step.images  # the last one carries them
         assert images is not None
         return images
 

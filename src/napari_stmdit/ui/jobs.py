@@ -19,8 +19,9 @@ from ..expression.covariation import covariation_of
 from ..progress import CancelToken, Progress
 from ..synthesis.export import ExportKind, export_result
 from ..synthesis.identity import inputs_of
+from ..synthesis.models import PatchModel
 from ..synthesis.result import Result, sampling_failure
-from ..synthesis.run import PatchModel, run
+from ..synthesis.run import run
 from ..synthesis.stored import StoredResult, StoredResults, read_stored
 from ..synthesis.variants import ContactSheet, Variant, make_sheet
 from ..tissue.linked import LinkedElements

@@ -17,10 +17,10 @@ from ..intent import Request, SpotList
 from ..progress import BATCH, Progress, Stopwatch
 from ..synthesis.canvas import MemoryCanvas, fits_in_memory
 from ..synthesis.estimate import edited_places, estimate, evaluations
+from ..synthesis.models import PatchModel
 from ..synthesis.plan import counterfactual_fault
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import collect, provenance_of
-from ..synthesis.run import PatchModel
 from ..synthesis.variants import baseline_of, samples_of
 from ..tissue.elements import halved_rgba
 from ..types import PatchResult, Plan, Section
