@@ -8,7 +8,7 @@ from napari_stmdit.errors import RequestError
 from napari_stmdit.intent import Guidance, Request, SampleOfSpots, ScaleEdit, SpotList
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.result import synthesize
+from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.synthesis.variants import (
     Variant,
     baseline_of,

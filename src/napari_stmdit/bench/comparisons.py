@@ -19,8 +19,8 @@ from ..intent import Preset
 from ..model.sampling import denoise
 from ..model.vae import decode_latents
 from ..synthesis.plan import PRESETS, plan
-from ..synthesis.result import synthesize
 from ..synthesis.run import run
+from ..synthesis.session import synthesize
 from ..types import Section
 from .machine import Timing, interleaved, ratio
 from .stages import name_of, request_for

@@ -12,7 +12,7 @@ from ..assemble import Checkpoint
 from ..editing import NOISE_BYTES
 from ..encoders.cache import EmbeddingCache
 from ..intent import Polygons, Request, SpotList, TowardsEdit
-from ..synthesis.result import synthesize
+from ..synthesis.session import synthesize
 from ..types import Section
 
 SIDE_UM = 700.0

@@ -32,7 +32,7 @@ from ..storage.atomic import (
     write_json,
 )
 from ..synthesis.identity import differences
-from ..synthesis.result import unfinished_folder
+from ..synthesis.session import unfinished_folder
 from ..synthesis.zarr_canvas import read_json
 from ..tissue.export import SLIDE, SYNTHETIC_SLIDE, Label, label_of_result, png_of
 from .contents import Contents, as_arrow

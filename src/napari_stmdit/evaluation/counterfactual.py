@@ -21,7 +21,7 @@ from ..synthesis.counterfactual import content_key, map_of
 from ..synthesis.edited_windows import changed_windows, reached_windows
 from ..synthesis.models import Edited, PatchBatch, known_by_spot
 from ..synthesis.plan import counterfactual_fault, plan, resolve_sampling
-from ..synthesis.result import synthesize
+from ..synthesis.session import synthesize
 from ..synthesis.windows import rule_of
 from ..tissue.elements import fingerprint
 from ..types import Patch, Plan, Section

@@ -124,7 +124,7 @@ class STMDiTPipeline(DiffusionPipeline):
         morphology: ArrayLike | Tensor | None = None,
         expression: ArrayLike | Tensor | None = None,
         seeds: Sequence[int] | None = None,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling | None = None,
         *,
         height: int | None = None,
         width: int | None = None,
@@ -135,7 +135,7 @@ class STMDiTPipeline(DiffusionPipeline):
         Parameters
         ----------
         sampling
-            Guidance, steps, solver and decoder.
+            Guidance, steps, solver and decoder; None: the defaults.
         preview_every
             Every so many steps, except at the last one, a step carries what the first patch (height, width, 3) uint8 is predicted to
             become. Costs one decoding each; does not change the images. 0 for none.
@@ -147,6 +147,7 @@ class STMDiTPipeline(DiffusionPipeline):
         """
         conditions, batch = self.prepare_conditions(morphology, expression, None, seeds)
         noise = self.prepare_noise(batch, seeds, None, height, width)
+        sampling = sampling or Sampling()
         steps = sampling.steps
         preview: NDArray[np.uint8] | None = None
 

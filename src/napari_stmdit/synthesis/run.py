@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,14 @@ UNTOUCHED_AT_ONCE = 32
 """Crops of the slide that are read together where no edit reaches."""
 
 Update = tuple[tuple[PatchResult, ...], Progress]
+"""The patches finished since the last one, and the progress."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a patch is predicted to become, while it is denoised."""
+
+    image: PatchResult
 
 
 def run(
@@ -80,7 +88,39 @@ def run(
     SynthesisError
         Where sampling fails for good: a single patch needs more memory than there is, or nothing at all comes out finite.
     """
-    cancel = cancel or CancelToken()
+    steps = run_steps(
+        plan,
+        section,
+        model,
+        batch=batch,
+        cancel=cancel or CancelToken(),
+        done=done,
+        only=only,
+        states=states,
+        preview_every=preview_every if on_preview is not None else 0,
+        conditions=conditions,
+    )
+    for step in steps:
+        if not isinstance(step, Preview):
+            yield step
+        elif on_preview is not None:
+            on_preview(step.image)
+
+
+def run_steps(
+    plan: Plan,
+    section: Section,
+    model: PatchModel,
+    *,
+    batch: int,
+    cancel: CancelToken,
+    done: Collection[int] = (),
+    only: Collection[int] | None = None,
+    states: ZarrCanvas | None = None,
+    preview_every: int = 0,
+    conditions: Conditions | None = None,
+) -> Iterator[Update | Preview]:
+    """Do what `run` does, with the previews among what is yielded."""
     if plan.windows is not None:
         if only is not None:
             raise SynthesisError("a continuous region stays together and cannot be shared out; share out spots instead")
@@ -92,16 +132,7 @@ def run(
         return
     wanted = range(len(plan)) if only is None else set(only)
     todo = [p for p in plan.patches if p.index in wanted and p.index not in done]
-    look = _Look(preview_every, on_preview) if on_preview is not None else _Look()
-    yield from _Patches(plan, section, model, todo, len(wanted), batch, cancel, look, conditions).run()
-
-
-@dataclass(frozen=True)
-class _Look:
-    """How often to look at what a patch is becoming, and who wants to see it."""
-
-    every: int = 0
-    show: Callable[[PatchResult], None] | None = None
+    yield from _Patches(plan, section, model, todo, len(wanted), batch, cancel, preview_every, conditions).run()
 
 
 @dataclass
@@ -115,7 +146,7 @@ class _Patches:
     total: int
     batch: int
     cancel: CancelToken
-    look: _Look
+    preview_every: int
     conditions: Conditions | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
     notes: list[str] = field(default_factory=list)
@@ -124,7 +155,7 @@ class _Patches:
     finished: int = 0
     before: int = 0
 
-    def run(self) -> Iterator[Update]:
+    def run(self) -> Iterator[Update | Preview]:
         self.before = self.total - len(self.todo)
         yield (), self._progress(0, 0)
         if not self.todo:
@@ -166,17 +197,16 @@ class _Patches:
             f"too little memory for {size} patches at once ({first_line(error)}); went on with {self.batch} at once"
         )
 
-    def _denoise(self, patches: tuple[Patch, ...], conditions: Conditions) -> Iterator[Update]:
+    def _denoise(self, patches: tuple[Patch, ...], conditions: Conditions) -> Iterator[Update | Preview]:
         """Denoise one batch; what is not finite is taken out and the others are done again without it."""
         while patches:
-            batch = _batch(patches, self.plan, self.section, self.model, conditions)
-            batch = replace(batch, preview_every=self.look.every)
+            batch = _batch(patches, self.plan, self.section, self.model, conditions, self.preview_every)
             try:
                 for update in self.model.denoise(batch):
                     if self.cancel.cancelled:
                         return
-                    if update.preview is not None and self.look.show is not None:
-                        self.look.show(PatchResult(patches[0], update.preview))
+                    if update.preview is not None:
+                        yield Preview(PatchResult(patches[0], update.preview))
                     if update.images is None:
                         yield (), self._progress(update.step, len(patches))
                     else:
@@ -219,7 +249,12 @@ def _crops(patches: Sequence[Patch], plan: Plan, section: Section) -> NDArray[np
 
 
 def _batch(
-    patches: tuple[Patch, ...], plan: Plan, section: Section, model: PatchModel, conditions: Conditions
+    patches: tuple[Patch, ...],
+    plan: Plan,
+    section: Section,
+    model: PatchModel,
+    conditions: Conditions,
+    preview_every: int,
 ) -> PatchBatch:
     crops = None
     morphology = None
@@ -236,6 +271,7 @@ def _batch(
         expression,
         tuple(p.seed for p in patches),
         plan.sampling,
+        preview_every,
         edited=_edited(patches, crops, morphology, expression, plan, section, model, conditions),
     )
 

@@ -19,7 +19,7 @@ from ..assemble import Checkpoint, load_checkpoint
 from ..expression.edits import Profile
 from ..intent import Guidance, Polygons, Request
 from ..storage.owned import check_free
-from ..synthesis.result import synthesize
+from ..synthesis.session import synthesize
 from ..tissue.sample import write_spaceranger_folder
 from ..types import Calibration, Genes, Section, SlideImage, SpotTable
 
