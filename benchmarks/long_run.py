@@ -26,7 +26,7 @@ from standins import make_section
 
 def main() -> None:
     from napari_stmdit import Request, load_checkpoint
-    from napari_stmdit.synthesis.result import synthesize
+    from napari_stmdit.synthesis.session import synthesize
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--patches", type=int, default=2000)

@@ -14,7 +14,7 @@ from napari_stmdit.model.inference import prediction
 from napari_stmdit.model.vae import decode_latents
 from napari_stmdit.synthesis.canvas import MemoryCanvas
 from napari_stmdit.synthesis.plan import PRESETS, plan
-from napari_stmdit.synthesis.result import synthesize
+from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.tissue.crops import read_patches
 from napari_stmdit.tissue.sample import open_sample_section
 from napari_stmdit.types import PatchResult

@@ -49,7 +49,7 @@ class Study:
 def study(tmp_path_factory, tiny_folder, tiny_checkpoint):
     from napari_stmdit.assemble import load_checkpoint
     from napari_stmdit.synthesis.conditions import condition_rows
-    from napari_stmdit.synthesis.result import synthesize
+    from napari_stmdit.synthesis.session import synthesize
     from napari_stmdit.tissue.open import open_section
 
     place = tmp_path_factory.mktemp("study")

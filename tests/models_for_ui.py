@@ -8,7 +8,9 @@ import numpy as np
 from standins import CropModel, NoiseModel
 
 from napari_stmdit.errors import StmditError
-from napari_stmdit.synthesis.run import DenoiseStep
+from napari_stmdit.synthesis.run import Preview
+from napari_stmdit.synthesis.session import Pasted
+from napari_stmdit.types import DenoiseStep
 
 
 class FailingModel(CropModel):
@@ -70,7 +72,9 @@ class ByHand:
     def step(self, number=-1):
         values, handlers = self.open[number]
         try:
-            handlers.value(next(values))
+            while isinstance(value := next(values), Preview | Pasted):
+                handlers.value(value)  # a step of a run ends with its progress
+            handlers.value(value)
         except StopIteration:
             handlers.end()
             return False

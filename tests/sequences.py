@@ -137,7 +137,7 @@ class World:
         return self._run(wish, self._output(wish), folder, resume=True, stop=99)
 
     def _run(self, wish: Wish, output: Path, folder: Path, resume: bool, stop: int) -> str:
-        from napari_stmdit.synthesis.result import synthesize
+        from napari_stmdit.synthesis.session import synthesize
 
         section, inputs = self.open(wish.section, wish.mpp), self._inputs(wish)
         cancel, told = CancelToken(), []
@@ -353,7 +353,7 @@ class World:
 
     def hold(self, pixels: np.ndarray, wish: Wish, inputs: tuple) -> None:
         """Compare an image with that of a run that was never stopped, on the inputs of now; one grey level is rounding."""
-        from napari_stmdit.synthesis.result import synthesize
+        from napari_stmdit.synthesis.session import synthesize
 
         fresh = synthesize(self.open(wish.section, wish.mpp), wish.request, self.model(wish), batch=4)
         assert pixels.shape == fresh.rgba.shape

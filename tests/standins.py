@@ -6,8 +6,8 @@ from types import MappingProxyType
 import numpy as np
 
 from napari_stmdit.intent import CheckpointCard, Guidance, hash_genes
-from napari_stmdit.synthesis.run import DenoiseStep, PatchBatch
-from napari_stmdit.types import Genes
+from napari_stmdit.synthesis.models import PatchBatch
+from napari_stmdit.types import DenoiseStep, Genes
 
 
 def card_for(genes: tuple[str, ...], patch_px: int = 64, patch_mpp: float = 0.688, **changes) -> CheckpointCard:

@@ -20,7 +20,7 @@ from napari_stmdit.assemble import Checkpoint, load_checkpoint
 from napari_stmdit.evaluation.measures import measure
 from napari_stmdit.evaluation.spaces import Frame, RandomConvolutions, frechet_distance, quarters
 from napari_stmdit.intent import Request
-from napari_stmdit.synthesis.plan import PRESETS, resolve_guidance, resolve_steps
+from napari_stmdit.synthesis.plan import PRESETS, resolve_sampling
 
 HERE = Path(__file__).resolve().parent
 AT_ONCE = 8
@@ -44,20 +44,17 @@ ROWS = {  # name: preset, precision, seed; the first is what the others are comp
 def images(checkpoint: Checkpoint, spots: Spots, preset: str, seed: int, morphology: bool) -> np.ndarray:
     """Synthesize all spots as a run with this preset would."""
     request = Request(preset=preset)
-    settings, guidance = PRESETS[request.preset], resolve_guidance(request, checkpoint.card)
+    sampling = resolve_sampling(request, checkpoint.card)
     seeds, found = spots.seeds(seed), []
     for start in range(0, len(seeds), AT_ONCE):
         part = slice(start, start + AT_ONCE)
-        *_, (_, _, batch) = checkpoint.pipeline.denoise_images(
+        *_, last = checkpoint.pipeline.denoise_images(
             morphology=spots.morphology[part] if morphology else None,
             expression=spots.expression[part],
             seeds=seeds[part],
-            guidance=guidance,
-            num_inference_steps=resolve_steps(request, checkpoint.card),
-            fast_solver=settings.fast_solver,
-            preview_decoder=settings.preview_decoder,
+            sampling=sampling,
         )
-        found.append(batch)
+        found.append(last.images)
     return np.concatenate(found)
 
 

@@ -19,7 +19,7 @@ from napari_stmdit.assemble import Checkpoint, load_checkpoint
 from napari_stmdit.expression.changes import Profile
 from napari_stmdit.intent import Guidance, Polygons, Request
 from napari_stmdit.storage.owned import check_free
-from napari_stmdit.synthesis.result import synthesize
+from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.tissue.sample import write_spaceranger_folder
 from napari_stmdit.types import Calibration, Genes, Section, SlideImage, SpotTable
 

@@ -59,7 +59,7 @@ def main() -> None:
     from PIL import Image
 
     from napari_stmdit import Polygons, Request, load_checkpoint, open_section
-    from napari_stmdit.synthesis.result import synthesize
+    from napari_stmdit.synthesis.session import synthesize
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("section", type=Path)

@@ -17,7 +17,7 @@ from napari_stmdit.intent import Guidance
 from napari_stmdit.synthesis.plan import patch_seed
 from napari_stmdit.training.config import load_config
 from napari_stmdit.training.sections import open_source
-from napari_stmdit.types import Section
+from napari_stmdit.types import GuidanceScales, Sampling, Section
 
 __all__ = ["Spots", "Synthesizer", "crops_at", "open_named"]
 AT_ONCE = 8
@@ -45,14 +45,13 @@ def _synthesize(job: dict[str, Any]) -> np.ndarray:
     images = []
     for start in range(0, len(job["seeds"]), AT_ONCE):
         part = slice(start, start + AT_ONCE)
-        *_, (_, _, batch) = checkpoint.pipeline.denoise_images(
+        *_, last = checkpoint.pipeline.denoise_images(
             morphology=None if job["morphology"] is None else job["morphology"][part],
             expression=None if job["expression"] is None else job["expression"][part],
             seeds=job["seeds"][part],
-            guidance=job["guidance"],
-            num_inference_steps=job["steps"],
+            sampling=Sampling(GuidanceScales.of(job["guidance"]), job["steps"]),
         )
-        images.append(batch)
+        images.append(last.images)
     return np.concatenate(images)
 
 
@@ -80,7 +79,8 @@ class Synthesizer:
 
     def guidance(self, expression: float | None = None, morphology: float | None = None) -> Guidance:
         """Return the checkpoint's guidance, with other scales where they are given."""
-        return Guidance(expression=expression, morphology=morphology).filled(self.checkpoint.card.guidance)
+        wanted = Guidance(expression=expression, morphology=morphology).model_dump(exclude_none=True)
+        return self.checkpoint.card.guidance.model_copy(update=wanted)
 
     def images(
         self,

@@ -40,7 +40,7 @@ _PUBLIC = {
     "open_section": "tissue.open",
     "plan": "synthesis.plan",
     "run": "synthesis.run",
-    "synthesize": "synthesis.result",
+    "synthesize": "synthesis.session",
 }
 
 __all__ = [*_PUBLIC, "__version__"]
@@ -68,8 +68,8 @@ if TYPE_CHECKING:
     from .intent import TowardsEdit as TowardsEdit
     from .model.checkpoint import load_transformer as load_transformer
     from .synthesis.plan import plan as plan
-    from .synthesis.result import synthesize as synthesize
     from .synthesis.run import run as run
+    from .synthesis.session import synthesize as synthesize
     from .tissue.open import open_section as open_section
     from .tissue.sample import open_sample_section as open_sample_section
 

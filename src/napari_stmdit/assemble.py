@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -14,18 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .devices import choose_device, decoder_on, memory_given_back
+from .editing import TissueEditor, noise_cache
 from .encoder_sources import MissingEncoder
 from .encoders.precomputed import PrecomputedEmbeddings
 from .errors import CheckpointError, GeneError, StmditError
 from .expression.changes import Profile
-from .intent import CheckpointCard, Guidance
+from .intent import CheckpointCard
 from .model.hub.references import data_directory
 from .storage.fingerprint import of_json
-from .synthesis.models import DenoiseStep, Edited, PatchBatch
-from .types import Genes
+from .synthesis.models import PatchBatch
+from .types import DenoiseStep, Genes, Sampling
 
 if TYPE_CHECKING:
-    from .editing import TissueEditor
+    from .encoders.cache import EmbeddingCache
     from .encoders.morphology_map import MorphologyMap
     from .encoders.protocols import ExpressionEncoder, MorphologyEncoder
     from .model.foreign.convert import Converted
@@ -47,7 +49,7 @@ class CheckpointEntry:
 
 
 class Checkpoint:
-    """An assembled checkpoint: the pipeline with its encoders on a device. It is a `CanvasModel`.
+    """An assembled checkpoint: the pipeline with its encoders on a device. It is a `PatchModel`.
 
     Attributes
     ----------
@@ -118,11 +120,15 @@ class Checkpoint:
     @cached_property
     def editor(self) -> TissueEditor:
         """What edits real crops; it keeps their noise."""
-        from .editing import TissueEditor, noise_cache
-
         embeddings = self.provenance.get("morphology_embeddings", {})
         known = " ".join(str(v) for v in (self.provenance["sha256"], self.provenance["dtype"], *embeddings.values()))
         return TissueEditor(self.pipeline, f"{known} {self.device.split(':')[0]}", noise_cache())
+
+    def with_noise_cache(self, cache: EmbeddingCache) -> Checkpoint:
+        """Return this checkpoint with another place to keep the noise of crops."""
+        other = copy(self)
+        other.editor = TissueEditor(self.pipeline, self.editor.identity, cache)
+        return other
 
     def denoise(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
         """Yield after every denoising step; the last step carries the images.
@@ -130,36 +136,20 @@ class Checkpoint:
         Where the batch is to be edited, its crops are, and no new tissue is made.
         """
         if batch.edited is not None:
-            yield from self._edit(batch)
+            with memory_given_back():
+                yield from self.editor.edit(batch)
             return
         side = self.card.patch_px
-        previews: list[NDArray[np.uint8]] = []
         with memory_given_back():
-            for step, steps, images in self.pipeline.denoise_images(
-                morphology=batch.morphology,
-                expression=batch.expression,
-                seeds=batch.seeds,
-                guidance=batch.guidance,
-                num_inference_steps=batch.steps,
+            yield from self.pipeline.denoise_images(
+                batch.morphology,
+                batch.expression,
+                batch.seeds,
+                batch.sampling,
                 height=side,
                 width=side,
                 preview_every=batch.preview_every,
-                on_preview=previews.append,
-                fast_solver=batch.fast_solver,
-                preview_decoder=batch.preview_decoder,
-            ):
-                yield DenoiseStep(step, steps, images, previews.pop() if previews else None)
-
-    def _edit(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
-        work = self.editor.edit(batch)
-        with memory_given_back():
-            while True:
-                try:
-                    share = next(work)
-                except StopIteration as ended:
-                    yield DenoiseStep(batch.steps, batch.steps, ended.value)
-                    return
-                yield DenoiseStep(min(int(share * batch.steps), batch.steps - 1), batch.steps)
+            )
 
     @property
     def latent_grid(self) -> tuple[int, int]:
@@ -171,66 +161,26 @@ class Checkpoint:
     def solver(
         self,
         noise: NDArray[np.float32],
-        guidance: Guidance,
-        steps: int,
+        sampling: Sampling,
         *,
         has_morphology: bool,
         has_expression: bool,
         state: Mapping[str, NDArray[Any]] | None = None,
-        fast_solver: bool = False,
     ) -> CanvasSolver:
         """Return a solver for a canvas of noise (c, h, w), or one that goes on from a state."""
         from .model.guidance import branches
-        from .model.sampling import CanvasSolver
-        from .model.sampling import fast_solver as quicker
+        from .model.sampling import CanvasSolver, fast_solver
 
-        filled = guidance.filled(self.card.guidance)
-        assert filled.rule is not None and filled.morphology is not None and filled.expression is not None
-        seen = branches(
-            filled.rule,
-            filled.morphology,
-            filled.expression,
+        scales, scheduler = sampling.guidance, self.pipeline.scheduler
+        needed = branches(
+            scales.rule,
+            scales.morphology,
+            scales.expression,
             has_morphology=has_morphology,
             has_expression=has_expression,
         )
-        scheduler = self.pipeline.scheduler
-        return CanvasSolver(
-            self.pipeline.transformer,
-            quicker(scheduler) if fast_solver else scheduler,
-            seen,
-            noise,
-            steps,
-            state,
-            above=filled.above or 0.0,
-        )
-
-    def encode_slide(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Encode an image (H, W, 3) uint8 as latents (c, h, w), which are kept."""
-        with memory_given_back():
-            return self.editor.encode(image)
-
-    def edit_canvas(
-        self,
-        latents: NDArray[np.float32],
-        morphology: NDArray[np.float32],
-        expression: NDArray[np.float32],
-        edited: Edited,
-        corners: NDArray[np.int64],
-        weight: NDArray[np.float32],
-        steps: int,
-        batch: int,
-    ) -> Generator[float, None, NDArray[np.float32]]:
-        """Yield the share of the work that is done; return the change (c, h, w) of the slide's latents; see `EditingModel`."""
-        with memory_given_back():
-            change = yield from self.editor.edit_canvas(
-                latents, morphology, expression, edited, corners, weight, steps, batch
-            )
-        return change
-
-    def decode_change(self, latents: NDArray[np.float32], change: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return how pixels move, (H, W, 3) in grey levels, with a change (c, h, w) of the slide's latents (c, h, w)."""
-        with memory_given_back():
-            return self.editor.decode_change(latents, change)
+        solver = fast_solver(scheduler) if sampling.fast_solver else scheduler
+        return CanvasSolver(self.pipeline.transformer, solver, needed, noise, sampling.steps, state, above=scales.above)
 
     def decode(self, latents: NDArray[np.float32], *, preview: bool = False) -> NDArray[np.uint8]:
         """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8; with ``preview`` by the preview decoder, if any."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .devices import memory_given_back
 from .errors import NotFiniteError, StoreError
+from .types import DenoiseStep
 
 if TYPE_CHECKING:
     from .encoders.cache import EmbeddingCache
@@ -47,8 +49,8 @@ class TissueEditor:
         self.cache = cache
         self.abducted = 0
 
-    def edit(self, batch: PatchBatch) -> Generator[float, None, NDArray[np.uint8]]:
-        """Yield the share of the work that is done after every network call; return the edited crops (b, p, p, 3) uint8.
+    def edit(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
+        """Yield after every network call; the last step carries the edited crops (b, p, p, 3) uint8.
 
         Raises
         ------
@@ -61,14 +63,15 @@ class TissueEditor:
         assert batch.crops is not None and batch.edited is not None  # `denoise` asks for it
         before = conditions_of(batch.morphology, batch.expression)
         after = conditions_of(batch.edited.morphology, batch.edited.expression)
-        abduction = yield from self._abduction(batch, before)
+        abduction = yield from _in_steps(self._abduction(batch, before), batch.steps)
         transformer, noise = self.pipeline.transformer, None
         if batch.edited.fresh > 0:
             drawn = noise_for(batch.seeds, abduction.noise.shape[1:])
             noise = mixed_noise(abduction.noise, drawn, batch.edited.fresh)
         work = predict(transformer, abduction, after, scale=batch.edited.scale, noise=noise, batch=len(batch.patches))
-        change = yield from _shares(work, 0.5)
-        return edited_pixels(self.pipeline.vae, batch.crops, abduction.latents, change)
+        change = yield from _in_steps(_shares(work, 0.5), batch.steps)
+        images = edited_pixels(self.pipeline.vae, batch.crops, abduction.latents, change)
+        yield DenoiseStep(batch.steps, batch.steps, images)
 
     def _abduction(self, batch: PatchBatch, before: ConditionTensors) -> Generator[float, None, Any]:
         from .model.counterfactual import abduct, restored
@@ -98,6 +101,7 @@ class TissueEditor:
         stacked = np.stack([path for path in paths if path is not None], axis=2)  # (2, steps + 1, b, c, h, w)
         return restored(self.pipeline.scheduler, {"states": stacked[0], "slopes": stacked[1]}, before)
 
+    @memory_given_back()
     def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode an image (H, W, 3) uint8 as latents (c, h, w); what was encoded before is found in the cache."""
         from .model.vae import encode_latents
@@ -120,16 +124,20 @@ class TissueEditor:
         steps: int,
         batch: int,
     ) -> Generator[float, None, NDArray[np.float32]]:
-        """Yield the share of the work that is done; return the change of the slide's latents; see `EditingModel`."""
+        """Yield the share of the work that is done; return the change (c, h, w) of the slide's latents (c, h, w).
+
+        ``corners`` (n, 2) are those of n windows, in latent cells, with ``weight`` (s, s); conditions are one for each window.
+        """
         from .model.counterfactual import CanvasWindows, predict
 
         layout = CanvasWindows(corners, weight, (latents.shape[1], latents.shape[2]))
         before = conditions_of(morphology, expression)
         key = self._key(f"{edited.keys[0]} {steps}")
-        abduction = yield from self._canvas_path(key, latents, before, layout, steps, batch)
         after = conditions_of(edited.morphology, edited.expression)
-        work = predict(self.pipeline.transformer, abduction, after, scale=edited.scale, batch=batch)
-        change = yield from _shares(work, 0.5)
+        with memory_given_back():
+            abduction = yield from self._canvas_path(key, latents, before, layout, steps, batch)
+            work = predict(self.pipeline.transformer, abduction, after, scale=edited.scale, batch=batch)
+            change = yield from _shares(work, 0.5)
         found: NDArray[np.float32] = change.numpy()
         return found
 
@@ -165,6 +173,7 @@ class TissueEditor:
         arrays = {"states": kept[:size].reshape(shape), "slopes": slopes}
         return restored(self.pipeline.scheduler, arrays, before, layout)
 
+    @memory_given_back()
     def decode_change(self, latents: NDArray[np.float32], change: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return how pixels move, (H, W, 3) in grey levels, with a change (c, h, w) of the slide's latents (c, h, w)."""
         import torch
@@ -211,6 +220,16 @@ def taken(conditions: ConditionTensors, items: Sequence[int]) -> ConditionTensor
 
     parts = (conditions.morphology, conditions.expression, conditions.expression_keep)
     return ConditionTensors(*(None if part is None else part[list(items)] for part in parts))
+
+
+def _in_steps(work: Generator[float, None, Any], steps: int) -> Generator[DenoiseStep, None, Any]:
+    """Yield shares of the work as steps, of which the last is left for the images; return what the work returns."""
+    while True:
+        try:
+            share = next(work)
+        except StopIteration as ended:
+            return ended.value
+        yield DenoiseStep(min(int(share * steps), steps - 1), steps)
 
 
 def _shares(work: Any, start: float) -> Generator[float, None, Any]:

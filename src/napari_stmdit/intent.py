@@ -63,10 +63,10 @@ class Guidance(Intent):
     rule: GuidanceRule | None = None
     above: Annotated[float, Field(ge=0, lt=1)] | None = None
 
-    def filled(self, default: Guidance) -> Guidance:
-        """Return these scales with every None taken from ``default``."""
-        own = self.model_dump(exclude_none=True)
-        return Guidance(**{**default.model_dump(), **own})
+
+DEFAULT_GUIDANCE = Guidance(expression=2.0, morphology=2.0, rule="nested_morphology_first")
+"""What counts where neither a request nor a checkpoint's card says."""
+DEFAULT_STEPS = 20
 
 
 class SpotList(Intent):

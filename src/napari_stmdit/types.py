@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .intent import CheckpointCard, Guidance, Request
+from .errors import SectionError
+from .intent import DEFAULT_GUIDANCE, DEFAULT_STEPS, CheckpointCard, Guidance, GuidanceRule, Request
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -239,6 +240,20 @@ class Section:
     image_fault: str = ""
     store: StoreElements | None = None
 
+    @property
+    def mpp(self) -> float:
+        """Microns per full-resolution pixel; raises SectionError where they are not known."""
+        if self.calibration.mpp is None:
+            raise SectionError(f"{self.name} states no microns per pixel; give them with --mpp (mpp=...)")
+        return self.calibration.mpp
+
+    @property
+    def slide(self) -> SlideImage:
+        """The slide image; raises SectionError where there is none."""
+        if self.image is None:
+            raise SectionError(f"{self.name} has no slide image; give it with --fullres (fullres=...)")
+        return self.image
+
 
 # ------------------------------------------------------------------------------------------------- plan
 
@@ -338,11 +353,61 @@ class Windows:
 
 
 @dataclass(frozen=True)
+class GuidanceScales:
+    """Guidance with nothing left open; ``above`` is the noise level, 0 to 1, from which on it acts."""
+
+    expression: float
+    morphology: float
+    rule: GuidanceRule
+    above: float
+
+    @classmethod
+    def of(cls, *wanted: Guidance) -> GuidanceScales:
+        """Take each value from the first that states it, at last from `DEFAULT_GUIDANCE`."""
+        stated: dict[str, Any] = {"above": 0.0}
+        for one in (DEFAULT_GUIDANCE, *reversed(wanted)):
+            stated |= one.model_dump(exclude_none=True)
+        return cls(**stated)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an image is denoised.
+
+    Attributes
+    ----------
+    guidance, steps
+        As resolved.
+    fast_solver, preview_decoder
+        Whether a solver for few steps takes the place of the checkpoint's own, and its preview decoder, where it has one, makes the
+        images.
+    """
+
+    guidance: GuidanceScales = GuidanceScales.of()
+    steps: int = DEFAULT_STEPS
+    fast_solver: bool = False
+    preview_decoder: bool = False
+
+
+@dataclass(frozen=True)
+class DenoiseStep:
+    """State after one denoising step.
+
+    The last one carries the (b, patch_px, patch_px, 3) uint8 images. ``preview`` is what the first patch (patch_px, patch_px, 3)
+    uint8 is predicted to become, where one was asked for.
+    """
+
+    step: int
+    steps: int
+    images: NDArray[np.uint8] | None = None
+    preview: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What will be computed: the ordered patches, where they go, and every setting resolved.
 
-    In continuous mode ``windows`` says how the canvas is made, and the patches are the tiles it is finished in. ``fast_solver``
-    replaces the checkpoint's solver, ``preview_decoder`` its decoder where it has one for previews; presets set them. With
+    In continuous mode ``windows`` says how the canvas is made, and the patches are the tiles it is finished in. With
     ``counterfactual`` the real tissue is changed by the edits: ``steps`` are then those of each way, to the noise and back.
     """
 
@@ -350,17 +415,24 @@ class Plan:
     card: CheckpointCard
     patches: tuple[Patch, ...]
     frame: CanvasFrame
-    guidance: Guidance
-    steps: int
+    sampling: Sampling
     genes_shared: int
     notes: tuple[str, ...] = ()
     windows: Windows | None = None
-    fast_solver: bool = False
-    preview_decoder: bool = False
     counterfactual: bool = False
 
     def __len__(self) -> int:
         return len(self.patches)
+
+    @property
+    def guidance(self) -> GuidanceScales:
+        """Guidance, as resolved."""
+        return self.sampling.guidance
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps, as resolved."""
+        return self.sampling.steps
 
     @property
     def has_morphology(self) -> bool:

@@ -443,7 +443,7 @@ def test_runs_of_two_sizes_do_not_share_a_table(study, tmp_path):
     from standins import CropModel, card_for
 
     from napari_stmdit.intent import SampleOfSpots
-    from napari_stmdit.synthesis.result import synthesize
+    from napari_stmdit.synthesis.session import synthesize
 
     card = card_for(tuple(study.section.spots.genes.symbols.tolist()), patch_px=32, patch_mpp=0.7)
     other = synthesize(
@@ -592,7 +592,7 @@ def test_an_edit_beside_a_spot_of_seamless_tissue_is_named_with_its_share():
 def test_seamless_tissue_gives_patches_at_spots(study, tmp_path):
     from napari_stmdit.assemble import load_checkpoint
     from napari_stmdit.intent import Request
-    from napari_stmdit.synthesis.result import synthesize
+    from napari_stmdit.synthesis.session import synthesize
 
     request = Request(
         mode="continuous", seed=1, steps=2, section=str(study.section.path), checkpoint=str(study.checkpoint)

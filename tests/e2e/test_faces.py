@@ -58,7 +58,7 @@ def ask(monkeypatch):
     def stop(section, request, model, **_):
         raise Asked(section, request)
 
-    monkeypatch.setattr("napari_stmdit.synthesis.result.synthesize", stop)
+    monkeypatch.setattr("napari_stmdit.synthesis.session.synthesize", stop)
     monkeypatch.setattr("napari_stmdit.assemble.load_checkpoint", lambda *_, **__: CropModel(CARD))
 
     def run(*arguments):

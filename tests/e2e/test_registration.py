@@ -7,7 +7,7 @@ from skimage.registration import phase_cross_correlation
 from standins import CropModel, card_for, make_section
 
 from napari_stmdit.intent import Request
-from napari_stmdit.synthesis.result import synthesize
+from napari_stmdit.synthesis.session import synthesize
 
 MPPS = (0.25, 0.5, 0.69, 0.724)
 SCALE, SHIFT = 1.7, (31.0, -12.5)

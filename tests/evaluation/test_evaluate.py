@@ -18,7 +18,7 @@ from napari_stmdit.evaluation.preparing import prepare
 from napari_stmdit.evaluation.reading import LinearPredictor
 from napari_stmdit.intent import ScaleEdit, TowardsEdit, hash_genes
 from napari_stmdit.progress import CancelToken
-from napari_stmdit.synthesis.run import DenoiseStep
+from napari_stmdit.types import DenoiseStep
 
 EDIT = TowardsEdit(name="towards two spots", target_spots=("0x0", "0x1"))
 REQUEST = st.EvaluationRequest(spots=32, seeds=2, genes=24, draws=100, edits=(EDIT,))

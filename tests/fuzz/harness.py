@@ -227,7 +227,7 @@ class Workshop:
 
     def _run(self, scene: Scene) -> str:
         from napari_stmdit.synthesis.requests import make_request, read_edit_file, read_request, with_edits
-        from napari_stmdit.synthesis.result import synthesize
+        from napari_stmdit.synthesis.session import synthesize
         from napari_stmdit.tissue.geometry import polygons_from_geojson
         from napari_stmdit.tissue.open import open_section
         from napari_stmdit.tissue.store import check_writable

@@ -7,6 +7,7 @@ from napari_stmdit.intent import Guidance
 from napari_stmdit.model.folder import load_component, read_folder
 from napari_stmdit.model.pipeline import STMDiTPipeline
 from napari_stmdit.model.vae import decode_latents, encode_latents, spatial_factor
+from napari_stmdit.types import GuidanceScales, Sampling
 
 GUIDANCE = Guidance(expression=2.0, morphology=1.5, rule="nested_morphology_first")
 
@@ -27,14 +28,15 @@ def conditions():
 
 
 def test_a_call_and_the_steps_make_the_same_images(pipeline, conditions):
-    steps = list(pipeline.denoise_images(**conditions, seeds=(1, 2, 3), guidance=GUIDANCE, num_inference_steps=4))
-    assert [(step, total, images is None) for step, total, images in steps] == [
+    sampling = Sampling(GuidanceScales.of(GUIDANCE), 4)
+    steps = list(pipeline.denoise_images(**conditions, seeds=(1, 2, 3), sampling=sampling))
+    assert [(one.step, one.steps, one.images is None) for one in steps] == [
         (1, 4, True),
         (2, 4, True),
         (3, 4, True),
         (4, 4, False),
     ]
-    images = steps[-1][2]
+    images = steps[-1].images
     assert images.shape == (3, 64, 64, 3) and images.dtype == np.uint8 and images.std() > 1
     called = pipeline(**conditions, seeds=(1, 2, 3), guidance=GUIDANCE, num_inference_steps=4).images
     assert np.array_equal(called, images)
@@ -81,7 +83,7 @@ def test_interrupt_ends_after_the_present_step(pipeline, conditions):
     assert [time for _, time, _ in seen] == pipeline.timesteps(10)[:2]
     assert seen[0][2] == (3, 12, 8, 8)
     pipeline(**conditions, seeds=(1, 2, 3), num_inference_steps=2)  # the next call is not interrupted
-    assert len(list(pipeline.denoise_images(seeds=[1], num_inference_steps=2))) == 2
+    assert len(list(pipeline.denoise_images(seeds=[1], sampling=Sampling(steps=2)))) == 2
 
 
 def test_sizes(pipeline):

@@ -16,6 +16,7 @@ from napari_stmdit.model.folder import load_component, read_folder
 from napari_stmdit.model.guidance import branches
 from napari_stmdit.model.pipeline import STMDiTPipeline
 from napari_stmdit.model.sampling import ConditionTensors, clean_estimate, denoise, noise_for
+from napari_stmdit.types import Sampling
 
 GUIDED = branches("nested_morphology_first", 1.5, 2.0)
 FLOW_DPM = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -93,12 +94,12 @@ def test_the_pipeline_shows_the_first_patch_every_few_steps(tiny_checkpoint):
         "morphology": rng.normal(size=(2, 1, 10)).astype(np.float32),
         "expression": rng.normal(size=(2, 8)).astype(np.float32),
         "seeds": (1, 2),
-        "num_inference_steps": 6,
+        "sampling": Sampling(steps=6),
     }
-    (*_, (_, _, plain)) = pipeline.denoise_images(**given)
-    seen = []
-    (*_, (_, _, watched)) = pipeline.denoise_images(**given, preview_every=2, on_preview=seen.append)
-    assert np.array_equal(plain, watched)
+    plain = list(pipeline.denoise_images(**given))[-1].images
+    steps = list(pipeline.denoise_images(**given, preview_every=2))
+    assert np.array_equal(plain, steps[-1].images)
+    seen = [step.preview for step in steps if step.preview is not None]
     assert len(seen) == 2  # after steps 2 and 4; the last step brings the image itself
     assert {p.shape for p in seen} == {(64, 64, 3)} and {p.dtype for p in seen} == {np.dtype(np.uint8)}
     off = [np.abs(p.astype(int) - plain[0]).mean() for p in seen]

@@ -47,7 +47,7 @@ def request_(tiny_checkpoint):
 def alone(section, request_):
     """The run in this process."""
     from napari_stmdit.assemble import load_checkpoint
-    from napari_stmdit.synthesis.result import synthesize
+    from napari_stmdit.synthesis.session import synthesize
 
     return synthesize(section, request_, load_checkpoint(request_.checkpoint, "cpu"))
 
@@ -92,7 +92,7 @@ def test_a_worker_that_is_killed_loses_nothing(client, source, section, request_
     assert killed and result.complete and not result.failed
     assert any("1 worker left" in note for note in result.notes)
     from napari_stmdit.assemble import load_checkpoint
-    from napari_stmdit.synthesis.result import synthesize
+    from napari_stmdit.synthesis.session import synthesize
 
     assert same(result, synthesize(section, slow, load_checkpoint(slow.checkpoint, "cpu")))
     client.wait_for_workers(2, timeout=60)
@@ -122,7 +122,7 @@ def test_stopping_keeps_what_is_done_and_another_client_takes_it_up(client, sour
 
 def test_a_continuous_region_stays_on_one_worker(client, source, section, request_, tmp_path):
     from napari_stmdit.assemble import load_checkpoint
-    from napari_stmdit.synthesis.result import synthesize
+    from napari_stmdit.synthesis.session import synthesize
 
     request = request_.model_copy(
         update={"mode": "continuous", "steps": 2, "region": SpotList(ids=("SPOT07-1", "SPOT08-1"))}
@@ -146,7 +146,7 @@ def test_a_continuous_region_stays_on_one_worker(client, source, section, reques
 
 def test_a_continuous_region_goes_on_where_its_worker_was_killed(client, source, section, request_, tmp_path):
     from napari_stmdit.assemble import load_checkpoint
-    from napari_stmdit.synthesis.result import synthesize
+    from napari_stmdit.synthesis.session import synthesize
 
     few = SpotList(ids=("SPOT07-1", "SPOT08-1"))
     request = request_.model_copy(update={"mode": "continuous", "steps": 12, "region": few})
@@ -176,7 +176,7 @@ def test_a_plain_slide_is_opened_by_the_workers_as_it_was_here(client, request_,
     from slides import tissue_picture, write_pyramid, write_table
 
     from napari_stmdit.assemble import load_checkpoint
-    from napari_stmdit.synthesis.result import synthesize
+    from napari_stmdit.synthesis.session import synthesize
     from napari_stmdit.tissue.open import SectionSource
 
     slide = write_pyramid(tmp_path / "slide.tif", tissue_picture())

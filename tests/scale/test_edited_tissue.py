@@ -8,7 +8,7 @@ from tiny import TINY_GENES
 
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.intent import Request, ScaleEdit, SpotList
-from napari_stmdit.synthesis.result import synthesize
+from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.tissue.crops import read_patches
 
 pytest.importorskip("distributed")

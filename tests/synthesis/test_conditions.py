@@ -17,7 +17,7 @@ from napari_stmdit.synthesis.conditions import condition_rows, mixed_counts, shu
 from napari_stmdit.synthesis.continuous import WindowConditions
 from napari_stmdit.synthesis.estimate import evaluations
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.result import synthesize
+from napari_stmdit.synthesis.session import synthesize
 
 MODES = ("spots", "continuous")
 AREA = Polygons(rings=(((100, 100), (100, 420), (420, 420), (420, 100)),))

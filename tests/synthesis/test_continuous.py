@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from standins import NoiseModel, card_for, make_section
 
 from napari_stmdit.errors import SynthesisError
 from napari_stmdit.intent import KnockOutEdit, Polygons, Request, SpotList
@@ -8,8 +7,8 @@ from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.conditions import EncodedRows
 from napari_stmdit.synthesis.continuous import TileDecoder
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.result import synthesize
 from napari_stmdit.synthesis.run import run
+from napari_stmdit.synthesis.session import synthesize
 
 
 def ring(y0, x0, y1, x1):
@@ -89,12 +88,7 @@ def test_progress_rises_and_stopping_ends_within_a_batch_of_windows(tiny_section
     assert count < len(fractions) / 2
 
 
-def test_a_model_without_windows_and_a_share_of_a_region_are_refused(tiny_model, tiny_section):
-    section = make_section()
-    model = NoiseModel(card_for(tuple(f"GENE{k}" for k in range(40))))
-    made = plan(section, Request(mode="continuous"), model.card)
-    with pytest.raises(SynthesisError, match="--mode spots"):
-        list(run(made, section, model))
+def test_a_share_of_a_region_is_refused(tiny_model, tiny_section):
     made = plan(tiny_section, wish(), tiny_model.card)
     with pytest.raises(SynthesisError, match="stays together"):
         list(run(made, tiny_section, tiny_model, only=[0]))

@@ -18,7 +18,7 @@ from napari_stmdit.errors import StoreError
 from napari_stmdit.intent import Request, SpotList
 from napari_stmdit.synthesis.identity import differences, identity_of, recorded_differences
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.result import open_canvas, synthesize
+from napari_stmdit.synthesis.session import open_canvas, synthesize
 from napari_stmdit.synthesis.variants import noise_key
 from napari_stmdit.tissue.open import open_section
 from napari_stmdit.types import ExpressionSource, SlideImage

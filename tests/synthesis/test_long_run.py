@@ -6,7 +6,7 @@ from pathlib import Path
 from standins import NoiseModel, card_for, make_section
 
 from napari_stmdit.intent import Request
-from napari_stmdit.synthesis.result import synthesize
+from napari_stmdit.synthesis.session import synthesize
 
 GENES = tuple(f"GENE{k}" for k in range(40))
 

@@ -12,7 +12,7 @@ from napari_stmdit.errors import RequestError
 from napari_stmdit.intent import KnockOutEdit, Request, SampleOfSpots, ScaleEdit
 from napari_stmdit.synthesis.identity import identity_of
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.result import synthesize
+from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.synthesis.stored import stored_results
 from napari_stmdit.tissue.open import open_section
 

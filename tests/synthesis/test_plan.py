@@ -8,7 +8,7 @@ from napari_stmdit.errors import RequestError
 from napari_stmdit.intent import Guidance, KnockOutEdit, Polygons, Request, SampleOfSpots, SpotList
 from napari_stmdit.synthesis.estimate import estimate
 from napari_stmdit.synthesis.plan import patch_seed, plan
-from napari_stmdit.types import Calibration
+from napari_stmdit.types import Calibration, GuidanceScales
 
 GENES = tuple(f"GENE{k}" for k in range(40))
 
@@ -71,7 +71,7 @@ def test_regions_choose_spots(section, card):
 
 def test_defaults_come_from_the_card(section, card):
     made = plan(section, Request(guidance=Guidance(expression=0.0)), card)
-    assert made.guidance == Guidance(expression=0.0, morphology=1.5, rule="nested_morphology_first", above=0)
+    assert made.guidance == GuidanceScales(expression=0.0, morphology=1.5, rule="nested_morphology_first", above=0)
     assert made.steps == 4
 
 

@@ -11,7 +11,7 @@ from tiny import TINY_GENES
 from napari_stmdit import Guidance, Request, SampleOfSpots, load_checkpoint, synthesize
 from napari_stmdit.synthesis.estimate import evaluations
 from napari_stmdit.synthesis.identity import differences, identity_of
-from napari_stmdit.synthesis.plan import PRESETS, plan, resolve_guidance, resolve_steps
+from napari_stmdit.synthesis.plan import PRESETS, plan, resolve_sampling, resolve_steps
 
 CARD = card_for(TINY_GENES).model_copy(update={"steps": 12})
 
@@ -39,10 +39,10 @@ def test_steps_of_a_preset(preset, steps):
 
 
 def test_the_interval_of_a_preset_gives_way_to_the_request():
-    assert resolve_guidance(Request(), CARD).above == 0
-    assert resolve_guidance(Request(preset="fast"), CARD).above == PRESETS["fast"].above > 0
-    assert resolve_guidance(Request(preset="fast", guidance=Guidance(above=0.1)), CARD).above == 0.1
-    assert resolve_guidance(Request(preset="fast"), CARD).rule == CARD.guidance.rule
+    assert resolve_sampling(Request(), CARD).guidance.above == 0
+    assert resolve_sampling(Request(preset="fast"), CARD).guidance.above == PRESETS["fast"].above > 0
+    assert resolve_sampling(Request(preset="fast", guidance=Guidance(above=0.1)), CARD).guidance.above == 0.1
+    assert resolve_sampling(Request(preset="fast"), CARD).guidance.rule == CARD.guidance.rule
 
 
 @pytest.mark.parametrize("mode", ["spots", "continuous"])

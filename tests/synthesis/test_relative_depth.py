@@ -9,7 +9,7 @@ from standins import CropModel, card_for, make_section
 from napari_stmdit.intent import Request, SpotList, TowardsEdit
 from napari_stmdit.synthesis.conditions import condition_rows
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.result import synthesize
+from napari_stmdit.synthesis.session import synthesize
 
 
 class Watching(CropModel):

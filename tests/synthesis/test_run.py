@@ -6,8 +6,8 @@ from napari_stmdit.intent import KnockOutEdit, Request, SampleOfSpots
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.conditions import shuffled_rows
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.result import synthesize
 from napari_stmdit.synthesis.run import run
+from napari_stmdit.synthesis.session import synthesize
 
 GENES = tuple(f"GENE{k}" for k in range(40))
 

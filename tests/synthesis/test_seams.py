@@ -9,7 +9,7 @@ import pytest
 from napari_stmdit import Polygons, Request, load_checkpoint, open_sample_section
 from napari_stmdit.synthesis.continuous import TileDecoder
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.result import synthesize
+from napari_stmdit.synthesis.session import synthesize
 
 _PATH = Path(__file__).parents[2] / "docs" / "evidence" / "seams.py"
 _SPEC = importlib.util.spec_from_file_location("seams", _PATH)

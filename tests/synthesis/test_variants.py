@@ -8,7 +8,7 @@ from napari_stmdit.errors import RequestError
 from napari_stmdit.intent import Guidance, Request, SampleOfSpots, ScaleEdit, SpotList
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.result import synthesize
+from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.synthesis.variants import (
     Variant,
     baseline_of,
@@ -85,7 +85,13 @@ class ShowsExpression(NoiseModel):
 
     def images(self, batch):
         side = self.card.patch_px
-        values = [[batch.expression[0, 0] % 256, batch.guidance.expression * 8, batch.guidance.morphology * 8]]
+        values = [
+            [
+                batch.expression[0, 0] % 256,
+                batch.sampling.guidance.expression * 8,
+                batch.sampling.guidance.morphology * 8,
+            ]
+        ]
         return np.broadcast_to(np.array(values, np.uint8)[:, None, None], (1, side, side, 3)).copy()
 
 

@@ -12,8 +12,8 @@ from napari_stmdit.errors import StoreError
 from napari_stmdit.intent import Polygons, Request
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.result import open_canvas, synthesize
 from napari_stmdit.synthesis.run import run
+from napari_stmdit.synthesis.session import open_canvas, synthesize
 from napari_stmdit.synthesis.zarr_canvas import PatchStore, from_ranges
 from napari_stmdit.tissue.elements import halved_rgba
 

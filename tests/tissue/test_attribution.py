@@ -13,7 +13,7 @@ from napari_stmdit.dataset.sources import open_results
 from napari_stmdit.errors import StoreError
 from napari_stmdit.evaluation.results import evaluate_result
 from napari_stmdit.intent import Request
-from napari_stmdit.synthesis.result import synthesize
+from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.synthesis.stored import read_stored, stored_results
 from napari_stmdit.tissue.linked import link_elements
 from napari_stmdit.tissue.open import open_section

@@ -152,7 +152,7 @@ def test_a_store_of_a_predicted_run_keeps_the_fractions_and_says_so(tmp_path, py
     from standins import CropModel, card_for
 
     from napari_stmdit.intent import Request, SampleOfSpots
-    from napari_stmdit.synthesis.result import synthesize
+    from napari_stmdit.synthesis.session import synthesize
 
     table = write_table(tmp_path / "t.h5ad", grid.yx)
     section = open_section(pyramid, predicted_expression=table)

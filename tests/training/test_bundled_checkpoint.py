@@ -12,7 +12,7 @@ from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.evaluation.measures import measure
 from napari_stmdit.training.config import load_config
 from napari_stmdit.training.sections import open_source
-from napari_stmdit.types import Genes
+from napari_stmdit.types import Genes, GuidanceScales, Sampling
 
 FOLDER = Path(str(files("napari_stmdit").joinpath("data/demo_checkpoint")))
 
@@ -44,13 +44,12 @@ def test_tumour_expression_is_darker_than_adipose_expression(checkpoint):
     for name in ("tumour", "adipose"):
         share = np.expm1(checkpoint.profiles[name].mean)
         counts = csr_matrix(np.repeat(share[None] / share.sum() * 1500, 2, axis=0))
-        *_, (_, _, images) = checkpoint.pipeline.denoise_images(
+        *_, last = checkpoint.pipeline.denoise_images(
             expression=checkpoint.encode_expression(counts, genes),
             seeds=(1, 2),
-            guidance=checkpoint.card.guidance,
-            num_inference_steps=8,
+            sampling=Sampling(GuidanceScales.of(checkpoint.card.guidance), 8),
         )
-        density[name] = measure(images).haematoxylin
+        density[name] = measure(last.images).haematoxylin
     assert (density["tumour"] > density["adipose"] + 0.2).all()
 
 

@@ -13,6 +13,7 @@ from napari_stmdit.training.diffusion import build_transformer
 from napari_stmdit.training.latents import load_cache
 from napari_stmdit.training.state import load_state
 from napari_stmdit.training.train import run_stage, train
+from napari_stmdit.types import Sampling
 
 
 def losses(folder, name):
@@ -38,7 +39,6 @@ def quiet_limit(monkeypatch):
 @pytest.mark.usefixtures("quiet_limit")
 def test_all_stages_make_a_checkpoint_that_loads_and_synthesizes(tiny_config, tiny_section, tmp_path):
     from napari_stmdit.assemble import load_checkpoint
-    from napari_stmdit.intent import Guidance
 
     folder = train(tiny_config())
     checkpoint = load_checkpoint(folder, device="cpu")
@@ -47,16 +47,15 @@ def test_all_stages_make_a_checkpoint_that_loads_and_synthesizes(tiny_config, ti
     spots = tiny_section.spots
     expression = checkpoint.encode_expression(spots.counts[:2], spots.genes)
     morphology = checkpoint.encode_morphology(np.zeros((2, 64, 64, 3), dtype=np.uint8))
-    *_, (step, steps, images) = checkpoint.pipeline.denoise_images(
+    *_, last = checkpoint.pipeline.denoise_images(
         morphology=morphology,
         expression=expression,
         seeds=(1, 2),
-        guidance=Guidance(expression=2, morphology=2),
-        num_inference_steps=3,
+        sampling=Sampling(steps=3),
         height=64,
         width=64,
     )
-    assert step == steps == 3 and images.shape == (2, 64, 64, 3)
+    assert last.step == last.steps == 3 and last.images.shape == (2, 64, 64, 3)
     assert "her2st" not in (folder / "README.md").read_text() and "made up" in (folder / "README.md").read_text()
     readable = [file.stat().st_mode & 0o044 for file in folder.rglob("*.safetensors")]
     assert len(readable) == 6 and all(mode == 0o044 for mode in readable)

@@ -90,7 +90,7 @@ def test_what_the_reader_returns_can_be_shown(kind, request):
 
 def test_a_store_with_results_shows_them_where_they_were_made(tmp_path, tiny_section, crop_model):
     from napari_stmdit.intent import Request, SpotList
-    from napari_stmdit.synthesis.result import synthesize
+    from napari_stmdit.synthesis.session import synthesize
     from napari_stmdit.ui.layers import make, result_layer
 
     result = synthesize(tiny_section, Request(region=SpotList(ids=("SPOT03-1", "SPOT04-1"))), crop_model)

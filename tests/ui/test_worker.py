@@ -13,7 +13,9 @@ from viewing import no_leaks, settle  # noqa: F401
 from napari_stmdit.errors import StmditError, SynthesisError
 from napari_stmdit.intent import Request
 from napari_stmdit.progress import CancelToken
+from napari_stmdit.synthesis.canvas import MemoryCanvas
 from napari_stmdit.synthesis.plan import plan as make_plan
+from napari_stmdit.synthesis.session import Pasted, Session
 from napari_stmdit.ui import jobs
 from napari_stmdit.ui.jobs import Handlers, Job
 
@@ -49,6 +51,10 @@ def start(generate, yields=0):
     job = Job("a test", generate, lambda error: SynthesisError(f"said for the user: {error}"), yields)
     start_on_a_thread(job, token, heard.handlers())
     return heard, token
+
+
+def session(plan, section, model, batch):
+    return Session(plan, section, model, MemoryCanvas(plan.frame), batch=batch)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), ValueError("odd"), MemoryError()])
@@ -119,12 +125,12 @@ def test_t3_what_was_finished_before_a_stop_has_arrived(tiny_section, card):
     model = SlowModel(card)
     plan = make_plan(tiny_section, Request(), card)
     heard, token = Heard(), CancelToken()
-    start_on_a_thread(jobs.synthesis(plan, tiny_section, model, 2), token, heard.handlers())
-    assert settle(lambda: any(a.patches for a in heard.values))
+    start_on_a_thread(jobs.synthesis(session(plan, tiny_section, model, 2)), token, heard.handlers())
+    assert settle(lambda: any(isinstance(event, Pasted) for event in heard.values))
     token.cancel()
     assert settle(lambda: heard.ends)
     assert not heard.errors
-    assert 2 <= sum(len(a.patches) for a in heard.values) < len(plan)
+    assert 2 <= sum(len(event.images) for event in heard.values if isinstance(event, Pasted)) < len(plan)
     assert model.closed.wait(1)
 
 
@@ -167,7 +173,7 @@ def test_t6_quitting_as_napari_does_when_its_window_closes_stops_at_the_next_ste
     model = SlowModel(card)
     plan = make_plan(tiny_section, Request(), card)
     heard = Heard()
-    start_on_a_thread(jobs.synthesis(plan, tiny_section, model, 2), CancelToken(), heard.handlers())
+    start_on_a_thread(jobs.synthesis(session(plan, tiny_section, model, 2)), CancelToken(), heard.handlers())
     assert settle(lambda: model.steps_done >= 2)
     worker = next(w for w in JobWorker._worker_set if isinstance(w, JobWorker))
     worker.quit()
@@ -226,10 +232,10 @@ def test_a_run_leaves_a_core_to_the_viewer(tiny_section, card, monkeypatch):
     try:
         monkeypatch.setattr(os, "cpu_count", lambda: 4)
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        list(jobs.synthesis(plan, tiny_section, Asks(card, 0), 30).generate(CancelToken()))
+        list(jobs.synthesis(session(plan, tiny_section, Asks(card, 0), 30)).generate(CancelToken()))
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
         torch.set_num_threads(2)
-        list(jobs.synthesis(plan, tiny_section, Asks(card, 0), 30).generate(CancelToken()))
+        list(jobs.synthesis(session(plan, tiny_section, Asks(card, 0), 30)).generate(CancelToken()))
     finally:
         torch.set_num_threads(before)
     assert seen == [3, 2]

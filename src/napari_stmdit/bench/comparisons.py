@@ -20,8 +20,8 @@ from ..model.inference import ConditionTensors, combined, repeat_conditions
 from ..model.sampling import denoise, model_input, model_time, ready
 from ..model.vae import decode_latents
 from ..synthesis.plan import PRESETS, plan
-from ..synthesis.result import synthesize
 from ..synthesis.run import run
+from ..synthesis.session import synthesize
 from ..types import Section
 from .machine import Timing, interleaved, ratio
 from .stages import name_of, request_for

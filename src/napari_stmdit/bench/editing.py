@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..assemble import Checkpoint
-from ..editing import NOISE_BYTES, TissueEditor
+from ..editing import NOISE_BYTES
 from ..encoders.cache import EmbeddingCache
 from ..intent import Polygons, Request, SpotList, TowardsEdit
-from ..synthesis.result import synthesize
+from ..synthesis.session import synthesize
 from ..types import Section
 
 SIDE_UM = 700.0
@@ -54,8 +53,8 @@ def editing(checkpoint: Checkpoint, section: Section, rounds: int) -> dict[str, 
         seconds: dict[str, list[float]] = {"first": [], "next": []}
         for turn in range(rounds + 1):  # the first does not count: it reads weights and the slide
             # a cache of its own: what was found out in another run would make the first picture a second one
-            model = copy.copy(checkpoint)
-            editor = model.__dict__["editor"] = TissueEditor(model.pipeline, "bench", EmbeddingCache(NOISE_BYTES))
+            model = checkpoint.with_noise_cache(EmbeddingCache(NOISE_BYTES))
+            editor = model.editor
             counted = {}
             for which, strength in (("first", 1.0), ("next", 0.5)):
                 edits = (edit.model_copy(update={"strength": strength}),)

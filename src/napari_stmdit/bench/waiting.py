@@ -119,7 +119,7 @@ def _load() -> float | None:
 
 def _work(checkpoint: str, count: int, asked: IO[str], answers: IO[str]) -> None:
     from ..assemble import load_checkpoint
-    from ..synthesis.result import synthesize
+    from ..synthesis.session import synthesize
     from ..tissue.sample import open_sample_section
     from .stages import request_for
 

@@ -138,8 +138,8 @@ def synthesize(
     from ..assemble import load_checkpoint
     from ..progress import CancelToken
     from ..synthesis.requests import merge
-    from ..synthesis.result import synthesize as run_request
-    from ..synthesis.result import unfinished_folder
+    from ..synthesis.session import synthesize as run_request
+    from ..synthesis.session import unfinished_folder
     from ..tissue.open import SectionSource
     from ..tissue.store import check_writable
 

@@ -28,7 +28,7 @@ from ..storage.atomic import (
     write_json,
 )
 from ..synthesis.identity import differences
-from ..synthesis.result import unfinished_folder
+from ..synthesis.session import unfinished_folder
 
 MANIFEST = "manifest.json"
 WORK = ".work"

@@ -20,8 +20,8 @@ from ..synthesis.conditions import spot_rows
 from ..synthesis.counterfactual import content_key, map_of
 from ..synthesis.edited_windows import changed_windows, reached_windows
 from ..synthesis.models import Edited, PatchBatch, known_by_spot
-from ..synthesis.plan import counterfactual_fault, plan, resolve_counterfactual_steps, resolve_guidance
-from ..synthesis.result import synthesize
+from ..synthesis.plan import counterfactual_fault, plan, resolve_sampling
+from ..synthesis.session import synthesize
 from ..synthesis.windows import rule_of
 from ..tissue.elements import fingerprint
 from ..types import Patch, Plan, Section
@@ -112,8 +112,8 @@ class CounterfactualCheck:
             raise RequestError(
                 [("section", f"{self.section.name} has {len(spots)} spots, at least {MIN_SPOTS} are needed for swaps")]
             )
-        self.steps = resolve_counterfactual_steps(wanted)
-        self.guidance = resolve_guidance(wanted, card)
+        self.sampling = resolve_sampling(wanted, card, counterfactual=True)
+        self.steps = self.sampling.steps
         self.pairs = min(self.request.pairs, len(spots))
         rng = np.random.default_rng(self.request.seed)
         self.a, self.b, self.third = (rng.permutation(len(spots))[: self.pairs] for _ in range(3))
@@ -208,7 +208,7 @@ class CounterfactualCheck:
         patches = tuple(Patch(k, str(spots.ids[row]), int(row), none, none, 0) for k, row in enumerate(rows))
         edited = Edited(morphology + self.map.delta(before, expression), expression, keys)
         seeds = (0,) * len(rows)
-        return PatchBatch(patches, crops, morphology, before, seeds, self.guidance, self.steps, edited=edited)
+        return PatchBatch(patches, crops, morphology, before, seeds, self.sampling, edited=edited)
 
     # --- identity
 

@@ -20,7 +20,8 @@ from ..expression.normalise import cp10k_log1p
 from ..intent import CheckpointCard, Polygons, Request, TowardsEdit
 from ..progress import Progress
 from ..storage.atomic import write_text
-from ..synthesis.result import Result, synthesize
+from ..synthesis.result import Result
+from ..synthesis.session import synthesize
 from ..tissue.sample import open_sample_section
 from ..types import Section
 from .held_out import crops_at

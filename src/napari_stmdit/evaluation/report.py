@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def about_checkpoint(
         },
         "sections": [about_section(section) for section in sections],
         "steps": plan.steps,
-        "guidance": plan.guidance.model_dump(mode="json"),
+        "guidance": asdict(plan.guidance),
         "seconds": round(seconds, 1),
     }
 

@@ -19,8 +19,8 @@ from ..storage.fingerprint import of_json
 from ..synthesis.conditions import Conditions, conditioned_counts
 from ..synthesis.identity import inputs_of
 from ..synthesis.models import PatchModel
-from ..synthesis.result import sampling_failure
 from ..synthesis.run import run
+from ..synthesis.session import sampling_failure
 from ..types import Plan, Section
 from .cases import COMPARED, EDITED, MIN_SPOTS, Case, EvaluationRequest
 from .figures import Evidence

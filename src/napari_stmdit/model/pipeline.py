@@ -12,13 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..errors import SynthesisError
-from ..intent import Guidance
-from .guidance import Branch, branches
+from ..intent import DEFAULT_STEPS, Guidance
+from ..types import DenoiseStep, GuidanceScales, Sampling
+from .guidance import branches
 from .sampling import ConditionTensors, denoise, noise_for
 from .sampling import fast_solver as quicker
 from .vae import decode_latents, latent_channels, spatial_factor
-
-DEFAULT_GUIDANCE = Guidance(expression=2.0, morphology=2.0, rule="nested_morphology_first")
 
 
 class STMDiTPipeline(DiffusionPipeline):
@@ -59,7 +58,7 @@ class STMDiTPipeline(DiffusionPipeline):
         expression: ArrayLike | Tensor | None = None,
         expression_keep: ArrayLike | Tensor | None = None,
         guidance: Guidance | None = None,
-        num_inference_steps: int = 20,
+        num_inference_steps: int = DEFAULT_STEPS,
         seeds: Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -80,7 +79,7 @@ class STMDiTPipeline(DiffusionPipeline):
         expression_keep
             (b, g) bool, True for the expression vectors that count.
         guidance
-            Scales and rule; what is None is taken from `DEFAULT_GUIDANCE`.
+            Scales and rule; what is None is taken from `napari_stmdit.intent.DEFAULT_GUIDANCE`.
         num_inference_steps
             Denoising steps.
         seeds, generator, latents
@@ -109,7 +108,8 @@ class STMDiTPipeline(DiffusionPipeline):
         noise = self.prepare_noise(batch, seeds if seeds is not None else generator, latents, height, width)
         times = self.timesteps(num_inference_steps)
         final = noise
-        for step, final in self.denoise(noise, conditions, guidance, num_inference_steps):
+        sampling = Sampling(GuidanceScales.of(guidance or Guidance()), num_inference_steps)
+        for step, final in self.denoise(noise, conditions, sampling):
             if callback_on_step_end is not None:
                 callback_on_step_end(self, step - 1, times[step - 1], {"latents": final})
             if self._interrupt:
@@ -123,47 +123,43 @@ class STMDiTPipeline(DiffusionPipeline):
         self,
         morphology: ArrayLike | Tensor | None = None,
         expression: ArrayLike | Tensor | None = None,
-        expression_keep: ArrayLike | Tensor | None = None,
         seeds: Sequence[int] | None = None,
-        guidance: Guidance | None = None,
-        num_inference_steps: int = 20,
+        sampling: Sampling | None = None,
+        *,
         height: int | None = None,
         width: int | None = None,
         preview_every: int = 0,
-        on_preview: Callable[[NDArray[np.uint8]], None] | None = None,
-        fast_solver: bool = False,
-        preview_decoder: bool = False,
-    ) -> Iterator[tuple[int, int, NDArray[np.uint8] | None]]:
+    ) -> Iterator[DenoiseStep]:
         """Do what a call does, one step at a time; closing the generator ends the work. Parameters as for a call.
 
         Parameters
         ----------
-        preview_every, on_preview
-            Every so many steps, except at the last one, ``on_preview`` is called with what the first patch (height, width, 3)
-            uint8 is predicted to become. Costs one decoding each; does not change what is yielded.
-        fast_solver
-            Whether `napari_stmdit.model.sampling.fast_solver` takes the place of the scheduler.
-        preview_decoder
-            Whether the preview decoder makes the images, where there is one.
+        sampling
+            Guidance, steps, solver and decoder; None: the defaults.
+        preview_every
+            Every so many steps, except at the last one, a step carries what the first patch (height, width, 3) uint8 is predicted to
+            become. Costs one decoding each; does not change the images. 0 for none.
 
         Yields
         ------
-        tuple
-            Step from 1, steps, and None; the last one carries the images (b, height, width, 3) uint8.
+        DenoiseStep
+            The last one carries the images (b, height, width, 3) uint8.
         """
-        conditions, batch = self.prepare_conditions(morphology, expression, expression_keep, seeds)
+        conditions, batch = self.prepare_conditions(morphology, expression, None, seeds)
         noise = self.prepare_noise(batch, seeds, None, height, width)
+        sampling = sampling or Sampling()
+        steps = sampling.steps
+        preview: NDArray[np.uint8] | None = None
 
-        def look(step: int, clean: Tensor) -> None:
-            if step % preview_every == 0 and step < num_inference_steps and on_preview is not None:
-                on_preview(self.decode(clean[:1], preview=True)[0])
+        def decode_preview(step: int, clean: Tensor) -> None:
+            nonlocal preview
+            due = step % preview_every == 0 and step < steps
+            preview = self.decode(clean[:1], preview=True)[0] if due else None
 
-        estimate = look if preview_every > 0 and on_preview is not None else None
-        for step, latents in self.denoise(
-            noise, conditions, guidance, num_inference_steps, estimate, fast_solver=fast_solver
-        ):
-            last = step == num_inference_steps
-            yield step, num_inference_steps, self.decode(latents, preview_decoder) if last else None
+        on_estimate = decode_preview if preview_every > 0 else None
+        for step, latents in self.denoise(noise, conditions, sampling, on_estimate):
+            images = self.decode(latents, sampling.preview_decoder) if step == steps else None
+            yield DenoiseStep(step, steps, images, preview)
 
     def prepare_conditions(
         self,
@@ -227,27 +223,21 @@ class STMDiTPipeline(DiffusionPipeline):
         self,
         noise: Tensor,
         conditions: ConditionTensors,
-        guidance: Guidance | None,
-        steps: int,
+        sampling: Sampling,
         on_estimate: Callable[[int, Tensor], None] | None = None,
-        *,
-        fast_solver: bool = False,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (step, latents) after every denoising step; see `napari_stmdit.model.sampling.denoise`."""
-        branches, above = self.branches(conditions, guidance), (guidance.above if guidance else None) or 0.0
-        scheduler = quicker(self.scheduler) if fast_solver else self.scheduler
-        return denoise(self.transformer, scheduler, noise, conditions, branches, steps, on_estimate, above=above)
-
-    def branches(self, conditions: ConditionTensors, guidance: Guidance | None) -> tuple[Branch, ...]:
-        """Return the predictions that this guidance needs under these conditions."""
-        filled = (guidance or DEFAULT_GUIDANCE).filled(DEFAULT_GUIDANCE)
-        assert filled.rule is not None and filled.morphology is not None and filled.expression is not None
-        return branches(
-            filled.rule,
-            filled.morphology,
-            filled.expression,
+        scales = sampling.guidance
+        needed = branches(
+            scales.rule,
+            scales.morphology,
+            scales.expression,
             has_morphology=conditions.morphology is not None,
             has_expression=conditions.expression is not None,
+        )
+        scheduler = quicker(self.scheduler) if sampling.fast_solver else self.scheduler
+        return denoise(
+            self.transformer, scheduler, noise, conditions, needed, sampling.steps, on_estimate, above=scales.above
         )
 
     def decode(self, latents: Tensor, preview: bool = False) -> NDArray[np.uint8]:

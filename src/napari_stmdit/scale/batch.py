@@ -14,7 +14,8 @@ from ..progress import BATCH, CancelToken, Progress, Stopwatch
 from ..synthesis.identity import identity_of, recorded_differences
 from ..synthesis.models import KnownModel
 from ..synthesis.plan import plan as make_plan
-from ..synthesis.result import Result, synthesize
+from ..synthesis.result import Result
+from ..synthesis.session import synthesize
 from ..tissue.store import check_writable, list_results, read_result
 from ..tissue.store_entries import element_name
 from ..types import Section

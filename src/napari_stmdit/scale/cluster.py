@@ -19,7 +19,8 @@ from ..intent import CheckpointCard, Request
 from ..progress import BATCH, CancelToken, Progress, Stopwatch
 from ..synthesis.identity import identity_of
 from ..synthesis.plan import plan as make_plan
-from ..synthesis.result import Result, collect_on_disk, kept, open_canvas
+from ..synthesis.result import Result, collect
+from ..synthesis.session import kept, open_canvas
 from ..tissue.open import SectionSource
 from ..types import Plan, Section
 
@@ -249,7 +250,7 @@ def synthesize_shared(
         canvas = open_canvas(folder, plan, section, model, resume=True)
         canvas.close()
     progress = run.progress(len(canvas.finished))
-    return collect_on_disk(plan, section, model, canvas, run.watch.seconds, progress, resumed=before)
+    return collect(plan, section, model, canvas, run.watch.seconds, progress, resumed=before)
 
 
 @dataclass

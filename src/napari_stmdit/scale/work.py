@@ -24,8 +24,8 @@ from ..progress import CancelToken, Progress
 from ..synthesis.conditions import Conditions, condition_rows
 from ..synthesis.identity import differences, identity_of
 from ..synthesis.plan import plan as make_plan
-from ..synthesis.result import synthesize
 from ..synthesis.run import run
+from ..synthesis.session import synthesize
 from ..synthesis.zarr_canvas import PatchStore
 from ..tissue.open import SectionSource
 from ..types import Plan, Section

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,19 +83,6 @@ MOST_PIXELS = 150_000_000
 """Largest canvas held in memory: at 20 bytes a pixel, 3 GB."""
 
 
-class Canvas(Protocol):
-    """Takes finished patches and tiles."""
-
-    frame: CanvasFrame
-
-    @property
-    def rgba(self) -> Any:
-        """(height, width, 4) uint8, numpy or a lazy dask array; alpha is 0 where nothing was synthesized."""
-
-    def paste(self, result: PatchResult) -> tuple[int, int, int, int]:
-        """Take a patch or tile in; return the box that changed, (y0, x0, y1, x1) in canvas pixels."""
-
-
 def masked(result: PatchResult) -> NDArray[np.uint8]:
     """Return a tile as (h, w, 4) uint8; nothing shows outside its mask."""
     assert result.mask is not None
@@ -122,20 +108,26 @@ class MemoryCanvas:
         Whether overlapping patches are blended evenly, as edited ones of one slide are, or each pixel goes to the nearest.
     rgba
         (height, width, 4) uint8, updated in place by `paste`; alpha is 0 where nothing was synthesized and 255 elsewhere.
+    finished
+        Indices of the patches or tiles that were pasted.
     """
 
     def __init__(self, frame: CanvasFrame, even: bool = False) -> None:
         self.frame = frame
         self.even = even
         self.rgba: NDArray[np.uint8] = np.zeros((*frame.shape, 4), dtype=np.uint8)
+        self.finished: set[int] = set()
         self._sums = _Sums()
+        self._patches: dict[int, NDArray[np.uint8]] = {}
 
     def paste(self, result: PatchResult) -> tuple[int, int, int, int]:
         """Blend a patch in, or set a tile; return the box that changed, (y0, x0, y1, x1) in canvas pixels."""
         y0, x0, y1, x1 = result.patch.canvas_box
+        self.finished.add(result.patch.index)
         if result.mask is not None:
             self.rgba[y0:y1, x0:x1] = masked(result)
             return y0, x0, y1, x1
+        self._patches[result.patch.index] = result.pixels
         weight = (even if self.even else feather)(y1 - y0)[..., None]
         added = np.concatenate([weight * result.pixels, weight], axis=-1)
         for tile, own in self._sums.under((y0, x0, y1, x1)):
@@ -144,6 +136,10 @@ class MemoryCanvas:
             self.rgba[rows, columns, :3] = np.rint(tile[..., :3] / tile[..., 3:]).astype(np.uint8)
             self.rgba[rows, columns, 3] = 255
         return y0, x0, y1, x1
+
+    def patches(self) -> NDArray[np.uint8] | None:
+        """Return the pasted patches before blending, (n, p, p, 3), by index; None where there are none."""
+        return np.stack([self._patches[index] for index in sorted(self._patches)]) if self._patches else None
 
 
 class _Sums:

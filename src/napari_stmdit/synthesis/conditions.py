@@ -254,8 +254,7 @@ def _shared_morphology(plan: Plan, section: Section, model: PatchModel) -> NDArr
     if plan.request.morphology == "own" or not plan.has_morphology:
         return None
     rows, boxes = shared_morphology_boxes(plan, section)
-    assert section.image is not None  # plan() refuses such sections
-    crops = read_patches(section.image, boxes, plan.card.patch_px)
+    crops = read_patches(section.slide, boxes, plan.card.patch_px)
     names = tuple(section.spots.ids[rows].tolist())
     shared: NDArray[np.float32] = model.encode_morphology(crops, names).mean(axis=0)
     return shared
@@ -270,6 +269,5 @@ def shared_morphology_boxes(
         rows = np.unique(np.linspace(0, len(spots) - 1, min(MEAN_OF, len(spots))).round().astype(np.int64))
     else:
         rows = spots.rows([plan.request.morphology])
-    assert section.calibration.mpp is not None  # plan() refuses such sections
-    boxes = boxes_around(spots.yx[rows], card.patch_px, card.patch_mpp / section.calibration.mpp)
+    boxes = boxes_around(spots.yx[rows], card.patch_px, card.patch_mpp / section.mpp)
     return rows, [box.source for box in boxes]

@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,12 @@ from ..progress import CancelToken, Progress, Stopwatch
 from ..tissue.crops import read_patches
 from ..types import Patch, PatchResult, Plan, Section, Windows
 from .conditions import Conditions, EncodedRows, condition_rows, spot_rows
-from .models import CanvasModel, Solver, SolverStates
+from .models import PatchModel
 from .windows import field_noise, in_latents, mixing
+from .zarr_canvas import ZarrCanvas
+
+if TYPE_CHECKING:
+    from ..model.sampling import CanvasSolver
 
 RAMP = 32
 """Tiles are blended from so many pixels inside a border to as many outside."""
@@ -140,12 +144,12 @@ Update = tuple[tuple[PatchResult, ...], Progress]
 def run_windows(
     plan: Plan,
     section: Section,
-    model: CanvasModel,
+    model: PatchModel,
     *,
     batch: int,
     cancel: CancelToken,
     done: Collection[int] = (),
-    states: SolverStates | None = None,
+    states: ZarrCanvas | None = None,
 ) -> Iterator[Update]:
     """Compute a continuous plan; the parameters and what is yielded are those of `napari_stmdit.run`.
 
@@ -166,11 +170,11 @@ class _Canvas:
     plan: Plan
     windows: Windows
     section: Section
-    model: CanvasModel
+    model: PatchModel
     batch: int
     cancel: CancelToken
     done: set[int]
-    states: SolverStates | None
+    states: ZarrCanvas | None
     watch: Stopwatch = field(default_factory=Stopwatch)
     notes: list[str] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
@@ -202,17 +206,15 @@ class _Canvas:
                 return
         yield from self._decode(solver.latents)
 
-    def _solver(self, state: Mapping[str, NDArray[Any]] | None) -> Solver:
+    def _solver(self, state: Mapping[str, NDArray[Any]] | None) -> CanvasSolver:
         y, x = (n // self.factor for n in self.windows.absolute)
         noise = field_noise(self.plan.request.seed, self.shape[0], (y, x), self.shape[1:])
         return self.model.solver(
             noise,
-            self.plan.guidance,
-            self.plan.steps,
+            self.plan.sampling,
             has_morphology=self.plan.has_morphology,
             has_expression=self.plan.has_expression,
             state=state,
-            fast_solver=self.plan.fast_solver,
         )
 
     def _losses(self) -> dict[str, NDArray[np.int64]]:
@@ -227,7 +229,7 @@ class _Canvas:
 
     # --- denoising
 
-    def _step(self, solver: Solver) -> Iterator[Update]:
+    def _step(self, solver: CanvasSolver) -> Iterator[Update]:
         """Predict all windows, average them, and take the canvas one step on."""
         canvas = solver.inputs()
         total = np.zeros(self.shape, dtype=np.float32)
@@ -254,7 +256,7 @@ class _Canvas:
         self._name_orphans(weights)
         yield (), self._progress(solver.step)
 
-    def _predict(self, solver: Solver, canvas: NDArray[np.float32], first: int, stop: int) -> NDArray[np.float32]:
+    def _predict(self, solver: CanvasSolver, canvas: NDArray[np.float32], first: int, stop: int) -> NDArray[np.float32]:
         crops = np.stack([canvas[:, y : y + self.side, x : x + self.side] for y, x in self.corners[first:stop]])
         return solver.predict(crops, *self.conditions.get(first, stop))
 
@@ -307,7 +309,7 @@ class _Canvas:
     # --- decoding
 
     def _decode(self, latents: NDArray[np.float32]) -> Iterator[Update]:
-        preview = self.plan.preview_decoder
+        preview = self.plan.sampling.preview_decoder
 
         def decode(part: NDArray[np.float32], _: tuple[int, int]) -> NDArray[np.uint8]:
             return self.model.decode(part, preview=preview)
@@ -347,7 +349,7 @@ class _Canvas:
 class WindowConditions:
     """Morphology and expression of windows, encoded when first asked for and kept for the steps that follow."""
 
-    def __init__(self, plan: Plan, windows: Windows, section: Section, model: CanvasModel) -> None:
+    def __init__(self, plan: Plan, windows: Windows, section: Section, model: PatchModel) -> None:
         self._plan, self._windows, self._section, self._model = plan, windows, section, model
         self._shared: Conditions | None = None
         self._morphology = EncodedRows(len(windows))
@@ -395,7 +397,6 @@ class WindowConditions:
     def _own_morphology(self, first: int, stop: int) -> NDArray[np.float32]:
         windows, section, model = self._windows, self._section, self._model
         rows = windows.rows[first:stop]
-        assert section.image is not None  # plan() refuses a section without a usable image
         boxes = [tuple(box) for box in windows.source_boxes[first:stop].tolist()]
-        crops = read_patches(section.image, boxes, windows.side)
+        crops = read_patches(section.slide, boxes, windows.side)
         return model.encode_morphology(crops, tuple(section.spots.ids[rows[:, 0]].tolist()))

@@ -114,14 +114,13 @@ def measured_conditions(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
     """Return expression, morphology and places of a section's spots, `MAX_MAP_SPOTS` of them at most."""
     spots = section.spots
-    assert section.image is not None and section.calibration.mpp is not None  # plans and trainings refuse such sections
     rows = np.unique(np.linspace(0, len(spots) - 1, min(MAX_MAP_SPOTS, len(spots))).round().astype(np.int64))
-    boxes = boxes_around(spots.yx[rows], card.patch_px, card.patch_mpp / section.calibration.mpp)
+    boxes = boxes_around(spots.yx[rows], card.patch_px, card.patch_mpp / section.mpp)
     expression, morphology = [], []
     for start in range(0, len(rows), MAP_BATCH):
         own = rows[start : start + MAP_BATCH]
         names = tuple(spots.ids[own].tolist())
-        crops = read_patches(section.image, [b.source for b in boxes[start : start + MAP_BATCH]], card.patch_px)
+        crops = read_patches(section.slide, [b.source for b in boxes[start : start + MAP_BATCH]], card.patch_px)
         counts = spots.counts[own].astype(np.float32)
         expression.append(model.encode_expression(counts, spots.genes, names, spots.relative_depth[own]))
         morphology.append(model.encode_morphology(crops, names))

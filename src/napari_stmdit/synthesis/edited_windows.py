@@ -22,8 +22,9 @@ from ..types import PatchResult, Plan, Section, Windows
 from .conditions import Conditions, condition_rows, spot_rows
 from .continuous import TileDecoder
 from .counterfactual import Before, content_key
-from .models import Edited, EditingModel, SolverStates
+from .models import Edited, PatchModel
 from .windows import in_latents, mixing
+from .zarr_canvas import ZarrCanvas
 
 MAX_BLOCK = 16
 """Windows along each side of a block; what is kept of one takes about 0.2 GB at the bundled checkpoint's size."""
@@ -36,12 +37,12 @@ Update = tuple[tuple[PatchResult, ...], Progress]
 def run_edited_windows(
     plan: Plan,
     section: Section,
-    model: EditingModel,
+    model: PatchModel,
     *,
     batch: int,
     cancel: CancelToken,
     done: Collection[int] = (),
-    states: SolverStates | None = None,
+    states: ZarrCanvas | None = None,
 ) -> Iterator[Update]:
     """Edit a continuous region of real tissue; the parameters and what is yielded are those of `napari_stmdit.run`."""
     assert plan.windows is not None
@@ -90,11 +91,11 @@ class _EditedCanvas:
     plan: Plan
     windows: Windows
     section: Section
-    model: EditingModel
+    model: PatchModel
     batch: int
     cancel: CancelToken
     done: set[int]
-    states: SolverStates | None
+    states: ZarrCanvas | None
     watch: Stopwatch = field(default_factory=Stopwatch)
     notes: list[str] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
@@ -175,7 +176,7 @@ class _EditedCanvas:
         spots = np.searchsorted(spot_rows(self.plan), np.unique(rows))
         key = content_key(image, corners, rows, weights, before.counts[spots], before.depth[spots])
         moved = Edited(m + before.map.delta(e, edited), edited, (key,), self.plan.request.edit_scale)
-        work = self.model.edit_canvas(latents, m, e, moved, corners, self.weight, self.plan.steps, self.batch)
+        work = self.model.editor.edit_canvas(latents, m, e, moved, corners, self.weight, self.plan.steps, self.batch)
         while True:
             try:
                 part = next(work)
@@ -190,13 +191,12 @@ class _EditedCanvas:
 
     def _slide(self, low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the slide (h, w, 3) uint8 between two corners (y, x), in pixels from the corner of the windows' area."""
-        assert self.section.image is not None  # plan() refuses a section without a usable image
         size = high - low
         side = int(max(size))
         pixel = self.plan.frame.pixel_size
         y0, x0 = (float(v) for v in (low + self.windows.origin) * pixel + np.array(self.plan.frame.origin))
         box = (y0, x0, y0 + side * pixel, x0 + side * pixel)
-        whole: NDArray[np.uint8] = read_patches(self.section.image, [box], side)[0]
+        whole: NDArray[np.uint8] = read_patches(self.section.slide, [box], side)[0]
         return whole[: size[0], : size[1]]
 
     def _latents(self, low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -220,7 +220,7 @@ class _EditedCanvas:
             size, margin = np.array(self.shape[1:]), MARGIN // self.factor
             low = np.maximum((y - margin, x - margin), 0)
             high = np.minimum((y + side + margin, x + side + margin), size)
-            whole = self.model.encode_slide(self._slide(low * self.factor, high * self.factor))
+            whole = self.model.editor.encode(self._slide(low * self.factor, high * self.factor))
             top, left = y - low[0], x - low[1]
             while len(self.encoded) > 3 * (size[1] // side + 2):
                 self.encoded.pop(next(iter(self.encoded)))
@@ -228,9 +228,8 @@ class _EditedCanvas:
         return self.encoded[y, x]
 
     def _morphology(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        assert self.section.image is not None
         boxes = [tuple(box) for box in self.windows.source_boxes[numbers].tolist()]
-        crops = read_patches(self.section.image, boxes, self.windows.side)
+        crops = read_patches(self.section.slide, boxes, self.windows.side)
         names = tuple(self.section.spots.ids[self.windows.rows[numbers, 0]].tolist())
         return self.model.encode_morphology(crops, names)
 
@@ -270,7 +269,7 @@ class _EditedCanvas:
                 return np.zeros((height, width, 3), dtype=np.float32)
             low = (np.array(corner) - origin) // factor
             high = low + part.shape[1:]
-            found = self.model.decode_change(self._latents(low, high), part)
+            found = self.model.editor.decode_change(self._latents(low, high), part)
             own = reached[low[0] : high[0], low[1] : high[1]]
             return found * own.repeat(factor, axis=0).repeat(factor, axis=1)[..., None]
 
@@ -280,8 +279,7 @@ class _EditedCanvas:
                 continue
             if self.cancel.cancelled:
                 return
-            assert self.section.image is not None
-            real = read_patches(self.section.image, [patch.source_box], self.windows.tile)[0]
+            real = read_patches(self.section.slide, [patch.source_box], self.windows.tile)[0]
             pixels = np.clip(np.rint(real + decoder.blended(patch)), 0, 255).astype(np.uint8)
             self.done.add(patch.index)
             yield (PatchResult(patch, pixels, decoder.mask(patch)),), self._progress(self.plan.steps)

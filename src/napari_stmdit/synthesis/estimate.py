@@ -88,8 +88,7 @@ def _predictions(plan: Plan) -> float:
     if plan.counterfactual:  # to the noise and back, each unguided
         return 2 * (plan.steps + 1)
     scales = plan.guidance
-    assert scales.rule is not None and scales.morphology is not None and scales.expression is not None
     given = {"has_morphology": plan.has_morphology, "has_expression": plan.has_expression}
     count = len(branches(scales.rule, scales.morphology, scales.expression, **given))
-    above = scales.above or 0.0
+    above = scales.above
     return plan.steps * ((1 - above) * count + above)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from ..tissue.identity import Boxes, section_identity
@@ -33,7 +34,7 @@ def inputs_of(plan: Plan, section: Section, model: KnownModel) -> dict[str, Any]
             "windows": 0 if plan.windows is None else len(plan.windows),
             "canvas": list(plan.frame.shape),
             "steps": plan.steps,
-            "guidance": plan.guidance.model_dump(mode="json"),
+            "guidance": asdict(plan.guidance),
         },
         "checkpoint": _checkpoint(plan, model),
         "dtype": model.provenance.get("dtype"),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..expression.changes import Profile
-from ..intent import CheckpointCard, Guidance
-from ..types import Genes, Patch
+from ..intent import CheckpointCard
+from ..types import DenoiseStep, Genes, Patch, Sampling
+
+if TYPE_CHECKING:
+    from ..editing import TissueEditor
+    from ..model.sampling import CanvasSolver
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,10 @@ class PatchBatch:
         (b, d) or (b, g, d) float32, or None for null.
     seeds
         One per patch.
-    guidance, steps
+    sampling
         As resolved by the plan.
     preview_every
-        Steps between looks at what the first patch is becoming; 0 for none.
-    fast_solver, preview_decoder
-        Whether a solver for few steps takes the place of the checkpoint's own, and its preview decoder, where it has one, makes the
-        images.
+        Steps between previews of what the first patch is becoming; 0 for none.
     edited
         Where the crops are edited, and no new tissue is made: what the edit makes of the conditions. Crops, morphology and expression
         are then the measured ones, and none is None.
@@ -47,12 +48,14 @@ class PatchBatch:
     morphology: NDArray[np.float32] | None
     expression: NDArray[np.float32] | None
     seeds: tuple[int, ...]
-    guidance: Guidance
-    steps: int
+    sampling: Sampling
     preview_every: int = 0
-    fast_solver: bool = False
-    preview_decoder: bool = False
     edited: Edited | None = None
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps."""
+        return self.sampling.steps
 
 
 @dataclass(frozen=True)
@@ -79,20 +82,6 @@ class Edited:
     keys: tuple[str, ...]
     scale: float = 1.0
     fresh: float = 0.0
-
-
-@dataclass(frozen=True)
-class DenoiseStep:
-    """State after one denoising step.
-
-    The last one carries the (b, patch_px, patch_px, 3) uint8 images. ``preview`` is what the first patch (patch_px, patch_px, 3)
-    uint8 is predicted to become, where one was asked for.
-    """
-
-    step: int
-    steps: int
-    images: NDArray[np.uint8] | None = None
-    preview: NDArray[np.uint8] | None = None
 
 
 def known_by_spot(provenance: Mapping[str, Any], what: Literal["morphology", "expression"]) -> bool:
@@ -130,40 +119,6 @@ class PatchModel(KnownModel, Protocol):
     def denoise(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
         """Yield after every denoising step; the last step carries the images."""
 
-
-class Solver(Protocol):
-    """One canvas of latents on its way from noise; see `napari_stmdit.model.sampling.CanvasSolver`."""
-
-    step: int
-    """Steps that are done."""
-    steps: int
-
-    @property
-    def latents(self) -> NDArray[np.float32]:
-        """The canvas (c, h, w)."""
-
-    def inputs(self) -> NDArray[np.float32]:
-        """Return what the network is to see of the canvas at this step, (c, h, w)."""
-
-    def predict(
-        self,
-        windows: NDArray[np.float32],
-        morphology: NDArray[np.float32] | None,
-        expression: NDArray[np.float32] | None,
-    ) -> NDArray[np.float32]:
-        """Return the guided prediction for (b, c, s, s) windows, each under conditions of its own."""
-
-    def advance(self, prediction: NDArray[np.float32]) -> None:
-        """Take the whole canvas one step on."""
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Return everything that is needed to go on from here."""
-
-
-@runtime_checkable
-class CanvasModel(PatchModel, Protocol):
-    """What continuous mode needs beyond a `PatchModel`."""
-
     @property
     def latent_grid(self) -> tuple[int, int]:
         """Channels of a latent, and image pixels per latent cell."""
@@ -171,52 +126,17 @@ class CanvasModel(PatchModel, Protocol):
     def solver(
         self,
         noise: NDArray[np.float32],
-        guidance: Guidance,
-        steps: int,
+        sampling: Sampling,
         *,
         has_morphology: bool,
         has_expression: bool,
         state: Mapping[str, NDArray[Any]] | None = None,
-        fast_solver: bool = False,
-    ) -> Solver:
+    ) -> CanvasSolver:
         """Return a solver for a canvas of noise (c, h, w), or one that goes on from a state."""
 
     def decode(self, latents: NDArray[np.float32], *, preview: bool = False) -> NDArray[np.uint8]:
         """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8; with ``preview`` by the preview decoder, if any."""
 
-
-@runtime_checkable
-class EditingModel(CanvasModel, Protocol):
-    """What edits of real tissue in continuous mode need beyond a `CanvasModel`."""
-
-    def encode_slide(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Encode an image (H, W, 3) uint8 as latents (c, h, w)."""
-
-    def edit_canvas(
-        self,
-        latents: NDArray[np.float32],
-        morphology: NDArray[np.float32],
-        expression: NDArray[np.float32],
-        edited: Edited,
-        corners: NDArray[np.int64],
-        weight: NDArray[np.float32],
-        steps: int,
-        batch: int,
-    ) -> Generator[float, None, NDArray[np.float32]]:
-        """Yield the share of the work that is done; return the change (c, h, w) of the slide's latents (c, h, w).
-
-        ``corners`` (n, 2) of n windows, in latent cells, with ``weight`` (s, s); conditions are one for each window.
-        """
-
-    def decode_change(self, latents: NDArray[np.float32], change: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return how pixels move, (H, W, 3) in grey levels, with a change (c, h, w) of the slide's latents (c, h, w)."""
-
-
-class SolverStates(Protocol):
-    """Where the state of a solver is kept between processes."""
-
-    def load_state(self) -> Mapping[str, NDArray[Any]] | None:
-        """Return the latest state; None where there is none."""
-
-    def save_state(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Keep a state in place of the one before."""
+    @property
+    def editor(self) -> TissueEditor:
+        """What edits real tissue."""

@@ -21,7 +21,7 @@ from ..intent import AllSpots, CheckpointCard, Guidance, Polygons, Preset, Reque
 from ..text import shorten
 from ..tissue.geometry import spots_in_polygons
 from ..tissue.open import synthesis_fault
-from ..types import CanvasFrame, Patch, Plan, Section, Windows
+from ..types import CanvasFrame, GuidanceScales, Patch, Plan, Sampling, Section, Windows
 from .canvas import Box, boxes_around
 from .windows import lay_out_windows, windows_fault
 
@@ -76,11 +76,12 @@ def resolve_counterfactual_steps(request: Request) -> int:
     return COUNTERFACTUAL_STEPS[request.preset] if request.steps is None else request.steps
 
 
-def resolve_guidance(request: Request, card: CheckpointCard) -> Guidance:
-    """Return scales, rule and interval: the request's own, else the preset's, else the checkpoint's."""
-    above = request.guidance.above if request.guidance.above is not None else (PRESETS[request.preset].above or None)
-    filled = request.guidance.model_copy(update={"above": above}).filled(card.guidance)
-    return filled if filled.above is not None else filled.model_copy(update={"above": 0.0})
+def resolve_sampling(request: Request, card: CheckpointCard, counterfactual: bool = False) -> Sampling:
+    """Return how a run denoises: what the request states, else the preset, else the checkpoint."""
+    settings = PRESETS[request.preset]
+    guidance = GuidanceScales.of(request.guidance, Guidance(above=settings.above or None), card.guidance)
+    steps = resolve_counterfactual_steps(request) if counterfactual else resolve_steps(request, card)
+    return Sampling(guidance, steps, settings.fast_solver, settings.preview_decoder)
 
 
 def preset_notes(request: Request, card: CheckpointCard) -> list[str]:
@@ -88,12 +89,12 @@ def preset_notes(request: Request, card: CheckpointCard) -> list[str]:
     settings = PRESETS[request.preset]
     if request.preset == "exact":
         return []
-    steps, above = resolve_steps(request, card), resolve_guidance(request, card).above
+    sampling = resolve_sampling(request, card)
     decoder = ", the checkpoint's preview decoder where it has one" if settings.preview_decoder else ""
     solver = " of a solver for few steps" if settings.fast_solver else ""
     return [
-        f"preset {request.preset}: {steps} steps{solver} (the checkpoint's own: {card.steps}), guidance only above noise level "
-        f"{above:g}{decoder}; the image differs from that of the preset exact"
+        f"preset {request.preset}: {sampling.steps} steps{solver} (the checkpoint's own: {card.steps}), guidance only above noise level "
+        f"{sampling.guidance.above:g}{decoder}; the image differs from that of the preset exact"
     ]
 
 
@@ -305,13 +306,10 @@ def _lay_out(
         card=card,
         patches=patches,
         frame=frame,
-        guidance=resolve_guidance(request, card),
-        steps=resolve_counterfactual_steps(request) if counterfactual else resolve_steps(request, card),
+        sampling=resolve_sampling(request, card, counterfactual),
         genes_shared=shared,
         notes=(*_notes(section, request, card, read, shared, counterfactual), *further),
         windows=windows,
-        fast_solver=PRESETS[request.preset].fast_solver,
-        preview_decoder=PRESETS[request.preset].preview_decoder,
         counterfactual=counterfactual,
     )
 
@@ -319,8 +317,7 @@ def _lay_out(
 def _lay_out_patches(
     section: Section, request: Request, card: CheckpointCard, rows: NDArray[np.int64]
 ) -> tuple[tuple[Patch, ...], CanvasFrame]:
-    assert section.calibration.mpp is not None  # synthesis_fault has refused it
-    pixel_size = card.patch_mpp / section.calibration.mpp
+    pixel_size = card.patch_mpp / section.mpp
     boxes = boxes_around(section.spots.yx[rows], card.patch_px, pixel_size)
     frame, shift = _frame(boxes, pixel_size)
     patches = []

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,18 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..errors import RequestError, StmditError, StoreError, SynthesisError, first_line, is_out_of_memory
+from ..errors import StoreError
 from ..intent import Request
-from ..progress import BATCH, CancelToken, Progress, Stopwatch
+from ..progress import Progress
 from ..tissue.export import label_of
 from ..tissue.store import link_result, write_result
-from ..types import Calibration, CanvasFrame, Patch, PatchResult, Plan, Section
-from .canvas import MemoryCanvas, boxes_around, fits_in_memory
-from .identity import identity_of, inputs_of
-from .models import KnownModel, PatchModel
-from .plan import plan as make_plan
+from ..types import Calibration, CanvasFrame, Patch, Plan, Section
+from .canvas import MemoryCanvas, boxes_around
+from .models import KnownModel
 from .plan import region_rows
-from .run import run
 from .stored import StoredResult
 from .windows import rule_of
 from .zarr_canvas import ZarrCanvas
@@ -352,8 +348,8 @@ def provenance_of(
     """
     savings = {
         "preset": plan.request.preset,
-        "fast_solver": plan.fast_solver,
-        "preview_decoder": plan.preview_decoder and bool(model.provenance.get("preview_decoder")),
+        "fast_solver": plan.sampling.fast_solver,
+        "preview_decoder": plan.sampling.preview_decoder and bool(model.provenance.get("preview_decoder")),
     }
     label = label_of(plan.counterfactual, section.synthetic)
     record = {
@@ -384,7 +380,7 @@ def provenance_of(
             "expression": section.expression.facts(),
             "notes": list(section.notes),
         },
-        "guidance": plan.guidance.model_dump(mode="json"),
+        "guidance": asdict(plan.guidance),
         "steps": plan.steps,
         "genes_shared": plan.genes_shared,
         "savings": savings,
@@ -421,207 +417,44 @@ def provenance_of(
 def collect(
     plan: Plan,
     section: Section,
-    model: PatchModel,
-    canvas: MemoryCanvas,
-    done: list[PatchResult],
+    model: KnownModel,
+    canvas: MemoryCanvas | ZarrCanvas,
     seconds: float,
     progress: Progress,
     inputs: Mapping[str, Any] | None = None,
-) -> Result:
-    """Close a run in memory, finished or stopped, into a Result; ``progress`` is its last one."""
-    size = plan.card.patch_px
-    done = sorted(done, key=lambda finished: finished.patch.index)  # what no edit reaches is finished first
-    shown = done if plan.windows is None else []
-    patches = np.stack([r.pixels for r in shown]) if shown else np.zeros((0, size, size, 3), np.uint8)
-    made = [r.patch for r in done]
-    provenance = provenance_of(
-        plan, section, model, made, seconds, progress.notes, progress.failed, inputs, progress.facts
-    )
-    failed = dict(progress.failed)
-    return Result(canvas.rgba, plan, section, tuple(p.index for p in made), patches, provenance, failed)
-
-
-def synthesize(
-    section: Section,
-    request: Request,
-    model: PatchModel,
-    *,
-    batch: int = BATCH,
-    cancel: CancelToken | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    folder: str | Path | None = None,
-    resume: bool = False,
-) -> Result:
-    """Plan and run a request to its end, or until it is cancelled.
-
-    Parameters
-    ----------
-    section
-        From `napari_stmdit.open_section`.
-    request
-        What the user wants.
-    model
-        From `napari_stmdit.load_checkpoint`.
-    batch
-        Patches denoised together; the result does not depend on it.
-    cancel
-        Asked at every denoising step; what is done when it is set is kept.
-    on_progress
-        Called after every denoising step.
-    folder
-        Where to keep the canvas on disk, so that it may be of any size and a run that dies can be continued. None keeps it in memory.
-    resume
-        Continue the run in ``folder``; where there is none, start.
-
-    Raises
-    ------
-    RequestError
-        Where the request cannot be planned, with every fault.
-    StoreError
-        Where the folder holds another run or cannot be written.
-    SynthesisError
-        Where sampling fails for good. What is finished stays in ``folder``.
-    """
-    plan = make_plan(section, request, model.card)
-    if folder is not None:
-        canvas = open_canvas(folder, plan, section, model, resume)
-        return _synthesize_on_disk(plan, section, model, canvas, batch, cancel, on_progress)
-    if not fits_in_memory(plan.frame):
-        height, width = plan.frame.shape
-        reason = f"it spans {height} x {width} canvas pixels, too many for memory; give folder= to keep it on disk"
-        raise RequestError([("region", reason)])
-    watch = Stopwatch()
-    inputs = inputs_of(plan, section, model)
-    memory = MemoryCanvas(plan.frame, plan.counterfactual)
-    done: list[PatchResult] = []
-    progress: Progress | None = None
-    with _explained():
-        for finished, progress in run(plan, section, model, batch=batch, cancel=cancel):
-            for patch in finished:
-                memory.paste(patch)
-                done.append(patch)
-            if on_progress is not None:
-                on_progress(progress)
-    assert progress is not None  # a run says where it stands before anything else
-    return collect(plan, section, model, memory, done, watch.seconds, progress, inputs)
-
-
-def unfinished_folder(output: str | Path) -> Path:
-    """Return where the command line keeps a run that is not finished yet: beside its output, on the same disk."""
-    output = Path(output).expanduser().absolute()
-    return output.with_name(output.name + ".unfinished")
-
-
-def open_canvas(
-    folder: str | Path, plan: Plan, section: Section, model: KnownModel, resume: bool = False
-) -> ZarrCanvas:
-    """Make a canvas on disk, or, with ``resume``, take up the one that is there.
-
-    Raises
-    ------
-    StoreError
-        Where the folder holds another run, or holds one and ``resume`` was not asked for, or cannot be written.
-    """
-    identity = identity_of(plan, section, model)
-    if resume and Path(folder).expanduser().exists():
-        return ZarrCanvas.resume(folder, plan, identity)
-    return ZarrCanvas.create(folder, plan, identity)
-
-
-def _synthesize_on_disk(
-    plan: Plan,
-    section: Section,
-    model: PatchModel,
-    canvas: ZarrCanvas,
-    batch: int,
-    cancel: CancelToken | None,
-    on_progress: Callable[[Progress], None] | None,
-) -> Result:
-    watch = Stopwatch()
-    progress: Progress | None = None
-    with kept(canvas, plan), _explained():
-        before = frozenset(canvas.finished)
-        for finished, progress in run(plan, section, model, batch=batch, cancel=cancel, done=before, states=canvas):
-            for patch in finished:
-                canvas.paste(patch)
-            canvas.failed = dict(progress.failed)
-            canvas.facts |= progress.facts
-            if finished:
-                canvas.commit()
-            if on_progress is not None:
-                on_progress(progress)
-    assert progress is not None  # a run says where it stands before anything else
-    return collect_on_disk(plan, section, model, canvas, watch.seconds, progress, resumed=len(before))
-
-
-def collect_on_disk(
-    plan: Plan,
-    section: Section,
-    model: KnownModel,
-    canvas: ZarrCanvas,
-    seconds: float,
-    progress: Progress,
     resumed: int = 0,
 ) -> Result:
-    """Close a run on disk, finished or stopped, into a Result.
+    """Close a run, finished or stopped, into a Result.
 
     Parameters
     ----------
     plan, section, model, canvas
-        Of the run; the canvas is closed.
+        Of the run; a canvas on disk is closed.
     seconds
         What this session of the run took.
     progress
         The last one, with what happened on the way.
+    inputs
+        From `inputs_of`; a canvas on disk has them.
     resumed
         Patches that earlier sessions had finished.
     """
     done = sorted(canvas.finished)
+    made = [plan.patches[index] for index in done]
+    failed = dict(progress.failed)
+    if isinstance(canvas, MemoryCanvas):
+        side = plan.card.patch_px
+        patches = canvas.patches() if done else None
+        record = provenance_of(plan, section, model, made, seconds, progress.notes, failed, inputs, progress.facts)
+        pixels = np.zeros((0, side, side, 3), np.uint8) if patches is None else patches
+        return Result(canvas.rgba, plan, section, tuple(done), pixels, record, failed)
     follows = dict(canvas.facts.get("map") or {}).get("statement")  # a session with nothing left to do does not say it
     notes = list(dict.fromkeys([*([follows] if follows else []), *progress.notes]))
     if resumed:
         notes.append(
             f"continued: {resumed} of {len(plan)} patches were finished before, and the time is that of the last session"
         )
-    made = [plan.patches[index] for index in done]
-    provenance = provenance_of(plan, section, model, made, seconds, notes, progress.failed, canvas.inputs, canvas.facts)
+    record = provenance_of(plan, section, model, made, seconds, notes, failed, canvas.inputs, canvas.facts)
     part = "" if len(done) == len(plan) else f"/{len(done)}"  # a part of a run and the whole of it are two results
-    provenance["run_id"] = canvas.run_id + part
-    return Result(canvas.rgba, plan, section, tuple(done), canvas.patches(), provenance, dict(progress.failed), canvas)
-
-
-@contextmanager
-def kept(canvas: ZarrCanvas, plan: Plan) -> Iterator[None]:
-    """However a run on disk ends, leave its folder readable; and say where it is where it ends badly."""
-    try:
-        yield
-    except StmditError as error:
-        with suppress(Exception):
-            canvas.close()
-        where = f"{canvas.committed} of {len(plan)} patches are finished and kept in {canvas.folder}"
-        kind = StoreError if isinstance(error, StoreError) else SynthesisError
-        raise kind(f"{error}\n{where}; run the same again with --resume to go on") from error
-    except BaseException:
-        with suppress(Exception):
-            canvas.close()
-        raise
-    canvas.close()
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what a sampler throws into a message that says what to do."""
-    try:
-        yield
-    except StmditError:
-        raise
-    except Exception as error:
-        raise SynthesisError(sampling_failure(error)) from error
-
-
-def sampling_failure(error: Exception) -> str:
-    """Say what went wrong in the sampler and what to do about it."""
-    if is_out_of_memory(error):
-        advice = "close what else uses the device, use a smaller dtype, or choose the CPU"
-        return f"There is too little memory even for one patch at a time; {advice}. ({first_line(error)})"
-    return f"Sampling failed: {first_line(error)} ({type(error).__name__})."
+    record["run_id"] = canvas.run_id + part
+    return Result(canvas.rgba, plan, section, tuple(done), canvas.patches(), record, failed, canvas)

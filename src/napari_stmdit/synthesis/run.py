@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,21 @@ from .conditions import Conditions, condition_rows
 from .continuous import run_windows
 from .counterfactual import Before, content_key, faded
 from .edited_windows import run_edited_windows
-from .models import CanvasModel as CanvasModel
-from .models import DenoiseStep as DenoiseStep
-from .models import Edited, EditingModel, SolverStates
-from .models import PatchBatch as PatchBatch
-from .models import PatchModel as PatchModel
+from .models import Edited, PatchBatch, PatchModel
+from .zarr_canvas import ZarrCanvas
 
 UNTOUCHED_AT_ONCE = 32
 """Crops of the slide that are read together where no edit reaches."""
 
 Update = tuple[tuple[PatchResult, ...], Progress]
+"""The patches finished since the last one, and the progress."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a patch is predicted to become, while it is denoised."""
+
+    image: PatchResult
 
 
 def run(
@@ -38,7 +43,7 @@ def run(
     cancel: CancelToken | None = None,
     done: Collection[int] = (),
     only: Collection[int] | None = None,
-    states: SolverStates | None = None,
+    states: ZarrCanvas | None = None,
     preview_every: int = 0,
     on_preview: Callable[[PatchResult], None] | None = None,
     conditions: Conditions | None = None,
@@ -83,31 +88,51 @@ def run(
     SynthesisError
         Where sampling fails for good: a single patch needs more memory than there is, or nothing at all comes out finite.
     """
-    cancel = cancel or CancelToken()
+    steps = run_steps(
+        plan,
+        section,
+        model,
+        batch=batch,
+        cancel=cancel or CancelToken(),
+        done=done,
+        only=only,
+        states=states,
+        preview_every=preview_every if on_preview is not None else 0,
+        conditions=conditions,
+    )
+    for step in steps:
+        if not isinstance(step, Preview):
+            yield step
+        elif on_preview is not None:
+            on_preview(step.image)
+
+
+def run_steps(
+    plan: Plan,
+    section: Section,
+    model: PatchModel,
+    *,
+    batch: int,
+    cancel: CancelToken,
+    done: Collection[int] = (),
+    only: Collection[int] | None = None,
+    states: ZarrCanvas | None = None,
+    preview_every: int = 0,
+    conditions: Conditions | None = None,
+) -> Iterator[Update | Preview]:
+    """Do what `run` does, with the previews among what is yielded."""
     if plan.windows is not None:
         if only is not None:
             raise SynthesisError("a continuous region stays together and cannot be shared out; share out spots instead")
-        if not isinstance(model, CanvasModel):
-            raise SynthesisError(f"checkpoint {plan.card.name!r} cannot be used in continuous mode; use --mode spots")
         how: dict[str, Any] = {"batch": batch, "cancel": cancel, "done": done, "states": states}
         if plan.counterfactual:
-            assert isinstance(model, EditingModel)  # the card says that it edits tissue
             yield from run_edited_windows(plan, section, model, **how)
         else:
             yield from run_windows(plan, section, model, **how)
         return
     wanted = range(len(plan)) if only is None else set(only)
     todo = [p for p in plan.patches if p.index in wanted and p.index not in done]
-    look = _Look(preview_every, on_preview) if on_preview is not None else _Look()
-    yield from _Patches(plan, section, model, todo, len(wanted), batch, cancel, look, conditions).run()
-
-
-@dataclass(frozen=True)
-class _Look:
-    """How often to look at what a patch is becoming, and who wants to see it."""
-
-    every: int = 0
-    show: Callable[[PatchResult], None] | None = None
+    yield from _Patches(plan, section, model, todo, len(wanted), batch, cancel, preview_every, conditions).run()
 
 
 @dataclass
@@ -121,7 +146,7 @@ class _Patches:
     total: int
     batch: int
     cancel: CancelToken
-    look: _Look
+    preview_every: int
     conditions: Conditions | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
     notes: list[str] = field(default_factory=list)
@@ -130,7 +155,7 @@ class _Patches:
     finished: int = 0
     before: int = 0
 
-    def run(self) -> Iterator[Update]:
+    def run(self) -> Iterator[Update | Preview]:
         self.before = self.total - len(self.todo)
         yield (), self._progress(0, 0)
         if not self.todo:
@@ -172,17 +197,16 @@ class _Patches:
             f"too little memory for {size} patches at once ({first_line(error)}); went on with {self.batch} at once"
         )
 
-    def _denoise(self, patches: tuple[Patch, ...], conditions: Conditions) -> Iterator[Update]:
+    def _denoise(self, patches: tuple[Patch, ...], conditions: Conditions) -> Iterator[Update | Preview]:
         """Denoise one batch; what is not finite is taken out and the others are done again without it."""
         while patches:
-            batch = _batch(patches, self.plan, self.section, self.model, conditions)
-            batch = replace(batch, preview_every=self.look.every)
+            batch = _batch(patches, self.plan, self.section, self.model, conditions, self.preview_every)
             try:
                 for update in self.model.denoise(batch):
                     if self.cancel.cancelled:
                         return
-                    if update.preview is not None and self.look.show is not None:
-                        self.look.show(PatchResult(patches[0], update.preview))
+                    if update.preview is not None:
+                        yield Preview(PatchResult(patches[0], update.preview))
                     if update.images is None:
                         yield (), self._progress(update.step, len(patches))
                     else:
@@ -221,12 +245,16 @@ class _Patches:
 
 
 def _crops(patches: Sequence[Patch], plan: Plan, section: Section) -> NDArray[np.uint8]:
-    assert section.image is not None  # plan() refuses a section without a usable image
-    return read_patches(section.image, [p.source_box for p in patches], plan.card.patch_px)
+    return read_patches(section.slide, [p.source_box for p in patches], plan.card.patch_px)
 
 
 def _batch(
-    patches: tuple[Patch, ...], plan: Plan, section: Section, model: PatchModel, conditions: Conditions
+    patches: tuple[Patch, ...],
+    plan: Plan,
+    section: Section,
+    model: PatchModel,
+    conditions: Conditions,
+    preview_every: int,
 ) -> PatchBatch:
     crops = None
     morphology = None
@@ -242,10 +270,8 @@ def _batch(
         morphology,
         expression,
         tuple(p.seed for p in patches),
-        plan.guidance,
-        plan.steps,
-        fast_solver=plan.fast_solver,
-        preview_decoder=plan.preview_decoder,
+        plan.sampling,
+        preview_every,
         edited=_edited(patches, crops, morphology, expression, plan, section, model, conditions),
     )
 

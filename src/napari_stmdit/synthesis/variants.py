@@ -21,9 +21,10 @@ from ..storage.fingerprint import of_json
 from ..tissue.crops import read_patches
 from ..types import Section
 from .identity import inputs_of
+from .models import PatchModel
 from .plan import plan as make_plan
 from .result import provenance_of
-from .run import PatchModel, run
+from .run import run
 
 DOSES = 7
 GRID = (0.5, 1.0, 2.0)
@@ -145,7 +146,7 @@ def guidance_grid(
     factors
         Along each side.
     """
-    present = request.guidance.filled(default)
+    present = default.model_copy(update=request.guidance.model_dump(exclude_none=True))
     assert present.expression is not None and present.morphology is not None  # a card names both
     found = []
     for down in factors:

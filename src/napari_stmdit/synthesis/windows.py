@@ -118,8 +118,7 @@ def lay_out_windows(
     RequestError
         Where nothing of the region lies near a spot.
     """
-    assert section.calibration.mpp is not None  # plan() has refused it
-    pixel_size = card.patch_mpp / section.calibration.mpp
+    pixel_size = card.patch_mpp / section.mpp
     stride, tile = sides(card, counterfactual)
     cells, corner, notes = _region(section, request, card, rows, pixel_size, tile)
     frame = CanvasFrame(
@@ -185,11 +184,10 @@ def nearest_spots(centres: NDArray[np.float64], section: Section) -> tuple[NDArr
 
     The weight is a Gaussian of the distance in microns; the weights of a place sum to one.
     """
-    assert section.calibration.mpp is not None
     spots = section.spots
     count = min(NEAREST, len(spots))
     distance, rows = cKDTree(spots.yx).query(centres, k=count)
-    um = np.asarray(distance, dtype=np.float64).reshape(-1, count) * section.calibration.mpp
+    um = np.asarray(distance, dtype=np.float64).reshape(-1, count) * section.mpp
     weights = np.exp((um.min(axis=1, keepdims=True) ** 2 - um**2) / (2 * WIDTH_UM**2))
     weights /= weights.sum(axis=1, keepdims=True)
     return np.asarray(rows, dtype=np.int64).reshape(-1, count), weights.astype(np.float32)
@@ -253,8 +251,7 @@ def _spot_cells(
     section: Section, rows: NDArray[np.int64], card: CheckpointCard, pixel_size: float, tile: int
 ) -> tuple[NDArray[np.bool_], tuple[int, int]]:
     """The tissue that is nearer to a chosen spot than to any other, and not farther than `spot_radius_um`."""
-    assert section.calibration.mpp is not None  # plan() refuses such sections
-    radius = spot_radius_um(section, card) / section.calibration.mpp / pixel_size
+    radius = spot_radius_um(section, card) / section.mpp / pixel_size
     centres = section.spots.yx / pixel_size
     chosen = np.zeros(len(centres), dtype=bool)
     chosen[rows] = True
@@ -281,19 +278,17 @@ def _spot_cells(
 
 def _slide_size(section: Section, pixel_size: float) -> NDArray[np.float64]:
     """Height and width of the slide in canvas pixels."""
-    assert section.image is not None  # plan() refuses such sections
-    size: NDArray[np.float64] = np.array(section.image.shape) * section.image.pixel_size / pixel_size
+    size: NDArray[np.float64] = np.array(section.slide.shape) * section.slide.pixel_size / pixel_size
     return size
 
 
 def spot_radius_um(section: Section, card: CheckpointCard) -> float:
     """Return how far from a spot its tissue reaches: half a patch, or what closes the gaps of the section's own lattice."""
-    assert section.calibration.mpp is not None
     yx = section.spots.yx
     if len(yx) < 2:
         return card.patch_um / 2
     distance, _ = cKDTree(yx).query(yx, k=2)
-    pitch = float(np.median(distance[:, 1])) * section.calibration.mpp
+    pitch = float(np.median(distance[:, 1])) * section.mpp
     return max(card.patch_um / 2, GAP * pitch)
 
 
@@ -301,13 +296,12 @@ def _polygon_cells(
     section: Section, polygons: Polygons, pixel_size: float, tile: int
 ) -> tuple[NDArray[np.bool_], tuple[int, int], tuple[str, ...]]:
     """What polygons cover of the slide, as far as spots are near."""
-    assert section.image is not None and section.calibration.mpp is not None  # plan() refuses such sections
     vertices = np.array([vertex for ring in polygons.rings for vertex in ring], dtype=np.float64) / pixel_size
     slide = _slide_size(section, pixel_size)
     low, high = np.clip(vertices.min(axis=0), 0, slide), np.clip(vertices.max(axis=0), 0, slide)
     cells, corner = _aligned(low, high, tile)
     near = cKDTree(section.spots.yx)
-    reach = REACH_UM / section.calibration.mpp
+    reach = REACH_UM / section.mpp
     columns = corner[1] + (np.arange(cells.shape[1]) + 0.5) * CELL
     far = 0
     for row in range(cells.shape[0]):  # row by row: the positions of all cells of a slide would take gigabytes

@@ -10,14 +10,11 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 
 from .. import __version__
 from ..encoders.morphology_map import MorphologyMap
-from ..intent import CheckpointCard, Guidance, hash_genes
-from ..model.pipeline import DEFAULT_GUIDANCE
+from ..intent import DEFAULT_GUIDANCE, DEFAULT_STEPS, CheckpointCard, Guidance, hash_genes
 from .config import TrainingConfig
 from .sections import open_sections
 from .start import Started, open_start
 from .state import load_record, load_state, save_record
-
-STEPS = 20
 
 
 def make_scheduler(config: TrainingConfig) -> Any:
@@ -43,12 +40,14 @@ def keeps_scheduler(config: TrainingConfig) -> bool:
 
 def guidance_and_steps(config: TrainingConfig) -> tuple[Guidance, int]:
     """Return the guidance and the denoising steps of the card: the config's, else those of the checkpoint to start from."""
-    guidance, steps = DEFAULT_GUIDANCE, STEPS
+    guidance, steps = DEFAULT_GUIDANCE, DEFAULT_STEPS
     if config.start is not None:
         card = open_start(config).card
         guidance, steps = card.guidance, card.steps
     if "guidance" in config.card:
-        guidance = Guidance.model_validate(config.card["guidance"]).filled(guidance)
+        guidance = guidance.model_copy(
+            update=Guidance.model_validate(config.card["guidance"]).model_dump(exclude_none=True)
+        )
     return guidance, int(config.card.get("steps", steps))
 
 

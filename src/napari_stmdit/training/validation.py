@@ -17,6 +17,7 @@ from ..model.pipeline import STMDiTPipeline
 from ..model.transformer import STMDiTTransformer2D
 from ..storage.atomic import write_atomically
 from ..tissue.export import NEW, labelled
+from ..types import GuidanceScales, Sampling
 from .autoencoder import load_autoencoder
 from .batches import morphology_vectors
 from .cards import guidance_and_steps, make_scheduler
@@ -148,17 +149,16 @@ class SampleSheet:
         self, pipeline: STMDiTPipeline, morphology: Tensor | None, expression: Tensor | None
     ) -> NDArray[np.uint8]:
         seeds = tuple(range(SEED, SEED + len(self._real)))
-        *_, (_, _, images) = pipeline.denoise_images(
+        *_, last = pipeline.denoise_images(
             morphology=morphology,
             expression=expression,
             seeds=seeds,
-            guidance=self.guidance,
-            num_inference_steps=self.steps,
+            sampling=Sampling(GuidanceScales.of(self.guidance), self.steps),
             height=self._side,
             width=self._side,
         )
-        assert images is not None  # of the last step
-        return images
+        assert last.images is not None
+        return last.images
 
 
 def _places(cache: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,14 +17,14 @@ from ..evaluation.evaluate import Evaluated
 from ..expression.covariation import covariation_of
 from ..progress import CancelToken, Progress
 from ..synthesis.export import ExportKind, export_result
-from ..synthesis.identity import inputs_of
-from ..synthesis.result import Result, sampling_failure
-from ..synthesis.run import PatchModel, run
+from ..synthesis.models import PatchModel
+from ..synthesis.result import Result
+from ..synthesis.session import Event, Session, sampling_failure
 from ..synthesis.stored import StoredResult, read_stored
 from ..synthesis.variants import ContactSheet, Variant, make_sheet
 from ..tissue.linked import LinkedElements
 from ..tissue.open import SectionSource
-from ..types import PatchResult, Plan, Section
+from ..types import Section
 from .state import CloseUp, ModelChoice, ResultEntry
 
 Tell = Callable[[Any], None]
@@ -189,16 +189,6 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Advance:
-    """Patches finished since the last one, the progress, what a patch is becoming where there was a look at it, and what all is made from."""
-
-    patches: tuple[PatchResult, ...]
-    progress: Progress
-    preview: PatchResult | None = None
-    inputs: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
 class LoadedModel:
     """A checkpoint on its device, and the devices to choose from."""
 
@@ -206,24 +196,19 @@ class LoadedModel:
     devices: tuple[tuple[str, str], ...]
 
 
-def synthesis(plan: Plan, section: Section, model: PatchModel, batch: int, preview_every: int = 0) -> Job:
-    """Return the job that runs a plan; it yields `Advance`. Every so many steps it looks at a patch; 0 for never."""
+def synthesis(session: Session) -> Job:
+    """Return the job that drives a run; it yields the events of `Session.steps`."""
 
-    def generate(token: CancelToken) -> Iterator[Advance]:
+    def generate(token: CancelToken) -> Iterator[Event]:
         leave_a_core()
-        looks: list[PatchResult] = []
-        inputs = inputs_of(plan, section, model)
-        steps = run(
-            plan, section, model, batch=batch, cancel=token, preview_every=preview_every, on_preview=looks.append
-        )
-        for patches, progress in steps:
-            yield Advance(patches, progress, looks.pop() if looks else None, inputs)
+        session.cancel = token
+        yield from session.steps()
 
-    def failure(error: Exception) -> StmditError:
-        return SynthesisError(f"{sampling_failure(error)} Finished patches are kept; run again to go on.")
+    return Job(f"Synthesizing {len(session.plan)} patches", generate, _sampling_failed, session.events)
 
-    count = len(plan) if plan.windows is None else len(plan.windows)
-    return Job(f"Synthesizing {len(plan)} patches", generate, failure, 1 + -(-count // batch) * plan.steps)
+
+def _sampling_failed(error: Exception) -> StmditError:
+    return SynthesisError(sampling_failure(error))
 
 
 def once(work: Callable[[], Any]) -> Callable[[CancelToken], Iterator[Any]]:
@@ -345,7 +330,7 @@ def sheet(title: str, variants: Sequence[Variant], columns: int, section: Sectio
         leave_a_core()
         yield from make_sheet(title, variants, columns, section, model, token)
 
-    return Job(f"{title}: {len(variants)} images", generate, lambda error: SynthesisError(sampling_failure(error)))
+    return Job(f"{title}: {len(variants)} images", generate, _sampling_failed)
 
 
 def close_up(

@@ -14,18 +14,20 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError, StmditError
 from ..intent import Request, SpotList
-from ..progress import BATCH, Progress, Stopwatch
+from ..progress import BATCH, Progress
 from ..synthesis.canvas import MemoryCanvas, fits_in_memory
 from ..synthesis.estimate import edited_places, estimate, evaluations
+from ..synthesis.models import PatchModel
 from ..synthesis.plan import counterfactual_fault
 from ..synthesis.plan import plan as make_plan
-from ..synthesis.result import collect, provenance_of
-from ..synthesis.run import PatchModel
+from ..synthesis.result import provenance_of
+from ..synthesis.run import Preview
+from ..synthesis.session import Event, Pasted, Session
 from ..synthesis.variants import baseline_of, samples_of
 from ..tissue.elements import halved_rgba
 from ..types import PatchResult, Plan, Section
 from . import jobs, layers
-from .jobs import Advance, Handlers, Lane, Start
+from .jobs import Handlers, Lane, Start
 from .layers import KEY, LARGEST_SINGLE_PX, LayerTuple, expression_words, result_layer, synthetic_words
 from .results import ResultList
 from .state import Message, QueuedRun, RunStatus, WorkbenchState
@@ -194,24 +196,29 @@ TOO_LARGE = (
 )
 REFRESH_S = 0.2
 """A growing canvas is sent to the screen at most so often."""
-LOOKS = 5
-"""So many looks at a patch, at most, while it is denoised."""
+MAX_PREVIEWS = 5
+"""Previews of a patch while it is denoised."""
 
 
 class _Present:
     """The run that is under way."""
 
     def __init__(
-        self, number: int, plan: Plan, section: Section, model: PatchModel, name: str, then: Then | None
+        self,
+        number: int,
+        plan: Plan,
+        section: Section,
+        model: PatchModel,
+        name: str,
+        then: Then | None,
+        batch: int,
+        preview_every: int,
     ) -> None:
         self.number, self.plan, self.section, self.model, self.name = number, plan, section, model, name
         self.then = then
         self.canvas = MemoryCanvas(plan.frame, plan.counterfactual)
+        self.session = Session(plan, section, model, self.canvas, batch=batch, preview_every=preview_every)
         self.growing = GrowingLayer(self.canvas, section, name)
-        self.done: list[PatchResult] = []
-        self.progress: Progress | None = None
-        self.inputs: Mapping[str, Any] | None = None
-        self.watch = Stopwatch()
         self.dirty = False
         self.drawn_at = 0.0
         self.failed: StmditError | None = None
@@ -233,9 +240,9 @@ class RunCycle:
     1. `run` freezes what the user wants into a Request: the form, the selection, the checkpoint.
     2. `plan` resolves it against section and card in milliseconds. Faults go beside their fields and end the cycle here. While
        another run is under way, the plan waits in the queue.
-    3. The lane takes the next generation number and a worker drives the plan; from now on only that number is listened to.
-    4. Each finished patch arrives on the GUI thread and is pasted on the canvas. The first one brings the layer; later ones
-       are sent to the screen at most five times a second.
+    3. The lane takes the next generation number and a worker drives a `Session`; from now on only that number is listened to.
+    4. The session pastes what is finished on the canvas, and says so on the GUI thread. The first patch brings the layer; later
+       ones are sent to the screen at most five times a second.
     5. However the run ends (done, stopped, failed), what is finished becomes a Result with its provenance, and Run is free.
 
     Parameters
@@ -399,14 +406,13 @@ class RunCycle:
         new = not plan.counterfactual
         edited = ", edited" if new and any(edit.enabled for edit in plan.request.edits) else ""
         name = f"{synthetic_words(plan.counterfactual)} (STMDiT {plan.card.name}{edited}{expression_words(section)}) {number}"
-        self._present = _Present(number, plan, section, model, name, then)
+        every = max(1, -(-plan.steps // MAX_PREVIEWS)) if self.live_preview else 0
+        self._present = _Present(number, plan, section, model, name, then, self._batch(), every)
         state.progress = None
         state.status = RunStatus.RUNNING
         state.message = Message("info", f"{'Synthesizing' if new else 'Editing'} {len(plan)} patches ...")
         self._redraw()
-        every = max(1, -(-plan.steps // LOOKS)) if self.live_preview else 0
-        job = jobs.synthesis(plan, section, model, self._batch(), every)
-        self._lane.submit(job, Handlers(self._advance, self._failed, self._ended))
+        self._lane.submit(jobs.synthesis(self._present.session), Handlers(self._advance, self._failed, self._ended))
 
     def stop(self) -> None:
         """Ask the run to end at its next denoising step; what is finished is kept."""
@@ -420,30 +426,33 @@ class RunCycle:
         if self._present is not None:
             self._present.stopped = True
             self._lane.abandon()
+            self._present.session.close()
             self._ended()
 
     def forget(self, number: int) -> None:
         """The user removed a result's layer; if its run is under way, it is ended and dropped."""
         if self._present is not None and self._present.number == number:
             self._lane.abandon()
+            self._present.session.close()
             self._present = None
             self._live.clear()
             self.state.status = RunStatus.STOPPED
             self.state.message = Message("info", "The run was ended, as its layer was removed.")
             self._queue.ended(well=False)
 
-    def _advance(self, advance: Advance) -> None:
+    def _advance(self, event: Event) -> None:
         present = self._present
         if present is None:
             return
-        self.state.progress = present.progress = advance.progress
-        present.inputs = advance.inputs
-        if advance.preview is not None:
-            self._live.show(advance.preview, present.plan, present.section)
-        for patch in advance.patches:
-            present.growing.changed(present.canvas.paste(patch))
-            present.done.append(patch)
-            present.dirty = True
+        match event:
+            case Preview(image=image):
+                self._live.show(image, present.plan, present.section)
+            case Pasted(boxes=boxes):
+                for box in boxes:
+                    present.growing.changed(box)
+                present.dirty = True
+            case Progress():
+                self.state.progress = event
         if present.dirty and time.perf_counter() - present.drawn_at >= REFRESH_S:
             self._draw(present)
 
@@ -465,9 +474,10 @@ class RunCycle:
         if present is None:
             return
         self._live.clear()
-        if present.dirty:
+        if present.canvas.finished:
+            if present.stopped:  # what was pasted since the last event
+                present.growing.changed((0, 0, *present.plan.frame.shape))
             self._draw(present)
-        if present.done:
             self._keep(present)
         self._close(present)
         self._redraw()
@@ -480,19 +490,9 @@ class RunCycle:
         self._queue.ended(well)
 
     def _keep(self, present: _Present) -> None:
-        seconds = present.watch.seconds
+        seconds = present.session.watch.seconds
         self._measure(present, seconds)
-        last = present.progress
-        result = collect(
-            present.plan,
-            present.section,
-            present.model,
-            present.canvas,
-            present.done,
-            seconds,
-            last or Progress(0, len(present.plan), 0, present.plan.steps, 0, seconds),
-            present.inputs,
-        )
+        result = present.session.result()
         if present.growing.layer is None:
             return
         present.growing.finish({"provenance": dict(result.provenance), "result": result})
@@ -500,7 +500,7 @@ class RunCycle:
 
     def _measure(self, present: _Present, seconds: float) -> None:
         """Note the pace, and of which places the noise is known now."""
-        plan, section, done = present.plan, present.section, len(present.done)
+        plan, section, done = present.plan, present.section, len(present.canvas.finished)
         kept = 0.0
         if plan.counterfactual:
             if done < len(plan):
@@ -533,9 +533,9 @@ class RunCycle:
         return len(places & known) / max(1, len(places))
 
     def _close(self, present: _Present) -> None:
-        state, done, total = self.state, len(present.done), len(present.plan)
+        state, done, total = self.state, len(present.canvas.finished), len(present.plan)
         kept = f" {done} of {total} patches are finished and kept." if done else " No patch was finished."
-        notes = "".join(f" Note: {note.rstrip('.')}." for note in (present.progress.notes if present.progress else ()))
+        notes = "".join(f" Note: {note.rstrip('.')}." for note in present.session.progress.notes)
         if present.failed is not None:
             state.status = RunStatus.FAILED
             state.message = Message("error", f"{present.failed}{kept}")
@@ -546,14 +546,16 @@ class RunCycle:
         else:
             state.status = RunStatus.DONE
             what = "patches of edited real tissue" if present.plan.counterfactual else "synthetic patches"
-            state.message = Message("info", f"{done} {what} in {present.watch.seconds:.1f} s: {present.name}.{notes}")
+            state.message = Message(
+                "info", f"{done} {what} in {present.session.watch.seconds:.1f} s: {present.name}.{notes}"
+            )
         state.progress = None
 
     # --- details
 
     def _provenance(self, present: _Present) -> dict[str, Any]:
-        made = [result.patch for result in present.done]
-        return provenance_of(present.plan, present.section, present.model, made, present.watch.seconds)
+        made = [present.plan.patches[index] for index in sorted(present.canvas.finished)]
+        return provenance_of(present.plan, present.section, present.model, made, present.session.watch.seconds)
 
     def _device(self, model: PatchModel | None = None) -> str:
         model = model or self.state.checkpoint

@@ -17,8 +17,8 @@ from ..evaluation.measures import MeasureRow
 from ..intent import Request
 from ..progress import Progress
 from ..synthesis.estimate import Estimate
+from ..synthesis.models import PatchModel
 from ..synthesis.result import Result
-from ..synthesis.run import PatchModel
 from ..synthesis.stored import StoredResult
 from ..synthesis.variants import ContactSheet
 from ..types import Section

@@ -16,7 +16,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 
 from ...errors import CheckpointError
-from ...intent import CheckpointCard, Guidance, hash_genes, validated
+from ...intent import DEFAULT_GUIDANCE, DEFAULT_STEPS, CheckpointCard, hash_genes, validated
 from ...storage.atomic import replacing
 from ...storage.owned import check_free
 from ...text import shown
@@ -74,8 +74,6 @@ SD3_CHANNELS = 16
 CANCER_FOUNDATION_WIDTHS = (256, 128)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
-_GUIDANCE = Guidance(expression=2.0, morphology=2.0, rule="nested_morphology_first")
-_STEPS = 20
 _LIMITS = (
     "Converted from a foreign checkpoint; its authors' model card says what it was trained on and what it must not be used for. Its "
     "images are synthetic and must be labelled so. For research; not for diagnosis."
@@ -260,7 +258,7 @@ def _card(
     if values.get("expression_dim"):
         conditions.append("expression")
     notes.append(
-        f"Guidance rule {_GUIDANCE.rule}, scales {_GUIDANCE.expression:g} and {_GUIDANCE.morphology:g}, {_STEPS} steps: ours, as no "
+        f"Guidance rule {DEFAULT_GUIDANCE.rule}, scales {DEFAULT_GUIDANCE.expression:g} and {DEFAULT_GUIDANCE.morphology:g}, {DEFAULT_STEPS} steps: ours, as no "
         "rule is published for two conditions; PixCell samples with scale 2 and 20 steps."
     )
     if "expression" in conditions and not genes:
@@ -272,8 +270,8 @@ def _card(
         "name": name,
         "patch_px": values["sample_size"] * LATENT_FACTOR,
         "patch_mpp": mpp,
-        "guidance": _GUIDANCE,
-        "steps": _STEPS,
+        "guidance": DEFAULT_GUIDANCE,
+        "steps": DEFAULT_STEPS,
         "genes": genes,
         "gene_hash": hash_genes(genes) if genes else "",
         "conditions": tuple(conditions),
