@@ -194,3 +194,34 @@ def test_automatic_limits():
     assert auto_limits(values)[1] < 10
     assert auto_limits(np.zeros(3, dtype=np.float32)) == (0.0, 1.0)
     assert auto_limits(np.array([np.nan], dtype=np.float32)) == (0.0, 1.0)
+
+
+def test_selections_go_to_a_file_and_annotations_come_in_as_selections(presenter, section, tmp_path):
+    spots = section.spots
+    presenter.select(spots.ids[:9].tolist())
+    presenter.choosing.save("corner")
+    presenter.choosing.export(str(tmp_path / "corner.geojson"))
+    assert "saved in" in presenter.state.message.text
+    presenter.choosing.delete("corner")
+    presenter.choosing.load(str(tmp_path / "corner.geojson"))
+    assert presenter.state.named == {"corner": tuple(spots.ids[:9].tolist())}
+    assert presenter.state.message.text == "Kept as selections: corner (9 spots)."
+
+
+def test_with_nothing_selected_all_named_selections_are_written(presenter, section, tmp_path):
+    for name, part in (("a", slice(0, 4)), ("b", slice(4, 6))):
+        presenter.select(section.spots.ids[part].tolist())
+        presenter.choosing.save(name)
+    presenter.select(())
+    presenter.choosing.export(str(tmp_path / "all.csv"))
+    rows = (tmp_path / "all.csv").read_text().splitlines()
+    assert [row.split(",")[1] for row in rows] == ["selection", "a", "a", "a", "a", "b", "b"]
+
+
+def test_what_cannot_be_written_or_read_is_told(presenter, tmp_path):
+    presenter.select(())
+    presenter.choosing.export(str(tmp_path / "none.csv"))
+    assert presenter.state.message.kind == "error" and "no spot is selected" in presenter.state.message.text
+    (tmp_path / "bad.geojson").write_text("{")
+    presenter.choosing.load(str(tmp_path / "bad.geojson"))
+    assert "cannot be read as GeoJSON" in presenter.state.message.text and not presenter.state.named

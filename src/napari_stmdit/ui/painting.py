@@ -10,13 +10,14 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from numpy.typing import NDArray
 
-from ..errors import RequestError, StmditError
+from ..errors import GeneError, RequestError, StmditError
+from ..expression.edit_tables import signed, table_fault, table_note
 from ..expression.edits import Mover, most_moved, write_movers
 from ..expression.following import following_fault, follows
 from ..expression.profiles import as_profiles, measure_profile, read_profile, write_profile
 from ..expression.programs import known_programs, read_gmt, report
 from ..expression.reach import ProgramReach, Reach, program_reach, reach_of
-from ..intent import Edit, Request, SpotProfile, SwapEdit
+from ..intent import Edit, Request, SpotProfile, SwapEdit, TableEdit
 from ..synthesis.requests import EditFile, read_edit_file, used_by, write_edit_file
 from ..types import Section
 from .section_view import SectionView
@@ -149,8 +150,15 @@ class Painting:
             painted = edits[number].model_copy(update={"spots": stroke.weights()})
             edits = (*edits[:number], painted, *edits[number + 1 :])
         known = self._profiles[2]
-        usable = tuple(edit for edit in edits if (getattr(edit, "target_profile", None) or "") in ("", *known))
+        usable = tuple(edit for edit in edits if self._usable(edit, known))
         return Edited(usable, known_programs(request.programs), known)
+
+    def _usable(self, edit: Edit, profiles: Mapping[str, Any]) -> bool:
+        """Whether what an edit refers to is there: its profile, or its table."""
+        section = self.state.section
+        if isinstance(edit, TableEdit):
+            return section is not None and edit.enabled and table_fault(edit, section.spots) is None
+        return (getattr(edit, "target_profile", None) or "") in ("", *profiles)
 
     def profile_names(self) -> tuple[str, ...]:
         """Return the profiles that an edit may move towards: the user's own, then the checkpoint's."""
@@ -200,6 +208,12 @@ class Painting:
         self.show_change()
         return True
 
+    def add_table(self, edit: TableEdit) -> None:
+        """Add an edit that was read from a table and has no fault."""
+        named = edit if edit.name else edit.model_copy(update={"name": describe(edit)})
+        self.state.chosen_edit = len(self.edits)
+        self._commit((*self.edits, named))
+
     def _made(self, spots: dict[str, float] | None, name: str = "", **more: Any) -> Edit | None:
         try:
             edit = make_edit(self.state.draft, spots, name, **more)
@@ -212,6 +226,8 @@ class Painting:
     def take_draft(self, draft: EditDraft) -> None:
         """The form was changed: so is the edit that it shows, if one is chosen."""
         self.state.draft = draft
+        if isinstance(self.chosen, TableEdit):  # the form does not show it: what is written there is another edit
+            self.state.chosen_edit = None
         edit, number = self.chosen, self.state.chosen_edit
         if edit is None or number is None:
             self.state.draft_faults = {}
@@ -551,6 +567,30 @@ class EditFiles:
                 "warning" if told else "info",
                 f"{told}{name}: a profile of {len(profile.values):,} genes. {profile.source}",
             )
+
+        self._guarded(read, "")
+
+    def import_table(self, path: str, unit: str, layer: str | None, baseline: str | None) -> None:
+        """Add the edit of a table that another tool predicted for these spots, to the selected spots or, with none, to all."""
+
+        def read() -> None:
+            section, selected = self.state.section, self.state.selected
+            if section is None:
+                raise GeneError("open the section first whose spots the table is about")
+            weights = dict.fromkeys(selected, 1.0) if selected else None
+            given = {
+                "operation": "table",
+                "table": path,
+                "unit": unit,
+                "layer": layer,
+                "baseline": baseline,
+                "spots": weights,
+            }
+            edit = signed(TableEdit.model_validate(given))
+            if (fault := table_fault(edit, section.spots)) is not None:
+                raise GeneError(fault)
+            self._painting.add_table(edit)
+            self.state.tell("info", f"{table_note(edit, section.spots)}.")
 
         self._guarded(read, "")
 

@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from ..errors import StmditError
 from ..intent import Polygons
+from ..text import some_of
 from ..tissue.geometry import spots_in_polygons
+from ..tissue.selections import read_selections, write_selections
 from ..types import Section, SpotTable
 from . import layers
 from .gestures import Lasso, OnPlace, OnStroke, on_click, on_stroke
@@ -371,6 +374,33 @@ class Choosing:
         """Select the spots that were kept under a name."""
         if name in self.state.named:
             self._select(self.state.named[name], how or self.state.combine)
+
+    def export(self, path: str) -> None:
+        """Write the selection, or with nothing selected all that have a name, for other tools; see `write_selections`."""
+        view, selected = self._view(), self.state.selected
+        if view is None:
+            return
+        name = next((name for name, ids in self.state.named.items() if set(ids) == set(selected)), "selection")
+        try:
+            write_selections(view.section.spots, {name: selected} if selected else self.state.named, path)
+        except (StmditError, OSError) as error:
+            self.state.tell("error", str(error))
+            return
+        self.state.tell("info", f"Selection saved in {path}.")
+
+    def load(self, path: str) -> None:
+        """Keep the annotations of a GeoJSON file as selections; of the same name, the later one is kept."""
+        view = self._view()
+        if view is None:
+            return
+        try:
+            found = read_selections(view.section.spots, path)
+        except StmditError as error:
+            self.state.tell("error", str(error))
+            return
+        self.state.named = {**self.state.named, **found}
+        counts = some_of([f"{name} ({len(ids):,} spots)" for name, ids in found.items()], 5)
+        self.state.tell("info", f"Kept as selections: {counts}.")
 
     def delete(self, name: str) -> None:
         """Forget a name."""

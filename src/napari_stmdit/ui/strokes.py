@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..errors import RequestError
 from ..expression.genes import match_genes
-from ..intent import AddEdit, Edit, ScaleEdit, SetQuantileEdit, SwapEdit, TowardsEdit
+from ..intent import AddEdit, Edit, ScaleEdit, SetQuantileEdit, SwapEdit, TableEdit, TowardsEdit
 from ..types import Genes, SpotTable
 from .state import Brush, EditDraft
 
@@ -137,6 +138,8 @@ _FIELDS = {
 
 def draft_of(edit: Edit, before: EditDraft) -> EditDraft:
     """Return the form that shows an edit; what the edit does not say is kept from before."""
+    if isinstance(edit, TableEdit):  # no form shows a table
+        return before
     changes: dict[str, Any] = {"operation": edit.operation, "genes": edit.genes, "programs": edit.programs}
     changes |= {field: getattr(edit, field) for field in _FIELDS.get(edit.operation, ())}
     return replace(before, **changes)
@@ -157,6 +160,8 @@ def describe(draft: EditDraft | Edit) -> str:
             return f"{what} → {draft.target_profile or f'{len(draft.target_spots)} spots'}"
         case EditDraft(operation="swap") | SwapEdit():
             return f"swap {what}: {len(draft.group_a)} and {len(draft.group_b)} spots"
+        case TableEdit():
+            return f"{what} from {Path(draft.table).name}"
     return f"{what} knocked out"
 
 

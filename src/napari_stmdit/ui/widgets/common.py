@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from magicgui.widgets import create_widget
@@ -14,6 +16,7 @@ from qtpy.QtGui import QAction, QGuiApplication
 from qtpy.QtWidgets import (
     QButtonGroup,
     QComboBox,
+    QFileDialog,
     QGridLayout,
     QHBoxLayout,
     QLabel,
@@ -300,3 +303,13 @@ class Choice(QWidget):  # type: ignore[misc,unused-ignore]
     def button(self, key: str) -> QPushButton:
         """Return a button, for tests and shortcuts."""
         return self._buttons[key]
+
+
+def ask_where_to_write(parent: QWidget, title: str, kinds: str) -> str:
+    """Ask for a file to write; a name without an ending gets that of the kind, and is asked about again where such a file exists."""
+    path, kind = QFileDialog.getSaveFileName(parent, title, "", kinds)
+    if path and not Path(path).suffix:
+        path += re.search(r"\*(\.\w+)", kind or kinds)[1]  # type: ignore[index]
+        if Path(path).exists():  # the dialog asked about another name
+            path, _ = QFileDialog.getSaveFileName(parent, title, path, kinds)
+    return str(path)

@@ -11,11 +11,14 @@ from typing import Any
 from qtpy.QtCore import QEvent, QObject, Qt, Signal
 from qtpy.QtWidgets import (
     QCheckBox,
+    QDialog,
+    QDialogButtonBox,
     QDoubleSpinBox,
     QFileDialog,
     QFrame,
     QHeaderView,
     QLabel,
+    QLayout,
     QLineEdit,
     QSlider,
     QTableWidget,
@@ -24,16 +27,33 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from ...errors import GeneError
+from ...expression.edit_tables import layers_of
 from ...expression.edits import Mover
 from ...expression.programs import bundled_notes, known_programs
 from ...expression.reach import Reach
 from ...intent import Edit
 from ..presenter import Presenter
 from ..state import Brush, EditDraft
-from .common import Connections, Fold, Text, blocked, boxed, button, column, connect_state, labelled, named, row
+from .common import (
+    Connections,
+    Fold,
+    Text,
+    ask_where_to_write,
+    blocked,
+    boxed,
+    button,
+    column,
+    combo,
+    connect_state,
+    labelled,
+    named,
+    row,
+)
 from .draft import PROFILES, DraftForm
 
 TABLE = "Tables (*.csv)"
+TABLES = "Tables (*.h5ad *.csv *.tsv *.txt)"
 YAML = "Edits (*.yaml *.yml)"
 
 
@@ -201,6 +221,61 @@ class EditList(QWidget):  # type: ignore[misc,unused-ignore]
         self.setVisible(bool(edits))
 
 
+UNITS = (
+    ("choose what the numbers are", None),
+    ("counts", "counts"),
+    ("log(1 + counts per 10,000)", "log1p_cp10k"),
+    ("differences of these logarithms", "difference"),
+)
+
+
+class TableDialog(QDialog):  # type: ignore[misc,unused-ignore]
+    """Asks which matrix of a table is meant and what its numbers are; neither is guessed.
+
+    Raises
+    ------
+    GeneError
+        The file cannot be read.
+    """
+
+    def __init__(self, parent: QWidget, path: str) -> None:
+        super().__init__(parent)
+        self.setWindowTitle(f"Edit from {Path(path).name}")
+        layers = layers_of(path)
+        self.unit = combo("Unit", "What the numbers of the table are", UNITS)
+        self.layer = combo("Matrix", "The matrix of the file that holds the prediction", [(one, one) for one in layers])
+        if len(layers) > 1:
+            self.layer.insertItem(0, "choose a matrix", None)
+            self.layer.setCurrentIndex(0)
+        others = [("the section as measured", None), *((f"the layer {one}", one) for one in layers)]
+        self.baseline = combo(
+            "Compared with", "With a layer of the same file, spots move by the difference of the two", others
+        )
+        fields: list[tuple[str, QWidget | QLayout]] = [("Numbers are", self.unit)]
+        if layers:
+            fields += [("Matrix", self.layer), ("Compared with", self.baseline)]
+        self.buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Ok | QDialogButtonBox.StandardButton.Cancel)
+        self.buttons.accepted.connect(self.accept)
+        self.buttons.rejected.connect(self.reject)
+        for box in (self.unit, self.layer):
+            box.currentIndexChanged.connect(lambda _: self._check())
+        layout = column(labelled(*fields), self.buttons)
+        layout.setContentsMargins(12, 12, 12, 12)
+        self.setLayout(layout)
+        self._needs_layer = bool(layers)
+        self._check()
+
+    def value(self) -> tuple[str, str | None, str | None]:
+        """Return unit, layer and baseline."""
+        baseline = self.baseline.currentData() if self.baseline.isEnabled() else None
+        return self.unit.currentData(), self.layer.currentData(), baseline
+
+    def _check(self) -> None:
+        chosen = self.unit.currentData() is not None and (self.layer.currentData() is not None or not self._needs_layer)
+        self.buttons.button(QDialogButtonBox.StandardButton.Ok).setEnabled(chosen)
+        self.baseline.setEnabled(self.unit.currentData() != "difference")
+
+
 class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
     """The form, the brush and the list, with what can be done to them."""
 
@@ -223,6 +298,11 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.load = small("Load…", "Load edits", "Read edits from a YAML file")
         self.save = small("Save…", "Save edits", "Write the edits into a YAML file, for 'stmdit synthesize --edits'")
         self.sets = small("GMT…", "Import gene sets", "Add the gene sets of a GMT file to the programs")
+        self.table = small(
+            "Table…",
+            "Edit from a table",
+            "Add what another tool predicts for these spots: .h5ad, or CSV of spots by genes",
+        )
         self.keep = small("Profile…", "Save a profile", "Write the mean expression of the selected spots, as a target")
         self.movers = named(
             QTableWidget(0, 3),
@@ -243,7 +323,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def _lay_out(self) -> None:
         brush = Fold("Brush", self.brush, unfolded=True, inner=True)
         order = row(self.up, self.down, self.delete, self.undo, self.redo, stretch=None)
-        files = row(self.load, self.save, self.sets, self.keep, stretch=None)
+        files = row(self.load, self.save, self.sets, self.table, self.keep, stretch=None)
         for bar in (order, files):
             bar.setSpacing(3)
         most = boxed(column(self.movers, row(self.save_movers, stretch=None)))
@@ -295,6 +375,17 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             (self.save_movers.clicked, self.write, "Save the genes that move most", TABLE, files.export_movers),
         ):
             clicked.connect(lambda _=False, ask=ask, title=title, kinds=kinds, do=do: ask(title, kinds, do))
+
+        def import_table(path: str) -> None:
+            try:
+                ask = TableDialog(self, path)
+            except GeneError as error:
+                state.tell("error", str(error))
+                return
+            if ask.exec():
+                files.import_table(path, *ask.value())
+
+        self.table.clicked.connect(lambda: self._open("Edit from a table", TABLES, import_table))
 
         def show_section() -> None:
             section = state.section
@@ -387,10 +478,5 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def write(self, title: str, kinds: str, do: Callable[[str], None]) -> None:
         """Ask for a file to write, and do it."""
-        path, _ = QFileDialog.getSaveFileName(self, title, "", kinds)
-        if path and not Path(path).suffix:
-            path += next(mark for mark in (".csv", ".yaml", ".json") if mark in kinds)
-            if Path(path).exists():  # the dialog asked about another name: let it ask about this one
-                path, _ = QFileDialog.getSaveFileName(self, title, path, kinds)
-        if path:
+        if path := ask_where_to_write(self, title, kinds):
             do(path)

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from qtpy.QtCore import QLocale
 from qtpy.QtGui import QDoubleValidator
-from qtpy.QtWidgets import QComboBox, QLabel, QLineEdit, QWidget
+from qtpy.QtWidgets import QComboBox, QFileDialog, QLabel, QLineEdit, QWidget
 
 from ..presenter import Presenter
 from ..state import ColourScale
-from .common import Choice, Connections, Fold, Text, blocked, boxed, button, column, combo, connect_state, named, row
+from .common import (
+    Choice,
+    Connections,
+    Fold,
+    Text,
+    ask_where_to_write,
+    blocked,
+    boxed,
+    button,
+    column,
+    combo,
+    connect_state,
+    named,
+    row,
+)
+
+FORMS = "Outlines for QuPath (*.geojson);;Categories for Loupe Browser (*.csv);;Row numbers (*.txt)"
 
 
 class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
@@ -73,7 +89,18 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.names.lineEdit().setPlaceholderText("name of a selection")
         self.keep = button("Keep", "Keep the selection", "Keep the selected spots under this name")
         self.forget = button("Delete", "Delete the name", "Forget this named selection; the spots stay")
-        inside = boxed(row(self.names, self.keep, self.forget))
+        self.export = button(
+            "Export…",
+            "Export selections",
+            "Write the selected spots, or with none all named selections: outlines for QuPath (.geojson), categories for Loupe (.csv), row "
+            "numbers (.txt)",
+        )
+        self.load = button(
+            "Import…",
+            "Import selections",
+            "Keep the annotations of a GeoJSON file, as QuPath exports it, as selections",
+        )
+        inside = boxed(column(row(self.names, self.keep, self.forget), row(self.export, self.load, stretch=None)))
         self.name_fold = Fold("Named selections", inside, unfolded=False, inner=True)
 
     def bind(self, presenter: Presenter) -> Connections:
@@ -102,6 +129,8 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.keep.clicked.connect(lambda: choosing.save(self.names.currentText()))
         self.forget.clicked.connect(lambda: choosing.delete(self.names.currentText()))
         self.names.activated.connect(lambda _: choosing.recall(self.names.currentText()))
+        self.export.clicked.connect(lambda: self._write(choosing.export))
+        self.load.clicked.connect(lambda: self._open(choosing.load))
         return connect_state(
             state.events,
             ("selected section", show_count),
@@ -110,6 +139,15 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
             ("colour_scale", lambda: self.show_scale(state.colour_scale)),
             ("named", lambda: self.show_named(state.named)),
         )
+
+    def _write(self, do: Callable[[str], None]) -> None:
+        if path := ask_where_to_write(self, "Export selections", FORMS):
+            do(path)
+
+    def _open(self, do: Callable[[str], None]) -> None:
+        path, _ = QFileDialog.getOpenFileName(self, "Import selections", "", "Annotations (*.geojson *.json)")
+        if path:
+            do(path)
 
     def show_count(self, selected: int, total: int | None) -> None:
         """Show how many spots are selected."""
