@@ -147,12 +147,14 @@ def test_workflows_and_forms_are_read():
 
 
 def test_every_file_on_the_map_is_there():
-    """A path is a word in code font with a slash or a file's ending; it is looked for from the package and from the root."""
-    lost = []
-    for word in re.findall(r"`([^`\s]+)`", (ROOT / "docs" / "map.md").read_text(encoding="utf-8")):
-        if re.fullmatch(r"[\w./*-]+(/|\.(py|md|ya?ml|tsv|toml))", word) and not any(
-            list(base.glob(word.rstrip("/")))
-            for base in (ROOT, ROOT / "src" / "napari_stmdit", ROOT / "docs" / "evidence")
-        ):
-            lost.append(word)
+    """A path is a word in code font with a slash or a file's ending; it is looked for in its row's room, from the package and from the root."""
+    lost, package = [], ROOT / "src" / "napari_stmdit"
+    for line in (ROOT / "docs" / "map.md").read_text(encoding="utf-8").splitlines():
+        words = re.findall(r"`([^`\s]+)`", line)
+        rooms = [package / words[0]] if words and words[0].endswith("/") else []
+        for word in words:
+            if re.fullmatch(r"[\w./*-]+(/|\.(py|md|ya?ml|tsv|toml|j2))", word) and not any(
+                list(base.glob(word.rstrip("/"))) for base in (*rooms, ROOT, package, ROOT / "docs" / "evidence")
+            ):
+                lost.append(word)
     assert lost == []
