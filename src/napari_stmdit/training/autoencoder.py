@@ -15,10 +15,13 @@ from ..model.autoencoder import StmditAutoencoder
 from .board import Board
 from .config import TrainingConfig
 from .contest import Contest, channels_last, disturb
+from .data import CropSampler
 from .launch import Control, run_workers
+from .looks import Looks
 from .losses import TextureLoss, gradient_loss
 from .opening import open_sampler
 from .parallel import Worker
+from .pictures import PictureSampler, open_pictures
 from .start import open_start, starting_folder, starting_vae
 from .state import Average, Clock, Log, load_state, save_state
 
@@ -64,11 +67,27 @@ def _first(config: TrainingConfig) -> StmditAutoencoder:
     if config.start is not None:
         vae: StmditAutoencoder = starting_vae(open_start(config)).float()
         return vae
-    model: StmditAutoencoder = StmditAutoencoder(latent_channels=config.autoencoder.latent_channels)
+    model = _new(config)
     whole = load_state(config.output / "autoencoder.pt")
     assert whole is not None  # the first phase has ended
     model.load_state_dict(whole["average"]["weights"])
     return model
+
+
+def _new(config: TrainingConfig) -> StmditAutoencoder:
+    """Return an autoencoder of a config's sizes, not yet trained."""
+    settings = config.autoencoder
+    model: StmditAutoencoder = StmditAutoencoder(
+        latent_channels=settings.latent_channels,
+        encoder_widths=settings.encoder_widths,
+        decoder_widths=settings.decoder_widths,
+    )
+    return model
+
+
+def _open_crops(config: TrainingConfig) -> CropSampler | PictureSampler:
+    """Open what crops are drawn from: pictures, or sections."""
+    return open_pictures(config) if config.pictures else open_sampler(config)
 
 
 def to_tensor(crops: NDArray[np.uint8]) -> Tensor:
@@ -91,13 +110,14 @@ def _whole(worker: Worker, config: TrainingConfig) -> None:
     settings = config.autoencoder
     path = config.output / "autoencoder.pt"
     torch.manual_seed(config.seed)
-    model = StmditAutoencoder(latent_channels=settings.latent_channels)
+    model = _new(config)
     state = load_state(path)
     start = 0 if state is None else int(state["step"])
     if start >= settings.steps:
         return
-    sampler = open_sampler(config)
+    sampler = _open_crops(config)
     log, board = open_records(config, worker, "autoencoder", start)
+    looks = Looks(config) if worker.leads else None
     if state is None:
         crops = sampler.batch(np.random.default_rng(config.seed), FIT_CROPS, settings.crop_px)
         log.write(phase="linear", psnr=round(model.fit_linear(to_tensor(crops).contiguous()), 2))
@@ -138,6 +158,8 @@ def _whole(worker: Worker, config: TrainingConfig) -> None:
             worker.report("autoencoder", step, settings.steps, figures["pixel"])
         step += 1
         worker.report("autoencoder", step, settings.steps)
+        if looks is not None and looks.due(step):
+            log.write(phase="whole", step=step, held_out=looks(average.follow(model)))
         if worker.leads and clock.due():
             save(step)
     save(step)
@@ -157,8 +179,9 @@ def _decoder(worker: Worker, config: TrainingConfig) -> None:
         return
     if state is not None:
         contest.load(state)
-    sampler = open_sampler(config)
+    sampler = _open_crops(config)
     log, board = open_records(config, worker, "autoencoder", start, part="decoder")
+    looks = Looks(config) if worker.leads else None
     clock = Clock(config.checkpoint_seconds)
     rng = generator(config, worker, 2, start)
     torch.manual_seed(config.seed + 1000 * worker.rank + start)
@@ -177,6 +200,8 @@ def _decoder(worker: Worker, config: TrainingConfig) -> None:
             worker.report("decoder", step, settings.decoder_steps, figures["pixel"])
         step += 1
         worker.report("decoder", step, settings.decoder_steps)
+        if looks is not None and looks.due(step):
+            log.write(phase="decoder", step=step, held_out=looks(contest.average.follow(contest.model)))
         if worker.leads and clock.due():
             save(step)
     save(step)

@@ -51,15 +51,54 @@ class SampleSource(_Settings):
 Source = Annotated[TableSource | FolderSource | SampleSource, Field(discriminator="kind")]
 
 
+class _PictureSource(_Settings):
+    """What pictures share: a name, and how often crops are drawn from one relative to the others."""
+
+    name: str
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ImageSource(_PictureSource):
+    """A slide image without expression, or the ``part`` of it between two corners: top, left, bottom, right as shares of its sides."""
+
+    kind: Literal["image"] = "image"
+    image: Path
+    mpp: Annotated[float, Field(gt=0)]
+    part: tuple[Share, Share, Share, Share] = (0.0, 0.0, 1.0, 1.0)
+
+
+class TilesSource(_PictureSource):
+    """Tiles of many slides: a table with the columns ``file`` and ``mpp`` and one that names the ``slide``, and the folder of the files.
+
+    ``only`` and ``without`` name slides; a slide is wholly in or wholly out.
+    """
+
+    kind: Literal["tiles"] = "tiles"
+    table: Path
+    folder: Path
+    slide: str = "slide"
+    only: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+Picture = Annotated[ImageSource | TilesSource, Field(discriminator="kind")]
+
+
 class AugmentationSettings(_Settings):
     """How a crop is varied.
 
     ``stain`` is the spread (standard deviation) of the gains of the optical density, one shared by the three colour channels
-    and, at half that size, one for each.
+    and, at half that size, one for each. Of pictures without expression, ``hed`` is the spread of the gains of haematoxylin, eosin and the
+    residual, each its own, in place of the latter; and ``mpp`` the lowest and the highest microns per pixel of a crop, None: the patch's own.
     """
 
     stain: Annotated[float, Field(ge=0, le=0.5)] = 0.04
     geometry: bool = True
+    hed: Annotated[float, Field(ge=0, le=1)] = 0.0
+    mpp: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
 
 
 class ExpressionSettings(_Settings):
@@ -86,6 +125,8 @@ class AutoencoderSettings(_Settings):
     """The autoencoder stage: all of it first, then the decoder against a discriminator with the encoder frozen."""
 
     latent_channels: Positive = 12
+    encoder_widths: tuple[Positive, Positive] = (64, 96)
+    decoder_widths: tuple[Positive, Positive, Positive] = (128, 64, 32)
     crop_px: Positive = 128
     batch: Positive = 8
     """Crops per step and worker."""
@@ -101,6 +142,8 @@ class AutoencoderSettings(_Settings):
     adversarial: float = 0.03
     feature_matching: float = 0.2
     noise: float = 0.2
+    validate_every: Positive = 500
+    """Steps from one look at the held-out pictures to the next."""
 
 
 class LatentSettings(_Settings):
@@ -194,8 +237,12 @@ class TrainingConfig(_Settings):
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0
     patch_px: Positive = 256
     patch_mpp: Annotated[float, Field(gt=0)] = 0.688
-    train: Annotated[tuple[Source, ...], Field(min_length=1)]
+    train: tuple[Source, ...] = ()
     held_out: tuple[Source, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    """Images without expression to learn from, in place of sections: an autoencoder, and a transformer conditioned on morphology alone."""
+    held_out_pictures: tuple[Picture, ...] = ()
+    """What the autoencoder is looked at on while it learns, and never trained on."""
     augmentation: AugmentationSettings = AugmentationSettings()
     expression: ExpressionSettings = ExpressionSettings()
     autoencoder: AutoencoderSettings = AutoencoderSettings()
@@ -219,13 +266,20 @@ class TrainingConfig(_Settings):
 
     @model_validator(mode="after")
     def _held_out_is_held_out(self) -> TrainingConfig:
-        names = [s.name for s in (*self.train, *self.held_out)]
-        both = {s.name for s in self.train} & {s.name for s in self.held_out}
+        trained, kept = (*self.train, *self.pictures), (*self.held_out, *self.held_out_pictures)
+        names = [s.name for s in (*trained, *kept)]
+        both = {s.name for s in trained} & {s.name for s in kept}
         if both:
             raise ValueError(f"sections {sorted(both)} are both trained on and held out")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"several sections are called {', '.join(twice)}; give each a name of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _learns_from_something(self) -> TrainingConfig:
+        if bool(self.train) == bool(self.pictures):
+            raise ValueError("give either sections under 'train' or images without expression under 'pictures'")
         return self
 
     def source_path(self, path: Path) -> Path:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Collection
 from typing import Any
 
 from ..errors import CheckpointError
 from ..synthesis.identity import differences
 from ..tissue.identity import section_identity, whole_slide_hash
 from ..types import Section
-from .config import TrainingConfig
+from .config import AugmentationSettings, AutoencoderSettings, TrainingConfig
 from .opening import source_sections
+from .pictures import picture_records
 from .state import save_text
 
 log = logging.getLogger(__name__)
@@ -21,9 +23,13 @@ FILES = {
     "latents": ("latents.pt", "latents_*.pt", "spots_*.pt", "encoders/*"),
 }
 """Stage -> the work files that it leaves and that later runs go on from."""
-_LENGTHS = {"steps", "decoder_steps"}
-_DECODER = {"refine", "refined_share", "decoder_steps", "decoder_rate", "adversarial", "feature_matching"}
+_LENGTHS = {"steps", "decoder_steps", "validate_every"}
+_DECODER = {
+    *("refine", "refined_share", "decoder_steps", "decoder_rate", "adversarial", "feature_matching", "validate_every")
+}
 """Settings that say how long to train, which may be raised, and those that latents do not depend on."""
+_LATER = {"hed", "mpp", "encoder_widths", "decoder_widths"}
+"""Settings that earlier versions did not have: noted where they differ from what was done then."""
 
 
 def note_inputs(config: TrainingConfig, stage: str) -> None:
@@ -70,23 +76,35 @@ def _inputs(config: TrainingConfig) -> dict[str, Any]:
         "train": train,
         "patch_mpp": config.patch_mpp,
         "seed": config.seed,
-        "augmentation": config.augmentation.model_dump(mode="json"),
+        "augmentation": _known(config.augmentation),
     }
+    if config.pictures:
+        shared["pictures"] = picture_records(config, "pictures")
     return {
         "autoencoder": {
             **shared,
-            "autoencoder": config.autoencoder.model_dump(mode="json", exclude={*_LENGTHS, "refine", "refined_share"}),
+            "autoencoder": _known(config.autoencoder, {*_LENGTHS, "refine", "refined_share"}),
         },
         "latents": {
             **shared,
             "held_out": held_out,
             "patch_px": config.patch_px,
-            "autoencoder": config.autoencoder.model_dump(mode="json", exclude=_DECODER),
+            "autoencoder": _known(config.autoencoder, _DECODER),
             "expression": config.expression.model_dump(mode="json"),
             "latents": config.latents.model_dump(mode="json"),
             "small_cells": config.diffusion.small_cells,
         },
     }
+
+
+def _known(settings: AugmentationSettings | AutoencoderSettings, without: Collection[str] = ()) -> dict[str, Any]:
+    """Return settings as they are noted."""
+    plain = {
+        name
+        for name in _LATER & set(type(settings).model_fields)
+        if name not in settings.model_dump(exclude_defaults=True)
+    }
+    return settings.model_dump(mode="json", exclude={*without, *plain})
 
 
 def _content(section: Section) -> dict[str, Any]:

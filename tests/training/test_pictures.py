@@ -1,0 +1,141 @@
+"""Images without expression: what is drawn of them, and an autoencoder that learns from them."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from training_settings import TINY
+
+from napari_stmdit.errors import CheckpointError, RequestError
+from napari_stmdit.evaluation.image import stain_density
+from napari_stmdit.training.config import AugmentationSettings, load_config
+from napari_stmdit.training.pictures import (
+    PictureSampler,
+    SlidePool,
+    cut_at_scale,
+    held_out_crops,
+    open_pictures,
+    vary_stains,
+)
+from napari_stmdit.training.train import run_stage
+
+STILL = AugmentationSettings(stain=0, geometry=False)
+
+
+@pytest.fixture
+def textured():
+    """Noise, which no crop takes for glass: (400, 600, 3); its left half has no blue, its right half no red."""
+    pixels = np.random.default_rng(0).integers(40, 216, (400, 600, 3), dtype=np.uint8)
+    pixels[:, :300, 2] = 0
+    pixels[:, 300:, 0] = 0
+    return pixels
+
+
+@pytest.fixture
+def pictures(tmp_path, textured):
+    """A config on the left half of an image and on two of three slides of tiles, and a function that writes it."""
+    Image.fromarray(textured).save(tmp_path / "slide.png")
+    tiles = tmp_path / "tiles"
+    tiles.mkdir()
+    lines = ["file,case,mpp"]
+    for number, case in enumerate(("one", "one", "two", "left-out")):
+        Image.fromarray(textured[:120, 300:420] if case != "left-out" else textured[:120, :120]).save(
+            tiles / f"{number}.png"
+        )
+        lines.append(f"{number}.png,{case},0.7")
+    (tmp_path / "tiles.csv").write_text("\n".join(lines) + "\n")
+    table = {"kind": "tiles", "table": "tiles.csv", "folder": "tiles", "slide": "case"}
+    image = {"kind": "image", "image": "slide.png", "mpp": 0.7}
+
+    def write(**changes):
+        content = TINY | {
+            "pictures": [
+                {**table, "name": "tiles", "without": ["left-out"]},
+                {**image, "name": "left", "part": [0, 0, 1, 0.5]},
+            ],
+            "held_out_pictures": [
+                {**table, "name": "other", "only": ["left-out"]},
+                {**image, "name": "right", "part": [0, 0.5, 1, 1]},
+            ],
+        }
+        path = tmp_path / "pictures.yaml"
+        path.write_text(yaml.safe_dump(content | changes))
+        return path
+
+    return write
+
+
+def test_crops_come_from_what_is_not_held_out_and_only_from_that(pictures):
+    config = load_config(pictures(augmentation={"stain": 0, "geometry": False}))
+    crops = open_pictures(config).batch(np.random.default_rng(0), 40, 64)
+    from_tiles, from_left = (~crops.any(axis=(1, 2))[:, channel] for channel in (0, 2))
+    assert crops.shape == (40, 64, 64, 3) and from_tiles.any() and from_left.any()
+    assert (from_tiles ^ from_left).all()
+    held = held_out_crops(config, 5)
+    assert {name: crops.shape for name, crops in held.items()} == dict.fromkeys(("other", "right"), (5, 64, 64, 3))
+    assert not held["right"][..., 0].any() and not held["other"][..., 2].any()
+    np.testing.assert_array_equal(held["right"], held_out_crops(config, 5)["right"])
+
+
+def test_a_crop_spans_the_microns_asked_for_and_never_enlarges_much(textured):
+    ramp = np.repeat(np.arange(400, dtype=np.uint8).astype(np.uint8)[:256, None, None], 256, axis=1).repeat(3, axis=2)
+    for low, high, wanted in ((1.0, 1.0, 2.0), (0.1, 0.1, 1 / 1.4)):
+        settings = AugmentationSettings(stain=0, geometry=False, mpp=(low, high))
+        crop = PictureSampler([SlidePool(ramp, 0.5)], [1.0], settings, 0.5).draw(np.random.default_rng(3), 32).pixels
+        step = (float(crop[24, 16, 0]) - float(crop[8, 16, 0])) / 16
+        assert step == pytest.approx(wanted, abs=0.1)
+    np.testing.assert_array_equal(cut_at_scale(textured, np.array([3.0, 5.0]), 32, 1.0), textured[3:35, 5:37])
+    own = PictureSampler([SlidePool(textured, 0.7)], [1.0], STILL, 0.7).draw(np.random.default_rng(0), 64)
+    y, x = (own.centre - 32).astype(int)
+    np.testing.assert_array_equal(own.pixels, textured[y : y + 64, x : x + 64])
+
+
+def test_stains_vary_on_their_own_and_glass_stays_glass():
+    rng, white = np.random.default_rng(0), np.full((8, 8, 3), 255, dtype=np.uint8)
+    np.testing.assert_array_equal(vary_stains(white, rng, 0.1, 0.3), white)
+    tissue = np.full((8, 8, 3), (150, 90, 160), dtype=np.uint8)
+    before = stain_density(tissue)[0, 0, :2]
+    gains = np.array([stain_density(vary_stains(tissue, rng, 0.0, 0.2))[0, 0, :2] / before for _ in range(40)])
+    assert 0.1 < np.log(gains).std(axis=0).min() and np.log(gains).std(axis=0).max() < 0.3
+    assert abs(np.corrcoef(gains.T)[0, 1]) < 0.5
+
+
+def test_pictures_that_cannot_be_used_are_all_named(pictures):
+    broken = [
+        {"kind": "tiles", "name": "a", "table": "tiles.csv", "folder": "tiles", "slide": "slide"},
+        {"kind": "tiles", "name": "b", "table": "tiles.csv", "folder": "tiles", "slide": "case", "only": ["nine"]},
+        {"kind": "tiles", "name": "c", "table": "tiles.csv", "folder": "elsewhere", "slide": "case"},
+        {"kind": "image", "name": "d", "image": "slide.png", "mpp": 0.7, "part": [0, 0, 0.1, 1]},
+    ]
+    with pytest.raises(RequestError) as error:
+        open_pictures(load_config(pictures(pictures=broken)))
+    for words in ("lacks the columns ['slide']", "has no slides nine", "4 of the tiles", "smaller than the 64 px"):
+        assert words in str(error.value)
+
+
+def test_a_config_learns_from_sections_or_from_pictures(pictures):
+    section = [{"kind": "sample", "name": "sample"}]
+    for changes in ({"train": section}, {"pictures": []}):
+        with pytest.raises(RequestError, match="either sections under 'train' or images"):
+            load_config(pictures(**changes))
+    twice = [{"kind": "image", "name": "left", "image": "slide.png", "mpp": 0.7}]
+    with pytest.raises(RequestError, match="both trained on and held out"):
+        load_config(pictures(held_out_pictures=twice))
+
+
+def test_an_autoencoder_learns_from_pictures_looks_at_those_held_out_and_goes_on(pictures, monkeypatch):
+    monkeypatch.setattr("napari_stmdit.training.autoencoder.FIT_CROPS", 12)
+    sizes = {"encoder_widths": [16, 24], "decoder_widths": [24, 16, 16], "validate_every": 2}
+    config = load_config(pictures(autoencoder=TINY["autoencoder"] | sizes))
+    run_stage(config, "autoencoder")
+    further = {**TINY["autoencoder"], **sizes, "decoder_steps": 4}
+    run_stage(load_config(pictures(autoencoder=further)), "autoencoder")
+    lines = [json.loads(line) for line in (config.output / "autoencoder.jsonl").read_text().splitlines()]
+    looks = [(line["phase"], line["step"]) for line in lines if "held_out" in line]
+    assert looks == [("whole", 2), ("decoder", 2), ("decoder", 4)]
+    figures = lines[-1]["held_out"]
+    assert set(figures) == {"other", "right"} and set(figures["right"]) == {"ms_ssim", "high_frequency", "colour"}
+    with pytest.raises(CheckpointError, match="were made from other inputs"):
+        run_stage(load_config(pictures(augmentation={"hed": 0.3})), "autoencoder")
