@@ -4,13 +4,18 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from training_settings import TINY
 
+from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.errors import CheckpointError, RequestError
 from napari_stmdit.evaluation.image import stain_density
+from napari_stmdit.model.folder import load_component, read_folder
 from napari_stmdit.training.config import AugmentationSettings, load_config
+from napari_stmdit.training.diffusion import build_transformer
+from napari_stmdit.training.latents import load_cache
 from napari_stmdit.training.pictures import (
     PictureSampler,
     SlidePool,
@@ -19,7 +24,10 @@ from napari_stmdit.training.pictures import (
     open_pictures,
     vary_stains,
 )
-from napari_stmdit.training.train import run_stage
+from napari_stmdit.training.start import settle
+from napari_stmdit.training.state import load_state
+from napari_stmdit.training.train import run_stage, train
+from napari_stmdit.types import Guidance
 
 STILL = AugmentationSettings(stain=0, geometry=False)
 
@@ -139,3 +147,60 @@ def test_an_autoencoder_learns_from_pictures_looks_at_those_held_out_and_goes_on
     assert set(figures) == {"other", "right"} and set(figures["right"]) == {"ms_ssim", "high_frequency", "colour"}
     with pytest.raises(CheckpointError, match="were made from other inputs"):
         run_stage(load_config(pictures(augmentation={"hed": 0.3})), "autoencoder")
+
+
+@pytest.fixture
+def morphology_alone(pictures, tmp_path, monkeypatch):
+    """A checkpoint trained on pictures, with all its stages."""
+    monkeypatch.setattr("napari_stmdit.training.autoencoder.FIT_CROPS", 12)
+    config = pictures(latents=TINY["latents"] | {"pictures": ["left"]})
+    train(config, "autoencoder", output=tmp_path / "prior")
+    for number in range(3):  # from here on, the tiles that are not named are not needed
+        (tmp_path / "tiles" / f"{number}.png").unlink()
+    return train(config, output=tmp_path / "prior")
+
+
+def test_a_transformer_learns_tissue_from_pictures_alone(morphology_alone, tmp_path):
+    cache = load_state(tmp_path / "prior" / "latents.pt")
+    assert "expression" not in cache and len(cache["latents"]) == 10 and "held_morphology" in cache
+    lines = [json.loads(line) for line in (tmp_path / "prior" / "diffusion.jsonl").read_text().splitlines()]
+    assert [set(line["validation"]) for line in lines if "validation" in line] == [{"morphology", "none"}] * 2
+    checkpoint = load_checkpoint(morphology_alone, device="cpu")
+    assert checkpoint.card.conditions == ("morphology",) and not checkpoint.card.genes
+    words = (morphology_alone / "README.md").read_text()
+    assert "Images without expression trained on: tiles, left. Held out, never trained on: other, right." in words
+    assert "from morphology." in words and "- Expression" not in words
+    *_, (_, _, images) = checkpoint.pipeline.denoise_images(
+        morphology=checkpoint.encode_morphology(np.zeros((1, 64, 64, 3), dtype=np.uint8)),
+        expression=None,
+        seeds=(1,),
+        guidance=Guidance(expression=1, morphology=2),
+        num_inference_steps=2,
+        height=64,
+        width=64,
+    )
+    assert images.shape == (1, 64, 64, 3)
+
+
+def test_a_checkpoint_of_pictures_learns_expression_from_sections(
+    morphology_alone, tiny_config, tiny_section, tmp_path
+):
+    path = tiny_config(start=str(morphology_alone), autoencoder={}, transformer={})
+    folder = train(path, output=tmp_path / "more")
+    known = load_component(read_folder(morphology_alone), "transformer")
+    config = settle(load_config(path, output=tmp_path / "more"))
+    grown = build_transformer(config, load_cache(config)).eval()
+    x, time = torch.randn(2, 4, 8, 8), torch.tensor([100.0, 800.0])
+    morphology, expression = torch.randn(2, 1, 6), torch.randn(2, grown.config.expression_dim)
+    with torch.no_grad():  # before it has learned, expression says nothing
+        torch.testing.assert_close(grown(x, time, morphology, expression), known.float()(x, time, morphology))
+    checkpoint = load_checkpoint(folder, device="cpu")
+    assert checkpoint.card.conditions == ("expression", "morphology") and len(checkpoint.card.genes) == 12
+    assert checkpoint.encode_expression(tiny_section.spots.counts[:2], tiny_section.spots.genes).shape[0] == 2
+    assert (folder / "morphology_map" / "model.safetensors").is_file() and checkpoint.profiles
+    for part in ("vae", "morphology_encoder"):
+        for file in (folder / part).iterdir():
+            assert file.read_bytes() == (morphology_alone / part / file.name).read_bytes(), file
+    words = (folder / "README.md").read_text()
+    assert "It went on from the checkpoint `tiny`" in words and "- Expression: 12 genes" in words
+    train(path, output=tmp_path / "more")  # finished: nothing more happens, and nothing is refused

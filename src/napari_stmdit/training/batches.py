@@ -21,13 +21,13 @@ LOCAL_CELLS = 4
 
 @dataclass(frozen=True)
 class Batch:
-    """Latents (B, C, side, side), morphology (B, T, d), expression (B, e), and masks (B,), True where a condition is dropped."""
+    """Latents (B, C, side, side), morphology (B, T, d), expression (B, e) or None, and masks (B,), True where a condition is dropped."""
 
     latents: Tensor
     morphology: Tensor
-    expression: Tensor
+    expression: Tensor | None
     morphology_null: Tensor
-    expression_null: Tensor
+    expression_null: Tensor | None
 
 
 class Batches:
@@ -50,7 +50,7 @@ class Batches:
     ) -> None:
         self.latents = cache["latents"]
         self.mean, self.std = cache["mean"].view(1, -1, 1, 1), cache["std"].view(1, -1, 1, 1)
-        self.morphology, self.expression = morphology_vectors(cache["morphology"]), cache["expression"]
+        self.morphology, self.expression = morphology_vectors(cache["morphology"]), cache.get("expression")
         noises = {"morphology": settings.condition_noise, "expression": settings.expression_noise}
         self.noises = [noise * float(cache.get(f"{name}_spread", 1.0)) for name, noise in noises.items()]
         self.settings = settings
@@ -70,6 +70,10 @@ class Batches:
             x = torch.stack([item[:, r : r + side, c : c + side] for item, (r, c) in zip(x, corners, strict=True)])
             window = place + 1
         x = (x - self.mean) / self.std
+        if self.expression is None:
+            given = settings.share_both + settings.share_expression + settings.share_morphology
+            morphology = self._disturb(self.morphology[rows, window], self.noises[0])
+            return Batch(x, morphology, None, torch.rand(count, generator=rng) >= given, None)
         variant = torch.randint(self.expression.shape[1], (count,), generator=rng)
         morphology = self._disturb(self.morphology[rows, window], self.noises[0])
         expression = self._disturb(self.expression[rows, variant], self.noises[1])
@@ -97,6 +101,11 @@ class Batches:
 def morphology_vectors(cached: Tensor) -> Tensor:
     """Cached morphology (N, 1 + W, d) or (N, 1, T, d) -> (N, 1 + W or 1, T, d)."""
     return cached[:, :, None] if cached.ndim == 3 else cached
+
+
+def first_variants(cache: dict[str, Tensor]) -> Tensor | None:
+    """Return one expression vector (N, e) of each crop of a cache; None of pictures."""
+    return cache["expression"][:, 0] if "expression" in cache else None
 
 
 @dataclass(frozen=True)
@@ -155,8 +164,9 @@ def batch_loss(
         level.to(device, non_blocking=True),
         objective=batches.objective,
         autocast=autocast,
-        morphology=batch.morphology.to(device, non_blocking=True),
-        expression=batch.expression.to(device, non_blocking=True),
-        morphology_null=batch.morphology_null.to(device, non_blocking=True),
-        expression_null=batch.expression_null.to(device, non_blocking=True),
+        **{
+            name: None if condition is None else condition.to(device, non_blocking=True)
+            for name, condition in vars(batch).items()
+            if name != "latents"
+        },
     )

@@ -56,9 +56,10 @@ def make_card(
 ) -> CheckpointCard:
     """Return the card: the config's words and numbers, the genes and profiles, and whatever the checkpoint it started from says."""
     known = {key: value for key, value in config.card.items() if key in CheckpointCard.model_fields}
-    names = ", ".join(source.name for source in config.train)
+    names = ", ".join(source.name for source in (*config.train, *config.pictures))
+    kind = "Images without expression" if config.pictures else "Sections"
     known["training_data"] = _joined(
-        known.get("training_data", f"Sections {names}; the training config says no more of them."),
+        known.get("training_data", f"{kind} {names}; the training config says no more of them."),
         None if started is None else started.training_data,
         ""
         if started is None
@@ -82,6 +83,7 @@ def make_card(
             "patch_mpp": config.patch_mpp,
             "guidance": guidance,
             "steps": steps,
+            "conditions": ("morphology",) if config.pictures else ("expression", "morphology"),
             "genes": genes,
             "gene_hash": hash_genes(genes) if genes else "",
             "profiles": tuple(profiles),
@@ -126,7 +128,8 @@ def training_record(config: TrainingConfig, started: Started | None) -> dict[str
     return {
         "software": f"napari-stmdit {__version__}",
         "sections": section_records(config),
-        "held_out": [source.name for source in config.held_out],
+        **({"pictures": [source.name for source in config.pictures]} if config.pictures else {}),
+        "held_out": [source.name for source in (*config.held_out, *config.held_out_pictures)],
         "seed": config.seed,
         "steps": steps_taken(config),
         "settings": {name: getattr(config, name).model_dump(mode="json") for name in settings},

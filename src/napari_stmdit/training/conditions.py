@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -71,15 +71,20 @@ def smooth_counts(section: TrainingSection, counts: NDArray[np.float32], spread_
     return np.asarray(weights @ counts, dtype=np.float32)
 
 
-def choose_genes(sections: Sequence[TrainingSection], count: int) -> tuple[str, ...]:
+def choose_genes(
+    sections: Sequence[TrainingSection],
+    count: int,
+    always: Collection[str] = (),
+    regions: Mapping[str, Sequence[str]] = REGION_MARKERS,
+) -> tuple[str, ...]:
     """Choose the genes that vary most over tissue for their mean, within sections.
 
     Candidates stand in every section, are detected in a tenth of the spots and carry none of the prefixes of handling. Their
     variance within sections, after smoothing over neighbours, is compared with a cubic trend over the mean; the largest excess
-    wins. Marker genes of the regions are always taken where they are candidates by name.
+    wins. Marker genes of the regions and those of ``always`` are taken where they are candidates by name.
     """
     shared = set.intersection(*[set(s.section.spots.genes.symbols.tolist()) for s in sections])
-    names = tuple(sorted(g for g in shared if not g.startswith(SKIPPED)))
+    names = tuple(sorted(g for g in shared if not g.startswith(SKIPPED) or g in always))
     if len(names) < count:
         raise GeneError(f"the training sections share {len(names)} usable genes; {count} were asked for")
     tables = [counts_of(s, names) for s in sections]
@@ -92,8 +97,12 @@ def choose_genes(sections: Sequence[TrainingSection], count: int) -> tuple[str, 
         warnings.simplefilter("ignore", np.exceptions.RankWarning)  # few genes leave it open, and any trend will do
         trend = np.poly1d(np.polyfit(mean[usable], spread[usable], 3))
     excess = np.where(usable, spread - trend(mean), -np.inf)
-    markers = {m for ms in REGION_MARKERS.values() for m in ms}
-    excess[[name in markers for name in names]] = np.inf
+    forced = [name in always for name in names]
+    if sum(forced) > count:
+        raise GeneError(f"{sum(forced)} genes are always to be taken, but only {count} in all; raise expression.genes")
+    markers = {m for ms in regions.values() for m in ms}
+    excess[[name in markers for name in names]] = np.finfo(excess.dtype).max
+    excess[forced] = np.inf
     chosen = np.sort(np.argsort(-excess, kind="stable")[:count])
     return tuple(names[i] for i in chosen)
 
@@ -124,7 +133,8 @@ def fit_programs(
         An encoder whose programs are to be kept, with their genes, and read better: its scores of smoothed profiles are what is
         learned. Its last program, which says least, gives way to relative depth where it has no such program yet.
     """
-    genes = like.genes if like is not None else choose_genes(sections, settings.genes)
+    regions = settings.regions or REGION_MARKERS
+    genes = like.genes if like is not None else choose_genes(sections, settings.genes, settings.always, regions)
     counts = [counts_of(section, genes) for section in sections]
     smooth = [smooth_counts(s, c, settings.neighbour_um) for s, c in zip(sections, counts, strict=True)]
     targets = _known_targets(smooth, like) if like is not None else _component_targets(smooth, settings.programs)
@@ -280,7 +290,9 @@ def fit_morphology(trunk: FeatureTrunk, statistics: Tensor, components: int) -> 
 
 
 def region_profiles(
-    sections: Sequence[TrainingSection], genes: tuple[str, ...]
+    sections: Sequence[TrainingSection],
+    genes: tuple[str, ...],
+    markers: Mapping[str, Sequence[str]] = REGION_MARKERS,
 ) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32], float]]:
     """Return mean and spread (g,) of log1p(CP10k) over ``genes``, and mean relative depth, for each tissue region.
 
@@ -289,7 +301,7 @@ def region_profiles(
     the other regions, see `region_margins`. A region with fewer than `FEWEST_MARKERS` markers in some section is left out.
     """
     there = set.intersection(*[set(s.section.spots.genes.symbols.tolist()) for s in sections])
-    regions = {name: ms for name, ms in REGION_MARKERS.items() if len(there & set(ms)) >= FEWEST_MARKERS}
+    regions = {name: ms for name, ms in markers.items() if len(there & set(ms)) >= FEWEST_MARKERS}
     if len(regions) < 2:
         return {}
     names = tuple(dict.fromkeys(g for ms in regions.values() for g in ms))
@@ -298,8 +310,8 @@ def region_profiles(
         smooth = log_normalise(smooth_counts(section, counts_of(section, genes), 100.0))
         pooled.append(smooth)
         total = np.asarray(section.section.spots.counts.sum(axis=1)).reshape(-1, 1)
-        markers = np.log1p(smooth_counts(section, counts_of(section, names) * (PER / np.maximum(total, 1)), 100.0))
-        standard = (markers - markers.mean(axis=0)) / (markers.std(axis=0) + 0.05)
+        levels = np.log1p(smooth_counts(section, counts_of(section, names) * (PER / np.maximum(total, 1)), 100.0))
+        standard = (levels - levels.mean(axis=0)) / (levels.std(axis=0) + 0.05)
         place = {name: column for column, name in enumerate(names)}
         scores.append(np.column_stack([standard[:, [place[m] for m in ms]].mean(axis=1) for ms in regions.values()]))
     values, score = np.concatenate(pooled), np.concatenate(scores)

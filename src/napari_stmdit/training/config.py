@@ -13,6 +13,10 @@ from ..intent import Intent
 from ..types import Guidance
 
 Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Part = tuple[Share, Share, Share, Share]
+"""A rectangle of an image: top, left, bottom, right as shares of its height and width."""
+WHOLE: Part = (0.0, 0.0, 1.0, 1.0)
 
 
 class _Settings(Intent):
@@ -29,6 +33,8 @@ class TableSource(_Settings):
     image: Path
     pitch_um: Annotated[float, Field(gt=0)] = 200.0
     spot_um: Annotated[float, Field(gt=0)] = 100.0
+    part: Part = WHOLE
+    """What of it is taken: spots and pixels outside are not seen, so that another part can be held out."""
 
 
 class FolderSource(_Settings):
@@ -39,6 +45,8 @@ class FolderSource(_Settings):
     folder: Path
     image: Path | None = None
     mpp: Annotated[float, Field(gt=0)] | None = None
+    part: Part = WHOLE
+    """As of a table."""
 
 
 class SampleSource(_Settings):
@@ -58,16 +66,13 @@ class _PictureSource(_Settings):
     weight: Annotated[float, Field(gt=0)] = 1.0
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
 class ImageSource(_PictureSource):
-    """A slide image without expression, or the ``part`` of it between two corners: top, left, bottom, right as shares of its sides."""
+    """A slide image without expression, or a ``part`` of it."""
 
     kind: Literal["image"] = "image"
     image: Path
     mpp: Annotated[float, Field(gt=0)]
-    part: tuple[Share, Share, Share, Share] = (0.0, 0.0, 1.0, 1.0)
+    part: Part = WHOLE
 
 
 class TilesSource(_PictureSource):
@@ -109,6 +114,10 @@ class ExpressionSettings(_Settings):
     """
 
     genes: Positive = 1000
+    always: tuple[str, ...] = ()
+    """Genes that are among them wherever every section has measured them, however little they vary: those that edits name."""
+    regions: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Tissue region -> its marker genes, of which profiles are made; none: those of breast, see `REGION_MARKERS`."""
     programs: Positive = 32
     neighbour_um: Annotated[float, Field(gt=0)] = 100.0
     plain_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -150,6 +159,8 @@ class LatentSettings(_Settings):
     """The cache of encoded crops that the diffusion stage learns from."""
 
     crops: Positive = 8000
+    pictures: tuple[str, ...] = ()
+    """Names of the ``pictures`` that crops are drawn from here and learned from by the transformer; none: all of them."""
     morphology_components: Positive = 32
     scale_power: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Normalised channels keep a standard deviation proportional to (their effect on the pixels) to this power."""
@@ -223,7 +234,8 @@ class TrainingConfig(_Settings):
     """Folder of the finished checkpoint; None: ``checkpoint`` inside ``output``."""
     start: str | None = None
     """Name or folder of a checkpoint to go on from: its autoencoder, encoders and scheduler are kept as they are (but for
-    ``expression.refit`` and ``autoencoder.refine``), its transformer is trained further. A folder is taken from the config file's
+    ``expression.refit`` and ``autoencoder.refine``), its transformer is trained further. One that is conditioned on morphology alone, as
+    a training on ``pictures`` makes it, learns expression here. A folder is taken from the config file's
     folder. None: everything is trained from the beginning."""
     allow_gene_mismatch: bool = False
     """Go on where a section has too few of the genes of the checkpoint to start from; those it lacks count as their mean."""
@@ -280,6 +292,13 @@ class TrainingConfig(_Settings):
     def _learns_from_something(self) -> TrainingConfig:
         if bool(self.train) == bool(self.pictures):
             raise ValueError("give either sections under 'train' or images without expression under 'pictures'")
+        if self.pictures and self.start is not None:
+            raise ValueError(
+                "images without expression under 'pictures' are learned from the beginning; leave out 'start'"
+            )
+        unknown = sorted(set(self.latents.pictures) - {picture.name for picture in self.pictures})
+        if unknown:
+            raise ValueError(f"latents.pictures names {', '.join(unknown)}, which 'pictures' does not have")
         return self
 
     def source_path(self, path: Path) -> Path:

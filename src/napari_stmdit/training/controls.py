@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .batches import morphology_vectors, prediction_losses
+from .batches import first_variants, morphology_vectors, prediction_losses
 from .config import DiffusionSettings
 from .encoding import window_corners
 from .objective import Objective
@@ -41,9 +41,9 @@ class Controls:
         self.name = "validation" if held else "seen_in_training"
         self.objective, self.worker = objective, worker
         latents, morphology, expression = (
-            (cache["held_latents"], cache["held_morphology"], cache["held_expression"])
+            (cache["held_latents"], cache["held_morphology"], cache.get("held_expression"))
             if held
-            else (cache["latents"], cache["morphology"], cache["expression"][:, 0])
+            else (cache["latents"], cache["morphology"], first_variants(cache))
         )
         rng = torch.Generator().manual_seed(7)
         count = min(PLACES, len(latents))
@@ -58,17 +58,18 @@ class Controls:
         noise = torch.randn(x.shape, generator=rng)
         order = torch.randperm(count, generator=rng)
         level = objective.even_levels(count, settings.level_shift)[order]
-        true, own = vectors[rows, window], expression[rows]
-        shuffled = own.roll(count // 2, 0)
+        true = vectors[rows, window]
         self._given = tuple(part.to(worker.device) for part in (x, noise, level))
-        cases: dict[str, tuple[Tensor | None, Tensor | None]] = {
-            "both": (true, own),
-            "both_shuffled": (true, shuffled),
-            "morphology": (true, None),
-            "expression": (None, own),
-            "expression_shuffled": (None, shuffled),
-            "none": (None, None),
-        }
+        cases: dict[str, tuple[Tensor | None, Tensor | None]] = {"morphology": (true, None), "none": (None, None)}
+        if expression is not None:
+            own = expression[rows]
+            shuffled = own.roll(count // 2, 0)
+            cases |= {
+                "both": (true, own),
+                "both_shuffled": (true, shuffled),
+                "expression": (None, own),
+                "expression_shuffled": (None, shuffled),
+            }
         self._cases = {
             name: [None if part is None else part.to(worker.device) for part in parts] for name, parts in cases.items()
         }

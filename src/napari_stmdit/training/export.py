@@ -22,11 +22,11 @@ from ..storage.atomic import write_text
 from ..storage.owned import Work
 from .autoencoder import load_autoencoder
 from .cards import keeps_scheduler, make_card, make_scheduler, steps_taken, training_record
-from .conditions import region_profiles
+from .conditions import REGION_MARKERS, region_profiles
 from .config import TrainingConfig
 from .diffusion import load_transformer_average
 from .following import MAP_ENTRY, write_map
-from .latents import encoder_folder, load_cache
+from .latents import encoder_folder, fits_expression, load_cache
 from .modelcard import model_card
 from .opening import open_sections
 from .start import KEPT, Started, note_start, open_start
@@ -114,9 +114,12 @@ def _write(config: TrainingConfig, draft: Path, target: Path, started: Started |
     card = make_card(config, genes, profiles, started)
     (draft / "stmdit.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
     _write_json(draft / "model_index.json", index)
-    follows = write_map(config, draft)  # by the encoders as they are written
-    _write_json(draft / "model_index.json", {**index, MORPHOLOGY_MAP: MAP_ENTRY})
-    _write_json(draft / "training.json", training_record(config, started) | {MORPHOLOGY_MAP: follows.facts()})
+    follows, record = None, training_record(config, started)
+    if "expression" in card.conditions:
+        follows = write_map(config, draft)  # by the encoders as they are written
+        _write_json(draft / "model_index.json", {**index, MORPHOLOGY_MAP: MAP_ENTRY})
+        record |= {MORPHOLOGY_MAP: follows.facts()}
+    _write_json(draft / "training.json", record)
     words = model_card(config, card, steps_taken(config), started, follows)
     (draft / "README.md").write_text(words, encoding="utf-8")
     _check_sizes(draft, target)
@@ -135,11 +138,14 @@ def _write_own_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ..
     vae.half().save_pretrained(draft / "vae")
     scheduler = make_scheduler(config)
     scheduler.save_pretrained(draft / "scheduler")
+    SmallConvEncoder.load(encoder_folder(config, "morphology")).save(draft / "morphology_encoder")
+    index = _head() | INDEX | {"scheduler": ["diffusers", type(scheduler).__name__]}
+    if config.pictures:
+        index.pop("expression_encoder")
+        return (), (), index
     expression = LinearProgramEncoder.load(encoder_folder(config, "expression"))
     expression.save(draft / "expression_encoder")
-    SmallConvEncoder.load(encoder_folder(config, "morphology")).save(draft / "morphology_encoder")
-    profiles = _write_profiles(config, expression, draft)
-    return expression.genes, profiles, _head() | INDEX | {"scheduler": ["diffusers", type(scheduler).__name__]}
+    return expression.genes, _write_profiles(config, expression, draft), index
 
 
 def _copy_kept_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:
@@ -153,20 +159,21 @@ def _copy_kept_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ..
     if config.autoencoder.refine:
         shutil.rmtree(draft / "vae")
         load_autoencoder(config).half().save_pretrained(draft / "vae")
-    profiles = start.card.profiles
-    if config.expression.refit:
-        expression = LinearProgramEncoder.load(encoder_folder(config, "expression"))
-        shutil.rmtree(draft / "expression_encoder")
-        expression.save(draft / "expression_encoder")
-        profiles = _write_profiles(config, expression, draft)
+    genes, profiles = start.card.genes, start.card.profiles
     index = {**read_settings(start.path / "model_index.json"), **_head()}
+    if fits_expression(config):
+        expression = LinearProgramEncoder.load(encoder_folder(config, "expression"))
+        shutil.rmtree(draft / "expression_encoder", ignore_errors=True)
+        expression.save(draft / "expression_encoder")
+        genes, profiles = expression.genes, _write_profiles(config, expression, draft)
+        index["expression_encoder"] = INDEX["expression_encoder"]
     index.pop(MORPHOLOGY_MAP, None)  # written, or copied, when all else is there
     if not keeps_scheduler(config):
         scheduler = make_scheduler(config)
         shutil.rmtree(draft / "scheduler")
         scheduler.save_pretrained(draft / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
-    return start.card.genes, profiles, index
+    return genes, profiles, index
 
 
 def _head() -> dict[str, Any]:
@@ -192,7 +199,9 @@ def _write_profiles(config: TrainingConfig, expression: LinearProgramEncoder, fo
     from safetensors.numpy import save_file
 
     arrays = {}
-    profiles = region_profiles(open_sections(config, "train"), expression.genes)
+    profiles = region_profiles(
+        open_sections(config, "train"), expression.genes, config.expression.regions or REGION_MARKERS
+    )
     for name, (mean, spread, depth) in profiles.items():
         arrays[f"{name}.mean"] = np.ascontiguousarray(mean, dtype=np.float32)
         arrays[f"{name}.spread"] = np.ascontiguousarray(spread, dtype=np.float32)

@@ -11,7 +11,7 @@ from ..errors import CheckpointError
 from ..synthesis.identity import differences
 from ..tissue.identity import section_identity, whole_slide_hash
 from ..types import Section
-from .config import AugmentationSettings, AutoencoderSettings, TrainingConfig
+from .config import AugmentationSettings, AutoencoderSettings, ExpressionSettings, LatentSettings, TrainingConfig
 from .opening import source_sections
 from .pictures import picture_records
 from .state import save_text
@@ -28,7 +28,7 @@ _DECODER = {
     *("refine", "refined_share", "decoder_steps", "decoder_rate", "adversarial", "feature_matching", "validate_every")
 }
 """Settings that say how long to train, which may be raised, and those that latents do not depend on."""
-_LATER = {"hed", "mpp", "encoder_widths", "decoder_widths"}
+_LATER = {"hed", "mpp", "encoder_widths", "decoder_widths", "pictures", "always", "regions"}
 """Settings that earlier versions did not have: noted where they differ from what was done then."""
 
 
@@ -80,6 +80,9 @@ def _inputs(config: TrainingConfig) -> dict[str, Any]:
     }
     if config.pictures:
         shared["pictures"] = picture_records(config, "pictures")
+    held_out_pictures = (
+        {"held_out_pictures": picture_records(config, "held_out_pictures")} if config.held_out_pictures else {}
+    )
     return {
         "autoencoder": {
             **shared,
@@ -87,23 +90,23 @@ def _inputs(config: TrainingConfig) -> dict[str, Any]:
         },
         "latents": {
             **shared,
+            **held_out_pictures,
             "held_out": held_out,
             "patch_px": config.patch_px,
             "autoencoder": _known(config.autoencoder, _DECODER),
-            "expression": config.expression.model_dump(mode="json"),
-            "latents": config.latents.model_dump(mode="json"),
+            "expression": _known(config.expression),
+            "latents": _known(config.latents),
             "small_cells": config.diffusion.small_cells,
         },
     }
 
 
-def _known(settings: AugmentationSettings | AutoencoderSettings, without: Collection[str] = ()) -> dict[str, Any]:
+def _known(
+    settings: AugmentationSettings | AutoencoderSettings | ExpressionSettings | LatentSettings,
+    without: Collection[str] = (),
+) -> dict[str, Any]:
     """Return settings as they are noted."""
-    plain = {
-        name
-        for name in _LATER & set(type(settings).model_fields)
-        if name not in settings.model_dump(exclude_defaults=True)
-    }
+    plain = _LATER - set(settings.model_dump(exclude_defaults=True))
     return settings.model_dump(mode="json", exclude={*without, *plain})
 
 

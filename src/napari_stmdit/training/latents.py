@@ -31,10 +31,13 @@ from .encoding import (
 from .launch import Control, run_alone, run_workers
 from .opening import open_sampler, open_sections
 from .parallel import Worker, choose_compute
-from .start import latent_statistics_of, open_start, starting_sources, starting_vae
+from .pictures import PictureSampler, held_out_crops, open_pictures
+from .start import latent_statistics_of, learns_expression, open_start, starting_sources, starting_vae
 from .state import Clock, Log, load_state, save_state
 
 ENCODE_BATCH = 16
+HELD_OUT_CROPS = 24
+"""Crops of each held-out picture, for the validation loss and the samples."""
 
 
 def cache_path(config: TrainingConfig) -> Path:
@@ -53,7 +56,9 @@ def make_cache(config: TrainingConfig, control: Control | None = None) -> Path:
     if path.is_file():
         return path
     control = control or Control()
-    if fits_expression(config):
+    if config.pictures:
+        pass  # there is no expression
+    elif fits_expression(config):
         run_alone(config, _fit_programs, config)
     elif not _has_programs(config):
         run_workers(config, control, _encode_spots, config)
@@ -67,8 +72,8 @@ def load_cache(config: TrainingConfig) -> dict[str, Tensor]:
 
     Keys: ``latents`` (N, C, h, w) float16, ``mean`` and ``std`` (C,), ``morphology`` (N, 1 + W, d) of the whole crop and of its
     windows (`window_corners`), or (N, 1, T, d) of an encoder that describes whole crops alone, ``expression`` (N, V, e); and of the n
-    spots of the held-out sections ``held_latents``, ``held_morphology`` (n, 1 + W, d), ``held_expression``. Where the encoders were
-    not fitted here, ``morphology_spread`` and ``expression_spread`` (), by which noise on the conditions is scaled.
+    spots of the held-out sections ``held_latents``, ``held_morphology`` (n, 1 + W, d), ``held_expression``. Of pictures there is no
+    expression. Where the encoders were not fitted here, ``morphology_spread`` and ``expression_spread`` (), by which noise on the conditions is scaled.
     """
     state = load_state(cache_path(config))
     if state is None:
@@ -81,14 +86,14 @@ def load_cache(config: TrainingConfig) -> dict[str, Tensor]:
 
 def fits_expression(config: TrainingConfig) -> bool:
     """Whether the expression encoder is fitted here, not kept as the checkpoint to start from has it."""
-    return config.start is None or config.expression.refit
+    return config.start is None or config.expression.refit or learns_expression(config)
 
 
 def _fit_programs(config: TrainingConfig) -> None:
     like = None
     if config.start is None:
         load_autoencoder(config)  # says what must run first before minutes are spent on expression
-    else:
+    elif not learns_expression(config):
         like = LinearProgramEncoder.load(open_start(config).components["expression_encoder"].path)
     folder = encoder_folder(config, "programs" if like is None else "expression")
     if not (folder / "config.json").is_file():
@@ -103,10 +108,13 @@ def _encodings(config: TrainingConfig, device: torch.device) -> tuple[ImageEncod
     """Return how crops are encoded, and the expression encoder: those of the checkpoint to start from, or fitted here."""
     small = config.diffusion.small_cells
     if config.start is None:
-        expression = LinearProgramEncoder.load(encoder_folder(config, "programs"))
+        expression = None if config.pictures else LinearProgramEncoder.load(encoder_folder(config, "programs"))
         return WindowEncoding(load_autoencoder(config), None, small, device), expression
     folder = open_start(config)
     vae = starting_vae(folder)
+    if learns_expression(config):
+        known = SmallConvEncoder.load(folder.components["morphology_encoder"].path)
+        return WindowEncoding(vae, known, small, device), LinearProgramEncoder.load(encoder_folder(config, "programs"))
     expression, morphology = starting_sources(folder, device)
     if config.expression.refit:
         expression = LinearProgramEncoder.load(encoder_folder(config, "expression"))
@@ -161,7 +169,11 @@ def _spot_vectors(worker: Worker, config: TrainingConfig, source: Any) -> list[T
     return vectors
 
 
-def _place_expression(config: TrainingConfig, encoder: Any, sampler: CropSampler) -> PlaceExpression:
+def _place_expression(
+    config: TrainingConfig, encoder: Any, sampler: CropSampler | PictureSampler
+) -> PlaceExpression | None:
+    if isinstance(sampler, PictureSampler):
+        return None
     if isinstance(encoder, LinearProgramEncoder):
         return ProgramExpression(encoder, sampler.sections, config.expression)
     first = load_state(_spot_file(config, 0))
@@ -191,11 +203,12 @@ def _encode(worker: Worker, config: TrainingConfig) -> None:
         state = None
     start = 0 if state is None else len(state["latents"])
     parts: dict[str, list[Tensor]] = {
-        key: [] if state is None else [state[key]] for key in ("latents", "statistics", "expression")
+        key: [] if state is None or key not in state else [state[key]]
+        for key in ("latents", "statistics", "expression")
     }
     if start < wanted:
         encoding, encoder = _encodings(config, worker.device)
-        sampler = open_sampler(config)
+        sampler = open_pictures(config, config.latents.pictures) if config.pictures else open_sampler(config)
         expression = _place_expression(config, encoder, sampler)
     rng = generator(config, worker, 3, start)
     log, clock = Log(config.output / "latents.jsonl", worker.leads), Clock(config.checkpoint_seconds)
@@ -212,7 +225,8 @@ def _encode(worker: Worker, config: TrainingConfig) -> None:
         encoded, described = encoding(np.stack([crop.pixels for crop in crops]))
         parts["latents"].append(encoded)
         parts["statistics"].append(described)
-        parts["expression"].append(torch.stack([expression(crop, rng) for crop in crops]))
+        if expression is not None:
+            parts["expression"].append(torch.stack([expression(crop, rng) for crop in crops]))
         done += len(crops)
         worker.report("latents", worker.count * done, worker.count * wanted)
         if done < wanted and clock.due():
@@ -231,10 +245,12 @@ def _merge(config: TrainingConfig) -> None:
     merged = {
         key: torch.cat([part[key] for part in parts if part is not None])
         for key in ("latents", "statistics", "expression")
+        if key in first
     }
     device = torch.device(choose_compute(config).device)
     encoding, expression = _encodings(config, device)
-    vectors, further = merged["expression"], dict[str, Tensor]()
+    further = dict[str, Tensor]()
+    vectors = merged.get("expression")
     if config.start is None:
         assert isinstance(encoding, WindowEncoding)
         model = load_autoencoder(config)
@@ -242,23 +258,26 @@ def _merge(config: TrainingConfig) -> None:
         encoding.encoder = fit_morphology(make_trunk(model), statistics, components)
         mean, std = latent_statistics(model, merged["latents"], config.latents.scale_power)
         whitened = encoding.conditions(merged["statistics"])
-        expression, vectors = rank_by_morphology(expression, vectors, whitened[:, 0])
         encoding.encoder.save(encoder_folder(config, "morphology"))
-        expression.save(encoder_folder(config, "expression"))
     else:
         mean, std = latent_statistics_of(starting_vae(open_start(config)), merged["latents"].shape[1])
         whitened = encoding.conditions(merged["statistics"])
         if not isinstance(expression, LinearProgramEncoder):
+            assert vectors is not None  # only pictures have none, and they start from nothing
             further["expression_spread"] = vectors.flatten(0, 1).std(0).mean()
         if isinstance(encoding, WholeEncoding):
             further["morphology_spread"] = whitened.flatten(0, 2).std(0).mean()
+    if vectors is not None:
+        if config.start is None or learns_expression(config):
+            expression, vectors = rank_by_morphology(expression, vectors, whitened[:, 0])
+            expression.save(encoder_folder(config, "expression"))
+        further["expression"] = vectors
     save_state(
         cache_path(config),
         latents=merged["latents"],
         mean=mean,
         std=std,
         morphology=whitened,
-        expression=vectors,
         **further,
         **_held_out(config, encoding, expression),
     )
@@ -291,21 +310,17 @@ def pixel_effect(model: StmditAutoencoder, latents: Tensor, spread: Tensor) -> T
 
 def _held_out(config: TrainingConfig, encoding: ImageEncoding, expression: Any) -> dict[str, Tensor]:
     """Encode the held-out sections' spots, for the validation loss and the samples alone."""
-    latents, morphology, vectors = [], [], []
+    parts: dict[str, list[Tensor]] = {"held_latents": [], "held_morphology": [], "held_expression": []}
+    crops = list(held_out_crops(config, HELD_OUT_CROPS).values())
     for section in open_sections(config, "held_out"):
-        patches = np.stack([cut(section.pixels, centre, config.patch_px)[0] for centre in section.yx])
+        crops.append(np.stack([cut(section.pixels, centre, config.patch_px)[0] for centre in section.yx]))
+        parts["held_expression"].append(_vectors_of(expression, section))
+    for patches in crops:
         for start in range(0, len(patches), ENCODE_BATCH):
             encoded, described = encoding(patches[start : start + ENCODE_BATCH])
-            latents.append(encoded)
-            morphology.append(encoding.conditions(described))
-        vectors.append(_vectors_of(expression, section))
-    if not latents:
-        return {}
-    return {
-        "held_latents": torch.cat(latents),
-        "held_morphology": torch.cat(morphology),
-        "held_expression": torch.cat(vectors),
-    }
+            parts["held_latents"].append(encoded)
+            parts["held_morphology"].append(encoding.conditions(described))
+    return {name: torch.cat(values) for name, values in parts.items() if values}
 
 
 def _vectors_of(expression: Any, section: TrainingSection) -> Tensor:

@@ -35,15 +35,15 @@ def model_card(
         Its map from expression to morphology.
     """
     rule = card.guidance.rule or "nested_morphology_first"
-    made = _from_the_beginning(config, card, steps) if started is None else _gone_on(config, steps, started)
+    made = _from_the_beginning(config, card, steps) if started is None else _gone_on(config, card, steps, started)
     return f"""# Checkpoint `{card.name}`
 
-Synthesizes H&E patches of {card.patch_px} x {card.patch_px} px at {card.patch_mpp:g} um/px ({card.patch_um:.0f} um) from gene expression and morphology.
+Synthesizes H&E patches of {card.patch_px} x {card.patch_px} px at {card.patch_mpp:g} um/px ({card.patch_um:.0f} um) from {" and ".join(card.conditions).replace("expression", "gene expression")}.
 
 ## Data
 {card.training_data}
 
-Sections trained on: {", ".join(s.name for s in config.train)}. Held out, never trained on: {", ".join(s.name for s in config.held_out) or "none"}.
+{_trained_on(config)}
 
 ## Licence
 {card.licence}
@@ -58,6 +58,13 @@ Sections trained on: {", ".join(s.name for s in config.train)}. Held out, never 
 Defaults: {card.steps} steps, expression scale {card.guidance.expression:g}, morphology scale {card.guidance.morphology:g}, rule `{rule}`.
 {_profiles(config, card, started)}{"" if follows is None else map_section(follows)}
 """
+
+
+def _trained_on(config: TrainingConfig) -> str:
+    kind = "Images without expression" if config.pictures else "Sections"
+    trained = ", ".join(source.name for source in (*config.train, *config.pictures))
+    held_out = ", ".join(source.name for source in (*config.held_out, *config.held_out_pictures))
+    return f"{kind} trained on: {trained}. Held out, never trained on: {held_out or 'none'}."
 
 
 def map_section(follows: MorphologyMap) -> str:
@@ -78,9 +85,15 @@ expression in these sections, an association, and no more of it than this."""
 
 def _from_the_beginning(config: TrainingConfig, card: CheckpointCard, steps: Mapping[str, int]) -> str:
     return f"""- Autoencoder: {config.autoencoder.latent_channels} channels, 8 px a cell; closed-form linear maps with a convolutional residual. \
-{steps["autoencoder"]} steps on pixels, gradients and texture, then {steps["decoder"]} steps of the decoder against a patch discriminator.
-- Expression: {len(card.genes)} genes, log1p(counts per 10,000), {config.expression.programs} linear programs ranked by what they say about morphology. {_by_depth(config)}
+{steps["autoencoder"]} steps on pixels, gradients and texture, then {steps["decoder"]} steps of the decoder against a patch discriminator.{_expression(config, card)}
 - Morphology: {config.latents.morphology_components} whitened components of the statistics of convolutional features."""
+
+
+def _expression(config: TrainingConfig, card: CheckpointCard) -> str:
+    if not card.genes:
+        return ""
+    return f"""
+- Expression: {len(card.genes)} genes, log1p(counts per 10,000), {config.expression.programs} linear programs ranked by what they say about morphology. {_by_depth(config)}"""
 
 
 def _by_depth(config: TrainingConfig) -> str:
@@ -90,7 +103,7 @@ def _by_depth(config: TrainingConfig) -> str:
     )
 
 
-def _gone_on(config: TrainingConfig, steps: Mapping[str, int], started: Started) -> str:
+def _gone_on(config: TrainingConfig, card: CheckpointCard, steps: Mapping[str, int], started: Started) -> str:
     before = started.training.get("steps")
     known = f" They had taken, as far as is recorded: {_listed(before)}." if isinstance(before, Mapping) else ""
     new = []
@@ -101,7 +114,10 @@ def _gone_on(config: TrainingConfig, steps: Mapping[str, int], started: Started)
     if config.expression.refit:
         new.append(f"- Expression: the programs of that checkpoint, learned anew. {_by_depth(config)}")
     kept = "unchanged" if not new else "unchanged but for what follows"
-    head = f"- It went on from the checkpoint `{started.name}` (SHA-256 `{started.sha256}`). Autoencoder, encoders and gene list are that checkpoint's, {kept}.{known}"
+    parts = "encoders and gene list"
+    if not any(name.startswith("expression_encoder") for name in started.parts):
+        parts, new = "scheduler and encoder of morphology", [*new, _expression(config, card).strip()]
+    head = f"- It went on from the checkpoint `{started.name}` (SHA-256 `{started.sha256}`). Autoencoder, {parts} are that checkpoint's, {kept}.{known}"
     return "\n".join([head, *new])
 
 

@@ -149,15 +149,15 @@ _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 # ------------------------------------------------------------------------------------------------- opening
 
 
-def open_pictures(config: TrainingConfig) -> PictureSampler:
-    """Open the pictures of a config for drawing crops; those of slides lie in files that processes share.
+def open_pictures(config: TrainingConfig, names: Sequence[str] = ()) -> PictureSampler:
+    """Open the pictures of a config, or some by ``names``, for drawing crops; those of slides lie in files that processes share.
 
     Raises
     ------
     RequestError
         Pictures cannot be opened or used; names every fault with its place.
     """
-    sources = config.pictures
+    sources = [source for source in config.pictures if not names or source.name in names]
     pools = _open(config, sources, "pictures")
     return PictureSampler(pools, [source.weight for source in sources], config.augmentation, config.patch_mpp)
 

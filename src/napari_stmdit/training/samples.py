@@ -18,7 +18,7 @@ from ..model.pipeline import STMDiTPipeline
 from ..model.transformer import STMDiTTransformer2D
 from ..storage.atomic import write_atomically
 from ..tissue.labels import NEW, labelled
-from .batches import morphology_vectors
+from .batches import first_variants, morphology_vectors
 from .cards import guidance_and_steps, make_scheduler
 from .config import TrainingConfig
 from .start import open_start, starting_vae
@@ -48,14 +48,15 @@ class SampleSheet:
         held = "held_latents" in cache
         self.where = "held-out spots" if held else "crops seen in training"
         prefix = "held_" if held else ""
-        latents, expression = cache[prefix + "latents"], cache[prefix + "expression"]
+        latents = cache[prefix + "latents"]
+        expression = cache.get("held_expression") if held else first_variants(cache)
         count = min(config.diffusion.samples, len(latents))
         rows = torch.randperm(len(latents), generator=torch.Generator().manual_seed(SEED))[:count]
         self.folder = config.output / "samples"
         self.guidance, self.steps = guidance_and_steps(config)
         self._side = config.patch_px
         self._morphology = morphology_vectors(cache[prefix + "morphology"])[rows, 0]
-        self._expression = expression[rows] if held else expression[rows, 0]
+        self._expression = None if expression is None else expression[rows]
         mean, std = (cache[key].view(1, -1, 1, 1) for key in ("mean", "std"))
         self._real = (latents[rows].float() - mean) / std
         self._vae = _decoder(config, cache).to(device)
@@ -79,7 +80,7 @@ class SampleSheet:
     def _draw(self, model: STMDiTTransformer2D, step: int) -> Image.Image:
         pipeline = STMDiTPipeline(transformer=model, vae=self._vae, scheduler=self._scheduler)
         rows = [("slide through the autoencoder", pipeline.decode(self._real))]
-        for label in ROWS:
+        for label in ROWS if self._expression is not None else ROWS[2:]:
             morphology = self._morphology if label in ("both", "morphology only") else None
             expression = self._expression if label in ("both", "expression only") else None
             rows.append((f"synthetic: {label}", self._patches(pipeline, morphology, expression)))
