@@ -21,9 +21,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from napari_stmdit.assemble import list_checkpoints
 from napari_stmdit.evaluation.effects import ms_ssim
 from napari_stmdit.evaluation.image import blank_fraction, high_frequency
 from napari_stmdit.model.autoencoder import StmditAutoencoder
+from napari_stmdit.model.folder import load_component, read_folder
 from napari_stmdit.storage.fingerprint import of_folder
 from napari_stmdit.synthesis.boxes import boxes_around
 from napari_stmdit.tissue.crops import read_patches
@@ -67,14 +69,12 @@ def main() -> None:
 
 def load(name: str) -> tuple[StmditAutoencoder, str]:
     """Return an autoencoder in float32 and the hash of its folder."""
-    folder = Path(name)
-    if not (folder / "config.json").is_file():
-        from napari_stmdit.assemble import list_checkpoints
-
-        known = {entry.name: entry.path for entry in list_checkpoints()}
-        folder = known.get(name, folder) / "vae"
-    model: StmditAutoencoder = StmditAutoencoder.from_pretrained(folder, torch_dtype=torch.float32)
-    return model.eval(), of_folder(folder)
+    if (Path(name) / "config.json").is_file():
+        model: StmditAutoencoder = StmditAutoencoder.from_pretrained(name, torch_dtype=torch.float32)
+        return model.eval(), of_folder(name)
+    known = {entry.name: entry.path for entry in list_checkpoints()}
+    folder = read_folder(known.get(name, Path(name)))
+    return load_component(folder, "vae"), of_folder(folder.components["vae"].weights("vae"))
 
 
 def held_out(root: Path, limit: int) -> dict[str, Callable[[], np.ndarray]]:

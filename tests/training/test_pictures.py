@@ -1,12 +1,14 @@
 """Images without expression: what is drawn of them, and an autoencoder that learns from them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from training_settings import TINY
 
 from napari_stmdit.assemble import load_checkpoint
@@ -49,9 +51,10 @@ def pictures(tmp_path, textured):
     tiles.mkdir()
     lines = ["file,case,mpp"]
     for number, case in enumerate(("one", "one", "two", "left-out")):
-        Image.fromarray(textured[:120, 300:420] if case != "left-out" else textured[:120, :120]).save(
-            tiles / f"{number}.png"
-        )
+        tile = textured[:120, 300:420] * np.array(
+            [1, case != "left-out", 1], dtype=np.uint8
+        )  # no green in the one left out
+        Image.fromarray(tile).save(tiles / f"{number}.png")
         lines.append(f"{number}.png,{case},0.7")
     (tmp_path / "tiles.csv").write_text("\n".join(lines) + "\n")
     table = {"kind": "tiles", "table": "tiles.csv", "folder": "tiles", "slide": "case"}
@@ -80,10 +83,10 @@ def test_crops_come_from_what_is_not_held_out_and_only_from_that(pictures):
     crops = open_pictures(config).batch(np.random.default_rng(0), 40, 64)
     from_tiles, from_left = (~crops.any(axis=(1, 2))[:, channel] for channel in (0, 2))
     assert crops.shape == (40, 64, 64, 3) and from_tiles.any() and from_left.any()
-    assert (from_tiles ^ from_left).all()
+    assert (from_tiles ^ from_left).all() and crops[..., 1].any(axis=(1, 2)).all()
     held = held_out_crops(config, 5)
     assert {name: crops.shape for name, crops in held.items()} == dict.fromkeys(("other", "right"), (5, 64, 64, 3))
-    assert not held["right"][..., 0].any() and not held["other"][..., 2].any()
+    assert not held["right"][..., 0].any() and not held["other"][..., 1].any()
     np.testing.assert_array_equal(held["right"], held_out_crops(config, 5)["right"])
 
 
@@ -204,3 +207,27 @@ def test_a_checkpoint_of_pictures_learns_expression_from_sections(
     words = (folder / "README.md").read_text()
     assert "It went on from the checkpoint `tiny`" in words and "- Expression: 12 genes" in words
     train(path, output=tmp_path / "more")  # finished: nothing more happens, and nothing is refused
+
+
+def test_checkpoints_of_the_package_share_one_autoencoder(morphology_alone, tiny_config, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    monkeypatch.setattr("napari_stmdit.model.references.PACKAGE_DATA", data)
+    shutil.copytree(morphology_alone, data / "holder")
+    path = tiny_config(start=str(morphology_alone), autoencoder={}, transformer={}, vae_of="holder")
+    folder = train(path, output=tmp_path / "more")
+    assert sorted(file.name for file in (folder / "vae").iterdir()) == ["config.json", "reference.json"]
+    shared, own = (
+        load_checkpoint(place, device="cpu").pipeline.vae.state_dict() for place in (folder, morphology_alone)
+    )
+    assert all(torch.equal(shared[name], own[name]) for name in own)
+    weights = data / "holder" / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({name: value + 1 for name, value in load_file(weights).items()}, weights)
+    with pytest.raises(CheckpointError, match="damaged or another version"):
+        load_checkpoint(folder, device="cpu")
+    shutil.rmtree(folder)
+    with pytest.raises(
+        CheckpointError, match="'holder' for the autoencoder, but the one in the package's data is another one"
+    ):
+        train(path, "export", output=tmp_path / "more")
+    with pytest.raises(RequestError, match="give 'start', or leave 'vae_of' out"):
+        load_config(tiny_config(vae_of="holder"))

@@ -232,6 +232,9 @@ class TrainingConfig(_Settings):
     """Folder of the work files: checkpoints, caches, logs."""
     export: Path | None = None
     """Folder of the finished checkpoint; None: ``checkpoint`` inside ``output``."""
+    vae_of: str | None = None
+    """Name of a checkpoint's folder in the package's data that holds the same autoencoder: the exported checkpoint refers to it in place of
+    a copy. None: it has its own."""
     start: str | None = None
     """Name or folder of a checkpoint to go on from: its autoencoder, encoders and scheduler are kept as they are (but for
     ``expression.refit`` and ``autoencoder.refine``), its transformer is trained further. One that is conditioned on morphology alone, as
@@ -295,6 +298,10 @@ class TrainingConfig(_Settings):
         if self.pictures and self.start is not None:
             raise ValueError(
                 "images without expression under 'pictures' are learned from the beginning; leave out 'start'"
+            )
+        if self.vae_of is not None and self.start is None:
+            raise ValueError(
+                "'vae_of' shares the autoencoder of the checkpoint to start from; give 'start', or leave 'vae_of' out"
             )
         unknown = sorted(set(self.latents.pictures) - {picture.name for picture in self.pictures})
         if unknown:

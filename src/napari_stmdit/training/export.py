@@ -18,7 +18,9 @@ from ..encoders.small_conv import SmallConvEncoder
 from ..errors import CheckpointError, StoreError
 from ..model.folder import MORPHOLOGY_MAP
 from ..model.reading import read_settings
+from ..model.references import REFERENCE_FILE, WITHIN_PACKAGE, Reference, find_reference
 from ..storage.atomic import write_text
+from ..storage.fingerprint import of_file
 from ..storage.owned import Work
 from .autoencoder import load_autoencoder
 from .cards import keeps_scheduler, make_card, make_scheduler, steps_taken, training_record
@@ -38,6 +40,7 @@ INDEX = {
     "morphology_encoder": ["napari_stmdit.encoders.small_conv", "SmallConvEncoder"],
 }
 PROFILES = "profiles.safetensors"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 FILE_LIMIT = 16 * 2**20
 """Of a checkpoint that travels with the package."""
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -159,6 +162,8 @@ def _copy_kept_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ..
     if config.autoencoder.refine:
         shutil.rmtree(draft / "vae")
         load_autoencoder(config).half().save_pretrained(draft / "vae")
+    if config.vae_of is not None and (draft / "vae" / WEIGHTS).is_file():
+        _share_vae(config.vae_of, draft / "vae")
     genes, profiles = start.card.genes, start.card.profiles
     index = {**read_settings(start.path / "model_index.json"), **_head()}
     if fits_expression(config):
@@ -174,6 +179,26 @@ def _copy_kept_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ..
         scheduler.save_pretrained(draft / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
     return genes, profiles, index
+
+
+def _share_vae(holder: str, own: Path) -> None:
+    """Put a reference in place of an autoencoder's weights that a checkpoint of the package holds; raises CheckpointError where they differ."""
+    reference = Reference(
+        name=f"{holder.replace('_', '-')}-vae",
+        source=f"{WITHIN_PACKAGE}{holder}",
+        subfolder="vae",
+        files=(WEIGHTS,),
+        sha256={WEIGHTS: of_file(own / WEIGHTS)},
+        licence="as the package",
+    )
+    place = find_reference(reference)
+    if place is None or of_file(place / WEIGHTS) != reference.sha256[WEIGHTS]:
+        there = "is not there" if place is None else "is another one"
+        raise CheckpointError(
+            f"'vae_of' names {holder!r} for the autoencoder, but the one in the package's data {there}; leave 'vae_of' out, or export that checkpoint first."
+        )
+    (own / WEIGHTS).unlink()
+    _write_json(own / REFERENCE_FILE, reference.model_dump(mode="json"))
 
 
 def _head() -> dict[str, Any]:
