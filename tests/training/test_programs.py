@@ -81,6 +81,22 @@ def test_more_genes_than_there_are_is_refused(loaded):
         choose_genes([loaded], 50)
 
 
+def test_genes_that_are_always_to_be_taken_are_however_little_they_vary(loaded):
+    plain = choose_genes([loaded], 5)
+    dull = tuple(gene for gene in loaded.section.spots.genes.symbols.tolist() if gene not in plain)[-3:]
+    chosen = choose_genes([loaded], 5, (*dull, "NOWHERE"))
+    assert set(dull) < set(chosen) and len(chosen) == 5
+    with pytest.raises(GeneError, match="3 genes are always to be taken, but only 2 in all"):
+        choose_genes([loaded], 2, dull)
+
+
+def test_profiles_are_made_of_the_regions_that_are_asked_for(loaded):
+    regions = {"a": ("EPCAM", "KRT8"), "b": ("CD3D", "CD3E"), "c": ("NOT", "THERE")}
+    genes = choose_genes([loaded], 12, (), regions)
+    assert {"EPCAM", "KRT8", "CD3D", "CD3E"} <= set(genes)
+    assert list(region_profiles([loaded], genes, regions)) == ["a", "b"]
+
+
 def test_thinning_keeps_the_expected_share():
     counts = np.full((50, 40), 30.0, dtype=np.float32)
     thinned = thin(counts, 3.0, np.random.default_rng(0))

@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 
 from napari_stmdit.errors import SectionError
-from napari_stmdit.training.sections import fit_square_lattice, read_table_section
+from napari_stmdit.training.config import WHOLE
+from napari_stmdit.training.sections import fit_square_lattice, part_of, read_table_section
 
 
 def read(files, **changes):
@@ -66,3 +67,18 @@ def test_a_config_stands_for_its_sections(table_section, tmp_path):
     assert (section.name, len(section.spots)) == ("made", 19)
     with pytest.raises(SectionError, match="no section under 'held_out'"):
         sections_of_config(tmp_path / "config.yaml", "held_out")
+
+
+def test_a_part_of_a_section_shows_neither_spots_nor_pixels_of_the_rest(tiny_section):
+    whole = np.asarray(tiny_section.image.levels[0])
+    height, width = whole.shape[:2]
+    left, right = part_of(tiny_section, (0, 0, 1, 0.5)), part_of(tiny_section, (0, 0.5, 1, 1))
+    assert part_of(tiny_section, WHOLE) is tiny_section
+    np.testing.assert_array_equal(np.asarray(right.image.levels[0]), whole[:, width // 2 :])
+    assert not set(left.spots.ids) & set(right.spots.ids)
+    assert len(left.spots) + len(right.spots) == len(tiny_section.spots)
+    rows = tiny_section.spots.rows(right.spots.ids.tolist())
+    np.testing.assert_allclose(right.spots.yx + (0, width // 2), tiny_section.spots.yx[rows])
+    assert (right.spots.counts != tiny_section.spots.counts[rows]).nnz == 0
+    with pytest.raises(SectionError, match=r"part \[0.0, 0.0, 0.01, 0.01\] holds 0 spots"):
+        part_of(tiny_section, (0.0, 0.0, 0.01, 0.01))

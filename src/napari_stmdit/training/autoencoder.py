@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..model.autoencoder import StmditAutoencoder
 from .config import AutoencoderSettings, TrainingConfig
+from .data import CropSampler
+from .held_out import HeldOutImages
 from .parallel import Control, Worker, run_workers
+from .pictures import PictureSampler, open_pictures
 from .sections import open_sampler
 from .start import open_start, starting_folder, starting_vae
 from .state import Average, load_state, open_records, run_steps, save_state
@@ -233,11 +236,27 @@ def _first(config: TrainingConfig) -> StmditAutoencoder:
     if config.start is not None:
         vae: StmditAutoencoder = starting_vae(open_start(config)).float()
         return vae
-    model: StmditAutoencoder = StmditAutoencoder(latent_channels=config.autoencoder.latent_channels)
+    model = _new(config)
     whole = load_state(config.output / "autoencoder.pt")
     assert whole is not None  # the first phase has ended
     model.load_state_dict(whole["average"]["weights"])
     return model
+
+
+def _new(config: TrainingConfig) -> StmditAutoencoder:
+    """Return an autoencoder of a config's sizes, not yet trained."""
+    settings = config.autoencoder
+    model: StmditAutoencoder = StmditAutoencoder(
+        latent_channels=settings.latent_channels,
+        encoder_widths=settings.encoder_widths,
+        decoder_widths=settings.decoder_widths,
+    )
+    return model
+
+
+def _open_crops(config: TrainingConfig) -> CropSampler | PictureSampler:
+    """Open what crops are drawn from: pictures, or sections."""
+    return open_pictures(config) if config.pictures else open_sampler(config)
 
 
 def to_tensor(crops: NDArray[np.uint8]) -> Tensor:
@@ -260,13 +279,14 @@ def _whole(worker: Worker, config: TrainingConfig) -> None:
     settings = config.autoencoder
     path = config.output / "autoencoder.pt"
     torch.manual_seed(config.seed)
-    model = StmditAutoencoder(latent_channels=settings.latent_channels)
+    model = _new(config)
     state = load_state(path)
     start = 0 if state is None else int(state["step"])
     if start >= settings.steps:
         return
-    sampler = open_sampler(config)
+    sampler = _open_crops(config)
     log, board = open_records(config, worker, "autoencoder", start)
+    held_out = HeldOutImages(config) if worker.leads else None
     if state is None:
         crops = sampler.batch(np.random.default_rng(config.seed), FIT_CROPS, settings.crop_px)
         log.write(phase="linear", psnr=round(model.fit_linear(to_tensor(crops).contiguous()), 2))
@@ -298,6 +318,8 @@ def _whole(worker: Worker, config: TrainingConfig) -> None:
             log.write(phase="whole", step=step, **figures)
             board.scalars(step, {f"autoencoder/{name}": value for name, value in figures.items()})
             worker.report("autoencoder", step, settings.steps, figures["pixel"])
+        if held_out is not None and held_out.due(step + 1):
+            log.write(phase="whole", step=step + 1, held_out=held_out.figures(average.follow(model)))
 
     def save(step: int) -> None:
         save_state(path, step=step, **{name: part.state_dict() for name, part in parts.items()})
@@ -317,8 +339,9 @@ def _decoder(worker: Worker, config: TrainingConfig) -> None:
         return
     if state is not None:
         training.load(state)
-    sampler = open_sampler(config)
+    sampler = _open_crops(config)
     log, board = open_records(config, worker, "autoencoder", start, part="decoder")
+    held_out = HeldOutImages(config) if worker.leads else None
     rng = generator(config, worker, 2, start)
     torch.manual_seed(config.seed + 1000 * worker.rank + start)
 
@@ -329,6 +352,10 @@ def _decoder(worker: Worker, config: TrainingConfig) -> None:
             log.write(phase="decoder", step=step, **figures)
             board.scalars(step, {f"decoder/{name}": value for name, value in figures.items()})
             worker.report("decoder", step, settings.decoder_steps, figures["pixel"])
+        if held_out is not None and held_out.due(step + 1):
+            log.write(
+                phase="decoder", step=step + 1, held_out=held_out.figures(training.average.follow(training.model))
+            )
 
     def save(step: int) -> None:
         save_state(path, step=step, **training.state())

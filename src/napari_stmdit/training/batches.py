@@ -17,13 +17,13 @@ from .objective import FLOW, Losses, Objective, prediction_losses
 
 @dataclass(frozen=True)
 class Batch:
-    """Latents (B, C, side, side), morphology (B, T, d), expression (B, e), and masks (B,), True where a condition is dropped."""
+    """Latents (B, C, side, side), morphology (B, T, d), expression (B, e) or None, and masks (B,), True where a condition is dropped."""
 
     latents: Tensor
     morphology: Tensor
-    expression: Tensor
+    expression: Tensor | None
     morphology_null: Tensor
-    expression_null: Tensor
+    expression_null: Tensor | None
 
 
 class Batches:
@@ -34,7 +34,7 @@ class Batches:
     ) -> None:
         self.latents = cache["latents"]
         self.mean, self.std = cache["mean"].view(1, -1, 1, 1), cache["std"].view(1, -1, 1, 1)
-        self.morphology, self.expression = morphology_vectors(cache["morphology"]), cache["expression"]
+        self.morphology, self.expression = morphology_vectors(cache["morphology"]), cache.get("expression")
         noises = {"morphology": settings.condition_noise, "expression": settings.expression_noise}
         self.noises = [noise * float(cache.get(f"{name}_spread", 1.0)) for name, noise in noises.items()]
         self.settings = settings
@@ -54,6 +54,10 @@ class Batches:
             x = torch.stack([item[:, r : r + side, c : c + side] for item, (r, c) in zip(x, corners, strict=True)])
             window = place + 1
         x = (x - self.mean) / self.std
+        if self.expression is None:
+            given = settings.share_both + settings.share_expression + settings.share_morphology
+            morphology = self._disturb(self.morphology[rows, window], self.noises[0])
+            return Batch(x, morphology, None, torch.rand(count, generator=rng) >= given, None)
         variant = torch.randint(self.expression.shape[1], (count,), generator=rng)
         morphology = self._disturb(self.morphology[rows, window], self.noises[0])
         expression = self._disturb(self.expression[rows, variant], self.noises[1])
@@ -94,6 +98,10 @@ def batch_loss(
     """Draw a training batch and return its losses on a device."""
     batch = batches.draw(count, small)
     noise, level = batches.noise(batch.latents), batches.levels(count, small)
-    drawn = {name: value.to(device, non_blocking=True) for name, value in vars(batch).items()}
-    latents, noise, level = drawn.pop("latents"), noise.to(device), level.to(device)
-    return prediction_losses(model, latents, noise, level, objective=batches.objective, autocast=autocast, **drawn)
+    latents, noise, level = batch.latents.to(device, non_blocking=True), noise.to(device), level.to(device)
+    conditions = {
+        name: None if value is None else value.to(device, non_blocking=True)
+        for name, value in vars(batch).items()
+        if name != "latents"
+    }
+    return prediction_losses(model, latents, noise, level, objective=batches.objective, autocast=autocast, **conditions)

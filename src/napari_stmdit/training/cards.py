@@ -56,9 +56,10 @@ def make_card(
 ) -> CheckpointCard:
     """Return the card: the config's words and numbers, the genes and profiles, and whatever the checkpoint it started from says."""
     known = {key: value for key, value in config.card.items() if key in CheckpointCard.model_fields}
-    names = ", ".join(source.name for source in config.train)
+    names = ", ".join(source.name for source in (*config.train, *config.pictures))
+    kind = "Images without expression" if config.pictures else "Sections"
     silent = "Not stated in the training config."
-    data = known.get("training_data", f"Sections {names}; the training config says no more of them.")
+    data = known.get("training_data", f"{kind} {names}; the training config says no more of them.")
     limits = known.get("limits") or (started.limits if started is not None else "") or silent
     known |= {
         "training_data": data.strip(),
@@ -84,6 +85,7 @@ def make_card(
             "patch_mpp": config.patch_mpp,
             "guidance": guidance,
             "steps": steps,
+            "conditions": ("morphology",) if config.pictures else ("expression", "morphology"),
             "genes": genes,
             "gene_hash": hash_genes(genes) if genes else "",
             "profiles": tuple(profiles),
@@ -125,7 +127,8 @@ def training_record(config: TrainingConfig, started: Started | None) -> dict[str
     return {
         "software": f"napari-stmdit {__version__}",
         "sections": section_records(config),
-        "held_out": [source.name for source in config.held_out],
+        **({"pictures": [source.name for source in config.pictures]} if config.pictures else {}),
+        "held_out": [source.name for source in (*config.held_out, *config.held_out_pictures)],
         "seed": config.seed,
         "steps": steps_taken(config),
         "settings": {name: getattr(config, name).model_dump(mode="json") for name in settings},
@@ -138,19 +141,19 @@ def model_card(
     card: CheckpointCard,
     steps: Mapping[str, int],
     started: Started | None,
-    follows: MorphologyMap,
+    follows: MorphologyMap | None,
 ) -> str:
-    """Return the README in Markdown; ``steps`` are those of `steps_taken`, ``follows`` is the map from expression to morphology."""
+    """Return the README in Markdown; ``steps`` are those of `steps_taken`, ``follows`` is the map from expression to morphology, if it has one."""
     rule = card.guidance.rule or DEFAULT_GUIDANCE.rule
-    made = _from_the_beginning(config, card, steps) if started is None else _gone_on(config, steps, started)
+    made = _from_the_beginning(config, card, steps) if started is None else _gone_on(config, card, steps, started)
     return f"""# Checkpoint `{card.name}`
 
-Synthesizes H&E patches of {card.patch_px} x {card.patch_px} px at {card.patch_mpp:g} um/px ({card.patch_um:.0f} um) from gene expression and morphology.
+Synthesizes H&E patches of {card.patch_px} x {card.patch_px} px at {card.patch_mpp:g} um/px ({card.patch_um:.0f} um) from {" and ".join(card.conditions).replace("expression", "gene expression")}.
 
 ## Data
 {card.training_data}
 
-Sections trained on: {", ".join(s.name for s in config.train)}. Held out, never trained on: {", ".join(s.name for s in config.held_out) or "none"}.
+{_trained_on(config)}
 
 ## Licence
 {card.licence}
@@ -163,8 +166,15 @@ Sections trained on: {", ".join(s.name for s in config.train)}. Held out, never 
 {_transformer(config, steps, started)}
 {_figures(config)}
 Defaults: {card.steps} steps, expression scale {card.guidance.expression:g}, morphology scale {card.guidance.morphology:g}, rule `{rule}`.
-{_profiles(config, card, started)}{map_section(follows)}
+{_profiles(config, card, started)}{"" if follows is None else map_section(follows)}
 """
+
+
+def _trained_on(config: TrainingConfig) -> str:
+    kind = "Images without expression" if config.pictures else "Sections"
+    trained = ", ".join(source.name for source in (*config.train, *config.pictures))
+    held_out = ", ".join(source.name for source in (*config.held_out, *config.held_out_pictures))
+    return f"{kind} trained on: {trained}. Held out, never trained on: {held_out or 'none'}."
 
 
 def map_section(follows: MorphologyMap) -> str:
@@ -185,9 +195,15 @@ expression in these sections, an association, and no more of it than this."""
 
 def _from_the_beginning(config: TrainingConfig, card: CheckpointCard, steps: Mapping[str, int]) -> str:
     return f"""- Autoencoder: {config.autoencoder.latent_channels} channels, 8 px a cell; closed-form linear maps with a convolutional residual. \
-{steps["autoencoder"]} steps on pixels, gradients and texture, then {steps["decoder"]} steps of the decoder against a patch discriminator.
-- Expression: {len(card.genes)} genes, log1p(counts per 10,000), {config.expression.programs} linear programs ranked by what they say about morphology. {_by_depth(config)}
+{steps["autoencoder"]} steps on pixels, gradients and texture, then {steps["decoder"]} steps of the decoder against a patch discriminator.{_expression(config, card)}
 - Morphology: {config.latents.morphology_components} whitened components of the statistics of convolutional features."""
+
+
+def _expression(config: TrainingConfig, card: CheckpointCard) -> str:
+    if not card.genes:
+        return ""
+    return f"""
+- Expression: {len(card.genes)} genes, log1p(counts per 10,000), {config.expression.programs} linear programs ranked by what they say about morphology. {_by_depth(config)}"""
 
 
 def _by_depth(config: TrainingConfig) -> str:
@@ -197,7 +213,7 @@ def _by_depth(config: TrainingConfig) -> str:
     )
 
 
-def _gone_on(config: TrainingConfig, steps: Mapping[str, int], started: Started) -> str:
+def _gone_on(config: TrainingConfig, card: CheckpointCard, steps: Mapping[str, int], started: Started) -> str:
     before = started.training.get("steps")
     taken = ", ".join(f"{phase} {n} steps" for phase, n in before.items()) if isinstance(before, Mapping) else ""
     known = f" They had taken, as far as is recorded: {taken}." if isinstance(before, Mapping) else ""
@@ -209,8 +225,16 @@ def _gone_on(config: TrainingConfig, steps: Mapping[str, int], started: Started)
     if config.expression.refit:
         new.append(f"- Expression: the programs of that checkpoint, learned anew. {_by_depth(config)}")
     kept = "unchanged" if not new else "unchanged but for what follows"
-    head = f"- It went on from the checkpoint `{started.name}` (SHA-256 `{started.sha256}`). Autoencoder, encoders and gene list are that checkpoint's, {kept}.{known}"
+    parts = "encoders and gene list"
+    if _adds_expression(started):
+        parts, new = "scheduler and encoder of morphology", [*new, _expression(config, card).strip()]
+    head = f"- It went on from the checkpoint `{started.name}` (SHA-256 `{started.sha256}`). Autoencoder, {parts} are that checkpoint's, {kept}.{known}"
     return "\n".join([head, *new])
+
+
+def _adds_expression(started: Started) -> bool:
+    """Whether the checkpoint to start from has no expression encoder."""
+    return not any(name.startswith("expression_encoder") for name in started.parts)
 
 
 def _transformer(config: TrainingConfig, steps: Mapping[str, int], started: Started | None) -> str:
@@ -231,7 +255,7 @@ def _transformer(config: TrainingConfig, steps: Mapping[str, int], started: Star
 def _profiles(config: TrainingConfig, card: CheckpointCard, started: Started | None) -> str:
     if not card.profiles:
         return ""
-    if started is not None and not config.expression.refit:
+    if started is not None and not config.expression.refit and not _adds_expression(started):
         return f"""
 ## Tissue profiles
 `profiles.safetensors` is that of `{started.name}`: {", ".join(card.profiles)}, from its training sections."""

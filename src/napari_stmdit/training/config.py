@@ -12,6 +12,10 @@ from ..files import BadFile, read_yaml
 from ..intent import Guidance, Intent
 
 Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Part = tuple[Share, Share, Share, Share]
+"""A rectangle of an image: top, left, bottom, right as shares of its height and width."""
+WHOLE: Part = (0.0, 0.0, 1.0, 1.0)
 
 
 class _Settings(Intent):
@@ -28,6 +32,8 @@ class TableSource(_Settings):
     image: Path
     pitch_um: Annotated[float, Field(gt=0)] = 200.0
     spot_um: Annotated[float, Field(gt=0)] = 100.0
+    part: Part = WHOLE
+    """What of it is taken: spots and pixels outside are not seen, so that another part can be held out."""
 
 
 class FolderSource(_Settings):
@@ -38,6 +44,8 @@ class FolderSource(_Settings):
     folder: Path
     image: Path | None = None
     mpp: Annotated[float, Field(gt=0)] | None = None
+    part: Part = WHOLE
+    """As of a table."""
 
 
 class SampleSource(_Settings):
@@ -50,15 +58,51 @@ class SampleSource(_Settings):
 Source = Annotated[TableSource | FolderSource | SampleSource, Field(discriminator="kind")]
 
 
+class _PictureSource(_Settings):
+    """What pictures share: a name, and how often crops are drawn from one relative to the others."""
+
+    name: str
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+class ImageSource(_PictureSource):
+    """A slide image without expression, or a ``part`` of it."""
+
+    kind: Literal["image"] = "image"
+    image: Path
+    mpp: Annotated[float, Field(gt=0)]
+    part: Part = WHOLE
+
+
+class TilesSource(_PictureSource):
+    """Tiles of many slides: a table with the columns ``file`` and ``mpp`` and one that names the ``slide``, and the folder of the files.
+
+    ``only`` and ``without`` name slides; a slide is wholly in or wholly out.
+    """
+
+    kind: Literal["tiles"] = "tiles"
+    table: Path
+    folder: Path
+    slide: str = "slide"
+    only: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+Picture = Annotated[ImageSource | TilesSource, Field(discriminator="kind")]
+
+
 class AugmentationSettings(_Settings):
     """How a crop is varied.
 
     ``stain`` is the spread (standard deviation) of the gains of the optical density, one shared by the three colour channels
-    and, at half that size, one for each.
+    and, at half that size, one for each. Of pictures without expression, ``hed`` is the spread of the gains of haematoxylin, eosin and the
+    residual, each its own, in place of the latter; and ``mpp`` the lowest and the highest microns per pixel of a crop, None: the patch's own.
     """
 
     stain: Annotated[float, Field(ge=0, le=0.5)] = 0.04
     geometry: bool = True
+    hed: Annotated[float, Field(ge=0, le=1)] = 0.0
+    mpp: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
 
 
 class ExpressionSettings(_Settings):
@@ -69,6 +113,10 @@ class ExpressionSettings(_Settings):
     """
 
     genes: Positive = 1000
+    always: tuple[str, ...] = ()
+    """Genes that are among them wherever every section has measured them, however little they vary: those that edits name."""
+    regions: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Tissue region -> its marker genes, of which profiles are made; none: those of breast, see `REGION_MARKERS`."""
     programs: Positive = 32
     neighbour_um: Annotated[float, Field(gt=0)] = 100.0
     plain_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -85,6 +133,8 @@ class AutoencoderSettings(_Settings):
     """The autoencoder stage: all of it first, then the decoder against a discriminator with the encoder frozen."""
 
     latent_channels: Positive = 12
+    encoder_widths: tuple[Positive, Positive] = (64, 96)
+    decoder_widths: tuple[Positive, Positive, Positive] = (128, 64, 32)
     crop_px: Positive = 128
     batch: Positive = 8
     """Crops per step and worker."""
@@ -100,12 +150,16 @@ class AutoencoderSettings(_Settings):
     adversarial: float = 0.03
     feature_matching: float = 0.2
     noise: float = 0.2
+    validate_every: Positive = 500
+    """Steps from one validation on the held-out pictures to the next."""
 
 
 class LatentSettings(_Settings):
     """The cache of encoded crops that the diffusion stage learns from."""
 
     crops: Positive = 8000
+    pictures: tuple[str, ...] = ()
+    """Names of the ``pictures`` that crops are drawn from here and learned from by the transformer; none: all of them."""
     morphology_components: Positive = 32
     scale_power: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Normalised channels keep a standard deviation proportional to (their effect on the pixels) to this power."""
@@ -177,9 +231,13 @@ class TrainingConfig(_Settings):
     """Folder of the work files: checkpoints, caches, logs."""
     export: Path | None = None
     """Folder of the finished checkpoint; None: ``checkpoint`` inside ``output``."""
+    vae_of: str | None = None
+    """Name of a checkpoint's folder in the package's data that holds the same autoencoder: the exported checkpoint refers to it in place of
+    a copy. None: it has its own."""
     start: str | None = None
     """Name or folder of a checkpoint to go on from: its autoencoder, encoders and scheduler are kept as they are (but for
-    ``expression.refit`` and ``autoencoder.refine``), its transformer is trained further. A folder is taken from the config file's
+    ``expression.refit`` and ``autoencoder.refine``), its transformer is trained further. One that is conditioned on morphology alone, as
+    a training on ``pictures`` makes it, learns expression here. A folder is taken from the config file's
     folder. None: everything is trained from the beginning."""
     allow_gene_mismatch: bool = False
     """Go on where a section has too few of the genes of the checkpoint to start from; those it lacks count as their mean."""
@@ -193,8 +251,12 @@ class TrainingConfig(_Settings):
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0
     patch_px: Positive = 256
     patch_mpp: Annotated[float, Field(gt=0)] = 0.688
-    train: Annotated[tuple[Source, ...], Field(min_length=1)]
+    train: tuple[Source, ...] = ()
     held_out: tuple[Source, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    """Images without expression to learn from, in place of sections: an autoencoder, and a transformer conditioned on morphology alone."""
+    held_out_pictures: tuple[Picture, ...] = ()
+    """What the autoencoder is validated on while it learns, and never trained on."""
     augmentation: AugmentationSettings = AugmentationSettings()
     expression: ExpressionSettings = ExpressionSettings()
     autoencoder: AutoencoderSettings = AutoencoderSettings()
@@ -218,13 +280,31 @@ class TrainingConfig(_Settings):
 
     @model_validator(mode="after")
     def _held_out_is_held_out(self) -> TrainingConfig:
-        names = [s.name for s in (*self.train, *self.held_out)]
-        both = {s.name for s in self.train} & {s.name for s in self.held_out}
+        trained, kept = (*self.train, *self.pictures), (*self.held_out, *self.held_out_pictures)
+        names = [s.name for s in (*trained, *kept)]
+        both = {s.name for s in trained} & {s.name for s in kept}
         if both:
             raise ValueError(f"sections {sorted(both)} are both trained on and held out")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"several sections are called {', '.join(twice)}; give each a name of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _learns_from_something(self) -> TrainingConfig:
+        if bool(self.train) == bool(self.pictures):
+            raise ValueError("give either sections under 'train' or images without expression under 'pictures'")
+        if self.pictures and self.start is not None:
+            raise ValueError(
+                "images without expression under 'pictures' are learned from the beginning; leave out 'start'"
+            )
+        if self.vae_of is not None and self.start is None:
+            raise ValueError(
+                "'vae_of' shares the autoencoder of the checkpoint to start from; give 'start', or leave 'vae_of' out"
+            )
+        unknown = sorted(set(self.latents.pictures) - {picture.name for picture in self.pictures})
+        if unknown:
+            raise ValueError(f"latents.pictures names {', '.join(unknown)}, which 'pictures' does not have")
         return self
 
     def source_path(self, path: Path) -> Path:

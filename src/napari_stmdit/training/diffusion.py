@@ -16,7 +16,7 @@ from .config import DiffusionSettings, TrainingConfig
 from .latents import load_cache
 from .objective import Losses
 from .parallel import Control, Worker, run_workers
-from .start import open_start, starting_objective, starting_transformer
+from .start import learns_expression, open_start, starting_objective, starting_transformer
 from .state import Average, load_state, open_records, run_steps, save_state
 from .validation import SampleSheet, Validation
 
@@ -38,6 +38,13 @@ SMALL_MODEL: dict[str, Any] = {
     "position_embedding": "none",
 }
 """A transformer of 4 million parameters for few data: what a config's ``transformer`` section starts from."""
+NO_EXPRESSION: dict[str, Any] = {
+    "expression_dim": None,
+    "expression_adaln": False,
+    "expression_cross_attention": False,
+    "expression_expand": 1,
+}
+"""What a transformer has in place of expression where it learns from pictures."""
 
 
 def state_path(config: TrainingConfig) -> Path:
@@ -50,6 +57,8 @@ def build_transformer(config: TrainingConfig, cache: dict[str, Tensor]) -> STMDi
     torch.manual_seed(config.seed)
     if config.start is not None:
         known = starting_transformer(open_start(config))
+        if learns_expression(config):
+            return grow_expression(known, config.transformer, cache["expression"].shape[-1])
         if config.expression.refit:
             zero_last_program(known)
         return known
@@ -59,10 +68,23 @@ def build_transformer(config: TrainingConfig, cache: dict[str, Tensor]) -> STMDi
         "out_channels": channels,
         "sample_size": cache["latents"].shape[-1],
         "morphology_dim": cache["morphology"].shape[-1],
-        "expression_dim": cache["expression"].shape[-1],
+        **({"expression_dim": cache["expression"].shape[-1]} if "expression" in cache else NO_EXPRESSION),
     }
     model: STMDiTTransformer2D = STMDiTTransformer2D(**(SMALL_MODEL | config.transformer | sizes))
     open_gates(model)
+    return model
+
+
+@torch.no_grad()
+def grow_expression(known: STMDiTTransformer2D, options: dict[str, Any], width: int) -> STMDiTTransformer2D:
+    """Return a transformer with an expression condition of a ``width`` more that predicts, at first, what ``known`` does whatever it is given."""
+    expression = {key: value for key, value in SMALL_MODEL.items() if key.startswith("expression_")}
+    own = {key: value for key, value in known.config.items() if not key.startswith("_")}
+    model: STMDiTTransformer2D = STMDiTTransformer2D(**(own | expression | options | {"expression_dim": width}))
+    open_gates(model)
+    if hasattr(model, "expression_time"):
+        nn.init.zeros_(model.expression_time.fc2.weight)  # as the attention to it is shut by its initialisation
+    model.load_state_dict(model.state_dict() | known.state_dict())
     return model
 
 

@@ -21,8 +21,10 @@ from ..encoders.morphology_map import MorphologyMap
 from ..encoders.small_conv import SmallConvEncoder
 from ..errors import CheckpointError, StoreError
 from ..model.folder import MORPHOLOGY_MAP, CheckpointFolder, map_folder, read_folder
+from ..model.hub.references import REFERENCE_FILE, WITHIN_PACKAGE, Reference, find_reference
 from ..model.reading import read_settings
 from ..storage.atomic import write_text
+from ..storage.fingerprint import of_file
 from ..storage.owned import Work
 from ..synthesis.counterfactual import fitted_map
 from ..types import Genes, Section
@@ -33,8 +35,9 @@ from .diffusion import load_transformer_average
 from .latents import encoder_folder, load_cache
 from .parallel import choose_compute
 from .profiles import region_profiles
+from .programs import REGION_MARKERS
 from .sections import open_sections, source_sections
-from .start import KEPT, Started, note_start, open_start, starting_sources
+from .start import KEPT, Started, fits_expression, note_start, open_start, starting_sources
 
 INDEX = {
     "transformer": ["napari_stmdit.model.transformer", "STMDiTTransformer2D"],
@@ -45,6 +48,7 @@ INDEX = {
 MAP_ENTRY = [MorphologyMap.__module__, MorphologyMap.__name__]
 """Entry of the map in ``model_index.json``."""
 PROFILES = "profiles.safetensors"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 MAX_PACKAGED_BYTES = 16 * 2**20
 """Largest file of a checkpoint that travels with the package."""
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -118,9 +122,12 @@ def _write(config: TrainingConfig, draft: Path, target: Path, started: Started |
     card = make_card(config, genes, profiles, started)
     (draft / "stmdit.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
     _write_json(draft / "model_index.json", index)
-    follows = write_map(config, draft)  # by the encoders as they are written
-    _write_json(draft / "model_index.json", {**index, MORPHOLOGY_MAP: MAP_ENTRY})
-    _write_json(draft / "training.json", training_record(config, started) | {MORPHOLOGY_MAP: follows.facts()})
+    follows, record = None, training_record(config, started)
+    if "expression" in card.conditions:
+        follows = write_map(config, draft)  # by the encoders as they are written
+        _write_json(draft / "model_index.json", {**index, MORPHOLOGY_MAP: MAP_ENTRY})
+        record |= {MORPHOLOGY_MAP: follows.facts()}
+    _write_json(draft / "training.json", record)
     words = model_card(config, card, steps_taken(config), started, follows)
     (draft / "README.md").write_text(words, encoding="utf-8")
     _check_sizes(draft, target)
@@ -139,11 +146,14 @@ def _write_own_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ..
     vae.half().save_pretrained(draft / "vae")
     scheduler = make_scheduler(config)
     scheduler.save_pretrained(draft / "scheduler")
+    SmallConvEncoder.load(encoder_folder(config, "morphology")).save(draft / "morphology_encoder")
+    index = _head() | INDEX | {"scheduler": ["diffusers", type(scheduler).__name__]}
+    if config.pictures:
+        index.pop("expression_encoder")
+        return (), (), index
     expression = LinearProgramEncoder.load(encoder_folder(config, "expression"))
     expression.save(draft / "expression_encoder")
-    SmallConvEncoder.load(encoder_folder(config, "morphology")).save(draft / "morphology_encoder")
-    profiles = _write_profiles(config, expression, draft)
-    return expression.genes, profiles, _head() | INDEX | {"scheduler": ["diffusers", type(scheduler).__name__]}
+    return expression.genes, _write_profiles(config, expression, draft), index
 
 
 def _copy_kept_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:
@@ -157,20 +167,43 @@ def _copy_kept_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ..
     if config.autoencoder.refine:
         shutil.rmtree(draft / "vae")
         load_autoencoder(config).half().save_pretrained(draft / "vae")
-    profiles = start.card.profiles
-    if config.expression.refit:
-        expression = LinearProgramEncoder.load(encoder_folder(config, "expression"))
-        shutil.rmtree(draft / "expression_encoder")
-        expression.save(draft / "expression_encoder")
-        profiles = _write_profiles(config, expression, draft)
+    if config.vae_of is not None and (draft / "vae" / WEIGHTS).is_file():
+        _share_vae(config.vae_of, draft / "vae")
+    genes, profiles = start.card.genes, start.card.profiles
     index = {**read_settings(start.path / "model_index.json"), **_head()}
+    if fits_expression(config):
+        expression = LinearProgramEncoder.load(encoder_folder(config, "expression"))
+        shutil.rmtree(draft / "expression_encoder", ignore_errors=True)
+        expression.save(draft / "expression_encoder")
+        genes, profiles = expression.genes, _write_profiles(config, expression, draft)
+        index["expression_encoder"] = INDEX["expression_encoder"]
     index.pop(MORPHOLOGY_MAP, None)  # written, or copied, when all else is there
     if not keeps_scheduler(config):
         scheduler = make_scheduler(config)
         shutil.rmtree(draft / "scheduler")
         scheduler.save_pretrained(draft / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
-    return start.card.genes, profiles, index
+    return genes, profiles, index
+
+
+def _share_vae(holder: str, own: Path) -> None:
+    """Put a reference in place of an autoencoder's weights that a checkpoint of the package holds; raises CheckpointError where they differ."""
+    reference = Reference(
+        name=f"{holder.replace('_', '-')}-vae",
+        source=f"{WITHIN_PACKAGE}{holder}",
+        subfolder="vae",
+        files=(WEIGHTS,),
+        sha256={WEIGHTS: of_file(own / WEIGHTS)},
+        licence="as the package",
+    )
+    place = find_reference(reference)
+    if place is None or of_file(place / WEIGHTS) != reference.sha256[WEIGHTS]:
+        there = "is not there" if place is None else "is another one"
+        raise CheckpointError(
+            f"'vae_of' names {holder!r} for the autoencoder, but the one in the package's data {there}; leave 'vae_of' out, or export that checkpoint first."
+        )
+    (own / WEIGHTS).unlink()
+    _write_json(own / REFERENCE_FILE, reference.model_dump(mode="json"))
 
 
 def _head() -> dict[str, Any]:
@@ -184,7 +217,7 @@ def _dtype_of(folder: Path) -> torch.dtype:
     """Return the precision that a transformer's weights are kept in; float32 where its files do not say it at once."""
     from safetensors import safe_open
 
-    file = folder / "diffusion_pytorch_model.safetensors"
+    file = folder / WEIGHTS
     if not file.is_file():
         return torch.float32
     with safe_open(file, framework="pt") as tensors:
@@ -196,7 +229,9 @@ def _write_profiles(config: TrainingConfig, expression: LinearProgramEncoder, fo
     from safetensors.numpy import save_file
 
     arrays = {}
-    profiles = region_profiles(open_sections(config, "train"), expression.genes)
+    profiles = region_profiles(
+        open_sections(config, "train"), expression.genes, config.expression.regions or REGION_MARKERS
+    )
     for name, (mean, spread, depth) in profiles.items():
         arrays[f"{name}.mean"] = np.ascontiguousarray(mean, dtype=np.float32)
         arrays[f"{name}.spread"] = np.ascontiguousarray(spread, dtype=np.float32)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Collection
 from typing import Any
 
 from ..errors import CheckpointError
 from ..synthesis.identity import differences
 from ..tissue.identity import section_identity, whole_slide_hash
 from ..types import Section
-from .config import TrainingConfig
+from .config import AugmentationSettings, AutoencoderSettings, ExpressionSettings, LatentSettings, TrainingConfig
+from .pictures import picture_records
 from .sections import source_sections
 from .state import load_record, save_record
 
@@ -21,10 +23,14 @@ FILES = {
     "latents": ("latents.pt", "latents_*.pt", "spots_*.pt", "encoders/*"),
 }
 """Stage -> the work files that it leaves and that later runs go on from."""
-_LENGTHS = {"steps", "decoder_steps"}
-"""Settings that say how long to train, which may be raised."""
-_DECODER = {"refine", "refined_share", "decoder_steps", "decoder_rate", "adversarial", "feature_matching"}
+_LENGTHS = {"steps", "decoder_steps", "validate_every"}
+"""Settings that say how long to train and how often to validate, which may be changed."""
+_DECODER = {
+    *("refine", "refined_share", "decoder_steps", "decoder_rate", "adversarial", "feature_matching", "validate_every")
+}
 """Settings that latents do not depend on."""
+_LATER = {"hed", "mpp", "encoder_widths", "decoder_widths", "pictures", "always", "regions"}
+"""Settings that earlier versions did not have: noted where they differ from what was done then."""
 
 
 def note_inputs(config: TrainingConfig, stage: str) -> None:
@@ -66,23 +72,38 @@ def _inputs(config: TrainingConfig) -> dict[str, Any]:
         "train": train,
         "patch_mpp": config.patch_mpp,
         "seed": config.seed,
-        "augmentation": config.augmentation.model_dump(mode="json"),
+        "augmentation": _known(config.augmentation),
     }
+    if config.pictures:
+        shared["pictures"] = picture_records(config, "pictures")
+    held_out_pictures = (
+        {"held_out_pictures": picture_records(config, "held_out_pictures")} if config.held_out_pictures else {}
+    )
     return {
         "autoencoder": {
             **shared,
-            "autoencoder": config.autoencoder.model_dump(mode="json", exclude={*_LENGTHS, "refine", "refined_share"}),
+            "autoencoder": _known(config.autoencoder, {*_LENGTHS, "refine", "refined_share"}),
         },
         "latents": {
             **shared,
+            **held_out_pictures,
             "held_out": held_out,
             "patch_px": config.patch_px,
-            "autoencoder": config.autoencoder.model_dump(mode="json", exclude=_DECODER),
-            "expression": config.expression.model_dump(mode="json"),
-            "latents": config.latents.model_dump(mode="json"),
+            "autoencoder": _known(config.autoencoder, _DECODER),
+            "expression": _known(config.expression),
+            "latents": _known(config.latents),
             "small_cells": config.diffusion.small_cells,
         },
     }
+
+
+def _known(
+    settings: AugmentationSettings | AutoencoderSettings | ExpressionSettings | LatentSettings,
+    without: Collection[str] = (),
+) -> dict[str, Any]:
+    """Return settings as they are noted."""
+    plain = _LATER - set(settings.model_dump(exclude_defaults=True))
+    return settings.model_dump(mode="json", exclude={*without, *plain})
 
 
 def _content(section: Section) -> dict[str, Any]:

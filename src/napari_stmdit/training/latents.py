@@ -23,9 +23,17 @@ from .autoencoder import generator, load_autoencoder, to_tensor
 from .config import TrainingConfig
 from .data import Crop, CropSampler, crop_weights, cut
 from .parallel import Control, Worker, choose_compute, run_alone, run_workers
+from .pictures import PictureSampler, held_out_crops, open_pictures
 from .programs import counts_of, encode_places, fit_programs, rank_by_morphology, thin, thinning_factors
 from .sections import open_sampler, open_sections
-from .start import latent_statistics_of, open_start, starting_sources, starting_vae
+from .start import (
+    fits_expression,
+    latent_statistics_of,
+    learns_expression,
+    open_start,
+    starting_sources,
+    starting_vae,
+)
 from .state import Clock, Log, load_state, save_state
 
 VARIANTS = 4
@@ -33,6 +41,8 @@ VARIANTS = 4
 WINDOWS = 5
 """Places of a small crop inside a whole one, along each side."""
 ENCODE_BATCH = 16
+HELD_OUT_CROPS = 24
+"""Crops of each held-out picture, for the validation loss and the samples."""
 _SHARE = re.compile(r"(latents|spots)_\d+\.pt")
 """Files of the workers' shares, as `_spot_file` and `_crop_file` name them."""
 
@@ -188,7 +198,9 @@ def make_cache(config: TrainingConfig, control: Control | None = None) -> Path:
     if path.is_file():
         return path
     control = control or Control()
-    if fits_expression(config):
+    if config.pictures:
+        pass  # there is no expression
+    elif fits_expression(config):
         run_alone(config, _fit_programs, config)
     elif not _has_programs(config):
         run_workers(config, control, _encode_spots, config)
@@ -202,8 +214,8 @@ def load_cache(config: TrainingConfig) -> dict[str, Tensor]:
 
     Keys: ``latents`` (N, C, h, w) float16, ``mean`` and ``std`` (C,), ``morphology`` (N, 1 + W, d) of the whole crop and of its
     windows (`window_corners`), or (N, 1, T, d) of an encoder that describes whole crops alone, ``expression`` (N, V, e); and of the n
-    spots of the held-out sections ``held_latents``, ``held_morphology`` (n, 1 + W, d), ``held_expression``. Where the encoders were
-    not fitted here, ``morphology_spread`` and ``expression_spread`` (), by which noise on the conditions is scaled.
+    spots of the held-out sections ``held_latents``, ``held_morphology`` (n, 1 + W, d), ``held_expression``. Of pictures there is no
+    expression. Where the encoders were not fitted here, ``morphology_spread`` and ``expression_spread`` (), by which noise on the conditions is scaled.
     """
     state = load_state(cache_path(config))
     if state is None:
@@ -211,16 +223,11 @@ def load_cache(config: TrainingConfig) -> dict[str, Tensor]:
     return state
 
 
-def fits_expression(config: TrainingConfig) -> bool:
-    """Whether the expression encoder is fitted here, not kept as the checkpoint to start from has it."""
-    return config.start is None or config.expression.refit
-
-
 def _fit_programs(config: TrainingConfig) -> None:
     like = None
     if config.start is None:
         load_autoencoder(config)  # says what must run first before minutes are spent on expression
-    else:
+    elif not learns_expression(config):
         like = LinearProgramEncoder.load(open_start(config).components["expression_encoder"].path)
     folder = encoder_folder(config, "programs" if like is None else "expression")
     if not (folder / "config.json").is_file():
@@ -235,10 +242,13 @@ def _encodings(config: TrainingConfig, device: torch.device) -> tuple[WindowEnco
     """Return how crops are encoded, and the expression encoder: those of the checkpoint to start from, or fitted here."""
     small = config.diffusion.small_cells
     if config.start is None:
-        expression = LinearProgramEncoder.load(encoder_folder(config, "programs"))
+        expression = None if config.pictures else LinearProgramEncoder.load(encoder_folder(config, "programs"))
         return WindowEncoding(load_autoencoder(config), None, small, device), expression
     folder = open_start(config)
     vae = starting_vae(folder)
+    if learns_expression(config):
+        known = SmallConvEncoder.load(folder.components["morphology_encoder"].path)
+        return WindowEncoding(vae, known, small, device), LinearProgramEncoder.load(encoder_folder(config, "programs"))
     expression, morphology = starting_sources(folder, device)
     if config.expression.refit:
         expression = LinearProgramEncoder.load(encoder_folder(config, "expression"))
@@ -293,6 +303,17 @@ def _crop_file(config: TrainingConfig, rank: int) -> Path:
     return config.output / f"latents_{rank}.pt"
 
 
+def _open_crops(
+    config: TrainingConfig, encoder: Any
+) -> tuple[CropSampler | PictureSampler, Callable[[Crop, np.random.Generator], Tensor] | None]:
+    """Open what crops are drawn from, and what gives the expression of one; pictures have none."""
+    if config.pictures:
+        return open_pictures(config, config.latents.pictures), None
+    sampler = open_sampler(config)
+    is_program = isinstance(encoder, LinearProgramEncoder)
+    return sampler, program_expression(encoder, sampler, config) if is_program else spot_expression(sampler, config)
+
+
 def _encode(worker: Worker, config: TrainingConfig) -> None:
     """Encode this worker's share of the crops, going on from what was saved."""
     path, wanted = _crop_file(config, worker.rank), -(-config.latents.crops // worker.count)
@@ -301,13 +322,12 @@ def _encode(worker: Worker, config: TrainingConfig) -> None:
         state = None
     start = 0 if state is None else len(state["latents"])
     parts: dict[str, list[Tensor]] = {
-        key: [] if state is None else [state[key]] for key in ("latents", "statistics", "expression")
+        key: [] if state is None or key not in state else [state[key]]
+        for key in ("latents", "statistics", "expression")
     }
     if start < wanted:
         encoding, encoder = _encodings(config, worker.device)
-        sampler = open_sampler(config)
-        is_program = isinstance(encoder, LinearProgramEncoder)
-        expression = program_expression(encoder, sampler, config) if is_program else spot_expression(sampler, config)
+        sampler, expression = _open_crops(config, encoder)
     rng = generator(config, worker, 3, start)
     log, clock = Log(config.output / "latents.jsonl", worker.leads), Clock(config.checkpoint_seconds)
 
@@ -323,7 +343,8 @@ def _encode(worker: Worker, config: TrainingConfig) -> None:
         encoded, described = encoding(np.stack([crop.pixels for crop in crops]))
         parts["latents"].append(encoded)
         parts["statistics"].append(described)
-        parts["expression"].append(torch.stack([expression(crop, rng) for crop in crops]))
+        if expression is not None:
+            parts["expression"].append(torch.stack([expression(crop, rng) for crop in crops]))
         done += len(crops)
         worker.report("latents", worker.count * done, worker.count * wanted)
         if done < wanted and clock.due():
@@ -342,10 +363,12 @@ def _merge(config: TrainingConfig) -> None:
     merged = {
         key: torch.cat([part[key] for part in parts if part is not None])
         for key in ("latents", "statistics", "expression")
+        if key in first
     }
     device = torch.device(choose_compute(config).device)
     encoding, expression = _encodings(config, device)
-    vectors, further = merged["expression"], dict[str, Tensor]()
+    further = dict[str, Tensor]()
+    vectors = merged.get("expression")
     if config.start is None:
         assert isinstance(encoding, WindowEncoding)
         model = load_autoencoder(config)
@@ -353,23 +376,26 @@ def _merge(config: TrainingConfig) -> None:
         encoding.encoder = fit_morphology(make_trunk(model), statistics, components)
         mean, std = latent_statistics(model, merged["latents"], config.latents.scale_power)
         whitened = encoding.conditions(merged["statistics"])
-        expression, vectors = rank_by_morphology(expression, vectors, whitened[:, 0])
         encoding.encoder.save(encoder_folder(config, "morphology"))
-        expression.save(encoder_folder(config, "expression"))
     else:
         mean, std = latent_statistics_of(starting_vae(open_start(config)), merged["latents"].shape[1])
         whitened = encoding.conditions(merged["statistics"])
         if not isinstance(expression, LinearProgramEncoder):
+            assert vectors is not None  # only pictures have none, and they start from nothing
             further["expression_spread"] = vectors.flatten(0, 1).std(0).mean()
         if isinstance(encoding, WholeEncoding):
             further["morphology_spread"] = whitened.flatten(0, 2).std(0).mean()
+    if vectors is not None:
+        if config.start is None or learns_expression(config):
+            expression, vectors = rank_by_morphology(expression, vectors, whitened[:, 0])
+            expression.save(encoder_folder(config, "expression"))
+        further["expression"] = vectors
     save_state(
         cache_path(config),
         latents=merged["latents"],
         mean=mean,
         std=std,
         morphology=whitened,
-        expression=vectors,
         **further,
         **_held_out(config, encoding, expression),
     )
@@ -401,21 +427,18 @@ def pixel_effect(model: StmditAutoencoder, latents: Tensor, spread: Tensor) -> T
 
 
 def _held_out(config: TrainingConfig, encoding: WindowEncoding | WholeEncoding, expression: Any) -> dict[str, Tensor]:
-    """Encode the held-out sections' spots, for the validation loss and the samples alone."""
-    latents, morphology, vectors = [], [], []
+    """Encode the spots of held-out sections, or crops of held-out pictures, for the validation loss and the samples alone."""
+    parts: dict[str, list[Tensor]] = {"held_latents": [], "held_morphology": [], "held_expression": []}
+    crops = list(held_out_crops(config, HELD_OUT_CROPS).values()) if config.pictures else []
     for section in open_sections(config, "held_out"):
-        patches = np.stack([cut(section.pixels, centre, config.patch_px)[0] for centre in section.yx])
+        crops.append(np.stack([cut(section.pixels, centre, config.patch_px)[0] for centre in section.yx]))
+        if expression is not None:
+            spots = section.section.spots
+            vectors = expression.encode(spots.counts, spots.genes, spots.relative_depth)
+            parts["held_expression"].append(torch.from_numpy(np.asarray(vectors, dtype=np.float32)))
+    for patches in crops:
         for start in range(0, len(patches), ENCODE_BATCH):
             encoded, described = encoding(patches[start : start + ENCODE_BATCH])
-            latents.append(encoded)
-            morphology.append(encoding.conditions(described))
-        spots = section.section.spots
-        encoded_spots = expression.encode(spots.counts, spots.genes, spots.relative_depth)
-        vectors.append(torch.from_numpy(np.asarray(encoded_spots, dtype=np.float32)))
-    if not latents:
-        return {}
-    return {
-        "held_latents": torch.cat(latents),
-        "held_morphology": torch.cat(morphology),
-        "held_expression": torch.cat(vectors),
-    }
+            parts["held_latents"].append(encoded)
+            parts["held_morphology"].append(encoding.conditions(described))
+    return {name: torch.cat(values) for name, values in parts.items() if values}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ RIVAL_SHARE = 0.5
 
 
 def region_profiles(
-    sections: Sequence[TrainingSection], genes: tuple[str, ...]
+    sections: Sequence[TrainingSection],
+    genes: tuple[str, ...],
+    region_markers: Mapping[str, Sequence[str]] = REGION_MARKERS,
 ) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32], float]]:
     """Return mean and spread (g,) of log1p(CP10k) over ``genes``, and mean relative depth, for each tissue region.
 
@@ -29,7 +31,7 @@ def region_profiles(
     `MIN_MARKERS` markers in some section is left out.
     """
     there = set.intersection(*[set(s.section.spots.genes.symbols.tolist()) for s in sections])
-    regions = {name: ms for name, ms in REGION_MARKERS.items() if len(there & set(ms)) >= MIN_MARKERS}
+    regions = {name: ms for name, ms in region_markers.items() if len(there & set(ms)) >= MIN_MARKERS}
     if len(regions) < 2:
         return {}
     names = tuple(dict.fromkeys(g for ms in regions.values() for g in ms))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -64,7 +64,8 @@ def fit_programs(
     like
         An encoder whose genes and programs are kept, as targets t of step 2; its last program gives way to relative depth.
     """
-    genes = like.genes if like is not None else choose_genes(sections, settings.genes)
+    regions = settings.regions or REGION_MARKERS
+    genes = like.genes if like is not None else choose_genes(sections, settings.genes, settings.always, regions)
     counts = [counts_of(section, genes) for section in sections]
     smooth = [smooth_counts(s, c, settings.neighbour_um) for s, c in zip(sections, counts, strict=True)]
     targets = _scores_of(smooth, like) if like is not None else _components(smooth, settings.programs)
@@ -92,15 +93,20 @@ def fit_programs(
     return encoder.turned(np.diag(np.append(np.sqrt(spread / spread[0]) / own, 1.0)))
 
 
-def choose_genes(sections: Sequence[TrainingSection], count: int) -> tuple[str, ...]:
+def choose_genes(
+    sections: Sequence[TrainingSection],
+    count: int,
+    always: Collection[str] = (),
+    regions: Mapping[str, Sequence[str]] = REGION_MARKERS,
+) -> tuple[str, ...]:
     """Choose the genes that vary most over tissue for their mean, within sections.
 
     Candidates are in every section, are detected in a tenth of the spots and carry no prefix of handling. Their log variance within
     sections, after smoothing over neighbours, is compared with a cubic trend over the mean; the largest excess wins. Marker genes of the
-    tissue regions are always taken where they are candidates by name.
+    tissue regions, and before them those of ``always``, are taken where they are candidates by name; the latter whatever their prefix.
     """
     shared = set.intersection(*[set(s.section.spots.genes.symbols.tolist()) for s in sections])
-    names = tuple(sorted(g for g in shared if not g.startswith(HANDLING_PREFIXES)))
+    names = tuple(sorted(g for g in shared if not g.startswith(HANDLING_PREFIXES) or g in always))
     if len(names) < count:
         raise GeneError(f"the training sections share {len(names)} usable genes; {count} were asked for")
     tables = [counts_of(s, names) for s in sections]
@@ -113,8 +119,12 @@ def choose_genes(sections: Sequence[TrainingSection], count: int) -> tuple[str, 
         warnings.simplefilter("ignore", np.exceptions.RankWarning)  # few genes leave it open, and any trend will do
         trend = np.poly1d(np.polyfit(mean[usable], spread[usable], 3))
     excess = np.where(usable, spread - trend(mean), -np.inf)
-    markers = {m for ms in REGION_MARKERS.values() for m in ms}
-    excess[[name in markers for name in names]] = np.inf
+    forced = [name in always for name in names]
+    if sum(forced) > count:
+        raise GeneError(f"{sum(forced)} genes are always to be taken, but only {count} in all; raise expression.genes")
+    markers = {m for ms in regions.values() for m in ms}
+    excess[[name in markers for name in names]] = np.finfo(excess.dtype).max
+    excess[forced] = np.inf
     chosen = np.sort(np.argsort(-excess, kind="stable")[:count])
     return tuple(names[i] for i in chosen)
 

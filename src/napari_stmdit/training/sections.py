@@ -16,8 +16,8 @@ from ..intent import CheckpointCard
 from ..tissue.images import open_image
 from ..tissue.open import open_section, synthesis_fault
 from ..tissue.sample import open_sample_section
-from ..types import Calibration, Genes, Section, SpotTable
-from .config import FolderSource, SampleSource, Source, TableSource, TrainingConfig, load_config
+from ..types import Calibration, Genes, Section, SlideImage, SpotTable
+from .config import WHOLE, FolderSource, Part, SampleSource, Source, TableSource, TrainingConfig, load_config
 from .data import CropSampler, TrainingSection, load_training_section
 from .start import open_start
 
@@ -93,7 +93,7 @@ def sections_of_config(path: str | Path, which: str) -> tuple[Section, ...]:
 def open_source(source: Source, config: TrainingConfig) -> Section:
     """Open one section of a training config; raises SectionError where a file is missing or does not hold what its kind needs."""
     if isinstance(source, TableSource):
-        return read_table_section(
+        table = read_table_section(
             source.name,
             config.source_path(source.counts),
             config.source_path(source.spots),
@@ -101,8 +101,35 @@ def open_source(source: Source, config: TrainingConfig) -> Section:
             pitch_um=source.pitch_um,
             spot_um=source.spot_um,
         )
+        return part_of(table, source.part)
     section = open_sample_section() if isinstance(source, SampleSource) else _open_folder(source, config)
-    return replace(section, name=source.name)  # folders of several samples are often all called "outs"
+    section = replace(section, name=source.name)  # folders of several samples are often all called "outs"
+    return section if isinstance(source, SampleSource) else part_of(section, source.part)
+
+
+def part_of(section: Section, part: Part) -> Section:
+    """Cut a section down to a part of its image; raises SectionError where that holds fewer than three spots."""
+    if part == WHOLE or section.image is None:
+        return section
+    image, spots = section.image, section.spots
+    height, width = image.shape
+    y0, x0, y1, x1 = (round(share * side) for share, side in zip(part, (height, width) * 2, strict=True))
+    corner, end = np.array([y0, x0]) * image.pixel_size, np.array([y1, x1]) * image.pixel_size
+    rows = np.flatnonzero(((spots.yx >= corner) & (spots.yx < end)).all(axis=1))
+    if len(rows) < 3:
+        raise SectionError(
+            f"Section {section.name}: its part {list(part)} holds {len(rows)} spots; at least 3 are needed."
+        )
+    kept = replace(
+        spots,
+        ids=spots.ids[rows],
+        yx=spots.yx[rows] - corner,
+        counts=spots.counts[rows],
+        array_rc=None if spots.array_rc is None else spots.array_rc[rows],
+        obs={name: values[rows] for name, values in spots.obs.items()},
+    )
+    pixels = image.levels[0][y0:y1, x0:x1]
+    return replace(section, spots=kept, image=SlideImage((pixels,), image.pixel_size, f"{image.source}, a part"))
 
 
 def _open_folder(source: FolderSource, config: TrainingConfig) -> Section:

@@ -81,8 +81,11 @@ def settle(config: TrainingConfig) -> TrainingConfig:
     folder = open_start(config)
     _check_kind(folder)
     card, faults, update = folder.card, list[tuple[str, str]](), dict[str, Any]()
+    alone = "expression" not in card.conditions
     for key in ("patch_px", "patch_mpp"):
         own, of_card = getattr(config, key), getattr(card, key)
+        if alone and key == "patch_mpp" and key in config.model_fields_set:
+            continue  # tissue was learned at many scales
         if key not in config.model_fields_set:
             update[key] = of_card
         elif own != of_card:
@@ -90,7 +93,8 @@ def settle(config: TrainingConfig) -> TrainingConfig:
     faults += _unfit(config, folder)
     settings = read_settings(folder.components["transformer"].path / "config.json")
     for key, value in config.transformer.items():
-        if settings.get(key) != value:
+        grown = alone and key.startswith("expression_")
+        if settings.get(key) != value and not grown:
             faults.append(
                 (f"transformer.{key}", f"is {value}, but {card.name!r} has {settings.get(key)}; leave it out")
             )
@@ -111,14 +115,23 @@ def settle(config: TrainingConfig) -> TrainingConfig:
     return _fit_windows(config.model_copy(update=update))
 
 
+def learns_expression(config: TrainingConfig) -> bool:
+    """Whether expression is new to the checkpoint to start from, which is conditioned on morphology alone; its encoder is fitted here then."""
+    return config.start is not None and "expression" not in open_start(config).card.conditions
+
+
+def fits_expression(config: TrainingConfig) -> bool:
+    """Whether the expression encoder is fitted here, not kept as the checkpoint to start from has it."""
+    return config.start is None or config.expression.refit or learns_expression(config)
+
+
 def _unfit(config: TrainingConfig, folder: CheckpointFolder) -> list[tuple[str, str]]:
     """Say which parts cannot be trained on as asked, being of another kind."""
     name, faults = folder.card.name, []
     kinds = {part: component.kind for part, component in folder.components.items()}
-    if config.expression.refit and kinds["expression_encoder"] != PROGRAMS:
-        faults.append(
-            ("expression.refit", f"the encoder of {name!r} is a {kinds['expression_encoder']}, not a {PROGRAMS}")
-        )
+    expression = kinds.get("expression_encoder", "new one")
+    if config.expression.refit and expression != PROGRAMS:
+        faults.append(("expression.refit", f"the encoder of {name!r} is a {expression}, not a {PROGRAMS}"))
     if config.autoencoder.refine and kinds["vae"] != StmditAutoencoder.__name__:
         faults.append(("autoencoder.refine", f"the VAE of {name!r} is a {kinds['vae']}, not one that was trained here"))
     return faults
@@ -137,10 +150,13 @@ def _fit_windows(config: TrainingConfig) -> TrainingConfig:
 
 def _check_kind(folder: CheckpointFolder) -> None:
     name = folder.card.name
+    if set(folder.card.conditions) == {"morphology"}:
+        _check_can_learn_expression(folder)
+        return
     if set(folder.card.conditions) != {"expression", "morphology"}:
         raise CheckpointError(
             f"The checkpoint {name!r} is conditioned on {' and '.join(folder.card.conditions)} alone; training goes on from checkpoints "
-            "that take expression and morphology."
+            "that take expression and morphology, or morphology alone."
         )
     lacking = [part for part in ("expression_encoder", "morphology_encoder") if part not in folder.components]
     if lacking:
@@ -153,6 +169,16 @@ def _check_kind(folder: CheckpointFolder) -> None:
         raise CheckpointError(
             f"The expression encoder of {name!r} gives a vector for every gene, a megabyte a spot; training goes on from checkpoints with one "
             "vector a spot."
+        )
+
+
+def _check_can_learn_expression(folder: CheckpointFolder) -> None:
+    """Refuse what is no flow with an encoder of windows: new programs are ranked by what they say about that encoder's numbers."""
+    encoder = folder.components.get("morphology_encoder")
+    if encoder is None or encoder.kind != WINDOWED or objective_of(load_component(folder, "scheduler")).kind != "flow":
+        raise CheckpointError(
+            f"The checkpoint {folder.card.name!r} is conditioned on morphology alone; expression can be added only to one that predicts flow and "
+            f"has a {WINDOWED}. Start from another one."
         )
 
 

@@ -65,16 +65,17 @@ class Validation:
         order = torch.randperm(count, generator=rng)
         level = objective.even_levels(count, settings.level_shift)[order]
         self._x, self._noise, self._level = (part.to(worker.device) for part in (x, noise, level))
-        true, own = morphology[rows, window].to(worker.device), expression[rows].to(worker.device)
-        shuffled = own.roll(count // 2, 0)
-        self._cases: dict[str, tuple[Tensor | None, Tensor | None]] = {
-            "both": (true, own),
-            "both_shuffled": (true, shuffled),
-            "morphology": (true, None),
-            "expression": (None, own),
-            "expression_shuffled": (None, shuffled),
-            "none": (None, None),
-        }
+        true = morphology[rows, window].to(worker.device)
+        self._cases: dict[str, tuple[Tensor | None, Tensor | None]] = {"morphology": (true, None), "none": (None, None)}
+        if expression is not None:
+            own = expression[rows].to(worker.device)
+            shuffled = own.roll(count // 2, 0)
+            self._cases |= {
+                "both": (true, own),
+                "both_shuffled": (true, shuffled),
+                "expression": (None, own),
+                "expression_shuffled": (None, shuffled),
+            }
 
     @torch.no_grad()
     def losses(self, model: nn.Module) -> dict[str, dict[str, float]]:
@@ -109,7 +110,8 @@ class SampleSheet:
         self.folder = config.output / "samples"
         self.guidance, self.steps = guidance_and_steps(config)
         self._side = config.patch_px
-        self._morphology, self._expression = morphology[rows, 0], expression[rows]
+        self._morphology = morphology[rows, 0]
+        self._expression = None if expression is None else expression[rows]
         self._real = _normalised(latents[rows].float(), cache)
         self._vae = _decoder(config, cache).to(device)
         self._scheduler = (
@@ -128,7 +130,7 @@ class SampleSheet:
     def _draw(self, model: STMDiTTransformer2D, step: int) -> Image.Image:
         pipeline = STMDiTPipeline(transformer=model, vae=self._vae, scheduler=self._scheduler)
         rows = [("slide through the autoencoder", pipeline.decode(self._real))]
-        for label in ROWS:
+        for label in ROWS if self._expression is not None else ("morphology only", "none"):
             morphology = self._morphology if label in ("both", "morphology only") else None
             expression = self._expression if label in ("both", "expression only") else None
             rows.append((f"synthetic: {label}", self._patches(pipeline, morphology, expression)))
@@ -161,12 +163,13 @@ class SampleSheet:
         return last.images
 
 
-def _places(cache: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return latents, morphology (n, 1 + W or 1, T, d) and expression (n, e) of the held-out spots, or else of the crops."""
+def _places(cache: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return latents, morphology (n, 1 + W or 1, T, d) and expression (n, e) of the held-out spots, or else of the crops; pictures have no expression."""
     if "held_latents" in cache:
-        latents, morphology, expression = (cache[f"held_{key}"] for key in ("latents", "morphology", "expression"))
+        latents, morphology, expression = cache["held_latents"], cache["held_morphology"], cache.get("held_expression")
     else:
-        latents, morphology, expression = cache["latents"], cache["morphology"], cache["expression"][:, 0]
+        latents, morphology = cache["latents"], cache["morphology"]
+        expression = cache["expression"][:, 0] if "expression" in cache else None
     return latents, morphology_vectors(morphology), expression
 
 

@@ -18,6 +18,9 @@ from ...storage.fingerprint import of_file, of_files
 from ..reading import read_settings
 
 REFERENCE_FILE = "reference.json"
+WITHIN_PACKAGE = "package:"
+"""Beginning of a source that lies in the package's own data: what several of its checkpoints share is there once."""
+PACKAGE_DATA = Path(__file__).resolve().parents[2] / "data"
 READ_BESIDE = ("args.json", "config.json", "vocab.json")
 """Settings that are read where they lie beside the weights, also where a reference does not list them."""
 
@@ -30,7 +33,8 @@ class Reference(Intent):
     name
         Short name, under which `stmdit download` keeps it.
     source, subfolder, revision
-        Hub repository id (``owner/name``), folder in it, and commit or branch; or the path of a local folder.
+        Hub repository id (``owner/name``), folder in it, and commit or branch; or the path of a local folder; or ``package:`` and the name
+        of a folder in the package's data.
     files
         What is needed of it, relative to the subfolder.
     sha256
@@ -98,6 +102,9 @@ def find_reference(reference: Reference) -> Path | None:
     A source that is an absolute path is a folder of the user's. Anything else is an id on a hub, also where the working directory has a
     folder of that name.
     """
+    if reference.source.startswith(WITHIN_PACKAGE):
+        place = PACKAGE_DATA / Path(reference.source.removeprefix(WITHIN_PACKAGE)).name / reference.subfolder
+        return place if all((place / name).is_file() for name in reference.files) else None
     own = Path(reference.source).expanduser()
     places = [own / reference.subfolder] if own.is_absolute() else []
     for place in (*places, download_directory(reference.name)):

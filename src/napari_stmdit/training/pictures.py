@@ -1,0 +1,248 @@
+"""Images without expression: slides and sets of tiles, of which crops are drawn at many scales and in many stains.
+
+An autoencoder and a transformer's knowledge of tissue need no expression, and so can be learned from far more tissue than has been sequenced.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import RequestError, SectionError, StmditError
+from ..evaluation.measures import STAINS
+from ..storage.atomic import write_atomically
+from ..storage.fingerprint import of_file, of_json
+from ..tissue.identity import whole_slide_hash
+from ..tissue.images import open_image
+from .config import AugmentationSettings, ImageSource, Picture, TilesSource, TrainingConfig
+from .data import Crop, turn
+
+LARGEST_ENLARGEMENT = 1.4
+"""A picture's pixels are shown at most so much larger than they are: more would teach blur."""
+OWN_SCALE = 0.3
+"""Share of the crops that are taken pixel by pixel, where the picture's own scale lies among those asked for."""
+TEXTURE = 6.0
+"""Standard deviation of the grey levels below which a crop is nearly empty."""
+BLANK = 0.05
+"""Share of the nearly empty crops that is kept."""
+_UNIT = STAINS / np.linalg.norm(STAINS, axis=1, keepdims=True)
+
+
+class Pool(Protocol):
+    """Where crops of one source come from."""
+
+    def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], float]:
+        """Return pixels (h, w, 3) to cut from, and their microns per pixel."""
+
+
+@dataclass(frozen=True)
+class SlidePool:
+    """One slide, or a part of it: ``pixels`` (h, w, 3) at ``mpp`` microns per pixel."""
+
+    pixels: NDArray[np.uint8]
+    mpp: float
+
+    def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], float]:
+        """Return all of it."""
+        return self.pixels, self.mpp
+
+
+@dataclass(frozen=True)
+class TilePool:
+    """Tiles of several slides: for each slide its (file, microns per pixel) pairs; slides come equally often."""
+
+    slides: tuple[tuple[tuple[Path, float], ...], ...]
+
+    def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], float]:
+        """Return a tile, decoded."""
+        tiles = self.slides[rng.integers(len(self.slides))]
+        file, mpp = tiles[rng.integers(len(tiles))]
+        with Image.open(file) as picture:
+            return np.asarray(picture.convert("RGB")), mpp
+
+
+class PictureSampler:
+    """Draws crops of pictures at random places, scales and stains.
+
+    Parameters
+    ----------
+    pools, weights
+        Sources, and how often each is drawn from, relative to the others.
+    augmentation
+        How to vary a crop; its ``mpp`` is the range of scales.
+    mpp
+        Scale of the crops where no range is given.
+    """
+
+    def __init__(
+        self, pools: Sequence[Pool], weights: Sequence[float], augmentation: AugmentationSettings, mpp: float
+    ) -> None:
+        self.pools, self.augmentation = list(pools), augmentation
+        self.scales = augmentation.mpp or (mpp, mpp)
+        self._weights = np.array(weights) / np.sum(weights)
+
+    def draw(self, rng: np.random.Generator, side: int) -> Crop:
+        """Draw a crop of ``side`` pixels; its centre is in pixels of what it was cut from."""
+        while True:
+            index = int(rng.choice(len(self.pools), p=self._weights))
+            picture, mpp = self.pools[index].draw(rng)
+            step = self._step(rng, mpp, min(picture.shape[:2]) / side)
+            corner = rng.uniform(0, np.array(picture.shape[:2]) - side * step)
+            pixels = cut_at_scale(picture, corner, side, step)
+            if pixels[::4, ::4].mean(axis=2).std() > TEXTURE or rng.random() < BLANK:
+                break
+        if self.augmentation.geometry:
+            pixels = turn(pixels, int(rng.integers(8)))
+        if self.augmentation.stain > 0 or self.augmentation.hed > 0:
+            pixels = vary_stains(pixels, rng, self.augmentation.stain, self.augmentation.hed)
+        return Crop(index, corner + side * step / 2, np.ascontiguousarray(pixels))
+
+    def _step(self, rng: np.random.Generator, mpp: float, largest: float) -> float:
+        """Return how many pixels of the picture one of the crop spans."""
+        low, high = self.scales
+        own = low <= mpp <= high and rng.random() < OWN_SCALE
+        wanted = mpp if own else float(np.exp(rng.uniform(np.log(low), np.log(high))))
+        step = max(wanted / mpp, 1 / LARGEST_ENLARGEMENT)
+        return 1.0 if abs(step - 1) <= 0.01 and largest >= 1 else min(step, largest)
+
+    def batch(self, rng: np.random.Generator, count: int, side: int) -> NDArray[np.uint8]:
+        """Draw (count, side, side, 3) uint8 crops."""
+        return np.stack([self.draw(rng, side).pixels for _ in range(count)])
+
+
+def cut_at_scale(pixels: NDArray[np.uint8], corner: NDArray[np.float64], side: int, step: float) -> NDArray[np.uint8]:
+    """Cut a (side, side, 3) square from a corner (y, x) of a picture, each of its pixels ``step`` of the picture's."""
+    y, x = corner
+    if step == 1:
+        return pixels[int(y) : int(y) + side, int(x) : int(x) + side]
+    reach = side * step
+    top, left = int(y), int(x)
+    part = pixels[top : int(np.ceil(y + reach)) + 1, left : int(np.ceil(x + reach)) + 1]
+    height, width = part.shape[:2]
+    box = (x - left, y - top, min(x - left + reach, width), min(y - top + reach, height))
+    return np.asarray(Image.fromarray(part).resize((side, side), Image.Resampling.BICUBIC, box=box))
+
+
+def vary_stains(pixels: NDArray[np.uint8], rng: np.random.Generator, spread: float, hed: float) -> NDArray[np.uint8]:
+    """Multiply the optical density by a gain near one, and that of haematoxylin, eosin and the residual each by one of its own.
+
+    Tellez et al. 2018, IEEE Trans. Med. Imaging 37:2126-2136; without its offsets, so that glass stays glass.
+    """
+    gains = np.exp(spread * rng.standard_normal() + hed * rng.standard_normal(3))
+    mixing = (np.linalg.inv(_UNIT) * gains) @ _UNIT
+    density = _DENSITY[pixels] @ mixing.astype(np.float32)
+    varied: NDArray[np.uint8] = np.clip(np.rint(256 * np.exp(-density) - 1), 0, 255).astype(np.uint8)
+    return varied
+
+
+_DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
+"""Optical density of each grey level."""
+
+
+# ------------------------------------------------------------------------------------------------- opening
+
+
+def open_pictures(config: TrainingConfig, names: Sequence[str] = ()) -> PictureSampler:
+    """Open the pictures of a config, or some by ``names``, for drawing crops; those of slides lie in files that processes share.
+
+    Raises
+    ------
+    RequestError
+        Pictures cannot be opened or used; names every fault with its place.
+    """
+    sources = [source for source in config.pictures if not names or source.name in names]
+    pools = _open(config, sources, "pictures")
+    return PictureSampler(pools, [source.weight for source in sources], config.augmentation, config.patch_mpp)
+
+
+def held_out_crops(config: TrainingConfig, each: int) -> dict[str, NDArray[np.uint8]]:
+    """Return, for each held-out picture, up to ``each`` crops (n, side, side, 3) with tissue at the scale of a patch, always the same.
+
+    Errors as for `open_pictures`.
+    """
+    pools = _open(config, config.held_out_pictures, "held_out_pictures")
+    still = AugmentationSettings(stain=0, geometry=False)
+    found = {}
+    for source, pool in zip(config.held_out_pictures, pools, strict=True):
+        sampler = PictureSampler([pool], [1.0], still, config.patch_mpp)
+        found[source.name] = sampler.batch(np.random.default_rng(config.seed), each, config.patch_px)
+    return found
+
+
+def picture_records(config: TrainingConfig, which: str) -> list[dict[str, Any]]:
+    """Return what the pictures of a config are, by their content; errors as for `open_pictures`."""
+    records = []
+    for source in getattr(config, which):
+        facts = source.model_dump(mode="json", exclude={"image", "folder", "table"})
+        if isinstance(source, ImageSource):
+            facts["slide"] = whole_slide_hash(open_image(config.source_path(source.image)))
+        else:
+            facts["table"] = of_file(config.source_path(source.table))
+        records.append(facts)
+    return records
+
+
+def _open(config: TrainingConfig, sources: Sequence[Picture], what: str) -> list[Pool]:
+    pools: list[Pool] = []
+    faults: list[tuple[str, str]] = []
+    for number, source in enumerate(sources):
+        try:
+            pools.append(
+                _open_image(source, config) if isinstance(source, ImageSource) else _open_tiles(source, config)
+            )
+        except StmditError as error:
+            faults.append((f"{what}[{number}] ({source.name})", str(error)))
+    if faults:
+        raise RequestError(faults)
+    return pools
+
+
+def _open_image(source: ImageSource, config: TrainingConfig) -> SlidePool:
+    slide = open_image(config.source_path(source.image))
+    height, width = slide.shape
+    top, left, bottom, right = source.part
+    y0, y1, x0, x1 = (round(share * n) for share, n in ((top, height), (bottom, height), (left, width), (right, width)))
+    smallest = round(config.patch_px * (config.augmentation.mpp or (config.patch_mpp,))[-1] / source.mpp)
+    if min(y1 - y0, x1 - x0) < smallest:
+        raise SectionError(
+            f"its part is {x1 - x0} x {y1 - y0} px, smaller than the {smallest} px that a patch takes; give a larger part, or smaller scales"
+        )
+    path = config.output / "pixels" / f"{source.name}-{of_json([whole_slide_hash(slide), source.part])[:12]}.npy"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.ascontiguousarray(np.asarray(slide.levels[0][y0:y1, x0:x1]))
+        write_atomically(path, lambda file: np.save(file, pixels))
+    return SlidePool(np.load(path, mmap_mode="r"), source.mpp)
+
+
+def _open_tiles(source: TilesSource, config: TrainingConfig) -> TilePool:
+    table, folder = config.source_path(source.table), config.source_path(source.folder)
+    if not table.is_file():
+        raise SectionError(f"{table} is not a file; correct the path in the training config")
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    missing = {"file", "mpp", source.slide} - set(rows[0] if rows else ())
+    if missing:
+        raise SectionError(f"{table} lacks the columns {sorted(missing)}; name the one of the slides with 'slide'")
+    slides: dict[str, list[tuple[Path, float]]] = {}
+    for row in rows:
+        slides.setdefault(row[source.slide], []).append((folder / row["file"], float(row["mpp"])))
+    unknown = sorted({*source.only, *source.without} - set(slides))
+    if unknown:
+        raise SectionError(f"{table} has no slides {', '.join(unknown)}; it has {', '.join(sorted(slides))}")
+    chosen = [name for name in slides if name not in source.without and (not source.only or name in source.only)]
+    gone = [file for name in chosen for file, _ in slides[name] if not file.is_file()]
+    if gone:
+        raise SectionError(
+            f"{len(gone)} of the tiles in {table} are not there, the first is {gone[0]}; correct 'folder'"
+        )
+    if not chosen:
+        raise SectionError(f"no slide of {table} is left; name fewer under 'without'")
+    return TilePool(tuple(tuple(slides[name]) for name in chosen))
