@@ -10,11 +10,12 @@ from mouse import Mouse as Mouse
 
 def settle(condition, seconds=30.0):
     """Let the event loop run until a condition holds; return whether it does."""
+    from qtpy.QtCore import QEventLoop
     from qtpy.QtWidgets import QApplication
 
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        QApplication.processEvents()
+    while time.perf_counter() < end:  # a worker may post events faster than they are handled: look in between
+        QApplication.processEvents(QEventLoop.ProcessEventsFlag.AllEvents, 20)
         if condition():
             return True
         time.sleep(0.005)

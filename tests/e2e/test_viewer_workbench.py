@@ -61,7 +61,7 @@ class Counting(NoiseModel):
         import time
 
         for step in super().denoise(batch):
-            time.sleep(0.03)
+            time.sleep(0.1)
             self.steps_done += 1
             yield step
 

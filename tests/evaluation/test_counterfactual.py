@@ -43,6 +43,7 @@ class Still(Described):
     """Returns the real crop, whatever was edited; edits of a canvas change nothing."""
 
     latent_grid = (1, 8)
+    editor = property(lambda self: self)
 
     def solver(self, *_, **__):
         raise AssertionError("no new tissue is made here")
@@ -52,7 +53,7 @@ class Still(Described):
     def images(self, batch):
         return batch.crops
 
-    def encode_slide(self, image):
+    def encode(self, image):
         return np.zeros((1, image.shape[0] // 8, image.shape[1] // 8), np.float32)
 
     def edit_canvas(self, latents, morphology, expression, edited, corners, weight, steps, batch):
@@ -85,7 +86,7 @@ class Staining(Pasting):
 
     latent_grid = (192, 8)
 
-    def encode_slide(self, image):
+    def encode(self, image):
         height, width = (n // 8 for n in image.shape[:2])
         blocks = image.reshape(height, 8, width, 8, 3).transpose(1, 3, 4, 0, 2)
         return blocks.reshape(192, height, width).astype(np.float32)

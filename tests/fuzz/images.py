@@ -370,7 +370,7 @@ CASES = cases(
         ("an address", setting(fullres="https://example.org/slide.tif"), section_error("is neither")),
         ("a name with a NUL", setting(fullres="slide\0.png"), section_error("null byte")),
         ("a name of 5000 letters", setting(fullres="s" * 5000 + ".png"), section_error("File name too long")),
-        ("an empty name", setting(fullres=""), section_error("is neither")),
+        ("an empty name", setting(fullres=""), section_error("a path is empty")),
         ("home of nobody", setting(fullres="~nosuchuser/slide.png"), section_error("~nosuchuser")),
         ("the section itself", setting(fullres=lambda s: s.section), section_error("there is no image file")),
         ("hires image missing", remove(HIRES), FINE),
