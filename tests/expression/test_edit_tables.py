@@ -11,6 +11,7 @@ from napari_stmdit.errors import GeneError, RequestError
 from napari_stmdit.expression.changes import Measured
 from napari_stmdit.expression.edit_tables import layers_of, read_edit_table, signed, table_fault, table_note
 from napari_stmdit.expression.edits import apply_edits, edited_levels
+from napari_stmdit.expression.genes import target_columns
 from napari_stmdit.intent import Request, TableEdit
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.requests import read_edit_file
@@ -42,7 +43,7 @@ def write_h5ad(path, spots, counts, rows=slice(None), genes=GENES, **layers):
 
 def moved(table, spots, ids, edit=None):
     """The levels that spots go to, all genes of the section."""
-    columns, own = table.columns(spots.genes)
+    columns, own = target_columns(table.genes, spots.genes)
     counts = spots.counts.toarray()[spots.rows(ids)]
     x = log_levels(counts)[:, columns].astype(np.float32)
     share = (counts[:, columns].sum(axis=1) / counts.sum(axis=1)).astype(np.float32)

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from ..intent import AddEdit, Edit, KnockOutEdit, ScaleEdit, SetQuantileEdit, SwapEdit, TableEdit, TowardsEdit
 from ..types import Genes, SpotTable
 from .edit_tables import EditTable, read_edit_table
-from .genes import match_genes
+from .genes import match_genes, target_columns
 from .normalise import counts_from, cp10k_log1p, totals_of
 from .programs import Programs
 
@@ -186,7 +186,7 @@ def changes_of(
             targets = [(None, _towards(mean))]
         elif isinstance(edit, TableEdit):
             table = read_edit_table(edit)
-            columns, own = table.columns(measured.genes, names)
+            columns, own = target_columns(table.genes, measured.genes, names)
             targets = [(frozenset(table.ids), _to_table(table, own, measured))]
         else:
             columns = columns_of(names, measured.genes) if names else np.arange(len(measured.genes))
@@ -257,12 +257,5 @@ def _target(edit: Edit, measured: Measured, columns: Columns) -> _Target:
 
 
 def _profile_columns(profile: Profile, genes: Genes, only: tuple[str, ...]) -> tuple[Columns, Array]:
-    match = match_genes(profile.genes, genes)
-    keep = match.columns >= 0
-    if only:
-        keep &= np.isin(np.array(profile.genes), np.array(only))
-    kept = {gene for gene, k in zip(profile.genes, keep, strict=True) if k}
-    # of a symbol with several columns the first takes the whole target, and the others go to zero: they are summed when encoded
-    twins = [c for gene, columns in match.ambiguous.items() if gene in kept for c in columns[1:]]
-    columns = np.concatenate([match.columns[keep], np.array(twins, dtype=np.int64)])
-    return columns, np.concatenate([profile.mean[keep], np.zeros(len(twins))]).astype(np.float32)
+    columns, own = target_columns(profile.genes, genes, only)
+    return columns, np.where(own >= 0, profile.mean[own], 0).astype(np.float32)

@@ -6,6 +6,7 @@ Models of perturbations (SpatialProp, CONCERT, SpaceTravLR) write what expressio
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,9 +21,9 @@ from ..errors import GeneError
 from ..files import user_path
 from ..intent import TableEdit
 from ..storage import fingerprint
-from ..types import Genes, SpotTable
+from ..types import SpotTable
 from .genes import match_genes
-from .normalise import PER
+from .normalise import PER, sparse_cp10k_log1p
 
 MAX_LOG = float(np.log1p(PER))
 MAX_BYTES = 4_000_000_000
@@ -50,20 +51,6 @@ class EditTable:
     levels: csr_matrix
     relative: bool
 
-    def columns(self, genes: Genes, only: Sequence[str] = ()) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the columns (c,) of a section that the table speaks of, and the table's own column of each, -1 for a twin's.
-
-        Of a symbol with several columns the first takes the whole level; the others go to zero, as they are summed when encoded.
-        """
-        match = match_genes(self.genes, genes)
-        keep = match.columns >= 0
-        if only:
-            keep &= np.isin(np.array(self.genes), np.array(only))
-        kept = {gene for gene, k in zip(self.genes, keep, strict=True) if k}
-        twins = [c for gene, columns in match.ambiguous.items() if gene in kept for c in columns[1:]]
-        own = np.concatenate([np.flatnonzero(keep), np.full(len(twins), -1, dtype=np.int64)])
-        return np.concatenate([match.columns[keep], np.array(twins, dtype=np.int64)]), own
-
     def target(
         self, x: NDArray[np.float32], ids: Sequence[str], own: NDArray[np.int64], share: NDArray[np.float32]
     ) -> NDArray[np.float32]:
@@ -76,7 +63,7 @@ class EditTable:
         ids
             (m,) spots, all of them in the table.
         own
-            (c,) the table's columns, from `columns`.
+            (c,) the table's column of each, -1 for zero, from `target_columns`.
         share
             (m,) which part of each spot's measured total lies in the table's genes: levels in the table are relative to those alone.
         """
@@ -129,7 +116,7 @@ def table_fault(edit: TableEdit, spots: SpotTable) -> str | None:
     if not shared:
         theirs, ours = next(iter(table.ids), "none"), str(spots.ids[0]) if len(spots) else "none"
         return f"{name} has none of this section's spots: its first is {theirs!r}, the section's {ours!r}; the ids must be the same"
-    if not len(table.columns(spots.genes)[0]):
+    if not match_genes(table.genes, spots.genes).shared:
         return f"{name} has none of this section's genes: its first is {table.genes[0]!r}; gene names match exactly"
     return None
 
@@ -179,11 +166,7 @@ def _read(path: str, digest: str, unit: str, layer: str | None, baseline: str | 
         ids, genes, values = _read_text(file)
         base = None
     for what, names in (("spot", ids), ("gene", genes)):
-        twice = (
-            next((name for k, name in enumerate(names) if name in set(names[:k])), None)
-            if len(set(names)) < len(names)
-            else None
-        )
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
         if twice is not None:
             raise GeneError(f"{file.name} names the {what} {twice!r} twice; expected each once")
     if unit == "difference":
@@ -207,10 +190,7 @@ def _log_levels(values: csr_matrix, unit: str, name: str) -> csr_matrix:
     """Return log(1 + counts per 10,000) over the table's own genes."""
     if unit == "counts":
         _check(values, 0, np.inf, unit, name)
-        totals = np.maximum(np.asarray(values.sum(axis=1)).ravel(), 1e-12)
-        levels = csr_matrix(values.multiply((PER / totals)[:, None]))
-        levels.data = np.log1p(levels.data)
-        return levels
+        return csr_matrix(sparse_cp10k_log1p(values, np.maximum(np.asarray(values.sum(axis=1)).ravel(), 1e-12)))
     _check(values, 0, MAX_LOG, unit, name)
     shares = values.copy()
     shares.data = np.expm1(shares.data)

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix, vstack
 
 from ..intent import Edit, SwapEdit, TableEdit, TowardsEdit
 from ..storage.atomic import write_text
-from ..text import shorten
+from ..text import shorten, some_of
 from ..types import Genes, SpotTable
 from .changes import Measured, Profile, active_edits, apply_changes, changes_of, columns_of, spot_weights
 from .edit_tables import table_fault
@@ -222,7 +222,7 @@ def faults_of(
         for name, ids in groups:
             strangers = [spot for spot in ids if spot not in known]
             if strangers:
-                faults.append((f"{place}.{name}", f"not in this section: {some_of(strangers)}"))
+                faults.append((f"{place}.{name}", f"not in this section: {_names(strangers)}"))
     return faults
 
 
@@ -231,21 +231,19 @@ def _gene_faults(place: str, edit: Edit, genes: Genes, programs: Programs) -> li
     unknown = [name for name in edit.programs if name not in programs]
     if unknown:
         faults.append(
-            (f"{place}.programs", f"unknown: {some_of(unknown)}; known programs are {', '.join(sorted(programs))}")
+            (f"{place}.programs", f"unknown: {_names(unknown)}; known programs are {', '.join(sorted(programs))}")
         )
     missing = match_genes(edit.genes, genes).missing
     if missing:
-        faults.append((f"{place}.genes", f"not in this section: {some_of(missing)}; gene names match exactly"))
+        faults.append((f"{place}.genes", f"not in this section: {_names(missing)}; gene names match exactly"))
     empty = [n for n in edit.programs if n in programs and not match_genes(tuple(programs[n]), genes).shared]
     if empty:
-        faults.append((f"{place}.programs", f"none of its genes is in this section: {some_of(empty)}"))
+        faults.append((f"{place}.programs", f"none of its genes is in this section: {_names(empty)}"))
     return faults
 
 
-def some_of(names: Sequence[str], most: int = 8) -> str:
-    """Return the first few of some names, for a message."""
-    shown = ", ".join(shorten(name) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+def _names(names: Sequence[str]) -> str:
+    return some_of(map(shorten, names), 8)
 
 
 # ------------------------------------------------------------------------------------------------- genes that move most

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.resources import files
@@ -80,6 +80,24 @@ def match_genes(wanted: tuple[str, ...], genes: Genes) -> GeneMatch:
             ambiguous[name] = tuple(found)
     missing = tuple(name for name, column in zip(wanted, columns.tolist(), strict=True) if column < 0)
     return GeneMatch(columns, len(wanted) - len(missing), missing, ambiguous, renamed)
+
+
+def target_columns(
+    names: tuple[str, ...], genes: Genes, only: Sequence[str] = ()
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the columns (c,) of a table that a target's genes stand for, and which of ``names`` each is, -1 for a twin.
+
+    Of a symbol with several columns the first takes the whole target; the others, its twins, go to zero: they are summed when encoded.
+    """
+    match = match_genes(names, genes)
+    keep = match.columns >= 0
+    if only:
+        keep &= np.isin(np.array(names), np.array(only))
+    kept = {gene for gene, k in zip(names, keep, strict=True) if k}
+    twins = np.array(
+        [c for gene, columns in match.ambiguous.items() if gene in kept for c in columns[1:]], dtype=np.int64
+    )
+    return np.concatenate([match.columns[keep], twins]), np.concatenate([np.flatnonzero(keep), np.full(len(twins), -1)])
 
 
 def gather_counts(counts: csr_matrix, match: GeneMatch, wanted: tuple[str, ...]) -> csr_matrix:

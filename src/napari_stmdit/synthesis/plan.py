@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from ..errors import RequestError
 from ..expression.changes import active_edits, edited_genes
 from ..expression.edit_tables import signed, table_note
-from ..expression.edits import faults_of, some_of
+from ..expression.edits import faults_of
 from ..expression.following import following_fault, following_notes, follows
 from ..expression.genes import match_genes
 from ..expression.programs import known_programs
 from ..intent import AllSpots, CheckpointCard, Guidance, Polygons, Preset, Request, SampleOfSpots, SpotList, TableEdit
-from ..text import shorten
+from ..text import shorten, some_of
 from ..tissue.geometry import spots_in_polygons
 from ..tissue.open import synthesis_fault
 from ..types import CanvasFrame, GuidanceScales, Patch, Plan, Sampling, Section, Windows
@@ -203,7 +203,7 @@ def region_rows(section: Section, request: Request, faults: list[tuple[str, str]
             known = set(spots.ids.tolist())
             unknown = [spot for spot in ids if spot not in known]
             if unknown:
-                some = some_of(unknown, 5)
+                some = some_of(map(shorten, unknown))
                 faults.append(("region.ids", f"not in this section: {some}; its ids look like {str(spots.ids[0])!r}"))
                 return nothing
             return np.unique(spots.rows(list(ids)))

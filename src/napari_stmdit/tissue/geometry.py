@@ -290,25 +290,30 @@ def polygons_from_geojson(source: str | Path | Mapping[str, Any]) -> Polygons:
             source = read_json(source)
         except BadFile as error:
             raise SectionError(f"{name} cannot be read as GeoJSON: {error}") from error
-    rings = [ring for geometry in _geometries(source) for ring in _rings(geometry, name)]
+    rings = [ring for _, geometry in geojson_features(source) for ring in _rings(geometry, name)]
     if not rings:
         raise SectionError(f"{name} holds no polygon; expected GeoJSON with Polygon or MultiPolygon geometries")
     return Polygons(rings=tuple(rings))
 
 
-def _geometries(node: Any) -> Iterator[Mapping[str, Any]]:
-    """Geometries of a GeoJSON object, in order; with a stack, as a file may be nested deeper than calls may."""
-    waiting = [node]
+def geojson_features(content: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield class or name, else *region*, and geometry of each feature, in order; with a stack, as a file may be nested deeper than calls may."""
+    waiting = [("region", content)]
     while waiting:
-        node = waiting.pop()
+        name, node = waiting.pop()
         if isinstance(node, list):  # QuPath also writes a bare list of features
-            waiting += reversed(node)
+            waiting += [(name, item) for item in reversed(node)]
         elif isinstance(node, Mapping):
+            properties = node.get("properties")
+            if isinstance(properties, Mapping):
+                kind = properties.get("classification")
+                own = (kind.get("name") if isinstance(kind, Mapping) else kind) or properties.get("name")
+                name = own if isinstance(own, str) else name
             inner = next((key for key in ("features", "geometries", "geometry") if key in node), None)
             if inner is None:
-                yield node
+                yield name, node
             else:
-                waiting.append(node[inner])
+                waiting.append((name, node[inner]))
 
 
 def _rings(geometry: Mapping[str, Any], name: str) -> list[tuple[tuple[float, float], ...]]:

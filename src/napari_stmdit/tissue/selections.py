@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..files import BadFile, read_json, user_path
 from ..intent import Edit, KnockOutEdit, ScaleEdit
 from ..storage.atomic import write_text
 from ..types import SpotTable
+from .geometry import geojson_features
 
 FORMATS: Mapping[str, str] = {
     ".geojson": "outlines for QuPath, in full-resolution pixels",
@@ -103,7 +104,7 @@ def read_selections(spots: SpotTable, path: str | Path) -> dict[str, tuple[str, 
     inside: dict[str, Any] = {}
     turned = 0
     y, x = spots.yx[:, 0], spots.yx[:, 1]
-    for number, (name, geometry) in enumerate(_annotations(content)):
+    for number, (name, geometry) in enumerate(geojson_features(content)):
         if geometry.get("type") not in ("Polygon", "MultiPolygon"):
             continue
         try:
@@ -128,26 +129,6 @@ def read_selections(spots: SpotTable, path: str | Path) -> dict[str, tuple[str, 
             f"none of this section's {len(spots):,} spots lies in the {len(inside)} regions of {file.name}{hint}"
         )
     return found
-
-
-def _annotations(content: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the name and the geometry of each feature, however they are nested."""
-    waiting = [("region", content)]
-    while waiting:
-        name, node = waiting.pop()
-        if isinstance(node, list):
-            waiting += [(name, item) for item in reversed(node)]
-        elif isinstance(node, Mapping):
-            properties = node.get("properties")
-            if isinstance(properties, Mapping):
-                kind = properties.get("classification")
-                own = (kind.get("name") if isinstance(kind, Mapping) else kind) or properties.get("name")
-                name = own if isinstance(own, str) else name
-            inner = next((key for key in ("features", "geometries", "geometry") if key in node), None)
-            if inner is None:
-                yield name, node
-            else:
-                waiting.append((name, node[inner]))
 
 
 def perturbation_of(edits: Sequence[Edit], name: str) -> dict[str, dict[str, float]]:
