@@ -19,6 +19,7 @@ from ..storage.atomic import (
     LOCK,
     bring_to_disk,
     explained,
+    place_folder,
     read_object,
     remove_drafts_in,
     remove_left_drafts,
@@ -27,8 +28,10 @@ from ..storage.atomic import (
     take_lock,
     write_json,
 )
+from ..storage.owned import digest
 from ..synthesis.identity import differences
 from ..synthesis.session import unfinished_folder
+from ..text import some_of
 
 MANIFEST = "manifest.json"
 WORK = ".work"
@@ -120,18 +123,15 @@ class DatasetFolder:
         self.release()
         with suppress(OSError):
             (self.path / LOCK).unlink()
-        with suppress(FileNotFoundError):
-            self.out.rmdir()  # it is empty, or this fails
-        os.rename(self.path, self.out)
-        sync(self.out.parent)
+        place_folder(self.path, self.out)
 
     def release(self) -> None:
         """Let go of the folder as it is."""
         self._lock.release()
 
     def _entry(self, name: str) -> dict[str, Any]:
-        size, digest = measure(self.path / name)
-        return {"path": name, "bytes": size, "sha256": digest}
+        size, sha256 = measure(self.path / name)
+        return {"path": name, "bytes": size, "sha256": sha256}
 
     def _take_up(self) -> None:
         try:
@@ -188,13 +188,12 @@ def complete_manifest(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] 
 def measure(path: Path) -> tuple[int, str]:
     """Return the size and SHA-256 of a file, or of a folder: of its files' names and hashes."""
     if path.is_file():
-        with path.open("rb") as stream:
-            return path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()
+        return path.stat().st_size, digest(path)
     total, size = hashlib.sha256(), 0
     for file in _files(path):
-        bytes_, digest = measure(file)
-        size += bytes_
-        total.update(f"{file.relative_to(path).as_posix()}\n{digest}\n".encode())
+        file_bytes, sha256 = measure(file)
+        size += file_bytes
+        total.update(f"{file.relative_to(path).as_posix()}\n{sha256}\n".encode())
     return size, total.hexdigest()
 
 
@@ -226,13 +225,8 @@ def _check_same(manifest: Mapping[str, Any], identity: Mapping[str, Any], path: 
         now.pop(CONTENT, None)
     found = differences(then, now)
     if found:
-        more = f"\n  and {len(found) - 8} more" if len(found) > 8 else ""
-        raise StoreError(
-            f"{path} holds another data set:\n  "
-            + "\n  ".join(found[:8])
-            + more
-            + "\nChoose another place, or remove it"
-        )
+        what = some_of(found, 8, "\n  ")
+        raise StoreError(f"{path} holds another data set:\n  {what}\nChoose another place, or remove it")
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:

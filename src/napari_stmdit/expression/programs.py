@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -14,6 +14,7 @@ import yaml
 
 from ..errors import GeneError
 from ..files import BadFile, read_text
+from ..text import some_of
 from ..types import Genes
 from .genes import match_genes
 
@@ -67,7 +68,7 @@ def read_gmt(path: str | Path) -> GeneSets:
             continue
         twice = [gene for gene, count in Counter(named).items() if count > 1]
         if twice:
-            notes.append(f"{name} names {_some(twice)} more than once; each counts once")
+            notes.append(f"{name} names {some_of(twice)} more than once; each counts once")
         if name in programs and programs[name] != genes:
             faults.append(f"line {number} gives {name!r} other genes than a line before; give them different names")
         programs.setdefault(name, genes)
@@ -86,14 +87,9 @@ def report(sets: GeneSets, genes: Genes) -> tuple[str, ...]:
             notes.append(f"{name}: this section has none of its {len(program)} genes")
         elif missing:
             notes.append(
-                f"{name}: {len(missing)} of its {len(program)} genes are not in this section: {_some(missing)}"
+                f"{name}: {len(missing)} of its {len(program)} genes are not in this section: {some_of(missing)}"
             )
     return tuple(notes)
-
-
-def _some(names: Iterable[str], most: int = 5) -> str:
-    every = list(names)
-    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
 # ------------------------------------------------------------------------------------------------- bundled programs

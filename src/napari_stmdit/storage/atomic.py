@@ -184,15 +184,23 @@ def replacing(path: Path, *, new: bool = False, durable: bool = True) -> Iterato
         if durable:
             bring_to_disk(draft)
         if draft.is_dir():
-            with suppress(FileNotFoundError, NotADirectoryError):
-                path.rmdir()  # it is empty, or this fails
-            os.rename(draft, path)
-        elif new:
+            place_folder(draft, path, durable=durable)
+            return
+        if new:
             _name_new(draft, path)
         else:
             os.replace(draft, path)
         if durable:
             sync(path.parent)
+
+
+def place_folder(draft: Path, path: Path, *, durable: bool = True) -> None:
+    """Give a finished folder its name, in one step; an empty folder makes room, anything else there raises OSError."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        path.rmdir()  # it is empty, or this fails
+    os.rename(draft, path)
+    if durable:
+        sync(path.parent)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

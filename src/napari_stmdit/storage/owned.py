@@ -18,6 +18,7 @@ from typing import Any
 
 from ..errors import StmditError, StoreError
 from ..files import BadFile, read_json
+from ..text import some_of
 from .atomic import bring_to_disk, drafting, sync, write_json
 
 MARK = ".made_by.json"
@@ -83,7 +84,7 @@ class Work:
         ]
         if changed:
             raise self._refusal(
-                place, f"was made by {self.name}, but {_some(changed)} in it was added or changed since"
+                place, f"was made by {self.name}, but {some_of(changed, _SHOWN)} in it was added or changed since"
             )
 
     def check_files(self, folder: Path, names: Sequence[str]) -> None:
@@ -99,10 +100,10 @@ class Work:
             return
         files = self._signed(folder)
         if files is None:
-            raise self._refusal(folder, f"holds {_some(there)}, not made by {self.name}")
+            raise self._refusal(folder, f"holds {some_of(there, _SHOWN)}, not made by {self.name}")
         changed = [name for name in there if not _fits(folder / name, files.get(name))]
         if changed:
-            raise self._refusal(folder, f"holds {_some(changed)}, changed since {self.name} made it")
+            raise self._refusal(folder, f"holds {some_of(changed, _SHOWN)}, changed since {self.name} made it")
 
     def sign(self, folder: Path, digests: dict[str, str]) -> None:
         """Note in a folder which files, by their name and SHA-256, this work makes there."""
@@ -183,7 +184,7 @@ def _what_is_there(place: Path) -> str | None:
     if not place.is_dir():
         return "is there already" if place.exists() else None
     names = sorted(entry.name for entry in os.scandir(place))
-    return f"is a folder that holds {_some(names)}" if names else None
+    return f"is a folder that holds {some_of(names, _SHOWN)}" if names else None
 
 
 def _entries(folder: Path) -> Iterator[tuple[str, bool]]:
@@ -196,8 +197,3 @@ def _entries(folder: Path) -> Iterator[tuple[str, bool]]:
 
 def _fits(file: Path, expected: str | None) -> bool:
     return expected is not None and file.is_file() and not file.is_symlink() and digest(file) == expected
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

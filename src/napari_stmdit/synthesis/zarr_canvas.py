@@ -32,6 +32,7 @@ from ..storage.atomic import (
     write_atomically,
     write_json,
 )
+from ..text import some_of
 from ..tissue.elements import CHUNK, halved_rgba, halvings
 from ..tissue.store_entries import PatchFiles, chunk_path, new_array
 from ..types import Patch, PatchResult, Plan
@@ -244,12 +245,10 @@ class ZarrCanvas:
             )
         found = differences(then, json.loads(json.dumps(identity)))
         if found:
-            rest = f"\n  and {len(found) - 8} more" if len(found) > 8 else ""
+            what = some_of(found, 8, "\n  ")
             raise StoreError(
-                f"the unfinished run in {folder} is not this one, so it cannot be continued:\n  "
-                + "\n  ".join(found[:8])
-                + rest
-                + "\nGive the same request, or remove that folder to start anew"
+                f"the unfinished run in {folder} is not this one, so it cannot be continued:\n  {what}\nGive the same request, or remove "
+                "that folder to start anew"
             )
         lock = take_lock(folder)
         manifest = read_object(folder / MANIFEST)

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import SectionError, StoreError
 from ..files import BadFile, user_path
-from ..storage.atomic import drafting, hold
+from ..storage.atomic import drafting, hold, place_folder
 from ..types import Section, StoreElements
 from .elements import CHUNK, about, image_element, is_of, link_levels, section_elements
 from .identity import find_section, origin_of
@@ -334,9 +334,7 @@ def _put(
 def _make_store(scratch: Path, path: Path) -> None:
     """Move a finished store to its place; one that somebody else has made there in the meantime stays."""
     try:
-        if path.exists():
-            path.rmdir()  # it is empty, or this fails
-        os.rename(scratch, path)
+        place_folder(scratch, path)
     except OSError:
         if is_spatialdata(path):
             raise _Overtaken from None

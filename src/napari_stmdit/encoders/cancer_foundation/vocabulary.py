@@ -19,6 +19,7 @@ from ...errors import CheckpointError, GeneError
 from ...expression.genes import aliases, gather_counts, match_genes
 from ...expression.normalise import sparse_cp10k_log1p
 from ...files import BadFile, read_json
+from ...text import some_of
 from ...types import Genes
 
 if TYPE_CHECKING:
@@ -151,11 +152,15 @@ class GeneReport:
         """Sentences for the user."""
         notes = [f"{self.listed - len(self.unknown)} of {self.listed} genes of the list are in the vocabulary."]
         if self.by_alias:
-            notes.append(f"Found by another symbol: {_some(f'{a} as {b}' for a, b in self.by_alias.items())}.")
+            notes.append(
+                f"Found by another symbol: {some_of((f'{a} as {b}' for a, b in self.by_alias.items()), _MAX_SHOWN)}."
+            )
         if self.unknown:
-            notes.append(f"Not in the vocabulary: {_some(self.unknown)}.")
+            notes.append(f"Not in the vocabulary: {some_of(self.unknown, _MAX_SHOWN)}.")
         if self.twice:
-            notes.append(f"Two genes of the list with one token: {_some(f'{a} and {b}' for a, b in self.twice)}.")
+            notes.append(
+                f"Two genes of the list with one token: {some_of((f'{a} and {b}' for a, b in self.twice), _MAX_SHOWN)}."
+            )
         return tuple(notes)
 
 
@@ -221,12 +226,6 @@ def resolve_genes(genes: tuple[str, ...], vocabulary: Vocabulary) -> tuple[NDArr
             "vocabulary that the network was trained with."
         )
     return tokens, report
-
-
-def _some(names: Any) -> str:
-    listed = list(names)
-    shown = ", ".join(listed[:_MAX_SHOWN])
-    return shown if len(listed) <= _MAX_SHOWN else f"{shown} and {len(listed) - _MAX_SHOWN} more"
 
 
 NORMAL_MAD = 0.6744897501960817

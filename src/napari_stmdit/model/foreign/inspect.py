@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel
 
 from ...errors import CheckpointError, Fault, table
+from ...text import some_of
 from ..checkpoint import Opened, Settings, examine, locate, skeleton
 from ..counterfactual import counterfactual_fault
 from ..folder import VAES, CheckpointFolder, load_component, map_folder, read_folder
@@ -343,9 +344,8 @@ def _of_other(path: Path, weights: Path, tensors: dict[str, Tensor]) -> Inspecti
     if known is not None:
         own: dict[str, Any] = {"missing": list(known.missing), "ignored": dict(known.ignored)}
         return Inspection(path=str(path), kind=known.kind, family=known.family, **known.fields, **own, **counts)
-    shown = ", ".join(list(tensors)[:10]) + (f" and {len(tensors) - 10} more" if len(tensors) > 10 else "")
     fault = (
-        f"no known network has these tensors: {shown}; known transformer namings: native, {', '.join(TABLES)}. "
+        f"no known network has these tensors: {some_of(tensors, 10)}; known transformer namings: native, {', '.join(TABLES)}. "
         "Where they are a transformer under other names, give a mapping file (--mapping)"
     )
     return Inspection(path=str(path), kind="unknown", missing=[fault], **counts)
