@@ -34,7 +34,7 @@ import torch
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.encoders.morphology_map import MorphologyMap, fit_morphology_map
 from napari_stmdit.evaluation import measures
-from napari_stmdit.model import counterfactual, ode
+from napari_stmdit.model import counterfactual
 from napari_stmdit.model.guidance import branches
 from napari_stmdit.model.inference import ConditionTensors, prediction
 from napari_stmdit.model.vae import decode_images, encode_latents
@@ -183,11 +183,11 @@ class Change(Way):
     name: str
     steps: int
     scheduler: Any
-    density: float = ode.DENSITY
+    density: float = counterfactual.DENSITY
 
     def abduct(self, velocity: Velocity, x: torch.Tensor, conditions: Conditions, rng: torch.Generator) -> Any:
         velocity.calls += self.steps + 1
-        ode.DENSITY = self.density
+        counterfactual.DENSITY = self.density
         work = counterfactual.abduct(
             velocity.transformer, self.scheduler, x, conditions.tensors(), steps=self.steps, batch=BATCH
         )

@@ -223,8 +223,7 @@ class World:
 
     def batch(self) -> str:
         """Compute a cohort of both sections, or find it there."""
-        from napari_stmdit.scale.batch import LocalRunner, run_batch
-        from napari_stmdit.scale.jobs import read_jobs
+        from napari_stmdit.scale.batch import LocalRunner, read_jobs, run_batch
 
         wishes = {
             name: Wish(name, "more", 0, "spots", "two", False, [None, 0.66][int(self.rng.random() < 0.2)])

@@ -45,7 +45,7 @@ def measured(root: Path, pairs: int, output: Path) -> dict[str, Any]:
 
 
 def written(facts: dict[str, Any]) -> str:
-    from napari_stmdit.evaluation.page import number, spanned
+    from napari_stmdit.evaluation.report import number, spanned
 
     one, local, new, programs = (facts[name] for name in ("identity", "locality", "invention", "programs"))
     swaps = [

@@ -10,12 +10,11 @@ import pytest
 import torch
 from checkpoints import tiny_transformer
 
-from napari_stmdit.bench.comparisons import PLAIN, against_straightforward, straightforward
+from napari_stmdit.bench.comparisons import PLAIN, against_straightforward, straightforward, waiting
 from napari_stmdit.bench.machine import PeakMemory, flops, interleaved, matmul_peak, timed
 from napari_stmdit.bench.report import Settings, run_bench
 from napari_stmdit.bench.stages import sampling
 from napari_stmdit.bench.subjects import in_dtype, random_base
-from napari_stmdit.bench.waiting import waiting
 from napari_stmdit.cli.bench import _batches, print_report
 from napari_stmdit.errors import RequestError, StmditError, SynthesisError
 from napari_stmdit.model.sampling import denoise

@@ -15,8 +15,7 @@ from killing import finished_patches
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.encoders.cache import EmbeddingCache
 from napari_stmdit.intent import Polygons, Request, ScaleEdit, SpotList
-from napari_stmdit.scale.batch import LocalRunner, run_batch
-from napari_stmdit.scale.jobs import read_jobs
+from napari_stmdit.scale.batch import LocalRunner, read_jobs, run_batch
 from napari_stmdit.synthesis.result import Result
 from napari_stmdit.synthesis.session import synthesize, unfinished_folder
 from napari_stmdit.synthesis.variants import samples_of

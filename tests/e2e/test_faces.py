@@ -14,7 +14,7 @@ from tiny import TINY_GENES
 from typer.testing import CliRunner
 
 from napari_stmdit.cli import app
-from napari_stmdit.scale.jobs import read_jobs
+from napari_stmdit.scale.batch import read_jobs
 from napari_stmdit.synthesis.conditions import condition_rows
 from napari_stmdit.synthesis.identity import identity_of
 from napari_stmdit.synthesis.plan import plan

@@ -29,7 +29,7 @@ from napari_stmdit.evaluation.effects import (
 from napari_stmdit.evaluation.evaluate import evaluate
 from napari_stmdit.evaluation.held_out import crops_at
 from napari_stmdit.evaluation.measures import STAINS, haematoxylin_density
-from napari_stmdit.evaluation.page import number, spanned
+from napari_stmdit.evaluation.report import number, spanned
 from napari_stmdit.evaluation.spaces import RandomConvolutions
 from napari_stmdit.evaluation.work import STACKS
 from napari_stmdit.progress import CancelToken

@@ -13,8 +13,7 @@ from PIL import Image
 
 import napari_stmdit as st
 from napari_stmdit.errors import RequestError, StoreError, SynthesisError
-from napari_stmdit.evaluation.evaluate import evaluate, evaluation_steps, finish
-from napari_stmdit.evaluation.preparing import prepare
+from napari_stmdit.evaluation.evaluate import evaluate, evaluation_steps, finish, prepare
 from napari_stmdit.evaluation.reading import LinearPredictor
 from napari_stmdit.intent import ScaleEdit, TowardsEdit, hash_genes
 from napari_stmdit.progress import CancelToken

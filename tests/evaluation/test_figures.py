@@ -5,7 +5,7 @@ import pytest
 
 from napari_stmdit.evaluation.figures import Claim, Evidence, figures_of
 from napari_stmdit.evaluation.measures import CaseValues, PatchMetrics
-from napari_stmdit.evaluation.page import curves, forest, written
+from napari_stmdit.evaluation.report import curves, forest, written
 from napari_stmdit.evaluation.spaces import RandomConvolutions
 from napari_stmdit.evaluation.statistics import Interval
 

@@ -322,7 +322,7 @@ def jobs(text: str = "", **changes: Any) -> Callable[[Scene], object]:
         file.write_text(text or json.dumps({k: v for k, v in content.items() if v is not MISSING}))
 
         def load() -> str:
-            from napari_stmdit.scale.jobs import read_jobs
+            from napari_stmdit.scale.batch import read_jobs
 
             return "; ".join(f"{job.name} in {job.folder.name}" for job in read_jobs(file))
 

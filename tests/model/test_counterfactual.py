@@ -18,6 +18,7 @@ from napari_stmdit import load_transformer
 from napari_stmdit.errors import CheckpointError, NotFiniteError, SynthesisError
 from napari_stmdit.model.autoencoder import StmditAutoencoder
 from napari_stmdit.model.counterfactual import (
+    MAX_RATIO,
     CanvasWindows,
     abduct,
     changed_items,
@@ -25,12 +26,12 @@ from napari_stmdit.model.counterfactual import (
     edited_pixels,
     finish,
     mixed_noise,
+    ode_path,
     predict,
     reached,
     restored,
 )
 from napari_stmdit.model.inference import ConditionTensors
-from napari_stmdit.model.ode import MAX_RATIO, ode_path
 from napari_stmdit.progress import CancelToken
 
 FLOW = FlowMatchEulerDiscreteScheduler()

@@ -19,8 +19,7 @@ from PIL import Image
 
 from napari_stmdit.errors import RequestError
 from napari_stmdit.progress import CancelToken
-from napari_stmdit.scale.batch import LocalRunner, exit_code, run_batch, table
-from napari_stmdit.scale.jobs import read_jobs
+from napari_stmdit.scale.batch import LocalRunner, exit_code, read_jobs, run_batch, table
 from napari_stmdit.synthesis.requests import read_edit_file
 from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.tissue.store import list_results, read_result

@@ -1,20 +1,30 @@
-"""Ours against the straightforward ways, in one run, turn by turn."""
+"""Ours against the straightforward ways, edits of real tissue, and threads that sleep: in one run, turn by turn."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..assemble import Checkpoint, load_checkpoint
-from ..devices import choose_device
-from ..intent import Preset
+from ..devices import WAITING, choose_device
+from ..editing import NOISE_BYTES
+from ..encoders.cache import EmbeddingCache
+from ..errors import StmditError
+from ..intent import Polygons, Preset, Request, SpotList, TowardsEdit
 from ..model.guidance import Branch, combine
 from ..model.inference import ConditionTensors, combined, repeat_conditions
 from ..model.sampling import denoise, model_input, model_time, ready
@@ -133,9 +143,9 @@ def straightforward(
     scheduler = ready(scheduler, steps)
     latents = noise.to(net.device) * float(getattr(scheduler, "init_noise_sigma", 1.0))
     channels = latents.shape[1]
-    for index, time in enumerate(scheduler.timesteps):
-        scaled = model_input(scheduler, latents, time)
-        now = model_time(scheduler, index, time).to(net.device)
+    for index, timestep in enumerate(scheduler.timesteps):
+        scaled = model_input(scheduler, latents, timestep)
+        now = model_time(scheduler, index, timestep).to(net.device)
         if batched:
             many = scaled.repeat(len(guidance), 1, 1, 1)  # (branches * b, c, h, w)
             given = repeat_conditions(conditions, guidance, len(latents), net)
@@ -211,3 +221,183 @@ def precisions(name: str, section: Section, device: str, rounds: int, count: int
         "grey_levels_largest": float(off.max()),
         "times_faster": round(ratio(times["float32"], times[name_of(fast)]), 2),
     }
+
+
+# Edits of real tissue: the first picture, which takes the slide to its noise, and the next ones, which start from it.
+
+
+SIDE_UM = 700.0
+"""Side of the painted region."""
+
+
+def editing(checkpoint: Checkpoint, section: Section, rounds: int) -> dict[str, Any]:
+    """Time edits of a painted region and of one spot, from the request to the canvas, at the checkpoint's own steps.
+
+    Each of the ``rounds`` begins without noise; the section needs a slide and a scale, and is at least `SIDE_UM` wide.
+
+    Returns
+    -------
+    dict
+        ``dtype``, ``steps``, ``side_um``, ``rounds``; for ``region`` and ``spot``: the median seconds of the ``first`` picture and of the
+        ``next`` one, at another strength, and how many crops or windows were taken to their noise for each.
+    """
+    spots, mpp = section.spots, section.calibration.mpp
+    assert mpp is not None and section.image is not None  # the sample section has both
+    half = SIDE_UM / 2 / mpp
+    y, x = (n / 2 for n in section.image.shape)
+    square = ((y - half, x - half), (y - half, x + half), (y + half, x + half), (y + half, x - half))
+    painted = spots.ids[(np.abs(spots.yx - (y, x)) <= half).all(axis=1)].tolist()
+    target = tuple(spots.ids[np.argsort(spots.relative_depth)[:12]].tolist())
+    edit = TowardsEdit(name="bench", target_spots=target, spots=dict.fromkeys(painted, 1.0))
+    about: dict[str, Any] = {"edits": (edit,), "counterfactual": "on", "allow_gene_mismatch": True}
+    requests = {
+        "region": Request(region=Polygons(rings=(square,)), mode="continuous", **about),
+        "spot": Request(region=SpotList(ids=(painted[len(painted) // 2],)), **about),
+    }
+    found: dict[str, Any] = {
+        "dtype": checkpoint.provenance["dtype"],
+        "steps": checkpoint.card.steps,
+        "side_um": SIDE_UM,
+        "rounds": rounds,
+    }
+    for name, request in requests.items():
+        seconds: dict[str, list[float]] = {"first": [], "next": []}
+        for turn in range(rounds + 1):  # the first does not count: it reads weights and the slide
+            # a cache of its own: what was found out in another run would make the first picture a second one
+            model = checkpoint.with_noise_cache(EmbeddingCache(NOISE_BYTES))
+            editor = model.editor
+            counted = {}
+            for which, strength in (("first", 1.0), ("next", 0.5)):
+                edits = (edit.model_copy(update={"strength": strength}),)
+                before, start = editor.abducted, time.perf_counter()
+                synthesize(section, request.model_copy(update={"edits": edits}), model)
+                if turn:
+                    seconds[which].append(time.perf_counter() - start)
+                counted[which] = editor.abducted - before
+        found[name] = {
+            **{which: round(statistics.median(times), 3) for which, times in seconds.items()},
+            "taken_to_noise": counted,
+        }
+    return found
+
+
+# What it saves that OpenMP's threads sleep while they wait (`devices.WAITING`), alone and beside a busy process. The setting is read
+# once, when torch is imported, so each way is a process of its own; they take turns.
+
+
+COUNT = 8
+_LOOP = """import os
+parent = os.getppid()
+while os.getppid() == parent:
+    for _ in range(100000): pass
+"""
+"""A program that needs a core until its parent is gone."""
+_OTHERS = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""What else says how long threads spin; left out of both ways."""
+ALONE, BESIDE = "alone", "beside a busy process"
+
+
+def waiting(checkpoint: str, rounds: int, count: int = COUNT) -> dict[str, Any]:
+    """Time ``count`` patches of the sample section, preset draft, on the CPU: spinning as by default, and sleeping.
+
+    ``rounds`` of both ways take turns, after one that does not count.
+
+    Returns
+    -------
+    dict
+        ``patches``, ``rounds``, ``setting``; for ``alone`` and ``beside a busy process``: the median seconds ``spinning`` and ``sleeping``,
+        how many ``times_faster`` the latter is, and the ``load`` of the machine before and after, where it counts it. What else the
+        machine does comes on top: ``alone`` is quiet only if the load is low.
+
+    Raises
+    ------
+    StmditError
+        A process ended before its time.
+    """
+    plain = {name: value for name, value in os.environ.items() if name not in (*WAITING, *_OTHERS)}
+    ways = {"spinning": plain, "sleeping": {**plain, **WAITING}}
+    found: dict[str, Any] = {"patches": count, "rounds": rounds, "setting": dict(WAITING)}
+    with ExitStack() as stack:
+        works = {name: stack.enter_context(_worker(checkpoint, count, env)) for name, env in ways.items()}
+        for name, beside in ((ALONE, nullcontext), (BESIDE, _busy)):
+            with beside():
+                found[name] = _in_turn(works, rounds)
+    return found
+
+
+def _in_turn(works: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Any]:
+    before = _load()
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            times[name].append(work())
+    seconds = {name: statistics.median(taken) for name, taken in times.items()}
+    return {
+        **{name: round(value, 3) for name, value in seconds.items()},
+        "times_faster": round(seconds["spinning"] / seconds["sleeping"], 2),
+        "load": [before, _load()],
+    }
+
+
+@contextmanager
+def _worker(checkpoint: str, count: int, environment: Mapping[str, str]) -> Iterator[Callable[[], float]]:
+    """Start a process that makes the patches when asked, and yield the function that asks and returns the seconds."""
+    command = [sys.executable, "-m", "napari_stmdit.bench.comparisons", checkpoint, str(count)]
+    with subprocess.Popen(
+        command,
+        env=dict(environment),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for the one who measures, who ends this one
+    ) as process:
+
+        def ask() -> float:
+            assert process.stdin is not None and process.stdout is not None  # both are pipes
+            try:
+                process.stdin.write("\n")
+                process.stdin.flush()
+                return float(json.loads(process.stdout.readline()))
+            except (OSError, ValueError):
+                raise StmditError(
+                    "the process that was measured ended before its time; what it said is above"
+                ) from None
+
+        try:
+            ask()  # loads and warms up
+            yield ask
+        finally:
+            process.kill()
+
+
+@contextmanager
+def _busy() -> Iterator[None]:
+    """Run another program that needs all of one core."""
+    with subprocess.Popen([sys.executable, "-c", _LOOP], start_new_session=True) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def _load() -> float | None:
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def _work(checkpoint: str, count: int, asked: IO[str], answers: IO[str]) -> None:
+    from ..assemble import load_checkpoint
+    from ..synthesis.session import synthesize
+    from ..tissue.sample import open_sample_section
+    from .stages import request_for
+
+    section, model = open_sample_section(), load_checkpoint(checkpoint, device="cpu")
+    request = request_for(model.card, count, "draft")
+    for _ in asked:
+        start = time.perf_counter()
+        synthesize(section, request, model)
+        answers.write(json.dumps(time.perf_counter() - start) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    _work(sys.argv[1], int(sys.argv[2]), sys.stdin, sys.stdout)

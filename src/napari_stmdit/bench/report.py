@@ -13,12 +13,10 @@ from ..assemble import load_checkpoint
 from ..devices import choose_device
 from ..errors import StmditError
 from ..tissue.sample import open_sample_section
-from .comparisons import against_straightforward, end_to_end, precisions
-from .editing import editing
+from .comparisons import against_straightforward, editing, end_to_end, precisions, waiting
 from .machine import describe, matmul_peak
 from .stages import around, decoding, name_of, sampling
 from .subjects import Subject, in_dtype, of_checkpoint, random_base
-from .waiting import waiting
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from ._common import Batch, Device, DType, InterruptCancels, Json, ProgressBar, 
 
 if TYPE_CHECKING:
     from ..progress import Progress
-    from ..scale.batch import Outcome
-    from ..scale.jobs import Job
+    from ..scale.batch import Job, Outcome
 
 
 def batch(
@@ -33,9 +32,8 @@ def batch(
     Exit code 0 where all is done, 1 where a job failed (the others are done), 2 on a bad job file, 130 on interrupt.
     """
     from ..progress import CancelToken
-    from ..scale.batch import ClusterRunner, LocalRunner, exit_code, run_batch, table
+    from ..scale.batch import ClusterRunner, LocalRunner, exit_code, read_jobs, run_batch, table
     from ..scale.cluster import check_choice, connect
-    from ..scale.jobs import read_jobs
 
     wanted = read_jobs(jobs)
     check_choice(scheduler, workers)

@@ -1,15 +1,25 @@
-"""The report of an evaluation: what it is about, what may be claimed, and the two files it is written into."""
+"""The report of an evaluation as JSON and as one HTML page: what may be claimed, charts as inline SVG, and the template they are set into."""
 
 from __future__ import annotations
 
+import base64
 import datetime
 import hashlib
+import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup, escape
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 from .. import __version__
 from ..errors import StoreError
@@ -17,11 +27,214 @@ from ..storage.atomic import write_text
 from ..storage.owned import Work
 from ..synthesis.models import PatchModel
 from ..tissue.elements import fingerprint
+from ..tissue.export import NEW, labelled
 from ..types import Plan, Section
 from .cases import LATER, EvaluationRequest
-from .figures import Claim, Figures
-from .page import page_of
+from .figures import CaseFidelity, Claim, Figures, SpaceFigures
+from .measures import MEASURES, STATISTICS
+from .statistics import Interval
 from .work import STACKS
+
+Rows = list[tuple[str, Any, bool]]
+"""What a chart draws: label, `Interval` or heights of a curve, and whether it is of real patches (which have a mark of their own)."""
+EDIT_NAMES = {
+    **STATISTICS,
+    "pixel_change_grey_levels": "mean change of a pixel (grey levels)",
+    "read_change_along_edit": "r over genes: change read off the patches with the change that the edit makes",
+}
+THUMB_PX = 112
+
+
+def page_of(facts: Mapping[str, Any], figures: Sequence[Figures]) -> str:
+    """Return the report as HTML.
+
+    Parameters
+    ----------
+    facts
+        Contents of the JSON file.
+    figures
+        The figures of each set of spots, with their images.
+    """
+    subject = facts["checkpoint"]["name"] if facts["kind"] == "checkpoint" else facts["result"]
+    return _template().render(facts={"counterfactual": None, "notes": (), **facts}, figures=figures, subject=subject)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
+    environment.filters |= {
+        "data_uri": data_uri,
+        "distances": _distance_rows,
+        "number": number,
+        "rows": _case_rows,
+        "spanned": spanned,
+        "statistic": _statistic_rows,
+        "written": written,
+    }
+    environment.globals |= {
+        "curves": curves,
+        "edit_names": EDIT_NAMES,
+        "forest": forest,
+        "paired_names": {measure.key: measure.name for measure in MEASURES},
+        "statistics": STATISTICS,
+    }
+    return environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
+
+
+def _case_rows(cases: Iterable[tuple[str, CaseFidelity]], name: str) -> Rows:
+    rows = [(key, getattr(case, name), key.startswith("real")) for key, case in cases]
+    return [row for row in rows if row[1] is not None]
+
+
+def _statistic_rows(statistics: Mapping[str, Mapping[str, Mapping[str, Interval]]], name: str, key: str) -> Rows:
+    found = [(case, values[name].get(key), case.startswith("real")) for case, values in statistics.items()]
+    return [row for row in found if row[1] is not None]
+
+
+def _distance_rows(space: SpaceFigures, name: str) -> Rows:
+    floors = [(f"{key} (N {one.kid.n})", getattr(one, name), True) for key, one in space.floors.items()]
+    return floors + [(key, getattr(one, name), False) for key, one in space.cases.items()]
+
+
+def data_uri(pixels: NDArray[np.uint8], synthetic: bool) -> str:
+    """Return a (h, w, 3) uint8 image as a small PNG; a synthetic one has its label drawn into it, so that it stays with a copy."""
+    image = Image.fromarray(pixels).resize((THUMB_PX, THUMB_PX), Image.Resampling.LANCZOS)
+    if synthetic:
+        draw = ImageDraw.Draw(image)
+        draw.rectangle((0, THUMB_PX - 13, THUMB_PX, THUMB_PX), fill=(20, 20, 20))
+        draw.text((4, THUMB_PX - 13), "synthetic", fill=(255, 214, 120))
+    stream = io.BytesIO()
+    image.save(stream, "PNG", **(labelled(NEW) if synthetic else {}))
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number as text, or that it cannot be told."""
+    return "cannot be told" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # never "-0.000"
+
+
+def spanned(facts: Mapping[str, Any], name: str, digits: int = 3) -> str:
+    """Return a number with its interval as text, from JSON facts."""
+    if facts[name] is None or facts["low"] is None:
+        return number(facts[name], digits)
+    return f"{number(facts[name], digits)} [{number(facts['low'], digits)}, {number(facts['high'], digits)}]"
+
+
+def written(interval: Interval, digits: int = 3) -> str:
+    """Return a value with its interval as text."""
+    if not np.isfinite(interval.value):
+        return "not known"
+    value, low, high = (number(v, digits) for v in (interval.value, interval.low, interval.high))
+    return value if np.isnan(interval.low) else f"{value} [{low}, {high}]"
+
+
+# Charts. No colour carries meaning alone; every mark has its label.
+
+WIDTH, LABEL, ROW, RIGHT = 860, 220, 24, 230
+COLOURS = ("#1f5fa8", "#c2571a", "#2b7a3d", "#8a3a8f", "#7a6a00", "#5a5a5a", "#b0305a", "#137a7f")
+REAL = "#5a5a5a"
+
+
+def forest(rows: Rows, title: str, digits: int = 3) -> Markup:
+    """Draw one line a row: a dot at the value (a square for real patches), a bar over its interval, and both as text.
+
+    The axis always reaches 0; values are written with ``digits`` after the point.
+    """
+    known = [v for _, one, _ in rows for v in (one.value, one.low, one.high) if np.isfinite(v)]
+    low, high = min([0.0, *known]), max([0.0, *known])
+    span = (high - low) or 1.0
+    low, high = low - 0.04 * span, high + 0.04 * span
+    left, right, top, bottom = LABEL, WIDTH - RIGHT, 24, ROW * len(rows) + 34
+
+    def x(value: float) -> float:
+        return float(left + (value - low) / (high - low) * (right - left))
+
+    parts = [_text(0, 16, title, weight="bold")]
+    for value in _ticks(low, high):
+        parts += [_line(x(value), top, x(value), bottom, "#e2e2e2")]
+        parts += [_text(x(value), bottom + 15, f"{value:g}", anchor="middle", colour="#555")]
+    if low < 0 < high:
+        parts.append(_line(x(0), top, x(0), bottom, "#444"))
+    for place, (label, one, real) in enumerate(rows):
+        y = 30 + ROW * place + ROW / 2
+        colour = REAL if real else COLOURS[0]
+        parts.append(_text(left - 8, y + 4, label, anchor="end"))
+        if not np.isfinite(one.value):
+            parts.append(_text(left + 4, y + 4, "cannot be told"))
+            continue
+        at = x(one.value)
+        if np.isfinite(one.low):
+            parts.append(_line(x(one.low), y, x(one.high), y, colour, 3))
+        square = f'<rect x="{at - 4:.1f}" y="{y - 4}" width="8" height="8" fill="{colour}"/>'
+        parts.append(square if real else f'<circle cx="{at:.1f}" cy="{y}" r="4.5" fill="{colour}"/>')
+        parts.append(_text(right + 8, y + 4, written(one, digits)))
+    return _svg(bottom + 22, title, parts)
+
+
+def curves(rows: Rows, title: str, first: int, x_label: str) -> Markup:
+    """Draw curves over a shared axis of counts that starts at ``first``."""
+    height, left, right, top, bottom = 320, 60, WIDTH - 250, 28, 280
+    count = max(len(values) for _, values, _ in rows)
+    known = np.concatenate([np.asarray(values, dtype=float) for _, values, _ in rows])
+    low, high = min(0.0, float(known.min())), max(0.05, float(known.max()))
+
+    def x(place: float) -> float:
+        return left + (right - left) * place / max(1, count - 1)
+
+    def y(value: float) -> float:
+        return bottom - (value - low) / ((high - low) * 1.05) * (bottom - top)
+
+    parts = [_text(0, 16, title, weight="bold"), _text((left + right) / 2, 312, x_label, anchor="middle")]
+    for value in _ticks(low, high):
+        parts += [_line(left, y(value), right, y(value), "#ddd"), _text(left - 6, y(value) + 4, f"{value:g}", "end")]
+    for place in sorted({0, (count - 1) // 2, count - 1}):
+        parts.append(_text(x(place), bottom + 16, str(first + place), anchor="middle"))
+    order = sorted(range(len(rows)), key=lambda k: y(rows[k][1][-1]))
+    label_y = dict(zip(order, _apart([y(rows[k][1][-1]) for k in order], 15, bottom), strict=True))
+    for k, (label, values, real) in enumerate(rows):
+        colour, dash = (REAL, ' stroke-dasharray="6 4"') if real else (COLOURS[k % len(COLOURS)], "")
+        points = " ".join(f"{x(place):.1f},{y(v):.1f}" for place, v in enumerate(values))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
+        parts.append(_line(right, y(values[-1]), right + 14, label_y[k], colour))
+        parts.append(_text(right + 18, label_y[k] + 4, label, colour=colour))
+    return _svg(height, title, parts)
+
+
+def _apart(places: list[float], least: float, last: float) -> list[float]:
+    """Move ascending places so far apart that their labels can be read, none beyond ``last``."""
+    out: list[float] = []
+    for place in places:
+        out.append(max(place, out[-1] + least) if out else place)
+    return [min(place, last - least * (len(out) - 1 - k)) for k, place in enumerate(out)]
+
+
+def _ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Return about ``count`` round values in a range."""
+    raw = (high - low) / count
+    power = 10 ** np.floor(np.log10(raw))
+    step = next(power * f for f in (1, 2, 5, 10) if power * f >= raw)
+    first = np.ceil(low / step)
+    return [round(float((first + k) * step), 10) for k in range(count + 2) if (first + k) * step <= high]
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: int = 1) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start", weight: str = "normal", colour: str = "#1a1a1a") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}" fill="{colour}">{escape(text)}</text>'
+
+
+def _svg(height: float, title: str, parts: Sequence[str]) -> Markup:
+    inside = "\n".join(parts)
+    return Markup(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" role="img" '
+        f'aria-label="{escape(title)}" font-family="sans-serif" font-size="12">{inside}</svg>'
+    )
+
+
+# The report and the two files it is written into.
+
 
 FILES = ("report.html", "report.json")
 METRICS = {"feature_spaces", "predictor", "genes", "draws"}
