@@ -17,23 +17,34 @@ except PackageNotFoundError:  # a checkout that was never installed
 _PUBLIC = {
     "AddEdit": "intent",
     "AllSpots": "intent",
+    "Calibration": "types",
+    "Checkpoint": "assemble",
+    "CheckpointCard": "intent",
     "EvaluationRequest": "evaluation.cases",
     "Guidance": "intent",
     "KnockOutEdit": "intent",
+    "Patch": "types",
+    "PatchResult": "types",
+    "Plan": "types",
     "Polygons": "intent",
     "Request": "intent",
+    "Result": "synthesis.result",
     "SampleOfSpots": "intent",
     "ScaleEdit": "intent",
+    "Section": "types",
     "SetQuantileEdit": "intent",
     "SpotList": "intent",
     "SpotProfile": "intent",
+    "SpotTable": "types",
     "StmditError": "errors",
     "SwapEdit": "intent",
+    "TableEdit": "intent",
     "TowardsEdit": "intent",
     "convert_checkpoint": "assemble",
     "evaluate": "evaluation.evaluate",
     "evaluate_result": "evaluation.results",
     "export_dataset": "dataset.export",
+    "export_result": "synthesis.export",
     "load_checkpoint": "assemble",
     "load_transformer": "model.checkpoint",
     "open_sample_section": "tissue.sample",
@@ -46,6 +57,7 @@ _PUBLIC = {
 __all__ = [*_PUBLIC, "__version__"]
 
 if TYPE_CHECKING:
+    from .assemble import Checkpoint as Checkpoint
     from .assemble import convert_checkpoint as convert_checkpoint
     from .assemble import load_checkpoint as load_checkpoint
     from .dataset.export import export_dataset as export_dataset
@@ -55,6 +67,7 @@ if TYPE_CHECKING:
     from .evaluation.results import evaluate_result as evaluate_result
     from .intent import AddEdit as AddEdit
     from .intent import AllSpots as AllSpots
+    from .intent import CheckpointCard as CheckpointCard
     from .intent import Guidance as Guidance
     from .intent import KnockOutEdit as KnockOutEdit
     from .intent import Polygons as Polygons
@@ -65,13 +78,22 @@ if TYPE_CHECKING:
     from .intent import SpotList as SpotList
     from .intent import SpotProfile as SpotProfile
     from .intent import SwapEdit as SwapEdit
+    from .intent import TableEdit as TableEdit
     from .intent import TowardsEdit as TowardsEdit
     from .model.checkpoint import load_transformer as load_transformer
+    from .synthesis.export import export_result as export_result
     from .synthesis.plan import plan as plan
+    from .synthesis.result import Result as Result
     from .synthesis.run import run as run
     from .synthesis.session import synthesize as synthesize
     from .tissue.open import open_section as open_section
     from .tissue.sample import open_sample_section as open_sample_section
+    from .types import Calibration as Calibration
+    from .types import Patch as Patch
+    from .types import PatchResult as PatchResult
+    from .types import Plan as Plan
+    from .types import Section as Section
+    from .types import SpotTable as SpotTable
 
 
 def __getattr__(name: str) -> Any:

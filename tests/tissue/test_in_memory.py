@@ -172,3 +172,57 @@ def test_options_are_checked_as_for_a_path(adata, options, says):
     with pytest.raises(SectionError) as error:
         open_section(adata, **options)
     assert says in str(error.value)
+
+
+def test_a_result_goes_into_the_spatialdata_in_memory_that_its_section_is_of(sdata, tiny_zarr):
+    from spatialdata import SpatialData
+    from standins import CropModel, card_for
+    from tiny import TINY_GENES
+
+    from napari_stmdit import synthesize
+    from napari_stmdit.errors import StoreError
+
+    made = SpatialData(**{kind: dict(getattr(sdata, kind)) for kind in ("images", "shapes", "tables")})
+    result = synthesize(open_section(made), Request(steps=1), CropModel(card_for(TINY_GENES)))
+    assert [result.add_to(made), result.add_to(made, "again")] == ["stmdit_1", "stmdit_again"]
+    np.testing.assert_array_equal(
+        made.images["stmdit_1"]["scale0"]["image"].data.compute(), result.rgba.transpose(2, 0, 1)
+    )
+    assert made.attrs["stmdit"]["stmdit_1"]["synthetic"] is True
+    with pytest.raises(StoreError, match="already holds stmdit_1"):
+        result.add_to(made, "1")
+    on_disk = synthesize(open_section(tiny_zarr), Request(steps=1), CropModel(card_for(TINY_GENES)))
+    assert on_disk.add_to(made) == "stmdit_2"
+
+
+def test_a_result_as_spatialdata_is_what_saving_writes(tiny_folder, tmp_path):
+    from standins import CropModel, card_for
+    from tiny import TINY_GENES
+
+    from napari_stmdit import synthesize
+    from napari_stmdit.synthesis.stored import read_stored
+
+    section = open_section(tiny_folder)
+    result = synthesize(section, Request(steps=1), CropModel(card_for(TINY_GENES)))
+    result.to_spatialdata().write(tmp_path / "memory.zarr")
+    result.save(tmp_path / "saved.zarr")
+    kept, saved = (read_stored(open_section(tmp_path / f"{name}.zarr")).results for name in ("memory", "saved"))
+    assert [stored.element for stored in kept] == [stored.element for stored in saved] == ["stmdit_1"]
+    np.testing.assert_array_equal(np.asarray(kept[0].rgba), np.asarray(saved[0].rgba))
+    np.testing.assert_array_equal(kept[0].pixel_to_fullres, saved[0].pixel_to_fullres)
+    assert kept[0].provenance == saved[0].provenance
+
+
+def test_a_result_is_not_added_to_the_spatialdata_of_another_section(sdata, tiny_folder):
+    from standins import CropModel, card_for
+    from tiny import TINY_GENES
+
+    from napari_stmdit import synthesize
+    from napari_stmdit.errors import StoreError
+
+    result = synthesize(open_section(tiny_folder), Request(steps=1), CropModel(card_for(TINY_GENES)))
+    (name,) = sdata.shapes
+    sdata.shapes[name] = sdata.shapes[name].iloc[:-3]
+    with pytest.raises(StoreError, match="another section"):
+        result.add_to(sdata)
+    assert not [image for image in sdata.images if image.startswith("stmdit_")]

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from ..errors import StoreError
 from ..intent import Request
 from ..progress import Progress
 from ..tissue.export import label_of
-from ..tissue.store import link_result, write_result
+from ..tissue.store import add_to_spatialdata, link_result, write_result
 from ..types import Calibration, CanvasFrame, Patch, Plan, Section
 from .canvas import MemoryCanvas, boxes_around
 from .models import KnownModel
@@ -24,6 +24,9 @@ from .plan import region_rows
 from .stored import StoredResult
 from .windows import rule_of
 from .zarr_canvas import ZarrCanvas
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
 
 PixelSource = Literal["as made", "cut from the blended canvas", "cut from the seamless canvas"]
 """Whether a patch is what the model returned; patches cut from a canvas share their overlaps with their neighbours."""
@@ -329,6 +332,36 @@ class Result:
         except StoreError as error:
             kept = f"What was computed is kept in {self.canvas.folder}; run the same again with --resume to save it"
             raise StoreError(f"{error}\n{kept}") from error
+
+    def to_spatialdata(self) -> SpatialData:
+        """Return a SpatialData in memory with the result, and the section's spots, counts and a slide image of at most 4000 px.
+
+        Examples
+        --------
+        >>> sdata = result.to_spatialdata()
+        >>> list(sdata.images)
+        ['her2st_B4_slide', 'stmdit_1']
+        """
+        sdata, _ = add_to_spatialdata(None, self.rgba, self.plan.frame.affine, self.section, None, self.provenance)
+        return sdata
+
+    def add_to(self, sdata: SpatialData, run: str | None = None) -> str:
+        """Add the result as an image to a SpatialData in memory that holds its section; return the image's name, ``stmdit_<run>``.
+
+        Parameters
+        ----------
+        sdata
+            As a rule that which was given to `napari_stmdit.open_section`; it is changed.
+        run
+            Name of the run; by default the next free number.
+
+        Raises
+        ------
+        StoreError
+            The SpatialData holds another section, or the name is taken.
+        """
+        _, name = add_to_spatialdata(sdata, self.rgba, self.plan.frame.affine, self.section, run, self.provenance)
+        return name
 
 
 def provenance_of(

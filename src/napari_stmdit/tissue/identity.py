@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -256,7 +257,7 @@ def find_section(section: Section, sdata: Any) -> StoreElements | None:
     StoreError
         Several sets of spots are the same, and the section was not opened from one of them.
     """
-    root = sdata.path
+    root = Path("SpatialData") if sdata.path is None else Path(sdata.path)  # one in memory has no folder
     found = [pair for pair in annotated_circles(sdata) if _same_places(section, _Circles.of(sdata, pair))]
     opened = section.store
     if opened is not None and opened.root.resolve() == root.resolve():

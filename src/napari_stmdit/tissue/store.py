@@ -233,6 +233,70 @@ def _result_name(existing: set[str], run: str | None) -> str:
     return name
 
 
+# ------------------------------------------------------------------------------------------------- in memory
+
+
+def add_to_spatialdata(
+    sdata: Any | None,
+    rgba: Any,
+    pixel_to_fullres: ArrayLike,
+    section: Section,
+    run: str | None,
+    provenance: Mapping[str, Any],
+) -> tuple[Any, str]:
+    """Put a synthesized image into a SpatialData in memory, as `write_result` puts it into a store, but without patches as they were made.
+
+    Parameters
+    ----------
+    sdata
+        Holds the section; None makes one with its spots, counts and a slide image of at most 4000 px.
+    rgba
+        (h, w, 4) uint8, numpy or lazy.
+    pixel_to_fullres, section, run, provenance
+        As for `write_result`.
+
+    Returns
+    -------
+    tuple
+        The SpatialData and the name of the new image, ``stmdit_<run>``.
+
+    Raises
+    ------
+    StoreError
+        The SpatialData holds another section, or the name is taken.
+    """
+    from spatialdata import SpatialData
+
+    affine = np.asarray(pixel_to_fullres, dtype=np.float64)
+    image = image_element(rgba, affine, section.coordinate_systems)
+    if sdata is None:
+        name = _result_name(set(), run)
+        record = _record(provenance, affine, section, StoreElements(Path(), own_spots(section.name), OWN_TABLE))
+        elements = section_elements(section, {"images": {name: image}})
+        attrs = {SECTION_ATTRS: about(section), RESULT_ATTRS: {name: record}}
+        with quiet():
+            return SpatialData(**{kind: dict(group) for kind, group in elements.items()}, attrs=attrs), name
+    place = find_section(section, sdata)
+    if place is None:
+        raise StoreError(
+            f"the SpatialData holds another section than {section.name}; give the one that this section was opened from, or a new one"
+        )
+    name = _result_name({element for _, element, _ in sdata.gen_elements()}, run)
+    results = dict(sdata.attrs.get(RESULT_ATTRS) or {})
+    with quiet():
+        sdata.images[name] = image
+    sdata.attrs[RESULT_ATTRS] = {**results, name: _record(provenance, affine, section, place)}
+    return sdata, name
+
+
+def _record(
+    provenance: Mapping[str, Any], affine: NDArray[np.float64], section: Section, elements: StoreElements | None
+) -> dict[str, Any]:
+    """Return the provenance of a result with its place and the section that it belongs to; JSON types only."""
+    place = {"pixel_to_fullres_yx": affine.tolist(), "section": origin_of(section, elements)}
+    return {**json.loads(json.dumps(dict(provenance))), REGISTRATION: place}
+
+
 # ------------------------------------------------------------------------------------------------- writing
 
 
@@ -260,8 +324,7 @@ class _Target:
         if not self.is_new:
             elements, existing = _place_in(self.path, section)
         self.name = _result_name(existing, self._run)
-        place = {"pixel_to_fullres_yx": self.affine.tolist(), "section": origin_of(section, elements)}
-        self.record = {**self._given, REGISTRATION: place}
+        self.record = _record(self._given, self.affine, section, elements)
 
 
 class _Overtaken(Exception):
