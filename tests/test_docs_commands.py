@@ -107,10 +107,12 @@ def surroundings(tmp_path_factory, monkeypatch_module):
 
 
 def _small_base(patch: pytest.MonkeyPatch) -> None:
-    """The random model of `stmdit bench --base` with two blocks."""
+    """The random model of `stmdit bench --base` with two blocks, and the region that `stmdit bench` edits no larger than it must be."""
     from workspace import SMALL_VAE
 
-    from napari_stmdit.bench import subjects
+    from napari_stmdit.bench import comparisons, subjects
+
+    patch.setattr(comparisons, "SIDE_UM", 250.0)
 
     for name, value in {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}.items():
         patch.setitem(subjects.BASE_SIZES, name, value)
@@ -160,6 +162,8 @@ def shorter(words: list[str]) -> tuple[str, ...]:
     """Options that make a command shorter."""
     if words[0] == "evaluate" and "counterfactual" in words:
         return SHORTER_EDITS
+    if words[0] == "bench" and len(words) > 1:
+        return (*SHORTER["bench"], "--checkpoint", "none")  # the line without options measures it
     return SHORTER.get(words[0], ())
 
 
