@@ -1,4 +1,4 @@
-"""All figures of docs/guides/speed.md, one after the other, on a machine that does nothing else: python docs/evidence/speed.py.
+"""All figures of docs/evidence/speed.md, one after the other, on a machine that does nothing else: python docs/evidence/speed.py.
 
 Runs `stmdit bench` for the bundled checkpoint and for the random DiT-B/2, and the viewer's steps (on a screen, or under xvfb-run where
 there is none), with as many threads as there are cores. ``--before`` takes the ``src`` folder of an earlier version, whose viewer is measured in

@@ -1,4 +1,4 @@
-"""Turn speed.json and presets.json into the tables of docs/guides/speed.md: python docs/evidence/speed_tables.py."""
+"""Turn speed.json and presets.json into the tables of docs/evidence/speed.md: python docs/evidence/speed_tables.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Presets: what a run may save, at a cost that docs/guides/speed.md states. A plan resolves them, and says so."""
+"""Presets: what a run may save, at a cost that docs/evidence/speed.md states. A plan resolves them, and says so."""
 
 from __future__ import annotations
 
