@@ -39,7 +39,7 @@ _PUBLIC = {
     "open_sample_section": "tissue.sample",
     "open_section": "tissue.open",
     "plan": "synthesis.plan",
-    "run": "synthesis.run",
+    "run": "synthesis.session",
     "synthesize": "synthesis.session",
 }
 
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from .intent import TowardsEdit as TowardsEdit
     from .model.checkpoint import load_transformer as load_transformer
     from .synthesis.plan import plan as plan
-    from .synthesis.run import run as run
+    from .synthesis.session import run as run
     from .synthesis.session import synthesize as synthesize
     from .tissue.open import open_section as open_section
     from .tissue.sample import open_sample_section as open_sample_section
