@@ -11,8 +11,7 @@ import pytest
 from napari_stmdit import Guidance, Request, SampleOfSpots
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.run import run
-from napari_stmdit.synthesis.session import synthesize
+from napari_stmdit.synthesis.session import run, synthesize
 from napari_stmdit.tissue.sample import open_sample_section
 
 

@@ -8,8 +8,7 @@ import numpy as np
 from standins import CropModel, NoiseModel
 
 from napari_stmdit.errors import StmditError
-from napari_stmdit.synthesis.run import Preview
-from napari_stmdit.synthesis.session import Pasted
+from napari_stmdit.synthesis.models import Pasted, Preview
 from napari_stmdit.types import DenoiseStep
 
 

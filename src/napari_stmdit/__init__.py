@@ -50,7 +50,7 @@ _PUBLIC = {
     "open_sample_section": "tissue.sample",
     "open_section": "tissue.open",
     "plan": "synthesis.plan",
-    "run": "synthesis.run",
+    "run": "synthesis.session",
     "synthesize": "synthesis.session",
 }
 
@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     from .synthesis.export import export_result as export_result
     from .synthesis.plan import plan as plan
     from .synthesis.result import Result as Result
-    from .synthesis.run import run as run
+    from .synthesis.session import run as run
     from .synthesis.session import synthesize as synthesize
     from .tissue.open import open_section as open_section
     from .tissue.sample import open_sample_section as open_sample_section

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .devices import memory_given_back
 from .errors import NotFiniteError, StoreError
+from .progress import Batches
 from .types import DenoiseStep
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ METHOD = 2
 """Version of what is kept: raise it where the path of a crop to its noise is computed otherwise."""
 NOISE_BYTES = 512 * 2**20
 NOISE_FOLDER_BYTES = 2 * 2**30
+IMAGE_BYTES = 128 * 2**20
 
 
 class TissueEditor:
@@ -48,6 +50,7 @@ class TissueEditor:
         self.identity = identity
         self.cache = cache
         self.abducted = 0
+        self._images = images_cache()
 
     def edit(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
         """Yield after every network call; the last step carries the edited crops (b, p, p, 3) uint8.
@@ -68,10 +71,30 @@ class TissueEditor:
         if batch.edited.fresh > 0:
             drawn = noise_for(batch.seeds, abduction.noise.shape[1:])
             noise = mixed_noise(abduction.noise, drawn, batch.edited.fresh)
-        work = predict(transformer, abduction, after, scale=batch.edited.scale, noise=noise, batch=len(batch.patches))
+        whole = at_once(len(batch.patches))
+        work = predict(transformer, abduction, after, scale=batch.edited.scale, noise=noise, batch=whole)
         change = yield from _in_steps(_shares(work, 0.5), batch.steps)
-        images = edited_pixels(self.pipeline.vae, batch.crops, abduction.latents, change)
+        keys = batch.edited.keys
+
+        def known(items: list[int]) -> Any:
+            return self._decoded([keys[item] for item in items], abduction.latents[items])
+
+        images = edited_pixels(self.pipeline.vae, batch.crops, abduction.latents, change, known)
         yield DenoiseStep(batch.steps, batch.steps, images)
+
+    def _decoded(self, keys: Sequence[str], latents: Any) -> Any:
+        """Return what the latents (b, c, h, w) of crops are decoded to, (b, 3, H, W); those decoded last are kept."""
+        import torch
+
+        from .model.counterfactual import decoded
+
+        found = [self._images.get(key) for key in keys]
+        missing = [place for place, image in enumerate(found) if image is None]
+        if missing:
+            for place, image in zip(missing, decoded(self.pipeline.vae, latents[missing]).cpu().numpy(), strict=True):
+                self._images.put(keys[place], image)
+                found[place] = image
+        return torch.from_numpy(np.stack([image for image in found if image is not None]))
 
     def _abduction(self, batch: PatchBatch, before: ConditionTensors) -> Generator[float, None, Any]:
         from .model.counterfactual import abduct, restored
@@ -85,8 +108,9 @@ class TissueEditor:
         if missing:
             latents = encode_latents(self.pipeline.vae, batch.crops[missing]).float()
             own = taken(before, missing)
+            whole = at_once(len(missing))
             work = abduct(
-                self.pipeline.transformer, self.pipeline.scheduler, latents, own, steps=batch.steps, batch=len(missing)
+                self.pipeline.transformer, self.pipeline.scheduler, latents, own, steps=batch.steps, batch=whole
             )
             try:
                 found = yield from _shares(work, 0.0)
@@ -122,7 +146,7 @@ class TissueEditor:
         corners: NDArray[np.int64],
         weight: NDArray[np.float32],
         steps: int,
-        batch: int,
+        batches: Batches,
     ) -> Generator[float, None, NDArray[np.float32]]:
         """Yield the share of the work that is done; return the change (c, h, w) of the slide's latents (c, h, w).
 
@@ -135,14 +159,20 @@ class TissueEditor:
         key = self._key(f"{edited.keys[0]} {steps}")
         after = conditions_of(edited.morphology, edited.expression)
         with memory_given_back():
-            abduction = yield from self._canvas_path(key, latents, before, layout, steps, batch)
-            work = predict(self.pipeline.transformer, abduction, after, scale=edited.scale, batch=batch)
+            abduction = yield from self._canvas_path(key, latents, before, layout, steps, batches)
+            work = predict(self.pipeline.transformer, abduction, after, scale=edited.scale, batch=batches)
             change = yield from _shares(work, 0.5)
         found: NDArray[np.float32] = change.numpy()
         return found
 
     def _canvas_path(
-        self, key: str, latents: NDArray[np.float32], before: ConditionTensors, layout: Any, steps: int, batch: int
+        self,
+        key: str,
+        latents: NDArray[np.float32],
+        before: ConditionTensors,
+        layout: Any,
+        steps: int,
+        batches: Batches,
     ) -> Generator[float, None, Any]:
         import torch
 
@@ -158,7 +188,7 @@ class TissueEditor:
                 before,
                 layout=layout,
                 steps=steps,
-                batch=batch,
+                batch=batches,
             )
             found = yield from _shares(work, 0.0)
             arrays = found.arrays()
@@ -186,6 +216,18 @@ class TissueEditor:
 
     def _key(self, content: str) -> str:
         return hashlib.sha256(f"{METHOD} {self.identity} {content}".encode()).hexdigest()
+
+
+def at_once(count: int) -> Batches:
+    """Return batches of so many items that are not halved: who asked for a batch asks for a smaller one."""
+    return Batches(count, smallest=count)
+
+
+def images_cache() -> EmbeddingCache:
+    """Return a cache for decoded crops, in memory."""
+    from .encoders.cache import EmbeddingCache
+
+    return EmbeddingCache(IMAGE_BYTES)
 
 
 def noise_cache() -> EmbeddingCache:

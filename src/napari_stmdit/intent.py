@@ -51,6 +51,10 @@ class Intent(BaseModel):
         given = {name: getattr(self, name) for name in self.model_fields_set}  # what was left open stays so
         return type(self).model_validate({**given, **update})
 
+    def leaving_open(self, *names: str) -> Self:
+        """Return a copy that states nothing of some fields: they have their defaults, and whoever resolves them may choose."""
+        return type(self).model_validate({name: getattr(self, name) for name in self.model_fields_set - {*names}})
+
 
 class Guidance(Intent):
     """The two guidance scales and how they combine; None means the checkpoint's own default.

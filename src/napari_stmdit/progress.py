@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
+
+from .errors import first_line, is_out_of_memory
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,6 +32,66 @@ class CancelToken:
     def cancelled(self) -> bool:
         """Whether a stop was asked for."""
         return self._event.is_set()
+
+
+class Batches:
+    """How many items are computed at once; too little memory halves it, for all that follows.
+
+    Parameters
+    ----------
+    size
+        At first.
+    items
+        What they are, in words.
+    smallest
+        With so few at once, too little memory is an error.
+
+    Attributes
+    ----------
+    notes
+        What was halved and why, in sentences.
+    """
+
+    def __init__(self, size: int, items: str = "items", smallest: int = 1) -> None:
+        self.size, self.items, self.smallest = size, items, smallest
+        self.notes: list[str] = []
+
+    @classmethod
+    def of(cls, size: int | Batches) -> Batches:
+        """Return batches of a size, or those that were given, which others use, too."""
+        return size if isinstance(size, Batches) else cls(size)
+
+    def each(
+        self,
+        items: Any,
+        work: Callable[[Any], Iterator[T]],
+        stopped: Callable[[], bool] = lambda: False,
+        halved: Callable[[], None] = lambda: None,
+    ) -> Iterator[T]:
+        """Yield from ``work`` of one slice of ``items`` after the other; what memory does not suffice for is done again in halves.
+
+        ``stopped`` is asked after each slice; ``halved`` is called before one is done again.
+        """
+        at = 0
+        while at < len(items):
+            own = items[at : at + self.size]
+            try:
+                yield from work(own)
+            except Exception as error:  # only one kind is dealt with, the rest goes on up
+                if not is_out_of_memory(error) or len(own) <= self.smallest:
+                    raise
+                self._halve(len(own), error)
+                halved()
+                continue
+            if stopped():
+                return
+            at += len(own)
+
+    def _halve(self, count: int, error: Exception) -> None:
+        self.size = (count + 1) // 2
+        self.notes.append(
+            f"too little memory for {count} {self.items} at once ({first_line(error)}); went on with {self.size} at once"
+        )
 
 
 @dataclass(frozen=True)

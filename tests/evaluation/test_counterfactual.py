@@ -56,7 +56,7 @@ class Still(Described):
     def encode(self, image):
         return np.zeros((1, image.shape[0] // 8, image.shape[1] // 8), np.float32)
 
-    def edit_canvas(self, latents, morphology, expression, edited, corners, weight, steps, batch):
+    def edit_canvas(self, latents, morphology, expression, edited, corners, weight, steps, batches):
         yield 0.5
         return np.zeros_like(latents)
 
@@ -76,7 +76,7 @@ class Pasting(Still):
         away = np.abs(self.rows[None] - batch.edited.expression[:, None]).sum(axis=2)
         return self.crops[away.argmin(axis=1)]
 
-    def edit_canvas(self, latents, morphology, expression, edited, corners, weight, steps, batch):
+    def edit_canvas(self, latents, morphology, expression, edited, corners, weight, steps, batches):
         yield 0.5
         return np.full_like(latents, -30)
 
@@ -91,7 +91,7 @@ class Staining(Pasting):
         blocks = image.reshape(height, 8, width, 8, 3).transpose(1, 3, 4, 0, 2)
         return blocks.reshape(192, height, width).astype(np.float32)
 
-    def edit_canvas(self, latents, morphology, expression, edited, corners, weight, steps, batch):
+    def edit_canvas(self, latents, morphology, expression, edited, corners, weight, steps, batches):
         yield 0.5
         shares, known = (rows / rows.sum(axis=1, keepdims=True) for rows in (edited.expression, self.rows))
         nearest = np.abs(known[None] - shares[:, None]).sum(axis=2).argmin(axis=1)

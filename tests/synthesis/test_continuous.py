@@ -7,8 +7,7 @@ from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.conditions import EncodedRows
 from napari_stmdit.synthesis.continuous import TileDecoder
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.run import run
-from napari_stmdit.synthesis.session import synthesize
+from napari_stmdit.synthesis.session import run, synthesize
 
 
 def ring(y0, x0, y1, x1):

@@ -235,6 +235,28 @@ def test_the_image_does_not_depend_on_the_batch(tiny_section, model, ids, mode):
     assert np.abs(one.astype(int) - many).max() <= 1
 
 
+@pytest.mark.parametrize(("mode", "items"), [("spots", "patches"), ("continuous", "windows")])
+def test_too_little_memory_halves_the_batch_of_an_edit_and_is_told(tiny_section, model, ids, mode, items, monkeypatch):
+    from napari_stmdit.model import counterfactual
+
+    wanted = request(ids, mode=mode, spots=ids[12:17])
+    plain = synthesize(tiny_section, wanted, model)
+    slopes = counterfactual._Network._slopes
+
+    def small(self, node, states, items, *, keep):
+        if len(items) > 1:
+            raise MemoryError("out of memory")
+        return slopes(self, node, states, items, keep=keep)
+
+    monkeypatch.setattr(counterfactual._Network, "_slopes", small)
+    model.editor.cache.clear()
+    monkeypatch.setattr(model.editor.cache, "_folder", None)
+    result = synthesize(tiny_section, wanted, model, batch=4)
+    told = [note for note in result.notes if "too little memory" in note]
+    assert [note.split(f" {items}")[0].split()[-1] for note in told] == ["4", "2"]
+    assert np.abs(result.rgba.astype(int) - plain.rgba).max() <= 1
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_another_strength_does_not_abduct_the_noise_anew(tiny_section, model, ids, mode, tmp_path, monkeypatch):
     model.editor.cache.clear()

@@ -7,8 +7,7 @@ from napari_stmdit.errors import SynthesisError, is_out_of_memory
 from napari_stmdit.intent import Polygons, Request, SampleOfSpots
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.run import run
-from napari_stmdit.synthesis.session import synthesize
+from napari_stmdit.synthesis.session import run, synthesize
 
 GENES = tuple(f"GENE{k}" for k in range(40))
 AREA = Polygons(rings=(((100, 100), (100, 640), (420, 640), (420, 100)),))

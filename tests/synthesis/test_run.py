@@ -6,8 +6,7 @@ from napari_stmdit.intent import KnockOutEdit, Request, SampleOfSpots
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.conditions import shuffled_rows
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.run import run
-from napari_stmdit.synthesis.session import synthesize
+from napari_stmdit.synthesis.session import run, synthesize
 
 GENES = tuple(f"GENE{k}" for k in range(40))
 

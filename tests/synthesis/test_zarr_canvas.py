@@ -10,10 +10,9 @@ from standins import CropModel, NoiseModel, card_for, make_section
 
 from napari_stmdit.errors import StoreError
 from napari_stmdit.intent import Polygons, Request
-from napari_stmdit.progress import CancelToken
+from napari_stmdit.progress import CancelToken, Progress
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.run import run
-from napari_stmdit.synthesis.session import open_canvas, synthesize
+from napari_stmdit.synthesis.session import Session, open_canvas, run, synthesize
 from napari_stmdit.synthesis.zarr_canvas import PatchStore, from_ranges
 from napari_stmdit.tissue.elements import halved_rgba
 
@@ -315,21 +314,15 @@ def test_a_solver_state_that_cannot_be_read_is_no_obstacle(tiny_section, tiny_mo
     assert synthesize(tiny_section, request, tiny_model, folder=tmp_path / "run", resume=True).complete
 
 
-def test_latents_are_kept_every_four_steps(tiny_section, tiny_model):
+def test_latents_are_kept_every_four_steps(tiny_section, tiny_model, tmp_path, monkeypatch):
     """Also where nobody asks for it: a process that is killed has no time to."""
     kept = []
-
-    class States:
-        def load_state(self):
-            return None
-
-        def save_state(self, state):
-            kept.append({name: value.copy() for name, value in state.items()})
-
     request = Request(region=area(), mode="continuous", steps=10)
     made = plan(tiny_section, request, tiny_model.card)
-    for _, progress in run(made, tiny_section, tiny_model, batch=64, states=States()):
-        if progress.step == 9:
+    canvas = open_canvas(tmp_path / "run", made, tiny_section, tiny_model)
+    monkeypatch.setattr(canvas, "save_state", lambda state: kept.append({k: v.copy() for k, v in state.items()}))
+    for event in Session(made, tiny_section, tiny_model, canvas, batch=64).steps():
+        if isinstance(event, Progress) and event.step == 9:
             break
     assert [json.loads(state["solver"].tobytes())["step"] for state in kept] == [4, 8]
 

@@ -14,8 +14,9 @@ from napari_stmdit.errors import StmditError, SynthesisError
 from napari_stmdit.intent import Request
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.canvas import MemoryCanvas
+from napari_stmdit.synthesis.models import Pasted
 from napari_stmdit.synthesis.plan import plan as make_plan
-from napari_stmdit.synthesis.session import Pasted, Session
+from napari_stmdit.synthesis.session import Session
 from napari_stmdit.ui import jobs
 from napari_stmdit.ui.jobs import Handlers, Job
 

@@ -30,8 +30,7 @@ from ..model.inference import ConditionTensors, combined, repeat_conditions
 from ..model.sampling import denoise, model_input, model_time, ready
 from ..model.vae import decode_latents
 from ..synthesis.plan import PRESETS, plan
-from ..synthesis.run import run
-from ..synthesis.session import synthesize
+from ..synthesis.session import run, synthesize
 from ..types import Section
 from .machine import Timing, interleaved, ratio
 from .stages import name_of, request_for

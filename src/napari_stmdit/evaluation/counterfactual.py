@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,7 +14,7 @@ from ..encoders.morphology_map import MorphologyMap
 from ..errors import RequestError
 from ..expression.programs import known_programs
 from ..intent import KnockOutEdit, Polygons, Request, TowardsEdit
-from ..progress import CancelToken, Progress, Stopwatch, mapped
+from ..progress import Batches, CancelToken, Progress, Stopwatch, mapped
 from ..storage.fingerprint import of_json
 from ..synthesis.conditions import spot_rows
 from ..synthesis.counterfactual import content_key, map_of
@@ -182,16 +182,19 @@ class CounterfactualCheck:
         key = of_json({"all": self.key, "edited": content_key(rows, expression)})[:24]
         kept = self.stacks.load(key, len(rows), side)
         images, made = kept.images.copy(), kept.made.copy()
+
+        def work(places: range) -> Iterator[Progress]:
+            own = slice(places.start, places.stop)
+            if not made[own].all():
+                for step in self.model.denoise(self._batch(rows[own], expression[own])):
+                    self._go_on()
+                    if step.images is not None:
+                        images[own], made[own] = step.images, True
+                    yield self._progress()
+            yield self._progress(len(places))
+
         try:
-            for start in range(0, len(rows), self.batch):
-                own = slice(start, min(start + self.batch, len(rows)))
-                if not made[own].all():
-                    for step in self.model.denoise(self._batch(rows[own], expression[own])):
-                        self._go_on()
-                        if step.images is not None:
-                            images[own], made[own] = step.images, True
-                        yield self._progress()
-                yield self._progress(len(rows[own]))
+            yield from Batches(self.batch, "patches").each(range(len(rows)), work)
         finally:
             if made.sum() > kept.made.sum():
                 self.stacks.save(key, Stack(images, made))

@@ -20,7 +20,7 @@ from ..progress import CancelToken, Progress
 from ..synthesis.canvas import MemoryCanvas, boxes_around
 from ..synthesis.models import PatchModel
 from ..synthesis.plan import plan
-from ..synthesis.run import run
+from ..synthesis.session import Session
 from ..synthesis.windows import CELL
 from ..tissue.crops import read_patches
 from ..types import Plan, Section, SpotTable
@@ -342,13 +342,10 @@ def painted_crop(
     checkpoint's cache.
     """
     canvas = MemoryCanvas(made.frame)
-    done = 0
-    for finished, progress in run(made, section, model, batch=batch, cancel=cancel):
-        for tile in finished:
-            canvas.paste(tile)
-        done += len(finished)
-        yield progress
-    if done < len(made):
+    for event in Session(made, section, model, canvas, batch=batch, cancel=cancel).steps():
+        if isinstance(event, Progress):
+            yield event
+    if len(canvas.finished) < len(made):
         return None
     box = np.array(_crop_box(section, made.card, row))
     corner = np.rint(np.array(made.frame.origin) / made.frame.pixel_size).astype(int)

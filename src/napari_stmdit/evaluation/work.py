@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import StmditError, StoreError, SynthesisError
+from ..errors import StoreError, SynthesisError
 from ..expression.edits import moved_totals
 from ..expression.profiles import as_profiles
 from ..progress import CancelToken, Progress, Stopwatch
@@ -18,9 +18,8 @@ from ..storage.atomic import write_atomically
 from ..storage.fingerprint import of_json
 from ..synthesis.conditions import Conditions, conditioned_counts
 from ..synthesis.identity import inputs_of
-from ..synthesis.models import PatchModel
-from ..synthesis.run import run
-from ..synthesis.session import sampling_failure
+from ..synthesis.models import Pasted, PatchModel
+from ..synthesis.session import Session
 from ..types import Plan, Section
 from .cases import COMPARED, EDITED, MIN_SPOTS, Case, EvaluationRequest
 from .figures import Evidence
@@ -29,6 +28,7 @@ from .measures import CaseValues, PatchMetrics
 from .reading import ExpressionReader, log_levels
 
 STACKS = "stacks"
+KEPT = "What is finished is kept; --resume goes on."
 
 
 @dataclass(frozen=True)
@@ -127,17 +127,20 @@ def synthesize_stack(
     cancel: CancelToken,
     conditions: Conditions | None = None,
 ) -> Iterator[tuple[Stack, Progress | None]]:
-    """Compute what a stack lacks with THE loop; yields it as it grows, with the run's progress."""
+    """Compute what a stack lacks; yields it as it grows, with the run's progress."""
     images, made = before.images.copy(), before.made.copy()
     done = frozenset(np.flatnonzero(made).tolist())
     yield Stack(images, made), None
     if len(done) == len(plan):
         return
-    for finished, progress in run(plan, section, model, batch=batch, cancel=cancel, done=done, conditions=conditions):
-        for patch in finished:
-            images[patch.patch.index] = patch.pixels
-            made[patch.patch.index] = True
-        yield Stack(images, made), progress
+    how: dict[str, Any] = {"batch": batch, "cancel": cancel, "done": done, "conditions": conditions, "kept": KEPT}
+    for event in Session(plan, section, model, **how).steps():
+        if isinstance(event, Pasted):
+            for patch in event.images:
+                images[patch.patch.index] = patch.pixels
+                made[patch.patch.index] = True
+        elif isinstance(event, Progress):
+            yield Stack(images, made), event
 
 
 # An evaluation under way: stacks of patches are made and measured one by one, and put together at the end.
@@ -217,7 +220,7 @@ class Work:
             return kept, failed
         try:
             grown = synthesize_stack(job.plan, one.section, self.model, kept, batch, cancel, job.conditions)
-            for found, progress in _explained(grown):
+            for found, progress in grown:
                 stack = found
                 if progress is not None:
                     failed = {f"{job.group}/{job.plan.patches[k].spot_id}": why for k, why in progress.failed.items()}
@@ -300,13 +303,3 @@ class Work:
 
 def _narrowed(values: CaseValues, keep: NDArray[np.bool_]) -> CaseValues:
     return replace(values, per_seed=[one.only(keep) for one in values.per_seed])
-
-
-def _explained(steps: Iterator[Any]) -> Iterator[Any]:
-    """Turn what a sampler throws into a message that says what to do."""
-    try:
-        yield from steps
-    except StmditError:
-        raise
-    except Exception as error:
-        raise SynthesisError(f"{sampling_failure(error)} What is finished is kept; --resume goes on.") from error

@@ -17,7 +17,7 @@ Both directions are integrated by the same method of second order with one call 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -26,8 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import CheckpointError, NotFiniteError, SynthesisError, is_out_of_memory
-from ..progress import CancelToken
+from ..errors import CheckpointError, NotFiniteError, SynthesisError
+from ..progress import Batches, CancelToken
 from .guidance import branches
 from .inference import ConditionTensors, Prediction, on_device, prediction
 from .sampling import check_scheduler
@@ -338,7 +338,7 @@ def abduct(
     *,
     layout: Layout | None = None,
     steps: int = STEPS,
-    batch: int = 16,
+    batch: int | Batches = 16,
     keep_slopes: bool = True,
 ) -> Work[Abduction]:
     """Take real latents to their noise, unguided, in steps + 1 sweeps over all items.
@@ -358,7 +358,7 @@ def abduct(
     steps
         From data to noise, and back.
     batch
-        Items at once; halved where memory does not suffice. Results depend on it by rounding alone.
+        Items at once, halved where memory does not suffice; or batches that others use, too. Results depend on it by rounding alone.
     keep_slopes
         Whether to keep what a prediction would have to compute anew; takes steps + 1 times the memory of all items.
 
@@ -397,7 +397,7 @@ def predict(
     *,
     scale: float = 1.0,
     noise: Tensor | None = None,
-    batch: int = 16,
+    batch: int | Batches = 16,
     on_estimate: Callable[[int, Tensor], None] | None = None,
 ) -> Work[Tensor]:
     """Take abducted noise back under edited conditions, in steps + 1 sweeps over the items that the edit reaches.
@@ -499,26 +499,40 @@ def mixed_noise(abducted: Tensor, fresh: Tensor, share: float) -> Tensor:
 
 
 @torch.inference_mode()
-def edited_pixels(vae: Any, real: NDArray[np.uint8], latents: Tensor, change: Tensor) -> NDArray[np.uint8]:
+def decoded(vae: Any, latents: Tensor) -> Tensor:
+    """Return decoded latents (b, c, h, w) as (b, 3, H, W) float32 in [-1, 1]."""
+    return decode_images(vae, latents).float().clamp(-1, 1)
+
+
+@torch.inference_mode()
+def edited_pixels(
+    vae: Any,
+    real: NDArray[np.uint8],
+    latents: Tensor,
+    change: Tensor,
+    known: Callable[[list[int]], Tensor] | None = None,
+) -> NDArray[np.uint8]:
     """Return real pixels (b, H, W, 3) plus decode(latents + change) - decode(latents), both (b, c, h, w).
 
-    The autoencoder's losses cancel, and where nothing changes the result is the image.
+    The autoencoder's losses cancel, and where nothing changes the result is the image. ``known`` gives what `decoded` makes of
+    the latents of some items, where that is kept.
     """
     result = real.copy()
     rows = torch.nonzero(change.flatten(1).any(dim=1)).flatten()
     if not len(rows):
         return result
     own = rows.numpy()
-    moved = decoded_change(vae, latents[rows], change[rows])
+    moved = decoded_change(vae, latents[rows], change[rows], None if known is None else known(own.tolist()))
     result[own] = np.clip(np.rint(real[own] + moved), 0, 255).astype(np.uint8)
     return result
 
 
 @torch.inference_mode()
-def decoded_change(vae: Any, latents: Tensor, change: Tensor) -> NDArray[np.float32]:
-    """Return decode(latents + change) - decode(latents) in grey levels, (b, H, W, 3) float32."""
-    before, after = (decode_images(vae, part).float().clamp(-1, 1) for part in (latents, latents + change))
-    found: NDArray[np.float32] = ((after - before) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
+def decoded_change(vae: Any, latents: Tensor, change: Tensor, before: Tensor | None = None) -> NDArray[np.float32]:
+    """Return decode(latents + change) - decode(latents) in grey levels, (b, H, W, 3) float32; ``before`` is the latter, where known."""
+    before = decoded(vae, latents) if before is None else before
+    after = decoded(vae, latents + change)
+    found: NDArray[np.float32] = ((after - before.to(after.device)) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
     return found
 
 
@@ -568,10 +582,11 @@ class _Sweeps:
 class _Network:
     """The unguided slopes of items under their conditions, some items at a time."""
 
-    def __init__(self, transformer: Any, path: OdePath, conditions: ConditionTensors, batch: int) -> None:
-        if batch < 1:
+    def __init__(self, transformer: Any, path: OdePath, conditions: ConditionTensors, batch: int | Batches) -> None:
+        self._batches = Batches.of(batch)
+        if self._batches.size < 1:
             raise SynthesisError(f"At least one item has to be computed at once, got {batch}.")
-        self._transformer, self._path, self._conditions, self._batch = transformer, path, conditions, batch
+        self._transformer, self._path, self._conditions = transformer, path, conditions
         self._branches = branches(
             "nested_morphology_first",
             1.0,
@@ -584,19 +599,13 @@ class _Network:
     def slopes(self, node: int, states: Tensor, items: Tensor, progress: _Sweeps) -> Work[Tensor]:
         """Return f (k, c, h, w) of the states of items (k,) at a node."""
         found: list[Tensor] = []
-        first = 0
-        while first < len(items):
-            own = items[first : first + self._batch]
-            try:
-                found.append(self._slopes(node, states[first : first + len(own)], own, keep=len(items) <= MAX_PREPARED))
-            except Exception as error:  # only one kind is dealt with, the rest goes on up
-                if not is_out_of_memory(error) or len(own) == 1:
-                    raise
-                self._batch = (len(own) + 1) // 2
-                self._prepared.clear()
-                continue
-            first += len(own)
-            yield progress.at(first / len(items))
+
+        def work(places: range) -> Iterator[OdeStep]:
+            own = items[places.start : places.stop]
+            found.append(self._slopes(node, states[places.start : places.stop], own, keep=len(items) <= MAX_PREPARED))
+            yield progress.at(places.stop / len(items))
+
+        yield from self._batches.each(range(len(items)), work, halved=self._prepared.clear)
         return torch.cat(found)
 
     @torch.inference_mode()
@@ -624,7 +633,13 @@ class _Against:
     """The slope of the change against an abducted path."""
 
     def __init__(
-        self, transformer: Any, abduction: Abduction, edited: ConditionTensors, scale: float, items: Tensor, batch: int
+        self,
+        transformer: Any,
+        abduction: Abduction,
+        edited: ConditionTensors,
+        scale: float,
+        items: Tensor,
+        batch: int | Batches,
     ) -> None:
         self._abduction, self._scale, self._items = abduction, scale, items
         self._edited = _Network(transformer, abduction.path, edited, batch)

@@ -23,9 +23,9 @@ from ..intent import CheckpointCard, Request
 from ..progress import CancelToken, Progress
 from ..synthesis.conditions import Conditions, condition_rows
 from ..synthesis.identity import differences, identity_of
+from ..synthesis.models import Pasted
 from ..synthesis.plan import plan as make_plan
-from ..synthesis.run import run
-from ..synthesis.session import synthesize
+from ..synthesis.session import Session, synthesize
 from ..synthesis.zarr_canvas import PatchStore
 from ..tissue.open import SectionSource
 from ..types import Plan, Section
@@ -149,22 +149,16 @@ class SharedRun(WorkerPlugin):
         section, plan, conditions = self._prepared
         store = PatchStore(self.task.folder)
         done: list[int] = []
-        last: Progress | None = None
-        for finished, last in run(
-            plan,
-            section,
-            self.checkpoint,
-            batch=self.task.batch,
-            cancel=self.cancel,
-            only=indices,
-            conditions=conditions,
-        ):
-            for result in finished:
-                store.write(result.patch.index, result.pixels)
-                done.append(result.patch.index)
-            if finished:
-                self.report({"done": [result.patch.index for result in finished], "facts": dict(last.facts)})
-        return _share(done, last)
+        how: dict[str, Any] = {"batch": self.task.batch, "cancel": self.cancel, "only": indices}
+        session = Session(plan, section, self.checkpoint, conditions=conditions, **how)
+        for event in session.steps():
+            if isinstance(event, Pasted):
+                for result in event.images:
+                    store.write(result.patch.index, result.pixels)
+                own = [result.patch.index for result in event.images]
+                done += own
+                self.report({"done": own, "facts": dict(session.progress.facts)})
+        return _share(done, session.progress)
 
     def compute_whole(self) -> Share:
         """Compute a continuous region, which stays together; taken up where another worker left it."""

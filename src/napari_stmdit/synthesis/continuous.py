@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import SynthesisError, first_line, is_out_of_memory
-from ..progress import CancelToken, Progress, Stopwatch
+from ..errors import SynthesisError
 from ..tissue.crops import read_patches
 from ..types import Patch, PatchResult, Plan, Section, Windows
 from .conditions import Conditions, EncodedRows, condition_rows, spot_rows
-from .models import PatchModel
+from .models import Event, PatchModel
 from .windows import field_noise, in_latents, mixing
-from .zarr_canvas import ZarrCanvas
 
 if TYPE_CHECKING:
     from ..model.sampling import CanvasSolver
+    from .session import Session
 
 RAMP = 32
 """Tiles are blended from so many pixels inside a border to as many outside."""
@@ -138,25 +137,10 @@ LEFT_OUT, FAILED = "windows_left_out", "tiles_failed"
 """Names, in the state that is kept, of the windows whose predictions were left out and of the tiles that cannot be made."""
 NOT_FINITE = "windows that it is made of are not finite"
 
-Update = tuple[tuple[PatchResult, ...], Progress]
 
-
-def run_windows(
-    plan: Plan,
-    section: Section,
-    model: PatchModel,
-    *,
-    batch: int,
-    cancel: CancelToken,
-    done: Collection[int] = (),
-    states: ZarrCanvas | None = None,
-) -> Iterator[Update]:
-    """Compute a continuous plan; the parameters and what is yielded are those of `napari_stmdit.run`.
-
-    All windows are denoised before the first tile is finished. Decoding counts as one more step in the progress.
-    """
-    assert plan.windows is not None
-    run = _Canvas(plan, plan.windows, section, model, batch, cancel, set(done), states)
+def run_windows(session: Session, windows: Windows) -> Iterator[Event]:
+    """Denoise all windows of a session's region together, then decode it tile by tile."""
+    run = _Canvas(session, windows)
     try:
         yield from run.go()
     finally:
@@ -165,44 +149,37 @@ def run_windows(
 
 @dataclass
 class _Canvas:
-    """A continuous run under way."""
+    """A canvas of latents under way."""
 
-    plan: Plan
+    session: Session
     windows: Windows
-    section: Section
-    model: PatchModel
-    batch: int
-    cancel: CancelToken
-    done: set[int]
-    states: ZarrCanvas | None
-    watch: Stopwatch = field(default_factory=Stopwatch)
-    notes: list[str] = field(default_factory=list)
-    failed: dict[int, str] = field(default_factory=dict)
     bad: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.conditions = WindowConditions(self.plan, self.windows, self.section, self.model)
+        self.plan, self.model = self.session.plan, self.session.model
+        self.conditions = WindowConditions(self.plan, self.windows, self.session.section, self.model)
         laid = in_latents(self.windows, self.model.latent_grid)
         self.factor, self.side, self.corners, self.shape, self.weight = laid
 
-    def go(self) -> Iterator[Update]:
-        state = None if self.states is None else self.states.load_state()
+    def go(self) -> Iterator[Event]:
+        states = self.session.states
+        state = None if states is None else states.load_state()
         if state is not None:
             self._take_up(state)
-        yield (), self._progress(0)
-        if len(self.done) == len(self.plan):
+        yield self.session.report()
+        if not self.session.todo:
             return
         solver = self._solver(state)
         del state  # as large as the canvas
         kept, kept_at = solver.step, time.perf_counter()
         while solver.step < solver.steps:
             yield from self._step(solver)
-            last = solver.step == solver.steps or self.cancel.cancelled
+            last = solver.step == solver.steps or self.session.stopped()
             due = solver.step % COMMIT_STEPS == 0 or time.perf_counter() - kept_at > COMMIT_SECONDS
-            if self.states is not None and solver.step > kept and (last or due):
-                self.states.save_state({**solver.state(), **self._losses()})
+            if states is not None and solver.step > kept and (last or due):
+                states.save_state({**solver.state(), **self._losses()})
                 kept, kept_at = solver.step, time.perf_counter()
-            if self.cancel.cancelled:
+            if self.session.stopped():
                 return
         yield from self._decode(solver.latents)
 
@@ -219,42 +196,36 @@ class _Canvas:
 
     def _losses(self) -> dict[str, NDArray[np.int64]]:
         """What the canvas lacks up to this step, kept with the solver's state: a later session cannot see it in the latents."""
-        kept = {LEFT_OUT: self.bad, FAILED: self.failed}
+        kept = {LEFT_OUT: self.bad, FAILED: self.session.failed}
         return {name: np.array(sorted(places), dtype=np.int64) for name, places in kept.items()}
 
     def _take_up(self, state: Mapping[str, NDArray[Any]]) -> None:
         for place in state.get(LEFT_OUT, ()):
             self._leave_out(int(place))
-        self.failed |= dict.fromkeys(map(int, state.get(FAILED, ())), NOT_FINITE)
+        self.session.leave_out(map(int, state.get(FAILED, ())), NOT_FINITE)
 
     # --- denoising
 
-    def _step(self, solver: CanvasSolver) -> Iterator[Update]:
+    def _step(self, solver: CanvasSolver) -> Iterator[Event]:
         """Predict all windows, average them, and take the canvas one step on."""
-        canvas = solver.inputs()
+        canvas, count = solver.inputs(), len(self.windows)
         total = np.zeros(self.shape, dtype=np.float32)
         weights = np.zeros(self.shape[1:], dtype=np.float32)
-        first, count = 0, len(self.windows)
-        while first < count:
-            stop = min(first + self.batch, count)
-            try:
-                predicted = self._predict(solver, canvas, first, stop)
-            except Exception as error:  # only one kind is dealt with, the rest goes on up
-                if not is_out_of_memory(error) or stop - first == 1:
-                    raise
-                self._halve(stop - first, error)
-                continue
-            for place, window in enumerate(predicted, first):
+
+        def work(own: range) -> Iterator[Event]:
+            predicted = self._predict(solver, canvas, own.start, own.stop)
+            for place, window in zip(own, predicted, strict=True):
                 self._add(place, window, total, weights)
-            first = stop
-            if self.cancel.cancelled:
-                return
-            if first < count:
-                yield (), self._progress(solver.step, part=first / count)
+            if own.stop < count:
+                yield self.session.report(solver.step, own.stop / count)
+
+        yield from self.session.in_batches(range(count), work)
+        if self.session.stopped():
+            return
         np.divide(total, np.maximum(weights, 1e-6), out=total)
         solver.advance(total)
         self._name_orphans(weights)
-        yield (), self._progress(solver.step)
+        yield self.session.report(solver.step)
 
     def _predict(self, solver: CanvasSolver, canvas: NDArray[np.float32], first: int, stop: int) -> NDArray[np.float32]:
         crops = np.stack([canvas[:, y : y + self.side, x : x + self.side] for y, x in self.corners[first:stop]])
@@ -275,10 +246,11 @@ class _Canvas:
         if place not in self.bad:
             self.bad.add(place)
             y, x = (self.windows.source_boxes[place][:2] + self.windows.source_boxes[place][2:]) / 2
-            self.notes.append(
+            note = (
                 f"the prediction of the window around y {y:.0f}, x {x:.0f} (full-resolution pixels) is not finite and was left out; "
                 "use --dtype float32 or bfloat16"
             )
+            self.session.leave_out((), NOT_FINITE, note)
         if len(self.bad) == len(self.windows):
             raise SynthesisError(
                 "no window's prediction is finite: the checkpoint overflows in this precision; use --dtype float32"
@@ -286,64 +258,43 @@ class _Canvas:
 
     def _name_orphans(self, weights: NDArray[np.float32]) -> None:
         """Tiles with cells that only left-out windows cover cannot be made."""
-        if not self.bad:
-            return
+        if self.bad:
+            orphans = self._covered() & (weights == 0)
+            self.session.leave_out(tiles_on(orphans, self.plan, self.windows, self.factor), NOT_FINITE)
+
+    def _covered(self) -> NDArray[np.bool_]:
+        """Return which cells (h, w) a window covers."""
         covered = np.zeros(self.shape[1:], dtype=bool)
         for y, x in self.corners:
             covered[y : y + self.side, x : x + self.side] = True
-        orphans = covered & (weights == 0)
-        top, left = self.windows.origin
-        for patch in self.plan.patches:
-            y0, x0, y1, x1 = patch.canvas_box
-            rows = slice(max((y0 - top) // self.factor, 0), max((y1 - top) // self.factor, 0))
-            columns = slice(max((x0 - left) // self.factor, 0), max((x1 - left) // self.factor, 0))
-            if orphans[rows, columns].any():
-                self.failed.setdefault(patch.index, NOT_FINITE)
-
-    def _halve(self, size: int, error: Exception) -> None:
-        self.batch = (size + 1) // 2
-        self.notes.append(
-            f"too little memory for {size} windows at once ({first_line(error)}); went on with {self.batch} at once"
-        )
+        return covered
 
     # --- decoding
 
-    def _decode(self, latents: NDArray[np.float32]) -> Iterator[Update]:
+    def _decode(self, latents: NDArray[np.float32]) -> Iterator[Event]:
         preview = self.plan.sampling.preview_decoder
 
         def decode(part: NDArray[np.float32], _: tuple[int, int]) -> NDArray[np.uint8]:
             return self.model.decode(part, preview=preview)
 
-        decoder = TileDecoder(self._covered(latents), self.plan, self.windows, self.factor, decode)
-        for patch in self.plan.patches:
-            if patch.index in self.done or patch.index in self.failed:
-                continue
-            if self.cancel.cancelled:
+        # zeros, their mean, where no window lies: noise there would be decoded into the region's rim
+        whole = np.where(self._covered()[None] & np.isfinite(latents), latents, np.float32(0))
+        decoder = TileDecoder(whole, self.plan, self.windows, self.factor, decode)
+        for patch in self.session.todo:
+            if self.session.stopped():
                 return
-            result = decoder.tile(patch)
-            self.done.add(patch.index)
-            yield (result,), self._progress(self.plan.steps)
+            yield from self.session.keep([decoder.tile(patch)], self.plan.steps)
 
-    def _covered(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Latents with zeros, their mean, where no window lies: noise there would be decoded into the region's rim."""
-        covered = np.zeros(self.shape[1:], dtype=bool)
-        for y, x in self.corners:
-            covered[y : y + self.side, x : x + self.side] = True
-        return np.where(covered[None] & np.isfinite(latents), latents, np.float32(0))
 
-    def _progress(self, step: int, part: float = 0.0) -> Progress:
-        total, done = len(self.plan), len(self.done)
-        return Progress(
-            done,
-            total,
-            step,
-            self.plan.steps + 1,
-            total - done,
-            self.watch.seconds,
-            part=part,
-            notes=tuple(self.notes),
-            failed=dict(self.failed),
-        )
+def tiles_on(cells: NDArray[np.bool_], plan: Plan, windows: Windows, factor: int) -> list[int]:
+    """Return the indices of the tiles that have one of some cells (h, w) of the windows' latents."""
+    found = []
+    for patch in plan.patches:
+        low = [max((n - o) // factor, 0) for n, o in zip(patch.canvas_box[:2], windows.origin, strict=True)]
+        high = [max((n - o) // factor, 0) for n, o in zip(patch.canvas_box[2:], windows.origin, strict=True)]
+        if cells[low[0] : high[0], low[1] : high[1]].any():
+            found.append(patch.index)
+    return found
 
 
 class WindowConditions:

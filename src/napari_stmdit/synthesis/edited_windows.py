@@ -6,9 +6,9 @@ place, so that it fades to nothing towards windows that the edit does not reach,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,37 +16,27 @@ from scipy.ndimage import label
 from scipy.spatial import cKDTree
 
 from ..errors import NotFiniteError, SynthesisError
-from ..progress import CancelToken, Progress, Stopwatch
+from ..progress import Progress
 from ..tissue.crops import read_patches
-from ..types import PatchResult, Plan, Section, Windows
+from ..types import PatchResult, Windows
 from .conditions import Conditions, condition_rows, spot_rows
-from .continuous import TileDecoder
+from .continuous import TileDecoder, tiles_on
 from .counterfactual import Before, content_key
-from .models import Edited, PatchModel
+from .models import Edited, Event
 from .windows import in_latents, mixing
-from .zarr_canvas import ZarrCanvas
+
+if TYPE_CHECKING:
+    from .session import Session
 
 MAX_BLOCK = 16
 """Windows along each side of a block; what is kept of one takes about 0.2 GB at the bundled checkpoint's size."""
 TILE, MARGIN = 512, 64
 """Pixels of the slide that are encoded together, and those around them that an encoder looks at."""
 
-Update = tuple[tuple[PatchResult, ...], Progress]
 
-
-def run_edited_windows(
-    plan: Plan,
-    section: Section,
-    model: PatchModel,
-    *,
-    batch: int,
-    cancel: CancelToken,
-    done: Collection[int] = (),
-    states: ZarrCanvas | None = None,
-) -> Iterator[Update]:
-    """Edit a continuous region of real tissue; the parameters and what is yielded are those of `napari_stmdit.run`."""
-    assert plan.windows is not None
-    yield from _EditedCanvas(plan, plan.windows, section, model, batch, cancel, set(done), states).go()
+def run_edited_windows(session: Session, windows: Windows) -> Iterator[Event]:
+    """Edit the windows of a session's region of real tissue that an edit reaches; its other tiles are the slide."""
+    yield from _EditedCanvas(session, windows).go()
 
 
 def changed_windows(windows: Windows, rows: NDArray[np.int64], touched: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -86,63 +76,54 @@ def blocks_of(windows: Windows, reached: NDArray[np.bool_]) -> list[NDArray[np.i
 
 @dataclass
 class _EditedCanvas:
-    """A continuous edit under way."""
+    """The change of a canvas of latents under way."""
 
-    plan: Plan
+    session: Session
     windows: Windows
-    section: Section
-    model: PatchModel
-    batch: int
-    cancel: CancelToken
-    done: set[int]
-    states: ZarrCanvas | None
-    watch: Stopwatch = field(default_factory=Stopwatch)
-    notes: list[str] = field(default_factory=list)
-    failed: dict[int, str] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    finished: set[int] = field(default_factory=set)
+    blocks_done: set[int] = field(default_factory=set)
     encoded: dict[tuple[int, int], NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.plan, self.section, self.model = self.session.plan, self.session.section, self.session.model
         laid = in_latents(self.windows, self.model.latent_grid)
         self.factor, self.side, self.corners, self.shape, self.weight = laid
 
-    def go(self) -> Iterator[Update]:
-        yield (), self._progress(0)
-        if len(self.done) == len(self.plan):
+    def go(self) -> Iterator[Event]:
+        yield self.session.report()
+        if not self.session.todo:
             return
         conditions = condition_rows(self.plan, self.section, self.model)
         before = conditions.before
         assert before is not None  # the plan is counterfactual
-        self.facts = before.facts
-        self.notes.append(before.map.words)
+        self.session.follows(before)
         changed = changed_windows(self.windows, spot_rows(self.plan), before.touched)
         reached = reached_windows(self.windows, changed)
         blocks = blocks_of(self.windows, reached)
         change = self._take_up()
         total = self._weights(np.arange(len(self.windows)))
         for number, block in enumerate(blocks):
-            if number in self.finished:
+            if number in self.blocks_done:
                 continue
             try:
                 found = yield from self._edit(block, conditions, before, number / len(blocks), 1 / len(blocks))
             except NotFiniteError as error:
-                self._fail(block, error, len(blocks))
+                self._leave_out(block, error, len(blocks))
                 continue
             if found is None:
                 return
             change += found * (self._weights(block) / np.maximum(total, 1e-6))
-            self.finished.add(number)
-            if self.states is not None:
-                finished = np.array(sorted(self.finished), dtype=np.int64)
-                self.states.save_state({"change": change, "blocks": finished})
+            self.blocks_done.add(number)
+            if self.session.states is not None:
+                done = np.array(sorted(self.blocks_done), dtype=np.int64)
+                self.session.states.save_state({"change": change, "blocks": done})
         yield from self._decode(change, self._weights(np.flatnonzero(reached)) > 0)
 
     def _take_up(self) -> NDArray[np.float32]:
-        kept = None if self.states is None else self.states.load_state()
+        states = self.session.states
+        kept = None if states is None else states.load_state()
         if kept is None:
             return np.zeros(self.shape, dtype=np.float32)
-        self.finished = set(map(int, kept["blocks"]))
+        self.blocks_done = set(map(int, kept["blocks"]))
         return np.array(kept["change"], dtype=np.float32)
 
     def _weights(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -156,19 +137,20 @@ class _EditedCanvas:
 
     def _edit(
         self, block: NDArray[np.int64], conditions: Conditions, before: Before, start: float, share: float
-    ) -> Generator[Update, None, NDArray[np.float32] | None]:
+    ) -> Generator[Event, None, NDArray[np.float32] | None]:
         """Return the change that a block finds, on the whole canvas; None where the run was cancelled."""
         low, high = self.corners[block].min(axis=0), self.corners[block].max(axis=0) + self.side
-        measured, after, morphology = [], [], []
-        for first in range(0, len(block), self.batch):
-            own = block[first : first + self.batch]
-            morphology.append(self._morphology(own))
-            measured.append(self._expression(own, conditions.measured()))
-            after.append(self._expression(own, conditions))
-            yield (), self._progress_at(start)
-            if self.cancel.cancelled:
-                return None
-        m, e, edited = (np.concatenate(parts) for parts in (morphology, measured, after))
+        encoded: list[tuple[NDArray[np.float32], ...]] = []
+
+        def encode(own: NDArray[np.int64]) -> Iterator[Event]:
+            rows = self._expression(own, conditions.measured()), self._expression(own, conditions)
+            encoded.append((self._morphology(own), *rows))
+            yield self._report(start)
+
+        yield from self.session.in_batches(block, encode)
+        if self.session.stopped():
+            return None
+        m, e, edited = (np.concatenate(parts) for parts in zip(*encoded, strict=True))
         image = self._slide(low * self.factor, high * self.factor)
         latents = self._latents(low, high)
         corners = self.corners[block] - low
@@ -176,7 +158,8 @@ class _EditedCanvas:
         spots = np.searchsorted(spot_rows(self.plan), np.unique(rows))
         key = content_key(image, corners, rows, weights, before.counts[spots], before.depth[spots])
         moved = Edited(m + before.map.delta(e, edited), edited, (key,), self.plan.request.edit_scale)
-        work = self.model.editor.edit_canvas(latents, m, e, moved, corners, self.weight, self.plan.steps, self.batch)
+        how = corners, self.weight, self.plan.steps, self.session.batches
+        work = self.model.editor.edit_canvas(latents, m, e, moved, *how)
         while True:
             try:
                 part = next(work)
@@ -184,8 +167,8 @@ class _EditedCanvas:
                 whole = np.zeros(self.shape, dtype=np.float32)
                 whole[:, low[0] : high[0], low[1] : high[1]] = ended.value
                 return whole
-            yield (), self._progress_at(start + share * part)
-            if self.cancel.cancelled:
+            yield self._report(start + share * part)
+            if self.session.stopped():
                 work.close()
                 return None
 
@@ -242,25 +225,16 @@ class _EditedCanvas:
         assert encoded is not None  # the plan is counterfactual
         return encoded
 
-    def _fail(self, block: NDArray[np.int64], error: NotFiniteError, blocks: int) -> None:
+    def _leave_out(self, block: NDArray[np.int64], error: NotFiniteError, blocks: int) -> None:
         """Name the tiles that a block without a finite prediction touches."""
-        covered = self._weights(block) > 0
-        for patch in self.plan.patches:
-            y0, x0 = (n - o for n, o in zip(patch.canvas_box[:2], self.windows.origin, strict=True))
-            tile = self.windows.tile
-            part = covered[
-                max(y0 // self.factor, 0) : max((y0 + tile) // self.factor, 0),
-                max(x0 // self.factor, 0) : max((x0 + tile) // self.factor, 0),
-            ]
-            if part.any():
-                self.failed.setdefault(patch.index, str(error))
-        self.notes.append(f"{len(block)} windows were left out: {error}")
-        if blocks == 1 and len(self.failed) == len(self.plan):
+        touched = tiles_on(self._weights(block) > 0, self.plan, self.windows, self.factor)
+        self.session.leave_out(touched, str(error), f"{len(block)} windows were left out: {error}")
+        if blocks == 1 and len(self.session.failed) == len(self.plan):
             raise SynthesisError(str(error))
 
     # --- pixels
 
-    def _decode(self, change: NDArray[np.float32], reached: NDArray[np.bool_]) -> Iterator[Update]:
+    def _decode(self, change: NDArray[np.float32], reached: NDArray[np.bool_]) -> Iterator[Event]:
         factor, origin = self.factor, np.array(self.windows.origin)
 
         def difference(part: NDArray[np.float32], corner: tuple[int, int]) -> NDArray[np.float32]:
@@ -274,31 +248,13 @@ class _EditedCanvas:
             return found * own.repeat(factor, axis=0).repeat(factor, axis=1)[..., None]
 
         decoder = TileDecoder(change, self.plan, self.windows, factor, difference)
-        for patch in self.plan.patches:
-            if patch.index in self.done or patch.index in self.failed:
-                continue
-            if self.cancel.cancelled:
+        for patch in self.session.todo:
+            if self.session.stopped():
                 return
             real = read_patches(self.section.slide, [patch.source_box], self.windows.tile)[0]
             pixels = np.clip(np.rint(real + decoder.blended(patch)), 0, 255).astype(np.uint8)
-            self.done.add(patch.index)
-            yield (PatchResult(patch, pixels, decoder.mask(patch)),), self._progress(self.plan.steps)
+            yield from self.session.keep([PatchResult(patch, pixels, decoder.mask(patch))], self.plan.steps)
 
-    def _progress_at(self, share: float) -> Progress:
+    def _report(self, share: float) -> Progress:
         steps = share * self.plan.steps
-        return self._progress(int(steps), steps - int(steps))
-
-    def _progress(self, step: int, part: float = 0.0) -> Progress:
-        total, done = len(self.plan), len(self.done)
-        return Progress(
-            done,
-            total,
-            step,
-            self.plan.steps + 1,
-            total - done,
-            self.watch.seconds,
-            part=part,
-            notes=tuple(self.notes),
-            failed=dict(self.failed),
-            facts=self.facts,
-        )
+        return self.session.report(int(steps), steps - int(steps))

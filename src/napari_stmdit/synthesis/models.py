@@ -11,11 +11,29 @@ from numpy.typing import NDArray
 
 from ..expression.changes import Profile
 from ..intent import CheckpointCard
-from ..types import DenoiseStep, Genes, Patch, Sampling
+from ..progress import Progress
+from ..types import DenoiseStep, Genes, Patch, PatchResult, Sampling
 
 if TYPE_CHECKING:
     from ..editing import TissueEditor
     from ..model.sampling import CanvasSolver
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a patch is predicted to become, while it is denoised."""
+
+    image: PatchResult
+
+
+@dataclass(frozen=True)
+class Pasted:
+    """Patches or tiles that are finished, and on the canvas where a run has one."""
+
+    images: tuple[PatchResult, ...]
+
+
+Event = Preview | Pasted | Progress
 
 
 @dataclass(frozen=True)

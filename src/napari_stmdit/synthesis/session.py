@@ -3,54 +3,78 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import RequestError, StmditError, StoreError, SynthesisError, first_line, is_out_of_memory
 from ..intent import Request
-from ..progress import BATCH, CancelToken, Progress, Stopwatch
-from ..types import PatchResult, Plan, Section
+from ..progress import BATCH, Batches, CancelToken, Progress, Stopwatch
+from ..types import Patch, PatchResult, Plan, Section
 from .canvas import MemoryCanvas, fits_in_memory
+from .conditions import Conditions
+from .continuous import run_windows
+from .counterfactual import Before
+from .edited_windows import run_edited_windows
 from .identity import identity_of, inputs_of
-from .models import KnownModel, PatchModel
+from .models import Event, KnownModel, Pasted, PatchModel, Preview
 from .plan import plan as make_plan
 from .result import Result, collect
-from .run import Preview, run_steps
+from .spots import MeasuredSpots, run_spots
 from .zarr_canvas import ZarrCanvas
 
-
-@dataclass(frozen=True)
-class Pasted:
-    """Patches or tiles that are on the canvas now, and the boxes (y0, x0, y1, x1) of canvas pixels that they changed."""
-
-    images: tuple[PatchResult, ...]
-    boxes: tuple[tuple[int, int, int, int], ...]
-
-
-Event = Preview | Pasted | Progress
+T = TypeVar("T")
 
 
 class Session:
-    """One run of a plan.
+    """One run of a plan: it counts progress, halves batches, pastes what is finished, and says what was kept.
 
     Any thread may drive `steps`; another may `close` it and ask for the `result`.
 
     Parameters
     ----------
-    plan, section, model, batch, cancel, preview_every
-        As for `napari_stmdit.run`.
+    plan
+        From `napari_stmdit.synthesis.plan.plan`, for this section and this model's card.
+    section, model
+        The section the plan was made for, and the checkpoint.
     canvas
-        What is finished is pasted on it. One on disk says what earlier sessions finished, and is closed at the end.
+        What is finished is pasted on it. One on disk says what earlier sessions finished, and is closed at the end. None: what is
+        finished is in the events alone.
+    batch
+        Patches, or windows of continuous mode, computed together; the result does not depend on it.
+    cancel
+        Asked after every denoising step; once set, the run ends and what is finished stays valid.
+    preview_every
+        Steps between previews of what the first patch of a batch becomes; each costs one decoding and changes no result. 0 is off.
+        Not in continuous mode.
+    done
+        Indices of patches that are finished already, beside those on the canvas.
+    only
+        Indices of the patches to compute, a share of the plan; None computes all. Not for continuous mode, whose windows belong
+        together.
+    conditions
+        From `condition_rows`, where a plan is computed share by share; None makes them. Spots mode alone.
+    measured
+        What is known of the spots, where one run follows another. Spots mode alone.
+    kept
+        Says where what is finished is kept, for errors.
 
     Attributes
     ----------
     progress
         The latest.
+    finished
+        Indices of the patches or tiles that are finished.
+    failed
+        Index -> reason of those that cannot be made.
+    notes
+        What happened on the way, in sentences.
     inputs
-        What all is made from; None before the first event.
+        What all is made from; None before the first event, and without a canvas in memory.
     """
 
     def __init__(
@@ -58,29 +82,44 @@ class Session:
         plan: Plan,
         section: Section,
         model: PatchModel,
-        canvas: MemoryCanvas | ZarrCanvas,
+        canvas: MemoryCanvas | ZarrCanvas | None = None,
         *,
         batch: int = BATCH,
         cancel: CancelToken | None = None,
         preview_every: int = 0,
+        done: Collection[int] = (),
+        only: Collection[int] | None = None,
+        conditions: Conditions | None = None,
+        measured: MeasuredSpots | None = None,
+        kept: str = "",
     ) -> None:
+        if only is not None and plan.windows is not None:
+            raise SynthesisError("a continuous region stays together and cannot be shared out; share out spots instead")
         self.plan, self.section, self.model, self.canvas = plan, section, model, canvas
         self.cancel = cancel or CancelToken()
+        self.preview_every = preview_every
+        self.batches = Batches(batch, "patches" if plan.windows is None else "windows")
         self.watch = Stopwatch()
-        self.progress = Progress(0, len(plan), 0, plan.steps, 0, 0.0)
         self.inputs: Mapping[str, Any] | None = None
-        self._batch, self._preview_every = batch, preview_every
-        self._before = frozenset(canvas.finished)
+        self.failed: dict[int, str] = {}
+        self._wanted = frozenset(range(len(plan)) if only is None else only)
+        self._before = frozenset(canvas.finished if canvas is not None else ())
+        self.finished = set((self._before | frozenset(done)) & self._wanted)
+        self._conditions, self._kept = conditions, kept
+        self._measured = measured or MeasuredSpots(section, model)
+        self._notes: list[str] = []
+        self._facts: Mapping[str, Any] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self.progress = self._progress(0, 0.0, 0)
 
     @property
     def events(self) -> int:
         """How many events to expect, for a progress bar."""
         units = len(self.plan) if self.plan.windows is None else len(self.plan.windows)
         steps = self.plan.steps
-        previews = (steps - 1) // self._preview_every if self._preview_every and self.plan.windows is None else 0
-        return 1 + -(-units // self._batch) * (steps + 1 + previews)
+        previews = (steps - 1) // self.preview_every if self.preview_every and self.plan.windows is None else 0
+        return 1 + -(-units // self.batches.size) * (steps + 1 + previews)
 
     def steps(self) -> Iterator[Event]:
         """Compute the plan; every finished batch is pasted, and safe where the canvas is on disk, before its progress is yielded.
@@ -90,46 +129,105 @@ class Session:
         SynthesisError, StoreError
             Sampling fails for good, or the folder cannot be written; what is finished stays on the canvas.
         """
-        on_disk = isinstance(self.canvas, ZarrCanvas)
         with kept(self.canvas, self.plan) if isinstance(self.canvas, ZarrCanvas) else nullcontext():
             try:
-                self.inputs = None if on_disk else inputs_of(self.plan, self.section, self.model)
-                yield from self._steps()
+                if isinstance(self.canvas, MemoryCanvas):
+                    self.inputs = inputs_of(self.plan, self.section, self.model)
+                for event in self._computed():
+                    if self._closed:
+                        return
+                    yield event
             except StmditError:
                 raise
             except Exception as error:
-                raise SynthesisError(sampling_failure(error)) from error
+                raise SynthesisError(" ".join(filter(None, (sampling_failure(error), self._kept)))) from error
 
-    def _steps(self) -> Iterator[Event]:
-        canvas = self.canvas
-        steps = run_steps(
-            self.plan,
-            self.section,
-            self.model,
-            batch=self._batch,
-            cancel=self.cancel,
-            done=self._before,
-            states=canvas if isinstance(canvas, ZarrCanvas) else None,
-            preview_every=self._preview_every,
+    def _computed(self) -> Iterator[Event]:
+        if self.plan.windows is None:
+            yield self.report()
+            if self.todo:
+                yield from run_spots(self, self._measured, self._conditions)
+        elif self.plan.counterfactual:
+            yield from run_edited_windows(self, self.plan.windows)
+        else:
+            yield from run_windows(self, self.plan.windows)
+
+    # --- what spots, windows and edited windows have in common
+
+    @property
+    def todo(self) -> list[Patch]:
+        """The patches or tiles that are still to be made."""
+        gone = self.finished | self.failed.keys()
+        return [p for p in self.plan.patches if p.index in self._wanted and p.index not in gone]
+
+    @property
+    def states(self) -> ZarrCanvas | None:
+        """Where continuous mode keeps its latents every few steps, and takes them up from."""
+        return self.canvas if isinstance(self.canvas, ZarrCanvas) else None
+
+    def in_batches(self, items: Any, work: Callable[[Any], Iterator[T]]) -> Iterator[T]:
+        """Yield from ``work`` of one batch of ``items`` after the other, until the run is cancelled; see `Batches.each`."""
+        yield from self.batches.each(items, work, self.stopped)
+
+    def stopped(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.cancel.cancelled
+
+    def report(self, step: int = 0, part: float = 0.0, count: int = 0) -> Progress:
+        """Note where the run is: a step, the share of it that is done, and the patches it is about."""
+        self.progress = self._progress(step, part, count)
+        if isinstance(self.canvas, ZarrCanvas):
+            self.canvas.failed = dict(self.failed)
+            self.canvas.facts |= self._facts
+        return self.progress
+
+    def finish(self, patches: Sequence[Patch], images: Iterable[NDArray[np.uint8]], step: int = 0) -> Iterator[Event]:
+        """Keep finished patches."""
+        yield from self.keep([PatchResult(patch, image) for patch, image in zip(patches, images, strict=True)], step)
+
+    def keep(self, results: Sequence[PatchResult], step: int = 0) -> Iterator[Event]:
+        """Paste finished patches or tiles, on disk for good; nothing where the run was closed meanwhile."""
+        with self._lock:
+            if self._closed:
+                return
+            self.finished |= {result.patch.index for result in results}
+            if self.canvas is not None:
+                for result in results:
+                    self.canvas.paste(result)
+            progress = self.report(step)
+            if isinstance(self.canvas, ZarrCanvas):
+                self.canvas.commit()
+        yield Pasted(tuple(results))
+        yield progress
+
+    def leave_out(self, indices: Iterable[int], reason: str, note: str = "") -> None:
+        """Note what cannot be made, and why; the first reason stays."""
+        for index in indices:
+            self.failed.setdefault(index, reason)
+        if note:
+            self._notes.append(note)
+
+    def follows(self, before: Before) -> None:
+        """Note how morphology follows the edits."""
+        self._facts = before.facts
+        self._notes.append(before.map.words)
+
+    def _progress(self, step: int, part: float, count: int) -> Progress:
+        total, done, whole = len(self._wanted), len(self.finished), self.plan.windows is not None
+        return Progress(
+            done,
+            total,
+            step,
+            self.plan.steps + whole,  # decoding counts as one more step, of all that is left
+            total - done if whole else count,
+            self.watch.seconds,
+            part=part,
+            notes=(*self._notes, *self.batches.notes),
+            failed=dict(self.failed),
+            facts=self._facts,
         )
-        for step in steps:
-            if isinstance(step, Preview):
-                yield step
-                continue
-            images, progress = step
-            with self._lock:
-                if self._closed:
-                    return
-                boxes = tuple(canvas.paste(image) for image in images)
-                if isinstance(canvas, ZarrCanvas):
-                    canvas.failed = dict(progress.failed)
-                    canvas.facts |= progress.facts
-                    if images:
-                        canvas.commit()
-                self.progress = progress
-            if images:
-                yield Pasted(images, boxes)
-            yield progress
+
+    # --- its end
 
     def close(self) -> None:
         """End the run; nothing more is pasted."""
@@ -138,9 +236,10 @@ class Session:
             self._closed = True
 
     def result(self) -> Result:
-        """Return what is finished; nothing more is pasted."""
+        """Return what is finished on the canvas; nothing more is pasted."""
         with self._lock:
             self._closed = True
+        assert self.canvas is not None  # a result has one
         return collect(
             self.plan,
             self.section,
@@ -151,6 +250,64 @@ class Session:
             self.inputs,
             resumed=len(self._before),
         )
+
+
+def run(
+    plan: Plan,
+    section: Section,
+    model: PatchModel,
+    *,
+    batch: int = BATCH,
+    cancel: CancelToken | None = None,
+    done: Collection[int] = (),
+    only: Collection[int] | None = None,
+    preview_every: int = 0,
+    on_preview: Callable[[PatchResult], None] | None = None,
+    conditions: Conditions | None = None,
+) -> Iterator[tuple[tuple[PatchResult, ...], Progress]]:
+    """Compute a plan batch by batch, without a canvas.
+
+    Too little memory halves the batch and tries again. A patch that comes out as not finite is left out, named in the progress,
+    and the others go on.
+
+    Parameters
+    ----------
+    plan, section, model, batch, cancel, done, only, preview_every, conditions
+        As for `napari_stmdit.synthesis.session.Session`.
+    on_preview
+        Called with each preview, in the thread that drives the run; there is none without it.
+
+    Yields
+    ------
+    tuple
+        The patches finished since the last one (none after most steps) and the progress.
+
+    Raises
+    ------
+    SynthesisError
+        Where sampling fails for good: a single patch needs more memory than there is, or nothing at all comes out finite.
+    """
+    images: tuple[PatchResult, ...] = ()
+    session = Session(
+        plan,
+        section,
+        model,
+        batch=batch,
+        cancel=cancel,
+        preview_every=preview_every if on_preview is not None else 0,
+        done=done,
+        only=only,
+        conditions=conditions,
+    )
+    for event in session.steps():
+        match event:
+            case Preview(image=image) if on_preview is not None:
+                on_preview(image)
+            case Pasted():
+                images = event.images
+            case Progress():
+                yield images, event
+                images = ()
 
 
 def synthesize(

@@ -20,11 +20,10 @@ from ..progress import CancelToken, Progress, Stopwatch
 from ..storage.fingerprint import of_json
 from ..tissue.crops import read_patches
 from ..types import Section
-from .identity import inputs_of
+from .canvas import MemoryCanvas
 from .models import PatchModel
 from .plan import plan as make_plan
-from .result import provenance_of
-from .run import run
+from .session import Session
 
 DOSES = 7
 GRID = (0.5, 1.0, 2.0)
@@ -248,14 +247,14 @@ def make_sheet(
     real = None if section.image is None else read_patches(section.image, [patch.source_box], model.card.patch_px)[0]
     sheet = ContactSheet(title, patch.spot_id, (), columns, model.card.patch_um, real)
     for number, (variant, plan) in enumerate(zip(variants, plans, strict=True)):
-        for done, progress in run(plan, section, model, batch=1, cancel=cancel):
-            if done:
-                made = [one.patch for one in done]
-                inputs = inputs_of(plan, section, model)
-                record = provenance_of(plan, section, model, made, watch.seconds, inputs=inputs, facts=progress.facts)
-                cell = SheetCell(variant.label, done[0].pixels, record)
-                sheet = ContactSheet(title, patch.spot_id, (*sheet.cells, cell), columns, sheet.patch_um, real)
-            at = number + len(done)
-            yield sheet, Progress(at, len(plans), progress.step, progress.steps, 1 - len(done), watch.seconds)
+        session = Session(plan, section, model, MemoryCanvas(plan.frame, plan.counterfactual), batch=1, cancel=cancel)
+        for event in session.steps():
+            if isinstance(event, Progress) and not event.patches_done:
+                yield sheet, Progress(number, len(plans), event.step, event.steps, 1, watch.seconds)
+        result = session.result()
+        if result.done:
+            cell = SheetCell(variant.label, result.patches[0], result.provenance)
+            sheet = ContactSheet(title, patch.spot_id, (*sheet.cells, cell), columns, sheet.patch_um, real)
+            yield sheet, Progress(number + 1, len(plans), plan.steps, plan.steps, 0, watch.seconds)
         if cancel is not None and cancel.cancelled:
             return

@@ -17,9 +17,9 @@ from ..evaluation.evaluate import Evaluated
 from ..expression.covariation import covariation_of
 from ..progress import CancelToken, Progress
 from ..synthesis.export import ExportKind, export_result
-from ..synthesis.models import PatchModel
+from ..synthesis.models import Event, PatchModel
 from ..synthesis.result import Result
-from ..synthesis.session import Event, Session, sampling_failure
+from ..synthesis.session import Session, sampling_failure
 from ..synthesis.stored import StoredResult, read_stored
 from ..synthesis.variants import ContactSheet, Variant, make_sheet
 from ..tissue.linked import LinkedElements
@@ -204,10 +204,11 @@ def synthesis(session: Session) -> Job:
         session.cancel = token
         yield from session.steps()
 
-    return Job(f"Synthesizing {len(session.plan)} patches", generate, _sampling_failed, session.events)
+    return Job(f"Synthesizing {len(session.plan)} patches", generate, sampling_failed, session.events)
 
 
-def _sampling_failed(error: Exception) -> StmditError:
+def sampling_failed(error: Exception) -> StmditError:
+    """Return the error that a sampler's exception becomes."""
     return SynthesisError(sampling_failure(error))
 
 
@@ -330,7 +331,7 @@ def sheet(title: str, variants: Sequence[Variant], columns: int, section: Sectio
         leave_a_core()
         yield from make_sheet(title, variants, columns, section, model, token)
 
-    return Job(f"{title}: {len(variants)} images", generate, _sampling_failed)
+    return Job(f"{title}: {len(variants)} images", generate, sampling_failed)
 
 
 def close_up(

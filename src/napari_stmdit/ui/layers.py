@@ -14,7 +14,7 @@ from ..tissue.geometry import compose, napari_affine, scaling, translation, unif
 from ..types import CanvasFrame, PatchResult, Section
 from .spot_colours import DIVERGING, RING, SELECTED, SpotLook, colormap_of
 
-Role = Literal["slide", "spots", "lasso", "result", "stored", "context", "preview", "seam", "change"]
+Role = Literal["slide", "spots", "lasso", "result", "stored", "context", "preview", "live", "seam", "change"]
 KEY = "stmdit"
 """Our place in ``layer.metadata``. Layers are known by it and never by name."""
 LARGEST_SINGLE_PX = 2_500_000
@@ -174,6 +174,25 @@ def preview_layer(patch: PatchResult, frame: CanvasFrame, section: Section) -> L
         **placing(section, patch_affine(patch, frame, section)),
     }
     return patch.pixels, state, "image"
+
+
+def live_layer(rgba: NDArray[np.uint8], frame: CanvasFrame, section: Section) -> LayerTuple:
+    """Return the layer of what edits make of this tissue while they are being made; ``rgba`` (h, w, 4) uint8."""
+    state = {
+        "name": "Live preview: edited real tissue, synthetic (Run makes the result)",
+        "rgb": True,
+        "metadata": metadata("live", section),
+        **placing(section, napari_affine(frame.affine, section.calibration.mpp)),
+    }
+    return rgba, state, "image"
+
+
+def redraw_live(layer: Any, rgba: NDArray[np.uint8], frame: CanvasFrame, section: Section) -> None:
+    """Show another picture in a live layer, at its place."""
+    affine = napari_affine(frame.affine, section.calibration.mpp)
+    if not np.array_equal(layer.affine.affine_matrix, affine):
+        layer.affine = affine
+    layer.data = rgba
 
 
 def patch_affine(patch: PatchResult, frame: CanvasFrame, section: Section) -> NDArray[np.float64]:

@@ -123,6 +123,8 @@ class Painting:
         self._stroke: tuple[int, Stroke] | None = None
         self._drawn_at = 0.0
         self._profiles: tuple[Any, Any, dict[str, Any]] | None = None
+        self.stroked: Callable[[], None] = lambda: None
+        """Called while a stroke is drawn, whenever spots are coloured anew."""
         state.events.request.connect(self._request_changed, max_args=0)
 
     # --- what is known
@@ -351,6 +353,7 @@ class Painting:
         if changed and time.perf_counter() - self._drawn_at >= RECOLOUR_S:
             view.recolour(self.edited())
             self._drawn_at = time.perf_counter()
+            self.stroked()
 
     def end_stroke(self) -> None:
         """Lift the brush: the whole stroke is one step."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..devices import free_device_memory
 from ..errors import ScaleError, StmditError
 from ..expression.genes import match_genes
+from ..intent import AllSpots, Request
 from ..synthesis.plan import region_rows
 from ..tissue.open import SectionSource, synthesis_fault
 from ..types import Section
@@ -21,6 +22,7 @@ from .acquisition import Acquisition
 from .changes import Changes
 from .compare import Comparing
 from .jobs import Handlers, Lane, Series, Start
+from .live import Live
 from .painting import EditFiles, Painting
 from .results import CloseUps, ResultList
 from .runs import LivePreview, RunCycle, RunQueue
@@ -61,6 +63,8 @@ class Presenter:
         self.acquisition = Acquisition(self.state, start, self.load_model)
         self.painting = Painting(self.state, lambda: self.view, self.colour)
         self.edit_files = EditFiles(self.painting)
+        self.live = Live(viewer, self.state, start, self._live_request, lambda: self.view, self.results.place)
+        self.painting.stroked = self.live.follow
         self.choosing = Choosing(self.state, lambda: self.view, self.select, self.painting.edited)
         self.preview_soon: Callable[[], None] = self.runs.preview
         """Shows what a run would cost; the dock puts something in its place that waits until the mouse is still."""
@@ -194,6 +198,10 @@ class Presenter:
             self.runs.preview()
         else:
             self.preview_soon()
+
+    def _live_request(self) -> Request:
+        """Return what Run would be asked for, with the stroke that is being drawn."""
+        return self.runs.request().model_copy(update={"edits": self.painting.edited().edits, "region": AllSpots()})
 
     def select_all(self) -> None:
         """Select every spot."""
@@ -335,6 +343,7 @@ class Presenter:
         self.acquisition.close()
         self.data_sets.close()
         self.changes.close()
+        self.live.close()
         self.compare.stop()
         self._saves.finish()
         for lane in self._lanes:

@@ -178,13 +178,14 @@ class ResultList:
 
     def insert(self, data: layers.LayerTuple) -> Any:
         """Add the layer of a run: over the slide and earlier results, under the spots."""
-        layer = self._place(data)
+        layer = self.place(data)
         if layer is not None:
             self._layers[layers.ours(layer)["run"]] = layer
             self._follow(layer)
         return layer
 
-    def _place(self, data: layers.LayerTuple) -> Any:
+    def place(self, data: layers.LayerTuple) -> Any:
+        """Add a layer over the slide and earlier results; the tool in hand stays."""
         viewer = self._viewer()
         if viewer is None or self.state.section is None:
             return None
@@ -279,7 +280,7 @@ class ResultList:
     def _stored(self, found: StoredResults) -> None:
         for stored in found.results:
             if stored.section is self.state.section:
-                self.take_stored(self._place(layers.stored_layer(stored)))
+                self.take_stored(self.place(layers.stored_layer(stored)))
         if found.notes:
             self.state.tell("warning", "\n".join(found.notes))
 

@@ -17,12 +17,11 @@ from ..intent import Request, SpotList
 from ..progress import BATCH, Progress
 from ..synthesis.canvas import MemoryCanvas, fits_in_memory
 from ..synthesis.estimate import edited_places, estimate, evaluations
-from ..synthesis.models import PatchModel
+from ..synthesis.models import Event, Pasted, PatchModel, Preview
 from ..synthesis.plan import counterfactual_fault
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import provenance_of
-from ..synthesis.run import Preview
-from ..synthesis.session import Event, Pasted, Session
+from ..synthesis.session import Session
 from ..synthesis.variants import baseline_of, samples_of
 from ..tissue.elements import halved_rgba
 from ..types import PatchResult, Plan, Section
@@ -201,29 +200,20 @@ MAX_PREVIEWS = 5
 
 
 class _Present:
-    """The run that is under way."""
+    """The run that is under way: its session, and the layer that its canvas grows on."""
 
-    def __init__(
-        self,
-        number: int,
-        plan: Plan,
-        section: Section,
-        model: PatchModel,
-        name: str,
-        then: Then | None,
-        batch: int,
-        preview_every: int,
-    ) -> None:
-        self.number, self.plan, self.section, self.model, self.name = number, plan, section, model, name
-        self.then = then
-        self.canvas = MemoryCanvas(plan.frame, plan.counterfactual)
-        self.session = Session(plan, section, model, self.canvas, batch=batch, preview_every=preview_every)
-        self.growing = GrowingLayer(self.canvas, section, name)
+    def __init__(self, number: int, session: Session, canvas: MemoryCanvas, name: str, then: Then | None) -> None:
+        self.number, self.session, self.canvas, self.name, self.then = number, session, canvas, name, then
+        self.growing = GrowingLayer(canvas, session.section, name)
         self.dirty = False
         self.drawn_at = 0.0
         self.failed: StmditError | None = None
         self.stopped = False
-        self.abducted = _abducted(model) if plan.counterfactual else 0
+        self.abducted = _abducted(session.model) if self.plan.counterfactual else 0
+
+    @property
+    def plan(self) -> Plan:
+        return self.session.plan
 
 
 def _abducted(model: PatchModel) -> int:
@@ -296,9 +286,10 @@ class RunCycle:
         update: dict[str, Any] = {"checkpoint": state.model.checkpoint}
         if state.selected:
             update["region"] = SpotList(ids=state.selected)
-        if state.section is not None and state.section.expression.kind == "none" and state.request.expression == "own":
-            update["expression"] = "null"  # a result's request that was taken into the form may have stated it
-        return state.request.model_copy(update=update)
+        wanted = state.request
+        if wanted.expression == "own":  # what is usual; a section without expression then has null
+            wanted = wanted.leaving_open("expression")
+        return wanted.model_copy(update=update)
 
     def edit_fault(self) -> str:
         """Say why what is wanted cannot be an edit of this tissue; empty where it can."""
@@ -407,12 +398,14 @@ class RunCycle:
         edited = ", edited" if new and any(edit.enabled for edit in plan.request.edits) else ""
         name = f"{synthetic_words(plan.counterfactual)} (STMDiT {plan.card.name}{edited}{expression_words(section)}) {number}"
         every = max(1, -(-plan.steps // MAX_PREVIEWS)) if self.live_preview else 0
-        self._present = _Present(number, plan, section, model, name, then, self._batch(), every)
+        canvas = MemoryCanvas(plan.frame, plan.counterfactual)
+        session = Session(plan, section, model, canvas, batch=state.batch or BATCH, preview_every=every)
+        self._present = _Present(number, session, canvas, name, then)
         state.progress = None
         state.status = RunStatus.RUNNING
         state.message = Message("info", f"{'Synthesizing' if new else 'Editing'} {len(plan)} patches ...")
         self._redraw()
-        self._lane.submit(jobs.synthesis(self._present.session), Handlers(self._advance, self._failed, self._ended))
+        self._lane.submit(jobs.synthesis(session), Handlers(self._advance, self._failed, self._ended))
 
     def stop(self) -> None:
         """Ask the run to end at its next denoising step; what is finished is kept."""
@@ -446,10 +439,10 @@ class RunCycle:
             return
         match event:
             case Preview(image=image):
-                self._live.show(image, present.plan, present.section)
-            case Pasted(boxes=boxes):
-                for box in boxes:
-                    present.growing.changed(box)
+                self._live.show(image, present.plan, present.session.section)
+            case Pasted(images=images):
+                for image in images:
+                    present.growing.changed(image.patch.canvas_box)
                 present.dirty = True
             case Progress():
                 self.state.progress = event
@@ -500,7 +493,8 @@ class RunCycle:
 
     def _measure(self, present: _Present, seconds: float) -> None:
         """Note the pace, and of which places the noise is known now."""
-        plan, section, done = present.plan, present.section, len(present.canvas.finished)
+        session, plan, done = present.session, present.plan, len(present.canvas.finished)
+        section, model = session.section, session.model
         kept = 0.0
         if plan.counterfactual:
             if done < len(plan):
@@ -508,10 +502,10 @@ class RunCycle:
             places = edited_places(plan, section.spots.ids)
             known = self._noise.setdefault(self._noise_key(plan, section), set())
             known |= places if plan.windows is None else {places}
-            kept = 1 - min(1.0, (_abducted(present.model) - present.abducted) / max(1, len(places)))
+            kept = 1 - min(1.0, (_abducted(model) - present.abducted) / max(1, len(places)))
         made = evaluations(plan, done, ids=section.spots.ids, kept=kept)
         if made:
-            self._pace[self._device(present.model)] = seconds / made
+            self._pace[self._device(model)] = seconds / made
 
     def _noise_key(self, plan: Plan, section: Section) -> tuple[Any, ...]:
         return (
@@ -554,12 +548,10 @@ class RunCycle:
     # --- details
 
     def _provenance(self, present: _Present) -> dict[str, Any]:
-        made = [present.plan.patches[index] for index in sorted(present.canvas.finished)]
-        return provenance_of(present.plan, present.section, present.model, made, present.session.watch.seconds)
+        session = present.session
+        made = [session.plan.patches[index] for index in sorted(present.canvas.finished)]
+        return provenance_of(session.plan, session.section, session.model, made, session.watch.seconds)
 
     def _device(self, model: PatchModel | None = None) -> str:
         model = model or self.state.checkpoint
         return "" if model is None else f"{model.card.name} on {model.provenance.get('device', 'cpu')}"
-
-    def _batch(self) -> int:
-        return self.state.batch or BATCH

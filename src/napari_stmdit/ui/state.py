@@ -270,6 +270,8 @@ class WorkbenchState:
     undoable: tuple[bool, bool] = (False, False)
     named: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # selections that were given a name
     comparison: Comparison | None = None
+    live: bool = False  # whether this tissue is shown as the edits change it, before Run
+    live_text: str = ""  # what of it is shown, in words
     changes: frozenset[int] = frozenset()  # numbers of the results whose change is shown by a layer
     samples: int = 1  # results to make of one request, each with a seed of its own; an edit of real tissue has one
     queue: tuple[QueuedRun, ...] = ()  # runs that wait

@@ -316,6 +316,12 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.movers.setFixedHeight(160)
         self.save_movers = small("CSV…", "Save the genes that move most", "Write this table as a CSV file")
         self.state_line, self.warning = Text("quiet"), Text("warning")
+        self.live = named(
+            QCheckBox("Live"),
+            "Live",
+            "Show what the edits make of this tissue while you paint and drag strengths: a preview, coarse first; Run makes the result",
+        )
+        self.live_line = Text("quiet")
         self._lay_out()
         self.show_edits((), None, ())
         self.show_undoable((False, False))
@@ -331,7 +337,8 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.setLayout(
             column(
                 self.form,
-                row(self.paint, self.to_selected, self.to_all, stretch=None),
+                row(self.paint, self.to_selected, self.to_all, self.live, stretch=None),
+                self.live_line,
                 brush,
                 row(self.state_line, self.spots, self.new),
                 self.list,
@@ -354,6 +361,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.form.profileRequested.connect(files.import_profile)
         self.brush.valueChanged.connect(presenter.set_brush)
         self.paint.clicked.connect(lambda on: presenter.use_tool("brush" if on else "click"))
+        self.live.toggled.connect(lambda on: setattr(state, "live", on))
         self.to_selected.clicked.connect(lambda: painting.add(state.selected))
         self.to_all.clicked.connect(lambda: painting.add(None))
         self.new.clicked.connect(lambda: painting.choose(None))
@@ -423,6 +431,8 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 lambda: self.show_edits(painting.edits, state.chosen_edit, painting.reaches()),
             ),
             ("draft", lambda: self.form.setValue(state.draft)),
+            ("live", lambda: self.live.setChecked(state.live)),
+            ("live_text", lambda: self.live_line.show_text(state.live_text)),
             ("draft_faults", lambda: self.form.show_faults(state.draft_faults)),
             ("brush", lambda: self.brush.setValue(state.brush)),
             ("undoable", lambda: self.show_undoable(state.undoable)),

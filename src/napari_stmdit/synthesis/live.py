@@ -1,0 +1,273 @@
+"""What edits make of this tissue while they are being made: spot by spot, coarse first, and only what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..expression.changes import active_edits, spot_weights
+from ..intent import Request, SpotList, SwapEdit
+from ..progress import CancelToken
+from ..types import CanvasFrame, Patch, PatchResult, Plan, Section
+from .canvas import boxes_around, even
+from .conditions import Conditions, condition_rows
+from .counterfactual import content_key
+from .models import Edited, Pasted, PatchBatch, PatchModel
+from .plan import plan as make_plan
+from .plan import resolve_counterfactual_steps, resolve_sampling
+from .session import Session
+from .spots import MeasuredSpots
+
+Box = tuple[int, int, int, int]
+
+COARSE_STEPS = 4
+"""Steps of the first picture of a spot."""
+MAX_SPOTS = 48
+"""Most spots that are shown at once."""
+MAX_AHEAD = 64
+"""Most spots whose noise is found ahead: at 12 steps that of one takes about 2 MB at the bundled checkpoint's size."""
+BATCH = 4
+"""Spots computed together: few, so that the first picture comes soon and a newer edit is heard within a short step."""
+
+
+@dataclass(frozen=True)
+class LivePicture:
+    """What is seen so far.
+
+    Attributes
+    ----------
+    rgba
+        (h, w, 4) uint8; alpha 0 where nothing is edited.
+    frame
+        Its place.
+    steps
+        Spot id -> steps that its patch was made with.
+    waiting
+        Spots whose patch is still that of an earlier edit, or coarse, or missing.
+    hidden
+        Spots that are edited and not shown, as they are too many or out of view.
+    """
+
+    rgba: NDArray[np.uint8]
+    frame: CanvasFrame
+    steps: dict[str, int]
+    waiting: int
+    hidden: int
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A patch at its place on the grid that starts at the slide's corner, the conditions it was made with, and the steps."""
+
+    result: PatchResult
+    key: str
+    steps: int
+
+
+class LiveTissue:
+    """The edited spots of one section with one checkpoint, as they are now. To be driven by one thread at a time.
+
+    The noise of each spot is kept by the checkpoint's own cache, whose size is bounded; a session computes what changed, so that a
+    patch is that of a run with as many steps.
+
+    Parameters
+    ----------
+    section, model
+        As for a run.
+    """
+
+    def __init__(self, section: Section, model: PatchModel) -> None:
+        self.section, self.model = section, model
+        self._measured = MeasuredSpots(section, model)
+        self._made: dict[str, _Made] = {}
+        self._ahead: set[tuple[str, int]] = set()
+        self._frame: CanvasFrame | None = None
+        self._rgba = np.zeros((0, 0, 4), dtype=np.uint8)
+
+    def update(
+        self, request: Request, seen: NDArray[np.bool_] | None = None, cancel: CancelToken | None = None
+    ) -> Iterator[LivePicture]:
+        """Compute what a request's edits change of what was shown last.
+
+        Parameters
+        ----------
+        request
+            Its edits count, and how it samples; the spots are those that the edits act on.
+        seen
+            (n,) which spots of the section are in view; None: all.
+        cancel
+            Asked at every call of the network.
+
+        Yields
+        ------
+        LivePicture
+            After each batch of spots; nothing where nothing changed.
+
+        Raises
+        ------
+        RequestError
+            The edits cannot be made, with every fault.
+        """
+        cancel = cancel or CancelToken()
+        wanted, hidden = self._wanted(request, seen)
+        if not wanted:
+            if self._drop(set()):
+                yield self._picture(0, hidden)
+            return
+        changes = {"region": SpotList(ids=wanted), "mode": "spots", "counterfactual": "on"}
+        plan = make_plan(self.section, request.model_copy(update=changes), self.model.card)
+        conditions = condition_rows(plan, self.section, self.model)
+        keys = _keys(plan, conditions)
+        stages = sorted({min(COARSE_STEPS, plan.steps), plan.steps})
+        if self._drop(keys.keys()):
+            yield self._picture(len(self._waiting(plan, keys, plan.steps)), hidden)
+        for steps in stages:
+            stage = replace(plan, sampling=replace(plan.sampling, steps=steps))
+            todo = self._waiting(plan, keys, steps, finer=steps < plan.steps)
+            how: dict[str, Any] = {"only": todo, "conditions": conditions, "measured": self._measured}
+            session = Session(stage, self.section, self.model, batch=BATCH, cancel=cancel, **how)
+            for event in session.steps():
+                if isinstance(event, Pasted):
+                    for result in event.images:
+                        self._take(result, stage, keys[result.patch.spot_id])
+                    yield self._picture(len(self._waiting(plan, keys, plan.steps)), hidden)
+            if cancel.cancelled:
+                return
+
+    def prepare(
+        self, request: Request, seen: NDArray[np.bool_] | None = None, cancel: CancelToken | None = None
+    ) -> Iterator[int]:
+        """Find the noise of spots in view ahead, `MAX_AHEAD` at most; yields how many are left, until ``cancel`` is set."""
+        fine = resolve_counterfactual_steps(request)
+        near = np.arange(len(self.section.spots)) if seen is None else np.flatnonzero(seen)
+        near = near[_from_the_middle(self.section, near)][:MAX_AHEAD]
+        card = self.model.card
+        boxes = boxes_around(self.section.spots.yx[near], card.patch_px, card.patch_mpp / self.section.mpp)
+        patches = [
+            Patch(k, str(self.section.spots.ids[row]), int(row), box.source, box.canvas, 0)
+            for k, (row, box) in enumerate(zip(near, boxes, strict=True))
+        ]
+        for steps in sorted({min(COARSE_STEPS, fine), fine}):
+            sampling = replace(resolve_sampling(request, card, counterfactual=True), steps=steps)
+            todo = [patch for patch in patches if (patch.spot_id, steps) not in self._ahead]
+            for start in range(0, len(todo), BATCH):
+                own = tuple(todo[start : start + BATCH])
+                at = self._measured.of(own)
+                edited = Edited(at.morphology, at.expression, at.keys)  # nothing is: there is only the way to the noise
+                batch = PatchBatch(
+                    own, at.crops, at.morphology, at.expression, (0,) * len(own), sampling, edited=edited
+                )
+                for _ in self.model.denoise(batch):
+                    if cancel is not None and cancel.cancelled:
+                        return
+                self._ahead |= {(patch.spot_id, steps) for patch in own}
+                yield len(todo) - start - len(own)
+
+    # --- private
+
+    def _wanted(self, request: Request, seen: NDArray[np.bool_] | None) -> tuple[tuple[str, ...], int]:
+        """Return the spots to show, in the order of the table, and how many more are edited."""
+        ids = self.section.spots.ids.tolist()
+        acts = np.zeros(len(ids), dtype=bool)
+        for edit in active_edits(request.edits):
+            members = {*edit.group_a, *edit.group_b} if isinstance(edit, SwapEdit) else None
+            own = spot_weights(edit, ids) > 0
+            acts |= own if members is None else own & np.array([spot in members for spot in ids])
+        rows = np.flatnonzero(acts if seen is None else acts & seen)
+        rows = np.sort(rows[_from_the_middle(self.section, rows)][:MAX_SPOTS])
+        return tuple(ids[row] for row in rows), int(acts.sum()) - len(rows)
+
+    def _waiting(self, plan: Plan, keys: dict[str, str], steps: int, finer: bool = False) -> list[int]:
+        """Return the patches that are not there as they are wanted, with so many steps; with ``finer``, more will do."""
+        found = []
+        for patch in plan.patches:
+            made, key = self._made.get(patch.spot_id), keys.get(patch.spot_id)
+            there = made is not None and made.key == key and (made.steps == steps or (finer and made.steps > steps))
+            if key is not None and not there:
+                found.append(patch.index)
+        return found
+
+    def _drop(self, kept: Collection[str]) -> bool:
+        """Forget the patches of all other spots; return whether there were any."""
+        gone = [self._made.pop(spot) for spot in list(self._made) if spot not in kept]
+        if gone:
+            self._blend([made.result.patch.canvas_box for made in gone])
+        return bool(gone)
+
+    def _take(self, result: PatchResult, plan: Plan, key: str) -> None:
+        top, left = (round(n / plan.frame.pixel_size) for n in plan.frame.origin)
+        y0, x0, y1, x1 = result.patch.canvas_box
+        place = replace(result.patch, canvas_box=(y0 + top, x0 + left, y1 + top, x1 + left))
+        self._made[place.spot_id] = _Made(replace(result, patch=place), key, plan.steps)
+        self._blend([place.canvas_box])
+
+    def _blend(self, boxes: Sequence[Box]) -> None:
+        """Bring the picture up to date under some boxes; all of it where its frame has changed."""
+        pixel = self.model.card.patch_mpp / self.section.mpp
+        frame = _frame_around([made.result.patch.canvas_box for made in self._made.values()], pixel)
+        if frame != self._frame:
+            self._frame, self._rgba = frame, np.zeros((*frame.shape, 4), dtype=np.uint8)
+            boxes = [made.result.patch.canvas_box for made in self._made.values()]
+        top, left = (round(n / pixel) for n in frame.origin)
+        for y0, x0, y1, x1 in boxes:
+            self._rgba[y0 - top : y1 - top, x0 - left : x1 - left] = _blended(self._made.values(), (y0, x0, y1, x1))
+
+    def _picture(self, waiting: int, hidden: int) -> LivePicture:
+        assert self._frame is not None  # something was taken or dropped
+        steps = {spot: made.steps for spot, made in self._made.items()}
+        return LivePicture(self._rgba.copy(), self._frame, steps, waiting, hidden)
+
+
+def _keys(plan: Plan, conditions: Conditions) -> dict[str, str]:
+    """Return what the patch of each spot that the edits change is made of, by content."""
+    before, request = conditions.before, plan.request
+    assert (
+        before is not None and conditions.counts is not None and conditions.depth is not None
+    )  # it is an edit of tissue
+    sampled = f"{request.edit_scale} {request.fresh_noise} {request.seed if request.fresh_noise else 0}"
+    found = {}
+    for patch in plan.patches:
+        if before.touched[patch.index]:
+            own = slice(patch.index, patch.index + 1)
+            arrival = () if conditions.arrival is None else (conditions.arrival[own],)
+            found[patch.spot_id] = f"{content_key(conditions.counts[own], conditions.depth[own], *arrival)} {sampled}"
+    return found
+
+
+def _from_the_middle(section: Section, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the order of some spots by their distance from the middle of all of them."""
+    yx = section.spots.yx[rows]
+    return np.argsort(((yx - yx.mean(axis=0)) ** 2).sum(axis=1), kind="stable") if len(rows) else rows
+
+
+def _frame_around(boxes: Sequence[Box], pixel: float) -> CanvasFrame:
+    """Return the smallest frame of boxes on the grid that starts at the slide's corner."""
+    if not boxes:
+        return CanvasFrame((0, 0), (0.0, 0.0), pixel)
+    low, high = np.array(boxes)[:, :2].min(axis=0), np.array(boxes)[:, 2:].max(axis=0)
+    height, width = (high - low).tolist()
+    return CanvasFrame((height, width), (float(low[0] * pixel), float(low[1] * pixel)), pixel)
+
+
+def _blended(patches: Iterable[_Made], box: Box) -> NDArray[np.uint8]:
+    """Return a box (h, w, 4) of a canvas of some patches, as `MemoryCanvas` blends edited ones."""
+    y0, x0, y1, x1 = box
+    sums = np.zeros((y1 - y0, x1 - x0, 4), dtype=np.float32)
+    for made in sorted(patches, key=lambda one: one.result.patch.row):
+        top, left, bottom, right = made.result.patch.canvas_box
+        low, high = (max(top, y0), max(left, x0)), (min(bottom, y1), min(right, x1))
+        if low[0] >= high[0] or low[1] >= high[1]:
+            continue
+        own = slice(low[0] - top, high[0] - top), slice(low[1] - left, high[1] - left)
+        here = slice(low[0] - y0, high[0] - y0), slice(low[1] - x0, high[1] - x0)
+        weight = even(bottom - top)[own][..., None]
+        sums[here] += np.concatenate([weight * made.result.pixels[own], weight], axis=-1)
+    there = sums[..., 3] > 0
+    rgba = np.zeros(sums.shape, dtype=np.uint8)
+    rgba[there, :3] = np.rint(sums[there, :3] / sums[there, 3:]).astype(np.uint8)
+    rgba[there, 3] = 255
+    return rgba

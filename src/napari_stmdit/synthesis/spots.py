@@ -1,0 +1,162 @@
+"""Patches of single spots, batch by batch: new tissue, or this tissue where an edit reaches it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import NotFiniteError
+from ..tissue.crops import read_patches
+from ..types import Patch, PatchResult, Plan, Section
+from .conditions import Conditions, condition_rows
+from .counterfactual import Before, content_key, faded
+from .models import Edited, Event, PatchBatch, PatchModel, Preview
+
+if TYPE_CHECKING:
+    from .session import Session
+
+UNTOUCHED_AT_ONCE = 32
+"""Crops of the slide that are read together where no edit reaches."""
+MAX_MEASURED = 256
+"""Spots whose crops and encodings are kept; one takes 0.2 MB, with an encoder of gene tokens up to 2."""
+
+
+def run_spots(session: Session, known: MeasuredSpots, conditions: Conditions | None = None) -> Iterator[Event]:
+    """Denoise the patches that a session still has to make; ``conditions`` where they are known already."""
+    conditions = conditions or condition_rows(session.plan, session.section, session.model)
+    todo = session.todo
+    if conditions.before is not None:
+        yield from _untouched(session, conditions.before)
+        todo = [patch for patch in todo if conditions.before.touched[patch.index]]
+        if session.stopped():
+            return
+
+    def work(patches: list[Patch]) -> Iterator[Event]:
+        yield from _denoise(session, tuple(patches), conditions, known)
+
+    yield from session.in_batches(todo, work)
+
+
+def _untouched(session: Session, before: Before) -> Iterator[Event]:
+    """Finish patches that no edit reaches: they are the slide."""
+    session.follows(before)
+    same = [patch for patch in session.todo if not before.touched[patch.index]]
+    for start in range(0, len(same), UNTOUCHED_AT_ONCE):
+        if session.stopped():
+            return
+        patches = same[start : start + UNTOUCHED_AT_ONCE]
+        yield from session.finish(patches, _crops(patches, session.plan, session.section))
+
+
+def _denoise(
+    session: Session, patches: tuple[Patch, ...], conditions: Conditions, known: MeasuredSpots
+) -> Iterator[Event]:
+    """Denoise one batch; what is not finite is taken out and the others are done again without it."""
+    while patches:
+        batch = _batch(session, patches, conditions, known)
+        try:
+            for update in session.model.denoise(batch):
+                if session.stopped():
+                    return
+                if update.preview is not None:
+                    yield Preview(PatchResult(patches[0], update.preview))
+                if update.images is None:
+                    yield session.report(update.step, count=len(patches))
+                else:
+                    images = update.images
+                    if batch.edited is not None and batch.crops is not None:
+                        images = faded(batch.crops, images)
+                    yield from session.finish(patches, images)
+            return
+        except NotFiniteError as error:
+            patches = _without(session, patches, error)
+
+
+def _without(session: Session, patches: tuple[Patch, ...], error: NotFiniteError) -> tuple[Patch, ...]:
+    bad = set(error.items) or set(range(len(patches)))
+    if len(bad) == len(patches) and not session.finished:
+        raise error  # the checkpoint is at fault, not a patch
+    for place in sorted(bad):
+        patch = patches[place]
+        session.leave_out([patch.index], str(error), f"the patch of spot {patch.spot_id} was left out: {error}")
+    return tuple(p for place, p in enumerate(patches) if place not in bad)
+
+
+def _crops(patches: Sequence[Patch], plan: Plan, section: Section) -> NDArray[np.uint8]:
+    return read_patches(section.slide, [p.source_box for p in patches], plan.card.patch_px)
+
+
+@dataclass(frozen=True)
+class AtSpots:
+    """What is measured at b spots: crops (b, p, p, 3), morphology (b, t, d), expression (b, d) or (b, g, d), and what it is by content."""
+
+    crops: NDArray[np.uint8]
+    morphology: NDArray[np.float32]
+    expression: NDArray[np.float32]
+    keys: tuple[str, ...]
+
+
+class MeasuredSpots:
+    """What is measured at a section's spots, as a checkpoint takes it; the latest `MAX_MEASURED` are kept."""
+
+    def __init__(self, section: Section, model: PatchModel) -> None:
+        self._section, self._model = section, model
+        self._kept: OrderedDict[int, AtSpots] = OrderedDict()
+
+    def of(self, patches: Sequence[Patch]) -> AtSpots:
+        """Return what is measured at patches around spots; what is not kept is read and encoded in one go."""
+        found = {patch.row: self._kept[patch.row] for patch in patches if patch.row in self._kept}
+        missing = [patch for patch in patches if patch.row not in found]
+        if missing:
+            found |= zip([patch.row for patch in missing], self._read(missing), strict=True)
+        for row, one in found.items():
+            self._kept[row] = one
+            self._kept.move_to_end(row)
+        while len(self._kept) > MAX_MEASURED:
+            self._kept.popitem(last=False)
+        parts = [found[patch.row] for patch in patches]
+        return AtSpots(
+            np.concatenate([part.crops for part in parts]),
+            np.concatenate([part.morphology for part in parts]),
+            np.concatenate([part.expression for part in parts]),
+            tuple(key for part in parts for key in part.keys),
+        )
+
+    def _read(self, patches: Sequence[Patch]) -> list[AtSpots]:
+        spots, model = self._section.spots, self._model
+        rows, names = [patch.row for patch in patches], tuple(patch.spot_id for patch in patches)
+        crops = read_patches(self._section.slide, [p.source_box for p in patches], model.card.patch_px)
+        counts, depth = spots.counts[rows].astype(np.float32), spots.relative_depth[rows]
+        morphology = model.encode_morphology(crops, names)
+        expression = model.encode_expression(counts, spots.genes, names, depth)
+        found = []
+        for k in range(len(patches)):
+            own = slice(k, k + 1)
+            key = content_key(crops[k], counts[k], depth[own])
+            found.append(AtSpots(crops[own], morphology[own], expression[own], (key,)))
+        return found
+
+
+def _batch(session: Session, patches: tuple[Patch, ...], conditions: Conditions, known: MeasuredSpots) -> PatchBatch:
+    plan, section, model = session.plan, session.section, session.model
+    seeds = tuple(patch.seed for patch in patches)
+    how = seeds, plan.sampling, session.preview_every
+    if conditions.before is not None:
+        at, after = known.of(patches), conditions.expression(patches, section, model)
+        assert after is not None  # plan() edits no tissue without expression
+        moved = at.morphology + conditions.before.map.delta(at.expression, after)  # morphology follows expression
+        edited = Edited(moved, after, at.keys, plan.request.edit_scale, plan.request.fresh_noise)
+        return PatchBatch(patches, at.crops, at.morphology, at.expression, *how, edited=edited)
+    crops = None
+    morphology = None
+    if plan.request.morphology == "own":
+        crops = _crops(patches, plan, section)
+        morphology = model.encode_morphology(crops, tuple(p.spot_id for p in patches))
+    elif conditions.morphology is not None:
+        morphology = np.repeat(conditions.morphology[None], len(patches), axis=0)
+    return PatchBatch(patches, crops, morphology, conditions.expression(patches, section, model), *how)

@@ -1,0 +1,208 @@
+"""Live: this tissue changes while edits are painted and their strength is dragged; a preview, until Run makes the result. No Qt."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..devices import leave_a_core
+from ..errors import StmditError
+from ..intent import CheckpointCard, KnockOutEdit, Request
+from ..progress import CancelToken, Progress
+from ..synthesis.live import LivePicture, LiveTissue
+from ..synthesis.plan import counterfactual_fault, resolve_counterfactual_steps
+from ..tissue.open import synthesis_fault
+from ..types import Section
+from . import jobs, layers
+from .jobs import Handlers, Job, Lane, Start
+from .section_view import SectionView
+from .state import RunStatus, WorkbenchState
+
+IDLE_S = 0.5
+"""Noise is found ahead once nothing has changed for so long."""
+
+
+class Live:
+    """Follows the edits with one worker at a time: what is newer cancels what is under way, and begins when that has ended.
+
+    Parameters
+    ----------
+    viewer, state, start
+        Of the workbench, and how a job is started.
+    request
+        Returns what Run would be asked for now, with the stroke that is being drawn.
+    view
+        Returns the section's layers.
+    place
+        Adds a layer over the slide and the results.
+    """
+
+    def __init__(
+        self,
+        viewer: Any,
+        state: WorkbenchState,
+        start: Start,
+        request: Callable[[], Request],
+        view: Callable[[], SectionView | None],
+        place: Callable[[layers.LayerTuple], Any],
+    ) -> None:
+        self._viewer = weakref.ref(viewer)
+        self.state = state
+        self._lane = Lane(start)
+        self._request, self._view, self._place = request, view, place
+        self._tissue: LiveTissue | None = None
+        self._asked: Request | None = None  # what is shown, or under way
+        self._wanted: Request | None = None  # what begins when that has ended
+        self._layer: Any = None
+        for signal in (state.events.request, state.events.live):
+            signal.connect(self.follow, max_args=0)
+        for signal in (state.events.section, state.events.checkpoint):
+            signal.connect(self._renew, max_args=0)
+        state.events.status.connect(self._run_begins_or_ends, max_args=0)
+        state.events.progress.connect(self._run_goes_on, max_args=1)
+
+    def follow(self) -> None:
+        """Bring the picture up to date with the edits, off the GUI thread; nothing runs where nothing changed."""
+        if not self.state.live:
+            self.close()
+            self.state.live_text = ""
+            return
+        if self.state.section is None or self.state.checkpoint is None or self.state.status.busy:
+            return
+        request = self._request()
+        if request == (self._wanted or self._asked):
+            return
+        if self._lane.busy:
+            self._wanted = request
+            self._lane.cancel()
+        else:
+            self._begin(request)
+
+    def clear(self) -> None:
+        """Take the picture away: it is off, or the real result is there."""
+        viewer, layer, self._layer = self._viewer(), self._layer, None
+        if viewer is not None and layer is not None and layer in viewer.layers:
+            viewer.layers.remove(layer)
+
+    def close(self) -> None:
+        """End what is under way, take the picture away, and forget what it showed."""
+        self._lane.abandon()
+        self._asked = self._wanted = self._tissue = None
+        self.clear()
+
+    # --- private
+
+    def _renew(self) -> None:
+        """Begin anew with another section or checkpoint."""
+        self.close()
+        self.state.live_text = ""
+        self.follow()
+
+    def _run_begins_or_ends(self) -> None:
+        """Leave the machine to a run; once it has ended well its result is there in place of the picture."""
+        status = self.state.status
+        if not self.state.live:
+            return
+        if status.busy:
+            self._wanted = None
+            self._lane.cancel()
+            return
+        self._asked = None
+        if status is RunStatus.DONE:
+            self.clear()
+            self.state.live_text = ""
+            self._asked = self._request()
+        else:
+            self.follow()
+
+    def _run_goes_on(self, progress: Progress | None) -> None:
+        if progress is not None and progress.patches_done:
+            self.clear()
+
+    def _begin(self, request: Request) -> None:
+        section, model = self.state.section, self.state.checkpoint
+        self._asked, self._wanted = request, None
+        if section is None or model is None:
+            return
+        fault = live_fault(request, section, model.card)
+        if fault:
+            self.clear()
+            self._tissue = None
+            self.state.live_text = f"Live shows nothing: {fault}."
+            return
+        self._tissue = self._tissue or LiveTissue(section, model)
+        job = following(self._tissue, request, self._seen())
+        self._lane.submit(job, Handlers(self._show, self._fail, self._ended))
+
+    def _seen(self) -> NDArray[np.bool_] | None:
+        """Return which spots are in view; None where the view has no size yet."""
+        view = self._view()
+        if view is None or view.spots is None:
+            return None
+        low, high = np.asarray(view.spots.corner_pixels)[:, -2:]
+        if not (high > low).all():
+            return None
+        yx = view.section.spots.yx
+        return np.asarray(((yx >= low) & (yx <= high)).all(axis=1))
+
+    def _show(self, picture: LivePicture) -> None:
+        viewer, section = self._viewer(), self.state.section
+        if viewer is None or section is None or not self.state.live or self.state.status.busy:
+            return
+        self.state.live_text = described(picture, self._request())
+        if not picture.steps:
+            self.clear()
+        elif self._layer is None or self._layer not in viewer.layers:
+            self._layer = self._place(layers.live_layer(picture.rgba, picture.frame, section))
+        else:
+            layers.redraw_live(self._layer, picture.rgba, picture.frame, section)
+
+    def _fail(self, fault: StmditError) -> None:
+        self.state.live_text = f"Live stopped: {fault}"
+
+    def _ended(self) -> None:
+        if self._wanted is not None:
+            self._begin(self._wanted)
+
+
+def live_fault(request: Request, section: Section, card: CheckpointCard) -> str:
+    """Say why edits cannot be shown while they are made, as the end of a sentence; empty where they can."""
+    if request.counterfactual == "off":
+        return "new tissue is chosen; choose to edit this tissue"
+    if section.expression.kind == "none":
+        return "a plain slide has no expression to edit; open a section with measured or predicted expression"
+    any_edit = request.model_copy(update={"edits": (KnockOutEdit(genes=("any",)),)})
+    return synthesis_fault(section, card.patch_mpp) or counterfactual_fault(any_edit, card) or ""
+
+
+def following(tissue: LiveTissue, request: Request, seen: NDArray[np.bool_] | None) -> Job:
+    """Bring the tissue up to date, and then find the noise of the spots in view ahead; yields `LivePicture`."""
+
+    def generate(token: CancelToken) -> Iterator[LivePicture]:
+        leave_a_core()
+        yield from tissue.update(request, seen, token)
+        idle = time.perf_counter() + IDLE_S
+        while time.perf_counter() < idle and not token.cancelled:
+            time.sleep(0.02)
+        if not token.cancelled:
+            for _ in tissue.prepare(request, seen, token):
+                pass
+
+    return Job("Live", generate, jobs.sampling_failed, quiet=True)
+
+
+def described(picture: LivePicture, request: Request) -> str:
+    """Say what a picture shows: how many spots, how far they are, and that it is a preview."""
+    if not picture.steps:
+        return ""
+    spots = "1 spot" if len(picture.steps) == 1 else f"{len(picture.steps)} spots"
+    fine = resolve_counterfactual_steps(request)
+    state = f"{picture.waiting} of them coarse or older" if picture.waiting else f"{fine} steps"
+    more = f" {picture.hidden} more are edited: zoom in to see them." if picture.hidden else ""
+    whole = " in one piece" if request.mode == "continuous" else ""
+    return f"Live preview of {spots}, {state}. Run makes the result{whole}.{more}"

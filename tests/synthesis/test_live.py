@@ -1,0 +1,166 @@
+"""Live: what edits make of this tissue while they are made is what a run gives, and only what changed is computed."""
+
+import numpy as np
+import pytest
+from checkpoints import write_tiny_checkpoint
+from tiny import TINY_GENES
+
+from napari_stmdit.encoders.cache import EmbeddingCache
+from napari_stmdit.errors import RequestError
+from napari_stmdit.intent import Request, ScaleEdit, SpotList
+from napari_stmdit.progress import CancelToken
+from napari_stmdit.synthesis import live
+from napari_stmdit.synthesis.live import LiveTissue
+from napari_stmdit.synthesis.session import synthesize
+
+GENES = ("ERBB2", "KRT8", "MKI67", "EPCAM")
+TOLERANCE = 1
+"""Grey levels by which a live picture may differ from a run's: other spots are in its batches."""
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    from napari_stmdit.assemble import load_checkpoint
+
+    folder = write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", TINY_GENES)
+    return load_checkpoint(folder, "cpu", "float32")
+
+
+@pytest.fixture
+def model(loaded):
+    return loaded.with_noise_cache(EmbeddingCache(2**28))
+
+
+@pytest.fixture
+def ids(tiny_section):
+    return tuple(tiny_section.spots.ids.tolist())
+
+
+@pytest.fixture
+def tissue(tiny_section, model):
+    return LiveTissue(tiny_section, model)
+
+
+def request(weights, strength=1.0, **changes):
+    spots = weights if isinstance(weights, dict) else dict.fromkeys(weights, 1.0)
+    return Request(
+        edits=(ScaleEdit(genes=GENES, factor=40.0, strength=strength, spots=spots),), **{"steps": 6} | changes
+    )
+
+
+def batches(model, monkeypatch):
+    """Record the spots and steps that the checkpoint is asked for."""
+    asked = []
+    denoise = type(model).denoise
+
+    def recorded(self, batch):
+        asked.append((batch.steps, tuple(patch.spot_id for patch in batch.patches)))
+        yield from denoise(self, batch)
+
+    monkeypatch.setattr(type(model), "denoise", recorded)
+    return asked
+
+
+def as_run(section, model, wanted, spots, steps):
+    return synthesize(section, wanted.model_copy(update={"region": SpotList(ids=spots), "steps": steps}), model)
+
+
+def test_a_picture_is_what_a_run_gives_at_the_same_steps(tiny_section, model, tissue, ids):
+    wanted, spots = request({ids[12]: 1.0, ids[13]: 0.4, ids[18]: 0.7}), (ids[12], ids[13], ids[18])
+    pictures = list(tissue.update(wanted))
+    coarse, fine = pictures[0], pictures[-1]
+    assert set(coarse.steps.values()) == {live.COARSE_STEPS} and coarse.waiting == 3
+    assert set(fine.steps.values()) == {6} and fine.waiting == 0
+    for picture, steps in ((coarse, live.COARSE_STEPS), (fine, 6)):
+        result = as_run(tiny_section, model, wanted, spots, steps)
+        assert picture.frame == result.plan.frame
+        assert np.array_equal(picture.rgba[..., 3], result.rgba[..., 3])
+        assert np.abs(picture.rgba.astype(int) - result.rgba).max() <= TOLERANCE
+    assert np.abs(coarse.rgba.astype(int) - fine.rgba).max() > TOLERANCE
+
+
+def test_a_run_finds_the_noise_that_live_kept(tiny_section, model, tissue, ids):
+    list(tissue.update(request(ids[12:14])))
+    once = model.editor.abducted
+    as_run(tiny_section, model, request(ids[12:14], 0.5), ids[12:14], 6)
+    assert model.editor.abducted == once
+
+
+def test_nothing_is_computed_where_nothing_changed(model, tissue, ids, monkeypatch):
+    list(tissue.update(request(ids[12:14])))
+    asked = batches(model, monkeypatch)
+    assert list(tissue.update(request(ids[12:14]))) == []
+    assert list(tissue.update(request(ids[12:14], seed=7))) == []  # no noise is fresh
+    assert asked == []
+
+
+def test_only_spots_that_changed_are_computed_and_drawn(tiny_section, model, tissue, ids, monkeypatch):
+    *_, before = tissue.update(request({ids[12]: 1.0, ids[27]: 1.0}))
+    asked = batches(model, monkeypatch)
+    *_, after = tissue.update(request({ids[12]: 1.0, ids[27]: 0.5}))
+    assert asked == [(4, (ids[27],)), (6, (ids[27],))]
+    assert before.frame == after.frame
+    changed = np.argwhere((before.rgba != after.rgba).any(axis=-1))
+    patch = as_run(tiny_section, model, request(ids[27:28]), ids[27:28], 6).plan
+    corner = np.array(patch.frame.origin) - np.array(after.frame.origin)
+    low = np.rint(corner / after.frame.pixel_size)
+    assert len(changed)
+    assert (changed >= low).all() and (changed < low + patch.card.patch_px).all()
+
+
+def test_a_spot_that_is_erased_shows_the_slide_again_at_once(tiny_section, model, tissue, ids, monkeypatch):
+    list(tissue.update(request(ids[12:15])))
+    asked = batches(model, monkeypatch)
+    *_, less = tissue.update(request(ids[12:14]))
+    assert asked == [] and set(less.steps) == set(ids[12:14])
+    result = as_run(tiny_section, model, request(ids[12:14]), ids[12:14], 6)
+    assert np.abs(less.rgba.astype(int) - result.rgba).max() <= TOLERANCE
+    *_, none = tissue.update(request({}))
+    assert not none.steps and not none.rgba.size
+    *_, back = tissue.update(request(ids[12:13]))
+    assert set(back.steps) == {ids[12]}
+
+
+def test_a_newer_edit_ends_an_older_one_within_a_step(model, tissue, ids):
+    cancel, calls = CancelToken(), []
+    forward = model.pipeline.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    steps = model.editor.edit
+
+    def edit(batch):
+        for number, step in enumerate(steps(batch)):
+            if number == 2:
+                cancel.cancel()
+            assert number <= 2
+            yield step
+
+    model.editor.edit = edit
+    assert list(tissue.update(request(ids[12:14]), cancel=cancel)) == []
+    forward.remove()
+    model.editor.edit = steps
+    *_, last = tissue.update(request(ids[12:14]))
+    assert last.waiting == 0
+
+
+def test_the_noise_of_spots_in_view_is_found_ahead(tiny_section, model, tissue, ids):
+    seen = np.zeros(len(ids), dtype=bool)
+    seen[12:15] = True
+    assert list(tissue.prepare(request({}), seen)) == [0, 0]
+    assert model.editor.abducted == 6  # three spots at 4 and at 6 steps
+    list(tissue.update(request(ids[12:15])))
+    assert model.editor.abducted == 6
+    list(tissue.prepare(request({}), seen))
+    assert model.editor.abducted == 6
+
+
+def test_only_so_many_spots_in_view_are_shown_and_the_others_counted(tissue, ids, monkeypatch):
+    monkeypatch.setattr(live, "MAX_SPOTS", 2)
+    seen = np.ones(len(ids), dtype=bool)
+    seen[12] = False
+    *_, picture = tissue.update(request(ids[12:16]), seen)
+    assert len(picture.steps) == 2 and ids[12] not in picture.steps
+    assert picture.hidden == 2
+
+
+def test_an_edit_that_cannot_be_made_is_refused_as_a_run_refuses_it(tissue, ids):
+    with pytest.raises(RequestError, match="NO_SUCH_GENE"):
+        list(tissue.update(Request(edits=(ScaleEdit(genes=("NO_SUCH_GENE",), factor=2, spots={ids[3]: 1.0}),))))
