@@ -30,6 +30,7 @@ _PUBLIC = {
     "StmditError": "errors",
     "SwapEdit": "intent",
     "TowardsEdit": "intent",
+    "adapt": "training.adapt",
     "convert_checkpoint": "assemble",
     "evaluate": "evaluation.evaluate",
     "evaluate_result": "evaluation.results",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from .synthesis.session import synthesize as synthesize
     from .tissue.open import open_section as open_section
     from .tissue.sample import open_sample_section as open_sample_section
+    from .training.adapt import adapt as adapt
 
 
 def __getattr__(name: str) -> Any:

@@ -57,6 +57,8 @@ def build_transformer(config: TrainingConfig, cache: dict[str, Tensor]) -> STMDi
     torch.manual_seed(config.seed)
     if config.start is not None:
         known = starting_transformer(open_start(config))
+        if config.expression.anew and hasattr(known, "expression_embed"):
+            return renew_expression(known, cache["expression"].shape[-1])
         if learns_expression(config):
             return grow_expression(known, config.transformer, cache["expression"].shape[-1])
         if config.expression.refit:
@@ -85,6 +87,18 @@ def grow_expression(known: STMDiTTransformer2D, options: dict[str, Any], width: 
     if hasattr(model, "expression_time"):
         nn.init.zeros_(model.expression_time.fc2.weight)  # as the attention to it is shut by its initialisation
     model.load_state_dict(model.state_dict() | known.state_dict())
+    return model
+
+
+@torch.no_grad()
+def renew_expression(known: STMDiTTransformer2D, width: int) -> STMDiTTransformer2D:
+    """Return a transformer that knows what ``known`` does, but reads an expression of a ``width`` whose meaning is yet to be learned."""
+    own = {key: value for key, value in known.config.items() if not key.startswith("_")}
+    model: STMDiTTransformer2D = STMDiTTransformer2D(**(own | {"expression_dim": width}))
+    open_gates(model)
+    read = {f"{name}.fc1.weight" for name in ("expression_embed", "expression_time")}
+    kept = {name: weights for name, weights in known.state_dict().items() if name not in read}
+    model.load_state_dict(model.state_dict() | kept)
     return model
 
 
@@ -180,12 +194,13 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
     if settings.compile:
         for block in model.blocks:
             block.compile(dynamic=False)
-    seed = int(np.random.SeedSequence((config.seed, worker.rank, start)).generate_state(1)[0])
-    batches = Batches(cache, settings, seed=seed, objective=starting_objective(config))
+    batches = Batches(cache, settings, seed=config.seed, objective=starting_objective(config))
 
     def take_step(step: int) -> None:
         small = step < settings.small_fraction * settings.steps
         count = settings.small_batch if small else settings.batch
+        # of the step, not of the run: a training that was stopped draws what it would have drawn
+        batches.seed(int(np.random.SeedSequence((config.seed, worker.rank, step)).generate_state(1)[0]))
         for optimizer, rate in pairs:
             for group in optimizer.param_groups:
                 group["lr"] = rate * rate_factor(step, settings)

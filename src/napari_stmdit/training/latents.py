@@ -328,7 +328,6 @@ def _encode(worker: Worker, config: TrainingConfig) -> None:
     if start < wanted:
         encoding, encoder = _encodings(config, worker.device)
         sampler, expression = _open_crops(config, encoder)
-    rng = generator(config, worker, 3, start)
     log, clock = Log(config.output / "latents.jsonl", worker.leads), Clock(config.checkpoint_seconds)
 
     def save() -> None:
@@ -339,6 +338,7 @@ def _encode(worker: Worker, config: TrainingConfig) -> None:
     while done < wanted and not worker.stop_wanted:
         if (done - start) % (20 * ENCODE_BATCH) == 0:
             log.write(crops=done, of=wanted)
+        rng = generator(config, worker, 3, done)  # a stop in between changes no crop
         crops = [sampler.draw(rng, config.patch_px) for _ in range(min(ENCODE_BATCH, wanted - done))]
         encoded, described = encoding(np.stack([crop.pixels for crop in crops]))
         parts["latents"].append(encoded)
