@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 import time
@@ -16,11 +17,11 @@ import numpy as np
 import torch
 import yaml
 
-from ..encoders.small_conv import SmallConvEncoder
 from ..errors import RequestError
 from ..evaluation.cases import EvaluationRequest
 from ..evaluation.counterfactual import CounterfactualCheck
 from ..files import BadFile, read_json
+from ..model.autoencoder import FACTOR
 from ..model.hub.references import data_directory
 from ..progress import BATCH, CancelToken
 from ..storage.atomic import replacing, take_lock, write_text
@@ -30,7 +31,8 @@ from .batches import Batches, batch_loss
 from .config import TrainingConfig, load_config
 from .diffusion import build_transformer, optimizers
 from .export import check_target, export_checkpoint
-from .latents import ENCODE_BATCH, WindowEncoding, load_cache
+from .inputs import note_inputs
+from .latents import fit_expression, load_cache, measure_encoding
 from .parallel import (
     Control,
     TrainingProgress,
@@ -38,12 +40,14 @@ from .parallel import (
     Worker,
     choose_compute,
     require_extra,
+    run_alone,
     run_workers,
 )
-from .sections import open_sampler, source_sections
-from .start import open_start, settle, starting_objective, starting_vae
-from .state import load_record, save_record
+from .sections import source_sections
+from .start import open_start, settle, starting_objective
+from .state import load_record, save_record, timed
 from .train import run_stage
+from .validation import MAX_SPOTS
 
 REQUEST, CONFIG, PROGRESS, STOP = "request.json", "config.yaml", "progress.json", "stop"
 """Files of the work folder: what was asked for, the training config, how far it is, and, where it is there, the wish to stop."""
@@ -52,6 +56,10 @@ CROPS_SHARE, EVALUATION_SHARE, EXPORT_SHARE = 0.10, 0.15, 0.04
 MIN_CROPS = 48
 MIN_STEPS = 12
 VALIDATIONS, SHEETS = 6, 3
+BRANCHES, CASES = 8, 6
+"""Passes through the network of a denoising step of all rows of a sheet, and combinations of conditions of a validation."""
+PACE_SHARE, PACE_SLACK = 0.1, 0.15
+"""Of the transformer's time: when its pace is looked at; and the change of its steps that is worth one."""
 MIN_PAIRS, MAX_PAIRS = 8, 64
 STAGES = {
     "preparing": "Choosing genes and preparing",
@@ -352,16 +360,14 @@ class _Run:
 
     def _stages(self) -> Adapted:
         self._enter("preparing")
-        config = self._config()
-        if "crops" not in config.latents.model_fields_set:
-            self._set("latents", crops=self._crops(settle(config)))
+        if "crops" not in self._config().latents.model_fields_set:
+            self._prepare()
         self._enter("latents")
         self._stage("autoencoder")
         self._stage("latents")
         if "steps" not in self._config().diffusion.model_fields_set:
-            self._set("diffusion", **self._steps())
-        self._enter("transformer")
-        self._stage("diffusion")
+            self._set("diffusion", **self._lengths(self._steps()))
+        self._learn()
         if not (self.work / "checkpoint" / "stmdit.json").is_file():
             self._stage("export")
         self._check()
@@ -398,46 +404,61 @@ class _Run:
 
     # --- how long each stage is
 
-    def _crops(self, config: TrainingConfig) -> int:
-        """Return how many crops can be encoded in their share of the time."""
-        folder, device = open_start(config), torch.device(choose_compute(config).device)
-        encoder = SmallConvEncoder.load(folder.components["morphology_encoder"].path)
-        encoding = WindowEncoding(starting_vae(folder), encoder, config.diffusion.small_cells, device)
-        crops = open_sampler(config).batch(np.random.default_rng(config.seed), ENCODE_BATCH, config.patch_px)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as a worker has
-        try:
-            seconds = _timed(lambda: encoding(crops), 1) / ENCODE_BATCH
-        finally:
-            torch.set_num_threads(threads)
-        workers = config.workers if device.type == "cpu" else 1
-        return int(np.clip(self.planned["latents"] * workers / seconds, MIN_CROPS, MAX_CROPS))
-
-    def _steps(self) -> dict[str, Any]:
-        """Return how many steps the transformer takes, by the speed of some, and how often it is looked at."""
+    def _prepare(self) -> None:
+        """Fit the programs, and set how many crops can be encoded in their share of the time: in a folder aside, until that is known."""
+        aside = self.work / "preparing"
+        shutil.rmtree(aside, ignore_errors=True)
         config = settle(self._config())
-        speed = load_record(self.work / "speed.json")
-        if speed is None:
+        trial, file = config.model_copy(update={"output": aside}), self.work / "speed_crops.json"
+        run_alone(trial, fit_expression, trial)
+        self._check()
+        run_workers(trial, Control(cancel=self.token), measure_encoding, trial, file)
+        workers = config.workers if choose_compute(config).device == "cpu" else 1
+        most = self.planned["latents"] * workers / load_record(file)["crop"]
+        self._set("latents", crops=int(np.clip(most, MIN_CROPS, MAX_CROPS)))
+        run_alone(config, note_inputs, settle(self._config()), "latents")
+        for made in aside.iterdir():
+            made.rename(self.work / made.name)
+        aside.rmdir()
+
+    def _steps(self) -> int:
+        """Return how many steps the transformer can take, by the speed of some."""
+        config = settle(self._config())
+        file = self.work / "speed.json"
+        if not file.is_file():
             run_workers(config, Control(cancel=self.token), measure_speed, config)
-            speed = load_record(self.work / "speed.json")
+        speed = load_record(file)
         diffusion, share = config.diffusion, config.diffusion.small_fraction
         left = self.total_s - self.spent_s - self.planned["evaluation"] - self.planned["export"]
-        sheet = (
-            speed["forward"]
-            * 8
-            * config.diffusion.samples
-            * int(config.card.get("steps", open_start(config).card.steps))
-        )
-        look = speed["forward"] * 6 * 96 * (diffusion.small_cells * 8 / config.patch_px) ** 2
-        left -= SHEETS * sheet + VALIDATIONS * look
-        steps = max(MIN_STEPS, int(left / (share * speed["small"] + (1 - share) * speed["whole"])))
         self.planned["transformer"] = max(left, 1.0)
+        denoising = int(config.card.get("steps", open_start(config).card.steps))
+        sheet = speed["forward"] * BRANCHES * diffusion.samples * denoising
+        look = speed["forward"] * CASES * MAX_SPOTS * (diffusion.small_cells * FACTOR / config.patch_px) ** 2
+        left -= SHEETS * sheet + VALIDATIONS * look
+        return max(MIN_STEPS, int(left / (share * speed["small"] + (1 - share) * speed["whole"])))
+
+    def _lengths(self, steps: int) -> dict[str, int]:
+        """Return the settings of the transformer's stage for so many steps."""
         return {
             "steps": steps,
             "warmup": max(1, min(100, steps // 10)),
             "validate_every": max(1, steps // VALIDATIONS),
             "sample_every": max(1, steps // SHEETS),
         }
+
+    def _learn(self) -> None:
+        """Train the transformer; where its first steps take another time than was measured, for another number of steps."""
+        self._enter("transformer")
+        pace = _Pace(self)
+        try:
+            run_stage(self._config(), "diffusion", Control(pace.report, pace))
+        except TrainingStoppedError:
+            if self.token.cancelled or pace.steps is None:
+                raise
+            self._set("diffusion", **self._lengths(pace.steps))
+            self.planned["transformer"] = max(self.planned["transformer"] - (time.monotonic() - self.stage_began), 1.0)
+            self._enter("transformer")
+            self._stage("diffusion")
 
     # --- evaluation
 
@@ -532,13 +553,40 @@ class _Run:
             draft.write_text(json.dumps(asdict(self.progress), indent=1), encoding="utf-8")
 
 
-def _timed(work: Callable[[], object], times: int) -> float:
-    """Return the seconds that something takes, after it was done once."""
-    work()
-    start = time.perf_counter()
-    for _ in range(times):
-        work()
-    return (time.perf_counter() - start) / times
+class _Pace(CancelToken):
+    """Looks at the pace of the transformer's first steps, and once ends the stage where it will not be done in time."""
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__()
+        self._run = run
+        self.steps: int | None = None
+        self._first: tuple[float, int] | None = None
+        self._looked = False
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the stage is to end, by the user's wish or for another number of steps."""
+        return self._run.token.cancelled or self.steps is not None
+
+    def report(self, at: TrainingProgress) -> None:
+        """Pass progress on, and look at the pace."""
+        self._run._report(at)
+        now = time.monotonic()
+        self._first = self._first or (now, at.step)
+        began, first = self._first
+        if (
+            self._looked
+            or at.phase != "transformer"
+            or now - began < PACE_SHARE * self._run.planned["transformer"]
+            or at.step - first < 5
+        ):
+            return
+        self._looked = True
+        speed = load_record(self._run.work / "speed.json")
+        slower = (now - began) / (at.step - first) / speed["small"]
+        steps = max(MIN_STEPS, at.step + int((at.steps - at.step) / slower))
+        if abs(steps / at.steps - 1) > PACE_SLACK and at.step < at.steps / 4:
+            self.steps = steps
 
 
 def measure_speed(worker: Worker, config: TrainingConfig) -> None:
@@ -554,11 +602,11 @@ def measure_speed(worker: Worker, config: TrainingConfig) -> None:
         worker.update(loss, learners, 1.0)
 
     speed = {
-        "small": _timed(lambda: step(settings.small_batch, True), 3),
-        "whole": _timed(lambda: step(settings.batch, False), 3),
+        "small": timed(lambda: step(settings.small_batch, True), 3),
+        "whole": timed(lambda: step(settings.batch, False), 3),
     }
     with torch.no_grad():
-        speed["forward"] = _timed(lambda: batch_loss(model, batches, BATCH, False, worker.device), 1) / BATCH
+        speed["forward"] = timed(lambda: batch_loss(model, batches, BATCH, False, worker.device), 1) / BATCH
     if worker.leads:
         save_record(config.output / "speed.json", speed)
     worker.wait()

@@ -34,8 +34,8 @@ CORNERS = {
 }
 """Corner of a section that may be held out -> whether it is the lower one, and the right one."""
 NOTHING = "none"
-MIN_HELD_OUT = 8
-"""Held-out spots below which nothing can be said."""
+MIN_LEARNED, MIN_HELD_OUT = 3, 8
+"""Spots of a part below which nothing can be learned, and nothing be said of what was."""
 TISSUES = ("epithelial", "stromal", "smooth_muscle", "adipose", "endothelial", "b_plasma", "t_cell", "myeloid")
 """Bundled programs that stand for a tissue found in most organs, and so give a profile."""
 MIN_MARKERS = 4
@@ -112,7 +112,8 @@ def build_config(request: AdaptRequest) -> tuple[dict[str, Any], Estimate]:
     start = read_folder(checkpoint_folder(request.start))
     mpp = _patch_mpp(opened, start)
     learned, held = _hold_out(request, opened)
-    _check(request, [*learned, *held], mpp, start.card.patch_px)
+    _check(learned, MIN_LEARNED, mpp, start.card.patch_px)
+    _check(held, MIN_HELD_OUT, mpp, start.card.patch_px)
     symbols = _shared_symbols([one.section for one in (*learned, *held)])
     usable = [name for name in symbols if not name.upper().startswith(HANDLING_PREFIXES)]
     always = sorted({gene for genes in spelled_programs(symbols).values() for gene in genes})
@@ -252,7 +253,7 @@ def corner_parts(section: Section, corner: str) -> tuple[tuple[tuple[str, Part],
     return parts, (own[0], held[0], own[1], held[1])
 
 
-def _check(request: AdaptRequest, used: Sequence[Learned], mpp: float, patch_px: int) -> None:
+def _check(used: Sequence[Learned], least: int, mpp: float, patch_px: int) -> None:
     """Refuse parts of sections that hold no patch or too few spots; raises RequestError."""
     faults = []
     for one in used:
@@ -264,12 +265,12 @@ def _check(request: AdaptRequest, used: Sequence[Learned], mpp: float, patch_px:
             piece = part_of(one.section, part)
             assert piece.image is not None and piece.calibration.mpp is not None  # synthesis_fault
             side = min(piece.image.shape) * piece.image.pixel_size * piece.calibration.mpp / mpp
-            if side < patch_px or len(piece.spots) < MIN_HELD_OUT:
+            if side < patch_px or len(piece.spots) < least:
                 faults.append(
                     (
                         f"section {name}",
                         f"it has {len(piece.spots)} spots and {side:.0f} px along its shorter side, too little for a patch of {patch_px} px and "
-                        f"{MIN_HELD_OUT} spots; give a larger section, or hold out {NOTHING!r} or another section",
+                        f"{least} spots; give a larger section, or hold out {NOTHING!r} or another section",
                     )
                 )
     if faults:

@@ -34,7 +34,7 @@ from .start import (
     starting_sources,
     starting_vae,
 )
-from .state import Clock, Log, load_state, save_state
+from .state import Clock, Log, load_state, save_record, save_state, timed
 
 VARIANTS = 4
 """Expression vectors of one crop: different depths, the nearest spot or an interpolation."""
@@ -201,7 +201,7 @@ def make_cache(config: TrainingConfig, control: Control | None = None) -> Path:
     if config.pictures:
         pass  # there is no expression
     elif fits_expression(config):
-        run_alone(config, _fit_programs, config)
+        run_alone(config, fit_expression, config)
     elif not _has_programs(config):
         run_workers(config, control, _encode_spots, config)
     run_workers(config, control, _encode, config)
@@ -223,7 +223,8 @@ def load_cache(config: TrainingConfig) -> dict[str, Tensor]:
     return state
 
 
-def _fit_programs(config: TrainingConfig) -> None:
+def fit_expression(config: TrainingConfig) -> None:
+    """Fit the programs that expression is read by; does nothing where they are there."""
     like = None
     if config.start is None:
         load_autoencoder(config)  # says what must run first before minutes are spent on expression
@@ -351,6 +352,25 @@ def _encode(worker: Worker, config: TrainingConfig) -> None:
             save()
     if done:
         save()
+    worker.wait()
+
+
+def measure_encoding(worker: Worker, config: TrainingConfig, file: Path) -> None:
+    """Write into a JSON file how many seconds a worker takes for a crop."""
+    encoding, encoder = _encodings(config, worker.device)
+    sampler, expression = _open_crops(config, encoder)
+    assert expression is not None  # of sections
+    rng = generator(config, worker, 3, 0)
+
+    def encode() -> None:
+        crops = [sampler.draw(rng, config.patch_px) for _ in range(ENCODE_BATCH)]
+        encoding(np.stack([crop.pixels for crop in crops]))
+        for crop in crops:
+            expression(crop, rng)
+
+    seconds = timed(encode, 2) / ENCODE_BATCH
+    if worker.leads:
+        save_record(file, {"crop": seconds})
     worker.wait()
 
 
