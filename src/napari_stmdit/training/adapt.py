@@ -26,7 +26,16 @@ from ..model.hub.references import data_directory
 from ..progress import BATCH, CancelToken
 from ..storage.atomic import replacing, take_lock, write_text
 from ..storage.owned import check_free
-from .adapting import MAX_CROPS, AdaptRequest, build_config, check_room, default_name, home_of, spelled_programs
+from .adapting import (
+    MAX_CROPS,
+    AdaptRequest,
+    build_config,
+    check_room,
+    default_name,
+    home_of,
+    request_of,
+    spelled_programs,
+)
 from .batches import Batches, batch_loss
 from .config import TrainingConfig, load_config
 from .diffusion import build_transformer, optimizers
@@ -79,7 +88,7 @@ class AdaptProgress:
 
     ``fraction`` is of all of it, ``remaining_s`` a guess by the speed so far, ``spent_s`` the seconds of all its runs. ``controls`` are losses on
     held-out spots with their own expression and with that of another spot. ``sheet`` is the newest picture of samples, ``checkpoint`` the
-    folder of the finished checkpoint, and ``figures`` what the evaluation found, in words.
+    folder of the finished checkpoint, ``figures`` what the evaluation found as the checkpoint's card has it, and ``short`` the same in a sentence.
     """
 
     name: str
@@ -95,6 +104,7 @@ class AdaptProgress:
     sheet: str | None = None
     checkpoint: str | None = None
     figures: str = ""
+    short: str = ""
     message: str = ""
 
     @property
@@ -177,7 +187,7 @@ def adapt(
     given = [sections] if isinstance(sections, str | Path) else list(sections)
     if not given:
         raise RequestError([("section", "none was given; give the folder of one")])
-    request = AdaptRequest(
+    request = request_of(
         name=name or default_name(given[0]),
         sections=tuple(str(one) for one in given),
         fullres=None if fullres is None else str(fullres),
@@ -383,7 +393,11 @@ class _Run:
         check_target(final)
         export_checkpoint(settle(final))
         self.progress.state, self.progress.fraction, self.progress.remaining_s = "done", 1.0, 0.0
-        self.progress.checkpoint, self.progress.figures = str(self.target), words
+        self.progress.checkpoint, self.progress.figures, self.progress.short = (
+            str(self.target),
+            words,
+            short_of(figures),
+        )
         self._save()
         return Adapted(self.request.name, self.target, self.work, figures, words)
 
@@ -625,13 +639,24 @@ def _controls(log: Path) -> dict[str, float]:
     return {}
 
 
+def _interval(facts: Mapping[str, Any]) -> str:
+    value, low, high = (facts.get(key) for key in ("coefficient", "low", "high"))
+    return "not known" if value is None or low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def short_of(found: Mapping[str, Any]) -> str:
+    """Return the most important of it in a few sentences."""
+    if not found:
+        return "Nothing was held out, so nothing is known of tissue that it has not seen."
+    swap, control = found["swap"]["haematoxylin"], found["swap_control"]["haematoxylin"]
+    return (
+        f"On what was held out, a spot given another's expression moves towards its haematoxylin by {_interval(swap)}; given a third spot's, by "
+        f"{_interval(control)} (it should be about 0). The most that expression allows is {swap['ceiling']:.2f}."
+    )
+
+
 def card_of(found: Mapping[str, Any], held_out: str) -> str:
     """Return the figures of an evaluation as Markdown for a checkpoint's card."""
-
-    def interval(facts: Mapping[str, Any]) -> str:
-        value, low, high = (facts.get(key) for key in ("coefficient", "low", "high"))
-        return "not known" if value is None or low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
     swap, control, programs = found["swap"], found["swap_control"], found["programs"]
     ceiling = swap["haematoxylin"]["ceiling"]
     identity = found["identity"]
@@ -645,8 +670,8 @@ def card_of(found: Mapping[str, Any], held_out: str) -> str:
 
 | test | haematoxylin | nuclei |
 |---|---|---|
-| swap: a spot given another's expression moves towards it by | {interval(swap["haematoxylin"])} | {interval(swap["nuclei"])} |
-| control: given a third spot's instead | {interval(control["haematoxylin"])} | {interval(control["nuclei"])} |
+| swap: a spot given another's expression moves towards it by | {_interval(swap["haematoxylin"])} | {_interval(swap["nuclei"])} |
+| control: given a third spot's instead | {_interval(control["haematoxylin"])} | {_interval(control["nuclei"])} |
 
 - {found["pairs"]} pairs. The most that a swap can reach, what expression says of haematoxylin at all: {ceiling:.2f}.
 - No edit: latents come back to {identity["latents"]:.4f} of a mean size of {identity["latent_size"]:.2f}; pixels change by {identity["pixels"]} grey levels.

@@ -10,19 +10,20 @@ from typing import Annotated, Any
 
 import numpy as np
 import psutil
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from ..assemble import checkpoint_folder
 from ..errors import RequestError, SectionError
 from ..expression.programs import bundled_programs
 from ..intent import Intent
 from ..model.folder import CheckpointFolder, read_folder
-from ..model.hub.references import data_directory
+from ..model.hub.references import PACKAGE_DATA, data_directory
 from ..tissue.open import open_section, synthesis_fault
 from ..types import Section
 from .config import WHOLE, Part
 from .programs import HANDLING_PREFIXES
 from .sections import part_of
+from .validation import MAX_SPOTS
 
 GENES = 1000
 """Genes that are read, where the sections share so many."""
@@ -75,9 +76,24 @@ class Learned:
     parts: tuple[tuple[str, Part], ...]
 
 
+def request_of(**values: Any) -> AdaptRequest:
+    """Return a request; raises RequestError with every fault."""
+    try:
+        return AdaptRequest(**values)
+    except ValidationError as error:
+        raise RequestError([(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors()]) from None
+
+
 def home_of(name: str) -> Path:
-    """Return the folder where an adaptation works by default."""
+    """Return the folder where an adaptation works by default; raises RequestError where the name is none for a checkpoint."""
+    check_name(name)
     return adaptations_home() / name
+
+
+def check_name(name: str) -> None:
+    """Raise RequestError where a name is none for a checkpoint."""
+    if not _NAME.fullmatch(name):
+        raise RequestError([("name", f"{name!r} is no name for a checkpoint; use letters, digits, '.', '_' and '-'")])
 
 
 def adaptations_home() -> Path:
@@ -104,10 +120,7 @@ def build_config(request: AdaptRequest) -> tuple[dict[str, Any], Estimate]:
     CheckpointError
         The checkpoint to start from is not there.
     """
-    if not _NAME.fullmatch(request.name):
-        raise RequestError(
-            [("name", f"{request.name!r} is no name for a checkpoint; use letters, digits, '.', '_' and '-'")]
-        )
+    check_name(request.name)
     opened = _open(request)
     start = read_folder(checkpoint_folder(request.start))
     mpp = _patch_mpp(opened, start)
@@ -138,6 +151,7 @@ def build_config(request: AdaptRequest) -> tuple[dict[str, Any], Estimate]:
             "penalty": 2.0,
             "thinning": 4.0,
         },
+        "latents": {"held_out_spots": MAX_SPOTS},
         "diffusion": {
             "small_fraction": 0.5,
             "rate": 7e-4,
@@ -152,8 +166,8 @@ def build_config(request: AdaptRequest) -> tuple[dict[str, Any], Estimate]:
         },
         "card": _card(request, learned, held),
     }
-    if request.start == "demo":
-        config["vae_of"] = "demo_checkpoint"
+    if start.path.parent == PACKAGE_DATA:
+        config["vae_of"] = start.path.name
     return config, _estimate(learned, held, workers, mpp, start)
 
 

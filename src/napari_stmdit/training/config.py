@@ -163,6 +163,8 @@ class LatentSettings(_Settings):
     crops: Positive = 8000
     pictures: tuple[str, ...] = ()
     """Names of the ``pictures`` that crops are drawn from here and learned from by the transformer; none: all of them."""
+    held_out_spots: Positive | None = None
+    """Spots of each held-out section that validation and samples look at, drawn at random; None: all."""
     morphology_components: Positive = 32
     scale_power: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Normalised channels keep a standard deviation proportional to (their effect on the pixels) to this power."""

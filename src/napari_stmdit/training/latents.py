@@ -451,10 +451,12 @@ def _held_out(config: TrainingConfig, encoding: WindowEncoding | WholeEncoding, 
     parts: dict[str, list[Tensor]] = {"held_latents": [], "held_morphology": [], "held_expression": []}
     crops = list(held_out_crops(config, HELD_OUT_CROPS).values()) if config.pictures else []
     for section in open_sections(config, "held_out"):
-        crops.append(np.stack([cut(section.pixels, centre, config.patch_px)[0] for centre in section.yx]))
+        rows = np.random.default_rng(config.seed).permutation(len(section.yx))[: config.latents.held_out_spots]
+        rows.sort()
+        crops.append(np.stack([cut(section.pixels, centre, config.patch_px)[0] for centre in section.yx[rows]]))
         if expression is not None:
             spots = section.section.spots
-            vectors = expression.encode(spots.counts, spots.genes, spots.relative_depth)
+            vectors = expression.encode(spots.counts[rows], spots.genes, spots.relative_depth[rows])
             parts["held_expression"].append(torch.from_numpy(np.asarray(vectors, dtype=np.float32)))
     for patches in crops:
         for start in range(0, len(patches), ENCODE_BATCH):
