@@ -38,6 +38,8 @@ SHORTER = {
     "bench": ("--seconds", "0.05", "--rounds", "1", "--batches", "1", "--steps", "1"),
 }
 """Options that are added to a command; they count instead of the page's own."""
+SHORTER_ADAPTATION = ("--minutes", "0.001")
+"""That of `stmdit train --section`."""
 SHORTER_EDITS = ("--pairs", "8", "--steps", "1", "--draws", "100")
 """Those of `stmdit evaluate --parts counterfactual`, which heeds no others."""
 SCHEDULER = "tcp://head:8786"
@@ -164,6 +166,8 @@ def shorter(words: list[str]) -> tuple[str, ...]:
         return SHORTER_EDITS
     if words[0] == "bench" and len(words) > 1:
         return (*SHORTER["bench"], "--checkpoint", "none")  # the line without options measures it
+    if words[0] == "train" and "--section" in words:
+        return SHORTER_ADAPTATION
     return SHORTER.get(words[0], ())
 
 

@@ -40,6 +40,7 @@ _PUBLIC = {
     "SwapEdit": "intent",
     "TableEdit": "intent",
     "TowardsEdit": "intent",
+    "adapt": "training.adapt",
     "convert_checkpoint": "assemble",
     "evaluate": "evaluation.evaluate",
     "evaluate_result": "evaluation.results",
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     from .types import Plan as Plan
     from .types import Section as Section
     from .types import SpotTable as SpotTable
+    from .training.adapt import adapt as adapt
 
 
 def __getattr__(name: str) -> Any:

@@ -80,20 +80,22 @@ class ProgressBar:
         Show nothing, in processes beside the one that speaks.
     seconds
         Between two lines of a log.
+    left
+        Whether to guess the time that is left; False where the text says it.
     """
 
-    def __init__(self, title: str = "", hidden: bool = False, seconds: float = 10.0) -> None:
+    def __init__(self, title: str = "", hidden: bool = False, seconds: float = 10.0, left: bool = True) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         err = Console(stderr=True)
-        self.title, self._seconds = title, seconds
+        self.title, self._seconds, self._guesses = title, seconds, left
         self._lines = not hidden and not err.is_terminal
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
+            *([TimeRemainingColumn()] if left else []),
             console=err,
             transient=True,
             disable=hidden or self._lines,
@@ -130,7 +132,7 @@ class ProgressBar:
 
     def _left(self, fraction: float, now: float) -> str:
         done, seconds = fraction - self._start, now - self._since
-        if done <= 0 or fraction >= 1:
+        if done <= 0 or fraction >= 1 or not self._guesses:
             return ""
         left = seconds / done * (1 - fraction)
         return f", {left / 60:.0f} min left" if left >= 60 else f", {left:.0f} s left"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,8 +14,10 @@ from ..errors import StmditError
 from ._common import InterruptCancels, ProgressBar
 
 if TYPE_CHECKING:
+    from ..training.adapt import AdaptProgress
     from ..training.parallel import TrainingProgress
 
+adapt_option = partial(typer.Option, rich_help_panel="A checkpoint of your own tissue")
 TEMPLATE = Path(__file__).parent.parent / "data" / "finetune.yaml"
 
 
@@ -30,16 +33,42 @@ def train(
     template: Annotated[
         bool, typer.Option("--template", help="Print a commented configuration for your own sections.")
     ] = False,
+    section: Annotated[
+        list[str] | None,
+        adapt_option(help="Section to make a checkpoint of, without a configuration; may be given several times."),
+    ] = None,
+    fullres: Annotated[str | None, adapt_option(help="Slide image of the first section.")] = None,
+    mpp: Annotated[
+        float | None, adapt_option(help="Microns per pixel of the first section's slide; overrides the file's.")
+    ] = None,
+    minutes: Annotated[float, adapt_option(help="Time for all of it.")] = 30.0,
+    hold_out: Annotated[
+        str,
+        adapt_option(
+            help="What is evaluated on and never learned from: lower-right or another corner of the first section, the name of a section, or none."
+        ),
+    ] = "lower-right",
+    name: Annotated[str | None, adapt_option(help="Name of the checkpoint; by default of the first section.")] = None,
+    start: Annotated[str, adapt_option(help="Checkpoint to go on from.")] = "demo",
+    seed: Annotated[int, adapt_option(help="Seed of all that is drawn.")] = 0,
 ) -> None:
-    """Train a checkpoint, from the beginning or from another one; continues where it was stopped.
+    """Train a checkpoint: on your own sections in a given time (--section), or by a configuration; continues where it was stopped.
 
     Ctrl-C saves what is done and ends with exit code 130. Several GPUs: accelerate launch -m napari_stmdit.cli train CONFIG.
     """
     if template:
         sys.stdout.write(TEMPLATE.read_text(encoding="utf-8"))
         return
+    if section:
+        if config is not None or stage is not None or root is not None:
+            raise StmditError("got --section and a configuration, --stage or --root; give one or the other")
+        how = {"minutes": minutes, "fullres": fullres, "mpp": mpp, "hold_out": hold_out, "name": name}
+        _adapt(section, output, {**how, "start": start, "seed": seed})
+        return
     if config is None:
-        raise StmditError("give a training configuration; `stmdit train --template` prints one")
+        raise StmditError(
+            "give your section with --section, or a training configuration; `stmdit train --template` prints one"
+        )
     from ..progress import CancelToken
     from ..training.parallel import TrainingStoppedError
     from ..training.train import train as run_training
@@ -59,3 +88,30 @@ def train(
         raise typer.Exit(130) from None
     if leads:
         sys.stdout.write(f"{made}\n")
+
+
+def _adapt(sections: list[str], output: Path | None, how: dict[str, Any]) -> None:
+    """Make a checkpoint of one's own tissue, and print its figures, its folder and how it is used."""
+    from ..progress import CancelToken
+    from ..training.adapt import STAGES, adapt
+    from ..training.parallel import TrainingStoppedError
+
+    cancel = CancelToken()
+
+    def show(at: AdaptProgress) -> None:
+        left = "" if at.remaining_s is None else f"; {at.remaining_s / 60:.0f} min left in all"
+        bar.show(STAGES[at.stage], at.fraction, f"{at.words}{left}".removeprefix("; "))
+
+    def say(sentence: str) -> None:
+        sys.stderr.write(f"{sentence}\n")
+        sys.stderr.flush()
+
+    try:
+        with ProgressBar(seconds=30.0, left=False) as bar, InterruptCancels(cancel, terminated=True):
+            made = adapt(sections, output=output, on_progress=show, on_note=say, cancel=cancel, **how)
+    except TrainingStoppedError as stopped:
+        sys.stderr.write(f"stmdit: {stopped}\n")
+        raise typer.Exit(130) from None
+    sys.stdout.write(
+        f"{made.words}\n{made.folder}\nUse it by its name: stmdit synthesize SECTION --checkpoint {made.name}\n"
+    )

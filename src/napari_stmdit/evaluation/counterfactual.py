@@ -48,6 +48,7 @@ from .spaces import DEFAULT, FeatureSpace, open_spaces
 from .work import Stack, StackFolder
 
 MEASURES = ("haematoxylin", "nuclei")
+CHECKS = ("identity", "swaps", "programs", "dose", "where")
 PROGRAM_SPOTS, MIN_GENES = 24, 3
 """Spots that programs are raised in, and genes of a program that the section needs to have."""
 FOLLOW: dict[str, Literal["section", "none"]] = {"with_others": "section", "alone": "none"}
@@ -86,6 +87,8 @@ class CounterfactualCheck:
         Patches computed together; does not change the result.
     cancel
         Asked at every network call.
+    checks
+        Which of `CHECKS` are made.
 
     Raises
     ------
@@ -99,6 +102,7 @@ class CounterfactualCheck:
     folder: Path
     batch: int
     cancel: CancelToken = field(default_factory=CancelToken)
+    checks: tuple[str, ...] = CHECKS
     watch: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self) -> None:
@@ -117,16 +121,19 @@ class CounterfactualCheck:
         self.pairs = min(self.request.pairs, len(spots))
         rng = np.random.default_rng(self.request.seed)
         self.a, self.b, self.third = (rng.permutation(len(spots))[: self.pairs] for _ in range(3))
-        genes = {name: np.isin(spots.genes.symbols, list(own)) for name, own in known_programs({}).items()}
+        genes = {
+            name: np.isin(spots.genes.symbols, list(own)) for name, own in known_programs(self.request.programs).items()
+        }
         self.programs = {name: np.flatnonzero(own) for name, own in genes.items() if own.sum() >= MIN_GENES}
         self.alone = self.a[: max(MIN_SPOTS, self.batch)]
-        crops = (
-            len(self.alone),
-            2 * self.pairs,
-            2 * len(self.programs) * self._raised,
-            len(DOSES) * len(self.a[:DOSE_SPOTS]),
-        )
-        self.total, self.done = sum(crops) + 1, 0  # and the disc
+        crops = {
+            "identity": len(self.alone),
+            "swaps": 2 * self.pairs,
+            "programs": 2 * len(self.programs) * self._raised,
+            "dose": len(DOSES) * len(self.a[:DOSE_SPOTS]),
+            "where": 1,  # the disc
+        }
+        self.total, self.done = sum(crops[check] for check in self.checks), 0
 
     @property
     def _raised(self) -> int:
@@ -159,8 +166,11 @@ class CounterfactualCheck:
             "map_from": "this section" if getattr(self.model, "morphology_map", None) is None else "checkpoint",
         }
         try:
-            for part in (self._identity, self._swaps, self._programs, self._dose, self._where):
-                found |= yield from part()
+            parts = dict(
+                zip(CHECKS, (self._identity, self._swaps, self._programs, self._dose, self._where), strict=True)
+            )
+            for check in self.checks:
+                found |= yield from parts[check]()
                 self._go_on()
         except _Cancelled:
             return None

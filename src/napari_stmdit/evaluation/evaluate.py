@@ -475,7 +475,7 @@ def equivalent_command(
         "--guidance-morphology": request.guidance.morphology,
         "--predictor": request.predictor,
         "--edits": _edits_file(request, folder),
-        **(_opened(sections[0]) if len(sections) == 1 else {}),
+        **(opened_with(sections[0]) if len(sections) == 1 else {}),
     }
     words += [part for name, value in given.items() if value is not None for part in (name, str(value))]
     spaces = request.feature_spaces if "conditions" in request.parts else ()
@@ -495,7 +495,7 @@ def _place(section: Section) -> str:
     return str(section.path or section.name)
 
 
-def _opened(section: Section) -> dict[str, Any]:
+def opened_with(section: Section) -> dict[str, Any]:
     """Return what a single section was opened with."""
     image, scale = section.image, section.calibration
     from_file = image is not None and section.kind != "image" and image.pixel_size == 1 and Path(image.source).is_file()

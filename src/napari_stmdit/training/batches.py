@@ -42,6 +42,10 @@ class Batches:
         self.rng = torch.Generator().manual_seed(seed)
         self.corners = torch.tensor(window_corners(self.latents.shape[-1], settings.small_cells))
 
+    def seed(self, seed: int) -> None:
+        """Draw from here on what this seed gives."""
+        self.rng.manual_seed(seed)
+
     def draw(self, count: int, small: bool) -> Batch:
         """Draw ``count`` whole crops, or windows of them; a window's morphology is its own."""
         rng, settings = self.rng, self.settings

@@ -13,7 +13,7 @@ from ..encoders.morphology_map import MorphologyMap
 from ..intent import DEFAULT_GUIDANCE, DEFAULT_STEPS, CheckpointCard, Guidance, hash_genes
 from .config import TrainingConfig
 from .sections import open_sections
-from .start import Started, open_start
+from .start import Started, fits_expression, learns_expression, open_start
 from .state import load_record, load_state, save_record
 
 
@@ -226,15 +226,10 @@ def _gone_on(config: TrainingConfig, card: CheckpointCard, steps: Mapping[str, i
         new.append(f"- Expression: the programs of that checkpoint, learned anew. {_by_depth(config)}")
     kept = "unchanged" if not new else "unchanged but for what follows"
     parts = "encoders and gene list"
-    if _adds_expression(started):
+    if learns_expression(config):
         parts, new = "scheduler and encoder of morphology", [*new, _expression(config, card).strip()]
     head = f"- It went on from the checkpoint `{started.name}` (SHA-256 `{started.sha256}`). Autoencoder, {parts} are that checkpoint's, {kept}.{known}"
     return "\n".join([head, *new])
-
-
-def _adds_expression(started: Started) -> bool:
-    """Whether the checkpoint to start from has no expression encoder."""
-    return not any(name.startswith("expression_encoder") for name in started.parts)
 
 
 def _transformer(config: TrainingConfig, steps: Mapping[str, int], started: Started | None) -> str:
@@ -255,7 +250,7 @@ def _transformer(config: TrainingConfig, steps: Mapping[str, int], started: Star
 def _profiles(config: TrainingConfig, card: CheckpointCard, started: Started | None) -> str:
     if not card.profiles:
         return ""
-    if started is not None and not config.expression.refit and not _adds_expression(started):
+    if started is not None and not fits_expression(config):
         return f"""
 ## Tissue profiles
 `profiles.safetensors` is that of `{started.name}`: {", ".join(card.profiles)}, from its training sections."""

@@ -124,6 +124,9 @@ class ExpressionSettings(_Settings):
     """Counts of half the training profiles are thinned, by up to this factor."""
     penalty: Annotated[float, Field(gt=0)] = 4.0
     """Ridge penalty per training profile of the regressions of program scores on a single spot's profile, at each level of depth."""
+    anew: bool = False
+    """With ``start``: choose genes and programs here in place of those of its encoder, for other tissue, species or panels. Its transformer
+    keeps what it knows and learns to read them."""
     refit: bool = False
     """With ``start``: read the programs of its encoder anew, by depth level, see `fit_programs`. Its genes are kept, and so are its
     programs but the last one, which relative depth takes the place of."""
@@ -160,6 +163,8 @@ class LatentSettings(_Settings):
     crops: Positive = 8000
     pictures: tuple[str, ...] = ()
     """Names of the ``pictures`` that crops are drawn from here and learned from by the transformer; none: all of them."""
+    held_out_spots: Positive | None = None
+    """Spots of each held-out section that validation and samples look at, drawn at random; None: all."""
     morphology_components: Positive = 32
     scale_power: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Normalised channels keep a standard deviation proportional to (their effect on the pixels) to this power."""
@@ -297,6 +302,10 @@ class TrainingConfig(_Settings):
         if self.pictures and self.start is not None:
             raise ValueError(
                 "images without expression under 'pictures' are learned from the beginning; leave out 'start'"
+            )
+        if self.expression.anew and (self.start is None or self.expression.refit):
+            raise ValueError(
+                "'expression.anew' replaces the programs of the checkpoint to start from: give 'start', and leave 'expression.refit' out"
             )
         if self.vae_of is not None and self.start is None:
             raise ValueError(

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..encoders.morphology_map import MorphologyMap
 from ..errors import CheckpointError
+from ..model.folder import map_folder
 from ..model.transformer import STMDiTTransformer2D
 from .batches import Batches, batch_loss
 from .config import DiffusionSettings, TrainingConfig
@@ -38,6 +40,8 @@ SMALL_MODEL: dict[str, Any] = {
     "position_embedding": "none",
 }
 """A transformer of 4 million parameters for few data: what a config's ``transformer`` section starts from."""
+UNSURE = 0.3
+"""Share of fresh weights among those that read programs whose meaning was only matched."""
 NO_EXPRESSION: dict[str, Any] = {
     "expression_dim": None,
     "expression_adaln": False,
@@ -57,6 +61,8 @@ def build_transformer(config: TrainingConfig, cache: dict[str, Tensor]) -> STMDi
     torch.manual_seed(config.seed)
     if config.start is not None:
         known = starting_transformer(open_start(config))
+        if config.expression.anew and hasattr(known, "expression_embed"):
+            return renew_expression(known, same_meaning(config, cache))
         if learns_expression(config):
             return grow_expression(known, config.transformer, cache["expression"].shape[-1])
         if config.expression.refit:
@@ -86,6 +92,43 @@ def grow_expression(known: STMDiTTransformer2D, options: dict[str, Any], width: 
         nn.init.zeros_(model.expression_time.fc2.weight)  # as the attention to it is shut by its initialisation
     model.load_state_dict(model.state_dict() | known.state_dict())
     return model
+
+
+@torch.no_grad()
+def renew_expression(known: STMDiTTransformer2D, meaning: Tensor) -> STMDiTTransformer2D:
+    """Return a transformer that knows what ``known`` does and reads other programs.
+
+    ``meaning`` (new, old) says which scores of the old programs mean the same: it begins with what ``known`` makes of those.
+    """
+    own = {key: value for key, value in known.config.items() if not key.startswith("_")}
+    model: STMDiTTransformer2D = STMDiTTransformer2D(**(own | {"expression_dim": len(meaning)}))
+    open_gates(model)
+    weights = known.state_dict()
+    for name in ("expression_embed.fc1.weight", "expression_time.fc1.weight"):
+        if name in weights:
+            weights[name] = weights[name] @ meaning.T + UNSURE * model.state_dict()[name]
+    weights["expression_null"] = weights["expression_null"] @ torch.linalg.pinv(meaning, rtol=0.1)
+    model.load_state_dict(model.state_dict() | weights)
+    return model
+
+
+def same_meaning(config: TrainingConfig, cache: dict[str, Tensor]) -> Tensor:
+    """Return (new, old): the scores of the old programs that say the same about morphology as a score of each new program.
+
+    What the old ones say is the map from expression to morphology of the checkpoint to start from, C (old, m); what the new ones say is a
+    ridge regression on the crops, B (new, m), of the same encoder. The answer is B C'(CC' + penalty)^-1. All zero where there is no map.
+    """
+    expression, morphology = cache["expression"][:, 0].double(), cache["morphology"][:, 0].double()
+    folder = open_start(config)
+    place = map_folder(folder)
+    if place is None or not (old := MorphologyMap.load(place)).follows:
+        return torch.zeros(expression.shape[-1], starting_transformer(folder).config.expression_dim)
+    x, y = expression - expression.mean(0), morphology - morphology.mean(0)
+    slope = torch.linalg.solve(x.T @ x + 50.0 * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+    said = torch.from_numpy(np.asarray(old.weights @ old.components)).double()
+    gram = said @ said.T
+    penalty = 0.02 * gram.trace() * torch.eye(len(gram), dtype=x.dtype)
+    return torch.linalg.solve(gram + penalty, said @ slope.T).T.float()
 
 
 @torch.no_grad()
@@ -180,12 +223,13 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
     if settings.compile:
         for block in model.blocks:
             block.compile(dynamic=False)
-    seed = int(np.random.SeedSequence((config.seed, worker.rank, start)).generate_state(1)[0])
-    batches = Batches(cache, settings, seed=seed, objective=starting_objective(config))
+    batches = Batches(cache, settings, seed=config.seed, objective=starting_objective(config))
 
     def take_step(step: int) -> None:
         small = step < settings.small_fraction * settings.steps
         count = settings.small_batch if small else settings.batch
+        # of the step, not of the run: a training that was stopped draws what it would have drawn
+        batches.seed(int(np.random.SeedSequence((config.seed, worker.rank, step)).generate_state(1)[0]))
         for optimizer, rate in pairs:
             for group in optimizer.param_groups:
                 group["lr"] = rate * rate_factor(step, settings)

@@ -162,7 +162,7 @@ def _copy_kept_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ..
     for name in KEPT:
         if name in start.components:
             shutil.copytree(start.components[name].path, draft / name)
-    if start.card.profiles:
+    if start.card.profiles and not fits_expression(config):
         shutil.copy(start.path / PROFILES, draft / PROFILES)
     if config.autoencoder.refine:
         shutil.rmtree(draft / "vae")
@@ -296,4 +296,5 @@ def write_map(config: TrainingConfig, draft: Path) -> MorphologyMap:
 
 def kept_map(config: TrainingConfig) -> Path | None:
     """Return the folder of the map that is kept from the checkpoint to start from; None where one is to be fitted."""
-    return None if config.start is None or config.expression.refit else map_folder(open_start(config))
+    anew = config.start is None or config.expression.refit or config.expression.anew
+    return None if anew else map_folder(open_start(config))

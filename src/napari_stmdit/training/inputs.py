@@ -29,7 +29,7 @@ _DECODER = {
     *("refine", "refined_share", "decoder_steps", "decoder_rate", "adversarial", "feature_matching", "validate_every")
 }
 """Settings that latents do not depend on."""
-_LATER = {"hed", "mpp", "encoder_widths", "decoder_widths", "pictures", "always", "regions"}
+_LATER = {"hed", "mpp", "encoder_widths", "decoder_widths", "pictures", "always", "regions", "anew", "held_out_spots"}
 """Settings that earlier versions did not have: noted where they differ from what was done then."""
 
 

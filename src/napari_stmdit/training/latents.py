@@ -34,7 +34,7 @@ from .start import (
     starting_sources,
     starting_vae,
 )
-from .state import Clock, Log, load_state, save_state
+from .state import Clock, Log, load_state, save_record, save_state, timed
 
 VARIANTS = 4
 """Expression vectors of one crop: different depths, the nearest spot or an interpolation."""
@@ -201,7 +201,7 @@ def make_cache(config: TrainingConfig, control: Control | None = None) -> Path:
     if config.pictures:
         pass  # there is no expression
     elif fits_expression(config):
-        run_alone(config, _fit_programs, config)
+        run_alone(config, fit_expression, config)
     elif not _has_programs(config):
         run_workers(config, control, _encode_spots, config)
     run_workers(config, control, _encode, config)
@@ -223,7 +223,8 @@ def load_cache(config: TrainingConfig) -> dict[str, Tensor]:
     return state
 
 
-def _fit_programs(config: TrainingConfig) -> None:
+def fit_expression(config: TrainingConfig) -> None:
+    """Fit the programs that expression is read by; does nothing where they are there."""
     like = None
     if config.start is None:
         load_autoencoder(config)  # says what must run first before minutes are spent on expression
@@ -328,7 +329,6 @@ def _encode(worker: Worker, config: TrainingConfig) -> None:
     if start < wanted:
         encoding, encoder = _encodings(config, worker.device)
         sampler, expression = _open_crops(config, encoder)
-    rng = generator(config, worker, 3, start)
     log, clock = Log(config.output / "latents.jsonl", worker.leads), Clock(config.checkpoint_seconds)
 
     def save() -> None:
@@ -339,6 +339,7 @@ def _encode(worker: Worker, config: TrainingConfig) -> None:
     while done < wanted and not worker.stop_wanted:
         if (done - start) % (20 * ENCODE_BATCH) == 0:
             log.write(crops=done, of=wanted)
+        rng = generator(config, worker, 3, done)  # a stop in between changes no crop
         crops = [sampler.draw(rng, config.patch_px) for _ in range(min(ENCODE_BATCH, wanted - done))]
         encoded, described = encoding(np.stack([crop.pixels for crop in crops]))
         parts["latents"].append(encoded)
@@ -351,6 +352,25 @@ def _encode(worker: Worker, config: TrainingConfig) -> None:
             save()
     if done:
         save()
+    worker.wait()
+
+
+def measure_encoding(worker: Worker, config: TrainingConfig, file: Path) -> None:
+    """Write into a JSON file how many seconds a worker takes for a crop."""
+    encoding, encoder = _encodings(config, worker.device)
+    sampler, expression = _open_crops(config, encoder)
+    assert expression is not None  # of sections
+    rng = generator(config, worker, 3, 0)
+
+    def encode() -> None:
+        crops = [sampler.draw(rng, config.patch_px) for _ in range(ENCODE_BATCH)]
+        encoding(np.stack([crop.pixels for crop in crops]))
+        for crop in crops:
+            expression(crop, rng)
+
+    seconds = timed(encode, 2) / ENCODE_BATCH
+    if worker.leads:
+        save_record(file, {"crop": seconds})
     worker.wait()
 
 
@@ -431,10 +451,12 @@ def _held_out(config: TrainingConfig, encoding: WindowEncoding | WholeEncoding, 
     parts: dict[str, list[Tensor]] = {"held_latents": [], "held_morphology": [], "held_expression": []}
     crops = list(held_out_crops(config, HELD_OUT_CROPS).values()) if config.pictures else []
     for section in open_sections(config, "held_out"):
-        crops.append(np.stack([cut(section.pixels, centre, config.patch_px)[0] for centre in section.yx]))
+        rows = np.random.default_rng(config.seed).permutation(len(section.yx))[: config.latents.held_out_spots]
+        rows.sort()
+        crops.append(np.stack([cut(section.pixels, centre, config.patch_px)[0] for centre in section.yx[rows]]))
         if expression is not None:
             spots = section.section.spots
-            vectors = expression.encode(spots.counts, spots.genes, spots.relative_depth)
+            vectors = expression.encode(spots.counts[rows], spots.genes, spots.relative_depth[rows])
             parts["held_expression"].append(torch.from_numpy(np.asarray(vectors, dtype=np.float32)))
     for patches in crops:
         for start in range(0, len(patches), ENCODE_BATCH):

@@ -18,8 +18,8 @@ from ..expression.normalise import PER, cp10k_log1p
 from .config import ExpressionSettings
 from .data import TrainingSection, neighbour_weights
 
-HANDLING_PREFIXES = ("MT-", "RPL", "RPS", "ENSG", "MTRNR")
-"""Prefixes of genes that vary with handling and depth rather than with tissue."""
+HANDLING_PREFIXES = ("MT-", "RPL", "RPS", "ENSG", "ENSMUSG", "MTRNR")
+"""Prefixes, in capitals, of genes that vary with handling and depth rather than with tissue."""
 MIN_DETECTED = 0.10
 """Share of the spots, averaged over the sections, in which a gene must have counts."""
 REGION_MARKERS: Mapping[str, tuple[str, ...]] = {
@@ -106,7 +106,7 @@ def choose_genes(
     tissue regions, and before them those of ``always``, are taken where they are candidates by name; the latter whatever their prefix.
     """
     shared = set.intersection(*[set(s.section.spots.genes.symbols.tolist()) for s in sections])
-    names = tuple(sorted(g for g in shared if not g.startswith(HANDLING_PREFIXES) or g in always))
+    names = tuple(sorted(g for g in shared if not g.upper().startswith(HANDLING_PREFIXES) or g in always))
     if len(names) < count:
         raise GeneError(f"the training sections share {len(names)} usable genes; {count} were asked for")
     tables = [counts_of(s, names) for s in sections]

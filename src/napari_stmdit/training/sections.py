@@ -40,7 +40,7 @@ def open_sections(config: TrainingConfig, what: str) -> list[TrainingSection]:
 def source_sections(config: TrainingConfig, what: str) -> list[Section]:
     """Open the sections ``train`` or ``held_out`` of a config, their slides still lazy; errors as for `open_sections`."""
     sources: Sequence[Source] = getattr(config, what)
-    card = None if config.start is None else open_start(config).card
+    card = None if config.start is None or config.expression.anew else open_start(config).card
     opened: list[Section] = []
     faults: list[tuple[str, str]] = []
     for number, source in enumerate(sources):

@@ -79,13 +79,13 @@ def settle(config: TrainingConfig) -> TrainingConfig:
     if config.start is None:
         return _fit_windows(config)
     folder = open_start(config)
-    _check_kind(folder)
+    _check_kind(folder, config.expression.anew)
     card, faults, update = folder.card, list[tuple[str, str]](), dict[str, Any]()
-    alone = "expression" not in card.conditions
+    learns = config.expression.anew or "expression" not in card.conditions
     for key in ("patch_px", "patch_mpp"):
         own, of_card = getattr(config, key), getattr(card, key)
-        if alone and key == "patch_mpp" and key in config.model_fields_set:
-            continue  # tissue was learned at many scales
+        if learns and key == "patch_mpp" and key in config.model_fields_set:
+            continue  # no expression was learned at one scale
         if key not in config.model_fields_set:
             update[key] = of_card
         elif own != of_card:
@@ -93,7 +93,7 @@ def settle(config: TrainingConfig) -> TrainingConfig:
     faults += _unfit(config, folder)
     settings = read_settings(folder.components["transformer"].path / "config.json")
     for key, value in config.transformer.items():
-        grown = alone and key.startswith("expression_")
+        grown = learns and key.startswith("expression_")
         if settings.get(key) != value and not grown:
             faults.append(
                 (f"transformer.{key}", f"is {value}, but {card.name!r} has {settings.get(key)}; leave it out")
@@ -116,8 +116,10 @@ def settle(config: TrainingConfig) -> TrainingConfig:
 
 
 def learns_expression(config: TrainingConfig) -> bool:
-    """Whether expression is new to the checkpoint to start from, which is conditioned on morphology alone; its encoder is fitted here then."""
-    return config.start is not None and "expression" not in open_start(config).card.conditions
+    """Whether expression is new to the checkpoint to start from: it is conditioned on morphology alone, or its genes give way to others."""
+    if config.start is None:
+        return False
+    return config.expression.anew or "expression" not in open_start(config).card.conditions
 
 
 def fits_expression(config: TrainingConfig) -> bool:
@@ -148,9 +150,9 @@ def _fit_windows(config: TrainingConfig) -> TrainingConfig:
     return config.model_copy(update={"diffusion": config.diffusion.model_copy(update={"small_cells": cells})})
 
 
-def _check_kind(folder: CheckpointFolder) -> None:
+def _check_kind(folder: CheckpointFolder, anew: bool) -> None:
     name = folder.card.name
-    if set(folder.card.conditions) == {"morphology"}:
+    if set(folder.card.conditions) == {"morphology"} or (anew and "morphology" in folder.card.conditions):
         _check_can_learn_expression(folder)
         return
     if set(folder.card.conditions) != {"expression", "morphology"}:
@@ -177,8 +179,8 @@ def _check_can_learn_expression(folder: CheckpointFolder) -> None:
     encoder = folder.components.get("morphology_encoder")
     if encoder is None or encoder.kind != WINDOWED or objective_of(load_component(folder, "scheduler")).kind != "flow":
         raise CheckpointError(
-            f"The checkpoint {folder.card.name!r} is conditioned on morphology alone; expression can be added only to one that predicts flow and "
-            f"has a {WINDOWED}. Start from another one."
+            f"Expression cannot be learned anew with the checkpoint {folder.card.name!r}: only with one that predicts flow and has a {WINDOWED}. "
+            "Start from another one."
         )
 
 

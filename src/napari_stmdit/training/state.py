@@ -140,6 +140,15 @@ class Clock:
         return True
 
 
+def timed(work: Callable[[], object], times: int) -> float:
+    """Return the seconds that something takes, after it was done once."""
+    work()
+    start = time.perf_counter()
+    for _ in range(times):
+        work()
+    return (time.perf_counter() - start) / times
+
+
 class Average:
     """Exponential moving average (EMA) of a module's weights; ``decay`` is the share that stays at a step, smaller at the start."""
 

@@ -14,6 +14,7 @@ from qtpy.QtWidgets import QFrame, QScrollArea, QWidget
 from ..presenter import Presenter, presenter_of
 from ..state import CompareMode, ModelChoice, RunStatus, WorkbenchState
 from . import worker
+from .adapt import AdaptPanel
 from .colour import ColourPanel
 from .common import Connections, Fold, Text, column, connect_state
 from .compare import ComparePanel
@@ -93,6 +94,8 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.edits, self.model, self.synthesize = EditsPanel(), ModelPanel(), SynthesizePanel()
         self.results, self.compare, self.spot = ResultsPanel(), ComparePanel(), SpotPanel()
         self.evaluate, self.run_bar, self.sheet = EvaluatePanel(), RunBar(), SheetWindow(self)
+        self.adapt = AdaptPanel()
+        self.adapt.finished.connect(lambda name: self.model.offer_checkpoints([name]))
         self._lay_out()
         self.connections = connections = Connections()
         connections.add(self.presenter.close)  # the first is undone last: nothing that is destroyed hears of it
@@ -125,6 +128,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             "select": Fold("Select", self.select),
             "edits": Fold("Paint expression", self.edits, unfolded=False),
             "model": Fold("Model", self.model, unfolded=False),
+            "adapt": Fold("Adapt to this section", self.adapt, unfolded=False),
             "synthesize": Fold("Synthesize", self.synthesize),
             "results": Fold("Results", self.results),
             "compare": Fold("Compare", self.compare),

@@ -1,0 +1,680 @@
+"""Adapting to one's own tissue: every stage of a training in a given time, an evaluation on what was held out, and a checkpoint that has a name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+
+from ..errors import RequestError
+from ..evaluation.cases import EvaluationRequest
+from ..evaluation.counterfactual import CounterfactualCheck
+from ..files import BadFile, read_json
+from ..model.autoencoder import FACTOR
+from ..model.hub.references import data_directory
+from ..progress import BATCH, CancelToken
+from ..storage.atomic import replacing, take_lock, write_text
+from ..storage.owned import check_free
+from .adapting import (
+    MAX_CROPS,
+    AdaptRequest,
+    build_config,
+    check_room,
+    default_name,
+    home_of,
+    request_of,
+    spelled_programs,
+)
+from .batches import Batches, batch_loss
+from .config import TrainingConfig, load_config
+from .diffusion import build_transformer, optimizers
+from .export import check_target, export_checkpoint
+from .inputs import note_inputs
+from .latents import fit_expression, load_cache, measure_encoding
+from .parallel import (
+    Control,
+    TrainingProgress,
+    TrainingStoppedError,
+    Worker,
+    choose_compute,
+    require_extra,
+    run_alone,
+    run_workers,
+)
+from .sections import source_sections
+from .start import open_start, settle, starting_objective
+from .state import load_record, save_record, timed
+from .train import run_stage
+from .validation import MAX_SPOTS
+
+REQUEST, CONFIG, PROGRESS, STOP = "request.json", "config.yaml", "progress.json", "stop"
+"""Files of the work folder: what was asked for, the training config, how far it is, and, where it is there, the wish to stop."""
+CROPS_SHARE, EVALUATION_SHARE, EXPORT_SHARE = 0.10, 0.15, 0.04
+"""Of the time: to encode crops, to evaluate, and to write the checkpoint; the transformer learns in what is left."""
+MIN_CROPS = 48
+MIN_STEPS = 12
+VALIDATIONS, SHEETS = 6, 3
+BRANCHES, CASES = 8, 6
+"""Passes through the network of a denoising step of all rows of a sheet, and combinations of conditions of a validation."""
+PACE_SHARE, PACE_SLACK = 0.1, 0.15
+"""Of the transformer's time: when its pace is looked at; and the change of its steps that is worth one."""
+MIN_PAIRS, MAX_PAIRS = 8, 64
+STAGES = {
+    "preparing": "Choosing genes and preparing",
+    "latents": "Encoding the tissue",
+    "transformer": "Learning",
+    "evaluation": "Evaluating on what was held out",
+    "export": "Writing the checkpoint",
+}
+"""Stages in their order, in words."""
+
+State = Literal["running", "stopped", "failed", "done"]
+
+
+@dataclass
+class AdaptProgress:
+    """How far an adaptation is; this is what ``progress.json`` in its folder holds.
+
+    ``fraction`` is of all of it, ``remaining_s`` a guess by the speed so far, ``spent_s`` the seconds of all its runs. ``controls`` are losses on
+    held-out spots with their own expression and with that of another spot. ``sheet`` is the newest picture of samples, ``checkpoint`` the
+    folder of the finished checkpoint, ``figures`` what the evaluation found as the checkpoint's card has it, and ``short`` the same in a sentence.
+    """
+
+    name: str
+    state: State = "running"
+    stage: str = "preparing"
+    fraction: float = 0.0
+    remaining_s: float | None = None
+    spent_s: float = 0.0
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    controls: dict[str, float] = field(default_factory=dict)
+    sheet: str | None = None
+    checkpoint: str | None = None
+    figures: str = ""
+    short: str = ""
+    message: str = ""
+
+    @property
+    def words(self) -> str:
+        """Step, loss and controls in words."""
+        parts = [f"{self.step} of {self.steps}"] if self.steps else []
+        parts += [f"loss {self.loss:.3f}"] if self.loss is not None else []
+        if len(self.controls) == 2:
+            parts.append(
+                "held out {expression:.3f}, another spot's expression {expression_shuffled:.3f}".format(**self.controls)
+            )
+        return ", ".join(parts)
+
+
+OnProgress = Callable[[AdaptProgress], None]
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """Outcome of an adaptation: the checkpoint's name and folder, the folder of its work, and the evaluation's figures."""
+
+    name: str
+    folder: Path
+    work: Path
+    figures: Mapping[str, Any]
+    words: str
+
+
+def adapt(
+    sections: str | Path | Sequence[str | Path],
+    *,
+    minutes: float = 30.0,
+    name: str | None = None,
+    fullres: str | Path | None = None,
+    mpp: float | None = None,
+    hold_out: str = "lower-right",
+    start: str = "demo",
+    seed: int = 0,
+    output: str | Path | None = None,
+    on_progress: OnProgress | None = None,
+    on_note: Callable[[str], None] | None = None,
+    cancel: CancelToken | None = None,
+) -> Adapted:
+    """Make a checkpoint of one's own tissue, evaluate it on what was held out, and put it among the checkpoints that have a name.
+
+    Stopped or killed, the same call goes on from what was saved.
+
+    Parameters
+    ----------
+    sections
+        A section or several, as `napari_stmdit.open_section` takes them.
+    minutes
+        For all of it, on this computer.
+    name
+        Name of the checkpoint; None: of the first section's folder.
+    fullres, mpp
+        Slide image and microns per pixel of the first section.
+    hold_out
+        ``lower-right`` or another corner of the first section, the name of a section, or ``none``.
+    start
+        Checkpoint to go on from.
+    seed
+        Of everything that is drawn.
+    output
+        Folder of the work files; None: by the name, in the data directory.
+    on_progress, on_note
+        Called with the progress, and with sentences about what is being done.
+    cancel
+        Once set, it saves what it has and ends with `TrainingStoppedError`.
+
+    Raises
+    ------
+    RequestError
+        A section cannot be used, or there is too little room; names every fault.
+    TrainingStoppedError
+        It was asked to stop.
+    StmditError
+        Something is missing, or the place of the checkpoint is taken.
+    """
+    given = [sections] if isinstance(sections, str | Path) else list(sections)
+    if not given:
+        raise RequestError([("section", "none was given; give the folder of one")])
+    request = request_of(
+        name=name or default_name(given[0]),
+        sections=tuple(str(one) for one in given),
+        fullres=None if fullres is None else str(fullres),
+        mpp=mpp,
+        minutes=minutes,
+        hold_out=hold_out,
+        start=start,
+        seed=seed,
+    )
+    work = home_of(request.name) if output is None else Path(output).expanduser()
+    return run_adaptation(request, work, on_progress, on_note, cancel)
+
+
+def command_of(request: AdaptRequest, work: Path) -> list[str]:
+    """Return the command that begins an adaptation, or goes on with it."""
+    words = [sys.executable, "-m", "napari_stmdit.cli", "train", "--name", request.name, "--output", str(work)]
+    words += [word for path in request.sections for word in ("--section", path)]
+    words += [
+        "--minutes",
+        f"{request.minutes:g}",
+        "--hold-out",
+        request.hold_out,
+        "--start",
+        request.start,
+        "--seed",
+        str(request.seed),
+    ]
+    words += [] if request.fullres is None else ["--fullres", request.fullres]
+    return words if request.mpp is None else [*words, "--mpp", repr(request.mpp)]
+
+
+def read_progress(work: Path) -> AdaptProgress | None:
+    """Return how far an adaptation is, None where none was begun in a folder."""
+    try:
+        return AdaptProgress(**read_json(work / PROGRESS))
+    except (BadFile, TypeError, OSError):
+        return None
+
+
+def read_request(work: Path) -> AdaptRequest | None:
+    """Return what an adaptation was asked for, None where none was begun in a folder."""
+    try:
+        return AdaptRequest.model_validate(read_json(work / REQUEST))
+    except (BadFile, ValueError, OSError):
+        return None
+
+
+def ask_to_stop(work: Path) -> None:
+    """Ask the process that adapts in a folder to save what it has and end."""
+    (work / STOP).touch()
+
+
+# ------------------------------------------------------------------------------------------------- the stages in their order
+
+
+def run_adaptation(
+    request: AdaptRequest,
+    work: Path,
+    on_progress: OnProgress | None = None,
+    on_note: Callable[[str], None] | None = None,
+    cancel: CancelToken | None = None,
+) -> Adapted:
+    """Begin an adaptation in a folder, or go on with the one that is there; see `adapt`."""
+    require_extra()
+    note, work = on_note or (lambda _: None), work.resolve()
+    request = _same_request(request, work, note)
+    target = data_directory() / "checkpoints" / request.name
+    if not (work / REQUEST).is_file():
+        check_free(target, "give another name")
+        content, estimate = build_config(request)
+        check_room(estimate, work)
+        note(
+            f"{estimate.words}, in {work}. It goes on until about {time.strftime('%H:%M', time.localtime(time.time() + 60 * request.minutes))}."
+        )
+        work.mkdir(parents=True, exist_ok=True)
+        _write_config(work, content)
+        write_text(work / REQUEST, request.model_dump_json(indent=1) + "\n")
+    lock = take_lock(work)
+    try:
+        with _stops(work, cancel or CancelToken()) as token:
+            return _Run(request, work, target, token, on_progress or (lambda _: None)).go()
+    finally:
+        lock.release()
+
+
+def _same_request(request: AdaptRequest, work: Path, note: Callable[[str], None]) -> AdaptRequest:
+    """Return the request of the adaptation in a folder; raises RequestError where it is another one, or the folder holds something else."""
+    before = read_request(work)
+    if before is None:
+        check_free(work, "give another name or another --output")
+        return request
+    if before.model_copy(update={"minutes": request.minutes}) != request:
+        raise RequestError(
+            [
+                (
+                    "name",
+                    f"{work} holds another adaptation, of {', '.join(before.sections)}; give another name, or ask for the same",
+                )
+            ]
+        )
+    if before.minutes != request.minutes:
+        note(f"It keeps the {before.minutes:g} minutes that it was begun with.")
+    return before
+
+
+@contextmanager
+def _stops(work: Path, token: CancelToken) -> Iterator[CancelToken]:
+    """Set a token when the file that asks to stop appears; it is taken away first and last."""
+    file, over = work / STOP, threading.Event()
+    file.unlink(missing_ok=True)
+
+    def look() -> None:
+        while not over.wait(0.3):
+            if file.exists():
+                token.cancel()
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield token
+    finally:
+        over.set()
+        watcher.join()
+        file.unlink(missing_ok=True)
+
+
+def _write_config(work: Path, content: Mapping[str, Any]) -> None:
+    head = (
+        "# Written by `stmdit train --section`; `stmdit train THIS_FILE` runs the same stages without the evaluation.\n"
+    )
+    write_text(work / CONFIG, head + yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+
+
+class _Run:
+    """One run of an adaptation, from wherever the runs before it came to."""
+
+    def __init__(
+        self, request: AdaptRequest, work: Path, target: Path, token: CancelToken, on_progress: OnProgress
+    ) -> None:
+        self.request, self.work, self.target, self.token, self.on_progress = request, work, target, token, on_progress
+        self.total_s = 60 * request.minutes
+        before = read_progress(work)
+        self.before_s = 0.0 if before is None else before.spent_s
+        self.progress = AdaptProgress(request.name) if before is None else before
+        self.progress.state, self.progress.message = "running", ""
+        self.began, self.stage_began, self._told = time.monotonic(), time.monotonic(), 0.0
+        self.planned: dict[str, float] = {
+            "preparing": 0.03 * self.total_s,
+            "latents": CROPS_SHARE * self.total_s,
+            "evaluation": EVALUATION_SHARE * self.total_s,
+            "export": EXPORT_SHARE * self.total_s,
+        }
+        self.planned["transformer"] = self.total_s - sum(self.planned.values())
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of this and all earlier runs."""
+        return self.before_s + time.monotonic() - self.began
+
+    def go(self) -> Adapted:
+        """Run what is left."""
+        if (done := self._finished()) is not None:
+            return done
+        try:
+            return self._stages()
+        except BaseException as error:
+            stopped = isinstance(error, TrainingStoppedError | KeyboardInterrupt)
+            self.progress.state = "stopped" if stopped else "failed"
+            self.progress.message = "" if stopped else str(error)
+            self._save()
+            raise
+
+    def _finished(self) -> Adapted | None:
+        found = load_record(self.work / "evaluation.json")
+        if self.progress.checkpoint is None or not (self.target / "stmdit.json").is_file():
+            return None
+        self.progress.state = "done"
+        self._save()
+        return Adapted(self.request.name, self.target, self.work, found or {}, self.progress.figures)
+
+    def _stages(self) -> Adapted:
+        self._enter("preparing")
+        if "crops" not in self._config().latents.model_fields_set:
+            self._prepare()
+        self._enter("latents")
+        self._stage("autoencoder")
+        self._stage("latents")
+        if "steps" not in self._config().diffusion.model_fields_set:
+            self._set("diffusion", **self._lengths(self._steps()))
+        self._learn()
+        if not (self.work / "checkpoint" / "stmdit.json").is_file():
+            self._stage("export")
+        self._check()
+        figures, words = self._evaluated()
+        self._enter("export")
+        config = self._config()
+        card = {
+            **config.card,
+            "figures": words,
+            "hardware": f"{self.spent_s / 60:.0f} minutes, {choose_compute(config).device} with {config.workers} processes",
+        }
+        final = config.model_copy(update={"card": card, "export": self.target})
+        check_target(final)
+        export_checkpoint(settle(final))
+        self.progress.state, self.progress.fraction, self.progress.remaining_s = "done", 1.0, 0.0
+        self.progress.checkpoint, self.progress.figures, self.progress.short = (
+            str(self.target),
+            words,
+            short_of(figures),
+        )
+        self._save()
+        return Adapted(self.request.name, self.target, self.work, figures, words)
+
+    def _config(self) -> TrainingConfig:
+        return load_config(self.work / CONFIG)
+
+    def _stage(self, name: str) -> None:
+        run_stage(self._config(), name, Control(self._report, self.token))
+
+    def _check(self) -> None:
+        Control(cancel=self.token).check(self._config())
+
+    def _set(self, part: str, **values: Any) -> None:
+        """Put lengths into the config, once: runs that go on keep them."""
+        content = yaml.safe_load((self.work / CONFIG).read_text(encoding="utf-8"))
+        content[part] = {**content.get(part, {}), **values}
+        _write_config(self.work, content)
+
+    # --- how long each stage is
+
+    def _prepare(self) -> None:
+        """Fit the programs, and set how many crops can be encoded in their share of the time: in a folder aside, until that is known."""
+        aside = self.work / "preparing"
+        shutil.rmtree(aside, ignore_errors=True)
+        config = settle(self._config())
+        trial, file = config.model_copy(update={"output": aside}), self.work / "speed_crops.json"
+        run_alone(trial, fit_expression, trial)
+        self._check()
+        run_workers(trial, Control(cancel=self.token), measure_encoding, trial, file)
+        workers = config.workers if choose_compute(config).device == "cpu" else 1
+        most = self.planned["latents"] * workers / load_record(file)["crop"]
+        self._set("latents", crops=int(np.clip(most, MIN_CROPS, MAX_CROPS)))
+        run_alone(config, note_inputs, settle(self._config()), "latents")
+        for made in aside.iterdir():
+            made.rename(self.work / made.name)
+        aside.rmdir()
+
+    def _steps(self) -> int:
+        """Return how many steps the transformer can take, by the speed of some."""
+        config = settle(self._config())
+        file = self.work / "speed.json"
+        if not file.is_file():
+            run_workers(config, Control(cancel=self.token), measure_speed, config)
+        speed = load_record(file)
+        diffusion, share = config.diffusion, config.diffusion.small_fraction
+        left = self.total_s - self.spent_s - self.planned["evaluation"] - self.planned["export"]
+        self.planned["transformer"] = max(left, 1.0)
+        denoising = int(config.card.get("steps", open_start(config).card.steps))
+        sheet = speed["forward"] * BRANCHES * diffusion.samples * denoising
+        look = speed["forward"] * CASES * MAX_SPOTS * (diffusion.small_cells * FACTOR / config.patch_px) ** 2
+        left -= SHEETS * sheet + VALIDATIONS * look
+        return max(MIN_STEPS, int(left / (share * speed["small"] + (1 - share) * speed["whole"])))
+
+    def _lengths(self, steps: int) -> dict[str, int]:
+        """Return the settings of the transformer's stage for so many steps."""
+        return {
+            "steps": steps,
+            "warmup": max(1, min(100, steps // 10)),
+            "validate_every": max(1, steps // VALIDATIONS),
+            "sample_every": max(1, steps // SHEETS),
+        }
+
+    def _learn(self) -> None:
+        """Train the transformer; where its first steps take another time than was measured, for another number of steps."""
+        self._enter("transformer")
+        pace = _Pace(self)
+        try:
+            run_stage(self._config(), "diffusion", Control(pace.report, pace))
+        except TrainingStoppedError:
+            if self.token.cancelled or pace.steps is None:
+                raise
+            self._set("diffusion", **self._lengths(pace.steps))
+            self.planned["transformer"] = max(self.planned["transformer"] - (time.monotonic() - self.stage_began), 1.0)
+            self._enter("transformer")
+            self._stage("diffusion")
+
+    # --- evaluation
+
+    def _evaluated(self) -> tuple[dict[str, Any], str]:
+        """Return the figures of the evaluation on what was held out, and the same in words."""
+        self._enter("evaluation")
+        kept = self.work / "evaluation.json"
+        found: dict[str, Any] | None = load_record(kept)
+        config = self._config()
+        if not config.held_out:
+            return {}, "Nothing was held out, so nothing is known of tissue that it has not seen."
+        if found is None:
+            found = self._evaluate(settle(config))
+            save_record(kept, found)
+        return found, card_of(found, config.held_out[0].name)
+
+    def _evaluate(self, config: TrainingConfig) -> dict[str, Any]:
+        from ..assemble import load_checkpoint
+
+        (section,) = source_sections(config, "held_out")
+        model = load_checkpoint(self.work / "checkpoint", device=config.device)
+        programs = {
+            name: dict.fromkeys(genes, 1.0)
+            for name, genes in spelled_programs(section.spots.genes.symbols.tolist()).items()
+            if genes
+        }
+        request = EvaluationRequest(parts=("counterfactual",), pairs=MAX_PAIRS, seed=config.seed, programs=programs)
+        folder = self.work / "evaluation"
+
+        def check_of(pairs: int) -> CounterfactualCheck:
+            asked = request.model_copy(update={"pairs": pairs})
+            return CounterfactualCheck(
+                section, model, asked, folder, BATCH, self.token, ("identity", "swaps", "programs")
+            )
+
+        settings = load_record(self.work / "pairs.json")
+        if settings is None:
+            speed = load_record(self.work / "speed.json") or {"forward": 0.1}
+            threads = torch.get_num_threads() if choose_compute(config).device == "cpu" else 1
+            calls = self.planned["evaluation"] / speed["forward"] * max(1.0, 0.7 * threads)
+            pairs = next(
+                (n for n in range(MAX_PAIRS, MIN_PAIRS, -4) if 2 * check_of(n).total * check_of(n).steps < calls),
+                MIN_PAIRS,
+            )
+            settings = {"pairs": pairs}
+            save_record(self.work / "pairs.json", settings)
+        check = check_of(settings["pairs"])
+        steps = check.run()
+        while True:
+            try:
+                at = next(steps)
+            except StopIteration as end:
+                if end.value is None:
+                    self._check()
+                return dict(end.value)
+            self._tell(at.fraction, at.patches_done, at.patches_total)
+
+    # --- progress
+
+    def _enter(self, stage: str) -> None:
+        self.progress.stage, self.progress.step, self.progress.steps = stage, 0, 0
+        self.stage_began, self._told = time.monotonic(), 0.0
+        self._tell(0.0)
+
+    def _report(self, at: TrainingProgress) -> None:
+        if at.loss is not None:
+            self.progress.loss = round(at.loss, 4)
+        self._tell(at.step / at.steps, at.step, at.steps)
+
+    def _tell(self, share: float, step: int = 0, steps: int = 0) -> None:
+        """Say how far the present stage is; written at most once a second."""
+        now, known = time.monotonic(), self.progress
+        if now - self._told < 1.0 and share < 1:
+            return
+        self._told = now
+        order = list(STAGES)
+        later = sum(self.planned[name] for name in order[order.index(known.stage) + 1 :])
+        stage_s = now - self.stage_began
+        own = stage_s * (1 - share) / share if share > 0.02 and stage_s > 5 else self.planned[known.stage] * (1 - share)
+        known.step, known.steps, known.remaining_s = step, steps, round(own + later, 1)
+        known.fraction = round(self.spent_s / (self.spent_s + own + later), 4)
+        if known.stage == "transformer":
+            known.controls = _controls(self.work / "diffusion.jsonl") or known.controls
+            sheets = sorted((self.work / "samples").glob("step_*.png"))
+            known.sheet = str(sheets[-1]) if sheets else known.sheet
+        self._save()
+        self.on_progress(known)
+
+    def _save(self) -> None:
+        self.progress.spent_s = round(self.spent_s, 1)
+        with suppress(OSError), replacing(self.work / PROGRESS, durable=False) as draft:
+            draft.write_text(json.dumps(asdict(self.progress), indent=1), encoding="utf-8")
+
+
+class _Pace(CancelToken):
+    """Looks at the pace of the transformer's first steps, and once ends the stage where it will not be done in time."""
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__()
+        self._run = run
+        self.steps: int | None = None
+        self._first: tuple[float, int] | None = None
+        self._looked = False
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the stage is to end, by the user's wish or for another number of steps."""
+        return self._run.token.cancelled or self.steps is not None
+
+    def report(self, at: TrainingProgress) -> None:
+        """Pass progress on, and look at the pace."""
+        self._run._report(at)
+        now = time.monotonic()
+        self._first = self._first or (now, at.step)
+        began, first = self._first
+        if (
+            self._looked
+            or at.phase != "transformer"
+            or now - began < PACE_SHARE * self._run.planned["transformer"]
+            or at.step - first < 5
+        ):
+            return
+        self._looked = True
+        speed = load_record(self._run.work / "speed.json")
+        slower = (now - began) / (at.step - first) / speed["small"]
+        steps = max(MIN_STEPS, at.step + int((at.steps - at.step) / slower))
+        if abs(steps / at.steps - 1) > PACE_SLACK and at.step < at.steps / 4:
+            self.steps = steps
+
+
+def measure_speed(worker: Worker, config: TrainingConfig) -> None:
+    """Write ``speed.json``: seconds of a step on small crops and on whole patches, and of one patch through the network once."""
+    settings = config.diffusion
+    cache = load_cache(config)
+    model = worker.place(build_transformer(config, cache))
+    batches = Batches(cache, settings, seed=config.seed, objective=starting_objective(config))
+    learners = [optimizer for optimizer, _ in optimizers(model, settings)]
+
+    def step(count: int, small: bool) -> None:
+        loss = batch_loss(model, batches, count, small, worker.device, worker.autocast).total(settings.coarse_weight)
+        worker.update(loss, learners, 1.0)
+
+    speed = {
+        "small": timed(lambda: step(settings.small_batch, True), 3),
+        "whole": timed(lambda: step(settings.batch, False), 3),
+    }
+    with torch.no_grad():
+        speed["forward"] = timed(lambda: batch_loss(model, batches, BATCH, False, worker.device), 1) / BATCH
+    if worker.leads:
+        save_record(config.output / "speed.json", speed)
+    worker.wait()
+
+
+def _controls(log: Path) -> dict[str, float]:
+    """Return the newest losses on held-out spots with their own expression and with another spot's."""
+    try:
+        lines = log.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        with suppress(ValueError, KeyError, TypeError):
+            found = json.loads(line)["validation"]
+            return {case: float(found[case]["flow"]) for case in ("expression", "expression_shuffled")}
+    return {}
+
+
+def _interval(facts: Mapping[str, Any]) -> str:
+    value, low, high = (facts.get(key) for key in ("coefficient", "low", "high"))
+    return "not known" if value is None or low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def short_of(found: Mapping[str, Any]) -> str:
+    """Return the most important of it in a few sentences."""
+    if not found:
+        return "Nothing was held out, so nothing is known of tissue that it has not seen."
+    swap, control = found["swap"]["haematoxylin"], found["swap_control"]["haematoxylin"]
+    return (
+        f"On what was held out, a spot given another's expression moves towards its haematoxylin by {_interval(swap)}; given a third spot's, by "
+        f"{_interval(control)} (it should be about 0). The most that expression allows is {swap['ceiling']:.2f}."
+    )
+
+
+def card_of(found: Mapping[str, Any], held_out: str) -> str:
+    """Return the figures of an evaluation as Markdown for a checkpoint's card."""
+    swap, control, programs = found["swap"], found["swap_control"], found["programs"]
+    ceiling = swap["haematoxylin"]["ceiling"]
+    identity = found["identity"]
+    agreement = programs.get("correlation")
+    said = (
+        f"correlation with the trend of real tissue {agreement:.2f} [{programs['low']:.2f}, {programs['high']:.2f}] over {programs['n']} programs"
+        if agreement is not None and programs.get("low") is not None
+        else f"too few programs have genes here ({programs.get('n', 0)}) to say anything"
+    )
+    return f"""Measured on {held_out}, which was never learned from; 95 % bootstrap intervals.
+
+| test | haematoxylin | nuclei |
+|---|---|---|
+| swap: a spot given another's expression moves towards it by | {_interval(swap["haematoxylin"])} | {_interval(swap["nuclei"])} |
+| control: given a third spot's instead | {_interval(control["haematoxylin"])} | {_interval(control["nuclei"])} |
+
+- {found["pairs"]} pairs. The most that a swap can reach, what expression says of haematoxylin at all: {ceiling:.2f}.
+- No edit: latents come back to {identity["latents"]:.4f} of a mean size of {identity["latent_size"]:.2f}; pixels change by {identity["pixels"]} grey levels.
+- Programs raised by two standard deviations, with what varies with them: {said}.
+- Expression explains {100 * found["morphology_explained"]:.0f} % of the variance of morphology; the rest of a spot's looks stays as it was.
+"""

@@ -1,0 +1,386 @@
+"""What is asked of an adaptation to one's own tissue, and the training config that answers it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import psutil
+from pydantic import Field, ValidationError
+
+from ..assemble import checkpoint_folder
+from ..errors import RequestError, SectionError
+from ..expression.programs import bundled_programs
+from ..intent import Intent
+from ..model.folder import CheckpointFolder, read_folder
+from ..model.hub.references import PACKAGE_DATA, data_directory
+from ..tissue.open import open_section, synthesis_fault
+from ..types import Section
+from .config import WHOLE, Part
+from .programs import HANDLING_PREFIXES
+from .sections import part_of
+from .validation import MAX_SPOTS
+
+GENES = 1000
+"""Genes that are read, where the sections share so many."""
+CORNERS = {
+    "lower-right": (True, True),
+    "lower-left": (True, False),
+    "upper-right": (False, True),
+    "upper-left": (False, False),
+}
+"""Corner of a section that may be held out -> whether it is the lower one, and the right one."""
+NOTHING = "none"
+MIN_LEARNED, MIN_HELD_OUT = 3, 8
+"""Spots of a part below which nothing can be learned, and nothing be said of what was."""
+TISSUES = ("epithelial", "stromal", "smooth_muscle", "adipose", "endothelial", "b_plasma", "t_cell", "myeloid")
+"""Bundled programs that stand for a tissue found in most organs, and so give a profile."""
+MIN_MARKERS = 4
+"""Genes of such a program that every section must have."""
+MAX_WORKERS, MAX_CROPS = 4, 8000
+WORKER_BYTES = 450 * 2**20
+"""Memory of a process with the libraries and nothing else."""
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+
+
+class AdaptRequest(Intent):
+    """What to make a checkpoint from, and in how much time.
+
+    ``sections`` are paths as `napari_stmdit.open_section` takes them; ``fullres`` and ``mpp`` are for the first. ``hold_out`` says what is not
+    learned from, but evaluated on: a quarter of the first section's spots at one of its corners, a whole section by the name of its folder
+    (another donor's, say), or ``none``. ``minutes`` is the time for all of it on this computer; ``start`` names the checkpoint that is gone on
+    from.
+    """
+
+    name: str
+    sections: Annotated[tuple[str, ...], Field(min_length=1)]
+    fullres: str | None = None
+    mpp: Annotated[float, Field(gt=0)] | None = None
+    minutes: Annotated[float, Field(gt=0, le=100_000)] = 30.0
+    hold_out: str = "lower-right"
+    start: str = "demo"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A section that is learned from: its name in the config, the section, where it was opened from, and the parts that are taken."""
+
+    name: str
+    section: Section
+    source: dict[str, Any]
+    parts: tuple[tuple[str, Part], ...]
+
+
+def request_of(**values: Any) -> AdaptRequest:
+    """Return a request; raises RequestError with every fault."""
+    try:
+        return AdaptRequest(**values)
+    except ValidationError as error:
+        raise RequestError([(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors()]) from None
+
+
+def home_of(name: str) -> Path:
+    """Return the folder where an adaptation works by default; raises RequestError where the name is none for a checkpoint."""
+    check_name(name)
+    return adaptations_home() / name
+
+
+def check_name(name: str) -> None:
+    """Raise RequestError where a name is none for a checkpoint."""
+    if not _NAME.fullmatch(name):
+        raise RequestError([("name", f"{name!r} is no name for a checkpoint; use letters, digits, '.', '_' and '-'")])
+
+
+def adaptations_home() -> Path:
+    """Return the folder that holds all adaptations begun on this computer, but those with a place of their own."""
+    return data_directory() / "adapted"
+
+
+def default_name(section: str | Path) -> str:
+    """Return a name for a checkpoint of a section."""
+    path = Path(section).expanduser().resolve()
+    folder = path.parent if path.name in ("outs", "spatial") else path
+    return f"my-{re.sub(r'[^A-Za-z0-9._-]+', '-', folder.stem).strip('-.') or 'tissue'}"
+
+
+def build_config(request: AdaptRequest) -> tuple[dict[str, Any], Estimate]:
+    """Open the sections of a request, and return the content of a training config for them and what it will take.
+
+    The lengths of its stages are for `napari_stmdit.training.adapt` to set, by the speed of this computer.
+
+    Raises
+    ------
+    RequestError
+        A section cannot be opened or used, or what is to be held out is not there; names every fault.
+    CheckpointError
+        The checkpoint to start from is not there.
+    """
+    check_name(request.name)
+    opened = _open(request)
+    start = read_folder(checkpoint_folder(request.start))
+    mpp = _patch_mpp(opened, start)
+    learned, held = _hold_out(request, opened)
+    _check(learned, MIN_LEARNED, mpp, start.card.patch_px)
+    _check(held, MIN_HELD_OUT, mpp, start.card.patch_px)
+    symbols = _shared_symbols([one.section for one in (*learned, *held)])
+    usable = [name for name in symbols if not name.upper().startswith(HANDLING_PREFIXES)]
+    always = sorted({gene for genes in spelled_programs(symbols).values() for gene in genes})
+    genes = min(GENES, len(usable))
+    workers = min(MAX_WORKERS, psutil.cpu_count() or 1)
+    config = {
+        "name": request.name,
+        "output": ".",
+        "start": request.start,
+        "seed": request.seed,
+        "workers": workers,
+        "patch_mpp": mpp,
+        "tensorboard": False,
+        "checkpoint_seconds": 30.0,
+        "train": [_source(one, name, part) for one in learned for name, part in one.parts],
+        "held_out": [_source(one, name, part) for one in held for name, part in one.parts],
+        "expression": {
+            "anew": True,
+            "genes": max(genes, len(set(always) & set(usable))),
+            "always": [gene for gene in always if gene in set(usable)],
+            "regions": _regions(symbols),
+            "penalty": 2.0,
+            "thinning": 4.0,
+        },
+        "latents": {"held_out_spots": MAX_SPOTS},
+        "diffusion": {
+            "small_fraction": 0.5,
+            "rate": 7e-4,
+            "matrix_rate": 1e-3,
+            "share_both": 0.22,
+            "share_expression": 0.55,
+            "share_morphology": 0.11,
+            "expression_noise": 0.35,
+            "coarse_weight": 0.15,
+            "shifted_share": 0.5,
+            "samples": 3,
+        },
+        "card": _card(request, learned, held),
+    }
+    if start.path.parent == PACKAGE_DATA:
+        config["vae_of"] = start.path.name
+    return config, _estimate(learned, held, workers, mpp, start)
+
+
+def spelled_programs(symbols: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the bundled programs with those of their genes that are among ``symbols``, in their spelling: other species write them otherwise."""
+    spelling = {symbol.upper(): symbol for symbol in symbols}
+    return {
+        name: tuple(spelling[gene.upper()] for gene in genes if gene.upper() in spelling)
+        for name, genes in bundled_programs().items()
+    }
+
+
+# ------------------------------------------------------------------------------------------------- sections
+
+
+def _open(request: AdaptRequest) -> list[Learned]:
+    faults, found = [], list[Learned]()
+    for number, path in enumerate(request.sections):
+        fullres, mpp = (request.fullres, request.mpp) if number == 0 else (None, None)
+        try:
+            section = open_section(path, fullres=fullres, mpp=mpp)
+        except SectionError as error:
+            faults.append((f"section {path}", str(error)))
+            continue
+        source = {"kind": "folder", "folder": str(Path(path).expanduser().resolve()), "mpp": mpp}
+        if fullres is not None:
+            image = Path(fullres).expanduser()
+            source["image"] = str(image.resolve()) if image.is_file() else fullres
+        names = [one.name for one in found]
+        name = section.name if section.name not in names else f"{section.name}-{number + 1}"
+        found.append(Learned(name, section, source, ((name, WHOLE),)))
+    if faults:
+        raise RequestError(faults)
+    return found
+
+
+def _patch_mpp(opened: Sequence[Learned], start: CheckpointFolder) -> float:
+    """Return the scale of a patch: the start's, or that of the coarsest image where it shows less than that."""
+    scales = [
+        one.section.calibration.mpp * one.section.image.pixel_size
+        for one in opened
+        if one.section.image is not None and one.section.calibration.mpp is not None
+    ]
+    coarsest = max(scales, default=start.card.patch_mpp)
+    return start.card.patch_mpp if coarsest <= start.card.patch_mpp * 1.01 else round(coarsest, 4)
+
+
+def _hold_out(request: AdaptRequest, opened: Sequence[Learned]) -> tuple[list[Learned], list[Learned]]:
+    """Divide the sections into those that are learned from and what is held out."""
+    first, wanted = opened[0], request.hold_out
+    if wanted == NOTHING:
+        return list(opened), []
+    if wanted in CORNERS:
+        kept, held = corner_parts(first.section, wanted)
+        learned = Learned(
+            first.name, first.section, first.source, tuple((f"{first.name}-{name}", part) for name, part in kept)
+        )
+        return [learned, *opened[1:]], [
+            Learned(first.name, first.section, first.source, ((f"{first.name}-{wanted}", held),))
+        ]
+    held_out = [one for one in opened if one.name == wanted]
+    if not held_out or len(opened) == 1:
+        names = ", ".join(one.name for one in opened)
+        raise RequestError(
+            [
+                (
+                    "hold out",
+                    f"{wanted!r} is neither a corner ({', '.join(CORNERS)}) nor {NOTHING!r} nor one of several sections ({names}); choose one of these",
+                )
+            ]
+        )
+    return [one for one in opened if one is not held_out[0]], held_out
+
+
+def corner_parts(section: Section, corner: str) -> tuple[tuple[tuple[str, Part], ...], Part]:
+    """Divide a section so that a quarter of its spots lies at a corner.
+
+    Returns
+    -------
+    tuple
+        The parts that are learned from, by name, and the part that is held out. They share no pixel.
+    """
+    assert section.image is not None
+    low, right = CORNERS[corner]
+    size = np.array(section.image.shape) * section.image.pixel_size
+    places = section.spots.yx / size
+    y = round(float(np.median(places[:, 0])), 4)
+    same_half = (places[:, 0] >= y) == low
+    x = round(float(np.median(places[same_half, 1])), 4)
+    own, other = ((y, 1.0), (0.0, y)) if low else ((0.0, y), (y, 1.0))
+    held, beside = ((x, 1.0), (0.0, x)) if right else ((0.0, x), (x, 1.0))
+    halves = {True: "lower", False: "upper"}, {True: "right", False: "left"}
+    parts = (
+        (halves[0][not low], (other[0], 0.0, other[1], 1.0)),
+        (f"{halves[0][low]}-{halves[1][not right]}", (own[0], beside[0], own[1], beside[1])),
+    )
+    return parts, (own[0], held[0], own[1], held[1])
+
+
+def _check(used: Sequence[Learned], least: int, mpp: float, patch_px: int) -> None:
+    """Refuse parts of sections that hold no patch or too few spots; raises RequestError."""
+    faults = []
+    for one in used:
+        unfit = synthesis_fault(one.section, mpp)
+        if unfit is not None:
+            faults.append((f"section {one.name}", unfit))
+            continue
+        for name, part in one.parts:
+            piece = part_of(one.section, part)
+            assert piece.image is not None and piece.calibration.mpp is not None  # synthesis_fault
+            side = min(piece.image.shape) * piece.image.pixel_size * piece.calibration.mpp / mpp
+            if side < patch_px or len(piece.spots) < least:
+                faults.append(
+                    (
+                        f"section {name}",
+                        f"it has {len(piece.spots)} spots and {side:.0f} px along its shorter side, too little for a patch of {patch_px} px and "
+                        f"{least} spots; give a larger section, or hold out {NOTHING!r} or another section",
+                    )
+                )
+    if faults:
+        raise RequestError(faults)
+
+
+def _source(one: Learned, name: str, part: Part) -> dict[str, Any]:
+    content = {key: value for key, value in one.source.items() if value is not None}
+    return {**content, "name": name, **({} if part == WHOLE else {"part": list(part)})}
+
+
+# ------------------------------------------------------------------------------------------------- genes
+
+
+def _shared_symbols(sections: Sequence[Section]) -> list[str]:
+    return sorted(set.intersection(*[set(section.spots.genes.symbols.tolist()) for section in sections]))
+
+
+def _regions(symbols: Sequence[str]) -> dict[str, list[str]]:
+    """Return marker genes of the tissues that give a profile."""
+    spelled = spelled_programs(symbols)
+    return {name: list(spelled[name]) for name in TISSUES if len(spelled.get(name, ())) >= MIN_MARKERS}
+
+
+# ------------------------------------------------------------------------------------------------- words and sizes
+
+
+def _card(request: AdaptRequest, learned: Sequence[Learned], held: Sequence[Learned]) -> dict[str, Any]:
+    names = ", ".join(name for one in learned for name, _ in one.parts)
+    out = ", ".join(name for one in held for name, _ in one.parts) or "nothing"
+    few = f"{len({one.name for one in learned})} section" + ("s" if len(learned) > 1 else "")
+    return {
+        "training_data": f"Adapted on the user's own computer to {names}; held out and never learned from: {out}.",
+        "licence": "The sections are the user's own.",
+        "limits": (
+            f"It was adapted to {few} in {request.minutes:g} minutes. What it says of other sections, donors, stains or scales is unknown until it "
+            "is evaluated there. Never use it for diagnosis. Its images are synthetic and must be labelled so."
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an adaptation will take: spots that are learned from and held out, and bytes of memory and of disk."""
+
+    spots: int
+    held_out: int
+    workers: int
+    memory: int
+    disk: int
+
+    @property
+    def words(self) -> str:
+        """The same in a sentence."""
+        return (
+            f"{self.spots:,} spots to learn from, {self.held_out:,} held out; about {self.memory / 2**30:.1f} GB of memory "
+            f"in {self.workers} process{'es' if self.workers > 1 else ''}, and {self.disk / 2**30:.1f} GB of disk"
+        )
+
+
+def _estimate(
+    learned: Sequence[Learned], held: Sequence[Learned], workers: int, mpp: float, start: CheckpointFolder
+) -> Estimate:
+    def spots(of: Sequence[Learned]) -> int:
+        return sum(len(part_of(one.section, part).spots) for one in of for _, part in one.parts)
+
+    pixels = 0
+    for one in learned:
+        assert one.section.image is not None and one.section.calibration.mpp is not None
+        zoom = one.section.calibration.mpp * one.section.image.pixel_size / mpp
+        pixels += round(3 * float(np.prod(one.section.image.shape)) * zoom**2)
+    cache = MAX_CROPS * crop_bytes(start.card.patch_px)
+    counts, kept = spots(learned), spots(held)
+    dense = 4 * (counts + kept) * len(start.card.genes or range(GENES)) * 6  # tables of smoothed and thinned counts
+    return Estimate(
+        counts, kept, workers, workers * (WORKER_BYTES + cache) + WORKER_BYTES + pixels + dense, pixels + 3 * cache
+    )
+
+
+def crop_bytes(patch_px: int) -> int:
+    """Return about how many bytes a crop takes in the cache: its latents, and the descriptions of it and its windows."""
+    return 2 * 12 * (patch_px // 8) ** 2 + 26 * 32 * 4 + 4 * 33 * 4
+
+
+def check_room(estimate: Estimate, folder: Path) -> Mapping[str, int]:
+    """Return free bytes of memory and disk; raises RequestError where either is too little."""
+    place = next(one for one in (folder, *folder.parents) if one.is_dir())
+    free = {"memory": psutil.virtual_memory().available, "disk": psutil.disk_usage(str(place)).free}
+    faults = [
+        (what, f"{needed / 2**30:.1f} GB are needed, {free[what] / 2**30:.1f} GB are free; {remedy}")
+        for what, needed, remedy in (
+            ("memory", estimate.memory, "close other programs"),
+            ("disk", estimate.disk, f"make room on the disk of {folder}, or give another folder"),
+        )
+        if free[what] < needed
+    ]
+    if faults:
+        raise RequestError(faults)
+    return free

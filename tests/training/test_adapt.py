@@ -1,0 +1,155 @@
+"""A checkpoint of one's own tissue: made from a section in a given time, evaluated on what was held out, stopped and gone on with."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import write_tiny_checkpoint
+from tiny import TINY_GENES
+
+from napari_stmdit.assemble import list_checkpoints, load_checkpoint
+from napari_stmdit.errors import RequestError, StoreError
+from napari_stmdit.progress import CancelToken
+from napari_stmdit.tissue.open import open_section
+from napari_stmdit.training import adapting
+from napari_stmdit.training.adapt import adapt, ask_to_stop, command_of, read_progress, read_request
+from napari_stmdit.training.adapting import CORNERS, corner_parts, default_name, spelled_programs
+from napari_stmdit.training.parallel import TrainingStoppedError
+from napari_stmdit.training.sections import part_of
+from napari_stmdit.training.state import load_state
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("STMDIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(adapting, "MAX_WORKERS", 1)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A checkpoint to go on from, of other genes than the section has."""
+    return write_tiny_checkpoint(tmp_path / "start", tuple(f"OTHER{k}" for k in range(20)), patch_mpp=0.688)
+
+
+def run(tiny_folder, begun, **how):
+    return adapt(tiny_folder, **{"minutes": 0.001, "start": str(begun), "name": "mine"} | how)
+
+
+def test_a_section_becomes_a_checkpoint_that_is_found_by_its_name(home, begun, tiny_folder):
+    seen, notes = [], []
+    made = run(tiny_folder, begun, on_progress=lambda at: seen.append(replace(at)), on_note=notes.append)
+    assert {entry.name: entry.path for entry in list_checkpoints()}["mine"] == made.folder
+    checkpoint = load_checkpoint("mine", device="cpu")
+    assert set(checkpoint.card.genes) == set(
+        TINY_GENES
+    )  # those of the section, not of the checkpoint that it went on from
+    assert checkpoint.card.patch_mpp == 0.7  # the slide shows no more than that
+    assert checkpoint.morphology_map is not None
+    vae = load_checkpoint(begun, device="cpu").pipeline.vae.state_dict()
+    own = checkpoint.pipeline.vae.state_dict()
+    assert all(torch.equal(vae[name], own[name]) for name in vae)
+    words = (made.folder / "README.md").read_text()
+    assert (
+        "swap: a spot given another's expression" in words
+        and "tiny_section-lower-right, which was never learned from" in words
+    )
+    assert made.figures["identity"]["pixels"] == 0 and made.figures["pairs"] == 8
+    assert {"swap", "swap_control", "programs"} <= set(made.figures)
+    assert [at.stage for at in seen if at.stage == "transformer"] and seen[-1].state == "done" or seen[-1].fraction <= 1
+    assert {"expression", "expression_shuffled"} == set(read_progress(made.work).controls)
+    assert read_progress(made.work).state == "done" and read_progress(made.work).sheet.endswith(".png")
+    assert len(notes) == 1 and "spots to learn from, 8 held out; about" in notes[0] and "GB of memory" in notes[0]
+    before = (made.folder / "stmdit.json").stat().st_mtime_ns
+    assert run(tiny_folder, begun).folder == made.folder  # finished: nothing is done again
+    assert (made.folder / "stmdit.json").stat().st_mtime_ns == before
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_stopped_and_killed_it_comes_to_the_same_checkpoint(home, begun, tiny_folder):
+    straight = run(tiny_folder, begun, name="straight", minutes=0.001)
+    token = CancelToken()
+
+    def stop(at):
+        if at.stage == "transformer" and at.step >= 5:
+            token.cancel()
+
+    with pytest.raises(TrainingStoppedError, match=r"at step \d+ of 12 of the transformer"):
+        run(tiny_folder, begun, on_progress=stop, cancel=token)
+    work = home / "adapted" / "mine"
+    assert read_progress(work).state == "stopped"
+    reached = load_state(work / "diffusion.pt")["step"]
+    assert 5 <= reached < 12
+
+    def die(at):
+        if at.stage == "transformer" and at.step >= 10:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(tiny_folder, begun, on_progress=die)
+    made = run(tiny_folder, begun)
+    lines = {
+        name: [json.loads(line) for line in (home / "adapted" / name / "diffusion.jsonl").read_text().splitlines()]
+        for name in ("straight", "mine")
+    }
+    last = {name: [line for line in own if "validation" in line][-1]["validation"] for name, own in lines.items()}
+    for case, parts in last["straight"].items():
+        assert parts["flow"] == pytest.approx(last["mine"][case]["flow"], abs=1e-3)
+    one, other = (
+        load_state(home / "adapted" / name / "diffusion.pt")["average"]["weights"] for name in ("straight", "mine")
+    )
+    assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
+    for part in ("swap", "identity"):
+        assert json.dumps(made.figures[part]) == json.dumps(straight.figures[part])
+
+
+def test_a_file_stops_it_and_it_says_how_it_is_gone_on_with(home, begun, tiny_folder):
+    work = home / "adapted" / "mine"
+    with pytest.raises(TrainingStoppedError):
+        run(tiny_folder, begun, minutes=5.0, on_progress=lambda at: ask_to_stop(work))
+    request = read_request(work)
+    assert request.minutes == 5.0 and not (work / "stop").exists()
+    command = command_of(request, work)
+    assert command[1:5] == ["-m", "napari_stmdit.cli", "train", "--name"] and str(tiny_folder) in command
+    with pytest.raises(RequestError, match="holds another adaptation"):
+        run(tiny_folder, begun, hold_out="upper-left")
+
+
+@pytest.mark.parametrize("corner", CORNERS)
+def test_a_corner_with_a_quarter_of_the_spots_is_held_out(tiny_folder, corner):
+    section = open_section(tiny_folder)
+    kept, held = corner_parts(section, corner)
+    ids = [set(part_of(section, part).spots.ids.tolist()) for part in (*(part for _, part in kept), held)]
+    assert set.union(*ids) == set(section.spots.ids.tolist()) and sum(map(len, ids)) == len(section.spots)
+    assert 0.2 < len(ids[-1]) / len(section.spots) < 0.35
+    low, right = CORNERS[corner]
+    middle = np.median(section.spots.yx, axis=0)
+    rows = np.isin(section.spots.ids, list(ids[-1]))
+    assert ((section.spots.yx[rows].mean(axis=0) > middle) == (low, right)).all()
+
+
+def test_what_cannot_be_done_is_refused_with_every_reason(home, begun, tiny_folder):
+    with pytest.raises(RequestError, match="neither a corner .* nor 'none' nor one of several sections"):
+        run(tiny_folder, begun, hold_out="middle")
+    with pytest.raises(RequestError, match="is no name for a checkpoint"):
+        run(tiny_folder, begun, name="../mine")
+    with pytest.raises(RequestError, match="section nowhere: "):
+        run("nowhere", begun)
+    (home / "checkpoints" / "mine").mkdir(parents=True)
+    (home / "checkpoints" / "mine" / "stmdit.json").write_text("{}")
+    with pytest.raises(StoreError, match="give another name"):
+        run(tiny_folder, begun)
+
+
+def test_programs_are_spelled_as_the_section_spells_its_genes():
+    found = spelled_programs(["Krt8", "Epcam", "Acta2", "Actb"])
+    assert found["epithelial"] == ("Epcam", "Krt8") and found["her2"] == ()
+
+
+def test_the_name_of_a_checkpoint_comes_from_the_folder(tmp_path):
+    assert default_name(tmp_path / "mouse colon" / "outs") == "my-mouse-colon"
