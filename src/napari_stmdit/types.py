@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 CalibrationSource = Literal["override", "scalefactors", "lattice", "image", "unknown"]
 PredictedUnits = Literal["counts", "log1p"]
+Orientation = Literal["as-given", "mirror-x", "mirror-y", "turn-180", "swap-xy", "turn-90", "turn-270", "swap-yx"]
+"""How spots are laid over the slide, against what the files say; see `napari_stmdit.tissue.alignment`."""
 
 
 # ------------------------------------------------------------------------------------------------- tissue
