@@ -13,6 +13,7 @@ from ..errors import RequestError, SectionError, StmditError, first_line
 from ..progress import BATCH, CancelToken, Progress, mapped
 from ..synthesis.models import PatchModel
 from ..synthesis.requests import EditFile, read_edit_file, write_edit_file
+from ..tissue.excluded import exclude_file
 from ..tissue.open import open_section
 from ..types import Section
 from .cases import EvaluationRequest
@@ -239,6 +240,7 @@ def open_sections(
     fullres: str | Path | None = None,
     mpp: float | None = None,
     place: str = "section",
+    exclude: str | Path | None = None,
 ) -> tuple[Section, ...]:
     """Return the sections that are meant; a folder that is no section itself stands for all sections in it.
 
@@ -246,8 +248,8 @@ def open_sections(
     ----------
     sources
         Sections, or paths as `napari_stmdit.open_section` takes them.
-    fullres, mpp
-        Full-resolution image and scale; for a single section alone.
+    fullres, mpp, exclude
+        Full-resolution image, scale, and GeoJSON regions whose spots are left out; for a single section alone.
     place
         What they are called in messages.
 
@@ -266,8 +268,10 @@ def open_sections(
             faults.append((f"{place} {getattr(source, 'name', source)}", str(error)))
     if not faults and not found:
         faults.append((place, "none was given"))
-    if not faults and len(found) > 1 and (fullres is not None or mpp is not None):
-        faults.append((place, f"--fullres and --mpp are for a single section, {len(found)} were given"))
+    if not faults and len(found) > 1 and (fullres, mpp, exclude) != (None, None, None):
+        faults.append((place, f"--fullres, --mpp and --exclude are for a single section, {len(found)} were given"))
+    if not faults and exclude is not None:
+        found = [exclude_file(found[0], exclude)]
     if faults:
         raise RequestError(faults)
     return tuple(found)

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import RequestError, StmditError, StoreError, SynthesisError, first_line, is_out_of_memory
 from ..intent import Request
 from ..progress import BATCH, CancelToken, Progress, Stopwatch
+from ..tissue.excluded import exclude_file
 from ..types import PatchResult, Plan, Section
 from .canvas import MemoryCanvas, fits_in_memory
 from .identity import identity_of, inputs_of
@@ -194,6 +195,8 @@ def synthesize(
     SynthesisError
         Where sampling fails for good. What is finished stays in ``folder``.
     """
+    if request.exclude is not None and section.excluded is None:
+        section = exclude_file(section, request.exclude)
     plan = make_plan(section, request, model.card)
     canvas: MemoryCanvas | ZarrCanvas
     if folder is not None:

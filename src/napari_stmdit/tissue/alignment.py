@@ -10,13 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import SectionError
+from ..files import user_path
+from ..storage.atomic import replacing
 from ..types import Orientation, Section, SpotTable
 from .crops import readable
+from .excluded import exclude
 from .tissue_mask import coarse_picture, disc_means, optical_density
 
 SHARE_MARGIN = 0.05
@@ -128,9 +133,11 @@ def oriented(section: Section, orientation: Orientation) -> Section:
     """
     if orientation == "as-given":
         return section
-    spots = replace(section.spots, yx=_turned(section.spots.yx, section, orientation))
+    whole = section.whole
+    spots = replace(whole.spots, yx=_turned(whole.spots.yx, section, orientation))
     note = f"the spots lie on the slide {WORDS[orientation]} against what the files say, as asked"
-    return replace(section, spots=spots, notes=(*section.notes, note), store=None)
+    turned = replace(whole, spots=spots, notes=(*whole.notes, note), store=None)
+    return turned if section.excluded is None else exclude(turned, section.excluded.regions)
 
 
 def _turned(yx: NDArray[np.float64], section: Section, orientation: Orientation) -> NDArray[np.float64]:
@@ -198,7 +205,7 @@ def _logs(spots: SpotTable) -> NDArray[np.float64]:
 
 def _fits(section: Section) -> dict[Orientation, Fit]:
     spots, slide = section.spots, section.slide
-    mpp = section.calibration.mpp or _SPOT_UM / max(spots.diameter, 1e-6)
+    mpp = _scale_of(section)
     radius = max(spots.diameter, 1e-6) / 2
     with readable(slide):
         picture, step = coarse_picture(slide, mpp)
@@ -212,6 +219,76 @@ def _fits(section: Section) -> dict[Orientation, Fit]:
     return found
 
 
+def _scale_of(section: Section) -> float:
+    return section.calibration.mpp or _SPOT_UM / max(section.spots.diameter, 1e-6)
+
+
 def _r(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """Pearson's correlation; 0 where one of the two does not vary."""
     return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
+
+
+# ------------------------------------------------------------------------------------------------- the picture to check by
+
+
+PICTURE_PX = 300
+"""Longer side of the thumbnail in a check picture."""
+_FEW, _MANY = (43, 103, 214), (232, 119, 34)
+"""Colours of a spot with few and with many counts: blue and orange, which colour-blind people tell apart."""
+
+
+def check_picture(section: Section, orientation: Orientation = "as-given", side: int = PICTURE_PX) -> NDArray[np.uint8]:
+    """Return the spots over a thumbnail of the slide, in one of the eight orientations, (h, w, 3) uint8; orange spots have many counts.
+
+    Parameters
+    ----------
+    section
+        With a slide image.
+    orientation
+        Of the spots, against how they lie in the section.
+    side
+        Longer side of the picture in its own pixels.
+    """
+    from PIL import Image, ImageDraw
+
+    slide, spots = section.slide, section.spots
+    with readable(slide):
+        picture, step = coarse_picture(slide, _scale_of(section))
+        pixels = np.asarray(picture.compute()).clip(0, 255).astype(np.uint8)
+    zoom = side / max(pixels.shape[:2])
+    size = (max(1, round(pixels.shape[1] * zoom)), max(1, round(pixels.shape[0] * zoom)))
+    thumbnail = Image.fromarray(pixels).resize(size, Image.Resampling.BOX)
+    draw = ImageDraw.Draw(thumbnail)
+    yx = _turned(spots.yx, section, orientation) / step * (np.array(size[::-1]) / pixels.shape[:2])
+    radius = max(1.0, spots.diameter / 2 / step[0] * zoom)
+    logs = _logs(spots)
+    order = np.argsort(np.argsort(logs)) / max(len(logs) - 1, 1)
+    for (y, x), share in zip(yx.tolist(), order.tolist(), strict=True):
+        colour = tuple(round(few + share * (many - few)) for few, many in zip(_FEW, _MANY, strict=True))
+        draw.ellipse(
+            (x - radius, y - radius, x + radius, y + radius), outline=colour, fill=colour if radius < 3 else None
+        )
+    return np.asarray(thumbnail)
+
+
+def write_check_picture(section: Section, path: str | Path, other: Orientation | None = None) -> None:
+    """Write the spots over the slide as they are, and beside that as they lie in another orientation, as PNG.
+
+    Raises
+    ------
+    SectionError
+        The section has no slide image, or the file is there already or cannot be written.
+    """
+    from PIL import Image
+
+    shown = [check_picture(section, name, 2 * PICTURE_PX) for name in ("as-given", other) if name is not None]
+    gap = np.full((shown[0].shape[0], 16, 3), 255, dtype=np.uint8)
+    try:
+        with replacing(user_path(path), new=True) as draft:
+            Image.fromarray(
+                np.concatenate([shown[0], *(part for one in shown[1:] for part in (gap, one))], axis=1)
+            ).save(draft, format="PNG")
+    except FileExistsError:
+        raise SectionError(f"{path} is already there; nothing is overwritten, give another name") from None
+    except OSError as error:
+        raise SectionError(f"{path} cannot be written: {error}") from error
