@@ -233,6 +233,7 @@ class SpotProfile(Intent):
 class Request(Intent):
     """What the user wants; says nothing about how or where it is computed.
 
+    ``exclude`` is a GeoJSON file of regions whose spots are left out of everything.
     ``morphology`` is ``own`` (each spot's own crop), ``mean`` (of the section), ``null`` or a spot id; ``expression`` is
     ``own``, ``shuffled`` (permuted within the section, a control) or ``null``. ``counterfactual`` says whether the edits change this
     tissue (``on``) or new tissue is made of the edited expression (``off``); ``auto`` changes this tissue where there are edits and
@@ -244,6 +245,7 @@ class Request(Intent):
     """
 
     section: str | None = None
+    exclude: str | None = None
     region: Region = AllSpots()
     edits: tuple[Edit, ...] = ()
     programs: dict[str, Annotated[dict[str, Weight], Field(min_length=1)]] = {}

@@ -8,7 +8,7 @@ from the image's corner: the centre of pixel (0, 0) lies at (0.5, 0.5).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 CalibrationSource = Literal["override", "scalefactors", "lattice", "image", "unknown"]
 PredictedUnits = Literal["counts", "log1p"]
+Orientation = Literal["as-given", "mirror-x", "mirror-y", "turn-180", "swap-xy", "turn-90", "turn-270", "swap-yx"]
+"""How spots are laid over the slide, against what the files say; see `napari_stmdit.tissue.alignment`."""
 
 
 # ------------------------------------------------------------------------------------------------- tissue
@@ -97,6 +99,17 @@ class SpotTable:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def at(self, rows: NDArray[np.int64]) -> SpotTable:
+        """Return some of the rows, as a table of their own."""
+        return replace(
+            self,
+            ids=self.ids[rows],
+            yx=self.yx[rows],
+            counts=self.counts[rows],
+            array_rc=None if self.array_rc is None else self.array_rc[rows],
+            obs={name: values[rows] for name, values in self.obs.items()},
+        )
 
     def rows(self, ids: tuple[str, ...] | list[str]) -> NDArray[np.int64]:
         """Return the row of each id; raises KeyError with the first unknown id."""
@@ -206,6 +219,33 @@ class StoreElements:
 
 
 @dataclass(frozen=True)
+class Excluded:
+    """Spots of a section that are left out of everything, as under folds, pen and blur.
+
+    Attributes
+    ----------
+    whole
+        All spots of the section.
+    regions
+        Name of a region -> ids of its spots, in the table's order.
+    """
+
+    whole: SpotTable
+    regions: Mapping[str, tuple[str, ...]]
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """The excluded spots."""
+        return frozenset().union(*self.regions.values())
+
+    @property
+    def statement(self) -> str:
+        """How many are excluded, and by which regions, in a sentence."""
+        listed = ", ".join(f"{name} {len(ids):,}" for name, ids in self.regions.items())
+        return f"{len(self.ids):,} of {len(self.whole):,} spots are excluded ({listed}) and used for nothing"
+
+
+@dataclass(frozen=True)
 class Section:
     """One tissue section: slide image, spots and calibration.
 
@@ -225,6 +265,8 @@ class Section:
         Why there is no slide image, where something is known of it.
     store
         The elements that it was read from, where that was a SpatialData store.
+    excluded
+        Spots that were left out, which ``spots`` does not hold; see `napari_stmdit.tissue.excluded`.
     """
 
     name: str
@@ -239,6 +281,15 @@ class Section:
     expression: ExpressionSource = ExpressionSource()
     image_fault: str = ""
     store: StoreElements | None = None
+    excluded: Excluded | None = None
+
+    @property
+    def whole(self) -> Section:
+        """The section with the spots that were left out."""
+        if self.excluded is None:
+            return self
+        notes = tuple(note for note in self.notes if note != self.excluded.statement)
+        return replace(self, spots=self.excluded.whole, notes=notes, excluded=None)
 
     @property
     def mpp(self) -> float:

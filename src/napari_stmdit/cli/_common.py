@@ -27,6 +27,16 @@ output_option = partial(typer.Option, rich_help_panel="Output")
 
 Json = Annotated[bool, output_option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Mpp = Annotated[float | None, section_option(help="Microns per full-resolution pixel; overrides the file's.")]
+Exclude = Annotated[
+    Path | None,
+    section_option(help="GeoJSON polygons (x, y) in full-resolution pixels: spots inside are used for nothing."),
+]
+ExcludeClass = Annotated[
+    list[str] | None, section_option(help="A class of --exclude that is meant; several may be given; all by default.")
+]
+Orientation = Annotated[
+    str, section_option(help="How the spots are laid over the slide: as-given, or what `stmdit inspect SECTION` names.")
+]
 Seed = Annotated[int | None, sampling_option(help="Seed of the noise.")]
 GuidanceExpression = Annotated[float | None, sampling_option(help="Guidance scale of expression.")]
 GuidanceMorphology = Annotated[float | None, sampling_option(help="Guidance scale of morphology.")]

@@ -11,15 +11,20 @@ import typer
 
 from ..errors import StmditError
 from ._common import (
+    Exclude,
     InterruptCancels,
     Json,
+    Mpp,
     OldOutput,
+    Orientation,
     ProgressBar,
     console,
     one_output,
     output_option,
     print_json,
+    section_option,
 )
+from .section import inspect_section, is_section
 
 if TYPE_CHECKING:
     from ..model.foreign.convert import Converted
@@ -53,12 +58,27 @@ _ROWS = {
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A checkpoint file or folder, or a name that `stmdit info` lists.")],
+    path: Annotated[
+        Path, typer.Argument(help="A checkpoint file or folder, a name that `stmdit info` lists, or a tissue section.")
+    ],
     config: Annotated[Path | None, typer.Option(help="Settings, where they are not beside the weights.")] = None,
     mapping: Annotated[Path | None, typer.Option(help="Mapping file for names that are not known.")] = None,
+    fullres: Annotated[Path | None, section_option(help="Full-resolution image, where the folder lacks it.")] = None,
+    mpp: Mpp = None,
+    exclude: Exclude = None,
+    orientation: Orientation = "as-given",
+    picture: Annotated[
+        Path | None, section_option(help="PNG to write: the spots over the slide, as they are and as they fit better.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a checkpoint holds, whether it can edit real tissue, and what it lacks to run; never runs code from it."""
+    """Say what a checkpoint holds and lacks to run, without running code from it; or whether a section's spots lie right on its slide."""
+    if is_section(path):
+        from ..tissue.open import SectionSource
+
+        source = SectionSource.given(path, fullres=fullres, mpp=mpp, exclude=exclude, orientation=orientation)
+        inspect_section(source, picture, as_json)
+        return
     from ..assemble import list_checkpoints
     from ..model.foreign.inspect import inspect_checkpoint
 

@@ -18,6 +18,7 @@ from ._common import (
     Batch,
     Device,
     DType,
+    Exclude,
     GuidanceExpression,
     GuidanceMorphology,
     InterruptCancels,
@@ -118,6 +119,7 @@ def evaluate(
     guidance_morphology: GuidanceMorphology = None,
     fullres: Fullres = None,
     mpp: Mpp = None,
+    exclude: Exclude = None,
     batch: Batch = BATCH,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -157,7 +159,7 @@ def evaluate(
         },
         edits,
     )
-    opened = _sections(sections, "held_out", fullres, mpp)
+    opened = _sections(sections, "held_out", fullres, mpp, exclude)
     others = _sections([str(path) for path in predictor_sections or ()], "train")
     model, cancel = load_checkpoint(checkpoint, device=device, dtype=dtype), CancelToken()
     how: dict[str, Any] = {"command": _command(), "resume": resume, "batch": batch, "cancel": cancel}
@@ -246,7 +248,11 @@ def _request(values: dict[str, Any], edits: Path | None) -> EvaluationRequest:
 
 
 def _sections(
-    places: Sequence[str], which: str, fullres: Path | None = None, mpp: float | None = None
+    places: Sequence[str],
+    which: str,
+    fullres: Path | None = None,
+    mpp: float | None = None,
+    exclude: Path | None = None,
 ) -> tuple[Any, ...]:
     """Open sections; a training configuration stands for its held-out ones, or for those it trains on."""
     from ..evaluation.evaluate import open_sections
@@ -260,7 +266,7 @@ def _sections(
         else:
             sources.append(path)
     name = "section" if which == "held_out" else "predictor section"
-    return open_sections(sources, fullres, mpp, name) if sources else ()
+    return open_sections(sources, fullres, mpp, name, exclude) if sources else ()
 
 
 def _report(found: Evaluated, as_json: bool) -> None:

@@ -15,11 +15,14 @@ from ._common import (
     Batch,
     Device,
     DType,
+    Exclude,
+    ExcludeClass,
     GuidanceExpression,
     GuidanceMorphology,
     InterruptCancels,
     Json,
     Mpp,
+    Orientation,
     ProgressBar,
     Scheduler,
     Seed,
@@ -78,6 +81,9 @@ def synthesize(
     predicted_units: Annotated[
         str | None, section_option(help="What it holds where it does not say so: counts or log1p.")
     ] = None,
+    exclude: Exclude = None,
+    exclude_class: ExcludeClass = None,
+    orientation: Orientation = "as-given",
     request_file: Annotated[
         Path | None, request_option("--request", help="A whole request as YAML; other options override it.")
     ] = None,
@@ -145,6 +151,7 @@ def synthesize(
 
     options = {
         "section": str(section),
+        "exclude": None if exclude is None else str(exclude),
         "region": _region(spots, region, sample, everything),
         "mode": mode,
         "morphology": morphology,
@@ -168,6 +175,9 @@ def synthesize(
         tissue_fraction=tissue_fraction,
         predicted_expression=predicted_expression,
         predicted_units=predicted_units,
+        orientation=orientation,
+        exclude=request.exclude,
+        exclude_classes=tuple(exclude_class or ()),
     )
     opened = source.open()
     check_writable(output, opened)

@@ -20,6 +20,7 @@ from ..synthesis.conditions import Conditions
 from ..synthesis.models import PatchModel
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.requests import EditFile, read_edit_file, write_edit_file
+from ..tissue.excluded import exclude_file
 from ..tissue.open import open_section
 from ..types import Plan, Section
 from .cases import MIN_SPOTS, Case, EvaluationRequest, cases_of
@@ -389,6 +390,7 @@ def open_sections(
     fullres: str | Path | None = None,
     mpp: float | None = None,
     place: str = "section",
+    exclude: str | Path | None = None,
 ) -> tuple[Section, ...]:
     """Return the sections that are meant; a folder that is no section itself stands for all sections in it.
 
@@ -396,8 +398,8 @@ def open_sections(
     ----------
     sources
         Sections, or paths as `napari_stmdit.open_section` takes them.
-    fullres, mpp
-        Full-resolution image and scale; for a single section alone.
+    fullres, mpp, exclude
+        Full-resolution image, scale, and GeoJSON regions whose spots are left out; for a single section alone.
     place
         What they are called in messages.
 
@@ -416,8 +418,10 @@ def open_sections(
             faults.append((f"{place} {getattr(source, 'name', source)}", str(error)))
     if not faults and not found:
         faults.append((place, "none was given"))
-    if not faults and len(found) > 1 and (fullres is not None or mpp is not None):
-        faults.append((place, f"--fullres and --mpp are for a single section, {len(found)} were given"))
+    if not faults and len(found) > 1 and (fullres, mpp, exclude) != (None, None, None):
+        faults.append((place, f"--fullres, --mpp and --exclude are for a single section, {len(found)} were given"))
+    if not faults and exclude is not None:
+        found = [exclude_file(found[0], exclude)]
     if faults:
         raise RequestError(faults)
     return tuple(found)

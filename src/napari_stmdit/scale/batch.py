@@ -43,7 +43,7 @@ from ..types import Section
 from .cluster import remote_checkpoint, synthesize_shared
 
 _NAME = re.compile(r"[0-9A-Za-z_.-]{1,100}")
-_OWN_FIELDS = {"section": "sections", "checkpoint": "checkpoint", "edits": "edits"}
+_OWN_FIELDS = {"section": "sections", "exclude": "sections", "checkpoint": "checkpoint", "edits": "edits"}
 _MEASURED: dict[str, Any] = {"measured": []}
 
 Filled = Annotated[str, Field(min_length=1)]
@@ -191,9 +191,9 @@ def _places(entries: dict[int, SectionEntry], output: Any, root: Path, faults: l
         update: dict[str, Any] = {"path": path}
         if entry.fullres is not None and (root / entry.fullres).is_file():
             update["fullres"] = root / entry.fullres
-        if entry.predicted_expression is not None:
-            file = _path(entry.predicted_expression, root, f"{where}.predicted_expression", faults)
-            update["predicted_expression"] = file
+        for field in ("predicted_expression", "exclude"):
+            if (given := getattr(entry, field)) is not None:
+                update[field] = _path(given, root, f"{where}.{field}", faults)
         source = SectionSource(**{field: getattr(entry, field) for field in SectionSource.model_fields} | update)
         places.append(Place(name, source, stores / f"{name}.zarr"))
     return places

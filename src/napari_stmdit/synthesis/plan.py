@@ -19,6 +19,7 @@ from ..expression.genes import match_genes
 from ..expression.programs import known_programs
 from ..intent import AllSpots, CheckpointCard, Guidance, Polygons, Preset, Request, SampleOfSpots, SpotList, TableEdit
 from ..text import shorten, some_of
+from ..tissue.excluded import without_excluded
 from ..tissue.geometry import spots_in_polygons
 from ..tissue.open import synthesis_fault
 from ..types import CanvasFrame, GuidanceScales, Patch, Plan, Sampling, Section, Windows
@@ -130,6 +131,7 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
         With every fault that was found, each with the field it belongs to.
     """
     faults: list[tuple[str, str]] = []
+    request = without_excluded(section, request)
     request = _resolved(section, request, faults)
     reason = synthesis_fault(section, card.patch_mpp)
     if reason is not None:
@@ -345,6 +347,7 @@ def _notes(
     counterfactual: bool,
 ) -> tuple[str, ...]:
     notes = [section.expression.statement] if section.expression.statement else []
+    notes += [section.excluded.statement] if section.excluded is not None else []
     notes += [] if counterfactual else preset_notes(request, card)
     if counterfactual and request.fresh_noise:
         notes.append(f"{100 * request.fresh_noise:g} % of the noise is fresh: details differ from the slide")

@@ -200,6 +200,8 @@ def with_files(content: dict[Any, Any], folder: Path, place: str, faults: list[t
             content[name] = read(content[name], folder, place, faults)
     if isinstance(content.get("edits"), list | tuple):
         content["edits"] = [_with_table(edit, folder) for edit in content["edits"]]
+    if isinstance(content.get("exclude"), str) and content["exclude"]:
+        content["exclude"] = str((folder / Path(content["exclude"]).expanduser()).resolve())
     return content
 
 

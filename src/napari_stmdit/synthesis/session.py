@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import RequestError, StmditError, StoreError, SynthesisError, first_line, is_out_of_memory
 from ..intent import Request
 from ..progress import BATCH, Batches, CancelToken, Progress, Stopwatch
+from ..tissue.excluded import exclude_file
 from ..types import Patch, PatchResult, Plan, Section
 from .canvas import MemoryCanvas, fits_in_memory
 from .conditions import Conditions
@@ -351,6 +352,8 @@ def synthesize(
     SynthesisError
         Where sampling fails for good. What is finished stays in ``folder``.
     """
+    if request.exclude is not None and section.excluded is None:
+        section = exclude_file(section, request.exclude)
     plan = make_plan(section, request, model.card)
     canvas: MemoryCanvas | ZarrCanvas
     if folder is not None:

@@ -56,7 +56,7 @@ def fingerprint(section: Section) -> str:
 
 def is_of(recorded: object, section: Section) -> bool:
     """Tell whether a fingerprint that a store keeps, of any version, is a section's."""
-    return recorded == fingerprint(section)
+    return recorded in (fingerprint(section.whole), fingerprint(section))
 
 
 def image_element(pixels: Any, pixel_to_fullres: Affine, systems: Mapping[str, Affine]) -> Any:
@@ -130,6 +130,7 @@ def section_elements(section: Section, elements: dict[str, dict[str, Any]]) -> d
     import pandas as pd
     from spatialdata.models import ShapesModel, TableModel
 
+    section = section.whole  # what is left out is kept, and said beside it
     spots, systems = section.spots, section.coordinate_systems
     label = own_spots(section.name)
     circles = ShapesModel.parse(
@@ -173,7 +174,12 @@ def _reduced(image: SlideImage) -> tuple[Any, Affine]:
 def about(section: Section) -> dict[str, Any]:
     """Return what a store of our own remembers of its section; JSON types only."""
     calibration = section.calibration
+    excluded = (
+        {} if section.excluded is None else {"excluded": {k: list(v) for k, v in section.excluded.regions.items()}}
+    )
+    section = section.whole
     return {
+        **excluded,
         "name": section.name,
         "kind": section.kind,
         "fingerprint": fingerprint(section),

@@ -125,6 +125,7 @@ def origin_of(section: Section, elements: StoreElements | None) -> dict[str, Any
     elements
         Its spots in the store that the result goes into; None where they are not there.
     """
+    section = section.whole
     spots = section.spots
     return {
         "name": section.name,

@@ -92,7 +92,7 @@ def _in_memory(section: Section) -> LinkedElements:
 
     from .elements import section_elements
 
-    elements = section_elements(replace(section, image=None), {"images": {}})
+    elements = section_elements(replace(section, image=None, excluded=None), {"images": {}})
     with quiet():
         sdata = SpatialData(**{kind: dict(group) for kind, group in elements.items()})
     ((label, _),) = elements["shapes"].items()

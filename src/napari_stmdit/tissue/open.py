@@ -14,7 +14,9 @@ from ..errors import SectionError
 from ..files import BadFile, is_number, user_path
 from ..intent import Intent
 from ..text import shorten
-from ..types import PredictedUnits, Section
+from ..types import Orientation, PredictedUnits, Section
+from .alignment import oriented
+from .excluded import exclude_file
 from .geometry import is_plausible_mpp, mpp_fault
 from .images import IMAGE_SUFFIXES, resolve_fullres
 from .slide import PITCH_WITHIN, open_slide
@@ -67,6 +69,12 @@ def _predicted_units(value: object) -> object:
     return value
 
 
+def _orientation(value: object) -> object:
+    if value not in get_args(Orientation):
+        raise ValueError(f"orientation is {shorten(repr(value))}; expected one of {', '.join(get_args(Orientation))}")
+    return value
+
+
 Place = Annotated[str | Path, BeforeValidator(_place)]
 
 
@@ -95,6 +103,11 @@ class SectionSource(Intent):
         Of a plain image: a .h5ad with predicted expression; see `napari_stmdit.tissue.predicted`.
     predicted_units
         What it holds, where the file does not say so: ``counts`` or ``log1p``.
+    orientation
+        How the spots are laid over the slide against what the files say; see `napari_stmdit.tissue.alignment`.
+    exclude, exclude_classes
+        GeoJSON polygons whose spots are left out of everything, and which of its classes are meant; none: all. See
+        `napari_stmdit.tissue.excluded`.
     """
 
     path: Place
@@ -105,11 +118,16 @@ class SectionSource(Intent):
     tissue_fraction: Annotated[float, BeforeValidator(_tissue_fraction)] | None = None
     predicted_expression: Place | None = None
     predicted_units: Annotated[PredictedUnits, BeforeValidator(_predicted_units)] | None = None
+    orientation: Annotated[Orientation, BeforeValidator(_orientation)] = "as-given"
+    exclude: Place | None = None
+    exclude_classes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _units_of_a_table(self) -> Self:
         if self.predicted_units is not None and self.predicted_expression is None:
             raise ValueError("predicted_units was given without a predicted table; give predicted_expression too")
+        if self.exclude_classes and self.exclude is None:
+            raise ValueError("exclude_classes was given without a file of regions; give exclude too")
         return self
 
     @classmethod
@@ -150,8 +168,9 @@ class SectionSource(Intent):
         update: dict[str, Any] = {"path": Path(self.path).expanduser().absolute()}
         if self.fullres is not None and Path(self.fullres).expanduser().is_file():
             update["fullres"] = Path(self.fullres).expanduser().absolute()
-        if self.predicted_expression is not None:
-            update["predicted_expression"] = Path(self.predicted_expression).expanduser().absolute()
+        for name in ("predicted_expression", "exclude"):
+            if (file := getattr(self, name)) is not None:
+                update[name] = Path(file).expanduser().absolute()
         return self.model_copy(update=update)
 
 
@@ -165,6 +184,9 @@ def open_section(
     tissue_fraction: float | None = None,
     predicted_expression: str | Path | None = None,
     predicted_units: PredictedUnits | None = None,
+    orientation: Orientation = "as-given",
+    exclude: str | Path | None = None,
+    exclude_classes: tuple[str, ...] = (),
 ) -> Section:
     """Open one tissue section.
 
@@ -183,6 +205,8 @@ def open_section(
     grid_pitch, tissue_fraction, predicted_expression, predicted_units
         Of a plain image: its virtual spots, and a table of expression that was predicted for them; see
         `napari_stmdit.tissue.open.SectionSource`.
+    orientation, exclude, exclude_classes
+        How the spots are laid over the slide, and GeoJSON regions whose spots are left out; see there, too.
 
     Returns
     -------
@@ -206,13 +230,16 @@ def open_section(
         tissue_fraction=tissue_fraction,
         predicted_expression=predicted_expression,
         predicted_units=predicted_units,
+        orientation=orientation,
+        exclude=exclude,
+        exclude_classes=exclude_classes,
     )
     if kind is None:
         return source.open()
     from .in_memory import open_in_memory
 
     _refuse_slide_options(f"the {kind}", source)
-    return _noting_spots_off_slide(open_in_memory(path, source.fullres, source.mpp, source.coordinate_system))
+    return _as_asked(open_in_memory(path, source.fullres, source.mpp, source.coordinate_system), source)
 
 
 def _open(source: SectionSource) -> Section:
@@ -223,9 +250,9 @@ def _open(source: SectionSource) -> Section:
                 raise SectionError(_about_file(path))
             if source.fullres is not None:
                 raise SectionError(f"{path.name} is the slide image itself; leave --fullres (fullres=...) out")
-            return open_slide(path, source.mpp, **source.slide_options)
+            return _as_asked(open_slide(path, source.mpp, **source.slide_options), source)
         _refuse_slide_options(path, source)
-        return _noting_spots_off_slide(_read(path, source))
+        return _as_asked(_read(path, source), source)
 
 
 def _existing(path: object) -> Path:
@@ -247,6 +274,12 @@ def _kind_in_memory(section: object) -> str | None:
         if loaded is not None and isinstance(section, getattr(loaded, name, ())):
             return name
     return None
+
+
+def _as_asked(section: Section, source: SectionSource) -> Section:
+    """What was read, its spots laid over the slide and left out as the source says."""
+    section = _noting_spots_off_slide(oriented(section, source.orientation))
+    return section if source.exclude is None else exclude_file(section, source.exclude, source.exclude_classes)
 
 
 def _noting_spots_off_slide(section: Section) -> Section:

@@ -24,6 +24,7 @@ from ..types import (
     StoreElements,
 )
 from .colour import EXPECTED, Samples, as_rgb, samples_of_channels
+from .excluded import excluded_as_kept
 from .geometry import (
     Affine,
     apply,
@@ -182,7 +183,7 @@ def section_of(
     calibration = _calibration(own, rows, spots.yx, mean_scale(frame.to_spots), mpp)
     if not own:  # ours hold spots, on a grid that may be narrow
         refuse_bins(spots, calibration.mpp, name)
-    return Section(
+    section = Section(
         name=str(own.get("name") or section_label(rows.circles_name if root is None else root.stem)),
         path=root,
         kind="spatialdata",
@@ -196,6 +197,7 @@ def section_of(
         image_fault=frame.fault,
         store=None if root is None else StoreElements(root, rows.circles_name, rows.table_name),
     )
+    return excluded_as_kept(section, own)
 
 
 def read_store(root: Path) -> Any:

@@ -45,15 +45,25 @@ class TissueMask:
 
     def fraction(self, yx: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
         """Return which part of a disc around each of (n, 2) places, in full-resolution pixels, is tissue, (n,)."""
-        side = np.linspace(-1, 1, 9)
-        disc = np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1).reshape(-1, 2)
-        disc = disc[(disc**2).sum(axis=1) <= 1] * radius
-        covered = np.zeros(len(yx))
-        for offset in disc:
-            at = np.floor((yx + offset) / self.step).astype(np.int64)
-            inside = ((at >= 0) & (at < self.mask.shape)).all(axis=1)
-            covered[inside] += self.mask[at[inside, 0], at[inside, 1]]
-        return covered / len(disc)
+        return disc_means(self.mask, self.step, yx, radius)
+
+
+def disc_means(
+    picture: NDArray[Any], step: tuple[float, float], yx: NDArray[np.float64], radius: float
+) -> NDArray[np.float64]:
+    """Return the mean of a picture (h, w) over a disc around each of (n, 2) places, (n,); beyond its edges it counts as 0.
+
+    ``step`` is how many full-resolution pixels one of its pixels spans; places and radius are in those.
+    """
+    side = np.linspace(-1, 1, 9)
+    disc = np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1).reshape(-1, 2)
+    disc = disc[(disc**2).sum(axis=1) <= 1] * radius
+    total = np.zeros(len(yx))
+    for offset in disc:
+        at = np.floor((yx + offset) / step).astype(np.int64)
+        inside = ((at >= 0) & (at < picture.shape)).all(axis=1)
+        total[inside] += picture[at[inside, 0], at[inside, 1]]
+    return total / len(disc)
 
 
 def find_tissue(image: SlideImage, mpp: float) -> TissueMask:
@@ -77,7 +87,7 @@ def find_tissue(image: SlideImage, mpp: float) -> TissueMask:
     from dask_image.ndfilters import gaussian_filter
     from skimage.filters import threshold_otsu
 
-    coarse, step = _coarse(image, mpp)
+    coarse, step = coarse_picture(image, mpp)
     um = step[0] * mpp
     with readable(
         image
@@ -85,9 +95,7 @@ def find_tissue(image: SlideImage, mpp: float) -> TissueMask:
         sigma = SMOOTH_UM / um
         reach = min(4.0, (min(coarse.shape[:2]) - 1) / sigma)  # the filter must not be wider than the picture
         rgb = np.asarray(gaussian_filter(coarse, (sigma, sigma, 0), truncate=reach).compute())
-    brightness = rgb.mean(axis=2)
-    glass = np.maximum(np.median(rgb[brightness >= np.quantile(brightness, 0.9)], axis=0), 1.0)
-    density = np.log10(glass / np.maximum(rgb, 1.0)).mean(axis=2)
+    density, glass = optical_density(rgb)
     if glass.min() < GLASS_FROM:
         return TissueMask(np.ones(density.shape, dtype=bool), step, "the image shows no glass; all of it counts")
     low, high = DENSITY_WITHIN
@@ -103,7 +111,14 @@ def find_tissue(image: SlideImage, mpp: float) -> TissueMask:
     return TissueMask(mask, step, rule)
 
 
-def _coarse(image: SlideImage, mpp: float) -> tuple[Any, tuple[float, float]]:
+def optical_density(rgb: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the optical density (h, w) of a picture (h, w, 3) over its glass, and the glass (3,): the median of its brightest tenth."""
+    brightness = rgb.mean(axis=2)
+    glass = np.maximum(np.median(rgb[brightness >= np.quantile(brightness, 0.9)], axis=0), 1.0)
+    return np.log10(glass / np.maximum(rgb, 1.0)).mean(axis=2), glass
+
+
+def coarse_picture(image: SlideImage, mpp: float) -> tuple[Any, tuple[float, float]]:
     """Return the slide at about `MASK_UM`, lazy (h, w, 3) float32, and full-resolution pixels per pixel of it along y and x."""
     import dask.array as da
 

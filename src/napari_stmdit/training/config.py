@@ -34,6 +34,10 @@ class TableSource(_Settings):
     spot_um: Annotated[float, Field(gt=0)] = 100.0
     part: Part = WHOLE
     """What of it is taken: spots and pixels outside are not seen, so that another part can be held out."""
+    exclude: Path | None = None
+    """GeoJSON polygons (x, y) in full-resolution pixels: spots inside are used for nothing."""
+    exclude_classes: tuple[str, ...] = ()
+    """Which of its classes are meant; none: all."""
 
 
 class FolderSource(_Settings):
@@ -45,6 +49,10 @@ class FolderSource(_Settings):
     image: Path | None = None
     mpp: Annotated[float, Field(gt=0)] | None = None
     part: Part = WHOLE
+    """As of a table."""
+    exclude: Path | None = None
+    """As of a table."""
+    exclude_classes: tuple[str, ...] = ()
     """As of a table."""
 
 

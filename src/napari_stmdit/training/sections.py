@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import RequestError, SectionError, StmditError
 from ..expression.genes import match_genes
 from ..intent import CheckpointCard
+from ..tissue.excluded import exclude_file
 from ..tissue.images import open_image
 from ..tissue.open import open_section, synthesis_fault
 from ..tissue.sample import open_sample_section
@@ -101,10 +102,17 @@ def open_source(source: Source, config: TrainingConfig) -> Section:
             pitch_um=source.pitch_um,
             spot_um=source.spot_um,
         )
-        return part_of(table, source.part)
+        return part_of(_without(table, source, config), source.part)
     section = open_sample_section() if isinstance(source, SampleSource) else _open_folder(source, config)
     section = replace(section, name=source.name)  # folders of several samples are often all called "outs"
-    return section if isinstance(source, SampleSource) else part_of(section, source.part)
+    return section if isinstance(source, SampleSource) else part_of(_without(section, source, config), source.part)
+
+
+def _without(section: Section, source: TableSource | FolderSource, config: TrainingConfig) -> Section:
+    """The section without the spots that its source excludes."""
+    if source.exclude is None:
+        return section
+    return exclude_file(section, config.source_path(source.exclude), source.exclude_classes)
 
 
 def part_of(section: Section, part: Part) -> Section:
@@ -129,7 +137,8 @@ def part_of(section: Section, part: Part) -> Section:
         obs={name: values[rows] for name, values in spots.obs.items()},
     )
     pixels = image.levels[0][y0:y1, x0:x1]
-    return replace(section, spots=kept, image=SlideImage((pixels,), image.pixel_size, f"{image.source}, a part"))
+    image = SlideImage((pixels,), image.pixel_size, f"{image.source}, a part")
+    return replace(section, spots=kept, image=image, excluded=None)  # what was left out lies in the whole's pixels
 
 
 def _open_folder(source: FolderSource, config: TrainingConfig) -> Section:

@@ -1,0 +1,294 @@
+"""Whether a section's spots lie on its tissue as they should, or would fit clearly better turned or mirrored.
+
+Two things tell. Spots with counts lie on tissue: laid over the slide the wrong way, some of them come to lie on glass. And denser tissue gives
+more counts, which decides where tissue fills the slide. docs/evidence/alignment.md has the figures of real sections, and those of each of
+them turned and mirrored by hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SectionError
+from ..files import user_path
+from ..storage.atomic import replacing
+from ..types import Orientation, Section, SpotTable
+from .crops import readable
+from .excluded import exclude
+from .tissue_mask import coarse_picture, disc_means, optical_density
+
+SHARE_MARGIN = 0.05
+"""How many more of the spots must lie on tissue to be clearly better."""
+LEAST_DENSITY = 0.05
+"""Mean optical density (log10) over the glass from which a spot counts as on tissue: fat is hardly denser."""
+ERRORS = 2.0
+"""Standard errors (of a difference of two correlations, by Fisher's transformation) by which counts must follow the stain better."""
+LEAST_R = 0.3
+"""Counts that follow the stain less than this decide nothing."""
+FEWEST_SPOTS = 30
+MOST_DENSITY = 0.3
+"""Optical density counts up to this: what is darker, such as folds and ink, has no more counts for it."""
+_SPOT_UM = 55.0
+"""Diameter of a spot, by which a picture of fitting size is chosen where the scale is not known; nothing is measured by it."""
+
+WORDS: Mapping[Orientation, str] = {
+    "as-given": "as they are",
+    "mirror-x": "mirrored left to right",
+    "mirror-y": "mirrored top to bottom",
+    "turn-180": "turned by 180°",
+    "swap-xy": "with x and y swapped",
+    "turn-90": "turned by 90° clockwise",
+    "turn-270": "turned by 90° anticlockwise",
+    "swap-yx": "with x and y swapped and turned by 180°",
+}
+"""What each orientation does to the spots, in words."""
+_STEPS: Mapping[Orientation, tuple[bool, tuple[bool, bool]]] = {
+    "as-given": (False, (False, False)),
+    "mirror-x": (False, (False, True)),
+    "mirror-y": (False, (True, False)),
+    "turn-180": (False, (True, True)),
+    "swap-xy": (True, (False, False)),
+    "turn-90": (True, (False, True)),
+    "turn-270": (True, (True, False)),
+    "swap-yx": (True, (True, True)),
+}
+"""Whether y and x are swapped, and then whether each is counted from the other side of the slide."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How spots fit a slide in one orientation: the part of them on tissue, and the correlation r of log(1 + total counts) and stain."""
+
+    on_tissue: float
+    r: float
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How spots and slide fit, as they are and in the seven other orientations.
+
+    Attributes
+    ----------
+    verdict
+        ``fits``: clearly better than in any other way; ``other``: one other way, ``best``, fits clearly better than all; ``several``: others
+        fit clearly better, and it cannot be told which of them is right; ``unknown``: it cannot be told, for ``reason``.
+    fits
+        Orientation -> how it fits; empty where nothing could be measured.
+    best
+        The other orientation that fits clearly better than all, or None.
+    reason
+        Why it cannot be told, in words.
+    """
+
+    verdict: Literal["fits", "other", "several", "unknown"]
+    fits: Mapping[Orientation, Fit] = field(default_factory=dict)
+    best: Orientation | None = None
+    reason: str = ""
+
+    @property
+    def statement(self) -> str:
+        """The verdict in a sentence or two."""
+        if self.verdict == "unknown":
+            return f"Whether the spots lie right on the slide cannot be told: {self.reason}."
+        now = self.fits["as-given"]
+        others = [fit for name, fit in self.fits.items() if name != "as-given"]
+        most, highest = max(fit.on_tissue for fit in others), max(fit.r for fit in others)
+        here = f"{now.on_tissue:.0%} of them lie on tissue, counts follow the stain with r = {now.r:.2f}"
+        if self.verdict == "fits":
+            return f"The spots lie right on the slide: {here}; turned or mirrored at most {most:.0%} and {highest:.2f}."
+        if self.verdict == "several":
+            return (
+                f"The spots do not fit the slide: {here}; turned or mirrored up to {most:.0%}, and which way is right cannot be told. Compare "
+                "the positions with the slide that they were made for."
+            )
+        assert self.best is not None
+        best = self.fits[self.best]
+        return (
+            f"The spots fit the slide clearly better {WORDS[self.best]}: {here} as they are, {best.on_tissue:.0%} and {best.r:.2f} so. "
+            "Nothing was changed."
+        )
+
+    def facts(self) -> dict[str, object]:
+        """Return it in JSON types."""
+        fits = {name: {"on_tissue": round(fit.on_tissue, 4), "r": round(fit.r, 4)} for name, fit in self.fits.items()}
+        return {"verdict": self.verdict, "best": self.best, "statement": self.statement, "fits": fits}
+
+
+def oriented(section: Section, orientation: Orientation) -> Section:
+    """Return a section with its spots turned or mirrored over the slide, which stays; a note says so.
+
+    Such spots are no longer those of the store that the section was opened from, if any.
+
+    Raises
+    ------
+    SectionError
+        The section has no slide image.
+    """
+    if orientation == "as-given":
+        return section
+    whole = section.whole
+    spots = replace(whole.spots, yx=_turned(whole.spots.yx, section, orientation))
+    note = f"the spots lie on the slide {WORDS[orientation]} against what the files say, as asked"
+    turned = replace(whole, spots=spots, notes=(*whole.notes, note), store=None)
+    return turned if section.excluded is None else exclude(turned, section.excluded.regions)
+
+
+def _turned(yx: NDArray[np.float64], section: Section, orientation: Orientation) -> NDArray[np.float64]:
+    swap, flips = _STEPS[orientation]
+    size = np.array(section.slide.shape) * section.slide.pixel_size
+    turned = yx[:, ::-1] if swap else yx
+    return np.ascontiguousarray(np.where(flips, size - turned, turned))
+
+
+def check_alignment(section: Section) -> Alignment:
+    """Compare how spots and slide fit as they are and in the seven other orientations.
+
+    One of two is clearly better where more of the spots lie on tissue, by `SHARE_MARGIN`; or where that is alike, and counts follow the
+    stain with at least `LEAST_R` and better by `ERRORS` standard errors.
+
+    Parameters
+    ----------
+    section
+        From `napari_stmdit.open_section`. A coarse picture of its slide is read.
+
+    Raises
+    ------
+    SectionError
+        The slide cannot be read.
+    """
+    reason = _unknown(section)
+    if reason:
+        return Alignment("unknown", reason=reason)
+    fits = _fits(section)
+    count = len(section.spots)
+    best = next((a for a in fits if all(a == b or _clearly_better(fits[a], fits[b], count) for b in fits)), None)
+    if best is not None:
+        return Alignment("fits", fits) if best == "as-given" else Alignment("other", fits, best)
+    now = fits["as-given"]
+    if any(fit.on_tissue - now.on_tissue >= SHARE_MARGIN for fit in fits.values()):
+        return Alignment("several", fits)
+    return Alignment("unknown", fits, reason="turned or mirrored they would fit about as well")
+
+
+def _clearly_better(one: Fit, other: Fit, count: int) -> bool:
+    more = one.on_tissue - other.on_tissue
+    if abs(more) >= SHARE_MARGIN:
+        return more > 0
+    error = math.sqrt(2 / (count - 3))
+    return one.r >= LEAST_R and math.atanh(min(one.r, 0.99)) - math.atanh(min(other.r, 0.99)) >= ERRORS * error
+
+
+def _unknown(section: Section) -> str:
+    """Why nothing can be said before anything is measured; empty where something can."""
+    spots = section.spots
+    if section.image is None:
+        return "the section has no slide image"
+    if section.expression.kind == "none" or not len(spots.genes):
+        return "a plain slide has no counts"
+    if len(spots) < FEWEST_SPOTS:
+        return f"it has {len(spots)} spots, and at least {FEWEST_SPOTS} are needed"
+    if not _logs(spots).any():
+        return "no spot has a count"
+    return ""
+
+
+def _logs(spots: SpotTable) -> NDArray[np.float64]:
+    return np.asarray(np.log1p(np.asarray(spots.counts.sum(axis=1), dtype=np.float64).ravel()))
+
+
+def _fits(section: Section) -> dict[Orientation, Fit]:
+    spots, slide = section.spots, section.slide
+    mpp = _scale_of(section)
+    radius = max(spots.diameter, 1e-6) / 2
+    with readable(slide):
+        picture, step = coarse_picture(slide, mpp)
+        density, _ = optical_density(np.asarray(picture.compute()))
+    logs = _logs(spots)
+    found: dict[Orientation, Fit] = {}
+    for name in _STEPS:
+        yx = _turned(spots.yx, section, name)
+        stain = disc_means(np.minimum(density, MOST_DENSITY), step, yx, radius)
+        found[name] = Fit(float((stain >= LEAST_DENSITY).mean()), _r(logs, stain))
+    return found
+
+
+def _scale_of(section: Section) -> float:
+    return section.calibration.mpp or _SPOT_UM / max(section.spots.diameter, 1e-6)
+
+
+def _r(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Pearson's correlation; 0 where one of the two does not vary."""
+    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
+
+
+# ------------------------------------------------------------------------------------------------- the picture to check by
+
+
+PICTURE_PX = 300
+"""Longer side of the thumbnail in a check picture."""
+_FEW, _MANY = (43, 103, 214), (232, 119, 34)
+"""Colours of a spot with few and with many counts: blue and orange, which colour-blind people tell apart."""
+
+
+def check_picture(section: Section, orientation: Orientation = "as-given", side: int = PICTURE_PX) -> NDArray[np.uint8]:
+    """Return the spots over a thumbnail of the slide, in one of the eight orientations, (h, w, 3) uint8; orange spots have many counts.
+
+    Parameters
+    ----------
+    section
+        With a slide image.
+    orientation
+        Of the spots, against how they lie in the section.
+    side
+        Longer side of the picture in its own pixels.
+    """
+    from PIL import Image, ImageDraw
+
+    slide, spots = section.slide, section.spots
+    with readable(slide):
+        picture, step = coarse_picture(slide, _scale_of(section))
+        pixels = np.asarray(picture.compute()).clip(0, 255).astype(np.uint8)
+    zoom = side / max(pixels.shape[:2])
+    size = (max(1, round(pixels.shape[1] * zoom)), max(1, round(pixels.shape[0] * zoom)))
+    thumbnail = Image.fromarray(pixels).resize(size, Image.Resampling.BOX)
+    draw = ImageDraw.Draw(thumbnail)
+    yx = _turned(spots.yx, section, orientation) / step * (np.array(size[::-1]) / pixels.shape[:2])
+    radius = max(1.0, spots.diameter / 2 / step[0] * zoom)
+    logs = _logs(spots)
+    order = np.argsort(np.argsort(logs)) / max(len(logs) - 1, 1)
+    for (y, x), share in zip(yx.tolist(), order.tolist(), strict=True):
+        colour = tuple(round(few + share * (many - few)) for few, many in zip(_FEW, _MANY, strict=True))
+        draw.ellipse(
+            (x - radius, y - radius, x + radius, y + radius), outline=colour, fill=colour if radius < 3 else None
+        )
+    return np.asarray(thumbnail)
+
+
+def write_check_picture(section: Section, path: str | Path, other: Orientation | None = None) -> None:
+    """Write the spots over the slide as they are, and beside that as they lie in another orientation, as PNG.
+
+    Raises
+    ------
+    SectionError
+        The section has no slide image, or the file is there already or cannot be written.
+    """
+    from PIL import Image
+
+    shown = [check_picture(section, name, 2 * PICTURE_PX) for name in ("as-given", other) if name is not None]
+    gap = np.full((shown[0].shape[0], 16, 3), 255, dtype=np.uint8)
+    try:
+        with replacing(user_path(path), new=True) as draft:
+            Image.fromarray(
+                np.concatenate([shown[0], *(part for one in shown[1:] for part in (gap, one))], axis=1)
+            ).save(draft, format="PNG")
+    except FileExistsError:
+        raise SectionError(f"{path} is already there; nothing is overwritten, give another name") from None
+    except OSError as error:
+        raise SectionError(f"{path} cannot be written: {error}") from error
