@@ -23,6 +23,7 @@ from qtpy.QtCore import QEventLoop, Qt, QTimer
 from qtpy.QtWidgets import QApplication
 
 from napari_stmdit.types import CanvasFrame, Patch, PatchResult
+from napari_stmdit.ui.manifest import DOCK, PLUGIN
 
 INTERVAL_MS = 10
 IDLE_S = 6.0
@@ -148,7 +149,7 @@ def main():
     chosen = parser.parse_args()
     viewer = napari.Viewer(show=True, show_welcome_screen=False)
     viewer.window.resize(1400, 900)
-    bench = viewer.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")[1]
+    bench = viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)[1]
     found = {"load_before": os.getloadavg(), "cores": os.cpu_count()}
     found["run"] = measure_run(bench, chosen.patches, chosen.steps if chosen.only != "paste" else 2)
     if chosen.only != "run":

@@ -12,6 +12,7 @@ from scipy.sparse import csr_matrix
 from standins import CropModel, card_for
 
 from napari_stmdit.types import Calibration, Genes, Section, SlideImage, SpotTable
+from napari_stmdit.ui.manifest import DOCK, PLUGIN
 from napari_stmdit.ui.state import Brush, Colouring, EditDraft
 from napari_stmdit.ui.strokes import Stroke
 
@@ -44,7 +45,7 @@ def section():
 @pytest.fixture
 def bench(section, make_napari_viewer):
     viewer = make_napari_viewer(show=True)
-    _, workbench = viewer.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")
+    _, workbench = viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)
     workbench.presenter.use_model(CropModel(card_for(tuple(f"GENE{k}" for k in range(1000)))))
     workbench.folds["edits"].unfold()
     workbench.presenter._show(section)

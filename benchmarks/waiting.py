@@ -32,6 +32,7 @@ from standins import CropModel, card_for
 
 from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.types import CanvasFrame, Patch, PatchResult
+from napari_stmdit.ui.manifest import DOCK, PLUGIN
 from napari_stmdit.ui.state import Brush, Colouring, EditDraft
 
 
@@ -42,7 +43,7 @@ class Steps:
         self.folder, self.profiles = folder, profiles
         self.viewer = napari.Viewer(show=True, show_welcome_screen=False)
         self.viewer.window.resize(1480, 920)
-        self.bench = self.viewer.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")[1]
+        self.bench = self.viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)[1]
         self.bench.presenter.use_model(CropModel(card_for(tuple(f"GENE{k}" for k in range(1000)))))
         self.rng = np.random.default_rng(0)
         self.turn = 0

@@ -24,7 +24,8 @@ from napari_stmdit.intent import Request, TowardsEdit
 from napari_stmdit.synthesis.requests import EditFile
 from napari_stmdit.tissue.export import NEW, labelled
 from napari_stmdit.tissue.sample import open_sample_section
-from napari_stmdit.ui.compare import camera_of
+from napari_stmdit.ui.gestures import camera_of
+from napari_stmdit.ui.manifest import DOCK, PLUGIN
 from napari_stmdit.ui.state import Brush, Colouring, EditDraft, RunStatus
 
 IMAGES = Path(__file__).parent / "images"
@@ -48,7 +49,7 @@ class Studio:
         self.viewer = napari.Viewer(show=True, show_welcome_screen=False)
         self.viewer.theme = theme
         self.viewer.window.resize(1480, 920)
-        self.dock, self.workbench = self.viewer.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")
+        self.dock, self.workbench = self.viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)
         settle(seconds=0.3)
         self.dock.parentWidget().resizeDocks([self.dock], [dock_width], Qt.Orientation.Horizontal)
 
@@ -83,9 +84,7 @@ class Studio:
         whole = near.sum(axis=1) >= np.percentile(near.sum(axis=1), 70)
         centre = spots.yx[np.argmax(np.where(whole, near @ values, -np.inf))]
         angle = np.linspace(0, 2 * np.pi, 60, endpoint=False)
-        bench.presenter.view.lasso_layer.add_polygons(
-            [centre + radius * np.column_stack([np.sin(angle), np.cos(angle)])]
-        )
+        bench.presenter.ring(centre + radius * np.column_stack([np.sin(angle), np.cos(angle)]), None)
         bench.select.tool.button("click").click()
 
     def paint(self):

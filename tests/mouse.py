@@ -1,5 +1,7 @@
 """A mouse and keys for the canvas of a real viewer, by Qt's own events."""
 
+import time
+
 import numpy as np
 from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
 from qtpy.QtGui import QKeyEvent, QMouseEvent
@@ -26,6 +28,8 @@ class Mouse:
     def send(self, kind, world, button=Qt.MouseButton.LeftButton, keys=PLAIN):
         place = self.at(world)
         moving = kind == QEvent.Type.MouseMove
+        if moving:
+            time.sleep(0.006)  # napari leaves out moves that come within 5 ms of each other
         held = Qt.MouseButton.NoButton if kind == QEvent.Type.MouseButtonRelease else button
         event = QMouseEvent(
             kind,
@@ -53,3 +57,27 @@ class Mouse:
         for kind in (QEvent.Type.KeyPress, QEvent.Type.KeyRelease):
             QApplication.sendEvent(self.canvas, QKeyEvent(kind, key, keys, text))
             QApplication.processEvents()
+
+
+class Press:
+    """A press of the mouse as napari hands it to its callbacks."""
+
+    button, type, pos, handled = 1, "mouse_press", (0.0, 0.0), False
+
+    def __init__(self, keys=()):
+        self.modifiers, self.position = keys, (0.0, 0.0)
+
+
+def drag(viewer, path, keys=()):
+    """Drag over places in the world through the viewer's callbacks alone: without a window."""
+    event = Press(keys)
+    event.position, event.pos = tuple(path[0]), tuple(np.asarray(path[0])[-2:][::-1])
+    gestures = [callback(viewer, event) for callback in viewer.mouse_drag_callbacks]
+    gestures = [gesture for gesture in gestures if next(gesture, gesture) is not gesture]
+    for place in path[1:]:
+        event.type, event.position, event.pos = "mouse_move", tuple(place), tuple(np.asarray(place)[-2:][::-1])
+        for gesture in gestures:
+            next(gesture, None)
+    event.type = "mouse_release"
+    for gesture in gestures:
+        next(gesture, None)

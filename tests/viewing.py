@@ -91,5 +91,7 @@ def viewer(no_leaks, make_napari_viewer, monkeypatch):
 @pytest.fixture
 def workbench(viewer):
     """The dock in a real viewer."""
-    _, widget = viewer.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")
+    from napari_stmdit.ui.manifest import DOCK, PLUGIN
+
+    _, widget = viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)
     return widget

@@ -89,13 +89,13 @@ if TYPE_CHECKING:
     from .synthesis.session import synthesize as synthesize
     from .tissue.open import open_section as open_section
     from .tissue.sample import open_sample_section as open_sample_section
+    from .training.adapt import adapt as adapt
     from .types import Calibration as Calibration
     from .types import Patch as Patch
     from .types import PatchResult as PatchResult
     from .types import Plan as Plan
     from .types import Section as Section
     from .types import SpotTable as SpotTable
-    from .training.adapt import adapt as adapt
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from viewing import Mouse, no_leaks, settle, viewer, workbench  # noqa: F401
 
 from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.ui import layers
+from napari_stmdit.ui.manifest import DOCK, PLUGIN
 from napari_stmdit.ui.state import Colouring, ModelChoice, RunStatus
 
 pytestmark = pytest.mark.gui
@@ -83,7 +84,7 @@ def test_click_lasso_and_run_put_a_layer_in_place(viewer, opened):  # noqa: F811
     inside = np.linalg.norm(spots.yx - centre, axis=1) < radius
     assert 8 <= inside.sum() <= 14
     assert set(state.selected) == set(spots.ids[inside].tolist())
-    assert len(opened.presenter.view.lasso_layer.data) == 0
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "spots"]
     assert f"{inside.sum()} of {len(spots)}" in opened.select.count.text()
     mouse.draw(circle(spots.yx[12], 60 / mpp) * mpp, Qt.KeyboardModifier.ControlModifier)
     assert len(state.selected) == inside.sum() - 1
@@ -182,8 +183,8 @@ def test_closing_the_window_amid_a_run(viewer, opened, card):  # noqa: F811
 
 def test_two_viewers_do_not_share(no_leaks, make_napari_viewer, tiny_section):  # noqa: F811
     first, second = make_napari_viewer(), make_napari_viewer()
-    one = first.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")[1]
-    two = second.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")[1]
+    one = first.window.add_plugin_dock_widget(PLUGIN, DOCK)[1]
+    two = second.window.add_plugin_dock_widget(PLUGIN, DOCK)[1]
     one.presenter.show(tiny_section)
     one.presenter.select_all()
     assert two.state.section is None
@@ -195,7 +196,7 @@ def test_a_dropped_folder_shows_with_and_without_the_dock(no_leaks, make_napari_
     viewer = make_napari_viewer()  # noqa: F811
     viewer.open(str(tiny_folder), plugin="napari-stmdit")
     assert [layers.role_of(x) for x in viewer.layers] == ["slide", "spots"]
-    widget = viewer.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")[1]
+    widget = viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)[1]
     assert widget.state.section is layers.section_of(viewer.layers[0])
     widget.presenter.use_model(CropModel(card))
     viewer.open(str(tiny_folder), plugin="napari-stmdit")
@@ -285,7 +286,7 @@ def test_the_dock_may_be_closed_and_opened_again(viewer, opened):  # noqa: F811
     QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
     settle(lambda: False, 0.2)
     assert not opened.connections
-    again = viewer.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")[1]
+    again = viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)[1]
     assert again is not opened
     assert again.state.section is section
     again.presenter.select_all()

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from mouse import drag
 from napari.components import ViewerModel
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
@@ -219,20 +220,7 @@ def test_a_turned_section_is_painted_where_it_is_seen(presenter):
     presenter.painting.take_draft(EditDraft(genes=("ERBB2",)))
     presenter.set_brush(Brush(radius_um=40))
     presenter.use_tool("brush")
-    assert viewer.layers.selection.active is layer
-
-    class Event:
-        button, modifiers, type, pos = 1, (), "mouse_press", (0, 0)
-        position = tuple(layer.data_to_world(place(presenter, 12)))
-
-    event = Event()
-    for callback in layer.mouse_drag_callbacks:
-        gesture = callback(layer, event)
-        if gesture is not None:
-            next(gesture, None)
-            event.type = "mouse_release"
-            next(gesture, None)
-            event.type = "mouse_press"
+    drag(viewer, [layer.data_to_world(place(presenter, 12))])
     assert set(presenter.state.request.edits[0].spots) == {presenter.state.section.spots.ids[12]}
 
 

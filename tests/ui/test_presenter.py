@@ -6,6 +6,7 @@ import weakref
 import numpy as np
 import pytest
 from models_for_ui import ByHand, FailingModel
+from mouse import drag
 from napari.components import ViewerModel
 from standins import CropModel
 
@@ -332,29 +333,42 @@ def test_a_tiny_lasso_is_a_click(presenter, tiny_section):
     assert presenter.state.selected == (spots.ids[8], spots.ids[9])
 
 
-def test_the_lasso_layer_reports_its_ring(presenter, viewer, tiny_section):
+def square(viewer, presenter, centre, half):
+    """A ring around a place, in the world, as a lasso draws it."""
+    ring = centre + half * np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)])
+    return [presenter.view.spots.data_to_world(vertex) for vertex in ring]
+
+
+def test_the_lasso_chooses_and_adds_no_layer(presenter, viewer, tiny_section):
     presenter.use_tool("lasso")
-    layer = presenter.view.lasso_layer
-    assert presenter.state.tool == "lasso"
-    assert layer.mode == "add_polygon_lasso"
+    assert presenter.state.tool == "lasso" and str(viewer.cursor.style) == "cross"
     spots = tiny_section.spots
     centre = spots.yx[12]
-    ring = centre + 2.2 * spots.diameter * np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)])
-    layer.add_polygons([ring])
+    drag(viewer, square(viewer, presenter, centre, 2.2 * spots.diameter))
     near = np.abs(spots.yx - centre).max(axis=1) < 2.2 * spots.diameter
     assert set(presenter.state.selected) == set(spots.ids[near].tolist())
-    presenter.use_tool("click")
     assert [layers.role_of(x) for x in viewer.layers] == ["slide", "spots"]
-    assert viewer.layers.selection.active is presenter.view.spots
+    presenter.use_tool("click")
+    assert str(viewer.cursor.style) == "standard"
 
 
-def test_choosing_another_layer_puts_the_lasso_away(presenter, viewer):
-    presenter.use_tool("lasso")
-    viewer.layers.selection.active = viewer.layers[0]
-    assert presenter.state.tool == "click"
-    presenter.use_tool("lasso")
-    assert viewer.layers.selection.active is presenter.view.lasso_layer
-    assert sum(layers.role_of(x) == "lasso" for x in viewer.layers) == 1
+def test_a_tool_stays_in_hand_whatever_layer_is_active(presenter, viewer, tiny_section):
+    spots = tiny_section.spots
+    mine = viewer.add_shapes(name="mine")
+    mine.mode = "add_rectangle"
+    for active in (*viewer.layers, None):
+        presenter.select(())
+        presenter.use_tool("lasso")
+        viewer.layers.selection.active = active
+        assert presenter.state.tool == "lasso" and str(viewer.cursor.style) == "cross"
+        drag(viewer, square(viewer, presenter, spots.yx[12], 0.8 * spots.diameter))
+        assert presenter.state.selected == (spots.ids[12],)
+        assert mine.mode == "add_rectangle" and len(mine.data) == 0  # what the user draws on is given back
+        presenter.use_tool("click")
+        drag(viewer, [presenter.view.spots.data_to_world(spots.yx[3])])
+        assert presenter.state.selected == (
+            spots.ids[12 if active is mine else 3],
+        )  # a click on one's own shapes is theirs
 
 
 def test_a_lasso_follows_a_moved_section(presenter, viewer, tiny_section):
@@ -362,10 +376,7 @@ def test_a_lasso_follows_a_moved_section(presenter, viewer, tiny_section):
     for layer in viewer.layers:
         layer.translate = (500, -300)
     presenter.use_tool("lasso")
-    lasso = presenter.view.lasso_layer
-    ring = spots.yx[12] + 0.8 * spots.diameter * np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)])
-    world = [presenter.view.spots.data_to_world(vertex) for vertex in ring]
-    lasso.add_polygons([np.array([lasso.world_to_data(vertex) for vertex in world])])
+    drag(viewer, square(viewer, presenter, spots.yx[12], 0.8 * spots.diameter))
     assert presenter.state.selected == (spots.ids[12],)
 
 

@@ -45,11 +45,11 @@ class Heard:
         self.threads.add(threading.current_thread())
 
 
-def start(generate, yields=0):
+def start(generate):
     from napari_stmdit.ui.widgets.worker import start as start_on_a_thread
 
     heard, token = Heard(), CancelToken()
-    job = Job("a test", generate, lambda error: SynthesisError(f"said for the user: {error}"), yields)
+    job = Job("a test", generate, lambda error: SynthesisError(f"said for the user: {error}"))
     start_on_a_thread(job, token, heard.handlers())
     return heard, token
 
@@ -148,7 +148,7 @@ def test_t4_everything_arrives_on_the_gui_thread():
     assert heard.threads == {threading.main_thread()}
 
 
-def test_t5_a_warning_does_no_harm_and_the_progress_bar_goes():
+def test_t5_a_warning_does_no_harm_and_naparis_spinner_is_not_shown():
     from napari.utils import progress
 
     seen = []
@@ -159,12 +159,11 @@ def test_t5_a_warning_does_no_harm_and_the_progress_bar_goes():
             yield number
             time.sleep(0.01)
 
-    heard, _ = start(generate, yields=5)
+    heard, _ = start(generate)
     settle(lambda: seen.append(len(progress._all_instances)) or heard.ends)
     assert heard.values == [0, 1, 2, 3, 4]
     assert not heard.errors
-    assert max(seen) == 1
-    assert len(progress._all_instances) == 0
+    assert max(seen) == 0  # it repaints the whole window for as long as it turns
 
 
 def test_t6_quitting_as_napari_does_when_its_window_closes_stops_at_the_next_step(tiny_section, card):

@@ -114,14 +114,6 @@ class Session:
         self._closed = False
         self.progress = self._progress(0, 0.0, 0)
 
-    @property
-    def events(self) -> int:
-        """How many events to expect, for a progress bar."""
-        units = len(self.plan) if self.plan.windows is None else len(self.plan.windows)
-        steps = self.plan.steps
-        previews = (steps - 1) // self.preview_every if self.preview_every and self.plan.windows is None else 0
-        return 1 + -(-units // self.batches.size) * (steps + 1 + previews)
-
     def steps(self) -> Iterator[Event]:
         """Compute the plan; every finished batch is pasted, and safe where the canvas is on disk, before its progress is yielded.
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import layers
+from .gestures import camera_of, held
 from .results import ResultList
 from .section_view import SectionView
 from .state import CompareMode, Comparison, WorkbenchState
@@ -40,12 +41,6 @@ def scale_bar_of(viewer: Any) -> Any:
     """Return the scale bar's model: it moved from the viewer to its canvas in napari 0.9."""
     canvas: Any = getattr(viewer, "canvas", None)
     return canvas.overlays.scale_bar if hasattr(canvas, "overlays") else viewer.scale_bar
-
-
-def camera_of(viewer: Any) -> Any:
-    """Return the camera: it moved from the viewer to its scene in napari 0.9."""
-    scene: Any = getattr(viewer, "scene", None)
-    return scene.camera if hasattr(scene, "camera") else viewer.camera
 
 
 @dataclass
@@ -264,7 +259,7 @@ class Swipe(Way):
             self._curtains.append(Curtain(left, "left"))
         width = LINE_PX / max(camera_of(viewer).zoom, 1e-6)
         self._line = layers.insert(viewer, layers.seam_layer(section, self.ends(position), width), above=right)
-        viewer.mouse_drag_callbacks.append(self.drag)
+        viewer.mouse_drag_callbacks.insert(0, self.drag)  # before the tool in hand, which leaves it what it takes
         self.move(position)
 
     def move(self, position: float) -> None:
@@ -316,9 +311,7 @@ class Swipe(Way):
         away = np.asarray(event.position, dtype=float)[-2:] - ends[0]
         if event.button != 1 or abs(away[0] * along[1] - away[1] * along[0]) > reach:
             return
-        pan, camera.mouse_pan = camera.mouse_pan, False
-        event.handled = True
-        try:
+        with held(viewer, event):
             yield
             last = 0.0
             while event.type == "mouse_move":
@@ -327,8 +320,6 @@ class Swipe(Way):
                     last = time.perf_counter()
                 yield
             self._drag_to(event.position)
-        finally:
-            camera.mouse_pan = pan
 
     def _drag_to(self, world: Any) -> None:
         if not self.active:
@@ -400,6 +391,18 @@ class Comparing:
             return
         (self.swipe if comparison.mode == "swipe" else self.fade).move(position)
         self.state.comparison = replace(comparison, position=position)
+
+    def names(self, comparison: Comparison) -> tuple[str, str]:
+        """Return in words what is on the left of a comparison, and on the right."""
+        entry = self._results.entry(comparison.right)
+        if comparison.left is not None:
+            base = self._results.baseline(comparison.right)
+            left = self._results.entry(comparison.left)
+            words = "" if left is None else left.name
+            left_words = f"baseline: {words}" if base is not None and base is left else words
+        else:
+            left_words = "this tissue, before" if entry is not None and entry.counterfactual else "the slide"
+        return left_words, "" if entry is None else entry.name
 
     def flip(self) -> None:
         """Show the other one: a blink."""

@@ -1,22 +1,31 @@
-"""Mouse gestures on the tissue: a click on a spot and a lasso. Callbacks as napari wants them; no Qt."""
+"""Gestures on the tissue: a click on a spot, a ring around spots, a stroke of the brush; whatever layer is active. No Qt."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .state import Combine
+from .state import Brush, Combine, Tool
 
 CLICK_PX = 4
 """A press and release that moved less than so many screen pixels is a click; more is a pan."""
+STEP_PX = 2
+"""Places of a ring that are nearer to each other, in screen pixels, are one."""
 OnPlace = Callable[[NDArray[np.float64], Combine | None], None]
 OnStroke = Callable[[str, NDArray[np.float64], bool], bool]
 """Takes ``begin``, ``move`` or ``end``, a place, and whether Alt is held; what it returns on ``begin`` says whether to go on."""
-SHAPES = {"lasso": "add_polygon_lasso", "rectangle": "add_rectangle"}
+Line = Sequence[tuple[float, float]]
+"""Places (x, y) on the canvas, in screen pixels."""
+
+
+def camera_of(viewer: Any) -> Any:
+    """Return the camera: it moved from the viewer to its scene in napari 0.9."""
+    scene: Any = getattr(viewer, "scene", None)
+    return scene.camera if hasattr(scene, "camera") else viewer.camera
 
 
 def combine_of(modifiers: Sequence[Any], click: bool) -> Combine | None:
@@ -30,12 +39,88 @@ def combine_of(modifiers: Sequence[Any], click: bool) -> Combine | None:
     return "subtract" if names & {"Control", "Ctrl", "Meta", "Alt"} else None
 
 
-def on_click(call: OnPlace) -> Callable[[Any, Any], Iterator[None]]:
-    """Return a drag callback for a layer that reports clicks; ``call`` gets (y, x) in the layer's data and is held weakly."""
-    weak = weakref.WeakMethod(call)
+@contextmanager
+def held(viewer: Any, event: Any) -> Iterator[None]:
+    """Keep the camera, and a drawing tool of the active layer, still while a drag is ours."""
+    camera, active = camera_of(viewer), viewer.layers.selection.active
+    pan, mode = camera.mouse_pan, str(getattr(active, "mode", "pan_zoom"))
+    if mode != "pan_zoom":
+        active.mode = "pan_zoom"  # before its own callbacks hear of the press
+    camera.mouse_pan = False
+    event.handled = True
+    try:
+        yield
+    finally:
+        camera.mouse_pan = pan
+        if mode != "pan_zoom":
+            active.mode = mode
 
-    def clicked(layer: Any, event: Any) -> Iterator[None]:
-        if event.button != 1:
+
+class Hand:
+    """The tool in hand: a drag callback of the viewer, so that it works whatever layer is active and whatever its mode.
+
+    A click is left to a layer of the user's that is being drawn on.
+
+    Parameters
+    ----------
+    viewer
+        Whose canvas is used.
+    spots
+        Returns the layer in whose data places are told, or None while there is nothing to choose from.
+    on_click
+        Gets the place (2,) of a click.
+    on_ring
+        Gets a ring (n, 2), or a place (1, 2) where it was no more than a click.
+    on_stroke
+        Gets the brush's way.
+    """
+
+    def __init__(
+        self, viewer: Any, spots: Callable[[], Any], on_click: OnPlace, on_ring: OnPlace, on_stroke: OnStroke
+    ) -> None:
+        self.show_line: Callable[[Line], None] = lambda line: None
+        """Draws the ring that is being drawn, and nothing where it is empty; the dock puts itself in its place."""
+        self.tool: Tool = "click"
+        self._spots = spots
+        self._on_click, self._on_ring, self._on_stroke = on_click, on_ring, on_stroke
+        self._drawing = False
+        self._resting = False
+        viewer.mouse_drag_callbacks.append(self.drag)
+
+    def take(self, viewer: Any, tool: Tool, brush: Brush, mpp: float | None) -> None:
+        """Take a tool in hand; the cursor says which. While Space is held, a drag moves the camera."""
+        self.cancel()
+        self.tool = tool
+        viewer.bind_key("Space", None if tool == "click" else self._rest, overwrite=True)
+        self.show_cursor(viewer, brush, mpp)
+
+    def show_cursor(self, viewer: Any, brush: Brush, mpp: float | None) -> None:
+        """Show the tool by the cursor: napari shows that of the layer that was made active last."""
+        if self.tool == "brush":
+            spots = self._spots()
+            scale = 1.0 if mpp is not None or spots is None else float(np.abs(spots.scale).min())
+            viewer.cursor.size = max(1.0, 2 * brush.radius_um * scale)
+        viewer.cursor.style = {"brush": "circle", "lasso": "cross", "rectangle": "cross"}.get(self.tool, "standard")
+
+    def cancel(self) -> None:
+        """Give up the ring that is being drawn."""
+        self._drawing = False
+        self.show_line(())
+
+    def drag(self, viewer: Any, event: Any) -> Iterator[None]:
+        """Follow a press of the mouse: a drag callback of the viewer."""
+        spots = self._spots()
+        if event.button != 1 or event.handled or spots is None or self._resting or viewer.dims.ndisplay != 2:
+            return
+        if self.tool == "click":
+            yield from self._click(viewer, event, spots)
+        elif self.tool == "brush":
+            yield from self._stroke(viewer, event, spots)
+        else:
+            yield from self._ring(viewer, event, spots)
+
+    def _click(self, viewer: Any, event: Any, spots: Any) -> Iterator[None]:
+        if str(getattr(viewer.layers.selection.active, "mode", "pan_zoom")) != "pan_zoom":
             return
         start, moved = np.asarray(event.pos, dtype=float), 0.0
         how = combine_of(event.modifiers, click=True)
@@ -43,91 +128,58 @@ def on_click(call: OnPlace) -> Callable[[Any, Any], Iterator[None]]:
         while event.type == "mouse_move":
             moved = max(moved, float(np.linalg.norm(np.asarray(event.pos, dtype=float) - start)))
             yield
-        handler = weak()
-        if handler is not None and moved < CLICK_PX:
-            handler(np.asarray(layer.world_to_data(event.position), dtype=float)[-2:], how)
+        if moved < CLICK_PX:
+            self._on_click(_in_data(spots, event.position), how)
 
-    return clicked
-
-
-def on_stroke(call: OnStroke) -> Callable[[Any, Any], Iterator[None]]:
-    """Return a drag callback for a layer that reports a brush stroke in the layer's data; ``call`` is held weakly."""
-    weak = weakref.WeakMethod(call)
-
-    def tell(kind: str, layer: Any, event: Any, erase: bool) -> bool:
-        handler = weak()
-        place = np.asarray(layer.world_to_data(event.position), dtype=float)[-2:]
-        return handler is not None and handler(kind, place, erase)
-
-    def stroked(layer: Any, event: Any) -> Iterator[None]:
+    def _stroke(self, viewer: Any, event: Any, spots: Any) -> Iterator[None]:
         erase = any(str(getattr(m, "name", m)) == "Alt" for m in event.modifiers)
-        if event.button != 1 or not tell("begin", layer, event, erase):
+        if not self._on_stroke("begin", _in_data(spots, event.position), erase):
             return
-        yield
-        while event.type == "mouse_move":
-            tell("move", layer, event, erase)
+        with held(viewer, event):
             yield
-        tell("end", layer, event, erase)
+            while event.type == "mouse_move":
+                self._on_stroke("move", _in_data(spots, event.position), erase)
+                yield
+            self._on_stroke("end", _in_data(spots, event.position), erase)
 
-    return stroked
-
-
-class Lasso:
-    """Watches a Shapes layer in lasso or rectangle mode: reports each ring once, as (n, 2) in world coordinates, and takes it away again.
-
-    A tiny lasso is dropped by napari's simplification and leaves no polygon; it is reported as the one place it began at.
-    napari tells of a ring while it is still busy with it: nothing may be removed before the mouse is up.
-    """
-
-    def __init__(self, layer: Any, call: OnPlace) -> None:
-        self.layer = layer
-        self._call = weakref.WeakMethod(call)
-        self._how: Combine | None = None
-        self._start: NDArray[np.float64] | None = None
-        self._reported = False
-        layer.events.data.connect(self._changed)
-
-    def take_shape(self, shape: str) -> None:
-        """Draw lassos or rectangles from now on."""
-        self.layer.mode = SHAPES[shape]
-        # one before and one after napari's own, which may finish the ring on a press as well as on a release; the mode puts
-        # its own at the end
-        callbacks = self.layer.mouse_drag_callbacks
-        for ours in (self._before, self._after):
-            if ours in callbacks:
-                callbacks.remove(ours)
-        callbacks.insert(0, self._before)
-        callbacks.append(self._after)
-
-    def _before(self, layer: Any, event: Any) -> None:
-        self._take_away()
-        self._how = combine_of(event.modifiers, click=False)
-        self._start = np.asarray(event.position, dtype=float)[-2:]
-
-    def _after(self, layer: Any, event: Any) -> Iterator[None]:
-        yield
-        while event.type == "mouse_move":
+    def _ring(self, viewer: Any, event: Any, spots: Any) -> Iterator[None]:
+        how, box = combine_of(event.modifiers, click=False), self.tool == "rectangle"
+        line, world = [_on_canvas(event)], [np.asarray(event.position, dtype=float)[-2:]]
+        self._drawing = True
+        with held(viewer, event):
             yield
-        self._take_away()
-
-    def _take_away(self) -> None:
-        if self._reported:
-            self._reported = False
-            self.layer.remove(list(range(len(self.layer.data))))
-            self.layer.selected_data.clear()
-
-    def _changed(self, event: Any) -> None:
-        # napari also tells of the beginning (adding), of every vertex (changing) and of our own removal (removing)
-        if str(getattr(event.action, "value", event.action)) != "added":
+            while event.type == "mouse_move":
+                if self._drawing and np.abs(np.subtract(_on_canvas(event), line[-1])).max() >= STEP_PX:
+                    line.append(_on_canvas(event))
+                    world.append(np.asarray(event.position, dtype=float)[-2:])
+                    self.show_line(_corners(line[0], line[-1]) if box else line)
+                yield
+            line.append(_on_canvas(event))  # napari leaves out moves that come fast
+            world.append(np.asarray(event.position, dtype=float)[-2:])
+        drawn, self._drawing = self._drawing, False
+        self.show_line(())
+        if not drawn:  # given up
             return
-        rings = self.layer.data
-        if len(rings):
-            ring = np.array([self.layer.data_to_world(vertex) for vertex in rings[-1]])[:, -2:]
-            self._reported = True
-        elif self._start is not None:
-            ring = self._start[None]
-        else:
-            return
-        handler = self._call()
-        if handler is not None:
-            handler(ring, self._how)
+        if np.ptp(np.array(line), axis=0).max() < CLICK_PX:
+            world = world[:1]
+        elif box:
+            world = [np.array(place) for place in _corners(tuple(world[0]), tuple(world[-1]))]
+        # world first: the data coordinates of two layers are never compared
+        self._on_ring(np.array([_in_data(spots, place) for place in world]), how)
+
+    def _rest(self, viewer: Any) -> Iterator[None]:
+        self._resting = True
+        yield
+        self._resting = False
+
+
+def _on_canvas(event: Any) -> tuple[float, float]:
+    return float(event.pos[0]), float(event.pos[1])
+
+
+def _corners(one: tuple[float, ...], other: tuple[float, ...]) -> list[tuple[float, float]]:
+    return [(one[0], one[1]), (one[0], other[1]), (other[0], other[1]), (other[0], one[1])]
+
+
+def _in_data(layer: Any, world: Any) -> NDArray[np.float64]:
+    return np.asarray(layer.world_to_data(world), dtype=np.float64)[-2:]

@@ -34,12 +34,11 @@ Tell = Callable[[Any], None]
 class Job:
     """Work for a worker."""
 
-    title: str  # what the activity list shows
+    title: str  # what the dock says while it is under way
     # makes the generator of the values; it asks the token whether it should end
     generate: Callable[..., Iterator[Any]]
     error: Callable[[Exception], StmditError]  # turns an unexpected exception into the error that the user reads
-    yields: int = 0  # how many values to expect, for a progress bar; 0 where that is not known
-    quiet: bool = False  # whether it is too short to be listed among napari's activities
+    quiet: bool = False  # whether it is too short to be told of
     # whether ``generate`` takes a second argument, which is called with values that come while it works
     tells: bool = False
 
@@ -204,7 +203,7 @@ def synthesis(session: Session) -> Job:
         session.cancel = token
         yield from session.steps()
 
-    return Job(f"Synthesizing {len(session.plan)} patches", generate, sampling_failed, session.events)
+    return Job(f"Synthesizing {len(session.plan)} patches", generate, sampling_failed)
 
 
 def sampling_failed(error: Exception) -> StmditError:

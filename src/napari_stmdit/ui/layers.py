@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from napari.layers import Layer
 from numpy.typing import NDArray
 
+from ..intent import Request
 from ..synthesis.stored import StoredResult, read_stored
+from ..text import counted, some_of
 from ..tissue.geometry import compose, napari_affine, scaling, translation, uniform_scale, world_affine
 from ..types import CanvasFrame, PatchResult, Section
-from .spot_colours import DIVERGING, RING, SELECTED, SpotLook, colormap_of
+from .spot_colours import DIVERGING, RING, SpotLook, colormap_of
+from .strokes import describe
 
-Role = Literal["slide", "spots", "lasso", "result", "stored", "context", "preview", "live", "seam", "change"]
+Role = Literal["slide", "spots", "result", "stored", "context", "preview", "live", "seam", "change"]
 KEY = "stmdit"
 """Our place in ``layer.metadata``. Layers are known by it and never by name."""
 LARGEST_SINGLE_PX = 2_500_000
@@ -47,6 +50,15 @@ def expression_words(section: Section) -> str:
 def synthetic_words(counterfactual: bool) -> str:
     """Return what the name of a result begins with."""
     return "edited real tissue, synthetic" if counterfactual else "synthetic"
+
+
+def result_words(request: Request, spots: Sequence[str], section: Section, counterfactual: bool, number: int) -> str:
+    """Return the name of a result: what was changed, where, and that it is synthetic."""
+    edits = [edit.name or describe(edit) for edit in request.edits if edit.enabled]
+    what = some_of(edits, 2, "; ") if edits else "as measured"
+    where = str(spots[0]) if len(spots) == 1 else counted(len(spots), "spot")
+    seamless = "seamless, " if request.mode == "continuous" else ""
+    return f"{what}, {seamless}{where} ({synthetic_words(counterfactual)}{expression_words(section)}, {number})"
 
 
 def placing(section: Section, affine: NDArray[np.float64]) -> dict[str, Any]:
@@ -110,20 +122,7 @@ def spots_layer(section: Section) -> LayerTuple:
         "metadata": metadata("spots", section),
         **placing(section, world_affine(section)),
     }
-    return spots.yx, state, "points"
-
-
-def lasso_layer(section: Section) -> LayerTuple:
-    """Return the empty Shapes layer that a lasso is drawn on."""
-    state = {
-        "name": "lasso (draw around spots)",
-        "edge_color": np.array([SELECTED]),
-        "face_color": np.array([[*SELECTED[:3], 0.15]]),
-        "edge_width": section.spots.diameter * 0.06,
-        "metadata": metadata("lasso", section),
-        **placing(section, world_affine(section)),
-    }
-    return [], state, "shapes"
+    return spots.yx.copy(), state, "points"  # napari moves points in place
 
 
 def result_layer(
@@ -278,6 +277,13 @@ def draw_spots(layer: Any, look: SpotLook, selected: NDArray[np.int64] | None = 
     if rewidened and not recoloured:
         layer.events.border_width(value=look.width)
     layer.events.highlight()
+
+
+def restore_spots(layer: Any, section: Section) -> None:
+    """Give a layer of spots its points again, as the section's table has them; their look has to be drawn anew."""
+    yx, state, _ = spots_layer(section)
+    layer.data = yx
+    layer.size, layer.symbol, layer.shown = state["size"], state["symbol"], True
 
 
 def draw_faces(layer: Any, face: NDArray[np.float32]) -> None:

@@ -10,13 +10,19 @@ if TYPE_CHECKING:
     from .layers import LayerTuple
 
 Reader = Callable[[Any], "list[LayerTuple]"]
+PLUGIN, DOCK = "napari-stmdit", "Visium tissue what-if"
+"""The plugin, and the dock's name in the menu, as the manifest has them."""
 
 
-def get_reader(path: str | Sequence[str]) -> Reader | None:
+def get_reader(path: str | Sequence[str] | None = None) -> Reader | None:
     """Return a reader for a SpatialData store or a Space Ranger folder, or None: napari asks it for every folder.
 
-    Decides from file names and one small JSON file; a store of another kind is left to other plugins.
+    Decides from file names and one small JSON file; a store of another kind is left to other plugins. Without a path, as the
+    command palette calls it, the dock is opened: a section is opened from there.
     """
+    if path is None:
+        open_dock()
+        return None
     if not isinstance(path, str):
         if len(path) != 1:
             return None
@@ -53,17 +59,27 @@ def read_section(path: Any) -> list[LayerTuple]:
     stored, notes = stored_layers(section)
     if notes:
         show_warning("\n".join(notes))
+    open_dock()
     return [*below, *stored, spots]
+
+
+def open_dock() -> None:
+    """Open the dock in the present viewer, where there is one with a window: a section without it can only be looked at."""
+    from napari import current_viewer
+
+    window = getattr(current_viewer(), "window", None)
+    if window is not None:
+        window.add_plugin_dock_widget(PLUGIN, DOCK)  # the one that is there, where there is one
 
 
 def view_store(path: str | Path) -> None:
     """Open napari on a store, with the workbench; returns when its window is closed."""
     import napari
 
-    viewer = napari.Viewer(title="STMDiT workbench")
+    viewer = napari.Viewer(title=DOCK)
     for data, state, kind in read_section(str(path)):
         getattr(viewer, f"add_{kind}")(data, **state)
-    viewer.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")
+    viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)
     napari.run()
 
 
@@ -72,4 +88,6 @@ def sample_section() -> list[LayerTuple]:
     from ..tissue.sample import open_sample_section
     from .layers import section_layers
 
-    return section_layers(open_sample_section())
+    found = section_layers(open_sample_section())
+    open_dock()
+    return found

@@ -89,20 +89,22 @@ Edits = tuple[Edit, ...]
 
 
 class Virtual(NamedTuple):
-    """Edits with the user's programs and profiles that they may name: what a step of undo brings back."""
+    """Edits with the user's programs and profiles that they may name, and the selection: what a step of undo brings back."""
 
     edits: Edits = ()
     programs: Mapping[str, Mapping[str, float]] = {}
     profiles: Mapping[str, SpotProfile] = {}
+    selected: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, request: Request) -> Virtual:
-        """Return what a request holds of it."""
-        return cls(request.edits, request.programs, request.profiles)
+    def of(cls, state: WorkbenchState) -> Virtual:
+        """Return what a viewer has of it."""
+        request = state.request
+        return cls(request.edits, request.programs, request.profiles, state.selected)
 
     def into(self, request: Request) -> Request:
-        """Return a request with these."""
-        return request.model_copy(update=self._asdict())
+        """Return a request with these edits, programs and profiles."""
+        return request.model_copy(update={"edits": self.edits, "programs": self.programs, "profiles": self.profiles})
 
     def differs(self, other: Virtual) -> bool:
         """Whether anything is another; the same dictionaries are not looked into."""
@@ -113,11 +115,16 @@ class Painting:
     """What the user does to edits: each change is a new tuple of them in ``state.request`` and one step that can be undone."""
 
     def __init__(
-        self, state: WorkbenchState, view: Callable[[], SectionView | None], colour: Callable[[Colouring], None]
+        self,
+        state: WorkbenchState,
+        view: Callable[[], SectionView | None],
+        colour: Callable[[Colouring], None],
+        select: Callable[[Sequence[str]], None],
     ) -> None:
         self.state = state
         self._view = view
         self._colour = colour
+        self._select = select
         self._history: History[Virtual] = History(Virtual())
         self._put_away: dict[str, History[Virtual]] = {}
         self._stroke: tuple[int, Stroke] | None = None
@@ -125,7 +132,8 @@ class Painting:
         self._profiles: tuple[Any, Any, dict[str, Any]] | None = None
         self.stroked: Callable[[], None] = lambda: None
         """Called while a stroke is drawn, whenever spots are coloured anew."""
-        state.events.request.connect(self._request_changed, max_args=0)
+        state.events.request.connect(self._state_changed, max_args=0)
+        state.events.selected.connect(self._state_changed, max_args=0)
 
     # --- what is known
 
@@ -288,7 +296,7 @@ class Painting:
             self._commit(tuple(edits))
 
     def undo(self) -> None:
-        """Take back the last change of the edits."""
+        """Take back the last change of the edits or of the selection."""
         self._go(self._history.undo)
 
     def redo(self) -> None:
@@ -309,6 +317,8 @@ class Painting:
             )
         self.state.chosen_edit = number
         self.state.request = after.into(self.state.request)
+        if after.selected != self.state.selected:
+            self._select(after.selected)
         self._after_change()
         if self.chosen is not None:
             self.state.draft = draft_of(self.chosen, self.state.draft)
@@ -401,7 +411,7 @@ class Painting:
         request = self.state.request
         self.state.chosen_edit = None
         programs, profiles = {**request.programs, **file.programs}, {**request.profiles, **file.profiles}
-        self._commit_all(Virtual(file.edits, programs, profiles))
+        self._commit_all(Virtual(file.edits, programs, profiles, self.state.selected))
         self.choose(len(file.edits) - 1 if file.edits else None)
         self.show_change()
 
@@ -438,7 +448,14 @@ class Painting:
         }
         added = {names[name]: content for name, content in (programs or {}).items()}
         more = {names[name]: content for name, content in (profiles or {}).items()}
-        self._commit_all(Virtual(self.edits, {**request.programs, **added}, {**request.profiles, **more}))
+        self._commit_all(
+            Virtual(
+                self.edits,
+                {**request.programs, **added},
+                {**request.profiles, **more},
+                self.state.selected,
+            )
+        )
         return names
 
     # --- sections
@@ -457,6 +474,7 @@ class Painting:
             own.edits,
             {**{name: genes for name, genes in now.programs.items() if name not in named}, **own.programs},
             {**{name: profile for name, profile in now.profiles.items() if name not in targets}, **own.profiles},
+            self.state.selected,
         )
         self._history.replace(both)
         self.state.request = both.into(now)
@@ -472,7 +490,7 @@ class Painting:
         self._commit((*self.edits[:number], edit, *self.edits[number + 1 :]), merging)
 
     def _commit(self, edits: Edits, merging: object = None) -> None:
-        self._commit_all(Virtual.of(self.state.request)._replace(edits=edits), merging)
+        self._commit_all(Virtual.of(self.state)._replace(edits=edits), merging)
 
     def _commit_all(self, value: Virtual, merging: object = None) -> None:
         if value.differs(self._history.value):
@@ -485,10 +503,10 @@ class Painting:
         with self.state.events.request.blocked():
             self.state.request = self.state.request.model_copy(update={"edits": edits})
 
-    def _request_changed(self) -> None:
-        present = Virtual.of(self.state.request)
-        if present.differs(self._history.value):
-            self._history.push(present)  # somebody else changed them: a request that was opened again
+    def _state_changed(self) -> None:
+        present = Virtual.of(self.state)
+        if self._stroke is None and present.differs(self._history.value):
+            self._history.push(present)  # spots were chosen, or a request was opened again
         self._note_undoable()
 
     def _after_change(self) -> None:

@@ -21,13 +21,15 @@ from . import jobs, layers
 from .acquisition import Acquisition
 from .changes import Changes
 from .compare import Comparing
+from .gestures import Hand
 from .jobs import Handlers, Lane, Series, Start
 from .live import Live
+from .looking import Looking
 from .painting import EditFiles, Painting
 from .results import CloseUps, ResultList
 from .runs import LivePreview, RunCycle, RunQueue
 from .section_view import Choosing, SectionView, combine, inverted
-from .state import Brush, Colouring, Combine, CompareMode, ModelChoice, Tool, WorkbenchState
+from .state import Brush, Colouring, Combine, CompareMode, ModelChoice, SpotLook, Tool, WorkbenchState
 from .tools import DataSets, Evaluations, Sheets
 
 PLANNED_AT_ONCE = 500
@@ -52,6 +54,7 @@ class Presenter:
         self.view: SectionView | None = None
         self.queue = RunQueue(self.state)
         self.results = ResultList(viewer, self.state, self._submit, self._write, self.redraw)
+        self.looking = Looking(viewer, self.state, self.results)
         self.data_sets = DataSets(self.state, start, self.results)
         self.runs = RunCycle(self.state, start, self.queue, self.results, LivePreview(viewer), self.redraw)
         self.sheets = Sheets(self.state, start, self.queue, self.runs.request)
@@ -61,7 +64,7 @@ class Presenter:
         self.changes = Changes(viewer, self.state, start, self.results)
         self.close_ups = CloseUps(self.state, self.results, self._submit)
         self.acquisition = Acquisition(self.state, start, self.load_model)
-        self.painting = Painting(self.state, lambda: self.view, self.colour)
+        self.painting = Painting(self.state, lambda: self.view, self.colour, self.select)
         self.edit_files = EditFiles(self.painting)
         self.live = Live(viewer, self.state, start, self._live_request, lambda: self.view, self.results.place)
         self.painting.stroked = self.live.follow
@@ -70,6 +73,7 @@ class Presenter:
         """Shows what a run would cost; the dock puts something in its place that waits until the mouse is still."""
         self.baseline_mode: CompareMode = "swipe"
         """How the baseline is compared; the dock puts the user's preference in its place."""
+        self.hand = Hand(viewer, self._spots_layer, self.click, self.ring, self.stroke)
         self._limits: dict[tuple[str | None, ...], tuple[float, float]] = {}
         self._lanes = {name: Lane(start) for name in ("section", "model", "stored", "spot", "link")}
         self._saves = Series(start)
@@ -78,7 +82,7 @@ class Presenter:
         self.close_ups.follow(viewer, lambda: self.view)
         viewer.layers.events.inserted.connect(self._inserted)
         viewer.layers.events.removed.connect(self._removed)
-        viewer.layers.selection.events.active.connect(self._active_changed)
+        viewer.layers.selection.events.active.connect(self._show_cursor, position="last")  # after napari's own
 
     # --- sections
 
@@ -113,7 +117,7 @@ class Presenter:
             view.remove()
             for entry in self.state.results:  # of another tissue: they are kept, but would lie over this one
                 self.results.show(entry.number, False)
-        self.view = SectionView(viewer, section, self.click, self.ring, self.stroke)
+        self.view = SectionView(viewer, section, self._refused, self.select_all)
         state = self.state
         state.section = section
         self.view.show()
@@ -123,6 +127,8 @@ class Presenter:
         self.painting.section_changed(before, section)
         self.choosing.section_changed(before, section)
         self._limits.clear()
+        self.looking.forget()
+        self.show_spots(state.spots_as)
         self.colour(replace(state.colouring, limits=None))
         self.state.tell(
             "info", f"{section.name}: {len(section.spots):,} spots. Click spots, or draw a lasso around them."
@@ -140,7 +146,7 @@ class Presenter:
         self.view = None
         self.state.hovered = self.state.close_up = None
         self.state.selected = ()
-        self.state.tool = "click"
+        self.use_tool("click")
         self.state.section = None
 
     def _linked(self, found: Any) -> None:
@@ -180,6 +186,19 @@ class Presenter:
         """Draw colours, selection and rings of the spots."""
         if self.view is not None:
             self.view.draw(self.state.selected, self._hollow(), self.painting.outlined())
+
+    def show_spots(self, how: SpotLook) -> None:
+        """Show the spots filled, as rings, or not at all."""
+        self.state.spots_as = how
+        if self.view is not None and self.view.spots is not None:
+            self.view.spots.visible = how != "hide"
+            self.view.outline_only = how == "outline"
+            self.redraw()
+
+    def next_spots(self) -> None:
+        """Show the spots in the next of these ways."""
+        ways: tuple[SpotLook, ...] = ("fill", "outline", "hide")
+        self.show_spots(ways[(ways.index(self.state.spots_as) + 1) % len(ways)])
 
     def _hollow(self) -> set[str]:
         shown = [e.spots for e in self.state.results if e.visible and e.section is self.state.section]
@@ -223,7 +242,7 @@ class Presenter:
 
     def click(self, yx: NDArray[np.float64], how: Combine | None) -> None:
         """Select the spot at a place in full-resolution pixels; a click beside the spots changes nothing."""
-        if self.view is not None and not self.view.brushing and (found := self.view.finder.at(yx.tolist())):
+        if self.view is not None and (found := self.view.finder.at(yx.tolist())):
             self.select(found, how or self.state.combine)
 
     def ring(self, yx: NDArray[np.float64], how: Combine | None) -> None:
@@ -236,7 +255,7 @@ class Presenter:
 
     def stroke(self, kind: str, yx: NDArray[np.float64], erase: bool) -> bool:
         """Paint with the brush, if it is in hand; return whether it is."""
-        if self.view is None or not self.view.brushing:
+        if self.view is None or self.state.tool != "brush":
             return False
         if kind == "begin":
             self.painting.begin_stroke(yx, erase)
@@ -249,23 +268,32 @@ class Presenter:
         return True
 
     def use_tool(self, tool: Tool) -> None:
-        """Choose spots by clicking or by drawing around them, or paint on them."""
-        if self.view is None:
-            tool = "click"
-        else:
-            if tool in ("lasso", "rectangle"):
-                self.view.start_lasso(tool)
-            else:
-                self.view.stop_lasso()
-                self.view.activate()
-            self.view.take_brush(self.state.brush if tool == "brush" else None)
-        self.state.tool = tool  # last: adding the lasso's layer makes it active, which is also how a tool is put away
+        """Choose spots by clicking or by drawing around them, or paint on them; whatever layer is active."""
+        self.state.tool = "click" if self.view is None else tool
+        viewer = self._viewer()
+        if viewer is not None:
+            self.hand.take(viewer, self.state.tool, self.state.brush, self._mpp())
 
     def set_brush(self, brush: Brush) -> None:
         """Change the brush; in hand, its new size shows at once."""
         self.state.brush = brush
-        if self.view is not None and self.state.tool == "brush":
-            self.view.take_brush(brush)
+        self._show_cursor()
+
+    def _show_cursor(self, event: Any = None) -> None:
+        viewer = self._viewer()
+        if viewer is not None and self.state.tool != "click":
+            self.hand.show_cursor(viewer, self.state.brush, self._mpp())
+
+    def _mpp(self) -> float | None:
+        return None if self.state.section is None else self.state.section.calibration.mpp
+
+    def _spots_layer(self) -> Any:
+        return None if self.view is None else self.view.spots
+
+    def _refused(self) -> None:
+        self.state.tell(
+            "info", "The slide and the spots are as they were measured, and stay so. Choose spots with the tools here."
+        )
 
     # --- model
 
@@ -295,6 +323,21 @@ class Presenter:
         self.state.tell("info", "The checkpoint was unloaded.")
 
     # --- results
+
+    def run(self, again: bool = False) -> None:
+        """Run what is wanted; what is there already is shown, unless it is to be made ``again``."""
+        state = self.state
+        made = (
+            None
+            if again or state.obstacle or state.samples > 1
+            else self.results.made(self.runs.request(), state.checkpoint)
+        )
+        if made is None:
+            self.runs.run()
+            return
+        state.chosen_result = made.number
+        self.looking.go(made.number)
+        state.tell("info", f"Already made, and shown: {made.name}. Shift and Run make it once more.")
 
     def stop(self) -> None:
         """Ask what is under way to end at its next denoising step; what is finished is kept."""
@@ -405,6 +448,7 @@ class Presenter:
         section = layers.section_of(event.value)
         if section is not None and layers.role_of(event.value) == "spots" and section is not self.state.section:
             self.show(section)
+            self.looking.look_at(event.value)  # napari looks at the first layer of a viewer alone
         elif section is not None and layers.role_of(event.value) == "stored" and section is self.state.section:
             if not self.results.inserting:
                 self.results.take_stored(event.value)
@@ -419,16 +463,5 @@ class Presenter:
             self.changes.forget(number)
             self.runs.forget(number)
         elif self.view is not None and self.view.holds(layer):
-            if layer is self.view.lasso_layer:
-                self.state.tool = "click"
             if self.view.forget(layer):
                 self.close_section()
-
-    def _active_changed(self, event: Any) -> None:
-        # another layer was chosen while a lasso was to be drawn: the tool is put away, or the next drag would surprise
-        view = self.view
-        if view is None or self.results.inserting or self.state.tool == "click":
-            return
-        if event.value is not (view.spots if self.state.tool == "brush" else view.lasso_layer):
-            view.take_brush(None)
-            self.state.tool = "click"  # its layer is taken away when a tool is next chosen, not amid napari's own event

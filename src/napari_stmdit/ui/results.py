@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
+from ..intent import Request
 from ..synthesis.canvas import boxes_around
 from ..synthesis.export import ExportKind
 from ..synthesis.result import Result, spots_of
@@ -23,6 +24,7 @@ from ..types import Section
 from . import jobs, layers
 from .jobs import Job
 from .layers import KEY
+from .protected import protect
 from .section_view import SectionView
 from .state import ResultEntry, WorkbenchState
 
@@ -197,6 +199,7 @@ class ResultList:
             self.inserting = False
 
     def _follow(self, layer: Any) -> None:
+        protect(layer, lambda: self.state.tell("info", "A result stays as it was made."), lambda: None)
         layer.events.visible.connect(self._layer_changed)
         layer.events.name.connect(self._layer_changed)
 
@@ -334,6 +337,21 @@ class ResultList:
         self.state.results = tuple(results)
         entry = self.entry(number)
         self.state.tell("info", f"{entry.name if entry else 'The result'} was saved in {where}.")
+
+    def made(self, request: Request, model: Any) -> ResultEntry | None:
+        """Return the finished result of the same request and checkpoint, or None: its pixels would be the same."""
+        sha = None if model is None else model.provenance.get("sha256")
+        for entry in self.state.results:
+            whole = (
+                entry.result is not None and len(entry.spots) >= entry.planned and entry.section is self.state.section
+            )
+            if (
+                whole
+                and entry.request == request
+                and dict(entry.provenance.get("checkpoint") or {}).get("sha256") == sha
+            ):
+                return entry
+        return None
 
     # --- baselines
 

@@ -18,20 +18,23 @@ from ..progress import BATCH, Progress
 from ..synthesis.canvas import MemoryCanvas, fits_in_memory
 from ..synthesis.estimate import edited_places, estimate, evaluations
 from ..synthesis.models import Event, Pasted, PatchModel, Preview
-from ..synthesis.plan import counterfactual_fault
+from ..synthesis.plan import counterfactual_fault, region_rows
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import provenance_of
 from ..synthesis.session import Session
 from ..synthesis.variants import baseline_of, samples_of
+from ..text import counted
 from ..tissue.elements import halved_rgba
 from ..types import PatchResult, Plan, Section
 from . import jobs, layers
 from .jobs import Handlers, Lane, Start
-from .layers import KEY, LARGEST_SINGLE_PX, LayerTuple, expression_words, result_layer, synthetic_words
+from .layers import KEY, LARGEST_SINGLE_PX, LayerTuple, result_layer, result_words
 from .results import ResultList
 from .state import Message, QueuedRun, RunStatus, WorkbenchState
 
 _SMALLEST_LEVEL_PX = 512
+REFRESH_S = 0.5
+"""A growing canvas, and the patch that is being denoised, are sent to the screen at most so often: it costs the work time."""
 
 
 class GrowingLayer:
@@ -96,12 +99,14 @@ class LivePreview:
     def __init__(self, viewer: Any) -> None:
         self._viewer = weakref.ref(viewer)
         self._layer: Any = None
+        self._shown_at = 0.0
 
     def show(self, patch: PatchResult, plan: Plan, section: Section) -> None:
-        """Show a patch, in place of the one shown before."""
+        """Show a patch, in place of the one shown before; one that comes soon after another is left out."""
         viewer = self._viewer()
-        if viewer is None:
+        if viewer is None or time.perf_counter() - self._shown_at < REFRESH_S:
             return
+        self._shown_at = time.perf_counter()
         if self._layer is None or self._layer not in viewer.layers:
             below = [x for x in viewer.layers if layers.role_of(x) in ("slide", "result")]
             data = layers.preview_layer(patch, plan.frame, section)
@@ -193,8 +198,6 @@ TOO_LARGE = (
     "the selected spots span more than fits in memory; select fewer, or use the command line, `stmdit synthesize`, which keeps its canvas "
     "on disk"
 )
-REFRESH_S = 0.2
-"""A growing canvas is sent to the screen at most so often."""
 MAX_PREVIEWS = 5
 """Previews of a patch while it is denoised."""
 
@@ -232,7 +235,7 @@ class RunCycle:
        another run is under way, the plan waits in the queue.
     3. The lane takes the next generation number and a worker drives a `Session`; from now on only that number is listened to.
     4. The session pastes what is finished on the canvas, and says so on the GUI thread. The first patch brings the layer; later
-       ones are sent to the screen at most five times a second.
+       ones are sent to the screen at most twice a second.
     5. However the run ends (done, stopped, failed), what is finished becomes a Result with its provenance, and Run is free.
 
     Parameters
@@ -284,8 +287,8 @@ class RunCycle:
         """Return the whole request: the form's, for the selected spots and the chosen checkpoint."""
         state = self.state
         update: dict[str, Any] = {"checkpoint": state.model.checkpoint}
-        if state.selected:
-            update["region"] = SpotList(ids=state.selected)
+        if state.targets:
+            update["region"] = SpotList(ids=state.targets)
         wanted = state.request
         if wanted.expression == "own":  # what is usual; a section without expression then has null
             wanted = wanted.leaving_open("expression")
@@ -313,7 +316,7 @@ class RunCycle:
         """Plan without running: show what it would cost, or the faults beside their fields."""
         state = self.state
         plan = None
-        if state.section is None or state.checkpoint is None or not state.selected:
+        if state.section is None or state.checkpoint is None or not state.targets:
             state.faults = {}
         else:
             plan = self._planned(self.request())
@@ -360,8 +363,7 @@ class RunCycle:
             text = " ".join(dict.fromkeys(state.faults.values()))
             state.message = Message("error", f"This cannot be run: {text}")
             return False
-        patches = "1 patch" if len(plan) == 1 else f"{len(plan)} patches"
-        title = f"{patches}, seed {request.seed}" + {1: ", 1 edit", 0: ""}.get(
+        title = f"{counted(len(plan), 'patch', 'patches')}, seed {request.seed}" + {1: ", 1 edit", 0: ""}.get(
             len(request.edits), f", {len(request.edits)} edits"
         )
         if not self._queue.add(title, partial(self._launch, plan, section, model, then)):
@@ -395,15 +397,17 @@ class RunCycle:
         state = self.state
         number = self._results.next_number()
         new = not plan.counterfactual
-        edited = ", edited" if new and any(edit.enabled for edit in plan.request.edits) else ""
-        name = f"{synthetic_words(plan.counterfactual)} (STMDiT {plan.card.name}{edited}{expression_words(section)}) {number}"
+        spots = section.spots.ids[region_rows(section, plan.request, [])].tolist()
+        name = result_words(plan.request, spots, section, plan.counterfactual, number)
         every = max(1, -(-plan.steps // MAX_PREVIEWS)) if self.live_preview else 0
         canvas = MemoryCanvas(plan.frame, plan.counterfactual)
         session = Session(plan, section, model, canvas, batch=state.batch or BATCH, preview_every=every)
         self._present = _Present(number, session, canvas, name, then)
         state.progress = None
         state.status = RunStatus.RUNNING
-        state.message = Message("info", f"{'Synthesizing' if new else 'Editing'} {len(plan)} patches ...")
+        state.message = Message(
+            "info", f"{'Synthesizing' if new else 'Editing'} {counted(len(plan), 'patch', 'patches')} ..."
+        )
         self._redraw()
         self._lane.submit(jobs.synthesis(session), Handlers(self._advance, self._failed, self._ended))
 
@@ -539,10 +543,9 @@ class RunCycle:
             state.message = Message("warning", f"{how}.{kept}{notes}")
         else:
             state.status = RunStatus.DONE
-            what = "patches of edited real tissue" if present.plan.counterfactual else "synthetic patches"
-            state.message = Message(
-                "info", f"{done} {what} in {present.session.watch.seconds:.1f} s: {present.name}.{notes}"
-            )
+            words = ("patch of edited real tissue", "patches of edited real tissue")
+            what = counted(done, *(words if present.plan.counterfactual else ("synthetic patch", "synthetic patches")))
+            state.message = Message("info", f"{what} in {present.session.watch.seconds:.1f} s: {present.name}.{notes}")
         state.progress = None
 
     # --- details

@@ -18,9 +18,9 @@ from ..tissue.geometry import spots_in_polygons
 from ..tissue.selections import read_selections, write_selections
 from ..types import Section, SpotTable
 from . import layers
-from .gestures import Lasso, OnPlace, OnStroke, on_click, on_stroke
+from .protected import protect
 from .spot_colours import Edited, SpotValues, as_text, face_of, look_of
-from .state import Brush, Colouring, ColourScale, Combine, WorkbenchState
+from .state import Colouring, ColourScale, Combine, WorkbenchState
 
 
 class SpotFinder:
@@ -108,14 +108,17 @@ def inverted(spots: SpotTable, present: Iterable[str]) -> tuple[str, ...]:
 
 
 class SectionView:
-    """Slide, spots and lasso of one section.
+    """Slide and spots of one section.
 
-    ``on_click`` gets a place (2,), ``on_lasso`` a ring (n, 2), both in full-resolution pixels; ``on_stroke`` gets ``begin``,
-    ``move`` or ``end``, a place, and whether Alt is held, while the brush is in hand.
+    ``refused`` is called where the user was kept from changing them, ``choose_all`` where a key asks for all spots.
     """
 
     def __init__(
-        self, viewer: Any, section: Section, on_click: OnPlace, on_lasso: OnPlace, on_stroke: OnStroke | None = None
+        self,
+        viewer: Any,
+        section: Section,
+        refused: Callable[[], None] = lambda: None,
+        choose_all: Callable[[], None] = lambda: None,
     ) -> None:
         self._viewer = weakref.ref(viewer)
         self.section = section
@@ -123,9 +126,10 @@ class SectionView:
         self.slide: Any = None
         self.spots: Any = None
         self.values = SpotValues(section.spots)
-        self.brushing = False
-        self._on_click, self._on_lasso, self._on_stroke = on_click, on_lasso, on_stroke
-        self._lasso: Lasso | None = None
+        self._refused, self._choose_all = refused, choose_all
+        self._restoring = False
+        self.outline_only = False
+        """Whether spots are drawn as rings alone."""
         self._colouring, self._edited = Colouring(), Edited()
         self._values: NDArray[Any] | None = None
         self._scale = ColourScale()
@@ -153,21 +157,36 @@ class SectionView:
             self.slide = layer
         elif role == "spots":
             self.spots = layer
-            layer.mouse_drag_callbacks.append(on_click(self._on_click))
-            if self._on_stroke is not None:
-                layer.mouse_drag_callbacks.append(on_stroke(self._on_stroke))
-            layer.editable = False  # a stray Delete must not remove spots; positions belong to the file
+            layer.events.data.connect(self._data_changed)
+        if role in ("slide", "spots"):
+            protect(layer, self._refused, self._choose_all)
+
+    def _data_changed(self, event: Any = None) -> None:
+        if self.spots is not None and not self._restoring and not self._whole():
+            self._restore()
+            self._refused()
+
+    def _whole(self) -> bool:
+        return np.array_equal(self.spots.data, self.section.spots.yx)
+
+    def _restore(self) -> None:
+        """Make the spots again what the section's table says, after something of napari's changed them."""
+        self._restoring = True
+        try:
+            layers.restore_spots(self.spots, self.section)
+            self._describe()
+            self.outline_again()
+        finally:
+            self._restoring = False
 
     def holds(self, layer: Any) -> bool:
         """Whether a layer is one of ours."""
-        return layer is self.slide or layer is self.spots or (self._lasso is not None and layer is self._lasso.layer)
+        return layer is self.slide or layer is self.spots
 
     def forget(self, layer: Any) -> bool:
         """Note that the user removed a layer; return whether the section can no longer be worked with."""
         if layer is self.slide:
             self.slide = None
-        if self._lasso is not None and layer is self._lasso.layer:
-            self._lasso = None
         if layer is self.spots:
             self.spots = None
         return self.spots is None
@@ -175,63 +194,15 @@ class SectionView:
     def remove(self) -> None:
         """Take the section's layers out of the viewer."""
         viewer = self._viewer()
-        self.stop_lasso()
         for layer in (self.spots, self.slide):
             if viewer is not None and layer is not None and layer in viewer.layers:
                 viewer.layers.remove(layer)
 
     def activate(self) -> None:
-        """Make the spots the active layer, so that clicks reach them."""
+        """Make the spots the active layer, so that napari's status bar tells of them."""
         viewer = self._viewer()
         if viewer is not None and self.spots is not None and self.spots in viewer.layers:
             viewer.layers.selection.active = self.spots
-
-    # ------------------------------------------------------------------------------------------- lasso
-
-    @property
-    def lasso_layer(self) -> Any:
-        """The layer that a lasso is drawn on, or None."""
-        return None if self._lasso is None else self._lasso.layer
-
-    def start_lasso(self, shape: str = "lasso") -> None:
-        """Let the user draw a lasso or a rectangle around spots until `stop_lasso`."""
-        viewer = self._viewer()
-        if viewer is None:
-            return
-        if self._lasso is None:
-            self._lasso = Lasso(viewer.add_layer(layers.make(layers.lasso_layer(self.section))), self._ring)
-        self._lasso.take_shape(shape)
-        viewer.layers.selection.active = self._lasso.layer
-
-    def stop_lasso(self) -> None:
-        """Take the lasso layer away and go back to clicking."""
-        viewer, lasso = self._viewer(), self._lasso
-        self._lasso = None
-        if lasso is not None and viewer is not None and lasso.layer in viewer.layers:
-            viewer.layers.remove(lasso.layer)
-            self.activate()
-
-    def _ring(self, world: NDArray[np.float64], how: Any) -> None:
-        # world first: the data coordinates of two layers are never compared
-        if self.spots is not None:
-            self._on_lasso(np.array([self.spots.world_to_data(vertex) for vertex in world]), how)
-
-    # ------------------------------------------------------------------------------------------- brush
-
-    def take_brush(self, brush: Brush | None) -> None:
-        """Take the brush in hand, its size shown by the cursor, or put it away (None)."""
-        self.brushing = brush is not None
-        if self.spots is None:
-            return
-        self.spots.mouse_pan = brush is None
-        if brush is None:
-            self.spots.cursor = "standard"
-            return
-        mpp = self.section.calibration.mpp
-        scale = float(np.abs(self.spots.scale).min()) if mpp is None else 1.0
-        self.spots.cursor_size = max(1.0, 2 * brush.radius_um * scale)
-        self.spots.cursor = "circle"
-        self.activate()
 
     # ------------------------------------------------------------------------------------------- colours
 
@@ -250,7 +221,9 @@ class SectionView:
                 low, high = self._scale.limits
                 scale = replace(scale, limits=(min(low, scale.limits[0]), max(high, scale.limits[1])))
             self._values, self._scale = values, scale
-            if self.spots is not None and self._hollow.any():  # a ring has its colour in its border
+            if self.spots is not None and (
+                self._hollow.any() or self.outline_only
+            ):  # a ring has its colour in its border
                 self.outline_again()
             elif self.spots is not None:
                 layers.draw_faces(self.spots, face_of(self._values, self._scale, self._hollow))
@@ -293,7 +266,7 @@ class SectionView:
             self._outlined = _among(ids, outlined)
         if self.spots is None:
             return
-        look = look_of(self._values, self._scale, self._selected, self._hollow, self._outlined)
+        look = look_of(self._values, self._scale, self._selected, self._hollow, self._outlined, self.outline_only)
         layers.draw_spots(self.spots, look, np.flatnonzero(self._selected))
 
     def outline(self, outlined: set[str]) -> None:
@@ -304,7 +277,7 @@ class SectionView:
     def outline_again(self) -> None:
         """Draw colours and outlines as they are known."""
         if self.spots is not None:
-            look = look_of(self._values, self._scale, self._selected, self._hollow, self._outlined)
+            look = look_of(self._values, self._scale, self._selected, self._hollow, self._outlined, self.outline_only)
             layers.draw_spots(self.spots, look)
 
 

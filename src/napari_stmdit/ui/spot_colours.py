@@ -283,14 +283,15 @@ def look_of(
     selected: NDArray[np.bool_],
     hollow: NDArray[np.bool_],
     painted: NDArray[np.bool_] | None = None,
+    outline: bool = False,
 ) -> SpotLook:
     """Return how spots are drawn.
 
     ``values`` are (n,) numbers or names of categories, or None for rings alone. (n,) masks: ``selected`` spots have the selection's
-    outline, ``hollow`` ones are rings in the colour of their value, so that what was synthesized under them is seen, and
-    ``painted`` ones are changed by the chosen edit.
+    outline, ``hollow`` ones are not drawn, so that what was synthesized under them is seen, and ``painted`` ones are changed by the
+    chosen edit. With ``outline`` all spots are rings, thin ones over what was synthesized.
     """
-    face = face_of(values, scale, hollow)
+    face = face_of(values, scale, np.ones_like(hollow) if outline else hollow)
     border = np.tile(np.array(RING, dtype=np.float32), (len(selected), 1))
     width = np.full(len(selected), 0.07, dtype=np.float32)
     if values is not None:
@@ -299,4 +300,7 @@ def look_of(
     if painted is not None:
         border[painted], width[painted] = PAINTED, 0.10
     border[selected], width[selected] = SELECTED, 0.14
+    width[hollow] = 0.05 if outline else 0
+    if not outline:
+        border[hollow, 3] = 0
     return SpotLook(face, border, width)

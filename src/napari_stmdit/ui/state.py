@@ -14,7 +14,7 @@ from psygnal import SignalGroupDescriptor
 
 from ..evaluation.evaluate import Evaluated
 from ..evaluation.measures import MeasureRow
-from ..intent import Request
+from ..intent import Request, SwapEdit
 from ..progress import Progress
 from ..synthesis.estimate import Estimate
 from ..synthesis.models import PatchModel
@@ -28,6 +28,8 @@ Combine = Literal["replace", "add", "subtract", "toggle"]
 Tool = Literal["click", "rectangle", "lasso", "brush"]
 Show = Literal["measured", "edited", "change"]
 """Expression as measured, after the edits, or the difference, which is always in log units."""
+SpotLook = Literal["fill", "outline", "hide"]
+"""Spots filled with the colour of their value, as rings, or not at all."""
 Span = Literal["zero_p99", "p1_p99", "min_max"]
 """Automatic limits: zero to the 99th percentile, 1st to 99th percentile, least to greatest."""
 
@@ -240,6 +242,7 @@ class WorkbenchState:
     colour_scale: ColourScale = ColourScale()
     selected: tuple[str, ...] = ()  # ids of the selected spots, in the order of the section's table
     tool: Tool = "click"
+    spots_as: SpotLook = "fill"
     combine: Combine = "replace"
     model: ModelChoice = ModelChoice()
     checkpoint: PatchModel | None = None
@@ -261,6 +264,7 @@ class WorkbenchState:
     converting: bool = False  # whether it is being converted
     results: tuple[ResultEntry, ...] = ()
     chosen_result: int | None = None
+    way_back: bool = False  # whether the camera was moved to a result, and where the user looked before is known
     draft: EditDraft = EditDraft()  # the form of an edit
     draft_faults: Mapping[str, str] = field(default_factory=dict)  # and what is wrong with it
     brush: Brush = Brush()
@@ -286,6 +290,23 @@ class WorkbenchState:
         self.message = Message(kind, text)
 
     @property
+    def painted(self) -> tuple[str, ...]:
+        """Ids of the spots that the edits which are switched on name, in the order of the section's table."""
+        edits = [edit for edit in self.request.edits if edit.enabled]
+        named = {spot for edit in edits for spot in edit.spots or ()}
+        for edit in edits:
+            if isinstance(edit, SwapEdit):
+                named |= {*edit.group_a, *edit.group_b}
+        if self.section is None or not named:
+            return ()
+        return tuple(spot for spot in self.section.spots.ids.tolist() if spot in named)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Ids of the spots that Run takes: the selected ones, or with none selected those that were painted."""
+        return self.selected or self.painted
+
+    @property
     def obstacle(self) -> str:
         """Why Run cannot be pressed, in words; empty where it can."""
         if self.section is None:
@@ -294,6 +315,6 @@ class WorkbenchState:
             return f"{self.busy} ..."
         if self.checkpoint is None:
             return "Choose a checkpoint first."
-        if not self.selected:
-            return "Select spots first: click them or draw a lasso."
+        if not self.targets:
+            return "Select spots first (click them or draw a lasso), or paint an edit on them."
         return ""

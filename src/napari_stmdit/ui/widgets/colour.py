@@ -95,6 +95,17 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 ("change", "Change", "What the edits change, in log units: blue is less, orange more"),
             )
         )
+        self.spots_as = Choice(
+            (
+                (
+                    "fill",
+                    "Filled",
+                    "Spots filled with the colour of their value; none over results (H: the next of the three)",
+                ),
+                ("outline", "Rings", "Spots as rings, over results too (H: the next of the three)"),
+                ("hide", "Hidden", "No spots; they can still be clicked and drawn around (H: the next of the three)"),
+            )
+        )
         self.log = named(QCheckBox("log"), "Logarithmic", "log(1 + counts per 10,000) instead of counts per 10,000")
         self.span = combo("Limits", "Where the colour map begins and ends", length=6)
         for place, (key, label, tip) in enumerate(SPANS):
@@ -120,7 +131,14 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._options = boxed(row(self.colormap, self.span, stretch=None))
         self.setLayout(
             column(
-                self.gene, self.fault, self.show_, self._options, self._scale_row, self.legend, row(self.unit, self.log)
+                self.gene,
+                self.fault,
+                self.show_,
+                self._options,
+                self._scale_row,
+                self.legend,
+                row(self.unit, self.log),
+                self.spots_as,
             )
         )
 
@@ -145,11 +163,13 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self.show_section(state.section, () if view is None else view.values.columns(), programs)
 
         self.valueChanged.connect(presenter.colour)
+        self.spots_as.chosen.connect(presenter.show_spots)
         self.categoryChosen.connect(lambda obs, name: presenter.choosing.by_category(obs, name, state.combine))
         return connect_state(
             state.events,
             ("section request", show_names),
             ("colouring", lambda: self.setValue(state.colouring)),
+            ("spots_as", lambda: self.spots_as.setValue(state.spots_as)),
             ("colour_scale", lambda: self.show_scale(state.colour_scale)),
         )
 

@@ -87,9 +87,22 @@ def named(widget: Any, name: str, tip: str) -> Any:
     return widget
 
 
-def button(text: str, name: str, tip: str, clicked: Callable[..., Any] | None = None, width: int = 0) -> QPushButton:
-    """Return a button with its name for screen readers, its tooltip, what it does, and its least width."""
-    made: QPushButton = named(QPushButton(text), name, tip)
+class OnceButton(QPushButton):  # type: ignore[misc,unused-ignore]
+    """A button that begins work: a double click is one click."""
+
+    def mouseDoubleClickEvent(self, event: Any) -> None:
+        """Take the second press for the first one."""
+        event.accept()
+
+
+def button(
+    text: str, name: str, tip: str, clicked: Callable[..., Any] | None = None, width: int = 0, once: bool = False
+) -> QPushButton:
+    """Return a button with its name for screen readers, its tooltip, what it does, and its least width.
+
+    With ``once`` a double click is one click: for what begins work, not for what is pressed many times in a row.
+    """
+    made: QPushButton = named((OnceButton if once else QPushButton)(text), name, tip)
     if clicked is not None:
         made.clicked.connect(clicked)
     if width:

@@ -46,6 +46,7 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
             "Compare with baseline",
             "Run the chosen result's request without its edits, with the same noise, and compare: what differs is the effect of "
             "the edits",
+            once=True,
         )
         self.hint = Text("quiet")
         self._timer = QTimer(self)

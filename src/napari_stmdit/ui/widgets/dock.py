@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
 from qtpy.QtCore import QSize, Qt
+from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QFrame, QScrollArea, QWidget
 
+from ..manifest import PLUGIN
 from ..presenter import Presenter, presenter_of
 from ..state import CompareMode, ModelChoice, RunStatus, WorkbenchState
 from . import worker
@@ -22,14 +25,15 @@ from .edits import EditsPanel
 from .evaluate import EvaluatePanel, SheetWindow
 from .keys import RUN_KEYS, bind_keys, paint_actions, with_key
 from .model import ModelPanel
+from .overlay import Overlay, canvas_in
 from .results import ResultsPanel
 from .run_bar import RunBar
 from .section import SectionPanel
 from .select import SelectPanel
 from .spot import SpotPanel
 from .synthesize import SynthesizePanel
+from .wheel import WheelGuard
 
-PLUGIN = "napari-stmdit"
 PAGE = "workbench"
 """Key of the page in the manifest's ``configurations``."""
 
@@ -77,7 +81,7 @@ MIN_WIDTH = 300
 
 
 class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
-    """The STMDiT workbench of one viewer.
+    """The workbench of one viewer.
 
     Parameters
     ----------
@@ -101,6 +105,9 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         connections.add(self.presenter.close)  # the first is undone last: nothing that is destroyed hears of it
         for panel in (*(fold.content for fold in self.folds.values()), self.run_bar, self.sheet):
             connections.add(panel.bind(self.presenter).close)
+        self.overlay: Overlay | None = None
+        self.wheel = WheelGuard(self)
+        self.wheel.watch(self)
         self._use_state()
         self._use_preferences(first=True)
         self._use_keys(viewer)
@@ -114,6 +121,14 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
     def state(self) -> WorkbenchState:
         """What the workbench shows and does."""
         return self.presenter.state
+
+    def showEvent(self, event: QShowEvent) -> None:
+        """Draw on the canvas of the window that the dock is in now."""
+        super().showEvent(event)
+        if self.overlay is None and (canvas := canvas_in(self.window())) is not None:
+            self.overlay = overlay = Overlay(canvas)
+            self.connections.add(partial(_put_away, overlay))
+            self.connections.add(overlay.bind(self.presenter, self._viewer()).close)
 
     def sizeHint(self) -> QSize:
         """Return the size that the dock is opened with."""
@@ -195,7 +210,8 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
     def _use_keys(self, viewer: Any) -> None:
         presenter, compare = self.presenter, self.compare
         actions: dict[str, Callable[[], Any]] = {
-            "run": presenter.runs.run,
+            "run": presenter.run,
+            "again": partial(presenter.run, again=True),
             "stop": presenter.stop,
             "flip": presenter.compare.flip,
             "baseline": presenter.compare_with_baseline,
@@ -207,3 +223,8 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             one.setToolTip(with_key(one.toolTip(), name))
         keys = {RUN_KEYS[name][0]: action for name, action in actions.items()}
         self.connections.add(bind_keys(viewer, self, {**keys, **paint_actions(presenter)}))
+
+
+def _put_away(overlay: Overlay) -> None:
+    with suppress(RuntimeError):  # with the window it is gone already
+        overlay.deleteLater()

@@ -51,6 +51,7 @@ from .common import (
     row,
 )
 from .draft import PROFILES, DraftForm
+from .wheel import WheelGuard
 
 TABLE = "Tables (*.csv)"
 TABLES = "Tables (*.h5ad *.csv *.tsv *.txt)"
@@ -151,6 +152,7 @@ class EditRow(QFrame):  # type: ignore[misc,unused-ignore]
         self.name.editingFinished.connect(self._rename)
         self.strength.valueChanged.connect(lambda value: self.strengthChanged.emit(self.number, value / 100))
         self.name.installEventFilter(self)
+        WheelGuard(self).watch(self)
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
         """Choose the edit whose name is clicked."""

@@ -48,6 +48,7 @@ def sequence(keys: str) -> QKeySequence:
 _LARGER = 1.25
 RUN_KEYS: Mapping[str, tuple[str, str]] = {
     "run": ("Control-Enter", "run, or queue a run"),
+    "again": ("Control-Shift-Enter", "run, also what was made already"),
     "stop": ("Control-.", "stop"),
     "grid": ("Control-Alt-1", "side by side, on and off"),
     "swipe": ("Control-Alt-2", "swipe, on and off"),
@@ -73,6 +74,8 @@ def paint_actions(presenter: Presenter) -> dict[str, Callable[[], Any]]:
         "Control-2": partial(presenter.use_tool, "rectangle"),
         "Control-3": partial(presenter.use_tool, "lasso"),
         "Control-4": partial(presenter.use_tool, "brush"),
+        "Escape": presenter.hand.cancel,
+        "H": presenter.next_spots,
         "[": partial(resize, 1 / _LARGER),
         "]": partial(resize, _LARGER),
     }

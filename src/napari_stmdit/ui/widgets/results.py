@@ -40,19 +40,17 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.list = named(
             QListWidget(),
             "Results",
-            "Tick to show a result; choose one to save, compare or run it again; F2 renames it",
+            "Tick to show a result; choose one to save, compare or run it again; a double click goes to it, F2 renames it",
         )
         self.list.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.list.setTextElideMode(Qt.TextElideMode.ElideMiddle)
         self.list.setIconSize(QSize(ICON_PX, ICON_PX))
-        self.list.setEditTriggers(
-            QAbstractItemView.EditTrigger.EditKeyPressed | QAbstractItemView.EditTrigger.DoubleClicked
-        )
+        self.list.setEditTriggers(QAbstractItemView.EditTrigger.EditKeyPressed)
         self.facts = Text("quiet")
         self.save = button("Save", "Save the result", "Write the chosen result to disk", width=40)
         tip = "Run the chosen result's request as it is: the same seed, the same pixels"
-        self.again = button("Run again", "Run again", tip, width=40)
+        self.again = button("Run again", "Run again", tip, width=40, once=True)
         tip = "Put the chosen result's request into the form and select its spots"
         self.reuse = button("Use settings", "Use its settings", tip, width=40)
         self.delete = button("Delete", "Delete the result", "Take the chosen result out of the viewer", width=40)
@@ -120,6 +118,7 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
         self.list.itemChanged.connect(edited)
         self.list.currentItemChanged.connect(lambda *_: choose())
+        self.list.itemDoubleClicked.connect(lambda item: presenter.looking.go(int(item.data(NUMBER))))
         self.saveRequested.connect(results.save)
         self.save_store.triggered.connect(lambda _: chosen(self._save))
         for kind, _, tip, files in EXPORTS:
@@ -242,7 +241,10 @@ def summary(entry: ResultEntry) -> str:
     state = "" if len(entry.spots) >= entry.planned else f" of {entry.planned}, stopped"
     scales = "; ".join(f"{name} {guidance[name]:g}" for name in ("expression", "morphology") if name in guidance)
     edits = [edit for edit in request.edits if edit.enabled]
-    what = "patches" if request.mode == "spots" else "spots of seamless tissue"
+    one, many = (
+        ("patch", "patches") if request.mode == "spots" else ("spot of seamless tissue", "spots of seamless tissue")
+    )
+    what = one if len(entry.spots) == 1 and not state else many
     words = ", ".join(edit.name or edit.operation.replace("_", " ") for edit in edits[:3]) + (
         f" and {len(edits) - 3} more" if len(edits) > 3 else ""
     )
@@ -264,7 +266,13 @@ def summary(entry: ResultEntry) -> str:
 
 def icon_of(rgba: Any) -> QIcon:
     """Return an icon of (h, w, 4) uint8 pixels, centred on a transparent square."""
-    return QIcon(pixmap_of(rgba))
+    icon, pixmap = QIcon(), pixmap_of(rgba)
+    for mode in (
+        QIcon.Mode.Normal,
+        QIcon.Mode.Selected,
+    ):  # a chosen one is not tinted: it would look like another stain
+        icon.addPixmap(pixmap, mode)
+    return icon
 
 
 def pixmap_of(pixels: Any) -> QPixmap:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
-from qtpy.QtCore import Qt
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtGui import QGuiApplication
 from qtpy.QtWidgets import QLabel, QListWidget, QListWidgetItem, QProgressBar, QWidget
+from superqt.utils import qthrottled
 
 from ...progress import Progress
+from ...text import counted
 from ..presenter import Presenter
 from ..state import QueuedRun, RunStatus
 from .common import Connections, Text, button, column, connect_state, fit_lines, named, row
@@ -15,6 +19,8 @@ from .keys import with_key
 from .synthesize import duration
 
 MAX_LINES = 3
+PACE_MS = 1000
+"""Progress is shown at most so often: with software rendering each repaint of the window takes time from the work itself."""
 
 
 class QueuePanel(QWidget):  # type: ignore[misc,unused-ignore]
@@ -70,7 +76,7 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
     def __init__(self) -> None:
         super().__init__()
         self.queue = QueuePanel()
-        self.run = button("Run", "Run", RUN_TIP)
+        self.run = button("Run", "Run", RUN_TIP, once=True)
         self.stop = button("Stop", "Stop", "End the run at its next denoising step; finished patches are kept")
         self.bar = QProgressBar()
         self.bar.setRange(0, 1000)
@@ -78,45 +84,75 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
         self.bar.setFixedHeight(6)
         named(self.bar, "Progress", "Progress of the run")
         self.count = Text("quiet")
+        self.back = button("Back to where I was", "Back", "Look again where you looked before the result was shown")
         self.message = Text("info")
         self.message.setAccessibleName("Message")
         for one in (self.run, self.stop):
             one.setMinimumHeight(30)
-        self.setLayout(column(self.message, self.bar, self.count, self.queue, row(self.run, self.stop), spacing=4))
+        self.setLayout(
+            column(self.message, self.back, self.bar, self.count, self.queue, row(self.run, self.stop), spacing=4)
+        )
+        self._busy, self._since = "", 0.0
+        self._clock = QTimer(self)
+        self._clock.timeout.connect(self._tick)
         self.show_status(RunStatus.IDLE, "")
         self.show_progress(None, "")
 
     def bind(self, presenter: Presenter) -> Connections:
         """Connect with a presenter; return what shows its state."""
         state = presenter.state
-        self.run.clicked.connect(lambda: presenter.runs.run())
+        self.run.clicked.connect(lambda: presenter.run(again=shift_is_held()))
         self.stop.clicked.connect(lambda: presenter.stop())
+        self.back.clicked.connect(lambda: presenter.looking.back())
+
+        def show_status() -> None:
+            self.show_status(state.status, state.obstacle, 0 if state.selected else len(state.painted))
+
+        soon = qthrottled(lambda: self.show_progress(state.progress, state.busy), timeout=PACE_MS, parent=self)
         connections = connect_state(
             state.events,
-            ("status busy section checkpoint selected", lambda: self.show_status(state.status, state.obstacle)),
-            ("progress busy", lambda: self.show_progress(state.progress, state.busy)),
+            ("status busy section checkpoint selected request", show_status),
+            ("progress busy", lambda: soon()),
+            ("way_back", lambda: self.back.setVisible(state.way_back)),
             ("message", lambda: self.message.show_text(state.message.text, state.message.kind)),
         )
         connections.add(self.queue.bind(presenter).close)
         return connections
 
-    def show_status(self, status: RunStatus, obstacle: str) -> None:
-        """Offer what can be done now; the reason why Run cannot be pressed is its tooltip."""
+    def show_status(self, status: RunStatus, obstacle: str, painted: int = 0) -> None:
+        """Offer what can be done now, for so many ``painted`` spots where none is selected; the reason why Run cannot be pressed is its tooltip."""
         self.run.setEnabled(not obstacle)
-        self.run.setText("Queue" if status.busy else "Run")
+        where = f" on {counted(painted, 'painted spot')}" if painted else ""
+        self.run.setText(("Queue" if status.busy else "Run") + where)
         tip = "Queue this run: it starts when the present one has ended" if status.busy else RUN_TIP
         self.run.setToolTip(obstacle or with_key(tip, "run"))
         self.stop.setEnabled(status is RunStatus.RUNNING)
         self.stop.setText("Stopping …" if status is RunStatus.STOPPING else "Stop")
 
     def show_progress(self, progress: Progress | None, busy: str) -> None:
-        """Show how far the run is, or that something is being opened or loaded."""
-        self.bar.setVisible(progress is not None or bool(busy))
+        """Show how far the run is, or what is being opened or loaded and for how long; nothing here moves by itself."""
+        self.bar.setVisible(progress is not None)
+        if busy != self._busy:
+            self._busy, self._since = busy, time.monotonic()
         if progress is None:
-            self.bar.setRange(0, 0 if busy else 1000)
-            self.count.show_text(f"{busy} …" if busy else "")
+            self._tick()
+            if busy and not self._clock.isActive():
+                self._clock.start(1000)
             return
-        self.bar.setRange(0, 1000)
+        self._clock.stop()
         self.bar.setValue(round(1000 * progress.fraction))
         left = "" if progress.eta_s is None else f", {duration(progress.eta_s)} left"
-        self.count.show_text(f"{progress.patches_done} of {progress.patches_total} patches{left}")
+        self.count.show_text(f"{progress.patches_done} of {counted(progress.patches_total, 'patch', 'patches')}{left}")
+
+    def _tick(self) -> None:
+        seconds = round(time.monotonic() - self._since)
+        if not self._busy:
+            self._clock.stop()
+        self.count.show_text(
+            f"{self._busy} … {seconds} s" if self._busy and seconds else self._busy and f"{self._busy} …"
+        )
+
+
+def shift_is_held() -> bool:
+    """Whether Shift is held: what was made already is then made once more."""
+    return bool(QGuiApplication.keyboardModifiers() & Qt.KeyboardModifier.ShiftModifier)

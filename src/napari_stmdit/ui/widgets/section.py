@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import Qt, Signal
@@ -148,7 +149,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         browse.setFixedWidth(44)
         menu = QMenu(browse)
         menu.addAction("Section folder or .zarr…", self._browse_path)
-        menu.addAction("Plain H&E slide…", self._browse_slide)
+        menu.addAction("Plain H&&E slide…", self._browse_slide)
         browse.setMenu(menu)
         tip = "Choose the full-resolution image"
         browse_image = button("…", tip, tip, self._browse_image)
@@ -162,6 +163,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
         self.path.returnPressed.connect(self._open)
         self.mpp.returnPressed.connect(self._open)
+        self.fullres.returnPressed.connect(self._open)
         self.correct = button(
             "Correct…",
             "Correct the scale",
@@ -271,6 +273,8 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.fault.show_text("")
         if section is None:
             return
+        if section.path is not None and not section.synthetic and self.path.text().strip() != str(section.path):
+            self.path.setText(str(section.path))  # it was dropped on the viewer
         image = section.image
         self.rows["Name"].show_text(section.name + (" (synthetic)" if section.synthetic else ""))
         self.rows["Spots"].show_text(f"{len(section.spots):,}")
@@ -324,7 +328,6 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def _open(self) -> None:
         if not self.path.text().strip():
             self._browse_path()
-        if not self.path.text().strip():
             return
         try:
             source = self.value()
@@ -341,14 +344,23 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.mpp.setFocus()
 
     def _browse_path(self) -> None:
-        chosen = QFileDialog.getExistingDirectory(self, "Choose a Space Ranger folder or a .zarr", self.path.text())
-        if chosen:
-            self.path.setText(chosen)
+        chosen = QFileDialog.getExistingDirectory(self, "Choose a Space Ranger folder or a .zarr", self._beside())
+        self._chosen(chosen)
 
     def _browse_slide(self) -> None:
-        chosen, _ = QFileDialog.getOpenFileName(self, "Choose a plain H&E slide", self.path.text(), IMAGES)
-        if chosen:
-            self.path.setText(chosen)
+        chosen, _ = QFileDialog.getOpenFileName(self, "Choose a plain H&E slide", self._beside(), IMAGES)
+        self._chosen(chosen)
+
+    def _beside(self) -> str:
+        """Where the last one lies: the next is looked for beside it, not in it."""
+        path = self.path.text().strip()
+        return str(Path(path).parent) if path else ""
+
+    def _chosen(self, path: str) -> None:
+        """Open what was chosen in a dialog."""
+        if path:
+            self.path.setText(path)
+            self._open()
 
     def _path_changed(self, path: str) -> None:
         path = path.strip()

@@ -61,11 +61,16 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.shrink = button("Shrink", "Shrink by a ring", "Take away the outermost ring of the selection", width=36)
         self.count = QLabel()
         self.count.setAccessibleName("Selected spots")
+        self.undo = button(
+            "Undo", "Undo the selection", "Take back the last change of the selection or of the edits (Ctrl+Z)"
+        )
         self._by_colour()
         self._by_name()
         bar = row(self.all, self.clear, self.invert, self.grow, self.shrink, stretch=None)
         bar.setSpacing(3)
-        self.setLayout(column(self.tool, self.combine, bar, self.count, self.colour_fold, self.name_fold))
+        self.setLayout(
+            column(self.tool, self.combine, bar, row(self.count, self.undo), self.colour_fold, self.name_fold)
+        )
         self.show_count(0, None)
         self.show_scale(ColourScale())
         self.show_named({})
@@ -125,6 +130,7 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.invert.clicked.connect(lambda: presenter.invert_selection())
         self.grow.clicked.connect(lambda: choosing.grow(1))
         self.shrink.clicked.connect(lambda: choosing.grow(-1))
+        self.undo.clicked.connect(lambda: presenter.painting.undo())
         self.choose.clicked.connect(choose)
         self.keep.clicked.connect(lambda: choosing.save(self.names.currentText()))
         self.forget.clicked.connect(lambda: choosing.delete(self.names.currentText()))
@@ -134,6 +140,7 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
         return connect_state(
             state.events,
             ("selected section", show_count),
+            ("undoable", lambda: self.undo.setEnabled(state.undoable[0])),
             ("tool", lambda: self.tool.setValue(state.tool)),
             ("combine", lambda: self.combine.setValue(state.combine)),
             ("colour_scale", lambda: self.show_scale(state.colour_scale)),

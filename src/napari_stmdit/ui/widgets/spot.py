@@ -51,9 +51,9 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._table.setVerticalSpacing(1)
         self._cells: list[QLabel] = []
         tip = "This spot at seven strengths of the last edit, from 0 to 1, with common noise"
-        self.dose = button("Dose strip", "Dose strip", tip, width=40)
+        self.dose = button("Dose strip", "Dose strip", tip, width=40, once=True)
         tip = "This spot under three scales of each guidance, with common noise"
-        self.guidance = button("Guidance 3 × 3", "Guidance grid", tip, width=40)
+        self.guidance = button("Guidance 3 × 3", "Guidance grid", tip, width=40, once=True)
         pictures, numbers = boxed(self._grid), boxed(self._table)
         self._parts = (pictures, numbers)
         self.setLayout(

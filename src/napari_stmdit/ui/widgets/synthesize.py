@@ -12,6 +12,7 @@ from superqt.utils import qdebounced
 from ...intent import CheckpointCard, Request
 from ...synthesis.estimate import Estimate
 from ...synthesis.plan import resolve_counterfactual_steps, resolve_steps
+from ...text import counted
 from ..presenter import Presenter
 from .common import (
     Choice,
@@ -372,9 +373,10 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         if estimate is None:
             self.estimate.show_text(why_not, "quiet")
             return
-        patches = "1 patch" if estimate.patches == 1 else f"{estimate.patches:,} patches"
         time = "" if estimate.seconds is None else f", about {duration(estimate.seconds)}"
-        self.estimate.show_text(f"{patches}, {memory(estimate.canvas_bytes)} of memory{time}", "info")
+        self.estimate.show_text(
+            f"{counted(estimate.patches, 'patch', 'patches')}, {memory(estimate.canvas_bytes)} of memory{time}", "info"
+        )
 
     def use_spot(self, spot: str) -> None:
         """Take a spot as the source of morphology."""

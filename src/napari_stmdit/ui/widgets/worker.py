@@ -92,15 +92,13 @@ def start(job: Job, token: CancelToken, handlers: Handlers) -> None:
         _start_thread=False,
         _worker_class=JobWorker,
         _ignore_errors=True,  # an error is shown in the dock; napari would raise it once more in the event loop
-        _progress=False if job.quiet else {"total": job.yields, "desc": job.title},
+        _progress=False,  # its spinner repaints the whole window some thirty times a second; the dock says how far it is
     )
     queued = Qt.ConnectionType.QueuedConnection
     for signal in (worker.yielded, here.value):
         signal.connect(relay.value, queued)
     here.error.connect(relay.error, queued)
     worker.finished.connect(relay.ended, queued)
-    if job.yields:
-        relay.value.connect(lambda _: worker.pbar.increment_with_overflow())
     worker.start()
 
 

@@ -1,0 +1,168 @@
+"""Lines and words over the canvas, drawn by Qt: there at once, of one width at every zoom, and no layer of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from qtpy.QtCore import QEvent, QObject, QPointF, QRectF, Qt
+from qtpy.QtGui import QColor, QPainter, QPaintEvent, QPen, QPolygonF
+from qtpy.QtOpenGLWidgets import QOpenGLWidget
+from qtpy.QtWidgets import QWidget
+
+from ..compare import grid_of
+from ..gestures import Line, camera_of
+from ..presenter import Presenter
+from .common import Connections, connect_state
+
+HALO, LASSO, FRAME = QColor(0, 0, 0, 170), QColor(0, 230, 255), QColor(255, 255, 255)
+"""Each line has a dark one under it, so that it is seen on pale and on dark tissue."""
+MIN_FRAME_PX = 8
+"""A frame that is smaller than this on the screen is not drawn: it would hide what it is about."""
+MARGIN_PX = 8
+
+
+@dataclass(frozen=True)
+class Label:
+    """Words on the canvas: at a place (x, y) in pixels, to its left (-1), around it (0) or to its right (1)."""
+
+    text: str
+    at: tuple[float, float]
+    side: int = 0
+
+
+class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
+    """What is drawn over a canvas; it takes no events, and is not there while there is nothing to draw."""
+
+    def __init__(self, canvas: QWidget) -> None:
+        super().__init__(canvas)
+        self.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
+        self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self._line: Line = ()
+        self.frames: NDArray[np.float64] = np.empty((0, 4, 2))
+        """Corners (n, 4, 2) of the frames, (y, x) in the world."""
+        self.labels: Sequence[Label] = ()
+        self._presenter: Presenter | None = None
+        self._viewer: Any = None
+        canvas.installEventFilter(self)
+        self.resize(canvas.size())
+        self.hide()
+
+    def bind(self, presenter: Presenter, viewer: Any) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        self._presenter, self._viewer = presenter, viewer
+        presenter.hand.show_line = self.show_line
+        connections = connect_state(
+            presenter.state.events, ("results chosen_result comparison section", self._show_results)
+        )
+        camera, dims, grid = camera_of(viewer), viewer.dims, grid_of(viewer)
+        for emitter in (camera.events.zoom, camera.events.center, dims.events.ndisplay, grid.events.enabled):
+            emitter.connect(self._moved)
+            connections.add(partial(emitter.disconnect, self._moved))
+        connections.add(lambda: setattr(presenter.hand, "show_line", lambda line: None))
+        return connections
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        """Follow the canvas's size."""
+        if event.type() == QEvent.Type.Resize:
+            self.resize(self.parentWidget().size())
+            self._moved()
+        return False
+
+    # --- what is drawn
+
+    @property
+    def line(self) -> Line:
+        """The ring that is being drawn."""
+        return self._line
+
+    def show_line(self, line: Line) -> None:
+        """Show the ring that is being drawn."""
+        self._line = tuple(line)
+        self._show()
+
+    def _show_results(self) -> None:
+        """Frame the patches of the chosen result, where it is shown."""
+        presenter = self._presenter
+        assert presenter is not None
+        entry = presenter.results.entry(presenter.state.chosen_result)
+        shown = entry is not None and entry.visible
+        self.frames = presenter.looking.frames(entry.number if entry is not None and shown else None)
+        self._moved()
+
+    def _moved(self, event: Any = None) -> None:
+        self.labels = self._labels()
+        self._show()
+
+    def _show(self) -> None:
+        flat = self._viewer is None or (self._viewer.dims.ndisplay == 2 and not grid_of(self._viewer).enabled)
+        self.setVisible(bool(self._line) or (flat and bool(len(self.frames) or self.labels)))
+        self.update()
+
+    def _labels(self) -> list[Label]:
+        """Say which side of a seam is which, or which of two pictures is shown."""
+        if self._presenter is None or (comparison := self._presenter.state.comparison) is None:
+            return []
+        left, right = self._presenter.compare.names(comparison)
+        if comparison.mode == "swipe":
+            ends = [self.on_canvas(end) for end in self._presenter.compare.swipe.ends(comparison.position)]
+            x, y = ends[0].x(), max(min(end.y() for end in ends), 0) + MARGIN_PX
+            return [Label(left, (x - MARGIN_PX, y), -1), Label(right, (x + MARGIN_PX, y), 1)]
+        if comparison.mode in ("blink", "fade"):
+            text = right if comparison.position >= 0.5 else left
+            return [Label(text, (self.width() / 2, MARGIN_PX))]
+        return []
+
+    def on_canvas(self, world: Any) -> QPointF:
+        """Return where a place (y, x) of the world is on the canvas."""
+        camera = camera_of(self._viewer)
+        zoom = camera.zoom / self.devicePixelRatioF()
+        y, x = (np.asarray(world, dtype=float)[-2:] - np.asarray(camera.center, dtype=float)[-2:]) * zoom
+        return QPointF(x + self.width() / 2, y + self.height() / 2)
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        """Draw."""
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        for quad in self.frames:
+            corners = QPolygonF([self.on_canvas(corner) for corner in (*quad, quad[0])])
+            if max(corners.boundingRect().width(), corners.boundingRect().height()) >= MIN_FRAME_PX:
+                self._stroke(painter, corners, FRAME, 1)
+        if len(self._line) > 1:
+            ring = QPolygonF([QPointF(x, y) for x, y in (*self._line, self._line[0])])
+            painter.setPen(Qt.PenStyle.NoPen)
+            painter.setBrush(QColor(LASSO.red(), LASSO.green(), LASSO.blue(), 30))
+            painter.drawPolygon(ring)
+            self._stroke(painter, ring, LASSO, 2)
+        for label in self.labels:
+            self._write(painter, label)
+
+    def _stroke(self, painter: QPainter, line: QPolygonF, colour: QColor, width: int) -> None:
+        painter.setBrush(Qt.BrushStyle.NoBrush)
+        for one, wide in ((HALO, width + 2), (colour, width)):
+            painter.setPen(QPen(one, wide))
+            painter.drawPolyline(line)
+
+    def _write(self, painter: QPainter, label: Label) -> None:
+        metrics = painter.fontMetrics()
+        most = self.width() / 2 - 4 * MARGIN_PX
+        text = metrics.elidedText(label.text, Qt.TextElideMode.ElideRight, int(most))
+        width, height = metrics.horizontalAdvance(text) + 2 * MARGIN_PX, metrics.height() + MARGIN_PX
+        x = label.at[0] - width * (1 - label.side) / 2
+        x = min(max(x, 0), self.width() - width)  # also where the seam is near the border
+        box = QRectF(x, min(label.at[1], self.height() - height), width, height)
+        painter.setPen(Qt.PenStyle.NoPen)
+        painter.setBrush(HALO)
+        painter.drawRoundedRect(box, 4, 4)
+        painter.setPen(FRAME)
+        painter.drawText(box, Qt.AlignmentFlag.AlignCenter, text)
+
+
+def canvas_in(window: QWidget) -> QWidget | None:
+    """Return the canvas of a napari window, or None."""
+    found: QWidget | None = window.findChild(QOpenGLWidget)
+    return found

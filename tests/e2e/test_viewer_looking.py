@@ -1,0 +1,173 @@
+"""What a user sees of a result, and what it costs to show it: camera, frames, names, rings, repaints, one history."""
+
+import time
+
+import numpy as np
+import pytest
+from models_for_ui import SlowModel
+from mouse import CONTROL, SHIFT
+from qtpy.QtCore import QEvent, QObject, Qt
+from qtpy.QtTest import QTest
+from standins import CropModel, card_for
+from viewing import Mouse, no_leaks, settle, viewer, workbench  # noqa: F401
+
+from napari_stmdit.intent import KnockOutEdit
+from napari_stmdit.ui import layers
+from napari_stmdit.ui.gestures import camera_of
+from napari_stmdit.ui.state import Colouring, EditDraft
+
+pytestmark = pytest.mark.gui
+
+
+@pytest.fixture
+def opened(workbench, tiny_section):  # noqa: F811
+    """The workbench with the tiny section."""
+    card = card_for(tuple(tiny_section.spots.genes.symbols.tolist()), patch_px=64, patch_mpp=0.7)
+    workbench.presenter.use_model(CropModel(card))
+    workbench.presenter.show(tiny_section)
+    settle(lambda: False, 0.2)
+    return workbench
+
+
+def run(bench, spots, edits=()):
+    state, ids = bench.state, bench.state.section.spots.ids
+    state.request = state.request.model_copy(update={"edits": edits})
+    bench.presenter.select(ids[list(spots)].tolist())
+    count = len(state.results)
+    bench.presenter.runs.run()
+    assert settle(lambda: len(state.results) > count and not state.status.busy), state.message.text
+    return state.results[-1].number
+
+
+def test_the_camera_goes_to_a_small_result_and_back(viewer, opened):  # noqa: F811
+    state, camera = opened.state, camera_of(viewer)
+    before = (tuple(camera.center), camera.zoom)
+    run(opened, [12])
+    assert camera.zoom > 2 * before[1] and state.way_back and opened.run_bar.back.isVisible()
+    world = state.section.spots.yx[12] * state.section.calibration.mpp
+    np.testing.assert_allclose(camera.center[-2:], world, atol=1)
+    (quad,) = opened.overlay.frames
+    assert opened.overlay.isVisible()
+    np.testing.assert_allclose(np.ptp(quad, axis=0), 64 * 0.7, atol=0.1)
+    np.testing.assert_allclose(quad.mean(axis=0), world, atol=1)
+    side = opened.overlay.on_canvas(quad[1]).x() - opened.overlay.on_canvas(quad[0]).x()
+    mouse = Mouse(viewer)
+    assert side == pytest.approx(mouse.at(quad[1]).x() - mouse.at(quad[0]).x(), abs=0.5)
+    QTest.mouseClick(opened.run_bar.back, Qt.MouseButton.LeftButton)
+    assert (tuple(camera.center), camera.zoom) == before
+    assert not state.way_back and not opened.run_bar.back.isVisible()
+    run(opened, range(30))  # it fills the view already
+    assert (tuple(camera.center), camera.zoom) == before and not state.way_back
+    assert len(opened.overlay.frames) == 30
+    opened.presenter.results.show(state.chosen_result, False)
+    assert not len(opened.overlay.frames)
+
+
+def test_names_say_what_was_done_and_where(viewer, opened):  # noqa: F811
+    edit = KnockOutEdit(genes=("ERBB2",), name="ERBB2 knocked out")
+    run(opened, range(13), (edit,))
+    run(opened, [7])
+    ids = opened.state.section.spots.ids
+    assert [e.name for e in opened.state.results] == [
+        "ERBB2 knocked out, 13 spots (synthetic, 1)",
+        f"as measured, {ids[7]} (synthetic, 2)",
+    ]
+    assert opened.state.message.text.startswith("1 synthetic patch in")
+
+
+def test_choosing_a_result_raises_it_and_a_double_click_goes_there(viewer, opened):  # noqa: F811
+    run(opened, [3])
+    run(opened, [25])
+    opened.presenter.looking.back()
+    results, panel, camera = opened.presenter.results, opened.results.list, camera_of(viewer)
+    place = next(k for k in range(panel.count()) if panel.item(k).data(Qt.ItemDataRole.UserRole) == 1)
+    opened.scroll.ensureWidgetVisible(panel)
+    at = panel.visualItemRect(panel.item(place)).center()
+    QTest.mouseClick(panel.viewport(), Qt.MouseButton.LeftButton, pos=at)
+    assert opened.state.chosen_result == 1
+    order = [x for x in viewer.layers if layers.role_of(x) == "result"]
+    assert order == [results.layer(2), results.layer(1)]
+    assert layers.role_of(viewer.layers[-1]) == "spots"
+    QTest.mouseDClick(panel.viewport(), Qt.MouseButton.LeftButton, pos=at)
+    world = opened.state.section.spots.yx[3] * opened.state.section.calibration.mpp
+    np.testing.assert_allclose(camera.center[-2:], world, atol=1)
+    assert opened.state.way_back
+
+
+def test_no_ring_lies_over_a_result_and_h_shows_spots_in_three_ways(viewer, opened):  # noqa: F811
+    opened.presenter.colour(Colouring("ERBB2"))
+    run(opened, [3, 4])
+    spots, mouse = opened.presenter.view.spots, Mouse(viewer)
+    under = np.array([3, 4])
+    assert not spots.face_color[under, 3].any() and not spots.border_color[under, 3].any()
+    assert not spots.border_width[under].any()
+    assert spots.face_color[10, 3] > 0.5 and spots.border_width[10] > 0
+    mouse.press(Qt.Key.Key_H, text="h")
+    assert opened.state.spots_as == "outline" and not spots.face_color[:, 3].any()
+    assert (spots.border_width > 0).all() and spots.border_width[3] < 0.07
+    mouse.press(Qt.Key.Key_H, text="h")
+    assert opened.state.spots_as == "hide" and not spots.visible
+    assert opened.colour.spots_as.value() == "hide"
+    opened.colour.spots_as.button("fill").click()
+    assert spots.visible and spots.face_color[10, 3] > 0.5
+
+
+class Repaints(QObject):
+    """Counts how often a window is drawn anew."""
+
+    def __init__(self, window):
+        super().__init__(window)
+        self.count, self.since = 0, time.perf_counter()
+        window.installEventFilter(self)
+
+    def eventFilter(self, watched, event):
+        self.count += event.type() == QEvent.Type.UpdateRequest
+        return False
+
+    def per_second(self):
+        return self.count / (time.perf_counter() - self.since)
+
+
+def test_nothing_repaints_more_than_twice_a_second_while_work_runs(viewer, opened):  # noqa: F811
+    state = opened.state
+    opened.presenter.use_model(SlowModel(state.checkpoint.card, 0.02))
+    opened.presenter.select_all()
+    state.request, state.batch = state.request.model_copy(update={"steps": 40}), 2
+    settle(lambda: False, 0.5)
+    opened.presenter.runs.run()
+    settle(lambda: state.progress is not None, 10)
+    settle(lambda: False, 0.7)  # what begins is shown at once
+    repaints = Repaints(viewer.window._qt_window)
+    settle(lambda: not state.status.busy, 4)
+    assert state.status.busy
+    assert repaints.per_second() <= 3.5  # the picture twice a second, the progress once
+    opened.presenter.stop()
+    assert settle(lambda: not state.status.busy)
+    state.busy = "Loading the checkpoint"
+    settle(lambda: False, 0.5)
+    repaints = Repaints(viewer.window._qt_window)
+    assert settle(lambda: opened.run_bar.count.plain() == "Loading the checkpoint … 2 s", 4)
+    assert repaints.per_second() <= 2
+    state.busy = ""
+    assert settle(lambda: opened.run_bar.count.isHidden(), 2)
+
+
+def test_undo_walks_selections_and_edits_in_one_history(viewer, opened):  # noqa: F811
+    state, mouse = opened.state, Mouse(viewer)
+    world, ids = state.section.spots.yx * state.section.calibration.mpp, state.section.spots.ids
+    opened.presenter.select(ids[:9].tolist())
+    opened.presenter.painting.take_draft(EditDraft(operation="knock_out", genes=("ERBB2",)))
+    opened.presenter.painting.add(state.selected)
+    mouse.click(world[20])  # a stray click
+    assert state.selected == (ids[20],)
+    mouse.press(Qt.Key.Key_Z, CONTROL)
+    assert state.selected == tuple(ids[:9]) and len(state.request.edits) == 1
+    assert opened.presenter.view.spots.selected_data == set(range(9))
+    assert "9 of 30" in opened.select.count.text()
+    mouse.press(Qt.Key.Key_Z, CONTROL)
+    assert state.selected == tuple(ids[:9]) and not state.request.edits
+    opened.select.undo.click()
+    assert state.selected == () and not opened.select.undo.isEnabled()
+    for _ in range(3):
+        mouse.press(Qt.Key.Key_Z, CONTROL | SHIFT)
+    assert state.selected == (ids[20],) and len(state.request.edits) == 1
