@@ -71,7 +71,7 @@ class StoreError(StmditError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that a device or the computer has too little memory, whoever raised it."""
+    """Return whether an exception says that a device or the computer has too little memory, whoever raised it."""
     text = str(error).lower()
     return (
         isinstance(error, MemoryError)

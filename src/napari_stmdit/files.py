@@ -17,9 +17,9 @@ import yaml
 
 from .text import shorten
 
-MOST_TEXT_MB = 64
+MAX_TEXT_MB = 64
 """Largest JSON file that is read, in megabytes."""
-MOST_YAML_MB = 8
+MAX_YAML_MB = 8
 """Largest YAML file; its parser takes about a second for a megabyte."""
 _MOST_YAML_NODES = 1_000_000
 _MOST_YAML_DEPTH = 100
@@ -57,7 +57,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     return expanded
 
 
-def read_text(path: str | os.PathLike[str], most_mb: float = MOST_TEXT_MB) -> str:
+def read_text(path: str | os.PathLike[str], most_mb: float = MAX_TEXT_MB) -> str:
     """Return the UTF-8 text of a file, without a byte order mark; raises BadFile where it cannot be read or is too large."""
     file = user_path(path)
     try:
@@ -73,7 +73,7 @@ def read_text(path: str | os.PathLike[str], most_mb: float = MOST_TEXT_MB) -> st
         raise BadFile(error.strerror or str(error)) from None
 
 
-def read_json(path: str | os.PathLike[str], most_mb: float = MOST_TEXT_MB) -> Any:
+def read_json(path: str | os.PathLike[str], most_mb: float = MAX_TEXT_MB) -> Any:
     """Return the value that a JSON file holds; raises BadFile."""
     text = read_text(path, most_mb)
     try:
@@ -92,7 +92,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     BadFile
         Also for aliases that stand for millions of values ("billion laughs"); `UnsafeFile` for tags that would make objects.
     """
-    text = read_text(path, MOST_YAML_MB)
+    text = read_text(path, MAX_YAML_MB)
     try:
         loader = _Strict(text)
         root = loader.get_single_node()
@@ -149,7 +149,7 @@ def _check_nodes(root: yaml.Node) -> None:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value is a finite number that a float can hold; a bool is none."""
+    """Return whether a value is a finite number that a float can hold; a bool is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:

@@ -32,7 +32,7 @@ Orientation = Literal["as-given", "mirror-x", "mirror-y", "turn-180", "swap-xy",
 # ------------------------------------------------------------------------------------------------- tissue
 
 
-MOST_DEPTH = 2.0
+MAX_DEPTH = 2.0
 """A spot's depth relative to its section counts up to this far, in natural logarithms: a factor of 7."""
 
 
@@ -140,7 +140,7 @@ class SpotTable:
         if not len(found):
             return np.zeros(len(self), dtype=np.float32)
         ratio = np.maximum(totals, found.min()) / np.median(found)
-        return np.asarray(np.clip(np.log(ratio), -MOST_DEPTH, MOST_DEPTH), dtype=np.float32)
+        return np.asarray(np.clip(np.log(ratio), -MAX_DEPTH, MAX_DEPTH), dtype=np.float32)
 
 
 @dataclass(frozen=True)

@@ -492,7 +492,7 @@ def test_the_section_that_a_result_was_made_from_is_taken_before_a_reduced_copy(
     """A store's own slide is at most 4000 px; here 500, so that its pixels span two of the slide's."""
     from napari_stmdit.tissue import elements
 
-    monkeypatch.setattr(elements, "LARGEST_SLIDE_PX", 500)
+    monkeypatch.setattr(elements, "MAX_SLIDE_PX", 500)
     study.results["more"].save(tmp_path / "small.zarr")
     monkeypatch.undo()
     found = export_dataset(tmp_path / "small.zarr", tmp_path / "d", formats=("anndata",))

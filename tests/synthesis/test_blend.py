@@ -76,6 +76,6 @@ def test_patches_over_the_borders_of_the_tiles_of_sums_blend_as_in_one_array():
 def test_what_fits_in_memory_is_decided_by_the_area(monkeypatch):
     from napari_stmdit.synthesis import canvas as module
 
-    monkeypatch.setattr(module, "MOST_PIXELS", 600)
+    monkeypatch.setattr(module, "MAX_PIXELS", 600)
     for shape, fits in (((20, 30), True), ((30, 20), True), ((20, 31), False), ((601, 1), False)):
         assert module.fits_in_memory(CanvasFrame(shape, (0.0, 0.0), 1.0)) is fits

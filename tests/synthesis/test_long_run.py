@@ -49,7 +49,7 @@ def test_nothing_temporary_is_left_behind(tmp_path, tiny_section, tiny_model, mo
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     from napari_stmdit.synthesis import conditions
 
-    monkeypatch.setattr(conditions, "MOST_BYTES", 0)
+    monkeypatch.setattr(conditions, "MAX_BYTES", 0)
     monkeypatch.setattr(conditions.EncodedRows.__init__, "__defaults__", (0,))
     result = synthesize(tiny_section, Request(mode="continuous", steps=1), tiny_model, folder=tmp_path / "run")
     assert result.complete

@@ -100,7 +100,7 @@ def test_round_trip_to_the_layer_is_below_a_hundredth_of_a_pixel(source, tiny_fo
 def test_a_coarse_or_reduced_slide_is_stored_at_its_own_scale(
     largest, factor, tiny_section, rgba, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("napari_stmdit.tissue.elements.LARGEST_SLIDE_PX", largest)
+    monkeypatch.setattr("napari_stmdit.tissue.elements.MAX_SLIDE_PX", largest)
     image = dataclasses.replace(tiny_section.image, levels=tiny_section.image.levels[:1], pixel_size=2.5)
     write_result(tmp_path / "o.zarr", rgba, AFFINE, dataclasses.replace(tiny_section, image=image), None, {})
     assert open_section(tmp_path / "o.zarr").image.pixel_size == pytest.approx(2.5 * factor)

@@ -76,7 +76,7 @@ def test_a_dose_strip_of_seamless_tissue_shows_patches_of_the_spot(viewer, prese
 
 
 def test_what_does_not_fit_in_memory_is_refused_with_a_way_out(presenter, monkeypatch):
-    monkeypatch.setattr(canvas, "MOST_PIXELS", 1000)
+    monkeypatch.setattr(canvas, "MAX_PIXELS", 1000)
     presenter.runs.run()
     assert presenter.state.status is RunStatus.FAILED
     assert "stmdit synthesize" in presenter.state.faults["region"]

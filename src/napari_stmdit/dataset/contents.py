@@ -378,7 +378,7 @@ def condition_of(made: Finished) -> str:
 
 
 def _mixes_spots(made: Finished) -> bool:
-    """Whether the expression at a place of a run is made of several spots: in seamless tissue, unless embeddings were given."""
+    """Return whether the expression at a place of a run is made of several spots: in seamless tissue, unless embeddings were given."""
     return made.request.mode == "continuous" and condition_of(made) != "embeddings"
 
 

@@ -171,7 +171,7 @@ class EmbeddingCache:
         return len(self._entries)
 
     def __contains__(self, key: str) -> bool:
-        """Whether an embedding is in memory."""
+        """Return whether an embedding is in memory."""
         return key in self._entries
 
     def get(self, key: str) -> Vector | None:

@@ -13,7 +13,7 @@ from ..errors import CheckpointError
 from ..expression.genes import gather_counts, match_genes
 from ..expression.normalise import PER
 from ..intent import hash_genes
-from ..types import MOST_DEPTH, Genes
+from ..types import MAX_DEPTH, Genes
 from .tensors import read_arrays, read_config, write_encoder
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class LinearProgramEncoder:
         kept = (full / (full + self.half_depth + 1e-6))[:, None]
         scores = kept * scores + self.offset
         if depth is not None and self.uses_depth and present.any():
-            scores = scores + np.clip(depth, -MOST_DEPTH, MOST_DEPTH)[:, None] * self.depth_projection
+            scores = scores + np.clip(depth, -MAX_DEPTH, MAX_DEPTH)[:, None] * self.depth_projection
         return np.asarray(scores, dtype=np.float32)
 
     def _levels_at(self, full: NDArray[np.float32]) -> Iterator[tuple[NDArray[np.float32], ...]]:

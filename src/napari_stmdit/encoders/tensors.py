@@ -110,7 +110,7 @@ def shape_of(value: Any) -> tuple[int, ...]:
 
 
 def _is_wrapped(name: object, anchor: str) -> bool:
-    """Whether ``name`` is the anchor behind known prefixes and nothing else."""
+    """Return whether ``name`` is the anchor behind known prefixes and nothing else."""
     if not isinstance(name, str) or not name.endswith(anchor):
         return False
     rest = name[: -len(anchor)]

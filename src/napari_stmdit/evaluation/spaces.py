@@ -320,7 +320,7 @@ class Frame:
 
 
 def frechet_distance(a: Array, b: Array) -> float:
-    """Squared Frechet distance between normal distributions fitted to two sets (n, k) and (m, k).
+    """Return the squared Frechet distance between normal distributions fitted to two sets (n, k) and (m, k).
 
     |mean difference|^2 + trace(A + B - 2 (A B)^(1/2)); Dowson & Landau 1982, J. Multivar. Anal. 12:450-455, as used for images by
     Heusel et al. 2017, arXiv 1706.08500. It grows as samples get fewer: compare equal numbers only.
@@ -349,7 +349,7 @@ def polynomial_kernel(a: Array, b: Array) -> Array:
 
 
 def kernel_distance(a: Array, b: Array, paired: bool = False) -> float:
-    """Squared maximum mean discrepancy of two sets (n, d) and (m, d) under the polynomial kernel, unbiased: it may fall below 0.
+    """Return the squared maximum mean discrepancy of two sets (n, d) and (m, d) under the polynomial kernel, unbiased: it may fall below 0.
 
     Gretton et al. 2012, J. Mach. Learn. Res. 13:723-773, lemma 6.
 

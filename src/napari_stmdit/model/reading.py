@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, first_line
-from ..files import MOST_TEXT_MB, BadFile, UnsafeFile, read_json, read_yaml
+from ..files import MAX_TEXT_MB, BadFile, UnsafeFile, read_json, read_yaml
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 WEIGHT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
@@ -185,15 +185,15 @@ def _check_members(path: Path) -> None:
 
 
 def _check_pickles(path: Path, size: int) -> None:
-    if size > MOST_TEXT_MB * 1e6:
+    if size > MAX_TEXT_MB * 1e6:
         raise CheckpointError(
-            f"{path.name} is refused: its pickles have {size / 1e6:,.0f} megabytes, and more than {MOST_TEXT_MB} are not expected "
+            f"{path.name} is refused: its pickles have {size / 1e6:,.0f} megabytes, and more than {MAX_TEXT_MB} are not expected "
             "beside weights. Ask its author for safetensors, or for a file with tensors only."
         )
 
 
 def _pickles(path: Path) -> Iterator[bytes]:
-    most = int(MOST_TEXT_MB * 1e6)
+    most = int(MAX_TEXT_MB * 1e6)
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             yield file.read(most)  # tensors follow the pickles of an old torch file

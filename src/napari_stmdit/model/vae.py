@@ -17,7 +17,7 @@ from ..errors import CheckpointError, SynthesisError
 
 
 def is_tiny(vae: Any) -> bool:
-    """Whether this is the preview decoder of diffusers, ``AutoencoderTiny``."""
+    """Return whether this is the preview decoder of diffusers, ``AutoencoderTiny``."""
     from diffusers import AutoencoderTiny
 
     return isinstance(vae, AutoencoderTiny)

@@ -145,7 +145,7 @@ def read_jobs(path: str | Path) -> tuple[Job, ...]:
 
 
 def _entries(sections: Any) -> dict[int, SectionEntry]:
-    """The entries that are sound in themselves, by their number."""
+    """Return the entries that are sound in themselves, by their number."""
     found = {}
     for number, entry in enumerate(sections if isinstance(sections, list) else []):
         with suppress(ValidationError):  # told by the validation of the whole

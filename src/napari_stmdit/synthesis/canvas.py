@@ -79,7 +79,7 @@ BYTES_PER_PIXEL = 20
 """Three float32 sums, one float32 weight, four uint8 channels; at most, as sums are held only where patches lie."""
 
 
-MOST_PIXELS = 150_000_000
+MAX_PIXELS = 150_000_000
 """Largest canvas held in memory: at 20 bytes a pixel, 3 GB."""
 
 
@@ -93,8 +93,8 @@ def masked(result: PatchResult) -> NDArray[np.uint8]:
 
 
 def fits_in_memory(frame: CanvasFrame) -> bool:
-    """Whether a canvas is small enough for `MemoryCanvas`; others are held on disk."""
-    return frame.shape[0] * frame.shape[1] <= MOST_PIXELS
+    """Return whether a canvas is small enough for `MemoryCanvas`; others are held on disk."""
+    return frame.shape[0] * frame.shape[1] <= MAX_PIXELS
 
 
 class MemoryCanvas:

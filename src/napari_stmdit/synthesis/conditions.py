@@ -138,14 +138,14 @@ def drawn_spots(profile: Profile, spots: SpotTable) -> csr_matrix:
 # Encoded conditions of many windows, kept for the next step without filling the memory.
 
 
-MOST_BYTES = 256 * 2**20
+MAX_BYTES = 256 * 2**20
 """More than this goes to a temporary file."""
 
 
 class EncodedRows:
     """A table of float32 rows that is filled once, in any order, and read many times.
 
-    Rows of more than `MOST_BYTES` together go to a temporary file that has no name: it vanishes with the process, however that ends.
+    Rows of more than `MAX_BYTES` together go to a temporary file that has no name: it vanishes with the process, however that ends.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ class EncodedRows:
         Largest table that is held in memory.
     """
 
-    def __init__(self, count: int, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, count: int, most_bytes: int = MAX_BYTES) -> None:
         self._count, self._most = count, most_bytes
         self._filled = np.zeros(count, dtype=bool)
         self._shape: tuple[int, ...] | None = None
@@ -163,7 +163,7 @@ class EncodedRows:
         self._file: Any = None
 
     def has(self, first: int, stop: int) -> bool:
-        """Whether the rows from ``first`` up to ``stop`` were put."""
+        """Return whether the rows from ``first`` up to ``stop`` were put."""
         return bool(self._filled[first:stop].all())
 
     def put(self, first: int, rows: NDArray[np.float32]) -> None:

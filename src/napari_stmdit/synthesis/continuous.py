@@ -195,7 +195,7 @@ class _Canvas:
         )
 
     def _losses(self) -> dict[str, NDArray[np.int64]]:
-        """What the canvas lacks up to this step, kept with the solver's state: a later session cannot see it in the latents."""
+        """Return what the canvas lacks up to this step, kept with the solver's state: a later session cannot see it in the latents."""
         kept = {LEFT_OUT: self.bad, FAILED: self.session.failed}
         return {name: np.array(sorted(places), dtype=np.int64) for name, places in kept.items()}
 

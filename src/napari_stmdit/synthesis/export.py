@@ -59,7 +59,7 @@ def export_result(result: Result | StoredResult, path: str | Path, kind: ExportK
 
 
 def _placement(made: Finished) -> Placement:
-    """Where a result's canvas lies, in microns."""
+    """Return where a result's canvas lies, in microns."""
     frame, mpp = made.frame, made.section.calibration.mpp
     assert mpp is not None  # a section without a scale cannot be synthesized from
     return Placement((frame.origin[0] * mpp, frame.origin[1] * mpp), frame.pixel_size * mpp)

@@ -44,7 +44,7 @@ def inputs_of(plan: Plan, section: Section, model: KnownModel) -> dict[str, Any]
 
 
 def is_older(identity: Mapping[str, Any]) -> bool:
-    """Whether an identity was recorded before inputs were known by all of their content: what it stands for cannot be told."""
+    """Return whether an identity was recorded before inputs were known by all of their content: what it stands for cannot be told."""
     return "pixels" not in dict(identity.get("code") or {})
 
 
@@ -106,7 +106,7 @@ def recorded_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -> l
 
 
 def _checkpoint(plan: Plan, model: KnownModel) -> dict[str, Any]:
-    """The checkpoint, with what is kept elsewhere or was given in the place of an encoder, as far as this run uses it."""
+    """Return the checkpoint, with what is kept elsewhere or was given in the place of an encoder, as far as this run uses it."""
     request, known = plan.request, model.provenance
     unused = {name for name in ("morphology", "expression") if getattr(request, name) == "null"}
     found: dict[str, Any] = {"name": plan.card.name, "sha256": known.get("sha256")}
@@ -122,7 +122,7 @@ def _checkpoint(plan: Plan, model: KnownModel) -> dict[str, Any]:
 
 
 def _slide_boxes(plan: Plan, section: Section) -> tuple[Boxes, int]:
-    """Where a run reads the slide, nowhere where morphology is null, and the side in pixels of what it reads."""
+    """Return where a run reads the slide, nowhere where morphology is null, and the side in pixels of what it reads."""
     match plan.request.morphology:
         case "null":
             return (), 0

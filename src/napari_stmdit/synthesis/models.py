@@ -103,7 +103,7 @@ class Edited:
 
 
 def known_by_spot(provenance: Mapping[str, Any], what: Literal["morphology", "expression"]) -> bool:
-    """Whether a checkpoint's condition comes from embeddings computed elsewhere: there is none of any place but the spots."""
+    """Return whether a checkpoint's condition comes from embeddings computed elsewhere: there is none of any place but the spots."""
     return f"{what}_embeddings" in provenance
 
 

@@ -26,7 +26,7 @@ from ..types import CanvasFrame, GuidanceScales, Patch, Plan, Sampling, Section,
 from .canvas import Box, boxes_around
 from .windows import lay_out_windows, windows_fault
 
-FEWEST_STEPS = 4
+MIN_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def resolve_steps(request: Request, card: CheckpointCard) -> int:
     if request.steps is not None:
         return request.steps
     share = PRESETS[request.preset].steps
-    return card.steps if share == 1 else min(card.steps, max(FEWEST_STEPS, ceil(share * card.steps)))
+    return card.steps if share == 1 else min(card.steps, max(MIN_STEPS, ceil(share * card.steps)))
 
 
 COUNTERFACTUAL_STEPS: dict[Preset, int] = {"exact": 12, "fast": 6, "draft": 4}

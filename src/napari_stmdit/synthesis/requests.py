@@ -182,7 +182,7 @@ def _recorded_edit(edit: Any) -> Any:
 
 
 def _stated(edit: Edit) -> dict[str, Any]:
-    """What an edit file says of an edit even where it is the default: whatever the default will be, the file keeps its meaning."""
+    """Return what an edit file says of an edit even where it is the default: whatever the default will be, the file keeps its meaning."""
     follow = getattr(edit, "follow", None)
     return {} if follow is None else {"follow": follow}
 

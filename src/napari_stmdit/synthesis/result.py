@@ -190,7 +190,7 @@ def _frame_of(stored: StoredResult) -> CanvasFrame:
 
 
 def _with_scale(section: Section, mpp: float) -> Section:
-    """The section with the scale that was in force: a store that was not ours may say nothing of it, or something else."""
+    """Return the section with the scale that was in force: a store that was not ours may say nothing of it, or something else."""
     if section.calibration.mpp == mpp:
         return section
     detail = f"{mpp:g} um/px, as recorded with the result"
@@ -198,7 +198,7 @@ def _with_scale(section: Section, mpp: float) -> Section:
 
 
 def _recorded(section: Section, record: Mapping[str, Any], frame: CanvasFrame) -> tuple[Patch, ...]:
-    """Patches of spots mode as their record has them."""
+    """Return the patches of spots mode as their record has them."""
     spots = [str(spot) for spot in record["spots"]]
     listed = zip(
         spots, section.spots.rows(spots).tolist(), record["seeds"], record["source_boxes_yx_fullres"], strict=True
@@ -218,7 +218,7 @@ def _recorded(section: Section, record: Mapping[str, Any], frame: CanvasFrame) -
 def _at_spots(
     section: Section, request: Request, frame: CanvasFrame, side: int, rgba: Any
 ) -> tuple[tuple[Patch, ...], int]:
-    """Patches around the spots where a canvas is filled, on its own pixels, and how many spots on the canvas have none."""
+    """Return the patches around the spots where a canvas is filled, on its own pixels, and how many spots on the canvas have none."""
     shift = np.array([round(origin / frame.pixel_size) for origin in frame.origin])
     corners = np.array([box.canvas[:2] for box in boxes_around(section.spots.yx, side, frame.pixel_size)]) - shift
     shown, filled = _coverage(rgba, corners, side)
@@ -233,7 +233,7 @@ def _at_spots(
 
 
 def _coverage(rgba: Any, corners: NDArray[np.int64], side: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Whether the middle, and whether every pixel, of the box at each (y, x) corner was synthesized, each (n,).
+    """Return whether the middle, and whether every pixel, of the box at each (y, x) corner was synthesized, each (n,).
 
     The canvas is read once, band by band, so that it may be of any size.
     """

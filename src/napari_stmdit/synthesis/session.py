@@ -163,7 +163,7 @@ class Session:
         yield from self.batches.each(items, work, self.stopped)
 
     def stopped(self) -> bool:
-        """Whether a stop was asked for."""
+        """Return whether a stop was asked for."""
         return self.cancel.cancelled
 
     def report(self, step: int = 0, part: float = 0.0, count: int = 0) -> Progress:

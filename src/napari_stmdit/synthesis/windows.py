@@ -250,7 +250,7 @@ def _aligned(low: Sequence[float], high: Sequence[float], tile: int) -> tuple[ND
 def _spot_cells(
     section: Section, rows: NDArray[np.int64], card: CheckpointCard, pixel_size: float, tile: int
 ) -> tuple[NDArray[np.bool_], tuple[int, int]]:
-    """The tissue that is nearer to a chosen spot than to any other, and not farther than `spot_radius_um`."""
+    """Return the tissue that is nearer to a chosen spot than to any other, and not farther than `spot_radius_um`."""
     radius = spot_radius_um(section, card) / section.mpp / pixel_size
     centres = section.spots.yx / pixel_size
     chosen = np.zeros(len(centres), dtype=bool)
@@ -295,7 +295,7 @@ def spot_radius_um(section: Section, card: CheckpointCard) -> float:
 def _polygon_cells(
     section: Section, polygons: Polygons, pixel_size: float, tile: int
 ) -> tuple[NDArray[np.bool_], tuple[int, int], tuple[str, ...]]:
-    """What polygons cover of the slide, as far as spots are near."""
+    """Return what polygons cover of the slide, as far as spots are near."""
     vertices = np.array([vertex for ring in polygons.rings for vertex in ring], dtype=np.float64) / pixel_size
     slide = _slide_size(section, pixel_size)
     low, high = np.clip(vertices.min(axis=0), 0, slide), np.clip(vertices.max(axis=0), 0, slide)

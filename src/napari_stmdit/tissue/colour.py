@@ -81,7 +81,7 @@ def samples_of_channels(names: Sequence[str], count: int) -> Samples | str:
 
 
 def _named(names: Sequence[str]) -> list[str]:
-    """The names that say anything: "2", "channel_2" and "Channel:0:2" do not."""
+    """Return the names that say anything: "2", "channel_2" and "Channel:0:2" do not."""
     return [name.strip() for name in names if name.strip() and not _NUMBER.match(name.strip())]
 
 

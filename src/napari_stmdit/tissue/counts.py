@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _EXPRESSION = "Gene Expression"
 _LONGEST_LINE = 100_000
-MOST_COUNTS = 2**31 - 1
+MAX_COUNTS = 2**31 - 1
 """No spot has more counts of a gene, and files of Cell Ranger can hold no more."""
 # what HDF5, gzip and Matrix Market readers raise on damaged files
 _DAMAGE = (
@@ -110,7 +110,7 @@ def refuse_twice(barcodes: NDArray[np.str_], source: str) -> None:
 
 
 def fault_of_counts(matrix: Any) -> str | None:
-    """Say what a matrix holds that counts cannot be, or None where they are whole numbers from 0 to `MOST_COUNTS`."""
+    """Say what a matrix holds that counts cannot be, or None where they are whole numbers from 0 to `MAX_COUNTS`."""
     data = matrix.data
     if data.dtype.kind not in "iuf":
         return f"values of the type {data.dtype}, where numbers are expected"
@@ -122,7 +122,7 @@ def fault_of_counts(matrix: Any) -> str | None:
         return "negative values"
     if (data != np.rint(data)).any():
         return "fractional values"
-    return f"a count of {data.max():.3g}" if float(data.max()) > MOST_COUNTS else None
+    return f"a count of {data.max():.3g}" if float(data.max()) > MAX_COUNTS else None
 
 
 def note_empty(counts: csr_matrix, noun: str = "spots") -> list[str]:

@@ -160,7 +160,7 @@ class _Window:
         return self.low != self.start or self.high != self.stop
 
     def block(self, image: SlideImage) -> Any:
-        """The part of the level that the window covers, still lazy."""
+        """Return the part of the level that the window covers, still lazy."""
         return image.levels[self.level][self.low[0] : self.high[0], self.low[1] : self.high[1]]
 
     def resample(self, block: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[np.uint8]:

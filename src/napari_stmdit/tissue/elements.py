@@ -20,12 +20,12 @@ from .store_entries import PutFile
 
 CHUNK = 512
 """Side of the chunks of a written image."""
-_SMALLEST_LEVEL = 512
+_MIN_LEVEL_PX = 512
 
 
 def halvings(height: int, width: int) -> int:
     """Return how many times an image is halved for display: until it fits in about 512 pixels, and at least once."""
-    wanted = max(1, int(np.ceil(np.log2(max(height, width) / _SMALLEST_LEVEL))))
+    wanted = max(1, int(np.ceil(np.log2(max(height, width) / _MIN_LEVEL_PX))))
     return min(wanted, int(np.log2(min(height, width))))
 
 
@@ -42,7 +42,7 @@ def halved_rgba(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
 # What a store is made of: image elements with their transformations, and a section that stands alone.
 
 
-LARGEST_SLIDE_PX = 4000
+MAX_SLIDE_PX = 4000
 """Longest side of the slide image that a store of our own carries."""
 
 
@@ -60,7 +60,7 @@ def is_of(recorded: object, section: Section) -> bool:
 
 
 def image_element(pixels: Any, pixel_to_fullres: Affine, systems: Mapping[str, Affine]) -> Any:
-    """A multiscale image element from (h, w, 3 or 4) pixels, registered to every coordinate system."""
+    """Return a multiscale image element from (h, w, 3 or 4) pixels, registered to every coordinate system."""
     import dask.array as da
     from spatialdata.models import Image2DModel
 
@@ -159,14 +159,14 @@ def section_elements(section: Section, elements: dict[str, dict[str, Any]]) -> d
 
 
 def _reduced(image: SlideImage) -> tuple[Any, Affine]:
-    """The finest picture of the slide that is not larger than `LARGEST_SLIDE_PX`, and its affine to full resolution."""
+    """Return the finest picture of the slide that is not larger than `MAX_SLIDE_PX`, and its affine to full resolution."""
     import dask.array as da
 
     for level, (fy, fx) in zip(image.levels, level_factors(image), strict=True):
-        if max(level.shape[:2]) <= LARGEST_SLIDE_PX:
+        if max(level.shape[:2]) <= MAX_SLIDE_PX:
             return level, scaling(fy * image.pixel_size, fx * image.pixel_size)
     level, (fy, fx) = image.levels[-1], level_factors(image)[-1]
-    by = -(-max(level.shape[:2]) // LARGEST_SLIDE_PX)
+    by = -(-max(level.shape[:2]) // MAX_SLIDE_PX)
     mean = da.coarsen(np.mean, level, {0: by, 1: by}, trim_excess=True)
     return (mean + 0.5).astype(np.uint8), scaling(fy * by * image.pixel_size, fx * by * image.pixel_size)
 

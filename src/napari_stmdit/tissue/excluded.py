@@ -131,7 +131,7 @@ def without_excluded(section: Section, request: Request) -> Request:
 def _of_left(
     edit: dict[str, Any], gone: frozenset[str], place: str, faults: list[tuple[str, str]]
 ) -> dict[str, Any] | None:
-    """An edit's values without the excluded spots, None where it names none of them."""
+    """Return an edit's values without the excluded spots, None where it names none of them."""
     named = {name: edit[name] for name in ("spots", "target_spots", "group_a", "group_b") if edit.get(name)}
     hit = {name: spots for name, spots in named.items() if gone & set(spots)}
     for name, spots in hit.items():

@@ -131,7 +131,7 @@ def labelled(label: Label, path: str | Path = ".png", **texts: str) -> dict[str,
 # Results into files for other programs: OME-Zarr, OME-TIFF, and patches with a table.
 
 
-_SMALLEST_LEVEL = 512
+_MIN_LEVEL_PX = 512
 _CHUNK = 512
 
 
@@ -321,7 +321,7 @@ def png_of(pixels: NDArray[np.uint8], pixel_um: float, label: Label = NEW) -> by
 
 
 def _file_names(names: Sequence[str]) -> list[str]:
-    """One file name a patch; two names that look alike on a disk that ignores case are told apart by a number."""
+    """Return one file name a patch; two names that look alike on a disk that ignores case are told apart by a number."""
     found: list[str] = []
     taken: set[str] = set()
     for name in names:
@@ -336,11 +336,11 @@ def _file_names(names: Sequence[str]) -> list[str]:
 
 
 def _pyramid(rgba: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """The image and its halvings; colours are weighted with alpha, so that what was not synthesized darkens no edge."""
+    """Return the image and its halvings; colours are weighted with alpha, so that what was not synthesized darkens no edge."""
     from .elements import halved_rgba
 
     levels = [np.asarray(rgba)]
-    while max(levels[-1].shape[:2]) > _SMALLEST_LEVEL and min(levels[-1].shape[:2]) > 1:
+    while max(levels[-1].shape[:2]) > _MIN_LEVEL_PX and min(levels[-1].shape[:2]) > 1:
         levels.append(np.ascontiguousarray(np.moveaxis(halved_rgba(np.moveaxis(levels[-1], -1, 0)), 0, -1)))
     return levels
 

@@ -29,7 +29,7 @@ VISIUM_PITCH_UM = 100.0
 _VISIUM_STEP_UM = (VISIUM_PITCH_UM * math.sqrt(3) / 2, VISIUM_PITCH_UM / 2)
 """What one step of the array row and of the array column is on that lattice: columns count half pitches."""
 _PLAUSIBLE_MPP = (0.02, 50.0)
-FARTHEST_PX = 1e7
+MAX_PX = 1e7
 """No slide image is larger: a position beyond it is a mistake."""
 
 
@@ -145,7 +145,7 @@ def calibrate(
     SectionError
         Where the override is no plausible pixel size.
     """
-    usable = (np.abs(yx) < FARTHEST_PX).all(axis=1)  # nan is not
+    usable = (np.abs(yx) < MAX_PX).all(axis=1)  # nan is not
     fitted = None if array_rc is None else fit_lattice(array_rc[usable], yx[usable], bin_um)
     if override is not None:
         check_mpp(override)
@@ -213,7 +213,7 @@ def _against(mpp: float, fitted: float | None) -> str:
 
 
 def is_plausible_mpp(mpp: object) -> TypeGuard[int | float]:
-    """Whether a value can be the microns per pixel of a slide."""
+    """Return whether a value can be the microns per pixel of a slide."""
     return is_number(mpp) and _PLAUSIBLE_MPP[0] <= mpp <= _PLAUSIBLE_MPP[1]
 
 
@@ -231,7 +231,7 @@ def check_mpp(mpp: object) -> None:
 
 def check_positions(points: NDArray[np.float64], names: NDArray[np.str_], whose: str, axes: str) -> None:
     """Raise SectionError where one of (n, 2) positions is no finite number, or farther away than any slide is large."""
-    wrong = ~(np.abs(points) < FARTHEST_PX).all(axis=1)  # nan is not
+    wrong = ~(np.abs(points) < MAX_PX).all(axis=1)  # nan is not
     if wrong.any():
         raise SectionError(
             f"the position of {shorten(str(names[wrong][0]))} is {points[wrong][0].tolist()} {axes}, which is no finite number or farther than any "

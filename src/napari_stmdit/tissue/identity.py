@@ -203,7 +203,7 @@ def _pair(section: Section) -> tuple[str, str]:
 
 
 def _in_frame(image: StoredImage, section: Section) -> bool:
-    """Whether a result's affine leads to the full-resolution pixels of a section: they depend on the slide image it was opened with."""
+    """Return whether a result's affine leads to the full-resolution pixels of a section: they depend on the slide image it was opened with."""
     height, width = image.levels[0].shape[:2]
     corners = [(0, 0), (height, width)]
     return any(
@@ -218,7 +218,7 @@ def _in_frame(image: StoredImage, section: Section) -> bool:
 
 
 def _agrees(image: StoredImage, sdata: Any, pair: tuple[str, str]) -> bool | None:
-    """Whether a result's patches lie at a set of spots, seen in a coordinate system of both; None where that cannot be told."""
+    """Return whether a result's patches lie at a set of spots, seen in a coordinate system of both; None where that cannot be told."""
     circles = _Circles.of(sdata, pair)
     shared = [name for name in image.systems if name in circles.systems]
     if not shared:

@@ -28,7 +28,7 @@ _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BESIDE_A_SLIDE = ("Thumbnail", "Label", "Macro", "Map")
 """Names that tifffile gives to the other images of scanners' files."""
 _CHUNK = 1024
-_SMALLEST_LEVEL = 512
+_MIN_LEVEL_PX = 512
 _MOST_PIXELS_DECODED = 2_500_000_000
 """7.5 GB as RGB; beyond that an image must be tiled to be read in parts."""
 
@@ -166,7 +166,7 @@ class _Decoded:
 def pyramid(source: _Decoded) -> list[Any]:
     """Return dask arrays of an image and of its halves, quarters and so on by area mean, down to about 512 pixels."""
     levels = [_lazy(source)]
-    while max(source.shape[:2]) > _SMALLEST_LEVEL:
+    while max(source.shape[:2]) > _MIN_LEVEL_PX:
         source = _halved(source)
         levels.append(_lazy(source))
     return levels
@@ -233,7 +233,7 @@ def _png_bits(path: Path) -> int:
 
 
 def _decode(path: Path, coarser: int = 1) -> NDArray[np.uint8]:
-    """The pixels of a file; a JPEG also at a half, a quarter or an eighth of its size."""
+    """Return the pixels of a file; a JPEG also at a half, a quarter or an eighth of its size."""
     from PIL import Image
 
     with _pillow(path) as picture:
@@ -333,7 +333,7 @@ def slide_series(tiff: Any, path: Path) -> int:
 
 
 def _smaller_copy(size: tuple[int, ...], slide: tuple[int, ...]) -> bool:
-    """Whether an image may be a thumbnail or a coarser level: a sixteenth of the slide's area, or half its sides and less."""
+    """Return whether an image may be a thumbnail or a coarser level: a sixteenth of the slide's area, or half its sides and less."""
     if 16 * size[0] * size[1] <= slide[0] * slide[1]:
         return True
     down, across = (one / whole for one, whole in zip(size, slide, strict=True))
@@ -360,7 +360,7 @@ def _layout(path: Path) -> _Layout:
 
 
 def _channel_names(tiff: Any, axis: str, count: int) -> list[str]:
-    """Names of separate channels by the OME-XML or ImageJ's labels; none where there are none, or not one each."""
+    """Return the names of separate channels by the OME-XML or ImageJ's labels; none where there are none, or not one each."""
     if axis != "C":
         return []
     names: Any = []
@@ -431,7 +431,7 @@ def with_overview(levels: list[Any]) -> list[Any]:
     """Add lazy area means, by four, below the file's own levels, so that a whole slide can be drawn."""
     import dask.array as da
 
-    while max(levels[-1].shape[:2]) > 4 * _SMALLEST_LEVEL and min(levels[-1].shape[:2]) >= 4:
+    while max(levels[-1].shape[:2]) > 4 * _MIN_LEVEL_PX and min(levels[-1].shape[:2]) >= 4:
         last = levels[-1].rechunk({0: 4 * _CHUNK, 1: 4 * _CHUNK, 2: 3})
         mean = da.coarsen(np.mean, last, {0: 4, 1: 4}, trim_excess=True)
         levels.append((mean + 0.5).astype(np.uint8))

@@ -96,7 +96,7 @@ def refuse_libraries(
 
 
 def _twins(ids: NDArray[np.str_]) -> tuple[str, str] | None:
-    """Two names that hold the same barcode of 10x Genomics, whatever stands around it."""
+    """Return two names that hold the same barcode of 10x Genomics, whatever stands around it."""
     first: dict[str, str] = {}
     for name in ids.tolist():
         found = _BARCODE.search(name)

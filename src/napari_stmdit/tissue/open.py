@@ -277,7 +277,7 @@ def _kind_in_memory(section: object) -> str | None:
 
 
 def _as_asked(section: Section, source: SectionSource) -> Section:
-    """What was read, its spots laid over the slide and left out as the source says."""
+    """Return what was read, its spots laid over the slide and left out as the source says."""
     section = _noting_spots_off_slide(oriented(section, source.orientation))
     return section if source.exclude is None else exclude_file(section, source.exclude, source.exclude_classes)
 
@@ -369,12 +369,12 @@ def spots_off_slide(section: Section) -> int:
 
 
 def _in_store(path: Path) -> bool:
-    """Whether the path is a zarr store or an element in one; a folder is what it holds, not what it is called."""
+    """Return whether the path is a zarr store or an element in one; a folder is what it holds, not what it is called."""
     return any((p / name).is_file() for p in (path, *path.parents[:2]) for name in ("zarr.json", ".zgroup", ".zattrs"))
 
 
 def _is_visium_hd(path: Path) -> bool:
-    """Whether a folder holds bins, or folders of bins; beside these ``outs`` has a ``spatial`` of images alone."""
+    """Return whether a folder holds bins, or folders of bins; beside these ``outs`` has a ``spatial`` of images alone."""
     if (path / "spatial").is_dir() and path.name.startswith("square_"):
         return True
     if (path / "spatial" / "tissue_positions.parquet").is_file():

@@ -19,7 +19,7 @@ from ..errors import SectionError
 from ..files import BadFile, is_number, user_path
 from ..text import shorten
 from ..types import ExpressionSource, PredictedUnits, SpotTable
-from .counts import MOST_COUNTS, note_empty, refuse_twice
+from .counts import MAX_COUNTS, note_empty, refuse_twice
 from .geometry import check_positions, swap_axes
 from .one_section import refuse_libraries
 from .spaceranger import one_number
@@ -30,11 +30,11 @@ from .zarr_codecs import told_as_damage
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-MOST_VALUES = 2**31
+MAX_VALUES = 2**31
 """Rows times genes of a table that is read."""
-MOST_LOG = 25.0
+MAX_LOG = 25.0
 """No natural logarithm of a count is larger: exp(25) is beyond 2^31."""
-MOST_TOTAL = 1e7
+MAX_TOTAL = 1e7
 """No spot has more counts, nor are counts normalised to more: a million is the most that is in use."""
 _ROWS_AT_ONCE = 4096
 _SAME_SUM = 1e-3
@@ -136,7 +136,7 @@ def _values(file: Path, x: Any, rows: int, columns: int) -> csr_matrix:
     shape = tuple(int(n) for n in (x.shape if isinstance(x, h5py.Dataset) else x.attrs["shape"]))
     if shape != (rows, columns):
         raise SectionError(f"{file.name}: X is {shape}, but obs and var say {(rows, columns)}")
-    if rows * columns > MOST_VALUES:
+    if rows * columns > MAX_VALUES:
         raise SectionError(f"{file.name} has {rows:,} x {columns:,} values, more than can be read; leave out genes")
     if isinstance(x, h5py.Dataset):
         if x.dtype.kind not in "iuf":
@@ -196,7 +196,7 @@ def _as_counts(
         raise SectionError(f"{file.name} holds fractions up to {data.max():.3g} and does not state its units; {_UNITS}")
     if found == "log1p":
         logs = data * np.float32(np.log(log_base or np.e))
-        if logs.size and logs.max() > MOST_LOG:
+        if logs.size and logs.max() > MAX_LOG:
             raise SectionError(
                 f"{file.name} holds values up to {data.max():.3g}, which are no logarithms of counts; {_UNITS}"
             )
@@ -207,7 +207,7 @@ def _as_counts(
             raise SectionError(
                 f"{file.name} says of itself that it is log1p (uns['log1p'], which is left also where a layer was logged), but {fault}; {_UNITS}"
             )
-    elif data.size and float(data.max()) > MOST_COUNTS:
+    elif data.size and float(data.max()) > MAX_COUNTS:
         raise SectionError(f"{file.name} holds a count of {data.max():.3g}; no spot has so many")
     values.eliminate_zeros()
     values.sort_indices()
@@ -220,14 +220,14 @@ def _same_sums(values: csr_matrix) -> bool:
 
 
 def _not_logged(turned_back: csr_matrix, even: bool) -> str:
-    """What tells that values which were turned back were no logarithms; "" where nothing does.
+    """Return what tells that values which were turned back were no logarithms; "" where nothing does.
 
     ``even``: whether the rows had one sum before. Those of normalised counts have, those of their logarithms do not.
     """
     if even and not _same_sums(turned_back):
         return "all rows of X have the same sum, as normalised counts have and their logarithms have not"
     most = float(turned_back.sum(axis=1, dtype=np.float64).max())
-    return f"X turned back would give a row {most:.3g} counts" if most > MOST_TOTAL else ""
+    return f"X turned back would give a row {most:.3g} counts" if most > MAX_TOTAL else ""
 
 
 # ------------------------------------------------------------------------------------------------- onto the slide
@@ -305,7 +305,7 @@ def at_grid(
 
 
 def _usable(table: PredictedTable, size: tuple[float, float]) -> tuple[NDArray[np.bool_], NDArray[np.bool_], list[str]]:
-    """Which rows lie on the slide, which are the first at their place, and notes."""
+    """Return which rows lie on the slide, which are the first at their place, and notes."""
     yx, name = table.spots.yx, table.source.file
     on_slide: NDArray[np.bool_] = np.asarray(((yx >= 0) & (yx <= size)).all(axis=1), dtype=np.bool_)
     off = int((~on_slide).sum())

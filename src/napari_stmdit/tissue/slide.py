@@ -23,7 +23,7 @@ SPOT_UM = 55.0
 TISSUE_FRACTION = 0.5
 """Part of a spot that must lie on tissue."""
 PITCH_WITHIN = (10.0, 10_000.0)
-MOST_SPOTS = 1_000_000
+MAX_SPOTS = 1_000_000
 
 
 def open_slide(
@@ -86,7 +86,7 @@ def _spots(
     table: PredictedTable | None,
     pitch: float | None,
 ) -> tuple[SpotTable, list[str]]:
-    """The spots of a slide: the table's own positions, or a grid, alone or with the nearest rows of the table."""
+    """Return the spots of a slide: the table's own positions, or a grid, alone or with the nearest rows of the table."""
     height, width = (side * image.pixel_size for side in image.shape)
     radius = SPOT_UM / 2 / mpp
     told = [] if mask is None else [f"tissue: {mask.rule}; {mask.mask.mean():.0%} of the slide"]
@@ -132,11 +132,11 @@ def hex_grid(size: tuple[float, float], pitch: float) -> tuple[NDArray[np.float6
     Raises
     ------
     SectionError
-        Where there would be more than `MOST_SPOTS`.
+        Where there would be more than `MAX_SPOTS`.
     """
     row, half = pitch * math.sqrt(3) / 2, pitch / 2
     rows, columns = (max(0, math.ceil(side / step - 0.5)) for side, step in zip(size, (row, half), strict=True))
-    if rows * columns / 2 > MOST_SPOTS:
+    if rows * columns / 2 > MAX_SPOTS:
         raise SectionError(
             f"a grid of this pitch has {rows * columns // 2:,} spots on the slide; give a larger grid_pitch"
         )

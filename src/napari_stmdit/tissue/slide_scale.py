@@ -87,7 +87,7 @@ def stated_mpp(path: Path) -> tuple[tuple[float, str] | None, str]:
 
 
 def _statements(tiff: Any, page: Any, path: Path) -> Iterator[Stated]:
-    """What a TIFF says of the scale of the slide in it, the most specific field first."""
+    """Yield what a TIFF says of the scale of the slide in it, the most specific field first."""
     if tiff.ome_metadata:
         yield from _of_ome(tiff.ome_metadata, (int(page.imagelength), int(page.imagewidth)))
     if tiff.is_svs:
@@ -102,7 +102,7 @@ def _statements(tiff: Any, page: Any, path: Path) -> Iterator[Stated]:
 
 
 def _of_ome(xml: str, size: tuple[int, int]) -> Iterator[Stated]:
-    """The physical size of the image of this height and width, or of the only one."""
+    """Yield the physical size of the image of this height and width, or of the only one."""
     images = ome_pixels(xml)
     for pixels in images:
         if len(images) > 1 and (str(pixels.get("SizeY")), str(pixels.get("SizeX"))) != (str(size[0]), str(size[1])):

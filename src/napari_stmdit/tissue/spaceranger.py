@@ -16,7 +16,7 @@ from ..errors import SectionError
 from ..files import BadFile, is_number, read_json
 from ..text import shorten
 from ..types import Calibration, Section, SlideImage, SpotTable
-from .counts import MOST_COUNTS, CountMatrix, fault_of_counts, find_counts, note_empty, read_counts, refuse_twice
+from .counts import MAX_COUNTS, CountMatrix, fault_of_counts, find_counts, note_empty, read_counts, refuse_twice
 from .geometry import VISIUM_PITCH_UM, Affine, calibrate, check_positions, scaling
 from .images import IMAGE_SUFFIXES, glance, image_size, open_image
 from .likeness import ALIKE_UNASKED, unlike
@@ -325,7 +325,7 @@ def expected_size(path: Path, scalefactors: Mapping[str, Any]) -> tuple[float, f
 
 
 def _thumbnail(path: Path) -> SlideImage | None:
-    """The smallest picture that Space Ranger made of the slide and that can be read."""
+    """Return the smallest picture that Space Ranger made of the slide and that can be read."""
     for kind, _ in reversed(_THUMBNAILS):
         file = path / "spatial" / f"tissue_{kind}_image.png"
         if file.is_file():
@@ -379,7 +379,7 @@ def open_fullres(
 
 
 def _lies_on_its_side(fullres: Path, expected: tuple[float, float, float] | None) -> bool:
-    """Whether an image has the height that is expected as its width, and the other way round."""
+    """Return whether an image has the height that is expected as its width, and the other way round."""
     if expected is None or not fullres.is_file():
         return False
     height, width = image_size(fullres)
@@ -429,7 +429,7 @@ def _fits(size: tuple[int, int], expected: tuple[float, float, float]) -> bool:
 def _look_for_fullres(
     places: Sequence[Path], expected: tuple[float, float, float] | None, thumbnail: SlideImage | None
 ) -> tuple[SlideImage | None, list[str]]:
-    """The one image in these folders that has the size and the look of the slide; a file that cannot be used is a note."""
+    """Return the one image in these folders that has the size and the look of the slide; a file that cannot be used is a note."""
     if expected is None:
         return None, ["no hires or lowres image to tell the full-resolution image by; give it with --fullres"]
     files = [
@@ -625,7 +625,7 @@ def aggregate(bins: SpotTable, calibration: Calibration, bin_um: float) -> tuple
     if (
         kind.kind in "iu"
         and bins.counts.nnz
-        and float(bins.counts.data.max()) * float(members.max(initial=0)) > MOST_COUNTS
+        and float(bins.counts.data.max()) * float(members.max(initial=0)) > MAX_COUNTS
     ):
         kind = np.dtype(np.int64)  # sums in the type of the bins could wrap around
     ones = np.ones(len(inside), dtype=kind)

@@ -58,7 +58,7 @@ _SAME_UNIT = 0.05
 _SAME_SIZE = 0.01
 _SAME_SCALE = 1e-6
 _EXPRESSION_KINDS = ("measured", "predicted", "none")
-MOST_MPP = 1e4
+MAX_MPP = 1e4
 """Microns per pixel beyond which a calibration that a store keeps is no such thing."""
 
 
@@ -253,7 +253,7 @@ def is_result_name(name: str) -> bool:
 
 
 def _own(sdata: Any, name: str) -> dict[str, Any]:
-    """What a store of ours says of its section; refused where it is not as we write it."""
+    """Return what a store of ours says of its section; refused where it is not as we write it."""
     own = sdata.attrs.get(SECTION_ATTRS) or {}
     wrong = None
     kept = own.get("calibration") or {} if isinstance(own, Mapping) else {}
@@ -261,7 +261,7 @@ def _own(sdata: Any, name: str) -> dict[str, Any]:
         wrong = "it is no object of names and values"
     elif not isinstance(own.get("notes", []), list | tuple):
         wrong = f"notes are {shorten(repr(own['notes']))}, expected a list"
-    elif kept.get("mpp") is not None and not (is_number(kept["mpp"]) and 0 < kept["mpp"] <= MOST_MPP):
+    elif kept.get("mpp") is not None and not (is_number(kept["mpp"]) and 0 < kept["mpp"] <= MAX_MPP):
         wrong = f"mpp is {shorten(repr(kept['mpp']))}, expected microns per pixel"
     elif kept and kept.get("source") not in get_args(CalibrationSource):
         wrong = f"the source of mpp is {shorten(repr(kept.get('source')))}, expected one of {', '.join(get_args(CalibrationSource))}"
@@ -286,7 +286,7 @@ def element_stem(name: str) -> str:
 
 
 def _expression(own: Mapping[str, Any]) -> ExpressionSource:
-    """Where a store of ours says that its expression comes from."""
+    """Return where a store of ours says that its expression comes from."""
     kept = own.get("expression") or {}
     units = kept.get("units")
     return ExpressionSource(
@@ -311,7 +311,7 @@ def is_spatialdata(root: Path) -> bool:
 
 
 def _json_object(file: Path) -> dict[str, Any]:
-    """The object that a JSON file holds; an empty one where it is missing, damaged or something else."""
+    """Return the object that a JSON file holds; an empty one where it is missing, damaged or something else."""
     try:
         content = read_json(file)
     except BadFile:
@@ -400,7 +400,7 @@ def _choose(
     spots_to: Mapping[str, Affine],
     coordinate_system: str | None,
 ) -> tuple[_Candidate | None, list[str]]:
-    """The slide and the names of other images: the one wanted, else the finest of those that picture the same area."""
+    """Return the slide and the names of other images: the one wanted, else the finest of those that picture the same area."""
     if wanted is not None:
         for candidate in candidates:
             if candidate.name == wanted:

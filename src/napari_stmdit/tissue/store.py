@@ -50,7 +50,7 @@ from .store_entries import read_result as read_result
 
 LOCK = ".stmdit.lock"
 """File in a store that its writers hold; it stays, and means nothing once they have ended."""
-LONGEST_WAIT_S = 1800
+MAX_WAIT_S = 1800
 _NAME = re.compile(r"[0-9A-Za-z_.-]+")
 
 
@@ -192,12 +192,12 @@ def _output(path: str | Path) -> Path:
 
 
 def _is_free(path: Path) -> bool:
-    """Whether a store can be made at a path: nothing is there, or an empty folder."""
+    """Return whether a store can be made at a path: nothing is there, or an empty folder."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def _place_in(path: Path, section: Section) -> tuple[StoreElements | None, set[str]]:
-    """Where a section's spots lie in a store that is there, and the names of all its elements; refuses a store without them."""
+    """Return where a section's spots lie in a store that is there, and the names of all its elements; refuses a store without them."""
     if not is_spatialdata(path):
         raise StoreError(
             f"{path} exists and is no SpatialData store; give a path that does not exist, or a store to add to"
@@ -357,10 +357,10 @@ def _alone(path: Path) -> Iterator[None]:
         yield
         return
     with _failures(path):
-        lock = hold(path / LOCK, LONGEST_WAIT_S)
+        lock = hold(path / LOCK, MAX_WAIT_S)
     if lock is None:
         raise StoreError(
-            f"another process has been writing into {path} for {LONGEST_WAIT_S // 60} minutes; save again when it has ended"
+            f"another process has been writing into {path} for {MAX_WAIT_S // 60} minutes; save again when it has ended"
         )
     try:
         yield
@@ -461,7 +461,7 @@ def _move_in(scratch: Path, path: Path, name: str, record: Mapping[str, Any]) ->
 
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
-    """A path beside the store, so that moving from there is one step of the file system; gone afterwards."""
+    """Yield a path beside the store, so that moving from there is one step of the file system; gone afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with drafting(path) as scratch:
         yield scratch

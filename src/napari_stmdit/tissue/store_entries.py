@@ -144,7 +144,7 @@ def read_stored_patches(store: Path, name: str, record: Mapping[str, Any]) -> An
 
 
 def _mark(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What ties patches to their result."""
+    """Return what ties patches to their result."""
     spots = dict(record.get("patches") or {}).get("spots", ())
     return {"created": str(record.get("created")), "patches": len(spots)}
 
@@ -240,7 +240,7 @@ def read_image(sdata: Any, path: Path, name: str) -> StoredImage:
 
 
 def _levels(element: Any) -> tuple[Any, ...] | None:
-    """The levels (h, w, 4) of an image element, largest first; None where they are no RGBA."""
+    """Return the levels (h, w, 4) of an image element, largest first; None where they are no RGBA."""
     trees = [node for node in getattr(element, "children", {}).values() if node.data_vars]
     arrays = [next(iter(node.data_vars.values())) for node in trees] or [element]
     if any(set(a.dims) != {"c", "y", "x"} or a.sizes["c"] != 4 or a.dtype != np.uint8 for a in arrays):

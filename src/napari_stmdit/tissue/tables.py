@@ -218,7 +218,7 @@ def _circles(circles: Any, name: str) -> tuple[NDArray[np.float64], float]:
 
 
 def _counts(rows: Any, name: str, predicted: bool) -> tuple[csr_matrix, Genes, list[str]]:
-    """The counts of a table, their genes, and notes.
+    """Return the counts of a table, their genes, and notes.
 
     The layer ``counts`` is what its name says, whatever X holds; without one X is taken, and where X is no counts, ``raw``.
     """
@@ -258,7 +258,7 @@ def _counts(rows: Any, name: str, predicted: bool) -> tuple[csr_matrix, Genes, l
 
 
 def _layers_of_counts(rows: Any) -> str:
-    """Which layers hold what counts look like, for a message."""
+    """Return which layers hold what counts look like, for a message."""
     from scipy.sparse import csr_matrix
 
     names = [
@@ -268,7 +268,7 @@ def _layers_of_counts(rows: Any) -> str:
 
 
 def _agree(counts: csr_matrix, genes: Genes, others: csr_matrix, of_others: Genes) -> bool:
-    """Whether two matrices of the same rows say the same of the genes that both have."""
+    """Return whether two matrices of the same rows say the same of the genes that both have."""
     place = {symbol: i for i, symbol in enumerate(of_others.symbols.tolist())}
     at = np.array([place.get(symbol, -1) for symbol in genes.symbols.tolist()], dtype=np.int64)
     return bool((counts[:, np.flatnonzero(at >= 0)] != others[:, at[at >= 0]]).nnz == 0)

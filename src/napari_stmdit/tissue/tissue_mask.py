@@ -15,7 +15,7 @@ MASK_UM = 8.0
 """About how large a pixel of the mask is: seven of them span a spot."""
 SMOOTH_UM = 10.0
 """Sigma of the smoothing before the threshold: about a nucleus, so that cells and the space between them are one."""
-SMALLEST_UM2 = 40_000.0
+MIN_UM2 = 40_000.0
 """Pieces smaller than 200 x 200 um are taken for dust, and holes as small for part of the tissue."""
 DENSITY_WITHIN = (0.05, 0.15)
 """Bounds of Otsu's threshold, in optical density (log10) over the glass: it splits a slide of glass alone, or of tissue alone, too."""
@@ -70,7 +70,7 @@ def find_tissue(image: SlideImage, mpp: float) -> TissueMask:
     """Find the tissue: where the slide is denser than its glass, by Otsu's threshold, and not grey.
 
     Optical density is the mean over the channels of log10(glass / pixel), of the smoothed picture; the glass is the median of the
-    brightest tenth of the slide. Pieces and holes below `SMALLEST_UM2` are dropped and filled.
+    brightest tenth of the slide. Pieces and holes below `MIN_UM2` are dropped and filled.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def find_tissue(image: SlideImage, mpp: float) -> TissueMask:
     highest = rgb.max(axis=2)
     saturation = (highest - rgb.min(axis=2)) / np.maximum(highest, 1.0)
     mask = (density > threshold) & (saturation > LEAST_SATURATION)
-    smallest = SMALLEST_UM2 / (step[0] * step[1] * mpp**2)
+    smallest = MIN_UM2 / (step[0] * step[1] * mpp**2)
     mask = _large(mask, smallest)
     mask = ~_large(~mask, smallest)
     rule = f"denser than the glass by {threshold:.2f} (Otsu {found:.2f}, held within {low:g} and {high:g}), at {um:.3g} um/px"

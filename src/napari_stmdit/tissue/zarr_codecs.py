@@ -100,7 +100,7 @@ def _is_array(folder: Path) -> bool:
 
 
 def _names_pickle(content: Any) -> bool:
-    """Whether a pickle stands where codecs are named; with a stack, as metadata may be nested deeper than calls may."""
+    """Return whether a pickle stands where codecs are named; with a stack, as metadata may be nested deeper than calls may."""
     waiting = [(content, False)]
     while waiting:
         node, of_codecs = waiting.pop()

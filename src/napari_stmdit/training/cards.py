@@ -34,7 +34,7 @@ def make_scheduler(config: TrainingConfig) -> Any:
 
 
 def keeps_scheduler(config: TrainingConfig) -> bool:
-    """Whether the scheduler of the checkpoint to start from is kept: unless the config's card names a solver or a shift."""
+    """Return whether the scheduler of the checkpoint to start from is kept: unless the config's card names a solver or a shift."""
     return config.start is not None and not {"solver", "shift"} & set(config.card)
 
 

@@ -24,7 +24,7 @@ class HeldOutImages:
         self.crops = held_out_crops(config, CROPS)
 
     def due(self, step: int) -> bool:
-        """Whether a validation is due after so many steps."""
+        """Return whether a validation is due after so many steps."""
         return bool(self.crops) and step % self.every == 0
 
     def figures(self, model: StmditAutoencoder) -> dict[str, dict[str, float]]:

@@ -64,7 +64,7 @@ class Control:
         self.last: TrainingProgress | None = None
 
     def stop_wanted(self) -> bool:
-        """Whether a stop was asked for."""
+        """Return whether a stop was asked for."""
         return self.cancel.cancelled
 
     def report(self, progress: TrainingProgress) -> None:
@@ -273,7 +273,7 @@ def choose_compute(config: TrainingConfig) -> Compute:
 
 
 def is_launched() -> bool:
-    """Whether something outside (``accelerate launch``, torchrun) has started several processes, of which this is one."""
+    """Return whether something outside (``accelerate launch``, torchrun) has started several processes, of which this is one."""
     return int(os.environ.get("LOCAL_RANK", -1)) != -1 and int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
@@ -281,7 +281,7 @@ class Link(Protocol):
     """Link of a worker to whoever started it: `Control` in one process, `_Pipe` between two."""
 
     def stop_wanted(self) -> bool:
-        """Whether this process was asked to stop."""
+        """Return whether this process was asked to stop."""
 
     def report(self, progress: TrainingProgress) -> None:
         """Report how far the training is."""

@@ -24,7 +24,7 @@ from ..tissue.images import open_image
 from .config import AugmentationSettings, ImageSource, Picture, TilesSource, TrainingConfig
 from .data import Crop, turn
 
-LARGEST_ENLARGEMENT = 1.4
+MAX_ENLARGEMENT = 1.4
 """A picture's pixels are shown at most so much larger than they are: more would teach blur."""
 OWN_SCALE = 0.3
 """Share of the crops that are taken pixel by pixel, where the picture's own scale lies among those asked for."""
@@ -109,7 +109,7 @@ class PictureSampler:
         low, high = self.scales
         own = low <= mpp <= high and rng.random() < OWN_SCALE
         wanted = mpp if own else float(np.exp(rng.uniform(np.log(low), np.log(high))))
-        step = max(wanted / mpp, 1 / LARGEST_ENLARGEMENT)
+        step = max(wanted / mpp, 1 / MAX_ENLARGEMENT)
         return 1.0 if abs(step - 1) <= 0.01 and largest >= 1 else min(step, largest)
 
     def batch(self, rng: np.random.Generator, count: int, side: int) -> NDArray[np.uint8]:

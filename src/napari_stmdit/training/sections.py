@@ -109,7 +109,7 @@ def open_source(source: Source, config: TrainingConfig) -> Section:
 
 
 def _without(section: Section, source: TableSource | FolderSource, config: TrainingConfig) -> Section:
-    """The section without the spots that its source excludes."""
+    """Return the section without the spots that its source excludes."""
     if source.exclude is None:
         return section
     return exclude_file(section, config.source_path(source.exclude), source.exclude_classes)

@@ -116,14 +116,14 @@ def settle(config: TrainingConfig) -> TrainingConfig:
 
 
 def learns_expression(config: TrainingConfig) -> bool:
-    """Whether expression is new to the checkpoint to start from: it is conditioned on morphology alone, or its genes give way to others."""
+    """Return whether expression is new to the checkpoint to start from: it is conditioned on morphology alone, or its genes give way to others."""
     if config.start is None:
         return False
     return config.expression.anew or "expression" not in open_start(config).card.conditions
 
 
 def fits_expression(config: TrainingConfig) -> bool:
-    """Whether the expression encoder is fitted here, not kept as the checkpoint to start from has it."""
+    """Return whether the expression encoder is fitted here, not kept as the checkpoint to start from has it."""
     return config.start is None or config.expression.refit or learns_expression(config)
 
 

@@ -133,7 +133,7 @@ class Clock:
         self._last = time.perf_counter()
 
     def due(self) -> bool:
-        """Whether the interval has passed since the last time this was true."""
+        """Return whether the interval has passed since the last time this was true."""
         if time.perf_counter() - self._last < self.every_s:
             return False
         self._last = time.perf_counter()

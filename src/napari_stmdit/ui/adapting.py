@@ -131,7 +131,7 @@ def _log(name: str) -> Path:
 
 
 def _is_held(work: Path) -> bool:
-    """Whether a process works in a folder."""
+    """Return whether a process works in a folder."""
     try:
         lock = hold(work / LOCK)
     except OSError:

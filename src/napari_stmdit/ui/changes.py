@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluation.measures import stain_density
-from ..synthesis.canvas import MOST_PIXELS, box_at
+from ..synthesis.canvas import MAX_PIXELS, box_at
 from ..tissue.crops import read_patches
 from . import jobs, layers
 from .jobs import Handlers, Lane, Start
@@ -90,7 +90,7 @@ def halved(change: NDArray[np.float32]) -> NDArray[np.float32]:
 def levels_of(change: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     """Return the change and, where it is large, its halvings."""
     levels = [change]
-    while change.size > layers.LARGEST_SINGLE_PX and max(levels[-1].shape) > MIN_LEVEL_PX and min(levels[-1].shape) > 1:
+    while change.size > layers.MAX_SINGLE_PX and max(levels[-1].shape) > MIN_LEVEL_PX and min(levels[-1].shape) > 1:
         levels.append(halved(levels[-1]))
     return levels
 
@@ -116,7 +116,7 @@ class Changes:
             layer.visible = visible
         elif visible and entry is not None and entry.counterfactual:
             height, width = canvas_of(entry)[0].shape[:2]
-            if height * width > MOST_PIXELS:
+            if height * width > MAX_PIXELS:
                 text = f"The change of {entry.name} spans {height} x {width} pixels, too many for memory; edit a smaller region."
                 self._tell("warning", text)
                 return

@@ -78,7 +78,7 @@ class Way:
         return bool(self._shown)
 
     def uses(self, layer: Any) -> bool:
-        """Whether a layer is needed by the comparison that is on."""
+        """Return whether a layer is needed by the comparison that is on."""
         return any(layer is one for one in self._shown)
 
 
@@ -411,7 +411,7 @@ class Comparing:
             self.move(0.0 if comparison.position >= 0.5 else 1.0)
 
     def uses(self, layer: Any) -> bool:
-        """Whether a layer is needed by the comparison that is on."""
+        """Return whether a layer is needed by the comparison that is on."""
         return any(way.uses(layer) for way in (self.grid, self.swipe, self.fade))
 
     def _dragged(self, position: float) -> None:

@@ -20,7 +20,7 @@ from .strokes import describe
 Role = Literal["slide", "spots", "result", "stored", "context", "preview", "live", "seam", "change"]
 KEY = "stmdit"
 """Our place in ``layer.metadata``. Layers are known by it and never by name."""
-LARGEST_SINGLE_PX = 2_500_000
+MAX_SINGLE_PX = 2_500_000
 """A larger image is shown as a pyramid: napari then reads and sends to the screen only what is in sight."""
 LayerTuple = tuple[Any, dict[str, Any], str]
 
@@ -152,7 +152,7 @@ def stored_layer(stored: StoredResult) -> LayerTuple:
     """Return the layer of a result that was read back; of its pixels and halvings only those are read that are drawn."""
     section = stored.section
     height, width = stored.rgba.shape[:2]
-    levels = list(stored.levels) if height * width > LARGEST_SINGLE_PX else [stored.rgba]
+    levels = list(stored.levels) if height * width > MAX_SINGLE_PX else [stored.rgba]
     more = {"element": stored.element, "provenance": dict(stored.provenance), "stored": stored}
     state = {
         "name": f"{synthetic_words(bool(stored.provenance.get('counterfactual')))} ({stored.element}{expression_words(section)})",

@@ -107,7 +107,7 @@ class Virtual(NamedTuple):
         return request.model_copy(update={"edits": self.edits, "programs": self.programs, "profiles": self.profiles})
 
     def differs(self, other: Virtual) -> bool:
-        """Whether anything is another; the same dictionaries are not looked into."""
+        """Return whether anything is another; the same dictionaries are not looked into."""
         return any(a is not b and a != b for a, b in zip(self, other, strict=True))
 
 
@@ -164,7 +164,7 @@ class Painting:
         return Edited(usable, known_programs(request.programs), known)
 
     def _usable(self, edit: Edit, profiles: Mapping[str, Any]) -> bool:
-        """Whether what an edit refers to is there: its profile, or its table."""
+        """Return whether what an edit refers to is there: its profile, or its table."""
         section = self.state.section
         if isinstance(edit, TableEdit):
             return section is not None and edit.enabled and table_fault(edit, section.spots) is None

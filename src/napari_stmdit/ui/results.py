@@ -95,7 +95,7 @@ class CloseUps:
         self._submit("spot", jobs.close_up(spot, cut, card.patch_um, words, edited), keep)
 
     def _columns(self, spot: str) -> tuple[list[tuple[str, ResultEntry, Any]], str]:
-        """What to show beside the real crop, as (column, result, its layer), and what to say about it."""
+        """Return what to show beside the real crop, as (column, result, its layer), and what to say about it."""
         chosen = self._results.entry(self.state.chosen_result)
         if chosen is None or spot not in chosen.spots or chosen.section is not self.state.section:
             own = [e for e in self.state.results if spot in e.spots and e.section is self.state.section]

@@ -28,7 +28,7 @@ from ..tissue.elements import halved_rgba
 from ..types import PatchResult, Plan, Section
 from . import jobs, layers
 from .jobs import Handlers, Lane, Start
-from .layers import KEY, LARGEST_SINGLE_PX, LayerTuple, result_layer, result_words
+from .layers import KEY, MAX_SINGLE_PX, LayerTuple, result_layer, result_words
 from .results import ResultList
 from .state import Message, QueuedRun, RunStatus, WorkbenchState
 
@@ -54,7 +54,7 @@ class GrowingLayer:
         self._canvas, self._section, self._name = canvas, section, name
         self.layer: Any = None
         self.levels: list[NDArray[np.uint8]] = [canvas.rgba]
-        if canvas.rgba.shape[0] * canvas.rgba.shape[1] > LARGEST_SINGLE_PX:
+        if canvas.rgba.shape[0] * canvas.rgba.shape[1] > MAX_SINGLE_PX:
             while max(self.levels[-1].shape[:2]) > _SMALLEST_LEVEL_PX and min(self.levels[-1].shape[:2]) > 1:
                 height, width = self.levels[-1].shape[:2]
                 self.levels.append(np.zeros((height // 2, width // 2, 4), dtype=np.uint8))
@@ -220,7 +220,7 @@ class _Present:
 
 
 def _abducted(model: PatchModel) -> int:
-    """How many patches or windows a checkpoint has taken to their noise so far."""
+    """Return how many patches or windows a checkpoint has taken to their noise so far."""
     editor = getattr(model, "editor", None)
     return 0 if editor is None else int(editor.abducted)
 

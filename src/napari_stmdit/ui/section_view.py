@@ -78,7 +78,7 @@ def neighbours(spots: SpotTable) -> csr_matrix:
 
 
 def _is_hexagonal(array_rc: NDArray[np.int64]) -> bool:
-    """Whether array rows and columns are those of a Visium lattice: their sum is even everywhere, and rows interleave."""
+    """Return whether array rows and columns are those of a Visium lattice: their sum is even everywhere, and rows interleave."""
     even = (array_rc.sum(axis=1) % 2 == 0).all()
     return bool(even and len(np.unique(array_rc[:, 1] % 2)) == 2 and len(np.unique(array_rc, axis=0)) == len(array_rc))
 
@@ -180,7 +180,7 @@ class SectionView:
             self._restoring = False
 
     def holds(self, layer: Any) -> bool:
-        """Whether a layer is one of ours."""
+        """Return whether a layer is one of ours."""
         return layer is self.slide or layer is self.spots
 
     def forget(self, layer: Any) -> bool:

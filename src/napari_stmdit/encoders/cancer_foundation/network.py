@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 ValueStyle = Literal["plain", "zero_below_zero"]
 
-LARGEST_VALUE = 512.0
+MAX_VALUE = 512.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ValueEncoder(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """(B, L) -> (B, L, d)."""
         columns = values[..., None]  # (B, L, 1)
-        coded: Tensor = self.norm(self.linear2(self.linear1(columns.clamp(max=LARGEST_VALUE)).relu()))
+        coded: Tensor = self.norm(self.linear2(self.linear1(columns.clamp(max=MAX_VALUE)).relu()))
         return coded if self.style == "plain" else torch.where(columns >= 0, coded, torch.zeros_like(coded))
 
 

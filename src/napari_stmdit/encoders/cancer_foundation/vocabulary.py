@@ -122,7 +122,7 @@ class Vocabulary:
         return self.tokens[PAD]
 
     def __contains__(self, symbol: str) -> bool:
-        """Whether it is a gene of the vocabulary; the special names are none."""
+        """Return whether it is a gene of the vocabulary; the special names are none."""
         return symbol in self.tokens and not (symbol.startswith("<") and symbol.endswith(">"))
 
 

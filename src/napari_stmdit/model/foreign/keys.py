@@ -210,7 +210,7 @@ class KeyMapping(Intent):
         return renamed, ignored
 
     def touches(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether any rule fits any of these names."""
+        """Return whether any rule fits any of these names."""
         expressions = [pattern(theirs) for theirs in (*self.rules, *self.ignore)]
         return any(expression.fullmatch(name) for expression in expressions for name in tensors)
 

@@ -154,5 +154,5 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
 
 
 def shift_is_held() -> bool:
-    """Whether Shift is held: what was made already is then made once more."""
+    """Return whether Shift is held: what was made already is then made once more."""
     return bool(QGuiApplication.keyboardModifiers() & Qt.KeyboardModifier.ShiftModifier)

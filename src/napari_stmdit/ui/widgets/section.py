@@ -352,7 +352,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._chosen(chosen)
 
     def _beside(self) -> str:
-        """Where the last one lies: the next is looked for beside it, not in it."""
+        """Return where the last one lies: the next is looked for beside it, not in it."""
         path = self.path.text().strip()
         return str(Path(path).parent) if path else ""
 
