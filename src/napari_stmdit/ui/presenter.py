@@ -20,6 +20,8 @@ from . import jobs, layers
 from .acquisition import Acquisition
 from .changes import Changes
 from .compare import Comparing
+from .corrections import Corrections
+from .groups import Groups
 from .jobs import Handlers, Lane, Series, Start
 from .painting import EditFiles, Painting
 from .results import CloseUps, ResultList
@@ -41,6 +43,11 @@ def presenter_of(viewer: Any, start: Start = jobs.start_inline) -> Presenter:
     return _PRESENTERS[viewer]
 
 
+def known_presenter(viewer: Any) -> Presenter | None:
+    """Return the presenter of a viewer whose workbench was opened, else None."""
+    return None if viewer is None else _PRESENTERS.get(getattr(viewer, "__wrapped__", viewer))
+
+
 class Presenter:
     """What the workbench of one viewer does; ``start`` runs jobs on a thread, or inline where there is no event loop."""
 
@@ -60,8 +67,10 @@ class Presenter:
         self.close_ups = CloseUps(self.state, self.results, self._submit)
         self.acquisition = Acquisition(self.state, start, self.load_model)
         self.painting = Painting(self.state, lambda: self.view, self.colour)
+        self.groups = Groups(self.state, start, self.painting)
         self.edit_files = EditFiles(self.painting)
         self.choosing = Choosing(self.state, lambda: self.view, self.select, self.painting.edited)
+        self.corrections = Corrections(self.state, start, self.show)
         self.preview_soon: Callable[[], None] = self.runs.preview
         """Shows what a run would cost; the dock puts something in its place that waits until the mouse is still."""
         self.baseline_mode: CompareMode = "swipe"
@@ -128,6 +137,7 @@ class Presenter:
         self.runs.preview()
         self.results.read_stored(section)
         self._submit("link", jobs.linking(section), self._linked)
+        self.corrections.check(section)
 
     def close_section(self) -> None:
         """Let go of the open section, but not of its layers; a run is stopped and what it finished is kept."""
@@ -335,6 +345,8 @@ class Presenter:
         self.acquisition.close()
         self.data_sets.close()
         self.changes.close()
+        self.corrections.close()
+        self.groups.close()
         self.compare.stop()
         self._saves.finish()
         for lane in self._lanes:
