@@ -9,7 +9,7 @@ from scipy.sparse import csr_matrix
 
 from napari_stmdit.errors import SectionError
 from napari_stmdit.intent import AddEdit, KnockOutEdit, ScaleEdit
-from napari_stmdit.tissue.selections import perturbation_of, read_selections, write_selections
+from napari_stmdit.tissue.selections import perturbation_of, read_annotations, read_selections, write_selections
 from napari_stmdit.types import Genes, SpotTable
 
 
@@ -123,3 +123,16 @@ def test_factors_of_genes_are_a_perturbation(spots):
     assert perturbation_of(edits, "T cell") == {"T cell": {"A": 6.0, "B": 2.0, "C": 0.0}}
     with pytest.raises(SectionError, match="cannot be written as a factor"):
         perturbation_of([AddEdit(genes=("A",), log_units=1)], "T cell")
+
+
+def test_regions_that_hold_far_more_with_x_and_y_changed_over_are_said_so(spots, tmp_path):
+    wide = SpotTable(spots.ids, spots.yx * (1, 2), spots.diameter, spots.counts, spots.genes)
+    few = feature([square(*wide.yx[0], 30)], name="few")
+    changed_over = feature([[(x, y) for y, x in square(500, 1000, 290)]], name="many")
+    far = feature([square(-500, -500, 30)], name="far")
+    (tmp_path / "s.geojson").write_text(json.dumps([few, changed_over, far]))
+    read = read_annotations(wide, tmp_path / "s.geojson")
+    assert len(read.selections["few"]) == 1
+    assert "no spot lies in far" in read.notes[0] and "are the points written as (y, x)?" in read.notes[1]
+    (tmp_path / "s.geojson").write_text(json.dumps([few]))
+    assert read_annotations(wide, tmp_path / "s.geojson").notes == ()

@@ -82,3 +82,23 @@ def test_a_part_of_a_section_shows_neither_spots_nor_pixels_of_the_rest(tiny_sec
     assert (right.spots.counts != tiny_section.spots.counts[rows]).nnz == 0
     with pytest.raises(SectionError, match=r"part \[0.0, 0.0, 0.01, 0.01\] holds 0 spots"):
         part_of(tiny_section, (0.0, 0.0, 0.01, 0.01))
+
+
+def test_spots_under_excluded_regions_are_not_trained_on(table_section, tmp_path):
+    import yaml
+
+    from napari_stmdit.tissue.selections import write_selections
+    from napari_stmdit.training.config import load_config
+    from napari_stmdit.training.sections import open_sections
+
+    source = {"kind": "table", "name": "made", **{key: str(path) for key, path in table_section.items()}}
+    config = {"name": "tiny", "root": ".", "output": "out", "train": [source], "patch_px": 64, "patch_mpp": 0.7}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (whole,) = open_sections(load_config(tmp_path / "config.yaml"), "train")
+    spots = whole.section.spots
+    write_selections(spots, {"fold": spots.ids[:4].tolist(), "pen": spots.ids[6:7].tolist()}, tmp_path / "qc.geojson")
+    for classes, left in ((), spots.ids[[4, 5, *range(7, 19)]]), (["pen"], np.delete(spots.ids, 6)):
+        config["train"] = [{**source, "exclude": "qc.geojson", "exclude_classes": list(classes)}]
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        (found,) = open_sections(load_config(tmp_path / "config.yaml"), "train")
+        assert found.section.spots.ids.tolist() == left.tolist() and len(found.yx) == len(left)

@@ -1,7 +1,7 @@
 """Spots that are left out of a section: under folds, pen and blur.
 
-They are taken out here, so that nothing has them: no training, profile, covariation, evaluation or synthesis. The section keeps them aside,
-by the names of their regions, and so does a store that is made of it.
+They are taken out of its table here, so that nothing has them: no training, profile, covariation, evaluation or synthesis. The section keeps
+them aside, by the names of their regions, and so does a store that is made of it.
 """
 
 from __future__ import annotations

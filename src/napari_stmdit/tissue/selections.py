@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..errors import SectionError, first_line
 from ..files import BadFile, read_json, user_path
 from ..intent import Edit, KnockOutEdit, ScaleEdit
 from ..storage.atomic import write_text
+from ..text import shorten, some_of
 from ..types import SpotTable
 from .geometry import geojson_features
 
@@ -24,6 +26,8 @@ FORMATS: Mapping[str, str] = {
     ".txt": "row numbers from 0, one a line, for CONCERT",
 }
 """Ending of a file -> what is written into it."""
+_MANY_MORE = 3
+"""How many times more spots regions must hold with x and y changed over to be taken for such."""
 _REACH = 0.62
 """Of the distance between spots: discs this large of three neighbours meet (they do from 0.58 on)."""
 
@@ -72,7 +76,20 @@ def write_selections(spots: SpotTable, selections: Mapping[str, Sequence[str]], 
     write_text(file, text)
 
 
+@dataclass(frozen=True)
+class Annotations:
+    """Annotations of a file as selections: class -> ids, in the table's order; and notes for the user on what looks wrong."""
+
+    selections: dict[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+
 def read_selections(spots: SpotTable, path: str | Path) -> dict[str, tuple[str, ...]]:
+    """Return the selections of `read_annotations`."""
+    return read_annotations(spots, path).selections
+
+
+def read_annotations(spots: SpotTable, path: str | Path) -> Annotations:
     """Read the annotations of a GeoJSON file, as QuPath exports them, as selections: the spots whose centres lie inside.
 
     Holes are kept. Annotations of one class are one selection; one without a class goes by its own name, else as *region*.
@@ -86,8 +103,8 @@ def read_selections(spots: SpotTable, path: str | Path) -> dict[str, tuple[str, 
 
     Returns
     -------
-    dict
-        Class -> ids, in the table's order; classes without a spot are left out.
+    Annotations
+        Classes without a spot are left out, and a note says so; another says so where x and y look changed over.
 
     Raises
     ------
@@ -128,7 +145,15 @@ def read_selections(spots: SpotTable, path: str | Path) -> dict[str, tuple[str, 
         raise SectionError(
             f"none of this section's {len(spots):,} spots lies in the {len(inside)} regions of {file.name}{hint}"
         )
-    return found
+    notes = []
+    if empty := [name for name, where in inside.items() if not where.any()]:
+        notes.append(f"no spot lies in {some_of(map(shorten, empty))}; left out")
+    held = sum(len(ids) for ids in found.values())
+    if turned > _MANY_MORE * held:
+        notes.append(
+            f"the regions hold {held:,} spots, and with x and y changed over they would hold {turned:,}: are the points written as (y, x)?"
+        )
+    return Annotations(found, tuple(notes))
 
 
 def perturbation_of(edits: Sequence[Edit], name: str) -> dict[str, dict[str, float]]:

@@ -15,7 +15,7 @@ PLUGIN, DOCK = "napari-stmdit", "Visium tissue what-if"
 
 
 def get_reader(path: str | Sequence[str] | None = None) -> Reader | None:
-    """Return a reader for a SpatialData store or a Space Ranger folder, or None: napari asks it for every folder.
+    """Return a reader for a SpatialData store, a Space Ranger folder or annotations, or None: napari asks it for every folder.
 
     Decides from file names and one small JSON file; a store of another kind is left to other plugins. Without a path, as the
     command palette calls it, the dock is opened: a section is opened from there.
@@ -27,6 +27,8 @@ def get_reader(path: str | Sequence[str] | None = None) -> Reader | None:
         if len(path) != 1:
             return None
         path = path[0]
+    if path.lower().endswith(".geojson"):
+        return read_annotations
     from ..tissue.spatialdata_store import is_spatialdata
 
     folder = Path(path)
@@ -70,6 +72,24 @@ def open_dock() -> None:
     window = getattr(current_viewer(), "window", None)
     if window is not None:
         window.add_plugin_dock_widget(PLUGIN, DOCK)  # the one that is there, where there is one
+
+
+def read_annotations(path: Any) -> list[Any]:
+    """Keep the annotations of a GeoJSON file as named selections of the section that is open in the workbench; no layer is made."""
+    import napari
+    from napari.utils.notifications import show_warning
+
+    from .presenter import known_presenter
+
+    file = path if isinstance(path, (str, Path)) else path[0]
+    presenter = known_presenter(napari.current_viewer())
+    if presenter is None or presenter.state.section is None:
+        show_warning(
+            f"{Path(file).name} holds regions of a section; open the STMDiT workbench and a section first, and drop it again."
+        )
+    else:
+        presenter.choosing.load(str(file))
+    return [(None,)]
 
 
 def view_store(path: str | Path) -> None:

@@ -202,7 +202,7 @@ class Painting:
 
     # --- the form and the list
 
-    def add(self, ids: Sequence[str] | None) -> bool:
+    def add(self, ids: Sequence[str] | None, name: str = "") -> bool:
         """Add the edit that the form describes, to some spots or (None) to all; return whether it could be made."""
         if self.state.section is None:
             return False
@@ -210,7 +210,7 @@ class Painting:
             self.state.tell("warning", "Select spots first, or apply the edit to all spots.")
             return False
         whole = ids is None or self.state.draft.operation == "swap"
-        edit = self._made(None if whole else dict.fromkeys(ids or (), 1.0))
+        edit = self._made(None if whole else dict.fromkeys(ids or (), 1.0), name)
         if edit is None:
             return False
         self.state.chosen_edit = len(self.edits)

@@ -21,7 +21,9 @@ from . import jobs, layers
 from .acquisition import Acquisition
 from .changes import Changes
 from .compare import Comparing
+from .corrections import Corrections
 from .gestures import Hand
+from .groups import Groups
 from .jobs import Handlers, Lane, Series, Start
 from .live import Live
 from .looking import Looking
@@ -45,6 +47,11 @@ def presenter_of(viewer: Any, start: Start = jobs.start_inline) -> Presenter:
     return _PRESENTERS[viewer]
 
 
+def known_presenter(viewer: Any) -> Presenter | None:
+    """Return the presenter of a viewer whose workbench was opened, else None."""
+    return None if viewer is None else _PRESENTERS.get(getattr(viewer, "__wrapped__", viewer))
+
+
 class Presenter:
     """What the workbench of one viewer does; ``start`` runs jobs on a thread, or inline where there is no event loop."""
 
@@ -65,10 +72,12 @@ class Presenter:
         self.close_ups = CloseUps(self.state, self.results, self._submit)
         self.acquisition = Acquisition(self.state, start, self.load_model)
         self.painting = Painting(self.state, lambda: self.view, self.colour, self.select)
+        self.groups = Groups(self.state, start, self.painting)
         self.edit_files = EditFiles(self.painting)
         self.live = Live(viewer, self.state, start, self._live_request, lambda: self.view, self.results.place)
         self.painting.stroked = self.live.follow
         self.choosing = Choosing(self.state, lambda: self.view, self.select, self.painting.edited)
+        self.corrections = Corrections(self.state, start, self.show)
         self.preview_soon: Callable[[], None] = self.runs.preview
         """Shows what a run would cost; the dock puts something in its place that waits until the mouse is still."""
         self.baseline_mode: CompareMode = "swipe"
@@ -138,6 +147,7 @@ class Presenter:
         self.runs.preview()
         self.results.read_stored(section)
         self._submit("link", jobs.linking(section), self._linked)
+        self.corrections.check(section)
 
     def close_section(self) -> None:
         """Let go of the open section, but not of its layers; a run is stopped and what it finished is kept."""
@@ -387,6 +397,8 @@ class Presenter:
         self.data_sets.close()
         self.changes.close()
         self.live.close()
+        self.corrections.close()
+        self.groups.close()
         self.compare.stop()
         self._saves.finish()
         for lane in self._lanes:

@@ -15,7 +15,7 @@ from ..errors import StmditError
 from ..intent import Polygons
 from ..text import some_of
 from ..tissue.geometry import spots_in_polygons
-from ..tissue.selections import read_selections, write_selections
+from ..tissue.selections import read_annotations, write_selections
 from ..types import Section, SpotTable
 from . import layers
 from .protected import protect
@@ -367,13 +367,15 @@ class Choosing:
         if view is None:
             return
         try:
-            found = read_selections(view.section.spots, path)
+            read = read_annotations(view.section.spots, path)
         except StmditError as error:
             self.state.tell("error", str(error))
             return
+        found = read.selections
         self.state.named = {**self.state.named, **found}
         counts = some_of([f"{name} ({len(ids):,} spots)" for name, ids in found.items()], 5)
-        self.state.tell("info", f"Kept as selections: {counts}.")
+        notes = "".join(f" {note[0].upper()}{note[1:]}{'' if note.endswith('?') else '.'}" for note in read.notes)
+        self.state.tell("warning" if notes else "info", f"Kept as selections: {counts}.{notes}")
 
     def delete(self, name: str) -> None:
         """Forget a name."""

@@ -14,6 +14,7 @@ from psygnal import SignalGroupDescriptor
 
 from ..evaluation.evaluate import Evaluated
 from ..evaluation.measures import MeasureRow
+from ..expression.groups import GroupTable
 from ..intent import Request, SwapEdit
 from ..progress import Progress
 from ..synthesis.estimate import Estimate
@@ -21,6 +22,7 @@ from ..synthesis.models import PatchModel
 from ..synthesis.result import Result
 from ..synthesis.stored import StoredResult
 from ..synthesis.variants import ContactSheet
+from ..tissue.alignment import Alignment
 from ..types import Section
 
 Combine = Literal["replace", "add", "subtract", "toggle"]
@@ -233,11 +235,17 @@ class WorkbenchState:
             "results": operator.is_,
             "close_up": operator.is_,
             "sheet": operator.is_,
+            "alignment": operator.is_,
+            "groups": operator.is_,
+            "check_pictures": operator.is_,
             "evaluation": operator.is_,
         }
     )
 
     section: Section | None = None
+    alignment: Alignment | None = None  # how spots and slide fit; None while it is not known
+    # the spots over the slide as they are and, where they fit clearly better so, turned or mirrored; empty while not asked for
+    check_pictures: tuple[NDArray[np.uint8], ...] = ()
     colouring: Colouring = Colouring()
     colour_scale: ColourScale = ColourScale()
     selected: tuple[str, ...] = ()  # ids of the selected spots, in the order of the section's table
@@ -273,6 +281,7 @@ class WorkbenchState:
     # whether a change of the edits can be undone, and whether one can be done again
     undoable: tuple[bool, bool] = (False, False)
     named: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # selections that were given a name
+    groups: GroupTable | None = None  # the selection compared with other spots
     comparison: Comparison | None = None
     live: bool = False  # whether this tissue is shown as the edits change it, before Run
     live_text: str = ""  # what of it is shown, in words

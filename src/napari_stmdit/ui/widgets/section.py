@@ -15,6 +15,7 @@ from ...tissue.open import SectionSource
 from ...tissue.slide import SPOT_UM, TISSUE_FRACTION
 from ...types import Section
 from ..presenter import Presenter
+from .alignment import AlignmentLine
 from .common import Connections, Fold, Text, boxed, button, column, combo, connect_state, labelled, named, row
 
 IMAGES = "Images (*.jpg *.jpeg *.png *.tif *.tiff *.btf *.svs *.ndpi *.qptiff *.scn)"
@@ -193,6 +194,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.rows["Shared genes"].setToolTip(
             "How many of the genes that the checkpoint was trained with this section has"
         )
+        self.alignment = AlignmentLine()
         self.fault = Text("warning")
         self.notes = Text("quiet")
         self.setLayout(
@@ -202,6 +204,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self.slide_options,
                 row(self.open_button, self.sample_button, stretch=None),
                 self._facts,
+                self.alignment,
                 self.fault,
                 self.notes,
             )
@@ -214,13 +217,15 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         state = presenter.state
         self.openRequested.connect(presenter.open)
         self.refused.connect(lambda text: state.tell("error", text))
-        return connect_state(
+        connections = connect_state(
             state.events,
             ("section", lambda: self.show_section(state.section)),
             ("scale_asked", lambda: self.ask_scale(state.scale_asked)),
             ("section checkpoint faults", lambda: self.show_fit(presenter.gene_overlap(), presenter.section_fault())),
             ("opening", lambda: self.show_busy(state.opening)),
         )
+        connections.add(self.alignment.bind(presenter).close)
+        return connections
 
     # --- value
 

@@ -26,6 +26,8 @@ from .common import (
     named,
     row,
 )
+from .exclude import ExcludePanel
+from .groups import GroupsPanel
 
 FORMS = "Outlines for QuPath (*.geojson);;Categories for Loupe Browser (*.csv);;Row numbers (*.txt)"
 
@@ -66,11 +68,14 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
         self._by_colour()
         self._by_name()
+        self.groups = GroupsPanel()
+        self.groups_fold = Fold("Compare with other spots", self.groups, unfolded=False, inner=True)
+        self.excluding = ExcludePanel()
+        self.excluded_fold = Fold("Excluded spots", self.excluding, unfolded=False, inner=True)
+        folds = (self.colour_fold, self.name_fold, self.groups_fold, self.excluded_fold)
         bar = row(self.all, self.clear, self.invert, self.grow, self.shrink, stretch=None)
         bar.setSpacing(3)
-        self.setLayout(
-            column(self.tool, self.combine, bar, row(self.count, self.undo), self.colour_fold, self.name_fold)
-        )
+        self.setLayout(column(self.tool, self.combine, bar, row(self.count, self.undo), *folds))
         self.show_count(0, None)
         self.show_scale(ColourScale())
         self.show_named({})
@@ -137,7 +142,7 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.names.activated.connect(lambda _: choosing.recall(self.names.currentText()))
         self.export.clicked.connect(lambda: self._write(choosing.export))
         self.load.clicked.connect(lambda: self._open(choosing.load))
-        return connect_state(
+        connections = connect_state(
             state.events,
             ("selected section", show_count),
             ("undoable", lambda: self.undo.setEnabled(state.undoable[0])),
@@ -146,6 +151,9 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
             ("colour_scale", lambda: self.show_scale(state.colour_scale)),
             ("named", lambda: self.show_named(state.named)),
         )
+        for panel in (self.groups, self.excluding):
+            connections.add(panel.bind(presenter).close)
+        return connections
 
     def _write(self, do: Callable[[str], None]) -> None:
         if path := ask_where_to_write(self, "Export selections", FORMS):
