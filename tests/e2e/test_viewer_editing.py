@@ -45,7 +45,7 @@ def test_paint_run_swipe_change_strength_run_again_save_and_reopen(
     assert state.status is RunStatus.DONE, state.message
     assert tiny_model.editor.abducted == 2
     (first,) = state.results
-    assert first.name.startswith("edited real tissue, synthetic")
+    assert "(edited real tissue, synthetic, 1)" in first.name
 
     assert (state.comparison.mode, state.comparison.left) == ("swipe", None)
     ends = bench.presenter.compare.swipe.ends(0.5)

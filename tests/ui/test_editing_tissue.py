@@ -120,7 +120,7 @@ def test_samples_of_an_edit_differ_by_their_fresh_noise(presenter):
     assert "50 % fresh noise" in summary(entry) and any(
         "50 % of the noise is fresh" in n for n in presenter.state.notes
     )
-    assert entry.name.startswith("edited real tissue, synthetic (")
+    assert "(edited real tissue, synthetic, " in entry.name
 
 
 # --- cost
@@ -148,7 +148,7 @@ def test_an_edit_opens_compared_with_the_slide_and_is_named_for_what_it_is(prese
     entry = run(presenter, mode=mode)
     comparison = presenter.state.comparison
     assert (comparison.mode, comparison.left, comparison.right) == ("swipe", None, entry.number)
-    assert entry.name.startswith("edited real tissue, synthetic (")
+    assert "(edited real tissue, synthetic, " in entry.name
     assert "Edited real tissue, synthetic" in summary(entry)
     presenter.results.rename(entry.number, "mine")
     assert presenter.state.results[0].name == "mine (edited real tissue, synthetic)"

@@ -265,7 +265,7 @@ def test_clearing_the_viewer_amid_a_run(presenter, viewer, by_hand):
     assert len(viewer.layers) == 0
 
 
-def test_the_screen_is_refreshed_at_most_five_times_a_second(presenter, by_hand, monkeypatch):
+def test_the_screen_is_refreshed_at_most_twice_a_second(presenter, by_hand, monkeypatch):
     from napari_stmdit.ui import runs
 
     clock = iter(np.arange(1, 1000) * 0.05)
@@ -273,10 +273,9 @@ def test_the_screen_is_refreshed_at_most_five_times_a_second(presenter, by_hand,
     presenter.state.batch = 1
     selected(presenter, 20)
     presenter.runs.run()
-    for _ in range(6):
+    while (layer := presenter.results.layer(1)) is None:
         by_hand.step()
     drawn = []
-    layer = presenter.results.layer(1)
     layer.events.set_data.connect(lambda event: drawn.append(1))
     steps = 0
     while by_hand.step():

@@ -105,7 +105,8 @@ def test_samples_become_results_with_seeds_of_their_own(presenter, by_hand):
     assert not np.array_equal(presenter.state.results[0].result.rgba, presenter.state.results[1].result.rgba)
 
 
-def test_the_live_look_is_a_layer_in_place_that_goes(presenter, viewer, by_hand):
+def test_the_live_look_is_a_layer_in_place_that_goes(presenter, viewer, by_hand, monkeypatch):
+    monkeypatch.setattr("napari_stmdit.ui.runs.REFRESH_S", 0.0)
     presenter.runs.live_preview, presenter.state.batch = True, 4
     presenter.select(presenter.state.section.spots.ids[:6].tolist())
     presenter.runs.run()

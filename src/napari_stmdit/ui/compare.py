@@ -402,6 +402,8 @@ class Comparing:
             left_words = f"baseline: {words}" if base is not None and base is left else words
         else:
             left_words = "this tissue, before" if entry is not None and entry.counterfactual else "the slide"
+        if entry is not None and entry.counterfactual and comparison.left is None:
+            return left_words, f"after (synthetic): {entry.name.split(' (')[0]}"
         return left_words, "" if entry is None else entry.name
 
     def flip(self) -> None:

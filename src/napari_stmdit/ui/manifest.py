@@ -85,7 +85,7 @@ def read_annotations(path: Any) -> list[Any]:
     presenter = known_presenter(napari.current_viewer())
     if presenter is None or presenter.state.section is None:
         show_warning(
-            f"{Path(file).name} holds regions of a section; open the STMDiT workbench and a section first, and drop it again."
+            f"{Path(file).name} holds regions of a section; open a section in the dock {DOCK!r} first, and drop it again."
         )
     else:
         presenter.choosing.load(str(file))

@@ -22,6 +22,7 @@ from .acquisition import Acquisition
 from .changes import Changes
 from .compare import Comparing
 from .corrections import Corrections
+from .example import Example
 from .gestures import Hand
 from .groups import Groups
 from .jobs import Handlers, Lane, Series, Start
@@ -76,6 +77,7 @@ class Presenter:
         self.edit_files = EditFiles(self.painting)
         self.live = Live(viewer, self.state, start, self._live_request, lambda: self.view, self.results.place)
         self.painting.stroked = self.live.follow
+        self.example = Example(self.state, self._submit, self.painting, self.runs, self._open_example)
         self.choosing = Choosing(self.state, lambda: self.view, self.select, self.painting.edited)
         self.corrections = Corrections(self.state, start, self.show)
         self.preview_soon: Callable[[], None] = self.runs.preview
@@ -84,7 +86,7 @@ class Presenter:
         """How the baseline is compared; the dock puts the user's preference in its place."""
         self.hand = Hand(viewer, self._spots_layer, self.click, self.ring, self.stroke)
         self._limits: dict[tuple[str | None, ...], tuple[float, float]] = {}
-        self._lanes = {name: Lane(start) for name in ("section", "model", "stored", "spot", "link")}
+        self._lanes = {name: Lane(start) for name in ("section", "model", "stored", "spot", "link", "example")}
         self._saves = Series(start)
         self._unsaved: list[str] = []
         self._titles: dict[str, str] = {}
@@ -114,6 +116,11 @@ class Presenter:
                 self.state.scale_asked = str(source.path)
 
         self._submit("section", job, self.show, failed)
+
+    def _open_example(self, choice: ModelChoice | None) -> None:
+        if choice is not None:
+            self.load_model(choice)  # while the section is being opened
+        self.open(None)
 
     def show(self, section: Section) -> None:
         """Show an opened section in place of the one before."""
@@ -460,7 +467,8 @@ class Presenter:
         section = layers.section_of(event.value)
         if section is not None and layers.role_of(event.value) == "spots" and section is not self.state.section:
             self.show(section)
-            self.looking.look_at(event.value)  # napari looks at the first layer of a viewer alone
+            slide = None if self.view is None else self.view.slide
+            self.looking.look_at(slide or event.value)  # napari looks at the first layer of a viewer alone
         elif section is not None and layers.role_of(event.value) == "stored" and section is self.state.section:
             if not self.results.inserting:
                 self.results.take_stored(event.value)

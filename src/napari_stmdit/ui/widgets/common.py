@@ -225,6 +225,7 @@ class Text(QLabel):  # type: ignore[misc,unused-ignore]
     def show_text(self, text: str, kind: str | None = None) -> None:
         """Show a text, in the colour of its kind: info, quiet, warning or error."""
         self.kind = kind or self.kind
+        text = re.sub(r"\bum\b", "µm", text)
         # long paths have no place to break: zero-width spaces after the separators make some
         self.setText(text.replace("/", "/\u200b").replace("_", "_\u200b"))
         self.setVisible(bool(text))

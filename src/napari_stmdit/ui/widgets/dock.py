@@ -78,6 +78,8 @@ def preference_events() -> Any:
 
 
 MIN_WIDTH = 300
+FOCUS = {True: "#8cc4ff", False: "#0a5fb4"}
+"""Border of the control that has the focus, in the dark and in the light theme."""
 
 
 class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
@@ -174,8 +176,12 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         if viewer is None:
             return
         red, green, blue = get_theme(viewer.theme).background.as_rgb_tuple()[:3]
+        dark = red + green + blue < 384
         for text in self.findChildren(Text):
-            text.use_theme(red + green + blue < 384)
+            text.use_theme(dark)
+        kinds = ("QPushButton", "QToolButton", "QComboBox", "QAbstractSpinBox", "QLineEdit", "QListWidget", "QSlider")
+        focused = ", ".join(f"{kind}:focus" for kind in kinds)
+        self.setStyleSheet(f"{focused} {{ border: 1px solid {FOCUS[dark]}; }}")  # napari's own marks the focus hardly
 
     # --- what goes across panels
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from qtpy.QtCore import QEvent, QObject, QPointF, QRectF, Qt
-from qtpy.QtGui import QColor, QPainter, QPaintEvent, QPen, QPolygonF
+from qtpy.QtGui import QColor, QPainter, QPainterPath, QPaintEvent, QPen, QPolygonF
 from qtpy.QtOpenGLWidgets import QOpenGLWidget
 from qtpy.QtWidgets import QWidget
 
@@ -110,7 +110,8 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
         left, right = self._presenter.compare.names(comparison)
         if comparison.mode == "swipe":
             ends = [self.on_canvas(end) for end in self._presenter.compare.swipe.ends(comparison.position)]
-            x, y = ends[0].x(), max(min(end.y() for end in ends), 0) + MARGIN_PX
+            # above the picture, where there is room
+            x, y = ends[0].x(), max(min(end.y() for end in ends) - 4 * MARGIN_PX, MARGIN_PX)
             return [Label(left, (x - MARGIN_PX, y), -1), Label(right, (x + MARGIN_PX, y), 1)]
         if comparison.mode in ("blink", "fade"):
             text = right if comparison.position >= 0.5 else left
@@ -128,10 +129,7 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
         """Draw."""
         painter = QPainter(self)
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
-        for quad in self.frames:
-            corners = QPolygonF([self.on_canvas(corner) for corner in (*quad, quad[0])])
-            if max(corners.boundingRect().width(), corners.boundingRect().height()) >= MIN_FRAME_PX:
-                self._stroke(painter, corners, FRAME, 1)
+        self._frame(painter)
         if len(self._line) > 1:
             ring = QPolygonF([QPointF(x, y) for x, y in (*self._line, self._line[0])])
             painter.setPen(Qt.PenStyle.NoPen)
@@ -140,6 +138,17 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
             self._stroke(painter, ring, LASSO, 2)
         for label in self.labels:
             self._write(painter, label)
+
+    def _frame(self, painter: QPainter) -> None:
+        """Frame each patch; of patches that lie over each other, what they cover together."""
+        covered = QPainterPath()
+        covered.setFillRule(Qt.FillRule.WindingFill)
+        for quad in self.frames:
+            corners = QPolygonF([self.on_canvas(corner) for corner in (*quad, quad[0])])
+            if max(corners.boundingRect().width(), corners.boundingRect().height()) >= MIN_FRAME_PX:
+                covered.addPolygon(corners)
+        for outline in covered.simplified().toSubpathPolygons():
+            self._stroke(painter, outline, FRAME, 1)
 
     def _stroke(self, painter: QPainter, line: QPolygonF, colour: QColor, width: int) -> None:
         painter.setBrush(Qt.BrushStyle.NoBrush)

@@ -162,6 +162,14 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             "Open the synthetic section that comes with the plugin",
             lambda: self.openRequested.emit(None),
         )
+        self.example = button(
+            "Show me on an example",
+            "Show me on an example",
+            "Open the bundled section, paint an edit over it, and show this tissue before and after: some ten seconds",
+            once=True,
+        )
+        question = Text("info", "What would this tissue look like if its molecules were different?")
+        self.welcome = boxed(column(question, self.example, spacing=4))
         self.path.returnPressed.connect(self._open)
         self.mpp.returnPressed.connect(self._open)
         self.fullres.returnPressed.connect(self._open)
@@ -199,6 +207,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.notes = Text("quiet")
         self.setLayout(
             column(
+                self.welcome,
                 row(self.path, browse),
                 self.overrides,
                 self.slide_options,
@@ -216,6 +225,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         """Connect with a presenter; return what shows its state."""
         state = presenter.state
         self.openRequested.connect(presenter.open)
+        self.example.clicked.connect(lambda: presenter.example.show())
         self.refused.connect(lambda text: state.tell("error", text))
         connections = connect_state(
             state.events,
@@ -272,6 +282,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def show_section(self, section: Section | None) -> None:
         """Show a section's facts."""
         self._facts.setVisible(section is not None)
+        self.welcome.setVisible(section is None)
         self._section = section
         self.correct.setEnabled(section is not None and section.path is not None)
         self.notes.show_text("")
@@ -312,6 +323,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         """Lock the buttons while a section is being opened."""
         self.open_button.setEnabled(not busy)
         self.sample_button.setEnabled(not busy)
+        self.example.setEnabled(not busy)
 
     # --- private
 

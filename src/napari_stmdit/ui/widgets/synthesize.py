@@ -209,7 +209,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
             ("request", lambda: self.setValue(state.request)),
             ("request checkpoint section", lambda: self.show_editable(runs.edit_fault())),
             ("faults", lambda: self.show_faults(state.faults)),
-            ("estimate notes faults section checkpoint selected", show_estimate),
+            ("estimate notes faults section checkpoint selected busy", show_estimate),
             ("samples", lambda: self.show_samples(state.samples)),
         )
         connections.add(lambda: setattr(presenter, "preview_soon", runs.preview))

@@ -1,0 +1,127 @@
+"""Ways into the dock, and from what was painted to a run: menus, drops, dialogs, Run, and the example."""
+
+import shutil
+
+import numpy as np
+import pytest
+from qtpy.QtCore import Qt
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QFileDialog
+from standins import CropModel, card_for
+from viewing import Mouse, no_leaks, settle, viewer, workbench  # noqa: F401
+
+from napari_stmdit.ui import layers
+from napari_stmdit.ui.gestures import camera_of
+from napari_stmdit.ui.manifest import DOCK
+from napari_stmdit.ui.presenter import Presenter, presenter_of
+from napari_stmdit.ui.state import EditDraft
+
+pytestmark = pytest.mark.gui
+
+
+@pytest.fixture
+def opened(workbench, tiny_section):  # noqa: F811
+    """The workbench with the tiny section."""
+    card = card_for(tuple(tiny_section.spots.genes.symbols.tolist()), patch_px=64, patch_mpp=0.7)
+    workbench.presenter.use_model(CropModel(card))
+    workbench.presenter.show(tiny_section)
+    settle(lambda: False, 0.2)
+    return workbench
+
+
+@pytest.fixture
+def without_model(monkeypatch):
+    """No checkpoint is loaded when a section is opened."""
+    monkeypatch.setattr(Presenter, "load_model", lambda self, choice: None)
+
+
+def dock_of(viewer):  # noqa: F811
+    found = [d for name, d in viewer.window.dock_widgets.items() if name.startswith(DOCK)]
+    return found[0] if found else None
+
+
+def test_what_was_painted_can_be_run_and_a_double_click_is_one_run(viewer, opened):  # noqa: F811
+    state, bar = opened.state, opened.run_bar
+    assert not bar.run.isEnabled() and "paint an edit" in bar.run.toolTip()
+    ids = state.section.spots.ids[3:8].tolist()
+    opened.presenter.painting.take_draft(EditDraft(operation="knock_out", genes=("ERBB2",)))
+    opened.presenter.painting.add(ids)
+    assert state.selected == ()
+    assert bar.run.isEnabled() and bar.run.text() == "Run on 5 painted spots"
+    assert settle(lambda: "5 patches" in opened.synthesize.estimate.plain(), 2)
+    QTest.mouseClick(bar.run, Qt.MouseButton.LeftButton)
+    QTest.mouseDClick(bar.run, Qt.MouseButton.LeftButton)  # the second press of a double click
+    QTest.mouseRelease(bar.run, Qt.MouseButton.LeftButton)
+    assert settle(lambda: state.results and not state.status.busy)
+    settle(lambda: False, 0.3)
+    (entry,) = state.results
+    assert entry.spots == tuple(ids) and not state.queue
+    opened.presenter.looking.back()
+    QTest.mouseClick(bar.run, Qt.MouseButton.LeftButton)  # its pixels are there
+    assert len(state.results) == 1 and not state.status.busy
+    assert "Already made" in state.message.text and state.way_back
+    mouse = Mouse(viewer)
+    mouse.press(Qt.Key.Key_Return, Qt.KeyboardModifier.ControlModifier | Qt.KeyboardModifier.ShiftModifier)
+    assert settle(lambda: len(state.results) == 2 and not state.status.busy)
+    opened.presenter.select(ids[:1])
+    assert bar.run.text() == "Run"
+
+
+def test_a_dropped_section_opens_the_dock_and_the_next_gets_camera_and_path(
+    viewer,  # noqa: F811
+    without_model,
+    tiny_folder,
+    tmp_path,
+):
+    assert dock_of(viewer) is None
+    viewer.open(str(tiny_folder), plugin="napari-stmdit")
+    assert dock_of(viewer) is not None
+    state = presenter_of(viewer).state
+    assert state.section is layers.section_of(viewer.layers[-1])
+    dock = viewer.window._wrapped_dock_widgets[next(n for n in viewer.window.dock_widgets if n.startswith(DOCK))]
+    bench = dock.inner_widget()
+    assert bench.section.path.text() == str(tiny_folder)
+    camera = camera_of(viewer)
+    camera.center, camera.zoom = (5000.0, 5000.0), 10.0
+    other = shutil.copytree(tiny_folder, tmp_path / "other")
+    viewer.open(str(other), plugin="napari-stmdit")
+    assert bench.section.path.text() == str(other)
+    np.testing.assert_allclose(camera.center[-2:], np.array([860, 860]) * 0.7 / 2, atol=2)
+    assert camera.zoom < 2
+    assert len([n for n in viewer.window.dock_widgets if n.startswith(DOCK)]) == 1
+
+
+def test_the_readers_command_of_the_palette_opens_the_dock(viewer):  # noqa: F811
+    from napari._app_model import get_app_model
+
+    get_app_model().commands.execute_command("napari-stmdit.read").result()
+    assert dock_of(viewer) is not None
+
+
+def test_choosing_in_the_dialog_opens(viewer, workbench, without_model, tiny_folder, monkeypatch):  # noqa: F811
+    from qtpy.QtWidgets import QMenu
+
+    monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: str(tiny_folder))
+    menu = next(m for m in workbench.section.findChildren(QMenu) if len(m.actions()) == 2)
+    assert menu.actions()[1].text() == "Plain H&&E slide…"  # one & would underline the E
+    menu.actions()[0].trigger()
+    assert settle(lambda: workbench.state.section is not None and not workbench.state.busy)
+
+
+@pytest.mark.slow
+def test_the_example_shows_this_tissue_before_and_after_in_one_click(viewer, workbench):  # noqa: F811
+    state, section = workbench.state, workbench.section
+    assert section.welcome.isVisible()
+    QTest.mouseClick(section.example, Qt.MouseButton.LeftButton)
+    assert settle(lambda: state.comparison is not None, 180), state.message.text
+    assert not section.welcome.isVisible()
+    (entry,) = state.results
+    assert entry.counterfactual and len(state.request.edits) == 1 and len(entry.spots) == 7
+    assert (state.comparison.mode, state.comparison.left) == ("swipe", None)
+    assert [label.text for label in workbench.overlay.labels] == [
+        "this tissue, before",
+        "after (synthetic): towards its palest spots, 7 spots",
+    ]
+    assert len(workbench.overlay.frames) == 7 and state.way_back
+    assert "before" in state.message.text and state.request.preset == "exact"
+    assert workbench.run_bar.run.text() == "Run on 7 painted spots"
