@@ -98,7 +98,7 @@ def test_annotations_that_are_dropped_become_selections(presenter, viewer, sampl
     file = tmp_path / "annotations.geojson"
     write_selections(sample.spots, {"Tumour": sample.spots.ids[:5].tolist()}, file)
     read = manifest.get_reader(str(file))
-    assert read(str(file)) == [(None,)] and "open the STMDiT workbench and a section first" in said[0]
+    assert read(str(file)) == [(None,)] and "open a section in the dock" in said[0]
     presenter.show(sample)
     layers = len(viewer.layers)
     assert read(str(file)) == [(None,)] and len(viewer.layers) == layers
