@@ -68,7 +68,9 @@ def as_run(section, model, wanted, spots, steps):
 def test_a_picture_is_what_a_run_gives_at_the_same_steps(tiny_section, model, tissue, ids):
     wanted, spots = request({ids[12]: 1.0, ids[13]: 0.4, ids[18]: 0.7}), (ids[12], ids[13], ids[18])
     pictures = list(tissue.update(wanted))
-    coarse, fine = pictures[0], pictures[-1]
+    assert len(pictures[0].steps) < 3  # the first comes before all spots are there
+    coarse = next(picture for picture in pictures if len(picture.steps) == 3)
+    fine = pictures[-1]
     assert set(coarse.steps.values()) == {live.COARSE_STEPS} and coarse.waiting == 3
     assert set(fine.steps.values()) == {6} and fine.waiting == 0
     for picture, steps in ((coarse, live.COARSE_STEPS), (fine, 6)):
@@ -121,24 +123,42 @@ def test_a_spot_that_is_erased_shows_the_slide_again_at_once(tiny_section, model
     assert set(back.steps) == {ids[12]}
 
 
-def test_a_newer_edit_ends_an_older_one_within_a_step(model, tissue, ids):
-    cancel, calls = CancelToken(), []
-    forward = model.pipeline.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
-    steps = model.editor.edit
+def test_a_cancelled_update_ends_within_a_step(model, tissue, ids):
+    cancel = CancelToken()
+    steps = during(model, 2, cancel.cancel)
+    assert list(tissue.update(request(ids[12:14]), cancel=cancel)) == []
+    assert steps == [0, 1, 2]
 
-    def edit(batch):
-        for number, step in enumerate(steps(batch)):
-            if number == 2:
-                cancel.cancel()
-            assert number <= 2
+
+def test_a_newer_edit_of_the_same_spot_ends_an_older_one_within_a_step(model, tissue, ids):
+    newer = request(ids[12:14], 0.5)
+    steps = during(model, 2, lambda: setattr(tissue, "newest", newer))
+    assert list(tissue.update(request(ids[12:14]))) == []
+    assert steps == [0, 1, 2]
+
+
+def test_a_stroke_that_goes_on_finishes_the_spots_it_has_left_behind(model, tissue, ids):
+    """Else a long stroke would show nothing before its end."""
+    newer = request({ids[12]: 1.0, ids[13]: 1.0, ids[14]: 0.6, ids[15]: 1.0})
+    during(model, 2, lambda: setattr(tissue, "newest", newer))
+    pictures = list(tissue.update(request({ids[12]: 1.0, ids[13]: 1.0, ids[14]: 0.3})))
+    assert [set(picture.steps) for picture in pictures] == [set(ids[12:14])]
+
+
+def during(model, number, do):
+    """Call something at a step of the first batch; return the list of its steps."""
+    seen, edit = [], model.editor.edit
+
+    def watched(batch):
+        model.editor.edit = edit
+        for step in edit(batch):
+            if len(seen) == number:
+                do()
+            seen.append(len(seen))
             yield step
 
-    model.editor.edit = edit
-    assert list(tissue.update(request(ids[12:14]), cancel=cancel)) == []
-    forward.remove()
-    model.editor.edit = steps
-    *_, last = tissue.update(request(ids[12:14]))
-    assert last.waiting == 0
+    model.editor.edit = watched
+    return seen
 
 
 def test_the_noise_of_spots_in_view_is_found_ahead(tiny_section, model, tissue, ids):

@@ -30,7 +30,7 @@ MAX_SPOTS = 48
 """Most spots that are shown at once."""
 MAX_AHEAD = 64
 """Most spots whose noise is found ahead: at 12 steps that of one takes about 2 MB at the bundled checkpoint's size."""
-BATCH = 4
+BATCH, COARSE_BATCH = 4, 2
 """Spots computed together: few, so that the first picture comes soon and a newer edit is heard within a short step."""
 
 
@@ -87,6 +87,8 @@ class LiveTissue:
         self._ahead: set[tuple[str, int]] = set()
         self._frame: CanvasFrame | None = None
         self._rgba = np.zeros((0, 0, 4), dtype=np.uint8)
+        self.newest: Request | None = None
+        """What is wanted by now; any thread may set it. An older `update` finishes the spots it changes nothing of, and ends."""
 
     def update(
         self, request: Request, seen: NDArray[np.bool_] | None = None, cancel: CancelToken | None = None
@@ -127,21 +129,27 @@ class LiveTissue:
             yield self._picture(len(self._waiting(plan, keys, plan.steps)), hidden)
         for steps in stages:
             stage = replace(plan, sampling=replace(plan.sampling, steps=steps))
-            todo = self._waiting(plan, keys, steps, finer=steps < plan.steps)
-            how: dict[str, Any] = {"only": todo, "conditions": conditions, "measured": self._measured}
-            session = Session(stage, self.section, self.model, batch=BATCH, cancel=cancel, **how)
-            for event in session.steps():
-                if isinstance(event, Pasted):
-                    for result in event.images:
-                        self._take(result, stage, keys[result.patch.spot_id])
-                    yield self._picture(len(self._waiting(plan, keys, plan.steps)), hidden)
-            if cancel.cancelled:
-                return
+            coarse = steps < plan.steps
+            todo, batch = self._waiting(plan, keys, steps, finer=coarse), COARSE_BATCH if coarse else BATCH
+            for start in range(0, len(todo), batch):
+                own = todo[start : start + batch]
+                until = _Until(self, request, [plan.patches[index].spot_id for index in own], cancel)
+                how: dict[str, Any] = {"only": own, "conditions": conditions, "measured": self._measured}
+                for event in Session(stage, self.section, self.model, batch=batch, cancel=until, **how).steps():
+                    if isinstance(event, Pasted):
+                        for result in event.images:
+                            self._take(result, stage, keys[result.patch.spot_id])
+                        yield self._picture(len(self._waiting(plan, keys, plan.steps)), hidden)
+                if cancel.cancelled or self.newest not in (None, request):
+                    return
 
     def prepare(
         self, request: Request, seen: NDArray[np.bool_] | None = None, cancel: CancelToken | None = None
     ) -> Iterator[int]:
-        """Find the noise of spots in view ahead, `MAX_AHEAD` at most; yields how many are left, until ``cancel`` is set."""
+        """Find the noise of spots in view ahead, `MAX_AHEAD` at most, until ``cancel`` is set or another request is the newest.
+
+        Yields how many are left with the same steps.
+        """
         fine = resolve_counterfactual_steps(request)
         near = np.arange(len(self.section.spots)) if seen is None else np.flatnonzero(seen)
         near = near[_from_the_middle(self.section, near)][:MAX_AHEAD]
@@ -162,7 +170,7 @@ class LiveTissue:
                     own, at.crops, at.morphology, at.expression, (0,) * len(own), sampling, edited=edited
                 )
                 for _ in self.model.denoise(batch):
-                    if cancel is not None and cancel.cancelled:
+                    if (cancel is not None and cancel.cancelled) or self.newest not in (None, request):
                         return
                 self._ahead |= {(patch.spot_id, steps) for patch in own}
                 yield len(todo) - start - len(own)
@@ -220,6 +228,35 @@ class LiveTissue:
         assert self._frame is not None  # something was taken or dropped
         steps = {spot: made.steps for spot, made in self._made.items()}
         return LivePicture(self._rgba.copy(), self._frame, steps, waiting, hidden)
+
+
+class _Until(CancelToken):
+    """Ends the work on some spots when it is cancelled, or when the newest request wants something else of one of them."""
+
+    def __init__(self, tissue: LiveTissue, request: Request, spots: Sequence[str], cancel: CancelToken) -> None:
+        super().__init__()
+        self._tissue, self._request, self._spots, self._cancel = tissue, request, spots, cancel
+        self._compared: tuple[Request, bool] = (request, True)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the work is to end."""
+        newest = self._tissue.newest or self._request
+        if newest is not self._compared[0]:
+            self._compared = newest, self._request == newest or _same_for(self._spots, self._request, newest)
+        return self._cancel.cancelled or not self._compared[1]
+
+
+def _same_for(spots: Sequence[str], one: Request, other: Request) -> bool:
+    """Whether two requests want the same of some spots: they differ in nothing but the weights of other spots."""
+    if len(one.edits) != len(other.edits):
+        return False
+    for a, b in zip(one.edits, other.edits, strict=True):
+        if a.model_dump(exclude={"spots"}) != b.model_dump(exclude={"spots"}):
+            return False
+        if not np.array_equal(spot_weights(a, spots), spot_weights(b, spots)):
+            return False
+    return one.model_dump(exclude={"edits"}) == other.model_dump(exclude={"edits"})
 
 
 def _keys(plan: Plan, conditions: Conditions) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,9 @@ IDLE_S = 0.5
 
 
 class Live:
-    """Follows the edits with one worker at a time: what is newer cancels what is under way, and begins when that has ended.
+    """Follows the edits with one worker at a time.
+
+    What is newer ends what is under way, but for spots of which it wants the same: else a long stroke would show nothing before its end.
 
     Parameters
     ----------
@@ -40,6 +42,8 @@ class Live:
         Returns the section's layers.
     place
         Adds a layer over the slide and the results.
+    redraw
+        Called when spots change their look, because there is a picture under them now.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Live:
         request: Callable[[], Request],
         view: Callable[[], SectionView | None],
         place: Callable[[layers.LayerTuple], Any],
+        redraw: Callable[[], None],
     ) -> None:
         self._viewer = weakref.ref(viewer)
         self.state = state
@@ -59,6 +64,9 @@ class Live:
         self._asked: Request | None = None  # what is shown, or under way
         self._wanted: Request | None = None  # what begins when that has ended
         self._layer: Any = None
+        self.spots: frozenset[str] = frozenset()
+        """Spots that the picture shows."""
+        self._redraw = redraw
         for signal in (state.events.request, state.events.live):
             signal.connect(self.follow, max_args=0)
         for signal in (state.events.section, state.events.checkpoint):
@@ -77,9 +85,10 @@ class Live:
         request = self._request()
         if request == (self._wanted or self._asked):
             return
-        if self._lane.busy:
+        if self._lane.busy:  # what is under way ends where this wants something else, and this begins
             self._wanted = request
-            self._lane.cancel()
+            if self._tissue is not None:
+                self._tissue.newest = request
         else:
             self._begin(request)
 
@@ -88,6 +97,12 @@ class Live:
         viewer, layer, self._layer = self._viewer(), self._layer, None
         if viewer is not None and layer is not None and layer in viewer.layers:
             viewer.layers.remove(layer)
+        self._note_spots(())
+
+    def _note_spots(self, spots: Collection[str]) -> None:
+        if self.spots != (found := frozenset(spots)):
+            self.spots = found
+            self._redraw()
 
     def close(self) -> None:
         """End what is under way, take the picture away, and forget what it showed."""
@@ -136,6 +151,7 @@ class Live:
             self.state.live_text = f"Live shows nothing: {fault}."
             return
         self._tissue = self._tissue or LiveTissue(section, model)
+        self._tissue.newest = request
         job = following(self._tissue, request, self._seen())
         self._lane.submit(job, Handlers(self._show, self._fail, self._ended))
 
@@ -161,6 +177,7 @@ class Live:
             self._layer = self._place(layers.live_layer(picture.rgba, picture.frame, section))
         else:
             layers.redraw_live(self._layer, picture.rgba, picture.frame, section)
+        self._note_spots(picture.steps)
 
     def _fail(self, fault: StmditError) -> None:
         self.state.live_text = f"Live stopped: {fault}"
@@ -187,11 +204,12 @@ def following(tissue: LiveTissue, request: Request, seen: NDArray[np.bool_] | No
         leave_a_core()
         yield from tissue.update(request, seen, token)
         idle = time.perf_counter() + IDLE_S
-        while time.perf_counter() < idle and not token.cancelled:
+        while time.perf_counter() < idle:
+            if token.cancelled or tissue.newest != request:
+                return
             time.sleep(0.02)
-        if not token.cancelled:
-            for _ in tissue.prepare(request, seen, token):
-                pass
+        for _ in tissue.prepare(request, seen, token):
+            pass
 
     return Job("Live", generate, jobs.sampling_failed, quiet=True)
 

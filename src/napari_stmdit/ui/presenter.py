@@ -75,7 +75,9 @@ class Presenter:
         self.painting = Painting(self.state, lambda: self.view, self.colour, self.select)
         self.groups = Groups(self.state, start, self.painting)
         self.edit_files = EditFiles(self.painting)
-        self.live = Live(viewer, self.state, start, self._live_request, lambda: self.view, self.results.place)
+        self.live = Live(
+            viewer, self.state, start, self._live_request, lambda: self.view, self.results.place, self.redraw
+        )
         self.painting.stroked = self.live.follow
         self.example = Example(self.state, self._submit, self.painting, self.runs, self._open_example)
         self.choosing = Choosing(self.state, lambda: self.view, self.select, self.painting.edited)
@@ -219,6 +221,7 @@ class Presenter:
 
     def _hollow(self) -> set[str]:
         shown = [e.spots for e in self.state.results if e.visible and e.section is self.state.section]
+        shown.append(tuple(self.live.spots))
         if self.runs.plan is not None and self.state.section is not None:
             rows = region_rows(self.state.section, self.runs.plan.request, [])
             shown.append(tuple(self.state.section.spots.ids[rows].tolist()))

@@ -339,8 +339,8 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.setLayout(
             column(
                 self.form,
-                row(self.paint, self.to_selected, self.to_all, self.live, stretch=None),
-                self.live_line,
+                row(self.paint, self.to_selected, self.to_all, stretch=None),
+                row(self.live, self.live_line, stretch=1),
                 brush,
                 row(self.state_line, self.spots, self.new),
                 self.list,
