@@ -30,6 +30,8 @@ _PUBLIC = {
     "StmditError": "errors",
     "SwapEdit": "intent",
     "TowardsEdit": "intent",
+    "check_alignment": "tissue.alignment",
+    "compare_groups": "expression.groups",
     "convert_checkpoint": "assemble",
     "evaluate": "evaluation.evaluate",
     "evaluate_result": "evaluation.results",
@@ -41,6 +43,7 @@ _PUBLIC = {
     "plan": "synthesis.plan",
     "run": "synthesis.run",
     "synthesize": "synthesis.session",
+    "write_figure": "evaluation.paper_figure",
 }
 
 __all__ = [*_PUBLIC, "__version__"]
@@ -52,7 +55,9 @@ if TYPE_CHECKING:
     from .errors import StmditError as StmditError
     from .evaluation.cases import EvaluationRequest as EvaluationRequest
     from .evaluation.evaluate import evaluate as evaluate
+    from .evaluation.paper_figure import write_figure as write_figure
     from .evaluation.results import evaluate_result as evaluate_result
+    from .expression.groups import compare_groups as compare_groups
     from .intent import AddEdit as AddEdit
     from .intent import AllSpots as AllSpots
     from .intent import Guidance as Guidance
@@ -70,6 +75,7 @@ if TYPE_CHECKING:
     from .synthesis.plan import plan as plan
     from .synthesis.run import run as run
     from .synthesis.session import synthesize as synthesize
+    from .tissue.alignment import check_alignment as check_alignment
     from .tissue.open import open_section as open_section
     from .tissue.sample import open_sample_section as open_sample_section
 
