@@ -41,6 +41,8 @@ _PUBLIC = {
     "TableEdit": "intent",
     "TowardsEdit": "intent",
     "adapt": "training.adapt",
+    "check_alignment": "tissue.alignment",
+    "compare_groups": "expression.groups",
     "convert_checkpoint": "assemble",
     "evaluate": "evaluation.evaluate",
     "evaluate_result": "evaluation.results",
@@ -53,6 +55,7 @@ _PUBLIC = {
     "plan": "synthesis.plan",
     "run": "synthesis.session",
     "synthesize": "synthesis.session",
+    "write_figure": "evaluation.paper_figure",
 }
 
 __all__ = [*_PUBLIC, "__version__"]
@@ -65,7 +68,9 @@ if TYPE_CHECKING:
     from .errors import StmditError as StmditError
     from .evaluation.cases import EvaluationRequest as EvaluationRequest
     from .evaluation.evaluate import evaluate as evaluate
+    from .evaluation.paper_figure import write_figure as write_figure
     from .evaluation.results import evaluate_result as evaluate_result
+    from .expression.groups import compare_groups as compare_groups
     from .intent import AddEdit as AddEdit
     from .intent import AllSpots as AllSpots
     from .intent import CheckpointCard as CheckpointCard
@@ -87,6 +92,7 @@ if TYPE_CHECKING:
     from .synthesis.result import Result as Result
     from .synthesis.session import run as run
     from .synthesis.session import synthesize as synthesize
+    from .tissue.alignment import check_alignment as check_alignment
     from .tissue.open import open_section as open_section
     from .tissue.sample import open_sample_section as open_sample_section
     from .training.adapt import adapt as adapt

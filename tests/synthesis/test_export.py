@@ -56,7 +56,13 @@ def test_ome_tiff_has_its_size_and_provenance(result, tmp_path):
     assert path.name == "out.ome.tif"
     with tifffile.TiffFile(path) as tif:
         series = tif.series[0]
-        np.testing.assert_array_equal(series.asarray(), result.rgba)
+        clear = result.rgba[..., 3] == 0
+        np.testing.assert_array_equal(series.asarray()[~clear], result.rgba[~clear])
+        # QuPath drops alpha: where nothing was made it must not see black
+        assert (series.asarray()[clear] == (255, 255, 255, 0)).all() and clear.any()
+        assert (series.levels[1].asarray()[..., :3][series.levels[1].asarray()[..., 3] == 0] == 255).all()
+        page = tif.pages[0]
+        assert (page.photometric.name, page.planarconfig.name, page.samplesperpixel) == ("RGB", "CONTIG", 4)
         assert len(series.levels) >= 2
         assert series.levels[1].shape[0] == result.rgba.shape[0] // 2
         assert tif.pages[0].extrasamples == (2,)  # alpha, not premultiplied
@@ -66,6 +72,10 @@ def test_ome_tiff_has_its_size_and_provenance(result, tmp_path):
     assert image.name == "mine"
     assert image.pixels.physical_size_x == pytest.approx(mpp)
     assert image.pixels.physical_size_x_unit.value == "µm"
+    assert (
+        image.pixels.physical_size_y == image.pixels.physical_size_x and image.pixels.physical_size_y_unit.value == "µm"
+    )
+    assert image.pixels.type.value == "uint8" and [c.samples_per_pixel for c in image.pixels.channels] == [4]
     plane = image.pixels.planes[0]
     corner = np.array(result.plan.frame.origin) * result.section.calibration.mpp
     assert (plane.position_y, plane.position_x) == pytest.approx(tuple(corner))

@@ -93,7 +93,7 @@ def edit_picture(window: EditShown, edit: str) -> Image.Image:
         (Image.fromarray(window.before), "This tissue", "slide; dashed: the brush, full weight to its end"),
         (Image.fromarray(window.after), f"This tissue, {edit}", window.label.title + ", not for diagnosis"),
         (
-            Image.fromarray(_diverging(change / limit)),
+            Image.fromarray(diverging(change / limit)),
             "What changed",
             f"haematoxylin density, after minus before; brush {span}",
         ),
@@ -128,7 +128,7 @@ def save_picture(picture: Image.Image, path: Path, label: Label) -> None:
         picture.save(draft, format="PNG", **labelled(label))
 
 
-def _diverging(share: NDArray[np.float32]) -> NDArray[np.uint8]:
+def diverging(share: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Colour values from -1 to 1 by the diverging scale."""
     stops = np.array([LOW, MIDDLE, HIGH], dtype=float)
     return np.stack([np.interp(share, (-1, 0, 1), stops[:, k]) for k in range(3)], axis=-1).round().astype(np.uint8)
@@ -146,7 +146,7 @@ def _legend(panel: Image.Image, limit: float) -> None:
     draw = ImageDraw.Draw(panel)
     left, top, bar = 22, PANEL - 36, 170
     draw.rectangle((left - 12, top - 24, left + bar + 12, top + 30), fill="white")
-    ramp = _diverging(np.linspace(-1, 1, bar, dtype=np.float32)[None].repeat(12, axis=0))
+    ramp = diverging(np.linspace(-1, 1, bar, dtype=np.float32)[None].repeat(12, axis=0))
     panel.paste(Image.fromarray(ramp), (left, top))
     draw.text((left, top - 20), "optical density (ln)", fill=INK, font=font_of(14))
     for share, label in ((0, f"-{limit:g}"), (0.5, "0"), (1, f"+{limit:g}")):

@@ -203,6 +203,8 @@ def write_ome_tiff(
 ) -> Path:
     """Write an image as a tiled, pyramidal OME-TIFF with its physical size, its place and its provenance.
 
+    Where nothing was synthesized its colour is white: QuPath and others drop alpha, and black would be read as stain.
+
     Parameters
     ----------
     path
@@ -221,7 +223,7 @@ def write_ome_tiff(
 
     record = json.dumps(dict(provenance))
     label = label_of_result(provenance)
-    levels = _pyramid(rgba)
+    levels = [_white_where_clear(level) for level in _pyramid(rgba)]
     metadata = {
         "axes": "YXS",
         "Name": name,
@@ -343,6 +345,11 @@ def _pyramid(rgba: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     while max(levels[-1].shape[:2]) > _MIN_LEVEL_PX and min(levels[-1].shape[:2]) > 1:
         levels.append(np.ascontiguousarray(np.moveaxis(halved_rgba(np.moveaxis(levels[-1], -1, 0)), 0, -1)))
     return levels
+
+
+def _white_where_clear(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    clear = rgba[..., 3:] == 0
+    return np.where(clear & np.array([True, True, True, False]), np.uint8(255), rgba)
 
 
 def _written(path: str | Path, suffix: str, write: Callable[[Path], None]) -> Path:

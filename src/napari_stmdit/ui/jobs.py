@@ -280,6 +280,17 @@ def exporting(result: Result | StoredResult, path: str, kind: ExportKind, name: 
     return _writing("Exporting the result", path, lambda: export_result(result, path, kind, name))
 
 
+def drawing_figure(result: Result | StoredResult, path: str, width_mm: float, dpi: int) -> Job:
+    """Write a result as a figure for a paper; yields the path."""
+
+    def work() -> Any:
+        from ..evaluation.paper_figure import write_figure
+
+        return write_figure(result, path, width_mm=width_mm, dpi=dpi)
+
+    return _writing("Drawing the figure", path, work)
+
+
 def exporting_dataset(results: Sequence[Result | StoredResult], path: str) -> Job:
     """Write results as a data set; yields `Progress`, and `Exported` at the end."""
 

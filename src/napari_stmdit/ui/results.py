@@ -332,6 +332,14 @@ class ResultList:
 
         self._write(jobs.exporting(entry.source, path, kind, entry.name), written, entry.name)
 
+    def draw_figure(self, number: int, path: str, width_mm: float, dpi: int) -> None:
+        """Write a result as a figure for a paper, off the GUI thread."""
+        entry = self.entry(number)
+        if entry is None or entry.source is None:
+            return
+        job = jobs.drawing_figure(entry.source, path, width_mm, dpi)
+        self._write(job, lambda found: self.state.tell("info", f"Figure of {entry.name} saved in {found}."), entry.name)
+
     def _note_saved(self, number: int, where: str) -> None:
         results = [replace(e, saved=where) if e.number == number else e for e in self.state.results]
         self.state.results = tuple(results)

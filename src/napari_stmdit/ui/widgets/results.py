@@ -16,6 +16,7 @@ from ...tissue.spatialdata_store import is_spatialdata
 from ..presenter import Presenter
 from ..state import ResultEntry
 from .common import Connections, Text, blocked, button, column, connect_state, fit_lines, named, row
+from .figure import FigureDialog
 
 NUMBER = Qt.ItemDataRole.UserRole
 MAX_LINES = 5
@@ -76,6 +77,9 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.save_as = {kind: menu.addAction(label) for kind, label, _, _ in EXPORTS}
         for kind, _, tip, _ in EXPORTS:
             self.save_as[kind].setToolTip(tip)
+        self.save_figure = menu.addAction("Figure…")
+        self.save_figure.setToolTip("Slide, edit, result and difference side by side for a paper, as PDF, SVG or PNG")
+        self.figure = FigureDialog(self)
         self.save_data_set = menu.addAction("")
         self.save.setMenu(menu)
 
@@ -105,6 +109,10 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             if path := self._asked(title, number, word, files):
                 results.export(number, path, kind)
 
+        def draw_figure(number: int) -> None:
+            if answer := self.figure.ask(self._place(number, "figure")):
+                results.draw_figure(number, *answer)
+
         def export_data_set(number: int) -> None:
             title = "Export a data set: a new folder, or one that was stopped, to go on"
             if self._exporting:
@@ -125,6 +133,7 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.save_as[kind].triggered.connect(
                 lambda _, kind=kind, tip=tip, files=files: chosen(export, kind, tip, files)
             )
+        self.save_figure.triggered.connect(lambda _: chosen(draw_figure))
         self.save_data_set.triggered.connect(lambda _: chosen(export_data_set))
         self.again.clicked.connect(lambda _: chosen(presenter.runs.run_again))
         self.reuse.clicked.connect(lambda _: chosen(presenter.reuse))
@@ -226,10 +235,13 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             known = path.endswith(".zarr") or is_spatialdata(Path(path))
             self.saveRequested.emit(number, path if known else f"{path}.zarr")
 
-    def _asked(self, title: str, number: int, word: str, files: str, *options: Any) -> str:
+    def _place(self, number: int, word: str) -> str:
         section = self._entries[number].section
         folder = section.path.parent if section.path is not None else Path.cwd()
-        place = str(folder / f"{section.name}_{word}_{number}")
+        return str(folder / f"{section.name}_{word}_{number}")
+
+    def _asked(self, title: str, number: int, word: str, files: str, *options: Any) -> str:
+        place = self._place(number, word)
         path, _ = QFileDialog.getSaveFileName(self, title, place, files, **({"options": options[0]} if options else {}))
         return str(path)
 
