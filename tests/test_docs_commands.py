@@ -38,7 +38,7 @@ SHORTER = {
     "bench": ("--seconds", "0.05", "--rounds", "1", "--batches", "1", "--steps", "1"),
 }
 """Options that are added to a command; they count instead of the page's own."""
-SHORTER_ADAPTATION = ("--minutes", "0.001")
+SHORTER_ADAPTATION = ("--minutes", "0.001", "--workers", "1")
 """That of `stmdit train --section`."""
 SHORTER_EDITS = ("--pairs", "8", "--steps", "1", "--draws", "100")
 """Those of `stmdit evaluate --parts counterfactual`, which heeds no others."""

@@ -13,7 +13,6 @@ from napari_stmdit.assemble import list_checkpoints, load_checkpoint
 from napari_stmdit.errors import RequestError, StoreError
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.tissue.open import open_section
-from napari_stmdit.training import adapting
 from napari_stmdit.training.adapt import adapt, ask_to_stop, command_of, read_progress, read_request
 from napari_stmdit.training.adapting import CORNERS, corner_parts, default_name, spelled_programs
 from napari_stmdit.training.parallel import TrainingStoppedError
@@ -24,7 +23,6 @@ from napari_stmdit.training.state import load_state
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("STMDIT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(adapting, "MAX_WORKERS", 1)
     return tmp_path / "home"
 
 
@@ -35,7 +33,7 @@ def begun(tmp_path):
 
 
 def run(tiny_folder, begun, **how):
-    return adapt(tiny_folder, **{"minutes": 0.001, "start": str(begun), "name": "mine"} | how)
+    return adapt(tiny_folder, **{"minutes": 0.001, "workers": 1, "start": str(begun), "name": "mine"} | how)
 
 
 def test_a_section_becomes_a_checkpoint_that_is_found_by_its_name(home, begun, tiny_folder):
@@ -115,7 +113,11 @@ def test_a_file_stops_it_and_it_says_how_it_is_gone_on_with(home, begun, tiny_fo
     request = read_request(work)
     assert request.minutes == 5.0 and not (work / "stop").exists()
     command = command_of(request, work)
-    assert command[1:5] == ["-m", "napari_stmdit.cli", "train", "--name"] and str(tiny_folder) in command
+    assert (
+        command[1:5] == ["-m", "napari_stmdit.cli", "train", "--name"]
+        and "--workers" in command
+        and str(tiny_folder) in command
+    )
     with pytest.raises(RequestError, match="holds another adaptation"):
         run(tiny_folder, begun, hold_out="upper-left")
 

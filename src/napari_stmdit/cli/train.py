@@ -51,6 +51,9 @@ def train(
     name: Annotated[str | None, adapt_option(help="Name of the checkpoint; by default of the first section.")] = None,
     start: Annotated[str, adapt_option(help="Checkpoint to go on from.")] = "demo",
     seed: Annotated[int, adapt_option(help="Seed of all that is drawn.")] = 0,
+    workers: Annotated[
+        int | None, adapt_option(min=1, help="Processes that learn on a CPU; by default its cores, at most 4.")
+    ] = None,
 ) -> None:
     """Train a checkpoint: on your own sections in a given time (--section), or by a configuration; continues where it was stopped.
 
@@ -63,7 +66,7 @@ def train(
         if config is not None or stage is not None or root is not None:
             raise StmditError("got --section and a configuration, --stage or --root; give one or the other")
         how = {"minutes": minutes, "fullres": fullres, "mpp": mpp, "hold_out": hold_out, "name": name}
-        _adapt(section, output, {**how, "start": start, "seed": seed})
+        _adapt(section, output, {**how, "start": start, "seed": seed, "workers": workers})
         return
     if config is None:
         raise StmditError(

@@ -52,7 +52,7 @@ from .parallel import (
     run_alone,
     run_workers,
 )
-from .sections import source_sections
+from .sections import kept_open, source_sections
 from .start import open_start, settle, starting_objective
 from .state import load_record, save_record, timed
 from .train import run_stage
@@ -143,6 +143,7 @@ def adapt(
     hold_out: str = "lower-right",
     start: str = "demo",
     seed: int = 0,
+    workers: int | None = None,
     output: str | Path | None = None,
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] | None = None,
@@ -168,6 +169,8 @@ def adapt(
         Checkpoint to go on from.
     seed
         Of everything that is drawn.
+    workers
+        Processes that learn on a CPU; None: as many as it has cores, at most 4.
     output
         Folder of the work files; None: by the name, in the data directory.
     on_progress, on_note
@@ -196,6 +199,7 @@ def adapt(
         hold_out=hold_out,
         start=start,
         seed=seed,
+        workers=workers,
     )
     work = home_of(request.name) if output is None else Path(output).expanduser()
     return run_adaptation(request, work, on_progress, on_note, cancel)
@@ -216,6 +220,7 @@ def command_of(request: AdaptRequest, work: Path) -> list[str]:
         str(request.seed),
     ]
     words += [] if request.fullres is None else ["--fullres", request.fullres]
+    words += [] if request.workers is None else ["--workers", str(request.workers)]
     return words if request.mpp is None else [*words, "--mpp", repr(request.mpp)]
 
 
@@ -267,7 +272,7 @@ def run_adaptation(
         write_text(work / REQUEST, request.model_dump_json(indent=1) + "\n")
     lock = take_lock(work)
     try:
-        with _stops(work, cancel or CancelToken()) as token:
+        with _stops(work, cancel or CancelToken()) as token, kept_open():
             return _Run(request, work, target, token, on_progress or (lambda _: None)).go()
     finally:
         lock.release()

@@ -53,7 +53,8 @@ class AdaptRequest(Intent):
     ``sections`` are paths as `napari_stmdit.open_section` takes them; ``fullres`` and ``mpp`` are for the first. ``hold_out`` says what is not
     learned from, but evaluated on: a quarter of the first section's spots at one of its corners, a whole section by the name of its folder
     (another donor's, say), or ``none``. ``minutes`` is the time for all of it on this computer; ``start`` names the checkpoint that is gone on
-    from.
+    from. ``workers`` are the processes that learn on a CPU; None: as many as it has
+    cores, at most 4.
     """
 
     name: str
@@ -64,6 +65,7 @@ class AdaptRequest(Intent):
     hold_out: str = "lower-right"
     start: str = "demo"
     seed: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=1)] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def build_config(request: AdaptRequest) -> tuple[dict[str, Any], Estimate]:
     usable = [name for name in symbols if not name.upper().startswith(HANDLING_PREFIXES)]
     always = sorted({gene for genes in spelled_programs(symbols).values() for gene in genes})
     genes = min(GENES, len(usable))
-    workers = min(MAX_WORKERS, psutil.cpu_count() or 1)
+    workers = request.workers or min(MAX_WORKERS, psutil.cpu_count() or 1)
     config = {
         "name": request.name,
         "output": ".",

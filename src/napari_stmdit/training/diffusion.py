@@ -128,7 +128,8 @@ def same_meaning(config: TrainingConfig, cache: dict[str, Tensor]) -> Tensor:
     said = torch.from_numpy(np.asarray(old.weights @ old.components)).double()
     gram = said @ said.T
     penalty = 0.02 * gram.trace() * torch.eye(len(gram), dtype=x.dtype)
-    return torch.linalg.solve(gram + penalty, said @ slope.T).T.float()
+    same: Tensor = torch.linalg.solve(gram + penalty, said @ slope.T).T.float()
+    return same
 
 
 @torch.no_grad()

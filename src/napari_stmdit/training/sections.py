@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -141,7 +142,32 @@ def part_of(section: Section, part: Part) -> Section:
     return replace(section, spots=kept, image=image, excluded=None)  # what was left out lies in the whole's pixels
 
 
+_kept: dict[FolderSource, Section] | None = None
+"""Whole sections that were opened, while `kept_open` is."""
+
+
+@contextmanager
+def kept_open() -> Iterator[None]:
+    """While open, this process opens each section once: stages follow each other, and their files stay as they are."""
+    global _kept
+    _kept = {}
+    try:
+        yield
+    finally:
+        _kept = None
+
+
 def _open_folder(source: FolderSource, config: TrainingConfig) -> Section:
+    whole = source.model_copy(update={"part": WHOLE, "name": ""})
+    section = (_kept or {}).get(whole)
+    if section is None:
+        section = _open_whole(source, config)
+        if _kept is not None:
+            _kept[whole] = section
+    return section
+
+
+def _open_whole(source: FolderSource, config: TrainingConfig) -> Section:
     image: str | Path | None = None if source.image is None else config.source_path(source.image)
     if image is not None and not Path(image).is_file():
         image = str(source.image)  # in the section's folder, or the name of an image of a SpatialData store

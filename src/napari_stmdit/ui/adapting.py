@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,11 +104,7 @@ class Adaptations:
     def _start(self, request: AdaptRequest) -> None:
         log = _log(request.name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        apart = (
-            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
-            if sys.platform == "win32"
-            else {"start_new_session": True}
-        )
+        flags = {name: getattr(subprocess, name, 0) for name in ("CREATE_NEW_PROCESS_GROUP", "DETACHED_PROCESS")}
         with log.open("wb") as file:
             process = subprocess.Popen(
                 command_of(request, home_of(request.name)),
@@ -117,12 +112,11 @@ class Adaptations:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
-                **apart,
+                creationflags=sum(flags.values()),  # Windows
+                start_new_session=True,  # elsewhere: what ends the viewer does not end it
             )
         with suppress(psutil.Error):
-            psutil.Process(process.pid).nice(
-                psutil.BELOW_NORMAL_PRIORITY_CLASS if sys.platform == "win32" else NICENESS
-            )
+            psutil.Process(process.pid).nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", NICENESS))
         self._started[request.name] = process
 
 

@@ -114,10 +114,9 @@ class AdaptPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def show_section(self, section: Section | None) -> None:
         """Offer to adapt to the open section."""
-        usable = section is not None and section.path is not None
-        self.go.setEnabled(usable)
-        with blocked(self.name):
-            self.name.setPlaceholderText(default_name(section.path) if usable and section is not None else "")
+        path = None if section is None else section.path
+        self.go.setEnabled(path is not None)
+        self.name.setPlaceholderText("" if path is None else default_name(path))
 
     # --- what was begun
 
