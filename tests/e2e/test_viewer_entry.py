@@ -125,3 +125,35 @@ def test_the_example_shows_this_tissue_before_and_after_in_one_click(viewer, wor
     assert len(workbench.overlay.frames) == 7 and state.way_back
     assert "before" in state.message.text and state.request.preset == "exact"
     assert workbench.run_bar.run.text() == "Run on 7 painted spots"
+
+
+def test_napari_asks_once_before_closing_and_says_what_would_be_lost(viewer, opened):  # noqa: F811
+    from models_for_ui import SlowModel
+    from qtpy.QtCore import QTimer
+    from qtpy.QtWidgets import QApplication, QLabel
+
+    state, asked = opened.state, []
+
+    def refuse():
+        question = QApplication.activeModalWidget()
+        asked.append("".join(label.text() for label in question.findChildren(QLabel)))
+        question.reject()
+
+    def close():
+        QTimer.singleShot(500, refuse)
+        viewer.window._qt_window.close(quit_app=True, confirm_need=True)  # as Ctrl+Q does
+
+    close()
+    assert len(asked) == 1 and "closing loses" not in asked[0]
+    opened.presenter.select(state.section.spots.ids[:2].tolist())
+    opened.presenter.runs.run()
+    assert settle(lambda: state.results and not state.status.busy)
+    opened.presenter.use_model(SlowModel(state.checkpoint.card, 0.1))
+    opened.presenter.select_all()
+    opened.presenter.runs.run()
+    assert settle(lambda: state.progress is not None)
+    close()
+    assert len(asked) == 2 and "1 result is not saved, a run is under way" in asked[1]
+    assert viewer.window._qt_window.isVisible()
+    opened.presenter.stop()
+    assert settle(lambda: not state.status.busy)

@@ -182,6 +182,9 @@ def test_buttons_and_calls_of_naparis_points_leave_the_spots(viewer, opened):  #
     spots.mode = "add"
     assert str(spots.mode) == "pan_zoom"
     opened.presenter.colour(Colouring("KRT8"))
+    for mode in ("swipe", "grid"):  # their lines and faded slides are as well kept
+        opened.presenter.compare.start(mode)
+        assert not any(layer.editable or layer.help for layer in viewer.layers)
 
 
 def ring_around(centre, radius=55, count=24):

@@ -116,14 +116,16 @@ def test_comparing_by_mouse_and_keyboard(viewer, opened):  # noqa: F811
     press(viewer, "fade")
     assert state.comparison.mode == "fade"
     assert right.data[..., 3].any(axis=0)[: round(0.2 * width)].any()  # its own pixels again
-    upper = opened.presenter.results.layer(2)  # the baseline was made later, so it lies above what it is compared with
-    assert upper.opacity == 0
+    assert viewer.layers.index(right) > viewer.layers.index(
+        opened.presenter.results.layer(2)
+    )  # the chosen one is raised
+    assert right.opacity == 1
     press(viewer, "flip")
-    assert upper.opacity == 1
+    assert right.opacity == 0
     press(viewer, "blink")
     opened.compare.use_pace(400)
     shown = set()
-    assert settle(lambda: shown.add(upper.opacity) or len(shown) == 2, 5)
+    assert settle(lambda: shown.add(right.opacity) or len(shown) == 2, 5)
     press(viewer, "grid")
     assert state.comparison.mode == "grid"
     settle(lambda: False, 0.3)

@@ -470,3 +470,20 @@ def test_the_form_of_a_swap_keeps_the_weights_of_its_members(presenter):
     assert presenter.painting.edits[0].spots == {**weights, ids[7]: 1.0}
     presenter.painting.take_draft(replace(state.draft, operation="knock_out"))
     assert presenter.painting.edits[0].spots == {**weights, ids[7]: 1.0}
+
+
+def test_edits_and_names_come_back_after_the_spots_were_removed(presenter, tiny_section):
+    viewer, state = presenter._viewer(), presenter.state
+    ids = state.section.spots.ids.tolist()
+    presenter.select(ids[:4])
+    presenter.choosing.save("four")
+    presenter.painting.take_draft(EditDraft(operation="knock_out", genes=("ERBB2",)))
+    presenter.painting.add(ids[:4])
+    viewer.layers.remove(presenter.view.spots)
+    assert state.section is None and not state.request.edits
+    assert "edits and named selections are back" in state.message.text
+    presenter.show(tiny_section)
+    assert len(state.request.edits) == 1 and state.named == {"four": tuple(ids[:4])}
+    assert state.selected == ()
+    presenter.painting.undo()
+    assert state.selected == tuple(ids[:4])  # what closing took away

@@ -362,6 +362,7 @@ class Comparing:
         if upper is lower:
             self.state.tell("warning", "Choose two different results to compare.")
             return
+        self.state.chosen_result = right  # which raises it: before the order of the layers matters
         position = 0.5 if mode == "swipe" else 1.0
         if before is not None and (before.mode, before.left) == (mode, left) and mode == "swipe":
             position = before.position  # another strength of the same edit: the eye stays where it is
@@ -375,7 +376,6 @@ class Comparing:
                 if layers.role_of(x) in ("result", "stored") and x is not upper and x is not below
             ]
             (self.swipe if mode == "swipe" else self.fade).start(below, upper, others, position)
-        self.state.chosen_result = right
         self.state.comparison = Comparison(mode, left, right, position)
 
     def stop(self) -> None:

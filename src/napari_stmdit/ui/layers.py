@@ -14,6 +14,7 @@ from ..synthesis.stored import StoredResult, read_stored
 from ..text import counted, some_of
 from ..tissue.geometry import compose, napari_affine, scaling, translation, uniform_scale, world_affine
 from ..types import CanvasFrame, PatchResult, Section
+from .protected import protect
 from .spot_colours import DIVERGING, RING, SpotLook, colormap_of
 from .strokes import describe
 
@@ -248,6 +249,7 @@ def insert(viewer: Any, data: LayerTuple, above: Any = None) -> Any:
     """Add a layer without taking the selection away from the present one; ``above`` says on which layer it is to lie."""
     active = viewer.layers.selection.active
     layer = viewer.add_layer(make(data))
+    protect(layer)
     if above is not None and above in viewer.layers:
         viewer.layers.move(viewer.layers.index(layer), viewer.layers.index(above) + 1)
     if active is not None and active in viewer.layers:

@@ -299,6 +299,16 @@ class Presenter:
         self.state.brush = brush
         self._show_cursor()
 
+    def _spots_removed(self) -> None:
+        """Close a section whose spots the user took out of the viewer, and keep its edits and names for when it comes back."""
+        section = self.state.section
+        self.close_section()
+        if section is not None:
+            self.painting.section_changed(section, None)
+            self.choosing.section_changed(section, None)
+            text = "was closed, as its layer of spots was removed. Open it again, and its edits and named selections are back."
+            self.state.tell("info", f"{section.name} {text}")
+
     def _show_cursor(self, event: Any = None) -> None:
         viewer = self._viewer()
         if viewer is not None and self.state.tool != "click":
@@ -487,4 +497,4 @@ class Presenter:
             self.runs.forget(number)
         elif self.view is not None and self.view.holds(layer):
             if self.view.forget(layer):
-                self.close_section()
+                self._spots_removed()

@@ -11,7 +11,11 @@ CHOOSING = ("A", "Shift-A", "Control-A")
 """Keys by which napari chooses points for that."""
 
 
-def protect(layer: Any, refused: Callable[[], None], choose_all: Callable[[], None]) -> None:
+def _nothing() -> None:
+    pass
+
+
+def protect(layer: Any, refused: Callable[[], None] = _nothing, choose_all: Callable[[], None] = _nothing) -> None:
     """Keep napari's tools, keys and hints off a layer.
 
     Parameters

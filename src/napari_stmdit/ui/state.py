@@ -22,6 +22,7 @@ from ..synthesis.models import PatchModel
 from ..synthesis.result import Result
 from ..synthesis.stored import StoredResult
 from ..synthesis.variants import ContactSheet
+from ..text import counted
 from ..tissue.alignment import Alignment
 from ..types import Section
 
@@ -297,6 +298,24 @@ class WorkbenchState:
     def tell(self, kind: Kind, text: str) -> None:
         """Leave a message for the user; it stays until the next one."""
         self.message = Message(kind, text)
+
+    @property
+    def loss(self) -> str:
+        """What closing the window would lose, in words; empty where it loses nothing."""
+        unsaved = sum(entry.saved is None for entry in self.results)
+        parts = [f"{counted(unsaved, 'result is', 'results are')} not saved"] if unsaved else []
+        if self.status.busy:
+            done = (
+                ""
+                if self.progress is None
+                else f" ({self.progress.patches_done} of {self.progress.patches_total} patches)"
+            )
+            parts.append(f"a run is under way{done}")
+        if self.queue:
+            parts.append(f"{counted(len(self.queue), 'run')} queued")
+        if not parts:
+            return ""
+        return f"{', '.join(parts)}: closing loses them. Cancel, then Save in the list of results keeps one."
 
     @property
     def painted(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
-from qtpy.QtCore import QSize, Qt
+from qtpy.QtCore import QObject, QSize, Qt
 from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QFrame, QScrollArea, QWidget
 
@@ -18,6 +18,7 @@ from ..presenter import Presenter, presenter_of
 from ..state import CompareMode, ModelChoice, RunStatus, WorkbenchState
 from . import worker
 from .adapt import AdaptPanel
+from .closing import ClosingWords
 from .colour import ColourPanel
 from .common import Connections, Fold, Text, column, connect_state
 from .compare import ComparePanel
@@ -129,6 +130,8 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         super().showEvent(event)
         if self.overlay is None and (canvas := canvas_in(self.window())) is not None:
             self.overlay = overlay = Overlay(canvas)
+            closing = ClosingWords(self.window(), self.state)
+            self.connections.add(partial(_put_away, closing))
             self.connections.add(partial(_put_away, overlay))
             self.connections.add(overlay.bind(self.presenter, self._viewer()).close)
 
@@ -231,6 +234,6 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.connections.add(bind_keys(viewer, self, {**keys, **paint_actions(presenter)}))
 
 
-def _put_away(overlay: Overlay) -> None:
+def _put_away(part: QObject) -> None:
     with suppress(RuntimeError):  # with the window it is gone already
-        overlay.deleteLater()
+        part.deleteLater()
