@@ -191,7 +191,11 @@ def _unknown(section: Section) -> str:
     if section.image is None:
         return "the section has no slide image"
     if section.expression.kind == "none" or not len(spots.genes):
-        return "a plain slide has no counts"
+        return (
+            f"{section.words_without_counts} has none to compare"
+            if section.kind != "image"
+            else "a plain slide has no counts"
+        )
     if len(spots) < FEWEST_SPOTS:
         return f"it has {len(spots)} spots, and at least {FEWEST_SPOTS} are needed"
     if not _logs(spots).any():
