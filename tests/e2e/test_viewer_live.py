@@ -49,13 +49,6 @@ def change_of(layer, section):
     return np.where(rgba[..., 3] > 0, off, 0), (y0, x0), pixel
 
 
-def test_off_by_default_and_nothing_is_shown(viewer, painting, tiny_section):  # noqa: F811
-    world = tiny_section.spots.yx * tiny_section.calibration.mpp
-    Mouse(viewer).draw(np.linspace(world[12], world[14], 8))
-    settle(lambda: False, 0.3)
-    assert not painting.edits.live.isChecked() and live_layer(viewer) is None
-
-
 def test_tissue_changes_under_the_brush_and_with_the_slider_and_run_replaces_the_picture(
     viewer,  # noqa: F811
     painting,
@@ -64,6 +57,11 @@ def test_tissue_changes_under_the_brush_and_with_the_slider_and_run_replaces_the
 ):
     bench, state, mouse = painting, painting.state, Mouse(viewer)
     world = tiny_section.spots.yx * tiny_section.calibration.mpp
+    assert not bench.edits.live.isChecked()  # it is off at first
+    mouse.draw(world[27:28].repeat(2, axis=0))
+    settle(lambda: False, 0.3)
+    assert live_layer(viewer) is None
+    bench.edits.undo.click()
     bench.edits.live.click()
     assert state.live and live_layer(viewer) is None
     mouse.draw(np.linspace(world[12], world[14], 8))
@@ -107,7 +105,7 @@ def test_tissue_changes_under_the_brush_and_with_the_slider_and_run_replaces_the
     assert live_layer(viewer) is None
 
 
-def test_a_stroke_that_is_undone_takes_its_picture_along(viewer, painting, tiny_section):  # noqa: F811
+def test_an_undone_stroke_takes_its_picture_along_and_what_cannot_be_shown_is_said(viewer, painting, tiny_section):  # noqa: F811
     bench, state, mouse = painting, painting.state, Mouse(viewer)
     world = tiny_section.spots.yx * tiny_section.calibration.mpp
     bench.edits.live.click()
@@ -116,13 +114,7 @@ def test_a_stroke_that_is_undone_takes_its_picture_along(viewer, painting, tiny_
     bench.edits.undo.click()
     assert settle(lambda: live_layer(viewer) is None, 60)
     assert not state.live_text
-
-
-def test_what_live_cannot_show_it_says(viewer, painting, tiny_section):  # noqa: F811
-    bench, state = painting, painting.state
-    world = tiny_section.spots.yx * tiny_section.calibration.mpp
-    bench.edits.live.click()
-    Mouse(viewer).draw(np.linspace(world[12], world[13], 5))
+    bench.edits.redo.click()
     assert settle(lambda: live_layer(viewer) is not None, 60)
     state.request = state.request.model_copy(update={"counterfactual": "off"})
     assert settle(lambda: live_layer(viewer) is None, 60)

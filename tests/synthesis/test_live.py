@@ -10,8 +10,10 @@ from napari_stmdit.errors import RequestError
 from napari_stmdit.intent import Request, ScaleEdit, SpotList
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis import live
+from napari_stmdit.synthesis.canvas import MemoryCanvas
 from napari_stmdit.synthesis.live import LiveTissue
 from napari_stmdit.synthesis.session import synthesize
+from napari_stmdit.types import CanvasFrame, Patch, PatchResult
 
 GENES = ("ERBB2", "KRT8", "MKI67", "EPCAM")
 TOLERANCE = 1
@@ -79,6 +81,24 @@ def test_a_picture_is_what_a_run_gives_at_the_same_steps(tiny_section, model, ti
         assert np.array_equal(picture.rgba[..., 3], result.rgba[..., 3])
         assert np.abs(picture.rgba.astype(int) - result.rgba).max() <= TOLERANCE
     assert np.abs(coarse.rgba.astype(int) - fine.rgba).max() > TOLERANCE
+
+
+def test_patches_that_overlap_are_blended_as_a_run_blends_them():
+    rng = np.random.default_rng(0)
+    corners = [(0, 0), (20, 9), (31, 40), (64, 30)]
+    results = [
+        PatchResult(
+            Patch(k, f"s{k}", k, (0.0, 0.0, 0.0, 0.0), (y, x, y + 48, x + 48), 0),
+            rng.integers(0, 256, (48, 48, 3), np.uint8),
+        )
+        for k, (y, x) in enumerate(corners)
+    ]
+    canvas = MemoryCanvas(CanvasFrame((112, 88), (0.0, 0.0), 1.0), even=True)
+    for result in results:
+        canvas.paste(result)
+    made = [live._Made(result, "", 4) for result in reversed(results)]
+    assert np.array_equal(live._blended(made, (0, 0, 112, 88)), canvas.rgba)
+    assert np.array_equal(live._blended(made, (20, 9, 68, 57)), canvas.rgba[20:68, 9:57])
 
 
 def test_a_run_finds_the_noise_that_live_kept(tiny_section, model, tissue, ids):

@@ -159,18 +159,26 @@ class LiveTissue:
             Patch(k, str(self.section.spots.ids[row]), int(row), box.source, box.canvas, 0)
             for k, (row, box) in enumerate(zip(near, boxes, strict=True))
         ]
+
+        def outdated() -> bool:
+            return (cancel is not None and cancel.cancelled) or self.newest not in (None, request)
+
         for steps in sorted({min(COARSE_STEPS, fine), fine}):
             sampling = replace(resolve_sampling(request, card, counterfactual=True), steps=steps)
             todo = [patch for patch in patches if (patch.spot_id, steps) not in self._ahead]
             for start in range(0, len(todo), BATCH):
                 own = tuple(todo[start : start + BATCH])
+                for patch in own:  # a large encoder takes seconds for each
+                    if outdated():
+                        return
+                    self._measured.of((patch,))
                 at = self._measured.of(own)
                 edited = Edited(at.morphology, at.expression, at.keys)  # nothing is: there is only the way to the noise
                 batch = PatchBatch(
                     own, at.crops, at.morphology, at.expression, (0,) * len(own), sampling, edited=edited
                 )
                 for _ in self.model.denoise(batch):
-                    if (cancel is not None and cancel.cancelled) or self.newest not in (None, request):
+                    if outdated():
                         return
                 self._ahead |= {(patch.spot_id, steps) for patch in own}
                 yield len(todo) - start - len(own)

@@ -170,7 +170,7 @@ class Live:
         viewer, section = self._viewer(), self.state.section
         if viewer is None or section is None or not self.state.live or self.state.status.busy:
             return
-        self.state.live_text = described(picture, self._request())
+        self.state.live_text = described(picture, self.state.request)
         if not picture.steps:
             self.clear()
         elif self._layer is None or self._layer not in viewer.layers:
