@@ -15,6 +15,7 @@ from napari_stmdit.progress import CancelToken
 from napari_stmdit.tissue.open import open_section
 from napari_stmdit.training.adapt import adapt, ask_to_stop, command_of, read_progress, read_request
 from napari_stmdit.training.adapting import CORNERS, corner_parts, default_name, spelled_programs
+from napari_stmdit.training.config import load_config
 from napari_stmdit.training.parallel import TrainingStoppedError
 from napari_stmdit.training.sections import part_of
 from napari_stmdit.training.state import load_state
@@ -104,6 +105,18 @@ def test_stopped_and_killed_it_comes_to_the_same_checkpoint(home, begun, tiny_fo
     assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
     for part in ("swap", "identity"):
         assert json.dumps(made.figures[part]) == json.dumps(straight.figures[part])
+
+
+def test_a_slower_pace_than_was_measured_means_fewer_steps(home, begun, tiny_folder, monkeypatch):
+    """Where a hundred thousand steps were planned, the first few tell how many there will be."""
+    monkeypatch.setattr("napari_stmdit.training.adapt.PACE_SHARE", 0.0)
+    monkeypatch.setattr("napari_stmdit.training.adapt._Run.left_s", property(lambda run: 4.0))
+    monkeypatch.setattr("napari_stmdit.training.adapt._Run._steps", lambda run: 100_000)
+    made = run(tiny_folder, begun, minutes=0.05, hold_out="none")
+    steps = load_config(made.work / "config.yaml").diffusion.steps
+    assert 12 <= steps < 1000
+    assert load_state(made.work / "diffusion.pt")["step"] == steps
+    assert "Nothing was held out" in (made.folder / "README.md").read_text()
 
 
 def test_a_file_stops_it_and_it_says_how_it_is_gone_on_with(home, begun, tiny_folder):

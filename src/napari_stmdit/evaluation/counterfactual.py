@@ -89,6 +89,8 @@ class CounterfactualCheck:
         Asked at every network call.
     checks
         Which of `CHECKS` are made.
+    program_spots
+        Spots that each program is raised in, at most.
 
     Raises
     ------
@@ -103,6 +105,7 @@ class CounterfactualCheck:
     batch: int
     cancel: CancelToken = field(default_factory=CancelToken)
     checks: tuple[str, ...] = CHECKS
+    program_spots: int = PROGRAM_SPOTS
     watch: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self) -> None:
@@ -138,7 +141,7 @@ class CounterfactualCheck:
     @property
     def _raised(self) -> int:
         """Spots that each program is raised in."""
-        return min(PROGRAM_SPOTS, self.pairs)
+        return min(self.program_spots, self.pairs)
 
     def run(self) -> Work[Facts | None]:
         """Yield the progress; return the figures in JSON types, or None where it was cancelled."""

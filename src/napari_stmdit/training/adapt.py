@@ -67,9 +67,10 @@ MIN_STEPS = 12
 VALIDATIONS, SHEETS = 6, 3
 BRANCHES, CASES = 8, 6
 """Passes through the network of a denoising step of all rows of a sheet, and combinations of conditions of a validation."""
-PACE_SHARE, PACE_SLACK = 0.1, 0.15
-"""Of the transformer's time: when its pace is looked at; and the change of its steps that is worth one."""
-MIN_PAIRS, MAX_PAIRS = 8, 64
+PACE_SHARE, PACE_LATEST, PACE_SLACK, MIN_PACE_STEPS = 0.1, 0.35, 0.15, 5
+"""Of the transformer's time: how often its pace is looked at; share of the steps after which it keeps them; change that is worth a new number."""
+MIN_PAIRS, MAX_PAIRS, PROGRAM_SPOTS = 8, 64, 8
+"""Of the evaluation; programs are many, and each is raised in a few spots."""
 STAGES = {
     "preparing": "Choosing genes and preparing",
     "latents": "Encoding the tissue",
@@ -339,6 +340,7 @@ class _Run:
         self.progress = AdaptProgress(request.name) if before is None else before
         self.progress.state, self.progress.message = "running", ""
         self.began, self.stage_began, self._told = time.monotonic(), time.monotonic(), 0.0
+        self._first_share: float | None = None
         self.planned: dict[str, float] = {
             "preparing": 0.03 * self.total_s,
             "latents": CROPS_SHARE * self.total_s,
@@ -351,6 +353,11 @@ class _Run:
     def spent_s(self) -> float:
         """Seconds of this and all earlier runs."""
         return self.before_s + time.monotonic() - self.began
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left for the transformer."""
+        return self.total_s - self.spent_s - self.planned["evaluation"] - self.planned["export"]
 
     def go(self) -> Adapted:
         """Run what is left."""
@@ -448,7 +455,7 @@ class _Run:
             run_workers(config, Control(cancel=self.token), measure_speed, config)
         speed = load_record(file)
         diffusion, share = config.diffusion, config.diffusion.small_fraction
-        left = self.total_s - self.spent_s - self.planned["evaluation"] - self.planned["export"]
+        left = self.left_s
         self.planned["transformer"] = max(left, 1.0)
         denoising = int(config.card.get("steps", open_start(config).card.steps))
         sheet = speed["forward"] * BRANCHES * diffusion.samples * denoising
@@ -467,17 +474,17 @@ class _Run:
 
     def _learn(self) -> None:
         """Train the transformer; where its first steps take another time than was measured, for another number of steps."""
-        self._enter("transformer")
-        pace = _Pace(self)
-        try:
-            run_stage(self._config(), "diffusion", Control(pace.report, pace))
-        except TrainingStoppedError:
-            if self.token.cancelled or pace.steps is None:
-                raise
-            self._set("diffusion", **self._lengths(pace.steps))
-            self.planned["transformer"] = max(self.planned["transformer"] - (time.monotonic() - self.stage_began), 1.0)
+        while True:
             self._enter("transformer")
-            self._stage("diffusion")
+            pace = _Pace(self)
+            try:
+                run_stage(self._config(), "diffusion", Control(pace.report, pace))
+                return
+            except TrainingStoppedError:
+                if self.token.cancelled or pace.steps is None:
+                    raise
+                self._set("diffusion", **self._lengths(pace.steps))
+                self.planned["transformer"] = max(self.left_s, 1.0)
 
     # --- evaluation
 
@@ -509,8 +516,9 @@ class _Run:
 
         def check_of(pairs: int) -> CounterfactualCheck:
             asked = request.model_copy(update={"pairs": pairs})
+            checks = ("identity", "swaps", "programs")
             return CounterfactualCheck(
-                section, model, asked, folder, BATCH, self.token, ("identity", "swaps", "programs")
+                section, model, asked, folder, BATCH, self.token, checks, program_spots=PROGRAM_SPOTS
             )
 
         settings = load_record(self.work / "pairs.json")
@@ -539,7 +547,7 @@ class _Run:
 
     def _enter(self, stage: str) -> None:
         self.progress.stage, self.progress.step, self.progress.steps = stage, 0, 0
-        self.stage_began, self._told = time.monotonic(), 0.0
+        self.stage_began, self._told, self._first_share = time.monotonic(), 0.0, None
         self._tell(0.0)
 
     def _report(self, at: TrainingProgress) -> None:
@@ -555,8 +563,10 @@ class _Run:
         self._told = now
         order = list(STAGES)
         later = sum(self.planned[name] for name in order[order.index(known.stage) + 1 :])
-        stage_s = now - self.stage_began
-        own = stage_s * (1 - share) / share if share > 0.02 and stage_s > 5 else self.planned[known.stage] * (1 - share)
+        if self._first_share is None and share > 0:  # where this run of the stage goes on from
+            self._first_share, self.stage_began = share, now
+        stage_s, done = now - self.stage_began, share - (self._first_share or 0.0)
+        own = stage_s * (1 - share) / done if done > 0.02 and stage_s > 5 else self.planned[known.stage] * (1 - share)
         known.step, known.steps, known.remaining_s = step, steps, round(own + later, 1)
         known.fraction = round(self.spent_s / (self.spent_s + own + later), 4)
         if known.stage == "transformer":
@@ -573,14 +583,13 @@ class _Run:
 
 
 class _Pace(CancelToken):
-    """Looks at the pace of the transformer's first steps, and once ends the stage where it will not be done in time."""
+    """Looks at the pace of the transformer while its rate is still high, and ends the stage where it will not be done in time."""
 
     def __init__(self, run: _Run) -> None:
         super().__init__()
         self._run = run
         self.steps: int | None = None
-        self._first: tuple[float, int] | None = None
-        self._looked = False
+        self._seen: tuple[float, int] | None = None
 
     @property
     def cancelled(self) -> bool:
@@ -588,23 +597,16 @@ class _Pace(CancelToken):
         return self._run.token.cancelled or self.steps is not None
 
     def report(self, at: TrainingProgress) -> None:
-        """Pass progress on, and look at the pace."""
+        """Pass progress on, and look at the pace now and then."""
         self._run._report(at)
         now = time.monotonic()
-        self._first = self._first or (now, at.step)
-        began, first = self._first
-        if (
-            self._looked
-            or at.phase != "transformer"
-            or now - began < PACE_SHARE * self._run.planned["transformer"]
-            or at.step - first < 5
-        ):
+        self._seen = self._seen or (now, at.step)
+        began, first = self._seen
+        if now - began < PACE_SHARE * self._run.planned["transformer"] or at.step - first < MIN_PACE_STEPS:
             return
-        self._looked = True
-        speed = load_record(self._run.work / "speed.json")
-        slower = (now - began) / (at.step - first) / speed["small"]
-        steps = max(MIN_STEPS, at.step + int((at.steps - at.step) / slower))
-        if abs(steps / at.steps - 1) > PACE_SLACK and at.step < at.steps / 4:
+        self._seen = now, at.step
+        steps = max(MIN_STEPS, at.step + int(self._run.left_s * (at.step - first) / (now - began)))
+        if at.step < PACE_LATEST * at.steps and abs(steps / at.steps - 1) > PACE_SLACK:
             self.steps = steps
 
 

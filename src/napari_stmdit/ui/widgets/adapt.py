@@ -131,10 +131,10 @@ class AdaptPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def show_adaptation(self, known: Adaptation) -> None:
         """Show how far one is, and what can be done with it."""
         at = known.progress
-        self.stop.setVisible(known.alive)
+        self.stop.setVisible(known.alive and not known.done)
         self.more.setVisible(not known.alive and not known.done and at is not None)
         self.use.setVisible(known.done)
-        self.bar.setVisible(known.alive)
+        self.bar.setVisible(known.alive and not known.done)
         self.fault.show_text("" if known.alive or known.done else known.fault)
         self.bar.setValue(0 if at is None else round(1000 * at.fraction))
         if at is None:
