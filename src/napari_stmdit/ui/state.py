@@ -225,7 +225,7 @@ class CloseUp:
     limit: float = 0.0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class WorkbenchState:
     """Everything the forms show; each field has a signal of its name in ``events``."""
 
@@ -294,6 +294,11 @@ class WorkbenchState:
     close_up: CloseUp | None = None  # what is known of that spot, or of the first selected one
     sheet: ContactSheet | None = None  # the contact sheet that was made last, or is being made
     evaluation: Evaluated | None = None  # the evaluation that was finished last
+
+    def __repr__(self) -> str:
+        """Say in a line what it is: it stands in reports of errors, where every gene of a section is of no use."""
+        section = "no section" if self.section is None else self.section.name
+        return f"<WorkbenchState: {section}, {self.status}, {counted(len(self.results), 'result')}>"
 
     def tell(self, kind: Kind, text: str) -> None:
         """Leave a message for the user; it stays until the next one."""

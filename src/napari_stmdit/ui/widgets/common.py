@@ -28,7 +28,7 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
     QWidget,
 )
-from superqt.utils import signals_blocked
+from superqt.utils import qthrottled, signals_blocked
 
 # contrast with the background of napari's dark and light theme is at least 4.5 : 1 for each
 _COLOURS = {
@@ -69,6 +69,20 @@ def connect_state(events: Any, *shows: tuple[str, Callable[[], Any]]) -> Connect
             connections.connect(getattr(events, name), show)
         show()
     return connections
+
+
+PACE_MS = 1000
+"""Progress is shown at most so often: with software rendering each repaint of the window takes time from the work itself."""
+
+
+def paced(parent: QWidget, show: Callable[[], Any], under_way: Callable[[], bool]) -> Callable[[], None]:
+    """Return what shows progress at its pace while work is under way, and at once when it begins and ends."""
+    soon = qthrottled(show, timeout=PACE_MS, parent=parent)
+
+    def tell() -> None:
+        (soon if under_way() else show)()
+
+    return tell
 
 
 @contextmanager

@@ -15,7 +15,21 @@ from ...intent import CheckpointCard
 from ..acquisition import ConvertIntent, Offer, offers
 from ..presenter import Presenter
 from ..state import Fetching, Foreign, ModelChoice
-from .common import Connections, Fold, Text, blocked, boxed, button, column, combo, connect_state, labelled, named, row
+from .common import (
+    Connections,
+    Fold,
+    Text,
+    blocked,
+    boxed,
+    button,
+    column,
+    combo,
+    connect_state,
+    labelled,
+    named,
+    paced,
+    row,
+)
 
 
 class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
@@ -71,7 +85,7 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
         self.downloadRequested.connect(acquisition.download)
         self.stop.clicked.connect(lambda: acquisition.stop_download())
-        return connect_state(state.events, ("fetching", show))
+        return connect_state(state.events, ("fetching", paced(self, show, lambda: state.fetching is not None)))
 
     def name(self) -> str:
         """Return the name of what is chosen."""

@@ -15,7 +15,7 @@ from ...synthesis.export import ExportKind
 from ...tissue.spatialdata_store import is_spatialdata
 from ..presenter import Presenter
 from ..state import ResultEntry
-from .common import Connections, Text, blocked, button, column, connect_state, fit_lines, named, row
+from .common import Connections, Text, blocked, button, column, connect_state, fit_lines, named, paced, row
 from .figure import FigureDialog
 
 NUMBER = Qt.ItemDataRole.UserRole
@@ -144,7 +144,7 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             ("results", lambda: self.show_results(state.results, state.chosen_result)),
             ("chosen_result", lambda: self.show_chosen(state.chosen_result)),
             ("changes", lambda: self.show_changes(state.changes)),
-            ("exporting", lambda: self.show_exporting(state.exporting)),
+            ("exporting", paced(self, lambda: self.show_exporting(state.exporting), lambda: bool(state.exporting))),
         )
 
     def value(self) -> int | None:

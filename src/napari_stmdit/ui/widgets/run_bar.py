@@ -8,19 +8,16 @@ from collections.abc import Sequence
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QGuiApplication
 from qtpy.QtWidgets import QLabel, QListWidget, QListWidgetItem, QProgressBar, QWidget
-from superqt.utils import qthrottled
 
 from ...progress import Progress
 from ...text import counted
 from ..presenter import Presenter
 from ..state import QueuedRun, RunStatus
-from .common import Connections, Text, button, column, connect_state, fit_lines, named, row
+from .common import Connections, Text, button, column, connect_state, fit_lines, named, paced, row
 from .keys import with_key
 from .synthesize import duration
 
 MAX_LINES = 3
-PACE_MS = 1000
-"""Progress is shown at most so often: with software rendering each repaint of the window takes time from the work itself."""
 
 
 class QueuePanel(QWidget):  # type: ignore[misc,unused-ignore]
@@ -108,11 +105,13 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
         def show_status() -> None:
             self.show_status(state.status, state.obstacle, 0 if state.selected else len(state.painted))
 
-        soon = qthrottled(lambda: self.show_progress(state.progress, state.busy), timeout=PACE_MS, parent=self)
+        show_progress = paced(
+            self, lambda: self.show_progress(state.progress, state.busy), lambda: state.progress is not None
+        )
         connections = connect_state(
             state.events,
             ("status busy section checkpoint selected request", show_status),
-            ("progress busy", lambda: soon()),
+            ("progress busy", show_progress),
             ("way_back", lambda: self.back.setVisible(state.way_back)),
             ("message", lambda: self.message.show_text(state.message.text, state.message.kind)),
         )
