@@ -64,6 +64,7 @@ class ByHand:
 
     def __init__(self):
         self.open = []
+        self.ended = set()
 
     def __call__(self, job, token, handlers):
         self.open.append((job.guarded(token), handlers))
@@ -75,14 +76,20 @@ class ByHand:
                 handlers.value(value)  # a step of a run ends with its progress
             handlers.value(value)
         except StopIteration:
-            handlers.end()
-            return False
+            pass
         except StmditError as error:
             handlers.error(error)
-            handlers.end()
-            return False
-        return True
+        else:
+            return True
+        self.ended.add(number % len(self.open))
+        handlers.end()
+        return False
 
     def finish(self, number=-1):
         while self.step(number):
             pass
+
+    def finish_all(self):
+        """Finish what was begun and has not ended, in its order, and what that begins."""
+        while waiting := [number for number in range(len(self.open)) if number not in self.ended]:
+            self.finish(waiting[0])

@@ -430,7 +430,7 @@ def test_images_that_are_no_results_are_told_and_the_others_listed(presenter, by
     again = Presenter(viewer, by_hand)
     again.load_model = lambda choice: None
     again.show(open_section(tmp_path / "out.zarr"))
-    by_hand.finish(-2)
+    by_hand.finish_all()
     assert len(again.state.results) == 1
     assert again.state.message.kind == "warning" and "stmdit_mine is left out" in again.state.message.text
     assert len(manifest.read_section(str(tmp_path / "out.zarr"))) == 3
@@ -449,8 +449,7 @@ def test_a_saved_result_is_reopened_with_its_request(presenter, by_hand, tmp_pat
     again = Presenter(viewer, by_hand)
     again.show(open_section(tmp_path / "out.zarr"))
     again.use_model(Tinted(card))
-    by_hand.finish(-2)
-    by_hand.finish()
+    by_hand.finish_all()
     (entry,) = again.state.results
     assert entry.request == before.request and entry.result is None
     assert entry.spots == before.spots
@@ -564,8 +563,7 @@ def read_back(presenter, by_hand, tmp_path, card):
     again = Presenter(viewer, by_hand)
     again.show(open_section(tmp_path / "out.zarr"))
     again.use_model(Tinted(card))
-    by_hand.finish(-2)
-    by_hand.finish()
+    by_hand.finish_all()
     yield again, presenter.state.results
 
 
