@@ -32,8 +32,8 @@ ERRORS = 2.0
 """Standard errors (of a difference of two correlations, by Fisher's transformation) by which counts must follow the stain better."""
 LEAST_R = 0.3
 """Counts that follow the stain less than this decide nothing."""
-FEWEST_SPOTS = 30
-MOST_DENSITY = 0.3
+MIN_SPOTS = 30
+MAX_DENSITY = 0.3
 """Optical density counts up to this: what is darker, such as folds and ink, has no more counts for it."""
 _SPOT_UM = 55.0
 """Diameter of a spot, by which a picture of fitting size is chosen where the scale is not known; nothing is measured by it."""
@@ -196,8 +196,8 @@ def _unknown(section: Section) -> str:
             if section.kind != "image"
             else "a plain slide has no counts"
         )
-    if len(spots) < FEWEST_SPOTS:
-        return f"it has {len(spots)} spots, and at least {FEWEST_SPOTS} are needed"
+    if len(spots) < MIN_SPOTS:
+        return f"it has {len(spots)} spots, and at least {MIN_SPOTS} are needed"
     if not _logs(spots).any():
         return "no spot has a count"
     return ""
@@ -218,7 +218,7 @@ def _fits(section: Section) -> dict[Orientation, Fit]:
     found: dict[Orientation, Fit] = {}
     for name in _STEPS:
         yx = _turned(spots.yx, section, name)
-        stain = disc_means(np.minimum(density, MOST_DENSITY), step, yx, radius)
+        stain = disc_means(np.minimum(density, MAX_DENSITY), step, yx, radius)
         found[name] = Fit(float((stain >= LEAST_DENSITY).mean()), _r(logs, stain))
     return found
 

@@ -19,7 +19,7 @@ from ..text import shorten, some_of
 from ..types import Excluded, Section
 from .selections import read_selections
 
-FEWEST_LEFT = 3
+MIN_LEFT = 3
 
 
 def exclude(section: Section, regions: Mapping[str, Sequence[str]]) -> Section:
@@ -45,9 +45,9 @@ def exclude(section: Section, regions: Mapping[str, Sequence[str]]) -> Section:
     if strangers := sorted(wanted - set(ids)):
         raise SectionError(f"{len(strangers)} spots to exclude are not in {whole.name}, such as {strangers[0]!r}")
     rows = np.array([row for row, spot in enumerate(ids) if spot not in wanted], dtype=np.int64)
-    if len(rows) < FEWEST_LEFT:
+    if len(rows) < MIN_LEFT:
         raise SectionError(
-            f"{len(wanted)} of the {len(ids)} spots of {whole.name} are to be excluded, and at least {FEWEST_LEFT} must be left; exclude less"
+            f"{len(wanted)} of the {len(ids)} spots of {whole.name} are to be excluded, and at least {MIN_LEFT} must be left; exclude less"
         )
     if not wanted:
         return whole
