@@ -115,6 +115,98 @@ def test_an_image_without_its_scale_is_left_out_and_named(adata):
     assert "image masks is not shown: it is no colour image" in notes
 
 
+# ---------------------------------------------------------------------------------------------- one file, .h5ad
+
+
+@pytest.fixture
+def shared_h5ad(adata, tiny_folder, tmp_path):
+    """The tiny section as CELLxGENE shares it: Ensembl ids, logarithms in X, counts in raw, the full-resolution slide inside."""
+    from PIL import Image
+    from tiny import TINY_GENES
+
+    def write(**images):
+        made = adata.copy()
+        made.var = made.var.assign(feature_name=list(TINY_GENES), feature_type="protein_coding")
+        made.var_names = [f"ENSG{i:011d}" for i in range(20)]
+        made.raw = made.copy()
+        made.X = made.X.log1p()
+        library = made.uns["spatial"].pop("tiny library")
+        factors = {key: library["scalefactors"][key] for key in ("spot_diameter_fullres", "tissue_hires_scalef")}
+        hires = np.rint(255 * library["images"]["hires"]).astype(np.uint8)
+        made.uns["spatial"] = {
+            "is_single": True,
+            "tiny": {"images": {"hires": hires, **images}, "scalefactors": factors},
+        }
+        made.write_h5ad(tmp_path / "shared.h5ad")
+        return tmp_path / "shared.h5ad"
+
+    write.slide = np.asarray(Image.open(tiny_folder / "slide.png").convert("RGB"))
+    return write
+
+
+def test_an_h5ad_with_the_full_resolution_slide_inside_is_synthesized_from(shared_h5ad, tiny_folder):
+    file = shared_h5ad(fullres=shared_h5ad.slide)
+    section = open_section(file)
+    same(section, open_section(tiny_folder, mpp=section.mpp))
+    assert section.spots.counts.shape == (30, 20) and section.name == "tiny" and section.path == file
+    assert section.calibration.source == "lattice" and section.calibration.mpp == pytest.approx(TINY_MPP, rel=1e-6)
+    assert section.image.pixel_size == 1 and section.image.shape == (860, 860)
+    assert any("counts are those of the table's raw" in note for note in section.notes)
+    assert synthesis_fault(section, TINY_MPP) is None
+    np.testing.assert_array_equal(section.image.levels[0].compute(), shared_h5ad.slide)
+
+
+def test_an_h5ad_with_a_hires_image_alone_opens_and_says_what_is_missing(shared_h5ad, tiny_folder):
+    file = shared_h5ad()
+    section = open_section(file)
+    assert len(section.spots) == 30 and section.image.pixel_size > 1
+    assert "the full-resolution image is missing" in synthesis_fault(section, 0.1)
+    given = open_section(file, fullres=tiny_folder / "slide.png")
+    assert given.image.pixel_size == 1 and synthesis_fault(given, TINY_MPP) is None
+
+
+def test_a_slide_inside_an_h5ad_that_its_hires_image_does_not_fit_is_refused(shared_h5ad):
+    with pytest.raises(SectionError, match="several images that may be the slide"):
+        open_section(shared_h5ad(fullres=np.concatenate([shared_h5ad.slide, shared_h5ad.slide])))
+
+
+def test_an_h5ad_without_counts_or_genes_is_refused_in_one_sentence(adata, tmp_path):
+    file = tmp_path / "mine.h5ad"
+    normalised = adata.copy()
+    normalised.X = normalised.X.log1p()
+    normalised.write_h5ad(file)
+    with pytest.raises(SectionError, match="does not hold counts: its X has fractional values"):
+        open_section(file)
+    bare = adata[:, :0].copy()
+    bare.obsm["nmf"] = np.ones((30, 3))
+    bare.write_h5ad(file)
+    with pytest.raises(SectionError, match=r"mine.h5ad holds no gene, and factors .* \(obsm: nmf\)"):
+        open_section(file)
+    file.write_bytes(b"x")
+    with pytest.raises(SectionError, match="mine.h5ad"):
+        open_section(file)
+
+
+def test_antibodies_and_guides_are_no_genes(adata):
+    adata.var["feature_types"] = ["Gene Expression"] * 17 + ["Antibody Capture"] * 2 + ["CRISPR Guide Capture"]
+    section = open_section(adata)
+    assert (
+        section.spots.counts.shape == (30, 17) and section.spots.genes.symbols.tolist() == adata.var_names[:17].tolist()
+    )
+    adata.var["feature_types"] = "Antibody Capture"
+    with pytest.raises(SectionError, match="holds no feature of the type 'Gene Expression', only"):
+        open_section(adata)
+
+
+def test_the_reader_of_napari_takes_an_h5ad_of_visium_alone(adata, tmp_path):
+    from napari_stmdit.ui.manifest import get_reader
+
+    adata.write_h5ad(tmp_path / "visium.h5ad")
+    adata.uns.clear()
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    assert get_reader(str(tmp_path / "visium.h5ad")) is not None and get_reader(str(tmp_path / "cells.h5ad")) is None
+
+
 def libraries(adata, **parts):
     adata.uns["spatial"] = parts
 
