@@ -32,8 +32,8 @@ TISSUES = ("epithelial", "stromal", "smooth_muscle", "adipose", "endothelial", "
 MIN_MARKERS = 4
 """Genes of such a program that every section must have."""
 MAX_WORKERS, MAX_CROPS = 4, 8000
-WORKER_BYTES = 450 * 2**20
-"""Memory of a process with the libraries and nothing else."""
+WORKER_BYTES, MAIN_BYTES = 650 * 2**20, 1900 * 2**20
+"""Memory of a process that learns, without its crops, and of the one that leads and evaluates: measured with patches of 256 px."""
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ def _estimate(
     counts, kept = spots(learned), spots(held)
     dense = 4 * (counts + kept) * len(start.card.genes or range(GENES)) * 6  # tables of smoothed and thinned counts
     return Estimate(
-        counts, kept, workers, workers * (WORKER_BYTES + cache) + WORKER_BYTES + pixels + dense, pixels + 3 * cache
+        counts, kept, workers, workers * (WORKER_BYTES + cache) + MAIN_BYTES + pixels + dense, pixels + 3 * cache
     )
 
 
