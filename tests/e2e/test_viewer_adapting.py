@@ -9,7 +9,7 @@ from qtpy.QtTest import QTest
 from viewing import no_leaks, settle, viewer, workbench  # noqa: F401
 
 from napari_stmdit.tissue.open import open_section
-from napari_stmdit.training.adapting import request_of
+from napari_stmdit.training.adaptation import request_of
 from napari_stmdit.ui.adapting import Adaptations
 from napari_stmdit.ui.widgets.adapt import AdaptPanel
 

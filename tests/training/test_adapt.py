@@ -13,8 +13,16 @@ from napari_stmdit.assemble import list_checkpoints, load_checkpoint
 from napari_stmdit.errors import RequestError, StoreError
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.tissue.open import open_section
-from napari_stmdit.training.adapt import adapt, ask_to_stop, command_of, read_progress, read_request
-from napari_stmdit.training.adapting import CORNERS, corner_parts, default_name, spelled_programs
+from napari_stmdit.training.adapt import adapt
+from napari_stmdit.training.adaptation import (
+    CORNERS,
+    ask_to_stop,
+    command_of,
+    default_name,
+    read_progress,
+    read_request,
+)
+from napari_stmdit.training.adapting import corner_parts, spelled_programs
 from napari_stmdit.training.config import load_config
 from napari_stmdit.training.parallel import TrainingStoppedError
 from napari_stmdit.training.sections import part_of

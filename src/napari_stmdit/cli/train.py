@@ -14,7 +14,7 @@ from ..errors import StmditError
 from ._common import InterruptCancels, ProgressBar
 
 if TYPE_CHECKING:
-    from ..training.adapt import AdaptProgress
+    from ..training.adaptation import AdaptProgress
     from ..training.parallel import TrainingProgress
 
 adapt_option = partial(typer.Option, rich_help_panel="A checkpoint of your own tissue")
@@ -96,7 +96,8 @@ def train(
 def _adapt(sections: list[str], output: Path | None, how: dict[str, Any]) -> None:
     """Make a checkpoint of one's own tissue, and print its figures, its folder and how it is used."""
     from ..progress import CancelToken
-    from ..training.adapt import STAGES, adapt
+    from ..training.adapt import adapt
+    from ..training.adaptation import STAGES
     from ..training.parallel import TrainingStoppedError
 
     cancel = CancelToken()

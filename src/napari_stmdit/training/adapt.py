@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,22 +19,26 @@ import yaml
 from ..errors import RequestError
 from ..evaluation.cases import EvaluationRequest
 from ..evaluation.counterfactual import CounterfactualCheck
-from ..files import BadFile, read_json
 from ..model.autoencoder import FACTOR
 from ..model.hub.references import data_directory
 from ..progress import BATCH, CancelToken
 from ..storage.atomic import replacing, take_lock, write_text
 from ..storage.owned import check_free
-from .adapting import (
-    MAX_CROPS,
+from .adaptation import (
+    CONFIG,
+    PROGRESS,
+    REQUEST,
+    STAGES,
+    STOP,
+    AdaptProgress,
     AdaptRequest,
-    build_config,
-    check_room,
     default_name,
     home_of,
+    read_progress,
+    read_request,
     request_of,
-    spelled_programs,
 )
+from .adapting import MAX_CROPS, build_config, check_room, spelled_programs
 from .batches import Batches, batch_loss
 from .config import TrainingConfig, load_config
 from .diffusion import build_transformer, optimizers
@@ -58,8 +61,6 @@ from .state import load_record, save_record, timed
 from .train import run_stage
 from .validation import MAX_SPOTS
 
-REQUEST, CONFIG, PROGRESS, STOP = "request.json", "config.yaml", "progress.json", "stop"
-"""Files of the work folder: what was asked for, the training config, how far it is, and, where it is there, the wish to stop."""
 CROPS_SHARE, EVALUATION_SHARE, EXPORT_SHARE = 0.10, 0.15, 0.04
 """Of the time: to encode crops, to evaluate, and to write the checkpoint; the transformer learns in what is left."""
 MIN_CROPS = 48
@@ -71,55 +72,6 @@ PACE_SHARE, PACE_LATEST, PACE_SLACK, MIN_PACE_STEPS = 0.1, 0.35, 0.15, 5
 """Of the transformer's time: how often its pace is looked at; share of the steps after which it keeps them; change that is worth a new number."""
 MIN_PAIRS, MAX_PAIRS, PROGRAM_SPOTS = 8, 64, 8
 """Of the evaluation; programs are many, and each is raised in a few spots."""
-STAGES = {
-    "preparing": "Choosing genes and preparing",
-    "latents": "Encoding the tissue",
-    "transformer": "Learning",
-    "evaluation": "Evaluating on what was held out",
-    "export": "Writing the checkpoint",
-}
-"""Stages in their order, in words."""
-
-State = Literal["running", "stopped", "failed", "done"]
-
-
-@dataclass
-class AdaptProgress:
-    """How far an adaptation is; this is what ``progress.json`` in its folder holds.
-
-    ``fraction`` is of all of it, ``remaining_s`` a guess by the speed so far, ``spent_s`` the seconds of all its runs. ``controls`` are losses on
-    held-out spots with their own expression and with that of another spot. ``sheet`` is the newest picture of samples, ``checkpoint`` the
-    folder of the finished checkpoint, ``figures`` what the evaluation found as the checkpoint's card has it, and ``short`` the same in a sentence.
-    """
-
-    name: str
-    state: State = "running"
-    stage: str = "preparing"
-    fraction: float = 0.0
-    remaining_s: float | None = None
-    spent_s: float = 0.0
-    step: int = 0
-    steps: int = 0
-    loss: float | None = None
-    controls: dict[str, float] = field(default_factory=dict)
-    sheet: str | None = None
-    checkpoint: str | None = None
-    figures: str = ""
-    short: str = ""
-    message: str = ""
-
-    @property
-    def words(self) -> str:
-        """Step, loss and controls in words."""
-        parts = [f"{self.step} of {self.steps}"] if self.steps else []
-        parts += [f"loss {self.loss:.3f}"] if self.loss is not None else []
-        if len(self.controls) == 2:
-            parts.append(
-                "held out {expression:.3f}, another spot's expression {expression_shuffled:.3f}".format(**self.controls)
-            )
-        return ", ".join(parts)
-
-
 OnProgress = Callable[[AdaptProgress], None]
 
 
@@ -204,46 +156,6 @@ def adapt(
     )
     work = home_of(request.name) if output is None else Path(output).expanduser()
     return run_adaptation(request, work, on_progress, on_note, cancel)
-
-
-def command_of(request: AdaptRequest, work: Path) -> list[str]:
-    """Return the command that begins an adaptation, or goes on with it."""
-    words = [sys.executable, "-m", "napari_stmdit.cli", "train", "--name", request.name, "--output", str(work)]
-    words += [word for path in request.sections for word in ("--section", path)]
-    words += [
-        "--minutes",
-        f"{request.minutes:g}",
-        "--hold-out",
-        request.hold_out,
-        "--start",
-        request.start,
-        "--seed",
-        str(request.seed),
-    ]
-    words += [] if request.fullres is None else ["--fullres", request.fullres]
-    words += [] if request.workers is None else ["--workers", str(request.workers)]
-    return words if request.mpp is None else [*words, "--mpp", repr(request.mpp)]
-
-
-def read_progress(work: Path) -> AdaptProgress | None:
-    """Return how far an adaptation is, None where none was begun in a folder."""
-    try:
-        return AdaptProgress(**read_json(work / PROGRESS))
-    except (BadFile, TypeError, OSError):
-        return None
-
-
-def read_request(work: Path) -> AdaptRequest | None:
-    """Return what an adaptation was asked for, None where none was begun in a folder."""
-    try:
-        return AdaptRequest.model_validate(read_json(work / REQUEST))
-    except (BadFile, ValueError, OSError):
-        return None
-
-
-def ask_to_stop(work: Path) -> None:
-    """Ask the process that adapts in a folder to save what it has and end."""
-    (work / STOP).touch()
 
 
 # ------------------------------------------------------------------------------------------------- the stages in their order

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import psutil
-from pydantic import Field, ValidationError
 
 from ..assemble import checkpoint_folder
 from ..errors import RequestError, SectionError
 from ..expression.programs import bundled_programs
-from ..intent import Intent
 from ..model.folder import CheckpointFolder, read_folder
-from ..model.hub.references import PACKAGE_DATA, data_directory
+from ..model.hub.references import PACKAGE_DATA
 from ..tissue.open import open_section, synthesis_fault
 from ..types import Section
+from .adaptation import CORNERS, NOTHING, AdaptRequest, check_name
 from .config import WHOLE, Part
 from .programs import HANDLING_PREFIXES
 from .sections import part_of
@@ -27,14 +25,6 @@ from .validation import MAX_SPOTS
 
 GENES = 1000
 """Genes that are read, where the sections share so many."""
-CORNERS = {
-    "lower-right": (True, True),
-    "lower-left": (True, False),
-    "upper-right": (False, True),
-    "upper-left": (False, False),
-}
-"""Corner of a section that may be held out -> whether it is the lower one, and the right one."""
-NOTHING = "none"
 MIN_LEARNED, MIN_HELD_OUT = 3, 8
 """Spots of a part below which nothing can be learned, and nothing be said of what was."""
 TISSUES = ("epithelial", "stromal", "smooth_muscle", "adipose", "endothelial", "b_plasma", "t_cell", "myeloid")
@@ -42,30 +32,8 @@ TISSUES = ("epithelial", "stromal", "smooth_muscle", "adipose", "endothelial", "
 MIN_MARKERS = 4
 """Genes of such a program that every section must have."""
 MAX_WORKERS, MAX_CROPS = 4, 8000
-WORKER_BYTES = 450 * 2**20
-"""Memory of a process with the libraries and nothing else."""
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-
-
-class AdaptRequest(Intent):
-    """What to make a checkpoint from, and in how much time.
-
-    ``sections`` are paths as `napari_stmdit.open_section` takes them; ``fullres`` and ``mpp`` are for the first. ``hold_out`` says what is not
-    learned from, but evaluated on: a quarter of the first section's spots at one of its corners, a whole section by the name of its folder
-    (another donor's, say), or ``none``. ``minutes`` is the time for all of it on this computer; ``start`` names the checkpoint that is gone on
-    from. ``workers`` are the processes that learn on a CPU; None: as many as it has
-    cores, at most 4.
-    """
-
-    name: str
-    sections: Annotated[tuple[str, ...], Field(min_length=1)]
-    fullres: str | None = None
-    mpp: Annotated[float, Field(gt=0)] | None = None
-    minutes: Annotated[float, Field(gt=0, le=100_000)] = 30.0
-    hold_out: str = "lower-right"
-    start: str = "demo"
-    seed: Annotated[int, Field(ge=0)] = 0
-    workers: Annotated[int, Field(ge=1)] | None = None
+WORKER_BYTES, MAIN_BYTES = 650 * 2**20, 1900 * 2**20
+"""Memory of a process that learns, without its crops, and of the one that leads and evaluates: measured with patches of 256 px."""
 
 
 @dataclass(frozen=True)
@@ -76,38 +44,6 @@ class Learned:
     section: Section
     source: dict[str, Any]
     parts: tuple[tuple[str, Part], ...]
-
-
-def request_of(**values: Any) -> AdaptRequest:
-    """Return a request; raises RequestError with every fault."""
-    try:
-        return AdaptRequest(**values)
-    except ValidationError as error:
-        raise RequestError([(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors()]) from None
-
-
-def home_of(name: str) -> Path:
-    """Return the folder where an adaptation works by default; raises RequestError where the name is none for a checkpoint."""
-    check_name(name)
-    return adaptations_home() / name
-
-
-def check_name(name: str) -> None:
-    """Raise RequestError where a name is none for a checkpoint."""
-    if not _NAME.fullmatch(name):
-        raise RequestError([("name", f"{name!r} is no name for a checkpoint; use letters, digits, '.', '_' and '-'")])
-
-
-def adaptations_home() -> Path:
-    """Return the folder that holds all adaptations begun on this computer, but those with a place of their own."""
-    return data_directory() / "adapted"
-
-
-def default_name(section: str | Path) -> str:
-    """Return a name for a checkpoint of a section."""
-    path = Path(section).expanduser().resolve()
-    folder = path.parent if path.name in ("outs", "spatial") else path
-    return f"my-{re.sub(r'[^A-Za-z0-9._-]+', '-', folder.stem).strip('-.') or 'tissue'}"
 
 
 def build_config(request: AdaptRequest) -> tuple[dict[str, Any], Estimate]:
@@ -362,7 +298,7 @@ def _estimate(
     counts, kept = spots(learned), spots(held)
     dense = 4 * (counts + kept) * len(start.card.genes or range(GENES)) * 6  # tables of smoothed and thinned counts
     return Estimate(
-        counts, kept, workers, workers * (WORKER_BYTES + cache) + WORKER_BYTES + pixels + dense, pixels + 3 * cache
+        counts, kept, workers, workers * (WORKER_BYTES + cache) + MAIN_BYTES + pixels + dense, pixels + 3 * cache
     )
 
 

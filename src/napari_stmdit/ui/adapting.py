@@ -16,8 +16,18 @@ import psutil
 from ..errors import StmditError
 from ..evaluation.evaluate import opened_with
 from ..storage.atomic import LOCK, hold
-from ..training.adapt import AdaptProgress, ask_to_stop, command_of, read_progress, read_request
-from ..training.adapting import AdaptRequest, adaptations_home, default_name, home_of, request_of
+from ..training.adaptation import (
+    AdaptProgress,
+    AdaptRequest,
+    adaptations_home,
+    ask_to_stop,
+    command_of,
+    default_name,
+    home_of,
+    read_progress,
+    read_request,
+    request_of,
+)
 from ..types import Section
 
 LOG_LINES = 3

@@ -10,8 +10,7 @@ from qtpy.QtGui import QDesktopServices, QPixmap
 from qtpy.QtWidgets import QLabel, QLineEdit, QProgressBar, QSizePolicy, QWidget
 
 from ...errors import StmditError
-from ...training.adapt import STAGES
-from ...training.adapting import CORNERS, NOTHING, AdaptRequest, default_name
+from ...training.adaptation import CORNERS, NOTHING, STAGES, AdaptRequest, default_name
 from ...types import Section
 from ..adapting import Adaptation, Adaptations
 from ..presenter import Presenter

@@ -1,0 +1,170 @@
+"""An adaptation to one's own tissue as others see it: what is asked for, where it works, how far it is, how it is begun and stopped."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from ..errors import RequestError
+from ..files import BadFile, read_json
+from ..intent import Intent
+from ..model.hub.references import data_directory
+
+REQUEST, CONFIG, PROGRESS, STOP = "request.json", "config.yaml", "progress.json", "stop"
+"""Files of the work folder: what was asked for, the training config, how far it is, and, where it is there, the wish to stop."""
+STAGES = {
+    "preparing": "Choosing genes and preparing",
+    "latents": "Encoding the tissue",
+    "transformer": "Learning",
+    "evaluation": "Evaluating on what was held out",
+    "export": "Writing the checkpoint",
+}
+"""Stages in their order, in words."""
+
+CORNERS = {
+    "lower-right": (True, True),
+    "lower-left": (True, False),
+    "upper-right": (False, True),
+    "upper-left": (False, False),
+}
+"""Corner of a section that may be held out -> whether it is the lower one, and the right one."""
+NOTHING = "none"
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+
+
+class AdaptRequest(Intent):
+    """What to make a checkpoint from, and in how much time.
+
+    ``sections`` are paths as `napari_stmdit.open_section` takes them; ``fullres`` and ``mpp`` are for the first. ``hold_out`` says what is not
+    learned from, but evaluated on: a quarter of the first section's spots at one of its corners, a whole section by the name of its folder
+    (another donor's, say), or ``none``. ``minutes`` is the time for all of it on this computer; ``start`` names the checkpoint that is gone on
+    from. ``workers`` are the processes that learn on a CPU; None: as many as it has
+    cores, at most 4.
+    """
+
+    name: str
+    sections: Annotated[tuple[str, ...], Field(min_length=1)]
+    fullres: str | None = None
+    mpp: Annotated[float, Field(gt=0)] | None = None
+    minutes: Annotated[float, Field(gt=0, le=100_000)] = 30.0
+    hold_out: str = "lower-right"
+    start: str = "demo"
+    seed: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=1)] | None = None
+
+
+def request_of(**values: Any) -> AdaptRequest:
+    """Return a request; raises RequestError with every fault."""
+    try:
+        return AdaptRequest(**values)
+    except ValidationError as error:
+        raise RequestError([(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors()]) from None
+
+
+def home_of(name: str) -> Path:
+    """Return the folder where an adaptation works by default; raises RequestError where the name is none for a checkpoint."""
+    check_name(name)
+    return adaptations_home() / name
+
+
+def check_name(name: str) -> None:
+    """Raise RequestError where a name is none for a checkpoint."""
+    if not _NAME.fullmatch(name):
+        raise RequestError([("name", f"{name!r} is no name for a checkpoint; use letters, digits, '.', '_' and '-'")])
+
+
+def adaptations_home() -> Path:
+    """Return the folder that holds all adaptations begun on this computer, but those with a place of their own."""
+    return data_directory() / "adapted"
+
+
+def default_name(section: str | Path) -> str:
+    """Return a name for a checkpoint of a section."""
+    path = Path(section).expanduser().resolve()
+    folder = path.parent if path.name in ("outs", "spatial") else path
+    return f"my-{re.sub(r'[^A-Za-z0-9._-]+', '-', folder.stem).strip('-.') or 'tissue'}"
+
+
+State = Literal["running", "stopped", "failed", "done"]
+
+
+@dataclass
+class AdaptProgress:
+    """How far an adaptation is; this is what ``progress.json`` in its folder holds.
+
+    ``fraction`` is of all of it, ``remaining_s`` a guess by the speed so far, ``spent_s`` the seconds of all its runs. ``controls`` are losses on
+    held-out spots with their own expression and with that of another spot. ``sheet`` is the newest picture of samples, ``checkpoint`` the
+    folder of the finished checkpoint, ``figures`` what the evaluation found as the checkpoint's card has it, and ``short`` the same in a sentence.
+    """
+
+    name: str
+    state: State = "running"
+    stage: str = "preparing"
+    fraction: float = 0.0
+    remaining_s: float | None = None
+    spent_s: float = 0.0
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    controls: dict[str, float] = field(default_factory=dict)
+    sheet: str | None = None
+    checkpoint: str | None = None
+    figures: str = ""
+    short: str = ""
+    message: str = ""
+
+    @property
+    def words(self) -> str:
+        """Step, loss and controls in words."""
+        parts = [f"{self.step} of {self.steps}"] if self.steps else []
+        parts += [f"loss {self.loss:.3f}"] if self.loss is not None else []
+        if len(self.controls) == 2:
+            parts.append(
+                "held out {expression:.3f}, another spot's expression {expression_shuffled:.3f}".format(**self.controls)
+            )
+        return ", ".join(parts)
+
+
+def command_of(request: AdaptRequest, work: Path) -> list[str]:
+    """Return the command that begins an adaptation, or goes on with it."""
+    words = [sys.executable, "-m", "napari_stmdit.cli", "train", "--name", request.name, "--output", str(work)]
+    words += [word for path in request.sections for word in ("--section", path)]
+    words += [
+        "--minutes",
+        f"{request.minutes:g}",
+        "--hold-out",
+        request.hold_out,
+        "--start",
+        request.start,
+        "--seed",
+        str(request.seed),
+    ]
+    words += [] if request.fullres is None else ["--fullres", request.fullres]
+    words += [] if request.workers is None else ["--workers", str(request.workers)]
+    return words if request.mpp is None else [*words, "--mpp", repr(request.mpp)]
+
+
+def read_progress(work: Path) -> AdaptProgress | None:
+    """Return how far an adaptation is, None where none was begun in a folder."""
+    try:
+        return AdaptProgress(**read_json(work / PROGRESS))
+    except (BadFile, TypeError, OSError):
+        return None
+
+
+def read_request(work: Path) -> AdaptRequest | None:
+    """Return what an adaptation was asked for, None where none was begun in a folder."""
+    try:
+        return AdaptRequest.model_validate(read_json(work / REQUEST))
+    except (BadFile, ValueError, OSError):
+        return None
+
+
+def ask_to_stop(work: Path) -> None:
+    """Ask the process that adapts in a folder to save what it has and end."""
+    (work / STOP).touch()
