@@ -34,8 +34,6 @@ from .results import ResultList
 from .state import Message, QueuedRun, RunStatus, WorkbenchState
 
 _SMALLEST_LEVEL_PX = 512
-REFRESH_S = 0.5
-"""A growing canvas, and the patch that is being denoised, are sent to the screen at most so often: it costs the work time."""
 
 
 class GrowingLayer:
@@ -100,14 +98,12 @@ class LivePreview:
     def __init__(self, viewer: Any) -> None:
         self._viewer = weakref.ref(viewer)
         self._layer: Any = None
-        self._shown_at = 0.0
 
     def show(self, patch: PatchResult, plan: Plan, section: Section) -> None:
-        """Show a patch, in place of the one shown before; one that comes soon after another is left out."""
+        """Show a patch, in place of the one shown before."""
         viewer = self._viewer()
-        if viewer is None or time.perf_counter() - self._shown_at < REFRESH_S:
+        if viewer is None:
             return
-        self._shown_at = time.perf_counter()
         if self._layer is None or self._layer not in viewer.layers:
             below = [x for x in viewer.layers if layers.role_of(x) in ("slide", "result")]
             data = layers.preview_layer(patch, plan.frame, section)
@@ -199,6 +195,8 @@ TOO_LARGE = (
     "the selected spots span more than fits in memory; select fewer, or use the command line, `stmdit synthesize`, which keeps its canvas "
     "on disk"
 )
+REFRESH_S = 0.5
+"""A growing canvas, and the patch that is being denoised, are sent to the screen at most so often: it costs the work time."""
 MAX_PREVIEWS = 5
 """Previews of a patch while it is denoised."""
 
@@ -223,6 +221,7 @@ class _Present:
         self.session = Session(plan, section, model, self.canvas, batch=batch, preview_every=preview_every)
         self.growing = GrowingLayer(self.canvas, section, name)
         self.dirty = False
+        self.look: PatchResult | None = None
         self.drawn_at = 0.0
         self.failed: StmditError | None = None
         self.stopped = False
@@ -450,15 +449,20 @@ class RunCycle:
             return
         match event:
             case Preview(image=image):
-                self._live.show(image, present.plan, present.section)
+                present.look = image
             case Pasted(boxes=boxes):
                 for box in boxes:
                     present.growing.changed(box)
-                present.dirty = True
+                present.dirty, present.look = True, None
             case Progress():
                 self.state.progress = event
-        if present.dirty and time.perf_counter() - present.drawn_at >= REFRESH_S:
-            self._draw(present)
+        due = present.dirty or present.look is not None
+        if due and time.perf_counter() - present.drawn_at >= REFRESH_S:
+            if present.dirty:
+                self._draw(present)
+            if present.look is not None:
+                self._live.show(present.look, present.plan, present.section)
+            present.look, present.drawn_at = None, time.perf_counter()
 
     def _draw(self, present: _Present) -> None:
         if present.growing.layer is None:
