@@ -195,7 +195,7 @@ TOO_LARGE = (
     "the selected spots span more than fits in memory; select fewer, or use the command line, `stmdit synthesize`, which keeps its canvas "
     "on disk"
 )
-REFRESH_S = 0.5
+REFRESH_S = 1.0
 """A growing canvas, and the patch that is being denoised, are sent to the screen at most so often: it costs the work time."""
 MAX_PREVIEWS = 5
 """Previews of a patch while it is denoised."""
@@ -244,7 +244,7 @@ class RunCycle:
        another run is under way, the plan waits in the queue.
     3. The lane takes the next generation number and a worker drives a `Session`; from now on only that number is listened to.
     4. The session pastes what is finished on the canvas, and says so on the GUI thread. The first patch brings the layer; later
-       ones are sent to the screen at most twice a second.
+       ones are sent to the screen at most once a second.
     5. However the run ends (done, stopped, failed), what is finished becomes a Result with its provenance, and Run is free.
 
     Parameters
