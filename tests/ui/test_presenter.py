@@ -280,7 +280,7 @@ def test_the_screen_is_refreshed_at_most_twice_a_second(presenter, by_hand, monk
     steps = 0
     while by_hand.step():
         steps += 1
-    seconds = steps * 0.1  # the clock is asked at most twice in a step
+    seconds = steps * 0.15  # the clock is asked at most three times in a step
     assert 1 <= len(drawn) <= seconds / runs.REFRESH_S + 2
 
 

@@ -49,8 +49,11 @@ class Looking:
         else:
             height, width = (layer.data[0] if layer.multiscale else layer.data).shape[:2]
             boxes = [(0, 0, height, width)]
-        corners = np.array([[(y0, x0), (y0, x1), (y1, x1), (y1, x0)] for y0, x0, y1, x1 in boxes]) - 0.5
-        return np.array([[layer.data_to_world(corner)[-2:] for corner in quad] for quad in corners])
+        corners = np.array([[(y0, x0), (y0, x1), (y1, x1), (y1, x0)] for y0, x0, y1, x1 in boxes])
+        corners = corners.reshape(-1, 4, 2) - 0.5
+        # an affine is known by three places: to ask napari for each corner takes a second of a whole section
+        origin, down, right = (np.array(layer.data_to_world(place)[-2:]) for place in ((0, 0), (1, 0), (0, 1)))
+        return np.asarray(origin + corners[..., :1] * (down - origin) + corners[..., 1:] * (right - origin))
 
     def go(self, number: int | None) -> None:
         """Put a result into the middle of the view; `back` returns from there."""

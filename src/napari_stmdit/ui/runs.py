@@ -33,8 +33,6 @@ from .results import ResultList
 from .state import Message, QueuedRun, RunStatus, WorkbenchState
 
 _SMALLEST_LEVEL_PX = 512
-REFRESH_S = 0.5
-"""A growing canvas, and the patch that is being denoised, are sent to the screen at most so often: it costs the work time."""
 
 
 class GrowingLayer:
@@ -99,14 +97,12 @@ class LivePreview:
     def __init__(self, viewer: Any) -> None:
         self._viewer = weakref.ref(viewer)
         self._layer: Any = None
-        self._shown_at = 0.0
 
     def show(self, patch: PatchResult, plan: Plan, section: Section) -> None:
-        """Show a patch, in place of the one shown before; one that comes soon after another is left out."""
+        """Show a patch, in place of the one shown before."""
         viewer = self._viewer()
-        if viewer is None or time.perf_counter() - self._shown_at < REFRESH_S:
+        if viewer is None:
             return
-        self._shown_at = time.perf_counter()
         if self._layer is None or self._layer not in viewer.layers:
             below = [x for x in viewer.layers if layers.role_of(x) in ("slide", "result")]
             data = layers.preview_layer(patch, plan.frame, section)
@@ -198,6 +194,8 @@ TOO_LARGE = (
     "the selected spots span more than fits in memory; select fewer, or use the command line, `stmdit synthesize`, which keeps its canvas "
     "on disk"
 )
+REFRESH_S = 1.0
+"""A growing canvas, and the patch that is being denoised, are sent to the screen at most so often: it costs the work time."""
 MAX_PREVIEWS = 5
 """Previews of a patch while it is denoised."""
 
@@ -209,6 +207,7 @@ class _Present:
         self.number, self.session, self.canvas, self.name, self.then = number, session, canvas, name, then
         self.growing = GrowingLayer(canvas, session.section, name)
         self.dirty = False
+        self.look: PatchResult | None = None
         self.drawn_at = 0.0
         self.failed: StmditError | None = None
         self.stopped = False
@@ -235,7 +234,7 @@ class RunCycle:
        another run is under way, the plan waits in the queue.
     3. The lane takes the next generation number and a worker drives a `Session`; from now on only that number is listened to.
     4. The session pastes what is finished on the canvas, and says so on the GUI thread. The first patch brings the layer; later
-       ones are sent to the screen at most twice a second.
+       ones are sent to the screen at most once a second.
     5. However the run ends (done, stopped, failed), what is finished becomes a Result with its provenance, and Run is free.
 
     Parameters
@@ -443,15 +442,20 @@ class RunCycle:
             return
         match event:
             case Preview(image=image):
-                self._live.show(image, present.plan, present.session.section)
+                present.look = image
             case Pasted(images=images):
                 for image in images:
                     present.growing.changed(image.patch.canvas_box)
-                present.dirty = True
+                present.dirty, present.look = True, None
             case Progress():
                 self.state.progress = event
-        if present.dirty and time.perf_counter() - present.drawn_at >= REFRESH_S:
-            self._draw(present)
+        due = present.dirty or present.look is not None
+        if due and time.perf_counter() - present.drawn_at >= REFRESH_S:
+            if present.dirty:
+                self._draw(present)
+            if present.look is not None:
+                self._live.show(present.look, present.plan, present.section)
+            present.look, present.drawn_at = None, time.perf_counter()
 
     def _draw(self, present: _Present) -> None:
         if present.growing.layer is None:

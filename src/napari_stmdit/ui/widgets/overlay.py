@@ -23,6 +23,8 @@ HALO, LASSO, FRAME = QColor(0, 0, 0, 170), QColor(0, 230, 255), QColor(255, 255,
 """Each line has a dark one under it, so that it is seen on pale and on dark tissue."""
 MIN_FRAME_PX = 8
 """A frame that is smaller than this on the screen is not drawn: it would hide what it is about."""
+MAX_FRAMES = 200
+"""Of more patches in sight, one frame is drawn around all: it follows the camera at every move."""
 MARGIN_PX = 8
 
 
@@ -108,7 +110,7 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
         if self._presenter is None or (comparison := self._presenter.state.comparison) is None:
             return []
         left, right = self._presenter.compare.names(comparison)
-        if comparison.mode == "swipe":
+        if comparison.mode == "swipe" and self._presenter.compare.swipe.active:
             ends = [self.on_canvas(end) for end in self._presenter.compare.swipe.ends(comparison.position)]
             # above the picture, where there is room
             x, y = ends[0].x(), max(min(end.y() for end in ends) - 4 * MARGIN_PX, MARGIN_PX)
@@ -120,10 +122,15 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
 
     def on_canvas(self, world: Any) -> QPointF:
         """Return where a place (y, x) of the world is on the canvas."""
+        x, y = self._places(np.asarray(world, dtype=np.float64)[-2:]).tolist()
+        return QPointF(x, y)
+
+    def _places(self, world: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return places (..., 2), (x, y) in pixels, of places (..., 2), (y, x) in the world."""
         camera = camera_of(self._viewer)
         zoom = camera.zoom / self.devicePixelRatioF()
-        y, x = (np.asarray(world, dtype=float)[-2:] - np.asarray(camera.center, dtype=float)[-2:]) * zoom
-        return QPointF(x + self.width() / 2, y + self.height() / 2)
+        yx = (world - np.asarray(camera.center, dtype=np.float64)[-2:]) * zoom
+        return np.asarray(yx[..., ::-1] + (self.width() / 2, self.height() / 2))
 
     def paintEvent(self, event: QPaintEvent) -> None:
         """Draw."""
@@ -141,12 +148,19 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
 
     def _frame(self, painter: QPainter) -> None:
         """Frame each patch; of patches that lie over each other, what they cover together."""
+        if not len(self.frames):
+            return
+        places = self._places(self.frames)
+        low, high = places.min(axis=1), places.max(axis=1)
+        large = np.ptp(places, axis=1).max(axis=1) >= MIN_FRAME_PX
+        places = places[large & (high >= 0).all(axis=1) & (low <= (self.width(), self.height())).all(axis=1)]
+        if len(places) > MAX_FRAMES:
+            (x0, y0), (x1, y1) = low.min(axis=0), high.max(axis=0)
+            places = np.array([[(x0, y0), (x1, y0), (x1, y1), (x0, y1)]])
         covered = QPainterPath()
         covered.setFillRule(Qt.FillRule.WindingFill)
-        for quad in self.frames:
-            corners = QPolygonF([self.on_canvas(corner) for corner in (*quad, quad[0])])
-            if max(corners.boundingRect().width(), corners.boundingRect().height()) >= MIN_FRAME_PX:
-                covered.addPolygon(corners)
+        for quad in places.tolist():
+            covered.addPolygon(QPolygonF([QPointF(x, y) for x, y in (*quad, quad[0])]))
         for outline in covered.simplified().toSubpathPolygons():
             self._stroke(painter, outline, FRAME, 1)
 
