@@ -14,6 +14,7 @@ from napari_stmdit.errors import RequestError, StoreError
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.tissue.open import open_section
 from napari_stmdit.training.adapt import adapt
+from napari_stmdit.training.adapt_config import corner_parts, spelled_programs
 from napari_stmdit.training.adaptation import (
     CORNERS,
     ask_to_stop,
@@ -22,7 +23,6 @@ from napari_stmdit.training.adaptation import (
     read_progress,
     read_request,
 )
-from napari_stmdit.training.adapting import corner_parts, spelled_programs
 from napari_stmdit.training.config import load_config
 from napari_stmdit.training.parallel import TrainingStoppedError
 from napari_stmdit.training.sections import part_of

@@ -24,6 +24,7 @@ from ..model.hub.references import data_directory
 from ..progress import BATCH, CancelToken
 from ..storage.atomic import replacing, take_lock, write_text
 from ..storage.owned import check_free
+from .adapt_config import MAX_CROPS, build_config, check_room, spelled_programs
 from .adaptation import (
     CONFIG,
     PROGRESS,
@@ -38,7 +39,6 @@ from .adaptation import (
     read_request,
     request_of,
 )
-from .adapting import MAX_CROPS, build_config, check_room, spelled_programs
 from .batches import Batches, batch_loss
 from .config import TrainingConfig, load_config
 from .diffusion import build_transformer, optimizers

@@ -454,7 +454,7 @@ class RunCycle:
             if present.dirty:
                 self._draw(present)
             if present.look is not None:
-                self._live.show(present.look, present.plan, present.section)
+                self._live.show(present.look, present.plan, present.session.section)
             present.look, present.drawn_at = None, time.perf_counter()
 
     def _draw(self, present: _Present) -> None:
