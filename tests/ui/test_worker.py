@@ -239,3 +239,17 @@ def test_a_run_leaves_a_core_to_the_viewer(tiny_section, card, monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert seen == [3, 2]
+
+
+def test_a_thread_that_outlives_the_program_says_nothing(qapp):
+    """Where Qt is gone, a signal raises: that is nobody's error, and no traceback."""
+    from napari_stmdit.ui.widgets.worker import JobWorker
+
+    def work():
+        yield 1
+        raise ValueError("odd")
+
+    def gone(error):
+        raise RuntimeError("Signal source has been deleted")
+
+    JobWorker(work, CancelToken(), gone).run()

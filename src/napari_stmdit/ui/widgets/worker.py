@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -52,6 +53,10 @@ class JobWorker(GeneratorWorker):  # type: ignore[misc,type-arg,unused-ignore]
 
     def run(self) -> None:
         """Drive the generator; called by the thread pool."""
+        with suppress(RuntimeError):  # a signal's source is gone: the program ends, and nobody is there to be told
+            self._drive()
+
+    def _drive(self) -> None:
         self._running = True
         self.started.emit()
         try:
