@@ -46,23 +46,6 @@ def test_positions_and_a_slide_without_counts_are_a_section_of_null_expression(s
     assert "the section has no counts" in section.notes[0]
 
 
-def test_real_h5ad_files_open_or_say_what_is_missing(shared_data):
-    crop, colon = shared_data / "visium_mouse_brain_crop", shared_data / "visium_mouse_colon"
-    raw = crop / "original" / "test_data_100genes_raw_counts.h5ad"
-    section = open_section(raw)
-    assert section.spots.counts.shape == (49, 100) and section.spots.counts.sum() == 2101
-    assert section.calibration.mpp is None and section.image.shape == (88, 49)
-    given = open_section(raw, fullres=crop / "test_img.jpg", mpp=0.7242)
-    assert given.image.shape == (1717, 950) and synthesis_fault(given, 0.6877) is None
-    for file, says in (
-        (crop / "original" / "test_data.h5ad", "does not hold counts"),
-        (colon / "d0_naive.h5ad", r"d0_naive.h5ad has no uns\['spatial'\]"),
-        (colon / "d14_DSS.h5ad", r"no gene, and factors or proportions .*cell_type_proportions, nmf20"),
-    ):
-        with pytest.raises(SectionError, match=says):
-            open_section(file)
-
-
 def test_a_real_predicted_table_lies_where_it_did(shared_data):
     folder = shared_data / "visium_mouse_colon"
     slide = folder / "d0_naive_spaceranger1" / "d0_naive_HE.jpg"

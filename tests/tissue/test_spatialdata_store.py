@@ -475,8 +475,8 @@ def test_a_scale_that_is_no_number_is_none_and_is_told(tmp_path, to, kept):
 # ------------------------------------------------------------------------------------------------- bins, cells, libraries
 
 
-def hd_bins(path, ids, pitch_um=8.0, array=True, squares=False):
-    """Bins as circles or squares, as spatialdata-io writes them with bins_as_squares."""
+def hd_circles(path, ids, pitch_um=8.0, array=True):
+    """Bins as circles, as spatialdata-io writes them with bins_as_squares=False."""
     import anndata
     import pandas as pd
     from spatialdata import SpatialData
@@ -494,64 +494,24 @@ def hd_bins(path, ids, pitch_um=8.0, array=True, squares=False):
     circles = ShapesModel.parse(
         yx[:, ::-1], geometry=0, radius=pitch_um, index=pd.Index(np.arange(len(rc))), transformations={"g": Identity()}
     )
-    if squares:
-        from geopandas import GeoDataFrame
-
-        circles = GeoDataFrame(geometry=circles.buffer(pitch_um, cap_style="square"))
-        circles = ShapesModel.parse(circles, transformations={"g": Identity()})
     SpatialData(shapes={"bins": circles}, tables={"table": table}).write(path)
     return path
 
 
-@pytest.mark.parametrize("squares", [False, True])
-def test_bins_of_visium_hd_are_summed_to_pseudo_spots(tmp_path, squares):
-    path = hd_bins(tmp_path / "hd.zarr", "s_008um_{r:05d}_{c:05d}-1", squares=squares)
-    section = open_section(path)
-    spots = section.spots
-    assert section.calibration.source == "lattice" and section.mpp == pytest.approx(0.5) and section.store is None
-    assert spots.diameter == pytest.approx(110) and 1 <= len(spots) <= 4
-    rc = np.argwhere(np.ones((20, 20)))
-    for spot in range(len(spots)):
-        inside = np.hypot(*((rc + 0.5) * 16 - spots.yx[spot]).T) * 0.5 <= 27.5
-        assert spots.obs["bins"][spot] == inside.sum() >= 19
-        assert spots.counts[spot].toarray().tolist() == [[inside.sum()] * 3]
-    assert any("400 bins of 8 um were summed" in note for note in section.notes)
-    assert any("results go to one of their own" in note for note in section.notes)
-
-
-def test_of_bins_of_several_sizes_eight_microns_are_taken_and_cells_are_refused(tmp_path):
-    import spatialdata
-
-    fine = spatialdata.read_zarr(hd_bins(tmp_path / "a.zarr", "s_002um_{r:05d}_{c:05d}-1", 2.0, squares=True))
-    usual = spatialdata.read_zarr(hd_bins(tmp_path / "b.zarr", "s_008um_{r:05d}_{c:05d}-1", squares=True))
-    fine.tables["table"].obs["region"] = fine.tables["table"].obs["region"].cat.rename_categories(["fine"])
-    fine.tables["table"].uns["spatialdata_attrs"]["region"] = "fine"
-    both = spatialdata.SpatialData(
-        shapes={"fine": fine["bins"], "bins": usual["bins"]},
-        tables={"square_002um": fine["table"], "square_008um": usual["table"]},
-    )
-    both.write(tmp_path / "both.zarr")
-    section = open_section(tmp_path / "both.zarr")
-    assert any("bins of tables/square_008um are used, not those of tables/square_002um" in n for n in section.notes)
-    assert any("400 bins of 8 um" in note for note in section.notes)
-    chosen = open_section(tmp_path / "both.zarr" / "tables" / "square_002um")
-    assert any("400 bins of 2 um" in note for note in chosen.notes)
-    cells = hd_bins(tmp_path / "cells.zarr", "cellid_{r:05d}{c:04d}-1", 12.0, array=False, squares=True)
-    with pytest.raises(SectionError, match="cells and nuclei are, and those are not summed to spots"):
-        open_section(cells)
-
-
-def test_things_as_near_as_bins_are_no_spots(tmp_path):
-    path = hd_bins(tmp_path / "plain.zarr", "b{r}x{c}")
+def test_bins_of_visium_hd_are_no_spots(tmp_path):
+    path = hd_circles(tmp_path / "named.zarr", "s_008um_{r:05d}_{c:05d}-1")
+    with pytest.raises(SectionError, match="bins of Visium HD.*one of 8 um cannot stand for a patch.*binned_outputs"):
+        open_section(path)
+    path = hd_circles(tmp_path / "plain.zarr", "b{r}x{c}")
     with pytest.raises(SectionError, match="lie 8 um from each other.*bins or cells"):
         open_section(path, mpp=0.5)
-    path = hd_bins(tmp_path / "cells.zarr", "cell{r}x{c}", 12.0, array=False)
+    path = hd_circles(tmp_path / "cells.zarr", "cell{r}x{c}", 12.0, array=False)
     with pytest.raises(SectionError, match="lie 12 um from each other"):
         open_section(path, mpp=0.5)
 
 
 def test_spots_fifty_microns_apart_are_spots(tmp_path):
-    assert len(open_section(hd_bins(tmp_path / "s.zarr", "b{r}x{c}", 50.0), mpp=0.5).spots) == 400
+    assert len(open_section(hd_circles(tmp_path / "s.zarr", "b{r}x{c}", 50.0), mpp=0.5).spots) == 400
 
 
 def two_samples(path, ids, **columns):

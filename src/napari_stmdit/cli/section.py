@@ -19,7 +19,7 @@ def is_section(path: Path) -> bool:
     from ..ui.manifest import is_space_ranger
 
     if path.is_file():
-        return path.suffix.lower() in (*IMAGE_SUFFIXES, ".h5ad")
+        return path.suffix.lower() in IMAGE_SUFFIXES
     return path.is_dir() and (is_space_ranger(path) or is_spatialdata(path))
 
 

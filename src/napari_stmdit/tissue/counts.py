@@ -20,7 +20,7 @@ from ..types import Genes
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-GENE_EXPRESSION = "Gene Expression"
+_EXPRESSION = "Gene Expression"
 _LONGEST_LINE = 100_000
 MAX_COUNTS = 2**31 - 1
 """No spot has more counts of a gene, and files of Cell Ranger can hold no more."""
@@ -234,7 +234,7 @@ def _read_matrix_market(folder: Path) -> CountMatrix:
         raise SectionError(f"{folder} cannot be read as a Matrix Market folder: {error}") from error
     ids = np.array([row[0] for row in rows], dtype=np.str_)
     names = np.array([row[1] if len(row) > 1 else row[0] for row in rows], dtype=np.str_)
-    kinds = np.array([row[2] if len(row) > 2 else GENE_EXPRESSION for row in rows], dtype=np.str_)
+    kinds = np.array([row[2] if len(row) > 2 else _EXPRESSION for row in rows], dtype=np.str_)
     return _assemble(folder, labels, counts, names, ids, kinds)
 
 
@@ -271,11 +271,9 @@ def _assemble(
         raise SectionError(
             f"{source} holds a {counts.shape[0]} x {counts.shape[1]} matrix, but {len(labels)} barcodes and {len(names)} features"
         )
-    keep = kinds == GENE_EXPRESSION
+    keep = kinds == _EXPRESSION
     if not keep.any():
-        raise SectionError(
-            f"{source} holds no feature of the type {GENE_EXPRESSION!r}, only {sorted(set(kinds.tolist()))}"
-        )
+        raise SectionError(f"{source} holds no feature of the type {_EXPRESSION!r}, only {sorted(set(kinds.tolist()))}")
     if not keep.all():
         counts = counts[:, np.flatnonzero(keep)]
     return CountMatrix(labels, tidy(counts), Genes(names[keep], ids[keep]), source)
@@ -330,5 +328,5 @@ def write_counts(path: Path, barcodes: NDArray[np.str_], counts: csr_matrix, gen
         ids = genes.symbols if genes.ids is None else genes.ids
         for key, values in (("id", ids), ("name", genes.symbols)):
             features.create_dataset(key, data=np.char.encode(values, "utf-8"))
-        features.create_dataset("feature_type", data=np.full(len(genes), GENE_EXPRESSION.encode()))
+        features.create_dataset("feature_type", data=np.full(len(genes), _EXPRESSION.encode()))
         features.create_dataset("genome", data=np.full(len(genes), b"unknown"))

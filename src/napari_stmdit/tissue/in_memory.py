@@ -1,4 +1,4 @@
-"""Sections that are in memory already, a SpatialData or an AnnData as scanpy and squidpy read Visium, and the one-file ``.h5ad``."""
+"""Sections that are in memory already: a SpatialData, or an AnnData as scanpy and squidpy read Visium."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from ..errors import SectionError
 from ..text import shorten
 from ..types import Section
 from .geometry import check_positions
-from .images import resolve_fullres
 from .spaceranger import one_number, section_label, spot_diameter, thumbnail_factor
 from .spatialdata_store import quiet, section_of
 from .zarr_codecs import told_as_damage
@@ -21,10 +20,6 @@ from .zarr_codecs import told_as_damage
 _ADATA = "the AnnData"
 _LEGACY = ("region", "instance_id")
 """Columns that spatialdata_io writes over."""
-_SINGLE = "is_single"
-"""Entry of CELLxGENE's ``uns["spatial"]`` beside the library."""
-_FULLRES = "fullres"
-"""CELLxGENE's name of the full-resolution slide, in whose pixels the positions are."""
 
 
 def open_in_memory(
@@ -46,122 +41,66 @@ def open_in_memory(
         With what is missing, or where several things could be meant.
     """
     if hasattr(data, "obsm"):
-        return _of_anndata(data, _ADATA, fullres, mpp, coordinate_system)
+        library, sdata, notes = _from_anndata(data)
+        with told_as_damage(_ADATA, "a section"):
+            section = section_of(sdata, None, fullres, mpp, coordinate_system)
+        return replace(section, name=library, notes=(*notes, *section.notes))
     root = None if data.path is None else Path(data.path)
     with told_as_damage("the SpatialData", "a section"):
         return section_of(data, root, fullres, mpp, coordinate_system)
 
 
-def open_h5ad(path: Path, fullres: str | Path | None = None, mpp: float | None = None) -> Section:
-    """Open a ``.h5ad`` that holds one Visium section, as scanpy writes and CELLxGENE shares them.
-
-    Parameters
-    ----------
-    path
-        The file, with what `open_in_memory` asks of an ``AnnData``. Its ``uns["spatial"]`` may hold the full-resolution slide
-        (``images["fullres"]``).
-    fullres
-        File of the full-resolution slide; a relative path is looked for in the working directory and beside the file.
-    mpp
-        Microns per full-resolution pixel; by default found by the rules of `geometry.calibrate`.
-
-    Raises
-    ------
-    SectionError
-        Where it cannot be read, or with what is missing.
-    """
-    from anndata import read_h5ad
-
-    given = None if fullres is None else resolve_fullres(fullres, path.parent)
-    with quiet(), told_as_damage(path.name, "an AnnData file (.h5ad)"):
-        adata = read_h5ad(path)
-    if not adata.n_vars:
-        kept = ", ".join(sorted({str(key) for key in adata.obsm} - {"spatial"}))
-        others = f" (obsm: {kept})" if kept else ""
-        raise SectionError(
-            f"{path.name} holds no gene, and factors or proportions in the place of counts{others} cannot be used; give a file with the counts of its spots"
-        )
-    return replace(_of_anndata(adata, path.name, given, mpp, None), path=path)
-
-
-def is_visium_h5ad(path: Path) -> bool:
-    """Tell whether a file is a ``.h5ad`` with a library in ``uns["spatial"]``, from its names alone."""
-    import h5py
-
-    if path.suffix.lower() != ".h5ad" or not path.is_file():
-        return False
-    try:
-        with h5py.File(path, "r") as file:
-            return "uns/spatial" in file and "obsm/spatial" in file
-    except OSError:
-        return False
-
-
-def _of_anndata(
-    adata: Any, source: str, fullres: str | Path | None, mpp: float | None, coordinate_system: str | None
-) -> Section:
-    library, sdata, notes = _from_anndata(adata, source)
-    with told_as_damage(source, "a section"):
-        section = section_of(sdata, None, fullres, mpp, coordinate_system)
-    return replace(section, name=library, notes=(*notes, *section.notes))
-
-
-def _from_anndata(adata: Any, source: str) -> tuple[str, Any, list[str]]:
+def _from_anndata(adata: Any) -> tuple[str, Any, list[str]]:
     """Name of the library, the AnnData as SpatialData, and what was left out."""
     from spatialdata_io.experimental import from_legacy_anndata
 
-    library, content = _library(adata, source)
-    _check_positions(adata, source)
+    library, content = _library(adata)
+    _check_positions(adata)
     factors = {str(key): one_number(value) for key, value in content.get("scalefactors", {}).items()}
-    spot_diameter(factors, source)
+    spot_diameter(factors, _ADATA)
     images, notes = _images(content.get("images"), factors)
-    with quiet(), told_as_damage(source, "a section"):
+    with quiet(), told_as_damage(_ADATA, "a section"):
         legacy = adata.copy()
         legacy.uns["spatial"] = {library: {"scalefactors": factors, "images": images}}
         legacy.obs = legacy.obs.rename(columns={name: f"{name}_of_table" for name in _LEGACY})
         return library, from_legacy_anndata(legacy, rgb=True), notes
 
 
-def _library(adata: Any, source: str) -> tuple[str, Mapping[str, Any]]:
+def _library(adata: Any) -> tuple[str, Mapping[str, Any]]:
     libraries = adata.uns.get("spatial")
-    if isinstance(libraries, Mapping):
-        libraries = {name: content for name, content in libraries.items() if name != _SINGLE}
     if not isinstance(libraries, Mapping) or not libraries:
         raise SectionError(
-            f"{source} has no uns['spatial'] with the scalefactors of its library, which say how large its spots are and how they lie to its images; "
+            f"{_ADATA} has no uns['spatial'] with the scalefactors of its library, which say how large its spots are and how they lie to its images; "
             "read the section with squidpy.read.visium, or give its Space Ranger folder"
         )
     if len(libraries) > 1:
         names = shorten(", ".join(map(str, libraries)))
         raise SectionError(
-            f"{source} holds several libraries (uns['spatial']: {names}), and a section is one of them; keep the rows and the entry of one"
+            f"{_ADATA} holds several libraries (uns['spatial']: {names}), and a section is one of them; keep the rows and the entry of one"
         )
     ((name, content),) = libraries.items()
     if not isinstance(content, Mapping) or not isinstance(content.get("scalefactors"), Mapping):
-        raise SectionError(f"{source} has no scalefactors in uns['spatial'][{name!r}]; expected those of Space Ranger")
+        raise SectionError(f"{_ADATA} has no scalefactors in uns['spatial'][{name!r}]; expected those of Space Ranger")
     return section_label(str(name)), content
 
 
-def _check_positions(adata: Any, source: str) -> None:
+def _check_positions(adata: Any) -> None:
     meant = "expected (x, y) of every spot in pixels of the full-resolution slide"
     if "spatial" not in adata.obsm:
-        raise SectionError(f"{source} has no positions, obsm['spatial']; {meant}")
+        raise SectionError(f"{_ADATA} has no positions, obsm['spatial']; {meant}")
     try:
         xy = np.asarray(adata.obsm["spatial"], dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise SectionError(f"obsm['spatial'] of {source} holds something that is no number: {error}; {meant}") from None
+        raise SectionError(f"obsm['spatial'] of {_ADATA} holds something that is no number: {error}; {meant}") from None
     if xy.ndim != 2 or xy.shape[1] != 2:
-        raise SectionError(f"obsm['spatial'] of {source} has the shape {xy.shape}; {meant}")
-    check_positions(xy, adata.obs_names.to_numpy(dtype=np.str_), f"of {source}", "(x, y)")
+        raise SectionError(f"obsm['spatial'] of {_ADATA} has the shape {xy.shape}; {meant}")
+    check_positions(xy, adata.obs_names.to_numpy(dtype=np.str_), f"of {_ADATA}", "(x, y)")
 
 
-def _images(given: Any, factors: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _images(given: Any, factors: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Images with a scale, as (h, w, 3 or 4) uint8: scanpy keeps those of PNG files as numbers from 0 to 1."""
     images, notes = {}, []
-    given = given if isinstance(given, Mapping) else {}
-    if _FULLRES in given:
-        factors.setdefault(f"tissue_{_FULLRES}_scalef", 1.0)
-    for name, pixels in given.items():
+    for name, pixels in given.items() if isinstance(given, Mapping) else ():
         array = np.asarray(pixels)
         if thumbnail_factor(factors, f"tissue_{name}_scalef") is None:
             notes.append(f"image {name} is not shown: its tissue_{name}_scalef is missing or no scale")

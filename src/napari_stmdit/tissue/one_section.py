@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -106,12 +105,6 @@ def _twins(ids: NDArray[np.str_]) -> tuple[str, str] | None:
     return None
 
 
-def bin_size(names: Iterable[str]) -> float | None:
-    """Return the side in microns of Visium HD bins, by the names of the first; None where they are no bins' names."""
-    sizes = {found[1] if (found := _BIN.match(name)) else None for name in islice(names, 10)}
-    return float(size) if len(sizes) == 1 and (size := sizes.pop()) is not None else None
-
-
 def refuse_bins(spots: SpotTable, mpp: float | None, source: object) -> None:
     """Raise SectionError where what is given as spots are bins of Visium HD, cells, or other things far smaller than a patch.
 
@@ -124,11 +117,11 @@ def refuse_bins(spots: SpotTable, mpp: float | None, source: object) -> None:
     source
         The store or folder, for the message.
     """
-    size = bin_size(spots.ids.tolist())
+    sizes = [found[1] for name in spots.ids[:10].tolist() if (found := _BIN.match(name))]
     instead = "for Visium HD give the Space Ranger folder binned_outputs, whose bins are summed to discs of 55 um"
-    if size is not None:
+    if len(sizes) == min(len(spots), 10) > 0:
         raise SectionError(
-            f"{source} holds bins of Visium HD ({spots.ids[0]}) in the place of spots; one of {size:g} um cannot stand for a patch: {instead}"
+            f"{source} holds bins of Visium HD ({spots.ids[0]}) in the place of spots; one of {sizes[0]} um cannot stand for a patch: {instead}"
         )
     on_lattice = spots.array_rc is not None and fit_lattice(spots.array_rc, spots.yx) is not None
     if mpp is None or on_lattice or len(spots) < 2:

@@ -32,7 +32,7 @@ COARSEST_IMAGE = 1.5
 
 _EXPECTED = (
     "a Space Ranger folder (with 'spatial' and filtered_feature_bc_matrix.h5), a Visium HD folder (binned_outputs or one of its "
-    "square_* folders), a SpatialData .zarr, a Visium .h5ad, or a plain H&E image"
+    "square_* folders), a SpatialData .zarr, or a plain H&E image"
 )
 
 
@@ -85,7 +85,7 @@ class SectionSource(Intent):
     ----------
     path
         A Space Ranger ``outs`` folder (versions 1 to 3), a Visium HD ``binned_outputs`` folder or one of its ``square_*``,
-        a SpatialData .zarr with Visium spots, a .h5ad with ``uns["spatial"]``, or a plain H&E image. Where a store holds several sets of spots,
+        a SpatialData .zarr with Visium spots, or a plain H&E image. Where a store holds several sets of spots,
         ``STORE.zarr/shapes/NAME``.
     fullres
         The full-resolution slide image. A relative path is looked for in the working directory and in ``path``. For a
@@ -245,11 +245,6 @@ def open_section(
 def _open(source: SectionSource) -> Section:
     path = _existing(source.path)
     with told_as_damage(path, "a tissue section"):
-        if path.is_file() and path.suffix.lower() == ".h5ad":
-            from .in_memory import open_h5ad
-
-            _refuse_slide_options(path, source)
-            return _as_asked(open_h5ad(path, source.fullres, source.mpp), source)
         if not path.is_dir():
             if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
                 raise SectionError(_about_file(path))
@@ -393,7 +388,7 @@ def _about_file(path: Path) -> str:
         hint = "Loupe files cannot be read; give the 'outs' folder that it lies in"
     elif name.endswith((".zip", ".tar", ".tar.gz", ".tgz", ".gz")):
         hint = "unpack it first and give the folder"
-    elif name.endswith(".h5"):
+    elif name.endswith((".h5", ".h5ad")):
         hint = "a counts file alone has no slide; give the folder that it lies in"
     elif name.endswith((".mrxs", ".vms", ".czi", ".isyntax", ".bif")):
         hint = "this format of scanners is not read; export the slide as OME-TIFF or a pyramidal TIFF"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ..errors import SectionError
 from ..types import Genes, SpotTable
-from .counts import GENE_EXPRESSION, fault_of_counts, note_empty, refuse_twice, tidy
+from .counts import fault_of_counts, note_empty, refuse_twice, tidy
 from .geometry import Affine, swap_axes
-from .one_section import bin_size, refuse_libraries
+from .one_section import refuse_libraries
 from .spaceranger import one_number, whole_numbers
 
 if TYPE_CHECKING:
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 _SYMBOL_COLUMNS = ("gene_name", "gene_names", "gene_symbol", "gene_symbols", "symbol", "feature_name")
 _LAYER = "counts"
 """Of a table: where scanpy and squidpy keep counts that X no longer holds."""
-_KINDS = "feature_types"
-"""Column of ``var`` in which readers keep Space Ranger's types of features."""
-_PREFERRED_UM = (8.0, 16.0, 2.0)
-"""Of Visium HD bins of several sizes, the one that is summed; as of a Space Ranger folder."""
 _ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "feature_id")
 
 
@@ -52,8 +48,6 @@ class SpotRows:
         What was left out.
     obs
         Further columns, each (n,): numbers as float, everything else as text.
-    bin_um
-        Side of a bin of Visium HD, where the rows are such bins and not spots.
     """
 
     table_name: str
@@ -67,7 +61,6 @@ class SpotRows:
     scalefactors: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     obs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    bin_um: float | None = None
 
     def table(self, yx: NDArray[np.float64], scale: float) -> SpotTable:
         """Return them at other positions, their circles scaled."""
@@ -104,17 +97,11 @@ def spot_rows(
     SectionError
         Where there are none, or several.
     """
-    bins = annotated_bins(sdata)
-    pairs = [pair for pair in annotated_circles(sdata) if pair not in bins]
-    notes = []
+    pairs = annotated_circles(sdata)
     if chosen is not None:
-        pairs = [pair for pair in [*pairs, *bins] if chosen == pair[0 if kind == "tables" else 1]]
+        pairs = [pair for pair in pairs if chosen == pair[0 if kind == "tables" else 1]]
         if not pairs:
             raise SectionError(f"{kind}/{chosen} of the store is no set of Visium spots that a table annotates")
-    if not pairs and bins:
-        pairs = [next((pair for um in _PREFERRED_UM for pair in bins if bins[pair] == um), next(iter(bins)))]
-        others = ", ".join(f"tables/{table}" for table in sorted({table for table, _ in bins} - {pairs[0][0]}))
-        notes = [f"bins of tables/{pairs[0][0]} are used, not those of {others}"] if others else []
     if not pairs:
         raise SectionError(
             f"the store holds no circles that a table annotates, which is how Visium spots look; {_polygons(sdata)}"
@@ -128,28 +115,16 @@ def spot_rows(
         )
     table, shapes = pairs[0]
     element = sdata.shapes[shapes]
-    rows = _read(sdata.tables[table], element, table, shapes, predicted)
-    return replace(rows, bin_um=bins.get(pairs[0]), notes=(*notes, *rows.notes)), affines_of(element)
+    return _read(sdata.tables[table], element, table, shapes, predicted), affines_of(element)
 
 
 def annotated_circles(sdata: Any) -> list[tuple[str, str]]:
     """Return the names of each table of a store with those of the circles that it annotates."""
-    return [pair for pair in _annotated_shapes(sdata) if "radius" in sdata.shapes[pair[1]].columns]
-
-
-def annotated_bins(sdata: Any) -> dict[tuple[str, str], float]:
-    """Return the names of each table of Visium HD bins with those of its squares or circles, and the side of a bin in microns."""
-    found = {pair: bin_size(rows_of(sdata.tables[pair[0]], pair[1]).obs_names) for pair in _annotated_shapes(sdata)}
-    return {pair: size for pair, size in found.items() if size is not None}
-
-
-def _annotated_shapes(sdata: Any) -> list[tuple[str, str]]:
-    """Return the names of each table of a store with those of the shapes that it annotates."""
     pairs = []
     for name, table in sdata.tables.items():
         region = (table.uns.get("spatialdata_attrs") or {}).get("region")
         regions = [region] if isinstance(region, str) else list(region if region is not None else [])
-        pairs += [(str(name), str(r)) for r in regions if r in sdata.shapes]
+        pairs += [(str(name), str(r)) for r in regions if r in sdata.shapes and "radius" in sdata.shapes[r].columns]
     return pairs
 
 
@@ -157,8 +132,8 @@ def _polygons(sdata: Any) -> str:
     shapes = sorted(n for n in sdata.shapes if "radius" not in sdata.shapes[n].columns)
     if shapes:
         return (
-            f"its shapes ({', '.join(shapes)}) are polygons, as cells and nuclei are, and those are not summed to spots: for Visium HD give a store "
-            "with its bins, or the Space Ranger folder binned_outputs"
+            f"its shapes ({', '.join(shapes)}) are polygons, as cells or HD bins are: for Visium HD give the Space Ranger folder "
+            "binned_outputs"
         )
     return f"it has the shapes {sorted(sdata.shapes)} and the tables {sorted(sdata.tables)}"
 
@@ -230,10 +205,7 @@ def obs_columns(obs: Any, known: set[str]) -> dict[str, NDArray[Any]]:
 
 
 def _circles(circles: Any, name: str) -> tuple[NDArray[np.float64], float]:
-    """Centres (n, 2) and the median radius of circles; of squares, the bins of Visium HD, half of a side."""
-    if (circles.geometry.geom_type == "Polygon").all():
-        side = np.sqrt(circles.geometry.area.to_numpy())
-        circles = circles.set_geometry(circles.geometry.centroid).assign(radius=side / 2)
+    """Centres (n, 2) and the median radius of circles."""
     if not (circles.geometry.geom_type == "Point").all():
         raise SectionError(f"the shapes of {name} are not all circles, which are points with a radius")
     yx = swap_axes(np.stack([circles.geometry.x.to_numpy(), circles.geometry.y.to_numpy()], axis=1))
@@ -256,11 +228,11 @@ def _counts(rows: Any, name: str, predicted: bool) -> tuple[csr_matrix, Genes, l
     if counts is not None and predicted and counts.dtype.kind == "f":
         if np.isfinite(counts.data).all() and not (counts.data < 0).any():
             return tidy(counts), genes_of(rows.var), []
-    found = {"X": _of_genes(tidy(counts), rows.var, rows.var, name)} if counts is not None else {}
+    found = {"X": (tidy(counts), rows.var)} if counts is not None else {}
     if _LAYER in rows.layers:
-        found["layer"] = _of_genes(tidy(rows.layers[_LAYER]), rows.var, rows.var, name)
+        found["layer"] = (tidy(rows.layers[_LAYER]), rows.var)
     if rows.raw is not None and rows.raw.X is not None:
-        found["raw"] = _of_genes(tidy(rows.raw.X), rows.raw.var, rows.var, name)
+        found["raw"] = (tidy(rows.raw.X), rows.raw.var)
     faults = {place: fault_of_counts(matrix) for place, (matrix, _) in found.items()}
     chosen = next((place for place in ("layer", "X", "raw") if place in found and faults[place] is None), None)
     if chosen is None:
@@ -283,19 +255,6 @@ def _counts(rows: Any, name: str, predicted: bool) -> tuple[csr_matrix, Genes, l
     where = "the table's layer 'counts'" if chosen == "layer" else "the table's raw"
     same = "X" in found and faults["X"] is None and (found["X"][0] != taken).nnz == 0
     return taken, genes, [] if same else [f"counts are those of {where}; its X is something else"]
-
-
-def _of_genes(matrix: csr_matrix, var: Any, of_table: Any, name: str) -> tuple[csr_matrix, Any]:
-    """Return the columns that are genes: antibodies, guides and controls that were counted beside them are none."""
-    stated = var if _KINDS in var else of_table
-    if _KINDS not in stated:
-        return matrix, var
-    others = stated.index[(stated[_KINDS].astype(str) != GENE_EXPRESSION).to_numpy()]
-    keep = ~var.index.isin(others)
-    if not keep.any():
-        kinds = sorted(set(stated[_KINDS].astype(str)))
-        raise SectionError(f"the table of {name} holds no feature of the type {GENE_EXPRESSION!r}, only {kinds}")
-    return (matrix, var) if keep.all() else (matrix[:, np.flatnonzero(keep)], var[keep])
 
 
 def _layers_of_counts(rows: Any) -> str:

@@ -15,7 +15,7 @@ PLUGIN, DOCK = "napari-stmdit", "Visium tissue what-if"
 
 
 def get_reader(path: str | Sequence[str] | None = None) -> Reader | None:
-    """Return a reader for a SpatialData store, a Space Ranger folder, a Visium .h5ad or annotations, or None: napari asks it for every folder.
+    """Return a reader for a SpatialData store, a Space Ranger folder or annotations, or None: napari asks it for every folder.
 
     Decides from file names and one small JSON file; a store of another kind is left to other plugins. Without a path, as the
     command palette calls it, the dock is opened: a section is opened from there.
@@ -29,12 +29,10 @@ def get_reader(path: str | Sequence[str] | None = None) -> Reader | None:
         path = path[0]
     if path.lower().endswith(".geojson"):
         return read_annotations
-    from ..tissue.in_memory import is_visium_h5ad
     from ..tissue.spatialdata_store import is_spatialdata
 
     folder = Path(path)
-    ours = is_spatialdata(folder) or is_space_ranger(folder) or is_visium_h5ad(folder)
-    return read_section if ours else None
+    return read_section if is_spatialdata(folder) or is_space_ranger(folder) else None
 
 
 def is_space_ranger(folder: Path) -> bool:

@@ -18,7 +18,6 @@ from ..presenter import Presenter
 from .alignment import AlignmentLine
 from .common import Connections, Fold, Text, boxed, button, column, combo, connect_state, labelled, named, row
 
-FILES = "Slides and Visium .h5ad (*.jpg *.jpeg *.png *.tif *.tiff *.btf *.svs *.ndpi *.qptiff *.scn *.h5ad)"
 IMAGES = "Images (*.jpg *.jpeg *.png *.tif *.tiff *.btf *.svs *.ndpi *.qptiff *.scn)"
 
 
@@ -140,7 +139,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._stated_for = ""
         self.path = self._field("Section", "Space Ranger folder, .zarr or slide")
         self.path.setToolTip(
-            "A Space Ranger 'outs' folder (Visium or Visium HD), a SpatialData .zarr with Visium spots, a Visium .h5ad, or a plain H&E slide image"
+            "A Space Ranger 'outs' folder (Visium or Visium HD), a SpatialData .zarr with Visium spots, or a plain H&E slide image"
         )
         self.path.textChanged.connect(self._path_changed)
         self.fullres = self._field("Full-resolution image", "found in the folder")
@@ -368,7 +367,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._chosen(chosen)
 
     def _browse_slide(self) -> None:
-        chosen, _ = QFileDialog.getOpenFileName(self, "Choose a slide or a .h5ad", self._beside(), FILES)
+        chosen, _ = QFileDialog.getOpenFileName(self, "Choose a plain H&E slide", self._beside(), IMAGES)
         self._chosen(chosen)
 
     def _beside(self) -> str:
