@@ -178,8 +178,7 @@ class ExpressionSource:
     Attributes
     ----------
     kind
-        ``measured``; ``predicted``, by a model of somebody, from a table; or ``none``, as of a plain H&E slide and
-        of spots whose counts are not there.
+        ``measured``; ``predicted``, by a model of somebody, from a table; or ``none``, as of a plain H&E slide.
     file, sha256
         Name and hash of the table that it was predicted in.
     units
@@ -195,7 +194,9 @@ class ExpressionSource:
     def statement(self) -> str:
         """What a result must say of it; empty where the expression was measured."""
         if self.kind == "none":
-            return "no measured expression was used: the section has no counts, and expression is null everywhere"
+            return (
+                "no measured expression was used: the section is a plain H&E slide, and expression is null everywhere"
+            )
         if self.kind == "predicted":
             return f"no measured expression was used: it was predicted, in {self.file} (SHA-256 {self.sha256[:12]}...)"
         return ""
@@ -289,11 +290,6 @@ class Section:
             return self
         notes = tuple(note for note in self.notes if note != self.excluded.statement)
         return replace(self, spots=self.excluded.whole, notes=notes, excluded=None)
-
-    @property
-    def words_without_counts(self) -> str:
-        """What a sentence calls it where its expression is ``none``."""
-        return "a plain slide" if self.kind == "image" else "a section without counts"
 
     @property
     def mpp(self) -> float:

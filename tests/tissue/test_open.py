@@ -177,38 +177,13 @@ def test_an_image_of_another_size_is_refused(folder, tmp_path):
     [
         ("spatial/scalefactors_json.json", "scalefactors_json.json is missing"),
         ("spatial/tissue_positions.csv", "holds no positions"),
+        ("filtered_feature_bc_matrix.h5", "holds no counts"),
     ],
 )
 def test_a_missing_file_is_named(folder, name, message):
     (folder / name).unlink()
     with pytest.raises(SectionError, match=message):
         open_section(folder)
-
-
-def test_counts_under_another_name_are_not_taken_for_none(folder):
-    (folder / "filtered_feature_bc_matrix.h5").rename(folder / "counts.h5")
-    with pytest.raises(SectionError, match="holds no counts; expected filtered_feature_bc_matrix.h5"):
-        open_section(folder)
-
-
-def test_spots_without_counts_open_and_are_synthesized_from_morphology_alone(folder):
-    from standins import CropModel, card_for
-    from tiny import TINY_GENES
-
-    from napari_stmdit import Request, synthesize
-    from napari_stmdit.errors import RequestError
-
-    whole = open_section(folder)
-    (folder / "filtered_feature_bc_matrix.h5").unlink()
-    section = open_section(folder)
-    assert section.spots.ids.tolist() == whole.spots.ids.tolist() and section.spots.counts.shape == (30, 0)
-    assert section.calibration == whole.calibration and section.image.pixel_size == 1
-    model = CropModel(card_for(TINY_GENES))
-    result = synthesize(section, Request(steps=1), model)
-    assert len(result.done) == 30 and result.plan.request.expression == "null"
-    assert any("the section has no counts" in note for note in result.notes)
-    with pytest.raises(RequestError, match="a section without counts has no expression: use null, or add the counts"):
-        synthesize(section, Request(steps=1, expression="shuffled"), model)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from napari_stmdit.errors import SectionError
-from napari_stmdit.tissue.open import open_section, synthesis_fault
+from napari_stmdit.tissue.open import open_section
 
 SECTIONS = {
     # spots, genes, um/px, its source, (y, x) of the first spot, mean (y, x), total of the counts, image, its size and pixels
@@ -35,15 +35,11 @@ def test_a_real_section_opens_as_it_did(shared_data, name):
     assert section.image.pixel_size == pytest.approx(pixels, rel=1e-6)
 
 
-def test_positions_and_a_slide_without_counts_are_a_section_of_null_expression(shared_data):
-    section = open_section(shared_data / "visium_mouse_colon" / "d14_DSS_spaceranger1")
-    assert section.spots.counts.shape == (3630, 0) and section.expression.kind == "none"
-    assert section.calibration.source == "lattice" and section.calibration.mpp == pytest.approx(0.9668927, rel=1e-6)
-    np.testing.assert_allclose(section.spots.yx[0], (649.0, 1379.0), atol=0.01)
-    np.testing.assert_allclose(section.spots.yx.mean(axis=0), (3768.86, 3484.22), atol=0.01)
-    assert Path(section.image.source).name == "d14_DSS_HE.jpg" and section.image.shape == (8192, 7936)
-    assert section.image.pixel_size == 1 and synthesis_fault(section, 0.6877) is None
-    assert "the section has no counts" in section.notes[0]
+def test_positions_and_a_slide_without_counts_are_refused_in_one_sentence(shared_data):
+    with pytest.raises(
+        SectionError, match="d14_DSS_spaceranger1 holds no counts; expected filtered_feature_bc_matrix.h5"
+    ):
+        open_section(shared_data / "visium_mouse_colon" / "d14_DSS_spaceranger1")
 
 
 def test_a_real_predicted_table_lies_where_it_did(shared_data):

@@ -174,9 +174,7 @@ def _resolved(section: Section, request: Request, faults: list[tuple[str, str]])
     if section.expression.kind != "none":
         edits = tuple(signed(edit) if isinstance(edit, TableEdit) else edit for edit in request.edits)
         return request if edits == request.edits else request.model_copy(update={"edits": edits})
-    what = section.words_without_counts
-    way_out = "add the counts that Space Ranger wrote to its folder, or " if section.kind == "spaceranger" else ""
-    way_out += (
+    way_out = (
         "open the slide with a predicted table (--predicted-expression FILE.h5ad, predicted_expression=...), or a section whose expression was "
         "measured"
     )
@@ -185,11 +183,11 @@ def _resolved(section: Section, request: Request, faults: list[tuple[str, str]])
         faults.append(
             (
                 "expression",
-                f"{request.expression!r} was asked for, but {what} has no expression: use null, or {way_out}",
+                f"{request.expression!r} was asked for, but a plain slide has no expression: use null, or {way_out}",
             )
         )
     if any(edit.enabled for edit in request.edits):
-        faults.append(("edits", f"{what} has no expression to edit: disable or remove the edits, or {way_out}"))
+        faults.append(("edits", f"a plain slide has no expression to edit: disable or remove the edits, or {way_out}"))
     return request.model_copy(update={"expression": "null"})
 
 

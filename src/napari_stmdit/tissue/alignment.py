@@ -191,11 +191,7 @@ def _unknown(section: Section) -> str:
     if section.image is None:
         return "the section has no slide image"
     if section.expression.kind == "none" or not len(spots.genes):
-        return (
-            f"{section.words_without_counts} has none to compare"
-            if section.kind != "image"
-            else "a plain slide has no counts"
-        )
+        return "a plain slide has no counts" if section.kind == "image" else "the section has no counts"
     if len(spots) < MIN_SPOTS:
         return f"it has {len(spots)} spots, and at least {MIN_SPOTS} are needed"
     if not _logs(spots).any():

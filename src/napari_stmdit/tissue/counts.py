@@ -86,14 +86,6 @@ def find_counts(folder: Path) -> Path:
     )
 
 
-def is_without_counts(folder: Path) -> bool:
-    """Tell whether a folder holds nothing that may be counts, under whatever name: they are then missing, not overlooked."""
-    return not any(
-        "matrix" in entry.name.lower() or entry.name.lower().endswith((".h5", ".h5ad", ".mtx", ".mtx.gz", ".loom"))
-        for entry in folder.iterdir()
-    )
-
-
 def read_counts(source: Path) -> CountMatrix:
     """Read what `find_counts` found.
 

@@ -15,17 +15,8 @@ from numpy.typing import NDArray
 from ..errors import SectionError
 from ..files import BadFile, is_number, read_json
 from ..text import shorten
-from ..types import Calibration, ExpressionSource, Genes, Section, SlideImage, SpotTable
-from .counts import (
-    MAX_COUNTS,
-    CountMatrix,
-    fault_of_counts,
-    find_counts,
-    is_without_counts,
-    note_empty,
-    read_counts,
-    refuse_twice,
-)
+from ..types import Calibration, Section, SlideImage, SpotTable
+from .counts import MAX_COUNTS, CountMatrix, fault_of_counts, find_counts, note_empty, read_counts, refuse_twice
 from .geometry import VISIUM_PITCH_UM, Affine, calibrate, check_positions, scaling
 from .images import IMAGE_SUFFIXES, glance, image_size, open_image
 from .likeness import ALIKE_UNASKED, unlike
@@ -77,7 +68,7 @@ def open_spaceranger(path: Path, fullres: Path | None = None, mpp: float | None 
     Parameters
     ----------
     path
-        The folder that holds ``spatial`` and the counts. Without counts it is a section of spots whose expression is null.
+        The folder that holds ``spatial`` and the counts.
     fullres
         The image that Space Ranger was run on; by default it is looked for.
     mpp
@@ -90,12 +81,8 @@ def open_spaceranger(path: Path, fullres: Path | None = None, mpp: float | None 
     """
     scalefactors = read_scalefactors(path)
     positions = read_positions(path)
-    diameter, expression = spot_diameter(scalefactors, path), ExpressionSource()
-    if is_without_counts(path):
-        expression = ExpressionSource("none")
-        spots, notes = _without_counts(positions, diameter, path), [expression.statement]
-    else:
-        spots, notes = join(positions, read_counts(find_counts(path)), diameter)
+    matrix = read_counts(find_counts(path))
+    spots, notes = join(positions, matrix, spot_diameter(scalefactors, path))
     calibration = calibrate(scalefactors, positions.yx, positions.array_rc, mpp)
     refuse_libraries(spots.ids, {}, spots.array_rc, str(path))
     refuse_bins(spots, calibration.mpp, path)
@@ -113,7 +100,6 @@ def open_spaceranger(path: Path, fullres: Path | None = None, mpp: float | None 
         coordinate_systems=coordinate_systems(name, scalefactors),
         synthetic=synthetic,
         notes=(*synthetic_notes, *notes, *image_notes),
-        expression=expression,
     )
 
 
@@ -282,19 +268,6 @@ def join(
     if len(matrix.barcodes) > len(spots):
         notes.append(f"{len(matrix.barcodes) - len(spots)} barcodes of the counts are not on tissue and are left out")
     return spots, notes + note_empty(counts, noun)
-
-
-def _without_counts(positions: Positions, diameter: float, path: Path) -> SpotTable:
-    """Return the positions on tissue as spots without a gene."""
-    from scipy.sparse import csr_matrix
-
-    keep = np.flatnonzero(positions.in_tissue)
-    if keep.size == 0:
-        raise SectionError(f"none of the {len(positions.barcodes)} positions of {path} lies on tissue (in_tissue = 1)")
-    ids, yx = positions.barcodes[keep], positions.yx[keep]
-    check_positions(yx, ids, "of the spots on tissue", "(y, x)")
-    nothing: Any = csr_matrix((len(keep), 0), dtype=np.float32)
-    return SpotTable(ids, yx, diameter, nothing, Genes(np.array([], dtype=np.str_)), positions.array_rc[keep])
 
 
 def _first(values: NDArray[np.str_]) -> str:

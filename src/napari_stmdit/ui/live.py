@@ -192,9 +192,7 @@ def live_fault(request: Request, section: Section, card: CheckpointCard) -> str:
     if request.counterfactual == "off":
         return "new tissue is chosen; choose to edit this tissue"
     if section.expression.kind == "none":
-        return (
-            "it has no counts, so there is no expression to edit; open a section with measured or predicted expression"
-        )
+        return "a plain slide has no expression to edit; open a section with measured or predicted expression"
     any_edit = request.model_copy(update={"edits": (KnockOutEdit(genes=("any",)),)})
     return synthesis_fault(section, card.patch_mpp) or counterfactual_fault(any_edit, card) or ""
 

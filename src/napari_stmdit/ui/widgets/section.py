@@ -296,9 +296,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.rows["Spots"].show_text(f"{len(section.spots):,}")
         genes = f"{len(section.spots.genes):,}"
         words = {"measured": genes, "predicted": f"{genes}, predicted in {section.expression.file}"}
-        self.rows["Genes"].show_text(
-            words.get(section.expression.kind, f"none: {section.words_without_counts}, expression is null")
-        )
+        self.rows["Genes"].show_text(words.get(section.expression.kind, "none: a plain slide, expression is null"))
         self.rows["Scale"].show_text(
             section.calibration.detail, "warning" if section.calibration.mpp is None else "info"
         )
