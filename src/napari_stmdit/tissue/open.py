@@ -30,7 +30,7 @@ COARSEST_IMAGE = 1.5
 
 _EXPECTED = (
     "a Space Ranger folder (with 'spatial' and filtered_feature_bc_matrix.h5), a Visium HD folder (binned_outputs or one of its "
-    "square_* folders), a SpatialData .zarr, or a plain H&E image"
+    "square_* folders), a SpatialData .zarr, a .h5ad with its spots, or a plain H&E image"
 )
 
 
@@ -219,6 +219,11 @@ def _open(source: SectionSource) -> Section:
     path = _existing(source.path)
     with told_as_damage(path, "a tissue section"):
         if not path.is_dir():
+            if path.is_file() and path.suffix.lower() == ".h5ad":
+                from .h5ad import open_h5ad
+
+                _refuse_slide_options(path, source)
+                return _noting_spots_off_slide(open_h5ad(path, source.fullres, source.mpp, source.coordinate_system))
             if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
                 raise SectionError(_about_file(path))
             if source.fullres is not None:
@@ -355,7 +360,7 @@ def _about_file(path: Path) -> str:
         hint = "Loupe files cannot be read; give the 'outs' folder that it lies in"
     elif name.endswith((".zip", ".tar", ".tar.gz", ".tgz", ".gz")):
         hint = "unpack it first and give the folder"
-    elif name.endswith((".h5", ".h5ad")):
+    elif name.endswith(".h5"):
         hint = "a counts file alone has no slide; give the folder that it lies in"
     elif name.endswith((".mrxs", ".vms", ".czi", ".isyntax", ".bif")):
         hint = "this format of scanners is not read; export the slide as OME-TIFF or a pyramidal TIFF"

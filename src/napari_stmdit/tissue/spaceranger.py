@@ -15,8 +15,17 @@ from numpy.typing import NDArray
 from ..errors import SectionError
 from ..files import BadFile, is_number, read_json
 from ..text import shorten
-from ..types import Calibration, Section, SlideImage, SpotTable
-from .counts import MOST_COUNTS, CountMatrix, fault_of_counts, find_counts, note_empty, read_counts, refuse_twice
+from ..types import Calibration, ExpressionSource, Genes, Section, SlideImage, SpotTable
+from .counts import (
+    MOST_COUNTS,
+    CountMatrix,
+    fault_of_counts,
+    find_counts,
+    lacks_counts,
+    note_empty,
+    read_counts,
+    refuse_twice,
+)
 from .geometry import VISIUM_PITCH_UM, Affine, calibrate, check_positions, scaling
 from .images import IMAGE_SUFFIXES, glance, image_size, open_image
 from .likeness import ALIKE_UNASKED, unlike
@@ -68,7 +77,7 @@ def open_spaceranger(path: Path, fullres: Path | None = None, mpp: float | None 
     Parameters
     ----------
     path
-        The folder that holds ``spatial`` and the counts.
+        The folder that holds ``spatial`` and the counts. Without counts its expression is none, and every position on tissue a spot.
     fullres
         The image that Space Ranger was run on; by default it is looked for.
     mpp
@@ -81,8 +90,12 @@ def open_spaceranger(path: Path, fullres: Path | None = None, mpp: float | None 
     """
     scalefactors = read_scalefactors(path)
     positions = read_positions(path)
-    matrix = read_counts(find_counts(path))
-    spots, notes = join(positions, matrix, spot_diameter(scalefactors, path))
+    diameter = spot_diameter(scalefactors, path)
+    expression = ExpressionSource("none" if lacks_counts(path) else "measured")
+    if expression.kind == "none":
+        spots, notes = _without_counts(positions, diameter, path)
+    else:
+        spots, notes = join(positions, read_counts(find_counts(path)), diameter)
     calibration = calibrate(scalefactors, positions.yx, positions.array_rc, mpp)
     refuse_libraries(spots.ids, {}, spots.array_rc, str(path))
     refuse_bins(spots, calibration.mpp, path)
@@ -100,6 +113,7 @@ def open_spaceranger(path: Path, fullres: Path | None = None, mpp: float | None 
         coordinate_systems=coordinate_systems(name, scalefactors),
         synthetic=synthetic,
         notes=(*synthetic_notes, *notes, *image_notes),
+        expression=expression,
     )
 
 
@@ -268,6 +282,25 @@ def join(
     if len(matrix.barcodes) > len(spots):
         notes.append(f"{len(matrix.barcodes) - len(spots)} barcodes of the counts are not on tissue and are left out")
     return spots, notes + note_empty(counts, noun)
+
+
+def _without_counts(positions: Positions, diameter: float, path: Path) -> tuple[SpotTable, list[str]]:
+    """The positions on tissue as spots without a gene, and notes that say so."""
+    from scipy.sparse import csr_matrix
+
+    keep = positions.in_tissue
+    if not keep.any():
+        raise SectionError(f"none of the {len(keep)} positions of {path} lies on tissue (in_tissue = 1)")
+    ids, yx = positions.barcodes[keep], positions.yx[keep]
+    check_positions(yx, ids, "of the spots on tissue", "(y, x)")
+    nothing: Any = csr_matrix((len(ids), 0), dtype=np.float32)
+    genes = Genes(np.array([], dtype=np.str_))
+    notes = [
+        ExpressionSource("none").statement,
+        f"spots: the {len(ids)} positions on tissue; {path} holds no counts (filtered_feature_bc_matrix.h5, or the folder of that name), put them there to "
+        "use expression",
+    ]
+    return SpotTable(ids, yx, diameter, nothing, genes, positions.array_rc[keep]), notes
 
 
 def _first(values: NDArray[np.str_]) -> str:

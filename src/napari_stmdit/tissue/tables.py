@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import SectionError
 from ..types import Genes, SpotTable
-from .counts import fault_of_counts, note_empty, refuse_twice, tidy
+from .counts import EXPRESSION_FEATURE, fault_of_counts, note_empty, refuse_twice, tidy
 from .geometry import Affine, swap_axes
 from .one_section import refuse_libraries
 from .spaceranger import one_number, whole_numbers
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _SYMBOL_COLUMNS = ("gene_name", "gene_names", "gene_symbol", "gene_symbols", "symbol", "feature_name")
 _LAYER = "counts"
 """Of a table: where scanpy and squidpy keep counts that X no longer holds."""
+_KIND_COLUMNS = ("feature_types", "feature_type", "feature_biotype")
+_OTHER_KINDS = ("Antibody Capture", "CRISPR Guide Capture", "Multiplexing Capture", "Antigen Capture", "Custom")
+_SPIKE_IN = "spike-in"
 _ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "feature_id")
 
 
@@ -165,7 +168,7 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
     ids = rows.obs_names.to_numpy(dtype=np.str_)
     refuse_twice(ids, f"the table of {name}")
     yx, radius = _circles(shapes.iloc[at], name)
-    counts, genes, told = _counts(rows, name, predicted)
+    counts, genes, told = counts_of(rows, name, predicted)
     told += note_empty(counts)
     array_rc = None
     if {"array_row", "array_col"} <= set(rows.obs.columns):
@@ -217,17 +220,46 @@ def _circles(circles: Any, name: str) -> tuple[NDArray[np.float64], float]:
     return yx, radius
 
 
-def _counts(rows: Any, name: str, predicted: bool) -> tuple[csr_matrix, Genes, list[str]]:
-    """The counts of a table, their genes, and notes.
+def counts_of(rows: Any, name: str, predicted: bool = False) -> tuple[csr_matrix, Genes, list[str]]:
+    """Return the counts of a table, their genes, and notes.
 
-    The layer ``counts`` is what its name says, whatever X holds; without one X is taken, and where X is no counts, ``raw``.
+    The layer ``counts`` is what its name says, whatever X holds; without one X is taken, and where X is no counts, ``raw``. Antibodies and
+    guides that are counted in the same table are left out.
     """
+    counts, var, notes = _counts(rows, name, predicted)
+    keep = _are_genes(var, name)
+    if not keep.all():
+        counts, var = counts[:, np.flatnonzero(keep)], var[keep]
+        notes.append(f"{int((~keep).sum())} features of the table are no genes (antibodies, guides, spike-ins) and are left out")
+    return counts, genes_of(var), notes
+
+
+def _are_genes(var: Any, name: str) -> NDArray[np.bool_]:
+    """Which rows of ``var`` are genes: all, where no column says what they are.
+
+    Cell Ranger names kinds of features; CELLxGENE has biotypes of genes in a column of nearly that name, and spike-ins.
+    """
+    keep = np.ones(len(var), dtype=bool)
+    for column in _KIND_COLUMNS:
+        if column not in var.columns:
+            continue
+        kinds = var[column].astype(str).to_numpy(dtype=np.str_)
+        if np.isin(kinds, _OTHER_KINDS).any() or (kinds == EXPRESSION_FEATURE).any():
+            keep &= kinds == EXPRESSION_FEATURE
+        keep &= kinds != _SPIKE_IN
+    if len(keep) and not keep.any():
+        raise SectionError(f"the table of {name} holds no gene: its features are antibodies, guides or others; expected some of the type {EXPRESSION_FEATURE!r}")
+    return keep
+
+
+def _counts(rows: Any, name: str, predicted: bool) -> tuple[csr_matrix, Any, list[str]]:
+    """The counts of a table, the ``var`` of their columns, and notes."""
     from scipy.sparse import csr_matrix
 
     counts = None if rows.X is None else csr_matrix(rows.X)
     if counts is not None and predicted and counts.dtype.kind == "f":
         if np.isfinite(counts.data).all() and not (counts.data < 0).any():
-            return tidy(counts), genes_of(rows.var), []
+            return tidy(counts), rows.var, []
     found = {"X": (tidy(counts), rows.var)} if counts is not None else {}
     if _LAYER in rows.layers:
         found["layer"] = (tidy(rows.layers[_LAYER]), rows.var)
@@ -240,21 +272,21 @@ def _counts(rows: Any, name: str, predicted: bool) -> tuple[csr_matrix, Genes, l
             f"the table of {name} does not hold counts: its X has {faults.get('X', 'nothing')}. Normalised expression cannot be used: put the raw "
             f"counts into X or into the layer 'counts'{_layers_of_counts(rows)}"
         )
-    taken, genes = found[chosen][0], genes_of(found[chosen][1])
+    taken, var = found[chosen]
     if chosen == "X":
         notes = [f"the table's layer 'counts' holds {faults['layer']}; X is taken"] if "layer" in found else []
         if (
             "raw" in found
             and faults["raw"] is None
-            and not _agree(taken, genes, found["raw"][0], genes_of(found["raw"][1]))
+            and not _agree(taken, genes_of(var), found["raw"][0], genes_of(found["raw"][1]))
         ):
             raise SectionError(
                 f"the table of {name} holds two matrices of whole numbers that contradict each other, X and raw; put the counts into the layer 'counts'"
             )
-        return taken, genes, notes
+        return taken, var, notes
     where = "the table's layer 'counts'" if chosen == "layer" else "the table's raw"
     same = "X" in found and faults["X"] is None and (found["X"][0] != taken).nnz == 0
-    return taken, genes, [] if same else [f"counts are those of {where}; its X is something else"]
+    return taken, var, [] if same else [f"counts are those of {where}; its X is something else"]
 
 
 def _layers_of_counts(rows: Any) -> str:

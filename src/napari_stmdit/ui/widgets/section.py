@@ -137,7 +137,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._stated_for = ""
         self.path = self._field("Section", "Space Ranger folder, .zarr or slide")
         self.path.setToolTip(
-            "A Space Ranger 'outs' folder (Visium or Visium HD), a SpatialData .zarr with Visium spots, or a plain H&E slide image"
+            "A Space Ranger 'outs' folder (Visium or Visium HD), a SpatialData .zarr with Visium spots, a .h5ad, or a plain H&E slide image"
         )
         self.path.textChanged.connect(self._path_changed)
         self.fullres = self._field("Full-resolution image", "found in the folder")
@@ -276,7 +276,8 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.rows["Spots"].show_text(f"{len(section.spots):,}")
         genes = f"{len(section.spots.genes):,}"
         words = {"measured": genes, "predicted": f"{genes}, predicted in {section.expression.file}"}
-        self.rows["Genes"].show_text(words.get(section.expression.kind, "none: a plain slide, expression is null"))
+        without = "a plain slide" if section.kind == "image" else "it has no counts"
+        self.rows["Genes"].show_text(words.get(section.expression.kind, f"none: {without}, expression is null"))
         self.rows["Scale"].show_text(
             section.calibration.detail, "warning" if section.calibration.mpp is None else "info"
         )
