@@ -187,13 +187,16 @@ def test_a_missing_file_is_named(folder, name, message):
 
 def test_positions_and_slide_without_counts_open_and_say_so(folder):
     """What Space Ranger and GEO leave where counts lie elsewhere: morphology alone decides, and everybody is told."""
+    from standins import card_for
+
     from napari_stmdit import Request
     from napari_stmdit.errors import RequestError
     from napari_stmdit.synthesis.plan import plan
-    from standins import card_for
 
     counts = (folder / "filtered_feature_bc_matrix.h5").rename(folder / "other_matrix.h5")
-    with pytest.raises(SectionError, match="holds no counts"):  # something like counts is there: it may be what was meant
+    with pytest.raises(
+        SectionError, match="holds no counts"
+    ):  # something like counts is there: it may be what was meant
         open_section(folder)
     counts.unlink()
     positions = folder / "spatial" / "tissue_positions.csv"

@@ -172,7 +172,10 @@ def _resolved(section: Section, request: Request, faults: list[tuple[str, str]])
     if section.expression.kind != "none":
         edits = tuple(signed(edit) if isinstance(edit, TableEdit) else edit for edit in request.edits)
         return request if edits == request.edits else request.model_copy(update={"edits": edits})
-    what, way_out = "this section", "put its counts beside its positions and open it again, or open a section that has some"
+    what, way_out = (
+        "this section",
+        "put its counts beside its positions and open it again, or open a section that has some",
+    )
     if section.kind == "image":
         what = "a plain slide"
         way_out = (

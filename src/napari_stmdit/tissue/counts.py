@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 EXPRESSION_FEATURE = "Gene Expression"
 """Kind of a feature that is a gene, by Cell Ranger; antibodies and guides have others."""
 _LONGEST_LINE = 100_000
-_LIKE_COUNTS = re.compile(r"feature_bc_matrix|feature_cell_matrix|gene_bc_matri|matrix\.(mtx|h5)|\.h5ad$|molecule_info", re.IGNORECASE)
+_LIKE_COUNTS = re.compile(
+    r"feature_bc_matrix|feature_cell_matrix|gene_bc_matri|matrix\.(mtx|h5)|\.h5ad$|molecule_info", re.IGNORECASE
+)
 MOST_COUNTS = 2**31 - 1
 """No spot has more counts of a gene, and files of Cell Ranger can hold no more."""
 # what HDF5, gzip and Matrix Market readers raise on damaged files
@@ -273,7 +275,9 @@ def _assemble(
         )
     keep = kinds == EXPRESSION_FEATURE
     if not keep.any():
-        raise SectionError(f"{source} holds no feature of the type {EXPRESSION_FEATURE!r}, only {sorted(set(kinds.tolist()))}")
+        raise SectionError(
+            f"{source} holds no feature of the type {EXPRESSION_FEATURE!r}, only {sorted(set(kinds.tolist()))}"
+        )
     if not keep.all():
         counts = counts[:, np.flatnonzero(keep)]
     return CountMatrix(labels, tidy(counts), Genes(names[keep], ids[keep]), source)

@@ -98,11 +98,15 @@ def _on_its_slide(adata: Any, file: Path, mpp: float | None, whose: str, source:
     meant = f"obsm['spatial'] of {whose} must be (x, y) in pixels of {file.name}"
     off = int(((yx < 0) | (yx > image.shape)).any(axis=1).sum())
     if off:
-        raise SectionError(f"{off} of {len(yx)} spots lie off {file.name} ({image.shape[0]} x {image.shape[1]} pixels): {meant}")
+        raise SectionError(
+            f"{off} of {len(yx)} spots lie off {file.name} ({image.shape[0]} x {image.shape[1]} pixels): {meant}"
+        )
     radius = _SPOT_UM / 2 / scale
     on_tissue = find_tissue(image, scale).fraction(yx, radius) >= _ON_TISSUE
     if on_tissue.sum() < _ON_TISSUE * len(yx):
-        raise SectionError(f"{int((~on_tissue).sum())} of {len(yx)} spots lie off the tissue that was found in {file.name}: {meant}")
+        raise SectionError(
+            f"{int((~on_tissue).sum())} of {len(yx)} spots lie off the tissue that was found in {file.name}: {meant}"
+        )
     none = rows.n_vars == 0
     counts, genes, told = counts_of(rows, "spots")
     obs = obs_columns(rows.obs, {"in_tissue", "array_row", "array_col"})
@@ -151,7 +155,9 @@ def _from_anndata(adata: Any, whose: str) -> tuple[str, Any, list[str]]:
     factors = {str(key): one_number(value) for key, value in content.get("scalefactors", {}).items()}
     spot_diameter(factors, whose)
     given = content.get("images")
-    images, notes = _images({k: v for k, v in given.items() if k != FULLRES} if isinstance(given, Mapping) else {}, factors)
+    images, notes = _images(
+        {k: v for k, v in given.items() if k != FULLRES} if isinstance(given, Mapping) else {}, factors
+    )
     with quiet(), told_as_damage(whose, "a section"):
         legacy = adata.copy()
         legacy.uns["spatial"] = {library: {"scalefactors": factors, "images": images}}
@@ -174,7 +180,9 @@ def _library(adata: Any, whose: str) -> tuple[str, Mapping[str, Any]]:
     libraries = adata.uns.get("spatial")
     if isinstance(libraries, Mapping):
         if "is_single" in libraries and not bool(libraries["is_single"]):
-            raise SectionError(f"{whose} holds several sections, by its uns['spatial']['is_single']; keep the rows and the entry of one")
+            raise SectionError(
+                f"{whose} holds several sections, by its uns['spatial']['is_single']; keep the rows and the entry of one"
+            )
         libraries = {name: entry for name, entry in libraries.items() if name not in _NO_LIBRARY}
     if not isinstance(libraries, Mapping) or not libraries:
         raise SectionError(

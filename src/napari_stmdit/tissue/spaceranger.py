@@ -545,6 +545,8 @@ def synthetic_marker(path: Path) -> tuple[bool, list[str]]:
 
 DISC_UM = 55.0
 """Diameter of a pseudo-spot: that of a Visium spot."""
+MIN_CELLS = 3
+"""Cells in a pseudo-spot that is made of cells: fewer say little of a patch."""
 _PREFERRED = ("square_008um", "square_016um", "square_002um")
 _SQUARE = re.compile(r"^square_(\d+)um$")
 _LEAST_COVERED = 0.5
@@ -620,11 +622,13 @@ def _bin_size(folder: Path, stated: object) -> float:
     return float(match.group(1))
 
 
-def aggregate(bins: SpotTable, calibration: Calibration, bin_um: float) -> tuple[SpotTable, list[str]]:
-    """Sum bins into discs of 55 um on a hexagonal grid of 100 um.
+def aggregate(
+    bins: SpotTable, calibration: Calibration, bin_um: float | None, areas: NDArray[np.float64] | None = None
+) -> tuple[SpotTable, list[str]]:
+    """Sum bins, or cells, into discs of 55 um on a hexagonal grid of 100 um.
 
     One bin of 2 to 16 um cannot stand for a patch of 128 to 176 um. A disc counts where bins on tissue cover half of it; in a
-    table of so few bins that no disc is, wherever a bin lies.
+    table of so few bins that no disc is, wherever a bin lies. Of cells, whose outlines leave gaps, three must have their centre in a disc.
 
     Parameters
     ----------
@@ -633,7 +637,9 @@ def aggregate(bins: SpotTable, calibration: Calibration, bin_um: float) -> tuple
     calibration
         Its ``mpp`` must be known.
     bin_um
-        Side of a bin.
+        Side of a bin; None for cells.
+    areas
+        (n,) of cells in square microns.
 
     Returns
     -------
@@ -652,7 +658,7 @@ def aggregate(bins: SpotTable, calibration: Calibration, bin_um: float) -> tuple
     discs, disc_of = np.unique(rc[inside], axis=0, return_inverse=True)
     disc_of = disc_of.ravel()
     members = np.bincount(disc_of, minlength=len(discs))
-    covered = members * bin_um**2 >= _LEAST_COVERED * math.pi * (DISC_UM / 2) ** 2
+    covered = members >= (MIN_CELLS if bin_um is None else _LEAST_COVERED * _full_disc(bin_um))
     keep = np.flatnonzero(covered if covered.any() else members > 0)
     kind = bins.counts.dtype
     if (
@@ -673,11 +679,18 @@ def aggregate(bins: SpotTable, calibration: Calibration, bin_um: float) -> tuple
         counts=csr_matrix(belongs[keep] @ bins.counts),
         genes=bins.genes,
         array_rc=discs,
-        obs={"bins": members[keep]},
+        obs={"cells" if bin_um is None else "bins": members[keep]},
     )
     fault = fault_of_counts(spots.counts)
     if fault is not None:
         raise SectionError(f"bins cannot be summed to spots: a sum is {fault}, more than any spot has")
+    if bin_um is None:
+        size = "" if areas is None else f" of {np.median(areas):.3g} um2 (median)"
+        note = f"{len(bins)} cells{size} were summed into {len(spots)} pseudo-spots: discs of {DISC_UM:g} um on a hexagonal grid of {VISIUM_PITCH_UM:g} um"
+        few = (
+            f"; a disc with fewer than {MIN_CELLS} is left out" if covered.any() else f". No disc has {MIN_CELLS} cells"
+        )
+        return spots, [f"{note}; {np.median(members[keep]):g} cells in each (median){few}"]
     note = (
         f"{len(bins)} bins of {bin_um:g} um were summed into {len(spots)} pseudo-spots: discs of {DISC_UM:g} um on a hexagonal grid "
         f"of {VISIUM_PITCH_UM:g} um; {np.median(members[keep]):g} bins in each (median)"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ _LAYER = "counts"
 _KIND_COLUMNS = ("feature_types", "feature_type", "feature_biotype")
 _OTHER_KINDS = ("Antibody Capture", "CRISPR Guide Capture", "Multiplexing Capture", "Antigen Capture", "Custom")
 _SPIKE_IN = "spike-in"
+_BIN_NAME = re.compile(r"^s_0*(\d+)um_\d+_\d+")
+_SQUARE_TABLE = re.compile(r"square_0*(\d+)um")
+_PREFERRED_BINS = (8.0, 16.0, 2.0)
 _ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "feature_id")
 
 
@@ -51,6 +55,10 @@ class SpotRows:
         What was left out.
     obs
         Further columns, each (n,): numbers as float, everything else as text.
+    bin_um
+        Side of a bin of Visium HD; None where they are none.
+    areas
+        (n,) of cells and nuclei, in square units of their polygons; None where they are none.
     """
 
     table_name: str
@@ -64,6 +72,13 @@ class SpotRows:
     scalefactors: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     obs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    bin_um: float | None = None
+    areas: NDArray[np.float64] | None = None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether they are bins of Visium HD or cells, to be summed to spots."""
+        return self.bin_um is not None or self.areas is not None
 
     def table(self, yx: NDArray[np.float64], scale: float) -> SpotTable:
         """Return them at other positions, their circles scaled."""
@@ -100,15 +115,19 @@ def spot_rows(
     SectionError
         Where there are none, or several.
     """
-    pairs = annotated_circles(sdata)
+    pairs, passed = annotated_circles(sdata), []
+    if chosen is not None or not pairs or all(_bin_of(sdata, pair) is not None for pair in pairs):
+        pairs = annotated_circles(sdata) + annotated_polygons(sdata)
     if chosen is not None:
         pairs = [pair for pair in pairs if chosen == pair[0 if kind == "tables" else 1]]
         if not pairs:
             raise SectionError(f"{kind}/{chosen} of the store is no set of Visium spots that a table annotates")
     if not pairs:
         raise SectionError(
-            f"the store holds no circles that a table annotates, which is how Visium spots look; {_polygons(sdata)}"
+            f"the store holds no circles that a table annotates, which is how Visium spots look, nor polygons, as bins and cells; {_what_it_has(sdata)}"
         )
+    if chosen is None:
+        pairs, passed = _preferred(sdata, pairs)
     if len(pairs) > 1:
         listed = ", ".join(f"shapes/{shapes} (tables/{table})" for table, shapes in pairs)
         place = Path(str(sdata.path or "STORE.zarr")).name
@@ -118,26 +137,60 @@ def spot_rows(
         )
     table, shapes = pairs[0]
     element = sdata.shapes[shapes]
-    return _read(sdata.tables[table], element, table, shapes, predicted), affines_of(element)
+    rows = _read(sdata.tables[table], element, table, shapes, predicted)
+    rows = replace(rows, bin_um=_bin_of(sdata, pairs[0]))
+    if passed:
+        rows = replace(rows, notes=(f"{shapes} is used, not {', '.join(name for _, name in passed)}", *rows.notes))
+    if rows.bin_um is not None:
+        rows = replace(rows, areas=None)
+    return rows, affines_of(element)
+
+
+def annotated_polygons(sdata: Any) -> list[tuple[str, str]]:
+    """Return the names of each table of a store with those of the polygons that it annotates: HD bins as squares, cells, nuclei."""
+    return [(table, name) for table, name in _annotated(sdata) if "radius" not in sdata.shapes[name].columns]
+
+
+def _bin_of(sdata: Any, pair: tuple[str, str]) -> float | None:
+    """Side of the bins of a table and its shapes in microns, by their barcodes or else the table's name; None where they are no bins."""
+    table = sdata.tables[pair[0]]
+    some = [_BIN_NAME.match(name) for name in table.obs_names[:10].tolist()]
+    if some and all(some):
+        return float(some[0][1])  # type: ignore[index] # all matched
+    square = "radius" not in sdata.shapes[pair[1]].columns and _SQUARE_TABLE.search(pair[0])
+    return float(square[1]) if square else None
+
+
+def _preferred(sdata: Any, pairs: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Of sets of bins and cells those of 8 um, else 16, else 2, else other bins, else cells, else nuclei; and the others."""
+
+    def rank(pair: tuple[str, str]) -> int:
+        bin_um = _bin_of(sdata, pair)
+        if bin_um is not None:
+            return _PREFERRED_BINS.index(bin_um) if bin_um in _PREFERRED_BINS else len(_PREFERRED_BINS)
+        return 10 + ("nucle" in pair[1].lower())
+
+    if not all(_bin_of(sdata, pair) is not None or pair in annotated_polygons(sdata) for pair in pairs):
+        return pairs, []
+    best = min(map(rank, pairs))
+    return [p for p in pairs if rank(p) == best], [p for p in pairs if rank(p) != best]
 
 
 def annotated_circles(sdata: Any) -> list[tuple[str, str]]:
     """Return the names of each table of a store with those of the circles that it annotates."""
+    return [(table, name) for table, name in _annotated(sdata) if "radius" in sdata.shapes[name].columns]
+
+
+def _annotated(sdata: Any) -> list[tuple[str, str]]:
     pairs = []
     for name, table in sdata.tables.items():
         region = (table.uns.get("spatialdata_attrs") or {}).get("region")
         regions = [region] if isinstance(region, str) else list(region if region is not None else [])
-        pairs += [(str(name), str(r)) for r in regions if r in sdata.shapes and "radius" in sdata.shapes[r].columns]
+        pairs += [(str(name), str(r)) for r in regions if r in sdata.shapes]
     return pairs
 
 
-def _polygons(sdata: Any) -> str:
-    shapes = sorted(n for n in sdata.shapes if "radius" not in sdata.shapes[n].columns)
-    if shapes:
-        return (
-            f"its shapes ({', '.join(shapes)}) are polygons, as cells or HD bins are: for Visium HD give the Space Ranger folder "
-            "binned_outputs"
-        )
+def _what_it_has(sdata: Any) -> str:
     return f"it has the shapes {sorted(sdata.shapes)} and the tables {sorted(sdata.tables)}"
 
 
@@ -167,7 +220,12 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
         raise SectionError(f"the table of {name} has no spot on tissue: {'; '.join(notes) or 'it has no row'}")
     ids = rows.obs_names.to_numpy(dtype=np.str_)
     refuse_twice(ids, f"the table of {name}")
-    yx, radius = _circles(shapes.iloc[at], name)
+    areas = None
+    if "radius" in shapes.columns:
+        yx, radius = _circles(shapes.iloc[at], name)
+    else:
+        yx, areas = _polygons(shapes.iloc[at], name)
+        radius = float(np.sqrt(np.median(areas) / np.pi))
     counts, genes, told = counts_of(rows, name, predicted)
     told += note_empty(counts)
     array_rc = None
@@ -188,6 +246,7 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
         _scalefactors(rows.uns),
         (*notes, *told),
         obs,
+        areas=areas,
     )
 
 
@@ -220,6 +279,17 @@ def _circles(circles: Any, name: str) -> tuple[NDArray[np.float64], float]:
     return yx, radius
 
 
+def _polygons(shapes: Any, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Centres (n, 2) and areas (n,) of polygons."""
+    if not shapes.geometry.geom_type.isin(("Polygon", "MultiPolygon")).all():
+        raise SectionError(f"the shapes of {name} are not all polygons, nor circles with a radius")
+    centres, areas = shapes.geometry.centroid, shapes.geometry.area.to_numpy(dtype=np.float64)
+    yx = np.stack([centres.y.to_numpy(), centres.x.to_numpy()], axis=1)
+    if not np.isfinite(yx).all() or not (np.isfinite(areas) & (areas > 0)).all():
+        raise SectionError(f"a polygon of {name} is empty, or has a corner that is no finite number")
+    return yx, areas
+
+
 def counts_of(rows: Any, name: str, predicted: bool = False) -> tuple[csr_matrix, Genes, list[str]]:
     """Return the counts of a table, their genes, and notes.
 
@@ -230,7 +300,9 @@ def counts_of(rows: Any, name: str, predicted: bool = False) -> tuple[csr_matrix
     keep = _are_genes(var, name)
     if not keep.all():
         counts, var = counts[:, np.flatnonzero(keep)], var[keep]
-        notes.append(f"{int((~keep).sum())} features of the table are no genes (antibodies, guides, spike-ins) and are left out")
+        notes.append(
+            f"{int((~keep).sum())} features of the table are no genes (antibodies, guides, spike-ins) and are left out"
+        )
     return counts, genes_of(var), notes
 
 
@@ -248,7 +320,9 @@ def _are_genes(var: Any, name: str) -> NDArray[np.bool_]:
             keep &= kinds == EXPRESSION_FEATURE
         keep &= kinds != _SPIKE_IN
     if len(keep) and not keep.any():
-        raise SectionError(f"the table of {name} holds no gene: its features are antibodies, guides or others; expected some of the type {EXPRESSION_FEATURE!r}")
+        raise SectionError(
+            f"the table of {name} holds no gene: its features are antibodies, guides or others; expected some of the type {EXPRESSION_FEATURE!r}"
+        )
     return keep
 
 
