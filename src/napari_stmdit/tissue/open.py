@@ -15,6 +15,7 @@ from ..files import BadFile, is_number, user_path
 from ..intent import Intent
 from ..text import shorten
 from ..types import PredictedUnits, Section
+from .flat_files import flat_samples, is_flat_sample, open_flat
 from .geometry import is_plausible_mpp, mpp_fault
 from .images import IMAGE_SUFFIXES, resolve_fullres
 from .slide import PITCH_WITHIN, open_slide
@@ -218,7 +219,7 @@ def open_section(
 def _open(source: SectionSource) -> Section:
     path = _existing(source.path)
     with told_as_damage(path, "a tissue section"):
-        if not path.is_dir():
+        if not path.is_dir() and not is_flat_sample(path):
             if path.is_file() and path.suffix.lower() == ".h5ad":
                 from .h5ad import open_h5ad
 
@@ -240,7 +241,7 @@ def _existing(path: object) -> Path:
         found = user_path(path)  # type: ignore[arg-type] # whatever was given; it refuses what is no path
     except BadFile as error:
         raise SectionError(f"the section cannot be opened: {error}. Expected {_EXPECTED}") from error
-    if not found.exists():
+    if not found.exists() and not is_flat_sample(found):
         raise SectionError(f"there is no file or folder {found}; expected {_EXPECTED}")
     return found
 
@@ -276,7 +277,7 @@ def _read(path: Path, source: SectionSource) -> Section:
         from .spatialdata_store import open_spatialdata
 
         return open_spatialdata(path, source.fullres, source.mpp, source.coordinate_system)
-    given = None if source.fullres is None else resolve_fullres(source.fullres, path)
+    given = None if source.fullres is None else resolve_fullres(source.fullres, path if path.is_dir() else path.parent)
     if not (path / "spatial").is_dir() and any(
         (path / "outs" / inner).is_dir() for inner in ("spatial", "binned_outputs")
     ):
@@ -285,6 +286,8 @@ def _read(path: Path, source: SectionSource) -> Section:
         return open_visium_hd(path, given, source.mpp)
     if (path / "spatial").is_dir():
         return open_spaceranger(path, given, source.mpp)
+    if is_flat_sample(path) or flat_samples(path):
+        return open_flat(path, given, source.mpp)
     raise SectionError(f"{path} is no tissue section that can be read; expected {_EXPECTED}")
 
 

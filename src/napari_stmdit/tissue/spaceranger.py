@@ -71,7 +71,9 @@ class Positions:
     in_tissue: NDArray[np.bool_]
 
 
-def open_spaceranger(path: Path, fullres: Path | None = None, mpp: float | None = None) -> Section:
+def open_spaceranger(
+    path: Path, fullres: Path | None = None, mpp: float | None = None, beside: Path | None = None
+) -> Section:
     """Open a Space Ranger folder.
 
     Parameters
@@ -82,6 +84,8 @@ def open_spaceranger(path: Path, fullres: Path | None = None, mpp: float | None 
         The image that Space Ranger was run on; by default it is looked for.
     mpp
         Microns per full-resolution pixel; by default found by the rules of `geometry.calibrate`.
+    beside
+        Another folder where the full-resolution image may lie.
 
     Raises
     ------
@@ -101,6 +105,7 @@ def open_spaceranger(path: Path, fullres: Path | None = None, mpp: float | None 
     refuse_bins(spots, calibration.mpp, path)
     name = section_name(path)
     places = [path, path.parent] if path.name.startswith("outs") else [path]
+    places += [] if beside is None else [beside]
     image, image_notes = choose_image(path, scalefactors, spots.yx, fullres, places, calibration)
     synthetic, synthetic_notes = synthetic_marker(path)
     return Section(
