@@ -180,7 +180,7 @@ def section_of(
     inverse = np.linalg.inv(frame.to_spots)
     spots = rows.table(apply(inverse, rows.yx), mean_scale(inverse))
     calibration = _calibration(own, rows, spots.yx, mean_scale(frame.to_spots), mpp)
-    told = []
+    told: list[str] = []
     if rows.is_small:
         areas = None if rows.areas is None else rows.areas * (mean_scale(inverse) * (calibration.mpp or 0)) ** 2
         spots, told = aggregate(spots, calibration, rows.bin_um, areas)

@@ -115,7 +115,8 @@ def spot_rows(
     SectionError
         Where there are none, or several.
     """
-    pairs, passed = annotated_circles(sdata), []
+    pairs = annotated_circles(sdata)
+    passed: list[tuple[str, str]] = []
     if chosen is not None or not pairs or all(_bin_of(sdata, pair) is not None for pair in pairs):
         pairs = annotated_circles(sdata) + annotated_polygons(sdata)
     if chosen is not None:

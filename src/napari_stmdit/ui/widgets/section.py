@@ -148,6 +148,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         browse.setFixedWidth(44)
         menu = QMenu(browse)
         menu.addAction("Section folder or .zarr…", self._browse_path)
+        menu.addAction("Section in one .h5ad…", self._browse_table)
         menu.addAction("Plain H&E slide…", self._browse_slide)
         browse.setMenu(menu)
         tip = "Choose the full-resolution image"
@@ -343,6 +344,13 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def _browse_path(self) -> None:
         chosen = QFileDialog.getExistingDirectory(self, "Choose a Space Ranger folder or a .zarr", self.path.text())
+        if chosen:
+            self.path.setText(chosen)
+
+    def _browse_table(self) -> None:
+        chosen, _ = QFileDialog.getOpenFileName(
+            self, "Choose a .h5ad with its spots", self.path.text(), "AnnData (*.h5ad)"
+        )
         if chosen:
             self.path.setText(chosen)
 
