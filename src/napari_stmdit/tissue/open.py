@@ -20,6 +20,7 @@ from .geometry import is_plausible_mpp, mpp_fault
 from .images import IMAGE_SUFFIXES, resolve_fullres
 from .slide import PITCH_WITHIN, open_slide
 from .spaceranger import open_spaceranger, open_visium_hd
+from .spaceranger4 import CELLS, holds_cells, open_cells, with_version_and_clusters
 from .zarr_codecs import told_as_damage
 
 if TYPE_CHECKING:
@@ -279,13 +280,16 @@ def _read(path: Path, source: SectionSource) -> Section:
         return open_spatialdata(path, source.fullres, source.mpp, source.coordinate_system)
     given = None if source.fullres is None else resolve_fullres(source.fullres, path if path.is_dir() else path.parent)
     if not (path / "spatial").is_dir() and any(
-        (path / "outs" / inner).is_dir() for inner in ("spatial", "binned_outputs")
+        (path / "outs" / inner).is_dir() for inner in ("spatial", "binned_outputs", CELLS)
     ):
         path = path / "outs"
     if _is_visium_hd(path):
-        return open_visium_hd(path, given, source.mpp)
+        section = open_visium_hd(path, given, source.mpp)
+        return with_version_and_clusters(section, section.path or path, is_hd=True)
+    if holds_cells(path):
+        return open_cells(path, given, source.mpp)
     if (path / "spatial").is_dir():
-        return open_spaceranger(path, given, source.mpp)
+        return with_version_and_clusters(open_spaceranger(path, given, source.mpp), path, is_hd=False)
     if is_flat_sample(path) or flat_samples(path):
         return open_flat(path, given, source.mpp)
     raise SectionError(f"{path} is no tissue section that can be read; expected {_EXPECTED}")
