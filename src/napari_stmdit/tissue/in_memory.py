@@ -105,7 +105,8 @@ def _on_its_slide(adata: Any, file: Path, mpp: float | None, whose: str, source:
     on_tissue = find_tissue(image, scale).fraction(yx, radius) >= _ON_TISSUE
     if on_tissue.sum() < _ON_TISSUE * len(yx):
         raise SectionError(
-            f"{int((~on_tissue).sum())} of {len(yx)} spots lie off the tissue that was found in {file.name}: {meant}"
+            f"{int((~on_tissue).sum())} of {len(yx)} spots lie off the tissue that was found in {file.name}: {meant}. If they are, "
+            "write its scalefactors into uns['spatial'], and no tissue is looked for"
         )
     none = rows.n_vars == 0
     counts, genes, told = counts_of(rows, "spots")
