@@ -62,9 +62,9 @@ def bins(um, circles=False):
 
 def cells():
     rng = np.random.default_rng(0)
-    yx = rng.uniform(0, SIDE * 8 / MPP, (1500, 2))
-    counts = csr_matrix(rng.integers(0, 3, (1500, 6)).astype(np.float32))
-    ids = [f"cellid_{i:09d}-1" for i in range(1500)]
+    yx = rng.uniform(0, SIDE * 8 / MPP, (400, 2))
+    counts = csr_matrix(rng.integers(0, 3, (400, 6)).astype(np.float32))
+    ids = [f"cellid_{i:09d}-1" for i in range(400)]
     name = "HD_cell_segmentations"
     return yx, counts, {name: element(name, yx, 20, ids)}, {"cell_segmentations": table(name, ids, counts, ids)}
 
@@ -118,7 +118,7 @@ def test_a_set_is_chosen_by_its_path_and_cells_ask_for_a_scale(tmp_path):
     expected, members = summed(section, *single[:2])
     np.testing.assert_array_equal(section.spots.counts.toarray(), expected)
     assert section.spots.obs["cells"].tolist() == members and min(members) >= 3
-    assert any("1500 cells of 100 um2 (median) were summed" in note for note in section.notes)
+    assert any("400 cells of 100 um2 (median) were summed" in note for note in section.notes)
 
 
 def test_a_store_of_cells_alone_opens_and_its_result_is_saved(tmp_path):
