@@ -80,7 +80,7 @@ class SpotTable:
     diameter
         Diameter in full-resolution pixels, as drawn.
     counts
-        (n, g) sparse counts, float32 or integer, never negative; fractions where they were predicted. A plain slide has no gene: g is 0.
+        (n, g) sparse counts, float32 or integer, never negative; fractions where they were predicted. Without counts there is no gene: g is 0.
     genes
         Names of the g columns.
     array_rc
@@ -178,7 +178,7 @@ class ExpressionSource:
     Attributes
     ----------
     kind
-        ``measured``; ``predicted``, by a model of somebody, from a table; or ``none``, as of a plain H&E slide.
+        ``measured``; ``predicted``, by a model of somebody, from a table; or ``none``, as of a plain H&E slide and of positions without counts.
     file, sha256
         Name and hash of the table that it was predicted in.
     units
@@ -194,9 +194,7 @@ class ExpressionSource:
     def statement(self) -> str:
         """What a result must say of it; empty where the expression was measured."""
         if self.kind == "none":
-            return (
-                "no measured expression was used: the section is a plain H&E slide, and expression is null everywhere"
-            )
+            return "no measured expression was used: the section has no counts, and expression is null everywhere"
         if self.kind == "predicted":
             return f"no measured expression was used: it was predicted, in {self.file} (SHA-256 {self.sha256[:12]}...)"
         return ""

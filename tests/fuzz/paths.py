@@ -128,7 +128,7 @@ SECTIONS = cases(
                 ("x.zip", "unpack"),
                 ("x.tar.gz", "unpack"),
                 ("x.h5", "counts file alone"),
-                ("x.h5ad", "counts file alone"),
+                ("x.h5ad", "x.h5ad"),
                 ("x.PNG", "cannot be read as an image"),
                 ("x.svs", "cannot be read as TIFF"),
                 ("x.rds", "give a folder"),

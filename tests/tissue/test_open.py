@@ -177,12 +177,45 @@ def test_an_image_of_another_size_is_refused(folder, tmp_path):
     [
         ("spatial/scalefactors_json.json", "scalefactors_json.json is missing"),
         ("spatial/tissue_positions.csv", "holds no positions"),
-        ("filtered_feature_bc_matrix.h5", "holds no counts"),
     ],
 )
 def test_a_missing_file_is_named(folder, name, message):
     (folder / name).unlink()
     with pytest.raises(SectionError, match=message):
+        open_section(folder)
+
+
+def test_positions_and_slide_without_counts_open_and_say_so(folder):
+    """What Space Ranger and GEO leave where counts lie elsewhere: morphology alone decides, and everybody is told."""
+    from standins import card_for
+
+    from napari_stmdit import Request
+    from napari_stmdit.errors import RequestError
+    from napari_stmdit.synthesis.plan import plan
+
+    counts = (folder / "filtered_feature_bc_matrix.h5").rename(folder / "other_matrix.h5")
+    with pytest.raises(
+        SectionError, match="holds no counts"
+    ):  # something like counts is there: it may be what was meant
+        open_section(folder)
+    counts.unlink()
+    positions = folder / "spatial" / "tissue_positions.csv"
+    table = pd.read_csv(positions)
+    table.loc[0, "in_tissue"] = 0
+    table.to_csv(positions, index=False)
+    section = open_section(folder)
+    assert section.spots.ids.tolist() == tiny_arrays()["ids"].tolist()[1:] and section.spots.counts.shape == (29, 0)
+    np.testing.assert_allclose(section.spots.yx, tiny_arrays()["yx"][1:], rtol=1e-12)
+    assert section.calibration.mpp == TINY_MPP and section.image.pixel_size == 1
+    assert section.expression.kind == "none" and section.notes[0] == section.expression.statement
+    assert "holds no counts (filtered_feature_bc_matrix.h5" in section.notes[1]
+    assert synthesis_fault(section, PATCH_MPP) is None
+    made = plan(section, Request(), card_for(TINY_GENES))
+    assert made.request.expression == "null" and len(made) == 29
+    with pytest.raises(RequestError, match="this section has no expression: use null, or put its counts beside"):
+        plan(section, Request(expression="own"), card_for(TINY_GENES))
+    table.assign(in_tissue=0).to_csv(positions, index=False)
+    with pytest.raises(SectionError, match="none of the 30 positions of .* lies on tissue"):
         open_section(folder)
 
 

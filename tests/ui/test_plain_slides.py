@@ -78,7 +78,7 @@ def test_ordinary_images_are_left_to_others(slide):
 
     found = PluginManifest.from_file(Path(str(files("napari_stmdit").joinpath("napari.yaml"))))
     patterns = [pattern for reader in found.contributions.readers for pattern in reader.filename_patterns]
-    assert patterns == ["*.zarr", "*.geojson"]
+    assert patterns == ["*.zarr", "*.h5ad", "*.geojson"]
     assert manifest.get_reader(str(slide)) is None and manifest.get_reader(str(slide.with_suffix(".svs"))) is None
 
 
@@ -90,3 +90,17 @@ def test_a_stored_slides_layers_say_it(presenter, slide, tmp_path):
     tuples = manifest.read_section(str(tmp_path / "out.zarr"))
     assert [state["name"] for _, state, kind in tuples if kind == "image"][1] == "synthetic (stmdit_1, no expression)"
     assert all(layers.make(data) is not None for data in tuples)
+
+
+def test_a_table_with_spots_is_read_and_any_other_left_alone(tmp_path):
+    import h5py
+
+    from napari_stmdit.ui.manifest import get_reader
+
+    for name, groups in (("spots", ("uns/spatial", "obsm/spatial")), ("cells", ("uns",))):
+        with h5py.File(tmp_path / f"{name}.h5ad", "w") as file:
+            for group in groups:
+                file.create_group(group)
+    (tmp_path / "torn.h5ad").write_bytes(b"x")
+    assert get_reader(str(tmp_path / "spots.h5ad")) is not None
+    assert get_reader(str(tmp_path / "cells.h5ad")) is None and get_reader(str(tmp_path / "torn.h5ad")) is None

@@ -224,7 +224,7 @@ def _font(bold: bool) -> str:
 
 
 def _packet(label: Label) -> str:
-    """The XMP packet without its processing instructions, which may not stand there."""
+    """Return the XMP packet without its processing instructions, which may not stand there."""
     return (
         "\n".join(line for line in label.xmp.decode().splitlines() if not line.startswith("<?")) if label.source else ""
     )

@@ -163,7 +163,7 @@ def _pixels(width_mm: float, dpi: int) -> int:
 
 
 def _window(made: Finished) -> _Window:
-    """The square around what was made, with a tenth more on each side."""
+    """Return the square around what was made, with a tenth more on each side."""
     section, frame, canvas = made.section, made.frame, made.rgba
     mpp = section.mpp
     slide = section.slide

@@ -124,7 +124,7 @@ def compare_groups(
 
 
 def _score(levels: csr_matrix, spots: SpotTable, weights: Mapping[str, float]) -> NDArray[np.float64] | None:
-    """The weighted mean level of a program's genes, (n,); None where the section has none of them."""
+    """Return the weighted mean level of a program's genes, (n,); None where the section has none of them."""
     columns = match_genes(tuple(weights), spots.genes).columns
     weight = np.where(columns >= 0, np.array(list(weights.values()), dtype=np.float64), 0.0)
     if not weight.sum():
@@ -136,7 +136,7 @@ def _score(levels: csr_matrix, spots: SpotTable, weights: Mapping[str, float]) -
 def _compared(
     levels: csc_matrix, rows: tuple[NDArray[np.int64], NDArray[np.int64]], names: NDArray[np.str_], kind: str
 ) -> pd.DataFrame:
-    """One row a column of (n, k) levels that has any above 0."""
+    """Return one row a column of (n, k) levels that has any above 0."""
     import pandas as pd
     from scipy.stats import false_discovery_control, mannwhitneyu
 

@@ -256,7 +256,7 @@ class _Until(CancelToken):
 
 
 def _same_for(spots: Sequence[str], one: Request, other: Request) -> bool:
-    """Whether two requests want the same of some spots: they differ in nothing but the weights of other spots."""
+    """Return whether two requests want the same of some spots: they differ in nothing but the weights of other spots."""
     if len(one.edits) != len(other.edits):
         return False
     for a, b in zip(one.edits, other.edits, strict=True):

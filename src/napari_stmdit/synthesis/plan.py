@@ -174,20 +174,26 @@ def _resolved(section: Section, request: Request, faults: list[tuple[str, str]])
     if section.expression.kind != "none":
         edits = tuple(signed(edit) if isinstance(edit, TableEdit) else edit for edit in request.edits)
         return request if edits == request.edits else request.model_copy(update={"edits": edits})
-    way_out = (
-        "open the slide with a predicted table (--predicted-expression FILE.h5ad, predicted_expression=...), or a section whose expression was "
-        "measured"
+    what, way_out = (
+        "this section",
+        "put its counts beside its positions and open it again, or open a section that has some",
     )
+    if section.kind == "image":
+        what = "a plain slide"
+        way_out = (
+            "open the slide with a predicted table (--predicted-expression FILE.h5ad, predicted_expression=...), or a section whose expression "
+            "was measured"
+        )
     asked = "expression" in request.model_fields_set and request.expression != "null"
     if asked or request.expression == "shuffled":
         faults.append(
             (
                 "expression",
-                f"{request.expression!r} was asked for, but a plain slide has no expression: use null, or {way_out}",
+                f"{request.expression!r} was asked for, but {what} has no expression: use null, or {way_out}",
             )
         )
     if any(edit.enabled for edit in request.edits):
-        faults.append(("edits", f"a plain slide has no expression to edit: disable or remove the edits, or {way_out}"))
+        faults.append(("edits", f"{what} has no expression to edit: disable or remove the edits, or {way_out}"))
     return request.model_copy(update={"expression": "null"})
 
 

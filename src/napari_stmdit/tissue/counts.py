@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import shutil
 import zlib
 from dataclasses import dataclass
@@ -20,8 +21,12 @@ from ..types import Genes
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-_EXPRESSION = "Gene Expression"
+EXPRESSION_FEATURE = "Gene Expression"
+"""Kind of a feature that is a gene, by Cell Ranger; antibodies and guides have others."""
 _LONGEST_LINE = 100_000
+_LIKE_COUNTS = re.compile(
+    r"feature_bc_matrix|feature_cell_matrix|gene_bc_matri|matrix\.(mtx|h5)|\.h5ad$|molecule_info", re.IGNORECASE
+)
 MAX_COUNTS = 2**31 - 1
 """No spot has more counts of a gene, and files of Cell Ranger can hold no more."""
 # what HDF5, gzip and Matrix Market readers raise on damaged files
@@ -84,6 +89,11 @@ def find_counts(folder: Path) -> Path:
         f"{folder} holds no counts; expected filtered_feature_bc_matrix.h5, or a folder filtered_feature_bc_matrix with "
         "matrix.mtx.gz, barcodes.tsv.gz and features.tsv.gz"
     )
+
+
+def lacks_counts(folder: Path) -> bool:
+    """Tell whether nothing in a folder is named like counts: not whether what is can be read."""
+    return not any(_LIKE_COUNTS.search(entry.name) for entry in folder.iterdir())
 
 
 def read_counts(source: Path) -> CountMatrix:
@@ -226,7 +236,7 @@ def _read_matrix_market(folder: Path) -> CountMatrix:
         raise SectionError(f"{folder} cannot be read as a Matrix Market folder: {error}") from error
     ids = np.array([row[0] for row in rows], dtype=np.str_)
     names = np.array([row[1] if len(row) > 1 else row[0] for row in rows], dtype=np.str_)
-    kinds = np.array([row[2] if len(row) > 2 else _EXPRESSION for row in rows], dtype=np.str_)
+    kinds = np.array([row[2] if len(row) > 2 else EXPRESSION_FEATURE for row in rows], dtype=np.str_)
     return _assemble(folder, labels, counts, names, ids, kinds)
 
 
@@ -263,9 +273,11 @@ def _assemble(
         raise SectionError(
             f"{source} holds a {counts.shape[0]} x {counts.shape[1]} matrix, but {len(labels)} barcodes and {len(names)} features"
         )
-    keep = kinds == _EXPRESSION
+    keep = kinds == EXPRESSION_FEATURE
     if not keep.any():
-        raise SectionError(f"{source} holds no feature of the type {_EXPRESSION!r}, only {sorted(set(kinds.tolist()))}")
+        raise SectionError(
+            f"{source} holds no feature of the type {EXPRESSION_FEATURE!r}, only {sorted(set(kinds.tolist()))}"
+        )
     if not keep.all():
         counts = counts[:, np.flatnonzero(keep)]
     return CountMatrix(labels, tidy(counts), Genes(names[keep], ids[keep]), source)
@@ -320,5 +332,5 @@ def write_counts(path: Path, barcodes: NDArray[np.str_], counts: csr_matrix, gen
         ids = genes.symbols if genes.ids is None else genes.ids
         for key, values in (("id", ids), ("name", genes.symbols)):
             features.create_dataset(key, data=np.char.encode(values, "utf-8"))
-        features.create_dataset("feature_type", data=np.full(len(genes), _EXPRESSION.encode()))
+        features.create_dataset("feature_type", data=np.full(len(genes), EXPRESSION_FEATURE.encode()))
         features.create_dataset("genome", data=np.full(len(genes), b"unknown"))

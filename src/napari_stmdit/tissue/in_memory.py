@@ -11,19 +11,36 @@ import numpy as np
 
 from ..errors import SectionError
 from ..text import shorten
-from ..types import Section
-from .geometry import check_positions
-from .spaceranger import one_number, section_label, spot_diameter, thumbnail_factor
+from ..types import ExpressionSource, Section, SpotTable
+from .counts import note_empty, refuse_twice
+from .geometry import check_positions, swap_axes
+from .images import open_image, resolve_fullres
+from .one_section import refuse_bins, refuse_libraries
+from .slide_scale import calibrate_slide
+from .spaceranger import one_number, section_label, spot_diameter, thumbnail_factor, whole_numbers
 from .spatialdata_store import quiet, section_of
+from .tables import counts_of, obs_columns
+from .tissue_mask import find_tissue
 from .zarr_codecs import told_as_damage
 
 _ADATA = "the AnnData"
+FULLRES = "fullres"
+"""Of the images of a library the one in full-resolution pixels, which has no scalefactor: CELLxGENE brings it."""
+_SPOT_UM = 55.0
+"""Diameter at which spots are drawn where a table says nothing of it: that of Visium."""
+_ON_TISSUE = 0.5
+_NO_LIBRARY = ("is_single",)
+"""Entries of ``uns["spatial"]`` that are no library."""
 _LEGACY = ("region", "instance_id")
 """Columns that spatialdata_io writes over."""
 
 
 def open_in_memory(
-    data: Any, fullres: str | Path | None = None, mpp: float | None = None, coordinate_system: str | None = None
+    data: Any,
+    fullres: str | Path | None = None,
+    mpp: float | None = None,
+    coordinate_system: str | None = None,
+    source: Path | None = None,
 ) -> Section:
     """Open a SpatialData or an AnnData as a section; the object is not changed.
 
@@ -31,9 +48,12 @@ def open_in_memory(
     ----------
     data
         A ``SpatialData`` with circles that a table annotates. Or an ``AnnData`` with ``obsm["spatial"]``, (x, y) in full-resolution
-        pixels, and one library in ``uns["spatial"]`` with its scalefactors and, as a rule, its images.
+        pixels, and one library in ``uns["spatial"]`` with its scalefactors and, as a rule, its images; without it the slide's file and its
+        scale are needed.
     fullres, mpp, coordinate_system
         As for `napari_stmdit.open_section`.
+    source
+        The file that an AnnData was read from, for messages and as the place where ``fullres`` may lie.
 
     Raises
     ------
@@ -41,60 +61,157 @@ def open_in_memory(
         With what is missing, or where several things could be meant.
     """
     if hasattr(data, "obsm"):
-        library, sdata, notes = _from_anndata(data)
-        with told_as_damage(_ADATA, "a section"):
-            section = section_of(sdata, None, fullres, mpp, coordinate_system)
-        return replace(section, name=library, notes=(*notes, *section.notes))
+        return _of_anndata(data, fullres, mpp, coordinate_system, source)
     root = None if data.path is None else Path(data.path)
     with told_as_damage("the SpatialData", "a section"):
         return section_of(data, root, fullres, mpp, coordinate_system)
 
 
-def _from_anndata(adata: Any) -> tuple[str, Any, list[str]]:
+def _of_anndata(
+    adata: Any, fullres: str | Path | None, mpp: float | None, coordinate_system: str | None, source: Path | None
+) -> Section:
+    whose = _ADATA if source is None else str(source)
+    place = Path() if source is None else source.parent
+    _check_positions(adata, whose)
+    if not adata.uns.get("spatial") and fullres is not None:
+        with told_as_damage(whose, "a section"):
+            return _on_its_slide(adata, resolve_fullres(fullres, place), mpp, whose, source)
+    library, sdata, notes = _from_anndata(adata, whose)
+    if fullres is not None and str(fullres) not in sdata.images:
+        fullres = resolve_fullres(fullres, place)
+    with told_as_damage(whose, "a section"):
+        section = section_of(sdata, None, fullres, mpp, coordinate_system)
+    told = notes + list(section.notes)
+    if adata.n_vars == 0:
+        told = [note for note in told if "total count of zero" not in note]
+        section = replace(section, expression=ExpressionSource("none"))
+        told.insert(0, section.expression.statement)
+    return replace(section, name=library, notes=tuple(told))
+
+
+def _on_its_slide(adata: Any, file: Path, mpp: float | None, whose: str, source: Path | None) -> Section:
+    """Return a section of a table that says nothing of its slide: the file's scale is stated or given, and its tissue lies under the spots."""
+    image = open_image(file)
+    scale, calibration = calibrate_slide(file, mpp)
+    rows, notes = _rows(adata)
+    ids, yx = rows.obs_names.to_numpy(dtype=np.str_), swap_axes(np.asarray(rows.obsm["spatial"], dtype=np.float64))
+    meant = f"obsm['spatial'] of {whose} must be (x, y) in pixels of {file.name}"
+    off = int(((yx < 0) | (yx > image.shape)).any(axis=1).sum())
+    if off:
+        raise SectionError(
+            f"{off} of {len(yx)} spots lie off {file.name} ({image.shape[0]} x {image.shape[1]} pixels): {meant}"
+        )
+    radius = _SPOT_UM / 2 / scale
+    on_tissue = find_tissue(image, scale).fraction(yx, radius) >= _ON_TISSUE
+    if on_tissue.sum() < _ON_TISSUE * len(yx):
+        raise SectionError(
+            f"{int((~on_tissue).sum())} of {len(yx)} spots lie off the tissue that was found in {file.name}: {meant}. If they are, "
+            "write its scalefactors into uns['spatial'], and no tissue is looked for"
+        )
+    none = rows.n_vars == 0
+    counts, genes, told = counts_of(rows, "spots")
+    obs = obs_columns(rows.obs, {"in_tissue", "array_row", "array_col"})
+    refuse_twice(ids, whose)
+    refuse_libraries(ids, obs, None, whose)
+    expression = ExpressionSource("none" if none else "measured")
+    name = section_label(file.stem if source is None else source.stem)
+    spots = SpotTable(ids, yx, 2 * radius, counts, genes, None, obs)
+    refuse_bins(spots, scale, whose)
+    return Section(
+        name=name,
+        path=source,
+        kind="spatialdata",
+        spots=spots,
+        image=image,
+        calibration=calibration,
+        coordinate_systems={name: np.eye(3)},
+        notes=(
+            *([expression.statement] if none else note_empty(counts)),
+            f"obsm['spatial'] is taken as pixels of {file.name}, as AnnData has it: {int(on_tissue.sum())} of {len(yx)} spots lie on its tissue, which "
+            "does not prove that it is the slide of these spots: look at them on it",
+            f"spots are drawn {_SPOT_UM:g} um wide, as those of Visium: the table does not say how large they are",
+            *notes,
+            *told,
+        ),
+        expression=expression,
+    )
+
+
+def _rows(adata: Any) -> tuple[Any, list[str]]:
+    """Return the rows on tissue, and a note of the others."""
+    if "in_tissue" not in adata.obs:
+        return adata, []
+    on_tissue = whole_numbers(adata.obs["in_tissue"], "in_tissue", "the table") > 0
+    left = int((~on_tissue).sum())
+    return adata[on_tissue], [f"{left} rows of the table are not on tissue and are left out"] if left else []
+
+
+def _from_anndata(adata: Any, whose: str) -> tuple[str, Any, list[str]]:
     """Name of the library, the AnnData as SpatialData, and what was left out."""
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Identity, set_transformation
     from spatialdata_io.experimental import from_legacy_anndata
 
-    library, content = _library(adata)
-    _check_positions(adata)
+    library, content = _library(adata, whose)
     factors = {str(key): one_number(value) for key, value in content.get("scalefactors", {}).items()}
-    spot_diameter(factors, _ADATA)
-    images, notes = _images(content.get("images"), factors)
-    with quiet(), told_as_damage(_ADATA, "a section"):
+    spot_diameter(factors, whose)
+    given = content.get("images")
+    images, notes = _images(
+        {k: v for k, v in given.items() if k != FULLRES} if isinstance(given, Mapping) else {}, factors
+    )
+    with quiet(), told_as_damage(whose, "a section"):
         legacy = adata.copy()
         legacy.uns["spatial"] = {library: {"scalefactors": factors, "images": images}}
         legacy.obs = legacy.obs.rename(columns={name: f"{name}_of_table" for name in _LEGACY})
-        return library, from_legacy_anndata(legacy, rgb=True), notes
+        sdata = from_legacy_anndata(legacy, rgb=True)
+        slide = given.get(FULLRES) if isinstance(given, Mapping) else None
+        if slide is not None and (slide.ndim != 3 or slide.shape[2] not in (3, 4) or slide.dtype != np.uint8):
+            notes.append(f"image {FULLRES} is not shown: it is no 8-bit colour image ({slide.dtype}, {slide.shape})")
+        elif slide is not None:
+            system = f"{library}_{FULLRES}"
+            sdata.images[system] = Image2DModel.parse(
+                slide, dims=("y", "x", "c"), transformations={system: Identity()}, rgb=True
+            )
+            for circles in sdata.shapes.values():
+                set_transformation(circles, Identity(), system)
+        return library, sdata, notes
 
 
-def _library(adata: Any) -> tuple[str, Mapping[str, Any]]:
+def _library(adata: Any, whose: str) -> tuple[str, Mapping[str, Any]]:
     libraries = adata.uns.get("spatial")
+    if isinstance(libraries, Mapping):
+        if "is_single" in libraries and not bool(libraries["is_single"]):
+            raise SectionError(
+                f"{whose} holds several sections, by its uns['spatial']['is_single']; keep the rows and the entry of one"
+            )
+        libraries = {name: entry for name, entry in libraries.items() if name not in _NO_LIBRARY}
     if not isinstance(libraries, Mapping) or not libraries:
         raise SectionError(
-            f"{_ADATA} has no uns['spatial'] with the scalefactors of its library, which say how large its spots are and how they lie to its images; "
-            "read the section with squidpy.read.visium, or give its Space Ranger folder"
+            f"{whose} has no uns['spatial'] with the scalefactors of its library, which say how large its spots are and how they lie to its images; "
+            "give its slide as well (--fullres, fullres=...) and the scale of that (--mpp, mpp=...), or its Space Ranger folder"
         )
     if len(libraries) > 1:
         names = shorten(", ".join(map(str, libraries)))
         raise SectionError(
-            f"{_ADATA} holds several libraries (uns['spatial']: {names}), and a section is one of them; keep the rows and the entry of one"
+            f"{whose} holds several libraries (uns['spatial']: {names}), and a section is one of them; keep the rows and the entry of one"
         )
     ((name, content),) = libraries.items()
     if not isinstance(content, Mapping) or not isinstance(content.get("scalefactors"), Mapping):
-        raise SectionError(f"{_ADATA} has no scalefactors in uns['spatial'][{name!r}]; expected those of Space Ranger")
+        raise SectionError(f"{whose} has no scalefactors in uns['spatial'][{name!r}]; expected those of Space Ranger")
     return section_label(str(name)), content
 
 
-def _check_positions(adata: Any) -> None:
+def _check_positions(adata: Any, whose: str) -> None:
     meant = "expected (x, y) of every spot in pixels of the full-resolution slide"
     if "spatial" not in adata.obsm:
-        raise SectionError(f"{_ADATA} has no positions, obsm['spatial']; {meant}")
+        raise SectionError(f"{whose} has no positions, obsm['spatial']; {meant}")
     try:
         xy = np.asarray(adata.obsm["spatial"], dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise SectionError(f"obsm['spatial'] of {_ADATA} holds something that is no number: {error}; {meant}") from None
+        raise SectionError(f"obsm['spatial'] of {whose} holds something that is no number: {error}; {meant}") from None
     if xy.ndim != 2 or xy.shape[1] != 2:
-        raise SectionError(f"obsm['spatial'] of {_ADATA} has the shape {xy.shape}; {meant}")
-    check_positions(xy, adata.obs_names.to_numpy(dtype=np.str_), f"of {_ADATA}", "(x, y)")
+        raise SectionError(f"obsm['spatial'] of {whose} has the shape {xy.shape}; {meant}")
+    check_positions(xy, adata.obs_names.to_numpy(dtype=np.str_), f"of {whose}", "(x, y)")
 
 
 def _images(given: Any, factors: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

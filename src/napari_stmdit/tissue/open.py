@@ -17,10 +17,12 @@ from ..text import shorten
 from ..types import Orientation, PredictedUnits, Section
 from .alignment import oriented
 from .excluded import exclude_file
+from .flat_files import flat_samples, is_flat_sample, open_flat
 from .geometry import is_plausible_mpp, mpp_fault
 from .images import IMAGE_SUFFIXES, resolve_fullres
 from .slide import PITCH_WITHIN, open_slide
 from .spaceranger import open_spaceranger, open_visium_hd
+from .spaceranger4 import CELLS, holds_cells, open_cells, with_version_and_clusters
 from .zarr_codecs import told_as_damage
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ COARSEST_IMAGE = 1.5
 
 _EXPECTED = (
     "a Space Ranger folder (with 'spatial' and filtered_feature_bc_matrix.h5), a Visium HD folder (binned_outputs or one of its "
-    "square_* folders), a SpatialData .zarr, or a plain H&E image"
+    "square_* folders), a SpatialData .zarr, a .h5ad with its spots, or a plain H&E image"
 )
 
 
@@ -245,7 +247,12 @@ def open_section(
 def _open(source: SectionSource) -> Section:
     path = _existing(source.path)
     with told_as_damage(path, "a tissue section"):
-        if not path.is_dir():
+        if not path.is_dir() and not is_flat_sample(path):
+            if path.is_file() and path.suffix.lower() == ".h5ad":
+                from .h5ad import open_h5ad
+
+                _refuse_slide_options(path, source)
+                return _noting_spots_off_slide(open_h5ad(path, source.fullres, source.mpp, source.coordinate_system))
             if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
                 raise SectionError(_about_file(path))
             if source.fullres is not None:
@@ -262,7 +269,7 @@ def _existing(path: object) -> Path:
         found = user_path(path)  # type: ignore[arg-type] # whatever was given; it refuses what is no path
     except BadFile as error:
         raise SectionError(f"the section cannot be opened: {error}. Expected {_EXPECTED}") from error
-    if not found.exists():
+    if not found.exists() and not is_flat_sample(found):
         raise SectionError(f"there is no file or folder {found}; expected {_EXPECTED}")
     return found
 
@@ -304,15 +311,20 @@ def _read(path: Path, source: SectionSource) -> Section:
         from .spatialdata_store import open_spatialdata
 
         return open_spatialdata(path, source.fullres, source.mpp, source.coordinate_system)
-    given = None if source.fullres is None else resolve_fullres(source.fullres, path)
+    given = None if source.fullres is None else resolve_fullres(source.fullres, path if path.is_dir() else path.parent)
     if not (path / "spatial").is_dir() and any(
-        (path / "outs" / inner).is_dir() for inner in ("spatial", "binned_outputs")
+        (path / "outs" / inner).is_dir() for inner in ("spatial", "binned_outputs", CELLS)
     ):
         path = path / "outs"
     if _is_visium_hd(path):
-        return open_visium_hd(path, given, source.mpp)
+        section = open_visium_hd(path, given, source.mpp)
+        return with_version_and_clusters(section, section.path or path, is_hd=True)
+    if holds_cells(path):
+        return open_cells(path, given, source.mpp)
     if (path / "spatial").is_dir():
-        return open_spaceranger(path, given, source.mpp)
+        return with_version_and_clusters(open_spaceranger(path, given, source.mpp), path, is_hd=False)
+    if is_flat_sample(path) or flat_samples(path):
+        return open_flat(path, given, source.mpp)
     raise SectionError(f"{path} is no tissue section that can be read; expected {_EXPECTED}")
 
 
@@ -388,7 +400,7 @@ def _about_file(path: Path) -> str:
         hint = "Loupe files cannot be read; give the 'outs' folder that it lies in"
     elif name.endswith((".zip", ".tar", ".tar.gz", ".tgz", ".gz")):
         hint = "unpack it first and give the folder"
-    elif name.endswith((".h5", ".h5ad")):
+    elif name.endswith(".h5"):
         hint = "a counts file alone has no slide; give the folder that it lies in"
     elif name.endswith((".mrxs", ".vms", ".czi", ".isyntax", ".bif")):
         hint = "this format of scanners is not read; export the slide as OME-TIFF or a pyramidal TIFF"

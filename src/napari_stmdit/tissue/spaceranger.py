@@ -15,8 +15,17 @@ from numpy.typing import NDArray
 from ..errors import SectionError
 from ..files import BadFile, is_number, read_json
 from ..text import shorten
-from ..types import Calibration, Section, SlideImage, SpotTable
-from .counts import MAX_COUNTS, CountMatrix, fault_of_counts, find_counts, note_empty, read_counts, refuse_twice
+from ..types import Calibration, ExpressionSource, Genes, Section, SlideImage, SpotTable
+from .counts import (
+    MAX_COUNTS,
+    CountMatrix,
+    fault_of_counts,
+    find_counts,
+    lacks_counts,
+    note_empty,
+    read_counts,
+    refuse_twice,
+)
 from .geometry import VISIUM_PITCH_UM, Affine, calibrate, check_positions, scaling
 from .images import IMAGE_SUFFIXES, glance, image_size, open_image
 from .likeness import ALIKE_UNASKED, unlike
@@ -62,17 +71,21 @@ class Positions:
     in_tissue: NDArray[np.bool_]
 
 
-def open_spaceranger(path: Path, fullres: Path | None = None, mpp: float | None = None) -> Section:
+def open_spaceranger(
+    path: Path, fullres: Path | None = None, mpp: float | None = None, beside: Path | None = None
+) -> Section:
     """Open a Space Ranger folder.
 
     Parameters
     ----------
     path
-        The folder that holds ``spatial`` and the counts.
+        The folder that holds ``spatial`` and the counts. Without counts its expression is none, and every position on tissue a spot.
     fullres
         The image that Space Ranger was run on; by default it is looked for.
     mpp
         Microns per full-resolution pixel; by default found by the rules of `geometry.calibrate`.
+    beside
+        Another folder where the full-resolution image may lie.
 
     Raises
     ------
@@ -81,13 +94,18 @@ def open_spaceranger(path: Path, fullres: Path | None = None, mpp: float | None 
     """
     scalefactors = read_scalefactors(path)
     positions = read_positions(path)
-    matrix = read_counts(find_counts(path))
-    spots, notes = join(positions, matrix, spot_diameter(scalefactors, path))
+    diameter = spot_diameter(scalefactors, path)
+    expression = ExpressionSource("none" if lacks_counts(path) else "measured")
+    if expression.kind == "none":
+        spots, notes = _without_counts(positions, diameter, path)
+    else:
+        spots, notes = join(positions, read_counts(find_counts(path)), diameter)
     calibration = calibrate(scalefactors, positions.yx, positions.array_rc, mpp)
     refuse_libraries(spots.ids, {}, spots.array_rc, str(path))
     refuse_bins(spots, calibration.mpp, path)
     name = section_name(path)
     places = [path, path.parent] if path.name.startswith("outs") else [path]
+    places += [] if beside is None else [beside]
     image, image_notes = choose_image(path, scalefactors, spots.yx, fullres, places, calibration)
     synthetic, synthetic_notes = synthetic_marker(path)
     return Section(
@@ -100,6 +118,7 @@ def open_spaceranger(path: Path, fullres: Path | None = None, mpp: float | None 
         coordinate_systems=coordinate_systems(name, scalefactors),
         synthetic=synthetic,
         notes=(*synthetic_notes, *notes, *image_notes),
+        expression=expression,
     )
 
 
@@ -268,6 +287,25 @@ def join(
     if len(matrix.barcodes) > len(spots):
         notes.append(f"{len(matrix.barcodes) - len(spots)} barcodes of the counts are not on tissue and are left out")
     return spots, notes + note_empty(counts, noun)
+
+
+def _without_counts(positions: Positions, diameter: float, path: Path) -> tuple[SpotTable, list[str]]:
+    """Return the positions on tissue as spots without a gene, and notes that say so."""
+    from scipy.sparse import csr_matrix
+
+    keep = positions.in_tissue
+    if not keep.any():
+        raise SectionError(f"none of the {len(keep)} positions of {path} lies on tissue (in_tissue = 1)")
+    ids, yx = positions.barcodes[keep], positions.yx[keep]
+    check_positions(yx, ids, "of the spots on tissue", "(y, x)")
+    nothing: Any = csr_matrix((len(ids), 0), dtype=np.float32)
+    genes = Genes(np.array([], dtype=np.str_))
+    notes = [
+        ExpressionSource("none").statement,
+        f"spots: the {len(ids)} positions on tissue; {path} holds no counts (filtered_feature_bc_matrix.h5, or the folder of that name), put them there to "
+        "use expression",
+    ]
+    return SpotTable(ids, yx, diameter, nothing, genes, positions.array_rc[keep]), notes
 
 
 def _first(values: NDArray[np.str_]) -> str:
@@ -512,6 +550,8 @@ def synthetic_marker(path: Path) -> tuple[bool, list[str]]:
 
 DISC_UM = 55.0
 """Diameter of a pseudo-spot: that of a Visium spot."""
+MIN_CELLS = 3
+"""Cells in a pseudo-spot that is made of cells: fewer say little of a patch."""
 _PREFERRED = ("square_008um", "square_016um", "square_002um")
 _SQUARE = re.compile(r"^square_(\d+)um$")
 _LEAST_COVERED = 0.5
@@ -587,11 +627,13 @@ def _bin_size(folder: Path, stated: object) -> float:
     return float(match.group(1))
 
 
-def aggregate(bins: SpotTable, calibration: Calibration, bin_um: float) -> tuple[SpotTable, list[str]]:
-    """Sum bins into discs of 55 um on a hexagonal grid of 100 um.
+def aggregate(
+    bins: SpotTable, calibration: Calibration, bin_um: float | None, areas: NDArray[np.float64] | None = None
+) -> tuple[SpotTable, list[str]]:
+    """Sum bins, or cells, into discs of 55 um on a hexagonal grid of 100 um.
 
     One bin of 2 to 16 um cannot stand for a patch of 128 to 176 um. A disc counts where bins on tissue cover half of it; in a
-    table of so few bins that no disc is, wherever a bin lies.
+    table of so few bins that no disc is, wherever a bin lies. Of cells, whose outlines leave gaps, three must have their centre in a disc.
 
     Parameters
     ----------
@@ -600,7 +642,9 @@ def aggregate(bins: SpotTable, calibration: Calibration, bin_um: float) -> tuple
     calibration
         Its ``mpp`` must be known.
     bin_um
-        Side of a bin.
+        Side of a bin; None for cells.
+    areas
+        (n,) of cells in square microns.
 
     Returns
     -------
@@ -619,7 +663,7 @@ def aggregate(bins: SpotTable, calibration: Calibration, bin_um: float) -> tuple
     discs, disc_of = np.unique(rc[inside], axis=0, return_inverse=True)
     disc_of = disc_of.ravel()
     members = np.bincount(disc_of, minlength=len(discs))
-    covered = members * bin_um**2 >= _LEAST_COVERED * math.pi * (DISC_UM / 2) ** 2
+    covered = members >= (MIN_CELLS if bin_um is None else _LEAST_COVERED * _full_disc(bin_um))
     keep = np.flatnonzero(covered if covered.any() else members > 0)
     kind = bins.counts.dtype
     if (
@@ -640,11 +684,18 @@ def aggregate(bins: SpotTable, calibration: Calibration, bin_um: float) -> tuple
         counts=csr_matrix(belongs[keep] @ bins.counts),
         genes=bins.genes,
         array_rc=discs,
-        obs={"bins": members[keep]},
+        obs={"cells" if bin_um is None else "bins": members[keep]},
     )
     fault = fault_of_counts(spots.counts)
     if fault is not None:
         raise SectionError(f"bins cannot be summed to spots: a sum is {fault}, more than any spot has")
+    if bin_um is None:
+        size = "" if areas is None else f" of {np.median(areas):.3g} um2 (median)"
+        note = f"{len(bins)} cells{size} were summed into {len(spots)} pseudo-spots: discs of {DISC_UM:g} um on a hexagonal grid of {VISIUM_PITCH_UM:g} um"
+        few = (
+            f"; a disc with fewer than {MIN_CELLS} is left out" if covered.any() else f". No disc has {MIN_CELLS} cells"
+        )
+        return spots, [f"{note}; {np.median(members[keep]):g} cells in each (median){few}"]
     note = (
         f"{len(bins)} bins of {bin_um:g} um were summed into {len(spots)} pseudo-spots: discs of {DISC_UM:g} um on a hexagonal grid "
         f"of {VISIUM_PITCH_UM:g} um; {np.median(members[keep]):g} bins in each (median)"

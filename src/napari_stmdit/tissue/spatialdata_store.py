@@ -40,7 +40,7 @@ from .geometry import (
 from .images import resolve_fullres, with_overview
 from .one_section import refuse_bins
 from .slide_scale import SQUARE_TO, stated_mpp
-from .spaceranger import open_fullres, section_label
+from .spaceranger import aggregate, open_fullres, section_label
 from .tables import SpotRows, spot_rows
 from .zarr_codecs import refuse_pickles, told_as_damage
 
@@ -181,21 +181,25 @@ def section_of(
     inverse = np.linalg.inv(frame.to_spots)
     spots = rows.table(apply(inverse, rows.yx), mean_scale(inverse))
     calibration = _calibration(own, rows, spots.yx, mean_scale(frame.to_spots), mpp)
-    if not own:  # ours hold spots, on a grid that may be narrow
+    told: list[str] = []
+    if rows.is_small:
+        areas = None if rows.areas is None else rows.areas * (mean_scale(inverse) * (calibration.mpp or 0)) ** 2
+        spots, told = aggregate(spots, calibration, rows.bin_um, areas)
+    elif not own:  # ours hold spots, on a grid that may be narrow
         refuse_bins(spots, calibration.mpp, name)
     section = Section(
         name=str(own.get("name") or section_label(rows.circles_name if root is None else root.stem)),
         path=root,
-        kind="spatialdata",
+        kind="visium_hd" if rows.is_small else "spatialdata",
         spots=spots,
         image=frame.image,
         calibration=calibration,
         coordinate_systems={name: compose(affine, frame.to_spots) for name, affine in spots_to.items()},
         synthetic=bool(own.get("synthetic", False)),
-        notes=(*map(str, own.get("notes", ())), *rows.notes, *notes),
+        notes=(*map(str, own.get("notes", ())), *rows.notes, *told, *notes),
         expression=expression,
         image_fault=frame.fault,
-        store=None if root is None else StoreElements(root, rows.circles_name, rows.table_name),
+        store=None if root is None or rows.is_small else StoreElements(root, rows.circles_name, rows.table_name),
     )
     return excluded_as_kept(section, own)
 
@@ -570,10 +574,10 @@ def _calibration(
         return Calibration(float(kept["mpp"]) * scale, kept["source"], f"{detail} (kept in the store)")
     per_pixel = rows.scalefactors.get("microns_per_pixel")
     if override is not None or not is_plausible_mpp(per_pixel):
-        return calibrate(rows.scalefactors, yx, rows.array_rc, override)
+        return calibrate(rows.scalefactors, yx, rows.array_rc, override, rows.bin_um)
     # it is of Space Ranger's pixels: those that the spots are stored in, or the slide's own. The lattice can tell; without one
     # it is what was stated where both are the same
-    fitted = None if rows.array_rc is None else fit_lattice(rows.array_rc, yx)
+    fitted = None if rows.array_rc is None else fit_lattice(rows.array_rc, yx, rows.bin_um)
     if fitted is None:
         meant, against = float(per_pixel), "the slide's pixels are others than the spots' units"
         clear = abs(scale - 1) < _SAME_SCALE
@@ -583,4 +587,4 @@ def _calibration(
     if not clear:
         detail = f"the scale is unclear: the table states {per_pixel:.4g} microns_per_pixel, but {against}"
         return Calibration(None, "unknown", f"{detail}; give the size of a full-resolution pixel with --mpp (mpp=...)")
-    return calibrate({**rows.scalefactors, "microns_per_pixel": meant}, yx, rows.array_rc)
+    return calibrate({**rows.scalefactors, "microns_per_pixel": meant}, yx, rows.array_rc, None, rows.bin_um)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import SectionError
 from ..types import Genes, SpotTable
-from .counts import fault_of_counts, note_empty, refuse_twice, tidy
+from .counts import EXPRESSION_FEATURE, fault_of_counts, note_empty, refuse_twice, tidy
 from .geometry import Affine, swap_axes
 from .one_section import refuse_libraries
 from .spaceranger import one_number, whole_numbers
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 _SYMBOL_COLUMNS = ("gene_name", "gene_names", "gene_symbol", "gene_symbols", "symbol", "feature_name")
 _LAYER = "counts"
 """Of a table: where scanpy and squidpy keep counts that X no longer holds."""
+_KIND_COLUMNS = ("feature_types", "feature_type", "feature_biotype")
+_OTHER_KINDS = ("Antibody Capture", "CRISPR Guide Capture", "Multiplexing Capture", "Antigen Capture", "Custom")
+_SPIKE_IN = "spike-in"
+_BIN_NAME = re.compile(r"^s_0*(\d+)um_\d+_\d+")
+_SQUARE_TABLE = re.compile(r"square_0*(\d+)um")
+_PREFERRED_BINS = (8.0, 16.0, 2.0)
 _ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "feature_id")
 
 
@@ -48,6 +55,10 @@ class SpotRows:
         What was left out.
     obs
         Further columns, each (n,): numbers as float, everything else as text.
+    bin_um
+        Side of a bin of Visium HD; None where they are none.
+    areas
+        (n,) of cells and nuclei, in square units of their polygons; None where they are none.
     """
 
     table_name: str
@@ -61,6 +72,13 @@ class SpotRows:
     scalefactors: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     obs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    bin_um: float | None = None
+    areas: NDArray[np.float64] | None = None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether they are bins of Visium HD or cells, to be summed to spots."""
+        return self.bin_um is not None or self.areas is not None
 
     def table(self, yx: NDArray[np.float64], scale: float) -> SpotTable:
         """Return them at other positions, their circles scaled."""
@@ -98,14 +116,19 @@ def spot_rows(
         Where there are none, or several.
     """
     pairs = annotated_circles(sdata)
+    passed: list[tuple[str, str]] = []
+    if chosen is not None or not pairs or all(_bin_of(sdata, pair) is not None for pair in pairs):
+        pairs = annotated_circles(sdata) + annotated_polygons(sdata)
     if chosen is not None:
         pairs = [pair for pair in pairs if chosen == pair[0 if kind == "tables" else 1]]
         if not pairs:
             raise SectionError(f"{kind}/{chosen} of the store is no set of Visium spots that a table annotates")
     if not pairs:
         raise SectionError(
-            f"the store holds no circles that a table annotates, which is how Visium spots look; {_polygons(sdata)}"
+            f"the store holds no circles that a table annotates, which is how Visium spots look, nor polygons, as bins and cells; {_what_it_has(sdata)}"
         )
+    if chosen is None:
+        pairs, passed = _preferred(sdata, pairs)
     if len(pairs) > 1:
         listed = ", ".join(f"shapes/{shapes} (tables/{table})" for table, shapes in pairs)
         place = Path(str(sdata.path or "STORE.zarr")).name
@@ -115,26 +138,60 @@ def spot_rows(
         )
     table, shapes = pairs[0]
     element = sdata.shapes[shapes]
-    return _read(sdata.tables[table], element, table, shapes, predicted), affines_of(element)
+    rows = _read(sdata.tables[table], element, table, shapes, predicted)
+    rows = replace(rows, bin_um=_bin_of(sdata, pairs[0]))
+    if passed:
+        rows = replace(rows, notes=(f"{shapes} is used, not {', '.join(name for _, name in passed)}", *rows.notes))
+    if rows.bin_um is not None:
+        rows = replace(rows, areas=None)
+    return rows, affines_of(element)
+
+
+def annotated_polygons(sdata: Any) -> list[tuple[str, str]]:
+    """Return the names of each table of a store with those of the polygons that it annotates: HD bins as squares, cells, nuclei."""
+    return [(table, name) for table, name in _annotated(sdata) if "radius" not in sdata.shapes[name].columns]
+
+
+def _bin_of(sdata: Any, pair: tuple[str, str]) -> float | None:
+    """Side of the bins of a table and its shapes in microns, by their barcodes or else the table's name; None where they are no bins."""
+    table = sdata.tables[pair[0]]
+    some = [_BIN_NAME.match(name) for name in table.obs_names[:10].tolist()]
+    if some and all(some):
+        return float(some[0][1])  # type: ignore[index] # all matched
+    square = "radius" not in sdata.shapes[pair[1]].columns and _SQUARE_TABLE.search(pair[0])
+    return float(square[1]) if square else None
+
+
+def _preferred(sdata: Any, pairs: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Of sets of bins and cells those of 8 um, else 16, else 2, else other bins, else cells, else nuclei; and the others."""
+
+    def rank(pair: tuple[str, str]) -> int:
+        bin_um = _bin_of(sdata, pair)
+        if bin_um is not None:
+            return _PREFERRED_BINS.index(bin_um) if bin_um in _PREFERRED_BINS else len(_PREFERRED_BINS)
+        return 10 + ("nucle" in pair[1].lower())
+
+    if not all(_bin_of(sdata, pair) is not None or pair in annotated_polygons(sdata) for pair in pairs):
+        return pairs, []
+    best = min(map(rank, pairs))
+    return [p for p in pairs if rank(p) == best], [p for p in pairs if rank(p) != best]
 
 
 def annotated_circles(sdata: Any) -> list[tuple[str, str]]:
     """Return the names of each table of a store with those of the circles that it annotates."""
+    return [(table, name) for table, name in _annotated(sdata) if "radius" in sdata.shapes[name].columns]
+
+
+def _annotated(sdata: Any) -> list[tuple[str, str]]:
     pairs = []
     for name, table in sdata.tables.items():
         region = (table.uns.get("spatialdata_attrs") or {}).get("region")
         regions = [region] if isinstance(region, str) else list(region if region is not None else [])
-        pairs += [(str(name), str(r)) for r in regions if r in sdata.shapes and "radius" in sdata.shapes[r].columns]
+        pairs += [(str(name), str(r)) for r in regions if r in sdata.shapes]
     return pairs
 
 
-def _polygons(sdata: Any) -> str:
-    shapes = sorted(n for n in sdata.shapes if "radius" not in sdata.shapes[n].columns)
-    if shapes:
-        return (
-            f"its shapes ({', '.join(shapes)}) are polygons, as cells or HD bins are: for Visium HD give the Space Ranger folder "
-            "binned_outputs"
-        )
+def _what_it_has(sdata: Any) -> str:
     return f"it has the shapes {sorted(sdata.shapes)} and the tables {sorted(sdata.tables)}"
 
 
@@ -164,8 +221,13 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
         raise SectionError(f"the table of {name} has no spot on tissue: {'; '.join(notes) or 'it has no row'}")
     ids = rows.obs_names.to_numpy(dtype=np.str_)
     refuse_twice(ids, f"the table of {name}")
-    yx, radius = _circles(shapes.iloc[at], name)
-    counts, genes, told = _counts(rows, name, predicted)
+    areas = None
+    if "radius" in shapes.columns:
+        yx, radius = _circles(shapes.iloc[at], name)
+    else:
+        yx, areas = _polygons(shapes.iloc[at], name)
+        radius = float(np.sqrt(np.median(areas) / np.pi))
+    counts, genes, told = counts_of(rows, name, predicted)
     told += note_empty(counts)
     array_rc = None
     if {"array_row", "array_col"} <= set(rows.obs.columns):
@@ -185,6 +247,7 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
         _scalefactors(rows.uns),
         (*notes, *told),
         obs,
+        areas=areas,
     )
 
 
@@ -217,17 +280,61 @@ def _circles(circles: Any, name: str) -> tuple[NDArray[np.float64], float]:
     return yx, radius
 
 
-def _counts(rows: Any, name: str, predicted: bool) -> tuple[csr_matrix, Genes, list[str]]:
+def _polygons(shapes: Any, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Centres (n, 2) and areas (n,) of polygons."""
+    if not shapes.geometry.geom_type.isin(("Polygon", "MultiPolygon")).all():
+        raise SectionError(f"the shapes of {name} are not all polygons, nor circles with a radius")
+    centres, areas = shapes.geometry.centroid, shapes.geometry.area.to_numpy(dtype=np.float64)
+    yx = np.stack([centres.y.to_numpy(), centres.x.to_numpy()], axis=1)
+    if not np.isfinite(yx).all() or not (np.isfinite(areas) & (areas > 0)).all():
+        raise SectionError(f"a polygon of {name} is empty, or has a corner that is no finite number")
+    return yx, areas
+
+
+def counts_of(rows: Any, name: str, predicted: bool = False) -> tuple[csr_matrix, Genes, list[str]]:
     """Return the counts of a table, their genes, and notes.
 
-    The layer ``counts`` is what its name says, whatever X holds; without one X is taken, and where X is no counts, ``raw``.
+    The layer ``counts`` is what its name says, whatever X holds; without one X is taken, and where X is no counts, ``raw``. Antibodies and
+    guides that are counted in the same table are left out.
     """
+    counts, var, notes = _counts(rows, name, predicted)
+    keep = _are_genes(var, name)
+    if not keep.all():
+        counts, var = counts[:, np.flatnonzero(keep)], var[keep]
+        notes.append(
+            f"{int((~keep).sum())} features of the table are no genes (antibodies, guides, spike-ins) and are left out"
+        )
+    return counts, genes_of(var), notes
+
+
+def _are_genes(var: Any, name: str) -> NDArray[np.bool_]:
+    """Return which rows of ``var`` are genes: all, where no column says what they are.
+
+    Cell Ranger names kinds of features; CELLxGENE has biotypes of genes in a column of nearly that name, and spike-ins.
+    """
+    keep = np.ones(len(var), dtype=bool)
+    for column in _KIND_COLUMNS:
+        if column not in var.columns:
+            continue
+        kinds = var[column].astype(str).to_numpy(dtype=np.str_)
+        if np.isin(kinds, _OTHER_KINDS).any() or (kinds == EXPRESSION_FEATURE).any():
+            keep &= kinds == EXPRESSION_FEATURE
+        keep &= kinds != _SPIKE_IN
+    if len(keep) and not keep.any():
+        raise SectionError(
+            f"the table of {name} holds no gene: its features are antibodies, guides or others; expected some of the type {EXPRESSION_FEATURE!r}"
+        )
+    return keep
+
+
+def _counts(rows: Any, name: str, predicted: bool) -> tuple[csr_matrix, Any, list[str]]:
+    """Return the counts of a table, the ``var`` of their columns, and notes."""
     from scipy.sparse import csr_matrix
 
     counts = None if rows.X is None else csr_matrix(rows.X)
     if counts is not None and predicted and counts.dtype.kind == "f":
         if np.isfinite(counts.data).all() and not (counts.data < 0).any():
-            return tidy(counts), genes_of(rows.var), []
+            return tidy(counts), rows.var, []
     found = {"X": (tidy(counts), rows.var)} if counts is not None else {}
     if _LAYER in rows.layers:
         found["layer"] = (tidy(rows.layers[_LAYER]), rows.var)
@@ -240,21 +347,21 @@ def _counts(rows: Any, name: str, predicted: bool) -> tuple[csr_matrix, Genes, l
             f"the table of {name} does not hold counts: its X has {faults.get('X', 'nothing')}. Normalised expression cannot be used: put the raw "
             f"counts into X or into the layer 'counts'{_layers_of_counts(rows)}"
         )
-    taken, genes = found[chosen][0], genes_of(found[chosen][1])
+    taken, var = found[chosen]
     if chosen == "X":
         notes = [f"the table's layer 'counts' holds {faults['layer']}; X is taken"] if "layer" in found else []
         if (
             "raw" in found
             and faults["raw"] is None
-            and not _agree(taken, genes, found["raw"][0], genes_of(found["raw"][1]))
+            and not _agree(taken, genes_of(var), found["raw"][0], genes_of(found["raw"][1]))
         ):
             raise SectionError(
                 f"the table of {name} holds two matrices of whole numbers that contradict each other, X and raw; put the counts into the layer 'counts'"
             )
-        return taken, genes, notes
+        return taken, var, notes
     where = "the table's layer 'counts'" if chosen == "layer" else "the table's raw"
     same = "X" in found and faults["X"] is None and (found["X"][0] != taken).nnz == 0
-    return taken, genes, [] if same else [f"counts are those of {where}; its X is something else"]
+    return taken, var, [] if same else [f"counts are those of {where}; its X is something else"]
 
 
 def _layers_of_counts(rows: Any) -> str:

@@ -15,9 +15,9 @@ PLUGIN, DOCK = "napari-stmdit", "Visium tissue what-if"
 
 
 def get_reader(path: str | Sequence[str] | None = None) -> Reader | None:
-    """Return a reader for a SpatialData store, a Space Ranger folder or annotations, or None: napari asks it for every folder.
+    """Return a reader for a SpatialData store, a Space Ranger folder, a .h5ad with spots or annotations, or None: napari asks it for every folder.
 
-    Decides from file names and one small JSON file; a store of another kind is left to other plugins. Without a path, as the
+    Decides from file names and one small JSON file; a store or a table of another kind is left to other plugins. Without a path, as the
     command palette calls it, the dock is opened: a section is opened from there.
     """
     if path is None:
@@ -32,7 +32,20 @@ def get_reader(path: str | Sequence[str] | None = None) -> Reader | None:
     from ..tissue.spatialdata_store import is_spatialdata
 
     folder = Path(path)
-    return read_section if is_spatialdata(folder) or is_space_ranger(folder) else None
+    return read_section if is_spatialdata(folder) or is_space_ranger(folder) or is_spatial_table(folder) else None
+
+
+def is_spatial_table(file: Path) -> bool:
+    """Tell whether a file is a .h5ad that says where its spots lie on which images."""
+    if file.suffix.lower() != ".h5ad" or not file.is_file():
+        return False
+    import h5py
+
+    try:
+        with h5py.File(file, "r") as root:
+            return "uns/spatial" in root and "obsm/spatial" in root
+    except OSError:
+        return False
 
 
 def is_space_ranger(folder: Path) -> bool:

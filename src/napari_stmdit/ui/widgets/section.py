@@ -139,7 +139,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._stated_for = ""
         self.path = self._field("Section", "Space Ranger folder, .zarr or slide")
         self.path.setToolTip(
-            "A Space Ranger 'outs' folder (Visium or Visium HD), a SpatialData .zarr with Visium spots, or a plain H&E slide image"
+            "A Space Ranger 'outs' folder (Visium or Visium HD), a SpatialData .zarr with Visium spots, a .h5ad, or a plain H&E slide image"
         )
         self.path.textChanged.connect(self._path_changed)
         self.fullres = self._field("Full-resolution image", "found in the folder")
@@ -150,6 +150,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         browse.setFixedWidth(44)
         menu = QMenu(browse)
         menu.addAction("Section folder or .zarr…", self._browse_path)
+        menu.addAction("Section in one .h5ad…", self._browse_table)
         menu.addAction("Plain H&&E slide…", self._browse_slide)
         browse.setMenu(menu)
         tip = "Choose the full-resolution image"
@@ -296,7 +297,8 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.rows["Spots"].show_text(f"{len(section.spots):,}")
         genes = f"{len(section.spots.genes):,}"
         words = {"measured": genes, "predicted": f"{genes}, predicted in {section.expression.file}"}
-        self.rows["Genes"].show_text(words.get(section.expression.kind, "none: a plain slide, expression is null"))
+        without = "a plain slide" if section.kind == "image" else "it has no counts"
+        self.rows["Genes"].show_text(words.get(section.expression.kind, f"none: {without}, expression is null"))
         self.rows["Scale"].show_text(
             section.calibration.detail, "warning" if section.calibration.mpp is None else "info"
         )
@@ -362,6 +364,12 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def _browse_path(self) -> None:
         chosen = QFileDialog.getExistingDirectory(self, "Choose a Space Ranger folder or a .zarr", self._beside())
+        self._chosen(chosen)
+
+    def _browse_table(self) -> None:
+        chosen, _ = QFileDialog.getOpenFileName(
+            self, "Choose a .h5ad with its spots", self._beside(), "AnnData (*.h5ad)"
+        )
         self._chosen(chosen)
 
     def _browse_slide(self) -> None:

@@ -1,0 +1,87 @@
+"""One-file sections: a .h5ad as scanpy, squidpy and CELLxGENE write Visium, its full-resolution image read lazily where it holds one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SectionError
+from ..types import Section
+from .in_memory import FULLRES, open_in_memory
+from .zarr_codecs import told_as_damage
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_CHUNK = 2048
+
+
+def open_h5ad(
+    path: Path, fullres: str | Path | None = None, mpp: float | None = None, coordinate_system: str | None = None
+) -> Section:
+    """Open a .h5ad with one library as a section.
+
+    Parameters
+    ----------
+    path
+        With ``obsm["spatial"]``, (x, y) in full-resolution pixels, and ``uns["spatial"]`` with scalefactors and, as a rule, images: ``hires``,
+        and ``fullres`` where the file brings its slide. Without ``uns["spatial"]`` the slide's file and its scale are needed.
+    fullres, mpp, coordinate_system
+        As for `napari_stmdit.open_section`.
+
+    Raises
+    ------
+    SectionError
+        With what is missing or contradicts itself.
+    """
+    with told_as_damage(path, "a section (.h5ad)"):
+        adata = _read(path)
+    section = open_in_memory(adata, fullres, mpp, coordinate_system, source=path)
+    return replace(section, path=path)
+
+
+def _read(path: Path) -> AnnData:
+    """Return the table with its spots, counts and pictures; what a section has no use for (graphs, embeddings) stays in the file."""
+    import anndata
+    import h5py
+    from anndata.io import read_elem
+
+    file = h5py.File(path, "r")  # stays open: the slide's pixels are read from it when they are looked at
+    missing = [name for name in ("obs", "var") if name not in file]
+    if missing:
+        raise SectionError(f"{path} lacks {', '.join(missing)}; expected a table as anndata writes it, .h5ad")
+    parts: dict[str, Any] = {"X": read_elem(file["X"]) if "X" in file else None}
+    parts |= {name: read_elem(file[name]) for name in ("obs", "var")}
+    parts["layers"] = read_elem(file["layers"]) if "layers" in file else {}
+    if "obsm" in file and "spatial" in file["obsm"]:
+        parts["obsm"] = {"spatial": read_elem(file["obsm"]["spatial"])}
+    adata = anndata.AnnData(**parts)
+    if "raw" in file and "X" in file["raw"]:
+        raw = anndata.AnnData(read_elem(file["raw"]["X"]), obs=adata.obs[[]], var=read_elem(file["raw"]["var"]))
+        adata.raw = raw
+    if "uns" in file and "spatial" in file["uns"]:
+        adata.uns["spatial"] = _spatial(file["uns"]["spatial"])
+    return adata
+
+
+def _spatial(group: Any) -> dict[str, Any]:
+    """``uns["spatial"]`` with the full-resolution image lazy."""
+    import dask.array as da
+    import h5py
+    from anndata.io import read_elem
+
+    found: dict[str, Any] = {}
+    for name, entry in group.items():
+        if not isinstance(entry, h5py.Group):
+            found[name] = read_elem(entry)
+            continue
+        library = {key: read_elem(part) for key, part in entry.items() if key != "images"}
+        library["images"] = {}
+        for kind, pixels in entry.get("images", {}).items():
+            if kind == FULLRES and isinstance(pixels, h5py.Dataset) and pixels.ndim == 3:
+                library["images"][kind] = da.from_array(pixels, chunks=(_CHUNK, _CHUNK, pixels.shape[2]))
+            else:
+                library["images"][kind] = read_elem(pixels)
+        found[name] = library
+    return found

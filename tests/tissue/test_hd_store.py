@@ -1,0 +1,135 @@
+"""Visium HD in a SpatialData store, as spatialdata-io writes it: bins as squares or circles, cells and nuclei as polygons."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import csr_matrix, random
+
+from napari_stmdit.errors import SectionError
+from napari_stmdit.tissue.geometry import fit_lattice
+from napari_stmdit.tissue.open import open_section, synthesis_fault
+
+MPP, SIDE = 0.5, 70
+KINDS = ["Gene Expression"] * 4 + ["Antibody Capture", "CRISPR Guide Capture"]
+
+
+def squares(yx, half):
+    import shapely
+
+    return [shapely.box(x - half, y - half, x + half, y + half) for y, x in yx]
+
+
+def element(name, yx, side_px, ids, circles=False):
+    import geopandas as gpd
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    to = {"HD": Identity()}
+    if circles:
+        return ShapesModel.parse(yx[:, ::-1], geometry=0, radius=side_px / 2, index=pd.Index(ids), transformations=to)
+    return ShapesModel.parse(gpd.GeoDataFrame(geometry=squares(yx, side_px / 2), index=ids), transformations=to)
+
+
+def table(name, ids, counts, instances, rc=None):
+    from spatialdata.models import TableModel
+
+    obs = pd.DataFrame({"in_tissue": 1, "cell_id": instances, "region": pd.Categorical([name] * len(ids))}, index=ids)
+    if rc is not None:
+        obs["array_row"], obs["array_col"] = rc.T
+    var = pd.DataFrame({"feature_types": KINDS, "gene_ids": [f"ENSG{i}" for i in range(6)]}, index=list("ABCDEF"))
+    made = anndata.AnnData(counts, obs=obs, var=var)
+    return TableModel.parse(made, region=name, region_key="region", instance_key="cell_id")
+
+
+def bins(um, circles=False):
+    rc = np.argwhere(np.ones((int(SIDE * 8 / um),) * 2))
+    yx = (rc + 0.5) * um / MPP
+    counts = random(
+        len(rc), 6, 0.5, random_state=0, data_rvs=lambda n: np.arange(n) % 7 + 1, format="csr", dtype=np.float32
+    )
+    name, ids = f"HD_square_{um:03d}um", [f"s_{um:03d}um_{r:05d}_{c:05d}-1" for r, c in rc]
+    where = np.arange(len(rc))
+    return (
+        yx,
+        counts,
+        {name: element(name, yx, um / MPP, where, circles)},
+        {f"square_{um:03d}um": table(name, ids, counts, where, rc)},
+    )
+
+
+def cells():
+    rng = np.random.default_rng(0)
+    yx = rng.uniform(0, SIDE * 8 / MPP, (400, 2))
+    counts = csr_matrix(rng.integers(0, 3, (400, 6)).astype(np.float32))
+    ids = [f"cellid_{i:09d}-1" for i in range(400)]
+    name = "HD_cell_segmentations"
+    return yx, counts, {name: element(name, yx, 20, ids)}, {"cell_segmentations": table(name, ids, counts, ids)}
+
+
+def store(path, *parts):
+    from spatialdata import SpatialData
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Identity
+
+    side = int(SIDE * 8 / MPP)
+    image = Image2DModel.parse(
+        np.full((3, side, side), 200, np.uint8), dims=("c", "y", "x"), transformations={"HD": Identity()}
+    )
+    shapes = {k: v for part in parts for k, v in part[2].items()}
+    tables = {k: v for part in parts for k, v in part[3].items()}
+    SpatialData(images={"HD_full_image": image}, shapes=shapes, tables=tables).write(path)
+    return path
+
+
+def summed(section, yx, counts):
+    """The counts of the genes, by hand, of what lies within 27.5 um of each spot; and how many that are."""
+    near = [np.flatnonzero(np.hypot(*(yx - at).T) * MPP <= 27.5) for at in section.spots.yx]
+    return np.stack([np.asarray(counts[i][:, :4].sum(axis=0)).ravel() for i in near]), [len(i) for i in near]
+
+
+@pytest.mark.parametrize("circles", [False, True])
+def test_bins_are_summed_as_those_of_a_folder_and_antibodies_are_no_genes(tmp_path, circles):
+    eight = bins(8, circles)
+    section = open_section(store(tmp_path / "s.zarr", bins(16, circles), eight, cells()))
+    spots = section.spots
+    assert section.kind == "visium_hd" and section.calibration.source == "lattice"
+    assert section.calibration.mpp == pytest.approx(MPP) and fit_lattice(spots.array_rc, spots.yx) == pytest.approx(MPP)
+    assert spots.diameter == pytest.approx(55 / MPP) and 20 <= len(spots) <= 42
+    assert spots.genes.symbols.tolist() == list("ABCD") and spots.genes.ids.tolist() == [f"ENSG{i}" for i in range(4)]
+    expected, members = summed(section, *eight[:2])
+    np.testing.assert_array_equal(spots.counts.toarray(), expected)
+    assert spots.obs["bins"].tolist() == members
+    notes = " ".join(section.notes)
+    assert "2 features of the table are no genes" in notes and "HD_square_008um is used, not" in notes
+    assert section.image.pixel_size == 1 and synthesis_fault(section, MPP) is None and section.store is None
+
+
+def test_a_set_is_chosen_by_its_path_and_cells_ask_for_a_scale(tmp_path):
+    coarse, single = bins(16), cells()
+    path = store(tmp_path / "s.zarr", coarse, single)
+    section = open_section(path / "shapes" / "HD_square_016um")
+    np.testing.assert_array_equal(section.spots.counts.toarray(), summed(section, *coarse[:2])[0])
+    with pytest.raises(SectionError, match="--mpp"):
+        open_section(path / "tables" / "cell_segmentations")
+    section = open_section(path / "shapes" / "HD_cell_segmentations", mpp=MPP)
+    expected, members = summed(section, *single[:2])
+    np.testing.assert_array_equal(section.spots.counts.toarray(), expected)
+    assert section.spots.obs["cells"].tolist() == members and min(members) >= 3
+    assert any("400 cells of 100 um2 (median) were summed" in note for note in section.notes)
+
+
+def test_a_store_of_cells_alone_opens_and_its_result_is_saved(tmp_path):
+    from standins import CropModel, card_for
+
+    from napari_stmdit import Request, SampleOfSpots, synthesize
+
+    section = open_section(store(tmp_path / "s.zarr", cells()), mpp=MPP)
+    result = synthesize(section, Request(region=SampleOfSpots(count=2), steps=1), CropModel(card_for(("A", "B"))))
+    result.save(tmp_path / "out.zarr")
+    again = open_section(tmp_path / "out.zarr")
+    assert (
+        again.spots.ids.tolist() == section.spots.ids.tolist() and (again.spots.counts != section.spots.counts).nnz == 0
+    )
