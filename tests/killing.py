@@ -61,7 +61,7 @@ def end(process: Any, log: Path) -> dict[str, Any]:
 
 
 def image_of(output: Path, element: str) -> np.ndarray:
-    from napari_stmdit.tissue.store import read_result
+    from napari_stmdit.tissue.store_entries import read_result
 
     pixels, _, _ = read_result(output, element)
     return np.asarray(pixels).astype(int)

@@ -383,7 +383,7 @@ class World:
         return (*((key, self.versions.get(key, 0)) for key in keys), ("mpp", wish.mpp))
 
     def _stored(self, store: Path, element: str) -> np.ndarray:
-        from napari_stmdit.tissue.store import read_result
+        from napari_stmdit.tissue.store_entries import read_result
 
         return np.asarray(read_result(store, element)[0].compute())
 

@@ -21,7 +21,7 @@ from napari_stmdit.synthesis.session import synthesize, unfinished_folder
 from napari_stmdit.synthesis.variants import samples_of
 from napari_stmdit.tissue.crops import read_patches
 from napari_stmdit.tissue.open import SectionSource
-from napari_stmdit.tissue.store import list_results, read_result
+from napari_stmdit.tissue.store_entries import list_results, read_result
 from napari_stmdit.types import Section
 
 ROW = tuple(f"{column}x12" for column in range(9, 16))

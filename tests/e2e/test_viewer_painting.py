@@ -248,7 +248,7 @@ def test_colours_follow_names_and_each_gene_keeps_its_limits(opened):
 
 def test_an_edit_painted_in_the_dock_replays_from_the_command_line(viewer, workbench, tmp_path):  # noqa: F811
     """The bundled section and checkpoint, two spots, two steps: the same pixels to one grey level."""
-    from napari_stmdit.tissue.store import read_result
+    from napari_stmdit.tissue.store_entries import read_result
 
     bench, state = workbench, workbench.state
     bench.section.sample_button.click()

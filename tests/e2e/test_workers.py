@@ -19,7 +19,7 @@ pytest.importorskip("distributed")
 def test_ctrl_c_keeps_what_is_done_and_resume_finishes_it(tiny_folder, tmp_path):
     from checkpoints import write_tiny_checkpoint
 
-    from napari_stmdit.tissue.store import read_result
+    from napari_stmdit.tissue.store_entries import read_result
 
     checkpoint = write_tiny_checkpoint(tmp_path / "checkpoint", TINY_GENES)
 

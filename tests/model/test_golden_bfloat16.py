@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from napari_stmdit import load_transformer
 from napari_stmdit.model.guidance import branches
-from napari_stmdit.model.sampling import ConditionTensors, denoise
+from napari_stmdit.model.inference import ConditionTensors
+from napari_stmdit.model.sampling import denoise
 
 BOUND = 0.02
 

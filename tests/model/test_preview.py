@@ -14,8 +14,9 @@ from diffusers import (
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model.folder import load_component, read_folder
 from napari_stmdit.model.guidance import branches
+from napari_stmdit.model.inference import ConditionTensors
 from napari_stmdit.model.pipeline import STMDiTPipeline
-from napari_stmdit.model.sampling import ConditionTensors, clean_estimate, denoise, noise_for
+from napari_stmdit.model.sampling import clean_estimate, denoise, noise_for
 from napari_stmdit.types import Sampling
 
 GUIDED = branches("nested_morphology_first", 1.5, 2.0)

@@ -5,7 +5,8 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEuler
 
 from napari_stmdit.errors import CheckpointError, SynthesisError
 from napari_stmdit.model.guidance import branches
-from napari_stmdit.model.sampling import ConditionTensors, denoise, noise_for
+from napari_stmdit.model.inference import ConditionTensors
+from napari_stmdit.model.sampling import denoise, noise_for
 
 GUIDED = branches("nested_morphology_first", 1.5, 2.0)
 SCHEDULERS = {

@@ -13,7 +13,8 @@ from diffusers import (
 
 from napari_stmdit.errors import CheckpointError, SynthesisError
 from napari_stmdit.model.guidance import branches
-from napari_stmdit.model.sampling import CanvasSolver, ConditionTensors, denoise, noise_for
+from napari_stmdit.model.inference import ConditionTensors
+from napari_stmdit.model.sampling import CanvasSolver, denoise, noise_for
 
 SCHEDULERS = [
     DDIMScheduler(),

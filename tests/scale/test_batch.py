@@ -22,8 +22,7 @@ from napari_stmdit.progress import CancelToken
 from napari_stmdit.scale.batch import LocalRunner, exit_code, read_jobs, run_batch, table
 from napari_stmdit.synthesis.requests import read_edit_file
 from napari_stmdit.tissue.open import SectionSource
-from napari_stmdit.tissue.store import list_results, read_result
-from napari_stmdit.tissue.store_entries import RESULT_ATTRS
+from napari_stmdit.tissue.store_entries import RESULT_ATTRS, list_results, read_result
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_two_workers_make_the_pixels_of_one(client, source, section, request_, a
     events = [e for topic, found in client.get_events().items() if topic.startswith("stmdit-") for e in found]
     assert {event["worker"] for _, event in events} == set(client.nthreads()), "one worker did it all"
     name = result.save(tmp_path / "o.zarr")
-    from napari_stmdit.tissue.store import read_result
+    from napari_stmdit.tissue.store_entries import read_result
 
     np.testing.assert_array_equal(read_result(tmp_path / "o.zarr", name)[0].compute(), np.asarray(result.rgba))
 

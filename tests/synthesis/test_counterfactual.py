@@ -341,7 +341,7 @@ def test_a_result_says_that_it_is_edited_real_tissue_and_how(tiny_section, model
     new = synthesize(tiny_section, request(ids, counterfactual="off"), model)
     assert new.provenance["counterfactual"] is False and "edit" not in new.provenance
     element = result.save(tmp_path / "out.zarr")
-    from napari_stmdit.tissue.store import read_result
+    from napari_stmdit.tissue.store_entries import read_result
 
     assert read_result(tmp_path / "out.zarr", element)[2]["counterfactual"] is True
 

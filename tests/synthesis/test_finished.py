@@ -16,8 +16,8 @@ from napari_stmdit.synthesis.result import finished
 from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.synthesis.stored import stored_results
 from napari_stmdit.tissue.open import open_section
-from napari_stmdit.tissue.store import read_result, write_result
-from napari_stmdit.tissue.store_entries import PATCHES, read_stored_patches
+from napari_stmdit.tissue.store import write_result
+from napari_stmdit.tissue.store_entries import PATCHES, read_result, read_stored_patches
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,8 @@ def test_a_request_without_such_spots_stays_as_it_is(tiny_section):
 
 
 def test_a_store_keeps_them_aside_and_takes_results_of_the_whole(tiny_section, tiny_card, tmp_path):
-    from napari_stmdit.tissue.store import list_results, write_result
+    from napari_stmdit.tissue.store import write_result
+    from napari_stmdit.tissue.store_entries import list_results
 
     ids = tiny_section.spots.ids.tolist()
     section = exclude(tiny_section, {"fold": ids[:4]})

@@ -8,7 +8,8 @@ from napari_stmdit.errors import StoreError
 from napari_stmdit.intent import Request
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.session import synthesize
-from napari_stmdit.tissue.store import link_result, list_results, read_result
+from napari_stmdit.tissue.store import link_result
+from napari_stmdit.tissue.store_entries import list_results, read_result
 
 GENES = tuple(f"GENE{k}" for k in range(40))
 

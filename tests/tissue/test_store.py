@@ -12,7 +12,8 @@ import pytest
 from napari_stmdit.errors import StoreError
 from napari_stmdit.tissue import geometry
 from napari_stmdit.tissue.open import open_section
-from napari_stmdit.tissue.store import list_results, read_result, write_result
+from napari_stmdit.tissue.store import write_result
+from napari_stmdit.tissue.store_entries import list_results, read_result
 
 AFFINE = np.array([[1 / 0.7, 0, 61.23456789], [0, 1 / 0.7, 45.987654321], [0, 0, 1]])
 

@@ -356,7 +356,7 @@ def test_a_save_that_fails_is_told_though_another_one_follows(presenter, by_hand
 
 
 def test_closing_the_dock_amid_saves_loses_none(presenter, by_hand, tmp_path):
-    from napari_stmdit.tissue.store import list_results
+    from napari_stmdit.tissue.store_entries import list_results
 
     numbers = run(presenter, by_hand), run(presenter, by_hand, seed=2)
     before = len(by_hand.open)

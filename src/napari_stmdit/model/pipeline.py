@@ -15,7 +15,8 @@ from ..errors import SynthesisError
 from ..intent import DEFAULT_STEPS, Guidance
 from ..types import DenoiseStep, GuidanceScales, Sampling
 from .guidance import branches
-from .sampling import ConditionTensors, denoise, noise_for
+from .inference import ConditionTensors
+from .sampling import denoise, noise_for
 from .sampling import fast_solver as quicker
 from .vae import decode_latents, latent_channels, spatial_factor
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, NotFiniteError, SynthesisError
 from .guidance import Branch, by_level
-from .inference import ConditionTensors as ConditionTensors
-from .inference import on_device, prediction
+from .inference import ConditionTensors, on_device, prediction
 
 _NOT_IN_UNIPC = (
     "use_dynamic_shifting",

@@ -37,8 +37,8 @@ from ..tissue.geometry import polygons_from_geojson
 from ..tissue.open import SectionSource
 from ..tissue.spaceranger import section_name
 from ..tissue.spatialdata_store import RESULT_PREFIX
-from ..tissue.store import check_writable, list_results, read_result
-from ..tissue.store_entries import element_name
+from ..tissue.store import check_writable
+from ..tissue.store_entries import element_name, list_results, read_result
 from ..types import Section
 from .cluster import remote_checkpoint, synthesize_shared
 

@@ -44,9 +44,8 @@ from .store_entries import (
     link_file,
     move_patches,
     put_patches,
+    read_result,
 )
-from .store_entries import list_results as list_results
-from .store_entries import read_result as read_result
 
 LOCK = ".stmdit.lock"
 """File in a store that its writers hold; it stays, and means nothing once they have ended."""
