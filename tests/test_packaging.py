@@ -114,7 +114,7 @@ def test_the_manifest_is_one_that_napari_takes():
 
 def test_the_conda_recipe_asks_for_what_the_package_asks_for():
     recipe = yaml.safe_load((ROOT / "packaging" / "conda" / "recipe.yaml").read_text())
-    names = {"pytorch": "torch"}
+    names = {"pytorch": "torch", "matplotlib-base": "matplotlib"}  # conda-forge's matplotlib brings a Qt
     found = {part.split()[0]: part.split()[1] for part in recipe["requirements"]["run"]}
     del found["python"]
     wanted = dict(re.match(r"([\w.-]+)(.*)", requirement).groups() for requirement in PROJECT["dependencies"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,23 +22,41 @@ from ..storage.atomic import replacing
 from ..synthesis.result import Finished, Result, finished
 from ..synthesis.stored import StoredResult
 from ..tissue.crops import read_patches
-from ..tissue.export import Label, label_of_result
-from .drawing import MM_PER_INCH, MM_PER_POINT, Bar, Item, Page, Picture, Words, as_pdf, as_png, as_svg, wrapped
+from ..tissue.export import Label, label_of_result, labelled
 from .measures import stain_density
 from .pictures import INK, SMOOTH_UM, diverging
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MM_PER_INCH = 25.4
+MM_PER_POINT = MM_PER_INCH / 72
 WIDTHS_MM = (40.0, 400.0)
 DPI = (72, 1200)
 GAP_MM, EDGE_MM = 3.0, 1.0
+MIN_PANEL_MM = 25.0
+"""Narrowest panel beside others: where panels would be narrower they go into further rows."""
 BAR_MM = 0.8
 MOST_PX = 3000
 """Longest side of the window in pixels that are read: a printed panel shows no more."""
 COARSEST = 1.5
 """How many times coarser than the result the slide may be for the two to be compared."""
-_WRITERS = {".png": as_png, ".svg": as_svg, ".pdf": as_pdf}
 _BARS_UM = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+_INK = "#{:02x}{:02x}{:02x}".format(*INK)
 _PALE, _FULL = (235, 235, 238), (91, 44, 131)
 """Colours of a spot that no edit acts on, and of one that an edit acts on with its full weight."""
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """A square picture (n, n, 3) uint8 of the window, its caption, and a legend: colours (k, 3) uint8 and the words at shares of it."""
+
+    pixels: NDArray[np.uint8] = field(repr=False)
+    caption: str
+    window_um: float
+    colours: NDArray[np.uint8] | None = field(default=None, repr=False)
+    ticks: Mapping[float, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,7 +88,7 @@ def write_figure(result: Result | StoredResult, path: str | Path, *, width_mm: f
     path
         Where to; must not exist. Its ending says how: .png, .svg or .pdf. Text of the latter two stays text.
     width_mm
-        Width of the figure, 40 to 400 mm.
+        Width of the figure, 40 to 400 mm; where it is narrow its panels stand in rows.
     dpi
         Pixels per inch of its pictures, 72 to 1200.
 
@@ -84,8 +104,8 @@ def write_figure(result: Result | StoredResult, path: str | Path, *, width_mm: f
         or cannot be written.
     """
     file = user_path(path)
-    write = _WRITERS.get(file.suffix.lower())
-    if write is None:
+    ending = file.suffix.lower()
+    if ending not in _WRITERS:
         raise StoreError(f"got a figure ending in {file.suffix or 'nothing'!r}; expected one of {', '.join(_WRITERS)}")
     for name, value, (low, high), unit in (("width", width_mm, WIDTHS_MM, " mm"), ("dpi", dpi, DPI, "")):
         if not low <= value <= high:
@@ -94,7 +114,7 @@ def write_figure(result: Result | StoredResult, path: str | Path, *, width_mm: f
     if not made.done:
         raise StoreError("the result holds no finished patch; there is nothing to draw")
     label = label_of_result(made.provenance)
-    content = write(_page(made, width_mm, dpi, label), dpi, label)
+    content = _content(_panels(made, label, round(width_mm / MM_PER_INCH * dpi)), width_mm, dpi, label, ending)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file, new=True) as draft:
@@ -106,60 +126,153 @@ def write_figure(result: Result | StoredResult, path: str | Path, *, width_mm: f
     return file
 
 
-def _page(made: Finished, width_mm: float, dpi: int, label: Label) -> Page:
+def _panels(made: Finished, label: Label, px: int) -> list[_Panel]:
+    """Slide, edit, result and difference, of those that there are; the edit is drawn ``px`` pixels wide."""
     window = _window(made)
-    edited = bool(made.provenance.get("counterfactual"))
-    edits = active_edits(made.request.edits)
+    window_um = window.pixel_um * len(window.before)
     slide = "Synthetic slide" if made.section.synthetic else "Slide"
-    panels: list[tuple[NDArray[np.uint8], str, Mapping[float, str]]] = [
-        (window.before, f"{slide}: {made.section.name}", {})
-    ]
-    if edits:
+    panels = [_Panel(window.before, f"{slide}: {made.section.name}", window_um)]
+    ramp = np.linspace(0, 1, 200, dtype=np.float32)
+    if edits := active_edits(made.request.edits):
         names = "; ".join(edit.name or edit.operation.replace("_", " ") for edit in edits)
-        panels.append(
-            (
-                _edit_map(made, window, _pixels(width_mm, dpi)),
-                f"Edit: {names}. Weight of the edit at each spot",
-                {0.0: "0", 1.0: "1"},
-            )
-        )
+        caption = f"Edit: {names}. Weight of the edit at each spot"
+        colours = (_PALE + ramp[:, None] * np.subtract(_FULL, _PALE)).round().astype(np.uint8)
+        picture = _edit_map(made, window, min(MOST_PX, px))
+        panels.append(_Panel(picture, caption, window_um, colours, {0.0: "0", 1.0: "1"}))
     kind = f"{label.title[0].upper()}{label.title[1:]}. Not for diagnosis"
-    panels.append((window.after, kind, {}))
-    limit = 0.0
-    if edited:
+    panels.append(_Panel(window.after, kind, window_um))
+    if made.provenance.get("counterfactual"):
         change = _change(window)
         limit = max(0.1, float(np.ceil(10 * np.percentile(np.abs(change[window.made]), 99)) / 10))
-        difference = np.where(window.made[..., None], diverging(change / limit), np.uint8(225))
-        scale = {0.0: f"-{limit:g}", 0.5: "0", 1.0: f"+{limit:g}"}
-        panels.append(
-            (difference, "Difference: haematoxylin density (ln), result minus slide; grey: not synthesized", scale)
-        )
-    side = (width_mm - 2 * EDGE_MM - (len(panels) - 1) * GAP_MM) / len(panels)
+        picture = np.where(window.made[..., None], diverging(change / limit), np.uint8(225))
+        caption = "Difference: haematoxylin density (ln), result minus slide; grey: not synthesized"
+        ticks = {0.0: f"\N{MINUS SIGN}{limit:g}", 0.5: "0", 1.0: f"+{limit:g}"}
+        panels.append(_Panel(picture, caption, window_um, diverging(2 * ramp - 1), ticks))
+    return panels
+
+
+def _content(panels: Sequence[_Panel], width_mm: float, dpi: int, label: Label, ending: str) -> bytes:
+    """The figure as a file with an ending."""
+    from matplotlib import rc_context, rcdefaults, rcParams  # slow to import
+    from matplotlib.figure import Figure
+
+    with rc_context():
+        rcdefaults()  # a figure is the same whatever its user has set
+        # text stays text, every picture keeps its own pixels, and the same result gives the same file
+        rcParams.update({"svg.fonttype": "none", "pdf.fonttype": 42, "image.composite_image": False})
+        rcParams["svg.hashsalt"] = "napari-stmdit"
+        figure = Figure(dpi=dpi)
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.axis("off")
+        size = np.array([width_mm, _draw(axes, panels, width_mm, dpi)])
+        if ending == ".png":  # whole pixels, and a little more lest they are rounded down
+            size = (np.round(size / MM_PER_INCH * dpi) + 0.01) / dpi * MM_PER_INCH
+        figure.set_size_inches(*(size / MM_PER_INCH))
+        axes.set(xlim=(0, size[0]), ylim=(size[1], 0))
+        return _WRITERS[ending](figure, label)
+
+
+def _png(figure: Figure, label: Label) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas, file = FigureCanvasAgg(figure), BytesIO()
+    canvas.draw()
+    sheet = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    sheet.save(file, format="PNG", dpi=(figure.dpi, figure.dpi), **labelled(label))
+    return file.getvalue()
+
+
+def _svg(figure: Figure, label: Label) -> bytes:
+    file = BytesIO()
+    figure.savefig(file, format="svg", metadata={"Title": label.title, "Date": None})
+    # matplotlib writes no digital source type; the packet's processing instructions may not stand there
+    packet = "\n".join(line for line in label.xmp.decode().splitlines() if not line.startswith("<?"))
+    text = file.getvalue().decode()
+    text = text.replace("</title>", f"</title>\n <desc>{escape(label.statement)}</desc>", 1)
+    return text.replace("</metadata>", f"{packet}\n </metadata>", 1).encode()
+
+
+def _pdf(figure: Figure, label: Label) -> bytes:
+    file = BytesIO()
+    said = {"Title": label.title, "Subject": label.statement, "Keywords": label.source, "CreationDate": None}
+    figure.savefig(file, format="pdf", metadata=said)
+    return file.getvalue()
+
+
+_WRITERS = {".png": _png, ".svg": _svg, ".pdf": _pdf}
+
+
+def _draw(axes: Axes, panels: Sequence[_Panel], width_mm: float, dpi: int) -> float:
+    """Draw the panels in rows on axes in mm, and return how high they are."""
+    pixel = MM_PER_INCH / dpi
+    columns = min(len(panels), max(1, int((width_mm - 2 * EDGE_MM + GAP_MM) / (MIN_PANEL_MM + GAP_MM))))
+    rows = math.ceil(len(panels) / columns)
+    columns = math.ceil(len(panels) / rows)
+    px = int((width_mm - 2 * EDGE_MM - (columns - 1) * GAP_MM) / columns / pixel)
+    side = px * pixel
     points = 5.0 if side < 35 else 7.0
-    px = round(side / MM_PER_INCH * dpi)
-    items: list[Item] = []
-    lowest = 0.0
-    for k, (pixels, caption, ticks) in enumerate(panels):
-        left, top = EDGE_MM + k * (side + GAP_MM), EDGE_MM
-        shown = Image.fromarray(pixels)
-        shown = shown if shown.size == (px, px) else shown.resize((px, px), Image.Resampling.LANCZOS)
-        items.append(Picture((left, top, side, side), np.asarray(shown)))
-        items += _scale_bar(left, top, side, window, points)
-        y = top + side + 1.4 * points * MM_PER_POINT
-        if ticks:
-            items += _legend(left, top + side + 1, side, ticks, points, weight=len(ticks) == 2)
-            y += 1.0 + 2.6 + 1.2 * points * MM_PER_POINT
-        items.append(Words((left, y), "abcd"[k], points + 1, INK, bold=True))
-        for line in wrapped(caption, points, side - 3.5):
-            items.append(Words((left + 3.5, y), line, points, INK))
-            y += 1.25 * points * MM_PER_POINT
-        lowest = max(lowest, y)
-    return Page((width_mm, lowest + EDGE_MM), items)
+    em = points * MM_PER_POINT
+    top = lowest = EDGE_MM
+    for k, panel in enumerate(panels):
+        if k and k % columns == 0:
+            top = lowest + GAP_MM
+        # whole pixels, so that those of a picture are those of the page
+        left, top = (round(mm / pixel) * pixel for mm in (EDGE_MM + k % columns * (side + GAP_MM), top))
+        shown = Image.fromarray(panel.pixels).resize((px, px), Image.Resampling.LANCZOS)
+        _picture(axes, left, top, side, side, np.asarray(shown))
+        _scale_bar(axes, left, top, side, panel.window_um / side, points)
+        baseline = top + side + 1.4 * em
+        _text(axes, left, baseline, "abcd"[k], points + 1, fontweight="bold")
+        lines = _wrapped(panel.caption, points, side - 3.5)
+        for row, line in enumerate(lines):
+            _text(axes, left + 3.5, baseline + 1.25 * em * row, line, points)
+        bottom = baseline + 1.25 * em * (len(lines) - 1) + 0.4 * em
+        if panel.colours is not None:
+            _legend(axes, left, bottom + 0.6, side, panel.colours, panel.ticks, points)
+            bottom += 3.0 + 1.2 * em
+        lowest = max(lowest, bottom)
+    return lowest + EDGE_MM
 
 
-def _pixels(width_mm: float, dpi: int) -> int:
-    """Side of the map of edits in pixels: no finer than the figure."""
-    return min(MOST_PX, max(200, round(width_mm / 3 / MM_PER_INCH * dpi)))
+def _picture(axes: Axes, left: float, top: float, width: float, height: float, pixels: NDArray[np.uint8]) -> None:
+    extent = (left, left + width, top + height, top)
+    axes.imshow(pixels, extent=extent, aspect="auto", interpolation="none", clip_on=False)
+
+
+def _bar(axes: Axes, left: float, top: float, width: float, height: float, colour: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((left, top), width, height, facecolor=colour, linewidth=0, clip_on=False, zorder=2))
+
+
+def _text(axes: Axes, left: float, baseline: float, text: str, points: float, **options: Any) -> None:
+    axes.text(left, baseline, text, fontsize=points, color=_INK, parse_math=False, **options)
+
+
+def _text_width(text: str, points: float) -> float:
+    """How wide a line of text is, in mm."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=points), ismath=False)
+    return float(width) * MM_PER_POINT
+
+
+def _wrapped(text: str, points: float, width: float) -> list[str]:
+    """Break a text of a size in points into lines no wider than ``width``, in mm: at words, and inside a word that is wider alone."""
+    lines: list[str] = []
+    for word in text.split():
+        joined = f"{lines[-1]} {word}" if lines else word
+        if lines and _text_width(joined, points) <= width:
+            lines[-1] = joined
+            continue
+        while len(word) > 1 and _text_width(word, points) > width:
+            fitting = (n for n in range(len(word) - 1, 1, -1) if _text_width(word[:n], points) <= width)
+            first = next(fitting, 1)
+            lines.append(word[:first])
+            word = word[first:]
+        lines.append(word)
+    return lines
 
 
 def _window(made: Finished) -> _Window:
@@ -229,39 +342,35 @@ def _edit_map(made: Finished, window: _Window, px: int) -> NDArray[np.uint8]:
     draw = ImageDraw.Draw(picture)
     per_px = px / window.side
     radius = max(1.5, spots.diameter / 2 * per_px)
+    edge = max(1, round(radius / 12))
     for (y, x), weight in zip(((spots.yx - window.corner) * per_px).tolist(), weights.tolist(), strict=True):
         colour = tuple(round(low + weight * (high - low)) for low, high in zip(_PALE, _FULL, strict=True))
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=(150, 150, 158))
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=(150, 150, 158), width=edge)
     return np.asarray(picture)
 
 
-def _scale_bar(left: float, top: float, side: float, window: _Window, points: float) -> list[Item]:
-    um_per_mm = window.pixel_um * window.before.shape[0] / side
+def _scale_bar(axes: Axes, left: float, top: float, side: float, um_per_mm: float, points: float) -> None:
     length_um = min(_BARS_UM, key=lambda um: abs(um / um_per_mm - side / 4))
-    length, high = length_um / um_per_mm, 1.4 * points * MM_PER_POINT
-    right, bottom = left + side - 1.5, top + side - 1.5
-    return [
-        Bar((right - length - 0.8, bottom - BAR_MM - high, length + 1.6, high + BAR_MM + 0.8), (255, 255, 255)),
-        Bar((right - length, bottom - BAR_MM, length, BAR_MM), INK),
-        Words((right - length / 2, bottom - BAR_MM - 0.6), f"{length_um} µm", points, anchor="middle"),
-    ]
+    length, text, high = length_um / um_per_mm, f"{length_um} µm", 1.4 * points * MM_PER_POINT
+    wide = max(length, _text_width(text, points))
+    middle, bottom = left + side - 1.5 - wide / 2, top + side - 1.5
+    _bar(axes, middle - wide / 2 - 0.8, bottom - BAR_MM - high, wide + 1.6, high + BAR_MM + 0.8, "white")
+    _bar(axes, middle - length / 2, bottom - BAR_MM, length, BAR_MM, _INK)
+    _text(axes, middle, bottom - BAR_MM - 0.6, text, points, horizontalalignment="center")
 
 
 def _legend(
-    left: float, top: float, side: float, ticks: Mapping[float, str], points: float, weight: bool
-) -> list[Item]:
-    ramp = np.linspace(0, 1, 200, dtype=np.float32)
-    colours = np.array([_PALE, _FULL], dtype=float)
-    row = (
-        np.stack([np.interp(ramp, (0, 1), colours[:, k]) for k in range(3)], axis=-1).round()
-        if weight
-        else diverging(2 * ramp - 1)
-    )
+    axes: Axes,
+    left: float,
+    top: float,
+    side: float,
+    colours: NDArray[np.uint8],
+    ticks: Mapping[float, str],
+    points: float,
+) -> None:
     width = side * 0.6
     start = left + side * 0.2
-    items: list[Item] = [Picture((start, top, width, 2.0), np.asarray(row, dtype=np.uint8)[None].repeat(8, axis=0))]
+    _picture(axes, start, top, width, 2.0, colours[None])
     for share, text in ticks.items():
-        items.append(
-            Words((start + share * width, top + 2.4 + 0.9 * points * MM_PER_POINT), text, points - 1, anchor="middle")
-        )
-    return items
+        place = (start + share * width, top + 2.4 + 0.9 * points * MM_PER_POINT)
+        _text(axes, *place, text, max(5.0, points - 1), horizontalalignment="center")
