@@ -152,7 +152,7 @@ def _panels(made: Finished, label: Label, px: int) -> list[_Panel]:
 
 
 def _content(panels: Sequence[_Panel], width_mm: float, dpi: int, label: Label, ending: str) -> bytes:
-    """The figure as a file with an ending."""
+    """Return the figure as a file with an ending."""
     from matplotlib import rc_context, rcdefaults, rcParams  # slow to import
     from matplotlib.figure import Figure
 
@@ -250,7 +250,7 @@ def _text(axes: Axes, left: float, baseline: float, text: str, points: float, **
 
 
 def _text_width(text: str, points: float) -> float:
-    """How wide a line of text is, in mm."""
+    """Return how wide a line of text is, in mm."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
