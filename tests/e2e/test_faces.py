@@ -76,7 +76,7 @@ def dock(request, edits):
 
     state = WorkbenchState()
     state.request = request
-    EditFiles(Painting(state, lambda: None, lambda colouring: None)).load(str(edits))
+    EditFiles(Painting(state, lambda: None, lambda colouring: None, lambda ids: None)).load(str(edits))
     assert state.message is None or state.message.kind == "info"
     return state.request
 

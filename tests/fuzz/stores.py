@@ -550,7 +550,7 @@ CASES = cases(
         (
             "rows named as bins",
             array(f"{TABLE}/obs/_index", lambda v: np.array([f"s_002um_00001_{i:05d}-1" for i in range(30)])),
-            section_error("bins of Visium HD", "2 um", "binned_outputs"),
+            section_error("bins cannot be brought together to spots without a scale", "--mpp"),
         ),
         (
             "circles as near as cells",

@@ -36,6 +36,12 @@ class FigureDialog(QDialog):  # type: ignore[misc,unused-ignore]
         buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Save | QDialogButtonBox.StandardButton.Cancel)
         buttons.accepted.connect(self.accept)
         buttons.rejected.connect(self.reject)
+        named(
+            buttons.button(QDialogButtonBox.StandardButton.Save),
+            "Save the figure",
+            "Choose where the figure is written",
+        )
+        named(buttons.button(QDialogButtonBox.StandardButton.Cancel), "Cancel", "Draw no figure")
         layout = column(about, labelled(("Width", self.width_mm), ("Resolution", self.dpi)), buttons)
         layout.setContentsMargins(12, 12, 12, 12)
         self.setLayout(layout)
