@@ -38,7 +38,12 @@ def main() -> int:
             began = time.perf_counter()
             outcome = workshop.attempt(case)
             took = time.perf_counter() - began
-            message = outcome.message.replace(str(base), "")[:400].encode("unicode_escape").decode()
+            message = (
+                outcome.message.replace(str(base), "")
+                .replace(str(Path.cwd()), "")[:400]
+                .encode("unicode_escape")
+                .decode()
+            )
             verdict = "yes" if outcome.as_expected else "NO"
             failed += verdict == "NO"
             counted[case.family, outcome.ended] += 1
