@@ -102,8 +102,8 @@ def test_choosing_in_the_dialog_opens(viewer, workbench, without_model, tiny_fol
     from qtpy.QtWidgets import QMenu
 
     monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: str(tiny_folder))
-    menu = next(m for m in workbench.section.findChildren(QMenu) if len(m.actions()) == 2)
-    assert menu.actions()[1].text() == "Plain H&&E slide…"  # one & would underline the E
+    menu = next(m for m in workbench.section.findChildren(QMenu) if len(m.actions()) == 3)
+    assert menu.actions()[2].text() == "Plain H&&E slide…"  # one & would underline the E
     menu.actions()[0].trigger()
     assert settle(lambda: workbench.state.section is not None and not workbench.state.busy)
 
