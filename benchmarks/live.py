@@ -29,6 +29,7 @@ from event_loop import Lateness, until, wait
 from mouse import Mouse
 from qtpy.QtCore import QEvent
 
+from napari_stmdit.ui.manifest import DOCK, PLUGIN
 from napari_stmdit.ui.state import Brush
 
 STROKE_UM = 300.0
@@ -42,7 +43,7 @@ class Bench:
     def __init__(self, radius, screenshots):
         self.viewer = napari.Viewer(show=True, show_welcome_screen=False)
         self.viewer.window.resize(1400, 900)
-        self.dock = self.viewer.window.add_plugin_dock_widget("napari-stmdit", "STMDiT workbench")[1]
+        self.dock = self.viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)[1]
         self.state, self.presenter, self.screenshots = self.dock.state, self.dock.presenter, screenshots
         state = self.state
         self.dock.section.sample_button.click()
