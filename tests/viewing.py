@@ -6,6 +6,7 @@ import time
 
 import pytest
 from mouse import Mouse as Mouse
+from standins import CropModel, card_for
 
 
 def settle(condition, seconds=30.0):
@@ -95,3 +96,13 @@ def workbench(viewer):
 
     _, widget = viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)
     return widget
+
+
+@pytest.fixture
+def opened(workbench, tiny_section):
+    """The workbench with the tiny section."""
+    card = card_for(tuple(tiny_section.spots.genes.symbols.tolist()), patch_px=64, patch_mpp=0.7)
+    workbench.presenter.use_model(CropModel(card))
+    workbench.presenter.show(tiny_section)
+    settle(lambda: False, 0.2)
+    return workbench

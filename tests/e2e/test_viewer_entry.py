@@ -7,8 +7,7 @@ import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QFileDialog
-from standins import CropModel, card_for
-from viewing import Mouse, no_leaks, settle, viewer, workbench  # noqa: F401
+from viewing import Mouse, no_leaks, opened, settle, viewer, workbench  # noqa: F401
 
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.gestures import camera_of
@@ -17,16 +16,6 @@ from napari_stmdit.ui.presenter import Presenter, presenter_of
 from napari_stmdit.ui.state import EditDraft
 
 pytestmark = pytest.mark.gui
-
-
-@pytest.fixture
-def opened(workbench, tiny_section):  # noqa: F811
-    """The workbench with the tiny section."""
-    card = card_for(tuple(tiny_section.spots.genes.symbols.tolist()), patch_px=64, patch_mpp=0.7)
-    workbench.presenter.use_model(CropModel(card))
-    workbench.presenter.show(tiny_section)
-    settle(lambda: False, 0.2)
-    return workbench
 
 
 @pytest.fixture

@@ -9,23 +9,12 @@ import pytest
 from mouse import ALT, CONTROL, SHIFT, Mouse
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication
-from standins import CropModel, card_for
-from viewing import no_leaks, settle, viewer, workbench  # noqa: F401
+from viewing import no_leaks, opened, settle, viewer, workbench  # noqa: F401
 
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.state import Brush, Colouring, EditDraft, RunStatus
 
 pytestmark = pytest.mark.gui
-
-
-@pytest.fixture
-def opened(workbench, tiny_section):  # noqa: F811
-    """The workbench with the tiny section."""
-    card = card_for(tuple(tiny_section.spots.genes.symbols.tolist()), patch_px=64, patch_mpp=0.7)
-    workbench.presenter.use_model(CropModel(card))
-    workbench.presenter.show(tiny_section)
-    settle(lambda: False, 0.2)
-    return workbench
 
 
 def centres(bench):
@@ -136,7 +125,7 @@ def test_a_stroke_beside_the_tissue_leaves_nothing(viewer, opened):  # noqa: F81
     assert state.chosen_edit is None
 
 
-def test_the_list_of_edits_by_its_buttons(opened):
+def test_the_list_of_edits_by_its_buttons(opened):  # noqa: F811
     state, panel = opened.state, opened.edits
     opened.folds["edits"].unfold()
     opened.presenter.select(state.section.spots.ids[:5].tolist())
@@ -185,7 +174,7 @@ def test_the_list_of_edits_by_its_buttons(opened):
     assert panel.list.rows[0].name.text() == "more epithelium"
 
 
-def test_a_swap_by_its_form(opened):
+def test_a_swap_by_its_form(opened):  # noqa: F811
     presenter, panel, state = opened.presenter, opened.edits, opened.state
     opened.folds["edits"].unfold()
     ids = state.section.spots.ids.tolist()
@@ -222,7 +211,7 @@ def test_keys_are_given_back_when_the_dock_goes(viewer, opened):  # noqa: F811
     assert "Ctrl+Z" not in {str(key) for key, action in viewer.keymap.items() if action is not None}
 
 
-def test_colours_follow_names_and_each_gene_keeps_its_limits(opened):
+def test_colours_follow_names_and_each_gene_keeps_its_limits(opened):  # noqa: F811
     state, panel = opened.state, opened.colour
     panel.gene.setText("KRT8")
     panel.gene.commit()

@@ -21,8 +21,9 @@ from .flat_files import flat_samples, is_flat_sample, open_flat
 from .geometry import is_plausible_mpp, mpp_fault
 from .images import IMAGE_SUFFIXES, resolve_fullres
 from .slide import PITCH_WITHIN, open_slide
-from .spaceranger import open_spaceranger, open_visium_hd
+from .spaceranger import open_spaceranger
 from .spaceranger4 import CELLS, holds_cells, open_cells, with_version_and_clusters
+from .visium_hd import open_visium_hd
 from .zarr_codecs import told_as_damage
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from ..types import Section, SpotTable
 from .counts import find_counts, read_counts
 from .geometry import calibrate
 from .spaceranger import (
-    aggregate,
     choose_image,
     coordinate_systems,
     read_scalefactors,
     section_name,
 )
+from .visium_hd import aggregate
 
 CELLS = "segmented_outputs"
 _OUTLINES = "cell_segmentations.geojson"
@@ -42,7 +42,7 @@ def open_cells(path: Path, fullres: Path | None = None, mpp: float | None = None
     path
         ``segmented_outputs``, or the folder above it.
     fullres, mpp
-        As for `spaceranger.open_visium_hd`.
+        As for `visium_hd.open_visium_hd`.
 
     Raises
     ------

@@ -40,8 +40,9 @@ from .geometry import (
 from .images import resolve_fullres, with_overview
 from .one_section import refuse_bins
 from .slide_scale import SQUARE_TO, stated_mpp
-from .spaceranger import aggregate, open_fullres, section_label
+from .spaceranger import open_fullres, section_label
 from .tables import SpotRows, spot_rows
+from .visium_hd import aggregate
 from .zarr_codecs import refuse_pickles, told_as_damage
 
 RESULT_PREFIX = "stmdit_"
