@@ -72,6 +72,8 @@ PACE_SHARE, PACE_LATEST, PACE_SLACK, MIN_PACE_STEPS = 0.1, 0.35, 0.15, 5
 """Of the transformer's time: how often its pace is looked at; share of the steps after which it keeps them; change that is worth a new number."""
 MIN_PAIRS, MAX_PAIRS, PROGRAM_SPOTS = 8, 64, 8
 """Of the evaluation; programs are many, and each is raised in a few spots."""
+PROGRESS_S = 1.0
+"""Seconds between two reports of progress."""
 OnProgress = Callable[[AdaptProgress], None]
 
 
@@ -468,9 +470,9 @@ class _Run:
         self._tell(at.step / at.steps, at.step, at.steps)
 
     def _tell(self, share: float, step: int = 0, steps: int = 0) -> None:
-        """Say how far the present stage is; written at most once a second."""
+        """Say how far the present stage is, every `PROGRESS_S` and at its end."""
         now, known = time.monotonic(), self.progress
-        if now - self._told < 1.0 and share < 1:
+        if now - self._told < PROGRESS_S and share < 1:
             return
         self._told = now
         order = list(STAGES)
