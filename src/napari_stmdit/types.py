@@ -265,11 +265,13 @@ class Section:
         The elements that it was read from, where that was a SpatialData store.
     excluded
         Spots that were left out, which ``spots`` does not hold; see `napari_stmdit.tissue.excluded`.
+    outlines
+        Of the cells that spots are sums of, for drawing: (k, 2, 2) straight pieces, where each starts and ends, in full-resolution pixels.
     """
 
     name: str
     path: Path | None
-    kind: Literal["spatialdata", "spaceranger", "visium_hd", "image"]
+    kind: Literal["spatialdata", "spaceranger", "visium_hd", "xenium", "image"]
     spots: SpotTable
     image: SlideImage | None
     calibration: Calibration
@@ -280,6 +282,7 @@ class Section:
     image_fault: str = ""
     store: StoreElements | None = None
     excluded: Excluded | None = None
+    outlines: NDArray[np.float32] | None = None
 
     @property
     def whole(self) -> Section:

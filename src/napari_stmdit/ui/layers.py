@@ -18,11 +18,13 @@ from .protected import protect
 from .spot_colours import DIVERGING, RING, SpotLook, colormap_of
 from .strokes import describe
 
-Role = Literal["slide", "spots", "result", "stored", "context", "preview", "live", "seam", "change"]
+Role = Literal["slide", "spots", "outlines", "result", "stored", "context", "preview", "live", "seam", "change"]
 KEY = "stmdit"
 """Our place in ``layer.metadata``. Layers are known by it and never by name."""
 MAX_SINGLE_PX = 2_500_000
 """A larger image is shown as a pyramid: napari then reads and sends to the screen only what is in sight."""
+OUTLINE_UM = 0.6
+"""Width of the outlines of cells."""
 LayerTuple = tuple[Any, dict[str, Any], str]
 
 
@@ -89,8 +91,9 @@ def metadata(role: Role, section: Section, **more: Any) -> dict[str, Any]:
 
 
 def section_layers(section: Section) -> list[LayerTuple]:
-    """Return the layers of a section: its slide, where it has one, and its spots as one Points layer, true to size."""
+    """Return the layers of a section: its slide and the outlines of cells, where it has them, and its spots as one Points layer, true to size."""
     found = [] if section.image is None else [slide_layer(section)]
+    found += [] if section.outlines is None else [outlines_layer(section, section.outlines)]
     return [*found, spots_layer(section)]
 
 
@@ -107,6 +110,20 @@ def slide_layer(section: Section, role: Role = "slide", name: str = "") -> Layer
         **placing(section, napari_affine(scaling(image.pixel_size), section.calibration.mpp)),
     }
     return (levels if len(levels) > 1 else levels[0]), state, "image"
+
+
+def outlines_layer(section: Section, pieces: NDArray[np.float32]) -> LayerTuple:
+    """Return the outlines of cells as one hidden layer of lines, which napari draws a hundred times as fast as shapes."""
+    state = {
+        "name": f"{section.name} cell outlines",
+        "vector_style": "line",
+        "edge_color": "black",
+        "edge_width": OUTLINE_UM / section.mpp,
+        "visible": False,
+        "metadata": metadata("outlines", section),
+        **placing(section, world_affine(section)),
+    }
+    return np.stack([pieces[:, 0], pieces[:, 1] - pieces[:, 0]], axis=1), state, "vectors"
 
 
 def spots_layer(section: Section) -> LayerTuple:

@@ -147,7 +147,7 @@ class Presenter:
         self._limits.clear()
         self.looking.forget()
         self.show_spots(state.spots_as)
-        self.colour(replace(state.colouring, limits=None))
+        self.colour(self.view.first_colouring(state.colouring))
         self.state.tell(
             "info", f"{section.name}: {len(section.spots):,} spots. Click spots, or draw a lasso around them."
         )
