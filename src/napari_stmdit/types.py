@@ -194,7 +194,7 @@ class ExpressionSource:
     def statement(self) -> str:
         """What a result must say of it; empty where the expression was measured."""
         if self.kind == "none":
-            return "no measured expression was used: the section has no counts, and expression is null everywhere"
+            return "no measured expression was used: the section has no counts, and expression is null where no embeddings of its spots are given"
         if self.kind == "predicted":
             return f"no measured expression was used: it was predicted, in {self.file} (SHA-256 {self.sha256[:12]}...)"
         return ""

@@ -61,7 +61,9 @@ def result_words(request: Request, spots: Sequence[str], section: Section, count
     what = some_of(edits, 2, "; ") if edits else "as measured"
     where = str(spots[0]) if len(spots) == 1 else counted(len(spots), "spot")
     seamless = "seamless, " if request.mode == "continuous" else ""
-    return f"{what}, {seamless}{where} ({synthetic_words(counterfactual)}{expression_words(section)}, {number})"
+    by_embeddings = section.expression.kind == "none" and request.expression != "null"
+    expression = ", expression by embeddings" if by_embeddings else expression_words(section)
+    return f"{what}, {seamless}{where} ({synthetic_words(counterfactual)}{expression}, {number})"
 
 
 def placing(section: Section, affine: NDArray[np.float64]) -> dict[str, Any]:
