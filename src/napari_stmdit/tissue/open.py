@@ -20,6 +20,7 @@ from .excluded import exclude_file
 from .flat_files import flat_samples, is_flat_sample, open_flat
 from .geometry import is_plausible_mpp, mpp_fault
 from .images import IMAGE_SUFFIXES, resolve_fullres
+from .remote import open_remote, url_of
 from .slide import PITCH_WITHIN, open_slide
 from .spaceranger import open_spaceranger
 from .spaceranger4 import CELLS, holds_cells, noting_version, open_cells
@@ -169,7 +170,7 @@ class SectionSource(Intent):
 
         A ``fullres`` that is no file here stays as it is: it may be the name of an image, or lie in the section's folder.
         """
-        update: dict[str, Any] = {"path": Path(self.path).expanduser().absolute()}
+        update: dict[str, Any] = {"path": url_of(self.path) or Path(self.path).expanduser().absolute()}
         if self.fullres is not None and Path(self.fullres).expanduser().is_file():
             update["fullres"] = Path(self.fullres).expanduser().absolute()
         for name in ("predicted_expression", "exclude"):
@@ -223,7 +224,7 @@ def open_section(
         Where it cannot be read, or something would have to be guessed; `ScaleError` where that is the scale of a plain image.
     """
     kind = _kind_in_memory(path)
-    if kind is None:
+    if kind is None and url_of(path) is None:
         _existing(path)
     source = SectionSource.given(
         kind or path,
@@ -247,6 +248,10 @@ def open_section(
 
 
 def _open(source: SectionSource) -> Section:
+    url = url_of(source.path)
+    if url is not None:
+        _refuse_slide_options(url, source)
+        return _as_asked(_open_url(url, source), source)
     path = _existing(source.path)
     with told_as_damage(path, "a tissue section"):
         if not path.is_dir() and not is_flat_sample(path):
@@ -262,6 +267,14 @@ def _open(source: SectionSource) -> Section:
             return _as_asked(open_slide(path, source.mpp, **source.slide_options), source)
         _refuse_slide_options(path, source)
         return _as_asked(_read(path, source), source)
+
+
+def _open_url(url: str, source: SectionSource) -> Section:
+    if url.lower().endswith((".h5ad", ".h5", ".zip", ".tar.gz", ".tgz", *IMAGE_SUFFIXES)):
+        raise SectionError(
+            f"{url} is a file, and only SpatialData stores (.zarr) are read from afar; download it and give its path"
+        )
+    return open_remote(url, source.fullres, source.mpp, source.coordinate_system)
 
 
 def _existing(path: object) -> Path:
