@@ -408,7 +408,12 @@ def _is_visium_hd(path: Path) -> bool:
         return True
     if (path / "spatial" / "tissue_positions.parquet").is_file():
         return True
-    return any((p / "spatial").is_dir() for p in [*path.glob("square_*"), *path.glob("binned_outputs/square_*")])
+    bins = [
+        *path.glob("square_*"),
+        *path.glob("binned_outputs/*"),
+        *(path.iterdir() if path.name == "binned_outputs" else ()),
+    ]
+    return any((p / "spatial").is_dir() for p in bins)
 
 
 def _about_file(path: Path) -> str:

@@ -24,6 +24,8 @@ MIN_CELLS = 3
 """Cells in a pseudo-spot that is made of cells: fewer say little of a patch."""
 CLUSTERS = "graphclust"
 """Column of the clusters that 10x's pipelines make: of a pseudo-spot, that of most of what it is made of."""
+SHARES = ("in_cell", "in_nucleus")
+"""Columns of how much of a bin lies in cells and in nuclei, 0 to 1, as Space Ranger 4 finds them."""
 _LEAST_COVERED = 0.5
 
 
@@ -49,8 +51,8 @@ def aggregate(
     Returns
     -------
     tuple
-        The pseudo-spots, with the number of their bins in ``obs["bins"]`` or of their cells in ``obs["cells"]``, and `CLUSTERS` where the
-        bins have them; and notes for the user.
+        The pseudo-spots, with the number of their bins in ``obs["bins"]`` or of their cells in ``obs["cells"]``, and `CLUSTERS` and
+        `SHARES` where the bins have them; and notes for the user.
     """
     from scipy.sparse import csr_matrix
 
@@ -85,7 +87,7 @@ def aggregate(
         counts=csr_matrix(belongs[keep] @ bins.counts),
         genes=bins.genes,
         array_rc=discs,
-        obs={"cells" if bin_um is None else "bins": members[keep], **_clusters(bins, belongs[keep])},
+        obs={"cells" if bin_um is None else "bins": members[keep], **_carried(bins, belongs[keep])},
     )
     fault = fault_of_counts(spots.counts)
     if fault is not None:
@@ -106,14 +108,18 @@ def aggregate(
     return spots, [note]
 
 
-def _clusters(bins: SpotTable, belongs: csr_matrix) -> dict[str, NDArray[np.str_]]:
-    """Return the cluster that most members of each disc have; empty text where none of them has one."""
+def _carried(bins: SpotTable, belongs: csr_matrix) -> dict[str, NDArray[Any]]:
+    """Return the mean shares of the members of each disc, and the cluster that most of them have; empty text where none has one."""
+    members = np.asarray(belongs.sum(axis=1), dtype=np.float64).ravel()
+    carried: dict[str, NDArray[Any]] = {
+        name: np.asarray(belongs @ bins.obs[name]).ravel() / members for name in SHARES if name in bins.obs
+    }
     if CLUSTERS not in bins.obs:
-        return {}
+        return carried
     names, which = np.unique(bins.obs[CLUSTERS], return_inverse=True)
     votes = np.stack([np.asarray(belongs @ (which == k)).ravel() for k in range(len(names))], axis=1)
     votes[:, names == ""] = 0
-    return {CLUSTERS: np.where(votes.any(axis=1), names[votes.argmax(axis=1)], "")}
+    return {CLUSTERS: np.where(votes.any(axis=1), names[votes.argmax(axis=1)], ""), **carried}
 
 
 def sum_cells(
@@ -152,29 +158,6 @@ def sum_cells(
     if len(keep) < len(matrix.barcodes):
         notes.append(f"{len(matrix.barcodes) - len(keep)} cells have no outline and are left out")
     return spots, notes
-
-
-def outlines_of(shapes: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the outlines of polygons of shapely to draw, as `pieces_of_outlines` does."""
-    import shapely
-
-    rings = shapely.get_exterior_ring(shapely.get_parts(shapes))
-    corners, ring = shapely.get_coordinates(rings, return_index=True)
-    return pieces_of_outlines(corners[:, ::-1], ring)
-
-
-def pieces_of_outlines(corners: NDArray[np.float64], shape: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the pieces, (k, 2, 2), that outlines are drawn of: where each starts and ends.
-
-    Parameters
-    ----------
-    corners
-        (m, 2) corners (y, x) of outlines, one after the other, each closed.
-    shape
-        (m,) which outline a corner is of.
-    """
-    same = shape[1:] == shape[:-1]
-    return np.stack([corners[:-1][same], corners[1:][same]], axis=1).astype(np.float32)
 
 
 def _full_disc(bin_um: float) -> float:

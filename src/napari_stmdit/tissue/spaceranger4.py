@@ -14,7 +14,8 @@ from ..errors import SectionError
 from ..types import Section
 from .counts import find_counts, read_counts
 from .geometry import calibrate
-from .pseudo_spots import outlines_of, sum_cells
+from .outlines import outlines_of
+from .pseudo_spots import sum_cells
 from .spaceranger import (
     choose_image,
     clusters_of,

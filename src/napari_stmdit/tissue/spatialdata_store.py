@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -52,6 +53,7 @@ OWN_TABLE = "table"
 """Name of the table in a store of ours."""
 _ELEMENT_FOLDERS = ("shapes", "tables", "images")
 _OLD_ELEMENT = {"spatialdata_attrs", "spatialdata-encoding-type"}
+_RELEASE = re.compile(r"^(\d+)\.(\d+)")
 _SAME_FOOTPRINT = 0.02
 _SAME_UNIT = 0.05
 """How far two statements of one scale may differ: a lattice fitted to rounded positions, and what a scanner states."""
@@ -219,11 +221,33 @@ def read_store(root: Path) -> Any:
         )
     try:
         return _read_zarr(root, "error")
-    except SectionError:
+    except SectionError as error:
+        found = error
+    try:
         sdata = _read_zarr(root, "warn")
-        if not all(kind == "images" and is_result_name(name) for kind, name in unread_elements(sdata, root)):
-            raise
-        return sdata
+        if all(kind == "images" and is_result_name(name) for kind, name in unread_elements(sdata, root)):
+            return sdata
+    except SectionError:
+        pass
+    if newer := _newer_writer(root):
+        raise SectionError(
+            f"{root} was written by SpatialData {newer}, newer than the one that is installed, which cannot read it; update SpatialData: {found}"
+        ) from found
+    raise found
+
+
+def _newer_writer(root: Path) -> str:
+    """Return the version of SpatialData that wrote a store where it is newer than the one here, else nothing."""
+    import spatialdata
+
+    attrs = _json_object(root / "zarr.json").get("attributes") or _json_object(root / ".zattrs")
+    said = attrs.get("spatialdata_attrs") if isinstance(attrs, dict) else None
+    written = str(said.get("spatialdata_software_version", "")) if isinstance(said, dict) else ""
+    numbers = [_RELEASE.match(version) for version in (written, spatialdata.__version__)]
+    if not all(numbers):
+        return ""
+    theirs, ours = (tuple(map(int, found.groups())) for found in numbers if found is not None)
+    return written if theirs > ours else ""
 
 
 def _read_zarr(root: Path, on_bad_files: Any, kinds: tuple[str, ...] | None = None) -> Any:

@@ -6,13 +6,16 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import SectionError
 from ..files import is_number
 from ..text import shorten
 from ..types import Section
 from .counts import find_counts, read_counts
 from .geometry import VISIUM_PITCH_UM, calibrate
-from .pseudo_spots import aggregate
+from .pseudo_spots import SHARES, aggregate
 from .spaceranger import (
     choose_image,
     clusters_of,
@@ -25,6 +28,9 @@ from .spaceranger import (
     synthetic_marker,
 )
 
+_BINNED = "binned_outputs"
+_MAPPINGS = "barcode_mappings.parquet"
+"""Of Space Ranger 4: which bin each square of 2 um is in, and whether it lies in a cell and in a nucleus."""
 _PREFERRED = ("square_008um", "square_016um", "square_002um")
 _SQUARE = re.compile(r"^square_(\d+)um$")
 
@@ -35,7 +41,7 @@ def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = 
     Parameters
     ----------
     path
-        ``binned_outputs``, the folder above it, or one of the ``square_*`` folders; of several bin sizes 8 um is taken.
+        ``binned_outputs``, the folder above it, or one of the folders of bins in it, also of a size of one's own; of several 8 um are taken.
     fullres
         The microscope image that Space Ranger was run on; by default it is looked for.
     mpp
@@ -53,9 +59,11 @@ def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = 
     calibration = calibrate(scalefactors, positions.yx, positions.array_rc, mpp, bin_um)
     matrix = read_counts(find_counts(folder))
     bins, bin_notes = join(positions, matrix, spot_diameter(scalefactors, folder), "bins")
-    bins = replace(bins, obs=clusters_of(folder, bins.ids))
+    root = folder.parent.parent if folder.parent.name == _BINNED else folder.parent
+    bins = replace(
+        bins, obs={**clusters_of(folder, bins.ids), **_shares_in_cells(root / _MAPPINGS, folder.name, bins.ids)}
+    )
     spots, aggregated = aggregate(bins, calibration, bin_um)
-    root = folder.parent.parent if folder.parent.name == "binned_outputs" else folder.parent
     places = [folder, folder.parent, root]
     image, image_notes = choose_image(folder, scalefactors, bins.yx, fullres, places, calibration)
     name = f"{section_name(root)}_{folder.name}"
@@ -74,8 +82,9 @@ def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = 
 
 
 def _bins_folder(path: Path) -> tuple[Path, list[str]]:
-    root = path / "binned_outputs" if (path / "binned_outputs").is_dir() else path
-    folders = {f.name: f for f in sorted(root.glob("square_*")) if (f / "spatial").is_dir()}
+    root = path / _BINNED if (path / _BINNED).is_dir() else path
+    pattern = "*" if root.name == _BINNED else "square_*"  # bins of a size that was asked for may have another name
+    folders = {f.name: f for f in sorted(root.glob(pattern)) if (f / "spatial").is_dir()}
     name = next((n for n in _PREFERRED if n in folders), next(iter(folders), None))
     if name is None and (path / "spatial").is_dir():
         return path, []
@@ -83,6 +92,24 @@ def _bins_folder(path: Path) -> tuple[Path, list[str]]:
         raise SectionError(f"{path} holds no folder of bins; expected square_008um, square_016um or square_002um")
     others = [n for n in folders if n != name]
     return folders[name], [f"bins of {name} are used, not those of {', '.join(others)}"] if others else []
+
+
+def _shares_in_cells(file: Path, bins: str, ids: NDArray[np.str_]) -> dict[str, NDArray[np.float64]]:
+    """Return which share of each bin lies in cells and in nuclei; nothing where Space Ranger did not segment them, or the file cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not file.is_file():
+        return {}
+    try:
+        squares = pq.read_table(file, columns=[bins, *SHARES])
+        for name in SHARES:
+            squares = squares.set_column(squares.schema.get_field_index(name), name, squares[name].cast(pa.int8()))
+        shares = squares.group_by(bins).aggregate([(name, "mean") for name in SHARES]).to_pandas().set_index(bins)
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        return {}
+    shares = shares.reindex(ids.astype(object)).fillna(0.0)
+    return {name: shares[f"{name}_mean"].to_numpy(dtype=np.float64) for name in SHARES}
 
 
 def _bin_size(folder: Path, stated: object) -> float:

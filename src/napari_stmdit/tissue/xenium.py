@@ -16,7 +16,8 @@ from ..types import Calibration, Section, SlideImage
 from .counts import read_counts
 from .geometry import Affine, apply, check_mpp, compose, mean_scale, scaling
 from .images import IMAGE_SUFFIXES, image_size, open_image
-from .pseudo_spots import pieces_of_outlines, sum_cells
+from .outlines import pieces_of_rings
+from .pseudo_spots import sum_cells
 from .slide_scale import refuse_stretched, stated_mpp
 from .spaceranger import clusters_of, section_name
 from .zarr_codecs import told_as_damage
@@ -139,7 +140,7 @@ def _outlines(path: Path, from_microns: Affine) -> NDArray[np.float32] | None:
         yx = apply(from_microns, corners[["vertex_y", "vertex_x"]].to_numpy(dtype=np.float64))
     except (OSError, ValueError, KeyError):
         return None
-    return pieces_of_outlines(yx, pd.factorize(corners["cell_id"])[0])
+    return pieces_of_rings(yx, pd.factorize(corners["cell_id"])[0])
 
 
 # ------------------------------------------------------------------------------------------------- the slide
