@@ -14,7 +14,7 @@ from napari_stmdit.intent import ScaleEdit
 from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.state import RunStatus
-from napari_stmdit.ui.widgets.keys import RUN_KEYS, sequence
+from napari_stmdit.ui.widgets.input import RUN_KEYS, sequence
 
 pytestmark = pytest.mark.gui
 EDIT = ScaleEdit(genes=("ERBB2",), factor=5, name="more ERBB2")
