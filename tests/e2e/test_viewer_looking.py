@@ -70,7 +70,7 @@ def test_choosing_a_result_raises_it_and_a_double_click_goes_there(viewer, opene
     opened.presenter.looking.back()
     results, panel, camera = opened.presenter.results, opened.results.list, camera_of(viewer)
     place = next(k for k in range(panel.count()) if panel.item(k).data(Qt.ItemDataRole.UserRole) == 1)
-    opened.scroll.ensureWidgetVisible(panel)
+    opened.reveal(panel)
     at = panel.visualItemRect(panel.item(place)).center()
     QTest.mouseClick(panel.viewport(), Qt.MouseButton.LeftButton, pos=at)
     assert opened.state.chosen_result == 1

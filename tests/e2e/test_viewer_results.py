@@ -231,7 +231,7 @@ def test_the_close_up_and_the_contact_sheet(viewer, opened, tmp_path):  # noqa: 
     assert settle(lambda: state.comparison is not None)
     press(viewer, "swipe")
     state.chosen_result = 1
-    opened.folds["spot"].unfold()
+    opened.reveal(opened.spot)
     assert settle(lambda: state.close_up is not None and len(state.close_up.patches) == 3)
     assert settle(lambda: len(opened.spot.texts()) == 16, 2)
     heads = opened.spot.texts()[::4]
@@ -246,7 +246,7 @@ def test_the_close_up_and_the_contact_sheet(viewer, opened, tmp_path):  # noqa: 
     real, base, edited = (float(t) for t in opened.spot.texts()[1:4])
     assert change == pytest.approx(edited - base, abs=0.002)
     state.request = state.request.model_copy(update={"edits": (EDIT,)})
-    opened.scroll.ensureWidgetVisible(opened.spot.dose)
+    opened.reveal(opened.spot.dose)
     click(opened.spot.dose)
     assert settle(lambda: state.sheet is not None and len(state.sheet.cells) == 7)
     assert settle(lambda: opened.sheet.isVisible(), 2)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..dataset.export import Exported
@@ -14,6 +16,7 @@ from ..expression.groups import GroupTable, compare_groups
 from ..expression.programs import known_programs
 from ..intent import Request, SpotList, TowardsEdit
 from ..progress import Progress
+from ..storage.atomic import read_object, write_json
 from ..synthesis.models import PatchModel
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import Result
@@ -405,3 +408,33 @@ class Example:
             "This tissue before (left of the line) and after an edit towards its palest spots (right): drag the line. It is a draft; Run "
             "makes it with all steps.",
         )
+
+
+MAX_RECENT = 4
+
+
+def recent_sections() -> tuple[str, ...]:
+    """Return the paths of the sections that were opened last and are still there, the latest first."""
+    try:
+        paths = read_object(_recent_file()).get("sections", [])
+    except (OSError, StmditError):  # none yet, or not ours: it is no more than a convenience
+        return ()
+    paths = paths if isinstance(paths, list) else []
+    return tuple(path for path in paths if isinstance(path, str) and Path(path).exists())[:MAX_RECENT]
+
+
+def remember_section(section: Section) -> None:
+    """Put a section in front of the recent ones; the bundled one is always at hand and is left out."""
+    if section.path is None or section.synthetic:
+        return
+    path = str(section.path)
+    paths = [path, *(one for one in recent_sections() if one != path)][:MAX_RECENT]
+    with suppress(OSError):  # a home that cannot be written to keeps nobody from working
+        _recent_file().parent.mkdir(parents=True, exist_ok=True)
+        write_json(_recent_file(), {"sections": paths})
+
+
+def _recent_file() -> Path:
+    from ..model.hub.references import data_directory
+
+    return data_directory() / "recent.json"
