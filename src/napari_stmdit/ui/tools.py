@@ -29,6 +29,7 @@ from .painting import Painting
 from .results import ResultList
 from .runs import RunCycle, RunQueue
 from .state import EditDraft, Kind, ModelChoice, RunStatus, WorkbenchState
+from .strokes import describe
 
 
 class DataSets:
@@ -199,7 +200,9 @@ class Sheets(_UsesModel):
         except RequestError as error:
             self.state.tell("warning", error.faults[0][1])
             return
-        self._make("Dose strip", variants, DOSES)
+        request = variants[-1].request
+        at = max(k for k, one in enumerate(request.edits) if one.enabled) if edit is None else edit
+        self._make(f"Dose strip, {request.edits[at].name or describe(request.edits[at])}", variants, DOSES)
 
     def guidance_grid(self, spot: str) -> None:
         """Show a spot under three scales of each guidance."""
