@@ -103,7 +103,7 @@ def test_an_empty_dock_has_one_thing_to_press_and_nothing_greyed(workbench):  # 
 def test_the_bar_says_what_run_does_and_the_step_follows_the_work(viewer, opened):  # noqa: F811
     state, bar = opened.state, opened.run_bar
     ids = state.section.spots.ids.tolist()
-    assert opened.pages["choose"].isVisible() and "Choose spots first" in bar.words.plain() and not bar.run.isEnabled()
+    assert opened.pages["choose"].isVisible() and "Select spots first" in bar.words.plain() and not bar.run.isEnabled()
     assert (
         "lick" not in bar.message.plain()
     )  # what is to be done next stands in one place alone, and goes when it is done

@@ -20,7 +20,7 @@ from ..types import Section
 from . import jobs, layers
 from .checkpoints import Acquisition
 from .compare import Comparing
-from .gestures import Hand
+from .gestures import Hand, camera_of
 from .jobs import Handlers, Lane, Series, Start
 from .live import Live
 from .looking import Changes, Looking
@@ -89,6 +89,7 @@ class Presenter:
         self._unsaved: list[str] = []
         self._titles: dict[str, str] = {}
         self.close_ups.follow(viewer, lambda: self.view)
+        camera_of(viewer).events.zoom.connect(self._zoomed)
         viewer.layers.events.inserted.connect(self._inserted)
         viewer.layers.events.removed.connect(self._removed)
         viewer.layers.selection.events.active.connect(self._show_cursor, position="last")  # after napari's own
@@ -146,6 +147,7 @@ class Presenter:
         self.looking.forget()
         self.show_spots(state.spots_as)
         self.colour(replace(state.colouring, limits=None))
+        self._zoomed()
         state.tell("info", "")
         remember_section(section)
         if state.checkpoint is None and not self._lanes["model"].busy:
@@ -313,6 +315,11 @@ class Presenter:
             self.choosing.section_changed(section, None)
             text = "was closed, as its layer of spots was removed. Open it again, and its edits and named selections are back."
             self.state.tell("info", f"{section.name} {text}")
+
+    def _zoomed(self, event: Any = None) -> None:
+        viewer = self._viewer()
+        if viewer is not None and self.view is not None:
+            self.view.zoomed(float(camera_of(viewer).zoom))
 
     def _show_cursor(self, event: Any = None) -> None:
         viewer = self._viewer()

@@ -352,5 +352,5 @@ class WorkbenchState:
         if self.checkpoint is None:
             return "Choose a checkpoint first."
         if not self.targets:
-            return "Choose spots first (click them or draw a lasso), or paint an edit on them."
+            return "Select spots first (click them or draw a lasso), or paint an edit on them."
         return ""

@@ -318,7 +318,7 @@ class Groups:
         self._painting.choose(None)
         self.state.draft = replace(EditDraft(), operation="towards", target_spots=b)
         if self._painting.add(a, f"{found.names[0]} like {found.names[1]}"):
-            said = f"An edit makes {found.names[0]} like {found.names[1]}: it is under Paint expression. Select spots and press Run to see it."
+            said = f"An edit makes {found.names[0]} like {found.names[1]}: it is in step 2, Change. Select spots and press Run to see it."
             self.state.tell("info", said)
 
     def close(self) -> None:

@@ -254,7 +254,8 @@ def in_dock(text: str) -> str:
             text,
         )
     text = re.sub(r"(give|giving|or) under 'Run", r"\1 switch on 'Run", text).replace("give switch on", "switch on")
-    return re.sub(r" \((?:[a-z_]+=[^)]*)\)", "", text)
+    text = re.sub(r" \((?=[^()]*(?:--[a-z]|\b[a-z_]+=(?!\d)))[^()]*\)", "", text)  # what is left has no control of its own
+    return re.sub(r" with --[a-z-]+(?: [A-Z]+\b)?", "", text)
 
 
 class Text(QLabel):  # type: ignore[misc,unused-ignore]
@@ -329,7 +330,7 @@ class Scrolled(QScrollArea):  # type: ignore[misc,unused-ignore]
         """Take the height of the text; none of an empty one."""
         text, line = self._text, self._text.fontMetrics().lineSpacing()
         self.setVisible(bool(text.text()))
-        self.setFixedHeight(min(self._lines * line + 2, max(text.heightForWidth(self.viewport().width()), line)))
+        self.setFixedHeight(min(self._lines * line + 6, max(text.heightForWidth(self.viewport().width()), line)))
 
 
 class Fold(QWidget):  # type: ignore[misc,unused-ignore]

@@ -441,7 +441,8 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         if section.expression.kind == "none":
             genes = "no expression"
         elif overlap is not None:
-            genes = f"{overlap[0]:,} of {overlap[1]:,} genes" + (" ✓" if overlap[0] == overlap[1] else "")
+            shared, all_of = overlap
+            genes = f"{shared:,} genes ✓" if shared == all_of else f"{shared:,} of {all_of:,} genes"
         scale = "scale unknown" if mpp is None else f"{mpp:.3g} µm/px ✓"
         facts = (f"{len(section.spots):,} spots", scale, genes)
         self.line.show_text(" · ".join(fact.replace(" ", "\u00a0") for fact in facts))  # broken between facts alone
