@@ -104,7 +104,9 @@ def compare_groups(
         )
     for name, group in zip(names, (chosen, set(others)), strict=True):
         if len(group) < MIN_SPOTS:
-            raise GeneError(f"{name} has {len(group)} spots, and at least {MIN_SPOTS} are needed to compare; choose more")
+            raise GeneError(
+                f"{name} has {len(group)} spots, and at least {MIN_SPOTS} are needed to compare; choose more"
+            )
     if not spots.counts.nnz:
         raise GeneError("the section has no expression; there is nothing to compare")
     rows = np.sort(spots.rows(list(chosen))), np.sort(spots.rows(others))
