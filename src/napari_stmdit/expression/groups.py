@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from scipy.sparse import csc_matrix, csr_matrix
 
-FEWEST = 3
+MIN_SPOTS = 3
 _GENES_AT_ONCE = 512
 COLUMNS = ("name", "kind", "log2_fold_change", "mean_a", "mean_b", "detected_a", "detected_b", "p", "fdr")
 
@@ -103,8 +103,10 @@ def compare_groups(
             f"{names[0]} and {names[1]} share {len(shared)} spots, such as {min(shared)!r}; groups must be apart"
         )
     for name, group in zip(names, (chosen, set(others)), strict=True):
-        if len(group) < FEWEST:
-            raise GeneError(f"{name} has {len(group)} spots, and at least {FEWEST} are needed to compare; choose more")
+        if len(group) < MIN_SPOTS:
+            raise GeneError(
+                f"{name} has {len(group)} spots, and at least {MIN_SPOTS} are needed to compare; choose more"
+            )
     if not spots.counts.nnz:
         raise GeneError("the section has no expression; there is nothing to compare")
     rows = np.sort(spots.rows(list(chosen))), np.sort(spots.rows(others))
