@@ -1,4 +1,4 @@
-"""The data card: a README.md that says what the images are, how they were made, and what they are not for."""
+"""Data card (README.md): what the images are, how they were made, and what they are not for."""
 
 from __future__ import annotations
 
