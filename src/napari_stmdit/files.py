@@ -21,9 +21,9 @@ MAX_TEXT_MB = 64
 """Maximum size of a JSON file, in megabytes."""
 MAX_YAML_MB = 8
 """Maximum size of a YAML file; its parser takes about a second a megabyte."""
-_MOST_YAML_NODES = 1_000_000
-_MOST_YAML_DEPTH = 100
-_MOST_DIGITS = 1000
+_MAX_YAML_NODES = 1_000_000
+_MAX_YAML_DEPTH = 100
+_MAX_DIGITS = 1000
 """Maximum digits of a YAML number: parsing base 60 (1:59:59) takes time that grows with their square."""
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
@@ -131,9 +131,9 @@ def _check_nodes(root: yaml.Node) -> None:
     def size(node: yaml.Node, depth: int) -> int:
         if id(node) in open_nodes:
             raise BadFile(f"an alias stands for something that holds itself (line {node.start_mark.line + 1})")
-        if depth > _MOST_YAML_DEPTH:
-            raise BadFile(f"it is nested more than {_MOST_YAML_DEPTH} deep")
-        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _MOST_DIGITS:
+        if depth > _MAX_YAML_DEPTH:
+            raise BadFile(f"it is nested more than {_MAX_YAML_DEPTH} deep")
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _MAX_DIGITS:
             raise BadFile(f"it holds a number of {len(node.value):,} digits (line {node.start_mark.line + 1})")
         if id(node) not in sizes:
             open_nodes.add(id(node))
@@ -141,8 +141,8 @@ def _check_nodes(root: yaml.Node) -> None:
             inner = [p for part in parts for p in (part if isinstance(part, tuple) else (part,))]
             sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in inner)
             open_nodes.discard(id(node))
-            if sizes[id(node)] > _MOST_YAML_NODES:
-                raise BadFile(f"its aliases stand for more than {_MOST_YAML_NODES:,} values; write them out")
+            if sizes[id(node)] > _MAX_YAML_NODES:
+                raise BadFile(f"its aliases stand for more than {_MAX_YAML_NODES:,} values; write them out")
         return sizes[id(node)]
 
     size(root, 0)

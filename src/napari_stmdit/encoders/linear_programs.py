@@ -154,7 +154,7 @@ class LinearProgramEncoder:
             weight = np.maximum(0, 1 - np.abs(place - level)) * shrink
             yield self.mean[level], self.scale[level], self.projection[level], weight.astype(np.float32)
 
-    def turned(self, turn: NDArray[np.float64]) -> LinearProgramEncoder:
+    def rotated(self, turn: NDArray[np.float64]) -> LinearProgramEncoder:
         """Return an encoder whose scores are this one's, rotated: scores @ ``turn`` (d, e)."""
         parts = (self.projection, self.offset, self.depth_projection)
         projection, offset, depth = ((part.astype(np.float64) @ turn).astype(np.float32) for part in parts)

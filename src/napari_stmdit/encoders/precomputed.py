@@ -306,7 +306,7 @@ def read_embeddings(
     assert names is not None  # read_arrays refuses a file without ids where none are given
     if vectors.dtype.kind != "f":
         faults.append(f"vectors are {vectors.dtype}, expected float16, float32 or float64")
-        vectors = np.zeros(vectors.shape)  # the rest of the faults can still be told
+        vectors = np.zeros(vectors.shape)  # so that the remaining checks can run
     vectors = vectors[:, None] if vectors.ndim == 2 else vectors
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is a fault below
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)

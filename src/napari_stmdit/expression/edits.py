@@ -37,7 +37,7 @@ def apply_edits(
     programs: Programs,
     profiles: Mapping[str, Profile],
     sources: NDArray[np.int64] | None = None,
-    seen: Sequence[str] | None = None,
+    checkpoint_genes: Sequence[str] | None = None,
 ) -> csr_matrix:
     """Return the counts of some spots after the edits; the section's own table is never touched.
 
@@ -53,7 +53,7 @@ def apply_edits(
         What programs and target profiles stand for.
     sources
         (n,) rows to take the counts from where that is not ``rows`` (the shuffled control).
-    seen
+    checkpoint_genes
         Genes that may follow an edit: those that the checkpoint reads, which keeps the table of a large section small. None: all.
 
     Returns
@@ -69,7 +69,9 @@ def apply_edits(
     changes = changes_of(measured, edits, programs, profiles)
     ids = spots.ids[rows].tolist()
     along = following(own, ids, spots, edits, programs)
-    columns = np.arange(len(spots.genes)) if seen is None else columns_of(tuple(seen), spots.genes)
+    columns = (
+        np.arange(len(spots.genes)) if checkpoint_genes is None else columns_of(tuple(checkpoint_genes), spots.genes)
+    )
     followers = None if along is None else along.of(columns)
     factors = moved_totals(rows, spots, edits, profiles, sources)
     parts = []

@@ -175,7 +175,9 @@ def following_fault(spots: SpotTable) -> str | None:
     )
 
 
-def following_notes(spots: SpotTable, edits: Sequence[Edit], programs: Programs, seen: Sequence[str]) -> list[str]:
+def following_notes(
+    spots: SpotTable, edits: Sequence[Edit], programs: Programs, checkpoint_genes: Sequence[str]
+) -> list[str]:
     """Return notes on what follows some edits: that nothing can, or that it was clipped to the section's range."""
     followed = [edit for edit in active_edits(edits) if follows(edit)]
     if not followed:
@@ -184,7 +186,7 @@ def following_notes(spots: SpotTable, edits: Sequence[Edit], programs: Programs,
         return [fault]
     rows = np.arange(len(spots))
     along = following(rows, spots.ids.tolist(), spots, edits, programs)
-    columns = columns_of(tuple(seen), spots.genes)
+    columns = columns_of(tuple(checkpoint_genes), spots.genes)
     cut = 0 if along is None else along.cut(columns)
     if not cut:
         return []

@@ -57,15 +57,17 @@ class Reach:
         return "; ".join(parts)
 
 
-def reach_of(edit: Edit, programs: Programs, genes: Genes, seen: Sequence[str] | None, followed: bool = False) -> Reach:
-    """Return the reach of an edit in a section, with the genes that the checkpoint reads, ``seen`` (None: not known).
+def reach_of(
+    edit: Edit, programs: Programs, genes: Genes, checkpoint_genes: Sequence[str] | None, followed: bool = False
+) -> Reach:
+    """Return the reach of an edit in a section, for a checkpoint that reads ``checkpoint_genes`` (None: not known).
 
     An edit of the whole profile is not checked gene by gene. ``followed``: whether the section allows others to follow.
     """
     names = edited_genes(edit, {**{name: {} for name in edit.programs}, **programs})
     if not names:
         return Reach(0)
-    known = set(names if seen is None else seen)
+    known = set(names if checkpoint_genes is None else checkpoint_genes)
     unseen = tuple(gene for gene in names if gene not in known)
     return Reach(len(names), match_genes(names, genes).missing, unseen, followed and follows(edit))
 
@@ -107,12 +109,12 @@ class ProgramReach:
         return f"the checkpoint sees {self.seen} of its {self.named} genes{through}"
 
 
-def program_reach(program: Mapping[str, float], spots: SpotTable, seen: Sequence[str]) -> ProgramReach:
+def program_reach(program: Mapping[str, float], spots: SpotTable, checkpoint_genes: Sequence[str]) -> ProgramReach:
     """Return how much of a program a checkpoint with these genes reads in a section, directly and through followers."""
     names = tuple(gene for gene, weight in program.items() if weight > 0)
-    columns, visible = columns_of(names, spots.genes), columns_of(tuple(seen), spots.genes)
+    columns, visible = columns_of(names, spots.genes), columns_of(tuple(checkpoint_genes), spots.genes)
     match = match_genes(names, spots.genes)
-    there, direct = match.shared, len(set(names) & set(seen) - set(match.missing))
+    there, direct = match.shared, len(set(names) & set(checkpoint_genes) - set(match.missing))
     others = np.setdiff1d(visible, columns)
     known = covariation_of(spots)
     if known is None or not there:

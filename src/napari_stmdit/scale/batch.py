@@ -132,7 +132,7 @@ def read_jobs(path: str | Path) -> tuple[Job, ...]:
         wanted = JobFile.model_validate(content)
     except ValidationError as error:
         faults += faults_from(error, str(path))
-    # what is sound in itself is read also where something else is wrong, so that all faults are told at once
+    # valid parts are read even if others are not, so that all faults are reported at once
     entries = _entries(content.get("sections"))
     places = _places(entries, content.get("output"), root, faults)
     regions = [_region(entry, number, root, faults) for number, entry in entries.items()]
@@ -147,7 +147,7 @@ def _entries(sections: Any) -> dict[int, SectionEntry]:
     """Return the valid entries, by their number."""
     found = {}
     for number, entry in enumerate(sections if isinstance(sections, list) else []):
-        with suppress(ValidationError):  # told by the validation of the whole
+        with suppress(ValidationError):  # reported by the validation of the whole
             found[number] = SectionEntry.model_validate(entry)
     return found
 
@@ -213,7 +213,7 @@ def _all_edits(given: Any, root: Path, faults: list[tuple[str, str]]) -> dict[st
     edits: dict[str, EditFile] = {}
     seen: dict[str, str] = {}
     for name, found in given.items() if isinstance(given, dict) else ():
-        if not isinstance(name, str):  # told by the validation of the whole
+        if not isinstance(name, str):  # reported by the validation of the whole
             continue
         where = f"edits.{name}"
         if not _NAME.fullmatch(name):

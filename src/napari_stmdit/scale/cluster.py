@@ -113,7 +113,7 @@ def _gpu_names(count: int) -> list[str]:
     given = os.environ.get(_VISIBLE)
     names = [str(k) for k in range(count)] if given is None else [part.strip() for part in given.split(",")]
     if len(names) < count:  # pragma: no cover - CUDA shows no GPU that the variable does not name
-        raise StmditError(f"{_VISIBLE} is {given!r}, and {count} GPUs are seen; a worker's GPU cannot be told by it")
+        raise StmditError(f"{_VISIBLE} is {given!r}, and {count} GPUs are visible; no worker's GPU follows from it")
     return names
 
 
