@@ -12,7 +12,7 @@ ifeq ($(shell uname -s),Linux)
 SCREEN := xvfb-run -a -s '-screen 0 1600x1000x24'
 endif
 
-.PHONY: demo test check docs docs-html bench mutation display clean
+.PHONY: demo test test-all check docs docs-html bench mutation display clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,10 @@ display:
 # a process a core, up to four: each holds torch and a viewer; threads that wait must not take the other's core
 test: $(STAMP) display
 	OMP_WAIT_POLICY=PASSIVE $(SCREEN) $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+
+# with every row, seed and page: what GitHub runs each night
+test-all: override ARGS += -m ""
+test-all: test
 
 check: $(STAMP)
 	$(BIN)/ruff check src tests docs benchmarks

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: a process, its exit code, its two streams."""
+"""The command line as a user meets it: its exit code and its two streams; one of each kind as a process."""
 
 import json
 import signal
@@ -8,36 +8,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import check_refused, refused, stmdit
 
 
-def stmdit(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def as_process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run ``stmdit`` in a process of its own."""
     command = [sys.executable, "-m", "napari_stmdit.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600, check=False)
-
-
-def refused(*arguments: object, cwd: Path | None = None) -> str:
-    """Run, check that it is refused as bad input is, and return the message."""
-    done = stmdit(*arguments, cwd=cwd)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    return done.stderr
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_help_and_version():
     assert "synthesize" in stmdit("--help").stdout
-    assert stmdit("--version").stdout.startswith("napari-stmdit ")
+    assert as_process("--version").stdout.startswith("napari-stmdit ")
 
 
 def test_info_names_versions_devices_and_the_bundled_checkpoint():
-    facts = json.loads(stmdit("info", "--json").stdout)
+    facts = json.loads(as_process("info", "--json").stdout)
     assert facts["versions"]["torch"]
     assert "cpu" in facts["devices"]
     assert "demo" in facts["checkpoints"]
 
 
 def test_a_missing_section_is_one_message(tmp_path):
-    assert "nothing.zarr" in refused("synthesize", tmp_path / "nothing.zarr", "--output", tmp_path / "o.zarr")
+    done = as_process("synthesize", tmp_path / "nothing.zarr", "--output", tmp_path / "o.zarr")
+    assert "nothing.zarr" in check_refused(done)
 
 
 def test_two_ways_to_choose_spots_are_refused(tmp_path):

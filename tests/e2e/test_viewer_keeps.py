@@ -99,7 +99,7 @@ def test_the_wheel_over_an_unfocused_control_scrolls_and_changes_nothing(viewer,
     form = opened.synthesize
     viewer.window._qt_window.activateWindow()
     form.steps.setFocus()
-    assert settle(form.steps.hasFocus, 2)
+    assert settle(form.steps.hasFocus)
     opened.scroll.ensureWidgetVisible(form.steps)
     QApplication.processEvents()
     turn(form.steps, 1)

@@ -1,5 +1,6 @@
 """What a user sees of a result, and what it costs to show it: camera, frames, names, rings, repaints, one history."""
 
+import re
 import time
 
 import numpy as np
@@ -119,16 +120,14 @@ class Repaints(QObject):
 
 def test_nothing_is_animated_while_work_runs(viewer, opened):  # noqa: F811
     state = opened.state
-    opened.presenter.use_model(SlowModel(state.checkpoint.card, 0.02))
+    opened.presenter.use_model(SlowModel(state.checkpoint.card, 0.02))  # 12 s
     opened.presenter.select_all()
     state.request, state.batch = state.request.model_copy(update={"steps": 40}), 2
-    settle(lambda: False, 0.5)
     opened.presenter.runs.run()
-    settle(lambda: state.progress is not None, 10)
+    assert settle(lambda: state.progress is not None)
     settle(lambda: False, 0.7)  # what begins is shown at once
     repaints = Repaints(viewer.window._qt_window)
-    settle(lambda: not state.status.busy, 4)
-    assert state.status.busy
+    assert not settle(lambda: not state.status.busy, 2.5)
     # picture and progress once a second, a list entry of napari's own for the picture; an animation would make it twenty and more
     assert repaints.per_second() <= 8
     opened.presenter.stop()
@@ -136,10 +135,13 @@ def test_nothing_is_animated_while_work_runs(viewer, opened):  # noqa: F811
     state.busy = "Loading the checkpoint"
     settle(lambda: False, 0.5)
     repaints = Repaints(viewer.window._qt_window)
-    assert settle(lambda: opened.run_bar.count.plain() == "Loading the checkpoint … 2 s", 4)
+    # a slow computer may miss a second, so two of any
+    said = set()
+    assert settle(lambda: said.add(opened.run_bar.count.plain()) or len(said) > 2), said
+    assert all(re.fullmatch(r"Loading the checkpoint …( \d+ s)?", text) for text in said), said
     assert repaints.per_second() <= 8
     state.busy = ""
-    assert settle(lambda: opened.run_bar.count.isHidden(), 2)
+    assert settle(lambda: opened.run_bar.count.isHidden())
 
 
 def test_undo_walks_selections_and_edits_in_one_history(viewer, opened):  # noqa: F811

@@ -36,16 +36,16 @@ def check_whole(store, expected):
     assert [name for name in os.listdir(store.parent) if name != store.name] == []
 
 
-@pytest.mark.slow
-def test_two_processes_save_into_one_store_and_nothing_is_lost(tmp_path):
+@pytest.mark.parametrize("count", [8, pytest.param(50, marks=pytest.mark.nightly)])
+def test_two_processes_save_into_one_store_and_nothing_is_lost(count, tmp_path):
     store = tmp_path / "shared.zarr"  # made by one of them, whoever comes first
-    writers = [process(store, "A", 50, prefix) for prefix in ("first", "second")]
+    writers = [process(store, "A", count, prefix) for prefix in ("first", "second")]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(timeout=900)
         assert writer.exitcode == 0
-    check_whole(store, {"first": 50, "second": 50})
+    check_whole(store, {"first": count, "second": count})
 
 
 def test_two_threads_save_into_one_store_and_nothing_is_lost(tmp_path):
@@ -66,11 +66,11 @@ def test_two_threads_save_into_one_store_and_nothing_is_lost(tmp_path):
     check_whole(store, {"first": 4, "second": 4})
 
 
-@pytest.mark.slow
-def test_a_writer_that_is_killed_leaves_a_store_that_can_be_read_and_added_to(tmp_path):
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.nightly)])
+def test_a_writer_that_is_killed_leaves_a_store_that_can_be_read_and_added_to(kills, tmp_path):
     store, rng = tmp_path / "shared.zarr", random.Random(5)
     save_many(store, "A", 1, "before")
-    for kill in range(3):
+    for kill in range(kills):
         writer = process(store, "A", 1000, f"killed{kill}")
         count = len(list((store / "images").iterdir()))
         writer.start()

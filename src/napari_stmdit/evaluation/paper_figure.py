@@ -24,7 +24,7 @@ from ..synthesis.stored import StoredResult
 from ..tissue.crops import read_patches
 from ..tissue.export import Label, label_of_result, labelled
 from .measures import stain_density
-from .pictures import INK, SMOOTH_UM, diverging
+from .pictures import INK, SMOOTH_UM, diverging, own_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,14 +153,9 @@ def _panels(made: Finished, label: Label, px: int) -> list[_Panel]:
 
 def _content(panels: Sequence[_Panel], width_mm: float, dpi: int, label: Label, ending: str) -> bytes:
     """Return the figure as a file with an ending."""
-    from matplotlib import rc_context, rcdefaults, rcParams  # slow to import
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to import
 
-    with rc_context():
-        rcdefaults()  # a figure is the same whatever its user has set
-        # text stays text, every picture keeps its own pixels, and the same result gives the same file
-        rcParams.update({"svg.fonttype": "none", "pdf.fonttype": 42, "image.composite_image": False})
-        rcParams["svg.hashsalt"] = "napari-stmdit"
+    with own_style("napari-stmdit"):
         figure = Figure(dpi=dpi)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.axis("off")

@@ -18,22 +18,18 @@ from ..synthesis.plan import region_rows
 from ..tissue.open import SectionSource, synthesis_fault
 from ..types import Section
 from . import jobs, layers
-from .acquisition import Acquisition
-from .changes import Changes
+from .checkpoints import Acquisition
 from .compare import Comparing
-from .corrections import Corrections
-from .example import Example
 from .gestures import Hand
-from .groups import Groups
 from .jobs import Handlers, Lane, Series, Start
 from .live import Live
-from .looking import Looking
+from .looking import Changes, Looking
 from .painting import EditFiles, Painting
 from .results import CloseUps, ResultList
 from .runs import LivePreview, RunCycle, RunQueue
-from .section_view import Choosing, SectionView, combine, inverted
+from .section_view import Choosing, Corrections, SectionView, combine, inverted
 from .state import Brush, Colouring, Combine, CompareMode, ModelChoice, SpotLook, Tool, WorkbenchState
-from .tools import DataSets, Evaluations, Sheets
+from .tools import DataSets, Evaluations, Example, Groups, Sheets
 
 PLANNED_AT_ONCE = 500
 """A plan for more spots than this takes longer than a lasso may."""

@@ -17,23 +17,19 @@ from ..manifest import PLUGIN
 from ..presenter import Presenter, presenter_of
 from ..state import CompareMode, ModelChoice, RunStatus, WorkbenchState
 from . import worker
-from .adapt import AdaptPanel
 from .closing import ClosingWords
 from .colour import ColourPanel
 from .common import Connections, Fold, Text, column, connect_state
 from .compare import ComparePanel
 from .edits import EditsPanel
-from .evaluate import EvaluatePanel, SheetWindow
-from .keys import RUN_KEYS, bind_keys, paint_actions, with_key
-from .model import ModelPanel
+from .evaluate import EvaluatePanel, SheetWindow, SpotPanel
+from .input import RUN_KEYS, WheelGuard, bind_keys, paint_actions, with_key
+from .model import AdaptPanel, ModelPanel
 from .overlay import Overlay, canvas_in
 from .results import ResultsPanel
-from .run_bar import RunBar
 from .section import SectionPanel
 from .select import SelectPanel
-from .spot import SpotPanel
-from .synthesize import SynthesizePanel
-from .wheel import WheelGuard
+from .synthesize import RunBar, SynthesizePanel
 
 PAGE = "workbench"
 """Key of the page in the manifest's ``configurations``."""

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import QEvent, QObject, Qt, Signal
 from qtpy.QtWidgets import (
     QCheckBox,
-    QDialog,
-    QDialogButtonBox,
+    QComboBox,
     QDoubleSpinBox,
     QFileDialog,
     QFrame,
     QHeaderView,
     QLabel,
-    QLayout,
     QLineEdit,
     QSlider,
     QTableWidget,
@@ -28,30 +25,259 @@ from qtpy.QtWidgets import (
 )
 
 from ...errors import GeneError
-from ...expression.edit_tables import layers_of
 from ...expression.edits import Mover
-from ...expression.programs import bundled_notes, known_programs
-from ...expression.reach import Reach
+from ...expression.programs import ProgramNote, bundled_notes, known_programs
+from ...expression.reach import ProgramReach, Reach
 from ...intent import Edit
+from ...types import Genes, Section
 from ..presenter import Presenter
 from ..state import Brush, EditDraft
+from ..strokes import parse_names, written
 from .common import (
     Connections,
     Fold,
+    NameField,
     Text,
     ask_where_to_write,
     blocked,
     boxed,
     button,
     column,
-    combo,
     connect_state,
     labelled,
     named,
     row,
 )
-from .draft import PROFILES, DraftForm
-from .wheel import WheelGuard
+from .dialogs import TableDialog
+from .input import WheelGuard
+
+OPERATIONS = (
+    ("scale", "Multiply by", "Multiply normalised expression by a factor"),
+    ("add", "Add", "Add to log(1 + counts per 10,000); a negative number takes away, never below zero"),
+    ("set_quantile", "Set to quantile", "Set to this quantile of the section's own spots"),
+    ("knock_out", "Knock out", "Set to zero"),
+    ("towards", "Move towards", "Move towards the mean of other spots or a profile; without genes, all of them move"),
+    ("swap", "Swap two groups", "Let two groups of spots change places: each moves by the difference of their means"),
+)
+PROFILES = "Profiles (*.json *.tsv *.txt)"
+_FILE = ("file", "")
+
+
+class GroupField(QComboBox):  # type: ignore[misc,unused-ignore]
+    """A choice of spots: those selected now, or a named selection; and where wanted, of profiles."""
+
+    picked = Signal(object)
+    """(kind, value): ``spots`` with ids, ``profile`` with a name, or ``file``."""
+
+    def __init__(self, name: str, tip: str) -> None:
+        super().__init__()
+        named(self, name, tip)
+        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.setMinimumContentsLength(8)
+        self._data: list[tuple[str, Any]] = []  # beside the items: Qt would copy thousands of ids into each
+        self.activated.connect(lambda place: self.picked.emit(self._data[place]))
+
+    def offer(
+        self,
+        chosen: tuple[str, Any],
+        selected: Sequence[str],
+        groups: Mapping[str, Sequence[str]],
+        profiles: Any = None,
+    ) -> None:
+        """Offer what there is, with what is chosen in front."""
+        entries: list[tuple[str, tuple[str, Any]]] = []
+        if profiles is not None:
+            entries += [(f"profile: {name}", ("profile", name)) for name in profiles]
+        entries += [(f"{name} ({len(ids)} spots)", ("spots", tuple(ids))) for name, ids in groups.items()]
+        if selected:
+            entries.append((f"the {len(selected)} selected spots", ("spots", tuple(selected))))
+        if profiles is not None:
+            entries.append(("profile from a file…", _FILE))
+        kind, value = chosen
+        if value and chosen not in [data for _, data in entries]:
+            entries.insert(0, (f"{len(value)} spots" if kind == "spots" else f"profile: {value}", chosen))
+        if not value:
+            entries.insert(0, ("choose…", (kind, value)))
+        self._data = [data for _, data in entries]
+        with blocked(self):
+            self.clear()
+            self.addItems([label for label, _ in entries])
+            self.setCurrentIndex(self._data.index(chosen) if chosen in self._data else 0)
+
+
+class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
+    """A lens on an `EditDraft`."""
+
+    valueChanged = Signal(object)
+    profileRequested = Signal(str)
+    """The path of a profile's file, which is to be read and chosen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._value = EditDraft()
+        self._genes: Genes | None = None
+        self._programs: tuple[str, ...] = ()
+        self._known: tuple[Any, ...] = ((), {}, ())
+        self._notes: Mapping[str, ProgramNote] = {}
+        self._reaches: Mapping[str, ProgramReach] = {}
+        self.what = NameField(several=True)
+        self.what.setPlaceholderText("genes and programs, e.g. hypoxia, ERBB2")
+        named(self.what, "Genes and programs", "What is changed: genes and programs, parted by commas")
+        self.operation = named(QComboBox(), "Operation", "What is done to their expression")
+        for key, label, tip in OPERATIONS:
+            self.operation.addItem(label, key)
+            self.operation.setItemData(self.operation.count() - 1, tip, 3)  # Qt.ToolTipRole
+        self.amounts = {
+            "factor": self._amount("Factor", 0, 1000, 0.5, " ×"),
+            "log_units": self._amount("Log units", -10, 10, 0.25, " log"),
+            "quantile": self._amount("Quantile", 0, 1, 0.05, ""),
+        }
+        self.follow = named(
+            QCheckBox("What varies with it follows"),
+            "What varies with it follows",
+            "Other genes, and how deep spots are, go along as they vary with these genes in this section: co-variation, no cause",
+        )
+        self.target = GroupField("Target", "The spots or the profile that the expression moves towards")
+        self.group_a = GroupField("First group", "Spots that change places with the second group")
+        self.group_b = GroupField("Second group", "Spots that change places with the first group")
+        self.faults = {"what": Text("error"), "target": Text("error")}
+        self.about = Text("quiet")
+        self._lay_out()
+        self._connect()
+        self.setValue(EditDraft())
+
+    def _lay_out(self) -> None:
+        self._groups = boxed(labelled(("First", self.group_a), ("Second", self.group_b)))
+        self._target = boxed(row(QLabel("to"), self.target, stretch=1))
+        self.setLayout(
+            column(
+                self.what,
+                self.faults["what"],
+                self.about,
+                row(self.operation, *self.amounts.values()),
+                self.follow,
+                self._target,
+                self._groups,
+                self.faults["target"],
+                spacing=4,
+            )
+        )
+
+    def _connect(self) -> None:
+        self.what.changed.connect(self._named)
+        self.operation.activated.connect(lambda _: self._change(operation=self.operation.currentData()))
+        for field, box in self.amounts.items():
+            box.valueChanged.connect(lambda value, field=field: self._change(**{field: round(value, 4)}))
+        self.follow.toggled.connect(lambda on: self._change(follow="section" if on else "none"))
+        self.target.picked.connect(self._target_picked)
+        self.group_a.picked.connect(lambda data: self._change(group_a=data[1]))
+        self.group_b.picked.connect(lambda data: self._change(group_b=data[1]))
+
+    # --- value
+
+    def value(self) -> EditDraft:
+        """Return what the form says."""
+        return self._value
+
+    def setValue(self, value: EditDraft) -> None:
+        """Show a draft."""
+        self._value = value
+        self.what.show_text(written(value.genes, value.programs))
+        shown = {"scale": "factor", "add": "log_units", "set_quantile": "quantile"}.get(value.operation)
+        with blocked(self.operation, self.follow, *self.amounts.values()):
+            self.operation.setCurrentIndex(self.operation.findData(value.operation))
+            self.follow.setChecked(value.follow == "section")
+            for field, box in self.amounts.items():
+                box.setValue(getattr(value, field))
+                box.setVisible(field == shown)
+        self.follow.setVisible(value.operation not in ("towards", "swap"))
+        self._target.setVisible(value.operation == "towards")
+        self._groups.setVisible(value.operation == "swap")
+        self._offer()
+        said = [
+            f"{name}: {self._notes[name].about}. {self._notes[name].source}"
+            for name in value.programs
+            if name in self._notes
+        ]
+        said += [f"{name}: {self._reaches[name].words}." for name in value.programs if name in self._reaches]
+        self.about.show_text("\n".join(said))
+
+    # --- what is known
+
+    def show_section(self, section: Section | None) -> None:
+        """Offer a section's genes."""
+        self._genes = None if section is None else section.spots.genes
+        self._offer_names()
+
+    def show_programs(
+        self, programs: Sequence[str], notes: Mapping[str, ProgramNote], reaches: Mapping[str, ProgramReach]
+    ) -> None:
+        """Offer programs, say where the bundled ones are from and how much the checkpoint sees; what it cannot see at all is greyed."""
+        self._programs, self._notes, self._reaches = tuple(programs), notes, reaches
+        self._offer_names()
+        self.setValue(self._value)
+
+    def show_groups(
+        self, selected: Sequence[str], groups: Mapping[str, Sequence[str]], profiles: Sequence[str]
+    ) -> None:
+        """Offer spots and profiles to move towards or to swap."""
+        self._known = (selected, groups, profiles)
+        self._offer()
+
+    def show_faults(self, faults: Mapping[str, str]) -> None:
+        """Show what is wrong, each beside its field."""
+        for name, text in self.faults.items():
+            text.show_text(faults.get(name, ""))
+
+    # --- private
+
+    def _amount(self, name: str, low: float, high: float, step: float, unit: str) -> QDoubleSpinBox:
+        box = QDoubleSpinBox()
+        box.setRange(low, high)
+        box.setSingleStep(step)
+        box.setDecimals(2)
+        box.setSuffix(unit)
+        box.setMinimumWidth(104)
+        return named(box, name, f"{name} of the operation")
+
+    def _offer_names(self) -> None:
+        blind = {name: reach.words for name, reach in self._reaches.items() if reach.blind}
+        self.what.offer(() if self._genes is None else self._genes.symbols.tolist(), self._programs, blind=blind)
+
+    def _offer(self) -> None:
+        selected, groups, profiles = self._known
+        value = self._value
+        by_profile = value.target_profile is not None
+        chosen = ("profile", value.target_profile) if by_profile else ("spots", value.target_spots)
+        self.target.offer(chosen, selected, groups, profiles)
+        self.group_a.offer(("spots", value.group_a), selected, groups)
+        self.group_b.offer(("spots", value.group_b), selected, groups)
+
+    def _named(self, text: str) -> None:
+        if self._genes is None:
+            return
+        genes, programs, fault = parse_names(text, self._genes, self._programs)
+        self.faults["what"].show_text(fault)
+        if not fault:
+            self._change(genes=genes, programs=programs)
+
+    def _target_picked(self, data: tuple[str, Any]) -> None:
+        if data == _FILE:
+            path, _ = QFileDialog.getOpenFileName(self, "Choose a profile", "", PROFILES)
+            self.setValue(self._value)
+            if path:
+                self.profileRequested.emit(path)
+        elif data[0] == "profile":
+            self._change(target_profile=data[1], target_spots=())
+        else:
+            self._change(target_profile=None, target_spots=data[1])
+
+    def _change(self, **changes: Any) -> None:
+        value = replace(self._value, **changes)
+        if value != self._value:
+            self.setValue(value)
+            self.valueChanged.emit(value)
+
 
 TABLE = "Tables (*.csv)"
 TABLES = "Tables (*.h5ad *.csv *.tsv *.txt)"
@@ -221,61 +447,6 @@ class EditList(QWidget):  # type: ignore[misc,unused-ignore]
         for number, (line, edit, warning) in enumerate(zip(self.rows, edits, warnings, strict=True)):
             line.show_edit(edit, number == chosen, warning)
         self.setVisible(bool(edits))
-
-
-UNITS = (
-    ("choose what the numbers are", None),
-    ("counts", "counts"),
-    ("log(1 + counts per 10,000)", "log1p_cp10k"),
-    ("differences of these logarithms", "difference"),
-)
-
-
-class TableDialog(QDialog):  # type: ignore[misc,unused-ignore]
-    """Asks which matrix of a table is meant and what its numbers are; neither is guessed.
-
-    Raises
-    ------
-    GeneError
-        The file cannot be read.
-    """
-
-    def __init__(self, parent: QWidget, path: str) -> None:
-        super().__init__(parent)
-        self.setWindowTitle(f"Edit from {Path(path).name}")
-        layers = layers_of(path)
-        self.unit = combo("Unit", "What the numbers of the table are", UNITS)
-        self.layer = combo("Matrix", "The matrix of the file that holds the prediction", [(one, one) for one in layers])
-        if len(layers) > 1:
-            self.layer.insertItem(0, "choose a matrix", None)
-            self.layer.setCurrentIndex(0)
-        others = [("the section as measured", None), *((f"the layer {one}", one) for one in layers)]
-        self.baseline = combo(
-            "Compared with", "With a layer of the same file, spots move by the difference of the two", others
-        )
-        fields: list[tuple[str, QWidget | QLayout]] = [("Numbers are", self.unit)]
-        if layers:
-            fields += [("Matrix", self.layer), ("Compared with", self.baseline)]
-        self.buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Ok | QDialogButtonBox.StandardButton.Cancel)
-        self.buttons.accepted.connect(self.accept)
-        self.buttons.rejected.connect(self.reject)
-        for box in (self.unit, self.layer):
-            box.currentIndexChanged.connect(lambda _: self._check())
-        layout = column(labelled(*fields), self.buttons)
-        layout.setContentsMargins(12, 12, 12, 12)
-        self.setLayout(layout)
-        self._needs_layer = bool(layers)
-        self._check()
-
-    def value(self) -> tuple[str, str | None, str | None]:
-        """Return unit, layer and baseline."""
-        baseline = self.baseline.currentData() if self.baseline.isEnabled() else None
-        return self.unit.currentData(), self.layer.currentData(), baseline
-
-    def _check(self) -> None:
-        chosen = self.unit.currentData() is not None and (self.layer.currentData() is not None or not self._needs_layer)
-        self.buttons.button(QDialogButtonBox.StandardButton.Ok).setEnabled(chosen)
-        self.baseline.setEnabled(self.unit.currentData() != "difference")
 
 
 class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
