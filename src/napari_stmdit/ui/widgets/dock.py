@@ -250,11 +250,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             if state.tool == "brush":
                 self.show_step("change")
 
-        def other_checkpoint() -> None:
-            self.advanced.unfold()
-            self.reveal(self.model.checkpoint)
-
-        self.section.others.clicked.connect(other_checkpoint)
+        self.section.others.clicked.connect(lambda: self.reveal(self.model.checkpoint))
         self.folds["spot"].unfolded_changed.connect(self.spot.unfolded)
         self.connections.add(
             connect_state(
