@@ -344,7 +344,7 @@ def close_up(
 
     def generate(token: CancelToken) -> Iterator[CloseUp]:
         from ..evaluation.measures import compare_spot
-        from .changes import change_of, change_picture, limit_of
+        from .looking import change_of, change_picture, limit_of
 
         patches = columns()
         if token.cancelled:
@@ -363,7 +363,7 @@ def measuring_change(entry: ResultEntry) -> Job:
     """Measure what an edit of real tissue changes; yields the levels of the change."""
 
     def generate(token: CancelToken) -> Iterator[list[NDArray[np.float32]]]:
-        from .changes import canvas_change, levels_of
+        from .looking import canvas_change, levels_of
 
         change = canvas_change(entry, lambda: token.cancelled)
         if change is not None:
