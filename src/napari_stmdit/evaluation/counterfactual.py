@@ -14,7 +14,7 @@ from ..encoders.morphology_map import MorphologyMap
 from ..errors import RequestError
 from ..expression.programs import known_programs
 from ..intent import KnockOutEdit, Polygons, Request, TowardsEdit
-from ..progress import Batches, CancelToken, Progress, Stopwatch, mapped
+from ..progress import Batches, CancelToken, Progress, Stopwatch, finish, mapped
 from ..storage.fingerprint import of_json
 from ..synthesis.conditions import spot_rows
 from ..synthesis.counterfactual import content_key, map_of
@@ -541,7 +541,7 @@ def _round_trip(
     import torch
 
     from ..editing import conditions_of
-    from ..model.counterfactual import abduct, finish, predict
+    from ..model.counterfactual import abduct, predict
     from ..model.vae import decode_latents, encode_latents
 
     pipeline = model.pipeline
@@ -549,10 +549,8 @@ def _round_trip(
         latents = encode_latents(pipeline.vae, crops).float().cpu()
         conditions = conditions_of(morphology, expression)
         path = finish(abduct(pipeline.transformer, pipeline.scheduler, latents, conditions, steps=steps))
-        assert path is not None
         # the noise is given, so that every crop is computed although nothing was edited
         change = finish(predict(pipeline.transformer, path, conditions, noise=path.noise))
-        assert change is not None
         back = decode_latents(pipeline.vae, path.latents + change)
     own = reconstruct(model, crops)
     likeness = (np.mean([ms_ssim(x, y) for x, y in zip(crops, images, strict=True)]) for images in (back, own))
