@@ -26,7 +26,7 @@ CLUSTERS = "graphclust"
 """Column of the clusters that 10x's pipelines make: of a pseudo-spot, that of most of what it is made of."""
 SHARES = ("in_cell", "in_nucleus")
 """Columns of how much of a bin lies in cells and in nuclei, 0 to 1, as Space Ranger 4 finds them."""
-_LEAST_COVERED = 0.5
+_MIN_COVERED = 0.5
 
 
 def aggregate(
@@ -66,7 +66,7 @@ def aggregate(
     discs, disc_of = np.unique(rc[inside], axis=0, return_inverse=True)
     disc_of = disc_of.ravel()
     members = np.bincount(disc_of, minlength=len(discs))
-    covered = members >= (MIN_CELLS if bin_um is None else _LEAST_COVERED * _full_disc(bin_um))
+    covered = members >= (MIN_CELLS if bin_um is None else _MIN_COVERED * _full_disc(bin_um))
     keep = np.flatnonzero(covered if covered.any() else members > 0)
     kind = bins.counts.dtype
     if (
