@@ -56,7 +56,8 @@ def drawn_outlines(pieces: NDArray[np.float32], shape: tuple[int, int]) -> list[
     import dask.array as da
 
     ordered = pieces[np.argsort(pieces[:, 0, 0], kind="stable")]
-    levels, factor = [], 1
+    levels: list[Any] = []
+    factor = 1
     while not levels or max(levels[-1].shape) > _SMALLEST_PX:
         source = _Drawing(ordered, (-(-shape[0] // factor), -(-shape[1] // factor)), factor)
         levels.append(
@@ -88,7 +89,9 @@ class _Drawing:
         first, last = np.searchsorted(self._top, (top * self.factor - self._reach, bottom * self.factor + self._reach))
         near = self._pieces[first:last]
         x = near[:, 0, 1]
-        near = near[(x >= left * self.factor - self._reach) & (x <= right * self.factor + self._reach)] / self.factor
+        near = near[(x >= left * self.factor - self._reach) & (x <= right * self.factor + self._reach)] / np.float32(
+            self.factor
+        )
         along = near[:, 1] - near[:, 0]
         counts = np.ceil(np.abs(along).max(axis=1, initial=0.0)).astype(np.int64) + 1
         piece = np.repeat(np.arange(len(near)), counts)

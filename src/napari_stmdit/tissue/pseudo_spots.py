@@ -143,7 +143,9 @@ def sum_cells(
     SectionError
         No cell has both, or the scale is unknown.
     """
-    at = cells.index.get_indexer(matrix.barcodes.astype(object))
+    import pandas as pd
+
+    at = cells.index.get_indexer(pd.Index(matrix.barcodes.astype(object)))
     keep = np.flatnonzero(at >= 0)
     if not len(keep):
         raise SectionError(
