@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from standins import CropModel, card_for
 from tiny import TINY_GENES, TINY_MPP
+from tiny_fixtures import tiny_checkpoint  # noqa: F401
 
 from napari_stmdit import Request, SampleOfSpots, synthesize
 from napari_stmdit.errors import SectionError
+from napari_stmdit.synthesis.stored import stored_results
 from napari_stmdit.tissue.open import SectionSource, open_section, synthesis_fault
 
 
@@ -80,6 +82,21 @@ def test_a_run_on_it_reads_the_right_pixels(address, tiny_zarr, tmp_path):
     np.testing.assert_array_equal(remote.rgba, here.rgba)
     remote.save(tmp_path / "out.zarr")
     assert open_section(tmp_path / "out.zarr").spots.ids.tolist() == here.section.spots.ids.tolist()
+
+
+def test_the_command_line_takes_the_address(address, tiny_checkpoint, tmp_path):  # noqa: F811
+    from typer.testing import CliRunner
+
+    from napari_stmdit.cli import app
+
+    url, output = f"{address}/tiny.zarr", tmp_path / "out.zarr"
+    found = CliRunner().invoke(app, ["inspect", url, "--json"])
+    assert found.exit_code == 0 and json.loads(found.stdout)["spots"] == 30
+    options = ["--sample", "1", "--steps", "1", "--checkpoint", str(tiny_checkpoint), "--output", str(output), "--json"]
+    made = CliRunner().invoke(app, ["synthesize", url, *options])
+    assert made.exit_code == 0, made.output
+    (result,) = stored_results(open_section(output))
+    assert result.provenance["request"]["section"] == url
 
 
 def test_an_element_is_chosen_by_its_address_and_a_path_of_it_is_still_one(address):
