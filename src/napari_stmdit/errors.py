@@ -48,6 +48,10 @@ class CheckpointError(StmditError):
     """A checkpoint cannot be read safely, is incomplete, or does not fit."""
 
 
+class DownloadError(StmditError):
+    """Something that is kept elsewhere cannot be fetched, or arrived damaged."""
+
+
 class SynthesisError(StmditError):
     """Sampling failed; what was finished before is kept."""
 

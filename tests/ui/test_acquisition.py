@@ -80,8 +80,8 @@ def test_what_cannot_be_fetched_is_told(desk, tmp_path):
 
 
 def test_a_download_tells_its_progress_and_can_be_stopped(desk, monkeypatch):
-    from napari_stmdit.model.hub import download as downloads
-    from napari_stmdit.model.hub.transfer import DownloadCancelledError
+    from napari_stmdit.downloads import download as downloads
+    from napari_stmdit.downloads.transfer import DownloadCancelledError
 
     stopped = threading.Event()
 

@@ -20,6 +20,7 @@ from .excluded import exclude_file
 from .flat_files import flat_samples, is_flat_sample, open_flat
 from .geometry import is_plausible_mpp, mpp_fault
 from .images import IMAGE_SUFFIXES, resolve_fullres
+from .public import missing_section, named_section
 from .slide import PITCH_WITHIN, open_slide
 from .spaceranger import open_spaceranger
 from .spaceranger4 import CELLS, holds_cells, open_cells, with_version_and_clusters
@@ -88,8 +89,8 @@ class SectionSource(Intent):
     ----------
     path
         A Space Ranger ``outs`` folder (versions 1 to 3), a Visium HD ``binned_outputs`` folder or one of its ``square_*``,
-        a SpatialData .zarr with Visium spots, or a plain H&E image. Where a store holds several sets of spots,
-        ``STORE.zarr/shapes/NAME``.
+        a SpatialData .zarr with Visium spots, or a plain H&E image. Where a store holds several sets of spots, ``STORE.zarr/shapes/NAME``. Or
+        the name of a public section, once it was downloaded.
     fullres
         The full-resolution slide image. A relative path is looked for in the working directory and in ``path``. For a
         SpatialData store also the name of one of its images.
@@ -168,7 +169,8 @@ class SectionSource(Intent):
 
         A ``fullres`` that is no file here stays as it is: it may be the name of an image, or lie in the section's folder.
         """
-        update: dict[str, Any] = {"path": Path(self.path).expanduser().absolute()}
+        path = Path(self.path).expanduser()
+        update: dict[str, Any] = {"path": named_section(path) or path.absolute()}
         if self.fullres is not None and Path(self.fullres).expanduser().is_file():
             update["fullres"] = Path(self.fullres).expanduser().absolute()
         for name in ("predicted_expression", "exclude"):
@@ -270,6 +272,10 @@ def _existing(path: object) -> Path:
         found = user_path(path)  # type: ignore[arg-type] # whatever was given; it refuses what is no path
     except BadFile as error:
         raise SectionError(f"the section cannot be opened: {error}. Expected {_EXPECTED}") from error
+    if (public := named_section(found)) is not None:
+        if not public.is_dir():
+            raise missing_section(found.name)
+        return public
     if not found.exists() and not is_flat_sample(found):
         raise SectionError(f"there is no file or folder {found}; expected {_EXPECTED}")
     return found

@@ -11,10 +11,10 @@ import numpy as np
 import psutil
 
 from ..assemble import checkpoint_folder
+from ..downloads.places import PACKAGE_DATA
 from ..errors import RequestError, SectionError
 from ..expression.programs import bundled_programs
 from ..model.folder import CheckpointFolder, read_folder
-from ..model.hub.references import PACKAGE_DATA
 from ..tissue.open import open_section, synthesis_fault
 from ..types import Section
 from .adaptation import CORNERS, NOTHING, AdaptRequest, check_name

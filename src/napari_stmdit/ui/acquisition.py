@@ -139,8 +139,8 @@ def _downloading(name: str, folder: str | None) -> Job:
     """Download something; tells `Fetching`, and yields the folder."""
 
     def generate(token: CancelToken, tell: Tell) -> Iterator[Path]:
-        from ..model.hub.download import download
-        from ..model.hub.transfer import DownloadCancelledError
+        from ..downloads.download import download
+        from ..downloads.transfer import DownloadCancelledError
         from ..model.hub.zoo import zoo_entry
 
         def arrived(progress: DownloadProgress) -> None:
@@ -187,7 +187,7 @@ def _converting(intent: ConvertIntent) -> Job:
 
     def work() -> Path:
         from ..assemble import convert_checkpoint
-        from ..model.hub.references import data_directory
+        from ..downloads.places import data_directory
 
         name = intent.name.strip()
         if not name or name.startswith(".") or any(mark in name for mark in '/\\:*?"<>|'):
