@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import StmditError
+from ..text import size_words
 from ._common import InterruptCancels, Json, ProgressBar, console, print_json
 
 if TYPE_CHECKING:
@@ -70,14 +71,14 @@ def _print_list(as_json: bool) -> None:
         table.add_row(
             entry.name,
             entry.kind,
-            _bytes(entry.size_bytes),
+            size_words(entry.size_bytes),
             "yes" if entry.gated else "no",
             row["state"],
             entry.licence,
         )
     of_sections = Table("public section", "tissue", "size", "state", "licence", box=None, pad_edge=False)
     for public, row in zip(public_sections(), sections, strict=True):
-        of_sections.add_row(public.name, public.title, _bytes(public.size_bytes), row["state"], public.licence)
+        of_sections.add_row(public.name, public.title, size_words(public.size_bytes), row["state"], public.licence)
     out = console()
     for one in (table, of_sections):
         for column in one.columns[:-1]:
@@ -106,9 +107,9 @@ def _confirm(entry: Entry, source_folder: Path | None, yes: bool) -> None:
     if isinstance(entry, PublicSection):
         place = section_directory(entry.name)
         details = [f"  tissue   {entry.about}", f"  cite     {entry.citation}"]
-        size = _bytes(entry.size_bytes if source_folder else ask_size(entry))
+        size = size_words(entry.size_bytes if source_folder else ask_size(entry))
     else:
-        size = _bytes(entry.size_bytes)
+        size = size_words(entry.size_bytes)
     if isinstance(entry, ZooEntry) and entry.patch_px:
         scale = "unknown: choose" if entry.patch_mpp is None else f"{entry.patch_mpp:g} um/px"
         details = [f"  patches  {entry.patch_px} px at {scale}"]
@@ -224,10 +225,3 @@ def _section_row(entry: PublicSection) -> dict[str, Any]:
         "state": "missing" if found is None else "here",
         "where": None if found is None else str(found.folder),
     }
-
-
-def _bytes(size: int | None) -> str:
-    if size is None:
-        return "unknown"
-    megabytes = size / 1e6
-    return f"about {megabytes / 1000:.2f} GB" if megabytes >= 1000 else f"about {megabytes:.0f} MB"

@@ -52,6 +52,16 @@ def public_section(name: object) -> PublicSection | None:
     return next((entry for entry in public_sections() if entry.name == str(name)), None)
 
 
+def known_section(name: str) -> PublicSection:
+    """Return a public section by its name; a SectionError lists those there are."""
+    entry = public_section(name)
+    if entry is None:
+        raise SectionError(
+            f"there is no public section {name!r}; known are {', '.join(one.name for one in public_sections())}"
+        )
+    return entry
+
+
 def section_directory(name: str) -> Path:
     """Return where a public section lies once it was downloaded."""
     return data_directory() / "sections" / name

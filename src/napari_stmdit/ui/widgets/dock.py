@@ -195,8 +195,13 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             if state.status is RunStatus.DONE and state.results:  # an evaluation leaves none
                 results.unfold()
 
+        def show_offered() -> None:
+            if state.offered:
+                self.folds["section"].unfold()
+                self.scroll.ensureWidgetVisible(self.section.public.download)
+
         self.folds["spot"].unfolded_changed.connect(self.spot.unfolded)
-        self.connections.add(connect_state(state.events, ("status", show_results)).close)
+        self.connections.add(connect_state(state.events, ("status", show_results), ("offered", show_offered)).close)
 
     def _use_preferences(self, first: bool = False) -> None:
         """Take over napari's preferences, now and whenever they change."""

@@ -17,6 +17,7 @@ from ...types import Section
 from ..presenter import Presenter
 from .alignment import AlignmentLine
 from .common import Connections, Fold, Text, boxed, button, column, combo, connect_state, labelled, named, row
+from .downloads import SectionsPanel
 
 IMAGES = "Images (*.jpg *.jpeg *.png *.tif *.tiff *.btf *.svs *.ndpi *.qptiff *.scn)"
 
@@ -188,6 +189,8 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.slide = SlidePanel()
         self.slide.submitted.connect(self._open)
         self.slide_options = Fold("Spots of a plain slide", self.slide, inner=True)
+        self.public = SectionsPanel()
+        self.public_fold = Fold("Public sections", self.public, unfolded=False, inner=True)
         self._facts = QWidget()
         self._form = QFormLayout(self._facts)
         self._form.setContentsMargins(0, 2, 0, 0)
@@ -213,6 +216,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self.overrides,
                 self.slide_options,
                 row(self.open_button, self.sample_button, stretch=None),
+                self.public_fold,
                 self._facts,
                 self.alignment,
                 self.fault,
@@ -236,6 +240,8 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             ("opening", lambda: self.show_busy(state.opening)),
         )
         connections.add(self.alignment.bind(presenter).close)
+        connections.add(self.public.bind(presenter).close)
+        connections.add(connect_state(state.events, ("offered", lambda: self.show_offered(state.offered))).close)
         return connections
 
     # --- value
@@ -277,6 +283,12 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 "This slide does not state its scale. Give its microns per pixel here and press Enter: the scanner's export settings have them."
             )
             self.mpp.setFocus()
+
+    def show_offered(self, name: str) -> None:
+        """Show what is known of a public section that was asked for."""
+        if name:
+            self.public_fold.unfold()
+            self.public.choose(name)
 
     # --- facts
 
