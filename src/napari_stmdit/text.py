@@ -44,4 +44,6 @@ def size_words(size: int | None) -> str:
     """Return a number of bytes as it is shown before a download; None is unknown."""
     if size is None:
         return "unknown"
-    return f"about {size / 1e9:.2f} GB" if size >= 1e9 else f"about {size / 1e6:.0f} MB"
+    if size >= 1e9:
+        return f"about {size / 1e9:.2f} GB"
+    return f"about {size / 1e6:.0f} MB" if size >= 1e7 else f"about {max(size / 1e6, 0.1):.1f} MB"
