@@ -12,7 +12,7 @@ ifeq ($(shell uname -s),Linux)
 SCREEN := xvfb-run -a -s '-screen 0 1600x1000x24'
 endif
 
-.PHONY: demo test check docs docs-html bench mutation display clean
+.PHONY: demo test test-all check docs docs-html bench mutation display clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ display:
 test: $(STAMP) display
 	OMP_WAIT_POLICY=PASSIVE $(SCREEN) $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
+# with every row, seed and page: what GitHub runs each night
+test-all: override ARGS += -m ""
+test-all: test
+
 check: $(STAMP)
 	$(BIN)/ruff check src tests docs benchmarks
 	$(BIN)/ruff format --check src tests docs benchmarks
@@ -47,6 +51,7 @@ docs: $(STAMP) display
 	$(SCREEN) $(BIN)/python docs/screenshots.py
 	$(BIN)/python docs/guidance_grid.py
 	$(BIN)/python docs/edited_tissue.py
+	$(BIN)/python docs/example.py
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

@@ -1,5 +1,7 @@
 """Every `stmdit` command that a page shows is run: the marked blocks by `test_docs_examples`, the others here, page by page from top to bottom.
 
+At every run those that show a command or an option for the first time; nightly, all of them.
+
 They run in this process, in a folder of small real files under the pages' names (`workspace`), with options added that only make them
 shorter. Workers are real ones of dask: one process, which serves every line that asks for workers or a scheduler.
 """
@@ -16,6 +18,7 @@ import pytest
 import typer
 import typer.testing
 from documentation import PAGES, Page, read_page, words_of
+from killing import forked_workers
 from typer.testing import CliRunner
 from workspace import make_home, make_workspace, online, served, write_files
 
@@ -80,6 +83,22 @@ def to_run(page: Page) -> list[tuple[str, str, str]]:
 WITH_COMMANDS = [page for page in READ if to_run(page)]
 
 
+def firsts() -> set[str]:
+    """Places of the lines that show a command, or an option of it, which no line before them shows."""
+    found, known = set(), set()
+    for page in WITH_COMMANDS:
+        for place, line, _ in to_run(page):
+            command, *rest = words_of(line)[1:]
+            new = {(command, word) for word in ["", *rest] if word[:2] in ("", "--")} - known
+            known |= new
+            found |= {place} if new else set()
+    return found
+
+
+FIRSTS = firsts()
+WITH_FIRSTS = [page for page in WITH_COMMANDS if any(place in FIRSTS for place, _, _ in to_run(page))]
+
+
 @pytest.fixture(scope="module")
 def monkeypatch_module():
     with pytest.MonkeyPatch.context() as patch:
@@ -128,7 +147,7 @@ def scheduler(surroundings, monkeypatch_module):
     distributed = pytest.importorskip("distributed")
     from napari_stmdit.scale.cluster import local_client
 
-    with local_client(1, "cpu") as client:
+    with forked_workers(), local_client(1, "cpu") as client:
         address = client.scheduler.address
 
         @contextmanager
@@ -171,24 +190,43 @@ def shorter(words: list[str]) -> tuple[str, ...]:
     return SHORTER.get(words[0], ())
 
 
-def faults_of_page(page: Page, address: str = "") -> list[str]:
+def faults_of_page(page: Page, address: str = "", places: set[str] | None = None) -> list[str]:
+    """Run a page's lines, or those at these places."""
     faults = []
     for place, line, mark in to_run(page):
+        if places is not None and place not in places:
+            continue
         words = [address if word == SCHEDULER else word for word in words_of(line)[1:]]
         made_anew(words, mark)
         faults += faults_of([*words, *shorter(words)], place, line)
     return faults
 
 
-@pytest.mark.slow
+@pytest.fixture
+def run_page(surroundings, tmp_path, monkeypatch, request):
+    """Run a page, or its lines at some places, in a folder of its own."""
+
+    def run(page: Page, places: set[str] | None = None) -> None:
+        shutil.copytree(surroundings, tmp_path / "here")
+        monkeypatch.chdir(tmp_path / "here")
+        write_files(page, Path())
+        lines = [line for place, line, _ in to_run(page) if places is None or place in places]
+        shared = any("--workers" in line or "--scheduler" in line for line in lines)
+        address = request.getfixturevalue("scheduler") if shared else ""
+        assert (faults := faults_of_page(page, address, places)) == [], "\n\n".join(["", *faults])
+
+    return run
+
+
+@pytest.mark.parametrize("page", WITH_FIRSTS, ids=lambda page: page.name)
+def test_every_command_runs_with_every_option_that_is_shown(page, run_page):
+    run_page(page, FIRSTS)
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
-def test_every_command_that_is_shown_runs(page, surroundings, tmp_path, monkeypatch, request):
-    shutil.copytree(surroundings, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    write_files(page, Path())
-    shared = any("--workers" in line or "--scheduler" in line for _, line, _ in to_run(page))
-    address = request.getfixturevalue("scheduler") if shared else ""
-    assert (faults := faults_of_page(page, address)) == [], "\n\n".join(["", *faults])
+def test_every_command_that_is_shown_runs(page, run_page):
+    run_page(page)
 
 
 @pytest.mark.slow

@@ -109,10 +109,16 @@ def test_a_single_denoising_step_can_be_measured(subject):
     assert row.gflop > 0
 
 
-def test_the_report_of_a_checkpoint_and_of_a_random_model(tiny_checkpoint):
-    told = []
+@pytest.fixture(scope="module")
+def measured(tiny_checkpoint):
+    """The report of a checkpoint and of a random model, as JSON, and the stages that were named."""
+    told: list[str] = []
     settings = Settings(str(tiny_checkpoint), True, "cpu", (1, 2), 0.02, 1, 2)
-    report = json.loads(json.dumps(run_bench(settings, told.append, small)))
+    return json.loads(json.dumps(run_bench(settings, told.append, small))), told
+
+
+def test_the_report_of_a_checkpoint_and_of_a_random_model(measured):
+    report, told = measured
     checkpoint, base = report["models"]
     assert {row["stage"] for row in checkpoint["around"]} >= {"plan", "encode morphology", "paste"}
     found = checkpoint["waiting"]
@@ -137,23 +143,20 @@ def test_a_process_that_ends_before_its_time_is_said_in_words(tmp_path, capfd):
         waiting(str(tmp_path / "no checkpoint"), 1)
 
 
-def test_the_command_prints_tables_or_json(tiny_checkpoint, capsys):
-    command = [
-        sys.executable,
-        "-m",
-        "napari_stmdit.cli",
-        "bench",
-        "--checkpoint",
-        str(tiny_checkpoint),
-        "--device",
-        "cpu",
-    ]
-    command += ["--batches", "1", "--seconds", "0.05", "--rounds", "1"]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
-    report = json.loads(done.stdout)
-    assert report["models"][0]["comparison"]["steps"] == 4
-    print_report(report)
+def test_a_report_is_printed_as_tables(measured, capsys):
+    print_report(measured[0])
     printed = capsys.readouterr().out
     assert "of peak" in printed and "beside a busy process" in printed and "another strength" in printed
+
+
+def test_batches_that_are_no_numbers_are_refused():
     with pytest.raises(RequestError, match="between commas"):
         _batches("1,x")
+
+
+@pytest.mark.nightly  # `stmdit bench` with its tables, and with --json, is run by test_docs_commands each time
+def test_the_command_as_a_process_prints_one_json_object(tiny_checkpoint):
+    command = [sys.executable, "-m", "napari_stmdit.cli", "bench", "--checkpoint", str(tiny_checkpoint)]
+    command += ["--device", "cpu", "--batches", "1", "--seconds", "0.05", "--rounds", "1", "--json"]
+    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert report["models"][0]["comparison"]["steps"] == 4

@@ -1,16 +1,15 @@
-"""`stmdit export-dataset` as a process: the bundled section and checkpoint, killed, interrupted, and refused."""
+"""`stmdit export-dataset`: the bundled section and checkpoint, killed and interrupted as a process, and refused."""
 
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import anndata
 import numpy as np
 import pytest
 import zarr
+from command_line import refused, stmdit
 from dataset_study import study  # noqa: F401
 from killing import start
 from tiny_fixtures import tiny_checkpoint  # noqa: F401
@@ -21,13 +20,6 @@ from napari_stmdit.tissue.open import open_section
 from napari_stmdit.tissue.sample import open_sample_section
 
 EDITS = "- operation: towards\n  target_profile: adipose\n  strength: 0.7\n"
-
-
-def stmdit(*arguments, check=True):
-    command = [sys.executable, "-m", "napari_stmdit.cli", *map(str, arguments)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert not check or found.returncode == 0, found.stderr
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +38,9 @@ def store(tmp_path_factory):
         "--device",
         "cpu",
     )
-    stmdit("synthesize", *wishes)
-    stmdit("synthesize", *wishes, "--edits", place / "edits.yaml")
+    for more in ((), ("--edits", place / "edits.yaml")):
+        done = stmdit("synthesize", *wishes, *more)
+        assert done.returncode == 0, done.stderr
     return place / "out.zarr"
 
 
@@ -87,9 +80,7 @@ def test_bad_wishes_end_in_one_message_and_exit_code_2(store, tmp_path):
         ((store, tmp_path / "d", "--run", "seven"), "its runs: stmdit_1, stmdit_2"),
         ((store, tmp_path / "d", "--checkpoint", tmp_path), "no checkpoint folder"),
     ):
-        found = stmdit("export-dataset", *arguments, check=False)
-        assert found.returncode == 2 and found.stdout == "", found.stderr
-        assert words in found.stderr and "Traceback" not in found.stderr
+        assert words in refused("export-dataset", *arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 

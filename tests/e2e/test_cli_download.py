@@ -1,15 +1,18 @@
-"""`stmdit download` as a user meets it: a process, its exit code, its two streams, and a hub on this computer."""
+"""`stmdit download` as a user meets it: its exit code, its two streams, a terminal, and a hub on this computer."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import command_line
 import numpy as np
 import pytest
 from hub import LocalHub
+from workspace import online
 
 REPOSITORY = "StonyBrook-CVLab/PixCell-256"
 CONFIG = b'{"sample_size": 32}'
@@ -26,6 +29,7 @@ def hub():
 
 @pytest.fixture
 def surroundings(hub, tmp_path) -> dict[str, str]:
+    """The environment of a process that knows this hub alone."""
     return os.environ | {
         "STMDIT_HOME": str(tmp_path / "home"),
         "HF_ENDPOINT": hub.endpoint,
@@ -40,19 +44,11 @@ def command(*arguments: object) -> list[str]:
 
 
 @pytest.fixture
-def stmdit(surroundings):
-    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command(*arguments),
-            env=surroundings,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    return call
+def stmdit(hub, tmp_path, monkeypatch):
+    """Run ``stmdit download`` in this process, which knows this hub alone."""
+    monkeypatch.setenv("STMDIT_HOME", str(tmp_path / "home"))
+    online(monkeypatch, hub)
+    return partial(command_line.stmdit, "download")
 
 
 @pytest.fixture
@@ -126,11 +122,7 @@ def test_json_is_one_object_on_stdout(stmdit, hub, folder):
 )
 def test_what_cannot_be_had_is_one_message_and_exit_code_2(arguments, words, stmdit, hub):
     hub.gated["MahmoodLab/UNI2-h"] = 401
-    done = stmdit(*arguments)
-    assert done.returncode == 2, done.stderr
-    assert words in done.stderr
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
+    assert words in command_line.check_refused(stmdit(*arguments))
 
 
 def test_a_folder_of_the_user_serves_while_offline(stmdit, hub, tmp_path):

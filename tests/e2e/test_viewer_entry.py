@@ -31,13 +31,13 @@ def dock_of(viewer):  # noqa: F811
 
 def test_what_was_painted_can_be_run_and_a_double_click_is_one_run(viewer, opened):  # noqa: F811
     state, bar = opened.state, opened.run_bar
-    assert not bar.run.isEnabled() and "paint an edit" in bar.run.toolTip()
+    assert not bar.run.isEnabled() and "paint an edit" in bar.run.toolTip() and "paint an edit" in bar.words.plain()
     ids = state.section.spots.ids[3:8].tolist()
     opened.presenter.painting.take_draft(EditDraft(operation="knock_out", genes=("ERBB2",)))
     opened.presenter.painting.add(ids)
     assert state.selected == ()
     assert bar.run.isEnabled() and bar.run.text() == "Run on 5 painted spots"
-    assert settle(lambda: "5 patches" in opened.synthesize.estimate.plain(), 2)
+    assert settle(lambda: "5 patches" in opened.synthesize.estimate.plain())
     QTest.mouseClick(bar.run, Qt.MouseButton.LeftButton)
     QTest.mouseDClick(bar.run, Qt.MouseButton.LeftButton)  # the second press of a double click
     QTest.mouseRelease(bar.run, Qt.MouseButton.LeftButton)
@@ -137,7 +137,7 @@ def test_napari_asks_once_before_closing_and_says_what_would_be_lost(viewer, ope
     opened.presenter.select(state.section.spots.ids[:2].tolist())
     opened.presenter.runs.run()
     assert settle(lambda: state.results and not state.status.busy)
-    opened.presenter.use_model(SlowModel(state.checkpoint.card, 0.1))
+    opened.presenter.use_model(SlowModel(state.checkpoint.card, 0.5))
     opened.presenter.select_all()
     opened.presenter.runs.run()
     assert settle(lambda: state.progress is not None)

@@ -1,5 +1,6 @@
 """What a user sees of a result, and what it costs to show it: camera, frames, names, rings, repaints, one history."""
 
+import re
 import time
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_choosing_a_result_raises_it_and_a_double_click_goes_there(viewer, opene
     opened.presenter.looking.back()
     results, panel, camera = opened.presenter.results, opened.results.list, camera_of(viewer)
     place = next(k for k in range(panel.count()) if panel.item(k).data(Qt.ItemDataRole.UserRole) == 1)
-    opened.scroll.ensureWidgetVisible(panel)
+    opened.reveal(panel)
     at = panel.visualItemRect(panel.item(place)).center()
     QTest.mouseClick(panel.viewport(), Qt.MouseButton.LeftButton, pos=at)
     assert opened.state.chosen_result == 1
@@ -119,16 +120,14 @@ class Repaints(QObject):
 
 def test_nothing_is_animated_while_work_runs(viewer, opened):  # noqa: F811
     state = opened.state
-    opened.presenter.use_model(SlowModel(state.checkpoint.card, 0.02))
+    opened.presenter.use_model(SlowModel(state.checkpoint.card, 0.02))  # 12 s
     opened.presenter.select_all()
     state.request, state.batch = state.request.model_copy(update={"steps": 40}), 2
-    settle(lambda: False, 0.5)
     opened.presenter.runs.run()
-    settle(lambda: state.progress is not None, 10)
+    assert settle(lambda: state.progress is not None)
     settle(lambda: False, 0.7)  # what begins is shown at once
     repaints = Repaints(viewer.window._qt_window)
-    settle(lambda: not state.status.busy, 4)
-    assert state.status.busy
+    assert not settle(lambda: not state.status.busy, 2.5)
     # picture and progress once a second, a list entry of napari's own for the picture; an animation would make it twenty and more
     assert repaints.per_second() <= 8
     opened.presenter.stop()
@@ -136,10 +135,13 @@ def test_nothing_is_animated_while_work_runs(viewer, opened):  # noqa: F811
     state.busy = "Loading the checkpoint"
     settle(lambda: False, 0.5)
     repaints = Repaints(viewer.window._qt_window)
-    assert settle(lambda: opened.run_bar.count.plain() == "Loading the checkpoint … 2 s", 4)
+    # a slow computer may miss a second, so two of any
+    said = set()
+    assert settle(lambda: said.add(opened.run_bar.count.plain()) or len(said) > 2), said
+    assert all(re.fullmatch(r"Loading the checkpoint …( \d+ s)?", text) for text in said), said
     assert repaints.per_second() <= 8
     state.busy = ""
-    assert settle(lambda: opened.run_bar.count.isHidden(), 2)
+    assert settle(lambda: opened.run_bar.count.isHidden())
 
 
 def test_undo_walks_selections_and_edits_in_one_history(viewer, opened):  # noqa: F811
@@ -161,3 +163,20 @@ def test_undo_walks_selections_and_edits_in_one_history(viewer, opened):  # noqa
     for _ in range(3):
         mouse.press(Qt.Key.Key_Z, CONTROL | SHIFT)
     assert state.selected == (ids[20],) and len(state.request.edits) == 1
+
+
+def test_rings_keep_their_width_on_the_screen(viewer, opened):  # noqa: F811
+    camera, spots = camera_of(viewer), opened.presenter.view.spots
+    opened.presenter.select(opened.state.section.spots.ids[:3].tolist())
+
+    def on_screen():
+        diameter = float(np.ravel(spots.size)[0]) * abs(spots.scale).min() * camera.zoom
+        return np.array(spots.border_width)[[0, 10]] * diameter
+
+    camera.zoom = 60.0
+    close = on_screen()
+    assert 2 < close[0] < 4 and 1 < close[1] < 2
+    camera.zoom = 240.0
+    np.testing.assert_allclose(on_screen(), close, rtol=0.3)
+    camera.zoom = 0.05  # seen from afar they shrink with the spots
+    assert on_screen()[0] < 1 and spots.border_width[0] == pytest.approx(0.14)

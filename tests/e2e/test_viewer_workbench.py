@@ -1,8 +1,10 @@
 """A real viewer under a (virtual) screen: the workbench is used as a scientist would, by mouse and buttons."""
 
+import threading
+
 import numpy as np
 import pytest
-from qtpy.QtCore import QEvent, Qt
+from qtpy.QtCore import QEvent, Qt, QThreadPool
 from qtpy.QtWidgets import (
     QAbstractSpinBox,
     QApplication,
@@ -53,16 +55,30 @@ class Failing(CropModel):
         yield
 
 
-class Counting(NoiseModel):
-    """Waits at every step, and counts them."""
+class Allowed(NoiseModel):
+    """Takes a step when it is let, whatever the speed of the computer, and counts them."""
 
-    steps_done = 0
+    def __init__(self, card):
+        super().__init__(card)
+        self._let, self.steps_let, self.steps_done = threading.Semaphore(0), 0, 0
+
+    def let(self, steps=1):
+        self.steps_let += steps
+        self._let.release(steps)
+
+    def let_until(self, condition):
+        """Let it take one step after another until a condition holds."""
+
+        def reached():
+            if not condition() and self.steps_done == self.steps_let:
+                self.let()
+            return condition()
+
+        assert settle(reached)
 
     def denoise(self, batch):
-        import time
-
         for step in super().denoise(batch):
-            time.sleep(0.1)
+            self._let.acquire(timeout=60)
             self.steps_done += 1
             yield step
 
@@ -150,15 +166,16 @@ def test_a_runtime_error_in_the_sampler_is_told_and_run_is_free_again(opened, ca
 
 def test_stop_ends_within_one_step_and_keeps_finished_patches(viewer, opened, card):  # noqa: F811
     presenter, state = opened.presenter, opened.state
-    model = Counting(card)
+    model = Allowed(card)
     presenter.use_model(model)
     opened.select.all.click()
     opened.run_bar.run.click()
-    assert settle(lambda: state.progress is not None and state.progress.patches_done >= 4)
-    at = model.steps_done
+    model.let_until(lambda: state.progress is not None and state.progress.patches_done >= 4)
+    at = model.steps_let
     opened.run_bar.stop.click()
+    model.let(1000)
     assert settle(lambda: not state.status.busy)
-    assert model.steps_done <= at + 2  # the step that was under way when it was pressed, and one that had just ended
+    assert model.steps_done <= at + 1  # the step that was under way when it was pressed
     assert state.status is RunStatus.STOPPED
     done = state.results[0].result.done
     assert 4 <= len(done) < 30
@@ -170,15 +187,16 @@ def test_stop_ends_within_one_step_and_keeps_finished_patches(viewer, opened, ca
 
 
 def test_closing_the_window_amid_a_run(viewer, opened, card):  # noqa: F811
-    model = Counting(card)
+    model = Allowed(card)
     opened.presenter.use_model(model)
     opened.select.all.click()
     opened.run_bar.run.click()
-    assert settle(lambda: model.steps_done >= 3)
+    model.let_until(lambda: model.steps_done >= 3)
+    at = model.steps_let
     viewer.close()
-    at = model.steps_done
-    settle(lambda: False, 0.3)
-    assert model.steps_done <= at + 2  # and no_leaks asks that no thread is left
+    model.let(1000)
+    assert settle(lambda: QThreadPool.globalInstance().activeThreadCount() == 0)
+    assert model.steps_done <= at + 1  # and no_leaks asks that no thread is left
 
 
 def test_two_viewers_do_not_share(no_leaks, make_napari_viewer, tiny_section):  # noqa: F811
@@ -203,18 +221,6 @@ def test_a_dropped_folder_shows_with_and_without_the_dock(no_leaks, make_napari_
     assert widget.state.section is layers.section_of(viewer.layers[-1])
     assert [layers.role_of(x) for x in viewer.layers] == ["slide", "spots"]
     assert "30" in widget.section.rows["Spots"].plain()
-
-
-def test_nothing_is_cut_off_at_320_pixels(viewer, opened):  # noqa: F811
-    dock = next(d for d in viewer.window._qt_window.findChildren(type(opened.parentWidget())) if d.widget())
-    viewer.window._qt_window.resizeDocks([dock], [320], Qt.Orientation.Horizontal)
-    for fold in opened.folds.values():
-        fold.unfold()
-    opened.presenter.colour(Colouring("ERBB2"))
-    settle(lambda: False, 0.3)
-    room = 320 - 8 - 10 - 14 - 8  # margins, scroll bar, indent
-    for name, fold in opened.folds.items():
-        assert fold.content.minimumSizeHint().width() <= room, name
 
 
 def test_every_control_has_a_name_and_a_tooltip(opened):
@@ -272,7 +278,7 @@ def test_faults_and_facts_are_shown(opened, card):
     opened.synthesize.source.setCurrentIndex(opened.synthesize.source.findData("spot"))
     opened.synthesize.spot.setText("nowhere")
     opened.synthesize.spot.editingFinished.emit()
-    assert settle(lambda: "nowhere" in opened.synthesize.faults["morphology"].plain(), 2)
+    assert settle(lambda: "nowhere" in opened.synthesize.faults["morphology"].plain())
     presenter.use_model(CropModel(card_for(tuple(f"G{k}" for k in range(50)), patch_px=64, patch_mpp=0.7)))
     assert "0 of the 50 genes" in opened.section.fault.plain()
     presenter.use_model(CropModel(card_for(card.genes, patch_px=64, patch_mpp=0.2)))

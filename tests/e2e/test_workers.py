@@ -10,6 +10,8 @@ import sys
 
 import numpy as np
 import pytest
+from command_line import stmdit
+from killing import forked_workers
 from tiny import TINY_GENES
 
 pytest.importorskip("distributed")
@@ -24,12 +26,12 @@ def test_ctrl_c_keeps_what_is_done_and_resume_finishes_it(tiny_folder, tmp_path)
     checkpoint = write_tiny_checkpoint(tmp_path / "checkpoint", TINY_GENES)
 
     def command(output, *options):
-        fixed = ("--checkpoint", checkpoint, "--all", "--steps", 24, "--batch", 1, "--device", "cpu", "--json")
+        fixed = ("--checkpoint", checkpoint, "--all", "--steps", 12, "--batch", 1, "--device", "cpu", "--json")
         arguments = ("synthesize", tiny_folder, "--output", tmp_path / output, *fixed, *options)
-        return [sys.executable, "-m", "napari_stmdit.cli", *map(str, arguments)]
+        return list(map(str, arguments))
 
     process = subprocess.Popen(
-        command("o.zarr", "--workers", 2),
+        [sys.executable, "-m", "napari_stmdit.cli", *command("o.zarr", "--workers", 2)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -47,14 +49,12 @@ def test_ctrl_c_keeps_what_is_done_and_resume_finishes_it(tiny_folder, tmp_path)
     assert 0 < facts["patches"] < 30 and "Traceback" not in err
     assert (tmp_path / "o.zarr.unfinished").is_dir()
 
-    done = subprocess.run(
-        command("o.zarr", "--workers", 2, "--resume"), capture_output=True, text=True, timeout=300, check=False
-    )
+    with forked_workers():
+        done = stmdit(*command("o.zarr", "--workers", 2, "--resume"))
     assert done.returncode == 0, done.stderr
     whole = json.loads(done.stdout)
     assert whole["complete"] and whole["patches"] == 30 and not (tmp_path / "o.zarr.unfinished").exists()
-    alone = subprocess.run(command("one.zarr"), capture_output=True, text=True, timeout=300, check=False)
-    one = json.loads(alone.stdout)
+    one = json.loads(stmdit(*command("one.zarr")).stdout)
     a, b = (
         read_result(tmp_path / name, facts["element"])[0].compute().astype(int)
         for name, facts in (("o.zarr", whole), ("one.zarr", one))

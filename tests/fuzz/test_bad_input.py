@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from fuzz.families import ALL
+from fuzz.families import ALL, AT_EVERY_RUN
+
+ROWS = [pytest.param(case, id=case.key, marks=() if case.key in AT_EVERY_RUN else pytest.mark.nightly) for case in ALL]
 
 
-@pytest.mark.parametrize("case", ALL, ids=lambda case: case.key)
+@pytest.mark.parametrize("case", ROWS)
 def test_it_ends_as_foreseen(case, workshop):
     outcome = workshop.attempt(case)
     assert outcome.ours, f"{case.key} ended in {outcome.ended}: {outcome.message}"

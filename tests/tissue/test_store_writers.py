@@ -1,6 +1,5 @@
 """Several writers of one store: nobody's result is lost, and none hides the others."""
 
-import multiprocessing
 import os
 import random
 import threading
@@ -9,18 +8,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from killing import forked
 from store_writers import save_many
 from two_sections import one_of_two
 
 from napari_stmdit.synthesis.stored import read_stored
 from napari_stmdit.tissue.open import open_section
 from napari_stmdit.tissue.store import write_result
-
-
-def process(*arguments):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["killing_preload"])
-    return context.Process(target=save_many, args=arguments, daemon=True)
 
 
 def check_whole(store, expected):
@@ -36,16 +30,16 @@ def check_whole(store, expected):
     assert [name for name in os.listdir(store.parent) if name != store.name] == []
 
 
-@pytest.mark.slow
-def test_two_processes_save_into_one_store_and_nothing_is_lost(tmp_path):
+@pytest.mark.parametrize("count", [8, pytest.param(50, marks=pytest.mark.nightly)])
+def test_two_processes_save_into_one_store_and_nothing_is_lost(count, tmp_path):
     store = tmp_path / "shared.zarr"  # made by one of them, whoever comes first
-    writers = [process(store, "A", 50, prefix) for prefix in ("first", "second")]
+    writers = [forked(save_many, store, "A", count, prefix) for prefix in ("first", "second")]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(timeout=900)
         assert writer.exitcode == 0
-    check_whole(store, {"first": 50, "second": 50})
+    check_whole(store, {"first": count, "second": count})
 
 
 def test_two_threads_save_into_one_store_and_nothing_is_lost(tmp_path):
@@ -66,12 +60,12 @@ def test_two_threads_save_into_one_store_and_nothing_is_lost(tmp_path):
     check_whole(store, {"first": 4, "second": 4})
 
 
-@pytest.mark.slow
-def test_a_writer_that_is_killed_leaves_a_store_that_can_be_read_and_added_to(tmp_path):
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.nightly)])
+def test_a_writer_that_is_killed_leaves_a_store_that_can_be_read_and_added_to(kills, tmp_path):
     store, rng = tmp_path / "shared.zarr", random.Random(5)
     save_many(store, "A", 1, "before")
-    for kill in range(3):
-        writer = process(store, "A", 1000, f"killed{kill}")
+    for kill in range(kills):
+        writer = forked(save_many, store, "A", 1000, f"killed{kill}")
         count = len(list((store / "images").iterdir()))
         writer.start()
         while len(list((store / "images").iterdir())) == count:

@@ -1,7 +1,6 @@
-"""`stmdit download`: the files of an entry, from the hub, the web or a folder, whole and checked, with a record of where they came from.
+"""Download of an entry's files, from the hub, the web or a folder, checked, with a record of their origin.
 
-Every file arrives under a temporary name; all of them get their own names together, when the last one is whole and right. Nothing is
-opened but to hash it, and no code is ever fetched.
+Files have temporary names until the last one is whole. They are only hashed, never opened, and no code is fetched.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class FileRecord(Intent):
 
 
 class DownloadRecord(Intent):
-    """The contents of ``download.json``: where files came from, when, and under which terms.
+    """Record of a download (``download.json``): source, date, terms and hashes.
 
     Attributes
     ----------
@@ -71,16 +70,16 @@ class DownloadRecord(Intent):
 
 @dataclass(frozen=True)
 class Downloaded:
-    """The result of a download.
+    """Result of a download.
 
     Attributes
     ----------
     entry, folder
-        What it is, and where its files lie.
+        The zoo entry, and the folder of its files.
     record
         Contents of its ``download.json``; None where it was not put there by a download.
     already
-        Whether it was here before, and nothing was done.
+        Whether it was here before.
     """
 
     entry: Entry
@@ -107,9 +106,9 @@ def download(
     entry
         Of the zoo, or a public section.
     on_progress
-        Is called about ten times a second.
+        Called about ten times a second.
     cancel
-        Asked at every block; what has arrived is kept and continued next time.
+        Checked at every block; what has arrived is kept and continued next time.
     offline
         Never touch the network; None takes it from ``STMDIT_OFFLINE`` and ``HF_HUB_OFFLINE``.
     endpoint, token
@@ -122,7 +121,7 @@ def download(
     Raises
     ------
     DownloadError
-        It cannot be had, arrived wrong, or cannot be written; the message says which and what to do.
+        It is not available, arrived damaged, or cannot be written.
     DownloadCancelledError
         A stop was asked for.
     """
@@ -169,7 +168,7 @@ def find_download(entry: Entry) -> Downloaded | None:
 
 
 def check_source(entry: Entry, *, offline: bool | None = None, source_folder: str | Path | None = None) -> None:
-    """Raise DownloadError at once for what cannot work: a folder that lacks files, offline, an entry that only a person can fetch."""
+    """Raise DownloadError early: a folder that lacks files, offline, or an entry to be fetched by hand."""
     if source_folder is not None:
         _places(entry, Path(source_folder))
     elif entry.fetch == "manual":
@@ -188,20 +187,20 @@ def is_offline() -> bool:
 
 
 def ask_size(entry: Entry, cancel: CancelToken | None = None) -> int | None:
-    """Return how many bytes an entry has: as it states, or as its servers say; None where neither is known.
+    """Return the bytes of an entry: the stated ones, or those its servers state; None: unknown.
 
-    Nothing but headers is fetched, and nothing at all while offline.
+    Only headers are fetched, and nothing while offline.
     """
     if entry.size_bytes is not None or entry.fetch == "manual" or is_offline():
         return entry.size_bytes
     try:
         return sum(remote.size for remote in _look_up_all(entry, None, None, cancel))
-    except DownloadError:  # said again, with what to do, when it is fetched
+    except DownloadError:  # the download itself says what is wrong
         return None
 
 
 def _look_up_all(entry: Entry, endpoint: str | None, token: str | None, cancel: CancelToken | None) -> list[RemoteFile]:
-    """Ask for every file before any byte is fetched; all of them at the commit of the first one."""
+    """Look up every file before any byte is fetched, all at the commit of the first one."""
     found: list[RemoteFile] = []
     for name in entry.files:
         revision = found[0].revision if found else entry.revision
@@ -325,7 +324,7 @@ def _record(
 
 
 def _publish(folder: Path, parts: list[PartFile], record: DownloadRecord) -> None:
-    """Give all files their names; the record goes first and comes last, so that it never speaks of other files."""
+    """Give all files their names; the old record is removed first and the new one written last, so it always fits the files."""
     final = folder / RECORD_FILE
     try:
         final.unlink(missing_ok=True)
@@ -364,7 +363,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 class _Report:
-    """Progress over all files, of the sizes of each."""
+    """Progress over all files, by their sizes."""
 
     def __init__(self, on_progress: Callable[[DownloadProgress], None] | None, total: int) -> None:
         self._tell = on_progress

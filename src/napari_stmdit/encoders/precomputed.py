@@ -1,4 +1,4 @@
-"""Embeddings that were computed elsewhere, by spot, in NumPy, HDF5, Zarr and AnnData files: for users who may not have the encoder.
+"""Embeddings of spots computed elsewhere, in NumPy, HDF5, Zarr and AnnData files, for users without the encoder.
 
 Nothing is unpickled.
 """
@@ -25,7 +25,7 @@ HDF5_SUFFIXES = (".h5", ".hdf5", ".h5ad")
 KNOWN = ".npy, .h5, .hdf5, .h5ad or .zarr"
 
 Arrays = tuple[NDArray[Any], NDArray[np.str_] | None, str]
-"""Vectors as they are stored, ids or None, and the file's name for messages."""
+"""Stored vectors, their ids or None, and the file's name for messages."""
 
 
 def read_arrays(text: str, *, wants_ids: bool) -> Arrays:
@@ -121,7 +121,7 @@ def _open_zarr(path: Path) -> Any:
 
 @contextmanager
 def _as_damage(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file makes a reader raise into one message."""
+    """Turn any error of a damaged file into one message."""
     try:
         yield
     except SectionError:
@@ -306,7 +306,7 @@ def read_embeddings(
     assert names is not None  # read_arrays refuses a file without ids where none are given
     if vectors.dtype.kind != "f":
         faults.append(f"vectors are {vectors.dtype}, expected float16, float32 or float64")
-        vectors = np.zeros(vectors.shape)  # the rest of the faults can still be told
+        vectors = np.zeros(vectors.shape)  # so that the remaining checks can run
     vectors = vectors[:, None] if vectors.ndim == 2 else vectors
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is a fault below
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)

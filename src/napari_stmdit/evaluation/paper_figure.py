@@ -24,7 +24,7 @@ from ..synthesis.stored import StoredResult
 from ..tissue.crops import read_patches
 from ..tissue.export import Label, label_of_result, labelled
 from .measures import stain_density
-from .pictures import INK, SMOOTH_UM, diverging
+from .pictures import INK, SMOOTH_UM, diverging, own_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ GAP_MM, EDGE_MM = 3.0, 1.0
 MIN_PANEL_MM = 25.0
 """Narrowest panel beside others: where panels would be narrower they go into further rows."""
 BAR_MM = 0.8
-MOST_PX = 3000
+MAX_PX = 3000
 """Longest side of the window in pixels that are read: a printed panel shows no more."""
 COARSEST = 1.5
 """How many times coarser than the result the slide may be for the two to be compared."""
@@ -137,7 +137,7 @@ def _panels(made: Finished, label: Label, px: int) -> list[_Panel]:
         names = "; ".join(edit.name or edit.operation.replace("_", " ") for edit in edits)
         caption = f"Edit: {names}. Weight of the edit at each spot"
         colours = (_PALE + ramp[:, None] * np.subtract(_FULL, _PALE)).round().astype(np.uint8)
-        picture = _edit_map(made, window, min(MOST_PX, px))
+        picture = _edit_map(made, window, min(MAX_PX, px))
         panels.append(_Panel(picture, caption, window_um, colours, {0.0: "0", 1.0: "1"}))
     kind = f"{label.title[0].upper()}{label.title[1:]}. Not for diagnosis"
     panels.append(_Panel(window.after, kind, window_um))
@@ -153,14 +153,9 @@ def _panels(made: Finished, label: Label, px: int) -> list[_Panel]:
 
 def _content(panels: Sequence[_Panel], width_mm: float, dpi: int, label: Label, ending: str) -> bytes:
     """Return the figure as a file with an ending."""
-    from matplotlib import rc_context, rcdefaults, rcParams  # slow to import
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to import
 
-    with rc_context():
-        rcdefaults()  # a figure is the same whatever its user has set
-        # text stays text, every picture keeps its own pixels, and the same result gives the same file
-        rcParams.update({"svg.fonttype": "none", "pdf.fonttype": 42, "image.composite_image": False})
-        rcParams["svg.hashsalt"] = "napari-stmdit"
+    with own_style("napari-stmdit"):
         figure = Figure(dpi=dpi)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.axis("off")
@@ -287,7 +282,7 @@ def _window(made: Finished) -> _Window:
         )
     corner, size = _made_box(canvas, frame.shape)
     side = math.ceil(1.2 * max(size))
-    step = max(1, math.ceil(side / MOST_PX))
+    step = max(1, math.ceil(side / MAX_PX))
     count = math.ceil(side / step)
     first = [
         start - (count * step - n) // 2 for start, n in zip(corner, size, strict=True)
@@ -310,7 +305,7 @@ def _window(made: Finished) -> _Window:
 
 def _made_box(canvas: Any, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """Corner (y, x) and size of the part of a canvas that has pixels, to a few pixels where it is large."""
-    step = max(1, math.ceil(max(shape) / MOST_PX))
+    step = max(1, math.ceil(max(shape) / MAX_PX))
     there = np.asarray(canvas[::step, ::step, 3]) > 0
     spans = [np.flatnonzero(there.any(axis=axis)) for axis in (1, 0)]
     if not all(len(span) for span in spans):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +30,23 @@ LOW, MIDDLE, HIGH = (33, 102, 172), (247, 247, 247), (178, 88, 9)
 """Blue: less; orange: more. Colour-blind people can tell them apart."""
 SMOOTH_UM = 6.0
 """Standard deviation of the smoothing of the change map: about a nucleus."""
+
+
+@contextmanager
+def own_style(salt: str) -> Iterator[None]:
+    """Let matplotlib draw the same whatever its user has set: text stays text, and every picture keeps its own pixels.
+
+    Names inside an SVG follow from its content and the ``salt``.
+    """
+    from matplotlib import rc_context, rcdefaults, rcParams  # slow to import
+
+    with rc_context():
+        rcdefaults()
+        rcParams.update(
+            {"svg.fonttype": "none", "pdf.fonttype": 42, "image.composite_image": False, "text.parse_math": False}
+        )
+        rcParams.update({"svg.hashsalt": salt, "font.size": 9, "font.family": "sans-serif"})
+        yield
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EXPRESSION_FEATURE = "Gene Expression"
 """Kind of a feature that is a gene, by Cell Ranger; antibodies and guides have others."""
-_LONGEST_LINE = 100_000
+_MAX_LINE = 100_000
 _LIKE_COUNTS = re.compile(
     r"feature_bc_matrix|feature_cell_matrix|gene_bc_matri|matrix\.(mtx|h5)|\.h5ad$|molecule_info", re.IGNORECASE
 )
@@ -242,7 +242,7 @@ def _read_matrix_market(folder: Path) -> CountMatrix:
 
 def _check_market_header(folder: Path, file: Any, features: int, barcodes: int) -> None:
     """Hold a matrix's header against the lists: the reader takes memory for whatever a damaged header claims."""
-    banner = file.readline(_LONGEST_LINE).decode("ascii").lower().split()
+    banner = file.readline(_MAX_LINE).decode("ascii").lower().split()
     if len(banner) < 4 or banner[0] != "%%matrixmarket":
         raise SectionError(
             f"{folder} cannot be read as a Matrix Market folder: its matrix has no %%MatrixMarket header"
@@ -251,7 +251,7 @@ def _check_market_header(folder: Path, file: Any, features: int, barcodes: int) 
         raise SectionError(f"{folder} holds a matrix of the kind {banner[3]!r}; expected numbers, integer or real")
     line = b"%"
     while line.startswith(b"%") or (line and not line.strip()):
-        line = file.readline(_LONGEST_LINE)
+        line = file.readline(_MAX_LINE)
     sizes = [int(part) for part in line.split()]
     height, width = sizes[0], sizes[1]
     entries = sizes[2] if banner[2] == "coordinate" else height * width

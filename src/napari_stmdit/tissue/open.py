@@ -83,7 +83,7 @@ Place = Annotated[str | Path, BeforeValidator(_place)]
 
 
 class SectionSource(Intent):
-    """Where a section is and how it is to be opened: what a command line, a job file or the dock says of it.
+    """Where a section is and how it is to be opened: what a command line, a job file, a training config or the dock says of it.
 
     Attributes
     ----------
@@ -164,18 +164,20 @@ class SectionSource(Intent):
         """Open the section; see `open_section`."""
         return _open(self)
 
-    def absolute(self) -> Self:
-        """Return it with the paths of its files absolute, for processes with a working directory of their own.
+    def absolute(self, root: str | Path = "") -> Self:
+        """Return it with the paths of its files absolute; relative ones start at a folder, or where this process works.
 
-        A ``fullres`` that is no file here stays as it is: it may be the name of an image, or lie in the section's folder.
+        A ``fullres`` that is no file there stays as it is: it may be the name of an image, or lie in the section's folder.
         """
-        path = Path(self.path).expanduser()
-        update: dict[str, Any] = {"path": named_section(path) or path.absolute()}
-        if self.fullres is not None and Path(self.fullres).expanduser().is_file():
-            update["fullres"] = Path(self.fullres).expanduser().absolute()
-        for name in ("predicted_expression", "exclude"):
-            if (file := getattr(self, name)) is not None:
-                update[name] = Path(file).expanduser().absolute()
+        update: dict[str, Any] = {
+            name: Path(root, Path(given).expanduser()).absolute()
+            for name in ("path", "fullres", "predicted_expression", "exclude")
+            if (given := getattr(self, name)) is not None
+        }
+        if not update["path"].exists() and (public := named_section(Path(self.path))) is not None:
+            update["path"] = public
+        if self.fullres is not None and not update["fullres"].is_file():
+            del update["fullres"]
         return self.model_copy(update=update)
 
 
@@ -255,7 +257,7 @@ def _open(source: SectionSource) -> Section:
                 from .h5ad import open_h5ad
 
                 _refuse_slide_options(path, source)
-                return _noting_spots_off_slide(open_h5ad(path, source.fullres, source.mpp, source.coordinate_system))
+                return _as_asked(open_h5ad(path, source.fullres, source.mpp, source.coordinate_system), source)
             if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
                 raise SectionError(_about_file(path))
             if source.fullres is not None:

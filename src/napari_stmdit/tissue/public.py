@@ -75,8 +75,8 @@ def find_section(entry: PublicSection) -> Downloaded | None:
 
 def named_section(path: Path) -> Path | None:
     """Return the folder of a public section that a path names, there or not; None where it names none, or something that is there."""
-    entry = None if path.exists() else public_section(path)
-    return None if entry is None else section_directory(entry.name)
+    entry = public_section(path)
+    return None if entry is None or path.exists() else section_directory(entry.name)
 
 
 def missing_section(name: str) -> SectionError:

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 
 _COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
-_LONGEST_LINE, _MOST_COLUMNS = 2**21, 100
+_MAX_LINE, _MAX_COLUMNS = 2**21, 100
 POSITION_FILES = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
-_LEAST_FACTOR = 1e-4
-_MOST_INDEX = 2**31
+_MIN_FACTOR = 1e-4
+_MAX_INDEX = 2**31
 _SAME_PLACE_PX = 1.0
 """How far positions of one spot may lie from each other in two files: version 1 rounds to whole pixels."""
 _THUMBNAILS = (("hires", "tissue_hires_scalef"), ("lowres", "tissue_lowres_scalef"))
@@ -158,7 +158,7 @@ def spot_diameter(scalefactors: Mapping[str, Any], source: object) -> float:
 def thumbnail_factor(scalefactors: Mapping[str, Any], key: str) -> float | None:
     """Return pixels of a thumbnail per full-resolution pixel; None where it is not stated, or no such factor."""
     factor = scalefactors.get(key)
-    return float(factor) if is_number(factor) and _LEAST_FACTOR <= factor <= 1 else None
+    return float(factor) if is_number(factor) and _MIN_FACTOR <= factor <= 1 else None
 
 
 def read_positions(path: Path) -> Positions:
@@ -222,7 +222,7 @@ def whole_numbers(column: Any, name: str, source: str) -> NDArray[np.int64]:
     import pandas as pd
 
     numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
-    wrong = ~(np.abs(numbers) < _MOST_INDEX) | (numbers != np.rint(numbers))
+    wrong = ~(np.abs(numbers) < _MAX_INDEX) | (numbers != np.rint(numbers))
     if wrong.any():
         raise SectionError(
             f"{source}: {name} holds something that is no number, or not a whole one: {shorten(str(column.to_numpy()[wrong][0]))}"
@@ -238,10 +238,10 @@ def _positions_table(file: Path) -> pd.DataFrame:
         if file.suffix == ".parquet":
             return pd.read_parquet(file)
         with file.open(encoding="utf-8-sig") as stream:
-            first = stream.readline(_LONGEST_LINE)
+            first = stream.readline(_MAX_LINE)
         # version 1 has no header, whatever the file is called
         has_header = first.startswith("barcode") or _COLUMNS[-1] in first
-        if first.count(",") > _MOST_COLUMNS or (not has_header and first.count(",") != len(_COLUMNS) - 1):
+        if first.count(",") > _MAX_COLUMNS or (not has_header and first.count(",") != len(_COLUMNS) - 1):
             raise SectionError(
                 f"{file} cannot be read as a positions table: its first line is neither a header nor {len(_COLUMNS)} values "
                 f"between commas, but {shorten(first.strip())}"

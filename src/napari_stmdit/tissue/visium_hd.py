@@ -37,7 +37,7 @@ MIN_CELLS = 3
 """Cells in a pseudo-spot that is made of cells: fewer say little of a patch."""
 _PREFERRED = ("square_008um", "square_016um", "square_002um")
 _SQUARE = re.compile(r"^square_(\d+)um$")
-_LEAST_COVERED = 0.5
+_MIN_COVERED = 0.5
 
 
 def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = None) -> Section:
@@ -146,7 +146,7 @@ def aggregate(
     discs, disc_of = np.unique(rc[inside], axis=0, return_inverse=True)
     disc_of = disc_of.ravel()
     members = np.bincount(disc_of, minlength=len(discs))
-    covered = members >= (MIN_CELLS if bin_um is None else _LEAST_COVERED * _full_disc(bin_um))
+    covered = members >= (MIN_CELLS if bin_um is None else _MIN_COVERED * _full_disc(bin_um))
     keep = np.flatnonzero(covered if covered.any() else members > 0)
     kind = bins.counts.dtype
     if (

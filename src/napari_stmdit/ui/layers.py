@@ -1,8 +1,8 @@
-"""Layers out of values: the one place that decides affine, units, axis labels, names and metadata of what we add."""
+"""Builds and finds the layers of the workbench, and keeps napari's own tools off them; their metadata, not their names, say what they are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,6 @@ from ..synthesis.stored import StoredResult, read_stored
 from ..text import counted, some_of
 from ..tissue.geometry import compose, napari_affine, scaling, translation, uniform_scale, world_affine
 from ..types import CanvasFrame, PatchResult, Section
-from .protected import protect
 from .spot_colours import DIVERGING, RING, SpotLook, colormap_of
 from .strokes import describe
 
@@ -292,3 +291,42 @@ def draw_faces(layer: Any, face: NDArray[np.float32]) -> None:
     """Give the spots other colours and leave their outlines: quick enough to follow a brush."""
     with layer.events.face_color.blocker():  # the colours' own event already sends them to the screen
         layer.face_color = face
+
+
+KEYS = ("Delete", "Backspace", "1", "2", "3", "4", "5", "Control-C", "Control-V", "Control-D")
+"""Keys by which napari removes, adds, moves and pastes, or takes up a tool to do so."""
+CHOOSING = ("A", "Shift-A", "Control-A")
+"""Keys by which napari chooses points for that."""
+
+
+def _nothing() -> None:
+    pass
+
+
+def protect(layer: Any, refused: Callable[[], None] = _nothing, choose_all: Callable[[], None] = _nothing) -> None:
+    """Keep napari's tools, keys and hints off a layer.
+
+    Parameters
+    ----------
+    layer
+        Of ours.
+    refused
+        Called when a key was pressed that would have changed it.
+    choose_all
+        Called when a key was pressed that chooses everything.
+    """
+
+    # what cannot be edited has no mode but to pan and zoom; napari allows editing anew with each change of data or dimensions
+    def keep(event: Any = None) -> None:
+        if layer.editable:
+            layer.editable = False
+        if layer.help:  # it offers the modes
+            layer.help = ""
+
+    layer.events.editable.connect(keep, position="last")
+    layer.events.help.connect(keep, position="last")
+    for keys in KEYS:
+        layer.bind_key(keys, lambda _: refused(), overwrite=True)
+    for keys in CHOOSING:
+        layer.bind_key(keys, lambda _: choose_all(), overwrite=True)
+    keep()

@@ -1,6 +1,6 @@
-"""Components whose weights may not be redistributed: how a checkpoint refers to them, and that the right ones are on this computer.
+"""References of checkpoints to components whose weights may not be redistributed, resolved to local files.
 
-A reference is resolved among local files alone; nothing is fetched.
+Nothing is fetched.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..reading import read_settings
 
 REFERENCE_FILE = "reference.json"
 READ_BESIDE = ("args.json", "config.json", "vocab.json")
-"""Settings that are read where they lie beside the weights, also where a reference does not list them."""
+"""Settings files read beside the weights even if a reference does not list them."""
 
 
 class MissingComponentError(CheckpointError):
@@ -26,7 +26,7 @@ class MissingComponentError(CheckpointError):
     reference, component
         Which, and what for.
     reason
-        What is missing, from where and under which licence, without the commands that the message goes on with.
+        The message without its commands.
     """
 
     def __init__(self, reference: Reference, component: str) -> None:

@@ -1,4 +1,4 @@
-"""The zoo: checkpoints and components known by name, where to get them, and whether they are on this computer."""
+"""Zoo of checkpoints and components known by name: where to get them, and whether they are on this computer."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class ZooEntry(Entry):
     Attributes
     ----------
     kind
-        What it serves as.
+        Role.
     patch_px
         Edge of the patches it synthesizes, in pixels; None where it synthesizes none.
     patch_mpp
-        Microns per pixel it was trained at; None is unknown: it has to be chosen.
+        Microns per pixel in training; None: unknown, to be chosen.
     components
-        What it needs beside itself: component -> name in the zoo.
+        Further components needed: component -> name in the zoo.
     """
 
     kind: Kind

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QFileDialog, QLabel, QProgressBar, QSizePolicy, QWidget
+from qtpy.QtWidgets import QFileDialog, QProgressBar, QWidget
 
 from ...model.hub.zoo import ZooEntry
 from ...text import size_words
 from ...tissue.public import PublicSection
-from ..acquisition import Acquisition, Offer, offers, section_offers
+from ..checkpoints import Acquisition, Offer, offers, section_offers
 from ..presenter import Presenter
 from ..state import Fetching
 from .common import Connections, Text, blocked, button, column, combo, connect_state, named, paced, row
@@ -29,10 +29,7 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._fetching = False
         self.choice = combo(self.WHAT, "What to bring to this computer", length=5)
         self.facts, self.licence = Text("info"), Text("quiet")
-        self.terms = QLabel()
-        self.terms.setOpenExternalLinks(True)
-        self.terms.setWordWrap(True)
-        self.terms.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+        self.terms = Text("quiet")
         self.terms.setTextInteractionFlags(Qt.TextInteractionFlag.TextBrowserInteraction)
         named(self.terms, "Terms", "Where the terms can be read and, if it is gated, accepted")
         self.download = button(
@@ -122,14 +119,13 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         if offer is None:
             self.facts.show_text("Nothing is known.")
             self.licence.show_text("")
-            self.terms.setText("")
+            self.terms.show_text("")
             return
         entry, (facts, licence) = offer.entry, self.describe(offer)
         self.facts.show_text(facts)
         self.licence.show_text(licence)
         gate = "accept the terms there first" if entry.gated else "terms"
-        self.terms.setText(f'<a href="{entry.terms}">{entry.terms.split("//")[-1].split("/")[0]}</a>: {gate}')
-        self.terms.setVisible(bool(entry.terms))
+        self.terms.show_link(entry.terms or "", after=f": {gate}")
 
     def _enable(self) -> None:
         offer = self._offers.get(self.name())
