@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .devices import choose_device, decoder_on, memory_given_back
+from .downloads.places import data_directory
 from .editing import TissueEditor, noise_cache
 from .encoder_sources import MissingEncoder
 from .encoders.precomputed import PrecomputedEmbeddings
 from .errors import CheckpointError, GeneError, StmditError
 from .expression.changes import Profile
 from .intent import CheckpointCard
-from .model.hub.references import data_directory
 from .storage.fingerprint import of_json
 from .synthesis.models import PatchBatch
 from .types import DenoiseStep, Genes, Sampling

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
+from ..storage.atomic import link_or_copy
 from ..storage.owned import check_free
 from ..types import Genes, Section
 from .counts import write_counts
 from .export import SLIDE, SYNTHETIC_SLIDE, Label, labelled
+from .images import open_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,7 +43,7 @@ def open_sample_section() -> Section:
 def write_spaceranger_folder(
     path: str | Path,
     *,
-    image: NDArray[np.uint8],
+    image: NDArray[np.uint8] | Path,
     ids: NDArray[np.str_],
     yx: NDArray[np.float64],
     counts: csr_matrix,
@@ -59,7 +61,7 @@ def write_spaceranger_folder(
     path
         Folder to make; must not exist, or be empty.
     image
-        (h, w, 3) uint8, the full-resolution slide.
+        (h, w, 3) uint8, the full-resolution slide; or its file, which is taken over as it is.
     ids
         (n,) barcodes.
     yx
@@ -77,7 +79,7 @@ def write_spaceranger_folder(
     synthetic_note
         Where given, the folder says of itself that it is synthetic, in these words.
     slide_name
-        File name of the slide; .jpg is lossy, .png and .tif are not.
+        File name of the slide; of an array, .jpg is lossy, .png and .tif are not.
 
     Raises
     ------
@@ -109,12 +111,17 @@ def write_spaceranger_folder(
         (path / "SYNTHETIC.json").write_text(json.dumps({"note": synthetic_note}), encoding="utf-8")
 
 
-def _write_images(path: Path, image: NDArray[np.uint8], slide_name: str, label: Label) -> dict[str, float]:
+def _write_images(path: Path, image: NDArray[np.uint8] | Path, slide_name: str, label: Label) -> dict[str, float]:
     from PIL import Image
 
-    slide = Image.fromarray(np.ascontiguousarray(image))
-    options = {"quality": 95, "subsampling": 0} if slide_name.lower().endswith((".jpg", ".jpeg")) else {}
-    slide.save(path / slide_name, **options, **labelled(label, slide_name))
+    if isinstance(image, Path):
+        link_or_copy(image, path / slide_name)
+        with open_picture(image) as picture:
+            slide = picture.convert("RGB")
+    else:
+        slide = Image.fromarray(np.ascontiguousarray(image))
+        options = {"quality": 95, "subsampling": 0} if slide_name.lower().endswith((".jpg", ".jpeg")) else {}
+        slide.save(path / slide_name, **options, **labelled(label, slide_name))
     longest = max(slide.size)
     factors = {}
     for kind, side in (("hires", _HIRES_PX), ("lowres", _LOWRES_PX)):
