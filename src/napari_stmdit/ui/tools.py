@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..dataset.export import Exported
@@ -14,6 +16,7 @@ from ..expression.groups import GroupTable, compare_groups
 from ..expression.programs import known_programs
 from ..intent import Request, SpotList, TowardsEdit
 from ..progress import Progress
+from ..storage.atomic import read_object, write_json
 from ..synthesis.models import PatchModel
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import Result
@@ -26,6 +29,7 @@ from .painting import Painting
 from .results import ResultList
 from .runs import RunCycle, RunQueue
 from .state import EditDraft, Kind, ModelChoice, RunStatus, WorkbenchState
+from .strokes import describe
 
 
 class DataSets:
@@ -196,7 +200,9 @@ class Sheets(_UsesModel):
         except RequestError as error:
             self.state.tell("warning", error.faults[0][1])
             return
-        self._make("Dose strip", variants, DOSES)
+        request = variants[-1].request
+        at = max(k for k, one in enumerate(request.edits) if one.enabled) if edit is None else edit
+        self._make(f"Dose strip, {request.edits[at].name or describe(request.edits[at])}", variants, DOSES)
 
     def guidance_grid(self, spot: str) -> None:
         """Show a spot under three scales of each guidance."""
@@ -312,7 +318,7 @@ class Groups:
         self._painting.choose(None)
         self.state.draft = replace(EditDraft(), operation="towards", target_spots=b)
         if self._painting.add(a, f"{found.names[0]} like {found.names[1]}"):
-            said = f"An edit makes {found.names[0]} like {found.names[1]}: it is under Paint expression. Select spots and press Run to see it."
+            said = f"An edit makes {found.names[0]} like {found.names[1]}: it is in step 2, Change. Select spots and press Run to see it."
             self.state.tell("info", said)
 
     def close(self) -> None:
@@ -405,3 +411,33 @@ class Example:
             "This tissue before (left of the line) and after an edit towards its palest spots (right): drag the line. It is a draft; Run "
             "makes it with all steps.",
         )
+
+
+MAX_RECENT = 4
+
+
+def recent_sections() -> tuple[str, ...]:
+    """Return the paths of the sections that were opened last and are still there, the latest first."""
+    try:
+        paths = read_object(_recent_file()).get("sections", [])
+    except (OSError, StmditError):  # none yet, or not ours: it is no more than a convenience
+        return ()
+    paths = paths if isinstance(paths, list) else []
+    return tuple(path for path in paths if isinstance(path, str) and Path(path).exists())[:MAX_RECENT]
+
+
+def remember_section(section: Section) -> None:
+    """Put a section in front of the recent ones; the bundled one is always at hand and is left out."""
+    if section.path is None or section.synthetic:
+        return
+    path = str(section.path)
+    paths = [path, *(one for one in recent_sections() if one != path)][:MAX_RECENT]
+    with suppress(OSError):  # a home that cannot be written to keeps nobody from working
+        _recent_file().parent.mkdir(parents=True, exist_ok=True)
+        write_json(_recent_file(), {"sections": paths})
+
+
+def _recent_file() -> Path:
+    from ..model.hub.references import data_directory
+
+    return data_directory() / "recent.json"
