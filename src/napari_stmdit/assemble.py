@@ -219,6 +219,12 @@ def load_checkpoint(
         The folder is missing, incomplete, unsafe or does not fit this version, or the device is not there.
     SectionError
         The embeddings are damaged or of another width.
+
+    Examples
+    --------
+    >>> checkpoint = st.load_checkpoint("demo")
+    >>> checkpoint.card.patch_px, checkpoint.card.patch_mpp
+    (256, 0.688)
     """
     import torch
 

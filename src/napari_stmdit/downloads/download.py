@@ -317,10 +317,10 @@ def _record(
 
 
 def _publish(folder: Path, parts: list[PartFile], record: DownloadRecord) -> None:
-    """Give all files their names; the old record is removed first and the new one written last, so it always fits the files."""
+    """Give all files their names, and write the record."""
     final = folder / RECORD_FILE
     try:
-        final.unlink(missing_ok=True)
+        final.unlink(missing_ok=True)  # first gone, last written: a record never describes other files
         for part in parts:
             part.publish()
         write_text(final, record.model_dump_json(indent=2) + "\n")
