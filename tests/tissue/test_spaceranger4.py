@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from spaceranger_writer import write_counts
 
 from napari_stmdit.errors import SectionError
-from napari_stmdit.tissue.counts import write_counts
 from napari_stmdit.tissue.open import open_section, synthesis_fault
 from napari_stmdit.types import Genes
 
