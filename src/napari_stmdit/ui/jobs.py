@@ -265,7 +265,7 @@ def _writing(title: str, path: str, work: Callable[[], Any]) -> Job:
     return Job(title, once(work), failing(SynthesisError, f"the result could not be written to {path}"))
 
 
-def saving(result: Result, path: str) -> Job:
+def saving(result: Result | StoredResult, path: str) -> Job:
     """Write a result into a SpatialData store; yields the element's name."""
     return _writing("Saving the result", path, lambda: result.save(path))
 

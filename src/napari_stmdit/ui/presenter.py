@@ -29,7 +29,7 @@ from .results import CloseUps, ResultList
 from .runs import LivePreview, RunCycle, RunQueue
 from .section_view import Choosing, Corrections, SectionView, combine, inverted
 from .state import Brush, Colouring, Combine, CompareMode, ModelChoice, SpotLook, Tool, WorkbenchState
-from .tools import DataSets, Evaluations, Example, Groups, Sheets
+from .tools import DataSets, Evaluations, Example, Groups, Keeping, Sheets
 
 PLANNED_AT_ONCE = 500
 """A plan for more spots than this takes longer than a lasso may."""
@@ -78,6 +78,7 @@ class Presenter:
         self.example = Example(self.state, self._submit, self.painting, self.runs, self._open_example)
         self.choosing = Choosing(self.state, lambda: self.view, self.select, self.painting.edited)
         self.corrections = Corrections(self.state, start, self.show)
+        self.keeping = Keeping(self.state, start, self.results, self.painting, self.open)
         self.preview_soon: Callable[[], None] = self.runs.preview
         """Shows what a run would cost; the dock puts something in its place that waits until the mouse is still."""
         self.baseline_mode: CompareMode = "swipe"
@@ -113,7 +114,11 @@ class Presenter:
             if isinstance(fault, ScaleError) and source is not None:
                 self.state.scale_asked = str(source.path)
 
-        self._submit("section", job, self.show, failed)
+        def opened(section: Section) -> None:
+            self.keeping.opened(section, source)
+            self.show(section)
+
+        self._submit("section", job, opened, failed)
 
     def _open_example(self, choice: ModelChoice | None) -> None:
         if choice is not None:
@@ -126,11 +131,16 @@ class Presenter:
         if viewer is None or (self.view is not None and self.view.section is section):
             return
         view, before = self.view, self.state.section
+        again = before is not None and before.path is not None and before.path == section.path
+        selected = self.state.selected if again else ()
         self.close_section()
         if view is not None:
             view.remove()
             for entry in self.state.results:  # of another tissue: they are kept, but would lie over this one
-                self.results.show(entry.number, False)
+                if again and entry.stored is not None and entry.saved is not None:
+                    self.results.delete(entry.number)  # its store is read again
+                else:
+                    self.results.show(entry.number, False)
         self.view = SectionView(viewer, section, self._refused, self.select_all)
         state = self.state
         state.section = section
@@ -149,6 +159,7 @@ class Presenter:
         )
         if state.checkpoint is None and not self._lanes["model"].busy:
             self.load_model(state.model)
+        self.select([spot for spot in selected if spot in set(section.spots.ids.tolist())])
         self.runs.preview()
         self.results.read_stored(section)
         self._submit("link", jobs.linking(section), self._linked)
@@ -409,6 +420,7 @@ class Presenter:
     def close(self) -> None:
         """End everything that is under way; what a run finished is kept."""
         self._end_work()
+        self.keeping.close()
         self.acquisition.close()
         self.data_sets.close()
         self.changes.close()

@@ -13,11 +13,12 @@ from qtpy.QtCore import QObject, QSize, Qt
 from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QFrame, QScrollArea, QWidget
 
+from ...model.hub.references import data_directory
 from ..manifest import PLUGIN
 from ..presenter import Presenter, presenter_of
 from ..state import CompareMode, ModelChoice, RunStatus, WorkbenchState
 from . import worker
-from .closing import ClosingWords
+from .closing import ClosingWords, Offer
 from .colour import ColourPanel
 from .common import Connections, Fold, Text, column, connect_state
 from .compare import ComparePanel
@@ -97,12 +98,12 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.edits, self.model, self.synthesize = EditsPanel(), ModelPanel(), SynthesizePanel()
         self.results, self.compare, self.spot = ResultsPanel(), ComparePanel(), SpotPanel()
         self.evaluate, self.run_bar, self.sheet = EvaluatePanel(), RunBar(), SheetWindow(self)
-        self.adapt = AdaptPanel()
+        self.adapt, self.offer = AdaptPanel(), Offer()
         self.adapt.finished.connect(lambda name: self.model.offer_checkpoints([name]))
         self._lay_out()
         self.connections = connections = Connections()
         connections.add(self.presenter.close)  # the first is undone last: nothing that is destroyed hears of it
-        for panel in (*(fold.content for fold in self.folds.values()), self.run_bar, self.sheet):
+        for panel in (*(fold.content for fold in self.folds.values()), self.run_bar, self.sheet, self.offer):
             connections.add(panel.bind(self.presenter).close)
         self.overlay: Overlay | None = None
         self.wheel = WheelGuard(self)
@@ -115,6 +116,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         # it must not hold the widget, which is being destroyed when it is called
         self.destroyed.connect(lambda: connections.close())
         self.presenter.adopt()
+        self.presenter.keeping.begin(data_directory())
 
     @property
     def state(self) -> WorkbenchState:
@@ -152,7 +154,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             "evaluate": Fold("Evaluate", self.evaluate, unfolded=False),
         }
         inside = QWidget()
-        panels = column(*self.folds.values(), spacing=8)
+        panels = column(self.offer, *self.folds.values(), spacing=8)
         panels.setContentsMargins(8, 4, 10, 8)
         panels.addStretch(1)
         inside.setLayout(panels)

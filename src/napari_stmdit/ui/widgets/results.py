@@ -208,7 +208,7 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.facts.show_text("" if self._entries else "No run yet.")
             return
         self.save.setEnabled(entry.source is not None)
-        self.save_store.setEnabled(entry.result is not None)  # one that was read back is in a store already
+        self.save_store.setEnabled(entry.result is not None or entry.saved is None)  # others are in a store already
         saved = f"\nSaved in {entry.saved}" if entry.saved else "\nNot saved yet."
         writing = f"\n{self._exporting}" if self._exporting else ""
         self.facts.show_text(summary(entry) + saved + writing)

@@ -206,6 +206,12 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
         self.alignment = AlignmentLine()
         self.fault = Text("warning")
+        self.find_slide = button(
+            "Find the slide image…",
+            "Find the slide image",
+            "Show where the slide in full resolution is; selection, edits and results are kept",
+            self._find_slide,
+        )
         self.notes = Text("quiet")
         self.setLayout(
             column(
@@ -217,6 +223,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self._facts,
                 self.alignment,
                 self.fault,
+                row(self.find_slide, stretch=None),
                 self.notes,
             )
         )
@@ -289,6 +296,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.correct.setEnabled(section is not None and section.path is not None)
         self.notes.show_text("")
         self.fault.show_text("")
+        self.find_slide.setVisible(lacks_slide(section))
         if section is None:
             return
         if section.path is not None and not section.synthetic and self.path.text().strip() != str(section.path):
@@ -363,6 +371,15 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.overrides.unfold()
         self.mpp.setFocus()
 
+    def _find_slide(self) -> None:
+        section = self._section
+        if section is None or section.path is None:
+            return
+        chosen, _ = QFileDialog.getOpenFileName(self, "Where is the full-resolution slide image?", self._beside(), IMAGES)
+        if chosen:
+            mpp = section.calibration.mpp if section.calibration.source == "override" else None
+            self.openRequested.emit(SectionSource.given(str(section.path), fullres=chosen, mpp=mpp))
+
     def _browse_path(self) -> None:
         chosen = QFileDialog.getExistingDirectory(self, "Choose a Space Ranger folder or a .zarr", self._beside())
         self._chosen(chosen)
@@ -402,6 +419,13 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         chosen, _ = QFileDialog.getOpenFileName(self, "Choose the full-resolution slide image", start, IMAGES)
         if chosen:
             self.fullres.setText(chosen)
+
+
+def lacks_slide(section: Section | None) -> bool:
+    """Return whether a section has spots of its own, but its slide image not in full resolution."""
+    if section is None or section.path is None or section.kind == "image":
+        return False
+    return section.image is None or section.image.pixel_size > 1
 
 
 def is_slide(path: str) -> bool:
