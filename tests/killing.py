@@ -9,9 +9,13 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -44,11 +48,35 @@ def run_cli(arguments: list[str], log: Path) -> None:
     main()
 
 
-def start(arguments: list[str], log: Path) -> Any:
-    """Start the command line in a process that is forked from one which has imported everything: imports take most of a short run."""
+def forking() -> Any:
+    """Return a context whose processes are forked from one which has imported everything: imports take most of a short run."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["killing_preload"])
-    process = context.Process(target=run_cli, args=(arguments, log), daemon=True)
+    # Python before 3.13 looks for it where the interpreter looks by itself, and is silent where it is not found
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        forkserver.ensure_running()
+    return context
+
+
+def forked(target: Callable[..., None], *arguments: Any) -> Any:
+    """Make a process that is forked."""
+    return forking().Process(target=target, args=arguments, daemon=True)
+
+
+@contextmanager
+def forked_workers(**environment: str) -> Iterator[None]:
+    """Have dask's workers forked, too, with changes to their environment."""
+    import dask
+
+    forking()
+    forked = {"distributed.worker.multiprocessing-method": "forkserver", "distributed.nanny.environ": environment}
+    with dask.config.set(forked):
+        yield
+
+
+def start(arguments: list[str], log: Path) -> Any:
+    """Start the command line in a process of its own."""
+    process = forked(run_cli, arguments, log)
     process.start()
     return process
 

@@ -18,6 +18,7 @@ import pytest
 import typer
 import typer.testing
 from documentation import PAGES, Page, read_page, words_of
+from killing import forked_workers
 from typer.testing import CliRunner
 from workspace import make_home, make_workspace, online, served, write_files
 
@@ -146,7 +147,7 @@ def scheduler(surroundings, monkeypatch_module):
     distributed = pytest.importorskip("distributed")
     from napari_stmdit.scale.cluster import local_client
 
-    with local_client(1, "cpu") as client:
+    with forked_workers(), local_client(1, "cpu") as client:
         address = client.scheduler.address
 
         @contextmanager

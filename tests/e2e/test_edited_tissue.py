@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from killing import finished_patches
+from killing import finished_patches, forked_workers
 
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.encoders.cache import EmbeddingCache
@@ -156,10 +156,8 @@ def _workers(count, cache):
     pytest.importorskip("distributed")
     from napari_stmdit.scale.cluster import connect
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(cache))
-        with connect(None, count, "cpu") as client:
-            yield client
+    with forked_workers(XDG_CACHE_HOME=str(cache)), connect(None, count, "cpu") as client:
+        yield client
 
 
 def _shared(client, case, folder):

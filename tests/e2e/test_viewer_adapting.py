@@ -33,8 +33,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def opened(home, workbench, tiny_folder):  # noqa: F811
     workbench.presenter.show(open_section(tiny_folder))
-    workbench.folds["adapt"].unfold()
-    workbench.scroll.ensureWidgetVisible(workbench.adapt)
+    workbench.reveal(workbench.adapt)
     settle(lambda: False, 0.1)
     return workbench
 

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from command_line import stmdit
+from killing import forked_workers
 from tiny import TINY_GENES
 
 pytest.importorskip("distributed")
@@ -48,7 +49,8 @@ def test_ctrl_c_keeps_what_is_done_and_resume_finishes_it(tiny_folder, tmp_path)
     assert 0 < facts["patches"] < 30 and "Traceback" not in err
     assert (tmp_path / "o.zarr.unfinished").is_dir()
 
-    done = stmdit(*command("o.zarr", "--workers", 2, "--resume"))
+    with forked_workers():
+        done = stmdit(*command("o.zarr", "--workers", 2, "--resume"))
     assert done.returncode == 0, done.stderr
     whole = json.loads(done.stdout)
     assert whole["complete"] and whole["patches"] == 30 and not (tmp_path / "o.zarr.unfinished").exists()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 from fuzz.families import ALL, AT_EVERY_RUN
 
-ROWS = [
-    pytest.param(case, id=case.key, marks=() if case.key in AT_EVERY_RUN else pytest.mark.nightly) for case in ALL
-]
+ROWS = [pytest.param(case, id=case.key, marks=() if case.key in AT_EVERY_RUN else pytest.mark.nightly) for case in ALL]
 
 
 @pytest.mark.parametrize("case", ROWS)

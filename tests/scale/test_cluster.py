@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from killing import forked_workers
 
 from napari_stmdit.errors import RequestError, StmditError, StoreError, SynthesisError
 from napari_stmdit.intent import Request, SampleOfSpots, ScaleEdit, SpotList
@@ -20,9 +21,10 @@ pytest.importorskip("distributed")
 
 @pytest.fixture(scope="module")
 def client():
+    """Two workers, which are forked; as users have them, started afresh, they are in `e2e/test_workers`."""
     from napari_stmdit.scale.cluster import connect
 
-    with connect(None, 2, "cpu") as client:
+    with forked_workers(), connect(None, 2, "cpu") as client:
         yield client
 
 
@@ -248,7 +250,7 @@ def test_everything_is_closed_at_the_end():
     from napari_stmdit.scale.cluster import connect
 
     threads = threading.active_count()
-    with connect(None, 1, "cpu") as client:
+    with forked_workers(), connect(None, 1, "cpu") as client:
         (pid,) = client.run(os.getpid).values()
         address = client.scheduler_info()["address"]
         assert address.startswith("tcp://127.0.0.1:") and all("127.0.0.1" in worker for worker in client.nthreads())
@@ -329,6 +331,6 @@ def test_a_port_that_is_taken_is_nobodys_business(recwarn):
             other.listen()
         except OSError:
             pass  # then somebody else holds it already
-        with local_client(1, "cpu"):
+        with forked_workers(), local_client(1, "cpu"):
             pass
     assert [str(w.message) for w in recwarn if "8787" in str(w.message)] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from killing import forked_workers
 from tiny import TINY_GENES
 
 from napari_stmdit.assemble import load_checkpoint
@@ -18,7 +19,7 @@ pytest.importorskip("distributed")
 def client():
     from napari_stmdit.scale.cluster import connect
 
-    with connect(None, 2, "cpu") as client:
+    with forked_workers(), connect(None, 2, "cpu") as client:
         yield client
 
 

@@ -1,6 +1,5 @@
 """Several writers of one store: nobody's result is lost, and none hides the others."""
 
-import multiprocessing
 import os
 import random
 import threading
@@ -9,18 +8,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from killing import forked
 from store_writers import save_many
 from two_sections import one_of_two
 
 from napari_stmdit.synthesis.stored import read_stored
 from napari_stmdit.tissue.open import open_section
 from napari_stmdit.tissue.store import write_result
-
-
-def process(*arguments):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["killing_preload"])
-    return context.Process(target=save_many, args=arguments, daemon=True)
 
 
 def check_whole(store, expected):
@@ -39,7 +33,7 @@ def check_whole(store, expected):
 @pytest.mark.parametrize("count", [8, pytest.param(50, marks=pytest.mark.nightly)])
 def test_two_processes_save_into_one_store_and_nothing_is_lost(count, tmp_path):
     store = tmp_path / "shared.zarr"  # made by one of them, whoever comes first
-    writers = [process(store, "A", count, prefix) for prefix in ("first", "second")]
+    writers = [forked(save_many, store, "A", count, prefix) for prefix in ("first", "second")]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -71,7 +65,7 @@ def test_a_writer_that_is_killed_leaves_a_store_that_can_be_read_and_added_to(ki
     store, rng = tmp_path / "shared.zarr", random.Random(5)
     save_many(store, "A", 1, "before")
     for kill in range(kills):
-        writer = process(store, "A", 1000, f"killed{kill}")
+        writer = forked(save_many, store, "A", 1000, f"killed{kill}")
         count = len(list((store / "images").iterdir()))
         writer.start()
         while len(list((store / "images").iterdir())) == count:

@@ -22,8 +22,11 @@ from ..types import Section, SpotTable
 from . import layers
 from .jobs import Handlers, Job, Lane, Start, failing, once
 from .layers import protect
-from .spot_colours import Edited, SpotValues, as_text, face_of, look_of
+from .spot_colours import THIN_PX, Edited, SpotLook, SpotValues, as_text, face_of, look_of
 from .state import Colouring, ColourScale, Combine, WorkbenchState
+
+REWIDEN = 1.3
+"""Rings are drawn anew when they are off their width on the screen by this factor."""
 
 
 class SpotFinder:
@@ -132,6 +135,7 @@ class SectionView:
         self._refused, self._choose_all = refused, choose_all
         self._restoring = False
         self.outline_only = False
+        self._diameter_px = 0.0
         """Whether spots are drawn as rings alone."""
         self._colouring, self._edited = Colouring(), Edited()
         self._values: NDArray[Any] | None = None
@@ -269,8 +273,7 @@ class SectionView:
             self._outlined = _among(ids, outlined)
         if self.spots is None:
             return
-        look = look_of(self._values, self._scale, self._selected, self._hollow, self._outlined, self.outline_only)
-        layers.draw_spots(self.spots, look, np.flatnonzero(self._selected))
+        layers.draw_spots(self.spots, self._look(), np.flatnonzero(self._selected))
 
     def outline(self, outlined: set[str]) -> None:
         """Draw anew with other spots outlined as changed by the chosen edit."""
@@ -280,8 +283,21 @@ class SectionView:
     def outline_again(self) -> None:
         """Draw colours and outlines as they are known."""
         if self.spots is not None:
-            look = look_of(self._values, self._scale, self._selected, self._hollow, self._outlined, self.outline_only)
-            layers.draw_spots(self.spots, look)
+            layers.draw_spots(self.spots, self._look())
+
+    def zoomed(self, zoom: float) -> None:
+        """Draw the rings anew where they have become too wide or too thin; ``zoom`` is in screen pixels per unit of the world."""
+        if self.spots is None or not len(self.section.spots):
+            return
+        shown = float(np.ravel(self.spots.size)[0] * np.abs(self.spots.scale).min() * zoom)
+        before, now = max(self._diameter_px, THIN_PX), max(shown, THIN_PX)
+        if not 1 / REWIDEN < now / before < REWIDEN:  # to set widths sends all spots to the screen anew
+            self._diameter_px = shown
+            self.outline_again()
+
+    def _look(self) -> SpotLook:
+        chosen = (self._selected, self._hollow, self._outlined, self.outline_only, self._diameter_px)
+        return look_of(self._values, self._scale, *chosen)
 
 
 def _among(ids: NDArray[np.str_], chosen: Collection[str]) -> NDArray[np.bool_]:

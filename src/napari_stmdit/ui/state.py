@@ -149,6 +149,8 @@ class Foreign:
 
 
 Kind = Literal["info", "warning", "error"]
+Offer = Literal["again", "go_on"]
+"""What a message offers to do: make once more what is there, or make what a stopped run left."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ class Message:
 
     kind: Kind
     text: str
+    offers: tuple[Offer, ...] = ()  # what can be done about it, a button each
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +268,7 @@ class WorkbenchState:
     estimate: Estimate | None = None
     notes: tuple[str, ...] = ()
     faults: Mapping[str, str] = field(default_factory=dict)  # field of the request -> what is wrong with it
-    message: Message = Message("info", "Open a section to begin.")
+    message: Message = Message("info", "")
     busy: str = ""  # what is being opened, loaded or saved, in words; empty where nothing is
     opening: bool = False  # whether a section is being opened
     scale_asked: str = ""  # path of the slide whose scale has to be given before it can be opened; empty where none
@@ -307,9 +310,9 @@ class WorkbenchState:
         section = "no section" if self.section is None else self.section.name
         return f"<WorkbenchState: {section}, {self.status}, {counted(len(self.results), 'result')}>"
 
-    def tell(self, kind: Kind, text: str) -> None:
+    def tell(self, kind: Kind, text: str, *offers: Offer) -> None:
         """Leave a message for the user; it stays until the next one."""
-        self.message = Message(kind, text)
+        self.message = Message(kind, text, offers)
 
     @property
     def unsaved_edits(self) -> tuple[Edit, ...]:
@@ -328,7 +331,7 @@ class WorkbenchState:
         if parts:
             what = f"{' and '.join(parts)} {'is' if unsaved + edits == 1 else 'are'} not saved"
             if self.keeps and not self.keep_fault:
-                said.append(f"{what}. They are kept, and offered when you open this dock again within {MAX_DAYS} days.")
+                said.append(f"{what}: kept, and offered when you open this dock again within {MAX_DAYS} days.")
             else:
                 said.append(f"{what}, and closing loses them. Cancel, then Save in the list of results keeps one.")
         if self.status.busy:

@@ -36,7 +36,7 @@ class ClosingWords(QObject):  # type: ignore[misc,unused-ignore]
             label.setWordWrap(True)
 
 
-class Offer(QWidget):  # type: ignore[misc,unused-ignore]
+class KeptOffer(QWidget):  # type: ignore[misc,unused-ignore]
     """What an earlier session left unsaved, to be brought back or removed; not there where nothing was left."""
 
     def __init__(self) -> None:

@@ -43,6 +43,7 @@ from .common import (
     boxed,
     button,
     column,
+    combo,
     connect_state,
     labelled,
     named,
@@ -59,6 +60,8 @@ OPERATIONS = (
     ("towards", "Move towards", "Move towards the mean of other spots or a profile; without genes, all of them move"),
     ("swap", "Swap two groups", "Let two groups of spots change places: each moves by the difference of their means"),
 )
+EXAMPLES = ("ERBB2", "KRT8", "EPCAM", "COL1A1")
+"""Genes that a field may name as examples, where a section has them."""
 PROFILES = "Profiles (*.json *.tsv *.txt)"
 _FILE = ("file", "")
 
@@ -120,8 +123,11 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         self._known: tuple[Any, ...] = ((), {}, ())
         self._notes: Mapping[str, ProgramNote] = {}
         self._reaches: Mapping[str, ProgramReach] = {}
+        self.presets = combo(
+            "Start from", "Fill the form with an edit that this checkpoint knows how to show", length=8
+        )
+        self._presets: list[tuple[str, str, dict[str, Any]]] = []
         self.what = NameField(several=True)
-        self.what.setPlaceholderText("genes and programs, e.g. hypoxia, ERBB2")
         named(self.what, "Genes and programs", "What is changed: genes and programs, parted by commas")
         self.operation = named(QComboBox(), "Operation", "What is done to their expression")
         for key, label, tip in OPERATIONS:
@@ -151,6 +157,7 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         self._target = boxed(row(QLabel("to"), self.target, stretch=1))
         self.setLayout(
             column(
+                self.presets,
                 self.what,
                 self.faults["what"],
                 self.about,
@@ -164,6 +171,7 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         )
 
     def _connect(self) -> None:
+        self.presets.activated.connect(self._preset_chosen)
         self.what.changed.connect(self._named)
         self.operation.activated.connect(lambda _: self._change(operation=self.operation.currentData()))
         for field, box in self.amounts.items():
@@ -194,13 +202,11 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         self._target.setVisible(value.operation == "towards")
         self._groups.setVisible(value.operation == "swap")
         self._offer()
-        said = [
-            f"{name}: {self._notes[name].about}. {self._notes[name].source}"
-            for name in value.programs
-            if name in self._notes
-        ]
+        known = [name for name in value.programs if name in self._notes]
+        said = [f"{name}: {self._notes[name].about}." for name in known]
         said += [f"{name}: {self._reaches[name].words}." for name in value.programs if name in self._reaches]
         self.about.show_text("\n".join(said))
+        self.about.setToolTip("\n".join(f"{name}: {self._notes[name].source}" for name in known))
 
     # --- what is known
 
@@ -222,6 +228,7 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
     ) -> None:
         """Offer spots and profiles to move towards or to swap."""
         self._known = (selected, groups, profiles)
+        self._offer_presets()
         self._offer()
 
     def show_faults(self, faults: Mapping[str, str]) -> None:
@@ -241,8 +248,46 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         return named(box, name, f"{name} of the operation")
 
     def _offer_names(self) -> None:
+        self._offer_presets()
         blind = {name: reach.words for name, reach in self._reaches.items() if reach.blind}
         self.what.offer(() if self._genes is None else self._genes.symbols.tolist(), self._programs, blind=blind)
+
+    def _offer_presets(self) -> None:
+        """Offer edits that work here: towards the checkpoint's profiles, and more of each program, those that it cannot see last and greyed."""
+        blind = {name: reach.words for name, reach in self._reaches.items() if reach.blind}
+        none: dict[str, Any] = {"genes": (), "programs": ()}
+        entries = [
+            (f"towards {name}", "", {**none, "operation": "towards", "target_profile": name, "target_spots": ()})
+            for name in self._known[2]
+        ]
+        for name in sorted(self._programs, key=lambda name: (name in blind, name)):
+            entries.append(
+                (
+                    f"more {name}",
+                    blind.get(name, ""),
+                    {**none, "operation": "add", "programs": (name,), "log_units": 1.5},
+                )
+            )
+        symbols = () if self._genes is None else self._genes.symbols.tolist()
+        known = [name for name in EXAMPLES if name in symbols] or list(symbols[:1])
+        seen = [name for name in sorted(self._programs) if name not in blind]
+        example = ", ".join((*seen[:1], *known[:1]))
+        self.what.setPlaceholderText("genes and programs" + (f", e.g. {example}" if example else ""))
+        if entries == self._presets:
+            return
+        self._presets = entries
+        self.presets.clear()
+        self.presets.addItem("Start from an example…")
+        for place, (label, reason, _) in enumerate(entries, start=1):
+            self.presets.addItem(label)
+            if reason:
+                self.presets.model().item(place).setEnabled(False)
+                self.presets.setItemData(place, reason, Qt.ItemDataRole.ToolTipRole)
+
+    def _preset_chosen(self, place: int) -> None:
+        self.presets.setCurrentIndex(0)
+        if place:
+            self._change(**self._presets[place - 1][2])
 
     def _offer(self) -> None:
         selected, groups, profiles = self._known
@@ -306,9 +351,11 @@ class BrushForm(QWidget):  # type: ignore[misc,unused-ignore]
         self.softness.valueChanged.connect(lambda value: self._change(softness=value / 100))
         self.strength.valueChanged.connect(lambda value: self._change(strength=value / 100))
         self.erase.toggled.connect(lambda on: self._change(erase=on))
-        self.setLayout(
-            labelled(("Radius", row(self.radius, self.erase)), ("Softness", self.softness), ("Strength", self.strength))
-        )
+        shape = row(QLabel("Soft"), self.softness, QLabel("Strength"), self.strength)
+        shape.setStretch(0, 0)
+        for place in (1, 3):
+            shape.setStretch(place, 1)
+        self.setLayout(column(row(QLabel("Brush"), self.radius, self.erase, stretch=1), shape, spacing=4))
         self.show_unit(True)
         self.setValue(Brush())
 
@@ -461,13 +508,13 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.paint.setCheckable(True)
         self.to_selected = small("To selected", "Apply to selected spots", "Add this edit for the selected spots")
         self.to_all = small("To all", "Apply to all spots", "Add this edit for every spot")
-        self.new = small("New edit", "New edit", "Leave the chosen edit as it is and begin another")
-        self.spots = small("Its spots", "Select its spots", "Select the spots that the chosen edit changes")
-        self.up = small("Up", "Move the edit up", "Edits are applied from the top")
-        self.down = small("Down", "Move the edit down", "Edits are applied from the top")
+        self.new = small("New", "New edit", "Form and brush leave the chosen edit as it is and begin another")
+        self.spots = small("Spots", "Select its spots", "Select the spots that the chosen edit changes")
+        self.up = small("↑", "Move the edit up", "Edits are applied from the top")
+        self.down = small("↓", "Move the edit down", "Edits are applied from the top")
         self.delete = small("Delete", "Delete the edit", "Take the chosen edit out of the list")
-        self.undo = small("Undo", "Undo", "Take back the last change of the edits. Ctrl+Z")
-        self.redo = small("Redo", "Redo", "Do again what was taken back. Ctrl+Shift+Z")
+        self.undo = small("↶", "Undo", "Take back the last change of the edits. Ctrl+Z")
+        self.redo = small("↷", "Redo", "Do again what was taken back. Ctrl+Shift+Z")
         self.load = small("Load…", "Load edits", "Read edits from a YAML file")
         self.save = small("Save…", "Save edits", "Write the edits into a YAML file, for 'stmdit synthesize --edits'")
         self.sets = small("GMT…", "Import gene sets", "Add the gene sets of a GMT file to the programs")
@@ -488,7 +535,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.movers.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
         self.movers.setFixedHeight(160)
         self.save_movers = small("CSV…", "Save the genes that move most", "Write this table as a CSV file")
-        self.state_line, self.warning = Text("quiet"), Text("warning")
+        self.warning = Text("warning")
         self.live = named(
             QCheckBox("Live"),
             "Live",
@@ -500,25 +547,29 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_undoable((False, False))
 
     def _lay_out(self) -> None:
-        brush = Fold("Brush", self.brush, unfolded=True, inner=True)
-        order = row(self.up, self.down, self.delete, self.undo, self.redo, stretch=None)
+        order = row(self.new, self.spots, self.delete, self.up, self.down, self.undo, self.redo, stretch=None)
+        for place, one in enumerate((self.up, self.down, self.undo, self.redo), start=3):
+            one.setFixedWidth(28)
+            order.setStretch(place, 0)
         files = row(self.load, self.save, self.sets, self.table, self.keep, stretch=None)
         for bar in (order, files):
             bar.setSpacing(3)
+        self.order = boxed(order)
         most = boxed(column(self.movers, row(self.save_movers, stretch=None)))
         self.moving = Fold("Genes that move most", most, unfolded=False, inner=True)
+        self.files = Fold("Files of edits, gene sets and profiles", boxed(files), unfolded=False, inner=True)
         self.setLayout(
             column(
                 self.form,
                 row(self.paint, self.to_selected, self.to_all, stretch=None),
+                self.brush,
                 row(self.live, self.live_line, stretch=1),
-                brush,
-                row(self.state_line, self.spots, self.new),
                 self.list,
+                self.order,
                 self.warning,
                 self.moving,
-                order,
-                files,
+                self.files,
+                spacing=4,
             )
         )
 
@@ -610,7 +661,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             ("brush", lambda: self.brush.setValue(state.brush)),
             ("undoable", lambda: self.show_undoable(state.undoable)),
             ("selected draft", lambda: self.show_selected(len(state.selected), state.draft)),
-            ("tool", lambda: self.paint.setChecked(state.tool == "brush")),
+            ("tool", lambda: self.show_tool(state.tool)),
         )
 
     # --- what is known
@@ -621,14 +672,20 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.list.show_edits(edits, chosen, warnings)
         known = chosen is not None and chosen < len(edits)
         self.warning.show_text(warnings[chosen] if known and chosen is not None else "")
-        self.state_line.show_text(
-            f"Form and brush: edit {(chosen or 0) + 1}." if known else "Form and brush: a new edit."
-        )
-        self.new.setVisible(known)
-        self.spots.setVisible(known)
-        for one in (self.up, self.down, self.delete):
+        for one in (self.new, self.spots, self.up, self.down, self.delete):
             one.setEnabled(known)
         self.save.setEnabled(bool(edits))
+        self.moving.setVisible(bool(edits))
+        self._show_order()
+
+    def _show_order(self) -> None:
+        """Show what can be done to edits once there is one, or one that was taken back."""
+        self.order.setVisible(bool(self.list.rows) or self.undo.isEnabled() or self.redo.isEnabled())
+
+    def show_tool(self, tool: str) -> None:
+        """Show the brush while it is in hand."""
+        self.paint.setChecked(tool == "brush")
+        self.brush.setVisible(tool == "brush")
 
     def show_movers(self, movers: Sequence[Mover]) -> None:
         """Show the genes that the edits move most."""
@@ -642,6 +699,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         """Say whether there is something to undo and to redo."""
         self.undo.setEnabled(undoable[0])
         self.redo.setEnabled(undoable[1])
+        self._show_order()
 
     def show_selected(self, count: int, draft: EditDraft) -> None:
         """Offer what can be done with the form's edit: a swap names its own spots."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from qtpy.QtCore import Qt, QTimer, QUrl, Signal
 from qtpy.QtGui import QDesktopServices
@@ -18,6 +19,7 @@ from ..presenter import Presenter
 from ..state import CloseUp, RunStatus
 from .common import Connections, Text, boxed, button, column, connect_state, form_of, labelled, row
 from .results import pixmap_of
+from .synthesize import duration
 
 TITLES = {"real": "Slide", "baseline": "Baseline", "edited": "Edited", "synthetic": "Synthetic", "change": "Difference"}
 MAX_COLUMNS = 3
@@ -198,6 +200,28 @@ def _scale_of(limit: float) -> str:
 SHEET_PX = 132
 
 
+class Picture(QLabel):  # type: ignore[misc,unused-ignore]
+    """A square picture that is as large as its room allows, and never cut."""
+
+    def __init__(self, pixels: object, words: str) -> None:
+        super().__init__()
+        self._whole = pixmap_of(pixels)
+        self.setAccessibleName(words)
+        self.setAlignment(Qt.AlignmentFlag.AlignHCenter | Qt.AlignmentFlag.AlignBottom)
+        self.setMinimumSize(SHEET_PX // 2, SHEET_PX // 2)
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Ignored)
+
+    def resizeEvent(self, event: Any) -> None:
+        """Fill the room."""
+        super().resizeEvent(event)
+        ratio = self.devicePixelRatioF()
+        side = round(min(self.width(), self.height()) * ratio)
+        keep, mode = Qt.AspectRatioMode.KeepAspectRatio, Qt.TransformationMode.SmoothTransformation
+        shown = self._whole.scaled(side, side, keep, mode)
+        shown.setDevicePixelRatio(ratio)
+        self.setPixmap(shown)
+
+
 class SheetWindow(QDialog):  # type: ignore[misc,unused-ignore]
     """A `ContactSheet` as it grows, and its export; a window of its own, as it belongs to no place on the tissue."""
 
@@ -234,8 +258,11 @@ class SheetWindow(QDialog):  # type: ignore[misc,unused-ignore]
         edited = any(cell.provenance.get("counterfactual") for cell in sheet.cells)
         what = "edited real tissue, synthetic" if edited else "synthetic images with common noise"
         self.title.show_text(f"{sheet.title}, spot {sheet.spot}: {what}, {sheet.patch_um:.0f} µm across")
+        if fresh:
+            self.message.show_text("")
         for cell in self._cells:
             self._grid.removeWidget(cell)
+            cell.hide()  # it is deleted later
             cell.deleteLater()
         self._cells = []
         if sheet.real is not None:
@@ -247,20 +274,19 @@ class SheetWindow(QDialog):  # type: ignore[misc,unused-ignore]
         if fresh or not self.isVisible():
             rows = 1 if sheet.columns > 3 else sheet.columns
             wide = min((sheet.columns + 1) * (SHEET_PX + 10) + 40, 1200)
-            self.resize(wide, rows * (SHEET_PX + 40) + 110)
+            self.resize(wide, rows * (SHEET_PX + 60) + 110)
             self.show()
 
     def _put(self, down: int, across: int, words: str, pixels: object) -> None:
-        cell, image, label = QWidget(), QLabel(), QLabel(words)
-        ratio = self.devicePixelRatioF()
-        pixmap = pixmap_of(pixels).scaledToHeight(round(SHEET_PX * ratio), Qt.TransformationMode.SmoothTransformation)
-        pixmap.setDevicePixelRatio(ratio)
-        image.setPixmap(pixmap)
-        image.setAccessibleName(words)
+        label = QLabel(words)
         label.setWordWrap(True)
-        label.setFixedWidth(SHEET_PX)
-        cell.setLayout(column(image, label, spacing=2))
-        self._grid.addWidget(cell, down, across, Qt.AlignmentFlag.AlignTop)
+        label.setAlignment(Qt.AlignmentFlag.AlignHCenter | Qt.AlignmentFlag.AlignTop)
+        inside = column(Picture(pixels, words), label, spacing=2)
+        inside.setStretch(0, 1)
+        cell = boxed(inside)
+        self._grid.addWidget(cell, down, across)
+        self._grid.setColumnStretch(across, 1)
+        self._grid.setRowStretch(down, 1)
         self._cells.append(cell)
 
     def _export(self) -> None:
@@ -307,7 +333,8 @@ class EvaluatePanel(QWidget):  # type: ignore[misc,unused-ignore]
         tip = "Choose a folder for the report and begin; the folder of one that was stopped goes on with it"
         self.go = button("Evaluate…", "Evaluate the section", tip)
         self.open = button("Open report", "Open the report", "Show the latest report in the browser", self._open)
-        self.count, self.found = Text("quiet"), Text("info")
+        self.count, self.trained, self.found = Text("quiet"), Text("quiet"), Text("info")
+        self._pace: float | None = None
         for widget in self.form.values():
             widget.changed.connect(self._count, max_args=0)
         self.setLayout(
@@ -315,6 +342,7 @@ class EvaluatePanel(QWidget):  # type: ignore[misc,unused-ignore]
                 Text("quiet", ABOUT),
                 labelled(("Spots", self.spots), ("Seeds", self.seeds)),
                 self.count,
+                self.trained,
                 row(self.go, self.open, stretch=None),
                 self.found,
             )
@@ -334,11 +362,23 @@ class EvaluatePanel(QWidget):  # type: ignore[misc,unused-ignore]
         def show_status() -> None:
             self.show_status(state.status, state.section is not None and state.checkpoint is not None)
 
+        def show_pace() -> None:
+            known = state.estimate
+            new_tissue = known is not None and known.seconds is not None and not presenter.runs.editing
+            self._pace = known.seconds / known.patches if new_tissue and known and known.seconds else None
+            self._count()
+
+        def show_training() -> None:
+            data = "" if state.checkpoint is None else state.checkpoint.card.training_data
+            self.trained.show_text(f"Trained on: {data}" if data else "")
+
         self.go.clicked.connect(choose)
         return connect_state(
             state.events,
             ("evaluation", lambda: self.show_evaluation(state.evaluation)),
             ("status section checkpoint", show_status),
+            ("checkpoint", show_training),
+            ("estimate", show_pace),
         )
 
     def show_status(self, status: RunStatus, ready: bool) -> None:
@@ -361,7 +401,8 @@ class EvaluatePanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def _count(self) -> None:
         patches = self.form["spots"].value * self.form["seeds"].value * 7
-        self.count.show_text(f"About {patches:,} patches: up to seven cases of each spot and seed.")
+        time = "" if self._pace is None else f"; about {duration(self._pace * patches)} at the pace of runs here"
+        self.count.show_text(f"About {patches:,} patches: up to seven cases of each spot and seed{time}.")
 
     def _open(self) -> None:
         if self._report is not None:

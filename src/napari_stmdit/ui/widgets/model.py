@@ -48,10 +48,7 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._fetching = False
         self.choice = combo("Known checkpoints and encoders", "What to bring to this computer", length=5)
         self.facts, self.licence = Text("info"), Text("quiet")
-        self.terms = QLabel()
-        self.terms.setOpenExternalLinks(True)
-        self.terms.setWordWrap(True)
-        self.terms.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+        self.terms = Text("quiet")
         self.terms.setTextInteractionFlags(Qt.TextInteractionFlag.TextBrowserInteraction)
         named(self.terms, "Terms", "Where the terms can be read and, if it is gated, accepted")
         self.download = button(
@@ -127,7 +124,7 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         if offer is None:
             self.facts.show_text("Nothing is known.")
             self.licence.show_text("")
-            self.terms.setText("")
+            self.terms.show_text("")
             return
         state = "on this computer" if offer.here else "not on this computer"
         entry, kind = offer.entry, offer.entry.kind.replace("_", " ")
@@ -135,8 +132,7 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         hand = " It is on no hub: get the files from the page below and choose their folder." if offer.by_hand else ""
         self.licence.show_text(f"Licence: {entry.licence}.{hand}")
         gate = "accept the terms there first" if entry.gated else "terms"
-        self.terms.setText(f'<a href="{entry.terms}">{entry.terms.split("//")[-1].split("/")[0]}</a>: {gate}')
-        self.terms.setVisible(bool(entry.terms))
+        self.terms.show_link(entry.terms or "", after=f": {gate}")
 
     def _enable(self) -> None:
         offer = self._offers.get(self.name())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,29 @@ from ...tissue.open import SectionSource
 from ...tissue.slide import SPOT_UM, TISSUE_FRACTION
 from ...types import Section
 from ..presenter import Presenter
-from .common import Connections, Fold, Text, blocked, boxed, button, column, combo, connect_state, labelled, named, row
+from ..tools import recent_sections
+from .common import (
+    Connections,
+    Fold,
+    Text,
+    blocked,
+    boxed,
+    button,
+    column,
+    combo,
+    connect_state,
+    labelled,
+    named,
+    primary,
+    row,
+)
 from .results import pixmap_of
 
 IMAGES = "Images (*.jpg *.jpeg *.png *.tif *.tiff *.btf *.svs *.ndpi *.qptiff *.scn)"
 
 
 UNITS = (("as the file says", None), ("counts", "counts"), ("log1p of normalised counts", "log1p"))
+HEADING = "font-size: 15px; font-weight: bold;"
 TABLES = "Predicted expression (*.h5ad)"
 
 
@@ -164,14 +182,19 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             "Open the synthetic section that comes with the plugin",
             lambda: self.openRequested.emit(None),
         )
-        self.example = button(
-            "Show me on an example",
-            "Show me on an example",
-            "Open the bundled section, paint an edit over it, and show this tissue before and after: some ten seconds",
-            once=True,
+        self.example = primary(
+            button(
+                "Show me on an example",
+                "Show me on an example",
+                "Open the bundled section, paint an edit over it, and show this tissue before and after: some ten seconds",
+                once=True,
+            )
         )
-        question = Text("info", "What would this tissue look like if its molecules were different?")
-        self.welcome = boxed(column(question, self.example, spacing=4))
+        question = Text("info", "What would this tissue look like if its molecules were different?", HEADING)
+        own = Text("quiet", "Or open your own section: drop it on the canvas, or choose it here.")
+        self.welcome = boxed(column(question, self.example, own, spacing=10))
+        self.welcome.setContentsMargins(0, 8, 0, 2)
+        self._head()
         self.path.returnPressed.connect(self._open)
         self.mpp.returnPressed.connect(self._open)
         self.fullres.returnPressed.connect(self._open)
@@ -185,7 +208,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         # of a section: a plain slide is its own image
         self.slide_image = boxed(labelled(("Slide image", row(self.fullres, browse_image))))
         inside = boxed(column(self.asked, self.slide_image, labelled(("µm per pixel", self.mpp)), spacing=4))
-        self.overrides = Fold("Where the files lack it", inside, unfolded=False, inner=True)
+        self.overrides = Fold("Scale and slide image, where missing", inside, unfolded=False, inner=True)
         self.slide = SlidePanel()
         self.slide.submitted.connect(self._open)
         self.slide_options = Fold("Spots of a plain slide", self.slide, inner=True)
@@ -205,35 +228,70 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             "How many of the genes that the checkpoint was trained with this section has"
         )
         self.alignment = AlignmentLine()
-        self.fault = Text("warning")
+        self.notes = Text("quiet")
+        self.recent = boxed(column(spacing=0))
+        self.recent.setAccessibleName("Recent sections")
+        self.opening = boxed(
+            column(
+                row(self.path, browse),
+                self.overrides,
+                self.slide_options,
+                row(self.open_button, self.sample_button, stretch=None),
+                self.recent,
+            )
+        )
+        self.about = boxed(column(self._facts, self.alignment, self.notes))
+        self.setLayout(column(self.welcome, self.opening, self.about))
+        self._path_changed("")
+        self.show_section(None)
+
+    def _head(self) -> None:
+        """Make what is always in sight of an open section: its name, its facts in a line, and what is wrong with it."""
+        self.title, self.line, self.fault = Text("info", style="font-weight: bold;"), Text("quiet"), Text("warning")
+        self.title.setAccessibleName("Name of the section")
+        self.details = button(
+            "Details", "Details of the section", "What is known of this section, and what can be corrected"
+        )
+        self.another = button("Open…", "Open another section", "Show or hide the form that opens a section")
+        for one in (self.details, self.another):
+            one.setCheckable(True)
+            one.toggled.connect(lambda _: self._show_parts())
+        self.others = button(
+            "Other checkpoint…", "Choose another checkpoint", "Choose a checkpoint that knows these genes"
+        )
+        self.ignore = button(
+            "Ignore expression",
+            "Ignore the expression",
+            "Synthesize from morphology alone: the expression of this section is not used, and results say so",
+        )
         self.find_slide = button(
             "Find the slide image…",
             "Find the slide image",
             "Show where the slide in full resolution is; selection, edits and results are kept",
             self._find_slide,
         )
-        self.notes = Text("quiet")
-        self.setLayout(
-            column(
-                self.welcome,
-                row(self.path, browse),
-                self.overrides,
-                self.slide_options,
-                row(self.open_button, self.sample_button, stretch=None),
-                self._facts,
-                self.alignment,
-                self.fault,
-                row(self.find_slide, stretch=None),
-                self.notes,
-            )
+        self.way_on = boxed(row(self.others, self.ignore, stretch=None))
+        self.head = boxed(
+            column(row(self.title, self.details, self.another), self.line, self.fault, self.way_on, self.find_slide, spacing=4)
         )
-        self._path_changed("")
-        self.show_section(None)
+
+    def _show_parts(self) -> None:
+        there = self._section is not None
+        self.head.setVisible(there)
+        self.welcome.setVisible(not there)
+        self.opening.setVisible(not there or self.another.isChecked())
+        self.about.setVisible(there and self.details.isChecked())
 
     def bind(self, presenter: Presenter) -> Connections:
         """Connect with a presenter; return what shows its state."""
         state = presenter.state
+
+        def show_alignment() -> None:
+            if state.alignment is not None and state.alignment.verdict in ("other", "several"):
+                self.details.setChecked(True)
+
         self.openRequested.connect(presenter.open)
+        self.ignore.clicked.connect(lambda: presenter.ignore_expression())
         self.example.clicked.connect(lambda: presenter.example.show())
         self.refused.connect(lambda text: state.tell("error", text))
         connections = connect_state(
@@ -241,6 +299,9 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             ("section", lambda: self.show_section(state.section)),
             ("scale_asked", lambda: self.ask_scale(state.scale_asked)),
             ("section checkpoint faults", lambda: self.show_fit(presenter.gene_overlap(), presenter.section_fault())),
+            ("section checkpoint faults", lambda: self.way_on.setVisible("genes" in state.faults)),
+            ("alignment", show_alignment),
+            ("section", lambda: self.show_recent(recent_sections())),
             ("opening", lambda: self.show_busy(state.opening)),
         )
         connections.add(self.alignment.bind(presenter).close)
@@ -280,6 +341,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.asked.show_text("")
         if path:
             self.path.setText(path)
+            self.another.setChecked(True)
             self.overrides.unfold()
             self.asked.show_text(
                 "This slide does not state its scale. Give its microns per pixel here and press Enter: the scanner's export settings have them."
@@ -290,9 +352,10 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def show_section(self, section: Section | None) -> None:
         """Show a section's facts."""
-        self._facts.setVisible(section is not None)
-        self.welcome.setVisible(section is None)
         self._section = section
+        for one in (self.details, self.another):
+            one.setChecked(False)
+        self._show_parts()
         self.correct.setEnabled(section is not None and section.path is not None)
         self.notes.show_text("")
         self.fault.show_text("")
@@ -318,6 +381,8 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         if image is None:
             self.fault.show_text("No slide image: spots can be coloured and selected, but not synthesized from.")
         self.notes.show_text("\n".join(f"• {note}" for note in section.notes))
+        self.title.show_text(self.rows["Name"].plain())
+        self._show_line(None)
 
     def show_fit(self, overlap: tuple[int, int] | None, fault: str) -> None:
         """Show how the section fits the checkpoint: shared genes, and why it cannot be synthesized from."""
@@ -325,6 +390,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.rows["Shared genes"].show_text("none are needed without expression")
         elif overlap is not None:
             self.rows["Shared genes"].show_text(f"{overlap[0]:,} of the checkpoint's {overlap[1]:,}")
+        self._show_line(overlap)
         if fault:
             self.fault.show_text(f"Cannot synthesize from this section: {fault}")
         elif overlap is not None:
@@ -368,6 +434,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def _correct(self) -> None:
         if self._section is not None and self._section.path is not None and not self.path.text().strip():
             self.path.setText(str(self._section.path))
+        self.another.setChecked(True)
         self.overrides.unfold()
         self.mpp.setFocus()
 
@@ -379,6 +446,39 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         if chosen:
             mpp = section.calibration.mpp if section.calibration.source == "override" else None
             self.openRequested.emit(SectionSource.given(str(section.path), fullres=chosen, mpp=mpp))
+
+    def _show_line(self, overlap: tuple[int, int] | None) -> None:
+        """Say what matters of the section in a line."""
+        section = self._section
+        if section is None:
+            return
+        mpp = section.calibration.mpp
+        genes = f"{len(section.spots.genes):,} genes"
+        if section.expression.kind == "none":
+            genes = "no expression"
+        elif overlap is not None:
+            shared, all_of = overlap
+            genes = f"{shared:,} genes ✓" if shared == all_of else f"{shared:,} of {all_of:,} genes"
+        scale = "scale unknown" if mpp is None else f"{mpp:.3g} µm/px ✓"
+        facts = (f"{len(section.spots):,} spots", scale, genes)
+        self.line.show_text(" · ".join(fact.replace(" ", "\u00a0") for fact in facts))  # broken between facts alone
+
+    def show_recent(self, paths: Sequence[str]) -> None:
+        """Offer the sections that were opened last."""
+        layout = self.recent.layout()
+        while layout.count():
+            gone = layout.takeAt(0).widget()
+            gone.hide()  # it is deleted later
+            gone.deleteLater()
+        for path in paths:
+            one = button(
+                f"Recent: {Path(path).name}", f"Open {Path(path).name} again", path, partial(self._chosen, path)
+            )
+            one.setFlat(True)
+            one.setStyleSheet("text-align: left;")
+            one.setMinimumWidth(40)
+            layout.addWidget(one)
+        self.recent.setVisible(bool(paths))
 
     def _browse_path(self) -> None:
         chosen = QFileDialog.getExistingDirectory(self, "Choose a Space Ranger folder or a .zarr", self._beside())
@@ -399,7 +499,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         path = self.path.text().strip()
         return str(Path(path).parent) if path else ""
 
-    def _chosen(self, path: str) -> None:
+    def _chosen(self, path: str, *_: Any) -> None:
         """Open what was chosen in a dialog."""
         if path:
             self.path.setText(path)

@@ -49,6 +49,7 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def __init__(self) -> None:
         super().__init__()
         self._by: str | None = None
+        self._before = 0
         self.tool = Choice(
             (
                 ("click", "Click", "Click spots in the viewer. Shift adds one or takes it away. Ctrl+1"),
@@ -72,7 +73,8 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.invert = button("Invert", "Invert the selection", "Select what is not selected", width=36)
         self.grow = button("Grow", "Grow by a ring", "Add the spots next to the selection, one ring", width=36)
         self.shrink = button("Shrink", "Shrink by a ring", "Take away the outermost ring of the selection", width=36)
-        self.count = QLabel()
+        self.count = Text("info")
+        self.count.setAlignment(Qt.AlignmentFlag.AlignVCenter)
         self.count.setAccessibleName("Selected spots")
         self.undo = button(
             "Undo", "Undo the selection", "Take back the last change of the selection or of the edits (Ctrl+Z)"
@@ -86,7 +88,9 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
         folds = (self.colour_fold, self.name_fold, self.groups_fold, self.excluded_fold)
         bar = row(self.all, self.clear, self.invert, self.grow, self.shrink, stretch=None)
         bar.setSpacing(3)
-        self.setLayout(column(self.tool, self.combine, bar, row(self.count, self.undo), *folds))
+        self.setLayout(column(self.tool, self.combine, bar, row(self.count, self.undo), spacing=4))
+        self.more = boxed(column(*folds, spacing=2))
+        """Further ways of choosing, which the dock puts below the colours."""
         self.show_count(0, None)
         self.show_scale(ColourScale())
         self.show_named({})
@@ -177,8 +181,9 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def show_count(self, selected: int, total: int | None) -> None:
         """Show how many spots are selected."""
-        self.setEnabled(total is not None)
-        self.count.setText("" if total is None else f"{selected:,} of {total:,} spots selected")
+        before, self._before = self._before, selected
+        was = f" (before: {before:,})" if before not in (0, selected) else ""
+        self.count.show_text("" if total is None else f"{selected:,} of {total:,} spots selected{was}")
 
     def show_scale(self, scale: ColourScale) -> None:
         """Offer the categories or the range of what the spots are coloured by."""

@@ -10,6 +10,7 @@ from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtGui import QGuiApplication
 from qtpy.QtWidgets import (
     QDoubleSpinBox,
+    QFrame,
     QLabel,
     QLineEdit,
     QListWidget,
@@ -27,10 +28,12 @@ from ...synthesis.estimate import Estimate
 from ...synthesis.plan import resolve_counterfactual_steps, resolve_steps
 from ...text import counted
 from ..presenter import Presenter
-from ..state import QueuedRun, RunStatus
+from ..state import Kind, Offer, QueuedRun, RunStatus, WorkbenchState
 from .common import (
     Choice,
     Connections,
+    Fold,
+    Scrolled,
     Text,
     blocked,
     boxed,
@@ -43,6 +46,7 @@ from .common import (
     labelled,
     named,
     paced,
+    primary,
     row,
     without_steppers,
 )
@@ -253,10 +257,11 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
             )
         )
         self.chance = boxed(labelled(("Seed", row(self.seed, self.dice)), ("Samples", self.samples)))
+        self.noted = Fold("Notes", boxed(column(self.notes)), unfolded=False, inner=True)
+        self.kind = boxed(column(self.tissue, self.faults["counterfactual"], self.noted, spacing=4))
+        """Whether this tissue is edited or new tissue made, and what is to be known of it: the dock puts it beside the edits."""
         self.setLayout(
             column(
-                self.tissue,
-                self.faults["counterfactual"],
                 self.mode,
                 self.faults["mode"],
                 self.only_edit,
@@ -270,7 +275,6 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self.faults["region"],
                 self.faults["other"],
                 self.estimate,
-                self.notes,
                 spacing=4,
             )
         )
@@ -387,6 +391,8 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
     def show_estimate(self, estimate: Estimate | None, notes: Sequence[str], why_not: str) -> None:
         """Show what a run would cost, or why there is none to estimate."""
         self.notes.show_text("\n".join(f"• {note}" for note in notes))
+        self.noted.setVisible(bool(notes))
+        self.noted.show_title(f"⚠ {counted(len(notes), 'note')} on this request")
         if estimate is None:
             self.estimate.show_text(why_not, "quiet")
             return
@@ -470,15 +476,42 @@ class QueuePanel(QWidget):  # type: ignore[misc,unused-ignore]
 
 
 RUN_TIP = "Synthesize patches for the selected spots"
+OFFERS: Mapping[Offer, tuple[str, str]] = {
+    "again": ("Make it again", "Make once more what is there already"),
+    "go_on": ("Go on with the rest", "Make the patches that were left when the run was stopped"),
+}
+"""What a message offers: the button's words and its tooltip."""
+MESSAGE_LINES = 3
+"""A longer message can be scrolled: it must not push the panels out of the dock."""
+
+
+def request_words(state: WorkbenchState, editing: bool) -> tuple[str, Kind]:
+    """Say in a line what Run would do, on what machine and how long, or why it cannot; and what kind of a message that is."""
+    if state.obstacle:
+        return state.obstacle, "info"
+    if state.faults:
+        return f"Cannot run: {' '.join(dict.fromkeys(state.faults.values()))}", "error"
+    spots, edits = state.targets, [edit for edit in state.request.edits if edit.enabled]
+    where = "" if state.selected else "painted "
+    parts = [f"{len(spots):,} {where}spots" if len(spots) > 1 else f"1 {where}spot"]
+    names = [edit.name or edit.operation for edit in edits]
+    parts.append((names[0] if len(names) == 1 else f"{len(names)} edits") if names else "as measured")
+    parts.append("this tissue" if editing else "new tissue")
+    if state.samples > 1 and not editing:
+        parts.append(f"{state.samples} samples")
+    device = "" if state.checkpoint is None else str(state.checkpoint.provenance.get("device", "cpu"))
+    took = None if state.estimate is None else state.estimate.seconds
+    parts.append(("CPU" if device.startswith("cpu") else "GPU") + ("" if took is None else f", about {duration(took)}"))
+    return " · ".join(parts), "info"
 
 
 class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
-    """Run, Stop, progress and the last message: always in sight, below the panels."""
+    """The last message, the request in words, progress, Run and Stop: always in sight, below the panels."""
 
     def __init__(self) -> None:
         super().__init__()
         self.queue = QueuePanel()
-        self.run = button("Run", "Run", RUN_TIP, once=True)
+        self.run = primary(button("Run", "Run", RUN_TIP, once=True))
         self.stop = button("Stop", "Stop", "End the run at its next denoising step; finished patches are kept")
         self.bar = QProgressBar()
         self.bar.setRange(0, 1000)
@@ -487,12 +520,27 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
         named(self.bar, "Progress", "Progress of the run")
         self.count = Text("quiet")
         self.back = button("Back to where I was", "Back", "Look again where you looked before the result was shown")
-        self.message = Text("info")
+        self.message, self.words = Text("info"), Text("info")
         self.message.setAccessibleName("Message")
-        for one in (self.run, self.stop):
-            one.setMinimumHeight(30)
+        self.words.setAccessibleName("What Run does")
+        self.stop.setMinimumHeight(30)
+        self.offers = {key: button(label, label, tip, once=True) for key, (label, tip) in OFFERS.items()}
+        self.room = Scrolled(self.message, MESSAGE_LINES)
+        self.line = QFrame()
+        self.line.setObjectName("line")
+        self.line.setFixedHeight(1)
         self.setLayout(
-            column(self.message, self.back, self.bar, self.count, self.queue, row(self.run, self.stop), spacing=4)
+            column(
+                self.line,
+                self.room,
+                row(self.back, *self.offers.values(), stretch=None),
+                self.words,
+                self.bar,
+                self.count,
+                self.queue,
+                row(self.run, self.stop),
+                spacing=4,
+            )
         )
         self._busy, self._since = "", 0.0
         self._clock = QTimer(self)
@@ -507,18 +555,32 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
         self.stop.clicked.connect(lambda: presenter.stop())
         self.back.clicked.connect(lambda: presenter.looking.back())
 
+        for key, one in self.offers.items():
+            one.clicked.connect(lambda _=False, key=key: presenter.act(key))
+
         def show_status() -> None:
-            self.show_status(state.status, state.obstacle, 0 if state.selected else len(state.painted))
+            fault = state.obstacle or " ".join(state.faults.values())
+            self.show_status(state.status, fault, 0 if state.selected else len(state.painted))
+            there = state.section is not None
+            self.run.setVisible(there)
+            self.line.setVisible(there)
+            self.words.show_text(*request_words(state, presenter.runs.editing) if there else ("",))
+
+        def show_message() -> None:
+            self.message.show_text(state.message.text, state.message.kind)
+            self.room.fit()
+            for key, one in self.offers.items():
+                one.setVisible(key in state.message.offers)
 
         show_progress = paced(
             self, lambda: self.show_progress(state.progress, state.busy), lambda: state.progress is not None
         )
         connections = connect_state(
             state.events,
-            ("status busy section checkpoint selected request", show_status),
+            ("status busy section checkpoint selected request faults estimate samples", show_status),
             ("progress busy", show_progress),
             ("way_back", lambda: self.back.setVisible(state.way_back)),
-            ("message", lambda: self.message.show_text(state.message.text, state.message.kind)),
+            ("message", show_message),
         )
         connections.add(self.queue.bind(presenter).close)
         return connections
@@ -532,6 +594,7 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
         self.run.setToolTip(obstacle or with_key(tip, "run"))
         self.stop.setEnabled(status is RunStatus.RUNNING)
         self.stop.setText("Stopping …" if status is RunStatus.STOPPING else "Stop")
+        self.stop.setVisible(status.busy)
 
     def show_progress(self, progress: Progress | None, busy: str) -> None:
         """Show how far the run is, or what is being opened or loaded and for how long; nothing here moves by itself."""
