@@ -68,7 +68,6 @@ class Keeping:
         events = self.state.events
         events.results.connect(self._results_changed, max_args=0)
         events.request.connect(self._edits_changed, max_args=0)
-        events.section.connect(self._section_changed, max_args=0)
         self._results.deleted = lambda number: self._forget([number])
 
         def look() -> Callable[[], None]:
@@ -148,7 +147,7 @@ class Keeping:
             return
         self._taken.append(session)
         self._pending |= dict.fromkeys(kept.sections, (session, kept))
-        if self._section_changed():
+        if self.section_shown():
             return
         sources = [one.source for one in kept.sections.values() if one.source is not None]
         if sources:
@@ -170,7 +169,7 @@ class Keeping:
     def _take_from_offer(self, kept: KeptSession) -> None:
         self.state.kept = tuple(one for one in self.state.kept if one is not kept)
 
-    def _section_changed(self) -> bool:
+    def section_shown(self) -> bool:
         """Bring back what waits for the section that is open; return whether something does."""
         section = self.state.section
         found = None if section is None else self._pending.pop(fingerprint(section.whole), None)

@@ -169,6 +169,7 @@ class Presenter:
         self.results.read_stored(section)
         self._submit("link", jobs.linking(section), self._linked)
         self.corrections.check(section)
+        self.keeping.section_shown()
 
     def close_section(self) -> None:
         """Let go of the open section, but not of its layers; a run is stopped and what it finished is kept."""
