@@ -216,9 +216,8 @@ class EditEffect:
             facts = dict(record["effect"])
             rows = []
             for one in facts["rows"]:
-                change = {key: np.nan if value is None else value for key, value in one["change"].items()}
                 name, digits = _named(str(one["key"]))
-                rows.append(Row(one["key"], name, digits, one["before"], one["after"], Interval(**change), one["chance"]))
+                rows.append(Row(one["key"], name, digits, one["before"], one["after"], _interval(one["change"]), one["chance"]))
             numbers = (int(facts["spots"]), int(facts["of"]))
             more = (str(facts["before"]), int(facts["chance_spots"]), bool(facts["edited_tissue"]))
             return cls(tuple(rows), *numbers, *more) if rows else None
@@ -298,12 +297,13 @@ def _measured(result: Result | StoredResult, baseline: Result | StoredResult | N
     first, second = statistics_of(before, um), statistics_of(after, um)
     weights = spot_weights(np.zeros(len(places), dtype=np.int64), draws)
     name, digits = _named("pixels")
-    rows = [Row("pixels", name, digits, None, None, mean_draws(pixels, weights))]
+    rows = [Row("pixels", name, digits, None, None, _as_recorded(mean_draws(pixels, weights)))]
     for key in MEASURES:
         column = list(STATISTICS).index(key)
         a, b = first[:, column], second[:, column]
         name, digits = _named(key)
-        rows.append(Row(key, name, digits, float(a.mean()), float(b.mean()), mean_draws(b - a, weights)))
+        means = (_rounded(float(a.mean())), _rounded(float(b.mean())))
+        rows.append(Row(key, name, digits, *means, _as_recorded(mean_draws(b - a, weights))))
     return EditEffect(tuple(rows), len(places), len(made), words, edited_tissue=edited)
 
 
@@ -357,11 +357,11 @@ def with_chance(effect: EditEffect, chance: Chance, draws: int = DRAWS) -> EditE
     """
     signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(draws, len(chance.pixels)))
     scale = np.sqrt(len(chance.pixels) / effect.spots)
-    rows = [replace(effect.rows[0], chance=float(chance.pixels.mean()))]
+    rows = [replace(effect.rows[0], chance=_rounded(float(chance.pixels.mean())))]
     for row in effect.rows[1:]:
         values = chance.differences[:, list(STATISTICS).index(row.key)]
         limit = np.quantile(np.abs(signs @ values) / len(values), 0.95)
-        rows.append(replace(row, chance=float(limit * scale)))
+        rows.append(replace(row, chance=_rounded(float(limit * scale))))
     return replace(effect, rows=tuple(rows), chance_spots=len(chance.pixels))
 
 
@@ -421,6 +421,15 @@ def _named(key: str) -> tuple[str, int]:
         return "Change of a pixel (grey levels)", 1
     name = STATISTICS[key]
     return {"nuclei": "Nuclei (per mm²)"}.get(key, name[0].upper() + name[1:]), MEASURES[key]
+
+
+def _interval(facts: Mapping[str, Any]) -> Interval:
+    return Interval(**{key: np.nan if value is None else value for key, value in facts.items()})
+
+
+def _as_recorded(interval: Interval) -> Interval:
+    """Return an interval as a record keeps it, so that the same numbers are read everywhere."""
+    return _interval(interval.facts)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -30,7 +30,7 @@ from .results import CloseUps, ResultList
 from .runs import LivePreview, RunCycle, RunQueue
 from .section_view import Choosing, Corrections, SectionView, combine, inverted
 from .state import Brush, Colouring, Combine, CompareMode, ModelChoice, Offer, SpotLook, Tool, WorkbenchState
-from .tools import DataSets, Evaluations, Example, Groups, Sheets, remember_section
+from .tools import DataSets, Effects, Evaluations, Example, Groups, Sheets, remember_section
 
 PLANNED_AT_ONCE = 500
 """A plan for more spots than this takes longer than a lasso may."""
@@ -64,6 +64,7 @@ class Presenter:
         self.runs = RunCycle(self.state, start, self.queue, self.results, LivePreview(viewer), self.redraw)
         self.sheets = Sheets(self.state, start, self.queue, self.runs.request)
         self.evaluations = Evaluations(self.state, start, self.queue)
+        self.effects = Effects(self.state, start, self.queue, self.results)
         self.compare = Comparing(viewer, self.state, self.results, lambda: self.view)
         self.runs.edited_tissue = lambda number: self.compare.start("swipe", number)
         self.changes = Changes(viewer, self.state, start, self.results)
@@ -413,6 +414,8 @@ class Presenter:
             self.sheets.stop()
         elif self.evaluations.busy:
             self.evaluations.stop()
+        elif self.effects.busy:
+            self.effects.stop()
         else:
             self.runs.stop()
 
@@ -455,6 +458,7 @@ class Presenter:
         self.acquisition.close()
         self.data_sets.close()
         self.changes.close()
+        self.effects.close()
         self.live.close()
         self.corrections.close()
         self.groups.close()
@@ -468,6 +472,7 @@ class Presenter:
         dropped = self.queue.clear()
         self.sheets.abandon()
         self.evaluations.abandon()
+        self.effects.abandon()
         self.runs.abandon()
         if dropped:
             self.state.tell("warning", f"{dropped} queued runs were dropped, as section or checkpoint changed.")

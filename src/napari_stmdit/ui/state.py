@@ -14,6 +14,7 @@ from psygnal import SignalGroupDescriptor
 
 from ..evaluation.evaluate import Evaluated
 from ..evaluation.measures import MeasureRow
+from ..evaluation.selection import EditEffect
 from ..expression.groups import GroupTable
 from ..intent import Edit, Request, SwapEdit
 from ..progress import Progress
@@ -244,6 +245,7 @@ class WorkbenchState:
             "groups": operator.is_,
             "check_pictures": operator.is_,
             "evaluation": operator.is_,
+            "effects": operator.is_,
             "kept": operator.is_,
         }
     )
@@ -291,6 +293,9 @@ class WorkbenchState:
     comparison: Comparison | None = None
     live: bool = False  # whether this tissue is shown as the edits change it, before Run
     live_text: str = ""  # what of it is shown, in words
+    # number of an edited result -> what its edits change over all its spots, or why that cannot be measured
+    effects: Mapping[int, EditEffect] = field(default_factory=dict)
+    effect_faults: Mapping[int, str] = field(default_factory=dict)
     changes: frozenset[int] = frozenset()  # numbers of the results whose change is shown by a layer
     samples: int = 1  # results to make of one request, each with a seed of its own; an edit of real tissue has one
     queue: tuple[QueuedRun, ...] = ()  # runs that wait
