@@ -267,7 +267,7 @@ def load_checkpoint(
     }
     card = folder.card
     if "expression" in given:  # no count is looked at: a plan must not promise that genes matter
-        card = card.model_copy(update={"genes": (), "gene_hash": "", "profiles": ()})
+        card = card.model_copy(update={"genes": (), "gene_hash": "", "profiles": (), "expression_given": True})
     if "expression" in given or counterfactual_fault(pipeline, card.conditions) is not None:
         card = card.model_copy(update={"edits_tissue": False})
     sources = open_sources(folder, transformer.config, given, chosen)

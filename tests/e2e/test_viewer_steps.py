@@ -16,7 +16,7 @@ from napari_stmdit.ui import layers
 from napari_stmdit.ui.gestures import camera_of
 from napari_stmdit.ui.manifest import DOCK, PLUGIN
 from napari_stmdit.ui.state import Colouring, RunStatus
-from napari_stmdit.ui.widgets.common import COLOURS, LINK, Text
+from napari_stmdit.ui.widgets.common import COLOURS, LINK, Fold, Text
 
 pytestmark = pytest.mark.gui
 CONTROLS = (QAbstractButton, QAbstractSpinBox, QComboBox, QLineEdit, QSlider, Text)
@@ -86,7 +86,17 @@ def test_each_step_is_one_screen_at_320_pixels_and_nothing_is_cut(viewer, opened
         assert opened.pages[step].isVisible()
         assert opened.scroll.verticalScrollBar().maximum() == 0, step
         assert_whole(opened)
+    opened.section.details.click()
+    opened.section.another.click()
+    for fold in opened.findChildren(Fold):
+        fold.unfold()
+    for step in opened.pages:  # what is unfolded may be scrolled, but is not cut either
+        opened.show_step(step)
+        settle(lambda: False, 0.3)
+        assert_whole(opened)
     opened.presenter.close_section()
+    for fold in opened.findChildren(Fold):
+        fold.unfold(False)
     settle(lambda: False, 0.3)
     assert opened.scroll.verticalScrollBar().maximum() == 0
     assert_whole(opened)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import os
 
 import numpy as np
 import pytest
@@ -126,7 +125,9 @@ def test_sessions_are_bounded_in_age_and_size(tmp_path, result, source, monkeypa
         Session(tmp_path).keep(result, "large", source)
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"sections": {"a": 3}}', '{"sections": {"a": {"name": "x", "source": {"path": ""}}}}'])
+@pytest.mark.parametrize(
+    "damage", ["{", "[]", '{"sections": {"a": 3}}', '{"sections": {"a": {"name": "x", "source": {"path": ""}}}}']
+)
 def test_a_damaged_session_is_left_alone_and_hides_no_other(tmp_path, result, source, damage):
     for _ in range(2):
         session = Session(tmp_path)

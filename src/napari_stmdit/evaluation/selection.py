@@ -149,7 +149,9 @@ class EditEffect:
         lines += [row.words for row in self.rows[1:]]
         if self.chance_spots:
             chance = self.rows[0].chance or 0.0
-            lines.append(f"Another seed alone changes pixels by {chance:.1f} ({counted(self.chance_spots, 'spot')}, two seeds).")
+            lines.append(
+                f"Another seed alone changes pixels by {chance:.1f} ({counted(self.chance_spots, 'spot')}, two seeds)."
+            )
             if self.edited_tissue:
                 lines.append(NO_SEED)
         if self.spots < 5:
@@ -217,7 +219,9 @@ class EditEffect:
             rows = []
             for one in facts["rows"]:
                 name, digits = _named(str(one["key"]))
-                rows.append(Row(one["key"], name, digits, one["before"], one["after"], _interval(one["change"]), one["chance"]))
+                rows.append(
+                    Row(one["key"], name, digits, one["before"], one["after"], _interval(one["change"]), one["chance"])
+                )
             numbers = (int(facts["spots"]), int(facts["of"]))
             more = (str(facts["before"]), int(facts["chance_spots"]), bool(facts["edited_tissue"]))
             return cls(tuple(rows), *numbers, *more) if rows else None
@@ -285,7 +289,9 @@ def measure_edit(
 def _measured(result: Result | StoredResult, baseline: Result | StoredResult | None, draws: int) -> EditEffect:
     made = finished(result)
     if not any(edit.enabled for edit in made.request.edits):
-        raise RequestError([("edits", f"{made.name} has no edits that are switched on, so there is no effect to measure")])
+        raise RequestError(
+            [("edits", f"{made.name} has no edits that are switched on, so there is no effect to measure")]
+        )
     if not len(made):
         raise StoreError(f"{made.name}: {NO_PATCH if made.request.mode == 'continuous' else 'no patch was finished'}")
     places = _spread(len(made), MAX_SPOTS)
@@ -329,7 +335,9 @@ def chance_steps(
     made = finished(result)
     sha = dict(made.provenance.get("checkpoint") or {}).get("sha256")
     if sha not in (None, model.provenance.get("sha256")):
-        raise RequestError([("checkpoint", f"{made.name} was made with another checkpoint; load that one to compare with chance")])
+        raise RequestError(
+            [("checkpoint", f"{made.name} was made with another checkpoint; load that one to compare with chance")]
+        )
     if not len(made):
         raise StoreError(f"{made.name} has no whole patch to compare with chance")
     ids = tuple(made.patches[at].spot_id for at in _spread(len(made), MAX_CHANCE_SPOTS))
@@ -346,7 +354,10 @@ def chance_steps(
             return
     um = model.card.patch_um
     differences = statistics_of(found[1], um) - statistics_of(found[0], um)
-    yield Chance(differences, _pixel_change(*found)), replace(progress, patches_done=2 * len(ids), patches_total=2 * len(ids))
+    yield (
+        Chance(differences, _pixel_change(*found)),
+        replace(progress, patches_done=2 * len(ids), patches_total=2 * len(ids)),
+    )
 
 
 def with_chance(effect: EditEffect, chance: Chance, draws: int = DRAWS) -> EditEffect:
@@ -385,16 +396,21 @@ def _slide(made: Finished, places: Sequence[int]) -> tuple[Patches, str]:
     if image is None:
         raise StoreError(f"{made.section.name} has no slide image that {made.name} could be compared with")
     if (made.section.calibration.mpp or 0) * image.pixel_size > 1.5 * made.patch_mpp:
-        raise StoreError(f"the slide image of {made.section.name} is coarser than {made.name}; show where the full-resolution one is")
+        raise StoreError(
+            f"the slide image of {made.section.name} is coarser than {made.name}; show where the full-resolution one is"
+        )
     return read_patches(image, [made.patches[at].source_box for at in places], made.patch_px), "the slide"
 
 
-def _baseline(
-    made: Finished, baseline: Result | StoredResult | None, places: Sequence[int]
-) -> tuple[Patches, str]:
+def _baseline(made: Finished, baseline: Result | StoredResult | None, places: Sequence[int]) -> tuple[Patches, str]:
     if baseline is None:
         raise RequestError(
-            [("baseline", f"{made.name} is new tissue: give its baseline, the same request without its edits, to see what the edits change")]
+            [
+                (
+                    "baseline",
+                    f"{made.name} is new tissue: give its baseline, the same request without its edits, to see what the edits change",
+                )
+            ]
         )
     base = finished(baseline)
     if noise_key(base.request, base.provenance) != noise_key(made.request, made.provenance, edited=False):

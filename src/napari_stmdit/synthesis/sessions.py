@@ -164,7 +164,9 @@ class Session:
         size = int(np.prod(rgba.shape)) + (0 if patches is None else int(np.prod(patches.shape)))
         free = MAX_BYTES - _size(self.home / SESSIONS)
         if size > free:
-            text = f"it may take {size / 2**20:,.0f} MB, and {max(free, 0) / 2**20:,.0f} MB are left for unsaved results"
+            text = (
+                f"it may take {size / 2**20:,.0f} MB, and {max(free, 0) / 2**20:,.0f} MB are left for unsaved results"
+            )
             raise StoreError(f"{name} is not kept for the next start: {text}; save it")
         folder = self._begun()
         number = 1 + max((int(place.name) for place in _places(folder)), default=0)
@@ -301,7 +303,16 @@ def _read(folder: Path) -> KeptSession:
         sections = {str(key): KeptSection.read(facts) for key, facts in dict(about.get("sections") or {}).items()}
         gone = set(about.get("gone") or ())
         begun = datetime.datetime.strptime(folder.name[:15], "%Y%m%d-%H%M%S")
-    except (BadFile, AttributeError, KeyError, TypeError, ValueError, ValidationError, SectionError, RequestError) as error:
+    except (
+        BadFile,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        ValidationError,
+        SectionError,
+        RequestError,
+    ) as error:
         raise StoreError(f"{folder} is damaged ({error})") from error
     results = []
     for place in _places(folder):

@@ -16,7 +16,7 @@ from ..evaluation.cases import EvaluationRequest
 from ..evaluation.evaluate import Evaluated
 from ..evaluation.selection import EditEffect, chance_steps, measure_edit, with_chance
 from ..expression.covariation import covariation_of
-from ..progress import CancelToken, Progress
+from ..progress import BATCH, CancelToken, Progress
 from ..synthesis.export import ExportKind, export_result
 from ..synthesis.models import PatchModel
 from ..synthesis.result import Result
@@ -299,16 +299,16 @@ def exporting_dataset(results: Sequence[Result | StoredResult], path: str) -> Jo
 def evaluating(
     section: Section, model: PatchModel, request: EvaluationRequest, path: str, checkpoint: str, batch: int | None
 ) -> Job:
-    """Evaluate a section; yields `Progress`, and `Evaluated` at the end."""
+    """Evaluate a section; tells `Progress`, and yields `Evaluated`."""
 
-    def generate(token: CancelToken) -> Iterator[Progress | Evaluated]:
-        from ..evaluation.evaluate import evaluation_steps
+    def generate(token: CancelToken, tell: Tell) -> Iterator[Evaluated]:
+        from ..evaluation.evaluate import evaluate
 
-        how: dict[str, Any] = {"checkpoint": checkpoint, "resume": True, "batch": batch or 8, "cancel": token}
-        yield (yield from evaluation_steps([section], model, request, path, **how))
+        how: dict[str, Any] = {"called": checkpoint, "resume": True, "batch": batch or BATCH, "cancel": token}
+        yield evaluate(model, section, request, output=path, on_progress=tell, **how)
 
     error = failing(SynthesisError, f"{section.name} could not be evaluated")
-    return Job(f"Evaluating {section.name}", generate, error)
+    return Job(f"Evaluating {section.name}", generate, error, tells=True)
 
 
 def reading_stored(section: Section) -> Job:

@@ -87,7 +87,9 @@ class Keeping:
             if entry.number not in self._known and entry.saved is None and entry.result is not None:
                 self._do(partial(self._keep, entry.number, entry.result, entry.name, self._source_of(entry.section)))
             self._known.add(entry.number)
-        saved = [entry.number for entry in self.state.results if entry.saved is not None and entry.number in self._places]
+        saved = [
+            entry.number for entry in self.state.results if entry.saved is not None and entry.number in self._places
+        ]
         if saved:
             self._forget(saved)
 

@@ -19,7 +19,7 @@ from ..tissue.open import SectionSource, synthesis_fault
 from ..types import Section
 from . import jobs, layers
 from .checkpoints import Acquisition
-from .compare import Comparing
+from .compare import Comparing, scale_bar_of
 from .gestures import Hand, camera_of
 from .jobs import Handlers, Lane, Series, Start
 from .keeping import Keeping
@@ -158,8 +158,10 @@ class Presenter:
         self._limits.clear()
         self.looking.forget()
         self.show_spots(state.spots_as)
-        self.colour(replace(state.colouring, limits=None))
+        self.colour(self.view.first_colouring(state.colouring))
         self._zoomed()
+        if before is None and section.calibration.mpp is not None:
+            scale_bar_of(viewer).visible = True  # for the first section: who hides it then does not get it back
         state.tell("info", "")
         remember_section(section)
         if state.checkpoint is None and not self._lanes["model"].busy:

@@ -309,7 +309,9 @@ class Effects(_UsesModel):
 
         def start() -> None:
             self._found = None
-            self._begin(job, "Comparing with chance: some spots, two seeds ...", self._advance, partial(self._ended, number))
+            self._begin(
+                job, "Comparing with chance: some spots, two seeds ...", self._advance, partial(self._ended, number)
+            )
 
         if not self._queue.add("Comparison with chance", start):
             state.tell("info", "The comparison with chance waits for the present run.")

@@ -5,7 +5,6 @@ Files have temporary names until the last one is whole. They are only hashed, ne
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ...errors import CheckpointError
+from ...files import is_offline
 from ...intent import Intent, validated
 from ...progress import CancelToken, DownloadProgress, Stopwatch
 from ...storage.atomic import hold, write_text
@@ -176,12 +176,6 @@ def check_source(entry: ZooEntry, *, offline: bool | None = None, source_folder:
         )
     elif is_offline() if offline is None else offline:
         raise offline_error(entry)
-
-
-def is_offline() -> bool:
-    """Return whether the environment forbids the network."""
-    names = ("STMDIT_OFFLINE", "HF_HUB_OFFLINE")
-    return any(os.environ.get(name, "").strip().lower() not in ("", "0", "false", "no", "off") for name in names)
 
 
 def _look_up_all(

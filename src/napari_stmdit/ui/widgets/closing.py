@@ -59,5 +59,7 @@ class KeptOffer(QWidget):  # type: ignore[misc,unused-ignore]
         """Offer the latest session of those."""
         self._first = kept[0] if kept else None
         more = "" if len(kept) < 2 else f" And {len(kept) - 1} earlier."
-        self.text.show_text("" if self._first is None else f"Not saved when napari was closed: {self._first.words}.{more}")
+        self.text.show_text(
+            "" if self._first is None else f"Not saved when napari was closed: {self._first.words}.{more}"
+        )
         self.setVisible(bool(kept))

@@ -254,7 +254,9 @@ def in_dock(text: str) -> str:
             text,
         )
     text = re.sub(r"(give|giving|or) under 'Run", r"\1 switch on 'Run", text).replace("give switch on", "switch on")
-    text = re.sub(r" \((?=[^()]*(?:--[a-z]|\b[a-z_]+=(?!\d)))[^()]*\)", "", text)  # what is left has no control of its own
+    text = re.sub(
+        r" \((?=[^()]*(?:--[a-z]|\b[a-z_]+=(?!\d)))[^()]*\)", "", text
+    )  # what is left has no control of its own
     return re.sub(r" with --[a-z-]+(?: [A-Z]+\b)?", "", text)
 
 

@@ -248,13 +248,17 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             if new and state.results[-1].result is not None:  # made here, not read back
                 self.show_step("see")
 
-        def other_checkpoint() -> None:
-            self.advanced.unfold()
-            self.reveal(self.model.checkpoint)
+        def show_brush() -> None:
+            if state.tool == "brush":
+                self.show_step("change")
 
-        self.section.others.clicked.connect(other_checkpoint)
+        self.section.others.clicked.connect(lambda: self.reveal(self.model.checkpoint))
         self.folds["spot"].unfolded_changed.connect(self.spot.unfolded)
-        self.connections.add(connect_state(state.events, ("section", show_section), ("results", show_results)).close)
+        self.connections.add(
+            connect_state(
+                state.events, ("section", show_section), ("results", show_results), ("tool", show_brush)
+            ).close
+        )
 
     def _use_preferences(self, first: bool = False) -> None:
         """Take over napari's preferences, now and whenever they change."""

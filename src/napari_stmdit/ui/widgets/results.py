@@ -71,7 +71,9 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             once=True,
         )
         self.table = button(
-            "Save table…", "Save the table", "Write these numbers as CSV: before, after, difference, 95 % interval, chance"
+            "Save table…",
+            "Save the table",
+            "Write these numbers as CSV: before, after, difference, 95 % interval, chance",
         )
         self.effect_row = boxed(row(self.chance, self.table, stretch=None))
         self._menu()
@@ -138,7 +140,9 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 presenter.effects.save(number, path if path.endswith(".csv") else f"{path}.csv")
 
         def show_effect() -> None:
-            self.show_effects(state.effects, state.effect_faults, presenter.results.baseline(state.chosen_result) is not None)
+            self.show_effects(
+                state.effects, state.effect_faults, presenter.results.baseline(state.chosen_result) is not None
+            )
 
         def delete(number: int) -> None:
             if self._may_go(number):

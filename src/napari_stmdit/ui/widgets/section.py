@@ -219,7 +219,9 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._form.setLabelAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignTop)
         self._form.setHorizontalSpacing(10)
         self._form.setVerticalSpacing(3)
-        self.rows = {name: self._fact(name) for name in ("Name", "Spots", "Genes", "Scale", "System", "Shared genes")}
+        self.rows = {
+            name: self._fact(name) for name in ("Name", "Spots", "Genes", "Scale", "Coordinates", "Shared genes")
+        }
         self._form.insertRow(4, "", self.correct)
         self.rows["Scale"].setToolTip(
             "Microns per full-resolution pixel of the slide, and where that number comes from"
@@ -272,7 +274,14 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
         self.way_on = boxed(row(self.others, self.ignore, stretch=None))
         self.head = boxed(
-            column(row(self.title, self.details, self.another), self.line, self.fault, self.way_on, self.find_slide, spacing=4)
+            column(
+                row(self.title, self.details, self.another),
+                self.line,
+                self.fault,
+                self.way_on,
+                self.find_slide,
+                spacing=4,
+            )
         )
 
     def _show_parts(self) -> None:
@@ -375,8 +384,8 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             section.calibration.detail, "warning" if section.calibration.mpp is None else "info"
         )
         first, *others = section.coordinate_systems or ["full-resolution pixels"]
-        self.rows["System"].show_text(first + (f" (and {len(others)} more)" if others else ""))
-        self.rows["System"].setToolTip("Coordinate systems: " + ", ".join(section.coordinate_systems))
+        self.rows["Coordinates"].show_text(first + (f" (and {len(others)} more)" if others else ""))
+        self.rows["Coordinates"].setToolTip("Coordinate systems: " + ", ".join(section.coordinate_systems))
         self.rows["Shared genes"].show_text("known once a checkpoint is loaded")
         if image is None:
             self.fault.show_text("No slide image: spots can be coloured and selected, but not synthesized from.")
@@ -442,7 +451,9 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         section = self._section
         if section is None or section.path is None:
             return
-        chosen, _ = QFileDialog.getOpenFileName(self, "Where is the full-resolution slide image?", self._beside(), IMAGES)
+        chosen, _ = QFileDialog.getOpenFileName(
+            self, "Where is the full-resolution slide image?", self._beside(), IMAGES
+        )
         if chosen:
             mpp = section.calibration.mpp if section.calibration.source == "override" else None
             self.openRequested.emit(SectionSource.given(str(section.path), fullres=chosen, mpp=mpp))
