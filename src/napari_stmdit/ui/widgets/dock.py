@@ -13,7 +13,7 @@ from qtpy.QtCore import QEvent, QObject, QSize, Qt
 from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QApplication, QFrame, QScrollArea, QWidget
 
-from ...model.hub.references import data_directory
+from ...downloads.places import data_directory
 from ..manifest import PLUGIN
 from ..presenter import Presenter, presenter_of
 from ..state import CompareMode, ModelChoice, WorkbenchState
