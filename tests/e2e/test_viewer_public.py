@@ -97,7 +97,7 @@ def test_offline_is_said_and_nothing_is_asked(viewer, hub, monkeypatch):  # noqa
     monkeypatch.setenv("STMDIT_OFFLINE", "1")
     viewer.open_sample("napari-stmdit", "10x-mouse-brain")
     bench = bench_of(viewer)
-    assert settle(lambda: "does not say its size" in bench.section.public.facts.plain(), 5)
+    assert settle(lambda: "size is not known" in bench.section.public.facts.plain(), 5)
     press(bench.section.public.download)
     assert settle(lambda: bench.state.message.kind == "error")
     assert "offline mode" in bench.state.message.text and hub.requests == [] and not viewer.layers
