@@ -19,6 +19,7 @@ import typer
 import typer.testing
 from documentation import PAGES, Page, read_page, words_of
 from killing import forked_workers
+from public import publish
 from typer.testing import CliRunner
 from workspace import make_home, make_workspace, online, served, write_files
 
@@ -119,6 +120,7 @@ def surroundings(tmp_path_factory, monkeypatch_module):
     _small_base(patch)
     with served() as hub:
         online(patch, hub)
+        publish(hub, patch, place / "workspace" / "SECTION")
         for name in ("stmdit-adaln-ddpm-p06", "pixcell-256"):
             assert faults_of(f"download {name} --yes".split(), "before all pages", "download") == []
         patch.chdir(place / "workspace")
