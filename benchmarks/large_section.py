@@ -39,8 +39,8 @@ def make_section(folder: Path) -> None:
     """A Space Ranger folder with a tiled TIFF, on a Visium lattice stretched to fill the slide."""
     from PIL import Image
     from scipy.sparse import csr_matrix
-    from spaceranger_writer import write_spaceranger_folder
 
+    from napari_stmdit.tissue.spaceranger_writer import write_spaceranger_folder
     from napari_stmdit.types import Genes
 
     rng = np.random.default_rng(0)

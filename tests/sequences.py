@@ -410,11 +410,11 @@ def make_templates(place: Path) -> Path:
     """Write the inputs of a world once: a store of two sections with the same barcodes, a folder, two checkpoints, embeddings."""
     import pandas as pd
     from scipy.sparse import csr_matrix
-    from spaceranger_writer import write_spaceranger_folder
     from spatialdata import SpatialData
     from spatialdata.models import Image2DModel, ShapesModel, TableModel
     from spatialdata.transformations import Identity
 
+    from napari_stmdit.tissue.spaceranger_writer import write_spaceranger_folder
     from napari_stmdit.types import Genes
 
     images, shapes, tables = {}, {}, {}

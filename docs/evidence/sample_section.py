@@ -20,10 +20,8 @@ from napari_stmdit.expression.changes import Profile
 from napari_stmdit.intent import Guidance, Polygons, Request
 from napari_stmdit.storage.owned import check_free
 from napari_stmdit.synthesis.session import synthesize
+from napari_stmdit.tissue.spaceranger_writer import write_spaceranger_folder
 from napari_stmdit.types import Calibration, Genes, Section, SlideImage, SpotTable
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-from spaceranger_writer import write_spaceranger_folder
 
 SIDE_PX = 2000
 PITCH_UM = 100.0

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .devices import choose_device, decoder_on, memory_given_back
+from .downloads.places import data_directory
 from .editing import TissueEditor, noise_cache
 from .encoder_sources import MissingEncoder
 from .encoders.precomputed import PrecomputedEmbeddings
 from .errors import CheckpointError, GeneError, StmditError
 from .expression.changes import Profile
 from .intent import CheckpointCard
-from .model.hub.references import data_directory
 from .storage.fingerprint import of_json
 from .synthesis.models import PatchBatch
 from .types import DenoiseStep, Genes, Sampling
@@ -211,6 +211,12 @@ def load_checkpoint(
         The folder is missing, incomplete, unsafe or does not fit this version, or the device is not there.
     SectionError
         The embeddings are damaged or of another width.
+
+    Examples
+    --------
+    >>> checkpoint = st.load_checkpoint("demo")
+    >>> checkpoint.card.patch_px, checkpoint.card.patch_mpp
+    (256, 0.688)
     """
     import torch
 
@@ -259,7 +265,7 @@ def load_checkpoint(
     }
     card = folder.card
     if "expression" in given:  # no count is looked at: a plan must not promise that genes matter
-        card = card.model_copy(update={"genes": (), "gene_hash": "", "profiles": ()})
+        card = card.model_copy(update={"genes": (), "gene_hash": "", "profiles": (), "expression_given": True})
     if "expression" in given or counterfactual_fault(pipeline, card.conditions) is not None:
         card = card.model_copy(update={"edits_tissue": False})
     sources = open_sources(folder, transformer.config, given, chosen)

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 EXPRESSION_FEATURE = "Gene Expression"
 """Kind of a feature that is a gene, by Cell Ranger; antibodies and guides have others."""
+_CONTROL = re.compile(
+    r"^(NegControl(Probe|Codeword)|(Unassigned|Deprecated)Codeword|antisense|BLANK|Blank)_|^Intergenic_Region"
+)
+"""Names of Xenium's control probes and codewords, which some tables list without saying that they are no genes."""
 _MAX_LINE = 100_000
 _LIKE_COUNTS = re.compile(
     r"feature_bc_matrix|feature_cell_matrix|gene_bc_matri|matrix\.(mtx|h5)|\.h5ad$|molecule_info", re.IGNORECASE
@@ -110,6 +114,11 @@ def read_counts(source: Path) -> CountMatrix:
     if fault is not None:
         raise SectionError(f"{source} holds {fault}; expected raw counts, not normalised or scaled expression")
     return matrix
+
+
+def are_controls(names: NDArray[np.str_]) -> NDArray[np.bool_]:
+    """Return which features, (n,) names, are control probes or codewords of Xenium."""
+    return np.array([_CONTROL.match(name) is not None for name in names.tolist()], dtype=bool)
 
 
 def refuse_twice(barcodes: NDArray[np.str_], source: str) -> None:
@@ -273,7 +282,7 @@ def _assemble(
         raise SectionError(
             f"{source} holds a {counts.shape[0]} x {counts.shape[1]} matrix, but {len(labels)} barcodes and {len(names)} features"
         )
-    keep = kinds == EXPRESSION_FEATURE
+    keep = (kinds == EXPRESSION_FEATURE) & ~are_controls(names)
     if not keep.any():
         raise SectionError(
             f"{source} holds no feature of the type {EXPRESSION_FEATURE!r}, only {sorted(set(kinds.tolist()))}"

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..downloads.places import WITHIN_PACKAGE, Reference, find_reference
 from ..encoders.linear_programs import LinearProgramEncoder
 from ..encoders.morphology_map import MorphologyMap
 from ..encoders.small_conv import SmallConvEncoder
 from ..errors import CheckpointError, StoreError
 from ..model.folder import MORPHOLOGY_MAP, CheckpointFolder, map_folder, read_folder
-from ..model.hub.references import REFERENCE_FILE, WITHIN_PACKAGE, Reference, find_reference
+from ..model.hub.references import REFERENCE_FILE
 from ..model.reading import read_settings
 from ..storage.atomic import write_text
 from ..storage.fingerprint import of_file

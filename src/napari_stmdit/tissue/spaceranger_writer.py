@@ -1,4 +1,4 @@
-"""Writes sections as Space Ranger 2 writes them: those of tests and benchmarks, and the one that comes with the package."""
+"""Writes a section as Space Ranger 2 writes one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from napari_stmdit.errors import SectionError
-from napari_stmdit.storage.owned import check_free
-from napari_stmdit.tissue.export import SLIDE, SYNTHETIC_SLIDE, Label, labelled
-from napari_stmdit.types import Genes
+from ..errors import SectionError
+from ..storage.atomic import link_or_copy
+from ..storage.owned import check_free
+from ..types import Genes
+from .export import SLIDE, SYNTHETIC_SLIDE, Label, labelled
+from .images import open_picture
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from scipy.sparse import csr_matrix
 
 _HIRES_PX, _LOWRES_PX = 2000, 600
@@ -25,7 +27,7 @@ _HIRES_PX, _LOWRES_PX = 2000, 600
 def write_spaceranger_folder(
     path: str | Path,
     *,
-    image: NDArray[np.uint8],
+    image: NDArray[np.uint8] | Path,
     ids: NDArray[np.str_],
     yx: NDArray[np.float64],
     counts: csr_matrix,
@@ -43,7 +45,7 @@ def write_spaceranger_folder(
     path
         Folder to make; must not exist, or be empty.
     image
-        (h, w, 3) uint8, the full-resolution slide.
+        (h, w, 3) uint8, the full-resolution slide; or its file, which is taken over as it is.
     ids
         (n,) barcodes.
     yx
@@ -61,7 +63,7 @@ def write_spaceranger_folder(
     synthetic_note
         Where given, the folder says of itself that it is synthetic, in these words.
     slide_name
-        File name of the slide; .jpg is lossy, .png and .tif are not.
+        File name of the slide; of an array, .jpg is lossy, .png and .tif are not.
 
     Raises
     ------
@@ -93,10 +95,17 @@ def write_spaceranger_folder(
         (path / "SYNTHETIC.json").write_text(json.dumps({"note": synthetic_note}), encoding="utf-8")
 
 
-def _write_images(path: Path, image: NDArray[np.uint8], slide_name: str, label: Label) -> dict[str, float]:
-    slide = Image.fromarray(np.ascontiguousarray(image))
-    options = {"quality": 95, "subsampling": 0} if slide_name.lower().endswith((".jpg", ".jpeg")) else {}
-    slide.save(path / slide_name, **options, **labelled(label, slide_name))
+def _write_images(path: Path, image: NDArray[np.uint8] | Path, slide_name: str, label: Label) -> dict[str, float]:
+    from PIL import Image
+
+    if isinstance(image, Path):
+        link_or_copy(image, path / slide_name)
+        with open_picture(image) as picture:
+            slide = picture.convert("RGB")
+    else:
+        slide = Image.fromarray(np.ascontiguousarray(image))
+        options = {"quality": 95, "subsampling": 0} if slide_name.lower().endswith((".jpg", ".jpeg")) else {}
+        slide.save(path / slide_name, **options, **labelled(label, slide_name))
     longest = max(slide.size)
     factors = {}
     for kind, side in (("hires", _HIRES_PX), ("lowres", _LOWRES_PX)):
@@ -107,7 +116,9 @@ def _write_images(path: Path, image: NDArray[np.uint8], slide_name: str, label: 
     return factors
 
 
-def _shrunk(slide: Image.Image, factor: float) -> Image.Image:
+def _shrunk(slide: Image, factor: float) -> Image:
+    from PIL import Image
+
     size = (max(1, round(slide.width * factor)), max(1, round(slide.height * factor)))
     return slide.resize(size, Image.Resampling.BOX)
 
