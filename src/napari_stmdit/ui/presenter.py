@@ -69,7 +69,7 @@ class Presenter:
         self.runs.edited_tissue = lambda number: self.compare.start("swipe", number)
         self.changes = Changes(viewer, self.state, start, self.results)
         self.close_ups = CloseUps(self.state, self.results, self._submit)
-        self.acquisition = Acquisition(self.state, start, self.load_model)
+        self.acquisition = Acquisition(self.state, start, self.load_model, self.open)
         self.painting = Painting(self.state, lambda: self.view, self.colour, self.select)
         self.groups = Groups(self.state, start, self.painting)
         self.edit_files = EditFiles(self.painting)

@@ -276,6 +276,8 @@ class WorkbenchState:
     scale_asked: str = ""  # path of the slide whose scale has to be given before it can be opened; empty where none
     exporting: str = ""  # the data set that is being written, in words; empty where none is
     fetching: Fetching | None = None  # the download under way
+    offered: str = ""  # public section that was asked for and is not on this computer
+    sizes: Mapping[str, int | None] = field(default_factory=dict)  # bytes of public sections whose servers were asked
     foreign: Foreign | None = None  # a foreign checkpoint that waits for the user's answers
     converting: bool = False  # whether it is being converted
     results: tuple[ResultEntry, ...] = ()

@@ -530,6 +530,6 @@ def remember_section(section: Section) -> None:
 
 
 def _recent_file() -> Path:
-    from ..model.hub.references import data_directory
+    from ..downloads.places import data_directory
 
     return data_directory() / "recent.json"

@@ -13,7 +13,7 @@ from qtpy.QtCore import QEvent, QObject, QSize, Qt
 from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QApplication, QFrame, QScrollArea, QWidget
 
-from ...model.hub.references import data_directory
+from ...downloads.places import data_directory
 from ..manifest import PLUGIN
 from ..presenter import Presenter, presenter_of
 from ..state import CompareMode, ModelChoice, WorkbenchState
@@ -252,13 +252,19 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             if state.tool == "brush":
                 self.show_step("change")
 
+        def show_offered() -> None:
+            if state.offered:
+                self.reveal(self.section.public.download)
+
         self.section.others.clicked.connect(lambda: self.reveal(self.model.checkpoint))
         self.folds["spot"].unfolded_changed.connect(self.spot.unfolded)
-        self.connections.add(
-            connect_state(
-                state.events, ("section", show_section), ("results", show_results), ("tool", show_brush)
-            ).close
+        shows = (
+            ("section", show_section),
+            ("results", show_results),
+            ("tool", show_brush),
+            ("offered", show_offered),
         )
+        self.connections.add(connect_state(state.events, *shows).close)
 
     def _use_preferences(self, first: bool = False) -> None:
         """Take over napari's preferences, now and whenever they change."""

@@ -34,6 +34,7 @@ from .common import (
     primary,
     row,
 )
+from .downloads import SectionsPanel
 from .results import pixmap_of
 
 IMAGES = "Images (*.jpg *.jpeg *.png *.tif *.tiff *.btf *.svs *.ndpi *.qptiff *.scn)"
@@ -212,6 +213,8 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.slide = SlidePanel()
         self.slide.submitted.connect(self._open)
         self.slide_options = Fold("Spots of a plain slide", self.slide, inner=True)
+        self.public = SectionsPanel()
+        self.public_fold = Fold("Public sections", self.public, unfolded=False, inner=True)
         self._facts = QWidget()
         self._form = QFormLayout(self._facts)
         self._form.setContentsMargins(0, 2, 0, 0)
@@ -240,6 +243,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self.slide_options,
                 row(self.open_button, self.sample_button, stretch=None),
                 self.recent,
+                self.public_fold,
             )
         )
         self.about = boxed(column(self._facts, self.alignment, self.notes))
@@ -314,6 +318,8 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             ("opening", lambda: self.show_busy(state.opening)),
         )
         connections.add(self.alignment.bind(presenter).close)
+        connections.add(self.public.bind(presenter).close)
+        connections.add(connect_state(state.events, ("offered", lambda: self.show_offered(state.offered))).close)
         return connections
 
     # --- value
@@ -356,6 +362,13 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 "This slide does not state its scale. Give its microns per pixel here and press Enter: the scanner's export settings have them."
             )
             self.mpp.setFocus()
+
+    def show_offered(self, name: str) -> None:
+        """Show what is known of a public section that was asked for."""
+        if name:
+            self.another.setChecked(self._section is not None)
+            self.public_fold.unfold()
+            self.public.choose(name)
 
     # --- facts
 
