@@ -280,10 +280,8 @@ def measure_edit(
     effect = _measured(result, baseline, draws)
     if model is None:
         return effect
-    chance: Chance | None = None
-    for chance, _ in chance_steps(result, model):
-        pass
-    return effect if chance is None else with_chance(effect, chance)
+    known = [chance for chance, _ in chance_steps(result, model) if chance is not None]
+    return with_chance(effect, known[0]) if known else effect
 
 
 def _measured(result: Result | StoredResult, baseline: Result | StoredResult | None, draws: int) -> EditEffect:
