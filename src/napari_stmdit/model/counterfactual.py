@@ -567,6 +567,7 @@ class _Network:
         if self._batches.size < 1:
             raise SynthesisError(f"At least one item has to be computed at once, got {batch}.")
         self._transformer, self._path, self._conditions = transformer, path, conditions
+        self._device = transformer.device  # diffusers walks through all modules to find it: a tenth of a small call
         self._branches = branches(
             "nested_morphology_first",
             1.0,
@@ -590,7 +591,7 @@ class _Network:
 
     @torch.inference_mode()
     def _slopes(self, node: int, states: Tensor, items: Tensor, *, keep: bool) -> Tensor:
-        latents = on_device(self._path.latents(node, states), self._transformer.device)
+        latents = on_device(self._path.latents(node, states), self._device)
         key = tuple(items.tolist())
         predicts = self._prepared.get(key)
         if predicts is None:
