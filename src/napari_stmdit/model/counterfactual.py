@@ -280,6 +280,13 @@ class Abduction:
         """Bytes of states and slopes."""
         return sum(part.numel() * part.element_size() for part in (self.states, self.slopes) if part is not None)
 
+    def thinned(self, nodes: Sequence[int]) -> Abduction:
+        """Return the same path at some of its nodes, data and noise among them: a prediction takes fewer calls, and is coarser."""
+        kept, path = list(nodes), self.path
+        rows = (tuple(row[node] for node in kept) for row in (path.tau, path.signal, path.noise))
+        slopes = None if self.slopes is None else self.slopes[kept]
+        return replace(self, path=OdePath(path.kind, path.timesteps[kept], *rows), states=self.states[kept], slopes=slopes)
+
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return plain arrays for `restored`."""
         kept = {"states": self.states.numpy()}
