@@ -394,7 +394,7 @@ def synthesis_fault(section: Section, patch_mpp: float) -> str | None:
         return f"it has no slide image; {section.image_fault or needed}"
     return (
         f"its finest image ({Path(image.source).name}) has {mpp * image.pixel_size:.3g} um/px, coarser than the {limit:.3g} um/px "
-        f"that this checkpoint ({patch_mpp:.3g} um/px) can use, and the full-resolution image is missing; {needed}"
+        f"that this checkpoint ({patch_mpp:.3g} um/px) can use, and the full-resolution image is missing; {section.image_fault or needed}"
     )
 
 

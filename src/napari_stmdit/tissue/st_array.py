@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import SectionError
 from ..types import Genes
-from .sample import write_spaceranger_folder
+from .spaceranger_writer import write_spaceranger_folder
 
 PITCH_UM, SPOT_UM = 200.0, 100.0
 """Of the array: centre to centre along both axes of its square grid, and the diameter of a spot."""
