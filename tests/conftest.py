@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -43,6 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items if sys.platform == "win32" else ():
         if any(part in item.nodeid for part in POSIX_ALONE):
             item.add_marker(pytest.mark.skip(reason="needs POSIX signals, links, pipes or file modes"))
+
+
+def pytest_collection_finish() -> None:
+    """Have collections of garbage, several a viewer, pass over what is imported: it stays."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
