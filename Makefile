@@ -51,6 +51,7 @@ docs: $(STAMP) display
 	$(SCREEN) $(BIN)/python docs/screenshots.py
 	$(BIN)/python docs/guidance_grid.py
 	$(BIN)/python docs/edited_tissue.py
+	$(BIN)/python docs/example.py
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

@@ -47,7 +47,7 @@ def bench(section, make_napari_viewer):
     viewer = make_napari_viewer(show=True)
     _, workbench = viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)
     workbench.presenter.use_model(CropModel(card_for(tuple(f"GENE{k}" for k in range(1000)))))
-    workbench.folds["edits"].unfold()
+    workbench.reveal(workbench.edits)
     workbench.presenter._show(section)
     workbench.presenter.colour(Colouring("GENE7"))
     for _ in range(20):

@@ -9,9 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ["NAPARI_CONFIG"] = str(
-    Path(tempfile.mkdtemp(prefix="stmdit-docs-")) / "settings.yaml"
-)  # nobody's own settings
+HOME = Path(tempfile.mkdtemp(prefix="stmdit-docs-"))  # nobody's own settings and sections
+os.environ["NAPARI_CONFIG"], os.environ["STMDIT_HOME"] = str(HOME / "settings.yaml"), str(HOME / "stmdit")
 
 import napari
 import numpy as np
@@ -66,7 +65,7 @@ class Studio:
         bench = self.workbench
         bench.section.sample_button.click()
         settle(lambda: bench.state.section is not None and bench.state.checkpoint is not None and not bench.state.busy)
-        if bench.state.obstacle and "Select" not in bench.state.obstacle:
+        if bench.state.section is None or bench.state.checkpoint is None:
             sys.exit(f"the sample section or the checkpoint did not open: {bench.state.message.text}")
         known = set(bench.state.section.spots.genes.symbols.tolist())
         gene = next((g for g in GENES if g in known), str(bench.state.section.spots.genes.symbols[0]))
@@ -117,9 +116,6 @@ class Studio:
         if bench.state.status is not RunStatus.DONE:
             sys.exit(f"the run did not end well: {bench.state.message.text}")
 
-    def scroll_to(self, fold):
-        self.workbench.scroll.ensureWidgetVisible(self.workbench.folds[fold], 0, 400)
-
 
 def look_at_selected(studio, zoom):
     """Move the camera to the selected spots."""
@@ -139,18 +135,15 @@ def comparisons(studio):
     studio.run()
     bench.compare.baseline.click()
     settle(lambda: state.comparison is not None, 600)
-    for name in ("select", "colour", "synthesize"):
-        bench.folds[name].unfold(False)
     look_at_selected(studio, 1.5)
     studio.picture("workbench_swipe")
     bench.compare.mode.button("grid").click()
     look_at_selected(studio, 0.75)
     studio.picture("workbench_side_by_side")
     bench.compare.mode.button("off").click()
-    bench.folds["spot"].unfold()
+    bench.reveal(bench.spot)
     settle(lambda: state.close_up is not None and len(state.close_up.patches) == 3, 60)
     look_at_selected(studio, 1.5)
-    bench.folds["results"].unfold(False)
     studio.picture("workbench_spot")
     spot = bench.presenter.close_ups.spot
     bench.presenter.sheets.dose_strip(spot)
@@ -173,6 +166,7 @@ def plain_slide():
     bench.section.mpp.setText(f"{sample.calibration.mpp:.4g}")
     bench.section.mpp.returnPressed.emit()
     settle(lambda: state.section is not None and state.checkpoint is not None and not state.busy)
+    bench.section.details.setChecked(True)
     studio.picture("workbench_slide")
     studio.viewer.close()
 
@@ -185,26 +179,18 @@ def main():
     studio.picture("workbench_select")
     bench = studio.workbench
     bench.presenter.select(())
-    for name in ("section", "select", "synthesize", "results"):
-        bench.folds[name].unfold(False)
-    bench.folds["edits"].unfold()
+    bench.show_step("change")
     studio.paint()
     studio.picture("workbench_paint")
     bench.presenter.painting.take(EditFile())
     bench.presenter.use_tool("click")
     bench.presenter.colour(Colouring(bench.state.colouring.gene or studio.gene))
-    bench.folds["edits"].unfold(False)
-    for name in ("section", "select", "synthesize", "results"):
-        bench.folds[name].unfold()
     studio.lasso()
     steps = int(os.environ.get("STMDIT_DOCS_STEPS", "0")) or None
     bench.state.request = Request(
         **{**bench.state.request.model_dump(), "seed": 1, "morphology": "null", "steps": steps}
     )
     studio.run()
-    for name in ("section", "model"):
-        bench.folds[name].unfold(False)
-    studio.scroll_to("results")
     studio.picture("workbench_result")
     comparisons(studio)
     studio.viewer.close()

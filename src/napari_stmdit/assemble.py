@@ -1,4 +1,4 @@
-"""The one place that puts encoders, model and devices together."""
+"""Assembly of checkpoints: encoders, model and device."""
 
 from __future__ import annotations
 
@@ -42,27 +42,27 @@ BUNDLED = {"demo": "data/demo_checkpoint"}
 
 @dataclass(frozen=True)
 class CheckpointEntry:
-    """A checkpoint that can be loaded by name: ``name`` and the folder ``path``."""
+    """Checkpoint that can be loaded by name: ``name`` and the folder ``path``."""
 
     name: str
     path: Path
 
 
 class Checkpoint:
-    """An assembled checkpoint: the pipeline with its encoders on a device. It is a `PatchModel`.
+    """Assembled checkpoint: the pipeline with its encoders on a device. It is a `PatchModel`.
 
     Attributes
     ----------
     card
-        What the checkpoint says of itself.
+        Sizes, genes, conditions, defaults and limits of the checkpoint.
     profiles
         Tissue profiles that edits may move towards.
     provenance
-        What is recorded with every result: hash, device, dtype, licence.
+        Record for every result: hash, device, dtype, licence.
     expression, morphology
-        Where the conditions come from; one that is missing says why when it is first needed.
+        Encoders; a missing one raises when it is first needed.
     morphology_map
-        How morphology follows an edit of expression; None: it is fitted on each section.
+        Map by which morphology follows an edit of expression; None: fitted on each section.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class Checkpoint:
 
     @property
     def device(self) -> str:
-        """Device the transformer runs on."""
+        """Device of the transformer."""
         return str(self.provenance["device"])
 
     @property
     def lacking(self) -> Mapping[str, StmditError]:
-        """The encoders that are not there, and what to do about each; empty where all is there."""
+        """Missing encoders, and what to do about each; empty where none is missing."""
         sources = {"morphology_encoder": self.morphology, "expression_encoder": self.expression}
         return {name: source.error for name, source in sources.items() if isinstance(source, MissingEncoder)}
 
@@ -105,7 +105,7 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            The encoder is not there; the message says where it is to be had.
+            The encoder is missing; the message says where to get it.
         SectionError
             Embeddings were given, and some of the spots are not among them.
         """
@@ -119,22 +119,19 @@ class Checkpoint:
 
     @cached_property
     def editor(self) -> TissueEditor:
-        """What edits real crops; it keeps their noise."""
+        """Editor of real crops; it caches their noise."""
         embeddings = self.provenance.get("morphology_embeddings", {})
         known = " ".join(str(v) for v in (self.provenance["sha256"], self.provenance["dtype"], *embeddings.values()))
         return TissueEditor(self.pipeline, f"{known} {self.device.split(':')[0]}", noise_cache())
 
     def with_noise_cache(self, cache: EmbeddingCache) -> Checkpoint:
-        """Return this checkpoint with another place to keep the noise of crops."""
+        """Return this checkpoint with another cache for the noise of crops."""
         other = copy(self)
         other.editor = TissueEditor(self.pipeline, self.editor.identity, cache)
         return other
 
     def denoise(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
-        """Yield after every denoising step; the last step carries the images.
-
-        Where the batch is to be edited, its crops are, and no new tissue is made.
-        """
+        """Denoise or, where the batch says so, edit real crops; yield after every step, the last time with the images."""
         if batch.edited is not None:
             with memory_given_back():
                 yield from self.editor.edit(batch)
@@ -167,7 +164,7 @@ class Checkpoint:
         has_expression: bool,
         state: Mapping[str, NDArray[Any]] | None = None,
     ) -> CanvasSolver:
-        """Return a solver for a canvas of noise (c, h, w), or one that goes on from a state."""
+        """Return a solver for a canvas of noise (c, h, w), or one resumed from a state."""
         from .model.guidance import branches
         from .model.sampling import CanvasSolver, fast_solver
 
@@ -183,7 +180,7 @@ class Checkpoint:
         return CanvasSolver(self.pipeline.transformer, solver, needed, noise, sampling.steps, state, above=scales.above)
 
     def decode(self, latents: NDArray[np.float32], *, preview: bool = False) -> NDArray[np.uint8]:
-        """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8; with ``preview`` by the preview decoder, if any."""
+        """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8; with ``preview`` by the preview decoder, if there is one."""
         import torch
 
         with memory_given_back():
@@ -201,7 +198,7 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Open a checkpoint folder, verify it, and put it on a device.
 
-    An encoder whose weights are not on this computer is no error yet: what does not need it runs, the rest says what is missing.
+    A missing encoder is no error until a run needs it.
 
     Parameters
     ----------
@@ -270,7 +267,7 @@ def load_checkpoint(
     }
     card = folder.card
     if "expression" in given:  # no count is looked at: a plan must not promise that genes matter
-        card = card.model_copy(update={"genes": (), "gene_hash": "", "profiles": ()})
+        card = card.model_copy(update={"genes": (), "gene_hash": "", "profiles": (), "expression_given": True})
     if "expression" in given or counterfactual_fault(pipeline, card.conditions) is not None:
         card = card.model_copy(update={"edits_tissue": False})
     sources = open_sources(folder, transformer.config, given, chosen)
@@ -300,12 +297,11 @@ def convert_checkpoint(
     Parameters
     ----------
     source
-        A weights file, a folder, or the name of something that `stmdit download` has brought; of that, licence and known scale are
-        taken over.
+        A weights file, a folder, or the name of a download, whose licence and known scale are used.
     output
         The folder to make. In ``data_directory() / "checkpoints"`` it is found by its name.
     genes, genes_from
-        The genes that the expression encoder sees: a text file (one symbol a line) or the symbols; or a section, whose most variable
+        The genes that the expression encoder reads: a text file (one symbol a line) or the symbols; or a section, whose most variable
         genes are chosen by CancerFoundation's released rule.
     patch_mpp, config, mapping, name, sources, licence, on_stage
         As for `napari_stmdit.model.foreign.convert.convert`.
@@ -385,7 +381,7 @@ def checkpoint_folder(name: str | Path) -> Path:
 
 
 def checkpoint_content(name: str | Path) -> str:
-    """Return a hash of all that `load_checkpoint` reads by a name: the folder, and what is kept elsewhere.
+    """Return a hash of all that `load_checkpoint` reads: the folder, and components kept elsewhere.
 
     Raises
     ------

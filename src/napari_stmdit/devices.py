@@ -1,4 +1,4 @@
-"""Where torch computes: devices at hand, their precision, their memory, and the cores a viewer needs for itself."""
+"""Devices of torch: which are available, their precision and memory, and cores left to the viewer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     import torch
 
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Of the environment: threads of OpenMP that wait sleep at once, where by default they first spin; `stmdit bench` measures it."""
+"""Environment variable and value by which waiting OpenMP threads sleep instead of spinning; `stmdit bench` measures it."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def devices() -> list[tuple[str, str]]:
-    """Return the devices at hand as (id, label), the best first."""
+    """Return the available devices as (id, label), the best first."""
     import torch
 
     found = [
@@ -32,9 +32,9 @@ def devices() -> list[tuple[str, str]]:
 
 
 def choose_device(device: str = "auto", dtype: str = "auto") -> tuple[torch.device, torch.dtype]:
-    """Resolve device and dtype; raises CheckpointError where one is not to be had.
+    """Resolve device and dtype; raises CheckpointError where one is not available.
 
-    The dtype ``auto`` follows what the device can do, not a stopwatch: a run that is shared out or resumed must find the same one.
+    The dtype ``auto`` depends on the hardware alone, so that all workers of a run, and a resumed run, choose the same one.
     """
     import torch
 
@@ -51,24 +51,22 @@ def choose_device(device: str = "auto", dtype: str = "auto") -> tuple[torch.devi
 
 
 def _fast_dtype(device: str) -> str:
-    """Return bfloat16 where it is faster in hardware: GPUs that do not emulate it, CPUs with matrix tiles (AMX); measured by `stmdit bench`.
-
-    Without tiles a CPU gains less or loses, and on MPS nothing was measured: both compute in float32.
-    """
+    """Return the fast dtype of a device: bfloat16 where the hardware has it, float16 on other GPUs, else float32."""
     import torch
 
     if device.startswith("cuda"):
         with torch.cuda.device(device):
             return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    # without matrix tiles (AMX) bfloat16 gains little on a CPU or loses, and on MPS nothing was measured
     tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return "bfloat16" if device == "cpu" and tiles() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
 
 
 def decoder_on(vae: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Put an autoencoder on a device, in the form it decodes fastest in; return it.
+    """Put an autoencoder on a device, in the format it decodes fastest in; return it.
 
-    It follows the transformer into bfloat16, not into float16, in which the decoders of latent diffusion overflow. On a CPU its
-    convolutions take channels last, which oneDNN would otherwise rearrange at every layer.
+    It stays in float32 beside a float16 transformer: decoders of latent diffusion overflow there. On a CPU its convolutions take channels
+    last, which oneDNN would otherwise rearrange at every layer.
     """
     import torch
 
@@ -81,21 +79,18 @@ def decoder_on(vae: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def let_threads_sleep() -> None:
-    """Have torch's threads sleep while they wait for each other; call it before torch is imported.
+    """Make torch's waiting threads sleep, unless the user set it otherwise; call it before torch is imported.
 
-    By default they spin for a while, on cores that another program could use, and where one is at work they wait for the very thread
-    that they keep from running. What the user has set stays. Where torch is imported already, as by another plugin, its OpenMP has read
-    the environment and nothing can be done in this process; those that it starts have it.
+    By default they spin and block the cores that other threads need. Once torch is imported, it affects only processes started later.
     """
     for name, value in WAITING.items():
         os.environ.setdefault(name, value)
 
 
 def leave_a_core() -> None:
-    """Let torch compute with one thread fewer than there are cores, in the calling thread, as a viewer wants to be drawn, too.
+    """Leave one core to the viewer: in the calling thread, torch takes one thread fewer than there are cores.
 
-    Threads that torch shares a core with wait for each other by spinning: with as many threads as cores, on a machine that does
-    anything else, both the run and the viewer crawl. ``OMP_NUM_THREADS``, where it is set, is respected.
+    With as many spinning threads as cores, both run and viewer crawl. ``OMP_NUM_THREADS`` is respected.
     """
     if "torch" not in sys.modules or os.environ.get("OMP_NUM_THREADS"):
         return
@@ -106,7 +101,7 @@ def leave_a_core() -> None:
 
 @contextmanager
 def memory_given_back() -> Iterator[None]:
-    """After a failure, hand a device's cached memory back, so that a smaller batch finds room."""
+    """Free a device's cached memory after a failure, so that a smaller batch fits."""
     try:
         yield
     except Exception as error:
@@ -116,7 +111,7 @@ def memory_given_back() -> Iterator[None]:
 
 
 def free_device_memory() -> None:
-    """Give back what torch holds of a device without using it; call it after the last reference to a checkpoint is gone."""
+    """Free the memory that torch caches on a device; call it once no reference to a checkpoint is left."""
     import gc
 
     gc.collect()

@@ -1,4 +1,4 @@
-"""Editing crops of a slide with a checkpoint, keeping what was found out about each: a second edit only has to predict."""
+"""Edits of slide crops by a checkpoint; paths to noise are cached, so that a second edit only predicts."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     from .synthesis.models import Edited, PatchBatch
 
 METHOD = 2
-"""Version of what is kept: raise it where the path of a crop to its noise is computed otherwise."""
+"""Version of cached paths; raise it when the path of a crop to its noise changes."""
 NOISE_BYTES = 512 * 2**20
 NOISE_FOLDER_BYTES = 2 * 2**30
 IMAGE_BYTES = 128 * 2**20
 
 
 class TissueEditor:
-    """Edits crops with one checkpoint.
+    """Editor of crops with one checkpoint.
 
     Parameters
     ----------
     pipeline
         The checkpoint's.
     identity
-        What else a kept path depends on: the checkpoint's hash, precision and kind of device.
+        Further key of a cached path: the checkpoint's hash, precision and kind of device.
     cache
-        Where paths are kept.
+        Cache of paths.
 
     Attributes
     ----------
     abducted
-        How many crops were taken to their noise so far; the others were found in the cache.
+        Number of crops taken to their noise so far; others were in the cache.
     """
 
     def __init__(self, pipeline: STMDiTPipeline, identity: str, cache: EmbeddingCache) -> None:
@@ -83,7 +83,7 @@ class TissueEditor:
         yield DenoiseStep(batch.steps, batch.steps, images)
 
     def _decoded(self, keys: Sequence[str], latents: Any) -> Any:
-        """Return what the latents (b, c, h, w) of crops are decoded to, (b, 3, H, W); those decoded last are kept."""
+        """Decode the latents (b, c, h, w) of crops into (b, 3, H, W); recent ones are cached."""
         import torch
 
         from .model.counterfactual import decoded
@@ -127,7 +127,7 @@ class TissueEditor:
 
     @memory_given_back()
     def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Encode an image (H, W, 3) uint8 as latents (c, h, w); what was encoded before is found in the cache."""
+        """Encode an image (H, W, 3) uint8 as latents (c, h, w), cached."""
         from .model.vae import encode_latents
 
         key = self._key(f"latents {image.shape} {hashlib.sha256(image.tobytes()).hexdigest()}")
@@ -148,7 +148,7 @@ class TissueEditor:
         steps: int,
         batches: Batches,
     ) -> Generator[float, None, NDArray[np.float32]]:
-        """Yield the share of the work that is done; return the change (c, h, w) of the slide's latents (c, h, w).
+        """Edit a canvas: yield the share of work done, return the change (c, h, w) of the slide's latents (c, h, w).
 
         ``corners`` (n, 2) are those of n windows, in latent cells, with ``weight`` (s, s); conditions are one for each window.
         """
@@ -205,7 +205,7 @@ class TissueEditor:
 
     @memory_given_back()
     def decode_change(self, latents: NDArray[np.float32], change: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return how pixels move, (H, W, 3) in grey levels, with a change (c, h, w) of the slide's latents (c, h, w)."""
+        """Decode a change (c, h, w) of the slide's latents (c, h, w) into (H, W, 3) grey levels."""
         import torch
 
         from .model.counterfactual import decoded_change
@@ -219,7 +219,7 @@ class TissueEditor:
 
 
 def at_once(count: int) -> Batches:
-    """Return batches of so many items that are not halved: who asked for a batch asks for a smaller one."""
+    """Return batches of a fixed size: the caller halves them itself."""
     return Batches(count, smallest=count)
 
 
@@ -257,7 +257,7 @@ def conditions_of(morphology: NDArray[np.float32] | None, expression: NDArray[np
 
 
 def taken(conditions: ConditionTensors, items: Sequence[int]) -> ConditionTensors:
-    """Return the conditions of some items."""
+    """Select the conditions of some items."""
     from .model.inference import ConditionTensors
 
     parts = (conditions.morphology, conditions.expression, conditions.expression_keep)
@@ -265,7 +265,7 @@ def taken(conditions: ConditionTensors, items: Sequence[int]) -> ConditionTensor
 
 
 def _in_steps(work: Generator[float, None, Any], steps: int) -> Generator[DenoiseStep, None, Any]:
-    """Yield shares of the work as steps, of which the last is left for the images; return what the work returns."""
+    """Yield shares of the work as steps, keeping the last one for the images; return the work's result."""
     while True:
         try:
             share = next(work)
@@ -275,7 +275,7 @@ def _in_steps(work: Generator[float, None, Any], steps: int) -> Generator[Denois
 
 
 def _shares(work: Any, start: float) -> Generator[float, None, Any]:
-    """Yield from an integration the share of the whole, of which this is the half from ``start`` on."""
+    """Yield the share of the whole from an integration that is one half of it, beginning at ``start``."""
     while True:
         try:
             step = next(work)

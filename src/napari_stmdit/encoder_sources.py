@@ -1,6 +1,6 @@
-"""Where a checkpoint's conditions come from: an encoder in its folder, one kept elsewhere, embeddings the user brings, or none.
+"""Encoders of a checkpoint: in its folder, kept elsewhere, replaced by the user's embeddings, or missing.
 
-The encoders' room knows no files of foreign networks, and the model's room no encoders; both meet here.
+The encoders package knows no foreign files and the model package no encoders; both meet here.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 256 * 2**20
 CACHE_FOLDER_BYTES = 2**30
-"""What embeddings of one encoder may take in memory, and all of them on disk; the least recently used ones go first."""
+"""Maximum bytes of an encoder's cached embeddings in memory, and of all on disk."""
 
 
 class LackingEncoderError(CheckpointError):
-    """A checkpoint has no encoder that could be used; ``reason`` says why, without the commands that the message goes on with."""
+    """Error for a checkpoint without a usable encoder; ``reason`` is the message without its commands."""
 
     def __init__(self, reason: str, advice: str) -> None:
         super().__init__(f"{reason} {advice}")
@@ -37,7 +37,7 @@ class LackingEncoderError(CheckpointError):
 
 
 class MissingEncoder:
-    """Stands where an encoder should be, and says what is missing as soon as one asks it for something."""
+    """Placeholder of a missing encoder; raises as soon as it is used."""
 
     def __init__(self, error: StmditError) -> None:
         self.error = error
@@ -50,7 +50,7 @@ class MissingEncoder:
 def given_embeddings(
     config: Mapping[str, Any], morphology: str | Path | None, expression: str | Path | None
 ) -> dict[str, PrecomputedEmbeddings]:
-    """Read the embeddings that a user brings, of the widths that a transformer (its ``config``) takes.
+    """Read a user's embeddings, with the widths in a transformer's ``config``.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def open_sources(
     given: Mapping[str, PrecomputedEmbeddings],
     device: torch.device,
 ) -> dict[str, Any]:
-    """Return what to encode ``morphology`` and ``expression`` with: what was given, else the folder's encoder, else what is missing.
+    """Return the encoders of ``morphology`` and ``expression``: given embeddings, else the folder's encoder, else a placeholder.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def open_sources(
 
 
 def encoder_notes(source: Any) -> tuple[str, ...]:
-    """Return what an encoder has to say to the user: genes found by another symbol, tensors left aside."""
+    """Return an encoder's notes for the user: genes found by another symbol, unused tensors."""
     return tuple(getattr(getattr(source, "encoder", source), "notes", ()))
 
 
@@ -105,7 +105,7 @@ def _absent(folder: CheckpointFolder, what: str) -> CheckpointError:
         return CheckpointError(f"checkpoint {folder.card.name!r} is not conditioned on {what}.")
     return LackingEncoderError(
         f"checkpoint {folder.card.name!r} comes without a {what} encoder, and none is known for it.",
-        f"Give embeddings computed elsewhere, --{what}-embeddings FILE (.npy, .h5, .h5ad or .zarr), or run with {what} null.",
+        f"Give embeddings computed elsewhere, --{what}-embeddings FILE (.npy, .h5, .h5ad, .zarr or .csv), or run with {what} null.",
     )
 
 
@@ -128,7 +128,7 @@ def _open_or_miss(folder: CheckpointFolder, component: Component, what: str, dev
 
 
 def _open(component: Component, name: str, device: torch.device) -> Any:
-    """Open an encoder from the allow-list; its class is named in ``model_index.json`` and never imported by that name."""
+    """Open an encoder by its class in ``model_index.json``, from an allow-list and never by import."""
     from .encoders.linear_programs import LinearProgramEncoder
     from .encoders.small_conv import SmallConvEncoder
 
@@ -200,7 +200,7 @@ def embeddings_folder() -> Path:
 
 
 def _cache() -> EmbeddingCache:
-    """Return a cache in memory and on disk: a UNI2-h embedding takes seconds on a CPU, and a slide's patches do not change."""
+    """Return a cache in memory and on disk: a UNI2-h embedding takes seconds on a CPU."""
     from .encoders.cache import EmbeddingCache
 
     try:
@@ -210,7 +210,7 @@ def _cache() -> EmbeddingCache:
 
 
 def _key(component: Component) -> str:
-    """Tell encoders apart in a cache: by every file in their folder, and every file that their reference lists."""
+    """Return the cache key of an encoder: a hash of the files in its folder and in its reference."""
     from .model.hub.references import reference_hash
     from .storage.fingerprint import of_folder
 
@@ -229,7 +229,7 @@ def _check_width(source: Any, expected: int | None, what: str, path: Path) -> No
 
 
 def read_gene_list(path: str | Path) -> tuple[str, ...]:
-    """Read a gene list: one symbol a line, in the order that the encoder saw them; blank lines and ``#`` lines are left out.
+    """Read a gene list: one symbol a line, in the encoder's order; blank lines and ``#`` lines are skipped.
 
     Raises
     ------

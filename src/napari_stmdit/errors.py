@@ -1,7 +1,6 @@
-"""Every error a user can meet: what was got, what was expected, what to do next.
+"""Errors for users: what was got, what was expected, what to do next.
 
-All of them derive from `StmditError`, which derives from `Exception` and never from `RuntimeError`: the generator workers of
-napari take a `RuntimeError` for a deleted worker and swallow it.
+`StmditError` is never a `RuntimeError`: the generator workers of napari take that for a deleted worker and swallow it.
 """
 
 from __future__ import annotations
@@ -9,29 +8,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 Fault = tuple[str, tuple[int, ...], str]
-"""Of a tensor that does not fit: its name, its shape, the reason."""
+"""Misfit of a tensor: its name, its shape, the reason."""
 
 _ROWS_SHOWN = 20
 
 
 class StmditError(Exception):
-    """Root of the errors that are shown to a user as one message, without a traceback."""
+    """Base of all errors that a user sees as one message, without a traceback."""
 
 
 class SectionError(StmditError):
-    """A tissue section cannot be read, or lacks what an operation needs."""
+    """Error of a tissue section: unreadable, or without what an operation needs."""
 
 
 class ScaleError(SectionError):
-    """A slide states no microns per pixel, and they were not given: they have to be asked for."""
+    """Error of a slide without a scale: microns per pixel must be given."""
 
 
 class GeneError(StmditError):
-    """Genes are missing, unknown or ambiguous."""
+    """Error of genes: missing, unknown or ambiguous."""
 
 
 class RequestError(StmditError):
-    """A request cannot be planned. Carries every fault that was seen, each with its place.
+    """Error of a request that cannot be planned, with every fault and its place.
 
     Parameters
     ----------
@@ -45,15 +44,15 @@ class RequestError(StmditError):
 
 
 class CheckpointError(StmditError):
-    """A checkpoint cannot be read safely, is incomplete, or does not fit."""
+    """Error of a checkpoint: unsafe to read, incomplete, or unfit."""
 
 
 class SynthesisError(StmditError):
-    """Sampling failed; what was finished before is kept."""
+    """Error while sampling; what was finished before is kept."""
 
 
 class NotFiniteError(SynthesisError):
-    """Some items of a batch came out as not finite; the others would be fine without them.
+    """Error of non-finite items in a batch; the others are fine.
 
     Parameters
     ----------
@@ -67,11 +66,11 @@ class NotFiniteError(SynthesisError):
 
 
 class StoreError(StmditError):
-    """A result cannot be written or read back."""
+    """Error of a result that cannot be written or read back."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception says that a device or the computer has too little memory, whoever raised it."""
+    """Return whether an exception means too little memory, of a device or of the computer."""
     text = str(error).lower()
     return (
         isinstance(error, MemoryError)

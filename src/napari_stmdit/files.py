@@ -1,7 +1,7 @@
-"""Reading what a user gives: paths, JSON, YAML and numbers, held against what a broken or hostile file can do.
+"""Safe readers of user input: paths, JSON, YAML and numbers, also from broken or hostile files.
 
-Everything here raises `BadFile`, a ValueError whose message completes a sentence ("FILE cannot be read: ..."); the caller knows
-which error of ours it belongs to. Devices and pipes, which may never end, are no files; neither is one larger than is sensible.
+All raise `BadFile`, a ValueError whose message completes a sentence ("FILE cannot be read: ..."); the caller turns it into an error of
+ours. Devices, pipes and oversized files are refused.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ import yaml
 from .text import shorten
 
 MAX_TEXT_MB = 64
-"""Largest JSON file that is read, in megabytes."""
+"""Maximum size of a JSON file, in megabytes."""
 MAX_YAML_MB = 8
-"""Largest YAML file; its parser takes about a second for a megabyte."""
-_MOST_YAML_NODES = 1_000_000
-_MOST_YAML_DEPTH = 100
-_MOST_DIGITS = 1000
-"""Of a number; those in base 60, such as 1:59:59, take a time that grows with the square of their digits."""
+"""Maximum size of a YAML file; its parser takes about a second a megabyte."""
+_MAX_YAML_NODES = 1_000_000
+_MAX_YAML_DEPTH = 100
+_MAX_DIGITS = 1000
+"""Maximum digits of a YAML number: parsing base 60 (1:59:59) takes time that grows with their square."""
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class BadFile(ValueError):
-    """A path, a file or its text cannot be used; the message says why."""
+    """Error of a path, a file or its text; the message says why."""
 
 
 class UnsafeFile(BadFile):
-    """A file asks to build an object, which could run code; nothing was built."""
+    """Error of a file that asks to build an object, which could run code; nothing was built."""
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """Return a path as a user gives it, ``~`` expanded; raises BadFile where it is none, or none that a system can look up."""
+    """Return a user's path with ``~`` expanded; raises BadFile where it is no valid path."""
     if not isinstance(path, str | os.PathLike):
         raise BadFile(f"got {path!r}, expected a path")
     try:
@@ -55,6 +55,12 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         ):  # a circle of links is a missing file
             raise BadFile(f"{shorten(str(path))} cannot be looked up: {error.strerror}") from None
     return expanded
+
+
+def is_offline() -> bool:
+    """Return whether the environment forbids the network."""
+    names = ("STMDIT_OFFLINE", "HF_HUB_OFFLINE")
+    return any(os.environ.get(name, "").strip().lower() not in ("", "0", "false", "no", "off") for name in names)
 
 
 def read_text(path: str | os.PathLike[str], most_mb: float = MAX_TEXT_MB) -> str:
@@ -85,7 +91,7 @@ def read_json(path: str | os.PathLike[str], most_mb: float = MAX_TEXT_MB) -> Any
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
-    """Return the value that a YAML file holds: plain values alone, no key twice, aliases only as far as they stay small.
+    """Return the value of a YAML file: plain values, no key twice, no aliases that blow up.
 
     Raises
     ------
@@ -111,7 +117,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 
 
 class _Strict(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, of which YAML would silently take the last."""
+    """Safe loader that refuses a repeated key, of which YAML would silently take the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -124,16 +130,16 @@ class _Strict(yaml.SafeLoader):
 
 
 def _check_nodes(root: yaml.Node) -> None:
-    """Refuse a document whose aliases hold themselves or multiply beyond all use, and one nested beyond all use."""
+    """Refuse a document with recursive or exploding aliases, and one nested too deeply."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 
     def size(node: yaml.Node, depth: int) -> int:
         if id(node) in open_nodes:
             raise BadFile(f"an alias stands for something that holds itself (line {node.start_mark.line + 1})")
-        if depth > _MOST_YAML_DEPTH:
-            raise BadFile(f"it is nested more than {_MOST_YAML_DEPTH} deep")
-        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _MOST_DIGITS:
+        if depth > _MAX_YAML_DEPTH:
+            raise BadFile(f"it is nested more than {_MAX_YAML_DEPTH} deep")
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _MAX_DIGITS:
             raise BadFile(f"it holds a number of {len(node.value):,} digits (line {node.start_mark.line + 1})")
         if id(node) not in sizes:
             open_nodes.add(id(node))
@@ -141,15 +147,15 @@ def _check_nodes(root: yaml.Node) -> None:
             inner = [p for part in parts for p in (part if isinstance(part, tuple) else (part,))]
             sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in inner)
             open_nodes.discard(id(node))
-            if sizes[id(node)] > _MOST_YAML_NODES:
-                raise BadFile(f"its aliases stand for more than {_MOST_YAML_NODES:,} values; write them out")
+            if sizes[id(node)] > _MAX_YAML_NODES:
+                raise BadFile(f"its aliases stand for more than {_MAX_YAML_NODES:,} values; write them out")
         return sizes[id(node)]
 
     size(root, 0)
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Return whether a value is a finite number that a float can hold; a bool is none."""
+    """Return whether a value is a finite number, not a bool, within the range of a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:

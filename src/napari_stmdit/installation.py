@@ -1,4 +1,4 @@
-"""What is installed here, and on what: the text for a bug report. It names no section and sends nothing anywhere."""
+"""Description of the installation, for a bug report. It names no section and sends nothing anywhere."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ PACKAGES = (
     "torch diffusers safetensors huggingface_hub numpy pandas scipy anndata spatialdata spatialdata-io dask zarr tifffile "
     "napari npe2 magicgui qtpy superqt vispy pydantic"
 ).split()
-"""Without one of them something is missing."""
+"""Required packages."""
 OPTIONAL = "accelerate tensorboard datasets distributed torchmetrics lpips torchvision timm napari-spatialdata".split()
-"""Named where they are there: extras, neighbours, and what is known to get into the way."""
+"""Packages reported if present: extras, neighbours, and known troublemakers."""
 BINDINGS = ("PySide6_Essentials", "PySide6", "PyQt6", "PyQt5")
 VARIABLES = (
     "STMDIT_",
@@ -37,7 +37,7 @@ VARIABLES = (
     "OMP_",
     "PYTORCH_",
 )
-"""Of the environment those that begin so; no other is read."""
+"""Prefixes of the environment variables that are reported; no other is read."""
 _SECRET = ("TOKEN", "KEY", "PASSWORD", "SECRET")
 _BROKEN_QT = "PySide6 6.12.0 ends Python 3.11 after long use; install another: pip install 'PySide6_Essentials!=6.12.0'"
 _NO_QT = "no Qt is installed, and the viewer needs one: pip install 'napari-stmdit[all]'"

@@ -1,6 +1,6 @@
-"""What a user can ask for, and what a checkpoint says of itself: frozen pydantic models, all of them plain data.
+"""Requests, edits, regions and the checkpoint card: frozen pydantic models of plain data.
 
-The form, the YAML file and the provenance are the same object, and bad input is reported all at once with its place.
+Form, YAML file and provenance are the same object; all faults of an input are reported at once, with their place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def validated(model: type[T], values: Mapping[str, Any], complaint: str, hint: str = "") -> T:
-    """Build a model from what a checkpoint's file states; raises CheckpointError that names every fault after the complaint."""
+    """Build a model from a checkpoint's file; raises CheckpointError with every fault after the complaint."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -34,12 +34,12 @@ def validated(model: type[T], values: Mapping[str, Any], complaint: str, hint: s
 
 
 class Intent(BaseModel):
-    """Base of everything a user can ask for: immutable, serialisable, no unknown fields."""
+    """Base of all requests: immutable, serialisable, without unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy with some fields changed, validated as a new one is: pydantic's own copy takes any value for any field.
+        """Return a validated copy with some fields changed; pydantic's own copy does not validate.
 
         Raises
         ------
@@ -52,14 +52,14 @@ class Intent(BaseModel):
         return type(self).model_validate({**given, **update})
 
     def leaving_open(self, *names: str) -> Self:
-        """Return a copy that states nothing of some fields: they have their defaults, and whoever resolves them may choose."""
+        """Return a copy with some fields unset, at their defaults."""
         return type(self).model_validate({name: getattr(self, name) for name in self.model_fields_set - {*names}})
 
 
 class Guidance(Intent):
-    """The two guidance scales and how they combine; None means the checkpoint's own default.
+    """Guidance scales and their rule; None means the checkpoint's own default.
 
-    ``above`` is the noise level, 0 to 1, from which on they act; below it the plain conditional prediction is made.
+    ``above`` is the noise level, 0 to 1, above which they act; below it the plain conditional prediction is made.
     """
 
     expression: Annotated[float, Field(ge=0, le=30)] | None = None
@@ -69,7 +69,7 @@ class Guidance(Intent):
 
 
 DEFAULT_GUIDANCE = Guidance(expression=2.0, morphology=2.0, rule="nested_morphology_first")
-"""What counts where neither a request nor a checkpoint's card says."""
+"""Defaults where neither request nor card states guidance."""
 DEFAULT_STEPS = 20
 
 
@@ -88,7 +88,7 @@ class Polygons(Intent):
 
 
 class SampleOfSpots(Intent):
-    """So many spots, drawn with the request's seed."""
+    """A number of spots, drawn with the request's seed."""
 
     kind: Literal["sample"] = "sample"
     count: Annotated[int, Field(gt=0)]
@@ -104,20 +104,20 @@ Region = Annotated[SpotList | Polygons | SampleOfSpots | AllSpots, Field(discrim
 
 
 class _Edit(Intent):
-    """What all edits share: which genes or programs, which spots with which weight, how strongly."""
+    """Base of all edits: genes or programs, weighted spots, and strength."""
 
     name: str = ""
     genes: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
     spots: dict[str, Weight] | None = None
-    """Spot id -> weight between 0 and 1; None means every spot with weight 1. Empty while nothing is painted yet: it cannot be run."""
+    """Spot id -> weight between 0 and 1; None: every spot with weight 1. Empty: nothing painted yet, cannot be run."""
     strength: Weight = 1.0
     enabled: bool = True
 
 
 class _GeneEdit(_Edit):
     follow: Follow = "section"
-    """Whether all other genes, and depth, go along as they vary with the edited ones in this section, or stay as measured."""
+    """``section``: other genes and depth follow as they vary with the edited ones in this section. ``none``: they stay as measured."""
 
     @model_validator(mode="after")
     def _names_something(self) -> _GeneEdit:
@@ -171,7 +171,7 @@ class TowardsEdit(_Edit):
 
 
 class SwapEdit(_Edit):
-    """Let two groups of spots change places: each spot moves by the difference between the groups' means.
+    """Swap two groups of spots: each spot moves by the difference between the groups' means.
 
     In log units a spot of group a moves by mean(b) - mean(a), a spot of group b by the opposite, never below zero; the means
     are of the measured expression. Every spot keeps how it differs from its own group. Without genes and programs the whole
@@ -206,7 +206,7 @@ class TableEdit(_Edit):
     """``X`` or the name of a layer of an .h5ad; a text table has none."""
     baseline: str | None = None
     sha256: str = ""
-    """Of the file: what a run was made with. Empty while it has not been planned."""
+    """SHA-256 of the file in a run; empty before planning."""
 
 
 Edit = Annotated[
@@ -216,22 +216,22 @@ Edit = Annotated[
 
 
 class SpotProfile(Intent):
-    """A mean expression profile that was measured elsewhere, such as in a region of another section.
+    """Mean expression profile measured elsewhere, such as in a region of another section.
 
     ``values`` are gene -> mean of log(1 + counts per 10,000) over that region's spots, normalised over the genes listed.
     """
 
     source: str = ""
-    """Where it was measured, in words."""
+    """Description of where it was measured."""
     values: Annotated[dict[str, Annotated[float, Field(ge=0, le=math.log1p(1e4))]], Field(min_length=1)]
     spreads: dict[str, Annotated[float, Field(ge=0, le=math.log1p(1e4))]] = {}
-    """Standard deviation of the same over the spots, gene by gene, where it is known: a mean alone does not say how its spots look to an encoder."""
+    """Standard deviation over the spots, gene by gene, if known; without it spots move to the mean alone."""
     depth: Finite | None = None
     """Mean, over the spots, of the logarithm of their total relative to the median spot of their section; None: not known."""
 
 
 class Request(Intent):
-    """What the user wants; says nothing about how or where it is computed.
+    """Request for a synthesis; independent of how and where it is computed.
 
     ``exclude`` is a GeoJSON file of regions whose spots are left out of everything.
     ``morphology`` is ``own`` (each spot's own crop), ``mean`` (of the section), ``null`` or a spot id; ``expression`` is
@@ -266,17 +266,17 @@ class Request(Intent):
     @field_validator("counterfactual", mode="before")
     @classmethod
     def _on_and_off_as_yaml_reads_them(cls, value: Any) -> Any:
-        """Take true and false, as which YAML reads on and off without quotes."""
+        """Accept true and false, as which YAML reads unquoted on and off."""
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class CheckpointCard(Intent):
-    """What a checkpoint says of itself: the contents of ``stmdit.json``.
+    """Card of a checkpoint: the contents of ``stmdit.json``.
 
-    ``genes`` are the symbols that the expression encoder sees, in its own order; ``profiles`` name the tissue profiles (mean
+    ``genes`` are the symbols that the expression encoder reads, in its own order; ``profiles`` name the tissue profiles (mean
     log(1 + counts per 10,000) over those genes) stored beside the weights. ``conditions`` are what its transformer takes: one
     without expression is synthesized from morphology alone. ``edits_tissue`` is whether it can edit real tissue: its autoencoder has
-    an encoder; found out when it is loaded.
+    an encoder; found out when it is loaded, as is ``expression_given``: whether it was given embeddings of spots in the place of counts.
     """
 
     format_version: Literal[1] = 1
@@ -287,6 +287,7 @@ class CheckpointCard(Intent):
     steps: Annotated[int, Field(gt=0)]
     conditions: tuple[Literal["expression", "morphology"], ...] = ("expression", "morphology")
     edits_tissue: bool = True
+    expression_given: Annotated[bool, Field(exclude=True)] = False
     genes: tuple[str, ...] = ()
     gene_hash: str = ""
     minimum_gene_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5

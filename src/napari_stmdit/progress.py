@@ -1,4 +1,4 @@
-"""How far a run is, and how it is asked to stop."""
+"""Progress of a run, cancelling, and batches that halve when memory is short."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .errors import first_line, is_out_of_memory
 P = ParamSpec("P")
 T = TypeVar("T")
 BATCH = 8
-"""Patches denoised together where nobody says how many; it changes no result, and too little memory halves it."""
+"""Default batch size; changes no result, and is halved when memory is short."""
 
 
 class CancelToken:
-    """A flag that any thread may set; a run asks it at every denoising step."""
+    """Flag that any thread may set; a run checks it at every denoising step."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -35,21 +35,21 @@ class CancelToken:
 
 
 class Batches:
-    """How many items are computed at once; too little memory halves it, for all that follows.
+    """Batch size, halved for all that follows when memory is short.
 
     Parameters
     ----------
     size
-        At first.
+        Initial size.
     items
-        What they are, in words.
+        Name of the items, for notes.
     smallest
-        With so few at once, too little memory is an error.
+        Size at which too little memory becomes an error.
 
     Attributes
     ----------
     notes
-        What was halved and why, in sentences.
+        Sentences on what was halved and why.
     """
 
     def __init__(self, size: int, items: str = "items", smallest: int = 1) -> None:
@@ -58,7 +58,7 @@ class Batches:
 
     @classmethod
     def of(cls, size: int | Batches) -> Batches:
-        """Return batches of a size, or those that were given, which others use, too."""
+        """Return new batches of a size, or the given shared ones."""
         return size if isinstance(size, Batches) else cls(size)
 
     def each(
@@ -68,9 +68,9 @@ class Batches:
         stopped: Callable[[], bool] = lambda: False,
         halved: Callable[[], None] = lambda: None,
     ) -> Iterator[T]:
-        """Yield from ``work`` of one slice of ``items`` after the other; what memory does not suffice for is done again in halves.
+        """Yield from ``work`` on slices of ``items``; a slice too large for the memory is repeated in halves.
 
-        ``stopped`` is asked after each slice; ``halved`` is called before one is done again.
+        ``stopped`` is checked after each slice; ``halved`` is called before a repetition.
         """
         at = 0
         while at < len(items):
@@ -111,11 +111,11 @@ class Progress:
     part
         Share of the present step that is done, 0 to 1; continuous mode, whose steps are long.
     notes
-        What happened on the way and the user should know, in sentences.
+        Sentences for the user.
     failed
         Index -> reason of the patches that could not be made.
     facts
-        What a result records of how it was made, in JSON types.
+        Facts for the result's record, in JSON types.
     """
 
     patches_done: int
@@ -170,7 +170,7 @@ class DownloadProgress:
 
 @dataclass
 class Stopwatch:
-    """Seconds since its creation."""
+    """Timer that starts when it is made."""
 
     start: float = field(default_factory=time.perf_counter)
 
@@ -180,18 +180,24 @@ class Stopwatch:
         return time.perf_counter() - self.start
 
 
+def finish(steps: Generator[Any, None, T], on_step: Callable[[Any], None] | None = None) -> T:
+    """Run a generator to its end and return its value; ``on_step`` is called with every item."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+        if on_step is not None:
+            on_step(step)
+
+
 def drained(steps: Callable[P, Generator[Any, None, T]], name: str) -> Callable[P, T]:
-    """Return a function of the same parameters, called ``name``, that runs a generator function to its end and returns its value."""
+    """Return a function ``name`` that runs a generator function to its end and returns its value."""
 
     @wraps(steps)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        under_way = steps(*args, **kwargs)
-        while True:
-            try:
-                next(under_way)
-            except StopIteration as end:
-                found: T = end.value
-                return found
+        return finish(steps(*args, **kwargs))
 
     run.__name__ = run.__qualname__ = name
     signature = inspect.signature(steps).replace(return_annotation=inspect.Signature.empty)
@@ -200,7 +206,7 @@ def drained(steps: Callable[P, Generator[Any, None, T]], name: str) -> Callable[
 
 
 def mapped(steps: Generator[Any, None, T], change: Callable[[Any], Any]) -> Generator[Any, None, T]:
-    """Yield ``change`` of each thing that ``steps`` yields, and return what it returns."""
+    """Apply ``change`` to each item of a generator, and return the generator's value."""
     while True:
         try:
             step = next(steps)

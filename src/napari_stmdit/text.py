@@ -1,4 +1,4 @@
-"""Texts for messages: values and lists of names, cut where they are long."""
+"""Texts for messages: values and lists of names, shortened."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def counted(n: int, one: str, many: str = "") -> str:
 
 
 def shown(value: object, n: int = 80) -> str:
-    """Return any value for a message, however large it is: a short ``repr`` of its first parts."""
+    """Return a short ``repr`` of any value, however large."""
     brief = _Brief()
     brief.maxlevel, brief.maxstring = 2, n
     return shorten(brief.repr(value), n)
 
 
 class _Brief(reprlib.Repr):
-    """Shows the first of a value's parts; a number of more digits than Python writes is shown by its size."""
+    """Short ``repr`` of a value's first parts; huge numbers are shown by their size."""
 
     def repr_int(self, x: int, level: int) -> str:
         return repr(x) if x.bit_length() <= 256 else f"a whole number of {x.bit_length():,} bits"

@@ -1,7 +1,6 @@
-"""The values that flow between rooms.
+"""Values passed between packages: frozen dataclasses of arrays and settings.
 
-User intent (`Request` and what it holds) are frozen pydantic models, so that the form, the YAML file and the provenance are the
-same object. Array holders are frozen dataclasses. Positions are (y, x) in full-resolution pixels of the slide image, measured
+Positions are (y, x) in full-resolution pixels of the slide image, measured
 from the image's corner: the centre of pixel (0, 0) lies at (0.5, 0.5).
 """
 
@@ -26,14 +25,14 @@ if TYPE_CHECKING:
 CalibrationSource = Literal["override", "scalefactors", "lattice", "image", "unknown"]
 PredictedUnits = Literal["counts", "log1p"]
 Orientation = Literal["as-given", "mirror-x", "mirror-y", "turn-180", "swap-xy", "turn-90", "turn-270", "swap-yx"]
-"""How spots are laid over the slide, against what the files say; see `napari_stmdit.tissue.alignment`."""
+"""Orientation of the spots on the slide, relative to the files; see `napari_stmdit.tissue.alignment`."""
 
 
 # ------------------------------------------------------------------------------------------------- tissue
 
 
 MAX_DEPTH = 2.0
-"""A spot's depth relative to its section counts up to this far, in natural logarithms: a factor of 7."""
+"""Limit of relative depth, in natural logarithms: a factor of 7."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Calibration:
     Attributes
     ----------
     mpp
-        Microns per full-resolution pixel; None where it is not known and must be asked for.
+        Microns per full-resolution pixel; None if unknown.
     source
         ``override`` (the user), ``scalefactors`` (``microns_per_pixel``), ``lattice`` (fitted to the spots' array indices),
         ``image`` (stated in a synthetic result or an image's own metadata) or ``unknown``.
@@ -132,8 +131,7 @@ class SpotTable:
     def relative_depth(self) -> NDArray[np.float32]:
         """(n,) natural logarithm of each spot's total count relative to the median spot of the section, cut at a factor of 7.
 
-        How many counts a spot has depends on the experiment and on the tissue: within a section, denser tissue gives more (Bhuva et al.
-        2024, Genome Biology 25:99). The ratio keeps what the tissue says and drops the experiment's own depth.
+        Within a section denser tissue gives more counts (Bhuva et al. 2024, Genome Biology 25:99); the ratio drops the experiment's depth.
         """
         totals = np.asarray(self.counts.sum(axis=1), dtype=np.float64).ravel()
         found = totals[totals > 0]
@@ -154,7 +152,7 @@ class SlideImage:
     pixel_size
         Full-resolution pixels per pixel of level 0; 1 for a full-resolution image, about 5 for a hires PNG.
     source
-        Where it was read from, in words.
+        Description of where it was read from.
     file
         The file whose content the pixels are; None where they come from a store or memory.
     """
@@ -173,16 +171,16 @@ class SlideImage:
 
 @dataclass(frozen=True)
 class ExpressionSource:
-    """Where the expression of a section's spots comes from.
+    """Origin of a section's expression.
 
     Attributes
     ----------
     kind
-        ``measured``; ``predicted``, by a model of somebody, from a table; or ``none``, as of a plain H&E slide and of positions without counts.
+        ``measured``; ``predicted``, from the table of another model; or ``none``: a plain H&E slide, or positions without counts.
     file, sha256
-        Name and hash of the table that it was predicted in.
+        Name and hash of the predicted table.
     units
-        What that table holds: counts, or natural logarithms of one plus normalised counts.
+        Unit of that table: counts, or natural logarithms of one plus normalised counts.
     """
 
     kind: Literal["measured", "predicted", "none"] = "measured"
@@ -192,15 +190,15 @@ class ExpressionSource:
 
     @property
     def statement(self) -> str:
-        """What a result must say of it; empty where the expression was measured."""
+        """Statement for results; empty where the expression was measured."""
         if self.kind == "none":
-            return "no measured expression was used: the section has no counts, and expression is null everywhere"
+            return "no measured expression was used: the section has no counts, and expression is null where no embeddings of its spots are given"
         if self.kind == "predicted":
             return f"no measured expression was used: it was predicted, in {self.file} (SHA-256 {self.sha256[:12]}...)"
         return ""
 
     def facts(self) -> dict[str, str]:
-        """Return it in JSON types, to be kept with a section or a result."""
+        """Return the origin in JSON types, for records."""
         known = {"kind": self.kind, "file": self.file, "sha256": self.sha256, "units": self.units}
         return {name: value for name, value in known.items() if value} | (
             {"statement": self.statement} if self.statement else {}
@@ -209,7 +207,7 @@ class ExpressionSource:
 
 @dataclass(frozen=True)
 class StoreElements:
-    """Where a section's spots lie in a SpatialData store: its folder, and the names of the circles and of their table."""
+    """Elements of a section in a SpatialData store: its folder, and the names of circles and table."""
 
     root: Path
     spots: str
@@ -218,7 +216,7 @@ class StoreElements:
 
 @dataclass(frozen=True)
 class Excluded:
-    """Spots of a section that are left out of everything, as under folds, pen and blur.
+    """Excluded spots of a section, such as those under folds, pen and blur.
 
     Attributes
     ----------
@@ -238,7 +236,7 @@ class Excluded:
 
     @property
     def statement(self) -> str:
-        """How many are excluded, and by which regions, in a sentence."""
+        """Sentence with the number of excluded spots and their regions."""
         listed = ", ".join(f"{name} {len(ids):,}" for name, ids in self.regions.items())
         return f"{len(self.ids):,} of {len(self.whole):,} spots are excluded ({listed}) and used for nothing"
 
@@ -250,7 +248,7 @@ class Section:
     Attributes
     ----------
     path
-        As it was given when the section was opened; of a store also one of its elements.
+        Path as given when the section was opened; of a store also one of its elements.
     coordinate_systems
         Name -> (3, 3) affine that takes (y, x, 1) in full-resolution pixels into that coordinate system.
     synthetic
@@ -260,16 +258,18 @@ class Section:
     expression
         Where the spots' expression comes from.
     image_fault
-        Why there is no slide image, where something is known of it.
+        Why there is no slide image, if known.
     store
-        The elements that it was read from, where that was a SpatialData store.
+        Elements of the SpatialData store that it was read from.
     excluded
         Spots that were left out, which ``spots`` does not hold; see `napari_stmdit.tissue.excluded`.
+    outlines
+        Of the cells that spots are sums of, for drawing: (k, 2, 2) straight pieces, where each starts and ends, in full-resolution pixels.
     """
 
     name: str
     path: Path | None
-    kind: Literal["spatialdata", "spaceranger", "visium_hd", "image"]
+    kind: Literal["spatialdata", "spaceranger", "visium_hd", "xenium", "image"]
     spots: SpotTable
     image: SlideImage | None
     calibration: Calibration
@@ -280,6 +280,7 @@ class Section:
     image_fault: str = ""
     store: StoreElements | None = None
     excluded: Excluded | None = None
+    outlines: NDArray[np.float32] | None = None
 
     @property
     def whole(self) -> Section:
@@ -309,14 +310,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch of a plan.
+    """Patch of a plan.
 
     Attributes
     ----------
     index
         Place in the plan.
     spot_id, row
-        The spot it is conditioned on, and that spot's row in the section's table; of a tile, the spot nearest to its middle.
+        Spot that conditions it, and its row in the section's table; of a tile, the spot nearest to its middle.
     source_box
         (y0, x0, y1, x1) in full-resolution pixels, fractional: where its morphology is read.
     canvas_box
@@ -360,7 +361,7 @@ class CanvasFrame:
 
 @dataclass(frozen=True)
 class Windows:
-    """How a seamless canvas is made: overlapping windows that share every denoising step. All in canvas pixels.
+    """Overlapping windows of a seamless canvas, which share every denoising step. All in canvas pixels.
 
     Attributes
     ----------
@@ -403,7 +404,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class GuidanceScales:
-    """Guidance with nothing left open; ``above`` is the noise level, 0 to 1, from which on it acts."""
+    """Resolved guidance; ``above`` is the noise level, 0 to 1, above which it acts."""
 
     expression: float
     morphology: float
@@ -412,7 +413,7 @@ class GuidanceScales:
 
     @classmethod
     def of(cls, *wanted: Guidance) -> GuidanceScales:
-        """Take each value from the first that states it, at last from `DEFAULT_GUIDANCE`."""
+        """Resolve each value from the first that states it, else from `DEFAULT_GUIDANCE`."""
         stated: dict[str, Any] = {"above": 0.0}
         for one in (DEFAULT_GUIDANCE, *reversed(wanted)):
             stated |= one.model_dump(exclude_none=True)
@@ -421,15 +422,14 @@ class GuidanceScales:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an image is denoised.
+    """Sampling settings of an image.
 
     Attributes
     ----------
     guidance, steps
         As resolved.
     fast_solver, preview_decoder
-        Whether a solver for few steps takes the place of the checkpoint's own, and its preview decoder, where it has one, makes the
-        images.
+        Whether UniPC replaces the checkpoint's solver, and the preview decoder (if any) its decoder.
     """
 
     guidance: GuidanceScales = GuidanceScales.of()
@@ -442,8 +442,7 @@ class Sampling:
 class DenoiseStep:
     """State after one denoising step.
 
-    The last one carries the (b, patch_px, patch_px, 3) uint8 images. ``preview`` is what the first patch (patch_px, patch_px, 3)
-    uint8 is predicted to become, where one was asked for.
+    The last one has the images, (b, patch_px, patch_px, 3) uint8. ``preview`` is the predicted first patch, if requested.
     """
 
     step: int
@@ -454,10 +453,10 @@ class DenoiseStep:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be computed: the ordered patches, where they go, and every setting resolved.
+    """Resolved request: the ordered patches, their places, and every setting.
 
-    In continuous mode ``windows`` says how the canvas is made, and the patches are the tiles it is finished in. With
-    ``counterfactual`` the real tissue is changed by the edits: ``steps`` are then those of each way, to the noise and back.
+    In continuous mode the patches are tiles of a canvas made of ``windows``. With ``counterfactual`` the edits change the real tissue, and
+    ``steps`` count each way, to the noise and back.
     """
 
     request: Request
@@ -475,28 +474,28 @@ class Plan:
 
     @property
     def guidance(self) -> GuidanceScales:
-        """Guidance, as resolved."""
+        """Resolved guidance."""
         return self.sampling.guidance
 
     @property
     def steps(self) -> int:
-        """Denoising steps, as resolved."""
+        """Resolved number of denoising steps."""
         return self.sampling.steps
 
     @property
     def has_morphology(self) -> bool:
-        """Whether images are conditioned on morphology: it is asked for, and the checkpoint takes it."""
+        """Whether images are conditioned on morphology: requested, and taken by the checkpoint."""
         return self.request.morphology != "null" and "morphology" in self.card.conditions
 
     @property
     def has_expression(self) -> bool:
-        """Whether images are conditioned on expression: it is asked for, and the checkpoint takes it."""
+        """Whether images are conditioned on expression: requested, and taken by the checkpoint."""
         return self.request.expression != "null" and "expression" in self.card.conditions
 
 
 @dataclass(frozen=True)
 class PatchResult:
-    """A finished patch.
+    """Finished patch.
 
     Attributes
     ----------

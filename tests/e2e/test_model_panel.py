@@ -50,7 +50,7 @@ def answer(monkeypatch, kind, path):
 
 def test_size_and_terms_come_before_the_button(home, workbench):  # noqa: F811
     panel = workbench.model.downloads
-    workbench.folds["model"].unfold()
+    workbench.reveal(workbench.model)
     workbench.model.downloads_fold.unfold()
     panel.choose("uni2-h")
     assert "2.7 GB" in panel.facts.plain() and "not on this computer" in panel.facts.plain()
@@ -76,7 +76,7 @@ def test_offline_is_honoured_and_said(home, workbench):  # noqa: F811
 
 def test_a_foreign_checkpoint_from_file_to_run(home, workbench, foreign, vae_source, tiny_folder, monkeypatch):  # noqa: F811
     state, model = workbench.state, workbench.model
-    workbench.folds["model"].unfold()
+    workbench.reveal(workbench.model)
     panel = model.downloads
     panel.choose("sd3.5-vae")
     answer(monkeypatch, "getExistingDirectory", vae_source)

@@ -10,8 +10,8 @@ from viewing import no_leaks, settle, viewer, workbench  # noqa: F401
 
 from napari_stmdit.tissue.open import open_section
 from napari_stmdit.training.adaptation import request_of
-from napari_stmdit.ui.adapting import Adaptations
-from napari_stmdit.ui.widgets.adapt import AdaptPanel
+from napari_stmdit.ui.checkpoints import Adaptations
+from napari_stmdit.ui.widgets.model import AdaptPanel
 
 pytestmark = pytest.mark.gui
 
@@ -25,7 +25,7 @@ def home(tmp_path, monkeypatch):
     """A folder of the user's data in which ``demo`` means a small checkpoint, in every process."""
     monkeypatch.setenv("STMDIT_HOME", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr("napari_stmdit.ui.adapting.request_of", partial(request_of, workers=1))  # quick to start
+    monkeypatch.setattr("napari_stmdit.ui.checkpoints.request_of", partial(request_of, workers=1))  # quick to start
     write_tiny_checkpoint(tmp_path / "checkpoints" / "demo", tuple(f"OTHER{k}" for k in range(20)))
     return tmp_path
 
@@ -33,8 +33,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def opened(home, workbench, tiny_folder):  # noqa: F811
     workbench.presenter.show(open_section(tiny_folder))
-    workbench.folds["adapt"].unfold()
-    workbench.scroll.ensureWidgetVisible(workbench.adapt)
+    workbench.reveal(workbench.adapt)
     settle(lambda: False, 0.1)
     return workbench
 

@@ -31,7 +31,7 @@ def dock_of(viewer):  # noqa: F811
 
 def test_what_was_painted_can_be_run_and_a_double_click_is_one_run(viewer, opened):  # noqa: F811
     state, bar = opened.state, opened.run_bar
-    assert not bar.run.isEnabled() and "paint an edit" in bar.run.toolTip()
+    assert not bar.run.isEnabled() and "paint an edit" in bar.run.toolTip() and "paint an edit" in bar.words.plain()
     ids = state.section.spots.ids[3:8].tolist()
     opened.presenter.painting.take_draft(EditDraft(operation="knock_out", genes=("ERBB2",)))
     opened.presenter.painting.add(ids)

@@ -31,8 +31,7 @@ def click(button):
 def opened(workbench):  # noqa: F811
     workbench.presenter.use_model(Slow(CARD, 0.03))
     workbench.presenter.show(telling_section())
-    workbench.folds["evaluate"].unfold()
-    workbench.scroll.ensureWidgetVisible(workbench.evaluate)
+    workbench.reveal(workbench.evaluate)
     settle(lambda: False, 0.1)
     return workbench
 

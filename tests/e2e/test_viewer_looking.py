@@ -71,7 +71,7 @@ def test_choosing_a_result_raises_it_and_a_double_click_goes_there(viewer, opene
     opened.presenter.looking.back()
     results, panel, camera = opened.presenter.results, opened.results.list, camera_of(viewer)
     place = next(k for k in range(panel.count()) if panel.item(k).data(Qt.ItemDataRole.UserRole) == 1)
-    opened.scroll.ensureWidgetVisible(panel)
+    opened.reveal(panel)
     at = panel.visualItemRect(panel.item(place)).center()
     QTest.mouseClick(panel.viewport(), Qt.MouseButton.LeftButton, pos=at)
     assert opened.state.chosen_result == 1
@@ -163,3 +163,20 @@ def test_undo_walks_selections_and_edits_in_one_history(viewer, opened):  # noqa
     for _ in range(3):
         mouse.press(Qt.Key.Key_Z, CONTROL | SHIFT)
     assert state.selected == (ids[20],) and len(state.request.edits) == 1
+
+
+def test_rings_keep_their_width_on_the_screen(viewer, opened):  # noqa: F811
+    camera, spots = camera_of(viewer), opened.presenter.view.spots
+    opened.presenter.select(opened.state.section.spots.ids[:3].tolist())
+
+    def on_screen():
+        diameter = float(np.ravel(spots.size)[0]) * abs(spots.scale).min() * camera.zoom
+        return np.array(spots.border_width)[[0, 10]] * diameter
+
+    camera.zoom = 60.0
+    close = on_screen()
+    assert 2 < close[0] < 4 and 1 < close[1] < 2
+    camera.zoom = 240.0
+    np.testing.assert_allclose(on_screen(), close, rtol=0.3)
+    camera.zoom = 0.05  # seen from afar they shrink with the spots
+    assert on_screen()[0] < 1 and spots.border_width[0] == pytest.approx(0.14)

@@ -14,7 +14,8 @@ from napari_stmdit.intent import ScaleEdit
 from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.state import RunStatus
-from napari_stmdit.ui.widgets.keys import RUN_KEYS, sequence
+from napari_stmdit.ui.widgets.evaluate import Picture
+from napari_stmdit.ui.widgets.input import RUN_KEYS, sequence
 
 pytestmark = pytest.mark.gui
 EDIT = ScaleEdit(genes=("ERBB2",), factor=5, name="more ERBB2")
@@ -232,7 +233,7 @@ def test_the_close_up_and_the_contact_sheet(viewer, opened, tmp_path):  # noqa: 
     assert settle(lambda: state.comparison is not None)
     press(viewer, "swipe")
     state.chosen_result = 1
-    opened.folds["spot"].unfold()
+    opened.reveal(opened.spot)
     assert settle(lambda: state.close_up is not None and len(state.close_up.patches) == 3)
     assert settle(lambda: len(opened.spot.texts()) == 16)
     heads = opened.spot.texts()[::4]
@@ -247,10 +248,17 @@ def test_the_close_up_and_the_contact_sheet(viewer, opened, tmp_path):  # noqa: 
     real, base, edited = (float(t) for t in opened.spot.texts()[1:4])
     assert change == pytest.approx(edited - base, abs=0.002)
     state.request = state.request.model_copy(update={"edits": (EDIT,)})
-    opened.scroll.ensureWidgetVisible(opened.spot.dose)
+    opened.reveal(opened.spot.dose)
     click(opened.spot.dose)
     assert settle(lambda: state.sheet is not None and len(state.sheet.cells) == 7)
     assert settle(lambda: opened.sheet.isVisible())
+    small = max(picture.pixmap().width() for picture in opened.sheet.findChildren(Picture))
+    opened.sheet.resize(1400, 700)
+    settle(lambda: False, 0.2)
+    pictures = [picture for picture in opened.sheet.findChildren(Picture) if picture.isVisible()]
+    assert len(pictures) == 8 and all(p.pixmap().width() == p.pixmap().height() for p in pictures)
+    assert min(picture.pixmap().width() for picture in pictures) > small
+    assert "more ERBB2" in opened.sheet.title.plain()
     opened.sheet.save(tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 1000
     opened.sheet.save(tmp_path / "sheet.png")

@@ -223,18 +223,6 @@ def test_a_dropped_folder_shows_with_and_without_the_dock(no_leaks, make_napari_
     assert "30" in widget.section.rows["Spots"].plain()
 
 
-def test_nothing_is_cut_off_at_320_pixels(viewer, opened):  # noqa: F811
-    dock = next(d for d in viewer.window._qt_window.findChildren(type(opened.parentWidget())) if d.widget())
-    viewer.window._qt_window.resizeDocks([dock], [320], Qt.Orientation.Horizontal)
-    for fold in opened.folds.values():
-        fold.unfold()
-    opened.presenter.colour(Colouring("ERBB2"))
-    settle(lambda: False, 0.3)
-    room = 320 - 8 - 10 - 14 - 8  # margins, scroll bar, indent
-    for name, fold in opened.folds.items():
-        assert fold.content.minimumSizeHint().width() <= room, name
-
-
 def test_every_control_has_a_name_and_a_tooltip(opened):
     kinds = (QPushButton, QToolButton, QLineEdit, QComboBox, QAbstractSpinBox, QSlider, QCheckBox, QListWidget)
     for kind in kinds:

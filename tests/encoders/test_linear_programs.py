@@ -184,5 +184,5 @@ def test_levels_go_to_the_folder_and_back_and_wrong_ones_are_refused(by_depth, t
 def test_turned_programs_are_the_same_scores_turned(by_depth):
     counts, genes = table(NAMES)
     turn, depth = np.random.default_rng(2).normal(size=(3, 2)), np.linspace(-1, 1, 5).astype(np.float32)
-    found = by_depth.turned(turn).encode(counts, genes, depth)
+    found = by_depth.rotated(turn).encode(counts, genes, depth)
     np.testing.assert_allclose(found, by_depth.encode(counts, genes, depth) @ turn, atol=1e-4)

@@ -272,10 +272,10 @@ def test_a_change_beyond_the_reach_and_a_new_nucleus_are_seen():
     left[:, :32] = True
     found = locality(real, edited, ~left, left, ~left)
     assert found["outside_grey_levels"] == 200 and found["outside_pixels"] == 2048 and found["ratio"] is None
-    new = invented(real, edited, 1.0, {"left": left, "right": ~left}, left)
-    assert new["left"] == 0 and new["right"] > 0 and new["outside_nuclei"] == 0
-    assert invented(real, edited, 1.0, {}, ~left)["outside_nuclei"] == 1
-    assert invented(real, edited, 1.0, {}, np.zeros_like(left))["outside_nuclei"] is None
+    new = invented(real, edited, 1.0, left, ~left, left)
+    assert new["inside"] == 0 and new["around"] > 0 and new["outside_nuclei"] == 0
+    assert invented(real, edited, 1.0, left, left, ~left)["outside_nuclei"] == 1
+    assert invented(real, edited, 1.0, left, left, np.zeros_like(left))["outside_nuclei"] is None
 
 
 def test_features_tell_where_crops_change():

@@ -174,7 +174,7 @@ def test_genes_that_a_checkpoint_sees_follow_alike_whether_others_do_or_not(spot
     edit = AddEdit(genes=("G0",), log_units=0.4)
     rows = np.arange(len(spots))
     whole = apply_edits(rows, spots, (edit,), {}, {}).toarray()
-    seen = apply_edits(rows, spots, (edit,), {}, {}, seen=("G3", "G15", "not there")).toarray()
+    seen = apply_edits(rows, spots, (edit,), {}, {}, checkpoint_genes=("G3", "G15", "not there")).toarray()
     np.testing.assert_allclose(seen[:, [0, 3, 15]], whole[:, [0, 3, 15]], rtol=1e-5)
     np.testing.assert_array_equal(seen[:, 16:], spots.counts.toarray()[:, 16:])
 

@@ -78,6 +78,8 @@ def test_a_guidance_grid_scales_what_is_in_force():
     assert len({v.label for v in grid}) == 9
     most = guidance_grid(Request(guidance=Guidance(expression=29)), "0x0", Guidance(morphology=1, rule="additive"))
     assert max(v.request.guidance.expression for v in most) == 30  # a request allows no more
+    without = guidance_grid(Request(morphology="null"), "0x0", Guidance(expression=2, morphology=2, rule="additive"))
+    assert [v.request.guidance.expression for v in without] == [1, 2, 4]  # a scale of nothing changes nothing
 
 
 class ShowsExpression(NoiseModel):

@@ -64,6 +64,17 @@ def test_a_section_of_cellxgene_opens_with_the_slide_that_it_brings(tiny_folder,
     assert "counts are those of the table's raw" in notes and "1 features of the table are no genes" in notes
 
 
+def test_spots_are_excluded_and_turned_as_of_any_other_section(tiny_folder, tmp_path):
+    path, (y, x) = written(made(tiny_folder), tmp_path), tiny_arrays()["yx"][1]
+    square = [[x - 1, y - 1], [x + 1, y - 1], [x + 1, y + 1], [x - 1, y + 1], [x - 1, y - 1]]
+    pen = {"type": "Feature", "properties": {"name": "pen"}, "geometry": {"type": "Polygon", "coordinates": [square]}}
+    (tmp_path / "pen.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [pen]}))
+    first = open_section(path).spots.ids[0]
+    assert open_section(path, exclude=tmp_path / "pen.geojson").excluded.regions == {"pen": (first,)}
+    turned = open_section(path, orientation="turn-180").spots
+    np.testing.assert_allclose(turned.yx, TINY_SIDE_PX - open_section(path).spots.yx)
+
+
 def test_with_hires_alone_it_opens_and_says_what_is_missing(tiny_folder, tmp_path):
     path = written(made(tiny_folder, fullres=False), tmp_path)
     section = open_section(path)
@@ -141,3 +152,5 @@ def test_the_real_colon_tables_open_on_their_slides(shared_data, name, spots, ge
     here, there = np.array(both).T
     assert len(both) == spots
     assert np.abs(section.spots.yx[here] - outs.spots.yx[there]).max() < 3
+    factors = "nmf20 (20)" in " ".join(section.notes) and "--expression-embeddings d14_DSS.h5ad::" in section.notes[-1]
+    assert factors is (genes == 0)

@@ -7,7 +7,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from napari_stmdit.errors import SectionError
-from napari_stmdit.tissue.one_section import LEAST_PITCH_UM, refuse_aggregated, refuse_bins, refuse_libraries
+from napari_stmdit.tissue.one_section import MIN_PITCH_UM, refuse_aggregated, refuse_bins, refuse_libraries
 from napari_stmdit.types import Genes, SpotTable
 
 SPOTS = ("AAACAAGTATCTCCCA", "AAACACCAATAACTGC", "AAACAGAGCGACTCCT")
@@ -74,7 +74,7 @@ def test_array_indices_that_are_all_alike_say_nothing():
 
 
 def test_what_is_far_smaller_than_a_patch_is_no_spot():
-    refuse_bins(table(LEAST_PITCH_UM * 1.01), 1.0, "x")
+    refuse_bins(table(MIN_PITCH_UM * 1.01), 1.0, "x")
     refuse_bins(table(8), None, "x")  # without a scale nothing can be said, nor synthesized
     with pytest.raises(SectionError, match="8 um from each other"):
         refuse_bins(table(8), 1.0, "x")

@@ -138,7 +138,7 @@ def test_bins_whose_positions_were_made_csv_are_still_bins(hd_folder, tmp_path):
 
 
 def test_sums_of_bins_do_not_wrap_around(hd_folder):
-    from napari_stmdit.tissue.visium_hd import aggregate
+    from napari_stmdit.tissue.pseudo_spots import aggregate
     from napari_stmdit.types import Calibration, SpotTable
 
     _, rc, yx, _, _ = hd_folder

@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
+from pydantic import ValidationError
 
 from napari_stmdit.errors import RequestError
-from napari_stmdit.training.config import load_config
+from napari_stmdit.training.config import FolderSource, load_config
 
 
 def test_paths_are_taken_from_the_config_or_from_the_options(tiny_config, tmp_path):
@@ -33,8 +36,19 @@ def test_a_missing_or_broken_file_is_refused(tmp_path):
 
 
 def test_the_shipped_config_is_valid_and_never_trains_on_c6():
-    from pathlib import Path
-
     config = load_config(Path(__file__).parents[2] / "configs" / "demo.yaml")
     assert [s.name for s in config.train] == ["B4", "C2", "C3", "C5"]
     assert [s.name for s in config.held_out] == ["C6"]
+
+
+def test_a_folder_is_named_as_everywhere_and_the_keys_of_before_are_read():
+    now = FolderSource.model_validate({"name": "a", "path": "outs", "fullres": "slide.tif", "exclude": "pen.geojson"})
+    assert (
+        FolderSource.model_validate(
+            {"kind": "folder", "name": "a", "folder": "outs", "image": "slide.tif", "exclude": "pen.geojson"}
+        )
+        == now
+    )
+    assert now.absolute("/data").path == Path("/data/outs") and now.absolute("/data").fullres == "slide.tif"
+    with pytest.raises(ValidationError, match="folder"):
+        FolderSource.model_validate({"name": "a", "path": "outs", "folder": "outs"})

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model.foreign.keys import from_native
 from napari_stmdit.progress import DownloadProgress
-from napari_stmdit.ui.acquisition import Acquisition, ConvertIntent, offers
+from napari_stmdit.ui.checkpoints import Acquisition, ConvertIntent, offers
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.state import ModelChoice, WorkbenchState
 

@@ -11,7 +11,7 @@ from standins import make_section
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.presenter import Presenter
 from napari_stmdit.ui.state import Colouring, EditDraft
-from napari_stmdit.ui.widgets.edits import TableDialog
+from napari_stmdit.ui.widgets.dialogs import TableDialog
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.variants import guidance_grid
 from napari_stmdit.tissue.crops import read_patches
 from napari_stmdit.ui import layers
-from napari_stmdit.ui.changes import change_of, change_picture, halved, limit_of
 from napari_stmdit.ui.jobs import start_inline
+from napari_stmdit.ui.looking import change_of, change_picture, halved, limit_of
 from napari_stmdit.ui.presenter import Presenter
 from napari_stmdit.ui.state import RunStatus
 from napari_stmdit.ui.widgets.compare import ComparePanel
+from napari_stmdit.ui.widgets.evaluate import SpotPanel
 from napari_stmdit.ui.widgets.results import summary
-from napari_stmdit.ui.widgets.spot import SpotPanel
 from napari_stmdit.ui.widgets.synthesize import SynthesizePanel
 
 GENES = ("ERBB2", "KRT8", "MKI67", "EPCAM")

@@ -1,9 +1,10 @@
 """Forms of parameters are made from the model that checks them; panels let go of what they listen to."""
 
+import pytest
 from psygnal import Signal
 
 from napari_stmdit.intent import Request
-from napari_stmdit.ui.widgets.common import connect_state, form_of
+from napari_stmdit.ui.widgets.common import connect_state, form_of, in_dock
 
 
 def test_a_form_has_the_range_the_default_and_the_name_of_a_field(qtbot):
@@ -42,3 +43,34 @@ def test_fields_are_shown_at_once_and_until_the_connections_are_closed():
     connections.close()
     events.one.emit(2)
     assert len(shown) == 5 and not connections
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (
+            "a.svs does not state how large its pixels are; give the microns per pixel with --mpp (mpp=...), as the scanner's settings have them",
+            "a.svs does not state how large its pixels are; give the microns per pixel under 'µm per pixel', as the scanner's settings have them",
+        ),
+        (
+            "give the slide image that Space Ranger was run on with --fullres IMAGE (its fullres_image_file)",
+            "give the slide image that Space Ranger was run on under 'Slide image'",
+        ),
+        (
+            "use another checkpoint, or --allow-gene-mismatch (allow_gene_mismatch=True) to go on",
+            "use another checkpoint, or switch on 'Run although genes are missing' to go on",
+        ),
+        ("use spots in place of a region (--mode spots, mode='spots')", "use spots in place of a region"),
+        (
+            "the morphology cannot follow, or make new tissue with --no-counterfactual",
+            "the morphology cannot follow, or make new tissue",
+        ),
+        (
+            "Run `stmdit download uni2-h --from FOLDER`.",
+            "Run `stmdit download uni2-h --from FOLDER`.",
+        ),  # a whole command
+        ("0 -- 3 (a note), 20 % (n = 5)", "0 -- 3 (a note), 20 % (n = 5)"),
+    ],
+)
+def test_messages_name_the_docks_controls(message, shown):
+    assert in_dock(message) == shown

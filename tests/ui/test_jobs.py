@@ -4,7 +4,7 @@ from models_for_ui import ByHand
 from napari.components import ViewerModel
 
 from napari_stmdit.errors import StoreError
-from napari_stmdit.ui import acquisition
+from napari_stmdit.ui import checkpoints
 from napari_stmdit.ui.jobs import Handlers, Job, Series
 from napari_stmdit.ui.presenter import Presenter
 from napari_stmdit.ui.state import Fetching, WorkbenchState
@@ -56,10 +56,10 @@ def test_what_waits_is_begun_at_once_where_nobody_will_be_there_later():
 
 def test_a_conversion_is_not_silenced_by_a_look_at_another_file(monkeypatch, tmp_path):
     by_hand, told, loaded = ByHand(), [], []
-    monkeypatch.setattr(acquisition, "_converting", lambda intent: job("convert", tmp_path / "made"))
-    desk = acquisition.Acquisition(WorkbenchState(), by_hand, loaded.append)
+    monkeypatch.setattr(checkpoints, "_converting", lambda intent: job("convert", tmp_path / "made"))
+    desk = checkpoints.Acquisition(WorkbenchState(), by_hand, loaded.append)
     desk.state.events.message.connect(lambda message: told.append(message.text))
-    desk.convert(acquisition.ConvertIntent("x", 0.5, "made"))
+    desk.convert(checkpoints.ConvertIntent("x", 0.5, "made"))
     desk.choose(str(tmp_path / "other.safetensors"))
     assert desk.state.converting
     by_hand.finish(0)
@@ -68,8 +68,8 @@ def test_a_conversion_is_not_silenced_by_a_look_at_another_file(monkeypatch, tmp
 
 def test_two_downloads_wait_for_each_other(monkeypatch):
     by_hand, told = ByHand(), []
-    monkeypatch.setattr(acquisition, "_downloading", lambda name, folder: job(name, Fetching(name, 0.5), f"/{name}"))
-    desk = acquisition.Acquisition(WorkbenchState(), by_hand, lambda choice: None)
+    monkeypatch.setattr(checkpoints, "_downloading", lambda name, folder: job(name, Fetching(name, 0.5), f"/{name}"))
+    desk = checkpoints.Acquisition(WorkbenchState(), by_hand, lambda choice: None)
     desk.state.events.message.connect(lambda message: told.append(message.text))
     desk.download("one")
     desk.download("two")
@@ -83,8 +83,8 @@ def test_two_downloads_wait_for_each_other(monkeypatch):
 
 def test_a_closed_desk_downloads_no_more(monkeypatch):
     by_hand, told = ByHand(), []
-    monkeypatch.setattr(acquisition, "_downloading", lambda name, folder: job(name, f"/{name}"))
-    desk = acquisition.Acquisition(WorkbenchState(), by_hand, lambda choice: None)
+    monkeypatch.setattr(checkpoints, "_downloading", lambda name, folder: job(name, f"/{name}"))
+    desk = checkpoints.Acquisition(WorkbenchState(), by_hand, lambda choice: None)
     desk.state.events.message.connect(lambda message: told.append(message.text))
     desk.download("one")
     desk.download("two")

@@ -530,7 +530,7 @@ def test_sheets_wait_their_turn_and_can_be_stopped(presenter, by_hand):
     presenter.state.request = presenter.state.request.model_copy(update={"edits": (EDIT,)})
     presenter.runs.run()
     presenter.sheets.dose_strip(ids[0])
-    assert [q.title for q in presenter.state.queue] == ["Dose strip: 7 images"]
+    assert [q.title for q in presenter.state.queue] == ["Dose strip, more ERBB2: 7 images"]
     by_hand.finish()
     assert presenter.sheets.busy
     by_hand.finish()

@@ -4,7 +4,7 @@ from qtpy.QtCore import Qt
 
 from napari_stmdit.expression.reach import ProgramReach
 from napari_stmdit.ui.state import EditDraft
-from napari_stmdit.ui.widgets.draft import DraftForm
+from napari_stmdit.ui.widgets.edits import DraftForm
 
 
 def test_a_program_that_the_checkpoint_cannot_see_is_greyed_with_the_reason(qtbot, tiny_section):

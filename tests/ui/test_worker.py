@@ -232,10 +232,10 @@ def test_a_run_leaves_a_core_to_the_viewer(tiny_section, card, monkeypatch):
     try:
         monkeypatch.setattr(os, "cpu_count", lambda: 4)
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        list(jobs.synthesis(session(plan, tiny_section, Asks(card, 0), 30)).generate(CancelToken()))
+        list(jobs.synthesis(session(plan, tiny_section, Asks(card, 0), 30)).guarded(CancelToken()))
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
         torch.set_num_threads(2)
-        list(jobs.synthesis(session(plan, tiny_section, Asks(card, 0), 30)).generate(CancelToken()))
+        list(jobs.synthesis(session(plan, tiny_section, Asks(card, 0), 30)).guarded(CancelToken()))
     finally:
         torch.set_num_threads(before)
     assert seen == [3, 2]
@@ -245,11 +245,11 @@ def test_a_thread_that_outlives_the_program_says_nothing(qapp):
     """Where Qt is gone, a signal raises: that is nobody's error, and no traceback."""
     from napari_stmdit.ui.widgets.worker import JobWorker
 
-    def work():
+    def work(token, tell):
         yield 1
         raise ValueError("odd")
 
     def gone(error):
         raise RuntimeError("Signal source has been deleted")
 
-    JobWorker(work, CancelToken(), gone).run()
+    JobWorker(work, CancelToken(), print, gone).run()

@@ -1,4 +1,4 @@
-"""Ours against the straightforward ways, edits of real tissue, and threads that sleep: in one run, turn by turn."""
+"""Benchmarks in turns: ours against straightforward loops, edits of real tissue, and threads that sleep."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PLAIN = "straightforward, float32"
 
 @dataclass
 class _Way:
-    """One way to make a patch; without a ``net``, ours."""
+    """Way to make a patch; without a ``net``, ours."""
 
     subject: Subject
     vae: Any
@@ -64,7 +64,7 @@ class _Way:
 def against_straightforward(
     plain: Subject, dtype: torch.dtype, rounds: int, plain_net: Callable[[Any], Any] = lambda transformer: transformer
 ) -> dict[str, Any]:
-    """Compare one patch, all steps and decoding, with loops that save nothing.
+    """Compare one patch, all steps and decoding, with straightforward loops.
 
     One loop is float32 and makes a forward for every branch at every step; one is in the fast precision and makes one forward for
     all branches. Their autoencoders are as they are loaded. Ours in float32 must give what the first gives.
@@ -78,7 +78,7 @@ def against_straightforward(
     rounds
         Of all ways in turn.
     plain_net
-        Makes what the loops call of a transformer; by default our own forward.
+        Turns a transformer into what the loops call; by default our own forward.
 
     Returns
     -------
@@ -132,7 +132,7 @@ def straightforward(
     *,
     batched: bool = False,
 ) -> Tensor:
-    """Denoise (b, c, h, w) noise as one would write it down: at every step a forward for every branch, or one for all of them.
+    """Denoise (b, c, h, w) noise plainly: at every step a forward for every branch, or one for all of them.
 
     Returns
     -------
@@ -240,10 +240,9 @@ def editing(checkpoint: Checkpoint, section: Section, rounds: int) -> dict[str, 
         ``dtype``, ``steps``, ``side_um``, ``rounds``; for ``region`` and ``spot``: the median seconds of the ``first`` picture and of the
         ``next`` one, at another strength, and how many crops or windows were taken to their noise for each.
     """
-    spots, mpp = section.spots, section.calibration.mpp
-    assert mpp is not None and section.image is not None  # the sample section has both
+    spots, mpp = section.spots, section.mpp
     half = SIDE_UM / 2 / mpp
-    y, x = (n / 2 for n in section.image.shape)
+    y, x = (n / 2 for n in section.slide.shape)
     square = ((y - half, x - half), (y - half, x + half), (y + half, x + half), (y + half, x - half))
     painted = spots.ids[(np.abs(spots.yx - (y, x)) <= half).all(axis=1)].tolist()
     target = tuple(spots.ids[np.argsort(spots.relative_depth)[:12]].tolist())
@@ -290,9 +289,9 @@ parent = os.getppid()
 while os.getppid() == parent:
     for _ in range(100000): pass
 """
-"""A program that needs a core until its parent is gone."""
+"""Program that keeps a core busy until its parent is gone."""
 _OTHERS = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""What else says how long threads spin; left out of both ways."""
+"""Further environment variables for the spinning of threads; unset in both ways."""
 ALONE, BESIDE = "alone", "beside a busy process"
 
 
@@ -305,8 +304,7 @@ def waiting(checkpoint: str, rounds: int, count: int = COUNT) -> dict[str, Any]:
     -------
     dict
         ``patches``, ``rounds``, ``setting``; for ``alone`` and ``beside a busy process``: the median seconds ``spinning`` and ``sleeping``,
-        how many ``times_faster`` the latter is, and the ``load`` of the machine before and after, where it counts it. What else the
-        machine does comes on top: ``alone`` is quiet only if the load is low.
+        how many ``times_faster`` the latter is, and the machine's ``load`` before and after; ``alone`` is quiet only if that is low.
 
     Raises
     ------

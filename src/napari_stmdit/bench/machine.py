@@ -1,4 +1,4 @@
-"""What the machine can do, how long something takes on it, and how much memory that needs."""
+"""Measurements of the machine: peak rate, time and memory of some work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_ROUNDS = 15
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that something took, over ``rounds`` repetitions after one to warm up; ``rounds`` 0: that first one alone."""
+    """Seconds over ``rounds`` repetitions after a warm-up; ``rounds`` 0: the warm-up itself."""
 
     median: float
     least: float
@@ -43,7 +43,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
+    """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -51,9 +51,9 @@ def wait_for(device: torch.device) -> None:
 
 
 def timed(work: Callable[[], Any], device: torch.device, seconds: float, rounds: int = MAX_ROUNDS) -> Timing:
-    """Time some work as often as fits into ``seconds``, at most ``rounds`` times, after a first time that does not count.
+    """Time some work as often as fits into ``seconds``, at most ``rounds`` times, after a warm-up.
 
-    Where the first time alone takes longer, it is all there is.
+    Where the warm-up takes longer than that, it is the result.
     """
     first = once(work, device)
     if first > seconds:
@@ -130,7 +130,7 @@ class PeakMemory:
                 Path("/proc/self/clear_refs").write_text("5")
 
     def read(self) -> float | None:
-        """Return the peak so far; None where nobody counts."""
+        """Return the peak so far; None where it is not counted."""
         if self._device.type == "cuda":
             return float(torch.cuda.max_memory_allocated(self._device)) / 1e6
         if _STATUS.is_file():

@@ -1,4 +1,4 @@
-"""Everything that `stmdit bench` measures, as one report."""
+"""Report of `stmdit bench`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .subjects import Subject, in_dtype, of_checkpoint, random_base
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure.
+    """Settings of a benchmark.
 
     Attributes
     ----------
@@ -34,9 +34,9 @@ class Settings:
     batches
         Patches at once, for sampling and decoding.
     seconds
-        Time that one figure may take; what takes longer is measured once, or left out and named.
+        Time for one figure; longer ones are measured once, or left out and named.
     rounds
-        Of every comparison.
+        Rounds of every comparison.
     steps
         Denoising steps of the comparisons; None: the checkpoint's own, and 20.
     """
@@ -53,7 +53,7 @@ class Settings:
 def run_bench(
     settings: Settings, on_stage: Callable[[str], None] = lambda _: None, base: Callable[..., Subject] = random_base
 ) -> dict[str, Any]:
-    """Measure, and return a report of JSON types; raises CheckpointError where the checkpoint or the device is not there.
+    """Run the benchmark and return a report of JSON types; raises CheckpointError where checkpoint or device are missing.
 
     ``on_stage`` is called with the name of each stage; ``base`` makes the random model on a device.
     """

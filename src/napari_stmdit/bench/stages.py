@@ -1,4 +1,4 @@
-"""The stages of a patch, each on its own: what it costs, and what share of the machine's peak it reaches."""
+"""Cost of each stage of a patch, and the share of the machine's peak that it reaches."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from .subjects import Subject
 
 @dataclass(frozen=True)
 class Stage:
-    """One line of the table.
+    """Stage: one line of the table.
 
     Attributes
     ----------
     stage, dtype, batch
-        What was done, in which precision, for how many patches at once.
+        Name, precision, and patches at once.
     milliseconds
         Median for the whole batch; of ``sample``, of one denoising step.
     rounds
-        How often it was repeated; 0: once, without warming up.
+        Repetitions; 0: once, without warm-up.
     gflop
-        Operations done for the batch; None where they were not counted.
+        Operations for the batch; None where not counted.
     utilisation
-        Of the measured peak of matrix products on this device in this precision, 0 to 1.
+        Share, 0 to 1, of the measured peak of matrix products on this device in this precision.
     peak_mb
         Peak memory.
     """
@@ -52,13 +52,13 @@ class Stage:
     peak_mb: float | None = None
 
     def facts(self) -> dict[str, Any]:
-        """Return it as JSON types."""
+        """Return the stage in JSON types."""
         return {name: round(v, 4) if isinstance(v, float) else v for name, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A batch that was not measured, as its expected time was too long."""
+    """Batch that was not measured, as its expected time was too long."""
 
     stage: str
     dtype: str
@@ -122,8 +122,7 @@ def around(checkpoint: Checkpoint, section: Section, seconds: float, batch: int 
     made = plan(section, request, checkpoint.card)
     rows = [patch.row for patch in made.patches]
     boxes = [patch.source_box for patch in made.patches]
-    assert section.image is not None  # the sample section has one
-    image, spots, card = section.image, section.spots, checkpoint.card
+    image, spots, card = section.slide, section.spots, checkpoint.card
     crops = read_patches(image, boxes, card.patch_px)
     canvas = MemoryCanvas(made.frame)
     pixels = np.zeros((card.patch_px, card.patch_px, 3), dtype=np.uint8)

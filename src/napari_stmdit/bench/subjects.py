@@ -1,4 +1,4 @@
-"""Models to measure: a checkpoint, or a transformer and autoencoder of published sizes with random weights."""
+"""Benchmarked models: a checkpoint, or a transformer and autoencoder of published sizes with random weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SD3_VAE: dict[str, Any] = {
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
-"""The settings of the SD3.5 autoencoder, for ``AutoencoderKL`` of diffusers."""
+"""Settings of the SD3.5 autoencoder, for ``AutoencoderKL`` of diffusers."""
 
 STEPS = 20
 
@@ -112,7 +112,7 @@ def random_base(
 ) -> Subject:
     """Make a DiT-B/2 and an SD3-style autoencoder of random weights in float32, 20 steps and both guidance scales.
 
-    ``sizes`` and ``vae_sizes`` replace some of theirs.
+    ``sizes`` and ``vae_sizes`` override some of theirs.
     """
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 

@@ -1,4 +1,4 @@
-"""The data card: a README.md that says what the images are, how they were made, and what they are not for."""
+"""Data card (README.md): what the images are, how they were made, and what they are not for."""
 
 from __future__ import annotations
 
@@ -175,5 +175,5 @@ def _licence(licence: str | None) -> str:
     own = f"`{licence}`, as stated by its maker." if licence else "`unknown`: its maker has not stated one."
     return f"""## Licence
 
-{own} Whoever passes the data set on looks at three terms: those of the section (slide and counts), those of the checkpoint, and those of
+{own} Three sets of terms apply when the data set is passed on: those of the section (slide and counts), those of the checkpoint, and those of
 the data that it was trained on (both above)."""

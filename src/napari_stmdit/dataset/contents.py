@@ -1,4 +1,4 @@
-"""The contents of a data set: its columns, its rows in order, and the image, the facts and the expression of each."""
+"""Contents of a data set: columns, rows in order, and image, facts and expression of each row."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Kind = Literal["string", "bool", "int64", "float64", "indices", "values"]
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its name, what it holds, and what that means. ``indices`` and ``values`` are lists of int32 and of float32."""
+    """Column: name, type and meaning. ``indices`` and ``values`` are lists of int32 and of float32."""
 
     name: str
     kind: Kind
@@ -131,7 +131,7 @@ COLUMNS = (*FACTS, *EXPRESSION)
 
 
 def arrow_schema(first: Literal["file_name", "image"]) -> pa.Schema:
-    """Return the schema of a table whose first column is a file's name, or the image itself, which the metadata declare for `datasets`."""
+    """Return the schema of a table whose first column is a file name or the image, declared as such for `datasets`."""
     import pyarrow as pa
 
     types: dict[str, Any] = {
@@ -172,12 +172,12 @@ def as_arrow(records: Sequence[dict[str, Any]], first: Literal["file_name", "ima
 
 
 _SPOTS_OF_AN_EDIT = {"spots", "group_a", "group_b", "target_spots", "enabled", "strength"}
-"""Long, the same in every row, and kept once in the run's record."""
+"""Fields of an edit that are long and the same in every row; the run's record has them once."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image: the run it is of, or None for a crop of the slide, its place among the run's patches, and where it lies."""
+    """One image: its run (None for a crop of the slide), place among the run's patches, and position."""
 
     run: int | None
     at: int
@@ -186,10 +186,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Contents:
-    """The rows of a data set, spot by spot: the crop of the slide first, then the runs in their order.
+    """Rows of a data set, spot by spot: the crop of the slide first, then the runs in order.
 
-    The runs have unique names, one section and one size of patch; ``profiles`` are, for each run, those of the checkpoint that its edits
-    move towards; without a ``slide`` there are no crops.
+    Runs have unique names, one section and one size of patch. ``profiles`` hold, for each run, the checkpoint's profiles that its edits move
+    towards. Without a ``slide`` there are no crops.
     """
 
     runs: tuple[Finished, ...]
@@ -203,7 +203,7 @@ class Contents:
     def of(
         cls, runs: Sequence[Finished], profiles: Sequence[Mapping[str, Profile]], slide: SlideImage | None
     ) -> Contents:
-        """Put the rows of some runs in order; raises StoreError where there is nothing to write or they do not belong into one table."""
+        """Order the rows of some runs; raises StoreError where there are none or they do not fit into one table."""
         _check(runs)
         rows = _rows(runs, slide is not None)
         ids = [_id(runs, row) for row in rows]
@@ -214,7 +214,7 @@ class Contents:
 
     @property
     def section(self) -> Section:
-        """The section that all belongs to."""
+        """Section of all runs."""
         return self.runs[0].section
 
     @property
@@ -229,7 +229,7 @@ class Contents:
 
     @property
     def synthetic(self) -> int:
-        """Images that a checkpoint made."""
+        """Number of synthetic images."""
         return sum(row.run is not None for row in self.rows)
 
     def facts(self, at: int) -> dict[str, Any]:
@@ -299,7 +299,7 @@ class Contents:
         return mixed_counts(mixing(places.reshape(near.shape), weights, len(drawn)), counts)
 
     def _drawn_on(self, made: Finished, row: int) -> dict[str, float]:
-        """Return the spots that the expression at a spot is made of, and their weights: in seamless tissue its neighbours, too."""
+        """Return the spots (in seamless tissue neighbours, too) and weights that make up the expression at a spot."""
         if not _mixes_spots(made):
             return {str(self.section.spots.ids[row]): 1.0}
         near, weights = nearest_spots(self.section.spots.yx[[row]], made.section)
@@ -370,7 +370,7 @@ def _tidy(counts: csr_matrix) -> csr_matrix:
 
 
 def condition_of(made: Finished) -> str:
-    """Return what a run's images were conditioned on, as the column ``expression`` has it."""
+    """Return a run's expression condition, as in the column ``expression``."""
     checkpoint = dict(made.provenance.get("checkpoint") or {})
     if made.request.expression == "null" or "expression" not in checkpoint.get("conditions", ("expression",)):
         return "null"
@@ -378,12 +378,12 @@ def condition_of(made: Finished) -> str:
 
 
 def _mixes_spots(made: Finished) -> bool:
-    """Return whether the expression at a place of a run is made of several spots: in seamless tissue, unless embeddings were given."""
+    """Return whether a run mixes the expression of several spots: in seamless tissue, unless embeddings were given."""
     return made.request.mode == "continuous" and condition_of(made) != "embeddings"
 
 
 def edits_at(request: Request, spots: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Return the edits that touch some spots, which weigh one together: place in the request, what they do, their weight; JSON types only."""
+    """Return the edits at spots, whose shares sum to one: place in the request, operation, weight; JSON types only."""
     found = []
     for number, edit in enumerate(request.edits):
         members = set(spots)
@@ -434,7 +434,7 @@ def _id(runs: Sequence[Finished], row: Row) -> str:
 
 
 def _baselines(runs: Sequence[Finished]) -> tuple[tuple[int, ...], ...]:
-    """Return for each run those that differ from it by the edits alone; none for a run without edits."""
+    """Return the baselines of each run: runs that differ from it by the edits alone; none for a run without edits."""
     keys = [noise_key(made.request, made.provenance) for made in runs]
     found = []
     for run, made in enumerate(runs):

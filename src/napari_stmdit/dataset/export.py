@@ -1,4 +1,4 @@
-"""Results into a paired data set: synthetic and real patches with expression, edits and the whole record. Streamed and resumable."""
+"""Export of results as a paired data set: synthetic and real patches with expression, edits and records. Streamed and resumable."""
 
 from __future__ import annotations
 
@@ -39,33 +39,33 @@ from .sources import AnyResult, CheckpointFacts, Slide, checkpoint_facts, find_s
 Format = Literal["imagefolder", "parquet", "anndata"]
 FORMATS: tuple[Format, ...] = ("imagefolder", "parquet", "anndata")
 SHARD_BYTES = 32 * 2**20
-"""Of pixels in a shard; memory holds a few times this."""
+"""Pixel bytes in a shard; memory holds a few times this."""
 _AT_ONCE = 16
 _CARD, _GENES = "README.md", "genes.csv"
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A data set that was written, or as far as it was.
+    """Data set that was written, whole or in part.
 
     Attributes
     ----------
     path
         The data set's folder.
     rows, synthetic
-        Images in all, and of them those made by a checkpoint.
+        Number of images, and of synthetic ones.
     runs
         Names of the runs in it.
     formats
         What was written.
     done
-        Rows that are safe.
+        Rows on disk.
     unfinished
-        The folder that holds them where the data set is not whole; None where it is.
+        Folder of an unfinished data set; None once it is whole.
     existed
-        Whether it was there already, and nothing was done.
+        Whether it was there already.
     notes
-        What the user should know.
+        Notes for the user.
     """
 
     path: Path
@@ -101,8 +101,7 @@ def export_steps(
 ) -> Generator[Progress, None, Exported]:
     """Write results as a paired data set.
 
-    It grows in ``OUT.unfinished``, shard by shard, and gets its name when it is whole: stopped or killed, the same call goes on, and
-    one that is whole is left as it is.
+    It grows in ``OUT.unfinished``, shard by shard, and is renamed when it is whole. Stopped or killed, the same call goes on.
 
     Parameters
     ----------
@@ -118,22 +117,22 @@ def export_steps(
     real
         Whether the crop of the slide at each place is added.
     section, fullres
-        Where that slide is, where the result does not lead there.
+        Where the slide is, if the result does not lead there.
     checkpoint
-        Folder of the checkpoint, where its name does not lead there; looked into for profiles that edits move towards, and for the card.
+        Folder of the checkpoint, if its name does not lead there; read for target profiles and for the card.
     licence
         For the card: a hub's identifier, or words; without it the card says that it is not known.
     rows_per_shard
         Images in a shard; by default about 32 MiB of pixels.
     cancel
-        Asked between images; what is done is kept.
+        Checked between images; what is done is kept.
     on_progress
         Called after every few images.
 
     Raises
     ------
     StmditError
-        With what cannot be read, what is not known, or where it cannot be written.
+        A result cannot be read, is incomplete, or the place cannot be written.
     """
     place, kinds = output_place(out), _formats(formats)
     made = open_results(result, runs)
@@ -167,12 +166,12 @@ export_dataset = drained(export_steps, "export_dataset")
 
 
 class _Stopped(Exception):
-    """The user asked to stop."""
+    """Raised when the user asked to stop."""
 
 
 @dataclass
 class _Export:
-    """An export under way."""
+    """Export under way."""
 
     folder: DatasetFolder
     contents: Contents
@@ -186,14 +185,14 @@ class _Export:
     published: bool = False
 
     def steps(self) -> Iterator[Progress]:
-        """Write what is not there yet, and give the data set its name, until a stop is asked for."""
+        """Write the missing shards and publish the data set, unless stopped."""
         with explained(self.folder.path, AGAIN), suppress(_Stopped):
             yield from self._shards()
             self._finish()
             yield self._progress()
 
     def _shards(self) -> Iterator[Progress]:
-        """Write the shards that are not there yet; raises _Stopped as `_check`."""
+        """Write the missing shards; raises _Stopped as `_check`."""
         total = len(self.contents)
         if "anndata" in self.formats:
             make_images(self.folder.path / IMAGES, self.contents, self.per_shard)
@@ -228,7 +227,7 @@ class _Export:
         self.folder.commit(shard.number, (shard.start, shard.stop), names)
 
     def _finish(self) -> None:
-        """Write what belongs to all shards, and publish the folder; raises _Stopped as `_check`."""
+        """Write the files of all shards together, and publish the folder; raises _Stopped as `_check`."""
         records = {made.name: dict(made.provenance) for made in self.contents.runs}
         names = [_GENES]  # not the card, which is the user's to complete
         self._check()
@@ -278,7 +277,7 @@ def _per_shard(wanted: int | None, contents: Contents) -> int:
 
 
 def _identity(contents: Contents, slide: Slide | None, formats: Sequence[Format], per_shard: int) -> dict[str, Any]:
-    """Return what must be the same for an export to go on: the same images and counts in the same shards."""
+    """Return the identity of an export, which must match for it to go on: images, counts and shards."""
     content: dict[str, Any] = {"counts": table_hash(contents.section.spots)}
     if slide is not None:
         boxes = [row.patch.source_box for row in contents.rows if row.run is None]
@@ -300,7 +299,7 @@ def _hash(made: Finished) -> str:
 
 
 def _licence_note(place: Path, manifest: Mapping[str, Any], licence: str | None) -> tuple[str, ...]:
-    """Say that a data set which is there already has another licence: its card is the user's, and is left alone."""
+    """Say that an existing data set has another licence; its card belongs to the user and is left alone."""
     if licence is None or manifest.get("licence") == licence:
         return ()
     was = manifest.get("licence")

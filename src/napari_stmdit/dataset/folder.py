@@ -1,4 +1,4 @@
-"""The folder of a data set while it is written: nothing half done under a lasting name, nothing done twice."""
+"""Folder of a data set while it is written: only whole files under lasting names, and none written twice."""
 
 from __future__ import annotations
 
@@ -36,16 +36,15 @@ from ..text import some_of
 MANIFEST = "manifest.json"
 WORK = ".work"
 CONTENT = "content"
-"""Key of an identity: hashes of the counts and of the slide's crops. Manifests of earlier versions lack it."""
+"""Manifest key for the hashes of counts and of the slide's crops; manifests of earlier versions lack it."""
 FORMAT = 1
 AGAIN = "export again, what is finished is kept"
 
 
 class DatasetFolder:
-    """The unfinished folder of a data set, held by one process at a time.
+    """Unfinished folder of a data set, held by one process at a time.
 
-    It grows at ``path`` and will be at ``out``. ``shards`` holds the manifest's entries of the shards that are safe, by number; ``notes`` say
-    what happened when it was taken up.
+    It grows at ``path`` and moves to ``out``. ``shards`` are manifest entries of finished shards, by number; ``notes`` tell of a resumed one.
     """
 
     def __init__(self, out: Path, path: Path, manifest: dict[str, Any], lock: Any) -> None:
@@ -56,12 +55,12 @@ class DatasetFolder:
 
     @property
     def rows(self) -> int:
-        """Rows that are safe."""
+        """Number of rows in finished shards."""
         return sum(stop - start for start, stop in (entry["rows"] for entry in self.shards.values()))
 
     @classmethod
     def open(cls, out: Path, identity: Mapping[str, Any]) -> DatasetFolder:
-        """Make the folder of a new data set, or take up that of this one.
+        """Make the folder of a data set, or resume it.
 
         Raises StoreError where it is of another data set (saying what differs), another process holds it, or it cannot be written.
         """
@@ -87,14 +86,14 @@ class DatasetFolder:
             return cls(out, path, manifest, take_lock(path))
 
     def work(self) -> Path:
-        """Return an empty folder for what is not whole yet."""
+        """Return an empty folder for unfinished files."""
         place = self.path / WORK
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         return place
 
     def put(self, source: Path, name: str) -> None:
-        """Move a whole file or folder to its place; what an interrupted export left there makes room."""
+        """Move a whole file or folder to its place, over leftovers of an interrupted export."""
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
@@ -110,7 +109,7 @@ class DatasetFolder:
         self._write()
 
     def publish(self, facts: Mapping[str, Any], names: Sequence[str]) -> None:
-        """Complete the manifest with what belongs to no shard, let go of the folder, and give it its name."""
+        """Complete the manifest, release the folder, and give it its name."""
         shutil.rmtree(self.path / WORK, ignore_errors=True)
         self._manifest |= {
             **_plain(facts),
@@ -126,7 +125,7 @@ class DatasetFolder:
         place_folder(self.path, self.out)
 
     def release(self) -> None:
-        """Let go of the folder as it is."""
+        """Release the folder as it is."""
         self._lock.release()
 
     def _entry(self, name: str) -> dict[str, Any]:
@@ -153,7 +152,7 @@ class DatasetFolder:
 
 
 def output_place(out: str | Path) -> Path:
-    """Return the absolute path of a data set that may be written; raises StoreError for one that is none."""
+    """Return the absolute path of a data set; raises StoreError where it may not be written."""
     try:
         return user_path(out).absolute()
     except BadFile as error:
@@ -161,9 +160,9 @@ def output_place(out: str | Path) -> Path:
 
 
 def complete_manifest(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the manifest of the data set that is at its place already, whole; None where the place is free.
+    """Return the manifest of a whole data set that is there already; None where the place is free.
 
-    Raises StoreError where something else is there, or this data set but not whole.
+    Raises StoreError where something else is there, or this data set but incomplete.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         if out.is_symlink() and not out.exists():
@@ -186,7 +185,7 @@ def complete_manifest(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] 
 
 
 def measure(path: Path) -> tuple[int, str]:
-    """Return the size and SHA-256 of a file, or of a folder: of its files' names and hashes."""
+    """Return size and SHA-256 of a file, or of a folder (names and hashes of its files)."""
     if path.is_file():
         return path.stat().st_size, digest(path)
     total, size = hashlib.sha256(), 0

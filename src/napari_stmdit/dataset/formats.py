@@ -1,4 +1,4 @@
-"""The formats of a data set: folders of PNG files and Parquet for `datasets`, AnnData with a zarr array of images; written block by block."""
+"""Formats of a data set: PNG folders and Parquet for `datasets`, AnnData with a zarr array of images; written block by block."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 IMAGES, TABLE = "anndata/images.zarr", "anndata/dataset.zarr"
 ROWS_AT_ONCE = 256
-"""Rows of the table that are held at a time, as edits work on dense rows."""
+"""Table rows held at a time: edits work on dense rows."""
 _MAX_NAME = 80
 _ROW_GROUP = 64
-"""Rows that a reader of a Parquet file decodes together; few, as each holds an image."""
+"""Rows of a Parquet row group; few, as each holds an image."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows ``start`` to ``stop`` of a data set, ready to be written: pixels (n, p, p, 3) uint8, and the columns and the label of each row."""
+    """Rows ``start`` to ``stop`` of a data set: pixels (n, p, p, 3) uint8, and columns and label of each row."""
 
     number: int
     start: int
@@ -41,7 +41,7 @@ class Shard:
 
     @classmethod
     def of(cls, contents: Contents, number: int, start: int, pixels: NDArray[np.uint8]) -> Shard:
-        """Put a shard together from its images."""
+        """Assemble a shard from its images."""
         stop = start + len(pixels)
         measured, edited = contents.measured(start, stop), contents.conditioned(start, stop)
         records = tuple(
@@ -64,12 +64,12 @@ def _sparse(matrix: csr_matrix, row: int, index: str, count: str) -> dict[str, N
 
 
 def encoded(shard: Shard, mpp: float) -> list[bytes]:
-    """Return the images of a shard as PNG files, each of which says what it is."""
+    """Encode the images of a shard as PNG, each with its label."""
     return [png_of(pixels, mpp, label) for pixels, label in zip(shard.pixels, shard.labels, strict=True)]
 
 
 def file_names(shard: Shard) -> list[str]:
-    """Return a name for the file of each image: its row in the data set, which no other has, and what it is."""
+    """Return the file name of each image: its row, and what it is."""
     return [
         f"{shard.start + k:07d}_{re.sub(r'[^0-9A-Za-z_.-]', '_', record['id'])[:_MAX_NAME]}.png"
         for k, record in enumerate(shard.records)
@@ -98,7 +98,7 @@ def write_parquet(shard: Shard, images: Sequence[bytes], file: Path) -> None:
 
 
 def make_images(place: Path, contents: Contents, rows_per_shard: int) -> None:
-    """Make the zarr array of the images, (n, y, x, rgb) uint8, where it is not there yet: a chunk an image, a file a shard."""
+    """Make the zarr array of images, (n, y, x, rgb) uint8, unless it exists: one chunk an image, one file a shard."""
     import zarr
 
     if (place / "zarr.json").is_file():
@@ -122,7 +122,7 @@ def make_images(place: Path, contents: Contents, rows_per_shard: int) -> None:
 
 
 def write_images(place: Path, start: int, pixels: NDArray[np.uint8]) -> None:
-    """Write the images of one shard: one file, in one step."""
+    """Write the images of one shard, atomically."""
     import zarr
 
     zarr.open_array(place, mode="r+")[start : start + len(pixels)] = pixels

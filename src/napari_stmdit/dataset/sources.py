@@ -1,4 +1,4 @@
-"""What a data set is made from: results out of a store, the slide at its full resolution, and the facts of the checkpoint."""
+"""Sources of a data set: results of a store, the full-resolution slide, and facts of the checkpoint."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AnyResult = str | Path | Result | StoredResult | Sequence[Result | StoredResult]
 
 @dataclass(frozen=True)
 class Slide:
-    """Where crops of the slide are read; ``mpp`` is that of the finest level, ``description`` says in a sentence which image it is."""
+    """Slide that crops are read from; ``mpp`` of its finest level, and a sentence that describes it."""
 
     image: SlideImage
     mpp: float
@@ -38,7 +38,7 @@ class Slide:
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """Facts of a checkpoint, as far as they are known; the profiles are read only where edits move towards them."""
+    """Known facts of a checkpoint; profiles only where edits move towards them."""
 
     name: str
     sha256: str
@@ -49,7 +49,7 @@ class CheckpointFacts:
 
 
 def open_results(source: AnyResult, names: Sequence[str] = ()) -> tuple[Finished, ...]:
-    """Return the results a data set is made of: of a store those of the ``names``, with or without ``stmdit_``, or all.
+    """Open the results of a data set: those of a store by ``names``, with or without ``stmdit_``, or all.
 
     Raises StoreError where there are none or a name is not among them, SectionError where the store cannot be opened.
     """
@@ -85,11 +85,10 @@ def _chosen(stored: StoredResults, names: Sequence[str], where: str) -> Sequence
 
 
 def find_slide(made: Finished, section: str | Path | None = None, fullres: str | Path | None = None) -> Slide:
-    """Return the slide to crop real patches from: the one given, else the finest that belongs to the result.
+    """Return the slide for real crops: the one given, else the finest one of the result.
 
-    A store that was made for a result carries a slide image of at most 4000 px; the section it was made from is named in the result's
-    record, and taken where it is still there and has the very same spots. Raises StmditError, which says what to give, where no image of
-    that section is fine enough.
+    A store made for a result has a slide of at most 4000 px; the original section in the result's record is used if it is still there with
+    the same spots. Raises StmditError where no image is fine enough.
     """
     own = made.section
     if section is not None or fullres is not None:
@@ -117,7 +116,7 @@ def find_slide(made: Finished, section: str | Path | None = None, fullres: str |
 
 
 def _recorded_section(made: Finished) -> Section | None:
-    """Return the section that the result names, if it can still be opened, is the same, and is fine enough."""
+    """Return the section in the result's record, if it still opens, is the same, and is fine enough."""
     if not made.request.section or not Path(made.request.section).exists():
         return None
     try:
@@ -132,16 +131,15 @@ def _slide(section: Section, made: Finished, description: str) -> Slide:
     fault = synthesis_fault(section, made.patch_mpp)
     if fault is not None:
         raise SectionError(fault)
-    assert section.image is not None and section.calibration.mpp is not None  # or there was a fault
-    mpp = section.image.pixel_size * section.calibration.mpp
-    return Slide(section.image, mpp, f"{description}, {mpp:.4g} um/px")
+    mpp = section.slide.pixel_size * section.mpp
+    return Slide(section.slide, mpp, f"{description}, {mpp:.4g} um/px")
 
 
 def checkpoint_facts(made: Finished, checkpoint: str | Path | None = None) -> CheckpointFacts:
-    """Return what is known of the checkpoint of a result, with the profiles that its edits move towards.
+    """Return the known facts of a result's checkpoint, with its target profiles.
 
-    ``checkpoint`` is its name or folder, where the result's record does not lead there. Raises CheckpointError where it is needed for the
-    expression after the edits and is not there or in another state, or where the one given is another than the result's.
+    ``checkpoint`` is its name or folder, if the record does not lead there. Raises CheckpointError where it is needed for edited expression
+    and is missing or changed, or where another one is given.
     """
     record = dict(made.provenance.get("checkpoint") or {})
     name, sha256 = str(record.get("name") or made.request.checkpoint), str(record.get("sha256") or "")
@@ -183,7 +181,7 @@ def _profiles_needed(request: Request) -> list[str]:
 
 
 def _folder_of(made: Finished, checkpoint: str | Path | None, sha256: str) -> tuple[CheckpointFolder | None, str]:
-    """Return the folder of the very checkpoint that made a result, or why it is not to be had."""
+    """Return the folder of the checkpoint that made a result, or why it is not available."""
     try:
         folder = read_folder(checkpoint_folder(checkpoint if checkpoint is not None else made.request.checkpoint))
     except CheckpointError as error:

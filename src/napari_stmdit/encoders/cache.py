@@ -1,4 +1,4 @@
-"""Embeddings that were computed before: in memory, and on disk if wanted, one checked ``.npy`` file each."""
+"""Cache of embeddings: in memory, and on disk if wanted, one checked ``.npy`` file each."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ log = logging.getLogger(__name__)
 
 _DIGEST = hashlib.sha256().digest_size
 _KEPT_SHARE = 0.9
-"""Of the limit, after tidying up, so that a full folder is not listed at every write."""
+"""Share of the limit that is kept after tidying up: a full folder is not listed at every write."""
 _OURS = re.compile(r"[0-9a-f]+\.npy")
-"""Files by their key; whatever else lies in the folder is not ours to delete."""
+"""Pattern of cache files; any other file in the folder is left alone."""
 
 
 class CacheFolder:
     """A bounded folder of arrays by key.
 
-    A file is a ``.npy`` file with the SHA-256 of its bytes behind it; NumPy reads it as it is. A file that does not fit its hash is
-    deleted and counts as absent. Files are written beside and moved into place, so that another process sees a whole one or none.
+    A file is a ``.npy`` file followed by the SHA-256 of its bytes; NumPy reads it as it is. A file that does not fit its hash is
+    deleted and counts as absent. Files appear whole, also for other processes.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class CacheFolder:
         return found
 
     def touch(self, key: str) -> None:
-        """Mark an array as used now, by its time of change: many systems do not keep the time of access."""
+        """Mark an array as used now, by its modification time: many systems keep no access time."""
         try:
             os.utime(self._file(key))
         except OSError:
@@ -118,7 +118,7 @@ class CacheFolder:
         return self.path / f"{key}.npy"
 
     def _tidy(self, needed: int = 0) -> int:
-        """Delete what broke off in writing, and the least recently used until ``needed`` bytes fit; return what is left."""
+        """Delete incomplete files, then the least recently used until ``needed`` bytes fit; return the bytes left."""
         remove_left_drafts(self.path)
         files = []
         for file in self.path.iterdir():
@@ -197,7 +197,7 @@ class EmbeddingCache:
             self._folder.write(key, value)
 
     def clear(self) -> None:
-        """Forget what is in memory; the folder stays."""
+        """Empty the memory; the folder stays."""
         with self._lock:
             self._entries.clear()
             self.nbytes = 0
@@ -221,11 +221,11 @@ class _Cached(Generic[Encoder]):
     Parameters
     ----------
     encoder
-        It must encode each item on its own: whatever else is in the batch may not matter.
+        Must encode each item independently of the batch.
     cache
         May be shared with other encoders.
     key
-        Of this encoder's embeddings: the hash of its weights and config, and its precision.
+        Identity of this encoder: hash of its weights and config, and its precision.
     """
 
     def __init__(self, encoder: Encoder, cache: EmbeddingCache, key: str) -> None:
@@ -235,7 +235,7 @@ class _Cached(Generic[Encoder]):
         self._lock = Lock()  # a second thread that wants the same items waits for them instead of computing them, too
 
     def _rows(self, keys: Sequence[str], compute: Callable[[list[int]], Vector]) -> Vector:
-        """Look rows up, compute those that are missing in one call, each once, and return all in order."""
+        """Look up rows, compute the missing ones in one call, each once, and return all in order."""
         rows = {key: row for row, key in enumerate(keys)}
         with self._lock:
             found = {key: value for key in rows if (value := self.cache.get(key)) is not None}

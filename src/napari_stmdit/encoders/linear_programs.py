@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 ARRAYS = ("mean", "scale", "abundance", "projection", "offset")
 DEPTH_ARRAYS = ("levels", "depth_projection")
-"""Those that an encoder without depth levels lacks."""
+"""Arrays that only encoders with depth levels have."""
 
 
 class LinearProgramEncoder:
-    """log1p(counts per 10,000) over its own genes, standardised and projected on programs, in a way that depends on depth.
+    """Linear projection of standardised log1p(counts per 10,000) over fixed genes, by the depth of the spot.
 
     Depth is normalised over the encoder's own genes alone: whatever happens to any other gene has no effect at all. Genes that a
     section lacks count as their training mean, and the genes that are there share the depth that they had in training.
 
-    A logarithm of few counts is another quantity than one of many: it is nearly "seen or not seen". So there is a projection for each
-    of several depth levels, fitted to profiles of that depth, and a spot's scores lie between those of the two levels around its
-    own count (linear in the logarithm). Below the lowest level scores shrink to the offset, in proportion to the counts.
+    The logarithm of few counts says little more than whether a gene was detected. So there is a projection for each of several depth
+    levels, fitted to profiles of that depth; scores are interpolated between the two levels around a spot's count, linearly in its
+    logarithm. Below the lowest level they shrink to the offset, in proportion to the counts.
 
     Parameters
     ----------
@@ -41,12 +41,11 @@ class LinearProgramEncoder:
     mean, scale
         (L, g) mean and spread of log1p(CP10k) in training, at each of L depth levels; (g,) where there is one for all depths.
     abundance
-        (g,) mean counts per 10,000 in training; says which share of the depth missing genes would have had.
+        (g,) mean counts per 10,000 in training, for the share of depth that missing genes would have had.
     projection, offset
         (L, g, d), or (g, d), and (d,): scores are standardised expression @ projection + offset.
     half_depth
-        Counts, over these genes, at which a spot's scores are drawn half-way to the offset: n counts keep n / (n + half_depth) of
-        them. A shallow spot says little, and should not look like an extreme one. 0: no such shrinkage.
+        Shrinkage of shallow spots: n counts over these genes keep n / (n + half_depth) of the scores. 0: none.
     levels
         (L,) ascending counts over these genes that the levels stand for; None with one projection for all depths.
     depth_projection
@@ -155,8 +154,8 @@ class LinearProgramEncoder:
             weight = np.maximum(0, 1 - np.abs(place - level)) * shrink
             yield self.mean[level], self.scale[level], self.projection[level], weight.astype(np.float32)
 
-    def turned(self, turn: NDArray[np.float64]) -> LinearProgramEncoder:
-        """Return an encoder whose scores are this one's @ ``turn``, (d, e)."""
+    def rotated(self, turn: NDArray[np.float64]) -> LinearProgramEncoder:
+        """Return an encoder whose scores are this one's, rotated: scores @ ``turn`` (d, e)."""
         parts = (self.projection, self.offset, self.depth_projection)
         projection, offset, depth = ((part.astype(np.float64) @ turn).astype(np.float32) for part in parts)
         kept = (self.genes, self.mean, self.scale, self.abundance)

@@ -1,7 +1,7 @@
-"""How morphology follows an edit of expression: ridge regression of a section's, or of training's, morphology on its expression.
+"""Map from expression to morphology: ridge regression over the spots of a section, or of training.
 
-Only differences are taken from it, m' = m + f(e') - f(e): what expression does not explain of a spot's morphology is that spot's own
-and stays. Everything it says of itself (penalty, components, what it explains) is measured on tissue that was left out.
+Only its differences are used, m' = m + f(e') - f(e): what expression does not explain of a spot's morphology stays. Penalty, components
+and explained variance are found on tissue left out.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .regression import centred, compact_folds, ridge_weights
 from .tensors import read_arrays, read_config, write_encoder
 
 MIN_SPOTS = 100
-"""With fewer spots, what expression explains cannot be told from chance."""
+"""Minimum number of spots of a fit: with fewer, explained variance cannot be told from chance."""
 PENALTIES = np.logspace(-3, 3, 13)
-"""Ridge penalties that are tried, for each component of morphology, per spot and for standardised expression."""
+"""Candidate ridge penalties of each component, per spot and for standardised expression."""
 MAX_COMPONENTS = 64
-"""Principal components of morphology that are predicted, at most."""
+"""Maximum number of predicted principal components of morphology."""
 
 
 @dataclass(frozen=True)
@@ -249,8 +249,7 @@ def _still(width: int, shape: tuple[int, int], r2: ArrayLike, share: float, spot
 def _components(y: NDArray[np.float64], tokens: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the targets of centred y (n, f): a basis (r, f) and scores (n, r).
 
-    One short vector is taken number by number: its encoder has ordered the numbers already, and principal components would mix one that
-    expression explains with others that it does not.
+    A single short vector is predicted number by number: principal components would mix what expression explains with the rest.
     """
     if tokens == 1 and y.shape[1] <= MAX_COMPONENTS:
         return np.eye(y.shape[1]), y
@@ -274,10 +273,10 @@ def _principal(y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def _choose(x: NDArray[np.float64], scores: NDArray[np.float64], folds: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the penalty (r,) of each component; infinite where none errs less than the mean does, on folds left out.
+    """Return the penalty (r,) of each component; infinite where none beats the mean on folds left out.
 
-    Of the penalties that err no more than one standard error above the best, the smallest: effects are wanted, which a penalty shrinks,
-    not the best prediction. Errors are relative to those of the mean in each fold, so that no section counts for more.
+    It is the smallest penalty within one standard error of the best: a penalty shrinks effects, which are what is wanted here. Errors are
+    relative to those of the mean in each fold, so that no section counts more.
     """
     names = np.unique(folds)
     errors = np.zeros((len(names), len(PENALTIES), scores.shape[1]))

@@ -1,4 +1,4 @@
-"""What an encoder is: numpy in, numpy out, whatever network is inside."""
+"""Interfaces of encoders: numpy in, numpy out."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 class ExpressionEncoder(Protocol):
-    """Turns counts into what a transformer is conditioned on."""
+    """Encoder from counts to expression conditions."""
 
     def encode(self, counts: csr_matrix, genes: Genes, depth: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Encode counts (n, g), whose columns are ``genes``, as (n, d) or (n, tokens, d) float32.
 
-        ``depth`` (n,) is that of the spots relative to their section, `SpotTable.relative_depth`; an encoder may leave it alone.
+        ``depth`` (n,) is that of the spots relative to their section, `SpotTable.relative_depth`; an encoder may ignore it.
         """
 
 
 class MorphologyEncoder(Protocol):
-    """Turns patches of tissue into what a transformer is conditioned on."""
+    """Encoder from patches of tissue to morphology conditions."""
 
     def encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode patches (n, side, side, 3) uint8 as (n, tokens, d) float32."""

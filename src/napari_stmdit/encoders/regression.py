@@ -1,4 +1,4 @@
-"""Ridge regression over the spots of sections, and the folds by which it is checked."""
+"""Ridge regression over the spots of sections, and folds for its cross-validation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOLDS = 5
 def blocks_of(yx: NDArray[np.float64], count: int = FOLDS) -> NDArray[np.int64]:
     """Return the block, (n,), of each position: stripes of equally many spots across the longer axis of the tissue.
 
-    Neighbouring patches share tissue and stain; folds of scattered spots would let a predictor see nearly what it is tested on.
+    Neighbouring patches share tissue and stain, so folds of scattered spots would leak.
     """
     axis = int(np.ptp(yx[:, 1]) > np.ptp(yx[:, 0]))
     rank = np.argsort(np.argsort(yx[:, axis], kind="stable"), kind="stable")
@@ -23,7 +23,7 @@ def blocks_of(yx: NDArray[np.float64], count: int = FOLDS) -> NDArray[np.int64]:
 def compact_folds(yx: NDArray[np.float64], most: int = 16, count: int = FOLDS) -> NDArray[np.int64]:
     """Return the fold, (n,), of each position: blocks of at most ``most`` neighbouring spots, dealt to the folds in turn.
 
-    Each fold has tissue from all over the section. Stripes, as of `blocks_of`, are a harder test: of the other end of a section.
+    Each fold has tissue from all over the section. Stripes (`blocks_of`) are a harder test.
     """
     blocks = [np.arange(len(yx))]
     while max(len(block) for block in blocks) > most:

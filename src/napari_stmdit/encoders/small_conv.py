@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from .tensors import read_config, read_tensors, write_encoder
 
 CLIP = 4.0
-"""Whitened components are cut here, in standard deviations: a fold or a smear of ink must not leave the trained range."""
+"""Limit of whitened components, in standard deviations: a fold or ink stays in the trained range."""
 
 
 class _Residual(nn.Module):
@@ -30,7 +30,7 @@ class _Residual(nn.Module):
 
 
 class FeatureTrunk(nn.Module):
-    """The convolutional half of the bundled autoencoder's encoder, with ``widths`` channels at a quarter and an eighth of the resolution."""
+    """Convolutional half of the bundled autoencoder's encoder, with ``widths`` channels at 1/4 and 1/8 of the resolution."""
 
     def __init__(self, widths: tuple[int, int]) -> None:
         super().__init__()
@@ -76,9 +76,9 @@ def describe_windows(
 
 
 class SmallConvEncoder:
-    """Means and spreads of a small network's features over a patch, on their whitened principal components.
+    """Encoder of means and spreads of a small network's features over a patch, as whitened principal components.
 
-    ``mean`` (s,) is that of the statistics in training, ``projection`` (s, d) leads from centred statistics to whitened components.
+    ``mean`` (s,) of the statistics in training; ``projection`` (s, d) from centred statistics to whitened components.
     """
 
     def __init__(self, trunk: FeatureTrunk, mean: Tensor, projection: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The folder of an encoder, and weights: out of their wrappers, and held to the network's own names and shapes."""
+"""Folders of encoders, and their weights: unwrapped, and checked against the network's names and shapes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PREFIXES = ("module.", "model.", "_orig_mod.")
 
 
 def write_encoder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-    """Write ``model.safetensors`` of tensors or arrays, then ``config.json``: where that is, the encoder is whole."""
+    """Write ``model.safetensors`` of tensors or arrays, then ``config.json``, which marks the encoder as whole."""
     from safetensors.torch import save_file
     from torch import is_tensor, tensor
 
@@ -120,7 +120,7 @@ def _is_wrapped(name: object, anchor: str) -> bool:
 
 
 def _misfits(tensors: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> Iterable[Fault]:
-    """Compare tensors with the expected shapes; what is there comes first, for it tells more of the file than what is not."""
+    """Compare tensors with the expected shapes; list misfits before missing tensors."""
     for name, value in tensors.items():
         if name not in expected:
             yield name, shape_of(value), "not part of this network"

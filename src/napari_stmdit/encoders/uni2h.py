@@ -36,7 +36,7 @@ class ViTSizes:
     hidden
         Channels inside the feed-forward layer, after the gate.
     registers
-        Tokens beside the class token that carry no place.
+        Tokens beside the class token, without a position.
     patch, grid
         Pixels along a patch, and patches along the image.
     """
@@ -68,7 +68,7 @@ class GatedFeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, width) -> (B, N, width)."""
+        """Map (B, N, width) to (B, N, width)."""
         gate, value = self.fc1(x).chunk(2, dim=-1)  # each (B, N, hidden)
         out: Tensor = self.fc2(F.silu(gate) * value)
         return out
@@ -84,7 +84,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, width) -> (B, N, width)."""
+        """Map (B, N, width) to (B, N, width)."""
         batch, tokens, width = x.shape
         split = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each (B, heads, N, width / heads)
@@ -101,7 +101,7 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((width,), 1e-5))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, width) -> (B, N, width)."""
+        """Map (B, N, width) to (B, N, width)."""
         return x * self.gamma
 
 
@@ -118,7 +118,7 @@ class ViTBlock(nn.Module):
         self.ls2 = LayerScale(sizes.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, width) -> (B, N, width)."""
+        """Map (B, N, width) to (B, N, width)."""
         x = x + self.ls1(self.attn(self.norm1(x)))
         out: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
         return out
@@ -132,7 +132,7 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv2d(3, width, patch, stride=patch)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, H / patch * W / patch, width)."""
+        """Map (B, 3, H, W) to (B, H / patch * W / patch, width)."""
         tokens: Tensor = self.proj(images)
         return tokens.flatten(2).transpose(1, 2)
 
@@ -155,7 +155,7 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(sizes.width, eps=EPS)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, image_px, image_px), normalised -> (B, width)."""
+        """Map normalised images (B, 3, image_px, image_px) to (B, width)."""
         return self.tokens(images)[:, 0]
 
     def tokens(self, images: Tensor) -> Tensor:
@@ -170,9 +170,9 @@ class VisionTransformer(nn.Module):
 
 
 def sizes_in(tensors: Mapping[str, Any], default: ViTSizes = UNI2H) -> ViTSizes:
-    """Return the sizes of a state dict by its shapes, each by majority; the default's where no shape tells, and its heads.
+    """Return the sizes of a state dict from its shapes, by majority; defaults where no shape shows one.
 
-    A tensor that is missing or of an odd shape therefore stands out in the comparison that follows, whichever it is.
+    By majority, so that the comparison that follows points at the odd tensor.
     """
     found = {name: shape_of(value) for name, value in tensors.items()}
     blocks = {int(index) for name in found if name.startswith("blocks.") and (index := name.split(".")[1]).isdecimal()}
@@ -211,15 +211,15 @@ TILE_PX = 256
 """Pixels along a tile that gets one vector; PixCell's tiles, at its scale of about 0.5 um per pixel."""
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-"""Of ImageNet, by channel, with which UNI2-h was trained."""
+"""ImageNet's mean and standard deviation by channel, with which UNI2-h was trained."""
 HEADS = {UNI2H.width: UNI2H.heads}
 """Attention heads by width: no shape tells their number."""
 IGNORED = ("head.weight", "head.bias", "head_drop")
-"""A classifier that some files carry; the embedding does not pass through it."""
+"""Tensors of a classifier in some files, not used by the embedding."""
 
 
 class Uni2hEncoder:
-    """UNI2-h, or a network of its kind: each tile of a patch as one vector, not normalised to unit length.
+    """Encoder by UNI2-h or a network of its kind: one vector for each tile of a patch, not of unit length.
 
     Parameters
     ----------
@@ -365,8 +365,7 @@ class Uni2hEncoder:
 def preprocess(tiles: list[NDArray[np.uint8]], side: int) -> Tensor:
     """Resize tiles (tile_px, tile_px, 3) uint8 and normalise them as UNI2-h expects: (B, 3, side, side) float32.
 
-    The whole tile is resized by Pillow's bilinear filter, which averages where it shrinks, and rounds to grey levels as the published
-    recipe does.
+    Pillow's bilinear filter averages where it shrinks, and rounds to grey levels as the published recipe does.
     """
     resized = [np.asarray(Image.fromarray(tile).resize((side, side), Image.Resampling.BILINEAR)) for tile in tiles]
     images = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float().div(255)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from ..encoders.morphology_map import MorphologyMap
 from ..errors import RequestError
 from ..expression.programs import known_programs
 from ..intent import KnockOutEdit, Polygons, Request, TowardsEdit
-from ..progress import Batches, CancelToken, Progress, Stopwatch, mapped
+from ..progress import Batches, CancelToken, Progress, Stopwatch, finish, mapped
 from ..storage.fingerprint import of_json
 from ..synthesis.conditions import spot_rows
 from ..synthesis.counterfactual import content_key, map_of
@@ -27,8 +27,12 @@ from ..tissue.elements import fingerprint
 from ..types import Patch, Plan, Section
 from .cases import MIN_SPOTS, EvaluationRequest
 from .effects import (
+    Agreement,
+    Invented,
+    Monotony,
     PaintedCrop,
     SmoothedLevels,
+    Where,
     agreement,
     ceiling,
     crop_given,
@@ -51,8 +55,8 @@ MEASURES = ("haematoxylin", "nuclei")
 CHECKS = ("identity", "swaps", "programs", "dose", "where")
 PROGRAM_SPOTS, MIN_GENES = 24, 3
 """Spots that programs are raised in, and genes of a program that the section needs to have."""
-FOLLOW: dict[str, Literal["section", "none"]] = {"with_others": "section", "alone": "none"}
-"""How programs are raised: by key of the figures, what follows the edit."""
+FOLLOW: tuple[Literal["section", "none"], ...] = ("section", "none")
+"""What follows where programs are raised: with what varies with them, and alone."""
 DOSE_SPOTS = 16
 DOSES = (0.25, 0.5, 0.75, 1.0)
 RADIUS_UM, FADE_UM = 150.0, 50.0
@@ -60,11 +64,84 @@ RADIUS_UM, FADE_UM = 150.0, 50.0
 REACH_UM = 900.0
 """How far from its middle the picture of the disc goes; windows of 176 um that draw on spots 200 um apart reach about 800 um."""
 
-Facts = dict[str, Any]
 T = TypeVar("T")
 Work = Generator[Progress, None, T]
 BeforeAfter = dict[str, tuple[PatchStatistics, PatchStatistics]]
 """Measures before and after an edit, by ``swap`` and ``swap_control``."""
+
+# Figures are what JSON holds of them: None for what cannot be told.
+
+
+class Identity(TypedDict):
+    """Change of latents and pixels of ``n`` crops that nothing is edited in, and their likeness without the step that keeps detail."""
+
+    latents: float | None
+    latent_size: float | None
+    pixels: int
+    ms_ssim: float | None
+    autoencoder_ms_ssim: float | None
+    n: int
+
+
+class Swap(TypedDict):
+    """`swap_coefficient` of one measure, and the most that it can be."""
+
+    coefficient: float | None
+    low: float | None
+    high: float | None
+    n: int
+    ceiling: float
+
+
+class Program(TypedDict):
+    """Change of haematoxylin by one program: in real tissue, raised with what varies with it, and alone; and how far encodings move."""
+
+    real_trend: float
+    with_others: float
+    with_others_encoding: float
+    alone: float
+    alone_encoding: float
+
+
+class Programs(Agreement):
+    """Agreement over programs that are raised with what varies with them; that of their own genes alone; and ``each`` of them."""
+
+    alone: Agreement
+    spots: int
+    each: dict[str, Program]
+
+
+class Dose(Monotony):
+    """Whether spots go one way over some doses."""
+
+    doses: list[float]
+
+
+class Invention(Invented):
+    """New nuclei, and the unit of their density."""
+
+    unit: str
+
+
+class CheckFigures(TypedDict, total=False):
+    """What a check found; of parts that were not asked for there is none."""
+
+    section: str
+    mode: str
+    pairs: int
+    seed: int
+    steps_each_way: int
+    morphology_explained: float
+    map: dict[str, Any]
+    map_statement: str
+    map_from: str
+    identity: Identity
+    swap: dict[str, Swap]
+    swap_control: dict[str, Swap]
+    programs: Programs
+    dose: Dose
+    locality: Where
+    invention: Invention
 
 
 class _Cancelled(Exception):
@@ -143,8 +220,8 @@ class CounterfactualCheck:
         """Spots that each program is raised in."""
         return min(self.program_spots, self.pairs)
 
-    def run(self) -> Work[Facts | None]:
-        """Yield the progress; return the figures in JSON types, or None where it was cancelled."""
+    def run(self) -> Work[CheckFigures | None]:
+        """Yield the progress; return the figures, or None where it was cancelled."""
         yield self._progress()
         self.all = SpotSet(self.section, np.arange(len(self.section.spots)), self.model)
         self.map: MorphologyMap = map_of(self.section, self.model.card, self.model)
@@ -157,7 +234,7 @@ class CounterfactualCheck:
                 "map": content_key(self.map.weights, self.map.components),
             }
         )
-        found: Facts = {
+        found: CheckFigures = {
             "section": self.section.name,
             "mode": self.request.mode,
             "pairs": self.pairs,
@@ -173,7 +250,7 @@ class CounterfactualCheck:
                 zip(CHECKS, (self._identity, self._swaps, self._programs, self._dose, self._where), strict=True)
             )
             for check in self.checks:
-                found |= yield from parts[check]()
+                found.update((yield from parts[check]()))
                 self._go_on()
         except _Cancelled:
             return None
@@ -196,6 +273,7 @@ class CounterfactualCheck:
         kept = self.stacks.load(key, len(rows), side)
         images, made = kept.images.copy(), kept.made.copy()
 
+        # no `Session`: what is given here are encodings, mixed or another spot's, and no request can ask for them
         def work(places: range) -> Iterator[Progress]:
             own = slice(places.start, places.stop)
             if not made[own].all():
@@ -228,31 +306,35 @@ class CounterfactualCheck:
 
     # --- identity
 
-    def _identity(self) -> Work[Facts]:
+    def _identity(self) -> Work[CheckFigures]:
         """Measure what no edit does: to latents, pixels, and the picture without the step that keeps the slide's own detail."""
         rows = self.alone
         unchanged = yield from self._edited(rows, self.all.expression[rows])
         crops = self.all.crops[rows]
-        found: Facts = {
-            "latents": None,
-            "latent_size": None,
-            "pixels": int(np.abs(unchanged.astype(int) - crops).max()),
-            "ms_ssim": None,
-            "autoencoder_ms_ssim": None,
+        pixels = int(np.abs(unchanged.astype(int) - crops).max())
+        yield self._progress()
+        if getattr(self.model, "pipeline", None) is None:  # a stand-in
+            latents, size, likeness, own = None, None, None, None
+        else:
+            encoded = self.all.morphology[rows], self.all.expression[rows]
+            latents, size, likeness, own = _round_trip(self.model, crops, *encoded, self.steps)
+        identity: Identity = {
+            "latents": latents,
+            "latent_size": size,
+            "pixels": pixels,
+            "ms_ssim": likeness,
+            "autoencoder_ms_ssim": own,
             "n": len(rows),
         }
-        if getattr(self.model, "pipeline", None) is not None:
-            found |= _round_trip(self.model, crops, self.all.morphology[rows], self.all.expression[rows], self.steps)
-        yield self._progress()
-        return {"identity": found}
+        return {"identity": identity}
 
     # --- swaps
 
-    def _swaps(self) -> Work[Facts]:
+    def _swaps(self) -> Work[CheckFigures]:
         """Give spots the expression of others; the control gives a third spot's, and is compared with the second all the same."""
         real, yx = self.all.real, self.section.spots.yx.astype(np.float64)
         measured = yield from (self._painted_regions() if self.request.mode == "continuous" else self._single_patches())
-        found: Facts = {part: {} for part in measured}
+        found: dict[str, dict[str, Swap]] = {part: {} for part in measured}
         for name in MEASURES:
             values = getattr(real, name)
             most = round(ceiling(self.all.expression, values, yx), 4)
@@ -260,8 +342,14 @@ class CounterfactualCheck:
                 change = getattr(after, name) - getattr(before, name)
                 pair = values[self.a], values[self.b]
                 facts = swap_coefficient(change, *pair, self.request.draws, self.request.seed).facts
-                found[part][name] = {"coefficient": facts.pop("value"), **facts, "ceiling": most}
-        return found
+                found[part][name] = {
+                    "coefficient": facts["value"],
+                    "low": facts["low"],
+                    "high": facts["high"],
+                    "n": facts["n"],
+                    "ceiling": most,
+                }
+        return {"swap": found["swap"], "swap_control": found["swap_control"]}
 
     @property
     def _given(self) -> dict[str, NDArray[np.int64]]:
@@ -307,33 +395,40 @@ class CounterfactualCheck:
 
     # --- programs
 
-    def _programs(self) -> Work[Facts]:
+    def _programs(self) -> Work[CheckFigures]:
         """Raise programs by two standard deviations, alone and with what varies with them, and compare with the trend of real tissue."""
         spots, real = self.section.spots, self.all.real.haematoxylin
-        assert self.section.calibration.mpp is not None
-        levels = SmoothedLevels(spots, self.section.calibration.mpp)
+        levels = SmoothedLevels(spots, self.section.mpp)
         order = np.argsort(real)
         rows = order[np.linspace(round(0.11 * len(real)), len(real) - 1, self._raised).round().astype(int)]
-        each: Facts = {}
+        each: dict[str, Program] = {}
         for name, columns in self.programs.items():
             score, genes = levels.score(columns), tuple(spots.genes.symbols[columns].tolist())
             by = 2 * float(score.std())
             if by == 0:
                 yield self._progress(2 * self._raised)
                 continue
-            each[name] = {"real_trend": round(float(np.polyfit(score, real, 1)[0]) * by, 5)}
-            for key, follow in FOLLOW.items():
+            effects, moved = [], []
+            for follow in FOLLOW:
                 counts, depth = levels.raised(rows, genes, by, follow)
                 encoded = self.model.encode_expression(counts, spots.genes, tuple(spots.ids[rows].tolist()), depth)
-                each[name][f"{key}_encoding"] = round(self._spreads(rows, encoded), 4)
+                moved.append(round(self._spreads(rows, encoded), 4))
                 images = yield from self._edited(rows, encoded)
-                each[name][key] = round(float((measure(images).haematoxylin - real[rows]).mean()), 5)
-        trend = np.array([one["real_trend"] for one in each.values()])
-        found = {
-            key: agreement(trend, np.array([one[key] for one in each.values()]), self.request.draws, self.request.seed)
-            for key in FOLLOW
-        }
-        return {"programs": {**found["with_others"], "alone": found["alone"], "spots": self._raised, "each": each}}
+                effects.append(round(float((measure(images).haematoxylin - real[rows]).mean()), 5))
+            each[name] = {
+                "real_trend": round(float(np.polyfit(score, real, 1)[0]) * by, 5),
+                "with_others": effects[0],
+                "with_others_encoding": moved[0],
+                "alone": effects[1],
+                "alone_encoding": moved[1],
+            }
+        trend, both, alone = (
+            np.array([one[key] for one in each.values()]) for key in ("real_trend", "with_others", "alone")
+        )
+        with_others, by_itself = (
+            agreement(trend, effect, self.request.draws, self.request.seed) for effect in (both, alone)
+        )
+        return {"programs": {**with_others, "alone": by_itself, "spots": self._raised, "each": each}}
 
     def _spreads(self, rows: NDArray[np.int64], encoded: NDArray[np.float32]) -> float:
         """Return how far an edit moves the encoding of some spots, root mean square in units of its spread over the section."""
@@ -343,7 +438,7 @@ class CounterfactualCheck:
 
     # --- doses
 
-    def _dose(self) -> Work[Facts]:
+    def _dose(self) -> Work[CheckFigures]:
         """Move spots step by step to the expression of another, and test whether haematoxylin goes one way."""
         a, b = self.a[:DOSE_SPOTS], self.b[:DOSE_SPOTS]
         start, goal = self.all.expression[a], self.all.expression[b]
@@ -355,7 +450,7 @@ class CounterfactualCheck:
 
     # --- where
 
-    def _where(self) -> Work[Facts]:
+    def _where(self) -> Work[CheckFigures]:
         """Paint a disc in continuous mode: what changes in it, around it and where no window reaches, and nuclei that were not there."""
         yield self._progress()
         asked, middle = self._painted()
@@ -365,11 +460,10 @@ class CounterfactualCheck:
         yield self._progress(1)
         made = result.plan
         size, pixel, corner = made.frame.shape, made.frame.pixel_size, made.frame.origin
-        assert self.section.image is not None and self.section.calibration.mpp is not None
         real = slide_on(made, self.section)
         rgba = np.asarray(result.rgba)
         yy, xx = ((np.arange(n) + 0.5) * pixel + o - m for n, o, m in zip(size, corner, middle, strict=True))
-        um = np.hypot(yy[:, None], xx[None]) * self.section.calibration.mpp
+        um = np.hypot(yy[:, None], xx[None]) * self.section.mpp
         shown, reach = rgba[..., 3] > 0, _reach(made, self.section, asked)
         inside = shown & (um < RADIUS_UM)
         around = shown & reach & (um > RADIUS_UM + FADE_UM)
@@ -384,7 +478,7 @@ class CounterfactualCheck:
             "locality": {**locality(*pictures, inside, around, beyond), **features},
             "invention": {
                 "unit": "nuclei per mm2 that the slide does not have there; outside_nuclei: their number beyond the edit's reach",
-                **invented(*pictures, self.model.card.patch_mpp, {"inside": inside, "around": around}, beyond),
+                **invented(*pictures, self.model.card.patch_mpp, inside, around, beyond),
             },
         }
 
@@ -396,8 +490,7 @@ class CounterfactualCheck:
 
     def _painted(self) -> tuple[Request, NDArray[np.float64]]:
         """Return a request that paints a disc in the middle of the tissue towards its palest or densest tenth, whichever is farther."""
-        spots, mpp = self.section.spots, self.section.calibration.mpp
-        assert mpp is not None and self.section.image is not None
+        spots, mpp = self.section.spots, self.section.mpp
         away = np.linalg.norm(spots.yx - np.median(spots.yx, axis=0), axis=1) * mpp
         middle = spots.yx[away.argmin() if away.max() > REACH_UM else away.argmax()]  # of a small section, its rim
         distance = np.linalg.norm(spots.yx - middle, axis=1) * mpp
@@ -409,7 +502,7 @@ class CounterfactualCheck:
         ends = order[:tenth], order[-tenth:]
         far = max(ends, key=lambda rows: abs(real[rows].mean() - here))
         edit = TowardsEdit(target_spots=tuple(spots.ids[far].tolist()), spots=painted)
-        height, width = (n * self.section.image.pixel_size for n in self.section.image.shape[:2])
+        height, width = (n * self.section.slide.pixel_size for n in self.section.slide.shape)
         low = np.maximum(middle - REACH_UM / mpp, 0)
         high = np.minimum(middle + REACH_UM / mpp, (height, width))
         (y0, x0), (y1, x1) = low.tolist(), high.tolist()
@@ -439,12 +532,16 @@ def _reach(made: Plan, section: Section, asked: Request) -> NDArray[np.bool_]:
 
 def _round_trip(
     model: Any, crops: NDArray[np.uint8], morphology: NDArray[np.float32], expression: NDArray[np.float32], steps: int
-) -> Facts:
-    """Take crops to their noise and back with the network under the same conditions, and decode what comes back."""
+) -> tuple[float, float, float, float]:
+    """Take crops to their noise and back with the network under the same conditions, and decode what comes back.
+
+    Returns the mean change of the latents, their mean size, and the likeness to the crops of what comes back and of what the autoencoder
+    makes of them.
+    """
     import torch
 
     from ..editing import conditions_of
-    from ..model.counterfactual import abduct, finish, predict
+    from ..model.counterfactual import abduct, predict
     from ..model.vae import decode_latents, encode_latents
 
     pipeline = model.pipeline
@@ -452,15 +549,10 @@ def _round_trip(
         latents = encode_latents(pipeline.vae, crops).float().cpu()
         conditions = conditions_of(morphology, expression)
         path = finish(abduct(pipeline.transformer, pipeline.scheduler, latents, conditions, steps=steps))
-        assert path is not None
         # the noise is given, so that every crop is computed although nothing was edited
         change = finish(predict(pipeline.transformer, path, conditions, noise=path.noise))
-        assert change is not None
         back = decode_latents(pipeline.vae, path.latents + change)
     own = reconstruct(model, crops)
-    return {
-        "latents": round(float(change.abs().mean()), 6),
-        "latent_size": round(float(latents.abs().mean()), 4),
-        "ms_ssim": round(float(np.mean([ms_ssim(x, y) for x, y in zip(crops, back, strict=True)])), 4),
-        "autoencoder_ms_ssim": round(float(np.mean([ms_ssim(x, y) for x, y in zip(crops, own, strict=True)])), 4),
-    }
+    likeness = (np.mean([ms_ssim(x, y) for x, y in zip(crops, images, strict=True)]) for images in (back, own))
+    whole, autoencoder = (round(float(value), 4) for value in likeness)
+    return round(float(change.abs().mean()), 6), round(float(latents.abs().mean()), 4), whole, autoencoder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,67 @@ NEIGHBOURS, SMOOTH_UM = 5, 200.0
 _SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 Array = NDArray[np.float64]
+
+# Figures are what JSON holds of them: None for what cannot be told.
+
+
+class Agreement(TypedDict):
+    """Correlation with its interval, and slope, over ``n`` programs, of what an edit does on the trend of real tissue."""
+
+    correlation: float | None
+    slope: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+class Monotony(TypedDict):
+    """Share of those of ``n`` spots that ``moved`` which went one way all along."""
+
+    monotone: float | None
+    moved: int
+    n: int
+
+
+class FeatureChange(TypedDict):
+    """Change of crops in a feature space: of the edited one, the mean around it, the largest outside, and inside over around."""
+
+    inside: float | None
+    around: float | None
+    outside: float | None
+    ratio: float | None
+
+
+class Locality(TypedDict):
+    """Mean change of a pixel in the edit and around it, and its largest beyond; the same of haematoxylin density over 16 pixels."""
+
+    inside_grey_levels: float | None
+    around_grey_levels: float | None
+    ratio: float | None
+    inside_haematoxylin: float | None
+    around_haematoxylin: float | None
+    ratio_haematoxylin: float | None
+    outside_grey_levels: int
+    outside_pixels: int
+
+
+class FeatureLocality(TypedDict):
+    """`FeatureChange` by feature space; ``ratio_features`` is that of the first."""
+
+    features: dict[str, FeatureChange]
+    ratio_features: float | None
+
+
+class Invented(TypedDict):
+    """Nuclei that the slide does not have: a square millimetre in the edit and around it, and their number beyond."""
+
+    inside: float | None
+    around: float | None
+    outside_nuclei: int | None
+
+
+class Where(Locality, FeatureLocality):
+    """What changes in an edit, around it and beyond."""
 
 
 # ------------------------------------------------------------------------------------------------- swaps
@@ -148,7 +209,7 @@ class SmoothedLevels:
         return counts, edited_depths(rows, self.spots, (edit,), {}, {})
 
 
-def agreement(trend: Array, effect: Array, draws: int, seed: int = 0) -> dict[str, Any]:
+def agreement(trend: Array, effect: Array, draws: int, seed: int = 0) -> Agreement:
     """Return correlation and slope, over programs, of the effect of an edit on the trend of real tissue, with the correlation's interval."""
 
     def fit(rows: NDArray[np.int64]) -> float:
@@ -158,14 +219,14 @@ def agreement(trend: Array, effect: Array, draws: int, seed: int = 0) -> dict[st
     n = len(trend)
     if n < 3 or not np.isfinite(fit(np.arange(n))):
         return {"correlation": None, "slope": None, "low": None, "high": None, "n": n}
-    facts = resampled(fit, n, draws, seed).facts
-    return {"correlation": facts.pop("value"), "slope": round(float(np.polyfit(trend, effect, 1)[0]), 5), **facts}
+    facts, slope = resampled(fit, n, draws, seed).facts, round(float(np.polyfit(trend, effect, 1)[0]), 5)
+    return {"correlation": facts["value"], "slope": slope, "low": facts["low"], "high": facts["high"], "n": n}
 
 
 # ------------------------------------------------------------------------------------------------- doses
 
 
-def monotony(values: Array) -> dict[str, Any]:
+def monotony(values: Array) -> Monotony:
     """Return the share of the spots that move in one direction all the way; those that hardly move are not counted.
 
     ``values`` (n, doses + 1) are the haematoxylin density of each spot, from the slide to the full dose.
@@ -189,7 +250,7 @@ def locality(
     inside: NDArray[np.bool_],
     around: NDArray[np.bool_],
     beyond: NDArray[np.bool_],
-) -> dict[str, Any]:
+) -> Locality:
     """Compare two (h, w, 3) pictures where it was edited, around that, and beyond all that an edit may reach.
 
     ``ratio`` is the mean change of a pixel inside over that around; ``ratio_haematoxylin`` the same of haematoxylin density over areas of
@@ -198,19 +259,22 @@ def locality(
     change = np.abs(edited.astype(np.int64) - real).max(axis=-1)
     stain = np.abs(_stain(edited) - _stain(real))
 
-    def mean(of: NDArray[Any], mask: NDArray[np.bool_]) -> float | None:
-        return float(of[mask].mean()) if mask.any() else None
+    def means(of: NDArray[Any]) -> tuple[float | None, float | None, float | None]:
+        a, b = (float(of[mask].mean()) if mask.any() else None for mask in (inside, around))
+        ratio = round(a / b, 3) if a is not None and b else None
+        return None if a is None else round(a, 4), None if b is None else round(b, 4), ratio
 
-    found: dict[str, Any] = {
+    pixels, stains = means(change), means(stain)
+    return {
+        "inside_grey_levels": pixels[0],
+        "around_grey_levels": pixels[1],
+        "ratio": pixels[2],
+        "inside_haematoxylin": stains[0],
+        "around_haematoxylin": stains[1],
+        "ratio_haematoxylin": stains[2],
         "outside_grey_levels": int(change[beyond].max(initial=0)),
         "outside_pixels": int(beyond.sum()),
     }
-    for name, of in (("", change), ("_haematoxylin", stain)):
-        parts = mean(of, inside), mean(of, around)
-        found[f"ratio{name}"] = round(parts[0] / parts[1], 3) if parts[0] is not None and parts[1] else None
-        for place, value in zip(("inside", "around"), parts, strict=True):
-            found[f"{place}{name or '_grey_levels'}"] = None if value is None else round(value, 4)
-    return found
 
 
 def _stain(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -221,25 +285,27 @@ def invented(
     real: NDArray[np.uint8],
     edited: NDArray[np.uint8],
     mpp: float,
-    areas: dict[str, NDArray[np.bool_]],
+    inside: NDArray[np.bool_],
+    around: NDArray[np.bool_],
     beyond: NDArray[np.bool_],
-) -> dict[str, float | None]:
+) -> Invented:
     """Return nuclei of an edited picture that the slide does not have.
 
-    Per square millimetre in each of some areas, and as ``outside_nuclei`` their number beyond all that an edit may reach, farther in than
+    Per square millimetre in the edit and around it, and as ``outside_nuclei`` their number beyond all that an edit may reach, farther in than
     `NUCLEUS_REACH_PX`: there the picture is the slide, and none may be new.
     """
     old, new = nuclei_places(real), nuclei_places(edited)
     if len(old) and len(new):
         apart, _ = cKDTree(old).query(new)
         new = new[apart * mpp > SAME_NUCLEUS_UM]
-    found: dict[str, float | None] = {}
-    for name, mask in areas.items():
+
+    def density(mask: NDArray[np.bool_]) -> float | None:
         area = float(mask.sum()) * mpp**2 / 1e6
-        found[name] = round(float(mask[tuple(new.T)].sum()) / area, 1) if area > 0 else None
+        return round(float(mask[tuple(new.T)].sum()) / area, 1) if area > 0 else None
+
     far = minimum_filter(beyond, 2 * NUCLEUS_REACH_PX + 1, mode="nearest")
-    found["outside_nuclei"] = int(far[tuple(new.T)].sum()) if far.any() else None
-    return found
+    outside = int(far[tuple(new.T)].sum()) if far.any() else None
+    return {"inside": density(inside), "around": density(around), "outside_nuclei": outside}
 
 
 def feature_locality(
@@ -250,7 +316,7 @@ def feature_locality(
     areas: Mapping[str, NDArray[np.bool_]],
     spaces: Sequence[FeatureSpace],
     reference: NDArray[np.uint8],
-) -> dict[str, Any]:
+) -> FeatureLocality:
     """Compare crops of the slide with those of the edited slide, (h, w, 3), in feature spaces.
 
     Crops have ``side`` pixels: one at the edit's ``middle`` (y, x), the others on a grid of half a side around it, if they lie wholly in one
@@ -260,7 +326,7 @@ def feature_locality(
     """
     inside = _kept_in(np.array(middle) - side // 2, np.array(real.shape[:2]) - side)
     corners = {"inside": [inside], **{name: _crops_in(mask, inside, side) for name, mask in areas.items()}}
-    found: dict[str, Any] = {}
+    found: dict[str, FeatureChange] = {}
     for space in spaces:
         unit = spread_of(space.features(reference), 1e-9)
         parts = {}
@@ -272,11 +338,12 @@ def feature_locality(
                 for picture in (real, edited)
             )
             parts[name] = np.sqrt((((after - before) / unit) ** 2).mean(axis=1))
-        means = {name: float(parts[name].mean()) if len(parts[name]) else None for name in ("inside", "around")}
+        here, near = (float(parts[name].mean()) if len(parts[name]) else None for name in ("inside", "around"))
         found[space.name] = {
-            **{name: None if value is None else round(value, 5) for name, value in means.items()},
+            "inside": None if here is None else round(here, 5),
+            "around": None if near is None else round(near, 5),
             "outside": round(float(parts["outside"].max()), 5) if len(parts["outside"]) else None,
-            "ratio": round(means["inside"] / means["around"], 2) if means["inside"] and means["around"] else None,
+            "ratio": round(here / near, 2) if here and near else None,
         }
     return {"features": found, "ratio_features": next(iter(found.values()))["ratio"]}
 
@@ -352,8 +419,7 @@ def painted_crop(
     low, high = np.maximum(box[:2] - corner, 0), np.minimum(box[2:] - corner, made.frame.shape)
     on_canvas = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     in_crop = tuple(slice(a, b) for a, b in zip(low + corner - box[:2], high + corner - box[:2], strict=True))
-    assert section.image is not None  # plan() refuses a section without a usable image
-    before = read_patches(section.image, [tuple((box * made.frame.pixel_size).tolist())], made.card.patch_px)[0]
+    before = read_patches(section.slide, [tuple((box * made.frame.pixel_size).tolist())], made.card.patch_px)[0]
     after = before.copy()
     shown = canvas.rgba[on_canvas][..., 3:] > 0  # nothing is synthesized off the slide
     before[in_crop] = np.where(shown, slide_on(made, section)[on_canvas], before[in_crop])
@@ -363,12 +429,12 @@ def painted_crop(
 
 def slide_on(made: Plan, section: Section) -> NDArray[np.uint8]:
     """Return the slide on a canvas, (h, w, 3), read tile by tile as the run reads it: one large reading is rounded otherwise."""
-    assert made.windows is not None and section.image is not None
+    assert made.windows is not None
     height, width = made.frame.shape
     found = np.full((height, width, 3), 255, np.uint8)
     for patch in made.patches:
         y0, x0, y1, x1 = patch.canvas_box
-        tile = read_patches(section.image, [patch.source_box], made.windows.tile)[0]
+        tile = read_patches(section.slide, [patch.source_box], made.windows.tile)[0]
         own = found[max(y0, 0) : y1, max(x0, 0) : x1]
         own[:] = tile[max(-y0, 0) :, max(-x0, 0) :][: own.shape[0], : own.shape[1]]
     return found
@@ -382,5 +448,4 @@ def _crop_box(section: Section, card: CheckpointCard, row: int) -> tuple[int, in
 
 def _pixel(section: Section, card: CheckpointCard) -> float:
     """Return full-resolution pixels per canvas pixel."""
-    assert section.calibration.mpp is not None  # plan() refuses such sections
-    return card.patch_mpp / section.calibration.mpp
+    return card.patch_mpp / section.mpp

@@ -14,7 +14,7 @@ from ..encoders.regression import centred
 from .measures import MEASURES, STATISTICS, CaseValues
 from .reading import FIRST_TOP, ExpressionReader, fidelity, relative, top_n_curve
 from .spaces import Frame, frechet_distance, kernel_distance, kernel_distance_draws
-from .statistics import Interval, correlation_draws, mean_draws, spot_weights
+from .statistics import Interval, IntervalFacts, correlation_draws, mean_draws, spot_weights
 
 FRECHET_DRAWS = 200
 MAX_COMPONENTS = 32
@@ -154,6 +154,12 @@ class FidelityFigures:
         return [key for key, share in shares.items() if share is not None and share.value > 1]
 
 
+class DistanceFacts(IntervalFacts):
+    """JSON of a `Distance`."""
+
+    per_seed: list[float]
+
+
 @dataclass(frozen=True)
 class Distance(Interval):
     """A distance, the mean over seeds, and that of each seed."""
@@ -161,9 +167,9 @@ class Distance(Interval):
     per_seed: tuple[float, ...] = ()
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> DistanceFacts:
         """JSON types alone."""
-        return super().facts | {"per_seed": _rounded(self.per_seed)}
+        return {**super().facts, "per_seed": _rounded(self.per_seed)}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ..synthesis.stored import StoredResult
 from ..tissue.crops import read_patches
 from ..tissue.export import Label, label_of_result, labelled
 from .measures import stain_density
-from .pictures import INK, SMOOTH_UM, diverging
+from .pictures import INK, diverging, own_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,10 +38,12 @@ GAP_MM, EDGE_MM = 3.0, 1.0
 MIN_PANEL_MM = 25.0
 """Narrowest panel beside others: where panels would be narrower they go into further rows."""
 BAR_MM = 0.8
-MOST_PX = 3000
+MAX_PX = 3000
 """Longest side of the window in pixels that are read: a printed panel shows no more."""
 COARSEST = 1.5
 """How many times coarser than the result the slide may be for the two to be compared."""
+SMOOTH_UM = 6.0
+"""Standard deviation of the smoothing of the difference: about a nucleus."""
 _BARS_UM = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _INK = "#{:02x}{:02x}{:02x}".format(*INK)
 _PALE, _FULL = (235, 235, 238), (91, 44, 131)
@@ -60,8 +62,8 @@ class _Panel:
 
 
 @dataclass(frozen=True)
-class _Window:
-    """A square of tissue.
+class Window:
+    """A square of tissue before and after.
 
     ``before`` and ``after`` are (n, n, 3) uint8, ``made`` (n, n) is where the result has pixels; ``corner`` (y, x) and ``side`` are in
     full-resolution pixels.
@@ -128,7 +130,7 @@ def write_figure(result: Result | StoredResult, path: str | Path, *, width_mm: f
 
 def _panels(made: Finished, label: Label, px: int) -> list[_Panel]:
     """Slide, edit, result and difference, of those that there are; the edit is drawn ``px`` pixels wide."""
-    window = _window(made)
+    window = window_of(made)
     window_um = window.pixel_um * len(window.before)
     slide = "Synthetic slide" if made.section.synthetic else "Slide"
     panels = [_Panel(window.before, f"{slide}: {made.section.name}", window_um)]
@@ -137,7 +139,7 @@ def _panels(made: Finished, label: Label, px: int) -> list[_Panel]:
         names = "; ".join(edit.name or edit.operation.replace("_", " ") for edit in edits)
         caption = f"Edit: {names}. Weight of the edit at each spot"
         colours = (_PALE + ramp[:, None] * np.subtract(_FULL, _PALE)).round().astype(np.uint8)
-        picture = _edit_map(made, window, min(MOST_PX, px))
+        picture = _edit_map(made, window, min(MAX_PX, px))
         panels.append(_Panel(picture, caption, window_um, colours, {0.0: "0", 1.0: "1"}))
     kind = f"{label.title[0].upper()}{label.title[1:]}. Not for diagnosis"
     panels.append(_Panel(window.after, kind, window_um))
@@ -153,14 +155,9 @@ def _panels(made: Finished, label: Label, px: int) -> list[_Panel]:
 
 def _content(panels: Sequence[_Panel], width_mm: float, dpi: int, label: Label, ending: str) -> bytes:
     """Return the figure as a file with an ending."""
-    from matplotlib import rc_context, rcdefaults, rcParams  # slow to import
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to import
 
-    with rc_context():
-        rcdefaults()  # a figure is the same whatever its user has set
-        # text stays text, every picture keeps its own pixels, and the same result gives the same file
-        rcParams.update({"svg.fonttype": "none", "pdf.fonttype": 42, "image.composite_image": False})
-        rcParams["svg.hashsalt"] = "napari-stmdit"
+    with own_style("napari-stmdit"):
         figure = Figure(dpi=dpi)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.axis("off")
@@ -275,8 +272,8 @@ def _wrapped(text: str, points: float, width: float) -> list[str]:
     return lines
 
 
-def _window(made: Finished) -> _Window:
-    """Return the square around what was made, with a tenth more on each side."""
+def window_of(made: Finished) -> Window:
+    """Return the square around what was made, with a tenth more on each side; raises StoreError where the slide is coarser than the result."""
     section, frame, canvas = made.section, made.frame, made.rgba
     mpp = section.mpp
     slide = section.slide
@@ -287,7 +284,7 @@ def _window(made: Finished) -> _Window:
         )
     corner, size = _made_box(canvas, frame.shape)
     side = math.ceil(1.2 * max(size))
-    step = max(1, math.ceil(side / MOST_PX))
+    step = max(1, math.ceil(side / MAX_PX))
     count = math.ceil(side / step)
     first = [
         start - (count * step - n) // 2 for start, n in zip(corner, size, strict=True)
@@ -305,12 +302,12 @@ def _window(made: Finished) -> _Window:
     here = np.ix_(*inside)
     there[here] = rgba[..., 3] > 0
     after[there] = rgba[..., :3][rgba[..., 3] > 0]
-    return _Window(before, after, there, (y0, x0), reach, step * frame.pixel_size * mpp)
+    return Window(before, after, there, (y0, x0), reach, step * frame.pixel_size * mpp)
 
 
 def _made_box(canvas: Any, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """Corner (y, x) and size of the part of a canvas that has pixels, to a few pixels where it is large."""
-    step = max(1, math.ceil(max(shape) / MOST_PX))
+    step = max(1, math.ceil(max(shape) / MAX_PX))
     there = np.asarray(canvas[::step, ::step, 3]) > 0
     spans = [np.flatnonzero(there.any(axis=axis)) for axis in (1, 0)]
     if not all(len(span) for span in spans):
@@ -320,14 +317,14 @@ def _made_box(canvas: Any, shape: tuple[int, int]) -> tuple[tuple[int, int], tup
     return (low[0], low[1]), (high[0] - low[0], high[1] - low[1])
 
 
-def _change(window: _Window) -> NDArray[np.float32]:
+def _change(window: Window) -> NDArray[np.float32]:
     from scipy.ndimage import gaussian_filter
 
     change = stain_density(window.after)[..., 0] - stain_density(window.before)[..., 0]
     return np.asarray(gaussian_filter(change, SMOOTH_UM / window.pixel_um), dtype=np.float32)
 
 
-def _edit_map(made: Finished, window: _Window, px: int) -> NDArray[np.uint8]:
+def _edit_map(made: Finished, window: Window, px: int) -> NDArray[np.uint8]:
     """Spots as discs, the stronger an edit acts on one the darker, over the pale slide."""
     spots = made.section.spots
     ids = spots.ids.tolist()

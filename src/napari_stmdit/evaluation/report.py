@@ -8,12 +8,12 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
@@ -32,8 +32,14 @@ from ..types import Plan, Section
 from .cases import LATER, EvaluationRequest
 from .figures import CaseFidelity, Claim, Figures, SpaceFigures
 from .measures import MEASURES, STATISTICS
+from .pictures import own_style
 from .statistics import Interval
 from .work import STACKS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from .counterfactual import CheckFigures
 
 Rows = list[tuple[str, Any, bool]]
 """What a chart draws: label, `Interval` or heights of a curve, and whether it is of real patches (which have a mark of their own)."""
@@ -113,7 +119,7 @@ def number(value: float | None, digits: int = 3) -> str:
     return "cannot be told" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # never "-0.000"
 
 
-def spanned(facts: Mapping[str, Any], name: str, digits: int = 3) -> str:
+def spanned(facts: Mapping[str, float | None], name: str, digits: int = 3) -> str:
     """Return a number with its interval as text, from JSON facts."""
     if facts[name] is None or facts["low"] is None:
         return number(facts[name], digits)
@@ -130,7 +136,8 @@ def written(interval: Interval, digits: int = 3) -> str:
 
 # Charts. No colour carries meaning alone; every mark has its label.
 
-WIDTH, LABEL, ROW, RIGHT = 860, 220, 24, 230
+WIDTH, LABEL, ROW, RIGHT, TOP, BOTTOM = 860, 220, 24, 230, 28, 34
+"""Pixels: of a chart, beside, above and below its axes, and of a row."""
 COLOURS = ("#1f5fa8", "#c2571a", "#2b7a3d", "#8a3a8f", "#7a6a00", "#5a5a5a", "#b0305a", "#137a7f")
 REAL = "#5a5a5a"
 
@@ -140,64 +147,50 @@ def forest(rows: Rows, title: str, digits: int = 3) -> Markup:
 
     The axis always reaches 0; values are written with ``digits`` after the point.
     """
-    known = [v for _, one, _ in rows for v in (one.value, one.low, one.high) if np.isfinite(v)]
-    low, high = min([0.0, *known]), max([0.0, *known])
-    span = (high - low) or 1.0
-    low, high = low - 0.04 * span, high + 0.04 * span
-    left, right, top, bottom = LABEL, WIDTH - RIGHT, 24, ROW * len(rows) + 34
 
-    def x(value: float) -> float:
-        return float(left + (value - low) / (high - low) * (right - left))
+    def draw(axes: Axes) -> None:
+        beside = axes.get_yaxis_transform()
+        axes.axvline(0, color="#444", linewidth=1)
+        for y, (_, one, real) in enumerate(rows):
+            colour, mark = (REAL, "s") if real else (COLOURS[0], "o")
+            if not np.isfinite(one.value):
+                axes.text(0.01, y, "cannot be told", va="center", transform=beside)
+                continue
+            if np.isfinite(one.low):
+                axes.hlines(y, one.low, one.high, colour, linewidth=2.5)
+            axes.plot(one.value, y, mark, color=colour)
+            axes.text(1.02, y, written(one, digits), va="center", transform=beside)
+        axes.set(yticks=range(len(rows)), yticklabels=[label for label, _, _ in rows], ylim=(len(rows) - 0.5, -0.5))
+        axes.spines["left"].set_visible(False)
 
-    parts = [_text(0, 16, title, weight="bold")]
-    for value in _ticks(low, high):
-        parts += [_line(x(value), top, x(value), bottom, "#e2e2e2")]
-        parts += [_text(x(value), bottom + 15, f"{value:g}", anchor="middle", colour="#555")]
-    if low < 0 < high:
-        parts.append(_line(x(0), top, x(0), bottom, "#444"))
-    for place, (label, one, real) in enumerate(rows):
-        y = 30 + ROW * place + ROW / 2
-        colour = REAL if real else COLOURS[0]
-        parts.append(_text(left - 8, y + 4, label, anchor="end"))
-        if not np.isfinite(one.value):
-            parts.append(_text(left + 4, y + 4, "cannot be told"))
-            continue
-        at = x(one.value)
-        if np.isfinite(one.low):
-            parts.append(_line(x(one.low), y, x(one.high), y, colour, 3))
-        square = f'<rect x="{at - 4:.1f}" y="{y - 4}" width="8" height="8" fill="{colour}"/>'
-        parts.append(square if real else f'<circle cx="{at:.1f}" cy="{y}" r="4.5" fill="{colour}"/>')
-        parts.append(_text(right + 8, y + 4, written(one, digits)))
-    return _svg(bottom + 22, title, parts)
+    return _chart(title, ROW * len(rows) + TOP + BOTTOM, LABEL, RIGHT, draw)
 
 
 def curves(rows: Rows, title: str, first: int, x_label: str) -> Markup:
-    """Draw curves over a shared axis of counts that starts at ``first``."""
-    height, left, right, top, bottom = 320, 60, WIDTH - 250, 28, 280
-    count = max(len(values) for _, values, _ in rows)
-    known = np.concatenate([np.asarray(values, dtype=float) for _, values, _ in rows])
-    low, high = min(0.0, float(known.min())), max(0.05, float(known.max()))
+    """Draw curves over a shared axis of counts that starts at ``first``; each has its label at its end."""
+    height = 320
+    inside = height - TOP - BOTTOM
 
-    def x(place: float) -> float:
-        return left + (right - left) * place / max(1, count - 1)
+    def draw(axes: Axes) -> None:
+        for k, (_, values, real) in enumerate(rows):
+            colour, line = (REAL, "--") if real else (COLOURS[k % len(COLOURS)], "-")
+            axes.plot(range(first, first + len(values)), values, line, color=colour)
+        low, high = axes.get_ylim()
+        low, high = min(0.0, low), max(0.05, high)
+        axes.set(xlabel=x_label, ylim=(low, high))
+        order = sorted(range(len(rows)), key=lambda k: rows[k][1][-1])
+        places = _apart([(rows[k][1][-1] - low) / (high - low) * inside for k in order], 16, inside)
+        for k, place in zip(order, places, strict=True):
+            label, values, real = rows[k]
+            colour = REAL if real else COLOURS[k % len(COLOURS)]
+            end, to, arrow = (
+                (first + len(values) - 1, values[-1]),
+                (1.05, place / inside),
+                {"arrowstyle": "-", "color": colour},
+            )
+            axes.annotate(label, end, to, textcoords="axes fraction", color=colour, arrowprops=arrow, va="center")
 
-    def y(value: float) -> float:
-        return bottom - (value - low) / ((high - low) * 1.05) * (bottom - top)
-
-    parts = [_text(0, 16, title, weight="bold"), _text((left + right) / 2, 312, x_label, anchor="middle")]
-    for value in _ticks(low, high):
-        parts += [_line(left, y(value), right, y(value), "#ddd"), _text(left - 6, y(value) + 4, f"{value:g}", "end")]
-    for place in sorted({0, (count - 1) // 2, count - 1}):
-        parts.append(_text(x(place), bottom + 16, str(first + place), anchor="middle"))
-    order = sorted(range(len(rows)), key=lambda k: y(rows[k][1][-1]))
-    label_y = dict(zip(order, _apart([y(rows[k][1][-1]) for k in order], 15, bottom), strict=True))
-    for k, (label, values, real) in enumerate(rows):
-        colour, dash = (REAL, ' stroke-dasharray="6 4"') if real else (COLOURS[k % len(COLOURS)], "")
-        points = " ".join(f"{x(place):.1f},{y(v):.1f}" for place, v in enumerate(values))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
-        parts.append(_line(right, y(values[-1]), right + 14, label_y[k], colour))
-        parts.append(_text(right + 18, label_y[k] + 4, label, colour=colour))
-    return _svg(height, title, parts)
+    return _chart(title, height, 60, 250, draw)
 
 
 def _apart(places: list[float], least: float, last: float) -> list[float]:
@@ -208,29 +201,23 @@ def _apart(places: list[float], least: float, last: float) -> list[float]:
     return [min(place, last - least * (len(out) - 1 - k)) for k, place in enumerate(out)]
 
 
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about ``count`` round values in a range."""
-    raw = (high - low) / count
-    power = 10 ** np.floor(np.log10(raw))
-    step = next(power * f for f in (1, 2, 5, 10) if power * f >= raw)
-    first = np.ceil(low / step)
-    return [round(float((first + k) * step), 10) for k in range(count + 2) if (first + k) * step <= high]
+def _chart(title: str, height: int, left: int, right: int, draw: Callable[[Axes], None]) -> Markup:
+    from matplotlib.figure import Figure  # slow to import
 
-
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: int = 1) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", weight: str = "normal", colour: str = "#1a1a1a") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}" fill="{colour}">{escape(text)}</text>'
-
-
-def _svg(height: float, title: str, parts: Sequence[str]) -> Markup:
-    inside = "\n".join(parts)
-    return Markup(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" role="img" '
-        f'aria-label="{escape(title)}" font-family="sans-serif" font-size="12">{inside}</svg>'
-    )
+    with own_style(title):  # charts of one page share no names
+        figure = Figure((WIDTH / 96, height / 96))
+        figure.text(0, 1 - 16 / height, title, weight="bold")
+        inside = (left / WIDTH, BOTTOM / height, 1 - (left + right) / WIDTH, 1 - (TOP + BOTTOM) / height)
+        axes = figure.add_axes(inside)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(length=0)
+        axes.grid(color="#e2e2e2")
+        axes.set_axisbelow(True)
+        draw(axes)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
+    text = file.getvalue()
+    return Markup(text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1))
 
 
 # The report and the two files it is written into.
@@ -372,7 +359,7 @@ def write_report(
     about: Mapping[str, Any],
     figures: Sequence[Figures],
     command: str,
-    counterfactual: Mapping[str, Any] | None = None,
+    counterfactual: CheckFigures | None = None,
 ) -> EvaluationReport:
     """Write ``report.json`` and ``report.html`` into a folder; ``counterfactual`` is what was found of edits of real tissue, if it was asked.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +14,15 @@ LEVEL = 0.95
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
+
+
+class IntervalFacts(TypedDict):
+    """JSON of an `Interval`."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,10 @@ class Interval:
         return cls.of(value, value + spread - spread.mean(), n)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> IntervalFacts:
         """JSON types alone; null for what cannot be told."""
-        values = {"value": self.value, "low": self.low, "high": self.high}
-        return {name: round(v, 5) if np.isfinite(v) else None for name, v in values.items()} | {"n": self.n}
+        value, low, high = (round(v, 5) if np.isfinite(v) else None for v in (self.value, self.low, self.high))
+        return {"value": value, "low": low, "high": high, "n": self.n}
 
 
 def resampled(statistic: Callable[[Rows], float], n: int, draws: int, seed: int) -> Interval:

@@ -1,4 +1,4 @@
-"""What each kind of edit does to measured counts: levels of some genes move towards a target, in logarithms."""
+"""Operations of the edit kinds on measured counts: levels of some genes move towards a target, in logarithms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .programs import Programs
 Array = NDArray[np.float32]
 Columns = NDArray[np.int64]
 _Target = Callable[[Array, Sequence[str], Columns], Array]
-"""From levels (m, c) of spots, their ids and the rows (m,) they were measured at to where the levels go."""
+"""Target of an operation: (levels (m, c), spot ids, measured rows (m,)) -> target levels (m, c)."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Measured:
         return cls(spots.ids, counts, spots.genes, totals, spots=spots, columns=np.arange(len(spots.genes)))
 
     def narrowed(self, names: Sequence[str], profiles: Mapping[str, Profile]) -> Measured:
-        """Return only the named genes; every edit does to them what it does in the whole table."""
+        """Return a table of the named genes alone; edits change them as they would in the whole table."""
         columns = columns_of(tuple(names), self.genes)
         shares = {name: self.share(profile) for name, profile in profiles.items()}
         whole = self.columns[columns] if len(self.columns) else self.columns
@@ -109,7 +109,7 @@ class Measured:
 
 
 def columns_of(names: tuple[str, ...], genes: Genes) -> Columns:
-    """Return the columns of those genes that are there, in the table's order; of a symbol with several, all of them."""
+    """Return the columns of the genes that the table has, in its order; all columns of a symbol with several."""
     match = match_genes(names, genes)
     twins = [column for columns in match.ambiguous.values() for column in columns]  # one gene to the user: all change
     return np.unique(np.concatenate([match.columns[match.columns >= 0], np.array(twins, dtype=np.int64)]))
@@ -129,7 +129,7 @@ def edited_genes(edit: Edit, programs: Programs) -> tuple[str, ...]:
 
 
 def gene_weights(edit: Edit, programs: Programs) -> dict[str, float]:
-    """Return how much of an edit's change each gene takes that it names, directly or through programs."""
+    """Return the weight (0 to 1) of each gene that an edit names, directly or through programs."""
     weights = dict.fromkeys(edit.genes, 1.0)
     for program in edit.programs:
         for gene, weight in programs[program].items():
@@ -143,7 +143,7 @@ def active_edits(edits: Sequence[Edit]) -> list[Edit]:
 
 
 def spot_weights(edit: Edit, ids: Sequence[str]) -> Array:
-    """Return (n,) how strongly an edit acts on each of some spots: its strength, times the weight it gives the spot."""
+    """Return the weight (n,) of an edit at each spot: its strength times the spot's weight."""
     if edit.spots is None:
         return np.full(len(ids), edit.strength, dtype=np.float32)
     return np.array([edit.strength * edit.spots.get(spot, 0.0) for spot in ids], dtype=np.float32)
@@ -154,7 +154,7 @@ def spot_weights(edit: Edit, ids: Sequence[str]) -> Array:
 
 @dataclass(frozen=True)
 class Change:
-    """Change that an edit makes at any spot, computed once for all of them.
+    """Change of an edit, computed once for all spots.
 
     ``columns`` (c,) are changed towards ``target`` by the weight of the spot times ``amounts`` (c,), in logarithms relative to
     ``totals`` (n,), at ``members`` alone where they are given.
@@ -171,7 +171,7 @@ class Change:
 def changes_of(
     measured: Measured, edits: Sequence[Edit], programs: Programs, profiles: Mapping[str, Profile]
 ) -> list[Change]:
-    """Return the changes that edits make, in their order; a swap makes two, one for each group."""
+    """Return the changes of edits, in their order; a swap has two, one for each group."""
     found = []
     for edit in active_edits(edits):
         if edit.spots is not None and not any(edit.spots.values()):

@@ -1,7 +1,6 @@
-"""What varies with what in one section: a low-rank Gaussian of its smoothed log expression and relative depth.
+"""Covariation of genes in one section: a low-rank Gaussian of its smoothed log expression and relative depth.
 
-It answers one question: where some genes are higher or lower by so much, by how much are all others, and depth, on average in this
-section? That is co-variation over the spots of this section, no effect of one gene on another.
+It gives the mean change of all genes, and of depth, where some genes are changed: co-variation over the spots of this section, not cause.
 """
 
 from __future__ import annotations
@@ -18,29 +17,29 @@ from ..types import SpotTable
 from .normalise import sparse_cp10k_log1p, totals_of
 
 MIN_SPOTS, MIN_GENES = 50, 20
-"""With fewer a section says nothing reliable about what varies with what."""
+"""Minimum spots and genes of a section for an estimate of its covariation."""
 RINGS = {1.0: 7, 2.0: 19}
 """Widths of the Gaussian that expression is smoothed by, in distances between neighbouring spots, with how many spots are averaged:
 on a hexagonal grid a spot with one ring around it, and with two. Single spots are no choice: their noise hides what varies together."""
 RANKS = (5, 10, 20, 40)
 SHRINKAGES = (0.03, 0.1, 0.3)
-"""Shares of its own variance that a gene's noise is raised by: the more, the less a few genes stand for the whole tissue."""
+"""Shrinkage candidates: shares of its own variance that a gene's noise is raised by."""
 FACTOR_GENES = 1000
-"""Genes, those that vary most, that the factors are made of; every gene then gets its loadings on them."""
+"""Number of most variable genes that the factors are computed from; every gene then gets its loadings."""
 FIT_SPOTS = 2000
-"""Spots, evenly spaced over the table, that all is estimated from."""
+"""Maximum number of spots, evenly spaced over the table, in the estimate."""
 GROUP, GROUPS = 10, 20
-"""While the settings are chosen: genes in a group, which stands in for an edit, and number of groups."""
+"""Cross-validation: genes in a group, which stands in for an edit, and number of groups."""
 FOLDS = 4
 COLUMNS = 512
-"""Smoothed expression is dense, so it is computed for this many genes at once."""
+"""Genes smoothed at once: smoothed expression is dense."""
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What cross-validation chooses: width of the smoothing as in `RINGS`, number of factors, and shrinkage as in `SHRINKAGES`."""
+    """Settings from cross-validation: smoothing width (`RINGS`), number of factors, shrinkage (`SHRINKAGES`)."""
 
     width: float
     rank: int
@@ -49,7 +48,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Covariation:
-    """What varies with what in a section of n spots and g genes.
+    """Covariation of the g genes of a section over its n spots.
 
     Attributes
     ----------
@@ -87,11 +86,10 @@ class Covariation:
         return np.asarray((self.weights[rows] @ levels).toarray(), dtype=np.float64)
 
     def factors(self, change: Array, columns: NDArray[np.int64]) -> Array:
-        """Return how far each factor goes along, (n, k), where some genes are changed by so much, (n, columns).
+        """Return the change (n, k) of each factor that goes with a change (n, columns) of some genes.
 
-        A change is looked at as a whole: of all that the spots of the section have in common with it, which is their place along its
-        direction, this is the mean at the place that the change leads to. So it does not matter whether two genes are changed by one
-        edit or by two; twice the change has twice the effect; and of a program it is the regression on the program's mean.
+        It is the conditional mean given a spot's place along the direction of the whole change, not given each gene by itself. So one
+        edit or two make no difference, and twice the change has twice the effect.
         """
         along = change @ self.loadings[columns]
         variance = (along**2).sum(axis=1) + (change**2) @ self.noise[columns]
@@ -100,7 +98,7 @@ class Covariation:
 
 
 def covariation_of(spots: SpotTable) -> Covariation | None:
-    """Return what varies with what in a section, estimated once and kept with its table.
+    """Return the covariation of a section, estimated once and kept with its table.
 
     None with fewer than `MIN_SPOTS` spots or `MIN_GENES` genes.
     """
@@ -178,9 +176,9 @@ def _noise(loadings: Array, spread: Array, shrinkage: float) -> Array:
 
 
 def _chosen(tables: dict[float, Array], measured: Array, yx: NDArray[np.float64]) -> tuple[Settings, float]:
-    """Return the settings with which the means of groups of genes explain most of the other genes in spots left out, and what share that is.
+    """Choose the settings with which means of gene groups best explain the other genes in spots left out; return the explained share, too.
 
-    What is explained is the measured level of each gene, in units of its spread, which is the same whatever the smoothing.
+    Explained are measured levels, in standard deviations, so that the score does not depend on the smoothing.
     """
     scale = 1 / np.maximum(measured.std(axis=0), 1e-9)
     longer = int(np.ptp(yx, axis=0).argmax())
@@ -219,7 +217,7 @@ def _chosen(tables: dict[float, Array], measured: Array, yx: NDArray[np.float64]
 
 
 def _groups(table: Array) -> list[NDArray[np.int64]]:
-    """Return groups of genes that vary together over smoothed spots (n, g), as those of a program do: some genes, each with those most like it."""
+    """Return groups of genes that vary together over smoothed spots (n, g): some genes, each with its most correlated ones."""
     genes = table.shape[1]
     standard = (table - table.mean(axis=0)) / np.maximum(table.std(axis=0), 1e-9)
     seeds = np.unique(np.linspace(0, genes - 1, min(GROUPS, genes)).round().astype(np.int64))

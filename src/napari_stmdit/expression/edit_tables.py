@@ -32,7 +32,7 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 @dataclass(frozen=True, eq=False)
 class EditTable:
-    """What a file predicts for some spots, in natural logarithms of 1 + counts per 10,000.
+    """Prediction of a file for some spots, as natural logarithms of 1 + counts per 10,000.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class EditTable:
     def target(
         self, x: NDArray[np.float32], ids: Sequence[str], own: NDArray[np.int64], share: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Return where the levels ``x`` (m, c) of some of its spots are to go.
+        """Return the target levels (m, c) of some of its spots.
 
         Parameters
         ----------
@@ -65,7 +65,7 @@ class EditTable:
         own
             (c,) the table's column of each, -1 for zero, from `target_columns`.
         share
-            (m,) which part of each spot's measured total lies in the table's genes: levels in the table are relative to those alone.
+            (m,) share of each spot's measured total in the table's genes: its levels are relative to those alone.
         """
         rows = np.array([self.ids[spot] for spot in ids], dtype=np.int64)
         levels: NDArray[np.float32] = np.zeros_like(x)
@@ -77,12 +77,12 @@ class EditTable:
 
 
 def read_edit_table(edit: TableEdit) -> EditTable:
-    """Read the table of an edit; one that was read before and has not changed is not read again.
+    """Read the table of an edit, once while it does not change.
 
     Raises
     ------
     GeneError
-        The file cannot be read, is another one than the edit was made with, or its values are not in the unit that the edit states.
+        The file cannot be read or was changed since the edit was made, or its values are not in the unit that the edit states.
     """
     path = user_path(edit.table)
     if not path.is_file():
@@ -100,7 +100,7 @@ def read_edit_table(edit: TableEdit) -> EditTable:
 
 
 def signed(edit: TableEdit) -> TableEdit:
-    """Return an edit that states the SHA-256 of its table; one whose table cannot be read comes back as it is."""
+    """Return an edit that states the SHA-256 of its table; unchanged where the table cannot be read."""
     path = user_path(edit.table)
     return edit.model_copy(update={"sha256": fingerprint.of_file(path)}) if not edit.sha256 and path.is_file() else edit
 
@@ -122,7 +122,7 @@ def table_fault(edit: TableEdit, spots: SpotTable) -> str | None:
 
 
 def table_note(edit: TableEdit, spots: SpotTable) -> str:
-    """Return how much of a section the table of an edit covers; it has no fault."""
+    """Say how much of a section the table of an edit covers; the table must be without fault."""
     table = read_edit_table(edit)
     shared = sum(spot in table.ids for spot in spots.ids.tolist())
     genes = match_genes(table.genes, spots.genes).shared

@@ -1,4 +1,4 @@
-"""Edits applied to a section's spots: their counts, levels and relative depth, what is wrong with edits, and which genes move most."""
+"""Edits applied to a section's spots: counts, levels and relative depth after them, their faults, and the genes that move most."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from .normalise import PER, cp10k_log1p, totals_of
 from .programs import Programs
 
 DENSE_ROWS = 512
-"""Edits work on dense rows, of this many spots at once."""
+"""Spots edited at once: edits work on dense rows."""
 MAX_MOVER_SPOTS = 256
-"""Painted spots, evenly spaced over the table, that the means of `most_moved` are taken over."""
+"""Maximum number of painted spots, evenly spaced, in the means of `most_moved`."""
 
 
 def apply_edits(
@@ -37,7 +37,7 @@ def apply_edits(
     programs: Programs,
     profiles: Mapping[str, Profile],
     sources: NDArray[np.int64] | None = None,
-    seen: Sequence[str] | None = None,
+    checkpoint_genes: Sequence[str] | None = None,
 ) -> csr_matrix:
     """Return the counts of some spots after the edits; the section's own table is never touched.
 
@@ -53,8 +53,8 @@ def apply_edits(
         What programs and target profiles stand for.
     sources
         (n,) rows to take the counts from where that is not ``rows`` (the shuffled control).
-    seen
-        Genes that may follow an edit: those that a checkpoint sees, which keeps the table of a large section small. None: all.
+    checkpoint_genes
+        Genes that may follow an edit: those that the checkpoint reads, which keeps the table of a large section small. None: all.
 
     Returns
     -------
@@ -69,7 +69,9 @@ def apply_edits(
     changes = changes_of(measured, edits, programs, profiles)
     ids = spots.ids[rows].tolist()
     along = following(own, ids, spots, edits, programs)
-    columns = np.arange(len(spots.genes)) if seen is None else columns_of(tuple(seen), spots.genes)
+    columns = (
+        np.arange(len(spots.genes)) if checkpoint_genes is None else columns_of(tuple(checkpoint_genes), spots.genes)
+    )
     followers = None if along is None else along.of(columns)
     factors = moved_totals(rows, spots, edits, profiles, sources)
     parts = []
@@ -90,8 +92,7 @@ def edited_levels(
 ) -> NDArray[np.float32]:
     """Return log(1 + counts per 10,000) of all spots after the edits, (n, k) for the genes of ``measured``.
 
-    What `apply_edits` does to the whole table, for those genes alone: quick enough to follow a brush. A total that moves with the whole
-    profile says how deep a spot is, and no level of a gene.
+    Same levels as after `apply_edits`, for those genes alone: fast enough to follow a brush.
     """
     dense = measured.counts.toarray()
     if active_edits(edits):
@@ -115,9 +116,9 @@ def edited_depths(
 ) -> NDArray[np.float32]:
     """Return the relative depth (n,) of some spots after the edits; parameters are those of `apply_edits`.
 
-    It is the measured one (`SpotTable.relative_depth`): totals after an edit say nothing about tissue. Edits that move the whole
-    profile, without naming genes, move depth with it: towards that of the target spots or of the target profile, where one states
-    it, and by the difference between two groups that are swapped. It goes along with edits of genes that other genes follow.
+    Edits of the whole profile move it: towards that of the target spots or profile (if it states one), or by the difference of swapped
+    groups. Edits of genes with ``follow`` move it as it varies with these genes. All other edits leave it as measured, because totals
+    after an edit say nothing about tissue.
     """
     own = rows if sources is None else sources
     ids = spots.ids[rows].tolist()
@@ -133,10 +134,10 @@ def moved_totals(
     profiles: Mapping[str, Profile],
     sources: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
-    """Return by which factor (n,) the total count of some spots moves with edits of the whole profile.
+    """Return the factor (n,) by which edits of the whole profile change the total count of some spots.
 
-    Encoders read a profile by how deep it is, so one that arrives brings its total, as its depth relative to the section says it. In
-    logarithms totals move in proportion with strength. Parameters are those of `edited_depths`; all other edits leave totals alone.
+    Encoders read a profile by its depth, so a profile brings its total, from its relative depth. Log totals move in proportion to
+    strength. Parameters are those of `edited_depths`; all other edits leave totals alone.
     """
     own = rows if sources is None else sources
     towards = [edit for edit in active_edits(edits) if isinstance(edit, TowardsEdit) and whole_profile_edit(edit)]
@@ -186,7 +187,7 @@ def whole_profile_edit(edit: Edit) -> bool:
 
 
 def mix_depths(weights: Any, depth: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the relative depth (m,) of places that mix spots, by (m, n) weights, dense or sparse, that sum to one: that of the mixed counts."""
+    """Return the relative depth (m,) of counts mixed from spots by (m, n) weights, dense or sparse, that sum to one."""
     return np.asarray(np.log(np.maximum(weights @ np.exp(depth), 1e-6)), dtype=np.float32)
 
 
@@ -261,7 +262,7 @@ class Mover:
 def most_moved(
     spots: SpotTable, edits: Sequence[Edit], programs: Programs, profiles: Mapping[str, Profile], most: int = 20
 ) -> tuple[Mover, ...]:
-    """Return the genes that edits move most over the spots that they act on, what follows them included; the largest change first."""
+    """Return the genes that edits move most, largest change first, including genes that follow."""
     ids = spots.ids.tolist()
     acting = [spot_weights(edit, ids) for edit in active_edits(edits)]
     touched = np.flatnonzero(np.max(acting, axis=0)) if acting else np.empty(0, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""What goes along with edits of genes and programs: the other genes, and depth, as they vary with those in this section."""
+"""Genes that follow an edit: how all others, and depth, change with the edited ones in this section."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from .programs import Programs
 
 Array = NDArray[np.float64]
 CUT_SHARE = 0.1
-"""Share of a gene's change above which its being cut off is reported. A spot at the end of the range always loses a little."""
+"""Share of a gene's change above which clipping is reported; a spot at the end of the range always loses a little."""
 ROWS = 512
-"""What follows is dense, so it is computed for this many spots at once."""
+"""Spots computed at once: what follows is dense."""
 
 
 @dataclass(frozen=True)
 class Following:
-    """What goes along in n spots.
+    """Change of the followers in n spots.
 
     Attributes
     ----------
@@ -43,13 +43,13 @@ class Following:
     own
         (n,) rows of the section's table that the spots were measured at.
     factors
-        (n, k) how far each factor goes at full strength.
+        (n, k) change of each factor at full strength.
     share
-        (n,) how strongly the edits act at each spot, 0 to 1: what follows is linear in it.
+        (n,) weight of the edits at each spot, 0 to 1; what follows is linear in it.
     named
-        (c,) columns that edits of genes change themselves.
+        (c,) columns that the edits change themselves.
     held
-        (n, c) 0 to 1: how much each of those stays as the edits say.
+        (n, c) 0 to 1: share of each of those that follows nothing else.
     """
 
     covariation: Covariation
@@ -60,18 +60,18 @@ class Following:
     held: Array
 
     def of(self, columns: NDArray[np.int64]) -> Followers:
-        """Return what goes along of some genes."""
+        """Return the followers among some genes."""
         return Followers(self, columns, csr_matrix(self.covariation.levels[:, columns]))
 
     def depth(self) -> NDArray[np.float32]:
-        """Return how far relative depth goes along, (n,)."""
+        """Return the change of relative depth, (n,)."""
         known = self.covariation
         before = known.depth[self.own]
         after = _inside(before, before + self.factors @ known.loadings[-1], known.low[-1], known.high[-1])
         return np.asarray(self.share * (after - before), dtype=np.float32)
 
     def cut(self, columns: NDArray[np.int64]) -> int:
-        """Return how many of some genes lose `CUT_SHARE` of how they would follow, over all spots, because that leaves the section's range."""
+        """Count the genes that lose `CUT_SHARE` of their change, over all spots, at the limits of the section's range."""
         followers, known = self.of(columns), self.covariation
         wanted, lost = np.zeros(len(columns)), np.zeros(len(columns))
         touched = np.flatnonzero(self.share)
@@ -86,7 +86,7 @@ class Following:
 
 @dataclass(frozen=True)
 class Followers:
-    """What goes along of some genes, ``columns`` (c,), with their measured levels (n, c) in the whole section."""
+    """Following genes, ``columns`` (c,), with their measured levels (n, c) in the whole section."""
 
     following: Following
     columns: NDArray[np.int64]
@@ -100,10 +100,9 @@ class Followers:
     def apply(
         self, dense: NDArray[np.float32], rows: NDArray[np.int64], totals: NDArray[np.float32], at: NDArray[np.int64]
     ) -> None:
-        """Let them go along in ``dense``, the counts of the spots ``rows`` with totals (rows,); its columns ``at`` (c,) are these genes.
+        """Change ``dense``, the counts of the spots ``rows`` with totals (rows,), in place; its columns ``at`` (c,) are these genes.
 
-        A rise is added to the level. A fall takes the same share of every count, so that the mean over neighbouring spots falls by as
-        much although most spots have no count of most genes.
+        A rise is added to the level. A fall takes the same share of every count: most spots have none, and could not fall otherwise.
         """
         known, section = self.following, self.following.covariation
         touched = np.flatnonzero(known.share[rows])
@@ -129,9 +128,9 @@ class Followers:
 def following(
     own: NDArray[np.int64], ids: Sequence[str], spots: SpotTable, edits: Sequence[Edit], programs: Programs
 ) -> Following | None:
-    """Return what goes along with the edits of genes that ask for it, or None where nothing does.
+    """Return what follows the edits with ``follow``, or None where nothing does.
 
-    It is the conditional mean given the change that all edits of genes make together; genes that any of them names do not follow.
+    It is the conditional mean given the change of all edits together; genes that an edit names do not follow another one.
     ``own`` (n,) are the rows of ``spots`` that were measured, ``ids`` (n,) those that edits address them by.
     """
     of_genes = [edit for edit in active_edits(edits) if hasattr(edit, "follow")]
@@ -162,7 +161,7 @@ def following(
 
 
 def follows(edit: Edit) -> bool:
-    """Return whether what varies with an edit's genes is asked to go along."""
+    """Return whether an edit asks for other genes to follow."""
     return getattr(edit, "follow", "none") == "section"
 
 
@@ -176,8 +175,10 @@ def following_fault(spots: SpotTable) -> str | None:
     )
 
 
-def following_notes(spots: SpotTable, edits: Sequence[Edit], programs: Programs, seen: Sequence[str]) -> list[str]:
-    """Return sentences on what follows some edits: that nothing can, or that it was held inside what the section shows."""
+def following_notes(
+    spots: SpotTable, edits: Sequence[Edit], programs: Programs, checkpoint_genes: Sequence[str]
+) -> list[str]:
+    """Return notes on what follows some edits: that nothing can, or that it was clipped to the section's range."""
     followed = [edit for edit in active_edits(edits) if follows(edit)]
     if not followed:
         return []
@@ -185,7 +186,7 @@ def following_notes(spots: SpotTable, edits: Sequence[Edit], programs: Programs,
         return [fault]
     rows = np.arange(len(spots))
     along = following(rows, spots.ids.tolist(), spots, edits, programs)
-    columns = columns_of(tuple(seen), spots.genes)
+    columns = columns_of(tuple(checkpoint_genes), spots.genes)
     cut = 0 if along is None else along.cut(columns)
     if not cut:
         return []
@@ -196,7 +197,7 @@ def following_notes(spots: SpotTable, edits: Sequence[Edit], programs: Programs,
 
 
 def _inside(before: Array, after: Array, low: Array | float, high: Array | float) -> Array:
-    """Return a level held inside a range, which a spot that lies outside of it need not enter."""
+    """Clip a level to a range; a spot that was outside already may stay there."""
     return np.asarray(np.clip(after, np.minimum(before, low), np.maximum(before, high)))
 
 

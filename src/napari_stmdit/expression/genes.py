@@ -1,4 +1,4 @@
-"""Finding genes in a section: exactly, and saying what is missing."""
+"""Genes of a section by name: exact matches, and a report of what is missing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class GeneMatch:
         Wanted gene -> all its columns, where its symbol stands for several (as symbols with two Ensembl ids do). They are one
         gene to the user: `gather_counts` sums them.
     renamed
-        Wanted gene -> name in the table, where it was found by its Ensembl id or by a former or present symbol.
+        Wanted gene -> name in the table, where it was found by its Ensembl id or an alias.
     """
 
     columns: NDArray[np.int64]
@@ -85,9 +85,10 @@ def match_genes(wanted: tuple[str, ...], genes: Genes) -> GeneMatch:
 def target_columns(
     names: tuple[str, ...], genes: Genes, only: Sequence[str] = ()
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the columns (c,) of a table that a target's genes stand for, and which of ``names`` each is, -1 for a twin.
+    """Return the columns (c,) of a target's genes, and the place of each in ``names``, -1 for a twin.
 
-    Of a symbol with several columns the first takes the whole target; the others, its twins, go to zero: they are summed when encoded.
+    Of a symbol with several columns the first takes the whole target. The others, its twins, go to zero: columns of one symbol are
+    summed when encoded.
     """
     match = match_genes(names, genes)
     keep = match.columns >= 0
@@ -119,7 +120,7 @@ def gather_counts(counts: csr_matrix, match: GeneMatch, wanted: tuple[str, ...])
 
 
 class _Index:
-    """Columns of each name of a table, found once: it has tens of thousands, and genes are matched at every click."""
+    """Columns by name, indexed once a table."""
 
     def __init__(self, genes: Genes) -> None:
         self._ids = (genes.symbols if genes.ids is None else genes.ids).tolist()

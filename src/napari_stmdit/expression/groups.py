@@ -1,4 +1,4 @@
-"""Two groups of spots compared: which genes and programs differ, by how much, and how surely."""
+"""Comparison of two groups of spots: fold changes and tests of genes and programs."""
 
 from __future__ import annotations
 
@@ -21,27 +21,30 @@ if TYPE_CHECKING:
     import pandas as pd
     from scipy.sparse import csc_matrix, csr_matrix
 
-FEWEST = 3
+MIN_SPOTS = 3
+"""Spots that a group needs at least."""
 _GENES_AT_ONCE = 512
 COLUMNS = ("name", "kind", "log2_fold_change", "mean_a", "mean_b", "detected_a", "detected_b", "p", "fdr")
 
 
 @dataclass(frozen=True, eq=False)
 class GroupTable:
-    """What differs between two groups of spots.
+    """Differences between two groups of spots.
 
     Attributes
     ----------
     names
-        Of the groups a and b.
+        Names of the groups a and b.
     ids
-        Of their spots.
+        Ids of their spots.
     table
-        A row a gene with counts and a row a program. ``kind`` is *gene* or *program*. ``log2_fold_change`` is of a over b: of a gene,
-        log2((mean counts per 10,000 in a + 1) / (that in b + 1)); of a program, the difference of its mean level in units of log2.
-        ``mean_a`` and ``mean_b`` are of log(1 + counts per 10,000), ``detected_a`` and ``detected_b`` shares of spots with a count.
-        ``p`` is of a two-sided Wilcoxon rank-sum test on log(1 + counts per 10,000), ``fdr`` its Benjamini-Hochberg value within its kind.
-        By kind and p, then by the size of the change.
+        One row for each gene with counts and each program, sorted by kind, ``p`` and size of the change:
+
+        - ``kind``: *gene* or *program*.
+        - ``log2_fold_change``: a over b. Genes: log2((mean counts per 10,000 in a + 1) / (in b + 1)); programs: difference of mean levels.
+        - ``mean_a``, ``mean_b``: mean log(1 + counts per 10,000).
+        - ``detected_a``, ``detected_b``: share of spots with a count.
+        - ``p``, ``fdr``: two-sided Wilcoxon rank-sum test on log(1 + counts per 10,000), and its Benjamini-Hochberg value within the kind.
     """
 
     names: tuple[str, str]
@@ -50,7 +53,7 @@ class GroupTable:
 
     @property
     def statement(self) -> str:
-        """What was compared, and what p-values are worth, in a sentence or two."""
+        """Sentence that names the groups, and the limits of the p-values."""
         (a, b), (ids_a, ids_b) = self.names, self.ids
         return f"{a} ({len(ids_a):,} spots) against {b} ({len(ids_b):,}). Neighbouring spots are alike, so p-values rank genes and prove nothing."
 
@@ -103,8 +106,10 @@ def compare_groups(
             f"{names[0]} and {names[1]} share {len(shared)} spots, such as {min(shared)!r}; groups must be apart"
         )
     for name, group in zip(names, (chosen, set(others)), strict=True):
-        if len(group) < FEWEST:
-            raise GeneError(f"{name} has {len(group)} spots, and at least {FEWEST} are needed to compare; choose more")
+        if len(group) < MIN_SPOTS:
+            raise GeneError(
+                f"{name} has {len(group)} spots, and at least {MIN_SPOTS} are needed to compare; choose more"
+            )
     if not spots.counts.nnz:
         raise GeneError("the section has no expression; there is nothing to compare")
     rows = np.sort(spots.rows(list(chosen))), np.sort(spots.rows(others))

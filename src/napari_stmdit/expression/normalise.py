@@ -34,5 +34,5 @@ def counts_from(levels: NDArray[Any], totals: NDArray[Any] | float) -> NDArray[A
 
 
 def totals_of(counts: csr_matrix) -> NDArray[np.float32]:
-    """Return the total of each row, at least 1, (n,): an empty spot has nothing to scale by, and 1 keeps its zeros zero."""
+    """Return the total of each row, (n,), at least 1: an empty spot keeps its zeros."""
     return np.maximum(np.asarray(counts.sum(axis=1), dtype=np.float32).ravel(), 1.0)

@@ -18,7 +18,7 @@ from .changes import Measured, Profile
 from .normalise import PER
 
 DECIMALS = 4
-"""Decimal places of a mean, so that what is shown, written and applied is the same."""
+"""Decimal places of a mean: the same number is shown, written and applied."""
 MAX_MB = 50
 DEPTH = "# mean depth relative to its section (natural logarithm): "
 

@@ -1,4 +1,4 @@
-"""Programs, which are named gene sets with weights: those that come with the package, and those of GMT files."""
+"""Programs (named gene sets with weights): bundled ones, and those of GMT files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GeneSets:
     programs
         Name -> {gene: 1.0}, in the file's order.
     notes
-        Sentences for the user: what was named twice.
+        Sentences for the user on genes named twice.
     """
 
     programs: dict[str, dict[str, float]]
@@ -79,7 +79,7 @@ def read_gmt(path: str | Path) -> GeneSets:
 
 
 def report(sets: GeneSets, genes: Genes) -> tuple[str, ...]:
-    """Return sentences on how the sets fit a section: genes that it lacks, sets that it has nothing of."""
+    """Return notes on how the sets fit a section: genes that it lacks, sets without any gene in it."""
     notes = list(sets.notes)
     for name, program in sets.programs.items():
         missing = match_genes(tuple(program), genes).missing

@@ -1,4 +1,4 @@
-"""How far an edit reaches: which of its genes the section has, and which of those the checkpoint sees."""
+"""Reach of an edit: which of its genes the section has, and which of those the checkpoint reads."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from .genes import match_genes
 from .programs import Programs
 
 FOLLOWING_SHARE = 0.1
-"""Share of its own spread by which a gene must go along with a program to count as following it."""
+"""Share of its standard deviation by which a gene must change with a program to count as a follower."""
 
 
 @dataclass(frozen=True)
 class Reach:
-    """Support of an edit: which of the genes that it names can have an effect.
+    """Genes of an edit that can have an effect.
 
     Attributes
     ----------
     named
-        How many it names.
+        Number of genes that it names.
     missing
-        Those that the section lacks.
+        Genes that the section lacks.
     unseen
-        Those that the checkpoint does not see: to change them alone has no effect on the image. Empty where no checkpoint is known.
+        Genes that the checkpoint does not read: alone they have no effect on the image. Empty where no checkpoint is known.
     followed
-        Whether other genes go along, by which even unseen ones have an effect.
+        Whether other genes follow, so that even unseen ones have an effect.
     """
 
     named: int
@@ -42,7 +42,7 @@ class Reach:
 
     @property
     def warning(self) -> str:
-        """What has no effect, as a sentence; empty where all genes have one."""
+        """Sentence on genes without effect; empty where there are none."""
         if self.missing and len(self.missing) == self.named:
             return f"this section has none of its genes ({_some(self.missing)})"
         parts = []
@@ -57,33 +57,34 @@ class Reach:
         return "; ".join(parts)
 
 
-def reach_of(edit: Edit, programs: Programs, genes: Genes, seen: Sequence[str] | None, followed: bool = False) -> Reach:
-    """Return how far an edit reaches into a section's genes and those that the checkpoint sees, ``seen`` (None: not known).
+def reach_of(
+    edit: Edit, programs: Programs, genes: Genes, checkpoint_genes: Sequence[str] | None, followed: bool = False
+) -> Reach:
+    """Return the reach of an edit in a section, for a checkpoint that reads ``checkpoint_genes`` (None: not known).
 
-    An edit without genes and programs moves the whole profile and is not looked at gene by gene. ``followed``: whether the section can
-    tell what follows an edit that asks for it.
+    An edit of the whole profile is not checked gene by gene. ``followed``: whether the section allows others to follow.
     """
     names = edited_genes(edit, {**{name: {} for name in edit.programs}, **programs})
     if not names:
         return Reach(0)
-    known = set(names if seen is None else seen)
+    known = set(names if checkpoint_genes is None else checkpoint_genes)
     unseen = tuple(gene for gene in names if gene not in known)
     return Reach(len(names), match_genes(names, genes).missing, unseen, followed and follows(edit))
 
 
 @dataclass(frozen=True)
 class ProgramReach:
-    """How much of a program a checkpoint sees in a section.
+    """Share of a program that a checkpoint reads in a section.
 
     Attributes
     ----------
     named, there, seen
-        How many genes it names; how many of these the section has; how many of those the checkpoint sees.
+        Number of its genes; of these, in the section; of those, read by the checkpoint.
     followers
-        How many of the checkpoint's other genes go along with it in the section: by `FOLLOWING_SHARE` of their own spread or more where the
-        program's mean is one spread higher.
+        Number of the checkpoint's other genes that follow it in the section, by at least `FOLLOWING_SHARE` of their standard deviation for one
+        standard deviation of the program's mean.
     others
-        How many other genes there are that the checkpoint sees and the section has.
+        Number of other genes that the checkpoint reads and the section has.
     """
 
     named: int
@@ -108,12 +109,12 @@ class ProgramReach:
         return f"the checkpoint sees {self.seen} of its {self.named} genes{through}"
 
 
-def program_reach(program: Mapping[str, float], spots: SpotTable, seen: Sequence[str]) -> ProgramReach:
-    """Return how much of a program a checkpoint that sees these genes sees of it in a section, directly and through what follows."""
+def program_reach(program: Mapping[str, float], spots: SpotTable, checkpoint_genes: Sequence[str]) -> ProgramReach:
+    """Return how much of a program a checkpoint with these genes reads in a section, directly and through followers."""
     names = tuple(gene for gene, weight in program.items() if weight > 0)
-    columns, visible = columns_of(names, spots.genes), columns_of(tuple(seen), spots.genes)
+    columns, visible = columns_of(names, spots.genes), columns_of(tuple(checkpoint_genes), spots.genes)
     match = match_genes(names, spots.genes)
-    there, direct = match.shared, len(set(names) & set(seen) - set(match.missing))
+    there, direct = match.shared, len(set(names) & set(checkpoint_genes) - set(match.missing))
     others = np.setdiff1d(visible, columns)
     known = covariation_of(spots)
     if known is None or not there:

@@ -30,7 +30,7 @@ class ResidualUnit(nn.Module):
             _bias(self.conv2).zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width, H, W) -> the same shape."""
+        """Map (B, width, H, W) to the same shape."""
         y: Tensor = self.conv2(F.silu(self.conv1(F.silu(x))))
         return x + y
 
@@ -53,7 +53,7 @@ class Encoder(nn.Module):
         self.head = _zero(nn.Conv2d(coarse, latent_channels, 3, padding=1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, C, H/8, W/8), not normalised."""
+        """Map (B, 3, H, W) in [-1, 1] to (B, C, H/8, W/8), not normalised."""
         linear: Tensor = self.linear(images)
         residual: Tensor = self.head(F.silu(self.trunk(images)))
         return linear + residual
@@ -82,7 +82,7 @@ class Decoder(nn.Module):
         self.head = _zero(nn.Conv2d(fine, 4 * out_channels, 3, padding=1))
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(B, C, h, w), not normalised -> (B, 3, 8h, 8w), not clamped."""
+        """Map latents (B, C, h, w), not normalised, to images (B, 3, 8h, 8w), not clamped."""
         residual = F.pixel_shuffle(self.head(F.silu(self.body(self.stem(latents)))), 2)
         return F.pixel_shuffle(self.linear(latents), FACTOR) + residual
 

@@ -1,6 +1,6 @@
-"""Open a transformer from anywhere: our folder, PixCell or STMDiT files, original or diffusers naming.
+"""Open a transformer: from our folder, or from PixCell or STMDiT files in original or diffusers naming.
 
-Every tensor is used or listed, every parameter is filled, or loading fails with a table of what does not fit.
+Every tensor is used or listed and every parameter filled, or loading fails with a table of misfits.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FOLDER_SETTINGS = ("training_config.yaml", "training_config.yml", "config.yaml"
 
 @dataclass(frozen=True)
 class Opened:
-    """A transformer's tensors under our names, with its options, before it is built.
+    """Transformer before it is built: tensors under our names, and options.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Opened:
     options
         Of the transformer, each with its source.
     notes, ignored
-        Choices made, and tensor -> why it was left aside.
+        Choices made, and tensor -> why it is not used.
     weights, settings, stated
         The files, and the settings as read.
     """
@@ -57,7 +57,7 @@ class Opened:
 
 
 Settings = str | Path | Mapping[str, Any] | None
-"""A settings file, its contents, or None for the file beside the weights."""
+"""Settings file, its contents, or None for the file beside the weights."""
 
 
 def load_transformer(

@@ -2,13 +2,12 @@
 
 Abduction takes the latents of a real crop to their noise along the probability-flow ODE, unguided and under the measured conditions
 (DDIM inversion: Song et al., 2021, arXiv 2010.02502), and keeps the path. Prediction takes the noise back under edited conditions.
-What is integrated back is the *change* d against the path that was kept,
+It integrates the *change* d against that path,
 
     d' = f(y + d, c) + w (f(y + d, c') - f(y + d, c)) - f(y, c),     d = 0 at the noise,
 
-which is the same ODE, from the same noise, minus the path of the real crop. So the edit is all that the solver's error is made of:
-unchanged conditions give no change at all, with any solver, any number of steps and any w; no round trip has to be exact.
-Both directions are integrated by the same method of second order with one call of the network a step.
+the same ODE minus the path of the real crop. Unchanged conditions therefore give no change at all, with any solver, number of steps and w;
+no round trip has to be exact. Both directions use the same second-order method with one call of the network a step.
 
     abduction = finish(abduct(transformer, scheduler, latents, conditions))
     change = finish(predict(transformer, abduction, edited))            # latents, exactly 0 where no condition differs
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import CheckpointError, NotFiniteError, SynthesisError
-from ..progress import Batches, CancelToken
+from ..progress import Batches
 from .guidance import branches
 from .inference import ConditionTensors, Prediction, on_device, prediction
 from .sampling import check_scheduler
@@ -44,9 +43,9 @@ from .vae import decode_images, is_tiny
 # In both, y - tau f is what the clean latents are predicted to be.
 
 MAX_RATIO = 1000.0
-"""Noise over signal at which a schedule is cut off: beyond it float32 loses the data."""
+"""Maximum noise-to-signal ratio of a schedule: beyond it float32 loses the data."""
 DENSITY = 1.25
-"""Exponent by which the nodes of a flow lie denser near the noise, where large edits turn most; see docs/evidence/inversion.md."""
+"""Exponent that moves the nodes of a flow towards the noise, where large edits turn most; see docs/evidence/inversion.md."""
 _FLOW, _NOISE, _VELOCITY = "flow_prediction", "epsilon", "v_prediction"
 
 
@@ -135,9 +134,9 @@ def _path(kind: str, timesteps: Any, tau: Any, signal: Any, noise: Any) -> OdePa
 
 
 STEPS = 12
-"""Steps each way, one call of the network each; see docs/evidence/inversion.md."""
+"""Default steps each way, one call of the network each; see docs/evidence/inversion.md."""
 MAX_PREPARED = 256
-"""Most items whose prepared conditions are kept from node to node; more would fill the device."""
+"""Maximum number of items whose prepared conditions stay on the device."""
 
 T = TypeVar("T")
 
@@ -157,24 +156,7 @@ class OdeStep:
 
 
 Work = Generator[OdeStep, None, T]
-"""Yields after every network call; closing it ends the work. `finish` runs one to its end."""
-
-
-def finish(
-    work: Work[T], cancel: CancelToken | None = None, on_step: Callable[[OdeStep], None] | None = None
-) -> T | None:
-    """Run an integration to its end and return its result; None where ``cancel``, asked at every network call, was set."""
-    while True:
-        if cancel is not None and cancel.cancelled:
-            work.close()
-            return None
-        try:
-            step = next(work)
-        except StopIteration as ended:
-            result: T = ended.value
-            return result
-        if on_step is not None:
-            on_step(step)
+"""Generator that yields after every network call; closing it ends the work, `napari_stmdit.progress.finish` runs it to its end."""
 
 
 class Separate:
@@ -263,7 +245,7 @@ Layout = Separate | CanvasWindows
 
 @dataclass(frozen=True)
 class Abduction:
-    """The path of real latents to their noise: all that a prediction needs of them.
+    """Path of real latents to their noise: all that a prediction needs.
 
     Attributes
     ----------
@@ -274,8 +256,7 @@ class Abduction:
     states
         (steps + 1, b, c, h, w), or (steps + 1, c, H, W) of a canvas: y at each node, data first.
     slopes
-        (steps + 1, items, c, h, w): f of each item at each node. None where they were not kept: a prediction then computes those it
-        needs anew, in twice the time.
+        (steps + 1, items, c, h, w): f of each item at each node. None: a prediction recomputes them, in twice the time.
     """
 
     path: OdePath
@@ -300,7 +281,7 @@ class Abduction:
         return sum(part.numel() * part.element_size() for part in (self.states, self.slopes) if part is not None)
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """Return what `restored` makes the abduction of again, as plain arrays."""
+        """Return plain arrays for `restored`."""
         kept = {"states": self.states.numpy()}
         return kept if self.slopes is None else kept | {"slopes": self.slopes.numpy()}
 
@@ -311,7 +292,7 @@ def restored(
     conditions: ConditionTensors,
     layout: Layout | None = None,
 ) -> Abduction:
-    """Return an abduction from its `Abduction.arrays`; that checkpoint, image and conditions are the same is the caller's to know.
+    """Return an abduction from its `Abduction.arrays`; the caller ensures that checkpoint, image and conditions are the same.
 
     Raises
     ------
@@ -358,9 +339,9 @@ def abduct(
     steps
         From data to noise, and back.
     batch
-        Items at once, halved where memory does not suffice; or batches that others use, too. Results depend on it by rounding alone.
+        Items at once, halved where memory does not suffice, or shared `Batches`. Results depend on it by rounding alone.
     keep_slopes
-        Whether to keep what a prediction would have to compute anew; takes steps + 1 times the memory of all items.
+        Whether to keep the slopes, which take steps + 1 times the memory of all items.
 
     Raises
     ------
@@ -407,11 +388,11 @@ def predict(
     transformer, batch
         As for `abduct`.
     edited
-        One for each item, as the abduction's conditions; an item whose conditions are equal is not changed.
+        One for each item; an item with its measured conditions is not changed.
     scale
         w, of the difference that the conditions make. Other than 1, every sweep predicts twice.
     noise
-        In place of the abducted noise, of its shape; see `mixed_noise`. All items are then computed, and change without an edit.
+        Replaces the abducted noise, see `mixed_noise`; all items then change, also without an edit.
     on_estimate
         Called after each step, as (step from 1, change), with the predicted change of the clean latents; for previews.
 
@@ -454,7 +435,7 @@ def predict(
 def _march(
     slope: Callable[[int, Tensor], Work[Tensor]], nodes: Sequence[int], tau: Sequence[float], state: Tensor
 ) -> Work[Tensor]:
-    """Integrate over nodes, one call at each: Adams-Bashforth of order 2 ahead, corrected by the trapezoid of the call that follows.
+    """Integrate over nodes, one call at each: Adams-Bashforth 2 as predictor, the trapezoid of the next call as corrector.
 
     (Hairer, Norsett & Wanner 1993, Solving Ordinary Differential Equations I, section III.1, for steps of unequal size.)
     """
@@ -514,8 +495,7 @@ def edited_pixels(
 ) -> NDArray[np.uint8]:
     """Return real pixels (b, H, W, 3) plus decode(latents + change) - decode(latents), both (b, c, h, w).
 
-    The autoencoder's losses cancel, and where nothing changes the result is the image. ``known`` gives what `decoded` makes of
-    the latents of some items, where that is kept.
+    The autoencoder's losses cancel, and where nothing changes the result is the image. ``known`` holds `decoded` latents of items, if kept.
     """
     result = real.copy()
     rows = torch.nonzero(change.flatten(1).any(dim=1)).flatten()
@@ -580,7 +560,7 @@ class _Sweeps:
 
 
 class _Network:
-    """The unguided slopes of items under their conditions, some items at a time."""
+    """Unguided slopes of items under their conditions, computed in batches."""
 
     def __init__(self, transformer: Any, path: OdePath, conditions: ConditionTensors, batch: int | Batches) -> None:
         self._batches = Batches.of(batch)

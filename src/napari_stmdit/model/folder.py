@@ -1,6 +1,6 @@
-"""Our checkpoint folder: its parts, whether it is whole, and its components, built from an allow-list of classes.
+"""Our checkpoint folder: its parts, its check, and its components, built from an allow-list of classes.
 
-``model_index.json`` names classes; it never makes us import one. A folder from elsewhere can therefore not run code.
+Classes named in ``model_index.json`` are looked up in that list and never imported, so a foreign folder cannot run code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COMPONENTS = ("transformer", "vae", "scheduler", "expression_encoder", "morpholo
 ENCODERS = ("expression_encoder", "morphology_encoder")
 MORPHOLOGY_MAP = "morphology_map"
 OPTIONAL = (*ENCODERS, "preview_vae", MORPHOLOGY_MAP)
-"""Encoders may be left to embeddings computed elsewhere; a preview decoder is an extra, and without a map one is fitted on each section."""
+"""Components that a folder may lack: encoders (embeddings serve too), preview decoder, map (then fitted on each section)."""
 SCHEDULERS = ("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "DDIMScheduler")
 VAES = ("StmditAutoencoder", "AutoencoderKL")
 PREVIEW_VAES = ("AutoencoderTiny",)
@@ -33,7 +33,7 @@ MAPS = ("MorphologyMap",)
 
 
 class Component(NamedTuple):
-    """A component as ``model_index.json`` names it: library or module, class, sub-folder."""
+    """Component as in ``model_index.json``: library or module, class, sub-folder."""
 
     library: str
     kind: str
@@ -41,7 +41,7 @@ class Component(NamedTuple):
 
     @property
     def reference(self) -> Reference | None:
-        """Where its weights are kept, if not in the folder."""
+        """Reference to its weights, if they are not in the folder."""
         file = self.path / REFERENCE_FILE
         return read_reference(file) if file.is_file() else None
 
@@ -72,7 +72,7 @@ class CheckpointFolder:
 
     @property
     def elsewhere(self) -> dict[str, str]:
-        """Component -> hash of its files, of those kept elsewhere on this computer."""
+        """Component -> hash of its files, for components kept outside the folder."""
         found = {}
         for name, component in self.components.items():
             reference = component.reference

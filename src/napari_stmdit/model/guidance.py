@@ -25,7 +25,7 @@ _ZERO = 1e-9  # coefficients cancel only up to rounding
 
 @dataclass(frozen=True)
 class Branch:
-    """One prediction: which conditions it is given, and its coefficient in the guided prediction."""
+    """Branch of a guided prediction: its conditions and its coefficient."""
 
     morphology: bool
     expression: bool

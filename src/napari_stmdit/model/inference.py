@@ -1,8 +1,7 @@
 """Fast inference: fused products of a block, and the guided prediction of all branches in one batch.
 
-On a CPU, torch's own GELU and its attention in bfloat16 cost as much as the matrix products around them, so in inference a linear
-map and its GELU are one oneDNN primitive, and attention in bfloat16 over a patch's tokens is written out. Elsewhere, and wherever
-gradients are wanted, both are torch's. Results differ by rounding alone.
+On a CPU, torch's GELU and bfloat16 attention cost as much as the matrix products around them. So a linear map and its GELU are one oneDNN
+primitive, and bfloat16 attention over a patch is written out. Elsewhere, and with gradients, both are torch's; results agree up to rounding.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from .guidance import Branch, combine
 from .shapes import check_expression, check_morphology
 
 _MAX_WRITTEN_OUT = 1024 * 1024
-"""Largest queries x keys whose scores are kept: a head of a 512 px patch. Beyond it they no longer fit a core's cache."""
+"""Maximum queries x keys of written-out attention (a head of a 512 px patch): larger scores do not fit a core's cache."""
 
 
 def linear_gelu(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -68,7 +67,7 @@ def _fusable() -> tuple[torch.dtype, ...]:
 
 
 Prediction = Callable[[int, Tensor], Tensor]
-"""Of (step from 0, latents (b, c, h, w) as the scheduler scaled them) -> guided prediction (b, c, h, w) float32."""
+"""Function (step from 0, scaled latents (b, c, h, w)) -> guided prediction (b, c, h, w) float32."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def prediction(
     Parameters
     ----------
     transformer
-        `napari_stmdit.model.transformer.STMDiTTransformer2D`. One without ``prepare`` is called in full at every step, the plain loop.
+        `napari_stmdit.model.transformer.STMDiTTransformer2D`. One without ``prepare`` is called with ``forward`` at every step.
     conditions
         Of the b patches.
     guidance

@@ -1,4 +1,4 @@
-"""The diffusers pipeline: conditions in, H&E patches out, stoppable after every step."""
+"""Diffusers pipeline from conditions to H&E patches; stoppable after every step."""
 
 from __future__ import annotations
 
@@ -131,15 +131,14 @@ class STMDiTPipeline(DiffusionPipeline):
         width: int | None = None,
         preview_every: int = 0,
     ) -> Iterator[DenoiseStep]:
-        """Do what a call does, one step at a time; closing the generator ends the work. Parameters as for a call.
+        """Synthesize as a call does, one step at a time; closing the generator ends the work. Parameters as for a call.
 
         Parameters
         ----------
         sampling
             Guidance, steps, solver and decoder; None: the defaults.
         preview_every
-            Every so many steps, except at the last one, a step carries what the first patch (height, width, 3) uint8 is predicted to
-            become. Costs one decoding each; does not change the images. 0 for none.
+            Number of steps between previews of the first patch, (height, width, 3) uint8; 0: none. Each costs one decoding.
 
         Yields
         ------
@@ -215,7 +214,7 @@ class STMDiTPipeline(DiffusionPipeline):
         return noise_for(own, (latent_channels(self.vae), *(side // factor for side in sides)))
 
     def timesteps(self, steps: int) -> list[float]:
-        """Return the diffusion times at which so many steps predict, largest first."""
+        """Return the timesteps of a number of steps, largest first."""
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
         scheduler.set_timesteps(steps)
         return [float(time) for time in scheduler.timesteps]

@@ -1,8 +1,7 @@
-"""Files from elsewhere, read without ever executing anything in them.
+"""Readers of foreign files that never execute anything in them.
 
-safetensors and JSON cannot carry code. Torch files are pickles: they are opened with torch's weights-only unpickler alone, which
-builds tensors and plain containers and refuses the rest; the inert NumPy types are added because training loops leave NumPy scalars
-behind. YAML goes through the safe loader, which refuses tags.
+safetensors and JSON cannot carry code. Torch files are pickles, opened with torch's weights-only unpickler, which builds tensors and plain
+containers alone; NumPy scalars, which training loops leave behind, are allowed too. YAML goes through the safe loader.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ WEIGHT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 SETTING_SUFFIXES = (".yaml", ".yml", ".json")
 
 _MAX_OPCODES = 5_000_000
-"""Most opcodes walked in a file; real pickles have a few for each tensor."""
+"""Maximum number of opcodes walked in a file; real pickles have a few a tensor."""
 
 # Globals that torch's weights-only unpickler accepts by itself, or that we add; everything else is named to the user.
 _INERT = ("torch.", "torch ", "collections OrderedDict", "collections Counter", "numpy", "_codecs encode")
@@ -61,7 +60,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Read a YAML or JSON mapping; a YAML tag (the way YAML carries code) is refused, and so is what grows beyond all use.
+    """Read a YAML or JSON mapping; YAML tags (the way YAML carries code) and oversized documents are refused.
 
     Raises
     ------
@@ -170,7 +169,7 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
 
 
 def _check_members(path: Path) -> None:
-    """Refuse a torch zip that would grow when read: torch compresses nothing, and maps weights from where they lie."""
+    """Refuse a compressed torch zip: torch itself compresses nothing, and a small file could fill the memory."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:

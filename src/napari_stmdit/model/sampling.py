@@ -24,7 +24,7 @@ _NOT_IN_UNIPC = (
     "use_exponential_sigmas",
     "use_beta_sigmas",
 )
-"""Options of a flow schedule that UniPC cannot follow."""
+"""Options of a flow schedule without a counterpart in UniPC."""
 
 
 def fast_solver(scheduler: Any) -> Any:
@@ -58,7 +58,7 @@ def fast_solver(scheduler: Any) -> Any:
 
 
 def noise_for(seeds: Sequence[int | torch.Generator], shape: Sequence[int]) -> Tensor:
-    """Draw noise (len(seeds), *shape) float32, each item from its own generator on the CPU: no batch and no device changes it."""
+    """Draw noise (len(seeds), *shape) float32, each item from its own CPU generator: independent of batch and device."""
     own = [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(int(seed)) for seed in seeds]
     return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in own])
 
@@ -93,7 +93,7 @@ def denoise(
     on_estimate
         Called at every step, as (step from 1, latents), with the `clean_estimate` (b, c, h, w) of that step.
     above
-        Noise level, 0 to 1, from which on guidance acts.
+        Noise level, 0 to 1, above which guidance acts.
 
     Yields
     ------
@@ -149,7 +149,7 @@ def model_input(scheduler: Any, latents: Tensor, time: Tensor) -> Tensor:
 def ready(scheduler: Any, steps: int) -> Any:
     """Return a copy of a scheduler, set to ``steps`` steps from the first; raises CheckpointError where it draws noise.
 
-    It stays on the CPU, wherever the transformer is: its numbers are then plain factors, and no step waits for a device.
+    It stays on the CPU, so that no step waits for a device.
     """
     check_scheduler(scheduler)
     made = type(scheduler).from_config(scheduler.config)
@@ -239,7 +239,7 @@ _LATENTS, _RECORD = "latents", "solver"
 class CanvasSolver:
     """A diffusers scheduler over a canvas of latents, which is predicted in windows and can be stored and resumed at any step.
 
-    Canvas and scheduler stay on the CPU, whatever the transformer runs on: a device holds one batch of windows and no more.
+    Canvas and scheduler stay on the CPU; a device holds one batch of windows.
     Averaging the predictions of overlapping windows at every step is MultiDiffusion (Bar-Tal et al., 2023, arXiv 2302.08113).
 
     Parameters
@@ -347,7 +347,7 @@ class CanvasSolver:
 
 
 def _pack(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:
-    """Turn a scheduler attribute into JSON, tensors into references to ``arrays``; None for what is no state."""
+    """Turn a scheduler attribute into JSON, tensors into references to ``arrays``; None for anything else."""
     if isinstance(value, Tensor):
         arrays[name] = value.detach().cpu().numpy()
         return {"array": name}

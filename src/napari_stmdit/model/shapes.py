@@ -1,4 +1,4 @@
-"""Options of a transformer that must fit each other, and inputs that must fit the options."""
+"""Checks of a transformer's options and of its inputs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The diffusion transformer: it predicts the noise or velocity of latents from morphology and gene expression.
+"""Diffusion transformer that predicts the noise or velocity of latents from morphology and gene expression.
 
-What does not change from step to step is computed once: `STMDiTTransformer2D.prepare` of the conditions, and
-`STMDiTTransformer2D.modulation` of the timesteps; `STMDiTTransformer2D.predict` then makes a step.
+`STMDiTTransformer2D.prepare` (conditions) and `STMDiTTransformer2D.modulation` (timesteps) compute once what all steps share;
+`STMDiTTransformer2D.predict` then makes a step.
 """
 
 from __future__ import annotations
@@ -65,13 +65,12 @@ def _sincos(coordinates: Tensor, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Context:
-    """Keys and values of condition tokens for a cross-attention; the fields that are set depend on the number K of tokens.
+    """Keys and values of K condition tokens for a cross-attention; K decides which fields are set.
 
     Attributes
     ----------
     value
-        One token: what it adds to every query, (R, 1, D). A few: values with the output projection and its share of the bias
-        applied, (R, A*K, D). Many: (R, K, D).
+        One token: its output, added to every query, (R, 1, D). A few: values after the output projection, (R, A*K, D). Many: (R, K, D).
     query, offset
         A few tokens: keys with the query projection applied, (R, A*K, D), and its bias, (R, A*K, 1); minus infinity in the offset for
         a token that is masked out.
@@ -125,7 +124,7 @@ class Block(nn.Module):
         """Map tokens x (b, N, D) to (B, N, D).
 
         ``modulation`` (B or 1, 6, D) is shift, 1 + scale and gate of self-attention, then of the feed-forward; ``grid`` is (h, w).
-        Where b < B = ``items``, x is repeated as late as possible: what comes before a condition is the same for all branches.
+        Where b < B = ``items``, x is repeated only at the first condition: before it all branches are the same.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=1)  # 6 x (B or 1, 1, D)
         if len(modulation) > 1:
@@ -157,8 +156,8 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention from tokens to condition tokens, in two parts: `prepare` once a condition, `add` at every step.
 
-    A softmax over one key is 1 whatever the query, so one token is one vector for all queries. With few tokens it is cheaper to apply
-    the query and output projections to them than to every query: (x Wq) k = x (Wq k) and (p v) Wo = p (v Wo), up to rounding.
+    A softmax over one key is 1, so one token is one vector for all queries. With few tokens the query and output projections are applied
+    to them rather than to every query: (x Wq) k = x (Wq k) and (p v) Wo = p (v Wo), up to rounding.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -215,7 +214,7 @@ class SeedPooling(CrossAttention):
         self.seeds = nn.Parameter(torch.randn(1, seeds, width) * width**-0.5)
 
     def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """Map (B, G, D) to (B, seeds, D), or to (B, 1, D) where G = 1: all the pooled tokens are then the same."""
+        """Map (B, G, D) to (B, seeds, D), or to (B, 1, D) where G = 1, as all pooled tokens are then equal."""
         if tokens.shape[1] == 1:
             return self.prepare(tokens, None, 1).value  # (B, 1, D)
         return super().forward(self.seeds.expand(tokens.shape[0], -1, -1), tokens, keep)
@@ -259,20 +258,20 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def repeat(x: Tensor, items: int) -> Tensor:
-    """Repeat b items (b, ...) as a whole until there are ``items``."""
+    """Tile x (b, ...) along the batch to ``items`` entries."""
     return x if len(x) == items else x.repeat(items // len(x), *(1 for _ in x.shape[1:]))
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Morphology or expression of a batch, prepared.
+    """Prepared condition (morphology or expression) of a batch.
 
     Attributes
     ----------
     contexts
         For the cross-attention of every block; empty where there is none.
     time
-        (B, D) that it adds to the time embedding, or None.
+        (B, D) its part of the time embedding, or None.
     """
 
     contexts: tuple[Context, ...] = ()
@@ -288,7 +287,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that `STMDiTTransformer2D.predict` needs beside latents and time.
+    """Conditions prepared for `STMDiTTransformer2D.predict`.
 
     ``items`` are B, ``grid`` rows and columns of tokens, ``positions`` (N, D) or None.
     """
@@ -357,7 +356,7 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):
         Width Dg of an expression vector (None: no expression); whether it enters the time embedding and a
         cross-attention in every block; tokens E each vector is projected to.
     expression_pooling, expression_pool_tokens
-        ``pma``: expression tokens are pooled to so many by attention from learned seeds; ``none``: used as they are.
+        ``pma``: expression tokens are pooled to this number by attention from learned seeds; ``none``: used as they are.
     qk_norm, ff_conv, cross_norm
         LayerNorm of queries and keys in self-attention; a depthwise 3 x 3 convolution in the feed-forward; LayerNorm
         before the cross-attentions.
@@ -485,7 +484,7 @@ class STMDiTTransformer2D(ModelMixin, ConfigMixin):
         Raises
         ------
         SynthesisError
-            A shape does not fit, or a condition is None although its mask says that it is needed.
+            A shape does not fit, or a condition is None where its mask needs it.
         """
         batch, device = hidden_states.shape[0], hidden_states.device
         check_latents(self.config, hidden_states, timestep)

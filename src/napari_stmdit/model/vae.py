@@ -1,7 +1,7 @@
 """Images to latents and back, for the SD3-style VAE of diffusers and for the bundled autoencoder.
 
-The first needs scaling and shifting by its config; the second normalises its latents itself. A tiny decoder (TAESD3) gives previews
-alone: it was distilled to take the first one's latents as they are in sampling, scaled and shifted.
+The VAE of diffusers is scaled and shifted by its config; the bundled autoencoder normalises its latents itself. A tiny decoder (TAESD3) is
+for previews: it takes scaled and shifted latents, as in sampling.
 """
 
 from __future__ import annotations

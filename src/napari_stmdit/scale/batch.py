@@ -1,4 +1,4 @@
-"""A cohort: the jobs of a file, checked as a whole before anything runs, then one after another, in this process or on a cluster."""
+"""Cohorts: jobs of a file, checked together first, then run one by one in this process or on a cluster."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ Filled = Annotated[str, Field(min_length=1)]
 
 
 class SectionEntry(SectionSource):
-    """One section of a cohort; relative paths start at the job file.
+    """Section of a cohort; relative paths start at the job file.
 
-    ``region`` is a region as a request has it, or the path of a GeoJSON file; without one the request's counts.
+    ``region``: a region as in a request, or a GeoJSON file; by default the request's.
     """
 
     name: Filled | None = None
@@ -62,9 +62,8 @@ class SectionEntry(SectionSource):
 class JobFile(Intent):
     """Contents of a job file.
 
-    ``edits`` gives every virtual change a name, under which its result stands in the store of each section: what an edit file
-    holds (a list of edits, empty for the expression as measured, or edits with their programs and profiles), or the path of an edit
-    file. ``request`` holds what all jobs share; its programs and profiles may be named by every edit.
+    ``edits``: name of a result -> contents or path of an edit file; an empty list for the measured expression. ``request``: what all jobs
+    share; every edit may name its programs and profiles.
     """
 
     output: Filled
@@ -83,7 +82,7 @@ class JobFile(Intent):
 
 @dataclass(frozen=True)
 class Place:
-    """One section of a cohort: ``name``, where it is and how it is opened, and the store that its results go to."""
+    """Section of a cohort: ``name``, source, and the store of its results."""
 
     name: str
     source: SectionSource
@@ -92,7 +91,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a cohort: ``request`` on the section at ``place``, its result called ``edit``."""
+    """Run of a cohort: ``request`` on the section at ``place``, with a result called ``edit``."""
 
     place: Place
     edit: str
@@ -100,12 +99,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What to call it in a table."""
+        """Name in a table."""
         return f"{self.place.name} / {self.edit}"
 
     @property
     def folder(self) -> Path:
-        """Where it is kept while it is unfinished."""
+        """Folder of the unfinished run."""
         return self.place.store.with_name(_unfinished(self.place.store.name, self.edit))
 
 
@@ -133,7 +132,7 @@ def read_jobs(path: str | Path) -> tuple[Job, ...]:
         wanted = JobFile.model_validate(content)
     except ValidationError as error:
         faults += faults_from(error, str(path))
-    # what is sound in itself is read also where something else is wrong, so that all faults are told at once
+    # valid parts are read even if others are not, so that all faults are reported at once
     entries = _entries(content.get("sections"))
     places = _places(entries, content.get("output"), root, faults)
     regions = [_region(entry, number, root, faults) for number, entry in entries.items()]
@@ -145,10 +144,10 @@ def read_jobs(path: str | Path) -> tuple[Job, ...]:
 
 
 def _entries(sections: Any) -> dict[int, SectionEntry]:
-    """Return the entries that are sound in themselves, by their number."""
+    """Return the valid entries, by their number."""
     found = {}
     for number, entry in enumerate(sections if isinstance(sections, list) else []):
-        with suppress(ValidationError):  # told by the validation of the whole
+        with suppress(ValidationError):  # reported by the validation of the whole
             found[number] = SectionEntry.model_validate(entry)
     return found
 
@@ -214,7 +213,7 @@ def _all_edits(given: Any, root: Path, faults: list[tuple[str, str]]) -> dict[st
     edits: dict[str, EditFile] = {}
     seen: dict[str, str] = {}
     for name, found in given.items() if isinstance(given, dict) else ():
-        if not isinstance(name, str):  # told by the validation of the whole
+        if not isinstance(name, str):  # reported by the validation of the whole
             continue
         where = f"edits.{name}"
         if not _NAME.fullmatch(name):
@@ -241,7 +240,7 @@ def _edits(found: Any, where: str, root: Path, faults: list[tuple[str, str]]) ->
 
 
 def _check_folders(places: list[Place], edits: list[str], faults: list[tuple[str, str]]) -> None:
-    """Refuse names with dots that would give two jobs one folder while they are unfinished."""
+    """Refuse names that would give two unfinished jobs the same folder."""
     seen: dict[str, str] = {}
     for place, edit in product(places, edits):
         name, folder = f"{place.name} / {edit}".lower(), _unfinished(place.store.name, edit)
@@ -272,14 +271,14 @@ class Outcome:
     Attributes
     ----------
     state
-        ``done`` now, ``there already`` from an earlier batch, ``incomplete`` where patches failed and the others are kept, ``stopped``
-        with a part kept, ``failed``, or ``not begun``.
+        ``done``, ``there already`` (earlier batch), ``incomplete`` (patches failed, others kept), ``stopped`` (a part kept), ``failed``, or
+        ``not begun``.
     element
         Name of the result in the section's store; None where there is none.
     patches, planned
-        Finished patches, and those of the plan.
+        Number of finished and of planned patches.
     message
-        Why it failed; what the user should know.
+        Why it failed, or a note.
     """
 
     job: Job
@@ -292,7 +291,7 @@ class Outcome:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The outcome in JSON types."""
+        """Outcome in JSON types."""
         return {
             "section": self.job.place.name,
             "edit": self.job.edit,
@@ -307,7 +306,7 @@ class Outcome:
 
 
 class LocalRunner:
-    """Computes jobs in this process; a checkpoint is loaded once."""
+    """Runner in this process, which loads a checkpoint once."""
 
     def __init__(self, device: str = "auto", dtype: str = "auto", batch: int = BATCH) -> None:
         self._device, self._dtype, self._batch = device, dtype, batch
@@ -334,13 +333,13 @@ class LocalRunner:
 
 
 class ClusterRunner:
-    """Computes jobs on the workers of a dask cluster, whose client `cluster.connect` gives."""
+    """Runner on the workers of a dask cluster (`cluster.connect`)."""
 
     def __init__(self, client: Any, device: str = "auto", dtype: str = "auto", batch: int = BATCH) -> None:
         self._client, self._device, self._dtype, self._batch = client, device, dtype, batch
 
     def checkpoint(self, name: str) -> KnownModel:
-        """Return what is known of a checkpoint."""
+        """Return the facts of a checkpoint."""
         return remote_checkpoint(self._client, name, self._device, self._dtype)
 
     def synthesize(self, job: Job, section: Section, cancel: CancelToken, on_progress: OnProgress | None) -> Result:
@@ -371,26 +370,25 @@ def run_batch(
     on_outcome: Callable[[Outcome], None] | None = None,
     on_progress: Callable[[Job, Progress], None] | None = None,
 ) -> list[Outcome]:
-    """Compute jobs one after the other; a section is opened once for all its jobs, which follow each other.
+    """Compute jobs one after the other, section by section.
 
-    Run again with the same jobs, it leaves out what the stores hold already and goes on where a job was stopped. A job that fails gets
-    an outcome that says why, and the next one begins.
+    Run again, it skips results that the stores hold and goes on where a job was stopped. A failed job stops no other.
 
     Parameters
     ----------
     jobs
         From `read_jobs`.
     runner
-        What computes.
+        `LocalRunner` or `ClusterRunner`.
     cancel
-        Once set, the job under way stops and keeps what is done, and no other begins.
+        Once set, the present job stops and keeps what is done, and no other begins.
     on_outcome, on_progress
         Called after every job and on the way.
 
     Raises
     ------
     CheckpointError
-        Where the checkpoint cannot be loaded, which no job could do without.
+        The checkpoint cannot be loaded.
     """
     cancel = cancel or CancelToken()
     outcomes: list[Outcome] = []
@@ -458,7 +456,7 @@ def _compute(
 
 
 def _check_name(job: Job) -> None:
-    """Refuse before the work what saving would refuse after it: a store does not tell names apart by case."""
+    """Refuse early a name that differs from a stored one by case alone, as saving would."""
     store, name = job.place.store, element_name(job.edit)
     taken = next((one for one in (list_results(store) if store.exists() else ()) if one.lower() == name.lower()), None)
     if taken is not None:

@@ -1,4 +1,4 @@
-"""A run on the workers of a dask cluster, also of one that is started on this computer: patches are shared out, one process records them."""
+"""Runs on a dask cluster, or on workers of this computer: patches are shared out, and one process records them."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 BATCHES_A_SHARE = 4
-"""Batches in a share: few, so that a worker that dies costs little and the last ones do not wait for each other; enough to be worth sending."""
+"""Batches in a share: few, so that a dead worker costs little; enough to be worth sending."""
 MAX_ROUNDS = 2
-"""How often the scheduler may give up a share, each time after several deaths, before the run is ended."""
+"""Maximum times that the scheduler gives up a share (after several deaths each) before the run ends."""
 PATIENCE_S = 120.0
-"""Wait for a worker where there is none."""
+"""Seconds to wait for a worker where there is none."""
 ANSWER_S = 20.0
-"""Wait for the answer of a scheduler."""
+"""Seconds to wait for a scheduler to answer."""
 _POLL_S = 0.5
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -108,12 +108,12 @@ def worker_environments(workers: int, device: str, gpu_count: int, cores: int) -
 def _gpu_names(count: int) -> list[str]:
     """Return the names of the GPUs that this process sees, as CUDA takes them: on a shared node the first need not be number 0.
 
-    The variable holds numbers, or UUIDs of GPUs or of their MIG parts; torch's number k is its k-th entry.
+    ``CUDA_VISIBLE_DEVICES`` holds numbers, or UUIDs of GPUs or MIG parts; torch's device k is its k-th entry.
     """
     given = os.environ.get(_VISIBLE)
     names = [str(k) for k in range(count)] if given is None else [part.strip() for part in given.split(",")]
     if len(names) < count:  # pragma: no cover - CUDA shows no GPU that the variable does not name
-        raise StmditError(f"{_VISIBLE} is {given!r}, and {count} GPUs are seen; a worker's GPU cannot be told by it")
+        raise StmditError(f"{_VISIBLE} is {given!r}, and {count} GPUs are visible; no worker's GPU follows from it")
     return names
 
 
@@ -135,7 +135,7 @@ def require_distributed() -> None:
 
 
 def check_choice(scheduler: str | None, workers: int | None) -> None:
-    """Refuse a scheduler and workers given at once."""
+    """Refuse a scheduler together with workers."""
     if scheduler is not None and workers is not None:
         raise RequestError([("workers", "give --scheduler or --workers, not both: a scheduler has its own workers")])
 
@@ -166,7 +166,7 @@ def connect(scheduler: str | None, workers: int | None, device: str = "auto") ->
 
 @dataclass(frozen=True)
 class RemoteCheckpoint:
-    """Facts of a checkpoint that workers have loaded; it cannot compute."""
+    """Facts of a checkpoint loaded by workers; cannot compute."""
 
     card: CheckpointCard
     provenance: Mapping[str, Any]
@@ -201,7 +201,7 @@ def synthesize_on(
     dtype: str = "auto",
     **how: Any,
 ) -> Result:
-    """Connect, and do `synthesize_shared` with ``how``; raises RequestError also where both a scheduler and workers are given."""
+    """Connect and run `synthesize_shared` with ``how``; raises RequestError for a scheduler together with workers."""
     check_choice(scheduler, workers)
     require_distributed()
     with connect(scheduler, workers, device) as client:
@@ -222,11 +222,11 @@ def synthesize_shared(
     on_progress: Callable[[Progress], None] | None = None,
     resume: bool = False,
 ) -> Result:
-    """Do what `napari_stmdit.synthesize` does, on the workers of a cluster, and with its errors.
+    """Synthesize on the workers of a cluster, like `napari_stmdit.synthesize` and with its errors.
 
-    Spots are shared out; a continuous region stays on one worker. A worker that dies has its patches done again by another. ``source`` says
-    where every worker finds the section, ``folder`` is on a disk that all of them see, and an automatic dtype is the one that the first
-    worker chooses. Raises SynthesisError where workers die again and again, none is left, or they do not agree; what is finished stays.
+    Spots are shared out; a continuous region stays on one worker. Patches of a dead worker are done again by another. ``source`` is where
+    workers find the section, ``folder`` lies on a disk that all see, and an automatic dtype is the first worker's. Raises SynthesisError
+    where workers keep dying, none is left, or they disagree; what is finished stays.
     """
     from .work import Task
 
@@ -255,7 +255,7 @@ def synthesize_shared(
 
 @dataclass
 class _SharedSynthesis:
-    """A run under way on a cluster."""
+    """Run under way on a cluster."""
 
     client: Any
     task: Task
@@ -277,7 +277,7 @@ class _SharedSynthesis:
         self._seen_worker = self._checked = time.monotonic()
 
     def progress(self, finished: int, step: int = 0, batch: int = 0, part: float = 0.0) -> Progress:
-        """Return where the run stands."""
+        """Return the progress of the run."""
         return Progress(
             finished,
             len(self.plan),
@@ -292,7 +292,7 @@ class _SharedSynthesis:
         )
 
     def spots(self, canvas: ZarrCanvas) -> None:
-        """Share out the patches that are missing, and record them until all are done."""
+        """Share out the missing patches, and record them until all are done."""
         from .work import compute
 
         def send(shares: Sequence[Sequence[int]]) -> None:
@@ -322,7 +322,7 @@ class _SharedSynthesis:
             self._note_losses(_workers(self.client))  # one may have left since it was last looked for
 
     def region(self) -> None:
-        """Have one worker do a continuous region, and another where it dies."""
+        """Have one worker do a continuous region, and another one if it dies."""
         from .work import compute_whole
 
         whole = range(len(self.plan))
@@ -345,7 +345,7 @@ class _SharedSynthesis:
         self.facts |= share.facts
 
     def _cut(self, indices: Sequence[int], batches: int = BATCHES_A_SHARE) -> list[list[int]]:
-        """Cut into shares of a few batches, fewer where that would leave workers idle."""
+        """Cut patches into shares of a few batches, smaller ones if workers would be idle."""
         workers = max(1, len(_workers(self.client)))
         size = self.task.batch * max(1, min(batches, len(indices) // (2 * workers * self.task.batch)))
         return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
@@ -368,7 +368,7 @@ class _SharedSynthesis:
         future.add_done_callback(lambda done: self._news.put(("done", done)))
 
     def _next(self) -> tuple[str, Any]:
-        """Return what happens next; check meanwhile whether to stop, and whether any worker is there."""
+        """Wait for the next event; check meanwhile for a stop and for workers."""
         while True:
             if self.cancel.cancelled and not self._stop_sent:
                 self._stop_sent = True
@@ -380,7 +380,7 @@ class _SharedSynthesis:
                 return self._news.get(timeout=_POLL_S)
 
     def _stop(self) -> None:
-        """Tell the workers to end at their next step, and drop what none has begun."""
+        """Ask the workers to end at their next step, and drop tasks not begun."""
         from .work import stop
 
         waiting = [f for f in self._futures if f.status == "pending" and not self._is_running(f)]
@@ -411,7 +411,7 @@ class _SharedSynthesis:
             raise SynthesisError(f"the cluster has had no worker for {PATIENCE_S:.0f} s; start workers")
 
     def _outcome(self, future: Any, rest: Sequence[int]) -> Share | None:
-        """Return what a task returned; None where its worker died and it is to be done again."""
+        """Return the result of a task; None where its worker died and the task must be repeated."""
         from distributed import KilledWorker
         from distributed.client import FutureCancelledError
 
@@ -438,7 +438,7 @@ class _SharedSynthesis:
 
     @contextmanager
     def _run_on_workers(self) -> Iterator[None]:
-        """Make the run known to all workers, and forget it at the end, however that comes."""
+        """Register the run with all workers, and remove it at the end."""
         from .work import SharedRun
 
         self.client.register_plugin(SharedRun(self.name, replace(self.task)), name=self.name)

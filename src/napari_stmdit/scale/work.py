@@ -1,4 +1,4 @@
-"""What runs on a worker: one checkpoint and one section a process, and shares of a plan.
+"""Work of one cluster worker: one checkpoint and one section a process, and shares of a plan.
 
 This module is imported where `distributed` is, and nowhere else.
 """
@@ -38,13 +38,13 @@ class Task:
     Attributes
     ----------
     source, request
-        The section and what is wanted; every worker makes the same plan of them.
+        Section and request; every worker makes the same plan of them.
     folder
-        Of the `ZarrCanvas`, on a disk that all workers see.
+        Folder of the `ZarrCanvas`, on a disk that all workers see.
     device, dtype, batch
         As `load_checkpoint` and `run` take them.
     identity
-        What a worker's own section, checkpoint and code must agree with; None before it is known.
+        Identity of section, checkpoint and code that a worker must match; None before it is known.
     """
 
     source: SectionSource
@@ -66,7 +66,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Share:
-    """Outcome of a worker's share: finished patches, reasons of those that failed, and notes and facts as in `napari_stmdit.progress.Progress`."""
+    """Outcome of a share: finished patches, reasons of failed ones, and notes and facts as in `napari_stmdit.progress.Progress`."""
 
     done: list[int]
     failed: dict[int, str]
@@ -93,22 +93,22 @@ def _loaded(name: str, content: str, device: str, dtype: str) -> Checkpoint:
 
 
 class NoInterrupt(WorkerPlugin):
-    """Keeps a worker of this computer going at Ctrl-C, which a terminal sends to it too: the run tells it when to stop."""
+    """Worker plugin that ignores SIGINT, which a terminal sends to all processes; the parent stops local workers."""
 
     def setup(self, worker: Worker) -> None:
-        """Called on the main thread of the worker's process."""
+        """Ignore SIGINT; called on the main thread of the worker's process."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class SharedRun(WorkerPlugin):
-    """A run on one worker. The scheduler gives it to every worker that joins, also to one that takes a dead one's place.
+    """Run on one worker; the scheduler passes it to every worker that joins.
 
     Parameters
     ----------
     name
-        Of the run; its reports go to the topic of this name.
+        Name of the run, and topic of its reports.
     task
-        What is to be done.
+        The shared run.
     """
 
     def __init__(self, name: str, task: Task) -> None:
@@ -116,7 +116,7 @@ class SharedRun(WorkerPlugin):
         self.task = task
 
     def setup(self, worker: Worker) -> None:
-        """Called when the worker gets to know of the run."""
+        """Register the run on the worker."""
         self._worker = worker
         self._once = threading.Lock()
         self.cancel = CancelToken()
@@ -161,7 +161,7 @@ class SharedRun(WorkerPlugin):
         return _share(done, session.progress)
 
     def compute_whole(self) -> Share:
-        """Compute a continuous region, which stays together; taken up where another worker left it."""
+        """Compute a continuous region, from where another worker left it."""
         last: list[Progress] = []
 
         def report(progress: Progress) -> None:
@@ -189,12 +189,12 @@ class SharedRun(WorkerPlugin):
         return _share(list(result.done), last[-1] if last else None)
 
     def report(self, what: dict[str, Any]) -> None:
-        """Tell the one who shares out the run."""
+        """Report to the process that shares out the run."""
         self._worker.log_event(self.name, what)
 
 
 def own_threads() -> Any:
-    """Have dask arrays computed by threads of this process; inside a task dask would send them to the cluster and wait for itself."""
+    """Compute dask arrays by threads of this process: inside a task dask would send them to the cluster and wait for itself."""
     return dask.config.set(scheduler="threads")
 
 
@@ -204,7 +204,7 @@ def _here(name: str) -> SharedRun:
 
 
 def facts(checkpoint: str, device: str, dtype: str) -> Facts:
-    """Load a checkpoint on this worker and say what it is; a task."""
+    """Load a checkpoint on this worker and return its facts; a task."""
     loaded = _checkpoint(checkpoint, device, dtype)
     return Facts(loaded.card, dict(loaded.provenance))
 

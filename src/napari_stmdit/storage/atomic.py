@@ -1,4 +1,4 @@
-"""What a disk or a network share does wrong: try again where it passes, else say what to do."""
+"""Atomic writes, locks and drafts, with retries for faults that pass and clear errors for others."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _HICCUPS = {
     if (number := getattr(errno, name, None)) is not None
 }
 WAITS_S = (0.2, 1.0, 3.0)
-"""Pauses before a write that failed by a passing fault is tried again."""
+"""Pauses, in seconds, before a failed write is tried again."""
 
 
 def patiently(action: Callable[[], T]) -> T:
-    """Do something with files, and again after a pause where a network share fails for a moment."""
+    """Call a file operation, and again after a pause where a network share fails for a moment."""
     for pause in WAITS_S:
         try:
             return action()
@@ -113,13 +113,13 @@ def take_lock(folder: Path, name: str = LOCK, wait_s: float = 0.0) -> BaseFileLo
 
 ENDING = ".part"
 _OF_OURS = re.compile(r"\..+\.[0-9a-f]{1,12}\.part(\.lock)?")
-"""Drafts of this version and of those before, which had the process's number or 8 hex digits."""
+"""Pattern of draft names, of this version and of earlier ones (process number or 8 hex digits)."""
 _LOST = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 _STALE_S = 86_400.0
 
 
 def sync(path: Path) -> None:
-    """Have the system put a file or the entries of a folder on the disk; what is not there is passed over.
+    """Sync a file or the entries of a folder to the disk; a missing one is passed over.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def drafting(path: Path) -> Iterator[Path]:
-    """Give a name beside a path to write a file or folder to; what is there at the end is removed."""
+    """Yield a temporary name beside a path; what is there at the end is removed."""
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{ENDING}")
     lock_file = Path(f"{draft}.lock")
     lock = None
@@ -161,9 +161,9 @@ def drafting(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: Path, *, new: bool = False, durable: bool = True) -> Iterator[Path]:
-    """Give a draft to write to, which takes the place of a file at the end, or a place that is free.
+    """Yield a draft that replaces the file at the end, or takes a free place.
 
-    A folder never takes the place of one that holds something; see `napari_stmdit.storage.owned`.
+    A folder never replaces one that holds something; see `napari_stmdit.storage.owned`.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ def replacing(path: Path, *, new: bool = False, durable: bool = True) -> Iterato
     new
         Raise FileExistsError where a file is there at the end.
     durable
-        Wait until it is on the disk; False for what can be computed again and carries its own hash.
+        Wait until it is on the disk; False for files that can be computed again and carry their hash.
 
     Raises
     ------
@@ -195,7 +195,7 @@ def replacing(path: Path, *, new: bool = False, durable: bool = True) -> Iterato
 
 
 def place_folder(draft: Path, path: Path, *, durable: bool = True) -> None:
-    """Give a finished folder its name, in one step; an empty folder makes room, anything else there raises OSError."""
+    """Give a finished folder its name, atomically; it may replace an empty folder, anything else raises OSError."""
     with suppress(FileNotFoundError, NotADirectoryError):
         path.rmdir()  # it is empty, or this fails
     os.rename(draft, path)
@@ -204,19 +204,19 @@ def place_folder(draft: Path, path: Path, *, durable: bool = True) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file in one step: whoever looks sees the old content or the new, also after a power cut."""
+    """Write a file atomically: readers find the old content or the new, also after a power cut."""
     with replacing(path) as draft, draft.open("wb") as file:
         write(file)
 
 
 def write_text(path: Path, text: str, *, new: bool = False) -> None:
-    """Write a text in one step; ``new`` as for `replacing`."""
+    """Write a text atomically; ``new`` as for `replacing`."""
     with replacing(path, new=new) as draft:
         draft.write_bytes(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON in one step."""
+    """Write JSON atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
 
 
@@ -232,7 +232,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def bring_to_disk(path: Path) -> None:
-    """Have the system put a file, or every file of a folder, on the disk."""
+    """Sync a file, or every file of a folder, to the disk."""
     if path.is_dir():
         for file in path.rglob("*"):
             sync(file)
@@ -240,14 +240,14 @@ def bring_to_disk(path: Path) -> None:
 
 
 def remove_left_drafts(folder: Path, name: str | None = None) -> None:
-    """Remove drafts in a folder that processes which died left there; one that is being written stays.
+    """Remove drafts left in a folder by dead processes; one being written stays.
 
     Parameters
     ----------
     folder
-        Where to look, not below it.
+        Searched without its sub-folders.
     name
-        Only drafts of this file or folder; all where it is None.
+        Only drafts of this file or folder; None: all.
     """
     for draft in folder.iterdir():
         if not draft.name.endswith(ENDING) or not _OF_OURS.fullmatch(draft.name):
@@ -268,7 +268,7 @@ def remove_left_drafts(folder: Path, name: str | None = None) -> None:
 
 
 def remove_drafts_in(folder: Path) -> None:
-    """Remove every draft in a folder, and zarr's own; for the one process that holds the folder."""
+    """Remove every draft in a folder, zarr's too; only for the process that holds the folder."""
     for pattern in (f".*{ENDING}", f".*{ENDING}.lock"):
         for draft in folder.rglob(pattern):
             if _OF_OURS.fullmatch(draft.name):
@@ -286,7 +286,7 @@ def _remove(path: Path) -> None:
 
 
 def _name_new(draft: Path, path: Path) -> None:
-    """Give a file a name that no other file has, in one step where the disk can link."""
+    """Give a file a free name, atomically where the disk can link."""
     try:
         os.link(draft, path)
     except FileExistsError:

@@ -1,7 +1,7 @@
-"""What an input is, by its content: hashes of arrays, values, files and folders.
+"""Fingerprints: SHA-256 of the content of arrays, values, files and folders.
 
-Whatever is resumed, cached or compared is known by these, never by a name, a path, a shape or a time of change. A file's time of change
-serves only to read it no second time within one process.
+Whatever is resumed, cached or compared is identified by these, never by name, path, shape or modification time; the latter only saves a
+second read within one process.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy as np
 Value = TypeVar("Value")
 
 _SETTLED_NS = 2_000_000_000
-"""A file that changed so shortly before it was hashed may change again within the clock's step: its hash is not kept."""
+"""Minimum age, in ns, of a file whose hash is kept: a younger one may change again within the clock's step."""
 _known_files: dict[Path, tuple[tuple[int, ...], str]] = {}
 _lock = Lock()
 
 
 def of_parts(parts: Iterable[str | bytes]) -> str:
-    """Return the SHA-256 of texts or bytes, each with its length: where one ends is part of the content."""
+    """Return the SHA-256 of texts or bytes, each preceded by its length."""
     total = hashlib.sha256()
     for part in parts:
         content = part.encode() if isinstance(part, str) else part
@@ -56,7 +56,7 @@ def of_json(value: Any) -> str:
 
 
 def of_file(path: str | Path) -> str:
-    """Return the SHA-256 of a file's bytes, read by blocks; asked again within a process, it is read again only if it has changed."""
+    """Return the SHA-256 of a file's bytes; within a process a file is read again only if it has changed."""
     place = Path(path).resolve()
     state = place.stat()
     seen = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
@@ -84,7 +84,7 @@ def of_files(files: Mapping[str, Path]) -> str:
 def of_folder(path: str | Path) -> str:
     """Return the SHA-256 of a folder: of the names and SHA-256s of its files, hidden ones left out.
 
-    Renaming or changing anything changes it; where the folder lies does not matter.
+    It does not depend on where the folder lies.
     """
     root = Path(path)
     files = {file.relative_to(root): file for file in root.rglob("*") if file.is_file()}
@@ -94,13 +94,13 @@ def of_folder(path: str | Path) -> str:
 
 
 class PerObject:
-    """Remembers what was found in an object for as long as the object lives; it is known by itself, not by being equal."""
+    """Cache by object identity, for as long as the object lives."""
 
     def __init__(self) -> None:
         self._found: dict[int, tuple[weakref.ref[Any], Any]] = {}
 
     def get(self, thing: Any, make: Callable[[], Value]) -> Value:
-        """Return what ``make`` gave for this very object, calling it the first time."""
+        """Return the cached value of an object; ``make`` is called the first time."""
         key = id(thing)
         known = self._found.get(key)
         if known is not None and known[0]() is thing:

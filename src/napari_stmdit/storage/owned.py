@@ -1,7 +1,7 @@
-"""What may be replaced: a place that is free, and what this very work made and nobody has changed since.
+"""Ownership of outputs: only a free place, or an unchanged earlier product of the same work, may be replaced.
 
-A work that may replace its own product signs it: the hidden file ``.made_by.json`` in a folder names the work and the SHA-256 of every
-file that it made there. Hidden files are left out of a checkpoint's hash, so a signature changes no identity.
+A work signs its product: the hidden file ``.made_by.json`` names the work and the SHA-256 of every file. Hidden files do not enter a
+checkpoint's hash.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ def check_free(place: Path, remedy: str, error: type[StmditError] = StoreError) 
 
 @dataclass(frozen=True)
 class Work:
-    """A work whose product may be replaced by its own newer one.
+    """Work whose product may be replaced by its own newer one.
 
     Attributes
     ----------
     identity
-        Tells the work from every other; None where it has made nothing yet.
+        Unique id of the work; None where it has made nothing yet.
     name
-        In a sentence, such as "this training".
+        Name in a sentence, such as "this training".
     remedy
-        What to do where something else is in the way.
+        What the user can do where something else is in the way.
     """
 
     identity: str | None
@@ -61,7 +61,7 @@ class Work:
     remedy: str
 
     def check(self, place: Path) -> None:
-        """Refuse a folder that is neither free nor this work's own, file by file.
+        """Refuse a folder that is neither free nor, file by file, this work's own.
 
         Raises
         ------
@@ -88,7 +88,7 @@ class Work:
             )
 
     def check_files(self, folder: Path, names: Sequence[str]) -> None:
-        """Refuse to replace files of a folder that this work did not make; what is not there is free.
+        """Refuse to replace files of a folder that this work did not make.
 
         Raises
         ------
@@ -106,17 +106,17 @@ class Work:
             raise self._refusal(folder, f"holds {some_of(changed, _SHOWN)}, changed since {self.name} made it")
 
     def sign(self, folder: Path, digests: dict[str, str]) -> None:
-        """Note in a folder which files, by their name and SHA-256, this work makes there."""
+        """Record in a folder the names and SHA-256 of this work's files."""
         write_json(folder / MARK, {"work": self.identity, "files": digests})
 
     @contextmanager
     def replacing(self, place: Path) -> Iterator[Path]:
-        """Give a draft folder to fill, which takes the place of this work's earlier product, or a free one.
+        """Yield a draft folder that replaces this work's earlier product, or takes a free place.
 
         Raises
         ------
         StoreError
-            The place is, or meanwhile was, taken by something else; what is there stays as it is.
+            The place is taken by something else, which stays as it is.
         """
         self.check(place)
         with drafting(place) as draft:
@@ -145,14 +145,14 @@ class Work:
 
 
 def put_in_place(draft: Path, place: Path, check: Callable[[Path], None] = lambda _: None) -> None:
-    """Move a folder to its place; what was there is moved aside until it is, then removed.
+    """Move a folder to its place; an earlier one is moved aside meanwhile, then removed.
 
     Parameters
     ----------
     draft, place
         On one disk.
     check
-        Called with what was moved aside, which nobody finds to change any more; where it raises, that is put back.
+        Called with the folder that was moved aside; where it raises, that one is put back.
     """
     old = place.with_name(f"{place.name}.replaced-{uuid.uuid4().hex[:8]}")
     try:
@@ -178,7 +178,7 @@ def digest(file: Path) -> str:
 
 
 def _what_is_there(place: Path) -> str | None:
-    """Say what takes a place; None where it is free or an empty folder."""
+    """Say what is in a place; None where it is free or an empty folder."""
     if place.is_symlink():
         return f"is a link to {os.readlink(place)}"
     if not place.is_dir():

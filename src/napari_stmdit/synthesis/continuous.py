@@ -219,7 +219,7 @@ class _Canvas:
             if own.stop < count:
                 yield self.session.report(solver.step, own.stop / count)
 
-        yield from self.session.in_batches(range(count), work)
+        yield from self.session.batches.each(range(count), work, self.session.stopped)
         if self.session.stopped():
             return
         np.divide(total, np.maximum(weights, 1e-6), out=total)

@@ -147,7 +147,7 @@ class _EditedCanvas:
             encoded.append((self._morphology(own), *rows))
             yield self._report(start)
 
-        yield from self.session.in_batches(block, encode)
+        yield from self.session.batches.each(block, encode, self.session.stopped)
         if self.session.stopped():
             return None
         m, e, edited = (np.concatenate(parts) for parts in zip(*encoded, strict=True))

@@ -6,10 +6,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from ..errors import RequestError, StmditError, StoreError, SynthesisError, first_line, is_out_of_memory
 from ..intent import Request
@@ -27,8 +24,6 @@ from .plan import plan as make_plan
 from .result import Result, collect
 from .spots import MeasuredSpots, run_spots
 from .zarr_canvas import ZarrCanvas
-
-T = TypeVar("T")
 
 
 class Session:
@@ -114,14 +109,17 @@ class Session:
         self._closed = False
         self.progress = self._progress(0, 0.0, 0)
 
-    def steps(self) -> Iterator[Event]:
+    def steps(self, cancel: CancelToken | None = None) -> Iterator[Event]:
         """Compute the plan; every finished batch is pasted, and safe where the canvas is on disk, before its progress is yielded.
+
+        ``cancel`` takes the place of the session's own.
 
         Raises
         ------
         SynthesisError, StoreError
             Sampling fails for good, or the folder cannot be written; what is finished stays on the canvas.
         """
+        self.cancel = cancel or self.cancel
         with kept(self.canvas, self.plan) if isinstance(self.canvas, ZarrCanvas) else nullcontext():
             try:
                 if isinstance(self.canvas, MemoryCanvas):
@@ -158,10 +156,6 @@ class Session:
         """Where continuous mode keeps its latents every few steps, and takes them up from."""
         return self.canvas if isinstance(self.canvas, ZarrCanvas) else None
 
-    def in_batches(self, items: Any, work: Callable[[Any], Iterator[T]]) -> Iterator[T]:
-        """Yield from ``work`` of one batch of ``items`` after the other, until the run is cancelled; see `Batches.each`."""
-        yield from self.batches.each(items, work, self.stopped)
-
     def stopped(self) -> bool:
         """Return whether a stop was asked for."""
         return self.cancel.cancelled
@@ -173,10 +167,6 @@ class Session:
             self.canvas.failed = dict(self.failed)
             self.canvas.facts |= self._facts
         return self.progress
-
-    def finish(self, patches: Sequence[Patch], images: Iterable[NDArray[np.uint8]], step: int = 0) -> Iterator[Event]:
-        """Keep finished patches."""
-        yield from self.keep([PatchResult(patch, image) for patch, image in zip(patches, images, strict=True)], step)
 
     def keep(self, results: Sequence[PatchResult], step: int = 0) -> Iterator[Event]:
         """Paste finished patches or tiles, on disk for good; nothing where the run was closed meanwhile."""

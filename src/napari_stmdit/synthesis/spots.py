@@ -39,7 +39,7 @@ def run_spots(session: Session, known: MeasuredSpots, conditions: Conditions | N
     def work(patches: list[Patch]) -> Iterator[Event]:
         yield from _denoise(session, tuple(patches), conditions, known)
 
-    yield from session.in_batches(todo, work)
+    yield from session.batches.each(todo, work, session.stopped)
 
 
 def _untouched(session: Session, before: Before) -> Iterator[Event]:
@@ -50,7 +50,11 @@ def _untouched(session: Session, before: Before) -> Iterator[Event]:
         if session.stopped():
             return
         patches = same[start : start + UNTOUCHED_AT_ONCE]
-        yield from session.finish(patches, _crops(patches, session.plan, session.section))
+        yield from session.keep(_results(patches, _crops(patches, session.plan, session.section)))
+
+
+def _results(patches: Sequence[Patch], images: NDArray[np.uint8]) -> list[PatchResult]:
+    return [PatchResult(*made) for made in zip(patches, images, strict=True)]
 
 
 def _denoise(
@@ -71,7 +75,7 @@ def _denoise(
                     images = update.images
                     if batch.edited is not None and batch.crops is not None:
                         images = faded(batch.crops, images)
-                    yield from session.finish(patches, images)
+                    yield from session.keep(_results(patches, images))
             return
         except NotFiniteError as error:
             patches = _without(session, patches, error)

@@ -132,7 +132,7 @@ def guidance_grid(
 ) -> tuple[Variant, ...]:
     """Return one spot's request under scaled guidance, with common noise: expression varies fastest.
 
-    New tissue in any case: an edit of real tissue is not guided.
+    New tissue in any case: an edit of real tissue is not guided. Without morphology there is one row: its scale would change nothing.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def guidance_grid(
     present = default.model_copy(update=request.guidance.model_dump(exclude_none=True))
     assert present.expression is not None and present.morphology is not None  # a card names both
     found = []
-    for down in factors:
+    for down in (1.0,) if request.morphology == "null" else factors:
         for across in factors:
             scales = Guidance(
                 expression=round(min(present.expression * across, 30), 3),

@@ -158,7 +158,7 @@ def how_far(folder: Path) -> str:
 
 OVERHEAD = 0.1
 """Blending into the image waits until it takes no more than this share of the time; manifests never wait."""
-_MOST_PATCHES_KEPT = 128
+_MAX_PATCHES_KEPT = 128
 
 
 class ZarrCanvas:
@@ -466,7 +466,7 @@ class ZarrCanvas:
 
     def _remember(self, index: int, pixels: NDArray[np.uint8]) -> None:
         self._recent[index] = pixels
-        while len(self._recent) > _MOST_PATCHES_KEPT:
+        while len(self._recent) > _MAX_PATCHES_KEPT:
             self._recent.popitem(last=False)
 
     def _write_manifest(self) -> None:

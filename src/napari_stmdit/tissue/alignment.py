@@ -26,11 +26,11 @@ from .tissue_mask import coarse_picture, disc_means, optical_density
 
 SHARE_MARGIN = 0.05
 """How many more of the spots must lie on tissue to be clearly better."""
-LEAST_DENSITY = 0.05
+MIN_DENSITY = 0.05
 """Mean optical density (log10) over the glass from which a spot counts as on tissue: fat is hardly denser."""
 ERRORS = 2.0
 """Standard errors (of a difference of two correlations, by Fisher's transformation) by which counts must follow the stain better."""
-LEAST_R = 0.3
+MIN_R = 0.3
 """Counts that follow the stain less than this decide nothing."""
 MIN_SPOTS = 30
 MAX_DENSITY = 0.3
@@ -135,8 +135,15 @@ def oriented(section: Section, orientation: Orientation) -> Section:
         return section
     whole = section.whole
     spots = replace(whole.spots, yx=_turned(whole.spots.yx, section, orientation))
+    outlines = whole.outlines
+    if outlines is not None:
+        outlines = (
+            _turned(outlines.reshape(-1, 2).astype(np.float64), section, orientation)
+            .reshape(-1, 2, 2)
+            .astype(np.float32)
+        )
     note = f"the spots lie on the slide {WORDS[orientation]} against what the files say, as asked"
-    turned = replace(whole, spots=spots, notes=(*whole.notes, note), store=None)
+    turned = replace(whole, spots=spots, notes=(*whole.notes, note), store=None, outlines=outlines)
     return turned if section.excluded is None else exclude(turned, section.excluded.regions)
 
 
@@ -151,7 +158,7 @@ def check_alignment(section: Section) -> Alignment:
     """Compare how spots and slide fit as they are and in the seven other orientations.
 
     One of two is clearly better where more of the spots lie on tissue, by `SHARE_MARGIN`; or where that is alike, and counts follow the
-    stain with at least `LEAST_R` and better by `ERRORS` standard errors.
+    stain with at least `MIN_R` and better by `ERRORS` standard errors.
 
     Parameters
     ----------
@@ -182,7 +189,7 @@ def _clearly_better(one: Fit, other: Fit, count: int) -> bool:
     if abs(more) >= SHARE_MARGIN:
         return more > 0
     error = math.sqrt(2 / (count - 3))
-    return one.r >= LEAST_R and math.atanh(min(one.r, 0.99)) - math.atanh(min(other.r, 0.99)) >= ERRORS * error
+    return one.r >= MIN_R and math.atanh(min(one.r, 0.99)) - math.atanh(min(other.r, 0.99)) >= ERRORS * error
 
 
 def _unknown(section: Section) -> str:
@@ -215,7 +222,7 @@ def _fits(section: Section) -> dict[Orientation, Fit]:
     for name in _STEPS:
         yx = _turned(spots.yx, section, name)
         stain = disc_means(np.minimum(density, MAX_DENSITY), step, yx, radius)
-        found[name] = Fit(float((stain >= LEAST_DENSITY).mean()), _r(logs, stain))
+        found[name] = Fit(float((stain >= MIN_DENSITY).mean()), _r(logs, stain))
     return found
 
 

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 EXPRESSION_FEATURE = "Gene Expression"
 """Kind of a feature that is a gene, by Cell Ranger; antibodies and guides have others."""
-_LONGEST_LINE = 100_000
+_CONTROL = re.compile(
+    r"^(NegControl(Probe|Codeword)|(Unassigned|Deprecated)Codeword|antisense|BLANK|Blank)_|^Intergenic_Region"
+)
+"""Names of Xenium's control probes and codewords, which some tables list without saying that they are no genes."""
+_MAX_LINE = 100_000
 _LIKE_COUNTS = re.compile(
     r"feature_bc_matrix|feature_cell_matrix|gene_bc_matri|matrix\.(mtx|h5)|\.h5ad$|molecule_info", re.IGNORECASE
 )
@@ -110,6 +114,11 @@ def read_counts(source: Path) -> CountMatrix:
     if fault is not None:
         raise SectionError(f"{source} holds {fault}; expected raw counts, not normalised or scaled expression")
     return matrix
+
+
+def are_controls(names: NDArray[np.str_]) -> NDArray[np.bool_]:
+    """Return which features, (n,) names, are control probes or codewords of Xenium."""
+    return np.array([_CONTROL.match(name) is not None for name in names.tolist()], dtype=bool)
 
 
 def refuse_twice(barcodes: NDArray[np.str_], source: str) -> None:
@@ -242,7 +251,7 @@ def _read_matrix_market(folder: Path) -> CountMatrix:
 
 def _check_market_header(folder: Path, file: Any, features: int, barcodes: int) -> None:
     """Hold a matrix's header against the lists: the reader takes memory for whatever a damaged header claims."""
-    banner = file.readline(_LONGEST_LINE).decode("ascii").lower().split()
+    banner = file.readline(_MAX_LINE).decode("ascii").lower().split()
     if len(banner) < 4 or banner[0] != "%%matrixmarket":
         raise SectionError(
             f"{folder} cannot be read as a Matrix Market folder: its matrix has no %%MatrixMarket header"
@@ -251,7 +260,7 @@ def _check_market_header(folder: Path, file: Any, features: int, barcodes: int) 
         raise SectionError(f"{folder} holds a matrix of the kind {banner[3]!r}; expected numbers, integer or real")
     line = b"%"
     while line.startswith(b"%") or (line and not line.strip()):
-        line = file.readline(_LONGEST_LINE)
+        line = file.readline(_MAX_LINE)
     sizes = [int(part) for part in line.split()]
     height, width = sizes[0], sizes[1]
     entries = sizes[2] if banner[2] == "coordinate" else height * width
@@ -273,7 +282,7 @@ def _assemble(
         raise SectionError(
             f"{source} holds a {counts.shape[0]} x {counts.shape[1]} matrix, but {len(labels)} barcodes and {len(names)} features"
         )
-    keep = kinds == EXPRESSION_FEATURE
+    keep = (kinds == EXPRESSION_FEATURE) & ~are_controls(names)
     if not keep.any():
         raise SectionError(
             f"{source} holds no feature of the type {EXPRESSION_FEATURE!r}, only {sorted(set(kinds.tolist()))}"

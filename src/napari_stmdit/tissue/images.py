@@ -29,7 +29,7 @@ _BESIDE_A_SLIDE = ("Thumbnail", "Label", "Macro", "Map")
 """Names that tifffile gives to the other images of scanners' files."""
 _CHUNK = 1024
 _MIN_LEVEL_PX = 512
-_MOST_PIXELS_DECODED = 2_500_000_000
+_MAX_PIXELS_DECODED = 2_500_000_000
 """7.5 GB as RGB; beyond that an image must be tiled to be read in parts."""
 
 _pillow_limit = threading.Lock()
@@ -250,7 +250,7 @@ def _decode(path: Path, coarser: int = 1) -> NDArray[np.uint8]:
 
 
 def _check_decodable(path: Path, height: int, width: int) -> None:
-    if height * width > _MOST_PIXELS_DECODED:
+    if height * width > _MAX_PIXELS_DECODED:
         raise SectionError(
             f"{path} has {height} x {width} pixels and can only be read as a whole; convert it to a tiled TIFF, which is read "
             "in parts"

@@ -19,7 +19,7 @@ _WHOLE = (48, 1 / 48)
 """Places along each axis, and the side of the box at each as a share of the image's: the boxes cover the image."""
 _SPARSE = (16, 0.004)
 """Of a slide without a coarse level: small boxes, so that few of its tiles are read."""
-_MOST_CHUNKS = 2000
+_MAX_CHUNKS = 2000
 """More is not read of a slide to compare it."""
 ALIKE = 0.8
 """Least correlation of a slide with its thumbnail. Right pairs have above 0.99 as a rule (0.93 where the thumbnail is tiny), other
@@ -27,7 +27,7 @@ orientations and other sections between 0 and 0.8."""
 ALIKE_UNASKED = 0.95
 """The same for a picture that nobody named: an overlay on the slide has the slide's size, and much of its look."""
 _BETTER = 0.05
-_LEAST_SPREAD = 1.0
+_MIN_SPREAD = 1.0
 """Grey levels below which a thumbnail shows nothing to compare."""
 
 _Turn = Callable[[NDArray[Any]], NDArray[Any]]
@@ -66,11 +66,11 @@ def unlike(slide: SlideImage, thumbnail: SlideImage, least: float = ALIKE) -> st
         Where the pixels of one of them cannot be read.
     """
     with readable(slide):
-        if len(slide.levels[-1].__dask_graph__()) <= _MOST_CHUNKS:
+        if len(slide.levels[-1].__dask_graph__()) <= _MAX_CHUNKS:
             found, wanted = _looks(slide, *_WHOLE), _looks(thumbnail, *_WHOLE)
         else:
             found, wanted = _patches(slide, *_SPARSE), _looks(thumbnail, *_SPARSE)
-    if wanted.std(axis=(0, 1)).max() < _LEAST_SPREAD:
+    if wanted.std(axis=(0, 1)).max() < _MIN_SPREAD:
         return None
     fits = [_correlation(found, turn(wanted)) for _, turn in _ORIENTATIONS]
     best = int(np.argmax(fits))

@@ -14,14 +14,14 @@ from ..text import shorten
 from ..types import SpotTable
 from .geometry import VISIUM_PITCH_UM, fit_lattice
 
-LEAST_PITCH_UM = 40.0
+MIN_PITCH_UM = 40.0
 """Spots nearer to each other are bins or cells: one of them says nothing of a patch, which is 128 um wide or more."""
 LIBRARY_COLUMN = "library_id"
 """Column in which scanpy and squidpy keep the library of a spot."""
 _GEM_GROUP = re.compile(r"^(?:[ACGTN]{10,}|s_\d+um_\d+_\d+)-(\d+)$")
 _BARCODE = re.compile(r"(?<![A-Z])[ACGT]{16}(?![A-Z])")
 _BIN = re.compile(r"^s_0*(\d+)um_\d+_\d+")
-_MOST_NEIGHBOURS = 2000
+_MAX_NEIGHBOURS = 2000
 _KEEP_ONE = "a section is one of them: keep the rows of one and write them again"
 
 
@@ -128,9 +128,9 @@ def refuse_bins(spots: SpotTable, mpp: float | None, source: object) -> None:
         return
     from scipy.spatial import cKDTree
 
-    some = spots.yx[:: max(1, len(spots) // _MOST_NEIGHBOURS)]
+    some = spots.yx[:: max(1, len(spots) // _MAX_NEIGHBOURS)]
     pitch = float(np.median(cKDTree(spots.yx).query(some, k=2)[0][:, 1])) * mpp
-    if pitch < LEAST_PITCH_UM:
+    if pitch < MIN_PITCH_UM:
         raise SectionError(
             f"{source} holds spots that lie {pitch:.3g} um from each other (median; by {mpp:.4g} um/px), where those of Visium lie {VISIUM_PITCH_UM:g} um "
             f"apart: they are bins or cells, which cannot stand for a patch, or the scale is wrong. {instead[0].upper()}{instead[1:]}; where the scale is "

@@ -19,7 +19,7 @@ MIN_UM2 = 40_000.0
 """Pieces smaller than 200 x 200 um are taken for dust, and holes as small for part of the tissue."""
 DENSITY_WITHIN = (0.05, 0.15)
 """Bounds of Otsu's threshold, in optical density (log10) over the glass: it splits a slide of glass alone, or of tissue alone, too."""
-LEAST_SATURATION = 0.05
+MIN_SATURATION = 0.05
 """Shadows, bubbles and the edge of the coverslip are grey; stain is not."""
 GLASS_FROM = 180
 """Least grey level of glass in any channel; an image whose brightest tenth is darker is filled by tissue."""
@@ -103,7 +103,7 @@ def find_tissue(image: SlideImage, mpp: float) -> TissueMask:
     threshold = float(np.clip(found, low, high))
     highest = rgb.max(axis=2)
     saturation = (highest - rgb.min(axis=2)) / np.maximum(highest, 1.0)
-    mask = (density > threshold) & (saturation > LEAST_SATURATION)
+    mask = (density > threshold) & (saturation > MIN_SATURATION)
     smallest = MIN_UM2 / (step[0] * step[1] * mpp**2)
     mask = _large(mask, smallest)
     mask = ~_large(~mask, smallest)

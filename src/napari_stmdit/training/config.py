@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, Field, ValidationError, field_validator, model_validator
 
 from ..errors import RequestError
 from ..files import BadFile, read_yaml
 from ..intent import Guidance, Intent
+from ..tissue.open import Place, SectionSource
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -40,19 +41,14 @@ class TableSource(_Settings):
     """Which of its classes are meant; none: all."""
 
 
-class FolderSource(_Settings):
-    """A Space Ranger folder or a SpatialData zarr, opened as a user would open it."""
+class FolderSource(SectionSource):
+    """A section as a user would open it; ``folder`` and ``image`` are read as ``path`` and ``fullres``, as earlier versions called them."""
 
     kind: Literal["folder"] = "folder"
     name: str
-    folder: Path
-    image: Path | None = None
-    mpp: Annotated[float, Field(gt=0)] | None = None
+    path: Place = Field(validation_alias=AliasChoices("path", "folder"))
+    fullres: Place | None = Field(None, validation_alias=AliasChoices("fullres", "image"))
     part: Part = WHOLE
-    """As of a table."""
-    exclude: Path | None = None
-    """As of a table."""
-    exclude_classes: tuple[str, ...] = ()
     """As of a table."""
 
 

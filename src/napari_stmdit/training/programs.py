@@ -90,7 +90,7 @@ def fit_programs(
         return encoder
     spread = np.concatenate(targets).std(axis=0)
     own = np.concatenate([encoder.encode_counts(c)[:, :-1] for c in counts]).std(axis=0) + 1e-8
-    return encoder.turned(np.diag(np.append(np.sqrt(spread / spread[0]) / own, 1.0)))
+    return encoder.rotated(np.diag(np.append(np.sqrt(spread / spread[0]) / own, 1.0)))
 
 
 def choose_genes(
@@ -229,7 +229,7 @@ def rank_by_morphology(
     spread = values.flip(0)[:count].clamp_min(1e-12).sqrt()
     turn = slope @ directions.flip(1)[:, :count]
     turn = turn / (x @ turn).std(0).clamp_min(1e-9) * (spread / spread[0]) ** 0.75
-    return encoder.turned(turn.numpy()), (vectors.double() @ turn).float()
+    return encoder.rotated(turn.numpy()), (vectors.double() @ turn).float()
 
 
 def encode_places(

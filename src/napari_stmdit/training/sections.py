@@ -16,7 +16,7 @@ from ..expression.genes import match_genes
 from ..intent import CheckpointCard
 from ..tissue.excluded import exclude_file
 from ..tissue.images import open_image
-from ..tissue.open import open_section, synthesis_fault
+from ..tissue.open import synthesis_fault
 from ..tissue.sample import open_sample_section
 from ..types import Calibration, Genes, Section, SlideImage, SpotTable
 from .config import WHOLE, FolderSource, Part, SampleSource, Source, TableSource, TrainingConfig, load_config
@@ -103,17 +103,12 @@ def open_source(source: Source, config: TrainingConfig) -> Section:
             pitch_um=source.pitch_um,
             spot_um=source.spot_um,
         )
-        return part_of(_without(table, source, config), source.part)
+        if source.exclude is not None:
+            table = exclude_file(table, config.source_path(source.exclude), source.exclude_classes)
+        return part_of(table, source.part)
     section = open_sample_section() if isinstance(source, SampleSource) else _open_folder(source, config)
     section = replace(section, name=source.name)  # folders of several samples are often all called "outs"
-    return section if isinstance(source, SampleSource) else part_of(_without(section, source, config), source.part)
-
-
-def _without(section: Section, source: TableSource | FolderSource, config: TrainingConfig) -> Section:
-    """Return the section without the spots that its source excludes."""
-    if source.exclude is None:
-        return section
-    return exclude_file(section, config.source_path(source.exclude), source.exclude_classes)
+    return section if isinstance(source, SampleSource) else part_of(section, source.part)
 
 
 def part_of(section: Section, part: Part) -> Section:
@@ -161,17 +156,10 @@ def _open_folder(source: FolderSource, config: TrainingConfig) -> Section:
     whole = source.model_copy(update={"part": WHOLE, "name": ""})
     section = (_kept or {}).get(whole)
     if section is None:
-        section = _open_whole(source, config)
+        section = source.absolute(config.root).open()
         if _kept is not None:
             _kept[whole] = section
     return section
-
-
-def _open_whole(source: FolderSource, config: TrainingConfig) -> Section:
-    image: str | Path | None = None if source.image is None else config.source_path(source.image)
-    if image is not None and not Path(image).is_file():
-        image = str(source.image)  # in the section's folder, or the name of an image of a SpatialData store
-    return open_section(config.source_path(source.folder), fullres=image, mpp=source.mpp)
 
 
 def read_table_section(

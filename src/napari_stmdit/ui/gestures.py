@@ -73,19 +73,29 @@ class Hand:
         Gets a ring (n, 2), or a place (1, 2) where it was no more than a click.
     on_stroke
         Gets the brush's way.
+    on_double
+        Gets the place (2,) of a double click while clicking is the tool; returns whether it was on a spot.
     """
 
     def __init__(
-        self, viewer: Any, spots: Callable[[], Any], on_click: OnPlace, on_ring: OnPlace, on_stroke: OnStroke
+        self,
+        viewer: Any,
+        spots: Callable[[], Any],
+        on_click: OnPlace,
+        on_ring: OnPlace,
+        on_stroke: OnStroke,
+        on_double: Callable[[NDArray[np.float64]], bool],
     ) -> None:
         self.show_line: Callable[[Line], None] = lambda line: None
         """Draws the ring that is being drawn, and nothing where it is empty; the dock puts itself in its place."""
         self.tool: Tool = "click"
         self._spots = spots
-        self._on_click, self._on_ring, self._on_stroke = on_click, on_ring, on_stroke
+        self._on_click, self._on_ring, self._on_stroke, self._on_double = on_click, on_ring, on_stroke, on_double
         self._drawing = False
         self._resting = False
         viewer.mouse_drag_callbacks.append(self.drag)
+        self._zooms = list(viewer.mouse_double_click_callbacks)  # napari's own, which stay beside the spots
+        viewer.mouse_double_click_callbacks[:] = [self.double_click]
 
     def take(self, viewer: Any, tool: Tool, brush: Brush, mpp: float | None) -> None:
         """Take a tool in hand; the cursor says which. While Space is held, a drag moves the camera."""
@@ -118,6 +128,15 @@ class Hand:
             yield from self._stroke(viewer, event, spots)
         else:
             yield from self._ring(viewer, event, spots)
+
+    def double_click(self, viewer: Any, event: Any) -> None:
+        """Follow a double click: a callback of the viewer. Beside the spots it does what napari has it do."""
+        spots = self._spots()
+        free = self.tool == "click" and spots is not None and viewer.dims.ndisplay == 2 and not event.modifiers
+        if free and self._on_double(_in_data(spots, event.position)):
+            return
+        for zoom in self._zooms:
+            zoom(viewer, event)
 
     def _click(self, viewer: Any, event: Any, spots: Any) -> Iterator[None]:
         if str(getattr(viewer.layers.selection.active, "mode", "pan_zoom")) != "pan_zoom":

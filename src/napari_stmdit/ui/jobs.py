@@ -15,9 +15,9 @@ from ..errors import SectionError, StmditError, SynthesisError
 from ..evaluation.cases import EvaluationRequest
 from ..evaluation.evaluate import Evaluated
 from ..expression.covariation import covariation_of
-from ..progress import CancelToken, Progress
+from ..progress import BATCH, CancelToken, Progress
 from ..synthesis.export import ExportKind, export_result
-from ..synthesis.models import Event, PatchModel
+from ..synthesis.models import PatchModel
 from ..synthesis.result import Result
 from ..synthesis.session import Session, sampling_failure
 from ..synthesis.stored import StoredResult, read_stored
@@ -44,6 +44,7 @@ class Job:
 
     def guarded(self, token: CancelToken, tell: Tell = lambda value: None) -> Iterator[Any]:
         """Drive the generator so that only `StmditError` comes out."""
+        leave_a_core()
         # napari's generator workers take every RuntimeError for "the worker was deleted" and end without ``errored`` and
         # ``finished``; nearly every failure of torch is a RuntimeError
         try:
@@ -197,13 +198,7 @@ class LoadedModel:
 
 def synthesis(session: Session) -> Job:
     """Return the job that drives a run; it yields the events of `Session.steps`."""
-
-    def generate(token: CancelToken) -> Iterator[Event]:
-        leave_a_core()
-        session.cancel = token
-        yield from session.steps()
-
-    return Job(f"Synthesizing {len(session.plan)} patches", generate, sampling_failed)
+    return Job(f"Synthesizing {len(session.plan)} patches", session.steps, sampling_failed)
 
 
 def sampling_failed(error: Exception) -> StmditError:
@@ -303,17 +298,16 @@ def exporting_dataset(results: Sequence[Result | StoredResult], path: str) -> Jo
 def evaluating(
     section: Section, model: PatchModel, request: EvaluationRequest, path: str, checkpoint: str, batch: int | None
 ) -> Job:
-    """Evaluate a section; yields `Progress`, and `Evaluated` at the end."""
+    """Evaluate a section; tells `Progress`, and yields `Evaluated`."""
 
-    def generate(token: CancelToken) -> Iterator[Progress | Evaluated]:
-        from ..evaluation.evaluate import evaluation_steps
+    def generate(token: CancelToken, tell: Tell) -> Iterator[Evaluated]:
+        from ..evaluation.evaluate import evaluate
 
-        leave_a_core()
-        how: dict[str, Any] = {"checkpoint": checkpoint, "resume": True, "batch": batch or 8, "cancel": token}
-        yield (yield from evaluation_steps([section], model, request, path, **how))
+        how: dict[str, Any] = {"called": checkpoint, "resume": True, "batch": batch or BATCH, "cancel": token}
+        yield evaluate(model, section, request, output=path, on_progress=tell, **how)
 
     error = failing(SynthesisError, f"{section.name} could not be evaluated")
-    return Job(f"Evaluating {section.name}", generate, error)
+    return Job(f"Evaluating {section.name}", generate, error, tells=True)
 
 
 def reading_stored(section: Section) -> Job:
@@ -338,7 +332,6 @@ def sheet(title: str, variants: Sequence[Variant], columns: int, section: Sectio
     """Make a contact sheet; yields (`ContactSheet`, `Progress`)."""
 
     def generate(token: CancelToken) -> Iterator[tuple[ContactSheet, Progress]]:
-        leave_a_core()
         yield from make_sheet(title, variants, columns, section, model, token)
 
     return Job(f"{title}: {len(variants)} images", generate, sampling_failed)
@@ -351,7 +344,7 @@ def close_up(
 
     def generate(token: CancelToken) -> Iterator[CloseUp]:
         from ..evaluation.measures import compare_spot
-        from .changes import change_of, change_picture, limit_of
+        from .looking import change_of, change_picture, limit_of
 
         patches = columns()
         if token.cancelled:
@@ -370,7 +363,7 @@ def measuring_change(entry: ResultEntry) -> Job:
     """Measure what an edit of real tissue changes; yields the levels of the change."""
 
     def generate(token: CancelToken) -> Iterator[list[NDArray[np.float32]]]:
-        from .changes import canvas_change, levels_of
+        from .looking import canvas_change, levels_of
 
         change = canvas_change(entry, lambda: token.cancelled)
         if change is not None:

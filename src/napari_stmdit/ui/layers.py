@@ -1,8 +1,8 @@
-"""Layers out of values: the one place that decides affine, units, axis labels, names and metadata of what we add."""
+"""Builds and finds the layers of the workbench, and keeps napari's own tools off them; their metadata, not their names, say what they are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,12 +13,12 @@ from ..intent import Request
 from ..synthesis.stored import StoredResult, read_stored
 from ..text import counted, some_of
 from ..tissue.geometry import compose, napari_affine, scaling, translation, uniform_scale, world_affine
+from ..tissue.outlines import drawn_outlines
 from ..types import CanvasFrame, PatchResult, Section
-from .protected import protect
 from .spot_colours import DIVERGING, RING, SpotLook, colormap_of
 from .strokes import describe
 
-Role = Literal["slide", "spots", "result", "stored", "context", "preview", "live", "seam", "change"]
+Role = Literal["slide", "spots", "outlines", "result", "stored", "context", "preview", "live", "seam", "change"]
 KEY = "stmdit"
 """Our place in ``layer.metadata``. Layers are known by it and never by name."""
 MAX_SINGLE_PX = 2_500_000
@@ -59,7 +59,9 @@ def result_words(request: Request, spots: Sequence[str], section: Section, count
     what = some_of(edits, 2, "; ") if edits else "as measured"
     where = str(spots[0]) if len(spots) == 1 else counted(len(spots), "spot")
     seamless = "seamless, " if request.mode == "continuous" else ""
-    return f"{what}, {seamless}{where} ({synthetic_words(counterfactual)}{expression_words(section)}, {number})"
+    by_embeddings = section.expression.kind == "none" and request.expression != "null"
+    expression = ", expression by embeddings" if by_embeddings else expression_words(section)
+    return f"{what}, {seamless}{where} ({synthetic_words(counterfactual)}{expression}, {number})"
 
 
 def placing(section: Section, affine: NDArray[np.float64]) -> dict[str, Any]:
@@ -89,8 +91,9 @@ def metadata(role: Role, section: Section, **more: Any) -> dict[str, Any]:
 
 
 def section_layers(section: Section) -> list[LayerTuple]:
-    """Return the layers of a section: its slide, where it has one, and its spots as one Points layer, true to size."""
+    """Return the layers of a section: its slide and the outlines of cells, where it has them, and its spots as one Points layer, true to size."""
     found = [] if section.image is None else [slide_layer(section)]
+    found += [] if section.outlines is None else [outlines_layer(section, section.outlines)]
     return [*found, spots_layer(section)]
 
 
@@ -105,6 +108,23 @@ def slide_layer(section: Section, role: Role = "slide", name: str = "") -> Layer
         "multiscale": len(levels) > 1,
         "metadata": metadata(role, section),
         **placing(section, napari_affine(scaling(image.pixel_size), section.calibration.mpp)),
+    }
+    return (levels if len(levels) > 1 else levels[0]), state, "image"
+
+
+def outlines_layer(section: Section, pieces: NDArray[np.float32]) -> LayerTuple:
+    """Return the outlines of cells as one hidden picture, which is drawn as far as it is in sight."""
+    corner = np.ceil(pieces.max(axis=(0, 1), initial=0.0)).astype(int) + 1
+    slide = (0, 0) if section.image is None else (np.array(section.image.shape) * section.image.pixel_size).astype(int)
+    height, width = np.maximum(corner, slide).tolist()
+    levels = drawn_outlines(pieces, (height, width))
+    state = {
+        "name": f"{section.name} cell outlines",
+        "rgb": True,
+        "multiscale": len(levels) > 1,
+        "visible": False,
+        "metadata": metadata("outlines", section),
+        **placing(section, napari_affine(np.eye(3), section.calibration.mpp)),
     }
     return (levels if len(levels) > 1 else levels[0]), state, "image"
 
@@ -292,3 +312,42 @@ def draw_faces(layer: Any, face: NDArray[np.float32]) -> None:
     """Give the spots other colours and leave their outlines: quick enough to follow a brush."""
     with layer.events.face_color.blocker():  # the colours' own event already sends them to the screen
         layer.face_color = face
+
+
+KEYS = ("Delete", "Backspace", "1", "2", "3", "4", "5", "Control-C", "Control-V", "Control-D")
+"""Keys by which napari removes, adds, moves and pastes, or takes up a tool to do so."""
+CHOOSING = ("A", "Shift-A", "Control-A")
+"""Keys by which napari chooses points for that."""
+
+
+def _nothing() -> None:
+    pass
+
+
+def protect(layer: Any, refused: Callable[[], None] = _nothing, choose_all: Callable[[], None] = _nothing) -> None:
+    """Keep napari's tools, keys and hints off a layer.
+
+    Parameters
+    ----------
+    layer
+        Of ours.
+    refused
+        Called when a key was pressed that would have changed it.
+    choose_all
+        Called when a key was pressed that chooses everything.
+    """
+
+    # what cannot be edited has no mode but to pan and zoom; napari allows editing anew with each change of data or dimensions
+    def keep(event: Any = None) -> None:
+        if layer.editable:
+            layer.editable = False
+        if layer.help:  # it offers the modes
+            layer.help = ""
+
+    layer.events.editable.connect(keep, position="last")
+    layer.events.help.connect(keep, position="last")
+    for keys in KEYS:
+        layer.bind_key(keys, lambda _: refused(), overwrite=True)
+    for keys in CHOOSING:
+        layer.bind_key(keys, lambda _: choose_all(), overwrite=True)
+    keep()

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..devices import leave_a_core
 from ..errors import StmditError
 from ..intent import CheckpointCard, KnockOutEdit, Request
 from ..progress import CancelToken, Progress
@@ -201,7 +200,6 @@ def following(tissue: LiveTissue, request: Request, seen: NDArray[np.bool_] | No
     """Bring the tissue up to date, and then find the noise of the spots in view ahead; yields `LivePicture`."""
 
     def generate(token: CancelToken) -> Iterator[LivePicture]:
-        leave_a_core()
         yield from tissue.update(request, seen, token)
         idle = time.perf_counter() + IDLE_S
         while time.perf_counter() < idle:

@@ -1,4 +1,4 @@
-"""Going to a result and back, its frames, and what the spots over it show. No Qt."""
+"""Results on the canvas: going to them and back, their frames, and what an edit of real tissue changes, as a layer. No Qt."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import layers
+from ..evaluation.measures import stain_density
+from ..synthesis.canvas import MAX_PIXELS, box_at
+from ..tissue.crops import read_patches
+from . import jobs, layers
 from .gestures import camera_of
+from .jobs import Handlers, Lane, Start
 from .results import ResultList
 from .state import ResultEntry, WorkbenchState
 
@@ -119,3 +123,150 @@ class Looking:
         above = max((viewer.layers.index(x) for x in others), default=-1)
         if above > viewer.layers.index(layer):
             viewer.layers.move(viewer.layers.index(layer), above + 1)
+
+
+BLOCK = 512
+"""Side of the blocks in which a canvas is read, in pixels."""
+SAME = 1
+"""Grey levels up to which a pixel counts as the slide's: it was read in other pieces there, and rounds differently."""
+MIN_LIMIT = 0.1
+"""Least density at the ends of the colours, so that rounding does not look like a change."""
+MIN_LEVEL_PX = 512
+
+
+def change_of(edited: NDArray[np.uint8], slide: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return haematoxylin density (h, w), natural logarithm, of edited pixels minus that of the slide; NaN where nothing changed."""
+    same = np.abs(edited.astype(np.int16) - slide).max(axis=-1) <= SAME
+    change = stain_density(edited)[..., 0] - stain_density(slide)[..., 0]
+    return np.where(same, np.float32(np.nan), change)
+
+
+def limit_of(change: NDArray[np.float32]) -> float:
+    """Return the density at the ends of the colours, the same on both sides: the 99th percentile of what changed."""
+    known = np.abs(change[np.isfinite(change)])
+    return max(MIN_LIMIT, float(np.percentile(known, 99))) if known.size else MIN_LIMIT
+
+
+def change_picture(change: NDArray[np.float32], limit: float) -> NDArray[np.uint8]:
+    """Return (h, w, 3) uint8 in the colours of the layer; white where nothing changed."""
+    from .spot_colours import DIVERGING, colormap_of
+
+    share = np.clip(np.nan_to_num(change) / (2 * limit) + 0.5, 0, 1)
+    rgb = colormap_of(DIVERGING).map(share.ravel())[:, :3].reshape(*change.shape, 3)
+    return np.where(np.isnan(change)[..., None], 255, np.rint(255 * rgb)).astype(np.uint8)
+
+
+def canvas_change(entry: ResultEntry, cancelled: Any = lambda: False) -> NDArray[np.float32] | None:
+    """Return the change (h, w) of a whole result, read block by block; NaN where nothing changed. None where it was cancelled."""
+    rgba, affine = canvas_of(entry)
+    pixel = float(affine[0, 0])
+    corner = np.rint(np.array([affine[0, 2], affine[1, 2]]) / pixel).astype(int)
+    height, width = (int(n) for n in rgba.shape[:2])
+    found = np.full((height, width), np.nan, dtype=np.float32)
+    assert entry.section.image is not None  # there is no edit of real tissue without
+    for y in range(0, height, BLOCK):
+        for x in range(0, width, BLOCK):
+            if cancelled():
+                return None
+            block = np.asarray(rgba[y : y + BLOCK, x : x + BLOCK])
+            if not block[..., 3].any():
+                continue
+            box = box_at((int(corner[0]) + y, int(corner[1]) + x), BLOCK, pixel)
+            slide = read_patches(entry.section.image, [box.source], BLOCK)[0][: block.shape[0], : block.shape[1]]
+            change = change_of(block[..., :3], slide)
+            found[y : y + BLOCK, x : x + BLOCK] = np.where(block[..., 3] > 0, change, np.nan)
+    return found
+
+
+def canvas_of(entry: ResultEntry) -> tuple[Any, NDArray[np.float64]]:
+    """Return the pixels (h, w, 4) of a result, numpy or lazy, and the affine from them to full-resolution pixels."""
+    if entry.result is not None:
+        return entry.result.rgba, entry.result.plan.frame.affine
+    assert entry.stored is not None  # it has one or the other
+    return entry.stored.rgba, entry.stored.pixel_to_fullres
+
+
+def halved(change: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Halve a change: the mean of what changed; NaN where nothing did."""
+    height, width = change.shape[0] // 2, change.shape[1] // 2
+    blocks = change[: 2 * height, : 2 * width].reshape(height, 2, width, 2)
+    known = np.isfinite(blocks)
+    count = known.sum(axis=(1, 3))
+    total = np.where(known, blocks, 0).sum(axis=(1, 3))
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+def levels_of(change: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """Return the change and, where it is large, its halvings."""
+    levels = [change]
+    while change.size > layers.MAX_SINGLE_PX and max(levels[-1].shape) > MIN_LEVEL_PX and min(levels[-1].shape) > 1:
+        levels.append(halved(levels[-1]))
+    return levels
+
+
+class Changes:
+    """Makes a layer of a result's change when it is first asked for, and shows or hides it."""
+
+    def __init__(self, viewer: Any, state: WorkbenchState, start: Start, results: ResultList) -> None:
+        self._viewer = weakref.ref(viewer)
+        self.state = state
+        self._lane = Lane(start)
+        self._results = results
+        self._layers: dict[int, Any] = {}
+
+    def layer(self, number: int) -> Any:
+        """Return the layer of a result's change, or None."""
+        return self._layers.get(number)
+
+    def show(self, number: int, visible: bool) -> None:
+        """Show or hide the change of a result."""
+        entry, layer = self._results.entry(number), self._layers.get(number)
+        if layer is not None:
+            layer.visible = visible
+        elif visible and entry is not None and entry.counterfactual:
+            height, width = canvas_of(entry)[0].shape[:2]
+            if height * width > MAX_PIXELS:
+                text = f"The change of {entry.name} spans {height} x {width} pixels, too many for memory; edit a smaller region."
+                self._tell("warning", text)
+                return
+            handlers = Handlers(
+                lambda levels: self._made(entry, levels), lambda fault: self._tell("error", str(fault)), lambda: None
+            )
+            self._lane.submit(jobs.measuring_change(entry), handlers)
+
+    def removed(self, layer: Any) -> None:
+        """Note that a layer is gone; the change of a result goes with the result's own."""
+        for number, own in list(self._layers.items()):
+            if own is layer:
+                del self._layers[number]
+                self.state.changes = self.state.changes - {number}
+
+    def forget(self, number: int) -> None:
+        """Take the change of a result out of the viewer."""
+        viewer, layer = self._viewer(), self._layers.get(number)
+        if viewer is not None and layer is not None and layer in viewer.layers:
+            viewer.layers.remove(layer)
+
+    def close(self) -> None:
+        """End what is being made, and listen no longer."""
+        self._lane.abandon()
+
+    def _made(self, entry: ResultEntry, levels: list[NDArray[np.float32]]) -> None:
+        viewer, below = self._viewer(), self._results.layer(entry.number)
+        if viewer is None or below is None or below not in viewer.layers:
+            return
+        if not np.isfinite(levels[0]).any():
+            self._tell("info", f"Nothing differs from the slide in {entry.name}.")
+        data = layers.change_layer(levels, limit_of(levels[-1]), below, entry.section, entry.number)
+        layer = layers.insert(viewer, data, above=below)
+        layer.colorbar.visible = True
+        self._layers[entry.number] = layer
+        layer.events.visible.connect(self._seen)
+        self._seen()
+
+    def _seen(self, event: Any = None) -> None:
+        self.state.changes = frozenset(number for number, layer in self._layers.items() if layer.visible)
+
+    def _tell(self, kind: Any, text: str) -> None:
+        self.state.tell(kind, text)
+        self.state.events.changes.emit(self.state.changes, self.state.changes)  # a button that was pressed goes back

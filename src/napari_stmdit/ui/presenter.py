@@ -18,22 +18,18 @@ from ..synthesis.plan import region_rows
 from ..tissue.open import SectionSource, synthesis_fault
 from ..types import Section
 from . import jobs, layers
-from .acquisition import Acquisition
-from .changes import Changes
-from .compare import Comparing
-from .corrections import Corrections
-from .example import Example
-from .gestures import Hand
-from .groups import Groups
+from .checkpoints import Acquisition
+from .compare import Comparing, scale_bar_of
+from .gestures import Hand, camera_of
 from .jobs import Handlers, Lane, Series, Start
 from .live import Live
-from .looking import Looking
+from .looking import Changes, Looking
 from .painting import EditFiles, Painting
 from .results import CloseUps, ResultList
 from .runs import LivePreview, RunCycle, RunQueue
-from .section_view import Choosing, SectionView, combine, inverted
-from .state import Brush, Colouring, Combine, CompareMode, ModelChoice, SpotLook, Tool, WorkbenchState
-from .tools import DataSets, Evaluations, Sheets
+from .section_view import Choosing, Corrections, SectionView, combine, inverted
+from .state import Brush, Colouring, Combine, CompareMode, ModelChoice, Offer, SpotLook, Tool, WorkbenchState
+from .tools import DataSets, Evaluations, Example, Groups, Sheets, remember_section
 
 PLANNED_AT_ONCE = 500
 """A plan for more spots than this takes longer than a lasso may."""
@@ -86,13 +82,14 @@ class Presenter:
         """Shows what a run would cost; the dock puts something in its place that waits until the mouse is still."""
         self.baseline_mode: CompareMode = "swipe"
         """How the baseline is compared; the dock puts the user's preference in its place."""
-        self.hand = Hand(viewer, self._spots_layer, self.click, self.ring, self.stroke)
+        self.hand = Hand(viewer, self._spots_layer, self.click, self.ring, self.stroke, self.run_at)
         self._limits: dict[tuple[str | None, ...], tuple[float, float]] = {}
         self._lanes = {name: Lane(start) for name in ("section", "model", "stored", "spot", "link", "example")}
         self._saves = Series(start)
         self._unsaved: list[str] = []
         self._titles: dict[str, str] = {}
         self.close_ups.follow(viewer, lambda: self.view)
+        camera_of(viewer).events.zoom.connect(self._zoomed)
         viewer.layers.events.inserted.connect(self._inserted)
         viewer.layers.events.removed.connect(self._removed)
         viewer.layers.selection.events.active.connect(self._show_cursor, position="last")  # after napari's own
@@ -139,18 +136,22 @@ class Presenter:
         state = self.state
         state.section = section
         self.view.show()
-        state.request = state.request.model_copy(
-            update={"section": str(section.path) if section.path else section.name}
-        )
+        form = state.request
+        if before is None or (before.path, before.name) != (section.path, section.name):
+            # what was allowed, ignored or turned up for one section is not taken for the next
+            form = Request(edits=form.edits, programs=form.programs, profiles=form.profiles, preset=form.preset)
+        state.request = form.model_copy(update={"section": str(section.path) if section.path else section.name})
         self.painting.section_changed(before, section)
         self.choosing.section_changed(before, section)
         self._limits.clear()
         self.looking.forget()
         self.show_spots(state.spots_as)
-        self.colour(replace(state.colouring, limits=None))
-        self.state.tell(
-            "info", f"{section.name}: {len(section.spots):,} spots. Click spots, or draw a lasso around them."
-        )
+        self.colour(self.view.first_colouring(state.colouring))
+        self._zoomed()
+        if before is None and section.calibration.mpp is not None:
+            scale_bar_of(viewer).visible = True  # for the first section: who hides it then does not get it back
+        state.tell("info", "")
+        remember_section(section)
         if state.checkpoint is None and not self._lanes["model"].busy:
             self.load_model(state.model)
         self.runs.preview()
@@ -265,6 +266,14 @@ class Presenter:
         if self.view is not None and (found := self.view.finder.at(yx.tolist())):
             self.select(found, how or self.state.combine)
 
+    def run_at(self, yx: NDArray[np.float64]) -> bool:
+        """Run the spot at a place in full-resolution pixels, on its own; return whether there is one."""
+        found = () if self.view is None else self.view.finder.at(yx.tolist())
+        if found:
+            self.select(found)
+            self.run()
+        return bool(found)
+
     def ring(self, yx: NDArray[np.float64], how: Combine | None) -> None:
         """Select the spots inside a lasso's ring in full-resolution pixels."""
         if self.view is None:
@@ -308,6 +317,11 @@ class Presenter:
             self.choosing.section_changed(section, None)
             text = "was closed, as its layer of spots was removed. Open it again, and its edits and named selections are back."
             self.state.tell("info", f"{section.name} {text}")
+
+    def _zoomed(self, event: Any = None) -> None:
+        viewer = self._viewer()
+        if viewer is not None and self.view is not None:
+            self.view.zoomed(float(camera_of(viewer).zoom))
 
     def _show_cursor(self, event: Any = None) -> None:
         viewer = self._viewer()
@@ -367,7 +381,19 @@ class Presenter:
             return
         state.chosen_result = made.number
         self.looking.go(made.number)
-        state.tell("info", f"Already made, and shown: {made.name}. Shift and Run make it once more.")
+        state.tell("info", f"Already made, and shown: {made.name}.", "again")
+
+    def act(self, offer: Offer) -> None:
+        """Do what a message offers."""
+        if offer == "again":
+            self.run(again=True)
+        else:
+            self.runs.go_on()
+
+    def ignore_expression(self) -> None:
+        """Synthesize from morphology alone: for a section whose genes the checkpoint does not know."""
+        self.state.request = self.state.request.model_copy(update={"expression": "null"})
+        self.runs.preview()
 
     def stop(self) -> None:
         """Ask what is under way to end at its next denoising step; what is finished is kept."""

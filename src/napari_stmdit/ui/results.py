@@ -23,8 +23,7 @@ from ..tissue.geometry import apply, mean_scale
 from ..types import Section
 from . import jobs, layers
 from .jobs import Job
-from .layers import KEY
-from .protected import protect
+from .layers import KEY, protect
 from .section_view import SectionView
 from .state import ResultEntry, WorkbenchState
 

@@ -30,9 +30,9 @@ from . import jobs, layers
 from .jobs import Handlers, Lane, Start
 from .layers import KEY, MAX_SINGLE_PX, LayerTuple, result_layer, result_words
 from .results import ResultList
-from .state import Message, QueuedRun, RunStatus, WorkbenchState
+from .state import Message, Offer, QueuedRun, RunStatus, WorkbenchState
 
-_SMALLEST_LEVEL_PX = 512
+_MIN_LEVEL_PX = 512
 
 
 class GrowingLayer:
@@ -53,7 +53,7 @@ class GrowingLayer:
         self.layer: Any = None
         self.levels: list[NDArray[np.uint8]] = [canvas.rgba]
         if canvas.rgba.shape[0] * canvas.rgba.shape[1] > MAX_SINGLE_PX:
-            while max(self.levels[-1].shape[:2]) > _SMALLEST_LEVEL_PX and min(self.levels[-1].shape[:2]) > 1:
+            while max(self.levels[-1].shape[:2]) > _MIN_LEVEL_PX and min(self.levels[-1].shape[:2]) > 1:
                 height, width = self.levels[-1].shape[:2]
                 self.levels.append(np.zeros((height // 2, width // 2, 4), dtype=np.uint8))
 
@@ -274,6 +274,7 @@ class RunCycle:
         self._present: _Present | None = None
         self._pace: dict[str, float] = {}
         self._noise: dict[tuple[Any, ...], set[Any]] = {}
+        self._left: Request | None = None
 
     @property
     def plan(self) -> Plan | None:
@@ -544,13 +545,27 @@ class RunCycle:
         elif done < total:
             state.status = RunStatus.STOPPED
             how = "Stopped" if present.stopped else "Not everything could be made"
-            state.message = Message("warning", f"{how}.{kept}{notes}")
+            state.tell("warning", f"{how}.{kept}{notes}", *self._leave(present))
         else:
             state.status = RunStatus.DONE
             words = ("patch of edited real tissue", "patches of edited real tissue")
             what = counted(done, *(words if present.plan.counterfactual else ("synthetic patch", "synthetic patches")))
-            state.message = Message("info", f"{what} in {present.session.watch.seconds:.1f} s: {present.name}.{notes}")
+            state.tell("info", f"{what} in {present.session.watch.seconds:.1f} s: {present.name}.{notes}")
         state.progress = None
+
+    def _leave(self, present: _Present) -> tuple[Offer, ...]:
+        """Keep what a stopped run did not make, to go on with it; an edit of this tissue and seamless tissue are made as one."""
+        plan = present.plan
+        left = [patch.spot_id for k, patch in enumerate(plan.patches) if k not in present.canvas.finished]
+        if plan.request.mode != "spots" or plan.counterfactual or not present.canvas.finished or not left:
+            return ()
+        self._left = plan.request.model_copy(update={"region": SpotList(ids=tuple(left))})
+        return ("go_on",)
+
+    def go_on(self) -> None:
+        """Make what the run that was stopped last did not: a result of its own."""
+        if self._left is not None:
+            self.submit(self._left)
 
     # --- details
 

@@ -1,4 +1,4 @@
-"""The open section in one viewer: its layers, and choosing among its spots. Driven by the presenter; no Qt."""
+"""The open section in one viewer: its layers, choosing among its spots, and what a user may correct of it: spots that lie the wrong way round or are to be used for nothing. No Qt."""
 
 from __future__ import annotations
 
@@ -11,16 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ..errors import StmditError
+from ..errors import SectionError, StmditError
 from ..intent import Polygons
 from ..text import some_of
+from ..tissue.alignment import WORDS, Alignment, check_alignment, check_picture, oriented
+from ..tissue.excluded import exclude, exclude_file
 from ..tissue.geometry import spots_in_polygons
+from ..tissue.pseudo_spots import CLUSTERS
 from ..tissue.selections import read_annotations, write_selections
 from ..types import Section, SpotTable
 from . import layers
-from .protected import protect
-from .spot_colours import Edited, SpotValues, as_text, face_of, look_of
+from .jobs import Handlers, Job, Lane, Start, failing, once
+from .layers import protect
+from .spot_colours import THIN_PX, Edited, SpotLook, SpotValues, as_text, face_of, look_of
 from .state import Colouring, ColourScale, Combine, WorkbenchState
+
+REWIDEN = 1.3
+"""Rings are drawn anew when they are off their width on the screen by this factor."""
 
 
 class SpotFinder:
@@ -124,11 +131,13 @@ class SectionView:
         self.section = section
         self.finder = SpotFinder(section.spots)
         self.slide: Any = None
+        self.outlines: Any = None
         self.spots: Any = None
         self.values = SpotValues(section.spots)
         self._refused, self._choose_all = refused, choose_all
         self._restoring = False
         self.outline_only = False
+        self._diameter_px = 0.0
         """Whether spots are drawn as rings alone."""
         self._colouring, self._edited = Colouring(), Edited()
         self._values: NDArray[Any] | None = None
@@ -155,10 +164,12 @@ class SectionView:
         role = layers.role_of(layer)
         if role == "slide":
             self.slide = layer
+        elif role == "outlines":
+            self.outlines = layer
         elif role == "spots":
             self.spots = layer
             layer.events.data.connect(self._data_changed)
-        if role in ("slide", "spots"):
+        if role in ("slide", "outlines", "spots"):
             protect(layer, self._refused, self._choose_all)
 
     def _data_changed(self, event: Any = None) -> None:
@@ -181,12 +192,14 @@ class SectionView:
 
     def holds(self, layer: Any) -> bool:
         """Return whether a layer is one of ours."""
-        return layer is self.slide or layer is self.spots
+        return layer is not None and layer in (self.slide, self.outlines, self.spots)
 
     def forget(self, layer: Any) -> bool:
         """Note that the user removed a layer; return whether the section can no longer be worked with."""
         if layer is self.slide:
             self.slide = None
+        if layer is self.outlines:
+            self.outlines = None
         if layer is self.spots:
             self.spots = None
         return self.spots is None
@@ -194,7 +207,7 @@ class SectionView:
     def remove(self) -> None:
         """Take the section's layers out of the viewer."""
         viewer = self._viewer()
-        for layer in (self.spots, self.slide):
+        for layer in (self.spots, self.outlines, self.slide):
             if viewer is not None and layer is not None and layer in viewer.layers:
                 viewer.layers.remove(layer)
 
@@ -205,6 +218,12 @@ class SectionView:
             viewer.layers.selection.active = self.spots
 
     # ------------------------------------------------------------------------------------------- colours
+
+    def first_colouring(self, before: Colouring) -> Colouring:
+        """Return what the spots first show, by what those of the section before showed: the clusters of 10x's pipeline, where nothing was chosen."""
+        chosen = before.gene or before.program or (before.obs in self.values.columns() and before.obs)
+        first = CLUSTERS if CLUSTERS in self.section.spots.obs else None
+        return replace(before, obs=before.obs if chosen else first, limits=None)
 
     def colour(self, colouring: Colouring, edited: Edited | None = None) -> ColourScale:
         """Compute what the spots show; `draw` shows it. Return what the colours mean, or why there are none."""
@@ -266,8 +285,7 @@ class SectionView:
             self._outlined = _among(ids, outlined)
         if self.spots is None:
             return
-        look = look_of(self._values, self._scale, self._selected, self._hollow, self._outlined, self.outline_only)
-        layers.draw_spots(self.spots, look, np.flatnonzero(self._selected))
+        layers.draw_spots(self.spots, self._look(), np.flatnonzero(self._selected))
 
     def outline(self, outlined: set[str]) -> None:
         """Draw anew with other spots outlined as changed by the chosen edit."""
@@ -277,8 +295,21 @@ class SectionView:
     def outline_again(self) -> None:
         """Draw colours and outlines as they are known."""
         if self.spots is not None:
-            look = look_of(self._values, self._scale, self._selected, self._hollow, self._outlined, self.outline_only)
-            layers.draw_spots(self.spots, look)
+            layers.draw_spots(self.spots, self._look())
+
+    def zoomed(self, zoom: float) -> None:
+        """Draw the rings anew where they have become too wide or too thin; ``zoom`` is in screen pixels per unit of the world."""
+        if self.spots is None or not len(self.section.spots):
+            return
+        shown = float(np.ravel(self.spots.size)[0] * np.abs(self.spots.scale).min() * zoom)
+        before, now = max(self._diameter_px, THIN_PX), max(shown, THIN_PX)
+        if not 1 / REWIDEN < now / before < REWIDEN:  # to set widths sends all spots to the screen anew
+            self._diameter_px = shown
+            self.outline_again()
+
+    def _look(self) -> SpotLook:
+        chosen = (self._selected, self._hollow, self._outlined, self.outline_only, self._diameter_px)
+        return look_of(self._values, self._scale, *chosen)
 
 
 def _among(ids: NDArray[np.str_], chosen: Collection[str]) -> NDArray[np.bool_]:
@@ -386,3 +417,119 @@ class Choosing:
         if before is not None:
             self._put_away[str(before.path or before.name)] = dict(self.state.named)
         self.state.named = {} if after is None else self._put_away.get(str(after.path or after.name), {})
+
+
+DEFAULT_NAME = "excluded"
+
+
+class Corrections:
+    """Checks a section when it is shown, and shows it again with what the user corrects; nothing is corrected unasked."""
+
+    def __init__(self, state: WorkbenchState, start: Start, show: Callable[[Section], None]) -> None:
+        self.state = state
+        self._lane, self._pictures = Lane(start), Lane(start)
+        self._show = show
+
+    # --- orientation
+
+    def check(self, section: Section) -> None:
+        """Find out in the background how spots and slide fit."""
+        self.state.alignment, self.state.check_pictures = None, ()
+        error = failing(SectionError, "whether the spots lie right on the slide cannot be told")
+        job = Job("Checking the spots", once(lambda: check_alignment(section)), error, quiet=True)
+        self._lane.submit(job, Handlers(self._checked, self._failed, lambda: None))
+
+    def _checked(self, found: Alignment) -> None:
+        self.state.alignment = found
+        if found.verdict in ("other", "several"):
+            self.look(True)
+
+    def _failed(self, fault: StmditError) -> None:
+        self.state.alignment = Alignment("unknown", reason=str(fault))
+
+    def look(self, on: bool) -> None:
+        """Show the spots over the slide, as they are and as they fit clearly better; or take the pictures away."""
+        section, found = self.state.section, self.state.alignment
+        if not on or section is None or section.image is None:
+            self.state.check_pictures = ()
+            return
+        other = None if found is None else found.best
+
+        def work() -> tuple[NDArray[np.uint8], ...]:
+            return tuple(check_picture(section, name) for name in ("as-given", other) if name is not None)
+
+        error = failing(SectionError, "the slide cannot be shown")
+        job = Job("Drawing the spots", once(work), error, quiet=True)
+        self._pictures.submit(job, Handlers(self._drawn, lambda fault: self._say("error", str(fault)), lambda: None))
+
+    def _drawn(self, pictures: Any) -> None:
+        self.state.check_pictures = pictures
+
+    def orient(self) -> None:
+        """Lay the spots over the slide in the orientation that fits clearly better."""
+        section, found = self.state.section, self.state.alignment
+        if section is None or found is None or found.best is None:
+            return
+        self._show(oriented(section, found.best))
+        self._say(
+            "info",
+            f"The spots now lie {WORDS[found.best]}; the files are as they were. Open the section again to take it back.",
+        )
+
+    # --- spots that are used for nothing
+
+    def exclude(self, name: str) -> None:
+        """Exclude the selected spots, as a region of a name."""
+        section, name = self.state.section, name.strip() or DEFAULT_NAME
+        if section is None or not self.state.selected:
+            self._say(
+                "warning",
+                "Select the spots to exclude first: draw a lasso around the fold, or recall a named selection.",
+            )
+            return
+        chosen = self.state.selected
+        self._change(lambda: exclude(section, {name: chosen}))
+
+    def exclude_file(self, path: str) -> None:
+        """Exclude the spots inside the regions of a GeoJSON file."""
+        section = self.state.section
+        if section is not None:
+            self._change(lambda: exclude_file(section, path))
+
+    def include(self) -> None:
+        """Use all spots again."""
+        section = self.state.section
+        if section is not None and section.excluded is not None:
+            self._show(section.whole)
+            self._say("info", f"All {len(section.whole.spots):,} spots are used again.")
+
+    def export(self, path: str) -> None:
+        """Write the excluded regions as GeoJSON, to be given to a run, a training or an evaluation."""
+        section = self.state.section
+        if section is None or section.excluded is None:
+            return
+        try:
+            write_selections(section.whole.spots, section.excluded.regions, path)
+        except (StmditError, OSError) as error:
+            self._say("error", str(error))
+            return
+        self._say("info", f"Excluded regions saved in {path}.")
+
+    def _change(self, make: Callable[[], Section]) -> None:
+        try:
+            changed = make()
+        except StmditError as error:
+            self._say("error", str(error))
+            return
+        self._show(changed)
+        if changed.excluded is not None:
+            said = changed.excluded.statement
+            self._say("info", f"{said[0].upper()}{said[1:]}.")
+
+    def close(self) -> None:
+        """End what is under way."""
+        self._lane.abandon()
+        self._pictures.abandon()
+
+    def _say(self, kind: Any, text: str) -> None:
+        self.state.tell(kind, text)

@@ -222,6 +222,8 @@ PAINTED = (1.0, 0.62, 0.0, 1.0)
 UNKNOWN = (0.6, 0.6, 0.6, 0.5)
 """A spot whose value is missing."""
 FACE_ALPHA = 0.85
+THIN_PX = 20.0
+"""Diameter of a spot on the screen, in pixels, up to which rings grow with it: the outline of a selected one is then 3 px wide."""
 _CHANGE = ((0.02, 0.19, 0.58), (0.35, 0.60, 0.90), (0.96, 0.96, 0.96), (0.98, 0.62, 0.22), (0.55, 0.22, 0.0))
 """Blue for less, white for no change, orange for more: both sides darken alike, and no one confuses the two hues."""
 _CATEGORIES = (
@@ -284,12 +286,14 @@ def look_of(
     hollow: NDArray[np.bool_],
     painted: NDArray[np.bool_] | None = None,
     outline: bool = False,
+    diameter_px: float = 0.0,
 ) -> SpotLook:
     """Return how spots are drawn.
 
     ``values`` are (n,) numbers or names of categories, or None for rings alone. (n,) masks: ``selected`` spots have the selection's
     outline, ``hollow`` ones are not drawn, so that what was synthesized under them is seen, and ``painted`` ones are changed by the
-    chosen edit. With ``outline`` all spots are rings, thin ones over what was synthesized.
+    chosen edit. With ``outline`` all spots are rings, thin ones over what was synthesized. ``diameter_px`` is that of a spot on the screen:
+    from `THIN_PX` on, rings keep the width that they have there, so that they do not hide the tissue that one looks at closely.
     """
     face = face_of(values, scale, np.ones_like(hollow) if outline else hollow)
     border = np.tile(np.array(RING, dtype=np.float32), (len(selected), 1))
@@ -303,4 +307,5 @@ def look_of(
     width[hollow] = 0.05 if outline else 0
     if not outline:
         border[hollow, 3] = 0
+    width *= min(1.0, THIN_PX / max(diameter_px, THIN_PX))
     return SpotLook(face, border, width)

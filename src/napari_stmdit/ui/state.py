@@ -148,6 +148,8 @@ class Foreign:
 
 
 Kind = Literal["info", "warning", "error"]
+Offer = Literal["again", "go_on"]
+"""What a message offers to do: make once more what is there, or make what a stopped run left."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ class Message:
 
     kind: Kind
     text: str
+    offers: tuple[Offer, ...] = ()  # what can be done about it, a button each
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,7 +266,7 @@ class WorkbenchState:
     estimate: Estimate | None = None
     notes: tuple[str, ...] = ()
     faults: Mapping[str, str] = field(default_factory=dict)  # field of the request -> what is wrong with it
-    message: Message = Message("info", "Open a section to begin.")
+    message: Message = Message("info", "")
     busy: str = ""  # what is being opened, loaded or saved, in words; empty where nothing is
     opening: bool = False  # whether a section is being opened
     scale_asked: str = ""  # path of the slide whose scale has to be given before it can be opened; empty where none
@@ -300,9 +303,9 @@ class WorkbenchState:
         section = "no section" if self.section is None else self.section.name
         return f"<WorkbenchState: {section}, {self.status}, {counted(len(self.results), 'result')}>"
 
-    def tell(self, kind: Kind, text: str) -> None:
+    def tell(self, kind: Kind, text: str, *offers: Offer) -> None:
         """Leave a message for the user; it stays until the next one."""
-        self.message = Message(kind, text)
+        self.message = Message(kind, text, offers)
 
     @property
     def loss(self) -> str:

@@ -1,25 +1,35 @@
-"""What the dock does besides runs: data sets, evaluations and contact sheets. No Qt."""
+"""What the dock does besides runs: the example, two groups compared, data sets, evaluations and contact sheets. No Qt."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..dataset.export import Exported
-from ..errors import RequestError, StmditError
+from ..errors import GeneError, RequestError, StmditError, SynthesisError
 from ..evaluation.cases import EvaluationRequest
 from ..evaluation.evaluate import Evaluated
-from ..intent import Request
+from ..expression.groups import GroupTable, compare_groups
+from ..expression.programs import known_programs
+from ..intent import Request, SpotList, TowardsEdit
 from ..progress import Progress
+from ..storage.atomic import read_object, write_json
+from ..synthesis.models import PatchModel
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import Result
 from ..synthesis.stored import StoredResult
 from ..synthesis.variants import DOSES, GRID, Variant, dose_strip, guidance_grid
+from ..types import Section
 from . import jobs
-from .jobs import Handlers, Lane, Start
+from .jobs import Handlers, Job, Lane, Start, failing, once
+from .painting import Painting
 from .results import ResultList
-from .runs import RunQueue
-from .state import Kind, RunStatus, WorkbenchState
+from .runs import RunCycle, RunQueue
+from .state import EditDraft, Kind, ModelChoice, RunStatus, WorkbenchState
+from .strokes import describe
 
 
 class DataSets:
@@ -190,7 +200,9 @@ class Sheets(_UsesModel):
         except RequestError as error:
             self.state.tell("warning", error.faults[0][1])
             return
-        self._make("Dose strip", variants, DOSES)
+        request = variants[-1].request
+        at = max(k for k, one in enumerate(request.edits) if one.enabled) if edit is None else edit
+        self._make(f"Dose strip, {request.edits[at].name or describe(request.edits[at])}", variants, DOSES)
 
     def guidance_grid(self, spot: str) -> None:
         """Show a spot under three scales of each guidance."""
@@ -238,3 +250,194 @@ class Sheets(_UsesModel):
             self._end(RunStatus.STOPPED, "warning", f"Stopped. {done} images are finished.")
         else:
             self._end(RunStatus.DONE, "info", f"The contact sheet is finished: {done} images.")
+
+
+REST = "the rest"
+
+
+class Groups:
+    """Compares the selection with the rest of the section, or with a named selection."""
+
+    def __init__(self, state: WorkbenchState, start: Start, painting: Painting) -> None:
+        self.state = state
+        self._painting = painting
+        self._lane = Lane(start)
+        state.events.section.connect(self._forget, max_args=0)
+
+    def _forget(self) -> None:
+        self._lane.abandon()
+        self.state.groups = None
+
+    def compare(self, other: str | None) -> None:
+        """Compare the selection with a named selection, or, where None, with all other spots."""
+        section, chosen = self.state.section, self.state.selected
+        if section is None or not chosen:
+            self.state.tell("warning", "Select the spots of the first group first.")
+            return
+        if other is not None and other not in self.state.named:
+            self.state.tell("warning", f"There is no selection called {other}; keep it under that name first.")
+            return
+        known = set(section.spots.ids.tolist())
+        b = None if other is None else [spot for spot in self.state.named[other] if spot in known]
+        name = next((name for name, kept in self.state.named.items() if set(kept) == set(chosen)), "selection")
+        names = (name, other or REST)
+        programs = known_programs(self.state.request.programs)
+        error = failing(GeneError, "the groups could not be compared")
+        job = Job(
+            "Comparing groups",
+            once(lambda: compare_groups(section.spots, chosen, b, programs, names)),
+            error,
+            quiet=True,
+        )
+        handlers = Handlers(self._compared, lambda fault: self.state.tell("error", _sentence(fault)), lambda: None)
+        self.state.tell("info", f"Comparing {names[0]} with {names[1]} ...")
+        self._lane.submit(job, handlers)
+
+    def _compared(self, found: GroupTable) -> None:
+        self.state.groups = found
+        self.state.tell("info", found.statement)
+
+    def export(self, path: str) -> None:
+        """Write the table as CSV."""
+        found = self.state.groups
+        if found is None:
+            return
+        try:
+            found.write(path)
+        except OSError as error:
+            self.state.tell("error", f"{path} cannot be written: {error}")
+            return
+        self.state.tell("info", f"Table saved in {path}.")
+
+    def make_alike(self) -> None:
+        """Add an edit that moves all genes of the first group towards the mean of the second."""
+        found = self.state.groups
+        if found is None:
+            return
+        a, b = found.ids
+        self._painting.choose(None)
+        self.state.draft = replace(EditDraft(), operation="towards", target_spots=b)
+        if self._painting.add(a, f"{found.names[0]} like {found.names[1]}"):
+            said = f"An edit makes {found.names[0]} like {found.names[1]}: it is in step 2, Change. Select spots and press Run to see it."
+            self.state.tell("info", said)
+
+    def close(self) -> None:
+        """End what is under way."""
+        self._lane.abandon()
+
+
+def _sentence(fault: StmditError) -> str:
+    text = str(fault)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+PROFILES = {"tumour", "stroma"}
+"""Profiles of a checkpoint by which the place is found."""
+PAINTED = 0.5
+"""Least weight of the spots that are painted, of those that the brush of `stmdit demo` reaches."""
+
+
+def painting_example(section: Section, model: PatchModel) -> Job:
+    """Find what to paint and where; yields the edit and its scale."""
+
+    def work() -> tuple[TowardsEdit, float]:
+        from ..evaluation.demo import demo_request
+
+        request, _ = demo_request(section, model.profiles, model.card)
+        edit = request.edits[0]
+        assert isinstance(edit, TowardsEdit)
+        spots = {spot: weight for spot, weight in (edit.spots or {}).items() if weight >= PAINTED}
+        return edit.model_copy(update={"spots": spots}), request.edit_scale
+
+    return Job("Painting the example", once(work), failing(SynthesisError, "the example could not be painted"))
+
+
+class Example:
+    """Shows the example once section and checkpoint are there.
+
+    Parameters
+    ----------
+    state
+        Of the viewer.
+    submit
+        Starts a job on a lane.
+    painting, runs
+        Of the viewer.
+    begin
+        Opens the bundled section, and loads the checkpoint where one is given.
+    """
+
+    def __init__(
+        self,
+        state: WorkbenchState,
+        submit: Callable[[str, Job, Callable[[Any], None]], None],
+        painting: Painting,
+        runs: RunCycle,
+        begin: Callable[[ModelChoice | None], None],
+    ) -> None:
+        self.state = state
+        self._submit, self._painting, self._runs, self._begin = submit, painting, runs, begin
+        self._wanted = False
+        state.events.busy.connect(self._go_on, max_args=0)
+
+    def show(self) -> None:
+        """Open the bundled section, paint one edit, and show this tissue before and after."""
+        model = self.state.checkpoint
+        fits = model is not None and set(model.profiles or {}) >= PROFILES
+        self._begin(None if fits else ModelChoice(device=self.state.model.device))
+        self._wanted = True
+        self._go_on()
+
+    def _go_on(self) -> None:
+        section, model = self.state.section, self.state.checkpoint
+        if not self._wanted or self.state.busy or section is None or model is None:
+            return
+        self._wanted = False
+        self._submit("example", painting_example(section, model), self._paint)
+
+    def _paint(self, found: tuple[TowardsEdit, float]) -> None:
+        edit, scale = found
+        state = self.state
+        update = {"edits": (edit,), "edit_scale": scale, "counterfactual": "on", "mode": "spots"}
+        state.request = state.request.model_copy(update=update)
+        self._painting.choose(0)
+        spots = SpotList(ids=tuple(edit.spots or ()))
+        self._runs.submit(self._runs.request().model_copy(update={"region": spots, "preset": "draft"}), self._told)
+
+    def _told(self, number: int) -> None:
+        self._runs.edited_tissue(number)
+        self.state.tell(
+            "info",
+            "This tissue before (left of the line) and after an edit towards its palest spots (right): drag the line. It is a draft; Run "
+            "makes it with all steps.",
+        )
+
+
+MAX_RECENT = 4
+
+
+def recent_sections() -> tuple[str, ...]:
+    """Return the paths of the sections that were opened last and are still there, the latest first."""
+    try:
+        paths = read_object(_recent_file()).get("sections", [])
+    except (OSError, StmditError):  # none yet, or not ours: it is no more than a convenience
+        return ()
+    paths = paths if isinstance(paths, list) else []
+    return tuple(path for path in paths if isinstance(path, str) and Path(path).exists())[:MAX_RECENT]
+
+
+def remember_section(section: Section) -> None:
+    """Put a section in front of the recent ones; the bundled one is always at hand and is left out."""
+    if section.path is None or section.synthetic:
+        return
+    path = str(section.path)
+    paths = [path, *(one for one in recent_sections() if one != path)][:MAX_RECENT]
+    with suppress(OSError):  # a home that cannot be written to keeps nobody from working
+        _recent_file().parent.mkdir(parents=True, exist_ok=True)
+        write_json(_recent_file(), {"sections": paths})
+
+
+def _recent_file() -> Path:
+    from ..model.hub.references import data_directory
+
+    return data_directory() / "recent.json"

@@ -1,8 +1,7 @@
 """Expression as the embedding of a frozen CancerFoundation, a transformer over the genes of a cell.
 
-The network was trained on single malignant cells; a spot holds several cells of several kinds, so its embedding lies outside of
-what the network has seen. An embedding depends on the gene list, on how ties are binned and on whether vectors are normalised:
-all three are fixed here and saved with the encoder.
+The network was trained on single malignant cells; a spot holds several cells of several kinds. Gene list, binning of ties and
+normalisation of vectors, on which an embedding depends, are saved with the encoder.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ CLS_VALUE = -2.0
 
 
 class CancerFoundationEncoder:
-    """Embeds spots by a frozen CancerFoundation over a fixed list of genes.
+    """Encoder by a frozen CancerFoundation over a fixed list of genes.
 
     Each spot is a sequence of ``<cls>`` and its genes, each with the bin of its value among the spot's own values. Genes of the list that
     a section lacks are left out of the sequence, as in the released code; genes outside the list have no effect. Since bins are ranks
@@ -60,7 +59,7 @@ class CancerFoundationEncoder:
     settings
         Binning and output.
     ignored
-        Stored tensor -> why it was left aside, for a report.
+        Stored tensor -> why it is not used.
 
     Attributes
     ----------
@@ -291,6 +290,6 @@ def _places(match: GeneMatch, genes: tuple[str, ...]) -> NDArray[np.int64]:
 
 
 def _mend_ties(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Round values within float32 error of a whole number: an edit that leaves 2.0000002 must not break a tie of counts."""
+    """Round values within float32 error of a whole number, so that 2.0000002 after an edit still ties with 2."""
     whole = np.rint(values)
     return np.where(np.abs(values - whole) <= 1e-5 * np.abs(whole), whole, values)

@@ -23,7 +23,7 @@ Output = Literal["cls", "tokens"]
 
 
 class CancerFoundationSettings(Intent):
-    """Everything besides weights, vocabulary and gene list that an embedding depends on.
+    """Settings that an embedding depends on, besides weights, vocabulary and gene list.
 
     Attributes
     ----------
@@ -181,7 +181,7 @@ _SIGN = re.compile(r"(gene_encoder|encoder)\.embedding\.weight")
 
 @dataclass(frozen=True)
 class StoredNetwork:
-    """A network in float32 built from stored tensors, and stored name -> why a tensor was left aside."""
+    """Network in float32 built from stored tensors, and stored name -> why a tensor is not used."""
 
     network: CancerFoundationNetwork
     ignored: Mapping[str, str] = field(default_factory=dict)
@@ -232,7 +232,7 @@ def check_sizes(network: CancerFoundationNetwork, said: Mapping[str, Any], where
 
 
 def rename(container: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str], list[Fault]]:
-    """Return tensors by our names, stored name -> why it is left aside, and faults; raises CheckpointError for other weights."""
+    """Return tensors by our names, stored name -> why it is not used, and faults; raises CheckpointError for other weights."""
     tensors: dict[str, Tensor] = {}
     ignored: dict[str, str] = {}
     faults: list[Fault] = []
@@ -328,7 +328,7 @@ VOCABULARY = "vocab.json"
 
 _OWN_KEYS = {"_class_name", "genes", "gene_hash", "dim", "network"}
 _REFERENCE_KEYS = {"source", "revision", "sha256", "licence", "gated", "weights", "vocabulary", "files"}
-"""Where weights that may not be copied come from; of no concern here."""
+"""Keys of ``config.json`` that name the source of weights which may not be copied; ignored here."""
 
 
 @dataclass(frozen=True)
@@ -340,7 +340,7 @@ class DescribedEncoder:
     genes, settings
         As for the encoder.
     heads, value_style
-        Of the network; None where it does not say.
+        Of the network; None if unknown.
     sizes
         Those of `NetworkSizes` that the weights must have.
     """

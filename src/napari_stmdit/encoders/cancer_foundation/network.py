@@ -35,7 +35,7 @@ class GeneEncoder(nn.Module):
         self.enc_norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, L) int64 -> (B, L, d)."""
+        """Map (B, L) int64 to (B, L, d)."""
         found: Tensor = self.enc_norm(self.embedding(tokens))
         return found
 
@@ -60,7 +60,7 @@ class ValueEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, values: Tensor) -> Tensor:
-        """(B, L) -> (B, L, d)."""
+        """Map (B, L) to (B, L, d)."""
         columns = values[..., None]  # (B, L, 1)
         coded: Tensor = self.norm(self.linear2(self.linear1(columns.clamp(max=MAX_VALUE)).relu()))
         return coded if self.style == "plain" else torch.where(columns >= 0, coded, torch.zeros_like(coded))
@@ -103,7 +103,7 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, keep: Tensor | None, first_only: bool) -> Tensor:
-        """(B, L, d) -> (B, L, d), or (B, 1, d) of the first position alone."""
+        """Map (B, L, d) to (B, L, d), or (B, 1, d) of the first position alone."""
         own = x[:, :1] if first_only else x
         own = self.norm1(own + self.self_attn(x, keep, first_only))
         out: Tensor = self.norm2(own + self.linear2(self.linear1(own).relu()))

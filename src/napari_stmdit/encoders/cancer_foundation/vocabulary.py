@@ -1,7 +1,7 @@
-"""Genes and values as a CancerFoundation network takes them: digits of rank, tokens, and the choice of a gene list.
+"""Input of a CancerFoundation network: binned values (digits), tokens of genes, and the choice of a gene list.
 
-Digits: the edges are ``n_bins - 1`` quantiles of a cell's own non-zero values, so a digit is a rank within the cell, and any increasing
-transform (depth, log1p) leaves it as it is. Where several edges fall on one value, as with counts, a rule for ties chooses.
+Bin edges are ``n_bins - 1`` quantiles of a cell's non-zero values, so a digit is a rank within the cell and does not depend on depth or
+log1p. Where several edges fall on one value, as with counts, a rule for ties chooses.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Ties = Literal["middle", "random"]
 
 
 def bin_rows(rows: NDArray[np.float32], n_bins: int = 51, ties: Ties = "middle", seed: int = 0) -> NDArray[np.float32]:
-    """Bin every row by itself; the digits of a row depend on nothing but that row (and the seed).
+    """Bin every row by itself.
 
     Parameters
     ----------
@@ -231,7 +231,7 @@ def resolve_genes(genes: tuple[str, ...], vocabulary: Vocabulary) -> tuple[NDArr
 NORMAL_MAD = 0.6744897501960817
 """Median absolute deviation of a standard normal variable."""
 MIN_GENES = 50
-"""Genes that are needed to compare their spread with that of genes of like abundance."""
+"""Minimum number of genes for comparing dispersion among genes of like abundance."""
 
 
 def choose_genes(counts: csr_matrix, genes: Genes, vocabulary: Vocabulary, count: int = 1199) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
-"""Foreign checkpoints to our folder: the transformer's weights, and references to what may not be redistributed.
+"""Conversion of foreign checkpoints to our folder: the transformer's weights, and references to what may not be redistributed.
 
-Weights are streamed to safetensors: a tensor goes to the disk from where it lies, parts one after another. Joining tensors along
-their rows is joining their bytes, so stacked projections need no memory of their own.
+Weights are streamed to safetensors. Joining tensors along their rows is joining their bytes, so stacked projections need no memory.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ MPP_CANDIDATES = {
     0.3448: "scanned at 0.3448 um/px, the published resolution of the TuPro melanoma slides, and not resampled",
     0.5: "20x, as PixCell's training tiles: a patch of 256 px shows 128 um",
 }
-"""Plausible microns per pixel of a foreign checkpoint's patches. None of the published files states it."""
+"""Plausible microns per pixel of a foreign checkpoint's patches, which no published file states."""
 
 LATENT_FACTOR = 8
 UNI_WIDTH = 1536
@@ -82,7 +81,7 @@ _LIMITS = (
 
 @dataclass(frozen=True)
 class Converted:
-    """A folder that was written, and what was chosen for it where the files do not say."""
+    """Converted folder, and the choices made where the files do not say."""
 
     path: Path
     card: CheckpointCard
@@ -116,7 +115,7 @@ def convert(
     name
         Name of the checkpoint; that of the folder by default.
     genes
-        Symbols that the expression encoder sees, in order; needed to encode expression, not to use embeddings.
+        Symbols that the expression encoder reads, in order; not needed for embeddings.
     sources
         Component (``vae``, ``expression_encoder``, ``morphology_encoder``) -> local folder, in place of the published one.
     licence
@@ -177,7 +176,7 @@ _PIXCELL_NOISE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.0
 
 @dataclass(frozen=True)
 class FoundScheduler:
-    """Class name in diffusers, its configuration, and what was taken from publications for want of settings."""
+    """Scheduler: class name in diffusers, configuration, and what was taken from publications."""
 
     name: str
     config: dict[str, Any]
@@ -286,11 +285,11 @@ _COMPONENTS = {"vae": "sd3.5-vae", "morphology_encoder": "uni2-h", "expression_e
 
 
 _OPTIONAL_FILES = ("args.json", "config.json")
-"""Sizes that weights alone do not tell (the number of heads); published ones have known sizes."""
+"""Files with sizes that weights do not show (number of heads)."""
 
 
 def _references(values: Mapping[str, Any], sources: Mapping[str, str | Path], notes: list[str]) -> dict[str, Reference]:
-    """Choose the published component for each width; where there is none, only embeddings can be used, which is noted."""
+    """Choose the published component for each width; without one, a note says that embeddings are needed."""
     fits = {
         "vae": values["in_channels"] == SD3_CHANNELS,
         "morphology_encoder": values["morphology_dim"] == UNI_WIDTH,

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, without running anything in it: components are recognised by their tensors, and described by their shapes."""
+"""Inspection of checkpoints without running anything in them: components are recognised by their tensors and shapes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ComponentKind = Literal["vae", "expression_encoder", "morphology_encoder"]
 
 @dataclass(frozen=True)
 class Description:
-    """A recognised component: fields of its `Inspection`, and what it lacks."""
+    """Recognised component: fields of its `Inspection`, and what it lacks."""
 
     kind: ComponentKind
     family: str
@@ -144,12 +144,12 @@ Kind = Literal["checkpoint", "transformer", "vae", "expression_encoder", "morpho
 
 
 class Inspection(BaseModel):
-    """What a checkpoint holds; None where it does not say or does not apply.
+    """Contents of a checkpoint; None where unknown or not applicable.
 
     Attributes
     ----------
     kind, family, naming
-        What it is, of which family (``pixcell``, ``stmdit_adaln``, ``stmdit_cross_attention_pma``, ...), in whose names.
+        Kind, family (``pixcell``, ``stmdit_adaln``, ``stmdit_cross_attention_pma``, ...) and naming scheme.
     depth, width, heads, patch_size, latent_channels, latent_size, position_scale
         Sizes of the transformer; the patch size and the latents' side are in latent pixels.
     conditions
@@ -159,15 +159,14 @@ class Inspection(BaseModel):
     tensors, parameters
         How many, in all.
     morphology_map
-        Of the map from expression to morphology: ``share`` of the variance that expression explains on tissue left out, ``r2`` of each
-        principal component, ``components`` that follow and ``spots`` that it was fitted to. None where it has none: an edit of real tissue
-        then fits one on its section.
+        Statistics of the map from expression to morphology: explained ``share`` of variance and ``r2`` of each principal component on tissue
+        left out, ``components`` that follow, ``spots`` of the fit. None: an edit of real tissue fits a map on its section.
     cannot_edit
-        Why a checkpoint folder cannot edit real tissue, in a sentence; None where it can, and for what is no such folder.
+        Why a checkpoint folder cannot edit real tissue; None where it can, and for anything but a checkpoint folder.
     missing
-        What is missing or wrong, so that it cannot run as it is; empty where it can.
+        What keeps it from running as it is; empty where it can run.
     notes, ignored
-        What was chosen where there was a choice, and tensors that are not needed, with the reason.
+        Choices made, and tensors that are not needed, with the reason.
     """
 
     path: str

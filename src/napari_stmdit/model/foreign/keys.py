@@ -1,7 +1,6 @@
-"""Tensors of a foreign transformer under our names: out of training containers, through naming tables and mapping files, LoRA merged.
+"""Tensors of a foreign transformer under our names: training containers, naming tables, mapping files, LoRA.
 
-An averaged (EMA) copy is preferred to the raw weights; buffers come from the same copy, and only those that it lacks from the raw
-one, which is noted.
+An EMA copy is preferred to the raw weights. Buffers that it lacks come from the raw copy, and a note says so.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ BUFFERS = {
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of one network, without wrappers.
+    """Tensors of one network, without wrappers.
 
     Attributes
     ----------
     tensors
         By name, prefixes stripped.
     naming
-        None where the names are none we know.
+        None for unknown names.
     place
         Where in the file they were, for example ``state_dict_ema``; empty for the top level.
     notes, ignored
@@ -170,7 +169,7 @@ def _with_buffers(averaged: Weights, raw: Weights) -> Weights:
 
 
 class KeyMapping(Intent):
-    """Names of a foreign checkpoint, as the user states them: the contents of a mapping file.
+    """Names of a foreign checkpoint, from the user's mapping file.
 
     Attributes
     ----------
@@ -181,9 +180,9 @@ class KeyMapping(Intent):
     ignore
         Foreign template -> why its tensors are not needed.
     settings
-        Laid over the checkpoint's own settings.
+        Override the checkpoint's own settings.
     fill
-        Null embeddings that the checkpoint lacks and the user states to be zero. They are never assumed.
+        Null embeddings that the checkpoint lacks and the user states to be zero.
     """
 
     naming: Literal["original", "diffusers", "native"] = "original"
@@ -296,7 +295,7 @@ Naming = Literal["native", "original", "diffusers"]
 
 @dataclass(frozen=True)
 class Rule:
-    """One of our names, and the foreign names it is stacked from, in order."""
+    """Rule: one of our names, and the foreign names it is stacked from, in order."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -412,7 +411,7 @@ def ignored_reason(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Stacked:
-    """A tensor stored in parts along its rows; they are joined only when it is needed."""
+    """Tensor stored in parts along its rows, joined when needed."""
 
     parts: tuple[Tensor, ...]
 
@@ -436,7 +435,7 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Renamed:
-    """Tensors under our names; ``ignored`` foreign names with the reason, and ``faults`` of those that no rule knows or that lack partners."""
+    """Tensors under our names, ``ignored`` foreign names with the reason, and ``faults`` of names without a rule or partner."""
 
     tensors: dict[str, Stacked]
     ignored: dict[str, str] = field(default_factory=dict)
@@ -444,7 +443,7 @@ class Renamed:
 
 
 def recognise(names: Iterable[str]) -> Naming | None:
-    """Return the naming of tensors; None where it is none of ours."""
+    """Return the naming of tensors; None for an unknown one."""
     known = set(names)
     return next((naming for naming, sign in SIGNATURES.items() if sign in known), None)
 

@@ -1,7 +1,7 @@
-"""The options of a transformer, from its settings file and from the shapes of its tensors; both must agree.
+"""Options of a transformer, from its settings file and the shapes of its tensors; both must agree.
 
-Nothing that changes the images is guessed: the scale of positions and the number of heads come from the settings, from the stored
-position table, or from a published table of sizes; otherwise loading stops.
+Nothing that changes the images is guessed: scale of positions and number of heads come from the settings, the stored position table, or
+published sizes; otherwise loading stops.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _GENE_NAMES = {
     "expression_pool_tokens": "pma_tokens",
 }
 _MAX_SIDE = 1024
-"""Of the latents, in latent pixels: 8,192 px at factor 8."""
+"""Maximum side of the latents, in latent pixels: 8,192 px at factor 8."""
 _COUNTS = (
     *("in_channels", "out_channels", "patch_size", "sample_size", "num_layers", "num_attention_heads", "width"),
     *("attention_head_dim", "morphology_dim", "morphology_tokens", "expression_dim"),
@@ -83,7 +83,7 @@ class Options:
     """``epsilon`` (DDPM), ``flow`` (rectified flow, velocity), or None where nothing tells."""
 
     def state(self, name: str, value: Any, source: str) -> None:
-        """Record a value, or a fault where another source says otherwise or it is of a wrong kind."""
+        """Record a value, or a fault where it has a wrong type or contradicts another source."""
         if value is None:
             return
         if (expected := _misfit(name, value)) is not None:
@@ -101,7 +101,7 @@ class Options:
 def gather_options(
     native: Mapping[str, Stacked], settings: Mapping[str, Any] | None, positions: Tensor | None
 ) -> Options:
-    """Collect what is known of a transformer, and in ``faults`` what is missing or contradictory.
+    """Collect the options of a transformer, and in ``faults`` what is missing or contradictory.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def gather_options(
 
 
 def _misfit(name: str, value: Any) -> str | None:
-    """Say what was expected of an option where a settings file gives something else."""
+    """Say what was expected of an option that a settings file gives wrongly."""
     number = is_number(value)
     if name in _COUNTS and not (number and value == int(value) and value > 0):
         return "a positive whole number"

@@ -1,12 +1,10 @@
-"""`stmdit download`: the files of a zoo entry, from the hub or from a folder, whole and checked, with a record of where they came from.
+"""Download of a zoo entry's files, from the hub or a folder, checked, with a record of their origin.
 
-Every file arrives under a temporary name; all of them get their own names together, when the last one is whole and right. Nothing is
-opened but to hash it, and no code is ever fetched.
+Files have temporary names until the last one is whole. They are only hashed, never opened, and no code is fetched.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ...errors import CheckpointError
+from ...files import is_offline
 from ...intent import Intent, validated
 from ...progress import CancelToken, DownloadProgress, Stopwatch
 from ...storage.atomic import hold, write_text
@@ -40,7 +39,7 @@ class FileRecord(Intent):
 
 
 class DownloadRecord(Intent):
-    """The contents of ``download.json``: where files came from, when, and under which terms.
+    """Record of a download (``download.json``): source, date, terms and hashes.
 
     Attributes
     ----------
@@ -72,16 +71,16 @@ class DownloadRecord(Intent):
 
 @dataclass(frozen=True)
 class Downloaded:
-    """The result of a download.
+    """Result of a download.
 
     Attributes
     ----------
     entry, folder
-        What it is, and where its files lie.
+        The zoo entry, and the folder of its files.
     record
         Contents of its ``download.json``; None where it was not put there by a download.
     already
-        Whether it was here before, and nothing was done.
+        Whether it was here before.
     """
 
     entry: ZooEntry
@@ -108,9 +107,9 @@ def download(
     entry
         From `zoo_entry`.
     on_progress
-        Is called about ten times a second.
+        Called about ten times a second.
     cancel
-        Asked at every block; what has arrived is kept and continued next time.
+        Checked at every block; what has arrived is kept and continued next time.
     offline
         Never touch the network; None takes it from ``STMDIT_OFFLINE`` and ``HF_HUB_OFFLINE``.
     endpoint, token
@@ -123,7 +122,7 @@ def download(
     Raises
     ------
     CheckpointError
-        It cannot be had, arrived wrong, or cannot be written; the message says which and what to do.
+        It is not available, arrived damaged, or cannot be written.
     DownloadCancelledError
         A stop was asked for.
     """
@@ -167,7 +166,7 @@ def find_download(entry: ZooEntry) -> Downloaded | None:
 
 
 def check_source(entry: ZooEntry, *, offline: bool | None = None, source_folder: str | Path | None = None) -> None:
-    """Raise CheckpointError at once for what cannot work: a folder that lacks files, offline, an entry that only a person can fetch."""
+    """Raise CheckpointError early: a folder that lacks files, offline, or an entry to be fetched by hand."""
     if source_folder is not None:
         _places(entry, Path(source_folder))
     elif entry.fetch == "manual":
@@ -179,16 +178,10 @@ def check_source(entry: ZooEntry, *, offline: bool | None = None, source_folder:
         raise offline_error(entry)
 
 
-def is_offline() -> bool:
-    """Return whether the environment forbids the network."""
-    names = ("STMDIT_OFFLINE", "HF_HUB_OFFLINE")
-    return any(os.environ.get(name, "").strip().lower() not in ("", "0", "false", "no", "off") for name in names)
-
-
 def _look_up_all(
     entry: ZooEntry, endpoint: str | None, token: str | None, cancel: CancelToken | None
 ) -> list[RemoteFile]:
-    """Ask for every file before any byte is fetched; all of them at the commit of the first one."""
+    """Look up every file before any byte is fetched, all at the commit of the first one."""
     found: list[RemoteFile] = []
     for name in entry.files:
         revision = found[0].revision if found else entry.revision
@@ -312,7 +305,7 @@ def _record(
 
 
 def _publish(folder: Path, parts: list[PartFile], record: DownloadRecord) -> None:
-    """Give all files their names; the record goes first and comes last, so that it never speaks of other files."""
+    """Give all files their names; the old record is removed first and the new one written last, so it always fits the files."""
     final = folder / RECORD_FILE
     try:
         final.unlink(missing_ok=True)
@@ -351,7 +344,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 class _Report:
-    """Progress over all files, of the sizes of each."""
+    """Progress over all files, by their sizes."""
 
     def __init__(self, on_progress: Callable[[DownloadProgress], None] | None, total: int) -> None:
         self._tell = on_progress

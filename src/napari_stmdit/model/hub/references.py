@@ -1,6 +1,6 @@
-"""Components whose weights may not be redistributed: what they are, where they come from, and where they are on this computer.
+"""References to components whose weights may not be redistributed, resolved to local files.
 
-A reference is resolved among local files alone: the folder the user named, a download, or the hub's own cache. Nothing is fetched.
+Looked up are the folder that the user named, a download, and the hub's cache. Nothing is fetched.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ..reading import read_settings
 
 REFERENCE_FILE = "reference.json"
 WITHIN_PACKAGE = "package:"
-"""Beginning of a source that lies in the package's own data: what several of its checkpoints share is there once."""
+"""Prefix of a source in the package's own data, which several of its checkpoints share."""
 PACKAGE_DATA = Path(__file__).resolve().parents[2] / "data"
 READ_BESIDE = ("args.json", "config.json", "vocab.json")
-"""Settings that are read where they lie beside the weights, also where a reference does not list them."""
+"""Settings files read beside the weights even if a reference does not list them."""
 
 
 class Reference(Intent):
-    """A component that a checkpoint needs and does not contain: the contents of ``reference.json``.
+    """Component that a checkpoint needs and does not contain (``reference.json``).
 
     Attributes
     ----------
@@ -36,11 +36,11 @@ class Reference(Intent):
         Hub repository id (``owner/name``), folder in it, and commit or branch; or the path of a local folder; or ``package:`` and the name
         of a folder in the package's data.
     files
-        What is needed of it, relative to the subfolder.
+        Needed files, relative to the subfolder.
     sha256
         File -> SHA-256, of those whose hash is known.
     licence, terms, gated
-        Under which terms, where they can be read, and whether the hub asks each user to accept them first.
+        Licence, where its terms can be read, and whether the hub asks each user to accept them.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
@@ -71,7 +71,7 @@ class MissingComponentError(CheckpointError):
     reference, component
         Which, and what for.
     reason
-        What is missing, from where and under which licence, without the commands that the message goes on with.
+        The message without its commands.
     """
 
     def __init__(self, reference: Reference, component: str) -> None:
@@ -154,9 +154,7 @@ def missing_text(reference: Reference, component: str) -> str:
     )
     if component in ("morphology_encoder", "expression_encoder"):
         kind = component.removesuffix("_encoder")
-        text += (
-            f" Without them, give embeddings computed elsewhere: --{kind}-embeddings FILE (.npy, .h5, .h5ad or .zarr)."
-        )
+        text += f" Without them, give embeddings computed elsewhere: --{kind}-embeddings FILE (.npy, .h5, .h5ad, .zarr or .csv)."
     return text
 
 

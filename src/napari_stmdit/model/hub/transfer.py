@@ -1,7 +1,4 @@
-"""One file of a hub repository: its metadata, and its bytes.
-
-Bytes arrive in a temporary file and are hashed on the way; the file gets its own name when it is whole and right.
-"""
+"""Transfer of one file of a hub repository: metadata, and bytes into a temporary file, hashed on the way."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ class PartFile:
     final
         Where the file belongs.
     version
-        Of its content: a part of another version is never continued, and is removed.
+        Of the content; a partial file of another version is removed.
     """
 
     ENDING = ".part"
@@ -141,11 +138,11 @@ T = TypeVar("T")
 
 
 class DownloadCancelledError(CheckpointError):
-    """A download that the user stopped; what has arrived is kept and is continued next time."""
+    """Download stopped by the user; what has arrived is continued next time."""
 
 
 class _BrokenTransfer(Exception):
-    """The body ended before the file did, or was not the part that was asked for."""
+    """Response that ended early, or was not the requested part."""
 
 
 @dataclass(frozen=True)

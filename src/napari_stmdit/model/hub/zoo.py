@@ -1,4 +1,4 @@
-"""The zoo: checkpoints and components known by name, where to get them, and whether they are on this computer."""
+"""Zoo of checkpoints and components known by name: where to get them, and whether they are on this computer."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class ZooEntry(Reference):
     Attributes
     ----------
     title, kind
-        What it is called, and what it serves as.
+        Name for people, and role.
     fetch
         ``hub`` (``source`` is a repository id) or ``manual`` (``source`` is a web page; the user brings the files).
     size_bytes
-        About how large its files are together; None is unknown.
+        Approximate size of all files; None: unknown.
     patch_px
         Edge of the patches it synthesizes, in pixels; None where it synthesizes none.
     patch_mpp
-        Microns per pixel it was trained at; None is unknown: it has to be chosen.
+        Microns per pixel in training; None: unknown, to be chosen.
     components
-        What it needs beside itself: component -> name in the zoo.
+        Further components needed: component -> name in the zoo.
     notes
-        What else is known, or is not.
+        Notes for the user.
     """
 
     title: str

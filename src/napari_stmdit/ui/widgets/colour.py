@@ -17,8 +17,11 @@ from ..presenter import Presenter
 from ..spot_colours import COLORMAPS, colormap_of
 from ..state import Colouring, ColourScale
 from .common import (
+    COLUMN,
+    PROGRAM,
     Choice,
     Connections,
+    NameField,
     Text,
     blocked,
     boxed,
@@ -30,7 +33,6 @@ from .common import (
     row,
     without_steppers,
 )
-from .draft import COLUMN, PROGRAM, NameField
 
 SPANS = (
     ("zero_p99", "0 – 99 %", "From zero to the 99th percentile of the spots"),

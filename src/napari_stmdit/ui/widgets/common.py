@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from magicgui.widgets import create_widget
 from pydantic import BaseModel
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QObject, QStringListModel, Qt, Signal
 from qtpy.QtGui import QAction, QGuiApplication
 from qtpy.QtWidgets import (
     QButtonGroup,
     QComboBox,
+    QCompleter,
     QFileDialog,
+    QFrame,
     QGridLayout,
     QHBoxLayout,
     QLabel,
     QLayout,
+    QLineEdit,
     QListWidget,
     QPushButton,
+    QScrollArea,
     QSizePolicy,
     QToolButton,
     QVBoxLayout,
@@ -31,10 +36,14 @@ from qtpy.QtWidgets import (
 from superqt.utils import qthrottled, signals_blocked
 
 # contrast with the background of napari's dark and light theme is at least 4.5 : 1 for each
-_COLOURS = {
+COLOURS = {
     True: {"info": "#c8ccd2", "warning": "#f0b35a", "error": "#ff8f80", "quiet": "#a9aeb6"},
     False: {"info": "#33383f", "warning": "#7a4d00", "error": "#a8201a", "quiet": "#555b63"},
 }
+
+
+LINK = {True: "#8cc4ff", False: "#0a5fb4"}
+"""Links, and the border of the control that has the focus, in the dark and in the light theme."""
 
 
 class Connections:
@@ -99,6 +108,13 @@ def named(widget: Any, name: str, tip: str) -> Any:
     widget.setAccessibleName(name)
     widget.setToolTip(tip)
     return widget
+
+
+def primary(made: QPushButton) -> QPushButton:
+    """Make a button the one that is pressed next; the dock gives it its colour."""
+    made.setProperty("primary", True)
+    made.setMinimumHeight(30)
+    return made
 
 
 class OnceButton(QPushButton):  # type: ignore[misc,unused-ignore]
@@ -219,16 +235,43 @@ def labelled(*pairs: tuple[str, QWidget | QLayout]) -> QGridLayout:
     return layout
 
 
+CONTROLS = {
+    "mpp": "µm per pixel",
+    "fullres": "Slide image",
+    "predicted-units": "Units",
+    "tissue-fraction": "On tissue",
+    "allow-gene-mismatch": "Run although genes are missing",
+}
+"""Options of the command line, and the control of the dock that does the same."""
+
+
+def in_dock(text: str) -> str:
+    """Name the dock's controls in a message in place of the command line's options and Python's arguments."""
+    for option, control in CONTROLS.items():
+        text = re.sub(
+            rf"(?:\b(?:with|as) )?--{option}\b(?: [A-Z]+\b| \d+)?(?: \((?:[a-z_]+=[^)]*|its [a-z_]+)\))?",
+            f"under '{control}'",
+            text,
+        )
+    text = re.sub(r"(give|giving|or) under 'Run", r"\1 switch on 'Run", text).replace("give switch on", "switch on")
+    text = re.sub(
+        r" \((?=[^()]*(?:--[a-z]|\b[a-z_]+=(?!\d)))[^()]*\)", "", text
+    )  # what is left has no control of its own
+    return re.sub(r" with --[a-z-]+(?: [A-Z]+\b)?", "", text)
+
+
 class Text(QLabel):  # type: ignore[misc,unused-ignore]
     """A wrapped line of text that hides itself when it is empty."""
 
-    def __init__(self, kind: str = "info", text: str = "") -> None:
+    def __init__(self, kind: str = "info", text: str = "", style: str = "") -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self._style = kind, style
         self._dark = True
+        self._link = ""
         self.setWordWrap(True)
         self.setTextFormat(Qt.TextFormat.PlainText)
         self.setAlignment(Qt.AlignmentFlag.AlignTop)
+        self.setIndent(0)
         copy = QAction("Copy", self)
         copy.triggered.connect(lambda: QGuiApplication.clipboard().setText(self.plain()))
         self.addAction(copy)
@@ -238,11 +281,20 @@ class Text(QLabel):  # type: ignore[misc,unused-ignore]
 
     def show_text(self, text: str, kind: str | None = None) -> None:
         """Show a text, in the colour of its kind: info, quiet, warning or error."""
-        self.kind = kind or self.kind
-        text = re.sub(r"\bum\b", "µm", text)
+        self.kind, self._link = kind or self.kind, ""
+        text = in_dock(re.sub(r"\bum\b", "µm", text))
         # long paths have no place to break: zero-width spaces after the separators make some
         self.setText(text.replace("/", "/\u200b").replace("_", "_\u200b"))
         self.setVisible(bool(text))
+        self.use_theme(self._dark)
+
+    def show_link(self, url: str, before: str = "", after: str = "") -> None:
+        """Show an address by its host, with words around it; a click opens it in the browser."""
+        host = url.split("//")[-1].split("/")[0]
+        self._link = f'{before}<a href="{url}">{host}</a>{after}' if url else ""
+        self.setTextFormat(Qt.TextFormat.RichText)
+        self.setOpenExternalLinks(True)
+        self.setVisible(bool(url))
         self.use_theme(self._dark)
 
     def plain(self) -> str:
@@ -252,9 +304,35 @@ class Text(QLabel):  # type: ignore[misc,unused-ignore]
     def use_theme(self, dark: bool) -> None:
         """Take the colours of a dark or light theme."""
         self._dark = dark
-        style = f"color: {_COLOURS[dark][self.kind]};"
+        if self._link:  # Qt's own blue cannot be read on a dark ground
+            self.setText(self._link.replace("<a ", f'<a style="color: {LINK[dark]}" '))
+        style = f"color: {COLOURS[dark][self.kind]};{self._style}"
         if style != self.styleSheet():
             self.setStyleSheet(style)
+
+
+class Scrolled(QScrollArea):  # type: ignore[misc,unused-ignore]
+    """A text that takes the height of its lines, and can be scrolled where they are more than ``lines``."""
+
+    def __init__(self, text: Text, lines: int) -> None:
+        super().__init__()
+        self._text, self._lines = text, lines
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setWidget(text)
+        self.fit()
+
+    def resizeEvent(self, event: Any) -> None:
+        """Follow the width, by which lines are wrapped."""
+        super().resizeEvent(event)
+        self.fit()
+
+    def fit(self) -> None:
+        """Take the height of the text; none of an empty one."""
+        text, line = self._text, self._text.fontMetrics().lineSpacing()
+        self.setVisible(bool(text.text()))
+        self.setFixedHeight(min(self._lines * line + 6, max(text.heightForWidth(self.viewport().width()), line)))
 
 
 class Fold(QWidget):  # type: ignore[misc,unused-ignore]
@@ -272,7 +350,7 @@ class Fold(QWidget):  # type: ignore[misc,unused-ignore]
         self._button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         weight = "normal" if inner else "bold"
         self._button.setStyleSheet(
-            f"QToolButton {{ font-weight: {weight}; text-align: left; border: none; padding: 3px 0; }}"
+            f"QToolButton {{ font-weight: {weight}; text-align: left; border: none; padding: 2px 0; }}"
         )
         named(self._button, f"{title}, fold or unfold", f"Fold or unfold: {title}")
         self._button.toggled.connect(self._toggled)
@@ -281,6 +359,10 @@ class Fold(QWidget):  # type: ignore[misc,unused-ignore]
         self.setLayout(layout)
         self._button.setChecked(unfolded)
         self._toggled(unfolded)
+
+    def show_title(self, title: str) -> None:
+        """Show another title."""
+        self._button.setText(title)
 
     def unfold(self, on: bool = True) -> None:
         """Show or hide the content."""
@@ -341,3 +423,97 @@ def ask_where_to_write(parent: QWidget, title: str, kinds: str) -> str:
         if Path(path).exists():  # the dialog asked about another name
             path, _ = QFileDialog.getSaveFileName(parent, title, path, kinds)
     return str(path)
+
+
+PROGRAM, COLUMN = " (program)", " (column)"
+
+
+class Names(QStringListModel):  # type: ignore[misc,unused-ignore]
+    """Names, of which some are greyed and cannot be chosen; their tooltip says why."""
+
+    def __init__(self, parent: QObject) -> None:
+        super().__init__(parent)
+        self.greyed: Mapping[str, str] = {}
+
+    def flags(self, index: Any) -> Any:
+        """Take from greyed names that they can be chosen."""
+        flags = super().flags(index)
+        greyed = self.data(index, Qt.ItemDataRole.DisplayRole) in self.greyed
+        return flags & ~(Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable) if greyed else flags
+
+    def data(self, index: Any, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+        """Return the reason as the tooltip of a greyed name."""
+        if role == Qt.ItemDataRole.ToolTipRole:
+            return self.greyed.get(super().data(index, Qt.ItemDataRole.DisplayRole))
+        return super().data(index, role)
+
+
+class NameField(QLineEdit):  # type: ignore[misc,unused-ignore]
+    """A line with completion: what is typed may stand anywhere in a name. With ``several``, names are parted by commas."""
+
+    changed = Signal(str)
+    """The text, when a name was chosen, Return was pressed, or the field was left or emptied."""
+
+    def __init__(self, parent: QWidget | None = None, several: bool = False) -> None:
+        super().__init__(parent)
+        self._several = several
+        self._told = ""
+        self.names = Names(self)
+        completer = QCompleter(self.names, self)
+        completer.setFilterMode(Qt.MatchFlag.MatchContains)
+        completer.setCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)
+        completer.setMaxVisibleItems(12)
+        completer.setWidget(self)
+        completer.activated[str].connect(self._completed)
+        self.completer = completer
+        self.setClearButtonEnabled(True)
+        self.setMinimumWidth(60)
+        self.textEdited.connect(self._typed)
+        self.editingFinished.connect(self.commit)
+        self.textChanged.connect(lambda text: None if text else self.commit())
+
+    def offer(
+        self,
+        genes: Iterable[str] = (),
+        programs: Sequence[str] = (),
+        columns: Sequence[str] = (),
+        blind: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Offer names: programs and columns first, they are few. ``blind`` programs are greyed, each with its reason."""
+        self.names.greyed = {f"{name}{PROGRAM}": reason for name, reason in blind.items()}
+        named = [*(f"{name}{PROGRAM}" for name in sorted(programs)), *(f"{name}{COLUMN}" for name in columns)]
+        self.names.setStringList([*named, *sorted(set(genes))])
+
+    def show_text(self, text: str) -> None:
+        """Show a text that was set elsewhere; what is being typed is left alone."""
+        if not self.hasFocus() or not self.isModified():
+            with blocked(self):
+                self.setText(text)
+            self._told = text
+
+    def _typed(self, text: str) -> None:
+        part = text[: self.cursorPosition()].rpartition(",")[2].strip() if self._several else text.strip()
+        if not part:
+            self.completer.popup().hide()
+            return
+        self.completer.setCompletionPrefix(part)
+        if self.completer.completionCount():
+            self.completer.complete()
+        else:
+            self.completer.popup().hide()
+
+    def _completed(self, name: str) -> None:
+        if self._several:
+            before = self.text()[: self.cursorPosition()].rpartition(",")
+            after = self.text()[self.cursorPosition() :]
+            self.setText(f"{before[0]}{', ' if before[1] else ''}{name}{after}")
+        else:
+            self.setText(name)
+        self.commit()
+
+    def commit(self) -> None:
+        """Say the text where it is another than before."""
+        self.setModified(False)
+        if self.text() != self._told:
+            self._told = self.text()
+            self.changed.emit(self.text())

@@ -9,31 +9,27 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
-from qtpy.QtCore import QObject, QSize, Qt
+from qtpy.QtCore import QEvent, QObject, QSize, Qt
 from qtpy.QtGui import QShowEvent
-from qtpy.QtWidgets import QFrame, QScrollArea, QWidget
+from qtpy.QtWidgets import QApplication, QFrame, QScrollArea, QWidget
 
 from ..manifest import PLUGIN
 from ..presenter import Presenter, presenter_of
-from ..state import CompareMode, ModelChoice, RunStatus, WorkbenchState
+from ..state import CompareMode, ModelChoice, WorkbenchState
 from . import worker
-from .adapt import AdaptPanel
 from .closing import ClosingWords
 from .colour import ColourPanel
-from .common import Connections, Fold, Text, column, connect_state
+from .common import COLOURS, LINK, Choice, Connections, Fold, Text, boxed, column, connect_state
 from .compare import ComparePanel
 from .edits import EditsPanel
-from .evaluate import EvaluatePanel, SheetWindow
-from .keys import RUN_KEYS, bind_keys, paint_actions, with_key
-from .model import ModelPanel
+from .evaluate import EvaluatePanel, SheetWindow, SpotPanel
+from .input import RUN_KEYS, WheelGuard, bind_keys, paint_actions, with_key
+from .model import AdaptPanel, ModelPanel
 from .overlay import Overlay, canvas_in
 from .results import ResultsPanel
-from .run_bar import RunBar
 from .section import SectionPanel
 from .select import SelectPanel
-from .spot import SpotPanel
-from .synthesize import SynthesizePanel
-from .wheel import WheelGuard
+from .synthesize import RunBar, SynthesizePanel
 
 PAGE = "workbench"
 """Key of the page in the manifest's ``configurations``."""
@@ -79,8 +75,12 @@ def preference_events() -> Any:
 
 
 MIN_WIDTH = 300
-FOCUS = {True: "#8cc4ff", False: "#0a5fb4"}
-"""Border of the control that has the focus, in the dark and in the light theme."""
+MARGINS = (10, 6, 10, 6)
+STEPS = (
+    ("choose", "1  Choose", "Which spots: tools, colours, values and names"),
+    ("change", "2  Change", "What is different there: edits of the expression, painted or applied"),
+    ("see", "3  See", "What came of it: results, compared, measured and saved"),
+)
 
 
 class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
@@ -106,7 +106,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self._lay_out()
         self.connections = connections = Connections()
         connections.add(self.presenter.close)  # the first is undone last: nothing that is destroyed hears of it
-        for panel in (*(fold.content for fold in self.folds.values()), self.run_bar, self.sheet):
+        for panel in (*self.panels, self.run_bar, self.sheet):
             connections.add(panel.bind(self.presenter).close)
         self.overlay: Overlay | None = None
         self.wheel = WheelGuard(self)
@@ -142,35 +142,68 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
     # --- layout
 
     def _lay_out(self) -> None:
+        self.panels = (
+            *(self.section, self.colour, self.select, self.edits, self.model, self.adapt),
+            *(self.synthesize, self.results, self.compare, self.spot, self.evaluate),
+        )
         self.folds = {
-            "section": Fold("Section", self.section),
-            "colour": Fold("Colour", self.colour),
-            "select": Fold("Select", self.select),
-            "edits": Fold("Paint expression", self.edits, unfolded=False),
-            "model": Fold("Model", self.model, unfolded=False),
-            "adapt": Fold("Adapt to this section", self.adapt, unfolded=False),
-            "synthesize": Fold("Synthesize", self.synthesize),
-            "results": Fold("Results", self.results),
-            "compare": Fold("Compare", self.compare),
-            "spot": Fold("Spot close-up", self.spot, unfolded=False),
-            "evaluate": Fold("Evaluate", self.evaluate, unfolded=False),
+            "spot": Fold("Spot close-up", self.spot, unfolded=False, inner=True),
+            "synthesize": Fold("How it is made", self.synthesize, unfolded=False, inner=True),
+            "model": Fold("Model", self.model, unfolded=False, inner=True),
+            "adapt": Fold("Adapt to this section", self.adapt, unfolded=False, inner=True),
+            "evaluate": Fold("Evaluate", self.evaluate, unfolded=False, inner=True),
         }
-        inside = QWidget()
-        panels = column(*self.folds.values(), spacing=8)
-        panels.setContentsMargins(8, 4, 10, 8)
+        advanced = boxed(
+            column(*(self.folds[name] for name in ("synthesize", "model", "adapt", "evaluate")), spacing=2)
+        )
+        self.advanced = Fold("Advanced", advanced, unfolded=False)
+        nothing = Text("quiet", "Nothing is made yet. Choose spots, change them if you like, and press Run.")
+        self.made = boxed(column(self.results, self.compare, self.folds["spot"]))
+        self.nothing = boxed(column(nothing))
+        self.pages = {
+            "choose": boxed(column(self.select, self.colour, self.select.more)),
+            "change": boxed(column(self.edits, self.synthesize.kind)),
+            "see": boxed(column(self.nothing, self.made)),
+        }
+        self.steps = Choice(STEPS)
+        for step in self.pages:
+            self.steps.button(step).setProperty("step", True)
+        self.steps.chosen.connect(self.show_step)
+        panels = column(self.section, *self.pages.values(), self.advanced, spacing=6)
+        panels.setContentsMargins(*MARGINS)
         panels.addStretch(1)
-        inside.setLayout(panels)
-        scroll = QScrollArea()
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QFrame.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setWidget(inside)
-        self.scroll = scroll
-        self.run_bar.setContentsMargins(8, 4, 10, 6)
-        layout = column(scroll, self.run_bar, spacing=2)
-        layout.setStretch(0, 1)
+        self.scroll = QScrollArea()
+        self.scroll.setWidgetResizable(True)
+        self.scroll.setFrameShape(QFrame.Shape.NoFrame)
+        self.scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.scroll.setWidget(boxed(panels))
+        top = column(self.section.head, self.steps, spacing=6)
+        top.setContentsMargins(*MARGINS)
+        self.run_bar.setContentsMargins(*MARGINS)
+        layout = column(top, self.scroll, self.run_bar, spacing=0)
+        layout.setStretch(1, 1)
         self.setLayout(layout)
         self.setMinimumWidth(MIN_WIDTH)
+
+    def show_step(self, step: str) -> None:
+        """Show one of the three steps: choose, change, see."""
+        self.steps.setValue(step)
+        for name, page in self.pages.items():
+            page.setVisible(name == step and self.state.section is not None)
+        self.scroll.verticalScrollBar().setValue(0)
+
+    def reveal(self, panel: QWidget) -> None:
+        """Show a panel, wherever it lies: its step, unfolded and in sight."""
+        part: Any = panel
+        while part is not None and part is not self:
+            if isinstance(part, Fold):
+                part.unfold()
+            for step, page in self.pages.items():
+                if part is page:
+                    self.show_step(step)
+            part = part.parentWidget()
+        QApplication.sendPostedEvents(None, QEvent.Type.LayoutRequest)
+        self.scroll.ensureWidgetVisible(panel)
 
     def _use_theme(self, event: Any = None) -> None:
         from napari.utils.theme import get_theme
@@ -184,19 +217,46 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             text.use_theme(dark)
         kinds = ("QPushButton", "QToolButton", "QComboBox", "QAbstractSpinBox", "QLineEdit", "QListWidget", "QSlider")
         focused = ", ".join(f"{kind}:focus" for kind in kinds)
-        self.setStyleSheet(f"{focused} {{ border: 1px solid {FOCUS[dark]}; }}")  # napari's own marks the focus hardly
+        self.setStyleSheet(
+            f"{focused} {{ border: 1px solid {LINK[dark]}; }}"  # napari's own marks the focus hardly
+            "QPushButton[primary=true]:enabled { background: #0a64b4; color: white; font-weight: bold; }"
+            "QPushButton[primary=true]:enabled:hover { background: #1176cf; }"
+            "QPushButton[step=true] { background: transparent; border-radius: 0; }"
+            f"QPushButton[step=true]:checked {{ font-weight: bold; border-bottom: 2px solid {LINK[dark]}; }}"
+            f"QFrame#line {{ background: {COLOURS[dark]['quiet']}; border: none; }}"
+        )
 
     # --- what goes across panels
 
     def _use_state(self) -> None:
-        state, results = self.state, self.folds["results"]
+        state, known = self.state, len(self.state.results)
+
+        def show_section() -> None:
+            there = state.section is not None
+            self.steps.setVisible(there)
+            for name in ("synthesize", "adapt", "evaluate"):
+                self.folds[name].setVisible(there)
+            self.show_step("choose")
 
         def show_results() -> None:
-            if state.status is RunStatus.DONE and state.results:  # an evaluation leaves none
-                results.unfold()
+            nonlocal known
+            self.made.setVisible(bool(state.results))
+            self.nothing.setVisible(not state.results)
+            new, known = len(state.results) > known, len(state.results)
+            if new and state.results[-1].result is not None:  # made here, not read back
+                self.show_step("see")
 
+        def show_brush() -> None:
+            if state.tool == "brush":
+                self.show_step("change")
+
+        self.section.others.clicked.connect(lambda: self.reveal(self.model.checkpoint))
         self.folds["spot"].unfolded_changed.connect(self.spot.unfolded)
-        self.connections.add(connect_state(state.events, ("status", show_results)).close)
+        self.connections.add(
+            connect_state(
+                state.events, ("section", show_section), ("results", show_results), ("tool", show_brush)
+            ).close
+        )
 
     def _use_preferences(self, first: bool = False) -> None:
         """Take over napari's preferences, now and whenever they change."""

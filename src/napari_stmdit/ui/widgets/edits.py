@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import QEvent, QObject, Qt, Signal
 from qtpy.QtWidgets import (
     QCheckBox,
-    QDialog,
-    QDialogButtonBox,
+    QComboBox,
     QDoubleSpinBox,
     QFileDialog,
     QFrame,
     QHeaderView,
     QLabel,
-    QLayout,
     QLineEdit,
     QSlider,
     QTableWidget,
@@ -28,16 +25,18 @@ from qtpy.QtWidgets import (
 )
 
 from ...errors import GeneError
-from ...expression.edit_tables import layers_of
 from ...expression.edits import Mover
-from ...expression.programs import bundled_notes, known_programs
-from ...expression.reach import Reach
+from ...expression.programs import ProgramNote, bundled_notes, known_programs
+from ...expression.reach import ProgramReach, Reach
 from ...intent import Edit
+from ...types import Genes, Section
 from ..presenter import Presenter
 from ..state import Brush, EditDraft
+from ..strokes import parse_names, written
 from .common import (
     Connections,
     Fold,
+    NameField,
     Text,
     ask_where_to_write,
     blocked,
@@ -50,8 +49,280 @@ from .common import (
     named,
     row,
 )
-from .draft import PROFILES, DraftForm
-from .wheel import WheelGuard
+from .dialogs import TableDialog
+from .input import WheelGuard
+
+OPERATIONS = (
+    ("scale", "Multiply by", "Multiply normalised expression by a factor"),
+    ("add", "Add", "Add to log(1 + counts per 10,000); a negative number takes away, never below zero"),
+    ("set_quantile", "Set to quantile", "Set to this quantile of the section's own spots"),
+    ("knock_out", "Knock out", "Set to zero"),
+    ("towards", "Move towards", "Move towards the mean of other spots or a profile; without genes, all of them move"),
+    ("swap", "Swap two groups", "Let two groups of spots change places: each moves by the difference of their means"),
+)
+EXAMPLES = ("ERBB2", "KRT8", "EPCAM", "COL1A1")
+"""Genes that a field may name as examples, where a section has them."""
+PROFILES = "Profiles (*.json *.tsv *.txt)"
+_FILE = ("file", "")
+
+
+class GroupField(QComboBox):  # type: ignore[misc,unused-ignore]
+    """A choice of spots: those selected now, or a named selection; and where wanted, of profiles."""
+
+    picked = Signal(object)
+    """(kind, value): ``spots`` with ids, ``profile`` with a name, or ``file``."""
+
+    def __init__(self, name: str, tip: str) -> None:
+        super().__init__()
+        named(self, name, tip)
+        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.setMinimumContentsLength(8)
+        self._data: list[tuple[str, Any]] = []  # beside the items: Qt would copy thousands of ids into each
+        self.activated.connect(lambda place: self.picked.emit(self._data[place]))
+
+    def offer(
+        self,
+        chosen: tuple[str, Any],
+        selected: Sequence[str],
+        groups: Mapping[str, Sequence[str]],
+        profiles: Any = None,
+    ) -> None:
+        """Offer what there is, with what is chosen in front."""
+        entries: list[tuple[str, tuple[str, Any]]] = []
+        if profiles is not None:
+            entries += [(f"profile: {name}", ("profile", name)) for name in profiles]
+        entries += [(f"{name} ({len(ids)} spots)", ("spots", tuple(ids))) for name, ids in groups.items()]
+        if selected:
+            entries.append((f"the {len(selected)} selected spots", ("spots", tuple(selected))))
+        if profiles is not None:
+            entries.append(("profile from a file…", _FILE))
+        kind, value = chosen
+        if value and chosen not in [data for _, data in entries]:
+            entries.insert(0, (f"{len(value)} spots" if kind == "spots" else f"profile: {value}", chosen))
+        if not value:
+            entries.insert(0, ("choose…", (kind, value)))
+        self._data = [data for _, data in entries]
+        with blocked(self):
+            self.clear()
+            self.addItems([label for label, _ in entries])
+            self.setCurrentIndex(self._data.index(chosen) if chosen in self._data else 0)
+
+
+class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
+    """A lens on an `EditDraft`."""
+
+    valueChanged = Signal(object)
+    profileRequested = Signal(str)
+    """The path of a profile's file, which is to be read and chosen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._value = EditDraft()
+        self._genes: Genes | None = None
+        self._programs: tuple[str, ...] = ()
+        self._known: tuple[Any, ...] = ((), {}, ())
+        self._notes: Mapping[str, ProgramNote] = {}
+        self._reaches: Mapping[str, ProgramReach] = {}
+        self.presets = combo(
+            "Start from", "Fill the form with an edit that this checkpoint knows how to show", length=8
+        )
+        self._presets: list[tuple[str, str, dict[str, Any]]] = []
+        self.what = NameField(several=True)
+        named(self.what, "Genes and programs", "What is changed: genes and programs, parted by commas")
+        self.operation = named(QComboBox(), "Operation", "What is done to their expression")
+        for key, label, tip in OPERATIONS:
+            self.operation.addItem(label, key)
+            self.operation.setItemData(self.operation.count() - 1, tip, 3)  # Qt.ToolTipRole
+        self.amounts = {
+            "factor": self._amount("Factor", 0, 1000, 0.5, " ×"),
+            "log_units": self._amount("Log units", -10, 10, 0.25, " log"),
+            "quantile": self._amount("Quantile", 0, 1, 0.05, ""),
+        }
+        self.follow = named(
+            QCheckBox("What varies with it follows"),
+            "What varies with it follows",
+            "Other genes, and how deep spots are, go along as they vary with these genes in this section: co-variation, no cause",
+        )
+        self.target = GroupField("Target", "The spots or the profile that the expression moves towards")
+        self.group_a = GroupField("First group", "Spots that change places with the second group")
+        self.group_b = GroupField("Second group", "Spots that change places with the first group")
+        self.faults = {"what": Text("error"), "target": Text("error")}
+        self.about = Text("quiet")
+        self._lay_out()
+        self._connect()
+        self.setValue(EditDraft())
+
+    def _lay_out(self) -> None:
+        self._groups = boxed(labelled(("First", self.group_a), ("Second", self.group_b)))
+        self._target = boxed(row(QLabel("to"), self.target, stretch=1))
+        self.setLayout(
+            column(
+                self.presets,
+                self.what,
+                self.faults["what"],
+                self.about,
+                row(self.operation, *self.amounts.values()),
+                self.follow,
+                self._target,
+                self._groups,
+                self.faults["target"],
+                spacing=4,
+            )
+        )
+
+    def _connect(self) -> None:
+        self.presets.activated.connect(self._preset_chosen)
+        self.what.changed.connect(self._named)
+        self.operation.activated.connect(lambda _: self._change(operation=self.operation.currentData()))
+        for field, box in self.amounts.items():
+            box.valueChanged.connect(lambda value, field=field: self._change(**{field: round(value, 4)}))
+        self.follow.toggled.connect(lambda on: self._change(follow="section" if on else "none"))
+        self.target.picked.connect(self._target_picked)
+        self.group_a.picked.connect(lambda data: self._change(group_a=data[1]))
+        self.group_b.picked.connect(lambda data: self._change(group_b=data[1]))
+
+    # --- value
+
+    def value(self) -> EditDraft:
+        """Return what the form says."""
+        return self._value
+
+    def setValue(self, value: EditDraft) -> None:
+        """Show a draft."""
+        self._value = value
+        self.what.show_text(written(value.genes, value.programs))
+        shown = {"scale": "factor", "add": "log_units", "set_quantile": "quantile"}.get(value.operation)
+        with blocked(self.operation, self.follow, *self.amounts.values()):
+            self.operation.setCurrentIndex(self.operation.findData(value.operation))
+            self.follow.setChecked(value.follow == "section")
+            for field, box in self.amounts.items():
+                box.setValue(getattr(value, field))
+                box.setVisible(field == shown)
+        self.follow.setVisible(value.operation not in ("towards", "swap"))
+        self._target.setVisible(value.operation == "towards")
+        self._groups.setVisible(value.operation == "swap")
+        self._offer()
+        known = [name for name in value.programs if name in self._notes]
+        said = [f"{name}: {self._notes[name].about}." for name in known]
+        said += [f"{name}: {self._reaches[name].words}." for name in value.programs if name in self._reaches]
+        self.about.show_text("\n".join(said))
+        self.about.setToolTip("\n".join(f"{name}: {self._notes[name].source}" for name in known))
+
+    # --- what is known
+
+    def show_section(self, section: Section | None) -> None:
+        """Offer a section's genes."""
+        self._genes = None if section is None else section.spots.genes
+        self._offer_names()
+
+    def show_programs(
+        self, programs: Sequence[str], notes: Mapping[str, ProgramNote], reaches: Mapping[str, ProgramReach]
+    ) -> None:
+        """Offer programs, say where the bundled ones are from and how much the checkpoint sees; what it cannot see at all is greyed."""
+        self._programs, self._notes, self._reaches = tuple(programs), notes, reaches
+        self._offer_names()
+        self.setValue(self._value)
+
+    def show_groups(
+        self, selected: Sequence[str], groups: Mapping[str, Sequence[str]], profiles: Sequence[str]
+    ) -> None:
+        """Offer spots and profiles to move towards or to swap."""
+        self._known = (selected, groups, profiles)
+        self._offer_presets()
+        self._offer()
+
+    def show_faults(self, faults: Mapping[str, str]) -> None:
+        """Show what is wrong, each beside its field."""
+        for name, text in self.faults.items():
+            text.show_text(faults.get(name, ""))
+
+    # --- private
+
+    def _amount(self, name: str, low: float, high: float, step: float, unit: str) -> QDoubleSpinBox:
+        box = QDoubleSpinBox()
+        box.setRange(low, high)
+        box.setSingleStep(step)
+        box.setDecimals(2)
+        box.setSuffix(unit)
+        box.setMinimumWidth(104)
+        return named(box, name, f"{name} of the operation")
+
+    def _offer_names(self) -> None:
+        self._offer_presets()
+        blind = {name: reach.words for name, reach in self._reaches.items() if reach.blind}
+        self.what.offer(() if self._genes is None else self._genes.symbols.tolist(), self._programs, blind=blind)
+
+    def _offer_presets(self) -> None:
+        """Offer edits that work here: towards the checkpoint's profiles, and more of each program, those that it cannot see last and greyed."""
+        blind = {name: reach.words for name, reach in self._reaches.items() if reach.blind}
+        none: dict[str, Any] = {"genes": (), "programs": ()}
+        entries = [
+            (f"towards {name}", "", {**none, "operation": "towards", "target_profile": name, "target_spots": ()})
+            for name in self._known[2]
+        ]
+        for name in sorted(self._programs, key=lambda name: (name in blind, name)):
+            entries.append(
+                (
+                    f"more {name}",
+                    blind.get(name, ""),
+                    {**none, "operation": "add", "programs": (name,), "log_units": 1.5},
+                )
+            )
+        symbols = () if self._genes is None else self._genes.symbols.tolist()
+        known = [name for name in EXAMPLES if name in symbols] or list(symbols[:1])
+        seen = [name for name in sorted(self._programs) if name not in blind]
+        example = ", ".join((*seen[:1], *known[:1]))
+        self.what.setPlaceholderText("genes and programs" + (f", e.g. {example}" if example else ""))
+        if entries == self._presets:
+            return
+        self._presets = entries
+        self.presets.clear()
+        self.presets.addItem("Start from an example…")
+        for place, (label, reason, _) in enumerate(entries, start=1):
+            self.presets.addItem(label)
+            if reason:
+                self.presets.model().item(place).setEnabled(False)
+                self.presets.setItemData(place, reason, Qt.ItemDataRole.ToolTipRole)
+
+    def _preset_chosen(self, place: int) -> None:
+        self.presets.setCurrentIndex(0)
+        if place:
+            self._change(**self._presets[place - 1][2])
+
+    def _offer(self) -> None:
+        selected, groups, profiles = self._known
+        value = self._value
+        by_profile = value.target_profile is not None
+        chosen = ("profile", value.target_profile) if by_profile else ("spots", value.target_spots)
+        self.target.offer(chosen, selected, groups, profiles)
+        self.group_a.offer(("spots", value.group_a), selected, groups)
+        self.group_b.offer(("spots", value.group_b), selected, groups)
+
+    def _named(self, text: str) -> None:
+        if self._genes is None:
+            return
+        genes, programs, fault = parse_names(text, self._genes, self._programs)
+        self.faults["what"].show_text(fault)
+        if not fault:
+            self._change(genes=genes, programs=programs)
+
+    def _target_picked(self, data: tuple[str, Any]) -> None:
+        if data == _FILE:
+            path, _ = QFileDialog.getOpenFileName(self, "Choose a profile", "", PROFILES)
+            self.setValue(self._value)
+            if path:
+                self.profileRequested.emit(path)
+        elif data[0] == "profile":
+            self._change(target_profile=data[1], target_spots=())
+        else:
+            self._change(target_profile=None, target_spots=data[1])
+
+    def _change(self, **changes: Any) -> None:
+        value = replace(self._value, **changes)
+        if value != self._value:
+            self.setValue(value)
+            self.valueChanged.emit(value)
+
 
 TABLE = "Tables (*.csv)"
 TABLES = "Tables (*.h5ad *.csv *.tsv *.txt)"
@@ -80,9 +351,11 @@ class BrushForm(QWidget):  # type: ignore[misc,unused-ignore]
         self.softness.valueChanged.connect(lambda value: self._change(softness=value / 100))
         self.strength.valueChanged.connect(lambda value: self._change(strength=value / 100))
         self.erase.toggled.connect(lambda on: self._change(erase=on))
-        self.setLayout(
-            labelled(("Radius", row(self.radius, self.erase)), ("Softness", self.softness), ("Strength", self.strength))
-        )
+        shape = row(QLabel("Soft"), self.softness, QLabel("Strength"), self.strength)
+        shape.setStretch(0, 0)
+        for place in (1, 3):
+            shape.setStretch(place, 1)
+        self.setLayout(column(row(QLabel("Brush"), self.radius, self.erase, stretch=1), shape, spacing=4))
         self.show_unit(True)
         self.setValue(Brush())
 
@@ -223,61 +496,6 @@ class EditList(QWidget):  # type: ignore[misc,unused-ignore]
         self.setVisible(bool(edits))
 
 
-UNITS = (
-    ("choose what the numbers are", None),
-    ("counts", "counts"),
-    ("log(1 + counts per 10,000)", "log1p_cp10k"),
-    ("differences of these logarithms", "difference"),
-)
-
-
-class TableDialog(QDialog):  # type: ignore[misc,unused-ignore]
-    """Asks which matrix of a table is meant and what its numbers are; neither is guessed.
-
-    Raises
-    ------
-    GeneError
-        The file cannot be read.
-    """
-
-    def __init__(self, parent: QWidget, path: str) -> None:
-        super().__init__(parent)
-        self.setWindowTitle(f"Edit from {Path(path).name}")
-        layers = layers_of(path)
-        self.unit = combo("Unit", "What the numbers of the table are", UNITS)
-        self.layer = combo("Matrix", "The matrix of the file that holds the prediction", [(one, one) for one in layers])
-        if len(layers) > 1:
-            self.layer.insertItem(0, "choose a matrix", None)
-            self.layer.setCurrentIndex(0)
-        others = [("the section as measured", None), *((f"the layer {one}", one) for one in layers)]
-        self.baseline = combo(
-            "Compared with", "With a layer of the same file, spots move by the difference of the two", others
-        )
-        fields: list[tuple[str, QWidget | QLayout]] = [("Numbers are", self.unit)]
-        if layers:
-            fields += [("Matrix", self.layer), ("Compared with", self.baseline)]
-        self.buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Ok | QDialogButtonBox.StandardButton.Cancel)
-        self.buttons.accepted.connect(self.accept)
-        self.buttons.rejected.connect(self.reject)
-        for box in (self.unit, self.layer):
-            box.currentIndexChanged.connect(lambda _: self._check())
-        layout = column(labelled(*fields), self.buttons)
-        layout.setContentsMargins(12, 12, 12, 12)
-        self.setLayout(layout)
-        self._needs_layer = bool(layers)
-        self._check()
-
-    def value(self) -> tuple[str, str | None, str | None]:
-        """Return unit, layer and baseline."""
-        baseline = self.baseline.currentData() if self.baseline.isEnabled() else None
-        return self.unit.currentData(), self.layer.currentData(), baseline
-
-    def _check(self) -> None:
-        chosen = self.unit.currentData() is not None and (self.layer.currentData() is not None or not self._needs_layer)
-        self.buttons.button(QDialogButtonBox.StandardButton.Ok).setEnabled(chosen)
-        self.baseline.setEnabled(self.unit.currentData() != "difference")
-
-
 class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
     """The form, the brush and the list, with what can be done to them."""
 
@@ -290,13 +508,13 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.paint.setCheckable(True)
         self.to_selected = small("To selected", "Apply to selected spots", "Add this edit for the selected spots")
         self.to_all = small("To all", "Apply to all spots", "Add this edit for every spot")
-        self.new = small("New edit", "New edit", "Leave the chosen edit as it is and begin another")
-        self.spots = small("Its spots", "Select its spots", "Select the spots that the chosen edit changes")
-        self.up = small("Up", "Move the edit up", "Edits are applied from the top")
-        self.down = small("Down", "Move the edit down", "Edits are applied from the top")
+        self.new = small("New", "New edit", "Form and brush leave the chosen edit as it is and begin another")
+        self.spots = small("Spots", "Select its spots", "Select the spots that the chosen edit changes")
+        self.up = small("↑", "Move the edit up", "Edits are applied from the top")
+        self.down = small("↓", "Move the edit down", "Edits are applied from the top")
         self.delete = small("Delete", "Delete the edit", "Take the chosen edit out of the list")
-        self.undo = small("Undo", "Undo", "Take back the last change of the edits. Ctrl+Z")
-        self.redo = small("Redo", "Redo", "Do again what was taken back. Ctrl+Shift+Z")
+        self.undo = small("↶", "Undo", "Take back the last change of the edits. Ctrl+Z")
+        self.redo = small("↷", "Redo", "Do again what was taken back. Ctrl+Shift+Z")
         self.load = small("Load…", "Load edits", "Read edits from a YAML file")
         self.save = small("Save…", "Save edits", "Write the edits into a YAML file, for 'stmdit synthesize --edits'")
         self.sets = small("GMT…", "Import gene sets", "Add the gene sets of a GMT file to the programs")
@@ -317,7 +535,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.movers.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
         self.movers.setFixedHeight(160)
         self.save_movers = small("CSV…", "Save the genes that move most", "Write this table as a CSV file")
-        self.state_line, self.warning = Text("quiet"), Text("warning")
+        self.warning = Text("warning")
         self.live = named(
             QCheckBox("Live"),
             "Live",
@@ -329,25 +547,29 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_undoable((False, False))
 
     def _lay_out(self) -> None:
-        brush = Fold("Brush", self.brush, unfolded=True, inner=True)
-        order = row(self.up, self.down, self.delete, self.undo, self.redo, stretch=None)
+        order = row(self.new, self.spots, self.delete, self.up, self.down, self.undo, self.redo, stretch=None)
+        for place, one in enumerate((self.up, self.down, self.undo, self.redo), start=3):
+            one.setFixedWidth(28)
+            order.setStretch(place, 0)
         files = row(self.load, self.save, self.sets, self.table, self.keep, stretch=None)
         for bar in (order, files):
             bar.setSpacing(3)
+        self.order = boxed(order)
         most = boxed(column(self.movers, row(self.save_movers, stretch=None)))
         self.moving = Fold("Genes that move most", most, unfolded=False, inner=True)
+        self.files = Fold("Files of edits, gene sets and profiles", boxed(files), unfolded=False, inner=True)
         self.setLayout(
             column(
                 self.form,
                 row(self.paint, self.to_selected, self.to_all, stretch=None),
+                self.brush,
                 row(self.live, self.live_line, stretch=1),
-                brush,
-                row(self.state_line, self.spots, self.new),
                 self.list,
+                self.order,
                 self.warning,
                 self.moving,
-                order,
-                files,
+                self.files,
+                spacing=4,
             )
         )
 
@@ -439,7 +661,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             ("brush", lambda: self.brush.setValue(state.brush)),
             ("undoable", lambda: self.show_undoable(state.undoable)),
             ("selected draft", lambda: self.show_selected(len(state.selected), state.draft)),
-            ("tool", lambda: self.paint.setChecked(state.tool == "brush")),
+            ("tool", lambda: self.show_tool(state.tool)),
         )
 
     # --- what is known
@@ -450,14 +672,20 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.list.show_edits(edits, chosen, warnings)
         known = chosen is not None and chosen < len(edits)
         self.warning.show_text(warnings[chosen] if known and chosen is not None else "")
-        self.state_line.show_text(
-            f"Form and brush: edit {(chosen or 0) + 1}." if known else "Form and brush: a new edit."
-        )
-        self.new.setVisible(known)
-        self.spots.setVisible(known)
-        for one in (self.up, self.down, self.delete):
+        for one in (self.new, self.spots, self.up, self.down, self.delete):
             one.setEnabled(known)
         self.save.setEnabled(bool(edits))
+        self.moving.setVisible(bool(edits))
+        self._show_order()
+
+    def _show_order(self) -> None:
+        """Show what can be done to edits once there is one, or one that was taken back."""
+        self.order.setVisible(bool(self.list.rows) or self.undo.isEnabled() or self.redo.isEnabled())
+
+    def show_tool(self, tool: str) -> None:
+        """Show the brush while it is in hand."""
+        self.paint.setChecked(tool == "brush")
+        self.brush.setVisible(tool == "brush")
 
     def show_movers(self, movers: Sequence[Mover]) -> None:
         """Show the genes that the edits move most."""
@@ -471,6 +699,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         """Say whether there is something to undo and to redo."""
         self.undo.setEnabled(undoable[0])
         self.redo.setEnabled(undoable[1])
+        self._show_order()
 
     def show_selected(self, count: int, draft: EditDraft) -> None:
         """Offer what can be done with the form's edit: a swap names its own spots."""

@@ -16,7 +16,7 @@ from ...tissue.spatialdata_store import is_spatialdata
 from ..presenter import Presenter
 from ..state import ResultEntry
 from .common import Connections, Text, blocked, button, column, connect_state, fit_lines, named, paced, row
-from .figure import FigureDialog
+from .dialogs import FigureDialog
 
 NUMBER = Qt.ItemDataRole.UserRole
 MAX_LINES = 5

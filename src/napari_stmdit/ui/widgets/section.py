@@ -1,7 +1,9 @@
-"""Opening a section or a plain slide, and its facts."""
+"""Opening a section or a plain slide, its facts, and whether its spots lie right on the slide."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +11,36 @@ from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QFileDialog, QFormLayout, QLabel, QLineEdit, QMenu, QWidget
 
 from ...errors import SectionError
+from ...tissue.alignment import WORDS, Alignment
 from ...tissue.geometry import VISIUM_PITCH_UM
 from ...tissue.images import IMAGE_SUFFIXES
 from ...tissue.open import SectionSource
 from ...tissue.slide import SPOT_UM, TISSUE_FRACTION
 from ...types import Section
 from ..presenter import Presenter
-from .alignment import AlignmentLine
-from .common import Connections, Fold, Text, boxed, button, column, combo, connect_state, labelled, named, row
+from ..tools import recent_sections
+from .common import (
+    Connections,
+    Fold,
+    Text,
+    blocked,
+    boxed,
+    button,
+    column,
+    combo,
+    connect_state,
+    labelled,
+    named,
+    primary,
+    row,
+)
+from .results import pixmap_of
 
 IMAGES = "Images (*.jpg *.jpeg *.png *.tif *.tiff *.btf *.svs *.ndpi *.qptiff *.scn)"
 
 
 UNITS = (("as the file says", None), ("counts", "counts"), ("log1p of normalised counts", "log1p"))
+HEADING = "font-size: 15px; font-weight: bold;"
 TABLES = "Predicted expression (*.h5ad)"
 
 
@@ -163,14 +182,19 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             "Open the synthetic section that comes with the plugin",
             lambda: self.openRequested.emit(None),
         )
-        self.example = button(
-            "Show me on an example",
-            "Show me on an example",
-            "Open the bundled section, paint an edit over it, and show this tissue before and after: some ten seconds",
-            once=True,
+        self.example = primary(
+            button(
+                "Show me on an example",
+                "Show me on an example",
+                "Open the bundled section, paint an edit over it, and show this tissue before and after: some ten seconds",
+                once=True,
+            )
         )
-        question = Text("info", "What would this tissue look like if its molecules were different?")
-        self.welcome = boxed(column(question, self.example, spacing=4))
+        question = Text("info", "What would this tissue look like if its molecules were different?", HEADING)
+        own = Text("quiet", "Or open your own section: drop it on the canvas, or choose it here.")
+        self.welcome = boxed(column(question, self.example, own, spacing=10))
+        self.welcome.setContentsMargins(0, 8, 0, 2)
+        self._head()
         self.path.returnPressed.connect(self._open)
         self.mpp.returnPressed.connect(self._open)
         self.fullres.returnPressed.connect(self._open)
@@ -184,7 +208,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         # of a section: a plain slide is its own image
         self.slide_image = boxed(labelled(("Slide image", row(self.fullres, browse_image))))
         inside = boxed(column(self.asked, self.slide_image, labelled(("µm per pixel", self.mpp)), spacing=4))
-        self.overrides = Fold("Where the files lack it", inside, unfolded=False, inner=True)
+        self.overrides = Fold("Scale and slide image, where missing", inside, unfolded=False, inner=True)
         self.slide = SlidePanel()
         self.slide.submitted.connect(self._open)
         self.slide_options = Fold("Spots of a plain slide", self.slide, inner=True)
@@ -195,7 +219,9 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._form.setLabelAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignTop)
         self._form.setHorizontalSpacing(10)
         self._form.setVerticalSpacing(3)
-        self.rows = {name: self._fact(name) for name in ("Name", "Spots", "Genes", "Scale", "System", "Shared genes")}
+        self.rows = {
+            name: self._fact(name) for name in ("Name", "Spots", "Genes", "Scale", "Coordinates", "Shared genes")
+        }
         self._form.insertRow(4, "", self.correct)
         self.rows["Scale"].setToolTip(
             "Microns per full-resolution pixel of the slide, and where that number comes from"
@@ -204,28 +230,64 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             "How many of the genes that the checkpoint was trained with this section has"
         )
         self.alignment = AlignmentLine()
-        self.fault = Text("warning")
         self.notes = Text("quiet")
-        self.setLayout(
+        self.recent = boxed(column(spacing=0))
+        self.recent.setAccessibleName("Recent sections")
+        self.opening = boxed(
             column(
-                self.welcome,
                 row(self.path, browse),
                 self.overrides,
                 self.slide_options,
                 row(self.open_button, self.sample_button, stretch=None),
-                self._facts,
-                self.alignment,
-                self.fault,
-                self.notes,
+                self.recent,
             )
         )
+        self.about = boxed(column(self._facts, self.alignment, self.notes))
+        self.setLayout(column(self.welcome, self.opening, self.about))
         self._path_changed("")
         self.show_section(None)
+
+    def _head(self) -> None:
+        """Make what is always in sight of an open section: its name, its facts in a line, and what is wrong with it."""
+        self.title, self.line, self.fault = Text("info", style="font-weight: bold;"), Text("quiet"), Text("warning")
+        self.title.setAccessibleName("Name of the section")
+        self.details = button(
+            "Details", "Details of the section", "What is known of this section, and what can be corrected"
+        )
+        self.another = button("Open…", "Open another section", "Show or hide the form that opens a section")
+        for one in (self.details, self.another):
+            one.setCheckable(True)
+            one.toggled.connect(lambda _: self._show_parts())
+        self.others = button(
+            "Other checkpoint…", "Choose another checkpoint", "Choose a checkpoint that knows these genes"
+        )
+        self.ignore = button(
+            "Ignore expression",
+            "Ignore the expression",
+            "Synthesize from morphology alone: the expression of this section is not used, and results say so",
+        )
+        self.way_on = boxed(row(self.others, self.ignore, stretch=None))
+        self.head = boxed(
+            column(row(self.title, self.details, self.another), self.line, self.fault, self.way_on, spacing=4)
+        )
+
+    def _show_parts(self) -> None:
+        there = self._section is not None
+        self.head.setVisible(there)
+        self.welcome.setVisible(not there)
+        self.opening.setVisible(not there or self.another.isChecked())
+        self.about.setVisible(there and self.details.isChecked())
 
     def bind(self, presenter: Presenter) -> Connections:
         """Connect with a presenter; return what shows its state."""
         state = presenter.state
+
+        def show_alignment() -> None:
+            if state.alignment is not None and state.alignment.verdict in ("other", "several"):
+                self.details.setChecked(True)
+
         self.openRequested.connect(presenter.open)
+        self.ignore.clicked.connect(lambda: presenter.ignore_expression())
         self.example.clicked.connect(lambda: presenter.example.show())
         self.refused.connect(lambda text: state.tell("error", text))
         connections = connect_state(
@@ -233,6 +295,9 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             ("section", lambda: self.show_section(state.section)),
             ("scale_asked", lambda: self.ask_scale(state.scale_asked)),
             ("section checkpoint faults", lambda: self.show_fit(presenter.gene_overlap(), presenter.section_fault())),
+            ("section checkpoint faults", lambda: self.way_on.setVisible("genes" in state.faults)),
+            ("alignment", show_alignment),
+            ("section", lambda: self.show_recent(recent_sections())),
             ("opening", lambda: self.show_busy(state.opening)),
         )
         connections.add(self.alignment.bind(presenter).close)
@@ -272,6 +337,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.asked.show_text("")
         if path:
             self.path.setText(path)
+            self.another.setChecked(True)
             self.overrides.unfold()
             self.asked.show_text(
                 "This slide does not state its scale. Give its microns per pixel here and press Enter: the scanner's export settings have them."
@@ -282,9 +348,10 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def show_section(self, section: Section | None) -> None:
         """Show a section's facts."""
-        self._facts.setVisible(section is not None)
-        self.welcome.setVisible(section is None)
         self._section = section
+        for one in (self.details, self.another):
+            one.setChecked(False)
+        self._show_parts()
         self.correct.setEnabled(section is not None and section.path is not None)
         self.notes.show_text("")
         self.fault.show_text("")
@@ -303,12 +370,14 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             section.calibration.detail, "warning" if section.calibration.mpp is None else "info"
         )
         first, *others = section.coordinate_systems or ["full-resolution pixels"]
-        self.rows["System"].show_text(first + (f" (and {len(others)} more)" if others else ""))
-        self.rows["System"].setToolTip("Coordinate systems: " + ", ".join(section.coordinate_systems))
+        self.rows["Coordinates"].show_text(first + (f" (and {len(others)} more)" if others else ""))
+        self.rows["Coordinates"].setToolTip("Coordinate systems: " + ", ".join(section.coordinate_systems))
         self.rows["Shared genes"].show_text("known once a checkpoint is loaded")
         if image is None:
             self.fault.show_text("No slide image: spots can be coloured and selected, but not synthesized from.")
         self.notes.show_text("\n".join(f"• {note}" for note in section.notes))
+        self.title.show_text(self.rows["Name"].plain())
+        self._show_line(None)
 
     def show_fit(self, overlap: tuple[int, int] | None, fault: str) -> None:
         """Show how the section fits the checkpoint: shared genes, and why it cannot be synthesized from."""
@@ -316,6 +385,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.rows["Shared genes"].show_text("none are needed without expression")
         elif overlap is not None:
             self.rows["Shared genes"].show_text(f"{overlap[0]:,} of the checkpoint's {overlap[1]:,}")
+        self._show_line(overlap)
         if fault:
             self.fault.show_text(f"Cannot synthesize from this section: {fault}")
         elif overlap is not None:
@@ -359,8 +429,42 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def _correct(self) -> None:
         if self._section is not None and self._section.path is not None and not self.path.text().strip():
             self.path.setText(str(self._section.path))
+        self.another.setChecked(True)
         self.overrides.unfold()
         self.mpp.setFocus()
+
+    def _show_line(self, overlap: tuple[int, int] | None) -> None:
+        """Say what matters of the section in a line."""
+        section = self._section
+        if section is None:
+            return
+        mpp = section.calibration.mpp
+        genes = f"{len(section.spots.genes):,} genes"
+        if section.expression.kind == "none":
+            genes = "no expression"
+        elif overlap is not None:
+            shared, all_of = overlap
+            genes = f"{shared:,} genes ✓" if shared == all_of else f"{shared:,} of {all_of:,} genes"
+        scale = "scale unknown" if mpp is None else f"{mpp:.3g} µm/px ✓"
+        facts = (f"{len(section.spots):,} spots", scale, genes)
+        self.line.show_text(" · ".join(fact.replace(" ", "\u00a0") for fact in facts))  # broken between facts alone
+
+    def show_recent(self, paths: Sequence[str]) -> None:
+        """Offer the sections that were opened last."""
+        layout = self.recent.layout()
+        while layout.count():
+            gone = layout.takeAt(0).widget()
+            gone.hide()  # it is deleted later
+            gone.deleteLater()
+        for path in paths:
+            one = button(
+                f"Recent: {Path(path).name}", f"Open {Path(path).name} again", path, partial(self._chosen, path)
+            )
+            one.setFlat(True)
+            one.setStyleSheet("text-align: left;")
+            one.setMinimumWidth(40)
+            layout.addWidget(one)
+        self.recent.setVisible(bool(paths))
 
     def _browse_path(self) -> None:
         chosen = QFileDialog.getExistingDirectory(self, "Choose a Space Ranger folder or a .zarr", self._beside())
@@ -381,7 +485,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         path = self.path.text().strip()
         return str(Path(path).parent) if path else ""
 
-    def _chosen(self, path: str) -> None:
+    def _chosen(self, path: str, *_: Any) -> None:
         """Open what was chosen in a dialog."""
         if path:
             self.path.setText(path)
@@ -406,3 +510,66 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
 def is_slide(path: str) -> bool:
     """Tell from a path's name alone whether it means a plain slide image."""
     return path.lower().endswith(IMAGE_SUFFIXES)
+
+
+BOTH_PX, ONE_PX = 138, 210
+"""Side of a check picture, with another beside it and alone."""
+
+
+class AlignmentLine(QWidget):  # type: ignore[misc,unused-ignore]
+    """The verdict on how spots and slide fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.verdict = Text("quiet")
+        self.verdict.setAccessibleName("Alignment of spots and slide")
+        self.look = button(
+            "Look", "Look at the spots on the slide", "Show the spots over the slide; orange ones have many counts"
+        )
+        self.look.setCheckable(True)
+        self.apply = button(
+            "", "Lay the spots so", "Lay the spots over the slide as they fit better; no file is changed"
+        )
+        self.pictures = [QLabel(), QLabel()]
+        self.words = [Text("quiet"), Text("quiet")]
+        self.shown = [boxed(column(*pair, spacing=2)) for pair in zip(self.pictures, self.words, strict=True)]
+        self.setLayout(
+            column(self.verdict, row(self.look, self.apply, stretch=None), row(*self.shown, stretch=None), spacing=4)
+        )
+        self.show_alignment(None)
+        self.show_pictures((), None)
+
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state, corrections = presenter.state, presenter.corrections
+        self.look.clicked.connect(corrections.look)
+        self.apply.clicked.connect(lambda _: corrections.orient())
+        return connect_state(
+            state.events,
+            ("alignment", lambda: self.show_alignment(state.alignment)),
+            ("check_pictures", lambda: self.show_pictures(state.check_pictures, state.alignment)),
+        )
+
+    def show_alignment(self, found: Alignment | None) -> None:
+        """Show the verdict, and the button where the spots fit clearly better otherwise."""
+        self.setVisible(found is not None)
+        self.apply.setVisible(found is not None and found.best is not None)
+        if found is None:
+            return
+        self.verdict.show_text(found.statement, "warning" if found.verdict in ("other", "several") else "quiet")
+        if found.best is not None:
+            self.apply.setText("Lay them so")
+            self.apply.setToolTip(f"Lay the spots over the slide {WORDS[found.best]}; no file is changed")
+
+    def show_pictures(self, pictures: Any, found: Alignment | None) -> None:
+        """Show the spots over the slide, as they are and as they fit better."""
+        with blocked(self.look):
+            self.look.setChecked(bool(pictures))
+        side = BOTH_PX if len(pictures) > 1 else ONE_PX
+        best = None if found is None or found.best is None else WORDS[found.best]
+        for k, (box, label, words) in enumerate(zip(self.shown, self.pictures, self.words, strict=True)):
+            box.setVisible(k < len(pictures))
+            if k < len(pictures):
+                mode = Qt.TransformationMode.SmoothTransformation
+                label.setPixmap(pixmap_of(pictures[k]).scaled(side, side, Qt.AspectRatioMode.KeepAspectRatio, mode))
+                words.show_text("as they are" if k == 0 else best or "")

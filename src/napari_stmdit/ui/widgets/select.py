@@ -1,16 +1,29 @@
-"""Choosing spots."""
+"""Choosing spots, comparing them with others, and excluding them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from qtpy.QtCore import QLocale
+from qtpy.QtCore import QLocale, Qt
 from qtpy.QtGui import QDoubleValidator
-from qtpy.QtWidgets import QComboBox, QFileDialog, QLabel, QLineEdit, QWidget
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QComboBox,
+    QFileDialog,
+    QHeaderView,
+    QLabel,
+    QLineEdit,
+    QTableWidget,
+    QTableWidgetItem,
+    QWidget,
+)
 
+from ...expression.groups import GroupTable
+from ...types import Section
 from ..presenter import Presenter
 from ..state import ColourScale
+from ..tools import REST
 from .common import (
     Choice,
     Connections,
@@ -26,8 +39,6 @@ from .common import (
     named,
     row,
 )
-from .exclude import ExcludePanel
-from .groups import GroupsPanel
 
 FORMS = "Outlines for QuPath (*.geojson);;Categories for Loupe Browser (*.csv);;Row numbers (*.txt)"
 
@@ -38,6 +49,7 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def __init__(self) -> None:
         super().__init__()
         self._by: str | None = None
+        self._before = 0
         self.tool = Choice(
             (
                 ("click", "Click", "Click spots in the viewer. Shift adds one or takes it away. Ctrl+1"),
@@ -61,7 +73,8 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.invert = button("Invert", "Invert the selection", "Select what is not selected", width=36)
         self.grow = button("Grow", "Grow by a ring", "Add the spots next to the selection, one ring", width=36)
         self.shrink = button("Shrink", "Shrink by a ring", "Take away the outermost ring of the selection", width=36)
-        self.count = QLabel()
+        self.count = Text("info")
+        self.count.setAlignment(Qt.AlignmentFlag.AlignVCenter)
         self.count.setAccessibleName("Selected spots")
         self.undo = button(
             "Undo", "Undo the selection", "Take back the last change of the selection or of the edits (Ctrl+Z)"
@@ -75,7 +88,9 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
         folds = (self.colour_fold, self.name_fold, self.groups_fold, self.excluded_fold)
         bar = row(self.all, self.clear, self.invert, self.grow, self.shrink, stretch=None)
         bar.setSpacing(3)
-        self.setLayout(column(self.tool, self.combine, bar, row(self.count, self.undo), *folds))
+        self.setLayout(column(self.tool, self.combine, bar, row(self.count, self.undo), spacing=4))
+        self.more = boxed(column(*folds, spacing=2))
+        """Further ways of choosing, which the dock puts below the colours."""
         self.show_count(0, None)
         self.show_scale(ColourScale())
         self.show_named({})
@@ -166,8 +181,9 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def show_count(self, selected: int, total: int | None) -> None:
         """Show how many spots are selected."""
-        self.setEnabled(total is not None)
-        self.count.setText("" if total is None else f"{selected:,} of {total:,} spots selected")
+        before, self._before = self._before, selected
+        was = f" (before: {before:,})" if before not in (0, selected) else ""
+        self.count.show_text("" if total is None else f"{selected:,} of {total:,} spots selected{was}")
 
     def show_scale(self, scale: ColourScale) -> None:
         """Offer the categories or the range of what the spots are coloured by."""
@@ -204,3 +220,167 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
         field.setPlaceholderText(hint)
         field.setMinimumWidth(40)
         return named(field, tip, f"{tip} of the spots to select; empty for no limit")
+
+
+SHOWN = 100
+HEIGHT_PX = 190
+
+
+class GroupsPanel(QWidget):  # type: ignore[misc,unused-ignore]
+    """Compares the selection with the rest, or with a named selection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = combo("Compare with", "The spots that the selection is compared with", length=8)
+        self.compare = button(
+            "Compare",
+            "Compare the selection",
+            "Find the genes and programs that differ between the selection and these",
+        )
+        self.kind = Choice(
+            (
+                ("gene", "Genes", "Genes, the surest difference first"),
+                ("program", "Programs", "Programs, the surest difference first"),
+            )
+        )
+        self.kind.setValue("gene")
+        self.table = named(
+            QTableWidget(0, 3),
+            "What differs",
+            "log2 fold change of the selection over the others, and false discovery rate",
+        )
+        self.table.setHorizontalHeaderLabels(["", "log2 change", "FDR"])
+        self.table.verticalHeader().setVisible(False)
+        self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        self.table.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)
+        self.table.setFixedHeight(HEIGHT_PX)
+        header = self.table.horizontalHeader()
+        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
+        for place in (1, 2):
+            header.setSectionResizeMode(place, QHeaderView.ResizeMode.ResizeToContents)
+        self.about = Text("quiet")
+        self.save = button("Save table…", "Save the table", "Write all genes and programs as CSV")
+        self.alike = button("Make alike", "Make the first group like the second", "Add an edit that does so")
+        self.setLayout(
+            column(
+                row(self.other, self.compare),
+                self.about,
+                self.kind,
+                self.table,
+                row(self.save, self.alike, stretch=None),
+                spacing=4,
+            )
+        )
+        self._found: GroupTable | None = None
+        self.show_groups(None)
+        self.show_named(())
+
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state, groups = presenter.state, presenter.groups
+        self.compare.clicked.connect(lambda _: groups.compare(self.other.currentData()))
+        self.kind.chosen.connect(lambda _: self.show_groups(self._found))
+        self.save.clicked.connect(lambda _: self._save(presenter))
+        self.alike.clicked.connect(lambda _: groups.make_alike())
+        return connect_state(
+            state.events,
+            ("groups", lambda: self.show_groups(state.groups)),
+            ("named", lambda: self.show_named(tuple(state.named))),
+        )
+
+    def show_named(self, names: tuple[str, ...]) -> None:
+        """Offer the rest, and the named selections."""
+        chosen = self.other.currentData()
+        with blocked(self.other):
+            self.other.clear()
+            self.other.addItem(REST, None)
+            for name in names:
+                self.other.addItem(name, name)
+            self.other.setCurrentIndex(max(0, self.other.findData(chosen)) if chosen else 0)
+
+    def show_groups(self, found: GroupTable | None) -> None:
+        """Show what differs, the surest first."""
+        self._found = found
+        for part in (self.kind, self.table, self.save, self.alike):
+            part.setVisible(found is not None)
+        if found is None:
+            self.about.show_text("Select spots, and compare them with the rest or a named selection.")
+            return
+        self.about.show_text(found.statement)
+        self.alike.setText("Make alike")
+        self.alike.setToolTip(
+            f"Add an edit that makes {found.names[0]} like {found.names[1]}: all genes move towards its mean"
+        )
+        rows = found.top(self.kind.value(), SHOWN)
+        self.table.setRowCount(len(rows))
+        for at, (name, change, fdr) in enumerate(zip(rows["name"], rows["log2_fold_change"], rows["fdr"], strict=True)):
+            for place, text in enumerate((str(name), f"{change:+.2f}", f"{fdr:.1e}")):
+                item = QTableWidgetItem(text)
+                if place:
+                    item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+                self.table.setItem(at, place, item)
+
+    def _save(self, presenter: Presenter) -> None:
+        if path := ask_where_to_write(self, "Save the table", "Table (*.csv)"):
+            presenter.groups.export(path)
+
+
+class ExcludePanel(QWidget):  # type: ignore[misc,unused-ignore]
+    """Which regions are excluded, and what can be done about it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.about = Text("quiet")
+        self.name = named(QLineEdit(), "Name of the region", "What is wrong there, such as fold, pen or blur")
+        self.name.setPlaceholderText("fold, pen, blur ...")
+        self.exclude = button(
+            "Exclude",
+            "Exclude the selection",
+            "Use the selected spots for nothing: no run, edit, profile or evaluation",
+        )
+        self.file = button(
+            "From file…", "Exclude the regions of a file", "Exclude the spots inside the polygons of a GeoJSON file"
+        )
+        self.include = button("Include all", "Include all spots again", "Use the excluded spots again")
+        self.export = button(
+            "Save…",
+            "Save the excluded regions",
+            "Write them as GeoJSON, for trainings, evaluations and runs from the command line",
+        )
+        self.setLayout(
+            column(
+                row(self.name, self.exclude),
+                row(self.file, self.include, self.export, stretch=None),
+                self.about,
+                spacing=4,
+            )
+        )
+        self.show_section(None)
+
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state, corrections = presenter.state, presenter.corrections
+        self.exclude.clicked.connect(lambda _: corrections.exclude(self.name.text()))
+        self.include.clicked.connect(lambda _: corrections.include())
+        self.file.clicked.connect(lambda _: self._open(corrections.exclude_file))
+        self.export.clicked.connect(lambda _: self._save(corrections.export))
+        return connect_state(state.events, ("section", lambda: self.show_section(state.section)))
+
+    def show_section(self, section: Section | None) -> None:
+        """Show which regions are excluded from a section."""
+        excluded = None if section is None else section.excluded
+        for one in (self.include, self.export):
+            one.setEnabled(excluded is not None)
+        said = "No spot is excluded." if excluded is None else f"{excluded.statement}."
+        self.about.show_text(said)
+
+    def _open(self, do: Callable[[str], None]) -> None:
+        path, _ = QFileDialog.getOpenFileName(
+            self, "Exclude the regions of a file", "", "Annotations (*.geojson *.json)"
+        )
+        if path:
+            do(path)
+
+    def _save(self, do: Callable[[str], None]) -> None:
+        if path := ask_where_to_write(self, "Save the excluded regions", "Outlines (*.geojson)"):
+            do(path)

@@ -1,22 +1,39 @@
-"""What is to be synthesized, and how."""
+"""What is to be synthesized and how, and the bar that runs it."""
 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Mapping, Sequence
 
-from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QDoubleSpinBox, QLabel, QLineEdit, QSlider, QSpinBox, QWidget
+from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtGui import QGuiApplication
+from qtpy.QtWidgets import (
+    QDoubleSpinBox,
+    QFrame,
+    QLabel,
+    QLineEdit,
+    QListWidget,
+    QListWidgetItem,
+    QProgressBar,
+    QSlider,
+    QSpinBox,
+    QWidget,
+)
 from superqt.utils import qdebounced
 
 from ...intent import CheckpointCard, Request
+from ...progress import Progress
 from ...synthesis.estimate import Estimate
 from ...synthesis.plan import resolve_counterfactual_steps, resolve_steps
 from ...text import counted
 from ..presenter import Presenter
+from ..state import Kind, Offer, QueuedRun, RunStatus, WorkbenchState
 from .common import (
     Choice,
     Connections,
+    Fold,
+    Scrolled,
     Text,
     blocked,
     boxed,
@@ -24,12 +41,16 @@ from .common import (
     column,
     combo,
     connect_state,
+    fit_lines,
     form_of,
     labelled,
     named,
+    paced,
+    primary,
     row,
     without_steppers,
 )
+from .input import with_key
 
 SOURCES = (
     ("Own crop of each spot", "own"),
@@ -236,10 +257,11 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
             )
         )
         self.chance = boxed(labelled(("Seed", row(self.seed, self.dice)), ("Samples", self.samples)))
+        self.noted = Fold("Notes", boxed(column(self.notes)), unfolded=False, inner=True)
+        self.kind = boxed(column(self.tissue, self.faults["counterfactual"], self.noted, spacing=4))
+        """Whether this tissue is edited or new tissue made, and what is to be known of it: the dock puts it beside the edits."""
         self.setLayout(
             column(
-                self.tissue,
-                self.faults["counterfactual"],
                 self.mode,
                 self.faults["mode"],
                 self.only_edit,
@@ -253,7 +275,6 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self.faults["region"],
                 self.faults["other"],
                 self.estimate,
-                self.notes,
                 spacing=4,
             )
         )
@@ -370,6 +391,8 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
     def show_estimate(self, estimate: Estimate | None, notes: Sequence[str], why_not: str) -> None:
         """Show what a run would cost, or why there is none to estimate."""
         self.notes.show_text("\n".join(f"• {note}" for note in notes))
+        self.noted.setVisible(bool(notes))
+        self.noted.show_title(f"⚠ {counted(len(notes), 'note')} on this request")
         if estimate is None:
             self.estimate.show_text(why_not, "quiet")
             return
@@ -403,3 +426,200 @@ def duration(seconds: float) -> str:
 def memory(count: int) -> str:
     """Write a number of bytes as a person would."""
     return f"{max(1, round(count / 2**20)):,} MB" if count < 2**30 else f"{count / 2**30:.1f} GB"
+
+
+MAX_LINES = 3
+
+
+class QueuePanel(QWidget):  # type: ignore[misc,unused-ignore]
+    """The runs that wait for the present one; hidden where none does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = QLabel()
+        self.list = named(QListWidget(), "Queued runs", "Runs that start when the present one has ended well")
+        self.list.setTextElideMode(Qt.TextElideMode.ElideRight)
+        self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.remove = button("Remove", "Remove from the queue", "Take the chosen run out of the queue")
+        self.resume = button("Continue", "Continue the queue", "Start the next queued run")
+        self.setLayout(column(self.head, self.list, row(self.remove, self.resume, stretch=None), spacing=3))
+        self.show_queue((), False)
+
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state = presenter.state
+
+        def remove() -> None:
+            item = self.list.currentItem()
+            if item is not None:
+                presenter.queue.remove(int(item.data(Qt.ItemDataRole.UserRole)))
+
+        self.remove.clicked.connect(remove)
+        self.resume.clicked.connect(lambda: presenter.queue.resume())
+        return connect_state(state.events, ("queue queue_held", lambda: self.show_queue(state.queue, state.queue_held)))
+
+    def show_queue(self, queue: Sequence[QueuedRun], held: bool) -> None:
+        """Show what waits, and whether it waits for the user."""
+        self.setVisible(bool(queue))
+        self.head.setText(f"{len(queue)} queued" + (", held" if held else ""))
+        chosen = max(self.list.currentRow(), 0)
+        self.list.clear()
+        for entry in queue:
+            item = QListWidgetItem(entry.title)
+            item.setData(Qt.ItemDataRole.UserRole, entry.number)
+            item.setToolTip(entry.title)
+            self.list.addItem(item)
+        if queue:
+            self.list.setCurrentRow(min(chosen, len(queue) - 1))
+        fit_lines(self.list, len(queue), MAX_LINES, 16)
+        self.resume.setEnabled(held)
+
+
+RUN_TIP = "Synthesize patches for the selected spots"
+OFFERS: Mapping[Offer, tuple[str, str]] = {
+    "again": ("Make it again", "Make once more what is there already"),
+    "go_on": ("Go on with the rest", "Make the patches that were left when the run was stopped"),
+}
+"""What a message offers: the button's words and its tooltip."""
+MESSAGE_LINES = 3
+"""A longer message can be scrolled: it must not push the panels out of the dock."""
+
+
+def request_words(state: WorkbenchState, editing: bool) -> tuple[str, Kind]:
+    """Say in a line what Run would do, on what machine and how long, or why it cannot; and what kind of a message that is."""
+    if state.obstacle:
+        return state.obstacle, "info"
+    if state.faults:
+        return f"Cannot run: {' '.join(dict.fromkeys(state.faults.values()))}", "error"
+    spots, edits = state.targets, [edit for edit in state.request.edits if edit.enabled]
+    where = "" if state.selected else "painted "
+    parts = [f"{len(spots):,} {where}spots" if len(spots) > 1 else f"1 {where}spot"]
+    names = [edit.name or edit.operation for edit in edits]
+    parts.append((names[0] if len(names) == 1 else f"{len(names)} edits") if names else "as measured")
+    parts.append("this tissue" if editing else "new tissue")
+    if state.samples > 1 and not editing:
+        parts.append(f"{state.samples} samples")
+    device = "" if state.checkpoint is None else str(state.checkpoint.provenance.get("device", "cpu"))
+    took = None if state.estimate is None else state.estimate.seconds
+    parts.append(("CPU" if device.startswith("cpu") else "GPU") + ("" if took is None else f", about {duration(took)}"))
+    return " · ".join(parts), "info"
+
+
+class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
+    """The last message, the request in words, progress, Run and Stop: always in sight, below the panels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue = QueuePanel()
+        self.run = primary(button("Run", "Run", RUN_TIP, once=True))
+        self.stop = button("Stop", "Stop", "End the run at its next denoising step; finished patches are kept")
+        self.bar = QProgressBar()
+        self.bar.setRange(0, 1000)
+        self.bar.setTextVisible(False)
+        self.bar.setFixedHeight(6)
+        named(self.bar, "Progress", "Progress of the run")
+        self.count = Text("quiet")
+        self.back = button("Back to where I was", "Back", "Look again where you looked before the result was shown")
+        self.message, self.words = Text("info"), Text("info")
+        self.message.setAccessibleName("Message")
+        self.words.setAccessibleName("What Run does")
+        self.stop.setMinimumHeight(30)
+        self.offers = {key: button(label, label, tip, once=True) for key, (label, tip) in OFFERS.items()}
+        self.room = Scrolled(self.message, MESSAGE_LINES)
+        self.line = QFrame()
+        self.line.setObjectName("line")
+        self.line.setFixedHeight(1)
+        self.setLayout(
+            column(
+                self.line,
+                self.room,
+                row(self.back, *self.offers.values(), stretch=None),
+                self.words,
+                self.bar,
+                self.count,
+                self.queue,
+                row(self.run, self.stop),
+                spacing=4,
+            )
+        )
+        self._busy, self._since = "", 0.0
+        self._clock = QTimer(self)
+        self._clock.timeout.connect(self._tick)
+        self.show_status(RunStatus.IDLE, "")
+        self.show_progress(None, "")
+
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state = presenter.state
+        self.run.clicked.connect(lambda: presenter.run(again=shift_is_held()))
+        self.stop.clicked.connect(lambda: presenter.stop())
+        self.back.clicked.connect(lambda: presenter.looking.back())
+
+        for key, one in self.offers.items():
+            one.clicked.connect(lambda _=False, key=key: presenter.act(key))
+
+        def show_status() -> None:
+            fault = state.obstacle or " ".join(state.faults.values())
+            self.show_status(state.status, fault, 0 if state.selected else len(state.painted))
+            there = state.section is not None
+            self.run.setVisible(there)
+            self.line.setVisible(there)
+            self.words.show_text(*request_words(state, presenter.runs.editing) if there else ("",))
+
+        def show_message() -> None:
+            self.message.show_text(state.message.text, state.message.kind)
+            self.room.fit()
+            for key, one in self.offers.items():
+                one.setVisible(key in state.message.offers)
+
+        show_progress = paced(
+            self, lambda: self.show_progress(state.progress, state.busy), lambda: state.progress is not None
+        )
+        connections = connect_state(
+            state.events,
+            ("status busy section checkpoint selected request faults estimate samples", show_status),
+            ("progress busy", show_progress),
+            ("way_back", lambda: self.back.setVisible(state.way_back)),
+            ("message", show_message),
+        )
+        connections.add(self.queue.bind(presenter).close)
+        return connections
+
+    def show_status(self, status: RunStatus, obstacle: str, painted: int = 0) -> None:
+        """Offer what can be done now, for so many ``painted`` spots where none is selected; the reason why Run cannot be pressed is its tooltip."""
+        self.run.setEnabled(not obstacle)
+        where = f" on {counted(painted, 'painted spot')}" if painted else ""
+        self.run.setText(("Queue" if status.busy else "Run") + where)
+        tip = "Queue this run: it starts when the present one has ended" if status.busy else RUN_TIP
+        self.run.setToolTip(obstacle or with_key(tip, "run"))
+        self.stop.setEnabled(status is RunStatus.RUNNING)
+        self.stop.setText("Stopping …" if status is RunStatus.STOPPING else "Stop")
+        self.stop.setVisible(status.busy)
+
+    def show_progress(self, progress: Progress | None, busy: str) -> None:
+        """Show how far the run is, or what is being opened or loaded and for how long; nothing here moves by itself."""
+        self.bar.setVisible(progress is not None)
+        if busy != self._busy:
+            self._busy, self._since = busy, time.monotonic()
+        if progress is None:
+            self._tick()
+            if busy and not self._clock.isActive():
+                self._clock.start(1000)
+            return
+        self._clock.stop()
+        self.bar.setValue(round(1000 * progress.fraction))
+        left = "" if progress.eta_s is None else f", {duration(progress.eta_s)} left"
+        self.count.show_text(f"{progress.patches_done} of {counted(progress.patches_total, 'patch', 'patches')}{left}")
+
+    def _tick(self) -> None:
+        seconds = round(time.monotonic() - self._since)
+        if not self._busy:
+            self._clock.stop()
+        self.count.show_text(
+            f"{self._busy} … {seconds} s" if self._busy and seconds else self._busy and f"{self._busy} …"
+        )
+
+
+def shift_is_held() -> bool:
+    """Return whether Shift is held: what was made already is then made once more."""
+    return bool(QGuiApplication.keyboardModifiers() & Qt.KeyboardModifier.ShiftModifier)

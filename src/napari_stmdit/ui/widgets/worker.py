@@ -14,7 +14,7 @@ from superqt.utils import GeneratorWorker
 
 from ...errors import StmditError, SynthesisError
 from ...progress import CancelToken
-from ..jobs import Handlers, Job
+from ..jobs import Handlers, Job, Tell
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,13 @@ class JobWorker(GeneratorWorker):  # type: ignore[misc,type-arg,unused-ignore]
     """
 
     def __init__(
-        self, func: Callable[[], Iterator[Any]], token: CancelToken, failed: Callable[[Exception], None]
+        self,
+        func: Callable[[CancelToken, Tell], Iterator[Any]],
+        token: CancelToken,
+        tell: Tell,
+        failed: Callable[[Exception], None],
     ) -> None:
-        super().__init__(func)
+        super().__init__(func, token, tell)
         self.token, self._failed = token, failed
 
     def quit(self) -> None:
@@ -86,13 +90,10 @@ def start(job: Job, token: CancelToken, handlers: Handlers) -> None:
         signal.connect(handler)
 
     here = _Relay(relay)  # emitted on the worker's thread; a child, so that it lives until all has arrived
-
-    def generate() -> Iterator[Any]:
-        yield from job.guarded(token, here.value.emit)
-
     worker = create_worker(
-        generate,
-        token=token,
+        job.guarded,
+        token,
+        here.value.emit,
         failed=here.error.emit,
         _start_thread=False,
         _worker_class=JobWorker,

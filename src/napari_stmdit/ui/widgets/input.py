@@ -1,4 +1,4 @@
-"""Binding keys while the workbench is open, and giving them back: a manifest's key bindings are ignored by napari."""
+"""Keys and the mouse wheel: keys are bound while the workbench is open and given back, as napari ignores a manifest's; the wheel scrolls the dock and changes no control that nobody has taken hold of."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QEvent, QObject, Qt
 from qtpy.QtGui import QKeySequence, QShortcut
-from qtpy.QtWidgets import QWidget
+from qtpy.QtWidgets import QAbstractSpinBox, QComboBox, QSlider, QWidget
 
 from ..presenter import Presenter
 
@@ -84,3 +84,22 @@ def paint_actions(presenter: Presenter) -> dict[str, Callable[[], Any]]:
 def with_key(tip: str, name: str) -> str:
     """Return a tooltip with the keys of an action, as this system writes them."""
     return f"{tip} ({sequence(RUN_KEYS[name][0]).toString(QKeySequence.SequenceFormat.NativeText)})"
+
+
+class WheelGuard(QObject):  # type: ignore[misc,unused-ignore]
+    """An event filter: a spin box, choice or slider without the focus leaves the wheel to what it lies in."""
+
+    def watch(self, root: QWidget) -> None:
+        """Watch a widget and all that is in it now."""
+        for kind in (QAbstractSpinBox, QComboBox, QSlider):
+            for control in (*root.findChildren(kind), *([root] if isinstance(root, kind) else [])):
+                control.removeEventFilter(self)
+                control.installEventFilter(self)
+                control.setFocusPolicy(Qt.FocusPolicy.StrongFocus)  # the wheel alone must not give it the focus
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        """Leave the wheel to the parent."""
+        if event.type() != QEvent.Type.Wheel or watched.hasFocus():
+            return False
+        event.ignore()
+        return True

@@ -1,0 +1,289 @@
+"""The dock as three steps and one bar: each fits a laptop's screen, says what Run does, and has nothing cut, hidden or greyed for show."""
+
+import itertools
+
+import numpy as np
+import pytest
+from models_for_ui import SlowModel
+from qtpy.QtCore import QEvent, QPoint, Qt
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QAbstractButton, QAbstractSpinBox, QComboBox, QDockWidget, QLineEdit, QPushButton, QSlider
+from standins import CropModel, card_for
+from viewing import Mouse, no_leaks, opened, settle, viewer, workbench  # noqa: F401
+
+from napari_stmdit.intent import KnockOutEdit, ScaleEdit
+from napari_stmdit.ui import layers
+from napari_stmdit.ui.gestures import camera_of
+from napari_stmdit.ui.manifest import DOCK, PLUGIN
+from napari_stmdit.ui.state import Colouring, RunStatus
+from napari_stmdit.ui.widgets.common import COLOURS, LINK, Fold, Text
+
+pytestmark = pytest.mark.gui
+CONTROLS = (QAbstractButton, QAbstractSpinBox, QComboBox, QLineEdit, QSlider, Text)
+
+
+def click(button):
+    QTest.mouseClick(button, Qt.MouseButton.LeftButton, pos=QPoint(button.width() // 2, button.height() // 2))
+
+
+def shown(bench):
+    """Return the controls and texts that are seen, without the parts that Qt makes of them."""
+    inner = (QAbstractSpinBox, QComboBox, QLineEdit)
+    found = {w for kind in CONTROLS for w in bench.findChildren(kind) if w.isVisible()}
+    return [w for w in found if not isinstance(w.parent(), inner) and w.window() is bench.window()]
+
+
+def assert_whole(bench):
+    """Nothing is cut at the dock's sides, no button's words are cut, and no two controls lie over each other."""
+    controls = shown(bench)
+    places = {}
+    for control in controls:
+        corner = control.mapTo(bench, QPoint(0, 0))
+        places[control] = rect = control.rect().translated(corner)
+        what = (type(control).__name__, control.accessibleName(), getattr(control, "text", str)())
+        assert rect.left() >= 0 and rect.right() < bench.width(), what
+        if isinstance(control, QPushButton):
+            assert control.fontMetrics().horizontalAdvance(control.text()) <= control.width() - 4, what
+        if isinstance(control, Text):
+            assert (
+                control.heightForWidth(control.width()) <= control.height() + 2 or control is bench.run_bar.message
+            ), what
+    for one, other in itertools.combinations(controls, 2):
+        if not one.isAncestorOf(other) and not other.isAncestorOf(one) and bench.run_bar.message not in (one, other):
+            assert not places[one].intersects(places[other]), (one.accessibleName(), other.accessibleName())
+
+
+def paint_and_run(bench):
+    """Fill all three steps: a gene's colours, two edits of which one is chosen, and a result that is compared."""
+    state, presenter = bench.state, bench.presenter
+    ids = state.section.spots.ids.tolist()
+    presenter.colour(Colouring("ERBB2"))
+    presenter.select(ids[:7])
+    edits = (
+        ScaleEdit(genes=("ERBB2",), factor=5, name="more ERBB2", spots=dict.fromkeys(ids[:7], 1.0)),
+        KnockOutEdit(genes=("KRT8", "EPCAM"), name="KRT8, EPCAM knocked out", spots=dict.fromkeys(ids[3:9], 0.5)),
+    )
+    state.request = state.request.model_copy(update={"edits": edits})
+    presenter.runs.run()
+    assert settle(lambda: state.results and not state.status.busy), state.message.text
+    presenter.painting.choose(0)
+    presenter.use_tool("brush")
+    presenter.compare.start("swipe")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1366, 768), (1920, 1080)])
+def test_each_step_is_one_screen_at_320_pixels_and_nothing_is_cut(viewer, opened, width, height):  # noqa: F811
+    window = viewer.window._qt_window
+    window.resize(width, height)
+    dock = next(d for d in window.findChildren(QDockWidget) if d.isAncestorOf(opened))
+    window.resizeDocks([dock], [320], Qt.Orientation.Horizontal)
+    settle(lambda: False, 0.3)
+    assert (window.width(), window.height(), opened.width()) == (width, height, 320)
+    paint_and_run(opened)
+    for step in opened.pages:
+        click(opened.steps.button(step))
+        settle(lambda: False, 0.3)
+        assert opened.pages[step].isVisible()
+        assert opened.scroll.verticalScrollBar().maximum() == 0, step
+        assert_whole(opened)
+    opened.section.details.click()
+    opened.section.another.click()
+    for fold in opened.findChildren(Fold):
+        fold.unfold()
+    for step in opened.pages:  # what is unfolded may be scrolled, but is not cut either
+        opened.show_step(step)
+        settle(lambda: False, 0.3)
+        assert_whole(opened)
+    opened.presenter.close_section()
+    for fold in opened.findChildren(Fold):
+        fold.unfold(False)
+    settle(lambda: False, 0.3)
+    assert opened.scroll.verticalScrollBar().maximum() == 0
+    assert_whole(opened)
+
+
+def test_an_empty_dock_has_one_thing_to_press_and_nothing_greyed(workbench):  # noqa: F811
+    settle(lambda: False, 0.2)
+    assert not workbench.steps.isVisible() and not workbench.run_bar.run.isVisible()
+    assert all(control.isEnabled() for control in shown(workbench))
+    assert [c for c in shown(workbench) if c.property("primary")] == [workbench.section.example]
+    assert len(shown(workbench)) <= 10
+
+
+def test_the_bar_says_what_run_does_and_the_step_follows_the_work(viewer, opened):  # noqa: F811
+    state, bar = opened.state, opened.run_bar
+    ids = state.section.spots.ids.tolist()
+    assert opened.pages["choose"].isVisible() and "Select spots first" in bar.words.plain() and not bar.run.isEnabled()
+    assert (
+        "lick" not in bar.message.plain()
+    )  # what is to be done next stands in one place alone, and goes when it is done
+    Mouse(viewer).click(state.section.spots.yx[7] * state.section.calibration.mpp)
+    assert bar.words.plain() == "1 spot · as measured · new tissue · CPU" and bar.run.isEnabled()
+    opened.presenter.painting.take_draft(opened.state.draft.__class__(operation="knock_out", genes=("ERBB2",)))
+    opened.presenter.painting.add(ids[:5])
+    opened.presenter.select(())
+    assert bar.words.plain() == "5 painted spots · ERBB2 knocked out · new tissue · CPU"
+    assert not bar.stop.isVisible()
+    click(bar.run)
+    assert settle(lambda: state.results and not state.status.busy)
+    assert opened.pages["see"].isVisible() and not opened.pages["choose"].isVisible() and opened.made.isVisible()
+    assert "about 1 s" in bar.words.plain()  # the pace is known now
+    state.request = state.request.model_copy(update={"morphology": "nowhere"})
+    assert settle(lambda: "Cannot run: 'nowhere'" in bar.words.plain(), 2), (bar.words.plain(), state.faults)
+    assert not bar.run.isEnabled()
+
+
+def test_a_double_click_runs_a_spot_and_beside_the_spots_it_zooms(viewer, opened):  # noqa: F811
+    state, camera = opened.state, camera_of(viewer)
+    mouse = Mouse(viewer)
+    world = state.section.spots.yx * state.section.calibration.mpp
+    zoom = camera.zoom
+    mouse.send(QEvent.Type.MouseButtonDblClick, np.array([3.0, 3.0]))
+    assert camera.zoom == 2 * zoom and not state.status.busy and not state.selected
+    camera.zoom = zoom
+    opened.presenter.looking.look_at(opened.presenter.view.slide)
+    mouse.click(world[12])
+    mouse.send(QEvent.Type.MouseButtonDblClick, world[12])
+    assert settle(lambda: state.results and not state.status.busy)
+    assert state.results[0].spots == (state.section.spots.ids[12],)
+
+
+def test_a_stopped_run_is_gone_on_with_and_what_is_there_is_made_again(opened):  # noqa: F811
+    state, bar = opened.state, opened.run_bar
+    model = state.checkpoint
+    opened.presenter.use_model(SlowModel(model.card, 0.05))
+    opened.presenter.select_all()
+    state.batch = 4
+    click(bar.run)
+    assert settle(lambda: state.progress is not None and state.progress.patches_done >= 4)
+    assert bar.stop.isVisible()
+    click(bar.stop)
+    assert settle(lambda: not state.status.busy) and state.status is RunStatus.STOPPED
+    done = set(state.results[0].spots)
+    opened.presenter.use_model(CropModel(model.card))
+    assert not bar.offers["again"].isVisible()
+    click(bar.offers["go_on"])
+    assert settle(lambda: state.status is RunStatus.DONE)
+    assert done | set(state.results[1].spots) == set(state.section.spots.ids.tolist()) and not done & set(
+        state.results[1].spots
+    )
+    opened.presenter.select(list(state.results[1].spots))
+    click(bar.run)
+    assert "Already made" in state.message.text and len(state.results) == 2
+    click(bar.offers["again"])
+    assert settle(lambda: len(state.results) == 3 and not state.status.busy)
+
+
+def test_of_foreign_genes_two_buttons_show_the_way_on_and_the_next_section_starts_afresh(opened, tiny_section):  # noqa: F811
+    from dataclasses import replace
+
+    state, panel = opened.state, opened.section
+    opened.presenter.use_model(CropModel(card_for(tuple(f"G{k}" for k in range(50)), patch_px=64, patch_mpp=0.7)))
+    opened.presenter.select_all()
+    assert panel.way_on.isVisible() and not opened.run_bar.run.isEnabled()
+    for text in (panel.fault.plain(), opened.run_bar.words.plain()):
+        assert "--" not in text and "=" not in text and "Run although genes are missing" in text
+    click(panel.others)
+    settle(lambda: False, 0.1)
+    assert opened.model.checkpoint.isVisible()
+    click(panel.ignore)
+    assert settle(lambda: not panel.way_on.isVisible() and opened.run_bar.run.isEnabled(), 2)
+    state.request = state.request.model_copy(update={"allow_gene_mismatch": True, "steps": 7, "morphology": "SPOT03-1"})
+    opened.presenter.show(replace(tiny_section, name="another"))
+    assert (state.request.expression, state.request.allow_gene_mismatch) == ("own", False)
+    assert (state.request.steps, state.request.morphology) == (None, "own")
+    assert opened.pages["choose"].isVisible()
+
+
+def test_examples_of_edits_fill_the_form_and_what_is_not_seen_is_greyed_and_last(opened):  # noqa: F811
+    form, state = opened.edits.form, opened.state
+    labels = [form.presets.itemText(k) for k in range(form.presets.count())]
+    able = [form.presets.model().item(k).isEnabled() for k in range(form.presets.count())]
+    assert labels[1:] and able[1:] == sorted(able[1:], reverse=True) and False in able  # tiny genes are few
+    form.presets.setCurrentIndex(1)
+    form.presets.activated.emit(1)
+    assert form.presets.currentIndex() == 0 and state.draft == form.value()
+    assert labels[1].split()[1] in (*state.draft.programs, state.draft.target_profile)
+    hint = form.what.placeholderText()
+    assert hint.startswith("genes and programs, e.g. ")
+    form.what.setText(hint.split("e.g. ")[1])
+    form.what.commit()
+    assert not form.faults["what"].plain()  # what is offered as an example works
+
+
+def contrast(one, other):
+    def light(colour):
+        parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((light(one), light(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_texts_and_links_can_be_read_in_both_themes(viewer, workbench):  # noqa: F811
+    from napari.utils.theme import get_theme
+
+    workbench.reveal(workbench.model.downloads)
+    terms = workbench.model.downloads.terms
+    workbench.model.downloads.choose("uni2h")
+    for theme, dark in (("dark", True), ("light", False)):
+        viewer.theme = theme
+        settle(lambda: False, 0.1)
+        ground = "#{:02x}{:02x}{:02x}".format(*get_theme(theme).background.as_rgb_tuple()[:3])
+        assert all(contrast(colour, ground) >= 4.5 for colour in (*COLOURS[dark].values(), LINK[dark]))
+        assert f'style="color: {LINK[dark]}"' in terms.text()
+
+
+def test_a_section_that_was_opened_is_offered_again(workbench, tiny_folder):  # noqa: F811
+    from napari_stmdit.tissue.open import SectionSource
+
+    presenter, panel = workbench.presenter, workbench.section
+    presenter.load_model = lambda choice: None
+    presenter.open(SectionSource(path=str(tiny_folder)))
+    assert settle(lambda: workbench.state.section is not None and not workbench.state.busy)
+    presenter.close_section()
+    settle(lambda: False, 0.1)
+    recent = [one for one in panel.recent.findChildren(QPushButton) if one.isVisible()]
+    assert recent and recent[0].toolTip() == str(tiny_folder)
+    click(recent[0])
+    assert settle(lambda: workbench.state.section is not None and not workbench.state.busy)
+    assert not panel.recent.isVisible()
+
+
+def middle_of(viewer):  # noqa: F811
+    """Return how bright the middle of a viewer's canvas is on the screen."""
+    canvas = viewer.window._qt_viewer.canvas.native
+    screen = canvas.screen()
+    image = screen.grabWindow(
+        0, *[int(v) for v in (canvas.mapToGlobal(canvas.rect().center()) - QPoint(10, 10)).toTuple()], 20, 20
+    ).toImage()
+    return sum(image.pixelColor(x, y).lightness() for x in range(20) for y in range(20)) / 400
+
+
+def test_a_second_viewer_has_its_own_dock_and_leaves_the_first_as_it_was(no_leaks, make_napari_viewer, tiny_section):  # noqa: F811
+    from dataclasses import replace
+
+    first = make_napari_viewer(show=True)
+    one = first.window.add_plugin_dock_widget(PLUGIN, DOCK)[1]
+    card = card_for(tuple(tiny_section.spots.genes.symbols.tolist()), patch_px=64, patch_mpp=0.7)
+    one.presenter.use_model(CropModel(card))
+    one.presenter.show(tiny_section)
+    settle(lambda: False, 0.5)
+    before = middle_of(first)
+    assert before > 60
+    second = make_napari_viewer(show=True)
+    two = second.window.add_plugin_dock_widget(PLUGIN, DOCK)[1]
+    two.presenter.use_model(CropModel(card))
+    settle(lambda: False, 0.3)
+    assert two.isVisible() and two.section.example.isVisible() and not two.steps.isVisible()
+    two.presenter.show(replace(tiny_section, name="other"))
+    settle(lambda: False, 0.5)
+    assert two.pages["choose"].isVisible() and middle_of(second) > 60
+    second.close()
+    settle(lambda: False, 0.5)
+    first.window._qt_window.raise_()
+    settle(lambda: abs(middle_of(first) - before) < 20, 3)
+    assert abs(middle_of(first) - before) < 20
+    assert one.pages["choose"].isVisible()
+    assert [layers.role_of(x) for x in first.layers] == ["slide", "spots"]
