@@ -21,8 +21,8 @@ for _name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG
 os.environ["NAPARI_CONFIG"] = str(_HOME / "napari" / "settings.yaml")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# the same examples at every run, so that a failure belongs to the change it is seen with; nightly draws new ones
-settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+# the same few examples at every run, so that a failure belongs to the change it is seen with; nightly draws a hundred new ones
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, max_examples=12)
 settings.register_profile("random", print_blob=True, deadline=None)
 settings.load_profile(os.environ.get("STMDIT_EXAMPLES", "repeatable"))
 
