@@ -1,7 +1,7 @@
-"""A hub on this computer: real HTTP on 127.0.0.1, with the headers, redirects, ranges and refusals of the real one.
+"""A hub and plain web servers on this computer: real HTTP on 127.0.0.1, with the headers, redirects, ranges and refusals of the real ones.
 
 Small files are served by the hub itself, large ones ("LFS") by a second server on another port, to which the first one redirects, as
-the real hub leads to its content delivery network.
+the real hub leads to its content delivery network. A third server mirrors web servers, each in a folder of its host's name.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ class LocalHub:
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, ServedFile]] = {}
+        self.pages: dict[str, ServedFile] = {}  # path, host first -> file
         self.gated: dict[str, int] = {}  # repository -> status
         self.commit = "0123456789abcdef0123456789abcdef01234567"
         self.busy = 0  # so many coming requests are answered by 503
         self.requests: list[tuple[str, str, str, dict[str, str]]] = []  # server, method, path, headers
-        self._servers = [self._server("hub"), self._server("cdn")]
+        self._servers = [self._server(role) for role in ("hub", "cdn", "web")]
 
     def _server(self, role: str) -> ThreadingHTTPServer:
         handler = type("Handler", (_Handler,), {"hub": self, "role": role})
@@ -63,6 +64,15 @@ class LocalHub:
     def cdn(self) -> str:
         return f"http://127.0.0.1:{self._servers[1].server_port}"
 
+    @property
+    def web(self) -> str:
+        return f"http://127.0.0.1:{self._servers[2].server_port}"
+
+    def put_page(self, address: str, content: bytes, **behaviour: object) -> ServedFile:
+        served = ServedFile(content, **behaviour)  # type: ignore[arg-type]
+        self.pages["/" + address.removeprefix("https://")] = served
+        return served
+
     def put(self, repository: str, path: str, content: bytes, **behaviour: object) -> ServedFile:
         served = ServedFile(content, **behaviour)  # type: ignore[arg-type]
         self.repositories.setdefault(repository, {})[path] = served
@@ -71,9 +81,9 @@ class LocalHub:
     def asked(self, method: str = "GET") -> list[str]:
         return [path for _, how, path, _ in self.requests if how == method]
 
-    def ranges(self) -> list[str | None]:
+    def ranges(self, server: str = "cdn") -> list[str | None]:
         """The ranges that the content server was asked for."""
-        return [headers.get("range") for role, how, _, headers in self.requests if (role, how) == ("cdn", "GET")]
+        return [headers.get("range") for role, how, _, headers in self.requests if (role, how) == (server, "GET")]
 
     def __enter__(self) -> Self:
         return self
@@ -105,6 +115,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.busy:
             self.hub.busy -= 1
             self._refuse(503)
+        elif self.role == "web":
+            if self.path in self.hub.pages:
+                served = self.hub.pages[self.path]
+                self._send(served, {"ETag": f'"{served.stated_etag}"'})
+            else:
+                self._refuse(404)
         elif self.role == "cdn":
             _, owner, name, path = self.path.split("/", 3)
             self._send(self.hub.repositories[f"{owner}/{name}"][path])

@@ -23,9 +23,9 @@ from typer.testing import CliRunner
 from workspace import make_home, make_workspace, online, served, write_files
 
 from napari_stmdit.cli import app
+from napari_stmdit.downloads.places import download_directory
 from napari_stmdit.errors import StmditError
 from napari_stmdit.model.foreign.inspect import inspect_checkpoint
-from napari_stmdit.model.hub.references import download_directory
 
 PROGRAM = typer.main.get_command(app)
 READ = [read_page(path) for path in PAGES]

@@ -105,7 +105,7 @@ def online(monkeypatch: pytest.MonkeyPatch, hub: LocalHub) -> None:
     from huggingface_hub import constants
     from huggingface_hub.utils import close_session
 
-    from napari_stmdit.model.hub import transfer as hub_module
+    from napari_stmdit.downloads import transfer as hub_module
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for name in ("HF_HUB_OFFLINE", "STMDIT_OFFLINE", "HF_TOKEN"):
@@ -121,7 +121,7 @@ def online(monkeypatch: pytest.MonkeyPatch, hub: LocalHub) -> None:
 
 def _section(folder: Path) -> None:
     """A Space Ranger folder with its slide image; that of ``held`` is another section."""
-    from napari_stmdit.tissue.sample import write_spaceranger_folder
+    from napari_stmdit.tissue.spaceranger_writer import write_spaceranger_folder
     from napari_stmdit.types import Genes
 
     arrays = tiny_arrays()

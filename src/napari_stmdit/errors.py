@@ -47,6 +47,10 @@ class CheckpointError(StmditError):
     """Error of a checkpoint: unsafe to read, incomplete, or unfit."""
 
 
+class DownloadError(StmditError):
+    """Something that is kept elsewhere cannot be fetched, or arrived damaged."""
+
+
 class SynthesisError(StmditError):
     """Error while sampling; what was finished before is kept."""
 

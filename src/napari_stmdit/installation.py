@@ -16,8 +16,8 @@ import psutil
 
 from .assemble import list_checkpoints
 from .devices import devices
+from .downloads.places import data_directory
 from .encoder_sources import embeddings_folder
-from .model.hub.references import data_directory
 
 PACKAGES = (
     "torch diffusers safetensors huggingface_hub numpy pandas scipy anndata spatialdata spatialdata-io dask zarr tifffile "

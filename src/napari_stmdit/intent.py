@@ -233,6 +233,10 @@ class SpotProfile(Intent):
 class Request(Intent):
     """Request for a synthesis; independent of how and where it is computed.
 
+    >>> request = st.Request(region=st.SampleOfSpots(count=4), seed=1)
+    >>> request.model_copy(update={"steps": 8}).steps
+    8
+
     ``exclude`` is a GeoJSON file of regions whose spots are left out of everything.
     ``morphology`` is ``own`` (each spot's own crop), ``mean`` (of the section), ``null`` or a spot id; ``expression`` is
     ``own``, ``shuffled`` (permuted within the section, a control) or ``null``. ``counterfactual`` says whether the edits change this

@@ -38,3 +38,12 @@ class _Brief(reprlib.Repr):
 
     def repr_int(self, x: int, level: int) -> str:
         return repr(x) if x.bit_length() <= 256 else f"a whole number of {x.bit_length():,} bits"
+
+
+def size_words(size: int | None) -> str:
+    """Return a number of bytes as it is shown before a download; None is unknown."""
+    if size is None:
+        return "unknown"
+    if size >= 1e9:
+        return f"about {size / 1e9:.2f} GB"
+    return f"about {size / 1e6:.0f} MB" if size >= 1e7 else f"about {max(size / 1e6, 0.1):.1f} MB"

@@ -258,7 +258,7 @@ class Section:
     expression
         Where the spots' expression comes from.
     image_fault
-        Why there is no slide image, if known.
+        Why there is no slide image, or none in full resolution, if known.
     store
         Elements of the SpatialData store that it was read from.
     excluded

@@ -53,7 +53,7 @@ def test_size_and_terms_come_before_the_button(home, workbench):  # noqa: F811
     workbench.reveal(workbench.model)
     workbench.model.downloads_fold.unfold()
     panel.choose("uni2-h")
-    assert "2.7 GB" in panel.facts.plain() and "not on this computer" in panel.facts.plain()
+    assert "2.73 GB" in panel.facts.plain() and "not on this computer" in panel.facts.plain()
     assert "CC-BY-NC-ND" in panel.licence.plain()
     assert (
         "accept the terms there first" in panel.terms.text()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from napari_stmdit.model.hub.references import Reference, find_reference, reference_hash
+from napari_stmdit.downloads.places import Reference, find_reference
+from napari_stmdit.model.hub.references import reference_hash
 
 
 @pytest.fixture

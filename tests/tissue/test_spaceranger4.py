@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from napari_stmdit.errors import SectionError
-from napari_stmdit.tissue.counts import write_counts
 from napari_stmdit.tissue.open import open_section, synthesis_fault
+from napari_stmdit.tissue.spaceranger_writer import write_counts
 from napari_stmdit.types import Genes
 
 MPP, SIDE_PX = 0.5, 1000

@@ -215,7 +215,7 @@ def test_a_checkpoint_of_pictures_learns_expression_from_sections(
 
 def test_checkpoints_of_the_package_share_one_autoencoder(morphology_alone, tiny_config, tmp_path, monkeypatch):
     data = tmp_path / "data"
-    monkeypatch.setattr("napari_stmdit.model.hub.references.PACKAGE_DATA", data)
+    monkeypatch.setattr("napari_stmdit.downloads.places.PACKAGE_DATA", data)
     shutil.copytree(morphology_alone, data / "holder")
     path = tiny_config(start=str(morphology_alone), autoencoder={}, transformer={}, vae_of="holder")
     folder = train(path, output=tmp_path / "more")

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model.foreign.keys import from_native
 from napari_stmdit.progress import DownloadProgress
+from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.ui.checkpoints import Acquisition, ConvertIntent, offers
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.state import ModelChoice, WorkbenchState
@@ -22,7 +23,8 @@ class Desk:
         self.told: list[tuple[str, str]] = []
         self.loaded: list[ModelChoice] = []
         self.state.events.message.connect(lambda message: self.told.append((message.kind, message.text)))
-        self.acquisition = Acquisition(self.state, start_inline, self.loaded.append)
+        self.opened: list[SectionSource] = []
+        self.acquisition = Acquisition(self.state, start_inline, self.loaded.append, self.opened.append)
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def test_offers_say_size_licence_and_state_before_anything_is_fetched(desk):
         and "CC-BY-NC-ND" in uni.entry.licence
         and uni.entry.terms.startswith("https://")
     )
-    assert uni.size == "about 2.7 GB"
+    assert uni.size == "about 2.73 GB"
     assert found["cancerfoundation"].by_hand and found["sd3.5-vae"].size == "size unknown"
 
 
@@ -80,8 +82,8 @@ def test_what_cannot_be_fetched_is_told(desk, tmp_path):
 
 
 def test_a_download_tells_its_progress_and_can_be_stopped(desk, monkeypatch):
-    from napari_stmdit.model.hub import download as downloads
-    from napari_stmdit.model.hub.transfer import DownloadCancelledError
+    from napari_stmdit.downloads import download as downloads
+    from napari_stmdit.downloads.transfer import DownloadCancelledError
 
     stopped = threading.Event()
 

@@ -155,7 +155,7 @@ def straightforward(
                 given = repeat_conditions(conditions, [branch], len(latents), net)
                 parts.append(net(scaled, now.expand(len(scaled)), **given)[:, :channels].float())
             predicted = combine(parts, guidance)
-        latents = scheduler.step(predicted, time, latents, return_dict=False)[0]
+        latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
     return latents
 
 

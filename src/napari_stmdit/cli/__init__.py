@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..devices import let_threads_sleep
 from ..errors import StmditError
-from . import batch, bench, checkpoints, dataset, evaluate, figure, synthesize, train
+from . import batch, bench, checkpoints, dataset, download, evaluate, figure, synthesize, train
 from ._common import Json, print_json
 
 
@@ -92,7 +92,7 @@ _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Start": (info, synthesize.demo),
     "Synthesize": (synthesize.synthesize, batch.batch),
     "Evaluate and use": (evaluate.evaluate, evaluate.evaluate_result, dataset.export_dataset, figure.figure),
-    "Checkpoints": (checkpoints.inspect, checkpoints.convert, checkpoints.download, train.train, bench.bench),
+    "Checkpoints": (checkpoints.inspect, checkpoints.convert, download.download, train.train, bench.bench),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:

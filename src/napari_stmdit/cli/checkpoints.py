@@ -1,4 +1,4 @@
-"""``stmdit inspect``, ``convert`` and ``download``: what checkpoints hold, made of foreign weights, brought here."""
+"""``stmdit inspect`` and ``convert``: what checkpoints hold, and made of foreign weights."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import StmditError
 from ._common import (
     Exclude,
-    InterruptCancels,
     Json,
     Mpp,
     OldOutput,
     Orientation,
-    ProgressBar,
     console,
     one_output,
     output_option,
@@ -29,9 +26,6 @@ from .section import inspect_section, is_section
 if TYPE_CHECKING:
     from ..model.foreign.convert import Converted
     from ..model.foreign.inspect import Inspection
-    from ..model.hub.download import Downloaded
-    from ..model.hub.zoo import ZooEntry
-    from ..progress import CancelToken, DownloadProgress
 
 parts_option = partial(typer.Option, rich_help_panel="Encoders and decoder")
 
@@ -186,176 +180,3 @@ def _report_conversion(made: Converted, as_json: bool) -> None:
     lines += [f"- {note}" for note in made.notes]
     lines.append(f"`stmdit inspect {made.path}` says what it still needs; --checkpoint {made.path} runs it.")
     sys.stdout.write("\n".join(lines) + "\n")
-
-
-def download(
-    name: Annotated[
-        str | None, typer.Argument(help="Name in the zoo, or stmdit:<row id>; without it, the zoo.")
-    ] = None,
-    source_folder: Annotated[Path | None, typer.Option("--from", help="Copy the files from this folder.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Consent to the terms without being asked.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Download again what is here already.")] = False,
-    as_json: Json = False,
-) -> None:
-    """List known checkpoints and components, or bring one to this computer; size and terms are shown first."""
-    from ..model.hub.download import check_source, find_download
-    from ..model.hub.zoo import zoo_entry
-    from ..progress import CancelToken
-
-    if name is None:
-        _print_zoo(as_json)
-        return
-    entry = zoo_entry(name)
-    done = None if force else find_download(entry)
-    if done is None:
-        check_source(entry, offline=offline or None, source_folder=source_folder)
-        _confirm(entry, source_folder, yes)
-        cancel = CancelToken()
-        with InterruptCancels(cancel):
-            done = _fetch(entry, cancel, offline=offline, force=force, source_folder=source_folder)
-    _report_download(done, as_json)
-
-
-def _print_zoo(as_json: bool) -> None:
-    """Print what can be downloaded: the table, or one JSON object."""
-    from ..model.hub.references import data_directory
-    from ..model.hub.zoo import zoo
-
-    if as_json:
-        rows = [_row(entry) for entry in zoo()]
-        print_json({"directory": str(data_directory() / "downloads"), "zoo": rows})
-        return
-    from rich.table import Table
-
-    table = Table("name", "kind", "size", "gated", "state", "licence", box=None, pad_edge=False)
-    for column in table.columns[:-1]:
-        column.no_wrap = True
-    for entry in zoo():
-        row = _row(entry)
-        gated = "yes" if entry.gated else "no"
-        table.add_row(entry.name, entry.kind, _size(entry), gated, row["state"], entry.licence)
-    out = console()
-    out.print(table)
-    out.print("\n`stmdit download NAME` fetches one; stmdit:<row id> names any other model of the STMDiT collection.")
-
-
-def _confirm(entry: ZooEntry, source_folder: Path | None, yes: bool) -> None:
-    """Say on stderr what would be fetched, how large, under which terms and to where; go on only with consent.
-
-    Raises
-    ------
-    StmditError
-        Nobody can be asked, and ``--yes`` was not given.
-    typer.Exit
-        The answer was no (exit code 1), or Ctrl-C (130).
-    """
-    from ..model.hub.references import download_directory
-
-    lines = [f"{entry.name}: {entry.title} ({entry.kind.replace('_', ' ')})"]
-    where = "/".join(part for part in (entry.source, entry.subfolder) if part)
-    lines.append(f"  files    {', '.join(entry.files)}")
-    lines.append(f"  from     {source_folder or where}")
-    lines.append(f"  to       {download_directory(entry.name)}")
-    lines.append(f"  size     {_size(entry)}")
-    lines.append(f"  licence  {entry.licence}")
-    lines.append(f"  terms    {entry.terms}{' (gated: accept them there first)' if entry.gated else ''}")
-    if entry.patch_px:
-        scale = "unknown: choose" if entry.patch_mpp is None else f"{entry.patch_mpp:g} um/px"
-        lines.append(f"  patches  {entry.patch_px} px at {scale}")
-    lines += [f"  note     {note}" for note in entry.notes]
-    sys.stderr.write("\n".join(lines) + "\n")
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise StmditError("nobody can be asked for consent here: read the terms above and add --yes.")
-    try:
-        code = 0 if typer.confirm("Download it under these terms?", default=False, err=True) else 1
-    except typer.Abort:
-        code = 130
-    if code:
-        sys.stderr.write("nothing was downloaded\n")
-        raise typer.Exit(code)
-
-
-def _fetch(
-    entry: ZooEntry, cancel: CancelToken, *, offline: bool, force: bool, source_folder: Path | None
-) -> Downloaded:
-    """Download with a progress bar on stderr; exit code 130 where it was stopped."""
-    from ..model.hub.download import download
-    from ..model.hub.transfer import DownloadCancelledError
-
-    def show(progress: DownloadProgress) -> None:
-        done, total = progress.bytes_done / 1e6, progress.bytes_total / 1e6
-        speed = done / max(progress.elapsed_s, 0.1)
-        bar.show(entry.name, progress.fraction, f"{done:,.0f}/{total:,.0f} MB, {speed:,.1f} MB/s, {progress.file}")
-
-    with ProgressBar() as bar:
-        try:
-            return download(
-                entry,
-                on_progress=show,
-                cancel=cancel,
-                offline=offline or None,
-                source_folder=source_folder,
-                force=force,
-            )
-        except DownloadCancelledError as error:
-            stopped = str(error)
-    sys.stderr.write(f"stmdit: {stopped}\n")
-    raise typer.Exit(130)
-
-
-def _report_download(done: Downloaded, as_json: bool) -> None:
-    """Say what is where, and what else it needs."""
-    entry, record = done.entry, done.record
-    needs = _needs(entry)
-    if as_json:
-        facts = {
-            "name": entry.name,
-            "folder": str(done.folder),
-            "already": done.already,
-            "record": None if record is None else record.model_dump(mode="json"),
-            "components": needs,
-        }
-        print_json(facts)
-        return
-    state = "is here already" if done.already else "was downloaded"
-    sys.stdout.write(f"{entry.name} {state}: {done.folder}\n")
-    for name, file in (record.files if record else {}).items():
-        sys.stdout.write(f"  {name}  {file.size:,} bytes  sha256 {file.sha256}\n")
-    if record is None:
-        sys.stdout.write("  (not put there by `stmdit download`: no hashes are recorded; --force downloads it)\n")
-    if needs:
-        sys.stdout.write("It needs:\n")
-    for component, need in needs.items():
-        hint = "" if need["state"] == "here" else f": `stmdit download {need['name']}`"
-        sys.stdout.write(f"  {component.replace('_', ' ')} {need['name']}, {need['state']}{hint}\n")
-
-
-def _needs(entry: ZooEntry) -> dict[str, dict[str, Any]]:
-    from ..model.hub.zoo import state_of, zoo_entry
-
-    needs = {}
-    for component, name in entry.components.items():
-        state, where = state_of(zoo_entry(name))
-        needs[component] = {"name": name, "state": state, "where": None if where is None else str(where)}
-    return needs
-
-
-def _row(entry: ZooEntry) -> dict[str, Any]:
-    from ..model.hub.zoo import state_of
-
-    state, where = state_of(entry)
-    return {
-        **entry.model_dump(mode="json", exclude={"sha256"}),
-        "state": state,
-        "where": None if where is None else str(where),
-    }
-
-
-def _size(entry: ZooEntry) -> str:
-    if entry.size_bytes is None:
-        return "unknown"
-    megabytes = entry.size_bytes / 1e6
-    return f"about {megabytes / 1000:.2f} GB" if megabytes >= 1000 else f"about {megabytes:.0f} MB"

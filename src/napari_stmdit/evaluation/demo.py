@@ -204,7 +204,7 @@ def _report(facts: dict[str, Any]) -> str:
 
 {facts["statement"]}
 
-![This tissue before, after, and its change](comparison.png)
+![This tissue, where the edit acts, this tissue after it, and what differs](comparison.png)
 
 The expression of {facts["spots"]} spots was moved from tumour towards the mean of the {PALE_SPOTS} palest spots of the section with a soft brush: full weight within
 {FULL_UM:.0f} um of its centre, none from {END_UM:.0f} um on. The noise that gives the slide's own pixels was found, the expression edited, and the

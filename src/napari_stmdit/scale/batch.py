@@ -35,6 +35,7 @@ from ..synthesis.result import Result
 from ..synthesis.session import synthesize
 from ..tissue.geometry import polygons_from_geojson
 from ..tissue.open import SectionSource
+from ..tissue.public import missing_section, named_section
 from ..tissue.spaceranger import section_name
 from ..tissue.spatialdata_store import RESULT_PREFIX
 from ..tissue.store import check_writable
@@ -176,8 +177,11 @@ def _places(entries: dict[int, SectionEntry], output: Any, root: Path, faults: l
     seen: dict[str, int] = {}
     for number, entry in entries.items():
         where = f"sections.{number}"
-        path = _path(entry.path, root, f"{where}.path", faults)
-        if path != root and not path.exists():
+        public = named_section(Path(entry.path))
+        path = public or _path(entry.path, root, f"{where}.path", faults)
+        if public is not None and not public.is_dir():
+            faults.append((f"{where}.path", str(missing_section(public.name))))
+        elif path != root and not path.exists():
             faults.append((f"{where}.path", f"there is no file or folder {path}"))
         name = section_name(path) if entry.name is None else entry.name
         if not _NAME.fullmatch(name):

@@ -220,6 +220,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
 
 
+def link_or_copy(file: Path, place: Path) -> None:
+    """Give a file a second name, or copy it where the disk has no links: slides are large."""
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copyfile(file, place)
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """Read the JSON object in a file of a folder of ours; raises StoreError where it is damaged."""
     try:

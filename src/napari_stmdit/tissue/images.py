@@ -71,7 +71,7 @@ def glance(image: SlideImage) -> SlideImage:
     path = Path(image.source)
     if is_tiff(path):
         return image
-    with _pillow(path) as picture:
+    with open_picture(path) as picture:
         if picture.format != "JPEG":
             return image
     pixels = _decode(path, 8)
@@ -116,7 +116,7 @@ def image_size(path: Path) -> tuple[int, int]:
             series = tiff.series[slide_series(tiff, path)]
             height, width = (int(series.shape[series.axes.index(axis)]) for axis in "YX")
         return height, width
-    with _pillow(path) as picture:
+    with open_picture(path) as picture:
         return int(picture.height), int(picture.width)
 
 
@@ -194,7 +194,7 @@ def _lazy(source: _Decoded) -> Any:
 
 
 @contextmanager
-def _pillow(path: Path) -> Iterator[Any]:
+def open_picture(path: Path) -> Iterator[Any]:
     """Open with Pillow. Its limit against decompression bombs is below the size of real slides, so ours stands in for it."""
     from PIL import Image, UnidentifiedImageError
 
@@ -211,7 +211,7 @@ def _pillow(path: Path) -> Iterator[Any]:
 
 
 def _image_shape(path: Path) -> tuple[int, int]:
-    with _pillow(path) as picture:
+    with open_picture(path) as picture:
         mode, height, width, kind = picture.mode, picture.height, picture.width, picture.format
     fault = None
     if kind == "PNG" and _png_bits(path) == 16:
@@ -236,7 +236,7 @@ def _decode(path: Path, coarser: int = 1) -> NDArray[np.uint8]:
     """Return the pixels of a file; a JPEG also at a half, a quarter or an eighth of its size."""
     from PIL import Image
 
-    with _pillow(path) as picture:
+    with open_picture(path) as picture:
         try:
             if coarser > 1:
                 picture.draft("RGB", (picture.width // coarser, picture.height // coarser))

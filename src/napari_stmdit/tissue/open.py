@@ -20,6 +20,7 @@ from .excluded import exclude_file
 from .flat_files import flat_samples, is_flat_sample, open_flat
 from .geometry import is_plausible_mpp, mpp_fault
 from .images import IMAGE_SUFFIXES, resolve_fullres
+from .public import missing_section, named_section
 from .remote import open_remote, url_of
 from .slide import PITCH_WITHIN, open_slide
 from .spaceranger import open_spaceranger
@@ -91,7 +92,7 @@ class SectionSource(Intent):
     path
         A Space Ranger ``outs`` folder, a Visium HD ``binned_outputs`` folder or one of its ``square_*``, a Xenium output folder,
         a SpatialData .zarr (also ``https://`` or ``s3://``), a .h5ad, or a plain H&E image. Where a store holds several sets of spots,
-        ``STORE.zarr/shapes/NAME``.
+        ``STORE.zarr/shapes/NAME``. Or the name of a public section, once it was downloaded.
     fullres
         The full-resolution slide image. A relative path is looked for in the working directory and in ``path``. For a
         SpatialData store also the name of one of its images.
@@ -175,6 +176,8 @@ class SectionSource(Intent):
             for name in ("path", "fullres", "predicted_expression", "exclude")
             if (given := getattr(self, name)) is not None
         }
+        if not update["path"].exists() and (public := named_section(Path(self.path))) is not None:
+            update["path"] = public
         if self.fullres is not None and not update["fullres"].is_file():
             del update["fullres"]
         if url := url_of(self.path):
@@ -287,6 +290,10 @@ def _existing(path: object) -> Path:
         found = user_path(path)  # type: ignore[arg-type] # whatever was given; it refuses what is no path
     except BadFile as error:
         raise SectionError(f"the section cannot be opened: {error}. Expected {_EXPECTED}") from error
+    if (public := named_section(found)) is not None:
+        if not public.is_dir():
+            raise missing_section(found.name)
+        return public
     if not found.exists() and not is_flat_sample(found):
         raise SectionError(f"there is no file or folder {found}; expected {_EXPECTED}")
     return found
@@ -387,7 +394,7 @@ def synthesis_fault(section: Section, patch_mpp: float) -> str | None:
         return f"it has no slide image; {section.image_fault or needed}"
     return (
         f"its finest image ({Path(image.source).name}) has {mpp * image.pixel_size:.3g} um/px, coarser than the {limit:.3g} um/px "
-        f"that this checkpoint ({patch_mpp:.3g} um/px) can use, and the full-resolution image is missing; {needed}"
+        f"that this checkpoint ({patch_mpp:.3g} um/px) can use, and the full-resolution image is missing; {section.image_fault or needed}"
     )
 
 

@@ -38,7 +38,9 @@ from .geometry import (
     uniform_scale,
 )
 from .images import resolve_fullres, with_overview
+from .likeness import unlike
 from .one_section import refuse_bins
+from .original_slide import Original, find_original
 from .pseudo_spots import aggregate
 from .slide_scale import refuse_stretched, stated_mpp
 from .spaceranger import open_fullres, section_label
@@ -90,7 +92,10 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Frame:
-    """What full-resolution pixels are: the affine from there to the spots' own coordinates, and the slide in them or why there is none."""
+    """What full-resolution pixels are: the affine from there to the spots' own coordinates, and the slide in them.
+
+    ``fault`` says why there is none, or none in full resolution.
+    """
 
     to_spots: Affine
     image: SlideImage | None
@@ -179,6 +184,9 @@ def section_of(
         else:
             frame, more = _frame(slide, spots_to, coordinate_system)
             notes += more
+            if root is not None and fullres is None:
+                frame, more = _with_original(frame, slide, own, root, rows)
+                notes += more
         notes += [f"other images of the store: {', '.join(others)}"] if others else []
     inverse = np.linalg.inv(frame.to_spots)
     spots = rows.table(apply(inverse, rows.yx), mean_scale(inverse))
@@ -526,6 +534,40 @@ def _frame(slide: _Candidate, spots_to: Mapping[str, Affine], wanted: str | None
         return _Frame(np.eye(3), SlideImage(slide.levels, size, slide.name)), notes
     notes.append(f"full-resolution pixels are those of image {slide.name}")
     return _Frame(image_to_spots, SlideImage(slide.levels, 1.0, slide.name)), notes
+
+
+def _with_original(
+    frame: _Frame, kept: _Candidate, own: Mapping[str, Any], root: Path, rows: SpotRows
+) -> tuple[_Frame, list[str]]:
+    """Put the slide that a store of ours was made from into the place of the smaller picture that it keeps, where it is found."""
+    original = find_original(own.get("slide"), root)
+    if original is None or frame.image is None or frame.image.pixel_size <= original.pixel_size * (1 + _SAME_SIZE):
+        return frame, []
+    fault = original.fault
+    if original.path is not None:
+        try:
+            image = _open_original(original, original.path, kept, frame.image.pixel_size, rows)
+            return replace(frame, image=image), [f"the slide is {original.path}, which this store was made from"]
+        except SectionError as error:
+            fault = f"the slide that this store was made from cannot be used: {error}"
+    remedy = "show where it is with --fullres IMAGE"
+    return replace(frame, fault=f"{fault}; {remedy}"), [f"{fault}; the smaller picture that the store keeps is shown"]
+
+
+def _open_original(original: Original, path: Path, kept: _Candidate, pixel_size: float, rows: SpotRows) -> SlideImage:
+    if original.image is None:
+        expected = (kept.size[0] * pixel_size, kept.size[1] * pixel_size, pixel_size + 2)
+        return open_fullres(path, expected, rows.yx, SlideImage(kept.levels, 1.0, kept.name))
+    candidates, _ = _candidates(read_store(path), [])
+    image = next((one for one in candidates if one.name == original.image and one.size == original.shape), None)
+    if image is None:
+        raise SectionError(
+            f"{path} holds no image {original.image} of {original.shape[0]} x {original.shape[1]} pixels"
+        )
+    slide = SlideImage(image.levels, original.pixel_size, image.name)
+    if (fault := unlike(slide, SlideImage(kept.levels, pixel_size, kept.name))) is not None:
+        raise SectionError(f"image {image.name} of {path} {fault}")
+    return slide
 
 
 def _frame_of_file(

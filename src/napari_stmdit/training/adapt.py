@@ -16,11 +16,11 @@ import numpy as np
 import torch
 import yaml
 
+from ..downloads.places import data_directory
 from ..errors import RequestError
 from ..evaluation.cases import EvaluationRequest
 from ..evaluation.counterfactual import CounterfactualCheck
 from ..model.autoencoder import FACTOR
-from ..model.hub.references import data_directory
 from ..progress import BATCH, CancelToken
 from ..storage.atomic import replacing, take_lock, write_text
 from ..storage.owned import check_free

@@ -11,11 +11,12 @@ import numpy as np
 import psutil
 
 from ..assemble import checkpoint_folder
+from ..downloads.places import PACKAGE_DATA
 from ..errors import RequestError, SectionError
 from ..expression.programs import bundled_programs
 from ..model.folder import CheckpointFolder, read_folder
-from ..model.hub.references import PACKAGE_DATA
 from ..tissue.open import open_section, synthesis_fault
+from ..tissue.public import named_section
 from ..types import Section
 from .adaptation import CORNERS, NOTHING, AdaptRequest, check_name
 from .config import WHOLE, Part
@@ -130,7 +131,8 @@ def _open(request: AdaptRequest) -> list[Learned]:
         except SectionError as error:
             faults.append((f"section {path}", str(error)))
             continue
-        source = {"kind": "folder", "folder": str(Path(path).expanduser().resolve()), "mpp": mpp}
+        folder = named_section(Path(path)) or Path(path).expanduser()
+        source = {"kind": "folder", "folder": str(folder.resolve()), "mpp": mpp}
         if fullres is not None:
             image = Path(fullres).expanduser()
             source["image"] = str(image.resolve()) if image.is_file() else fullres

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from ..downloads.places import data_directory
 from ..errors import RequestError
 from ..files import BadFile, read_json
 from ..intent import Intent
-from ..model.hub.references import data_directory
 
 REQUEST, CONFIG, PROGRESS, STOP = "request.json", "config.yaml", "progress.json", "stop"
 """Files of the work folder: what was asked for, the training config, how far it is, and, where it is there, the wish to stop."""

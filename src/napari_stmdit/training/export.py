@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..downloads.places import WITHIN_PACKAGE, Reference, find_reference
 from ..encoders.linear_programs import LinearProgramEncoder
 from ..encoders.morphology_map import MorphologyMap
 from ..encoders.small_conv import SmallConvEncoder
 from ..errors import CheckpointError, StoreError
 from ..model.folder import MORPHOLOGY_MAP, CheckpointFolder, map_folder, read_folder
-from ..model.hub.references import REFERENCE_FILE, WITHIN_PACKAGE, Reference, find_reference
+from ..model.hub.references import REFERENCE_FILE
 from ..model.reading import read_settings
 from ..storage.atomic import write_text
 from ..storage.fingerprint import of_file
@@ -34,8 +35,7 @@ from .config import TrainingConfig
 from .diffusion import load_transformer_average
 from .latents import encoder_folder, load_cache
 from .parallel import choose_compute
-from .profiles import region_profiles
-from .programs import REGION_MARKERS
+from .programs import REGION_MARKERS, region_profiles
 from .sections import open_sections, source_sections
 from .start import KEPT, Started, fits_expression, note_start, open_start, starting_sources
 

@@ -1,4 +1,4 @@
-"""Checkpoints: known ones are downloaded, foreign ones looked at and converted, and those of one's own tissue made. No Qt.
+"""Checkpoints and public sections: known ones are downloaded, foreign checkpoints looked at and converted, those of one's own tissue made. No Qt.
 
 Nothing is fetched before the user has seen its size and terms and pressed the button, and no scale is assumed for a foreign checkpoint.
 One's own is made by a process that outlives the viewer; what is known of it lies in its work folder, where a later viewer finds it.
@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from ..errors import CheckpointError, StmditError
+from ..errors import CheckpointError, DownloadError, StmditError
 from ..evaluation.evaluate import opened_with
 from ..progress import CancelToken, DownloadProgress
 from ..storage.atomic import LOCK, hold
+from ..text import size_words
+from ..tissue.open import SectionSource
+from ..tissue.public import PublicSection, fetch_section, find_section, known_section, public_sections
 from ..training.adaptation import (
     AdaptProgress,
     AdaptRequest,
@@ -37,20 +40,25 @@ from .jobs import Handlers, Job, Lane, Series, Start, Tell, failing, once
 from .state import Fetching, Foreign, ModelChoice, WorkbenchState
 
 if TYPE_CHECKING:
-    from ..model.hub.zoo import ZooEntry
+    from ..downloads.places import Entry
 
 
 @dataclass(frozen=True)
 class Offer:
     """Something that can be downloaded by name, as it is shown before anyone agrees to it."""
 
-    entry: ZooEntry
+    entry: Entry
     here: bool  # whether it is on this computer
 
     @property
     def size(self) -> str:
         """How much there is to fetch, in words."""
-        return "size unknown" if self.entry.size_bytes is None else f"about {self.entry.size_bytes / 1e9:.2g} GB"
+        return "size unknown" if self.entry.size_bytes is None else size_words(self.entry.size_bytes)
+
+    @property
+    def state(self) -> str:
+        """Whether it is on this computer, in words."""
+        return "on this computer" if self.here else "not on this computer"
 
     @property
     def by_hand(self) -> bool:
@@ -75,13 +83,32 @@ def offers() -> tuple[Offer, ...]:
     return tuple(Offer(entry, state_of(entry)[0] == "here") for entry in zoo())
 
 
-class Acquisition:
-    """Downloads and conversions of one viewer, one of each at a time; ``load`` loads a checkpoint once it is there."""
+def section_offers() -> tuple[Offer, ...]:
+    """Return the public sections, with their state on this computer."""
+    return tuple(Offer(entry, find_section(entry) is not None) for entry in public_sections())
 
-    def __init__(self, state: WorkbenchState, start: Start, load: Callable[[ModelChoice], None]) -> None:
+
+class Acquisition:
+    """Downloads and conversions of one viewer, one of each at a time.
+
+    Parameters
+    ----------
+    state, start
+        Of the viewer, and what starts jobs.
+    load, open_section
+        Load a checkpoint, or open a section, once it is there.
+    """
+
+    def __init__(
+        self,
+        state: WorkbenchState,
+        start: Start,
+        load: Callable[[ModelChoice], None],
+        open_section: Callable[[SectionSource], None],
+    ) -> None:
         self.state = state
-        self._load = load
-        self._looks = Lane(start)
+        self._load, self._open_section = load, open_section
+        self._looks, self._sizes = Lane(start), Lane(start)
         self._downloads, self._conversions = Series(start), Series(start)
 
     # --- downloads
@@ -89,6 +116,41 @@ class Acquisition:
     def download(self, name: str, folder: str | None = None) -> None:
         """Fetch something by name, or copy its files from a folder, after what is under way; the user has seen its size and terms."""
 
+        def arrived(place: Path) -> None:
+            self.state.tell("info", f"{name} is on this computer: {place}")
+
+        self._fetch(name, _downloading(name, folder), arrived)
+
+    def download_section(self, name: str, folder: str | None = None) -> None:
+        """Open a public section, after it was fetched or copied from a folder where it is not on this computer; as for `download`."""
+        entry = known_section(name)
+        if find_section(entry) is not None:
+            self._open_section(SectionSource(path=name))
+        else:
+            self._fetch(name, _downloading(name, folder, entry), lambda _: self._open_section(SectionSource(path=name)))
+
+    def offer_section(self, name: str) -> None:
+        """Open a public section that is on this computer; show what is known of it, to be agreed to, where it is not."""
+        if find_section(known_section(name)) is not None:
+            self.download_section(name)
+        else:
+            self.state.offered = ""
+            self.state.offered = name
+            self.state.tell(
+                "info", f"{name} is not on this computer yet: its size and licence are shown under Section."
+            )
+
+    def ask_size(self, name: str) -> None:
+        """Ask how large a public section is, where that is not known yet; no more than headers are fetched."""
+        entry = known_section(name)
+
+        def answered(size: int | None) -> None:
+            self.state.sizes = {**self.state.sizes, name: size}
+
+        if self.state.sizes.get(name) is None and entry.size_bytes is None:
+            self._sizes.submit(_asking_size(entry), Handlers(answered, self._failed, lambda: None))
+
+    def _fetch(self, name: str, job: Job, arrived: Callable[[Path], None]) -> None:
         def begun() -> None:
             self.state.fetching = Fetching(name)
 
@@ -96,11 +158,11 @@ class Acquisition:
             if isinstance(value, Fetching):
                 self.state.fetching = value
             else:
-                self.state.tell("info", f"{name} is on this computer: {value}")
+                arrived(value)
 
         if self._downloads.busy:
             self.state.tell("info", f"{name} is fetched after what is under way.")
-        self._downloads.submit(_downloading(name, folder), Handlers(show, self._failed, self._fetched), begun)
+        self._downloads.submit(job, Handlers(show, self._failed, self._fetched), begun)
 
     def stop_download(self) -> None:
         """Stop the download; what has arrived is kept, and the next one goes on from there."""
@@ -151,28 +213,42 @@ class Acquisition:
     def close(self) -> None:
         """End everything that is under way."""
         self._looks.abandon()
+        self._sizes.abandon()
         for series in (self._downloads, self._conversions):
             series.close()
         self.state.fetching, self.state.converting = None, False
 
 
-def _downloading(name: str, folder: str | None) -> Job:
-    """Download something; tells `Fetching`, and yields the folder."""
+def _asking_size(entry: PublicSection) -> Job:
+    """Ask for the size of a public section; yields bytes, or None where it cannot be had."""
+
+    def generate(token: CancelToken) -> Iterator[int | None]:
+        from ..downloads.download import ask_size
+
+        yield ask_size(entry, token)
+
+    return Job(f"Asking for the size of {entry.name}", generate, failing(DownloadError, entry.name), quiet=True)
+
+
+def _downloading(name: str, folder: str | None, section: PublicSection | None = None) -> Job:
+    """Download something of the zoo, or a public section; tells `Fetching`, and yields the folder."""
 
     def generate(token: CancelToken, tell: Tell) -> Iterator[Path]:
-        from ..model.hub.download import download
-        from ..model.hub.transfer import DownloadCancelledError
+        from ..downloads.download import download
+        from ..downloads.transfer import DownloadCancelledError
         from ..model.hub.zoo import zoo_entry
 
         def arrived(progress: DownloadProgress) -> None:
             tell(Fetching(name, progress.fraction, progress.file))
 
+        how: dict[str, Any] = {"on_progress": arrived, "cancel": token, "source_folder": folder}
         try:
-            yield download(zoo_entry(name), on_progress=arrived, cancel=token, source_folder=folder).folder
+            done = download(zoo_entry(name), **how) if section is None else fetch_section(section, **how)
         except DownloadCancelledError:
             return
+        yield done.folder
 
-    error = failing(CheckpointError, f"{name} could not be downloaded")
+    error = failing(DownloadError, f"{name} could not be downloaded")
     return Job(f"Downloading {name}", generate, error, tells=True)
 
 
@@ -208,7 +284,7 @@ def _converting(intent: ConvertIntent) -> Job:
 
     def work() -> Path:
         from ..assemble import convert_checkpoint
-        from ..model.hub.references import data_directory
+        from ..downloads.places import data_directory
 
         name = intent.name.strip()
         if not name or name.startswith(".") or any(mark in name for mark in '/\\:*?"<>|'):

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 Reader = Callable[[Any], "list[LayerTuple]"]
 PLUGIN, DOCK = "napari-stmdit", "Visium tissue what-if"
 """The plugin, and the dock's name in the menu, as the manifest has them."""
+PUBLIC = "stmdit://"
+"""Beginning of the addresses by which the sample menu knows public sections."""
 
 
 def get_reader(path: str | Sequence[str] | None = None) -> Reader | None:
@@ -27,6 +29,8 @@ def get_reader(path: str | Sequence[str] | None = None) -> Reader | None:
         if len(path) != 1:
             return None
         path = path[0]
+    if path.startswith(PUBLIC):
+        return read_public
     if path.lower().endswith(".geojson"):
         return read_annotations
     from ..tissue.spatialdata_store import is_spatialdata
@@ -79,6 +83,24 @@ def read_section(path: Any) -> list[LayerTuple]:
         show_warning("\n".join(notes))
     open_dock()
     return [*below, *stored, spots]
+
+
+def read_public(path: Any) -> list[Any]:
+    """Open a public section of the sample menu: through the dock, which shows size and licence before it fetches anything.
+
+    Without a window it is read at once, and must be on this computer.
+    """
+    import napari
+
+    from .presenter import known_presenter
+
+    name = str(path if isinstance(path, (str, Path)) else path[0]).removeprefix(PUBLIC)
+    open_dock()
+    presenter = known_presenter(napari.current_viewer())
+    if presenter is None:
+        return read_section(name)
+    presenter.acquisition.offer_section(name)
+    return [(None,)]
 
 
 def open_dock() -> None:

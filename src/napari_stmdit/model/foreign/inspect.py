@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
+from ...downloads.places import find_reference
 from ...errors import CheckpointError, Fault, table
 from ...text import some_of
 from ..checkpoint import Opened, Settings, examine, locate, skeleton
 from ..counterfactual import counterfactual_fault
 from ..folder import VAES, CheckpointFolder, load_component, map_folder, read_folder
-from ..hub.references import find_reference, missing_text
+from ..hub.references import missing_text
 from ..hub.zoo import reference_of, zoo_entry
 from ..reading import SETTING_SUFFIXES, read_settings, read_weights
 from .convert import LATENT_FACTOR, MPP_CANDIDATES, SD3_CHANNELS, UNI_WIDTH

@@ -7,64 +7,48 @@ import re
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator
 
+from ...downloads.places import Entry, Reference, find_reference
 from ...errors import CheckpointError
 from ..reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES
-from .references import Reference, find_reference
 
 Kind = Literal["transformer", "vae", "preview_vae", "expression_encoder", "morphology_encoder"]
 STMDIT_PREFIX = "stmdit:"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _ROW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _STMDIT_REPOSITORY = "stmdit-anon/stmdit-checkpoints"
 
 
-class ZooEntry(Reference):
+class ZooEntry(Entry):
     """A checkpoint or component that can be downloaded by name.
 
     Attributes
     ----------
-    title, kind
-        Name for people, and role.
-    fetch
-        ``hub`` (``source`` is a repository id) or ``manual`` (``source`` is a web page; the user brings the files).
-    size_bytes
-        Approximate size of all files; None: unknown.
+    kind
+        Role.
     patch_px
         Edge of the patches it synthesizes, in pixels; None where it synthesizes none.
     patch_mpp
         Microns per pixel in training; None: unknown, to be chosen.
     components
         Further components needed: component -> name in the zoo.
-    notes
-        Notes for the user.
     """
 
-    title: str
     kind: Kind
-    fetch: Literal["hub", "manual"]
-    size_bytes: Annotated[int, Field(gt=0)] | None = None
     patch_px: Annotated[int, Field(gt=0)] | None = None
     patch_mpp: Annotated[float, Field(gt=0)] | None = None
     components: dict[str, str] = {}
-    notes: tuple[str, ...] = ()
 
-    @model_validator(mode="after")
-    def _safe(self) -> Self:
-        """Check that only weights and settings are fetched, never code, and that hashes are those of listed files."""
-        for name in self.files:
-            path = PurePosixPath(name)
-            if path.suffix not in (*WEIGHT_SUFFIXES, *SETTING_SUFFIXES) or any(c in name for c in "\\?#\0"):
+    @field_validator("files")
+    @classmethod
+    def _no_code(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        """Check that only weights and settings are fetched, never code."""
+        for name in files:
+            if PurePosixPath(name).suffix not in (*WEIGHT_SUFFIXES, *SETTING_SUFFIXES):
                 raise ValueError(f"{name!r} is neither weights nor settings")
-        if self.fetch == "hub" and not _HUB_ID.fullmatch(self.source):
-            raise ValueError(f"{self.source!r} is no repository id (owner/name)")
-        for name, value in self.sha256.items():
-            if name not in self.files or not re.fullmatch(r"[0-9a-f]{64}", value):
-                raise ValueError(f"sha256 of {name!r} is no SHA-256 of a listed file")
-        return self
+        return files
 
 
 def zoo() -> tuple[ZooEntry, ...]:
@@ -72,8 +56,8 @@ def zoo() -> tuple[ZooEntry, ...]:
     return _read(Path(str(files("napari_stmdit").joinpath("data/zoo.yaml"))))
 
 
-def zoo_entry(name: str) -> ZooEntry:
-    """Return an entry by its name, or build one from ``stmdit:<row id>``; a CheckpointError lists near names."""
+def zoo_entry(name: str, others: tuple[str, ...] = ()) -> ZooEntry:
+    """Return an entry by its name, or build one from ``stmdit:<row id>``; a CheckpointError lists near names, of ``others`` too."""
     known = {entry.name: entry for entry in zoo()}
     if name.startswith(STMDIT_PREFIX):
         row = name.removeprefix(STMDIT_PREFIX)
@@ -81,9 +65,10 @@ def zoo_entry(name: str) -> ZooEntry:
         return same[0] if same else _row_entry(row)
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-    near += [other for other in known if name and name.lower() in other and other not in near]
-    hint = f"Did you mean {' or '.join(near[:4])}?" if near else f"Known are {', '.join(known)}."
+    names = (*known, *others)
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    near += [other for other in names if name and name.lower() in other and other not in near]
+    hint = f"Did you mean {' or '.join(near[:4])}?" if near else f"Known are {', '.join(names)}."
     raise CheckpointError(
         f"there is nothing to download by the name {name!r}. {hint} A model of the STMDiT collection is named stmdit:<row id>."
     )

@@ -1,4 +1,4 @@
-"""Choosing the checkpoint and the device; downloads by name, conversion of foreign checkpoints, and checkpoints made of one's own tissue."""
+"""Choosing the checkpoint and the device, conversion of foreign checkpoints, and checkpoints made of one's own tissue."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ...errors import StmditError
 from ...intent import CheckpointCard
 from ...training.adaptation import CORNERS, NOTHING, STAGES, AdaptRequest, default_name
 from ...types import Section
-from ..checkpoints import Adaptation, Adaptations, ConvertIntent, Offer, offers
+from ..checkpoints import Adaptation, Adaptations, ConvertIntent
 from ..presenter import Presenter
-from ..state import Fetching, Foreign, ModelChoice
+from ..state import Foreign, ModelChoice
 from .common import (
     Connections,
     Fold,
@@ -32,118 +32,9 @@ from .common import (
     form_of,
     labelled,
     named,
-    paced,
     row,
 )
-
-
-class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """The known checkpoints and encoders that can be downloaded: size and terms first, then the button."""
-
-    downloadRequested = Signal(str, object)  # name, folder or None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._offers: dict[str, Offer] = {}
-        self._fetching = False
-        self.choice = combo("Known checkpoints and encoders", "What to bring to this computer", length=5)
-        self.facts, self.licence = Text("info"), Text("quiet")
-        self.terms = Text("quiet")
-        self.terms.setTextInteractionFlags(Qt.TextInteractionFlag.TextBrowserInteraction)
-        named(self.terms, "Terms", "Where the terms can be read and, if it is gated, accepted")
-        self.download = button(
-            "Download", "Download", "Fetch it under these terms", lambda: self.downloadRequested.emit(self.name(), None)
-        )
-        self.folder = button(
-            "From folder…", "Take it from a folder", "Copy its files from a folder on this computer", self._browse
-        )
-        self.stop = button("Stop", "Stop the download", "What has arrived is kept; the next download goes on")
-        self.bar = named(QProgressBar(), "Download progress", "Share that has arrived")
-        self.bar.setRange(0, 1000)
-        self.bar.setFormat("%p %")
-        self.file = Text("quiet")
-        self.choice.currentIndexChanged.connect(self._show_choice)
-        self.setLayout(
-            column(
-                self.choice,
-                self.facts,
-                self.licence,
-                self.terms,
-                row(self.download, self.folder, stretch=None),
-                row(self.bar, self.stop),
-                self.file,
-            )
-        )
-        self.show_fetching(None)
-
-    def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
-        state, acquisition = presenter.state, presenter.acquisition
-
-        def show() -> None:
-            if state.fetching is None:
-                self.offer(offers())
-            self.show_fetching(state.fetching)
-
-        self.downloadRequested.connect(acquisition.download)
-        self.stop.clicked.connect(lambda: acquisition.stop_download())
-        return connect_state(state.events, ("fetching", paced(self, show, lambda: state.fetching is not None)))
-
-    def name(self) -> str:
-        """Return the name of what is chosen."""
-        return str(self.choice.currentData() or "")
-
-    def offer(self, known: Sequence[Offer]) -> None:
-        """Show what there is, with its state."""
-        present = self.name()
-        self._offers = {offer.entry.name: offer for offer in known}
-        with blocked(self.choice):
-            self.choice.clear()
-            for offer in known:
-                self.choice.addItem(f"{offer.entry.title}{' (here)' if offer.here else ''}", offer.entry.name)
-            self.choice.setCurrentIndex(max(0, self.choice.findData(present)))
-        self._show_choice()
-
-    def choose(self, name: str) -> None:
-        """Choose an offer by its name."""
-        if (place := self.choice.findData(name)) >= 0:
-            self.choice.setCurrentIndex(place)
-
-    def show_fetching(self, fetching: Fetching | None) -> None:
-        """Show a download under way, or the buttons that start one."""
-        self._fetching = fetching is not None
-        self.bar.setVisible(self._fetching)
-        self.stop.setVisible(self._fetching)
-        self.bar.setValue(round(1000 * fetching.fraction) if fetching is not None else 0)
-        self.file.show_text("" if fetching is None else f"{fetching.name}: {fetching.file or 'asking the hub'}")
-        self._enable()
-
-    def _show_choice(self) -> None:
-        offer = self._offers.get(self.name())
-        self._enable()
-        if offer is None:
-            self.facts.show_text("Nothing is known.")
-            self.licence.show_text("")
-            self.terms.show_text("")
-            return
-        state = "on this computer" if offer.here else "not on this computer"
-        entry, kind = offer.entry, offer.entry.kind.replace("_", " ")
-        self.facts.show_text(f"{kind.capitalize()}, {offer.size}; {state}.")
-        hand = " It is on no hub: get the files from the page below and choose their folder." if offer.by_hand else ""
-        self.licence.show_text(f"Licence: {entry.licence}.{hand}")
-        gate = "accept the terms there first" if entry.gated else "terms"
-        self.terms.show_link(entry.terms or "", after=f": {gate}")
-
-    def _enable(self) -> None:
-        offer = self._offers.get(self.name())
-        free = offer is not None and not self._fetching
-        self.choice.setEnabled(not self._fetching)
-        self.download.setEnabled(free and offer is not None and not offer.by_hand and not offer.here)
-        self.folder.setEnabled(free and offer is not None and not offer.here)
-
-    def _browse(self) -> None:
-        if chosen := QFileDialog.getExistingDirectory(self, f"Folder with the files of {self.name()}"):
-            self.downloadRequested.emit(self.name(), chosen)
+from .downloads import DownloadsPanel
 
 
 class ConvertPanel(QWidget):  # type: ignore[misc,unused-ignore]

@@ -34,6 +34,7 @@ from .common import (
     primary,
     row,
 )
+from .downloads import SectionsPanel
 from .results import pixmap_of
 
 IMAGES = "Images (*.jpg *.jpeg *.png *.tif *.tiff *.btf *.svs *.ndpi *.qptiff *.scn)"
@@ -212,6 +213,8 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.slide = SlidePanel()
         self.slide.submitted.connect(self._open)
         self.slide_options = Fold("Spots of a plain slide", self.slide, inner=True)
+        self.public = SectionsPanel()
+        self.public_fold = Fold("Public sections", self.public, unfolded=False, inner=True)
         self._facts = QWidget()
         self._form = QFormLayout(self._facts)
         self._form.setContentsMargins(0, 2, 0, 0)
@@ -240,6 +243,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self.slide_options,
                 row(self.open_button, self.sample_button, stretch=None),
                 self.recent,
+                self.public_fold,
             )
         )
         self.about = boxed(column(self._facts, self.alignment, self.notes))
@@ -266,9 +270,22 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             "Ignore the expression",
             "Synthesize from morphology alone: the expression of this section is not used, and results say so",
         )
+        self.find_slide = button(
+            "Find the slide image…",
+            "Find the slide image",
+            "Show where the slide in full resolution is; selection, edits and results are kept",
+            self._find_slide,
+        )
         self.way_on = boxed(row(self.others, self.ignore, stretch=None))
         self.head = boxed(
-            column(row(self.title, self.details, self.another), self.line, self.fault, self.way_on, spacing=4)
+            column(
+                row(self.title, self.details, self.another),
+                self.line,
+                self.fault,
+                self.way_on,
+                self.find_slide,
+                spacing=4,
+            )
         )
 
     def _show_parts(self) -> None:
@@ -301,6 +318,8 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             ("opening", lambda: self.show_busy(state.opening)),
         )
         connections.add(self.alignment.bind(presenter).close)
+        connections.add(self.public.bind(presenter).close)
+        connections.add(connect_state(state.events, ("offered", lambda: self.show_offered(state.offered))).close)
         return connections
 
     # --- value
@@ -344,6 +363,13 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             )
             self.mpp.setFocus()
 
+    def show_offered(self, name: str) -> None:
+        """Show what is known of a public section that was asked for."""
+        if name:
+            self.another.setChecked(self._section is not None)
+            self.public_fold.unfold()
+            self.public.choose(name)
+
     # --- facts
 
     def show_section(self, section: Section | None) -> None:
@@ -355,6 +381,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.correct.setEnabled(section is not None and section.path is not None)
         self.notes.show_text("")
         self.fault.show_text("")
+        self.find_slide.setVisible(lacks_slide(section))
         if section is None:
             return
         if section.path is not None and not section.synthetic and self.path.text().strip() != str(section.path):
@@ -433,6 +460,17 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.overrides.unfold()
         self.mpp.setFocus()
 
+    def _find_slide(self) -> None:
+        section = self._section
+        if section is None or section.path is None:
+            return
+        chosen, _ = QFileDialog.getOpenFileName(
+            self, "Where is the full-resolution slide image?", self._beside(), IMAGES
+        )
+        if chosen:
+            mpp = section.calibration.mpp if section.calibration.source == "override" else None
+            self.openRequested.emit(SectionSource.given(str(section.path), fullres=chosen, mpp=mpp))
+
     def _show_line(self, overlap: tuple[int, int] | None) -> None:
         """Say what matters of the section in a line."""
         section = self._section
@@ -505,6 +543,13 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         chosen, _ = QFileDialog.getOpenFileName(self, "Choose the full-resolution slide image", start, IMAGES)
         if chosen:
             self.fullres.setText(chosen)
+
+
+def lacks_slide(section: Section | None) -> bool:
+    """Return whether a section has spots of its own, but its slide image not in full resolution."""
+    if section is None or section.path is None or section.kind == "image":
+        return False
+    return section.image is None or section.image.pixel_size > 1
 
 
 def is_slide(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""Download of a zoo entry's files, from the hub or a folder, checked, with a record of their origin.
+"""Download of an entry's files, from the hub, the web or a folder, checked, with a record of their origin.
 
 Files have temporary names until the last one is whole. They are only hashed, never opened, and no code is fetched.
 """
@@ -15,16 +15,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ...errors import CheckpointError
-from ...files import is_offline
-from ...intent import Intent, validated
-from ...progress import CancelToken, DownloadProgress, Stopwatch
-from ...storage.atomic import hold, write_text
-from ...storage.owned import digest
-from ..reading import read_settings
-from .references import download_directory
+from ..errors import DownloadError
+from ..files import BadFile, is_offline, read_json
+from ..intent import Intent
+from ..progress import CancelToken, DownloadProgress, Stopwatch
+from ..storage.atomic import hold, write_text
+from ..storage.owned import digest
+from .places import Entry, download_directory, find_reference
 from .transfer import PartFile, RemoteFile, check_cancelled, fetch, look_up, offline_error, writing_error
-from .zoo import ZooEntry, state_of
 
 RECORD_FILE = "download.json"
 _BLOCK = 1 << 20
@@ -44,11 +42,11 @@ class DownloadRecord(Intent):
     Attributes
     ----------
     name, source, subfolder, licence, terms
-        As in the zoo entry.
+        As in the entry.
     revision
-        The commit; None where the files came from a folder.
+        The commit; None where the files came from a web server or a folder.
     copied_from
-        That folder; None where they came from the hub.
+        That folder; None where they were fetched.
     files
         File -> hash and size.
     date
@@ -83,14 +81,14 @@ class Downloaded:
         Whether it was here before.
     """
 
-    entry: ZooEntry
+    entry: Entry
     folder: Path
     record: DownloadRecord | None
     already: bool
 
 
 def download(
-    entry: ZooEntry,
+    entry: Entry,
     *,
     on_progress: Callable[[DownloadProgress], None] | None = None,
     cancel: CancelToken | None = None,
@@ -105,7 +103,7 @@ def download(
     Parameters
     ----------
     entry
-        From `zoo_entry`.
+        Of the zoo, or a public section.
     on_progress
         Called about ten times a second.
     cancel
@@ -121,12 +119,15 @@ def download(
 
     Raises
     ------
-    CheckpointError
+    DownloadError
         It is not available, arrived damaged, or cannot be written.
     DownloadCancelledError
         A stop was asked for.
     """
-    entry = validated(ZooEntry, entry.model_dump(), f"{entry.name!r} is no valid entry")  # a copy may never have been
+    try:
+        entry = type(entry).model_validate(entry.model_dump())  # one that was built by hand may never have been
+    except ValidationError as error:
+        raise DownloadError(f"{entry.name!r} is no valid entry: {error}") from None
     if not force and (done := find_download(entry)) is not None:
         return done
     check_source(entry, offline=offline, source_folder=source_folder)
@@ -152,7 +153,7 @@ def download(
     return Downloaded(entry, folder, record, already=False)
 
 
-def find_download(entry: ZooEntry) -> Downloaded | None:
+def find_download(entry: Entry) -> Downloaded | None:
     """Return an entry that is on this computer and whole by its sizes, or None."""
     folder = download_directory(entry.name)
     if (folder / RECORD_FILE).is_file():
@@ -161,16 +162,16 @@ def find_download(entry: ZooEntry) -> Downloaded | None:
         if record is not None and fits and all(_whole(folder / n, record.files.get(n)) for n in entry.files):
             return Downloaded(entry, folder, record, already=True)
         return None
-    _, place = state_of(entry)
+    place = find_reference(entry)
     return None if place is None else Downloaded(entry, place, None, already=True)
 
 
-def check_source(entry: ZooEntry, *, offline: bool | None = None, source_folder: str | Path | None = None) -> None:
-    """Raise CheckpointError early: a folder that lacks files, offline, or an entry to be fetched by hand."""
+def check_source(entry: Entry, *, offline: bool | None = None, source_folder: str | Path | None = None) -> None:
+    """Raise DownloadError early: a folder that lacks files, offline, or an entry to be fetched by hand."""
     if source_folder is not None:
         _places(entry, Path(source_folder))
     elif entry.fetch == "manual":
-        raise CheckpointError(
+        raise DownloadError(
             f"{entry.title} is on no hub. Get {', '.join(entry.files)} from {entry.source} (licence: {entry.licence}), unpack "
             f"them into one folder, and run `stmdit download {entry.name} --from FOLDER`."
         )
@@ -178,9 +179,20 @@ def check_source(entry: ZooEntry, *, offline: bool | None = None, source_folder:
         raise offline_error(entry)
 
 
-def _look_up_all(
-    entry: ZooEntry, endpoint: str | None, token: str | None, cancel: CancelToken | None
-) -> list[RemoteFile]:
+def ask_size(entry: Entry, cancel: CancelToken | None = None) -> int | None:
+    """Return the bytes of an entry: the stated ones, or those its servers state; None: unknown.
+
+    Only headers are fetched, and nothing while offline.
+    """
+    if entry.size_bytes is not None or entry.fetch == "manual" or is_offline():
+        return entry.size_bytes
+    try:
+        return sum(remote.size for remote in _look_up_all(entry, None, None, cancel))
+    except DownloadError:  # the download itself says what is wrong
+        return None
+
+
+def _look_up_all(entry: Entry, endpoint: str | None, token: str | None, cancel: CancelToken | None) -> list[RemoteFile]:
     """Look up every file before any byte is fetched, all at the commit of the first one."""
     found: list[RemoteFile] = []
     for name in entry.files:
@@ -190,7 +202,7 @@ def _look_up_all(
 
 
 def _fetch_all(
-    entry: ZooEntry, remotes: list[RemoteFile], token: str | None, report: _Report, cancel: CancelToken | None
+    entry: Entry, remotes: list[RemoteFile], token: str | None, report: _Report, cancel: CancelToken | None
 ) -> list[PartFile]:
     folder = download_directory(entry.name)
     parts = [PartFile(folder / remote.name, remote.version) for remote in remotes]
@@ -206,7 +218,7 @@ def _fetch_all(
     return parts
 
 
-def _copy_all(entry: ZooEntry, places: dict[str, Path], report: _Report, cancel: CancelToken | None) -> list[PartFile]:
+def _copy_all(entry: Entry, places: dict[str, Path], report: _Report, cancel: CancelToken | None) -> list[PartFile]:
     folder = download_directory(entry.name)
     _check_room(folder, sum(place.stat().st_size for place in places.values()))
     parts = []
@@ -231,18 +243,18 @@ def _blocks(path: Path) -> Iterator[bytes]:
             while block := stream.read(_BLOCK):
                 yield block
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
+        raise DownloadError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
-def _places(entry: ZooEntry, source: Path) -> dict[str, Path]:
+def _places(entry: Entry, source: Path) -> dict[str, Path]:
     source = source.expanduser()
     found = {}
     for name in entry.files:
-        choices = (source / entry.subfolder / name, source / name)
+        choices = (source / entry.subfolder / name, source / name, source / Path(name).name)
         found[name] = next((place for place in choices if place.is_file()), None)
     missing = [name for name, place in found.items() if place is None]
     if missing:
-        raise CheckpointError(
+        raise DownloadError(
             f"{source} {'lacks ' + ', '.join(missing) if source.is_dir() else 'is no folder'}. {entry.name} needs "
             f"{', '.join(entry.files)} of {entry.source}, in that folder"
             f"{f' or in {entry.subfolder}/ of it' if entry.subfolder else ''}."
@@ -253,19 +265,19 @@ def _places(entry: ZooEntry, source: Path) -> dict[str, Path]:
 def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise CheckpointError(
+        raise DownloadError(
             f"{folder} has room for {free:,} bytes, but {needed:,} are needed. Make room, or set STMDIT_HOME to another disk."
         )
 
 
-def _check_ours(entry: ZooEntry, folder: Path, force: bool, fits: Callable[[str], bool]) -> None:
+def _check_ours(entry: Entry, folder: Path, force: bool, fits: Callable[[str], bool]) -> None:
     """Refuse to replace a file that no download put there, unless it is the same."""
     record = _read_record(folder)
     for name in entry.files:
         path = folder / name
         listed = record is not None and name in record.files
         if not force and not listed and path.exists() and not (path.is_file() and fits(name)):
-            raise CheckpointError(
+            raise DownloadError(
                 f"{path} was not put there by `stmdit download` and is another file than it would put there; nothing is overwritten: "
                 "move it away, or give --force to replace it."
             )
@@ -275,14 +287,14 @@ def _check_hash(part: PartFile, expected: str | None, remedy: str) -> None:
     if expected is not None and part.sha256 != expected:
         got = part.sha256
         part.remove()
-        raise CheckpointError(
+        raise DownloadError(
             f"{part.final.name} arrived with the SHA-256 {got}, but {expected} was expected: it is damaged or another version. "
             f"It was removed. Try {remedy} again."
         )
 
 
 def _record(
-    entry: ZooEntry, parts: list[PartFile], revision: str | None, source_folder: str | Path | None
+    entry: Entry, parts: list[PartFile], revision: str | None, source_folder: str | Path | None
 ) -> DownloadRecord:
     try:
         software = f"napari-stmdit {version('napari-stmdit')}"
@@ -305,10 +317,10 @@ def _record(
 
 
 def _publish(folder: Path, parts: list[PartFile], record: DownloadRecord) -> None:
-    """Give all files their names; the old record is removed first and the new one written last, so it always fits the files."""
+    """Give all files their names, and write the record."""
     final = folder / RECORD_FILE
     try:
-        final.unlink(missing_ok=True)
+        final.unlink(missing_ok=True)  # first gone, last written: a record never describes other files
         for part in parts:
             part.publish()
         write_text(final, record.model_dump_json(indent=2) + "\n")
@@ -318,8 +330,8 @@ def _publish(folder: Path, parts: list[PartFile], record: DownloadRecord) -> Non
 
 def _read_record(folder: Path) -> DownloadRecord | None:
     try:
-        return DownloadRecord.model_validate(read_settings(folder / RECORD_FILE))
-    except (CheckpointError, ValidationError):
+        return DownloadRecord.model_validate(read_json(folder / RECORD_FILE))
+    except (BadFile, ValidationError):
         return None  # then it is fetched again
 
 
@@ -336,7 +348,7 @@ def _held(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise writing_error(error, folder) from None
     if lock is None:
-        raise CheckpointError(f"another download into {folder} is under way; wait for it, or stop it.")
+        raise DownloadError(f"another download into {folder} is under way; wait for it, or stop it.")
     try:
         yield
     finally:

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from hub import LocalHub
 
-from napari_stmdit.errors import CheckpointError
-from napari_stmdit.model.hub import transfer as hub_module
-from napari_stmdit.model.hub.download import check_source, download, find_download
-from napari_stmdit.model.hub.references import download_directory, resolve_reference
-from napari_stmdit.model.hub.transfer import DownloadCancelledError, PartFile
+from napari_stmdit.downloads import transfer as hub_module
+from napari_stmdit.downloads.download import check_source, download, find_download
+from napari_stmdit.downloads.places import download_directory
+from napari_stmdit.downloads.transfer import DownloadCancelledError, PartFile
+from napari_stmdit.errors import DownloadError
+from napari_stmdit.model.hub.references import resolve_reference
 from napari_stmdit.model.hub.zoo import ZooEntry, reference_of, zoo_entry
 from napari_stmdit.progress import CancelToken, DownloadProgress
 
@@ -83,7 +84,7 @@ WHOLE = {"config.json", "diffusion_pytorch_model.safetensors", "download.json"}
 
 
 def refused(entry: ZooEntry, **options: object) -> str:
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(DownloadError) as caught:
         download(entry, **options)
     return str(caught.value)
 
@@ -124,7 +125,7 @@ def test_the_token_stays_with_the_hub(hub, entry, folder):
 
 
 def test_progress_grows_from_zero_to_all_bytes(hub, entry, monkeypatch):
-    monkeypatch.setattr("napari_stmdit.model.hub.download._REPORT_S", 0.0)
+    monkeypatch.setattr("napari_stmdit.downloads.download._REPORT_S", 0.0)
     weights(hub).drop_after = [400_000]
     seen: list[DownloadProgress] = []
     download(entry, endpoint=hub.endpoint, on_progress=seen.append)
@@ -159,7 +160,7 @@ def test_a_connection_that_breaks_again_and_again_says_what_arrived_and_the_next
 
 
 def test_a_server_that_ignores_ranges_is_read_from_the_start(hub, entry, folder, monkeypatch):
-    monkeypatch.setattr("napari_stmdit.model.hub.download._REPORT_S", 0.0)
+    monkeypatch.setattr("napari_stmdit.downloads.download._REPORT_S", 0.0)
     weights(hub).drop_after = [400_000]
     weights(hub).ranges = False
     done: list[int] = []
@@ -377,7 +378,7 @@ def test_what_only_a_person_can_fetch_says_where():
     message = refused(zoo_entry("cancerfoundation"))
     assert "https://polybox.ethz.ch" in message
     assert "--from FOLDER" in message
-    with pytest.raises(CheckpointError, match="on no hub"):
+    with pytest.raises(DownloadError, match="on no hub"):
         check_source(zoo_entry("cancerfoundation"))
 
 
@@ -393,7 +394,7 @@ def test_a_disk_that_fills_up_keeps_what_arrived(tmp_path):
     with PartFile(tmp_path / "x.bin", "1") as part:
         part.write(b"abc")
         real, part._stream = part._stream, FullDisk()
-        with pytest.raises(CheckpointError, match="disk is full"):
+        with pytest.raises(DownloadError, match="disk is full"):
             part.write(b"def")
         part._stream = real
     with PartFile(tmp_path / "x.bin", "1") as again:

@@ -1,4 +1,4 @@
-"""Transfer of one file of a hub repository: metadata, and bytes into a temporary file, hashed on the way."""
+"""Transfer of one file of a hub repository or a web server: metadata, and bytes into a temporary file, hashed on the way."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
 
-from ...errors import CheckpointError, first_line
-from ...progress import CancelToken
-from .references import Reference
+from ..errors import DownloadError, first_line
+from ..progress import CancelToken
+from .places import Entry
 
 _BLOCK = 1 << 20
 
@@ -23,7 +23,7 @@ _BLOCK = 1 << 20
 class PartFile:
     """A temporary file beside its final place. It is kept when closed early, and continued later.
 
-    Every method raises CheckpointError where the disk is full or the place is not writable.
+    Every method raises DownloadError where the disk is full or the place is not writable.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ class PartFile:
             self.size += len(block)
 
 
-def writing_error(error: OSError, path: Path) -> CheckpointError:
+def writing_error(error: OSError, path: Path) -> DownloadError:
     """Say what keeps a file from being written, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         what = "the disk is full; what has arrived is kept. Make room and run it again: it continues."
@@ -128,16 +128,18 @@ def writing_error(error: OSError, path: Path) -> CheckpointError:
         what = "this place is not writable. Change its permissions, or set STMDIT_HOME to another folder."
     else:
         what = f"{error.strerror or type(error).__name__}. Set STMDIT_HOME to another folder, or mend this one."
-    return CheckpointError(f"{path} cannot be written: {what}")
+    return DownloadError(f"{path} cannot be written: {what}")
 
 
 TIMEOUT_S = 30.0
 PAUSES_S = (1.0, 2.0, 4.0)  # between the attempts, of which there is one more
+_UNPACKED = {"Accept-Encoding": "identity"}
+_WEB_HEADERS = {"User-Agent": "napari-stmdit", **_UNPACKED}
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 T = TypeVar("T")
 
 
-class DownloadCancelledError(CheckpointError):
+class DownloadCancelledError(DownloadError):
     """Download stopped by the user; what has arrived is continued next time."""
 
 
@@ -147,20 +149,20 @@ class _BrokenTransfer(Exception):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the hub.
+    """A file on the hub or on a web server.
 
     Attributes
     ----------
     name, size
         Relative to the entry's sub-folder; bytes.
     url
-        Its address at one commit.
+        Its address; on the hub, at one commit.
     sha256
         Of its content, where the hub knows it (large files); else None.
     version
         Changes with the content.
     revision
-        The commit that a branch or tag stands for at present.
+        The commit that a branch or tag stands for at present; None on a web server.
     """
 
     name: str
@@ -168,11 +170,11 @@ class RemoteFile:
     size: int
     sha256: str | None
     version: str
-    revision: str
+    revision: str | None
 
 
 def look_up(
-    reference: Reference,
+    entry: Entry,
     name: str,
     revision: str | None,
     *,
@@ -180,39 +182,83 @@ def look_up(
     token: str | None = None,
     cancel: CancelToken | None = None,
 ) -> RemoteFile:
-    """Ask the hub for one file, without its bytes; a CheckpointError says why it cannot be had and what to do."""
+    """Ask for one file, without its bytes; a DownloadError says why it cannot be had and what to do."""
+    if entry.fetch == "web":
+        return _look_up_on_web(entry, name, cancel)
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-    place = {"subfolder": reference.subfolder or None, "endpoint": endpoint}
+    place = {"subfolder": entry.subfolder or None, "endpoint": endpoint}
     try:
-        url = hf_hub_url(reference.source, name, revision=revision, **place)
+        url = hf_hub_url(entry.source, name, revision=revision, **place)
         found = _retrying(lambda: get_hf_file_metadata(url, token=token, timeout=TIMEOUT_S), cancel)
     except HFValidationError:
-        raise CheckpointError(f"{reference.source!r} is no repository id (owner/name).") from None
+        raise DownloadError(f"{entry.source!r} is no repository id (owner/name).") from None
     except OfflineModeIsEnabled:
-        raise offline_error(reference) from None
+        raise offline_error(entry) from None
     except HfHubHTTPError as error:
-        raise _refusal(error, reference, name, revision) from None
+        raise _refusal(error, entry, name, revision) from None
     except _transport_errors() as error:
-        raise CheckpointError(
-            f"the hub cannot be reached for {name} of {reference.source} ({first_line(error)[:120]}). Check the connection and any proxy, "
-            f"then run it again; or bring the files: `stmdit download {reference.name} --from FOLDER`."
+        raise DownloadError(
+            f"the hub cannot be reached for {name} of {entry.source} ({first_line(error)[:120]}). Check the connection and any proxy, "
+            f"then run it again; or bring the files: `stmdit download {entry.name} --from FOLDER`."
         ) from None
     if found.size is None or not found.commit_hash or not found.etag:
-        raise CheckpointError(
-            f"the answer for {name} of {reference.source} states no size or version: it does not come from a hub. Check "
+        raise DownloadError(
+            f"the answer for {name} of {entry.source} states no size or version: it does not come from a hub. Check "
             "HF_ENDPOINT and any proxy."
         )
-    pinned = hf_hub_url(reference.source, name, revision=found.commit_hash, **place)
+    pinned = hf_hub_url(entry.source, name, revision=found.commit_hash, **place)
     sha256 = found.etag if re.fullmatch(r"[0-9a-f]{64}", found.etag) else None
     return RemoteFile(name, pinned, found.size, sha256, f"{found.etag} {found.size}", found.commit_hash)
+
+
+MIRROR = "STMDIT_MIRROR"
+"""Environment variable: an address from which web servers are mirrored, each in a folder of its host's name."""
+
+
+def web_address(entry: Entry, name: str) -> str:
+    """Return the address of a file on a web server, or in the mirror of it that the environment names."""
+    address = "/".join(part.strip("/") for part in (entry.source, entry.subfolder, name) if part)
+    mirror = os.environ.get(MIRROR, "").strip().rstrip("/")
+    return f"{mirror}/{address.removeprefix('https://')}" if mirror else address
+
+
+def _look_up_on_web(entry: Entry, name: str, cancel: CancelToken | None) -> RemoteFile:
+    from huggingface_hub import get_session, hf_raise_for_status
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    url = web_address(entry, name)
+
+    def ask() -> Any:
+        response = get_session().head(url, headers=_WEB_HEADERS, timeout=TIMEOUT_S, follow_redirects=True)
+        hf_raise_for_status(response)
+        return response.headers
+
+    try:
+        found = _retrying(ask, cancel)
+    except OfflineModeIsEnabled:
+        raise offline_error(entry) from None
+    except HfHubHTTPError as error:
+        raise _web_refusal(error, entry, url) from None
+    except _transport_errors() + (ValueError,) as error:  # a ValueError: no address at all, as in a mistyped mirror
+        raise DownloadError(
+            f"{url} cannot be reached ({first_line(error)[:120]}). Check the connection and any proxy, then run it again; {_by_hand(entry)}"
+        ) from None
+    size = str(found.get("Content-Length", ""))
+    if not size.isdigit():
+        raise DownloadError(
+            f"the answer for {url} states no size: it does not come from the server of the data. Check any proxy; {_by_hand(entry)}"
+        )
+    sha256 = entry.sha256.get(name)
+    version = sha256 or f"{found.get('ETag') or found.get('Last-Modified')} {size}"
+    return RemoteFile(name, url, int(size), sha256, version, None)
 
 
 def fetch(
     remote: RemoteFile,
     part: PartFile,
-    reference: Reference,
+    entry: Entry,
     *,
     token: str | None = None,
     cancel: CancelToken | None = None,
@@ -222,30 +268,35 @@ def fetch(
 
     Raises
     ------
-    CheckpointError
+    DownloadError
         The connection broke too often; the message says how much arrived.
     DownloadCancelledError
         A stop was asked for.
     """
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import build_hf_headers
 
+    # a token is for the hub alone; the client drops it when it is led to another host
+    headers = _WEB_HEADERS if entry.fetch == "web" else {**build_hf_headers(token=token), **_UNPACKED}
     on_size(part.size)
     try:
-        _retrying(lambda: _append(remote, part, token, cancel, on_size), cancel)
+        _retrying(lambda: _append(remote, part, headers, cancel, on_size), cancel)
     except HfHubHTTPError as error:
-        raise _refusal(error, reference, remote.name, remote.revision) from None
+        if entry.fetch == "web":
+            raise _web_refusal(error, entry, remote.url) from None
+        raise _refusal(error, entry, remote.name, remote.revision) from None
     except _transport_errors() as error:
-        raise CheckpointError(
+        raise DownloadError(
             f"the connection broke: {part.size:,} of {remote.size:,} bytes of {remote.name} have arrived ({first_line(error)[:120]}). "
-            f"They are kept: run `stmdit download {reference.name}` again and it continues."
+            f"They are kept: run `stmdit download {entry.name}` again and it continues."
         ) from None
 
 
-def offline_error(reference: Reference) -> CheckpointError:
+def offline_error(entry: Entry) -> DownloadError:
     """Return the error of a download while offline."""
-    return CheckpointError(
-        f"{reference.name} is not on this computer, and offline mode (--offline, STMDIT_OFFLINE or HF_HUB_OFFLINE) forbids to "
-        f"fetch it. Switch that off, or bring the files: `stmdit download {reference.name} --from FOLDER`."
+    return DownloadError(
+        f"{entry.name} is not on this computer, and offline mode (--offline, STMDIT_OFFLINE or HF_HUB_OFFLINE) forbids to "
+        f"fetch it. Switch that off, or bring the files: `stmdit download {entry.name} --from FOLDER`."
     )
 
 
@@ -258,21 +309,19 @@ def check_cancelled(cancel: CancelToken | None) -> None:
 def _append(
     remote: RemoteFile,
     part: PartFile,
-    token: str | None,
+    headers: dict[str, str],
     cancel: CancelToken | None,
     on_size: Callable[[int], None],
 ) -> None:
     from huggingface_hub import get_session, hf_raise_for_status
-    from huggingface_hub.utils import build_hf_headers
 
     if part.size == remote.size:
         return
     if part.size > remote.size:
         part.restart()
-    # the client drops the token when it is led to another host, and offline mode is honoured by its request hook
-    headers = {**build_hf_headers(token=token), "Accept-Encoding": "identity"}
     if part.size:
-        headers["Range"] = f"bytes={part.size}-"
+        headers = {**headers, "Range": f"bytes={part.size}-"}
+    # offline mode is honoured by the request hook of this client
     with get_session().stream("GET", remote.url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as response:
         if response.status_code == 416:
             part.restart()
@@ -329,26 +378,39 @@ def _transport_errors() -> tuple[type[Exception], ...]:
     return (HfHubHTTPError.__bases__[0], _BrokenTransfer)
 
 
-def _refusal(error: Any, reference: Reference, name: str, revision: str | None) -> CheckpointError:
+def _refusal(error: Any, entry: Entry, name: str, revision: str | None) -> DownloadError:
     from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RevisionNotFoundError
 
-    where = "/".join(part for part in (reference.source, reference.subfolder, name) if part)
+    where = "/".join(part for part in (entry.source, entry.subfolder, name) if part)
     status = error.response.status_code
-    if isinstance(error, GatedRepoError) or (reference.gated and status in (401, 403)):
-        page = reference.terms or f"https://huggingface.co/{reference.source}"
-        return CheckpointError(
-            f"{reference.source} is gated: accept its terms at {page}, then log in with `hf auth login` (or set HF_TOKEN) and "
+    if isinstance(error, GatedRepoError) or (entry.gated and status in (401, 403)):
+        page = entry.terms or f"https://huggingface.co/{entry.source}"
+        return DownloadError(
+            f"{entry.source} is gated: accept its terms at {page}, then log in with `hf auth login` (or set HF_TOKEN) and "
             "run it again."
         )
     if isinstance(error, RevisionNotFoundError):
-        return CheckpointError(f"{reference.source} has no revision {revision or 'main'!r}, which {name} was asked of.")
+        return DownloadError(f"{entry.source} has no revision {revision or 'main'!r}, which {name} was asked of.")
     if isinstance(error, RemoteEntryNotFoundError):
-        return CheckpointError(
+        return DownloadError(
             f"there is no file {where} at revision {revision or 'main'!r}: its owner may have moved it."
         )
     if status in (401, 403, 404):
-        return CheckpointError(
-            f"there is no repository {reference.source} for this account (asked for {where}, revision {revision or 'main'!r}, "
+        return DownloadError(
+            f"there is no repository {entry.source} for this account (asked for {where}, revision {revision or 'main'!r}, "
             f"status {status}). If it is private, log in with `hf auth login` (or set HF_TOKEN)."
         )
-    return CheckpointError(f"the hub refused {where} with status {status}. Run it again later.")
+    return DownloadError(f"the hub refused {where} with status {status}. Run it again later.")
+
+
+def _web_refusal(error: Any, entry: Entry, url: str) -> DownloadError:
+    status = error.response.status_code
+    if status in (404, 410):
+        return DownloadError(
+            f"there is no file {url}: its owner may have moved it. Look at {entry.terms}; {_by_hand(entry)}"
+        )
+    return DownloadError(f"the server refused {url} with status {status}. Run it again later; {_by_hand(entry)}")
+
+
+def _by_hand(entry: Entry) -> str:
+    return f"or bring the files: `stmdit download {entry.name} --from FOLDER`."
