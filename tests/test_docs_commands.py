@@ -85,14 +85,14 @@ WITH_COMMANDS = [page for page in READ if to_run(page)]
 
 
 def firsts() -> set[str]:
-    """Places of the lines that show a command, or an option of it, which no line before them shows."""
+    """Places of the lines that show a command, or an option of it, which no line before them shows, and of downloads, which others need."""
     found, known = set(), set()
     for page in WITH_COMMANDS:
         for place, line, _ in to_run(page):
             command, *rest = words_of(line)[1:]
             new = {(command, word) for word in ["", *rest] if word[:2] in ("", "--")} - known
             known |= new
-            found |= {place} if new else set()
+            found |= {place} if new or command == "download" else set()
     return found
 
 
