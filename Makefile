@@ -29,7 +29,7 @@ display:
 
 # a process a core, up to four: each holds torch and a viewer; threads that wait must not take the other's core
 test: $(STAMP) display
-	OMP_WAIT_POLICY=PASSIVE $(SCREEN) $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(SCREEN) $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 # with every row, seed and page: what GitHub runs each night
 test-all: override ARGS += -m ""

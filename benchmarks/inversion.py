@@ -38,6 +38,7 @@ from napari_stmdit.model import counterfactual
 from napari_stmdit.model.guidance import branches
 from napari_stmdit.model.inference import ConditionTensors, prediction
 from napari_stmdit.model.vae import decode_images, encode_latents
+from napari_stmdit.progress import finish
 from napari_stmdit.synthesis.canvas import boxes_around
 from napari_stmdit.tissue.crops import read_patches
 from napari_stmdit.tissue.open import open_section
@@ -191,13 +192,11 @@ class Change(Way):
         work = counterfactual.abduct(
             velocity.transformer, self.scheduler, x, conditions.tensors(), steps=self.steps, batch=BATCH
         )
-        return counterfactual.finish(work)
+        return finish(work)
 
     def edit(self, velocity: Velocity, kept: Any, conditions: Conditions, edited: Conditions) -> torch.Tensor:
         velocity.calls += self.steps + 1
-        change = counterfactual.finish(
-            counterfactual.predict(velocity.transformer, kept, edited.tensors(), batch=BATCH)
-        )
+        change = finish(counterfactual.predict(velocity.transformer, kept, edited.tensors(), batch=BATCH))
         return kept.latents + change
 
 

@@ -1,6 +1,7 @@
 """What the documentation shows is true: commands and options are there, Python names and arguments too, and marked examples run as they stand."""
 
 import ast
+import doctest
 import inspect
 import re
 from importlib import import_module
@@ -200,3 +201,23 @@ def test_every_public_name_is_on_the_page_of_the_interface():
     text = (ROOT / "docs" / "api.md").read_text()
     shown = set(re.findall(r"^\.\. auto(?:function|class|exception):: (\w+)$", text, re.M))
     assert shown == set(napari_stmdit.__all__) - {"__version__"}
+
+
+def test_examples_in_docstrings_run(monkeypatch, tmp_path):
+    """Those of all public names, with a section, a checkpoint and a result at hand."""
+    monkeypatch.chdir(tmp_path)
+    section, checkpoint = napari_stmdit.open_sample_section(), napari_stmdit.load_checkpoint("demo")
+    request = napari_stmdit.Request(region=napari_stmdit.SampleOfSpots(count=1), steps=2)
+    result = napari_stmdit.synthesize(section, request, checkpoint)
+    at_hand = {"st": napari_stmdit, "section": section, "checkpoint": checkpoint, "result": result}
+    runner, finder = doctest.DocTestRunner(), doctest.DocTestFinder(exclude_empty=True)
+    found = [
+        example
+        for name in napari_stmdit.__all__
+        if callable(public := getattr(napari_stmdit, name))
+        for example in finder.find(public, name, globs=at_hand)
+        if example.examples
+    ]
+    for example in found:
+        runner.run(example)
+    assert len(found) >= 4 and runner.failures == 0

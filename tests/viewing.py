@@ -1,6 +1,7 @@
 """Fixtures for tests that drive a real viewer, and the check that it leaves nothing behind."""
 
 import gc
+import os
 import threading
 import time
 
@@ -85,8 +86,10 @@ def no_leaks(qapp):
 
 
 @pytest.fixture
-def viewer(no_leaks, make_napari_viewer, monkeypatch):
-    """A real viewer whose window is shown."""
+def viewer(no_leaks, make_napari_viewer, monkeypatch, tmp_path_factory):
+    """A real viewer whose window is shown; what it keeps goes into a folder of the test's own."""
+    if "STMDIT_HOME" not in os.environ:
+        monkeypatch.setenv("STMDIT_HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.setenv("NAPARI_ENSURE_PLUGIN_MAIN_THREAD", "1")
     return make_napari_viewer(show=True)
 

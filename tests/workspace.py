@@ -121,7 +121,7 @@ def online(monkeypatch: pytest.MonkeyPatch, hub: LocalHub) -> None:
 
 def _section(folder: Path) -> None:
     """A Space Ranger folder with its slide image; that of ``held`` is another section."""
-    from napari_stmdit.tissue.sample import write_spaceranger_folder
+    from napari_stmdit.tissue.spaceranger_writer import write_spaceranger_folder
     from napari_stmdit.types import Genes
 
     arrays = tiny_arrays()

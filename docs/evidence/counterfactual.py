@@ -26,7 +26,7 @@ def measured(root: Path, pairs: int, output: Path) -> dict[str, Any]:
     from napari_stmdit import __version__
     from napari_stmdit.assemble import load_checkpoint
     from napari_stmdit.evaluation.counterfactual import CounterfactualCheck
-    from napari_stmdit.evaluation.evaluate import finish
+    from napari_stmdit.progress import finish
     from napari_stmdit.training.sections import sections_of_config
 
     config = yaml.safe_load(CONFIG.read_text())

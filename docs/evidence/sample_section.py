@@ -20,7 +20,7 @@ from napari_stmdit.expression.changes import Profile
 from napari_stmdit.intent import Guidance, Polygons, Request
 from napari_stmdit.storage.owned import check_free
 from napari_stmdit.synthesis.session import synthesize
-from napari_stmdit.tissue.sample import write_spaceranger_folder
+from napari_stmdit.tissue.spaceranger_writer import write_spaceranger_folder
 from napari_stmdit.types import Calibration, Genes, Section, SlideImage, SpotTable
 
 SIDE_PX = 2000

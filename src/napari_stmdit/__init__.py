@@ -52,6 +52,7 @@ _PUBLIC = {
     "load_transformer": "model.checkpoint",
     "open_sample_section": "tissue.sample",
     "open_section": "tissue.open",
+    "measure_edit": "evaluation.selection",
     "plan": "synthesis.plan",
     "run": "synthesis.session",
     "synthesize": "synthesis.session",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate as evaluate
     from .evaluation.paper_figure import write_figure as write_figure
     from .evaluation.results import evaluate_result as evaluate_result
+    from .evaluation.selection import measure_edit as measure_edit
     from .expression.groups import compare_groups as compare_groups
     from .intent import AddEdit as AddEdit
     from .intent import AllSpots as AllSpots

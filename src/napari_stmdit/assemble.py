@@ -165,19 +165,11 @@ class Checkpoint:
         state: Mapping[str, NDArray[Any]] | None = None,
     ) -> CanvasSolver:
         """Return a solver for a canvas of noise (c, h, w), or one resumed from a state."""
-        from .model.guidance import branches
-        from .model.sampling import CanvasSolver, fast_solver
+        from .model.sampling import CanvasSolver
 
-        scales, scheduler = sampling.guidance, self.pipeline.scheduler
-        needed = branches(
-            scales.rule,
-            scales.morphology,
-            scales.expression,
-            has_morphology=has_morphology,
-            has_expression=has_expression,
-        )
-        solver = fast_solver(scheduler) if sampling.fast_solver else scheduler
-        return CanvasSolver(self.pipeline.transformer, solver, needed, noise, sampling.steps, state, above=scales.above)
+        pipeline, above = self.pipeline, sampling.guidance.above
+        needed, scheduler = pipeline.branches(sampling, has_morphology, has_expression), pipeline.solver(sampling)
+        return CanvasSolver(pipeline.transformer, scheduler, needed, noise, sampling.steps, state, above=above)
 
     def decode(self, latents: NDArray[np.float32], *, preview: bool = False) -> NDArray[np.uint8]:
         """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8; with ``preview`` by the preview decoder, if there is one."""
@@ -219,6 +211,12 @@ def load_checkpoint(
         The folder is missing, incomplete, unsafe or does not fit this version, or the device is not there.
     SectionError
         The embeddings are damaged or of another width.
+
+    Examples
+    --------
+    >>> checkpoint = st.load_checkpoint("demo")
+    >>> checkpoint.card.patch_px, checkpoint.card.patch_mpp
+    (256, 0.688)
     """
     import torch
 
@@ -267,7 +265,7 @@ def load_checkpoint(
     }
     card = folder.card
     if "expression" in given:  # no count is looked at: a plan must not promise that genes matter
-        card = card.model_copy(update={"genes": (), "gene_hash": "", "profiles": ()})
+        card = card.model_copy(update={"genes": (), "gene_hash": "", "profiles": (), "expression_given": True})
     if "expression" in given or counterfactual_fault(pipeline, card.conditions) is not None:
         card = card.model_copy(update={"edits_tissue": False})
     sources = open_sources(folder, transformer.config, given, chosen)

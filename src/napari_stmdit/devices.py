@@ -63,18 +63,15 @@ def _fast_dtype(device: str) -> str:
 
 
 def decoder_on(vae: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Put an autoencoder on a device, in the format it decodes fastest in; return it.
-
-    It stays in float32 beside a float16 transformer: decoders of latent diffusion overflow there. On a CPU its convolutions take channels
-    last, which oneDNN would otherwise rearrange at every layer.
-    """
+    """Put an autoencoder on a device, in the format it decodes fastest in; return it."""
     import torch
 
+    # float32 beside a float16 transformer: decoders of latent diffusion overflow in float16
     half = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
     # not diffusers' own `to`, which warns of modules to be kept in float32
     torch.nn.Module.to(vae, device=device, dtype=half)
     if device.type == "cpu":
-        vae.to(memory_format=torch.channels_last)
+        vae.to(memory_format=torch.channels_last)  # else oneDNN rearranges at every layer
     return vae.eval()
 
 
@@ -90,12 +87,13 @@ def let_threads_sleep() -> None:
 def leave_a_core() -> None:
     """Leave one core to the viewer: in the calling thread, torch takes one thread fewer than there are cores.
 
-    With as many spinning threads as cores, both run and viewer crawl. ``OMP_NUM_THREADS`` is respected.
+    ``OMP_NUM_THREADS`` is respected.
     """
     if "torch" not in sys.modules or os.environ.get("OMP_NUM_THREADS"):
         return
     import torch
 
+    # with as many spinning threads as cores, both run and viewer crawl
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
 
 

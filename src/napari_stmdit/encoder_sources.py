@@ -105,7 +105,7 @@ def _absent(folder: CheckpointFolder, what: str) -> CheckpointError:
         return CheckpointError(f"checkpoint {folder.card.name!r} is not conditioned on {what}.")
     return LackingEncoderError(
         f"checkpoint {folder.card.name!r} comes without a {what} encoder, and none is known for it.",
-        f"Give embeddings computed elsewhere, --{what}-embeddings FILE (.npy, .h5, .h5ad or .zarr), or run with {what} null.",
+        f"Give embeddings computed elsewhere, --{what}-embeddings FILE (.npy, .h5, .h5ad, .zarr or .csv), or run with {what} null.",
     )
 
 

@@ -57,6 +57,12 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     return expanded
 
 
+def is_offline() -> bool:
+    """Return whether the environment forbids the network."""
+    names = ("STMDIT_OFFLINE", "HF_HUB_OFFLINE")
+    return any(os.environ.get(name, "").strip().lower() not in ("", "0", "false", "no", "off") for name in names)
+
+
 def read_text(path: str | os.PathLike[str], most_mb: float = MAX_TEXT_MB) -> str:
     """Return the UTF-8 text of a file, without a byte order mark; raises BadFile where it cannot be read or is too large."""
     file = user_path(path)

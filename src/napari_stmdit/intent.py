@@ -233,6 +233,10 @@ class SpotProfile(Intent):
 class Request(Intent):
     """Request for a synthesis; independent of how and where it is computed.
 
+    >>> request = st.Request(region=st.SampleOfSpots(count=4), seed=1)
+    >>> request.model_copy(update={"steps": 8}).steps
+    8
+
     ``exclude`` is a GeoJSON file of regions whose spots are left out of everything.
     ``morphology`` is ``own`` (each spot's own crop), ``mean`` (of the section), ``null`` or a spot id; ``expression`` is
     ``own``, ``shuffled`` (permuted within the section, a control) or ``null``. ``counterfactual`` says whether the edits change this
@@ -276,7 +280,7 @@ class CheckpointCard(Intent):
     ``genes`` are the symbols that the expression encoder reads, in its own order; ``profiles`` name the tissue profiles (mean
     log(1 + counts per 10,000) over those genes) stored beside the weights. ``conditions`` are what its transformer takes: one
     without expression is synthesized from morphology alone. ``edits_tissue`` is whether it can edit real tissue: its autoencoder has
-    an encoder; found out when it is loaded.
+    an encoder; found out when it is loaded, as is ``expression_given``: whether it was given embeddings of spots in the place of counts.
     """
 
     format_version: Literal[1] = 1
@@ -287,6 +291,7 @@ class CheckpointCard(Intent):
     steps: Annotated[int, Field(gt=0)]
     conditions: tuple[Literal["expression", "morphology"], ...] = ("expression", "morphology")
     edits_tissue: bool = True
+    expression_given: Annotated[bool, Field(exclude=True)] = False
     genes: tuple[str, ...] = ()
     gene_hash: str = ""
     minimum_gene_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5

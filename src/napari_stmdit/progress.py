@@ -180,18 +180,24 @@ class Stopwatch:
         return time.perf_counter() - self.start
 
 
+def finish(steps: Generator[Any, None, T], on_step: Callable[[Any], None] | None = None) -> T:
+    """Run a generator to its end and return its value; ``on_step`` is called with every item."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+        if on_step is not None:
+            on_step(step)
+
+
 def drained(steps: Callable[P, Generator[Any, None, T]], name: str) -> Callable[P, T]:
     """Return a function ``name`` that runs a generator function to its end and returns its value."""
 
     @wraps(steps)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        under_way = steps(*args, **kwargs)
-        while True:
-            try:
-                next(under_way)
-            except StopIteration as end:
-                found: T = end.value
-                return found
+        return finish(steps(*args, **kwargs))
 
     run.__name__ = run.__qualname__ = name
     signature = inspect.signature(steps).replace(return_annotation=inspect.Signature.empty)

@@ -192,7 +192,7 @@ class ExpressionSource:
     def statement(self) -> str:
         """Statement for results; empty where the expression was measured."""
         if self.kind == "none":
-            return "no measured expression was used: the section has no counts, and expression is null everywhere"
+            return "no measured expression was used: the section has no counts, and expression is null where no embeddings of its spots are given"
         if self.kind == "predicted":
             return f"no measured expression was used: it was predicted, in {self.file} (SHA-256 {self.sha256[:12]}...)"
         return ""
@@ -258,16 +258,18 @@ class Section:
     expression
         Where the spots' expression comes from.
     image_fault
-        Why there is no slide image, if known.
+        Why there is no slide image, or none in full resolution, if known.
     store
         Elements of the SpatialData store that it was read from.
     excluded
         Spots that were left out, which ``spots`` does not hold; see `napari_stmdit.tissue.excluded`.
+    outlines
+        Of the cells that spots are sums of, for drawing: (k, 2, 2) straight pieces, where each starts and ends, in full-resolution pixels.
     """
 
     name: str
     path: Path | None
-    kind: Literal["spatialdata", "spaceranger", "visium_hd", "image"]
+    kind: Literal["spatialdata", "spaceranger", "visium_hd", "xenium", "image"]
     spots: SpotTable
     image: SlideImage | None
     calibration: Calibration
@@ -278,6 +280,7 @@ class Section:
     image_fault: str = ""
     store: StoreElements | None = None
     excluded: Excluded | None = None
+    outlines: NDArray[np.float32] | None = None
 
     @property
     def whole(self) -> Section:

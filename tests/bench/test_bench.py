@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import tiny_transformer
+from diffusers import DDIMScheduler
 
 from napari_stmdit.bench.comparisons import PLAIN, against_straightforward, straightforward, waiting
 from napari_stmdit.bench.machine import PeakMemory, flops, interleaved, matmul_peak, timed
@@ -53,6 +54,12 @@ def test_diffusers_own_blocks_in_the_straightforward_loop_give_what_ours_gives(s
     assert float((ours - theirs).abs().max()) < 1e-4 * float(ours.std())
     other = straightforward(stock, subject.scheduler, noise, subject.conditions(2), subject.guidance[:2], subject.steps)
     assert float((ours - other).abs().max()) > 0.01  # a branch less is another image: the measure would notice
+
+
+def test_the_straightforward_loop_heeds_the_time_of_a_scheduler_that_needs_it(subject):
+    given = (DDIMScheduler(), subject.noise(1), subject.conditions(1), subject.guidance, 4)
+    *_, (_, ours) = denoise(subject.transformer, *given)
+    assert float((ours - straightforward(subject.transformer, *given)).abs().max()) < 1e-4 * float(ours.std())
 
 
 def test_stock_blocks_are_refused_where_they_are_not_the_same():

@@ -496,7 +496,7 @@ def test_the_section_that_a_result_was_made_from_is_taken_before_a_reduced_copy(
     study.results["more"].save(tmp_path / "small.zarr")
     monkeypatch.undo()
     found = export_dataset(tmp_path / "small.zarr", tmp_path / "d", formats=("anndata",))
-    assert any("which the result was made from" in note for note in found.notes)
+    assert any("the slide image of" in note for note in found.notes)  # which the store leads to
     images = zarr.open_array(found.path / "anndata" / "images.zarr", mode="r")
     expected = truth(study)
     obs = anndata.read_zarr(found.path / "anndata" / "dataset.zarr").obs

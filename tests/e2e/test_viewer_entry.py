@@ -133,7 +133,7 @@ def test_napari_asks_once_before_closing_and_says_what_would_be_lost(viewer, ope
         viewer.window._qt_window.close(quit_app=True, confirm_need=True)  # as Ctrl+Q does
 
     close()
-    assert len(asked) == 1 and "closing loses" not in asked[0]
+    assert len(asked) == 1 and "not saved" not in asked[0]
     opened.presenter.select(state.section.spots.ids[:2].tolist())
     opened.presenter.runs.run()
     assert settle(lambda: state.results and not state.status.busy)
@@ -142,7 +142,8 @@ def test_napari_asks_once_before_closing_and_says_what_would_be_lost(viewer, ope
     opened.presenter.runs.run()
     assert settle(lambda: state.progress is not None)
     close()
-    assert len(asked) == 2 and "1 result is not saved, a run is under way" in asked[1]
+    assert len(asked) == 2
+    assert "1 result is not saved: kept, and offered" in asked[1] and "closing ends it" in asked[1]
     assert viewer.window._qt_window.isVisible()
     opened.presenter.stop()
     assert settle(lambda: not state.status.busy)

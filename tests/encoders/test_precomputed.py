@@ -113,6 +113,38 @@ def test_anndata(tmp_path, vectors, kind):
     assert found.ids.tolist() == IDS.tolist()
 
 
+def test_factors_in_tables_of_numbers(tmp_path, vectors):
+    """As NMF, topic models and cell2location leave them: data frames in obsm, and CSV files."""
+    adata, factors = annotated(vectors), pd.DataFrame(vectors[:, 0], index=IDS, columns=[f"B/T {k}" for k in range(5)])
+    adata.obsm["abundance"], adata.obsm["words"] = factors, pd.DataFrame({"region": list("abcdef")}, index=IDS)
+    adata.write_h5ad(tmp_path / "section.h5ad")
+    factors.to_csv(tmp_path / "factors.csv")
+    factors.to_csv(tmp_path / "packed.csv.gz", index_label="spot")
+    for place in ("section.h5ad::abundance", "factors.csv", "packed.csv.gz"):
+        found = read_embeddings(tmp_path / place, 5, 1)
+        np.testing.assert_array_equal(found.vectors, vectors[:, :1])
+        assert found.ids.tolist() == IDS.tolist()
+    factors.assign(region="a").to_csv(tmp_path / "mixed.csv")
+    for place, message in (
+        ("section.h5ad::words", "has a column that is no numbers"),
+        ("mixed.csv", "its columns 'region' are no numbers; expected ids in the first column"),
+        ("factors.csv::nmf", "holds one table without a name"),
+    ):
+        with pytest.raises(SectionError, match=message):
+            read_embeddings(tmp_path / place)
+
+
+@pytest.mark.parametrize(("name", "spots"), [("d0_naive", 2604), ("d14_DSS", 3630)])
+def test_the_factors_of_the_real_colon(shared_data, name, spots):
+    path = shared_data / "visium_mouse_colon" / f"{name}.h5ad"
+    assert read_embeddings(f"{path}::nmf20").vectors.shape == (spots, 1, 20)
+    cells = read_embeddings(f"{path}::cell_type_proportions").vectors
+    assert cells.shape == (spots, 1, 63) and np.abs(cells.sum(axis=2) - 1).max() < 0.05
+    found = read_embeddings(f"{path}::nmf20")
+    with pytest.raises(SectionError, match=r"would match without the number of the sample at the end"):
+        found.rows([found.ids[0].rpartition("_")[0]])
+
+
 def test_the_hash_is_of_the_content(tmp_path, vectors):
     first = read_embeddings(write_npy(tmp_path, vectors))
     assert read_embeddings(write_h5(tmp_path, vectors.astype(np.float16))).sha256 == first.sha256

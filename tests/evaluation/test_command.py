@@ -54,14 +54,14 @@ class Asked(Exception):
 def ask(monkeypatch):
     """Run a command up to where the evaluation would begin, and return what it is given."""
 
-    def stop(sections, model, request, output, **how):
+    def stop(model, sections, request, output, **how):
         raise Asked(sections, request, output, how["predictor_sections"])
 
     def load(name, **_):
         assert name == "my checkpoint"
         return Described(CARD)
 
-    monkeypatch.setattr("napari_stmdit.evaluation.evaluate.evaluation_steps", stop)
+    monkeypatch.setattr("napari_stmdit.evaluation.evaluate.evaluate", stop)
     monkeypatch.setattr("napari_stmdit.assemble.load_checkpoint", load)
 
     def run(line):

@@ -15,7 +15,16 @@ from standins import CropModel, card_for
 from tiny import TINY_GENES, TINY_MPP
 
 from napari_stmdit.errors import StoreError
-from napari_stmdit.evaluation.paper_figure import MM_PER_INCH, _text_width, _window, _wrapped, write_figure
+from napari_stmdit.evaluation.paper_figure import (
+    MM_PER_INCH,
+    Window,
+    _change,
+    _text_width,
+    _wrapped,
+    window_of,
+    write_figure,
+)
+from napari_stmdit.evaluation.pictures import diverging
 from napari_stmdit.intent import Request, ScaleEdit, SpotList
 from napari_stmdit.synthesis.result import finished
 from napari_stmdit.synthesis.session import synthesize
@@ -68,7 +77,7 @@ def test_an_svg_keeps_its_text_and_its_panels(edited, tmp_path):
     assert len(list(root.iter(f"{SVG}image"))) == 4 + 2  # panels and legends
     mm = MM_PER_INCH / 72
     assert root.get("width").endswith("pt") and float(root.get("width")[:-2]) * mm == pytest.approx(180, abs=1e-3)
-    window, panel = _window(finished(edited)), next(root.iter(f"{SVG}image"))
+    window, panel = window_of(finished(edited)), next(root.iter(f"{SVG}image"))
     um_per_mm = window.pixel_um * len(window.before) / (panel_pixels(panel).shape[1] / 100 * MM_PER_INCH)
     bars = [path for path in root.iter(f"{SVG}path") if "fill: #1e1e22" in (path.get("style") or "")]
     spans = [[float(x) for x in re.findall(r"[ML] (\S+)", bar.get("d"))] for bar in bars]
@@ -143,7 +152,7 @@ def test_no_label_reaches_beyond_the_page_or_over_another(edited, tmp_path, widt
 
 
 def test_panels_show_the_same_window_and_the_result_lies_in_its_place(edited, tmp_path):
-    window = _window(finished(edited))
+    window = window_of(finished(edited))
     count = len(window.before)
     (y, x), side = window.corner, window.side
     np.testing.assert_array_equal(
@@ -157,6 +166,16 @@ def test_panels_show_the_same_window_and_the_result_lies_in_its_place(edited, tm
     ys, xs = np.nonzero(edited.rgba[..., 3])
     np.testing.assert_array_equal(window.after[ys + shift[0], xs + shift[1]], edited.rgba[ys, xs, :3])
     assert window.made.sum() == len(ys)
+
+
+def test_less_haematoxylin_is_blue_and_no_change_is_pale():
+    before = np.full((200, 200, 3), (120, 80, 150), np.uint8)
+    after = before.copy()
+    after[70:130, 70:130] = (230, 200, 230)
+    change = _change(Window(before, after, np.ones((200, 200), bool), (0.0, 0.0), 200.0, 2.0))
+    assert change[100, 100] < -0.1 and change[5, 5] == 0
+    red, _, blue = diverging(change / 0.1)[100, 100].astype(int)
+    assert blue - red > 60 and np.ptp(diverging(change)[5, 5].astype(int)) <= 2
 
 
 def test_new_tissue_has_no_difference(new, tmp_path):

@@ -24,7 +24,6 @@ from napari_stmdit.model.counterfactual import (
     changed_items,
     counterfactual_fault,
     edited_pixels,
-    finish,
     mixed_noise,
     ode_path,
     predict,
@@ -32,7 +31,7 @@ from napari_stmdit.model.counterfactual import (
     restored,
 )
 from napari_stmdit.model.inference import ConditionTensors
-from napari_stmdit.progress import CancelToken
+from napari_stmdit.progress import finish
 
 FLOW = FlowMatchEulerDiscreteScheduler()
 NOISE = DPMSolverMultistepScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
@@ -271,15 +270,11 @@ def test_a_stop_is_asked_for_at_every_network_call(net, kept):
         assert len(counted.items) == len(fractions) == calls
         assert fractions == sorted(fractions) and fractions[-1] == 1
         for wanted in (0, 1, 4):
-            counted, token = Counted(net), CancelToken()
-            if wanted == 0:
-                token.cancel()
-
-            def stop(_, counted=counted, token=token, wanted=wanted):
-                if len(counted.items) == wanted:
-                    token.cancel()
-
-            assert finish(work(counted), token, stop) is None
+            counted = Counted(net)
+            steps = work(counted)
+            for _ in range(wanted):
+                next(steps)
+            steps.close()
             assert len(counted.items) == wanted
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from slides import tissue_picture, write_pyramid, write_table
 from standins import CropModel, card_for
@@ -131,6 +132,28 @@ def test_a_run_is_resumed_and_a_seamless_one_works(section, tiny_model, tmp_path
     assert np.abs(np.asarray(result.rgba).astype(int) - whole.rgba).max() <= 1
     seamless = synthesize(section, request.model_copy(update={"mode": "continuous"}), tiny_model)
     assert seamless.complete and any(NONE in note for note in seamless.notes)
+
+
+def test_factors_of_each_spot_stand_in_for_the_counts_that_are_missing(section, tiny_checkpoint, tmp_path):
+    from napari_stmdit.assemble import load_checkpoint
+    from napari_stmdit.ui.layers import result_words
+
+    factors = np.random.default_rng(0).uniform(size=(len(section.spots), 8)).astype(np.float32)
+    pd.DataFrame(factors, index=section.spots.ids).to_csv(tmp_path / "factors.csv")
+    model = load_checkpoint(tiny_checkpoint, device="cpu", expression_embeddings=tmp_path / "factors.csv")
+    request = Request(region=FEW, steps=1)
+    result = synthesize(section, request, model)
+    notes = result.plan.notes
+    assert result.plan.request.expression == "own" and not any(NONE in note for note in notes)
+    assert "expression is what the given embeddings say of each spot; no count of the section was used" in notes
+    assert result.provenance["checkpoint"]["expression_embeddings"]["source"] == "factors.csv"
+    assert "expression by embeddings" in result_words(result.plan.request, ("a", "b"), section, False, 1)
+    null = synthesize(section, request.model_copy(update={"expression": "null"}), model)
+    assert any(NONE in note for note in null.plan.notes) and not np.array_equal(result.rgba, null.rgba)
+    edited = request.model_copy(update={"edits": (ScaleEdit(genes=("ERBB2",), factor=2.0),)})
+    with pytest.raises(RequestError, match="embeddings computed elsewhere"):
+        plan(section, edited, model.card)
+    assert "expression_given" not in model.card.model_dump()
 
 
 def test_a_data_set_of_a_slide_does_not_call_anything_measured(section, predicted, tmp_path):

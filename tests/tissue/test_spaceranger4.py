@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from napari_stmdit.errors import SectionError
-from napari_stmdit.tissue.counts import write_counts
 from napari_stmdit.tissue.open import open_section, synthesis_fault
+from napari_stmdit.tissue.spaceranger_writer import write_counts
 from napari_stmdit.types import Genes
 
 MPP, SIDE_PX = 0.5, 1000
@@ -105,3 +105,103 @@ def test_hd_of_a_version_that_may_misplace_spots_says_so(tmp_path, version, told
     with h5py.File(folder / "filtered_feature_bc_matrix.h5", "r+") as file:
         file.attrs["software_version"] = f"spaceranger-{version}"
     assert any("before 3.1.2" in note for note in open_section(folder).notes) is told
+
+
+def custom_bins(root, name="custom", bin_um=24.0, first=0):
+    """30 x 30 bins of a size of one's own, ``first`` rows and columns into the slide."""
+    import pandas as pd
+    from scipy.sparse import csr_matrix
+
+    folder = root / "binned_outputs" / name
+    (folder / "spatial").mkdir(parents=True)
+    rc = np.argwhere(np.ones((30, 30))) + first
+    ids = np.array([f"s_{bin_um:03.0f}um_{r:05d}_{c:05d}-1" for r, c in rc])
+    table = pd.DataFrame({"barcode": ids, "in_tissue": 1, "array_row": rc[:, 0], "array_col": rc[:, 1]})
+    table[["pxl_row_in_fullres", "pxl_col_in_fullres"]] = (rc + 0.5) * bin_um / MPP
+    table.to_parquet(folder / "spatial" / "tissue_positions.parquet")
+    factors = {"spot_diameter_fullres": bin_um / MPP, "bin_size_um": bin_um}
+    (folder / "spatial" / "scalefactors_json.json").write_text(json.dumps(factors))
+    write_counts(
+        folder / "filtered_feature_bc_matrix.h5",
+        ids,
+        csr_matrix(np.ones((900, 2), np.int32)),
+        Genes(np.array(["A", "B"])),
+    )
+    return ids, rc
+
+
+@pytest.mark.parametrize(("name", "first"), [("custom", 0), ("square_024um", 0), ("custom", 420)])
+def test_bins_of_a_size_of_ones_own_open_also_far_out_on_a_slide_of_11_mm(tmp_path, name, first):
+    custom_bins(tmp_path / "outs", name, first=first)
+    for place in (
+        tmp_path,
+        tmp_path / "outs",
+        tmp_path / "outs" / "binned_outputs",
+        tmp_path / "outs" / "binned_outputs" / name,
+    ):
+        section = open_section(place)
+        assert section.kind == "visium_hd" and section.calibration.mpp == pytest.approx(MPP)
+        assert 35 <= len(section.spots) <= 72  # 720 um x 720 um, one a tenth of a mm along a row
+        assert (section.spots.yx * MPP).max() <= (first + 30) * 24 + 50
+        near = section.spots.obs["bins"]
+        assert near.min() >= 2 and near.max() <= 6  # of 24 um, in a disc of 55 um
+
+
+def test_shares_in_cells_and_nuclei_come_from_the_mapping_of_barcodes(tmp_path):
+    import pandas as pd
+
+    ids, rc = custom_bins(tmp_path, "square_024um")
+    left = np.repeat(rc[:, 1] < 15, 4)  # four squares of each bin: to the left all in cells, one of them in a nucleus
+    mapping = pd.DataFrame(
+        {"square_024um": np.repeat(ids, 4), "in_cell": left, "in_nucleus": left & (np.arange(3600) % 4 == 0)}
+    )
+    mapping.to_parquet(tmp_path / "barcode_mappings.parquet")
+    spots = open_section(tmp_path).spots
+    at = spots.yx[:, 1] * MPP
+    assert set(spots.obs["in_cell"][at < 300].tolist()) == {1.0} and set(spots.obs["in_cell"][at > 420].tolist()) == {
+        0.0
+    }
+    np.testing.assert_allclose(spots.obs["in_nucleus"], spots.obs["in_cell"] / 4)
+    (tmp_path / "barcode_mappings.parquet").write_text("nothing")
+    assert "in_cell" not in open_section(tmp_path).spots.obs
+
+
+def test_clusters_of_bins_and_cells_are_those_of_most_of_a_spot(tmp_path, segmented):
+    ids, rc = custom_bins(tmp_path / "hd")
+    folder, yx, _ = segmented
+    for inside, names, side in (
+        (tmp_path / "hd" / "binned_outputs" / "custom", ids, rc[:, 1] < 15),
+        (folder, [f"cellid_{i:09d}-1" for i in range(1500)], yx[:, 1] < SIDE_PX / 2),
+    ):
+        file = inside / "analysis" / "clustering" / "gene_expression_graphclust" / "clusters.csv"
+        file.parent.mkdir(parents=True)
+        file.write_text(
+            "Barcode,Cluster\n"
+            + "".join(f"{name},{1 if left else 2}\n" for name, left in zip(names, side, strict=True))
+        )
+    for section, middle in ((open_section(tmp_path / "hd"), 720), (open_section(folder), 1000)):
+        x, found = section.spots.yx[:, 1], section.spots.obs["graphclust"]
+        assert set(found[x < middle - 120]) == {"1"} and set(found[x > middle + 120]) == {"2"}
+
+
+def test_outlines_of_cells_come_along_to_be_drawn(segmented):
+    folder, yx, _ = segmented
+    outlines = open_section(folder).outlines
+    assert outlines.shape == (4 * 1499, 2, 2)
+    np.testing.assert_allclose(outlines[:4, 0].mean(axis=0), yx[0], atol=0.1)
+
+
+def test_the_image_scale_that_space_ranger_was_given_is_the_scale(tiny_folder, tmp_path):
+    outs = shutil.copytree(tiny_folder, tmp_path / "sample" / "outs")
+    lattice = open_section(outs).calibration
+    assert lattice.source == "lattice"
+    said = "call SPATIAL_RNA_COUNTER_CS(\n    image_scale = {},\n    custom_bin_size = null,\n)\n"
+    (tmp_path / "sample" / "_invocation").write_text(said.format("0.71"))
+    found = open_section(outs).calibration
+    assert (
+        found.mpp == 0.71
+        and found.source == "scalefactors"
+        and "image_scale that Space Ranger was given" in found.detail
+    )
+    (tmp_path / "sample" / "_invocation").write_text(said.format("null"))
+    assert open_section(outs).calibration == lattice

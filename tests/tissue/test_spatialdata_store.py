@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -656,12 +657,50 @@ def test_a_store_of_the_first_format_opens(old_store):
 
 
 def test_zarr_of_version_2_that_is_no_spatialdata_is_still_refused(old_store):
-    import json
-
     for file in (*old_store.glob("shapes/*/.zattrs"), *old_store.glob("tables/*/.zattrs")):
         file.write_text(json.dumps({}))
     with pytest.raises(SectionError, match="no SpatialData"):
         open_section(old_store)
+
+
+def newer(tiny_zarr, path, **attrs):
+    """What SpatialData 0.8 writes that 0.7 does not by default: geometries of geoarrow, texts that may be missing, and its version."""
+    import anndata
+    import pandas as pd
+    import spatialdata
+
+    sdata = spatialdata.read_zarr(tiny_zarr)
+    table = sdata.tables["table"]
+    table.obs["area"] = pd.array(["a", None] * (len(table) // 2), dtype="string")
+    encoding, spatialdata.settings.shapes_geometry_encoding = spatialdata.settings.shapes_geometry_encoding, "geoarrow"
+    try:
+        with anndata.settings.override(allow_write_nullable_strings=True):
+            sdata.write(path)
+    finally:
+        spatialdata.settings.shapes_geometry_encoding = encoding
+    file = path / "zarr.json"
+    content = json.loads(file.read_text())
+    content["attributes"]["spatialdata_attrs"] |= {"spatialdata_software_version": "0.8.0", **attrs}
+    file.write_text(json.dumps(content))
+    return path
+
+
+def test_a_store_of_a_newer_spatialdata_opens(tiny_zarr, tmp_path):
+    section = open_section(newer(tiny_zarr, tmp_path / "new.zarr"))
+    np.testing.assert_array_equal(section.spots.yx, tiny_arrays()["yx"])
+    assert (section.spots.counts != tiny_arrays()["counts"]).nnz == 0
+    assert section.spots.obs["area"][:2].tolist() == ["a", ""]
+    sees_its_spots(section)
+
+
+def test_a_format_that_is_not_known_yet_is_one_calm_sentence(tiny_zarr, tmp_path, monkeypatch):
+    path = newer(tiny_zarr, tmp_path / "new.zarr", version="0.9", spatialdata_software_version="1.2.0")
+    with pytest.raises(SectionError, match=r"was written by SpatialData 1\.2\.0, newer than .* update SpatialData"):
+        open_section(path)
+    path = newer(tiny_zarr, tmp_path / "old.zarr", version="0.9", spatialdata_software_version="0.1.0")
+    with pytest.raises(SectionError) as raised:
+        open_section(path)
+    assert "newer" not in str(raised.value)
 
 
 # ------------------------------------------------------------------------------------------------- colours

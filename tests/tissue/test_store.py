@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 
 from napari_stmdit.errors import StoreError
 from napari_stmdit.tissue import geometry
-from napari_stmdit.tissue.open import open_section
+from napari_stmdit.tissue.open import open_section, synthesis_fault
 from napari_stmdit.tissue.store import write_result
 from napari_stmdit.tissue.store_entries import list_results, read_result
 
@@ -292,3 +293,68 @@ def test_a_stored_result_comes_with_its_halvings(tiny_section, tmp_path):
     (stored,) = stored_results(open_section(tmp_path / "o.zarr"))
     assert [level.shape[:2] for level in stored.levels] == [(2300, 900), (1150, 450), (575, 225), (287, 112)]
     assert stored.levels[0] is stored.rgba
+
+
+# --- the slide that a store was made from
+
+
+@pytest.fixture
+def small_slide(monkeypatch):
+    """Stores keep a smaller picture of the slide than the slide itself."""
+    monkeypatch.setattr("napari_stmdit.tissue.elements.MAX_SLIDE_PX", 300)
+
+
+def kept(tmp_path, tiny_folder, rgba, name="out.zarr"):
+    """A folder with a section and, beside it, a store that was made from it."""
+    shutil.copytree(tiny_folder, tmp_path / "study" / "section")
+    section = open_section(tmp_path / "study" / "section")
+    write_result(tmp_path / "study" / name, rgba, AFFINE, section, None, {})
+    return section, tmp_path / "study" / name
+
+
+def test_a_store_is_continued_from_the_slide_it_was_made_from(tmp_path, tiny_folder, rgba, small_slide):
+    section, path = kept(tmp_path, tiny_folder, rgba)
+    again = open_section(path)
+    assert again.image.pixel_size == 1 and again.image.file == section.image.file
+    np.testing.assert_array_equal(np.asarray(again.image.levels[0]), np.asarray(section.image.levels[0]))
+    assert synthesis_fault(again, 0.7) is None
+    assert any("which this store was made from" in note for note in again.notes)
+
+
+def test_a_store_that_was_moved_with_its_slide_finds_it(tmp_path, tiny_folder, rgba, small_slide):
+    section, _ = kept(tmp_path, tiny_folder, rgba)
+    os.rename(tmp_path / "study", tmp_path / "elsewhere")
+    again = open_section(tmp_path / "elsewhere" / "out.zarr")
+    assert again.image.file == tmp_path / "elsewhere" / "section" / section.image.file.name
+
+
+@pytest.mark.parametrize("how", ["gone", "changed"])
+def test_a_slide_that_is_gone_or_another_is_said_and_not_used(tmp_path, tiny_folder, rgba, small_slide, how):
+    section, path = kept(tmp_path, tiny_folder, rgba)
+    slide = section.image.file
+    if how == "gone":
+        slide.rename(tmp_path / "away.png")
+    else:
+        slide.write_bytes(slide.read_bytes() + b" ")
+    again = open_section(path)
+    assert again.image.pixel_size > 1
+    words = "is not there any more" if how == "gone" else "is no longer the file"
+    assert words in synthesis_fault(again, 0.7) and "--fullres" in synthesis_fault(again, 0.7)
+    assert any(words in note and str(slide) in note for note in again.notes)
+    found = tmp_path / "away.png" if how == "gone" else slide
+    assert open_section(path, fullres=found).image.pixel_size == 1
+
+
+def test_the_slide_of_a_store_may_lie_in_another_store(tmp_path, tiny_zarr, rgba, small_slide):
+    section = open_section(tiny_zarr)
+    write_result(tmp_path / "out.zarr", rgba, AFFINE, section, None, {})
+    again = open_section(tmp_path / "out.zarr")
+    assert again.image.pixel_size == section.image.pixel_size
+    np.testing.assert_array_equal(np.asarray(again.image.levels[0]), np.asarray(section.image.levels[0]))
+
+
+@pytest.mark.parametrize("record", [3, {"path": 4}, {"path": "x", "shape": [1], "pixel_size": 1}, {}])
+def test_a_damaged_record_of_a_slide_is_passed_over(tmp_path, record):
+    from napari_stmdit.tissue.original_slide import find_original
+
+    assert find_original(record, tmp_path) is None

@@ -11,9 +11,9 @@ from PIL import Image
 from scipy.sparse import csr_matrix, random
 
 from napari_stmdit.errors import SectionError
-from napari_stmdit.tissue.counts import write_counts
 from napari_stmdit.tissue.geometry import fit_lattice
 from napari_stmdit.tissue.open import open_section, synthesis_fault
+from napari_stmdit.tissue.spaceranger_writer import write_counts
 from napari_stmdit.types import Genes
 
 MPP, BIN_UM, SIDE = 0.5, 8.0, 70
@@ -138,7 +138,7 @@ def test_bins_whose_positions_were_made_csv_are_still_bins(hd_folder, tmp_path):
 
 
 def test_sums_of_bins_do_not_wrap_around(hd_folder):
-    from napari_stmdit.tissue.visium_hd import aggregate
+    from napari_stmdit.tissue.pseudo_spots import aggregate
     from napari_stmdit.types import Calibration, SpotTable
 
     _, rc, yx, _, _ = hd_folder

@@ -6,7 +6,6 @@ from napari_stmdit.encoders.linear_programs import LinearProgramEncoder
 from napari_stmdit.errors import GeneError
 from napari_stmdit.training.config import ExpressionSettings
 from napari_stmdit.training.data import load_training_section
-from napari_stmdit.training.profiles import region_margins, region_profiles
 from napari_stmdit.training.programs import (
     REGION_MARKERS,
     choose_genes,
@@ -14,6 +13,8 @@ from napari_stmdit.training.programs import (
     fit_programs,
     log_normalise,
     rank_by_morphology,
+    region_margins,
+    region_profiles,
     thin,
 )
 

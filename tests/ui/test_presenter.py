@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,6 +41,52 @@ def selected(presenter, count=10):
     ids = presenter.state.section.spots.ids[:count].tolist()
     presenter.select(ids)
     return ids
+
+
+@pytest.fixture
+def of_cells(tiny_section):
+    """A section of pseudo-spots: with clusters of the pipeline, and a square outline around each spot's middle."""
+    spots = tiny_section.spots
+    corners = np.array([(-2, -2), (-2, 2), (2, 2), (2, -2)], dtype=np.float32)
+    start = spots.yx[:, None] + corners
+    outlines = np.stack([start, np.roll(start, -1, axis=1)], axis=2).reshape(-1, 2, 2).astype(np.float32)
+    clusters = np.where(np.arange(len(spots)) % 2, "1", "2").astype(np.str_)
+    return replace(tiny_section, spots=replace(spots, obs={"graphclust": clusters}), outlines=outlines)
+
+
+def test_clusters_of_the_pipeline_are_what_spots_are_first_coloured_by(presenter, of_cells, tiny_section):
+    state = presenter.state
+    assert state.colouring == Colouring()  # the tiny section has none
+    presenter.show(of_cells)
+    assert state.colouring.obs == "graphclust"
+    assert [name for name, _, _ in state.colour_scale.categories] == ["1", "2"]
+    # a choice of the user's is kept, and nothing is left of clusters that the next section does not have
+    presenter.colour(Colouring(gene="ERBB2"))
+    presenter.show(replace(of_cells))
+    assert state.colouring == Colouring(gene="ERBB2")
+    presenter.colour(Colouring(obs="graphclust"))
+    presenter.show(tiny_section)
+    assert state.colouring.obs is None and not state.colour_scale.fault
+
+
+def test_outlines_of_cells_are_one_hidden_layer_that_goes_with_its_section(viewer, presenter, of_cells, tiny_section):
+    presenter.show(of_cells)
+    slide, outlines, spots = viewer.layers
+    assert [layers.role_of(layer) for layer in viewer.layers] == ["slide", "outlines", "spots"]
+    assert not outlines.visible and slide.visible and viewer.layers.selection.active is spots
+    picture = np.asarray(outlines.data[0] if outlines.multiscale else outlines.data)[..., 3]
+    assert picture.shape == slide.data[0].shape[:2] and picture.sum() == 255 * 16 * len(of_cells.spots)
+    y, x = np.floor(of_cells.spots.yx[3]).astype(int)
+    assert picture[y - 2 : y + 3, x - 2 : x + 3].sum() == 255 * 16 and picture[y, x] == 0
+    np.testing.assert_allclose(outlines.affine.affine_matrix, slide.affine.affine_matrix)
+    presenter.show(tiny_section)
+    assert [layers.role_of(layer) for layer in viewer.layers] == ["slide", "spots"]
+
+
+def test_outlines_may_be_removed_and_the_section_stays(viewer, presenter, of_cells):
+    presenter.show(of_cells)
+    viewer.layers.remove(viewer.layers[1])
+    assert presenter.state.section is of_cells and presenter.view.outlines is None
 
 
 def test_two_viewers_share_nothing():

@@ -155,7 +155,7 @@ def straightforward(
                 given = repeat_conditions(conditions, [branch], len(latents), net)
                 parts.append(net(scaled, now.expand(len(scaled)), **given)[:, :channels].float())
             predicted = combine(parts, guidance)
-        latents = scheduler.step(predicted, time, latents, return_dict=False)[0]
+        latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
     return latents
 
 
@@ -240,10 +240,9 @@ def editing(checkpoint: Checkpoint, section: Section, rounds: int) -> dict[str, 
         ``dtype``, ``steps``, ``side_um``, ``rounds``; for ``region`` and ``spot``: the median seconds of the ``first`` picture and of the
         ``next`` one, at another strength, and how many crops or windows were taken to their noise for each.
     """
-    spots, mpp = section.spots, section.calibration.mpp
-    assert mpp is not None and section.image is not None  # the sample section has both
+    spots, mpp = section.spots, section.mpp
     half = SIDE_UM / 2 / mpp
-    y, x = (n / 2 for n in section.image.shape)
+    y, x = (n / 2 for n in section.slide.shape)
     square = ((y - half, x - half), (y - half, x + half), (y + half, x + half), (y + half, x - half))
     painted = spots.ids[(np.abs(spots.yx - (y, x)) <= half).all(axis=1)].tolist()
     target = tuple(spots.ids[np.argsort(spots.relative_depth)[:12]].tolist())

@@ -122,8 +122,7 @@ def around(checkpoint: Checkpoint, section: Section, seconds: float, batch: int 
     made = plan(section, request, checkpoint.card)
     rows = [patch.row for patch in made.patches]
     boxes = [patch.source_box for patch in made.patches]
-    assert section.image is not None  # the sample section has one
-    image, spots, card = section.image, section.spots, checkpoint.card
+    image, spots, card = section.slide, section.spots, checkpoint.card
     crops = read_patches(image, boxes, card.patch_px)
     canvas = MemoryCanvas(made.frame)
     pixels = np.zeros((card.patch_px, card.patch_px, 3), dtype=np.uint8)

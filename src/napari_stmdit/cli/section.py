@@ -16,13 +16,14 @@ def is_section(path: Path) -> bool:
     """Tell from names and small files whether a path is a section rather than a checkpoint."""
     from ..tissue.images import IMAGE_SUFFIXES
     from ..tissue.public import named_section
+    from ..tissue.remote import url_of
     from ..tissue.spatialdata_store import is_spatialdata
     from ..ui.manifest import is_space_ranger
 
-    if named_section(path) is not None:
+    if url_of(path) is not None or named_section(path) is not None:
         return True
     if path.is_file():
-        return path.suffix.lower() in IMAGE_SUFFIXES
+        return path.suffix.lower() in (*IMAGE_SUFFIXES, ".h5ad")
     return path.is_dir() and (is_space_ranger(path) or is_spatialdata(path))
 
 

@@ -147,10 +147,11 @@ def synthesize(
     from ..synthesis.session import synthesize as run_request
     from ..synthesis.session import unfinished_folder
     from ..tissue.open import SectionSource
+    from ..tissue.remote import url_of
     from ..tissue.store import check_writable
 
     options = {
-        "section": str(section),
+        "section": url_of(section) or str(section),
         "exclude": None if exclude is None else str(exclude),
         "region": _region(spots, region, sample, everything),
         "mode": mode,

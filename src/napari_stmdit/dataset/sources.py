@@ -131,9 +131,8 @@ def _slide(section: Section, made: Finished, description: str) -> Slide:
     fault = synthesis_fault(section, made.patch_mpp)
     if fault is not None:
         raise SectionError(fault)
-    assert section.image is not None and section.calibration.mpp is not None  # or there was a fault
-    mpp = section.image.pixel_size * section.calibration.mpp
-    return Slide(section.image, mpp, f"{description}, {mpp:.4g} um/px")
+    mpp = section.slide.pixel_size * section.mpp
+    return Slide(section.slide, mpp, f"{description}, {mpp:.4g} um/px")
 
 
 def checkpoint_facts(made: Finished, checkpoint: str | Path | None = None) -> CheckpointFacts:

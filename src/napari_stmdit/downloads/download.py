@@ -5,7 +5,6 @@ Files have temporary names until the last one is whole. They are only hashed, ne
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..errors import DownloadError
-from ..files import BadFile, read_json
+from ..files import BadFile, is_offline, read_json
 from ..intent import Intent
 from ..progress import CancelToken, DownloadProgress, Stopwatch
 from ..storage.atomic import hold, write_text
@@ -180,12 +179,6 @@ def check_source(entry: Entry, *, offline: bool | None = None, source_folder: st
         raise offline_error(entry)
 
 
-def is_offline() -> bool:
-    """Return whether the environment forbids the network."""
-    names = ("STMDIT_OFFLINE", "HF_HUB_OFFLINE")
-    return any(os.environ.get(name, "").strip().lower() not in ("", "0", "false", "no", "off") for name in names)
-
-
 def ask_size(entry: Entry, cancel: CancelToken | None = None) -> int | None:
     """Return the bytes of an entry: the stated ones, or those its servers state; None: unknown.
 
@@ -324,10 +317,10 @@ def _record(
 
 
 def _publish(folder: Path, parts: list[PartFile], record: DownloadRecord) -> None:
-    """Give all files their names; the old record is removed first and the new one written last, so it always fits the files."""
+    """Give all files their names, and write the record."""
     final = folder / RECORD_FILE
     try:
-        final.unlink(missing_ok=True)
+        final.unlink(missing_ok=True)  # first gone, last written: a record never describes other files
         for part in parts:
             part.publish()
         write_text(final, record.model_dump_json(indent=2) + "\n")

@@ -241,7 +241,7 @@ def _look_up_on_web(entry: Entry, name: str, cancel: CancelToken | None) -> Remo
         raise offline_error(entry) from None
     except HfHubHTTPError as error:
         raise _web_refusal(error, entry, url) from None
-    except _transport_errors() as error:
+    except _transport_errors() + (ValueError,) as error:  # a ValueError: no address at all, as in a mistyped mirror
         raise DownloadError(
             f"{url} cannot be reached ({first_line(error)[:120]}). Check the connection and any proxy, then run it again; {_by_hand(entry)}"
         ) from None

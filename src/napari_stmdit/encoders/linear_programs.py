@@ -30,9 +30,8 @@ class LinearProgramEncoder:
     Depth is normalised over the encoder's own genes alone: whatever happens to any other gene has no effect at all. Genes that a
     section lacks count as their training mean, and the genes that are there share the depth that they had in training.
 
-    The logarithm of few counts says little more than whether a gene was detected. So there is a projection for each of several depth
-    levels, fitted to profiles of that depth; scores are interpolated between the two levels around a spot's count, linearly in its
-    logarithm. Below the lowest level they shrink to the offset, in proportion to the counts.
+    There is a projection for each of several depth levels, fitted to profiles of that depth; scores are interpolated between the two levels
+    around a spot's count, linearly in its logarithm. Below the lowest level they shrink to the offset, in proportion to the counts.
 
     Parameters
     ----------
@@ -132,6 +131,7 @@ class LinearProgramEncoder:
         known = present & (total > 0)
         full = total[:, 0] / max(share, 1e-12)  # the depth with the missing genes, had they been measured
         scores = np.zeros((len(own), self.dim), dtype=np.float32)
+        # by depth: the logarithm of few counts says little more than whether a gene was detected
         for mean, scale, projection, weight in self._levels_at(full):
             rows = np.flatnonzero(weight)
             standard = np.where(known[rows], (values[rows] - mean) / scale, 0)

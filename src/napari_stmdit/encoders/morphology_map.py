@@ -273,11 +273,7 @@ def _principal(y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def _choose(x: NDArray[np.float64], scores: NDArray[np.float64], folds: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the penalty (r,) of each component; infinite where none beats the mean on folds left out.
-
-    It is the smallest penalty within one standard error of the best: a penalty shrinks effects, which are what is wanted here. Errors are
-    relative to those of the mean in each fold, so that no section counts more.
-    """
+    """Return the penalty (r,) of each component; infinite where none beats the mean on folds left out."""
     names = np.unique(folds)
     errors = np.zeros((len(names), len(PENALTIES), scores.shape[1]))
     for place, fold in enumerate(names):
@@ -285,10 +281,12 @@ def _choose(x: NDArray[np.float64], scores: NDArray[np.float64], folds: NDArray[
         centre, target = x[~out].mean(axis=0), scores[~out].mean(axis=0)
         blind = np.maximum(((scores[out] - target) ** 2).sum(axis=0), 1e-30)
         penalties = PENALTIES * int((~out).sum())
+        # errors relative to those of the mean, so that no section counts more than another
         for row, weights in enumerate(ridge_weights(x[~out] - centre, scores[~out] - target, penalties)):
             errors[place, row] = ((scores[out] - target - (x[out] - centre) @ weights) ** 2).sum(axis=0) / blind
     mean, spread = errors.mean(axis=0), errors.std(axis=0, ddof=1) / np.sqrt(len(names))
     best, each = mean.argmin(axis=0), np.arange(scores.shape[1])
+    # the smallest penalty within one standard error of the best: a penalty shrinks the effects that are wanted
     near = mean <= mean[best, each] + spread[best, each]
     return np.where(mean[best, each] < 1, PENALTIES[near.argmax(axis=0)], np.inf)
 

@@ -22,7 +22,7 @@ from ..files import read_text
 VECTOR_NAMES = ("embeddings", "embedding", "features", "feats")
 ID_NAMES = ("barcodes", "barcode", "ids", "id", "spot_ids", "spot_id")
 HDF5_SUFFIXES = (".h5", ".hdf5", ".h5ad")
-KNOWN = ".npy, .h5, .hdf5, .h5ad or .zarr"
+KNOWN = ".npy, .h5, .hdf5, .h5ad, .zarr or .csv"
 
 Arrays = tuple[NDArray[Any], NDArray[np.str_] | None, str]
 """Stored vectors, their ids or None, and the file's name for messages."""
@@ -44,6 +44,10 @@ def read_arrays(text: str, *, wants_ids: bool) -> Arrays:
         if name:
             raise SectionError(f"{text}: a .npy file holds one array without a name; leave out '::{name}'")
         vectors, ids = _read_npy(path), _ids_beside(path)
+    elif path.name.endswith((".csv", ".csv.gz")):
+        if name:
+            raise SectionError(f"{text}: a .csv file holds one table without a name; leave out '::{name}'")
+        vectors, ids = _read_csv(path)
     elif path.suffix in HDF5_SUFFIXES:
         with _open_hdf5(path) as group:
             vectors, ids = _read_group(group, name, path)
@@ -105,6 +109,21 @@ def _csv_ids(file: Path) -> NDArray[np.str_]:
     return columns[named[0]].to_numpy().astype(str)
 
 
+def _read_csv(path: Path) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
+    """Read a table with ids in its first column, whatever that is called, and one factor a column."""
+    import pandas as pd
+
+    with _as_damage(path):
+        table = pd.read_csv(path, index_col=0, dtype={0: str}, encoding="utf-8-sig")
+    wrong = [str(name) for name, kind in table.dtypes.items() if kind.kind not in "iuf"]
+    if wrong or not len(table.columns):
+        what = f"its columns {_some(wrong)} are" if wrong else "its values are"
+        raise SectionError(
+            f"{path}: {what} no numbers; expected ids in the first column and one factor in each other, below a header"
+        )
+    return table.to_numpy(dtype=np.float64), table.index.to_numpy().astype(str)
+
+
 @contextmanager
 def _open_hdf5(path: Path) -> Iterator[Any]:
     import h5py
@@ -156,12 +175,20 @@ def _pick(group: Mapping[str, Any], name: str, path: Path, has: str) -> Any:
             f"{path.name}::NAME"
         )
     array = group[chosen[0]]
-    if not hasattr(array, "shape"):
-        raise SectionError(f"{path}: {chosen[0]} is a group (a sparse matrix or a table), expected a plain array")
+    if not hasattr(array, "shape") and "column-order" not in array.attrs:
+        raise SectionError(
+            f"{path}: {chosen[0]} is a group (a sparse matrix, say), expected a plain array or a table of numbers"
+        )
     return array
 
 
 def _values(array: Any, path: Path) -> NDArray[Any]:
+    """Return an array, or the columns (n, d) of a table as AnnData keeps one in ``obsm``."""
+    if not hasattr(array, "shape"):
+        columns = [array[name] for name in array.attrs["column-order"]]
+        if not all(hasattr(column, "shape") and column.dtype.kind in "iuf" for column in columns):
+            raise SectionError(f"{path}: the table {array.name} has a column that is no numbers")
+        return np.stack([_values(column, path) for column in columns], axis=1).astype(np.float64)
     _refuse_pickles(array, path)
     return np.asarray(array[()])
 
@@ -198,6 +225,7 @@ def _as_ids(values: NDArray[Any], path: Path) -> NDArray[np.str_]:
 _MAX_SHOWN = 5
 _SUFFIX = re.compile(r"-\d+$")
 _PREFIX = re.compile(r"^.*[_:]")
+_SAMPLE = re.compile(r"_\d+$")
 
 
 @dataclass(frozen=True)
@@ -277,8 +305,9 @@ def read_embeddings(
         - ``.h5`` or ``.hdf5`` with a dataset ``embeddings``, ``embedding``, ``features`` or ``feats`` and one of the id names above:
           HEST's files as they are, CLAM's and TRIDENT's with ids added;
         - ``.zarr``, a group with arrays of these names;
-        - ``.h5ad``, or a ``.zarr`` that holds AnnData (also ``section.zarr/tables/NAME``): an entry of ``obsm``; ids are the
-          names of the observations.
+        - ``.h5ad``, or a ``.zarr`` that holds AnnData (also ``section.zarr/tables/NAME``): an entry of ``obsm``, an array or a table, as
+          of cell types or topics; ids are the names of the observations;
+        - ``.csv``, with a header, ids in the first column, and one value of the vector in each other.
 
         ``path::name`` says which array or entry of ``obsm`` is meant.
     expected_dim, expected_tokens
@@ -354,6 +383,7 @@ def _hint(missing: list[str], have: list[str]) -> str:
     """Say which change of spelling would make ids match."""
     spellings = {
         "without the number at the end ('-1')": lambda name: _SUFFIX.sub("", name),
+        "without the number of the sample at the end ('_2')": lambda name: _SAMPLE.sub("", name),
         "without what precedes '_' or ':'": lambda name: _PREFIX.sub("", name),
         "in capitals": str.upper,
     }

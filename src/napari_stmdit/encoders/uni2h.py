@@ -170,10 +170,8 @@ class VisionTransformer(nn.Module):
 
 
 def sizes_in(tensors: Mapping[str, Any], default: ViTSizes = UNI2H) -> ViTSizes:
-    """Return the sizes of a state dict from its shapes, by majority; defaults where no shape shows one.
-
-    By majority, so that the comparison that follows points at the odd tensor.
-    """
+    """Return the sizes of a state dict from its shapes, by majority; defaults where no shape shows one."""
+    # by majority, so that the comparison that follows points at the odd tensor
     found = {name: shape_of(value) for name, value in tensors.items()}
     blocks = {int(index) for name in found if name.startswith("blocks.") and (index := name.split(".")[1]).isdecimal()}
     # an absurd index is no depth: it must not make us build that many blocks
@@ -363,10 +361,8 @@ class Uni2hEncoder:
 
 
 def preprocess(tiles: list[NDArray[np.uint8]], side: int) -> Tensor:
-    """Resize tiles (tile_px, tile_px, 3) uint8 and normalise them as UNI2-h expects: (B, 3, side, side) float32.
-
-    Pillow's bilinear filter averages where it shrinks, and rounds to grey levels as the published recipe does.
-    """
+    """Resize tiles (tile_px, tile_px, 3) uint8 and normalise them as UNI2-h expects: (B, 3, side, side) float32."""
+    # Pillow averages where it shrinks and rounds to grey levels, as the published recipe does; torch does not
     resized = [np.asarray(Image.fromarray(tile).resize((side, side), Image.Resampling.BILINEAR)) for tile in tiles]
     images = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float().div(255)
     return images.sub(torch.tensor(MEAN).view(3, 1, 1)).div(torch.tensor(STD).view(3, 1, 1))

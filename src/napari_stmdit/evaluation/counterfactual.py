@@ -14,7 +14,7 @@ from ..encoders.morphology_map import MorphologyMap
 from ..errors import RequestError
 from ..expression.programs import known_programs
 from ..intent import KnockOutEdit, Polygons, Request, TowardsEdit
-from ..progress import Batches, CancelToken, Progress, Stopwatch, mapped
+from ..progress import Batches, CancelToken, Progress, Stopwatch, finish, mapped
 from ..storage.fingerprint import of_json
 from ..synthesis.conditions import spot_rows
 from ..synthesis.counterfactual import content_key, map_of
@@ -398,8 +398,7 @@ class CounterfactualCheck:
     def _programs(self) -> Work[CheckFigures]:
         """Raise programs by two standard deviations, alone and with what varies with them, and compare with the trend of real tissue."""
         spots, real = self.section.spots, self.all.real.haematoxylin
-        assert self.section.calibration.mpp is not None
-        levels = SmoothedLevels(spots, self.section.calibration.mpp)
+        levels = SmoothedLevels(spots, self.section.mpp)
         order = np.argsort(real)
         rows = order[np.linspace(round(0.11 * len(real)), len(real) - 1, self._raised).round().astype(int)]
         each: dict[str, Program] = {}
@@ -461,11 +460,10 @@ class CounterfactualCheck:
         yield self._progress(1)
         made = result.plan
         size, pixel, corner = made.frame.shape, made.frame.pixel_size, made.frame.origin
-        assert self.section.image is not None and self.section.calibration.mpp is not None
         real = slide_on(made, self.section)
         rgba = np.asarray(result.rgba)
         yy, xx = ((np.arange(n) + 0.5) * pixel + o - m for n, o, m in zip(size, corner, middle, strict=True))
-        um = np.hypot(yy[:, None], xx[None]) * self.section.calibration.mpp
+        um = np.hypot(yy[:, None], xx[None]) * self.section.mpp
         shown, reach = rgba[..., 3] > 0, _reach(made, self.section, asked)
         inside = shown & (um < RADIUS_UM)
         around = shown & reach & (um > RADIUS_UM + FADE_UM)
@@ -492,8 +490,7 @@ class CounterfactualCheck:
 
     def _painted(self) -> tuple[Request, NDArray[np.float64]]:
         """Return a request that paints a disc in the middle of the tissue towards its palest or densest tenth, whichever is farther."""
-        spots, mpp = self.section.spots, self.section.calibration.mpp
-        assert mpp is not None and self.section.image is not None
+        spots, mpp = self.section.spots, self.section.mpp
         away = np.linalg.norm(spots.yx - np.median(spots.yx, axis=0), axis=1) * mpp
         middle = spots.yx[away.argmin() if away.max() > REACH_UM else away.argmax()]  # of a small section, its rim
         distance = np.linalg.norm(spots.yx - middle, axis=1) * mpp
@@ -505,7 +502,7 @@ class CounterfactualCheck:
         ends = order[:tenth], order[-tenth:]
         far = max(ends, key=lambda rows: abs(real[rows].mean() - here))
         edit = TowardsEdit(target_spots=tuple(spots.ids[far].tolist()), spots=painted)
-        height, width = (n * self.section.image.pixel_size for n in self.section.image.shape[:2])
+        height, width = (n * self.section.slide.pixel_size for n in self.section.slide.shape)
         low = np.maximum(middle - REACH_UM / mpp, 0)
         high = np.minimum(middle + REACH_UM / mpp, (height, width))
         (y0, x0), (y1, x1) = low.tolist(), high.tolist()
@@ -544,7 +541,7 @@ def _round_trip(
     import torch
 
     from ..editing import conditions_of
-    from ..model.counterfactual import abduct, finish, predict
+    from ..model.counterfactual import abduct, predict
     from ..model.vae import decode_latents, encode_latents
 
     pipeline = model.pipeline
@@ -552,10 +549,8 @@ def _round_trip(
         latents = encode_latents(pipeline.vae, crops).float().cpu()
         conditions = conditions_of(morphology, expression)
         path = finish(abduct(pipeline.transformer, pipeline.scheduler, latents, conditions, steps=steps))
-        assert path is not None
         # the noise is given, so that every crop is computed although nothing was edited
         change = finish(predict(pipeline.transformer, path, conditions, noise=path.noise))
-        assert change is not None
         back = decode_latents(pipeline.vae, path.latents + change)
     own = reconstruct(model, crops)
     likeness = (np.mean([ms_ssim(x, y) for x, y in zip(crops, images, strict=True)]) for images in (back, own))

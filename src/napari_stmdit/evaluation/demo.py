@@ -20,13 +20,13 @@ from ..expression.normalise import cp10k_log1p
 from ..intent import CheckpointCard, Polygons, Request, TowardsEdit
 from ..progress import Progress
 from ..storage.atomic import write_text
-from ..synthesis.result import Result
+from ..synthesis.result import Result, finished
 from ..synthesis.session import synthesize
 from ..tissue.sample import open_sample_section
 from ..types import Section
 from .held_out import crops_at
 from .measures import blank_fraction, haematoxylin_density, nuclei_places, stain_density
-from .pictures import EditShown, edit_picture, save_picture, shown
+from .paper_figure import window_of, write_figure
 
 FULL_UM, END_UM = 100.0, 180.0
 """The soft brush: full weight up to the first radius, none from the second."""
@@ -80,9 +80,8 @@ def run_demo(
     request, centre = demo_request(section, model.profiles, model.card, seed)
     result = synthesize(section, request, model, on_progress=on_progress)
     name = result.save(store, "edited")
-    window = shown(section, result, centre, FULL_UM, END_UM)
-    save_picture(edit_picture(window, f"painted towards {TARGET}"), picture, window.label)
-    facts = _facts(section, result, window, name)
+    write_figure(result, picture)
+    facts = _facts(section, result, centre, name)
     write_text(figures, json.dumps(facts, indent=2), new=True)
     write_text(report, _report(facts), new=True)
     return DemoOutcome(store, facts, _summary(facts, folder))
@@ -92,8 +91,7 @@ def demo_request(
     section: Section, profiles: Mapping[str, Profile], card: CheckpointCard, seed: int = 0
 ) -> tuple[Request, NDArray[np.float64]]:
     """Return the demo's request, and the centre (y, x) of its brush in full-resolution pixels."""
-    spots, mpp = section.spots, section.calibration.mpp
-    assert mpp is not None
+    spots, mpp = section.spots, section.mpp
     centre = spots.yx[_tumour_spot(section, profiles["tumour"], profiles["stroma"])]
     away = np.linalg.norm(spots.yx - centre, axis=1) * mpp
     weight = np.clip((END_UM - away) / (END_UM - FULL_UM), 0, 1)
@@ -130,9 +128,13 @@ def _tumour_spot(section: Section, tumour: Profile, stroma: Profile) -> int:
     return int(np.argmax(np.where(whole, score[nearest].mean(axis=1), -np.inf)))
 
 
-def _facts(section: Section, result: Result, window: EditShown, name: str) -> dict[str, Any]:
-    record = result.provenance
-    zones = {"inside": window.radius_um < FULL_UM, "outside": window.radius_um > END_UM + window.blend_um}
+def _facts(section: Section, result: Result, centre: NDArray[np.float64], name: str) -> dict[str, Any]:
+    record, window = result.provenance, window_of(finished(result))
+    places_um = (np.arange(len(window.before)) + 0.5) * window.pixel_um
+    y, x = (places_um + (at - o) * section.mpp for at, o in zip(window.corner, centre, strict=True))
+    radius_um = np.hypot(y[:, None], x[None])
+    blend_um = result.plan.card.patch_um / 2  # how far beyond the brush spots and windows carry a change
+    zones = {"inside": radius_um < FULL_UM, "outside": radius_um > END_UM + blend_um}
     images = {"before": window.before, "after": window.after}
     places = {when: nuclei_places(image) for when, image in images.items()}
     density = {when: stain_density(image)[..., 0] for when, image in images.items()}
@@ -155,7 +157,7 @@ def _facts(section: Section, result: Result, window: EditShown, name: str) -> di
         "elements": [name],
         "section": section.name,
         "spots": len(result.plan.request.edits[0].spots or {}),
-        "mpp": section.calibration.mpp,
+        "mpp": section.mpp,
         "scale": section.calibration.detail,
         "edit": result.plan.request.edits[0].model_dump(mode="json"),
         "edit_scale": result.plan.request.edit_scale,
@@ -202,7 +204,7 @@ def _report(facts: dict[str, Any]) -> str:
 
 {facts["statement"]}
 
-![This tissue before, after, and its change](comparison.png)
+![This tissue, where the edit acts, this tissue after it, and what differs](comparison.png)
 
 The expression of {facts["spots"]} spots was moved from tumour towards the mean of the {PALE_SPOTS} palest spots of the section with a soft brush: full weight within
 {FULL_UM:.0f} um of its centre, none from {END_UM:.0f} um on. The noise that gives the slide's own pixels was found, the expression edited, and the

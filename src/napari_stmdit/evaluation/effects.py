@@ -419,8 +419,7 @@ def painted_crop(
     low, high = np.maximum(box[:2] - corner, 0), np.minimum(box[2:] - corner, made.frame.shape)
     on_canvas = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     in_crop = tuple(slice(a, b) for a, b in zip(low + corner - box[:2], high + corner - box[:2], strict=True))
-    assert section.image is not None  # plan() refuses a section without a usable image
-    before = read_patches(section.image, [tuple((box * made.frame.pixel_size).tolist())], made.card.patch_px)[0]
+    before = read_patches(section.slide, [tuple((box * made.frame.pixel_size).tolist())], made.card.patch_px)[0]
     after = before.copy()
     shown = canvas.rgba[on_canvas][..., 3:] > 0  # nothing is synthesized off the slide
     before[in_crop] = np.where(shown, slide_on(made, section)[on_canvas], before[in_crop])
@@ -430,12 +429,12 @@ def painted_crop(
 
 def slide_on(made: Plan, section: Section) -> NDArray[np.uint8]:
     """Return the slide on a canvas, (h, w, 3), read tile by tile as the run reads it: one large reading is rounded otherwise."""
-    assert made.windows is not None and section.image is not None
+    assert made.windows is not None
     height, width = made.frame.shape
     found = np.full((height, width, 3), 255, np.uint8)
     for patch in made.patches:
         y0, x0, y1, x1 = patch.canvas_box
-        tile = read_patches(section.image, [patch.source_box], made.windows.tile)[0]
+        tile = read_patches(section.slide, [patch.source_box], made.windows.tile)[0]
         own = found[max(y0, 0) : y1, max(x0, 0) : x1]
         own[:] = tile[max(-y0, 0) :, max(-x0, 0) :][: own.shape[0], : own.shape[1]]
     return found
@@ -449,5 +448,4 @@ def _crop_box(section: Section, card: CheckpointCard, row: int) -> tuple[int, in
 
 def _pixel(section: Section, card: CheckpointCard) -> float:
     """Return full-resolution pixels per canvas pixel."""
-    assert section.calibration.mpp is not None  # plan() refuses such sections
-    return card.patch_mpp / section.calibration.mpp
+    return card.patch_mpp / section.mpp

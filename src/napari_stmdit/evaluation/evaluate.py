@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import RequestError, SectionError, StmditError, first_line
 from ..expression.genes import gather_counts, match_genes
 from ..intent import TowardsEdit
-from ..progress import BATCH, CancelToken, Progress, mapped
+from ..progress import BATCH, CancelToken, Progress, finish, mapped
 from ..storage.fingerprint import of_arrays
 from ..synthesis.conditions import Conditions
 from ..synthesis.models import PatchModel
@@ -213,6 +213,7 @@ def evaluate(
     predictor_sections: Source | Sequence[Source] = (),
     spaces: Sequence[FeatureSpace] | None = None,
     command: str | None = None,
+    called: str | None = None,
     resume: bool = False,
     batch: int = BATCH,
     device: str = "auto",
@@ -240,6 +241,8 @@ def evaluate(
         `napari_stmdit.evaluation.spaces.TorchSpace`.
     command
         The command line, for the report; None for one that asks for the same.
+    called
+        What its user calls a loaded checkpoint, for that command line; None: by its card's name.
     resume
         Go on with the evaluation that is in the folder; start where there is none.
     batch
@@ -262,84 +265,38 @@ def evaluate(
     opened = open_sections(sections)
     any_others = isinstance(predictor_sections, Source) or len(predictor_sections) > 0
     others = open_sections(predictor_sections, place="predictor section") if any_others else ()
-    model: Any = checkpoint
-    if isinstance(checkpoint, str | Path):
+    request, model = request or EvaluationRequest(), checkpoint
+    if isinstance(model, str | Path):
         from ..assemble import load_checkpoint
 
-        model = load_checkpoint(checkpoint, device=device, dtype=dtype)
-    steps = evaluation_steps(
-        opened,
-        model,
-        request or EvaluationRequest(),
-        output,
-        predictor_sections=others,
-        spaces=spaces,
-        checkpoint=None if checkpoint is model else str(checkpoint),
-        command=command,
-        resume=resume,
-        batch=batch,
-        cancel=cancel,
-    )
-    return finish(steps, on_progress)
-
-
-def finish(steps: Generator[Progress, None, T], on_progress: Callable[[Progress], None] | None = None) -> T:
-    """Run the steps of an evaluation to their end, and return what they return."""
-    while True:
-        try:
-            progress = next(steps)
-        except StopIteration as end:
-            found: T = end.value
-            return found
-        if on_progress is not None:
-            on_progress(progress)
-
-
-def evaluation_steps(
-    sections: Sequence[Section],
-    model: PatchModel,
-    request: EvaluationRequest,
-    output: str | Path,
-    *,
-    predictor_sections: Sequence[Section] = (),
-    spaces: Sequence[FeatureSpace] | None = None,
-    checkpoint: str | None = None,
-    command: str | None = None,
-    resume: bool = False,
-    batch: int = BATCH,
-    cancel: CancelToken | None = None,
-) -> Generator[Progress, None, Evaluated]:
-    """Evaluate step by step: yields after every denoising step and returns what came of it; see `evaluate`.
-
-    ``checkpoint`` is how the user called it, for the command line of the report.
-    """
+        called, model = str(model), load_checkpoint(model, device=device, dtype=dtype)
     folder, cancel = Path(output).expanduser(), cancel or CancelToken()
-    check = _counterfactual_check(sections, model, request, folder, batch, cancel)
+    check = _counterfactual_check(opened, model, request, folder, batch, cancel)
     work, figures, edits = None, [], None
     if "conditions" in request.parts:
-        work = prepare(sections, model, request, folder, predictor_sections, spaces, resume)
+        work = prepare(opened, model, request, folder, others, spaces, resume)
     else:
-        check_report(folder, _about(work, check, model, sections, request), resume)
+        check_report(folder, _about(work, check, model, opened, request), resume)
     done, total = 0, sum(part.total for part in (work, check) if part is not None)
     if work is not None:
-        done = yield from _of_all(work.synthesize(batch, cancel), 0, total)
+        done = finish(_of_all(work.synthesize(batch, cancel), 0, total), on_progress)
         if done < work.total:
             return Evaluated(folder, done, total)
         figures.append(figures_of(work.evidence(), request.draws))
     if check is not None:
-        edits = yield from _of_all(check.run(), done, total)
+        edits = finish(_of_all(check.run(), done, total), on_progress)
         if edits is None:
             return Evaluated(folder, done + check.done, total)
     command = command or equivalent_command(
-        sections,
-        checkpoint or model.card.name,
+        opened,
+        called or model.card.name,
         request,
         folder,
-        predictor_sections=predictor_sections,
+        predictor_sections=others,
         own_spaces=bool(spaces),
         provenance=model.provenance,
     )
-    about = _about(work, check, model, sections, request)
+    about = _about(work, check, model, opened, request)
     return Evaluated(folder, total, total, write_report(folder, about, figures, command, edits))
 
 

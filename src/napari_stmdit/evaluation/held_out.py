@@ -72,9 +72,8 @@ class SpotSet:
 
 def crops_at(section: Section, yx: NDArray[np.float64], card: CheckpointCard) -> NDArray[np.uint8]:
     """Read (n, side, side, 3) patches at a checkpoint's scale around positions (n, 2) in full-resolution pixels."""
-    assert section.image is not None and section.calibration.mpp is not None  # plan() refuses other sections
-    boxes = [b.source for b in boxes_around(yx, card.patch_px, card.patch_mpp / section.calibration.mpp)]
-    return read_patches(section.image, boxes, card.patch_px)
+    boxes = [b.source for b in boxes_around(yx, card.patch_px, card.patch_mpp / section.mpp)]
+    return read_patches(section.slide, boxes, card.patch_px)
 
 
 def reconstruct(checkpoint: Any, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:

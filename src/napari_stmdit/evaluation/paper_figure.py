@@ -24,7 +24,7 @@ from ..synthesis.stored import StoredResult
 from ..tissue.crops import read_patches
 from ..tissue.export import Label, label_of_result, labelled
 from .measures import stain_density
-from .pictures import INK, SMOOTH_UM, diverging, own_style
+from .pictures import INK, diverging, own_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +42,8 @@ MAX_PX = 3000
 """Longest side of the window in pixels that are read: a printed panel shows no more."""
 COARSEST = 1.5
 """How many times coarser than the result the slide may be for the two to be compared."""
+SMOOTH_UM = 6.0
+"""Standard deviation of the smoothing of the difference: about a nucleus."""
 _BARS_UM = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _INK = "#{:02x}{:02x}{:02x}".format(*INK)
 _PALE, _FULL = (235, 235, 238), (91, 44, 131)
@@ -60,8 +62,8 @@ class _Panel:
 
 
 @dataclass(frozen=True)
-class _Window:
-    """A square of tissue.
+class Window:
+    """A square of tissue before and after.
 
     ``before`` and ``after`` are (n, n, 3) uint8, ``made`` (n, n) is where the result has pixels; ``corner`` (y, x) and ``side`` are in
     full-resolution pixels.
@@ -128,7 +130,7 @@ def write_figure(result: Result | StoredResult, path: str | Path, *, width_mm: f
 
 def _panels(made: Finished, label: Label, px: int) -> list[_Panel]:
     """Slide, edit, result and difference, of those that there are; the edit is drawn ``px`` pixels wide."""
-    window = _window(made)
+    window = window_of(made)
     window_um = window.pixel_um * len(window.before)
     slide = "Synthetic slide" if made.section.synthetic else "Slide"
     panels = [_Panel(window.before, f"{slide}: {made.section.name}", window_um)]
@@ -270,8 +272,8 @@ def _wrapped(text: str, points: float, width: float) -> list[str]:
     return lines
 
 
-def _window(made: Finished) -> _Window:
-    """Return the square around what was made, with a tenth more on each side."""
+def window_of(made: Finished) -> Window:
+    """Return the square around what was made, with a tenth more on each side; raises StoreError where the slide is coarser than the result."""
     section, frame, canvas = made.section, made.frame, made.rgba
     mpp = section.mpp
     slide = section.slide
@@ -300,7 +302,7 @@ def _window(made: Finished) -> _Window:
     here = np.ix_(*inside)
     there[here] = rgba[..., 3] > 0
     after[there] = rgba[..., :3][rgba[..., 3] > 0]
-    return _Window(before, after, there, (y0, x0), reach, step * frame.pixel_size * mpp)
+    return Window(before, after, there, (y0, x0), reach, step * frame.pixel_size * mpp)
 
 
 def _made_box(canvas: Any, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -315,14 +317,14 @@ def _made_box(canvas: Any, shape: tuple[int, int]) -> tuple[tuple[int, int], tup
     return (low[0], low[1]), (high[0] - low[0], high[1] - low[1])
 
 
-def _change(window: _Window) -> NDArray[np.float32]:
+def _change(window: Window) -> NDArray[np.float32]:
     from scipy.ndimage import gaussian_filter
 
     change = stain_density(window.after)[..., 0] - stain_density(window.before)[..., 0]
     return np.asarray(gaussian_filter(change, SMOOTH_UM / window.pixel_um), dtype=np.float32)
 
 
-def _edit_map(made: Finished, window: _Window, px: int) -> NDArray[np.uint8]:
+def _edit_map(made: Finished, window: Window, px: int) -> NDArray[np.uint8]:
     """Spots as discs, the stronger an edit acts on one the darker, over the pale slide."""
     spots = made.section.spots
     ids = spots.ids.tolist()

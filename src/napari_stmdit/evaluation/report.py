@@ -215,7 +215,9 @@ def _chart(title: str, height: int, left: int, right: int, draw: Callable[[Axes]
         axes.set_axisbelow(True)
         draw(axes)
         file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
+        figure.savefig(
+            file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")), transparent=True
+        )
     text = file.getvalue()
     return Markup(text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1))
 

@@ -248,10 +248,7 @@ class Work:
         groups = np.repeat(np.arange(len(self.spots)), [len(one) for one in self.spots])
         shifted = CaseValues(SHIFTED, "real patches near the spots, shifted", synthetic=False)
         card = self.model.card
-        moved = [
-            one.shifted(SHIFT * card.patch_um / float(one.section.calibration.mpp or 1), self.request.seed)
-            for one in self.spots
-        ]
+        moved = [one.shifted(SHIFT * card.patch_um / one.section.mpp, self.request.seed) for one in self.spots]
         crops = np.concatenate(moved)
         shifted.per_seed.append(self.metrics.measure(crops))
         shifted.shown = crops[self.metrics.shown]

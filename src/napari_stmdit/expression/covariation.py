@@ -86,11 +86,9 @@ class Covariation:
         return np.asarray((self.weights[rows] @ levels).toarray(), dtype=np.float64)
 
     def factors(self, change: Array, columns: NDArray[np.int64]) -> Array:
-        """Return the change (n, k) of each factor that goes with a change (n, columns) of some genes.
-
-        It is the conditional mean given a spot's place along the direction of the whole change, not given each gene by itself. So one
-        edit or two make no difference, and twice the change has twice the effect.
-        """
+        """Return the change (n, k) of each factor that goes with a change (n, columns) of some genes."""
+        # the conditional mean given the place along the direction of the whole change, not given each gene by itself:
+        # one edit or two then make no difference, and twice the change has twice the effect
         along = change @ self.loadings[columns]
         variance = (along**2).sum(axis=1) + (change**2) @ self.noise[columns]
         share = (change**2).sum(axis=1) / np.maximum(variance, 1e-12)

@@ -117,11 +117,11 @@ def edited_depths(
     """Return the relative depth (n,) of some spots after the edits; parameters are those of `apply_edits`.
 
     Edits of the whole profile move it: towards that of the target spots or profile (if it states one), or by the difference of swapped
-    groups. Edits of genes with ``follow`` move it as it varies with these genes. All other edits leave it as measured, because totals
-    after an edit say nothing about tissue.
+    groups. Edits of genes with ``follow`` move it as it varies with these genes. All other edits leave it as measured.
     """
     own = rows if sources is None else sources
     ids = spots.ids[rows].tolist()
+    # not from the edited totals, which say nothing about tissue
     depth = _moved(spots.relative_depth[own].astype(np.float32), ids, spots, edits, profiles)
     along = following(own, ids, spots, edits, programs)
     return depth if along is None else depth + along.depth()
@@ -136,8 +136,7 @@ def moved_totals(
 ) -> NDArray[np.float32]:
     """Return the factor (n,) by which edits of the whole profile change the total count of some spots.
 
-    Encoders read a profile by its depth, so a profile brings its total, from its relative depth. Log totals move in proportion to
-    strength. Parameters are those of `edited_depths`; all other edits leave totals alone.
+    Parameters are those of `edited_depths`; all other edits leave totals alone.
     """
     own = rows if sources is None else sources
     towards = [edit for edit in active_edits(edits) if isinstance(edit, TowardsEdit) and whole_profile_edit(edit)]
@@ -146,6 +145,7 @@ def moved_totals(
     totals = totals_of(spots.counts.astype(np.float32))
     counted = np.asarray(spots.counts.sum(axis=1)).ravel() > 0
     usual = float(np.median(totals[counted])) if counted.any() else 1.0
+    # encoders read a profile by its depth, so it brings its total; log totals move in proportion to strength
     start = np.log(totals[own] / usual).astype(np.float32)
     moved = _moved(start, spots.ids[rows].tolist(), spots, towards, profiles)
     return np.asarray(np.exp(moved - start), dtype=np.float32)

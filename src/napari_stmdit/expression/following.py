@@ -100,10 +100,7 @@ class Followers:
     def apply(
         self, dense: NDArray[np.float32], rows: NDArray[np.int64], totals: NDArray[np.float32], at: NDArray[np.int64]
     ) -> None:
-        """Change ``dense``, the counts of the spots ``rows`` with totals (rows,), in place; its columns ``at`` (c,) are these genes.
-
-        A rise is added to the level. A fall takes the same share of every count: most spots have none, and could not fall otherwise.
-        """
+        """Change ``dense``, the counts of the spots ``rows`` with totals (rows,), in place; its columns ``at`` (c,) are these genes."""
         known, section = self.following, self.following.covariation
         touched = np.flatnonzero(known.share[rows])
         if touched.size == 0:
@@ -121,6 +118,7 @@ class Followers:
         change[:, named] *= 1 - known.held[np.ix_(spots, places[named])]
         block, total = np.ix_(touched, at), totals[touched, None]
         x = cp10k_log1p(dense[block], total)
+        # a rise is added; a fall takes a share of every count, as most spots have none and could not fall otherwise
         x = x * (1 + np.minimum(change, 0) / np.maximum(before, 1e-12)) + np.maximum(change, 0)
         dense[block] = counts_from(np.maximum(x, 0), total)
 

@@ -91,6 +91,13 @@ def compare_groups(
     ------
     GeneError
         A group has fewer than three spots, they share some, one is not in the section, or the section has no expression.
+
+    Examples
+    --------
+    >>> ids = section.spots.ids.tolist()
+    >>> found = st.compare_groups(section.spots, ids[:20], ids[20:40])
+    >>> list(found.top("gene", 2).columns)[:3]
+    ['name', 'kind', 'log2_fold_change']
     """
     import pandas as pd
 

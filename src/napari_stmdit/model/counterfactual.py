@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import CheckpointError, NotFiniteError, SynthesisError
-from ..progress import Batches, CancelToken
+from ..progress import Batches
 from .guidance import branches
 from .inference import ConditionTensors, Prediction, on_device, prediction
 from .sampling import check_scheduler
@@ -156,24 +156,7 @@ class OdeStep:
 
 
 Work = Generator[OdeStep, None, T]
-"""Generator that yields after every network call; closing it ends the work, `finish` runs it to its end."""
-
-
-def finish(
-    work: Work[T], cancel: CancelToken | None = None, on_step: Callable[[OdeStep], None] | None = None
-) -> T | None:
-    """Run an integration to its end and return its result; None once ``cancel``, checked at every network call, is set."""
-    while True:
-        if cancel is not None and cancel.cancelled:
-            work.close()
-            return None
-        try:
-            step = next(work)
-        except StopIteration as ended:
-            result: T = ended.value
-            return result
-        if on_step is not None:
-            on_step(step)
+"""Generator that yields after every network call; closing it ends the work, `napari_stmdit.progress.finish` runs it to its end."""
 
 
 class Separate:

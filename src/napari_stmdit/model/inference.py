@@ -1,7 +1,6 @@
 """Fast inference: fused products of a block, and the guided prediction of all branches in one batch.
 
-On a CPU, torch's GELU and bfloat16 attention cost as much as the matrix products around them. So a linear map and its GELU are one oneDNN
-primitive, and bfloat16 attention over a patch is written out. Elsewhere, and with gradients, both are torch's; results agree up to rounding.
+Fused forms are for inference on a CPU; elsewhere, and with gradients, torch's own run. Results agree up to rounding.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ _MAX_WRITTEN_OUT = 1024 * 1024
 
 def linear_gelu(layer: nn.Linear, x: Tensor) -> Tensor:
     """Return gelu(layer(x)) with the tanh form of GELU (Hendrycks & Gimpel, 2016, arXiv 1606.08415); (..., in) -> (..., out)."""
+    # on a CPU torch's own GELU costs as much as the matrix product
     if _inference_on_cpu(x) and x.dtype in _fusable():
         fused: Tensor = torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "gelu", [], "tanh")
         return fused
@@ -34,6 +34,7 @@ def linear_gelu(layer: nn.Linear, x: Tensor) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Attend from q (B, N, D) to k and v (B, K, D); ``mask`` (B, 1, 1, K) is False for keys to ignore -> (B, N, D)."""
     batch, tokens, width = q.shape
+    # on a CPU torch's bfloat16 attention costs as much as the matrix products around it
     small = tokens * k.shape[1] <= _MAX_WRITTEN_OUT
     if small and mask is None and q.dtype == torch.bfloat16 and _inference_on_cpu(q):
         q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1) for y in (q, k, v))  # (B*A, N or K, D/A)
@@ -47,7 +48,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None =
 
 
 def add_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Return x + a @ b, in one pass over x (B, N, D) where that keeps its precision: autocast would lower it."""
+    """Return x + a @ b, in one pass over x (B, N, D) where that keeps its precision."""
+    # autocast would lower the precision of x in the fused form
     if torch.is_grad_enabled() or x.dtype != a.dtype or torch.is_autocast_enabled(x.device.type):
         return x + torch.bmm(a, b)
     return torch.baddbmm(x, a, b)

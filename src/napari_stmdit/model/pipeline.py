@@ -14,10 +14,9 @@ from torch import Tensor
 from ..errors import SynthesisError
 from ..intent import DEFAULT_STEPS, Guidance
 from ..types import DenoiseStep, GuidanceScales, Sampling
-from .guidance import branches
+from .guidance import Branch, branches
 from .inference import ConditionTensors
-from .sampling import denoise, noise_for
-from .sampling import fast_solver as quicker
+from .sampling import denoise, fast_solver, noise_for
 from .vae import decode_latents, latent_channels, spatial_factor
 
 
@@ -227,18 +226,19 @@ class STMDiTPipeline(DiffusionPipeline):
         on_estimate: Callable[[int, Tensor], None] | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (step, latents) after every denoising step; see `napari_stmdit.model.sampling.denoise`."""
+        has = conditions.morphology is not None, conditions.expression is not None
+        given = (noise, conditions, self.branches(sampling, *has), sampling.steps, on_estimate)
+        return denoise(self.transformer, self.solver(sampling), *given, above=sampling.guidance.above)
+
+    def branches(self, sampling: Sampling, has_morphology: bool, has_expression: bool) -> tuple[Branch, ...]:
+        """Return the predictions that guidance combines; see `napari_stmdit.model.guidance.branches`."""
         scales = sampling.guidance
-        needed = branches(
-            scales.rule,
-            scales.morphology,
-            scales.expression,
-            has_morphology=conditions.morphology is not None,
-            has_expression=conditions.expression is not None,
-        )
-        scheduler = quicker(self.scheduler) if sampling.fast_solver else self.scheduler
-        return denoise(
-            self.transformer, scheduler, noise, conditions, needed, sampling.steps, on_estimate, above=scales.above
-        )
+        has = {"has_morphology": has_morphology, "has_expression": has_expression}
+        return branches(scales.rule, scales.morphology, scales.expression, **has)
+
+    def solver(self, sampling: Sampling) -> Any:
+        """Return the scheduler that a sampling uses."""
+        return fast_solver(self.scheduler) if sampling.fast_solver else self.scheduler
 
     def decode(self, latents: Tensor, preview: bool = False) -> NDArray[np.uint8]:
         """Decode latents (b, c, h, w) into images (b, H, W, 3) uint8; with ``preview`` by the preview decoder, where there is one."""

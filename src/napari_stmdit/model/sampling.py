@@ -147,13 +147,10 @@ def model_input(scheduler: Any, latents: Tensor, time: Tensor) -> Tensor:
 
 
 def ready(scheduler: Any, steps: int) -> Any:
-    """Return a copy of a scheduler, set to ``steps`` steps from the first; raises CheckpointError where it draws noise.
-
-    It stays on the CPU, so that no step waits for a device.
-    """
+    """Return a copy of a scheduler, set to ``steps`` steps from the first; raises CheckpointError where it draws noise."""
     check_scheduler(scheduler)
     made = type(scheduler).from_config(scheduler.config)
-    made.set_timesteps(steps, device="cpu")
+    made.set_timesteps(steps, device="cpu")  # no step then waits for a device
     if hasattr(made, "set_begin_index"):
         made.set_begin_index(0)  # else it is searched for
     return made

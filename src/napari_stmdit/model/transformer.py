@@ -154,11 +154,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from tokens to condition tokens, in two parts: `prepare` once a condition, `add` at every step.
-
-    A softmax over one key is 1, so one token is one vector for all queries. With few tokens the query and output projections are applied
-    to them rather than to every query: (x Wq) k = x (Wq k) and (p v) Wo = p (v Wo), up to rounding.
-    """
+    """Attention from tokens to condition tokens, in two parts: `prepare` once a condition, `add` at every step."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -174,12 +170,13 @@ class CrossAttention(nn.Module):
     def prepare(self, context: Tensor, keep: Tensor | None, queries: int) -> Context:
         """Compute keys and values of condition tokens (R, K, D) for N ``queries``; mask ``keep`` (R, K) is False for tokens to ignore."""
         heads, keys, width = self.heads, context.shape[1], context.shape[2]
-        if keys == 1:
+        if keys == 1:  # a softmax over one key is 1: one vector for all queries
             value = F.linear(context, self.kv.weight[width:], self.kv.bias[width:])  # (R, 1, D)
             return Context(self.proj(value))  # (R, 1, D)
         k, v = self.kv(context).chunk(2, dim=-1)  # 2 x (R, K, D)
         if keys + queries * keys * heads // width >= queries:  # products are counted in units of D * D
             return Context(v, key=k, mask=None if keep is None else keep[:, None, None])  # (R, K, D), (R, 1, 1, K)
+        # few keys: project them rather than every query, (x Wq) k = x (Wq k) and (p v) Wo = p (v Wo)
         k = k.unflatten(-1, (heads, -1)) * (width // heads) ** -0.5  # (R, K, A, D/A)
         v = v.unflatten(-1, (heads, -1))  # (R, K, A, D/A)
         query = torch.einsum("bkad,adm->bakm", k, self.q.weight.unflatten(0, (heads, -1))).flatten(1, 2)  # (R, A*K, D)

@@ -194,7 +194,8 @@ class SharedRun(WorkerPlugin):
 
 
 def own_threads() -> Any:
-    """Compute dask arrays by threads of this process: inside a task dask would send them to the cluster and wait for itself."""
+    """Make dask compute arrays by threads of this process."""
+    # inside a task dask would send them to the cluster and wait for itself
     return dask.config.set(scheduler="threads")
 
 

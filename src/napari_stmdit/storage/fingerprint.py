@@ -21,6 +21,7 @@ Value = TypeVar("Value")
 
 _SETTLED_NS = 2_000_000_000
 """Minimum age, in ns, of a file whose hash is kept: a younger one may change again within the clock's step."""
+END_BYTES = 2**26
 _known_files: dict[Path, tuple[tuple[int, ...], str]] = {}
 _lock = Lock()
 
@@ -71,6 +72,21 @@ def of_file(path: str | Path) -> str:
         with _lock:
             _known_files[place] = seen, digest
     return digest
+
+
+def of_ends(path: str | Path) -> str:
+    """Return the SHA-256 of a file's size and its first and last `END_BYTES`: of a smaller file that is all of it.
+
+    Tells a slide of gigabytes from others within a second.
+    """
+    place = Path(path)
+    size = place.stat().st_size
+    total = hashlib.sha256(f"{size}:".encode())
+    with place.open("rb") as stream:
+        total.update(stream.read(END_BYTES))
+        stream.seek(max(stream.tell(), size - END_BYTES))
+        total.update(stream.read())
+    return total.hexdigest()
 
 
 def of_files(files: Mapping[str, Path]) -> str:

@@ -60,8 +60,7 @@ def export_result(result: Result | StoredResult, path: str | Path, kind: ExportK
 
 def _placement(made: Finished) -> Placement:
     """Return where a result's canvas lies, in microns."""
-    frame, mpp = made.frame, made.section.calibration.mpp
-    assert mpp is not None  # a section without a scale cannot be synthesized from
+    frame, mpp = made.frame, made.section.mpp
     return Placement((frame.origin[0] * mpp, frame.origin[1] * mpp), frame.pixel_size * mpp)
 
 
@@ -99,7 +98,7 @@ def _table(made: Finished) -> pd.DataFrame:
 
 def place_of(patch: Patch, section: Section) -> dict[str, float]:
     """Return the columns that say where a patch lies: its spot in microns and full-resolution pixels, and its box in the latter."""
-    mpp = section.calibration.mpp or 1.0
+    mpp = section.mpp
     y, x = (float(v) for v in section.spots.yx[patch.row])
     box = dict(zip(("source_y0", "source_x0", "source_y1", "source_x1"), map(float, patch.source_box), strict=True))
     return {"y_um": y * mpp, "x_um": x * mpp, "y_fullres": y, "x_fullres": x, **box}

@@ -132,7 +132,7 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
     """
     faults: list[tuple[str, str]] = []
     request = without_excluded(section, request)
-    request = _resolved(section, request, faults)
+    request = _resolved(section, request, card, faults)
     reason = synthesis_fault(section, card.patch_mpp)
     if reason is not None:
         faults.append(("section", reason))
@@ -166,12 +166,12 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
     return _lay_out(section, request, card, rows, shared, counterfactual)
 
 
-def _resolved(section: Section, request: Request, faults: list[tuple[str, str]]) -> Request:
-    """Return the request with its tables' hashes, and with null expression where the section has none; what asks for expression there is a fault.
+def _resolved(section: Section, request: Request, card: CheckpointCard, faults: list[tuple[str, str]]) -> Request:
+    """Return the request with its tables' hashes, and with null expression where there is none; what asks for expression there is a fault.
 
     A request that leaves ``expression`` open goes on: null is then the only choice, and a note says so.
     """
-    if section.expression.kind != "none":
+    if section.expression.kind != "none" or card.expression_given:
         edits = tuple(signed(edit) if isinstance(edit, TableEdit) else edit for edit in request.edits)
         return request if edits == request.edits else request.model_copy(update={"edits": edits})
     what, way_out = (
@@ -353,6 +353,8 @@ def _notes(
     counterfactual: bool,
 ) -> tuple[str, ...]:
     notes = [section.expression.statement] if section.expression.statement else []
+    if card.expression_given and request.expression != "null":
+        notes = ["expression is what the given embeddings say of each spot; no count of the section was used"]
     notes += [section.excluded.statement] if section.excluded is not None else []
     notes += [] if counterfactual else preset_notes(request, card)
     if counterfactual and request.fresh_noise:

@@ -339,8 +339,8 @@ class Result:
         Examples
         --------
         >>> sdata = result.to_spatialdata()
-        >>> list(sdata.images)
-        ['her2st_B4_slide', 'stmdit_1']
+        >>> sorted(sdata.images)
+        ['sample_section_slide', 'stmdit_1']
         """
         sdata, _ = add_to_spatialdata(None, self.rgba, self.plan.frame.affine, self.section, None, self.provenance)
         return sdata

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import RequestError, StoreError
 from ..intent import Request
 from ..tissue.identity import attribute
+from ..tissue.store import write_result
 from ..tissue.store_entries import names_there, open_store, read_image, read_stored_patches
 from ..types import Section
 from .requests import as_recorded, make_request
@@ -73,6 +74,13 @@ class StoredResult:
     def patches(self) -> Any | None:
         """The finished patches before blending, (n, p, p, 3) uint8, lazy, in the order of `spots`; None where the store lacks them."""
         return read_stored_patches(self.store, self.element, self.provenance)
+
+    def save(self, path: str | Path, run: str | None = None) -> str:
+        """Write it into another SpatialData store; see `napari_stmdit.synthesis.result.Result.save`."""
+        patches = self.patches
+        made = None if patches is None else np.asarray(patches[:])
+        pixels, affine = np.asarray(self.rgba), self.pixel_to_fullres
+        return write_result(path, pixels, affine, self.section, run, dict(self.provenance), made)
 
     @property
     def spots(self) -> tuple[str, ...]:

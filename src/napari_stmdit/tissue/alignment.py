@@ -135,8 +135,15 @@ def oriented(section: Section, orientation: Orientation) -> Section:
         return section
     whole = section.whole
     spots = replace(whole.spots, yx=_turned(whole.spots.yx, section, orientation))
+    outlines = whole.outlines
+    if outlines is not None:
+        outlines = (
+            _turned(outlines.reshape(-1, 2).astype(np.float64), section, orientation)
+            .reshape(-1, 2, 2)
+            .astype(np.float32)
+        )
     note = f"the spots lie on the slide {WORDS[orientation]} against what the files say, as asked"
-    turned = replace(whole, spots=spots, notes=(*whole.notes, note), store=None)
+    turned = replace(whole, spots=spots, notes=(*whole.notes, note), store=None, outlines=outlines)
     return turned if section.excluded is None else exclude(turned, section.excluded.regions)
 
 

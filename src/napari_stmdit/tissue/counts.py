@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 EXPRESSION_FEATURE = "Gene Expression"
 """Kind of a feature that is a gene, by Cell Ranger; antibodies and guides have others."""
+_CONTROL = re.compile(
+    r"^(NegControl(Probe|Codeword)|(Unassigned|Deprecated)Codeword|antisense|BLANK|Blank)_|^Intergenic_Region"
+)
+"""Names of Xenium's control probes and codewords, which some tables list without saying that they are no genes."""
 _MAX_LINE = 100_000
 _LIKE_COUNTS = re.compile(
     r"feature_bc_matrix|feature_cell_matrix|gene_bc_matri|matrix\.(mtx|h5)|\.h5ad$|molecule_info", re.IGNORECASE
@@ -110,6 +114,11 @@ def read_counts(source: Path) -> CountMatrix:
     if fault is not None:
         raise SectionError(f"{source} holds {fault}; expected raw counts, not normalised or scaled expression")
     return matrix
+
+
+def are_controls(names: NDArray[np.str_]) -> NDArray[np.bool_]:
+    """Return which features, (n,) names, are control probes or codewords of Xenium."""
+    return np.array([_CONTROL.match(name) is not None for name in names.tolist()], dtype=bool)
 
 
 def refuse_twice(barcodes: NDArray[np.str_], source: str) -> None:
@@ -273,7 +282,7 @@ def _assemble(
         raise SectionError(
             f"{source} holds a {counts.shape[0]} x {counts.shape[1]} matrix, but {len(labels)} barcodes and {len(names)} features"
         )
-    keep = kinds == EXPRESSION_FEATURE
+    keep = (kinds == EXPRESSION_FEATURE) & ~are_controls(names)
     if not keep.any():
         raise SectionError(
             f"{source} holds no feature of the type {EXPRESSION_FEATURE!r}, only {sorted(set(kinds.tolist()))}"
@@ -300,37 +309,3 @@ def _open(folder: Path, name: str) -> Any:
 def _lines(folder: Path, name: str) -> list[str]:
     with _open(folder, name) as file:
         return [line.replace('"', "") for line in file.read().decode().splitlines() if line]  # R quotes what it writes
-
-
-def write_counts(path: Path, barcodes: NDArray[np.str_], counts: csr_matrix, genes: Genes) -> None:
-    """Write counts as a Cell Ranger 3 HDF5 file.
-
-    Parameters
-    ----------
-    path
-        The file, ``filtered_feature_bc_matrix.h5``.
-    barcodes
-        (n,).
-    counts
-        (n, g) sparse, whole numbers.
-    genes
-        The g columns; where they have no ids, the symbols stand for them.
-    """
-    import h5py
-
-    with h5py.File(path, "w") as file:
-        file.attrs.update({"filetype": "matrix", "version": 2, "software_version": "napari-stmdit"})
-        group = file.create_group("matrix")
-        pack = {"compression": "gzip", "compression_opts": 6}
-        group.create_dataset("data", data=counts.data.astype(np.int32), **pack)
-        group.create_dataset("indices", data=counts.indices.astype(np.int64), **pack)
-        group.create_dataset("indptr", data=counts.indptr.astype(np.int64), **pack)
-        group.create_dataset("shape", data=np.array(counts.shape[::-1], dtype=np.int32))
-        group.create_dataset("barcodes", data=np.char.encode(barcodes, "utf-8"))
-        features = group.create_group("features")
-        features.create_dataset("_all_tag_keys", data=np.array([b"genome"]))
-        ids = genes.symbols if genes.ids is None else genes.ids
-        for key, values in (("id", ids), ("name", genes.symbols)):
-            features.create_dataset(key, data=np.char.encode(values, "utf-8"))
-        features.create_dataset("feature_type", data=np.full(len(genes), EXPRESSION_FEATURE.encode()))
-        features.create_dataset("genome", data=np.full(len(genes), b"unknown"))

@@ -15,6 +15,7 @@ from ..errors import StoreError
 from ..types import Section, SlideImage
 from .crops import level_factors
 from .geometry import Affine, compose, scaling, swap_axes
+from .original_slide import record_of
 from .spatialdata_store import OWN_TABLE, element_stem, own_spots, quiet
 from .store_entries import PutFile
 
@@ -171,8 +172,8 @@ def _reduced(image: SlideImage) -> tuple[Any, Affine]:
     return (mean + 0.5).astype(np.uint8), scaling(fy * by * image.pixel_size, fx * by * image.pixel_size)
 
 
-def about(section: Section) -> dict[str, Any]:
-    """Return what a store of our own remembers of its section; JSON types only."""
+def about(section: Section, store: Path | None = None) -> dict[str, Any]:
+    """Return what a store of our own remembers of its section, and of the slide in full resolution; JSON types only."""
     calibration = section.calibration
     excluded = (
         {} if section.excluded is None else {"excluded": {k: list(v) for k, v in section.excluded.regions.items()}}
@@ -186,5 +187,6 @@ def about(section: Section) -> dict[str, Any]:
         "calibration": {"mpp": calibration.mpp, "source": calibration.source, "detail": calibration.detail},
         "synthetic": section.synthetic,
         "expression": section.expression.facts(),
+        "slide": record_of(section, store),
         "notes": [n if n.startswith("synthetic") else f"of the original section: {n}" for n in section.notes],
     }

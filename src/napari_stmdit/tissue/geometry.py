@@ -28,6 +28,8 @@ VISIUM_PITCH_UM = 100.0
 """Centre to centre on a Visium slide, as 10x Genomics states it."""
 _VISIUM_STEP_UM = (VISIUM_PITCH_UM * math.sqrt(3) / 2, VISIUM_PITCH_UM / 2)
 """What one step of the array row and of the array column is on that lattice: columns count half pitches."""
+IMAGE_SCALE = "image_scale"
+"""Beside the scalefactors: microns per pixel of the microscope image, which Space Ranger 4 can be given."""
 _PLAUSIBLE_MPP = (0.02, 50.0)
 MAX_PX = 1e7
 """No slide image is larger: a position beyond it is a mistake."""
@@ -123,7 +125,7 @@ def calibrate(
 ) -> Calibration:
     """Find the microns per full-resolution pixel, by rule and never by guess.
 
-    In order: the user's override; ``microns_per_pixel`` of the scalefactors; a lattice fitted to the spots' array indices
+    In order: the user's override; ``microns_per_pixel`` of the scalefactors; the image's scale as Space Ranger was given it; a lattice fitted to the spots' array indices
     (Visium: 100 um centre to centre; HD bins: their size). ``spot_diameter_fullres`` is never used: in real files it means
     anything from 55 to 65 um.
 
@@ -151,9 +153,13 @@ def calibrate(
         check_mpp(override)
         return Calibration(float(override), "override", f"{override:.4g} um/px, as given{_against(override, fitted)}")
     stated = scalefactors.get("microns_per_pixel")
-    if stated is not None and is_plausible_mpp(stated):
-        detail = f"{stated:.4g} um/px, microns_per_pixel of the scalefactors{_against(float(stated), fitted)}"
-        return Calibration(float(stated), "scalefactors", detail)
+    for value, words in (
+        (stated, "microns_per_pixel of the scalefactors"),
+        (scalefactors.get(IMAGE_SCALE), "the image_scale that Space Ranger was given"),
+    ):
+        if value is not None and is_plausible_mpp(value):
+            detail = f"{value:.4g} um/px, {words}{_against(float(value), fitted)}"
+            return Calibration(float(value), "scalefactors", detail)
     unusable = "" if stated is None else f" (microns_per_pixel is {shorten(repr(stated))}, which is no pixel size)"
     if fitted is not None:
         lattice = f"{bin_um:g} um bins" if bin_um else "the Visium lattice, 100 um centre to centre"

@@ -36,13 +36,24 @@ def open_h5ad(
         With what is missing or contradicts itself.
     """
     with told_as_damage(path, "a section (.h5ad)"):
-        adata = _read(path)
+        adata, factors = _read(path)
     section = open_in_memory(adata, fullres, mpp, coordinate_system, source=path)
-    return replace(section, path=path)
+    notes = section.notes
+    if section.expression.kind == "none" and factors:
+        listed = ", ".join(f"{name} ({width})" for name, width in factors.items())
+        notes = (
+            *notes,
+            f"values of each spot in obsm: {listed}. A checkpoint that was trained with such values takes them in the place of counts: "
+            f"--expression-embeddings {path.name}::{next(iter(factors))}",
+        )
+    return replace(section, path=path, notes=notes)
 
 
-def _read(path: Path) -> AnnData:
-    """Return the table with its spots, counts and pictures; what a section has no use for (graphs, embeddings) stays in the file."""
+def _read(path: Path) -> tuple[AnnData, dict[str, int]]:
+    """Return the table with its spots, counts and pictures, and how wide the other entries of ``obsm`` are.
+
+    What a section has no use for (graphs, embeddings) stays in the file.
+    """
     import anndata
     import h5py
     from anndata.io import read_elem
@@ -62,7 +73,17 @@ def _read(path: Path) -> AnnData:
         adata.raw = raw
     if "uns" in file and "spatial" in file["uns"]:
         adata.uns["spatial"] = _spatial(file["uns"]["spatial"])
-    return adata
+    return adata, _widths(file["obsm"]) if "obsm" in file else {}
+
+
+def _widths(obsm: Any) -> dict[str, int]:
+    """Values a spot of the arrays and tables beside the positions."""
+    found = {}
+    for name, entry in obsm.items():
+        shape = getattr(entry, "shape", (0, len(entry.attrs.get("column-order", ()))))
+        if name != "spatial" and len(shape) == 2 and shape[1]:
+            found[name] = int(shape[1])
+    return found
 
 
 def _spatial(group: Any) -> dict[str, Any]:

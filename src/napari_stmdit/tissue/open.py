@@ -21,10 +21,12 @@ from .flat_files import flat_samples, is_flat_sample, open_flat
 from .geometry import is_plausible_mpp, mpp_fault
 from .images import IMAGE_SUFFIXES, resolve_fullres
 from .public import missing_section, named_section
+from .remote import open_remote, url_of
 from .slide import PITCH_WITHIN, open_slide
 from .spaceranger import open_spaceranger
-from .spaceranger4 import CELLS, holds_cells, open_cells, with_version_and_clusters
+from .spaceranger4 import CELLS, holds_cells, noting_version, open_cells
 from .visium_hd import open_visium_hd
+from .xenium import EXPERIMENT, open_xenium
 from .zarr_codecs import told_as_damage
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ COARSEST_IMAGE = 1.5
 
 _EXPECTED = (
     "a Space Ranger folder (with 'spatial' and filtered_feature_bc_matrix.h5), a Visium HD folder (binned_outputs or one of its "
-    "square_* folders), a SpatialData .zarr, a .h5ad with its spots, or a plain H&E image"
+    "square_* folders), a Xenium output folder (with experiment.xenium), a SpatialData .zarr, a .h5ad with its spots, or a plain H&E image"
 )
 
 
@@ -88,9 +90,9 @@ class SectionSource(Intent):
     Attributes
     ----------
     path
-        A Space Ranger ``outs`` folder (versions 1 to 3), a Visium HD ``binned_outputs`` folder or one of its ``square_*``,
-        a SpatialData .zarr with Visium spots, or a plain H&E image. Where a store holds several sets of spots, ``STORE.zarr/shapes/NAME``. Or
-        the name of a public section, once it was downloaded.
+        A Space Ranger ``outs`` folder, a Visium HD ``binned_outputs`` folder or one of its ``square_*``, a Xenium output folder,
+        a SpatialData .zarr (also ``https://`` or ``s3://``), a .h5ad, or a plain H&E image. Where a store holds several sets of spots,
+        ``STORE.zarr/shapes/NAME``. Or the name of a public section, once it was downloaded.
     fullres
         The full-resolution slide image. A relative path is looked for in the working directory and in ``path``. For a
         SpatialData store also the name of one of its images.
@@ -178,6 +180,8 @@ class SectionSource(Intent):
             update["path"] = public
         if self.fullres is not None and not update["fullres"].is_file():
             del update["fullres"]
+        if url := url_of(self.path):
+            update["path"] = url
         return self.model_copy(update=update)
 
 
@@ -226,7 +230,7 @@ def open_section(
         Where it cannot be read, or something would have to be guessed; `ScaleError` where that is the scale of a plain image.
     """
     kind = _kind_in_memory(path)
-    if kind is None:
+    if kind is None and url_of(path) is None:
         _existing(path)
     source = SectionSource.given(
         kind or path,
@@ -250,6 +254,10 @@ def open_section(
 
 
 def _open(source: SectionSource) -> Section:
+    url = url_of(source.path)
+    if url is not None:
+        _refuse_slide_options(url, source)
+        return _as_asked(_open_url(url, source), source)
     path = _existing(source.path)
     with told_as_damage(path, "a tissue section"):
         if not path.is_dir() and not is_flat_sample(path):
@@ -265,6 +273,14 @@ def _open(source: SectionSource) -> Section:
             return _as_asked(open_slide(path, source.mpp, **source.slide_options), source)
         _refuse_slide_options(path, source)
         return _as_asked(_read(path, source), source)
+
+
+def _open_url(url: str, source: SectionSource) -> Section:
+    if url.lower().endswith((".h5ad", ".h5", ".zip", ".tar.gz", ".tgz", *IMAGE_SUFFIXES)):
+        raise SectionError(
+            f"{url} is a file, and only SpatialData stores (.zarr) are read from afar; download it and give its path"
+        )
+    return open_remote(url, source.fullres, source.mpp, source.coordinate_system)
 
 
 def _existing(path: object) -> Path:
@@ -322,16 +338,18 @@ def _read(path: Path, source: SectionSource) -> Section:
         return open_spatialdata(path, source.fullres, source.mpp, source.coordinate_system)
     given = None if source.fullres is None else resolve_fullres(source.fullres, path if path.is_dir() else path.parent)
     if not (path / "spatial").is_dir() and any(
-        (path / "outs" / inner).is_dir() for inner in ("spatial", "binned_outputs", CELLS)
+        (path / "outs" / inner).exists() for inner in ("spatial", "binned_outputs", CELLS, EXPERIMENT)
     ):
         path = path / "outs"
+    if (path / EXPERIMENT).is_file():
+        return open_xenium(path, given, source.mpp)
     if _is_visium_hd(path):
         section = open_visium_hd(path, given, source.mpp)
-        return with_version_and_clusters(section, section.path or path, is_hd=True)
+        return noting_version(section, section.path or path)
     if holds_cells(path):
         return open_cells(path, given, source.mpp)
     if (path / "spatial").is_dir():
-        return with_version_and_clusters(open_spaceranger(path, given, source.mpp), path, is_hd=False)
+        return open_spaceranger(path, given, source.mpp)
     if is_flat_sample(path) or flat_samples(path):
         return open_flat(path, given, source.mpp)
     raise SectionError(f"{path} is no tissue section that can be read; expected {_EXPECTED}")
@@ -376,7 +394,7 @@ def synthesis_fault(section: Section, patch_mpp: float) -> str | None:
         return f"it has no slide image; {section.image_fault or needed}"
     return (
         f"its finest image ({Path(image.source).name}) has {mpp * image.pixel_size:.3g} um/px, coarser than the {limit:.3g} um/px "
-        f"that this checkpoint ({patch_mpp:.3g} um/px) can use, and the full-resolution image is missing; {needed}"
+        f"that this checkpoint ({patch_mpp:.3g} um/px) can use, and the full-resolution image is missing; {section.image_fault or needed}"
     )
 
 
@@ -400,7 +418,12 @@ def _is_visium_hd(path: Path) -> bool:
         return True
     if (path / "spatial" / "tissue_positions.parquet").is_file():
         return True
-    return any((p / "spatial").is_dir() for p in [*path.glob("square_*"), *path.glob("binned_outputs/square_*")])
+    bins = [
+        *path.glob("square_*"),
+        *path.glob("binned_outputs/*"),
+        *(path.iterdir() if path.name == "binned_outputs" else ()),
+    ]
+    return any((p / "spatial").is_dir() for p in bins)
 
 
 def _about_file(path: Path) -> str:

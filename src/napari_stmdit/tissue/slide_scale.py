@@ -7,10 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..errors import ScaleError
+import numpy as np
+
+from ..errors import ScaleError, SectionError
 from ..text import shorten
 from ..types import Calibration
-from .geometry import check_mpp, is_plausible_mpp
+from .geometry import Affine, check_mpp, is_plausible_mpp, sides_of_unit
 from .images import is_tiff, ome_pixels, slide_series, tiff_file
 
 SQUARE_TO = 0.01
@@ -155,3 +157,17 @@ def _hint(tiff: Any, page: Any) -> str:
     if page.tags.valueof("ResolutionUnit") == 2 and resolution and resolution[1]:
         return f"{resolution[0] / resolution[1]:g} pixels per inch, which is a setting for print, are not taken for a scale"
     return ""
+
+
+def refuse_stretched(name: str, to_spots: Affine) -> None:
+    """Raise SectionError where pixels of an image are no squares among the spots, by the affine ``to_spots``.
+
+    Turned and mirrored ones are squares, stretched and sheared ones are not.
+    """
+    longer, shorter = sides_of_unit(to_spots)
+    if longer > (1 + SQUARE_TO) * shorter:
+        raise SectionError(
+            f"image {name} is stretched or sheared against the spots: a square of one pixel becomes {longer:.4g} x {shorter:.4g} of their units, by the "
+            f"transformation {np.round(to_spots[:2], 4).tolist()} over (y, x, 1), and patches are square; resample the image to square pixels and "
+            "correct its transformation"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
-from ..files import BadFile, is_number, read_json
+from ..files import BadFile, is_number, read_json, read_text
 from ..text import shorten
 from ..types import Calibration, ExpressionSource, Genes, Section, SlideImage, SpotTable
 from .counts import (
@@ -23,10 +23,11 @@ from .counts import (
     read_counts,
     refuse_twice,
 )
-from .geometry import Affine, calibrate, check_positions, scaling
+from .geometry import IMAGE_SCALE, Affine, calibrate, check_positions, scaling
 from .images import IMAGE_SUFFIXES, glance, image_size, open_image
 from .likeness import ALIKE_UNASKED, unlike
 from .one_section import refuse_aggregated, refuse_bins, refuse_libraries
+from .pseudo_spots import CLUSTERS
 from .slide_scale import stated_mpp
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 _MAX_LINE, _MAX_COLUMNS = 2**21, 100
 POSITION_FILES = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
+_GIVEN_SCALE = re.compile(r"^\s*image_scale\s*=\s*([0-9.]+(?:e-?[0-9]+)?),?\s*$", re.MULTILINE)
 _MIN_FACTOR = 1e-4
 _MAX_INDEX = 2**31
 _SAME_PLACE_PX = 1.0
@@ -97,6 +99,7 @@ def open_spaceranger(
         spots, notes = _without_counts(positions, diameter, path)
     else:
         spots, notes = join(positions, read_counts(find_counts(path)), diameter)
+        spots = replace(spots, obs=clusters_of(path, spots.ids))
     calibration = calibrate(scalefactors, positions.yx, positions.array_rc, mpp)
     refuse_libraries(spots.ids, {}, spots.array_rc, str(path))
     refuse_bins(spots, calibration.mpp, path)
@@ -133,7 +136,20 @@ def read_scalefactors(path: Path) -> dict[str, Any]:
         raise SectionError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise SectionError(f"{file} holds a {type(content).__name__}; expected an object of numbers")
-    return {name: one_number(value) for name, value in content.items()}
+    factors = {name: one_number(value) for name, value in content.items()}
+    scale = _image_scale(path)
+    return factors if scale is None else {IMAGE_SCALE: scale} | factors
+
+
+def _image_scale(path: Path) -> float | None:
+    """Return the microns per pixel of the microscope image that Space Ranger 4 was given, by the ``_invocation`` that it keeps above ``outs``."""
+    for folder in (path, *path.resolve().parents[:3]):
+        try:
+            found = _GIVEN_SCALE.search(read_text(folder / "_invocation", most_mb=1))
+        except BadFile:
+            continue
+        return None if found is None else float(found[1])
+    return None
 
 
 def one_number(value: Any) -> Any:
@@ -284,6 +300,30 @@ def join(
     if len(matrix.barcodes) > len(spots):
         notes.append(f"{len(matrix.barcodes) - len(spots)} barcodes of the counts are not on tissue and are left out")
     return spots, notes + note_empty(counts, noun)
+
+
+def clusters_of(folder: Path, ids: NDArray[np.str_]) -> dict[str, NDArray[np.str_]]:
+    """Return the clusters by graph that 10x's pipelines made, as a column for some barcodes; no column where they made none.
+
+    Parameters
+    ----------
+    folder
+        The folder that holds ``analysis``.
+    ids
+        (n,); one without a cluster gets an empty text.
+    """
+    import pandas as pd
+
+    for inner in ("gene_expression_graphclust", "graphclust"):
+        file = folder / "analysis" / "clustering" / inner / "clusters.csv"
+        if file.is_file():
+            try:
+                table = pd.read_csv(file, dtype=str).set_index("Barcode")["Cluster"]
+                column = table.reindex(ids.astype(object)).fillna("").to_numpy(dtype=np.str_)
+            except (OSError, ValueError, KeyError):
+                return {}
+            return {CLUSTERS: column} if (column != "").any() else {}
+    return {}
 
 
 def _without_counts(positions: Positions, diameter: float, path: Path) -> tuple[SpotTable, list[str]]:

@@ -1,25 +1,32 @@
-"""What Space Ranger writes beside bins and spots: cells of version 4, its clusters, and which version it was."""
+"""What Space Ranger writes beside bins and spots: cells of version 4, and which version it was."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import SectionError
-from ..files import BadFile, is_number, read_json
-from ..types import Section, SpotTable
+from ..types import Section
 from .counts import find_counts, read_counts
 from .geometry import calibrate
+from .outlines import outlines_of
+from .pseudo_spots import sum_cells
 from .spaceranger import (
     choose_image,
+    clusters_of,
     coordinate_systems,
     read_scalefactors,
     section_name,
 )
-from .visium_hd import aggregate
+from .zarr_codecs import told_as_damage
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CELLS = "segmented_outputs"
 _OUTLINES = "cell_segmentations.geojson"
@@ -55,22 +62,13 @@ def open_cells(path: Path, fullres: Path | None = None, mpp: float | None = None
     if source is None:
         raise SectionError(f"{folder} holds no counts of cells; expected {_COUNTS[0]}")
     matrix = read_counts(source)
-    outlines = _outlines(folder / _OUTLINES)
-    keep = np.array([i for i, name in enumerate(matrix.barcodes.tolist()) if name in outlines], dtype=np.int64)
-    if not len(keep):
-        raise SectionError(
-            f"no cell of {source} has an outline in {_OUTLINES}: counts have names like {matrix.barcodes[:1].tolist()}, outlines {list(outlines)[:1]}"
-        )
-    ids = matrix.barcodes[keep]
-    places = np.array([outlines[name] for name in ids.tolist()])
-    calibration = calibrate(scalefactors, places[:, :2], None, mpp)
-    cells = SpotTable(ids, places[:, :2], 1.0, matrix.counts[keep], matrix.genes)
-    areas = places[:, 2] * (calibration.mpp or 0) ** 2
-    spots, notes = aggregate(cells, calibration, None, areas)
-    if len(keep) < len(matrix.barcodes):
-        notes.append(f"{len(matrix.barcodes) - len(keep)} cells have no outline and are left out")
+    cells, outlines = _outlines(folder / _OUTLINES)
+    middles = cells[["y", "x"]].to_numpy()
+    calibration = calibrate(scalefactors, middles, None, mpp)
+    cells["area"] *= (calibration.mpp or 0) ** 2
+    spots, notes = sum_cells(matrix, cells, calibration, clusters_of(folder, matrix.barcodes))
     image, image_notes = choose_image(
-        folder, scalefactors, cells.yx, fullres, [folder, folder.parent, folder.parent.parent], calibration
+        folder, scalefactors, middles, fullres, [folder, folder.parent, folder.parent.parent], calibration
     )
     name = f"{section_name(folder.parent)}_cells"
     return Section(
@@ -82,56 +80,51 @@ def open_cells(path: Path, fullres: Path | None = None, mpp: float | None = None
         calibration=calibration,
         coordinate_systems=coordinate_systems(name, scalefactors),
         notes=(*notes, *image_notes),
+        outlines=outlines,
     )
 
 
-def _outlines(file: Path) -> dict[str, tuple[float, float, float]]:
-    """Name of each cell, as the counts have it -> centre (y, x) and area, in full-resolution pixels."""
+def _outlines(file: Path) -> tuple[pd.DataFrame, NDArray[np.float32]]:
+    """Return the middle (y, x) and area of each cell in full-resolution pixels, by its name in the counts, and the outlines to draw."""
+    import geopandas as gpd
+    import pandas as pd
     import shapely
 
-    try:
-        features = read_json(file)["features"]
-        shapes = [shapely.Polygon(f["geometry"]["coordinates"][0]) for f in features]
-        numbers = [f["properties"]["cell_id"] for f in features]
-    except (BadFile, KeyError, TypeError, IndexError, ValueError) as error:
-        raise SectionError(f"{file} cannot be read as outlines of cells: {error}") from error
-    if not all(is_number(n) and n == int(n) for n in numbers):
+    with told_as_damage(file, "outlines of cells"):
+        table = gpd.read_file(file, columns=["cell_id"])
+        shapes = table.geometry.to_numpy()
+        numbers = pd.to_numeric(table["cell_id"], errors="coerce").to_numpy(dtype=np.float64)
+        middles, areas = shapely.centroid(shapes), shapely.area(shapes)
+        outlines = outlines_of(shapes)
+    if not (numbers == np.rint(numbers)).all():
         raise SectionError(f"{file}: a cell_id is no whole number")
-    return {
-        f"cellid_{int(n):09d}-1": (s.centroid.y, s.centroid.x, s.area)
-        for n, s in zip(numbers, shapes, strict=True)
-        if s.area > 0
-    }
+    names = [f"cellid_{int(n):09d}-1" for n in numbers]
+    cells = pd.DataFrame({"y": shapely.get_y(middles), "x": shapely.get_x(middles), "area": areas}, index=names)
+    if not cells.index.is_unique:
+        raise SectionError(f"{file}: a cell_id is there twice")
+    return cells[areas > 0], outlines
 
 
-def with_version_and_clusters(section: Section, folder: Path, is_hd: bool) -> Section:
-    """Return a section with Space Ranger's clusters as a column, and a note where its version is known to misplace spots.
+def noting_version(section: Section, folder: Path) -> Section:
+    """Return a Visium HD section, which is always made with a CytAssist, with a note where its version is known to misplace spots.
 
     Parameters
     ----------
     section
         As it was opened.
     folder
-        Where its counts lie, which name the version, and ``analysis``.
-    is_hd
-        Whether it is Visium HD, which is always made with a CytAssist.
+        Where its counts lie, which name the version.
     """
-    notes = list(section.notes)
-    counts = None if section.expression.kind == "none" else find_counts(folder)
-    found = None if counts is None or counts.suffix != ".h5" else _VERSION.match(_software(counts))
+    counts = find_counts(folder)
+    found = _VERSION.match(_software(counts)) if counts.suffix == ".h5" else None
     version = None if found is None else tuple(int(part) for part in found.groups())
-    if is_hd and version is not None and version < _ALIGNED:
-        notes.append(
-            f"made by Space Ranger {'.'.join(map(str, version))}: before 3.1.2 spots of some CytAssist instruments lie 16 um aside; look at the spots "
-            "on the slide, or run a newer version"
-        )
-    clusters = {} if is_hd else _clusters(folder)
-    if clusters:
-        column = np.array([clusters.get(name, "") for name in section.spots.ids.tolist()], dtype=np.str_)
-        if (column != "").any():
-            spots = replace(section.spots, obs={**section.spots.obs, "graphclust": column})
-            return replace(section, spots=spots, notes=tuple(notes))
-    return replace(section, notes=tuple(notes))
+    if version is None or version >= _ALIGNED:
+        return section
+    note = (
+        f"made by Space Ranger {'.'.join(map(str, version))}: before 3.1.2 spots of some CytAssist instruments lie 16 um aside; look at the spots "
+        "on the slide, or run a newer version"
+    )
+    return replace(section, notes=(*section.notes, note))
 
 
 def _software(counts: Path) -> str:
@@ -143,18 +136,3 @@ def _software(counts: Path) -> str:
     except OSError:
         return ""
     return stated.decode(errors="replace") if isinstance(stated, bytes) else str(stated)
-
-
-def _clusters(folder: Path) -> dict[str, str]:
-    """Barcode -> Space Ranger's cluster by graph; empty where it made none or they cannot be read."""
-    import pandas as pd
-
-    for inner in ("gene_expression_graphclust", "graphclust"):
-        file = folder / "analysis" / "clustering" / inner / "clusters.csv"
-        if file.is_file():
-            try:
-                table = pd.read_csv(file, dtype=str)
-                return dict(zip(table["Barcode"], table["Cluster"], strict=True))
-            except (OSError, ValueError, KeyError):
-                return {}
-    return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,15 +35,16 @@ from .geometry import (
     fit_lattice,
     is_plausible_mpp,
     mean_scale,
-    sides_of_unit,
     uniform_scale,
 )
 from .images import resolve_fullres, with_overview
+from .likeness import unlike
 from .one_section import refuse_bins
-from .slide_scale import SQUARE_TO, stated_mpp
+from .original_slide import Original, find_original
+from .pseudo_spots import aggregate
+from .slide_scale import refuse_stretched, stated_mpp
 from .spaceranger import open_fullres, section_label
 from .tables import SpotRows, spot_rows
-from .visium_hd import aggregate
 from .zarr_codecs import refuse_pickles, told_as_damage
 
 RESULT_PREFIX = "stmdit_"
@@ -53,6 +55,7 @@ OWN_TABLE = "table"
 """Name of the table in a store of ours."""
 _ELEMENT_FOLDERS = ("shapes", "tables", "images")
 _OLD_ELEMENT = {"spatialdata_attrs", "spatialdata-encoding-type"}
+_RELEASE = re.compile(r"^(\d+)\.(\d+)")
 _SAME_FOOTPRINT = 0.02
 _SAME_UNIT = 0.05
 """How far two statements of one scale may differ: a lattice fitted to rounded positions, and what a scanner states."""
@@ -89,7 +92,10 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Frame:
-    """What full-resolution pixels are: the affine from there to the spots' own coordinates, and the slide in them or why there is none."""
+    """What full-resolution pixels are: the affine from there to the spots' own coordinates, and the slide in them.
+
+    ``fault`` says why there is none, or none in full resolution.
+    """
 
     to_spots: Affine
     image: SlideImage | None
@@ -178,11 +184,17 @@ def section_of(
         else:
             frame, more = _frame(slide, spots_to, coordinate_system)
             notes += more
+            if root is not None and fullres is None:
+                frame, more = _with_original(frame, slide, own, root, rows)
+                notes += more
         notes += [f"other images of the store: {', '.join(others)}"] if others else []
     inverse = np.linalg.inv(frame.to_spots)
     spots = rows.table(apply(inverse, rows.yx), mean_scale(inverse))
     calibration = _calibration(own, rows, spots.yx, mean_scale(frame.to_spots), mpp)
     told: list[str] = []
+    outlines = None
+    if rows.outlines is not None:
+        outlines = apply(inverse, rows.outlines.reshape(-1, 2)).reshape(-1, 2, 2).astype(np.float32)
     if rows.is_small:
         areas = None if rows.areas is None else rows.areas * (mean_scale(inverse) * (calibration.mpp or 0)) ** 2
         spots, told = aggregate(spots, calibration, rows.bin_um, areas)
@@ -191,7 +203,7 @@ def section_of(
     section = Section(
         name=str(own.get("name") or section_label(rows.circles_name if root is None else root.stem)),
         path=root,
-        kind="visium_hd" if rows.is_small else "spatialdata",
+        kind="xenium" if rows.unit_um is not None else "visium_hd" if rows.is_small else "spatialdata",
         spots=spots,
         image=frame.image,
         calibration=calibration,
@@ -201,6 +213,7 @@ def section_of(
         expression=expression,
         image_fault=frame.fault,
         store=None if root is None or rows.is_small else StoreElements(root, rows.circles_name, rows.table_name),
+        outlines=outlines,
     )
     return excluded_as_kept(section, own)
 
@@ -216,11 +229,33 @@ def read_store(root: Path) -> Any:
         )
     try:
         return _read_zarr(root, "error")
-    except SectionError:
+    except SectionError as error:
+        found = error
+    try:
         sdata = _read_zarr(root, "warn")
-        if not all(kind == "images" and is_result_name(name) for kind, name in unread_elements(sdata, root)):
-            raise
-        return sdata
+        if all(kind == "images" and is_result_name(name) for kind, name in unread_elements(sdata, root)):
+            return sdata
+    except SectionError:
+        pass
+    if newer := _newer_writer(root):
+        raise SectionError(
+            f"{root} was written by SpatialData {newer}, newer than the one that is installed, which cannot read it; update SpatialData: {found}"
+        ) from found
+    raise found
+
+
+def _newer_writer(root: Path) -> str:
+    """Return the version of SpatialData that wrote a store where it is newer than the one here, else nothing."""
+    import spatialdata
+
+    attrs = _json_object(root / "zarr.json").get("attributes") or _json_object(root / ".zattrs")
+    said = attrs.get("spatialdata_attrs") if isinstance(attrs, dict) else None
+    written = str(said.get("spatialdata_software_version", "")) if isinstance(said, dict) else ""
+    numbers = [_RELEASE.match(version) for version in (written, spatialdata.__version__)]
+    if not all(numbers):
+        return ""
+    theirs, ours = (tuple(map(int, found.groups())) for found in numbers if found is not None)
+    return written if theirs > ours else ""
 
 
 def _read_zarr(root: Path, on_bad_files: Any, kinds: tuple[str, ...] | None = None) -> Any:
@@ -491,7 +526,7 @@ def _frame(slide: _Candidate, spots_to: Mapping[str, Affine], wanted: str | None
             "open_section(..., coordinate_system=NAME)"
         )
     image_to_spots = relations[0]
-    _refuse_stretched(slide.name, image_to_spots)
+    refuse_stretched(slide.name, image_to_spots)
     notes = [f"spots and image {slide.name} are brought together in coordinate system {shared[0]!r}"]
     scale = uniform_scale(image_to_spots)
     if scale is not None and scale > 0.999:
@@ -501,15 +536,38 @@ def _frame(slide: _Candidate, spots_to: Mapping[str, Affine], wanted: str | None
     return _Frame(image_to_spots, SlideImage(slide.levels, 1.0, slide.name)), notes
 
 
-def _refuse_stretched(name: str, to_spots: Affine) -> None:
-    """Raise SectionError where pixels of an image are no squares among the spots: turned and mirrored ones are, sheared ones are not."""
-    longer, shorter = sides_of_unit(to_spots)
-    if longer > (1 + SQUARE_TO) * shorter:
+def _with_original(
+    frame: _Frame, kept: _Candidate, own: Mapping[str, Any], root: Path, rows: SpotRows
+) -> tuple[_Frame, list[str]]:
+    """Put the slide that a store of ours was made from into the place of the smaller picture that it keeps, where it is found."""
+    original = find_original(own.get("slide"), root)
+    if original is None or frame.image is None or frame.image.pixel_size <= original.pixel_size * (1 + _SAME_SIZE):
+        return frame, []
+    fault = original.fault
+    if original.path is not None:
+        try:
+            image = _open_original(original, original.path, kept, frame.image.pixel_size, rows)
+            return replace(frame, image=image), [f"the slide is {original.path}, which this store was made from"]
+        except SectionError as error:
+            fault = f"the slide that this store was made from cannot be used: {error}"
+    remedy = "show where it is with --fullres IMAGE"
+    return replace(frame, fault=f"{fault}; {remedy}"), [f"{fault}; the smaller picture that the store keeps is shown"]
+
+
+def _open_original(original: Original, path: Path, kept: _Candidate, pixel_size: float, rows: SpotRows) -> SlideImage:
+    if original.image is None:
+        expected = (kept.size[0] * pixel_size, kept.size[1] * pixel_size, pixel_size + 2)
+        return open_fullres(path, expected, rows.yx, SlideImage(kept.levels, 1.0, kept.name))
+    candidates, _ = _candidates(read_store(path), [])
+    image = next((one for one in candidates if one.name == original.image and one.size == original.shape), None)
+    if image is None:
         raise SectionError(
-            f"image {name} is stretched or sheared against the spots: a square of one pixel becomes {longer:.4g} x {shorter:.4g} of their units, by the "
-            f"transformation {np.round(to_spots[:2], 4).tolist()} over (y, x, 1), and patches are square; resample the image to square pixels and "
-            "correct its transformation"
+            f"{path} holds no image {original.image} of {original.shape[0]} x {original.shape[1]} pixels"
         )
+    slide = SlideImage(image.levels, original.pixel_size, image.name)
+    if (fault := unlike(slide, SlideImage(kept.levels, pixel_size, kept.name))) is not None:
+        raise SectionError(f"image {image.name} of {path} {fault}")
+    return slide
 
 
 def _frame_of_file(
@@ -573,6 +631,9 @@ def _calibration(
     if override is None and isinstance(kept.get("mpp"), int | float):
         detail = kept.get("detail", f"{kept['mpp']:.4g} um/px")
         return Calibration(float(kept["mpp"]) * scale, kept["source"], f"{detail} (kept in the store)")
+    if override is None and rows.unit_um is not None:
+        mpp = rows.unit_um * scale
+        return Calibration(mpp, "scalefactors", f"{mpp:.4g} um/px, by the areas of cells that Xenium's table states")
     per_pixel = rows.scalefactors.get("microns_per_pixel")
     if override is not None or not is_plausible_mpp(per_pixel):
         return calibrate(rows.scalefactors, yx, rows.array_rc, override, rows.bin_um)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..errors import SectionError
 from ..types import Calibration, Genes, Section, SpotTable
 from .images import open_image
-from .sample import write_spaceranger_folder
+from .spaceranger_writer import write_spaceranger_folder
 
 PITCH_UM, SPOT_UM = 200.0, 100.0
 """Distance between neighbouring array positions, and diameter of a spot, of the arrays of her2st."""

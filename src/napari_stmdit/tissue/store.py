@@ -381,7 +381,7 @@ def _put(
     if target.is_new:
         elements = section_elements(section, elements)
     with _failures(path), _scratch(path) as scratch:
-        own = {SECTION_ATTRS: about(section)} if target.is_new else {}
+        own = {SECTION_ATTRS: about(section, path)} if target.is_new else {}
         _write(scratch, elements, {RESULT_ATTRS: {name: target.record}, **own})
         if patches is not None and len(patches):
             put_patches(scratch, name, patches, target.record, put)

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from ..errors import SectionError
 from ..types import Genes, SpotTable
-from .counts import EXPRESSION_FEATURE, fault_of_counts, note_empty, refuse_twice, tidy
+from .counts import EXPRESSION_FEATURE, are_controls, fault_of_counts, note_empty, refuse_twice, tidy
 from .geometry import Affine, swap_axes
 from .one_section import refuse_libraries
+from .outlines import outlines_of
 from .spaceranger import one_number, whole_numbers
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ _SPIKE_IN = "spike-in"
 _BIN_NAME = re.compile(r"^s_0*(\d+)um_\d+_\d+")
 _SQUARE_TABLE = re.compile(r"square_0*(\d+)um")
 _PREFERRED_BINS = (8.0, 16.0, 2.0)
+_XENIUM_COLUMNS = {"cell_id", "cell_area", "transcript_counts"}
+"""Of the table that spatialdata-io makes of Xenium."""
+_XENIUM_CELLS = "cell_boundaries"
+_SAME_AREA = 0.05
 _ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "feature_id")
 
 
@@ -58,7 +63,11 @@ class SpotRows:
     bin_um
         Side of a bin of Visium HD; None where they are none.
     areas
-        (n,) of cells and nuclei, in square units of their polygons; None where they are none.
+        (n,) of cells and nuclei, in square units of their shapes; None where they are none.
+    unit_um
+        Microns per unit of the shapes, where the table says it; else None.
+    outlines
+        Pieces of the outlines of cells, (k, 2, 2), in units of the shapes; None where they have none.
     """
 
     table_name: str
@@ -74,6 +83,8 @@ class SpotRows:
     obs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     bin_um: float | None = None
     areas: NDArray[np.float64] | None = None
+    unit_um: float | None = None
+    outlines: NDArray[np.float32] | None = None
 
     @property
     def is_small(self) -> bool:
@@ -138,12 +149,14 @@ def spot_rows(
         )
     table, shapes = pairs[0]
     element = sdata.shapes[shapes]
-    rows = _read(sdata.tables[table], element, table, shapes, predicted)
+    rows = _read(_of_shapes(sdata.tables[table], shapes), element, table, shapes, predicted)
     rows = replace(rows, bin_um=_bin_of(sdata, pairs[0]))
     if passed:
         rows = replace(rows, notes=(f"{shapes} is used, not {', '.join(name for _, name in passed)}", *rows.notes))
     if rows.bin_um is not None:
         rows = replace(rows, areas=None)
+    elif "radius" not in element.columns:
+        rows = replace(rows, outlines=outlines_of(element.geometry.to_numpy()))
     return rows, affines_of(element)
 
 
@@ -188,7 +201,24 @@ def _annotated(sdata: Any) -> list[tuple[str, str]]:
         region = (table.uns.get("spatialdata_attrs") or {}).get("region")
         regions = [region] if isinstance(region, str) else list(region if region is not None else [])
         pairs += [(str(name), str(r)) for r in regions if r in sdata.shapes]
+        if not set(regions) & set(sdata.shapes) and _is_xenium(table) and _XENIUM_CELLS in sdata.shapes:
+            pairs.append((str(name), _XENIUM_CELLS))
     return pairs
+
+
+def _is_xenium(table: Any) -> bool:
+    return set(table.obs.columns) >= _XENIUM_COLUMNS
+
+
+def _of_shapes(table: Any, shapes: str) -> Any:
+    """Return a table that annotates these shapes: that of Xenium annotates a label image of the cells whose outlines they are."""
+    attrs = table.uns["spatialdata_attrs"]
+    if (table.obs[attrs["region_key"]].astype(str) == shapes).any() or not _is_xenium(table):
+        return table
+    other = table.copy()
+    other.obs[attrs["region_key"]] = shapes
+    other.uns["spatialdata_attrs"] = {**attrs, "region": shapes, "instance_key": "cell_id"}
+    return other
 
 
 def _what_it_has(sdata: Any) -> str:
@@ -221,12 +251,18 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
         raise SectionError(f"the table of {name} has no spot on tissue: {'; '.join(notes) or 'it has no row'}")
     ids = rows.obs_names.to_numpy(dtype=np.str_)
     refuse_twice(ids, f"the table of {name}")
-    areas = None
+    areas = unit_um = None
     if "radius" in shapes.columns:
         yx, radius = _circles(shapes.iloc[at], name)
+        if _is_xenium(rows):
+            areas = np.pi * shapes["radius"].to_numpy(dtype=np.float64)[at] ** 2
     else:
         yx, areas = _polygons(shapes.iloc[at], name)
         radius = float(np.sqrt(np.median(areas) / np.pi))
+    if areas is not None and _is_xenium(rows):
+        # the table has areas in square microns; outlines are simplified, so what is nearly one is one
+        share = float(np.median(rows.obs["cell_area"].to_numpy(dtype=np.float64) / areas))
+        unit_um = 1.0 if abs(share - 1) <= _SAME_AREA else None
     counts, genes, told = counts_of(rows, name, predicted)
     told += note_empty(counts)
     array_rc = None
@@ -248,6 +284,7 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
         (*notes, *told),
         obs,
         areas=areas,
+        unit_um=unit_um,
     )
 
 
@@ -302,7 +339,7 @@ def counts_of(rows: Any, name: str, predicted: bool = False) -> tuple[csr_matrix
     if not keep.all():
         counts, var = counts[:, np.flatnonzero(keep)], var[keep]
         notes.append(
-            f"{int((~keep).sum())} features of the table are no genes (antibodies, guides, spike-ins) and are left out"
+            f"{int((~keep).sum())} features of the table are no genes (antibodies, guides, spike-ins, controls) and are left out"
         )
     return counts, genes_of(var), notes
 
@@ -312,7 +349,7 @@ def _are_genes(var: Any, name: str) -> NDArray[np.bool_]:
 
     Cell Ranger names kinds of features; CELLxGENE has biotypes of genes in a column of nearly that name, and spike-ins.
     """
-    keep = np.ones(len(var), dtype=bool)
+    keep = ~are_controls(genes_of(var).symbols)
     for column in _KIND_COLUMNS:
         if column not in var.columns:
             continue
@@ -322,7 +359,7 @@ def _are_genes(var: Any, name: str) -> NDArray[np.bool_]:
         keep &= kinds != _SPIKE_IN
     if len(keep) and not keep.any():
         raise SectionError(
-            f"the table of {name} holds no gene: its features are antibodies, guides or others; expected some of the type {EXPRESSION_FEATURE!r}"
+            f"the table of {name} holds no gene: its features are antibodies, guides, controls or others; expected some of the type {EXPRESSION_FEATURE!r}"
         )
     return keep
 

@@ -16,9 +16,8 @@ from ..errors import CheckpointError
 from ..model.autoencoder import StmditAutoencoder
 from .config import AutoencoderSettings, TrainingConfig
 from .data import CropSampler
-from .held_out import HeldOutImages
 from .parallel import Control, Worker, run_workers
-from .pictures import PictureSampler, open_pictures
+from .pictures import HeldOutImages, PictureSampler, open_pictures
 from .sections import open_sampler
 from .start import open_start, starting_folder, starting_vae
 from .state import Average, load_state, open_records, run_steps, save_state

@@ -35,8 +35,7 @@ from .config import TrainingConfig
 from .diffusion import load_transformer_average
 from .latents import encoder_folder, load_cache
 from .parallel import choose_compute
-from .profiles import region_profiles
-from .programs import REGION_MARKERS
+from .programs import REGION_MARKERS, region_profiles
 from .sections import open_sections, source_sections
 from .start import KEPT, Started, fits_expression, note_start, open_start, starting_sources
 

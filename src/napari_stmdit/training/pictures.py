@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import RequestError, SectionError, StmditError
-from ..evaluation.measures import STAINS
+from ..evaluation.effects import ms_ssim
+from ..evaluation.measures import STAINS, high_frequency
+from ..model.autoencoder import StmditAutoencoder
 from ..storage.atomic import write_atomically
 from ..storage.fingerprint import of_file, of_json
 from ..tissue.identity import whole_slide_hash
@@ -32,6 +35,8 @@ TEXTURE = 6.0
 """Standard deviation of the grey levels below which a crop is nearly empty."""
 BLANK = 0.05
 """Share of the nearly empty crops that is kept."""
+CROPS = 6
+"""Crops of each held-out picture that an autoencoder is validated on while it learns."""
 _UNIT = STAINS / np.linalg.norm(STAINS, axis=1, keepdims=True)
 
 
@@ -246,3 +251,44 @@ def _open_tiles(source: TilesSource, config: TrainingConfig) -> TilePool:
     if not chosen:
         raise SectionError(f"no slide of {table} is left; name fewer under 'without'")
     return TilePool(tuple(tuple(slides[name]) for name in chosen))
+
+
+# ------------------------------------------------------------------------------------------------- validation
+
+
+class HeldOutImages:
+    """A few crops of each held-out picture of a config, always the same ones, on whose reconstructions an autoencoder is validated."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self.every = config.autoencoder.validate_every
+        self.crops = held_out_crops(config, CROPS)
+
+    def due(self, step: int) -> bool:
+        """Return whether a validation is due after so many steps."""
+        return bool(self.crops) and step % self.every == 0
+
+    def figures(self, model: StmditAutoencoder) -> dict[str, dict[str, float]]:
+        """Return for each picture the likeness (MS-SSIM), the high-frequency energy relative to the real one and the largest shift of a mean colour in grey levels."""
+        return {name: _compare(crops, _reconstruct(model, crops)) for name, crops in self.crops.items()}
+
+
+@torch.inference_mode()
+def _reconstruct(model: StmditAutoencoder, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Encode and decode (n, h, w, 3) uint8 crops."""
+    device = next(model.parameters()).device
+    images = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    made = model.decode_latents(model.encode_latents(images))
+    pixels: NDArray[np.uint8] = ((made + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return pixels
+
+
+def _compare(crops: NDArray[np.uint8], made: NDArray[np.uint8]) -> dict[str, float]:
+    """Return the figures of (n, h, w, 3) reconstructions beside what they are of."""
+    sharp, real = (np.mean([high_frequency(image) for image in images]) for images in (made, crops))
+    shift = np.abs(made.mean(axis=(1, 2)) - crops.mean(axis=(1, 2))).max(axis=1)
+    likeness = np.mean([ms_ssim(a, b) for a, b in zip(crops, made, strict=True)])
+    return {
+        "ms_ssim": round(float(likeness), 4),
+        "high_frequency": round(float(sharp / real), 4),
+        "colour": round(float(shift.mean()), 2),
+    }

@@ -14,8 +14,9 @@ from ..devices import leave_a_core
 from ..errors import SectionError, StmditError, SynthesisError
 from ..evaluation.cases import EvaluationRequest
 from ..evaluation.evaluate import Evaluated
+from ..evaluation.selection import EditEffect, chance_steps, measure_edit, with_chance
 from ..expression.covariation import covariation_of
-from ..progress import CancelToken, Progress
+from ..progress import BATCH, CancelToken, Progress
 from ..synthesis.export import ExportKind, export_result
 from ..synthesis.models import PatchModel
 from ..synthesis.result import Result
@@ -265,7 +266,7 @@ def _writing(title: str, path: str, work: Callable[[], Any]) -> Job:
     return Job(title, once(work), failing(SynthesisError, f"the result could not be written to {path}"))
 
 
-def saving(result: Result, path: str) -> Job:
+def saving(result: Result | StoredResult, path: str) -> Job:
     """Write a result into a SpatialData store; yields the element's name."""
     return _writing("Saving the result", path, lambda: result.save(path))
 
@@ -298,16 +299,16 @@ def exporting_dataset(results: Sequence[Result | StoredResult], path: str) -> Jo
 def evaluating(
     section: Section, model: PatchModel, request: EvaluationRequest, path: str, checkpoint: str, batch: int | None
 ) -> Job:
-    """Evaluate a section; yields `Progress`, and `Evaluated` at the end."""
+    """Evaluate a section; tells `Progress`, and yields `Evaluated`."""
 
-    def generate(token: CancelToken) -> Iterator[Progress | Evaluated]:
-        from ..evaluation.evaluate import evaluation_steps
+    def generate(token: CancelToken, tell: Tell) -> Iterator[Evaluated]:
+        from ..evaluation.evaluate import evaluate
 
-        how: dict[str, Any] = {"checkpoint": checkpoint, "resume": True, "batch": batch or 8, "cancel": token}
-        yield (yield from evaluation_steps([section], model, request, path, **how))
+        how: dict[str, Any] = {"called": checkpoint, "resume": True, "batch": batch or BATCH, "cancel": token}
+        yield evaluate(model, section, request, output=path, on_progress=tell, **how)
 
     error = failing(SynthesisError, f"{section.name} could not be evaluated")
-    return Job(f"Evaluating {section.name}", generate, error)
+    return Job(f"Evaluating {section.name}", generate, error, tells=True)
 
 
 def reading_stored(section: Section) -> Job:
@@ -357,6 +358,35 @@ def close_up(
         yield CloseUp(spot, patches, compare_spot(patches, patch_um), patch_um, words, change, limit)
 
     return Job("Measuring a spot", generate, failing(SynthesisError, f"spot {spot} could not be measured"))
+
+
+def measuring_edit(entry: ResultEntry, baseline: Result | StoredResult | None) -> Job:
+    """Measure what an edit changes over all spots of a result; yields an `EditEffect`."""
+
+    def work() -> EditEffect:
+        leave_a_core()
+        kept = EditEffect.read(entry.provenance)
+        if kept is not None:
+            return kept
+        assert entry.source is not None  # who asks has looked
+        return measure_edit(entry.source, baseline)
+
+    error = failing(SynthesisError, f"the effect of {entry.name} could not be measured")
+    return Job("Measuring the effect", once(work), error, quiet=True)
+
+
+def comparing_with_chance(entry: ResultEntry, effect: EditEffect, model: PatchModel) -> Job:
+    """Synthesize some spots with two seeds; yields `Progress`, and the `EditEffect` beside chance at the end."""
+
+    def generate(token: CancelToken) -> Iterator[Progress | EditEffect]:
+        leave_a_core()
+        assert entry.source is not None  # who asks has looked
+        for chance, progress in chance_steps(entry.source, model, token):
+            yield progress
+            if chance is not None:
+                yield with_chance(effect, chance)
+
+    return Job("Comparing with chance", generate, sampling_failed)
 
 
 def measuring_change(entry: ResultEntry) -> Job:

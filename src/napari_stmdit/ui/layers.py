@@ -13,11 +13,12 @@ from ..intent import Request
 from ..synthesis.stored import StoredResult, read_stored
 from ..text import counted, some_of
 from ..tissue.geometry import compose, napari_affine, scaling, translation, uniform_scale, world_affine
+from ..tissue.outlines import drawn_outlines
 from ..types import CanvasFrame, PatchResult, Section
 from .spot_colours import DIVERGING, RING, SpotLook, colormap_of
 from .strokes import describe
 
-Role = Literal["slide", "spots", "result", "stored", "context", "preview", "live", "seam", "change"]
+Role = Literal["slide", "spots", "outlines", "result", "stored", "context", "preview", "live", "seam", "change"]
 KEY = "stmdit"
 """Our place in ``layer.metadata``. Layers are known by it and never by name."""
 MAX_SINGLE_PX = 2_500_000
@@ -58,7 +59,9 @@ def result_words(request: Request, spots: Sequence[str], section: Section, count
     what = some_of(edits, 2, "; ") if edits else "as measured"
     where = str(spots[0]) if len(spots) == 1 else counted(len(spots), "spot")
     seamless = "seamless, " if request.mode == "continuous" else ""
-    return f"{what}, {seamless}{where} ({synthetic_words(counterfactual)}{expression_words(section)}, {number})"
+    by_embeddings = section.expression.kind == "none" and request.expression != "null"
+    expression = ", expression by embeddings" if by_embeddings else expression_words(section)
+    return f"{what}, {seamless}{where} ({synthetic_words(counterfactual)}{expression}, {number})"
 
 
 def placing(section: Section, affine: NDArray[np.float64]) -> dict[str, Any]:
@@ -88,8 +91,9 @@ def metadata(role: Role, section: Section, **more: Any) -> dict[str, Any]:
 
 
 def section_layers(section: Section) -> list[LayerTuple]:
-    """Return the layers of a section: its slide, where it has one, and its spots as one Points layer, true to size."""
+    """Return the layers of a section: its slide and the outlines of cells, where it has them, and its spots as one Points layer, true to size."""
     found = [] if section.image is None else [slide_layer(section)]
+    found += [] if section.outlines is None else [outlines_layer(section, section.outlines)]
     return [*found, spots_layer(section)]
 
 
@@ -104,6 +108,23 @@ def slide_layer(section: Section, role: Role = "slide", name: str = "") -> Layer
         "multiscale": len(levels) > 1,
         "metadata": metadata(role, section),
         **placing(section, napari_affine(scaling(image.pixel_size), section.calibration.mpp)),
+    }
+    return (levels if len(levels) > 1 else levels[0]), state, "image"
+
+
+def outlines_layer(section: Section, pieces: NDArray[np.float32]) -> LayerTuple:
+    """Return the outlines of cells as one hidden picture, which is drawn as far as it is in sight."""
+    corner = np.ceil(pieces.max(axis=(0, 1), initial=0.0)).astype(int) + 1
+    slide = (0, 0) if section.image is None else (np.array(section.image.shape) * section.image.pixel_size).astype(int)
+    height, width = np.maximum(corner, slide).tolist()
+    levels = drawn_outlines(pieces, (height, width))
+    state = {
+        "name": f"{section.name} cell outlines",
+        "rgb": True,
+        "multiscale": len(levels) > 1,
+        "visible": False,
+        "metadata": metadata("outlines", section),
+        **placing(section, napari_affine(np.eye(3), section.calibration.mpp)),
     }
     return (levels if len(levels) > 1 else levels[0]), state, "image"
 

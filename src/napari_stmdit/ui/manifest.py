@@ -53,8 +53,11 @@ def is_spatial_table(file: Path) -> bool:
 
 
 def is_space_ranger(folder: Path) -> bool:
-    """Tell whether a folder holds Space Ranger output, versions 1 to 3 or HD."""
-    if any((folder / inner / "spatial" / "scalefactors_json.json").is_file() for inner in ("", "outs")):
+    """Tell whether a folder holds what pipelines of 10x Genomics write: Space Ranger with spots, bins or cells, or Xenium."""
+    inside = ("", "outs", "segmented_outputs", "outs/segmented_outputs")
+    if any((folder / inner / "spatial" / "scalefactors_json.json").is_file() for inner in inside):
+        return True
+    if any((folder / inner / "experiment.xenium").is_file() for inner in ("", "outs")):
         return True
     return any(
         next(folder.glob(f"{inner}square_*/spatial"), None) is not None

@@ -549,10 +549,12 @@ class EditFiles:
 
     def save(self, path: str) -> None:
         """Write the edits, with the programs and profiles that they name."""
-        self._guarded(
-            lambda: write_edit_file(used_by(self.state.request.edits, self.state.request), path),
-            f"Edits saved in {path}.",
-        )
+
+        def write() -> None:
+            write_edit_file(used_by(self.state.request.edits, self.state.request), path)
+            self.state.written_edits = self.state.request.edits
+
+        self._guarded(write, f"Edits saved in {path}.")
 
     def export_movers(self, path: str) -> None:
         """Write the genes that the edits move most, as CSV."""
@@ -560,7 +562,13 @@ class EditFiles:
 
     def load(self, path: str) -> None:
         """Replace the edits by those of a file; that can be undone."""
-        self._guarded(lambda: self._painting.take(read_edit_file(path)), f"Edits read from {path}.")
+
+        def read() -> None:
+            file = read_edit_file(path)
+            self.state.written_edits = file.edits
+            self._painting.take(file)
+
+        self._guarded(read, f"Edits read from {path}.")
 
     def import_gmt(self, path: str) -> None:
         """Add the gene sets of a GMT file to the programs; what is doubtful about them is told."""

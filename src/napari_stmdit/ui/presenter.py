@@ -19,9 +19,10 @@ from ..tissue.open import SectionSource, synthesis_fault
 from ..types import Section
 from . import jobs, layers
 from .checkpoints import Acquisition
-from .compare import Comparing
+from .compare import Comparing, scale_bar_of
 from .gestures import Hand, camera_of
 from .jobs import Handlers, Lane, Series, Start
+from .keeping import Keeping
 from .live import Live
 from .looking import Changes, Looking
 from .painting import EditFiles, Painting
@@ -29,7 +30,7 @@ from .results import CloseUps, ResultList
 from .runs import LivePreview, RunCycle, RunQueue
 from .section_view import Choosing, Corrections, SectionView, combine, inverted
 from .state import Brush, Colouring, Combine, CompareMode, ModelChoice, Offer, SpotLook, Tool, WorkbenchState
-from .tools import DataSets, Evaluations, Example, Groups, Sheets, remember_section
+from .tools import DataSets, Effects, Evaluations, Example, Groups, Sheets, remember_section
 
 PLANNED_AT_ONCE = 500
 """A plan for more spots than this takes longer than a lasso may."""
@@ -63,6 +64,7 @@ class Presenter:
         self.runs = RunCycle(self.state, start, self.queue, self.results, LivePreview(viewer), self.redraw)
         self.sheets = Sheets(self.state, start, self.queue, self.runs.request)
         self.evaluations = Evaluations(self.state, start, self.queue)
+        self.effects = Effects(self.state, start, self.queue, self.results)
         self.compare = Comparing(viewer, self.state, self.results, lambda: self.view)
         self.runs.edited_tissue = lambda number: self.compare.start("swipe", number)
         self.changes = Changes(viewer, self.state, start, self.results)
@@ -78,6 +80,7 @@ class Presenter:
         self.example = Example(self.state, self._submit, self.painting, self.runs, self._open_example)
         self.choosing = Choosing(self.state, lambda: self.view, self.select, self.painting.edited)
         self.corrections = Corrections(self.state, start, self.show)
+        self.keeping = Keeping(self.state, start, self.results, self.painting, self.open)
         self.preview_soon: Callable[[], None] = self.runs.preview
         """Shows what a run would cost; the dock puts something in its place that waits until the mouse is still."""
         self.baseline_mode: CompareMode = "swipe"
@@ -114,7 +117,11 @@ class Presenter:
             if isinstance(fault, ScaleError) and source is not None:
                 self.state.scale_asked = str(source.path)
 
-        self._submit("section", job, self.show, failed)
+        def opened(section: Section) -> None:
+            self.keeping.opened(section, source)
+            self.show(section)
+
+        self._submit("section", job, opened, failed)
 
     def _open_example(self, choice: ModelChoice | None) -> None:
         if choice is not None:
@@ -127,11 +134,16 @@ class Presenter:
         if viewer is None or (self.view is not None and self.view.section is section):
             return
         view, before = self.view, self.state.section
+        again = before is not None and before.path is not None and before.path == section.path
+        selected = self.state.selected if again else ()
         self.close_section()
         if view is not None:
             view.remove()
             for entry in self.state.results:  # of another tissue: they are kept, but would lie over this one
-                self.results.show(entry.number, False)
+                if again and entry.stored is not None and entry.saved is not None:
+                    self.results.delete(entry.number)  # its store is read again
+                else:
+                    self.results.show(entry.number, False)
         self.view = SectionView(viewer, section, self._refused, self.select_all)
         state = self.state
         state.section = section
@@ -146,16 +158,21 @@ class Presenter:
         self._limits.clear()
         self.looking.forget()
         self.show_spots(state.spots_as)
-        self.colour(replace(state.colouring, limits=None))
+        self.colour(self.view.first_colouring(state.colouring))
         self._zoomed()
+        if before is None and section.calibration.mpp is not None:
+            scale_bar_of(viewer).visible = True  # for the first section: who hides it then does not get it back
         state.tell("info", "")
         remember_section(section)
         if state.checkpoint is None and not self._lanes["model"].busy:
             self.load_model(state.model)
+        if known := set(selected) & set(section.spots.ids.tolist()):
+            self.select([spot for spot in selected if spot in known])
         self.runs.preview()
         self.results.read_stored(section)
         self._submit("link", jobs.linking(section), self._linked)
         self.corrections.check(section)
+        self.keeping.section_shown()
 
     def close_section(self) -> None:
         """Let go of the open section, but not of its layers; a run is stopped and what it finished is kept."""
@@ -399,6 +416,8 @@ class Presenter:
             self.sheets.stop()
         elif self.evaluations.busy:
             self.evaluations.stop()
+        elif self.effects.busy:
+            self.effects.stop()
         else:
             self.runs.stop()
 
@@ -437,9 +456,11 @@ class Presenter:
     def close(self) -> None:
         """End everything that is under way; what a run finished is kept."""
         self._end_work()
+        self.keeping.close()
         self.acquisition.close()
         self.data_sets.close()
         self.changes.close()
+        self.effects.close()
         self.live.close()
         self.corrections.close()
         self.groups.close()
@@ -453,6 +474,7 @@ class Presenter:
         dropped = self.queue.clear()
         self.sheets.abandon()
         self.evaluations.abandon()
+        self.effects.abandon()
         self.runs.abandon()
         if dropped:
             self.state.tell("warning", f"{dropped} queued runs were dropped, as section or checkpoint changed.")

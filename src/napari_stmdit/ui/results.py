@@ -169,6 +169,8 @@ class ResultList:
         self._layers: dict[int, Any] = {}
         self._count = 0
         self.inserting = False
+        self.deleted: Callable[[int], None] = lambda number: None
+        """Called with the number of a result that the user deletes, before it goes."""
 
     # --- layers
 
@@ -247,17 +249,20 @@ class ResultList:
         self.state.chosen_result = number  # before the list is shown anew, which then marks it
         self.state.results = (*self.state.results, entry)
 
-    def take_stored(self, layer: Any) -> None:
-        """Put a result that was read back into the list; its layer is in the viewer already."""
+    def take_stored(self, layer: Any, saved: bool = True) -> int | None:
+        """Put a result that was read back into the list, and return its number; its layer is in the viewer already.
+
+        ``saved`` is False for one that was kept for the user, who has not saved it.
+        """
         stored = layers.ours(layer).get("stored")
         if not isinstance(stored, StoredResult) or any(known is layer for known in self._layers.values()):
-            return
+            return None
         try:
             request = stored.request
             spots, planned = spots_of(stored.section, request, stored.provenance)
         except StoreError as error:
             self.state.tell("warning", str(error))
-            return
+            return None
         number = self.next_number()
         layer.metadata[layers.KEY]["run"] = number
         self._layers[number] = layer
@@ -265,8 +270,13 @@ class ResultList:
         entry = ResultEntry(
             number, layer.name, stored.section, request, stored.provenance, spots, planned, None, layer.visible
         )
-        where = f"{stored.store} as {stored.element}"
-        self.state.results = (*self.state.results, replace(entry, saved=where, stored=stored))
+        where = f"{stored.store} as {stored.element}" if saved else None
+        coarsest = stored.levels[-1] if stored.levels else stored.rgba
+        small = coarsest.shape[0] * coarsest.shape[1] <= layers.MAX_SINGLE_PX
+        picture = thumbnail_of(coarsest) if small else None
+        entry = replace(entry, saved=where, stored=stored, thumbnail=picture)
+        self.state.results = (*self.state.results, entry)
+        return number
 
     def read_stored(self, section: Section) -> None:
         """Bring the results that the section's store holds, off the GUI thread, unless a reader has brought them."""
@@ -306,19 +316,20 @@ class ResultList:
         """Take a result out of the viewer and the list; what was saved of it stays."""
         viewer, layer = self._viewer(), self._layers.get(number)
         if viewer is not None and layer is not None and layer in viewer.layers:
+            self.deleted(number)
             viewer.layers.remove(layer)
 
     def save(self, number: int, path: str) -> None:
         """Write a result into a SpatialData store, off the GUI thread."""
         entry = self.entry(number)
-        if entry is None or entry.result is None:
+        if entry is None or entry.source is None or (entry.result is None and entry.saved is not None):
             self.state.tell("warning", "This result was read from a store; it is saved already.")
             return
 
         def saved(element: str) -> None:
             self._note_saved(number, f"{path} as {element}")
 
-        self._write(jobs.saving(entry.result, path), saved, entry.name)
+        self._write(jobs.saving(entry.source, path), saved, entry.name)
 
     def export(self, number: int, path: str, kind: ExportKind) -> None:
         """Write a result into a file or folder for other programs, off the GUI thread."""
@@ -384,7 +395,7 @@ class ResultList:
         )
 
 
-def thumbnail_of(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a picture of at most `THUMBNAIL_PX` a side; every so many pixels, without smoothing."""
+def thumbnail_of(rgba: Any) -> NDArray[np.uint8]:
+    """Return a picture of at most `THUMBNAIL_PX` a side of pixels, numpy or lazy; every so many, without smoothing."""
     step = max(1, -(-max(rgba.shape[:2]) // THUMBNAIL_PX))
     return np.ascontiguousarray(rgba[::step, ::step])

@@ -17,6 +17,7 @@ from ..text import some_of
 from ..tissue.alignment import WORDS, Alignment, check_alignment, check_picture, oriented
 from ..tissue.excluded import exclude, exclude_file
 from ..tissue.geometry import spots_in_polygons
+from ..tissue.pseudo_spots import CLUSTERS
 from ..tissue.selections import read_annotations, write_selections
 from ..types import Section, SpotTable
 from . import layers
@@ -130,6 +131,7 @@ class SectionView:
         self.section = section
         self.finder = SpotFinder(section.spots)
         self.slide: Any = None
+        self.outlines: Any = None
         self.spots: Any = None
         self.values = SpotValues(section.spots)
         self._refused, self._choose_all = refused, choose_all
@@ -162,10 +164,12 @@ class SectionView:
         role = layers.role_of(layer)
         if role == "slide":
             self.slide = layer
+        elif role == "outlines":
+            self.outlines = layer
         elif role == "spots":
             self.spots = layer
             layer.events.data.connect(self._data_changed)
-        if role in ("slide", "spots"):
+        if role in ("slide", "outlines", "spots"):
             protect(layer, self._refused, self._choose_all)
 
     def _data_changed(self, event: Any = None) -> None:
@@ -188,12 +192,14 @@ class SectionView:
 
     def holds(self, layer: Any) -> bool:
         """Return whether a layer is one of ours."""
-        return layer is self.slide or layer is self.spots
+        return layer is not None and layer in (self.slide, self.outlines, self.spots)
 
     def forget(self, layer: Any) -> bool:
         """Note that the user removed a layer; return whether the section can no longer be worked with."""
         if layer is self.slide:
             self.slide = None
+        if layer is self.outlines:
+            self.outlines = None
         if layer is self.spots:
             self.spots = None
         return self.spots is None
@@ -201,7 +207,7 @@ class SectionView:
     def remove(self) -> None:
         """Take the section's layers out of the viewer."""
         viewer = self._viewer()
-        for layer in (self.spots, self.slide):
+        for layer in (self.spots, self.outlines, self.slide):
             if viewer is not None and layer is not None and layer in viewer.layers:
                 viewer.layers.remove(layer)
 
@@ -212,6 +218,12 @@ class SectionView:
             viewer.layers.selection.active = self.spots
 
     # ------------------------------------------------------------------------------------------- colours
+
+    def first_colouring(self, before: Colouring) -> Colouring:
+        """Return what the spots first show, by what those of the section before showed: the clusters of 10x's pipeline, where nothing was chosen."""
+        chosen = before.gene or before.program or (before.obs in self.values.columns() and before.obs)
+        first = CLUSTERS if CLUSTERS in self.section.spots.obs else None
+        return replace(before, obs=before.obs if chosen else first, limits=None)
 
     def colour(self, colouring: Colouring, edited: Edited | None = None) -> ColourScale:
         """Compute what the spots show; `draw` shows it. Return what the colours mean, or why there are none."""

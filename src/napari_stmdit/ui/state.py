@@ -14,12 +14,14 @@ from psygnal import SignalGroupDescriptor
 
 from ..evaluation.evaluate import Evaluated
 from ..evaluation.measures import MeasureRow
+from ..evaluation.selection import EditEffect
 from ..expression.groups import GroupTable
-from ..intent import Request, SwapEdit
+from ..intent import Edit, Request, SwapEdit
 from ..progress import Progress
 from ..synthesis.estimate import Estimate
 from ..synthesis.models import PatchModel
 from ..synthesis.result import Result
+from ..synthesis.sessions import MAX_DAYS, KeptSession
 from ..synthesis.stored import StoredResult
 from ..synthesis.variants import ContactSheet
 from ..text import counted
@@ -243,6 +245,8 @@ class WorkbenchState:
             "groups": operator.is_,
             "check_pictures": operator.is_,
             "evaluation": operator.is_,
+            "effects": operator.is_,
+            "kept": operator.is_,
         }
     )
 
@@ -291,6 +295,9 @@ class WorkbenchState:
     comparison: Comparison | None = None
     live: bool = False  # whether this tissue is shown as the edits change it, before Run
     live_text: str = ""  # what of it is shown, in words
+    # number of an edited result -> what its edits change over all its spots, or why that cannot be measured
+    effects: Mapping[int, EditEffect] = field(default_factory=dict)
+    effect_faults: Mapping[int, str] = field(default_factory=dict)
     changes: frozenset[int] = frozenset()  # numbers of the results whose change is shown by a layer
     samples: int = 1  # results to make of one request, each with a seed of its own; an edit of real tissue has one
     queue: tuple[QueuedRun, ...] = ()  # runs that wait
@@ -299,6 +306,11 @@ class WorkbenchState:
     close_up: CloseUp | None = None  # what is known of that spot, or of the first selected one
     sheet: ContactSheet | None = None  # the contact sheet that was made last, or is being made
     evaluation: Evaluated | None = None  # the evaluation that was finished last
+    kept: tuple[KeptSession, ...] = ()  # what earlier sessions left unsaved, and is offered
+    # whether what is not saved is kept on disk from when it is made, and why the last of it could not be
+    keeps: bool = False
+    keep_fault: str = ""
+    written_edits: tuple[Edit, ...] = ()  # the edits that were written to a file, or read from one, last
 
     def __repr__(self) -> str:
         """Say in a line what it is: it stands in reports of errors, where every gene of a section is of no use."""
@@ -310,22 +322,32 @@ class WorkbenchState:
         self.message = Message(kind, text, offers)
 
     @property
+    def unsaved_edits(self) -> tuple[Edit, ...]:
+        """The edits at hand, where neither a file nor a saved result holds them."""
+        edits = self.request.edits
+        saved = [entry.request.edits for entry in self.results if entry.saved is not None]
+        return () if edits in (self.written_edits, *saved) else edits
+
+    @property
     def loss(self) -> str:
-        """What closing the window would lose, in words; empty where it loses nothing."""
-        unsaved = sum(entry.saved is None for entry in self.results)
-        parts = [f"{counted(unsaved, 'result is', 'results are')} not saved"] if unsaved else []
+        """What becomes of that which is not saved when the window closes, in words; empty where everything is saved."""
+        unsaved, edits = sum(entry.saved is None for entry in self.results), len(self.unsaved_edits)
+        parts = [counted(unsaved, "result")] if unsaved else []
+        parts += [counted(edits, "edit")] if edits else []
+        said = []
+        if parts:
+            what = f"{' and '.join(parts)} {'is' if unsaved + edits == 1 else 'are'} not saved"
+            if self.keeps and not self.keep_fault:
+                said.append(f"{what}: kept, and offered when you open this dock again within {MAX_DAYS} days.")
+            else:
+                said.append(f"{what}, and closing loses them. Cancel, then Save in the list of results keeps one.")
         if self.status.busy:
-            done = (
-                ""
-                if self.progress is None
-                else f" ({self.progress.patches_done} of {self.progress.patches_total} patches)"
-            )
-            parts.append(f"a run is under way{done}")
+            of = self.progress
+            done = "" if of is None else f" at {of.patches_done} of {of.patches_total} patches"
+            said.append(f"A run is under way{done}: closing ends it.")
         if self.queue:
-            parts.append(f"{counted(len(self.queue), 'run')} queued")
-        if not parts:
-            return ""
-        return f"{', '.join(parts)}: closing loses them. Cancel, then Save in the list of results keeps one."
+            said.append(f"{counted(len(self.queue), 'queued run')} will not be made.")
+        return " ".join(said)
 
     @property
     def painted(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..dataset.export import Exported
 from ..errors import GeneError, RequestError, StmditError, SynthesisError
 from ..evaluation.cases import EvaluationRequest
 from ..evaluation.evaluate import Evaluated
+from ..evaluation.selection import EditEffect
 from ..expression.groups import GroupTable, compare_groups
 from ..expression.programs import known_programs
 from ..intent import Request, SpotList, TowardsEdit
@@ -250,6 +252,96 @@ class Sheets(_UsesModel):
             self._end(RunStatus.STOPPED, "warning", f"Stopped. {done} images are finished.")
         else:
             self._end(RunStatus.DONE, "info", f"The contact sheet is finished: {done} images.")
+
+
+class Effects(_UsesModel):
+    """Measures what the edits of the chosen result change over all its spots, and, where asked, what chance alone changes."""
+
+    def __init__(self, state: WorkbenchState, start: Start, queue: RunQueue, results: ResultList) -> None:
+        super().__init__(state, start, queue)
+        self._results = results
+        self._measuring = Lane(start)
+        self._asked: tuple[int, int | None] | None = None
+        self._found: EditEffect | None = None
+        state.events.chosen_result.connect(self._measure, max_args=0)
+        state.events.results.connect(self._measure, max_args=0)
+
+    def _measure(self) -> None:
+        """Measure the chosen result in the background, where it is edited and not measured yet."""
+        number = self.state.chosen_result
+        entry, base = self._results.entry(number), self._results.baseline(number)
+        known = {n: found for n, found in self.state.effects.items() if self._results.entry(n) is not None}
+        if len(known) != len(self.state.effects):
+            self.state.effects = known
+        if entry is None or number is None or number in known or entry.source is None:
+            return
+        measurable = entry.counterfactual or base is not None or "effect" in entry.provenance
+        asked = (number, None if base is None else base.number)
+        if not any(edit.enabled for edit in entry.request.edits) or not measurable or asked == self._asked:
+            return
+        self._asked = asked
+        job = jobs.measuring_edit(entry, None if base is None else base.source)
+
+        def failed(fault: StmditError) -> None:
+            self.state.effect_faults = {**self.state.effect_faults, number: str(fault)}
+
+        self._measuring.submit(job, Handlers(partial(self._keep, number), failed, lambda: None))
+
+    def _keep(self, number: int, effect: EditEffect) -> None:
+        """Show the effect, and put it into the record of a result that is not saved yet."""
+        entry = self._results.entry(number)
+        if entry is None:
+            return
+        self.state.effects = {**self.state.effects, number: effect}
+        if entry.result is not None and entry.saved is None:
+            noted = effect.recorded_in(entry.result)
+            changed = replace(entry, result=noted, provenance=noted.provenance)
+            self.state.results = tuple(changed if one is entry else one for one in self.state.results)
+
+    def compare_with_chance(self, number: int) -> None:
+        """Synthesize some spots of a result without its edits and with two seeds, after what is under way."""
+        state, entry = self.state, self._results.entry(number)
+        effect, model = state.effects.get(number), state.checkpoint
+        if entry is None or effect is None or model is None or effect.chance_spots:
+            state.tell("warning", state.obstacle or "Choose a result with edits that was measured.")
+            return
+        job = jobs.comparing_with_chance(entry, effect, model)
+
+        def start() -> None:
+            self._found = None
+            self._begin(
+                job, "Comparing with chance: some spots, two seeds ...", self._advance, partial(self._ended, number)
+            )
+
+        if not self._queue.add("Comparison with chance", start):
+            state.tell("info", "The comparison with chance waits for the present run.")
+
+    def _advance(self, value: Progress | EditEffect) -> None:
+        if isinstance(value, Progress):
+            self.state.progress = value
+        else:
+            self._found = value
+
+    def _ended(self, number: int) -> None:
+        if self._found is None:
+            self._end(RunStatus.STOPPED, "warning", "Stopped: chance is not known.")
+            return
+        self._keep(number, self._found)
+        self._end(RunStatus.DONE, "info", "The effect is shown beside what another seed alone changes.")
+
+    def save(self, number: int, path: str) -> None:
+        """Write the table of a result's effect as CSV."""
+        effect = self.state.effects.get(number)
+        if effect is None:
+            return
+        try:
+            self.state.tell("info", f"Table saved in {effect.write_csv(path)}.")
+        except StmditError as error:
+            self.state.tell("error", str(error))
+
+    def close(self) -> None:
+        """End what is being measured."""
+        self._measuring.abandon()
 
 
 REST = "the rest"

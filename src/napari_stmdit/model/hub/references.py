@@ -82,9 +82,7 @@ def missing_text(reference: Reference, component: str) -> str:
     )
     if component in ("morphology_encoder", "expression_encoder"):
         kind = component.removesuffix("_encoder")
-        text += (
-            f" Without them, give embeddings computed elsewhere: --{kind}-embeddings FILE (.npy, .h5, .h5ad or .zarr)."
-        )
+        text += f" Without them, give embeddings computed elsewhere: --{kind}-embeddings FILE (.npy, .h5, .h5ad, .zarr or .csv)."
     return text
 
 

@@ -1,18 +1,21 @@
-"""Closing the window: napari asks once, and its question says what would be lost."""
+"""Closing the window and opening it again: what is not saved is said before, kept, and offered after."""
 
 from __future__ import annotations
 
 from qtpy.QtCore import QEvent, QObject
 from qtpy.QtWidgets import QDialog, QLabel, QWidget
 
+from ...synthesis.sessions import KeptSession
+from ..presenter import Presenter
 from ..state import WorkbenchState
+from .common import Connections, Text, button, column, connect_state, row
 
 QUESTION = "ConfirmCloseDialog"
 """Name of the class of napari's question."""
 
 
 class ClosingWords(QObject):  # type: ignore[misc,unused-ignore]
-    """An event filter of a napari window: completes its question before closing with what the dock would lose."""
+    """An event filter of a napari window: completes its question before closing with what becomes of that which is not saved."""
 
     def __init__(self, window: QWidget, state: WorkbenchState) -> None:
         super().__init__(window)
@@ -30,3 +33,33 @@ class ClosingWords(QObject):  # type: ignore[misc,unused-ignore]
         label = max(question.findChildren(QLabel), key=lambda label: len(label.text()), default=None)
         if loss and label is not None and loss not in label.text():
             label.setText(f"{label.text()}\n\n{loss}")
+            label.setWordWrap(True)
+
+
+class KeptOffer(QWidget):  # type: ignore[misc,unused-ignore]
+    """What an earlier session left unsaved, to be brought back or removed; not there where nothing was left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first: KeptSession | None = None
+        self.text = Text("info")
+        self.restore = button("Restore", "Restore", "Open its section and bring back what was not saved", once=True)
+        self.discard = button("Discard", "Discard", "Remove it from this computer for good", once=True)
+        self.setLayout(column(self.text, row(self.restore, self.discard, stretch=None), spacing=4))
+        self.show_kept(())
+
+    def bind(self, presenter: Presenter) -> Connections:
+        """Connect with a presenter; return what shows its state."""
+        state, keeping = presenter.state, presenter.keeping
+        self.restore.clicked.connect(lambda _: self._first is not None and keeping.restore(self._first))
+        self.discard.clicked.connect(lambda _: self._first is not None and keeping.discard(self._first))
+        return connect_state(state.events, ("kept", lambda: self.show_kept(state.kept)))
+
+    def show_kept(self, kept: tuple[KeptSession, ...]) -> None:
+        """Offer the latest session of those."""
+        self._first = kept[0] if kept else None
+        more = "" if len(kept) < 2 else f" And {len(kept) - 1} earlier."
+        self.text.show_text(
+            "" if self._first is None else f"Not saved when napari was closed: {self._first.words}.{more}"
+        )
+        self.setVisible(bool(kept))

@@ -13,11 +13,12 @@ from qtpy.QtCore import QEvent, QObject, QSize, Qt
 from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QApplication, QFrame, QScrollArea, QWidget
 
+from ...downloads.places import data_directory
 from ..manifest import PLUGIN
 from ..presenter import Presenter, presenter_of
 from ..state import CompareMode, ModelChoice, WorkbenchState
 from . import worker
-from .closing import ClosingWords
+from .closing import ClosingWords, KeptOffer
 from .colour import ColourPanel
 from .common import COLOURS, LINK, Choice, Connections, Fold, Text, boxed, column, connect_state
 from .compare import ComparePanel
@@ -101,12 +102,12 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.edits, self.model, self.synthesize = EditsPanel(), ModelPanel(), SynthesizePanel()
         self.results, self.compare, self.spot = ResultsPanel(), ComparePanel(), SpotPanel()
         self.evaluate, self.run_bar, self.sheet = EvaluatePanel(), RunBar(), SheetWindow(self)
-        self.adapt = AdaptPanel()
+        self.adapt, self.kept = AdaptPanel(), KeptOffer()
         self.adapt.finished.connect(lambda name: self.model.offer_checkpoints([name]))
         self._lay_out()
         self.connections = connections = Connections()
         connections.add(self.presenter.close)  # the first is undone last: nothing that is destroyed hears of it
-        for panel in (*self.panels, self.run_bar, self.sheet):
+        for panel in (*self.panels, self.run_bar, self.sheet, self.kept):
             connections.add(panel.bind(self.presenter).close)
         self.overlay: Overlay | None = None
         self.wheel = WheelGuard(self)
@@ -119,6 +120,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         # it must not hold the widget, which is being destroyed when it is called
         self.destroyed.connect(lambda: connections.close())
         self.presenter.adopt()
+        self.presenter.keeping.begin(data_directory())
 
     @property
     def state(self) -> WorkbenchState:
@@ -177,7 +179,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.scroll.setFrameShape(QFrame.Shape.NoFrame)
         self.scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.scroll.setWidget(boxed(panels))
-        top = column(self.section.head, self.steps, spacing=6)
+        top = column(self.kept, self.section.head, self.steps, spacing=6)
         top.setContentsMargins(*MARGINS)
         self.run_bar.setContentsMargins(*MARGINS)
         layout = column(top, self.scroll, self.run_bar, spacing=0)
@@ -246,17 +248,22 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             if new and state.results[-1].result is not None:  # made here, not read back
                 self.show_step("see")
 
+        def show_brush() -> None:
+            if state.tool == "brush":
+                self.show_step("change")
+
         def show_offered() -> None:
             if state.offered:
                 self.reveal(self.section.public.download)
 
-        def other_checkpoint() -> None:
-            self.advanced.unfold()
-            self.reveal(self.model.checkpoint)
-
-        self.section.others.clicked.connect(other_checkpoint)
+        self.section.others.clicked.connect(lambda: self.reveal(self.model.checkpoint))
         self.folds["spot"].unfolded_changed.connect(self.spot.unfolded)
-        shows = (("section", show_section), ("results", show_results), ("offered", show_offered))
+        shows = (
+            ("section", show_section),
+            ("results", show_results),
+            ("tool", show_brush),
+            ("offered", show_offered),
+        )
         self.connections.add(connect_state(state.events, *shows).close)
 
     def _use_preferences(self, first: bool = False) -> None:

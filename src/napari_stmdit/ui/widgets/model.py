@@ -165,7 +165,7 @@ class ModelPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.embeddings[what] = button(
                 f"{what.capitalize()} embeddings from a file…",
                 f"Choose {what} embeddings",
-                f"Use {what} embeddings of the spots, computed elsewhere, in place of the encoder (.npy, .h5, .h5ad, .zarr)",
+                f"Use {what} embeddings of the spots, computed elsewhere, in place of the encoder (.npy, .h5, .h5ad, .zarr, .csv)",
                 lambda _=False, what=what: self._browse_embeddings(what),
             )
             self.embeddings[what].setVisible(False)

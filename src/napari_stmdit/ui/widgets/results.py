@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QIcon, QImage, QPixmap
 from qtpy.QtWidgets import QAbstractItemView, QFileDialog, QListWidget, QListWidgetItem, QMenu, QMessageBox, QWidget
 
+from ...evaluation.selection import EditEffect
 from ...synthesis.export import ExportKind
 from ...tissue.spatialdata_store import is_spatialdata
 from ..presenter import Presenter
 from ..state import ResultEntry
-from .common import Connections, Text, blocked, button, column, connect_state, fit_lines, named, paced, row
+from .common import Connections, Text, blocked, boxed, button, column, connect_state, fit_lines, named, paced, row
 from .dialogs import FigureDialog
 
 NUMBER = Qt.ItemDataRole.UserRole
@@ -61,11 +62,25 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             "A layer with haematoxylin of the edited tissue minus that of the slide: blue is less, orange is more",
         )
         self.change.setCheckable(True)
+        self.effect = Text("info")
+        self.effect.setAccessibleName("Effect of the edit")
+        self.chance = button(
+            "Compare with chance",
+            "Compare with chance",
+            "Synthesize some of its spots without the edit and with two seeds: what another seed alone changes",
+            once=True,
+        )
+        self.table = button(
+            "Save table…",
+            "Save the table",
+            "Write these numbers as CSV: before, after, difference, 95 % interval, chance",
+        )
+        self.effect_row = boxed(row(self.chance, self.table, stretch=None))
         self._menu()
         buttons = column(
             row(self.save, self.delete, stretch=None), row(self.again, self.reuse, stretch=None), self.change, spacing=4
         )
-        self.setLayout(column(self.list, self.facts, buttons))
+        self.setLayout(column(self.list, self.effect, self.effect_row, self.facts, buttons))
         self.show_exporting("")
         self.show_results((), None)
 
@@ -120,6 +135,15 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             elif path := self._asked(title, number, "dataset", "Folder (*)", QFileDialog.Option.DontConfirmOverwrite):
                 presenter.data_sets.export(number, path)
 
+        def save_table(number: int) -> None:
+            if path := self._asked("Save the effect as a table", number, "effect", "Table (*.csv)"):
+                presenter.effects.save(number, path if path.endswith(".csv") else f"{path}.csv")
+
+        def show_effect() -> None:
+            self.show_effects(
+                state.effects, state.effect_faults, presenter.results.baseline(state.chosen_result) is not None
+            )
+
         def delete(number: int) -> None:
             if self._may_go(number):
                 results.delete(number)
@@ -138,11 +162,14 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.again.clicked.connect(lambda _: chosen(presenter.runs.run_again))
         self.reuse.clicked.connect(lambda _: chosen(presenter.reuse))
         self.delete.clicked.connect(lambda _: chosen(delete))
+        self.chance.clicked.connect(lambda _: chosen(presenter.effects.compare_with_chance))
+        self.table.clicked.connect(lambda _: chosen(save_table))
         self.change.clicked.connect(lambda on: chosen(presenter.changes.show, on))
         return connect_state(
             state.events,
             ("results", lambda: self.show_results(state.results, state.chosen_result)),
             ("chosen_result", lambda: self.show_chosen(state.chosen_result)),
+            ("effects effect_faults chosen_result results", show_effect),
             ("changes", lambda: self.show_changes(state.changes)),
             ("exporting", paced(self, lambda: self.show_exporting(state.exporting), lambda: bool(state.exporting))),
         )
@@ -196,6 +223,24 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._changes = numbers
         self._describe()
 
+    def show_effects(self, effects: Mapping[int, EditEffect], faults: Mapping[int, str], has_baseline: bool) -> None:
+        """Say what the edits of the chosen result change over all its spots."""
+        entry = self._entries.get(self.value() or 0)
+        edited = entry is not None and any(edit.enabled for edit in entry.request.edits)
+        effect = effects.get(self.value() or 0)
+        self.effect_row.setVisible(effect is not None)
+        self.chance.setEnabled(effect is not None and not effect.chance_spots)
+        if entry is None or not edited:
+            self.effect.show_text("")
+        elif effect is not None:
+            self.effect.show_text(effect.words, "info" if effect.visible else "warning")
+        elif entry.number in faults:
+            self.effect.show_text(f"Its effect cannot be measured: {faults[entry.number]}", "warning")
+        elif entry.counterfactual or has_baseline:
+            self.effect.show_text("Measuring what the edit changes …", "quiet")
+        else:
+            self.effect.show_text("Compare it with its baseline to see in numbers what the edit changes.", "quiet")
+
     # --- private
 
     def _describe(self) -> None:
@@ -208,7 +253,7 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.facts.show_text("" if self._entries else "No run yet.")
             return
         self.save.setEnabled(entry.source is not None)
-        self.save_store.setEnabled(entry.result is not None)  # one that was read back is in a store already
+        self.save_store.setEnabled(entry.result is not None or entry.saved is None)  # others are in a store already
         saved = f"\nSaved in {entry.saved}" if entry.saved else "\nNot saved yet."
         writing = f"\n{self._exporting}" if self._exporting else ""
         self.facts.show_text(summary(entry) + saved + writing)

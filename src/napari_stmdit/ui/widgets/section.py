@@ -222,7 +222,9 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._form.setLabelAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignTop)
         self._form.setHorizontalSpacing(10)
         self._form.setVerticalSpacing(3)
-        self.rows = {name: self._fact(name) for name in ("Name", "Spots", "Genes", "Scale", "System", "Shared genes")}
+        self.rows = {
+            name: self._fact(name) for name in ("Name", "Spots", "Genes", "Scale", "Coordinates", "Shared genes")
+        }
         self._form.insertRow(4, "", self.correct)
         self.rows["Scale"].setToolTip(
             "Microns per full-resolution pixel of the slide, and where that number comes from"
@@ -268,9 +270,22 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             "Ignore the expression",
             "Synthesize from morphology alone: the expression of this section is not used, and results say so",
         )
+        self.find_slide = button(
+            "Find the slide image…",
+            "Find the slide image",
+            "Show where the slide in full resolution is; selection, edits and results are kept",
+            self._find_slide,
+        )
         self.way_on = boxed(row(self.others, self.ignore, stretch=None))
         self.head = boxed(
-            column(row(self.title, self.details, self.another), self.line, self.fault, self.way_on, spacing=4)
+            column(
+                row(self.title, self.details, self.another),
+                self.line,
+                self.fault,
+                self.way_on,
+                self.find_slide,
+                spacing=4,
+            )
         )
 
     def _show_parts(self) -> None:
@@ -366,6 +381,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.correct.setEnabled(section is not None and section.path is not None)
         self.notes.show_text("")
         self.fault.show_text("")
+        self.find_slide.setVisible(lacks_slide(section))
         if section is None:
             return
         if section.path is not None and not section.synthetic and self.path.text().strip() != str(section.path):
@@ -381,8 +397,8 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             section.calibration.detail, "warning" if section.calibration.mpp is None else "info"
         )
         first, *others = section.coordinate_systems or ["full-resolution pixels"]
-        self.rows["System"].show_text(first + (f" (and {len(others)} more)" if others else ""))
-        self.rows["System"].setToolTip("Coordinate systems: " + ", ".join(section.coordinate_systems))
+        self.rows["Coordinates"].show_text(first + (f" (and {len(others)} more)" if others else ""))
+        self.rows["Coordinates"].setToolTip("Coordinate systems: " + ", ".join(section.coordinate_systems))
         self.rows["Shared genes"].show_text("known once a checkpoint is loaded")
         if image is None:
             self.fault.show_text("No slide image: spots can be coloured and selected, but not synthesized from.")
@@ -443,6 +459,17 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.another.setChecked(True)
         self.overrides.unfold()
         self.mpp.setFocus()
+
+    def _find_slide(self) -> None:
+        section = self._section
+        if section is None or section.path is None:
+            return
+        chosen, _ = QFileDialog.getOpenFileName(
+            self, "Where is the full-resolution slide image?", self._beside(), IMAGES
+        )
+        if chosen:
+            mpp = section.calibration.mpp if section.calibration.source == "override" else None
+            self.openRequested.emit(SectionSource.given(str(section.path), fullres=chosen, mpp=mpp))
 
     def _show_line(self, overlap: tuple[int, int] | None) -> None:
         """Say what matters of the section in a line."""
@@ -516,6 +543,13 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         chosen, _ = QFileDialog.getOpenFileName(self, "Choose the full-resolution slide image", start, IMAGES)
         if chosen:
             self.fullres.setText(chosen)
+
+
+def lacks_slide(section: Section | None) -> bool:
+    """Return whether a section has spots of its own, but its slide image not in full resolution."""
+    if section is None or section.path is None or section.kind == "image":
+        return False
+    return section.image is None or section.image.pixel_size > 1
 
 
 def is_slide(path: str) -> bool:

@@ -1,0 +1,452 @@
+"""What an edit changes over all spots of a result: before, after, the difference with its interval, and what chance alone would change."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RequestError, StoreError
+from ..files import user_path
+from ..intent import Request, SpotList
+from ..progress import CancelToken, Progress
+from ..storage.atomic import write_text
+from ..synthesis.canvas import MemoryCanvas
+from ..synthesis.models import PatchModel
+from ..synthesis.plan import plan as make_plan
+from ..synthesis.result import NO_PATCH, Finished, Result, finished
+from ..synthesis.session import Session
+from ..synthesis.stored import StoredResult
+from ..synthesis.variants import baseline_of, noise_key, sample_seed
+from ..text import counted
+from ..tissue.crops import read_patches
+from ..types import Section
+from .measures import STATISTICS, statistics_of
+from .statistics import DRAWS, Interval, mean_draws, spot_weights
+
+MAX_SPOTS = 400
+"""Spots that are measured of a larger result, evenly spaced in its order."""
+MAX_CHANCE_SPOTS = 12
+"""Spots that are synthesized with two seeds to see what chance alone changes."""
+VISIBLE = 1.0
+"""Mean change of a pixel, in grey levels of 255, below which nobody sees it: rounding to 8 bit moves a pixel by up to half of one."""
+MEASURES = {"haematoxylin": 3, "nuclei": 0, "blank": 3}
+"""Measures of `STATISTICS` that are shown, with digits after the point. Eosin by fixed stain vectors is negative on some slides."""
+NO_SEED = (
+    "The edit itself has no chance in it: from the tissue's own noise, the same spots without an edit are the slide, so their difference "
+    "is 0. Chance is what another seed alone changes in new tissue of such spots."
+)
+_COLUMNS = (
+    "measure",
+    "unit",
+    "before",
+    "after",
+    "difference",
+    "low_95",
+    "high_95",
+    "spots",
+    "chance_95",
+    "beyond_chance",
+)
+
+Array = NDArray[np.float64]
+Patches = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure over the spots.
+
+    Attributes
+    ----------
+    key, name, digits
+        Of the measure; its name has the unit.
+    before, after
+        Means over the spots; None of the change of a pixel, which has neither.
+    change
+        Mean difference, with its 95 % interval over spots.
+    chance
+        Half the range, about 0, that holds 95 % of the differences that another seed alone would make of as many spots; None where that
+        was not asked for.
+    """
+
+    key: str
+    name: str
+    digits: int
+    before: float | None
+    after: float | None
+    change: Interval
+    chance: float | None = None
+
+    @property
+    def beyond_chance(self) -> bool | None:
+        """Whether the difference is larger than 95 % of those that chance makes; None where chance is not known."""
+        return None if self.chance is None else bool(abs(self.change.value) > self.chance)
+
+    @property
+    def words(self) -> str:
+        """The row in a sentence."""
+
+        def number(value: float) -> str:
+            return f"{value:,.{self.digits}f}"
+
+        interval = f"{number(self.change.low)} to {number(self.change.high)}"
+        if self.before is None or self.after is None:
+            text = f"{self.name}: {number(self.change.value)} (95 %: {interval})"
+            return text if self.chance is None else f"{text}; another seed alone: {number(self.chance)}"
+        sign = "+" if self.change.value >= 0 else ""
+        text = f"{self.name}: {number(self.before)} → {number(self.after)}, {sign}{number(self.change.value)} (95 %: {interval})"
+        if self.chance is None:
+            return text
+        said = "more than chance" if self.beyond_chance else "within chance"
+        return f"{text}; {said} (± {number(self.chance)})"
+
+
+@dataclass(frozen=True)
+class EditEffect:
+    """What an edit changes over the spots of a result.
+
+    Attributes
+    ----------
+    rows
+        One for each measure; the first is the mean change of a pixel, in grey levels.
+    spots, of
+        How many spots were measured, and how many the result has.
+    before
+        What it is compared with, in words.
+    chance_spots
+        How many spots were synthesized with two seeds; 0 where chance was not asked for.
+    edited_tissue
+        Whether the tissue of the slide was edited, so that the edit itself has no chance in it.
+    """
+
+    rows: tuple[Row, ...]
+    spots: int
+    of: int
+    before: str
+    chance_spots: int = 0
+    edited_tissue: bool = False
+
+    @property
+    def visible(self) -> bool:
+        """Whether pixels change enough on average to be seen."""
+        return self.rows[0].change.value >= VISIBLE
+
+    @property
+    def words(self) -> str:
+        """The answer first, then a line for each measure, and what chance is."""
+        change = self.rows[0].change.value
+        seen = "" if self.visible else ": not visible"
+        spots = counted(self.spots, "spot")
+        over = spots if self.spots == self.of else f"{self.spots:,} of {counted(self.of, 'spot')}, evenly taken"
+        lines = [f"Against {self.before}, pixels change by {change:.1f} of 255 grey levels on average{seen} ({over})."]
+        lines += [row.words for row in self.rows[1:]]
+        if self.chance_spots:
+            chance = self.rows[0].chance or 0.0
+            lines.append(
+                f"Another seed alone changes pixels by {chance:.1f} ({counted(self.chance_spots, 'spot')}, two seeds)."
+            )
+            if self.edited_tissue:
+                lines.append(NO_SEED)
+        if self.spots < 5:
+            lines.append("So few spots tell little: intervals are rough.")
+        return "\n".join(lines)
+
+    @property
+    def table(self) -> str:
+        """The rows as CSV."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        for row in self.rows:
+            name, _, unit = row.name.partition(" (")
+            change = row.change.facts
+            values = [row.before, row.after, change["value"], change["low"], change["high"], row.change.n, row.chance]
+            cells = ["" if value is None else round(value, 5) for value in values]
+            beyond = "" if row.beyond_chance is None or row.before is None else str(row.beyond_chance).lower()
+            writer.writerow([name, unit.removesuffix(")"), *cells, beyond])
+        return text.getvalue()
+
+    def write_csv(self, path: str | Path) -> Path:
+        """Write the table; nothing is overwritten.
+
+        Raises
+        ------
+        StoreError
+            The path is taken, or cannot be written.
+        """
+        file = user_path(path)
+        try:
+            write_text(file, self.table, new=True)
+        except FileExistsError:
+            raise StoreError(f"{file} is already there; nothing is overwritten, give another name") from None
+        except OSError as error:
+            raise StoreError(f"{file} cannot be written: {error}") from error
+        return file
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the result's record keeps; JSON types only."""
+        return {
+            "spots": self.spots,
+            "of": self.of,
+            "before": self.before,
+            "chance_spots": self.chance_spots,
+            "edited_tissue": self.edited_tissue,
+            "rows": [
+                {
+                    "key": row.key,
+                    "before": _rounded(row.before),
+                    "after": _rounded(row.after),
+                    "change": row.change.facts,
+                    "chance": _rounded(row.chance),
+                }
+                for row in self.rows
+            ],
+        }
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> EditEffect | None:
+        """Return what a result's record keeps; None where it keeps nothing that can be read."""
+        try:
+            facts = dict(record["effect"])
+            rows = []
+            for one in facts["rows"]:
+                name, digits = _named(str(one["key"]))
+                rows.append(
+                    Row(one["key"], name, digits, one["before"], one["after"], _interval(one["change"]), one["chance"])
+                )
+            numbers = (int(facts["spots"]), int(facts["of"]))
+            more = (str(facts["before"]), int(facts["chance_spots"]), bool(facts["edited_tissue"]))
+            return cls(tuple(rows), *numbers, *more) if rows else None
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def recorded_in(self, result: Result) -> Result:
+        """Return the result with these numbers in its record, which a store then keeps."""
+        return replace(result, provenance={**result.provenance, "effect": self.facts})
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What another seed alone changes at m spots: differences of the measures (m, k), and mean changes of a pixel (m,)."""
+
+    differences: Array = field(repr=False)
+    pixels: Array = field(repr=False)
+
+
+def measure_edit(
+    result: Result | StoredResult,
+    baseline: Result | StoredResult | None = None,
+    *,
+    model: PatchModel | None = None,
+    draws: int = DRAWS,
+) -> EditEffect:
+    """Measure what an edit changes over all spots of a result.
+
+    Parameters
+    ----------
+    result
+        With edits, of a run or read back from a store. Edited tissue is compared with its slide.
+    baseline
+        Of new tissue: the same request without its edits.
+    model
+        The checkpoint; where it is given, up to `MAX_CHANCE_SPOTS` spots are synthesized with two seeds, for what chance alone changes.
+    draws
+        Bootstrap samples of the spots.
+
+    Returns
+    -------
+    EditEffect
+        With ``words``, a ``table`` as CSV, ``write_csv(path)``, and ``recorded_in(result)``.
+
+    Raises
+    ------
+    StmditError
+        The result has no edits or no whole patch, its slide cannot be read, or the baseline is missing or another one.
+
+    Examples
+    --------
+    >>> effect = st.measure_edit(result)
+    >>> print(effect.words)
+    >>> effect.write_csv("effect.csv")
+    """
+    effect = _measured(result, baseline, draws)
+    if model is None:
+        return effect
+    chance: Chance | None = None
+    for chance, _ in chance_steps(result, model):
+        pass
+    return effect if chance is None else with_chance(effect, chance)
+
+
+def _measured(result: Result | StoredResult, baseline: Result | StoredResult | None, draws: int) -> EditEffect:
+    made = finished(result)
+    if not any(edit.enabled for edit in made.request.edits):
+        raise RequestError(
+            [("edits", f"{made.name} has no edits that are switched on, so there is no effect to measure")]
+        )
+    if not len(made):
+        raise StoreError(f"{made.name}: {NO_PATCH if made.request.mode == 'continuous' else 'no patch was finished'}")
+    places = _spread(len(made), MAX_SPOTS)
+    edited = bool(made.provenance.get("counterfactual"))
+    after = np.stack([made.pixels(at) for at in places])
+    before, words = _slide(made, places) if edited else _baseline(made, baseline, places)
+    um = made.patch_px * made.patch_mpp
+    pixels = _pixel_change(before, after)
+    first, second = statistics_of(before, um), statistics_of(after, um)
+    weights = spot_weights(np.zeros(len(places), dtype=np.int64), draws)
+    name, digits = _named("pixels")
+    rows = [Row("pixels", name, digits, None, None, _as_recorded(mean_draws(pixels, weights)))]
+    for key in MEASURES:
+        column = list(STATISTICS).index(key)
+        a, b = first[:, column], second[:, column]
+        name, digits = _named(key)
+        means = (_rounded(float(a.mean())), _rounded(float(b.mean())))
+        rows.append(Row(key, name, digits, *means, _as_recorded(mean_draws(b - a, weights))))
+    return EditEffect(tuple(rows), len(places), len(made), words, edited_tissue=edited)
+
+
+def chance_steps(
+    result: Result | StoredResult, model: PatchModel, cancel: CancelToken | None = None
+) -> Iterator[tuple[Chance | None, Progress]]:
+    """Synthesize some spots of a result twice, without its edits and with two seeds; yield the chance, None until it is known.
+
+    Parameters
+    ----------
+    result
+        With edits.
+    model
+        The checkpoint that made it.
+    cancel
+        Asked at every denoising step; the chance then stays unknown.
+
+    Raises
+    ------
+    StmditError
+        The checkpoint is another one, or the spots cannot be synthesized.
+    """
+    made = finished(result)
+    sha = dict(made.provenance.get("checkpoint") or {}).get("sha256")
+    if sha not in (None, model.provenance.get("sha256")):
+        raise RequestError(
+            [("checkpoint", f"{made.name} was made with another checkpoint; load that one to compare with chance")]
+        )
+    if not len(made):
+        raise StoreError(f"{made.name} has no whole patch to compare with chance")
+    ids = tuple(made.patches[at].spot_id for at in _spread(len(made), MAX_CHANCE_SPOTS))
+    asked = baseline_of(made.request).model_copy(update={"region": SpotList(ids=ids), "mode": "spots"})
+    found: list[Patches] = []
+    for number in range(2):
+        request = asked.model_copy(update={"seed": sample_seed(asked.seed, number)})
+        for patches, progress in _synthesized(request, made.section, model, cancel):
+            done = number * len(ids) + progress.patches_done
+            yield None, replace(progress, patches_done=done, patches_total=2 * len(ids))
+            if patches is not None:
+                found.append(patches)
+        if len(found) <= number:
+            return
+    um = model.card.patch_um
+    differences = statistics_of(found[1], um) - statistics_of(found[0], um)
+    yield (
+        Chance(differences, _pixel_change(*found)),
+        replace(progress, patches_done=2 * len(ids), patches_total=2 * len(ids)),
+    )
+
+
+def with_chance(effect: EditEffect, chance: Chance, draws: int = DRAWS) -> EditEffect:
+    """Return the effect beside what chance alone changes.
+
+    Two seeds are exchangeable, so that each spot's difference may as well have the other sign: the means of the differences with random
+    signs are those that chance makes. From m spots they are scaled to as many as the effect is of.
+    """
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(draws, len(chance.pixels)))
+    scale = np.sqrt(len(chance.pixels) / effect.spots)
+    rows = [replace(effect.rows[0], chance=_rounded(float(chance.pixels.mean())))]
+    for row in effect.rows[1:]:
+        values = chance.differences[:, list(STATISTICS).index(row.key)]
+        limit = np.quantile(np.abs(signs @ values) / len(values), 0.95)
+        rows.append(replace(row, chance=_rounded(float(limit * scale))))
+    return replace(effect, rows=tuple(rows), chance_spots=len(chance.pixels))
+
+
+def _synthesized(
+    request: Request, section: Section, model: PatchModel, cancel: CancelToken | None
+) -> Iterator[tuple[Patches | None, Progress]]:
+    plan = make_plan(section, request, model.card)
+    session = Session(plan, section, model, MemoryCanvas(plan.frame), cancel=cancel)
+    progress: Progress | None = None
+    for event in session.steps():
+        if isinstance(event, Progress):
+            progress = event
+            yield None, event
+    result = session.result()
+    if result.complete and progress is not None:
+        yield result.patches, progress
+
+
+def _slide(made: Finished, places: Sequence[int]) -> tuple[Patches, str]:
+    image = made.section.image
+    if image is None:
+        raise StoreError(f"{made.section.name} has no slide image that {made.name} could be compared with")
+    if (made.section.calibration.mpp or 0) * image.pixel_size > 1.5 * made.patch_mpp:
+        raise StoreError(
+            f"the slide image of {made.section.name} is coarser than {made.name}; show where the full-resolution one is"
+        )
+    return read_patches(image, [made.patches[at].source_box for at in places], made.patch_px), "the slide"
+
+
+def _baseline(made: Finished, baseline: Result | StoredResult | None, places: Sequence[int]) -> tuple[Patches, str]:
+    if baseline is None:
+        raise RequestError(
+            [
+                (
+                    "baseline",
+                    f"{made.name} is new tissue: give its baseline, the same request without its edits, to see what the edits change",
+                )
+            ]
+        )
+    base = finished(baseline)
+    if noise_key(base.request, base.provenance) != noise_key(made.request, made.provenance, edited=False):
+        raise RequestError([("baseline", f"{base.name} is not the same request as {made.name} without its edits")])
+    at = {patch.spot_id: place for place, patch in enumerate(base.patches)}
+    wanted = [made.patches[place].spot_id for place in places]
+    if missing := [spot for spot in wanted if spot not in at]:
+        raise RequestError([("baseline", f"{base.name} lacks {counted(len(missing), 'spot')} of {made.name}")])
+    return np.stack([base.pixels(at[spot]) for spot in wanted]), "the same tissue without the edit"
+
+
+def _pixel_change(a: Patches, b: Patches) -> Array:
+    """Return the mean change of a pixel (n,), in grey levels."""
+    return np.array([np.abs(x.astype(np.int16) - y).mean(dtype=np.float64) for x, y in zip(a, b, strict=True)])
+
+
+def _spread(count: int, most: int) -> list[int]:
+    places: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)).tolist()
+    return places
+
+
+def _named(key: str) -> tuple[str, int]:
+    if key == "pixels":
+        return "Change of a pixel (grey levels)", 1
+    name = STATISTICS[key]
+    return {"nuclei": "Nuclei (per mm²)"}.get(key, name[0].upper() + name[1:]), MEASURES[key]
+
+
+def _interval(facts: Mapping[str, Any]) -> Interval:
+    return Interval(**{key: np.nan if value is None else value for key, value in facts.items()})
+
+
+def _as_recorded(interval: Interval) -> Interval:
+    """Return an interval as a record keeps it, so that the same numbers are read everywhere."""
+    return _interval(interval.facts)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else round(value, 5)

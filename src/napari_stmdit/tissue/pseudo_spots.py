@@ -1,0 +1,182 @@
+"""Pseudo-spots: bins and cells, far smaller than a patch, summed to discs of the size that networks are trained with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SectionError
+from ..types import Calibration, SpotTable
+from .counts import MAX_COUNTS, CountMatrix, fault_of_counts
+from .geometry import VISIUM_PITCH_UM, check_positions
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from scipy.sparse import csr_matrix
+
+DISC_UM = 55.0
+"""Diameter of a pseudo-spot: that of a Visium spot."""
+MIN_CELLS = 3
+"""Cells in a pseudo-spot that is made of cells: fewer say little of a patch."""
+CLUSTERS = "graphclust"
+"""Column of the clusters that 10x's pipelines make: of a pseudo-spot, that of most of what it is made of."""
+SHARES = ("in_cell", "in_nucleus")
+"""Columns of how much of a bin lies in cells and in nuclei, 0 to 1, as Space Ranger 4 finds them."""
+_MIN_COVERED = 0.5
+
+
+def aggregate(
+    bins: SpotTable, calibration: Calibration, bin_um: float | None, areas: NDArray[np.float64] | None = None
+) -> tuple[SpotTable, list[str]]:
+    """Sum bins, or cells, into discs of 55 um on a hexagonal grid of 100 um.
+
+    One bin of 2 to 16 um cannot stand for a patch of 128 to 176 um. A disc counts where bins on tissue cover half of it; in a
+    table of so few bins that no disc is, wherever a bin lies. Of cells, whose outlines leave gaps, three must have their centre in a disc.
+
+    Parameters
+    ----------
+    bins
+        The bins on tissue, or cells. One centre of the grid is the one nearest to the middle of them.
+    calibration
+        Its ``mpp`` must be known.
+    bin_um
+        Side of a bin; None for cells.
+    areas
+        (n,) of cells in square microns.
+
+    Returns
+    -------
+    tuple
+        The pseudo-spots, with the number of their bins in ``obs["bins"]`` or of their cells in ``obs["cells"]``, and `CLUSTERS` and
+        `SHARES` where the bins have them; and notes for the user.
+    """
+    from scipy.sparse import csr_matrix
+
+    mpp = calibration.mpp
+    if mpp is None:
+        raise SectionError(f"bins cannot be brought together to spots without a scale: {calibration.detail}")
+    middle = np.median(bins.yx, axis=0)
+    anchor = bins.yx[np.argmin(((bins.yx - middle) ** 2).sum(axis=1))]
+    rc, distance = _nearest_centre((bins.yx - anchor) * mpp)
+    inside = np.flatnonzero(distance <= DISC_UM / 2)
+    discs, disc_of = np.unique(rc[inside], axis=0, return_inverse=True)
+    disc_of = disc_of.ravel()
+    members = np.bincount(disc_of, minlength=len(discs))
+    covered = members >= (MIN_CELLS if bin_um is None else _MIN_COVERED * _full_disc(bin_um))
+    keep = np.flatnonzero(covered if covered.any() else members > 0)
+    kind = bins.counts.dtype
+    if (
+        kind.kind in "iu"
+        and bins.counts.nnz
+        and float(bins.counts.data.max()) * float(members.max(initial=0)) > MAX_COUNTS
+    ):
+        kind = np.dtype(np.int64)  # sums in the type of the bins could wrap around
+    ones = np.ones(len(inside), dtype=kind)
+    belongs = csr_matrix((ones, (disc_of, inside)), shape=(len(discs), len(bins)))
+    discs = discs[keep]
+    centres = discs * (VISIUM_PITCH_UM * math.sqrt(3) / 2, VISIUM_PITCH_UM / 2) / mpp + anchor
+    discs = discs - discs.min(axis=0) // 2 * 2  # from zero on; by even numbers, which keeps the parity of the lattice
+    spots = SpotTable(
+        ids=np.array([f"hd_{r:03d}x{c:03d}" for r, c in discs.tolist()], dtype=np.str_),
+        yx=centres,
+        diameter=DISC_UM / mpp,
+        counts=csr_matrix(belongs[keep] @ bins.counts),
+        genes=bins.genes,
+        array_rc=discs,
+        obs={"cells" if bin_um is None else "bins": members[keep], **_carried(bins, belongs[keep])},
+    )
+    fault = fault_of_counts(spots.counts)
+    if fault is not None:
+        raise SectionError(f"bins cannot be summed to spots: a sum is {fault}, more than any spot has")
+    if bin_um is None:
+        size = "" if areas is None else f" of {np.median(areas):.3g} um2 (median)"
+        note = f"{len(bins)} cells{size} were summed into {len(spots)} pseudo-spots: discs of {DISC_UM:g} um on a hexagonal grid of {VISIUM_PITCH_UM:g} um"
+        few = (
+            f"; a disc with fewer than {MIN_CELLS} is left out" if covered.any() else f". No disc has {MIN_CELLS} cells"
+        )
+        return spots, [f"{note}; {np.median(members[keep]):g} cells in each (median){few}"]
+    note = (
+        f"{len(bins)} bins of {bin_um:g} um were summed into {len(spots)} pseudo-spots: discs of {DISC_UM:g} um on a hexagonal grid "
+        f"of {VISIUM_PITCH_UM:g} um; {np.median(members[keep]):g} bins in each (median)"
+    )
+    if not covered.any():
+        note += f". No disc is covered by half, which would take {_full_disc(bin_um) / 2:.0f} bins"
+    return spots, [note]
+
+
+def _carried(bins: SpotTable, belongs: csr_matrix) -> dict[str, NDArray[Any]]:
+    """Return the mean shares of the members of each disc, and the cluster that most of them have; empty text where none has one."""
+    members = np.asarray(belongs.sum(axis=1), dtype=np.float64).ravel()
+    carried: dict[str, NDArray[Any]] = {
+        name: np.asarray(belongs @ bins.obs[name]).ravel() / members for name in SHARES if name in bins.obs
+    }
+    if CLUSTERS not in bins.obs:
+        return carried
+    names, which = np.unique(bins.obs[CLUSTERS], return_inverse=True)
+    votes = np.stack([np.asarray(belongs @ (which == k)).ravel() for k in range(len(names))], axis=1)
+    votes[:, names == ""] = 0
+    return {CLUSTERS: np.where(votes.any(axis=1), names[votes.argmax(axis=1)], ""), **carried}
+
+
+def sum_cells(
+    matrix: CountMatrix, cells: pd.DataFrame, calibration: Calibration, clusters: Mapping[str, NDArray[np.str_]]
+) -> tuple[SpotTable, list[str]]:
+    """Sum cells that have counts and a place into pseudo-spots.
+
+    Parameters
+    ----------
+    matrix
+        Counts of cells.
+    cells
+        Columns ``y``, ``x`` (full-resolution pixels) and ``area`` (square microns), by names as the counts have them.
+    calibration
+        Its ``mpp`` must be known.
+    clusters
+        A column for the cells of the matrix, or none.
+
+    Raises
+    ------
+    SectionError
+        No cell has both, or the scale is unknown.
+    """
+    import pandas as pd
+
+    at = cells.index.get_indexer(pd.Index(matrix.barcodes.astype(object)))
+    keep = np.flatnonzero(at >= 0)
+    if not len(keep):
+        raise SectionError(
+            f"no cell of {matrix.source} has a place: counts have names like {matrix.barcodes[:1].tolist()}, places {cells.index[:1].tolist()}"
+        )
+    there = cells.iloc[at[keep]]
+    yx, ids = there[["y", "x"]].to_numpy(dtype=np.float64), matrix.barcodes[keep]
+    check_positions(yx, ids, "of the cells", "(y, x)")
+    obs = {name: values[keep] for name, values in clusters.items()}
+    table = SpotTable(ids, yx, 1.0, matrix.counts[keep], matrix.genes, obs=obs)
+    spots, notes = aggregate(table, calibration, None, there["area"].to_numpy(dtype=np.float64))
+    if len(keep) < len(matrix.barcodes):
+        notes.append(f"{len(matrix.barcodes) - len(keep)} cells have no outline and are left out")
+    return spots, notes
+
+
+def _full_disc(bin_um: float) -> float:
+    return math.pi * (DISC_UM / 2) ** 2 / bin_um**2
+
+
+def _nearest_centre(microns: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Array indices (n, 2) of the nearest grid centre on a Visium lattice, and the distance (n,) to it in microns."""
+    row_um, half_um = VISIUM_PITCH_UM * math.sqrt(3) / 2, VISIUM_PITCH_UM / 2
+    low = np.floor(microns[:, 0] / row_um).astype(np.int64)
+    best = np.full(len(microns), np.inf)
+    rc = np.zeros((len(microns), 2), dtype=np.int64)
+    for row in (low, low + 1):
+        shift = row % 2  # odd rows lie half a pitch aside
+        column = 2 * np.rint((microns[:, 1] / half_um - shift) / 2).astype(np.int64) + shift
+        distance = np.hypot(microns[:, 0] - row * row_um, microns[:, 1] - column * half_um)
+        nearer = distance < best
+        best[nearer] = distance[nearer]
+        rc[nearer] = np.stack([row, column], axis=1)[nearer]
+    return rc, best

@@ -1,0 +1,17 @@
+"""What the demo asks for."""
+
+import numpy as np
+
+from napari_stmdit.assemble import load_checkpoint
+from napari_stmdit.evaluation.demo import END_UM, demo_request
+from napari_stmdit.synthesis.plan import plan
+from napari_stmdit.tissue.sample import open_sample_section
+
+
+def test_the_demo_asks_for_an_edit_of_this_tissue_with_its_brush_in_the_region():
+    section, model = open_sample_section(), load_checkpoint("demo", device="cpu")
+    request, centre = demo_request(section, model.profiles, model.card)
+    assert plan(section, request, model.card).counterfactual
+    weights = request.edits[0].spots
+    away = np.linalg.norm(section.spots.yx[section.spots.rows(list(weights))] - centre, axis=1)
+    assert away.max() * section.calibration.mpp < END_UM < 260 and max(weights.values()) == 1

@@ -1,0 +1,133 @@
+"""What was not saved comes back in another viewer, as unsaved as it was; no Qt, no screen."""
+
+import numpy as np
+import pytest
+from models_for_ui import Tinted
+from napari.components import ViewerModel
+
+from napari_stmdit.intent import ScaleEdit
+from napari_stmdit.tissue.open import SectionSource
+from napari_stmdit.tissue.store_entries import list_results
+from napari_stmdit.ui.jobs import start_inline
+from napari_stmdit.ui.presenter import Presenter
+
+EDIT = ScaleEdit(genes=("ERBB2",), factor=5, name="more ERBB2")
+
+
+@pytest.fixture
+def start(card, tmp_path, monkeypatch):
+    """Makes presenters that keep what is not saved, as two starts of napari one after the other."""
+    monkeypatch.setenv("STMDIT_HOME", str(tmp_path / "home"))
+    viewers = []
+
+    def make():
+        viewers.append(ViewerModel())
+        presenter = Presenter(viewers[-1], start_inline)
+        presenter.use_model(Tinted(card))
+        presenter.keeping.begin(tmp_path / "home")
+        return presenter
+
+    return make
+
+
+def work(presenter, folder, edits=(EDIT,)):
+    """Open a section, paint an edit, and run."""
+    presenter.open(SectionSource(path=str(folder)))
+    presenter.select(presenter.state.section.spots.ids[:3].tolist())
+    presenter.state.request = presenter.state.request.model_copy(update={"edits": edits, "counterfactual": "off"})
+    presenter.runs.run()
+    return presenter.state.results[-1]
+
+
+def crash(presenter):
+    """End it as a kill does: nothing is written, the system lets the locks go."""
+    for session in (presenter.keeping._own, *presenter.keeping._taken):
+        if session.lock is not None:
+            session.lock.release()
+
+
+@pytest.mark.parametrize("how", ["close", "crash"])
+def test_results_and_edits_come_back_as_unsaved_as_they_were(start, tiny_folder, how, tmp_path):
+    first = start()
+    assert first.state.kept == () and not first.state.loss
+    entry = work(first, tiny_folder)
+    assert "1 result and 1 edit are not saved: kept" in first.state.loss
+    first.close() if how == "close" else crash(first)
+    second = start()
+    (kept,) = second.state.kept
+    assert "1 result and 1 edit" in kept.words
+    second.keeping.restore(kept)
+    assert second.state.kept == () and second.state.section.path == tiny_folder
+    (back,) = second.state.results
+    assert back.saved is None and back.name == entry.name and back.request == entry.request
+    np.testing.assert_array_equal(np.asarray(back.stored.rgba), entry.result.rgba)
+    assert back.thumbnail is not None and second.results.layer(back.number).name == entry.name
+    assert second.state.request.edits == (EDIT,) and second.state.unsaved_edits == (EDIT,)
+    assert "not saved: kept" in second.state.loss
+    assert start().state.kept == ()  # of a viewer that lives
+    second.results.save(back.number, str(tmp_path / "saved.zarr"))
+    assert list_results(tmp_path / "saved.zarr") == ("stmdit_1",)
+    assert not second.state.loss  # its record holds the edit
+    second.close()
+    assert start().state.kept == ()
+    assert not any((tmp_path / "home" / "sessions").iterdir())
+
+
+def test_what_is_discarded_or_deleted_does_not_come_back(start, tiny_folder, tmp_path):
+    first = start()
+    work(first, tiny_folder)
+    first.close()
+    second = start()
+    second.keeping.discard(second.state.kept[0])
+    assert not any((tmp_path / "home" / "sessions").iterdir())
+    entry = work(second, tiny_folder, edits=())
+    second.results.delete(entry.number)
+    second.close()
+    assert start().state.kept == ()
+
+
+def test_a_layer_that_naparis_trash_took_is_still_kept(start, tiny_folder):
+    first = start()
+    entry = work(first, tiny_folder, edits=())
+    first._viewer().layers.remove(first.results.layer(entry.number))
+    first.close()
+    assert [one.name for one in start().state.kept[0].results] == [entry.name]
+
+
+def test_edits_alone_are_kept_until_they_are_written_to_a_file(start, tiny_folder, tmp_path):
+    first = start()
+    first.open(SectionSource(path=str(tiny_folder)))
+    first.state.request = first.state.request.model_copy(update={"edits": (EDIT,)})
+    crash(first)
+    second = start()
+    assert "1 edit" in second.state.kept[0].words
+    second.keeping.restore(second.state.kept[0])
+    assert second.state.request.edits == (EDIT,)
+    crash(second)
+    third = start()
+    assert len(third.state.kept) == 1  # handed over, not there twice
+    third.keeping.restore(third.state.kept[0])
+    third.edit_files.save(str(tmp_path / "edits.yaml"))
+    assert not third.state.loss
+    third.close()
+    assert start().state.kept == ()
+
+
+def test_the_open_section_is_used_and_another_one_waits(start, tiny_folder, tiny_zarr):
+    first = start()
+    work(first, tiny_folder, edits=())
+    first.close()
+    second = start()
+    second.open(SectionSource(path=str(tiny_folder)))
+    section = second.state.section
+    second.keeping.restore(second.state.kept[0])
+    assert second.state.section is section and len(second.state.results) == 1
+
+
+def test_a_home_that_cannot_be_written_is_said_and_closing_says_so(start, tiny_folder, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "sessions").write_text("")
+    presenter = start()
+    work(presenter, tiny_folder)
+    assert "closing loses them" in presenter.state.loss and "sessions" in presenter.state.keep_fault
+    presenter.close()
