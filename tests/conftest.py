@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -20,8 +21,8 @@ for _name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG
 os.environ["NAPARI_CONFIG"] = str(_HOME / "napari" / "settings.yaml")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# the same examples at every run, so that a failure belongs to the change it is seen with; nightly draws new ones
-settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+# the same few examples at every run, so that a failure belongs to the change it is seen with; nightly draws a hundred new ones
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, max_examples=12)
 settings.register_profile("random", print_blob=True, deadline=None)
 settings.load_profile(os.environ.get("STMDIT_EXAMPLES", "repeatable"))
 
@@ -43,6 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items if sys.platform == "win32" else ():
         if any(part in item.nodeid for part in POSIX_ALONE):
             item.add_marker(pytest.mark.skip(reason="needs POSIX signals, links, pipes or file modes"))
+
+
+def pytest_collection_finish() -> None:
+    """Have collections of garbage, several a viewer, pass over what is imported: it stays."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ import typer
 import typer.testing
 from documentation import PAGES, Page, read_page, words_of
 from killing import forked_workers
+from public import publish
 from typer.testing import CliRunner
 from workspace import make_home, make_workspace, online, served, write_files
 
@@ -84,14 +85,14 @@ WITH_COMMANDS = [page for page in READ if to_run(page)]
 
 
 def firsts() -> set[str]:
-    """Places of the lines that show a command, or an option of it, which no line before them shows."""
+    """Places of the lines that show a command, or an option of it, which no line before them shows, and of downloads, which others need."""
     found, known = set(), set()
     for page in WITH_COMMANDS:
         for place, line, _ in to_run(page):
             command, *rest = words_of(line)[1:]
             new = {(command, word) for word in ["", *rest] if word[:2] in ("", "--")} - known
             known |= new
-            found |= {place} if new else set()
+            found |= {place} if new or command == "download" else set()
     return found
 
 
@@ -119,6 +120,7 @@ def surroundings(tmp_path_factory, monkeypatch_module):
     _small_base(patch)
     with served() as hub:
         online(patch, hub)
+        publish(hub, patch, place / "workspace" / "SECTION")
         for name in ("stmdit-adaln-ddpm-p06", "pixcell-256"):
             assert faults_of(f"download {name} --yes".split(), "before all pages", "download") == []
         patch.chdir(place / "workspace")

@@ -207,7 +207,8 @@ def test_examples_in_docstrings_run(monkeypatch, tmp_path):
     """Those of all public names, with a section, a checkpoint and a result at hand."""
     monkeypatch.chdir(tmp_path)
     section, checkpoint = napari_stmdit.open_sample_section(), napari_stmdit.load_checkpoint("demo")
-    request = napari_stmdit.Request(region=napari_stmdit.SampleOfSpots(count=1), steps=2)
+    edit = napari_stmdit.TowardsEdit(target_profile="adipose")
+    request = napari_stmdit.Request(region=napari_stmdit.SampleOfSpots(count=2), edits=(edit,), steps=2)
     result = napari_stmdit.synthesize(section, request, checkpoint)
     at_hand = {"st": napari_stmdit, "section": section, "checkpoint": checkpoint, "result": result}
     runner, finder = doctest.DocTestRunner(), doctest.DocTestFinder(exclude_empty=True)

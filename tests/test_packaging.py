@@ -67,7 +67,7 @@ def test_the_wheel_is_small_and_has_all_that_it_needs(wheel):
     } == set()
     for name in (
         "napari.yaml", "py.typed", "data/demo_checkpoint/transformer/diffusion_pytorch_model.safetensors", "data/finetune.yaml",
-        "data/sample_section/slide.jpg", "data/programs.yaml", "data/zoo.yaml",
+        "data/sample_section/slide.jpg", "data/programs.yaml", "data/zoo.yaml", "data/sections.yaml",
     ):  # fmt: skip
         assert f"napari_stmdit/{name}" in there, name
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in there)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 METHOD = 2
 """Version of cached paths; raise it when the path of a crop to its noise changes."""
+COARSE_NODES = (2 / 3, 1)
+"""Nodes of a known path that a coarse edit follows, as shares of its steps, after the data: three calls of the network."""
 NOISE_BYTES = 512 * 2**20
 NOISE_FOLDER_BYTES = 2 * 2**30
 IMAGE_BYTES = 128 * 2**20
@@ -97,11 +99,16 @@ class TissueEditor:
         return torch.from_numpy(np.stack([image for image in found if image is not None]))
 
     def _abduction(self, batch: PatchBatch, before: ConditionTensors) -> Generator[float, None, Any]:
-        from .model.counterfactual import abduct, restored
+        from .model.counterfactual import abduct
         from .model.vae import encode_latents
 
         assert batch.crops is not None
         assert batch.edited is not None
+        fine = batch.sampling.path_steps
+        if fine:
+            known = [self.cache.get(self._key(f"{key} {fine}")) for key in batch.edited.keys]
+            if all(path is not None for path in known):
+                return self._restored(known, before).thinned((0, *(round(fine * share) for share in COARSE_NODES)))
         keys = [self._key(f"{key} {batch.steps}") for key in batch.edited.keys]
         paths = [self.cache.get(key) for key in keys]
         missing = [item for item, path in enumerate(paths) if path is None]
@@ -122,6 +129,11 @@ class TissueEditor:
                 self.cache.put(keys[item], path)
                 paths[item] = path
             self.abducted += len(missing)
+        return self._restored(paths, before)
+
+    def _restored(self, paths: Sequence[NDArray[np.float32] | None], before: ConditionTensors) -> Any:
+        from .model.counterfactual import restored
+
         stacked = np.stack([path for path in paths if path is not None], axis=2)  # (2, steps + 1, b, c, h, w)
         return restored(self.pipeline.scheduler, {"states": stacked[0], "slopes": stacked[1]}, before)
 

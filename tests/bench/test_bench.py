@@ -132,9 +132,9 @@ def test_the_report_of_a_checkpoint_and_of_a_random_model(measured):
     assert found["setting"] == {"OMP_WAIT_POLICY": "PASSIVE"} and found["patches"] == 8
     for name in ("alone", "beside a busy process"):
         row = found[name]
-        assert (
-            row["times_faster"] == pytest.approx(row["spinning"] / row["sleeping"], rel=0.1) and len(row["load"]) == 2
-        )
+        # seconds are rounded to three places, which a fast computer sees in their ratio
+        low, high = ((row["spinning"] + off) / (row["sleeping"] - off) for off in (-0.0005, 0.0005))
+        assert low - 0.005 <= row["times_faster"] <= high + 0.005 and len(row["load"]) == 2
     assert set(checkpoint["runs"]["presets"]) == {"exact", "fast", "draft"} and "16" in checkpoint["runs"]["seconds"]
     assert base["comparison"]["steps"] == 2 and "around" not in base
     for name in ("region", "spot"):  # the next picture starts from the noise of the first

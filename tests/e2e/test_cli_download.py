@@ -211,3 +211,71 @@ def _take_terminal() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+# Public sections: here from the mirror that stands in for their servers.
+
+
+B4 = "https://raw.githubusercontent.com/almaan/her2st/85df7411b987a7dec3feff9718b869a7a82091ec/data/"
+
+
+@pytest.fixture
+def mirrored(hub, surroundings):
+    surroundings["STMDIT_MIRROR"] = hub.web
+    return hub
+
+
+def test_public_sections_are_listed_with_size_licence_and_state(stmdit, mirrored):
+    rows = {line.split()[0]: line for line in stmdit().stdout.splitlines() if line[:1].isalnum()}
+    assert (
+        "about 4.7 MB" in rows["her2st-b4"] and "missing" in rows["her2st-b4"] and "unknown" in rows["10x-human-heart"]
+    )
+    listed = {row["name"]: row for row in json.loads(stmdit("--json").stdout)["sections"]}
+    assert len(listed) == 13 and listed["her2st-b4"]["citation"].startswith("Andersson et al. 2021")
+    assert mirrored.requests == []
+
+
+def test_size_licence_and_citation_of_a_section_come_before_consent(stmdit, mirrored, tmp_path):
+    done = stmdit("her2st-b4")
+    assert done.returncode == 2 and mirrored.requests == []
+    for word in ("about 4.7 MB", "CC BY 4.0", "10.5281/zenodo.4751624", "Nat Commun 12:6012", "283 spots", "--yes"):
+        assert word in done.stderr
+    for name in ("image.tif", "filtered_feature_bc_matrix.h5", "spatial.tar.gz"):
+        mirrored.put_page(
+            f"https://cf.10xgenomics.com/samples/spatial-exp/1.1.0/V1_Human_Heart/V1_Human_Heart_{name}",
+            b"x" * 5_000_000,
+        )
+    assert "about 15 MB" in stmdit("10x-human-heart").stderr  # as the server says
+    assert mirrored.asked() == [] and not (tmp_path / "home" / "downloads").exists()
+    assert "Did you mean her2st-b4" in stmdit("her2st-b5").stderr
+
+
+def test_a_section_whose_bytes_are_others_is_one_message_and_nothing_is_kept(stmdit, mirrored, tmp_path):
+    for name in ("ST-imgs/B/B4/BT10737_D2_HE.jpg", "ST-cnts/B4.tsv.gz", "ST-spotfiles/B4_selection.tsv"):
+        mirrored.put_page(B4 + name, b"another")
+    done = stmdit("her2st-b4", "--yes")
+    assert done.returncode == 2 and "3cb165614ce2" in done.stderr and "Traceback" not in done.stderr
+    assert not list((tmp_path / "home").rglob("*.jpg*")) and not (tmp_path / "home" / "sections").exists()
+
+
+@pytest.mark.slow
+def test_the_published_section_arrives_and_opens_by_its_name(stmdit, mirrored, surroundings, shared_data):
+    folder = shared_data / "her2st_B4_spaceranger1"
+    mirrored.put_page(f"{B4}ST-imgs/B/B4/BT10737_D2_HE.jpg", (folder / "B4_image.jpg").read_bytes())
+    mirrored.put_page(f"{B4}ST-cnts/B4.tsv.gz", (folder / "original" / "B4.tsv.gz").read_bytes())
+    mirrored.put_page(f"{B4}ST-spotfiles/B4_selection.tsv", (folder / "original" / "B4_selection.tsv").read_bytes())
+    done = stmdit("her2st-b4", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "was downloaded" in done.stdout and "stmdit synthesize her2st-b4" in done.stdout
+    assert "is here already" in stmdit("her2st-b4", "--offline").stdout
+    inspect = [sys.executable, "-m", "napari_stmdit.cli", "inspect", "her2st-b4", "--json"]
+    facts = json.loads(
+        subprocess.run(inspect, env=surroundings, capture_output=True, text=True, timeout=120, check=True).stdout
+    )
+    assert (facts["name"], facts["spots"], facts["genes"], facts["image"]["shape"]) == (
+        "her2st-b4",
+        283,
+        15289,
+        [9923, 9272, 3],
+    )
+    assert facts["mpp"] == pytest.approx(0.688, abs=5e-4) and facts["alignment"]["verdict"] == "fits"

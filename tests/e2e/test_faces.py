@@ -81,7 +81,7 @@ def dock(request, edits):
     return state.request
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(file=files, common=shared)
 def test_the_same_request_gives_the_same_plan_four_ways(ask, tiny_folder, tmp_path_factory, file, common):
     root = tmp_path_factory.mktemp("faces")

@@ -165,6 +165,7 @@ def test_a_stopped_run_is_gone_on_with_and_what_is_there_is_made_again(opened): 
     done = set(state.results[0].spots)
     opened.presenter.use_model(CropModel(model.card))
     assert not bar.offers["again"].isVisible()
+    assert bar.offers["go_on"].isVisible()
     click(bar.offers["go_on"])
     assert settle(lambda: state.status is RunStatus.DONE)
     assert done | set(state.results[1].spots) == set(state.section.spots.ids.tolist()) and not done & set(
@@ -173,6 +174,7 @@ def test_a_stopped_run_is_gone_on_with_and_what_is_there_is_made_again(opened): 
     opened.presenter.select(list(state.results[1].spots))
     click(bar.run)
     assert "Already made" in state.message.text and len(state.results) == 2
+    assert bar.offers["again"].isVisible() and not bar.offers["go_on"].isVisible()
     click(bar.offers["again"])
     assert settle(lambda: len(state.results) == 3 and not state.status.busy)
 

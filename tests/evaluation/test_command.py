@@ -72,7 +72,7 @@ def ask(monkeypatch):
     return run
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wanted=requests, scaled=st.booleans())
 def test_the_command_asks_for_the_same(ask, tiny_folder, tmp_path_factory, wanted, scaled):
     folder = tmp_path_factory.mktemp("a folder")

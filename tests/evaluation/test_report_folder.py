@@ -52,7 +52,7 @@ def _holds_patches(out):
 
 
 @example(tree={"stacks": ("link", ".")})
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=TREES)
 def test_whatever_is_in_the_folder_stays_as_it_is(tree, tmp_path_factory, monkeypatch):
     from napari_stmdit.evaluation.report import check_report

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,13 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session")
+def whole_checkpoint(tmp_path_factory) -> Path:
+    """A complete checkpoint folder. Do not write in it."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", GENES)
+
+
 @pytest.fixture
-def tiny_checkpoint(tmp_path) -> Path:
-    """A complete checkpoint folder of a test's own, which it may damage."""
-    return write_tiny_checkpoint(tmp_path / "tiny", GENES)
+def tiny_checkpoint(whole_checkpoint, tmp_path) -> Path:
+    """A copy of a test's own, which it may damage."""
+    return Path(shutil.copytree(whole_checkpoint, tmp_path / "tiny"))

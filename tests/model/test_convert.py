@@ -273,7 +273,7 @@ def test_half_precision_stays_half(tmp_path, net):
     assert np.isclose(sum(t.nbytes for t in written.values()), sum(t.nbytes for t in tensors.values()))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=TREES)
 def test_whatever_is_in_the_way_of_a_conversion_stays_as_it_is(tree, foreign, tmp_path_factory):
     folder = tmp_path_factory.mktemp("way")

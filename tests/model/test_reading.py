@@ -161,7 +161,7 @@ def test_settings_that_would_hang_or_fill_the_memory_are_refused(tmp_path, name,
 
 
 @pytest.mark.parametrize(
-    "value", ["[" + ", ".join(["[1, 2, 3]"] * 50_000) + "]", "0x" + "f" * 900, '"' + "x" * 100_000 + '"']
+    "value", ["[" + ", ".join(["[1, 2, 3]"] * 3_000) + "]", "0x" + "f" * 900, '"' + "x" * 100_000 + '"']
 )
 def test_a_large_value_in_the_settings_makes_no_large_message(tmp_path, value):
     path = tmp_path / "training_config.yaml"

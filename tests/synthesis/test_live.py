@@ -184,12 +184,32 @@ def during(model, number, do):
 def test_the_noise_of_spots_in_view_is_found_ahead(tiny_section, model, tissue, ids):
     seen = np.zeros(len(ids), dtype=bool)
     seen[12:15] = True
-    assert list(tissue.prepare(request({}), seen)) == [0, 0]
-    assert model.editor.abducted == 6  # three spots at 4 and at 6 steps
+    assert list(tissue.prepare(request({}), seen)) == [0]
+    assert model.editor.abducted == 3
     list(tissue.update(request(ids[12:15])))
-    assert model.editor.abducted == 6
+    assert model.editor.abducted == 3  # the coarse pictures follow the same path
     list(tissue.prepare(request({}), seen))
-    assert model.editor.abducted == 6
+    assert model.editor.abducted == 3
+
+
+def test_a_first_picture_over_known_noise_takes_three_calls(model, tissue, ids, monkeypatch):
+    """At the first touch a coarse path of its own comes first; later the coarse picture follows the known path."""
+    calls, predict = [], type(model.pipeline.transformer).predict
+
+    def counted(self, *args):
+        calls.append(len(args[0]))
+        return predict(self, *args)
+
+    monkeypatch.setattr(type(model.pipeline.transformer), "predict", counted)
+    first = next(iter(tissue.update(request(ids[12:13]))))
+    assert len(calls) == 2 * (live.COARSE_STEPS + 1) and set(first.steps.values()) == {live.COARSE_STEPS}
+    list(tissue.update(request(ids[12:13])))
+    calls.clear()
+    pictures = tissue.update(request(ids[12:13], 0.9))
+    coarse = next(pictures)
+    assert len(calls) == 3 and coarse.waiting == 1
+    *_, fine = pictures
+    assert len(calls) == 3 + 7 and not fine.waiting
 
 
 def test_only_so_many_spots_in_view_are_shown_and_the_others_counted(tissue, ids, monkeypatch):

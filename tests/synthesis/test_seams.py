@@ -64,7 +64,7 @@ def test_tiles_are_decoded_as_the_whole_is(model):
         assert np.abs(there - here)[mask].max() <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # that nothing meets at a border is tested on tiles and windows each time, in test_continuous and test_windows
 def test_window_borders_carry_no_more_gradient_than_the_rest(model, tmp_path):
     section = open_sample_section()
     result = synthesize(section, request(620, steps=4, seed=1), model, batch=8, folder=tmp_path / "run")

@@ -179,7 +179,7 @@ def test_clusters_of_bins_and_cells_are_those_of_most_of_a_spot(tmp_path, segmen
             "Barcode,Cluster\n"
             + "".join(f"{name},{1 if left else 2}\n" for name, left in zip(names, side, strict=True))
         )
-    for section, middle in ((open_section(tmp_path / "hd"), 720), (open_section(folder), 1000)):
+    for section, middle in ((open_section(tmp_path / "hd"), 720), (open_section(folder), SIDE_PX / 2)):
         x, found = section.spots.yx[:, 1], section.spots.obs["graphclust"]
         assert set(found[x < middle - 120]) == {"1"} and set(found[x > middle + 120]) == {"2"}
 
@@ -193,6 +193,9 @@ def test_outlines_of_cells_come_along_to_be_drawn(segmented):
 
 def test_the_image_scale_that_space_ranger_was_given_is_the_scale(tiny_folder, tmp_path):
     outs = shutil.copytree(tiny_folder, tmp_path / "sample" / "outs")
+    factors = outs / "spatial" / "scalefactors_json.json"
+    stated = json.loads(factors.read_text())
+    factors.write_text(json.dumps({name: value for name, value in stated.items() if name != "microns_per_pixel"}))
     lattice = open_section(outs).calibration
     assert lattice.source == "lattice"
     said = "call SPATIAL_RNA_COUNTER_CS(\n    image_scale = {},\n    custom_bin_size = null,\n)\n"

@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix
 
 from napari_stmdit.errors import SectionError
 from napari_stmdit.tissue.open import open_section, synthesis_fault
+from napari_stmdit.tissue.spaceranger import section_label
 from napari_stmdit.tissue.spaceranger_writer import write_counts
 from napari_stmdit.types import Genes
 
@@ -104,6 +105,15 @@ def test_cells_are_summed_in_pixels_of_the_image_that_its_matrix_aligns(made):
     np.testing.assert_allclose(np.hypot(*(section.outlines[:, 1] - section.outlines[:, 0]).T), 10 / MPP, rtol=1e-3)
     to_morphology = section.coordinate_systems["global"]
     np.testing.assert_allclose(to_morphology @ [*yx[0], 1], [*(made_cells()[1][0, ::-1] / PIXEL_UM), 1])
+
+
+def test_image_and_matrix_above_outs_are_found_as_10x_publishes_them(folder):
+    outs = folder.rename(folder.parent / "outs")
+    for name in ("made_he_image.ome.tif", "made_he_imagealignment.csv"):
+        (outs / name).rename(outs.parent / name)
+    for path in (outs, outs.parent):
+        section = open_section(path)
+        assert section.image is not None and section.name == section_label(outs.parent.name)
 
 
 def test_orientation_turns_spots_and_outlines_alike(made):

@@ -99,7 +99,7 @@ def test_a_folder_called_writing_is_somebody_elses(trained, tmp_path):
     assert (tmp_path / "made.writing" / "novel.txt").read_text() == "mine"
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=TREES)
 def test_whatever_is_in_the_way_stays_as_it_is(tree, trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("way")

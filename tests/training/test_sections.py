@@ -3,8 +3,9 @@ import pandas as pd
 import pytest
 
 from napari_stmdit.errors import SectionError
+from napari_stmdit.tissue.st_array import fit_square_lattice, read_table_section
 from napari_stmdit.training.config import WHOLE
-from napari_stmdit.training.sections import fit_square_lattice, part_of, read_table_section
+from napari_stmdit.training.sections import part_of
 
 
 def read(files, **changes):

@@ -151,12 +151,12 @@ def test_a_column_of_texts_that_all_differ_is_no_column_of_categories_and_costs_
         obs={"cell": names, "kind": names[np.arange(count) % 200]},
     )
     values = SpotValues(spots)
-    since = time.perf_counter()
+    since = time.process_time()  # whatever else the computer does
     found, scale = values.of(Colouring(obs="cell"))
     assert found is None and "15,000 different texts" in scale.fault
     found, scale = values.of(Colouring(obs="kind"))
     face = face_of(found, scale, np.zeros(count, dtype=bool))
-    assert time.perf_counter() - since < 2
+    assert time.process_time() - since < 2
     assert len(scale.categories) == 200 and sum(n for _, _, n in scale.categories) == count
     for name, colour, _ in scale.categories[:3]:
         np.testing.assert_allclose(face[found == name][:, :3], np.tile(colour[:3], (count // 200, 1)), rtol=1e-6)

@@ -57,7 +57,7 @@ def test_what_waits_is_begun_at_once_where_nobody_will_be_there_later():
 def test_a_conversion_is_not_silenced_by_a_look_at_another_file(monkeypatch, tmp_path):
     by_hand, told, loaded = ByHand(), [], []
     monkeypatch.setattr(checkpoints, "_converting", lambda intent: job("convert", tmp_path / "made"))
-    desk = checkpoints.Acquisition(WorkbenchState(), by_hand, loaded.append)
+    desk = checkpoints.Acquisition(WorkbenchState(), by_hand, loaded.append, lambda source: None)
     desk.state.events.message.connect(lambda message: told.append(message.text))
     desk.convert(checkpoints.ConvertIntent("x", 0.5, "made"))
     desk.choose(str(tmp_path / "other.safetensors"))
@@ -69,7 +69,7 @@ def test_a_conversion_is_not_silenced_by_a_look_at_another_file(monkeypatch, tmp
 def test_two_downloads_wait_for_each_other(monkeypatch):
     by_hand, told = ByHand(), []
     monkeypatch.setattr(checkpoints, "_downloading", lambda name, folder: job(name, Fetching(name, 0.5), f"/{name}"))
-    desk = checkpoints.Acquisition(WorkbenchState(), by_hand, lambda choice: None)
+    desk = checkpoints.Acquisition(WorkbenchState(), by_hand, lambda choice: None, lambda source: None)
     desk.state.events.message.connect(lambda message: told.append(message.text))
     desk.download("one")
     desk.download("two")
@@ -84,7 +84,7 @@ def test_two_downloads_wait_for_each_other(monkeypatch):
 def test_a_closed_desk_downloads_no_more(monkeypatch):
     by_hand, told = ByHand(), []
     monkeypatch.setattr(checkpoints, "_downloading", lambda name, folder: job(name, f"/{name}"))
-    desk = checkpoints.Acquisition(WorkbenchState(), by_hand, lambda choice: None)
+    desk = checkpoints.Acquisition(WorkbenchState(), by_hand, lambda choice: None, lambda source: None)
     desk.state.events.message.connect(lambda message: told.append(message.text))
     desk.download("one")
     desk.download("two")

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 from importlib.resources import files
@@ -13,7 +14,9 @@ import pytest
 import yaml
 from npe2 import PluginManifest
 
+from napari_stmdit.errors import SectionError
 from napari_stmdit.tissue.open import open_section
+from napari_stmdit.tissue.public import public_sections
 from napari_stmdit.ui import manifest
 
 YAML = Path(str(files("napari_stmdit").joinpath("napari.yaml")))
@@ -36,6 +39,23 @@ def test_the_manifest_is_valid():
     assert found.name == "napari-stmdit"
     assert not [w for w in found.contributions.widgets if getattr(w, "default_dock_area", None) not in (None, "right")]
     assert "default_dock_area" not in YAML.read_text()  # npe2 0.8 refuses the whole manifest for it
+
+
+def test_the_sample_menu_has_every_public_section_under_its_title():
+    samples = yaml.safe_load(YAML.read_text())["contributions"]["sample_data"][1:]
+    listed = [(entry.name, entry.title) for entry in public_sections()]
+    assert [(sample["key"], sample["display_name"]) for sample in samples] == listed
+    for sample in samples:
+        assert sample["uri"] == f"stmdit://{sample['key']}" and sample["reader_plugin"] == "napari-stmdit"
+        assert manifest.get_reader(sample["uri"]) is manifest.read_public
+
+
+def test_without_a_window_a_public_section_is_read_at_once_or_said_to_be_missing(tmp_path, monkeypatch, tiny_folder):
+    monkeypatch.setenv("STMDIT_HOME", str(tmp_path))
+    with pytest.raises(SectionError, match="stmdit download her2st-b4"):
+        manifest.read_public(["stmdit://her2st-b4"])
+    shutil.copytree(tiny_folder, tmp_path / "sections" / "her2st-b4")
+    assert [kind for _, _, kind in manifest.read_public(["stmdit://her2st-b4"])][0] == "image"
 
 
 def test_the_top_level_name_is_a_link_to_the_file_in_the_package():

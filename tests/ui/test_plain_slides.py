@@ -78,7 +78,7 @@ def test_ordinary_images_are_left_to_others(slide):
 
     found = PluginManifest.from_file(Path(str(files("napari_stmdit").joinpath("napari.yaml"))))
     patterns = [pattern for reader in found.contributions.readers for pattern in reader.filename_patterns]
-    assert patterns == ["*.zarr", "*.h5ad", "*.geojson"]
+    assert patterns == ["*.zarr", "*.h5ad", "*.geojson", "stmdit://*"]
     assert manifest.get_reader(str(slide)) is None and manifest.get_reader(str(slide.with_suffix(".svs"))) is None
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: options, JSON on stdout, progress on stderr, and what Ctrl-C does while they work."""
+"""Shared parts of the commands: options, JSON on stdout, progress on stderr, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def console() -> Console:
 
 
 class ProgressBar:
-    """How far something is, on stderr: a bar on a terminal, a line now and then in a log.
+    """Progress on stderr: a bar on a terminal, a line now and then in a log.
 
     Parameters
     ----------

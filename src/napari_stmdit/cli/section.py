@@ -1,4 +1,4 @@
-"""What ``stmdit inspect`` says of a tissue section."""
+"""Report of ``stmdit inspect`` on a tissue section."""
 
 from __future__ import annotations
 

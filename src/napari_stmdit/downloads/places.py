@@ -1,6 +1,6 @@
-"""What is kept elsewhere: what it is, where it comes from, under which terms, and where it is on this computer.
+"""Downloadable entries and references to them: source, terms, and place on this computer.
 
-It is looked for among local files alone: the folder the user named, a download, or the hub's own cache. Nothing is fetched.
+Looked up are the folder that the user named, a download, and the hub's cache. Nothing is fetched.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pydantic import Field, field_validator, model_validator
 from ..intent import Intent
 
 WITHIN_PACKAGE = "package:"
-"""Beginning of a source that lies in the package's own data: what several of its checkpoints share is there once."""
+"""Prefix of a source in the package's own data, which several of its checkpoints share."""
 PACKAGE_DATA = Path(__file__).resolve().parents[1] / "data"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class Reference(Intent):
-    """A component that a checkpoint needs and does not contain: the contents of ``reference.json``.
+    """Component that a checkpoint needs and does not contain (``reference.json``).
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Reference(Intent):
 
 
 class Entry(Reference):
-    """Something that can be downloaded by name, with what is shown of it before anyone agrees to that.
+    """Entry that can be downloaded by name, with what is shown before the user consents.
 
     Attributes
     ----------
@@ -102,7 +102,7 @@ def data_directory() -> Path:
 
 
 def download_directory(name: str) -> Path:
-    """Return where `stmdit download NAME` puts its files."""
+    """Return the folder of `stmdit download NAME`."""
     return data_directory() / "downloads" / name
 
 

@@ -274,8 +274,10 @@ def measure_edit(
     Examples
     --------
     >>> effect = st.measure_edit(result)
-    >>> print(effect.words)
-    >>> effect.write_csv("effect.csv")
+    >>> "haematoxylin" in effect.words
+    True
+    >>> effect.write_csv("effect.csv").name
+    'effect.csv'
     """
     effect = _measured(result, baseline, draws)
     if model is None:

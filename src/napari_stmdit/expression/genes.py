@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 _ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d{6,})(\.\d+)?$")
+MAX_MATCHES = 64
+"""Matches that are kept for a table: one for each set of genes that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -62,24 +64,7 @@ def match_genes(wanted: tuple[str, ...], genes: Genes) -> GeneMatch:
     genes
         The table's columns.
     """
-    index = _INDICES.get(genes, lambda: _Index(genes))
-    by_symbol = index.by_symbol
-    by_id = index.by_id if any(_ENSEMBL.match(name) for name in wanted) else {}
-    columns = np.full(len(wanted), -1, dtype=np.int64)
-    ambiguous: dict[str, tuple[int, ...]] = {}
-    renamed: dict[str, str] = {}
-    for place, name in enumerate(wanted):
-        found = by_symbol.get(name)
-        if found is None:
-            found = by_id.get(_without_version(name)) or _by_alias(name, by_symbol)
-            if found is None:
-                continue
-            renamed[name] = str(genes.symbols[found[0]])
-        columns[place] = found[0]
-        if len(found) > 1:
-            ambiguous[name] = tuple(found)
-    missing = tuple(name for name, column in zip(wanted, columns.tolist(), strict=True) if column < 0)
-    return GeneMatch(columns, len(wanted) - len(missing), missing, ambiguous, renamed)
+    return _INDICES.get(genes, lambda: _Index(genes)).match(wanted)
 
 
 def target_columns(
@@ -120,16 +105,38 @@ def gather_counts(counts: csr_matrix, match: GeneMatch, wanted: tuple[str, ...])
 
 
 class _Index:
-    """Columns by name, indexed once a table."""
+    """Columns by name, indexed once a table, and the latest matches: a slider asks for the same genes again and again."""
 
     def __init__(self, genes: Genes) -> None:
         self._ids = (genes.symbols if genes.ids is None else genes.ids).tolist()
-        self.by_symbol = _columns_by(genes.symbols.tolist())
+        self._symbols = genes.symbols.tolist()
+        self._by_symbol = _columns_by(self._symbols)
+        self.match = lru_cache(maxsize=MAX_MATCHES)(self._match)
 
     @cached_property
-    def by_id(self) -> dict[str, list[int]]:
+    def _by_id(self) -> dict[str, list[int]]:
         """By Ensembl id without version."""
         return _columns_by([_without_version(name) for name in self._ids])
+
+    def _match(self, wanted: tuple[str, ...]) -> GeneMatch:
+        by_symbol = self._by_symbol
+        by_id = self._by_id if any(_ENSEMBL.match(name) for name in wanted) else {}
+        columns = np.full(len(wanted), -1, dtype=np.int64)
+        ambiguous: dict[str, tuple[int, ...]] = {}
+        renamed: dict[str, str] = {}
+        for place, name in enumerate(wanted):
+            found = by_symbol.get(name)
+            if found is None:
+                found = by_id.get(_without_version(name)) or _by_alias(name, by_symbol)
+                if found is None:
+                    continue
+                renamed[name] = self._symbols[found[0]]
+            columns[place] = found[0]
+            if len(found) > 1:
+                ambiguous[name] = tuple(found)
+        missing = tuple(name for name, column in zip(wanted, columns.tolist(), strict=True) if column < 0)
+        columns.flags.writeable = False  # all who ask get the same
+        return GeneMatch(columns, len(wanted) - len(missing), missing, ambiguous, renamed)
 
 
 _INDICES = PerObject()

@@ -280,6 +280,13 @@ class Abduction:
         """Bytes of states and slopes."""
         return sum(part.numel() * part.element_size() for part in (self.states, self.slopes) if part is not None)
 
+    def thinned(self, nodes: Sequence[int]) -> Abduction:
+        """Return the same path at some of its nodes, data and noise among them: a prediction takes fewer calls, and is coarser."""
+        kept, path = list(nodes), self.path
+        rows = (tuple(row[node] for node in kept) for row in (path.tau, path.signal, path.noise))
+        slopes = None if self.slopes is None else self.slopes[kept]
+        return replace(self, path=OdePath(path.kind, path.timesteps[kept], *rows), states=self.states[kept], slopes=slopes)
+
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return plain arrays for `restored`."""
         kept = {"states": self.states.numpy()}
@@ -567,6 +574,7 @@ class _Network:
         if self._batches.size < 1:
             raise SynthesisError(f"At least one item has to be computed at once, got {batch}.")
         self._transformer, self._path, self._conditions = transformer, path, conditions
+        self._device = transformer.device  # diffusers walks through all modules to find it: a tenth of a small call
         self._branches = branches(
             "nested_morphology_first",
             1.0,
@@ -590,7 +598,7 @@ class _Network:
 
     @torch.inference_mode()
     def _slopes(self, node: int, states: Tensor, items: Tensor, *, keep: bool) -> Tensor:
-        latents = on_device(self._path.latents(node, states), self._transformer.device)
+        latents = on_device(self._path.latents(node, states), self._device)
         key = tuple(items.tolist())
         predicts = self._prepared.get(key)
         if predicts is None:

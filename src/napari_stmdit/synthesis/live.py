@@ -25,7 +25,7 @@ from .spots import MeasuredSpots
 Box = tuple[int, int, int, int]
 
 COARSE_STEPS = 4
-"""Steps of the first picture of a spot."""
+"""Steps of the first picture of a spot whose noise is not known yet; else it follows the known path at fewer nodes."""
 MAX_SPOTS = 48
 """Most spots that are shown at once."""
 MAX_AHEAD = 64
@@ -128,8 +128,9 @@ class LiveTissue:
         if self._drop(keys.keys()):
             yield self._picture(len(self._waiting(plan, keys, plan.steps)), hidden)
         for steps in stages:
-            stage = replace(plan, sampling=replace(plan.sampling, steps=steps))
             coarse = steps < plan.steps
+            sampling = replace(plan.sampling, steps=steps, path_steps=plan.steps if coarse else 0)
+            stage = replace(plan, sampling=sampling)
             todo, batch = self._waiting(plan, keys, steps, finer=coarse), COARSE_BATCH if coarse else BATCH
             for start in range(0, len(todo), batch):
                 own = todo[start : start + batch]
@@ -148,7 +149,7 @@ class LiveTissue:
     ) -> Iterator[int]:
         """Find the noise of spots in view ahead, `MAX_AHEAD` at most, until ``cancel`` is set or another request is the newest.
 
-        Yields how many are left with the same steps.
+        Yields how many are left.
         """
         fine = resolve_counterfactual_steps(request)
         near = np.arange(len(self.section.spots)) if seen is None else np.flatnonzero(seen)
@@ -163,25 +164,22 @@ class LiveTissue:
         def outdated() -> bool:
             return (cancel is not None and cancel.cancelled) or self.newest not in (None, request)
 
-        for steps in sorted({min(COARSE_STEPS, fine), fine}):
-            sampling = replace(resolve_sampling(request, card, counterfactual=True), steps=steps)
-            todo = [patch for patch in patches if (patch.spot_id, steps) not in self._ahead]
-            for start in range(0, len(todo), BATCH):
-                own = tuple(todo[start : start + BATCH])
-                for patch in own:  # a large encoder takes seconds for each
-                    if outdated():
-                        return
-                    self._measured.of((patch,))
-                at = self._measured.of(own)
-                edited = Edited(at.morphology, at.expression, at.keys)  # nothing is: there is only the way to the noise
-                batch = PatchBatch(
-                    own, at.crops, at.morphology, at.expression, (0,) * len(own), sampling, edited=edited
-                )
-                for _ in self.model.denoise(batch):
-                    if outdated():
-                        return
-                self._ahead |= {(patch.spot_id, steps) for patch in own}
-                yield len(todo) - start - len(own)
+        sampling = replace(resolve_sampling(request, card, counterfactual=True), steps=fine)
+        todo = [patch for patch in patches if (patch.spot_id, fine) not in self._ahead]
+        for start in range(0, len(todo), BATCH):
+            own = tuple(todo[start : start + BATCH])
+            for patch in own:  # a large encoder takes seconds for each
+                if outdated():
+                    return
+                self._measured.of((patch,))
+            at = self._measured.of(own)
+            edited = Edited(at.morphology, at.expression, at.keys)  # nothing is: there is only the way to the noise
+            batch = PatchBatch(own, at.crops, at.morphology, at.expression, (0,) * len(own), sampling, edited=edited)
+            for _ in self.model.denoise(batch):
+                if outdated():
+                    return
+            self._ahead |= {(patch.spot_id, fine) for patch in own}
+            yield len(todo) - start - len(own)
 
     # --- private
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _TILE = 512
-_SMALLEST_PX = 1024
+_MIN_PX = 1024
 
 
 def outlines_of(shapes: NDArray[Any]) -> NDArray[np.float32]:
@@ -58,7 +58,7 @@ def drawn_outlines(pieces: NDArray[np.float32], shape: tuple[int, int]) -> list[
     ordered = pieces[np.argsort(pieces[:, 0, 0], kind="stable")]
     levels: list[Any] = []
     factor = 1
-    while not levels or max(levels[-1].shape) > _SMALLEST_PX:
+    while not levels or max(levels[-1].shape) > _MIN_PX:
         source = _Drawing(ordered, (-(-shape[0] // factor), -(-shape[1] // factor)), factor)
         levels.append(
             da.from_array(

@@ -53,7 +53,7 @@ def open_xenium(path: Path, fullres: Path | None = None, mpp: float | None = Non
     path
         The folder with ``experiment.xenium``.
     fullres
-        The H&E image; by default the one in the folder that has a matrix beside it. Unless it is as large as the morphology image, the matrix
+        The H&E image; by default the one in the folder, or above ``outs``, that has a matrix beside it. Unless it is as large as the morphology image, the matrix
         that Xenium Explorer writes must lie beside it, ``NAMEalignment.csv``: 3 x 3, from its pixels to those of the morphology image.
     mpp
         Microns per pixel of the H&E image; by default what the matrix and the size of a morphology pixel give.
@@ -172,7 +172,8 @@ def _slide(path: Path, given: Path | None) -> tuple[SlideImage | None, Affine, l
 
 
 def _find_slide(path: Path) -> tuple[Path | None, list[str]]:
-    files = [f for f in sorted(path.iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()]
+    places = [path, path.parent] if path.name == "outs" else [path]
+    files = [f for p in places for f in sorted(p.iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()]
     files = [f for f in files if not _OTHER_STAIN.search(f.name) and _find_matrix(f, path) is not None]
     if len(files) == 1:
         return files[0], [f"H&E image found by the matrix beside it: {files[0].name}"]

@@ -9,16 +9,15 @@ from math import ceil
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import RequestError, SectionError, StmditError
 from ..expression.genes import match_genes
 from ..intent import CheckpointCard
 from ..tissue.excluded import exclude_file
-from ..tissue.images import open_image
 from ..tissue.open import synthesis_fault
 from ..tissue.sample import open_sample_section
-from ..types import Calibration, Genes, Section, SlideImage, SpotTable
+from ..tissue.st_array import read_table_section
+from ..types import Section, SlideImage
 from .config import WHOLE, FolderSource, Part, SampleSource, Source, TableSource, TrainingConfig, load_config
 from .data import CropSampler, TrainingSection, load_training_section
 from .start import open_start
@@ -160,84 +159,3 @@ def _open_folder(source: FolderSource, config: TrainingConfig) -> Section:
         if _kept is not None:
             _kept[whole] = section
     return section
-
-
-def read_table_section(
-    name: str, counts: Path, spots: Path, image: Path, *, pitch_um: float, spot_um: float
-) -> Section:
-    """Read a section of the Spatial Transcriptomics kind: the spots that are in both tables, scaled by their square lattice.
-
-    Parameters
-    ----------
-    name
-        Name of the section.
-    counts
-        Tab-separated, optionally gzipped: a row for each spot, named ``<x>x<y>`` after its array position; a column for each gene.
-    spots
-        Tab-separated with columns x, y (array position) and pixel_x, pixel_y (pixels of the image).
-    image
-        RGB slide image.
-    pitch_um, spot_um
-        Distance between neighbouring array positions, and diameter of a spot, in microns.
-
-    Raises
-    ------
-    SectionError
-        A file or a column is missing, or the tables share fewer than three spots.
-    """
-    import pandas as pd
-    from scipy.sparse import csr_matrix
-
-    for path in (counts, spots, image):
-        if not path.is_file():
-            raise SectionError(f"Section {name}: {path} is not a file; correct the path in the training config.")
-    table = pd.read_csv(counts, sep="\t", index_col=0)
-    places = pd.read_csv(spots, sep="\t")
-    missing = {"x", "y", "pixel_x", "pixel_y"} - set(places.columns)
-    if missing:
-        raise SectionError(
-            f"Section {name}: {spots} lacks the columns {sorted(missing)}; it has {list(places.columns)}."
-        )
-    places.index = pd.Index([f"{int(x)}x{int(y)}" for x, y in zip(places["x"], places["y"], strict=True)])
-    shared = [spot for spot in table.index if spot in places.index]
-    if len(shared) < 3:
-        raise SectionError(
-            f"Section {name}: only {len(shared)} spots stand in both {counts} and {spots}; at least 3 are needed. "
-            "Row names of the counts must be <x>x<y>."
-        )
-    places = places.loc[shared]
-    array_rc = places[["y", "x"]].to_numpy(dtype=np.int64)
-    yx = places[["pixel_y", "pixel_x"]].to_numpy(dtype=np.float64)
-    mpp = fit_square_lattice(array_rc, yx, pitch_um)
-    spot_table = SpotTable(
-        ids=np.array(shared, dtype=np.str_),
-        yx=yx,
-        diameter=spot_um / mpp,
-        counts=csr_matrix(table.loc[shared].to_numpy(dtype=np.float32)),
-        genes=Genes(np.array(table.columns, dtype=np.str_)),
-        array_rc=array_rc,
-    )
-    detail = f"{mpp:.4f} um per pixel, from the square lattice of {len(shared)} spots at {pitch_um:g} um"
-    return Section(
-        name=name,
-        path=counts,
-        kind="spatialdata",  # the nearest of the kinds: an image with spots, and no folder of 10x
-        spots=spot_table,
-        image=open_image(image),
-        calibration=Calibration(mpp, "lattice", detail),
-        coordinate_systems={"global": np.eye(3)},
-    )
-
-
-def fit_square_lattice(array_rc: NDArray[np.int64], yx: NDArray[np.float64], pitch_um: float) -> float:
-    """Return microns per pixel, pitch / sqrt(|det A|), with A the least squares affine map from array (row, column) to pixels.
-
-    Rotation, offset and slightly different scales of the two axes do no harm; raises SectionError where the spots lie on one line.
-    """
-    design = np.column_stack([array_rc, np.ones(len(array_rc))])
-    if np.linalg.matrix_rank(design) < 3:
-        raise SectionError(
-            "The spots lie on one line of the array: microns per pixel cannot be fitted; state the scale."
-        )
-    affine, *_ = np.linalg.lstsq(design, yx, rcond=None)
-    return float(pitch_um / np.sqrt(abs(np.linalg.det(affine[:2]))))

@@ -137,7 +137,7 @@ class Acquisition:
             self.state.offered = ""
             self.state.offered = name
             self.state.tell(
-                "info", f"{name} is not on this computer yet: its size and licence are shown under Section."
+                "info", f"{name} is not on this computer yet: its size and licence are shown under Public sections."
             )
 
     def ask_size(self, name: str) -> None:

@@ -204,15 +204,20 @@ def live_layer(rgba: NDArray[np.uint8], frame: CanvasFrame, section: Section) ->
         "metadata": metadata("live", section),
         **placing(section, napari_affine(frame.affine, section.calibration.mpp)),
     }
-    return rgba, state, "image"
+    return rgba.copy(), state, "image"  # the layer's own: `redraw_live` writes into it
 
 
 def redraw_live(layer: Any, rgba: NDArray[np.uint8], frame: CanvasFrame, section: Section) -> None:
     """Show another picture in a live layer, at its place."""
     affine = napari_affine(frame.affine, section.calibration.mpp)
-    if not np.array_equal(layer.affine.affine_matrix, affine):
+    moved = not np.array_equal(layer.affine.affine_matrix, affine)
+    if moved:
         layer.affine = affine
-    layer.data = rgba
+    if moved or layer.data.shape != rgba.shape:
+        layer.data = rgba.copy()
+        return
+    layer.data[:] = rgba  # in place: other data make napari measure all layers and draw its list of them anew
+    layer.refresh(extent=False, thumbnail=False, highlight=False)
 
 
 def patch_affine(patch: PatchResult, frame: CanvasFrame, section: Section) -> NDArray[np.float64]:

@@ -128,7 +128,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class GeneReport:
-    """How a gene list was found in a vocabulary.
+    """Report on a gene list in a vocabulary.
 
     Attributes
     ----------

@@ -181,7 +181,7 @@ class SectionsPanel(DownloadsPanel):
         assert isinstance(entry, PublicSection)
         size = entry.size_bytes or self._sizes().get(entry.name)
         asked = entry.name in self._sizes()
-        words = size_words(size) if size else "its server does not say its size" if asked else "its size is asked for"
+        words = size_words(size) if size else "its size is not known" if asked else "its size is asked for"
         facts = [f"{entry.about[:1].upper()}{entry.about[1:]}.", f"{words[:1].upper()}{words[1:]}; {offer.state}."]
         terms = [f"Licence: {entry.licence}.", f"Cite: {entry.citation}.", *entry.notes]
         return "\n".join(facts), "\n".join(terms)

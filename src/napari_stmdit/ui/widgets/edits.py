@@ -551,9 +551,10 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         for place, one in enumerate((self.up, self.down, self.undo, self.redo), start=3):
             one.setFixedWidth(28)
             order.setStretch(place, 0)
-        files = row(self.load, self.save, self.sets, self.table, self.keep, stretch=None)
-        for bar in (order, files):
-            bar.setSpacing(3)
+        order.setSpacing(3)
+        files = column(
+            row(self.load, self.save, stretch=None), row(self.sets, self.table, self.keep, stretch=None), spacing=3
+        )
         self.order = boxed(order)
         most = boxed(column(self.movers, row(self.save_movers, stretch=None)))
         self.moving = Fold("Genes that move most", most, unfolded=False, inner=True)
