@@ -222,9 +222,9 @@ class EditEffect:
                 rows.append(
                     Row(one["key"], name, digits, one["before"], one["after"], _interval(one["change"]), one["chance"])
                 )
-            numbers = (int(facts["spots"]), int(facts["of"]))
-            more = (str(facts["before"]), int(facts["chance_spots"]), bool(facts["edited_tissue"]))
-            return cls(tuple(rows), *numbers, *more) if rows else None
+            measured, of, before = int(facts["spots"]), int(facts["of"]), str(facts["before"])
+            chance_spots, edited = int(facts["chance_spots"]), bool(facts["edited_tissue"])
+            return cls(tuple(rows), measured, of, before, chance_spots, edited) if rows else None
         except (KeyError, TypeError, ValueError):
             return None
 
@@ -440,7 +440,8 @@ def _named(key: str) -> tuple[str, int]:
 
 
 def _interval(facts: Mapping[str, Any]) -> Interval:
-    return Interval(**{key: np.nan if value is None else value for key, value in facts.items()})
+    value, low, high = (np.nan if facts[key] is None else float(facts[key]) for key in ("value", "low", "high"))
+    return Interval(value, low, high, int(facts["n"]))
 
 
 def _as_recorded(interval: Interval) -> Interval:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qtpy.QtCore import QEvent, QObject
 from qtpy.QtWidgets import QDialog, QLabel, QWidget
 
@@ -51,8 +53,13 @@ class KeptOffer(QWidget):  # type: ignore[misc,unused-ignore]
     def bind(self, presenter: Presenter) -> Connections:
         """Connect with a presenter; return what shows its state."""
         state, keeping = presenter.state, presenter.keeping
-        self.restore.clicked.connect(lambda _: self._first is not None and keeping.restore(self._first))
-        self.discard.clicked.connect(lambda _: self._first is not None and keeping.discard(self._first))
+
+        def answer(do: Callable[[KeptSession], None]) -> None:
+            if self._first is not None:
+                do(self._first)
+
+        self.restore.clicked.connect(lambda _: answer(keeping.restore))
+        self.discard.clicked.connect(lambda _: answer(keeping.discard))
         return connect_state(state.events, ("kept", lambda: self.show_kept(state.kept)))
 
     def show_kept(self, kept: tuple[KeptSession, ...]) -> None:
