@@ -217,7 +217,9 @@ class Trial:
         }
 
     def own_section(self):
-        if "Open another section" in [w.accessibleName() for w in self.bench.findChildren(type(self.bench.section.another))]:
+        if "Open another section" in [
+            w.accessibleName() for w in self.bench.findChildren(type(self.bench.section.another))
+        ]:
             self.hand.press("Open another section")
         before = self.state.section
         if self.own is None:
@@ -226,7 +228,12 @@ class Trial:
             self.hand.type("Section", str(self.own))
         state = self.state
         if not until(
-            lambda: state.section is not None and state.section is not before and state.checkpoint is not None and not state.busy
+            lambda: (
+                state.section is not None
+                and state.section is not before
+                and state.checkpoint is not None
+                and not state.busy
+            )
         ):
             raise TimeoutError(f"the section did not open: {state.message.text}")
         ready, count = time.perf_counter(), len(state.results)
@@ -390,15 +397,25 @@ def combination(out, size, theme, scale, section):
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="stmdit-trial-") as scratch:
-        new = {"NAPARI_CONFIG": f"{scratch}/settings.yaml", "XDG_CACHE_HOME": f"{scratch}/cache", "QT_SCALE_FACTOR": f"{scale:g}"}
-        new |= {"XDG_DATA_HOME": f"{scratch}/data", "XDG_CONFIG_HOME": f"{scratch}/config", "XDG_STATE_HOME": f"{scratch}/state"}
+        new = {
+            "NAPARI_CONFIG": f"{scratch}/settings.yaml",
+            "XDG_CACHE_HOME": f"{scratch}/cache",
+            "QT_SCALE_FACTOR": f"{scale:g}",
+        }
+        new |= {
+            "XDG_DATA_HOME": f"{scratch}/data",
+            "XDG_CONFIG_HOME": f"{scratch}/config",
+            "XDG_STATE_HOME": f"{scratch}/state",
+        }
         command = [sys.executable, __file__, str(out), "--one", size, theme, f"{scale:g}"]
         command += [] if section is None else ["--section", str(section)]
         if shutil.which("xvfb-run"):
             command = ["xvfb-run", "-a", "-s", f"-screen 0 {size}x24", *command]
         subprocess.run(command, env={**os.environ, **new}, check=False)
     file = folder / "jobs.json"
-    jobs = json.loads(file.read_text()) if file.is_file() else [{"job": 0, "title": "the viewer", "fault": "ended early"}]
+    jobs = (
+        json.loads(file.read_text()) if file.is_file() else [{"job": 0, "title": "the viewer", "fault": "ended early"}]
+    )
     return {"combination": name, "jobs": jobs}
 
 
@@ -416,7 +433,9 @@ def table(found):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
-    parser.add_argument("--section", type=Path, default=None, help="an own section for job 2; the bundled one otherwise")
+    parser.add_argument(
+        "--section", type=Path, default=None, help="an own section for job 2; the bundled one otherwise"
+    )
     parser.add_argument("--sizes", nargs="+", default=["1366x768", "1920x1080"])
     parser.add_argument("--themes", nargs="+", default=["dark", "light"])
     parser.add_argument("--scales", nargs="+", type=float, default=[1.0, 1.5])
