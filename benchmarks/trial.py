@@ -188,12 +188,12 @@ class Trial:
         section = self.state.section
         return section.spots.yx * section.calibration.mpp
 
-    def middle(self, apart=0.0):
-        """Return a spot near the middle of those in sight, and how to go on from it."""
+    def middle(self):
+        """Return the place of the spot nearest to the middle of all of them."""
         import numpy as np
 
         world = self.places()
-        return world[np.argmin(((world - world.mean(axis=0) - apart) ** 2).sum(axis=1))]
+        return world[np.argmin(((world - world.mean(axis=0)) ** 2).sum(axis=1))]
 
     def whole_section(self):
         self.viewer.reset_view()
@@ -217,10 +217,7 @@ class Trial:
         }
 
     def own_section(self):
-        if "Open another section" in [
-            w.accessibleName() for w in self.bench.findChildren(type(self.bench.section.another))
-        ]:
-            self.hand.press("Open another section")
+        self.hand.press("Open another section")
         before = self.state.section
         if self.own is None:
             self.hand.press("Open the sample section")
@@ -308,6 +305,12 @@ class Trial:
 
     def closely(self):
         self.hand.press("Off")
+        self.whole_section()
+        self.hand.press("1  Choose")
+        self.hand.press("Click")
+        self.hand.mouse.click(self.middle())
+        self.hand.clicks += 1
+        self.hand.press("3  See")
         self.hand.unfold("Spot close-up")
         state = self.state
         if not until(lambda: state.close_up is not None, 60):
