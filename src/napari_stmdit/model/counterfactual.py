@@ -285,7 +285,9 @@ class Abduction:
         kept, path = list(nodes), self.path
         rows = (tuple(row[node] for node in kept) for row in (path.tau, path.signal, path.noise))
         slopes = None if self.slopes is None else self.slopes[kept]
-        return replace(self, path=OdePath(path.kind, path.timesteps[kept], *rows), states=self.states[kept], slopes=slopes)
+        return replace(
+            self, path=OdePath(path.kind, path.timesteps[kept], *rows), states=self.states[kept], slopes=slopes
+        )
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return plain arrays for `restored`."""
