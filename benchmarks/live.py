@@ -1,10 +1,11 @@
 """How soon Live shows what an edit does: a slider on one spot, a stroke of 300 um, and how late the event loop is meanwhile.
 
-    python benchmarks/live.py [--strokes N] [--slides N] [--radius UM] [--screenshots DIR]
+    python benchmarks/live.py [--strokes N] [--slides N] [--radius UM] [--spots N] [--seamless] [--screenshots DIR]
 
 Run with the bundled checkpoint and section on a screen (or under ``xvfb-run -s '-screen 0 1600x1000x24'``). Strokes are drawn by Qt's mouse
 events, each over tissue whose noise was found ahead and, apart from them, over tissue that is touched for the first time. A stroke's
-times count from the press of the button; it is drawn in 0.4 s. Prints JSON with the load of the machine; the processor's
+times count from the press of the button; it is drawn in 0.4 s. ``--spots`` lays copies of the section side by side, ``--seamless`` asks for
+one seamless tissue. Prints JSON with the load of the machine; the processor's
 seconds, all threads and the drawing together, say what a busy machine hides.
 """
 
@@ -16,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["NAPARI_CONFIG"] = str(Path(tempfile.mkdtemp(prefix="stmdit-bench-")) / "settings.yaml")
@@ -37,10 +39,32 @@ DRAWN_IN_S = 0.4
 WAIT_S = 240.0
 
 
+def enlarged(section, spots):
+    """Return a section of so many spots: copies of a smaller one side by side, cut off in the last."""
+    import dask.array as da
+    from scipy.sparse import vstack
+
+    table, image = section.spots, section.image
+    side = int(np.ceil(np.sqrt(spots / len(table))))
+    corners = np.array([(y, x) for y in range(side) for x in range(side)]) * image.shape * image.pixel_size
+    more = replace(
+        table,
+        ids=np.array([f"{one}-{copy}" for copy in range(len(corners)) for one in table.ids]),
+        yx=(table.yx[None] + corners[:, None]).reshape(-1, 2),
+        counts=vstack([table.counts] * len(corners)).tocsr(),
+        array_rc=None,
+        obs={},
+    ).at(np.arange(spots))
+    levels = tuple(da.tile(level, (side, side, 1)) for level in image.levels)
+    return replace(
+        section, name=f"{section.name}, {spots} spots", spots=more, image=replace(image, levels=levels), path=None
+    )
+
+
 class Bench:
     """A viewer with the bundled section and checkpoint, and Live switched on."""
 
-    def __init__(self, radius, screenshots):
+    def __init__(self, radius, screenshots, spots=0, seamless=False):
         self.viewer = napari.Viewer(show=True, show_welcome_screen=False)
         self.viewer.window.resize(1400, 900)
         self.dock = self.viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)[1]
@@ -48,6 +72,11 @@ class Bench:
         state = self.state
         self.dock.section.sample_button.click()
         until(lambda: state.section is not None and state.checkpoint is not None and not state.busy, WAIT_S)
+        if spots:
+            self.presenter.show(enlarged(state.section, spots))
+            until(lambda: not state.busy, WAIT_S)
+        if seamless:
+            state.request = state.request.model_copy(update={"mode": "continuous"})
         self.dock.edits.form.what.setText("COL1A1, COL1A2, COL3A1")
         self.dock.edits.form.what.commit()
         self.presenter.set_brush(Brush(radius_um=radius))
@@ -114,10 +143,13 @@ def main():
     parser.add_argument("--strokes", type=int, default=3)
     parser.add_argument("--slides", type=int, default=8)
     parser.add_argument("--radius", type=float, default=60.0)
+    parser.add_argument("--spots", type=int, default=0)
+    parser.add_argument("--seamless", action="store_true")
     parser.add_argument("--screenshots", type=Path, default=None)
     chosen = parser.parse_args()
     found = {"load_before": os.getloadavg(), "cores": os.cpu_count(), "brush_um": chosen.radius}
-    bench = Bench(chosen.radius, chosen.screenshots)
+    bench = Bench(chosen.radius, chosen.screenshots, chosen.spots, chosen.seamless)
+    found |= {"spots": len(bench.state.section.spots), "mode": bench.state.request.mode}
     section = bench.state.section
     world = section.spots.yx * section.calibration.mpp
     wait(1)

@@ -31,6 +31,8 @@ POSIX_ALONE = (
     "e2e/test_resume.py",
     "e2e/test_workers.py",
     "scale/test_cluster.py",
+    "two_processes_save_into_one_store",
+    "a_writer_that_is_killed",
     "an_interrupt_keeps_what_is_done",
     "a_killed_export_goes_on",
     "workers_leave_when_the_process",

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -50,6 +49,8 @@ def run_cli(arguments: list[str], log: Path) -> None:
 
 def forking() -> Any:
     """Return a context whose processes are forked from one which has imported everything: imports take most of a short run."""
+    from multiprocessing import forkserver
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["killing_preload"])
     # Python before 3.13 looks for it where the interpreter looks by itself, and is silent where it is not found
@@ -65,12 +66,14 @@ def forked(target: Callable[..., None], *arguments: Any) -> Any:
 
 @contextmanager
 def forked_workers(**environment: str) -> Iterator[None]:
-    """Have dask's workers forked, too, with changes to their environment."""
+    """Have dask's workers forked, too, where the system can, with changes to their environment."""
     import dask
 
-    forking()
-    forked = {"distributed.worker.multiprocessing-method": "forkserver", "distributed.nanny.environ": environment}
-    with dask.config.set(forked):
+    how: dict[str, Any] = {"distributed.nanny.environ": environment}
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        forking()
+        how["distributed.worker.multiprocessing-method"] = "forkserver"
+    with dask.config.set(how):
         yield
 
 

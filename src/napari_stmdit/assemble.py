@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     ExpressionSource = ExpressionEncoder | PrecomputedEmbeddings | MissingEncoder
     MorphologySource = MorphologyEncoder | PrecomputedEmbeddings | MissingEncoder
 
-BUNDLED = {"demo": "data/demo_checkpoint"}
+BUNDLED = {"demo": "data/demo_checkpoint", "demo_colon": "data/demo_colon_checkpoint"}
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,8 @@ def test_nothing_is_animated_while_work_runs(viewer, opened):  # noqa: F811
     settle(lambda: False, 0.7)  # what begins is shown at once
     repaints = Repaints(viewer.window._qt_window)
     assert not settle(lambda: not state.status.busy, 2.5)
-    # picture and progress once a second, a list entry of napari's own for the picture; an animation would make it twenty and more
-    assert repaints.per_second() <= 8
+    # the picture once a second, drawn in two goes by the canvas and the window, and the words of the bar once
+    assert repaints.per_second() <= 5
     opened.presenter.stop()
     assert settle(lambda: not state.status.busy)
     state.busy = "Loading the checkpoint"
@@ -139,7 +139,7 @@ def test_nothing_is_animated_while_work_runs(viewer, opened):  # noqa: F811
     said = set()
     assert settle(lambda: said.add(opened.run_bar.count.plain()) or len(said) > 2), said
     assert all(re.fullmatch(r"Loading the checkpoint …( \d+ s)?", text) for text in said), said
-    assert repaints.per_second() <= 8
+    assert repaints.per_second() <= 2
     state.busy = ""
     assert settle(lambda: opened.run_bar.count.isHidden())
 

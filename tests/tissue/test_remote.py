@@ -135,6 +135,10 @@ def without_list(content):
     return {k: v for k, v in content.items() if k != "consolidated_metadata"}
 
 
+def null_list(content):
+    return {**content, "consolidated_metadata": None}
+
+
 def outside(content):
     nodes = content["consolidated_metadata"]["metadata"]
     nodes["../../aside"] = nodes["tables"]
@@ -151,6 +155,7 @@ def pickled(content):
     ("change", "said"),
     [
         (without_list, "has no consolidated metadata, without which"),
+        (null_list, "has no consolidated metadata, without which"),
         (outside, "its metadata name a place outside of it, ../../aside"),
         (pickled, "pickled, and reading it could run code"),
         (lambda content: {**content, "attributes": {}}, "is a zarr store, but no SpatialData"),

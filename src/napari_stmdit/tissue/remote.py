@@ -155,12 +155,9 @@ def _fetch_metadata(
         )
     for name in sorted(there & {*_CONSOLIDATED}):
         content = _json(local / name, root)
-        nodes = (
-            content.get("consolidated_metadata", {}).get("metadata", {})
-            if name == "zarr.json"
-            else content.get("metadata", {})
-        )
-        if not nodes:
+        listing = content.get("consolidated_metadata") if name == "zarr.json" else content
+        nodes = listing.get("metadata") if isinstance(listing, dict) else None
+        if not isinstance(nodes, dict) or not all(isinstance(node, dict) for node in nodes.values()):
             continue
         kept = {path: node for path, node in nodes.items() if _is_read(path, nodes, kind, chosen)}
         nodes.clear()

@@ -193,7 +193,7 @@ def preview_layer(patch: PatchResult, frame: CanvasFrame, section: Section) -> L
         "metadata": metadata("preview", section),
         **placing(section, patch_affine(patch, frame, section)),
     }
-    return patch.pixels, state, "image"
+    return patch.pixels.copy(), state, "image"  # the layer's own: `redraw` writes into it
 
 
 def live_layer(rgba: NDArray[np.uint8], frame: CanvasFrame, section: Section) -> LayerTuple:
@@ -204,20 +204,32 @@ def live_layer(rgba: NDArray[np.uint8], frame: CanvasFrame, section: Section) ->
         "metadata": metadata("live", section),
         **placing(section, napari_affine(frame.affine, section.calibration.mpp)),
     }
-    return rgba.copy(), state, "image"  # the layer's own: `redraw_live` writes into it
+    return rgba.copy(), state, "image"  # the layer's own: `redraw` writes into it
 
 
 def redraw_live(layer: Any, rgba: NDArray[np.uint8], frame: CanvasFrame, section: Section) -> None:
     """Show another picture in a live layer, at its place."""
-    affine = napari_affine(frame.affine, section.calibration.mpp)
-    moved = not np.array_equal(layer.affine.affine_matrix, affine)
-    if moved:
+    redraw(layer, rgba, napari_affine(frame.affine, section.calibration.mpp))
+
+
+def redraw(layer: Any, pixels: NDArray[np.uint8], affine: NDArray[np.float64]) -> None:
+    """Show other pixels, at their place, in a layer that owns its pixels.
+
+    They are written in place where they are of the same size: other data make napari measure all layers and draw its list of them anew.
+    """
+    if not np.array_equal(layer.affine.affine_matrix, affine):
         layer.affine = affine
-    if moved or layer.data.shape != rgba.shape:
-        layer.data = rgba.copy()
+    if layer.data.shape != pixels.shape:
+        layer.data = pixels.copy()
         return
-    layer.data[:] = rgba  # in place: other data make napari measure all layers and draw its list of them anew
-    layer.refresh(extent=False, thumbnail=False, highlight=False)
+    layer.data[:] = pixels
+    send(layer)
+
+
+def send(layer: Any) -> None:
+    """Send a layer's pixels to the screen, and nothing else; napari would draw its list of layers anew to say that they are loaded."""
+    with layer.events.loaded.blocker():
+        layer.refresh(extent=False, thumbnail=False, highlight=False)
 
 
 def patch_affine(patch: PatchResult, frame: CanvasFrame, section: Section) -> NDArray[np.float64]:

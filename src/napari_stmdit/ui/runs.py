@@ -76,7 +76,7 @@ class GrowingLayer:
     def refresh(self) -> None:
         """Send what changed to the screen."""
         if self.layer is not None:
-            self.layer.refresh(extent=False, thumbnail=False, highlight=False)
+            layers.send(self.layer)
 
     def finish(self, more: Mapping[str, Any]) -> None:
         """Complete metadata and thumbnail when the run has ended."""
@@ -108,8 +108,7 @@ class LivePreview:
             data = layers.preview_layer(patch, plan.frame, section)
             self._layer = layers.insert(viewer, data, above=below[-1] if below else None)
             return
-        self._layer.affine = layers.patch_affine(patch, plan.frame, section)
-        self._layer.data = patch.pixels
+        layers.redraw(self._layer, patch.pixels, layers.patch_affine(patch, plan.frame, section))
 
     def clear(self) -> None:
         """Take the layer away."""

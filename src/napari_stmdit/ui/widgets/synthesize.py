@@ -607,7 +607,9 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
                 self._clock.start(1000)
             return
         self._clock.stop()
+        self.bar.setUpdatesEnabled(False)  # else it draws itself at once, and the words beside it once more
         self.bar.setValue(round(1000 * progress.fraction))
+        self.bar.setUpdatesEnabled(True)
         left = "" if progress.eta_s is None else f", {duration(progress.eta_s)} left"
         self.count.show_text(f"{progress.patches_done} of {counted(progress.patches_total, 'patch', 'patches')}{left}")
 
