@@ -105,6 +105,8 @@ class Row:
         if self.chance is None:
             return text
         said = "more than chance" if self.beyond_chance else "within chance"
+        if self.beyond_chance and self.change.low <= 0 <= self.change.high:
+            said += ", but not the same way at all spots"
         return f"{text}; {said} (± {number(self.chance)})"
 
 
