@@ -121,7 +121,7 @@ def surroundings(tmp_path_factory, monkeypatch_module):
     with served() as hub:
         online(patch, hub)
         publish(hub, patch, place / "workspace" / "SECTION")
-        for name in ("stmdit-adaln-ddpm-p06", "pixcell-256", "sd3.5-vae"):
+        for name in ("stmdit-adaln-ddpm-p06", "pixcell-256"):
             assert faults_of(f"download {name} --yes".split(), "before all pages", "download") == []
         patch.chdir(place / "workspace")
         first = "synthesize SECTION --sample 24 --steps 1 --output OUT.zarr"
