@@ -456,7 +456,7 @@ def test_a_new_section_takes_the_place_of_the_old(presenter, viewer, tiny_folder
     selected(presenter, 2)
     presenter.runs.run()
     by_hand.finish()
-    other = open_section(tiny_folder)
+    other = replace(open_section(tiny_folder), path=tiny_folder.with_name("other"))
     presenter.show(other)
     assert presenter.state.section is other
     assert presenter.state.selected == ()
