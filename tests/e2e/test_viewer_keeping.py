@@ -20,7 +20,8 @@ EDIT = ScaleEdit(genes=("ERBB2",), factor=5, name="more ERBB2")
 
 
 def picture(window, name):
-    """Leave a picture of the window where the environment asks for it."""
+    """Leave a picture of the window where the environment asks for it, when it is drawn."""
+    settle(lambda: False, 0.5)
     if folder := os.environ.get("STMDIT_PICTURES"):
         window.grab().save(f"{folder}/{name}.png")
 
@@ -85,5 +86,7 @@ def test_what_was_not_saved_is_offered_when_napari_is_opened_again(
     np.testing.assert_array_equal(np.asarray(back.stored.rgba), pixels)
     assert bench.state.request.edits == (EDIT,) and "not saved" in bench.state.loss
     bench.show_step("see")
+    patches = bench.presenter.looking.frames(back.number)
+    assert len(patches) == 8 and not np.isnan(patches).any()
     assert "Not saved yet" in bench.results.facts.plain() and bench.results.save_store.isEnabled()
     picture(again.window._qt_window, "restored")

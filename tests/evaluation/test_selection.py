@@ -83,6 +83,9 @@ def test_the_range_of_chance_is_that_of_means_of_as_many_spots():
     found = with_chance(effect, Chance(differences, np.ones(400)), draws=4000)
     assert found.rows[1].chance == pytest.approx(1.96 / np.sqrt(100), rel=0.08)  # though 400 were synthesized
     assert found.rows[1].beyond_chance
+    assert "more than chance (±" in found.rows[1].words
+    mixed = Row("haematoxylin", "H", 3, 0.0, 0.5, Interval(0.5, -0.4, 1.4, 100), 0.1)
+    assert "more than chance, but not the same way at all spots" in mixed.words
 
 
 def test_an_edit_that_nobody_sees_is_called_so(tiny_section, model):

@@ -335,14 +335,15 @@ def test_a_slide_that_is_gone_or_another_is_said_and_not_used(tmp_path, tiny_fol
     if how == "gone":
         slide.rename(tmp_path / "away.png")
     else:
-        slide.write_bytes(slide.read_bytes() + b" ")
+        content = slide.read_bytes()
+        slide.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the same size
     again = open_section(path)
     assert again.image.pixel_size > 1
     words = "is not there any more" if how == "gone" else "is no longer the file"
     assert words in synthesis_fault(again, 0.7) and "--fullres" in synthesis_fault(again, 0.7)
     assert any(words in note and str(slide) in note for note in again.notes)
-    found = tmp_path / "away.png" if how == "gone" else slide
-    assert open_section(path, fullres=found).image.pixel_size == 1
+    if how == "gone":
+        assert open_section(path, fullres=tmp_path / "away.png").image.pixel_size == 1
 
 
 def test_the_slide_of_a_store_may_lie_in_another_store(tmp_path, tiny_zarr, rgba, small_slide):

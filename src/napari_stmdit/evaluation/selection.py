@@ -105,6 +105,8 @@ class Row:
         if self.chance is None:
             return text
         said = "more than chance" if self.beyond_chance else "within chance"
+        if self.beyond_chance and self.change.low <= 0 <= self.change.high:
+            said += ", but not the same way at all spots"
         return f"{text}; {said} (± {number(self.chance)})"
 
 
@@ -274,7 +276,7 @@ def measure_edit(
     Examples
     --------
     >>> effect = st.measure_edit(result)
-    >>> "haematoxylin" in effect.words
+    >>> effect.words.startswith("Against the slide, pixels change by")
     True
     >>> effect.write_csv("effect.csv").name
     'effect.csv'

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..evaluation.measures import stain_density
 from ..synthesis.canvas import MAX_PIXELS, box_at
 from ..tissue.crops import read_patches
+from ..tissue.geometry import apply
 from . import jobs, layers
 from .gestures import camera_of
 from .jobs import Handlers, Lane, Start
@@ -44,12 +45,17 @@ class Looking:
         state.events.chosen_result.connect(self._raise, max_args=0)
 
     def frames(self, number: int | None) -> Quads:
-        """Return the frames of a result's patches; of seamless tissue, and of what was read back, that of the whole."""
+        """Return the frames of a result's patches; of seamless tissue that of the whole."""
         entry, layer = self._results.entry(number), self._results.layer(number)
         if entry is None or layer is None or entry.section is not self.state.section:
             return np.empty((0, 4, 2))
         if entry.result is not None and entry.request.mode == "spots":
             boxes = [entry.result.plan.patches[place].canvas_box for place in entry.result.done]
+        elif entry.stored is not None and entry.request.mode == "spots":
+            sources = np.array(dict(entry.provenance.get("patches") or {}).get("source_boxes_yx_fullres", ())).reshape(
+                -1, 2
+            )
+            boxes = np.rint(apply(np.linalg.inv(entry.stored.pixel_to_fullres), sources)).reshape(-1, 4).tolist()
         else:
             height, width = (layer.data[0] if layer.multiscale else layer.data).shape[:2]
             boxes = [(0, 0, height, width)]
