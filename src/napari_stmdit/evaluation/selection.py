@@ -276,7 +276,7 @@ def measure_edit(
     Examples
     --------
     >>> effect = st.measure_edit(result)
-    >>> "haematoxylin" in effect.words
+    >>> effect.words.startswith("Against the slide, pixels change by")
     True
     >>> effect.write_csv("effect.csv").name
     'effect.csv'
