@@ -131,3 +131,37 @@ def test_a_home_that_cannot_be_written_is_said_and_closing_says_so(start, tiny_f
     work(presenter, tiny_folder)
     assert "closing loses them" in presenter.state.loss and "sessions" in presenter.state.keep_fault
     presenter.close()
+
+
+def test_showing_where_the_slide_is_keeps_selection_and_results(start, tiny_folder, tmp_path, monkeypatch, qtbot):
+    import shutil
+
+    from qtpy.QtWidgets import QFileDialog
+
+    from napari_stmdit.ui.widgets.section import SectionPanel
+
+    monkeypatch.setattr("napari_stmdit.tissue.elements.MAX_SLIDE_PX", 300)
+    folder = tmp_path / "section"
+    shutil.copytree(tiny_folder, folder)
+    first = start()
+    entry = work(first, folder, edits=())
+    first.results.save(entry.number, str(tmp_path / "out.zarr"))
+    slide = first.state.section.image.file
+    slide.rename(tmp_path / "away.png")
+    second = start()
+    second.open(SectionSource(path=str(tmp_path / "out.zarr")))
+    panel = SectionPanel()
+    qtbot.addWidget(panel)
+    panel.openRequested.connect(second.open)
+    panel.show_section(second.state.section)
+    assert not panel.find_slide.isHidden() and "not there any more" in second.section_fault()
+    second.select(second.state.section.spots.ids[:2].tolist())
+    selected = second.state.selected
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_, **__: (str(tmp_path / "away.png"), ""))
+    panel.find_slide.click()
+    assert second.state.section.image.pixel_size == 1 and not second.section_fault()
+    assert second.state.selected == selected and len(second.state.results) == 1
+    panel.show_section(second.state.section)
+    assert panel.find_slide.isHidden()
+    first.close()
+    second.close()

@@ -107,7 +107,7 @@ class Row:
         said = "more than chance" if self.beyond_chance else "within chance"
         if self.beyond_chance and self.change.low <= 0 <= self.change.high:
             said += ", but not the same way at all spots"
-        return f"{text}; {said} (± {number(self.chance)})"
+        return f"{text}; {said} (±\u00a0{number(self.chance)})"
 
 
 @dataclass(frozen=True)

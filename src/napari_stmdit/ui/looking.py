@@ -52,10 +52,10 @@ class Looking:
         if entry.result is not None and entry.request.mode == "spots":
             boxes = [entry.result.plan.patches[place].canvas_box for place in entry.result.done]
         elif entry.stored is not None and entry.request.mode == "spots":
-            sources = np.array(dict(entry.provenance.get("patches") or {}).get("source_boxes_yx_fullres", ())).reshape(
-                -1, 2
-            )
-            boxes = np.rint(apply(np.linalg.inv(entry.stored.pixel_to_fullres), sources)).reshape(-1, 4).tolist()
+            record = dict(entry.provenance.get("patches") or {})
+            sources = np.array(record.get("source_boxes_yx_fullres", ())).reshape(-1, 2)
+            ends = np.rint(apply(np.linalg.inv(entry.stored.pixel_to_fullres), sources)).astype(int)
+            boxes = [(y0, x0, y1, x1) for y0, x0, y1, x1 in ends.reshape(-1, 4).tolist()]
         else:
             height, width = (layer.data[0] if layer.multiscale else layer.data).shape[:2]
             boxes = [(0, 0, height, width)]
