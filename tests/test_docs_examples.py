@@ -143,7 +143,7 @@ def test_yaml_that_is_shown_is_yaml():
 def made_short(monkeypatch, tmp_path):
     """The same examples on less: a small brush in the demo; eight crops and two steps in the training."""
     monkeypatch.chdir(tmp_path)
-    for name, um in (("FULL_UM", 30.0), ("END_UM", 60.0), ("SIDE_UM", 160.0)):
+    for name, um in (("FULL_UM", 20.0), ("END_UM", 40.0), ("SIDE_UM", 200.0)):
         monkeypatch.setattr(f"napari_stmdit.evaluation.demo.{name}", um)
     fewer = {"crops": 8, "steps": 2, "validate_every": 2, "sample_every": 2, "warmup": 1, "batch": 1, "small_batch": 1}
 

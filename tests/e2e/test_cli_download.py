@@ -274,6 +274,6 @@ def test_the_published_section_arrives_and_opens_by_its_name(stmdit, mirrored, s
         "her2st-b4",
         283,
         15289,
-        [9923, 9272, 3],
+        [9923, 9272],
     )
     assert facts["mpp"] == pytest.approx(0.688, abs=5e-4) and facts["alignment"]["verdict"] == "fits"
