@@ -69,7 +69,9 @@ def forked_workers(**environment: str) -> Iterator[None]:
     """Have dask's workers forked, too, where the system can, with changes to their environment."""
     import dask
 
-    how: dict[str, Any] = {"distributed.nanny.environ": environment}
+    # the process that they are forked from may have been started with another test's folders
+    ours = {name: value for name, value in os.environ.items() if name.startswith(("STMDIT_", "HF_"))}
+    how: dict[str, Any] = {"distributed.nanny.environ": ours | environment}
     if "forkserver" in multiprocessing.get_all_start_methods():
         forking()
         how["distributed.worker.multiprocessing-method"] = "forkserver"
