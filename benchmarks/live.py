@@ -108,7 +108,12 @@ class Bench:
             wait(DRAWN_IN_S / len(path))
             mouse.send(QEvent.Type.MouseMove, place)
         mouse.send(QEvent.Type.MouseButtonRelease, path[-1])
-        until(self.fine, WAIT_S)
+
+        def whole():  # while it is drawn, what there is of it may be fine already
+            edits = self.state.request.edits
+            return bool(edits) and self.fine() and set(edits[-1].spots) <= set(self.pictures[-1][1].steps)
+
+        until(whole, WAIT_S)
         spots = set(self.state.request.edits[-1].spots)
         coarse = next(at for at, picture, _ in self.pictures if spots <= set(picture.steps))
         return {

@@ -295,7 +295,7 @@ def test_a_second_viewer_has_its_own_dock_and_leaves_the_first_as_it_was(two_doc
 
 
 @pytest.mark.xfail(
-    strict=False, reason="the canvas was black in one of three runs on a busy machine; the cause is not found"
+    strict=False, reason="the canvas was black once on a busy machine, and never since; the cause is not found"
 )
 def test_closing_a_second_viewer_leaves_the_picture_of_the_first(two_docks):
     (first, _), (second, _) = two_docks
