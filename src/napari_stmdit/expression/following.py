@@ -164,7 +164,7 @@ def follows(edit: Edit) -> bool:
 
 
 def following_fault(spots: SpotTable) -> str | None:
-    """Say why nothing can follow an edit in a section, or None where it can."""
+    """Return why nothing can follow an edit in a section, or None where it can."""
     if covariation_of(spots) is not None:
         return None
     return (

@@ -1,4 +1,4 @@
-"""From latents to tiles: each is decoded with a margin and blended with its neighbours at its borders."""
+"""Continuous mode: windows of a canvas of latents denoised together, then decoded tile by tile."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from .session import Session
 
 RAMP = 32
-"""Tiles are blended from so many pixels inside a border to as many outside."""
+"""Pixels on either side of a border over which tiles are blended."""
 MARGIN = 128
-"""A tile is decoded with so many pixels more on each side: the ramp, and context for a decoder to look at."""
+"""Margin in pixels that a tile is decoded with: the ramp, and context for the decoder."""
 
 
 class TileDecoder:
-    """Decodes a canvas of latents tile by tile; memory grows with the width of the canvas, not with its area.
+    """Decoder of a canvas of latents, tile by tile; memory grows with the width of the canvas, not with its area.
 
     Parameters
     ----------
     latents
-        (c, h, w) of the area that the windows cover.
+        (c, h, w) of the area of the windows.
     plan, windows
         Its tiles and their place.
     factor
         Pixels per latent cell.
     decode
-        Takes latents (c, h, w), and the corner (y, x) of their place on the canvas in pixels, to an image (h * factor, w * factor, 3).
+        Decodes latents (c, h, w) at a corner (y, x) on the canvas in pixels to an image (h * factor, w * factor, 3).
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class TileDecoder:
         return PatchResult(patch, np.rint(self.blended(patch)).astype(np.uint8), self.mask(patch))
 
     def blended(self, patch: Patch) -> NDArray[np.float32]:
-        """Return what was decoded of a tile, (side, side, 3), blended with its neighbours at its borders."""
+        """Return a decoded tile, (side, side, 3), blended with its neighbours at its borders."""
         side = self._windows.tile
         y, x = patch.canvas_box[:2]
         total = np.zeros((side, side, 3), dtype=np.float32)
@@ -76,7 +76,7 @@ class TileDecoder:
     def _add(
         self, at: tuple[int, int], corner: tuple[int, int], total: NDArray[np.float32], weights: NDArray[np.float32]
     ) -> None:
-        """Blend in what the tile at ``at`` has to say about the tile at ``corner``."""
+        """Blend the decoded tile at ``at`` into the tile at ``corner``."""
         side = self._windows.tile
         decoded = self._get(at)
         ramps, here, there = [], [], []
@@ -120,7 +120,7 @@ class TileDecoder:
 
 
 class _Decoded:
-    """A decoded tile with its margin: its corner on the canvas, and its pixels."""
+    """Decoded tile with its margin: its corner on the canvas, and its pixels."""
 
     def __init__(self, corner: tuple[int, int], pixels: NDArray[Any]) -> None:
         self.corner, self.pixels = corner, pixels
@@ -131,15 +131,15 @@ class _Decoded:
 
 COMMIT_STEPS = 4
 COMMIT_SECONDS = 60.0
-"""The solver's state is kept after so many steps, or after a step that ends so long after the last time."""
+"""Seconds after which the solver's state is saved, beside every few steps."""
 
 LEFT_OUT, FAILED = "windows_left_out", "tiles_failed"
-"""Names, in the state that is kept, of the windows whose predictions were left out and of the tiles that cannot be made."""
+"""Names, in the saved state, of the windows that were left out and of the failed tiles."""
 NOT_FINITE = "windows that it is made of are not finite"
 
 
 def run_windows(session: Session, windows: Windows) -> Iterator[Event]:
-    """Denoise all windows of a session's region together, then decode it tile by tile."""
+    """Denoise all windows of a session's region together, then decode them tile by tile."""
     run = _Canvas(session, windows)
     try:
         yield from run.go()
@@ -149,7 +149,7 @@ def run_windows(session: Session, windows: Windows) -> Iterator[Event]:
 
 @dataclass
 class _Canvas:
-    """A canvas of latents under way."""
+    """Canvas of latents while it is denoised."""
 
     session: Session
     windows: Windows
@@ -158,14 +158,14 @@ class _Canvas:
     def __post_init__(self) -> None:
         self.plan, self.model = self.session.plan, self.session.model
         self.conditions = WindowConditions(self.plan, self.windows, self.session.section, self.model)
-        laid = in_latents(self.windows, self.model.latent_grid)
-        self.factor, self.side, self.corners, self.shape, self.weight = laid
+        latent = in_latents(self.windows, self.model.latent_grid)
+        self.factor, self.side, self.corners, self.shape, self.weight = latent
 
     def go(self) -> Iterator[Event]:
         states = self.session.states
         state = None if states is None else states.load_state()
         if state is not None:
-            self._take_up(state)
+            self._restore(state)
         yield self.session.report()
         if not self.session.todo:
             return
@@ -195,11 +195,11 @@ class _Canvas:
         )
 
     def _losses(self) -> dict[str, NDArray[np.int64]]:
-        """Return what the canvas lacks up to this step, kept with the solver's state: a later session cannot see it in the latents."""
+        """Return the lost windows and tiles, saved with the solver's state: a later session cannot see them in the latents."""
         kept = {LEFT_OUT: self.bad, FAILED: self.session.failed}
         return {name: np.array(sorted(places), dtype=np.int64) for name, places in kept.items()}
 
-    def _take_up(self, state: Mapping[str, NDArray[Any]]) -> None:
+    def _restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         for place in state.get(LEFT_OUT, ()):
             self._leave_out(int(place))
         self.session.leave_out(map(int, state.get(FAILED, ())), NOT_FINITE)
@@ -207,7 +207,7 @@ class _Canvas:
     # --- denoising
 
     def _step(self, solver: CanvasSolver) -> Iterator[Event]:
-        """Predict all windows, average them, and take the canvas one step on."""
+        """Predict all windows, average them, and take a solver step."""
         canvas, count = solver.inputs(), len(self.windows)
         total = np.zeros(self.shape, dtype=np.float32)
         weights = np.zeros(self.shape[1:], dtype=np.float32)
@@ -224,7 +224,7 @@ class _Canvas:
             return
         np.divide(total, np.maximum(weights, 1e-6), out=total)
         solver.advance(total)
-        self._name_orphans(weights)
+        self._fail_uncovered(weights)
         yield self.session.report(solver.step)
 
     def _predict(self, solver: CanvasSolver, canvas: NDArray[np.float32], first: int, stop: int) -> NDArray[np.float32]:
@@ -242,7 +242,7 @@ class _Canvas:
         weights[y : y + self.side, x : x + self.side] += self.weight
 
     def _leave_out(self, place: int) -> None:
-        """A window whose prediction is not finite must not spread over the canvas; its neighbours cover most of it."""
+        """Leave out a window whose prediction is not finite, so that it does not spread; its neighbours cover most of it."""
         if place not in self.bad:
             self.bad.add(place)
             y, x = (self.windows.source_boxes[place][:2] + self.windows.source_boxes[place][2:]) / 2
@@ -256,14 +256,14 @@ class _Canvas:
                 "no window's prediction is finite: the checkpoint overflows in this precision; use --dtype float32"
             )
 
-    def _name_orphans(self, weights: NDArray[np.float32]) -> None:
-        """Tiles with cells that only left-out windows cover cannot be made."""
+    def _fail_uncovered(self, weights: NDArray[np.float32]) -> None:
+        """Mark tiles with cells that only left-out windows cover as failed."""
         if self.bad:
-            orphans = self._covered() & (weights == 0)
-            self.session.leave_out(tiles_on(orphans, self.plan, self.windows, self.factor), NOT_FINITE)
+            uncovered = self._covered() & (weights == 0)
+            self.session.leave_out(tiles_on(uncovered, self.plan, self.windows, self.factor), NOT_FINITE)
 
     def _covered(self) -> NDArray[np.bool_]:
-        """Return which cells (h, w) a window covers."""
+        """Return which cells (h, w) windows cover."""
         covered = np.zeros(self.shape[1:], dtype=bool)
         for y, x in self.corners:
             covered[y : y + self.side, x : x + self.side] = True
@@ -287,7 +287,7 @@ class _Canvas:
 
 
 def tiles_on(cells: NDArray[np.bool_], plan: Plan, windows: Windows, factor: int) -> list[int]:
-    """Return the indices of the tiles that have one of some cells (h, w) of the windows' latents."""
+    """Return the indices of the tiles that contain any of some cells (h, w) of the windows' latents."""
     found = []
     for patch in plan.patches:
         low = [max((n - o) // factor, 0) for n, o in zip(patch.canvas_box[:2], windows.origin, strict=True)]
@@ -298,7 +298,7 @@ def tiles_on(cells: NDArray[np.bool_], plan: Plan, windows: Windows, factor: int
 
 
 class WindowConditions:
-    """Morphology and expression of windows, encoded when first asked for and kept for the steps that follow."""
+    """Morphology and expression of windows, encoded at first use and kept for further steps."""
 
     def __init__(self, plan: Plan, windows: Windows, section: Section, model: PatchModel) -> None:
         self._plan, self._windows, self._section, self._model = plan, windows, section, model
@@ -311,7 +311,7 @@ class WindowConditions:
         return self._morphology_of(first, stop), self._expression_of(first, stop)
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release all encodings."""
         self._morphology.close()
         self._expression.close()
 

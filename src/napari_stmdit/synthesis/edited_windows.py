@@ -1,7 +1,7 @@
-"""Continuous mode on real tissue: windows that an edit reaches go to their noise and back; elsewhere the slide stays as it is.
+"""Continuous mode on real tissue: windows that an edit reaches are inverted and sampled; elsewhere the slide stays as it is.
 
-Windows are worked on in blocks that fit into memory. The change that a block finds is weighed by its windows' share of all windows at a
-place, so that it fades to nothing towards windows that the edit does not reach, and blends from block to block.
+Windows are processed in blocks that fit into memory. A block's change is weighted by its windows' share of all windows at a place, so that it
+fades out towards windows that the edit does not reach, and blends from block to block.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
     from .session import Session
 
 MAX_BLOCK = 16
-"""Windows along each side of a block; what is kept of one takes about 0.2 GB at the bundled checkpoint's size."""
+"""Maximum number of windows along each side of a block; each keeps about 0.2 GB at the bundled checkpoint's size."""
 TILE, MARGIN = 512, 64
-"""Pixels of the slide that are encoded together, and those around them that an encoder looks at."""
+"""Pixels of the slide encoded together, and margin for the encoder's context."""
 
 
 def run_edited_windows(session: Session, windows: Windows) -> Iterator[Event]:
-    """Edit the windows of a session's region of real tissue that an edit reaches; its other tiles are the slide."""
+    """Edit the windows of a session's region that an edit reaches; its other tiles are the slide."""
     yield from _EditedCanvas(session, windows).go()
 
 
 def changed_windows(windows: Windows, rows: NDArray[np.int64], touched: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which windows (n,) draw on a spot that the edits touch; ``touched`` is of the spots at ``rows``, which are sorted."""
+    """Return which windows (n,) read a spot that the edits touch; ``touched`` is of the spots at ``rows``, which are sorted."""
     at = np.searchsorted(rows, windows.rows)
     return np.asarray((touched[at] & (windows.weights > 0)).any(axis=1), dtype=bool)
 
 
 def reached_windows(windows: Windows, changed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which windows have to be computed: the changed ones and those that overlap one."""
+    """Return which windows to compute: the changed ones and those that overlap one."""
     if not changed.any():
         return changed
     apart, _ = cKDTree(windows.corners[changed]).query(windows.corners, p=np.inf)
@@ -54,7 +54,7 @@ def reached_windows(windows: Windows, changed: NDArray[np.bool_]) -> NDArray[np.
 
 
 def blocks_of(windows: Windows, reached: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-    """Return the windows of each block: what hangs together, cut where it is larger than `MAX_BLOCK` windows."""
+    """Return the windows of each block: connected components, cut where they are larger than `MAX_BLOCK` windows."""
     numbers = np.flatnonzero(reached)
     if not len(numbers):
         return []
@@ -76,7 +76,7 @@ def blocks_of(windows: Windows, reached: NDArray[np.bool_]) -> list[NDArray[np.i
 
 @dataclass
 class _EditedCanvas:
-    """The change of a canvas of latents under way."""
+    """Change of a canvas of latents while it is computed."""
 
     session: Session
     windows: Windows
@@ -85,8 +85,8 @@ class _EditedCanvas:
 
     def __post_init__(self) -> None:
         self.plan, self.section, self.model = self.session.plan, self.session.section, self.session.model
-        laid = in_latents(self.windows, self.model.latent_grid)
-        self.factor, self.side, self.corners, self.shape, self.weight = laid
+        latent = in_latents(self.windows, self.model.latent_grid)
+        self.factor, self.side, self.corners, self.shape, self.weight = latent
 
     def go(self) -> Iterator[Event]:
         yield self.session.report()
@@ -99,7 +99,7 @@ class _EditedCanvas:
         changed = changed_windows(self.windows, spot_rows(self.plan), before.touched)
         reached = reached_windows(self.windows, changed)
         blocks = blocks_of(self.windows, reached)
-        change = self._take_up()
+        change = self._restore()
         total = self._weights(np.arange(len(self.windows)))
         for number, block in enumerate(blocks):
             if number in self.blocks_done:
@@ -118,7 +118,7 @@ class _EditedCanvas:
                 self.session.states.save_state({"change": change, "blocks": done})
         yield from self._decode(change, self._weights(np.flatnonzero(reached)) > 0)
 
-    def _take_up(self) -> NDArray[np.float32]:
+    def _restore(self) -> NDArray[np.float32]:
         states = self.session.states
         kept = None if states is None else states.load_state()
         if kept is None:
@@ -138,7 +138,7 @@ class _EditedCanvas:
     def _edit(
         self, block: NDArray[np.int64], conditions: Conditions, before: Before, start: float, share: float
     ) -> Generator[Event, None, NDArray[np.float32] | None]:
-        """Return the change that a block finds, on the whole canvas; None where the run was cancelled."""
+        """Return a block's change on the whole canvas; None where the run was cancelled."""
         low, high = self.corners[block].min(axis=0), self.corners[block].max(axis=0) + self.side
         encoded: list[tuple[NDArray[np.float32], ...]] = []
 
@@ -186,6 +186,7 @@ class _EditedCanvas:
         """Return the latents (c, h, w) of the slide between two corners (y, x), in cells from the corner of the windows' area."""
         channels, *size = self.shape
         found = np.zeros((channels, *(high - low)), dtype=np.float32)
+        # on a fixed grid, so that neighbouring blocks see the same latents
         side = TILE // self.factor
         for y in range(low[0] // side * side, high[0], side):
             for x in range(low[1] // side * side, high[1], side):
@@ -198,14 +199,14 @@ class _EditedCanvas:
         return found
 
     def _encoded(self, y: int, x: int, side: int) -> NDArray[np.float32]:
-        """Return the latents of the tile at (y, x); tiles come row by row, so that those of three rows are kept."""
+        """Return the latents of the tile at (y, x); tiles come row by row, so those of three rows are cached."""
         if (y, x) not in self.encoded:
             size, margin = np.array(self.shape[1:]), MARGIN // self.factor
             low = np.maximum((y - margin, x - margin), 0)
             high = np.minimum((y + side + margin, x + side + margin), size)
             whole = self.model.editor.encode(self._slide(low * self.factor, high * self.factor))
             top, left = y - low[0], x - low[1]
-            while len(self.encoded) > 3 * (size[1] // side + 2):
+            while len(self.encoded) > 3 * (size[1] // side + 2):  # the oldest goes first
                 self.encoded.pop(next(iter(self.encoded)))
             self.encoded[y, x] = whole[:, top : top + side, left : left + side]
         return self.encoded[y, x]
@@ -226,7 +227,7 @@ class _EditedCanvas:
         return encoded
 
     def _leave_out(self, block: NDArray[np.int64], error: NotFiniteError, blocks: int) -> None:
-        """Name the tiles that a block without a finite prediction touches."""
+        """Mark the tiles of a block without a finite prediction as failed."""
         touched = tiles_on(self._weights(block) > 0, self.plan, self.windows, self.factor)
         self.session.leave_out(touched, str(error), f"{len(block)} windows were left out: {error}")
         if blocks == 1 and len(self.session.failed) == len(self.plan):

@@ -1,4 +1,4 @@
-"""A result into files for other programs. Into a SpatialData store it goes with `Result.save`."""
+"""Export of a result into files for other programs; `Result.save` writes into a SpatialData store."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def export_result(result: Result | StoredResult, path: str | Path, kind: ExportK
     Parameters
     ----------
     result
-        Finished or stopped, of a run or read back from a store; at least one patch.
+        Finished or stopped result with at least one patch, of a run or from a store.
     path
-        Where to; must not exist. The ending of the format is added where it is missing.
+        New file or folder. A missing ending of the format is added.
     kind
         ``ome-zarr`` or ``ome-tiff`` (the blended image with its physical size and place), or ``patches`` (every patch as PNG, with
         a table as CSV and Parquet whose column ``pixels`` says whether they are as made or cut from the canvas).
     name
-        Of the image; by default it says what it is and names the section.
+        Name of the image; by default its kind and the section's name.
 
     Returns
     -------
     Path
-        What was written.
+        The file or folder.
 
     Raises
     ------
@@ -59,13 +59,13 @@ def export_result(result: Result | StoredResult, path: str | Path, kind: ExportK
 
 
 def _placement(made: Finished) -> Placement:
-    """Return where a result's canvas lies, in microns."""
+    """Return the placement of a result's canvas, in microns."""
     frame, mpp = made.frame, made.section.mpp
     return Placement((frame.origin[0] * mpp, frame.origin[1] * mpp), frame.pixel_size * mpp)
 
 
 def patch_table(result: Result | StoredResult) -> pd.DataFrame:
-    """Return one row a finished patch: spot, seed, and its place in microns, full-resolution and canvas pixels."""
+    """Return one row a finished patch: spot, seed, and place in microns, full-resolution and canvas pixels."""
     return _table(finished(result))
 
 
@@ -97,7 +97,7 @@ def _table(made: Finished) -> pd.DataFrame:
 
 
 def place_of(patch: Patch, section: Section) -> dict[str, float]:
-    """Return the columns that say where a patch lies: its spot in microns and full-resolution pixels, and its box in the latter."""
+    """Return the columns of a patch's place: its spot in microns and full-resolution pixels, and its box in the latter."""
     mpp = section.mpp
     y, x = (float(v) for v in section.spots.yx[patch.row])
     box = dict(zip(("source_y0", "source_x0", "source_y1", "source_x1"), map(float, patch.source_box), strict=True))

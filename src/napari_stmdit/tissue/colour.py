@@ -1,7 +1,7 @@
-"""The one rule of what a picture of an H&E stain is, and how samples become red, green and blue.
+"""Rules for pictures of an H&E stain, and conversion of their samples to red, green and blue.
 
-Eight bits a sample, and three samples that a file calls red, green and blue. Nothing else is taken for colour: stains, inks, lightness
-and differences of colour have the same shape and would pass for it without a word.
+Accepted are eight bits a sample, and three samples that a file calls red, green and blue. Stains, inks, lightness and differences of colour
+have the same shape, and would silently pass for colour.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ _KINDS = {
     10: "ITULab",
     32803: "the raw mosaic of a camera (CFA)",
 }
-"""PhotometricInterpretation of TIFF, in words."""
+"""PhotometricInterpretation of TIFF -> description."""
 _JPEG = (6, 7, 33007, 34892)
-"""Schemes whose decoder turns YCbCr into RGB."""
+"""Compression schemes whose decoder converts YCbCr to RGB."""
 _AS_STORED = (1, 5, 8, 32773, 32946, 34925, 50000)
-"""Schemes that give samples back as they were."""
+"""Compression schemes that return samples as stored."""
 APERIO_YCBCR = 33003
-"""JPEG 2000 of Aperio whose samples are YCbCr whatever the file says of them; no decoder turns them."""
+"""JPEG 2000 of Aperio with YCbCr samples, whatever the file says; no decoder converts them."""
 _REC_601 = (0.299, 0.587, 0.114)
 _FULL_RANGE = (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """How the samples of a picture become RGB.
+    """Conversion of a picture's samples to RGB.
 
     Attributes
     ----------
     order
-        Which samples are red, green and blue (and alpha, where there is such), or Y, Cb and Cr.
+        Indices of the samples red, green and blue (and alpha, if any), or Y, Cb and Cr.
     alpha
-        Whether colours were multiplied by it (``associated``) or not (``straight``); None where there is none.
+        Whether colours are premultiplied (``associated``) or not (``straight``); None without alpha.
     luma
-        Share of red, green and blue in Y, where the samples are YCbCr; else None.
+        Weights of red, green and blue in Y, where the samples are YCbCr; else None.
     """
 
     order: tuple[int, ...] = (0, 1, 2)
@@ -66,7 +66,7 @@ def samples_of_channels(names: Sequence[str], count: int) -> Samples | str:
     Parameters
     ----------
     names
-        As the file has them, in its order; empty, or plain numbers, where they have none.
+        Names in the file's order; empty, or plain numbers, where it has none.
     count
         Number of channels.
     """
@@ -81,7 +81,7 @@ def samples_of_channels(names: Sequence[str], count: int) -> Samples | str:
 
 
 def _named(names: Sequence[str]) -> list[str]:
-    """Return the names that say anything: "2", "channel_2" and "Channel:0:2" do not."""
+    """Return the meaningful names: not "2", "channel_2" or "Channel:0:2"."""
     return [name.strip() for name in names if name.strip() and not _NUMBER.match(name.strip())]
 
 
@@ -93,7 +93,7 @@ def samples_of_page(page: Any, names: Sequence[str], count: int) -> Samples | st
     page
         A page of tifffile.
     names
-        Names of separate channels, where the file has any.
+        Names of separate channels, if the file has any.
     count
         Number of samples or channels.
     """
@@ -134,7 +134,7 @@ def _ycbcr(page: Any, compression: int, count: int) -> Samples | str:
 
 
 def _numbers(value: Any, default: tuple[float, ...]) -> tuple[float, ...] | None:
-    """Values of a tag of rationals, which tifffile gives as numerators and denominators in a row."""
+    """Return the values of a tag of rationals, which tifffile gives as numerators and denominators in a row."""
     if value is None:
         return default
     flat = [float(v) for v in np.ravel(value)]
@@ -146,16 +146,16 @@ def _numbers(value: Any, default: tuple[float, ...]) -> tuple[float, ...] | None
 
 
 def as_rgb(array: Any, axes: str, samples: Samples) -> Any:
-    """Bring a numpy or dask array of uint8 samples to (y, x, 3) uint8; transparency is laid over white.
+    """Convert a numpy or dask array of uint8 samples to (y, x, 3) uint8; transparency is laid over white.
 
     Parameters
     ----------
     array
-        Of axes of which each but Y, X and one of S and C has the length 1.
+        Array whose axes, but Y, X and one of S and C, have the length 1.
     axes
         A letter each, as tifffile names them.
     samples
-        What they are.
+        Meaning of the samples.
     """
     sample = sample_axis(axes, array.shape)
     keep = [i for i, axis in enumerate(axes) if axis in "YX" or i == sample]
@@ -175,7 +175,7 @@ def as_rgb(array: Any, axes: str, samples: Samples) -> Any:
 
 
 def sample_axis(axes: str, shape: Sequence[int]) -> int | None:
-    """Return the place of the samples: S, else C, whichever of them is longer than 1; None where neither is, or both are."""
+    """Return the axis of the samples: S or C, whichever is longer than 1; None where neither or both are."""
     places = [i for i, axis in enumerate(axes) if axis in "SC" and shape[i] != 1]
     return places[0] if len(places) == 1 else None
 

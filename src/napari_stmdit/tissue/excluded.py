@@ -1,7 +1,7 @@
-"""Spots that are left out of a section: under folds, pen and blur.
+"""Exclusion of spots: under folds, pen and blur.
 
-They are taken out of its table here, so that nothing has them: no training, profile, covariation, evaluation or synthesis. The section keeps
-them aside, by the names of their regions, and so does a store that is made of it.
+Excluded spots are removed from the table, so that nothing uses them: no training, profile, covariation, evaluation or synthesis. The section
+keeps them separately, by region, and so does a store that is made of it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ MIN_LEFT = 3
 
 
 def exclude(section: Section, regions: Mapping[str, Sequence[str]]) -> Section:
-    """Return a section without the spots of some regions, besides those that it lacks already; a note says so.
+    """Return a section without the spots of some regions, beside those excluded already, with a note.
 
     Parameters
     ----------
     section
         From `napari_stmdit.open_section`.
     regions
-        Name of a region -> ids of its spots. One that was excluded before under the same name is widened.
+        Name of a region -> ids of its spots. They are added to those of an earlier region of the same name.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def exclude_file(section: Section, path: str | Path, classes: Sequence[str] = ()
     path
         Polygons of points (x, y) in full-resolution pixels, as QuPath exports them.
     classes
-        Which of its classes are meant; none: all.
+        Classes of the file to exclude; none: all.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def exclude_file(section: Section, path: str | Path, classes: Sequence[str] = ()
 
 
 def excluded_as_kept(section: Section, own: Mapping[str, Any]) -> Section:
-    """Return a section without the spots that its store says were left out; see `napari_stmdit.tissue.elements.about`."""
+    """Return a section without the spots excluded in its store; see `napari_stmdit.tissue.elements.about`."""
     kept = own.get("excluded") or {}
     if not isinstance(kept, Mapping) or not all(isinstance(ids, list | tuple) for ids in kept.values()):
         raise SectionError(
@@ -92,12 +92,12 @@ def excluded_as_kept(section: Section, own: Mapping[str, Any]) -> Section:
 
 
 def without_excluded(section: Section, request: Request) -> Request:
-    """Return a request without the spots that are excluded from a section: in its region, its edits, and what these move towards.
+    """Return a request without a section's excluded spots: in its region, its edits, and their targets.
 
     Raises
     ------
     RequestError
-        Nothing would be left of the region, of an edit or of what it moves towards; or the request names a file of regions that the
+        Nothing would be left of the region, of an edit or of its target; or the request names a file of regions that the
         section was opened without.
     """
     if request.exclude is not None and section.excluded is None:
@@ -131,7 +131,7 @@ def without_excluded(section: Section, request: Request) -> Request:
 def _of_left(
     edit: dict[str, Any], gone: frozenset[str], place: str, faults: list[tuple[str, str]]
 ) -> dict[str, Any] | None:
-    """Return an edit's values without the excluded spots, None where it names none of them."""
+    """Return an edit's values without the excluded spots, None where it names none."""
     named = {name: edit[name] for name in ("spots", "target_spots", "group_a", "group_b") if edit.get(name)}
     hit = {name: spots for name, spots in named.items() if gone & set(spots)}
     for name, spots in hit.items():

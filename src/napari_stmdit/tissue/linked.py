@@ -1,4 +1,4 @@
-"""A section as the SpatialData and AnnData objects that other plugins work on."""
+"""SpatialData and AnnData objects of a section, for other plugins."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .tables import rows_of
 
 @dataclass(frozen=True)
 class LinkedElements:
-    """What a plugin needs to know of the spots it sees in a layer.
+    """Elements of the spots in a layer, for other plugins.
 
     Attributes
     ----------
     sdata
         A ``SpatialData``: the store that the section was opened from, lazily, or one in memory with its spots and their table.
     adata
-        The rows of its table that the spots are, in the order of the section's table.
+        The spots' rows of its table, in the order of the section's table.
     spots
         Name of the circles' element.
     table
@@ -31,7 +31,7 @@ class LinkedElements:
     indices
         Index of each spot in the element.
     system
-        Coordinate system to begin with.
+        First coordinate system.
     systems
         All coordinate systems of the circles.
     """

@@ -1,4 +1,4 @@
-"""Outlines of cells: the straight pieces that they are made of, and pictures of them, drawn where and when they are looked at."""
+"""Outlines of cells: their line segments, and pictures of them, drawn lazily."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MIN_PX = 1024
 
 
 def outlines_of(shapes: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the outlines of polygons of shapely as pieces; see `pieces_of_rings`."""
+    """Return the outlines of shapely polygons as line segments; see `pieces_of_rings`."""
     import shapely
 
     rings = shapely.get_exterior_ring(shapely.get_parts(shapes))
@@ -22,24 +22,23 @@ def outlines_of(shapes: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def pieces_of_rings(corners: NDArray[np.float64], ring: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the pieces of closed rings, (k, 2, 2): where each starts and ends.
+    """Return the line segments of closed rings, (k, 2, 2): start and end of each.
 
     Parameters
     ----------
     corners
         (m, 2) corners (y, x) of the rings, one ring after the other.
     ring
-        (m,) which ring a corner is of.
+        (m,) ring of each corner.
     """
     same = ring[1:] == ring[:-1]
     return np.stack([corners[:-1][same], corners[1:][same]], axis=1).astype(np.float32)
 
 
 def drawn_outlines(pieces: NDArray[np.float32], shape: tuple[int, int]) -> list[Any]:
-    """Draw outlines as black lines of one pixel.
+    """Draw outlines as black lines of one pixel, in a lazy picture.
 
-    Half a million cells have millions of pieces, which no layer of vectors or shapes shows at once; a picture is drawn only as far and as
-    fine as it is in sight.
+    Half a million cells have millions of segments, more than a layer of vectors or shapes can show; only the part in view is drawn.
 
     Parameters
     ----------
@@ -70,7 +69,7 @@ def drawn_outlines(pieces: NDArray[np.float32], shape: tuple[int, int]) -> list[
 
 
 class _Drawing:
-    """A picture of pieces, sorted by where they start from top to bottom, that is drawn part by part as it is sliced."""
+    """Picture of line segments, sorted by where they start from top to bottom, drawn part by part as it is sliced."""
 
     dtype = np.dtype(np.uint8)
     ndim = 3

@@ -1,7 +1,7 @@
-"""Expression that a model predicted for a slide: a .h5ad with positions, read without trusting it, and brought to spots.
+"""Predicted expression of a slide: a .h5ad with positions, read without trusting it, and assigned to spots.
 
 The encoders take counts, whose scale per spot they divide out. So a table may hold counts, whole or expected ones with fractions, or
-log1p: natural logarithms of one plus normalised counts, as scanpy makes them, which are turned back. Values below zero (z-scores,
+log1p: natural logarithms of one plus normalised counts, as of scanpy, which are converted back. Values below zero (z-scores,
 residuals) have no such meaning and are refused.
 """
 
@@ -25,17 +25,17 @@ from .one_section import refuse_libraries
 from .spaceranger import one_number
 from .tables import genes_of, obs_columns
 from .tissue_mask import TissueMask
-from .zarr_codecs import told_as_damage
+from .zarr_codecs import damage_as_section_error
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 MAX_VALUES = 2**31
-"""Rows times genes of a table that is read."""
+"""Maximum number of rows times genes of a table."""
 MAX_LOG = 25.0
-"""No natural logarithm of a count is larger: exp(25) is beyond 2^31."""
+"""Maximum natural logarithm of a count: exp(25) is beyond 2^31."""
 MAX_TOTAL = 1e7
-"""No spot has more counts, nor are counts normalised to more: a million is the most that is in use."""
+"""Maximum total of a spot, measured or normalised; a million is the largest in use."""
 _ROWS_AT_ONCE = 4096
 _SAME_SUM = 1e-3
 _MEANT = "its obsm['spatial'] must be (x, y) in pixels of the full-resolution slide, not microns, not (y, x), and not pixels of a smaller level"
@@ -47,7 +47,7 @@ _UNITS = (
 
 @dataclass(frozen=True)
 class PredictedTable:
-    """A predicted table as it was read.
+    """Predicted table.
 
     Attributes
     ----------
@@ -69,13 +69,13 @@ def read_predicted(path: str | Path, units: PredictedUnits | None = None) -> Pre
     path
         A .h5ad with ``X`` (n, g), gene names in ``var``, and ``obsm["spatial"]`` (n, 2), (x, y) in full-resolution pixels.
     units
-        What ``X`` holds. By default: whole numbers are counts; a table with ``uns["log1p"]``, which scanpy writes, is log1p with the
-        base that it names; anything else is asked for.
+        Units of ``X``. By default whole numbers are counts; a table with ``uns["log1p"]``, which scanpy writes, is log1p with the
+        base stated there; otherwise they must be given.
 
     Raises
     ------
     SectionError
-        Where it cannot be read, lacks positions, or holds what cannot be expression.
+        It cannot be read, lacks positions, or holds what cannot be expression.
     """
     try:
         file = user_path(path)
@@ -83,7 +83,7 @@ def read_predicted(path: str | Path, units: PredictedUnits | None = None) -> Pre
         raise SectionError(f"the predicted table cannot be opened: {error}") from error
     if not file.is_file():
         raise SectionError(f"there is no file {file}; expected a predicted table, .h5ad")
-    with told_as_damage(file.name, "a predicted table (.h5ad)"):
+    with damage_as_section_error(file.name, "a predicted table (.h5ad)"):
         return _table(file, units)
 
 
@@ -108,7 +108,7 @@ def _table(file: Path, units: PredictedUnits | None) -> PredictedTable:
 
 
 def _read(file: Path) -> tuple[csr_matrix, Any, Any, NDArray[np.float64], float | None]:
-    """X, obs, var, positions, and the base of the logarithm that the file states; None where it states none."""
+    """Return X, obs, var, positions, and the base of the logarithm; None where the file states none."""
     import h5py
     from anndata.io import read_elem
 
@@ -128,7 +128,7 @@ def _read(file: Path) -> tuple[csr_matrix, Any, Any, NDArray[np.float64], float 
 
 
 def _values(file: Path, x: Any, rows: int, columns: int) -> csr_matrix:
-    """X as sparse float32; its sizes are held against each other before anything is read."""
+    """Return X as sparse float32; its sizes are compared before anything is read."""
     import h5py
     from anndata.io import read_elem
     from scipy.sparse import csr_matrix, vstack
@@ -154,7 +154,7 @@ def _values(file: Path, x: Any, rows: int, columns: int) -> csr_matrix:
 
 
 def _log_base(root: Any) -> float | None:
-    """Base of the logarithm by ``uns["log1p"]``, e where it names none; None without it."""
+    """Return the base of the logarithm by ``uns["log1p"]``, e where it names none; None without it."""
     import h5py
 
     if "uns" not in root or "log1p" not in root["uns"]:
@@ -174,7 +174,7 @@ def _log_base(root: Any) -> float | None:
 def _as_counts(
     file: Path, values: csr_matrix, units: PredictedUnits | None, log_base: float | None
 ) -> tuple[csr_matrix, PredictedUnits]:
-    """Counts out of what the table holds, and what that was."""
+    """Convert the values of a table to counts; return these and the units."""
     data = values.data
     if not np.isfinite(data).all():
         raise SectionError(
@@ -220,7 +220,7 @@ def _same_sums(values: csr_matrix) -> bool:
 
 
 def _not_logged(turned_back: csr_matrix, even: bool) -> str:
-    """Return what tells that values which were turned back were no logarithms; "" where nothing does.
+    """Return the reason why values that were converted back were no logarithms; "" where there is none.
 
     ``even``: whether the rows had one sum before. Those of normalised counts have, those of their logarithms do not.
     """
@@ -236,7 +236,7 @@ def _not_logged(turned_back: csr_matrix, even: bool) -> str:
 def at_own_positions(
     table: PredictedTable, size: tuple[float, float], mask: TissueMask | None, share: float, radius: float
 ) -> tuple[SpotTable, list[str]]:
-    """Return the rows of a table as spots where they are, and notes of what was left out.
+    """Return the rows of a table as spots at their own positions, and notes about rows left out.
 
     Rows off the slide, and rows at the place of an earlier one, are left out. Rows off the tissue are kept: the mask is a rule of
     thumb, and the positions are the user's.
@@ -244,7 +244,7 @@ def at_own_positions(
     Raises
     ------
     SectionError
-        Where most rows lie off the slide or its tissue: the positions then belong to another image or scale.
+        Most rows lie off the slide or its tissue: the positions then belong to another image or scale.
     """
     spots, name = table.spots, table.source.file
     on_slide, first, notes = _usable(table, size)
@@ -263,17 +263,17 @@ def at_own_positions(
     return replace(spots, diameter=2 * radius), notes + note_empty(spots.counts)
 
 
-def at_grid(
+def match_to_grid(
     table: PredictedTable, grid: SpotTable, size: tuple[float, float], radius: float
 ) -> tuple[SpotTable, list[str]]:
-    """Give each spot of a grid the row of a table that is nearest, within a spot's radius; spots without one are left out.
+    """Give each spot of a grid the nearest row of a table within a spot's radius; spots without one are left out.
 
-    A row goes to the spot that it is nearest to, and to no other.
+    A row goes only to its nearest spot.
 
     Raises
     ------
     SectionError
-        Where most rows lie off the slide, or no spot finds a row.
+        Most rows lie off the slide, or no spot finds a row.
     """
     from scipy.spatial import cKDTree
 

@@ -1,4 +1,4 @@
-"""Pseudo-spots: bins and cells, far smaller than a patch, summed to discs of the size that networks are trained with."""
+"""Pseudo-spots: bins and cells summed to discs of the size that networks are trained with."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 DISC_UM = 55.0
 """Diameter of a pseudo-spot: that of a Visium spot."""
 MIN_CELLS = 3
-"""Cells in a pseudo-spot that is made of cells: fewer say little of a patch."""
+"""Minimum number of cells in a pseudo-spot: fewer say little about a patch."""
 CLUSTERS = "graphclust"
-"""Column of the clusters that 10x's pipelines make: of a pseudo-spot, that of most of what it is made of."""
+"""Column of the clusters by 10x's pipelines; a pseudo-spot has that of most of its members."""
 SHARES = ("in_cell", "in_nucleus")
-"""Columns of how much of a bin lies in cells and in nuclei, 0 to 1, as Space Ranger 4 finds them."""
+"""Columns of the shares of a bin in cells and in nuclei, 0 to 1, as of Space Ranger 4."""
 _MIN_COVERED = 0.5
 
 
@@ -34,19 +34,19 @@ def aggregate(
 ) -> tuple[SpotTable, list[str]]:
     """Sum bins, or cells, into discs of 55 um on a hexagonal grid of 100 um.
 
-    One bin of 2 to 16 um cannot stand for a patch of 128 to 176 um. A disc counts where bins on tissue cover half of it; in a
-    table of so few bins that no disc is, wherever a bin lies. Of cells, whose outlines leave gaps, three must have their centre in a disc.
+    One bin of 2 to 16 um cannot stand for a patch of 128 to 176 um. A disc counts if bins on tissue cover half of it; in a
+    table of so few bins that no disc is, if it has any bin. Of cells, whose outlines leave gaps, three must have their centre in a disc.
 
     Parameters
     ----------
     bins
-        The bins on tissue, or cells. One centre of the grid is the one nearest to the middle of them.
+        The bins on tissue, or cells. A centre of the grid is at the one nearest to their middle.
     calibration
         Its ``mpp`` must be known.
     bin_um
         Side of a bin; None for cells.
     areas
-        (n,) of cells in square microns.
+        (n,) areas of cells in square microns.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def aggregate(
 
 
 def _carried(bins: SpotTable, belongs: csr_matrix) -> dict[str, NDArray[Any]]:
-    """Return the mean shares of the members of each disc, and the cluster that most of them have; empty text where none has one."""
+    """Return the mean shares of the members of each disc, and their most frequent cluster; empty text where none has one."""
     members = np.asarray(belongs.sum(axis=1), dtype=np.float64).ravel()
     carried: dict[str, NDArray[Any]] = {
         name: np.asarray(belongs @ bins.obs[name]).ravel() / members for name in SHARES if name in bins.obs
@@ -118,14 +118,14 @@ def _carried(bins: SpotTable, belongs: csr_matrix) -> dict[str, NDArray[Any]]:
         return carried
     names, which = np.unique(bins.obs[CLUSTERS], return_inverse=True)
     votes = np.stack([np.asarray(belongs @ (which == k)).ravel() for k in range(len(names))], axis=1)
-    votes[:, names == ""] = 0
+    votes[:, names == ""] = 0  # members without a cluster do not vote
     return {CLUSTERS: np.where(votes.any(axis=1), names[votes.argmax(axis=1)], ""), **carried}
 
 
 def sum_cells(
     matrix: CountMatrix, cells: pd.DataFrame, calibration: Calibration, clusters: Mapping[str, NDArray[np.str_]]
 ) -> tuple[SpotTable, list[str]]:
-    """Sum cells that have counts and a place into pseudo-spots.
+    """Sum cells with counts and position into pseudo-spots.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def _full_disc(bin_um: float) -> float:
 
 
 def _nearest_centre(microns: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Array indices (n, 2) of the nearest grid centre on a Visium lattice, and the distance (n,) to it in microns."""
+    """Return array indices (n, 2) of the nearest grid centre on a Visium lattice, and the distance (n,) to it in microns."""
     row_um, half_um = VISIUM_PITCH_UM * math.sqrt(3) / 2, VISIUM_PITCH_UM / 2
     low = np.floor(microns[:, 0] / row_um).astype(np.int64)
     best = np.full(len(microns), np.inf)

@@ -16,7 +16,7 @@ def open_sample_section() -> Section:
     Raises
     ------
     SectionError
-        Where the installation lacks it.
+        The installation lacks it.
     """
     from .open import open_section
 

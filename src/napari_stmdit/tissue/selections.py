@@ -1,4 +1,4 @@
-"""Selections of spots in the forms that other tools write and take: QuPath, Loupe, CONCERT and SpatialProp."""
+"""Selections of spots in the formats of other tools: QuPath, Loupe, CONCERT and SpatialProp."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ FORMATS: Mapping[str, str] = {
     ".csv": "barcodes and names for Loupe Browser",
     ".txt": "row numbers from 0, one a line, for CONCERT",
 }
-"""Ending of a file -> what is written into it."""
+"""Ending of a file -> description of its content."""
 _MANY_MORE = 3
-"""How many times more spots regions must hold with x and y changed over to be taken for such."""
+"""Minimum ratio of the spots in regions with x and y swapped to those without, to assume that they are swapped."""
 _REACH = 0.62
-"""Of the distance between spots: discs this large of three neighbours meet (they do from 0.58 on)."""
+"""Radius of a spot's disc in an outline, in spot distances: discs of three neighbours meet from 0.58 on."""
 
 
 def write_selections(spots: SpotTable, selections: Mapping[str, Sequence[str]], path: str | Path) -> None:
-    """Write named selections of spots; the file's ending says how (`FORMATS`).
+    """Write named selections of spots; the file's ending decides the format (`FORMATS`).
 
-    Row numbers are those of the section's spots in their order here, as in the table that a saved store holds.
+    Row numbers are those of the section's spots in their order here, as in the table of a saved store.
 
     Parameters
     ----------
@@ -44,12 +44,12 @@ def write_selections(spots: SpotTable, selections: Mapping[str, Sequence[str]], 
     selections
         Name -> ids of spots.
     path
-        Where to; a file that is there is replaced.
+        File, replaced if it exists.
 
     Raises
     ------
     SectionError
-        The ending is unknown, a spot is not in the section, or the form cannot hold these selections.
+        The ending is unknown, a spot is not in the section, or the format cannot hold these selections.
     """
     file = user_path(path)
     chosen = {name: tuple(ids) for name, ids in selections.items() if len(ids)}
@@ -78,7 +78,7 @@ def write_selections(spots: SpotTable, selections: Mapping[str, Sequence[str]], 
 
 @dataclass(frozen=True)
 class Annotations:
-    """Annotations of a file as selections: class -> ids, in the table's order; and notes for the user on what looks wrong."""
+    """Annotations of a file as selections: class -> ids, in the table's order; and notes about what looks wrong."""
 
     selections: dict[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
@@ -104,7 +104,7 @@ def read_annotations(spots: SpotTable, path: str | Path) -> Annotations:
     Returns
     -------
     Annotations
-        Classes without a spot are left out, and a note says so; another says so where x and y look changed over.
+        Without classes that have no spot; notes name these, and x and y that look swapped.
 
     Raises
     ------
@@ -157,7 +157,7 @@ def read_annotations(spots: SpotTable, path: str | Path) -> Annotations:
 
 
 def perturbation_of(edits: Sequence[Edit], name: str) -> dict[str, dict[str, float]]:
-    """Return what edits multiply genes by as SpatialProp takes it: ``{group: {gene: factor}}``.
+    """Return the gene factors of edits as SpatialProp takes them: ``{group: {gene: factor}}``.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Plain H&E slides: no counts, so the spots are a virtual grid on the tissue, or the positions of a predicted table."""
+"""Plain H&E slides: without counts, so the spots are a virtual grid on the tissue, or the positions of a predicted table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import SectionError
 from ..types import ExpressionSource, Genes, PredictedUnits, Section, SlideImage, SpotTable
 from .geometry import VISIUM_PITCH_UM
 from .images import open_image
-from .predicted import PredictedTable, at_grid, at_own_positions, read_predicted
+from .predicted import PredictedTable, at_own_positions, match_to_grid, read_predicted
 from .slide_scale import calibrate_slide
 from .spaceranger import section_name
 from .tissue_mask import TissueMask, find_tissue
@@ -21,7 +21,7 @@ from .tissue_mask import TissueMask, find_tissue
 SPOT_UM = 55.0
 """Diameter of a virtual spot: that of a Visium spot."""
 TISSUE_FRACTION = 0.5
-"""Part of a spot that must lie on tissue."""
+"""Minimum share of a spot on tissue."""
 PITCH_WITHIN = (10.0, 10_000.0)
 MAX_SPOTS = 1_000_000
 
@@ -40,23 +40,23 @@ def open_slide(
     Parameters
     ----------
     path
-        JPEG, PNG or TIFF, with the formats of scanners that are built on TIFF (SVS, NDPI, OME-TIFF).
+        JPEG, PNG or TIFF, with scanner formats based on TIFF (SVS, NDPI, OME-TIFF).
     mpp
-        Microns per pixel; by default what the file states, see `slide_scale`.
+        Microns per pixel; by default as the file states, see `slide_scale`.
     grid_pitch, tissue_fraction, predicted_expression, predicted_units
         Grid, tissue and predicted expression, see `napari_stmdit.tissue.open.SectionSource`.
 
     Returns
     -------
     Section
-        Of the kind ``image``. Its expression is none (no gene) or predicted, and says so.
+        Of the kind ``image``. Its expression is none (no gene) or predicted, and labelled so.
 
     Raises
     ------
     ScaleError
-        Where the scale is not stated and was not given.
+        The scale is neither stated nor given.
     SectionError
-        Where a file cannot be read, no spot lies on tissue, or the predicted table does not fit the slide.
+        A file cannot be read, no spot lies on tissue, or the predicted table does not fit the slide.
     """
     image = open_image(path)
     scale, calibration = calibrate_slide(path, mpp)
@@ -109,30 +109,30 @@ def _spots(
     )
     if table is None:
         return spots, told
-    spots, notes = at_grid(table, spots, (height, width), radius)
+    spots, notes = match_to_grid(table, spots, (height, width), radius)
     return spots, [*told, *notes]
 
 
 def hex_grid(size: tuple[float, float], pitch: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Lay a hexagonal grid over an image, from its corner on, whatever is on it.
+    """Lay a hexagonal grid over an image from its corner.
 
     Parameters
     ----------
     size
         Height and width in full-resolution pixels.
     pitch
-        From one centre to the next, in full-resolution pixels.
+        Distance between centres, in full-resolution pixels.
 
     Returns
     -------
     tuple
-        (n, 2) centres (y, x) in full-resolution pixels, and their (n, 2) array rows and columns, as Visium counts them: columns in half
+        (n, 2) centres (y, x) in full-resolution pixels, and their (n, 2) array rows and columns, as on Visium: columns in half
         pitches.
 
     Raises
     ------
     SectionError
-        Where there would be more than `MAX_SPOTS`.
+        There would be more than `MAX_SPOTS`.
     """
     row, half = pitch * math.sqrt(3) / 2, pitch / 2
     rows, columns = (max(0, math.ceil(side / step - 0.5)) for side, step in zip(size, (row, half), strict=True))

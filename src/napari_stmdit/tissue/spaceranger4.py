@@ -1,4 +1,4 @@
-"""What Space Ranger writes beside bins and spots: cells of version 4, and which version it was."""
+"""Cells of Space Ranger 4, and the version of Space Ranger."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .spaceranger import (
     read_scalefactors,
     section_name,
 )
-from .zarr_codecs import told_as_damage
+from .zarr_codecs import damage_as_section_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,12 +32,12 @@ CELLS = "segmented_outputs"
 _OUTLINES = "cell_segmentations.geojson"
 _COUNTS = ("filtered_feature_cell_matrix.h5", "filtered_feature_cell_matrix")
 _ALIGNED = (3, 1, 2)
-"""First version of Space Ranger that puts right the shift of 16 um of some CytAssist instruments."""
+"""First version of Space Ranger that corrects the shift of 16 um of some CytAssist instruments."""
 _VERSION = re.compile(r"^spaceranger-(\d+)\.(\d+)\.(\d+)$")
 
 
 def holds_cells(path: Path) -> bool:
-    """Tell whether a folder is, or holds, ``segmented_outputs``."""
+    """Return whether a folder is, or holds, ``segmented_outputs``."""
     return (path / _OUTLINES).is_file() or (path / CELLS / _OUTLINES).is_file()
 
 
@@ -54,7 +54,7 @@ def open_cells(path: Path, fullres: Path | None = None, mpp: float | None = None
     Raises
     ------
     SectionError
-        Where files are missing or contradict each other, or the scale is unknown.
+        Files are missing or contradict each other, or the scale is unknown.
     """
     folder = path if (path / _OUTLINES).is_file() else path / CELLS
     scalefactors = read_scalefactors(folder)
@@ -85,12 +85,12 @@ def open_cells(path: Path, fullres: Path | None = None, mpp: float | None = None
 
 
 def _outlines(file: Path) -> tuple[pd.DataFrame, NDArray[np.float32]]:
-    """Return the middle (y, x) and area of each cell in full-resolution pixels, by its name in the counts, and the outlines to draw."""
+    """Return the centre (y, x) and area of each cell in full-resolution pixels, by its name in the counts, and the outlines to draw."""
     import geopandas as gpd
     import pandas as pd
     import shapely
 
-    with told_as_damage(file, "outlines of cells"):
+    with damage_as_section_error(file, "outlines of cells"):
         table = gpd.read_file(file, columns=["cell_id"])
         shapes = table.geometry.to_numpy()
         numbers = pd.to_numeric(table["cell_id"], errors="coerce").to_numpy(dtype=np.float64)
@@ -105,15 +105,15 @@ def _outlines(file: Path) -> tuple[pd.DataFrame, NDArray[np.float32]]:
     return cells[areas > 0], outlines
 
 
-def noting_version(section: Section, folder: Path) -> Section:
-    """Return a Visium HD section, which is always made with a CytAssist, with a note where its version is known to misplace spots.
+def note_version(section: Section, folder: Path) -> Section:
+    """Add a note to a Visium HD section, which is always made with a CytAssist, if its version is known to misplace spots.
 
     Parameters
     ----------
     section
         As it was opened.
     folder
-        Where its counts lie, which name the version.
+        Folder of its counts, which name the version.
     """
     counts = find_counts(folder)
     found = _VERSION.match(_software(counts)) if counts.suffix == ".h5" else None

@@ -1,4 +1,4 @@
-"""Writes a section as Space Ranger 2 writes one."""
+"""Writer of Space Ranger 2 folders."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def write_spaceranger_folder(
     Parameters
     ----------
     path
-        Folder to make; must not exist, or be empty.
+        New or empty folder.
     image
-        (h, w, 3) uint8, the full-resolution slide; or its file, which is taken over as it is.
+        (h, w, 3) uint8, the full-resolution slide; or its file, which is copied unchanged.
     ids
         (n,) barcodes.
     yx
@@ -61,14 +61,14 @@ def write_spaceranger_folder(
     diameter
         Diameter of a spot in pixels.
     synthetic_note
-        Where given, the folder says of itself that it is synthetic, in these words.
+        Words that mark the folder as synthetic, if given.
     slide_name
         File name of the slide; of an array, .jpg is lossy, .png and .tif are not.
 
     Raises
     ------
     SectionError
-        Where the folder holds something, or the arrays do not fit each other.
+        The folder holds something, or the arrays do not fit each other.
     """
     path = Path(path)
     n = len(ids)
@@ -135,7 +135,7 @@ def write_counts(path: Path, barcodes: NDArray[np.str_], counts: csr_matrix, gen
     counts
         (n, g) sparse, whole numbers.
     genes
-        The g columns; where they have no ids, the symbols stand for them.
+        The g columns; symbols replace missing ids.
     """
     with h5py.File(path, "w") as file:
         file.attrs.update({"filetype": "matrix", "version": 2, "software_version": "napari-stmdit"})

@@ -1,4 +1,4 @@
-"""Read Visium HD folders: bins far smaller than a patch, summed to pseudo-spots of the size that networks are trained with."""
+"""Visium HD folders: bins far smaller than a patch, summed to pseudo-spots."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from .spaceranger import (
 
 _BINNED = "binned_outputs"
 _MAPPINGS = "barcode_mappings.parquet"
-"""Of Space Ranger 4: which bin each square of 2 um is in, and whether it lies in a cell and in a nucleus."""
+"""File of Space Ranger 4 with the bin of each square of 2 um, and whether it lies in a cell and in a nucleus."""
 _PREFERRED = ("square_008um", "square_016um", "square_002um")
 _SQUARE = re.compile(r"^square_(\d+)um$")
 
 
 def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = None) -> Section:
-    """Open a Visium HD folder, its bins aggregated to 55 um discs on a hexagonal grid of 100 um.
+    """Open a Visium HD folder, its bins summed to 55 um discs on a hexagonal grid of 100 um.
 
     Parameters
     ----------
     path
-        ``binned_outputs``, the folder above it, or one of the folders of bins in it, also of a size of one's own; of several 8 um are taken.
+        ``binned_outputs``, the folder above it, or a folder of bins of any size in it; of several, 8 um is taken.
     fullres
         The microscope image that Space Ranger was run on; by default it is looked for.
     mpp
@@ -50,7 +50,7 @@ def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = 
     Raises
     ------
     SectionError
-        Where files are missing or contradict each other, or the scale is unknown, without which nothing can be aggregated.
+        Files are missing or contradict each other, or the scale, which aggregation needs, is unknown.
     """
     folder, notes = _bins_folder(path)
     scalefactors = read_scalefactors(folder)
@@ -95,7 +95,7 @@ def _bins_folder(path: Path) -> tuple[Path, list[str]]:
 
 
 def _shares_in_cells(file: Path, bins: str, ids: NDArray[np.str_]) -> dict[str, NDArray[np.float64]]:
-    """Return which share of each bin lies in cells and in nuclei; nothing where Space Ranger did not segment them, or the file cannot be read."""
+    """Return the shares of each bin in cells and in nuclei; nothing where Space Ranger did not segment them, or the file cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
