@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def is_section(path: Path) -> bool:
-    """Tell from names and small files whether a path is a section rather than a checkpoint."""
+    """Return whether a path is a section rather than a checkpoint, by names and small files."""
     from ..tissue.images import IMAGE_SUFFIXES
     from ..tissue.public import named_section
     from ..tissue.remote import url_of
@@ -28,7 +28,7 @@ def is_section(path: Path) -> bool:
 
 
 def inspect_section(source: SectionSource, picture: Path | None, as_json: bool) -> None:
-    """Print what a section is and whether its spots lie right on its slide, and write the picture to check that by."""
+    """Print a description of a section and its alignment, and write the check picture."""
     from rich.table import Table
 
     from ..tissue.alignment import check_alignment, write_check_picture

@@ -150,14 +150,14 @@ def ceiling(expression: NDArray[np.float32], values: Array, yx: Array) -> float:
     x = (expression.mean(axis=1) if expression.ndim == 3 else expression).astype(np.float64)
     x = (x - x.mean(axis=0)) / spread_of(x)
     folds = compact_folds(yx, min(16, max(len(yx) // 10, 1)))
-    missed, blind = 0.0, 0.0
+    residual_ss, total_ss = 0.0, 0.0
     for fold in np.unique(folds):  # a fit leaves out one fold, and its penalty is chosen on the others
         out = folds == fold
         penalty = _best_penalty(x[~out], values[~out], folds[~out])
         (found,) = _ridge(x[~out], values[~out], x[out], [penalty])
-        missed += float(((values[out] - found) ** 2).sum())
-        blind += float(((values[out] - values[~out].mean()) ** 2).sum())
-    return 1 - missed / blind if blind > 0 else 0.0
+        residual_ss += float(((values[out] - found) ** 2).sum())
+        total_ss += float(((values[out] - values[~out].mean()) ** 2).sum())
+    return 1 - residual_ss / total_ss if total_ss > 0 else 0.0
 
 
 def spread_of(values: NDArray[np.floating], share: float = 1e-6) -> NDArray[np.floating]:

@@ -178,7 +178,7 @@ def digest(file: Path) -> str:
 
 
 def _what_is_there(place: Path) -> str | None:
-    """Say what is in a place; None where it is free or an empty folder."""
+    """Return a description of what is in a place; None where it is free or an empty folder."""
     if place.is_symlink():
         return f"is a link to {os.readlink(place)}"
     if not place.is_dir():

@@ -382,22 +382,22 @@ def _notes(
 
 def _edit_notes(section: Section, request: Request, card: CheckpointCard) -> list[str]:
     """Return notes: the genes of each edit that the checkpoint does not read, and what follows the edits."""
-    seen, programs, notes = set(card.genes), known_programs(request.programs), []
+    read, programs, notes = set(card.genes), known_programs(request.programs), []
     can_follow = any(follows(edit) for edit in request.edits if edit.enabled) and following_fault(section.spots) is None
     for number, edit in enumerate(request.edits):
         names = edited_genes(edit, programs)
-        unseen = [gene for gene in names if gene not in seen]
-        if not unseen or not edit.enabled:
+        unread = [gene for gene in names if gene not in read]
+        if not unread or not edit.enabled:
             continue
-        some = ", ".join(unseen[:8]) + (" ..." if len(unseen) > 8 else "")
+        some = ", ".join(unread[:8]) + (" ..." if len(unread) > 8 else "")
         if can_follow and follows(edit):
-            effect = "act through what follows them alone"
-        elif len(unseen) == len(names):
+            effect = "act only through the genes that follow"
+        elif len(unread) == len(names):
             effect = "have no effect: this edit changes nothing"
         else:
             effect = "have no effect"
         notes.append(
-            f"edits[{number}]: {len(unseen)} of its {len(names)} genes are not seen by the checkpoint and {effect}: {some}"
+            f"edits[{number}]: {len(unread)} of its {len(names)} genes are not read by the checkpoint and {effect}: {some}"
         )
     if request.expression == "null" or not card.genes:
         return notes
