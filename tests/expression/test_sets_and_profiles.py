@@ -168,7 +168,7 @@ def test_reach_says_what_has_no_effect():
     genes = Genes(np.array(["A", "B", "C"]))
     edit = AddEdit(genes=("A", "B"), programs=("p",), log_units=1)
     reach = reach_of(edit, {"p": {"C": 1.0, "X": 1.0}}, genes, ("A", "C", "X"))
-    assert (reach.named, reach.missing, reach.unseen) == (4, ("X",), ("B",))
+    assert (reach.named, reach.missing, reach.unread) == (4, ("X",), ("B",))
     assert "X" in reach.warning
     assert "B" in reach.warning
     assert "will not change" in reach_of(AddEdit(genes=("B",), log_units=1), {}, genes, ("A",)).warning

@@ -266,7 +266,7 @@ class Shard:
 
     @classmethod
     def of(cls, contents: Contents, number: int, start: int, pixels: NDArray[np.uint8]) -> Shard:
-        """Assemble a shard from its images."""
+        """Return a shard of images with their facts."""
         stop = start + len(pixels)
         measured, edited = contents.measured(start, stop), contents.conditioned(start, stop)
         records = tuple(

@@ -1,4 +1,4 @@
-"""Spots that checkpoints are evaluated on: their real patches, what is measured in them, and their encodings."""
+"""Spots that checkpoints are evaluated on: real patches, their measures and encodings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .measures import PatchStatistics, measure
 
 
 class SpotSet:
-    """Spots of a section with their encodings by a checkpoint; everything is read or computed when it is first used.
+    """Spots of a section with their encodings by a checkpoint, read or computed at first use.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class SpotSet:
         return self.checkpoint.encode_morphology(self.crops, self.ids)
 
     def shifted(self, max_px: float, seed: int = 0) -> NDArray[np.uint8]:
-        """Return real patches around the same places moved by up to ``max_px`` full-resolution pixels along each axis."""
+        """Return real patches shifted by up to ``max_px`` full-resolution pixels along each axis."""
         places = self.section.spots.yx[self.rows]
         rng = np.random.default_rng(seed)
         return crops_at(self.section, places + rng.uniform(-max_px, max_px, places.shape), self.checkpoint.card)
@@ -77,7 +77,7 @@ def crops_at(section: Section, yx: NDArray[np.float64], card: CheckpointCard) ->
 
 
 def reconstruct(checkpoint: Any, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pass real crops through a checkpoint's autoencoder: the sharpest that it could do."""
+    """Reconstruct real crops by a checkpoint's autoencoder: its limit of sharpness."""
     from ..model.autoencoder import decode_images, encode_latents
 
     vae = checkpoint.pipeline.vae

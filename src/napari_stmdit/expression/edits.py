@@ -44,13 +44,13 @@ def apply_edits(
     Parameters
     ----------
     rows
-        (n,) rows of ``spots`` that are wanted; edits address spots by these rows' ids.
+        (n,) rows of ``spots``; edits address spots by these rows' ids.
     spots
         The section's spots.
     edits
-        Checked with `faults_of`; applied in order, disabled ones skipped. What follows them comes last.
+        Checked with `faults_of`; applied in order, disabled ones skipped. Following genes come last.
     programs, profiles
-        What programs and target profiles stand for.
+        Content of programs and target profiles.
     sources
         (n,) rows to take the counts from where that is not ``rows`` (the shuffled control).
     checkpoint_genes

@@ -164,7 +164,7 @@ def follows(edit: Edit) -> bool:
 
 
 def following_fault(spots: SpotTable) -> str | None:
-    """Say why nothing can follow an edit in a section, or None where it can."""
+    """Return why nothing can follow an edit in a section, or None where it can."""
     if covariation_of(spots) is not None:
         return None
     return (
@@ -189,7 +189,7 @@ def following_notes(
     if not cut:
         return []
     return [
-        f"for {cut} of the {len(columns)} genes that the checkpoint sees, a tenth or more of what would follow the edits is cut off, as it is "
+        f"for {cut} of the {len(columns)} genes that the checkpoint reads, a tenth or more of what would follow the edits is cut off, as it is "
         "held inside the range that the section's spots show; a smaller change is not cut"
     ]
 

@@ -29,15 +29,15 @@ class Reach:
         Number of genes that it names.
     missing
         Genes that the section lacks.
-    unseen
+    unread
         Genes that the checkpoint does not read: alone they have no effect on the image. Empty where no checkpoint is known.
     followed
-        Whether other genes follow, so that even unseen ones have an effect.
+        Whether other genes follow, so that even unread ones have an effect.
     """
 
     named: int
     missing: tuple[str, ...] = ()
-    unseen: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     followed: bool = False
 
     @property
@@ -50,10 +50,10 @@ class Reach:
             parts.append(f"{_share(self.missing, self.named)} not in this section ({_some(self.missing)})")
         if self.followed:
             return "; ".join(parts)
-        if self.unseen and len(self.unseen) == self.named:
-            parts.append(f"the checkpoint sees none of its genes ({_some(self.unseen)}): the image will not change")
-        elif self.unseen:
-            parts.append(f"{_share(self.unseen, self.named)} not seen by the checkpoint ({_some(self.unseen)})")
+        if self.unread and len(self.unread) == self.named:
+            parts.append(f"the checkpoint reads none of its genes ({_some(self.unread)}): the image will not change")
+        elif self.unread:
+            parts.append(f"{_share(self.unread, self.named)} not read by the checkpoint ({_some(self.unread)})")
         return "; ".join(parts)
 
 
@@ -68,8 +68,8 @@ def reach_of(
     if not names:
         return Reach(0)
     known = set(names if checkpoint_genes is None else checkpoint_genes)
-    unseen = tuple(gene for gene in names if gene not in known)
-    return Reach(len(names), match_genes(names, genes).missing, unseen, followed and follows(edit))
+    unread = tuple(gene for gene in names if gene not in known)
+    return Reach(len(names), match_genes(names, genes).missing, unread, followed and follows(edit))
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class ProgramReach:
 
     Attributes
     ----------
-    named, there, seen
+    named, there, read
         Number of its genes; of these, in the section; of those, read by the checkpoint.
     followers
         Number of the checkpoint's other genes that follow it in the section, by at least `FOLLOWING_SHARE` of their standard deviation for one
@@ -89,24 +89,24 @@ class ProgramReach:
 
     named: int
     there: int
-    seen: int
+    read: int
     followers: int
     others: int
 
     @property
-    def blind(self) -> bool:
-        """Whether no edit of it reaches the checkpoint."""
-        return self.there == 0 or self.seen + self.followers == 0
+    def ineffective(self) -> bool:
+        """Whether edits of it have no effect."""
+        return self.there == 0 or self.read + self.followers == 0
 
     @property
     def words(self) -> str:
-        """Say it in a sentence."""
+        """The share in a sentence."""
         if self.there == 0:
             return f"this section has none of its {self.named} genes"
-        if self.blind:
-            return f"the checkpoint sees none of its {self.named} genes, and nothing that it sees follows them here: no edit of it has an effect"
+        if self.ineffective:
+            return f"the checkpoint reads none of its {self.named} genes, and nothing that it reads follows them here: no edit of it has an effect"
         through = f", and {self.followers} of {self.others} other genes follow it here" if self.followers else ""
-        return f"the checkpoint sees {self.seen} of its {self.named} genes{through}"
+        return f"the checkpoint reads {self.read} of its {self.named} genes{through}"
 
 
 def program_reach(program: Mapping[str, float], spots: SpotTable, checkpoint_genes: Sequence[str]) -> ProgramReach:

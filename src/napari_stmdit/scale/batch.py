@@ -421,7 +421,7 @@ def run_batch(
 
 
 def _reason(error: Exception) -> str:
-    """Say why a job failed."""
+    """Return why a job failed."""
     if isinstance(error, StmditError):
         return str(error)
     if isinstance(error, OSError):

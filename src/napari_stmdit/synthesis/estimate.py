@@ -1,4 +1,4 @@
-"""What a plan will cost, said before it runs."""
+"""Cost of a plan, estimated before it runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def estimate(
     ids: NDArray[Any] | None = None,
     kept: float = 0.0,
 ) -> Estimate:
-    """Estimate what a plan, run for so many samples, will cost; in continuous mode a window counts as a patch.
+    """Estimate the cost of a plan for a number of samples; in continuous mode a window counts as a patch.
 
     ``seconds_per_prediction`` is the measured time of one prediction for one patch; ``ids`` and ``kept`` are those of `evaluations`.
     """
@@ -55,10 +55,10 @@ def estimate(
 
 
 def evaluations(plan: Plan, done: int | None = None, *, ids: NDArray[Any] | None = None, kept: float = 0.0) -> float:
-    """Return how many predictions for single patches or windows a plan takes, or took where ``done`` of its patches are finished.
+    """Return the number of predictions, each for a single patch or window, of a plan, or of ``done`` of its patches.
 
-    Of an edit of real tissue ``ids`` are those of the section's spots, without which it counts as reaching everything, and ``kept`` is
-    the share of what it reaches whose noise is known already.
+    For an edit of real tissue, ``ids`` are those of the section's spots, without which it counts as reaching everything, and ``kept`` is
+    the share of the reached spots whose noise is cached.
     """
     if (
         plan.counterfactual
@@ -70,7 +70,7 @@ def evaluations(plan: Plan, done: int | None = None, *, ids: NDArray[Any] | None
 
 
 def edited_places(plan: Plan, ids: NDArray[Any] | None = None) -> frozenset[int]:
-    """Return what the edits reach, as far as their lists of spots say: rows of the spots of patches, or numbers of windows."""
+    """Return the places in reach of the edits by their lists of spots: rows of the spots of patches, or numbers of windows."""
     rows = spot_rows(plan)
     touched = np.zeros(len(rows), dtype=bool)
     for edit in plan.request.edits:
@@ -84,7 +84,7 @@ def edited_places(plan: Plan, ids: NDArray[Any] | None = None) -> frozenset[int]
 
 
 def _predictions(plan: Plan) -> float:
-    """Predictions that a patch takes: of several branches at the steps that are guided, of one at the others."""
+    """Return the predictions of a patch: of several branches at guided steps, of one at the others."""
     if plan.counterfactual:  # to the noise and back, each unguided
         return 2 * (plan.steps + 1)
     scales = plan.guidance

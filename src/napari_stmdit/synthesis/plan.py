@@ -1,4 +1,4 @@
-"""Presets: what a run may save, at a cost that docs/evidence/speed.md states. A plan resolves them, and says so."""
+"""Plans: a request resolved against a section and a checkpoint, with presets (costs: docs/evidence/speed.md)."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from ..tissue.geometry import spots_in_polygons
 from ..tissue.open import synthesis_fault
 from ..types import CanvasFrame, GuidanceScales, Patch, Plan, Sampling, Section, Windows
 from .canvas import Box, boxes_around
-from .windows import lay_out_windows, windows_fault
+from .windows import place_windows, windows_fault
 
 MIN_STEPS = 4
 
 
 @dataclass(frozen=True)
 class PresetSettings:
-    """What a preset stands for.
+    """Settings of a preset.
 
     Attributes
     ----------
     steps
         Share of the checkpoint's steps.
     above
-        Noise level above which guidance acts; below it the plain conditional prediction is made, one branch in place of several
+        Noise level above which guidance acts; below it a step takes the conditional prediction alone, one branch in place of several
         (Kynkaanniemi et al., 2024, arXiv 2404.07724).
     fast_solver
-        Whether a solver that needs fewer steps takes the place of the checkpoint's own, where there is one for its schedule; see
+        Whether to use a solver that needs fewer steps, where the checkpoint's schedule has one; see
         `napari_stmdit.model.sampling.fast_solver`.
     preview_decoder
-        Whether the checkpoint's preview decoder is used, where it has one.
+        Whether to use the checkpoint's preview decoder, if any.
     """
 
     steps: float = 1.0
@@ -69,16 +69,16 @@ def resolve_steps(request: Request, card: CheckpointCard) -> int:
 
 
 COUNTERFACTUAL_STEPS: dict[Preset, int] = {"exact": 12, "fast": 6, "draft": 4}
-"""Second-order steps from the real tissue to its noise, and as many back; see docs/evidence/inversion.md."""
+"""Second-order steps of the inversion, and as many of sampling; see docs/evidence/inversion.md."""
 
 
 def resolve_counterfactual_steps(request: Request) -> int:
-    """Return the steps each way of an edit of this tissue: the request's own, else the preset's."""
+    """Return the steps each way of an edit of real tissue: the request's own, else the preset's."""
     return COUNTERFACTUAL_STEPS[request.preset] if request.steps is None else request.steps
 
 
 def resolve_sampling(request: Request, card: CheckpointCard, counterfactual: bool = False) -> Sampling:
-    """Return how a run denoises: what the request states, else the preset, else the checkpoint."""
+    """Return the sampling of a run: of the request, else the preset, else the checkpoint."""
     settings = PRESETS[request.preset]
     guidance = GuidanceScales.of(request.guidance, Guidance(above=settings.above or None), card.guidance)
     steps = resolve_counterfactual_steps(request) if counterfactual else resolve_steps(request, card)
@@ -86,7 +86,7 @@ def resolve_sampling(request: Request, card: CheckpointCard, counterfactual: boo
 
 
 def preset_notes(request: Request, card: CheckpointCard) -> list[str]:
-    """Say in a sentence what a preset does to a run; nothing for ``exact``."""
+    """Return the effect of a preset in sentences; none for ``exact``."""
     settings = PRESETS[request.preset]
     if request.preset == "exact":
         return []
@@ -116,7 +116,7 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
     section
         From `napari_stmdit.open_section`.
     request
-        What the user wants.
+        Request of the user.
     card
         The checkpoint's card.
 
@@ -128,7 +128,7 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
     Raises
     ------
     RequestError
-        With every fault that was found, each with the field it belongs to.
+        With every fault, each with the field it belongs to.
     """
     faults: list[tuple[str, str]] = []
     request = without_excluded(section, request)
@@ -167,9 +167,9 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
 
 
 def _resolved(section: Section, request: Request, card: CheckpointCard, faults: list[tuple[str, str]]) -> Request:
-    """Return the request with its tables' hashes, and with null expression where there is none; what asks for expression there is a fault.
+    """Return the request with its tables' hashes.
 
-    A request that leaves ``expression`` open goes on: null is then the only choice, and a note says so.
+    Without counts, an unstated ``expression`` becomes null, with a note; a stated one is a fault.
     """
     if section.expression.kind != "none" or card.expression_given:
         edits = tuple(signed(edit) if isinstance(edit, TableEdit) else edit for edit in request.edits)
@@ -198,7 +198,7 @@ def _resolved(section: Section, request: Request, card: CheckpointCard, faults: 
 
 
 def region_rows(section: Section, request: Request, faults: list[tuple[str, str]]) -> NDArray[np.int64]:
-    """Return the rows of the spots that a region asks for, in the table's order; what is wrong with it is added to ``faults``."""
+    """Return the rows of the spots of a region, in the table's order; faults of the region are added to ``faults``."""
     spots = section.spots
     nothing = np.empty(0, dtype=np.int64)
     if len(spots) == 0:
@@ -242,7 +242,7 @@ def _check_genes(request: Request, card: CheckpointCard, shared: int, faults: li
 
 
 def _check_conditions(request: Request, card: CheckpointCard, faults: list[tuple[str, str]]) -> None:
-    """Refuse what this checkpoint cannot be asked: an edit that nothing sees must not look as if it had been made."""
+    """Refuse edits and conditions that this checkpoint ignores: an edit without effect must not look as if it had been made."""
     edited = any(edit.enabled for edit in request.edits)
     if edited and "expression" not in card.conditions:
         faults.append(("edits", f"checkpoint {card.name!r} is not conditioned on expression: an edit changes nothing"))
@@ -259,7 +259,7 @@ def _check_conditions(request: Request, card: CheckpointCard, faults: list[tuple
 
 
 def _counterfactual(request: Request, card: CheckpointCard, faults: list[tuple[str, str]]) -> bool:
-    """Return whether this tissue is changed (True) or new tissue is made; what stands in the way of what was asked is a fault."""
+    """Return whether real tissue is edited (True) or new tissue is made; obstacles to a stated wish are faults."""
     if request.counterfactual == "off":
         return False
     reason = counterfactual_fault(request, card)
@@ -271,7 +271,7 @@ def _counterfactual(request: Request, card: CheckpointCard, faults: list[tuple[s
 
 
 def counterfactual_fault(request: Request, card: CheckpointCard) -> str | None:
-    """Say why a request cannot change this tissue with a checkpoint, or None where it can."""
+    """Return why a request cannot edit real tissue with a checkpoint, or None where it can."""
     if not any(edit.enabled for edit in request.edits):
         return "there is nothing to change: the request has no enabled edit; add one"
     if "expression" not in card.conditions:
@@ -304,10 +304,10 @@ def _lay_out(
     windows: Windows | None = None
     further: tuple[str, ...] = ()
     if request.mode == "continuous":
-        windows, patches, frame, further = lay_out_windows(section, request, card, rows, counterfactual)
+        windows, patches, frame, further = place_windows(section, request, card, rows, counterfactual)
         read = windows.source_boxes
     else:
-        patches, frame = _lay_out_patches(section, request, card, rows)
+        patches, frame = _place_patches(section, request, card, rows)
         read = np.array([patch.source_box for patch in patches])
     return Plan(
         request=request,
@@ -322,7 +322,7 @@ def _lay_out(
     )
 
 
-def _lay_out_patches(
+def _place_patches(
     section: Section, request: Request, card: CheckpointCard, rows: NDArray[np.int64]
 ) -> tuple[tuple[Patch, ...], CanvasFrame]:
     pixel_size = card.patch_mpp / section.mpp
@@ -381,23 +381,23 @@ def _notes(
 
 
 def _edit_notes(section: Section, request: Request, card: CheckpointCard) -> list[str]:
-    """Say of each edit which of its genes the checkpoint does not see, and of all together what follows them."""
-    seen, programs, notes = set(card.genes), known_programs(request.programs), []
+    """Return notes: the genes of each edit that the checkpoint does not read, and what follows the edits."""
+    read, programs, notes = set(card.genes), known_programs(request.programs), []
     can_follow = any(follows(edit) for edit in request.edits if edit.enabled) and following_fault(section.spots) is None
     for number, edit in enumerate(request.edits):
         names = edited_genes(edit, programs)
-        unseen = [gene for gene in names if gene not in seen]
-        if not unseen or not edit.enabled:
+        unread = [gene for gene in names if gene not in read]
+        if not unread or not edit.enabled:
             continue
-        some = ", ".join(unseen[:8]) + (" ..." if len(unseen) > 8 else "")
+        some = ", ".join(unread[:8]) + (" ..." if len(unread) > 8 else "")
         if can_follow and follows(edit):
-            effect = "act through what follows them alone"
-        elif len(unseen) == len(names):
+            effect = "act only through the genes that follow"
+        elif len(unread) == len(names):
             effect = "have no effect: this edit changes nothing"
         else:
             effect = "have no effect"
         notes.append(
-            f"edits[{number}]: {len(unseen)} of its {len(names)} genes are not seen by the checkpoint and {effect}: {some}"
+            f"edits[{number}]: {len(unread)} of its {len(names)} genes are not read by the checkpoint and {effect}: {some}"
         )
     if request.expression == "null" or not card.genes:
         return notes

@@ -1,4 +1,4 @@
-"""What the work files of a training were made from: noted beside them, and compared with the config before they are used again."""
+"""Inputs that the work files of a training depend on: recorded beside them, and compared with the config before reuse."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ FILES = {
     "autoencoder": ("autoencoder.pt", "autoencoder_decoder.pt"),
     "latents": ("latents.pt", "latents_*.pt", "spots_*.pt", "encoders/*"),
 }
-"""Stage -> the work files that it leaves and that later runs go on from."""
+"""Stage -> work files that later runs continue from."""
 _LENGTHS = {"steps", "decoder_steps", "validate_every"}
-"""Settings that say how long to train and how often to validate, which may be changed."""
+"""Settings that may change between runs: how long to train and how often to validate."""
 _DECODER = {
     *("refine", "refined_share", "decoder_steps", "decoder_rate", "adversarial", "feature_matching", "validate_every")
 }
 """Settings that latents do not depend on."""
 _LATER = {"hed", "mpp", "encoder_widths", "decoder_widths", "pictures", "always", "regions", "anew", "held_out_spots"}
-"""Settings that earlier versions did not have: noted where they differ from what was done then."""
+"""Settings that earlier versions did not have: recorded only where they differ from the behaviour then."""
 
 
-def note_inputs(config: TrainingConfig, stage: str) -> None:
-    """Compare what the work files were made from with the config, and note it for those that the stage begins.
+def record_inputs(config: TrainingConfig, stage: str) -> None:
+    """Compare the recorded inputs of the work files with the config, and record those of a stage that begins.
 
-    Raises CheckpointError where work files are there that were made from other sections or settings.
+    Raises CheckpointError where work files were made from other sections or settings.
     """
     path = config.output / "inputs.json"
     noted: dict[str, Any] = load_record(path) or {}
@@ -66,7 +66,7 @@ def note_inputs(config: TrainingConfig, stage: str) -> None:
 
 
 def _inputs(config: TrainingConfig) -> dict[str, Any]:
-    """Return, for each stage, what its files depend on; not the lengths that may be raised."""
+    """Return what each stage's files depend on, without the lengths that may change."""
     train, held_out = ([_content(s) for s in source_sections(config, which)] for which in ("train", "held_out"))
     shared = {
         "train": train,
@@ -101,7 +101,7 @@ def _known(
     settings: AugmentationSettings | AutoencoderSettings | ExpressionSettings | LatentSettings,
     without: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Return settings as they are noted."""
+    """Return settings as they are recorded."""
     plain = _LATER - set(settings.model_dump(exclude_defaults=True))
     return settings.model_dump(mode="json", exclude={*without, *plain})
 

@@ -1,4 +1,4 @@
-"""All stages of a training, or one of them."""
+"""The stages of a training, all or one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .autoencoder import train_autoencoder
 from .config import TrainingConfig, load_config
 from .diffusion import train_diffusion
 from .export import check_target, export_checkpoint
-from .inputs import note_inputs
+from .inputs import record_inputs
 from .latents import make_cache
 from .parallel import Control, OnProgress, require_extra, run_alone
-from .start import note_start, settle
+from .start import apply_start, record_start
 
 Stage = Literal["autoencoder", "latents", "diffusion", "export"]
 
@@ -39,18 +39,18 @@ def train(
     root, output
         Folder of the data and folder of the work files, in place of the config's.
     on_progress
-        Called now and then with how far a phase is.
+        Called with the progress of a phase.
     cancel
-        Once set, the training saves what it has after its present step and ends.
+        Once set, the training saves its state after the present step and ends.
 
     Raises
     ------
     RequestError
         The config or the stage is not valid, or sections cannot be used; names every fault with its place.
     TrainingStoppedError
-        It was asked to stop; what it had reached is saved.
+        It was asked to stop; its state is saved.
     StmditError
-        What training needs is not installed, a stage cannot be run, or the checkpoint's place is taken by something else.
+        A dependency is not installed, a stage cannot be run, or the checkpoint's place is taken by something else.
     """
     config = load_config(config_path, root, output)
     if stage is not None and stage not in get_args(Stage):
@@ -69,11 +69,11 @@ def train(
 
 def run_stage(config: TrainingConfig, stage: str, control: Control | None = None) -> Path:
     """Run one stage and return what it wrote; errors as for `train`."""
-    config = settle(config)
+    config = apply_start(config)
     control = control or Control()
     if config.start is not None:
-        run_alone(config, note_start, config)
-    run_alone(config, note_inputs, config, stage)
+        run_alone(config, record_start, config)
+    run_alone(config, record_inputs, config, stage)
     if stage == "autoencoder":
         return train_autoencoder(config, control)
     if stage == "latents":

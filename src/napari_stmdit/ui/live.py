@@ -187,7 +187,7 @@ class Live:
 
 
 def live_fault(request: Request, section: Section, card: CheckpointCard) -> str:
-    """Say why edits cannot be shown while they are made, as the end of a sentence; empty where they can."""
+    """Return why edits cannot be shown while they are made, as the end of a sentence; empty where they can."""
     if request.counterfactual == "off":
         return "new tissue is chosen; choose to edit this tissue"
     if section.expression.kind == "none":

@@ -40,7 +40,7 @@ def get_reader(path: str | Sequence[str] | None = None) -> Reader | None:
 
 
 def is_spatial_table(file: Path) -> bool:
-    """Tell whether a file is a .h5ad that says where its spots lie on which images."""
+    """Return whether a file is a .h5ad that says where its spots lie on which images."""
     if file.suffix.lower() != ".h5ad" or not file.is_file():
         return False
     import h5py
@@ -53,7 +53,7 @@ def is_spatial_table(file: Path) -> bool:
 
 
 def is_space_ranger(folder: Path) -> bool:
-    """Tell whether a folder holds what pipelines of 10x Genomics write: Space Ranger with spots, bins or cells, or Xenium."""
+    """Return whether a folder holds what pipelines of 10x Genomics write: Space Ranger with spots, bins or cells, or Xenium."""
     inside = ("", "outs", "segmented_outputs", "outs/segmented_outputs")
     if any((folder / inner / "spatial" / "scalefactors_json.json").is_file() for inner in inside):
         return True

@@ -185,7 +185,7 @@ class Painting:
         return tuple(reach_of(edit, programs, section.spots.genes, seen, followed) for edit in self.edits)
 
     def program_reaches(self) -> dict[str, ProgramReach]:
-        """Return for each program how much of it the checkpoint sees in this section; nothing while either is unknown."""
+        """Return for each program how much of it the checkpoint reads in this section; nothing while either is unknown."""
         section, model = self.state.section, self.state.checkpoint
         if section is None or model is None or not model.card.genes or section.expression.kind == "none":
             return {}

@@ -189,7 +189,7 @@ class Presenter:
             self.view.spots.metadata.update(found.metadata())
 
     def section_fault(self) -> str:
-        """Say why the open section cannot be synthesized from, in words; empty where it can or nothing is known yet."""
+        """Return why the open section cannot be synthesized from, in words; empty where it can or nothing is known yet."""
         section, model = self.state.section, self.state.checkpoint
         if section is None or model is None:
             return ""

@@ -294,7 +294,7 @@ class RunCycle:
         return wanted.model_copy(update=update)
 
     def edit_fault(self) -> str:
-        """Say why what is wanted cannot be an edit of this tissue; empty where it can."""
+        """Return why what is wanted cannot be an edit of this tissue; empty where it can."""
         model = self.state.checkpoint
         if model is None or self.state.section is None:
             return "Choose a checkpoint first." if self.state.section is not None else "Open a section first."

@@ -477,10 +477,10 @@ class NameField(QLineEdit):  # type: ignore[misc,unused-ignore]
         genes: Iterable[str] = (),
         programs: Sequence[str] = (),
         columns: Sequence[str] = (),
-        blind: Mapping[str, str] = MappingProxyType({}),
+        ineffective: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Offer names: programs and columns first, they are few. ``blind`` programs are greyed, each with its reason."""
-        self.names.greyed = {f"{name}{PROGRAM}": reason for name, reason in blind.items()}
+        """Offer names: programs and columns first, they are few. ``ineffective`` programs are greyed, each with its reason."""
+        self.names.greyed = {f"{name}{PROGRAM}": reason for name, reason in ineffective.items()}
         named = [*(f"{name}{PROGRAM}" for name in sorted(programs)), *(f"{name}{COLUMN}" for name in columns)]
         self.names.setStringList([*named, *sorted(set(genes))])
 

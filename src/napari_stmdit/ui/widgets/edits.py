@@ -218,7 +218,7 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
     def show_programs(
         self, programs: Sequence[str], notes: Mapping[str, ProgramNote], reaches: Mapping[str, ProgramReach]
     ) -> None:
-        """Offer programs, say where the bundled ones are from and how much the checkpoint sees; what it cannot see at all is greyed."""
+        """Offer programs, say where the bundled ones are from and how much the checkpoint reads; those without effect are greyed."""
         self._programs, self._notes, self._reaches = tuple(programs), notes, reaches
         self._offer_names()
         self.setValue(self._value)
@@ -249,29 +249,31 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
 
     def _offer_names(self) -> None:
         self._offer_presets()
-        blind = {name: reach.words for name, reach in self._reaches.items() if reach.blind}
-        self.what.offer(() if self._genes is None else self._genes.symbols.tolist(), self._programs, blind=blind)
+        ineffective = {name: reach.words for name, reach in self._reaches.items() if reach.ineffective}
+        self.what.offer(
+            () if self._genes is None else self._genes.symbols.tolist(), self._programs, ineffective=ineffective
+        )
 
     def _offer_presets(self) -> None:
-        """Offer edits that work here: towards the checkpoint's profiles, and more of each program, those that it cannot see last and greyed."""
-        blind = {name: reach.words for name, reach in self._reaches.items() if reach.blind}
+        """Offer edits that work here: towards the checkpoint's profiles, and more of each program, those without effect last and greyed."""
+        ineffective = {name: reach.words for name, reach in self._reaches.items() if reach.ineffective}
         none: dict[str, Any] = {"genes": (), "programs": ()}
         entries = [
             (f"towards {name}", "", {**none, "operation": "towards", "target_profile": name, "target_spots": ()})
             for name in self._known[2]
         ]
-        for name in sorted(self._programs, key=lambda name: (name in blind, name)):
+        for name in sorted(self._programs, key=lambda name: (name in ineffective, name)):
             entries.append(
                 (
                     f"more {name}",
-                    blind.get(name, ""),
+                    ineffective.get(name, ""),
                     {**none, "operation": "add", "programs": (name,), "log_units": 1.5},
                 )
             )
         symbols = () if self._genes is None else self._genes.symbols.tolist()
         known = [name for name in EXAMPLES if name in symbols] or list(symbols[:1])
-        seen = [name for name in sorted(self._programs) if name not in blind]
-        example = ", ".join((*seen[:1], *known[:1]))
+        effective = [name for name in sorted(self._programs) if name not in ineffective]
+        example = ", ".join((*effective[:1], *known[:1]))
         self.what.setPlaceholderText("genes and programs" + (f", e.g. {example}" if example else ""))
         if entries == self._presets:
             return

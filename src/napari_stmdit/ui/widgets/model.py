@@ -338,7 +338,7 @@ class AdaptPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.minutes = self.form["minutes"].native
         self.minutes.setDecimals(0)
         places = [(words, key) for key, words in PLACES.items()]
-        self.hold_out = combo("Held out", "Spots that are never learned from, and are evaluated on", places, length=8)
+        self.hold_out = combo("Held out", "Spots to evaluate on; never trained on", places, length=8)
         self.name = named(QLineEdit(), "Name of the checkpoint", "The name it is chosen by")
         tip = "Start learning from the open section"
         self.go = button("Adapt", "Adapt to this section", tip, self._begin)

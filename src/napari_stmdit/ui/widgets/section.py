@@ -96,7 +96,7 @@ class SlidePanel(QWidget):  # type: ignore[misc,unused-ignore]
         Raises
         ------
         ValueError
-            Where pitch or part are no numbers; the message says which.
+            Pitch or part are no numbers; the message says which.
         """
         table = self.table.text().strip() or None
         return {
@@ -330,7 +330,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         Raises
         ------
         ValueError, SectionError
-            Where a number is none, or not allowed; the message says which.
+            A number is none, or not allowed; the message says which.
         """
         mpp = self.mpp.text().strip().replace(",", ".")
         try:
