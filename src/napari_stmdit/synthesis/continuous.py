@@ -76,7 +76,6 @@ class TileDecoder:
     def _add(
         self, at: tuple[int, int], corner: tuple[int, int], total: NDArray[np.float32], weights: NDArray[np.float32]
     ) -> None:
-        """Blend the decoded tile at ``at`` into the tile at ``corner``."""
         side = self._windows.tile
         decoded = self._get(at)
         ramps, here, there = [], [], []
@@ -149,8 +148,6 @@ def run_windows(session: Session, windows: Windows) -> Iterator[Event]:
 
 @dataclass
 class _Canvas:
-    """Canvas of latents while it is denoised."""
-
     session: Session
     windows: Windows
     bad: set[int] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""Closing the window and opening it again: what is not saved is said before, kept, and offered after."""
+"""Closing and reopening the window: unsaved work is announced before, kept, and offered after."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUESTION = "ConfirmCloseDialog"
 
 
 class ClosingWords(QObject):  # type: ignore[misc,unused-ignore]
-    """An event filter of a napari window: completes its question before closing with what becomes of that which is not saved."""
+    """Event filter of a napari window that adds a sentence on unsaved work to its question before closing."""
 
     def __init__(self, window: QWidget, state: WorkbenchState) -> None:
         super().__init__(window)
@@ -25,7 +25,7 @@ class ClosingWords(QObject):  # type: ignore[misc,unused-ignore]
         window.installEventFilter(self)
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        """Add our words to the question when it is about to be shown."""
+        """Add our sentence to the question when it is about to be shown."""
         if event.type() == QEvent.Type.ChildPolished and type(event.child()).__name__ == QUESTION:
             self._complete(event.child())
         return False
@@ -39,7 +39,7 @@ class ClosingWords(QObject):  # type: ignore[misc,unused-ignore]
 
 
 class KeptOffer(QWidget):  # type: ignore[misc,unused-ignore]
-    """What an earlier session left unsaved, to be brought back or removed; not there where nothing was left."""
+    """Offer to restore or remove the unsaved work of an earlier session; hidden without one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class KeptOffer(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_kept(())
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state, keeping = presenter.state, presenter.keeping
 
         def answer(do: Callable[[KeptSession], None]) -> None:
@@ -63,7 +63,7 @@ class KeptOffer(QWidget):  # type: ignore[misc,unused-ignore]
         return connect_state(state.events, ("kept", lambda: self.show_kept(state.kept)))
 
     def show_kept(self, kept: tuple[KeptSession, ...]) -> None:
-        """Offer the latest session of those."""
+        """Offer the latest session."""
         self._first = kept[0] if kept else None
         more = "" if len(kept) < 2 else f" And {len(kept) - 1} earlier."
         self.text.show_text(

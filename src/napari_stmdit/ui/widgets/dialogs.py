@@ -1,4 +1,4 @@
-"""Dialogs that ask: how wide and how fine a figure is to be, and what the numbers of a table are."""
+"""Dialogs: width and resolution of a figure, and units of a table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIGURES = "PDF (*.pdf);;SVG (*.svg);;PNG (*.png)"
 
 
 class FigureDialog(QDialog):  # type: ignore[misc,unused-ignore]
-    """Width and resolution of a figure; those asked for last are offered again."""
+    """Dialog for width and resolution of a figure; remembers the last ones."""
 
     def __init__(self, parent: QWidget) -> None:
         super().__init__(parent)
@@ -50,7 +50,7 @@ class FigureDialog(QDialog):  # type: ignore[misc,unused-ignore]
         self.setLayout(layout)
 
     def ask(self, place: str) -> tuple[str, float, int] | None:
-        """Ask, and then where to; return path, width in mm and dpi, or None."""
+        """Ask, also for the file; return path, width in mm and dpi, or None."""
         if self.exec() != QDialog.DialogCode.Accepted:
             return None
         path, kind = QFileDialog.getSaveFileName(self.parentWidget(), "Save the figure", place, FIGURES)
@@ -70,7 +70,7 @@ UNITS = (
 
 
 class TableDialog(QDialog):  # type: ignore[misc,unused-ignore]
-    """Asks which matrix of a table is meant and what its numbers are; neither is guessed.
+    """Dialog for the matrix of a table and its units; neither is guessed.
 
     Raises
     ------
