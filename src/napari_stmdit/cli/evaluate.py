@@ -214,7 +214,6 @@ def _command() -> str:
 
 
 def _refuse_for_parts(ctx: typer.Context, parts: Sequence[str]) -> None:
-    """Refuse options of parts that are not evaluated."""
     for part, names in FOR_PART.items():
         given = [name for name in names if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
         if part not in parts and given:
@@ -225,7 +224,6 @@ def _refuse_for_parts(ctx: typer.Context, parts: Sequence[str]) -> None:
 
 
 def _parts(given: Sequence[str]) -> tuple[str, ...]:
-    """Return the requested parts, in their order."""
     named = [name for text in given for name in text.split(",")]
     if unknown := [name for name in named if name not in (*PARTS, "all")]:
         raise StmditError(f"got --parts {', '.join(map(repr, unknown))}; expected {', '.join(PARTS)} or all")

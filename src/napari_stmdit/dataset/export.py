@@ -175,8 +175,6 @@ class _Stopped(Exception):
 
 @dataclass
 class _Export:
-    """Export under way."""
-
     folder: DatasetFolder
     contents: Contents
     slide: Slide | None

@@ -124,7 +124,6 @@ def find_reference(reference: Reference) -> Path | None:
 
 
 def _in_hub_cache(reference: Reference) -> Path | None:
-    """Look into the hub client's cache."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

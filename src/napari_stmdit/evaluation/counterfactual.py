@@ -357,7 +357,6 @@ class CounterfactualCheck:
         return {"swap": self.b, "swap_control": self.third}
 
     def _single_patches(self) -> Work[BeforeAfter]:
-        """Measure single patches before and after a swap."""
         before = measure(self.all.crops[self.a])
         found: BeforeAfter = {}
         for part, given in self._given.items():

@@ -307,7 +307,6 @@ def _about(
     sections: Sequence[Section],
     request: EvaluationRequest,
 ) -> dict[str, Any]:
-    """Return the description of an evaluation for its report."""
     if work is not None:
         evaluated = [one.section for one in work.spots]
         about = about_checkpoint(work.plans[0], model, evaluated, work.request, work.watch.seconds)

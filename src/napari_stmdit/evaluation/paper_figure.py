@@ -154,7 +154,6 @@ def _panels(made: Finished, label: Label, px: int) -> list[_Panel]:
 
 
 def _content(panels: Sequence[_Panel], width_mm: float, dpi: int, label: Label, ending: str) -> bytes:
-    """Return the figure as the content of a file with an ending."""
     from matplotlib.figure import Figure  # slow to import
 
     with own_style("napari-stmdit"):
@@ -200,7 +199,6 @@ _WRITERS = {".png": _png, ".svg": _svg, ".pdf": _pdf}
 
 
 def _draw(axes: Axes, panels: Sequence[_Panel], width_mm: float, dpi: int) -> float:
-    """Draw the panels in rows on axes in mm, and return their height."""
     pixel = MM_PER_INCH / dpi
     columns = min(len(panels), max(1, int((width_mm - 2 * EDGE_MM + GAP_MM) / (MIN_PANEL_MM + GAP_MM))))
     rows = math.ceil(len(panels) / columns)
@@ -247,7 +245,6 @@ def _text(axes: Axes, left: float, baseline: float, text: str, points: float, **
 
 
 def _text_width(text: str, points: float) -> float:
-    """Return the width of a line of text in mm."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 

@@ -158,7 +158,6 @@ def _moved(
     edits: Sequence[Edit],
     profiles: Mapping[str, Profile],
 ) -> NDArray[np.float32]:
-    """Return depths (n,) after the edits of the whole profile."""
     depth, measured = start.copy(), spots.relative_depth
     for edit in active_edits(edits):
         if not whole_profile_edit(edit):

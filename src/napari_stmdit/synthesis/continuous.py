@@ -80,7 +80,6 @@ class TileDecoder:
     def _add(
         self, at: tuple[int, int], corner: tuple[int, int], total: NDArray[np.float32], weights: NDArray[np.float32]
     ) -> None:
-        """Blend the decoded tile at ``at`` into the tile at ``corner``."""
         side = self._windows.tile
         decoded = self._get(at)
         ramps, here, there = [], [], []
@@ -153,8 +152,6 @@ def run_windows(session: Session, windows: Windows) -> Iterator[Event]:
 
 @dataclass
 class _Canvas:
-    """Canvas of latents while it is denoised."""
-
     session: Session
     windows: Windows
     bad: set[int] = field(default_factory=set)
@@ -456,7 +453,6 @@ class _EditedCanvas:
         return np.array(kept["change"], dtype=np.float32)
 
     def _weights(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the summed weights (h, w) of some windows."""
         total = np.zeros(self.shape[1:], dtype=np.float32)
         for y, x in self.corners[numbers]:
             total[y : y + self.side, x : x + self.side] += self.weight

@@ -323,7 +323,6 @@ def _read(folder: Path) -> KeptSession:
 
 
 def _places(folder: Path) -> list[Path]:
-    """Return the folders of results, in order of creation."""
     there = folder / RESULTS
     found = [place for place in (there.iterdir() if there.is_dir() else ()) if place.name.isdigit()]
     return sorted(found, key=lambda place: int(place.name))

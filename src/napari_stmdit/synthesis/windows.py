@@ -273,7 +273,6 @@ def _spot_cells(
 
 
 def _slide_size(section: Section, pixel_size: float) -> NDArray[np.float64]:
-    """Return height and width of the slide in canvas pixels."""
     size: NDArray[np.float64] = np.array(section.slide.shape) * section.slide.pixel_size / pixel_size
     return size
 

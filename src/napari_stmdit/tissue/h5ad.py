@@ -77,7 +77,6 @@ def _read(path: Path) -> tuple[AnnData, dict[str, int]]:
 
 
 def _widths(obsm: Any) -> dict[str, int]:
-    """Return the widths of the arrays and tables beside the positions."""
     found = {}
     for name, entry in obsm.items():
         shape = getattr(entry, "shape", (0, len(entry.attrs.get("column-order", ()))))

@@ -173,7 +173,6 @@ def _recorded(image: StoredImage, section: Section, sdata: Any) -> Attribution:
 
 
 def _attribute_unrecorded(image: StoredImage, section: Section, sdata: Any) -> Attribution:
-    """Attribute a result without a record of its section."""
     own = dict(sdata.attrs.get(SECTION_ATTRS) or {})
     if own:  # such a store has taken results of its own section alone
         mine = is_fingerprint_of(own.get("fingerprint"), section)

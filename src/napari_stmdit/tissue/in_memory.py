@@ -138,7 +138,6 @@ def _on_its_slide(adata: Any, file: Path, mpp: float | None, whose: str, source:
 
 
 def _rows(adata: Any) -> tuple[Any, list[str]]:
-    """Return the rows on tissue, and a note about the others."""
     if "in_tissue" not in adata.obs:
         return adata, []
     on_tissue = whole_numbers(adata.obs["in_tissue"], "in_tissue", "the table") > 0

@@ -330,7 +330,6 @@ def _refuse_slide_options(name: object, source: SectionSource) -> None:
 
 
 def _read(path: Path, source: SectionSource) -> Section:
-    """Open a folder with the reader for its layout."""
     if _in_store(path):
         from .spatialdata_store import open_spatialdata
 

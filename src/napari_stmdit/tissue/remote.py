@@ -212,7 +212,6 @@ def _names(kind: str, nodes: Mapping[str, Any]) -> set[str]:
 
 
 def _regions(table: str, nodes: Mapping[str, Any]) -> set[str]:
-    """Return the elements that a table annotates, by its metadata."""
     attrs = nodes.get(f"tables/{table}", {}).get("attributes") or nodes.get(f"tables/{table}/.zattrs") or {}
     region = attrs.get("region")
     return {region} if isinstance(region, str) else set(region or ())

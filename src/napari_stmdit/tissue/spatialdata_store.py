@@ -325,7 +325,6 @@ def element_stem(name: str) -> str:
 
 
 def _expression(own: Mapping[str, Any]) -> ExpressionSource:
-    """Return the source of the expression in a store of ours."""
     kept = own.get("expression") or {}
     units = kept.get("units")
     return ExpressionSource(

@@ -305,7 +305,6 @@ def obs_columns(obs: Any, known: set[str]) -> dict[str, NDArray[Any]]:
 
 
 def _circles(circles: Any, name: str) -> tuple[NDArray[np.float64], float]:
-    """Return centres (n, 2) and the median radius of circles."""
     if not (circles.geometry.geom_type == "Point").all():
         raise SectionError(f"the shapes of {name} are not all circles, which are points with a radius")
     yx = swap_axes(np.stack([circles.geometry.x.to_numpy(), circles.geometry.y.to_numpy()], axis=1))
@@ -318,7 +317,6 @@ def _circles(circles: Any, name: str) -> tuple[NDArray[np.float64], float]:
 
 
 def _polygons(shapes: Any, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return centres (n, 2) and areas (n,) of polygons."""
     if not shapes.geometry.geom_type.isin(("Polygon", "MultiPolygon")).all():
         raise SectionError(f"the shapes of {name} are not all polygons, nor circles with a radius")
     centres, areas = shapes.geometry.centroid, shapes.geometry.area.to_numpy(dtype=np.float64)
@@ -364,7 +362,6 @@ def _are_genes(var: Any, name: str) -> NDArray[np.bool_]:
 
 
 def _counts(rows: Any, name: str, predicted: bool) -> tuple[csr_matrix, Any, list[str]]:
-    """Return the counts of a table, the ``var`` of their columns, and notes."""
     from scipy.sparse import csr_matrix
 
     counts = None if rows.X is None else csr_matrix(rows.X)

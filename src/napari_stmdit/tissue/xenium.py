@@ -92,7 +92,6 @@ def open_xenium(path: Path, fullres: Path | None = None, mpp: float | None = Non
 
 
 def _pixel_size(file: Path) -> float:
-    """Return microns per pixel of the morphology image."""
     try:
         content = read_json(file)
     except BadFile as error:

@@ -378,7 +378,6 @@ class _Run:
         return max(MIN_STEPS, int(left / (share * speed["small"] + (1 - share) * speed["whole"])))
 
     def _lengths(self, steps: int) -> dict[str, int]:
-        """Return the settings of the diffusion stage for a number of steps."""
         return {
             "steps": steps,
             "warmup": max(1, min(100, steps // 10)),

@@ -123,7 +123,6 @@ class AdversarialTraining:
             channels_last(network)
 
     def _parts(self) -> dict[str, Any]:
-        """Return the parts of a saved state, by key."""
         return {
             "model": self.model,
             "judge": self.discriminator,
@@ -231,7 +230,6 @@ def load_autoencoder(config: TrainingConfig) -> StmditAutoencoder:
 
 
 def _first(config: TrainingConfig) -> StmditAutoencoder:
-    """Return the autoencoder that the decoder phase starts from."""
     if config.start is not None:
         vae: StmditAutoencoder = starting_vae(open_start(config)).float()
         return vae
@@ -243,7 +241,6 @@ def _first(config: TrainingConfig) -> StmditAutoencoder:
 
 
 def _new(config: TrainingConfig) -> StmditAutoencoder:
-    """Return an untrained autoencoder of a config's sizes."""
     settings = config.autoencoder
     model: StmditAutoencoder = StmditAutoencoder(
         latent_channels=settings.latent_channels,
@@ -254,7 +251,6 @@ def _new(config: TrainingConfig) -> StmditAutoencoder:
 
 
 def _open_crops(config: TrainingConfig) -> CropSampler | PictureSampler:
-    """Open the source of crops: pictures, or sections."""
     return open_pictures(config) if config.pictures else open_sampler(config)
 
 

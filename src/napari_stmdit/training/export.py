@@ -106,7 +106,6 @@ def _work_of(config: TrainingConfig, *, make: bool = False) -> Work:
 
 
 def _write(config: TrainingConfig, draft: Path, target: Path, started: StartRecord | None) -> None:
-    """Write the whole checkpoint into a draft folder."""
     transformer = load_transformer_average(config)
     if started is None:
         genes, profiles, index = _write_own_parts(config, draft)

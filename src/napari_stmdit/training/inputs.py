@@ -101,7 +101,6 @@ def _known(
     settings: AugmentationSettings | AutoencoderSettings | ExpressionSettings | LatentSettings,
     without: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Return settings as they are recorded."""
     plain = _LATER - set(settings.model_dump(exclude_defaults=True))
     return settings.model_dump(mode="json", exclude={*without, *plain})
 
