@@ -159,7 +159,6 @@ def _open_cancer_foundation(component: Component, name: str, device: torch.devic
 
     reference = component.reference
     if reference is None:
-        weights = component.path / "model.safetensors"
         encoder = CancerFoundationEncoder.load(component.path)
     else:
         described = read_encoder(component.path)
@@ -182,7 +181,6 @@ def _open_uni2h(component: Component, name: str, device: torch.device) -> Any:
 
     reference = component.reference
     if reference is None:
-        weights = component.path / "model.safetensors"
         encoder = Uni2hEncoder.load(component.path)
     else:
         weights = component.weights_file(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,12 +122,8 @@ def _of_subject(
         subject = in_dtype(plain, dtype)
         on_stage(f"{plain.name}: sampling and decoding in {name_of(dtype)}")
         rows, missing = sampling(subject, settings.batches, peak, settings.seconds)
-        stages += [*rows, *decoding(subject, _few(settings.batches), peak, settings.seconds)]
+        stages += [*rows, *decoding(subject, tuple(sorted(settings.batches))[:2], peak, settings.seconds)]
         left_out += missing
     found["stages"] = [stage.facts() for stage in stages]
     found["left_out"] = [dataclasses.asdict(one) for one in left_out]
     return found
-
-
-def _few(batches: Sequence[int]) -> tuple[int, ...]:
-    return tuple(sorted(batches))[:2]
