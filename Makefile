@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out/demo
 # `make mutation MODULE=...`: one of the files in .ci/mutation
-MODULE ?= depths
+MODULE ?= edits
 ifeq ($(shell uname -s),Linux)
 SCREEN := xvfb-run -a -s '-screen 0 1600x1000x24'
 endif

@@ -310,7 +310,7 @@ def convert_checkpoint(
     """
     from .encoder_sources import genes_of_section, read_gene_list
     from .model.foreign.convert import convert
-    from .model.hub.zoo import reference_of, resolve_reference, zoo, zoo_entry
+    from .model.zoo import reference_of, resolve_reference, zoo, zoo_entry
 
     path = Path(source)
     notes: tuple[str, ...] = ()

@@ -110,7 +110,7 @@ def _absent(folder: CheckpointFolder, what: str) -> CheckpointError:
 
 
 def _open_or_miss(folder: CheckpointFolder, component: Component, what: str, device: torch.device) -> Any:
-    from .model.hub.zoo import MissingComponentError
+    from .model.zoo import MissingComponentError
 
     try:
         return _open(component, f"{what}_encoder", device)
@@ -159,7 +159,6 @@ def _open_cancer_foundation(component: Component, name: str, device: torch.devic
 
     reference = component.reference
     if reference is None:
-        weights = component.path / "model.safetensors"
         encoder = CancerFoundationEncoder.load(component.path)
     else:
         described = read_encoder(component.path)
@@ -182,7 +181,6 @@ def _open_uni2h(component: Component, name: str, device: torch.device) -> Any:
 
     reference = component.reference
     if reference is None:
-        weights = component.path / "model.safetensors"
         encoder = Uni2hEncoder.load(component.path)
     else:
         weights = component.weights_file(name)
@@ -211,7 +209,7 @@ def _cache() -> EmbeddingCache:
 
 def _key(component: Component) -> str:
     """Return the cache key of an encoder: a hash of the files in its folder and in its reference."""
-    from .model.hub.zoo import reference_hash
+    from .model.zoo import reference_hash
     from .storage.fingerprint import of_folder
 
     reference = component.reference
@@ -269,7 +267,7 @@ def genes_of_section(section: str | Path, encoder_folder: str | Path | None = No
         The section cannot be opened, or the vocabulary is not on this computer.
     """
     from .encoders.cancer_foundation.vocabulary import choose_genes, read_vocabulary
-    from .model.hub.zoo import reference_of, resolve_reference, zoo_entry
+    from .model.zoo import reference_of, resolve_reference, zoo_entry
     from .tissue.open import open_section
 
     place = encoder_folder or resolve_reference(reference_of(zoo_entry("cancerfoundation")), "expression_encoder")

@@ -41,8 +41,7 @@ from ..synthesis.session import unfinished_folder
 from ..text import some_of
 from ..tissue.export import NEW, SLIDE, SYNTHETIC_SLIDE, Label, label_of_result, png_of
 from ..tissue.spatialdata_store import quiet
-from .contents import COLUMNS, FACTS, Contents, as_arrow, condition_of
-from .sources import CheckpointFacts, Slide
+from .contents import COLUMNS, FACTS, CheckpointFacts, Contents, Slide, as_arrow, condition_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -131,7 +131,6 @@ def labelled(label: Label, path: str | Path = ".png", **texts: str) -> dict[str,
 # Results into files for other programs: OME-Zarr, OME-TIFF, and patches with a table.
 
 
-_MIN_LEVEL_PX = 512
 _CHUNK = 512
 
 
@@ -340,9 +339,10 @@ def _file_names(names: Sequence[str]) -> list[str]:
 def _pyramid(rgba: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """Return the image and its halvings, with colours weighted by alpha."""
     from .elements import halved_rgba
+    from .images import MIN_LEVEL_PX
 
     levels = [np.asarray(rgba)]
-    while max(levels[-1].shape[:2]) > _MIN_LEVEL_PX and min(levels[-1].shape[:2]) > 1:
+    while max(levels[-1].shape[:2]) > MIN_LEVEL_PX and min(levels[-1].shape[:2]) > 1:
         levels.append(np.ascontiguousarray(np.moveaxis(halved_rgba(np.moveaxis(levels[-1], -1, 0)), 0, -1)))
     return levels
 

@@ -25,8 +25,8 @@ from .counts import (
 )
 from .geometry import IMAGE_SCALE, Affine, calibrate, check_positions, scaling
 from .images import IMAGE_SUFFIXES, image_size, open_image, overview
-from .likeness import ALIKE_UNASKED, unlike
 from .one_section import refuse_aggregated, refuse_bins, refuse_libraries
+from .original_slide import ALIKE_UNASKED, unlike
 from .pseudo_spots import CLUSTERS
 from .slide_scale import stated_mpp
 

@@ -37,9 +37,8 @@ from .geometry import (
     uniform_scale,
 )
 from .images import EXPECTED, Samples, as_rgb, resolve_fullres, samples_of_channels, with_overview
-from .likeness import unlike
 from .one_section import refuse_bins
-from .original_slide import Original, find_original
+from .original_slide import Original, find_original, unlike
 from .pseudo_spots import aggregate
 from .slide_scale import refuse_stretched, stated_mpp
 from .spaceranger import open_fullres, section_label

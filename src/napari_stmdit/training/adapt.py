@@ -40,7 +40,7 @@ from .adaptation import (
 )
 from .batches import Batches, batch_loss
 from .config import TrainingConfig, load_config
-from .diffusion import build_transformer, optimizers
+from .diffusion import MAX_SPOTS, build_transformer, optimizers
 from .export import check_target, export_checkpoint
 from .latents import fit_expression, load_cache, measure_encoding
 from .parallel import (
@@ -57,7 +57,6 @@ from .sections import kept_open, source_sections
 from .start import apply_start, open_start, starting_objective
 from .state import load_record, save_record, timed
 from .train import record_inputs, run_stage
-from .validation import MAX_SPOTS
 
 CROPS_SHARE, EVALUATION_SHARE, EXPORT_SHARE = 0.10, 0.15, 0.04
 """Shares of the time for encoding, evaluation and export; the transformer trains in the rest."""

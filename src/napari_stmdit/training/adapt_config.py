@@ -20,9 +20,9 @@ from ..tissue.public import named_section
 from ..types import Section
 from .adaptation import CORNERS, NOTHING, AdaptRequest, check_name
 from .config import WHOLE, Part
+from .diffusion import MAX_SPOTS
 from .programs import HANDLING_PREFIXES
 from .sections import part_of
-from .validation import MAX_SPOTS
 
 GENES = 1000
 """Number of genes, where the sections share so many."""

@@ -201,7 +201,7 @@ def make_cache(config: TrainingConfig, control: Control | None = None) -> Path:
         pass  # there is no expression
     elif fits_expression(config):
         run_alone(config, fit_expression, config)
-    elif not _has_programs(config):
+    elif open_start(config).components["expression_encoder"].kind != LinearProgramEncoder.__name__:
         run_workers(config, control, _encode_spots, config)
     run_workers(config, control, _encode, config)
     run_alone(config, _merge, config)
@@ -232,10 +232,6 @@ def fit_expression(config: TrainingConfig) -> None:
     folder = encoder_folder(config, "programs" if like is None else "expression")
     if not (folder / "config.json").is_file():
         fit_programs(open_sampler(config).sections, config.expression, config.seed, like).save(folder)
-
-
-def _has_programs(config: TrainingConfig) -> bool:
-    return open_start(config).components["expression_encoder"].kind == LinearProgramEncoder.__name__
 
 
 def _encodings(config: TrainingConfig, device: torch.device) -> tuple[WindowEncoding | WholeEncoding, Any]:

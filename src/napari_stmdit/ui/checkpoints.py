@@ -78,7 +78,7 @@ class ConvertIntent:
 
 def offers() -> tuple[Offer, ...]:
     """Return the downloadable entries, with their state on this computer."""
-    from ..model.hub.zoo import state_of, zoo
+    from ..model.zoo import state_of, zoo
 
     return tuple(Offer(entry, state_of(entry)[0] == "here") for entry in zoo())
 
@@ -236,7 +236,7 @@ def _downloading(name: str, folder: str | None, section: PublicSection | None = 
     def generate(token: CancelToken, tell: Tell) -> Iterator[Path]:
         from ..downloads.download import download
         from ..downloads.transfer import DownloadCancelledError
-        from ..model.hub.zoo import zoo_entry
+        from ..model.zoo import zoo_entry
 
         def arrived(progress: DownloadProgress) -> None:
             tell(Fetching(name, progress.fraction, progress.file))

@@ -205,11 +205,6 @@ def live_layer(rgba: NDArray[np.uint8], frame: CanvasFrame, section: Section) ->
     return rgba.copy(), state, "image"  # the layer's own: `redraw` writes into it
 
 
-def redraw_live(layer: Any, rgba: NDArray[np.uint8], frame: CanvasFrame, section: Section) -> None:
-    """Show another picture in a live layer, at its place."""
-    redraw(layer, rgba, napari_affine(frame.affine, section.calibration.mpp))
-
-
 def redraw(layer: Any, pixels: NDArray[np.uint8], affine: NDArray[np.float64]) -> None:
     """Show other pixels, at their place, in a layer that owns its pixels.
 

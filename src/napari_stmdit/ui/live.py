@@ -15,6 +15,7 @@ from ..intent import CheckpointCard, KnockOutEdit, Request
 from ..progress import CancelToken, Progress
 from ..synthesis.live import LivePicture, LiveTissue
 from ..synthesis.plan import counterfactual_fault, resolve_counterfactual_steps
+from ..tissue.geometry import napari_affine
 from ..tissue.open import synthesis_fault
 from ..types import Section
 from . import jobs, layers
@@ -175,7 +176,8 @@ class Live:
         elif self._layer is None or self._layer not in viewer.layers:
             self._layer = self._place(layers.live_layer(picture.rgba, picture.frame, section))
         else:
-            layers.redraw_live(self._layer, picture.rgba, picture.frame, section)
+            affine = napari_affine(picture.frame.affine, section.calibration.mpp)
+            layers.redraw(self._layer, picture.rgba, affine)
         self._note_spots(picture.steps)
 
     def _fail(self, fault: StmditError) -> None:

@@ -12,6 +12,7 @@ from ..evaluation.measures import stain_density
 from ..synthesis.canvas import MAX_PIXELS, box_at
 from ..tissue.crops import read_patches
 from ..tissue.geometry import apply
+from ..tissue.images import MIN_LEVEL_PX
 from . import jobs, layers
 from .gestures import camera_of
 from .jobs import Handlers, Lane, Start
@@ -137,7 +138,6 @@ SAME = 1
 """Maximum difference in grey levels that counts as rounding: the slide was read in other pieces there."""
 MIN_LIMIT = 0.1
 """Minimum density at the ends of the colours, so that rounding does not look like a change."""
-MIN_LEVEL_PX = 512
 
 
 def change_of(edited: NDArray[np.uint8], slide: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -534,9 +534,6 @@ def _free_name(name: str, origin: str, taken: Mapping[str, Any]) -> str:
     return free
 
 
-# DOC ui.edit_files: Edits, programs and profiles from files and to files, for one viewer. No Qt.
-
-
 class EditFiles:
     """Files of edits, programs and profiles; an unreadable one is reported and changes nothing."""
 

@@ -72,9 +72,6 @@ def preference_events() -> Any:
     return getattr(page, "events", None)
 
 
-# DOC ui.widgets.dock: The dock widget: panels above, run bar below.
-
-
 MIN_WIDTH = 300
 MARGINS = (10, 6, 10, 6)
 STEPS = (

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QFileDialog, QProgressBar, QWidget
 
-from ...model.hub.zoo import ZooEntry
+from ...model.zoo import ZooEntry
 from ...text import size_words
 from ...tissue.public import PublicSection
 from ..checkpoints import Acquisition, Offer, offers, section_offers
