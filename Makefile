@@ -27,9 +27,9 @@ demo: $(STAMP)
 display:
 	@bash .ci/display
 
-# a process a core, up to four: each holds torch and a viewer, and uses its own core alone
+# a process a core, up to four: each holds torch and a viewer, and uses its own core alone; further ones find the package compiled
 test: $(STAMP) display
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(SCREEN) $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(SCREEN) $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 # with every row, seed and page: what GitHub runs each night
 test-all: override ARGS += -m ""

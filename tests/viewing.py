@@ -75,7 +75,7 @@ def _is_ours(widget):
 
 
 @pytest.fixture
-def no_leaks(qapp):
+def no_leaks(qapp, plugins_found):
     """Fails a test that leaves a top-level widget or a running thread behind. Ask for it before the viewer."""
     before = Inventory()
     yield before

@@ -1,9 +1,11 @@
 """Going on from a checkpoint: its autoencoder and encoders stay, its transformer learns further."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from training_settings import write_config
 
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.errors import CheckpointError, RequestError
@@ -13,10 +15,20 @@ from napari_stmdit.training.state import load_state
 from napari_stmdit.training.train import run_stage, train
 
 
+@pytest.fixture(scope="module")
+def trained(tiny_folder, tmp_path_factory):
+    """A training's checkpoint. Do not write in it."""
+    place = tmp_path_factory.mktemp("begun")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("napari_stmdit.training.autoencoder.FIT_CROPS", 12)
+        return train(write_config(place / "config.yaml", tiny_folder), output=place / "begun")
+
+
 @pytest.fixture
-def begun(tiny_config, tmp_path, monkeypatch):
+def begun(trained, tmp_path, monkeypatch):
+    """A copy of it that a test may change."""
     monkeypatch.setattr("napari_stmdit.training.autoencoder.FIT_CROPS", 12)
-    return train(tiny_config(), output=tmp_path / "begun")
+    return shutil.copytree(trained, tmp_path / "begun")
 
 
 def tensors(folder):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from models_for_ui import ByHand, Tinted
 from napari.components import ViewerModel
-from standins import NoiseModel
+from standins import NoiseModel, card_for
+from tiny import TINY_GENES
 
 from napari_stmdit.intent import KnockOutEdit, ScaleEdit
 from napari_stmdit.ui import layers
@@ -27,8 +28,12 @@ def by_hand():
 
 @pytest.fixture
 def presenter(viewer, tiny_section, card, by_hand):
+    return presenter_with(viewer, tiny_section, card, by_hand)
+
+
+def presenter_with(viewer, section, card, by_hand):
     made = Presenter(viewer, by_hand)
-    made.show(tiny_section)
+    made.show(section)
     made.use_model(Tinted(card))
     made.runs.live_preview = False
     return made
@@ -549,19 +554,30 @@ def test_sheets_wait_their_turn_and_can_be_stopped(presenter, by_hand):
 # --- files of results that were read back, and data sets
 
 
-@pytest.fixture
-def read_back(presenter, by_hand, tmp_path, card):
-    """A baseline and its edit, saved into a store that was opened again; the two entries of the first viewer, too."""
-    run(presenter, by_hand)
-    number = run(presenter, by_hand, edits=(EDIT,))
-    for one in (number - 1, number):
-        presenter.results.save(one, str(tmp_path / "out.zarr"))
+@pytest.fixture(scope="module")
+def store_of_two(tiny_folder, tmp_path_factory):
+    """A store with a baseline and its edit. Do not write in it."""
+    from napari_stmdit.tissue.open import open_section
+
+    path, viewer, by_hand = tmp_path_factory.mktemp("two") / "out.zarr", ViewerModel(), ByHand()
+    section = open_section(tiny_folder)
+    presenter = presenter_with(viewer, section, card_for(TINY_GENES, patch_px=64, patch_mpp=0.7), by_hand)
+    for edits in ((), (EDIT,)):
+        presenter.results.save(run(presenter, by_hand, edits=edits), str(path))
         by_hand.finish()
+    return path
+
+
+@pytest.fixture
+def read_back(presenter, by_hand, store_of_two, card):
+    """A baseline and its edit, out of a store; the two entries of a viewer that made them, too."""
+    for edits in ((), (EDIT,)):
+        run(presenter, by_hand, edits=edits)
     from napari_stmdit.tissue.open import open_section
 
     viewer = ViewerModel()  # a presenter holds it weakly
     again = Presenter(viewer, by_hand)
-    again.show(open_section(tmp_path / "out.zarr"))
+    again.show(open_section(store_of_two))
     again.use_model(Tinted(card))
     by_hand.finish_all()
     yield again, presenter.state.results
