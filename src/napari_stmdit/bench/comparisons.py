@@ -25,16 +25,14 @@ from ..editing import NOISE_BYTES
 from ..encoders.cache import EmbeddingCache
 from ..errors import StmditError
 from ..intent import Polygons, Preset, Request, SpotList, TowardsEdit
+from ..model.autoencoder import decode_latents
 from ..model.guidance import Branch, combine
 from ..model.inference import ConditionTensors, combined, repeat_conditions
 from ..model.sampling import denoise, model_input, model_time, ready
-from ..model.vae import decode_latents
 from ..synthesis.plan import PRESETS, plan
 from ..synthesis.session import run, synthesize
 from ..types import Section
-from .machine import Timing, interleaved, ratio
-from .stages import name_of, request_for
-from .subjects import Subject, in_dtype
+from .stages import Subject, Timing, in_dtype, interleaved, name_of, ratio, request_for
 
 PLAIN = "straightforward, float32"
 
@@ -66,8 +64,8 @@ def against_straightforward(
 ) -> dict[str, Any]:
     """Compare one patch, all steps and decoding, with straightforward loops.
 
-    One loop is float32 and makes a forward for every branch at every step; one is in the fast precision and makes one forward for
-    all branches. Their autoencoders are as they are loaded. Ours in float32 must give what the first gives.
+    One loop is float32 with a forward for every branch at every step; the other is in the fast precision with one forward for
+    all branches. Their autoencoders are as loaded. Ours in float32 must give the result of the first.
 
     Parameters
     ----------
@@ -76,9 +74,9 @@ def against_straightforward(
     dtype
         The fast precision.
     rounds
-        Of all ways in turn.
+        Rounds of all ways in turn.
     plain_net
-        Turns a transformer into what the loops call; by default our own forward.
+        Makes of a transformer what the loops call; by default our own forward.
 
     Returns
     -------
@@ -384,7 +382,7 @@ def _load() -> float | None:
 def _work(checkpoint: str, count: int, asked: IO[str], answers: IO[str]) -> None:
     from ..assemble import load_checkpoint
     from ..synthesis.session import synthesize
-    from ..tissue.sample import open_sample_section
+    from ..tissue.open import open_sample_section
     from .stages import request_for
 
     section, model = open_sample_section(), load_checkpoint(checkpoint, device="cpu")

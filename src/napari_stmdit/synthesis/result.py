@@ -1,4 +1,4 @@
-"""One view of a result, fresh or read back from a store: its finished patches, where each lies, and their pixels."""
+"""Results, fresh or stored: their finished patches, where each lies, and their pixels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .. import __version__
 from ..errors import StoreError
 from ..intent import Request
 from ..progress import Progress
-from ..tissue.export import label_of
+from ..tissue.export import Placement, label_of, label_of_result, write_ome_tiff, write_ome_zarr, write_patches
 from ..tissue.store import add_to_spatialdata, link_result, write_result
 from ..types import Calibration, CanvasFrame, Patch, Plan, Section
 from .canvas import MemoryCanvas, boxes_around
@@ -26,10 +26,11 @@ from .windows import rule_of
 from .zarr_canvas import ZarrCanvas
 
 if TYPE_CHECKING:
+    import pandas as pd
     from spatialdata import SpatialData
 
 PixelSource = Literal["as made", "cut from the blended canvas", "cut from the seamless canvas"]
-"""Whether a patch is what the model returned; patches cut from a canvas share their overlaps with their neighbours."""
+"""Origin of a patch's pixels; patches cut from a canvas share their overlaps with their neighbours."""
 NO_PATCH = (
     "the result is seamless tissue that is nowhere wide enough around a spot for a whole patch, so no patch can be cut from it; "
     "synthesize a larger region, or in spots mode"
@@ -39,20 +40,20 @@ _BAND = 512
 
 @dataclass(frozen=True)
 class Finished:
-    """The finished patches of a result.
+    """Finished patches of a result.
 
     Attributes
     ----------
     name
         Of the element, or of the result where it was not saved.
     section, request, provenance
-        What it was made from, and how. The section has the scale that the result was made with.
+        Inputs and record. The section has the scale that the result was made with.
     patches
-        Where each patch lies, in the order of the plan; in continuous mode one for each spot around which the canvas is filled.
+        Patches in the order of the plan; in continuous mode one for each spot around which the canvas is filled.
     done
-        How many patches, or tiles in continuous mode, were finished.
+        Number of finished patches, or tiles in continuous mode.
     left_out
-        Spots of continuous mode inside the canvas around which it is not filled.
+        Number of spots on the canvas of continuous mode around which it is not filled.
     patch_px, patch_mpp
         Side of a patch, and microns per pixel.
     frame
@@ -60,7 +61,7 @@ class Finished:
     rgba
         (h, w, 4) uint8, numpy or lazy.
     source
-        Where the pixels of the patches come from.
+        Origin of the patches' pixels.
     """
 
     name: str
@@ -81,7 +82,7 @@ class Finished:
         return len(self.patches)
 
     def pixels(self, at: int) -> NDArray[np.uint8]:
-        """Return a patch, (patch_px, patch_px, 3) uint8, by its place in ``patches``."""
+        """Return a patch, (patch_px, patch_px, 3) uint8, by its position in ``patches``."""
         if self.made is not None:
             return np.asarray(self.made[at])
         y0, x0, y1, x1 = self.patches[at].canvas_box
@@ -96,12 +97,12 @@ def finished(result: Result | StoredResult, name: str | None = None) -> Finished
     result
         Of a run, or read back with `stored_results`.
     name
-        What to call it; by default the element's name.
+        Its name; by default the element's.
 
     Raises
     ------
     StoreError
-        The record of a result that was read back lacks what is needed, or does not fit its section.
+        A stored record is incomplete, or does not fit its section.
     """
     if isinstance(result, StoredResult):
         return _read_back(result, name or result.element)
@@ -129,10 +130,9 @@ def finished(result: Result | StoredResult, name: str | None = None) -> Finished
 
 
 def spots_of(section: Section, request: Request, provenance: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
-    """Return the ids of the spots that a result shows, and how many were asked for; no pixel is read.
+    """Return the ids of the spots that a result shows, and how many were requested; no pixel is read.
 
-    Of patches these are the spots they were made at. Seamless tissue shows the spots of its region that lie in a finished tile; a
-    tile belongs to no spot.
+    Seamless tissue shows the spots of its region that lie in a finished tile.
 
     Raises
     ------
@@ -190,7 +190,7 @@ def _frame_of(stored: StoredResult) -> CanvasFrame:
 
 
 def _with_scale(section: Section, mpp: float) -> Section:
-    """Return the section with the scale that was in force: a store that was not ours may say nothing of it, or something else."""
+    """Return the section with the scale at the time of the run: a store that was not ours may state none, or another."""
     if section.calibration.mpp == mpp:
         return section
     detail = f"{mpp:g} um/px, as recorded with the result"
@@ -198,7 +198,7 @@ def _with_scale(section: Section, mpp: float) -> Section:
 
 
 def _recorded(section: Section, record: Mapping[str, Any], frame: CanvasFrame) -> tuple[Patch, ...]:
-    """Return the patches of spots mode as their record has them."""
+    """Return the patches of spots mode from their record."""
     spots = [str(spot) for spot in record["spots"]]
     listed = zip(
         spots, section.spots.rows(spots).tolist(), record["seeds"], record["source_boxes_yx_fullres"], strict=True
@@ -218,7 +218,7 @@ def _recorded(section: Section, record: Mapping[str, Any], frame: CanvasFrame) -
 def _at_spots(
     section: Section, request: Request, frame: CanvasFrame, side: int, rgba: Any
 ) -> tuple[tuple[Patch, ...], int]:
-    """Return the patches around the spots where a canvas is filled, on its own pixels, and how many spots on the canvas have none."""
+    """Return the patches around the spots where a canvas is filled, on its own pixels, and the number of the other spots."""
     shift = np.array([round(origin / frame.pixel_size) for origin in frame.origin])
     corners = np.array([box.canvas[:2] for box in boxes_around(section.spots.yx, side, frame.pixel_size)]) - shift
     shown, filled = _coverage(rgba, corners, side)
@@ -235,7 +235,7 @@ def _at_spots(
 def _coverage(rgba: Any, corners: NDArray[np.int64], side: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return whether the middle, and whether every pixel, of the box at each (y, x) corner was synthesized, each (n,).
 
-    The canvas is read once, band by band, so that it may be of any size.
+    The canvas is read once, band by band, as it may be of any size.
     """
     height, width = (int(n) for n in rgba.shape[:2])
     y, x = corners[:, 0], corners[:, 1]
@@ -257,27 +257,27 @@ def _coverage(rgba: Any, corners: NDArray[np.int64], side: int) -> tuple[NDArray
 
 @dataclass(frozen=True)
 class Result:
-    """A finished or stopped run.
+    """Finished or stopped run.
 
     Attributes
     ----------
     rgba
         (h, w, 4) uint8; alpha 0 where nothing was synthesized. A lazy dask array where the canvas is on disk.
     plan
-        What was to be computed, with the canvas's place.
+        The plan, with the canvas's place.
     section
-        The section it belongs to.
+        The section.
     done
-        Indices of the patches that were finished; fewer than the plan's where the run was stopped.
+        Indices of the finished patches; fewer than the plan's where the run was stopped.
     patches
         (n, patch_px, patch_px, 3) uint8, the finished patches before blending, in the order of ``done``; lazy where the canvas is on
         disk, and empty in continuous mode, which has none.
     provenance
         Request, checkpoint hash, code version, device, dtype, seeds, timing; JSON types only.
     failed
-        Index -> reason of the patches that could not be made.
+        Index -> reason of the failed patches.
     canvas
-        The canvas on disk, where it is there.
+        The canvas on disk, if any.
     """
 
     rgba: NDArray[np.uint8]
@@ -296,31 +296,31 @@ class Result:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know: from the plan, and what happened on the way."""
+        """Notes for the user, from the plan and the run."""
         return tuple(self.provenance["notes"])
 
     def save(self, path: str | Path, run: str | None = None) -> str:
-        """Write the result into a SpatialData store as a new image element, registered to the section, with its patches as they were made.
+        """Write the result into a SpatialData store as a new image element, registered to the section, with its patches before blending.
 
-        A canvas on disk is linked into the store file by file, or copied where it is unfinished or links cannot be made; it is not loaded.
+        A canvas on disk is linked into the store file by file, or copied where it is unfinished or links fail; it is not loaded.
         Its folder stays; ``result.canvas.discard()`` removes it.
 
         Parameters
         ----------
         path
-            A .zarr folder; made where it does not exist, added to where it does.
+            A .zarr folder, created or added to.
         run
             Name of the run; by default the next free number.
 
         Returns
         -------
         str
-            The element's name, ``stmdit_<run>``; of a run that the store already holds, its name there.
+            The element's name, ``stmdit_<run>``; for a run that the store already holds, its name there.
 
         Raises
         ------
         StoreError
-            Where the store cannot be written, or is no SpatialData.
+            The store cannot be written, or is no SpatialData.
         """
         affine = self.plan.frame.affine
         if self.canvas is None:
@@ -351,7 +351,7 @@ class Result:
         Parameters
         ----------
         sdata
-            As a rule that which was given to `napari_stmdit.open_section`; it is changed.
+            Usually the object given to `napari_stmdit.open_section`; it is changed.
         run
             Name of the run; by default the next free number.
 
@@ -375,9 +375,9 @@ def provenance_of(
     inputs: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return everything needed to tell how a result came about and to make it again; JSON types only.
+    """Return the record of how a result was made and can be made again; JSON types only.
 
-    ``inputs`` is what `inputs_of` gave before the run; None leaves it out, as of a run under way that is only shown.
+    ``inputs`` is from `inputs_of` before the run; None leaves it out, as of a run under way that is only shown.
     """
     savings = {
         "preset": plan.request.preset,
@@ -457,20 +457,20 @@ def collect(
     inputs: Mapping[str, Any] | None = None,
     resumed: int = 0,
 ) -> Result:
-    """Close a run, finished or stopped, into a Result.
+    """Make a Result of a finished or stopped run.
 
     Parameters
     ----------
     plan, section, model, canvas
         Of the run; a canvas on disk is closed.
     seconds
-        What this session of the run took.
+        Duration of this session of the run.
     progress
-        The last one, with what happened on the way.
+        The last progress, with failures and notes.
     inputs
         From `inputs_of`; a canvas on disk has them.
     resumed
-        Patches that earlier sessions had finished.
+        Number of patches that earlier sessions had finished.
     """
     done = sorted(canvas.finished)
     made = [plan.patches[index] for index in done]
@@ -491,3 +491,92 @@ def collect(
     part = "" if len(done) == len(plan) else f"/{len(done)}"  # a part of a run and the whole of it are two results
     record["run_id"] = canvas.run_id + part
     return Result(canvas.rgba, plan, section, tuple(done), canvas.patches(), record, failed, canvas)
+
+
+ExportKind = Literal["ome-zarr", "ome-tiff", "patches"]
+
+
+def export_result(result: Result | StoredResult, path: str | Path, kind: ExportKind, name: str | None = None) -> Path:
+    """Write a result into a new file or folder, with its provenance.
+
+    Parameters
+    ----------
+    result
+        Finished or stopped result with at least one patch, of a run or from a store.
+    path
+        New file or folder. A missing ending of the format is added.
+    kind
+        ``ome-zarr`` or ``ome-tiff`` (the blended image with its physical size and place), or ``patches`` (every patch as PNG, with
+        a table as CSV and Parquet whose column ``pixels`` says whether they are as made or cut from the canvas).
+    name
+        Name of the image; by default its kind and the section's name.
+
+    Returns
+    -------
+    Path
+        The file or folder.
+
+    Raises
+    ------
+    StoreError
+        The result is empty, the path is taken, or it cannot be written.
+    """
+    made = finished(result)
+    if not made.done:
+        raise StoreError("the result holds no finished patch; there is nothing to export")
+    name = name or f"{label_of_result(made.provenance).title} {made.section.name}"
+    if kind == "patches":
+        if not len(made):
+            raise StoreError(NO_PATCH)
+        spots = [patch.spot_id for patch in made.patches]
+        pixels = (made.pixels(k) for k in range(len(made)))
+        return write_patches(path, pixels, spots, _table(made), made.patch_mpp, dict(made.provenance))
+    if kind not in ("ome-zarr", "ome-tiff"):
+        raise StoreError(f"{kind!r} is no kind of export; choose ome-zarr, ome-tiff or patches")
+    write = write_ome_zarr if kind == "ome-zarr" else write_ome_tiff
+    return write(path, made.rgba, _placement(made), name, dict(made.provenance))
+
+
+def _placement(made: Finished) -> Placement:
+    frame, mpp = made.frame, made.section.mpp
+    return Placement((frame.origin[0] * mpp, frame.origin[1] * mpp), frame.pixel_size * mpp)
+
+
+def patch_table(result: Result | StoredResult) -> pd.DataFrame:
+    """Return one row a finished patch: spot, seed, and place in microns, full-resolution and canvas pixels."""
+    return _table(finished(result))
+
+
+def _table(made: Finished) -> pd.DataFrame:
+    import pandas as pd
+
+    request = made.request
+    rows = []
+    for patch in made.patches:
+        place = place_of(patch, made.section)
+        place |= {"canvas_y0": patch.canvas_box[0], "canvas_x0": patch.canvas_box[1]}
+        rows.append(
+            {
+                "spot": patch.spot_id,
+                "seed": str(patch.seed),  # as text: 63 bits are more than a float column keeps
+                "run_seed": request.seed,
+                **place,
+                "patch_px": made.patch_px,
+                "patch_mpp": made.patch_mpp,
+                "edits": sum(
+                    edit.enabled and patch.spot_id in (edit.spots or (patch.spot_id,)) for edit in request.edits
+                ),
+                "pixels": made.source,
+                "section": made.section.name,
+                "checkpoint": dict(made.provenance["checkpoint"]).get("name"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def place_of(patch: Patch, section: Section) -> dict[str, float]:
+    """Return the columns of a patch's place: its spot in microns and full-resolution pixels, and its box in the latter."""
+    mpp = section.mpp
+    y, x = (float(v) for v in section.spots.yx[patch.row])
+    box = dict(zip(("source_y0", "source_x0", "source_y1", "source_x1"), map(float, patch.source_box), strict=True))
+    return {"y_um": y * mpp, "x_um": x * mpp, "y_fullres": y, "x_fullres": x, **box}

@@ -1,18 +1,19 @@
-"""Slide images from files: tiled TIFF is read lazily, everything else is decoded once, when its first pixel is asked for."""
+"""Slide images from files: tiled TIFF is read lazily, everything else decoded once, when its first pixel is asked for; and what an image of an H&E stain is."""
 
 from __future__ import annotations
 
 import filecmp
+import re
 import struct
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +21,193 @@ from numpy.typing import NDArray
 from ..errors import SectionError
 from ..files import BadFile, user_path
 from ..types import SlideImage
-from .colour import EXPECTED, Samples, as_rgb, sample_axis, samples_of_page
+
+EXPECTED = "an 8-bit colour image (red, green and blue) of an H&E stain"
+_NUMBER = re.compile(r"^(c|ch|channel)?[ _:-]*\d+([ _:-]\d+)*$", re.IGNORECASE)
+_COLOURS = (("r", "red"), ("g", "green"), ("b", "blue"), ("a", "alpha"))
+
+_RGB, _YCBCR = 2, 6
+_KINDS = {
+    0: "grey (MinIsWhite)",
+    1: "grey (MinIsBlack)",
+    3: "a palette",
+    4: "a mask of transparency",
+    5: "inks for print (CMYK, Separated), whose colours depend on the printer",
+    _YCBCR: "YCbCr",
+    8: "CIELab",
+    9: "ICCLab",
+    10: "ITULab",
+    32803: "the raw mosaic of a camera (CFA)",
+}
+"""PhotometricInterpretation of TIFF -> description."""
+_JPEG = (6, 7, 33007, 34892)
+"""Compression schemes whose decoder converts YCbCr to RGB."""
+_AS_STORED = (1, 5, 8, 32773, 32946, 34925, 50000)
+"""Compression schemes that return samples as stored."""
+APERIO_YCBCR = 33003
+"""JPEG 2000 of Aperio with YCbCr samples, whatever the file says; no decoder converts them."""
+_REC_601 = (0.299, 0.587, 0.114)
+_FULL_RANGE = (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Conversion of a picture's samples to RGB.
+
+    Attributes
+    ----------
+    order
+        Indices of the samples red, green and blue (and alpha, if any), or Y, Cb and Cr.
+    alpha
+        Whether colours are premultiplied (``associated``) or not (``straight``); None without alpha.
+    luma
+        Weights of red, green and blue in Y, where the samples are YCbCr; else None.
+    """
+
+    order: tuple[int, ...] = (0, 1, 2)
+    alpha: Literal["straight", "associated"] | None = None
+    luma: tuple[float, float, float] | None = None
+
+
+def samples_of_channels(names: Sequence[str], count: int) -> Samples | str:
+    """Return how named channels become RGB, or why they are no colours, in words.
+
+    Parameters
+    ----------
+    names
+        Names in the file's order; empty, or plain numbers, where it has none.
+    count
+        Number of channels.
+    """
+    named = _named(names)
+    if not named:
+        return Samples() if count == 3 else f"it has {count} channels without names"
+    lower = [name.strip().lower() for name in names]
+    order = tuple(next((i for i, name in enumerate(lower) if name in words), -1) for words in _COLOURS)
+    if -1 in order[:3] or len(lower) != count or count != 3 + (order[3] >= 0):
+        return f"its channels are {', '.join(named[:8])}, not red, green and blue"
+    return Samples(order, "straight") if order[3] >= 0 else Samples(order[:3])
+
+
+def _named(names: Sequence[str]) -> list[str]:
+    """Return the meaningful names: not "2", "channel_2" or "Channel:0:2"."""
+    return [name.strip() for name in names if name.strip() and not _NUMBER.match(name.strip())]
+
+
+def samples_of_page(page: Any, names: Sequence[str], count: int) -> Samples | str:
+    """Return how the samples or channels of a TIFF become RGB, or why they are no colours, in words.
+
+    Parameters
+    ----------
+    page
+        A page of tifffile.
+    names
+        Names of separate channels, if the file has any.
+    count
+        Number of samples or channels.
+    """
+    photometric, compression = int(page.photometric), int(page.compression)
+    if int(page.bitspersample) != 8:
+        return f"it has {page.bitspersample} bits a sample"
+    extra = [int(kind) for kind in page.extrasamples]
+    if photometric <= 1 and _named(names):  # grey pages that are planes of one picture
+        return samples_of_channels(names, count)
+    if compression == APERIO_YCBCR:
+        photometric = _YCBCR
+    if photometric == _YCBCR:
+        return _ycbcr(page, compression, count)
+    if photometric != _RGB:
+        several = f", in {count} channels that are not called red, green and blue" if photometric <= 1 < count else ""
+        return f"it holds {_KINDS.get(photometric, f'colours of another kind ({photometric})')}{several}"
+    if count == 4 and int(page.samplesperpixel) == 4:
+        # anything but alpha (a mask, infrared, nothing) is not part of the picture
+        if extra[:1] == [1]:
+            return Samples((0, 1, 2, 3), "associated")
+        return Samples((0, 1, 2, 3), "straight") if extra[:1] == [2] else Samples()
+    return Samples() if count == 3 else f"it has {count} samples"
+
+
+def _ycbcr(page: Any, compression: int, count: int) -> Samples | str:
+    if count != 3:
+        return f"it holds YCbCr with {count} samples"
+    if compression in _JPEG and int(page.planarconfig) == 1:
+        return Samples()
+    if compression not in (*_AS_STORED, APERIO_YCBCR) or bool(page.is_subsampled):
+        return "it holds YCbCr in a form that is not read"
+    luma = _numbers(page.tags.valueof("YCbCrCoefficients"), _REC_601)
+    if luma is None or len(luma) != 3 or not 0 < luma[1] or abs(sum(luma) - 1) > 0.01:
+        return "it holds YCbCr whose coefficients are none"
+    if _numbers(page.tags.valueof("ReferenceBlackWhite"), _FULL_RANGE) != _FULL_RANGE:
+        return "it holds YCbCr with another range than 0 to 255 (ReferenceBlackWhite)"
+    return Samples(luma=(luma[0], luma[1], luma[2]))
+
+
+def _numbers(value: Any, default: tuple[float, ...]) -> tuple[float, ...] | None:
+    """Return the values of a tag of rationals, which tifffile gives as numerators and denominators in a row."""
+    if value is None:
+        return default
+    flat = [float(v) for v in np.ravel(value)]
+    if len(flat) != 2 * len(default):
+        return tuple(flat) if len(flat) == len(default) else None
+    if any(v == 0 for v in flat[1::2]):
+        return None
+    return tuple(n / d for n, d in zip(flat[::2], flat[1::2], strict=True))
+
+
+def as_rgb(array: Any, axes: str, samples: Samples) -> Any:
+    """Convert a numpy or dask array of uint8 samples to (y, x, 3) uint8; transparency is laid over white.
+
+    Parameters
+    ----------
+    array
+        Array whose axes, but Y, X and one of S and C, have the length 1.
+    axes
+        A letter each, as tifffile names them.
+    samples
+        Meaning of the samples.
+    """
+    sample = sample_axis(axes, array.shape)
+    keep = [i for i, axis in enumerate(axes) if axis in "YX" or i == sample]
+    letters = ["S" if i == sample else axes[i] for i in keep]
+    array = array.reshape([array.shape[i] for i in keep])
+    array = array.transpose([letters.index("Y"), letters.index("X"), letters.index("S")])
+    if samples.order != tuple(range(array.shape[2])):
+        array = array[..., list(samples.order)]
+    if samples.luma is not None:
+        return _from_ycbcr(array, samples.luma)
+    if samples.alpha is None:
+        return array
+    alpha = array[..., 3:].astype(np.uint16)
+    if samples.alpha == "associated":
+        return np.minimum(array[..., :3] + (255 - alpha), 255).astype(np.uint8)
+    return ((array[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def sample_axis(axes: str, shape: Sequence[int]) -> int | None:
+    """Return the axis of the samples: S or C, whichever is longer than 1; None where neither or both are."""
+    places = [i for i, axis in enumerate(axes) if axis in "SC" and shape[i] != 1]
+    return places[0] if len(places) == 1 else None
+
+
+def _from_ycbcr(array: Any, luma: tuple[float, float, float]) -> Any:
+    red, green, blue = luma
+    y, cb, cr = (array[..., k].astype(np.float32) - (128.0 if k else 0.0) for k in range(3))
+    r = y + (2 - 2 * red) * cr
+    b = y + (2 - 2 * blue) * cb
+    g = (y - red * r - blue * b) / green
+    rgb = np.stack([r, g, b], axis=-1)
+    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+
 
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".qptiff")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", *TIFF_SUFFIXES)
 _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BESIDE_A_SLIDE = ("Thumbnail", "Label", "Macro", "Map")
-"""Names that tifffile gives to the other images of scanners' files."""
+"""tifffile's names of the other images in scanners' files."""
 _CHUNK = 1024
 _MIN_LEVEL_PX = 512
 _MAX_PIXELS_DECODED = 2_500_000_000
-"""7.5 GB as RGB; beyond that an image must be tiled to be read in parts."""
+"""Maximum size of an image that is decoded whole, 7.5 GB as RGB; a larger one must be tiled."""
 
 _pillow_limit = threading.Lock()
 
@@ -41,14 +218,14 @@ def open_image(path: Path, pixel_size: float = 1.0) -> SlideImage:
     Parameters
     ----------
     path
-        JPEG, PNG or TIFF (tiled TIFF and whole-slide formats built on it are read tile by tile).
+        JPEG, PNG or TIFF (tiled TIFF and whole-slide formats based on it are read tile by tile).
     pixel_size
         Full-resolution pixels per pixel of the file.
 
     Raises
     ------
     SectionError
-        Where it cannot be read, or is no 8-bit colour image.
+        It cannot be read, or is no 8-bit colour image.
     """
     if not path.is_file():
         raise SectionError(f"there is no image file {path}")
@@ -60,13 +237,13 @@ def open_image(path: Path, pixel_size: float = 1.0) -> SlideImage:
     return SlideImage(tuple(levels), pixel_size, str(path), path)
 
 
-def glance(image: SlideImage) -> SlideImage:
-    """Return a slide as it is best looked at from afar: a JPEG decoded at an eighth of its size, without the rest; others as they are.
+def overview(image: SlideImage) -> SlideImage:
+    """Return a slide for an overview: a JPEG decoded at an eighth of its size only; others as they are.
 
     Raises
     ------
     SectionError
-        Where a JPEG cannot be decoded.
+        A JPEG cannot be decoded.
     """
     path = Path(image.source)
     if is_tiff(path):
@@ -84,7 +261,7 @@ def resolve_fullres(fullres: str | Path, section: Path) -> Path:
     Raises
     ------
     SectionError
-        Where it is in neither, or two different files are meant.
+        It is in neither, or two different files could be meant.
     """
     try:
         given = user_path(fullres)
@@ -121,7 +298,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def is_tiff(path: Path) -> bool:
-    """Tell whether a file is read as TIFF: by its name, or by its first bytes, whatever it is called."""
+    """Return whether a file is TIFF, by its name or its first bytes."""
     if path.suffix.lower() in TIFF_SUFFIXES:
         return True
     try:
@@ -137,7 +314,7 @@ def _check_suffix(path: Path) -> None:
 
 
 class _Decoded:
-    """An array that is computed when it is first indexed, once, and then kept; what dask needs of an array."""
+    """Array that is computed once, at its first indexing; has what dask needs of an array."""
 
     ndim = 3
     dtype = np.dtype(np.uint8)
@@ -164,7 +341,7 @@ class _Decoded:
 
 
 def pyramid(source: _Decoded) -> list[Any]:
-    """Return dask arrays of an image and of its halves, quarters and so on by area mean, down to about 512 pixels."""
+    """Return dask arrays of an image and its halvings by area mean, down to about 512 pixels."""
     levels = [_lazy(source)]
     while max(source.shape[:2]) > _MIN_LEVEL_PX:
         source = _halved(source)
@@ -195,7 +372,7 @@ def _lazy(source: _Decoded) -> Any:
 
 @contextmanager
 def open_picture(path: Path) -> Iterator[Any]:
-    """Open with Pillow. Its limit against decompression bombs is below the size of real slides, so ours stands in for it."""
+    """Open with Pillow, with our limit in place of its limit against decompression bombs, which real slides exceed."""
     from PIL import Image, UnidentifiedImageError
 
     with _pillow_limit:
@@ -227,13 +404,13 @@ def _image_shape(path: Path) -> tuple[int, int]:
 
 
 def _png_bits(path: Path) -> int:
-    """Bits a sample by the header; the reader keeps the upper eight without a word."""
+    """Return the bits a sample by the header; the reader silently keeps the upper eight."""
     with path.open("rb") as file:
         return file.read(25)[24]
 
 
 def _decode(path: Path, coarser: int = 1) -> NDArray[np.uint8]:
-    """Return the pixels of a file; a JPEG also at a half, a quarter or an eighth of its size."""
+    """Return the pixels of a file; of a JPEG also at a half, a quarter or an eighth of its size."""
     from PIL import Image
 
     with open_picture(path) as picture:
@@ -262,7 +439,7 @@ def _check_decodable(path: Path, height: int, width: int) -> None:
 
 @contextmanager
 def tiff_file(path: Path) -> Iterator[Any]:
-    """Open a TIFF; what damaged directories make of it is a SectionError."""
+    """Open a TIFF; damaged directories raise SectionError."""
     import tifffile
 
     try:
@@ -286,7 +463,7 @@ def tiff_file(path: Path) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the slide lies in a TIFF and what its samples are."""
+    """Location of the slide in a TIFF, and meaning of its samples."""
 
     series: int
     axes: str
@@ -301,12 +478,12 @@ class _Layout:
 
 
 def slide_series(tiff: Any, path: Path) -> int:
-    """Return which series of a TIFF is the slide: the largest, beside which there are thumbnails, labels and smaller copies alone.
+    """Return the series of a TIFF that is the slide: the largest, if all others are thumbnails, labels and smaller copies.
 
     Raises
     ------
     SectionError
-        Where another image of the file could be the slide as well, or none has Y and X.
+        Another image of the file could be the slide as well, or none has Y and X.
     """
     if tiff.is_scn:
         raise SectionError(
@@ -360,7 +537,7 @@ def _layout(path: Path) -> _Layout:
 
 
 def _channel_names(tiff: Any, axis: str, count: int) -> list[str]:
-    """Return the names of separate channels by the OME-XML or ImageJ's labels; none where there are none, or not one each."""
+    """Return the names of separate channels from OME-XML or ImageJ's labels; none unless there is one each."""
     if axis != "C":
         return []
     names: Any = []
@@ -373,7 +550,7 @@ def _channel_names(tiff: Any, axis: str, count: int) -> list[str]:
 
 
 def ome_pixels(xml: str) -> list[dict[str, Any]]:
-    """Return what OME-XML says of each of its images: the attributes of Pixels, and those of its channels; empty where it is damaged."""
+    """Return the attributes of Pixels of each image in OME-XML, with those of its channels; empty where it is damaged."""
     from tifffile import xml2dict
 
     try:
@@ -396,7 +573,7 @@ def _open_tiff(path: Path) -> list[Any]:
 
 
 def _check_codec(path: Path, compression: int) -> None:
-    """Refuse at once what would fail at the first tile; tifffile alone reads plain and deflated data only."""
+    """Refuse a codec that would fail at the first tile; tifffile alone reads plain and deflated data only."""
     if compression not in (1, 8, 32946) and find_spec("imagecodecs") is None:
         raise SectionError(
             f"{path} is a compressed TIFF (scheme {compression}) that needs one more package: pip install imagecodecs, or pip install 'napari-stmdit[slides]'"
