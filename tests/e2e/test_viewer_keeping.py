@@ -44,16 +44,17 @@ def edited(workbench, tiny_folder, tiny_section):  # noqa: F811
 def test_the_effect_is_measured_beside_chance_and_saved_as_a_table(viewer, edited, tmp_path, monkeypatch):  # noqa: F811
     state, panel = edited.state, edited.results
     edited.show_step("see")
-    assert "baseline" in panel.effect.plain() and not panel.effect_row.isVisible()
+    assert "baseline" in panel.effect.plain() and not panel.numbers.isVisible()
     edited.presenter.compare_with_baseline("swipe")
     assert settle(lambda: len(state.results) == 2 and not state.status.busy)
     state.chosen_result = 1
     assert settle(lambda: 1 in state.effects), state.effect_faults
     assert "pixels change by" in panel.effect.plain() and "8 spots" in panel.effect.plain()
-    assert panel.effect_row.isVisible() and panel.chance.isEnabled()
+    panel.numbers.unfold()
+    assert panel.numbers.isVisible() and panel.chance.isEnabled()
     panel.chance.click()
     assert settle(lambda: state.effects[1].chance_spots == 8 and not state.status.busy)
-    assert "Another seed alone" in panel.effect.plain() and not panel.chance.isEnabled()
+    assert "Another seed alone" in panel.measures.plain() and not panel.chance.isEnabled()
     assert state.results[0].result.provenance["effect"] == state.effects[1].facts
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_, **__: (str(tmp_path / "effect"), ""))
     panel.table.click()
@@ -88,5 +89,5 @@ def test_what_was_not_saved_is_offered_when_napari_is_opened_again(
     bench.show_step("see")
     patches = bench.presenter.looking.frames(back.number)
     assert len(patches) == 8 and not np.isnan(patches).any()
-    assert "Not saved yet" in bench.results.facts.plain() and bench.results.save_store.isEnabled()
+    assert "Not saved yet" in bench.results.list.item(0).toolTip() and bench.results.save_store.isEnabled()
     picture(again.window._qt_window, "restored")

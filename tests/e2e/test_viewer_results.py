@@ -170,7 +170,7 @@ def test_save_reopen_and_run_again(viewer, opened, tmp_path, monkeypatch):  # no
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_, **__: (store, ""))
     opened.results.save_store.trigger()
     assert settle(lambda: state.results[0].saved is not None, 60), state.message.text
-    assert "Saved in" in opened.results.facts.plain()
+    assert "Saved in" in opened.results.list.item(0).toolTip()
     opened.section.setValue(SectionSource(path=store))
     click(opened.section.open_button)
     assert settle(lambda: len(state.results) == 2 and not state.busy, 60), state.message.text
@@ -197,7 +197,7 @@ def test_a_data_set_is_written_while_the_viewer_goes_on(viewer, opened, tmp_path
     assert panel.save_data_set.text() == "Data set…"
     panel.save_data_set.trigger()
     assert state.exporting and not state.obstacle  # Run can be pressed meanwhile
-    assert panel.save_data_set.text() == "Stop the data set" and "being written" in panel.facts.plain()
+    assert panel.save_data_set.text() == "Stop the data set" and "being written" in panel.writing.plain()
     assert settle(lambda: not state.exporting, 60), state.message.text
     assert "was written: 16 images" in state.message.text
     assert panel.save_data_set.text() == "Data set…"

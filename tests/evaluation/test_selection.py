@@ -88,6 +88,15 @@ def test_the_range_of_chance_is_that_of_means_of_as_many_spots():
     assert "more than chance, but not the same way at all spots" in mixed.words
 
 
+def test_one_spot_has_no_interval(tiny_section, model):
+    asked = request(tiny_section, 1)
+    effect = measure_edit(synthesize(tiny_section, asked, model), synthesize(tiny_section, baseline_of(asked), model))
+    assert all(np.isnan([row.change.low, row.change.high]).all() for row in effect.rows)
+    assert "95 %" not in effect.words and "One spot has no interval." in effect.words
+    assert list(csv.DictReader(effect.table.splitlines()))[1]["low_95"] == ""
+    assert EditEffect.read({"effect": effect.facts}).words == effect.words
+
+
 def test_an_edit_that_nobody_sees_is_called_so(tiny_section, model):
     asked = request(tiny_section, factor=1.0)
     effect = measure_edit(synthesize(tiny_section, asked, model), synthesize(tiny_section, baseline_of(asked), model))

@@ -403,7 +403,7 @@ class Comparing:
         else:
             left_words = "this tissue, before" if entry is not None and entry.counterfactual else "the slide"
         if entry is not None and entry.counterfactual and comparison.left is None:
-            return left_words, f"after (synthetic): {entry.name.split(' (')[0]}"
+            return left_words, f"after (synthetic): {entry.title[0]}"
         return left_words, "" if entry is None else entry.name
 
     def flip(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,15 @@ from .tools import DataSets, Effects, Evaluations, Example, Groups, Sheets, reme
 
 PLANNED_AT_ONCE = 500
 """A plan for more spots than this takes longer than a lasso may."""
+Ask = Callable[[str, Callable[[], None], Callable[[], None]], None]
+"""Asks whether to go on: what becomes of things then, what goes on, and what is done if not; it does not wait for the answer."""
+
+
+def unasked(words: str, go_on: Callable[[], None], stay: Callable[[], None]) -> None:
+    """Go on without a question: where there is nobody to ask."""
+    go_on()
+
+
 _PRESENTERS: weakref.WeakKeyDictionary[Any, Presenter] = weakref.WeakKeyDictionary()
 
 
@@ -79,12 +89,14 @@ class Presenter:
         self.painting.stroked = self.live.follow
         self.example = Example(self.state, self._submit, self.painting, self.runs, self._open_example)
         self.choosing = Choosing(self.state, lambda: self.view, self.select, self.painting.edited)
-        self.corrections = Corrections(self.state, start, self.show)
+        self.corrections = Corrections(self.state, start, self._correct)
         self.keeping = Keeping(self.state, start, self.results, self.painting, self.open)
         self.preview_soon: Callable[[], None] = self.runs.preview
         """Shows what a run would cost; the dock puts something in its place that waits until the mouse is still."""
         self.baseline_mode: CompareMode = "swipe"
         """How the baseline is compared; the dock puts the user's preference in its place."""
+        self.ask: Ask = unasked
+        """Asks before a section is replaced; the dock puts a question in its place."""
         self.hand = Hand(viewer, self._spots_layer, self.click, self.ring, self.stroke, self.run_at)
         self._limits: dict[tuple[str | None, ...], tuple[float, float]] = {}
         self._lanes = {name: Lane(start) for name in ("section", "model", "stored", "spot", "link", "example")}
@@ -109,9 +121,8 @@ class Presenter:
                 return
 
     def open(self, source: SectionSource | None) -> None:
-        """Open a section, or the bundled sample where ``source`` is None, off the GUI thread."""
+        """Open a section, or the bundled sample where ``source`` is None, off the GUI thread; what would be ended by it is asked about."""
         job = jobs.opening(source)
-        self.state.scale_asked = ""
 
         def failed(fault: StmditError) -> None:
             if isinstance(fault, ScaleError) and source is not None:
@@ -121,7 +132,46 @@ class Presenter:
             self.keeping.opened(section, source)
             self.show(section)
 
-        self._submit("section", job, opened, failed)
+        def begin() -> None:
+            self.state.scale_asked = ""
+            self._submit("section", job, opened, failed)
+
+        self._replace(None if source is None else Path(source.path), begin)
+
+    def _correct(self, section: Section, said: str) -> None:
+        """Show the open section with what the user corrected."""
+
+        def go_on() -> None:
+            self.show(section)
+            self.state.tell("info", said)
+
+        self._replace(section.path, go_on, same=True)
+
+    def _take_up(self, section: Section) -> None:
+        """Show a section whose layers something else put into the viewer, or take them out again."""
+        viewer = self._viewer()
+
+        def go_on() -> None:
+            self.show(section)
+            if self.view is not None:  # napari looks at the first layer of a viewer alone
+                self.looking.look_at(self.view.slide or self.view.spots)
+
+        def stay() -> None:
+            for layer in [x for x in (viewer.layers if viewer is not None else ()) if layers.section_of(x) is section]:
+                viewer.layers.remove(layer)
+
+        self._replace(section.path, go_on, stay)
+
+    def _replace(
+        self, path: Path | None, go_on: Callable[[], None], stay: Callable[[], None] = lambda: None, same: bool = False
+    ) -> None:
+        """Go on to the section at a path; after a question where that ends work or puts away what is not saved."""
+        section = self.state.section
+        same = same or (section is not None and path is not None and section.path == path)
+        if words := self.state.replacing(same):
+            self.ask(words, go_on, stay)
+        else:
+            go_on()
 
     def _open_example(self, choice: ModelChoice | None) -> None:
         if choice is not None:
@@ -525,9 +575,7 @@ class Presenter:
     def _inserted(self, event: Any) -> None:
         section = layers.section_of(event.value)
         if section is not None and layers.role_of(event.value) == "spots" and section is not self.state.section:
-            self.show(section)
-            slide = None if self.view is None else self.view.slide
-            self.looking.look_at(slide or event.value)  # napari looks at the first layer of a viewer alone
+            self._take_up(section)
         elif section is not None and layers.role_of(event.value) == "stored" and section is self.state.section:
             if not self.results.inserting:
                 self.results.take_stored(event.value)

@@ -425,7 +425,7 @@ DEFAULT_NAME = "excluded"
 class Corrections:
     """Checks a section when it is shown, and shows it again with what the user corrects; nothing is corrected unasked."""
 
-    def __init__(self, state: WorkbenchState, start: Start, show: Callable[[Section], None]) -> None:
+    def __init__(self, state: WorkbenchState, start: Start, show: Callable[[Section, str], None]) -> None:
         self.state = state
         self._lane, self._pictures = Lane(start), Lane(start)
         self._show = show
@@ -470,9 +470,8 @@ class Corrections:
         section, found = self.state.section, self.state.alignment
         if section is None or found is None or found.best is None:
             return
-        self._show(oriented(section, found.best))
-        self._say(
-            "info",
+        self._show(
+            oriented(section, found.best),
             f"The spots now lie {WORDS[found.best]}; the files are as they were. Open the section again to take it back.",
         )
 
@@ -500,8 +499,7 @@ class Corrections:
         """Use all spots again."""
         section = self.state.section
         if section is not None and section.excluded is not None:
-            self._show(section.whole)
-            self._say("info", f"All {len(section.whole.spots):,} spots are used again.")
+            self._show(section.whole, f"All {len(section.whole.spots):,} spots are used again.")
 
     def export(self, path: str) -> None:
         """Write the excluded regions as GeoJSON, to be given to a run, a training or an evaluation."""
@@ -521,10 +519,8 @@ class Corrections:
         except StmditError as error:
             self._say("error", str(error))
             return
-        self._show(changed)
-        if changed.excluded is not None:
-            said = changed.excluded.statement
-            self._say("info", f"{said[0].upper()}{said[1:]}.")
+        said = "" if changed.excluded is None else f"{changed.excluded.statement}."
+        self._show(changed, said[:1].upper() + said[1:])
 
     def close(self) -> None:
         """End what is under way."""

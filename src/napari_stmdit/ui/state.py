@@ -182,6 +182,12 @@ class ResultEntry:
     stored: StoredResult | None = None  # the result as it was read back; None for a run of this viewer
 
     @property
+    def title(self) -> tuple[str, str]:
+        """The name as what was done and where, and what it says of its being synthetic, with a number that tells it from others."""
+        head, _, tail = self.name.rpartition(" (")
+        return (head, tail.removesuffix(")")) if head and "synthetic" in tail else (self.name, "")
+
+    @property
     def counterfactual(self) -> bool:
         """Whether it is real tissue that was edited; its baseline is then the slide."""
         return bool(self.provenance.get("counterfactual"))
@@ -331,23 +337,34 @@ class WorkbenchState:
     @property
     def loss(self) -> str:
         """What becomes of that which is not saved when the window closes, in words; empty where everything is saved."""
-        unsaved, edits = sum(entry.saved is None for entry in self.results), len(self.unsaved_edits)
-        parts = [counted(unsaved, "result")] if unsaved else []
-        parts += [counted(edits, "edit")] if edits else []
+        then = "closing loses them. Cancel, then Save in the list of results keeps one."
+        if self.keeps and not self.keep_fault:
+            then = f"kept, and offered when you open this dock again within {MAX_DAYS} days."
+        unsaved = sum(entry.saved is None for entry in self.results)
+        return " ".join([*_not_saved(unsaved, len(self.unsaved_edits), then), *self._ending("closing")])
+
+    def replacing(self, same: bool) -> str:
+        """Say what becomes of work and of what is not saved when another section, or the ``same`` one anew, takes the place of the open one; empty where nothing changes."""
+        section = self.section
+        if section is None:
+            return ""
         said = []
-        if parts:
-            what = f"{' and '.join(parts)} {'is' if unsaved + edits == 1 else 'are'} not saved"
-            if self.keeps and not self.keep_fault:
-                said.append(f"{what}: kept, and offered when you open this dock again within {MAX_DAYS} days.")
-            else:
-                said.append(f"{what}, and closing loses them. Cancel, then Save in the list of results keeps one.")
+        if not same:  # else everything stays
+            own = sum(entry.saved is None and entry.section is section for entry in self.results)
+            stays = f"results stay in the list, edits come back when you open {section.name} again."
+            said = _not_saved(own, len(self.unsaved_edits), stays)
+        return " ".join([*said, *self._ending("replacing the section")])
+
+    def _ending(self, what: str) -> list[str]:
+        """Say which work something ends."""
+        said = []
         if self.status.busy:
             of = self.progress
             done = "" if of is None else f" at {of.patches_done} of {of.patches_total} patches"
-            said.append(f"A run is under way{done}: closing ends it.")
+            said.append(f"A run is under way{done}: {what} ends it, and what is finished is kept.")
         if self.queue:
             said.append(f"{counted(len(self.queue), 'queued run')} will not be made.")
-        return " ".join(said)
+        return said
 
     @property
     def painted(self) -> tuple[str, ...]:
@@ -378,3 +395,9 @@ class WorkbenchState:
         if not self.targets:
             return "Select spots first (click them or draw a lasso), or paint an edit on them."
         return ""
+
+
+def _not_saved(results: int, edits: int, then: str) -> list[str]:
+    parts = [counted(results, "result")] if results else []
+    parts += [counted(edits, "edit")] if edits else []
+    return [f"{' and '.join(parts)} {'is' if results + edits == 1 else 'are'} not saved: {then}"] if parts else []

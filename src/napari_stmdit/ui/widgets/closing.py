@@ -1,11 +1,11 @@
-"""Closing the window and opening it again: what is not saved is said before, kept, and offered after."""
+"""Leaving a section or the window: what is not saved is said before, kept, and offered after."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from qtpy.QtCore import QEvent, QObject
-from qtpy.QtWidgets import QDialog, QLabel, QWidget
+from qtpy.QtCore import QEvent, QObject, Qt
+from qtpy.QtWidgets import QDialog, QLabel, QMessageBox, QWidget
 
 from ...synthesis.sessions import KeptSession
 from ..presenter import Presenter
@@ -36,6 +36,19 @@ class ClosingWords(QObject):  # type: ignore[misc,unused-ignore]
         if loss and label is not None and loss not in label.text():
             label.setText(f"{label.text()}\n\n{loss}")
             label.setWordWrap(True)
+
+
+def ask_to_replace(parent: QWidget, words: str, go_on: Callable[[], None], stay: Callable[[], None]) -> None:
+    """Ask whether another section takes the place of the open one; the answer comes later, as napari may be inserting its layers."""
+    question = QMessageBox(parent)
+    question.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+    question.setIcon(QMessageBox.Icon.Question)
+    question.setText("Replace the open section?")
+    question.setInformativeText(words)
+    replace = question.addButton("Replace it", QMessageBox.ButtonRole.AcceptRole)
+    question.setDefaultButton(question.addButton("Keep it", QMessageBox.ButtonRole.RejectRole))
+    question.finished.connect(lambda _: (go_on if question.clickedButton() is replace else stay)())
+    question.open()
 
 
 class KeptOffer(QWidget):  # type: ignore[misc,unused-ignore]

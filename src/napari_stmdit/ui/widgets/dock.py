@@ -15,10 +15,10 @@ from qtpy.QtWidgets import QApplication, QFrame, QScrollArea, QWidget
 
 from ...downloads.places import data_directory
 from ..manifest import PLUGIN
-from ..presenter import Presenter, presenter_of
+from ..presenter import Presenter, presenter_of, unasked
 from ..state import CompareMode, ModelChoice, WorkbenchState
 from . import worker
-from .closing import ClosingWords, KeptOffer
+from .closing import ClosingWords, KeptOffer, ask_to_replace
 from .colour import ColourPanel
 from .common import COLOURS, LINK, Choice, Connections, Fold, Text, boxed, column, connect_state
 from .compare import ComparePanel
@@ -256,6 +256,8 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             if state.offered:
                 self.reveal(self.section.public.download)
 
+        self.presenter.ask = lambda *asked: ask_to_replace(self.window(), *asked)
+        self.connections.add(partial(setattr, self.presenter, "ask", unasked))
         self.section.others.clicked.connect(lambda: self.reveal(self.model.checkpoint))
         self.folds["spot"].unfolded_changed.connect(self.spot.unfolded)
         shows = (
