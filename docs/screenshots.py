@@ -22,7 +22,7 @@ from napari_stmdit.evaluation.pictures import save_sheet
 from napari_stmdit.intent import Request, TowardsEdit
 from napari_stmdit.synthesis.requests import EditFile
 from napari_stmdit.tissue.export import NEW, labelled
-from napari_stmdit.tissue.sample import open_sample_section
+from napari_stmdit.tissue.open import open_sample_section
 from napari_stmdit.ui.gestures import camera_of
 from napari_stmdit.ui.manifest import DOCK, PLUGIN
 from napari_stmdit.ui.state import Brush, Colouring, EditDraft, RunStatus
@@ -135,11 +135,10 @@ def comparisons(studio):
     studio.run()
     bench.compare.baseline.click()
     settle(lambda: state.comparison is not None, 600)
+    studio.picture("workbench_side_by_side")
+    bench.compare.mode.button("swipe").click()
     look_at_selected(studio, 1.5)
     studio.picture("workbench_swipe")
-    bench.compare.mode.button("grid").click()
-    look_at_selected(studio, 0.75)
-    studio.picture("workbench_side_by_side")
     bench.compare.mode.button("off").click()
     bench.reveal(bench.spot)
     settle(lambda: state.close_up is not None and len(state.close_up.patches) == 3, 60)

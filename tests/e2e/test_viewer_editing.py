@@ -47,7 +47,12 @@ def test_paint_run_swipe_change_strength_run_again_save_and_reopen(
     (first,) = state.results
     assert "(edited real tissue, synthetic, 1)" in first.name
 
-    assert (state.comparison.mode, state.comparison.left) == ("swipe", None)
+    assert (state.comparison.mode, state.comparison.left) == ("grid", None)
+    assert [label.text for label in bench.overlay.labels] == [
+        "this tissue, before",
+        f"after (synthetic): {first.title[0]}",
+    ]
+    bench.compare.mode.button("swipe").click()
     ends = bench.presenter.compare.swipe.ends(0.5)
     middle, across = ends.mean(axis=0), np.array([0.0, 25.0])
     mouse.draw([middle, middle + across / 2, middle + across])
@@ -57,7 +62,7 @@ def test_paint_run_swipe_change_strength_run_again_save_and_reopen(
     bench.run_bar.run.click()
     assert settle(lambda: not state.status.busy and len(state.results) == 2, 120)
     assert tiny_model.editor.abducted == 2  # the noise was kept
-    assert state.comparison.right == state.results[1].number
+    assert (state.comparison.mode, state.comparison.right) == ("swipe", state.results[1].number)  # as it was
     assert not np.array_equal(state.results[0].result.rgba, state.results[1].result.rgba)
 
     bench.results.change.click()

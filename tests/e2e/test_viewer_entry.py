@@ -172,7 +172,7 @@ def test_the_example_shows_this_tissue_before_and_after_in_one_click(viewer, wor
     assert not section.welcome.isVisible()
     (entry,) = state.results
     assert entry.counterfactual and len(state.request.edits) == 1 and len(entry.spots) == 7
-    assert (state.comparison.mode, state.comparison.left) == ("swipe", None)
+    assert (state.comparison.mode, state.comparison.left) == ("grid", None)
     assert [label.text for label in workbench.overlay.labels] == [
         "this tissue, before",
         "after (synthetic): towards its palest spots, 7 spots",

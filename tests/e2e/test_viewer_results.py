@@ -99,7 +99,8 @@ def test_comparing_by_mouse_and_keyboard(viewer, opened):  # noqa: F811
     run(opened, viewer, edits=(EDIT,))
     click(opened.compare.baseline)
     assert settle(lambda: state.comparison is not None)
-    assert (state.comparison.mode, state.comparison.left) == ("swipe", 2)
+    assert (state.comparison.mode, state.comparison.left) == ("grid", 2)
+    press(viewer, "swipe")
     right = opened.presenter.results.layer(1)
     width = right.data.shape[1]
     settle(lambda: False, 0.2)

@@ -22,8 +22,8 @@ from .state import CompareMode, Comparison, WorkbenchState
 
 CONTEXT_OPACITY = 0.35
 """The slide under a synthetic result is faded, so that nobody takes what is not synthesized for synthesized."""
-NAME_PT = 7
-"""Names have to fit into a third of the canvas."""
+SPACING_PX = 6
+"""Between the cells of a comparison side by side."""
 GRAB_PX = 10
 """A press within so many screen pixels of the seam takes hold of it."""
 STEP_S = 0.05
@@ -146,10 +146,9 @@ class SideBySide(Way):
             viewer.layers.move(viewer.layers.index(layer), place)
         for layer in viewer.layers:
             self._kept.change(layer, visible=any(layer is one for one in cells))
-        for layer in (slide, *results):
-            if hasattr(layer, "name_overlay"):
-                self._kept.change(layer.name_overlay, visible=True, font_size=NAME_PT)
-        self._kept.change(grid_of(viewer), stride=2, shape=(1, len(cells) // 2), spacing=6, enabled=True)
+        columns = len(cells) // 2
+        self._kept.change(grid_of(viewer), stride=2, shape=(1, columns), spacing=SPACING_PX, enabled=True)
+        camera_of(viewer).zoom /= columns  # a cell shows what the canvas did
         bar = scale_bar_of(viewer)
         self._kept.change(bar, visible=True)
         if hasattr(bar, "gridded"):
@@ -162,10 +161,12 @@ class SideBySide(Way):
         if viewer is None or order is None:
             self._kept.values.clear()
             return
-        bar = scale_bar_of(viewer)
+        bar, grid = scale_bar_of(viewer), grid_of(viewer)
         if hasattr(bar, "gridded"):
             bar.gridded = False  # first: napari redraws a gridded bar while cells come and go
-        grid_of(viewer).enabled = False
+        if grid.enabled:
+            camera_of(viewer).zoom *= grid.shape[1]
+        grid.enabled = False
         self._kept.restore()
         for context in contexts:
             if context in viewer.layers:
@@ -383,6 +384,11 @@ class Comparing:
         for way in (self.grid, self.swipe, self.fade):
             way.stop()
         self.state.comparison = None
+
+    def make_room(self) -> None:
+        """End a comparison side by side before a layer is added, which would take a cell of it."""
+        if self.grid.active:
+            self.stop()
 
     def move(self, position: float) -> None:
         """Put the seam, or the opacity of the right one, at a share of 0 to 1."""

@@ -76,7 +76,8 @@ class Presenter:
         self.evaluations = Evaluations(self.state, start, self.queue)
         self.effects = Effects(self.state, start, self.queue, self.results)
         self.compare = Comparing(viewer, self.state, self.results, lambda: self.view)
-        self.runs.edited_tissue = lambda number: self.compare.start("swipe", number)
+        self.results.placing = self.compare.make_room
+        self.runs.edited_tissue = self._compare_edited
         self.changes = Changes(viewer, self.state, start, self.results)
         self.close_ups = CloseUps(self.state, self.results, self._submit)
         self.acquisition = Acquisition(self.state, start, self.load_model, self.open)
@@ -93,8 +94,8 @@ class Presenter:
         self.keeping = Keeping(self.state, start, self.results, self.painting, self.open)
         self.preview_soon: Callable[[], None] = self.runs.preview
         """Shows what a run would cost; the dock puts something in its place that waits until the mouse is still."""
-        self.baseline_mode: CompareMode = "swipe"
-        """How the baseline is compared; the dock puts the user's preference in its place."""
+        self.baseline_mode: CompareMode = "grid"
+        """How an edit is compared with what was before; the dock puts the user's preference in its place."""
         self.ask: Ask = unasked
         """Asks before a section is replaced; the dock puts a question in its place."""
         self.hand = Hand(viewer, self._spots_layer, self.click, self.ring, self.stroke, self.run_at)
@@ -481,6 +482,11 @@ class Presenter:
         if entry.section is section or set(entry.spots) <= known:
             self.select(entry.spots)
         self.state.tell("info", f"The form now holds the request of {entry.name}.")
+
+    def _compare_edited(self, number: int) -> None:
+        """Compare tissue that was edited with what it was before, as the one before it is compared, or else as the user prefers."""
+        comparison = self.state.comparison
+        self.compare.start(self.baseline_mode if comparison is None else comparison.mode, number)
 
     def compare_with_baseline(self, mode: CompareMode | None = None) -> None:
         """Compare the chosen result with the same request without its edits; runs that first where it is not there yet.

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 from ..intent import Request
 from ..synthesis.canvas import boxes_around
-from ..synthesis.export import ExportKind
-from ..synthesis.result import Result, spots_of
+from ..synthesis.result import ExportKind, Result, spots_of
 from ..synthesis.stored import StoredResult, StoredResults
 from ..synthesis.variants import noise_key
 from ..tissue.crops import read_patches
@@ -169,6 +168,8 @@ class ResultList:
         self._layers: dict[int, Any] = {}
         self._count = 0
         self.inserting = False
+        self.placing: Callable[[], None] = lambda: None
+        """Called before a layer is added."""
         self.deleted: Callable[[int], None] = lambda number: None
         """Called with the number of a result that the user deletes, before it goes."""
 
@@ -192,6 +193,7 @@ class ResultList:
         viewer = self._viewer()
         if viewer is None or self.state.section is None:
             return None
+        self.placing()
         below = [x for x in viewer.layers if layers.role_of(x) in ("slide", "result", "stored")]
         self.inserting = True
         try:

@@ -18,10 +18,10 @@ from ..manifest import PLUGIN
 from ..presenter import Presenter, presenter_of, unasked
 from ..state import CompareMode, ModelChoice, WorkbenchState
 from . import worker
-from .closing import ClosingWords, KeptOffer, ask_to_replace
 from .colour import ColourPanel
 from .common import COLOURS, LINK, Choice, Connections, Fold, Text, boxed, column, connect_state
 from .compare import ComparePanel
+from .dialogs import ClosingWords, KeptOffer, ask_to_replace
 from .edits import EditsPanel
 from .evaluate import EvaluatePanel, SheetWindow, SpotPanel
 from .input import RUN_KEYS, WheelGuard, bind_keys, paint_actions, with_key
@@ -42,7 +42,7 @@ class Preferences:
 
     live_preview: bool = True  # show the patch that is being denoised every few steps
     blink_ms: int = 700  # how long each picture is shown while blinking; not below 350, as fast flicker can harm
-    compare_mode: CompareMode = "swipe"  # what "Compare with baseline" opens
+    compare_mode: CompareMode = "grid"  # how an edit is compared with what was before
     device: str = "auto"  # where a checkpoint is loaded, unless another device is chosen
 
 

@@ -23,7 +23,7 @@ from qtpy.QtWidgets import (
 )
 
 from ...evaluation.selection import EditEffect
-from ...synthesis.export import ExportKind
+from ...synthesis.result import ExportKind
 from ...tissue.spatialdata_store import is_spatialdata
 from ..presenter import Presenter
 from ..state import ResultEntry
