@@ -96,7 +96,7 @@ class Row:
             return f"{value:,.{self.digits}f}"
 
         low, high = self.change.low, self.change.high
-        interval = f" (95 %: {number(low)} to {number(high)})" if self.change.n > 1 else ""
+        interval = f" (95\u00a0%: {number(low)} to {number(high)})" if self.change.n > 1 else ""
         if self.before is None or self.after is None:
             text = f"{self.name}: {number(self.change.value)}{interval}"
             return text if self.chance is None else f"{text}; another seed alone: {number(self.chance)}"

@@ -258,6 +258,8 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
 
         self.presenter.ask = lambda *asked: ask_to_replace(self.window(), *asked)
         self.connections.add(partial(setattr, self.presenter, "ask", unasked))
+        for one in (self.section.details, self.section.another):
+            one.clicked.connect(lambda: self.scroll.verticalScrollBar().setValue(0))  # what it shows lies at the top
         self.section.others.clicked.connect(lambda: self.reveal(self.model.checkpoint))
         self.folds["spot"].unfolded_changed.connect(self.spot.unfolded)
         shows = (
