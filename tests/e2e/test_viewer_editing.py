@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mouse import SHIFT, Mouse
 from tiny_fixtures import tiny_checkpoint, tiny_model  # noqa: F401
-from viewing import no_leaks, settle, viewer, workbench  # noqa: F401
+from viewing import answer, no_leaks, settle, viewer, workbench  # noqa: F401
 
 from napari_stmdit.ui.state import Brush, RunStatus
 
@@ -76,6 +76,7 @@ def test_paint_run_swipe_change_strength_run_again_save_and_reopen(
     from napari_stmdit.tissue.open import SectionSource
 
     bench.presenter.open(SectionSource(path=str(store)))
+    assert "1 result is not saved" in answer("Replace it")
     assert settle(lambda: any(entry.stored is not None for entry in state.results), 60), state.message
     found = next(entry for entry in state.results if entry.stored is not None)
     assert found.counterfactual and found.name.startswith("edited real tissue, synthetic")

@@ -7,7 +7,7 @@ import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QFileDialog
-from viewing import Mouse, no_leaks, opened, settle, viewer, workbench  # noqa: F401
+from viewing import Mouse, answer, no_leaks, opened, settle, viewer, workbench  # noqa: F401
 
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.gestures import camera_of
@@ -78,19 +78,6 @@ def test_a_dropped_section_opens_the_dock_and_the_next_gets_camera_and_path(
     np.testing.assert_allclose(camera.center[-2:], np.array([860, 860]) * 0.7 / 2, atol=2)
     assert camera.zoom < 2
     assert len([n for n in viewer.window.dock_widgets if n.startswith(DOCK)]) == 1
-
-
-def answer(word):
-    """Press a button of the question that is asked, and return its words."""
-    from qtpy.QtWidgets import QApplication, QMessageBox
-
-    assert settle(lambda: isinstance(QApplication.activeModalWidget(), QMessageBox), 5)
-    question = QApplication.activeModalWidget()
-    words = question.informativeText()
-    (pressed,) = [one for one in question.buttons() if one.text() == word]
-    QTest.mouseClick(pressed, Qt.MouseButton.LeftButton)
-    settle(lambda: QApplication.activeModalWidget() is None, 5)
-    return words
 
 
 def test_before_a_section_is_replaced_one_question_says_what_becomes_of_work_and_edits(
