@@ -31,7 +31,8 @@ from .common import Connections, Fold, Text, blocked, boxed, button, column, con
 from .dialogs import FigureDialog
 
 NUMBER, TITLE, FACTS = (Qt.ItemDataRole.UserRole + k for k in range(3))
-MAX_CARDS = 3
+MAX_PX = 172
+"""Maximum height of the list in pixels: the step fits a laptop's screen."""
 CARD_PX, ICON_PX = 46, 40
 EXPORTS: tuple[tuple[ExportKind, str, str, str], ...] = (
     ("ome-zarr", "OME-Zarr…", "Export as OME-Zarr", "OME-Zarr (*.zarr)"),
@@ -85,6 +86,8 @@ class Cards(QListWidget):  # type: ignore[misc,unused-ignore]
         super().__init__()
         self.actions = actions
         actions.setParent(self.viewport())
+        actions.setObjectName("actions")
+        actions.setStyleSheet("QWidget#actions { background: transparent; }")
         self.setItemDelegate(CardDelegate(self))
         self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
@@ -101,9 +104,8 @@ class Cards(QListWidget):  # type: ignore[misc,unused-ignore]
 
     def fit(self) -> None:
         """Take the height of the cards, up to some, and lay them out anew."""
-        cards = min(max(self.count(), 1), MAX_CARDS) * CARD_PX
         below = self.actions.sizeHint().height() if self.currentRow() >= 0 else 0
-        self.setFixedHeight(cards + below + 2 * self.frameWidth() + 2)
+        self.setFixedHeight(min(max(self.count(), 1) * CARD_PX + below, MAX_PX) + 2 * self.frameWidth() + 2)
         self.doItemsLayout()
         self.scrollToItem(self.currentItem())
 
@@ -152,12 +154,8 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         numbers = boxed(column(self.measures, row(self.chance, self.table, stretch=None), spacing=4))
         self.numbers = Fold("In numbers", numbers, unfolded=False, inner=True)
         self._menu()
-        buttons = (self.save, self.delete, self.again, self.reuse)
-        line = row(*buttons)
-        line.setSpacing(3)
-        for place, one in enumerate(buttons):
-            line.setStretch(place, len(one.text()))  # they fill a narrow dock, and none is cut
-        actions = column(line, self.change, spacing=3)
+        lines = row(self.save, self.delete, self.again, stretch=None), row(self.reuse, self.change, stretch=None)
+        actions = column(*lines, spacing=3)
         actions.setContentsMargins(0, 0, 0, 4)
         self.list = named(
             Cards(boxed(actions)),
