@@ -100,6 +100,8 @@ def test_comparing_by_mouse_and_keyboard(viewer, opened):  # noqa: F811
     click(opened.compare.baseline)
     assert settle(lambda: state.comparison is not None)
     assert (state.comparison.mode, state.comparison.left) == ("grid", 2)
+    heads = [label.text.split(":")[0] for label in opened.overlay.labels]
+    assert heads == ["the slide", "baseline, synthetic, 2", "synthetic, 1"] and opened.overlay.isVisible()
     press(viewer, "swipe")
     right = opened.presenter.results.layer(1)
     width = right.data.shape[1]

@@ -173,6 +173,10 @@ def test_the_bar_says_what_run_does_and_the_step_follows_the_work(viewer, opened
     state.request = state.request.model_copy(update={"morphology": "nowhere"})
     assert settle(lambda: "Cannot run: 'nowhere'" in bar.words.plain(), 2), (bar.words.plain(), state.faults)
     assert not bar.run.isEnabled()
+    for words, scrolled in (("said at length " * 20, True), ("said in a line or two " * 3, False)):
+        state.tell("info", words)
+        settle(lambda: False, 0.1)
+        assert bar.room.verticalScrollBar().isVisible() == scrolled
 
 
 def test_a_double_click_runs_a_spot_and_beside_the_spots_it_zooms(viewer, opened):  # noqa: F811

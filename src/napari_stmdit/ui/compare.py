@@ -404,13 +404,13 @@ class Comparing:
         if comparison.left is not None:
             base = self._results.baseline(comparison.right)
             left = self._results.entry(comparison.left)
-            words = "" if left is None else left.name
-            left_words = f"baseline: {words}" if base is not None and base is left else words
+            words = "" if left is None else left.label
+            left_words = f"baseline, {words}" if base is not None and base is left else words
         else:
             left_words = "this tissue, before" if entry is not None and entry.counterfactual else "the slide"
         if entry is not None and entry.counterfactual and comparison.left is None:
             return left_words, f"after (synthetic): {entry.title[0]}"
-        return left_words, "" if entry is None else entry.name
+        return left_words, "" if entry is None else entry.label
 
     def flip(self) -> None:
         """Show the other image: a blink."""

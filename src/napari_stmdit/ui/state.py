@@ -188,6 +188,12 @@ class ResultEntry:
         return (head, tail.removesuffix(")")) if head and "synthetic" in tail else (self.name, "")
 
     @property
+    def label(self) -> str:
+        """Name with what differs first, for narrow places."""
+        what, which = self.title
+        return f"{which}: {what}" if which else what
+
+    @property
     def counterfactual(self) -> bool:
         """Whether real tissue was edited; its baseline is then the slide."""
         return bool(self.provenance.get("counterfactual"))

@@ -98,10 +98,7 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.against.addItem("the slide", None)
             for entry in reversed(entries):
                 if entry.number != chosen:
-                    what, which = entry.title
-                    self.against.addItem(
-                        f"{which}: {what}" if which else what, entry.number
-                    )  # what differs comes first
+                    self.against.addItem(entry.label, entry.number)
                     self.against.setItemData(self.against.count() - 1, entry.name, Qt.ItemDataRole.ToolTipRole)
             self.against.setCurrentIndex(max(0, self.against.findData(present)))
         found = next((e for e in entries if e.number == chosen), None)

@@ -163,7 +163,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.made = boxed(column(self.results, self.compare, self.folds["spot"]))
         self.nothing = boxed(column(nothing))
         self.pages = {
-            "choose": boxed(column(self.select, self.colour, self.select.more)),
+            "choose": boxed(column(self.select, self.colour, self.select.more, spacing=4)),
             "change": boxed(column(self.edits, self.synthesize.kind)),
             "see": boxed(column(self.nothing, self.made)),
         }
