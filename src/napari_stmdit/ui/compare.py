@@ -22,8 +22,8 @@ from .state import CompareMode, Comparison, WorkbenchState
 
 CONTEXT_OPACITY = 0.35
 """Opacity of the slide under a synthetic result, so that nobody takes it for synthesized."""
-NAME_PT = 7
-"""Size of names in points: they have to fit into a third of the canvas."""
+SPACING_PX = 6
+"""Pixels between the cells of a comparison side by side."""
 GRAB_PX = 10
 """Distance in screen pixels within which a press grabs the seam."""
 STEP_S = 0.05
@@ -146,10 +146,9 @@ class SideBySide(Way):
             viewer.layers.move(viewer.layers.index(layer), place)
         for layer in viewer.layers:
             self._kept.change(layer, visible=any(layer is one for one in cells))
-        for layer in (slide, *results):
-            if hasattr(layer, "name_overlay"):
-                self._kept.change(layer.name_overlay, visible=True, font_size=NAME_PT)
-        self._kept.change(grid_of(viewer), stride=2, shape=(1, len(cells) // 2), spacing=6, enabled=True)
+        columns = len(cells) // 2
+        self._kept.change(grid_of(viewer), stride=2, shape=(1, columns), spacing=SPACING_PX, enabled=True)
+        camera_of(viewer).zoom /= columns  # a cell shows what the canvas did
         bar = scale_bar_of(viewer)
         self._kept.change(bar, visible=True)
         if hasattr(bar, "gridded"):
@@ -162,10 +161,12 @@ class SideBySide(Way):
         if viewer is None or order is None:
             self._kept.values.clear()
             return
-        bar = scale_bar_of(viewer)
+        bar, grid = scale_bar_of(viewer), grid_of(viewer)
         if hasattr(bar, "gridded"):
             bar.gridded = False  # first: napari redraws a gridded bar while cells come and go
-        grid_of(viewer).enabled = False
+        if grid.enabled:
+            camera_of(viewer).zoom *= grid.shape[1]
+        grid.enabled = False
         self._kept.restore()
         for context in contexts:
             if context in viewer.layers:
@@ -384,6 +385,11 @@ class Comparing:
             way.stop()
         self.state.comparison = None
 
+    def make_room(self) -> None:
+        """End a comparison side by side before a layer is added, which would take a cell of it."""
+        if self.grid.active:
+            self.stop()
+
     def move(self, position: float) -> None:
         """Put the seam, or the opacity of the right layer, at a fraction of 0 to 1."""
         comparison = self.state.comparison
@@ -398,13 +404,13 @@ class Comparing:
         if comparison.left is not None:
             base = self._results.baseline(comparison.right)
             left = self._results.entry(comparison.left)
-            words = "" if left is None else left.name
-            left_words = f"baseline: {words}" if base is not None and base is left else words
+            words = "" if left is None else left.label
+            left_words = f"baseline, {words}" if base is not None and base is left else words
         else:
             left_words = "this tissue, before" if entry is not None and entry.counterfactual else "the slide"
         if entry is not None and entry.counterfactual and comparison.left is None:
-            return left_words, f"after (synthetic): {entry.name.split(' (')[0]}"
-        return left_words, "" if entry is None else entry.name
+            return left_words, f"after (synthetic): {entry.title[0]}"
+        return left_words, "" if entry is None else entry.label
 
     def flip(self) -> None:
         """Show the other image: a blink."""

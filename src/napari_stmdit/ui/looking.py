@@ -14,6 +14,7 @@ from ..tissue.crops import read_patches
 from ..tissue.geometry import apply
 from ..tissue.images import MIN_LEVEL_PX
 from . import jobs, layers
+from .compare import grid_of
 from .gestures import camera_of
 from .jobs import Handlers, Lane, Start
 from .results import ResultList
@@ -28,9 +29,10 @@ Quads = NDArray[np.float64]
 
 
 def canvas_size_of(viewer: Any) -> NDArray[np.float64]:
-    """Return height and width of the canvas in pixels: it moved to the canvas's model in napari 0.9."""
-    canvas: Any = getattr(viewer, "canvas", None)
-    return np.asarray(canvas.size if hasattr(canvas, "size") else viewer._canvas_size, dtype=np.float64)
+    """Return height and width of the canvas, or of a cell of it, in pixels: it moved to the canvas's model in napari 0.9."""
+    canvas, grid = getattr(viewer, "canvas", None), grid_of(viewer)
+    size = np.asarray(canvas.size if hasattr(canvas, "size") else viewer._canvas_size, dtype=np.float64)
+    return size / np.maximum(grid.shape, 1) if grid.enabled else size
 
 
 class Looking:

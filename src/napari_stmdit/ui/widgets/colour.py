@@ -141,6 +141,7 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self.legend,
                 row(self.unit, self.log),
                 self.spots_as,
+                spacing=3,
             )
         )
 

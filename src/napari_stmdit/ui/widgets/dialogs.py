@@ -1,12 +1,22 @@
-"""Dialogs: width and resolution of a figure, units of a table, what is not saved when the window closes, and the offer after it."""
+"""Dialogs: width and resolution of a figure, units of a table, unsaved work when a section is replaced or the window closes, and the offer after it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from qtpy.QtCore import QEvent, QObject
-from qtpy.QtWidgets import QDialog, QDialogButtonBox, QDoubleSpinBox, QFileDialog, QLabel, QLayout, QSpinBox, QWidget
+from qtpy.QtCore import QEvent, QObject, Qt
+from qtpy.QtWidgets import (
+    QDialog,
+    QDialogButtonBox,
+    QDoubleSpinBox,
+    QFileDialog,
+    QLabel,
+    QLayout,
+    QMessageBox,
+    QSpinBox,
+    QWidget,
+)
 
 from ...evaluation.paper_figure import DPI, WIDTHS_MM
 from ...expression.edit_tables import layers_of
@@ -145,6 +155,19 @@ class ClosingWords(QObject):  # type: ignore[misc,unused-ignore]
         if loss and label is not None and loss not in label.text():
             label.setText(f"{label.text()}\n\n{loss}")
             label.setWordWrap(True)
+
+
+def ask_to_replace(parent: QWidget, words: str, go_on: Callable[[], None], stay: Callable[[], None]) -> None:
+    """Ask whether another section takes the place of the open one; the answer comes later, as napari may be inserting its layers."""
+    question = QMessageBox(parent)
+    question.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+    question.setIcon(QMessageBox.Icon.Question)
+    question.setText("Replace the open section?")
+    question.setInformativeText(words)
+    replace = question.addButton("Replace it", QMessageBox.ButtonRole.AcceptRole)
+    question.setDefaultButton(question.addButton("Keep it", QMessageBox.ButtonRole.RejectRole))
+    question.finished.connect(lambda _: (go_on if question.clickedButton() is replace else stay)())
+    question.open()
 
 
 class KeptOffer(QWidget):  # type: ignore[misc,unused-ignore]

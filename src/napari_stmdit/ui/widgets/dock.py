@@ -15,13 +15,13 @@ from qtpy.QtWidgets import QApplication, QFrame, QScrollArea, QWidget
 
 from ...downloads.places import data_directory
 from ..manifest import PLUGIN
-from ..presenter import Presenter, presenter_of
+from ..presenter import Presenter, presenter_of, unasked
 from ..state import CompareMode, ModelChoice, WorkbenchState
 from . import worker
 from .colour import ColourPanel
 from .common import COLOURS, LINK, Choice, Connections, Fold, Text, boxed, column, connect_state
 from .compare import ComparePanel
-from .dialogs import ClosingWords, KeptOffer
+from .dialogs import ClosingWords, KeptOffer, ask_to_replace
 from .edits import EditsPanel
 from .evaluate import EvaluatePanel, SheetWindow, SpotPanel
 from .input import RUN_KEYS, WheelGuard, bind_keys, paint_actions, with_key
@@ -42,7 +42,7 @@ class Preferences:
 
     live_preview: bool = True  # show the patch that is being denoised every few steps
     blink_ms: int = 700  # how long each picture is shown while blinking; not below 350, as fast flicker can harm
-    compare_mode: CompareMode = "swipe"  # what "Compare with baseline" opens
+    compare_mode: CompareMode = "grid"  # how an edit is compared with what was before
     device: str = "auto"  # where a checkpoint is loaded, unless another device is chosen
 
 
@@ -160,7 +160,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.made = boxed(column(self.results, self.compare, self.folds["spot"]))
         self.nothing = boxed(column(nothing))
         self.pages = {
-            "choose": boxed(column(self.select, self.colour, self.select.more)),
+            "choose": boxed(column(self.select, self.colour, self.select.more, spacing=4)),
             "change": boxed(column(self.edits, self.synthesize.kind)),
             "see": boxed(column(self.nothing, self.made)),
         }
@@ -253,6 +253,10 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             if state.offered:
                 self.reveal(self.section.public.download)
 
+        self.presenter.ask = lambda *asked: ask_to_replace(self.window(), *asked)
+        self.connections.add(partial(setattr, self.presenter, "ask", unasked))
+        for one in (self.section.details, self.section.another):
+            one.clicked.connect(lambda: self.scroll.verticalScrollBar().setValue(0))  # what it shows lies at the top
         self.section.others.clicked.connect(lambda: self.reveal(self.model.checkpoint))
         self.folds["spot"].unfolded_changed.connect(self.spot.unfolded)
         shows = (
