@@ -78,7 +78,7 @@ def crops_at(section: Section, yx: NDArray[np.float64], card: CheckpointCard) ->
 
 def reconstruct(checkpoint: Any, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Reconstruct real crops by a checkpoint's autoencoder: its limit of sharpness."""
-    from ..model.vae import decode_images, encode_latents
+    from ..model.autoencoder import decode_images, encode_latents
 
     vae = checkpoint.pipeline.vae
     parts = []

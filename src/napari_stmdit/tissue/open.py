@@ -24,8 +24,7 @@ from .public import missing_section, named_section
 from .remote import open_remote, url_of
 from .slide import PITCH_WITHIN, open_slide
 from .spaceranger import open_spaceranger
-from .spaceranger4 import CELLS, holds_cells, note_version, open_cells
-from .visium_hd import open_visium_hd
+from .visium_hd import CELLS, holds_cells, note_version, open_cells, open_visium_hd
 from .xenium import EXPERIMENT, open_xenium
 from .zarr_codecs import damage_as_section_error
 
@@ -106,7 +105,7 @@ class SectionSource(Intent):
     tissue_fraction
         For a plain image: part of a spot that must lie on tissue, 0 to 1; 0.5 by default. With 0 spots cover the whole slide.
     predicted_expression
-        For a plain image: a .h5ad with predicted expression; see `napari_stmdit.tissue.predicted`.
+        Of a plain image: a .h5ad with predicted expression; see `napari_stmdit.tissue.slide`.
     predicted_units
         Its units, if the file does not state them: ``counts`` or ``log1p``.
     orientation
@@ -438,3 +437,19 @@ def _about_file(path: Path) -> str:
     else:
         hint = "give a folder"
     return f"{path} is a file: {hint}. Expected {_EXPECTED}"
+
+
+_SAMPLE = Path(__file__).parent.parent / "data" / "sample_section"
+
+
+def open_sample_section() -> Section:
+    """Open the sample section that comes with the package; everything in it is synthetic.
+
+    Raises
+    ------
+    SectionError
+        The installation lacks it.
+    """
+    if not _SAMPLE.is_dir():
+        raise SectionError(f"the sample section is not at {_SAMPLE}; install the package again")
+    return open_section(_SAMPLE)
