@@ -27,8 +27,7 @@ from napari_stmdit.evaluation.effects import (
     swap_coefficient,
 )
 from napari_stmdit.evaluation.evaluate import evaluate
-from napari_stmdit.evaluation.held_out import crops_at
-from napari_stmdit.evaluation.measures import STAINS, haematoxylin_density
+from napari_stmdit.evaluation.measures import STAINS, crops_at, haematoxylin_density
 from napari_stmdit.evaluation.report import interval_text, number
 from napari_stmdit.evaluation.spaces import RandomConvolutions
 from napari_stmdit.evaluation.work import STACKS

@@ -7,9 +7,8 @@ from scipy.sparse import csr_matrix
 from napari_stmdit.expression.changes import Measured, Profile
 from napari_stmdit.expression.covariation import covariation_of
 from napari_stmdit.expression.edits import apply_edits, edited_depths, edited_levels
-from napari_stmdit.expression.following import following_notes
+from napari_stmdit.expression.following import following_notes, program_reach, reach_of
 from napari_stmdit.expression.normalise import PER
-from napari_stmdit.expression.reach import program_reach, reach_of
 from napari_stmdit.intent import AddEdit, KnockOutEdit, ScaleEdit, SetQuantileEdit, SwapEdit, TowardsEdit
 from napari_stmdit.types import Genes, SpotTable
 

@@ -9,10 +9,10 @@ from scipy.sparse import csr_matrix
 from napari_stmdit.errors import GeneError
 from napari_stmdit.expression.changes import Measured
 from napari_stmdit.expression.edits import apply_edits, edited_levels
+from napari_stmdit.expression.following import reach_of
 from napari_stmdit.expression.normalise import PER
 from napari_stmdit.expression.profiles import as_profiles, measure_profile, read_profile, write_profile
 from napari_stmdit.expression.programs import bundled_notes, bundled_programs, known_programs, read_gmt, report
-from napari_stmdit.expression.reach import reach_of
 from napari_stmdit.intent import AddEdit, KnockOutEdit, SpotProfile, SwapEdit, TowardsEdit
 from napari_stmdit.types import Genes, SpotTable
 

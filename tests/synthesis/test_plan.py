@@ -6,8 +6,7 @@ from standins import card_for, make_section
 
 from napari_stmdit.errors import RequestError
 from napari_stmdit.intent import Guidance, KnockOutEdit, Polygons, Request, SampleOfSpots, SpotList
-from napari_stmdit.synthesis.estimate import estimate
-from napari_stmdit.synthesis.plan import patch_seed, plan
+from napari_stmdit.synthesis.plan import estimate, patch_seed, plan
 from napari_stmdit.types import Calibration, GuidanceScales
 
 GENES = tuple(f"GENE{k}" for k in range(40))

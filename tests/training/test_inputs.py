@@ -75,7 +75,7 @@ def test_latents_are_not_taken_for_those_of_other_settings(config, tmp_path):
 
 
 def test_files_of_a_version_that_noted_nothing_are_used_and_it_is_said(config, tmp_path, caplog):
-    from napari_stmdit.training.inputs import record_inputs
+    from napari_stmdit.training.train import record_inputs
 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "autoencoder.pt").write_bytes(b"")

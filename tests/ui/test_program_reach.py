@@ -2,7 +2,7 @@
 
 from qtpy.QtCore import Qt
 
-from napari_stmdit.expression.reach import ProgramReach
+from napari_stmdit.expression.following import ProgramReach
 from napari_stmdit.ui.state import EditDraft
 from napari_stmdit.ui.widgets.edits import DraftForm
 

@@ -46,8 +46,7 @@ from .effects import (
     spread_of,
     swap_coefficient,
 )
-from .held_out import SpotSet, reconstruct
-from .measures import PatchStatistics, measure
+from .measures import PatchStatistics, SpotSet, measure, reconstruct
 from .spaces import DEFAULT, FeatureSpace, open_spaces
 from .work import Stack, StackFolder
 

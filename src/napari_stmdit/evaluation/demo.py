@@ -24,8 +24,7 @@ from ..synthesis.result import Result, finished
 from ..synthesis.session import synthesize
 from ..tissue.open import open_sample_section
 from ..types import Section
-from .held_out import crops_at
-from .measures import blank_fraction, haematoxylin_density, nuclei_places, stain_density
+from .measures import blank_fraction, crops_at, haematoxylin_density, nuclei_places, stain_density
 from .paper_figure import window_of, write_figure
 
 FULL_UM, END_UM = 100.0, 180.0

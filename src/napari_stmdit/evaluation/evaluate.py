@@ -26,8 +26,7 @@ from ..types import Plan, Section
 from .cases import MIN_SPOTS, Case, EvaluationRequest, cases_of
 from .counterfactual import CounterfactualCheck
 from .figures import figures_of
-from .held_out import SpotSet
-from .measures import PatchMetrics, find_lpips
+from .measures import PatchMetrics, SpotSet, find_lpips
 from .reading import (
     ExpressionReader,
     log_levels,

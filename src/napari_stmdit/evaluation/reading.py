@@ -16,7 +16,7 @@ from ..expression.normalise import cp10k_log1p, totals_of
 from ..storage.atomic import write_atomically
 from ..synthesis.models import PatchModel
 from ..types import Section
-from .held_out import SpotSet
+from .measures import SpotSet
 from .spaces import FeatureSpace
 from .statistics import Interval, correlation_draws
 

@@ -23,8 +23,7 @@ from ..synthesis.session import Session
 from ..types import Plan, Section
 from .cases import COMPARED, EDITED, MIN_SPOTS, Case, EvaluationRequest
 from .figures import Measurements
-from .held_out import SpotSet
-from .measures import CaseValues, PatchMetrics
+from .measures import CaseValues, PatchMetrics, SpotSet
 from .reading import ExpressionReader, log_levels
 
 STACKS = "stacks"

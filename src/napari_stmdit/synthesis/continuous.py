@@ -453,7 +453,6 @@ class _EditedCanvas:
         return np.array(kept["change"], dtype=np.float32)
 
     def _weights(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the summed weights (h, w) of some windows."""
         total = np.zeros(self.shape[1:], dtype=np.float32)
         for y, x in self.corners[numbers]:
             total[y : y + self.side, x : x + self.side] += self.weight

@@ -1,4 +1,4 @@
-"""Plans: a request resolved against a section and a checkpoint, with presets (costs: docs/evidence/speed.md)."""
+"""Plans: a request resolved against a section and a checkpoint, with presets (costs: docs/evidence/speed.md), and what a plan will cost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +18,27 @@ from ..expression.edits import faults_of
 from ..expression.following import following_fault, following_notes, follows
 from ..expression.genes import match_genes
 from ..expression.programs import known_programs
-from ..intent import AllSpots, CheckpointCard, Guidance, Polygons, Preset, Request, SampleOfSpots, SpotList, TableEdit
+from ..intent import (
+    AllSpots,
+    CheckpointCard,
+    Guidance,
+    Polygons,
+    Preset,
+    Request,
+    SampleOfSpots,
+    SpotList,
+    SwapEdit,
+    TableEdit,
+)
+from ..model.guidance import branches
 from ..text import shorten, some_of
 from ..tissue.excluded import without_excluded
 from ..tissue.geometry import spots_in_polygons
 from ..tissue.open import synthesis_fault
 from ..types import CanvasFrame, GuidanceScales, Patch, Plan, Sampling, Section, Windows
-from .canvas import Box, boxes_around
+from .canvas import BYTES_PER_PIXEL, Box, boxes_around
+from .conditions import spot_rows
+from .continuous import changed_windows, reached_windows
 from .windows import place_windows, windows_fault
 
 MIN_STEPS = 4
@@ -403,3 +418,81 @@ def _edit_notes(section: Section, request: Request, card: CheckpointCard) -> lis
         return notes
     notes += [table_note(edit, section.spots) for edit in active_edits(request.edits) if isinstance(edit, TableEdit)]
     return notes + following_notes(section.spots, request.edits, programs, card.genes)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of a plan.
+
+    Attributes
+    ----------
+    patches
+        Patches to compute.
+    canvas_bytes
+        Memory of the canvas.
+    seconds
+        Time, from the pace of earlier patches on this device; None before any was measured.
+    """
+
+    patches: int
+    canvas_bytes: int
+    seconds: float | None
+
+
+def estimate(
+    plan: Plan,
+    seconds_per_prediction: float | None = None,
+    samples: int = 1,
+    *,
+    ids: NDArray[Any] | None = None,
+    kept: float = 0.0,
+) -> Estimate:
+    """Estimate the cost of a plan for a number of samples; in continuous mode a window counts as a patch.
+
+    ``seconds_per_prediction`` is the measured time of one prediction for one patch; ``ids`` and ``kept`` are those of `evaluations`.
+    """
+    height, width = plan.frame.shape
+    seconds = None
+    if seconds_per_prediction is not None:
+        seconds = seconds_per_prediction * evaluations(plan, ids=ids, kept=kept) * samples
+    return Estimate(len(plan) * samples, height * width * BYTES_PER_PIXEL * samples, seconds)
+
+
+def evaluations(plan: Plan, done: int | None = None, *, ids: NDArray[Any] | None = None, kept: float = 0.0) -> float:
+    """Return the number of predictions, each for a single patch or window, of a plan, or of ``done`` of its patches.
+
+    For an edit of real tissue, ``ids`` are those of the section's spots, without which it counts as reaching everything, and ``kept`` is
+    the share of the reached spots whose noise is cached.
+    """
+    if (
+        plan.counterfactual
+    ):  # one branch: to the noise unless it is kept, and back; back twice where the change is weighed
+        back = 1 if plan.request.edit_scale == 1 else 2
+        return (plan.steps + 1) * (1 - kept + back) * len(edited_places(plan, ids))
+    share = 1.0 if done is None else done / len(plan)
+    return share * _predictions(plan) * len(plan if plan.windows is None else plan.windows)
+
+
+def edited_places(plan: Plan, ids: NDArray[Any] | None = None) -> frozenset[int]:
+    """Return the places in reach of the edits by their lists of spots: rows of the spots of patches, or numbers of windows."""
+    rows = spot_rows(plan)
+    touched = np.zeros(len(rows), dtype=bool)
+    for edit in plan.request.edits:
+        if edit.enabled and edit.strength > 0:
+            named = (*edit.group_a, *edit.group_b) if isinstance(edit, SwapEdit) else edit.spots
+            touched |= True if ids is None or named is None else np.isin(ids[rows], list(named))
+    if plan.windows is None:
+        return frozenset(rows[touched].tolist())
+    reached = reached_windows(plan.windows, changed_windows(plan.windows, rows, touched))
+    return frozenset(np.flatnonzero(reached).tolist())
+
+
+def _predictions(plan: Plan) -> float:
+    """Return the predictions of a patch: of several branches at guided steps, of one at the others."""
+    if plan.counterfactual:  # to the noise and back, each unguided
+        return 2 * (plan.steps + 1)
+    scales = plan.guidance
+    given = {"has_morphology": plan.has_morphology, "has_expression": plan.has_expression}
+    count = len(branches(scales.rule, scales.morphology, scales.expression, **given))
+    above = scales.above
+    return plan.steps * ((1 - above) * count + above)

@@ -538,7 +538,6 @@ def export_result(result: Result | StoredResult, path: str | Path, kind: ExportK
 
 
 def _placement(made: Finished) -> Placement:
-    """Return where a result's canvas lies, in microns."""
     frame, mpp = made.frame, made.section.mpp
     return Placement((frame.origin[0] * mpp, frame.origin[1] * mpp), frame.pixel_size * mpp)
 

@@ -1,8 +1,4 @@
-"""Selections of spots in the formats of other tools, and exclusion of spots, under folds, pen and blur.
-
-Excluded spots are removed from the table, so that nothing uses them: no training, profile, covariation, evaluation or synthesis. The section
-keeps them separately, by region, and so does a store that is made of it.
-"""
+"""Selections of spots in the formats of other tools, and exclusion of spots, under folds, pen and blur."""
 
 from __future__ import annotations
 

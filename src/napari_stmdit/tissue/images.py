@@ -1,4 +1,4 @@
-"""Slide images from files: tiled TIFF is read lazily, everything else is decoded once, at first use; and rules for images of an H&E stain."""
+"""Slide images from files: tiled TIFF is read lazily, everything else decoded once, when its first pixel is asked for; and what an image of an H&E stain is."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class SectionSource(Intent):
     tissue_fraction
         For a plain image: part of a spot that must lie on tissue, 0 to 1; 0.5 by default. With 0 spots cover the whole slide.
     predicted_expression
-        Of a plain image: a .h5ad with predicted expression; see `napari_stmdit.tissue.slide`.
+        For a plain image: a .h5ad with predicted expression; see `napari_stmdit.tissue.slide`.
     predicted_units
         Its units, if the file does not state them: ``counts`` or ``log1p``.
     orientation

@@ -1,4 +1,4 @@
-"""Plain H&E slides: without counts, so the spots are a virtual grid on the tissue, or the positions of a table of predicted expression."""
+"""Plain H&E slides: no counts, so the spots are a virtual grid on the tissue, or the positions of a table of predicted expression."""
 
 from __future__ import annotations
 

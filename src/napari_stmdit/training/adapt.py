@@ -42,7 +42,6 @@ from .batches import Batches, batch_loss
 from .config import TrainingConfig, load_config
 from .diffusion import build_transformer, optimizers
 from .export import check_target, export_checkpoint
-from .inputs import record_inputs
 from .latents import fit_expression, load_cache, measure_encoding
 from .parallel import (
     Control,
@@ -57,7 +56,7 @@ from .parallel import (
 from .sections import kept_open, source_sections
 from .start import apply_start, open_start, starting_objective
 from .state import load_record, save_record, timed
-from .train import run_stage
+from .train import record_inputs, run_stage
 from .validation import MAX_SPOTS
 
 CROPS_SHARE, EVALUATION_SHARE, EXPORT_SHARE = 0.10, 0.15, 0.04

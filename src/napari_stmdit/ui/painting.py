@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from ..errors import GeneError, RequestError, StmditError
 from ..expression.edit_tables import signed, table_fault, table_note
 from ..expression.edits import Mover, most_moved, write_movers
-from ..expression.following import following_fault, follows
+from ..expression.following import ProgramReach, Reach, following_fault, follows, program_reach, reach_of
 from ..expression.profiles import as_profiles, measure_profile, read_profile, write_profile
 from ..expression.programs import known_programs, read_gmt, report
-from ..expression.reach import ProgramReach, Reach, program_reach, reach_of
 from ..intent import Edit, Request, SpotProfile, SwapEdit, TableEdit
 from ..synthesis.requests import EditFile, read_edit_file, used_by, write_edit_file
 from ..types import Section

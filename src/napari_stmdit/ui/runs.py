@@ -16,9 +16,8 @@ from ..errors import RequestError, StmditError
 from ..intent import Request, SpotList
 from ..progress import BATCH, Progress
 from ..synthesis.canvas import MemoryCanvas, fits_in_memory
-from ..synthesis.estimate import edited_places, estimate, evaluations
 from ..synthesis.models import Event, Pasted, PatchModel, Preview
-from ..synthesis.plan import counterfactual_fault, region_rows
+from ..synthesis.plan import counterfactual_fault, edited_places, estimate, evaluations, region_rows
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import provenance_of
 from ..synthesis.session import Session

@@ -18,8 +18,8 @@ from ..evaluation.selection import EditEffect
 from ..expression.groups import GroupTable
 from ..intent import Edit, Request, SwapEdit
 from ..progress import Progress
-from ..synthesis.estimate import Estimate
 from ..synthesis.models import PatchModel
+from ..synthesis.plan import Estimate
 from ..synthesis.result import Result
 from ..synthesis.sessions import MAX_DAYS, KeptSession
 from ..synthesis.stored import StoredResult

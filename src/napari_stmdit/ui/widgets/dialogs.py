@@ -1,4 +1,4 @@
-"""Dialogs: the size of a figure, what the numbers of a table are, what is not saved when the window closes, and the offer after it."""
+"""Dialogs: width and resolution of a figure, units of a table, what is not saved when the window closes, and the offer after it."""
 
 from __future__ import annotations
 

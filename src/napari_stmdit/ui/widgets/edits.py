@@ -26,8 +26,8 @@ from qtpy.QtWidgets import (
 
 from ...errors import GeneError
 from ...expression.edits import Mover
+from ...expression.following import ProgramReach, Reach
 from ...expression.programs import ProgramNote, bundled_notes, known_programs
-from ...expression.reach import ProgramReach, Reach
 from ...intent import Edit
 from ...types import Genes, Section
 from ..presenter import Presenter

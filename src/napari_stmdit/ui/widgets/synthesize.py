@@ -24,8 +24,7 @@ from superqt.utils import qdebounced
 
 from ...intent import CheckpointCard, Request
 from ...progress import Progress
-from ...synthesis.estimate import Estimate
-from ...synthesis.plan import resolve_counterfactual_steps, resolve_steps
+from ...synthesis.plan import Estimate, resolve_counterfactual_steps, resolve_steps
 from ...text import counted
 from ..presenter import Presenter
 from ..state import Kind, Offer, QueuedRun, RunStatus, WorkbenchState
