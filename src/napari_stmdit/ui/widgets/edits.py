@@ -126,8 +126,8 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         self.presets = combo("Start from", "Fill the form with an edit that this checkpoint can show", length=8)
         self._presets: list[tuple[str, str, dict[str, Any]]] = []
         self.what = NameField(several=True)
-        named(self.what, "Genes and programs", "What is changed: genes and programs, separated by commas")
-        self.operation = named(QComboBox(), "Operation", "How their expression is changed")
+        named(self.what, "Genes and programs", "What is changed: genes and programs, parted by commas")
+        self.operation = named(QComboBox(), "Operation", "What is done to their expression")
         for key, label, tip in OPERATIONS:
             self.operation.addItem(label, key)
             self.operation.setItemData(self.operation.count() - 1, tip, 3)  # Qt.ToolTipRole
@@ -342,9 +342,9 @@ class BrushForm(QWidget):  # type: ignore[misc,unused-ignore]
         self.radius.setDecimals(0)
         self.radius.setSingleStep(25)
         named(self.radius, "Brush radius", "Radius of the brush on the tissue; [ and ] change it")
-        self.softness = self._percent("Softness", "Part of the radius over which the weight falls to zero")
+        self.softness = self._percent("Softness", "Part of the radius over which the weight falls off to nothing")
         self.strength = self._percent(
-            "Brush strength", "Weight of one stroke; each further stroke adds the same share of what is left"
+            "Brush strength", "Weight that one stroke gives; the next adds its share of the rest"
         )
         self.erase = named(QCheckBox("Erase"), "Erase", "Erase instead of painting; Alt does the same while it is held")
         self.radius.valueChanged.connect(lambda value: self._change(radius_um=float(value)))
