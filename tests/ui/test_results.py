@@ -388,7 +388,7 @@ def test_a_large_stored_result_is_drawn_from_its_halvings(tiny_section, tmp_path
     from napari_stmdit.synthesis.stored import stored_results
     from napari_stmdit.tissue.open import open_section
     from napari_stmdit.tissue.store import write_result
-    from napari_stmdit.ui.compare import Curtain
+    from napari_stmdit.ui.compare import ClippedLayer
 
     rgba = np.random.default_rng(0).integers(1, 255, (2300, 1101, 4), dtype=np.uint8)
     write_result(tmp_path / "o.zarr", rgba, np.eye(3), tiny_section, None, {})
@@ -400,7 +400,7 @@ def test_a_large_stored_result_is_drawn_from_its_halvings(tiny_section, tmp_path
     assert [level.shape for level in layer.data] == [(2300, 1101, 4), (1150, 550, 4), (575, 275, 4), (287, 137, 4)]
     read = []
     for keep in ("right", "left"):
-        curtain = Curtain(layer, keep)
+        curtain = ClippedLayer(layer, keep)
         for shown in curtain._shown:
             shown.own = Watched(shown.own, read)
         curtain.move(400)

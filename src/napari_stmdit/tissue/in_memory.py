@@ -1,4 +1,4 @@
-"""AnnData and SpatialData objects: opened as sections, and a section as the objects that other plugins work on."""
+"""AnnData and SpatialData objects: opened as sections, and made of a section for other plugins."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ def _of_anndata(
         fullres = resolve_fullres(fullres, place)
     with damage_as_section_error(whose, "a section"):
         section = section_of(sdata, None, fullres, mpp, coordinate_system)
-    told = notes + list(section.notes)
+    remarks = notes + list(section.notes)
     if adata.n_vars == 0:
-        told = [note for note in told if "total count of zero" not in note]
+        remarks = [note for note in remarks if "total count of zero" not in note]
         section = replace(section, expression=ExpressionSource("none"))
-        told.insert(0, section.expression.statement)
-    return replace(section, name=library, notes=tuple(told))
+        remarks.insert(0, section.expression.statement)
+    return replace(section, name=library, notes=tuple(remarks))
 
 
 def _on_its_slide(adata: Any, file: Path, mpp: float | None, whose: str, source: Path | None) -> Section:
@@ -109,7 +109,7 @@ def _on_its_slide(adata: Any, file: Path, mpp: float | None, whose: str, source:
             "write its scalefactors into uns['spatial'], and no tissue is looked for"
         )
     none = rows.n_vars == 0
-    counts, genes, told = counts_of(rows, "spots")
+    counts, genes, remarks = counts_of(rows, "spots")
     obs = obs_columns(rows.obs, {"in_tissue", "array_row", "array_col"})
     refuse_twice(ids, whose)
     refuse_libraries(ids, obs, None, whose)
@@ -131,7 +131,7 @@ def _on_its_slide(adata: Any, file: Path, mpp: float | None, whose: str, source:
             "does not prove that it is the slide of these spots: look at them on it",
             f"spots are drawn {_SPOT_UM:g} um wide, as those of Visium: the table does not say how large they are",
             *notes,
-            *told,
+            *remarks,
         ),
         expression=expression,
     )

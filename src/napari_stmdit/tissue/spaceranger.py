@@ -528,10 +528,10 @@ def _search_fullres(
     if len(fitting) == 1:
         return fitting[0], [*notes, f"full-resolution image found by its size: {names}"]
     if fitting:
-        told = f"several images have the size of the full-resolution image ({names}); choose one with --fullres"
+        remark = f"several images have the size of the full-resolution image ({names}); choose one with --fullres"
     else:
-        told = "no full-resolution image is in the folder; give it with --fullres (fullres_image_file)"
-    return None, [*notes, told]
+        remark = "no full-resolution image is in the folder; give it with --fullres (fullres_image_file)"
+    return None, [*notes, remark]
 
 
 # ------------------------------------------------------------------------------------------------- names

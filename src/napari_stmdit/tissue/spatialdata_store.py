@@ -189,13 +189,13 @@ def section_of(
     inverse = np.linalg.inv(frame.to_spots)
     spots = rows.table(apply(inverse, rows.yx), mean_scale(inverse))
     calibration = _calibration(own, rows, spots.yx, mean_scale(frame.to_spots), mpp)
-    told: list[str] = []
+    remarks: list[str] = []
     outlines = None
     if rows.outlines is not None:
         outlines = apply(inverse, rows.outlines.reshape(-1, 2)).reshape(-1, 2, 2).astype(np.float32)
     if rows.is_small:
         areas = None if rows.areas is None else rows.areas * (mean_scale(inverse) * (calibration.mpp or 0)) ** 2
-        spots, told = aggregate(spots, calibration, rows.bin_um, areas)
+        spots, remarks = aggregate(spots, calibration, rows.bin_um, areas)
     elif not own:  # ours hold spots, on a grid that may be narrow
         refuse_bins(spots, calibration.mpp, name)
     section = Section(
@@ -207,7 +207,7 @@ def section_of(
         calibration=calibration,
         coordinate_systems={name: compose(affine, frame.to_spots) for name, affine in spots_to.items()},
         synthetic=bool(own.get("synthetic", False)),
-        notes=(*map(str, own.get("notes", ())), *rows.notes, *told, *notes),
+        notes=(*map(str, own.get("notes", ())), *rows.notes, *remarks, *notes),
         expression=expression,
         image_fault=frame.fault,
         store=None if root is None or rows.is_small else StoreElements(root, rows.circles_name, rows.table_name),

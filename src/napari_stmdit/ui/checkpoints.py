@@ -108,7 +108,7 @@ class Acquisition:
     ) -> None:
         self.state = state
         self._load, self._open_section = load, open_section
-        self._looks, self._sizes = Lane(start), Lane(start)
+        self._inspections, self._sizes = Lane(start), Lane(start)
         self._downloads, self._conversions = Series(start), Series(start)
 
     # --- downloads
@@ -192,7 +192,7 @@ class Acquisition:
             self.state.foreign = foreign
             self.state.tell("info", f"{Path(path).name} is a foreign checkpoint: say its scale and convert it once.")
 
-        self._looks.submit(_looking(path), Handlers(found, self._failed, lambda: None))
+        self._inspections.submit(_inspecting(path), Handlers(found, self._failed, lambda: None))
 
     def convert(self, intent: ConvertIntent) -> None:
         """Convert a foreign checkpoint into the user's own checkpoints, and load it."""
@@ -212,7 +212,7 @@ class Acquisition:
 
     def close(self) -> None:
         """End all jobs."""
-        self._looks.abandon()
+        self._inspections.abandon()
         self._sizes.abandon()
         for series in (self._downloads, self._conversions):
             series.close()
@@ -252,7 +252,7 @@ def _downloading(name: str, folder: str | None, section: PublicSection | None = 
     return Job(f"Downloading {name}", generate, error, tells=True)
 
 
-def _looking(path: str) -> Job:
+def _inspecting(path: str) -> Job:
     """Inspect a foreign checkpoint; yields a `Foreign`."""
 
     def work() -> Foreign:

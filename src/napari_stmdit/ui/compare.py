@@ -44,7 +44,7 @@ def scale_bar_of(viewer: Any) -> Any:
 
 
 @dataclass
-class Kept:
+class SavedAttributes:
     """Attributes that a comparison changes, with their former values; `restore` resets them, latest first."""
 
     values: list[tuple[weakref.ref[Any], str, Any]] = field(default_factory=list)
@@ -64,12 +64,12 @@ class Kept:
                 setattr(found, name, value)
 
 
-class Way:
+class ComparisonMode:
     """Mode of comparison; holds the viewer weakly; ``_shown`` are the compared layers."""
 
     def __init__(self, viewer: Any) -> None:
         self._viewer = weakref.ref(viewer)
-        self._kept = Kept()
+        self._kept = SavedAttributes()
         self._shown: tuple[Any, ...] = ()
 
     @property
@@ -82,7 +82,7 @@ class Way:
         return any(layer is one for one in self._shown)
 
 
-class Fade(Way):
+class Fade(ComparisonMode):
     """Fade between two layers by the opacity of the upper one, so that no list of visible layers changes."""
 
     def start(self, left: Any, right: Any, others: list[Any], position: float) -> None:
@@ -114,7 +114,7 @@ class Fade(Way):
         self._kept.restore()
 
 
-class SideBySide(Way):
+class SideBySide(ComparisonMode):
     """Grid with a cell for the slide with its spots, and a cell for each result over a faded slide.
 
     napari's grid puts every ``stride`` layers of the list into a cell and leaves out cells without a visible layer. Our layers
@@ -177,7 +177,7 @@ class SideBySide(Way):
             viewer.layers.move(viewer.layers.index(layer), place)
 
 
-class Veiled:
+class ClippedImage:
     """RGBA image (h, w, 4) uint8, numpy or dask, with some columns transparent; nothing is copied, and only what is drawn is read.
 
     napari has no clipping planes for 2-D images. Layers show this stand-in meanwhile and keep their extent and affine; the result's own
@@ -187,7 +187,7 @@ class Veiled:
     def __init__(self, own: Any) -> None:
         self.own = own
         self.shape, self.ndim, self.dtype = tuple(own.shape), 3, own.dtype
-        self._seen = np.ones((1, self.shape[1], self.shape[2]), dtype=bool)
+        self._visible = np.ones((1, self.shape[1], self.shape[2]), dtype=bool)
 
     @property
     def size(self) -> int:
@@ -196,18 +196,18 @@ class Veiled:
 
     def hide(self, columns: slice) -> None:
         """Hide these columns and show all others."""
-        self._seen[..., 3] = True
-        self._seen[:, columns, 3] = False
+        self._visible[..., 3] = True
+        self._visible[:, columns, 3] = False
 
     def __getitem__(self, key: Any) -> NDArray[np.uint8]:
-        seen = np.broadcast_to(self._seen, self.shape)[key]
-        return np.where(seen, np.asarray(self.own[key]), np.uint8(0))
+        visible = np.broadcast_to(self._visible, self.shape)[key]
+        return np.where(visible, np.asarray(self.own[key]), np.uint8(0))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:], dtype=dtype)
 
 
-class Curtain:
+class ClippedLayer:
     """Clipping of an RGBA image layer at a seam, without touching its data; ``keep`` is the visible side."""
 
     def __init__(self, layer: Any, keep: Literal["left", "right"]) -> None:
@@ -215,7 +215,7 @@ class Curtain:
         self._keep = keep
         self._data = layer.data
         many = bool(layer.multiscale)
-        self._shown = [Veiled(level) for level in (layer.data if many else [layer.data])]
+        self._shown = [ClippedImage(level) for level in (layer.data if many else [layer.data])]
         layer.data = self._shown if many else self._shown[0]
 
     def move(self, column: float) -> None:
@@ -232,13 +232,13 @@ class Curtain:
         self.layer.data = self._data
 
 
-class Swipe(Way):
+class Swipe(ComparisonMode):
     """Swipe: the seam, its line, and its handle; ``moved`` gets its position, 0 to 1 over the right layer's width, when it is dragged."""
 
     def __init__(self, viewer: Any, moved: Callable[[float], None]) -> None:
         super().__init__(viewer)
         self._moved = weakref.WeakMethod(moved)
-        self._curtains: list[Curtain] = []
+        self._curtains: list[ClippedLayer] = []
         self._line: Any = None
         self._right: Any = None
         self.position = 0.5
@@ -255,9 +255,9 @@ class Swipe(Way):
         for layer in (left, right):
             self._kept.change(layer, visible=True)
         self._right, self._shown = right, (left, right)
-        self._curtains = [Curtain(right, "right")]
+        self._curtains = [ClippedLayer(right, "right")]
         if layers.role_of(left) != "slide":
-            self._curtains.append(Curtain(left, "left"))
+            self._curtains.append(ClippedLayer(left, "left"))
         width = LINE_PX / max(camera_of(viewer).zoom, 1e-6)
         self._line = layers.insert(viewer, layers.seam_layer(section, self.ends(position), width), above=right)
         viewer.mouse_drag_callbacks.insert(0, self.drag)  # before the tool in hand, which leaves it what it takes

@@ -269,10 +269,10 @@ class Changes:
         layer = layers.insert(viewer, data, above=below)
         layer.colorbar.visible = True
         self._layers[entry.number] = layer
-        layer.events.visible.connect(self._seen)
-        self._seen()
+        layer.events.visible.connect(self._visibility_changed)
+        self._visibility_changed()
 
-    def _seen(self, event: Any = None) -> None:
+    def _visibility_changed(self, event: Any = None) -> None:
         self.state.changes = frozenset(number for number, layer in self._layers.items() if layer.visible)
 
     def _tell(self, kind: Any, text: str) -> None:

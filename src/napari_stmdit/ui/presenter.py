@@ -550,18 +550,18 @@ class Presenter:
 
         def done(value: Any) -> None:
             on_value(value)
-            self._tell_unsaved()
+            self._report_unsaved()
 
         def failed(fault: StmditError) -> None:
             self._unsaved.append(f"{name} was not saved: {fault}")
-            self._tell_unsaved()
+            self._report_unsaved()
 
         def begun() -> None:
             self._note_busy("save", job.title)
 
         self._saves.submit(job, Handlers(done, failed, lambda: self._note_busy("save", "")), begun)
 
-    def _tell_unsaved(self) -> None:
+    def _report_unsaved(self) -> None:
         """Report unsaved results again, so that a save that went well does not hide one that failed."""
         if self._unsaved:
             last = self.state.message

@@ -185,7 +185,7 @@ class SectionView:
         try:
             layers.restore_spots(self.spots, self.section)
             self._describe()
-            self.outline_again()
+            self.redraw()
         finally:
             self._restoring = False
 
@@ -242,7 +242,7 @@ class SectionView:
             if self.spots is not None and (
                 self._hollow.any() or self.outline_only
             ):  # a ring has its colour in its border
-                self.outline_again()
+                self.redraw()
             elif self.spots is not None:
                 layers.draw_faces(self.spots, face_of(self._values, self._scale, self._hollow))
         self._edited = edited
@@ -289,9 +289,9 @@ class SectionView:
     def outline(self, outlined: set[str]) -> None:
         """Redraw with other spots outlined as changed by the chosen edit."""
         self._outlined = _among(self.section.spots.ids, outlined)
-        self.outline_again()
+        self.redraw()
 
-    def outline_again(self) -> None:
+    def redraw(self) -> None:
         """Redraw the present colours and outlines."""
         if self.spots is not None:
             layers.draw_spots(self.spots, self._look())
@@ -304,7 +304,7 @@ class SectionView:
         before, now = max(self._diameter_px, THIN_PX), max(shown, THIN_PX)
         if not 1 / REWIDEN < now / before < REWIDEN:  # to set widths sends all spots to the screen anew
             self._diameter_px = shown
-            self.outline_again()
+            self.redraw()
 
     def _look(self) -> SpotLook:
         chosen = (self._selected, self._hollow, self._outlined, self.outline_only, self._diameter_px)

@@ -14,7 +14,7 @@ from ..state import Comparison, ResultEntry
 from .common import Choice, Connections, blocked, boxed, button, column, combo, connect_state, named, row
 
 MODES = (
-    ("off", "Off", "End the comparison; the viewer is as it was before"),
+    ("off", "Off", "End the comparison and restore the viewer"),
     ("grid", "Side", "Side by side with linked pan and zoom, names and scale bars"),
     ("swipe", "Swipe", "A seam across the tissue: drag it in the viewer, or move the slider"),
     ("blink", "Blink", "Show one and the other in turn"),

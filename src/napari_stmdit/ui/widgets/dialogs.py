@@ -57,7 +57,7 @@ class FigureDialog(QDialog):  # type: ignore[misc,unused-ignore]
         named(
             buttons.button(QDialogButtonBox.StandardButton.Save),
             "Save the figure",
-            "Choose where the figure is written",
+            "Choose the file for the figure",
         )
         named(buttons.button(QDialogButtonBox.StandardButton.Cancel), "Cancel", "Draw no figure")
         layout = column(about, labelled(("Width", self.width_mm), ("Resolution", self.dpi)), buttons)
@@ -177,8 +177,8 @@ class KeptOffer(QWidget):  # type: ignore[misc,unused-ignore]
         super().__init__()
         self._first: KeptSession | None = None
         self.text = Text("info")
-        self.restore = button("Restore", "Restore", "Open its section and bring back what was not saved", once=True)
-        self.discard = button("Discard", "Discard", "Remove it from this computer for good", once=True)
+        self.restore = button("Restore", "Restore", "Open its section and restore the unsaved work", once=True)
+        self.discard = button("Discard", "Discard", "Delete it permanently", once=True)
         self.setLayout(column(self.text, row(self.restore, self.discard, stretch=None), spacing=4))
         self.show_kept(())
 

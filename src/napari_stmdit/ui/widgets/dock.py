@@ -76,8 +76,8 @@ MIN_WIDTH = 300
 MARGINS = (10, 6, 10, 6)
 STEPS = (
     ("choose", "1  Choose", "Which spots: tools, colours, values and names"),
-    ("change", "2  Change", "What is different there: edits of the expression, painted or applied"),
-    ("see", "3  See", "What came of it: results, compared, measured and saved"),
+    ("change", "2  Change", "Changes there: edits of the expression, painted or applied"),
+    ("see", "3  See", "Results: compare, measure and save them"),
 )
 
 
@@ -156,7 +156,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             column(*(self.folds[name] for name in ("synthesize", "model", "adapt", "evaluate")), spacing=2)
         )
         self.advanced = Fold("Advanced", advanced, unfolded=False)
-        nothing = Text("quiet", "Nothing is made yet. Choose spots, change them if you like, and press Run.")
+        nothing = Text("quiet", "No results yet. Choose spots, edit them if you like, and press Run.")
         self.made = boxed(column(self.results, self.compare, self.folds["spot"]))
         self.nothing = boxed(column(nothing))
         self.pages = {

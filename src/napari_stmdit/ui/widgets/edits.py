@@ -151,9 +151,7 @@ class DraftForm(Lens):
         self._known: tuple[Any, ...] = ((), {}, ())
         self._notes: Mapping[str, ProgramNote] = {}
         self._reaches: Mapping[str, ProgramReach] = {}
-        self.presets = combo(
-            "Start from", "Fill the form with an edit that this checkpoint knows how to show", length=8
-        )
+        self.presets = combo("Start from", "Fill the form with an edit that this checkpoint can show", length=8)
         self._presets: list[tuple[str, str, dict[str, Any]]] = []
         self.what = NameField(several=True)
         named(self.what, "Genes and programs", "What is changed: genes and programs, parted by commas")
@@ -169,7 +167,7 @@ class DraftForm(Lens):
         self.follow = named(
             QCheckBox("What varies with it follows"),
             "What varies with it follows",
-            "Other genes, and how deep spots are, go along as they vary with these genes in this section: co-variation, no cause",
+            "Other genes, and the depth of spots, change as they covary with these genes in this section; covariation is not causation",
         )
         self.target = GroupField("Target", "The spots or the profile that the expression moves towards")
         self.group_a = GroupField("First group", "Spots that change places with the second group")
@@ -340,7 +338,7 @@ class BrushForm(Lens):
         self.strength = percent_slider(
             "Brush strength", "Weight that one stroke gives; the next adds its share of the rest"
         )
-        self.erase = named(QCheckBox("Erase"), "Erase", "Take weight away instead; so does Alt while painting")
+        self.erase = named(QCheckBox("Erase"), "Erase", "Erase instead of painting; Alt does the same while it is held")
         self.radius.valueChanged.connect(lambda value: self._change(radius_um=float(value)))
         self.softness.valueChanged.connect(lambda value: self._change(softness=value / 100))
         self.strength.valueChanged.connect(lambda value: self._change(strength=value / 100))
@@ -474,13 +472,13 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.paint.setCheckable(True)
         self.to_selected = small("To selected", "Apply to selected spots", "Add this edit for the selected spots")
         self.to_all = small("To all", "Apply to all spots", "Add this edit for every spot")
-        self.new = small("New", "New edit", "Form and brush leave the chosen edit as it is and begin another")
+        self.new = small("New", "New edit", "Begin a new edit with form and brush; the chosen one stays as it is")
         self.spots = small("Spots", "Select its spots", "Select the spots that the chosen edit changes")
         self.up = small("↑", "Move the edit up", "Edits are applied from the top")
         self.down = small("↓", "Move the edit down", "Edits are applied from the top")
-        self.delete = small("Delete", "Delete the edit", "Take the chosen edit out of the list")
-        self.undo = small("↶", "Undo", "Take back the last change of the edits. Ctrl+Z")
-        self.redo = small("↷", "Redo", "Do again what was taken back. Ctrl+Shift+Z")
+        self.delete = small("Delete", "Delete the edit", "Remove the chosen edit from the list")
+        self.undo = small("↶", "Undo", "Undo the last change of the edits. Ctrl+Z")
+        self.redo = small("↷", "Redo", "Redo what was undone. Ctrl+Shift+Z")
         self.load = small("Load…", "Load edits", "Read edits from a YAML file")
         self.save = small("Save…", "Save edits", "Write the edits into a YAML file, for 'stmdit synthesize --edits'")
         self.sets = small("GMT…", "Import gene sets", "Add the gene sets of a GMT file to the programs")

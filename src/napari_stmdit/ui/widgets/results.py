@@ -130,7 +130,7 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.again = button("Run again", "Run again", tip, width=40, once=True)
         tip = "Put the chosen result's request into the form and select its spots"
         self.reuse = button("Use settings", "Use its settings", tip, width=40)
-        self.delete = button("Delete", "Delete the result", "Take the chosen result out of the viewer", width=40)
+        self.delete = button("Delete", "Delete the result", "Remove the chosen result from the viewer", width=40)
         self.change = button(
             "Show the change",
             "Show the change",
@@ -342,7 +342,7 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def _may_go(self, number: int) -> bool:
         if self._entries[number].saved is not None:
             return True
-        text = f"{self._entries[number].name} is not saved. Delete it all the same?"
+        text = f"{self._entries[number].name} is not saved. Delete it anyway?"
         answer = QMessageBox.question(self, "Delete the result?", text)
         return bool(answer == QMessageBox.StandardButton.Yes)
 
