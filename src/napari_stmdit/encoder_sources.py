@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .encoders.precomputed import PrecomputedEmbeddings, read_embeddings
+from .embeddings import PrecomputedEmbeddings, read_embeddings
 from .errors import CheckpointError, GeneError, StmditError, StoreError
 from .files import BadFile, read_text
 

@@ -197,6 +197,8 @@ def _unknown(section: Section) -> str:
     spots = section.spots
     if section.image is None:
         return "the section has no slide image"
+    if section.expression.kind == "factors":
+        return "factors stand in the place of its counts"
     if section.expression.kind == "none" or not len(spots.genes):
         return "a plain slide has no counts" if section.kind == "image" else "the section has no counts"
     if len(spots) < MIN_SPOTS:

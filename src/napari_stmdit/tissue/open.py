@@ -17,6 +17,7 @@ from ..text import shorten
 from ..types import Orientation, PredictedUnits, Section
 from .alignment import oriented
 from .excluded import exclude_file
+from .factors import with_factors
 from .flat_files import flat_samples, is_flat_sample, open_flat
 from .geometry import is_plausible_mpp, mpp_fault
 from .images import IMAGE_SUFFIXES, resolve_fullres
@@ -24,7 +25,7 @@ from .public import missing_section, named_section
 from .remote import open_remote, url_of
 from .slide import PITCH_WITHIN, open_slide
 from .spaceranger import open_spaceranger
-from .spaceranger4 import CELLS, holds_cells, noting_version, open_cells
+from .spaceranger4 import CELLS, holds_cells, noting_version, open_cells, outlining_cells
 from .visium_hd import open_visium_hd
 from .xenium import EXPERIMENT, open_xenium
 from .zarr_codecs import told_as_damage
@@ -109,6 +110,8 @@ class SectionSource(Intent):
         Of a plain image: a .h5ad with predicted expression; see `napari_stmdit.tissue.predicted`.
     predicted_units
         What it holds, where the file does not say so: ``counts`` or ``log1p``.
+    factors
+        Values of each spot in the place of counts, ``FILE.h5ad::NAME`` of its ``obsm`` or a .csv; see `napari_stmdit.tissue.factors`.
     orientation
         How the spots are laid over the slide against what the files say; see `napari_stmdit.tissue.alignment`.
     exclude, exclude_classes
@@ -124,6 +127,7 @@ class SectionSource(Intent):
     tissue_fraction: Annotated[float, BeforeValidator(_tissue_fraction)] | None = None
     predicted_expression: Place | None = None
     predicted_units: Annotated[PredictedUnits, BeforeValidator(_predicted_units)] | None = None
+    factors: Place | None = None
     orientation: Annotated[Orientation, BeforeValidator(_orientation)] = "as-given"
     exclude: Place | None = None
     exclude_classes: tuple[str, ...] = ()
@@ -173,7 +177,7 @@ class SectionSource(Intent):
         """
         update: dict[str, Any] = {
             name: Path(root, Path(given).expanduser()).absolute()
-            for name in ("path", "fullres", "predicted_expression", "exclude")
+            for name in ("path", "fullres", "predicted_expression", "factors", "exclude")
             if (given := getattr(self, name)) is not None
         }
         if not update["path"].exists() and (public := named_section(Path(self.path))) is not None:
@@ -195,6 +199,7 @@ def open_section(
     tissue_fraction: float | None = None,
     predicted_expression: str | Path | None = None,
     predicted_units: PredictedUnits | None = None,
+    factors: str | Path | None = None,
     orientation: Orientation = "as-given",
     exclude: str | Path | None = None,
     exclude_classes: tuple[str, ...] = (),
@@ -216,6 +221,8 @@ def open_section(
     grid_pitch, tissue_fraction, predicted_expression, predicted_units
         Of a plain image: its virtual spots, and a table of expression that was predicted for them; see
         `napari_stmdit.tissue.open.SectionSource`.
+    factors
+        Values of each spot in the place of counts; see there, too.
     orientation, exclude, exclude_classes
         How the spots are laid over the slide, and GeoJSON regions whose spots are left out; see there, too.
 
@@ -241,6 +248,7 @@ def open_section(
         tissue_fraction=tissue_fraction,
         predicted_expression=predicted_expression,
         predicted_units=predicted_units,
+        factors=factors,
         orientation=orientation,
         exclude=exclude,
         exclude_classes=exclude_classes,
@@ -309,8 +317,9 @@ def _kind_in_memory(section: object) -> str | None:
 
 
 def _as_asked(section: Section, source: SectionSource) -> Section:
-    """Return what was read, its spots laid over the slide and left out as the source says."""
+    """Return what was read, its expression, and its spots laid over the slide and left out, as the source says."""
     section = _noting_spots_off_slide(oriented(section, source.orientation))
+    section = section if source.factors is None else with_factors(section, source.factors)
     return section if source.exclude is None else exclude_file(section, source.exclude, source.exclude_classes)
 
 
@@ -345,7 +354,8 @@ def _read(path: Path, source: SectionSource) -> Section:
         return open_xenium(path, given, source.mpp)
     if _is_visium_hd(path):
         section = open_visium_hd(path, given, source.mpp)
-        return noting_version(section, section.path or path)
+        bins = section.path or path
+        return outlining_cells(noting_version(section, bins), bins)
     if holds_cells(path):
         return open_cells(path, given, source.mpp)
     if (path / "spatial").is_dir():

@@ -40,7 +40,8 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 class AdaptRequest(Intent):
     """What to make a checkpoint from, and in how much time.
 
-    ``sections`` are paths as `napari_stmdit.open_section` takes them; ``fullres`` and ``mpp`` are for the first. ``hold_out`` says what is not
+    ``sections`` are paths as `napari_stmdit.open_section` takes them; ``fullres`` and ``mpp`` are for the first.
+    ``factors`` of each spot take the place of counts: a table for each section, in their order, or none. ``hold_out`` says what is not
     learned from, but evaluated on: a quarter of the first section's spots at one of its corners, a whole section by the name of its folder
     (another donor's, say), or ``none``. ``minutes`` is the time for all of it on this computer; ``start`` names the checkpoint that is gone on
     from. ``workers`` are the processes that learn on a CPU; None: as many as it has
@@ -51,6 +52,7 @@ class AdaptRequest(Intent):
     sections: Annotated[tuple[str, ...], Field(min_length=1)]
     fullres: str | None = None
     mpp: Annotated[float, Field(gt=0)] | None = None
+    factors: tuple[str, ...] = ()
     minutes: Annotated[float, Field(gt=0, le=100_000)] = 30.0
     hold_out: str = "lower-right"
     start: str = "demo"
@@ -134,6 +136,7 @@ def command_of(request: AdaptRequest, work: Path) -> list[str]:
     """Return the command that begins an adaptation, or goes on with it."""
     words = [sys.executable, "-m", "napari_stmdit.cli", "train", "--name", request.name, "--output", str(work)]
     words += [word for path in request.sections for word in ("--section", path)]
+    words += [word for place in request.factors for word in ("--factors", place)]
     words += [
         "--minutes",
         f"{request.minutes:g}",
