@@ -84,6 +84,25 @@ def open_cells(path: Path, fullres: Path | None = None, mpp: float | None = None
     )
 
 
+def outlining_cells(section: Section, folder: Path) -> Section:
+    """Return a section of bins with the outlines of the cells that Space Ranger 4 found in it, where it did; that they cannot be read is a note.
+
+    Parameters
+    ----------
+    section
+        As it was opened.
+    folder
+        Where its counts lie.
+    """
+    file = next((one / CELLS / _OUTLINES for one in folder.parents[:2] if (one / CELLS / _OUTLINES).is_file()), None)
+    if file is None:
+        return section
+    try:
+        return replace(section, outlines=_outlines(file)[1])
+    except SectionError as error:
+        return replace(section, notes=(*section.notes, f"cells are not outlined: {error}"))
+
+
 def _outlines(file: Path) -> tuple[pd.DataFrame, NDArray[np.float32]]:
     """Return the middle (y, x) and area of each cell in full-resolution pixels, by its name in the counts, and the outlines to draw."""
     import geopandas as gpd
