@@ -23,13 +23,21 @@ from typing import Any
 
 import torch
 
-from napari_stmdit.bench.machine import describe, interleaved, matmul_peak, ratio
-from napari_stmdit.bench.stages import name_of, sampling
-from napari_stmdit.bench.subjects import Subject, in_dtype, random_base
+from napari_stmdit.bench.stages import (
+    Subject,
+    describe,
+    in_dtype,
+    interleaved,
+    matmul_peak,
+    name_of,
+    random_base,
+    ratio,
+    sampling,
+)
 from napari_stmdit.devices import choose_device
+from napari_stmdit.model.autoencoder import decode_latents
 from napari_stmdit.model.inference import prediction
 from napari_stmdit.model.sampling import denoise
-from napari_stmdit.model.vae import decode_latents
 
 TARGETS = {"one patch, s": 0.20, "patches a second": 80.0}
 SMALL = ({"num_layers": 2, "num_attention_heads": 3}, {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4})

@@ -35,9 +35,9 @@ from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.encoders.morphology_map import MorphologyMap, fit_morphology_map
 from napari_stmdit.evaluation import measures
 from napari_stmdit.model import counterfactual
+from napari_stmdit.model.autoencoder import decode_images, encode_latents
 from napari_stmdit.model.guidance import branches
 from napari_stmdit.model.inference import ConditionTensors, prediction
-from napari_stmdit.model.vae import decode_images, encode_latents
 from napari_stmdit.progress import finish
 from napari_stmdit.synthesis.canvas import boxes_around
 from napari_stmdit.tissue.crops import read_patches

@@ -27,7 +27,7 @@ MODES = {
 
 
 def main() -> None:
-    from napari_stmdit.tissue.spaceranger_writer import write_spaceranger_folder
+    from napari_stmdit.tissue.st_array import write_spaceranger_folder
     from napari_stmdit.types import Genes
 
     parser = argparse.ArgumentParser(description=__doc__)

@@ -40,7 +40,7 @@ def make_section(folder: Path) -> None:
     from PIL import Image
     from scipy.sparse import csr_matrix
 
-    from napari_stmdit.tissue.spaceranger_writer import write_spaceranger_folder
+    from napari_stmdit.tissue.st_array import write_spaceranger_folder
     from napari_stmdit.types import Genes
 
     rng = np.random.default_rng(0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_stmdit.bench.comparisons import against_straightforward
-from napari_stmdit.bench.subjects import random_base
+from napari_stmdit.bench.stages import random_base
 from napari_stmdit.devices import choose_device
 from napari_stmdit.errors import SynthesisError
 from napari_stmdit.model.foreign.keys import from_native

@@ -12,7 +12,7 @@ from napari_stmdit import Guidance, Request, SampleOfSpots
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.session import run, synthesize
-from napari_stmdit.tissue.sample import open_sample_section
+from napari_stmdit.tissue.open import open_sample_section
 
 
 @pytest.fixture(scope="module")

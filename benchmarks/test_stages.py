@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from napari_stmdit.assemble import load_checkpoint
-from napari_stmdit.bench.stages import request_for
-from napari_stmdit.bench.subjects import in_dtype, of_checkpoint
+from napari_stmdit.bench.stages import in_dtype, of_checkpoint, request_for
+from napari_stmdit.model.autoencoder import decode_latents
 from napari_stmdit.model.inference import prediction
-from napari_stmdit.model.vae import decode_latents
 from napari_stmdit.synthesis.canvas import MemoryCanvas
 from napari_stmdit.synthesis.plan import PRESETS, plan
 from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.tissue.crops import read_patches
-from napari_stmdit.tissue.sample import open_sample_section
+from napari_stmdit.tissue.open import open_sample_section
 from napari_stmdit.types import PatchResult
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -22,7 +22,7 @@ from napari_stmdit.evaluation.pictures import save_sheet
 from napari_stmdit.intent import Request, TowardsEdit
 from napari_stmdit.synthesis.requests import EditFile
 from napari_stmdit.tissue.export import NEW, labelled
-from napari_stmdit.tissue.sample import open_sample_section
+from napari_stmdit.tissue.open import open_sample_section
 from napari_stmdit.ui.gestures import camera_of
 from napari_stmdit.ui.manifest import DOCK, PLUGIN
 from napari_stmdit.ui.state import Brush, Colouring, EditDraft, RunStatus

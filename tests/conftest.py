@@ -79,7 +79,7 @@ def tiny_folder(tmp_path_factory) -> Path:
 
 def make_tiny_folder(place: Path) -> Path:
     """Write the tiny section as a Space Ranger 2 folder."""
-    from napari_stmdit.tissue.spaceranger_writer import write_spaceranger_folder
+    from napari_stmdit.tissue.st_array import write_spaceranger_folder
     from napari_stmdit.types import Genes
 
     folder = place / "tiny_section"

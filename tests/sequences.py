@@ -414,7 +414,7 @@ def make_templates(place: Path) -> Path:
     from spatialdata.models import Image2DModel, ShapesModel, TableModel
     from spatialdata.transformations import Identity
 
-    from napari_stmdit.tissue.spaceranger_writer import write_spaceranger_folder
+    from napari_stmdit.tissue.st_array import write_spaceranger_folder
     from napari_stmdit.types import Genes
 
     images, shapes, tables = {}, {}, {}

@@ -11,8 +11,8 @@ from diffusers import AutoencoderKL
 
 from napari_stmdit import Request, SampleOfSpots, load_checkpoint, synthesize
 from napari_stmdit.devices import choose_device, decoder_on
-from napari_stmdit.model.vae import decode_latents
-from napari_stmdit.tissue.sample import open_sample_section
+from napari_stmdit.model.autoencoder import decode_latents
+from napari_stmdit.tissue.open import open_sample_section
 
 CPU = torch.device("cpu")
 

@@ -77,7 +77,7 @@ def served() -> Iterator[LocalHub]:
     from diffusers import AutoencoderKL
     from safetensors.torch import save
 
-    from napari_stmdit.bench.subjects import SD3_VAE
+    from napari_stmdit.bench.stages import SD3_VAE
     from napari_stmdit.model.foreign.keys import from_native
 
     with LocalHub() as hub:
@@ -121,7 +121,7 @@ def online(monkeypatch: pytest.MonkeyPatch, hub: LocalHub) -> None:
 
 def _section(folder: Path) -> None:
     """A Space Ranger folder with its slide image; that of ``held`` is another section."""
-    from napari_stmdit.tissue.spaceranger_writer import write_spaceranger_folder
+    from napari_stmdit.tissue.st_array import write_spaceranger_folder
     from napari_stmdit.types import Genes
 
     arrays = tiny_arrays()

@@ -89,14 +89,14 @@ if TYPE_CHECKING:
     from .intent import TableEdit as TableEdit
     from .intent import TowardsEdit as TowardsEdit
     from .model.checkpoint import load_transformer as load_transformer
-    from .synthesis.export import export_result as export_result
     from .synthesis.plan import plan as plan
     from .synthesis.result import Result as Result
+    from .synthesis.result import export_result as export_result
     from .synthesis.session import run as run
     from .synthesis.session import synthesize as synthesize
     from .tissue.alignment import check_alignment as check_alignment
+    from .tissue.open import open_sample_section as open_sample_section
     from .tissue.open import open_section as open_section
-    from .tissue.sample import open_sample_section as open_sample_section
     from .training.adapt import adapt as adapt
     from .types import Calibration as Calibration
     from .types import Patch as Patch

@@ -27,9 +27,8 @@ from .synthesis.models import PatchBatch
 from .types import DenoiseStep, Genes, Sampling
 
 if TYPE_CHECKING:
-    from .encoders.cache import EmbeddingCache
+    from .encoders.cache import EmbeddingCache, ExpressionEncoder, MorphologyEncoder
     from .encoders.morphology_map import MorphologyMap
-    from .encoders.protocols import ExpressionEncoder, MorphologyEncoder
     from .model.foreign.convert import Converted
     from .model.pipeline import STMDiTPipeline
     from .model.sampling import CanvasSolver
@@ -151,7 +150,7 @@ class Checkpoint:
     @property
     def latent_grid(self) -> tuple[int, int]:
         """Channels of a latent, and image pixels per latent cell."""
-        from .model.vae import latent_channels, spatial_factor
+        from .model.autoencoder import latent_channels, spatial_factor
 
         return latent_channels(self.pipeline.vae), spatial_factor(self.pipeline.vae)
 
@@ -311,8 +310,7 @@ def convert_checkpoint(
     """
     from .encoder_sources import genes_of_section, read_gene_list
     from .model.foreign.convert import convert
-    from .model.hub.references import resolve_reference
-    from .model.hub.zoo import reference_of, zoo, zoo_entry
+    from .model.hub.zoo import reference_of, resolve_reference, zoo, zoo_entry
 
     path = Path(source)
     notes: tuple[str, ...] = ()

@@ -99,8 +99,8 @@ class TissueEditor:
         return torch.from_numpy(np.stack([image for image in found if image is not None]))
 
     def _abduction(self, batch: PatchBatch, before: ConditionTensors) -> Generator[float, None, Any]:
+        from .model.autoencoder import encode_latents
         from .model.counterfactual import abduct
-        from .model.vae import encode_latents
 
         assert batch.crops is not None
         assert batch.edited is not None
@@ -140,7 +140,7 @@ class TissueEditor:
     @memory_given_back()
     def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode an image (H, W, 3) uint8 as latents (c, h, w), cached."""
-        from .model.vae import encode_latents
+        from .model.autoencoder import encode_latents
 
         key = self._key(f"latents {image.shape} {hashlib.sha256(image.tobytes()).hexdigest()}")
         kept = self.cache.get(key)

@@ -110,7 +110,7 @@ def _absent(folder: CheckpointFolder, what: str) -> CheckpointError:
 
 
 def _open_or_miss(folder: CheckpointFolder, component: Component, what: str, device: torch.device) -> Any:
-    from .model.hub.references import MissingComponentError
+    from .model.hub.zoo import MissingComponentError
 
     try:
         return _open(component, f"{what}_encoder", device)
@@ -211,7 +211,7 @@ def _cache() -> EmbeddingCache:
 
 def _key(component: Component) -> str:
     """Return the cache key of an encoder: a hash of the files in its folder and in its reference."""
-    from .model.hub.references import reference_hash
+    from .model.hub.zoo import reference_hash
     from .storage.fingerprint import of_folder
 
     reference = component.reference
@@ -269,8 +269,7 @@ def genes_of_section(section: str | Path, encoder_folder: str | Path | None = No
         The section cannot be opened, or the vocabulary is not on this computer.
     """
     from .encoders.cancer_foundation.vocabulary import choose_genes, read_vocabulary
-    from .model.hub.references import resolve_reference
-    from .model.hub.zoo import reference_of, zoo_entry
+    from .model.hub.zoo import reference_of, resolve_reference, zoo_entry
     from .tissue.open import open_section
 
     place = encoder_folder or resolve_reference(reference_of(zoo_entry("cancerfoundation")), "expression_encoder")

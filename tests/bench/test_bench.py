@@ -12,10 +12,17 @@ from checkpoints import tiny_transformer
 from diffusers import DDIMScheduler
 
 from napari_stmdit.bench.comparisons import PLAIN, against_straightforward, straightforward, waiting
-from napari_stmdit.bench.machine import PeakMemory, flops, interleaved, matmul_peak, timed
 from napari_stmdit.bench.report import Settings, run_bench
-from napari_stmdit.bench.stages import sampling
-from napari_stmdit.bench.subjects import in_dtype, random_base
+from napari_stmdit.bench.stages import (
+    PeakMemory,
+    flops,
+    in_dtype,
+    interleaved,
+    matmul_peak,
+    random_base,
+    sampling,
+    timed,
+)
 from napari_stmdit.cli.bench import _batches, print_report
 from napari_stmdit.errors import RequestError, StmditError, SynthesisError
 from napari_stmdit.model.sampling import denoise

@@ -519,7 +519,7 @@ def test_the_section_that_a_result_was_made_from_is_taken_before_a_reduced_copy(
 
 
 def test_another_section_is_no_source_of_real_patches(study, tmp_path):
-    from napari_stmdit.tissue.sample import open_sample_section
+    from napari_stmdit.tissue.open import open_sample_section
 
     with pytest.raises(SectionError, match="another section"):
         export_dataset(study.store, tmp_path / "d", section=open_sample_section().path)

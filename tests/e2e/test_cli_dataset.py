@@ -16,8 +16,7 @@ from tiny_fixtures import tiny_checkpoint  # noqa: F401
 
 from napari_stmdit import export_dataset
 from napari_stmdit.synthesis.stored import stored_results
-from napari_stmdit.tissue.open import open_section
-from napari_stmdit.tissue.sample import open_sample_section
+from napari_stmdit.tissue.open import open_sample_section, open_section
 
 EDITS = "- operation: towards\n  target_profile: adipose\n  strength: 0.7\n"
 

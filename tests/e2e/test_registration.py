@@ -15,7 +15,7 @@ SCALE, SHIFT = 1.7, (31.0, -12.5)
 
 
 def write_folder(made, path):
-    from napari_stmdit.tissue.spaceranger_writer import write_spaceranger_folder
+    from napari_stmdit.tissue.st_array import write_spaceranger_folder
 
     write_spaceranger_folder(
         path,

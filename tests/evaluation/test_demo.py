@@ -5,7 +5,7 @@ import numpy as np
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.evaluation.demo import END_UM, demo_request
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.tissue.sample import open_sample_section
+from napari_stmdit.tissue.open import open_sample_section
 
 
 def test_the_demo_asks_for_an_edit_of_this_tissue_with_its_brush_in_the_region():

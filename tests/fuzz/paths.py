@@ -165,7 +165,7 @@ def into(path, run: str | None = None):
 def _other_section(scene: Scene) -> None:
     import numpy as np
 
-    from napari_stmdit.tissue.sample import open_sample_section
+    from napari_stmdit.tissue.open import open_sample_section
     from napari_stmdit.tissue.store import write_result
 
     scene.outside.mkdir()

@@ -23,7 +23,7 @@ def hd(change: Callable[[Path], object] = lambda folder: None, **factors: Any) -
     """A made Visium HD section of 40 x 40 bins at 0.7 um/px, and a change to its folder of bins."""
 
     def apply(scene: Scene) -> None:
-        from napari_stmdit.tissue.spaceranger_writer import write_counts
+        from napari_stmdit.tissue.st_array import write_counts
         from napari_stmdit.types import Genes
 
         scene.section = scene.root / "sample"

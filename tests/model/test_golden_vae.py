@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
-from napari_stmdit.model.vae import decode_images, decode_latents, encode_latents
+from napari_stmdit.model.autoencoder import decode_images, decode_latents, encode_latents
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import torch
 
 from napari_stmdit.errors import SynthesisError
 from napari_stmdit.intent import Guidance
+from napari_stmdit.model.autoencoder import decode_latents, encode_latents, spatial_factor
 from napari_stmdit.model.folder import load_component, read_folder
 from napari_stmdit.model.pipeline import STMDiTPipeline
-from napari_stmdit.model.vae import decode_latents, encode_latents, spatial_factor
 from napari_stmdit.types import GuidanceScales, Sampling
 
 GUIDANCE = Guidance(expression=2.0, morphology=1.5, rule="nested_morphology_first")

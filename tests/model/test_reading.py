@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from napari_stmdit.errors import CheckpointError
+from napari_stmdit.model.checkpoint import gather_options
 from napari_stmdit.model.foreign.inspect import inspect_checkpoint
-from napari_stmdit.model.foreign.options import gather_options
 from napari_stmdit.model.reading import globals_in_pickle, read_settings, read_weights
 
 

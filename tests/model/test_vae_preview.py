@@ -7,9 +7,9 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
 from napari_stmdit.errors import CheckpointError, SynthesisError
+from napari_stmdit.model.autoencoder import decode_images, decode_latents, encode_latents, spatial_factor
 from napari_stmdit.model.folder import load_component, read_folder
 from napari_stmdit.model.foreign.inspect import inspect_checkpoint
-from napari_stmdit.model.vae import decode_images, decode_latents, encode_latents, spatial_factor
 
 
 def make_tiny(**changes):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from storage_trees import TREES, content, plant
 
 from napari_stmdit.errors import StoreError
-from napari_stmdit.storage.owned import MARK, Work, check_free, put_in_place
+from napari_stmdit.storage.atomic import MARK, Work, check_free, put_in_place
 
 OURS = Work("0123", "this work", "give another folder")
 

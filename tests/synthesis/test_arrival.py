@@ -12,7 +12,7 @@ from napari_stmdit.expression.profiles import measure_profile
 from napari_stmdit.intent import AddEdit, Polygons, Request, SpotList, TowardsEdit
 from napari_stmdit.synthesis.conditions import condition_rows, conditioned_counts
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.tissue.sample import open_sample_section
+from napari_stmdit.tissue.open import open_sample_section
 
 
 @pytest.fixture(scope="module")

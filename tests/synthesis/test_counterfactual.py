@@ -13,7 +13,7 @@ import napari_stmdit as st
 from napari_stmdit.errors import RequestError
 from napari_stmdit.intent import Request, ScaleEdit, SpotList
 from napari_stmdit.progress import CancelToken
-from napari_stmdit.synthesis.edited_windows import MAX_BLOCK, blocks_of, changed_windows, reached_windows
+from napari_stmdit.synthesis.continuous import MAX_BLOCK, blocks_of, changed_windows, reached_windows
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.synthesis.variants import dose_strip, make_sheet, noise_key, samples_of

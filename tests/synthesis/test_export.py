@@ -10,7 +10,7 @@ from standins import CropModel, card_for, make_section
 from napari_stmdit.errors import StoreError
 from napari_stmdit.intent import Request, SpotList
 from napari_stmdit.progress import CancelToken
-from napari_stmdit.synthesis.export import export_result, patch_table
+from napari_stmdit.synthesis.result import export_result, patch_table
 from napari_stmdit.synthesis.session import synthesize
 
 

@@ -11,8 +11,7 @@ from standins import NoiseModel, card_for, make_section
 from napari_stmdit.errors import StoreError
 from napari_stmdit.intent import Request, SpotList
 from napari_stmdit.progress import CancelToken
-from napari_stmdit.synthesis.export import export_result, patch_table
-from napari_stmdit.synthesis.result import finished
+from napari_stmdit.synthesis.result import export_result, finished, patch_table
 from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.synthesis.stored import stored_results
 from napari_stmdit.tissue.open import open_section

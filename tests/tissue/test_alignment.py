@@ -8,8 +8,7 @@ from scipy.sparse import csr_matrix
 
 from napari_stmdit.errors import SectionError
 from napari_stmdit.tissue.alignment import WORDS, check_alignment, check_picture, oriented, write_check_picture
-from napari_stmdit.tissue.open import open_section
-from napari_stmdit.tissue.sample import open_sample_section
+from napari_stmdit.tissue.open import open_sample_section, open_section
 
 REAL = ("her2st_B4_spaceranger1", "her2st_C3_spaceranger2", "visium_v4_no_fullres/outs")
 UNTOLD = {"visium_mouse_brain_crop/outs_spaceranger1": "about as well", "visium_hd_layout": "5 spots"}

@@ -15,7 +15,7 @@ from napari_stmdit.evaluation.results import evaluate_result
 from napari_stmdit.intent import Request
 from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.synthesis.stored import read_stored, stored_results
-from napari_stmdit.tissue.linked import link_elements
+from napari_stmdit.tissue.in_memory import link_elements
 from napari_stmdit.tissue.open import open_section
 from napari_stmdit.tissue.store import check_writable, write_result
 from napari_stmdit.tissue.store_entries import list_results

@@ -9,7 +9,7 @@ from tiny import TINY_MPP, tiny_arrays
 
 from napari_stmdit import Request, open_section
 from napari_stmdit.errors import SectionError
-from napari_stmdit.tissue.linked import link_elements
+from napari_stmdit.tissue.in_memory import link_elements
 from napari_stmdit.tissue.open import synthesis_fault
 
 

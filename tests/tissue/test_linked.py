@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from napari_stmdit.tissue.linked import link_elements
+from napari_stmdit.tissue.in_memory import link_elements
 from napari_stmdit.tissue.open import open_section
 
 KEYS = {

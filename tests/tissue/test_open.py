@@ -16,7 +16,7 @@ from tiny import TINY_GENES, TINY_MPP, TINY_SIDE_PX, analytic_image, tiny_arrays
 
 from napari_stmdit.errors import SectionError
 from napari_stmdit.tissue.open import open_section, synthesis_fault
-from napari_stmdit.tissue.spaceranger_writer import write_spaceranger_folder
+from napari_stmdit.tissue.st_array import write_spaceranger_folder
 from napari_stmdit.types import Genes
 
 PATCH_MPP = 0.688
@@ -373,7 +373,7 @@ def test_scale_factors_that_r_wrote_as_arrays_of_one_number_are_those_numbers(fo
 def test_the_matrix_of_two_libraries_is_not_laid_on_the_positions_of_one(folder):
     from scipy.sparse import vstack
 
-    from napari_stmdit.tissue.spaceranger_writer import write_counts
+    from napari_stmdit.tissue.st_array import write_counts
 
     arrays = tiny_arrays()
     rng = np.random.default_rng(5)

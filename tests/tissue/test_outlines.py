@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import shapely
 
-from napari_stmdit.tissue.outlines import drawn_outlines, outlines_of
+from napari_stmdit.tissue.pseudo_spots import drawn_outlines, outlines_of
 
 
 def test_pieces_close_each_ring_and_join_none():

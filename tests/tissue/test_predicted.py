@@ -11,7 +11,7 @@ from tiny import TINY_GENES
 
 from napari_stmdit.errors import SectionError
 from napari_stmdit.tissue.open import open_section
-from napari_stmdit.tissue.predicted import read_predicted
+from napari_stmdit.tissue.slide import read_predicted
 
 CM = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
 

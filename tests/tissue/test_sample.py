@@ -8,17 +8,17 @@ import sys
 import pytest
 
 from napari_stmdit.errors import SectionError
-from napari_stmdit.tissue import sample
+from napari_stmdit.tissue import open as opening
 
 
 def test_the_sample_section_is_synthetic_and_can_be_synthesized_from():
-    if not sample._SAMPLE.is_dir():
+    if not opening._SAMPLE.is_dir():
         with pytest.raises(SectionError, match="sample section"):
-            sample.open_sample_section()
+            opening.open_sample_section()
         pytest.skip("the sample section is not built yet")
     from napari_stmdit.tissue.open import synthesis_fault
 
-    section = sample.open_sample_section()
+    section = opening.open_sample_section()
     assert section.synthetic and section.notes[0].startswith("synthetic")
     assert 100 <= len(section.spots) <= 500 and section.image.pixel_size == 1
     assert synthesis_fault(section, section.calibration.mpp) is None

@@ -9,7 +9,7 @@ from scipy.sparse import csr_matrix
 
 from napari_stmdit.errors import SectionError
 from napari_stmdit.intent import AddEdit, KnockOutEdit, ScaleEdit
-from napari_stmdit.tissue.selections import perturbation_of, read_annotations, read_selections, write_selections
+from napari_stmdit.tissue.excluded import perturbation_of, read_annotations, read_selections, write_selections
 from napari_stmdit.types import Genes, SpotTable
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from napari_stmdit.errors import SectionError
 from napari_stmdit.tissue.open import open_section, synthesis_fault
-from napari_stmdit.tissue.spaceranger_writer import write_counts
+from napari_stmdit.tissue.st_array import write_counts
 from napari_stmdit.types import Genes
 
 MPP, SIDE_PX = 0.5, 1000

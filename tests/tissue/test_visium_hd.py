@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix, random
 from napari_stmdit.errors import SectionError
 from napari_stmdit.tissue.geometry import fit_lattice
 from napari_stmdit.tissue.open import open_section, synthesis_fault
-from napari_stmdit.tissue.spaceranger_writer import write_counts
+from napari_stmdit.tissue.st_array import write_counts
 from napari_stmdit.types import Genes
 
 MPP, BIN_UM, SIDE = 0.5, 8.0, 70

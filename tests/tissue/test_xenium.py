@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 from napari_stmdit.errors import SectionError
 from napari_stmdit.tissue.open import open_section, synthesis_fault
 from napari_stmdit.tissue.spaceranger import section_label
-from napari_stmdit.tissue.spaceranger_writer import write_counts
+from napari_stmdit.tissue.st_array import write_counts
 from napari_stmdit.types import Genes
 
 PIXEL_UM, MPP, SIDE_UM, CELLS = 0.2125, 0.5, 600.0, 1500

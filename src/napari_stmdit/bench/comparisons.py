@@ -25,16 +25,14 @@ from ..editing import NOISE_BYTES
 from ..encoders.cache import EmbeddingCache
 from ..errors import StmditError
 from ..intent import Polygons, Preset, Request, SpotList, TowardsEdit
+from ..model.autoencoder import decode_latents
 from ..model.guidance import Branch, combine
 from ..model.inference import ConditionTensors, combined, repeat_conditions
 from ..model.sampling import denoise, model_input, model_time, ready
-from ..model.vae import decode_latents
 from ..synthesis.plan import PRESETS, plan
 from ..synthesis.session import run, synthesize
 from ..types import Section
-from .machine import Timing, interleaved, ratio
-from .stages import name_of, request_for
-from .subjects import Subject, in_dtype
+from .stages import Subject, Timing, in_dtype, interleaved, name_of, ratio, request_for
 
 PLAIN = "straightforward, float32"
 
@@ -384,7 +382,7 @@ def _load() -> float | None:
 def _work(checkpoint: str, count: int, asked: IO[str], answers: IO[str]) -> None:
     from ..assemble import load_checkpoint
     from ..synthesis.session import synthesize
-    from ..tissue.sample import open_sample_section
+    from ..tissue.open import open_sample_section
     from .stages import request_for
 
     section, model = open_sample_section(), load_checkpoint(checkpoint, device="cpu")

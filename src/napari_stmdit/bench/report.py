@@ -12,11 +12,20 @@ import torch
 from ..assemble import load_checkpoint
 from ..devices import choose_device
 from ..errors import StmditError
-from ..tissue.sample import open_sample_section
+from ..tissue.open import open_sample_section
 from .comparisons import against_straightforward, editing, end_to_end, precisions, waiting
-from .machine import describe, matmul_peak
-from .stages import around, decoding, name_of, sampling
-from .subjects import Subject, in_dtype, of_checkpoint, random_base
+from .stages import (
+    Subject,
+    around,
+    decoding,
+    describe,
+    in_dtype,
+    matmul_peak,
+    name_of,
+    of_checkpoint,
+    random_base,
+    sampling,
+)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from ..errors import StmditError, StoreError
 from ..expression.changes import Profile, spot_weights
 from ..intent import Request, SwapEdit
 from ..synthesis.conditions import conditioned_counts, mixed_counts, shuffled_rows
-from ..synthesis.export import place_of
-from ..synthesis.result import NO_PATCH, Finished
+from ..synthesis.result import NO_PATCH, Finished, place_of
 from ..synthesis.variants import noise_key
 from ..synthesis.windows import mixing, nearest_spots
 from ..tissue.crops import read_patches

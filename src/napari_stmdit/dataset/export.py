@@ -20,15 +20,19 @@ from ..tissue.elements import fingerprint
 from ..tissue.identity import slide_identity, table_hash
 from .card import write_card
 from .contents import Contents
-from .folder import AGAIN, CONTENT, DatasetFolder, complete_manifest, output_place
-from .formats import (
+from .folder import (
+    AGAIN,
+    CONTENT,
     IMAGES,
     TABLE,
+    DatasetFolder,
     Shard,
+    complete_manifest,
     encoded,
     genes_table,
     images_file,
     make_images,
+    output_place,
     write_folder,
     write_images,
     write_parquet,

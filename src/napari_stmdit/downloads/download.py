@@ -19,8 +19,7 @@ from ..errors import DownloadError
 from ..files import BadFile, is_offline, read_json
 from ..intent import Intent
 from ..progress import CancelToken, DownloadProgress, Stopwatch
-from ..storage.atomic import hold, write_text
-from ..storage.owned import digest
+from ..storage.atomic import digest, hold, write_text
 from .places import Entry, download_directory, find_reference
 from .transfer import PartFile, RemoteFile, check_cancelled, fetch, look_up, offline_error, writing_error
 

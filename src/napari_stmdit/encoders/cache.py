@@ -1,4 +1,4 @@
-"""Cache of embeddings: in memory, and on disk if wanted, one checked ``.npy`` file each."""
+"""Interfaces of encoders, numpy in, numpy out; and a cache of embeddings: in memory, and on disk if wanted, one checked ``.npy`` file each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,26 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 from ..storage.atomic import remove_left_drafts, replacing
 from ..types import Genes
-from .protocols import ExpressionEncoder, MorphologyEncoder
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
+
+
+class ExpressionEncoder(Protocol):
+    """Encoder from counts to expression conditions."""
+
+    def encode(self, counts: csr_matrix, genes: Genes, depth: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Encode counts (n, g), whose columns are ``genes``, as (n, d) or (n, tokens, d) float32.
+
+        ``depth`` (n,) is that of the spots relative to their section, `SpotTable.relative_depth`; an encoder may ignore it.
+        """
+
+
+class MorphologyEncoder(Protocol):
+    """Encoder from patches of tissue to morphology conditions."""
+
+    def encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Encode patches (n, side, side, 3) uint8 as (n, tokens, d) float32."""
 
 
 log = logging.getLogger(__name__)

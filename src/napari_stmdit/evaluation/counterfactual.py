@@ -17,8 +17,8 @@ from ..intent import KnockOutEdit, Polygons, Request, TowardsEdit
 from ..progress import Batches, CancelToken, Progress, Stopwatch, finish, mapped
 from ..storage.fingerprint import of_json
 from ..synthesis.conditions import spot_rows
+from ..synthesis.continuous import changed_windows, reached_windows
 from ..synthesis.counterfactual import content_key, map_of
-from ..synthesis.edited_windows import changed_windows, reached_windows
 from ..synthesis.models import Edited, PatchBatch, known_by_spot
 from ..synthesis.plan import counterfactual_fault, plan, resolve_sampling
 from ..synthesis.session import synthesize
@@ -541,8 +541,8 @@ def _round_trip(
     import torch
 
     from ..editing import conditions_of
+    from ..model.autoencoder import decode_latents, encode_latents
     from ..model.counterfactual import abduct, predict
-    from ..model.vae import decode_latents, encode_latents
 
     pipeline = model.pipeline
     with torch.inference_mode():

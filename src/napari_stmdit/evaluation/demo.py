@@ -22,7 +22,7 @@ from ..progress import Progress
 from ..storage.atomic import write_text
 from ..synthesis.result import Result, finished
 from ..synthesis.session import synthesize
-from ..tissue.sample import open_sample_section
+from ..tissue.open import open_sample_section
 from ..types import Section
 from .held_out import crops_at
 from .measures import blank_fraction, haematoxylin_density, nuclei_places, stain_density

@@ -78,7 +78,7 @@ def crops_at(section: Section, yx: NDArray[np.float64], card: CheckpointCard) ->
 
 def reconstruct(checkpoint: Any, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pass real crops through a checkpoint's autoencoder: the sharpest that it could do."""
-    from ..model.vae import decode_images, encode_latents
+    from ..model.autoencoder import decode_images, encode_latents
 
     vae = checkpoint.pipeline.vae
     parts = []

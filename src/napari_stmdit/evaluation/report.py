@@ -23,8 +23,7 @@ from PIL import Image, ImageDraw
 
 from .. import __version__
 from ..errors import StoreError
-from ..storage.atomic import write_text
-from ..storage.owned import Work
+from ..storage.atomic import Work, write_text
 from ..synthesis.models import PatchModel
 from ..tissue.elements import fingerprint
 from ..tissue.export import NEW, labelled

@@ -245,8 +245,7 @@ def _own(model: PatchModel | None) -> FeatureSpace:
 
 def _uni2h(given: str) -> FeatureSpace:
     from ..encoders.uni2h import Uni2hEncoder
-    from ..model.hub.references import resolve_reference
-    from ..model.hub.zoo import reference_of, zoo_entry
+    from ..model.hub.zoo import reference_of, resolve_reference, zoo_entry
     from ..model.reading import read_settings, read_weights
 
     if given:

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from ..errors import CheckpointError, NotFiniteError, SynthesisError
 from ..progress import Batches
+from .autoencoder import decode_images, is_tiny
 from .guidance import branches
 from .inference import ConditionTensors, Prediction, on_device, prediction
 from .sampling import check_scheduler
-from .vae import decode_images, is_tiny
 
 # The probability-flow ODE of a checkpoint: its nodes between data and noise, and the slope that a prediction gives there.
 #

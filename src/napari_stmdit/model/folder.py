@@ -18,7 +18,7 @@ from ..intent import CheckpointCard, validated
 from ..storage.fingerprint import of_folder
 from ..text import shown
 from .checkpoint import load_transformer
-from .hub.references import REFERENCE_FILE, read_reference, reference_hash, resolve_reference
+from .hub.zoo import REFERENCE_FILE, read_reference, reference_hash, resolve_reference
 from .reading import WEIGHT_SUFFIXES, read_settings, read_weights
 
 COMPONENTS = ("transformer", "vae", "scheduler", "expression_encoder", "morphology_encoder")

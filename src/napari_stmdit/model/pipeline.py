@@ -14,10 +14,10 @@ from torch import Tensor
 from ..errors import SynthesisError
 from ..intent import DEFAULT_STEPS, Guidance
 from ..types import DenoiseStep, GuidanceScales, Sampling
+from .autoencoder import decode_latents, latent_channels, spatial_factor
 from .guidance import Branch, branches
 from .inference import ConditionTensors
 from .sampling import denoise, fast_solver, noise_for
-from .vae import decode_latents, latent_channels, spatial_factor
 
 
 class STMDiTPipeline(DiffusionPipeline):

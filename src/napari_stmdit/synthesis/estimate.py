@@ -13,7 +13,7 @@ from ..model.guidance import branches
 from ..types import Plan
 from .canvas import BYTES_PER_PIXEL
 from .conditions import spot_rows
-from .edited_windows import changed_windows, reached_windows
+from .continuous import changed_windows, reached_windows
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from ..tissue.excluded import exclude_file
 from ..types import Patch, PatchResult, Plan, Section
 from .canvas import MemoryCanvas, fits_in_memory
 from .conditions import Conditions
-from .continuous import run_windows
+from .continuous import run_edited_windows, run_windows
 from .counterfactual import Before
-from .edited_windows import run_edited_windows
 from .identity import identity_of, inputs_of
 from .models import Event, KnownModel, Pasted, PatchModel, Preview
 from .plan import plan as make_plan

@@ -26,8 +26,7 @@ from pydantic import ValidationError
 
 from ..errors import RequestError, SectionError, StoreError
 from ..files import BadFile, read_json
-from ..storage.atomic import LOCK, explained, hold, remove_left_drafts, write_json
-from ..storage.owned import Work
+from ..storage.atomic import LOCK, Work, explained, hold, remove_left_drafts, write_json
 from ..text import counted
 from ..tissue.elements import fingerprint, is_of
 from ..tissue.open import SectionSource

@@ -1,18 +1,19 @@
-"""Slide images from files: tiled TIFF is read lazily, everything else is decoded once, when its first pixel is asked for."""
+"""Slide images from files: tiled TIFF is read lazily, everything else decoded once, when its first pixel is asked for; and what an image of an H&E stain is."""
 
 from __future__ import annotations
 
 import filecmp
+import re
 import struct
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,183 @@ from numpy.typing import NDArray
 from ..errors import SectionError
 from ..files import BadFile, user_path
 from ..types import SlideImage
-from .colour import EXPECTED, Samples, as_rgb, sample_axis, samples_of_page
+
+EXPECTED = "an 8-bit colour image (red, green and blue) of an H&E stain"
+_NUMBER = re.compile(r"^(c|ch|channel)?[ _:-]*\d+([ _:-]\d+)*$", re.IGNORECASE)
+_COLOURS = (("r", "red"), ("g", "green"), ("b", "blue"), ("a", "alpha"))
+
+_RGB, _YCBCR = 2, 6
+_KINDS = {
+    0: "grey (MinIsWhite)",
+    1: "grey (MinIsBlack)",
+    3: "a palette",
+    4: "a mask of transparency",
+    5: "inks for print (CMYK, Separated), whose colours depend on the printer",
+    _YCBCR: "YCbCr",
+    8: "CIELab",
+    9: "ICCLab",
+    10: "ITULab",
+    32803: "the raw mosaic of a camera (CFA)",
+}
+"""PhotometricInterpretation of TIFF, in words."""
+_JPEG = (6, 7, 33007, 34892)
+"""Schemes whose decoder turns YCbCr into RGB."""
+_AS_STORED = (1, 5, 8, 32773, 32946, 34925, 50000)
+"""Schemes that give samples back as they were."""
+APERIO_YCBCR = 33003
+"""JPEG 2000 of Aperio whose samples are YCbCr whatever the file says of them; no decoder turns them."""
+_REC_601 = (0.299, 0.587, 0.114)
+_FULL_RANGE = (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """How the samples of a picture become RGB.
+
+    Attributes
+    ----------
+    order
+        Which samples are red, green and blue (and alpha, where there is such), or Y, Cb and Cr.
+    alpha
+        Whether colours were multiplied by it (``associated``) or not (``straight``); None where there is none.
+    luma
+        Share of red, green and blue in Y, where the samples are YCbCr; else None.
+    """
+
+    order: tuple[int, ...] = (0, 1, 2)
+    alpha: Literal["straight", "associated"] | None = None
+    luma: tuple[float, float, float] | None = None
+
+
+def samples_of_channels(names: Sequence[str], count: int) -> Samples | str:
+    """Return how named channels become RGB, or why they are no colours, in words.
+
+    Parameters
+    ----------
+    names
+        As the file has them, in its order; empty, or plain numbers, where they have none.
+    count
+        Number of channels.
+    """
+    named = _named(names)
+    if not named:
+        return Samples() if count == 3 else f"it has {count} channels without names"
+    lower = [name.strip().lower() for name in names]
+    order = tuple(next((i for i, name in enumerate(lower) if name in words), -1) for words in _COLOURS)
+    if -1 in order[:3] or len(lower) != count or count != 3 + (order[3] >= 0):
+        return f"its channels are {', '.join(named[:8])}, not red, green and blue"
+    return Samples(order, "straight") if order[3] >= 0 else Samples(order[:3])
+
+
+def _named(names: Sequence[str]) -> list[str]:
+    """Return the names that say anything: "2", "channel_2" and "Channel:0:2" do not."""
+    return [name.strip() for name in names if name.strip() and not _NUMBER.match(name.strip())]
+
+
+def samples_of_page(page: Any, names: Sequence[str], count: int) -> Samples | str:
+    """Return how the samples or channels of a TIFF become RGB, or why they are no colours, in words.
+
+    Parameters
+    ----------
+    page
+        A page of tifffile.
+    names
+        Names of separate channels, where the file has any.
+    count
+        Number of samples or channels.
+    """
+    photometric, compression = int(page.photometric), int(page.compression)
+    if int(page.bitspersample) != 8:
+        return f"it has {page.bitspersample} bits a sample"
+    extra = [int(kind) for kind in page.extrasamples]
+    if photometric <= 1 and _named(names):  # grey pages that are planes of one picture
+        return samples_of_channels(names, count)
+    if compression == APERIO_YCBCR:
+        photometric = _YCBCR
+    if photometric == _YCBCR:
+        return _ycbcr(page, compression, count)
+    if photometric != _RGB:
+        several = f", in {count} channels that are not called red, green and blue" if photometric <= 1 < count else ""
+        return f"it holds {_KINDS.get(photometric, f'colours of another kind ({photometric})')}{several}"
+    if count == 4 and int(page.samplesperpixel) == 4:
+        # anything but alpha (a mask, infrared, nothing) is not part of the picture
+        if extra[:1] == [1]:
+            return Samples((0, 1, 2, 3), "associated")
+        return Samples((0, 1, 2, 3), "straight") if extra[:1] == [2] else Samples()
+    return Samples() if count == 3 else f"it has {count} samples"
+
+
+def _ycbcr(page: Any, compression: int, count: int) -> Samples | str:
+    if count != 3:
+        return f"it holds YCbCr with {count} samples"
+    if compression in _JPEG and int(page.planarconfig) == 1:
+        return Samples()
+    if compression not in (*_AS_STORED, APERIO_YCBCR) or bool(page.is_subsampled):
+        return "it holds YCbCr in a form that is not read"
+    luma = _numbers(page.tags.valueof("YCbCrCoefficients"), _REC_601)
+    if luma is None or len(luma) != 3 or not 0 < luma[1] or abs(sum(luma) - 1) > 0.01:
+        return "it holds YCbCr whose coefficients are none"
+    if _numbers(page.tags.valueof("ReferenceBlackWhite"), _FULL_RANGE) != _FULL_RANGE:
+        return "it holds YCbCr with another range than 0 to 255 (ReferenceBlackWhite)"
+    return Samples(luma=(luma[0], luma[1], luma[2]))
+
+
+def _numbers(value: Any, default: tuple[float, ...]) -> tuple[float, ...] | None:
+    """Values of a tag of rationals, which tifffile gives as numerators and denominators in a row."""
+    if value is None:
+        return default
+    flat = [float(v) for v in np.ravel(value)]
+    if len(flat) != 2 * len(default):
+        return tuple(flat) if len(flat) == len(default) else None
+    if any(v == 0 for v in flat[1::2]):
+        return None
+    return tuple(n / d for n, d in zip(flat[::2], flat[1::2], strict=True))
+
+
+def as_rgb(array: Any, axes: str, samples: Samples) -> Any:
+    """Bring a numpy or dask array of uint8 samples to (y, x, 3) uint8; transparency is laid over white.
+
+    Parameters
+    ----------
+    array
+        Of axes of which each but Y, X and one of S and C has the length 1.
+    axes
+        A letter each, as tifffile names them.
+    samples
+        What they are.
+    """
+    sample = sample_axis(axes, array.shape)
+    keep = [i for i, axis in enumerate(axes) if axis in "YX" or i == sample]
+    letters = ["S" if i == sample else axes[i] for i in keep]
+    array = array.reshape([array.shape[i] for i in keep])
+    array = array.transpose([letters.index("Y"), letters.index("X"), letters.index("S")])
+    if samples.order != tuple(range(array.shape[2])):
+        array = array[..., list(samples.order)]
+    if samples.luma is not None:
+        return _from_ycbcr(array, samples.luma)
+    if samples.alpha is None:
+        return array
+    alpha = array[..., 3:].astype(np.uint16)
+    if samples.alpha == "associated":
+        return np.minimum(array[..., :3] + (255 - alpha), 255).astype(np.uint8)
+    return ((array[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def sample_axis(axes: str, shape: Sequence[int]) -> int | None:
+    """Return the place of the samples: S, else C, whichever of them is longer than 1; None where neither is, or both are."""
+    places = [i for i, axis in enumerate(axes) if axis in "SC" and shape[i] != 1]
+    return places[0] if len(places) == 1 else None
+
+
+def _from_ycbcr(array: Any, luma: tuple[float, float, float]) -> Any:
+    red, green, blue = luma
+    y, cb, cr = (array[..., k].astype(np.float32) - (128.0 if k else 0.0) for k in range(3))
+    r = y + (2 - 2 * red) * cr
+    b = y + (2 - 2 * blue) * cb
+    g = (y - red * r - blue * b) / green
+    rgb = np.stack([r, g, b], axis=-1)
+    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+
 
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".qptiff")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", *TIFF_SUFFIXES)

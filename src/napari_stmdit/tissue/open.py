@@ -25,8 +25,7 @@ from .public import missing_section, named_section
 from .remote import open_remote, url_of
 from .slide import PITCH_WITHIN, open_slide
 from .spaceranger import open_spaceranger
-from .spaceranger4 import CELLS, holds_cells, noting_version, open_cells, outlining_cells
-from .visium_hd import open_visium_hd
+from .visium_hd import CELLS, holds_cells, noting_version, open_cells, open_visium_hd
 from .xenium import EXPERIMENT, open_xenium
 from .zarr_codecs import told_as_damage
 
@@ -107,7 +106,7 @@ class SectionSource(Intent):
     tissue_fraction
         Of a plain image: part of a spot that must lie on tissue, 0 to 1; 0.5 by default. 0 looks for no tissue: spots cover the slide.
     predicted_expression
-        Of a plain image: a .h5ad with predicted expression; see `napari_stmdit.tissue.predicted`.
+        Of a plain image: a .h5ad with predicted expression; see `napari_stmdit.tissue.slide`.
     predicted_units
         What it holds, where the file does not say so: ``counts`` or ``log1p``.
     factors
@@ -354,8 +353,7 @@ def _read(path: Path, source: SectionSource) -> Section:
         return open_xenium(path, given, source.mpp)
     if _is_visium_hd(path):
         section = open_visium_hd(path, given, source.mpp)
-        bins = section.path or path
-        return outlining_cells(noting_version(section, bins), bins)
+        return noting_version(section, section.path or path)
     if holds_cells(path):
         return open_cells(path, given, source.mpp)
     if (path / "spatial").is_dir():
@@ -449,3 +447,19 @@ def _about_file(path: Path) -> str:
     else:
         hint = "give a folder"
     return f"{path} is a file: {hint}. Expected {_EXPECTED}"
+
+
+_SAMPLE = Path(__file__).parent.parent / "data" / "sample_section"
+
+
+def open_sample_section() -> Section:
+    """Open the sample section that comes with the package; everything in it is synthetic.
+
+    Raises
+    ------
+    SectionError
+        Where the installation lacks it.
+    """
+    if not _SAMPLE.is_dir():
+        raise SectionError(f"the sample section is not at {_SAMPLE}; install the package again")
+    return open_section(_SAMPLE)

@@ -18,8 +18,7 @@ from pydantic import ValidationError
 from ..downloads.download import Downloaded, download
 from ..downloads.places import Entry, data_directory
 from ..errors import SectionError
-from ..storage.atomic import link_or_copy
-from ..storage.owned import Work
+from ..storage.atomic import Work, link_or_copy
 from .st_array import write_st_array
 
 

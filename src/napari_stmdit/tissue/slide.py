@@ -1,22 +1,340 @@
-"""Plain H&E slides: no counts, so the spots are a virtual grid on the tissue, or the positions of a predicted table."""
+"""Plain H&E slides: no counts, so the spots are a virtual grid on the tissue, or the positions of a table of predicted expression."""
 
 from __future__ import annotations
 
+import hashlib
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
+from ..files import BadFile, is_number, user_path
+from ..text import shorten
 from ..types import ExpressionSource, Genes, PredictedUnits, Section, SlideImage, SpotTable
-from .geometry import VISIUM_PITCH_UM
+from .counts import MAX_COUNTS, note_empty, refuse_twice
+from .geometry import VISIUM_PITCH_UM, check_positions, swap_axes
 from .images import open_image
-from .predicted import PredictedTable, at_grid, at_own_positions, read_predicted
+from .one_section import refuse_libraries
 from .slide_scale import calibrate_slide
-from .spaceranger import section_name
+from .spaceranger import one_number, section_name
+from .tables import genes_of, obs_columns
 from .tissue_mask import TissueMask, find_tissue
+from .zarr_codecs import told_as_damage
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+MAX_VALUES = 2**31
+"""Rows times genes of a table that is read."""
+MAX_LOG = 25.0
+"""No natural logarithm of a count is larger: exp(25) is beyond 2^31."""
+MAX_TOTAL = 1e7
+"""No spot has more counts, nor are counts normalised to more: a million is the most that is in use."""
+_ROWS_AT_ONCE = 4096
+_SAME_SUM = 1e-3
+_MEANT = "its obsm['spatial'] must be (x, y) in pixels of the full-resolution slide, not microns, not (y, x), and not pixels of a smaller level"
+_UNITS = (
+    "say what they are with --predicted-units (predicted_units=...): 'counts', expected counts a spot, or 'log1p', natural logarithms of one plus "
+    "normalised counts"
+)
+
+
+@dataclass(frozen=True)
+class PredictedTable:
+    """A predicted table as it was read.
+
+    Attributes
+    ----------
+    spots
+        Its rows at their own positions; the diameter is not known here.
+    source
+        Name, hash and units.
+    """
+
+    spots: SpotTable
+    source: ExpressionSource
+
+
+def read_predicted(path: str | Path, units: PredictedUnits | None = None) -> PredictedTable:
+    """Read a table of predicted expression.
+
+    Parameters
+    ----------
+    path
+        A .h5ad with ``X`` (n, g), gene names in ``var``, and ``obsm["spatial"]`` (n, 2), (x, y) in full-resolution pixels.
+    units
+        What ``X`` holds. By default: whole numbers are counts; a table with ``uns["log1p"]``, which scanpy writes, is log1p with the
+        base that it names; anything else is asked for.
+
+    Raises
+    ------
+    SectionError
+        Where it cannot be read, lacks positions, or holds what cannot be expression.
+    """
+    try:
+        file = user_path(path)
+    except BadFile as error:
+        raise SectionError(f"the predicted table cannot be opened: {error}") from error
+    if not file.is_file():
+        raise SectionError(f"there is no file {file}; expected a predicted table, .h5ad")
+    with told_as_damage(file.name, "a predicted table (.h5ad)"):
+        return _table(file, units)
+
+
+# ------------------------------------------------------------------------------------------------- the file
+
+
+def _table(file: Path, units: PredictedUnits | None) -> PredictedTable:
+    values, obs, var, xy, log_base = _read(file)
+    ids = obs.index.to_numpy(dtype=np.str_)
+    genes = genes_of(var)
+    if not len(ids) or not len(genes):
+        raise SectionError(f"{file.name} has {len(ids)} rows and {len(genes)} genes; expected at least one of each")
+    refuse_twice(ids, file.name)
+    columns = obs_columns(obs, set())
+    refuse_libraries(ids, columns, None, file.name)
+    check_positions(xy, ids, f"of {file.name}", "(x, y)")
+    counts, found = _as_counts(file, values, units, log_base)
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    spots = SpotTable(ids, swap_axes(xy), 0.0, counts, genes, None, columns)
+    return PredictedTable(spots, ExpressionSource("predicted", file.name, digest, found))
+
+
+def _read(file: Path) -> tuple[csr_matrix, Any, Any, NDArray[np.float64], float | None]:
+    """X, obs, var, positions, and the base of the logarithm that the file states; None where it states none."""
+    import h5py
+    from anndata.io import read_elem
+
+    with h5py.File(file, "r") as root:
+        missing = [name for name in ("X", "obs", "var") if name not in root]
+        if missing:
+            raise SectionError(f"{file.name} lacks {', '.join(missing)}; expected a table as anndata writes it, .h5ad")
+        if "obsm" not in root or "spatial" not in root["obsm"]:
+            raise SectionError(f"{file.name} has no positions; {_MEANT}")
+        obs, var = read_elem(root["obs"]), read_elem(root["var"])
+        positions = root["obsm"]["spatial"]
+        if not isinstance(positions, h5py.Dataset) or positions.shape != (len(obs), 2):
+            shape = getattr(positions, "shape", type(positions).__name__)
+            raise SectionError(f"{file.name}: obsm['spatial'] is {shape}, expected {(len(obs), 2)}; {_MEANT}")
+        values = _values(file, root["X"], len(obs), len(var))
+        return values, obs, var, np.asarray(positions[:], dtype=np.float64), _log_base(root)
+
+
+def _values(file: Path, x: Any, rows: int, columns: int) -> csr_matrix:
+    """X as sparse float32; its sizes are held against each other before anything is read."""
+    import h5py
+    from anndata.io import read_elem
+    from scipy.sparse import csr_matrix, vstack
+
+    shape = tuple(int(n) for n in (x.shape if isinstance(x, h5py.Dataset) else x.attrs["shape"]))
+    if shape != (rows, columns):
+        raise SectionError(f"{file.name}: X is {shape}, but obs and var say {(rows, columns)}")
+    if rows * columns > MAX_VALUES:
+        raise SectionError(f"{file.name} has {rows:,} x {columns:,} values, more than can be read; leave out genes")
+    if isinstance(x, h5py.Dataset):
+        if x.dtype.kind not in "iuf":
+            raise SectionError(f"{file.name}: X holds {x.dtype}, where numbers are expected")
+        parts = [
+            csr_matrix(x[start : start + _ROWS_AT_ONCE].astype(np.float32)) for start in range(0, rows, _ROWS_AT_ONCE)
+        ]
+        return vstack(parts, format="csr") if parts else csr_matrix((0, columns), dtype=np.float32)
+    sizes = {name: x[name].shape for name in ("data", "indices")}
+    if sizes["data"] != sizes["indices"] or sizes["data"][0] > rows * columns:
+        raise SectionError(f"{file.name}: the parts of X do not fit each other ({sizes})")
+    sparse = csr_matrix(read_elem(x)).astype(np.float32)
+    sparse.check_format(full_check=True)
+    return sparse
+
+
+def _log_base(root: Any) -> float | None:
+    """Base of the logarithm by ``uns["log1p"]``, e where it names none; None without it."""
+    import h5py
+
+    if "uns" not in root or "log1p" not in root["uns"]:
+        return None
+    entry = root["uns"]["log1p"]
+    base = entry["base"][()] if isinstance(entry, h5py.Group) and isinstance(entry.get("base"), h5py.Dataset) else None
+    base = one_number(base)
+    if base is None or isinstance(base, h5py.Empty) or (isinstance(base, float) and np.isnan(base)):
+        return float(np.e)
+    if not is_number(base) or base <= 1:
+        raise SectionError(
+            f"{root.filename}: uns['log1p'] states the base {shorten(repr(base))}, which is no base of logarithms; expected a number above 1, or none for e"
+        )
+    return float(base)
+
+
+def _as_counts(
+    file: Path, values: csr_matrix, units: PredictedUnits | None, log_base: float | None
+) -> tuple[csr_matrix, PredictedUnits]:
+    """Counts out of what the table holds, and what that was."""
+    data = values.data
+    if not np.isfinite(data).all():
+        raise SectionError(
+            f"{file.name} holds {int((~np.isfinite(data)).sum())} values that are no finite numbers; expected a prediction for every gene and row, "
+            "so leave the others out"
+        )
+    if data.size and data.min() < 0:
+        raise SectionError(
+            f"{file.name} holds negative values, down to {data.min():.3g}, as z-scores and residuals are; expected counts, or logarithms of one "
+            "plus counts, which are never below zero"
+        )
+    whole = not data.size or bool((data == np.rint(data)).all())
+    if log_base is not None and units == "counts" and not whole:
+        raise SectionError(
+            f"{file.name} says of itself that it is log1p (uns['log1p']), but predicted_units is counts; remove the one that is wrong"
+        )
+    found: PredictedUnits | None = units or ("counts" if whole else "log1p" if log_base is not None else None)
+    if found is None:
+        raise SectionError(f"{file.name} holds fractions up to {data.max():.3g} and does not state its units; {_UNITS}")
+    if found == "log1p":
+        logs = data * np.float32(np.log(log_base or np.e))
+        if logs.size and logs.max() > MAX_LOG:
+            raise SectionError(
+                f"{file.name} holds values up to {data.max():.3g}, which are no logarithms of counts; {_UNITS}"
+            )
+        even = units is None and _same_sums(values)
+        values = values.copy()
+        values.data = np.expm1(logs)
+        if units is None and (fault := _not_logged(values, even)):
+            raise SectionError(
+                f"{file.name} says of itself that it is log1p (uns['log1p'], which is left also where a layer was logged), but {fault}; {_UNITS}"
+            )
+    elif data.size and float(data.max()) > MAX_COUNTS:
+        raise SectionError(f"{file.name} holds a count of {data.max():.3g}; no spot has so many")
+    values.eliminate_zeros()
+    values.sort_indices()
+    return values, found
+
+
+def _same_sums(values: csr_matrix) -> bool:
+    sums = np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
+    return len(sums) > 1 and bool(np.ptp(sums) <= _SAME_SUM * sums.max())
+
+
+def _not_logged(turned_back: csr_matrix, even: bool) -> str:
+    """Return what tells that values which were turned back were no logarithms; "" where nothing does.
+
+    ``even``: whether the rows had one sum before. Those of normalised counts have, those of their logarithms do not.
+    """
+    if even and not _same_sums(turned_back):
+        return "all rows of X have the same sum, as normalised counts have and their logarithms have not"
+    most = float(turned_back.sum(axis=1, dtype=np.float64).max())
+    return f"X turned back would give a row {most:.3g} counts" if most > MAX_TOTAL else ""
+
+
+# ------------------------------------------------------------------------------------------------- onto the slide
+
+
+def at_own_positions(
+    table: PredictedTable, size: tuple[float, float], mask: TissueMask | None, share: float, radius: float
+) -> tuple[SpotTable, list[str]]:
+    """Return the rows of a table as spots where they are, and notes of what was left out.
+
+    Rows off the slide, and rows at the place of an earlier one, are left out. Rows off the tissue are kept: the mask is a rule of
+    thumb, and the positions are the user's.
+
+    Raises
+    ------
+    SectionError
+        Where most rows lie off the slide or its tissue: the positions then belong to another image or scale.
+    """
+    spots, name = table.spots, table.source.file
+    on_slide, first, notes = _usable(table, size)
+    keep = np.flatnonzero(on_slide & first)
+    spots = _rows_of(spots, keep)
+    if mask is not None:
+        off = int((mask.fraction(spots.yx, radius) < share).sum())
+        if off > len(spots) / 2:
+            raise SectionError(
+                f"{off} of {len(spots)} rows of {name} lie off the tissue that was found ({mask.rule}): {_MEANT}. If they are, give "
+                "tissue_fraction=0 (--tissue-fraction 0), and no tissue is looked for"
+            )
+        if off:
+            notes.append(f"{_count(off, 'row lies', 'rows lie')} off the tissue that was found and kept all the same")
+    notes.insert(0, f"spots: the {len(spots)} positions of {name}, {len(spots.genes):,} genes, {_words(table)}")
+    return replace(spots, diameter=2 * radius), notes + note_empty(spots.counts)
+
+
+def at_grid(
+    table: PredictedTable, grid: SpotTable, size: tuple[float, float], radius: float
+) -> tuple[SpotTable, list[str]]:
+    """Give each spot of a grid the row of a table that is nearest, within a spot's radius; spots without one are left out.
+
+    A row goes to the spot that it is nearest to, and to no other.
+
+    Raises
+    ------
+    SectionError
+        Where most rows lie off the slide, or no spot finds a row.
+    """
+    from scipy.spatial import cKDTree
+
+    spots, name = table.spots, table.source.file
+    on_slide, first, notes = _usable(table, size)
+    usable = np.flatnonzero(on_slide & first)
+    distance, spot = cKDTree(grid.yx).query(spots.yx[usable])
+    order = np.argsort(distance, kind="stable")
+    near = order[distance[order] <= radius]
+    taken, place = np.unique(spot[near], return_index=True)  # of rows near one spot, the nearest comes first
+    rows = usable[near[place]]
+    if not len(rows):
+        raise SectionError(
+            f"no row of {name} lies within a spot's radius (27.5 um, {radius:.3g} px) of the grid's {len(grid)} spots on tissue: {_MEANT}"
+        )
+    matched = _rows_of(spots, rows)
+    array_rc = None if grid.array_rc is None else grid.array_rc[taken]
+    found = replace(matched, ids=grid.ids[taken], yx=grid.yx[taken], diameter=2 * radius, array_rc=array_rc)
+    far, shared = len(usable) - len(near), len(near) - len(rows)
+    told = f"{len(rows)} of the grid's {len(grid)} spots found a row of {name} within 27.5 um, {len(spots.genes):,} genes, {_words(table)}"
+    notes.insert(0, told + "; the others are left out" * (len(rows) < len(grid)))
+    if far:
+        notes.append(
+            f"{_count(far, 'row is', 'rows are')} farther than 27.5 um from every spot of the grid on tissue and left out"
+        )
+    if shared:
+        notes.append(f"{_count(shared, 'row has', 'rows have')} a nearer one at the same spot and left out")
+    return found, notes + note_empty(found.counts)
+
+
+def _usable(table: PredictedTable, size: tuple[float, float]) -> tuple[NDArray[np.bool_], NDArray[np.bool_], list[str]]:
+    """Return which rows lie on the slide, which are the first at their place, and notes."""
+    yx, name = table.spots.yx, table.source.file
+    on_slide: NDArray[np.bool_] = np.asarray(((yx >= 0) & (yx <= size)).all(axis=1), dtype=np.bool_)
+    off = int((~on_slide).sum())
+    if off > len(yx) / 2:
+        raise SectionError(
+            f"{off} of {len(yx)} rows of {name} lie off the slide of {size[0]:.0f} x {size[1]:.0f} pixels (y, x), at up to "
+            f"{np.round(yx.max(axis=0)).tolist()}: {_MEANT}"
+        )
+    first = np.zeros(len(yx), dtype=bool)
+    first[np.unique(np.round(yx, 2), axis=0, return_index=True)[1]] = True
+    twice = int((~first & on_slide).sum())
+    notes = []
+    if off:
+        notes.append(f"{_count(off, 'row lies', 'rows lie')} off the slide and left out")
+    if twice:
+        notes.append(f"{_count(twice, 'row has', 'rows have')} the position of an earlier one and left out")
+    return on_slide, first, notes
+
+
+def _rows_of(spots: SpotTable, rows: NDArray[np.int64]) -> SpotTable:
+    obs = {name: values[rows] for name, values in spots.obs.items()}
+    return replace(spots, ids=spots.ids[rows], yx=spots.yx[rows], counts=spots.counts[rows], obs=obs)
+
+
+def _words(table: PredictedTable) -> str:
+    return "counts" if table.source.units == "counts" else "log1p, turned back into counts"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
 
 SPOT_UM = 55.0
 """Diameter of a virtual spot: that of a Visium spot."""

@@ -24,7 +24,6 @@ from ..types import (
     SlideImage,
     StoreElements,
 )
-from .colour import EXPECTED, Samples, as_rgb, samples_of_channels
 from .excluded import excluded_as_kept
 from .geometry import (
     Affine,
@@ -37,7 +36,7 @@ from .geometry import (
     mean_scale,
     uniform_scale,
 )
-from .images import resolve_fullres, with_overview
+from .images import EXPECTED, Samples, as_rgb, resolve_fullres, samples_of_channels, with_overview
 from .likeness import unlike
 from .one_section import refuse_bins
 from .original_slide import Original, find_original

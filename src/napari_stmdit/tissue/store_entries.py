@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError, StoreError
-from ..storage.owned import put_in_place
+from ..storage.atomic import put_in_place
 from .geometry import Affine
 from .spatialdata_store import RESULT_ATTRS, RESULT_PREFIX, affines_of, is_result_name, read_store, unread_elements
 

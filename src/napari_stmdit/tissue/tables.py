@@ -16,7 +16,7 @@ from ..types import Genes, SpotTable
 from .counts import EXPRESSION_FEATURE, are_controls, fault_of_counts, note_empty, refuse_twice, tidy
 from .geometry import Affine, swap_axes
 from .one_section import refuse_libraries
-from .outlines import outlines_of
+from .pseudo_spots import outlines_of
 from .spaceranger import one_number, whole_numbers
 
 if TYPE_CHECKING:

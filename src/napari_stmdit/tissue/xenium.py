@@ -16,8 +16,7 @@ from ..types import Calibration, Section, SlideImage
 from .counts import read_counts
 from .geometry import Affine, apply, check_mpp, compose, mean_scale, scaling
 from .images import IMAGE_SUFFIXES, image_size, open_image
-from .outlines import pieces_of_rings
-from .pseudo_spots import sum_cells
+from .pseudo_spots import pieces_of_rings, sum_cells
 from .slide_scale import refuse_stretched, stated_mpp
 from .spaceranger import clusters_of, section_name
 from .zarr_codecs import told_as_damage

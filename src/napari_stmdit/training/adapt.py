@@ -22,8 +22,7 @@ from ..evaluation.cases import EvaluationRequest
 from ..evaluation.counterfactual import CounterfactualCheck
 from ..model.autoencoder import FACTOR
 from ..progress import BATCH, CancelToken
-from ..storage.atomic import replacing, take_lock, write_text
-from ..storage.owned import check_free
+from ..storage.atomic import check_free, replacing, take_lock, write_text
 from .adapt_config import MAX_CROPS, build_config, check_room, spelled_programs
 from .adaptation import (
     CONFIG,

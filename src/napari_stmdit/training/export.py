@@ -22,11 +22,10 @@ from ..encoders.morphology_map import MorphologyMap
 from ..encoders.small_conv import SmallConvEncoder
 from ..errors import CheckpointError, StoreError
 from ..model.folder import MORPHOLOGY_MAP, CheckpointFolder, map_folder, read_folder
-from ..model.hub.references import REFERENCE_FILE
+from ..model.hub.zoo import REFERENCE_FILE
 from ..model.reading import read_settings
-from ..storage.atomic import write_text
+from ..storage.atomic import Work, write_text
 from ..storage.fingerprint import of_file
-from ..storage.owned import Work
 from ..synthesis.counterfactual import fitted_map
 from ..types import Genes, Section
 from .autoencoder import load_autoencoder

@@ -17,8 +17,7 @@ from ..encoders.linear_programs import LinearProgramEncoder
 from ..encoders.small_conv import FeatureTrunk, SmallConvEncoder, describe, describe_windows
 from ..errors import CheckpointError
 from ..expression.genes import match_genes
-from ..model.autoencoder import StmditAutoencoder
-from ..model.vae import encode_latents, spatial_factor
+from ..model.autoencoder import StmditAutoencoder, encode_latents, spatial_factor
 from .autoencoder import generator, load_autoencoder, to_tensor
 from .config import TrainingConfig
 from .data import Crop, CropSampler, crop_weights, cut

@@ -14,8 +14,7 @@ from ..errors import RequestError, SectionError, StmditError
 from ..expression.genes import match_genes
 from ..intent import CheckpointCard
 from ..tissue.excluded import exclude_file
-from ..tissue.open import synthesis_fault
-from ..tissue.sample import open_sample_section
+from ..tissue.open import open_sample_section, synthesis_fault
 from ..tissue.st_array import read_table_section
 from ..types import Section, SlideImage
 from .config import WHOLE, FolderSource, Part, SampleSource, Source, TableSource, TrainingConfig, load_config

@@ -17,13 +17,12 @@ from ..evaluation.evaluate import Evaluated
 from ..evaluation.selection import EditEffect, chance_steps, measure_edit, with_chance
 from ..expression.covariation import covariation_of
 from ..progress import BATCH, CancelToken, Progress
-from ..synthesis.export import ExportKind, export_result
 from ..synthesis.models import PatchModel
-from ..synthesis.result import Result
+from ..synthesis.result import ExportKind, Result, export_result
 from ..synthesis.session import Session, sampling_failure
 from ..synthesis.stored import StoredResult, read_stored
 from ..synthesis.variants import ContactSheet, Variant, make_sheet
-from ..tissue.linked import LinkedElements
+from ..tissue.in_memory import LinkedElements
 from ..tissue.open import SectionSource
 from ..types import Section
 from .state import CloseUp, ModelChoice, ResultEntry
@@ -225,7 +224,7 @@ def opening(source: SectionSource | None) -> Job:
     """Open a section, or the bundled sample; yields a `Section` whose slide is ready to be drawn."""
 
     def work() -> Section:
-        from ..tissue.sample import open_sample_section
+        from ..tissue.open import open_sample_section
 
         section = open_sample_section() if source is None else source.open()
         touch(section)
@@ -321,7 +320,7 @@ def linking(section: Section) -> Job:
     """Make a section's SpatialData objects for other plugins; yields `LinkedElements` or None."""
 
     def work() -> LinkedElements | None:
-        from ..tissue.linked import link_elements
+        from ..tissue.in_memory import link_elements
 
         return link_elements(section)
 

@@ -13,7 +13,7 @@ from ..intent import Request
 from ..synthesis.stored import StoredResult, read_stored
 from ..text import counted, some_of
 from ..tissue.geometry import compose, napari_affine, scaling, translation, uniform_scale, world_affine
-from ..tissue.outlines import drawn_outlines
+from ..tissue.pseudo_spots import drawn_outlines
 from ..types import CanvasFrame, PatchResult, Section
 from .spot_colours import DIVERGING, RING, SpotLook, colormap_of
 from .strokes import describe

@@ -69,7 +69,7 @@ def read_section(path: Any) -> list[LayerTuple]:
     """Return the layers of a section: slide, the results that its store holds, and spots."""
     from napari.utils.notifications import show_warning
 
-    from ..tissue.linked import link_elements
+    from ..tissue.in_memory import link_elements
     from ..tissue.open import open_section
     from .layers import section_layers, stored_layers
 
@@ -143,7 +143,7 @@ def view_store(path: str | Path) -> None:
 
 def sample_section() -> list[LayerTuple]:
     """Return the layers of the bundled sample section."""
-    from ..tissue.sample import open_sample_section
+    from ..tissue.open import open_sample_section
     from .layers import section_layers
 
     found = section_layers(open_sample_section())

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from ..errors import StoreError
 from ..intent import Request
 from ..synthesis.canvas import boxes_around
-from ..synthesis.export import ExportKind
-from ..synthesis.result import Result, spots_of
+from ..synthesis.result import ExportKind, Result, spots_of
 from ..synthesis.stored import StoredResult, StoredResults
 from ..synthesis.variants import noise_key
 from ..tissue.crops import read_patches

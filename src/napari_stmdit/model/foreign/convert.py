@@ -17,12 +17,10 @@ from diffusers.configuration_utils import ConfigMixin
 from ...downloads.places import Reference
 from ...errors import CheckpointError
 from ...intent import DEFAULT_GUIDANCE, DEFAULT_STEPS, CheckpointCard, hash_genes, validated
-from ...storage.atomic import replacing
-from ...storage.owned import check_free
+from ...storage.atomic import check_free, replacing
 from ...text import shown
 from ..checkpoint import Opened, Settings, open_weights, skeleton
-from ..hub.references import REFERENCE_FILE
-from ..hub.zoo import reference_of, zoo_entry
+from ..hub.zoo import REFERENCE_FILE, reference_of, zoo_entry
 from ..reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES
 from .keys import KeyMapping, Stacked
 

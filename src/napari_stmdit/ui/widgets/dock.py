@@ -18,10 +18,10 @@ from ..manifest import PLUGIN
 from ..presenter import Presenter, presenter_of
 from ..state import CompareMode, ModelChoice, WorkbenchState
 from . import worker
-from .closing import ClosingWords, KeptOffer
 from .colour import ColourPanel
 from .common import COLOURS, LINK, Choice, Connections, Fold, Text, boxed, column, connect_state
 from .compare import ComparePanel
+from .dialogs import ClosingWords, KeptOffer
 from .edits import EditsPanel
 from .evaluate import EvaluatePanel, SheetWindow, SpotPanel
 from .input import RUN_KEYS, WheelGuard, bind_keys, paint_actions, with_key

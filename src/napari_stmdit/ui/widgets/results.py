@@ -12,7 +12,7 @@ from qtpy.QtGui import QIcon, QImage, QPixmap
 from qtpy.QtWidgets import QAbstractItemView, QFileDialog, QListWidget, QListWidgetItem, QMenu, QMessageBox, QWidget
 
 from ...evaluation.selection import EditEffect
-from ...synthesis.export import ExportKind
+from ...synthesis.result import ExportKind
 from ...tissue.spatialdata_store import is_spatialdata
 from ..presenter import Presenter
 from ..state import ResultEntry
