@@ -11,7 +11,7 @@ from checkpoints import write_tiny_checkpoint
 from tiny import TINY_GENES
 
 from napari_stmdit.assemble import list_checkpoints, load_checkpoint
-from napari_stmdit.errors import RequestError, StoreError
+from napari_stmdit.errors import CheckpointError, RequestError, StoreError
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.tissue.open import open_section
 from napari_stmdit.training.adapt import adapt
@@ -94,6 +94,11 @@ def test_factors_become_the_programs_of_a_checkpoint(home, begun, tiny_folder, t
         @ np.linalg.lstsq(np.column_stack([shares, np.ones(len(ids))]), scores, rcond=None)[0]
     )
     assert scores.std() > 0.1 and np.abs(left).max() < 1e-2  # linear in the shares
+    with pytest.raises(
+        CheckpointError, match="reads 3 factors of each spot through its own encoder: give them with --factors"
+    ):
+        load_checkpoint("mine", device="cpu", expression_embeddings=tmp_path / "factors.csv")
+    assert "Expression: 3 factors of each spot" in (made.folder / "README.md").read_text()
     assert str(tmp_path / "factors.csv") in command_of(read_request(made.work), made.work)
     with pytest.raises(RequestError, match="2 tables for 1 sections"):
         run(tiny_folder, begun, name="other", factors=["a.csv", "b.csv"])
