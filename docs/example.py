@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from napari_stmdit.evaluation.held_out import crops_at
-from napari_stmdit.evaluation.measures import stain_density
+from napari_stmdit.evaluation.measures import crops_at, stain_density
 from napari_stmdit.evaluation.pictures import diverging
 from napari_stmdit.tissue.export import EDITED_SYNTHETIC, labelled
 

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.sparse import csr_matrix, issparse
 from standins import NoiseModel, card_for
 
-from napari_stmdit.evaluation.held_out import crops_at
+from napari_stmdit.evaluation.measures import crops_at
 from napari_stmdit.types import Calibration, Genes, Section, SlideImage, SpotTable
 
 MPP = 0.688

@@ -45,12 +45,12 @@ def measured(root: Path, pairs: int, output: Path) -> dict[str, Any]:
 
 
 def written(facts: dict[str, Any]) -> str:
-    from napari_stmdit.evaluation.report import number, spanned
+    from napari_stmdit.evaluation.report import interval_text, number
 
     one, local, new, programs = (facts[name] for name in ("identity", "locality", "invention", "programs"))
     swaps = [
         f"| {what} | {words} | "
-        + " | ".join(spanned(found[key][measure], "coefficient") for measure in found[key])
+        + " | ".join(interval_text(found[key][measure], "coefficient") for measure in found[key])
         + " |"
         for (what, found) in zip(MODES.values(), (facts, facts["continuous"]), strict=True)
         for key, words in SWAPS.items()
@@ -89,8 +89,8 @@ def written(facts: dict[str, Any]) -> str:
             f"own {one['autoencoder_ms_ssim']}.",
             "",
             f"**Programs**, raised by two standard deviations in {programs['spots']} spots; {programs['n']} programs. With what varies with them: "
-            f"correlation of effect and real trend {spanned(programs, 'correlation')}, slope {number(programs['slope'])}; their own genes alone: "
-            f"{spanned(programs['alone'], 'correlation')}, slope {number(programs['alone']['slope'])}.",
+            f"correlation of effect and real trend {interval_text(programs, 'correlation')}, slope {number(programs['slope'])}; their own genes alone: "
+            f"{interval_text(programs['alone'], 'correlation')}, slope {number(programs['alone']['slope'])}.",
             "",
             "| program | real trend of haematoxylin | with what varies with it | alone |",
             "| --- | --- | --- | --- |",

@@ -19,7 +19,7 @@ import torch
 from napari_stmdit.assemble import checkpoint_folder
 from napari_stmdit.encoders.morphology_map import MorphologyMap
 from napari_stmdit.model.folder import MORPHOLOGY_MAP, read_folder
-from napari_stmdit.synthesis.counterfactual import measured_conditions
+from napari_stmdit.synthesis.counterfactual import encode_measured
 from napari_stmdit.training.cards import map_section
 from napari_stmdit.training.config import load_config
 from napari_stmdit.training.export import MAP_ENTRY, encoders_of, fit_map
@@ -52,7 +52,7 @@ def main() -> None:
     follows = fit_map(folder, [open_source(one, config) for one in config.train], device)
     print(json.dumps(follows.facts()))
     for section in (open_source(one, config) for one in config.held_out):
-        expression, morphology, _ = measured_conditions(section, folder.card, encoders_of(folder, device))
+        expression, morphology, _ = encode_measured(section, folder.card, encoders_of(folder, device))
         print(section.name, json.dumps(tested(follows, expression, morphology)))
     if options.write:
         write(folder.path, follows)

@@ -9,8 +9,7 @@ import numpy as np
 from intervals import bootstrap_correlation, correlate, mean_interval, permutation_interval, rounded
 from synthesizer import Spots, Synthesizer, crops_at
 
-from napari_stmdit.evaluation.held_out import reconstruct
-from napari_stmdit.evaluation.measures import PatchStatistics, measure
+from napari_stmdit.evaluation.measures import PatchStatistics, measure, reconstruct
 from napari_stmdit.evaluation.spaces import (
     EncoderStatistics,
     FeatureSpace,

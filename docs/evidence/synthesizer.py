@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from napari_stmdit.assemble import load_checkpoint
-from napari_stmdit.evaluation.held_out import SpotSet, crops_at
+from napari_stmdit.evaluation.measures import SpotSet, crops_at
 from napari_stmdit.intent import Guidance
 from napari_stmdit.synthesis.plan import patch_seed
 from napari_stmdit.training.config import load_config

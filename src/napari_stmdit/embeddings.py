@@ -201,7 +201,6 @@ def _text(array: Any, path: Path) -> NDArray[Any]:
 
 
 def _refuse_pickles(array: Any, path: Path) -> None:
-    """Refuse a Zarr array whose values are pickled."""
     metadata = getattr(array, "metadata", None)
     stages = [getattr(metadata, "compressor", None)]
     for name in ("filters", "codecs"):

@@ -48,7 +48,7 @@ class CheckpointError(StmditError):
 
 
 class DownloadError(StmditError):
-    """Something that is kept elsewhere cannot be fetched, or arrived damaged."""
+    """Error of a download: unavailable, or damaged on arrival."""
 
 
 class SynthesisError(StmditError):

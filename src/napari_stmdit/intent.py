@@ -81,7 +81,7 @@ class SpotList(Intent):
 
 
 class Polygons(Intent):
-    """Every spot whose centre lies in one of the rings; vertices are (y, x) in full-resolution pixels."""
+    """Spots whose centre lies in one of the rings; vertices are (y, x) in full-resolution pixels."""
 
     kind: Literal["polygons"] = "polygons"
     rings: Annotated[tuple[tuple[tuple[Finite, Finite], ...], ...], Field(min_length=1)]
@@ -95,7 +95,7 @@ class SampleOfSpots(Intent):
 
 
 class AllSpots(Intent):
-    """Every spot of the section that lies on tissue and has counts."""
+    """All spots of the section that lie on tissue and have counts."""
 
     kind: Literal["all"] = "all"
 
@@ -191,11 +191,11 @@ class SwapEdit(_Edit):
 
 
 class TableEdit(_Edit):
-    """Move expression to what a table predicts for each spot, such as a model of perturbations makes; see `napari_stmdit.expression.edit_tables`.
+    """Move expression to what a table predicts for each spot, as models of perturbations do; see `napari_stmdit.expression.edit_tables`.
 
-    ``unit`` is what the numbers of ``layer`` are: ``counts``, ``log1p_cp10k`` (the natural logarithm of 1 + counts per 10,000) or
-    ``difference`` (to be added to that). With a ``baseline``, another layer of the same file, spots move by the difference of the two.
-    Without genes and programs all genes of the table move; nothing else follows.
+    ``unit`` of ``layer``: ``counts``, ``log1p_cp10k`` (the natural logarithm of 1 + counts per 10,000) or ``difference`` (added to that).
+    With a ``baseline``, another layer of the same file, spots move by the difference of the two. Without genes and programs all genes of the
+    table move; nothing else follows.
     """
 
     operation: Literal["table"] = "table"
@@ -237,15 +237,16 @@ class Request(Intent):
     >>> request.model_copy(update={"steps": 8}).steps
     8
 
-    ``exclude`` is a GeoJSON file of regions whose spots are left out of everything.
-    ``morphology`` is ``own`` (each spot's own crop), ``mean`` (of the section), ``null`` or a spot id; ``expression`` is
-    ``own``, ``shuffled`` (permuted within the section, a control) or ``null``. ``counterfactual`` says whether the edits change this
-    tissue (``on``) or new tissue is made of the edited expression (``off``); ``auto`` changes this tissue where there are edits and
-    section and checkpoint allow it. ``edit_scale`` weighs the change then, and ``fresh_noise`` is the share of its noise that is drawn with
-    the seed, so that details differ from the slide and from seed to seed; ``guidance`` counts for new tissue alone, and so does ``seed``
-    where no noise is fresh.
-    ``preset`` trades the image for time where steps and guidance interval are left open: see `napari_stmdit.synthesis.plan`. ``programs`` and ``profiles`` are the user's own,
-    which edits may name beside the bundled programs and the checkpoint's profiles; of two with one name, the user's counts.
+    ``exclude`` is a GeoJSON file of regions whose spots are excluded. ``morphology`` is ``own`` (each spot's own crop), ``mean`` (of the
+    section), ``null`` or a spot id; ``expression`` is ``own``, ``shuffled`` (permuted within the section, a control) or ``null``.
+
+    ``counterfactual`` decides whether the edits change this tissue (``on``) or new tissue is made (``off``); ``auto`` changes this tissue if
+    there are edits and section and checkpoint allow it. ``edit_scale`` then weights the change, and ``fresh_noise`` is the share of its noise
+    that is drawn with the seed, so that details differ from the slide and between seeds. ``guidance`` is for new tissue only, and so is
+    ``seed`` without fresh noise.
+
+    ``preset`` trades quality for time where steps and guidance interval are unset: see `napari_stmdit.synthesis.plan`. ``programs`` and
+    ``profiles`` are the user's own, which edits may name beside the bundled ones; of two with one name, the user's counts.
     """
 
     section: str | None = None
@@ -270,17 +271,17 @@ class Request(Intent):
     @field_validator("counterfactual", mode="before")
     @classmethod
     def _on_and_off_as_yaml_reads_them(cls, value: Any) -> Any:
-        """Accept true and false, as which YAML reads unquoted on and off."""
+        """Accept true and false, since YAML reads unquoted on and off as these."""
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class CheckpointCard(Intent):
     """Card of a checkpoint: the contents of ``stmdit.json``.
 
-    ``genes`` are the symbols that the expression encoder reads, in its own order; ``profiles`` name the tissue profiles (mean
-    log(1 + counts per 10,000) over those genes) stored beside the weights. ``conditions`` are what its transformer takes: one
-    without expression is synthesized from morphology alone. ``edits_tissue`` is whether it can edit real tissue: its autoencoder has
-    an encoder; found out when it is loaded, as is ``expression_given``: whether it was given embeddings of spots in the place of counts.
+    ``genes`` are the symbols that the expression encoder reads, in order; ``profiles`` name the tissue profiles (mean log(1 + counts per
+    10,000) over those genes) stored beside the weights. ``conditions`` are the transformer's; without expression it synthesizes from morphology
+    alone. Two fields are set on loading: ``edits_tissue``, whether it can edit real tissue (its autoencoder has an encoder), and
+    ``expression_given``, whether embeddings of spots replace counts.
     """
 
     format_version: Literal[1] = 1

@@ -259,15 +259,16 @@ class Section:
     notes
         Sentences for the user: what was assumed, aggregated or left out.
     expression
-        Where the spots' expression comes from.
+        Origin of the spots' expression.
     image_fault
-        Why there is no slide image, or none in full resolution, if known.
+        Reason why there is no slide image, or none in full resolution, if known.
     store
         Elements of the SpatialData store that it was read from.
     excluded
-        Spots that were left out, which ``spots`` does not hold; see `napari_stmdit.tissue.excluded`.
+        Excluded spots, which ``spots`` does not hold; see `napari_stmdit.tissue.excluded`.
     outlines
-        Of the cells that spots are sums of, or that lie among their bins, for drawing: (k, 2, 2) straight pieces, where each starts and ends, in full-resolution pixels.
+        Line segments of the outlines of summed cells, or of cells among summed bins, for drawing: (k, 2, 2), start and end of each, in full-resolution
+        pixels.
     """
 
     name: str

@@ -19,17 +19,16 @@ from napari_stmdit.evaluation.effects import (
     ceiling,
     crop_given,
     feature_locality,
-    invented,
     locality,
     monotony,
     ms_ssim,
+    new_nuclei,
     painted_crop,
     swap_coefficient,
 )
 from napari_stmdit.evaluation.evaluate import evaluate
-from napari_stmdit.evaluation.held_out import crops_at
-from napari_stmdit.evaluation.measures import STAINS, haematoxylin_density
-from napari_stmdit.evaluation.report import number, spanned
+from napari_stmdit.evaluation.measures import STAINS, crops_at, haematoxylin_density
+from napari_stmdit.evaluation.report import interval_text, number
 from napari_stmdit.evaluation.spaces import RandomConvolutions
 from napari_stmdit.evaluation.work import STACKS
 from napari_stmdit.progress import CancelToken
@@ -272,10 +271,10 @@ def test_a_change_beyond_the_reach_and_a_new_nucleus_are_seen():
     left[:, :32] = True
     found = locality(real, edited, ~left, left, ~left)
     assert found["outside_grey_levels"] == 200 and found["outside_pixels"] == 2048 and found["ratio"] is None
-    new = invented(real, edited, 1.0, left, ~left, left)
+    new = new_nuclei(real, edited, 1.0, left, ~left, left)
     assert new["inside"] == 0 and new["around"] > 0 and new["outside_nuclei"] == 0
-    assert invented(real, edited, 1.0, left, left, ~left)["outside_nuclei"] == 1
-    assert invented(real, edited, 1.0, left, left, np.zeros_like(left))["outside_nuclei"] is None
+    assert new_nuclei(real, edited, 1.0, left, left, ~left)["outside_nuclei"] == 1
+    assert new_nuclei(real, edited, 1.0, left, left, np.zeros_like(left))["outside_nuclei"] is None
 
 
 def test_features_tell_where_crops_change():
@@ -349,7 +348,7 @@ def test_the_report_tells_it_in_words(printed):
 
 def test_numbers_of_the_page_have_no_negative_zero():
     assert [number(v) for v in (-0.0004, 0.0, -0.0006, None)] == ["0.000", "0.000", "-0.001", "cannot be told"]
-    assert spanned({"r": 0.25, "low": -1e-9, "high": 0.5}, "r") == "0.250 [0.000, 0.500]"
+    assert interval_text({"r": 0.25, "low": -1e-9, "high": 0.5}, "r") == "0.250 [0.000, 0.500]"
 
 
 def test_all_parts_are_one_report_and_one_count_of_progress(tiny_checkpoint, tiny_folder, tmp_path):

@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from napari_stmdit.evaluation.figures import Claim, Evidence, figures_of
+from napari_stmdit.evaluation.figures import Claim, Measurements, figures_of
 from napari_stmdit.evaluation.measures import CaseValues, PatchMetrics
 from napari_stmdit.evaluation.report import curves, forest, written
 from napari_stmdit.evaluation.spaces import RandomConvolutions
@@ -29,7 +29,7 @@ def test_what_cannot_be_told_is_no_claim():
     assert not claim.holds and claim.facts["difference"]["low"] is None
 
 
-def evidence(**stacks):
+def measurements(**stacks):
     metrics = PatchMetrics(REAL, 22.0, (RandomConvolutions(),))
     cases = []
     for key, images in stacks.items():
@@ -38,12 +38,12 @@ def evidence(**stacks):
         cases.append(values)
     ids = tuple(map(str, range(12)))
     pairs = (("good", "bad"), ("good", "absent"))
-    return Evidence("made", np.zeros(12, dtype=np.int64), ids, metrics.real, (), tuple(cases), pairs)
+    return Measurements("made", np.zeros(12, dtype=np.int64), ids, metrics.real, (), tuple(cases), pairs)
 
 
 def test_seeds_are_averaged_for_correlations_and_listed_for_distances():
     other = RNG.permutation(REAL)
-    found = figures_of(evidence(good=[REAL, REAL], bad=[REAL, other]), 100)
+    found = figures_of(measurements(good=[REAL, REAL], bad=[REAL, other]), 100)
     good, bad = (found.facts["statistics"][key]["haematoxylin"]["r"]["value"] for key in ("good", "bad"))
     assert good == pytest.approx(1) and bad < 0.95
     space = found.facts["distribution"]["random convolutions, seed 123"]["cases"]

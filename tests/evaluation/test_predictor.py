@@ -4,7 +4,7 @@ from evaluation_study import CARD, GENES, Described, telling_section
 
 from napari_stmdit.encoders.regression import blocks_of, ridge_weights
 from napari_stmdit.errors import RequestError
-from napari_stmdit.evaluation.held_out import SpotSet
+from napari_stmdit.evaluation.measures import SpotSet
 from napari_stmdit.evaluation.reading import (
     FIRST_TOP,
     LinearPredictor,

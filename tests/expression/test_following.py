@@ -7,9 +7,8 @@ from scipy.sparse import csr_matrix
 from napari_stmdit.expression.changes import Measured, Profile
 from napari_stmdit.expression.covariation import covariation_of
 from napari_stmdit.expression.edits import apply_edits, edited_depths, edited_levels
-from napari_stmdit.expression.following import following_notes
+from napari_stmdit.expression.following import following_notes, program_reach, reach_of
 from napari_stmdit.expression.normalise import PER
-from napari_stmdit.expression.reach import program_reach, reach_of
 from napari_stmdit.intent import AddEdit, KnockOutEdit, ScaleEdit, SetQuantileEdit, SwapEdit, TowardsEdit
 from napari_stmdit.types import Genes, SpotTable
 
@@ -146,7 +145,7 @@ def test_what_follows_is_held_inside_the_range_of_the_section_and_a_note_says_so
     assert ((smooth + moved) <= np.where(raised, known.high[columns], np.inf) + 1e-4).all()
     assert change(spots, strong).min() > -levels(spots.counts, spots).max()
     (note,) = following_notes(spots, (strong,), {}, names(slice(0, GENES)))
-    assert "of the 40 genes that the checkpoint sees" in note and "cut off" in note
+    assert "of the 40 genes that the checkpoint reads" in note and "cut off" in note
     assert following_notes(spots, (weak,), {}, names(slice(0, GENES))) == []
 
 
@@ -199,13 +198,13 @@ def test_a_program_says_how_much_of_it_a_checkpoint_sees_directly_and_through_wh
     program = dict.fromkeys(names(slice(0, 5)), 1.0) | {"not here": 1.0, "G25": 0.0}
     seen = ("G1", "G7", "G15", "G30", "G31")
     reach = program_reach(program, spots, seen)
-    assert (reach.named, reach.there, reach.seen, reach.others) == (6, 5, 1, 4)
-    assert reach.followers >= 2 and not reach.blind
-    assert "sees 1 of its 6 genes, and" in reach.words
-    unseen = program_reach({"G2": 1.0}, spots, ("G15",))
-    assert unseen.seen == 0 and unseen.followers == 1 and not unseen.blind
+    assert (reach.named, reach.there, reach.read, reach.others) == (6, 5, 1, 4)
+    assert reach.followers >= 2 and not reach.ineffective
+    assert "reads 1 of its 6 genes, and" in reach.words
+    unread = program_reach({"G2": 1.0}, spots, ("G15",))
+    assert unread.read == 0 and unread.followers == 1 and not unread.ineffective
     few = program_reach({"G2": 1.0}, table(side=7), ("G15",))
-    assert few.blind and "nothing that it sees follows them here" in few.words
+    assert few.ineffective and "nothing that it reads follows them here" in few.words
     assert program_reach({"X": 1.0}, spots, seen).words == "this section has none of its 1 genes"
 
 

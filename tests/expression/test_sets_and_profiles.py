@@ -9,10 +9,10 @@ from scipy.sparse import csr_matrix
 from napari_stmdit.errors import GeneError
 from napari_stmdit.expression.changes import Measured
 from napari_stmdit.expression.edits import apply_edits, edited_levels
+from napari_stmdit.expression.following import reach_of
 from napari_stmdit.expression.normalise import PER
 from napari_stmdit.expression.profiles import as_profiles, measure_profile, read_profile, write_profile
 from napari_stmdit.expression.programs import bundled_notes, bundled_programs, known_programs, read_gmt, report
-from napari_stmdit.expression.reach import reach_of
 from napari_stmdit.intent import AddEdit, KnockOutEdit, SpotProfile, SwapEdit, TowardsEdit
 from napari_stmdit.types import Genes, SpotTable
 
@@ -168,7 +168,7 @@ def test_reach_says_what_has_no_effect():
     genes = Genes(np.array(["A", "B", "C"]))
     edit = AddEdit(genes=("A", "B"), programs=("p",), log_units=1)
     reach = reach_of(edit, {"p": {"C": 1.0, "X": 1.0}}, genes, ("A", "C", "X"))
-    assert (reach.named, reach.missing, reach.unseen) == (4, ("X",), ("B",))
+    assert (reach.named, reach.missing, reach.unread) == (4, ("X",), ("B",))
     assert "X" in reach.warning
     assert "B" in reach.warning
     assert "will not change" in reach_of(AddEdit(genes=("B",), log_units=1), {}, genes, ("A",)).warning

@@ -15,8 +15,7 @@ from napari_stmdit.errors import CheckpointError, RequestError
 from napari_stmdit.intent import Polygons, Request
 from napari_stmdit.synthesis.conditions import condition_rows, mixed_counts, shuffled_rows
 from napari_stmdit.synthesis.continuous import WindowConditions
-from napari_stmdit.synthesis.estimate import evaluations
-from napari_stmdit.synthesis.plan import plan
+from napari_stmdit.synthesis.plan import evaluations, plan
 from napari_stmdit.synthesis.session import synthesize
 
 MODES = ("spots", "continuous")

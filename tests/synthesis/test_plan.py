@@ -6,8 +6,7 @@ from standins import card_for, make_section
 
 from napari_stmdit.errors import RequestError
 from napari_stmdit.intent import Guidance, KnockOutEdit, Polygons, Request, SampleOfSpots, SpotList
-from napari_stmdit.synthesis.estimate import estimate
-from napari_stmdit.synthesis.plan import patch_seed, plan
+from napari_stmdit.synthesis.plan import estimate, patch_seed, plan
 from napari_stmdit.types import Calibration, GuidanceScales
 
 GENES = tuple(f"GENE{k}" for k in range(40))
@@ -108,7 +107,7 @@ def test_a_sample_larger_than_the_section_is_refused(section, card):
 def test_genes_of_an_edit_that_the_checkpoint_cannot_see_are_said(section):
     card = card_for(GENES[:30])
     made = plan(section, Request(edits=(KnockOutEdit(genes=("GENE1", "GENE39")),)), card)
-    assert any("1 of its 2 genes are not seen" in note and "GENE39" in note for note in made.notes)
+    assert any("1 of its 2 genes are not read" in note and "GENE39" in note for note in made.notes)
 
 
 def test_the_estimate_counts_patches_bytes_and_time(section, card):

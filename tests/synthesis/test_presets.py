@@ -9,9 +9,8 @@ from standins import card_for
 from tiny import TINY_GENES
 
 from napari_stmdit import Guidance, Request, SampleOfSpots, load_checkpoint, synthesize
-from napari_stmdit.synthesis.estimate import evaluations
 from napari_stmdit.synthesis.identity import differences, identity_of
-from napari_stmdit.synthesis.plan import PRESETS, plan, resolve_sampling, resolve_steps
+from napari_stmdit.synthesis.plan import PRESETS, evaluations, plan, resolve_sampling, resolve_steps
 
 CARD = card_for(TINY_GENES).model_copy(update={"steps": 12})
 

@@ -6,7 +6,7 @@ import pytest
 
 from napari_stmdit.errors import SectionError
 from napari_stmdit.tissue.open import open_section
-from napari_stmdit.tissue.zarr_codecs import told_as_damage
+from napari_stmdit.tissue.zarr_codecs import damage_as_section_error
 
 
 @pytest.mark.parametrize(
@@ -22,14 +22,14 @@ from napari_stmdit.tissue.zarr_codecs import told_as_damage
 def test_an_error_of_a_reader_becomes_ours(error, says):
     with (
         pytest.raises(SectionError, match=f"a.zarr cannot be read as a store.*{says}"),
-        told_as_damage("a.zarr", "a store"),
+        damage_as_section_error("a.zarr", "a store"),
     ):
         raise error
 
 
 def test_ours_and_an_interrupt_pass_as_they_are():
     for error in (SectionError("mine"), KeyboardInterrupt()):
-        with pytest.raises(type(error)), told_as_damage("a.zarr", "a store"):
+        with pytest.raises(type(error)), damage_as_section_error("a.zarr", "a store"):
             raise error
 
 

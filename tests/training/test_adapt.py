@@ -15,7 +15,7 @@ from napari_stmdit.errors import CheckpointError, RequestError, StoreError
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.tissue.open import open_section
 from napari_stmdit.training.adapt import adapt
-from napari_stmdit.training.adapt_config import corner_parts, spelled_programs
+from napari_stmdit.training.adapt_config import corner_parts, programs_among
 from napari_stmdit.training.adaptation import (
     CORNERS,
     ask_to_stop,
@@ -62,14 +62,14 @@ def test_a_section_becomes_a_checkpoint_that_is_found_by_its_name(home, begun, t
     words = (made.folder / "README.md").read_text()
     assert (
         "swap: a spot given another's expression" in words
-        and "tiny_section-lower-right, which was never learned from" in words
+        and "tiny_section-lower-right, which was never trained on" in words
     )
     assert made.figures["identity"]["pixels"] == 0 and made.figures["pairs"] == 8
     assert {"swap", "swap_control", "programs"} <= set(made.figures)
     assert [at.stage for at in seen if at.stage == "transformer"] and seen[-1].state == "done" or seen[-1].fraction <= 1
     assert {"expression", "expression_shuffled"} == set(read_progress(made.work).controls)
     assert read_progress(made.work).state == "done" and read_progress(made.work).sheet.endswith(".png")
-    assert len(notes) == 1 and "spots to learn from, 8 held out; about" in notes[0] and "GB of memory" in notes[0]
+    assert len(notes) == 1 and "spots to train on, 8 held out; about" in notes[0] and "GB of memory" in notes[0]
     before = (made.folder / "stmdit.json").stat().st_mtime_ns
     assert run(tiny_folder, begun).folder == made.folder  # finished: nothing is done again
     assert (made.folder / "stmdit.json").stat().st_mtime_ns == before
@@ -201,7 +201,7 @@ def test_what_cannot_be_done_is_refused_with_every_reason(home, begun, tiny_fold
 
 
 def test_programs_are_spelled_as_the_section_spells_its_genes():
-    found = spelled_programs(["Krt8", "Epcam", "Acta2", "Actb"])
+    found = programs_among(["Krt8", "Epcam", "Acta2", "Actb"])
     assert found["epithelial"] == ("Epcam", "Krt8") and found["her2"] == ()
 
 

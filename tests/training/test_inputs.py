@@ -75,12 +75,12 @@ def test_latents_are_not_taken_for_those_of_other_settings(config, tmp_path):
 
 
 def test_files_of_a_version_that_noted_nothing_are_used_and_it_is_said(config, tmp_path, caplog):
-    from napari_stmdit.training.inputs import note_inputs
+    from napari_stmdit.training.train import record_inputs
 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "autoencoder.pt").write_bytes(b"")
-    note_inputs(config(), "latents")
+    record_inputs(config(), "latents")
     assert "taken to belong to this config" in caplog.text
     assert set(json.loads((tmp_path / "run" / "inputs.json").read_text())) == {"autoencoder", "latents"}
     with pytest.raises(CheckpointError, match="patch_mpp"):
-        note_inputs(config(patch_mpp=1.0), "latents")
+        record_inputs(config(patch_mpp=1.0), "latents")

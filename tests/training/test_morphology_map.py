@@ -63,10 +63,10 @@ def test_the_map_of_the_checkpoint_to_start_from_is_kept_with_its_encoders(start
 
 def test_a_map_is_fitted_anew_where_expression_is_read_otherwise(started):
     _, config = started
-    assert export.kept_map(config) is not None
+    assert export.map_to_keep(config) is not None
     refit = config.expression.model_copy(update={"refit": True})
-    assert export.kept_map(config.model_copy(update={"expression": refit})) is None
-    assert export.kept_map(config.model_copy(update={"start": None})) is None
+    assert export.map_to_keep(config.model_copy(update={"expression": refit})) is None
+    assert export.map_to_keep(config.model_copy(update={"start": None})) is None
 
 
 def test_inspect_says_what_the_map_explains(started):

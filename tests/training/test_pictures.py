@@ -27,7 +27,7 @@ from napari_stmdit.training.pictures import (
     open_pictures,
     vary_stains,
 )
-from napari_stmdit.training.start import settle
+from napari_stmdit.training.start import apply_start
 from napari_stmdit.training.state import load_state
 from napari_stmdit.training.train import run_stage, train
 from napari_stmdit.types import GuidanceScales, Sampling
@@ -192,7 +192,7 @@ def test_a_checkpoint_of_pictures_learns_expression_from_sections(
     path = tiny_config(start=str(morphology_alone), autoencoder={}, transformer={}, held_out_pictures=[right])
     folder = train(path, output=tmp_path / "more")
     known = load_component(read_folder(morphology_alone), "transformer")
-    config = settle(load_config(path, output=tmp_path / "more"))
+    config = apply_start(load_config(path, output=tmp_path / "more"))
     cache = load_cache(config)
     assert "held_latents" not in cache  # held-out pictures have no expression to validate with
     grown = build_transformer(config, cache).eval()
@@ -208,7 +208,7 @@ def test_a_checkpoint_of_pictures_learns_expression_from_sections(
         for file in (folder / part).iterdir():
             assert file.read_bytes() == (morphology_alone / part / file.name).read_bytes(), file
     words = (folder / "README.md").read_text()
-    assert "It went on from the checkpoint `tiny`" in words and "- Expression: 12 genes" in words
+    assert "It started from the checkpoint `tiny`" in words and "- Expression: 12 genes" in words
     assert "`profiles.safetensors` holds mean and spread" in words
     train(path, output=tmp_path / "more")  # finished: nothing more happens, and nothing is refused
 

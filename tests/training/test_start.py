@@ -44,7 +44,7 @@ def test_a_training_goes_on_from_a_checkpoint(begun, tiny_config, tmp_path):
     old, new = tensors(begun / "transformer"), load_state(tmp_path / "more" / "diffusion.pt")["model"]
     moved = [float((old[key].float() - new[key]).abs().max()) for key in old]
     assert 0 < max(moved) < 1e-4  # it started from those weights, and learned
-    assert "It went on from the checkpoint `tiny` (SHA-256 " in (folder / "README.md").read_text()
+    assert "It started from the checkpoint `tiny` (SHA-256 " in (folder / "README.md").read_text()
     lines = (tmp_path / "more" / "diffusion.jsonl").read_text().splitlines()
     before, first, after = map(json.loads, lines)
     assert first["step"] == 0 and not (tmp_path / "more" / "autoencoder.pt").exists()

@@ -5,8 +5,7 @@ import pytest
 from napari.components import ViewerModel
 
 from napari_stmdit.intent import Request, ScaleEdit, SpotList
-from napari_stmdit.synthesis.estimate import evaluations
-from napari_stmdit.synthesis.plan import plan
+from napari_stmdit.synthesis.plan import evaluations, plan
 from napari_stmdit.synthesis.variants import guidance_grid
 from napari_stmdit.tissue.crops import read_patches
 from napari_stmdit.ui import layers

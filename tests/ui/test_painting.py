@@ -288,11 +288,11 @@ def test_a_request_from_elsewhere_can_be_undone(presenter):
 
 
 def test_what_has_no_effect_is_known_before_a_run(presenter):
-    presenter.painting.take_draft(EditDraft(genes=("KRT8", "CD68")))  # the checkpoint sees fifteen genes, CD68 not
+    presenter.painting.take_draft(EditDraft(genes=("KRT8", "CD68")))  # the checkpoint reads fifteen genes, CD68 not
     presenter.painting.add(None)
     (reach,) = presenter.painting.reaches()
-    assert reach.unseen == ("CD68",)
-    assert "1 of 2 genes is not seen by the checkpoint" in reach.warning
+    assert reach.unread == ("CD68",)
+    assert "1 of 2 genes is not read by the checkpoint" in reach.warning
 
 
 def test_what_varies_with_an_edit_follows_unless_the_form_says_otherwise(presenter, tmp_path):

@@ -64,8 +64,8 @@ def against_straightforward(
 ) -> dict[str, Any]:
     """Compare one patch, all steps and decoding, with straightforward loops.
 
-    One loop is float32 and makes a forward for every branch at every step; one is in the fast precision and makes one forward for
-    all branches. Their autoencoders are as they are loaded. Ours in float32 must give what the first gives.
+    One loop is float32 with a forward for every branch at every step; the other is in the fast precision with one forward for
+    all branches. Their autoencoders are as loaded. Ours in float32 must give the result of the first.
 
     Parameters
     ----------
@@ -74,9 +74,9 @@ def against_straightforward(
     dtype
         The fast precision.
     rounds
-        Of all ways in turn.
+        Rounds of all ways in turn.
     plain_net
-        Turns a transformer into what the loops call; by default our own forward.
+        Makes of a transformer what the loops call; by default our own forward.
 
     Returns
     -------

@@ -87,11 +87,11 @@ class Subject:
         return found
 
     def shape(self, batch: int) -> tuple[int, int, int, int]:
-        """Shape (b, c, h, w) of the latents of ``batch`` patches."""
+        """Return the shape (b, c, h, w) of the latents of ``batch`` patches."""
         return (batch, latent_channels(self.vae), self.side, self.side)
 
     def conditions(self, batch: int) -> ConditionTensors:
-        """Random conditions of ``batch`` patches, the same at every call."""
+        """Draw conditions of ``batch`` patches, the same at every call."""
         config, generator = self.transformer.config, torch.Generator().manual_seed(1)
         images = torch.randn(batch, config["morphology_tokens"], config["morphology_dim"], generator=generator)
         if config["expression_dim"] is None:
@@ -99,7 +99,7 @@ class Subject:
         return ConditionTensors(images, torch.randn(batch, config["expression_dim"], generator=generator))
 
     def noise(self, batch: int) -> Tensor:
-        """Standard normal latents of ``batch`` patches, the same at every call."""
+        """Draw standard normal latents of ``batch`` patches, the same at every call."""
         return torch.randn(self.shape(batch), generator=torch.Generator().manual_seed(0))
 
 

@@ -18,7 +18,7 @@ from ._common import Json, print_json
 
 
 class Commands(TyperGroup):
-    """The command with all it can do. What is empty, such as a variable of the shell that was never set, is never taken for not given."""
+    """The command and its subcommands. An empty argument, as from an unset variable of the shell, is not taken for a missing one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuse empty arguments, of whichever command, before anything is read."""

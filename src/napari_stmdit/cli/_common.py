@@ -58,11 +58,11 @@ AllowGeneMismatch = Annotated[
     bool, request_option("--allow-gene-mismatch", help="Go on where too few genes are shared.")
 ]
 OldOutput = Annotated[Path | None, typer.Argument(hidden=True)]
-"""The output as the second argument, as earlier versions took it."""
+"""Output as the second argument, as earlier versions took it."""
 
 
 def one_output(option: Path | None, argument: Path | None) -> Path:
-    """Return the output, given as an option or, as earlier versions had it, as an argument."""
+    """Return the output, given as an option or, as in earlier versions, as an argument."""
     if option is None and argument is None:
         raise StmditError("--output is missing; say with it what to make")
     if option is not None and argument is not None:
@@ -76,7 +76,7 @@ def print_json(value: Any) -> None:
 
 
 def console() -> Console:
-    """Return a console for tables, wide enough for them where nobody looks at a terminal."""
+    """Return a console for tables, wide enough for them where there is no terminal."""
     from rich.console import Console
 
     made = Console(highlight=False, markup=False)
@@ -91,13 +91,13 @@ class ProgressBar:
     Parameters
     ----------
     title
-        What is done.
+        Name of the work.
     hidden
-        Show nothing, in processes beside the one that speaks.
+        Whether to show nothing, as in processes beside the leading one.
     seconds
-        Between two lines of a log.
+        Time between two lines of a log.
     left
-        Whether to guess the time that is left; False where the text says it.
+        Whether to estimate the remaining time; False where the text states it.
     """
 
     def __init__(self, title: str = "", hidden: bool = False, seconds: float = 10.0, left: bool = True) -> None:
@@ -128,11 +128,11 @@ class ProgressBar:
         self._bar.stop()
 
     def __call__(self, progress: Progress) -> None:
-        """Show how many patches are done."""
+        """Show the number of finished patches."""
         self.show(self.title, progress.fraction, f"{progress.patches_done}/{progress.patches_total} patches")
 
     def show(self, title: str, fraction: float, text: str) -> None:
-        """Show what is done, which share of it, 0 to 1, and a text that counts; another title begins anew."""
+        """Show the finished fraction, 0 to 1, and a text; another title begins a new bar."""
         now = time.monotonic()
         if title != self._shown or self._task is None:
             if self._task is not None:
@@ -155,14 +155,14 @@ class ProgressBar:
 
 
 class InterruptCancels:
-    """While open, the first Ctrl-C asks the run to stop and keep what is done; a second one interrupts at once.
+    """Context in which the first Ctrl-C asks the run to stop and keep finished work; a second one interrupts at once.
 
     Parameters
     ----------
     cancel
         The flag of the run.
     terminated
-        Whether a request to end from outside (SIGTERM: a cluster's time limit, a shutdown) asks for the same.
+        Whether SIGTERM (a cluster's time limit, a shutdown) does the same.
     """
 
     def __init__(self, cancel: CancelToken, terminated: bool = False) -> None:

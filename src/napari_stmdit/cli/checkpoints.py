@@ -85,7 +85,7 @@ def inspect(
 
 
 def print_inspection(found: Inspection) -> None:
-    """Print an inspection as a table, then what was chosen, what was left aside and what is missing to run it."""
+    """Print an inspection as a table, then choices, unused tensors and what is missing to run it."""
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -118,7 +118,7 @@ def print_inspection(found: Inspection) -> None:
 
 
 def _follows(known: dict[str, Any] | None) -> str:
-    """Say by which map morphology follows an edit of expression, and what that explains."""
+    """Return a sentence about the map by which morphology follows an edit of expression."""
     if known is None:
         return (
             "possible; morphology follows by a map that is fitted on each section: none is stored with the checkpoint"
@@ -169,7 +169,7 @@ def convert(
 
 
 def _report_conversion(made: Converted, as_json: bool) -> None:
-    """Say where the folder is, what was chosen where the files do not say, and how to go on."""
+    """Print the folder, choices where the files state nothing, and the next step."""
     if as_json:
         facts = {"path": str(made.path), "card": made.card.model_dump(mode="json"), "notes": list(made.notes)}
         print_json(facts)
@@ -183,7 +183,7 @@ def _report_conversion(made: Converted, as_json: bool) -> None:
 
 
 def is_section(path: Path) -> bool:
-    """Tell from names and small files whether a path is a section rather than a checkpoint."""
+    """Return whether a path is a section rather than a checkpoint, by names and small files."""
     from ..tissue.images import IMAGE_SUFFIXES
     from ..tissue.public import named_section
     from ..tissue.remote import url_of
@@ -198,7 +198,7 @@ def is_section(path: Path) -> bool:
 
 
 def inspect_section(source: SectionSource, picture: Path | None, as_json: bool) -> None:
-    """Print what a section is and whether its spots lie right on its slide, and write the picture to check that by."""
+    """Print a description of a section and its alignment, and write the check picture."""
     from rich.table import Table
 
     from ..tissue.alignment import check_alignment, write_check_picture

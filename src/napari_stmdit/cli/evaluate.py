@@ -1,4 +1,4 @@
-"""``stmdit evaluate`` and ``evaluate-result``: is it true? A checkpoint on held-out sections, or results that are in a store."""
+"""``stmdit evaluate`` and ``evaluate-result``: a checkpoint on held-out sections, or results in a store."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ FOR_PART = {
     ),
     "counterfactual": ("pairs", "mode"),
 }
-"""Options that only one part heeds; they are refused where it is not asked for."""
+"""Options of a single part; they are refused where that part is not evaluated."""
 
 conditions_option = partial(typer.Option, rich_help_panel="Of the part conditions")
 edits_option = partial(typer.Option, rich_help_panel="Of the part counterfactual")
@@ -214,7 +214,6 @@ def _command() -> str:
 
 
 def _refuse_for_parts(ctx: typer.Context, parts: Sequence[str]) -> None:
-    """Refuse what only a part heeds that was not asked for."""
     for part, names in FOR_PART.items():
         given = [name for name in names if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
         if part not in parts and given:
@@ -225,7 +224,6 @@ def _refuse_for_parts(ctx: typer.Context, parts: Sequence[str]) -> None:
 
 
 def _parts(given: Sequence[str]) -> tuple[str, ...]:
-    """Return the parts that are meant, in their order."""
     named = [name for text in given for name in text.split(",")]
     if unknown := [name for name in named if name not in (*PARTS, "all")]:
         raise StmditError(f"got --parts {', '.join(map(repr, unknown))}; expected {', '.join(PARTS)} or all")

@@ -51,11 +51,11 @@ def train(
     hold_out: Annotated[
         str,
         adapt_option(
-            help="What is evaluated on and never learned from: lower-right or another corner of the first section, the name of a section, or none."
+            help="What is evaluated on and never trained on: lower-right or another corner of the first section, the name of a section, or none."
         ),
     ] = "lower-right",
     name: Annotated[str | None, adapt_option(help="Name of the checkpoint; by default of the first section.")] = None,
-    start: Annotated[str, adapt_option(help="Checkpoint to go on from.")] = "demo",
+    start: Annotated[str, adapt_option(help="Checkpoint to start from.")] = "demo",
     seed: Annotated[int, adapt_option(help="Seed of all that is drawn.")] = 0,
     workers: Annotated[
         int | None, adapt_option(min=1, help="Processes that learn on a CPU; by default its cores, at most 4.")

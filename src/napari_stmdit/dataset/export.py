@@ -18,7 +18,6 @@ from ..storage.atomic import explained, write_json, write_text
 from ..synthesis.result import Finished
 from ..tissue.elements import fingerprint
 from ..tissue.identity import slide_identity, table_hash
-from .card import write_card
 from .contents import Contents
 from .folder import (
     AGAIN,
@@ -33,6 +32,7 @@ from .folder import (
     images_file,
     make_images,
     output_place,
+    write_card,
     write_folder,
     write_images,
     write_parquet,
@@ -175,8 +175,6 @@ class _Stopped(Exception):
 
 @dataclass
 class _Export:
-    """Export under way."""
-
     folder: DatasetFolder
     contents: Contents
     slide: Slide | None

@@ -316,7 +316,6 @@ def _record(
 
 
 def _publish(folder: Path, parts: list[PartFile], record: DownloadRecord) -> None:
-    """Give all files their names, and write the record."""
     final = folder / RECORD_FILE
     try:
         final.unlink(missing_ok=True)  # first gone, last written: a record never describes other files

@@ -65,14 +65,14 @@ class Entry(Reference):
     Attributes
     ----------
     title
-        What it is called.
+        Its title.
     fetch
         ``hub`` (``source`` is a repository id), ``web`` (``source`` is an address, below which the files lie) or ``manual`` (``source`` is
         a web page; the user brings the files).
     size_bytes
-        How large its files are together; None is unknown.
+        Total size of its files; None: unknown.
     notes
-        What else is known, or is not.
+        Further facts, and what is not known.
     """
 
     title: str
@@ -124,7 +124,6 @@ def find_reference(reference: Reference) -> Path | None:
 
 
 def _in_hub_cache(reference: Reference) -> Path | None:
-    """Look into the hub client's cache."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -121,7 +121,7 @@ class PartFile:
 
 
 def writing_error(error: OSError, path: Path) -> DownloadError:
-    """Say what keeps a file from being written, and what to do."""
+    """Return the error of a file that cannot be written, with what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         what = "the disk is full; what has arrived is kept. Make room and run it again: it continues."
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -182,7 +182,7 @@ def look_up(
     token: str | None = None,
     cancel: CancelToken | None = None,
 ) -> RemoteFile:
-    """Ask for one file, without its bytes; a DownloadError says why it cannot be had and what to do."""
+    """Look up one file, without its bytes; a DownloadError says why it cannot be had and what to do."""
     if entry.fetch == "web":
         return _look_up_on_web(entry, name, cancel)
     from huggingface_hub import get_hf_file_metadata, hf_hub_url

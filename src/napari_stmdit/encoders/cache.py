@@ -183,7 +183,7 @@ class EmbeddingCache:
         self._folder = None if folder is None else CacheFolder(Path(folder), folder_limit_bytes)
 
     def __len__(self) -> int:
-        """Number of embeddings in memory."""
+        """Return the number of embeddings in memory."""
         return len(self._entries)
 
     def __contains__(self, key: str) -> bool:
@@ -213,7 +213,7 @@ class EmbeddingCache:
             self._folder.write(key, value)
 
     def clear(self) -> None:
-        """Empty the memory; the folder stays."""
+        """Clear the memory; the folder stays."""
         with self._lock:
             self._entries.clear()
             self.nbytes = 0

@@ -173,23 +173,23 @@ def fit_morphology_map(
     basis, scores = _components(y, m.shape[1])
     names = np.unique(left_out)
     # squared error of the mean on tissue left out, and what the map saves of it, fold by fold
-    blind, gained = np.zeros((2, len(names), scores.shape[1]))
+    total_ss, gained = np.zeros((2, len(names), scores.shape[1]))
     for place, fold in enumerate(names):
         out = left_out == fold
         chosen = _choose(x[~out], scores[~out], left_out[~out])
         weights = _weights(x[~out], scores[~out], chosen)
         centre, target = x[~out].mean(axis=0), scores[~out].mean(axis=0)
         own = scores[out] - target
-        blind[place] = (own**2).sum(axis=0)
+        total_ss[place] = (own**2).sum(axis=0)
         gained[place] = (own**2 - (own - (x[out] - centre) @ weights) ** 2).sum(axis=0)
-    each = gained / np.maximum(blind, 1e-30)
+    each = gained / np.maximum(total_ss, 1e-30)
     sure = each.mean(axis=0) > each.std(axis=0, ddof=1) / np.sqrt(len(names))  # else it may be chance
-    blind, gained = blind.sum(axis=0), gained.sum(axis=0)
-    r2 = gained / np.maximum(blind, 1e-30)
+    total_ss, gained = total_ss.sum(axis=0), gained.sum(axis=0)
+    r2 = gained / np.maximum(total_ss, 1e-30)
     beyond = max(float((y**2).sum() - (scores**2).sum()), 0.0)  # of components that are not predicted
     chosen = _choose(x, scores, left_out)
     kept = np.isfinite(chosen) & (gained > 0) & sure
-    share = float(gained[kept].sum() / max(float(blind.sum()) + beyond, 1e-30))
+    share = float(gained[kept].sum() / max(float(total_ss.sum()) + beyond, 1e-30))
     if not kept.any():
         return _still(e.shape[1], shape, r2, share, len(e))
     slopes = _weights(x, scores, chosen)[:, kept] / np.where(spread > 0, spread, 1)[:, None]
@@ -279,11 +279,11 @@ def _choose(x: NDArray[np.float64], scores: NDArray[np.float64], folds: NDArray[
     for place, fold in enumerate(names):
         out = folds == fold
         centre, target = x[~out].mean(axis=0), scores[~out].mean(axis=0)
-        blind = np.maximum(((scores[out] - target) ** 2).sum(axis=0), 1e-30)
+        total_ss = np.maximum(((scores[out] - target) ** 2).sum(axis=0), 1e-30)
         penalties = PENALTIES * int((~out).sum())
         # errors relative to those of the mean, so that no section counts more than another
         for row, weights in enumerate(ridge_weights(x[~out] - centre, scores[~out] - target, penalties)):
-            errors[place, row] = ((scores[out] - target - (x[out] - centre) @ weights) ** 2).sum(axis=0) / blind
+            errors[place, row] = ((scores[out] - target - (x[out] - centre) @ weights) ** 2).sum(axis=0) / total_ss
     mean, spread = errors.mean(axis=0), errors.std(axis=0, ddof=1) / np.sqrt(len(names))
     best, each = mean.argmin(axis=0), np.arange(scores.shape[1])
     # the smallest penalty within one standard error of the best: a penalty shrinks the effects that are wanted

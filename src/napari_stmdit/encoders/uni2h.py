@@ -396,7 +396,6 @@ def _config_of(sizes: ViTSizes) -> dict[str, int]:
 
 
 def _contradictions(sizes: ViTSizes, config: Mapping[str, Any]) -> list[Fault]:
-    """Compare the config with the sizes of the weights."""
     return [
         (name, (), f"config.json says {config[name]!r}, the weights {value}")
         for name, value in _config_of(sizes).items()

@@ -1,4 +1,4 @@
-"""The cases of an evaluation: what a checkpoint is conditioned on in each, and which of them are compared."""
+"""Cases of an evaluation: the conditions of each, and which of them are compared."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from pydantic import Field
 from ..intent import CheckpointCard, Edit, Guidance, Intent, Request, SpotList, SpotProfile, Weight
 
 MIN_SPOTS = 8
-"""An interval from fewer spots says nothing."""
+"""Minimum number of spots of an interval."""
 
 
 class EvaluationRequest(Intent):
-    """What to evaluate a checkpoint with; says nothing about where.
+    """Request of an evaluation, without checkpoint and sections.
 
-    ``spots`` are drawn with the seed, shared out evenly over the sections; ``seeds`` is how many images are made of each spot in each
-    case. ``feature_spaces`` are names as `napari_stmdit.evaluation.spaces.open_spaces` takes them; expression is read off patches in
-    the first, unless a predictor is given. ``genes`` are the most variable ones that fidelity is measured on. Without ``edits``, the
-    profile of the checkpoint that lies farthest from the sections is moved towards; ``programs`` and ``profiles`` are those that edits
-    may name, as in a `napari_stmdit.Request`. ``draws`` are bootstrap samples. ``parts`` says what is evaluated: images under true and
-    broken ``conditions``, or ``counterfactual``, edits of real tissue, which are checked on ``pairs`` pairs of spots of one section;
-    their expression is swapped in single patches (``mode`` spots) or in painted regions of the size of a patch (continuous).
+    ``spots`` are drawn with the seed, evenly over the sections; ``seeds`` is the number of images per spot and case. ``feature_spaces`` are names
+    as of `napari_stmdit.evaluation.spaces.open_spaces`; expression is read off patches in the first, unless a predictor is given. ``genes`` is the
+    number of the most variable genes that fidelity is measured on. Without ``edits``, the checkpoint's profile farthest from the sections is moved
+    towards; edits may name ``programs`` and ``profiles``, as in a `napari_stmdit.Request`. ``draws`` are bootstrap samples. ``parts``: images
+    under true and broken ``conditions``, or ``counterfactual`` edits of real tissue, checked on ``pairs`` pairs of spots of one section, whose
+    expression is swapped in single patches (``mode`` spots) or in painted regions of the size of a patch (continuous).
     """
 
     spots: Annotated[int, Field(ge=MIN_SPOTS, le=100_000)] = 60
@@ -45,7 +44,7 @@ class EvaluationRequest(Intent):
 
 
 LATER: dict[str, Any] = {"parts": ["conditions"], "pairs": 64, "mode": "spots"}
-"""Fields that came later, with their defaults in JSON types: by these an evaluation is the same work as before there were any."""
+"""Fields that earlier versions did not have, with their defaults in JSON types: an evaluation without them is the same work."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,9 @@ class Case:
     Attributes
     ----------
     key
-        What it is called in figures.
+        Key in figures.
     description
-        What the checkpoint is conditioned on, for readers.
+        Description of the conditions, for readers.
     morphology, expression
         As a request has them; ``across`` is the expression of a spot of another section.
     edited
@@ -108,20 +107,20 @@ COMPARED = (
     ("both", "morphology alone"),
     ("morphology alone", "neither"),
 )
-"""Pairs of (true condition, control) of which the report says whether the first beats the second."""
+"""Pairs of (true condition, control): the report says whether the first beats the second."""
 EDITED = ("expression alone, edited", "expression alone")
-"""The edited case, and the one that its change is counted from."""
+"""The edited case and its baseline."""
 
 
 def cases_of(card: CheckpointCard, several: bool, edited: bool) -> tuple[Case, ...]:
-    """Return the cases that make sense for a checkpoint: a condition that it does not take is not varied.
+    """Return the cases that apply to a checkpoint: a condition that it does not take is not varied.
 
     Parameters
     ----------
     card
         The checkpoint's card.
     several
-        Whether expression of another section is at hand.
+        Whether expression of another section is available.
     edited
         Whether there are edits.
     """

@@ -1,4 +1,4 @@
-"""Check edits of real tissue: identity, swaps of expression, programs, doses, and what changes where nothing was edited."""
+"""Checks of edits of real tissue: identity, swaps of expression, programs, doses, and locality of the change."""
 
 from __future__ import annotations
 
@@ -28,52 +28,51 @@ from ..types import Patch, Plan, Section
 from .cases import MIN_SPOTS, EvaluationRequest
 from .effects import (
     Agreement,
-    Invented,
+    EditLocality,
     Monotony,
+    NewNuclei,
     PaintedCrop,
     SmoothedLevels,
-    Where,
     agreement,
     ceiling,
     crop_given,
     feature_locality,
-    invented,
     locality,
     monotony,
     ms_ssim,
+    new_nuclei,
     painted_crop,
     slide_on,
     spread_of,
     swap_coefficient,
 )
-from .held_out import SpotSet, reconstruct
-from .measures import PatchStatistics, measure
+from .measures import PatchStatistics, SpotSet, measure, reconstruct
 from .spaces import DEFAULT, FeatureSpace, open_spaces
 from .work import Stack, StackFolder
 
 MEASURES = ("haematoxylin", "nuclei")
 CHECKS = ("identity", "swaps", "programs", "dose", "where")
 PROGRAM_SPOTS, MIN_GENES = 24, 3
-"""Spots that programs are raised in, and genes of a program that the section needs to have."""
+"""Maximum of spots to raise a program in, and minimum of its genes that the section needs."""
 FOLLOW: tuple[Literal["section", "none"], ...] = ("section", "none")
-"""What follows where programs are raised: with what varies with them, and alone."""
+"""Values of ``follow`` to raise programs with: with the genes that covary, and alone."""
 DOSE_SPOTS = 16
 DOSES = (0.25, 0.5, 0.75, 1.0)
 RADIUS_UM, FADE_UM = 150.0, 50.0
-"""A painted disc for the check of locality: full to the first, fading over the second."""
+"""Radii of the disc painted to check locality: full weight within the first, fading over the second."""
 REACH_UM = 900.0
-"""How far from its middle the picture of the disc goes; windows of 176 um that draw on spots 200 um apart reach about 800 um."""
+"""Half side of the picture of the disc: windows of 176 um that read spots 200 um apart reach about 800 um."""
 
 T = TypeVar("T")
 Work = Generator[Progress, None, T]
 BeforeAfter = dict[str, tuple[PatchStatistics, PatchStatistics]]
 """Measures before and after an edit, by ``swap`` and ``swap_control``."""
 
-# Figures are what JSON holds of them: None for what cannot be told.
+# Figures hold JSON types: None for what is not known.
 
 
 class Identity(TypedDict):
-    """Change of latents and pixels of ``n`` crops that nothing is edited in, and their likeness without the step that keeps detail."""
+    """Change of latents and pixels of ``n`` unedited crops, and their likeness without the step that restores detail."""
 
     latents: float | None
     latent_size: float | None
@@ -84,7 +83,7 @@ class Identity(TypedDict):
 
 
 class Swap(TypedDict):
-    """`swap_coefficient` of one measure, and the most that it can be."""
+    """`swap_coefficient` of one measure, and its maximum."""
 
     coefficient: float | None
     low: float | None
@@ -94,7 +93,7 @@ class Swap(TypedDict):
 
 
 class Program(TypedDict):
-    """Change of haematoxylin by one program: in real tissue, raised with what varies with it, and alone; and how far encodings move."""
+    """Change of haematoxylin by one program: in real tissue, raised with covarying genes, and alone; and how far encodings move."""
 
     real_trend: float
     with_others: float
@@ -104,7 +103,7 @@ class Program(TypedDict):
 
 
 class Programs(Agreement):
-    """Agreement over programs that are raised with what varies with them; that of their own genes alone; and ``each`` of them."""
+    """Agreement over programs raised with covarying genes, that of their own genes alone, and ``each`` program."""
 
     alone: Agreement
     spots: int
@@ -112,19 +111,19 @@ class Programs(Agreement):
 
 
 class Dose(Monotony):
-    """Whether spots go one way over some doses."""
+    """Monotony of spots over some doses."""
 
     doses: list[float]
 
 
-class Invention(Invented):
+class NewNucleiFigures(NewNuclei):
     """New nuclei, and the unit of their density."""
 
     unit: str
 
 
 class CheckFigures(TypedDict, total=False):
-    """What a check found; of parts that were not asked for there is none."""
+    """Figures of a check; parts that were not requested are missing."""
 
     section: str
     mode: str
@@ -140,8 +139,8 @@ class CheckFigures(TypedDict, total=False):
     swap_control: dict[str, Swap]
     programs: Programs
     dose: Dose
-    locality: Where
-    invention: Invention
+    locality: EditLocality
+    invention: NewNucleiFigures
 
 
 class _Cancelled(Exception):
@@ -150,24 +149,24 @@ class _Cancelled(Exception):
 
 @dataclass
 class CounterfactualCheck:
-    """A check of edits of real tissue on one section.
+    """Check of edits of real tissue on one section.
 
     Parameters
     ----------
     section, model
-        The section, which was not trained on, and a loaded checkpoint.
+        A section that was not trained on, and a loaded checkpoint.
     request
         Gives ``pairs``, ``mode``, ``seed``, ``steps`` and ``draws``.
     folder
-        Where edited crops are kept, so that a check that was stopped goes on.
+        Folder of the edited crops, with which a stopped check continues.
     batch
         Patches computed together; does not change the result.
     cancel
         Asked at every network call.
     checks
-        Which of `CHECKS` are made.
+        The `CHECKS` to make.
     program_spots
-        Spots that each program is raised in, at most.
+        Maximum number of spots to raise each program in.
 
     Raises
     ------
@@ -217,11 +216,11 @@ class CounterfactualCheck:
 
     @property
     def _raised(self) -> int:
-        """Spots that each program is raised in."""
+        """Number of spots that each program is raised in."""
         return min(self.program_spots, self.pairs)
 
     def run(self) -> Work[CheckFigures | None]:
-        """Yield the progress; return the figures, or None where it was cancelled."""
+        """Yield the progress; return the figures, None where it was cancelled."""
         yield self._progress()
         self.all = SpotSet(self.section, np.arange(len(self.section.spots)), self.model)
         self.map: MorphologyMap = map_of(self.section, self.model.card, self.model)
@@ -267,7 +266,7 @@ class CounterfactualCheck:
     # --- editing
 
     def _edited(self, rows: NDArray[np.int64], expression: NDArray[np.float32]) -> Work[NDArray[np.uint8]]:
-        """Return the crops of some spots edited to other expression, (n, p, p, 3). What is finished is kept, however it ends."""
+        """Return crops of spots edited to other expression, (n, p, p, 3); finished ones are kept, however it ends."""
         side = self.model.card.patch_px
         key = of_json({"all": self.key, "edited": content_key(rows, expression)})[:24]
         kept = self.stacks.load(key, len(rows), side)
@@ -307,7 +306,7 @@ class CounterfactualCheck:
     # --- identity
 
     def _identity(self) -> Work[CheckFigures]:
-        """Measure what no edit does: to latents, pixels, and the picture without the step that keeps the slide's own detail."""
+        """Measure what the empty edit changes: latents, pixels, and pixels without the step that restores the slide's detail."""
         rows = self.alone
         unchanged = yield from self._edited(rows, self.all.expression[rows])
         crops = self.all.crops[rows]
@@ -331,7 +330,7 @@ class CounterfactualCheck:
     # --- swaps
 
     def _swaps(self) -> Work[CheckFigures]:
-        """Give spots the expression of others; the control gives a third spot's, and is compared with the second all the same."""
+        """Give spots the expression of others. The control gives a third spot's, and is compared with the second all the same."""
         real, yx = self.all.real, self.section.spots.yx.astype(np.float64)
         measured = yield from (self._painted_regions() if self.request.mode == "continuous" else self._single_patches())
         found: dict[str, dict[str, Swap]] = {part: {} for part in measured}
@@ -353,11 +352,10 @@ class CounterfactualCheck:
 
     @property
     def _given(self) -> dict[str, NDArray[np.int64]]:
-        """Rows whose expression the spots are given: the other's of each pair, and a third's."""
+        """Rows whose expression the spots are given: of the other of each pair, and of a third."""
         return {"swap": self.b, "swap_control": self.third}
 
     def _single_patches(self) -> Work[BeforeAfter]:
-        """Measure single patches before and after."""
         before = measure(self.all.crops[self.a])
         found: BeforeAfter = {}
         for part, given in self._given.items():
@@ -365,7 +363,7 @@ class CounterfactualCheck:
         return found
 
     def _painted_regions(self) -> Work[BeforeAfter]:
-        """Measure crops painted in continuous mode; swap and control of a spot follow each other and share its noise."""
+        """Measure crops painted in continuous mode; swap and control of a spot run in turn and share its noise."""
         crops: dict[str, list[PaintedCrop]] = {part: [] for part in self._given}
         for number, row in enumerate(self.a.tolist()):
             for part, given in self._given.items():
@@ -376,7 +374,7 @@ class CounterfactualCheck:
         }
 
     def _painted_crop(self, row: int, given: int) -> Work[PaintedCrop]:
-        """Return the crop of a spot before and after an edit; it is kept once it is made."""
+        """Return the crop of a spot before and after an edit, cached on disk."""
         card, mismatch = self.model.card, self.request.allow_gene_mismatch
         made = crop_given(self.section, card, row, given, self.steps, allow_gene_mismatch=mismatch)
         rule = rule_of(made, self.model.provenance)
@@ -396,16 +394,17 @@ class CounterfactualCheck:
     # --- programs
 
     def _programs(self) -> Work[CheckFigures]:
-        """Raise programs by two standard deviations, alone and with what varies with them, and compare with the trend of real tissue."""
+        """Raise programs by two standard deviations, alone and with covarying genes, and compare with the trend of real tissue."""
         spots, real = self.section.spots, self.all.real.haematoxylin
         levels = SmoothedLevels(spots, self.section.mpp)
         order = np.argsort(real)
+        # evenly over the range of haematoxylin, without the palest tenth, which is mostly empty
         rows = order[np.linspace(round(0.11 * len(real)), len(real) - 1, self._raised).round().astype(int)]
         each: dict[str, Program] = {}
         for name, columns in self.programs.items():
             score, genes = levels.score(columns), tuple(spots.genes.symbols[columns].tolist())
             by = 2 * float(score.std())
-            if by == 0:
+            if by == 0:  # none of its genes varies here
                 yield self._progress(2 * self._raised)
                 continue
             effects, moved = [], []
@@ -431,7 +430,7 @@ class CounterfactualCheck:
         return {"programs": {**with_others, "alone": by_itself, "spots": self._raised, "each": each}}
 
     def _spreads(self, rows: NDArray[np.int64], encoded: NDArray[np.float32]) -> float:
-        """Return how far an edit moves the encoding of some spots, root mean square in units of its spread over the section."""
+        """Return how far an edit moves the encodings: root mean square in units of their spread over the section."""
         own = self.all.expression
         moved = (encoded - own[rows]) / spread_of(own)
         return float(np.sqrt((moved.astype(np.float64) ** 2).mean()))
@@ -439,7 +438,7 @@ class CounterfactualCheck:
     # --- doses
 
     def _dose(self) -> Work[CheckFigures]:
-        """Move spots step by step to the expression of another, and test whether haematoxylin goes one way."""
+        """Move spots step by step to the expression of another, and test whether haematoxylin is monotonic."""
         a, b = self.a[:DOSE_SPOTS], self.b[:DOSE_SPOTS]
         start, goal = self.all.expression[a], self.all.expression[b]
         values = [self.all.real.haematoxylin[a]]
@@ -451,7 +450,7 @@ class CounterfactualCheck:
     # --- where
 
     def _where(self) -> Work[CheckFigures]:
-        """Paint a disc in continuous mode: what changes in it, around it and where no window reaches, and nuclei that were not there."""
+        """Paint a disc in continuous mode; measure the change and new nuclei inside, around and beyond all windows."""
         yield self._progress()
         asked, middle = self._painted()
         result = synthesize(self.section, asked, self.model, batch=self.batch, cancel=self.cancel)
@@ -478,12 +477,12 @@ class CounterfactualCheck:
             "locality": {**locality(*pictures, inside, around, beyond), **features},
             "invention": {
                 "unit": "nuclei per mm2 that the slide does not have there; outside_nuclei: their number beyond the edit's reach",
-                **invented(*pictures, self.model.card.patch_mpp, inside, around, beyond),
+                **new_nuclei(*pictures, self.model.card.patch_mpp, inside, around, beyond),
             },
         }
 
     def _spaces(self) -> tuple[FeatureSpace, ...]:
-        """Open the feature spaces that evaluations use by default; embeddings from elsewhere describe no edited crop."""
+        """Open the default feature spaces; embeddings from elsewhere cannot encode edited crops."""
         if known_by_spot(self.model.provenance, "morphology"):
             return open_spaces(("random",), self.model)
         return open_spaces(DEFAULT, self.model)
@@ -519,7 +518,7 @@ class CounterfactualCheck:
 
 
 def _reach(made: Plan, section: Section, asked: Request) -> NDArray[np.bool_]:
-    """Return the pixels of a canvas that a window lies on which an edit may change, (h, w) bool."""
+    """Return the pixels of a canvas within windows that an edit may change, (h, w) bool."""
     windows, rows = made.windows, spot_rows(made)
     assert windows is not None
     touched = np.isin(section.spots.ids[rows], list(asked.edits[0].spots or ()))
@@ -533,10 +532,10 @@ def _reach(made: Plan, section: Section, asked: Request) -> NDArray[np.bool_]:
 def _round_trip(
     model: Any, crops: NDArray[np.uint8], morphology: NDArray[np.float32], expression: NDArray[np.float32], steps: int
 ) -> tuple[float, float, float, float]:
-    """Take crops to their noise and back with the network under the same conditions, and decode what comes back.
+    """Invert crops to noise and sample back under the same conditions.
 
-    Returns the mean change of the latents, their mean size, and the likeness to the crops of what comes back and of what the autoencoder
-    makes of them.
+    Returns the mean change of the latents, their mean magnitude, and the likeness to the crops of the result and of the autoencoder's
+    reconstruction.
     """
     import torch
 

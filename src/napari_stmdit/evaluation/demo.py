@@ -1,4 +1,4 @@
-"""The main job on the bundled section and checkpoint: change this tissue where an edit is painted, and report."""
+"""The demo: edit the bundled section's tissue with the bundled checkpoint, and report."""
 
 from __future__ import annotations
 
@@ -24,24 +24,23 @@ from ..synthesis.result import Result, finished
 from ..synthesis.session import synthesize
 from ..tissue.open import open_sample_section
 from ..types import Section
-from .held_out import crops_at
-from .measures import blank_fraction, haematoxylin_density, nuclei_places, stain_density
+from .measures import blank_fraction, crops_at, haematoxylin_density, nuclei_places, stain_density
 from .paper_figure import window_of, write_figure
 
 FULL_UM, END_UM = 100.0, 180.0
-"""The soft brush: full weight up to the first radius, none from the second."""
+"""Radii of the soft brush: full weight within the first, none from the second."""
 SIDE_UM = 520.0
-"""Side of the region that is edited: what the brush reaches, and the windows around it."""
+"""Side of the edited region: the brush and the windows around it."""
 EDIT_SCALE = 2.0
-"""So that the change is plain at a glance; it is printed."""
+"""Scale of the edit, so that the change is plain at a glance; it is printed."""
 PALE_SPOTS = 12
-"""Number of the section's spots, those whose crops hold least haematoxylin, towards whose mean expression moves."""
+"""Number of spots with the least haematoxylin, whose mean expression is the target."""
 TARGET = "its palest spots"
 
 
 @dataclass(frozen=True)
 class DemoOutcome:
-    """Outcome of the demo: the store it wrote, and what was measured."""
+    """Outcome of the demo: the store it wrote, and the measured effect."""
 
     store: Path
     facts: dict[str, Any]
@@ -51,19 +50,19 @@ class DemoOutcome:
 def run_demo(
     output: str | Path, *, seed: int = 0, on_progress: Callable[[Progress], None] | None = None
 ) -> DemoOutcome:
-    """Change the tissue of the bundled sample section where an edit is painted over a nest of tumour.
+    """Edit the tissue of the bundled sample section over a nest of tumour.
 
     Parameters
     ----------
     output
         Folder for ``OUT.zarr``, ``comparison.png``, ``report.md`` and ``report.json``; must not hold any of them yet.
     seed
-        Kept with the request. An edit of this tissue starts from the noise of the slide itself, so it changes nothing.
+        Recorded, without effect: an edit of this tissue starts from the noise of the slide itself.
 
     Raises
     ------
     StoreError
-        Where one of them is already there.
+        One of them exists already.
     """
     folder = Path(output)
     store = folder / "OUT.zarr"
@@ -115,7 +114,7 @@ def demo_request(
 
 
 def _tumour_spot(section: Section, tumour: Profile, stroma: Profile) -> int:
-    """Return the row of the middle of the most tumour-like place that has all its neighbours."""
+    """Return the row of the most tumour-like spot that has all its neighbours."""
     spots = section.spots
     columns = match_genes(tumour.genes, spots.genes).columns
     counts = spots.counts[:, columns].toarray().astype(np.float64)

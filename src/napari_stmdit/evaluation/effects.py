@@ -1,4 +1,4 @@
-"""Measures of edits of real tissue, and crops of spots that are painted in continuous mode."""
+"""Measures of edits of real tissue, and crops painted in continuous mode."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from .spaces import FeatureSpace
 from .statistics import Interval, resampled
 
 PENALTIES = np.logspace(-3, 3, 13)
-"""Ridge penalties that are tried for the ceiling, per spot and for standardised expression."""
+"""Ridge penalties to try for the ceiling, per spot and for standardised expression."""
 MIN_CHANGE, TOLERANCE = 0.01, 1e-3
-"""Of haematoxylin density: change by a dose below which a spot counts as not moved, and step back between doses that is rounding."""
+"""Haematoxylin density: minimum change of a spot that moved, and step back between doses that counts as rounding."""
 SAME_NUCLEUS_UM = 5.0
-"""Distance to the nearest nucleus of the slide beyond which one of an edited picture is new."""
+"""Distance to the nearest nucleus of the slide beyond which a nucleus of an edited picture is new."""
 NUCLEUS_REACH_PX = 12
-"""Distance of the pixels that the detection of a nucleus depends on: the smoothing to 8 pixels, and 4 to the next one."""
+"""Radius in pixels that the detection of a nucleus depends on: the smoothing to 8 pixels, and 4 to the next one."""
 NEIGHBOURS, SMOOTH_UM = 5, 200.0
-"""Spots over which expression is averaged before it is compared with the tissue, and by which Gaussian width."""
+"""Number of neighbours over which expression is averaged for the trend of the tissue, and Gaussian width."""
 _SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 Array = NDArray[np.float64]
@@ -46,7 +46,7 @@ Array = NDArray[np.float64]
 
 
 class Agreement(TypedDict):
-    """Correlation with its interval, and slope, over ``n`` programs, of what an edit does on the trend of real tissue."""
+    """Correlation with its interval, and slope, over ``n`` programs, between the effect of an edit and the trend of real tissue."""
 
     correlation: float | None
     slope: float | None
@@ -56,7 +56,7 @@ class Agreement(TypedDict):
 
 
 class Monotony(TypedDict):
-    """Share of those of ``n`` spots that ``moved`` which went one way all along."""
+    """Share of the spots that ``moved``, out of ``n``, which moved monotonically."""
 
     monotone: float | None
     moved: int
@@ -64,7 +64,7 @@ class Monotony(TypedDict):
 
 
 class FeatureChange(TypedDict):
-    """Change of crops in a feature space: of the edited one, the mean around it, the largest outside, and inside over around."""
+    """Change of crops in a feature space: of the edited one, mean around it, maximum outside, and ratio of inside to around."""
 
     inside: float | None
     around: float | None
@@ -73,7 +73,7 @@ class FeatureChange(TypedDict):
 
 
 class Locality(TypedDict):
-    """Mean change of a pixel in the edit and around it, and its largest beyond; the same of haematoxylin density over 16 pixels."""
+    """Mean change of a pixel in the edit and around it, and maximum beyond; the same of haematoxylin density over 16 pixels."""
 
     inside_grey_levels: float | None
     around_grey_levels: float | None
@@ -92,16 +92,16 @@ class FeatureLocality(TypedDict):
     ratio_features: float | None
 
 
-class Invented(TypedDict):
-    """Nuclei that the slide does not have: a square millimetre in the edit and around it, and their number beyond."""
+class NewNuclei(TypedDict):
+    """New nuclei: per square millimetre in the edit and around it, and their number beyond."""
 
     inside: float | None
     around: float | None
     outside_nuclei: int | None
 
 
-class Where(Locality, FeatureLocality):
-    """What changes in an edit, around it and beyond."""
+class EditLocality(Locality, FeatureLocality):
+    """Locality of an edit: changes inside, around it and beyond."""
 
 
 # ------------------------------------------------------------------------------------------------- swaps
@@ -129,10 +129,9 @@ def ms_ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 
 
 def swap_coefficient(change: Array, own: Array, other: Array, draws: int, seed: int = 0) -> Interval:
-    """Regress the change (n,) of spots' images on the real value of other spots, their own real value held fixed.
+    """Regress the change (n,) of spots' images on the real value of other spots, with their own real value as covariate.
 
-    1: an image moves all the way to what the other spot shows; 0: it does not move with it at all. The interval is from bootstrap
-    samples of the pairs.
+    1: an image moves all the way to the other spot's value; 0: it does not move with it. The interval is from bootstrap samples of the pairs.
     """
     design = np.stack([other, own, np.ones(len(own))], axis=1)
 
@@ -143,26 +142,26 @@ def swap_coefficient(change: Array, own: Array, other: Array, draws: int, seed: 
 
 
 def ceiling(expression: NDArray[np.float32], values: Array, yx: Array) -> float:
-    """Return the R2 of ridge regression of a measure (n,) on the encoding of expression, on neighbours that were left out.
+    """Return the cross-validated R2 of a ridge regression of a measure (n,) on encoded expression.
 
-    It is the most that a swap coefficient can be: what expression says of the measure at all. The penalty is chosen inside each fit.
-    Expression is (n, d), of tokens (n, g, d) the mean over g is taken; neighbours are those of the positions ``yx`` (n, 2).
+    It is the maximum of a swap coefficient: the part of the measure that expression predicts. Folds are of neighbours, by positions ``yx``
+    (n, 2); the penalty is chosen inside each fold. Expression is (n, d), or tokens (n, g, d), which are averaged.
     """
     x = (expression.mean(axis=1) if expression.ndim == 3 else expression).astype(np.float64)
     x = (x - x.mean(axis=0)) / spread_of(x)
     folds = compact_folds(yx, min(16, max(len(yx) // 10, 1)))
-    missed, blind = 0.0, 0.0
+    residual_ss, total_ss = 0.0, 0.0
     for fold in np.unique(folds):  # a fit leaves out one fold, and its penalty is chosen on the others
         out = folds == fold
         penalty = _best_penalty(x[~out], values[~out], folds[~out])
         (found,) = _ridge(x[~out], values[~out], x[out], [penalty])
-        missed += float(((values[out] - found) ** 2).sum())
-        blind += float(((values[out] - values[~out].mean()) ** 2).sum())
-    return 1 - missed / blind if blind > 0 else 0.0
+        residual_ss += float(((values[out] - found) ** 2).sum())
+        total_ss += float(((values[out] - values[~out].mean()) ** 2).sum())
+    return 1 - residual_ss / total_ss if total_ss > 0 else 0.0
 
 
 def spread_of(values: NDArray[np.floating], share: float = 1e-6) -> NDArray[np.floating]:
-    """Return the standard deviation (d,) of values (n, d) as a unit: infinite where it is no more than a share of the largest."""
+    """Return the standard deviation (d,) of values (n, d) as a unit; infinite below a share of the largest."""
     spread = values.std(axis=0)
     unit: NDArray[np.floating] = np.where(spread > share * max(float(spread.max()), 1e-30), spread, np.inf)
     return unit
@@ -186,7 +185,7 @@ def _ridge(x: Array, y: Array, to: Array, penalties: Sequence[float] | Array) ->
 
 
 class SmoothedLevels:
-    """Log expression of a section's spots, averaged over neighbours as it is compared with the tissue; ``mpp`` is that of their positions."""
+    """Log expression of a section's spots, averaged over neighbours, for the trend of the tissue; ``mpp`` is that of their positions."""
 
     def __init__(self, spots: SpotTable, mpp: float) -> None:
         self.spots = spots
@@ -196,21 +195,21 @@ class SmoothedLevels:
         self.near, self.weights = near, weights / weights.sum(axis=1, keepdims=True)
 
     def score(self, columns: NDArray[np.int64]) -> Array:
-        """Return the mean level (n,) of some genes, over neighbouring spots."""
+        """Return the mean level (n,) of some genes over neighbouring spots."""
         levels = self.measured.levels(columns).mean(axis=1, dtype=np.float64)
         return np.asarray((self.weights * levels[self.near]).sum(axis=1))
 
     def raised(
         self, rows: NDArray[np.int64], genes: Sequence[str], by: float, follow: Literal["section", "none"]
     ) -> tuple[csr_matrix, NDArray[np.float32]]:
-        """Return counts (rows, g) and depth (rows,) of some spots after an edit that raises these genes."""
+        """Return counts (rows, g) and depth (rows,) of spots after an edit that raises these genes."""
         edit = AddEdit(genes=tuple(genes), log_units=by, follow=follow)
         counts = apply_edits(rows, self.spots, (edit,), {}, {})
         return counts, edited_depths(rows, self.spots, (edit,), {}, {})
 
 
 def agreement(trend: Array, effect: Array, draws: int, seed: int = 0) -> Agreement:
-    """Return correlation and slope, over programs, of the effect of an edit on the trend of real tissue, with the correlation's interval."""
+    """Return correlation, with interval, and slope over programs of the effect of an edit on the trend of real tissue."""
 
     def fit(rows: NDArray[np.int64]) -> float:
         a, b = trend[rows], effect[rows]
@@ -227,7 +226,7 @@ def agreement(trend: Array, effect: Array, draws: int, seed: int = 0) -> Agreeme
 
 
 def monotony(values: Array) -> Monotony:
-    """Return the share of the spots that move in one direction all the way; those that hardly move are not counted.
+    """Return the share of spots that move monotonically; those that hardly move are not counted.
 
     ``values`` (n, doses + 1) are the haematoxylin density of each spot, from the slide to the full dose.
     """
@@ -251,7 +250,7 @@ def locality(
     around: NDArray[np.bool_],
     beyond: NDArray[np.bool_],
 ) -> Locality:
-    """Compare two (h, w, 3) pictures where it was edited, around that, and beyond all that an edit may reach.
+    """Compare two (h, w, 3) pictures in the edit, around it, and beyond its reach.
 
     ``ratio`` is the mean change of a pixel inside over that around; ``ratio_haematoxylin`` the same of haematoxylin density over areas of
     16 pixels. Null where there is nothing around, or nothing changes there.
@@ -281,18 +280,18 @@ def _stain(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(uniform_filter(stain_density(pixels)[..., 0], 16))
 
 
-def invented(
+def new_nuclei(
     real: NDArray[np.uint8],
     edited: NDArray[np.uint8],
     mpp: float,
     inside: NDArray[np.bool_],
     around: NDArray[np.bool_],
     beyond: NDArray[np.bool_],
-) -> Invented:
+) -> NewNuclei:
     """Return nuclei of an edited picture that the slide does not have.
 
-    Per square millimetre in the edit and around it, and as ``outside_nuclei`` their number beyond all that an edit may reach, farther in than
-    `NUCLEUS_REACH_PX`: there the picture is the slide, and none may be new.
+    They are per square millimetre in the edit and around it; ``outside_nuclei`` is their number beyond its reach, at least
+    `NUCLEUS_REACH_PX` inside, where the picture is the slide and none may be new.
     """
     old, new = nuclei_places(real), nuclei_places(edited)
     if len(old) and len(new):
@@ -319,10 +318,10 @@ def feature_locality(
 ) -> FeatureLocality:
     """Compare crops of the slide with those of the edited slide, (h, w, 3), in feature spaces.
 
-    Crops have ``side`` pixels: one at the edit's ``middle`` (y, x), the others on a grid of half a side around it, if they lie wholly in one
-    of the ``areas`` ``around`` and ``outside``, (h, w) bool. Changes are in units of a feature's spread over the ``reference`` crops
-    (n, side, side, 3), as root mean square over features: for each space that ``inside``, the mean ``around``, the largest ``outside``, and
-    the ``ratio`` of inside to around; null where there is no such crop, or nothing changes around. ``ratio_features`` is that of the first.
+    Crops have ``side`` pixels: one at the edit's ``middle`` (y, x), the others on a grid of half a side around it, wholly in one of the
+    ``areas`` ``around`` and ``outside``, (h, w) bool. Changes are root mean squares over features, in units of a feature's spread over the
+    ``reference`` crops (n, side, side, 3): for each space ``inside``, the mean ``around``, the maximum ``outside``, and the ``ratio`` of inside to
+    around; null where there is no such crop, or nothing changes around. ``ratio_features`` is that of the first space.
     """
     inside = _kept_in(np.array(middle) - side // 2, np.array(real.shape[:2]) - side)
     corners = {"inside": [inside], **{name: _crops_in(mask, inside, side) for name, mask in areas.items()}}
@@ -349,7 +348,7 @@ def feature_locality(
 
 
 def _crops_in(mask: NDArray[np.bool_], first: tuple[int, int], side: int) -> list[tuple[int, int]]:
-    """Return corners (y, x) of the crops that lie wholly in a mask, on the grid of half a side that ``first`` lies on."""
+    """Return corners (y, x) of the crops wholly inside a mask, on the grid of half a side through ``first``."""
     rows, columns = (
         range(at % (side // 2), size - side + 1, side // 2) for at, size in zip(first, mask.shape, strict=True)
     )
@@ -366,7 +365,7 @@ def _kept_in(corner: NDArray[np.int64], most: NDArray[np.int64]) -> tuple[int, i
 
 @dataclass(frozen=True)
 class PaintedCrop:
-    """Crop of a spot before and after an edit, (side, side, 3) uint8, pixel by pixel at the same place."""
+    """Crop of a spot before and after an edit, (side, side, 3) uint8, pixels aligned."""
 
     before: NDArray[np.uint8] = field(repr=False)
     after: NDArray[np.uint8] = field(repr=False)
@@ -375,16 +374,15 @@ class PaintedCrop:
 def crop_given(
     section: Section, card: CheckpointCard, row: int, other: int, steps: int, *, allow_gene_mismatch: bool = False
 ) -> Plan:
-    """Plan the crop of the spot at ``row`` as a painted region that is given the expression and depth of the spot at ``other``.
+    """Plan the crop of the spot at ``row`` as a painted region with the expression and depth of the spot at ``other``.
 
-    All spots that the region's windows draw on are given it, so that every window has the same conditions, as a single patch has them in
-    spots mode. Were the one spot edited alone, windows over the crop's rim would mix in its neighbours' expression: the crop would measure
-    how windows mix, not what the checkpoint does.
+    All spots that the region's windows read get it, so that every window has the same conditions, like a single patch in spots mode. If
+    only the one spot were edited, windows over the crop's rim would mix in its neighbours, and the crop would measure the mixing.
 
     Raises
     ------
     RequestError
-        The section or the checkpoint allow no such edit.
+        The section or the checkpoint does not allow such an edit.
     """
     ids = section.spots.ids
     (y0, x0, y1, x1), pixel = _crop_box(section, card, row), _pixel(section, card)
@@ -405,8 +403,7 @@ def painted_crop(
 ) -> Generator[Progress, None, PaintedCrop | None]:
     """Run a plan and cut the crop of the spot at ``row`` out of its canvas; None where it was cancelled.
 
-    The path to the noise depends on the slide and the measured expression alone: a second edit of the same crop finds it in the
-    checkpoint's cache.
+    A second edit of the same crop finds its inversion in the checkpoint's cache: it depends on slide and measured expression alone.
     """
     canvas = MemoryCanvas(made.frame)
     for event in Session(made, section, model, canvas, batch=batch, cancel=cancel).steps():
@@ -428,7 +425,7 @@ def painted_crop(
 
 
 def slide_on(made: Plan, section: Section) -> NDArray[np.uint8]:
-    """Return the slide on a canvas, (h, w, 3), read tile by tile as the run reads it: one large reading is rounded otherwise."""
+    """Return the slide on a canvas, (h, w, 3), read tile by tile as the run reads it; one large reading rounds differently."""
     assert made.windows is not None
     height, width = made.frame.shape
     found = np.full((height, width, 3), 255, np.uint8)
@@ -441,7 +438,7 @@ def slide_on(made: Plan, section: Section) -> NDArray[np.uint8]:
 
 
 def _crop_box(section: Section, card: CheckpointCard, row: int) -> tuple[int, int, int, int]:
-    """Return where the crop of a spot lies on the grid of canvas pixels that starts at the slide's corner, (y0, x0, y1, x1)."""
+    """Return the box of a spot's crop on the grid of canvas pixels that starts at the slide's corner, (y0, x0, y1, x1)."""
     (box,) = boxes_around(section.spots.yx[[row]], card.patch_px, _pixel(section, card))
     return box.canvas
 

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on sections that it was not trained on: prepare and check, synthesize, measure, report."""
+"""Evaluation of a checkpoint on sections that it was not trained on: prepare and check, synthesize, measure, report."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ from ..types import Plan, Section
 from .cases import MIN_SPOTS, Case, EvaluationRequest, cases_of
 from .counterfactual import CounterfactualCheck
 from .figures import figures_of
-from .held_out import SpotSet
-from .measures import PatchMetrics, find_lpips
+from .measures import PatchMetrics, SpotSet, find_lpips
 from .reading import (
     ExpressionReader,
     log_levels,
@@ -38,7 +37,7 @@ from .reading import (
 )
 from .report import EvaluationReport, about_checkpoint, check_report, write_report
 from .spaces import FeatureSpace, open_spaces
-from .work import Job, Naming, StackFolder, Work
+from .work import Job, StackFolder, StackNaming, Work
 
 
 def prepare(
@@ -50,14 +49,14 @@ def prepare(
     spaces: Sequence[FeatureSpace] | None = None,
     resume: bool = False,
 ) -> Work:
-    """Check everything and lay out what is to be done; nothing is synthesized yet.
+    """Check everything and plan the work; nothing is synthesized yet.
 
     Raises
     ------
     RequestError
-        With every fault that was found.
+        With every fault.
     StoreError
-        The folder holds another evaluation, or this one and ``resume`` was not asked for, or it cannot be written.
+        The folder holds another evaluation, or this one without ``resume``, or cannot be written.
     """
     spots = choose_spots(sections, model, request)
     notes: list[str] = [note for section in sections for note in section.notes]
@@ -69,7 +68,7 @@ def prepare(
     about = about_checkpoint(first[0], model, [one.section for one in spots], request, 0)
     check_report(folder, about, resume)
     stacks = StackFolder(folder)
-    names = [Naming(one.section, model) for one in spots]
+    names = [StackNaming(one.section, model) for one in spots]
     jobs = []
     for case in cases:
         for seed in range(request.seeds):
@@ -87,7 +86,7 @@ def prepare(
 
 
 def choose_spots(sections: Sequence[Section], model: PatchModel, request: EvaluationRequest) -> tuple[SpotSet, ...]:
-    """Draw the spots, shared out evenly over the sections; a section with fewer gives all it has.
+    """Draw the spots evenly over the sections; a section with fewer gives all it has.
 
     Raises
     ------
@@ -118,7 +117,7 @@ def _plan(one: SpotSet, case: Case, request: EvaluationRequest, seed: int, model
 def _with_edits(
     request: EvaluationRequest, sections: Sequence[Section], model: PatchModel, notes: list[str]
 ) -> EvaluationRequest:
-    """Fill in an edit where none was given: towards the checkpoint's profile that lies farthest from the sections."""
+    """Fill in a missing edit: towards the checkpoint's profile that is farthest from the sections."""
     if request.edits or "expression" not in model.card.conditions:
         return request
     if not model.profiles:
@@ -138,7 +137,7 @@ def _with_edits(
 def _across(
     case: Case, one: SpotSet, sections: Sequence[Section], seed: int, model: PatchModel
 ) -> tuple[Conditions | None, str]:
-    """Return conditions of spots of another section, where a case asks for them, and what identifies them in the name of a stack."""
+    """Return the conditions of spots of another section, if a case needs them, and their identity for the name of a stack."""
     if case.expression != "across":
         return None, ""
     place = next(k for k, section in enumerate(sections) if section is one.section)
@@ -186,11 +185,11 @@ class Evaluated:
     Attributes
     ----------
     folder
-        Where the patches, the report and its figures are.
+        Folder of the patches, the report and its figures.
     done, total
-        Patches that are finished, and all.
+        Finished patches, and all.
     report
-        None where it was stopped; the same with ``resume`` goes on.
+        The report; None where it was stopped, and ``resume`` continues.
     """
 
     folder: Path
@@ -200,7 +199,7 @@ class Evaluated:
 
     @property
     def complete(self) -> bool:
-        """Whether it came to its end."""
+        """Whether it finished."""
         return self.report is not None
 
 
@@ -228,29 +227,29 @@ def evaluate(
     checkpoint
         A name, a folder, or a loaded checkpoint.
     sections
-        A section or several, or paths; a folder that is no section stands for those in it.
+        One or several sections, or paths; a folder that is no section stands for those in it.
     request
-        Spots, seeds and metrics; the defaults where it is None.
+        Spots, seeds and metrics; None for the defaults.
     output
         Folder for ``report.html``, ``report.json`` and the patches.
     predictor_sections
-        Other sections, whose real patches teach a regression to read expression off a patch. Without them, and without
+        Other sections to fit the regression that reads expression off a patch. Without them, and without
         ``request.predictor``, it is cross-validated on the evaluated sections.
     spaces
         Feature spaces of one's own in place of those that the request names, such as
         `napari_stmdit.evaluation.spaces.TorchSpace`.
     command
-        The command line, for the report; None for one that asks for the same.
+        Command line for the report; None for an equivalent one.
     called
-        What its user calls a loaded checkpoint, for that command line; None: by its card's name.
+        Name of a loaded checkpoint for that command line; None: its card's.
     resume
-        Go on with the evaluation that is in the folder; start where there is none.
+        Whether to continue the evaluation in the folder; starts where there is none.
     batch
         Patches denoised together; does not change the result.
     device, dtype
-        Where the checkpoint is loaded, and its precision, where it is not loaded yet.
+        Device and precision to load the checkpoint with.
     cancel, on_progress
-        To stop it, and a function that is called with its progress.
+        Token that stops it, and function called with its progress.
 
     Returns
     -------
@@ -260,7 +259,7 @@ def evaluate(
     Raises
     ------
     StmditError
-        Where something cannot be opened, planned, synthesized or written. What is finished is kept.
+        Something cannot be opened, planned, synthesized or written. Finished patches are kept.
     """
     opened = open_sections(sections)
     any_others = isinstance(predictor_sections, Source) or len(predictor_sections) > 0
@@ -282,7 +281,7 @@ def evaluate(
         done = finish(_of_all(work.synthesize(batch, cancel), 0, total), on_progress)
         if done < work.total:
             return Evaluated(folder, done, total)
-        figures.append(figures_of(work.evidence(), request.draws))
+        figures.append(figures_of(work.measurements(), request.draws))
     if check is not None:
         edits = finish(_of_all(check.run(), done, total), on_progress)
         if edits is None:
@@ -307,7 +306,6 @@ def _about(
     sections: Sequence[Section],
     request: EvaluationRequest,
 ) -> dict[str, Any]:
-    """Return what the report says of the evaluation."""
     if work is not None:
         evaluated = [one.section for one in work.spots]
         about = about_checkpoint(work.plans[0], model, evaluated, work.request, work.watch.seconds)
@@ -318,7 +316,7 @@ def _about(
 
 
 def _of_all(steps: Generator[Progress, None, T], before: int, total: int) -> Generator[Progress, None, T]:
-    """Run one part of an evaluation; its progress counts what was done before, and the patches of all parts."""
+    """Run one part of an evaluation; its progress counts the patches of all parts."""
     return mapped(steps, lambda at: replace(at, patches_done=before + at.patches_done, patches_total=total))
 
 
@@ -330,7 +328,7 @@ def _counterfactual_check(
     batch: int,
     cancel: CancelToken,
 ) -> CounterfactualCheck | None:
-    """Return the check of edits of real tissue, None where it was not asked for; refuses several sections."""
+    """Return the check of edits of real tissue, None where it was not requested; refuses several sections."""
     if "counterfactual" not in request.parts:
         return None
     if len(sections) != 1:
@@ -349,16 +347,16 @@ def open_sections(
     place: str = "section",
     exclude: str | Path | None = None,
 ) -> tuple[Section, ...]:
-    """Return the sections that are meant; a folder that is no section itself stands for all sections in it.
+    """Open sections; a folder that is no section itself stands for all sections in it.
 
     Parameters
     ----------
     sources
         Sections, or paths as `napari_stmdit.open_section` takes them.
     fullres, mpp, exclude
-        Full-resolution image, scale, and GeoJSON regions whose spots are left out; for a single section alone.
+        Full-resolution image, scale, and GeoJSON regions of spots to exclude; for a single section only.
     place
-        What they are called in messages.
+        Name of the argument in messages.
 
     Raises
     ------
@@ -417,10 +415,10 @@ def equivalent_command(
     own_spaces: bool = False,
     provenance: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return a command line that asks for the same; what no option can ask for is named in a comment behind it.
+    """Return an equivalent command line; a comment behind it names what no option can express.
 
-    Edits are written into a file in ``folder``, that of the report, which the command names. ``provenance`` is the checkpoint's: it tells
-    whether embeddings took the place of its encoders. Raises `RequestError` where the file cannot be written.
+    Edits are written into a file in the report's ``folder``, which the command names. ``provenance`` is the checkpoint's: it shows
+    whether embeddings replaced its encoders. Raises `RequestError` where the file cannot be written.
     """
     words = ["stmdit", "evaluate", checkpoint, *(_place(section) for section in sections)]
     words += ["--seed", str(request.seed), "--draws", str(request.draws)]
@@ -444,7 +442,7 @@ def equivalent_command(
     words += [part for section in predictor_sections for part in ("--predictor-sections", _place(section))]
     words += ["--allow-gene-mismatch"] if request.allow_gene_mismatch else []
     line = shlex.join([*words, "--output", str(folder)])
-    missing = [*_not_said(sections, predictor_sections, request)]
+    missing = [*_without_option(sections, predictor_sections, request)]
     missing += ["feature spaces of the caller's own"] if own_spaces else []
     brought = [name for name in provenance or {} if name.endswith("_embeddings")]
     missing += [f"{name.replace('_', ' ')} in place of an encoder" for name in brought]
@@ -457,7 +455,7 @@ def _place(section: Section) -> str:
 
 
 def opened_with(section: Section) -> dict[str, Any]:
-    """Return what a single section was opened with."""
+    """Return the options that a single section was opened with."""
     image, scale = section.image, section.calibration
     from_file = image is not None and section.kind != "image" and image.pixel_size == 1 and Path(image.source).is_file()
     return {
@@ -467,7 +465,7 @@ def opened_with(section: Section) -> dict[str, Any]:
 
 
 def _edits_file(request: EvaluationRequest, folder: Path) -> Path | None:
-    """Write the edits beside the report; an earlier file that holds others keeps its name."""
+    """Write the edits beside the report; an earlier file with others keeps its name."""
     if not request.edits:
         return None
     file = EditFile(edits=request.edits, programs=request.programs, profiles=request.profiles)
@@ -488,8 +486,10 @@ def _holds(path: Path, file: EditFile) -> bool:
         return False
 
 
-def _not_said(sections: Sequence[Section], others: Sequence[Section], request: EvaluationRequest) -> Iterator[str]:
-    """Yield what was asked for and no option of the command can ask for."""
+def _without_option(
+    sections: Sequence[Section], others: Sequence[Section], request: EvaluationRequest
+) -> Iterator[str]:
+    """Yield the parts of a request that no option of the command can express."""
     if request.guidance.rule is not None:
         yield f"guidance rule {request.guidance.rule}"
     if request.guidance.above is not None:

@@ -1,4 +1,4 @@
-"""Figures with intervals of what was measured, and claims: whether a true condition beats its controls."""
+"""Figures with intervals, and claims: whether a true condition beats its controls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Claim:
-    """Whether a true condition beats a control on one measure.
+    """Comparison of a true condition with a control on one measure.
 
     Attributes
     ----------
@@ -35,9 +35,9 @@ class Claim:
     true, control
         Keys of the cases.
     difference
-        True minus control, its interval from the same bootstrap samples of spots.
+        True minus control, with the interval of the shared bootstrap samples.
     fidelity
-        Whether it is about condition fidelity rather than about stain or nuclei.
+        Whether it is about condition fidelity rather than stain or nuclei.
     """
 
     measure: str
@@ -68,32 +68,32 @@ class Claim:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """JSON types alone."""
+        """The claim in JSON types."""
         names = {"measure": self.measure, "true": self.true, "control": self.control}
         verdict = "beats" if self.holds else "does not"
         return names | {"difference": self.difference.facts, "verdict": verdict, "fidelity": self.fidelity}
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What was measured of one set of n spots.
+class Measurements:
+    """Measurements of one set of n spots.
 
     Attributes
     ----------
     title
-        What was evaluated.
+        Name of what was evaluated.
     groups, ids
         (n,) section of each spot, and spot ids.
     real, beside, cases
-        The real patches, other real patches that give a floor, and the cases.
+        Values of the real patches, of other real patches that give a floor, and of the cases.
     compared
-        Pairs of (true condition, control) to be compared, by key; those that were not run are skipped.
+        Keys of pairs (true condition, control) to compare; those that were not run are skipped.
     edits
-        Pairs of (edited, baseline), by key; likewise.
+        Keys of pairs (edited, baseline); likewise.
     reader
-        What reads expression off a patch; None where fidelity is not asked for.
+        Reader of expression off a patch; None where fidelity is not requested.
     intended
-        (n, g) change of expression that the edits make, for the reader's genes.
+        (n, g) change of expression by the edits, for the reader's genes.
     notes
         Sentences that belong to it.
     """
@@ -112,7 +112,7 @@ class Evidence:
 
     @property
     def others(self) -> tuple[CaseValues, ...]:
-        """Everything that is compared with the real patches."""
+        """All values that are compared with the real patches."""
         return *self.beside, *self.cases
 
     def pairs(self, wanted: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -144,12 +144,12 @@ class FidelityFigures:
 
     @property
     def first_n(self) -> int:
-        """Genes of the first point of the curves."""
+        """Number of genes of the first point of the curves."""
         return min(FIRST_TOP, self.genes)
 
     @property
     def above_ceiling(self) -> list[str]:
-        """Synthetic cases of which more can be read than of the real patches."""
+        """Synthetic cases that read better than the real patches."""
         shares = {key: one.share_of_ceiling for key, one in self.cases.items() if not key.startswith("real")}
         return [key for key, share in shares.items() if share is not None and share.value > 1]
 
@@ -162,19 +162,19 @@ class DistanceFacts(IntervalFacts):
 
 @dataclass(frozen=True)
 class Distance(Interval):
-    """A distance, the mean over seeds, and that of each seed."""
+    """Mean distance over seeds, and that of each seed."""
 
     per_seed: tuple[float, ...] = ()
 
     @property
     def facts(self) -> DistanceFacts:
-        """JSON types alone."""
+        """The distance in JSON types."""
         return {**super().facts, "per_seed": _rounded(self.per_seed)}
 
 
 @dataclass(frozen=True)
 class Distances:
-    """Frechet and kernel distance of a set of patches to the real ones."""
+    """Frechet and kernel distance between a set of patches and the real ones."""
 
     frechet: Interval
     kid: Interval
@@ -208,7 +208,7 @@ class Figures:
     ``paired`` by case and key of a measure; ``edits`` by pair of cases and what changes.
     """
 
-    evidence: Evidence
+    measured: Measurements
     claims: tuple[Claim, ...]
     fidelity: FidelityFigures | None
     statistics: dict[str, dict[str, dict[str, Interval]]]
@@ -219,27 +219,27 @@ class Figures:
     @property
     def n(self) -> int:
         """Number of spots."""
-        return len(self.evidence.groups)
+        return len(self.measured.groups)
 
     @property
     def seeds(self) -> int:
         """Seeds of each case."""
-        return max(len(case.per_seed) for case in self.evidence.cases)
+        return max(len(case.per_seed) for case in self.measured.cases)
 
     @property
     def descriptions(self) -> dict[str, str]:
-        """What each case is."""
-        return {case.key: case.description for case in (*self.evidence.cases, *self.evidence.beside)}
+        """Description of each case."""
+        return {case.key: case.description for case in (*self.measured.cases, *self.measured.beside)}
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """JSON types alone: what ``report.json`` holds of this set of spots."""
+        """Content of ``report.json`` about this set of spots, in JSON types."""
         edits: dict[str, Any] = to_json(self.edits)
         for changes in edits.values():
             for name in STATISTICS:
                 changes[name]["unit"] = STATISTICS[name]
         return {
-            "title": self.evidence.title,
+            "title": self.measured.title,
             "spots": self.n,
             "seeds": self.seeds,
             "cases": self.descriptions,
@@ -249,12 +249,12 @@ class Figures:
             "paired": to_json(self.paired),
             "edits": edits,
             "claims": [claim.facts for claim in self.claims],
-            "notes": list(self.evidence.notes),
+            "notes": list(self.measured.notes),
         }
 
 
 def to_json(value: Any) -> Any:
-    """Turn figures into JSON types: dataclasses into objects, intervals into their facts."""
+    """Convert figures to JSON types: dataclasses into objects, intervals into their facts."""
     if isinstance(value, Interval):
         return value.facts
     if is_dataclass(value):
@@ -264,47 +264,47 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def figures_of(evidence: Evidence, draws: int) -> Figures:
-    """Compute every figure of a set of spots, with intervals from ``draws`` bootstrap samples that all figures share."""
-    weights = spot_weights(evidence.groups, draws)
-    fidelity_figures, claims = _fidelity(evidence, weights)
-    statistics, more = _statistics(evidence, weights)
+def figures_of(measured: Measurements, draws: int) -> Figures:
+    """Compute every figure of a set of spots, with intervals from ``draws`` shared bootstrap samples."""
+    weights = spot_weights(measured.groups, draws)
+    fidelity_figures, claims = _fidelity(measured, weights)
+    statistics, more = _statistics(measured, weights)
     return Figures(
-        evidence,
+        measured,
         (*claims, *more),
         fidelity_figures,
         statistics,
-        {name: _distribution(evidence, name, weights) for name in evidence.real.per_seed[0].features},
-        {case.key: _paired(case, weights) for case in evidence.others},
+        {name: _distribution(measured, name, weights) for name in measured.real.per_seed[0].features},
+        {case.key: _paired(case, weights) for case in measured.others},
         {
-            f"{edited} - {base}": _edit(evidence, edited, base, weights)
-            for edited, base in evidence.pairs(evidence.edits)
+            f"{edited} - {base}": _edit(measured, edited, base, weights)
+            for edited, base in measured.pairs(measured.edits)
         },
     )
 
 
-def _fidelity(evidence: Evidence, weights: Array) -> tuple[FidelityFigures | None, list[Claim]]:
-    reader = evidence.reader
+def _fidelity(measured: Measurements, weights: Array) -> tuple[FidelityFigures | None, list[Claim]]:
+    reader = measured.reader
     if reader is None:
         return None, []
     read = {
         case.key: [reader.predict(one.features[reader.space]) for one in case.per_seed]
-        for case in (evidence.real, *evidence.others)
+        for case in (measured.real, *measured.others)
     }
-    found = {key: fidelity(np.mean(each, axis=0), reader.truth, evidence.groups, weights) for key, each in read.items()}
+    found = {key: fidelity(np.mean(each, axis=0), reader.truth, measured.groups, weights) for key, each in read.items()}
     once = np.ones((1, weights.shape[1]))
     cases = {
         key: CaseFidelity(
             Interval.of(one.pearson, one.pearson_draws, one.n),
             Interval.of(one.area, one.area_draws, one.n),
-            _rounded([fidelity(each, reader.truth, evidence.groups, once).pearson for each in read[key]]),
+            _rounded([fidelity(each, reader.truth, measured.groups, once).pearson for each in read[key]]),
             None if key == "real" else relative(one, found["real"]),
             [round(float(v), 4) for v in top_n_curve(one.genes)],
         )
         for key, one in found.items()
     }
     claims = []
-    for true, control in evidence.pairs(evidence.compared):
+    for true, control in measured.pairs(measured.compared):
         a, b = found[true], found[control]
         pearson = Interval.of(a.pearson - b.pearson, a.pearson_draws - b.pearson_draws, a.n)
         area = Interval.of(a.area - b.area, a.area_draws - b.area_draws, a.n)
@@ -314,14 +314,16 @@ def _fidelity(evidence: Evidence, weights: Array) -> tuple[FidelityFigures | Non
     return FidelityFigures(reader.description, reader.space, len(genes), list(genes[:20]), cases), claims
 
 
-def _statistics(evidence: Evidence, weights: Array) -> tuple[dict[str, dict[str, dict[str, Interval]]], list[Claim]]:
-    real, n = evidence.real.statistics, len(evidence.groups)
-    target = centred(real, evidence.groups)
+def _statistics(
+    measured: Measurements, weights: Array
+) -> tuple[dict[str, dict[str, dict[str, Interval]]], list[Claim]]:
+    real, n = measured.real.statistics, len(measured.groups)
+    target = centred(real, measured.groups)
     found = {"real": {name: {"mean": mean_draws(real[:, k], weights)} for k, name in enumerate(STATISTICS)}}
     correlations: dict[str, tuple[Array, Array]] = {}
-    for case in evidence.others:
+    for case in measured.others:
         values = case.statistics
-        r, draws = correlations[case.key] = correlation_draws(centred(values, evidence.groups), target, weights)
+        r, draws = correlations[case.key] = correlation_draws(centred(values, measured.groups), target, weights)
         found[case.key] = {
             name: {
                 "r": Interval.of(r[k], draws[:, k], n),
@@ -331,7 +333,7 @@ def _statistics(evidence: Evidence, weights: Array) -> tuple[dict[str, dict[str,
             for k, name in enumerate(STATISTICS)
         }
     claims = []
-    for true, control in evidence.pairs(evidence.compared):
+    for true, control in measured.pairs(measured.compared):
         (a, a_draws), (b, b_draws) = correlations[true], correlations[control]
         for k, name in enumerate(STATISTICS):
             if name in CLAIMED_STATISTICS:
@@ -340,9 +342,9 @@ def _statistics(evidence: Evidence, weights: Array) -> tuple[dict[str, dict[str,
     return found, claims
 
 
-def _distribution(evidence: Evidence, name: str, weights: Array) -> SpaceFigures:
-    """Return distances of all sets of patches to the real ones in one space."""
-    real = evidence.real.per_seed[0].features[name]
+def _distribution(measured: Measurements, name: str, weights: Array) -> SpaceFigures:
+    """Return the distances of all sets of patches to the real ones in one space."""
+    real = measured.real.per_seed[0].features[name]
     n = len(real)
     components = max(2, min(MAX_COMPONENTS, n // 3, real.shape[1]))
     frame = Frame.of(real, components)
@@ -350,7 +352,7 @@ def _distribution(evidence: Evidence, name: str, weights: Array) -> SpaceFigures
     target, scaled = frame.project(real), (real - mean) / spread
     rows = [np.repeat(np.arange(n), drawn.astype(int)) for drawn in weights[:FRECHET_DRAWS]]
     found: dict[bool, dict[str, Distances]] = {True: {}, False: {"real, random halves": _halves(target, scaled)}}
-    for case in evidence.others:
+    for case in measured.others:
         projected = [frame.project(one.features[name]) for one in case.per_seed]
         standard = [(one.features[name] - mean) / spread for one in case.per_seed]
         frechet = tuple(frechet_distance(one, target) for one in projected)
@@ -365,7 +367,7 @@ def _distribution(evidence: Evidence, name: str, weights: Array) -> SpaceFigures
 
 
 def _halves(target: Array, scaled: Array) -> Distances:
-    """Return distances of one random half of the real patches to the other: the floor, at half the number of patches."""
+    """Return the distances between two random halves of the real patches: the floor, at half the number of patches."""
     rng = np.random.default_rng(0)
     half = len(target) // 2
     frechet, kid = [], []
@@ -387,26 +389,26 @@ def _paired(case: CaseValues, weights: Array) -> dict[str, PairedFigures]:
     return found
 
 
-def _edit(evidence: Evidence, edited: str, base: str, weights: Array) -> dict[str, Interval]:
-    """Return what an edit changes, spot by spot and seed by seed, with common noise."""
-    after, before = (next(case for case in evidence.cases if case.key == key) for key in (edited, base))
+def _edit(measured: Measurements, edited: str, base: str, weights: Array) -> dict[str, Interval]:
+    """Return the change by an edit, paired by spot and seed, with common noise."""
+    after, before = (next(case for case in measured.cases if case.key == key) for key in (edited, base))
     change = after.statistics - before.statistics
     found = {name: mean_draws(change[:, k], weights) for k, name in enumerate(STATISTICS)}
     pixels = [one.change for one in after.per_seed if one.change is not None]
     if pixels:
         found["pixel_change_grey_levels"] = mean_draws(np.mean(pixels, axis=0), weights)
-    reader = evidence.reader
-    if reader is not None and evidence.intended is not None:
+    reader = measured.reader
+    if reader is not None and measured.intended is not None:
         read = [
             reader.predict(a.features[reader.space]) - reader.predict(b.features[reader.space])
             for a, b in zip(after.per_seed, before.per_seed, strict=True)
         ]
-        found["read_change_along_edit"] = _along(np.mean(read, axis=0), evidence.intended, weights)
+        found["read_change_along_edit"] = _along(np.mean(read, axis=0), measured.intended, weights)
     return found
 
 
 def _along(read: Array, intended: Array, weights: Array) -> Interval:
-    """Correlate, over genes, the mean change that is read off the patches with the mean change that the edit makes."""
+    """Return the correlation over genes between the mean change read off the patches and that of the edit."""
 
     def r(share: Array) -> Array:
         a, b = share @ read, share @ intended

@@ -1,9 +1,10 @@
-"""What is measured of H&E patches: stain, nuclei, blank area and sharpness of each, and its likeness to the real patch of the spot."""
+"""Spots that are evaluated on, and what is measured of H&E patches: stain, nuclei, blank area, sharpness, and likeness to the real patch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from ..intent import CheckpointCard
+from ..synthesis.canvas import boxes_around
+from ..synthesis.models import PatchModel
+from ..tissue.crops import read_patches
+from ..types import Section
 from .spaces import FeatureSpace
 
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -19,9 +25,9 @@ STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 Ruifrok & Johnston 2001, "Quantification of histochemical staining by color deconvolution", Anal. Quant. Cytol. Histol. 23:291-299.
 """
 NUCLEUS_DENSITY = 0.8
-"""Haematoxylin density, smoothed over a nucleus, above which a local maximum counts as one."""
+"""Threshold of smoothed haematoxylin density above which a local maximum counts as a nucleus."""
 NUCLEUS_MPP = 0.7
-"""Scale at which nuclei are counted with the default smoothing; at others that is scaled to the same microns."""
+"""Scale of nucleus counts with the default smoothing; other scales use the same smoothing in microns."""
 BLANK_LEVEL = 215.0
 """Mean of red, green and blue above which a pixel is empty glass or a fat vacuole."""
 STATISTICS = {
@@ -31,11 +37,11 @@ STATISTICS = {
     "blank": "blank area (share)",
     "high_frequency": "high frequency (grey levels)",
 }
-"""What an evaluation measures of every patch: key and name with unit, in the order of the columns."""
+"""Measures of every patch: key and name with unit, in the order of the columns."""
 MAX_SHOWN = 10
-"""Spots whose patches are shown."""
+"""Maximum number of spots whose patches are shown."""
 MAX_PSNR = 100.0
-"""Decibels of identical patches, which have no finite ratio."""
+"""Decibels of identical patches, whose ratio is infinite."""
 LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
 
 Array = NDArray[np.float64]
@@ -74,7 +80,7 @@ def count_nuclei(pixels: Patches, spread_px: float = 2.0, distance_px: int = 4) 
 
 
 def nuclei_places(pixels: Patches, spread_px: float = 2.0, distance_px: int = 4) -> NDArray[np.int64]:
-    """Return the (n, 2) places (y, x) of what `count_nuclei` counts."""
+    """Return the (n, 2) positions (y, x) of the nuclei that `count_nuclei` counts."""
     from skimage.feature import peak_local_max
 
     smooth = gaussian_filter(stain_density(pixels)[..., 0], spread_px)
@@ -83,12 +89,12 @@ def nuclei_places(pixels: Patches, spread_px: float = 2.0, distance_px: int = 4)
 
 
 def blank_fraction(pixels: Patches) -> float:
-    """Return the fraction of pixels whose mean of the three channels lies above `BLANK_LEVEL`."""
+    """Return the share of pixels whose mean of the three channels is above `BLANK_LEVEL`."""
     return float((pixels.mean(axis=-1) > BLANK_LEVEL).mean())
 
 
 def high_frequency(pixels: Patches) -> float:
-    """Return the standard deviation, in grey levels, of what a Gaussian of one pixel removes from the mean of the channels."""
+    """Return the standard deviation, in grey levels, of the channel mean minus its Gaussian blur of one pixel."""
     grey = pixels.astype(np.float32).mean(axis=-1)
     return float((grey - gaussian_filter(grey, 1.0)).std())
 
@@ -114,7 +120,7 @@ def measure(patches: Patches) -> PatchStatistics:
 
 
 def statistics_of(patches: Patches, patch_um: float) -> Array:
-    """Return what `STATISTICS` names of (n, side, side, 3) patches, (n, 5)."""
+    """Return the `STATISTICS` of (n, side, side, 3) patches, (n, 5)."""
     rows = [(*measure_spot(patch, patch_um).values, high_frequency(patch)) for patch in patches]
     return np.array(rows, dtype=np.float64).reshape(len(patches), len(STATISTICS))
 
@@ -152,9 +158,9 @@ class PatchValues:
 
 @dataclass
 class CaseValues:
-    """One case: what it is, the values of its patches seed by seed, and the patches that are shown.
+    """Case with the values of its patches by seed, and patches to show.
 
-    ``synthetic`` is False for real patches that stand beside the cases. ``shown`` are (m, side, side, 3) uint8 of the first seed.
+    ``synthetic`` is False for real patches beside the cases. ``shown`` are (m, side, side, 3) uint8 of the first seed.
     """
 
     key: str
@@ -165,7 +171,7 @@ class CaseValues:
 
     @property
     def kind(self) -> str:
-        """What its patches are labelled as."""
+        """Label of its patches."""
         return "synthetic" if self.synthetic else "real"
 
     @property
@@ -175,7 +181,7 @@ class CaseValues:
 
 
 class PatchMetrics:
-    """Measures patches against the real ones of the same spots.
+    """Metrics of patches against the real ones of the same spots.
 
     Parameters
     ----------
@@ -184,9 +190,9 @@ class PatchMetrics:
     patch_um
         Their side in microns.
     spaces
-        Feature spaces; the first is also where the embedding cosine is taken.
+        Feature spaces; the embedding cosine is taken in the first.
     lpips
-        LPIPS, where it is to be had.
+        LPIPS, if available.
     """
 
     def __init__(
@@ -199,7 +205,7 @@ class PatchMetrics:
         self.real = CaseValues("real", "real patches of the spots", False, [values], real[self.shown])
 
     def measure(self, patches: Patches, baseline: Patches | None = None) -> PatchValues:
-        """Measure one patch for each spot; ``baseline`` are the same spots' patches that a change is counted from."""
+        """Measure one patch for each spot; changes are relative to ``baseline`` patches of the same spots."""
         features = {space.name: space.features(patches) for space in self.spaces}
         first, target = self.spaces[0].name, self.real.per_seed[0].features
         paired = {
@@ -265,7 +271,7 @@ def measure_spot(pixels: Patches, patch_um: float) -> SpotMeasures:
 
 
 def compare_spot(patches: Mapping[str, Patches], patch_um: float) -> tuple[MeasureRow, ...]:
-    """Measure patches of one spot and set them beside each other; columns are named by the keys of ``patches``."""
+    """Measure patches of one spot side by side; columns are named by the keys of ``patches``."""
     rows = (
         ("Haematoxylin", "OD (ln)", 3),
         ("Eosin", "OD (ln)", 3),
@@ -283,14 +289,14 @@ def compare_spot(patches: Mapping[str, Patches], patch_um: float) -> tuple[Measu
 
 @dataclass(frozen=True)
 class PairedMeasure:
-    """A measure of likeness: its key, its name with unit, and whether more is better."""
+    """Paired metric: its key, its name with unit, and whether higher is better."""
 
     key: str
     name: str
     more_is_better: bool = True
 
     def best(self, values: Array) -> Array:
-        """Return the best (n,) of k seeds' values (n, k); it grows with k, for noise too, so compare equal k alone."""
+        """Return the best (n,) of k seeds' values (n, k); it grows with k, even for noise, so compare equal k only."""
         return np.asarray(values.max(axis=1) if self.more_is_better else values.min(axis=1))
 
 
@@ -316,10 +322,8 @@ def peak_signal_to_noise(made: Patches, real: Patches) -> Array:
 
 
 def embedding_cosine(made: Array, real: Array, reference: Array) -> Array:
-    """Return the cosine between the features of n pairs (n, d), each feature standardised by the reference set (m, d); (n,).
-
-    Without that all patches would look alike: most features are positive, and their common mean dominates the angle.
-    """
+    """Return the cosine between the features of n pairs (n, d), each feature standardised by the reference set (m, d); (n,)."""
+    # most features are positive: without standardising, their common mean dominates the angle and all patches look alike
     mean, spread = reference.mean(axis=0), reference.std(axis=0) + 1e-6
     a, b = (made - mean) / spread, (real - mean) / spread
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
@@ -327,7 +331,7 @@ def embedding_cosine(made: Array, real: Array, reference: Array) -> Array:
 
 
 class Lpips:
-    """Learned perceptual distance (Zhang et al. 2018, arXiv 1801.03924), where the package and its backbone are on this computer.
+    """Learned perceptual distance (Zhang et al. 2018, arXiv 1801.03924), if the package and its backbone are installed.
 
     Raises
     ------
@@ -366,8 +370,80 @@ class Lpips:
 
 
 def find_lpips() -> tuple[Lpips | None, str]:
-    """Return LPIPS where it can be had without a download, else None and why not."""
+    """Return LPIPS where it needs no download, else None and the reason."""
     try:
         return Lpips(), ""
     except LookupError as reason:
         return None, f"LPIPS was not measured: {reason}"
+
+
+class SpotSet:
+    """Spots of a section with their encodings by a checkpoint, read or computed at first use.
+
+    Parameters
+    ----------
+    section
+        A calibrated section with a full-resolution image.
+    rows
+        (n,) rows of its table.
+    checkpoint
+        The checkpoint, or a stand-in.
+    """
+
+    def __init__(self, section: Section, rows: NDArray[np.int64], checkpoint: PatchModel) -> None:
+        self.section, self.rows, self.checkpoint = section, rows, checkpoint
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the spots."""
+        return tuple(self.section.spots.ids[self.rows].tolist())
+
+    @cached_property
+    def crops(self) -> NDArray[np.uint8]:
+        """(n, side, side, 3) uint8 real patches at the checkpoint's own scale."""
+        return crops_at(self.section, self.section.spots.yx[self.rows], self.checkpoint.card)
+
+    @cached_property
+    def real(self) -> PatchStatistics:
+        """Measures of the real patches."""
+        return measure(self.crops)
+
+    @cached_property
+    def expression(self) -> NDArray[np.float32]:
+        """(n, d) or (n, tokens, d) encoded expression."""
+        spots = self.section.spots
+        return self.checkpoint.encode_expression(
+            spots.counts[self.rows], spots.genes, self.ids, spots.relative_depth[self.rows]
+        )
+
+    @cached_property
+    def morphology(self) -> NDArray[np.float32]:
+        """(n, tokens, d) encoded morphology of the real patches."""
+        return self.checkpoint.encode_morphology(self.crops, self.ids)
+
+    def shifted(self, max_px: float, seed: int = 0) -> NDArray[np.uint8]:
+        """Return real patches shifted by up to ``max_px`` full-resolution pixels along each axis."""
+        places = self.section.spots.yx[self.rows]
+        rng = np.random.default_rng(seed)
+        return crops_at(self.section, places + rng.uniform(-max_px, max_px, places.shape), self.checkpoint.card)
+
+
+def crops_at(section: Section, yx: NDArray[np.float64], card: CheckpointCard) -> NDArray[np.uint8]:
+    """Read (n, side, side, 3) patches at a checkpoint's scale around positions (n, 2) in full-resolution pixels."""
+    boxes = [b.source for b in boxes_around(yx, card.patch_px, card.patch_mpp / section.mpp)]
+    return read_patches(section.slide, boxes, card.patch_px)
+
+
+def reconstruct(checkpoint: Any, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Reconstruct real crops by a checkpoint's autoencoder: its limit of sharpness."""
+    from ..model.autoencoder import decode_images, encode_latents
+
+    vae = checkpoint.pipeline.vae
+    parts = []
+    for start in range(0, len(crops), 8):
+        decoded = decode_images(vae, encode_latents(vae, crops[start : start + 8])).float().clamp(-1, 1)
+        parts.append(((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""A result as a figure for a paper: the slide, where the edits act, the result and what differs, side by side over one window."""
+"""Figure of a result for a paper: slide, edits, result and difference side by side over one window."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ WIDTHS_MM = (40.0, 400.0)
 DPI = (72, 1200)
 GAP_MM, EDGE_MM = 3.0, 1.0
 MIN_PANEL_MM = 25.0
-"""Narrowest panel beside others: where panels would be narrower they go into further rows."""
+"""Minimum width of a panel; narrower ones are put into further rows."""
 BAR_MM = 0.8
 MAX_PX = 3000
-"""Longest side of the window in pixels that are read: a printed panel shows no more."""
+"""Maximum side of the window in pixels to read: a printed panel shows no more."""
 COARSEST = 1.5
-"""How many times coarser than the result the slide may be for the two to be compared."""
+"""Maximum ratio of the slide's pixel size to the result's for the two to be compared."""
 SMOOTH_UM = 6.0
 """Standard deviation of the smoothing of the difference: about a nucleus."""
 _BARS_UM = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _INK = "#{:02x}{:02x}{:02x}".format(*INK)
 _PALE, _FULL = (235, 235, 238), (91, 44, 131)
-"""Colours of a spot that no edit acts on, and of one that an edit acts on with its full weight."""
+"""Colours of a spot without edit, and of one that is edited with full weight."""
 
 
 @dataclass(frozen=True)
 class _Panel:
-    """A square picture (n, n, 3) uint8 of the window, its caption, and a legend: colours (k, 3) uint8 and the words at shares of it."""
+    """Panel: a square picture (n, n, 3) uint8, its caption, and a legend of colours (k, 3) uint8 and labels at fractions of it."""
 
     pixels: NDArray[np.uint8] = field(repr=False)
     caption: str
@@ -63,9 +63,9 @@ class _Panel:
 
 @dataclass(frozen=True)
 class Window:
-    """A square of tissue before and after.
+    """Square of tissue before and after.
 
-    ``before`` and ``after`` are (n, n, 3) uint8, ``made`` (n, n) is where the result has pixels; ``corner`` (y, x) and ``side`` are in
+    ``before`` and ``after`` are (n, n, 3) uint8, ``made`` (n, n) masks the pixels of the result; ``corner`` (y, x) and ``side`` are in
     full-resolution pixels.
     """
 
@@ -78,26 +78,26 @@ class Window:
 
 
 def write_figure(result: Result | StoredResult, path: str | Path, *, width_mm: float = 180.0, dpi: int = 300) -> Path:
-    """Write a result as a figure: slide, where the edits act, result, and what differs in haematoxylin, with scale bars and legends.
+    """Write a result as a figure: slide, edits, result, and difference in haematoxylin, with scale bars and legends.
 
-    The difference is drawn of edited real tissue alone: new tissue differs from the slide everywhere. A panel says what it shows, and
-    that it is synthetic; the file says so in its metadata, too.
+    The difference is drawn for edited real tissue only: new tissue differs from the slide everywhere. Panels and the file's metadata say
+    what is synthetic.
 
     Parameters
     ----------
     result
-        Finished or stopped, of a run or read back from a store; at least one patch.
+        Finished or stopped result with at least one patch, of a run or from a store.
     path
-        Where to; must not exist. Its ending says how: .png, .svg or .pdf. Text of the latter two stays text.
+        New file; its ending (.png, .svg or .pdf) decides the format. Text of the latter two stays text.
     width_mm
-        Width of the figure, 40 to 400 mm; where it is narrow its panels stand in rows.
+        Width of the figure, 40 to 400 mm; panels of a narrow one stand in rows.
     dpi
         Pixels per inch of its pictures, 72 to 1200.
 
     Returns
     -------
     Path
-        What was written.
+        The file.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def write_figure(result: Result | StoredResult, path: str | Path, *, width_mm: f
 
 
 def _panels(made: Finished, label: Label, px: int) -> list[_Panel]:
-    """Slide, edit, result and difference, of those that there are; the edit is drawn ``px`` pixels wide."""
+    """Return the panels that exist of slide, edit, result and difference; the edit is drawn ``px`` pixels wide."""
     window = window_of(made)
     window_um = window.pixel_um * len(window.before)
     slide = "Synthetic slide" if made.section.synthetic else "Slide"
@@ -154,7 +154,6 @@ def _panels(made: Finished, label: Label, px: int) -> list[_Panel]:
 
 
 def _content(panels: Sequence[_Panel], width_mm: float, dpi: int, label: Label, ending: str) -> bytes:
-    """Return the figure as a file with an ending."""
     from matplotlib.figure import Figure  # slow to import
 
     with own_style("napari-stmdit"):
@@ -200,7 +199,6 @@ _WRITERS = {".png": _png, ".svg": _svg, ".pdf": _pdf}
 
 
 def _draw(axes: Axes, panels: Sequence[_Panel], width_mm: float, dpi: int) -> float:
-    """Draw the panels in rows on axes in mm, and return how high they are."""
     pixel = MM_PER_INCH / dpi
     columns = min(len(panels), max(1, int((width_mm - 2 * EDGE_MM + GAP_MM) / (MIN_PANEL_MM + GAP_MM))))
     rows = math.ceil(len(panels) / columns)
@@ -247,7 +245,6 @@ def _text(axes: Axes, left: float, baseline: float, text: str, points: float, **
 
 
 def _text_width(text: str, points: float) -> float:
-    """Return how wide a line of text is, in mm."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -256,7 +253,7 @@ def _text_width(text: str, points: float) -> float:
 
 
 def _wrapped(text: str, points: float, width: float) -> list[str]:
-    """Break a text of a size in points into lines no wider than ``width``, in mm: at words, and inside a word that is wider alone."""
+    """Wrap a text to lines of at most ``width`` mm, at words, or inside a word that is wider alone."""
     lines: list[str] = []
     for word in text.split():
         joined = f"{lines[-1]} {word}" if lines else word
@@ -273,7 +270,7 @@ def _wrapped(text: str, points: float, width: float) -> list[str]:
 
 
 def window_of(made: Finished) -> Window:
-    """Return the square around what was made, with a tenth more on each side; raises StoreError where the slide is coarser than the result."""
+    """Return the square around the result with a tenth more on each side; raises StoreError where the slide is coarser than the result."""
     section, frame, canvas = made.section, made.frame, made.rgba
     mpp = section.mpp
     slide = section.slide
@@ -306,7 +303,7 @@ def window_of(made: Finished) -> Window:
 
 
 def _made_box(canvas: Any, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Corner (y, x) and size of the part of a canvas that has pixels, to a few pixels where it is large."""
+    """Return corner (y, x) and size of the part of a canvas that has pixels, approximate where it is large."""
     step = max(1, math.ceil(max(shape) / MAX_PX))
     there = np.asarray(canvas[::step, ::step, 3]) > 0
     spans = [np.flatnonzero(there.any(axis=axis)) for axis in (1, 0)]
@@ -325,7 +322,7 @@ def _change(window: Window) -> NDArray[np.float32]:
 
 
 def _edit_map(made: Finished, window: Window, px: int) -> NDArray[np.uint8]:
-    """Spots as discs, the stronger an edit acts on one the darker, over the pale slide."""
+    """Draw spots as discs over the pale slide, the darker the stronger an edit acts."""
     spots = made.section.spots
     ids = spots.ids.tolist()
     weights = np.zeros(len(ids))

@@ -1,4 +1,4 @@
-"""What pictures share: how they are drawn, colours and font; and a contact sheet as one labelled picture."""
+"""Style, colours and font of pictures, and contact sheets."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ..tissue.export import EDITED_TYPE, NEW, label_of_result, labelled
 GAP = 16
 INK, QUIET = (30, 30, 34), (95, 95, 105)
 LOW, MIDDLE, HIGH = (33, 102, 172), (247, 247, 247), (178, 88, 9)
-"""Blue: less; orange: more. Colour-blind people can tell them apart."""
+"""Colours of less (blue), equal, and more (orange), which colour-blind people can tell apart."""
 
 
 @contextmanager
 def own_style(salt: str) -> Iterator[None]:
-    """Let matplotlib draw the same whatever its user has set: text stays text, and every picture keeps its own pixels.
+    """Ignore the user's settings of matplotlib: text stays text, and every picture keeps its own pixels.
 
     Names inside an SVG follow from its content and the ``salt``.
     """
@@ -40,13 +40,13 @@ def own_style(salt: str) -> Iterator[None]:
 
 
 def diverging(share: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Colour values from -1 to 1 by the diverging scale."""
+    """Map values from -1 to 1 to the diverging colour scale."""
     stops = np.array([LOW, MIDDLE, HIGH], dtype=float)
     return np.stack([np.interp(share, (-1, 0, 1), stops[:, k]) for k in range(3)], axis=-1).round().astype(np.uint8)
 
 
 def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return the font that pictures are labelled in, of a size in pixels."""
+    """Return the font of labels at a size in pixels."""
     return ImageFont.load_default(size)
 
 
@@ -55,7 +55,7 @@ TITLE_PX = 64
 
 
 def sheet_picture(sheet: ContactSheet) -> Image.Image:
-    """Draw a sheet: the real crop first where there is one, then the synthetic images with their labels, and a scale bar."""
+    """Draw a sheet: the real crop first if there is one, then the labelled synthetic images, and a scale bar."""
     images = [(cell.label, Image.fromarray(cell.pixels)) for cell in sheet.cells]
     if sheet.real is not None:
         real = Image.fromarray(sheet.real)

@@ -1,4 +1,4 @@
-"""Expression read off patches: linear predictors on a feature space, the user's own or fitted to real patches, and how well they do."""
+"""Expression read off patches by linear predictors on a feature space, given or fitted to real patches, and their accuracy."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ..expression.normalise import cp10k_log1p, totals_of
 from ..storage.atomic import write_atomically
 from ..synthesis.models import PatchModel
 from ..types import Section
-from .held_out import SpotSet
+from .measures import SpotSet
 from .spaces import FeatureSpace
 from .statistics import Interval, correlation_draws
 
 PENALTIES = np.logspace(0, 5, 11)
-"""Ridge penalties that are tried, for standardised features."""
+"""Ridge penalties to try, for standardised features."""
 MIN_TRAINING_SPOTS, MAX_TRAINING_SPOTS = 20, 600
-"""With fewer spots a regression on dozens of features says nothing; of a section with more, that many are drawn at random."""
+"""Minimum of spots to fit a regression on dozens of features to, and maximum per section, drawn at random."""
 FIRST_TOP = 10
-"""Genes of the first point of the curve of `top_n_curve`; means over fewer are mostly noise."""
+"""Number of genes of the first point of `top_n_curve`; means over fewer are mostly noise."""
 
 Array = NDArray[np.float64]
 
@@ -37,15 +37,15 @@ class LinearPredictor:
     Attributes
     ----------
     space
-        Name of the feature space it works in.
+        Name of its feature space.
     genes
-        (g,) symbols, the most variable first: the order in which genes are added for the area under the curve.
+        (g,) symbols, the most variable first: the order of the area under the curve.
     weights, intercept
-        (d, g) and (g,); the result is log(1 + counts per 10,000), or anything that grows with it in a straight line.
+        (d, g) and (g,); the result is log(1 + counts per 10,000), or linear in it.
     mean, scale
         (d,) each.
     description
-        Where it comes from, in a sentence.
+        Its origin, in a sentence.
     """
 
     space: str
@@ -61,12 +61,12 @@ class LinearPredictor:
         return np.asarray((features - self.mean) / self.scale @ self.weights + self.intercept)
 
     def only(self, keep: NDArray[np.bool_]) -> LinearPredictor:
-        """Return the predictor of some of its genes, (g,)."""
+        """Return the predictor of a subset of its genes, (g,)."""
         weights, intercept = self.weights[:, keep], self.intercept[keep]
         return replace(self, genes=_chosen(self.genes, keep), weights=weights, intercept=intercept)
 
     def save(self, path: str | Path) -> None:
-        """Write an .npz file that `read_predictor` reads; one of that name is replaced, as NumPy does."""
+        """Write an .npz file that `read_predictor` reads, replacing one of that name."""
         path = Path(path)
         arrays = {name: getattr(self, name) for name in ("weights", "intercept", "mean", "scale")}
         names = {"space": np.array(self.space), "genes": np.array(self.genes)}
@@ -155,9 +155,9 @@ def log_levels(section: Section, rows: NDArray[np.int64], genes: Sequence[str]) 
 
 
 def choose_genes(sections: Sequence[Section], candidates: Sequence[str], count: int) -> tuple[str, ...]:
-    """Return the ``count`` genes that vary most within the sections a predictor is fitted to, of those that all of them have.
+    """Return the ``count`` most variable genes that all sections have.
 
-    Variance is that of log(1 + counts per 10,000), greatest first. ``candidates``: empty for all genes of the first section.
+    Variance is that of log(1 + counts per 10,000) within sections, greatest first. ``candidates``: empty for all genes of the first section.
     """
     names = tuple(candidates) or tuple(dict.fromkeys(sections[0].spots.genes.symbols.tolist()))
     names = _chosen(names, _in_all(names, sections))
@@ -189,11 +189,11 @@ def fit_ridge(
     space: str,
     description: str,
 ) -> LinearPredictor:
-    """Fit ridge regression from features (n, d) to expression (n, g), both centred within each section (n,): stain and depth differ.
+    """Fit ridge regression from features (n, d) to expression (n, g), both centred within each section (n,).
 
     ``folds`` (n,) are left out together when the penalty is chosen: sections, or blocks of one.
     """
-    x = centred(features, sections)
+    x = centred(features, sections)  # stain and depth differ between sections
     scale = x.std(axis=0) + 1e-9
     x, y = x / scale, centred(levels, sections)
     errors = np.zeros(len(PENALTIES))
@@ -213,12 +213,12 @@ def fit_ridge(
 
 @dataclass(frozen=True)
 class ExpressionReader:
-    """Reads expression off patches of the evaluated spots.
+    """Reader of expression off patches of the evaluated spots.
 
     Attributes
     ----------
     space
-        Name of the feature space it reads in.
+        Name of its feature space.
     genes
         (g,) symbols, the most variable first.
     truth
@@ -226,7 +226,7 @@ class ExpressionReader:
     description
         What it is, and what it was fitted to.
     predictors, which
-        The predictors, and for each spot, (n,), which of them reads it.
+        The predictors, and the index (n,) of the one that reads each spot.
     """
 
     space: str
@@ -248,12 +248,12 @@ class ExpressionReader:
 def reader_of_user(
     predictor: LinearPredictor, spaces: Sequence[FeatureSpace], spots: Sequence[SpotSet]
 ) -> ExpressionReader:
-    """Use a predictor as given.
+    """Make a reader of a given predictor.
 
     Raises
     ------
     RequestError
-        Its space is not among those that are open, or the sections lack most of its genes.
+        Its space is not open, or the sections lack most of its genes.
     """
     names = [space.name for space in spaces]
     there = _in_all(predictor.genes, [one.section for one in spots])
@@ -272,7 +272,7 @@ def reader_of_user(
 def reader_from_sections(
     others: Sequence[Section], space: FeatureSpace, spots: Sequence[SpotSet], model: PatchModel, count: int
 ) -> ExpressionReader:
-    """Fit a regression to real patches of other sections, for ``count`` genes; the checkpoint gives the scale of patches and its genes.
+    """Fit a regression of ``count`` genes to real patches of other sections; the checkpoint gives the scale of patches and its genes.
 
     Raises
     ------
@@ -299,7 +299,7 @@ def reader_from_sections(
 def reader_across_blocks(
     space: FeatureSpace, spots: Sequence[SpotSet], model: PatchModel, count: int
 ) -> ExpressionReader:
-    """Fit regressions to real patches of the same sections, each spot being read by one that saw no spot of its block.
+    """Fit regressions to real patches of the same sections, each spot read by one fitted without its block.
 
     Raises
     ------
@@ -339,13 +339,13 @@ def some_rows(section: Section, most: int, seed: int = 0) -> NDArray[np.int64]:
 
 
 def _content(section: Section) -> tuple[object, ...]:
-    """Return what identifies a section, whatever it is called and wherever it lies."""
+    """Return the identity of a section by content, whatever its name and place."""
     spots = section.spots
     return (len(spots), spots.ids.tobytes(), spots.yx.tobytes(), float(spots.counts.sum()))
 
 
 def _genes(sections: Sequence[Section], model: PatchModel, count: int, learn: int) -> tuple[str, ...]:
-    """Genes that all sections have, the most variable in the first ``learn`` of them first."""
+    """Return genes that all sections have, the most variable in the first ``learn`` of them first."""
     names = tuple(model.card.genes) or tuple(dict.fromkeys(sections[0].spots.genes.symbols.tolist()))
     shared = _chosen(names, _in_all(names, sections))
     genes = choose_genes(sections[:learn], shared, count) if shared else ()
@@ -357,7 +357,7 @@ def _genes(sections: Sequence[Section], model: PatchModel, count: int, learn: in
 def _examples(
     learn: Sequence[SpotSet], space: FeatureSpace, genes: tuple[str, ...]
 ) -> tuple[Array, Array, NDArray[np.int64]]:
-    """Features and levels of real patches, and the section of each."""
+    """Return features and levels of real patches, and the section of each."""
     x = np.concatenate([space.features(one.crops) for one in learn])
     y = np.concatenate([log_levels(one.section, one.rows, genes) for one in learn])
     return x, y, np.repeat(np.arange(len(learn)), [len(one) for one in learn])
@@ -389,14 +389,14 @@ def _reader(
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How well predicted expression follows the true one, over one set of spots.
+    """Fidelity of predicted expression over one set of spots.
 
     Attributes
     ----------
     genes
         (g,) Pearson correlation of each gene over the spots, sections centred first.
     pearson, area
-        Mean of the genes' correlations, and the mean height of the curve of `top_n_curve`.
+        Mean of the genes' correlations, and mean height of `top_n_curve`.
     pearson_draws, area_draws
         (draws,) of the bootstrap samples.
     """
@@ -410,13 +410,13 @@ class Fidelity:
 
 
 def top_n_curve(correlations: Array) -> Array:
-    """Return the mean of the first n correlations (..., g), genes in order of variability, for n from `FIRST_TOP` to g."""
+    """Return the means of the first n correlations (..., g), genes in order of variability, for n from `FIRST_TOP` to g."""
     sums = correlations.cumsum(axis=-1) / np.arange(1, correlations.shape[-1] + 1)
     return np.asarray(sums[..., min(FIRST_TOP, sums.shape[-1]) - 1 :])
 
 
 def area_under_top_n(correlations: Array) -> Array:
-    """Return the mean height of the curve of correlations (..., g), which stays on the scale of a correlation, (...,)."""
+    """Return the mean height of the curve of correlations (..., g), on the scale of a correlation, (...,)."""
     return np.asarray(top_n_curve(correlations).mean(axis=-1))
 
 
@@ -426,9 +426,9 @@ def fidelity(
     groups: NDArray[np.int64],
     weights: Array,
 ) -> Fidelity:
-    """Correlate predicted with true expression (n, g), genes in order of variability, under bootstrap weights (draws, n).
+    """Return the correlation of predicted with true expression (n, g), genes in order of variability, under bootstrap weights (draws, n).
 
-    Each section, ``groups`` (n,), is centred, so that differences between sections do not pass for fidelity.
+    Each section, ``groups`` (n,), is centred, so that differences between sections do not count as fidelity.
     """
     whole, draws = correlation_draws(centred(predicted, groups), centred(truth, groups), weights)
     return Fidelity(
@@ -442,7 +442,7 @@ def fidelity(
 
 
 def relative(case: Fidelity, ceiling: Fidelity) -> Interval | None:
-    """Return a case's area as a share of the ceiling's, with its interval; None where the ceiling itself is not above 0."""
+    """Return a case's area as a share of the ceiling's, with its interval; None where the ceiling is not above 0."""
     if not np.quantile(ceiling.area_draws, 0.025) > 0:
         return None
     return Interval.of(case.area / ceiling.area, case.area_draws / ceiling.area_draws, case.n)

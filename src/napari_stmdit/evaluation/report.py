@@ -1,4 +1,4 @@
-"""The report of an evaluation as JSON and as one HTML page: what may be claimed, charts as inline SVG, and the template they are set into."""
+"""The report of an evaluation as JSON and as an HTML page: claims, charts as inline SVG, and their template."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .counterfactual import CheckFigures
 
 Rows = list[tuple[str, Any, bool]]
-"""What a chart draws: label, `Interval` or heights of a curve, and whether it is of real patches (which have a mark of their own)."""
+"""Rows of a chart: label, `Interval` or heights of a curve, and whether it is of real patches, which get another mark."""
 EDIT_NAMES = {
     **STATISTICS,
     "pixel_change_grey_levels": "mean change of a pixel (grey levels)",
@@ -58,7 +58,7 @@ def page_of(facts: Mapping[str, Any], figures: Sequence[Figures]) -> str:
     facts
         Contents of the JSON file.
     figures
-        The figures of each set of spots, with their images.
+        Figures of each set of spots, with their images.
     """
     subject = facts["checkpoint"]["name"] if facts["kind"] == "checkpoint" else facts["result"]
     return _template().render(facts={"counterfactual": None, "notes": (), **facts}, figures=figures, subject=subject)
@@ -72,7 +72,7 @@ def _template() -> Template:
         "distances": _distance_rows,
         "number": number,
         "rows": _case_rows,
-        "spanned": spanned,
+        "interval_text": interval_text,
         "statistic": _statistic_rows,
         "written": written,
     }
@@ -102,7 +102,7 @@ def _distance_rows(space: SpaceFigures, name: str) -> Rows:
 
 
 def data_uri(pixels: NDArray[np.uint8], synthetic: bool) -> str:
-    """Return a (h, w, 3) uint8 image as a small PNG; a synthetic one has its label drawn into it, so that it stays with a copy."""
+    """Return a (h, w, 3) uint8 image as a small PNG; a synthetic one has its label drawn into it, so that copies keep it."""
     image = Image.fromarray(pixels).resize((THUMB_PX, THUMB_PX), Image.Resampling.LANCZOS)
     if synthetic:
         draw = ImageDraw.Draw(image)
@@ -114,11 +114,11 @@ def data_uri(pixels: NDArray[np.uint8], synthetic: bool) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Return a number as text, or that it cannot be told."""
+    """Return a number as text, or that it is not known."""
     return "cannot be told" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # never "-0.000"
 
 
-def spanned(facts: Mapping[str, float | None], name: str, digits: int = 3) -> str:
+def interval_text(facts: Mapping[str, float | None], name: str, digits: int = 3) -> str:
     """Return a number with its interval as text, from JSON facts."""
     if facts[name] is None or facts["low"] is None:
         return number(facts[name], digits)
@@ -136,15 +136,15 @@ def written(interval: Interval, digits: int = 3) -> str:
 # Charts. No colour carries meaning alone; every mark has its label.
 
 WIDTH, LABEL, ROW, RIGHT, TOP, BOTTOM = 860, 220, 24, 230, 28, 34
-"""Pixels: of a chart, beside, above and below its axes, and of a row."""
+"""Sizes in pixels: width of a chart, margins beside, above and below its axes, and height of a row."""
 COLOURS = ("#1f5fa8", "#c2571a", "#2b7a3d", "#8a3a8f", "#7a6a00", "#5a5a5a", "#b0305a", "#137a7f")
 REAL = "#5a5a5a"
 
 
 def forest(rows: Rows, title: str, digits: int = 3) -> Markup:
-    """Draw one line a row: a dot at the value (a square for real patches), a bar over its interval, and both as text.
+    """Draw a forest plot: a dot at each value (a square for real patches), a bar over its interval, and both as text.
 
-    The axis always reaches 0; values are written with ``digits`` after the point.
+    The axis always includes 0; values are written with ``digits`` after the point.
     """
 
     def draw(axes: Axes) -> None:
@@ -166,7 +166,7 @@ def forest(rows: Rows, title: str, digits: int = 3) -> Markup:
 
 
 def curves(rows: Rows, title: str, first: int, x_label: str) -> Markup:
-    """Draw curves over a shared axis of counts that starts at ``first``; each has its label at its end."""
+    """Draw curves over a shared axis of counts from ``first``, each labelled at its end."""
     height = 320
     inside = height - TOP - BOTTOM
 
@@ -178,7 +178,7 @@ def curves(rows: Rows, title: str, first: int, x_label: str) -> Markup:
         low, high = min(0.0, low), max(0.05, high)
         axes.set(xlabel=x_label, ylim=(low, high))
         order = sorted(range(len(rows)), key=lambda k: rows[k][1][-1])
-        places = _apart([(rows[k][1][-1] - low) / (high - low) * inside for k in order], 16, inside)
+        places = _spread_labels([(rows[k][1][-1] - low) / (high - low) * inside for k in order], 16, inside)
         for k, place in zip(order, places, strict=True):
             label, values, real = rows[k]
             colour = REAL if real else COLOURS[k % len(COLOURS)]
@@ -192,8 +192,8 @@ def curves(rows: Rows, title: str, first: int, x_label: str) -> Markup:
     return _chart(title, height, 60, 250, draw)
 
 
-def _apart(places: list[float], least: float, last: float) -> list[float]:
-    """Move ascending places so far apart that their labels can be read, none beyond ``last``."""
+def _spread_labels(places: list[float], least: float, last: float) -> list[float]:
+    """Move ascending positions apart so that their labels can be read, none beyond ``last``."""
     out: list[float] = []
     for place in places:
         out.append(max(place, out[-1] + least) if out else place)
@@ -250,14 +250,14 @@ EDIT_CAVEATS = (
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What an evaluation found.
+    """Report of an evaluation.
 
     Attributes
     ----------
     html, json
-        The report, one self-contained page, and its figures.
+        One self-contained page, and its figures.
     claims
-        Whether each true condition beats its controls.
+        Comparisons of each true condition with its controls.
     facts
         Contents of the JSON file.
     """
@@ -276,7 +276,7 @@ class EvaluationReport:
 def about_checkpoint(
     plan: Plan, model: PatchModel, sections: Sequence[Section], request: EvaluationRequest, seconds: float
 ) -> dict[str, Any]:
-    """Return what an evaluation of a checkpoint is about; JSON types only."""
+    """Return the subject of an evaluation of a checkpoint, in JSON types."""
     card = plan.card
     return {
         "kind": "checkpoint",
@@ -299,7 +299,7 @@ def about_checkpoint(
 
 
 def about_section(section: Section) -> dict[str, Any]:
-    """Return what is said of a section."""
+    """Return the description of a section."""
     return {
         "name": section.name,
         "spots": len(section.spots),
@@ -318,14 +318,14 @@ def check_report(folder: Path, about: Mapping[str, Any], resume: bool) -> None:
     folder
         The evaluation's folder.
     about
-        What the evaluation is about.
+        Subject of the evaluation.
     resume
-        Whether it may go on in a folder that holds it; other metrics of the same patches are the same evaluation.
+        Whether a folder that holds it is continued; other metrics of the same patches are the same evaluation.
 
     Raises
     ------
     StoreError
-        The folder holds the report of something else, or an evaluation and ``resume`` was not asked for.
+        The folder holds another report, or an evaluation and ``resume`` is False.
     """
     if os.path.lexists(folder) and not folder.is_dir():
         raise StoreError(f"{folder} cannot be written: it is no folder; give another --output")
@@ -339,7 +339,7 @@ def check_report(folder: Path, about: Mapping[str, Any], resume: bool) -> None:
 
 
 def _work_of(about: Mapping[str, Any]) -> Work:
-    """Return what signs a report: all that its patches depend on, which the metrics are not."""
+    """Return the signature of a report: all that its patches depend on, but not the metrics."""
     request = {
         name: value
         for name, value in about.get("request", {}).items()
@@ -362,12 +362,12 @@ def write_report(
     command: str,
     counterfactual: CheckFigures | None = None,
 ) -> EvaluationReport:
-    """Write ``report.json`` and ``report.html`` into a folder; ``counterfactual`` is what was found of edits of real tissue, if it was asked.
+    """Write ``report.json`` and ``report.html`` into a folder; ``counterfactual`` are the figures of edits of real tissue, if requested.
 
     Raises
     ------
     StoreError
-        It cannot be written, or the folder holds the report of something else.
+        It cannot be written, or the folder holds another report.
     """
     facts = {
         "synthetic": True,

@@ -1,4 +1,4 @@
-"""Evaluate results that are in a store: the same measures of their patches, beside the real ones. Nothing is synthesized."""
+"""Evaluation of stored results by the same measures, beside the real patches. Nothing is synthesized."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..synthesis.result import NO_PATCH, Finished
 from ..tissue.crops import read_patches
 from .cases import MIN_SPOTS
 from .evaluate import OUTPUT, Evaluated
-from .figures import Evidence, figures_of
+from .figures import Measurements, figures_of
 from .measures import CaseValues, PatchMetrics, find_lpips
 from .report import about_section, check_report, write_report
 from .spaces import FeatureSpace, open_spaces
 
 Family = Sequence[Finished]
-"""Results of the same spots at the same scale, which can be compared spot by spot."""
+"""Results of the same spots at the same scale, comparable spot by spot."""
 
 
 def evaluate_result(
@@ -45,23 +45,23 @@ def evaluate_result(
     Parameters
     ----------
     result
-        A SpatialData store with results, or results at hand.
+        A SpatialData store with results, or results in memory.
     output
         Folder for the report.
     runs
-        Results of the store to take; all where none is named.
+        Results of the store to take; none: all.
     feature_spaces
-        By name; ``encoder`` needs the checkpoint.
+        Names of spaces; ``encoder`` needs the checkpoint.
     checkpoint
         The checkpoint that made them, for its encoder.
     section, fullres
-        Where the slide is, if the store does not lead there.
+        Location of the slide, if the store does not refer to it.
     draws
         Bootstrap samples.
     command
-        For the report.
+        Command line for the report.
     resume
-        Replace the report of the same results that is in the folder; start where there is none.
+        Whether to replace the report of the same results in the folder; starts where there is none.
     cancel
         Asked between results.
 
@@ -105,7 +105,7 @@ def evaluate_result(
             done += 1
             if one.source != "as made":
                 notes.append(f"patches of {one.name} are {one.source}")
-        figures.append(figures_of(_evidence(family, metrics, cases), draws))
+        figures.append(figures_of(_measurements(family, metrics, cases), draws))
     about = _about(results, spaces, notes)
     command = command or "napari_stmdit.evaluate_result(...) from Python"
     return Evaluated(folder, done, len(results), write_report(folder, about, figures, command))
@@ -160,7 +160,7 @@ def _description(one: Finished) -> str:
 
 
 def _baseline(one: Finished, family: Family) -> Finished | None:
-    """Return the same request without its edits, where it is among the results; of an edit of real tissue that is the slide, no result."""
+    """Return the result of the same request without its edits, if there is one; edited real tissue has the slide instead."""
     if one.provenance.get("counterfactual") or not any(edit.enabled for edit in one.request.edits):
         return None
     return next((other for other in family if _same(one, other, "edits") and not other.request.edits), None)
@@ -171,7 +171,7 @@ def _same(a: Finished, b: Finished, *but: str) -> bool:
     return bool(a is not b and a.request.model_dump(exclude=left_out) == b.request.model_dump(exclude=left_out))
 
 
-def _evidence(family: Family, metrics: PatchMetrics, cases: list[CaseValues]) -> Evidence:
+def _measurements(family: Family, metrics: PatchMetrics, cases: list[CaseValues]) -> Measurements:
     plain = [one for one in family if not any(edit.enabled for edit in one.request.edits)]
     compared = [
         (a.name, b.name)
@@ -182,7 +182,9 @@ def _evidence(family: Family, metrics: PatchMetrics, cases: list[CaseValues]) ->
     edits = [(one.name, base.name) for one in family if (base := _baseline(one, family)) is not None]
     spots = tuple(patch.spot_id for patch in family[0].patches)
     title = f"{_names(family)} in {family[0].section.name}"
-    return Evidence(title, np.zeros(len(spots), dtype=np.int64), spots, metrics.real, (), tuple(cases), compared, edits)
+    return Measurements(
+        title, np.zeros(len(spots), dtype=np.int64), spots, metrics.real, (), tuple(cases), compared, edits
+    )
 
 
 def _about(results: Sequence[Finished], spaces: Sequence[FeatureSpace], notes: Sequence[str]) -> dict[str, Any]:

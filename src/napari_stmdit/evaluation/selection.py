@@ -1,4 +1,4 @@
-"""What an edit changes over all spots of a result: before, after, the difference with its interval, and what chance alone would change."""
+"""Effect of an edit over all spots of a result: before, after, difference with interval, and change by chance alone."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from .measures import STATISTICS, statistics_of
 from .statistics import DRAWS, Interval, mean_draws, spot_weights
 
 MAX_SPOTS = 400
-"""Spots that are measured of a larger result, evenly spaced in its order."""
+"""Maximum number of spots to measure, evenly spaced in the result's order."""
 MAX_CHANCE_SPOTS = 12
-"""Spots that are synthesized with two seeds to see what chance alone changes."""
+"""Maximum number of spots synthesized with two seeds to estimate chance."""
 VISIBLE = 1.0
-"""Mean change of a pixel, in grey levels of 255, below which nobody sees it: rounding to 8 bit moves a pixel by up to half of one."""
+"""Smallest visible mean change of a pixel, in grey levels of 255: rounding to 8 bit moves a pixel by up to half of one."""
 MEASURES = {"haematoxylin": 3, "nuclei": 0, "blank": 3}
-"""Measures of `STATISTICS` that are shown, with digits after the point. Eosin by fixed stain vectors is negative on some slides."""
+"""Keys of `STATISTICS` to show -> digits after the point. Eosin by fixed stain vectors is negative on some slides."""
 NO_SEED = (
     "The edit itself has no chance in it: from the tissue's own noise, the same spots without an edit are the slide, so their difference "
     "is 0. Chance is what another seed alone changes in new tissue of such spots."
@@ -68,12 +68,11 @@ class Row:
     key, name, digits
         Of the measure; its name has the unit.
     before, after
-        Means over the spots; None of the change of a pixel, which has neither.
+        Means over the spots; None for the change of a pixel, which has neither.
     change
         Mean difference, with its 95 % interval over spots.
     chance
-        Half the range, about 0, that holds 95 % of the differences that another seed alone would make of as many spots; None where that
-        was not asked for.
+        Half width, about 0, of the 95 % range of differences by another seed alone over as many spots; None where it was not estimated.
     """
 
     key: str
@@ -86,7 +85,7 @@ class Row:
 
     @property
     def beyond_chance(self) -> bool | None:
-        """Whether the difference is larger than 95 % of those that chance makes; None where chance is not known."""
+        """Whether the difference exceeds 95 % of those by chance; None where chance is not known."""
         return None if self.chance is None else bool(abs(self.change.value) > self.chance)
 
     @property
@@ -112,20 +111,20 @@ class Row:
 
 @dataclass(frozen=True)
 class EditEffect:
-    """What an edit changes over the spots of a result.
+    """Effect of an edit over the spots of a result.
 
     Attributes
     ----------
     rows
         One for each measure; the first is the mean change of a pixel, in grey levels.
     spots, of
-        How many spots were measured, and how many the result has.
+        Number of spots measured, and of the result.
     before
-        What it is compared with, in words.
+        Description of the baseline.
     chance_spots
-        How many spots were synthesized with two seeds; 0 where chance was not asked for.
+        Number of spots synthesized with two seeds; 0 where chance was not estimated.
     edited_tissue
-        Whether the tissue of the slide was edited, so that the edit itself has no chance in it.
+        Whether real tissue was edited, so that the edit itself has no chance in it.
     """
 
     rows: tuple[Row, ...]
@@ -137,12 +136,12 @@ class EditEffect:
 
     @property
     def visible(self) -> bool:
-        """Whether pixels change enough on average to be seen."""
+        """Whether the mean change of pixels is visible."""
         return self.rows[0].change.value >= VISIBLE
 
     @property
     def words(self) -> str:
-        """The answer first, then a line for each measure, and what chance is."""
+        """The answer first, then a line for each measure, and the role of chance."""
         change = self.rows[0].change.value
         seen = "" if self.visible else ": not visible"
         spots = counted(self.spots, "spot")
@@ -194,7 +193,7 @@ class EditEffect:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the result's record keeps; JSON types only."""
+        """The effect for the result's record, in JSON types."""
         return {
             "spots": self.spots,
             "of": self.of,
@@ -215,7 +214,7 @@ class EditEffect:
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> EditEffect | None:
-        """Return what a result's record keeps; None where it keeps nothing that can be read."""
+        """Return the effect in a result's record; None where there is none that can be read."""
         try:
             facts = dict(record["effect"])
             rows = []
@@ -231,13 +230,13 @@ class EditEffect:
             return None
 
     def recorded_in(self, result: Result) -> Result:
-        """Return the result with these numbers in its record, which a store then keeps."""
+        """Return the result with this effect in its record, which a store then keeps."""
         return replace(result, provenance={**result.provenance, "effect": self.facts})
 
 
 @dataclass(frozen=True)
 class Chance:
-    """What another seed alone changes at m spots: differences of the measures (m, k), and mean changes of a pixel (m,)."""
+    """Change by another seed alone at m spots: differences of the measures (m, k), and mean changes of a pixel (m,)."""
 
     differences: Array = field(repr=False)
     pixels: Array = field(repr=False)
@@ -250,16 +249,16 @@ def measure_edit(
     model: PatchModel | None = None,
     draws: int = DRAWS,
 ) -> EditEffect:
-    """Measure what an edit changes over all spots of a result.
+    """Measure the effect of an edit over all spots of a result.
 
     Parameters
     ----------
     result
-        With edits, of a run or read back from a store. Edited tissue is compared with its slide.
+        Result with edits, of a run or from a store. Edited tissue is compared with its slide.
     baseline
-        Of new tissue: the same request without its edits.
+        For new tissue: the result of the same request without its edits.
     model
-        The checkpoint; where it is given, up to `MAX_CHANCE_SPOTS` spots are synthesized with two seeds, for what chance alone changes.
+        The checkpoint; if given, up to `MAX_CHANCE_SPOTS` spots are synthesized with two seeds to estimate chance.
     draws
         Bootstrap samples of the spots.
 
@@ -318,16 +317,16 @@ def _measured(result: Result | StoredResult, baseline: Result | StoredResult | N
 def chance_steps(
     result: Result | StoredResult, model: PatchModel, cancel: CancelToken | None = None
 ) -> Iterator[tuple[Chance | None, Progress]]:
-    """Synthesize some spots of a result twice, without its edits and with two seeds; yield the chance, None until it is known.
+    """Synthesize spots of a result without its edits with two seeds; yield the chance, None until it is known.
 
     Parameters
     ----------
     result
-        With edits.
+        Result with edits.
     model
         The checkpoint that made it.
     cancel
-        Asked at every denoising step; the chance then stays unknown.
+        Asked at every denoising step; once cancelled, chance stays unknown.
 
     Raises
     ------
@@ -363,10 +362,10 @@ def chance_steps(
 
 
 def with_chance(effect: EditEffect, chance: Chance, draws: int = DRAWS) -> EditEffect:
-    """Return the effect beside what chance alone changes.
+    """Return the effect with the change by chance alone.
 
-    Two seeds are exchangeable, so that each spot's difference may as well have the other sign: the means of the differences with random
-    signs are those that chance makes. From m spots they are scaled to as many as the effect is of.
+    Two seeds are exchangeable, so each spot's difference may equally have the other sign: means of the differences under random signs are the
+    null distribution (a sign-flip test). It is scaled from m spots to the number of the effect.
     """
     signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(draws, len(chance.pixels)))
     scale = np.sqrt(len(chance.pixels) / effect.spots)
@@ -447,7 +446,7 @@ def _interval(facts: Mapping[str, Any]) -> Interval:
 
 
 def _as_recorded(interval: Interval) -> Interval:
-    """Return an interval as a record keeps it, so that the same numbers are read everywhere."""
+    """Return an interval as a record keeps it, rounded."""
     return _interval(interval.facts)
 
 

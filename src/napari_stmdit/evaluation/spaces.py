@@ -1,4 +1,4 @@
-"""Feature spaces in which sets of patches are compared. Distances from two spaces are not comparable and are never mixed."""
+"""Feature spaces to compare sets of patches in. Distances of two spaces are not comparable and are never mixed."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ DEFAULT = ("encoder", "random")
 KNOWN = "encoder, random, uni2h, uni2h=FILE or timm:NAME=FILE.safetensors"
 COMPONENTS = 32
 RIDGE = 1e-4
-"""Added to the diagonal of a covariance, so that few samples do not make it singular."""
+"""Ridge on the diagonal of a covariance, against singularity with few samples."""
 
 Array = NDArray[np.float64]
 
 
 class FeatureSpace(Protocol):
-    """A feature extractor for patches."""
+    """Feature extractor for patches."""
 
     @property
     def name(self) -> str:
-        """What the space is called in reports; two spaces of one name are the same."""
+        """Name in reports; spaces of one name are the same."""
         ...
 
     def features(self, patches: NDArray[np.uint8]) -> Array:
@@ -42,7 +42,7 @@ class FeatureSpace(Protocol):
 
 
 class EncoderStatistics:
-    """Means and spreads of a checkpoint's small convolutional encoder, before they are whitened.
+    """Means and spreads of a checkpoint's small convolutional encoder, before whitening.
 
     A checkpoint that is conditioned on its own encoder is favoured in this space: compare with another.
     """
@@ -59,7 +59,7 @@ class EncoderStatistics:
 class RandomConvolutions:
     """Means of three layers of random, rectified convolutions: a space that no model was trained in or conditioned on.
 
-    Random weights keep texture statistics apart well enough to serve as a control (compare Ustyuzhaninov et al. 2017, "What does it
+    Random weights separate texture statistics well enough to serve as a control (compare Ustyuzhaninov et al. 2017, "What does it
     take to generate natural textures?", ICLR).
     """
 
@@ -124,16 +124,16 @@ class Uni2hVectors:
 
 
 class TorchSpace:
-    """Feature space of any torch network that the user has built.
+    """Feature space of any torch network.
 
     Parameters
     ----------
     network
-        Takes (B, 3, image_px, image_px) float32 and returns (B, d) or (B, d, h, w), of which the mean over places is taken.
+        Takes (B, 3, image_px, image_px) float32 and returns (B, d), or (B, d, h, w), which is averaged over (h, w).
     name
-        Name of the space; say the network, its weights and their version.
+        Name of the space: the network, its weights and their version.
     image_px
-        Side of the network's images; the whole patch is resized to it by Pillow's bicubic filter.
+        Side of the network's images, to which patches are resized by Pillow's bicubic filter.
     mean, std
         Of red, green and blue in 0 to 1, with which the network was trained.
     """
@@ -195,7 +195,7 @@ def open_spaces(names: Sequence[str], model: PatchModel | None) -> tuple[Feature
     Raises
     ------
     RequestError
-        With every name that is unknown, twice, or cannot be opened, and why.
+        With every name that is unknown, repeated, or cannot be opened, and why.
     """
     spaces: list[FeatureSpace] = []
     faults = []
@@ -294,7 +294,7 @@ def _timm(name: str, file: Path) -> FeatureSpace:
 
 
 def quarters(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Cut (n, h, w, 3) patches into their four quarters, (4n, h / 2, w / 2, 3): more samples for a distance between sets."""
+    """Cut (n, h, w, 3) patches into quarters, (4n, h / 2, w / 2, 3): more samples for a distance between sets."""
     y, x = patches.shape[1] // 2, patches.shape[2] // 2
     return np.concatenate([patches[:, :y, :x], patches[:, :y, x:], patches[:, y:, :x], patches[:, y:, x:]])
 
@@ -348,12 +348,11 @@ def polynomial_kernel(a: Array, b: Array) -> Array:
 
 
 def kernel_distance(a: Array, b: Array, paired: bool = False) -> float:
-    """Return the squared maximum mean discrepancy of two sets (n, d) and (m, d) under the polynomial kernel, unbiased: it may fall below 0.
+    """Return the unbiased squared maximum mean discrepancy of sets (n, d) and (m, d) under the polynomial kernel; it may be below 0.
 
-    Gretton et al. 2012, J. Mach. Learn. Res. 13:723-773, lemma 6.
-
-    ``paired``: row i of both belongs to one spot. The two are then not independent, and the pairs of a spot with itself are left out
-    (their equation 4); a set compared with itself is then at exactly 0. Sets that do not fit raise ValueError.
+    Gretton et al. 2012, J. Mach. Learn. Res. 13:723-773, lemma 6. ``paired``: row i of both belongs to one spot. The two are then not
+    independent, and pairs of a spot with itself are left out (equation 4); a set compared with itself gives exactly 0. Sets of different
+    shape raise ValueError.
     """
     _check_sets(a, b, paired)
     ones = np.ones((1, len(a))), np.ones((1, len(b)))
@@ -361,7 +360,7 @@ def kernel_distance(a: Array, b: Array, paired: bool = False) -> float:
 
 
 def kernel_distance_draws(a: Array, b: Array, weights: Array, paired: bool = True) -> Array:
-    """Return `kernel_distance` of every bootstrap sample of the spots, (draws,), both sets being drawn together.
+    """Return `kernel_distance` of every bootstrap sample of the spots, (draws,), both sets drawn together.
 
     A spot is never compared with its own copy in a sample, so that repeats do not make a set look alike.
     """
@@ -377,7 +376,7 @@ def _check_sets(a: Array, b: Array, paired: bool) -> None:
 
 
 def _kernel_distances(a: Array, b: Array, u: Array, v: Array, paired: bool) -> Array:
-    """Mean kernel within both sets minus twice that across, under each row of weights u (draws, n) and v (draws, m)."""
+    """Return the mean kernel within both sets minus twice that across, under each row of weights u (draws, n) and v (draws, m)."""
 
     def mean(kernel: Array, p: Array, q: Array, without_diagonal: bool) -> Any:
         total, norm = ((p @ kernel) * q).sum(axis=1), p.sum(axis=1) * q.sum(axis=1)

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over spots: of means, of correlations, and of whatever is computed from drawn rows."""
+"""Bootstrap intervals over spots: of means, of correlations, and of any statistic of drawn rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class IntervalFacts(TypedDict):
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its bootstrap interval, from ``n`` spots; nan where it cannot be told."""
+    """Value with its bootstrap interval from ``n`` spots; nan where it is not known."""
 
     value: float
     low: float
@@ -46,30 +46,30 @@ class Interval:
 
     @classmethod
     def about(cls, value: float, draws: ArrayLike, n: int) -> Interval:
-        """Return the spread of the draws about their own mean, put around the value.
+        """Return the spread of the draws about their own mean, centred on the value.
 
-        For distances between distributions: a sample drawn with replacement repeats itself, which alone raises the distance.
+        For distances between distributions: sampling with replacement repeats spots, which alone raises the distance.
         """
         spread = np.asarray(draws, dtype=float)
         return cls.of(value, value + spread - spread.mean(), n)
 
     @property
     def facts(self) -> IntervalFacts:
-        """JSON types alone; null for what cannot be told."""
+        """The interval in JSON types; null for what is not known."""
         value, low, high = (round(v, 5) if np.isfinite(v) else None for v in (self.value, self.low, self.high))
         return {"value": value, "low": low, "high": high, "n": self.n}
 
 
 def resampled(statistic: Callable[[Rows], float], n: int, draws: int, seed: int) -> Interval:
-    """Return a statistic of n rows, with its interval from samples of the rows with replacement."""
+    """Return a statistic of n rows, with its bootstrap interval over the rows."""
     rng = np.random.default_rng(seed)
     return Interval.of(statistic(np.arange(n)), [statistic(rng.integers(0, n, n)) for _ in range(draws)], n)
 
 
 def spot_weights(groups: NDArray[np.int64], draws: int = DRAWS, seed: int = 0) -> Array:
-    """Return how often each spot is drawn in each bootstrap sample, (draws, n); each section keeps its number of spots.
+    """Return the counts of each spot in each bootstrap sample, (draws, n), stratified by section, ``groups`` (n,).
 
-    All metrics of an evaluation take the same samples, so that their differences are paired. ``groups`` (n,) is the section of each spot.
+    All metrics of an evaluation share the samples, so that their differences are paired.
     """
     rng = np.random.default_rng(seed)
     weights = np.zeros((draws, len(groups)))
@@ -85,9 +85,9 @@ def correlation_draws(a: Array, b: Array, weights: Array) -> tuple[Array, Array]
 
 
 def _weighted_correlations(a: Array, b: Array, weights: Array) -> Array:
-    """Pearson correlation of each column of two (n, k) arrays under each row of weights (m, n): (m, k).
+    """Return Pearson correlations of the columns of two (n, k) arrays under each row of weights (m, n): (m, k).
 
-    A column in which one side is constant tells nothing: its correlation counts as 0.
+    A column that is constant on one side counts as 0.
     """
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)  # keeps the sums below small
     share = weights / weights.sum(axis=1, keepdims=True)

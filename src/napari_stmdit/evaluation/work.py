@@ -1,4 +1,4 @@
-"""The patches of an evaluation, case by case and seed by seed, kept in its folder so that one that was stopped goes on."""
+"""Patches of an evaluation by case and seed, kept in its folder so that a stopped one continues."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from ..synthesis.models import Pasted, PatchModel
 from ..synthesis.session import Session
 from ..types import Plan, Section
 from .cases import COMPARED, EDITED, MIN_SPOTS, Case, EvaluationRequest
-from .figures import Evidence
-from .held_out import SpotSet
-from .measures import CaseValues, PatchMetrics
+from .figures import Measurements
+from .measures import CaseValues, PatchMetrics, SpotSet
 from .reading import ExpressionReader, log_levels
 
 STACKS = "stacks"
@@ -40,7 +39,7 @@ class Stack:
     images
         (n, side, side, 3) uint8.
     made
-        (n,) bool: which patches are there. One that came out as not finite never is.
+        (n,) bool: finished patches. One that is not finite never is.
     """
 
     images: NDArray[np.uint8]
@@ -48,7 +47,7 @@ class Stack:
 
 
 class StackFolder:
-    """Where finished patches are kept; each file is named by all that its pixels depend on.
+    """Folder of finished patches; each file is named by all that its pixels depend on.
 
     Parameters
     ----------
@@ -69,7 +68,7 @@ class StackFolder:
             raise StoreError(f"{folder} cannot be written: {error.strerror}; give another --output") from error
 
     def load(self, key: str, count: int, side: int) -> Stack:
-        """Return what is kept under a key; an empty stack where there is nothing, or something damaged."""
+        """Return the stack of a key; empty where there is none, or it is damaged."""
         empty = Stack(np.zeros((count, side, side, 3), np.uint8), np.zeros(count, dtype=bool))
         path = self._path(key)
         if not path.is_file():
@@ -83,7 +82,7 @@ class StackFolder:
         return stack if fits else empty
 
     def save(self, key: str, stack: Stack) -> None:
-        """Keep a stack, whole or not; the file appears at once or not at all."""
+        """Write a stack, complete or not, atomically."""
         path = self._path(key)
         try:
             write_atomically(path, lambda file: np.savez(file, images=stack.images, made=stack.made))
@@ -96,13 +95,13 @@ class StackFolder:
         return self.folder / f"{key}.npz"
 
 
-class Naming:
-    """Names stacks by what they depend on: section, checkpoint, request, dtype and code.
+class StackNaming:
+    """StackNaming of stacks by what they depend on: section, checkpoint, request, dtype and code.
 
     Parameters
     ----------
     section, model
-        Of all plans, which are for the same spots: what of the slide they read, which takes a while to find, differs by morphology alone.
+        Of all plans, which share their spots; the part of the slide that they read depends on the morphology condition alone.
     """
 
     def __init__(self, section: Section, model: PatchModel) -> None:
@@ -110,7 +109,7 @@ class Naming:
         self._inputs: dict[tuple[str, str], dict[str, Any]] = {}
 
     def key(self, plan: Plan, further: str = "") -> str:
-        """Return the name of a plan's stack; ``further`` tells conditions apart that the request does not."""
+        """Return the name of a plan's stack; ``further`` distinguishes conditions that the request does not hold."""
         request = plan.request.model_dump(mode="json", exclude={"section", "checkpoint", "allow_gene_mismatch"})
         conditions = plan.request.morphology, plan.request.expression
         if conditions not in self._inputs:
@@ -127,7 +126,7 @@ def synthesize_stack(
     cancel: CancelToken,
     conditions: Conditions | None = None,
 ) -> Iterator[tuple[Stack, Progress | None]]:
-    """Compute what a stack lacks; yields it as it grows, with the run's progress."""
+    """Synthesize the missing patches of a stack; yields it as it grows, with the run's progress."""
     images, made = before.images.copy(), before.made.copy()
     done = frozenset(np.flatnonzero(made).tolist())
     yield Stack(images, made), None
@@ -147,13 +146,13 @@ def synthesize_stack(
 
 
 SHIFT = 0.6
-"""Real patches that give a floor are taken so many patch sides away from their spots, at most, along each axis."""
+"""Maximum shift, in patch sides along each axis, of the real patches that give a floor."""
 SHIFTED = "real, shifted"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One stack to be made: case, seed number, number of the section, its plan, and conditions that no request can state."""
+    """Stack to be made: case, seed number, section number, plan, and conditions that no request can hold."""
 
     case: Case
     seed: int
@@ -191,7 +190,7 @@ class Work:
         return sum(len(plan) for plan in self.plans)
 
     def synthesize(self, batch: int, cancel: CancelToken) -> Generator[Progress, None, int]:
-        """Make what is not there yet and measure it; returns how many patches were dealt with, fewer than all where it was stopped."""
+        """Synthesize missing patches and measure all; return the number of patches handled, fewer than all where it was stopped."""
         done = 0
         yield Progress(0, self.total, 0, self.jobs[0].plan.steps, 0, self.watch.seconds)
         for case in self.cases:
@@ -212,7 +211,7 @@ class Work:
     def _make(
         self, job: Job, before: int, batch: int, cancel: CancelToken
     ) -> Generator[Progress, None, tuple[Stack, dict[str, str]]]:
-        """Make one stack, and keep what is finished of it however that ends; returns it with what could not be made."""
+        """Synthesize one stack and keep its finished patches however it ends; return it with the failures."""
         one = self.spots[job.group]
         stack = kept = self.stacks.load(job.key, len(job.plan), job.plan.card.patch_px)
         failed: dict[str, str] = {}
@@ -243,8 +242,8 @@ class Work:
         job = next(job for job in self.jobs if (job.case.key, job.seed, job.group) == (key, seed, group))
         return self.stacks.load(job.key, len(job.plan), job.plan.card.patch_px)
 
-    def evidence(self) -> Evidence:
-        """Put together what was measured, without spots that could not be made in every case."""
+    def measurements(self) -> Measurements:
+        """Collect the measurements, without spots that failed in any case."""
         groups = np.repeat(np.arange(len(self.spots)), [len(one) for one in self.spots])
         shifted = CaseValues(SHIFTED, "real patches near the spots, shifted", synthetic=False)
         card = self.model.card
@@ -262,7 +261,7 @@ class Work:
             some = "; ".join(f"{place.split('/', 1)[1]}: {why}" for place, why in list(self.lost.items())[:3])
             self.notes = (*self.notes, f"{int((~keep).sum())} spots were left out of all figures: {some}")
         names = ", ".join(one.section.name for one in self.spots)
-        return Evidence(
+        return Measurements(
             f"{card.name} on {names}",
             groups[keep],
             tuple(np.array([spot for one in self.spots for spot in one.ids])[keep].tolist()),
@@ -276,7 +275,7 @@ class Work:
         )
 
     def _intended(self) -> NDArray[np.float64] | None:
-        """(n, g) change of log(1 + counts per 10,000) that the edits make, totals being those of the unedited spots."""
+        """Return the (n, g) change of log(1 + counts per 10,000) by the edits, relative to the unedited totals."""
         if EDITED[0] not in self.values:
             return None
         parts = []

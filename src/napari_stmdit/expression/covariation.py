@@ -184,8 +184,8 @@ def _chosen(tables: dict[float, Array], measured: Array, yx: NDArray[np.float64]
         np.argsort(np.argsort(yx[:, longer], kind="stable"), kind="stable") * FOLDS // len(yx)
     )  # strips of neighbours
     groups = _groups(tables[min(tables)])
-    missed = {Settings(*each): 0.0 for each in product(RINGS, RANKS, SHRINKAGES)}
-    blind = 0.0
+    residual_ss = {Settings(*each): 0.0 for each in product(RINGS, RANKS, SHRINKAGES)}
+    total_ss = 0.0
     for width, number in product(tables, range(FOLDS)):
         out = fold == number
         table = tables[width]
@@ -197,7 +197,7 @@ def _chosen(tables: dict[float, Array], measured: Array, yx: NDArray[np.float64]
         scaled = loadings * scale[:, None]
         given_error, gram = error @ scaled, scaled.T @ scaled
         if width == min(tables):
-            blind += sum(float(total.sum() - total[group].sum()) for group in groups)
+            total_ss += sum(float(total.sum() - total[group].sum()) for group in groups)
         for rank, shrinkage in product(RANKS, SHRINKAGES):
             own = loadings[:, :rank]
             noise = _noise(own, spread, shrinkage)
@@ -209,9 +209,9 @@ def _chosen(tables: dict[float, Array], measured: Array, yx: NDArray[np.float64]
                 left = total.sum() - 2 * by @ (given_error[:, :rank] @ each) + size
                 own_share = by[:, None] * (scaled[group][:, :rank] @ each)
                 left -= ((error[:, group] - own_share) ** 2).sum()  # a group does not count for itself
-                missed[Settings(width, rank, shrinkage)] += float(left)
-    best = min(missed, key=lambda settings: missed[settings])
-    return best, 1 - missed[best] / max(blind, 1e-12)
+                residual_ss[Settings(width, rank, shrinkage)] += float(left)
+    best = min(residual_ss, key=lambda settings: residual_ss[settings])
+    return best, 1 - residual_ss[best] / max(total_ss, 1e-12)
 
 
 def _groups(table: Array) -> list[NDArray[np.int64]]:

@@ -106,7 +106,7 @@ def signed(edit: TableEdit) -> TableEdit:
 
 
 def table_fault(edit: TableEdit, spots: SpotTable) -> str | None:
-    """Say why the table of an edit cannot be applied to a section, or None where it can."""
+    """Return why the table of an edit cannot be applied to a section, or None where it can."""
     try:
         table = read_edit_table(edit)
     except GeneError as error:

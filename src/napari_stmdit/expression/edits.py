@@ -44,13 +44,13 @@ def apply_edits(
     Parameters
     ----------
     rows
-        (n,) rows of ``spots`` that are wanted; edits address spots by these rows' ids.
+        (n,) rows of ``spots``; edits address spots by these rows' ids.
     spots
         The section's spots.
     edits
-        Checked with `faults_of`; applied in order, disabled ones skipped. What follows them comes last.
+        Checked with `faults_of`; applied in order, disabled ones skipped. Following genes come last.
     programs, profiles
-        What programs and target profiles stand for.
+        Content of programs and target profiles.
     sources
         (n,) rows to take the counts from where that is not ``rows`` (the shuffled control).
     checkpoint_genes
@@ -158,7 +158,6 @@ def _moved(
     edits: Sequence[Edit],
     profiles: Mapping[str, Profile],
 ) -> NDArray[np.float32]:
-    """Return depths (n,) after the edits of the whole profile."""
     depth, measured = start.copy(), spots.relative_depth
     for edit in active_edits(edits):
         if not whole_profile_edit(edit):

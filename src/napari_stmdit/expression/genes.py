@@ -33,9 +33,9 @@ class GeneMatch:
     columns
         (w,) column of each wanted gene, -1 where the table lacks it. Of a symbol with several columns, the first.
     shared
-        How many of the wanted genes are there.
+        Number of wanted genes in the table.
     missing
-        Those that are not, in the order they were wanted.
+        The others, in the order they were wanted.
     ambiguous
         Wanted gene -> all its columns, where its symbol stands for several (as symbols with two Ensembl ids do). They are one
         gene to the user: `gather_counts` sums them.
@@ -70,9 +70,9 @@ def match_genes(wanted: tuple[str, ...], genes: Genes) -> GeneMatch:
 def target_columns(
     names: tuple[str, ...], genes: Genes, only: Sequence[str] = ()
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the columns (c,) of a target's genes, and the place of each in ``names``, -1 for a twin.
+    """Return the columns (c,) of a target's genes, and the place of each in ``names``, -1 for a duplicate.
 
-    Of a symbol with several columns the first takes the whole target. The others, its twins, go to zero: columns of one symbol are
+    Of a symbol with several columns the first takes the whole target, and its duplicates go to zero: columns of one symbol are
     summed when encoded.
     """
     match = match_genes(names, genes)
@@ -115,7 +115,7 @@ class _Index:
 
     @cached_property
     def _by_id(self) -> dict[str, list[int]]:
-        """By Ensembl id without version."""
+        """Columns by Ensembl id without version."""
         return _columns_by([_without_version(name) for name in self._ids])
 
     def _match(self, wanted: tuple[str, ...]) -> GeneMatch:

@@ -62,7 +62,7 @@ class GroupTable:
         return self.table[self.table["kind"] == kind].head(count)
 
     def write(self, path: str | Path) -> None:
-        """Write the table as CSV, with what was compared in its first line, behind #; a file that is there is replaced."""
+        """Write the table as CSV, with the comparison in its first line, behind #; an existing file is replaced."""
         rows = self.table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         write_text(Path(path).expanduser(), f"# {self.statement}\n{rows}")
 

@@ -173,7 +173,7 @@ class StmditAutoencoder(ModelMixin, ConfigMixin):
 
 
 def _zero(layer: nn.Conv2d) -> nn.Conv2d:
-    """Zero a convolution, so that the branch it ends starts at zero."""
+    """Set a convolution to zero, so that the branch it ends starts at zero."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(_bias(layer))
     return layer

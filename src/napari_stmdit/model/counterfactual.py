@@ -376,7 +376,7 @@ def abduct(
             slopes.append(found)
         return layout.join(found, items, state)
 
-    yield from _march(slope, range(steps + 1), path.tau, data)
+    yield from _integrate(slope, range(steps + 1), path.tau, data)
     return Abduction(path, layout, conditions, torch.stack(states), torch.stack(slopes) if keep_slopes else None)
 
 
@@ -429,7 +429,7 @@ def predict(
     elif scale == 0 or not wanted.any():
         return change
     items = torch.from_numpy(np.flatnonzero(wanted))
-    against = _Against(transformer, abduction, edited, scale, items, batch)
+    against = _ChangeSlope(transformer, abduction, edited, scale, items, batch)
 
     def slope(node: int, state: Tensor) -> Work[Tensor]:
         found = yield from against.slope(node, state)
@@ -437,11 +437,11 @@ def predict(
             on_estimate(path.steps - node, path.latents(0, state - path.tau[node] * found))
         return found
 
-    change = yield from _march(slope, range(path.steps, -1, -1), path.tau, change)
+    change = yield from _integrate(slope, range(path.steps, -1, -1), path.tau, change)
     return path.latents(0, change)
 
 
-def _march(
+def _integrate(
     slope: Callable[[int, Tensor], Work[Tensor]], nodes: Sequence[int], tau: Sequence[float], state: Tensor
 ) -> Work[Tensor]:
     """Integrate over nodes, one call at each: Adams-Bashforth 2 as predictor, the trapezoid of the next call as corrector.
@@ -528,7 +528,7 @@ def decoded_change(vae: Any, latents: Tensor, change: Tensor, before: Tensor | N
 def counterfactual_fault(
     pipeline: Any, conditions: Sequence[str] = ("expression", "morphology"), lacking: Sequence[str] = ()
 ) -> str | None:
-    """Say in one sentence why a checkpoint cannot edit real tissue; None where it can.
+    """Return why a checkpoint cannot edit real tissue, in a sentence; None where it can.
 
     Parameters
     ----------
@@ -556,7 +556,7 @@ def counterfactual_fault(
 
 
 class _Sweeps:
-    """Counts sweeps over all items."""
+    """Counter of sweeps over all items."""
 
     def __init__(self, steps: int) -> None:
         self._steps, self._done = steps, 0
@@ -619,8 +619,8 @@ class _Network:
         return slopes.clone()
 
 
-class _Against:
-    """The slope of the change against an abducted path."""
+class _ChangeSlope:
+    """Slope of the change relative to an abducted path."""
 
     def __init__(
         self,

@@ -17,8 +17,15 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from .inference import add_product, attention, linear_gelu
-from .shapes import check_expression, check_latents, check_morphology, check_options
+from .inference import (
+    add_product,
+    attention,
+    check_expression,
+    check_latents,
+    check_morphology,
+    check_options,
+    linear_gelu,
+)
 
 TIME_WIDTH = 256
 NORM_EPS = 1e-6

@@ -145,7 +145,6 @@ def read_jobs(path: str | Path) -> tuple[Job, ...]:
 
 
 def _entries(sections: Any) -> dict[int, SectionEntry]:
-    """Return the valid entries, by their number."""
     found = {}
     for number, entry in enumerate(sections if isinstance(sections, list) else []):
         with suppress(ValidationError):  # reported by the validation of the whole
@@ -423,7 +422,6 @@ def run_batch(
 
 
 def _reason(error: Exception) -> str:
-    """Say why a job failed."""
     if isinstance(error, StmditError):
         return str(error)
     if isinstance(error, OSError):

@@ -255,8 +255,6 @@ def synthesize_shared(
 
 @dataclass
 class _SharedSynthesis:
-    """Run under way on a cluster."""
-
     client: Any
     task: Task
     plan: Plan
@@ -438,7 +436,6 @@ class _SharedSynthesis:
 
     @contextmanager
     def _run_on_workers(self) -> Iterator[None]:
-        """Register the run with all workers, and remove it at the end."""
         from .work import SharedRun
 
         self.client.register_plugin(SharedRun(self.name, replace(self.task)), name=self.name)
@@ -455,7 +452,6 @@ class _SharedSynthesis:
 
 
 def _workers(client: Any) -> set[str]:
-    """Return the addresses of the workers that are there."""
     return set(client.nthreads())
 
 

@@ -36,7 +36,7 @@ WAITS_S = (0.2, 1.0, 3.0)
 
 
 def patiently(action: Callable[[], T]) -> T:
-    """Call a file operation, and again after a pause where a network share fails for a moment."""
+    """Call a file operation, and retry after a pause where a network share fails briefly."""
     for pause in WAITS_S:
         try:
             return action()
@@ -57,7 +57,7 @@ def explained(folder: Path, then: str = "run again with --resume, what is finish
 
 
 def reason(error: OSError, folder: Path) -> str:
-    """Say what is wrong with a folder that cannot be written, and what to do about it."""
+    """Return a message on why a folder cannot be written, and what to do."""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return f"the disk with {folder} is full: make room"
@@ -122,12 +122,12 @@ _STALE_S = 86_400.0
 
 
 def sync(path: Path) -> None:
-    """Sync a file or the entries of a folder to the disk; a missing one is passed over.
+    """Flush a file or the entries of a folder to the disk; a missing one is skipped.
 
     Raises
     ------
     OSError
-        The content of a file could not be put there: the disk is full or faulty.
+        The content of a file could not be written: the disk is full or faulty.
     """
     is_file = path.is_file()
     with suppress(FileNotFoundError, PermissionError):  # Windows opens no folder
@@ -243,7 +243,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def bring_to_disk(path: Path) -> None:
-    """Sync a file, or every file of a folder, to the disk."""
+    """Flush a file, or every file of a folder, to the disk."""
     if path.is_dir():
         for file in path.rglob("*"):
             sync(file)
@@ -465,7 +465,7 @@ def digest(file: Path) -> str:
 
 
 def _what_is_there(place: Path) -> str | None:
-    """Say what is in a place; None where it is free or an empty folder."""
+    """Return a description of what is in a place; None where it is free or an empty folder."""
     if place.is_symlink():
         return f"is a link to {os.readlink(place)}"
     if not place.is_dir():

@@ -1,4 +1,4 @@
-"""How overlapping patches share a pixel."""
+"""Canvas in memory: boxes of patches, and blending where they overlap."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from ..types import CanvasFrame, PatchResult
 
 @lru_cache(maxsize=8)
 def even(patch_px: int) -> NDArray[np.float32]:
-    """Return the (patch_px, patch_px) float32 weight of an edited patch's pixels, wide: patches of one slide share their background."""
+    """Return the (patch_px, patch_px) float32 weights of an edited patch, wide: patches of one slide share their background."""
     window = np.sin(np.pi * (np.arange(patch_px) + 0.5) / patch_px) ** 2
     return np.asarray(np.maximum(window[:, None] * window[None], 1e-6), dtype=np.float32)
 
 
 @lru_cache(maxsize=8)
 def feather(patch_px: int) -> NDArray[np.float32]:
-    """Return the (patch_px, patch_px) float32 weight of a patch's pixels.
+    """Return the (patch_px, patch_px) float32 weights of a patch's pixels.
 
-    A Gaussian of the distance r to the patch's centre, exp(-r^2 / (2 s^2)) with s = patch_px / 11. Between two overlapping patches
-    the ratio of two such weights is a logistic function of the position, so each pixel goes to the nearer centre with a soft seam
-    (about 8 pixels wide at a distance of half a patch), whatever the order of pasting; averaging whole overlaps instead would
-    blur nuclei that do not coincide.
+    A Gaussian of the distance r to the patch's centre, exp(-r^2 / (2 s^2)) with s = patch_px / 11. The ratio of two such weights is a logistic
+    function of the position, so each pixel goes to the nearer centre with a soft seam (about 8 pixels wide at a distance of half a patch),
+    in any order of pasting. Averaging whole overlaps would blur nuclei that do not coincide.
     """
     axis = np.arange(patch_px) + 0.5 - patch_px / 2
     r2 = axis[:, None] ** 2 + axis[None, :] ** 2
@@ -40,7 +39,7 @@ def feather(patch_px: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Box:
-    """Where a patch lies: ``canvas`` in whole canvas pixels, ``source`` in full-resolution pixels, both (y0, x0, y1, x1)."""
+    """Box of a patch: ``canvas`` in whole canvas pixels, ``source`` in full-resolution pixels, both (y0, x0, y1, x1)."""
 
     canvas: tuple[int, int, int, int]
     source: tuple[float, float, float, float]
@@ -49,8 +48,8 @@ class Box:
 def boxes_around(centres: NDArray[np.float64], patch_px: int, pixel_size: float) -> list[Box]:
     """Return the box of a patch around each centre, snapped to the canvas grid.
 
-    The grid has its corner at the slide's corner and pixels of ``pixel_size`` full-resolution pixels. Snapping moves a patch by
-    at most half a canvas pixel, and reading the source at the snapped place means that pasting never resamples.
+    The grid starts at the slide's corner and has pixels of ``pixel_size`` full-resolution pixels. Snapping moves a patch by at most half a
+    canvas pixel, and pasting then never resamples.
 
     Parameters
     ----------
@@ -76,7 +75,7 @@ def box_at(corner: tuple[int, int], side: int, pixel_size: float) -> Box:
 
 
 BYTES_PER_PIXEL = 20
-"""Three float32 sums, one float32 weight, four uint8 channels; at most, as sums are held only where patches lie."""
+"""Bytes of a pixel: three float32 sums, one float32 weight, four uint8 channels; sums exist only under patches."""
 
 
 MAX_PIXELS = 150_000_000
@@ -84,7 +83,7 @@ MAX_PIXELS = 150_000_000
 
 
 def masked(result: PatchResult) -> NDArray[np.uint8]:
-    """Return a tile as (h, w, 4) uint8; nothing shows outside its mask."""
+    """Return a tile as (h, w, 4) uint8, transparent outside its mask."""
     assert result.mask is not None
     rgba = np.zeros((*result.mask.shape, 4), dtype=np.uint8)
     rgba[..., :3] = result.pixels * result.mask[..., None]
@@ -93,23 +92,23 @@ def masked(result: PatchResult) -> NDArray[np.uint8]:
 
 
 def fits_in_memory(frame: CanvasFrame) -> bool:
-    """Return whether a canvas is small enough for `MemoryCanvas`; others are held on disk."""
+    """Return whether a canvas fits in memory; others are kept on disk."""
     return frame.shape[0] * frame.shape[1] <= MAX_PIXELS
 
 
 class MemoryCanvas:
-    """A canvas held in memory.
+    """Canvas in memory.
 
     Attributes
     ----------
     frame
-        Its size and place.
+        Size and place.
     even
-        Whether overlapping patches are blended evenly, as edited ones of one slide are, or each pixel goes to the nearest.
+        Whether overlapping patches are blended evenly, as edited ones are, or each pixel goes to the nearest.
     rgba
         (height, width, 4) uint8, updated in place by `paste`; alpha is 0 where nothing was synthesized and 255 elsewhere.
     finished
-        Indices of the patches or tiles that were pasted.
+        Indices of the pasted patches or tiles.
     """
 
     def __init__(self, frame: CanvasFrame, even: bool = False) -> None:
@@ -121,7 +120,7 @@ class MemoryCanvas:
         self._patches: dict[int, NDArray[np.uint8]] = {}
 
     def paste(self, result: PatchResult) -> tuple[int, int, int, int]:
-        """Blend a patch in, or set a tile; return the box that changed, (y0, x0, y1, x1) in canvas pixels."""
+        """Blend a patch in, or set a tile; return the changed box, (y0, x0, y1, x1) in canvas pixels."""
         y0, x0, y1, x1 = result.patch.canvas_box
         self.finished.add(result.patch.index)
         if result.mask is not None:
@@ -143,10 +142,9 @@ class MemoryCanvas:
 
 
 class _Sums:
-    """Weighted sums of colours and of weights, (h, w, 4) float32, in square tiles that are made when they are first needed.
+    """Weighted sums of colours and of weights, (h, w, 4) float32, in square tiles allocated when needed.
 
-    One array as large as a whole section has rows so far apart that a patch touches fresh memory all over it: the system then
-    has to hand out ten times more than the patch is large, which takes longer than the blending.
+    In one large array a patch touches fresh memory pages in every row; getting these from the system takes longer than the blending.
     """
 
     SIDE = 256
@@ -155,7 +153,7 @@ class _Sums:
         self._tiles: dict[tuple[int, int], NDArray[np.float32]] = {}
 
     def under(self, box: tuple[int, int, int, int]) -> Iterator[tuple[NDArray[np.float32], tuple[slice, slice]]]:
-        """Yield the parts of tiles under a box (y0, x0, y1, x1), each with its place in the box."""
+        """Yield the parts of tiles under a box (y0, x0, y1, x1), each with its slices of the box."""
         y0, x0, y1, x1 = box
         side = self.SIDE
         for row in range(y0 // side, -(-y1 // side)):

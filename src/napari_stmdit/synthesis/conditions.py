@@ -1,4 +1,4 @@
-"""What the network is conditioned on: rows of expression after edits, shared morphology, and encodings kept for the next step."""
+"""Conditions of the network: expression after edits, shared morphology, and encodings kept for further steps."""
 
 from __future__ import annotations
 
@@ -35,23 +35,25 @@ if TYPE_CHECKING:
 
 
 MAX_GROUP_SPOTS = 256
-"""Spots of a group, evenly spaced over it, that are encoded to find their mean."""
+"""Maximum number of spots of a group to encode for their mean, evenly spaced over it."""
 DRAWN = 128
-"""Spots that are drawn for a profile that says how its genes spread."""
+"""Number of spots drawn from a profile with known spread."""
 BATCH = 16
 
 
 def arrivals(
     rows: NDArray[np.int64], section: Section, request: Request, model: PatchModel, profiles: Mapping[str, Profile]
 ) -> NDArray[np.float32] | None:
-    """Return what is added to the encoded expression of some spots.
+    """Return the correction that is added to the encoded expression of edited spots.
+
+    Counts can be moved to a profile's mean, but the encoding of the mean is not the mean of the encodings; this adds the difference.
 
     Parameters
     ----------
     rows
         (n,) rows of the section's table.
     section, request, model
-        What is synthesized from, its edits, and the checkpoint.
+        The section, a request with edits, and the checkpoint.
     profiles
         The checkpoint's and the request's.
 
@@ -71,16 +73,16 @@ def arrivals(
             found = found * (1 - weights)
         if not weights.any():
             continue
-        lacking = _lacking(int(rows[weights[:, 0].argmax()]), edit, section, model, profiles)
-        if lacking is not None:
-            found = weights * lacking + (0 if found is None else found)
+        missing = _missing_mean(int(rows[weights[:, 0].argmax()]), edit, section, model, profiles)
+        if missing is not None:
+            found = weights * missing + (0 if found is None else found)
     return None if found is None else found.astype(np.float32)
 
 
-def _lacking(
+def _missing_mean(
     row: int, edit: TowardsEdit, section: Section, model: PatchModel, profiles: Mapping[str, Profile]
 ) -> NDArray[np.float32] | None:
-    """Return the mean encoding (d,) of the spots of a target less the encoding of a spot that was moved there in counts."""
+    """Return the mean encoding (d,) of a target's spots minus the encoding of a spot moved there in counts."""
     spots = section.spots
     if edit.target_profile is None:
         group = spots.rows(edit.target_spots)
@@ -112,15 +114,15 @@ def _lacking(
 
 
 def drawn_spots(profile: Profile, spots: SpotTable) -> csr_matrix:
-    """Draw spots (n, g) that have the mean and the spread that a profile states, gene by gene, and the total that its depth says.
+    """Draw spots (n, g) with a profile's mean and spread of each gene, and its total.
 
-    A gene is at one level in some of them and at none in the others, the same at every call; levels above the mean in all of them are
-    normal around it.
+    A gene is at one level in a share of the spots and absent in the others, the same at every call.
     """
     assert profile.spread is not None and profile.depth is not None
     match = match_genes(profile.genes, spots.genes)
     there = match.columns >= 0
     mean, spread = (part[there].astype(np.float64) for part in (profile.mean, profile.spread))
+    # the two-point distribution with this mean and spread: level l in a share p has mean p l and variance p (1 - p) l^2
     level = mean + spread**2 / np.maximum(mean, 1e-9)
     share = np.where(mean > 0, mean / np.maximum(level, 1e-9), 0)
     rng = np.random.default_rng(0)
@@ -139,20 +141,20 @@ def drawn_spots(profile: Profile, spots: SpotTable) -> csr_matrix:
 
 
 MAX_BYTES = 256 * 2**20
-"""More than this goes to a temporary file."""
+"""Maximum size in memory; larger tables go to a temporary file."""
 
 
 class EncodedRows:
-    """A table of float32 rows that is filled once, in any order, and read many times.
+    """Table of float32 rows, filled once in any order and read many times.
 
-    Rows of more than `MAX_BYTES` together go to a temporary file that has no name: it vanishes with the process, however that ends.
+    A table of more than `MAX_BYTES` is an unnamed temporary file, which vanishes with the process.
 
     Parameters
     ----------
     count
-        Rows.
+        Number of rows.
     most_bytes
-        Largest table that is held in memory.
+        Maximum size in memory.
     """
 
     def __init__(self, count: int, most_bytes: int = MAX_BYTES) -> None:
@@ -163,7 +165,7 @@ class EncodedRows:
         self._file: Any = None
 
     def has(self, first: int, stop: int) -> bool:
-        """Return whether the rows from ``first`` up to ``stop`` were put."""
+        """Return whether the rows from ``first`` to before ``stop`` are filled."""
         return bool(self._filled[first:stop].all())
 
     def put(self, first: int, rows: NDArray[np.float32]) -> None:
@@ -184,7 +186,7 @@ class EncodedRows:
         self._filled[first:stop] = True
 
     def get(self, first: int, stop: int) -> NDArray[np.float32]:
-        """Return the rows from ``first`` up to ``stop``."""
+        """Return the rows from ``first`` to before ``stop``."""
         assert self._shape is not None  # they were put
         if self._memory is not None:
             return self._memory[first:stop]
@@ -193,7 +195,7 @@ class EncodedRows:
         return np.frombuffer(data, dtype=np.float32).reshape(stop - first, *self._shape)
 
     def close(self) -> None:
-        """Let go of the rows."""
+        """Release the rows."""
         self._memory = None
         if self._file is not None:
             self._file.close()
@@ -208,28 +210,28 @@ class EncodedRows:
 
 
 MEAN_OF = 64
-"""Spots whose crops are averaged for the section's mean morphology; evenly spaced over the table."""
+"""Number of spots, evenly spaced over the table, whose crops give the section's mean morphology."""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What all patches of a run are conditioned on.
+    """Conditions of all patches of a run.
 
     Attributes
     ----------
     counts
-        (n, g) sparse, edits applied, one row per patch of the plan, or per spot that its windows draw on; None where expression is
-        null. They are encoded batch by batch: a set of gene tokens takes a megabyte a spot.
+        (n, g) sparse, after edits, one row per patch of the plan or per spot that its windows read; None for null expression.
+        Encoded by batch, as gene tokens take a megabyte a spot.
     sources
-        (n,) id of the spot that each row of ``counts`` was measured at.
+        (n,) id of the spot at which each row of ``counts`` was measured.
     morphology
         (tokens, d) where all patches share it; None for null and where each patch has its own.
     depth
-        (n,) relative depth of the rows of ``counts``, edits applied; None without counts.
+        (n,) relative depth of the rows of ``counts``, after edits; None without counts.
     before
-        Where real tissue is edited: what was measured, row by row, and how morphology follows.
+        For an edit of real tissue: the measured rows, and the map from expression to morphology.
     arrival
-        (n, d) what is added to the encoding of each row, see `arrivals`; None: nothing.
+        (n, d) correction of the encoding of each row, see `arrivals`; None: none.
     """
 
     counts: csr_matrix | None
@@ -246,7 +248,7 @@ class Conditions:
         return replace(self, counts=self.before.counts, depth=self.before.depth, before=None, arrival=None)
 
     def expression(self, patches: Sequence[Patch], section: Section, model: PatchModel) -> NDArray[np.float32] | None:
-        """Encode the expression of some patches as (b, d) or (b, tokens, d); None for null."""
+        """Encode the expression of patches as (b, d) or (b, tokens, d); None for null."""
         if self.counts is None or self.depth is None:
             return None
         rows = [patch.index for patch in patches]
@@ -264,7 +266,7 @@ class Conditions:
         mix
             (b, n) weights of the rows of ``counts``; a place's weights sum to one.
         nearest
-            (b,) the row that weighs most, whose spot the place is told by.
+            (b,) row with the largest weight, whose id embeddings are looked up by.
         section, model
             The section, and the checkpoint that encodes.
         """
@@ -279,8 +281,7 @@ class Conditions:
 def mixed_counts(mix: csr_matrix, counts: csr_matrix) -> csr_matrix:
     """Return the (b, g) counts of places between spots, by (b, n) weights, which sum to one, of the spots' (n, g) counts.
 
-    Shares of the total and totals are averaged each on its own: the profile of a place is that of its spots, however deep each was
-    measured, and its total is their mean total.
+    Shares of the total and totals are averaged separately, so that deep spots do not dominate the profile of a place.
     """
     totals = np.maximum(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel(), 1.0)
     shares = mix.multiply(1 / totals[None]).tocsr() @ counts
@@ -303,7 +304,7 @@ def condition_rows(plan: Plan, section: Section, model: PatchModel) -> Condition
 
 
 def shuffled_rows(count: int, seed: int) -> NDArray[np.int64]:
-    """Return for each of ``count`` rows another row, never itself: the within-section shuffled control."""
+    """Return a derangement of ``count`` rows: the within-section shuffled control."""
     order = np.random.default_rng(seed).permutation(count)
     other = np.empty(count, dtype=np.int64)
     other[order] = np.roll(order, 1)
@@ -327,9 +328,9 @@ def conditioned_counts(
     section: Section,
     request: Request,
     profiles: Mapping[str, Profile],
-    seen: Sequence[str] | None = None,
+    checkpoint_genes: Sequence[str] | None = None,
 ) -> tuple[csr_matrix, NDArray[np.int64]]:
-    """Return the counts that a request gives some spots, after its edits.
+    """Return the counts of some spots after a request's edits.
 
     Parameters
     ----------
@@ -339,23 +340,23 @@ def conditioned_counts(
         The section, and a request whose expression is not null.
     profiles
         The checkpoint's, which edits may move towards; the request's own are added.
-    seen
+    checkpoint_genes
         Genes that may follow an edit, see `apply_edits`; None: all.
 
     Returns
     -------
     tuple
-        (n, g) sparse float32 counts, and the (n,) rows that they were measured at: ``rows``, but for the shuffled control.
+        (n, g) sparse float32 counts, and the (n,) rows they were measured at: ``rows``, but for the shuffled control.
     """
     sources = rows
     if request.expression == "shuffled":
         sources = shuffled_rows(len(section.spots), request.seed)[rows]
     programs, known = known_programs(request.programs), {**profiles, **as_profiles(request.profiles)}
-    return apply_edits(rows, section.spots, request.edits, programs, known, sources, seen), sources
+    return apply_edits(rows, section.spots, request.edits, programs, known, sources, checkpoint_genes), sources
 
 
 def spot_rows(plan: Plan) -> NDArray[np.int64]:
-    """Rows of the section's table that `Conditions.counts` holds, in its order."""
+    """Return the rows of the section's table in `Conditions.counts`, in order."""
     if plan.windows is not None:
         return np.unique(plan.windows.rows)
     return np.array([patch.row for patch in plan.patches], dtype=np.int64)
@@ -374,7 +375,7 @@ def _shared_morphology(plan: Plan, section: Section, model: PatchModel) -> NDArr
 def shared_morphology_boxes(
     plan: Plan, section: Section
 ) -> tuple[NDArray[np.int64], list[tuple[float, float, float, float]]]:
-    """Return rows of the spots whose crops give the morphology that all patches share (``mean`` or a spot's), and where they are read."""
+    """Return rows of the spots whose crops give the shared morphology (``mean`` or a spot's), and the boxes to read."""
     spots, card = section.spots, plan.card
     if plan.request.morphology == "mean":
         rows = np.unique(np.linspace(0, len(spots) - 1, min(MEAN_OF, len(spots))).round().astype(np.int64))

@@ -27,24 +27,24 @@ if TYPE_CHECKING:
     from .session import Session
 
 RAMP = 32
-"""Tiles are blended from so many pixels inside a border to as many outside."""
+"""Pixels on either side of a border over which tiles are blended."""
 MARGIN = 128
-"""A tile is decoded with so many pixels more on each side: the ramp, and context for a decoder to look at."""
+"""Margin in pixels that a tile is decoded with: the ramp, and context for the decoder."""
 
 
 class TileDecoder:
-    """Decodes a canvas of latents tile by tile; memory grows with the width of the canvas, not with its area.
+    """Decoder of a canvas of latents, tile by tile; memory grows with the width of the canvas, not with its area.
 
     Parameters
     ----------
     latents
-        (c, h, w) of the area that the windows cover.
+        (c, h, w) of the area of the windows.
     plan, windows
         Its tiles and their place.
     factor
         Pixels per latent cell.
     decode
-        Takes latents (c, h, w), and the corner (y, x) of their place on the canvas in pixels, to an image (h * factor, w * factor, 3).
+        Decodes latents (c, h, w) at a corner (y, x) on the canvas in pixels to an image (h * factor, w * factor, 3).
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class TileDecoder:
         return PatchResult(patch, np.rint(self.blended(patch)).astype(np.uint8), self.mask(patch))
 
     def blended(self, patch: Patch) -> NDArray[np.float32]:
-        """Return what was decoded of a tile, (side, side, 3), blended with its neighbours at its borders."""
+        """Return a decoded tile, (side, side, 3), blended with its neighbours at its borders."""
         side = self._windows.tile
         y, x = patch.canvas_box[:2]
         total = np.zeros((side, side, 3), dtype=np.float32)
@@ -80,7 +80,6 @@ class TileDecoder:
     def _add(
         self, at: tuple[int, int], corner: tuple[int, int], total: NDArray[np.float32], weights: NDArray[np.float32]
     ) -> None:
-        """Blend in what the tile at ``at`` has to say about the tile at ``corner``."""
         side = self._windows.tile
         decoded = self._get(at)
         ramps, here, there = [], [], []
@@ -124,7 +123,7 @@ class TileDecoder:
 
 
 class _Decoded:
-    """A decoded tile with its margin: its corner on the canvas, and its pixels."""
+    """Decoded tile with its margin: its corner on the canvas, and its pixels."""
 
     def __init__(self, corner: tuple[int, int], pixels: NDArray[Any]) -> None:
         self.corner, self.pixels = corner, pixels
@@ -135,15 +134,15 @@ class _Decoded:
 
 COMMIT_STEPS = 4
 COMMIT_SECONDS = 60.0
-"""The solver's state is kept after so many steps, or after a step that ends so long after the last time."""
+"""Seconds after which the solver's state is saved, beside every few steps."""
 
 LEFT_OUT, FAILED = "windows_left_out", "tiles_failed"
-"""Names, in the state that is kept, of the windows whose predictions were left out and of the tiles that cannot be made."""
+"""Names, in the saved state, of the windows that were left out and of the failed tiles."""
 NOT_FINITE = "windows that it is made of are not finite"
 
 
 def run_windows(session: Session, windows: Windows) -> Iterator[Event]:
-    """Denoise all windows of a session's region together, then decode it tile by tile."""
+    """Denoise all windows of a session's region together, then decode them tile by tile."""
     run = _Canvas(session, windows)
     try:
         yield from run.go()
@@ -153,8 +152,6 @@ def run_windows(session: Session, windows: Windows) -> Iterator[Event]:
 
 @dataclass
 class _Canvas:
-    """A canvas of latents under way."""
-
     session: Session
     windows: Windows
     bad: set[int] = field(default_factory=set)
@@ -162,14 +159,14 @@ class _Canvas:
     def __post_init__(self) -> None:
         self.plan, self.model = self.session.plan, self.session.model
         self.conditions = WindowConditions(self.plan, self.windows, self.session.section, self.model)
-        laid = in_latents(self.windows, self.model.latent_grid)
-        self.factor, self.side, self.corners, self.shape, self.weight = laid
+        latent = in_latents(self.windows, self.model.latent_grid)
+        self.factor, self.side, self.corners, self.shape, self.weight = latent
 
     def go(self) -> Iterator[Event]:
         states = self.session.states
         state = None if states is None else states.load_state()
         if state is not None:
-            self._take_up(state)
+            self._restore(state)
         yield self.session.report()
         if not self.session.todo:
             return
@@ -199,11 +196,11 @@ class _Canvas:
         )
 
     def _losses(self) -> dict[str, NDArray[np.int64]]:
-        """Return what the canvas lacks up to this step, kept with the solver's state: a later session cannot see it in the latents."""
+        """Return the lost windows and tiles, saved with the solver's state: a later session cannot see them in the latents."""
         kept = {LEFT_OUT: self.bad, FAILED: self.session.failed}
         return {name: np.array(sorted(places), dtype=np.int64) for name, places in kept.items()}
 
-    def _take_up(self, state: Mapping[str, NDArray[Any]]) -> None:
+    def _restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         for place in state.get(LEFT_OUT, ()):
             self._leave_out(int(place))
         self.session.leave_out(map(int, state.get(FAILED, ())), NOT_FINITE)
@@ -211,7 +208,7 @@ class _Canvas:
     # --- denoising
 
     def _step(self, solver: CanvasSolver) -> Iterator[Event]:
-        """Predict all windows, average them, and take the canvas one step on."""
+        """Predict all windows, average them, and take a solver step."""
         canvas, count = solver.inputs(), len(self.windows)
         total = np.zeros(self.shape, dtype=np.float32)
         weights = np.zeros(self.shape[1:], dtype=np.float32)
@@ -228,7 +225,7 @@ class _Canvas:
             return
         np.divide(total, np.maximum(weights, 1e-6), out=total)
         solver.advance(total)
-        self._name_orphans(weights)
+        self._fail_uncovered(weights)
         yield self.session.report(solver.step)
 
     def _predict(self, solver: CanvasSolver, canvas: NDArray[np.float32], first: int, stop: int) -> NDArray[np.float32]:
@@ -246,7 +243,7 @@ class _Canvas:
         weights[y : y + self.side, x : x + self.side] += self.weight
 
     def _leave_out(self, place: int) -> None:
-        """A window whose prediction is not finite must not spread over the canvas; its neighbours cover most of it."""
+        """Leave out a window whose prediction is not finite, so that it does not spread; its neighbours cover most of it."""
         if place not in self.bad:
             self.bad.add(place)
             y, x = (self.windows.source_boxes[place][:2] + self.windows.source_boxes[place][2:]) / 2
@@ -260,14 +257,14 @@ class _Canvas:
                 "no window's prediction is finite: the checkpoint overflows in this precision; use --dtype float32"
             )
 
-    def _name_orphans(self, weights: NDArray[np.float32]) -> None:
-        """Tiles with cells that only left-out windows cover cannot be made."""
+    def _fail_uncovered(self, weights: NDArray[np.float32]) -> None:
+        """Mark tiles with cells that only left-out windows cover as failed."""
         if self.bad:
-            orphans = self._covered() & (weights == 0)
-            self.session.leave_out(tiles_on(orphans, self.plan, self.windows, self.factor), NOT_FINITE)
+            uncovered = self._covered() & (weights == 0)
+            self.session.leave_out(tiles_on(uncovered, self.plan, self.windows, self.factor), NOT_FINITE)
 
     def _covered(self) -> NDArray[np.bool_]:
-        """Return which cells (h, w) a window covers."""
+        """Return which cells (h, w) windows cover."""
         covered = np.zeros(self.shape[1:], dtype=bool)
         for y, x in self.corners:
             covered[y : y + self.side, x : x + self.side] = True
@@ -291,7 +288,7 @@ class _Canvas:
 
 
 def tiles_on(cells: NDArray[np.bool_], plan: Plan, windows: Windows, factor: int) -> list[int]:
-    """Return the indices of the tiles that have one of some cells (h, w) of the windows' latents."""
+    """Return the indices of the tiles that contain any of some cells (h, w) of the windows' latents."""
     found = []
     for patch in plan.patches:
         low = [max((n - o) // factor, 0) for n, o in zip(patch.canvas_box[:2], windows.origin, strict=True)]
@@ -302,7 +299,7 @@ def tiles_on(cells: NDArray[np.bool_], plan: Plan, windows: Windows, factor: int
 
 
 class WindowConditions:
-    """Morphology and expression of windows, encoded when first asked for and kept for the steps that follow."""
+    """Morphology and expression of windows, encoded at first use and kept for further steps."""
 
     def __init__(self, plan: Plan, windows: Windows, section: Section, model: PatchModel) -> None:
         self._plan, self._windows, self._section, self._model = plan, windows, section, model
@@ -315,7 +312,7 @@ class WindowConditions:
         return self._morphology_of(first, stop), self._expression_of(first, stop)
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release all encodings."""
         self._morphology.close()
         self._expression.close()
 
@@ -358,24 +355,24 @@ class WindowConditions:
 
 
 MAX_BLOCK = 16
-"""Windows along each side of a block; what is kept of one takes about 0.2 GB at the bundled checkpoint's size."""
+"""Maximum number of windows along each side of a block; each keeps about 0.2 GB at the bundled checkpoint's size."""
 TILE, TILE_MARGIN = 512, 64
-"""Pixels of the slide that are encoded together, and those around them that an encoder looks at."""
+"""Pixels of the slide encoded together, and margin for the encoder's context."""
 
 
 def run_edited_windows(session: Session, windows: Windows) -> Iterator[Event]:
-    """Edit the windows of a session's region of real tissue that an edit reaches; its other tiles are the slide."""
+    """Edit the windows of a session's region that an edit reaches; its other tiles are the slide."""
     yield from _EditedCanvas(session, windows).go()
 
 
 def changed_windows(windows: Windows, rows: NDArray[np.int64], touched: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which windows (n,) draw on a spot that the edits touch; ``touched`` is of the spots at ``rows``, which are sorted."""
+    """Return which windows (n,) read a spot that the edits touch; ``touched`` is of the spots at ``rows``, which are sorted."""
     at = np.searchsorted(rows, windows.rows)
     return np.asarray((touched[at] & (windows.weights > 0)).any(axis=1), dtype=bool)
 
 
 def reached_windows(windows: Windows, changed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which windows have to be computed: the changed ones and those that overlap one."""
+    """Return which windows to compute: the changed ones and those that overlap one."""
     if not changed.any():
         return changed
     apart, _ = cKDTree(windows.corners[changed]).query(windows.corners, p=np.inf)
@@ -383,7 +380,7 @@ def reached_windows(windows: Windows, changed: NDArray[np.bool_]) -> NDArray[np.
 
 
 def blocks_of(windows: Windows, reached: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-    """Return the windows of each block: what hangs together, cut where it is larger than `MAX_BLOCK` windows."""
+    """Return the windows of each block: connected components, cut where they are larger than `MAX_BLOCK` windows."""
     numbers = np.flatnonzero(reached)
     if not len(numbers):
         return []
@@ -405,7 +402,7 @@ def blocks_of(windows: Windows, reached: NDArray[np.bool_]) -> list[NDArray[np.i
 
 @dataclass
 class _EditedCanvas:
-    """The change of a canvas of latents under way."""
+    """Change of a canvas of latents while it is computed."""
 
     session: Session
     windows: Windows
@@ -414,8 +411,8 @@ class _EditedCanvas:
 
     def __post_init__(self) -> None:
         self.plan, self.section, self.model = self.session.plan, self.session.section, self.session.model
-        laid = in_latents(self.windows, self.model.latent_grid)
-        self.factor, self.side, self.corners, self.shape, self.weight = laid
+        latent = in_latents(self.windows, self.model.latent_grid)
+        self.factor, self.side, self.corners, self.shape, self.weight = latent
 
     def go(self) -> Iterator[Event]:
         yield self.session.report()
@@ -428,7 +425,7 @@ class _EditedCanvas:
         changed = changed_windows(self.windows, spot_rows(self.plan), before.touched)
         reached = reached_windows(self.windows, changed)
         blocks = blocks_of(self.windows, reached)
-        change = self._take_up()
+        change = self._restore()
         total = self._weights(np.arange(len(self.windows)))
         for number, block in enumerate(blocks):
             if number in self.blocks_done:
@@ -447,7 +444,7 @@ class _EditedCanvas:
                 self.session.states.save_state({"change": change, "blocks": done})
         yield from self._decode(change, self._weights(np.flatnonzero(reached)) > 0)
 
-    def _take_up(self) -> NDArray[np.float32]:
+    def _restore(self) -> NDArray[np.float32]:
         states = self.session.states
         kept = None if states is None else states.load_state()
         if kept is None:
@@ -456,7 +453,6 @@ class _EditedCanvas:
         return np.array(kept["change"], dtype=np.float32)
 
     def _weights(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the summed weights (h, w) of some windows."""
         total = np.zeros(self.shape[1:], dtype=np.float32)
         for y, x in self.corners[numbers]:
             total[y : y + self.side, x : x + self.side] += self.weight
@@ -467,7 +463,7 @@ class _EditedCanvas:
     def _edit(
         self, block: NDArray[np.int64], conditions: Conditions, before: Before, start: float, share: float
     ) -> Generator[Event, None, NDArray[np.float32] | None]:
-        """Return the change that a block finds, on the whole canvas; None where the run was cancelled."""
+        """Return a block's change on the whole canvas; None where the run was cancelled."""
         low, high = self.corners[block].min(axis=0), self.corners[block].max(axis=0) + self.side
         encoded: list[tuple[NDArray[np.float32], ...]] = []
 
@@ -515,6 +511,7 @@ class _EditedCanvas:
         """Return the latents (c, h, w) of the slide between two corners (y, x), in cells from the corner of the windows' area."""
         channels, *size = self.shape
         found = np.zeros((channels, *(high - low)), dtype=np.float32)
+        # on a fixed grid, so that neighbouring blocks see the same latents
         side = TILE // self.factor
         for y in range(low[0] // side * side, high[0], side):
             for x in range(low[1] // side * side, high[1], side):
@@ -527,14 +524,14 @@ class _EditedCanvas:
         return found
 
     def _encoded(self, y: int, x: int, side: int) -> NDArray[np.float32]:
-        """Return the latents of the tile at (y, x); tiles come row by row, so that those of three rows are kept."""
+        """Return the latents of the tile at (y, x); tiles come row by row, so those of three rows are cached."""
         if (y, x) not in self.encoded:
             size, margin = np.array(self.shape[1:]), TILE_MARGIN // self.factor
             low = np.maximum((y - margin, x - margin), 0)
             high = np.minimum((y + side + margin, x + side + margin), size)
             whole = self.model.editor.encode(self._slide(low * self.factor, high * self.factor))
             top, left = y - low[0], x - low[1]
-            while len(self.encoded) > 3 * (size[1] // side + 2):
+            while len(self.encoded) > 3 * (size[1] // side + 2):  # the oldest goes first
                 self.encoded.pop(next(iter(self.encoded)))
             self.encoded[y, x] = whole[:, top : top + side, left : left + side]
         return self.encoded[y, x]
@@ -555,7 +552,7 @@ class _EditedCanvas:
         return encoded
 
     def _leave_out(self, block: NDArray[np.int64], error: NotFiniteError, blocks: int) -> None:
-        """Name the tiles that a block without a finite prediction touches."""
+        """Mark the tiles of a block without a finite prediction as failed."""
         touched = tiles_on(self._weights(block) > 0, self.plan, self.windows, self.factor)
         self.session.leave_out(touched, str(error), f"{len(block)} windows were left out: {error}")
         if blocks == 1 and len(self.session.failed) == len(self.plan):

@@ -1,4 +1,4 @@
-"""Edits of this tissue: which spots it reaches, how morphology follows, and how a change fades at a patch's rim."""
+"""Edits of real tissue: the spots they reach, how morphology follows, and fading at a patch's rim."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from .models import PatchModel
 
 MAX_MAP_SPOTS = 400
-"""Spots of a section that a map is fitted to, evenly spaced over the table: a large encoder takes seconds for the crop of each."""
+"""Maximum number of spots to fit a map to, evenly spaced over the table: a large encoder takes seconds for a crop."""
 MAP_BATCH = 16
 RIM = 0.12
-"""Share of a patch's side over which a change fades to nothing at its rim."""
+"""Share of a patch's side over which a change fades out at its rim."""
 
 
 class Encoders(Protocol):
-    """What of a `PatchModel` a map is fitted with."""
+    """Part of a `PatchModel` that the fit of a map needs."""
 
     def encode_expression(
         self, counts: Any, genes: Genes, spots: Sequence[str] = (), depth: NDArray[np.float32] | None = None
@@ -45,16 +45,16 @@ class Encoders(Protocol):
 
 @dataclass(frozen=True)
 class Before:
-    """What was measured where an edit changes it.
+    """Measured conditions, before an edit.
 
     Attributes
     ----------
     counts, depth
-        (n, g) counts and (n,) relative depth, row by row those that `Conditions` has after the edits.
+        (n, g) counts and (n,) relative depth, in the rows of `Conditions` after the edits.
     touched
-        (n,) bool: which rows the edits change.
+        (n,) bool: rows that the edits change.
     map
-        How morphology follows expression.
+        Map from expression to morphology.
     """
 
     counts: csr_matrix
@@ -64,12 +64,12 @@ class Before:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a result records of it, in JSON types."""
+        """Facts of the map for a result's record, in JSON types."""
         return {"map": {**self.map.facts(), "statement": self.map.words}}
 
 
 def content_key(*parts: NDArray[Any] | csr_matrix) -> str:
-    """Return a hash of arrays and sparse rows. Embeddings would not do: their last bits depend on what else was in the batch."""
+    """Return a hash of arrays and sparse rows. Embeddings would not do: their last bits depend on the batch."""
     digest = hashlib.sha256()
     for part in parts:
         for array in (part,) if isinstance(part, np.ndarray) else (part.indptr, part.indices, part.data):
@@ -80,14 +80,14 @@ def content_key(*parts: NDArray[Any] | csr_matrix) -> str:
 def touched_rows(
     before: csr_matrix, after: csr_matrix, depth_before: NDArray[np.float32], depth_after: NDArray[np.float32]
 ) -> NDArray[np.bool_]:
-    """Return which rows (n,) of two tables of counts, or their depths, differ at all."""
+    """Return which rows (n,) of two tables of counts, or their depths, differ."""
     changed = abs(after - before)
     changed.eliminate_zeros()
     return np.asarray((np.diff(changed.tocsr().indptr) > 0) | (depth_before != depth_after), dtype=bool)
 
 
 def map_of(section: Section, card: CheckpointCard, model: PatchModel) -> MorphologyMap:
-    """Return the checkpoint's map from expression to morphology, or one fitted on the section's own spots where it has none."""
+    """Return the checkpoint's map from expression to morphology; without one, fit it on the section's own spots."""
     stored: MorphologyMap | None = getattr(model, "morphology_map", None)
     if stored is not None:
         return stored
@@ -99,20 +99,20 @@ def map_of(section: Section, card: CheckpointCard, model: PatchModel) -> Morphol
 
 
 def fitted_map(sections: Sequence[Section], card: CheckpointCard, model: Encoders) -> MorphologyMap:
-    """Fit the map on the spots of some sections, under the very conditions of a run: their own crops, and counts as measured.
+    """Fit the map on spots of some sections, with the conditions of a run: their own crops, and counts as measured.
 
-    It is checked on whole sections that are left out, where there are three or more, else on blocks of neighbours.
+    It is cross-validated on whole sections where there are three or more, else on blocks of neighbours.
     """
-    parts = [measured_conditions(section, card, model) for section in sections]
+    parts = [encode_measured(section, card, model) for section in sections]
     expression, morphology, yx = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     numbers = np.repeat(np.arange(len(parts)), [len(own) for _, _, own in parts])
     return fit_morphology_map(expression, morphology, sections=numbers, yx=yx)
 
 
-def measured_conditions(
+def encode_measured(
     section: Section, card: CheckpointCard, model: Encoders
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
-    """Return expression, morphology and places of a section's spots, `MAX_MAP_SPOTS` of them at most."""
+    """Return expression, morphology and positions of at most `MAX_MAP_SPOTS` spots of a section."""
     spots = section.spots
     rows = np.unique(np.linspace(0, len(spots) - 1, min(MAX_MAP_SPOTS, len(spots))).round().astype(np.int64))
     boxes = boxes_around(spots.yx[rows], card.patch_px, card.patch_mpp / section.mpp)
@@ -129,7 +129,7 @@ def measured_conditions(
 
 @lru_cache(maxsize=8)
 def taper(side: int) -> NDArray[np.float32]:
-    """Return the (side, side) share of a change that is shown: 1 inside, falling to 0 at the rim without an edge."""
+    """Return the (side, side) weight of a change: 1 inside, falling smoothly to 0 at the rim."""
     rim = RIM * side
     middle = np.arange(side) + 0.5
     rise = np.clip(np.minimum(middle, side - middle) / rim, 0, 1)
@@ -137,7 +137,7 @@ def taper(side: int) -> NDArray[np.float32]:
     return np.asarray(smooth[:, None] * smooth[None], dtype=np.float32)
 
 
-def faded(real: NDArray[np.uint8], edited: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return edited patches (b, p, p, 3) that are the real ones at their rim, so that none has a frame."""
+def fade_rim(real: NDArray[np.uint8], edited: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Fade edited patches (b, p, p, 3) into the real ones at their rim, so that none has a visible frame."""
     change = edited.astype(np.float32) - real
     return np.asarray(np.rint(real + taper(real.shape[1])[..., None] * change), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""What a run is made from, by content, so that only the same is ever continued, compared or taken for done."""
+"""Identity of a run by the content of its inputs, so that only the same run is continued, compared or taken as done."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from .conditions import shared_morphology_boxes
 from .models import KnownModel
 from .requests import as_recorded
 
+# up to 2 it was a hash of source files
 PIXELS = 4
-"""What the code makes of the same inputs. Raised by hand with every change of the code after which pixels differ, as the golden tests say;
-3 is the first that is a number, not a hash of source files."""
+"""Version of the pixels that the code makes of the same inputs. Raise it by hand with every change after which the golden tests differ."""
 
 
 def identity_of(plan: Plan, section: Section, model: KnownModel) -> dict[str, Any]:
-    """Return what must be the same for a run to be continued; JSON types only.
+    """Return the identity of a run, which a continued run must share; JSON types only.
 
-    Paths are left out: section and checkpoint are known by their content. So are batch and device.
+    Section and checkpoint are identified by content; paths, batch and device are left out.
     """
     request = plan.request.model_dump(mode="json", exclude={"section", "checkpoint"})
     return {"request": request, **inputs_of(plan, section, model)}
 
 
 def inputs_of(plan: Plan, section: Section, model: KnownModel) -> dict[str, Any]:
-    """Return what a run is made from beside its request, by content; JSON types only. It is recorded with every result."""
+    """Return the inputs of a run beside its request, by content, for the record of every result; JSON types only."""
     return {
         "plan": {
             "patches": len(plan),
@@ -44,12 +44,12 @@ def inputs_of(plan: Plan, section: Section, model: KnownModel) -> dict[str, Any]
 
 
 def is_older(identity: Mapping[str, Any]) -> bool:
-    """Return whether an identity was recorded before inputs were known by all of their content: what it stands for cannot be told."""
+    """Return whether an identity was recorded by a version that did not identify all inputs by content."""
     return "pixels" not in dict(identity.get("code") or {})
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two identities, each as a line with its place."""
+    """Return the differences between two identities, each as a line with its place."""
     old, new = dict(_leaves(_complete(then, now))), dict(_leaves(now))
     places = list(dict.fromkeys([*old, *new]))
     return [
@@ -60,11 +60,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _complete(then: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Fill what earlier versions did not ask.
-
-    The first made new tissue alone, and without an edit that is all there is; later ones drew no noise for an edit, and nothing
-    followed one.
-    """
+    """Fill in fields that earlier versions did not record, with their meaning then."""
     asked, wanted = as_recorded(dict(then.get("request") or {})), dict(now.get("request") or {})
     if not asked:
         return then
@@ -78,9 +74,9 @@ def _complete(then: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, A
 
 
 def recorded_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what differs between the inputs in a result's record and an identity.
+    """Return the differences between the inputs in a result's record and an identity.
 
-    Records of earlier versions hold fewer inputs; those that they hold are compared.
+    Records of earlier versions hold fewer inputs; only those are compared.
     """
     request = {k: v for k, v in dict(record.get("request") or {}).items() if k not in ("section", "checkpoint")}
     if "inputs" in record:
@@ -106,7 +102,7 @@ def recorded_differences(record: Mapping[str, Any], now: Mapping[str, Any]) -> l
 
 
 def _checkpoint(plan: Plan, model: KnownModel) -> dict[str, Any]:
-    """Return the checkpoint, with what is kept elsewhere or was given in the place of an encoder, as far as this run uses it."""
+    """Return the checkpoint's identity, with external components and replaced encoders as far as this run uses them."""
     request, known = plan.request, model.provenance
     unused = {name for name in ("morphology", "expression") if getattr(request, name) == "null"}
     found: dict[str, Any] = {"name": plan.card.name, "sha256": known.get("sha256")}
@@ -122,7 +118,7 @@ def _checkpoint(plan: Plan, model: KnownModel) -> dict[str, Any]:
 
 
 def _slide_boxes(plan: Plan, section: Section) -> tuple[Boxes, int]:
-    """Return where a run reads the slide, nowhere where morphology is null, and the side in pixels of what it reads."""
+    """Return the boxes of the slide that a run reads, none for null morphology, and their side in pixels."""
     match plan.request.morphology:
         case "null":
             return (), 0

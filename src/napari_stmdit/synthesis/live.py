@@ -1,4 +1,4 @@
-"""What edits make of this tissue while they are being made: spot by spot, coarse first, and only what changed."""
+"""Live preview of edits of real tissue: spot by spot, coarse first, and only what changed."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from .spots import MeasuredSpots
 Box = tuple[int, int, int, int]
 
 COARSE_STEPS = 4
-"""Steps of the first picture of a spot whose noise is not known yet; else it follows the known path at fewer nodes."""
+"""Steps of the first picture of a spot whose noise is not cached; otherwise the cached path at fewer nodes."""
 MAX_SPOTS = 48
-"""Most spots that are shown at once."""
+"""Maximum number of spots shown at once."""
 MAX_AHEAD = 64
-"""Most spots whose noise is found ahead: at 12 steps that of one takes about 2 MB at the bundled checkpoint's size."""
+"""Maximum number of spots to invert ahead: at 12 steps one takes about 2 MB at the bundled checkpoint's size."""
 BATCH, COARSE_BATCH = 4, 2
-"""Spots computed together: few, so that the first picture comes soon and a newer edit is heard within a short step."""
+"""Spots computed together: few, so that the first picture comes soon and a newer edit interrupts within a short step."""
 
 
 @dataclass(frozen=True)
 class LivePicture:
-    """What is seen so far.
+    """Live picture so far.
 
     Attributes
     ----------
@@ -45,11 +45,11 @@ class LivePicture:
     frame
         Its place.
     steps
-        Spot id -> steps that its patch was made with.
+        Spot id -> steps of its patch.
     waiting
-        Spots whose patch is still that of an earlier edit, or coarse, or missing.
+        Spots whose patch is of an earlier edit, coarse, or missing.
     hidden
-        Spots that are edited and not shown, as they are too many or out of view.
+        Edited spots that are not shown, as they are too many or out of view.
     """
 
     rgba: NDArray[np.uint8]
@@ -61,7 +61,7 @@ class LivePicture:
 
 @dataclass(frozen=True)
 class _Made:
-    """A patch at its place on the grid that starts at the slide's corner, the conditions it was made with, and the steps."""
+    """Patch on the grid that starts at the slide's corner, with the key of its conditions, and its steps."""
 
     result: PatchResult
     key: str
@@ -69,10 +69,10 @@ class _Made:
 
 
 class LiveTissue:
-    """The edited spots of one section with one checkpoint, as they are now. To be driven by one thread at a time.
+    """Edited spots of one section with one checkpoint, as they are now. Driven by one thread at a time.
 
-    The noise of each spot is kept by the checkpoint's own cache, whose size is bounded; a session computes what changed, so that a
-    patch is that of a run with as many steps.
+    Each spot's noise is in the checkpoint's bounded cache. A session computes what changed, so that a patch equals that of a run with as many
+    steps.
 
     Parameters
     ----------
@@ -88,19 +88,19 @@ class LiveTissue:
         self._frame: CanvasFrame | None = None
         self._rgba = np.zeros((0, 0, 4), dtype=np.uint8)
         self.newest: Request | None = None
-        """What is wanted by now; any thread may set it. An older `update` finishes the spots it changes nothing of, and ends."""
+        """Newest request; any thread may set it. An `update` of an older one finishes spots that are the same in both, and ends."""
 
     def update(
-        self, request: Request, seen: NDArray[np.bool_] | None = None, cancel: CancelToken | None = None
+        self, request: Request, in_view: NDArray[np.bool_] | None = None, cancel: CancelToken | None = None
     ) -> Iterator[LivePicture]:
-        """Compute what a request's edits change of what was shown last.
+        """Compute the changes of a request's edits since the last picture.
 
         Parameters
         ----------
         request
-            Its edits count, and how it samples; the spots are those that the edits act on.
-        seen
-            (n,) which spots of the section are in view; None: all.
+            Its edits and sampling; the spots are those that the edits act on.
+        in_view
+            (n,) mask of the spots in view; None: all.
         cancel
             Asked at every call of the network.
 
@@ -115,7 +115,7 @@ class LiveTissue:
             The edits cannot be made, with every fault.
         """
         cancel = cancel or CancelToken()
-        wanted, hidden = self._wanted(request, seen)
+        wanted, hidden = self._wanted(request, in_view)
         if not wanted:
             if self._drop(set()):
                 yield self._picture(0, hidden)
@@ -124,7 +124,7 @@ class LiveTissue:
         plan = make_plan(self.section, request.model_copy(update=changes), self.model.card)
         conditions = condition_rows(plan, self.section, self.model)
         keys = _keys(plan, conditions)
-        stages = sorted({min(COARSE_STEPS, plan.steps), plan.steps})
+        stages = sorted({min(COARSE_STEPS, plan.steps), plan.steps})  # all spots coarsely first, then finely
         if self._drop(keys.keys()):
             yield self._picture(len(self._waiting(plan, keys, plan.steps)), hidden)
         for steps in stages:
@@ -145,14 +145,11 @@ class LiveTissue:
                     return
 
     def prepare(
-        self, request: Request, seen: NDArray[np.bool_] | None = None, cancel: CancelToken | None = None
+        self, request: Request, in_view: NDArray[np.bool_] | None = None, cancel: CancelToken | None = None
     ) -> Iterator[int]:
-        """Find the noise of spots in view ahead, `MAX_AHEAD` at most, until ``cancel`` is set or another request is the newest.
-
-        Yields how many are left.
-        """
+        """Invert spots in view ahead, at most `MAX_AHEAD`, until ``cancel`` is set or another request is the newest; yield how many are left."""
         fine = resolve_counterfactual_steps(request)
-        near = np.arange(len(self.section.spots)) if seen is None else np.flatnonzero(seen)
+        near = np.arange(len(self.section.spots)) if in_view is None else np.flatnonzero(in_view)
         near = near[_from_the_middle(self.section, near)][:MAX_AHEAD]
         card = self.model.card
         boxes = boxes_around(self.section.spots.yx[near], card.patch_px, card.patch_mpp / self.section.mpp)
@@ -183,20 +180,20 @@ class LiveTissue:
 
     # --- private
 
-    def _wanted(self, request: Request, seen: NDArray[np.bool_] | None) -> tuple[tuple[str, ...], int]:
-        """Return the spots to show, in the order of the table, and how many more are edited."""
+    def _wanted(self, request: Request, in_view: NDArray[np.bool_] | None) -> tuple[tuple[str, ...], int]:
+        """Return the spots to show, in the order of the table, and the number of further edited ones."""
         ids = self.section.spots.ids.tolist()
         acts = np.zeros(len(ids), dtype=bool)
         for edit in active_edits(request.edits):
             members = {*edit.group_a, *edit.group_b} if isinstance(edit, SwapEdit) else None
             own = spot_weights(edit, ids) > 0
             acts |= own if members is None else own & np.array([spot in members for spot in ids])
-        rows = np.flatnonzero(acts if seen is None else acts & seen)
+        rows = np.flatnonzero(acts if in_view is None else acts & in_view)
         rows = np.sort(rows[_from_the_middle(self.section, rows)][:MAX_SPOTS])
         return tuple(ids[row] for row in rows), int(acts.sum()) - len(rows)
 
     def _waiting(self, plan: Plan, keys: dict[str, str], steps: int, finer: bool = False) -> list[int]:
-        """Return the patches that are not there as they are wanted, with so many steps; with ``finer``, more will do."""
+        """Return the patches that are missing, outdated, or of another number of steps; with ``finer``, more steps are accepted."""
         found = []
         for patch in plan.patches:
             made, key = self._made.get(patch.spot_id), keys.get(patch.spot_id)
@@ -206,7 +203,7 @@ class LiveTissue:
         return found
 
     def _drop(self, kept: Collection[str]) -> bool:
-        """Forget the patches of all other spots; return whether there were any."""
+        """Drop the patches of all other spots; return whether there were any."""
         gone = [self._made.pop(spot) for spot in list(self._made) if spot not in kept]
         if gone:
             self._blend([made.result.patch.canvas_box for made in gone])
@@ -220,7 +217,7 @@ class LiveTissue:
         self._blend([place.canvas_box])
 
     def _blend(self, boxes: Sequence[Box]) -> None:
-        """Bring the picture up to date under some boxes; all of it where its frame has changed."""
+        """Blend the picture again under some boxes; all of it where its frame has changed."""
         pixel = self.model.card.patch_mpp / self.section.mpp
         frame = _frame_around([made.result.patch.canvas_box for made in self._made.values()], pixel)
         if frame != self._frame:
@@ -237,7 +234,7 @@ class LiveTissue:
 
 
 class _Until(CancelToken):
-    """Ends the work on some spots when it is cancelled, or when the newest request wants something else of one of them."""
+    """Token that ends the work on some spots when cancelled, or when the newest request changes one of them."""
 
     def __init__(self, tissue: LiveTissue, request: Request, spots: Sequence[str], cancel: CancelToken) -> None:
         super().__init__()
@@ -248,13 +245,14 @@ class _Until(CancelToken):
     def cancelled(self) -> bool:
         """Whether the work is to end."""
         newest = self._tissue.newest or self._request
+        # asked at every call of the network, so each request is compared only once
         if newest is not self._compared[0]:
             self._compared = newest, self._request == newest or _same_for(self._spots, self._request, newest)
         return self._cancel.cancelled or not self._compared[1]
 
 
 def _same_for(spots: Sequence[str], one: Request, other: Request) -> bool:
-    """Return whether two requests want the same of some spots: they differ in nothing but the weights of other spots."""
+    """Return whether two requests are the same for some spots: they differ only in the weights of other spots."""
     if len(one.edits) != len(other.edits):
         return False
     for a, b in zip(one.edits, other.edits, strict=True):
@@ -266,7 +264,7 @@ def _same_for(spots: Sequence[str], one: Request, other: Request) -> bool:
 
 
 def _keys(plan: Plan, conditions: Conditions) -> dict[str, str]:
-    """Return what the patch of each spot that the edits change is made of, by content."""
+    """Return the content keys of the patches of the spots that the edits change."""
     before, request = conditions.before, plan.request
     assert (
         before is not None and conditions.counts is not None and conditions.depth is not None
@@ -282,7 +280,7 @@ def _keys(plan: Plan, conditions: Conditions) -> dict[str, str]:
 
 
 def _from_the_middle(section: Section, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the order of some spots by their distance from the middle of all of them."""
+    """Sort spots by their distance from the middle of all of them."""
     yx = section.spots.yx[rows]
     return np.argsort(((yx - yx.mean(axis=0)) ** 2).sum(axis=1), kind="stable") if len(rows) else rows
 

@@ -1,4 +1,4 @@
-"""What the loop needs of a checkpoint, and the values that go in and out."""
+"""Interface of a checkpoint in a run, and the values that go in and out."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a patch is predicted to become, while it is denoised."""
+    """Prediction of the finished patch while it is denoised."""
 
     image: PatchResult
 
 
 @dataclass(frozen=True)
 class Pasted:
-    """Patches or tiles that are finished, and on the canvas where a run has one."""
+    """Finished patches or tiles, pasted on the canvas if there is one."""
 
     images: tuple[PatchResult, ...]
 
@@ -38,14 +38,14 @@ Event = Preview | Pasted | Progress
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """What one batch of patches is made from.
+    """Inputs of one batch of patches.
 
     Attributes
     ----------
     patches
         The b patches, in order.
     crops
-        (b, patch_px, patch_px, 3) uint8 real tissue at the checkpoint's scale, or None where no patch asks for its own crop.
+        (b, patch_px, patch_px, 3) uint8 real tissue at the checkpoint's scale; None where no patch needs its own crop.
     morphology
         (b, t, d) float32, or None for null.
     expression
@@ -55,9 +55,9 @@ class PatchBatch:
     sampling
         As resolved by the plan.
     preview_every
-        Steps between previews of what the first patch is becoming; 0 for none.
+        Steps between previews of the first patch; 0 for none.
     edited
-        Where the crops are edited, and no new tissue is made: what the edit makes of the conditions. Crops, morphology and expression
+        Conditions after the edit, where the crops are edited and no new tissue is made. Crops, morphology and expression
         are then the measured ones, and none is None.
     """
 
@@ -78,17 +78,16 @@ class PatchBatch:
 
 @dataclass(frozen=True)
 class Edited:
-    """What changes where real tissue is edited: the conditions after the edit, and the scale of their difference.
+    """Conditions of real tissue after an edit, and the scale of their difference.
 
     Attributes
     ----------
     morphology
-        (b, t, d) float32, moved by what the edit of expression implies.
+        (b, t, d) float32, moved as expression implies.
     expression
         (b, d) or (b, g, d) float32, after the edits.
     keys
-        What the b crops and their measured expression are, by content: what is found out about them is kept under these names. Of a
-        canvas, one for all of it.
+        Content keys of the b crops and their measured expression, for the cache of noise. One key for a whole canvas.
     scale
         w of v(c) + w (v(c') - v(c)).
     fresh
@@ -103,24 +102,24 @@ class Edited:
 
 
 def known_by_spot(provenance: Mapping[str, Any], what: Literal["morphology", "expression"]) -> bool:
-    """Return whether a checkpoint's condition comes from embeddings computed elsewhere: there is none of any place but the spots."""
+    """Return whether a checkpoint's condition comes from precomputed embeddings, which exist only at the spots."""
     return f"{what}_embeddings" in provenance
 
 
 class KnownModel(Protocol):
-    """What can be said of a checkpoint without computing with it."""
+    """Part of a checkpoint that is known without computing with it."""
 
     @property
     def card(self) -> CheckpointCard:
-        """What the checkpoint says of itself."""
+        """Card of the checkpoint."""
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """What to record with a result: hash of the checkpoint, device, dtype."""
+        """Provenance for a result's record: hash of the checkpoint, device, dtype."""
 
 
 class PatchModel(KnownModel, Protocol):
-    """What the loop needs of a checkpoint: a diffusion transformer with its encoders, or a stand-in that returns real crops."""
+    """Interface of a checkpoint in a run: a diffusion transformer with its encoders, or a stand-in that returns real crops."""
 
     @property
     def profiles(self) -> Mapping[str, Profile]:
@@ -150,11 +149,11 @@ class PatchModel(KnownModel, Protocol):
         has_expression: bool,
         state: Mapping[str, NDArray[Any]] | None = None,
     ) -> CanvasSolver:
-        """Return a solver for a canvas of noise (c, h, w), or one that goes on from a state."""
+        """Return a solver for a canvas of noise (c, h, w), or one that continues from a state."""
 
     def decode(self, latents: NDArray[np.float32], *, preview: bool = False) -> NDArray[np.uint8]:
         """Decode latents (c, h, w) into an image (h * factor, w * factor, 3) uint8; with ``preview`` by the preview decoder, if any."""
 
     @property
     def editor(self) -> TissueEditor:
-        """What edits real tissue."""
+        """Editor of real tissue."""

@@ -1,4 +1,4 @@
-"""Presets: what a run may save, at a cost that docs/evidence/speed.md states. A plan resolves them, and says so."""
+"""Plans: a request resolved against a section and a checkpoint, with presets (costs: docs/evidence/speed.md), and what a plan will cost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,34 +18,48 @@ from ..expression.edits import faults_of
 from ..expression.following import following_fault, following_notes, follows
 from ..expression.genes import match_genes
 from ..expression.programs import known_programs
-from ..intent import AllSpots, CheckpointCard, Guidance, Polygons, Preset, Request, SampleOfSpots, SpotList, TableEdit
+from ..intent import (
+    AllSpots,
+    CheckpointCard,
+    Guidance,
+    Polygons,
+    Preset,
+    Request,
+    SampleOfSpots,
+    SpotList,
+    SwapEdit,
+    TableEdit,
+)
+from ..model.guidance import branches
 from ..text import shorten, some_of
 from ..tissue.excluded import without_excluded
 from ..tissue.geometry import spots_in_polygons
 from ..tissue.open import synthesis_fault
 from ..types import CanvasFrame, GuidanceScales, Patch, Plan, Sampling, Section, Windows
-from .canvas import Box, boxes_around
-from .windows import lay_out_windows, windows_fault
+from .canvas import BYTES_PER_PIXEL, Box, boxes_around
+from .conditions import spot_rows
+from .continuous import changed_windows, reached_windows
+from .windows import place_windows, windows_fault
 
 MIN_STEPS = 4
 
 
 @dataclass(frozen=True)
 class PresetSettings:
-    """What a preset stands for.
+    """Settings of a preset.
 
     Attributes
     ----------
     steps
         Share of the checkpoint's steps.
     above
-        Noise level above which guidance acts; below it the plain conditional prediction is made, one branch in place of several
+        Noise level above which guidance acts; below it a step takes the conditional prediction alone, one branch in place of several
         (Kynkaanniemi et al., 2024, arXiv 2404.07724).
     fast_solver
-        Whether a solver that needs fewer steps takes the place of the checkpoint's own, where there is one for its schedule; see
+        Whether to use a solver that needs fewer steps, where the checkpoint's schedule has one; see
         `napari_stmdit.model.sampling.fast_solver`.
     preview_decoder
-        Whether the checkpoint's preview decoder is used, where it has one.
+        Whether to use the checkpoint's preview decoder, if any.
     """
 
     steps: float = 1.0
@@ -69,16 +84,16 @@ def resolve_steps(request: Request, card: CheckpointCard) -> int:
 
 
 COUNTERFACTUAL_STEPS: dict[Preset, int] = {"exact": 12, "fast": 6, "draft": 4}
-"""Second-order steps from the real tissue to its noise, and as many back; see docs/evidence/inversion.md."""
+"""Second-order steps of the inversion, and as many of sampling; see docs/evidence/inversion.md."""
 
 
 def resolve_counterfactual_steps(request: Request) -> int:
-    """Return the steps each way of an edit of this tissue: the request's own, else the preset's."""
+    """Return the steps each way of an edit of real tissue: the request's own, else the preset's."""
     return COUNTERFACTUAL_STEPS[request.preset] if request.steps is None else request.steps
 
 
 def resolve_sampling(request: Request, card: CheckpointCard, counterfactual: bool = False) -> Sampling:
-    """Return how a run denoises: what the request states, else the preset, else the checkpoint."""
+    """Return the sampling of a run: of the request, else the preset, else the checkpoint."""
     settings = PRESETS[request.preset]
     guidance = GuidanceScales.of(request.guidance, Guidance(above=settings.above or None), card.guidance)
     steps = resolve_counterfactual_steps(request) if counterfactual else resolve_steps(request, card)
@@ -86,7 +101,7 @@ def resolve_sampling(request: Request, card: CheckpointCard, counterfactual: boo
 
 
 def preset_notes(request: Request, card: CheckpointCard) -> list[str]:
-    """Say in a sentence what a preset does to a run; nothing for ``exact``."""
+    """Return the effect of a preset in sentences; none for ``exact``."""
     settings = PRESETS[request.preset]
     if request.preset == "exact":
         return []
@@ -116,7 +131,7 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
     section
         From `napari_stmdit.open_section`.
     request
-        What the user wants.
+        Request of the user.
     card
         The checkpoint's card.
 
@@ -128,7 +143,7 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
     Raises
     ------
     RequestError
-        With every fault that was found, each with the field it belongs to.
+        With every fault, each with the field it belongs to.
     """
     faults: list[tuple[str, str]] = []
     request = without_excluded(section, request)
@@ -167,9 +182,9 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
 
 
 def _resolved(section: Section, request: Request, card: CheckpointCard, faults: list[tuple[str, str]]) -> Request:
-    """Return the request with its tables' hashes, and with null expression where there is none; what asks for expression there is a fault.
+    """Return the request with its tables' hashes.
 
-    A request that leaves ``expression`` open goes on: null is then the only choice, and a note says so.
+    Without counts, an unstated ``expression`` becomes null, with a note; a stated one is a fault.
     """
     if section.expression.kind != "none" or card.expression_given:
         edits = tuple(signed(edit) if isinstance(edit, TableEdit) else edit for edit in request.edits)
@@ -198,7 +213,7 @@ def _resolved(section: Section, request: Request, card: CheckpointCard, faults: 
 
 
 def region_rows(section: Section, request: Request, faults: list[tuple[str, str]]) -> NDArray[np.int64]:
-    """Return the rows of the spots that a region asks for, in the table's order; what is wrong with it is added to ``faults``."""
+    """Return the rows of the spots of a region, in the table's order; faults of the region are added to ``faults``."""
     spots = section.spots
     nothing = np.empty(0, dtype=np.int64)
     if len(spots) == 0:
@@ -242,7 +257,7 @@ def _check_genes(request: Request, card: CheckpointCard, shared: int, faults: li
 
 
 def _check_conditions(request: Request, card: CheckpointCard, faults: list[tuple[str, str]]) -> None:
-    """Refuse what this checkpoint cannot be asked: an edit that nothing sees must not look as if it had been made."""
+    """Refuse edits and conditions that this checkpoint ignores: an edit without effect must not look as if it had been made."""
     edited = any(edit.enabled for edit in request.edits)
     if edited and "expression" not in card.conditions:
         faults.append(("edits", f"checkpoint {card.name!r} is not conditioned on expression: an edit changes nothing"))
@@ -259,7 +274,7 @@ def _check_conditions(request: Request, card: CheckpointCard, faults: list[tuple
 
 
 def _counterfactual(request: Request, card: CheckpointCard, faults: list[tuple[str, str]]) -> bool:
-    """Return whether this tissue is changed (True) or new tissue is made; what stands in the way of what was asked is a fault."""
+    """Return whether real tissue is edited (True) or new tissue is made; obstacles to a stated wish are faults."""
     if request.counterfactual == "off":
         return False
     reason = counterfactual_fault(request, card)
@@ -271,7 +286,7 @@ def _counterfactual(request: Request, card: CheckpointCard, faults: list[tuple[s
 
 
 def counterfactual_fault(request: Request, card: CheckpointCard) -> str | None:
-    """Say why a request cannot change this tissue with a checkpoint, or None where it can."""
+    """Return why a request cannot edit real tissue with a checkpoint, or None where it can."""
     if not any(edit.enabled for edit in request.edits):
         return "there is nothing to change: the request has no enabled edit; add one"
     if "expression" not in card.conditions:
@@ -304,10 +319,10 @@ def _lay_out(
     windows: Windows | None = None
     further: tuple[str, ...] = ()
     if request.mode == "continuous":
-        windows, patches, frame, further = lay_out_windows(section, request, card, rows, counterfactual)
+        windows, patches, frame, further = place_windows(section, request, card, rows, counterfactual)
         read = windows.source_boxes
     else:
-        patches, frame = _lay_out_patches(section, request, card, rows)
+        patches, frame = _place_patches(section, request, card, rows)
         read = np.array([patch.source_box for patch in patches])
     return Plan(
         request=request,
@@ -322,7 +337,7 @@ def _lay_out(
     )
 
 
-def _lay_out_patches(
+def _place_patches(
     section: Section, request: Request, card: CheckpointCard, rows: NDArray[np.int64]
 ) -> tuple[tuple[Patch, ...], CanvasFrame]:
     pixel_size = card.patch_mpp / section.mpp
@@ -381,25 +396,103 @@ def _notes(
 
 
 def _edit_notes(section: Section, request: Request, card: CheckpointCard) -> list[str]:
-    """Say of each edit which of its genes the checkpoint does not see, and of all together what follows them."""
-    seen, programs, notes = set(card.genes), known_programs(request.programs), []
+    """Return notes: the genes of each edit that the checkpoint does not read, and what follows the edits."""
+    read, programs, notes = set(card.genes), known_programs(request.programs), []
     can_follow = any(follows(edit) for edit in request.edits if edit.enabled) and following_fault(section.spots) is None
     for number, edit in enumerate(request.edits):
         names = edited_genes(edit, programs)
-        unseen = [gene for gene in names if gene not in seen]
-        if not unseen or not edit.enabled:
+        unread = [gene for gene in names if gene not in read]
+        if not unread or not edit.enabled:
             continue
-        some = ", ".join(unseen[:8]) + (" ..." if len(unseen) > 8 else "")
+        some = ", ".join(unread[:8]) + (" ..." if len(unread) > 8 else "")
         if can_follow and follows(edit):
-            effect = "act through what follows them alone"
-        elif len(unseen) == len(names):
+            effect = "act only through the genes that follow"
+        elif len(unread) == len(names):
             effect = "have no effect: this edit changes nothing"
         else:
             effect = "have no effect"
         notes.append(
-            f"edits[{number}]: {len(unseen)} of its {len(names)} genes are not seen by the checkpoint and {effect}: {some}"
+            f"edits[{number}]: {len(unread)} of its {len(names)} genes are not read by the checkpoint and {effect}: {some}"
         )
     if request.expression == "null" or not card.genes:
         return notes
     notes += [table_note(edit, section.spots) for edit in active_edits(request.edits) if isinstance(edit, TableEdit)]
     return notes + following_notes(section.spots, request.edits, programs, card.genes)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of a plan.
+
+    Attributes
+    ----------
+    patches
+        Patches to compute.
+    canvas_bytes
+        Memory of the canvas.
+    seconds
+        Time, from the pace of earlier patches on this device; None before any was measured.
+    """
+
+    patches: int
+    canvas_bytes: int
+    seconds: float | None
+
+
+def estimate(
+    plan: Plan,
+    seconds_per_prediction: float | None = None,
+    samples: int = 1,
+    *,
+    ids: NDArray[Any] | None = None,
+    kept: float = 0.0,
+) -> Estimate:
+    """Estimate the cost of a plan for a number of samples; in continuous mode a window counts as a patch.
+
+    ``seconds_per_prediction`` is the measured time of one prediction for one patch; ``ids`` and ``kept`` are those of `evaluations`.
+    """
+    height, width = plan.frame.shape
+    seconds = None
+    if seconds_per_prediction is not None:
+        seconds = seconds_per_prediction * evaluations(plan, ids=ids, kept=kept) * samples
+    return Estimate(len(plan) * samples, height * width * BYTES_PER_PIXEL * samples, seconds)
+
+
+def evaluations(plan: Plan, done: int | None = None, *, ids: NDArray[Any] | None = None, kept: float = 0.0) -> float:
+    """Return the number of predictions, each for a single patch or window, of a plan, or of ``done`` of its patches.
+
+    For an edit of real tissue, ``ids`` are those of the section's spots, without which it counts as reaching everything, and ``kept`` is
+    the share of the reached spots whose noise is cached.
+    """
+    if (
+        plan.counterfactual
+    ):  # one branch: to the noise unless it is kept, and back; back twice where the change is weighed
+        back = 1 if plan.request.edit_scale == 1 else 2
+        return (plan.steps + 1) * (1 - kept + back) * len(edited_places(plan, ids))
+    share = 1.0 if done is None else done / len(plan)
+    return share * _predictions(plan) * len(plan if plan.windows is None else plan.windows)
+
+
+def edited_places(plan: Plan, ids: NDArray[Any] | None = None) -> frozenset[int]:
+    """Return the places in reach of the edits by their lists of spots: rows of the spots of patches, or numbers of windows."""
+    rows = spot_rows(plan)
+    touched = np.zeros(len(rows), dtype=bool)
+    for edit in plan.request.edits:
+        if edit.enabled and edit.strength > 0:
+            named = (*edit.group_a, *edit.group_b) if isinstance(edit, SwapEdit) else edit.spots
+            touched |= True if ids is None or named is None else np.isin(ids[rows], list(named))
+    if plan.windows is None:
+        return frozenset(rows[touched].tolist())
+    reached = reached_windows(plan.windows, changed_windows(plan.windows, rows, touched))
+    return frozenset(np.flatnonzero(reached).tolist())
+
+
+def _predictions(plan: Plan) -> float:
+    """Return the predictions of a patch: of several branches at guided steps, of one at the others."""
+    if plan.counterfactual:  # to the noise and back, each unguided
+        return 2 * (plan.steps + 1)
+    scales = plan.guidance
+    given = {"has_morphology": plan.has_morphology, "has_expression": plan.has_expression}
+    count = len(branches(scales.rule, scales.morphology, scales.expression, **given))
+    above = scales.above
+    return plan.steps * ((1 - above) * count + above)

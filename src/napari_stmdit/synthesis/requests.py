@@ -18,7 +18,7 @@ from ..storage.atomic import write_text
 
 
 class EditFile(Intent):
-    """Edits with the user's own programs and profiles that they name: what an edit file holds."""
+    """Content of an edit file: edits, and the user's programs and profiles that they name."""
 
     edits: tuple[Edit, ...] = ()
     programs: dict[str, Annotated[dict[str, Weight], Field(min_length=1)]] = {}
@@ -26,11 +26,11 @@ class EditFile(Intent):
 
 
 def read_edit_file(path: str | Path) -> EditFile:
-    """Read an edit file: a list of edits, or a mapping with ``edits`` and, where wanted, ``programs`` and ``profiles``.
+    """Read an edit file: a list of edits, or a mapping with ``edits`` and, optionally, ``programs`` and ``profiles``.
 
-    ``programs`` maps names to ``{gene: weight}`` or to lists of genes, and may instead be the name of a GMT file or a list of
-    such names; ``profiles`` maps names to profiles or to the names of their files. File names are relative to the edit file.
-    Of a whole request, as a result's provenance has it, the edits and what they name are taken.
+    ``programs`` maps names to ``{gene: weight}`` or to lists of genes, or is one or several names of GMT files; ``profiles`` maps names to
+    profiles or to the names of their files. File names are relative to the edit file. From a whole request, as in a result's provenance, the
+    edits and what they name are taken.
 
     Raises
     ------
@@ -41,16 +41,16 @@ def read_edit_file(path: str | Path) -> EditFile:
 
 
 def edit_file_from(content: Any, folder: Path, place: str) -> EditFile:
-    """Build the contents of an edit file from plain values; see `read_edit_file`.
+    """Build the content of an edit file from plain values; see `read_edit_file`.
 
     Parameters
     ----------
     content
-        What a YAML file holds, whole or in one place of it.
+        Content of a YAML file, or a part of it.
     folder
-        Where the names of files start.
+        Base of relative file names.
     place
-        What to call it in messages.
+        Its name in messages.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def edit_file_from(content: Any, folder: Path, place: str) -> EditFile:
 
 
 def with_edits(request: Request, file: EditFile) -> Request:
-    """Return a request with the edits of a file in place of its own; of two programs or profiles with one name the file's counts."""
+    """Replace a request's edits by those of a file; of two programs or profiles with one name the file's counts."""
     update = {
         "edits": file.edits,
         "programs": {**request.programs, **file.programs},
@@ -107,7 +107,7 @@ def write_edit_file(file: EditFile, path: str | Path) -> None:
 
 
 def used_by(edits: tuple[Edit, ...], request: Request) -> EditFile:
-    """Return edits with those of a request's programs and profiles that they name."""
+    """Return edits with the programs and profiles of a request that they name."""
     programs = {name for edit in edits for name in edit.programs}
     profiles = {getattr(edit, "target_profile", None) for edit in edits}
     return EditFile(
@@ -140,14 +140,14 @@ def read_request(path: str | Path) -> Request:
 
 
 def merge(file: str | Path | None, options: Mapping[str, Any], edits: str | Path | None = None) -> Request:
-    """Return the request of a file with options in place of what it says, and with the edits of an edit file.
+    """Combine a request file, options that override it, and an edit file.
 
     Parameters
     ----------
     file
         A request file, see `read_request`; None for an empty one.
     options
-        Fields of a request; those that are None, and the scales of ``guidance`` that are None, are not given.
+        Fields of a request, without those that are None, and without the scales of ``guidance`` that are None.
     edits
         An edit file, see `read_edit_file`.
 
@@ -164,10 +164,10 @@ def merge(file: str | Path | None, options: Mapping[str, Any], edits: str | Path
 
 
 def as_recorded(content: dict[Any, Any]) -> dict[Any, Any]:
-    """Return a request's plain values with what earlier versions meant by edits that they recorded: nothing followed these.
+    """Add to a recorded request what earlier versions meant: nothing followed its edits.
 
-    A record states every field of an edit that there was, which nobody does by hand; so it is told from a file that leaves open
-    whether something follows, and takes what is usual now.
+    A record states every field of an edit, which nobody does by hand; so it is distinguished from a file that leaves ``follow`` open and
+    takes the present default.
     """
     edits = content.get("edits")
     if not isinstance(edits, list | tuple):
@@ -182,15 +182,15 @@ def _recorded_edit(edit: Any) -> Any:
 
 
 def _stated(edit: Edit) -> dict[str, Any]:
-    """Return what an edit file says of an edit even where it is the default: whatever the default will be, the file keeps its meaning."""
+    """Return an edit's fields for an edit file, including defaults that may change later."""
     follow = getattr(edit, "follow", None)
     return {} if follow is None else {"follow": follow}
 
 
 def with_files(content: dict[Any, Any], folder: Path, place: str, faults: list[tuple[str, str]]) -> dict[Any, Any]:
-    """Return plain values with the files that ``programs`` and ``profiles`` name read; what is wrong with them is added to the faults.
+    """Read the files that ``programs`` and ``profiles`` name into plain values; their faults are added to ``faults``.
 
-    What is not the name of a file is left as it is, for the model to judge; what could not be read is left out.
+    Values that are no file name are kept for the model to validate; unreadable files are left out.
     """
     content = dict(content)
     for name, read in (("programs", _programs), ("profiles", _profiles)):
@@ -206,7 +206,7 @@ def with_files(content: dict[Any, Any], folder: Path, place: str, faults: list[t
 
 
 def _with_table(edit: Any, folder: Path) -> Any:
-    """Return an edit whose table, named relative to its file, is found from anywhere."""
+    """Resolve the path of an edit's table, named relative to its file."""
     if not isinstance(edit, dict) or edit.get("operation") != "table" or not isinstance(edit.get("table"), str):
         return edit
     path = Path(edit["table"]).expanduser()
@@ -271,7 +271,7 @@ def make_request(content: dict[str, Any], place: str = "request") -> Request:
 
 
 def faults_from(error: ValidationError, place: str) -> list[tuple[str, str]]:
-    """Turn pydantic's findings into (place, message) pairs."""
+    """Convert pydantic's errors into (place, message) pairs."""
     faults = []
     for item in error.errors(include_url=False):
         where = ".".join(str(part) for part in item["loc"])
@@ -286,7 +286,7 @@ def _short(value: Any, most: int = 80) -> str:
 
 
 def read_plain(path: str | Path) -> Any:
-    """Return what a YAML or JSON file holds; raises RequestError where it cannot be read."""
+    """Read a YAML or JSON file; raises RequestError where it cannot be read."""
     try:
         return read_yaml(path)
     except BadFile as error:

@@ -1,4 +1,4 @@
-"""One view of a result, fresh or read back from a store: its finished patches, where each lies, and their pixels."""
+"""Results, fresh or stored: their finished patches, where each lies, and their pixels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 PixelSource = Literal["as made", "cut from the blended canvas", "cut from the seamless canvas"]
-"""Whether a patch is what the model returned; patches cut from a canvas share their overlaps with their neighbours."""
+"""Origin of a patch's pixels; patches cut from a canvas share their overlaps with their neighbours."""
 NO_PATCH = (
     "the result is seamless tissue that is nowhere wide enough around a spot for a whole patch, so no patch can be cut from it; "
     "synthesize a larger region, or in spots mode"
@@ -40,20 +40,20 @@ _BAND = 512
 
 @dataclass(frozen=True)
 class Finished:
-    """The finished patches of a result.
+    """Finished patches of a result.
 
     Attributes
     ----------
     name
         Of the element, or of the result where it was not saved.
     section, request, provenance
-        What it was made from, and how. The section has the scale that the result was made with.
+        Inputs and record. The section has the scale that the result was made with.
     patches
-        Where each patch lies, in the order of the plan; in continuous mode one for each spot around which the canvas is filled.
+        Patches in the order of the plan; in continuous mode one for each spot around which the canvas is filled.
     done
-        How many patches, or tiles in continuous mode, were finished.
+        Number of finished patches, or tiles in continuous mode.
     left_out
-        Spots of continuous mode inside the canvas around which it is not filled.
+        Number of spots on the canvas of continuous mode around which it is not filled.
     patch_px, patch_mpp
         Side of a patch, and microns per pixel.
     frame
@@ -61,7 +61,7 @@ class Finished:
     rgba
         (h, w, 4) uint8, numpy or lazy.
     source
-        Where the pixels of the patches come from.
+        Origin of the patches' pixels.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Finished:
         return len(self.patches)
 
     def pixels(self, at: int) -> NDArray[np.uint8]:
-        """Return a patch, (patch_px, patch_px, 3) uint8, by its place in ``patches``."""
+        """Return a patch, (patch_px, patch_px, 3) uint8, by its position in ``patches``."""
         if self.made is not None:
             return np.asarray(self.made[at])
         y0, x0, y1, x1 = self.patches[at].canvas_box
@@ -97,12 +97,12 @@ def finished(result: Result | StoredResult, name: str | None = None) -> Finished
     result
         Of a run, or read back with `stored_results`.
     name
-        What to call it; by default the element's name.
+        Its name; by default the element's.
 
     Raises
     ------
     StoreError
-        The record of a result that was read back lacks what is needed, or does not fit its section.
+        A stored record is incomplete, or does not fit its section.
     """
     if isinstance(result, StoredResult):
         return _read_back(result, name or result.element)
@@ -130,10 +130,9 @@ def finished(result: Result | StoredResult, name: str | None = None) -> Finished
 
 
 def spots_of(section: Section, request: Request, provenance: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
-    """Return the ids of the spots that a result shows, and how many were asked for; no pixel is read.
+    """Return the ids of the spots that a result shows, and how many were requested; no pixel is read.
 
-    Of patches these are the spots they were made at. Seamless tissue shows the spots of its region that lie in a finished tile; a
-    tile belongs to no spot.
+    Seamless tissue shows the spots of its region that lie in a finished tile.
 
     Raises
     ------
@@ -191,7 +190,7 @@ def _frame_of(stored: StoredResult) -> CanvasFrame:
 
 
 def _with_scale(section: Section, mpp: float) -> Section:
-    """Return the section with the scale that was in force: a store that was not ours may say nothing of it, or something else."""
+    """Return the section with the scale at the time of the run: a store that was not ours may state none, or another."""
     if section.calibration.mpp == mpp:
         return section
     detail = f"{mpp:g} um/px, as recorded with the result"
@@ -199,7 +198,7 @@ def _with_scale(section: Section, mpp: float) -> Section:
 
 
 def _recorded(section: Section, record: Mapping[str, Any], frame: CanvasFrame) -> tuple[Patch, ...]:
-    """Return the patches of spots mode as their record has them."""
+    """Return the patches of spots mode from their record."""
     spots = [str(spot) for spot in record["spots"]]
     listed = zip(
         spots, section.spots.rows(spots).tolist(), record["seeds"], record["source_boxes_yx_fullres"], strict=True
@@ -219,7 +218,7 @@ def _recorded(section: Section, record: Mapping[str, Any], frame: CanvasFrame) -
 def _at_spots(
     section: Section, request: Request, frame: CanvasFrame, side: int, rgba: Any
 ) -> tuple[tuple[Patch, ...], int]:
-    """Return the patches around the spots where a canvas is filled, on its own pixels, and how many spots on the canvas have none."""
+    """Return the patches around the spots where a canvas is filled, on its own pixels, and the number of the other spots."""
     shift = np.array([round(origin / frame.pixel_size) for origin in frame.origin])
     corners = np.array([box.canvas[:2] for box in boxes_around(section.spots.yx, side, frame.pixel_size)]) - shift
     shown, filled = _coverage(rgba, corners, side)
@@ -236,7 +235,7 @@ def _at_spots(
 def _coverage(rgba: Any, corners: NDArray[np.int64], side: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return whether the middle, and whether every pixel, of the box at each (y, x) corner was synthesized, each (n,).
 
-    The canvas is read once, band by band, so that it may be of any size.
+    The canvas is read once, band by band, as it may be of any size.
     """
     height, width = (int(n) for n in rgba.shape[:2])
     y, x = corners[:, 0], corners[:, 1]
@@ -258,27 +257,27 @@ def _coverage(rgba: Any, corners: NDArray[np.int64], side: int) -> tuple[NDArray
 
 @dataclass(frozen=True)
 class Result:
-    """A finished or stopped run.
+    """Finished or stopped run.
 
     Attributes
     ----------
     rgba
         (h, w, 4) uint8; alpha 0 where nothing was synthesized. A lazy dask array where the canvas is on disk.
     plan
-        What was to be computed, with the canvas's place.
+        The plan, with the canvas's place.
     section
-        The section it belongs to.
+        The section.
     done
-        Indices of the patches that were finished; fewer than the plan's where the run was stopped.
+        Indices of the finished patches; fewer than the plan's where the run was stopped.
     patches
         (n, patch_px, patch_px, 3) uint8, the finished patches before blending, in the order of ``done``; lazy where the canvas is on
         disk, and empty in continuous mode, which has none.
     provenance
         Request, checkpoint hash, code version, device, dtype, seeds, timing; JSON types only.
     failed
-        Index -> reason of the patches that could not be made.
+        Index -> reason of the failed patches.
     canvas
-        The canvas on disk, where it is there.
+        The canvas on disk, if any.
     """
 
     rgba: NDArray[np.uint8]
@@ -297,31 +296,31 @@ class Result:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know: from the plan, and what happened on the way."""
+        """Notes for the user, from the plan and the run."""
         return tuple(self.provenance["notes"])
 
     def save(self, path: str | Path, run: str | None = None) -> str:
-        """Write the result into a SpatialData store as a new image element, registered to the section, with its patches as they were made.
+        """Write the result into a SpatialData store as a new image element, registered to the section, with its patches before blending.
 
-        A canvas on disk is linked into the store file by file, or copied where it is unfinished or links cannot be made; it is not loaded.
+        A canvas on disk is linked into the store file by file, or copied where it is unfinished or links fail; it is not loaded.
         Its folder stays; ``result.canvas.discard()`` removes it.
 
         Parameters
         ----------
         path
-            A .zarr folder; made where it does not exist, added to where it does.
+            A .zarr folder, created or added to.
         run
             Name of the run; by default the next free number.
 
         Returns
         -------
         str
-            The element's name, ``stmdit_<run>``; of a run that the store already holds, its name there.
+            The element's name, ``stmdit_<run>``; for a run that the store already holds, its name there.
 
         Raises
         ------
         StoreError
-            Where the store cannot be written, or is no SpatialData.
+            The store cannot be written, or is no SpatialData.
         """
         affine = self.plan.frame.affine
         if self.canvas is None:
@@ -352,7 +351,7 @@ class Result:
         Parameters
         ----------
         sdata
-            As a rule that which was given to `napari_stmdit.open_section`; it is changed.
+            Usually the object given to `napari_stmdit.open_section`; it is changed.
         run
             Name of the run; by default the next free number.
 
@@ -376,9 +375,9 @@ def provenance_of(
     inputs: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return everything needed to tell how a result came about and to make it again; JSON types only.
+    """Return the record of how a result was made and can be made again; JSON types only.
 
-    ``inputs`` is what `inputs_of` gave before the run; None leaves it out, as of a run under way that is only shown.
+    ``inputs`` is from `inputs_of` before the run; None leaves it out, as of a run under way that is only shown.
     """
     savings = {
         "preset": plan.request.preset,
@@ -458,20 +457,20 @@ def collect(
     inputs: Mapping[str, Any] | None = None,
     resumed: int = 0,
 ) -> Result:
-    """Close a run, finished or stopped, into a Result.
+    """Make a Result of a finished or stopped run.
 
     Parameters
     ----------
     plan, section, model, canvas
         Of the run; a canvas on disk is closed.
     seconds
-        What this session of the run took.
+        Duration of this session of the run.
     progress
-        The last one, with what happened on the way.
+        The last progress, with failures and notes.
     inputs
         From `inputs_of`; a canvas on disk has them.
     resumed
-        Patches that earlier sessions had finished.
+        Number of patches that earlier sessions had finished.
     """
     done = sorted(canvas.finished)
     made = [plan.patches[index] for index in done]
@@ -503,19 +502,19 @@ def export_result(result: Result | StoredResult, path: str | Path, kind: ExportK
     Parameters
     ----------
     result
-        Finished or stopped, of a run or read back from a store; at least one patch.
+        Finished or stopped result with at least one patch, of a run or from a store.
     path
-        Where to; must not exist. The ending of the format is added where it is missing.
+        New file or folder. A missing ending of the format is added.
     kind
         ``ome-zarr`` or ``ome-tiff`` (the blended image with its physical size and place), or ``patches`` (every patch as PNG, with
         a table as CSV and Parquet whose column ``pixels`` says whether they are as made or cut from the canvas).
     name
-        Of the image; by default it says what it is and names the section.
+        Name of the image; by default its kind and the section's name.
 
     Returns
     -------
     Path
-        What was written.
+        The file or folder.
 
     Raises
     ------
@@ -539,13 +538,12 @@ def export_result(result: Result | StoredResult, path: str | Path, kind: ExportK
 
 
 def _placement(made: Finished) -> Placement:
-    """Return where a result's canvas lies, in microns."""
     frame, mpp = made.frame, made.section.mpp
     return Placement((frame.origin[0] * mpp, frame.origin[1] * mpp), frame.pixel_size * mpp)
 
 
 def patch_table(result: Result | StoredResult) -> pd.DataFrame:
-    """Return one row a finished patch: spot, seed, and its place in microns, full-resolution and canvas pixels."""
+    """Return one row a finished patch: spot, seed, and place in microns, full-resolution and canvas pixels."""
     return _table(finished(result))
 
 
@@ -577,7 +575,7 @@ def _table(made: Finished) -> pd.DataFrame:
 
 
 def place_of(patch: Patch, section: Section) -> dict[str, float]:
-    """Return the columns that say where a patch lies: its spot in microns and full-resolution pixels, and its box in the latter."""
+    """Return the columns of a patch's place: its spot in microns and full-resolution pixels, and its box in the latter."""
     mpp = section.mpp
     y, x = (float(v) for v in section.spots.yx[patch.row])
     box = dict(zip(("source_y0", "source_x0", "source_y1", "source_x1"), map(float, patch.source_box), strict=True))

@@ -1,4 +1,4 @@
-"""A run from its plan to its result, on a canvas in memory or on disk: scripts, the command line and the dock all drive it."""
+"""Runs from plan to result, on a canvas in memory or on disk, for scripts, the command line and the dock."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .zarr_canvas import ZarrCanvas
 
 
 class Session:
-    """One run of a plan: it counts progress, halves batches, pastes what is finished, and says what was kept.
+    """One run of a plan: counts progress, halves batches, pastes finished patches, and reports failures.
 
     Any thread may drive `steps`; another may `close` it and ask for the `result`.
 
@@ -35,41 +35,41 @@ class Session:
     plan
         From `napari_stmdit.synthesis.plan.plan`, for this section and this model's card.
     section, model
-        The section the plan was made for, and the checkpoint.
+        The section of the plan, and the checkpoint.
     canvas
-        What is finished is pasted on it. One on disk says what earlier sessions finished, and is closed at the end. None: what is
-        finished is in the events alone.
+        Canvas to paste on. One on disk knows what earlier sessions finished, and is closed at the end. None: patches are in the
+        events only.
     batch
         Patches, or windows of continuous mode, computed together; the result does not depend on it.
     cancel
-        Asked after every denoising step; once set, the run ends and what is finished stays valid.
+        Asked after every denoising step; once set, the run ends and finished patches stay valid.
     preview_every
-        Steps between previews of what the first patch of a batch becomes; each costs one decoding and changes no result. 0 is off.
+        Steps between previews of the first patch of a batch; each costs one decoding and changes no result. 0 is off.
         Not in continuous mode.
     done
         Indices of patches that are finished already, beside those on the canvas.
     only
-        Indices of the patches to compute, a share of the plan; None computes all. Not for continuous mode, whose windows belong
+        Indices of the patches to compute, a share of the plan; None: all. Not in continuous mode, whose windows belong
         together.
     conditions
-        From `condition_rows`, where a plan is computed share by share; None makes them. Spots mode alone.
+        From `condition_rows`, where a plan is computed in shares; None makes them. Spots mode only.
     measured
-        What is known of the spots, where one run follows another. Spots mode alone.
+        Cache of the spots' encodings, shared by successive runs. Spots mode only.
     kept
-        Says where what is finished is kept, for errors.
+        Returns where finished patches are kept, for errors.
 
     Attributes
     ----------
     progress
         The latest.
     finished
-        Indices of the patches or tiles that are finished.
+        Indices of the finished patches or tiles.
     failed
-        Index -> reason of those that cannot be made.
+        Index -> reason of those that failed.
     notes
-        What happened on the way, in sentences.
+        Notes of the run, in sentences.
     inputs
-        What all is made from; None before the first event, and without a canvas in memory.
+        From `inputs_of`; None before the first event, and without a canvas in memory.
     """
 
     def __init__(
@@ -111,12 +111,12 @@ class Session:
     def steps(self, cancel: CancelToken | None = None) -> Iterator[Event]:
         """Compute the plan; every finished batch is pasted, and safe where the canvas is on disk, before its progress is yielded.
 
-        ``cancel`` takes the place of the session's own.
+        ``cancel`` replaces the session's own token.
 
         Raises
         ------
         SynthesisError, StoreError
-            Sampling fails for good, or the folder cannot be written; what is finished stays on the canvas.
+            Sampling fails for good, or the folder cannot be written; finished patches stay on the canvas.
         """
         self.cancel = cancel or self.cancel
         with kept(self.canvas, self.plan) if isinstance(self.canvas, ZarrCanvas) else nullcontext():
@@ -152,7 +152,7 @@ class Session:
 
     @property
     def states(self) -> ZarrCanvas | None:
-        """Where continuous mode keeps its latents every few steps, and takes them up from."""
+        """Store of the latents of continuous mode, saved every few steps."""
         return self.canvas if isinstance(self.canvas, ZarrCanvas) else None
 
     def stopped(self) -> bool:
@@ -160,7 +160,7 @@ class Session:
         return self.cancel.cancelled
 
     def report(self, step: int = 0, part: float = 0.0, count: int = 0) -> Progress:
-        """Note where the run is: a step, the share of it that is done, and the patches it is about."""
+        """Record the position of the run: a step, the share of it that is done, and the number of patches in work."""
         self.progress = self._progress(step, part, count)
         if isinstance(self.canvas, ZarrCanvas):
             self.canvas.failed = dict(self.failed)
@@ -168,7 +168,7 @@ class Session:
         return self.progress
 
     def keep(self, results: Sequence[PatchResult], step: int = 0) -> Iterator[Event]:
-        """Paste finished patches or tiles, on disk for good; nothing where the run was closed meanwhile."""
+        """Paste finished patches or tiles, safely where on disk; does nothing after the run was closed."""
         with self._lock:
             if self._closed:
                 return
@@ -183,14 +183,14 @@ class Session:
         yield progress
 
     def leave_out(self, indices: Iterable[int], reason: str, note: str = "") -> None:
-        """Note what cannot be made, and why; the first reason stays."""
+        """Record failed patches and the reason; the first reason stays."""
         for index in indices:
             self.failed.setdefault(index, reason)
         if note:
             self._notes.append(note)
 
     def follows(self, before: Before) -> None:
-        """Note how morphology follows the edits."""
+        """Record how morphology follows the edits."""
         self._facts = before.facts
         self._notes.append(before.map.words)
 
@@ -218,7 +218,7 @@ class Session:
             self._closed = True
 
     def result(self) -> Result:
-        """Return what is finished on the canvas; nothing more is pasted."""
+        """Return the result on the canvas; nothing more is pasted."""
         with self._lock:
             self._closed = True
         assert self.canvas is not None  # a result has one
@@ -249,15 +249,15 @@ def run(
 ) -> Iterator[tuple[tuple[PatchResult, ...], Progress]]:
     """Compute a plan batch by batch, without a canvas.
 
-    Too little memory halves the batch and tries again. A patch that comes out as not finite is left out, named in the progress,
-    and the others go on.
+    Too little memory halves the batch and tries again. A patch that is not finite is left out, named in the progress, and the others
+    go on.
 
     Parameters
     ----------
     plan, section, model, batch, cancel, done, only, preview_every, conditions
         As for `napari_stmdit.synthesis.session.Session`.
     on_preview
-        Called with each preview, in the thread that drives the run; there is none without it.
+        Called with each preview, in the thread that drives the run; without it there is none.
 
     Yields
     ------
@@ -267,7 +267,7 @@ def run(
     Raises
     ------
     SynthesisError
-        Where sampling fails for good: a single patch needs more memory than there is, or nothing at all comes out finite.
+        Sampling fails for good: a single patch needs more memory than there is, or nothing at all is finite.
     """
     images: tuple[PatchResult, ...] = ()
     session = Session(
@@ -310,28 +310,28 @@ def synthesize(
     section
         From `napari_stmdit.open_section`.
     request
-        What the user wants.
+        Request of the user.
     model
         From `napari_stmdit.load_checkpoint`.
     batch
         Patches denoised together; the result does not depend on it.
     cancel
-        Asked at every denoising step; what is done when it is set is kept.
+        Asked at every denoising step; finished patches are kept.
     on_progress
         Called after every denoising step.
     folder
-        Where to keep the canvas on disk, so that it may be of any size and a run that dies can be continued. None keeps it in memory.
+        Folder of a canvas on disk, which may be of any size and continued after a crash. None: in memory.
     resume
-        Continue the run in ``folder``; where there is none, start.
+        Whether to continue the run in ``folder``; starts where there is none.
 
     Raises
     ------
     RequestError
-        Where the request cannot be planned, with every fault.
+        The request cannot be planned, with every fault.
     StoreError
-        Where the folder holds another run or cannot be written.
+        The folder holds another run or cannot be written.
     SynthesisError
-        Where sampling fails for good. What is finished stays in ``folder``.
+        Sampling fails for good. Finished patches stay in ``folder``.
     """
     if request.exclude is not None and section.excluded is None:
         section = exclude_file(section, request.exclude)
@@ -353,7 +353,7 @@ def synthesize(
 
 
 def unfinished_folder(output: str | Path) -> Path:
-    """Return where the command line keeps a run that is not finished yet: beside its output, on the same disk."""
+    """Return the folder of the command line's unfinished runs: beside the output, on the same disk."""
     output = Path(output).expanduser().absolute()
     return output.with_name(output.name + ".unfinished")
 
@@ -361,12 +361,12 @@ def unfinished_folder(output: str | Path) -> Path:
 def open_canvas(
     folder: str | Path, plan: Plan, section: Section, model: KnownModel, resume: bool = False
 ) -> ZarrCanvas:
-    """Make a canvas on disk, or, with ``resume``, take up the one that is there.
+    """Create a canvas on disk, or, with ``resume``, continue the one in the folder.
 
     Raises
     ------
     StoreError
-        Where the folder holds another run, or holds one and ``resume`` was not asked for, or cannot be written.
+        The folder holds another run, holds one without ``resume``, or cannot be written.
     """
     identity = identity_of(plan, section, model)
     if resume and Path(folder).expanduser().exists():
@@ -376,7 +376,7 @@ def open_canvas(
 
 @contextmanager
 def kept(canvas: ZarrCanvas, plan: Plan) -> Iterator[None]:
-    """However a run on disk ends, leave its folder readable; and say where it is where it ends badly."""
+    """Close the canvas however a run ends, so that its folder stays readable; name the folder in errors."""
     try:
         yield
     except StmditError as error:
@@ -384,7 +384,7 @@ def kept(canvas: ZarrCanvas, plan: Plan) -> Iterator[None]:
             canvas.close()
         where = f"{canvas.committed} of {len(plan)} patches are finished and kept in {canvas.folder}"
         kind = StoreError if isinstance(error, StoreError) else SynthesisError
-        raise kind(f"{error}\n{where}; run the same again with --resume to go on") from error
+        raise kind(f"{error}\n{where}; run the same again with --resume to continue") from error
     except BaseException:
         with suppress(Exception):
             canvas.close()
@@ -393,7 +393,7 @@ def kept(canvas: ZarrCanvas, plan: Plan) -> Iterator[None]:
 
 
 def sampling_failure(error: Exception) -> str:
-    """Say what went wrong in the sampler and what to do about it."""
+    """Return a message about a failure of the sampler and its remedy."""
     if is_out_of_memory(error):
         advice = "close what else uses the device, use a smaller dtype, or choose the CPU"
         return f"There is too little memory even for one patch at a time; {advice}. ({first_line(error)})"

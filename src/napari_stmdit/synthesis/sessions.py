@@ -1,12 +1,12 @@
-"""Results and edits that were not saved: kept on disk from when they are made, and offered at the next start, also after a crash.
+"""Unsaved results and edits: kept on disk as they are made, and offered at the next start, also after a crash.
 
-A session is a folder of one viewer, which holds its lock while it lives::
+A session is the folder of one viewer, which holds its lock while it lives::
 
     sessions/<when and random>/lock
                                session.json    sections, their edits, and which results were saved or deleted since
-                               results/<n>/    a result: record.json, the zarr array rgba, the patches as they were made
+                               results/<n>/    a result: record.json, the zarr array rgba, the patches before blending
 
-Each file is written whole or not at all; what is removed is only what this program wrote and nobody changed.
+Each file is written atomically; only unchanged files of this program are removed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..errors import RequestError, SectionError, StoreError
 from ..files import BadFile, read_json
 from ..storage.atomic import LOCK, Work, explained, hold, remove_left_drafts, write_json
 from ..text import counted
-from ..tissue.elements import fingerprint, is_of
+from ..tissue.elements import fingerprint, is_fingerprint_of
 from ..tissue.open import SectionSource
 from ..tissue.store_entries import put_patches
 from ..types import Section
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 SESSIONS, FILE, RESULTS, RECORD, RGBA = "sessions", "session.json", "results", "record.json", "rgba"
 MAX_DAYS = 30
-"""A session that nobody restored is removed after so long."""
+"""Age after which an unrestored session is removed."""
 MAX_BYTES = 4 * 2**30
-"""All sessions together: the oldest make room at a start; what does not fit is not kept, and that is said."""
+"""Maximum size of all sessions: the oldest are removed at a start; what does not fit is not kept, with a message."""
 CHUNK = 512
 WORK = Work("sessions of napari-stmdit", "this program", "move it away")
 THEN = "save what you need yourself"
@@ -51,7 +51,7 @@ THEN = "save what you need yourself"
 
 @dataclass(frozen=True)
 class KeptSection:
-    """A section that something was made of: its name, how it is opened, and its edits; ``source`` is None of one in memory."""
+    """Section with unsaved work: its name, source and edits; ``source`` is None of one in memory."""
 
     name: str
     source: SectionSource | None
@@ -65,7 +65,7 @@ class KeptSection:
 
     @classmethod
     def read(cls, facts: Mapping[str, Any]) -> KeptSection:
-        """Build it from its facts; raises ValueError, SectionError or RequestError where they are damaged."""
+        """Build from facts; raises ValueError, SectionError or RequestError where they are damaged."""
         source = facts.get("source")
         found = None if source is None else SectionSource.model_validate(source)
         return cls(str(facts["name"]), found, EditFile.model_validate(facts.get("edits") or {}))
@@ -73,14 +73,14 @@ class KeptSection:
 
 @dataclass(frozen=True)
 class KeptResult:
-    """A result that was not saved: its folder, its name, and the fingerprint of its section."""
+    """Unsaved result: its folder, its name, and the fingerprint of its section."""
 
     place: Path
     name: str
     section: str
 
     def read(self, section: Section) -> StoredResult:
-        """Read it back as a result of the section; its pixels stay lazy.
+        """Read it as a result of the section; its pixels stay lazy.
 
         Raises
         ------
@@ -96,14 +96,14 @@ class KeptResult:
             provenance = dict(record["provenance"])
         except (BadFile, OSError, KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{self.name} was kept in {self.place}, and is damaged ({error})") from error
-        if not is_of(self.section, section):
+        if not is_fingerprint_of(self.section, section):
             raise StoreError(f"{self.name} was made from other spots than those of {section.name}")
         return StoredResult(self.place.name, self.place, rgba, affine, section, provenance, (rgba,))
 
 
 @dataclass(frozen=True)
 class KeptSession:
-    """What a session has that was not saved; ``sections`` by their fingerprints."""
+    """Unsaved work of a session; ``sections`` by their fingerprints."""
 
     folder: Path
     begun: datetime.datetime
@@ -112,7 +112,7 @@ class KeptSession:
 
     @property
     def words(self) -> str:
-        """What there is, in words."""
+        """Summary of the unsaved work."""
         edits = sum(len(one.edits.edits) for one in self.sections.values())
         parts = [counted(len(self.results), "result")] if self.results else []
         parts += [counted(edits, "edit")] if edits else []
@@ -125,7 +125,7 @@ class KeptSession:
 
 @dataclass
 class Session:
-    """The session of one viewer; its folder is made with the first thing that is kept. To be driven by one thread at a time.
+    """Session of one viewer; its folder is created with the first thing to keep. Driven by one thread at a time.
 
     Parameters
     ----------
@@ -138,11 +138,11 @@ class Session:
     lock: BaseFileLock | None = None
     sections: dict[str, KeptSection] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
-    """Names of the folders of results that were saved, or deleted by the user."""
+    """Names of the folders of results that were saved or deleted."""
 
     @classmethod
     def take(cls, home: Path, kept: KeptSession) -> Session | None:
-        """Go on with a session that was left; None where another viewer has it."""
+        """Continue an abandoned session; None where another viewer has it."""
         lock = _lock(kept.folder)
         if lock is None:
             return None
@@ -150,7 +150,7 @@ class Session:
         return cls(home, kept.folder, lock, dict(kept.sections), there - {one.place.name for one in kept.results})
 
     def keep(self, result: Result | StoredResult, name: str, source: SectionSource | None) -> Path:
-        """Write a result, and how its section is opened; return its folder.
+        """Write a result and the source of its section; return its folder.
 
         Raises
         ------
@@ -184,7 +184,7 @@ class Session:
         return place
 
     def note_edits(self, section: Section, source: SectionSource | None, edits: EditFile) -> None:
-        """Write the edits of a section that are not saved; none take them back."""
+        """Write the unsaved edits of a section; none remove them."""
         known = self.sections.get(fingerprint(section.whole))
         if (known is None and not edits.edits) or (known is not None and known.edits == edits):
             return
@@ -194,12 +194,12 @@ class Session:
         self._write()
 
     def forget(self, places: Iterable[Path]) -> None:
-        """Note results that need not be kept any more, as they were saved or deleted. Their files stay until `close`: they may be shown."""
+        """Mark results as saved or deleted. Their files stay until `close`, as they may be shown."""
         self.gone |= {place.name for place in places}
         self._write()
 
     def close(self) -> None:
-        """End the session: what is not saved stays, everything else is removed, and others may have it."""
+        """End and unlock the session: unsaved work stays, everything else is removed."""
         folder, lock = self.folder, self.lock
         if folder is None or lock is None:
             return
@@ -244,9 +244,9 @@ class Session:
 
 
 def find_sessions(home: Path) -> tuple[KeptSession, ...]:
-    """Return the sessions that hold something unsaved and belong to no viewer that lives, the latest first.
+    """Return the sessions with unsaved work and no living viewer, the latest first.
 
-    What is too old, too much, or empty is removed first.
+    Sessions that are too old, too large or empty are removed first.
     """
     found: list[KeptSession] = []
     used = 0
@@ -270,7 +270,7 @@ def find_sessions(home: Path) -> tuple[KeptSession, ...]:
 
 
 def discard(kept: KeptSession) -> None:
-    """Remove a session for good; files in it that this program did not make stay.
+    """Remove a session for good; foreign files in it stay.
 
     Raises
     ------
@@ -296,7 +296,7 @@ def _lock(folder: Path) -> BaseFileLock | None:
 
 
 def _read(folder: Path) -> KeptSession:
-    """Read what a folder holds; raises StoreError where it is not as this program writes it."""
+    """Read the session of a folder; raises StoreError where it is not as this program writes it."""
     try:
         about = read_json(folder / FILE) if (folder / FILE).exists() else {}
         sections = {str(key): KeptSection.read(facts) for key, facts in dict(about.get("sections") or {}).items()}
@@ -323,7 +323,6 @@ def _read(folder: Path) -> KeptSession:
 
 
 def _places(folder: Path) -> list[Path]:
-    """Return the folders of results, in the order that they were made."""
     there = folder / RESULTS
     found = [place for place in (there.iterdir() if there.is_dir() else ()) if place.name.isdigit()]
     return sorted(found, key=lambda place: int(place.name))
@@ -347,14 +346,14 @@ def _size(folder: Path) -> int:
 
 
 def _remove_result(place: Path) -> None:
-    """Remove the folder of a result where it is as it was written."""
+    """Remove the folder of a result if unchanged."""
     with suppress(StoreError, OSError):
         WORK.check(place)
         shutil.rmtree(place)
 
 
 def _remove(folder: Path) -> None:
-    """Remove a session; the folder stays where something else is in it."""
+    """Remove a session; the folder stays where foreign files are in it."""
     for place in _places(folder):
         _remove_result(place)
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Patches of single spots, batch by batch: new tissue, or this tissue where an edit reaches it."""
+"""Spots mode: patches of single spots by batch, new tissue or edited real tissue."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ..errors import NotFiniteError
 from ..tissue.crops import read_patches
 from ..types import Patch, PatchResult, Plan, Section
 from .conditions import Conditions, condition_rows
-from .counterfactual import Before, content_key, faded
+from .counterfactual import Before, content_key, fade_rim
 from .models import Edited, Event, PatchBatch, PatchModel, Preview
 
 if TYPE_CHECKING:
     from .session import Session
 
-UNTOUCHED_AT_ONCE = 32
-"""Crops of the slide that are read together where no edit reaches."""
+SLIDE_BATCH = 32
+"""Number of unedited crops of the slide that are read together."""
 MAX_MEASURED = 256
-"""Spots whose crops and encodings are kept; one takes 0.2 MB, with an encoder of gene tokens up to 2."""
+"""Number of spots whose crops and encodings are cached; one takes 0.2 MB, with gene tokens up to 2."""
 
 
 def run_spots(session: Session, known: MeasuredSpots, conditions: Conditions | None = None) -> Iterator[Event]:
-    """Denoise the patches that a session still has to make; ``conditions`` where they are known already."""
+    """Denoise the missing patches of a session; ``conditions`` where they are known already."""
     conditions = conditions or condition_rows(session.plan, session.section, session.model)
     todo = session.todo
     if conditions.before is not None:
@@ -43,13 +43,13 @@ def run_spots(session: Session, known: MeasuredSpots, conditions: Conditions | N
 
 
 def _untouched(session: Session, before: Before) -> Iterator[Event]:
-    """Finish patches that no edit reaches: they are the slide."""
+    """Finish patches out of reach of the edits: they are the slide."""
     session.follows(before)
     same = [patch for patch in session.todo if not before.touched[patch.index]]
-    for start in range(0, len(same), UNTOUCHED_AT_ONCE):
+    for start in range(0, len(same), SLIDE_BATCH):
         if session.stopped():
             return
-        patches = same[start : start + UNTOUCHED_AT_ONCE]
+        patches = same[start : start + SLIDE_BATCH]
         yield from session.keep(_results(patches, _crops(patches, session.plan, session.section)))
 
 
@@ -60,7 +60,7 @@ def _results(patches: Sequence[Patch], images: NDArray[np.uint8]) -> list[PatchR
 def _denoise(
     session: Session, patches: tuple[Patch, ...], conditions: Conditions, known: MeasuredSpots
 ) -> Iterator[Event]:
-    """Denoise one batch; what is not finite is taken out and the others are done again without it."""
+    """Denoise one batch; patches that are not finite are removed and the others denoised again."""
     while patches:
         batch = _batch(session, patches, conditions, known)
         try:
@@ -74,7 +74,7 @@ def _denoise(
                 else:
                     images = update.images
                     if batch.edited is not None and batch.crops is not None:
-                        images = faded(batch.crops, images)
+                        images = fade_rim(batch.crops, images)
                     yield from session.keep(_results(patches, images))
             return
         except NotFiniteError as error:
@@ -97,7 +97,7 @@ def _crops(patches: Sequence[Patch], plan: Plan, section: Section) -> NDArray[np
 
 @dataclass(frozen=True)
 class AtSpots:
-    """What is measured at b spots: crops (b, p, p, 3), morphology (b, t, d), expression (b, d) or (b, g, d), and what it is by content."""
+    """Measured conditions of b spots: crops (b, p, p, 3), morphology (b, t, d), expression (b, d) or (b, g, d), and content keys."""
 
     crops: NDArray[np.uint8]
     morphology: NDArray[np.float32]
@@ -106,14 +106,14 @@ class AtSpots:
 
 
 class MeasuredSpots:
-    """What is measured at a section's spots, as a checkpoint takes it; the latest `MAX_MEASURED` are kept."""
+    """Cache of the measured conditions of a section's spots, encoded by a checkpoint; the latest `MAX_MEASURED` are kept."""
 
     def __init__(self, section: Section, model: PatchModel) -> None:
         self._section, self._model = section, model
         self._kept: OrderedDict[int, AtSpots] = OrderedDict()
 
     def of(self, patches: Sequence[Patch]) -> AtSpots:
-        """Return what is measured at patches around spots; what is not kept is read and encoded in one go."""
+        """Return the measured conditions of patches; missing ones are read and encoded in one go."""
         found = {patch.row: self._kept[patch.row] for patch in patches if patch.row in self._kept}
         missing = [patch for patch in patches if patch.row not in found]
         if missing:

@@ -1,4 +1,4 @@
-"""Results read back from a section's store: what was asked for, what came of it, and how to make it again."""
+"""Results in a section's store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .requests import as_recorded, make_request
 
 @dataclass(frozen=True)
 class StoredResult:
-    """A result as its store has it.
+    """Stored result.
 
     Attributes
     ----------
@@ -38,9 +38,9 @@ class StoredResult:
     provenance
         As it was recorded.
     levels
-        The same image with its halvings, each lazy, largest first.
+        The pyramid of the image, each level lazy, largest first.
     note
-        What is not certain of it: which section it was made from, or whether the table is still the same.
+        Uncertainties: which section it was made from, or whether the table is still the same.
     """
 
     element: str
@@ -84,26 +84,26 @@ class StoredResult:
 
     @property
     def spots(self) -> tuple[str, ...]:
-        """Ids of the spots that were finished."""
+        """Ids of the finished spots."""
         return tuple(map(str, dict(self.provenance.get("patches") or {}).get("spots", ())))
 
 
 @dataclass(frozen=True)
 class StoredResults:
-    """What a section's store holds: the results of this section, and why each further image is none of them."""
+    """Results of a section in its store, and why each further image is none of them."""
 
     results: tuple[StoredResult, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return a sentence for each that was left out, and for each that something is not certain of."""
+        """Sentences about images that were left out, and about uncertain results."""
         doubtful = [f"{one.element}: {one.note}" for one in self.results if one.note]
         return (*doubtful, *(f"{name} is left out: {why}" for name, why in self.left_out.items()))
 
 
 def read_stored(section: Section) -> StoredResults:
-    """Read which results of its SpatialData store belong to a section; none where it was opened from something else.
+    """Read the results in a section's SpatialData store that belong to it; none where it has no store.
 
     An image that is no result, or cannot be read, does not hide the others.
 

@@ -1,7 +1,7 @@
 """Requests made from a request: its baseline, further samples, a dose strip, a grid of guidance scales. Pure.
 
-Each variant is a whole request of its own: it is planned, run, stored and made again like any other, and no other room needs to
-know of it. That is why there is no field for the number of samples: n samples are n requests with n seeds.
+Each variant is a whole request: it is planned, run, stored and made again like any other. So n samples are n requests with n seeds,
+and no other module knows of samples.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from .session import Session
 
 DOSES = 7
 GRID = (0.5, 1.0, 2.0)
-"""Factors on the guidance scales in force, along each side of a guidance grid."""
+"""Factors of the guidance scales along each side of a guidance grid."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A request and what makes it differ from its neighbours, in a few words."""
+    """Request with a short label of what distinguishes it."""
 
     label: str
     request: Request
@@ -41,19 +41,19 @@ class Variant:
 def baseline_of(request: Request) -> Request:
     """Return the same request without its edits: same spots, seeds, guidance and noise.
 
-    That of a result of new tissue. Of edited real tissue the baseline is the slide; a request to edit it without an edit is refused.
+    For a result of new tissue. The baseline of edited real tissue is the slide; a request to edit it without an edit is refused.
     """
     return request.model_copy(update={"edits": (), "counterfactual": "off"})
 
 
 def noise_key(request: Request, provenance: Mapping[str, Any], *, edited: bool = True) -> tuple[Any, ...]:
-    """Return what two results must share for their patches at one spot to differ by nothing.
+    """Return the key that two results share if their patches at one spot have the same noise and conditions but for edits.
 
     Parameters
     ----------
     request, provenance
-        Of a result. The region and the section's path say nothing of a patch; checkpoint with its precision and what was given in the
-        place of an encoder, guidance and steps count as they were used.
+        Of a result. Region and section path are left out; checkpoint with precision and replaced encoders, guidance and steps count as
+        they were used.
     edited
         False leaves the edits out: the key of the result's baseline. No result has that of edited real tissue, whose baseline is the slide.
     """
@@ -77,7 +77,7 @@ def noise_key(request: Request, provenance: Mapping[str, Any], *, edited: bool =
 
 
 def sample_seed(seed: int, number: int) -> int:
-    """Return the run seed of a further sample: number 0 keeps the seed itself."""
+    """Return the seed of a further sample: number 0 keeps the seed itself."""
     if number == 0:
         return seed
     digest = hashlib.sha256(f"{seed}/sample/{number}".encode()).digest()
@@ -87,8 +87,8 @@ def sample_seed(seed: int, number: int) -> int:
 def samples_of(request: Request, count: int) -> tuple[Request, ...]:
     """Return ``count`` requests that differ in their seed alone; the first is the request itself.
 
-    The seed of each patch's noise comes from the run's seed and the spot, so that samples are independent and each can be made
-    again alone from the seed in its provenance. A region that is drawn with the seed (`SampleOfSpots`) has to be resolved first.
+    A patch's noise depends on the run's seed and the spot, so samples are independent and each can be made again alone from the seed in its
+    provenance. A region drawn with the seed (`SampleOfSpots`) has to be resolved first.
     """
     if request.region.kind == "sample" and count > 1:
         raise RequestError([("region", "spots drawn with the seed differ from sample to sample; give their ids")])
@@ -96,18 +96,18 @@ def samples_of(request: Request, count: int) -> tuple[Request, ...]:
 
 
 def dose_strip(request: Request, spot: str, edit: int | None = None, doses: int = DOSES) -> tuple[Variant, ...]:
-    """Return one spot's request at strengths from 0 to 1 of an edit, evenly spaced, with common noise.
+    """Return one spot's requests at strengths of an edit from 0 to 1, evenly spaced, with common noise.
 
     Parameters
     ----------
     request
-        With at least one enabled edit; others than the one chosen stay as they are.
+        With at least one enabled edit; the other edits stay as they are.
     spot
         Id of the spot.
     edit
-        Place of the edit in the request; by default the last one that is enabled.
+        Index of the edit in the request; by default the last one that is enabled.
     doses
-        How many, at least 2.
+        Number of strengths, at least 2.
 
     Raises
     ------
@@ -130,20 +130,20 @@ def dose_strip(request: Request, spot: str, edit: int | None = None, doses: int 
 def guidance_grid(
     request: Request, spot: str, default: Guidance, factors: Sequence[float] = GRID
 ) -> tuple[Variant, ...]:
-    """Return one spot's request under scaled guidance, with common noise: expression varies fastest.
+    """Return one spot's requests under scaled guidance, with common noise; expression varies fastest.
 
-    New tissue in any case: an edit of real tissue is not guided. Without morphology there is one row: its scale would change nothing.
+    Always new tissue, as an edit of real tissue is not guided. Without morphology there is one row: its scale would change nothing.
 
     Parameters
     ----------
     request
-        Whose scales, completed by ``default``, are multiplied.
+        Its scales, completed by ``default``, are multiplied.
     spot
         Id of the spot.
     default
         The checkpoint's own scales.
     factors
-        Along each side.
+        Factors along each side.
     """
     present = default.model_copy(update=request.guidance.model_dump(exclude_none=True))
     assert present.expression is not None and present.morphology is not None  # a card names both
@@ -162,7 +162,7 @@ def guidance_grid(
 
 
 def _at(request: Request, spot: str, **changes: object) -> Request:
-    """Ask for the patch of one spot: a seamless canvas has none, its tiles lie on a grid."""
+    """Return the request for the patch of one spot, in spots mode: a seamless canvas has no patches."""
     return request.model_copy(update={"region": SpotList(ids=(spot,)), "mode": "spots", **changes})
 
 
@@ -171,7 +171,7 @@ def _at(request: Request, spot: str, **changes: object) -> Request:
 
 @dataclass(frozen=True)
 class SheetCell:
-    """One image of a sheet: its label, (h, w, 3) uint8 pixels, and where they come from (JSON types)."""
+    """Image of a sheet: its label, (h, w, 3) uint8 pixels, and provenance (JSON types)."""
 
     label: str
     pixels: NDArray[np.uint8]
@@ -185,11 +185,11 @@ class ContactSheet:
     Attributes
     ----------
     title
-        What varies.
+        Name of what varies.
     spot
         Id of the spot.
     cells
-        Row by row; fewer than planned where it was stopped.
+        Images row by row; fewer than planned where it was stopped.
     columns
         Images in a row.
     patch_um
@@ -214,12 +214,12 @@ def make_sheet(
     model: PatchModel,
     cancel: CancelToken | None = None,
 ) -> Iterator[tuple[ContactSheet, Progress]]:
-    """Synthesize the variants one after another; each of them asks for one and the same spot.
+    """Synthesize variants of one spot one after another.
 
     Parameters
     ----------
     title
-        What varies.
+        Name of what varies.
     variants
         From `napari_stmdit.synthesis.variants`.
     columns
@@ -227,7 +227,7 @@ def make_sheet(
     section, model
         As for a run.
     cancel
-        Asked at every denoising step; the sheet then ends with what is done.
+        Asked at every denoising step; the sheet then ends with the finished images.
 
     Yields
     ------
@@ -237,7 +237,7 @@ def make_sheet(
     Raises
     ------
     RequestError
-        A variant cannot be planned, or asks for something else than one patch; nothing is computed then.
+        A variant cannot be planned, or has more than one patch; nothing is computed then.
     """
     plans = [make_plan(section, variant.request, model.card) for variant in variants]
     if any(plan.windows is not None or len(plan) != 1 for plan in plans):

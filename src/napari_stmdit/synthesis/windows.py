@@ -1,4 +1,4 @@
-"""Noise that belongs to a place on the slide, not to a region."""
+"""Windows and tiles of continuous mode, and noise that belongs to a place on the slide, not to a region."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .canvas import box_at
 from .models import known_by_spot
 
 BLOCK = 32
-"""Side of the blocks of latent cells that noise is drawn in."""
+"""Side, in latent cells, of the blocks that noise is drawn in."""
 
 
 def field_noise(seed: int, channels: int, corner: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.float32]:
     """Return standard normal noise (channels, height, width) float32 of a part of the plane.
 
-    A cell's noise depends on the seed and on its position alone: two regions that share a place start from the same noise there.
+    A cell's noise depends only on the seed and its position: two regions that share a place start from the same noise there.
 
     Parameters
     ----------
@@ -62,14 +62,14 @@ def _block(seed: int, channels: int, by: int, bx: int) -> NDArray[np.float32]:
 
 
 CELL = 8
-"""Side in canvas pixels of the blocks that a region is made of."""
+"""Side in canvas pixels of the cells of a region."""
 TILE = 512
-"""Side of a tile in canvas pixels, as far as it is a whole number of strides."""
+"""Side of a tile in canvas pixels, rounded to a whole number of strides."""
 NEAREST = 6
 WIDTH_UM = 40.0
 REACH_UM = 200.0
 GAP = 0.75
-"""Of the distance between neighbouring spots; the middle of four of them lies at 0.71, of three at 0.58."""
+"""Maximum distance from a spot, in spot distances: the middle of four spots lies at 0.71, of three at 0.58."""
 _AVERAGED = (
     f"averaged over the {NEAREST} nearest spots with the weight exp(-d^2 / (2 s^2)), d in microns from the window's middle, "
     f"s = {WIDTH_UM:g} um"
@@ -77,24 +77,20 @@ _AVERAGED = (
 
 
 def sides(card: CheckpointCard, counterfactual: bool = False) -> tuple[int, int]:
-    """Return (stride, tile) in canvas pixels for a checkpoint's windows.
-
-    New tissue has to be joined where windows overlap, by half. Edited windows lie on one slide, which joins them: a quarter is enough
-    to blend their changes, and takes half the calls of the network.
-    """
+    """Return (stride, tile) in canvas pixels of a checkpoint's windows."""
     quarter = card.patch_px // 4
     stride = 3 * quarter if counterfactual and quarter % CELL == 0 else card.patch_px // 2
     return stride, max(1, TILE // stride) * stride
 
 
 def windows_fault(card: CheckpointCard) -> str | None:
-    """Say why a checkpoint cannot be used in continuous mode, or None."""
+    """Return why a checkpoint cannot be used in continuous mode, or None."""
     if card.patch_px % (2 * CELL):
         return f"continuous mode needs patches of a multiple of {2 * CELL} px, checkpoint {card.name!r} has {card.patch_px}"
     return None
 
 
-def lay_out_windows(
+def place_windows(
     section: Section, request: Request, card: CheckpointCard, rows: NDArray[np.int64], counterfactual: bool = False
 ) -> tuple[Windows, tuple[Patch, ...], CanvasFrame, tuple[str, ...]]:
     """Lay windows and tiles over a region.
@@ -104,7 +100,7 @@ def lay_out_windows(
     section, request, card
         As for `napari_stmdit.plan`; the section is calibrated.
     rows
-        Rows of the region's spots. The region is the tissue nearest to them, or, where it is given as polygons, those.
+        Rows of the region's spots. The region is the tissue nearest to them, or the polygons where given.
     counterfactual
         Whether real tissue is edited: windows then overlap less.
 
@@ -116,7 +112,7 @@ def lay_out_windows(
     Raises
     ------
     RequestError
-        Where nothing of the region lies near a spot.
+        Nothing of the region lies near a spot.
     """
     pixel_size = card.patch_mpp / section.mpp
     stride, tile = sides(card, counterfactual)
@@ -160,7 +156,7 @@ class LatentWindows(NamedTuple):
 
 
 def in_latents(windows: Windows, latent_grid: tuple[int, int]) -> LatentWindows:
-    """Lay windows on the latents of a checkpoint, of so many channels and pixels per cell.
+    """Convert windows to the latents of a checkpoint, by its channels and pixels per cell.
 
     Raises
     ------
@@ -194,14 +190,14 @@ def nearest_spots(centres: NDArray[np.float64], section: Section) -> tuple[NDArr
 
 
 def mixing(rows: NDArray[np.int64], weights: NDArray[np.float32], count: int) -> csr_matrix:
-    """Return the (n, count) matrix that mixes ``count`` spots into n places, of the (n, k) rows and weights of `nearest_spots`."""
+    """Return the (n, count) matrix that mixes ``count`` spots into n places, from the (n, k) rows and weights of `nearest_spots`."""
     return csr_matrix(
         (weights.ravel(), rows.ravel(), np.arange(0, rows.size + 1, rows.shape[1])), shape=(len(rows), count)
     )
 
 
 def rule_of(plan: Plan, provenance: Mapping[str, Any]) -> str:
-    """Say how the windows of a continuous plan get their conditions, with a checkpoint of that provenance."""
+    """Return a sentence on how the windows of a continuous plan get their conditions, with a checkpoint of that provenance."""
     assert plan.windows is not None
     parts = []
     if plan.request.morphology == "own" and known_by_spot(provenance, "morphology"):
@@ -226,7 +222,7 @@ def _region(
     pixel_size: float,
     tile: int,
 ) -> tuple[NDArray[np.bool_], tuple[int, int], tuple[str, ...]]:
-    """Cells of the region over the tiles it touches, the corner of these tiles, and notes."""
+    """Return the region's cells over the tiles it touches, the corner of these tiles, and notes."""
     if isinstance(request.region, Polygons):
         cells, corner, notes = _polygon_cells(section, request.region, pixel_size, tile)
     else:
@@ -240,7 +236,7 @@ def _region(
 
 
 def _aligned(low: Sequence[float], high: Sequence[float], tile: int) -> tuple[NDArray[np.bool_], tuple[int, int]]:
-    """Empty cells over the tiles that a box in absolute canvas pixels touches, and the corner of these tiles."""
+    """Return empty cells over the tiles that a box in absolute canvas pixels touches, and the corner of these tiles."""
     y0, x0 = (int(np.floor(v / tile)) * tile for v in low)
     y1, x1 = (int(np.ceil(v / tile)) * tile for v in high)
     shape = (max(y1 - y0, tile) // CELL, max(x1 - x0, tile) // CELL)
@@ -250,7 +246,7 @@ def _aligned(low: Sequence[float], high: Sequence[float], tile: int) -> tuple[ND
 def _spot_cells(
     section: Section, rows: NDArray[np.int64], card: CheckpointCard, pixel_size: float, tile: int
 ) -> tuple[NDArray[np.bool_], tuple[int, int]]:
-    """Return the tissue that is nearer to a chosen spot than to any other, excluded ones too, and not farther than `spot_radius_um`."""
+    """Return the tissue nearer to a chosen spot than to any other, excluded ones too, within `spot_radius_um`."""
     radius = spot_radius_um(section, card) / section.mpp / pixel_size
     yx, left_out = _with_excluded(section)
     centres = yx / pixel_size
@@ -287,13 +283,12 @@ def _with_excluded(section: Section) -> tuple[NDArray[np.float64], NDArray[np.bo
 
 
 def _slide_size(section: Section, pixel_size: float) -> NDArray[np.float64]:
-    """Height and width of the slide in canvas pixels."""
     size: NDArray[np.float64] = np.array(section.slide.shape) * section.slide.pixel_size / pixel_size
     return size
 
 
 def spot_radius_um(section: Section, card: CheckpointCard) -> float:
-    """Return how far from a spot its tissue reaches: half a patch, or what closes the gaps of the section's own lattice."""
+    """Return the radius of a spot's tissue: half a patch, or what closes the gaps of the section's own lattice."""
     yx = section.spots.yx
     if len(yx) < 2:
         return card.patch_um / 2
@@ -305,7 +300,7 @@ def spot_radius_um(section: Section, card: CheckpointCard) -> float:
 def _polygon_cells(
     section: Section, polygons: Polygons, pixel_size: float, tile: int
 ) -> tuple[NDArray[np.bool_], tuple[int, int], tuple[str, ...]]:
-    """Return what polygons cover of the slide, as far as spots are near and the nearest is not excluded."""
+    """Return the cells of the slide inside polygons, as far as spots are near and the nearest is not excluded."""
     vertices = np.array([vertex for ring in polygons.rings for vertex in ring], dtype=np.float64) / pixel_size
     slide = _slide_size(section, pixel_size)
     low, high = np.clip(vertices.min(axis=0), 0, slide), np.clip(vertices.max(axis=0), 0, slide)
@@ -342,7 +337,7 @@ def _any_in_blocks(cells: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
 
 
 def _window_places(cells: NDArray[np.bool_], stride: int, side: int) -> NDArray[np.int64]:
-    """Places (n, 2), in strides from the canvas's corner, of all windows that touch the region; a side is one to two strides."""
+    """Return the places (n, 2), in strides from the canvas's corner, of all windows that touch the region; a side is one to two strides."""
     block = math.gcd(stride, side)
     step, span = stride // block, side // block
     touched = np.pad(_any_in_blocks(cells, block // CELL), (step, span))

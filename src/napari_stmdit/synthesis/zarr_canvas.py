@@ -1,4 +1,4 @@
-"""Sets of numbers as short texts, for the manifest of a run."""
+"""Canvas on disk: finished patches, image and manifest of a run that can be continued."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from .identity import differences, is_older
 
 
 def to_ranges(numbers: Iterable[int]) -> str:
-    """Write a set of numbers shortly: ``0-3,7``."""
+    """Format a set of numbers as ranges: ``0-3,7``."""
     parts: list[str] = []
     ordered = sorted(set(numbers))
     start = 0
@@ -54,7 +54,7 @@ def to_ranges(numbers: Iterable[int]) -> str:
 
 
 def from_ranges(text: str) -> set[int]:
-    """Read what `to_ranges` wrote; raises ValueError for anything else."""
+    """Parse what `to_ranges` wrote; raises ValueError for anything else."""
     numbers: set[int] = set()
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
@@ -85,9 +85,9 @@ class PatchStore:
             self.array = zarr.open_array(folder / PATCHES, mode="r+")
 
     def write(self, index: int, pixels: NDArray[np.uint8]) -> None:
-        """Put a patch on the disk; it counts as finished when the manifest lists it."""
+        """Write a patch to disk; it counts as finished once the manifest lists it."""
         with explained(self._folder):
-            check_there(self._folder)
+            check_exists(self._folder)
             patiently(lambda: self.array.__setitem__(index, pixels))
             chunk = self.path(index)
             sync(chunk)
@@ -99,14 +99,14 @@ class PatchStore:
         return pixels
 
     def path(self, index: int) -> Path:
-        """Return the file that holds a patch."""
+        """Return the file of a patch."""
         return chunk_path(self._folder / PATCHES, index)
 
 
 def manifest_of(
     plan: Plan, finished: set[int], composed: set[int], failed: Mapping[int, str], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the contents of ``manifest.json``."""
+    """Return the content of ``manifest.json``."""
     return {
         "format": 1,
         "patches": len(plan),
@@ -118,8 +118,8 @@ def manifest_of(
     }
 
 
-def lay_out(folder: Path, plan: Plan) -> None:
-    """Make the arrays of a canvas; their layout is the one that a SpatialData image has, which they later become."""
+def create_arrays(folder: Path, plan: Plan) -> None:
+    """Create the arrays of a canvas in the layout of a SpatialData image, which they later become."""
     import zarr
 
     folder.mkdir()
@@ -139,13 +139,13 @@ def lay_out(folder: Path, plan: Plan) -> None:
         new_array(folder / PATCHES, len(plan), plan.card.patch_px)
 
 
-def check_there(folder: Path) -> None:
-    """Refuse to go on where the folder is gone: zarr would make a new one with a hole for everything that was done."""
+def check_exists(folder: Path) -> None:
+    """Raise where the folder is gone: zarr would create a new one without the finished patches."""
     os.stat(folder / RUN)
 
 
-def how_far(folder: Path) -> str:
-    """Say how much of a run is finished, as far as its manifest can be read."""
+def progress_text(folder: Path) -> str:
+    """Return how much of a run is finished, as far as its manifest can be read."""
     try:
         manifest = read_object(folder / MANIFEST)
         return f" ({len(from_ranges(manifest['finished']))} of {manifest['patches']} patches are finished)"
@@ -157,29 +157,29 @@ def how_far(folder: Path) -> str:
 
 
 OVERHEAD = 0.1
-"""Blending into the image waits until it takes no more than this share of the time; manifests never wait."""
+"""Maximum share of the time for blending into the image; manifests never wait."""
 _MAX_PATCHES_KEPT = 128
 
 
 class ZarrCanvas:
-    """A canvas in a folder; see docs/decisions for what lies where and why nothing is ever lost.
+    """Canvas in a folder; docs/decisions describes the layout and how nothing is lost.
 
-    Make one with `create` or take one up with `resume`. One process at a time holds a canvas.
+    Make one with `create` or continue one with `resume`. One process at a time holds a canvas.
 
     Attributes
     ----------
     folder, frame
-        Where it lies on the disk and on the slide.
+        Its place on the disk and on the slide.
     finished
         Indices of the patches that are safe.
     failed
-        Index -> reason of the patches that could not be made.
+        Index -> reason of the failed patches.
     facts
-        What the result will record of how it was made, of whichever session of the run; in JSON types.
+        Facts of all sessions for the result's record, in JSON types.
     committed
-        How many patches the manifest lists.
+        Number of patches that the manifest lists.
     run_id
-        Tells this run from every other.
+        Unique id of the run.
     """
 
     def __init__(self, folder: Path, plan: Plan, run_id: str, lock: Any) -> None:
@@ -204,36 +204,36 @@ class ZarrCanvas:
 
     @classmethod
     def create(cls, folder: str | Path, plan: Plan, identity: Mapping[str, Any]) -> ZarrCanvas:
-        """Make the folder of a new run.
+        """Create the folder of a new run.
 
         Raises
         ------
         StoreError
-            Where it exists, or cannot be made.
+            It exists, or cannot be created.
         """
         folder = Path(folder).expanduser().absolute()
         if folder.exists():
             raise StoreError(
-                f"an unfinished run{how_far(folder)} is in {folder}; continue it with --resume, or remove that folder to start anew"
+                f"an unfinished run{progress_text(folder)} is in {folder}; continue it with --resume, or remove that folder to start anew"
             )
         run_id = uuid.uuid4().hex
         with explained(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             remove_left_drafts(folder.parent, folder.name)
             with replacing(folder) as draft:
-                lay_out(draft, plan)
+                create_arrays(draft, plan)
                 write_json(draft / MANIFEST, manifest_of(plan, set(), set(), {}, {}))
                 write_json(draft / RUN, {"format": 1, "run_id": run_id, "identity": dict(identity)})
         return cls(folder, plan, run_id, take_lock(folder))
 
     @classmethod
     def resume(cls, folder: str | Path, plan: Plan, identity: Mapping[str, Any]) -> ZarrCanvas:
-        """Take up a run where it stopped, however it stopped.
+        """Continue a run where it stopped, however it stopped.
 
         Raises
         ------
         StoreError
-            Where it is another run (saying what differs), another process holds it, or it cannot be read.
+            It is another run (with the differences), another process holds it, or it cannot be read.
         """
         folder = Path(folder).expanduser().absolute()
         record = read_object(folder / RUN)
@@ -276,7 +276,7 @@ class ZarrCanvas:
     # --- what the run does
 
     def paste(self, result: PatchResult) -> tuple[int, int, int, int]:
-        """Put a patch or tile on the disk; return its box. It is safe once `commit` is through."""
+        """Write a patch or tile to disk; return its box. It is safe after `commit`."""
         y0, x0, y1, x1 = result.patch.canvas_box
         if result.mask is None:
             assert self._store is not None  # patches come in spots mode alone
@@ -292,19 +292,19 @@ class ZarrCanvas:
         self.finished.update(indices)
 
     def commit(self) -> None:
-        """Make everything that was pasted count as finished, in one step.
+        """Make everything pasted count as finished, atomically.
 
         Raises
         ------
         StoreError
-            Where the folder cannot be written; what was committed before stays safe.
+            The folder cannot be written; earlier commits stay safe.
         """
         if time.perf_counter() >= self._next_composing:
             self._compose()
         self._write_manifest()
 
     def close(self) -> None:
-        """Blend what is missing into the image, write the manifest, and let go of the folder."""
+        """Blend missing patches into the image, write the manifest, and release the folder."""
         try:
             if (self.folder / RUN).exists():
                 self._compose()
@@ -313,12 +313,12 @@ class ZarrCanvas:
             self.release()
 
     def release(self) -> None:
-        """Let go of the folder as it is."""
+        """Release the folder as it is."""
         self._recent.clear()
         self._lock.release()
 
     def discard(self) -> None:
-        """Remove what the run wrote: its image was saved. The folder goes with it, unless somebody put something there."""
+        """Remove the run's files after its image was saved; the folder stays where foreign files are in it."""
         remove_drafts_in(self.folder)
         self.release()
         for name in (IMAGE, PATCHES, SOLVER, MANIFEST, RUN, LOCK):
@@ -347,30 +347,30 @@ class ZarrCanvas:
 
     @property
     def is_blank(self) -> bool:
-        """Whether nothing would be lost without the folder: no patch is finished, and no step of a solver is kept."""
+        """Whether nothing would be lost without the folder: no patch is finished, and no solver state is saved."""
         return not self.finished and not (self.folder / SOLVER).exists()
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What the run is made from beside its request, as `inputs_of` gave it when the run was begun."""
+        """Inputs of the run beside its request, as of `inputs_of` when it began."""
         identity = dict(read_object(self.folder / RUN).get("identity", {}))
         identity.pop("request", None)
         return identity
 
     @property
     def image_folder(self) -> Path:
-        """The folder with the levels ``0``, ``1``, ... as zarr arrays (4, y, x)."""
+        """Folder with the levels ``0``, ``1``, ... as zarr arrays (4, y, x)."""
         return self.folder / IMAGE
 
     @property
     def patch_files(self) -> PatchFiles | None:
-        """The files of the finished patches, by index; None in continuous mode."""
+        """Files of the finished patches, by index; None in continuous mode."""
         if self._store is None:
             return None
         return PatchFiles([self._store.path(index) for index in sorted(self.finished)], self._plan.card.patch_px)
 
     def patches(self) -> Any:
-        """Lazy dask array (n, p, p, 3) uint8 of the finished patches before blending, by index; empty in continuous mode."""
+        """Return the finished patches before blending as a lazy dask array (n, p, p, 3) uint8, by index; empty in continuous mode."""
         import dask.array as da
 
         side = self._plan.card.patch_px
@@ -381,7 +381,7 @@ class ZarrCanvas:
     # --- the state of the solver
 
     def load_state(self) -> dict[str, NDArray[Any]] | None:
-        """Return the latest state of the solver; None where there is none that can be read."""
+        """Return the latest solver state; None where there is none that can be read."""
         try:
             with np.load(self.folder / SOLVER, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
@@ -389,9 +389,9 @@ class ZarrCanvas:
             return None
 
     def save_state(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Keep the state of the solver, in one step."""
+        """Write the solver state atomically."""
         with explained(self.folder):
-            check_there(self.folder)
+            check_exists(self.folder)
             patiently(
                 lambda: write_atomically(self.folder / SOLVER, lambda file: np.savez(file, allow_pickle=False, **state))
             )
@@ -399,7 +399,7 @@ class ZarrCanvas:
     # --- blending
 
     def _compose(self) -> None:
-        """Blend patches that are not in the image yet, and bring the smaller levels up to date."""
+        """Blend new patches into the image, and update the smaller levels."""
         start = time.perf_counter()
         news = self.finished - self._composed
         if not news:
@@ -419,7 +419,7 @@ class ZarrCanvas:
         self._next_composing = now + (now - start) / OVERHEAD
 
     def _blend(self, row: int, column: int) -> NDArray[np.uint8]:
-        """Return a chunk (4, h, w) from the finished patches on it, in the order of their index."""
+        """Return a chunk (4, h, w) blended from the finished patches on it, in the order of their index."""
         y0, x0, y1, x1 = self._chunk_box(0, row, column)
         total = np.zeros((y1 - y0, x1 - x0, 3), dtype=np.float32)
         weights = np.zeros(total.shape[:2], dtype=np.float32)
@@ -448,7 +448,7 @@ class ZarrCanvas:
         y0, x0, y1, x1 = self._chunk_box(level, row, column)
         array = self._levels[level]
         with explained(self.folder):
-            check_there(self.folder)
+            check_exists(self.folder)
             patiently(lambda: array.__setitem__((slice(None), slice(y0, y1), slice(x0, x1)), block))
             sync(self.folder / IMAGE / str(level) / "c" / "0" / str(row) / str(column))
 
@@ -471,7 +471,7 @@ class ZarrCanvas:
 
     def _write_manifest(self) -> None:
         with explained(self.folder):
-            check_there(self.folder)
+            check_exists(self.folder)
             content = manifest_of(self._plan, self.finished, self._composed, self.failed, self.facts)
             patiently(lambda: write_json(self.folder / MANIFEST, content))
         self.committed = len(self.finished)

@@ -1,8 +1,7 @@
-"""Whether a section's spots lie on its tissue as they should, or would fit clearly better turned or mirrored.
+"""Alignment check: whether spots lie on the tissue as they should, or would fit clearly better turned or mirrored.
 
-Two things tell. Spots with counts lie on tissue: laid over the slide the wrong way, some of them come to lie on glass. And denser tissue gives
-more counts, which decides where tissue fills the slide. docs/evidence/alignment.md has the figures of real sections, and those of each of
-them turned and mirrored by hand.
+Two criteria: spots with counts lie on tissue, and denser tissue gives more counts, which decides where tissue fills the slide.
+docs/evidence/alignment.md has figures of real sections, each also turned and mirrored by hand.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from .excluded import exclude
 from .tissue_mask import coarse_picture, disc_means, optical_density
 
 SHARE_MARGIN = 0.05
-"""How many more of the spots must lie on tissue to be clearly better."""
+"""Minimum difference of the shares of spots on tissue to be clearly better."""
 MIN_DENSITY = 0.05
-"""Mean optical density (log10) over the glass from which a spot counts as on tissue: fat is hardly denser."""
+"""Minimum mean optical density (log10) over the glass of a spot on tissue; fat is hardly denser."""
 ERRORS = 2.0
-"""Standard errors (of a difference of two correlations, by Fisher's transformation) by which counts must follow the stain better."""
+"""Minimum difference of two correlations, in its standard errors (Fisher's transformation), to be clearly better."""
 MIN_R = 0.3
-"""Counts that follow the stain less than this decide nothing."""
+"""Minimum correlation of counts and stain that decides anything."""
 MIN_SPOTS = 30
 MAX_DENSITY = 0.3
-"""Optical density counts up to this: what is darker, such as folds and ink, has no more counts for it."""
+"""Maximum optical density that counts: darker pixels, such as folds and ink, have no more counts for it."""
 _SPOT_UM = 55.0
-"""Diameter of a spot, by which a picture of fitting size is chosen where the scale is not known; nothing is measured by it."""
+"""Diameter of a spot, to choose a picture of fitting size where the scale is unknown; nothing is measured by it."""
 
 WORDS: Mapping[Orientation, str] = {
     "as-given": "as they are",
@@ -48,7 +47,7 @@ WORDS: Mapping[Orientation, str] = {
     "turn-270": "turned by 90° anticlockwise",
     "swap-yx": "with x and y swapped and turned by 180°",
 }
-"""What each orientation does to the spots, in words."""
+"""Description of each orientation."""
 _STEPS: Mapping[Orientation, tuple[bool, tuple[bool, bool]]] = {
     "as-given": (False, (False, False)),
     "mirror-x": (False, (False, True)),
@@ -59,12 +58,12 @@ _STEPS: Mapping[Orientation, tuple[bool, tuple[bool, bool]]] = {
     "turn-270": (True, (True, False)),
     "swap-yx": (True, (True, True)),
 }
-"""Whether y and x are swapped, and then whether each is counted from the other side of the slide."""
+"""Steps of each orientation: whether y and x are swapped, and whether each is then counted from the other side of the slide."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How spots fit a slide in one orientation: the part of them on tissue, and the correlation r of log(1 + total counts) and stain."""
+    """Fit of the spots in one orientation: share on tissue, and correlation r of log(1 + total counts) and stain."""
 
     on_tissue: float
     r: float
@@ -72,19 +71,19 @@ class Fit:
 
 @dataclass(frozen=True)
 class Alignment:
-    """How spots and slide fit, as they are and in the seven other orientations.
+    """Fit of spots and slide, as they are and in the seven other orientations.
 
     Attributes
     ----------
     verdict
-        ``fits``: clearly better than in any other way; ``other``: one other way, ``best``, fits clearly better than all; ``several``: others
-        fit clearly better, and it cannot be told which of them is right; ``unknown``: it cannot be told, for ``reason``.
+        ``fits``: clearly better than any other; ``other``: one other, ``best``, is clearly better than all; ``several``: several others are
+        better, undecided which; ``unknown``: undecided, for ``reason``.
     fits
-        Orientation -> how it fits; empty where nothing could be measured.
+        Orientation -> its fit; empty where nothing could be measured.
     best
-        The other orientation that fits clearly better than all, or None.
+        The other orientation that is clearly better than all, or None.
     reason
-        Why it cannot be told, in words.
+        Reason why it is unknown, in words.
     """
 
     verdict: Literal["fits", "other", "several", "unknown"]
@@ -116,13 +115,13 @@ class Alignment:
         )
 
     def facts(self) -> dict[str, object]:
-        """Return it in JSON types."""
+        """Return the alignment in JSON types."""
         fits = {name: {"on_tissue": round(fit.on_tissue, 4), "r": round(fit.r, 4)} for name, fit in self.fits.items()}
         return {"verdict": self.verdict, "best": self.best, "statement": self.statement, "fits": fits}
 
 
 def oriented(section: Section, orientation: Orientation) -> Section:
-    """Return a section with its spots turned or mirrored over the slide, which stays; a note says so.
+    """Return a section with its spots turned or mirrored over the slide, with a note.
 
     Such spots are no longer those of the store that the section was opened from, if any.
 
@@ -153,10 +152,10 @@ def turned_places(yx: NDArray[np.float64], size: ArrayLike, orientation: Orienta
 
 
 def check_alignment(section: Section) -> Alignment:
-    """Compare how spots and slide fit as they are and in the seven other orientations.
+    """Compare the fit of spots and slide as they are and in the seven other orientations.
 
-    One of two is clearly better where more of the spots lie on tissue, by `SHARE_MARGIN`; or where that is alike, and counts follow the
-    stain with at least `MIN_R` and better by `ERRORS` standard errors.
+    One is clearly better than another if more of its spots, by `SHARE_MARGIN`, lie on tissue; or, with like shares, if counts follow the stain
+    with at least `MIN_R` and better by `ERRORS` standard errors.
 
     Parameters
     ----------
@@ -191,7 +190,7 @@ def _clearly_better(one: Fit, other: Fit, count: int) -> bool:
 
 
 def _unknown(section: Section) -> str:
-    """Why nothing can be said before anything is measured; empty where something can."""
+    """Return why nothing can be measured; empty where it can."""
     spots = section.spots
     if section.image is None:
         return "the section has no slide image"
@@ -232,7 +231,7 @@ def _scale_of(section: Section) -> float:
 
 
 def _r(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Pearson's correlation; 0 where one of the two does not vary."""
+    """Return Pearson's correlation; 0 where one of the two is constant."""
     return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
 
 
@@ -242,18 +241,18 @@ def _r(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 PICTURE_PX = 300
 """Longer side of the thumbnail in a check picture."""
 _FEW, _MANY = (43, 103, 214), (232, 119, 34)
-"""Colours of a spot with few and with many counts: blue and orange, which colour-blind people tell apart."""
+"""Colours of spots with few and with many counts: blue and orange, which colour-blind people tell apart."""
 
 
 def check_picture(section: Section, orientation: Orientation = "as-given", side: int = PICTURE_PX) -> NDArray[np.uint8]:
-    """Return the spots over a thumbnail of the slide, in one of the eight orientations, (h, w, 3) uint8; orange spots have many counts.
+    """Draw the spots over a thumbnail of the slide, in one of the eight orientations, (h, w, 3) uint8; orange spots have many counts.
 
     Parameters
     ----------
     section
         With a slide image.
     orientation
-        Of the spots, against how they lie in the section.
+        Orientation of the spots, relative to the section's.
     side
         Longer side of the picture in its own pixels.
     """
@@ -281,12 +280,12 @@ def check_picture(section: Section, orientation: Orientation = "as-given", side:
 
 
 def write_check_picture(section: Section, path: str | Path, other: Orientation | None = None) -> None:
-    """Write the spots over the slide as they are, and beside that as they lie in another orientation, as PNG.
+    """Write a PNG of the spots over the slide as they are, and beside it in another orientation.
 
     Raises
     ------
     SectionError
-        The section has no slide image, or the file is there already or cannot be written.
+        The section has no slide image, or the file exists or cannot be written.
     """
     from PIL import Image
 

@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 EXPRESSION_FEATURE = "Gene Expression"
-"""Kind of a feature that is a gene, by Cell Ranger; antibodies and guides have others."""
+"""Cell Ranger's feature type of genes; antibodies and guides have others."""
 _CONTROL = re.compile(
     r"^(NegControl(Probe|Codeword)|(Unassigned|Deprecated)Codeword|antisense|BLANK|Blank)_|^Intergenic_Region"
 )
-"""Names of Xenium's control probes and codewords, which some tables list without saying that they are no genes."""
+"""Names of Xenium's control probes and codewords, which some tables do not mark as such."""
 _MAX_LINE = 100_000
 _LIKE_COUNTS = re.compile(
     r"feature_bc_matrix|feature_cell_matrix|gene_bc_matri|matrix\.(mtx|h5)|\.h5ad$|molecule_info", re.IGNORECASE
 )
 MAX_COUNTS = 2**31 - 1
-"""No spot has more counts of a gene, and files of Cell Ranger can hold no more."""
+"""Maximum count of a gene in a spot, and in files of Cell Ranger."""
 # what HDF5, gzip and Matrix Market readers raise on damaged files
 _DAMAGE = (
     OSError,
@@ -72,12 +72,12 @@ class CountMatrix:
 
 
 def find_counts(folder: Path) -> Path:
-    """Return the counts of a Space Ranger folder: the filtered matrix before the raw one, HDF5 before Matrix Market.
+    """Return the counts of a Space Ranger folder: filtered before raw, HDF5 before Matrix Market.
 
     Raises
     ------
     SectionError
-        Where there are none, or several of the same rank.
+        There are none, or several of the same rank.
     """
     for kind in ("filtered", "raw"):
         files = sorted(f for f in folder.glob(f"*{kind}_feature_bc_matrix.h5") if f.is_file())
@@ -96,7 +96,7 @@ def find_counts(folder: Path) -> Path:
 
 
 def lacks_counts(folder: Path) -> bool:
-    """Tell whether nothing in a folder is named like counts: not whether what is can be read."""
+    """Return whether no file of a folder is named like counts; readability is not checked."""
     return not any(_LIKE_COUNTS.search(entry.name) for entry in folder.iterdir())
 
 
@@ -106,7 +106,7 @@ def read_counts(source: Path) -> CountMatrix:
     Raises
     ------
     SectionError
-        Where it is incomplete or contradicts itself.
+        It is incomplete or contradicts itself.
     """
     matrix = _read_matrix_market(source) if source.is_dir() else _read_h5(source)
     refuse_twice(matrix.barcodes, str(source))
@@ -122,14 +122,14 @@ def are_controls(names: NDArray[np.str_]) -> NDArray[np.bool_]:
 
 
 def refuse_twice(barcodes: NDArray[np.str_], source: str) -> None:
-    """Raise SectionError where a barcode is listed twice, and say which."""
+    """Raise SectionError that names a barcode listed twice."""
     names, times = np.unique(barcodes, return_counts=True)
     if (times > 1).any():
         raise SectionError(f"{source} lists the barcode {shorten(str(names[times > 1][0]))} twice")
 
 
 def fault_of_counts(matrix: Any) -> str | None:
-    """Say what a matrix holds that counts cannot be, or None where they are whole numbers from 0 to `MAX_COUNTS`."""
+    """Return why values cannot be counts, or None where they are whole numbers from 0 to `MAX_COUNTS`."""
     data = matrix.data
     if data.dtype.kind not in "iuf":
         return f"values of the type {data.dtype}, where numbers are expected"
@@ -145,18 +145,18 @@ def fault_of_counts(matrix: Any) -> str | None:
 
 
 def note_empty(counts: csr_matrix, noun: str = "spots") -> list[str]:
-    """Return a note of how many rows have no count, where there are such."""
+    """Return a note with the number of rows without counts, if any."""
     empty = int((np.asarray(counts.sum(axis=1)).ravel() == 0).sum())
     return [f"{empty} of {counts.shape[0]} {noun} have a total count of zero"] if empty else []
 
 
-def tidy(counts: Any) -> csr_matrix:
-    """Return counts as rows of sparse numbers in order, each place once, in a type that sums do not overflow at once.
+def canonical(counts: Any) -> csr_matrix:
+    """Return counts as a canonical CSR matrix in a type whose sums do not overflow.
 
     Raises
     ------
     ValueError
-        Where indices lead out of the table.
+        Indices lie outside the table.
     """
     from scipy.sparse import csr_matrix
 
@@ -207,7 +207,7 @@ def _h5_shape(group: Any, source: Path) -> tuple[int, int]:
 
 
 def _check_h5_sizes(group: Any, genes: int, barcodes: int, source: Path) -> None:
-    """Hold the sizes of the parts against each other before they are read: a damaged file may claim terabytes."""
+    """Compare the sizes of the parts before they are read: a damaged file may claim terabytes."""
     for key in ("indices", "indptr"):
         if group[key].dtype.kind not in "iu":
             raise SectionError(f"{source}: {key!r} of the matrix are {group[key].dtype}, not whole numbers")
@@ -250,7 +250,7 @@ def _read_matrix_market(folder: Path) -> CountMatrix:
 
 
 def _check_market_header(folder: Path, file: Any, features: int, barcodes: int) -> None:
-    """Hold a matrix's header against the lists: the reader takes memory for whatever a damaged header claims."""
+    """Compare a matrix's header with the lists: the reader allocates whatever a damaged header claims."""
     banner = file.readline(_MAX_LINE).decode("ascii").lower().split()
     if len(banner) < 4 or banner[0] != "%%matrixmarket":
         raise SectionError(
@@ -289,7 +289,7 @@ def _assemble(
         )
     if not keep.all():
         counts = counts[:, np.flatnonzero(keep)]
-    return CountMatrix(labels, tidy(counts), Genes(names[keep], ids[keep]), source)
+    return CountMatrix(labels, canonical(counts), Genes(names[keep], ids[keep]), source)
 
 
 def _text(values: Any) -> NDArray[np.str_]:
@@ -297,7 +297,7 @@ def _text(values: Any) -> NDArray[np.str_]:
 
 
 def _open(folder: Path, name: str) -> Any:
-    """Open a file that may be compressed, or only be named so."""
+    """Open a file that may be compressed, or only named so."""
     path = next((folder / n for n in (f"{name}.gz", name) if (folder / n).is_file()), None)
     if path is None:
         raise SectionError(f"{folder} holds neither {name}.gz nor {name}")

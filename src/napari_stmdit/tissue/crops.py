@@ -1,4 +1,4 @@
-"""Patches out of a lazy slide image, at the scale a checkpoint asks for."""
+"""Patches of a lazy slide image, resampled to a checkpoint's scale."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..types import SlideImage
 
 WHITE = (255, 255, 255)
 EXACT = 1e-5
-"""Distance from a pixel's border, in pixels, that changes no grey level: 255 times it is far below what is rounded."""
+"""Distance to a pixel's border, in pixels, that changes no grey level: 255 times it is far below rounding."""
 
 
 def read_patches(
@@ -24,10 +24,9 @@ def read_patches(
 ) -> NDArray[np.uint8]:
     """Read boxes of a slide image, resampled to square patches.
 
-    An output pixel is the mean of the image over the area it covers. The image between pixel borders is the piecewise
-    quadratic that keeps the mean of every pixel and is continuous at the borders: boxes that fall on pixel borders give exact
-    box means (at equal scale the very pixels), others are placed with sub-pixel accuracy, and enlarging is smooth. Only the
-    chunks under the boxes are read, from the coarsest level that is still finer than the patch.
+    An output pixel is the mean of the image over its area. Between pixel borders the image is a continuous piecewise quadratic that keeps the mean
+    of every pixel. So boxes on pixel borders give exact box means (at equal scale the very pixels), others have sub-pixel accuracy, and
+    enlarging is smooth. Only the chunks under the boxes are read, from the coarsest level that is still finer than the patch.
 
     Parameters
     ----------
@@ -41,7 +40,7 @@ def read_patches(
     Returns
     -------
     ndarray
-        (n, patch_px, patch_px, 3) uint8. What lies outside the slide has the slide's glass colour (`background_colour`).
+        (n, patch_px, patch_px, 3) uint8. Outside the slide it has the slide's glass colour (`background_colour`).
     """
     import dask
 
@@ -57,7 +56,7 @@ def read_patches(
 
 @contextmanager
 def readable(image: SlideImage) -> Iterator[None]:
-    """Turn what stores and codecs raise on damaged pixels, each in its own way, into our error."""
+    """Convert the errors of stores and codecs on damaged pixels into ours."""
     try:
         yield
     except (StmditError, MemoryError):
@@ -69,7 +68,7 @@ def readable(image: SlideImage) -> Iterator[None]:
 def chunks_under(
     image: SlideImage, boxes: Sequence[tuple[float, float, float, float]], patch_px: int
 ) -> tuple[list[tuple[int, int, int]], bool]:
-    """Return which chunks `read_patches` reads for boxes, as (level, row, column) in order, and whether a box reaches off the slide."""
+    """Return the chunks that `read_patches` reads for boxes, as sorted (level, row, column), and whether a box reaches off the slide."""
     factors = level_factors(image)
     borders = [[np.cumsum(sizes) for sizes in level.chunks[:2]] for level in image.levels]
     found: set[tuple[int, int, int]] = set()
@@ -88,10 +87,10 @@ def chunks_under(
 
 
 def level_factors(image: SlideImage) -> list[tuple[float, float]]:
-    """Return for each level how many pixels of level 0 one of its pixels spans, along y and x.
+    """Return the pixels of level 0 that a pixel of each level spans, along y and x.
 
-    Pyramids are made by whole factors, and a level whose size is not divisible loses or completes its last row: where the
-    sizes allow a whole factor it is taken instead of their ratio, which would stretch the level by up to one of its pixels.
+    Where the sizes allow a whole factor it is taken instead of their ratio: a level whose size is not divisible loses or completes its
+    last row, so the ratio would stretch it by up to one of its pixels.
     """
     return [(_factor(image, i, 0), _factor(image, i, 1)) for i in range(len(image.levels))]
 
@@ -106,13 +105,13 @@ def _factor(image: SlideImage, level: int, axis: int) -> float:
 def background_colour(image: SlideImage) -> tuple[int, int, int]:
     """Return the colour of bare glass: the median of the bright and nearly grey pixels of the coarsest level.
 
-    White where fewer than one pixel in a hundred is such, as on a slide that tissue fills.
+    White where less than one pixel in a hundred is such, as on a slide full of tissue.
     """
     return _colours.get(image, lambda: _background_colour(image.levels[-1]))
 
 
 _colours = PerObject()
-"""By the image itself: dask names arrays by where they are stored, and another slide may have come to lie there."""
+"""Glass colour by image object: dask names arrays by where they are stored, and another slide may be stored there later."""
 
 
 def _background_colour(array: Any) -> tuple[int, int, int]:
@@ -127,7 +126,7 @@ def _background_colour(array: Any) -> tuple[int, int, int]:
 
 
 class _Window:
-    """One box on one level: which pixels to read, and the weights that turn them into a patch."""
+    """Box on one level: the pixels to read, and the weights that make a patch of them."""
 
     def __init__(self, level: int, shape: tuple[int, int], edges: tuple[NDArray[np.float64], NDArray[np.float64]]):
         self.level = level
@@ -147,7 +146,7 @@ class _Window:
         patch_px: int,
     ) -> _Window:
         y0, x0, y1, x1 = (value / image.pixel_size for value in box)
-        finest_step = min((y1 - y0), (x1 - x0)) / patch_px * (1 + 1e-9)
+        finest_step = min((y1 - y0), (x1 - x0)) / patch_px * (1 + 1e-9)  # rounding must not choose a finer level
         level = max(i for i, factor in enumerate(factors) if i == 0 or max(factor) <= finest_step)
         fy, fx = factors[level]
         share = np.arange(patch_px + 1) / patch_px
@@ -160,7 +159,7 @@ class _Window:
         return self.low != self.start or self.high != self.stop
 
     def block(self, image: SlideImage) -> Any:
-        """Return the part of the level that the window covers, still lazy."""
+        """Return the part of the level under the window, lazy."""
         return image.levels[self.level][self.low[0] : self.high[0], self.low[1] : self.high[1]]
 
     def resample(self, block: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -170,7 +169,7 @@ class _Window:
         if (y := _first_pixel(self.edges[0])) is not None and (x := _first_pixel(self.edges[1])) is not None:
             y, x = y - self.start[0], x - self.start[1]
             return pixels[y : y + len(self.edges[0]) - 1, x : x + len(self.edges[1]) - 1].astype(np.uint8)
-        # few pixels of the block count for one of the patch
+        # sparse: few pixels of the block contribute to one of the patch
         rows, columns = (
             csr_matrix(area_weights(edges - start, stop - start))
             for edges, start, stop in zip(self.edges, self.start, self.stop, strict=True)
@@ -193,7 +192,8 @@ class _Window:
 
 
 def _first_pixel(edges: NDArray[np.float64]) -> int | None:
-    """Return the pixel that edges start at where they are the borders of neighbouring pixels, None where they are not."""
+    """Return the pixel that edges start at, if they are the borders of successive pixels; else None."""
+    # such a patch is copied: at equal scale it has the very pixels of the slide
     first = round(float(edges[0]))
     return first if np.abs(edges - (first + np.arange(len(edges)))).max() < EXACT else None
 
@@ -201,17 +201,16 @@ def _first_pixel(edges: NDArray[np.float64]) -> int | None:
 def area_weights(edges: NDArray[np.float64], n: int) -> NDArray[np.float32]:
     """Return the (p, n) weights that take n pixels to p area means along one axis.
 
-    The running sum of the pixels is known exactly at pixel borders; between two borders it is a cubic with the mean of the
-    two adjoining pixels as its slope at either border (Catmull-Rom). Its difference between two edges is the integral of the
-    image between them.
+    The cumulative sum of the pixels is exact at pixel borders; between two borders it is a cubic whose slope at a border is the mean of the two
+    adjoining pixels (Catmull-Rom). Its difference between two edges is the integral of the image between them.
 
     Parameters
     ----------
     edges
         (p + 1,) ascending borders of the output pixels in input pixels; the first at 1 or more.
     n
-        Number of input pixels: one more than the last border, rounded up. It is stated, as subtracting a window's start rounds
-        the borders, and what was a hair above a whole number may then be one.
+        Number of input pixels: one more than the last border, rounded up. It is a parameter, as subtracting a window's start rounds
+        the borders.
     """
     whole = np.minimum(np.floor(edges).astype(int), n - 2)
     t = edges - whole

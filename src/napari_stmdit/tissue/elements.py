@@ -1,4 +1,4 @@
-"""Smaller and smaller copies of a picture whose colours are weighted with their alpha."""
+"""Elements of SpatialData stores: image pyramids, spots, counts and slide."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _MIN_LEVEL_PX = 512
 
 
 def halvings(height: int, width: int) -> int:
-    """Return how many times an image is halved for display: until it fits in about 512 pixels, and at least once."""
+    """Return how often an image is halved for display: until it fits in about 512 pixels, and at least once."""
     wanted = max(1, int(np.ceil(np.log2(max(height, width) / _MIN_LEVEL_PX))))
     return min(wanted, int(np.log2(min(height, width))))
 
 
 def halved_rgba(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Halve a (4, h, w) image; colours are weighted with alpha, so that what was not synthesized darkens no edge."""
+    """Halve a (4, h, w) image with colours weighted by alpha, so that transparent pixels darken no edge."""
     height, width = rgba.shape[1] // 2, rgba.shape[2] // 2
     blocks = rgba[:, : 2 * height, : 2 * width].astype(np.float32).reshape(4, height, 2, width, 2)
     alpha = blocks[3:]
@@ -44,19 +44,19 @@ def halved_rgba(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 MAX_SLIDE_PX = 4000
-"""Longest side of the slide image that a store of our own carries."""
+"""Maximum side of the slide image in a store of our own."""
 
 
 def fingerprint(section: Section) -> str:
-    """Return a hash of the spots' ids and positions (to 0.01 px), by which a section is known again."""
+    """Return a hash of the spots' ids and positions (to 0.01 px) that identifies a section."""
     text = "\n".join(f"{i} {y:.2f} {x:.2f}" for i, (y, x) in zip(section.spots.ids, section.spots.yx, strict=True))
     if section.expression.kind != "measured":  # the same grid may come with other tables
         text += f"\n{section.expression.kind} {section.expression.sha256}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def is_of(recorded: object, section: Section) -> bool:
-    """Tell whether a fingerprint that a store keeps, of any version, is a section's."""
+def is_fingerprint_of(recorded: object, section: Section) -> bool:
+    """Return whether a fingerprint in a store, of any version, is a section's."""
     return recorded in (fingerprint(section.whole), fingerprint(section))
 
 
@@ -87,7 +87,7 @@ def image_element(pixels: Any, pixel_to_fullres: Affine, systems: Mapping[str, A
 
 
 def link_levels(levels: Path, element: Path, put: PutFile) -> None:
-    """Put the files of an image's levels in the place of the blank ones that were written with its metadata.
+    """Replace the blank files of an image's levels, written with its metadata, by the real ones.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def _transformation(affine: Affine) -> Any:
 
 
 def section_elements(section: Section, elements: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Add what lets a store stand alone: spots, counts and a slide image."""
+    """Add what a self-contained store needs: spots, counts and a slide image."""
     import anndata
     import pandas as pd
     from spatialdata.models import ShapesModel, TableModel
@@ -160,7 +160,7 @@ def section_elements(section: Section, elements: dict[str, dict[str, Any]]) -> d
 
 
 def _reduced(image: SlideImage) -> tuple[Any, Affine]:
-    """Return the finest picture of the slide that is not larger than `MAX_SLIDE_PX`, and its affine to full resolution."""
+    """Return the finest level of the slide within `MAX_SLIDE_PX`, and its affine to full resolution."""
     import dask.array as da
 
     for level, (fy, fx) in zip(image.levels, level_factors(image), strict=True):
@@ -173,7 +173,7 @@ def _reduced(image: SlideImage) -> tuple[Any, Affine]:
 
 
 def about(section: Section, store: Path | None = None) -> dict[str, Any]:
-    """Return what a store of our own remembers of its section, and of the slide in full resolution; JSON types only."""
+    """Return the record of a section and its full-resolution slide for a store of our own; JSON types only."""
     calibration = section.calibration
     excluded = (
         {} if section.excluded is None else {"excluded": {k: list(v) for k, v in section.excluded.regions.items()}}

@@ -25,17 +25,17 @@ FORMATS: Mapping[str, str] = {
     ".csv": "barcodes and names for Loupe Browser",
     ".txt": "row numbers from 0, one a line, for CONCERT",
 }
-"""Ending of a file -> what is written into it."""
+"""Ending of a file -> description of its content."""
 _MANY_MORE = 3
-"""How many times more spots regions must hold with x and y changed over to be taken for such."""
+"""Minimum ratio of the spots in regions with x and y swapped to those without, to assume that they are swapped."""
 _REACH = 0.62
-"""Of the distance between spots: discs this large of three neighbours meet (they do from 0.58 on)."""
+"""Radius of a spot's disc in an outline, in spot distances: discs of three neighbours meet from 0.58 on."""
 
 
 def write_selections(spots: SpotTable, selections: Mapping[str, Sequence[str]], path: str | Path) -> None:
-    """Write named selections of spots; the file's ending says how (`FORMATS`).
+    """Write named selections of spots; the file's ending decides the format (`FORMATS`).
 
-    Row numbers are those of the section's spots in their order here, as in the table that a saved store holds.
+    Row numbers are those of the section's spots in their order here, as in the table of a saved store.
 
     Parameters
     ----------
@@ -44,12 +44,12 @@ def write_selections(spots: SpotTable, selections: Mapping[str, Sequence[str]], 
     selections
         Name -> ids of spots.
     path
-        Where to; a file that is there is replaced.
+        File, replaced if it exists.
 
     Raises
     ------
     SectionError
-        The ending is unknown, a spot is not in the section, or the form cannot hold these selections.
+        The ending is unknown, a spot is not in the section, or the format cannot hold these selections.
     """
     file = user_path(path)
     chosen = {name: tuple(ids) for name, ids in selections.items() if len(ids)}
@@ -78,7 +78,7 @@ def write_selections(spots: SpotTable, selections: Mapping[str, Sequence[str]], 
 
 @dataclass(frozen=True)
 class Annotations:
-    """Annotations of a file as selections: class -> ids, in the table's order; and notes for the user on what looks wrong."""
+    """Annotations of a file as selections: class -> ids, in the table's order; and notes about what looks wrong."""
 
     selections: dict[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
@@ -104,7 +104,7 @@ def read_annotations(spots: SpotTable, path: str | Path) -> Annotations:
     Returns
     -------
     Annotations
-        Classes without a spot are left out, and a note says so; another says so where x and y look changed over.
+        Without classes that have no spot; notes name these, and x and y that look swapped.
 
     Raises
     ------
@@ -157,7 +157,7 @@ def read_annotations(spots: SpotTable, path: str | Path) -> Annotations:
 
 
 def perturbation_of(edits: Sequence[Edit], name: str) -> dict[str, dict[str, float]]:
-    """Return what edits multiply genes by as SpatialProp takes it: ``{group: {gene: factor}}``.
+    """Return the gene factors of edits as SpatialProp takes them: ``{group: {gene: factor}}``.
 
     Raises
     ------
@@ -221,14 +221,14 @@ MIN_LEFT = 3
 
 
 def exclude(section: Section, regions: Mapping[str, Sequence[str]]) -> Section:
-    """Return a section without the spots of some regions, besides those that it lacks already; a note says so.
+    """Return a section without the spots of some regions, beside those excluded already, with a note.
 
     Parameters
     ----------
     section
         From `napari_stmdit.open_section`.
     regions
-        Name of a region -> ids of its spots. One that was excluded before under the same name is widened.
+        Name of a region -> ids of its spots. They are added to those of an earlier region of the same name.
 
     Raises
     ------
@@ -264,7 +264,7 @@ def exclude_file(section: Section, path: str | Path, classes: Sequence[str] = ()
     path
         Polygons of points (x, y) in full-resolution pixels, as QuPath exports them.
     classes
-        Which of its classes are meant; none: all.
+        Classes of the file to exclude; none: all.
 
     Raises
     ------
@@ -280,7 +280,7 @@ def exclude_file(section: Section, path: str | Path, classes: Sequence[str] = ()
 
 
 def excluded_as_kept(section: Section, own: Mapping[str, Any]) -> Section:
-    """Return a section without the spots that its store says were left out; see `napari_stmdit.tissue.elements.about`."""
+    """Return a section without the spots excluded in its store; see `napari_stmdit.tissue.elements.about`."""
     kept = own.get("excluded") or {}
     if not isinstance(kept, Mapping) or not all(isinstance(ids, list | tuple) for ids in kept.values()):
         raise SectionError(
@@ -290,12 +290,12 @@ def excluded_as_kept(section: Section, own: Mapping[str, Any]) -> Section:
 
 
 def without_excluded(section: Section, request: Request) -> Request:
-    """Return a request without the spots that are excluded from a section: in its region, its edits, and what these move towards.
+    """Return a request without a section's excluded spots: in its region, its edits, and their targets.
 
     Raises
     ------
     RequestError
-        Nothing would be left of the region, of an edit or of what it moves towards; or the request names a file of regions that the
+        Nothing would be left of the region, of an edit or of its target; or the request names a file of regions that the
         section was opened without.
     """
     if request.exclude is not None and section.excluded is None:
@@ -329,7 +329,7 @@ def without_excluded(section: Section, request: Request) -> Request:
 def _of_left(
     edit: dict[str, Any], gone: frozenset[str], place: str, faults: list[tuple[str, str]]
 ) -> dict[str, Any] | None:
-    """Return an edit's values without the excluded spots, None where it names none of them."""
+    """Return an edit's values without the excluded spots, None where it names none."""
     named = {name: edit[name] for name in ("spots", "target_spots", "group_a", "group_b") if edit.get(name)}
     hit = {name: spots for name, spots in named.items() if gone & set(spots)}
     for name, spots in hit.items():

@@ -1,4 +1,4 @@
-"""What an image file says of itself: a model made it, or changed tissue in it. In words, and in XMP for programs that read it.
+"""Image files labelled as synthetic or edited, in words and in XMP for programs.
 
 The machine-readable part is IPTC's digital source type, a property of XMP (ISO 16684-1): embedded in PNG as an iTXt chunk, in TIFF as
 tag 700, in JPEG as an APP1 segment.
@@ -48,14 +48,14 @@ _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 
 @dataclass(frozen=True)
 class Label:
-    """What an image is.
+    """Label of an image.
 
     Attributes
     ----------
     title
-        In a few words, for names of images and layers.
+        Short name, for images and layers.
     statement
-        In a sentence or two.
+        A sentence or two.
     source
         IPTC's digital source type, an address; empty for a plain photograph, which gets no XMP.
     """
@@ -89,7 +89,7 @@ SYNTHETIC_SLIDE = Label(
 
 
 def label_of(edited: bool, synthetic_section: bool) -> Label:
-    """Return the label of what a run makes: new tissue, or an edit of a section's own."""
+    """Return the label of a run's images: new tissue, or edited tissue of the section."""
     if not edited:
         return NEW
     return EDITED_SYNTHETIC if synthetic_section else EDITED
@@ -103,7 +103,7 @@ def label_of_result(provenance: Mapping[str, Any]) -> Label:
 
 
 def labelled(label: Label, path: str | Path = ".png", **texts: str) -> dict[str, Any]:
-    """Return the options with which Pillow's ``save`` writes a label into a PNG, JPEG or TIFF file, known by its ending.
+    """Return the options of Pillow's ``save`` that write a label into a PNG, JPEG or TIFF file, by its ending.
 
     ``texts`` are further texts of a PNG file, by keyword.
     """
@@ -137,7 +137,7 @@ _CHUNK = 512
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image lies on its slide: its corner (y, x) and the side of its pixels, in microns from the slide's corner."""
+    """Placement of an image on its slide: its corner (y, x) and pixel size, in microns from the slide's corner."""
 
     origin_um: tuple[float, float]
     pixel_um: float
@@ -151,14 +151,14 @@ def write_ome_zarr(
     Parameters
     ----------
     path
-        The new folder; ``.zarr`` is added where it is missing.
+        New folder; ``.zarr`` is added where it is missing.
     rgba
         (h, w, 4) uint8; alpha 0 where nothing was synthesized.
     place
         Its place, as scale and translation of every level in microns. Viewers put a pixel's centre at its coordinate, so the
         translation is that of the first pixel's centre.
     name
-        Of the image.
+        Name of the image.
     provenance
         Kept in the group's attributes under ``stmdit``; JSON types only.
 
@@ -201,18 +201,18 @@ def write_ome_zarr(
 def write_ome_tiff(
     path: str | Path, rgba: NDArray[np.uint8], place: Placement, name: str, provenance: Mapping[str, Any]
 ) -> Path:
-    """Write an image as a tiled, pyramidal OME-TIFF with its physical size, its place and its provenance.
+    """Write an image as a tiled, pyramidal OME-TIFF with physical size, place and provenance.
 
-    Where nothing was synthesized its colour is white: QuPath and others drop alpha, and black would be read as stain.
+    Transparent pixels are white: QuPath and others drop alpha, and would take black for stain.
 
     Parameters
     ----------
     path
-        The new file; ``.ome.tif`` is added where it is missing.
+        New file; ``.ome.tif`` is added where it is missing.
     rgba, place, name
         As for `write_ome_zarr`; the place goes into ``PositionX`` and ``PositionY`` (of the image's corner).
     provenance
-        As JSON in the OME description and in an annotation of its own; JSON types only.
+        Written as JSON in the OME description and in an annotation; JSON types only.
 
     Raises
     ------
@@ -277,12 +277,12 @@ def write_patches(
     pixel_um: float,
     provenance: Mapping[str, Any],
 ) -> Path:
-    """Write patches as PNG files into a new folder, with a table of them as CSV and Parquet and the provenance as JSON; all say what they are.
+    """Write labelled patches as PNG files into a new folder, with a table as CSV and Parquet and the provenance as JSON.
 
     Parameters
     ----------
     path
-        The new folder; it gets ``patches/*.png``, ``patches.csv``, ``patches.parquet`` and ``provenance.json``.
+        New folder; it gets ``patches/*.png``, ``patches.csv``, ``patches.parquet`` and ``provenance.json``.
     patches
         n images (h, w, 3) uint8, taken one by one.
     names
@@ -314,7 +314,7 @@ def write_patches(
 
 
 def png_of(pixels: NDArray[np.uint8], pixel_um: float, label: Label = NEW) -> bytes:
-    """Return an image (h, w, 3) uint8 as a PNG file that says what it is and how many microns its pixels have."""
+    """Return an image (h, w, 3) uint8 as a PNG file with its label and resolution."""
     from PIL import Image
 
     dpi, file = 25400 / pixel_um, BytesIO()
@@ -323,7 +323,7 @@ def png_of(pixels: NDArray[np.uint8], pixel_um: float, label: Label = NEW) -> by
 
 
 def _file_names(names: Sequence[str]) -> list[str]:
-    """Return one file name a patch; two names that look alike on a disk that ignores case are told apart by a number."""
+    """Return one file name a patch; names that differ only in case get a number."""
     found: list[str] = []
     taken: set[str] = set()
     for name in names:
@@ -338,7 +338,7 @@ def _file_names(names: Sequence[str]) -> list[str]:
 
 
 def _pyramid(rgba: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """Return the image and its halvings; colours are weighted with alpha, so that what was not synthesized darkens no edge."""
+    """Return the image and its halvings, with colours weighted by alpha."""
     from .elements import halved_rgba
 
     levels = [np.asarray(rgba)]
@@ -353,7 +353,7 @@ def _white_where_clear(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _written(path: str | Path, suffix: str, write: Callable[[Path], None]) -> Path:
-    """Write beside a path and move into place; refuse one that is taken."""
+    """Write beside a path and move into place; refuse a path that is taken."""
     path = Path(path).expanduser()
     if suffix and not path.name.lower().endswith((suffix, suffix.replace(".tif", ".tiff"))):
         path = path.with_name(path.name + suffix)

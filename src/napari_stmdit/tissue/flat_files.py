@@ -1,6 +1,6 @@
-"""Sections in flat files with a prefix, as GEO keeps them: ``GSMxxx_name_tissue_positions_list.csv.gz`` and so on, several in one folder.
+"""Sections in flat files with a prefix, as on GEO (``GSMxxx_name_tissue_positions_list.csv.gz``), several in one folder.
 
-What is small is laid out as Space Ranger does, unpacked, in a folder that goes with the process; slides stay where they are.
+Small files are unpacked into a temporary Space Ranger folder; slides stay where they are.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _PLACES = {
     r"barcodes\.tsv": f"{_MATRIX}/barcodes.tsv",
     r"(features|genes)\.tsv": f"{_MATRIX}/features.tsv",
 }
-"""Names without prefix and ``.gz``, and where Space Ranger has them."""
+"""Names without prefix and ``.gz`` -> path in a Space Ranger folder."""
 _NAME = re.compile(rf"^(?P<prefix>.*?)[_.-]?(?P<name>{'|'.join(_PLACES)})(?P<packed>\.gz)?$", re.IGNORECASE)
 _NEEDED = ("tissue_positions", "scalefactors_json")
 _KEPT: list[TemporaryDirectory[str]] = []
-"""Folders of unpacked files; pictures in them are read when they are looked at, so they stay until the process ends."""
+"""Folders of unpacked files; they stay until the process ends, as pictures in them are read lazily."""
 
 
 def flat_samples(folder: Path) -> dict[str, dict[str, Path]]:
-    """Return prefix -> name -> file of the samples whose positions and scalefactors lie flat in a folder."""
+    """Return prefix -> name -> file of the samples with positions and scalefactors in a folder."""
     samples: dict[str, dict[str, Path]] = {}
     if not folder.is_dir():
         return {}
@@ -58,7 +58,7 @@ def flat_samples(folder: Path) -> dict[str, dict[str, Path]]:
 
 
 def is_flat_sample(path: Path) -> bool:
-    """Tell whether a path, FOLDER/PREFIX, names one of the samples of a folder of flat files."""
+    """Return whether a path, FOLDER/PREFIX, names a sample of a folder of flat files."""
     return not path.exists() and path.name in flat_samples(path.parent)
 
 
@@ -68,14 +68,14 @@ def open_flat(path: Path, fullres: Path | None = None, mpp: float | None = None)
     Parameters
     ----------
     path
-        The folder, where it holds one sample, or FOLDER/PREFIX.
+        The folder, if it holds one sample, or FOLDER/PREFIX.
     fullres, mpp
-        As for `spaceranger.open_spaceranger`; a slide with the sample's prefix is found by its size and look.
+        As for `spaceranger.open_spaceranger`; a slide with the sample's prefix is found by its size and appearance.
 
     Raises
     ------
     SectionError
-        Where the folder holds several samples, or a file cannot be read.
+        The folder holds several samples, or a file cannot be read.
     """
     folder = path if path.is_dir() else path.parent
     samples = flat_samples(folder)
@@ -90,7 +90,7 @@ def open_flat(path: Path, fullres: Path | None = None, mpp: float | None = None)
     (outs / "spatial").mkdir(parents=True)
     for name, file in samples[prefix].items():
         where = next(to for pattern, to in _PLACES.items() if re.fullmatch(pattern, name))
-        _lay(file, outs / where.format(name))
+        _place(file, outs / where.format(name))
     given, shown = str(outs), str(folder / prefix)
     try:
         section = open_spaceranger(outs, fullres, mpp, folder)
@@ -106,8 +106,8 @@ def open_flat(path: Path, fullres: Path | None = None, mpp: float | None = None)
     )
 
 
-def _lay(file: Path, target: Path) -> None:
-    """Put a file where Space Ranger has it, unpacked where it is packed, whatever it is called."""
+def _place(file: Path, target: Path) -> None:
+    """Put a file where Space Ranger has it, unpacked if it is packed, whatever its name says."""
     target.parent.mkdir(exist_ok=True)
     with file.open("rb") as stream:
         packed = stream.read(2) == b"\x1f\x8b"

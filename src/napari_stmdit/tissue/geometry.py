@@ -1,4 +1,4 @@
-"""The one place for transforms: axis order, affines, the half-pixel rule, calibration and polygons.
+"""Transforms, in this module only: axis order, affines, the half-pixel rule, calibration and polygons.
 
 Everything inside the package is (y, x) in full-resolution pixels of the slide image, measured from the image's corner, so
 that the centre of pixel (0, 0) lies at (0.5, 0.5). SpatialData measures in the same way. napari puts the centre of a pixel at
@@ -22,24 +22,24 @@ from ..text import shorten
 from ..types import Calibration, Section
 
 Affine = NDArray[np.float64]
-"""(3, 3), acting on columns (y, x, 1)."""
+"""Affine (3, 3), acting on columns (y, x, 1)."""
 
 VISIUM_PITCH_UM = 100.0
-"""Centre to centre on a Visium slide, as 10x Genomics states it."""
+"""Distance between spot centres on a Visium slide, as 10x Genomics states it."""
 _VISIUM_STEP_UM = (VISIUM_PITCH_UM * math.sqrt(3) / 2, VISIUM_PITCH_UM / 2)
-"""What one step of the array row and of the array column is on that lattice: columns count half pitches."""
+"""Microns per step of the array row and of the array column on that lattice; columns count half pitches."""
 IMAGE_SCALE = "image_scale"
-"""Beside the scalefactors: microns per pixel of the microscope image, which Space Ranger 4 can be given."""
+"""Key beside the scalefactors: microns per pixel of the microscope image, which Space Ranger 4 can be given."""
 _PLAUSIBLE_MPP = (0.02, 50.0)
 MAX_PX = 1e7
-"""No slide image is larger: a position beyond it is a mistake."""
+"""Maximum side of a slide image: a position beyond it is a mistake."""
 
 
 # ------------------------------------------------------------------------------------------------- affines
 
 
 def swap_axes(points: ArrayLike) -> NDArray[np.float64]:
-    """Turn (n, 2) points from (x, y) into (y, x) or back."""
+    """Convert (n, 2) points from (x, y) to (y, x) or back."""
     return np.ascontiguousarray(np.asarray(points, dtype=np.float64)[..., ::-1])
 
 
@@ -68,7 +68,7 @@ def apply(affine: ArrayLike, yx: ArrayLike) -> NDArray[np.float64]:
 
 
 def uniform_scale(affine: ArrayLike, tolerance: float = 1e-3) -> float | None:
-    """Return the scale of an affine that only scales, alike along both axes and without a shift; else None.
+    """Return the scale of an affine that only scales, equally along both axes and without a shift; else None.
 
     ``tolerance`` is relative for the scale and in units of the target for the shift.
     """
@@ -80,12 +80,12 @@ def uniform_scale(affine: ArrayLike, tolerance: float = 1e-3) -> float | None:
 
 
 def mean_scale(affine: ArrayLike) -> float:
-    """Return the square root of the area that an affine gives to a unit square."""
+    """Return the square root of an affine's area scale."""
     return float(math.sqrt(abs(np.linalg.det(np.asarray(affine, dtype=np.float64)[:2, :2]))))
 
 
 def sides_of_unit(affine: ArrayLike) -> tuple[float, float]:
-    """Return the longer and the shorter side that an affine gives to a unit square; alike where it only moves, turns, mirrors and scales."""
+    """Return the longer and the shorter side of a transformed unit square; equal for a similarity."""
     longer, shorter = np.linalg.svd(np.asarray(affine, dtype=np.float64)[:2, :2], compute_uv=False)
     return float(longer), float(shorter)
 
@@ -125,16 +125,16 @@ def calibrate(
 ) -> Calibration:
     """Find the microns per full-resolution pixel, by rule and never by guess.
 
-    In order: the user's override; ``microns_per_pixel`` of the scalefactors; the image's scale as Space Ranger was given it; a lattice fitted to the spots' array indices
-    (Visium: 100 um centre to centre; HD bins: their size). ``spot_diameter_fullres`` is never used: in real files it means
-    anything from 55 to 65 um.
+    In order: the user's override; ``microns_per_pixel`` of the scalefactors; the image's scale as Space Ranger was given it; a lattice fitted to
+    the spots' array indices (Visium: 100 um centre to centre; HD bins: their size). ``spot_diameter_fullres`` is never used: in real files it
+    means anything from 55 to 65 um.
 
     Parameters
     ----------
     scalefactors
         Contents of ``scalefactors_json.json``; may be empty.
     yx
-        (n, 2) positions in full-resolution pixels, on and off tissue; one that is no number does not count.
+        (n, 2) positions in full-resolution pixels, on and off tissue; NaN is ignored.
     array_rc
         (n, 2) array rows and columns of the same spots, or None.
     override
@@ -145,7 +145,7 @@ def calibrate(
     Raises
     ------
     SectionError
-        Where the override is no plausible pixel size.
+        The override is no plausible pixel size.
     """
     usable = (np.abs(yx) < MAX_PX).all(axis=1)  # nan is not
     fitted = None if array_rc is None else fit_lattice(array_rc[usable], yx[usable], bin_um)
@@ -175,10 +175,9 @@ def calibrate(
 def fit_lattice(array_rc: NDArray[np.int64], yx: NDArray[np.float64], bin_um: float | None = None) -> float | None:
     """Fit a Visium lattice to pixel positions and return microns per pixel; None where it is no such lattice.
 
-    A similarity (scale, rotation, reflection, shift) is fitted by least squares. It counts only if rows and columns have the
-    parity of a hexagonal lattice (not asked of HD bins), and if an unconstrained affine fit has the lattice's proportions and
-    right angle and leaves residuals that are small against the pitch. (Real slides are stretched by up to 0.5 % along one
-    axis, which adds up over the slide: the residuals of the similarity itself would say little.)
+    A similarity is fitted by least squares. It counts only if rows and columns have the parity of a hexagonal lattice (not required of HD
+    bins), and if an unconstrained affine fit has the lattice's proportions and right angle, with residuals small against the pitch.
+    (Residuals of the similarity would say little: real slides are stretched by up to 0.5 % along one axis, which adds up.)
 
     Parameters
     ----------
@@ -224,19 +223,19 @@ def is_plausible_mpp(mpp: object) -> TypeGuard[int | float]:
 
 
 def mpp_fault(mpp: object) -> str:
-    """Say why a value that is not plausible cannot be microns per pixel."""
+    """Return why a value that is not plausible cannot be microns per pixel."""
     low, high = _PLAUSIBLE_MPP
     return f"mpp is {shorten(repr(mpp))}; expected microns per full-resolution pixel, between {low} and {high}"
 
 
 def check_mpp(mpp: object) -> None:
-    """Raise SectionError where a value that the user gave cannot be microns per pixel."""
+    """Raise SectionError where a user's value cannot be microns per pixel."""
     if not is_plausible_mpp(mpp):
         raise SectionError(mpp_fault(mpp))
 
 
 def check_positions(points: NDArray[np.float64], names: NDArray[np.str_], whose: str, axes: str) -> None:
-    """Raise SectionError where one of (n, 2) positions is no finite number, or farther away than any slide is large."""
+    """Raise SectionError where one of (n, 2) positions is not finite, or farther away than any slide is large."""
     wrong = ~(np.abs(points) < MAX_PX).all(axis=1)  # nan is not
     if wrong.any():
         raise SectionError(
@@ -249,7 +248,7 @@ def check_positions(points: NDArray[np.float64], names: NDArray[np.str_], whose:
 
 
 def spots_in_polygons(yx: NDArray[np.float64], polygons: Polygons) -> NDArray[np.bool_]:
-    """Tell which positions lie in a region.
+    """Return which positions lie in a region.
 
     Parameters
     ----------
@@ -287,7 +286,7 @@ def polygons_from_geojson(source: str | Path | Mapping[str, Any]) -> Polygons:
     Raises
     ------
     SectionError
-        Where it cannot be read, holds no polygon, or has holes, which a region cannot have.
+        It cannot be read, holds no polygon, or has holes, which a region cannot have.
     """
     name = "the GeoJSON object"
     if not isinstance(source, Mapping):
@@ -303,8 +302,8 @@ def polygons_from_geojson(source: str | Path | Mapping[str, Any]) -> Polygons:
 
 
 def geojson_features(content: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield class or name, else *region*, and geometry of each feature, in order; with a stack, as a file may be nested deeper than calls may."""
-    waiting = [("region", content)]
+    """Yield class or name, else *region*, and geometry of each feature, in order."""
+    waiting = [("region", content)]  # a stack, as a file may be nested deeper than the recursion limit
     while waiting:
         name, node = waiting.pop()
         if isinstance(node, list):  # QuPath also writes a bare list of features

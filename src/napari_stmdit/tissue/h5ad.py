@@ -1,4 +1,4 @@
-"""One-file sections: a .h5ad as scanpy, squidpy and CELLxGENE write Visium, its full-resolution image read lazily where it holds one."""
+"""Sections in one .h5ad, as scanpy, squidpy and CELLxGENE write Visium, with the full-resolution image lazy if there is one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import SectionError
 from ..types import Section
 from .in_memory import FULLRES, open_in_memory
-from .zarr_codecs import told_as_damage
+from .zarr_codecs import damage_as_section_error
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,8 +25,8 @@ def open_h5ad(
     Parameters
     ----------
     path
-        With ``obsm["spatial"]``, (x, y) in full-resolution pixels, and ``uns["spatial"]`` with scalefactors and, as a rule, images: ``hires``,
-        and ``fullres`` where the file brings its slide. Without ``uns["spatial"]`` the slide's file and its scale are needed.
+        With ``obsm["spatial"]``, (x, y) in full-resolution pixels, and ``uns["spatial"]`` with scalefactors and, usually, images: ``hires``,
+        and ``fullres`` if the file holds its slide. Without ``uns["spatial"]`` the slide's file and its scale are needed.
     fullres, mpp, coordinate_system
         As for `napari_stmdit.open_section`.
 
@@ -35,7 +35,7 @@ def open_h5ad(
     SectionError
         With what is missing or contradicts itself.
     """
-    with told_as_damage(path, "a section (.h5ad)"):
+    with damage_as_section_error(path, "a section (.h5ad)"):
         adata, factors = _read(path)
     section = open_in_memory(adata, fullres, mpp, coordinate_system, source=path)
     notes = section.notes
@@ -50,9 +50,9 @@ def open_h5ad(
 
 
 def _read(path: Path) -> tuple[AnnData, dict[str, int]]:
-    """Return the table with its spots, counts and pictures, and how wide the other entries of ``obsm`` are.
+    """Return the table with its spots, counts and pictures, and the widths of the other entries of ``obsm``.
 
-    What a section has no use for (graphs, embeddings) stays in the file.
+    Graphs and embeddings stay in the file.
     """
     import anndata
     import h5py
@@ -77,7 +77,6 @@ def _read(path: Path) -> tuple[AnnData, dict[str, int]]:
 
 
 def _widths(obsm: Any) -> dict[str, int]:
-    """Values a spot of the arrays and tables beside the positions."""
     found = {}
     for name, entry in obsm.items():
         shape = getattr(entry, "shape", (0, len(entry.attrs.get("column-order", ()))))
@@ -87,7 +86,7 @@ def _widths(obsm: Any) -> dict[str, int]:
 
 
 def _spatial(group: Any) -> dict[str, Any]:
-    """``uns["spatial"]`` with the full-resolution image lazy."""
+    """Read ``uns["spatial"]`` with the full-resolution image lazy."""
     import dask.array as da
     import h5py
     from anndata.io import read_elem

@@ -1,4 +1,4 @@
-"""What a section is, by its content: its table, and the part of its slide that is read."""
+"""Identity of a section by content: its table, and the part of its slide that is read."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..errors import SectionError, StoreError
 from ..storage.fingerprint import PerObject, of_arrays, of_file, of_parts
 from ..types import Section, SlideImage, SpotTable, StoreElements
 from .crops import background_colour, chunks_under, readable
-from .elements import fingerprint, is_of
+from .elements import fingerprint, is_fingerprint_of
 from .geometry import Affine, apply, compose, mean_scale
 from .spatialdata_store import SECTION_ATTRS, affines_of
 from .store_entries import StoredImage
 from .tables import annotated_circles, rows_of
 
 SMALL_FILE = 2**28
-"""Bytes of a slide's file up to which it is hashed as a whole, about half a second; of a larger one the pixels are, where they are fewer."""
+"""Maximum size of a slide file that is hashed as a whole, in about half a second; of a larger one the pixels are, where they are fewer."""
 
 Boxes = Sequence[tuple[float, float, float, float]]
 
@@ -35,14 +35,14 @@ def table_hash(spots: SpotTable) -> str:
 
 
 def section_identity(section: Section, boxes: Boxes = (), patch_px: int = 0) -> dict[str, Any]:
-    """Return what a section is, as far as it is read; JSON types only.
+    """Return the identity of a section, as far as it is read; JSON types only.
 
     Parameters
     ----------
     section
         The section.
     boxes
-        (y0, x0, y1, x1) in full-resolution pixels: where its slide is read; none where it is not.
+        (y0, x0, y1, x1) in full-resolution pixels where its slide is read; none where it is not.
     patch_px
         Side of the patches that the boxes become.
     """
@@ -59,10 +59,10 @@ def section_identity(section: Section, boxes: Boxes = (), patch_px: int = 0) -> 
 
 
 def slide_identity(image: SlideImage, boxes: Boxes, patch_px: int) -> dict[str, Any]:
-    """Return what a slide is where boxes of it are read; where it lies does not matter. JSON types only.
+    """Return the identity of a slide under boxes, wherever it is stored; JSON types only.
 
-    Of a slide in a file that is the hash of the file, which is kept while the file does not change; of one in a store, and of a large file
-    of which little is read, the hash of the pixels of every chunk that `read_patches` reads.
+    For a slide in a file that is the hash of the file, cached while the file does not change; for one in a store, or a large file of
+    which little is read, the hash of every chunk that `read_patches` reads.
     """
     found: dict[str, Any] = {"pixel_size": image.pixel_size, "shape": list(image.shape)}
     with readable(image):
@@ -77,7 +77,7 @@ def slide_identity(image: SlideImage, boxes: Boxes, patch_px: int) -> dict[str, 
 
 
 def whole_slide_hash(image: SlideImage) -> str:
-    """Return the hash of all of a slide: of its file, or of its finest level."""
+    """Return the hash of a whole slide: of its file, or of its finest level."""
     with readable(image):
         if image.file is not None:
             return of_file(image.file)
@@ -104,26 +104,26 @@ def _pixels(image: SlideImage, chunks: Sequence[tuple[int, int, int]]) -> str:
 
 
 TOLERANCE_PX = 0.05
-"""How far apart the same spot of two files may lie, in full-resolution pixels: files keep positions in more than this."""
+"""Maximum distance between the same spot in two files, in full-resolution pixels; files store more digits than this."""
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """Whether a result belongs to a section, and what the user should know of it: why not, or what is not certain."""
+    """Attribution of a result to a section, with the reason where it does not belong or is not certain."""
 
     mine: bool
     note: str = ""
 
 
 def origin_of(section: Section, elements: StoreElements | None) -> dict[str, Any]:
-    """Return what a result's record keeps of its section; JSON types only.
+    """Return the record of a result's section; JSON types only.
 
     Parameters
     ----------
     section
         The section that it was made from.
     elements
-        Its spots in the store that the result goes into; None where they are not there.
+        Its spots in the store of the result; None where they are not there.
     """
     section = section.whole
     spots = section.spots
@@ -138,10 +138,10 @@ def origin_of(section: Section, elements: StoreElements | None) -> dict[str, Any
 
 
 def attribute(image: StoredImage, section: Section, sdata: Any) -> Attribution:
-    """Tell whether a result of a store belongs to a section that was opened from it.
+    """Decide whether a result of a store belongs to a section that was opened from it.
 
-    What was recorded decides. Where nothing was, as in stores of earlier versions, the positions of its patches do, or the coordinate
-    systems that it shares with the spots; where these cannot, it belongs to the only set of spots that the store holds, or to nobody.
+    The record decides. Stores of earlier versions have none: then the positions of its patches decide, or the coordinate systems that it shares
+    with the spots, or it belongs to the only set of spots in the store, or to none.
 
     Parameters
     ----------
@@ -152,14 +152,14 @@ def attribute(image: StoredImage, section: Section, sdata: Any) -> Attribution:
     sdata
         That store.
     """
-    return _recorded(image, section, sdata) if image.origin else _found_out(image, section, sdata)
+    return _recorded(image, section, sdata) if image.origin else _attribute_unrecorded(image, section, sdata)
 
 
 def _recorded(image: StoredImage, section: Section, sdata: Any) -> Attribution:
     origin, now = image.origin, origin_of(section, section.store)
     element, pair = dict(origin.get("element") or {}), _pair(section)
     named = (element.get("table"), element.get("spots"))
-    same = is_of(origin.get("fingerprint"), section)
+    same = is_fingerprint_of(origin.get("fingerprint"), section)
     if named != pair and named in annotated_circles(sdata):
         return Attribution(False, f"it belongs to shapes/{named[1]} with tables/{named[0]}")
     if not same and not (named == pair and _agrees(image, sdata, pair) and _in_frame(image, section)):
@@ -172,11 +172,10 @@ def _recorded(image: StoredImage, section: Section, sdata: Any) -> Attribution:
     return Attribution(True)
 
 
-def _found_out(image: StoredImage, section: Section, sdata: Any) -> Attribution:
-    """Attribute a result without a record of its section."""
+def _attribute_unrecorded(image: StoredImage, section: Section, sdata: Any) -> Attribution:
     own = dict(sdata.attrs.get(SECTION_ATTRS) or {})
     if own:  # such a store has taken results of its own section alone
-        mine = is_of(own.get("fingerprint"), section)
+        mine = is_fingerprint_of(own.get("fingerprint"), section)
         return Attribution(mine, "" if mine else f"it was made from {own.get('name')}")
     pair = _pair(section)
     sets = {circles: (table, circles) for table, circles in annotated_circles(sdata)}  # of one set, any table will do
@@ -203,7 +202,7 @@ def _pair(section: Section) -> tuple[str, str]:
 
 
 def _in_frame(image: StoredImage, section: Section) -> bool:
-    """Return whether a result's affine leads to the full-resolution pixels of a section: they depend on the slide image it was opened with."""
+    """Return whether a result's affine leads to a section's full-resolution pixels, which depend on the slide image it was opened with."""
     height, width = image.levels[0].shape[:2]
     corners = [(0, 0), (height, width)]
     return any(
@@ -218,7 +217,7 @@ def _in_frame(image: StoredImage, section: Section) -> bool:
 
 
 def _agrees(image: StoredImage, sdata: Any, pair: tuple[str, str]) -> bool | None:
-    """Return whether a result's patches lie at a set of spots, seen in a coordinate system of both; None where that cannot be told."""
+    """Return whether a result's patches lie at a set of spots in a shared coordinate system; None where that is unknown."""
     circles = _Circles.of(sdata, pair)
     shared = [name for name in image.systems if name in circles.systems]
     if not shared:
@@ -246,7 +245,7 @@ def _agrees(image: StoredImage, sdata: Any, pair: tuple[str, str]) -> bool | Non
 
 
 def find_section(section: Section, sdata: Any) -> StoreElements | None:
-    """Find the spots of a store that are those of a section: the same ids at the same places, in every coordinate system of the section.
+    """Find a section's spots in a store: the same ids at the same places, in every coordinate system of the section.
 
     Returns
     -------
@@ -282,7 +281,7 @@ def _total(rows: Any) -> float:
 
 @dataclass(frozen=True)
 class _Circles:
-    """Spots of a store: id -> (2,) place in their own units, and coordinate system -> affine from these."""
+    """Spots of a store: id -> (2,) position in their own units, and coordinate system -> affine from these."""
 
     places: Mapping[str, NDArray[np.float64]]
     systems: Mapping[str, Affine]

@@ -39,29 +39,29 @@ _KINDS = {
     10: "ITULab",
     32803: "the raw mosaic of a camera (CFA)",
 }
-"""PhotometricInterpretation of TIFF, in words."""
+"""PhotometricInterpretation of TIFF -> description."""
 _JPEG = (6, 7, 33007, 34892)
-"""Schemes whose decoder turns YCbCr into RGB."""
+"""Compression schemes whose decoder converts YCbCr to RGB."""
 _AS_STORED = (1, 5, 8, 32773, 32946, 34925, 50000)
-"""Schemes that give samples back as they were."""
+"""Compression schemes that return samples as stored."""
 APERIO_YCBCR = 33003
-"""JPEG 2000 of Aperio whose samples are YCbCr whatever the file says of them; no decoder turns them."""
+"""JPEG 2000 of Aperio with YCbCr samples, whatever the file says; no decoder converts them."""
 _REC_601 = (0.299, 0.587, 0.114)
 _FULL_RANGE = (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """How the samples of a picture become RGB.
+    """Conversion of a picture's samples to RGB.
 
     Attributes
     ----------
     order
-        Which samples are red, green and blue (and alpha, where there is such), or Y, Cb and Cr.
+        Indices of the samples red, green and blue (and alpha, if any), or Y, Cb and Cr.
     alpha
-        Whether colours were multiplied by it (``associated``) or not (``straight``); None where there is none.
+        Whether colours are premultiplied (``associated``) or not (``straight``); None without alpha.
     luma
-        Share of red, green and blue in Y, where the samples are YCbCr; else None.
+        Weights of red, green and blue in Y, where the samples are YCbCr; else None.
     """
 
     order: tuple[int, ...] = (0, 1, 2)
@@ -75,7 +75,7 @@ def samples_of_channels(names: Sequence[str], count: int) -> Samples | str:
     Parameters
     ----------
     names
-        As the file has them, in its order; empty, or plain numbers, where they have none.
+        Names in the file's order; empty, or plain numbers, where it has none.
     count
         Number of channels.
     """
@@ -90,7 +90,7 @@ def samples_of_channels(names: Sequence[str], count: int) -> Samples | str:
 
 
 def _named(names: Sequence[str]) -> list[str]:
-    """Return the names that say anything: "2", "channel_2" and "Channel:0:2" do not."""
+    """Return the meaningful names: not "2", "channel_2" or "Channel:0:2"."""
     return [name.strip() for name in names if name.strip() and not _NUMBER.match(name.strip())]
 
 
@@ -102,7 +102,7 @@ def samples_of_page(page: Any, names: Sequence[str], count: int) -> Samples | st
     page
         A page of tifffile.
     names
-        Names of separate channels, where the file has any.
+        Names of separate channels, if the file has any.
     count
         Number of samples or channels.
     """
@@ -143,7 +143,7 @@ def _ycbcr(page: Any, compression: int, count: int) -> Samples | str:
 
 
 def _numbers(value: Any, default: tuple[float, ...]) -> tuple[float, ...] | None:
-    """Values of a tag of rationals, which tifffile gives as numerators and denominators in a row."""
+    """Return the values of a tag of rationals, which tifffile gives as numerators and denominators in a row."""
     if value is None:
         return default
     flat = [float(v) for v in np.ravel(value)]
@@ -155,16 +155,16 @@ def _numbers(value: Any, default: tuple[float, ...]) -> tuple[float, ...] | None
 
 
 def as_rgb(array: Any, axes: str, samples: Samples) -> Any:
-    """Bring a numpy or dask array of uint8 samples to (y, x, 3) uint8; transparency is laid over white.
+    """Convert a numpy or dask array of uint8 samples to (y, x, 3) uint8; transparency is laid over white.
 
     Parameters
     ----------
     array
-        Of axes of which each but Y, X and one of S and C has the length 1.
+        Array whose axes, but Y, X and one of S and C, have the length 1.
     axes
         A letter each, as tifffile names them.
     samples
-        What they are.
+        Meaning of the samples.
     """
     sample = sample_axis(axes, array.shape)
     keep = [i for i, axis in enumerate(axes) if axis in "YX" or i == sample]
@@ -184,7 +184,7 @@ def as_rgb(array: Any, axes: str, samples: Samples) -> Any:
 
 
 def sample_axis(axes: str, shape: Sequence[int]) -> int | None:
-    """Return the place of the samples: S, else C, whichever of them is longer than 1; None where neither is, or both are."""
+    """Return the axis of the samples: S or C, whichever is longer than 1; None where neither or both are."""
     places = [i for i, axis in enumerate(axes) if axis in "SC" and shape[i] != 1]
     return places[0] if len(places) == 1 else None
 
@@ -203,11 +203,11 @@ TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".qptiff")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", *TIFF_SUFFIXES)
 _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BESIDE_A_SLIDE = ("Thumbnail", "Label", "Macro", "Map")
-"""Names that tifffile gives to the other images of scanners' files."""
+"""tifffile's names of the other images in scanners' files."""
 _CHUNK = 1024
 _MIN_LEVEL_PX = 512
 _MAX_PIXELS_DECODED = 2_500_000_000
-"""7.5 GB as RGB; beyond that an image must be tiled to be read in parts."""
+"""Maximum size of an image that is decoded whole, 7.5 GB as RGB; a larger one must be tiled."""
 
 _pillow_limit = threading.Lock()
 
@@ -218,14 +218,14 @@ def open_image(path: Path, pixel_size: float = 1.0) -> SlideImage:
     Parameters
     ----------
     path
-        JPEG, PNG or TIFF (tiled TIFF and whole-slide formats built on it are read tile by tile).
+        JPEG, PNG or TIFF (tiled TIFF and whole-slide formats based on it are read tile by tile).
     pixel_size
         Full-resolution pixels per pixel of the file.
 
     Raises
     ------
     SectionError
-        Where it cannot be read, or is no 8-bit colour image.
+        It cannot be read, or is no 8-bit colour image.
     """
     if not path.is_file():
         raise SectionError(f"there is no image file {path}")
@@ -237,13 +237,13 @@ def open_image(path: Path, pixel_size: float = 1.0) -> SlideImage:
     return SlideImage(tuple(levels), pixel_size, str(path), path)
 
 
-def glance(image: SlideImage) -> SlideImage:
-    """Return a slide as it is best looked at from afar: a JPEG decoded at an eighth of its size, without the rest; others as they are.
+def overview(image: SlideImage) -> SlideImage:
+    """Return a slide for an overview: a JPEG decoded at an eighth of its size only; others as they are.
 
     Raises
     ------
     SectionError
-        Where a JPEG cannot be decoded.
+        A JPEG cannot be decoded.
     """
     path = Path(image.source)
     if is_tiff(path):
@@ -261,7 +261,7 @@ def resolve_fullres(fullres: str | Path, section: Path) -> Path:
     Raises
     ------
     SectionError
-        Where it is in neither, or two different files are meant.
+        It is in neither, or two different files could be meant.
     """
     try:
         given = user_path(fullres)
@@ -298,7 +298,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def is_tiff(path: Path) -> bool:
-    """Tell whether a file is read as TIFF: by its name, or by its first bytes, whatever it is called."""
+    """Return whether a file is TIFF, by its name or its first bytes."""
     if path.suffix.lower() in TIFF_SUFFIXES:
         return True
     try:
@@ -314,7 +314,7 @@ def _check_suffix(path: Path) -> None:
 
 
 class _Decoded:
-    """An array that is computed when it is first indexed, once, and then kept; what dask needs of an array."""
+    """Array that is computed once, at its first indexing; has what dask needs of an array."""
 
     ndim = 3
     dtype = np.dtype(np.uint8)
@@ -341,7 +341,7 @@ class _Decoded:
 
 
 def pyramid(source: _Decoded) -> list[Any]:
-    """Return dask arrays of an image and of its halves, quarters and so on by area mean, down to about 512 pixels."""
+    """Return dask arrays of an image and its halvings by area mean, down to about 512 pixels."""
     levels = [_lazy(source)]
     while max(source.shape[:2]) > _MIN_LEVEL_PX:
         source = _halved(source)
@@ -372,7 +372,7 @@ def _lazy(source: _Decoded) -> Any:
 
 @contextmanager
 def open_picture(path: Path) -> Iterator[Any]:
-    """Open with Pillow. Its limit against decompression bombs is below the size of real slides, so ours stands in for it."""
+    """Open with Pillow, with our limit in place of its limit against decompression bombs, which real slides exceed."""
     from PIL import Image, UnidentifiedImageError
 
     with _pillow_limit:
@@ -404,13 +404,13 @@ def _image_shape(path: Path) -> tuple[int, int]:
 
 
 def _png_bits(path: Path) -> int:
-    """Bits a sample by the header; the reader keeps the upper eight without a word."""
+    """Return the bits a sample by the header; the reader silently keeps the upper eight."""
     with path.open("rb") as file:
         return file.read(25)[24]
 
 
 def _decode(path: Path, coarser: int = 1) -> NDArray[np.uint8]:
-    """Return the pixels of a file; a JPEG also at a half, a quarter or an eighth of its size."""
+    """Return the pixels of a file; of a JPEG also at a half, a quarter or an eighth of its size."""
     from PIL import Image
 
     with open_picture(path) as picture:
@@ -439,7 +439,7 @@ def _check_decodable(path: Path, height: int, width: int) -> None:
 
 @contextmanager
 def tiff_file(path: Path) -> Iterator[Any]:
-    """Open a TIFF; what damaged directories make of it is a SectionError."""
+    """Open a TIFF; damaged directories raise SectionError."""
     import tifffile
 
     try:
@@ -463,7 +463,7 @@ def tiff_file(path: Path) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the slide lies in a TIFF and what its samples are."""
+    """Location of the slide in a TIFF, and meaning of its samples."""
 
     series: int
     axes: str
@@ -478,12 +478,12 @@ class _Layout:
 
 
 def slide_series(tiff: Any, path: Path) -> int:
-    """Return which series of a TIFF is the slide: the largest, beside which there are thumbnails, labels and smaller copies alone.
+    """Return the series of a TIFF that is the slide: the largest, if all others are thumbnails, labels and smaller copies.
 
     Raises
     ------
     SectionError
-        Where another image of the file could be the slide as well, or none has Y and X.
+        Another image of the file could be the slide as well, or none has Y and X.
     """
     if tiff.is_scn:
         raise SectionError(
@@ -537,7 +537,7 @@ def _layout(path: Path) -> _Layout:
 
 
 def _channel_names(tiff: Any, axis: str, count: int) -> list[str]:
-    """Return the names of separate channels by the OME-XML or ImageJ's labels; none where there are none, or not one each."""
+    """Return the names of separate channels from OME-XML or ImageJ's labels; none unless there is one each."""
     if axis != "C":
         return []
     names: Any = []
@@ -550,7 +550,7 @@ def _channel_names(tiff: Any, axis: str, count: int) -> list[str]:
 
 
 def ome_pixels(xml: str) -> list[dict[str, Any]]:
-    """Return what OME-XML says of each of its images: the attributes of Pixels, and those of its channels; empty where it is damaged."""
+    """Return the attributes of Pixels of each image in OME-XML, with those of its channels; empty where it is damaged."""
     from tifffile import xml2dict
 
     try:
@@ -573,7 +573,7 @@ def _open_tiff(path: Path) -> list[Any]:
 
 
 def _check_codec(path: Path, compression: int) -> None:
-    """Refuse at once what would fail at the first tile; tifffile alone reads plain and deflated data only."""
+    """Refuse a codec that would fail at the first tile; tifffile alone reads plain and deflated data only."""
     if compression not in (1, 8, 32946) and find_spec("imagecodecs") is None:
         raise SectionError(
             f"{path} is a compressed TIFF (scheme {compression}) that needs one more package: pip install imagecodecs, or pip install 'napari-stmdit[slides]'"

@@ -23,18 +23,18 @@ from .spaceranger import one_number, section_label, spot_diameter, thumbnail_fac
 from .spatialdata_store import quiet, read_store, section_of
 from .tables import counts_of, obs_columns, rows_of
 from .tissue_mask import TissueMask, find_tissue
-from .zarr_codecs import told_as_damage
+from .zarr_codecs import damage_as_section_error
 
 _ADATA = "the AnnData"
 FULLRES = "fullres"
-"""Of the images of a library the one in full-resolution pixels, which has no scalefactor: CELLxGENE brings it."""
+"""Key of a library's image in full-resolution pixels, which has no scalefactor; CELLxGENE writes it."""
 _SPOT_UM = 55.0
-"""Diameter at which spots are drawn where a table says nothing of it: that of Visium."""
+"""Diameter at which spots are drawn where a table states none: that of Visium."""
 _ON_TISSUE = 0.5
 _NO_LIBRARY = ("is_single",)
 """Entries of ``uns["spatial"]`` that are no library."""
 _LEGACY = ("region", "instance_id")
-"""Columns that spatialdata_io writes over."""
+"""Columns that spatialdata_io overwrites."""
 
 
 def open_in_memory(
@@ -50,22 +50,22 @@ def open_in_memory(
     ----------
     data
         A ``SpatialData`` with circles that a table annotates. Or an ``AnnData`` with ``obsm["spatial"]``, (x, y) in full-resolution
-        pixels, and one library in ``uns["spatial"]`` with its scalefactors and, as a rule, its images; without it the slide's file and its
+        pixels, and one library in ``uns["spatial"]`` with its scalefactors and, usually, its images; without it the slide's file and its
         scale are needed.
     fullres, mpp, coordinate_system
         As for `napari_stmdit.open_section`.
     source
-        The file that an AnnData was read from, for messages and as the place where ``fullres`` may lie.
+        The file that an AnnData was read from, for messages and to find ``fullres`` beside it.
 
     Raises
     ------
     SectionError
-        With what is missing, or where several things could be meant.
+        With what is missing or ambiguous.
     """
     if hasattr(data, "obsm"):
         return _of_anndata(data, fullres, mpp, coordinate_system, source)
     root = None if data.path is None else Path(data.path)
-    with told_as_damage("the SpatialData", "a section"):
+    with damage_as_section_error("the SpatialData", "a section"):
         return section_of(data, root, fullres, mpp, coordinate_system)
 
 
@@ -76,12 +76,12 @@ def _of_anndata(
     place = Path() if source is None else source.parent
     _check_positions(adata, whose)
     if not adata.uns.get("spatial") and fullres is not None:
-        with told_as_damage(whose, "a section"):
+        with damage_as_section_error(whose, "a section"):
             return _on_its_slide(adata, resolve_fullres(fullres, place), mpp, whose, source)
     library, sdata, notes = _from_anndata(adata, whose)
     if fullres is not None and str(fullres) not in sdata.images:
         fullres = resolve_fullres(fullres, place)
-    with told_as_damage(whose, "a section"):
+    with damage_as_section_error(whose, "a section"):
         section = section_of(sdata, None, fullres, mpp, coordinate_system)
     told = notes + list(section.notes)
     if adata.n_vars == 0:
@@ -92,7 +92,7 @@ def _of_anndata(
 
 
 def _on_its_slide(adata: Any, file: Path, mpp: float | None, whose: str, source: Path | None) -> Section:
-    """Return a section of a table that says nothing of its slide: the file's scale is stated or given, and its tissue lies under the spots."""
+    """Return the section of a table without a slide: the file's scale is stated or given, and its tissue lies under the spots."""
     image = open_image(file)
     scale, calibration = calibrate_slide(file, mpp)
     rows, notes = _rows(adata)
@@ -154,7 +154,6 @@ def _on_tissue(yx: NDArray[np.float64], size: tuple[int, int], mask: TissueMask,
 
 
 def _rows(adata: Any) -> tuple[Any, list[str]]:
-    """Return the rows on tissue, and a note of the others."""
     if "in_tissue" not in adata.obs:
         return adata, []
     on_tissue = whole_numbers(adata.obs["in_tissue"], "in_tissue", "the table") > 0
@@ -163,7 +162,7 @@ def _rows(adata: Any) -> tuple[Any, list[str]]:
 
 
 def _from_anndata(adata: Any, whose: str) -> tuple[str, Any, list[str]]:
-    """Name of the library, the AnnData as SpatialData, and what was left out."""
+    """Return the name of the library, the AnnData as SpatialData, and notes about what was left out."""
     from spatialdata.models import Image2DModel
     from spatialdata.transformations import Identity, set_transformation
     from spatialdata_io.experimental import from_legacy_anndata
@@ -175,7 +174,7 @@ def _from_anndata(adata: Any, whose: str) -> tuple[str, Any, list[str]]:
     images, notes = _images(
         {k: v for k, v in given.items() if k != FULLRES} if isinstance(given, Mapping) else {}, factors
     )
-    with quiet(), told_as_damage(whose, "a section"):
+    with quiet(), damage_as_section_error(whose, "a section"):
         legacy = adata.copy()
         legacy.uns["spatial"] = {library: {"scalefactors": factors, "images": images}}
         legacy.obs = legacy.obs.rename(columns={name: f"{name}_of_table" for name in _LEGACY})
@@ -231,7 +230,7 @@ def _check_positions(adata: Any, whose: str) -> None:
 
 
 def _images(given: Any, factors: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Images with a scale, as (h, w, 3 or 4) uint8: scanpy keeps those of PNG files as numbers from 0 to 1."""
+    """Return images with a scale, as (h, w, 3 or 4) uint8; scanpy keeps those of PNG files as numbers from 0 to 1."""
     images, notes = {}, []
     for name, pixels in given.items() if isinstance(given, Mapping) else ():
         array = np.asarray(pixels)
@@ -249,14 +248,14 @@ def _images(given: Any, factors: Mapping[str, Any]) -> tuple[dict[str, Any], lis
 
 @dataclass(frozen=True)
 class LinkedElements:
-    """What a plugin needs to know of the spots it sees in a layer.
+    """Elements of the spots in a layer, for other plugins.
 
     Attributes
     ----------
     sdata
         A ``SpatialData``: the store that the section was opened from, lazily, or one in memory with its spots and their table.
     adata
-        The rows of its table that the spots are, in the order of the section's table.
+        The spots' rows of its table, in the order of the section's table.
     spots
         Name of the circles' element.
     table
@@ -266,7 +265,7 @@ class LinkedElements:
     indices
         Index of each spot in the element.
     system
-        Coordinate system to begin with.
+        First coordinate system.
     systems
         All coordinate systems of the circles.
     """

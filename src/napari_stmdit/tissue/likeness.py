@@ -1,6 +1,6 @@
-"""Whether a slide image shows what a thumbnail of the section shows, and lies as it lies there.
+"""Comparison of a slide image with a thumbnail of the section, in content and orientation.
 
-A slide that is turned or mirrored has the size of the right one, and so has a mask or an overlay: only their pixels tell.
+A turned or mirrored slide, a mask and an overlay all have the size of the right slide; only pixels tell them apart.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from ..types import SlideImage
 from .crops import read_patches, readable
 
 _WHOLE = (48, 1 / 48)
-"""Places along each axis, and the side of the box at each as a share of the image's: the boxes cover the image."""
+"""Number of boxes along each axis, and their side as a share of the image's; these cover the image."""
 _SPARSE = (16, 0.004)
-"""Of a slide without a coarse level: small boxes, so that few of its tiles are read."""
+"""The same for a slide without a coarse level: small boxes, so that few of its tiles are read."""
 _MAX_CHUNKS = 2000
-"""More is not read of a slide to compare it."""
+"""Maximum number of chunks to read for a comparison."""
 ALIKE = 0.8
-"""Least correlation of a slide with its thumbnail. Right pairs have above 0.99 as a rule (0.93 where the thumbnail is tiny), other
+"""Minimum correlation of a slide with its thumbnail. Right pairs mostly have above 0.99 (0.93 where the thumbnail is tiny), other
 orientations and other sections between 0 and 0.8."""
 ALIKE_UNASKED = 0.95
-"""The same for a picture that nobody named: an overlay on the slide has the slide's size, and much of its look."""
+"""Minimum for a picture that nobody named: an overlay has the slide's size, and much of its appearance."""
 _BETTER = 0.05
 _MIN_SPREAD = 1.0
-"""Grey levels below which a thumbnail shows nothing to compare."""
+"""Minimum spread in grey levels of a thumbnail that can be compared."""
 
 _Turn = Callable[[NDArray[Any]], NDArray[Any]]
 _ORIENTATIONS: tuple[tuple[str, _Turn], ...] = (
@@ -41,35 +41,35 @@ _ORIENTATIONS: tuple[tuple[str, _Turn], ...] = (
     ("mirrored along its diagonal (rows for columns)", lambda a: a.swapaxes(0, 1)),
     ("mirrored along its other diagonal", lambda a: np.rot90(a, 2).swapaxes(0, 1)),
 )
-"""How a slide may lie against its thumbnail, and what makes the thumbnail lie like it."""
+"""Orientations of a slide relative to its thumbnail, and the transformation of the thumbnail to each."""
 
 
 def unlike(slide: SlideImage, thumbnail: SlideImage, least: float = ALIKE) -> str | None:
-    """Say what is wrong with a slide image by a thumbnail of the section; None where nothing is, or nothing can be told.
+    """Return the fault of a slide image against a thumbnail of the section; None where there is none, or nothing can be compared.
 
     Parameters
     ----------
     slide, thumbnail
-        Of the same field of view; their sizes are not compared. Of the slide its coarsest level is read, or a few hundred small places
-        where that would read all of it.
+        Of the same field of view; their sizes are not compared. The slide's coarsest level is read, or a few hundred small boxes
+        where that would be all of it.
     least
         Correlation below which it shows something else.
 
     Returns
     -------
     str or None
-        A clause without a subject: what it is against the thumbnail.
+        A clause without a subject.
 
     Raises
     ------
     SectionError
-        Where the pixels of one of them cannot be read.
+        The pixels of one of them cannot be read.
     """
     with readable(slide):
         if len(slide.levels[-1].__dask_graph__()) <= _MAX_CHUNKS:
-            found, wanted = _looks(slide, *_WHOLE), _looks(thumbnail, *_WHOLE)
+            found, wanted = _box_means(slide, *_WHOLE), _box_means(thumbnail, *_WHOLE)
         else:
-            found, wanted = _patches(slide, *_SPARSE), _looks(thumbnail, *_SPARSE)
+            found, wanted = _sparse_box_means(slide, *_SPARSE), _box_means(thumbnail, *_SPARSE)
     if wanted.std(axis=(0, 1)).max() < _MIN_SPREAD:
         return None
     fits = [_correlation(found, turn(wanted)) for _, turn in _ORIENTATIONS]
@@ -82,16 +82,16 @@ def unlike(slide: SlideImage, thumbnail: SlideImage, least: float = ALIKE) -> st
     return None
 
 
-def _looks(image: SlideImage, places: int, box: float) -> NDArray[np.float64]:
-    """Mean colours of boxes spread over the coarsest level of an image, (places, places, 3)."""
+def _box_means(image: SlideImage, places: int, box: float) -> NDArray[np.float64]:
+    """Return mean colours of boxes spread over the coarsest level of an image, (places, places, 3)."""
     pixels = np.asarray(image.levels[-1].compute(), dtype=np.float64)
     rows, columns = (_overlap(side, places, box) for side in pixels.shape[:2])
-    looks: NDArray[np.float64] = np.einsum("py,yxc,qx->pqc", rows, pixels, columns, optimize=True)
-    return looks
+    means: NDArray[np.float64] = np.einsum("py,yxc,qx->pqc", rows, pixels, columns, optimize=True)
+    return means
 
 
 def _overlap(side: int, places: int, box: float) -> NDArray[np.float64]:
-    """Share of each pixel in the mean of each box along an axis, (places, side)."""
+    """Return the share of each pixel in the mean of each box along an axis, (places, side)."""
     middles = (np.arange(places)[:, None] + 0.5) / places * side
     low, high = middles - box * side / 2, middles + box * side / 2
     at = np.arange(side)[None, :]
@@ -99,8 +99,8 @@ def _overlap(side: int, places: int, box: float) -> NDArray[np.float64]:
     return shares
 
 
-def _patches(image: SlideImage, places: int, box: float) -> NDArray[np.float64]:
-    """The same of an image that has no coarse level, read box by box; of its finest level, as others would be made of all of it."""
+def _sparse_box_means(image: SlideImage, places: int, box: float) -> NDArray[np.float64]:
+    """Return the same for an image without a coarse level, read box by box from its finest level."""
     height, width = (side * image.pixel_size for side in image.shape)
     middles = ((np.arange(places) + 0.5) / places).tolist()
     boxes = [
@@ -113,7 +113,7 @@ def _patches(image: SlideImage, places: int, box: float) -> NDArray[np.float64]:
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Pearson's, over the places and colours, each colour's mean taken off; 0 where one of them is flat."""
+    """Return Pearson's correlation over places and colours, each colour centred; 0 where one of them is flat."""
     a, b = a - a.mean(axis=(0, 1)), b - b.mean(axis=(0, 1))
     size = float(np.sqrt((a**2).sum() * (b**2).sum()))
     return float((a * b).sum()) / size if size > 1e-6 else 0.0

@@ -1,4 +1,4 @@
-"""Whether spots are those of one section, each large enough to stand for a patch: not of several libraries, no bins, no cells."""
+"""Checks that spots are those of one section, each large enough for a patch: not several libraries, bins or cells."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..types import SpotTable
 from .geometry import VISIUM_PITCH_UM, fit_lattice
 
 MIN_PITCH_UM = 40.0
-"""Spots nearer to each other are bins or cells: one of them says nothing of a patch, which is 128 um wide or more."""
+"""Minimum distance between spots: nearer ones are bins or cells, which say nothing of a patch of 128 um or more."""
 LIBRARY_COLUMN = "library_id"
-"""Column in which scanpy and squidpy keep the library of a spot."""
+"""Column of a spot's library in scanpy and squidpy."""
 _GEM_GROUP = re.compile(r"^(?:[ACGTN]{10,}|s_\d+um_\d+_\d+)-(\d+)$")
 _BARCODE = re.compile(r"(?<![A-Z])[ACGT]{16}(?![A-Z])")
 _BIN = re.compile(r"^s_0*(\d+)um_\d+_\d+")
@@ -26,10 +26,10 @@ _KEEP_ONE = "a section is one of them: keep the rows of one and write them again
 
 
 def refuse_aggregated(counted: NDArray[np.str_], placed: NDArray[np.str_], source: object) -> None:
-    """Raise SectionError where barcodes are of several libraries, as ``spaceranger aggr`` joins them, and positions are of one.
+    """Raise SectionError where counts are of several libraries, joined by ``spaceranger aggr``, and positions are of one.
 
     Barcodes are the same on every slide, and ``-1`` is the suffix of every library on its own: joined by it, the counts of the first
-    library would be laid on whatever section the positions are of. Positions with another suffix say which library is meant.
+    library would be laid on whatever section the positions are of. Positions with another suffix name the library.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def refuse_aggregated(counted: NDArray[np.str_], placed: NDArray[np.str_], sourc
 
 
 def _gem_groups(barcodes: NDArray[np.str_]) -> set[str]:
-    """Suffixes of barcodes that look like those of 10x Genomics."""
+    """Return the suffixes of barcodes that look like those of 10x Genomics."""
     if len({barcode.rpartition("-")[2] for barcode in barcodes.tolist()}) < 2:  # the common case, for millions of bins
         barcodes = barcodes[:1]
     return {found[1] for barcode in barcodes.tolist() if (found := _GEM_GROUP.match(barcode))}
@@ -61,7 +61,7 @@ def _gem_groups(barcodes: NDArray[np.str_]) -> set[str]:
 def refuse_libraries(
     ids: NDArray[np.str_], obs: Mapping[str, NDArray[Any]], array_rc: NDArray[np.int64] | None, source: str
 ) -> None:
-    """Raise SectionError where spots are of several libraries: by a column, by barcodes, or by places of the array taken twice.
+    """Raise SectionError where spots are of several libraries: by a column, by barcodes, or by array positions that occur twice.
 
     Parameters
     ----------
@@ -80,13 +80,13 @@ def refuse_libraries(
         raise SectionError(
             f"{source} holds spots of several libraries ({LIBRARY_COLUMN}: {shorten(', '.join(sorted(named)))}); {_KEEP_ONE}"
         )
-    twins = _twins(ids)
-    if twins is not None:
+    same = _same_barcode(ids)
+    if same is not None:
         raise SectionError(
-            f"{source} holds spots of several samples: {twins[0]} and {twins[1]} have one barcode, which a slide has once; {_KEEP_ONE}"
+            f"{source} holds spots of several samples: {same[0]} and {same[1]} have one barcode, which a slide has once; {_KEEP_ONE}"
         )
     if array_rc is None or not len(array_rc) or (np.ptp(array_rc, axis=0) == 0).any():
-        return  # indices that are all alike say nothing
+        return  # constant indices say nothing
     _, times = np.unique(array_rc, axis=0, return_counts=True)
     if (times > 1).any():
         raise SectionError(
@@ -95,8 +95,8 @@ def refuse_libraries(
         )
 
 
-def _twins(ids: NDArray[np.str_]) -> tuple[str, str] | None:
-    """Return two names that hold the same barcode of 10x Genomics, whatever stands around it."""
+def _same_barcode(ids: NDArray[np.str_]) -> tuple[str, str] | None:
+    """Return two names with the same barcode of 10x Genomics, whatever is around it."""
     first: dict[str, str] = {}
     for name in ids.tolist():
         found = _BARCODE.search(name)
@@ -106,7 +106,7 @@ def _twins(ids: NDArray[np.str_]) -> tuple[str, str] | None:
 
 
 def refuse_bins(spots: SpotTable, mpp: float | None, source: object) -> None:
-    """Raise SectionError where what is given as spots are bins of Visium HD, cells, or other things far smaller than a patch.
+    """Raise SectionError where the spots are bins of Visium HD, cells, or otherwise far smaller than a patch.
 
     Parameters
     ----------

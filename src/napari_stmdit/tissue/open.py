@@ -1,4 +1,4 @@
-"""The one door for sections: whatever is on disk comes out as a `Section`, or is refused with a reason."""
+"""Opening of sections: all inputs become a `Section`, or are refused with a reason."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from .public import missing_section, named_section
 from .remote import open_remote, url_of
 from .slide import PITCH_WITHIN, open_slide
 from .spaceranger import open_spaceranger
-from .visium_hd import CELLS, holds_cells, noting_version, open_cells, open_visium_hd
+from .visium_hd import CELLS, holds_cells, note_version, open_cells, open_visium_hd
 from .xenium import EXPERIMENT, open_xenium
-from .zarr_codecs import told_as_damage
+from .zarr_codecs import damage_as_section_error
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 COARSEST_IMAGE = 1.5
-"""How many times coarser than the checkpoint's scale a slide image may be to be synthesized from."""
+"""Maximum ratio of the slide image's pixel size to the checkpoint's to synthesize from it."""
 
 _EXPECTED = (
     "a Space Ranger folder (with 'spatial' and filtered_feature_bc_matrix.h5), a Visium HD folder (binned_outputs or one of its "
@@ -85,36 +85,36 @@ Place = Annotated[str | Path, BeforeValidator(_place)]
 
 
 class SectionSource(Intent):
-    """Where a section is and how it is to be opened: what a command line, a job file, a training config or the dock says of it.
+    """Location of a section and its options, as of a command line, a job file, a training config or the dock.
 
     Attributes
     ----------
     path
         A Space Ranger ``outs`` folder, a Visium HD ``binned_outputs`` folder or one of its ``square_*``, a Xenium output folder,
         a SpatialData .zarr (also ``https://`` or ``s3://``), a .h5ad, or a plain H&E image. Where a store holds several sets of spots,
-        ``STORE.zarr/shapes/NAME``. Or the name of a public section, once it was downloaded.
+        ``STORE.zarr/shapes/NAME``. Or the name of a downloaded public section.
     fullres
         The full-resolution slide image. A relative path is looked for in the working directory and in ``path``. For a
         SpatialData store also the name of one of its images.
     mpp
-        Microns per full-resolution pixel; overrides what the files say.
+        Microns per full-resolution pixel; overrides the files.
     coordinate_system
-        Of a SpatialData store, where spots and slide are brought together; needed only if they lie differently in several.
+        For a SpatialData store: system that relates spots and slide; needed only if several differ in that.
     grid_pitch
-        Of a plain image: microns between the centres of its hexagonal grid of virtual spots; 100 by default, as on a Visium slide. With
-        a predicted table it asks for the grid, whose spots take the nearest row; without it the rows' own positions are the spots.
+        For a plain image: microns between the centres of its hexagonal grid of virtual spots; 100 by default, as on a Visium slide. With
+        a predicted table its spots take the nearest row; without ``grid_pitch`` the rows' own positions are the spots.
     tissue_fraction
-        Of a plain image: part of a spot that must lie on tissue, 0 to 1; 0.5 by default. 0 looks for no tissue: spots cover the slide.
+        For a plain image: part of a spot that must lie on tissue, 0 to 1; 0.5 by default. With 0 spots cover the whole slide.
     predicted_expression
-        Of a plain image: a .h5ad with predicted expression; see `napari_stmdit.tissue.slide`.
+        For a plain image: a .h5ad with predicted expression; see `napari_stmdit.tissue.slide`.
     predicted_units
-        What it holds, where the file does not say so: ``counts`` or ``log1p``.
+        Its units, if the file does not state them: ``counts`` or ``log1p``.
     factors
-        Values of each spot in the place of counts, ``FILE.h5ad::NAME`` of its ``obsm`` or a .csv; see `napari_stmdit.tissue.factors`.
+        Values of each spot in place of counts, ``FILE.h5ad::NAME`` of its ``obsm`` or a .csv; see `napari_stmdit.tissue.factors`.
     orientation
-        How the spots are laid over the slide against what the files say; see `napari_stmdit.tissue.alignment`.
+        Orientation of the spots over the slide, relative to the files; see `napari_stmdit.tissue.alignment`.
     exclude, exclude_classes
-        GeoJSON polygons whose spots are left out of everything, and which of its classes are meant; none: all. See
+        GeoJSON polygons of spots to exclude, and classes of these; none: all. See
         `napari_stmdit.tissue.excluded`.
     """
 
@@ -141,12 +141,12 @@ class SectionSource(Intent):
 
     @classmethod
     def given(cls, path: object, **options: object) -> Self:
-        """Return a source of what a user typed.
+        """Return a source from a user's input.
 
         Raises
         ------
         SectionError
-            With every value that is none.
+            With every invalid value.
         """
         try:
             return cls.model_validate({"path": path, **options})
@@ -161,7 +161,7 @@ class SectionSource(Intent):
 
     @property
     def slide_options(self) -> dict[str, Any]:
-        """What was given that is for plain images alone."""
+        """Options that are for plain images only."""
         names = ("grid_pitch", "tissue_fraction", "predicted_expression", "predicted_units")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
@@ -170,9 +170,9 @@ class SectionSource(Intent):
         return _open(self)
 
     def absolute(self, root: str | Path = "") -> Self:
-        """Return it with the paths of its files absolute; relative ones start at a folder, or where this process works.
+        """Return it with absolute paths; relative ones start at ``root`` or the working directory.
 
-        A ``fullres`` that is no file there stays as it is: it may be the name of an image, or lie in the section's folder.
+        A ``fullres`` that is no file there is kept: it may be the name of an image, or lie in the section's folder.
         """
         update: dict[str, Any] = {
             name: Path(root, Path(given).expanduser()).absolute()
@@ -208,22 +208,22 @@ def open_section(
     Parameters
     ----------
     path
-        A folder, store or image, see `napari_stmdit.tissue.open.SectionSource`. Or what is in memory: a ``SpatialData`` with Visium
+        A folder, store or image, see `napari_stmdit.tissue.open.SectionSource`. Or an object in memory: a ``SpatialData`` with Visium
         spots, or an ``AnnData`` as scanpy and squidpy read Visium, with ``obsm["spatial"]`` and ``uns["spatial"]``.
     fullres
         The full-resolution slide image. A relative path is looked for in the working directory and in ``path``. For a
         SpatialData also the name of one of its images.
     mpp
-        Microns per full-resolution pixel; overrides what the files say.
+        Microns per full-resolution pixel; overrides the files.
     coordinate_system
-        Of a SpatialData, where spots and slide are brought together; needed only if they lie differently in several.
+        For a SpatialData: system that relates spots and slide; needed only if several differ in that.
     grid_pitch, tissue_fraction, predicted_expression, predicted_units
-        Of a plain image: its virtual spots, and a table of expression that was predicted for them; see
+        For a plain image: its virtual spots, and a table of predicted expression; see
         `napari_stmdit.tissue.open.SectionSource`.
     factors
         Values of each spot in the place of counts; see there, too.
     orientation, exclude, exclude_classes
-        How the spots are laid over the slide, and GeoJSON regions whose spots are left out; see there, too.
+        Orientation of the spots over the slide, and GeoJSON regions of spots to exclude; see there.
 
     Returns
     -------
@@ -233,7 +233,7 @@ def open_section(
     Raises
     ------
     SectionError
-        Where it cannot be read, or something would have to be guessed; `ScaleError` where that is the scale of a plain image.
+        It cannot be read, or is ambiguous; `ScaleError` where the scale of a plain image is unknown.
     """
     kind = _kind_in_memory(path)
     if kind is None and url_of(path) is None:
@@ -257,29 +257,29 @@ def open_section(
     from .in_memory import open_in_memory
 
     _refuse_slide_options(f"the {kind}", source)
-    return _as_asked(open_in_memory(path, source.fullres, source.mpp, source.coordinate_system), source)
+    return _adjusted(open_in_memory(path, source.fullres, source.mpp, source.coordinate_system), source)
 
 
 def _open(source: SectionSource) -> Section:
     url = url_of(source.path)
     if url is not None:
         _refuse_slide_options(url, source)
-        return _as_asked(_open_url(url, source), source)
+        return _adjusted(_open_url(url, source), source)
     path = _existing(source.path)
-    with told_as_damage(path, "a tissue section"):
+    with damage_as_section_error(path, "a tissue section"):
         if not path.is_dir() and not is_flat_sample(path):
             if path.is_file() and path.suffix.lower() == ".h5ad":
                 from .h5ad import open_h5ad
 
                 _refuse_slide_options(path, source)
-                return _as_asked(open_h5ad(path, source.fullres, source.mpp, source.coordinate_system), source)
+                return _adjusted(open_h5ad(path, source.fullres, source.mpp, source.coordinate_system), source)
             if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
                 raise SectionError(_about_file(path))
             if source.fullres is not None:
                 raise SectionError(f"{path.name} is the slide image itself; leave --fullres (fullres=...) out")
-            return _as_asked(open_slide(path, source.mpp, **source.slide_options), source)
+            return _adjusted(open_slide(path, source.mpp, **source.slide_options), source)
         _refuse_slide_options(path, source)
-        return _as_asked(_read(path, source), source)
+        return _adjusted(_read(path, source), source)
 
 
 def _open_url(url: str, source: SectionSource) -> Section:
@@ -307,7 +307,7 @@ def _existing(path: object) -> Path:
 
 
 def _kind_in_memory(section: object) -> str | None:
-    """Return what an object is called, None where it is neither a SpatialData nor an AnnData; imports neither."""
+    """Return the kind of an object, None where it is neither a SpatialData nor an AnnData; imports neither."""
     for module, name in (("spatialdata", "SpatialData"), ("anndata", "AnnData")):
         loaded = sys.modules.get(module)
         if loaded is not None and isinstance(section, getattr(loaded, name, ())):
@@ -315,14 +315,14 @@ def _kind_in_memory(section: object) -> str | None:
     return None
 
 
-def _as_asked(section: Section, source: SectionSource) -> Section:
-    """Return what was read, its expression, and its spots laid over the slide and left out, as the source says."""
-    section = _noting_spots_off_slide(oriented(section, source.orientation))
+def _adjusted(section: Section, source: SectionSource) -> Section:
+    """Return a section with the source's orientation, factors and exclusions applied."""
+    section = _note_spots_off_slide(oriented(section, source.orientation))
     section = section if source.factors is None else with_factors(section, source.factors)
     return section if source.exclude is None else exclude_file(section, source.exclude, source.exclude_classes)
 
 
-def _noting_spots_off_slide(section: Section) -> Section:
+def _note_spots_off_slide(section: Section) -> Section:
     off = spots_off_slide(section)
     if not off:
         return section
@@ -331,7 +331,7 @@ def _noting_spots_off_slide(section: Section) -> Section:
 
 
 def _refuse_slide_options(name: object, source: SectionSource) -> None:
-    """A section with spots of its own has no use for a virtual grid, and its expression is not replaced."""
+    """Refuse options of plain images for a section with spots of its own."""
     if given := source.slide_options:
         raise SectionError(
             f"{name} has spots of its own: {', '.join(given)} is for plain H&E images; leave it out, or give the slide image alone"
@@ -339,7 +339,6 @@ def _refuse_slide_options(name: object, source: SectionSource) -> None:
 
 
 def _read(path: Path, source: SectionSource) -> Section:
-    """Open a folder with the reader for its layout."""
     if _in_store(path):
         from .spatialdata_store import open_spatialdata
 
@@ -353,7 +352,7 @@ def _read(path: Path, source: SectionSource) -> Section:
         return open_xenium(path, given, source.mpp)
     if _is_visium_hd(path):
         section = open_visium_hd(path, given, source.mpp)
-        return noting_version(section, section.path or path)
+        return note_version(section, section.path or path)
     if holds_cells(path):
         return open_cells(path, given, source.mpp)
     if (path / "spatial").is_dir():
@@ -364,7 +363,7 @@ def _read(path: Path, source: SectionSource) -> Section:
 
 
 def synthesis_fault(section: Section, patch_mpp: float) -> str | None:
-    """Say why patches cannot be synthesized from a section, or None where they can.
+    """Return why patches cannot be synthesized from a section, or None where they can.
 
     Parameters
     ----------
@@ -407,7 +406,7 @@ def synthesis_fault(section: Section, patch_mpp: float) -> str | None:
 
 
 def spots_off_slide(section: Section) -> int:
-    """Return how many spots have their centre off the slide image."""
+    """Return the number of spots with their centre off the slide image."""
     image, yx = section.image, section.spots.yx
     if image is None or not len(yx):
         return 0
@@ -416,12 +415,12 @@ def spots_off_slide(section: Section) -> int:
 
 
 def _in_store(path: Path) -> bool:
-    """Return whether the path is a zarr store or an element in one; a folder is what it holds, not what it is called."""
+    """Return whether a path is a zarr store or an element in one, by its content, whatever its name."""
     return any((p / name).is_file() for p in (path, *path.parents[:2]) for name in ("zarr.json", ".zgroup", ".zattrs"))
 
 
 def _is_visium_hd(path: Path) -> bool:
-    """Return whether a folder holds bins, or folders of bins; beside these ``outs`` has a ``spatial`` of images alone."""
+    """Return whether a folder holds bins, or folders of bins; beside these, ``outs`` has only a ``spatial`` of images."""
     if (path / "spatial").is_dir() and path.name.startswith("square_"):
         return True
     if (path / "spatial" / "tissue_positions.parquet").is_file():
@@ -458,7 +457,7 @@ def open_sample_section() -> Section:
     Raises
     ------
     SectionError
-        Where the installation lacks it.
+        The installation lacks it.
     """
     if not _SAMPLE.is_dir():
         raise SectionError(f"the sample section is not at {_SAMPLE}; install the package again")

@@ -1,4 +1,4 @@
-"""The slide that a store of ours was made from: what the store keeps of it, as it holds a smaller picture alone, and where it is now."""
+"""The slide that a store of ours was made from: its record in the store, which holds a smaller picture, and where it is now."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..types import Section
 
 @dataclass(frozen=True)
 class Original:
-    """What was found of an original slide: its file or store, or in words why it is not there.
+    """Original slide: its file or store, or the reason why it was not found.
 
     ``image`` is the name of the image in a store, None of a file; ``pixel_size`` is in full-resolution pixels.
     """
@@ -27,7 +27,7 @@ class Original:
 
 
 def record_of(section: Section, store: Path | None) -> dict[str, Any]:
-    """Return what a store keeps of a section's slide; JSON types only, empty where the slide is in memory alone.
+    """Return the record of a section's slide for a store; JSON types only, empty for a slide in memory.
 
     Parameters
     ----------
@@ -52,9 +52,9 @@ def record_of(section: Section, store: Path | None) -> dict[str, Any]:
 
 
 def find_original(record: object, root: Path) -> Original | None:
-    """Find the slide that a store was made from, by path, size and hash; None where the store does not say.
+    """Find the slide that a store was made from, by path, size and hash; None where the store has no record.
 
-    It is looked for where it was, and where it would be had it been moved together with the store.
+    It is looked for at its old place, and where it would be if it was moved together with the store.
     """
     try:
         kept: Mapping[str, Any] = dict(record)  # type: ignore[call-overload]

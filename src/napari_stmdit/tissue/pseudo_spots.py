@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 DISC_UM = 55.0
 """Diameter of a pseudo-spot: that of a Visium spot."""
 MIN_CELLS = 3
-"""Cells in a pseudo-spot that is made of cells: fewer say little of a patch."""
+"""Minimum number of cells in a pseudo-spot: fewer say little about a patch."""
 CLUSTERS = "graphclust"
-"""Column of the clusters that 10x's pipelines make: of a pseudo-spot, that of most of what it is made of."""
+"""Column of the clusters by 10x's pipelines; a pseudo-spot has that of most of its members."""
 SHARES = ("in_cell", "in_nucleus")
-"""Columns of how much of a bin lies in cells and in nuclei, 0 to 1, as Space Ranger 4 finds them."""
+"""Columns of the shares of a bin in cells and in nuclei, 0 to 1, as of Space Ranger 4."""
 _MIN_COVERED = 0.5
 
 
@@ -35,19 +35,19 @@ def aggregate(
 ) -> tuple[SpotTable, list[str]]:
     """Sum bins, or cells, into discs of 55 um on a hexagonal grid of 100 um.
 
-    One bin of 2 to 16 um cannot stand for a patch of 128 to 176 um. A disc counts where bins on tissue cover half of it; in a
-    table of so few bins that no disc is, wherever a bin lies. Of cells, whose outlines leave gaps, three must have their centre in a disc.
+    One bin of 2 to 16 um cannot stand for a patch of 128 to 176 um. A disc counts if bins on tissue cover half of it; in a
+    table of so few bins that no disc is, if it has any bin. Of cells, whose outlines leave gaps, three must have their centre in a disc.
 
     Parameters
     ----------
     bins
-        The bins on tissue, or cells. One centre of the grid is the one nearest to the middle of them.
+        The bins on tissue, or cells. A centre of the grid is at the one nearest to their middle.
     calibration
         Its ``mpp`` must be known.
     bin_um
         Side of a bin; None for cells.
     areas
-        (n,) of cells in square microns.
+        (n,) areas of cells in square microns.
 
     Returns
     -------
@@ -110,7 +110,7 @@ def aggregate(
 
 
 def _carried(bins: SpotTable, belongs: csr_matrix) -> dict[str, NDArray[Any]]:
-    """Return the mean shares of the members of each disc, and the cluster that most of them have; empty text where none has one."""
+    """Return the mean shares of the members of each disc, and their most frequent cluster; empty text where none has one."""
     members = np.asarray(belongs.sum(axis=1), dtype=np.float64).ravel()
     carried: dict[str, NDArray[Any]] = {
         name: np.asarray(belongs @ bins.obs[name]).ravel() / members for name in SHARES if name in bins.obs
@@ -119,14 +119,14 @@ def _carried(bins: SpotTable, belongs: csr_matrix) -> dict[str, NDArray[Any]]:
         return carried
     names, which = np.unique(bins.obs[CLUSTERS], return_inverse=True)
     votes = np.stack([np.asarray(belongs @ (which == k)).ravel() for k in range(len(names))], axis=1)
-    votes[:, names == ""] = 0
+    votes[:, names == ""] = 0  # members without a cluster do not vote
     return {CLUSTERS: np.where(votes.any(axis=1), names[votes.argmax(axis=1)], ""), **carried}
 
 
 def sum_cells(
     matrix: CountMatrix, cells: pd.DataFrame, calibration: Calibration, clusters: Mapping[str, NDArray[np.str_]]
 ) -> tuple[SpotTable, list[str]]:
-    """Sum cells that have counts and a place into pseudo-spots.
+    """Sum cells with counts and position into pseudo-spots.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def _full_disc(bin_um: float) -> float:
 
 
 def _nearest_centre(microns: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Array indices (n, 2) of the nearest grid centre on a Visium lattice, and the distance (n,) to it in microns."""
+    """Return array indices (n, 2) of the nearest grid centre on a Visium lattice, and the distance (n,) to it in microns."""
     row_um, half_um = VISIUM_PITCH_UM * math.sqrt(3) / 2, VISIUM_PITCH_UM / 2
     low = np.floor(microns[:, 0] / row_um).astype(np.int64)
     best = np.full(len(microns), np.inf)
@@ -188,7 +188,7 @@ _MIN_PX = 1024
 
 
 def outlines_of(shapes: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the outlines of polygons of shapely as pieces; see `pieces_of_rings`."""
+    """Return the outlines of shapely polygons as line segments; see `pieces_of_rings`."""
     import shapely
 
     rings = shapely.get_exterior_ring(shapely.get_parts(shapes))
@@ -197,24 +197,23 @@ def outlines_of(shapes: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def pieces_of_rings(corners: NDArray[np.float64], ring: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the pieces of closed rings, (k, 2, 2): where each starts and ends.
+    """Return the line segments of closed rings, (k, 2, 2): start and end of each.
 
     Parameters
     ----------
     corners
         (m, 2) corners (y, x) of the rings, one ring after the other.
     ring
-        (m,) which ring a corner is of.
+        (m,) ring of each corner.
     """
     same = ring[1:] == ring[:-1]
     return np.stack([corners[:-1][same], corners[1:][same]], axis=1).astype(np.float32)
 
 
 def drawn_outlines(pieces: NDArray[np.float32], shape: tuple[int, int]) -> list[Any]:
-    """Draw outlines as black lines of one pixel.
+    """Draw outlines as black lines of one pixel, in a lazy picture.
 
-    Half a million cells have millions of pieces, which no layer of vectors or shapes shows at once; a picture is drawn only as far and as
-    fine as it is in sight.
+    Half a million cells have millions of segments, more than a layer of vectors or shapes can show; only the part in view is drawn.
 
     Parameters
     ----------
@@ -245,7 +244,7 @@ def drawn_outlines(pieces: NDArray[np.float32], shape: tuple[int, int]) -> list[
 
 
 class _Drawing:
-    """A picture of pieces, sorted by where they start from top to bottom, that is drawn part by part as it is sliced."""
+    """Picture of line segments, sorted by where they start from top to bottom, drawn part by part as it is sliced."""
 
     dtype = np.dtype(np.uint8)
     ndim = 3

@@ -1,6 +1,6 @@
-"""Public sections known by name: where they are to be had, under which terms, and where they lie once they are on this computer.
+"""Public sections by name: their source, terms, and place on this computer.
 
-A download is laid out once as a folder that the readers open; it gets its place when it is whole.
+A download is laid out as a folder that the readers open, and moved into place once complete.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from .st_array import write_st_array
 
 
 class PublicSection(Entry):
-    """A section that anyone may fetch.
+    """Public section.
 
     Attributes
     ----------
     about
-        What it is, in a line.
+        Description in a line.
     citation
-        How it is cited.
+        Its citation.
     layout
-        What its files are: of ``st-array`` the slide, the counts and the spots of a Spatial Transcriptomics array; of ``spaceranger`` the
+        Kind of its files: ``st-array`` is slide, counts and spots of a Spatial Transcriptomics array; ``spaceranger`` the
         slide, the counts (HDF5) and the folder ``spatial``, packed.
     """
 
@@ -47,12 +47,12 @@ def public_sections() -> tuple[PublicSection, ...]:
 
 
 def public_section(name: object) -> PublicSection | None:
-    """Return a public section by its name; None where no section has it."""
+    """Return a public section by its name; None where there is none."""
     return next((entry for entry in public_sections() if entry.name == str(name)), None)
 
 
 def known_section(name: str) -> PublicSection:
-    """Return a public section by its name; a SectionError lists those there are."""
+    """Return a public section by its name; raises SectionError that lists the known ones."""
     entry = public_section(name)
     if entry is None:
         raise SectionError(
@@ -62,7 +62,7 @@ def known_section(name: str) -> PublicSection:
 
 
 def section_directory(name: str) -> Path:
-    """Return where a public section lies once it was downloaded."""
+    """Return the folder of a downloaded public section."""
     return data_directory() / "sections" / name
 
 
@@ -73,20 +73,20 @@ def find_section(entry: PublicSection) -> Downloaded | None:
 
 
 def named_section(path: Path) -> Path | None:
-    """Return the folder of a public section that a path names, there or not; None where it names none, or something that is there."""
+    """Return the folder of a public section that a path names, there or not; None where it names none, or an existing path."""
     entry = public_section(path)
     return None if entry is None or path.exists() else section_directory(entry.name)
 
 
 def missing_section(name: str) -> SectionError:
-    """Return the error of a public section that is not on this computer."""
+    """Return the error for a public section that is not downloaded."""
     return SectionError(
         f"{name} is a public section that is not on this computer: run `stmdit download {name}`, which shows its size and licence first"
     )
 
 
 def fetch_section(entry: PublicSection, **options: Any) -> Downloaded:
-    """Bring a public section to this computer, laid out as the readers open it.
+    """Download a public section and lay it out as the readers open it.
 
     Parameters
     ----------
@@ -105,9 +105,9 @@ def fetch_section(entry: PublicSection, **options: Any) -> Downloaded:
     DownloadError, DownloadCancelledError
         As for `download`.
     SectionError
-        What was downloaded cannot be laid out.
+        The download cannot be laid out.
     StoreError
-        Something else takes its place.
+        Its place is taken by something else.
     """
     if not options.get("force") and (found := find_section(entry)) is not None:
         return found

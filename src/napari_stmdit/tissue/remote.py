@@ -1,8 +1,8 @@
-"""SpatialData stores elsewhere, ``https://`` or ``s3://``: what is small is fetched whole, pixels of the slide as they are looked at.
+"""SpatialData stores at ``https://`` or ``s3://``: small parts are fetched whole, pixels of the slide lazily.
 
-A store lists all its arrays in one file, its consolidated metadata, so nothing has to be listed on the server. Metadata, tables and shapes
-are laid into a folder that lasts as long as the reading, where they are read, and refused, as those of any store; then the blank
-pixels of the images there are exchanged for those of the server.
+A store lists all its arrays in one file, its consolidated metadata, so the server need not list anything. Metadata, tables and shapes
+go into a temporary folder and are read, and refused, like any store; then the blank pixels of its images are replaced by those of the
+server.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from ..text import shorten
 from ..types import Section
 from .spaceranger import section_label
 from .spatialdata_store import SECTION_ATTRS, read_store, section_of
-from .zarr_codecs import refuse_pickles, told_as_damage
+from .zarr_codecs import damage_as_section_error, refuse_pickles
 
 _URL = re.compile(r"^(https?|s3|gs|gcs|az|abfs):/+(?=[^/])")
 _ELEMENT = re.compile(r"/(shapes|tables)/([^/]+)/?$")
 _CONSOLIDATED = ("zarr.json", ".zmetadata", "zmetadata")
 _METADATA = (*_CONSOLIDATED, ".zgroup", ".zattrs")
 _SECONDS = 60
-"""That a server may take for one answer."""
+"""Timeout of the server for one answer."""
 _AT_ONCE = 500
 MAX_FILES = 100_000
-"""Of tables and shapes together; a section has some hundreds."""
+"""Maximum number of files of tables and shapes; a section has some hundreds."""
 _INSTALL = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
 
 def url_of(path: object) -> str | None:
-    """Return the address that a path is, or None where it is none; a ``Path`` of one has lost a slash, which is put back."""
+    """Return the address that a path is, or None; a ``Path`` of one has lost a slash, which is restored."""
     text = str(path)
     return _URL.sub(r"\1://", text) if _URL.match(text) else None
 
@@ -52,14 +52,14 @@ def open_remote(
     Parameters
     ----------
     url
-        Of the store, or of one of its elements (``URL/shapes/NAME``, ``URL/tables/NAME``), of which alone the table is fetched.
+        Of the store, or of one of its elements (``URL/shapes/NAME``, ``URL/tables/NAME``), of which only the table is fetched.
     fullres, mpp, coordinate_system
         As for `spatialdata_store.open_spatialdata`.
 
     Raises
     ------
     SectionError
-        Where it cannot be reached, is not there, is no SpatialData, or cannot be read.
+        It cannot be reached, does not exist, is no SpatialData, or cannot be read.
     """
     if is_offline():
         raise SectionError(
@@ -87,7 +87,7 @@ def open_remote(
 
 @contextmanager
 def _as_unreachable(root: str) -> Iterator[None]:
-    """Say in one sentence what keeps a store from being reached."""
+    """Convert errors of the connection into one sentence."""
     try:
         yield
     except StmditError:
@@ -108,7 +108,7 @@ def _as_unreachable(root: str) -> Iterator[None]:
 
 
 def _file_system(root: str) -> tuple[Any, str]:
-    """Return the fsspec file system of an address, and the path in it; public stores of S3 are read without credentials where there are none."""
+    """Return the fsspec file system of an address, and the path in it; S3 is read anonymously where there are no credentials."""
     import fsspec
 
     system, inside = fsspec.core.url_to_fs(root, **_options(root))
@@ -128,7 +128,7 @@ def _options(root: str) -> dict[str, Any]:
 
 
 def _fetch(system: Any, inside: str, names: list[str], local: Path, optional: bool = False) -> set[str]:
-    """Lay files of a store into the folder and return those that are there; ``optional`` says that a refusal may mean that one is not."""
+    """Fetch files of a store into the folder and return those that exist; if ``optional``, a refusal may mean that one does not."""
     there = set()
     for start in range(0, len(names), _AT_ONCE):
         wanted = {f"{inside}/{name}": name for name in names[start : start + _AT_ONCE]}
@@ -147,7 +147,7 @@ def _fetch(system: Any, inside: str, names: list[str], local: Path, optional: bo
 def _fetch_metadata(
     system: Any, inside: str, root: str, local: Path, kind: str | None, chosen: str | None
 ) -> list[str]:
-    """Lay the metadata of what is read into the folder; return the paths of the arrays of tables and shapes."""
+    """Fetch the metadata of the parts to read; return the paths of the arrays of tables and shapes."""
     there = _fetch(system, inside, [*_METADATA], local, optional=True)
     if not there:
         raise SectionError(
@@ -192,7 +192,7 @@ def _json(file: Path, root: str) -> dict[str, Any]:
 
 
 def _is_read(path: str, nodes: Mapping[str, Any], kind: str | None, chosen: str | None) -> bool:
-    """Tell whether a node is of an image, or of a table or shapes that are meant: all, where none was chosen."""
+    """Return whether a node is of an image, or of a chosen table or shapes; all, where none was chosen."""
     top, _, rest = path.partition("/")
     name = rest.partition("/")[0]
     if top in ("labels", "points"):
@@ -212,14 +212,13 @@ def _names(kind: str, nodes: Mapping[str, Any]) -> set[str]:
 
 
 def _regions(table: str, nodes: Mapping[str, Any]) -> set[str]:
-    """Return what a table annotates, by its metadata."""
     attrs = nodes.get(f"tables/{table}", {}).get("attributes") or nodes.get(f"tables/{table}/.zattrs") or {}
     region = attrs.get("region")
     return {region} if isinstance(region, str) else set(region or ())
 
 
 def _fetch_parts(system: Any, inside: str, local: Path, arrays: list[str]) -> None:
-    """Lay the chunks of arrays, and the shapes that are Parquet files, into the folder. A chunk that is not there is blank."""
+    """Fetch the chunks of arrays, and Parquet files of shapes, into the folder. A missing chunk is blank."""
     import zarr
 
     shapes = local / "shapes"
@@ -229,7 +228,7 @@ def _fetch_parts(system: Any, inside: str, local: Path, arrays: list[str]) -> No
         else []
     )
     refuse_pickles(local)
-    with told_as_damage(local, "SpatialData"):
+    with damage_as_section_error(local, "SpatialData"):
         for path in arrays:
             array = zarr.open_array(local / path, mode="r")
             grid = [
@@ -245,7 +244,7 @@ def _fetch_parts(system: Any, inside: str, local: Path, arrays: list[str]) -> No
 
 
 def _exchange_pixels(sdata: Any, root: str, local: Path) -> None:
-    """Let the images of a store that was read from the folder have the pixels of the server, which are fetched when they are looked at."""
+    """Replace the pixels of a store's images by lazy ones of the server."""
     import dask.array as da
     import zarr
 

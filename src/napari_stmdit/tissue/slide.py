@@ -23,17 +23,17 @@ from .slide_scale import calibrate_slide
 from .spaceranger import one_number, section_name
 from .tables import genes_of, obs_columns
 from .tissue_mask import TissueMask, find_tissue
-from .zarr_codecs import told_as_damage
+from .zarr_codecs import damage_as_section_error
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 MAX_VALUES = 2**31
-"""Rows times genes of a table that is read."""
+"""Maximum number of rows times genes of a table."""
 MAX_LOG = 25.0
-"""No natural logarithm of a count is larger: exp(25) is beyond 2^31."""
+"""Maximum natural logarithm of a count: exp(25) is beyond 2^31."""
 MAX_TOTAL = 1e7
-"""No spot has more counts, nor are counts normalised to more: a million is the most that is in use."""
+"""Maximum total of a spot, measured or normalised; a million is the largest in use."""
 _ROWS_AT_ONCE = 4096
 _SAME_SUM = 1e-3
 _MEANT = "its obsm['spatial'] must be (x, y) in pixels of the full-resolution slide, not microns, not (y, x), and not pixels of a smaller level"
@@ -45,7 +45,7 @@ _UNITS = (
 
 @dataclass(frozen=True)
 class PredictedTable:
-    """A predicted table as it was read.
+    """Predicted table.
 
     Attributes
     ----------
@@ -67,13 +67,13 @@ def read_predicted(path: str | Path, units: PredictedUnits | None = None) -> Pre
     path
         A .h5ad with ``X`` (n, g), gene names in ``var``, and ``obsm["spatial"]`` (n, 2), (x, y) in full-resolution pixels.
     units
-        What ``X`` holds. By default: whole numbers are counts; a table with ``uns["log1p"]``, which scanpy writes, is log1p with the
-        base that it names; anything else is asked for.
+        Units of ``X``. By default whole numbers are counts; a table with ``uns["log1p"]``, which scanpy writes, is log1p with the
+        base stated there; otherwise they must be given.
 
     Raises
     ------
     SectionError
-        Where it cannot be read, lacks positions, or holds what cannot be expression.
+        It cannot be read, lacks positions, or holds what cannot be expression.
     """
     try:
         file = user_path(path)
@@ -81,7 +81,7 @@ def read_predicted(path: str | Path, units: PredictedUnits | None = None) -> Pre
         raise SectionError(f"the predicted table cannot be opened: {error}") from error
     if not file.is_file():
         raise SectionError(f"there is no file {file}; expected a predicted table, .h5ad")
-    with told_as_damage(file.name, "a predicted table (.h5ad)"):
+    with damage_as_section_error(file.name, "a predicted table (.h5ad)"):
         return _table(file, units)
 
 
@@ -106,7 +106,7 @@ def _table(file: Path, units: PredictedUnits | None) -> PredictedTable:
 
 
 def _read(file: Path) -> tuple[csr_matrix, Any, Any, NDArray[np.float64], float | None]:
-    """X, obs, var, positions, and the base of the logarithm that the file states; None where it states none."""
+    """Return X, obs, var, positions, and the base of the logarithm; None where the file states none."""
     import h5py
     from anndata.io import read_elem
 
@@ -126,7 +126,7 @@ def _read(file: Path) -> tuple[csr_matrix, Any, Any, NDArray[np.float64], float 
 
 
 def _values(file: Path, x: Any, rows: int, columns: int) -> csr_matrix:
-    """X as sparse float32; its sizes are held against each other before anything is read."""
+    """Return X as sparse float32; its sizes are compared before anything is read."""
     import h5py
     from anndata.io import read_elem
     from scipy.sparse import csr_matrix, vstack
@@ -152,7 +152,7 @@ def _values(file: Path, x: Any, rows: int, columns: int) -> csr_matrix:
 
 
 def _log_base(root: Any) -> float | None:
-    """Base of the logarithm by ``uns["log1p"]``, e where it names none; None without it."""
+    """Return the base of the logarithm by ``uns["log1p"]``, e where it names none; None without it."""
     import h5py
 
     if "uns" not in root or "log1p" not in root["uns"]:
@@ -172,7 +172,7 @@ def _log_base(root: Any) -> float | None:
 def _as_counts(
     file: Path, values: csr_matrix, units: PredictedUnits | None, log_base: float | None
 ) -> tuple[csr_matrix, PredictedUnits]:
-    """Counts out of what the table holds, and what that was."""
+    """Convert the values of a table to counts; return these and the units."""
     data = values.data
     if not np.isfinite(data).all():
         raise SectionError(
@@ -218,7 +218,7 @@ def _same_sums(values: csr_matrix) -> bool:
 
 
 def _not_logged(turned_back: csr_matrix, even: bool) -> str:
-    """Return what tells that values which were turned back were no logarithms; "" where nothing does.
+    """Return the reason why values that were converted back were no logarithms; "" where there is none.
 
     ``even``: whether the rows had one sum before. Those of normalised counts have, those of their logarithms do not.
     """
@@ -234,7 +234,7 @@ def _not_logged(turned_back: csr_matrix, even: bool) -> str:
 def at_own_positions(
     table: PredictedTable, size: tuple[float, float], mask: TissueMask | None, share: float, radius: float
 ) -> tuple[SpotTable, list[str]]:
-    """Return the rows of a table as spots where they are, and notes of what was left out.
+    """Return the rows of a table as spots at their own positions, and notes about rows left out.
 
     Rows off the slide, and rows at the place of an earlier one, are left out. Rows off the tissue are kept: the mask is a rule of
     thumb, and the positions are the user's.
@@ -242,7 +242,7 @@ def at_own_positions(
     Raises
     ------
     SectionError
-        Where most rows lie off the slide or its tissue: the positions then belong to another image or scale.
+        Most rows lie off the slide or its tissue: the positions then belong to another image or scale.
     """
     spots, name = table.spots, table.source.file
     on_slide, first, notes = _usable(table, size)
@@ -261,17 +261,17 @@ def at_own_positions(
     return replace(spots, diameter=2 * radius), notes + note_empty(spots.counts)
 
 
-def at_grid(
+def match_to_grid(
     table: PredictedTable, grid: SpotTable, size: tuple[float, float], radius: float
 ) -> tuple[SpotTable, list[str]]:
-    """Give each spot of a grid the row of a table that is nearest, within a spot's radius; spots without one are left out.
+    """Give each spot of a grid the nearest row of a table within a spot's radius; spots without one are left out.
 
-    A row goes to the spot that it is nearest to, and to no other.
+    A row goes only to its nearest spot.
 
     Raises
     ------
     SectionError
-        Where most rows lie off the slide, or no spot finds a row.
+        Most rows lie off the slide, or no spot finds a row.
     """
     from scipy.spatial import cKDTree
 
@@ -339,7 +339,7 @@ def _count(number: int, one: str, many: str) -> str:
 SPOT_UM = 55.0
 """Diameter of a virtual spot: that of a Visium spot."""
 TISSUE_FRACTION = 0.5
-"""Part of a spot that must lie on tissue."""
+"""Minimum share of a spot on tissue."""
 PITCH_WITHIN = (10.0, 10_000.0)
 MAX_SPOTS = 1_000_000
 
@@ -358,23 +358,23 @@ def open_slide(
     Parameters
     ----------
     path
-        JPEG, PNG or TIFF, with the formats of scanners that are built on TIFF (SVS, NDPI, OME-TIFF).
+        JPEG, PNG or TIFF, with scanner formats based on TIFF (SVS, NDPI, OME-TIFF).
     mpp
-        Microns per pixel; by default what the file states, see `slide_scale`.
+        Microns per pixel; by default as the file states, see `slide_scale`.
     grid_pitch, tissue_fraction, predicted_expression, predicted_units
         Grid, tissue and predicted expression, see `napari_stmdit.tissue.open.SectionSource`.
 
     Returns
     -------
     Section
-        Of the kind ``image``. Its expression is none (no gene) or predicted, and says so.
+        Of the kind ``image``. Its expression is none (no gene) or predicted, and labelled so.
 
     Raises
     ------
     ScaleError
-        Where the scale is not stated and was not given.
+        The scale is neither stated nor given.
     SectionError
-        Where a file cannot be read, no spot lies on tissue, or the predicted table does not fit the slide.
+        A file cannot be read, no spot lies on tissue, or the predicted table does not fit the slide.
     """
     image = open_image(path)
     scale, calibration = calibrate_slide(path, mpp)
@@ -427,30 +427,30 @@ def _spots(
     )
     if table is None:
         return spots, told
-    spots, notes = at_grid(table, spots, (height, width), radius)
+    spots, notes = match_to_grid(table, spots, (height, width), radius)
     return spots, [*told, *notes]
 
 
 def hex_grid(size: tuple[float, float], pitch: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Lay a hexagonal grid over an image, from its corner on, whatever is on it.
+    """Lay a hexagonal grid over an image from its corner.
 
     Parameters
     ----------
     size
         Height and width in full-resolution pixels.
     pitch
-        From one centre to the next, in full-resolution pixels.
+        Distance between centres, in full-resolution pixels.
 
     Returns
     -------
     tuple
-        (n, 2) centres (y, x) in full-resolution pixels, and their (n, 2) array rows and columns, as Visium counts them: columns in half
+        (n, 2) centres (y, x) in full-resolution pixels, and their (n, 2) array rows and columns, as on Visium: columns in half
         pitches.
 
     Raises
     ------
     SectionError
-        Where there would be more than `MAX_SPOTS`.
+        There would be more than `MAX_SPOTS`.
     """
     row, half = pitch * math.sqrt(3) / 2, pitch / 2
     rows, columns = (max(0, math.ceil(side / step - 0.5)) for side, step in zip(size, (row, half), strict=True))

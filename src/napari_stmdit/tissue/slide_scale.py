@@ -1,4 +1,4 @@
-"""What an image file itself states of its scale, and in which field. Nothing is inferred from sizes, names or objectives."""
+"""Scale that an image file states, and the field. Nothing is inferred from sizes, names or objectives."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .geometry import Affine, check_mpp, is_plausible_mpp, sides_of_unit
 from .images import is_tiff, ome_pixels, slide_series, tiff_file
 
 SQUARE_TO = 0.01
-"""How far the two sides of a pixel may differ; slides with other pixels are refused."""
+"""Maximum relative difference of a pixel's sides; other slides are refused."""
 SAME_TO = 0.02
-"""How far two fields of a file that state its scale may differ: numbers are rounded to two digits, 0.25 for 0.2463."""
+"""Maximum relative difference of two fields of a file with its scale: numbers are rounded to two digits, 0.25 for 0.2463."""
 _CONTRADICTION = "its fields contradict each other: "
 _UM_PER = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3}
 _CENTIMETRE = 3
-"""Of the TIFF tag ResolutionUnit. Inches are what programs for print fill in, 72 or 300 of them, whatever the image shows."""
+"""TIFF's ResolutionUnit of centimetres. Inches are ignored: programs for print fill in 72 or 300, whatever the image shows."""
 
 Stated = tuple[float, float, str]
-"""Microns per pixel along y and x, and the field that says so."""
+"""Stated scale: microns per pixel along y and x, and the field."""
 
 
 def calibrate_slide(path: Path, override: float | None = None) -> tuple[float, Calibration]:
-    """Return the microns per pixel of a slide, the user's or else what the file states, and where they are from.
+    """Return the microns per pixel of a slide, the user's or else as the file states, and their source.
 
     Parameters
     ----------
@@ -41,9 +41,9 @@ def calibrate_slide(path: Path, override: float | None = None) -> tuple[float, C
     Raises
     ------
     ScaleError
-        Where neither says it, or the file states something that is no scale of a slide.
+        Neither states it, or the file states something that is no scale of a slide.
     SectionError
-        Where the override is no plausible pixel size.
+        The override is no plausible pixel size.
     """
     stated, unusable = stated_mpp(path)
     if override is not None:
@@ -64,10 +64,9 @@ def calibrate_slide(path: Path, override: float | None = None) -> tuple[float, C
 
 
 def stated_mpp(path: Path) -> tuple[tuple[float, str] | None, str]:
-    """Return (microns per pixel, field) of an image file, or None and what was found in their place, in words.
+    """Return (microns per pixel, field) of an image file, or None and a description of what was found instead.
 
-    Of fields that say the same the most specific is named. Fields that contradict each other state no scale: which of them is stale
-    is not known.
+    Of fields that agree the most specific is named. Contradicting fields state no scale: which of them is stale is not known.
     """
     if not is_tiff(path):
         return None, "PNG and JPEG files state none but for printing"
@@ -89,7 +88,7 @@ def stated_mpp(path: Path) -> tuple[tuple[float, str] | None, str]:
 
 
 def _statements(tiff: Any, page: Any, path: Path) -> Iterator[Stated]:
-    """Yield what a TIFF says of the scale of the slide in it, the most specific field first."""
+    """Yield the scales that a TIFF states of its slide, the most specific field first."""
     if tiff.ome_metadata:
         yield from _of_ome(tiff.ome_metadata, (int(page.imagelength), int(page.imagewidth)))
     if tiff.is_svs:
@@ -130,7 +129,7 @@ def _of_aperio(description: str) -> Iterator[Stated]:
 
 
 def _of_resolution(page: Any, um: float | None, name: str) -> Iterator[Stated]:
-    """Pixels per unit of ``um`` microns."""
+    """Yield the scale from pixels per unit of ``um`` microns."""
     try:
         (yn, yd), (xn, xd) = page.tags.valueof("YResolution"), page.tags.valueof("XResolution")
         if um is not None:
@@ -160,9 +159,9 @@ def _hint(tiff: Any, page: Any) -> str:
 
 
 def refuse_stretched(name: str, to_spots: Affine) -> None:
-    """Raise SectionError where pixels of an image are no squares among the spots, by the affine ``to_spots``.
+    """Raise SectionError where pixels of an image are not square in the frame of the spots, by the affine ``to_spots``.
 
-    Turned and mirrored ones are squares, stretched and sheared ones are not.
+    Rotation and reflection keep them square, stretching and shearing do not.
     """
     longer, shorter = sides_of_unit(to_spots)
     if longer > (1 + SQUARE_TO) * shorter:

@@ -24,7 +24,7 @@ from .counts import (
     refuse_twice,
 )
 from .geometry import IMAGE_SCALE, Affine, calibrate, check_positions, scaling
-from .images import IMAGE_SUFFIXES, glance, image_size, open_image
+from .images import IMAGE_SUFFIXES, image_size, open_image, overview
 from .likeness import ALIKE_UNASKED, unlike
 from .one_section import refuse_aggregated, refuse_bins, refuse_libraries
 from .pseudo_spots import CLUSTERS
@@ -41,16 +41,16 @@ _GIVEN_SCALE = re.compile(r"^\s*image_scale\s*=\s*([0-9.]+(?:e-?[0-9]+)?),?\s*$"
 _MIN_FACTOR = 1e-4
 _MAX_INDEX = 2**31
 _SAME_PLACE_PX = 1.0
-"""How far positions of one spot may lie from each other in two files: version 1 rounds to whole pixels."""
+"""Maximum distance between positions of one spot in two files: version 1 rounds to whole pixels."""
 _THUMBNAILS = (("hires", "tissue_hires_scalef"), ("lowres", "tissue_lowres_scalef"))
 _SAME_SCALE = 0.05
-"""How far the scale that a slide file states may be from the section's: lattices are printed and fitted to within that."""
+"""Maximum relative difference between the scale of a slide file and the section's: lattices are printed and fitted to within that."""
 SYNTHETIC_MARKER = "SYNTHETIC.json"
 
 
 @dataclass(frozen=True)
 class Positions:
-    """Every position of the array, on and off tissue.
+    """All positions of the array, on and off tissue.
 
     Attributes
     ----------
@@ -78,18 +78,18 @@ def open_spaceranger(
     Parameters
     ----------
     path
-        The folder that holds ``spatial`` and the counts. Without counts its expression is none, and every position on tissue a spot.
+        The folder with ``spatial`` and the counts. Without counts its expression is none, and every position on tissue a spot.
     fullres
         The image that Space Ranger was run on; by default it is looked for.
     mpp
         Microns per full-resolution pixel; by default found by the rules of `geometry.calibrate`.
     beside
-        Another folder where the full-resolution image may lie.
+        Another folder to look for the full-resolution image in.
 
     Raises
     ------
     SectionError
-        Where files are missing, contradict each other, or the image does not fit the spots.
+        Files are missing or contradict each other, or the image does not fit the spots.
     """
     scalefactors = read_scalefactors(path)
     positions = read_positions(path)
@@ -142,7 +142,7 @@ def read_scalefactors(path: Path) -> dict[str, Any]:
 
 
 def _image_scale(path: Path) -> float | None:
-    """Return the microns per pixel of the microscope image that Space Ranger 4 was given, by the ``_invocation`` that it keeps above ``outs``."""
+    """Return the microns per pixel that Space Ranger 4 was given for the microscope image, by the ``_invocation`` above ``outs``."""
     for folder in (path, *path.resolve().parents[:3]):
         try:
             found = _GIVEN_SCALE.search(read_text(folder / "_invocation", most_mb=1))
@@ -153,7 +153,7 @@ def _image_scale(path: Path) -> float | None:
 
 
 def one_number(value: Any) -> Any:
-    """Return the number that a list or array of one number stands for, as R writes all numbers; anything else as it is."""
+    """Return the number in a list or array of one number, as R writes all numbers; anything else as it is."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     while isinstance(value, list | tuple) and len(value) == 1:
@@ -162,7 +162,7 @@ def one_number(value: Any) -> Any:
 
 
 def spot_diameter(scalefactors: Mapping[str, Any], source: object) -> float:
-    """Return ``spot_diameter_fullres``, which is for drawing only."""
+    """Return ``spot_diameter_fullres``, used for drawing only."""
     diameter = scalefactors.get("spot_diameter_fullres")
     if not is_number(diameter) or diameter <= 0:
         raise SectionError(
@@ -172,13 +172,13 @@ def spot_diameter(scalefactors: Mapping[str, Any], source: object) -> float:
 
 
 def thumbnail_factor(scalefactors: Mapping[str, Any], key: str) -> float | None:
-    """Return pixels of a thumbnail per full-resolution pixel; None where it is not stated, or no such factor."""
+    """Return pixels of a thumbnail per full-resolution pixel; None where it is missing or not valid."""
     factor = scalefactors.get(key)
     return float(factor) if is_number(factor) and _MIN_FACTOR <= factor <= 1 else None
 
 
 def read_positions(path: Path) -> Positions:
-    """Read the positions file of whichever version is there; where there are several, they must agree."""
+    """Read the positions file of any version; several must agree."""
     files = [path / "spatial" / n for n in POSITION_FILES if (path / "spatial" / n).is_file()]
     if not files:
         raise SectionError(f"{path / 'spatial'} holds no positions; expected one of {', '.join(POSITION_FILES)}")
@@ -189,7 +189,7 @@ def read_positions(path: Path) -> Positions:
 
 
 def _refuse_contradiction(file: Path, positions: Positions, other: Path) -> None:
-    """Refuse a second positions file that says something else of the spots that both have."""
+    """Refuse a second positions file that contradicts the first on shared spots."""
     try:
         others = _read_positions(other)
     except SectionError:
@@ -276,7 +276,7 @@ def _positions_table(file: Path) -> pd.DataFrame:
 def join(
     positions: Positions, matrix: CountMatrix, diameter: float, noun: str = "spots"
 ) -> tuple[SpotTable, list[str]]:
-    """Keep the barcodes that lie on tissue and have a row of counts, in the order of the counts."""
+    """Keep the barcodes on tissue with a row of counts, in the order of the counts."""
     refuse_aggregated(matrix.barcodes, positions.barcodes, matrix.source)
     place = {barcode: i for i, barcode in enumerate(positions.barcodes.tolist())}
     at = np.array([place.get(barcode, -1) for barcode in matrix.barcodes.tolist()], dtype=np.int64)
@@ -303,12 +303,12 @@ def join(
 
 
 def clusters_of(folder: Path, ids: NDArray[np.str_]) -> dict[str, NDArray[np.str_]]:
-    """Return the clusters by graph that 10x's pipelines made, as a column for some barcodes; no column where they made none.
+    """Return the graph clusters by 10x's pipelines as a column for some barcodes; no column where there are none.
 
     Parameters
     ----------
     folder
-        The folder that holds ``analysis``.
+        The folder with ``analysis``.
     ids
         (n,); one without a cluster gets an empty text.
     """
@@ -327,7 +327,7 @@ def clusters_of(folder: Path, ids: NDArray[np.str_]) -> dict[str, NDArray[np.str
 
 
 def _without_counts(positions: Positions, diameter: float, path: Path) -> tuple[SpotTable, list[str]]:
-    """Return the positions on tissue as spots without a gene, and notes that say so."""
+    """Return the positions on tissue as spots without genes, with notes."""
     from scipy.sparse import csr_matrix
 
     keep = positions.in_tissue
@@ -364,7 +364,7 @@ def choose_image(
     expected, thumbnail = expected_size(path, scalefactors), _thumbnail(path)
     if fullres is not None:
         return open_fullres(fullres, expected, yx, thumbnail), _scale_of(fullres, calibration, expected is not None)
-    found, notes = _look_for_fullres(places, expected, thumbnail)
+    found, notes = _search_fullres(places, expected, thumbnail)
     if found is not None:
         return found, notes + _scale_of(Path(found.source), calibration, True)
     for kind, key in _THUMBNAILS:
@@ -386,7 +386,7 @@ def choose_image(
 
 
 def expected_size(path: Path, scalefactors: Mapping[str, Any]) -> tuple[float, float, float] | None:
-    """Return height, width and tolerance of the full-resolution image in its pixels, by the hires or lowres image."""
+    """Return height, width and tolerance of the full-resolution image in its pixels, from the hires or lowres image."""
     for kind, key in _THUMBNAILS:
         file = path / "spatial" / f"tissue_{kind}_image.png"
         factor = thumbnail_factor(scalefactors, key)
@@ -400,7 +400,7 @@ def expected_size(path: Path, scalefactors: Mapping[str, Any]) -> tuple[float, f
 
 
 def _thumbnail(path: Path) -> SlideImage | None:
-    """Return the smallest picture that Space Ranger made of the slide and that can be read."""
+    """Return the smallest readable picture of the slide by Space Ranger."""
     for kind, _ in reversed(_THUMBNAILS):
         file = path / "spatial" / f"tissue_{kind}_image.png"
         if file.is_file():
@@ -419,32 +419,32 @@ def open_fullres(
     yx: NDArray[np.float64],
     thumbnail: SlideImage | None,
 ) -> SlideImage:
-    """Open the full-resolution image; one that cannot be what the spots' positions were measured on is refused.
+    """Open the full-resolution image; refuse one that the spots' positions cannot have been measured on.
 
     Parameters
     ----------
     fullres
         The file.
     expected
-        Height, width and tolerance, where they are known.
+        Height, width and tolerance, if known.
     yx
         (n, 2) positions in full-resolution pixels.
     thumbnail
-        A small picture of the whole of the same slide, lying as the positions do, where there is one.
+        A small picture of the whole slide in the orientation of the positions, if there is one.
 
     Raises
     ------
     SectionError
-        Where it cannot be read, has another size, is turned or mirrored, or shows something else.
+        It cannot be read, has another size, is turned or mirrored, or shows something else.
     """
     fault = None
-    if not _lies_on_its_side(fullres, expected):
+    if not _is_rotated(fullres, expected):
         check_fullres(fullres, expected, yx)
     elif expected is not None:
         fault = f"lies on its side: it is {expected[1]:.0f} pixels high, the section's thumbnails say wide"
     image = open_image(fullres)
     if thumbnail is not None and expected is not None:
-        fault = unlike(glance(image), thumbnail) or fault
+        fault = unlike(overview(image), thumbnail) or fault
     if fault is not None:
         raise SectionError(
             f"{fullres} {fault}; the spots would lie on other tissue: give the image that Space Ranger was run on, lying as the "
@@ -453,8 +453,8 @@ def open_fullres(
     return image
 
 
-def _lies_on_its_side(fullres: Path, expected: tuple[float, float, float] | None) -> bool:
-    """Return whether an image has the height that is expected as its width, and the other way round."""
+def _is_rotated(fullres: Path, expected: tuple[float, float, float] | None) -> bool:
+    """Return whether an image has the expected height as its width, and the reverse."""
     if expected is None or not fullres.is_file():
         return False
     height, width = image_size(fullres)
@@ -462,7 +462,7 @@ def _lies_on_its_side(fullres: Path, expected: tuple[float, float, float] | None
 
 
 def check_fullres(fullres: Path, expected: tuple[float, float, float] | None, yx: NDArray[np.float64]) -> None:
-    """Refuse an image whose size cannot be that of the one the spots' positions were measured on."""
+    """Refuse an image whose size cannot be that of the one that positions were measured on."""
     if not fullres.is_file():
         raise SectionError(f"there is no image file {fullres}")
     height, width = image_size(fullres)
@@ -481,10 +481,10 @@ def check_fullres(fullres: Path, expected: tuple[float, float, float] | None, yx
 
 
 def _scale_of(file: Path, calibration: Calibration, compared: bool) -> list[str]:
-    """Hold the scale that a slide file states against the section's.
+    """Compare the scale that a slide file states with the section's.
 
-    Where size and look of the slide were compared with a thumbnail, the file's statement is stale, as after a resampling. Where nothing
-    was, the spots may have been measured on another image.
+    If size and appearance of the slide agree with a thumbnail, a differing statement is stale, as after resampling. If nothing was compared, the
+    spots may have been measured on another image.
     """
     stated, mpp = stated_mpp(file)[0], calibration.mpp
     if stated is None or mpp is None or abs(stated[0] / mpp - 1) <= _SAME_SCALE:
@@ -502,10 +502,10 @@ def _fits(size: tuple[int, int], expected: tuple[float, float, float]) -> bool:
     return abs(size[0] - height) <= tolerance and abs(size[1] - width) <= tolerance
 
 
-def _look_for_fullres(
+def _search_fullres(
     places: Sequence[Path], expected: tuple[float, float, float] | None, thumbnail: SlideImage | None
 ) -> tuple[SlideImage | None, list[str]]:
-    """Return the one image in these folders that has the size and the look of the slide; a file that cannot be used is a note."""
+    """Return the one image in these folders with the size and appearance of the slide; unusable files are notes."""
     if expected is None:
         return None, ["no hires or lowres image to tell the full-resolution image by; give it with --fullres"]
     files = [
@@ -517,7 +517,7 @@ def _look_for_fullres(
             if not _fits(image_size(file), expected):
                 continue
             image = open_image(file)
-            fault = None if thumbnail is None else unlike(glance(image), thumbnail, ALIKE_UNASKED)
+            fault = None if thumbnail is None else unlike(overview(image), thumbnail, ALIKE_UNASKED)
         except SectionError as error:
             notes.append(f"left out: {error}")
             continue
@@ -568,7 +568,7 @@ def coordinate_systems(name: str, scalefactors: Mapping[str, Any]) -> dict[str, 
 
 
 def synthetic_marker(path: Path) -> tuple[bool, list[str]]:
-    """Tell whether a folder says of itself that it is synthetic, and with which words."""
+    """Return whether a folder is marked as synthetic, and its words."""
     file = path / SYNTHETIC_MARKER
     if not file.is_file():
         return False, []

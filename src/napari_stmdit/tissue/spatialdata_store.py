@@ -1,4 +1,4 @@
-"""SpatialData stores with Visium spots: circles, the table that annotates them, and slide images, brought to one frame."""
+"""SpatialData stores with Visium spots: circles, the table that annotates them, and slide images, in one frame."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ from .pseudo_spots import aggregate
 from .slide_scale import refuse_stretched, stated_mpp
 from .spaceranger import open_fullres, section_label
 from .tables import SpotRows, spot_rows
-from .zarr_codecs import refuse_pickles, told_as_damage
+from .zarr_codecs import damage_as_section_error, refuse_pickles
 
 RESULT_PREFIX = "stmdit_"
 SECTION_ATTRS = "stmdit_section"
-"""Key of the store's attrs under which a store of ours says what its section is."""
+"""Key of the store's attrs with the record of the section, in a store of ours."""
 RESULT_ATTRS = "stmdit"
 OWN_TABLE = "table"
 """Name of the table in a store of ours."""
@@ -57,17 +57,17 @@ _OLD_ELEMENT = {"spatialdata_attrs", "spatialdata-encoding-type"}
 _RELEASE = re.compile(r"^(\d+)\.(\d+)")
 _SAME_FOOTPRINT = 0.02
 _SAME_UNIT = 0.05
-"""How far two statements of one scale may differ: a lattice fitted to rounded positions, and what a scanner states."""
+"""Maximum relative difference of two statements of one scale: a lattice fitted to rounded positions, and a scanner's."""
 _SAME_SIZE = 0.01
 _SAME_SCALE = 1e-6
 _EXPRESSION_KINDS = ("measured", "predicted", "factors", "none")
 MAX_MPP = 1e4
-"""Microns per pixel beyond which a calibration that a store keeps is no such thing."""
+"""Maximum microns per pixel of a calibration in a store."""
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An image of the store that may be the slide.
+    """Image of a store that may be the slide.
 
     Attributes
     ----------
@@ -91,9 +91,9 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Frame:
-    """What full-resolution pixels are: the affine from there to the spots' own coordinates, and the slide in them.
+    """Frame of full-resolution pixels: the affine from there to the spots' own coordinates, and the slide in them.
 
-    ``fault`` says why there is none, or none in full resolution.
+    ``fault`` is the reason why there is none, or none in full resolution.
     """
 
     to_spots: Affine
@@ -121,16 +121,16 @@ def open_spatialdata(
     mpp
         Microns per full-resolution pixel; by default found by the rules of `geometry.calibrate`.
     coordinate_system
-        Where spots and slide are brought together; needed only if the choice matters.
+        System that relates spots and slide; needed only if the choice matters.
 
     Raises
     ------
     SectionError
-        Where it is no SpatialData, holds no Visium spots, or several things could be meant.
+        It is no SpatialData, holds no Visium spots, or is ambiguous.
     """
     root, kind, chosen = _split(path)
     sdata = read_store(root)
-    with told_as_damage(root, "SpatialData"):
+    with damage_as_section_error(root, "SpatialData"):
         section = section_of(sdata, root, fullres, mpp, coordinate_system, kind, chosen)
     return replace(section, path=path)
 
@@ -149,13 +149,13 @@ def section_of(
     Parameters
     ----------
     sdata
-        What was read, or is in memory.
+        The SpatialData.
     root
-        The store that it was read from, where there is one.
+        The store that it was read from, if any.
     fullres, mpp, coordinate_system
         As for `open_spatialdata`.
     kind, chosen
-        ``shapes`` or ``tables`` and the name of the element that is meant; None where there is one set of spots alone.
+        ``shapes`` or ``tables`` and the name of the chosen element; None for the only set of spots.
     """
     name = "the SpatialData" if root is None else str(root)
     own = _own(sdata, name)
@@ -220,7 +220,7 @@ def section_of(
 def read_store(root: Path) -> Any:
     """Open a SpatialData store lazily; raises SectionError where it is something else, damaged, or would run code.
 
-    An image that looks like a result and cannot be read is left out: it keeps nobody from the section and the other results.
+    An unreadable image with a result's name is left out, so that section and other results still open.
     """
     if not is_spatialdata(root):
         raise SectionError(
@@ -244,7 +244,7 @@ def read_store(root: Path) -> Any:
 
 
 def _newer_writer(root: Path) -> str:
-    """Return the version of SpatialData that wrote a store where it is newer than the one here, else nothing."""
+    """Return the version of SpatialData that wrote a store if it is newer than the one here, else nothing."""
     import spatialdata
 
     attrs = _json_object(root / "zarr.json").get("attributes") or _json_object(root / ".zattrs")
@@ -260,23 +260,23 @@ def _newer_writer(root: Path) -> str:
 def _read_zarr(root: Path, on_bad_files: Any, kinds: tuple[str, ...] | None = None) -> Any:
     import spatialdata
 
-    with quiet(), told_as_damage(root, "SpatialData"):
+    with quiet(), damage_as_section_error(root, "SpatialData"):
         refuse_pickles(root, damaged=on_bad_files == "warn")
         return spatialdata.read_zarr(root, selection=kinds, on_bad_files=on_bad_files)
 
 
 def read_spots(root: Path) -> Any:
-    """Open what a store holds of spots, circles and tables: quick, however many images there are."""
+    """Open only the spots, circles and tables of a store: quick, however many images there are."""
     return _read_zarr(root, "error", ("shapes", "tables"))
 
 
 def unread_elements(sdata: Any, root: Path) -> set[tuple[str, str]]:
-    """Return kind and name of what lies in the folders of a store's elements and was not read."""
+    """Return kind and name of the elements in a store's folders that were not read."""
     return {(kind, name) for kind, name in elements_there(root) if name not in getattr(sdata, kind)}
 
 
 def elements_there(root: Path) -> set[tuple[str, str]]:
-    """Return kind and name of the elements that have a folder in a store, whether they can be read or not."""
+    """Return kind and name of the elements with a folder in a store, readable or not."""
     return {
         (kind, entry.name)
         for kind in ("images", "labels", "points", "shapes", "tables")
@@ -287,12 +287,12 @@ def elements_there(root: Path) -> set[tuple[str, str]]:
 
 
 def is_result_name(name: str) -> bool:
-    """Tell whether an image has the name of a result."""
+    """Return whether an image has the name of a result."""
     return name.lower().startswith(RESULT_PREFIX)
 
 
 def _own(sdata: Any, name: str) -> dict[str, Any]:
-    """Return what a store of ours says of its section; refused where it is not as we write it."""
+    """Return the record of the section in a store of ours; refused where it is not as we write it."""
     own = sdata.attrs.get(SECTION_ATTRS) or {}
     wrong = None
     kept = own.get("calibration") or {} if isinstance(own, Mapping) else {}
@@ -314,7 +314,7 @@ def _own(sdata: Any, name: str) -> dict[str, Any]:
 
 
 def own_spots(name: str) -> str:
-    """Return the name that a section's circles have in a store of ours."""
+    """Return the name of a section's circles in a store of ours."""
     return f"{element_stem(name)}_spots"
 
 
@@ -325,7 +325,6 @@ def element_stem(name: str) -> str:
 
 
 def _expression(own: Mapping[str, Any]) -> ExpressionSource:
-    """Return where a store of ours says that its expression comes from."""
     kept = own.get("expression") or {}
     units = kept.get("units")
     return ExpressionSource(
@@ -337,7 +336,7 @@ def _expression(own: Mapping[str, Any]) -> ExpressionSource:
 
 
 def is_spatialdata(root: Path) -> bool:
-    """Tell whether a folder is a SpatialData store, from its metadata alone."""
+    """Return whether a folder is a SpatialData store, from its metadata alone."""
     for name, inner in (("zarr.json", "attributes"), (".zattrs", None)):
         attrs: Any = _json_object(root / name)
         if inner is not None:
@@ -350,7 +349,7 @@ def is_spatialdata(root: Path) -> bool:
 
 
 def _json_object(file: Path) -> dict[str, Any]:
-    """Return the object that a JSON file holds; an empty one where it is missing, damaged or something else."""
+    """Return the object in a JSON file; empty where it is missing, damaged or something else."""
     try:
         content = read_json(file)
     except BadFile:
@@ -360,7 +359,7 @@ def _json_object(file: Path) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what third parties warn of while reading and writing stores from the user, who can do nothing about it."""
+    """Silence third-party warnings while reading and writing stores, which users can do nothing about."""
     import warnings
 
     with warnings.catch_warnings():
@@ -370,7 +369,7 @@ def quiet() -> Iterator[None]:
 
 
 def affines_of(element: Any) -> dict[str, Affine]:
-    """Return coordinate system -> (3, 3) affine over (y, x, 1) of an element; those that are no affine are left out."""
+    """Return coordinate system -> (3, 3) affine over (y, x, 1) of an element; other transformations are left out."""
     from spatialdata.transformations import get_transformation
 
     affines = {}
@@ -419,7 +418,7 @@ def _candidates(sdata: Any, results: list[str]) -> tuple[list[_Candidate], list[
 
 
 def _scales(tree: Any) -> list[Any]:
-    """Arrays of a multiscale element, largest first."""
+    """Return the arrays of a multiscale element, largest first."""
     arrays = [next(iter(node.data_vars.values())) for node in tree.children.values() if node.data_vars]
     return sorted(arrays, key=lambda array: -array.sizes["y"])
 
@@ -444,7 +443,7 @@ def _choose(
         for candidate in candidates:
             if candidate.name == wanted:
                 if not _shared_systems(candidate, spots_to, coordinate_system):
-                    raise SectionError(_apart(candidate, spots_to, coordinate_system))
+                    raise SectionError(_unrelated(candidate, spots_to, coordinate_system))
                 return candidate, []
         raise SectionError(f"image {wanted} is no 8-bit colour image, or a result; it cannot be the slide")
     placed = _placed(candidates, rows, spots_to, coordinate_system)
@@ -465,7 +464,7 @@ def _choose(
 def _placed(
     candidates: list[_Candidate], rows: SpotRows, spots_to: Mapping[str, Affine], coordinate_system: str | None
 ) -> list[tuple[float, NDArray[np.float64], _Candidate]]:
-    """Images under most of the spots, the finest first: the spots' units per pixel, corners in those units, image."""
+    """Return the images under most of the spots, the finest first: the spots' units per pixel, corners in those units, image."""
     placed = []
     for candidate in candidates:
         shared = _shared_systems(candidate, spots_to, coordinate_system)
@@ -478,8 +477,8 @@ def _placed(
     return sorted(placed, key=lambda item: item[0])
 
 
-def _apart(image: _Candidate, spots_to: Mapping[str, Affine], wanted: str | None) -> str:
-    """Say that nothing tells how an image lies to the spots, and how to state it."""
+def _unrelated(image: _Candidate, spots_to: Mapping[str, Affine], wanted: str | None) -> str:
+    """Return a message that an image's place relative to the spots is unknown, and how to state it."""
     system = wanted or next(iter(spots_to))
     return (
         f"image {image.name} of the store shares no coordinate system with the spots: it is in {', '.join(image.systems)}, they are in "
@@ -489,10 +488,10 @@ def _apart(image: _Candidate, spots_to: Mapping[str, Affine], wanted: str | None
 
 
 def _no_slide(candidates: list[_Candidate], spots_to: Mapping[str, Affine], wanted: str | None) -> str:
-    """Why no image of a store is the slide, and what to do."""
+    """Return why no image of a store is the slide, and what to do."""
     for image in candidates:
         if not _shared_systems(image, spots_to, wanted):
-            return _apart(image, spots_to, wanted)
+            return _unrelated(image, spots_to, wanted)
     if candidates:
         return (
             f"no image of the store pictures the spots ({', '.join(c.name for c in candidates)}): by their transformations most spots lie off "
@@ -507,7 +506,7 @@ def _footprint(candidate: _Candidate, to_spots: Affine) -> NDArray[np.float64]:
 
 
 def _shared_systems(candidate: _Candidate, spots_to: Mapping[str, Affine], wanted: str | None) -> list[str]:
-    """Coordinate systems of spots and image, the plainest first: spots as stored, then ``global``."""
+    """Return the coordinate systems of spots and image, the plainest first: spots as stored, then ``global``."""
     shared = [name for name in spots_to if name in candidate.systems and wanted in (None, name)]
     return sorted(shared, key=lambda name: (not np.allclose(spots_to[name], np.eye(3)), name != "global", name))
 
@@ -538,7 +537,7 @@ def _frame(slide: _Candidate, spots_to: Mapping[str, Affine], wanted: str | None
 def _with_original(
     frame: _Frame, kept: _Candidate, own: Mapping[str, Any], root: Path, rows: SpotRows
 ) -> tuple[_Frame, list[str]]:
-    """Put the slide that a store of ours was made from into the place of the smaller picture that it keeps, where it is found."""
+    """Replace the smaller picture in a store of ours by the original slide, if it is found."""
     original = find_original(own.get("slide"), root)
     if original is None or frame.image is None or frame.image.pixel_size <= original.pixel_size * (1 + _SAME_SIZE):
         return frame, []
@@ -578,7 +577,7 @@ def _frame_of_file(
     ours: bool,
     mpp: float | None,
 ) -> _Frame:
-    """Bring a file to the spots: by an image of the store that it is the full resolution of, else as the pixels they are stored in."""
+    """Relate a file to the spots: by an image of the store that it is the full resolution of, else as the pixels they are stored in."""
     for _, _, candidate in _placed(candidates, rows, spots_to, wanted)[:1]:
         frame, _ = _frame(candidate, spots_to, wanted)
         coarser = 1.0 if frame.image is None else frame.image.pixel_size
@@ -592,9 +591,9 @@ def _frame_of_file(
 
 
 def _check_units(file: Path, rows: SpotRows, mpp: float | None) -> None:
-    """Refuse a file where nothing says that the spots are stored in its pixels, or something says that they are not.
+    """Refuse a file unless the spots are known to be stored in its pixels.
 
-    What can say so: the spots' lattice against the scale of the file, as stated or given; or Space Ranger's ``spot_diameter_fullres``
+    Evidence is the spots' lattice against the scale of the file, stated or given; or Space Ranger's ``spot_diameter_fullres``
     against the circles.
     """
     if mpp is not None:
@@ -625,7 +624,7 @@ def _check_units(file: Path, rows: SpotRows, mpp: float | None) -> None:
 def _calibration(
     own: Mapping[str, Any], rows: SpotRows, yx: NDArray[np.float64], scale: float, override: float | None
 ) -> Calibration:
-    """Calibrate full-resolution pixels, ``scale`` of the spots' units each; a store of ours keeps what was known."""
+    """Calibrate full-resolution pixels, ``scale`` of the spots' units each; a store of ours records the calibration."""
     kept = own.get("calibration") or {}
     if override is None and isinstance(kept.get("mpp"), int | float):
         detail = kept.get("detail", f"{kept['mpp']:.4g} um/px")

@@ -25,19 +25,19 @@ PITCH_UM, SPOT_UM = 200.0, 100.0
 
 
 def write_st_array(path: Path, image: Path, counts: Path, spots: Path) -> None:
-    """Write a section of a Spatial Transcriptomics array as a Space Ranger folder, its positions and its scale as `read_table_section` has them.
+    """Write a section of a Spatial Transcriptomics array as a Space Ranger folder; positions and scale as of `read_table_section`.
 
     Parameters
     ----------
     path
-        Folder to make.
+        New folder.
     image, counts, spots
-        As for `read_table_section`; the slide is taken over as it is.
+        As for `read_table_section`; the slide is copied unchanged.
 
     Raises
     ------
     SectionError
-        As for `read_table_section`, or where the counts are no whole numbers, or the array lies mirrored or on its side on the slide.
+        As for `read_table_section`, or counts are no whole numbers, or the array lies mirrored or on its side on the slide.
     """
     section = read_table_section(path.name, counts, spots, image)
     table = section.spots
@@ -72,8 +72,8 @@ def read_table_section(
     counts
         Tab-separated, optionally gzipped: a row for each spot, named ``<x>x<y>`` after its array position; a column for each gene.
     spots
-        Tab-separated with columns x, y (array position) and pixel_x, pixel_y (pixels of the image); of those with a column selected,
-        the spots where it is 1.
+        Tab-separated with columns x, y (array position) and pixel_x, pixel_y (pixels of the image); with a column selected, only
+        spots where it is 1.
     image
         RGB slide image.
     pitch_um, spot_um
@@ -135,7 +135,7 @@ def read_table_section(
 def fit_square_lattice(array_rc: NDArray[np.int64], yx: NDArray[np.float64], pitch_um: float) -> float:
     """Return microns per pixel, pitch / sqrt(|det A|), with A the least squares affine map from array (row, column) to pixels.
 
-    Rotation, offset and slightly different scales of the two axes do no harm; raises SectionError where the spots lie on one line.
+    It is robust to rotation, offset and slightly different scales of the axes; raises SectionError where the spots lie on one line.
     """
     design = np.column_stack([array_rc, np.ones(len(array_rc))])
     if np.linalg.matrix_rank(design) < 3:
@@ -168,9 +168,9 @@ def write_spaceranger_folder(
     Parameters
     ----------
     path
-        Folder to make; must not exist, or be empty.
+        New or empty folder.
     image
-        (h, w, 3) uint8, the full-resolution slide; or its file, which is taken over as it is.
+        (h, w, 3) uint8, the full-resolution slide; or its file, which is copied unchanged.
     ids
         (n,) barcodes.
     yx
@@ -186,14 +186,14 @@ def write_spaceranger_folder(
     diameter
         Diameter of a spot in pixels.
     synthetic_note
-        Where given, the folder says of itself that it is synthetic, in these words.
+        Words that mark the folder as synthetic, if given.
     slide_name
         File name of the slide; of an array, .jpg is lossy, .png and .tif are not.
 
     Raises
     ------
     SectionError
-        Where the folder holds something, or the arrays do not fit each other.
+        The folder holds something, or the arrays do not fit each other.
     """
     path = Path(path)
     n = len(ids)
@@ -260,7 +260,7 @@ def write_counts(path: Path, barcodes: NDArray[np.str_], counts: csr_matrix, gen
     counts
         (n, g) sparse, whole numbers.
     genes
-        The g columns; where they have no ids, the symbols stand for them.
+        The g columns; symbols replace missing ids.
     """
     with h5py.File(path, "w") as file:
         file.attrs.update({"filetype": "matrix", "version": 2, "software_version": "napari-stmdit"})

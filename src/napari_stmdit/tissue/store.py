@@ -1,7 +1,7 @@
-"""Results into SpatialData stores and out of them: an image element that is registered to its section, with its provenance.
+"""Results in SpatialData stores: an image element registered to its section, with its provenance.
 
-A store is never overwritten. Everything is written beside it first, read back and compared, and only then moved into place, so
-that a failed or interrupted write leaves the store as it was. Who adds to a store holds its lock from the choice of a name to the
+A store is never overwritten. Everything is written beside it, read back and compared, and only then moved into place, so
+that a failed or interrupted write leaves the store as it was. A writer holds the store's lock from the choice of a name to the
 record, so that several processes may save into one store.
 """
 
@@ -23,7 +23,7 @@ from ..errors import SectionError, StoreError
 from ..files import BadFile, user_path
 from ..storage.atomic import drafting, hold, place_folder
 from ..types import Section, StoreElements
-from .elements import CHUNK, about, image_element, is_of, link_levels, section_elements
+from .elements import CHUNK, about, image_element, is_fingerprint_of, link_levels, section_elements
 from .identity import find_section, origin_of
 from .spatialdata_store import (
     OWN_TABLE,
@@ -48,7 +48,7 @@ from .store_entries import (
 )
 
 LOCK = ".stmdit.lock"
-"""File in a store that its writers hold; it stays, and means nothing once they have ended."""
+"""Lock file of a store's writers; it stays, and means nothing once they have ended."""
 MAX_WAIT_S = 1800
 _NAME = re.compile(r"[0-9A-Za-z_.-]+")
 
@@ -64,8 +64,8 @@ def write_result(
 ) -> str:
     """Write a synthesized image into a SpatialData store.
 
-    A store that does not exist is made, with the section's spots, counts and a slide image of at most 4000 px, so that it
-    stands alone. To one that exists and holds the same section, the image is added.
+    A new store gets the section's spots, counts and a slide image of at most 4000 px, so that it is self-contained. To an existing one
+    with the same section, the image is added.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def write_result(
     provenance
         Kept under ``attrs["stmdit"]``; JSON types only.
     patches
-        (n, p, p, 3) uint8, the patches as they were made, kept beside the image; see `napari_stmdit.tissue.store_entries`.
+        (n, p, p, 3) uint8, the patches before blending, kept beside the image; see `napari_stmdit.tissue.store_entries`.
 
     Returns
     -------
@@ -92,7 +92,7 @@ def write_result(
     Raises
     ------
     StoreError
-        Where the path holds something else or another section, the name is taken, or writing fails.
+        The path holds something else or another section, the name is taken, or writing fails.
     """
     if rgba.ndim != 3 or rgba.shape[2] != 4 or rgba.dtype != np.uint8 or min(rgba.shape) == 0:
         raise StoreError(f"a result is a (h, w, 4) uint8 image with at least one pixel, not {rgba.shape} {rgba.dtype}")
@@ -115,19 +115,19 @@ def link_result(
     copy: bool = False,
     patches: PatchFiles | None = None,
 ) -> str:
-    """Put a synthesized image that is on disk into a SpatialData store without loading it.
+    """Link a synthesized image on disk into a SpatialData store without loading it.
 
     Parameters
     ----------
     path, pixel_to_fullres, section, run, provenance
-        As for `write_result`. Where the provenance has a ``run_id`` that the store already knows, nothing is written.
+        As for `write_result`. If the store already holds the provenance's ``run_id``, nothing is written.
     levels
         Folder of the image's levels ``0``, ``1``, ...: zarr arrays (4, y, x) uint8, each half of the one before. Its files are
         linked, so they must not be changed in place afterwards.
     copy
-        Copy the files, as links to a canvas that is still written to would change with it.
+        Whether to copy the files: links to a canvas that is still written to would change with it.
     patches
-        The files of the patches as they were made, linked or copied likewise.
+        The files of the patches before blending, linked or copied likewise.
 
     Returns
     -------
@@ -137,7 +137,7 @@ def link_result(
     Raises
     ------
     StoreError
-        As for `write_result`, or where there is no image.
+        As for `write_result`, or there is no image.
     """
     import dask.array as da
     import zarr
@@ -159,12 +159,12 @@ def link_result(
 
 
 def check_writable(path: str | Path, section: Section) -> None:
-    """Refuse, before anything is computed, a path that `write_result` would refuse after it.
+    """Refuse, before anything is computed, a path that `write_result` would refuse.
 
     Raises
     ------
     StoreError
-        Where the path holds something else or another section, or its folder cannot be written to.
+        The path holds something else or another section, or its folder cannot be written to.
     """
     path = _output(path)
     if not _is_free(path):
@@ -177,7 +177,7 @@ def check_writable(path: str | Path, section: Section) -> None:
 
 
 def _output(path: str | Path) -> Path:
-    """Return a path that may be written to, as far as its name goes; a link that leads nowhere is none."""
+    """Return a path that may be written to, by its name; a dangling link may not."""
     try:
         path = user_path(path)
     except BadFile as error:
@@ -191,12 +191,12 @@ def _output(path: str | Path) -> Path:
 
 
 def _is_free(path: Path) -> bool:
-    """Return whether a store can be made at a path: nothing is there, or an empty folder."""
+    """Return whether a store can be created at a path: nothing is there, or an empty folder."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def _place_in(path: Path, section: Section) -> tuple[StoreElements | None, set[str]]:
-    """Return where a section's spots lie in a store that is there, and the names of all its elements; refuses a store without them."""
+    """Return a section's spots in an existing store, and the names of all its elements; refuses a store without them."""
     if not is_spatialdata(path):
         raise StoreError(
             f"{path} exists and is no SpatialData store; give a path that does not exist, or a store to add to"
@@ -210,7 +210,7 @@ def _place_in(path: Path, section: Section) -> tuple[StoreElements | None, set[s
     own = dict(sdata.attrs.get(SECTION_ATTRS) or {})
     elements = find_section(section, sdata)
     from_here = section.store is not None and elements is not None and section.store.root.resolve() == path.resolve()
-    if not is_of(own.get("fingerprint"), section) and not (elements if not own else from_here):
+    if not is_fingerprint_of(own.get("fingerprint"), section) and not (elements if not own else from_here):
         raise StoreError(
             f"{path} holds another section than {section.name}; give a new path, or the store of this section"
         )
@@ -243,7 +243,7 @@ def add_to_spatialdata(
     run: str | None,
     provenance: Mapping[str, Any],
 ) -> tuple[Any, str]:
-    """Put a synthesized image into a SpatialData in memory, as `write_result` puts it into a store, but without patches as they were made.
+    """Add a synthesized image to a SpatialData in memory, as `write_result` does to a store, but without patches.
 
     Parameters
     ----------
@@ -291,7 +291,7 @@ def add_to_spatialdata(
 def _record(
     provenance: Mapping[str, Any], affine: NDArray[np.float64], section: Section, elements: StoreElements | None
 ) -> dict[str, Any]:
-    """Return the provenance of a result with its place and the section that it belongs to; JSON types only."""
+    """Return the provenance of a result with its place and its section; JSON types only."""
     place = {"pixel_to_fullres_yx": affine.tolist(), "section": origin_of(section, elements)}
     return {**json.loads(json.dumps(dict(provenance))), REGISTRATION: place}
 
@@ -300,7 +300,7 @@ def _record(
 
 
 class _Target:
-    """Where a result goes: the store, its affine, and, once `settle` has looked at the store, the element's name and record."""
+    """Target of a result: the store, its affine, and, after `settle`, the element's name and record."""
 
     def __init__(
         self, path: Path, pixel_to_fullres: ArrayLike, section: Section, run: str | None, record: Mapping[str, Any]
@@ -316,7 +316,7 @@ class _Target:
         self.is_new, self.name, self.record = _is_free(path), "", self._given
 
     def settle(self) -> None:
-        """Look at the store as it is now: choose a name, and say in the record which section the result belongs to."""
+        """Choose a name in the store as it is now, and record the section that the result belongs to."""
         section = self._section
         elements: StoreElements | None = StoreElements(self.path, own_spots(section.name), OWN_TABLE)
         existing: set[str] = set()
@@ -326,12 +326,12 @@ class _Target:
         self.record = _record(self._given, self.affine, section, elements)
 
 
-class _Overtaken(Exception):
-    """Somebody else made the store while this process was making it."""
+class _CreatedElsewhere(Exception):
+    """Another process created the store at the same time."""
 
 
 def _add(target: _Target, put: Callable[[_Target], None]) -> str:
-    """Choose a name and write under it, while nobody else adds to the store; return the element's name.
+    """Choose a name and write under it, holding the store's lock; return the element's name.
 
     A run that the store holds already is not written again.
     """
@@ -345,13 +345,13 @@ def _add(target: _Target, put: Callable[[_Target], None]) -> str:
                 target.settle()
                 put(target)
                 return target.name
-        except _Overtaken:
+        except _CreatedElsewhere:
             continue
 
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Keep other writers out of a store, threads of this process included; the lock goes with the process that holds it."""
+    """Lock a store against other writers, threads of this process included; the lock ends with the process."""
     if not is_spatialdata(path):  # nothing is put into what is no store
         yield
         return
@@ -375,7 +375,7 @@ def _put(
     finish: Callable[[Path], None],
     put: PutFile = shutil.copy2,
 ) -> None:
-    """Write an element with its patches beside its store, have it finished and checked there, and move it in."""
+    """Write an element with its patches beside its store, finish and check it there, and move it in."""
     path, name = target.path, target.name
     elements = {"images": {name: element}}
     if target.is_new:
@@ -394,12 +394,12 @@ def _put(
 
 
 def _make_store(scratch: Path, path: Path) -> None:
-    """Move a finished store to its place; one that somebody else has made there in the meantime stays."""
+    """Move a finished store to its place; one that another process has created there stays."""
     try:
         place_folder(scratch, path)
     except OSError:
         if is_spatialdata(path):
-            raise _Overtaken from None
+            raise _CreatedElsewhere from None
         raise
 
 
@@ -411,7 +411,7 @@ def _consolidate(path: Path) -> None:
 
 
 def _known_run(path: Path, run_id: object) -> str | None:
-    """Name under which a store holds a run already; None where it does not."""
+    """Return the name of a run in a store; None where it is not there."""
     if run_id is None or not (path / "zarr.json").is_file():
         return None
     import zarr
@@ -429,14 +429,14 @@ def _write(path: Path, elements: Mapping[str, Mapping[str, Any]], attrs: Mapping
 
 
 def _check(path: Path, name: str, rgba: NDArray[np.uint8]) -> None:
-    """Compare what is on disk with what was to be written."""
+    """Compare the image on disk with the original."""
     pixels, _, _ = read_result(path, name)
     if not np.array_equal(np.asarray(pixels.compute()), rgba):
         raise StoreError("what was written reads back differently; the disk may be full or faulty, nothing was kept")
 
 
 def _move_in(scratch: Path, path: Path, name: str, record: Mapping[str, Any]) -> None:
-    """Move one image from a finished store into another, and its record; the caller holds the lock."""
+    """Move one image and its record from a finished store into another; the caller holds the lock."""
     import zarr
 
     root = zarr.open_group(path, mode="r+", use_consolidated=False)
@@ -460,7 +460,7 @@ def _move_in(scratch: Path, path: Path, name: str, record: Mapping[str, Any]) ->
 
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
-    """Yield a path beside the store, so that moving from there is one step of the file system; gone afterwards."""
+    """Yield a path beside the store, so that a move from there is atomic; it is removed afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with drafting(path) as scratch:
         yield scratch

@@ -1,7 +1,7 @@
-"""The patches of a result as they were made, kept in the section's store beside the image that they were blended into.
+"""Patches of a result before blending, kept in the section's store beside the blended image.
 
-A patch of 128 to 176 microns on spots 100 microns apart overlaps its neighbours, so no patch can be had back from the blended image.
-They lie in a group of their own, which SpatialData passes over: ``stmdit_patches/<element>``, a zarr array (n, p, p, 3) uint8, one
+A patch of 128 to 176 microns on spots 100 microns apart overlaps its neighbours, so patches cannot be cut from the blended image.
+They lie in a group that SpatialData ignores: ``stmdit_patches/<element>``, a zarr array (n, p, p, 3) uint8, one
 chunk a patch, in the order of ``provenance["patches"]["spots"]``.
 """
 
@@ -24,12 +24,12 @@ from .spatialdata_store import RESULT_ATTRS, RESULT_PREFIX, affines_of, is_resul
 
 PATCHES = "stmdit_patches"
 PutFile = Callable[[str, str], Any]
-"""Copies or links a file; called with source and target."""
+"""Function that copies or links a file from source to target."""
 
 
 @dataclass(frozen=True)
 class PatchFiles:
-    """Patches that are on disk already, one file each.
+    """Patches on disk, one file each.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class PatchFiles:
 
 
 def link_file(source: str, target: str) -> str:
-    """Give a file a second name; it is copied where links cannot be made."""
+    """Link a file to a second name, or copy it where links fail."""
     try:
         os.link(source, target)
     except OSError:  # another disk, or a file system without links
@@ -56,7 +56,7 @@ def link_file(source: str, target: str) -> str:
 
 
 def new_array(place: Path, count: int, side: int) -> Any:
-    """Make the zarr array for ``count`` patches: one chunk each, so that they are written, linked and read one by one."""
+    """Create the zarr array for ``count`` patches, one chunk each, so that they are written, linked and read one by one."""
     import zarr
 
     return zarr.create_array(
@@ -70,7 +70,7 @@ def new_array(place: Path, count: int, side: int) -> Any:
 
 
 def chunk_path(array: Path, index: int) -> Path:
-    """Return the file that holds a patch of such an array."""
+    """Return the file of a patch in such an array."""
     return array / "c" / str(index) / "0" / "0" / "0"
 
 
@@ -81,7 +81,7 @@ def put_patches(
     record: Mapping[str, Any],
     put: PutFile = shutil.copy2,
 ) -> None:
-    """Write the patches of a result into a store, or its files as they are.
+    """Write the patches of a result into a store, or link its files.
 
     Parameters
     ----------
@@ -90,9 +90,9 @@ def put_patches(
     name
         Of the element.
     patches
-        (n, p, p, 3) uint8, or the files that hold them.
+        (n, p, p, 3) uint8, or their files.
     record
-        The result's provenance, by which the patches are known as its own.
+        The result's provenance, which ties the patches to it.
     put
         Copies or links a file.
     """
@@ -114,7 +114,7 @@ def put_patches(
 
 
 def move_patches(scratch: Path, store: Path, name: str) -> None:
-    """Move the patches of one result from a store into another; those of an element of this name that is gone make room."""
+    """Move the patches of one result from a store into another, replacing those of a removed element of this name."""
     import zarr
 
     source, target = scratch / PATCHES / name, store / PATCHES / name
@@ -132,7 +132,7 @@ def drop_patches(store: Path, name: str) -> None:
 def read_stored_patches(store: Path, name: str, record: Mapping[str, Any]) -> Any | None:
     """Return the patches of a result, (n, p, p, 3) uint8, lazy; None where the store does not hold this result's patches.
 
-    Stores of earlier versions hold none, and neither do those that SpatialData has written anew.
+    Stores of earlier versions hold none, and neither do those that SpatialData has rewritten.
     """
     import zarr
 
@@ -144,7 +144,7 @@ def read_stored_patches(store: Path, name: str, record: Mapping[str, Any]) -> An
 
 
 def _mark(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what ties patches to their result."""
+    """Return the facts that tie patches to their result."""
     spots = dict(record.get("patches") or {}).get("spots", ())
     return {"created": str(record.get("created")), "patches": len(spots)}
 
@@ -153,12 +153,12 @@ def _mark(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 REGISTRATION = "registration"
-"""Key in a result's record of its place: the affine to full-resolution pixels, and the section that these are of."""
+"""Key of a result's place in its record: the affine to full-resolution pixels, and their section."""
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """A result as its store has it.
+    """Result in a store.
 
     Attributes
     ----------
@@ -167,9 +167,9 @@ class StoredImage:
     pixel_to_fullres
         (3, 3) affine from (y, x, 1) pixels of the largest level to full-resolution pixels.
     provenance
-        What was recorded.
+        Its record.
     origin
-        What the record says of the section that it was made from; empty in stores of earlier versions.
+        Record of the section that it was made from; empty in stores of earlier versions.
     systems
         Coordinate system -> (3, 3) affine from its pixels.
     """
@@ -182,7 +182,7 @@ class StoredImage:
 
 
 def element_name(run: str) -> str:
-    """Return the name of the element that a run of this name has, ``stmdit_<run>``; one that begins so already keeps its name."""
+    """Return the element's name of a run, ``stmdit_<run>``; a name that begins so is kept."""
     return run if run.startswith(RESULT_PREFIX) else RESULT_PREFIX + run
 
 
@@ -204,7 +204,7 @@ def read_result(path: str | Path, name: str) -> tuple[Any, Affine, dict[str, Any
     Raises
     ------
     StoreError
-        Where there is no such result.
+        There is no such result.
     """
     path = Path(path).expanduser()
     found = read_image(open_store(path), path, name)
@@ -212,7 +212,7 @@ def read_result(path: str | Path, name: str) -> tuple[Any, Affine, dict[str, Any
 
 
 def read_image(sdata: Any, path: Path, name: str) -> StoredImage:
-    """Return a result of a store that is open; raises StoreError where it is none, or cannot be read."""
+    """Return a result of an open store; raises StoreError where it is none, or cannot be read."""
     if name not in sdata.images:
         if (path / "images" / name).is_dir() and is_result_name(name):
             raise StoreError(
@@ -254,13 +254,13 @@ def list_results(path: str | Path) -> tuple[str, ...]:
     Raises
     ------
     StoreError
-        Where it is no SpatialData.
+        It is no SpatialData.
     """
     return names_in(open_store(Path(path).expanduser()))
 
 
 def names_in(sdata: Any) -> tuple[str, ...]:
-    """Return the names of a store's images that have the name of a result, by number and name."""
+    """Return the names of a store's images with the name of a result, by number and name."""
 
     def key(name: str) -> tuple[bool, int, str]:
         number = name[len(RESULT_PREFIX) :]
@@ -270,7 +270,7 @@ def names_in(sdata: Any) -> tuple[str, ...]:
 
 
 def names_there(sdata: Any, path: Path) -> tuple[str, ...]:
-    """Return the names of a store's images that have the name of a result, with those that could not be read."""
+    """Return the names of a store's images with the name of a result, including unreadable ones."""
     lost = sorted(name for kind, name in unread_elements(sdata, path) if kind == "images" and is_result_name(name))
     return (*names_in(sdata), *lost)
 

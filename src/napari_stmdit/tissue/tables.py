@@ -1,4 +1,4 @@
-"""Spots in a SpatialData store: which circles are meant, which table annotates them, and what its columns say."""
+"""Spots in a SpatialData store: their circles, the table that annotates them, and its columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import SectionError
 from ..types import Genes, SpotTable
-from .counts import EXPRESSION_FEATURE, are_controls, fault_of_counts, note_empty, refuse_twice, tidy
+from .counts import EXPRESSION_FEATURE, are_controls, canonical, fault_of_counts, note_empty, refuse_twice
 from .geometry import Affine, swap_axes
 from .one_section import refuse_libraries
 from .pseudo_spots import outlines_of
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _SYMBOL_COLUMNS = ("gene_name", "gene_names", "gene_symbol", "gene_symbols", "symbol", "feature_name")
 _LAYER = "counts"
-"""Of a table: where scanpy and squidpy keep counts that X no longer holds."""
+"""Layer in which scanpy and squidpy keep counts that X no longer holds."""
 _KIND_COLUMNS = ("feature_types", "feature_type", "feature_biotype")
 _OTHER_KINDS = ("Antibody Capture", "CRISPR Guide Capture", "Multiplexing Capture", "Antigen Capture", "Custom")
 _SPIKE_IN = "spike-in"
@@ -32,7 +32,7 @@ _BIN_NAME = re.compile(r"^s_0*(\d+)um_\d+_\d+")
 _SQUARE_TABLE = re.compile(r"square_0*(\d+)um")
 _PREFERRED_BINS = (8.0, 16.0, 2.0)
 _XENIUM_COLUMNS = {"cell_id", "cell_area", "transcript_counts"}
-"""Of the table that spatialdata-io makes of Xenium."""
+"""Columns of the table that spatialdata-io makes of Xenium."""
 _XENIUM_CELLS = "cell_boundaries"
 _SAME_AREA = 0.05
 _ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "feature_id")
@@ -45,29 +45,29 @@ class SpotRows:
     Attributes
     ----------
     table_name, circles_name
-        The elements that they were read from.
+        Elements that they were read from.
     ids
         (n,) names of the table's rows.
     yx
         (n, 2) centres in the units of the circles.
     radius
-        Of the circles, median.
+        Median radius of the circles.
     counts, genes, array_rc
         As in `SpotTable`.
     scalefactors
-        What the table keeps of Space Ranger's scalefactors.
+        Space Ranger's scalefactors in the table.
     notes
-        What was left out.
+        Notes about what was left out.
     obs
         Further columns, each (n,): numbers as float, everything else as text.
     bin_um
         Side of a bin of Visium HD; None where they are none.
     areas
-        (n,) of cells and nuclei, in square units of their shapes; None where they are none.
+        (n,) areas of cells and nuclei, in square units of their shapes; None where they are none.
     unit_um
-        Microns per unit of the shapes, where the table says it; else None.
+        Microns per unit of the shapes, if the table states it; else None.
     outlines
-        Pieces of the outlines of cells, (k, 2, 2), in units of the shapes; None where they have none.
+        Line segments of the outlines of cells, (k, 2, 2), in units of the shapes; None where they have none.
     """
 
     table_name: str
@@ -103,18 +103,18 @@ def spot_rows(
     affines_of: Callable[[Any], dict[str, Affine]],
     predicted: bool = False,
 ) -> tuple[SpotRows, dict[str, Affine]]:
-    """Find the spots that are meant and read them.
+    """Find and read the spots.
 
     Parameters
     ----------
     sdata
         The store.
     kind, chosen
-        ``shapes`` or ``tables`` and the name of the element that the user chose; None where there should be one alone.
+        ``shapes`` or ``tables`` and the name of the element that the user chose; None for the only one.
     affines_of
-        Gives an element's affine into each coordinate system.
+        Returns an element's affine into each coordinate system.
     predicted
-        Whether the store says that its expression was predicted, which may be fractions.
+        Whether the store's expression is predicted, and may be fractions.
 
     Returns
     -------
@@ -124,7 +124,7 @@ def spot_rows(
     Raises
     ------
     SectionError
-        Where there are none, or several.
+        There are none, or several.
     """
     pairs = annotated_circles(sdata)
     passed: list[tuple[str, str]] = []
@@ -166,7 +166,7 @@ def annotated_polygons(sdata: Any) -> list[tuple[str, str]]:
 
 
 def _bin_of(sdata: Any, pair: tuple[str, str]) -> float | None:
-    """Side of the bins of a table and its shapes in microns, by their barcodes or else the table's name; None where they are no bins."""
+    """Return the side of a table's bins in microns, by their barcodes or else the table's name; None where they are no bins."""
     table = sdata.tables[pair[0]]
     some = [_BIN_NAME.match(name) for name in table.obs_names[:10].tolist()]
     if some and all(some):
@@ -176,7 +176,7 @@ def _bin_of(sdata: Any, pair: tuple[str, str]) -> float | None:
 
 
 def _preferred(sdata: Any, pairs: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Of sets of bins and cells those of 8 um, else 16, else 2, else other bins, else cells, else nuclei; and the others."""
+    """Return the preferred sets of bins or cells, and the others: 8 um, 16, 2, other bins, cells, nuclei, in this order."""
 
     def rank(pair: tuple[str, str]) -> int:
         bin_um = _bin_of(sdata, pair)
@@ -211,7 +211,7 @@ def _is_xenium(table: Any) -> bool:
 
 
 def _of_shapes(table: Any, shapes: str) -> Any:
-    """Return a table that annotates these shapes: that of Xenium annotates a label image of the cells whose outlines they are."""
+    """Return the table for shapes of cells; that of Xenium annotates a label image of the cells, not their outlines."""
     attrs = table.uns["spatialdata_attrs"]
     if (table.obs[attrs["region_key"]].astype(str) == shapes).any() or not _is_xenium(table):
         return table
@@ -305,7 +305,6 @@ def obs_columns(obs: Any, known: set[str]) -> dict[str, NDArray[Any]]:
 
 
 def _circles(circles: Any, name: str) -> tuple[NDArray[np.float64], float]:
-    """Centres (n, 2) and the median radius of circles."""
     if not (circles.geometry.geom_type == "Point").all():
         raise SectionError(f"the shapes of {name} are not all circles, which are points with a radius")
     yx = swap_axes(np.stack([circles.geometry.x.to_numpy(), circles.geometry.y.to_numpy()], axis=1))
@@ -318,7 +317,6 @@ def _circles(circles: Any, name: str) -> tuple[NDArray[np.float64], float]:
 
 
 def _polygons(shapes: Any, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Centres (n, 2) and areas (n,) of polygons."""
     if not shapes.geometry.geom_type.isin(("Polygon", "MultiPolygon")).all():
         raise SectionError(f"the shapes of {name} are not all polygons, nor circles with a radius")
     centres, areas = shapes.geometry.centroid, shapes.geometry.area.to_numpy(dtype=np.float64)
@@ -331,8 +329,7 @@ def _polygons(shapes: Any, name: str) -> tuple[NDArray[np.float64], NDArray[np.f
 def counts_of(rows: Any, name: str, predicted: bool = False) -> tuple[csr_matrix, Genes, list[str]]:
     """Return the counts of a table, their genes, and notes.
 
-    The layer ``counts`` is what its name says, whatever X holds; without one X is taken, and where X is no counts, ``raw``. Antibodies and
-    guides that are counted in the same table are left out.
+    The layer ``counts`` comes before X; where X is no counts, ``raw`` is taken. Antibodies and guides in the same table are left out.
     """
     counts, var, notes = _counts(rows, name, predicted)
     keep = _are_genes(var, name)
@@ -345,7 +342,7 @@ def counts_of(rows: Any, name: str, predicted: bool = False) -> tuple[csr_matrix
 
 
 def _are_genes(var: Any, name: str) -> NDArray[np.bool_]:
-    """Return which rows of ``var`` are genes: all, where no column says what they are.
+    """Return which rows of ``var`` are genes: all, where no column states the kind.
 
     Cell Ranger names kinds of features; CELLxGENE has biotypes of genes in a column of nearly that name, and spike-ins.
     """
@@ -365,18 +362,17 @@ def _are_genes(var: Any, name: str) -> NDArray[np.bool_]:
 
 
 def _counts(rows: Any, name: str, predicted: bool) -> tuple[csr_matrix, Any, list[str]]:
-    """Return the counts of a table, the ``var`` of their columns, and notes."""
     from scipy.sparse import csr_matrix
 
     counts = None if rows.X is None else csr_matrix(rows.X)
     if counts is not None and predicted and counts.dtype.kind == "f":
         if np.isfinite(counts.data).all() and not (counts.data < 0).any():
-            return tidy(counts), rows.var, []
-    found = {"X": (tidy(counts), rows.var)} if counts is not None else {}
+            return canonical(counts), rows.var, []
+    found = {"X": (canonical(counts), rows.var)} if counts is not None else {}
     if _LAYER in rows.layers:
-        found["layer"] = (tidy(rows.layers[_LAYER]), rows.var)
+        found["layer"] = (canonical(rows.layers[_LAYER]), rows.var)
     if rows.raw is not None and rows.raw.X is not None:
-        found["raw"] = (tidy(rows.raw.X), rows.raw.var)
+        found["raw"] = (canonical(rows.raw.X), rows.raw.var)
     faults = {place: fault_of_counts(matrix) for place, (matrix, _) in found.items()}
     chosen = next((place for place in ("layer", "X", "raw") if place in found and faults[place] is None), None)
     if chosen is None:
@@ -402,7 +398,7 @@ def _counts(rows: Any, name: str, predicted: bool) -> tuple[csr_matrix, Any, lis
 
 
 def _layers_of_counts(rows: Any) -> str:
-    """Return which layers hold what counts look like, for a message."""
+    """Return the layers that may hold counts, for a message."""
     from scipy.sparse import csr_matrix
 
     names = [
@@ -412,14 +408,14 @@ def _layers_of_counts(rows: Any) -> str:
 
 
 def _agree(counts: csr_matrix, genes: Genes, others: csr_matrix, of_others: Genes) -> bool:
-    """Return whether two matrices of the same rows say the same of the genes that both have."""
+    """Return whether two matrices of the same rows agree on their shared genes."""
     place = {symbol: i for i, symbol in enumerate(of_others.symbols.tolist())}
     at = np.array([place.get(symbol, -1) for symbol in genes.symbols.tolist()], dtype=np.int64)
     return bool((counts[:, np.flatnonzero(at >= 0)] != others[:, at[at >= 0]]).nnz == 0)
 
 
 def genes_of(var: Any) -> Genes:
-    """Return the genes that the rows of ``var`` name, by symbol and, where there is such a column, by id."""
+    """Return the genes named in ``var``, by symbol and, if there is such a column, by id."""
     names = var.index.to_numpy(dtype=np.str_)
     columns = {str(column).lower(): column for column in var.columns}
     ids = next((columns[c] for c in _ID_COLUMNS if c in columns), None)
@@ -430,7 +426,7 @@ def genes_of(var: Any) -> Genes:
 
 
 def _scalefactors(uns: Mapping[str, Any]) -> dict[str, Any]:
-    """Scalefactors as scanpy keeps them, if the table has those of one library."""
+    """Return the scalefactors as scanpy keeps them, if the table has those of one library."""
     libraries = uns.get("spatial")
     if not isinstance(libraries, Mapping) or len(libraries) != 1:
         return {}

@@ -1,4 +1,4 @@
-"""Where on a slide there is tissue, from a coarse level of its image."""
+"""Tissue mask of a slide, from a coarse level of its image."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..types import SlideImage
 from .crops import level_factors, readable
 
 MASK_UM = 8.0
-"""About how large a pixel of the mask is: seven of them span a spot."""
+"""Approximate pixel size of the mask: seven span a spot."""
 SMOOTH_UM = 10.0
 """Sigma of the smoothing before the threshold: about a nucleus, so that cells and the space between them are one."""
 MIN_UM2 = 40_000.0
-"""Pieces smaller than 200 x 200 um are taken for dust, and holes as small for part of the tissue."""
+"""Minimum area of a piece, 200 x 200 um; smaller ones are dust, and smaller holes are tissue."""
 DENSITY_WITHIN = (0.05, 0.15)
-"""Bounds of Otsu's threshold, in optical density (log10) over the glass: it splits a slide of glass alone, or of tissue alone, too."""
+"""Bounds of Otsu's threshold, in optical density (log10) over the glass: it also splits a slide of glass alone, or of tissue alone."""
 MIN_SATURATION = 0.05
-"""Shadows, bubbles and the edge of the coverslip are grey; stain is not."""
+"""Minimum saturation of stain; shadows, bubbles and the edge of the coverslip are grey."""
 GLASS_FROM = 180
-"""Least grey level of glass in any channel; an image whose brightest tenth is darker is filled by tissue."""
+"""Minimum grey level of glass in any channel; an image whose brightest tenth is darker is full of tissue."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class TissueMask:
     step
         (y, x) full-resolution pixels that a pixel of the mask spans.
     rule
-        How it was found, in a sentence.
+        Description of the method, in a sentence.
     """
 
     mask: NDArray[np.bool_]
@@ -44,16 +44,16 @@ class TissueMask:
     rule: str
 
     def fraction(self, yx: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
-        """Return which part of a disc around each of (n, 2) places, in full-resolution pixels, is tissue, (n,)."""
+        """Return the share of tissue, (n,), in a disc around each of (n, 2) places, in full-resolution pixels."""
         return disc_means(self.mask, self.step, yx, radius)
 
 
 def disc_means(
     picture: NDArray[Any], step: tuple[float, float], yx: NDArray[np.float64], radius: float
 ) -> NDArray[np.float64]:
-    """Return the mean of a picture (h, w) over a disc around each of (n, 2) places, (n,); beyond its edges it counts as 0.
+    """Return the mean of a picture (h, w) over a disc around each of (n, 2) places, (n,); it is 0 beyond its edges.
 
-    ``step`` is how many full-resolution pixels one of its pixels spans; places and radius are in those.
+    ``step`` is the full-resolution pixels that one of its pixels spans; places and radius are in those.
     """
     side = np.linspace(-1, 1, 9)
     disc = np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -82,7 +82,7 @@ def find_tissue(image: SlideImage, mpp: float) -> TissueMask:
     Raises
     ------
     SectionError
-        Where the image cannot be read.
+        The image cannot be read.
     """
     from dask_image.ndfilters import gaussian_filter
     from skimage.filters import threshold_otsu

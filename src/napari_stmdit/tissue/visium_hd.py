@@ -28,25 +28,25 @@ from .spaceranger import (
     spot_diameter,
     synthetic_marker,
 )
-from .zarr_codecs import told_as_damage
+from .zarr_codecs import damage_as_section_error
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _BINNED = "binned_outputs"
 _MAPPINGS = "barcode_mappings.parquet"
-"""Of Space Ranger 4: which bin each square of 2 um is in, and whether it lies in a cell and in a nucleus."""
+"""File of Space Ranger 4 with the bin of each square of 2 um, and whether it lies in a cell and in a nucleus."""
 _PREFERRED = ("square_008um", "square_016um", "square_002um")
 _SQUARE = re.compile(r"^square_(\d+)um$")
 
 
 def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = None) -> Section:
-    """Open a Visium HD folder, its bins aggregated to 55 um discs on a hexagonal grid of 100 um.
+    """Open a Visium HD folder, its bins summed to 55 um discs on a hexagonal grid of 100 um.
 
     Parameters
     ----------
     path
-        ``binned_outputs``, the folder above it, or one of the folders of bins in it, also of a size of one's own; of several 8 um are taken.
+        ``binned_outputs``, the folder above it, or a folder of bins of any size in it; of several, 8 um is taken.
     fullres
         The microscope image that Space Ranger was run on; by default it is looked for.
     mpp
@@ -55,7 +55,7 @@ def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = 
     Raises
     ------
     SectionError
-        Where files are missing or contradict each other, or the scale is unknown, without which nothing can be aggregated.
+        Files are missing or contradict each other, or the scale, which aggregation needs, is unknown.
     """
     folder, notes = _bins_folder(path)
     scalefactors = read_scalefactors(folder)
@@ -102,7 +102,7 @@ def _bins_folder(path: Path) -> tuple[Path, list[str]]:
 
 
 def _shares_in_cells(file: Path, bins: str, ids: NDArray[np.str_]) -> dict[str, NDArray[np.float64]]:
-    """Return which share of each bin lies in cells and in nuclei; nothing where Space Ranger did not segment them, or the file cannot be read."""
+    """Return the shares of each bin in cells and in nuclei; nothing where Space Ranger did not segment them, or the file cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -138,12 +138,12 @@ CELLS = "segmented_outputs"
 _OUTLINES = "cell_segmentations.geojson"
 _COUNTS = ("filtered_feature_cell_matrix.h5", "filtered_feature_cell_matrix")
 _ALIGNED = (3, 1, 2)
-"""First version of Space Ranger that puts right the shift of 16 um of some CytAssist instruments."""
+"""First version of Space Ranger that corrects the shift of 16 um of some CytAssist instruments."""
 _VERSION = re.compile(r"^spaceranger-(\d+)\.(\d+)\.(\d+)$")
 
 
 def holds_cells(path: Path) -> bool:
-    """Tell whether a folder is, or holds, ``segmented_outputs``."""
+    """Return whether a folder is, or holds, ``segmented_outputs``."""
     return (path / _OUTLINES).is_file() or (path / CELLS / _OUTLINES).is_file()
 
 
@@ -160,7 +160,7 @@ def open_cells(path: Path, fullres: Path | None = None, mpp: float | None = None
     Raises
     ------
     SectionError
-        Where files are missing or contradict each other, or the scale is unknown.
+        Files are missing or contradict each other, or the scale is unknown.
     """
     folder = path if (path / _OUTLINES).is_file() else path / CELLS
     scalefactors = read_scalefactors(folder)
@@ -202,12 +202,12 @@ def _outlines_beside(root: Path) -> tuple[NDArray[np.float32] | None, list[str]]
 
 
 def _outlines(file: Path) -> tuple[pd.DataFrame, NDArray[np.float32]]:
-    """Return the middle (y, x) and area of each cell in full-resolution pixels, by its name in the counts, and the outlines to draw."""
+    """Return the centre (y, x) and area of each cell in full-resolution pixels, by its name in the counts, and the outlines to draw."""
     import geopandas as gpd
     import pandas as pd
     import shapely
 
-    with told_as_damage(file, "outlines of cells"):
+    with damage_as_section_error(file, "outlines of cells"):
         table = gpd.read_file(file, columns=["cell_id"])
         shapes = table.geometry.to_numpy()
         numbers = pd.to_numeric(table["cell_id"], errors="coerce").to_numpy(dtype=np.float64)
@@ -222,15 +222,15 @@ def _outlines(file: Path) -> tuple[pd.DataFrame, NDArray[np.float32]]:
     return cells[areas > 0], outlines
 
 
-def noting_version(section: Section, folder: Path) -> Section:
-    """Return a Visium HD section, which is always made with a CytAssist, with a note where its version is known to misplace spots.
+def note_version(section: Section, folder: Path) -> Section:
+    """Add a note to a Visium HD section, which is always made with a CytAssist, if its version is known to misplace spots.
 
     Parameters
     ----------
     section
         As it was opened.
     folder
-        Where its counts lie, which name the version.
+        Folder of its counts, which name the version.
     """
     counts = find_counts(folder)
     found = _VERSION.match(_software(counts)) if counts.suffix == ".h5" else None

@@ -19,7 +19,7 @@ from .images import IMAGE_SUFFIXES, image_size, open_image
 from .pseudo_spots import pieces_of_rings, sum_cells
 from .slide_scale import refuse_stretched, stated_mpp
 from .spaceranger import clusters_of, section_name
-from .zarr_codecs import told_as_damage
+from .zarr_codecs import damage_as_section_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ _OTHER_STAIN = re.compile(r"^morphology|if_image", re.IGNORECASE)
 _SUFFIX = re.compile(r"(\.ome)?\.[^.]+$", re.IGNORECASE)
 _MATRIX_ENDINGS = ("alignment.csv", "_alignment.csv", "_matrix.csv")
 _SAME_SCALE = 0.05
-"""How far the scale that a slide file states may be from the one that its matrix gives it."""
+"""Maximum relative difference between the scale of a slide file and that of its matrix."""
 _AFFINE_TO = 1e-6
 
 
@@ -52,15 +52,15 @@ def open_xenium(path: Path, fullres: Path | None = None, mpp: float | None = Non
     path
         The folder with ``experiment.xenium``.
     fullres
-        The H&E image; by default the one in the folder, or above ``outs``, that has a matrix beside it. Unless it is as large as the morphology image, the matrix
-        that Xenium Explorer writes must lie beside it, ``NAMEalignment.csv``: 3 x 3, from its pixels to those of the morphology image.
+        The H&E image; by default the one in the folder, or above ``outs``, with a matrix beside it. Unless it is as large as the morphology image,
+        it needs the matrix of Xenium Explorer, ``NAMEalignment.csv``: 3 x 3, from its pixels to those of the morphology image.
     mpp
-        Microns per pixel of the H&E image; by default what the matrix and the size of a morphology pixel give.
+        Microns per pixel of the H&E image; by default from the matrix and the size of a morphology pixel.
 
     Raises
     ------
     SectionError
-        Where files are missing or contradict each other, or it is not known how the image lies to the cells.
+        Files are missing or contradict each other, or the image's place relative to the cells is unknown.
     """
     pixel_um = _pixel_size(path / EXPERIMENT)
     source = next((path / name for name in _COUNTS if (path / name).exists()), None)
@@ -92,7 +92,6 @@ def open_xenium(path: Path, fullres: Path | None = None, mpp: float | None = Non
 
 
 def _pixel_size(file: Path) -> float:
-    """Microns per pixel of the morphology image."""
     try:
         content = read_json(file)
     except BadFile as error:
@@ -104,13 +103,13 @@ def _pixel_size(file: Path) -> float:
 
 
 def _cells(path: Path) -> pd.DataFrame:
-    """Middle (y, x) in microns and area in square microns of each cell, by its name."""
+    """Return centre (y, x) in microns and area in square microns of each cell, by its name."""
     import pandas as pd
 
     file = next((path / name for name in _CELLS if (path / name).is_file()), None)
     if file is None:
         raise SectionError(f"{path} holds no cells; expected {_CELLS[0]} or {_CELLS[1]}")
-    with told_as_damage(file, "cells of Xenium"):
+    with damage_as_section_error(file, "cells of Xenium"):
         table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file)
         missing = [name for name in _CELL_COLUMNS if name not in table.columns]
         if missing:
@@ -123,12 +122,12 @@ def _cells(path: Path) -> pd.DataFrame:
 
 
 def _names(column: pd.Series) -> list[str]:
-    """Names of cells as the counts have them: until version 1.3 they are numbers or bytes."""
+    """Return names of cells as the counts have them: until version 1.3 they are numbers or bytes."""
     return [name.decode() if isinstance(name, bytes) else str(name) for name in column.tolist()]
 
 
 def _outlines(path: Path, from_microns: Affine) -> NDArray[np.float32] | None:
-    """Return the outlines of cells to draw; None where there are none that can be read, which is no reason not to open the section."""
+    """Return the outlines of cells to draw; None where there are none that can be read: the section opens without them."""
     import pandas as pd
 
     file = path / "cell_boundaries.parquet"
@@ -146,7 +145,7 @@ def _outlines(path: Path, from_microns: Affine) -> NDArray[np.float32] | None:
 
 
 def _slide(path: Path, given: Path | None) -> tuple[SlideImage | None, Affine, list[str]]:
-    """Return the H&E image, the affine from its pixels to those of the morphology image, and notes; the last one says why there is none."""
+    """Return the H&E image, the affine from its pixels to those of the morphology image, and notes; without an image the last note says why."""
     file, notes = (given, []) if given is not None else _find_slide(path)
     if file is None:
         return None, np.eye(3), notes
@@ -188,7 +187,7 @@ def _find_slide(path: Path) -> tuple[Path | None, list[str]]:
 
 
 def _find_matrix(slide: Path, folder: Path) -> Path | None:
-    """Return the file beside a slide, or in the section's folder, that is named as its matrix."""
+    """Return the matrix file of a slide, beside it or in the section's folder, by its name."""
     base = _SUFFIX.sub("", slide.name)
     files = {
         f.resolve(): f
@@ -243,7 +242,7 @@ def _calibration(slide: SlideImage | None, mpp: float, override: float | None) -
 
 
 def _refuse_elsewhere(slide: SlideImage, cells: pd.DataFrame) -> None:
-    """Raise SectionError where most cells lie off the slide, as by the matrix of the other direction."""
+    """Raise SectionError where most cells lie off the slide, as with a matrix of the opposite direction."""
     yx = cells[["y", "x"]].to_numpy()
     off = int(((yx < 0) | (yx > slide.shape)).any(axis=1).sum())
     if off > len(yx) / 2:

@@ -1,4 +1,4 @@
-"""What readers of damaged files raise, each in its own way, turned into one error of ours."""
+"""Damaged and unsafe stores: readers' errors converted into one of ours, and pickles refused."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..files import BadFile, read_json
 
 
 @contextmanager
-def told_as_damage(name: object, kind: str) -> Iterator[None]:
-    """Raise SectionError in the place of whatever goes wrong inside; errors of ours pass as they are.
+def damage_as_section_error(name: object, kind: str) -> Iterator[None]:
+    """Convert any error inside into SectionError; errors of ours pass unchanged.
 
     Parameters
     ----------
     name
-        The file or folder that is read, for the message.
+        The file or folder, for the message.
     kind
-        What it is read as: "SpatialData".
+        Its kind, for the message: "SpatialData".
     """
     try:
         yield
@@ -42,15 +42,15 @@ def told_as_damage(name: object, kind: str) -> Iterator[None]:
 
 
 _METADATA = ("zarr.json", ".zarray", ".zmetadata", "zmetadata")
-"""Of a node, and consolidated: readers take the latter without a look at the former."""
+"""Metadata files of a node, and consolidated ones: readers take the latter without reading the former."""
 _CODECS = ("codecs", "filters", "compressor", "compressors")
 _NODE = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
 
 def refuse_pickles(root: Path, damaged: bool = False) -> None:
-    """Raise SectionError where an array of a store is pickled, by the store's metadata alone, or where those cannot be read.
+    """Raise SectionError where an array of a store is pickled, by its metadata, or where those cannot be read.
 
-    With ``damaged``, metadata that are no JSON are passed over: no reader can make an array of them.
+    With ``damaged``, metadata that are no JSON are skipped: no reader can make an array of them.
     """
     for file in _metadata_files(root):
         place = file.relative_to(root)
@@ -76,7 +76,7 @@ def _is_json(file: Path) -> bool:
 
 
 def _metadata_files(root: Path) -> Iterator[Path]:
-    """Metadata of every node; folders that are none, and those of arrays, which hold their chunks, are not looked into."""
+    """Yield the metadata files of every node; other folders, and those of arrays with their chunks, are skipped."""
     waiting, seen = [root], set()
     while waiting:
         folder = waiting.pop()
@@ -100,7 +100,7 @@ def _is_array(folder: Path) -> bool:
 
 
 def _names_pickle(content: Any) -> bool:
-    """Return whether a pickle stands where codecs are named; with a stack, as metadata may be nested deeper than calls may."""
+    """Return whether a pickle is named among codecs; iterative, as metadata may be nested deeper than the recursion limit."""
     waiting = [(content, False)]
     while waiting:
         node, of_codecs = waiting.pop()

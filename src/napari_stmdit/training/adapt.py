@@ -1,4 +1,4 @@
-"""Adapting to one's own tissue: every stage of a training in a given time, an evaluation on what was held out, and a checkpoint that has a name."""
+"""Adaptation to one's own tissue: every stage of a training in a given time, evaluated on held-out tissue, and given a name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..evaluation.counterfactual import CounterfactualCheck
 from ..model.autoencoder import FACTOR
 from ..progress import BATCH, CancelToken
 from ..storage.atomic import check_free, replacing, take_lock, write_text
-from .adapt_config import MAX_CROPS, build_config, check_room, spelled_programs
+from .adapt_config import MAX_CROPS, build_config, check_room, programs_among
 from .adaptation import (
     CONFIG,
     PROGRESS,
@@ -42,7 +42,6 @@ from .batches import Batches, batch_loss
 from .config import TrainingConfig, load_config
 from .diffusion import build_transformer, optimizers
 from .export import check_target, export_checkpoint
-from .inputs import note_inputs
 from .latents import fit_expression, load_cache, measure_encoding
 from .parallel import (
     Control,
@@ -55,22 +54,22 @@ from .parallel import (
     run_workers,
 )
 from .sections import kept_open, source_sections
-from .start import open_start, settle, starting_objective
+from .start import apply_start, open_start, starting_objective
 from .state import load_record, save_record, timed
-from .train import run_stage
+from .train import record_inputs, run_stage
 from .validation import MAX_SPOTS
 
 CROPS_SHARE, EVALUATION_SHARE, EXPORT_SHARE = 0.10, 0.15, 0.04
-"""Of the time: to encode crops, to evaluate, and to write the checkpoint; the transformer learns in what is left."""
+"""Shares of the time for encoding, evaluation and export; the transformer trains in the rest."""
 MIN_CROPS = 48
 MIN_STEPS = 12
 VALIDATIONS, SHEETS = 6, 3
 BRANCHES, CASES = 8, 6
-"""Passes through the network of a denoising step of all rows of a sheet, and combinations of conditions of a validation."""
+"""Forward passes per denoising step of a sample sheet, and condition combinations of a validation."""
 PACE_SHARE, PACE_LATEST, PACE_SLACK, MIN_PACE_STEPS = 0.1, 0.35, 0.15, 5
-"""Of the transformer's time: how often its pace is looked at; share of the steps after which it keeps them; change that is worth a new number."""
+"""Pace control: interval and end of the checks as shares of the transformer's time and steps; smallest relative change; first step."""
 MIN_PAIRS, MAX_PAIRS, PROGRAM_SPOTS = 8, 64, 8
-"""Of the evaluation; programs are many, and each is raised in a few spots."""
+"""Minimum and maximum of spots evaluated, and spots in which each program is raised."""
 PROGRESS_S = 1.0
 """Seconds between two reports of progress."""
 OnProgress = Callable[[AdaptProgress], None]
@@ -78,7 +77,7 @@ OnProgress = Callable[[AdaptProgress], None]
 
 @dataclass(frozen=True)
 class Adapted:
-    """Outcome of an adaptation: the checkpoint's name and folder, the folder of its work, and the evaluation's figures."""
+    """Outcome of an adaptation: name and folder of the checkpoint, work folder, and figures of the evaluation."""
 
     name: str
     folder: Path
@@ -104,18 +103,18 @@ def adapt(
     on_note: Callable[[str], None] | None = None,
     cancel: CancelToken | None = None,
 ) -> Adapted:
-    """Make a checkpoint of one's own tissue, evaluate it on what was held out, and put it among the checkpoints that have a name.
+    """Train a checkpoint on one's own tissue, evaluate it on held-out tissue, and register it by name.
 
-    Stopped or killed, the same call goes on from what was saved.
+    The same call continues an adaptation that was stopped or killed.
 
     Parameters
     ----------
     sections
-        A section or several, as `napari_stmdit.open_section` takes them.
+        One or several sections, as `napari_stmdit.open_section` takes them.
     minutes
-        For all of it, on this computer.
+        Total time on this computer.
     name
-        Name of the checkpoint; None: of the first section's folder.
+        Name of the checkpoint; None: the first section's folder.
     fullres, mpp
         Slide image and microns per pixel of the first section.
     factors
@@ -123,26 +122,26 @@ def adapt(
     hold_out
         ``lower-right`` or another corner of the first section, the name of a section, or ``none``.
     start
-        Checkpoint to go on from.
+        Checkpoint to start from.
     seed
-        Of everything that is drawn.
+        Random seed.
     workers
-        Processes that learn on a CPU; None: as many as it has cores, at most 4.
+        Training processes on a CPU; None: one a core, at most 4.
     output
-        Folder of the work files; None: by the name, in the data directory.
+        Work folder; None: by the name, in the data directory.
     on_progress, on_note
         Called with the progress, and with sentences about what is being done.
     cancel
-        Once set, it saves what it has and ends with `TrainingStoppedError`.
+        Once set, the adaptation saves its state and raises `TrainingStoppedError`.
 
     Raises
     ------
     RequestError
-        A section cannot be used, or there is too little room; names every fault.
+        A section cannot be used, or memory or disk is too small; names every fault.
     TrainingStoppedError
         It was asked to stop.
     StmditError
-        Something is missing, or the place of the checkpoint is taken.
+        Something is missing, or the checkpoint's place is taken.
     """
     given = [sections] if isinstance(sections, str | Path) else list(sections)
     if not given:
@@ -173,7 +172,7 @@ def run_adaptation(
     on_note: Callable[[str], None] | None = None,
     cancel: CancelToken | None = None,
 ) -> Adapted:
-    """Begin an adaptation in a folder, or go on with the one that is there; see `adapt`."""
+    """Begin or continue the adaptation of a work folder; see `adapt`."""
     require_extra()
     note, work = on_note or (lambda _: None), work.resolve()
     request = _same_request(request, work, note)
@@ -197,7 +196,7 @@ def run_adaptation(
 
 
 def _same_request(request: AdaptRequest, work: Path, note: Callable[[str], None]) -> AdaptRequest:
-    """Return the request of the adaptation in a folder; raises RequestError where it is another one, or the folder holds something else."""
+    """Return the request of a work folder; raises RequestError where it differs, or the folder holds something else."""
     before = read_request(work)
     if before is None:
         check_free(work, "give another name or another --output")
@@ -218,7 +217,7 @@ def _same_request(request: AdaptRequest, work: Path, note: Callable[[str], None]
 
 @contextmanager
 def _stops(work: Path, token: CancelToken) -> Iterator[CancelToken]:
-    """Set a token when the file that asks to stop appears; it is taken away first and last."""
+    """Cancel a token when the stop file appears; the file is removed before and after."""
     file, over = work / STOP, threading.Event()
     file.unlink(missing_ok=True)
 
@@ -245,7 +244,7 @@ def _write_config(work: Path, content: Mapping[str, Any]) -> None:
 
 
 class _Run:
-    """One run of an adaptation, from wherever the runs before it came to."""
+    """One run of an adaptation, from wherever earlier runs ended."""
 
     def __init__(
         self, request: AdaptRequest, work: Path, target: Path, token: CancelToken, on_progress: OnProgress
@@ -256,7 +255,7 @@ class _Run:
         self.before_s = 0.0 if before is None else before.spent_s
         self.progress = AdaptProgress(request.name) if before is None else before
         self.progress.state, self.progress.message = "running", ""
-        self.began, self.stage_began, self._told = time.monotonic(), time.monotonic(), 0.0
+        self.began, self.stage_began, self._reported_at = time.monotonic(), time.monotonic(), 0.0
         self._first_share: float | None = None
         self.planned: dict[str, float] = {
             "preparing": 0.03 * self.total_s,
@@ -277,7 +276,7 @@ class _Run:
         return self.total_s - self.spent_s - self.planned["evaluation"] - self.planned["export"]
 
     def go(self) -> Adapted:
-        """Run what is left."""
+        """Run the remaining stages."""
         if (done := self._finished()) is not None:
             return done
         try:
@@ -320,12 +319,12 @@ class _Run:
         }
         final = config.model_copy(update={"card": card, "export": self.target})
         check_target(final)
-        export_checkpoint(settle(final))
+        export_checkpoint(apply_start(final))
         self.progress.state, self.progress.fraction, self.progress.remaining_s = "done", 1.0, 0.0
         self.progress.checkpoint, self.progress.figures, self.progress.short = (
             str(self.target),
             words,
-            short_of(figures),
+            summary_of(figures),
         )
         self._save()
         return Adapted(self.request.name, self.target, self.work, figures, words)
@@ -340,7 +339,7 @@ class _Run:
         Control(cancel=self.token).check(self._config())
 
     def _set(self, part: str, **values: Any) -> None:
-        """Put lengths into the config, once: runs that go on keep them."""
+        """Write settings of a stage into the config once; later runs keep them."""
         content = yaml.safe_load((self.work / CONFIG).read_text(encoding="utf-8"))
         content[part] = {**content.get(part, {}), **values}
         _write_config(self.work, content)
@@ -348,25 +347,25 @@ class _Run:
     # --- how long each stage is
 
     def _prepare(self) -> None:
-        """Fit the programs, and set how many crops can be encoded in their share of the time: in a folder aside, until that is known."""
-        aside = self.work / "preparing"
-        shutil.rmtree(aside, ignore_errors=True)
-        config = settle(self._config())
-        trial, file = config.model_copy(update={"output": aside}), self.work / "speed_crops.json"
+        """Fit the programs, and measure in a scratch folder how many crops can be encoded in time."""
+        scratch = self.work / "preparing"
+        shutil.rmtree(scratch, ignore_errors=True)
+        config = apply_start(self._config())
+        trial, file = config.model_copy(update={"output": scratch}), self.work / "speed_crops.json"
         run_alone(trial, fit_expression, trial)
         self._check()
         run_workers(trial, Control(cancel=self.token), measure_encoding, trial, file)
         workers = config.workers if choose_compute(config).device == "cpu" else 1
         most = self.planned["latents"] * workers / load_record(file)["crop"]
         self._set("latents", crops=int(np.clip(most, MIN_CROPS, MAX_CROPS)))
-        run_alone(config, note_inputs, settle(self._config()), "latents")
-        for made in aside.iterdir():
+        run_alone(config, record_inputs, apply_start(self._config()), "latents")
+        for made in scratch.iterdir():
             made.rename(self.work / made.name)
-        aside.rmdir()
+        scratch.rmdir()
 
     def _steps(self) -> int:
-        """Return how many steps the transformer can take, by the speed of some."""
-        config = settle(self._config())
+        """Return how many steps the transformer can take, from the measured speed."""
+        config = apply_start(self._config())
         file = self.work / "speed.json"
         if not file.is_file():
             run_workers(config, Control(cancel=self.token), measure_speed, config)
@@ -376,12 +375,12 @@ class _Run:
         self.planned["transformer"] = max(left, 1.0)
         denoising = int(config.card.get("steps", open_start(config).card.steps))
         sheet = speed["forward"] * BRANCHES * diffusion.samples * denoising
-        look = speed["forward"] * CASES * MAX_SPOTS * (diffusion.small_cells * FACTOR / config.patch_px) ** 2
-        left -= SHEETS * sheet + VALIDATIONS * look
+        # validation runs on small crops; a forward pass is taken to grow with the area
+        validation = speed["forward"] * CASES * MAX_SPOTS * (diffusion.small_cells * FACTOR / config.patch_px) ** 2
+        left -= SHEETS * sheet + VALIDATIONS * validation
         return max(MIN_STEPS, int(left / (share * speed["small"] + (1 - share) * speed["whole"])))
 
     def _lengths(self, steps: int) -> dict[str, int]:
-        """Return the settings of the transformer's stage for so many steps."""
         return {
             "steps": steps,
             "warmup": max(1, min(100, steps // 10)),
@@ -390,7 +389,7 @@ class _Run:
         }
 
     def _learn(self) -> None:
-        """Train the transformer; where its first steps take another time than was measured, for another number of steps."""
+        """Train the transformer; change the number of steps where the pace differs from what was measured."""
         while True:
             self._enter("transformer")
             pace = _Pace(self)
@@ -406,15 +405,15 @@ class _Run:
     # --- evaluation
 
     def _evaluated(self) -> tuple[dict[str, Any], str]:
-        """Return the figures of the evaluation on what was held out, and the same in words."""
+        """Return the figures of the evaluation on held-out tissue, and a sentence about them."""
         self._enter("evaluation")
         kept = self.work / "evaluation.json"
         found: dict[str, Any] | None = load_record(kept)
         config = self._config()
         if not config.held_out:
-            return {}, "Nothing was held out, so nothing is known of tissue that it has not seen."
+            return {}, summary_of({})
         if found is None:
-            found = self._evaluate(settle(config))
+            found = self._evaluate(apply_start(config))
             save_record(kept, found)
         return found, card_of(found, config.held_out[0].name)
 
@@ -425,7 +424,7 @@ class _Run:
         model = load_checkpoint(self.work / "checkpoint", device=config.device)
         programs = {
             name: dict.fromkeys(genes, 1.0)
-            for name, genes in spelled_programs(section.spots.genes.symbols.tolist()).items()
+            for name, genes in programs_among(section.spots.genes.symbols.tolist()).items()
             if genes
         }
         request = EvaluationRequest(parts=("counterfactual",), pairs=MAX_PAIRS, seed=config.seed, programs=programs)
@@ -458,31 +457,32 @@ class _Run:
                 if end.value is None:
                     self._check()
                 return dict(end.value)
-            self._tell(at.fraction, at.patches_done, at.patches_total)
+            self._report_stage(at.fraction, at.patches_done, at.patches_total)
 
     # --- progress
 
     def _enter(self, stage: str) -> None:
         self.progress.stage, self.progress.step, self.progress.steps = stage, 0, 0
-        self.stage_began, self._told, self._first_share = time.monotonic(), 0.0, None
-        self._tell(0.0)
+        self.stage_began, self._reported_at, self._first_share = time.monotonic(), 0.0, None
+        self._report_stage(0.0)
 
     def _report(self, at: TrainingProgress) -> None:
         if at.loss is not None:
             self.progress.loss = round(at.loss, 4)
-        self._tell(at.step / at.steps, at.step, at.steps)
+        self._report_stage(at.step / at.steps, at.step, at.steps)
 
-    def _tell(self, share: float, step: int = 0, steps: int = 0) -> None:
-        """Say how far the present stage is, every `PROGRESS_S` and at its end."""
+    def _report_stage(self, share: float, step: int = 0, steps: int = 0) -> None:
+        """Report the progress of a stage, every `PROGRESS_S` and at its end."""
         now, known = time.monotonic(), self.progress
-        if now - self._told < PROGRESS_S and share < 1:
+        if now - self._reported_at < PROGRESS_S and share < 1:
             return
-        self._told = now
+        self._reported_at = now
         order = list(STAGES)
         later = sum(self.planned[name] for name in order[order.index(known.stage) + 1 :])
-        if self._first_share is None and share > 0:  # where this run of the stage goes on from
+        if self._first_share is None and share > 0:  # what earlier runs did must not count as speed of this one
             self._first_share, self.stage_began = share, now
         stage_s, done = now - self.stage_began, share - (self._first_share or 0.0)
+        # the measured speed is noise in the first seconds
         own = stage_s * (1 - share) / done if done > 0.02 and stage_s > 5 else self.planned[known.stage] * (1 - share)
         known.step, known.steps, known.remaining_s = step, steps, round(own + later, 1)
         known.fraction = round(self.spent_s / (self.spent_s + own + later), 4)
@@ -500,13 +500,13 @@ class _Run:
 
 
 class _Pace(CancelToken):
-    """Looks at the pace of the transformer while its rate is still high, and ends the stage where it will not be done in time."""
+    """Pace check of the transformer: ends the stage early, while its learning rate is high, where it would not be done in time."""
 
     def __init__(self, run: _Run) -> None:
         super().__init__()
         self._run = run
         self.steps: int | None = None
-        self._seen: tuple[float, int] | None = None
+        self._measured: tuple[float, int] | None = None
 
     @property
     def cancelled(self) -> bool:
@@ -514,21 +514,21 @@ class _Pace(CancelToken):
         return self._run.token.cancelled or self.steps is not None
 
     def report(self, at: TrainingProgress) -> None:
-        """Pass progress on, and look at the pace now and then."""
+        """Pass progress on, and check the pace now and then."""
         self._run._report(at)
         now = time.monotonic()
-        self._seen = self._seen or (now, at.step)
-        began, first = self._seen
+        self._measured = self._measured or (now, at.step)
+        began, first = self._measured
         if now - began < PACE_SHARE * self._run.planned["transformer"] or at.step - first < MIN_PACE_STEPS:
             return
-        self._seen = now, at.step
+        self._measured = now, at.step
         steps = max(MIN_STEPS, at.step + int(self._run.left_s * (at.step - first) / (now - began)))
         if at.step < PACE_LATEST * at.steps and abs(steps / at.steps - 1) > PACE_SLACK:
             self.steps = steps
 
 
 def measure_speed(worker: Worker, config: TrainingConfig) -> None:
-    """Write ``speed.json``: seconds of a step on small crops and on whole patches, and of one patch through the network once."""
+    """Write ``speed.json``: seconds per training step on small crops and on whole patches, and per forward pass of a patch."""
     settings = config.diffusion
     cache = load_cache(config)
     model = worker.place(build_transformer(config, cache))
@@ -551,7 +551,7 @@ def measure_speed(worker: Worker, config: TrainingConfig) -> None:
 
 
 def _controls(log: Path) -> dict[str, float]:
-    """Return the newest losses on held-out spots with their own expression and with another spot's."""
+    """Return the latest losses on held-out spots with their own expression and with another spot's."""
     try:
         lines = log.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -568,14 +568,14 @@ def _interval(facts: Mapping[str, Any]) -> str:
     return "not known" if value is None or low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def short_of(found: Mapping[str, Any]) -> str:
-    """Return the most important of it in a few sentences."""
+def summary_of(found: Mapping[str, Any]) -> str:
+    """Return a summary of the evaluation in a few sentences."""
     if not found:
-        return "Nothing was held out, so nothing is known of tissue that it has not seen."
+        return "Nothing was held out, so there are no figures for unseen tissue."
     swap, control = found["swap"]["haematoxylin"], found["swap_control"]["haematoxylin"]
     return (
-        f"On what was held out, a spot given another's expression moves towards its haematoxylin by {_interval(swap)}; given a third spot's, by "
-        f"{_interval(control)} (it should be about 0). The most that expression allows is {swap['ceiling']:.2f}."
+        f"On held-out tissue, a spot given another's expression moves towards its haematoxylin by {_interval(swap)}; given a third spot's, by "
+        f"{_interval(control)} (it should be about 0). The maximum that expression allows is {swap['ceiling']:.2f}."
     )
 
 
@@ -590,15 +590,15 @@ def card_of(found: Mapping[str, Any], held_out: str) -> str:
         if agreement is not None and programs.get("low") is not None
         else f"too few programs have genes here ({programs.get('n', 0)}) to say anything"
     )
-    return f"""Measured on {held_out}, which was never learned from; 95 % bootstrap intervals.
+    return f"""Measured on {held_out}, which was never trained on; 95 % bootstrap intervals.
 
 | test | haematoxylin | nuclei |
 |---|---|---|
 | swap: a spot given another's expression moves towards it by | {_interval(swap["haematoxylin"])} | {_interval(swap["nuclei"])} |
 | control: given a third spot's instead | {_interval(control["haematoxylin"])} | {_interval(control["nuclei"])} |
 
-- {found["pairs"]} pairs. The most that a swap can reach, what expression says of haematoxylin at all: {ceiling:.2f}.
+- {found["pairs"]} pairs. The maximum for a swap, the part of haematoxylin that expression predicts: {ceiling:.2f}.
 - No edit: latents come back to {identity["latents"]:.4f} of a mean size of {identity["latent_size"]:.2f}; pixels change by {identity["pixels"]} grey levels.
 - Programs raised by two standard deviations, with what varies with them: {said}.
-- Expression explains {100 * found["morphology_explained"]:.0f} % of the variance of morphology; the rest of a spot's looks stays as it was.
+- Expression explains {100 * found["morphology_explained"]:.0f} % of the variance of morphology; the rest of a spot's appearance is kept.
 """

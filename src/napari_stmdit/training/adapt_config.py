@@ -1,4 +1,4 @@
-"""What is asked of an adaptation to one's own tissue, and the training config that answers it."""
+"""The training config of an adaptation to one's own tissue, from its request."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from .sections import part_of
 from .validation import MAX_SPOTS
 
 GENES = 1000
-"""Genes that are read, where the sections share so many."""
+"""Number of genes, where the sections share so many."""
 MIN_LEARNED, MIN_HELD_OUT = 3, 8
-"""Spots of a part below which nothing can be learned, and nothing be said of what was."""
+"""Minimum of spots to train on, and to hold out."""
 TISSUES = ("epithelial", "stromal", "smooth_muscle", "adipose", "endothelial", "b_plasma", "t_cell", "myeloid")
-"""Bundled programs that stand for a tissue found in most organs, and so give a profile."""
+"""Bundled programs of tissues found in most organs; each gives a profile."""
 MIN_MARKERS = 4
-"""Genes of such a program that every section must have."""
+"""Minimum of a program's genes that every section must have."""
 MAX_WORKERS, MAX_CROPS = 4, 8000
 WORKER_BYTES, MAIN_BYTES = 650 * 2**20, 1900 * 2**20
-"""Memory of a process that learns, without its crops, and of the one that leads and evaluates: measured with patches of 256 px."""
+"""Memory of a training process without its crops, and of the leading one; measured with patches of 256 px."""
 
 
 @dataclass(frozen=True)
-class Learned:
-    """A section that is learned from: its name in the config, the section, where it was opened from, and the parts that are taken."""
+class TrainingPart:
+    """Training section: its name in the config, the section, where it was opened from, and the parts to train on."""
 
     name: str
     section: Section
@@ -48,16 +48,16 @@ class Learned:
 
 
 def build_config(request: AdaptRequest) -> tuple[dict[str, Any], Estimate]:
-    """Open the sections of a request, and return the content of a training config for them and what it will take.
+    """Open the sections of a request; return the content of their training config and what it will take.
 
-    The lengths of its stages are for `napari_stmdit.training.adapt` to set, by the speed of this computer.
+    `napari_stmdit.training.adapt` sets the lengths of the stages, by the speed of this computer.
 
     Raises
     ------
     RequestError
-        A section cannot be opened or used, or what is to be held out is not there; names every fault.
+        A section cannot be opened or used, or what is to be held out does not exist; names every fault.
     CheckpointError
-        The checkpoint to start from is not there.
+        The checkpoint to start from does not exist.
     """
     check_name(request.name)
     opened = _open(request)
@@ -68,7 +68,7 @@ def build_config(request: AdaptRequest) -> tuple[dict[str, Any], Estimate]:
     _check(held, MIN_HELD_OUT, mpp, start.card.patch_px)
     symbols = _shared_symbols([one.section for one in (*learned, *held)])
     usable = [name for name in symbols if not name.upper().startswith(HANDLING_PREFIXES)]
-    always = sorted({gene for genes in spelled_programs(symbols).values() for gene in genes})
+    always = sorted({gene for genes in programs_among(symbols).values() for gene in genes})
     genes = min(GENES, len(usable))
     workers = request.workers or min(MAX_WORKERS, psutil.cpu_count() or 1)
     config = {
@@ -110,8 +110,8 @@ def build_config(request: AdaptRequest) -> tuple[dict[str, Any], Estimate]:
     return config, _estimate(learned, held, workers, mpp, start)
 
 
-def spelled_programs(symbols: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return the bundled programs with those of their genes that are among ``symbols``, in their spelling: other species write them otherwise."""
+def programs_among(symbols: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the bundled programs with the genes that are among ``symbols``, spelled as there: case differs between species."""
     spelling = {symbol.upper(): symbol for symbol in symbols}
     return {
         name: tuple(spelling[gene.upper()] for gene in genes if gene.upper() in spelling)
@@ -122,8 +122,8 @@ def spelled_programs(symbols: Sequence[str]) -> dict[str, tuple[str, ...]]:
 # ------------------------------------------------------------------------------------------------- sections
 
 
-def _open(request: AdaptRequest) -> list[Learned]:
-    faults, found = [], list[Learned]()
+def _open(request: AdaptRequest) -> list[TrainingPart]:
+    faults, found = [], list[TrainingPart]()
     if request.factors and len(request.factors) != len(request.sections):
         said = f"{len(request.factors)} tables for {len(request.sections)} sections; give one for each, in their order"
         raise RequestError([("factors", said)])
@@ -144,14 +144,14 @@ def _open(request: AdaptRequest) -> list[Learned]:
             source["image"] = str(image.resolve()) if image.is_file() else fullres
         names = [one.name for one in found]
         name = section.name if section.name not in names else f"{section.name}-{number + 1}"
-        found.append(Learned(name, section, source, ((name, WHOLE),)))
+        found.append(TrainingPart(name, section, source, ((name, WHOLE),)))
     if faults:
         raise RequestError(faults)
     return found
 
 
-def _patch_mpp(opened: Sequence[Learned], start: CheckpointFolder) -> float:
-    """Return the scale of a patch: the start's, or that of the coarsest image where it shows less than that."""
+def _patch_mpp(opened: Sequence[TrainingPart], start: CheckpointFolder) -> float:
+    """Return the scale of a patch: the start's, or that of the coarsest image where that is coarser."""
     scales = [
         one.section.calibration.mpp * one.section.image.pixel_size
         for one in opened
@@ -161,18 +161,18 @@ def _patch_mpp(opened: Sequence[Learned], start: CheckpointFolder) -> float:
     return start.card.patch_mpp if coarsest <= start.card.patch_mpp * 1.01 else round(coarsest, 4)
 
 
-def _hold_out(request: AdaptRequest, opened: Sequence[Learned]) -> tuple[list[Learned], list[Learned]]:
-    """Divide the sections into those that are learned from and what is held out."""
+def _hold_out(request: AdaptRequest, opened: Sequence[TrainingPart]) -> tuple[list[TrainingPart], list[TrainingPart]]:
+    """Divide the sections into those to train on and those held out."""
     first, wanted = opened[0], request.hold_out
     if wanted == NOTHING:
         return list(opened), []
     if wanted in CORNERS:
         kept, held = corner_parts(first.section, wanted)
-        learned = Learned(
+        learned = TrainingPart(
             first.name, first.section, first.source, tuple((f"{first.name}-{name}", part) for name, part in kept)
         )
         return [learned, *opened[1:]], [
-            Learned(first.name, first.section, first.source, ((f"{first.name}-{wanted}", held),))
+            TrainingPart(first.name, first.section, first.source, ((f"{first.name}-{wanted}", held),))
         ]
     held_out = [one for one in opened if one.name == wanted]
     if not held_out or len(opened) == 1:
@@ -189,12 +189,12 @@ def _hold_out(request: AdaptRequest, opened: Sequence[Learned]) -> tuple[list[Le
 
 
 def corner_parts(section: Section, corner: str) -> tuple[tuple[tuple[str, Part], ...], Part]:
-    """Divide a section so that a quarter of its spots lies at a corner.
+    """Divide a section so that a quarter of its spots is held out at a corner.
 
     Returns
     -------
     tuple
-        The parts that are learned from, by name, and the part that is held out. They share no pixel.
+        The parts to train on, by name, and the part held out. They share no pixel.
     """
     assert section.image is not None
     low, right = CORNERS[corner]
@@ -213,8 +213,8 @@ def corner_parts(section: Section, corner: str) -> tuple[tuple[tuple[str, Part],
     return parts, (own[0], held[0], own[1], held[1])
 
 
-def _check(used: Sequence[Learned], least: int, mpp: float, patch_px: int) -> None:
-    """Refuse parts of sections that hold no patch or too few spots; raises RequestError."""
+def _check(used: Sequence[TrainingPart], least: int, mpp: float, patch_px: int) -> None:
+    """Raise RequestError where a part holds no patch or too few spots."""
     faults = []
     for one in used:
         unfit = synthesis_fault(one.section, mpp)
@@ -237,7 +237,7 @@ def _check(used: Sequence[Learned], least: int, mpp: float, patch_px: int) -> No
         raise RequestError(faults)
 
 
-def _source(one: Learned, name: str, part: Part) -> dict[str, Any]:
+def _source(one: TrainingPart, name: str, part: Part) -> dict[str, Any]:
     content = {key: value for key, value in one.source.items() if value is not None}
     return {**content, "name": name, **({} if part == WHOLE else {"part": list(part)})}
 
@@ -251,22 +251,22 @@ def _shared_symbols(sections: Sequence[Section]) -> list[str]:
 
 def _regions(symbols: Sequence[str]) -> dict[str, list[str]]:
     """Return marker genes of the tissues that give a profile."""
-    spelled = spelled_programs(symbols)
+    spelled = programs_among(symbols)
     return {name: list(spelled[name]) for name in TISSUES if len(spelled.get(name, ())) >= MIN_MARKERS}
 
 
 # ------------------------------------------------------------------------------------------------- words and sizes
 
 
-def _card(request: AdaptRequest, learned: Sequence[Learned], held: Sequence[Learned]) -> dict[str, Any]:
+def _card(request: AdaptRequest, learned: Sequence[TrainingPart], held: Sequence[TrainingPart]) -> dict[str, Any]:
     names = ", ".join(name for one in learned for name, _ in one.parts)
     out = ", ".join(name for one in held for name, _ in one.parts) or "nothing"
     few = f"{len({one.name for one in learned})} section" + ("s" if len(learned) > 1 else "")
     return {
-        "training_data": f"Adapted on the user's own computer to {names}; held out and never learned from: {out}.",
+        "training_data": f"Adapted on the user's own computer to {names}; held out and never trained on: {out}.",
         "licence": "The sections are the user's own.",
         "limits": (
-            f"It was adapted to {few} in {request.minutes:g} minutes. What it says of other sections, donors, stains or scales is unknown until it "
+            f"It was adapted to {few} in {request.minutes:g} minutes. How well it does on other sections, donors, stains or scales is unknown until it "
             "is evaluated there. Never use it for diagnosis. Its images are synthetic and must be labelled so."
         ),
     }
@@ -274,7 +274,7 @@ def _card(request: AdaptRequest, learned: Sequence[Learned], held: Sequence[Lear
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an adaptation will take: spots that are learned from and held out, and bytes of memory and of disk."""
+    """Estimate of an adaptation: spots to train on and held out, and bytes of memory and of disk."""
 
     spots: int
     held_out: int
@@ -284,17 +284,17 @@ class Estimate:
 
     @property
     def words(self) -> str:
-        """The same in a sentence."""
+        """The estimate in a sentence."""
         return (
-            f"{self.spots:,} spots to learn from, {self.held_out:,} held out; about {self.memory / 2**30:.1f} GB of memory "
+            f"{self.spots:,} spots to train on, {self.held_out:,} held out; about {self.memory / 2**30:.1f} GB of memory "
             f"in {self.workers} process{'es' if self.workers > 1 else ''}, and {self.disk / 2**30:.1f} GB of disk"
         )
 
 
 def _estimate(
-    learned: Sequence[Learned], held: Sequence[Learned], workers: int, mpp: float, start: CheckpointFolder
+    learned: Sequence[TrainingPart], held: Sequence[TrainingPart], workers: int, mpp: float, start: CheckpointFolder
 ) -> Estimate:
-    def spots(of: Sequence[Learned]) -> int:
+    def spots(of: Sequence[TrainingPart]) -> int:
         return sum(len(part_of(one.section, part).spots) for one in of for _, part in one.parts)
 
     pixels = 0
@@ -311,7 +311,8 @@ def _estimate(
 
 
 def crop_bytes(patch_px: int) -> int:
-    """Return about how many bytes a crop takes in the cache: its latents, and the descriptions of it and its windows."""
+    """Return roughly the bytes of a crop in the cache: latents, and encodings of it and its windows."""
+    # float16 latents of 12 channels; float32 morphology of 1 + 25 windows, and of 4 variants of 33 program scores
     return 2 * 12 * (patch_px // 8) ** 2 + 26 * 32 * 4 + 4 * 33 * 4
 
 

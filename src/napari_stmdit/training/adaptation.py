@@ -1,4 +1,4 @@
-"""An adaptation to one's own tissue as others see it: what is asked for, where it works, how far it is, how it is begun and stopped."""
+"""Request, folder and progress of an adaptation, for the processes that start, watch and stop it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..files import BadFile, read_json
 from ..intent import Intent
 
 REQUEST, CONFIG, PROGRESS, STOP = "request.json", "config.yaml", "progress.json", "stop"
-"""Files of the work folder: what was asked for, the training config, how far it is, and, where it is there, the wish to stop."""
+"""Files of the work folder: request, training config, progress, and the request to stop, if any."""
 STAGES = {
     "preparing": "Choosing genes and preparing",
     "latents": "Encoding the tissue",
@@ -24,7 +24,7 @@ STAGES = {
     "evaluation": "Evaluating on what was held out",
     "export": "Writing the checkpoint",
 }
-"""Stages in their order, in words."""
+"""Stages in their order -> label."""
 
 CORNERS = {
     "lower-right": (True, True),
@@ -32,20 +32,19 @@ CORNERS = {
     "upper-right": (False, True),
     "upper-left": (False, False),
 }
-"""Corner of a section that may be held out -> whether it is the lower one, and the right one."""
+"""Corner of a section that may be held out -> whether it is a lower one, and a right one."""
 NOTHING = "none"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 class AdaptRequest(Intent):
-    """What to make a checkpoint from, and in how much time.
+    """Request of an adaptation.
 
-    ``sections`` are paths as `napari_stmdit.open_section` takes them; ``fullres`` and ``mpp`` are for the first.
-    ``factors`` of each spot take the place of counts: a table for each section, in their order, or none. ``hold_out`` says what is not
-    learned from, but evaluated on: a quarter of the first section's spots at one of its corners, a whole section by the name of its folder
-    (another donor's, say), or ``none``. ``minutes`` is the time for all of it on this computer; ``start`` names the checkpoint that is gone on
-    from. ``workers`` are the processes that learn on a CPU; None: as many as it has
-    cores, at most 4.
+    ``sections`` are paths as `napari_stmdit.open_section` takes them; ``fullres`` and ``mpp`` are for the first. ``factors`` of the spots replace
+    counts: one table for each section, in their order, or none. ``hold_out`` is evaluated and
+    not trained on: a corner quarter of the first section's spots, a section by the name of its folder (another donor's, say), or ``none``.
+    ``minutes`` is the total time on this computer, ``start`` the checkpoint to start from, and ``workers`` the training processes on a CPU
+    (None: one a core, at most 4).
     """
 
     name: str
@@ -69,24 +68,24 @@ def request_of(**values: Any) -> AdaptRequest:
 
 
 def home_of(name: str) -> Path:
-    """Return the folder where an adaptation works by default; raises RequestError where the name is none for a checkpoint."""
+    """Return the default work folder of a name; raises RequestError where the name is not valid for a checkpoint."""
     check_name(name)
     return adaptations_home() / name
 
 
 def check_name(name: str) -> None:
-    """Raise RequestError where a name is none for a checkpoint."""
+    """Raise RequestError where a name is not valid for a checkpoint."""
     if not _NAME.fullmatch(name):
         raise RequestError([("name", f"{name!r} is no name for a checkpoint; use letters, digits, '.', '_' and '-'")])
 
 
 def adaptations_home() -> Path:
-    """Return the folder that holds all adaptations begun on this computer, but those with a place of their own."""
+    """Return the folder of all adaptations on this computer that have no folder of their own."""
     return data_directory() / "adapted"
 
 
 def default_name(section: str | Path) -> str:
-    """Return a name for a checkpoint of a section."""
+    """Return a default name for a checkpoint of a section."""
     path = Path(section).expanduser().resolve()
     folder = path.parent if path.name in ("outs", "spatial") else path
     return f"my-{re.sub(r'[^A-Za-z0-9._-]+', '-', folder.stem).strip('-.') or 'tissue'}"
@@ -97,11 +96,11 @@ State = Literal["running", "stopped", "failed", "done"]
 
 @dataclass
 class AdaptProgress:
-    """How far an adaptation is; this is what ``progress.json`` in its folder holds.
+    """Progress of an adaptation, as in ``progress.json``.
 
-    ``fraction`` is of all of it, ``remaining_s`` a guess by the speed so far, ``spent_s`` the seconds of all its runs. ``controls`` are losses on
-    held-out spots with their own expression and with that of another spot. ``sheet`` is the newest picture of samples, ``checkpoint`` the
-    folder of the finished checkpoint, ``figures`` what the evaluation found as the checkpoint's card has it, and ``short`` the same in a sentence.
+    ``fraction`` is of the whole, ``remaining_s`` an estimate, ``spent_s`` the seconds of all runs. ``controls`` are losses on held-out spots
+    with their own expression and with another spot's. ``sheet`` is the latest sample sheet, ``checkpoint`` the finished folder, ``figures``
+    the evaluation as Markdown of the card, ``short`` the same in a sentence.
     """
 
     name: str
@@ -133,7 +132,7 @@ class AdaptProgress:
 
 
 def command_of(request: AdaptRequest, work: Path) -> list[str]:
-    """Return the command that begins an adaptation, or goes on with it."""
+    """Return the command that begins or continues an adaptation."""
     words = [sys.executable, "-m", "napari_stmdit.cli", "train", "--name", request.name, "--output", str(work)]
     words += [word for path in request.sections for word in ("--section", path)]
     words += [word for place in request.factors for word in ("--factors", place)]
@@ -153,7 +152,7 @@ def command_of(request: AdaptRequest, work: Path) -> list[str]:
 
 
 def read_progress(work: Path) -> AdaptProgress | None:
-    """Return how far an adaptation is, None where none was begun in a folder."""
+    """Return the progress of an adaptation; None where none was begun in the folder."""
     try:
         return AdaptProgress(**read_json(work / PROGRESS))
     except (BadFile, TypeError, OSError):
@@ -161,7 +160,7 @@ def read_progress(work: Path) -> AdaptProgress | None:
 
 
 def read_request(work: Path) -> AdaptRequest | None:
-    """Return what an adaptation was asked for, None where none was begun in a folder."""
+    """Return the request of an adaptation; None where none was begun in the folder."""
     try:
         return AdaptRequest.model_validate(read_json(work / REQUEST))
     except (BadFile, ValueError, OSError):
@@ -169,5 +168,5 @@ def read_request(work: Path) -> AdaptRequest | None:
 
 
 def ask_to_stop(work: Path) -> None:
-    """Ask the process that adapts in a folder to save what it has and end."""
+    """Ask the adaptation of a folder to save its state and end."""
     (work / STOP).touch()

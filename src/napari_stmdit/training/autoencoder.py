@@ -1,4 +1,4 @@
-"""The autoencoder stage: a closed-form start, then all of it on pixels and texture, then the decoder against a patch discriminator."""
+"""The autoencoder stage: a closed-form start, then pixel and texture losses, then the decoder against a patch discriminator."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from .parallel import Control, Worker, run_workers
 from .pictures import HeldOutImages, PictureSampler, open_pictures
 from .sections import open_sampler
 from .start import open_start, starting_folder, starting_vae
-from .state import Average, load_state, open_records, run_steps, save_state
+from .state import EMA, load_state, open_records, run_steps, save_state
 
 FIT_CROPS = 400
-"""Crops of the closed-form fit."""
+"""Number of crops of the closed-form fit."""
 DISC_START = 40
-"""Warm-up in steps: the adversarial weight is 0 for so long, then rises linearly to its full value over as many steps."""
+"""Warm-up in steps: the adversarial weight is 0 before, then rises linearly to its full value over as many steps."""
 
 
 def luminance(images: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B, 1, H, W): a weighted mean that favours green, where haematoxylin and eosin absorb most."""
+    """Return (B, 1, H, W) weighted means of (B, 3, H, W) that favour green, where haematoxylin and eosin absorb most."""
     weights = images.new_tensor([0.35, 0.4, 0.25]).view(1, 3, 1, 1)
     return (images * weights).sum(dim=1, keepdim=True)
 
 
 def gradient_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference of the horizontal and vertical differences between neighbouring pixels."""
+    """Return the mean absolute error of the horizontal and vertical differences of neighbouring pixels."""
     error = output - target
     return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
 
 
 class TextureLoss(nn.Module):
-    """Difference in local texture: energies of 4 x 4 cosine components in overlapping windows, at two scales.
+    """Texture loss: energies of 4 x 4 cosine components in overlapping windows, at two scales.
 
     Unlike a pixel loss it does not reward blur where the exact place of an edge cannot be known.
     """
@@ -57,7 +57,7 @@ class TextureLoss(nn.Module):
         self.register_buffer("filters", filters)
 
     def energies(self, images: Tensor) -> list[Tensor]:
-        """Root mean squares of the components: one (B, 15, h, w) tensor for each scale."""
+        """Return the root mean squares of the components: a (B, 15, h, w) tensor for each scale."""
         grey = luminance(images)
         out = []
         for scale in range(self.scales):
@@ -68,13 +68,13 @@ class TextureLoss(nn.Module):
         return out
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean absolute difference of the energies, summed over the scales."""
+        """Return the mean absolute difference of the energies, summed over the scales."""
         pairs = zip(self.energies(output), self.energies(target), strict=True)
         return torch.stack([(a - b).abs().mean() for a, b in pairs]).sum()
 
 
 class PatchDiscriminator(nn.Module):
-    """Scores overlapping patches of an image as real or decoded; its features also serve as a perceptual distance."""
+    """Discriminator of overlapping patches, real or decoded; its features also serve as a perceptual distance."""
 
     def __init__(self, width: int = 48) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class PatchDiscriminator(nn.Module):
         self.head = nn.Conv2d(128, 1, 3, padding=1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, 3, H, W) -> scores (B, 1, H/8, W/8), high for real, and the features of each layer."""
+        """Return scores (B, 1, H/8, W/8), high for real, and the features of each layer, of images (B, 3, H, W)."""
         x = F.pixel_unshuffle(images, 2)
         features = []
         for layer in self.layers:
@@ -99,7 +99,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def feature_distance(output: list[Tensor], target: list[Tensor]) -> Tensor:
-    """Mean absolute difference of a discriminator's features, each layer relative to its own size."""
+    """Return the mean absolute difference of discriminator features, each layer relative to its magnitude."""
     parts = [
         (a.float() - b.float()).abs().mean() / (b.float().abs().mean() + 1e-3)
         for a, b in zip(output, target, strict=True)
@@ -117,13 +117,12 @@ class AdversarialTraining:
         rate = settings.decoder_rate
         self.optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=rate, betas=(0.5, 0.95))
         self.disc_optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=4e-4, betas=(0.5, 0.95))
-        self.average = Average(model, 0.98)
+        self.average = EMA(model, 0.98)
         self.texture = worker.place(TextureLoss())
         for network in (model, self.discriminator):
             channels_last(network)
 
     def _parts(self) -> dict[str, Any]:
-        """Return what is saved, by the names that it has in a state."""
         return {
             "model": self.model,
             "judge": self.discriminator,
@@ -133,7 +132,7 @@ class AdversarialTraining:
         }
 
     def state(self) -> dict[str, Any]:
-        """Return what `load` takes."""
+        """Return the state that `load` takes."""
         return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -142,7 +141,7 @@ class AdversarialTraining:
             part.load_state_dict(state[name])
 
     def step(self, images: Tensor, step: int) -> dict[str, float]:
-        """Take one step of both on images (B, 3, H, W) and return the figures to log."""
+        """Train both for a step on images (B, 3, H, W); return the losses to log."""
         progress = step / self.settings.decoder_steps
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.decoder_rate * (1 if progress < 0.4 else max(0.03, 1 - (progress - 0.4) / 0.6))
@@ -152,7 +151,7 @@ class AdversarialTraining:
     def _step_decoder(self, images: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
         settings = self.settings
         with torch.no_grad(), self.worker.autocast():
-            latents = disturb(self.model.encoder(images), 0.75 * settings.noise)
+            latents = add_noise(self.model.encoder(images), 0.75 * settings.noise)
         self.discriminator.requires_grad_(False)
         with self.worker.autocast():
             output = self.model.decoder(latents)
@@ -184,8 +183,8 @@ def reconstruction_losses(output: Tensor, images: Tensor, texture: TextureLoss) 
     return (output - images).abs().mean(), gradient_loss(output, images), texture(output, images)
 
 
-def disturb(latents: Tensor, spread: float) -> Tensor:
-    """Add noise of a random strength per image: a decoder must tolerate what a diffusion model leaves behind."""
+def add_noise(latents: Tensor, spread: float) -> Tensor:
+    """Add noise of a random strength per image: a decoder must tolerate the errors of a diffusion model."""
     amount = torch.randn(len(latents), 1, 1, 1, device=latents.device).abs() * spread
     return latents + amount * torch.randn_like(latents)
 
@@ -198,7 +197,7 @@ def channels_last(module: nn.Module) -> None:
 
 
 def train_autoencoder(config: TrainingConfig, control: Control | None = None) -> Path:
-    """Train the autoencoder, or continue, and return the file of its state; with ``start`` only its decoder, if at all."""
+    """Train the autoencoder, or continue, and return its state file; with ``start``, train its decoder alone, if at all."""
     if config.start is not None and not config.autoencoder.refine:
         return starting_folder(config) / "vae"
     control = control or Control()
@@ -210,13 +209,13 @@ def train_autoencoder(config: TrainingConfig, control: Control | None = None) ->
 
 
 def state_path(config: TrainingConfig) -> Path:
-    """Return the file of the newest autoencoder: of the decoder phase if there is one."""
+    """Return the latest state file: of the decoder phase if there is one."""
     decoder = config.output / "autoencoder_decoder.pt"
     return decoder if decoder.is_file() else config.output / "autoencoder.pt"
 
 
 def load_autoencoder(config: TrainingConfig) -> StmditAutoencoder:
-    """Return the trained autoencoder with averaged weights, or fail with what to run first."""
+    """Return the trained autoencoder (EMA weights); raises CheckpointError that names the stage to run first."""
     state = load_state(state_path(config))
     if state is None:
         raise CheckpointError(f"No trained autoencoder in {config.output}; run the stage 'autoencoder' first.")
@@ -231,7 +230,6 @@ def load_autoencoder(config: TrainingConfig) -> StmditAutoencoder:
 
 
 def _first(config: TrainingConfig) -> StmditAutoencoder:
-    """Return the autoencoder that the decoder phase begins with: after the first phase, or of the checkpoint to start from."""
     if config.start is not None:
         vae: StmditAutoencoder = starting_vae(open_start(config)).float()
         return vae
@@ -243,7 +241,6 @@ def _first(config: TrainingConfig) -> StmditAutoencoder:
 
 
 def _new(config: TrainingConfig) -> StmditAutoencoder:
-    """Return an autoencoder of a config's sizes, not yet trained."""
     settings = config.autoencoder
     model: StmditAutoencoder = StmditAutoencoder(
         latent_channels=settings.latent_channels,
@@ -254,23 +251,22 @@ def _new(config: TrainingConfig) -> StmditAutoencoder:
 
 
 def _open_crops(config: TrainingConfig) -> CropSampler | PictureSampler:
-    """Open what crops are drawn from: pictures, or sections."""
     return open_pictures(config) if config.pictures else open_sampler(config)
 
 
 def to_tensor(crops: NDArray[np.uint8]) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) in [-1, 1], channels last in memory, which convolutions prefer."""
+    """Convert crops (B, H, W, 3) uint8 to (B, 3, H, W) in [-1, 1], channels last in memory, as convolutions prefer."""
     images = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def generator(config: TrainingConfig, worker: Worker, stage: int, step: int) -> np.random.Generator:
-    """Return the random generator of a worker and stage from a step on; a continued run does not repeat its first crops."""
+    """Return the random generator of a worker and stage; its seed holds the step, so that a continued run draws new crops."""
     return np.random.default_rng([config.seed, stage, worker.rank, step])
 
 
 def decay(step: int, steps: int, warmup: int = 50, last: float = 0.05) -> float:
-    """Rate factor: a short rise, then a cosine down to ``last``."""
+    """Return the learning-rate factor of a step: linear warm-up, then a cosine down to ``last``."""
     return min(1.0, (step + 1) / warmup) * (last + (1 - last) * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
@@ -291,7 +287,7 @@ def _whole(worker: Worker, config: TrainingConfig) -> None:
         log.write(phase="linear", psnr=round(model.fit_linear(to_tensor(crops).contiguous()), 2))
     worker.place(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, betas=(0.9, 0.98), weight_decay=1e-4)
-    average = Average(model, 0.995)
+    average = EMA(model, 0.995)
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "average": average}
     if state is not None:
         for name, part in parts.items():
@@ -306,7 +302,7 @@ def _whole(worker: Worker, config: TrainingConfig) -> None:
             group["lr"] = settings.rate * decay(step, settings.steps)
         images = to_tensor(sampler.batch(rng, settings.batch, settings.crop_px)).to(worker.device)
         with worker.autocast():
-            output = model.decoder(disturb(model.encoder(images), settings.noise))
+            output = model.decoder(add_noise(model.encoder(images), settings.noise))
         output = output.float()
         pixel, edge, grain = reconstruction_losses(output, images, texture)
         worker.update(pixel + 0.5 * edge + 0.5 * grain, [optimizer], 1.0)

@@ -17,7 +17,7 @@ from .objective import FLOW, Losses, Objective, prediction_losses
 
 @dataclass(frozen=True)
 class Batch:
-    """Latents (B, C, side, side), morphology (B, T, d), expression (B, e) or None, and masks (B,), True where a condition is dropped."""
+    """Training batch: latents (B, C, side, side), morphology (B, T, d), expression (B, e) or None; masks (B,), True: condition dropped."""
 
     latents: Tensor
     morphology: Tensor
@@ -27,7 +27,7 @@ class Batch:
 
 
 class Batches:
-    """Training batches drawn from the cache (`load_cache`), with the shares of conditions and the noise on them that the settings give."""
+    """Sampler of training batches from the cache (`load_cache`), with condition dropout and noise on the conditions."""
 
     def __init__(
         self, cache: dict[str, Tensor], settings: DiffusionSettings, seed: int, objective: Objective = FLOW
@@ -43,11 +43,11 @@ class Batches:
         self.corners = torch.tensor(window_corners(self.latents.shape[-1], settings.small_cells))
 
     def seed(self, seed: int) -> None:
-        """Draw from here on what this seed gives."""
+        """Seed the draws from here on."""
         self.rng.manual_seed(seed)
 
     def draw(self, count: int, small: bool) -> Batch:
-        """Draw ``count`` whole crops, or windows of them; a window's morphology is its own."""
+        """Draw ``count`` whole crops, or windows of crops with the window's own morphology."""
         rng, settings = self.rng, self.settings
         rows = torch.randint(len(self.latents), (count,), generator=rng)
         x = self.latents[rows].float()
@@ -87,7 +87,7 @@ class Batches:
 
 
 def morphology_vectors(cached: Tensor) -> Tensor:
-    """Cached morphology (N, 1 + W, d) or (N, 1, T, d) -> (N, 1 + W or 1, T, d)."""
+    """Return cached morphology (N, 1 + W, d) or (N, 1, T, d) as (N, 1 + W or 1, T, d)."""
     return cached[:, :, None] if cached.ndim == 3 else cached
 
 
@@ -99,7 +99,7 @@ def batch_loss(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Losses:
-    """Draw a training batch and return its losses on a device."""
+    """Draw a training batch and return its losses."""
     batch = batches.draw(count, small)
     noise, level = batches.noise(batch.latents), batches.levels(count, small)
     latents, noise, level = batch.latents.to(device, non_blocking=True), noise.to(device), level.to(device)

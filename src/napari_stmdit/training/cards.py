@@ -13,7 +13,7 @@ from ..encoders.morphology_map import MorphologyMap
 from ..intent import DEFAULT_GUIDANCE, DEFAULT_STEPS, CheckpointCard, Guidance, hash_genes
 from .config import TrainingConfig
 from .sections import open_sections
-from .start import Started, fits_expression, learns_expression, open_start
+from .start import StartRecord, fits_expression, learns_expression, open_start
 from .state import load_record, load_state, save_record
 
 
@@ -34,7 +34,7 @@ def make_scheduler(config: TrainingConfig) -> Any:
 
 
 def keeps_scheduler(config: TrainingConfig) -> bool:
-    """Return whether the scheduler of the checkpoint to start from is kept: unless the config's card names a solver or a shift."""
+    """Return whether the scheduler of the checkpoint to start from is kept, as the config's card names no solver or shift."""
     return config.start is not None and not {"solver", "shift"} & set(config.card)
 
 
@@ -52,9 +52,9 @@ def guidance_and_steps(config: TrainingConfig) -> tuple[Guidance, int]:
 
 
 def make_card(
-    config: TrainingConfig, genes: tuple[str, ...], profiles: Sequence[str], started: Started | None
+    config: TrainingConfig, genes: tuple[str, ...], profiles: Sequence[str], started: StartRecord | None
 ) -> CheckpointCard:
-    """Return the card: the config's words and numbers, the genes and profiles, and whatever the checkpoint it started from says."""
+    """Return the card: the config's texts and numbers, genes and profiles, and the statements of the checkpoint it started from."""
     known = {key: value for key, value in config.card.items() if key in CheckpointCard.model_fields}
     names = ", ".join(source.name for source in (*config.train, *config.pictures))
     kind = "Images without expression" if config.pictures else "Sections"
@@ -67,10 +67,10 @@ def make_card(
         "limits": limits.strip(),
     }
     if started is not None:
-        origin = f"It went on from the checkpoint {started.name!r} (SHA-256 {started.sha256[:12]}...), trained on"
+        origin = f"It started from the checkpoint {started.name!r} (SHA-256 {started.sha256[:12]}...), trained on"
         known["training_data"] = _joined(known["training_data"], started.training_data, origin)
         for key, before in (("licence", started.licence), ("limits", started.limits)):
-            known[key] = _joined(known[key], before, "Of the checkpoint it went on from")
+            known[key] = _joined(known[key], before, "Of the checkpoint it started from")
     made_up = [section["name"] for section in section_records(config) if section["synthetic"]]
     if made_up:
         known["limits"] += (
@@ -94,14 +94,14 @@ def make_card(
 
 
 def _joined(own: str, before: str, link: str) -> str:
-    """Add what an earlier checkpoint says, unless it is the same."""
+    """Append a statement of an earlier checkpoint, unless it is the same."""
     if before.strip() == own:
         return f"{own} {link}: the same." if "SHA" in link else own
     return f"{own} {link}: {before.strip()}"
 
 
 def section_records(config: TrainingConfig) -> list[dict[str, Any]]:
-    """Return name, spots and whether it is synthetic of each section trained on; noted when they are first opened."""
+    """Return name, spots and whether it is synthetic of each training section; recorded when they are first opened."""
     path = config.output / "sections.json"
     records: list[dict[str, Any]] | None = load_record(path)
     if records is None:
@@ -112,7 +112,7 @@ def section_records(config: TrainingConfig) -> list[dict[str, Any]]:
 
 
 def steps_taken(config: TrainingConfig) -> dict[str, int]:
-    """Return the steps that each phase has really taken; of a training that went on from a checkpoint, those of what was trained."""
+    """Return the steps taken in each phase that was trained."""
     files = {"autoencoder": "autoencoder.pt", "decoder": "autoencoder_decoder.pt", "transformer": "diffusion.pt"}
     if config.start is not None:
         phases = ("decoder", "transformer") if config.autoencoder.refine else ("transformer",)
@@ -121,8 +121,8 @@ def steps_taken(config: TrainingConfig) -> dict[str, int]:
     return {phase: 0 if state is None else int(state["step"]) for phase, state in states.items()}
 
 
-def training_record(config: TrainingConfig, started: Started | None) -> dict[str, Any]:
-    """Return what ``training.json`` of an exported checkpoint holds: sections, steps, seed, settings, and what it started from."""
+def training_record(config: TrainingConfig, started: StartRecord | None) -> dict[str, Any]:
+    """Return the content of ``training.json``: sections, steps, seed, settings, and the checkpoint it started from."""
     settings = ("augmentation", "expression", "autoencoder", "latents", "diffusion")
     return {
         "software": f"napari-stmdit {__version__}",
@@ -140,12 +140,12 @@ def model_card(
     config: TrainingConfig,
     card: CheckpointCard,
     steps: Mapping[str, int],
-    started: Started | None,
+    started: StartRecord | None,
     follows: MorphologyMap | None,
 ) -> str:
-    """Return the README in Markdown; ``steps`` are those of `steps_taken`, ``follows`` is the map from expression to morphology, if it has one."""
+    """Return the README in Markdown; ``steps`` as of `steps_taken`, ``follows`` the map from expression to morphology, if any."""
     rule = card.guidance.rule or DEFAULT_GUIDANCE.rule
-    made = _from_the_beginning(config, card, steps) if started is None else _gone_on(config, card, steps, started)
+    made = _from_the_beginning(config, card, steps) if started is None else _continued(config, card, steps, started)
     return f"""# Checkpoint `{card.name}`
 
 Synthesizes H&E patches of {card.patch_px} x {card.patch_px} px at {card.patch_mpp:g} um/px ({card.patch_um:.0f} um) from {" and ".join(card.conditions).replace("expression", "gene expression")}.
@@ -178,7 +178,7 @@ def _trained_on(config: TrainingConfig) -> str:
 
 
 def map_section(follows: MorphologyMap) -> str:
-    """Return the section of a card about the map from expression to morphology."""
+    """Return a card's section about the map from expression to morphology."""
     if not follows.follows:
         said = f"{follows.words} An edit of real tissue therefore changes what expression alone changes."
     else:
@@ -206,36 +206,40 @@ def _expression(config: TrainingConfig, card: CheckpointCard) -> str:
         return f"""
 - Expression: {len(card.genes)} factors of each spot in the place of counts, as parts of their sum, ranked by what they say about morphology."""
     return f"""
-- Expression: {len(card.genes)} genes, log1p(counts per 10,000), {config.expression.programs} linear programs ranked by what they say about morphology. {_by_depth(config)}"""
+- Expression: {len(card.genes)} genes, log1p(counts per 10,000), {config.expression.programs} linear programs ranked by how well they predict morphology. {_by_depth(config)}"""
 
 
 def _by_depth(config: TrainingConfig) -> str:
     return (
-        "They are read by a projection fitted for each of several levels of counts, and one program is the depth of a spot relative to its section; "
+        "Each of several depth levels has its own projection, and one program is the depth of a spot relative to its section; "
         f"profiles thinned up to {config.expression.thinning:g}-fold in training."
     )
 
 
-def _gone_on(config: TrainingConfig, card: CheckpointCard, steps: Mapping[str, int], started: Started) -> str:
+def _continued(config: TrainingConfig, card: CheckpointCard, steps: Mapping[str, int], started: StartRecord) -> str:
     before = started.training.get("steps")
     taken = ", ".join(f"{phase} {n} steps" for phase, n in before.items()) if isinstance(before, Mapping) else ""
     known = f" They had taken, as far as is recorded: {taken}." if isinstance(before, Mapping) else ""
     new = []
     if config.autoencoder.refine:
         share = config.autoencoder.refined_share
-        part = f" Its weights lie {share:.0%} of the way to where they led." if share < 1 else ""
+        part = (
+            f" The exported weights lie {share:.0%} of the way from the initial to the trained ones."
+            if share < 1
+            else ""
+        )
         new.append(f"- Decoder: {steps['decoder']} further steps against a new patch discriminator.{part}")
     if config.expression.refit:
-        new.append(f"- Expression: the programs of that checkpoint, learned anew. {_by_depth(config)}")
+        new.append(f"- Expression: the programs of that checkpoint, refitted. {_by_depth(config)}")
     kept = "unchanged" if not new else "unchanged but for what follows"
     parts = "encoders and gene list"
     if learns_expression(config):
         parts, new = "scheduler and encoder of morphology", [*new, _expression(config, card).strip()]
-    head = f"- It went on from the checkpoint `{started.name}` (SHA-256 `{started.sha256}`). Autoencoder, {parts} are that checkpoint's, {kept}.{known}"
+    head = f"- It started from the checkpoint `{started.name}` (SHA-256 `{started.sha256}`). Autoencoder, {parts} are that checkpoint's, {kept}.{known}"
     return "\n".join([head, *new])
 
 
-def _transformer(config: TrainingConfig, steps: Mapping[str, int], started: Started | None) -> str:
+def _transformer(config: TrainingConfig, steps: Mapping[str, int], started: StartRecord | None) -> str:
     diffusion = config.diffusion
     small = f", about the first {diffusion.small_fraction:.0%} on quarter patches" if diffusion.small_fraction else ""
     shares = (
@@ -250,7 +254,7 @@ def _transformer(config: TrainingConfig, steps: Mapping[str, int], started: Star
     )
 
 
-def _profiles(config: TrainingConfig, card: CheckpointCard, started: Started | None) -> str:
+def _profiles(config: TrainingConfig, card: CheckpointCard, started: StartRecord | None) -> str:
     if not card.profiles:
         return ""
     if started is not None and not fits_expression(config):

@@ -15,7 +15,7 @@ from ..tissue.open import Place, SectionSource
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = tuple[Share, Share, Share, Share]
-"""A rectangle of an image: top, left, bottom, right as shares of its height and width."""
+"""Rectangle of an image: top, left, bottom, right as fractions of its height and width."""
 WHOLE: Part = (0.0, 0.0, 1.0, 1.0)
 
 
@@ -24,7 +24,7 @@ class _Settings(Intent):
 
 
 class TableSource(_Settings):
-    """A section as a table of counts, a table of spots and an image, on a square lattice of known pitch."""
+    """Section as a table of counts, a table of spots and an image, on a square lattice of known pitch."""
 
     kind: Literal["table"] = "table"
     name: str
@@ -34,26 +34,26 @@ class TableSource(_Settings):
     pitch_um: Annotated[float, Field(gt=0)] = 200.0
     spot_um: Annotated[float, Field(gt=0)] = 100.0
     part: Part = WHOLE
-    """What of it is taken: spots and pixels outside are not seen, so that another part can be held out."""
+    """Part to use; spots and pixels outside are ignored, so that another part can be held out."""
     exclude: Path | None = None
-    """GeoJSON polygons (x, y) in full-resolution pixels: spots inside are used for nothing."""
+    """GeoJSON polygons (x, y) in full-resolution pixels; spots inside are excluded."""
     exclude_classes: tuple[str, ...] = ()
-    """Which of its classes are meant; none: all."""
+    """Classes of ``exclude`` to apply; none: all."""
 
 
 class FolderSource(SectionSource):
-    """A section as a user would open it; ``folder`` and ``image`` are read as ``path`` and ``fullres``, as earlier versions called them."""
+    """Section as `napari_stmdit.open_section` takes it; ``folder`` and ``image`` are the old names of ``path`` and ``fullres``."""
 
     kind: Literal["folder"] = "folder"
     name: str
     path: Place = Field(validation_alias=AliasChoices("path", "folder"))
     fullres: Place | None = Field(None, validation_alias=AliasChoices("fullres", "image"))
     part: Part = WHOLE
-    """As of a table."""
+    """Part to use, as of a table."""
 
 
 class SampleSource(_Settings):
-    """The section that comes with the package. It is synthetic: a training on it shows how training works, and nothing about tissue."""
+    """Bundled synthetic section: a training on it shows how training works, and nothing about tissue."""
 
     kind: Literal["sample"] = "sample"
     name: str = "sample"
@@ -63,14 +63,14 @@ Source = Annotated[TableSource | FolderSource | SampleSource, Field(discriminato
 
 
 class _PictureSource(_Settings):
-    """What pictures share: a name, and how often crops are drawn from one relative to the others."""
+    """Base of pictures: a name, and the relative frequency of their crops."""
 
     name: str
     weight: Annotated[float, Field(gt=0)] = 1.0
 
 
 class ImageSource(_PictureSource):
-    """A slide image without expression, or a ``part`` of it."""
+    """Slide image without expression, or a ``part`` of it."""
 
     kind: Literal["image"] = "image"
     image: Path
@@ -79,7 +79,7 @@ class ImageSource(_PictureSource):
 
 
 class TilesSource(_PictureSource):
-    """Tiles of many slides: a table with the columns ``file`` and ``mpp`` and one that names the ``slide``, and the folder of the files.
+    """Tiles of many slides: a folder of files, and a table with the columns ``file``, ``mpp`` and one that names the ``slide``.
 
     ``only`` and ``without`` name slides; a slide is wholly in or wholly out.
     """
@@ -96,11 +96,11 @@ Picture = Annotated[ImageSource | TilesSource, Field(discriminator="kind")]
 
 
 class AugmentationSettings(_Settings):
-    """How a crop is varied.
+    """Augmentation of crops.
 
-    ``stain`` is the spread (standard deviation) of the gains of the optical density, one shared by the three colour channels
-    and, at half that size, one for each. Of pictures without expression, ``hed`` is the spread of the gains of haematoxylin, eosin and the
-    residual, each its own, in place of the latter; and ``mpp`` the lowest and the highest microns per pixel of a crop, None: the patch's own.
+    ``stain`` is the standard deviation of the log gain of the optical density shared by all colour channels; each channel adds one of half that
+    size. Pictures without expression use ``hed`` for the latter: the same for haematoxylin, eosin and the residual. ``mpp`` is the range
+    of their scales; None: the patch's own.
     """
 
     stain: Annotated[float, Field(ge=0, le=0.5)] = 0.04
@@ -110,34 +110,33 @@ class AugmentationSettings(_Settings):
 
 
 class ExpressionSettings(_Settings):
-    """The expression condition.
+    """Settings of the expression condition.
 
-    ``neighbour_um`` is the standard deviation of the Gaussian with which a crop's expression is interpolated from the spots
-    around it. ``plain_fraction`` of the crops take the nearest spot alone, as inference does.
+    ``neighbour_um`` is the standard deviation of the Gaussian that interpolates a crop's expression from the spots around it. A share
+    ``plain_fraction`` of the crops takes the nearest spot alone, as inference does.
     """
 
     genes: Positive = 1000
     always: tuple[str, ...] = ()
-    """Genes that are among them wherever every section has measured them, however little they vary: those that edits name."""
+    """Genes to include, however little they vary, where every section measured them: those that edits name."""
     regions: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Tissue region -> its marker genes, of which profiles are made; none: those of breast, see `REGION_MARKERS`."""
+    """Tissue region -> marker genes of its profile; none: those of breast, see `REGION_MARKERS`."""
     programs: Positive = 32
     neighbour_um: Annotated[float, Field(gt=0)] = 100.0
     plain_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
     thinning: Annotated[float, Field(ge=1)] = 15.0
-    """Counts of half the training profiles are thinned, by up to this factor."""
+    """Maximum factor by which the counts of half the training profiles are thinned."""
     penalty: Annotated[float, Field(gt=0)] = 4.0
-    """Ridge penalty per training profile of the regressions of program scores on a single spot's profile, at each level of depth."""
+    """Ridge penalty per training profile of the regressions of program scores on single-spot profiles."""
     anew: bool = False
-    """With ``start``: choose genes and programs here in place of those of its encoder, for other tissue, species or panels. Its transformer
-    keeps what it knows and learns to read them."""
+    """With ``start``: choose new genes and programs, for other tissue, species or panels. The transformer is kept and learns to read them."""
     refit: bool = False
-    """With ``start``: read the programs of its encoder anew, by depth level, see `fit_programs`. Its genes are kept, and so are its
-    programs but the last one, which relative depth takes the place of."""
+    """With ``start``: refit the encoder's projections by depth level (`fit_programs`). Genes and programs are kept, but for the last program,
+    which relative depth replaces."""
 
 
 class AutoencoderSettings(_Settings):
-    """The autoencoder stage: all of it first, then the decoder against a discriminator with the encoder frozen."""
+    """Settings of the autoencoder stage: the whole of it first, then the decoder against a discriminator with the encoder frozen."""
 
     latent_channels: Positive = 12
     encoder_widths: tuple[Positive, Positive] = (64, 96)
@@ -148,7 +147,7 @@ class AutoencoderSettings(_Settings):
     steps: Positive = 2500
     decoder_steps: Annotated[int, Field(ge=0)] = 1500
     refine: bool = False
-    """With ``start``: train the decoder of its autoencoder further, against a new discriminator. What latents mean stays the same."""
+    """With ``start``: fine-tune its decoder against a new discriminator. The latent space stays the same."""
     refined_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Fraction of the way from the initial to the fine-tuned decoder weights (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). Full
     fine-tuning sharpens real slides but degrades synthesized latents."""
@@ -158,24 +157,24 @@ class AutoencoderSettings(_Settings):
     feature_matching: float = 0.2
     noise: float = 0.2
     validate_every: Positive = 500
-    """Steps from one validation on the held-out pictures to the next."""
+    """Steps between validations on the held-out pictures."""
 
 
 class LatentSettings(_Settings):
-    """The cache of encoded crops that the diffusion stage learns from."""
+    """Settings of the cache of encoded crops that the diffusion stage trains on."""
 
     crops: Positive = 8000
     pictures: tuple[str, ...] = ()
-    """Names of the ``pictures`` that crops are drawn from here and learned from by the transformer; none: all of them."""
+    """Names of the ``pictures`` to encode and train the transformer on; none: all."""
     held_out_spots: Positive | None = None
-    """Spots of each held-out section that validation and samples look at, drawn at random; None: all."""
+    """Number of spots of each held-out section to validate on, drawn at random; None: all."""
     morphology_components: Positive = 32
     scale_power: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Normalised channels keep a standard deviation proportional to (their effect on the pixels) to this power."""
+    """Exponent p: normalised channels keep a standard deviation proportional to (effect on the pixels)^p."""
 
 
 class DiffusionSettings(_Settings):
-    """The diffusion stage: rectified flow, or what the checkpoint to start from predicts; small crops first and whole patches at the end."""
+    """Settings of the diffusion stage: small crops first, whole patches at the end."""
 
     steps: Positive = 6000
     small_fraction: Annotated[float, Field(ge=0, le=1)] = 0.6
@@ -189,27 +188,26 @@ class DiffusionSettings(_Settings):
     warmup: Positive = 40
     ema: Annotated[float, Field(gt=0, lt=1)] = 0.998
     level_shift: Annotated[float, Field(gt=0)] = 3.0
-    """Odds of a noise level are multiplied by this: conditions decide the coarse content of an image, which forms near pure noise.
-    For flow alone; a checkpoint that predicts noise goes on with all its times equally often."""
+    """Factor of the odds of a noise level: conditions decide the coarse content, which forms near pure noise. For flow only; a checkpoint
+    that predicts noise draws its timesteps uniformly."""
     shifted_share: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Share of the levels that are shifted when whole patches are learned; the others go to detail. On small crops all are."""
+    """Share of shifted noise levels on whole patches; on small crops all are shifted."""
     coarse_weight: Annotated[float, Field(ge=0)] = 0.05
-    """Weight of the errors of local and overall means, see `prediction_losses`; 0: none."""
+    """Weight of the errors of local and overall means (`prediction_losses`); 0: none."""
     condition_noise: Annotated[float, Field(ge=0)] = 0.1
-    """Standard deviation of the noise on whitened morphology; of another encoder's, a share of its spread."""
+    """Standard deviation of the noise on whitened morphology; of another encoder's, relative to its spread."""
     expression_noise: Annotated[float, Field(ge=0)] = 0.35
-    """The same on program scores, whose first has a spread of one: with little noise every spot is known by its scores, and the
-    images of few sections are learned by heart rather than what expression says."""
+    """The same on program scores. With little noise each spot is identified by its scores, and images of few sections are memorised."""
     share_both: Annotated[float, Field(ge=0, le=1)] = 0.30
     share_expression: Annotated[float, Field(ge=0, le=1)] = 0.45
     share_morphology: Annotated[float, Field(ge=0, le=1)] = 0.13
     validate_every: Positive = 400
     sample_every: Annotated[int, Field(ge=0)] = 1000
-    """Steps from one sheet of samples to the next; the last step has one, too. 0: none."""
+    """Steps between sample sheets; the last step always has one. 0: none."""
     samples: Positive = 4
-    """Places on a sheet of samples."""
+    """Number of places on a sample sheet."""
     compile: bool = False
-    """Compile the blocks: pays on long runs only, a shape costs a minute or more."""
+    """Whether to compile the blocks: pays on long runs only, as a shape costs a minute or more."""
 
     @model_validator(mode="after")
     def _shares_fit(self) -> DiffusionSettings:
@@ -219,7 +217,7 @@ class DiffusionSettings(_Settings):
 
 
 class CardSettings(BaseModel):
-    """Fields of a config's ``card`` that are checked."""
+    """Validated fields of a config's ``card``."""
 
     guidance: Guidance | None = None
     steps: Positive | None = None
@@ -232,7 +230,7 @@ class CardSettings(BaseModel):
 
 
 class TrainingConfig(_Settings):
-    """A whole training run; relative paths are taken from ``root``, and ``root`` from the config file's folder."""
+    """Training run; relative paths start at ``root``, and ``root`` at the config file's folder."""
 
     name: str
     root: Path = Path()
@@ -241,21 +239,19 @@ class TrainingConfig(_Settings):
     export: Path | None = None
     """Folder of the finished checkpoint; None: ``checkpoint`` inside ``output``."""
     vae_of: str | None = None
-    """Name of a checkpoint's folder in the package's data that holds the same autoencoder: the exported checkpoint refers to it in place of
-    a copy. None: it has its own."""
+    """Name of a bundled checkpoint with the same autoencoder, to refer to in place of a copy; None: a copy."""
     start: str | None = None
-    """Name or folder of a checkpoint to go on from: its autoencoder, encoders and scheduler are kept as they are (but for
-    ``expression.refit`` and ``autoencoder.refine``), its transformer is trained further. One that is conditioned on morphology alone, as
-    a training on ``pictures`` makes it, learns expression here. A folder is taken from the config file's
-    folder. None: everything is trained from the beginning."""
+    """Name or folder (relative to the config file) of the checkpoint to start from. Autoencoder, encoders and scheduler are kept (but for
+    ``expression.refit`` and ``autoencoder.refine``); the transformer is trained further. One conditioned on morphology alone, as of a
+    training on ``pictures``, learns expression here. None: everything is trained from scratch."""
     allow_gene_mismatch: bool = False
-    """Go on where a section has too few of the genes of the checkpoint to start from; those it lacks count as their mean."""
+    """Accept sections that lack many genes of the checkpoint to start from; missing ones count as their mean."""
     seed: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Of the networks' products (mixed precision); weights stay in float32."""
+    """Mixed precision of the networks; weights stay float32."""
     workers: Positive = 2
-    """On a CPU: processes, one thread each. On GPUs their number is that of ``accelerate launch``."""
+    """Number of one-thread processes on a CPU; on GPUs ``accelerate launch`` decides."""
     tensorboard: bool = True
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0
     patch_px: Positive = 256
@@ -263,19 +259,19 @@ class TrainingConfig(_Settings):
     train: tuple[Source, ...] = ()
     held_out: tuple[Source, ...] = ()
     pictures: tuple[Picture, ...] = ()
-    """Images without expression to learn from, in place of sections: an autoencoder, and a transformer conditioned on morphology alone."""
+    """Images without expression to train an autoencoder and a transformer conditioned on morphology alone, in place of sections."""
     held_out_pictures: tuple[Picture, ...] = ()
-    """What the autoencoder is validated on while it learns, and never trained on."""
+    """Pictures to validate the autoencoder on; never trained on."""
     augmentation: AugmentationSettings = AugmentationSettings()
     expression: ExpressionSettings = ExpressionSettings()
     autoencoder: AutoencoderSettings = AutoencoderSettings()
     latents: LatentSettings = LatentSettings()
     transformer: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the transformer class that differ from the defaults of this training."""
+    """Options of the transformer class that differ from this training's defaults."""
     diffusion: DiffusionSettings = DiffusionSettings()
     card: dict[str, Any] = Field(default_factory=dict)
-    """Of the exported checkpoint: guidance, steps, training_data, licence, limits, hardware; solver and shift of its scheduler. With
-    ``start``, what is not given is taken from that checkpoint."""
+    """Card of the exported checkpoint: guidance, steps, training_data, licence, limits, hardware; solver and shift of its scheduler. With
+    ``start``, missing fields are taken from that checkpoint."""
 
     @field_validator("card")
     @classmethod
@@ -321,7 +317,7 @@ class TrainingConfig(_Settings):
         return self
 
     def source_path(self, path: Path) -> Path:
-        """Return a data path, taken from the root where it is relative."""
+        """Return a data path, relative to the root."""
         return path if path.is_absolute() else self.root / path
 
 

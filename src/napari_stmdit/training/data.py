@@ -1,4 +1,4 @@
-"""Random crops anywhere on tissue, and the weights of the spots whose expression belongs to their place."""
+"""Random crops on tissue, and the weights of the spots that give their expression."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ..types import Section
 from .config import AugmentationSettings, ExpressionSettings
 
 SAME_SCALE = 0.01
-"""A section whose scale differs from the patch's by less than this share is cropped without resampling."""
+"""Maximum relative difference of scales at which a section is cropped without resampling."""
 
 
 @dataclass(frozen=True)
 class TrainingSection:
-    """A section at the scale of a patch: slide pixels (H, W, 3) uint8, spot centres yx (n, 2) in them, and microns per pixel."""
+    """Section at the scale of a patch: pixels (H, W, 3) uint8, spot centres yx (n, 2) in them, and microns per pixel."""
 
     section: Section
     pixels: NDArray[np.uint8]
@@ -38,10 +38,10 @@ class TrainingSection:
 
 
 def load_training_section(section: Section, patch_mpp: float, store: Path | None = None) -> TrainingSection:
-    """Load a section's image at ``patch_mpp``; scales that agree to 1 % are taken as they are.
+    """Load a section's image at ``patch_mpp``; scales that agree to 1 % are not resampled.
 
-    With a ``store`` folder the pixels lie there in a file that all processes map. Its name holds a hash of the slide and the scale; files
-    of other slides or scales under the section's name are removed.
+    With a ``store`` folder all processes map the pixels from a file there. Its name holds a hash of slide and scale; files of other
+    slides or scales under the section's name are removed.
     """
     mpp = section.calibration.mpp
     if section.image is None or mpp is None:
@@ -66,7 +66,7 @@ def load_training_section(section: Section, patch_mpp: float, store: Path | None
 
 
 def _remove_others(path: Path, name: str) -> None:
-    """Remove the pixels that an earlier run of this training left of the section, of another slide or scale."""
+    """Remove a section's pixel files of other slides or scales, left by earlier runs."""
     for file in path.parent.glob("*.npy"):
         if file != path and re.fullmatch(rf"{re.escape(name)}(-[0-9a-f]{{12}})?\.npy", file.name):
             with suppress(OSError):  # another process may still map it
@@ -74,7 +74,7 @@ def _remove_others(path: Path, name: str) -> None:
 
 
 def _resample(pixels: NDArray[np.uint8], zoom: float) -> NDArray[np.uint8]:
-    """Resize by ``zoom``: means of areas when shrinking, bicubic when enlarging."""
+    """Resize by ``zoom``: area means when shrinking, bicubic when enlarging."""
     if zoom == 1:
         return pixels
     from PIL import Image
@@ -86,7 +86,7 @@ def _resample(pixels: NDArray[np.uint8], zoom: float) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Crop:
-    """A crop: the section it comes from, its centre (y, x) and its (side, side, 3) uint8 pixels, already augmented."""
+    """Augmented crop: index of its section, centre (y, x) and (side, side, 3) uint8 pixels."""
 
     section: int
     centre: NDArray[np.float64]
@@ -94,7 +94,7 @@ class Crop:
 
 
 class CropSampler:
-    """Random crops around spots, sections in proportion to their spots; a centre lies within ``reach_um`` of a spot along each axis."""
+    """Sampler of crops within ``reach_um`` of a spot along each axis; sections in proportion to their spots."""
 
     def __init__(
         self, sections: Sequence[TrainingSection], augmentation: AugmentationSettings, reach_um: float = 103.0
@@ -106,7 +106,7 @@ class CropSampler:
         self._weights = spots / spots.sum()
 
     def draw(self, rng: np.random.Generator, side: int, blank: float = 0.15) -> Crop:
-        """Draw a crop of ``side`` pixels; of nearly empty ones only the share ``blank`` is kept."""
+        """Draw a crop of ``side`` pixels; only the share ``blank`` of nearly empty ones is kept."""
         while True:
             index = int(rng.choice(len(self.sections), p=self._weights))
             section = self.sections[index]
@@ -129,7 +129,7 @@ class CropSampler:
 def cut(
     pixels: NDArray[np.uint8], centre: NDArray[np.float64], side: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Cut a square around a centre (y, x), moved inside the image where it would leave it; return it with its true centre."""
+    """Cut a square around a centre (y, x), moved inside the image if needed; return it with its true centre."""
     corner = [
         int(np.clip(round(c - side / 2), 0, size - side)) for c, size in zip(centre, pixels.shape[:2], strict=True)
     ]
@@ -154,7 +154,7 @@ def vary_stain(pixels: NDArray[np.uint8], rng: np.random.Generator, spread: floa
 def neighbour_weights(
     yx: NDArray[np.float64], centre: NDArray[np.float64], mpp: float, spread_um: float
 ) -> NDArray[np.float64]:
-    """Return (n,) weights of the spots at a place: a Gaussian of the distance in microns, relative to the nearest spot, adding up to 1."""
+    """Return (n,) Gaussian weights of the spots by their distance to a place; they add up to 1."""
     squared = np.square((yx - centre) * mpp).sum(axis=1)
     weights = np.exp(-(squared - squared.min()) / (2 * spread_um**2))
     return np.asarray(weights / weights.sum(), dtype=np.float64)
@@ -165,8 +165,7 @@ def crop_weights(
 ) -> NDArray[np.float64]:
     """Return (n,) weights of a section's spots for a crop.
 
-    A share ``plain_fraction`` of the crops takes the nearest spot alone, which is what inference sees; the others the Gaussian
-    interpolation of `neighbour_weights`.
+    A share ``plain_fraction`` of the crops takes the nearest spot alone, as inference does; the others interpolate (`neighbour_weights`).
     """
     if rng.random() < settings.plain_fraction:
         weights = np.zeros(len(section.yx))

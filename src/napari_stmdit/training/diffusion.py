@@ -1,4 +1,4 @@
-"""The diffusion stage: a transformer learns to denoise latents, conditioned on morphology and expression, each dropped out on its own."""
+"""The diffusion stage: a transformer learns to denoise latents, with independent dropout of the morphology and expression conditions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .latents import load_cache
 from .objective import Losses
 from .parallel import Control, Worker, run_workers
 from .start import learns_expression, open_start, starting_objective, starting_transformer
-from .state import Average, load_state, open_records, run_steps, save_state
+from .state import EMA, load_state, open_records, run_steps, save_state
 from .validation import SampleSheet, Validation
 
 SMALL_MODEL: dict[str, Any] = {
@@ -41,16 +41,16 @@ SMALL_MODEL: dict[str, Any] = {
     "cross_norm": True,
     "position_embedding": "none",
 }
-"""A transformer of 4 million parameters for few data: what a config's ``transformer`` section starts from."""
-UNSURE = 0.3
-"""Share of fresh weights among those that read programs whose meaning was only matched."""
+"""Default transformer options: 4 million parameters, for few data."""
+RANDOM_SHARE = 0.3
+"""Share of random weights among those that read programs matched by matching only."""
 NO_EXPRESSION: dict[str, Any] = {
     "expression_dim": None,
     "expression_adaln": False,
     "expression_cross_attention": False,
     "expression_expand": 1,
 }
-"""What a transformer has in place of expression where it learns from pictures."""
+"""Transformer options without expression, for training on pictures."""
 
 
 def state_path(config: TrainingConfig) -> Path:
@@ -59,14 +59,14 @@ def state_path(config: TrainingConfig) -> Path:
 
 
 def build_transformer(config: TrainingConfig, cache: dict[str, Tensor]) -> STMDiTTransformer2D:
-    """Return the transformer as it is before the first step: fitting the cache, or that of the checkpoint to start from."""
+    """Return the initial transformer: one that fits the cache, or that of the checkpoint to start from."""
     torch.manual_seed(config.seed)
     if config.start is not None:
         known = starting_transformer(open_start(config))
         if config.expression.anew and hasattr(known, "expression_embed"):
-            return renew_expression(known, same_meaning(config, cache))
+            return replace_programs(known, match_programs(config, cache))
         if learns_expression(config):
-            return grow_expression(known, config.transformer, cache["expression"].shape[-1])
+            return add_expression(known, config.transformer, cache["expression"].shape[-1])
         if config.expression.refit:
             zero_last_program(known)
         return known
@@ -84,8 +84,8 @@ def build_transformer(config: TrainingConfig, cache: dict[str, Tensor]) -> STMDi
 
 
 @torch.no_grad()
-def grow_expression(known: STMDiTTransformer2D, options: dict[str, Any], width: int) -> STMDiTTransformer2D:
-    """Return a transformer with an expression condition of a ``width`` more that predicts, at first, what ``known`` does whatever it is given."""
+def add_expression(known: STMDiTTransformer2D, options: dict[str, Any], width: int) -> STMDiTTransformer2D:
+    """Return ``known`` with an expression condition of ``width`` added, which has no effect on its predictions yet."""
     expression = {key: value for key, value in SMALL_MODEL.items() if key.startswith("expression_")}
     own = {key: value for key, value in known.config.items() if not key.startswith("_")}
     model: STMDiTTransformer2D = STMDiTTransformer2D(**(own | expression | options | {"expression_dim": width}))
@@ -97,28 +97,28 @@ def grow_expression(known: STMDiTTransformer2D, options: dict[str, Any], width: 
 
 
 @torch.no_grad()
-def renew_expression(known: STMDiTTransformer2D, meaning: Tensor) -> STMDiTTransformer2D:
-    """Return a transformer that knows what ``known`` does and reads other programs.
+def replace_programs(known: STMDiTTransformer2D, matching: Tensor) -> STMDiTTransformer2D:
+    """Return ``known`` with input weights for other programs.
 
-    ``meaning`` (new, old) says which scores of the old programs mean the same: it begins with what ``known`` makes of those.
+    ``matching`` (new, old) maps the old programs' weights to the new ones, as `match_programs` gives it.
     """
     own = {key: value for key, value in known.config.items() if not key.startswith("_")}
-    model: STMDiTTransformer2D = STMDiTTransformer2D(**(own | {"expression_dim": len(meaning)}))
+    model: STMDiTTransformer2D = STMDiTTransformer2D(**(own | {"expression_dim": len(matching)}))
     open_gates(model)
     weights = known.state_dict()
     for name in ("expression_embed.fc1.weight", "expression_time.fc1.weight"):
         if name in weights:
-            weights[name] = weights[name] @ meaning.T + UNSURE * model.state_dict()[name]
-    weights["expression_null"] = weights["expression_null"] @ torch.linalg.pinv(meaning, rtol=0.1)
+            weights[name] = weights[name] @ matching.T + RANDOM_SHARE * model.state_dict()[name]
+    weights["expression_null"] = weights["expression_null"] @ torch.linalg.pinv(matching, rtol=0.1)
     model.load_state_dict(model.state_dict() | weights)
     return model
 
 
-def same_meaning(config: TrainingConfig, cache: dict[str, Tensor]) -> Tensor:
-    """Return (new, old): the scores of the old programs that say the same about morphology as a score of each new program.
+def match_programs(config: TrainingConfig, cache: dict[str, Tensor]) -> Tensor:
+    """Return (new, old): the scores of the old programs that predict the same morphology as a unit score of each new program.
 
-    What the old ones say is the map from expression to morphology of the checkpoint to start from, C (old, m); what the new ones say is a
-    ridge regression on the crops, B (new, m), of the same encoder. All zero where there is no map.
+    The old programs predict by the checkpoint's map from expression to morphology, C (old, m); the new ones by a ridge regression on the
+    crops, B (new, m). All zero where there is no map.
     """
     expression, morphology = cache["expression"][:, 0].double(), cache["morphology"][:, 0].double()
     folder = open_start(config)
@@ -154,14 +154,14 @@ def _spread_of_programs(folder: CheckpointFolder, count: int) -> NDArray[np.floa
 
 @torch.no_grad()
 def zero_last_program(model: STMDiTTransformer2D) -> None:
-    """Zero the input weights of the last program: another quantity has taken its place."""
+    """Zero the input weights of the last program: relative depth takes its place."""
     for name in ("expression_embed", "expression_time"):
         if hasattr(model, name):
             getattr(model, name).fc1.weight[:, -1] = 0
 
 
 def load_transformer_average(config: TrainingConfig) -> STMDiTTransformer2D:
-    """Return the trained transformer with averaged weights, or fail with what to run first."""
+    """Return the trained transformer (EMA weights); raises CheckpointError that names the stage to run first."""
     state = load_state(state_path(config))
     if state is None:
         raise CheckpointError(f"No trained transformer in {config.output}; run the stage 'diffusion' first.")
@@ -173,10 +173,7 @@ def load_transformer_average(config: TrainingConfig) -> STMDiTTransformer2D:
 
 @torch.no_grad()
 def open_gates(model: STMDiTTransformer2D) -> None:
-    """Initialise residual gates and condition embeddings away from zero.
-
-    Zero (adaLN-Zero) is safe in long trainings of large models; in some thousand steps a small model must use its conditions at once.
-    """
+    """Initialise residual gates and condition embeddings away from zero."""
     width = model.width
     for block in model.blocks:
         modulation: Any = block.modulation
@@ -192,13 +189,13 @@ def open_gates(model: STMDiTTransformer2D) -> None:
 
 
 def train_diffusion(config: TrainingConfig, control: Control | None = None) -> Path:
-    """Train the transformer, or continue, and return the file of its state."""
+    """Train the transformer, or continue, and return its state file."""
     run_workers(config, control or Control(), _train, config)
     return state_path(config)
 
 
 def optimizers(model: nn.Module, settings: DiffusionSettings) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Return (optimizer, rate) pairs: Muon for the matrices inside the blocks where torch has it, AdamW for everything else.
+    """Return (optimizer, rate) pairs: Muon for the matrices inside the blocks where torch has it, AdamW for the rest.
 
     Muon: K. Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
@@ -221,7 +218,7 @@ def optimizers(model: nn.Module, settings: DiffusionSettings) -> list[tuple[torc
 
 
 def rate_factor(step: int, settings: DiffusionSettings) -> float:
-    """Return the factor of the rates: a linear warm-up, a plateau, and a linear fall over the last 60 %."""
+    """Return the learning-rate factor: linear warm-up, plateau, and linear decay over the last 60 %."""
     return min(1.0, (step + 1) / settings.warmup) * min(1.0, max(0.03, (1 - step / settings.steps) / 0.6))
 
 
@@ -234,7 +231,7 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
         return
     model = worker.place(build_transformer(config, cache))
     pairs = optimizers(model, settings)
-    average = Average(model, settings.ema)
+    average = EMA(model, settings.ema)
     if state is not None:
         model.load_state_dict(state["model"])
         for (optimizer, _), saved in zip(pairs, state["optimizers"], strict=True):
@@ -273,9 +270,9 @@ def _train(worker: Worker, config: TrainingConfig) -> None:
 
 
 class _Monitor:
-    """What the leading process records while the transformer learns: losses, validation, samples.
+    """Records of the leading process while the transformer trains: losses, validation, samples.
 
-    ``model`` has the averaged weights; ``start`` is the step that the training goes on from.
+    ``model`` has the EMA weights; ``start`` is the step that the training continues from.
     """
 
     def __init__(
@@ -294,7 +291,7 @@ class _Monitor:
         self._running: Tensor | None = None
 
     def before(self) -> None:
-        """Validate and draw samples with the weights to start from, with which a further training is compared."""
+        """Validate and draw samples with the initial weights, as the baseline of a further training."""
         self._validate(0, before=True)
         if self.config.diffusion.sample_every:
             self._draw(0)

@@ -36,7 +36,7 @@ from .latents import encoder_folder, load_cache
 from .parallel import choose_compute
 from .programs import REGION_MARKERS, region_profiles
 from .sections import open_sections, source_sections
-from .start import KEPT, Started, fits_expression, note_start, open_start, starting_sources
+from .start import KEPT, StartRecord, fits_expression, open_start, record_start, starting_sources
 
 INDEX = {
     "transformer": ["napari_stmdit.model.transformer", "STMDiTTransformer2D"],
@@ -49,32 +49,30 @@ MAP_ENTRY = [MorphologyMap.__module__, MorphologyMap.__name__]
 PROFILES = "profiles.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 MAX_PACKAGED_BYTES = 16 * 2**20
-"""Largest file of a checkpoint that travels with the package."""
+"""Largest file of a bundled checkpoint."""
 PACKAGE = Path(__file__).resolve().parents[1]
 _WORK_FILES = re.compile(r"encoders|pixels|samples|tensorboard|training_id|.*\.(pt|json|jsonl)")
-"""Names that a training writes in its output folder."""
+"""Names of the files that a training writes into its output folder."""
 _REMEDY = "give another folder as 'export', or move away what is there"
 
 
 def export_checkpoint(config: TrainingConfig, folder: Path | None = None) -> Path:
-    """Write the checkpoint folder of a finished (or running) training and return it.
+    """Write the checkpoint folder of a finished or running training and return it.
 
-    Of a training that went on from a checkpoint, everything but the transformer is that checkpoint's own, file by file; the scheduler,
-    too, unless the config's card names a solver or a shift. The map from expression to morphology is fitted on the training sections
-    unless that checkpoint has one and its encoders are kept. The folder is written beside its place and then moved there, so that a
-    reader never meets half a checkpoint. It takes the place of one that this training exported before and nobody changed, and of
-    nothing else.
+    A training that started from a checkpoint copies everything but the transformer from it; the scheduler, too, unless the config's card
+    names a solver or a shift. The map from expression to morphology is fitted on the training sections unless that checkpoint has one and its
+    encoders are kept. The folder is written beside its place and moved there, and replaces only an unchanged earlier export of this training.
 
     Raises
     ------
     CheckpointError
-        A stage has not been trained yet, the checkpoint it went on from has changed, or the folder is the package's own and a file is
+        A stage has not been trained yet, the checkpoint it started from has changed, or a file of a bundled checkpoint is
         larger than 16 MB.
     StoreError
         Something that this training did not make is in the way.
     """
     target = check_target(config, folder)
-    started = note_start(config)
+    started = record_start(config)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _work_of(config, make=True).replacing(target) as draft:
         _write(config, draft, target, started)
@@ -82,9 +80,9 @@ def export_checkpoint(config: TrainingConfig, folder: Path | None = None) -> Pat
 
 
 def check_target(config: TrainingConfig, folder: Path | None = None) -> Path:
-    """Return the folder of the checkpoint to write, if it is free or holds what this training exported before.
+    """Return the folder of the checkpoint to write.
 
-    Raises StoreError where something else is there, or the folder is also to hold the work files.
+    Raises StoreError where it holds something that this training did not export, or is also the folder of the work files.
     """
     target = folder or config.export or config.output / "checkpoint"
     inside = target.relative_to(config.output).parts if target.is_relative_to(config.output) else ()
@@ -97,7 +95,7 @@ def check_target(config: TrainingConfig, folder: Path | None = None) -> Path:
 
 
 def _work_of(config: TrainingConfig, *, make: bool = False) -> Work:
-    """Return the signature of a training's checkpoint: a number drawn once, which lies among its work files."""
+    """Return the signature of a training's checkpoint: a random number that lies among its work files."""
     path = config.output / "training_id"
     identity = path.read_text(encoding="utf-8").strip() if path.is_file() else None
     if identity is None and make:
@@ -107,8 +105,7 @@ def _work_of(config: TrainingConfig, *, make: bool = False) -> Work:
     return Work(identity, f"the training in {config.output}", _REMEDY)
 
 
-def _write(config: TrainingConfig, draft: Path, target: Path, started: Started | None) -> None:
-    """Write the whole checkpoint into a draft of its folder."""
+def _write(config: TrainingConfig, draft: Path, target: Path, started: StartRecord | None) -> None:
     transformer = load_transformer_average(config)
     if started is None:
         genes, profiles, index = _write_own_parts(config, draft)
@@ -139,7 +136,7 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _write_own_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:
-    """Write autoencoder, encoders, scheduler and profiles as trained; return genes, names of profiles and the index."""
+    """Write autoencoder, encoders, scheduler and profiles as trained; return genes, profile names and the index."""
     cache, vae = load_cache(config), load_autoencoder(config)
     vae.set_latent_statistics(cache["mean"].tolist(), cache["std"].tolist())
     vae.half().save_pretrained(draft / "vae")
@@ -156,7 +153,7 @@ def _write_own_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ..
 
 
 def _copy_kept_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:
-    """Copy what was not trained; return genes, names of profiles and the index."""
+    """Copy what was not trained; return genes, profile names and the index."""
     start = open_start(config)
     for name in KEPT:
         if name in start.components:
@@ -186,7 +183,7 @@ def _copy_kept_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ..
 
 
 def _share_vae(holder: str, own: Path) -> None:
-    """Put a reference in place of an autoencoder's weights that a checkpoint of the package holds; raises CheckpointError where they differ."""
+    """Replace an autoencoder's weights by a reference to a bundled checkpoint's; raises CheckpointError where they differ."""
     reference = Reference(
         name=f"{holder.replace('_', '-')}-vae",
         source=f"{WITHIN_PACKAGE}{holder}",
@@ -213,7 +210,7 @@ def _head() -> dict[str, Any]:
 
 
 def _dtype_of(folder: Path) -> torch.dtype:
-    """Return the precision that a transformer's weights are kept in; float32 where its files do not say it at once."""
+    """Return the data type of a transformer's stored weights; float32 where its files do not say."""
     from safetensors import safe_open
 
     file = folder / WEIGHTS
@@ -279,12 +276,12 @@ def fit_map(folder: CheckpointFolder, sections: Sequence[Section], device: torch
 
 
 def write_map(config: TrainingConfig, draft: Path) -> MorphologyMap:
-    """Write the map into a checkpoint that lacks nothing else, and return it.
+    """Write the map into a checkpoint that is otherwise complete, and return it.
 
-    That of the checkpoint to start from is kept where expression is still read as there; the encoder of morphology never changes then.
+    The map of the checkpoint to start from is kept where its expression encoder is.
     """
     place = draft / MORPHOLOGY_MAP
-    kept = kept_map(config)
+    kept = map_to_keep(config)
     if kept is not None:
         shutil.copytree(kept, place)
         return MorphologyMap.load(place)
@@ -293,7 +290,7 @@ def write_map(config: TrainingConfig, draft: Path) -> MorphologyMap:
     return found
 
 
-def kept_map(config: TrainingConfig) -> Path | None:
-    """Return the folder of the map that is kept from the checkpoint to start from; None where one is to be fitted."""
+def map_to_keep(config: TrainingConfig) -> Path | None:
+    """Return the folder of the map to keep from the checkpoint to start from; None where one is to be fitted."""
     anew = config.start is None or config.expression.refit or config.expression.anew
     return None if anew else map_folder(open_start(config))

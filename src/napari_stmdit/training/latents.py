@@ -1,4 +1,4 @@
-"""The latents stage: the encoders are fitted, and crops encoded once with their conditions, so that the diffusion stage runs no encoder."""
+"""The latents stage: fits the encoders, and encodes crops and conditions once, so that the diffusion stage runs no encoder."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from .start import (
 from .state import Clock, Log, load_state, save_record, save_state, timed
 
 VARIANTS = 4
-"""Expression vectors of one crop: different depths, the nearest spot or an interpolation."""
+"""Expression vectors per crop: different depths, nearest spot or interpolated."""
 WINDOWS = 5
-"""Places of a small crop inside a whole one, along each side."""
+"""Positions of a small crop inside a whole one, along each side."""
 ENCODE_BATCH = 16
 HELD_OUT_CROPS = 24
-"""Crops of each held-out picture, for the validation loss and the samples."""
+"""Number of crops of each held-out picture, for validation and samples."""
 _SHARE = re.compile(r"(latents|spots)_\d+\.pt")
-"""Files of the workers' shares, as `_spot_file` and `_crop_file` name them."""
+"""File names of the workers' shares, see `_spot_file` and `_crop_file`."""
 
 
 def window_corners(cells: int, small: int) -> list[tuple[int, int]]:
@@ -53,10 +53,10 @@ def window_corners(cells: int, small: int) -> list[tuple[int, int]]:
 
 
 class WindowEncoding:
-    """Encodes crops as latents, and as the statistics of a `FeatureTrunk` of the whole crop and of its windows.
+    """Encoding of crops as latents, and as `FeatureTrunk` statistics of the whole crop and of its windows.
 
-    Without an ``encoder``, which is then yet to be fitted to the statistics, the network is the autoencoder's own. ``small_cells`` is the
-    side of a window in latent cells.
+    Without an ``encoder`` (not fitted yet) the autoencoder's own trunk gives the statistics. ``small_cells`` is the side of a window in
+    latent cells.
     """
 
     def __init__(self, vae: Any, encoder: SmallConvEncoder | None, small_cells: int, device: torch.device) -> None:
@@ -66,7 +66,7 @@ class WindowEncoding:
 
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        """(B, H, W, 3) uint8 -> latents (B, C, h, w) and statistics (B, 1 + W, s), both float16, on the CPU."""
+        """Encode (B, H, W, 3) uint8 as latents (B, C, h, w) and statistics (B, 1 + W, s), both float16 on the CPU."""
         images = to_tensor(pixels).to(self.device)
         layers = self.trunk(images)
         if self.shared:  # as in those trained here: one pass gives both
@@ -81,30 +81,30 @@ class WindowEncoding:
         return latents.half().cpu(), described.half().cpu()
 
     def conditions(self, described: Tensor) -> Tensor:
-        """(B, 1 + W, s) statistics -> (B, 1 + W, d) whitened components."""
+        """Whiten (B, 1 + W, s) statistics to (B, 1 + W, d) components."""
         assert self.encoder is not None  # fitted by now
         return self.encoder.whiten(described.float())
 
 
 class WholeEncoding:
-    """Encodes whole crops as latents, and as the vectors of any morphology encoder, which is on its device already."""
+    """Encoding of whole crops as latents, and as vectors of any morphology encoder, which is on its device already."""
 
     def __init__(self, vae: Any, source: Any, device: torch.device) -> None:
         self.vae, self.source, self.device = vae.to(device).eval(), source, device
 
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        """(B, H, W, 3) uint8 -> latents (B, C, h, w) float16 and vectors (B, 1, T, d) float32, on the CPU."""
+        """Encode (B, H, W, 3) uint8 as latents (B, C, h, w) float16 and vectors (B, 1, T, d) float32, on the CPU."""
         latents = raw_latents(self.vae, to_tensor(pixels).to(self.device))
         return latents.half().cpu(), torch.from_numpy(self.source.encode(pixels))[:, None]
 
     def conditions(self, described: Tensor) -> Tensor:
-        """Return the vectors as they are."""
+        """Return the vectors unchanged."""
         return described
 
 
 def raw_latents(vae: Any, images: Tensor) -> Tensor:
-    """Return latents: of our autoencoder not normalised yet, of diffusers' VAEs normalised by their own scale and shift."""
+    """Return latents: unnormalised of our autoencoder, normalised by their own scale and shift of diffusers' VAEs."""
     latents: Tensor = vae.encoder(images) if isinstance(vae, StmditAutoencoder) else encode_latents(vae, images)
     return latents
 
@@ -136,7 +136,7 @@ def _same_network(vae: StmditAutoencoder, trunk: FeatureTrunk) -> bool:
 def program_expression(
     encoder: LinearProgramEncoder, sampler: CropSampler, config: TrainingConfig
 ) -> Callable[[Crop, np.random.Generator], Tensor]:
-    """Return a function that gives (VARIANTS, d) program scores at a crop's place: of interpolated or nearest spots, at different depths."""
+    """Return a function that gives (VARIANTS, d) program scores of a crop: of interpolated or nearest spots, at different depths."""
     settings, sections = config.expression, sampler.sections
     tables = [counts_of(section, encoder.genes) for section in sections]
     present = [match_genes(encoder.genes, s.section.spots.genes).columns >= 0 for s in sections]
@@ -153,7 +153,7 @@ def program_expression(
 
 
 def spot_expression(sampler: CropSampler, config: TrainingConfig) -> Callable[[Crop, np.random.Generator], Tensor]:
-    """Return a function that gives the (VARIANTS, d) vectors of the spot nearest to a crop, as the workers' shares hold them."""
+    """Return a function that gives the (VARIANTS, d) vectors of the spot nearest to a crop, from the workers' shares."""
     first = load_state(_spot_file(config, 0))
     shares = [load_state(_spot_file(config, rank)) for rank in range(int(first["count"]))] if first else []
     tables = []
@@ -172,7 +172,7 @@ def spot_expression(sampler: CropSampler, config: TrainingConfig) -> Callable[[C
 
 
 def thinned_rows(counts: csr_matrix, thinning: float, rng: np.random.Generator) -> csr_matrix:
-    """Return counts (n, g) whose rows are thinned by `thinning_factors`."""
+    """Thin the rows of counts (n, g) by `thinning_factors`."""
     table = counts.tocsr().astype(np.float32)
     factors = thinning_factors(table.shape[0], thinning, rng)
     rows = [thin(table.data[a:b], f, rng) for a, b, f in zip(table.indptr, table.indptr[1:], factors, strict=False)]
@@ -188,12 +188,12 @@ def cache_path(config: TrainingConfig) -> Path:
 
 
 def encoder_folder(config: TrainingConfig, name: str) -> Path:
-    """Return the work folder of a fitted encoder: ``programs`` (not yet ranked), ``expression`` or ``morphology``."""
+    """Return the work folder of a fitted encoder: ``programs`` (before ranking), ``expression`` or ``morphology``."""
     return config.output / "encoders" / name
 
 
 def make_cache(config: TrainingConfig, control: Control | None = None) -> Path:
-    """Fit the encoders, encode crops, and return the file of the cache; does nothing where it is already there."""
+    """Fit the encoders, encode crops, and return the cache file; does nothing where it exists."""
     path = cache_path(config)
     if path.is_file():
         return path
@@ -210,12 +210,12 @@ def make_cache(config: TrainingConfig, control: Control | None = None) -> Path:
 
 
 def load_cache(config: TrainingConfig) -> dict[str, Tensor]:
-    """Read the cache, or fail with what to run first.
+    """Read the cache; raises CheckpointError that names the stage to run first.
 
-    Keys: ``latents`` (N, C, h, w) float16, ``mean`` and ``std`` (C,), ``morphology`` (N, 1 + W, d) of the whole crop and of its
-    windows (`window_corners`), or (N, 1, T, d) of an encoder that describes whole crops alone, ``expression`` (N, V, e); and of the n
-    spots of the held-out sections ``held_latents``, ``held_morphology`` (n, 1 + W, d), ``held_expression``. Of pictures there is no
-    expression. Where the encoders were not fitted here, ``morphology_spread`` and ``expression_spread`` (), by which noise on the conditions is scaled.
+    Keys: ``latents`` (N, C, h, w) float16; ``mean`` and ``std`` (C,); ``morphology`` (N, 1 + W, d) of the whole crop and its windows
+    (`window_corners`), or (N, 1, T, d) of an encoder of whole crops; ``expression`` (N, V, e), not of pictures. Of the n held-out spots:
+    ``held_latents``, ``held_morphology`` (n, 1 + W, d), ``held_expression``. Where the encoders were not fitted here,
+    ``morphology_spread`` and ``expression_spread`` () scale the noise on the conditions.
     """
     state = load_state(cache_path(config))
     if state is None:
@@ -224,7 +224,7 @@ def load_cache(config: TrainingConfig) -> dict[str, Tensor]:
 
 
 def fit_expression(config: TrainingConfig) -> None:
-    """Fit the programs that expression is read by; does nothing where they are there."""
+    """Fit the expression programs; does nothing where they exist."""
     like = None
     if config.start is None:
         load_autoencoder(config)  # says what must run first before minutes are spent on expression
@@ -240,7 +240,7 @@ def _has_programs(config: TrainingConfig) -> bool:
 
 
 def _encodings(config: TrainingConfig, device: torch.device) -> tuple[WindowEncoding | WholeEncoding, Any]:
-    """Return how crops are encoded, and the expression encoder: those of the checkpoint to start from, or fitted here."""
+    """Return the encoding of crops, and the expression encoder: those of the checkpoint to start from, or fitted here."""
     small = config.diffusion.small_cells
     if config.start is None:
         expression = None if config.pictures else LinearProgramEncoder.load(encoder_folder(config, "programs"))
@@ -275,7 +275,7 @@ def _encode_spots(worker: Worker, config: TrainingConfig) -> None:
 
 
 def _spot_vectors(worker: Worker, config: TrainingConfig, source: Any) -> list[Tensor]:
-    """Return, for each section, (n, VARIANTS, d) of this worker's share of its spots; less where a stop was asked for."""
+    """Return, for each section, (n, VARIANTS, d) of this worker's spots; fewer where a stop was asked for."""
     sections = open_sections(config, "train")
     total = sum(len(section.yx) for section in sections)
     vectors: list[Tensor] = []
@@ -307,7 +307,7 @@ def _crop_file(config: TrainingConfig, rank: int) -> Path:
 def _open_crops(
     config: TrainingConfig, encoder: Any
 ) -> tuple[CropSampler | PictureSampler, Callable[[Crop, np.random.Generator], Tensor] | None]:
-    """Open what crops are drawn from, and what gives the expression of one; pictures have none."""
+    """Open the source of crops, and the function that gives a crop's expression; None for pictures."""
     if config.pictures:
         return open_pictures(config, config.latents.pictures), None
     sampler = open_sampler(config)
@@ -316,7 +316,7 @@ def _open_crops(
 
 
 def _encode(worker: Worker, config: TrainingConfig) -> None:
-    """Encode this worker's share of the crops, going on from what was saved."""
+    """Encode this worker's share of the crops, continuing from what was saved."""
     path, wanted = _crop_file(config, worker.rank), -(-config.latents.crops // worker.count)
     state = load_state(path)
     if state is not None and state.get("of") != [worker.count, wanted]:
@@ -356,7 +356,7 @@ def _encode(worker: Worker, config: TrainingConfig) -> None:
 
 
 def measure_encoding(worker: Worker, config: TrainingConfig, file: Path) -> None:
-    """Write into a JSON file how many seconds a worker takes for a crop."""
+    """Write a worker's seconds per crop into a JSON file."""
     encoding, encoder = _encodings(config, worker.device)
     sampler, expression = _open_crops(config, encoder)
     assert expression is not None  # of sections
@@ -375,7 +375,7 @@ def measure_encoding(worker: Worker, config: TrainingConfig, file: Path) -> None
 
 
 def _merge(config: TrainingConfig) -> None:
-    """Join the workers' crops, fit what is fitted to all of them, and write the cache."""
+    """Join the workers' crops, fit the encoders and statistics that need all of them, and write the cache."""
     first = load_state(_crop_file(config, 0))
     assert first is not None  # the crops have just been encoded
     count = int(first["of"][0])
@@ -425,7 +425,7 @@ def _merge(config: TrainingConfig) -> None:
 
 
 def latent_statistics(model: StmditAutoencoder, latents: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """Return the mean (C,) and the scale (C,) by which latents (N, C, h, w) are normalised; see `LatentSettings.scale_power`."""
+    """Return the mean (C,) and scale (C,) that normalise latents (N, C, h, w); see `LatentSettings.scale_power`."""
     sample = latents[:: max(1, len(latents) // 1000)].float()
     mean, spread = sample.mean((0, 2, 3)), sample.std((0, 2, 3))
     weight = pixel_effect(model, sample[:16], spread) ** power
@@ -434,7 +434,7 @@ def latent_statistics(model: StmditAutoencoder, latents: Tensor, power: float) -
 
 @torch.inference_mode()
 def pixel_effect(model: StmditAutoencoder, latents: Tensor, spread: Tensor) -> Tensor:
-    """Return (C,) how much noise of a channel's own spread changes the decoded pixels, relative to the largest."""
+    """Return (C,) the change of the decoded pixels by noise of a channel's standard deviation, relative to the largest."""
     base = model.decoder(latents)
     rng = torch.Generator().manual_seed(0)
     effects = []
@@ -447,7 +447,7 @@ def pixel_effect(model: StmditAutoencoder, latents: Tensor, spread: Tensor) -> T
 
 
 def _held_out(config: TrainingConfig, encoding: WindowEncoding | WholeEncoding, expression: Any) -> dict[str, Tensor]:
-    """Encode the spots of held-out sections, or crops of held-out pictures, for the validation loss and the samples alone."""
+    """Encode spots of held-out sections, or crops of held-out pictures, for validation and samples only."""
     parts: dict[str, list[Tensor]] = {"held_latents": [], "held_morphology": [], "held_expression": []}
     crops = list(held_out_crops(config, HELD_OUT_CROPS).values()) if config.pictures else []
     for section in open_sections(config, "held_out"):

@@ -1,4 +1,4 @@
-"""What a transformer predicts, by its checkpoint's scheduler, and the error of a prediction."""
+"""Prediction target of a transformer, by its checkpoint's scheduler, and the losses of a prediction."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 
 LOCAL_CELLS = 4
-"""Side of the squares of latent cells whose mean errors count on their own."""
+"""Side, in latent cells, of the squares whose mean errors are a loss of their own."""
 Kind = Literal["flow", "epsilon", "v_prediction", "sample"]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a transformer predicts.
+    """Prediction target of a transformer.
 
-    With clean latents x, noise n and a noise level between 0 and 1, its input and its target are:
+    With clean latents x, noise n and a noise level between 0 and 1, input and target are:
 
     - flow: (1 - level) x + level n; the velocity n - x (rectified flow: Liu et al. 2023, arXiv 2209.03003)
     - otherwise a x + s n with a^2 + s^2 = 1 of the time t = floor(level * times) of the checkpoint's noise schedule (Ho et al. 2020,
@@ -43,7 +43,7 @@ class Objective:
     signal: Tensor | None = None
 
     def make_target(self, x: Tensor, noise: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the noised latents (B, C, h, w), their timesteps (B,) and the target of the prediction (B, C, h, w), for levels (B,)."""
+        """Return noised latents (B, C, h, w), timesteps (B,) and the prediction target (B, C, h, w) at noise levels (B,)."""
         if self.signal is None:
             weight = level.view(-1, 1, 1, 1)
             return (1 - weight) * x + weight * noise, level * self.times, noise - x
@@ -54,28 +54,29 @@ class Objective:
         return a * x + s * noise, time.float(), target
 
     def draw_levels(self, count: int, shift: float, share: float, rng: torch.Generator) -> Tensor:
-        """Return (count,) noise levels: for flow logit-normal, with a schedule uniform.
+        """Return (count,) noise levels: logit-normal for flow, uniform with a schedule.
 
-        The odds of a ``share`` of the former are multiplied by ``shift`` (Esser et al. 2024, arXiv 2403.03206): the mean of n cells stays
-        visible until the level is about 1 - 1 / sqrt(n), and what a condition says of a whole patch is learned there or nowhere.
+        For flow, the odds of a ``share`` of them are multiplied by ``shift`` (Esser et al. 2024, arXiv 2403.03206).
         """
         if self.kind == "flow":
+            # The mean of n cells stays visible up to a level of about 1 - 1 / sqrt(n): what a condition says of a whole patch is only
+            # learned there.
             odds, shifted = torch.randn(count, generator=rng), torch.rand(count, generator=rng) < share
             return torch.sigmoid(odds + shifted * torch.tensor(shift).log())
         return torch.rand(count, generator=rng)
 
     def even_levels(self, count: int, shift: float) -> Tensor:
-        """Return (count,) rising noise levels for a comparison, evenly spaced; for flow with odds times ``shift``."""
+        """Return (count,) increasing, evenly spaced noise levels for a comparison; for flow with odds times ``shift``."""
         level = (torch.arange(count) + 0.5) / count
         return shift * level / (1 + (shift - 1) * level) if self.kind == "flow" else level
 
 
 FLOW = Objective()
-"""The velocity of a rectified flow, what a training from the beginning predicts."""
+"""Velocity of a rectified flow, the target of a training from scratch."""
 
 
 def objective_of(scheduler: Any) -> Objective:
-    """Return what the transformer of a scheduler predicts; raises CheckpointError where its prediction type is unknown."""
+    """Return the prediction target of a scheduler; raises CheckpointError where its prediction type is unknown."""
     settings = scheduler.config
     kind = settings.get("prediction_type", "flow_prediction")  # flow schedulers know only one and do not name it
     times = int(settings.num_train_timesteps)
@@ -90,7 +91,10 @@ def objective_of(scheduler: Any) -> Objective:
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars: mean squared error of the prediction (``flow``, whatever is predicted), and squared errors of its local and overall means, each times its number of cells."""
+    """Losses of a prediction, scalars: mean squared error, and squared errors of local and overall means times their number of cells.
+
+    The first is called ``flow``, whatever is predicted.
+    """
 
     flow: Tensor
     local: Tensor
@@ -111,10 +115,10 @@ def prediction_losses(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     **conditions: Tensor | None,
 ) -> Losses:
-    """Return the errors of a prediction at noise levels (B,), see `Objective`; a learned variance (extra channels) is left out.
+    """Return the losses of a prediction at noise levels (B,); a learned variance (extra channels) is ignored.
 
-    Squared errors of any linear image of the prediction have the same minimiser, the conditional mean. Those of means over squares of
-    `LOCAL_CELLS` and over all cells weigh what conditions decide, density and composition, against detail that no condition knows.
+    The losses of local (`LOCAL_CELLS`) and overall means have the same minimiser, the conditional mean. They give weight to what
+    conditions decide, density and composition, against detail that no condition determines.
     """
     mixture, time, target = objective.make_target(x, noise, level)
     with autocast():

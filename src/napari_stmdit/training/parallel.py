@@ -1,8 +1,7 @@
-"""The processes of a training: how they are started, keep step with each other, report, and stop without losing anything.
+"""Processes of a training: how they start, stay synchronised, report, and stop without losing anything.
 
-On a few CPU cores several one-thread processes beat one process with several threads; they are started here with torch's spawn, as
-accelerate's launchers start none on a CPU but for debugging, and by forking. On a GPU one process runs here; several are started by
-``accelerate launch``.
+On a few CPU cores several one-thread processes beat one process with several threads. They are started with torch's spawn, since
+accelerate's launchers only fork, for debugging, on a CPU. On a GPU one process runs here; ``accelerate launch`` starts several.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ FAILED = 3
 """Exit code of a process that has sent its error."""
 EXTRA = ("accelerate", "tensorboard")
 WAIT = timedelta(hours=2)
-"""How long a process waits for the others, of which one may be fitting, validating or drawing samples."""
+"""Timeout of a process that waits for the others, of which one may be fitting, validating or drawing samples."""
 Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """How far a phase is: ``phase`` (``autoencoder``, ``decoder``, ``latents`` or ``transformer``), ``step`` of ``steps``, and its loss."""
+    """Progress of a phase (``autoencoder``, ``decoder``, ``latents`` or ``transformer``): ``step`` of ``steps``, and its loss."""
 
     phase: str
     step: int
@@ -77,14 +76,14 @@ class Control:
         if self.cancel.cancelled:
             at = "" if self.last is None else f" at step {self.last.step} of {self.last.steps} of the {self.last.phase}"
             raise TrainingStoppedError(
-                f"training stopped{at}; it is saved in {config.output}. Run the same again to go on from there."
+                f"training stopped{at}; it is saved in {config.output}. Run the same again to continue."
             )
 
 
 def run_workers(config: TrainingConfig, control: Control, function: Callable[..., None], *arguments: Any) -> None:
     """Call ``function(worker, *arguments)`` in every process of a training, and wait for them.
 
-    Raises TrainingStoppedError where it was asked to stop; StmditError where a process raised it, or was ended from outside.
+    Raises TrainingStoppedError where it was asked to stop; StmditError where a process raised it or was killed.
     """
     require_extra()
     compute = choose_compute(config)
@@ -96,7 +95,7 @@ def run_workers(config: TrainingConfig, control: Control, function: Callable[...
 
 
 def run_alone(config: TrainingConfig, function: Callable[..., object], *arguments: Any) -> None:
-    """Call a function once: in the leading process, where several were launched, while the others wait."""
+    """Call a function in the leading process only, while other launched processes wait."""
     if not is_launched():
         function(*arguments)
         return
@@ -162,7 +161,7 @@ def _spawn(
         if isinstance(error, ProcessExitedException):
             raise StmditError(
                 f"a process of the training was ended from outside ({error.signal_name or error.exit_code}), perhaps for want of memory. "
-                "Run the same again to go on from what was saved last; fewer workers and smaller batches take less memory."
+                "Run the same again to continue from the last save; fewer workers and smaller batches take less memory."
             ) from None
         raise
     finally:
@@ -185,7 +184,7 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 class _Pipe:
-    """Link to the process that started this one; a process whose parent is gone stops, too."""
+    """Link to the parent process; a process whose parent is gone stops, too."""
 
     def __init__(self, stop: Any, messages: Any, parent: int) -> None:
         self._stop, self._messages, self._parent = stop, messages, parent
@@ -231,7 +230,7 @@ def _work(
 
 
 def require_extra() -> None:
-    """Raise StmditError, naming the extra to install, where what a training needs is not there."""
+    """Raise StmditError, naming the extra to install, where a training dependency is missing."""
     missing = [name for name in EXTRA if find_spec(name) is None]
     if missing:
         raise StmditError(
@@ -241,17 +240,17 @@ def require_extra() -> None:
 
 @dataclass(frozen=True)
 class Compute:
-    """``device``: ``cpu``, ``cuda`` or ``mps``; ``precision``: ``no`` (float32), ``bf16`` or ``fp16``, of the networks' products."""
+    """Device (``cpu``, ``cuda`` or ``mps``) and precision (``no`` for float32, ``bf16`` or ``fp16``) of the networks."""
 
     device: str
     precision: str
 
 
 def choose_compute(config: TrainingConfig) -> Compute:
-    """Resolve the device and the precision of a config; raises RequestError where the device is not there or lacks that precision.
+    """Resolve the device and the precision of a config; raises RequestError where the device is missing or lacks that precision.
 
-    ``auto`` takes a GPU where there is one; and bfloat16 on a CPU and on GPUs that have it, float16 on other GPUs of NVIDIA, float32
-    on MPS, unless ``accelerate launch`` was given another precision.
+    ``auto`` takes a GPU if there is one. Precision: bfloat16 on a CPU and on GPUs that have it, float16 on other NVIDIA GPUs, float32
+    on MPS, unless ``accelerate launch`` was given another.
     """
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
@@ -273,12 +272,12 @@ def choose_compute(config: TrainingConfig) -> Compute:
 
 
 def is_launched() -> bool:
-    """Return whether something outside (``accelerate launch``, torchrun) has started several processes, of which this is one."""
+    """Return whether a launcher (``accelerate launch``, torchrun) has started several processes, of which this is one."""
     return int(os.environ.get("LOCAL_RANK", -1)) != -1 and int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 class Link(Protocol):
-    """Link of a worker to whoever started it: `Control` in one process, `_Pipe` between two."""
+    """Link of a worker to its starter: `Control` in one process, `_Pipe` between two."""
 
     def stop_wanted(self) -> bool:
         """Return whether this process was asked to stop."""
@@ -290,9 +289,8 @@ class Link(Protocol):
 class Worker:
     """One of ``count`` processes, on its ``device``; the one with rank 0 validates, saves and reports.
 
-    Networks are placed and not wrapped (``Accelerator.prepare``): the stages reach into them, and one trains two at once. Gradients are
-    averaged in a single reduction, which is fast for small networks on few cores; the wish to stop travels with it, so that all
-    processes stop after the same step.
+    Networks are placed and not wrapped (``Accelerator.prepare``), since the stages reach into them and one trains two at once. Gradients and
+    the request to stop share a single reduction: fast on few cores, and all processes stop after the same step.
     """
 
     def __init__(self, accelerator: Any, link: Link) -> None:
@@ -323,13 +321,7 @@ class Worker:
         return context
 
     def update(self, loss: Tensor, optimizers: Sequence[torch.optim.Optimizer], limit: float) -> Tensor:
-        """Take one step down a loss: gradients averaged over the processes, their norm clipped to ``limit``.
-
-        Returns
-        -------
-        Tensor
-            The norm before clipping, a scalar.
-        """
+        """Take an optimizer step: gradients averaged over the processes, their norm clipped to ``limit``; return the norm before clipping."""
         for optimizer in optimizers:
             optimizer.zero_grad()
         self._accelerator.backward(loss)
@@ -358,7 +350,7 @@ class Worker:
         self.stopping = bool(flat[-1] > 0)
 
     def report(self, phase: str, step: int, steps: int, loss: float | None = None) -> None:
-        """Report how far a phase is; without a loss, the last one stands."""
+        """Report the progress of a phase; without a loss, the last one stands."""
         self._loss = self._loss if loss is None else loss
         if self.leads:
             self._link.report(TrainingProgress(phase, step, steps, self._loss))
@@ -370,9 +362,9 @@ class Worker:
 
 
 def make_worker(compute: Compute, link: Link) -> Worker:
-    """Set accelerate up in this process and return its worker.
+    """Set up accelerate in this process and return its worker.
 
-    Raises StmditError where accelerate is not installed, or was set up otherwise by the program that this is called from.
+    Raises StmditError where accelerate is not installed, or was set up differently by the calling program.
     """
     require_extra()
     from accelerate import Accelerator

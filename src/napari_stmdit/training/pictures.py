@@ -1,6 +1,6 @@
-"""Images without expression: slides and sets of tiles, of which crops are drawn at many scales and in many stains.
+"""Images without expression: crops of slides and tiles at many scales and in many stains.
 
-An autoencoder and a transformer's knowledge of tissue need no expression, and so can be learned from far more tissue than has been sequenced.
+An autoencoder and a transformer's morphology condition need no expression, and so can use far more tissue than has been sequenced.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from .config import AugmentationSettings, ImageSource, Picture, TilesSource, Tra
 from .data import Crop, turn
 
 MAX_ENLARGEMENT = 1.4
-"""A picture's pixels are shown at most so much larger than they are: more would teach blur."""
+"""Maximum enlargement of a picture's pixels: more would teach blur."""
 OWN_SCALE = 0.3
-"""Share of the crops that are taken pixel by pixel, where the picture's own scale lies among those asked for."""
+"""Share of crops taken without resampling, where the picture's own scale is in the range."""
 TEXTURE = 6.0
-"""Standard deviation of the grey levels below which a crop is nearly empty."""
+"""Standard deviation of grey levels below which a crop is nearly empty."""
 BLANK = 0.05
-"""Share of the nearly empty crops that is kept."""
+"""Share of nearly empty crops that is kept."""
 CROPS = 6
-"""Crops of each held-out picture that an autoencoder is validated on while it learns."""
+"""Number of crops of each held-out picture that the autoencoder is validated on."""
 _UNIT = STAINS / np.linalg.norm(STAINS, axis=1, keepdims=True)
 
 
 class Pool(Protocol):
-    """Where crops of one source come from."""
+    """Source of crops."""
 
     def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], float]:
         """Return pixels (h, w, 3) to cut from, and their microns per pixel."""
@@ -55,18 +55,18 @@ class SlidePool:
     mpp: float
 
     def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], float]:
-        """Return all of it."""
+        """Return the whole slide."""
         return self.pixels, self.mpp
 
 
 @dataclass(frozen=True)
 class TilePool:
-    """Tiles of several slides: for each slide its (file, microns per pixel) pairs; slides come equally often."""
+    """Tiles of several slides: (file, microns per pixel) pairs by slide; slides are equally frequent."""
 
     slides: tuple[tuple[tuple[Path, float], ...], ...]
 
     def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], float]:
-        """Return a tile, decoded."""
+        """Return a decoded tile."""
         tiles = self.slides[rng.integers(len(self.slides))]
         file, mpp = tiles[rng.integers(len(tiles))]
         with Image.open(file) as picture:
@@ -74,14 +74,14 @@ class TilePool:
 
 
 class PictureSampler:
-    """Draws crops of pictures at random places, scales and stains.
+    """Sampler of crops of pictures at random places, scales and stains.
 
     Parameters
     ----------
     pools, weights
-        Sources, and how often each is drawn from, relative to the others.
+        Sources and their relative frequencies.
     augmentation
-        How to vary a crop; its ``mpp`` is the range of scales.
+        Augmentation of crops; its ``mpp`` is the range of scales.
     mpp
         Scale of the crops where no range is given.
     """
@@ -94,7 +94,7 @@ class PictureSampler:
         self._weights = np.array(weights) / np.sum(weights)
 
     def draw(self, rng: np.random.Generator, side: int) -> Crop:
-        """Draw a crop of ``side`` pixels; its centre is in pixels of what it was cut from."""
+        """Draw a crop of ``side`` pixels; its centre is in pixels of the picture."""
         while True:
             index = int(rng.choice(len(self.pools), p=self._weights))
             picture, mpp = self.pools[index].draw(rng)
@@ -110,7 +110,7 @@ class PictureSampler:
         return Crop(index, corner + side * step / 2, np.ascontiguousarray(pixels))
 
     def _step(self, rng: np.random.Generator, mpp: float, largest: float) -> float:
-        """Return how many pixels of the picture one of the crop spans."""
+        """Return the number of picture pixels that a crop pixel spans."""
         low, high = self.scales
         own = low <= mpp <= high and rng.random() < OWN_SCALE
         wanted = mpp if own else float(np.exp(rng.uniform(np.log(low), np.log(high))))
@@ -123,7 +123,7 @@ class PictureSampler:
 
 
 def cut_at_scale(pixels: NDArray[np.uint8], corner: NDArray[np.float64], side: int, step: float) -> NDArray[np.uint8]:
-    """Cut a (side, side, 3) square from a corner (y, x) of a picture, each of its pixels ``step`` of the picture's."""
+    """Cut a (side, side, 3) square at a corner (y, x) of a picture; a pixel of it spans ``step`` of the picture's."""
     y, x = corner
     if step == 1:
         return pixels[int(y) : int(y) + side, int(x) : int(x) + side]
@@ -136,7 +136,7 @@ def cut_at_scale(pixels: NDArray[np.uint8], corner: NDArray[np.float64], side: i
 
 
 def vary_stains(pixels: NDArray[np.uint8], rng: np.random.Generator, spread: float, hed: float) -> NDArray[np.uint8]:
-    """Multiply the optical density by a gain near one, and that of haematoxylin, eosin and the residual each by one of its own.
+    """Multiply the optical density by a gain near one, and haematoxylin, eosin and the residual each by its own.
 
     Tellez et al. 2018, IEEE Trans. Med. Imaging 37:2126-2136; without its offsets, so that glass stays glass.
     """
@@ -155,7 +155,7 @@ _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 
 
 def open_pictures(config: TrainingConfig, names: Sequence[str] = ()) -> PictureSampler:
-    """Open the pictures of a config, or some by ``names``, for drawing crops; those of slides lie in files that processes share.
+    """Open the pictures of a config, or those of ``names``; slides lie in files that processes share.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def open_pictures(config: TrainingConfig, names: Sequence[str] = ()) -> PictureS
 
 
 def held_out_crops(config: TrainingConfig, each: int) -> dict[str, NDArray[np.uint8]]:
-    """Return, for each held-out picture, up to ``each`` crops (n, side, side, 3) with tissue at the scale of a patch, always the same.
+    """Return up to ``each`` crops (n, side, side, 3) with tissue of each held-out picture, at the scale of a patch, always the same.
 
     Errors as for `open_pictures`.
     """
@@ -182,7 +182,7 @@ def held_out_crops(config: TrainingConfig, each: int) -> dict[str, NDArray[np.ui
 
 
 def picture_records(config: TrainingConfig, which: str) -> list[dict[str, Any]]:
-    """Return what the pictures of a config are, by their content; errors as for `open_pictures`."""
+    """Return records of a config's pictures by their content; errors as for `open_pictures`."""
     records = []
     for source in getattr(config, which):
         facts = source.model_dump(mode="json", exclude={"image", "folder", "table"})
@@ -257,18 +257,18 @@ def _open_tiles(source: TilesSource, config: TrainingConfig) -> TilePool:
 
 
 class HeldOutImages:
-    """A few crops of each held-out picture of a config, always the same ones, on whose reconstructions an autoencoder is validated."""
+    """Validation crops of each held-out picture, always the same ones."""
 
     def __init__(self, config: TrainingConfig) -> None:
         self.every = config.autoencoder.validate_every
         self.crops = held_out_crops(config, CROPS)
 
     def due(self, step: int) -> bool:
-        """Return whether a validation is due after so many steps."""
+        """Return whether a validation is due after a number of steps."""
         return bool(self.crops) and step % self.every == 0
 
     def figures(self, model: StmditAutoencoder) -> dict[str, dict[str, float]]:
-        """Return for each picture the likeness (MS-SSIM), the high-frequency energy relative to the real one and the largest shift of a mean colour in grey levels."""
+        """Return for each picture MS-SSIM, high-frequency energy relative to the real one, and largest shift of a mean colour in grey levels."""
         return {name: _compare(crops, _reconstruct(model, crops)) for name, crops in self.crops.items()}
 
 
@@ -283,7 +283,7 @@ def _reconstruct(model: StmditAutoencoder, crops: NDArray[np.uint8]) -> NDArray[
 
 
 def _compare(crops: NDArray[np.uint8], made: NDArray[np.uint8]) -> dict[str, float]:
-    """Return the figures of (n, h, w, 3) reconstructions beside what they are of."""
+    """Compare (n, h, w, 3) reconstructions with the originals."""
     sharp, real = (np.mean([high_frequency(image) for image in images]) for images in (made, crops))
     shift = np.abs(made.mean(axis=(1, 2)) - crops.mean(axis=(1, 2))).max(axis=1)
     likeness = np.mean([ms_ssim(a, b) for a, b in zip(crops, made, strict=True)])

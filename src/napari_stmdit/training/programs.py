@@ -1,4 +1,4 @@
-"""Linear programs of gene expression: which genes they are read from, how they are fitted and ranked; and profiles of tissue regions."""
+"""Linear programs of gene expression: choice of genes, fit and ranking; and profiles of tissue regions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .data import TrainingSection, neighbour_weights
 HANDLING_PREFIXES = ("MT-", "RPL", "RPS", "ENSG", "ENSMUSG", "MTRNR")
 """Prefixes, in capitals, of genes that vary with handling and depth rather than with tissue."""
 MIN_DETECTED = 0.10
-"""Share of the spots, averaged over the sections, in which a gene must have counts."""
+"""Minimum share of spots, averaged over the sections, with counts of a gene."""
 REGION_MARKERS: Mapping[str, tuple[str, ...]] = {
     "tumour": ("ERBB2", "GRB7", "KRT8", "KRT18", "KRT19", "EPCAM", "MUC1", "CDH1"),
     "stroma": ("COL1A1", "COL1A2", "COL3A1", "FN1", "DCN", "LUM", "POSTN", "SPARC"),
@@ -32,15 +32,15 @@ REGION_MARKERS: Mapping[str, tuple[str, ...]] = {
 FACTORS = "factors"
 """What `ExpressionSource` calls factors in the place of counts."""
 MIN_LEVEL = 16.0
-"""Counts of the shallowest depth level; each further level is twice as deep."""
+"""Total counts of the shallowest depth level; each further level is twice as deep."""
 THINNINGS = 3
-"""Thinned profiles of each spot that a level is fitted to."""
+"""Number of thinned profiles per spot that a level is fitted to."""
 MIN_MARKERS = 2
-"""Markers that every section must have for a region to get a profile."""
+"""Minimum of markers that every section must have for a region to get a profile."""
 REGION_SHARE = 0.10
-"""Share of the training spots, those with the highest margin, that a profile is the mean of."""
+"""Share of the training spots, those with the highest margin, that a profile averages."""
 RIVAL_SHARE = 0.5
-"""Share of the best other region's score that is subtracted: half, as tissues mix within a spot."""
+"""Share of the best other region's score to subtract: half, as tissues mix within a spot."""
 Fitted = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 """Mean and scale (g,) of a level's profiles, and the projection (g, d)."""
 
@@ -55,10 +55,10 @@ def fit_programs(
 
     With x the log1p(CP10k) profile of a spot and x' that of the counts smoothed over its neighbours:
 
-    1. programs: t = V'((x' - mean of the section) / s), with V the leading principal components over all sections, so that patient and
-       batch are no program;
-    2. reading: for each depth level, W = argmin sum |t - W'z|^2 + penalty n |W|^2 over standardised profiles z of single spots thinned to
-       that depth. W leaves out what a spot of that depth cannot tell (a Wiener filter learned from the data);
+    1. programs: t = V'((x' - mean of the section) / s), with V the leading principal components over all sections. Centring by section
+       keeps patient and batch out of the programs;
+    2. projection: for each depth level, W = argmin sum |t - W'z|^2 + penalty n |W|^2 over standardised profiles z of single spots thinned to
+       that depth (a Wiener filter learned from the data);
     3. scale: program k gets the standard deviation sqrt(sd(t_k) / sd(t_1)) over the training spots as measured;
     4. one more program is the spot's depth relative to its section, which no profile holds.
 
@@ -71,9 +71,9 @@ def fit_programs(
     seed
         Seed of the thinning.
     like
-        An encoder whose genes and programs are kept, as targets t of step 2; its last program gives way to relative depth.
+        Encoder whose genes and programs are kept, as targets t of step 2; relative depth replaces its last program.
 
-    Of sections whose expression is factors, these are the programs, see `factor_programs`.
+    Of sections with factors in place of counts, the factors are the programs; see `factor_programs`.
     """
     if any(section.section.expression.kind == FACTORS for section in sections):
         return factor_programs(sections)
@@ -131,9 +131,9 @@ def choose_genes(
 ) -> tuple[str, ...]:
     """Choose the genes that vary most over tissue for their mean, within sections.
 
-    Candidates are in every section, are detected in a tenth of the spots and carry no prefix of handling. Their log variance within
-    sections, after smoothing over neighbours, is compared with a cubic trend over the mean; the largest excess wins. Marker genes of the
-    tissue regions, and before them those of ``always``, are taken where they are candidates by name; the latter whatever their prefix.
+    Candidates are in every section, are detected in a tenth of the spots and carry no handling prefix. Their log variance within
+    sections, after smoothing over neighbours, is compared with a cubic trend over the mean; the largest excess wins. Genes of ``always`` come
+    first, whatever their prefix, then the regions' markers, where they are candidates by name.
     """
     shared = set.intersection(*[set(s.section.spots.genes.symbols.tolist()) for s in sections])
     names = tuple(sorted(g for g in shared if not g.upper().startswith(HANDLING_PREFIXES) or g in always))
@@ -160,7 +160,7 @@ def choose_genes(
 
 
 def _components(smooth: Sequence[NDArray[np.float32]], programs: int) -> list[NDArray[np.float64]]:
-    """Return (n, d) principal component scores of each section's smoothed profiles, centred in the section."""
+    """Return (n, d) principal component scores of each section's smoothed profiles, centred by section."""
     logs = [log_normalise(counts) for counts in smooth]
     scale = np.concatenate(logs).std(axis=0) + 0.05
     centred = [(values - values.mean(axis=0)) / scale for values in logs]
@@ -171,7 +171,7 @@ def _components(smooth: Sequence[NDArray[np.float32]], programs: int) -> list[ND
 
 
 def _scores_of(smooth: Sequence[NDArray[np.float32]], like: LinearProgramEncoder) -> list[NDArray[np.float64]]:
-    """Return (n, d - 1) scores of each section's smoothed profiles by an encoder without its last program, centred in the section."""
+    """Return (n, d - 1) scores of each section's smoothed profiles by an encoder without its last program, centred by section."""
     scores = [like.encode_counts(counts)[:, :-1].astype(np.float64) for counts in smooth]
     return [values - values.mean(axis=0) for values in scores]
 
@@ -185,12 +185,12 @@ def _fit_levels(
 ) -> tuple[NDArray[np.float64], list[Fitted]]:
     """Return the depth levels, and the ridge regression of the targets on profiles of each level's depth.
 
-    A spot shallower than a level is replaced by the sum over its neighbours. A section takes part at a level that half of its spots reach
-    at least half-way, so that a few deep spots never stand for all of it.
+    A spot shallower than a level is replaced by the sum over its neighbours.
     """
     pools = []
     for section, own in zip(sections, counts, strict=True):
         weights = [neighbour_weights(section.yx, centre, section.mpp, settings.neighbour_um) for centre in section.yx]
+        # divided by the largest weight, so that the own counts enter whole
         summed = np.stack([w / w.max() for w in weights]) @ own
         pools.append((own, np.round(summed).astype(np.float32)))
     levels: list[float] = []
@@ -200,7 +200,7 @@ def _fit_levels(
         for (own, summed), target in zip(pools, targets, strict=True):
             nearest = np.where((own.sum(axis=1) >= level)[:, None], own, summed)
             reached = nearest.sum(axis=1) >= level / 2
-            if reached.mean() < 0.5:
+            if reached.mean() < 0.5:  # a few deep spots must not stand for all of a section
                 continue
             for table in (nearest, summed):
                 for _ in range(THINNINGS):
@@ -227,7 +227,7 @@ def _ridge(x: NDArray[np.float32], y: NDArray[np.float64], penalty: float) -> Fi
 def rank_by_morphology(
     encoder: LinearProgramEncoder, vectors: Tensor, morphology: Tensor, penalty: float = 50.0
 ) -> tuple[LinearProgramEncoder, Tensor]:
-    """Rotate the programs so that they come in the order in which they explain morphology (reduced-rank regression).
+    """Rotate the programs into the order in which they explain morphology (reduced-rank regression).
 
     With scores X and morphology components Y: B = (X'X + penalty I)^-1 X'(Y - mean), and D the eigenvectors of (XB)'XB, by falling
     eigenvalue. The new scores are XBD, column k scaled to the standard deviation (s_k / s_1)^0.75, where s_k^2 are the eigenvalues over N.
@@ -236,7 +236,7 @@ def rank_by_morphology(
     Parameters
     ----------
     encoder
-        With programs as fitted.
+        Encoder with programs as fitted.
     vectors
         (N, V, d) its scores of N training crops, in V variants.
     morphology
@@ -273,8 +273,8 @@ def encode_places(
 ) -> NDArray[np.float32]:
     """Encode the expression at m places, given as weights (m, n) of the spots' counts (n, g), thinned as by `thinning_factors`.
 
-    ``present`` (g,) says which genes the section has. ``depth`` (n,) is the spots' depth relative to the section, which thinning leaves as
-    it is: a shallower experiment is shallower everywhere.
+    ``present`` (g,) masks the genes that the section has. ``depth`` (n,) is the spots' depth relative to the section; thinning leaves it
+    alone, as a shallower experiment is shallower everywhere.
     """
     mixed = np.asarray(weights @ counts, dtype=np.float32)
     factors = thinning_factors(len(mixed), thinning, rng)
@@ -283,7 +283,7 @@ def encode_places(
 
 
 def log_normalise(counts: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n, g) counts -> log1p(counts per 10,000) over these genes."""
+    """Return log1p(counts per 10,000) of (n, g) counts over these genes."""
     total = np.maximum(counts.sum(axis=1, keepdims=True), 1e-6)
     return np.asarray(cp10k_log1p(counts, total), dtype=np.float32)
 
@@ -329,7 +329,7 @@ def region_profiles(
 ) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32], float]]:
     """Return mean and spread (g,) of log1p(CP10k) over ``genes``, and mean relative depth, for each tissue region.
 
-    Score of a spot for a region: the mean over the region's markers of the smoothed log1p(CP10k) z-scored within the section, so that
+    A spot's score for a region is the mean over the region's markers of the smoothed log1p(CP10k), z-scored within the section, so that
     depth and batch do not decide. A region is the tenth of all training spots with the highest `region_margins`; one with fewer than
     `MIN_MARKERS` markers in some section is left out.
     """
@@ -356,6 +356,6 @@ def region_profiles(
 
 
 def region_margins(score: NDArray[np.floating]) -> NDArray[np.floating]:
-    """(n, r) marker scores of r >= 2 regions -> (n, r): score_k - `RIVAL_SHARE` * max over the other regions."""
+    """Return (n, r) margins of marker scores (n, r), r >= 2 regions: score_k - `RIVAL_SHARE` * max over the other regions."""
     rivals = [np.delete(score, column, axis=1).max(axis=1) for column in range(score.shape[1])]
     return score - RIVAL_SHARE * np.column_stack(rivals)

@@ -1,4 +1,4 @@
-"""The sections of a training: opened as a config names them, all of them before anything is refused."""
+"""Sections of a training, all opened before anything is refused."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .start import open_start
 
 
 def open_sampler(config: TrainingConfig) -> CropSampler:
-    """Open the training sections (never the held-out ones) for drawing crops; errors as for `open_sections`."""
+    """Open a sampler of the training sections (never the held-out ones); errors as for `open_sections`."""
     return CropSampler(open_sections(config, "train"), config.augmentation)
 
 
 def open_sections(config: TrainingConfig, what: str) -> list[TrainingSection]:
-    """Open the sections ``train`` or ``held_out`` of a config; those to train on with their pixels in a file that processes share.
+    """Open the sections ``train`` or ``held_out`` of a config; pixels to train on lie in a file that processes share.
 
     Raises RequestError, which names every fault with its place, where sections cannot be opened or used.
     """
@@ -58,7 +58,7 @@ def source_sections(config: TrainingConfig, what: str) -> list[Section]:
 
 
 def section_faults(section: Section, config: TrainingConfig, card: CheckpointCard | None) -> list[str]:
-    """Say why a section cannot be trained on, with the encoders of a checkpoint where a ``card`` is given."""
+    """Return the reasons why a section cannot be trained on; with a ``card``, by that checkpoint's encoders."""
     faults = []
     unfit = synthesis_fault(section, config.patch_mpp)
     if unfit is not None:
@@ -82,7 +82,7 @@ def section_faults(section: Section, config: TrainingConfig, card: CheckpointCar
 
 
 def sections_of_config(path: str | Path, which: str) -> tuple[Section, ...]:
-    """Open the sections ``held_out`` or ``train`` of a config file; raises SectionError where there are none or one cannot be opened."""
+    """Open the sections ``held_out`` or ``train`` of a config file; raises SectionError where there are none or one fails to open."""
     config = load_config(Path(path))
     sources = config.held_out if which == "held_out" else config.train
     if not sources:
@@ -91,7 +91,7 @@ def sections_of_config(path: str | Path, which: str) -> tuple[Section, ...]:
 
 
 def open_source(source: Source, config: TrainingConfig) -> Section:
-    """Open one section of a training config; raises SectionError where a file is missing or does not hold what its kind needs."""
+    """Open one section of a training config; raises SectionError where a file is missing or has the wrong content."""
     if isinstance(source, TableSource):
         table = read_table_section(
             source.name,
@@ -110,7 +110,7 @@ def open_source(source: Source, config: TrainingConfig) -> Section:
 
 
 def part_of(section: Section, part: Part) -> Section:
-    """Cut a section down to a part of its image; raises SectionError where that holds fewer than three spots."""
+    """Crop a section to a part of its image; raises SectionError where that holds fewer than three spots."""
     if part == WHOLE or section.image is None:
         return section
     image, spots = section.image, section.spots
@@ -136,12 +136,12 @@ def part_of(section: Section, part: Part) -> Section:
 
 
 _kept: dict[FolderSource, Section] | None = None
-"""Whole sections that were opened, while `kept_open` is."""
+"""Whole sections by source, inside `kept_open`."""
 
 
 @contextmanager
 def kept_open() -> Iterator[None]:
-    """While open, this process opens each section once: stages follow each other, and their files stay as they are."""
+    """Open each section once inside this context: stages follow each other, and their files stay as they are."""
     global _kept
     _kept = {}
     try:

@@ -1,4 +1,4 @@
-"""The checkpoint that a training goes on from: its parts, what it demands of a config, and the record of it."""
+"""The checkpoint that a training starts from: its parts, its demands on a config, and its record."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 
 KEPT = ("vae", "scheduler", "expression_encoder", "morphology_encoder", "preview_vae")
-"""Parts that a training keeps: they fix what latents and conditions mean."""
+"""Parts that a training keeps, since they define latents and conditions."""
 PROGRAMS = "LinearProgramEncoder"
-"""Kind of the expression encoder that can be fitted here."""
+"""Kind of expression encoder that can be fitted here."""
 WINDOWED = "SmallConvEncoder"
-"""Kind of the morphology encoder that can describe a window of a crop on its own."""
+"""Kind of morphology encoder that can encode a window of a crop."""
 _ELSEWHERE = ", whose weights are kept elsewhere,"
 
 
 @dataclass(frozen=True)
-class Started:
-    """Record of the checkpoint that a training went on from.
+class StartRecord:
+    """Record of the checkpoint that a training started from.
 
-    ``sha256`` is that of its folder, ``parts`` those of the sub-folders that are kept; ``training_data``, ``licence`` and ``limits`` are from
-    its card, and ``training`` is the content of its own ``training.json``, empty where it has none.
+    ``sha256`` is that of its folder, ``parts`` those of the kept sub-folders; ``training_data``, ``licence`` and ``limits`` are from
+    its card, and ``training`` is its ``training.json``, empty where it has none.
     """
 
     name: str
@@ -66,13 +66,13 @@ def open_start(config: TrainingConfig) -> CheckpointFolder:
     return read_folder(starting_folder(config))
 
 
-def settle(config: TrainingConfig) -> TrainingConfig:
-    """Fill in what the checkpoint to start from decides.
+def apply_start(config: TrainingConfig) -> TrainingConfig:
+    """Fill in settings that the checkpoint to start from decides.
 
     Raises
     ------
     CheckpointError
-        The checkpoint is not there, incomplete, or of a kind that training cannot go on from.
+        The checkpoint is missing, incomplete, or of a kind that training cannot start from.
     RequestError
         The config contradicts it; names every fault with its place.
     """
@@ -116,19 +116,19 @@ def settle(config: TrainingConfig) -> TrainingConfig:
 
 
 def learns_expression(config: TrainingConfig) -> bool:
-    """Return whether expression is new to the checkpoint to start from: it is conditioned on morphology alone, or its genes give way to others."""
+    """Return whether expression is new to the checkpoint to start from: it has morphology alone, or its genes are replaced."""
     if config.start is None:
         return False
     return config.expression.anew or "expression" not in open_start(config).card.conditions
 
 
 def fits_expression(config: TrainingConfig) -> bool:
-    """Return whether the expression encoder is fitted here, not kept as the checkpoint to start from has it."""
+    """Return whether the expression encoder is fitted here rather than kept."""
     return config.start is None or config.expression.refit or learns_expression(config)
 
 
 def _unfit(config: TrainingConfig, folder: CheckpointFolder) -> list[tuple[str, str]]:
-    """Say which parts cannot be trained on as asked, being of another kind."""
+    """Return which parts are of a kind that cannot be trained on as asked."""
     name, faults = folder.card.name, []
     kinds = {part: component.kind for part, component in folder.components.items()}
     expression = kinds.get("expression_encoder", "new one")
@@ -140,7 +140,7 @@ def _unfit(config: TrainingConfig, folder: CheckpointFolder) -> list[tuple[str, 
 
 
 def _fit_windows(config: TrainingConfig) -> TrainingConfig:
-    """Make small crops fit into whole ones."""
+    """Reduce the small crops to fit into whole ones."""
     cells, small = config.patch_px // FACTOR, config.diffusion.small_cells
     if small <= cells:
         return config
@@ -175,11 +175,11 @@ def _check_kind(folder: CheckpointFolder, anew: bool) -> None:
 
 
 def _check_can_learn_expression(folder: CheckpointFolder) -> None:
-    """Refuse what is no flow with an encoder of windows: new programs are ranked by what they say about that encoder's numbers."""
+    """Refuse a checkpoint without flow or windowed encoder: new programs are ranked by how they predict that encoder's components."""
     encoder = folder.components.get("morphology_encoder")
     if encoder is None or encoder.kind != WINDOWED or objective_of(load_component(folder, "scheduler")).kind != "flow":
         raise CheckpointError(
-            f"Expression cannot be learned anew with the checkpoint {folder.card.name!r}: only with one that predicts flow and has a {WINDOWED}. "
+            f"New expression programs cannot be learned with the checkpoint {folder.card.name!r}: only with one that predicts flow and has a {WINDOWED}. "
             "Start from another one."
         )
 
@@ -196,7 +196,7 @@ def starting_transformer(folder: CheckpointFolder) -> STMDiTTransformer2D:
 
 
 def starting_objective(config: TrainingConfig) -> Objective:
-    """Return what the transformer is to predict: of the checkpoint to start from, else the velocity of a rectified flow."""
+    """Return the prediction target: of the checkpoint to start from, else the velocity of a rectified flow."""
     if config.start is None:
         return FLOW
     return objective_of(load_component(open_start(config), "scheduler"))
@@ -205,7 +205,7 @@ def starting_objective(config: TrainingConfig) -> Objective:
 def starting_sources(folder: CheckpointFolder, device: torch.device) -> tuple[Any, Any]:
     """Return its encoders of expression and of morphology, large ones on a device.
 
-    Raises CheckpointError where one is not on this computer, or damaged; the message says where it is to be had.
+    Raises CheckpointError where one is missing or damaged; the message says where to get it.
     """
     from ..encoder_sources import MissingEncoder, open_sources
 
@@ -218,16 +218,16 @@ def starting_sources(folder: CheckpointFolder, device: torch.device) -> tuple[An
 
 
 def latent_statistics_of(vae: Any, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mean and scale (channels,) that cached latents are normalised by: those of diffusers' VAEs are normalised already."""
+    """Return the mean and scale (channels,) that normalise cached latents: identity for diffusers' VAEs, whose latents are normalised."""
     if isinstance(vae, StmditAutoencoder):
         return torch.tensor(vae._mean), torch.tensor(vae._std)
     return torch.zeros(channels), torch.ones(channels)
 
 
-def note_start(config: TrainingConfig) -> Started | None:
+def record_start(config: TrainingConfig) -> StartRecord | None:
     """Record the checkpoint to start from, once; None where there is none.
 
-    Raises CheckpointError where the work files belong to a training that went on from another one, with which they were cached.
+    Raises CheckpointError where the work files belong to a training from another checkpoint.
     """
     if config.start is None:
         return None
@@ -237,18 +237,18 @@ def note_start(config: TrainingConfig) -> Started | None:
     path = config.output / "started_from.json"
     record = load_record(path)
     if record is not None:
-        noted = Started(**record)
+        noted = StartRecord(**record)
         # earlier versions noted no weights that are kept elsewhere
         known = {name for name in parts if name in noted.parts or not name.endswith(_ELSEWHERE)}
         changed = sorted(name for name in {*noted.parts, *known} if noted.parts.get(name) != parts.get(name))
         if changed:
             raise CheckpointError(
-                f"The work files in {config.output} belong to a training that went on from {noted.name!r} (SHA-256 {noted.sha256[:12]}...), "
+                f"The work files in {config.output} belong to a training that started from {noted.name!r} (SHA-256 {noted.sha256[:12]}...), "
                 f"but the {', '.join(changed)} of {config.start!r} differ from its. Give another output folder, or that checkpoint."
             )
         return noted
     own = folder.path / "training.json"
-    noted = Started(
+    noted = StartRecord(
         name=folder.card.name,
         sha256=folder.sha256,
         parts=parts,

@@ -1,4 +1,4 @@
-"""What a stage keeps while it learns: its log, TensorBoard's files, its saved state and the average of its weights."""
+"""Records and state of a stage: log, TensorBoard, saved state and EMA of the weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run_steps(
 ) -> None:
     """Take the steps of a phase until all are done or a stop is wanted.
 
-    ``save`` gets the number of steps that are done: in the leading process, every ``save_seconds`` and at the end.
+    ``save`` gets the number of steps done: in the leading process, every ``save_seconds`` and at the end.
     """
     done, clock = steps.start, Clock(save_seconds)
     while done < steps.stop and not worker.stopping:
@@ -46,13 +46,13 @@ def run_steps(
 
 
 def save_state(path: Path, **state: Any) -> None:
-    """Write a state in one step."""
+    """Write a state atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: torch.save(state, file))
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """Read a state, or None where there is none yet; only tensors and plain values are ever unpickled."""
+    """Read a state, or None where there is none; only tensors and plain values are unpickled."""
     if not path.is_file():
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -60,26 +60,26 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 
 def save_record(path: Path, record: Any, **how: Any) -> None:
-    """Write a small JSON file in one step."""
+    """Write a small JSON file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(record, indent=1, **how) + "\n")
 
 
 def load_record(path: Path) -> Any:
-    """Read a small JSON file, or return None where there is none yet."""
+    """Read a small JSON file; None where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def open_records(
     config: TrainingConfig, worker: Worker, name: str, start: int, part: str | None = None
 ) -> tuple[Log, Board]:
-    """Open the log and TensorBoard's files of a stage, or of a ``part`` of it; both are silent but in the leading process."""
+    """Open the log and TensorBoard files of a stage or ``part``; both write nothing outside the leading process."""
     folder = config.output / "tensorboard" / (part or name) if worker.leads and config.tensorboard else None
     return Log(config.output / f"{name}.jsonl", worker.leads), Board(folder, start)
 
 
 class Log:
-    """A file with one JSON object a line."""
+    """Log file with one JSON object a line."""
 
     def __init__(self, path: Path, active: bool = True) -> None:
         self.path, self.active, self.start = path, active, time.perf_counter()
@@ -95,9 +95,9 @@ class Log:
 
 
 class Board:
-    """Writer of TensorBoard's files; with no ``folder`` nothing is written.
+    """Writer of TensorBoard files; without a ``folder`` it writes nothing.
 
-    ``start`` is the step that the training goes on from: what an earlier run showed after it is not shown twice.
+    ``start`` is the step that the training continues from: later steps of an earlier run are not shown twice.
     """
 
     def __init__(self, folder: Path | None, start: int = 0) -> None:
@@ -120,20 +120,20 @@ class Board:
             self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close."""
         if self._writer is not None:
             self._writer.close()
 
 
 class Clock:
-    """Says when the next save is due."""
+    """Timer of the saves."""
 
     def __init__(self, every_s: float) -> None:
         self.every_s = every_s
         self._last = time.perf_counter()
 
     def due(self) -> bool:
-        """Return whether the interval has passed since the last time this was true."""
+        """Return whether the interval has passed since this last returned True."""
         if time.perf_counter() - self._last < self.every_s:
             return False
         self._last = time.perf_counter()
@@ -141,7 +141,7 @@ class Clock:
 
 
 def timed(work: Callable[[], object], times: int) -> float:
-    """Return the seconds that something takes, after it was done once."""
+    """Return the seconds that a function takes, after a first call."""
     work()
     start = time.perf_counter()
     for _ in range(times):
@@ -149,8 +149,8 @@ def timed(work: Callable[[], object], times: int) -> float:
     return (time.perf_counter() - start) / times
 
 
-class Average:
-    """Exponential moving average (EMA) of a module's weights; ``decay`` is the share that stays at a step, smaller at the start."""
+class EMA:
+    """Exponential moving average (EMA) of a module's weights; the decay is smaller in the first steps."""
 
     def __init__(self, module: torch.nn.Module, decay: float) -> None:
         self.decay = decay
@@ -159,7 +159,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: torch.nn.Module) -> None:
-        """Move towards the module's present weights."""
+        """Update with the module's present weights."""
         self.steps += 1
         share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         for key, value in module.state_dict().items():
@@ -169,7 +169,7 @@ class Average:
                 self.weights[key].copy_(value)
 
     def follow(self, module: Module) -> Module:
-        """Return a copy of a module, for evaluation, that shares these weights: it changes as they do."""
+        """Return a copy of a module, for evaluation, that shares these weights and changes with them."""
         twin = copy.deepcopy(module)
         twin.load_state_dict(self.weights, assign=True)
         return twin.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What a transformer has learned so far: its losses with true, shuffled and no conditions, and sheets of samples; same noise every time."""
+"""Validation of a transformer: losses with true, shuffled and no conditions, and sample sheets; with the same noise every time."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from .parallel import Worker
 from .start import open_start, starting_vae
 
 MAX_SPOTS = 96
-"""Spots, or crops, of a validation."""
+"""Maximum number of spots, or crops, of a validation."""
 SEED = 20
-"""Of the choice of a sheet's places, and of their noise."""
+"""Seed of a sheet's places and noise."""
 GAP, TITLE_PX, LABEL_PX = 8, 44, 22
 MIN_WIDTH = 430
-"""Of a sheet in pixels: the width of its title."""
+"""Minimum width of a sheet in pixels, for its title."""
 NOTICE = "Synthetic tissue images made by a generative model. Not for diagnosis."
 ROWS = ("both", "expression only", "morphology only", "none")
 
 
 class Validation:
-    """Losses on the spots of the held-out sections; where none are held out, on crops that were trained on, and named so.
+    """Losses on the spots of the held-out sections; without any, on training crops, under another ``name``.
 
-    ``name`` is ``validation``, or ``seen_in_training``: such figures say nothing about tissue that was not seen.
+    ``name`` is ``validation``, or ``seen_in_training``: such figures say nothing about unseen tissue.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Validation:
 
     @torch.no_grad()
     def losses(self, model: nn.Module) -> dict[str, dict[str, float]]:
-        """Return, for every combination of conditions, the parts of the loss."""
+        """Return the losses of every combination of conditions."""
         figures = {}
         for name, (morphology, expression) in self._cases.items():
             losses = prediction_losses(
@@ -97,9 +97,9 @@ class Validation:
 
 
 class SampleSheet:
-    """Draws patches of a few places with both conditions, either, and none, with the solver, steps and guidance of the card.
+    """Sheet of samples at a few places with both conditions, either, and none, by the card's solver, steps and guidance.
 
-    The places are spots of the held-out sections; where there are none, crops that were trained on, and the sheet says so.
+    The places are held-out spots; where there are none, training crops, and the sheet says so.
     """
 
     def __init__(self, config: TrainingConfig, cache: dict[str, Tensor], device: torch.device) -> None:
@@ -119,7 +119,7 @@ class SampleSheet:
         )
 
     def save(self, model: STMDiTTransformer2D, step: int) -> NDArray[np.uint8]:
-        """Draw a sheet with a model's weights, write it as PNG, labelled as synthetic, and return its pixels (h, w, 3)."""
+        """Sample with a model's weights, write the sheet as PNG, labelled as synthetic, and return its pixels (h, w, 3)."""
         sheet = self._draw(model, step)
         label = replace(NEW, statement=f"{NOTICE} The first row is real tissue through the autoencoder.")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ class SampleSheet:
 
 
 def _places(cache: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return latents, morphology (n, 1 + W or 1, T, d) and expression (n, e) of the held-out spots, or else of the crops; pictures have no expression."""
+    """Return latents, morphology (n, 1 + W or 1, T, d) and expression (n, e; None of pictures) of the held-out spots, else of the crops."""
     if "held_latents" in cache:
         latents, morphology, expression = cache["held_latents"], cache["held_morphology"], cache.get("held_expression")
     else:

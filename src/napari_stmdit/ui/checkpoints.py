@@ -1,7 +1,7 @@
-"""Checkpoints and public sections: known ones are downloaded, foreign checkpoints looked at and converted, those of one's own tissue made. No Qt.
+"""Checkpoints and public sections: downloads, conversion of foreign checkpoints, and adaptations to one's own tissue. No Qt.
 
 Nothing is fetched before the user has seen its size and terms and pressed the button, and no scale is assumed for a foreign checkpoint.
-One's own is made by a process that outlives the viewer; what is known of it lies in its work folder, where a later viewer finds it.
+An adaptation is a process that outlives the viewer; its work folder tells a later viewer about it.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Offer:
-    """Something that can be downloaded by name, as it is shown before anyone agrees to it."""
+    """Downloadable entry, as it is shown before the user consents."""
 
     entry: Entry
     here: bool  # whether it is on this computer
 
     @property
     def size(self) -> str:
-        """How much there is to fetch, in words."""
+        """Size to fetch, in words."""
         return "size unknown" if self.entry.size_bytes is None else size_words(self.entry.size_bytes)
 
     @property
@@ -62,13 +62,13 @@ class Offer:
 
     @property
     def by_hand(self) -> bool:
-        """Whether it is on no hub: the user brings its files in a folder."""
+        """Whether the user has to bring its files in a folder, as it is on no hub."""
         return self.entry.fetch == "manual"
 
 
 @dataclass(frozen=True)
 class ConvertIntent:
-    """What the user answers: the scale, a name, and a gene list where there is one."""
+    """User's answers for a conversion: the scale, a name, and a gene list, if any."""
 
     path: str
     patch_mpp: float | None
@@ -77,7 +77,7 @@ class ConvertIntent:
 
 
 def offers() -> tuple[Offer, ...]:
-    """Return what can be downloaded by name, with its state on this computer."""
+    """Return the downloadable entries, with their state on this computer."""
     from ..model.hub.zoo import state_of, zoo
 
     return tuple(Offer(entry, state_of(entry)[0] == "here") for entry in zoo())
@@ -94,7 +94,7 @@ class Acquisition:
     Parameters
     ----------
     state, start
-        Of the viewer, and what starts jobs.
+        State of the viewer, and function that starts jobs.
     load, open_section
         Load a checkpoint, or open a section, once it is there.
     """
@@ -114,7 +114,7 @@ class Acquisition:
     # --- downloads
 
     def download(self, name: str, folder: str | None = None) -> None:
-        """Fetch something by name, or copy its files from a folder, after what is under way; the user has seen its size and terms."""
+        """Download by name, or copy from a folder, after the present download; the user has seen size and terms."""
 
         def arrived(place: Path) -> None:
             self.state.tell("info", f"{name} is on this computer: {place}")
@@ -122,7 +122,7 @@ class Acquisition:
         self._fetch(name, _downloading(name, folder), arrived)
 
     def download_section(self, name: str, folder: str | None = None) -> None:
-        """Open a public section, after it was fetched or copied from a folder where it is not on this computer; as for `download`."""
+        """Open a public section, after a download or a copy from a folder if needed; as for `download`."""
         entry = known_section(name)
         if find_section(entry) is not None:
             self._open_section(SectionSource(path=name))
@@ -130,7 +130,7 @@ class Acquisition:
             self._fetch(name, _downloading(name, folder, entry), lambda _: self._open_section(SectionSource(path=name)))
 
     def offer_section(self, name: str) -> None:
-        """Open a public section that is on this computer; show what is known of it, to be agreed to, where it is not."""
+        """Open a public section that is on this computer, else show its terms to be agreed to."""
         if find_section(known_section(name)) is not None:
             self.download_section(name)
         else:
@@ -141,7 +141,7 @@ class Acquisition:
             )
 
     def ask_size(self, name: str) -> None:
-        """Ask how large a public section is, where that is not known yet; no more than headers are fetched."""
+        """Look up the size of a public section, if unknown; only headers are fetched."""
         entry = known_section(name)
 
         def answered(size: int | None) -> None:
@@ -165,7 +165,7 @@ class Acquisition:
         self._downloads.submit(job, Handlers(show, self._failed, self._fetched), begun)
 
     def stop_download(self) -> None:
-        """Stop the download; what has arrived is kept, and the next one goes on from there."""
+        """Stop the download; what has arrived is kept, and the next one continues."""
         self._downloads.cancel()
 
     def _failed(self, fault: StmditError) -> None:
@@ -180,7 +180,7 @@ class Acquisition:
     # --- foreign checkpoints
 
     def choose(self, path: str) -> None:
-        """Load a checkpoint folder of ours, or look at a foreign file or folder and ask what has to be asked."""
+        """Load a checkpoint folder of ours, or inspect a foreign file or folder and ask what it does not state."""
         self.state.foreign = None
         if (Path(path) / "stmdit.json").is_file():
             self._load(
@@ -211,7 +211,7 @@ class Acquisition:
         self._conversions.submit(_converting(intent), Handlers(made, self._failed, ended), begun)
 
     def close(self) -> None:
-        """End everything that is under way."""
+        """End all jobs."""
         self._looks.abandon()
         self._sizes.abandon()
         for series in (self._downloads, self._conversions):
@@ -220,7 +220,7 @@ class Acquisition:
 
 
 def _asking_size(entry: PublicSection) -> Job:
-    """Ask for the size of a public section; yields bytes, or None where it cannot be had."""
+    """Look up the size of a public section; yields bytes, or None where unknown."""
 
     def generate(token: CancelToken) -> Iterator[int | None]:
         from ..downloads.download import ask_size
@@ -231,7 +231,7 @@ def _asking_size(entry: PublicSection) -> Job:
 
 
 def _downloading(name: str, folder: str | None, section: PublicSection | None = None) -> Job:
-    """Download something of the zoo, or a public section; tells `Fetching`, and yields the folder."""
+    """Download a checkpoint, component or public section; reports `Fetching`, and yields the folder."""
 
     def generate(token: CancelToken, tell: Tell) -> Iterator[Path]:
         from ..downloads.download import download
@@ -280,7 +280,6 @@ def _looking(path: str) -> Job:
 
 
 def _converting(intent: ConvertIntent) -> Job:
-    """Convert a foreign checkpoint; yields the folder."""
 
     def work() -> Path:
         from ..assemble import convert_checkpoint
@@ -301,12 +300,12 @@ def _converting(intent: ConvertIntent) -> Job:
 
 LOG_LINES = 3
 NICENESS = 10
-"""How far the process steps back behind the viewer, which wants to be drawn."""
+"""Niceness of the process, so that the viewer stays responsive."""
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """One that was begun: its name, whether a process works on it now, how far it is, and why it failed, if it did."""
+    """State of an adaptation: name, whether a process works on it, progress, and reason of a failure, if any."""
 
     name: str
     alive: bool
@@ -315,18 +314,18 @@ class Adaptation:
 
     @property
     def done(self) -> bool:
-        """Whether its checkpoint is there."""
+        """Whether its checkpoint is finished."""
         return self.progress is not None and self.progress.state == "done"
 
 
 class Adaptations:
-    """All adaptations on this computer, and those whose process was started here."""
+    """Adaptations on this computer, and those whose process was started here."""
 
     def __init__(self) -> None:
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     def names(self) -> list[str]:
-        """Return the names of those begun, the latest first."""
+        """Return the names of all adaptations, the latest first."""
         home = adaptations_home()
         found = [path for path in home.iterdir() if read_request(path) is not None] if home.is_dir() else []
         found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
@@ -334,7 +333,7 @@ class Adaptations:
         return [*(name for name in self._started if name not in names), *names]
 
     def begin(self, section: Section | None, name: str, minutes: float, hold_out: str) -> str:
-        """Start an adaptation to a section and return its name; raises StmditError where the section lies in no file."""
+        """Start an adaptation to a section and return its name; raises StmditError for a section in memory."""
         if section is None or section.path is None:
             raise StmditError(
                 "Open a section from a folder or a store first: the process that learns opens it again by itself."
@@ -355,20 +354,20 @@ class Adaptations:
         return name
 
     def go_on(self, name: str) -> None:
-        """Start the process of one that was stopped."""
+        """Continue a stopped adaptation."""
         request = read_request(home_of(name))
         if request is not None and not self.look(name).alive:
             self._start(request)
 
     def stop(self, name: str) -> None:
-        """Ask the process to save what it has and end; it can be gone on with."""
+        """Ask the process to save its state and end; it can be continued."""
         if home_of(name).is_dir():
             ask_to_stop(home_of(name))
         elif (process := self._started.get(name)) is not None:
             process.terminate()  # nothing was written yet
 
     def look(self, name: str) -> Adaptation:
-        """Say how far one is."""
+        """Return the state of an adaptation."""
         work, process = home_of(name), self._started.get(name)
         alive = process is not None and process.poll() is None
         if not alive and work.is_dir():
@@ -404,7 +403,6 @@ def _log(name: str) -> Path:
 
 
 def _is_held(work: Path) -> bool:
-    """Return whether a process works in a folder."""
     try:
         lock = hold(work / LOCK)
     except OSError:
@@ -416,7 +414,7 @@ def _is_held(work: Path) -> bool:
 
 
 def _last_words(log: Path) -> str:
-    """Return the end of what a process said."""
+    """Return the last lines of a process's log."""
     with suppress(OSError):
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         said = [number for number, line in enumerate(lines) if line.startswith("stmdit: ")]

@@ -1,6 +1,6 @@
-"""Two images of one tissue compared: side by side, with a seam between them, faded or blinking. No Qt.
+"""Comparison of two images of one tissue: side by side, with a seam, faded or blinking. No Qt.
 
-Whatever way a comparison ends, the viewer is as it was.
+However a comparison ends, the viewer is restored.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .section_view import SectionView
 from .state import CompareMode, Comparison, WorkbenchState
 
 CONTEXT_OPACITY = 0.35
-"""The slide under a synthetic result is faded, so that nobody takes what is not synthesized for synthesized."""
+"""Opacity of the slide under a synthetic result, so that nobody takes it for synthesized."""
 NAME_PT = 7
-"""Names have to fit into a third of the canvas."""
+"""Size of names in points: they have to fit into a third of the canvas."""
 GRAB_PX = 10
-"""A press within so many screen pixels of the seam takes hold of it."""
+"""Distance in screen pixels within which a press grabs the seam."""
 STEP_S = 0.05
-"""While the seam is dragged, the picture follows at most so often."""
+"""Minimum seconds between two updates of the picture while the seam is dragged."""
 LINE_PX = 2.0
 
 
@@ -45,18 +45,18 @@ def scale_bar_of(viewer: Any) -> Any:
 
 @dataclass
 class Kept:
-    """Attributes of the user's that a comparison changes, and their values before; `restore` gives them back, latest first."""
+    """Attributes that a comparison changes, with their former values; `restore` resets them, latest first."""
 
     values: list[tuple[weakref.ref[Any], str, Any]] = field(default_factory=list)
 
     def change(self, owner: Any, **new: Any) -> None:
-        """Set attributes and remember what they were."""
+        """Set attributes and remember their former values."""
         for name, value in new.items():
             self.values.append((weakref.ref(owner), name, getattr(owner, name)))
             setattr(owner, name, value)
 
     def restore(self) -> None:
-        """Set everything back."""
+        """Reset everything."""
         while self.values:
             owner, name, value = self.values.pop()
             found = owner()
@@ -65,7 +65,7 @@ class Kept:
 
 
 class Way:
-    """A way of comparing; the viewer is held weakly, and ``_shown`` are the layers that are compared."""
+    """Mode of comparison; holds the viewer weakly; ``_shown`` are the compared layers."""
 
     def __init__(self, viewer: Any) -> None:
         self._viewer = weakref.ref(viewer)
@@ -78,15 +78,15 @@ class Way:
         return bool(self._shown)
 
     def uses(self, layer: Any) -> bool:
-        """Return whether a layer is needed by the comparison that is on."""
+        """Return whether an active comparison needs a layer."""
         return any(layer is one for one in self._shown)
 
 
 class Fade(Way):
-    """The upper of two layers, more or less transparent: by opacity, so that no list of visible layers changes."""
+    """Fade between two layers by the opacity of the upper one, so that no list of visible layers changes."""
 
     def start(self, left: Any, right: Any, others: list[Any], position: float) -> None:
-        """Show ``right`` over ``left``; ``others`` are hidden for the time being."""
+        """Show ``right`` over ``left``; ``others`` are hidden meanwhile."""
         self.stop()
         if self._viewer() is None:
             return
@@ -98,7 +98,7 @@ class Fade(Way):
         self.move(position)
 
     def move(self, position: float) -> None:
-        """Show so much of the right layer, 0 to 1, and the rest of the left one."""
+        """Show the right layer with this opacity, 0 to 1, over the left one."""
         viewer = self._viewer()
         if viewer is None or not self._shown:
             return
@@ -109,16 +109,16 @@ class Fade(Way):
             left.opacity, right.opacity = 1.0 - position, 1.0
 
     def stop(self) -> None:
-        """Give the layers their opacity and visibility back."""
+        """Restore opacity and visibility of the layers."""
         self._shown = ()
         self._kept.restore()
 
 
 class SideBySide(Way):
-    """A cell for the slide with its spots, and a cell for each result over a faded slide.
+    """Grid with a cell for the slide with its spots, and a cell for each result over a faded slide.
 
     napari's grid puts every ``stride`` layers of the list into a cell and leaves out cells without a visible layer. Our layers
-    are moved to the bottom of the list for the time being and all others are hidden.
+    are moved to the bottom of the list meanwhile, and all others are hidden.
     """
 
     def __init__(self, viewer: Any) -> None:
@@ -127,7 +127,7 @@ class SideBySide(Way):
         self._contexts: list[Any] = []
 
     def start(self, slide: Any, spots: Any, results: list[Any]) -> None:
-        """Show the slide and results side by side; replaces a comparison that is on."""
+        """Show the slide and results side by side; replaces an active comparison."""
         self.stop()
         viewer = self._viewer()
         if viewer is None:
@@ -156,7 +156,7 @@ class SideBySide(Way):
             self._kept.change(bar, gridded=True)
 
     def stop(self) -> None:
-        """Give the user's grid, scale bar, order and visibility back."""
+        """Restore the user's grid, scale bar, order and visibility."""
         viewer, order = self._viewer(), self._order
         contexts, self._contexts, self._order, self._shown = self._contexts, [], None, ()
         if viewer is None or order is None:
@@ -177,10 +177,10 @@ class SideBySide(Way):
 
 
 class Veiled:
-    """An RGBA image (h, w, 4) uint8, numpy or dask, of which some columns are transparent: nothing is copied, and only what is drawn is read.
+    """RGBA image (h, w, 4) uint8, numpy or dask, with some columns transparent; nothing is copied, and only what is drawn is read.
 
-    napari has no clipping planes for 2-D images: layers show this stand-in for the time being, keep their extent and affine, and
-    the result's own array, which is what is saved, is never touched.
+    napari has no clipping planes for 2-D images. Layers show this stand-in meanwhile and keep their extent and affine; the result's own
+    array, which is what is saved, is never touched.
     """
 
     def __init__(self, own: Any) -> None:
@@ -190,7 +190,7 @@ class Veiled:
 
     @property
     def size(self) -> int:
-        """How many numbers there are."""
+        """Number of elements."""
         return int(np.prod(self.shape))
 
     def hide(self, columns: slice) -> None:
@@ -207,7 +207,7 @@ class Veiled:
 
 
 class Curtain:
-    """Makes one side of an RGBA image layer transparent, without touching its own data; ``keep`` is the side that stays."""
+    """Clipping of an RGBA image layer at a seam, without touching its data; ``keep`` is the visible side."""
 
     def __init__(self, layer: Any, keep: Literal["left", "right"]) -> None:
         self.layer = layer
@@ -232,7 +232,7 @@ class Curtain:
 
 
 class Swipe(Way):
-    """The seam, its line, and its handle; ``moved`` gets its place, 0 to 1 over the right layer's width, when it is dragged."""
+    """Swipe: the seam, its line, and its handle; ``moved`` gets its position, 0 to 1 over the right layer's width, when it is dragged."""
 
     def __init__(self, viewer: Any, moved: Callable[[float], None]) -> None:
         super().__init__(viewer)
@@ -243,7 +243,7 @@ class Swipe(Way):
         self.position = 0.5
 
     def start(self, left: Any, right: Any, others: list[Any], position: float) -> None:
-        """Show ``right`` right of the seam and ``left`` left of it; ``others`` are hidden for the time being."""
+        """Show ``right`` right of the seam and ``left`` left of it; ``others`` are hidden meanwhile."""
         self.stop()
         viewer = self._viewer()
         section = layers.section_of(right)
@@ -263,7 +263,7 @@ class Swipe(Way):
         self.move(position)
 
     def move(self, position: float) -> None:
-        """Put the seam at a share of the right layer's width."""
+        """Put the seam at a fraction of the right layer's width."""
         if not self.active:
             return
         self.position = float(np.clip(position, 0, 1))
@@ -275,7 +275,7 @@ class Swipe(Way):
             self._line.data = layers.seam_data(ends)
 
     def stop(self) -> None:
-        """Take the seam away and give the layers their own data and visibility back."""
+        """Remove the seam and restore data and visibility of the layers."""
         viewer = self._viewer()
         curtains, self._curtains = self._curtains, []
         line, self._line, self._right, self._shown = self._line, None, None, ()
@@ -292,7 +292,7 @@ class Swipe(Way):
     # --- private
 
     def ends(self, position: float) -> NDArray[np.float64]:
-        """Ends of the seam, (2, 2) in the world: it runs along the right layer's columns."""
+        """Return the ends of the seam, (2, 2) in the world; it runs along the right layer's columns."""
         data = self._right.data[0] if self._right.multiscale else self._right.data
         height, width = data.shape[:2]
         column = position * width - 0.5
@@ -303,7 +303,7 @@ class Swipe(Way):
         return (float(self._right.world_to_data(world)[-1]) + 0.5) / int(data.shape[1])
 
     def drag(self, viewer: Any, event: Any) -> Iterator[None]:
-        """Follow the mouse where it takes hold of the line: a drag callback of the viewer."""
+        """Follow a drag that starts on the line; a drag callback of the viewer."""
         camera = camera_of(viewer)
         reach = GRAB_PX / max(camera.zoom, 1e-6)
         ends = self.ends(self.position)
@@ -334,7 +334,7 @@ NOTHING = "Choose a result to compare with the slide."
 
 
 class Comparing:
-    """Turns comparisons of results on and off; whatever way one ends, the viewer is as it was."""
+    """Switch of comparisons; however one ends, the viewer is restored."""
 
     def __init__(
         self, viewer: Any, state: WorkbenchState, results: ResultList, view: Callable[[], SectionView | None]
@@ -349,7 +349,7 @@ class Comparing:
         self.fade = Fade(viewer)
 
     def start(self, mode: CompareMode, right: int | None = None, left: int | None = None) -> None:
-        """Compare the result number ``right``, or the chosen one, with the result number ``left``, or the slide."""
+        """Compare the result ``right``, or the chosen one, with the result ``left``, or the slide."""
         before = self.state.comparison
         self.stop()
         viewer, view = self._viewer(), self._view()
@@ -379,13 +379,13 @@ class Comparing:
         self.state.comparison = Comparison(mode, left, right, position)
 
     def stop(self) -> None:
-        """End the comparison that is on."""
+        """End the active comparison."""
         for way in (self.grid, self.swipe, self.fade):
             way.stop()
         self.state.comparison = None
 
     def move(self, position: float) -> None:
-        """Put the seam, or the opacity of the right one, at a share of 0 to 1."""
+        """Put the seam, or the opacity of the right layer, at a fraction of 0 to 1."""
         comparison = self.state.comparison
         if comparison is None or comparison.mode == "grid":
             return
@@ -393,7 +393,7 @@ class Comparing:
         self.state.comparison = replace(comparison, position=position)
 
     def names(self, comparison: Comparison) -> tuple[str, str]:
-        """Return in words what is on the left of a comparison, and on the right."""
+        """Return the names of the left and the right of a comparison."""
         entry = self._results.entry(comparison.right)
         if comparison.left is not None:
             base = self._results.baseline(comparison.right)
@@ -407,13 +407,13 @@ class Comparing:
         return left_words, "" if entry is None else entry.name
 
     def flip(self) -> None:
-        """Show the other one: a blink."""
+        """Show the other image: a blink."""
         comparison = self.state.comparison
         if comparison is not None and comparison.mode in ("blink", "fade"):
             self.move(0.0 if comparison.position >= 0.5 else 1.0)
 
     def uses(self, layer: Any) -> bool:
-        """Return whether a layer is needed by the comparison that is on."""
+        """Return whether the active comparison needs a layer."""
         return any(way.uses(layer) for way in (self.grid, self.swipe, self.fade))
 
     def _dragged(self, position: float) -> None:

@@ -1,4 +1,4 @@
-"""Gestures on the tissue: a click on a spot, a ring around spots, a stroke of the brush; whatever layer is active. No Qt."""
+"""Gestures on the tissue: a click on a spot, a ring around spots, a stroke of the brush, whatever layer is active. No Qt."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from .state import Brush, Combine, Tool
 
 CLICK_PX = 4
-"""A press and release that moved less than so many screen pixels is a click; more is a pan."""
+"""Maximum movement of a click in screen pixels; more is a pan."""
 STEP_PX = 2
-"""Places of a ring that are nearer to each other, in screen pixels, are one."""
+"""Minimum distance between points of a ring in screen pixels."""
 OnPlace = Callable[[NDArray[np.float64], Combine | None], None]
 OnStroke = Callable[[str, NDArray[np.float64], bool], bool]
-"""Takes ``begin``, ``move`` or ``end``, a place, and whether Alt is held; what it returns on ``begin`` says whether to go on."""
+"""Callback (``begin``, ``move`` or ``end``, place, whether Alt is held); its result on ``begin`` says whether to continue."""
 Line = Sequence[tuple[float, float]]
-"""Places (x, y) on the canvas, in screen pixels."""
+"""Points (x, y) on the canvas, in screen pixels."""
 
 
 def camera_of(viewer: Any) -> Any:
@@ -29,9 +29,9 @@ def camera_of(viewer: Any) -> Any:
 
 
 def combine_of(modifiers: Sequence[Any], click: bool) -> Combine | None:
-    """Return what modifier keys ask for: Shift adds (on a click it also takes away), Alt or Control takes away; None without.
+    """Return the effect of modifier keys: Shift adds (a click also removes), Alt or Control removes; None without.
 
-    Control does what Alt does, because many desktops keep a drag with Alt to themselves.
+    Control equals Alt, because many desktops reserve a drag with Alt.
     """
     names = {str(getattr(m, "name", m)) for m in modifiers}
     if "Shift" in names:
@@ -41,7 +41,7 @@ def combine_of(modifiers: Sequence[Any], click: bool) -> Combine | None:
 
 @contextmanager
 def held(viewer: Any, event: Any) -> Iterator[None]:
-    """Keep the camera, and a drawing tool of the active layer, still while a drag is ours."""
+    """Disable the camera, and a drawing tool of the active layer, during a drag of ours."""
     camera, active = camera_of(viewer), viewer.layers.selection.active
     pan, mode = camera.mouse_pan, str(getattr(active, "mode", "pan_zoom"))
     if mode != "pan_zoom":
@@ -57,24 +57,24 @@ def held(viewer: Any, event: Any) -> Iterator[None]:
 
 
 class Hand:
-    """The tool in hand: a drag callback of the viewer, so that it works whatever layer is active and whatever its mode.
+    """Tool in hand: a drag callback of the viewer, so that it works whatever layer is active and whatever its mode.
 
     A click is left to a layer of the user's that is being drawn on.
 
     Parameters
     ----------
     viewer
-        Whose canvas is used.
+        The viewer.
     spots
-        Returns the layer in whose data places are told, or None while there is nothing to choose from.
+        Returns the layer whose data coordinates are used, or None where there are no spots.
     on_click
-        Gets the place (2,) of a click.
+        Called with the place (2,) of a click.
     on_ring
-        Gets a ring (n, 2), or a place (1, 2) where it was no more than a click.
+        Called with a ring (n, 2), or a place (1, 2) for a click.
     on_stroke
-        Gets the brush's way.
+        Called with the movements of the brush.
     on_double
-        Gets the place (2,) of a double click while clicking is the tool; returns whether it was on a spot.
+        Called with the place (2,) of a double click while clicking is the tool; returns whether it was on a spot.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Hand:
         on_double: Callable[[NDArray[np.float64]], bool],
     ) -> None:
         self.show_line: Callable[[Line], None] = lambda line: None
-        """Draws the ring that is being drawn, and nothing where it is empty; the dock puts itself in its place."""
+        """Callback that draws the unfinished ring, or nothing for an empty one; set by the dock."""
         self.tool: Tool = "click"
         self._spots = spots
         self._on_click, self._on_ring, self._on_stroke, self._on_double = on_click, on_ring, on_stroke, on_double
@@ -98,14 +98,14 @@ class Hand:
         viewer.mouse_double_click_callbacks[:] = [self.double_click]
 
     def take(self, viewer: Any, tool: Tool, brush: Brush, mpp: float | None) -> None:
-        """Take a tool in hand; the cursor says which. While Space is held, a drag moves the camera."""
+        """Select a tool and its cursor. While Space is held, a drag moves the camera."""
         self.cancel()
         self.tool = tool
         viewer.bind_key("Space", None if tool == "click" else self._rest, overwrite=True)
         self.show_cursor(viewer, brush, mpp)
 
     def show_cursor(self, viewer: Any, brush: Brush, mpp: float | None) -> None:
-        """Show the tool by the cursor: napari shows that of the layer that was made active last."""
+        """Set the cursor of the tool; napari shows that of the last activated layer."""
         if self.tool == "brush":
             spots = self._spots()
             scale = 1.0 if mpp is not None or spots is None else float(np.abs(spots.scale).min())
@@ -113,12 +113,12 @@ class Hand:
         viewer.cursor.style = {"brush": "circle", "lasso": "cross", "rectangle": "cross"}.get(self.tool, "standard")
 
     def cancel(self) -> None:
-        """Give up the ring that is being drawn."""
+        """Discard the unfinished ring."""
         self._drawing = False
         self.show_line(())
 
     def drag(self, viewer: Any, event: Any) -> Iterator[None]:
-        """Follow a press of the mouse: a drag callback of the viewer."""
+        """Handle a mouse press; a drag callback of the viewer."""
         spots = self._spots()
         if event.button != 1 or event.handled or spots is None or self._resting or viewer.dims.ndisplay != 2:
             return
@@ -130,7 +130,7 @@ class Hand:
             yield from self._ring(viewer, event, spots)
 
     def double_click(self, viewer: Any, event: Any) -> None:
-        """Follow a double click: a callback of the viewer. Beside the spots it does what napari has it do."""
+        """Handle a double click; a callback of the viewer. Beside the spots it is left to napari."""
         spots = self._spots()
         free = self.tool == "click" and spots is not None and viewer.dims.ndisplay == 2 and not event.modifiers
         if free and self._on_double(_in_data(spots, event.position)):

@@ -1,4 +1,4 @@
-"""Work that must not run on the GUI thread: what it is, how it is numbered, and how stale answers are dropped. No Qt."""
+"""Jobs off the GUI thread: their work, their order, and how stale answers are dropped. No Qt."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Tell = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Job:
-    """Work for a worker."""
+    """Job for a worker."""
 
     title: str  # what the dock says while it is under way
     # makes the generator of the values; it asks the token whether it should end
@@ -43,7 +43,7 @@ class Job:
     tells: bool = False
 
     def guarded(self, token: CancelToken, tell: Tell = lambda value: None) -> Iterator[Any]:
-        """Drive the generator so that only `StmditError` comes out."""
+        """Drive the generator so that only `StmditError` is raised."""
         leave_a_core()
         # napari's generator workers take every RuntimeError for "the worker was deleted" and end without ``errored`` and
         # ``finished``; nearly every failure of torch is a RuntimeError
@@ -57,7 +57,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Handlers:
-    """What to call on the GUI thread: for each value, for an error, and once at the end, however it came."""
+    """Callbacks on the GUI thread: for each value, for an error, and once at the end in any case."""
 
     value: Callable[[Any], None]
     error: Callable[[StmditError], None]
@@ -65,7 +65,7 @@ class Handlers:
 
 
 class Start(Protocol):
-    """Starts a job: on a thread (`worker.start`), or at once where there is no event loop (`start_inline`)."""
+    """Function that starts a job: on a thread (`worker.start`), or at once without an event loop (`start_inline`)."""
 
     def __call__(self, job: Job, token: CancelToken, handlers: Handlers) -> None:
         """Drive the job and call the handlers."""
@@ -82,9 +82,9 @@ def start_inline(job: Job, token: CancelToken, handlers: Handlers) -> None:
 
 
 class Lane:
-    """One kind of work, one at a time: each submission takes the next generation number and silences the one before.
+    """Queue of length one: each submission takes the next generation number and drops the answers of the one before.
 
-    For work whose answer alone counts. What leaves something behind, such as a file, goes into a `Series`.
+    For jobs without side effects. Those that leave something behind, such as a file, go into a `Series`.
     """
 
     def __init__(self, start: Start) -> None:
@@ -114,7 +114,7 @@ class Lane:
 
     @property
     def busy(self) -> bool:
-        """Whether a job is under way."""
+        """Whether a job is running."""
         return self._token is not None
 
     def cancel(self) -> None:
@@ -123,14 +123,14 @@ class Lane:
             self._token.cancel()
 
     def abandon(self) -> None:
-        """Ask the present job to end and drop whatever it still says."""
+        """Ask the present job to end and drop its further answers."""
         self.cancel()
         self._token = None
         self._generation += 1
 
 
 class Series:
-    """Work that leaves something behind, one after the other in the order it came: each is done, and says how it ended."""
+    """Queue of jobs that leave something behind: each is done in order and reports its end."""
 
     def __init__(self, start: Start) -> None:
         self._start = start
@@ -139,7 +139,7 @@ class Series:
         self._closed = False
 
     def submit(self, job: Job, handlers: Handlers, begun: Callable[[], None] = lambda: None) -> None:
-        """Start a job, or let it wait for those before it; ``begun`` is called when it starts."""
+        """Queue a job; ``begun`` is called when it starts."""
         self._waiting.append((job, handlers, begun))
         if self._token is None:
             self._next()
@@ -165,7 +165,7 @@ class Series:
 
     @property
     def busy(self) -> bool:
-        """Whether a job is under way."""
+        """Whether a job is running."""
         return self._token is not None
 
     def cancel(self) -> None:
@@ -174,12 +174,12 @@ class Series:
             self._token.cancel()
 
     def finish(self) -> None:
-        """Start everything that waits, at once: nobody will be there to start it later. What is under way goes on."""
+        """Start all waiting jobs at once, as nobody will start them later; the present one continues."""
         while self._waiting:
             self._next()
 
     def close(self) -> None:
-        """End the present job, drop those that wait, and listen no longer: for what can be begun again and goes on."""
+        """End the present job, drop waiting ones, and ignore all answers; for jobs that can be continued later."""
         self._closed = True
         self._waiting.clear()
         self.cancel()
@@ -190,7 +190,7 @@ class Series:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A checkpoint on its device, and the devices to choose from."""
+    """Checkpoint on its device, and the available devices."""
 
     model: PatchModel
     devices: tuple[tuple[str, str], ...]
@@ -216,7 +216,7 @@ def once(work: Callable[[], Any]) -> Callable[[CancelToken], Iterator[Any]]:
 
 
 def failing(kind: type[StmditError], what: str) -> Callable[[Exception], StmditError]:
-    """Return what makes an error of a kind: what failed, and why."""
+    """Return a function that converts an exception to an error of a kind, with what failed and why."""
     return lambda error: kind(f"{what}: {error} ({type(error).__name__})")
 
 
@@ -236,7 +236,7 @@ def opening(source: SectionSource | None) -> Job:
 
 
 def touch(section: Section) -> None:
-    """Read one pixel of every level and estimate the covariation: what takes seconds must not run on the GUI thread."""
+    """Read one pixel of every level and estimate the covariation, which take seconds, off the GUI thread."""
     for level in section.image.levels if section.image is not None else ():
         level[:1, :1].compute()
     covariation_of(section.spots)
@@ -298,7 +298,7 @@ def exporting_dataset(results: Sequence[Result | StoredResult], path: str) -> Jo
 def evaluating(
     section: Section, model: PatchModel, request: EvaluationRequest, path: str, checkpoint: str, batch: int | None
 ) -> Job:
-    """Evaluate a section; tells `Progress`, and yields `Evaluated`."""
+    """Evaluate a section; reports `Progress`, and yields `Evaluated`."""
 
     def generate(token: CancelToken, tell: Tell) -> Iterator[Evaluated]:
         from ..evaluation.evaluate import evaluate
@@ -375,7 +375,7 @@ def measuring_edit(entry: ResultEntry, baseline: Result | StoredResult | None) -
 
 
 def comparing_with_chance(entry: ResultEntry, effect: EditEffect, model: PatchModel) -> Job:
-    """Synthesize some spots with two seeds; yields `Progress`, and the `EditEffect` beside chance at the end."""
+    """Synthesize some spots with two seeds; yields `Progress`, and the `EditEffect` with chance at the end."""
 
     def generate(token: CancelToken) -> Iterator[Progress | EditEffect]:
         leave_a_core()

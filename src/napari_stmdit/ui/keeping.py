@@ -1,4 +1,4 @@
-"""Results and edits that are not saved: kept on disk from when they are made, and what earlier sessions left is offered. No Qt."""
+"""Unsaved results and edits: kept on disk as they are made, and those of earlier sessions offered. No Qt."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from .state import WorkbenchState
 
 
 class Keeping:
-    """Keeps what is not saved of one viewer, in the background, and brings back what an earlier session left.
+    """Background saving of a viewer's unsaved work, and recovery of earlier sessions.
 
     Parameters
     ----------
     state, results, painting
         Of the viewer.
     start
-        How a job is started.
+        Starts a job.
     open_section
         Opens a section.
     """
@@ -59,7 +59,7 @@ class Keeping:
         self._source: tuple[Section, SectionSource | None] | None = None
 
     def begin(self, home: Path) -> None:
-        """Keep from now on, in a folder of user data, and look for what earlier sessions left there."""
+        """Start saving into a folder of user data, and look for earlier sessions there."""
         if self._own is not None:
             return
         self._own = Session(home)
@@ -77,7 +77,7 @@ class Keeping:
         self._do(look)
 
     def opened(self, section: Section, source: SectionSource | None) -> None:
-        """Note how a section was opened."""
+        """Record how a section was opened."""
         self._source = section, source
 
     # --- what is kept
@@ -129,7 +129,6 @@ class Keeping:
         return lambda: None
 
     def _source_of(self, section: Section) -> SectionSource | None:
-        """Return how a section is opened again; None where it is in memory alone."""
         if section.path is None:
             return None
         if self._source is not None and self._source[1] is not None and self._source[0].path == section.path:
@@ -142,7 +141,7 @@ class Keeping:
     # --- what earlier sessions left
 
     def restore(self, kept: KeptSession) -> None:
-        """Bring back what a session left: its section is opened where it is not, its results are as unsaved as they were."""
+        """Restore a session: its section is opened if needed, its results are unsaved again."""
         self._take_from_offer(kept)
         if self._own is None or (session := Session.take(self._own.home, kept)) is None:
             self.state.tell("warning", "These results belong to another viewer now; close that first.")
@@ -159,7 +158,7 @@ class Keeping:
             self.state.tell("info", f"Open {names}: its results come with it.")
 
     def discard(self, kept: KeptSession) -> None:
-        """Remove for good what a session left."""
+        """Remove a session for good."""
         self._take_from_offer(kept)
 
         def remove() -> Callable[[], None]:
@@ -172,7 +171,7 @@ class Keeping:
         self.state.kept = tuple(one for one in self.state.kept if one is not kept)
 
     def section_shown(self) -> bool:
-        """Bring back what waits for the section that is open; return whether something does."""
+        """Restore what waits for the section that is open; return whether something did."""
         section = self.state.section
         found = None if section is None else self._pending.pop(fingerprint(section.whole), None)
         if section is None or found is None:
@@ -221,7 +220,7 @@ class Keeping:
     # --- in the background
 
     def close(self) -> None:
-        """Let others have what is not saved, when what is under way has been written."""
+        """Release the unsaved work after pending writes."""
         if self._own is None or self._closed:
             return
         self._do(self._note_edits)
@@ -236,7 +235,7 @@ class Keeping:
         self._closed = True
 
     def _do(self, work: Callable[[], Callable[[], None]], now: bool = False) -> None:
-        """Do something with files after what was asked for before, on one thread; what it returns is called on this one."""
+        """Queue work with files on one thread; the function it returns is called on this one."""
         if self._closed:
             return
         self._works.append(work)

@@ -1,4 +1,4 @@
-"""Builds and finds the layers of the workbench, and keeps napari's own tools off them; their metadata, not their names, say what they are."""
+"""Layers of the workbench, built, found and protected from napari's tools; identified by metadata, not by name."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from .strokes import describe
 
 Role = Literal["slide", "spots", "outlines", "result", "stored", "context", "preview", "live", "seam", "change"]
 KEY = "stmdit"
-"""Our place in ``layer.metadata``. Layers are known by it and never by name."""
+"""Our key in ``layer.metadata``."""
 MAX_SINGLE_PX = 2_500_000
-"""A larger image is shown as a pyramid: napari then reads and sends to the screen only what is in sight."""
+"""Maximum size of an image that is shown without a pyramid; of a pyramid napari reads and sends only what is in view."""
 LayerTuple = tuple[Any, dict[str, Any], str]
 
 
 def ours(layer: Any) -> Mapping[str, Any]:
-    """Return what we wrote into a layer's metadata; empty for layers of others."""
+    """Return our metadata of a layer; empty for layers of others."""
     found = layer.metadata.get(KEY)
     return found if isinstance(found, Mapping) else {}
 
 
 def role_of(layer: Any) -> str | None:
-    """Return what a layer is for us, or None for layers of others."""
+    """Return the role of a layer of ours, or None."""
     return ours(layer).get("role")
 
 
@@ -44,18 +44,18 @@ def section_of(layer: Any) -> Section | None:
 
 
 def expression_words(section: Section) -> str:
-    """Return what the name of a result says of its expression, after a comma; empty where it was measured."""
+    """Return the part of a result's name about expression, after a comma; empty where it was measured."""
     words = {"none": ", no expression", "predicted": ", predicted expression", "factors": ", factors"}
     return words.get(section.expression.kind, "")
 
 
 def synthetic_words(counterfactual: bool) -> str:
-    """Return what the name of a result begins with."""
+    """Return the beginning of a result's name."""
     return "edited real tissue, synthetic" if counterfactual else "synthetic"
 
 
 def result_words(request: Request, spots: Sequence[str], section: Section, counterfactual: bool, number: int) -> str:
-    """Return the name of a result: what was changed, where, and that it is synthetic."""
+    """Return the name of a result: the change, where, and that it is synthetic."""
     edits = [edit.name or describe(edit) for edit in request.edits if edit.enabled]
     what = some_of(edits, 2, "; ") if edits else "as measured"
     where = str(spots[0]) if len(spots) == 1 else counted(len(spots), "spot")
@@ -66,13 +66,11 @@ def result_words(request: Request, spots: Sequence[str], section: Section, count
 
 
 def placing(section: Section, affine: NDArray[np.float64]) -> dict[str, Any]:
-    """Return what every layer of a section shares.
+    """Return the placement shared by a section's layers.
 
-    A pure scaling is given as the layer's scale: napari multiplies the size of points with ``scale``, but not with ``affine``,
-    and spots would be drawn larger or smaller than they are.
-
-    Units are microns where the section is calibrated and are left out where it is not: one layer with other units than the
-    rest would make napari drop units for the whole viewer.
+    A pure scaling is given as ``scale``: napari multiplies the size of points with it, but not with ``affine``, and spots would be drawn
+    larger or smaller than they are. Units are microns if the section is calibrated, else left out: one layer with other units
+    makes napari drop units for the whole viewer.
     """
     factor = uniform_scale(affine)
     place = {"affine": affine} if factor is None or affine[:2, 2].any() else {"scale": (factor, factor)}
@@ -92,7 +90,7 @@ def metadata(role: Role, section: Section, **more: Any) -> dict[str, Any]:
 
 
 def section_layers(section: Section) -> list[LayerTuple]:
-    """Return the layers of a section: its slide and the outlines of cells, where it has them, and its spots as one Points layer, true to size."""
+    """Return the layers of a section: slide, outlines of cells if any, and spots as one Points layer, true to size."""
     found = [] if section.image is None else [slide_layer(section)]
     found += [] if section.outlines is None else [outlines_layer(section, section.outlines)]
     return [*found, spots_layer(section)]
@@ -114,7 +112,7 @@ def slide_layer(section: Section, role: Role = "slide", name: str = "") -> Layer
 
 
 def outlines_layer(section: Section, pieces: NDArray[np.float32]) -> LayerTuple:
-    """Return the outlines of cells as one hidden picture, which is drawn as far as it is in sight."""
+    """Return the outlines of cells as one hidden, lazily drawn picture."""
     corner = np.ceil(pieces.max(axis=(0, 1), initial=0.0)).astype(int) + 1
     slide = (0, 0) if section.image is None else (np.array(section.image.shape) * section.image.pixel_size).astype(int)
     height, width = np.maximum(corner, slide).tolist()
@@ -150,9 +148,9 @@ def spots_layer(section: Section) -> LayerTuple:
 def result_layer(
     rgba: NDArray[np.uint8], frame: CanvasFrame, section: Section, name: str, run: Mapping[str, Any]
 ) -> LayerTuple:
-    """Return the one RGBA image layer of a run.
+    """Return the RGBA image layer of a run.
 
-    ``rgba`` (h, w, 4) uint8 is drawn from as it is, so that later patches appear on refresh; ``name`` must say that it is synthetic;
+    ``rgba`` (h, w, 4) uint8 is not copied, so that later patches appear on refresh; ``name`` must say that it is synthetic;
     ``run``, its identity and provenance, is kept in the layer's metadata.
     """
     state = {
@@ -165,13 +163,13 @@ def result_layer(
 
 
 def stored_layers(section: Section) -> tuple[list[LayerTuple], tuple[str, ...]]:
-    """Return the results that a section's SpatialData store holds, as layers, and what is to be said of those left out."""
+    """Return the results in a section's SpatialData store as layers, and notes about those left out."""
     found = read_stored(section)
     return [stored_layer(stored) for stored in found.results], found.notes
 
 
 def stored_layer(stored: StoredResult) -> LayerTuple:
-    """Return the layer of a result that was read back; of its pixels and halvings only those are read that are drawn."""
+    """Return the layer of a stored result, its pixels and halvings lazy."""
     section = stored.section
     height, width = stored.rgba.shape[:2]
     levels = list(stored.levels) if height * width > MAX_SINGLE_PX else [stored.rgba]
@@ -187,7 +185,7 @@ def stored_layer(stored: StoredResult) -> LayerTuple:
 
 
 def preview_layer(patch: PatchResult, frame: CanvasFrame, section: Section) -> LayerTuple:
-    """Return a small layer with what a patch is becoming, at the patch's place."""
+    """Return a small layer with the preview of a patch, at the patch's place."""
     state = {
         "name": "synthetic, being denoised",
         "rgb": True,
@@ -198,7 +196,7 @@ def preview_layer(patch: PatchResult, frame: CanvasFrame, section: Section) -> L
 
 
 def live_layer(rgba: NDArray[np.uint8], frame: CanvasFrame, section: Section) -> LayerTuple:
-    """Return the layer of what edits make of this tissue while they are being made; ``rgba`` (h, w, 4) uint8."""
+    """Return the layer of the live preview; ``rgba`` (h, w, 4) uint8."""
     state = {
         "name": "Live preview: edited real tissue, synthetic (Run makes the result)",
         "rgb": True,
@@ -216,7 +214,7 @@ def redraw_live(layer: Any, rgba: NDArray[np.uint8], frame: CanvasFrame, section
 def redraw(layer: Any, pixels: NDArray[np.uint8], affine: NDArray[np.float64]) -> None:
     """Show other pixels, at their place, in a layer that owns its pixels.
 
-    They are written in place where they are of the same size: other data make napari measure all layers and draw its list of them anew.
+    Pixels of the same size are written in place: new data make napari measure all layers and redraw its list.
     """
     if not np.array_equal(layer.affine.affine_matrix, affine):
         layer.affine = affine
@@ -228,7 +226,7 @@ def redraw(layer: Any, pixels: NDArray[np.uint8], affine: NDArray[np.float64]) -
 
 
 def send(layer: Any) -> None:
-    """Send a layer's pixels to the screen, and nothing else; napari would draw its list of layers anew to say that they are loaded."""
+    """Send a layer's pixels to the screen only; napari's own refresh redraws its list of layers."""
     with layer.events.loaded.blocker():
         layer.refresh(extent=False, thumbnail=False, highlight=False)
 
@@ -242,7 +240,7 @@ def patch_affine(patch: PatchResult, frame: CanvasFrame, section: Section) -> ND
 def change_layer(
     levels: list[NDArray[np.float32]], limit: float, below: Any, section: Section, number: int
 ) -> LayerTuple:
-    """Return the layer of what an edit changes of haematoxylin, over the layer ``below`` of its result; NaN shows nothing."""
+    """Return the layer of an edit's change of haematoxylin, over the layer ``below`` of its result; NaN is transparent."""
     state = {
         "name": f"Change {number}: haematoxylin, OD (ln), edited minus slide (synthetic)",
         "rgb": False,
@@ -273,7 +271,7 @@ def seam_layer(section: Section, line: NDArray[np.float64], width: float) -> Lay
 
 
 def seam_data(line: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return a line (2, 2) as napari's vectors have it: where it starts, and how far it goes."""
+    """Return a line (2, 2) as napari's vectors: start and displacement."""
     return np.stack([line[0], line[1] - line[0]])[None]
 
 
@@ -284,7 +282,7 @@ def make(data: LayerTuple) -> Any:
 
 
 def insert(viewer: Any, data: LayerTuple, above: Any = None) -> Any:
-    """Add a layer without taking the selection away from the present one; ``above`` says on which layer it is to lie."""
+    """Add a layer without changing the selection; ``above`` is the layer to put it on."""
     active = viewer.layers.selection.active
     layer = viewer.add_layer(make(data))
     protect(layer)
@@ -296,10 +294,10 @@ def insert(viewer: Any, data: LayerTuple, above: Any = None) -> Any:
 
 
 def draw_spots(layer: Any, look: SpotLook, selected: NDArray[np.int64] | None = None) -> None:
-    """Give the spots their colours and outlines, and napari's selection the rows in ``selected``.
+    """Set colours and outlines of the spots, and napari's selection to the rows in ``selected``.
 
-    napari sends all points to the screen anew for each colour, width and selection that is set. Here its events wait: the
-    colours' own one, which does not, comes last and sends everything.
+    napari sends all points to the screen for each property that is set. Its events are blocked here, and the colours, which do not, are set
+    last and send everything.
     """
     refaced = not np.array_equal(layer.face_color, look.face)
     recoloured = refaced or not np.array_equal(layer.border_color, look.border)
@@ -320,22 +318,22 @@ def draw_spots(layer: Any, look: SpotLook, selected: NDArray[np.int64] | None = 
 
 
 def restore_spots(layer: Any, section: Section) -> None:
-    """Give a layer of spots its points again, as the section's table has them; their look has to be drawn anew."""
+    """Restore the points of a layer of spots from the section's table; their colours have to be drawn again."""
     yx, state, _ = spots_layer(section)
     layer.data = yx
     layer.size, layer.symbol, layer.shown = state["size"], state["symbol"], True
 
 
 def draw_faces(layer: Any, face: NDArray[np.float32]) -> None:
-    """Give the spots other colours and leave their outlines: quick enough to follow a brush."""
+    """Set the colours of spots without their outlines: quick enough to follow a brush."""
     with layer.events.face_color.blocker():  # the colours' own event already sends them to the screen
         layer.face_color = face
 
 
 KEYS = ("Delete", "Backspace", "1", "2", "3", "4", "5", "Control-C", "Control-V", "Control-D")
-"""Keys by which napari removes, adds, moves and pastes, or takes up a tool to do so."""
+"""Keys by which napari removes, adds, moves and pastes, or selects a tool to do so."""
 CHOOSING = ("A", "Shift-A", "Control-A")
-"""Keys by which napari chooses points for that."""
+"""Keys by which napari selects points."""
 
 
 def _nothing() -> None:
@@ -343,7 +341,7 @@ def _nothing() -> None:
 
 
 def protect(layer: Any, refused: Callable[[], None] = _nothing, choose_all: Callable[[], None] = _nothing) -> None:
-    """Keep napari's tools, keys and hints off a layer.
+    """Disable napari's tools, keys and hints on a layer.
 
     Parameters
     ----------
@@ -352,7 +350,7 @@ def protect(layer: Any, refused: Callable[[], None] = _nothing, choose_all: Call
     refused
         Called when a key was pressed that would have changed it.
     choose_all
-        Called when a key was pressed that chooses everything.
+        Called when a key was pressed that selects everything.
     """
 
     # what cannot be edited has no mode but to pan and zoom; napari allows editing anew with each change of data or dimensions

@@ -1,4 +1,4 @@
-"""Live: this tissue changes while edits are painted and their strength is dragged; a preview, until Run makes the result. No Qt."""
+"""Live preview of edits of real tissue, while they are painted and their strength is dragged; Run makes the result. No Qt."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from .section_view import SectionView
 from .state import RunStatus, WorkbenchState
 
 IDLE_S = 0.5
-"""Noise is found ahead once nothing has changed for so long."""
+"""Idle seconds after which noise is computed ahead."""
 
 
 class Live:
-    """Follows the edits with one worker at a time.
+    """Live preview that follows the edits with one worker at a time.
 
-    What is newer ends what is under way, but for spots of which it wants the same: else a long stroke would show nothing before its end.
+    A newer request ends the present one, but for spots that are the same in both: otherwise a long stroke would show nothing before its end.
 
     Parameters
     ----------
     viewer, state, start
-        Of the workbench, and how a job is started.
+        Of the workbench, and function that starts jobs.
     request
-        Returns what Run would be asked for now, with the stroke that is being drawn.
+        Returns the present request, with the unfinished stroke.
     view
         Returns the section's layers.
     place
         Adds a layer over the slide and the results.
     redraw
-        Called when spots change their look, because there is a picture under them now.
+        Called when spots have to be drawn differently, because there is a picture under them.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Live:
         self._wanted: Request | None = None  # what begins when that has ended
         self._layer: Any = None
         self.spots: frozenset[str] = frozenset()
-        """Spots that the picture shows."""
+        """Spots in the picture."""
         self._redraw = redraw
         for signal in (state.events.request, state.events.live):
             signal.connect(self.follow, max_args=0)
@@ -74,7 +74,7 @@ class Live:
         state.events.progress.connect(self._run_goes_on, max_args=1)
 
     def follow(self) -> None:
-        """Bring the picture up to date with the edits, off the GUI thread; nothing runs where nothing changed."""
+        """Update the picture to the edits, off the GUI thread; nothing runs where nothing changed."""
         if not self.state.live:
             self.close()
             self.state.live_text = ""
@@ -92,7 +92,7 @@ class Live:
             self._begin(request)
 
     def clear(self) -> None:
-        """Take the picture away: it is off, or the real result is there."""
+        """Remove the picture: Live is off, or the result is there."""
         viewer, layer, self._layer = self._viewer(), self._layer, None
         if viewer is not None and layer is not None and layer in viewer.layers:
             viewer.layers.remove(layer)
@@ -104,7 +104,7 @@ class Live:
             self._redraw()
 
     def close(self) -> None:
-        """End what is under way, take the picture away, and forget what it showed."""
+        """End all work, remove the picture, and forget its spots."""
         self._lane.abandon()
         self._asked = self._wanted = self._tissue = None
         self.clear()
@@ -112,13 +112,13 @@ class Live:
     # --- private
 
     def _renew(self) -> None:
-        """Begin anew with another section or checkpoint."""
+        """Reset for another section or checkpoint."""
         self.close()
         self.state.live_text = ""
         self.follow()
 
     def _run_begins_or_ends(self) -> None:
-        """Leave the machine to a run; once it has ended well its result is there in place of the picture."""
+        """Pause during a run; after one that ended well its result replaces the picture."""
         status = self.state.status
         if not self.state.live:
             return
@@ -187,7 +187,7 @@ class Live:
 
 
 def live_fault(request: Request, section: Section, card: CheckpointCard) -> str:
-    """Say why edits cannot be shown while they are made, as the end of a sentence; empty where they can."""
+    """Return why edits cannot be previewed, as the end of a sentence; empty where they can."""
     if request.counterfactual == "off":
         return "new tissue is chosen; choose to edit this tissue"
     if section.expression.kind == "none":
@@ -197,7 +197,7 @@ def live_fault(request: Request, section: Section, card: CheckpointCard) -> str:
 
 
 def following(tissue: LiveTissue, request: Request, seen: NDArray[np.bool_] | None) -> Job:
-    """Bring the tissue up to date, and then find the noise of the spots in view ahead; yields `LivePicture`."""
+    """Update the tissue, then compute the noise of the spots in view; yields `LivePicture`."""
 
     def generate(token: CancelToken) -> Iterator[LivePicture]:
         yield from tissue.update(request, seen, token)
@@ -213,7 +213,7 @@ def following(tissue: LiveTissue, request: Request, seen: NDArray[np.bool_] | No
 
 
 def described(picture: LivePicture, request: Request) -> str:
-    """Say what a picture shows: how many spots, how far they are, and that it is a preview."""
+    """Return a description of a picture: spots, their state, and that it is a preview."""
     if not picture.steps:
         return ""
     spots = "1 spot" if len(picture.steps) == 1 else f"{len(picture.steps)} spots"

@@ -1,4 +1,4 @@
-"""Results on the canvas: going to them and back, their frames, and what an edit of real tissue changes, as a layer. No Qt."""
+"""Results on the canvas: navigation to them and back, frames, and the layer of an edit's change. No Qt."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .results import ResultList
 from .state import ResultEntry, WorkbenchState
 
 SMALL = 1 / 3
-"""A result that takes less of the view than this, along both axes, is gone to when it is there."""
+"""Fraction of the view, along both axes, below which a new result is zoomed to."""
 FILLED = 0.5
-"""Share of the view that a result takes when it is gone to: the tissue around it is seen too."""
+"""Fraction of the view that a result takes after zooming: the tissue around it is visible, too."""
 Quads = NDArray[np.float64]
 """Corners (n, 4, 2) of rectangles, (y, x) in the world."""
 
@@ -33,7 +33,7 @@ def canvas_size_of(viewer: Any) -> NDArray[np.float64]:
 
 
 class Looking:
-    """Moves the camera to results and back, and raises the chosen one over the others."""
+    """Camera movement to results and back; raises the chosen one over the others."""
 
     def __init__(self, viewer: Any, state: WorkbenchState, results: ResultList) -> None:
         self._viewer = weakref.ref(viewer)
@@ -45,7 +45,7 @@ class Looking:
         state.events.chosen_result.connect(self._raise, max_args=0)
 
     def frames(self, number: int | None) -> Quads:
-        """Return the frames of a result's patches; of seamless tissue that of the whole."""
+        """Return the frames of a result's patches, or of the whole of seamless tissue."""
         entry, layer = self._results.entry(number), self._results.layer(number)
         if entry is None or layer is None or entry.section is not self.state.section:
             return np.empty((0, 4, 2))
@@ -66,7 +66,7 @@ class Looking:
         return np.asarray(origin + corners[..., :1] * (down - origin) + corners[..., 1:] * (right - origin))
 
     def go(self, number: int | None) -> None:
-        """Put a result into the middle of the view; `back` returns from there."""
+        """Centre the view on a result; `back` returns."""
         viewer, frames = self._viewer(), self.frames(number)
         if viewer is None or not len(frames):
             return
@@ -80,7 +80,7 @@ class Looking:
         self.state.way_back = True
 
     def back(self) -> None:
-        """Look again where the user looked before."""
+        """Return to the former view."""
         viewer, before = self._viewer(), self._before
         self.forget()
         if viewer is not None and before is not None:
@@ -88,12 +88,12 @@ class Looking:
             camera.center, camera.zoom = before
 
     def forget(self) -> None:
-        """Forget where the user looked before."""
+        """Forget the former view."""
         self._before = None
         self.state.way_back = False
 
     def look_at(self, layer: Any) -> None:
-        """Show a layer as large as fits."""
+        """Zoom a layer to fit."""
         viewer = self._viewer()
         if viewer is None or layer is None:
             return
@@ -103,7 +103,7 @@ class Looking:
         camera.zoom = float(0.95 * (canvas_size_of(viewer) / np.maximum(high - low, 1e-6)).min())
 
     def _results_changed(self) -> None:
-        """Go to a result that is new and was made here, where it is small in the view or outside it."""
+        """Zoom to a new result made here, where it is small in the view or outside it."""
         known, self._known = self._known, frozenset(entry.number for entry in self.state.results)
         for entry in self.state.results:
             if entry.number not in known and entry.result is not None and not self._is_seen(entry):
@@ -121,7 +121,7 @@ class Looking:
         return not outside and bool(((high - low) / view).max() >= SMALL)
 
     def _raise(self) -> None:
-        """Put the chosen result over the other ones, unless they are being compared."""
+        """Raise the chosen result over the other ones, unless they are being compared."""
         viewer, layer = self._viewer(), self._results.layer(self.state.chosen_result)
         if viewer is None or layer is None or layer not in viewer.layers or self.state.comparison is not None:
             return
@@ -134,9 +134,9 @@ class Looking:
 BLOCK = 512
 """Side of the blocks in which a canvas is read, in pixels."""
 SAME = 1
-"""Grey levels up to which a pixel counts as the slide's: it was read in other pieces there, and rounds differently."""
+"""Maximum difference in grey levels that counts as rounding: the slide was read in other pieces there."""
 MIN_LIMIT = 0.1
-"""Least density at the ends of the colours, so that rounding does not look like a change."""
+"""Minimum density at the ends of the colours, so that rounding does not look like a change."""
 MIN_LEVEL_PX = 512
 
 
@@ -148,13 +148,13 @@ def change_of(edited: NDArray[np.uint8], slide: NDArray[np.uint8]) -> NDArray[np
 
 
 def limit_of(change: NDArray[np.float32]) -> float:
-    """Return the density at the ends of the colours, the same on both sides: the 99th percentile of what changed."""
+    """Return the density at the ends of the colours, symmetric: the 99th percentile of the change."""
     known = np.abs(change[np.isfinite(change)])
     return max(MIN_LIMIT, float(np.percentile(known, 99))) if known.size else MIN_LIMIT
 
 
 def change_picture(change: NDArray[np.float32], limit: float) -> NDArray[np.uint8]:
-    """Return (h, w, 3) uint8 in the colours of the layer; white where nothing changed."""
+    """Return the change (h, w, 3) uint8 in the colours of the layer; white where nothing changed."""
     from .spot_colours import DIVERGING, colormap_of
 
     share = np.clip(np.nan_to_num(change) / (2 * limit) + 0.5, 0, 1)
@@ -193,7 +193,7 @@ def canvas_of(entry: ResultEntry) -> tuple[Any, NDArray[np.float64]]:
 
 
 def halved(change: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Halve a change: the mean of what changed; NaN where nothing did."""
+    """Halve a change by the mean of changed pixels; NaN where there are none."""
     height, width = change.shape[0] // 2, change.shape[1] // 2
     blocks = change[: 2 * height, : 2 * width].reshape(height, 2, width, 2)
     known = np.isfinite(blocks)
@@ -211,7 +211,7 @@ def levels_of(change: NDArray[np.float32]) -> list[NDArray[np.float32]]:
 
 
 class Changes:
-    """Makes a layer of a result's change when it is first asked for, and shows or hides it."""
+    """Layers of results' changes, made when first shown."""
 
     def __init__(self, viewer: Any, state: WorkbenchState, start: Start, results: ResultList) -> None:
         self._viewer = weakref.ref(viewer)
@@ -241,20 +241,20 @@ class Changes:
             self._lane.submit(jobs.measuring_change(entry), handlers)
 
     def removed(self, layer: Any) -> None:
-        """Note that a layer is gone; the change of a result goes with the result's own."""
+        """Handle the removal of a layer; the change of a result is removed with the result's own."""
         for number, own in list(self._layers.items()):
             if own is layer:
                 del self._layers[number]
                 self.state.changes = self.state.changes - {number}
 
     def forget(self, number: int) -> None:
-        """Take the change of a result out of the viewer."""
+        """Remove the change of a result from the viewer."""
         viewer, layer = self._viewer(), self._layers.get(number)
         if viewer is not None and layer is not None and layer in viewer.layers:
             viewer.layers.remove(layer)
 
     def close(self) -> None:
-        """End what is being made, and listen no longer."""
+        """End all jobs and ignore their answers."""
         self._lane.abandon()
 
     def _made(self, entry: ResultEntry, levels: list[NDArray[np.float32]]) -> None:

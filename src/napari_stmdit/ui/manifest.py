@@ -1,4 +1,4 @@
-"""What napari.yaml points at besides the widget: reader and sample data. Imports nothing heavy until it is called."""
+"""Contributions named in napari.yaml besides the widget: reader and sample data. Imports nothing heavy until called."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Reader = Callable[[Any], "list[LayerTuple]"]
 PLUGIN, DOCK = "napari-stmdit", "Visium tissue what-if"
 """The plugin, and the dock's name in the menu, as the manifest has them."""
 PUBLIC = "stmdit://"
-"""Beginning of the addresses by which the sample menu knows public sections."""
+"""Prefix of the sample menu's addresses of public sections."""
 
 
 def get_reader(path: str | Sequence[str] | None = None) -> Reader | None:
-    """Return a reader for a SpatialData store, a Space Ranger folder, a .h5ad with spots or annotations, or None: napari asks it for every folder.
+    """Return a reader for a SpatialData store, a Space Ranger folder, a .h5ad with spots or annotations, or None.
 
-    Decides from file names and one small JSON file; a store or a table of another kind is left to other plugins. Without a path, as the
-    command palette calls it, the dock is opened: a section is opened from there.
+    napari asks it for every folder, so it decides from file names and one small JSON file; a store or a table of another kind is left to other
+    plugins. Without a path, as the command palette calls it, the dock is opened.
     """
     if path is None:
         open_dock()
@@ -40,7 +40,7 @@ def get_reader(path: str | Sequence[str] | None = None) -> Reader | None:
 
 
 def is_spatial_table(file: Path) -> bool:
-    """Tell whether a file is a .h5ad that says where its spots lie on which images."""
+    """Return whether a .h5ad states where its spots lie on which images."""
     if file.suffix.lower() != ".h5ad" or not file.is_file():
         return False
     import h5py
@@ -53,7 +53,7 @@ def is_spatial_table(file: Path) -> bool:
 
 
 def is_space_ranger(folder: Path) -> bool:
-    """Tell whether a folder holds what pipelines of 10x Genomics write: Space Ranger with spots, bins or cells, or Xenium."""
+    """Return whether a folder is the output of a pipeline of 10x Genomics: Space Ranger with spots, bins or cells, or Xenium."""
     inside = ("", "outs", "segmented_outputs", "outs/segmented_outputs")
     if any((folder / inner / "spatial" / "scalefactors_json.json").is_file() for inner in inside):
         return True
@@ -66,7 +66,7 @@ def is_space_ranger(folder: Path) -> bool:
 
 
 def read_section(path: Any) -> list[LayerTuple]:
-    """Return the layers of a section: slide, the results that its store holds, and spots."""
+    """Return the layers of a section: slide, stored results, and spots."""
     from napari.utils.notifications import show_warning
 
     from ..tissue.in_memory import link_elements
@@ -86,7 +86,7 @@ def read_section(path: Any) -> list[LayerTuple]:
 
 
 def read_public(path: Any) -> list[Any]:
-    """Open a public section of the sample menu: through the dock, which shows size and licence before it fetches anything.
+    """Open a public section of the sample menu through the dock, which shows size and licence before a download.
 
     Without a window it is read at once, and must be on this computer.
     """
@@ -104,7 +104,7 @@ def read_public(path: Any) -> list[Any]:
 
 
 def open_dock() -> None:
-    """Open the dock in the present viewer, where there is one with a window: a section without it can only be looked at."""
+    """Open the dock in the present viewer, if it has a window: without the dock a section can only be viewed."""
     from napari import current_viewer
 
     window = getattr(current_viewer(), "window", None)
@@ -113,7 +113,7 @@ def open_dock() -> None:
 
 
 def read_annotations(path: Any) -> list[Any]:
-    """Keep the annotations of a GeoJSON file as named selections of the section that is open in the workbench; no layer is made."""
+    """Add the annotations of a GeoJSON file to the open section as named selections; no layer is made."""
     import napari
     from napari.utils.notifications import show_warning
 

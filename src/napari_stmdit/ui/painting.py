@@ -1,4 +1,4 @@
-"""Virtual expression of one viewer: its list of edits, the brush, undo and redo. No Qt."""
+"""Edits of one viewer: their list, the brush, undo and redo. No Qt."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from ..errors import GeneError, RequestError, StmditError
 from ..expression.edit_tables import signed, table_fault, table_note
 from ..expression.edits import Mover, most_moved, write_movers
-from ..expression.following import following_fault, follows
+from ..expression.following import ProgramReach, Reach, following_fault, follows, program_reach, reach_of
 from ..expression.profiles import as_profiles, measure_profile, read_profile, write_profile
 from ..expression.programs import known_programs, read_gmt, report
-from ..expression.reach import ProgramReach, Reach, program_reach, reach_of
 from ..intent import Edit, Request, SpotProfile, SwapEdit, TableEdit
 from ..synthesis.requests import EditFile, read_edit_file, used_by, write_edit_file
 from ..types import Section
@@ -30,7 +29,7 @@ MAX_STEPS = 200
 
 
 class History(Generic[T]):
-    """Undo and redo of a value that is never changed in place."""
+    """Undo stack of an immutable value."""
 
     def __init__(self, value: T) -> None:
         self._values = [value]
@@ -53,10 +52,9 @@ class History(Generic[T]):
         return self._at + 1 < len(self._values)
 
     def push(self, value: T, merging: object = None) -> None:
-        """Take a new value; what was undone is forgotten.
+        """Push a new value; undone values are dropped.
 
-        Values pushed one after the other with the same ``merging``, which is not None, are one step, as those of a slider that
-        is being dragged.
+        Successive values with the same ``merging``, which is not None, are one step, as of a slider that is being dragged.
         """
         if merging is not None and merging == self._merging and self._at:
             self._values[self._at :] = [value]
@@ -67,29 +65,29 @@ class History(Generic[T]):
         self._merging = merging
 
     def replace(self, value: T) -> None:
-        """Change the present value without a step."""
+        """Replace the present value without a step."""
         self._values[self._at] = value
 
     def undo(self) -> T:
-        """Go one value back, if there is one, and return the present value."""
+        """Undo one step, if there is one, and return the present value."""
         self._at = max(0, self._at - 1)
         self._merging = None
         return self.value
 
     def redo(self) -> T:
-        """Go one value forward, if there is one, and return the present value."""
+        """Redo one step, if there is one, and return the present value."""
         self._at = min(len(self._values) - 1, self._at + 1)
         self._merging = None
         return self.value
 
 
 RECOLOUR_S = 0.08
-"""While a stroke is drawn, spots are coloured anew at most so often."""
+"""Minimum seconds between two recolourings of spots during a stroke."""
 Edits = tuple[Edit, ...]
 
 
 class Virtual(NamedTuple):
-    """Edits with the user's programs and profiles that they may name, and the selection: what a step of undo brings back."""
+    """Undoable state: edits with the programs and profiles that they may name, and the selection."""
 
     edits: Edits = ()
     programs: Mapping[str, Mapping[str, float]] = {}
@@ -98,7 +96,7 @@ class Virtual(NamedTuple):
 
     @classmethod
     def of(cls, state: WorkbenchState) -> Virtual:
-        """Return what a viewer has of it."""
+        """Return the undoable state of a viewer."""
         request = state.request
         return cls(request.edits, request.programs, request.profiles, state.selected)
 
@@ -107,12 +105,12 @@ class Virtual(NamedTuple):
         return request.model_copy(update={"edits": self.edits, "programs": self.programs, "profiles": self.profiles})
 
     def differs(self, other: Virtual) -> bool:
-        """Return whether anything is another; the same dictionaries are not looked into."""
+        """Return whether anything differs; identical dictionaries are not compared."""
         return any(a is not b and a != b for a, b in zip(self, other, strict=True))
 
 
 class Painting:
-    """What the user does to edits: each change is a new tuple of them in ``state.request`` and one step that can be undone."""
+    """User's changes of edits: each is a new tuple in ``state.request`` and an undoable step."""
 
     def __init__(
         self,
@@ -131,7 +129,7 @@ class Painting:
         self._drawn_at = 0.0
         self._profiles: tuple[Any, Any, dict[str, Any]] | None = None
         self.stroked: Callable[[], None] = lambda: None
-        """Called while a stroke is drawn, whenever spots are coloured anew."""
+        """Callback during a stroke, whenever spots are recoloured."""
         state.events.request.connect(self._state_changed, max_args=0)
         state.events.selected.connect(self._state_changed, max_args=0)
 
@@ -139,7 +137,7 @@ class Painting:
 
     @property
     def edits(self) -> Edits:
-        """The list."""
+        """The edits."""
         return self.state.request.edits
 
     @property
@@ -149,7 +147,7 @@ class Painting:
         return self.edits[number] if number is not None and number < len(self.edits) else None
 
     def edited(self) -> Edited:
-        """Return the edits on show, with what they refer to; while a stroke is drawn, with the stroke."""
+        """Return the edits with what they refer to, and with the unfinished stroke."""
         request, model = self.state.request, self.state.checkpoint
         key = (request.profiles, None if model is None else model.profiles)
         if self._profiles is None or self._profiles[0] is not key[0] or self._profiles[1] is not key[1]:
@@ -164,18 +162,17 @@ class Painting:
         return Edited(usable, known_programs(request.programs), known)
 
     def _usable(self, edit: Edit, profiles: Mapping[str, Any]) -> bool:
-        """Return whether what an edit refers to is there: its profile, or its table."""
         section = self.state.section
         if isinstance(edit, TableEdit):
             return section is not None and edit.enabled and table_fault(edit, section.spots) is None
         return (getattr(edit, "target_profile", None) or "") in ("", *profiles)
 
     def profile_names(self) -> tuple[str, ...]:
-        """Return the profiles that an edit may move towards: the user's own, then the checkpoint's."""
+        """Return the target profiles: the user's own, then the checkpoint's."""
         return tuple(self.edited().profiles)
 
     def reaches(self) -> tuple[Reach, ...]:
-        """Return for each edit which of its genes have no effect."""
+        """Return the reach of each edit."""
         section, model = self.state.section, self.state.checkpoint
         if section is None:
             return tuple(Reach(0) for _ in self.edits)
@@ -185,7 +182,7 @@ class Painting:
         return tuple(reach_of(edit, programs, section.spots.genes, seen, followed) for edit in self.edits)
 
     def program_reaches(self) -> dict[str, ProgramReach]:
-        """Return for each program how much of it the checkpoint sees in this section; nothing while either is unknown."""
+        """Return the reach of each program; empty while section or checkpoint is unknown."""
         section, model = self.state.section, self.state.checkpoint
         if section is None or model is None or not model.card.genes or section.expression.kind == "none":
             return {}
@@ -203,7 +200,7 @@ class Painting:
     # --- the form and the list
 
     def add(self, ids: Sequence[str] | None, name: str = "") -> bool:
-        """Add the edit that the form describes, to some spots or (None) to all; return whether it could be made."""
+        """Add the edit of the form to some spots or (None) to all; return whether it could be made."""
         if self.state.section is None:
             return False
         if ids is not None and not ids and self.state.draft.operation != "swap":
@@ -219,7 +216,7 @@ class Painting:
         return True
 
     def add_table(self, edit: TableEdit) -> None:
-        """Add an edit that was read from a table and has no fault."""
+        """Add an edit read from a table without fault."""
         named = edit if edit.name else edit.model_copy(update={"name": describe(edit)})
         self.state.chosen_edit = len(self.edits)
         self._commit((*self.edits, named))
@@ -234,7 +231,7 @@ class Painting:
         return edit
 
     def take_draft(self, draft: EditDraft) -> None:
-        """The form was changed: so is the edit that it shows, if one is chosen."""
+        """Apply a change of the form to the chosen edit, if any."""
         self.state.draft = draft
         if isinstance(self.chosen, TableEdit):  # the form does not show it: what is written there is another edit
             self.state.chosen_edit = None
@@ -258,7 +255,7 @@ class Painting:
             self._replace(number, changed, merging=("form", number))
 
     def choose(self, number: int | None) -> None:
-        """Show an edit in the form and paint on it; None begins a new one."""
+        """Choose an edit to show in the form and paint on; None for a new one."""
         self.state.chosen_edit = number if number is not None and 0 <= number < len(self.edits) else None
         edit = self.chosen
         self.state.draft_faults = {}
@@ -273,11 +270,11 @@ class Painting:
         self._change(number, enabled=enabled)
 
     def set_strength(self, number: int, strength: float) -> None:
-        """Change how strongly an edit acts, 0 to 1; while a slider is dragged, that is one step."""
+        """Set the strength of an edit, 0 to 1; a drag of the slider is one step."""
         self._change(number, merging=("strength", number), strength=round(min(max(strength, 0.0), 1.0), 4))
 
     def rename(self, number: int, name: str) -> None:
-        """Give an edit a name; an empty one brings the description back."""
+        """Rename an edit; an empty name restores the description."""
         self._change(number, name=name.strip() or describe(self.edits[number]))
 
     def delete(self, number: int) -> None:
@@ -296,11 +293,11 @@ class Painting:
             self._commit(tuple(edits))
 
     def undo(self) -> None:
-        """Take back the last change of the edits or of the selection."""
+        """Undo the last change of the edits or of the selection."""
         self._go(self._history.undo)
 
     def redo(self) -> None:
-        """Do again what was taken back."""
+        """Redo the last undone change."""
         self._go(self._history.redo)
 
     def _go(self, step: Callable[[], Virtual]) -> None:
@@ -326,7 +323,7 @@ class Painting:
     # --- the brush
 
     def begin_stroke(self, yx: NDArray[Any], erase: bool) -> None:
-        """Put the brush down at a place in full-resolution pixels: on the chosen edit, or on a new one."""
+        """Begin a stroke at a place in full-resolution pixels, on the chosen edit or a new one."""
         view, section = self._view(), self.state.section
         if view is None or section is None or view.finder.tree is None:
             return
@@ -355,7 +352,7 @@ class Painting:
         self.move_stroke(yx)
 
     def move_stroke(self, yx: NDArray[Any]) -> None:
-        """Draw the brush to a place."""
+        """Extend the stroke to a place."""
         view = self._view()
         if self._stroke is None or view is None:
             return
@@ -366,7 +363,7 @@ class Painting:
             self.stroked()
 
     def end_stroke(self) -> None:
-        """Lift the brush: the whole stroke is one step."""
+        """End the stroke, as one step."""
         if self._stroke is None:
             return
         number, stroke = self._stroke
@@ -407,7 +404,7 @@ class Painting:
         return set(edit.spots or ())
 
     def take(self, file: EditFile) -> None:
-        """Replace the edits by those of a file, with its programs and profiles: one step, and undo brings back what these meant before."""
+        """Replace the edits by those of a file, with its programs and profiles, as one step."""
         request = self.state.request
         self.state.chosen_edit = None
         programs, profiles = {**request.programs, **file.programs}, {**request.profiles, **file.profiles}
@@ -421,19 +418,19 @@ class Painting:
         programs: Mapping[str, dict[str, float]] | None = None,
         profiles: Mapping[str, SpotProfile] | None = None,
     ) -> dict[str, str]:
-        """Add programs and profiles from a file, in one step that can be undone; the edits at hand keep their meaning.
+        """Add programs and profiles from a file, as one step; existing edits keep their meaning.
 
         Parameters
         ----------
         origin
-            Where they come from, in a word.
+            Their origin, in a word.
         programs, profiles
-            By name. One whose name an edit uses for something else is added under another name.
+            By name. One whose name an edit uses for something else gets another name.
 
         Returns
         -------
         dict
-            The name in the file -> the name that it has now.
+            The name in the file -> its present name.
         """
         request, used = self.state.request, used_by(self.edits, self.state.request)
         known = known_programs(request.programs)
@@ -461,7 +458,7 @@ class Painting:
     # --- sections
 
     def section_changed(self, before: Section | None, after: Section | None) -> None:
-        """Put the edits of one section away and bring those of the other back: spot ids mean nothing elsewhere."""
+        """Store the edits of one section and restore those of the other: spot ids mean nothing elsewhere."""
         self._stroke = None
         if before is not None:
             self._put_away[_identity(before)] = self._history
@@ -499,7 +496,7 @@ class Painting:
         self._after_change()
 
     def _quietly(self, edits: Edits) -> None:
-        """Change the list without a step: a stroke that is only begun is none."""
+        """Change the edits without a step: an unfinished stroke is none."""
         with self.state.events.request.blocked():
             self.state.request = self.state.request.model_copy(update={"edits": edits})
 
@@ -530,7 +527,7 @@ def _identity(section: Section) -> str:
 
 
 def _free_name(name: str, origin: str, taken: Mapping[str, Any]) -> str:
-    """Return a name that nothing has: with where it comes from, and a number where that is not enough."""
+    """Return a free name: with its origin, and a number if needed."""
     free, number = f"{name} ({origin})", 2
     while free in taken:
         free, number = f"{name} ({origin} {number})", number + 1
@@ -541,7 +538,7 @@ def _free_name(name: str, origin: str, taken: Mapping[str, Any]) -> str:
 
 
 class EditFiles:
-    """What the user reads and writes while painting; a file that cannot be read is told and changes nothing."""
+    """Files of edits, programs and profiles; an unreadable one is reported and changes nothing."""
 
     def __init__(self, painting: Painting) -> None:
         self._painting = painting
@@ -561,7 +558,7 @@ class EditFiles:
         self._guarded(lambda: write_movers(self._painting.movers(), path), f"Genes that move most saved in {path}.")
 
     def load(self, path: str) -> None:
-        """Replace the edits by those of a file; that can be undone."""
+        """Replace the edits by those of a file, as one step."""
 
         def read() -> None:
             file = read_edit_file(path)
@@ -571,7 +568,7 @@ class EditFiles:
         self._guarded(read, f"Edits read from {path}.")
 
     def import_gmt(self, path: str) -> None:
-        """Add the gene sets of a GMT file to the programs; what is doubtful about them is told."""
+        """Add the gene sets of a GMT file to the programs; doubts are reported."""
 
         def read() -> None:
             sets, section = read_gmt(path), self.state.section
@@ -600,7 +597,7 @@ class EditFiles:
         self._guarded(read, "")
 
     def import_table(self, path: str, unit: str, layer: str | None, baseline: str | None) -> None:
-        """Add the edit of a table that another tool predicted for these spots, to the selected spots or, with none, to all."""
+        """Add the edit of a table predicted by another tool, to the selected spots or, with none, to all."""
 
         def read() -> None:
             section, selected = self.state.section, self.state.selected
@@ -624,7 +621,7 @@ class EditFiles:
         self._guarded(read, "")
 
     def export_profile(self, path: str) -> None:
-        """Write the mean profile of the selected spots, to be used in another section."""
+        """Write the mean profile of the selected spots, for use in another section."""
         section, selected = self.state.section, self.state.selected
         if section is None or not selected:
             self.state.tell("warning", "Select the spots first whose mean expression is to be kept.")
@@ -645,7 +642,7 @@ class EditFiles:
 
 
 def _renamed(names: Mapping[str, str]) -> tuple[str, ...]:
-    """Say which names were in use by edits for something else, and what they became."""
+    """Return notes on names that edits use for something else, and their new names."""
     return tuple(
         f"{name} is in use by an edit for something else; the one of the file is now {given!r}"
         for name, given in names.items()

@@ -1,4 +1,4 @@
-"""Between the forms and the tissue: takes intent, plans, runs, and is the only one that changes the viewer. No Qt."""
+"""Presenter between forms and tissue: takes intent, plans and runs; only it changes the viewer. No Qt."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .state import Brush, Colouring, Combine, CompareMode, ModelChoice, Offer, S
 from .tools import DataSets, Effects, Evaluations, Example, Groups, Sheets, remember_section
 
 PLANNED_AT_ONCE = 500
-"""A plan for more spots than this takes longer than a lasso may."""
+"""Maximum number of spots that are planned at once: more take longer than a lasso may."""
 _PRESENTERS: weakref.WeakKeyDictionary[Any, Presenter] = weakref.WeakKeyDictionary()
 
 
@@ -51,7 +51,7 @@ def known_presenter(viewer: Any) -> Presenter | None:
 
 
 class Presenter:
-    """What the workbench of one viewer does; ``start`` runs jobs on a thread, or inline where there is no event loop."""
+    """Presenter of one viewer; ``start`` runs jobs on a thread, or inline without an event loop."""
 
     def __init__(self, viewer: Any, start: Start) -> None:
         self._viewer = weakref.ref(viewer)
@@ -82,9 +82,9 @@ class Presenter:
         self.corrections = Corrections(self.state, start, self.show)
         self.keeping = Keeping(self.state, start, self.results, self.painting, self.open)
         self.preview_soon: Callable[[], None] = self.runs.preview
-        """Shows what a run would cost; the dock puts something in its place that waits until the mouse is still."""
+        """Callback that shows the cost of a run; the dock replaces it by one that waits until the mouse is still."""
         self.baseline_mode: CompareMode = "swipe"
-        """How the baseline is compared; the dock puts the user's preference in its place."""
+        """Mode to compare the baseline in; the dock sets the user's preference."""
         self.hand = Hand(viewer, self._spots_layer, self.click, self.ring, self.stroke, self.run_at)
         self._limits: dict[tuple[str | None, ...], tuple[float, float]] = {}
         self._lanes = {name: Lane(start) for name in ("section", "model", "stored", "spot", "link", "example")}
@@ -100,7 +100,7 @@ class Presenter:
     # --- sections
 
     def adopt(self) -> None:
-        """Take up a section whose layers are already in the viewer, as from a reader or the sample menu."""
+        """Use a section whose layers are already in the viewer, as from a reader or the sample menu."""
         viewer = self._viewer()
         for layer in reversed(viewer.layers if viewer is not None else ()):
             section = layers.section_of(layer)
@@ -175,7 +175,7 @@ class Presenter:
         self.keeping.section_shown()
 
     def close_section(self) -> None:
-        """Let go of the open section, but not of its layers; a run is stopped and what it finished is kept."""
+        """Close the open section, but not its layers; a run is stopped and its finished patches kept."""
         self._end_work()
         self.compare.stop()
         self.view = None
@@ -189,14 +189,14 @@ class Presenter:
             self.view.spots.metadata.update(found.metadata())
 
     def section_fault(self) -> str:
-        """Say why the open section cannot be synthesized from, in words; empty where it can or nothing is known yet."""
+        """Return why the open section cannot be synthesized from, in words; empty where it can or nothing is known yet."""
         section, model = self.state.section, self.state.checkpoint
         if section is None or model is None:
             return ""
         return synthesis_fault(section, model.card.patch_mpp) or self.state.faults.get("genes", "")
 
     def gene_overlap(self) -> tuple[int, int] | None:
-        """Return how many of the checkpoint's genes the section has, and how many there are; None before both are there."""
+        """Return the number of the checkpoint's genes in the section, and of all; None before both are there."""
         section, model = self.state.section, self.state.checkpoint
         if section is None or model is None:
             return None
@@ -205,7 +205,7 @@ class Presenter:
     # --- colours and selection
 
     def colour(self, colouring: Colouring) -> None:
-        """Colour the spots; limits that the user set are kept for each gene, program and column."""
+        """Colour the spots; the user's limits are kept for each gene, program and column."""
         if colouring.limits is not None:
             self._limits[colouring.key] = colouring.limits
         elif colouring.key == self.state.colouring.key and colouring.key in self._limits:
@@ -218,7 +218,7 @@ class Presenter:
             self.redraw()
 
     def redraw(self) -> None:
-        """Draw colours, selection and rings of the spots."""
+        """Redraw colours, selection and rings of the spots."""
         if self.view is not None:
             self.view.draw(self.state.selected, self._hollow(), self.painting.outlined())
 
@@ -231,7 +231,7 @@ class Presenter:
             self.redraw()
 
     def next_spots(self) -> None:
-        """Show the spots in the next of these ways."""
+        """Switch to the next way of showing the spots."""
         ways: tuple[SpotLook, ...] = ("fill", "outline", "hide")
         self.show_spots(ways[(ways.index(self.state.spots_as) + 1) % len(ways)])
 
@@ -255,7 +255,6 @@ class Presenter:
             self.preview_soon()
 
     def _live_request(self) -> Request:
-        """Return what Run would be asked for, with the stroke that is being drawn."""
         return self.runs.request().model_copy(update={"edits": self.painting.edited().edits, "region": AllSpots()})
 
     def select_all(self) -> None:
@@ -272,7 +271,7 @@ class Presenter:
             self.select(sorted(self.painting.outlined()))
 
     def invert_selection(self) -> None:
-        """Select what is not selected."""
+        """Invert the selection."""
         if self.state.section is not None:
             self.select(inverted(self.state.section.spots, self.state.selected))
 
@@ -282,7 +281,7 @@ class Presenter:
             self.select(found, how or self.state.combine)
 
     def run_at(self, yx: NDArray[np.float64]) -> bool:
-        """Run the spot at a place in full-resolution pixels, on its own; return whether there is one."""
+        """Run the spot at a place in full-resolution pixels, alone; return whether there is one."""
         found = () if self.view is None else self.view.finder.at(yx.tolist())
         if found:
             self.select(found)
@@ -298,7 +297,7 @@ class Presenter:
             self.select(found, how or self.state.combine)
 
     def stroke(self, kind: str, yx: NDArray[np.float64], erase: bool) -> bool:
-        """Paint with the brush, if it is in hand; return whether it is."""
+        """Paint with the brush, if it is the tool; return whether it is."""
         if self.view is None or self.state.tool != "brush":
             return False
         if kind == "begin":
@@ -312,19 +311,19 @@ class Presenter:
         return True
 
     def use_tool(self, tool: Tool) -> None:
-        """Choose spots by clicking or by drawing around them, or paint on them; whatever layer is active."""
+        """Set the tool: click, lasso or brush, whatever layer is active."""
         self.state.tool = "click" if self.view is None else tool
         viewer = self._viewer()
         if viewer is not None:
             self.hand.take(viewer, self.state.tool, self.state.brush, self._mpp())
 
     def set_brush(self, brush: Brush) -> None:
-        """Change the brush; in hand, its new size shows at once."""
+        """Change the brush, and its cursor."""
         self.state.brush = brush
         self._show_cursor()
 
     def _spots_removed(self) -> None:
-        """Close a section whose spots the user took out of the viewer, and keep its edits and names for when it comes back."""
+        """Close a section whose spots the user removed; its edits and names are kept for its return."""
         section = self.state.section
         self.close_section()
         if section is not None:
@@ -357,7 +356,7 @@ class Presenter:
     # --- model
 
     def load_model(self, choice: ModelChoice) -> None:
-        """Load a checkpoint off the GUI thread; the one before is let go first, so that two are never held."""
+        """Load a checkpoint off the GUI thread; the present one is released first, so that two are never held."""
         self._end_work()
         self.state.model = choice
         self.state.checkpoint = None
@@ -374,7 +373,7 @@ class Presenter:
         self.runs.preview()
 
     def unload_model(self) -> None:
-        """Let the checkpoint and its memory go."""
+        """Release the checkpoint and its memory."""
         self._end_work()
         self._abandon("model")
         self.state.checkpoint = None
@@ -384,7 +383,7 @@ class Presenter:
     # --- results
 
     def run(self, again: bool = False) -> None:
-        """Run what is wanted; what is there already is shown, unless it is to be made ``again``."""
+        """Run the request; an existing result of it is shown, unless ``again``."""
         state = self.state
         made = (
             None
@@ -399,19 +398,19 @@ class Presenter:
         state.tell("info", f"Already made, and shown: {made.name}.", "again")
 
     def act(self, offer: Offer) -> None:
-        """Do what a message offers."""
+        """Act on a message's offer."""
         if offer == "again":
             self.run(again=True)
         else:
             self.runs.go_on()
 
     def ignore_expression(self) -> None:
-        """Synthesize from morphology alone: for a section whose genes the checkpoint does not know."""
+        """Synthesize from morphology alone, for a section whose genes the checkpoint does not know."""
         self.state.request = self.state.request.model_copy(update={"expression": "null"})
         self.runs.preview()
 
     def stop(self) -> None:
-        """Ask what is under way to end at its next denoising step; what is finished is kept."""
+        """Stop the present work at its next denoising step; finished patches are kept."""
         if self.sheets.busy:
             self.sheets.stop()
         elif self.evaluations.busy:
@@ -422,7 +421,7 @@ class Presenter:
             self.runs.stop()
 
     def reuse(self, number: int) -> None:
-        """Put a result's request into the form, and select its spots where the open section has them."""
+        """Load a result's request into the form, and select its spots where the open section has them."""
         entry, section = self.results.entry(number), self.state.section
         if entry is None:
             return
@@ -433,7 +432,7 @@ class Presenter:
         self.state.tell("info", f"The form now holds the request of {entry.name}.")
 
     def compare_with_baseline(self, mode: CompareMode | None = None) -> None:
-        """Compare the chosen result with the same request without its edits; runs that first where it is not there yet.
+        """Compare the chosen result with the same request without its edits, which is run first if needed.
 
         Edited real tissue is compared with the slide, which is its baseline.
         """
@@ -454,7 +453,7 @@ class Presenter:
     # --- all
 
     def close(self) -> None:
-        """End everything that is under way; what a run finished is kept."""
+        """End all work; finished patches of a run are kept."""
         self._end_work()
         self.keeping.close()
         self.acquisition.close()
@@ -470,7 +469,7 @@ class Presenter:
             self._abandon(lane)
 
     def _end_work(self) -> None:
-        """End the present run or sheet now, and drop what waits for it: it was planned for what is about to go."""
+        """End the present run or sheet now, and drop queued ones, whose plans are outdated."""
         dropped = self.queue.clear()
         self.sheets.abandon()
         self.evaluations.abandon()
@@ -489,7 +488,7 @@ class Presenter:
         self._lanes[lane].submit(job, Handlers(on_value, error, lambda: self._note_busy(lane, "")))
 
     def _write(self, job: jobs.Job, on_value: Any, name: str) -> None:
-        """Write a result, after those that are being written; of several the user hears of each that failed."""
+        """Queue the writing of a result; each failure is reported."""
         if not self._saves.busy:
             self._unsaved = []
 
@@ -507,7 +506,7 @@ class Presenter:
         self._saves.submit(job, Handlers(done, failed, lambda: self._note_busy("save", "")), begun)
 
     def _tell_unsaved(self) -> None:
-        """A save that went well must not take away what was said of one that did not."""
+        """Report unsaved results again, so that a save that went well does not hide one that failed."""
         if self._unsaved:
             last = self.state.message
             good = [last.text] if last.kind == "info" and "was saved in" in last.text else []

@@ -1,4 +1,4 @@
-"""The results of one viewer: their layers, their list, and one spot of them seen closely. No Qt."""
+"""Results of one viewer: their layers, their list, and the close-up of a spot. No Qt."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Submit = Callable[[str, Job, Callable[[Any], None]], None]
 
 
 class CloseUps:
-    """Keeps the close-up of the spot that is pointed at, or else of the first selected one."""
+    """Close-up of the spot under the mouse, or else of the first selected one."""
 
     def __init__(self, state: WorkbenchState, results: ResultList, submit: Submit) -> None:
         self.state = state
@@ -38,7 +38,7 @@ class CloseUps:
         self._submit = submit
 
     def follow(self, viewer: Any, view: Callable[[], SectionView | None]) -> None:
-        """Note which spot the mouse is over."""
+        """Track the spot under the mouse."""
         weak = weakref.ref(self)
 
         def moved(_: Any, event: Any) -> None:
@@ -58,11 +58,11 @@ class CloseUps:
 
     @property
     def spot(self) -> str | None:
-        """The spot that is meant."""
+        """The spot of the close-up."""
         return self.state.hovered or (self.state.selected[0] if self.state.selected else None)
 
     def look(self) -> None:
-        """Cut out and measure the patches of the spot that is meant, off the GUI thread."""
+        """Cut out and measure the patches of the spot, off the GUI thread."""
         state, spot = self.state, self.spot
         if state.section is None or state.checkpoint is None or spot is None:
             state.close_up = None
@@ -93,7 +93,7 @@ class CloseUps:
         self._submit("spot", jobs.close_up(spot, cut, card.patch_um, words, edited), keep)
 
     def _columns(self, spot: str) -> tuple[list[tuple[str, ResultEntry, Any]], str]:
-        """Return what to show beside the real crop, as (column, result, its layer), and what to say about it."""
+        """Return the images beside the real crop, as (column, result, its layer), and a note."""
         chosen = self._results.entry(self.state.chosen_result)
         if chosen is None or spot not in chosen.spots or chosen.section is not self.state.section:
             own = [e for e in self.state.results if spot in e.spots and e.section is self.state.section]
@@ -117,9 +117,9 @@ class CloseUps:
 def patch_at(
     entry: ResultEntry, layer: Any, spot: str, section: Section, side: int, mpp: float
 ) -> NDArray[np.uint8] | None:
-    """Return a spot's patch (side, side, 3) of a result: as it was made where that is kept, else cut from its canvas.
+    """Return a spot's patch (side, side, 3) of a result: as made if stored, else cut from its canvas.
 
-    What lies outside a blended image, or was not synthesized, is white. None too where its pixels are not of ``mpp`` microns.
+    Outside a blended image, and where nothing was synthesized, it is white. None also where its pixels are not of ``mpp`` microns.
     """
     if entry.result is not None:
         for place, index in enumerate(entry.result.done):
@@ -155,7 +155,7 @@ Write = Callable[[Job, Callable[[Any], None], str], None]
 
 
 class ResultList:
-    """Keeps the list of results and their layers in step; ``redraw`` is called when spots change their look."""
+    """List of results, kept in step with their layers; ``redraw`` is called when spots have to be drawn differently."""
 
     def __init__(
         self, viewer: Any, state: WorkbenchState, submit: Submit, write: Write, redraw: Callable[[], None]
@@ -169,7 +169,7 @@ class ResultList:
         self._count = 0
         self.inserting = False
         self.deleted: Callable[[int], None] = lambda number: None
-        """Called with the number of a result that the user deletes, before it goes."""
+        """Callback with the number of a result before the user deletes it."""
 
     # --- layers
 
@@ -187,7 +187,7 @@ class ResultList:
         return layer
 
     def place(self, data: layers.LayerTuple) -> Any:
-        """Add a layer over the slide and earlier results; the tool in hand stays."""
+        """Add a layer over the slide and earlier results, without changing the tool."""
         viewer = self._viewer()
         if viewer is None or self.state.section is None:
             return None
@@ -212,7 +212,7 @@ class ResultList:
         return next((e for e in self.state.results if e.number == number), None)
 
     def removed(self, layer: Any) -> int | None:
-        """Note that a layer is gone from the viewer; return the number of its result, if it had one."""
+        """Handle the removal of a layer; return the number of its result, if any."""
         number = next((n for n, known in self._layers.items() if known is layer), None)
         if number is not None:
             del self._layers[number]
@@ -239,7 +239,7 @@ class ResultList:
     # --- the list
 
     def keep(self, number: int, name: str, result: Result) -> None:
-        """Put a finished or stopped run into the list."""
+        """Add a finished or stopped run to the list."""
         request, record = result.plan.request, result.provenance
         spots, planned = spots_of(result.section, request, record)
         entry = ResultEntry(
@@ -249,9 +249,9 @@ class ResultList:
         self.state.results = (*self.state.results, entry)
 
     def take_stored(self, layer: Any, saved: bool = True) -> int | None:
-        """Put a result that was read back into the list, and return its number; its layer is in the viewer already.
+        """Add a stored result, whose layer is in the viewer already, to the list, and return its number.
 
-        ``saved`` is False for one that was kept for the user, who has not saved it.
+        ``saved`` is False for one of an earlier session that the user has not saved.
         """
         stored = layers.ours(layer).get("stored")
         if not isinstance(stored, StoredResult) or any(known is layer for known in self._layers.values()):
@@ -278,7 +278,7 @@ class ResultList:
         return number
 
     def read_stored(self, section: Section) -> None:
-        """Bring the results that the section's store holds, off the GUI thread, unless a reader has brought them."""
+        """Read the results in the section's store, off the GUI thread, unless a reader has added them."""
         viewer = self._viewer()
         if viewer is None or section.kind != "spatialdata":
             return
@@ -304,7 +304,7 @@ class ResultList:
             layer.visible = visible
 
     def rename(self, number: int, name: str) -> None:
-        """Give a result another name; one that does not say that it is synthetic is completed."""
+        """Rename a result; a name that does not say that it is synthetic is completed."""
         layer, entry, name = self._layers.get(number), self.entry(number), name.strip()
         if layer is not None and entry is not None and name:
             needed = ("edited", "synthetic") if entry.counterfactual else ("synthetic",)
@@ -312,7 +312,7 @@ class ResultList:
             layer.name = name if said else f"{name} ({layers.synthetic_words(entry.counterfactual)})"
 
     def delete(self, number: int) -> None:
-        """Take a result out of the viewer and the list; what was saved of it stays."""
+        """Remove a result from the viewer and the list; a saved copy stays."""
         viewer, layer = self._viewer(), self._layers.get(number)
         if viewer is not None and layer is not None and layer in viewer.layers:
             self.deleted(number)
@@ -373,9 +373,9 @@ class ResultList:
     # --- baselines
 
     def baseline(self, number: int | None) -> ResultEntry | None:
-        """Return the result that shows the same spots without the edits of another, with the same noise; None if there is none.
+        """Return the result of the same spots and noise without edits; None if there is none.
 
-        Of edited real tissue there never is: its baseline is the slide.
+        Edited real tissue never has one: its baseline is the slide.
         """
         entry = self.entry(number)
         if entry is None or not entry.request.edits or entry.counterfactual:
@@ -395,6 +395,6 @@ class ResultList:
 
 
 def thumbnail_of(rgba: Any) -> NDArray[np.uint8]:
-    """Return a picture of at most `THUMBNAIL_PX` a side of pixels, numpy or lazy; every so many, without smoothing."""
+    """Return a thumbnail of at most `THUMBNAIL_PX` a side of pixels, numpy or lazy, by nearest neighbour."""
     step = max(1, -(-max(rgba.shape[:2]) // THUMBNAIL_PX))
     return np.ascontiguousarray(rgba[::step, ::step])

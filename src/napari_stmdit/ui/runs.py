@@ -1,4 +1,4 @@
-"""The layer of a run that is under way: patches appear on it as they are finished, whatever the size of the canvas. No Qt."""
+"""Runs: the queue, the cycle from request to result, and the layer that grows with finished patches. No Qt."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from ..errors import RequestError, StmditError
 from ..intent import Request, SpotList
 from ..progress import BATCH, Progress
 from ..synthesis.canvas import MemoryCanvas, fits_in_memory
-from ..synthesis.estimate import edited_places, estimate, evaluations
 from ..synthesis.models import Event, Pasted, PatchModel, Preview
-from ..synthesis.plan import counterfactual_fault, region_rows
+from ..synthesis.plan import counterfactual_fault, edited_places, estimate, evaluations, region_rows
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import provenance_of
 from ..synthesis.session import Session
@@ -36,16 +35,16 @@ _MIN_LEVEL_PX = 512
 
 
 class GrowingLayer:
-    """A canvas on the screen.
+    """Canvas on the screen.
 
     Parameters
     ----------
     canvas
-        What patches are pasted on. Its pixels are shown as they are; coarser levels, where there are any, follow in `changed`.
+        Canvas of the run. Its pixels are shown as they are; coarser levels, if any, follow in `changed`.
     section
         The section it belongs to.
     name
-        Of the layer.
+        Name of the layer.
     """
 
     def __init__(self, canvas: MemoryCanvas, section: Section, name: str) -> None:
@@ -58,7 +57,7 @@ class GrowingLayer:
                 self.levels.append(np.zeros((height // 2, width // 2, 4), dtype=np.uint8))
 
     def changed(self, box: tuple[int, int, int, int]) -> None:
-        """Bring the coarser levels up to date under a box (y0, x0, y1, x1) of canvas pixels."""
+        """Update the coarser levels under a box (y0, x0, y1, x1) of canvas pixels."""
         y0, x0, y1, x1 = box
         for fine, coarse in zip(self.levels, self.levels[1:], strict=False):
             y0, x0 = y0 // 2, x0 // 2
@@ -74,7 +73,7 @@ class GrowingLayer:
         self.layer = insert((data, state, kind))
 
     def refresh(self) -> None:
-        """Send what changed to the screen."""
+        """Send the changes to the screen."""
         if self.layer is not None:
             layers.send(self.layer)
 
@@ -89,9 +88,9 @@ class GrowingLayer:
 
 
 class LivePreview:
-    """Shows what a patch is becoming.
+    """Preview of a patch while it is denoised.
 
-    Nothing provisional is ever put on the run's own canvas: what is saved is finished.
+    Nothing provisional is put on the run's own canvas: what is saved is finished.
     """
 
     def __init__(self, viewer: Any) -> None:
@@ -99,7 +98,7 @@ class LivePreview:
         self._layer: Any = None
 
     def show(self, patch: PatchResult, plan: Plan, section: Section) -> None:
-        """Show a patch, in place of the one shown before."""
+        """Show a patch in place of the former one."""
         viewer = self._viewer()
         if viewer is None:
             return
@@ -111,7 +110,7 @@ class LivePreview:
         layers.redraw(self._layer, patch.pixels, layers.patch_affine(patch, plan.frame, section))
 
     def clear(self) -> None:
-        """Take the layer away."""
+        """Remove the layer."""
         viewer, layer, self._layer = self._viewer(), self._layer, None
         if viewer is not None and layer is not None and layer in viewer.layers:
             viewer.layers.remove(layer)
@@ -127,10 +126,10 @@ class _Waiting:
 
 
 class RunQueue:
-    """Starts work at once where nothing is under way, and else after what is before it.
+    """Queue of work: started at once where nothing is under way, else in order.
 
-    Work that was stopped by the user or failed holds the queue: who presses Stop wants the computer to stop, and what failed
-    once may fail again. It goes on with `resume`, or with the next run that ends well.
+    Work that the user stopped or that failed holds the queue: who presses Stop wants the computer to stop, and what failed
+    once may fail again. `resume`, or the next run that ends well, releases it.
     """
 
     def __init__(self, state: WorkbenchState) -> None:
@@ -139,7 +138,7 @@ class RunQueue:
         self._count = 0
 
     def add(self, title: str, start: Callable[[], None]) -> bool:
-        """Start a piece of work, or let it wait; return whether it was started. ``start`` has to set the state to busy."""
+        """Start work or queue it; return whether it was started. ``start`` has to set the state to busy."""
         if not self._state.status.busy:
             start()
             return True
@@ -149,19 +148,19 @@ class RunQueue:
         return False
 
     def remove(self, number: int) -> None:
-        """Take one piece of work out."""
+        """Remove one piece of work."""
         self._waiting = [one for one in self._waiting if one.entry.number != number]
         self._tell()
 
     def clear(self) -> int:
-        """Take all out; return how many there were."""
+        """Remove all work; return how much there was."""
         count = len(self._waiting)
         self._waiting = []
         self._tell()
         return count
 
     def ended(self, well: bool) -> None:
-        """Note that the present work has ended; the next is started where it ended well."""
+        """Handle the end of the present work; the next starts if it ended ``well``."""
         self._state.queue_held = bool(self._waiting) and not well
         if self._state.queue_held:
             text = f"{self._state.message.text} {len(self._waiting)} queued: press Continue to go on."
@@ -170,7 +169,7 @@ class RunQueue:
             self.resume()
 
     def resume(self) -> None:
-        """Start the next piece of work where nothing is under way."""
+        """Start the next work where nothing is under way."""
         self._state.queue_held = False
         if self._waiting and not self._state.status.busy:
             one = self._waiting.pop(0)
@@ -187,21 +186,19 @@ class RunQueue:
 
 
 Then = Callable[[int], None]
-"""Called with a result's number when its run has ended well."""
+"""Callback with a result's number when its run has ended well."""
 
 TOO_LARGE = (
     "the selected spots span more than fits in memory; select fewer, or use the command line, `stmdit synthesize`, which keeps its canvas "
     "on disk"
 )
 REFRESH_S = 1.0
-"""A growing canvas, and the patch that is being denoised, are sent to the screen at most so often: it costs the work time."""
+"""Minimum seconds between two updates of a growing canvas and of the preview, which slow the work down."""
 MAX_PREVIEWS = 5
-"""Previews of a patch while it is denoised."""
+"""Maximum number of previews of a patch while it is denoised."""
 
 
 class _Present:
-    """The run that is under way: its session, and the layer that its canvas grows on."""
-
     def __init__(self, number: int, session: Session, canvas: MemoryCanvas, name: str, then: Then | None) -> None:
         self.number, self.session, self.canvas, self.name, self.then = number, session, canvas, name, then
         self.growing = GrowingLayer(canvas, session.section, name)
@@ -218,38 +215,36 @@ class _Present:
 
 
 def _abducted(model: PatchModel) -> int:
-    """Return how many patches or windows a checkpoint has taken to their noise so far."""
+    """Return the number of patches or windows that a checkpoint has inverted so far."""
     editor = getattr(model, "editor", None)
     return 0 if editor is None else int(editor.abducted)
 
 
 class RunCycle:
-    """Drives runs and keeps their state.
+    """Cycle of runs and its state.
 
-    The request cycle:
-
-    1. `run` freezes what the user wants into a Request: the form, the selection, the checkpoint.
+    1. `run` freezes form, selection and checkpoint into a Request.
     2. `plan` resolves it against section and card in milliseconds. Faults go beside their fields and end the cycle here. While
        another run is under way, the plan waits in the queue.
     3. The lane takes the next generation number and a worker drives a `Session`; from now on only that number is listened to.
-    4. The session pastes what is finished on the canvas, and says so on the GUI thread. The first patch brings the layer; later
+    4. The session pastes finished patches on the canvas, and reports them on the GUI thread. The first patch adds the layer; later
        ones are sent to the screen at most once a second.
-    5. However the run ends (done, stopped, failed), what is finished becomes a Result with its provenance, and Run is free.
+    5. However the run ends (done, stopped, failed), finished patches become a Result with its provenance, and Run is free.
 
     Parameters
     ----------
     state
         Of the viewer.
     start
-        How a job is started.
+        Starts a job.
     queue
-        Where runs wait for each other.
+        Queue of runs.
     results
-        Where what is finished goes.
+        List of results.
     live
-        Shows what a patch is becoming.
+        Preview of a patch.
     redraw
-        Called when spots change their look, because patches now lie under them.
+        Called when spots have to be drawn differently, because patches now lie under them.
     """
 
     def __init__(
@@ -264,7 +259,7 @@ class RunCycle:
         self.state = state
         self.live_preview = True
         self.edited_tissue: Callable[[int], None] = lambda number: None
-        """Called with a result's number when an edit of real tissue has ended well."""
+        """Callback with a result's number when an edit of real tissue has ended well."""
         self._lane = Lane(start)
         self._queue = queue
         self._results = results
@@ -277,7 +272,7 @@ class RunCycle:
 
     @property
     def plan(self) -> Plan | None:
-        """The plan of the run that is under way."""
+        """The plan of the present run."""
         return None if self._present is None else self._present.plan
 
     # --- what is wanted
@@ -294,7 +289,7 @@ class RunCycle:
         return wanted.model_copy(update=update)
 
     def edit_fault(self) -> str:
-        """Say why what is wanted cannot be an edit of this tissue; empty where it can."""
+        """Return why the request cannot edit this tissue; empty where it can."""
         model = self.state.checkpoint
         if model is None or self.state.section is None:
             return "Choose a checkpoint first." if self.state.section is not None else "Open a section first."
@@ -302,17 +297,17 @@ class RunCycle:
 
     @property
     def editing(self) -> bool:
-        """Whether a run would edit this tissue, rather than make new tissue."""
+        """Whether a run would edit this tissue rather than make new tissue."""
         wanted = self.state.request.counterfactual
         return wanted == "on" or (wanted == "auto" and not self.edit_fault())
 
     @property
     def _samples(self) -> int:
-        """Results that a run makes: an edit with the noise of one and the same tissue has no chance in it."""
+        """Number of results of a run; an edit of one and the same tissue has only one, as its noise is fixed."""
         return 1 if self.editing and not self.state.request.fresh_noise else self.state.samples
 
     def preview(self) -> None:
-        """Plan without running: show what it would cost, or the faults beside their fields."""
+        """Plan without running; show the cost, or the faults beside their fields."""
         state = self.state
         plan = None
         if state.section is None or state.checkpoint is None or not state.targets:
@@ -339,7 +334,7 @@ class RunCycle:
     # --- the run
 
     def run(self) -> None:
-        """Run what is wanted, or queue it where a run is under way; with several samples, one run for each."""
+        """Run the request, or queue it; with several samples, one run for each."""
         state = self.state
         if state.obstacle:
             state.message = Message("warning", state.obstacle)
@@ -349,7 +344,7 @@ class RunCycle:
                 return
 
     def submit(self, request: Request, then: Then | None = None) -> bool:
-        """Plan a whole request and run it, now or after what is under way; return whether it could be planned."""
+        """Plan a whole request and run or queue it; return whether it could be planned."""
         state = self.state
         section, model = state.section, state.checkpoint
         if section is None or model is None:
@@ -370,7 +365,7 @@ class RunCycle:
         return True
 
     def run_baseline(self, number: int, then: Then | None = None) -> bool:
-        """Run a result's request once more without its edits, with the same seeds; return whether it could be planned."""
+        """Run a result's request without its edits, with the same seeds; return whether it could be planned."""
         entry = self._results.entry(number)
         if entry is not None and entry.counterfactual:
             self.state.message = Message("warning", f"The baseline of {entry.name} is the slide; compare it with that.")
@@ -378,7 +373,7 @@ class RunCycle:
         return entry is not None and self.submit(baseline_of(entry.request), then)
 
     def run_again(self, number: int) -> bool:
-        """Run a result's request as it is: the same seed gives the same pixels. Return whether it could be planned."""
+        """Run a result's request again, to the same pixels; return whether it could be planned."""
         entry = self._results.entry(number)
         if entry is None:
             return False
@@ -411,14 +406,14 @@ class RunCycle:
         self._lane.submit(jobs.synthesis(session), Handlers(self._advance, self._failed, self._ended))
 
     def stop(self) -> None:
-        """Ask the run to end at its next denoising step; what is finished is kept."""
+        """Ask the run to end at its next denoising step; finished patches are kept."""
         if self._present is not None:
             self._present.stopped = True
             self.state.status = RunStatus.STOPPING
             self._lane.cancel()
 
     def abandon(self) -> None:
-        """End the run now and listen to it no longer; what arrived is kept."""
+        """End the run now and ignore further answers; what arrived is kept."""
         if self._present is not None:
             self._present.stopped = True
             self._lane.abandon()
@@ -426,7 +421,7 @@ class RunCycle:
             self._ended()
 
     def forget(self, number: int) -> None:
-        """The user removed a result's layer; if its run is under way, it is ended and dropped."""
+        """Handle the removal of a result's layer; its run, if under way, is ended and dropped."""
         if self._present is not None and self._present.number == number:
             self._lane.abandon()
             self._present.session.close()
@@ -500,7 +495,7 @@ class RunCycle:
         self._results.keep(present.number, present.growing.layer.name, result)
 
     def _measure(self, present: _Present, seconds: float) -> None:
-        """Note the pace, and of which places the noise is known now."""
+        """Record the pace, and the places whose noise is cached now."""
         session, plan, done = present.session, present.plan, len(present.canvas.finished)
         section, model = session.section, session.model
         kept = 0.0
@@ -525,7 +520,7 @@ class RunCycle:
         )
 
     def _kept_noise(self, plan: Plan, section: Section) -> float:
-        """Return of what share of the places that an edit reaches the noise is known."""
+        """Return the share of the places in reach of an edit whose noise is cached."""
         known = self._noise.get(self._noise_key(plan, section), set())
         if not plan.counterfactual or not known:
             return 0.0
@@ -553,7 +548,7 @@ class RunCycle:
         state.progress = None
 
     def _leave(self, present: _Present) -> tuple[Offer, ...]:
-        """Keep what a stopped run did not make, to go on with it; an edit of this tissue and seamless tissue are made as one."""
+        """Keep the rest of a stopped run, to continue it; edited and seamless tissue cannot be split."""
         plan = present.plan
         left = [patch.spot_id for k, patch in enumerate(plan.patches) if k not in present.canvas.finished]
         if plan.request.mode != "spots" or plan.counterfactual or not present.canvas.finished or not left:
@@ -562,7 +557,7 @@ class RunCycle:
         return ("go_on",)
 
     def go_on(self) -> None:
-        """Make what the run that was stopped last did not: a result of its own."""
+        """Run the rest of the last stopped run, as a result of its own."""
         if self._left is not None:
             self.submit(self._left)
 

@@ -1,4 +1,4 @@
-"""The open section in one viewer: its layers, choosing among its spots, and what a user may correct of it: spots that lie the wrong way round or are to be used for nothing. No Qt."""
+"""Open section in one viewer: its layers, selection of its spots, and corrections: orientation and excluded spots. No Qt."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from .spot_colours import THIN_PX, Edited, SpotLook, SpotValues, as_text, face_o
 from .state import Colouring, ColourScale, Combine, WorkbenchState
 
 REWIDEN = 1.3
-"""Rings are drawn anew when they are off their width on the screen by this factor."""
+"""Factor of the width of rings on the screen from which they are redrawn."""
 
 
 class SpotFinder:
-    """Finds spots of one table by their place; positions are (y, x) in full-resolution pixels."""
+    """Search of a table's spots by position; positions are (y, x) in full-resolution pixels."""
 
     def __init__(self, spots: SpotTable) -> None:
         from scipy.spatial import cKDTree
@@ -48,7 +48,7 @@ class SpotFinder:
     def within(self, ring: NDArray[np.float64]) -> tuple[str, ...]:
         """Return the ids of the spots whose centres lie in a ring (n, 2); it may cross itself.
 
-        A ring smaller than a spot's radius is what a click leaves behind in lasso mode, and means the spot under it.
+        A ring smaller than a spot's radius is a click in lasso mode, and means the spot under it.
         """
         if len(ring) == 0:
             return ()
@@ -62,8 +62,8 @@ class SpotFinder:
 def neighbours(spots: SpotTable) -> csr_matrix:
     """Return which spots are neighbours, (n, n) sparse bool.
 
-    On a Visium lattice, six by array row and column (two columns on in the row, one column on in the rows above and below), so
-    that a hole is a hole; elsewhere the spots within 1.3 times the median distance to the nearest spot: six on a hexagonal
+    On a Visium lattice six by array row and column (two columns on in the row, one column on in the rows above and below), so
+    that a hole is a hole; elsewhere spots within 1.3 times the median distance to the nearest spot: six on a hexagonal
     lattice, four on a square one.
     """
     from scipy.spatial import cKDTree
@@ -90,9 +90,9 @@ def _is_hexagonal(array_rc: NDArray[np.int64]) -> bool:
 
 
 def grown(spots: SpotTable, near: csr_matrix, ids: Iterable[str], rings: int) -> tuple[str, ...]:
-    """Return a choice grown by rings of neighbours, or shrunk by so many where ``rings`` is negative.
+    """Return a selection grown by rings of neighbours, or shrunk where ``rings`` is negative.
 
-    Shrinking takes away what has a neighbour outside; where the tissue ends there is none, and nothing is taken away there.
+    Shrinking removes spots with an unselected neighbour; the border of the tissue is none, and nothing is removed there.
     """
     known = set(ids)
     inside = np.array([spot in known for spot in spots.ids.tolist()], dtype=bool)
@@ -102,21 +102,21 @@ def grown(spots: SpotTable, near: csr_matrix, ids: Iterable[str], rings: int) ->
 
 
 def combine(spots: SpotTable, present: Iterable[str], new: Iterable[str], how: Combine) -> tuple[str, ...]:
-    """Join a new choice to the present selection; the result is in the table's order."""
+    """Combine a new choice with the present selection; the result is in the table's order."""
     before, chosen = set(present), set(new)
     kept = {"replace": chosen, "add": before | chosen, "subtract": before - chosen, "toggle": before ^ chosen}[how]
     return tuple(spot for spot in spots.ids.tolist() if spot in kept)
 
 
 def inverted(spots: SpotTable, present: Iterable[str]) -> tuple[str, ...]:
-    """Return every spot that is not selected."""
+    """Return the spots that are not selected."""
     return combine(spots, spots.ids.tolist(), present, "subtract")
 
 
 class SectionView:
     """Slide and spots of one section.
 
-    ``refused`` is called where the user was kept from changing them, ``choose_all`` where a key asks for all spots.
+    ``refused`` is called where the user was kept from changing them, ``choose_all`` where a key selects all spots.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class SectionView:
         self._restoring = False
         self.outline_only = False
         self._diameter_px = 0.0
-        """Whether spots are drawn as rings alone."""
+        """Whether spots are drawn as rings only."""
         self._colouring, self._edited = Colouring(), Edited()
         self._values: NDArray[Any] | None = None
         self._scale = ColourScale()
@@ -147,7 +147,7 @@ class SectionView:
     # ------------------------------------------------------------------------------------------- layers
 
     def show(self) -> None:
-        """Add the section's layers, or take over those that a reader added, and look at them."""
+        """Add the section's layers, or take over those of a reader, and zoom to them."""
         viewer = self._viewer()
         assert viewer is not None
         for layer in list(viewer.layers):
@@ -180,7 +180,7 @@ class SectionView:
         return np.array_equal(self.spots.data, self.section.spots.yx)
 
     def _restore(self) -> None:
-        """Make the spots again what the section's table says, after something of napari's changed them."""
+        """Restore the spots from the section's table after napari changed them."""
         self._restoring = True
         try:
             layers.restore_spots(self.spots, self.section)
@@ -194,7 +194,7 @@ class SectionView:
         return layer is not None and layer in (self.slide, self.outlines, self.spots)
 
     def forget(self, layer: Any) -> bool:
-        """Note that the user removed a layer; return whether the section can no longer be worked with."""
+        """Handle the removal of a layer; return whether the section can no longer be used."""
         if layer is self.slide:
             self.slide = None
         if layer is self.outlines:
@@ -204,14 +204,14 @@ class SectionView:
         return self.spots is None
 
     def remove(self) -> None:
-        """Take the section's layers out of the viewer."""
+        """Remove the section's layers from the viewer."""
         viewer = self._viewer()
         for layer in (self.spots, self.outlines, self.slide):
             if viewer is not None and layer is not None and layer in viewer.layers:
                 viewer.layers.remove(layer)
 
     def activate(self) -> None:
-        """Make the spots the active layer, so that napari's status bar tells of them."""
+        """Make the spots the active layer, so that napari's status bar describes them."""
         viewer = self._viewer()
         if viewer is not None and self.spots is not None and self.spots in viewer.layers:
             viewer.layers.selection.active = self.spots
@@ -219,20 +219,20 @@ class SectionView:
     # ------------------------------------------------------------------------------------------- colours
 
     def first_colouring(self, before: Colouring) -> Colouring:
-        """Return what the spots first show, by what those of the section before showed: the clusters of 10x's pipeline, where nothing was chosen."""
+        """Return the first colouring of the spots: that of the section before, or the clusters of 10x's pipeline where nothing was chosen."""
         chosen = before.gene or before.program or (before.obs in self.values.columns() and before.obs)
         first = CLUSTERS if CLUSTERS in self.section.spots.obs else None
         return replace(before, obs=before.obs if chosen else first, limits=None)
 
     def colour(self, colouring: Colouring, edited: Edited | None = None) -> ColourScale:
-        """Compute what the spots show; `draw` shows it. Return what the colours mean, or why there are none."""
+        """Compute the colours, which `draw` shows. Return their meaning, or why there are none."""
         self._colouring, self._edited = colouring, edited or Edited()
         self._values, self._scale = self.values.of(colouring, self._edited)
         self._describe()
         return self._scale
 
     def recolour(self, edited: Edited, whole: bool = False) -> None:
-        """Follow a change of the edits: only the colours of faces, and limits only widen; ``whole`` says it has ended."""
+        """Follow a change of the edits: only faces are recoloured, and limits only widen; ``whole`` at its end."""
         if self._colouring.show != "measured" and self._colouring.obs is None:
             values, scale = self.values.of(self._colouring, edited)
             if not whole and values is not None:
@@ -251,11 +251,11 @@ class SectionView:
 
     @property
     def scale(self) -> ColourScale:
-        """What the colours mean now."""
+        """Meaning of the present colours."""
         return self._scale
 
     def _describe(self) -> None:
-        """Let napari's status bar say of the spot under the mouse what it is, its value, and which edits change it."""
+        """Describe the spot under the mouse in napari's status bar: id, value, and the edits that change it."""
         if self.spots is None:
             return
         features: dict[str, Any] = {"spot": self.section.spots.ids}
@@ -287,17 +287,17 @@ class SectionView:
         layers.draw_spots(self.spots, self._look(), np.flatnonzero(self._selected))
 
     def outline(self, outlined: set[str]) -> None:
-        """Draw anew with other spots outlined as changed by the chosen edit."""
+        """Redraw with other spots outlined as changed by the chosen edit."""
         self._outlined = _among(self.section.spots.ids, outlined)
         self.outline_again()
 
     def outline_again(self) -> None:
-        """Draw colours and outlines as they are known."""
+        """Redraw the present colours and outlines."""
         if self.spots is not None:
             layers.draw_spots(self.spots, self._look())
 
     def zoomed(self, zoom: float) -> None:
-        """Draw the rings anew where they have become too wide or too thin; ``zoom`` is in screen pixels per unit of the world."""
+        """Redraw the rings where they have become too wide or too thin; ``zoom`` is in screen pixels per unit of the world."""
         if self.spots is None or not len(self.section.spots):
             return
         shown = float(np.ravel(self.spots.size)[0] * np.abs(self.spots.scale).min() * zoom)
@@ -317,7 +317,7 @@ def _among(ids: NDArray[np.str_], chosen: Collection[str]) -> NDArray[np.bool_]:
 
 
 class Choosing:
-    """Choosing spots by what they are rather than where: categories, values, neighbours, and selections with a name."""
+    """Selection of spots by categories, values, neighbours, and names."""
 
     def __init__(
         self,
@@ -340,7 +340,7 @@ class Choosing:
         self._select(view.section.spots.ids[as_text(values) == category].tolist(), how)
 
     def by_values(self, colouring: Colouring, low: float, high: float, how: Combine = "replace") -> None:
-        """Select the spots whose value, as a colouring shows it, lies between two limits, both included."""
+        """Select the spots whose value, as coloured, lies between two limits, both included."""
         view = self._view()
         if view is None:
             return
@@ -365,7 +365,7 @@ class Choosing:
         self._select(grown(spots, self._neighbours[1], self.state.selected, rings), "replace")
 
     def save(self, name: str) -> None:
-        """Keep the selection under a name; of the same name, the later one is kept."""
+        """Store the selection under a name, replacing one of the same name."""
         name = name.strip()
         if not name or not self.state.selected:
             self.state.tell("warning", "A selection needs a name and at least one spot to be kept.")
@@ -374,12 +374,12 @@ class Choosing:
         self.state.tell("info", f"{name}: {len(self.state.selected):,} spots kept.")
 
     def recall(self, name: str, how: Combine | None = None) -> None:
-        """Select the spots that were kept under a name."""
+        """Select the spots of a named selection."""
         if name in self.state.named:
             self._select(self.state.named[name], how or self.state.combine)
 
     def export(self, path: str) -> None:
-        """Write the selection, or with nothing selected all that have a name, for other tools; see `write_selections`."""
+        """Write the selection, or with nothing selected all named ones, for other tools; see `write_selections`."""
         view, selected = self._view(), self.state.selected
         if view is None:
             return
@@ -392,7 +392,7 @@ class Choosing:
         self.state.tell("info", f"Selection saved in {path}.")
 
     def load(self, path: str) -> None:
-        """Keep the annotations of a GeoJSON file as selections; of the same name, the later one is kept."""
+        """Store the annotations of a GeoJSON file as named selections, replacing those of the same name."""
         view = self._view()
         if view is None:
             return
@@ -408,11 +408,11 @@ class Choosing:
         self.state.tell("warning" if notes else "info", f"Kept as selections: {counts}.{notes}")
 
     def delete(self, name: str) -> None:
-        """Forget a name."""
+        """Delete a named selection."""
         self.state.named = {key: ids for key, ids in self.state.named.items() if key != name}
 
     def section_changed(self, before: Any, after: Any) -> None:
-        """Put the names of one section away and bring those of the other back."""
+        """Store the named selections of one section and restore those of the other."""
         if before is not None:
             self._put_away[str(before.path or before.name)] = dict(self.state.named)
         self.state.named = {} if after is None else self._put_away.get(str(after.path or after.name), {})
@@ -422,7 +422,7 @@ DEFAULT_NAME = "excluded"
 
 
 class Corrections:
-    """Checks a section when it is shown, and shows it again with what the user corrects; nothing is corrected unasked."""
+    """Checks of a section when it is shown, and the user's corrections; nothing is corrected unasked."""
 
     def __init__(self, state: WorkbenchState, start: Start, show: Callable[[Section], None]) -> None:
         self.state = state
@@ -432,7 +432,7 @@ class Corrections:
     # --- orientation
 
     def check(self, section: Section) -> None:
-        """Find out in the background how spots and slide fit."""
+        """Check in the background how spots and slide fit."""
         self.state.alignment, self.state.check_pictures = None, ()
         error = failing(SectionError, "whether the spots lie right on the slide cannot be told")
         job = Job("Checking the spots", once(lambda: check_alignment(section)), error, quiet=True)
@@ -447,7 +447,7 @@ class Corrections:
         self.state.alignment = Alignment("unknown", reason=str(fault))
 
     def look(self, on: bool) -> None:
-        """Show the spots over the slide, as they are and as they fit clearly better; or take the pictures away."""
+        """Show the spots over the slide, as they are and as they fit clearly better; or remove the pictures."""
         section, found = self.state.section, self.state.alignment
         if not on or section is None or section.image is None:
             self.state.check_pictures = ()
@@ -465,7 +465,7 @@ class Corrections:
         self.state.check_pictures = pictures
 
     def orient(self) -> None:
-        """Lay the spots over the slide in the orientation that fits clearly better."""
+        """Apply the orientation that fits clearly better."""
         section, found = self.state.section, self.state.alignment
         if section is None or found is None or found.best is None:
             return
@@ -478,7 +478,7 @@ class Corrections:
     # --- spots that are used for nothing
 
     def exclude(self, name: str) -> None:
-        """Exclude the selected spots, as a region of a name."""
+        """Exclude the selected spots, as a named region."""
         section, name = self.state.section, name.strip() or DEFAULT_NAME
         if section is None or not self.state.selected:
             self._say(
@@ -503,7 +503,7 @@ class Corrections:
             self._say("info", f"All {len(section.whole.spots):,} spots are used again.")
 
     def export(self, path: str) -> None:
-        """Write the excluded regions as GeoJSON, to be given to a run, a training or an evaluation."""
+        """Write the excluded regions as GeoJSON, for a run, a training or an evaluation."""
         section = self.state.section
         if section is None or section.excluded is None:
             return
@@ -526,7 +526,7 @@ class Corrections:
             self._say("info", f"{said[0].upper()}{said[1:]}.")
 
     def close(self) -> None:
-        """End what is under way."""
+        """End all jobs."""
         self._lane.abandon()
         self._pictures.abandon()
 

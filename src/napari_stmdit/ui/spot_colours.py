@@ -1,4 +1,4 @@
-"""What a spot's colour stands for: the value of a gene, a program or a column, as measured, edited, or changed. No napari."""
+"""Colours of spots: values of a gene, a program or a column, as measured, edited, or changed. No napari."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from .state import Colouring, ColourScale, Span
 DIVERGING = "blue-orange"
 """The colour map of changes; see `colouring.colormap_of`."""
 MAX_CATEGORIES = 20
-"""A column of whole numbers with at most so many different ones is taken for categories."""
+"""Maximum number of distinct whole numbers in a column of categories."""
 MAX_NAMES = 200
-"""A column of text with more different ones is no column of categories: nobody could tell so many colours apart."""
+"""Maximum number of distinct texts in a column of categories: nobody could tell more colours apart."""
 _LOG, _LINEAR = "log(1 + counts per 10,000)", "counts per 10,000"
 Values = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Edited:
-    """The edits that are on show, and what they refer to."""
+    """Edits on show, and what they refer to."""
 
     edits: tuple[Edit, ...] = ()
     programs: Programs = field(default_factory=bundled_programs)
@@ -39,7 +39,7 @@ class Edited:
 
 
 class SpotValues:
-    """Values of one section's spots. Keeps the genes that were last asked for, so that edits are followed quickly."""
+    """Values of one section's spots; caches the last genes, so that edits are followed quickly."""
 
     def __init__(self, spots: SpotTable) -> None:
         self.spots = spots
@@ -97,7 +97,7 @@ class SpotValues:
         return self._narrow[1], self._narrow[2]
 
     def of(self, colouring: Colouring, edited: Edited | None = None) -> tuple[NDArray[Any] | None, ColourScale]:
-        """Return the values that are drawn and what their colours mean; no values where nothing or nothing known is asked for."""
+        """Return the values and the meaning of their colours; no values where nothing or nothing known is requested."""
         if colouring.obs is not None:
             return self._of_column(colouring)
         edited = edited or Edited()
@@ -115,7 +115,7 @@ class SpotValues:
         return values, ColourScale(label, limits, _LOG if colouring.log else _LINEAR, colormap=colouring.colormap)
 
     def _asked_for(self, colouring: Colouring, programs: Programs) -> tuple[dict[str, float], str, str]:
-        """Genes with their weights, what they are called, and what is wrong."""
+        """Return genes with their weights, their name, and a fault."""
         if colouring.gene is not None:
             if match_genes((colouring.gene,), self.spots.genes).shared:
                 return {colouring.gene: 1.0}, colouring.gene, ""
@@ -155,7 +155,7 @@ class SpotValues:
 
 
 def _gather(levels: Values, names: Sequence[str], genes: Genes) -> Values:
-    """Levels of each named gene; of a symbol with several columns, of their sum."""
+    """Return the levels of each named gene; of a symbol with several columns, of their sum."""
     match = match_genes(tuple(names), genes)
     gathered = levels[:, match.columns]
     for place, name in enumerate(names):
@@ -172,7 +172,7 @@ def as_text(values: NDArray[Any]) -> NDArray[np.str_]:
 
 
 def categories_of(values: NDArray[Any]) -> tuple[str, ...]:
-    """Return the categories that a column holds, sorted, numbers by size; none where it holds measurements."""
+    """Return the categories in a column, sorted, numbers by size; none where it holds measurements."""
     if values.dtype.kind in "fiu":
         known = values[np.isfinite(values.astype(np.float64))]
         different = np.unique(known)
@@ -184,14 +184,14 @@ def categories_of(values: NDArray[Any]) -> tuple[str, ...]:
 
 
 def unknown_gene(spots: SpotTable, gene: str) -> str:
-    """Say that a gene is not there, and name the nearest that are."""
+    """Return a message that a gene is missing, with the nearest names."""
     near = difflib.get_close_matches(gene.upper(), [str(s) for s in spots.genes.symbols], n=3, cutoff=0.7)
     hint = f"; near it: {', '.join(near)}" if near else ""
     return f"{gene!r} is not among the {len(spots.genes):,} genes of this section{hint}"
 
 
 def auto_limits(values: NDArray[np.float32], span: Span = "zero_p99") -> tuple[float, float]:
-    """Return limits from the values; by default zero and the 99th percentile: one bright spot does not darken all others."""
+    """Return limits from the values; by default zero and the 99th percentile, so that one bright spot does not darken all others."""
     known = values[np.isfinite(values)]
     if not known.size:
         return 0.0, 1.0
@@ -206,26 +206,26 @@ def auto_limits(values: NDArray[np.float32], span: Span = "zero_p99") -> tuple[f
 
 
 def around_zero(values: NDArray[np.float32]) -> tuple[float, float]:
-    """Return limits of a change: as far below zero as above, at least half a log unit, so that no noise looks like a change."""
+    """Return symmetric limits of a change, at least half a log unit, so that noise does not look like a change."""
     most = max(0.5, float(np.abs(values).max()) if values.size else 0.0)
     return -most, most
 
 
 COLORMAPS = ("viridis", "magma", "inferno", "plasma", "gray_r")
-"""Perceptually uniform; the first is the default. All can be read with the common colour vision deficiencies."""
+"""Perceptually uniform colour maps, the first the default; all can be read with the common colour vision deficiencies."""
 RING = (0.10, 0.18, 0.30, 0.9)
-"""Outline of a spot without a value: dark blue, seen on pink tissue and on bright glass."""
+"""Outline of a spot without a value: dark blue, visible on pink tissue and on bright glass."""
 SELECTED = (0.0, 0.90, 1.0, 1.0)
 """Outline of a selected spot: cyan, the hue that an H&E stain has least of."""
 PAINTED = (1.0, 0.62, 0.0, 1.0)
-"""Outline of a spot that the chosen edit changes: orange, told from cyan by everyone."""
+"""Outline of a spot that the chosen edit changes: orange, which everyone can tell from cyan."""
 UNKNOWN = (0.6, 0.6, 0.6, 0.5)
-"""A spot whose value is missing."""
+"""Colour of a spot whose value is missing."""
 FACE_ALPHA = 0.85
 THIN_PX = 20.0
-"""Diameter of a spot on the screen, in pixels, up to which rings grow with it: the outline of a selected one is then 3 px wide."""
+"""Diameter of a spot on the screen, in pixels, up to which rings grow with it; the outline of a selected one is then 3 px wide."""
 _CHANGE = ((0.02, 0.19, 0.58), (0.35, 0.60, 0.90), (0.96, 0.96, 0.96), (0.98, 0.62, 0.22), (0.55, 0.22, 0.0))
-"""Blue for less, white for no change, orange for more: both sides darken alike, and no one confuses the two hues."""
+"""Colours of less (blue), no change (white) and more (orange): both sides darken alike, and no one confuses the two hues."""
 _CATEGORIES = (
     *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"),  # Okabe and Ito
     *("#882255", "#44AA99", "#999933", "#332288", "#DDCC77", "#AA4499", "#88CCEE", "#117733"),  # Tol, muted
@@ -251,7 +251,7 @@ def colormap_of(name: str) -> Any:
 
 
 def category_colours(count: int) -> NDArray[np.float32]:
-    """Return (count, 4) colours that can be told apart with colour vision deficiencies; after sixteen they begin again."""
+    """Return (count, 4) colours that can be told apart with colour vision deficiencies; they repeat after sixteen."""
     rgb = [[int(code[k : k + 2], 16) / 255 for k in (1, 3, 5)] for code in _CATEGORIES]
     return np.array([[*rgb[k % len(rgb)], 1.0] for k in range(count)], dtype=np.float32).reshape(count, 4)
 
@@ -288,12 +288,12 @@ def look_of(
     outline: bool = False,
     diameter_px: float = 0.0,
 ) -> SpotLook:
-    """Return how spots are drawn.
+    """Return colours and borders of spots.
 
-    ``values`` are (n,) numbers or names of categories, or None for rings alone. (n,) masks: ``selected`` spots have the selection's
-    outline, ``hollow`` ones are not drawn, so that what was synthesized under them is seen, and ``painted`` ones are changed by the
-    chosen edit. With ``outline`` all spots are rings, thin ones over what was synthesized. ``diameter_px`` is that of a spot on the screen:
-    from `THIN_PX` on, rings keep the width that they have there, so that they do not hide the tissue that one looks at closely.
+    ``values`` are (n,) numbers or names of categories, or None for rings alone. Masks (n,): ``selected`` spots have the selection's
+    outline, ``hollow`` ones are not drawn, so that the synthetic tissue under them is visible, and ``painted`` ones are changed by the
+    chosen edit. With ``outline`` all spots are rings, thin ones over synthetic tissue. ``diameter_px`` is a spot's on the screen:
+    from `THIN_PX` on, rings keep their width, so that they do not hide the tissue.
     """
     face = face_of(values, scale, np.ones_like(hollow) if outline else hollow)
     border = np.tile(np.array(RING, dtype=np.float32), (len(selected), 1))

@@ -1,4 +1,4 @@
-"""What the workbench of one viewer shows and does, as one evented value holder; knows neither Qt nor napari."""
+"""State of one viewer's workbench, as one evented value holder; knows neither Qt nor napari."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ..evaluation.selection import EditEffect
 from ..expression.groups import GroupTable
 from ..intent import Edit, Request, SwapEdit
 from ..progress import Progress
-from ..synthesis.estimate import Estimate
 from ..synthesis.models import PatchModel
+from ..synthesis.plan import Estimate
 from ..synthesis.result import Result
 from ..synthesis.sessions import MAX_DAYS, KeptSession
 from ..synthesis.stored import StoredResult
@@ -29,18 +29,18 @@ from ..tissue.alignment import Alignment
 from ..types import Section
 
 Combine = Literal["replace", "add", "subtract", "toggle"]
-"""What a click or a lasso does to the selection."""
+"""Effect of a click or a lasso on the selection."""
 Tool = Literal["click", "rectangle", "lasso", "brush"]
 Show = Literal["measured", "edited", "change"]
 """Expression as measured, after the edits, or the difference, which is always in log units."""
 SpotLook = Literal["fill", "outline", "hide"]
-"""Spots filled with the colour of their value, as rings, or not at all."""
+"""Style of spots: filled with the colour of their value, as rings, or hidden."""
 Span = Literal["zero_p99", "p1_p99", "min_max"]
-"""Automatic limits: zero to the 99th percentile, 1st to 99th percentile, least to greatest."""
+"""Automatic limits: zero to 99th percentile, 1st to 99th percentile, minimum to maximum."""
 
 
 class RunStatus(StrEnum):
-    """Where the one run of a viewer stands."""
+    """Status of the viewer's run."""
 
     IDLE = "idle"
     RUNNING = "running"
@@ -57,7 +57,7 @@ class RunStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Colouring:
-    """How spots are coloured: by a gene, a program or a column of the table; by none of them, rings alone are drawn."""
+    """Colouring of spots: by a gene, a program or a column of the table; by none of them only rings are drawn."""
 
     gene: str | None = None  # symbol or Ensembl id
     log: bool = True  # log(1 + counts per 10,000) instead of counts per 10,000
@@ -72,15 +72,15 @@ class Colouring:
 
     @property
     def key(self) -> tuple[str | None, ...]:
-        """What is coloured by, apart from how: limits that the user set are kept for each."""
+        """Gene, program or column; the user's limits are kept for each."""
         return (self.gene, self.program, self.obs, self.show, str(self.log))
 
 
 @dataclass(frozen=True)
 class ColourScale:
-    """What the colours of the spots mean: the limits in force and their unit, or why there are none.
+    """Meaning of the spots' colours: the limits and their unit, or why there are none.
 
-    ``gene`` is what is coloured by, in words; ``categories`` are (name, RGBA, spots) where it is a column of categories.
+    ``gene`` names the source of values; ``categories`` are (name, RGBA, spots) of a column of categories.
     """
 
     gene: str | None = None
@@ -93,7 +93,7 @@ class ColourScale:
 
 @dataclass(frozen=True)
 class Brush:
-    """How the brush paints."""
+    """Settings of the brush."""
 
     radius_um: float = 150.0  # in microns; in full-resolution pixels where the section is not calibrated
     softness: float = 0.5  # part of the radius over which the weight falls off to nothing, 0 to 1
@@ -104,7 +104,7 @@ class Brush:
 
 @dataclass(frozen=True)
 class EditDraft:
-    """What the next edit is to be, or what the chosen one is; see the edits in `napari_stmdit.types`."""
+    """Content of the edit form; see the edits in `napari_stmdit.types`."""
 
     operation: Literal["scale", "add", "set_quantile", "knock_out", "towards", "swap"] = "add"
     genes: tuple[str, ...] = ()
@@ -121,7 +121,7 @@ class EditDraft:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which checkpoint is to be used, by name or folder, on which device, and embeddings in place of its encoders."""
+    """Choice of checkpoint, by name or folder, device, and embeddings in place of its encoders."""
 
     checkpoint: str = "demo"
     device: str = "auto"
@@ -131,7 +131,7 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class Fetching:
-    """A download under way: its name, the share that has arrived, and the file."""
+    """Download under way: its name, the share that has arrived, and the file."""
 
     name: str
     fraction: float = 0.0
@@ -140,7 +140,7 @@ class Fetching:
 
 @dataclass(frozen=True)
 class Foreign:
-    """A foreign checkpoint that was looked at and can be converted, with what has to be asked."""
+    """Inspected foreign checkpoint that can be converted, with what has to be asked."""
 
     path: str  # its file or folder
     summary: str  # what it is, in words
@@ -151,12 +151,12 @@ class Foreign:
 
 Kind = Literal["info", "warning", "error"]
 Offer = Literal["again", "go_on"]
-"""What a message offers to do: make once more what is there, or make what a stopped run left."""
+"""Action that a message offers: run again, or continue a stopped run."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """A sentence for the user that stays until the next one."""
+    """Sentence for the user that stays until the next one."""
 
     kind: Kind
     text: str
@@ -165,7 +165,7 @@ class Message:
 
 @dataclass(frozen=True, eq=False)
 class ResultEntry:
-    """One result in the list: a run of this viewer, or one read back from the section's store."""
+    """Result in the list: of a run of this viewer, or of the section's store."""
 
     number: int  # in this viewer; its identity
     name: str  # of its layer; says that it is synthetic
@@ -183,18 +183,18 @@ class ResultEntry:
 
     @property
     def counterfactual(self) -> bool:
-        """Whether it is real tissue that was edited; its baseline is then the slide."""
+        """Whether real tissue was edited; its baseline is then the slide."""
         return bool(self.provenance.get("counterfactual"))
 
     @property
     def source(self) -> Result | StoredResult | None:
-        """What files are made from."""
+        """The result, for writing files."""
         return self.result if self.result is not None else self.stored
 
 
 @dataclass(frozen=True)
 class QueuedRun:
-    """Work that waits for the present run to end: its number in the queue, and what it is in words."""
+    """Queued work: its number in the queue, and its description."""
 
     number: int
     title: str
@@ -205,7 +205,7 @@ CompareMode = Literal["grid", "swipe", "blink", "fade"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison that is on."""
+    """Active comparison."""
 
     mode: CompareMode  # side by side, swipe, blink or fade
     left: int | None  # number of a result, or None for the slide
@@ -215,9 +215,9 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class CloseUp:
-    """One spot seen closely: its patches by column (``real``, ``baseline``, ``edited`` or ``synthetic``), and their measures.
+    """Close-up of one spot: its patches by column (``real``, ``baseline``, ``edited`` or ``synthetic``), and their measures.
 
-    Of edited real tissue also ``change``, a picture (h, w, 3) uint8 of the difference of haematoxylin, and the density at the ends of
+    Edited real tissue also has ``change``, a picture (h, w, 3) uint8 of the difference of haematoxylin, and the density at the ends of
     its colours.
     """
 
@@ -232,7 +232,7 @@ class CloseUp:
 
 @dataclass(eq=False, repr=False)
 class WorkbenchState:
-    """Everything the forms show; each field has a signal of its name in ``events``."""
+    """State of all forms; each field has a signal of its name in ``events``."""
 
     events: ClassVar[SignalGroupDescriptor] = SignalGroupDescriptor(
         equality_operators={
@@ -313,24 +313,24 @@ class WorkbenchState:
     written_edits: tuple[Edit, ...] = ()  # the edits that were written to a file, or read from one, last
 
     def __repr__(self) -> str:
-        """Say in a line what it is: it stands in reports of errors, where every gene of a section is of no use."""
+        """Return a line for reports of errors, without every gene of a section."""
         section = "no section" if self.section is None else self.section.name
         return f"<WorkbenchState: {section}, {self.status}, {counted(len(self.results), 'result')}>"
 
     def tell(self, kind: Kind, text: str, *offers: Offer) -> None:
-        """Leave a message for the user; it stays until the next one."""
+        """Show a message to the user; it stays until the next one."""
         self.message = Message(kind, text, offers)
 
     @property
     def unsaved_edits(self) -> tuple[Edit, ...]:
-        """The edits at hand, where neither a file nor a saved result holds them."""
+        """Edits that neither a file nor a saved result holds."""
         edits = self.request.edits
         saved = [entry.request.edits for entry in self.results if entry.saved is not None]
         return () if edits in (self.written_edits, *saved) else edits
 
     @property
     def loss(self) -> str:
-        """What becomes of that which is not saved when the window closes, in words; empty where everything is saved."""
+        """Sentence on unsaved work when the window closes; empty where everything is saved."""
         unsaved, edits = sum(entry.saved is None for entry in self.results), len(self.unsaved_edits)
         parts = [counted(unsaved, "result")] if unsaved else []
         parts += [counted(edits, "edit")] if edits else []
@@ -351,7 +351,7 @@ class WorkbenchState:
 
     @property
     def painted(self) -> tuple[str, ...]:
-        """Ids of the spots that the edits which are switched on name, in the order of the section's table."""
+        """Ids of the spots of enabled edits, in the order of the section's table."""
         edits = [edit for edit in self.request.edits if edit.enabled]
         named = {spot for edit in edits for spot in edit.spots or ()}
         for edit in edits:
@@ -363,12 +363,12 @@ class WorkbenchState:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Ids of the spots that Run takes: the selected ones, or with none selected those that were painted."""
+        """Ids of the spots to run: the selected ones, or with none selected the painted ones."""
         return self.selected or self.painted
 
     @property
     def obstacle(self) -> str:
-        """Why Run cannot be pressed, in words; empty where it can."""
+        """Reason why Run cannot be pressed; empty where it can."""
         if self.section is None:
             return "Open a section first."
         if self.busy:

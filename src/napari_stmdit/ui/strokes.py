@@ -1,4 +1,4 @@
-"""How a stroke of the brush becomes weights of spots, and a form an edit. Pure."""
+"""Strokes of the brush as weights of spots, and forms as edits. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..types import Genes, SpotTable
 from .state import Brush, EditDraft
 
 DECIMALS = 4
-"""Places kept of a weight, so that what is drawn, written to a file and synthesized is one and the same."""
+"""Decimal places of a weight, so that the drawn, stored and synthesized ones are the same."""
 
 
 def falloff(distance: NDArray[np.float64], brush: Brush) -> NDArray[np.float64]:
@@ -30,13 +30,13 @@ def falloff(distance: NDArray[np.float64], brush: Brush) -> NDArray[np.float64]:
 
 
 class Stroke:
-    """One stroke: the greatest weight that its path gave to each spot, on top of what the edit had before.
+    """Stroke: the maximum weight that its path gave to each spot, combined with the edit's former weights.
 
-    Within a stroke nothing adds up, so that the result does not depend on how often the mouse was asked where it is. A stroke
+    Within a stroke weights do not add up, so the result does not depend on how often the mouse is polled. A stroke
     over weight w leaves w + (1 - w) * v, an erasing one w * (1 - v), with v the stroke's own weight.
 
     ``tree`` is a k-d tree of the spots' positions and ``radius`` that of the brush, both in full-resolution pixels; ``before``
-    is spot id -> weight that the edit has, and None stands for weight 1 everywhere.
+    is spot id -> weight of the edit, None for weight 1 everywhere.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ PROGRAM_SUFFIX = " (program)"
 
 
 def make_edit(draft: EditDraft, spots: Mapping[str, float] | None, name: str = "", **more: Any) -> Edit:
-    """Return the edit that a form describes.
+    """Return the edit of a form.
 
     Raises
     ------
     RequestError
-        With what is wrong, by the field of the form: ``what`` or ``target``.
+        With faults by the field of the form: ``what`` or ``target``.
     """
     faults = []
     if draft.operation in ("scale", "add", "set_quantile", "knock_out") and not (draft.genes or draft.programs):
@@ -137,7 +137,7 @@ _FIELDS = {
 
 
 def draft_of(edit: Edit, before: EditDraft) -> EditDraft:
-    """Return the form that shows an edit; what the edit does not say is kept from before."""
+    """Return the form of an edit; fields that the edit lacks are kept from before."""
     if isinstance(edit, TableEdit):  # no form shows a table
         return before
     changes: dict[str, Any] = {"operation": edit.operation, "genes": edit.genes, "programs": edit.programs}
@@ -146,7 +146,7 @@ def draft_of(edit: Edit, before: EditDraft) -> EditDraft:
 
 
 def describe(draft: EditDraft | Edit) -> str:
-    """Return a short name: what is done to what."""
+    """Return a short description of an edit."""
     what = ", ".join((*draft.programs, *draft.genes)) or "all genes"
     what = what if len(what) <= 24 else what[:22] + "…"
     match draft:
@@ -166,9 +166,9 @@ def describe(draft: EditDraft | Edit) -> str:
 
 
 def parse_names(text: str, genes: Genes, programs: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...], str]:
-    """Return the genes and programs that a list with commas names, and what is wrong with it.
+    """Return the genes and programs in a list with commas, and its faults.
 
-    A name is taken for a gene where the section has one of that name, else for a program; ``(program)`` behind it decides.
+    A name is a gene if the section has one of that name, else a program; ``(program)`` behind it decides.
     """
     found: tuple[dict[str, None], dict[str, None]] = ({}, {})
     unknown = []
@@ -190,5 +190,5 @@ def parse_names(text: str, genes: Genes, programs: Collection[str]) -> tuple[tup
 
 
 def written(genes: tuple[str, ...], programs: tuple[str, ...]) -> str:
-    """Return what `parse_names` reads."""
+    """Return the text that `parse_names` reads."""
     return ", ".join((*(f"{name}{PROGRAM_SUFFIX}" for name in programs), *genes))

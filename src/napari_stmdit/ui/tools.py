@@ -1,4 +1,4 @@
-"""What the dock does besides runs: the example, two groups compared, data sets, evaluations and contact sheets. No Qt."""
+"""Further work of the dock: the example, comparison of groups, data sets, evaluations and contact sheets. No Qt."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from .strokes import describe
 
 
 class DataSets:
-    """Writes one data set at a time, beside runs; the same choice once more goes on with one that was stopped."""
+    """Export of one data set at a time, beside runs; the same choice again continues a stopped one."""
 
     def __init__(self, state: WorkbenchState, start: Start, results: ResultList) -> None:
         self.state = state
@@ -44,7 +44,7 @@ class DataSets:
         self._path = ""
 
     def export(self, number: int, path: str) -> None:
-        """Write a result as a data set, with its baseline where that is in the list, so that the two are linked."""
+        """Write a result as a data set, linked with its baseline if that is in the list."""
         if self._lane.busy:
             self.state.tell("warning", f"{self.state.exporting} Stop that first.")
             return
@@ -58,16 +58,16 @@ class DataSets:
         self._lane.submit(job, Handlers(self._advance, self._failed, self._ended))
 
     def sources(self, number: int) -> list[Result | StoredResult]:
-        """Return what a data set of a result is made of: its baseline, where there is one, and the result."""
+        """Return the sources of a result's data set: its baseline, if any, and the result."""
         entries = (self._results.baseline(number), self._results.entry(number))
         return [entry.source for entry in entries if entry is not None and entry.source is not None]
 
     def stop(self) -> None:
-        """Ask the present export to end; what is done is kept."""
+        """Ask the present export to end; written rows are kept."""
         self._lane.cancel()
 
     def close(self) -> None:
-        """End the present export and listen to it no longer; what is done is kept."""
+        """End the present export and ignore further answers; written rows are kept."""
         self._lane.abandon()
         self.state.exporting = ""
 
@@ -95,7 +95,7 @@ class DataSets:
 
 
 class _UsesModel:
-    """Work that takes its turn with the runs: one piece of work at a time uses the model."""
+    """Work that uses the model, and so takes turns with the runs."""
 
     def __init__(self, state: WorkbenchState, start: Start, queue: RunQueue) -> None:
         self.state = state
@@ -105,16 +105,16 @@ class _UsesModel:
 
     @property
     def busy(self) -> bool:
-        """Whether it is under way."""
+        """Whether it is running."""
         return self._lane.busy
 
     def stop(self) -> None:
-        """End it at its next denoising step; what is finished is kept."""
+        """Ask it to end at its next denoising step; finished parts are kept."""
         self.state.status = RunStatus.STOPPING
         self._lane.cancel()
 
     def abandon(self) -> None:
-        """End it now and listen to it no longer; what is finished is kept."""
+        """End it now and ignore further answers; finished parts are kept."""
         if self.busy:
             self._lane.abandon()
             self.state.status = RunStatus.STOPPED
@@ -130,7 +130,6 @@ class _UsesModel:
         self._failed = error
 
     def _end(self, status: RunStatus, kind: Kind, text: str) -> None:
-        """Say how it ended; what failed says so itself."""
         state = self.state
         state.progress = None
         if self._failed is not None:
@@ -141,12 +140,12 @@ class _UsesModel:
 
 
 class Evaluations(_UsesModel):
-    """Evaluates one section at a time; the same choice once more goes on with an evaluation that was stopped."""
+    """Evaluation of one section at a time; the same choice again continues a stopped one."""
 
     _found: Evaluated | None = None
 
     def evaluate(self, path: str, spots: int, seeds: int) -> None:
-        """Evaluate the open section into a folder, with the guidance, steps and seed of the form, and its edits where it has some."""
+        """Evaluate the open section into a folder, with the form's guidance, steps, seed, and edits if any."""
         state = self.state
         section, model, form = state.section, state.checkpoint, state.request
         if section is None or model is None:
@@ -188,7 +187,7 @@ class Evaluations(_UsesModel):
 
 
 class Sheets(_UsesModel):
-    """Makes contact sheets of one spot: dose strips and guidance grids, of the ``request`` that the form asks for."""
+    """Contact sheets of one spot: dose strips and guidance grids of the form's ``request``."""
 
     def __init__(self, state: WorkbenchState, start: Start, queue: RunQueue, request: Callable[[], Request]) -> None:
         super().__init__(state, start, queue)
@@ -196,7 +195,7 @@ class Sheets(_UsesModel):
         self._stopped = False
 
     def dose_strip(self, spot: str, edit: int | None = None) -> None:
-        """Show a spot at strengths 0 to 1 of an edit, by default the last one that is switched on."""
+        """Show a spot at strengths 0 to 1 of an edit, by default the last enabled one."""
         try:
             variants = dose_strip(self._request(), spot, edit)
         except RequestError as error:
@@ -255,7 +254,7 @@ class Sheets(_UsesModel):
 
 
 class Effects(_UsesModel):
-    """Measures what the edits of the chosen result change over all its spots, and, where asked, what chance alone changes."""
+    """Effects of edits over all spots of the chosen result, and, on request, of chance alone."""
 
     def __init__(self, state: WorkbenchState, start: Start, queue: RunQueue, results: ResultList) -> None:
         super().__init__(state, start, queue)
@@ -267,7 +266,7 @@ class Effects(_UsesModel):
         state.events.results.connect(self._measure, max_args=0)
 
     def _measure(self) -> None:
-        """Measure the chosen result in the background, where it is edited and not measured yet."""
+        """Measure the chosen result in the background, if it is edited and not measured yet."""
         number = self.state.chosen_result
         entry, base = self._results.entry(number), self._results.baseline(number)
         known = {n: found for n, found in self.state.effects.items() if self._results.entry(n) is not None}
@@ -288,7 +287,7 @@ class Effects(_UsesModel):
         self._measuring.submit(job, Handlers(partial(self._keep, number), failed, lambda: None))
 
     def _keep(self, number: int, effect: EditEffect) -> None:
-        """Show the effect, and put it into the record of a result that is not saved yet."""
+        """Show the effect, and add it to the record of an unsaved result."""
         entry = self._results.entry(number)
         if entry is None:
             return
@@ -299,7 +298,7 @@ class Effects(_UsesModel):
             self.state.results = tuple(changed if one is entry else one for one in self.state.results)
 
     def compare_with_chance(self, number: int) -> None:
-        """Synthesize some spots of a result without its edits and with two seeds, after what is under way."""
+        """Queue the synthesis of some spots of a result without its edits and with two seeds."""
         state, entry = self.state, self._results.entry(number)
         effect, model = state.effects.get(number), state.checkpoint
         if entry is None or effect is None or model is None or effect.chance_spots:
@@ -340,7 +339,7 @@ class Effects(_UsesModel):
             self.state.tell("error", str(error))
 
     def close(self) -> None:
-        """End what is being measured."""
+        """End the measurement."""
         self._measuring.abandon()
 
 
@@ -348,7 +347,7 @@ REST = "the rest"
 
 
 class Groups:
-    """Compares the selection with the rest of the section, or with a named selection."""
+    """Comparison of the selection with the rest of the section, or with a named selection."""
 
     def __init__(self, state: WorkbenchState, start: Start, painting: Painting) -> None:
         self.state = state
@@ -414,7 +413,7 @@ class Groups:
             self.state.tell("info", said)
 
     def close(self) -> None:
-        """End what is under way."""
+        """End the comparison."""
         self._lane.abandon()
 
 
@@ -424,13 +423,13 @@ def _sentence(fault: StmditError) -> str:
 
 
 PROFILES = {"tumour", "stroma"}
-"""Profiles of a checkpoint by which the place is found."""
+"""Profiles of a checkpoint that decide the place."""
 PAINTED = 0.5
-"""Least weight of the spots that are painted, of those that the brush of `stmdit demo` reaches."""
+"""Minimum weight of the painted spots under the brush of `stmdit demo`."""
 
 
 def painting_example(section: Section, model: PatchModel) -> Job:
-    """Find what to paint and where; yields the edit and its scale."""
+    """Find the edit of the example and its place; yields the edit and its scale."""
 
     def work() -> tuple[TowardsEdit, float]:
         from ..evaluation.demo import demo_request
@@ -445,7 +444,7 @@ def painting_example(section: Section, model: PatchModel) -> Job:
 
 
 class Example:
-    """Shows the example once section and checkpoint are there.
+    """The example, shown once section and checkpoint are there.
 
     Parameters
     ----------
@@ -456,7 +455,7 @@ class Example:
     painting, runs
         Of the viewer.
     begin
-        Opens the bundled section, and loads the checkpoint where one is given.
+        Opens the bundled section, and loads the checkpoint if one is given.
     """
 
     def __init__(
@@ -509,7 +508,7 @@ MAX_RECENT = 4
 
 
 def recent_sections() -> tuple[str, ...]:
-    """Return the paths of the sections that were opened last and are still there, the latest first."""
+    """Return the paths of recent sections that still exist, the latest first."""
     try:
         paths = read_object(_recent_file()).get("sections", [])
     except (OSError, StmditError):  # none yet, or not ours: it is no more than a convenience
@@ -519,7 +518,7 @@ def recent_sections() -> tuple[str, ...]:
 
 
 def remember_section(section: Section) -> None:
-    """Put a section in front of the recent ones; the bundled one is always at hand and is left out."""
+    """Add a section to the recent ones; the bundled one is always offered and is left out."""
     if section.path is None or section.synthetic:
         return
     path = str(section.path)

@@ -254,7 +254,7 @@ class CancerFoundationEncoder:
         own = gather_counts(counts, match, self.genes)[:, places].toarray().astype(np.float32)
         if not np.isfinite(own).all():
             raise SectionError("The counts hold values that are not finite numbers; expression cannot be encoded.")
-        binned = bin_rows(_mend_ties(own), self.settings.n_bins, self.settings.ties, self.settings.seed)
+        binned = bin_rows(_restore_ties(own), self.settings.n_bins, self.settings.ties, self.settings.seed)
         if self.settings.normalise_bins:
             binned /= self.settings.n_bins
         tokens = np.concatenate([[self.vocabulary.cls], self._tokens[places]])
@@ -289,7 +289,7 @@ def _places(match: GeneMatch, genes: tuple[str, ...]) -> NDArray[np.int64]:
     return np.array(places, dtype=np.int64)
 
 
-def _mend_ties(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _restore_ties(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Round values within float32 error of a whole number, so that 2.0000002 after an edit still ties with 2."""
     whole = np.rint(values)
     return np.where(np.abs(values - whole) <= 1e-5 * np.abs(whole), whole, values)

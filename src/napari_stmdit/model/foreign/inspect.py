@@ -301,7 +301,7 @@ def _follows(folder: CheckpointFolder) -> dict[str, Any] | None:
 
 
 def _edit_fault(folder: CheckpointFolder, settings: dict[str, Any], lacking: Iterable[str]) -> str | None:
-    """Say why a checkpoint cannot edit real tissue, by its settings alone."""
+    """Return why a checkpoint cannot edit real tissue, by its settings alone."""
     try:
         scheduler = load_component(folder, "scheduler")
     except CheckpointError as error:

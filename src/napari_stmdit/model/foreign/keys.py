@@ -403,7 +403,7 @@ _SCHEDULE = re.compile(
 
 
 def ignored_reason(name: str) -> str | None:
-    """Say why a tensor of a checkpoint is not needed; None where it may be."""
+    """Return why a tensor of a checkpoint is not needed; None where it may be."""
     if name in IGNORED:
         return IGNORED[name]
     return "noise schedule of the training run, the scheduler has its own" if _SCHEDULE.fullmatch(name) else None

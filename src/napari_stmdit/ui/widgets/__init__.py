@@ -1,1 +1,1 @@
-"""The forms of the workbench. Each is a lens on a value: it shows what it is given and says what the user wants."""
+"""Forms of the workbench. Each shows a value and emits the user's changes of it."""

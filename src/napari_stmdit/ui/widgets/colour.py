@@ -69,11 +69,11 @@ class ColourStrip(QWidget):  # type: ignore[misc,unused-ignore]
 
 
 class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """A lens on a `Colouring`."""
+    """Form of a `Colouring`."""
 
     valueChanged = Signal(object)
     categoryChosen = Signal(str, str)
-    """A column and one of its categories, which is to be selected."""
+    """Signal (column, category): a category to be selected."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.legend.itemDoubleClicked.connect(self._category_clicked)
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state = presenter.state
 
         def show_names() -> None:
@@ -178,7 +178,7 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
     # --- value
 
     def value(self) -> Colouring:
-        """Return how spots are to be coloured."""
+        """Return the colouring."""
         return self._value
 
     def setValue(self, value: Colouring) -> None:
@@ -203,7 +203,7 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.setEnabled(section is not None)
 
     def show_scale(self, scale: ColourScale) -> None:
-        """Show the limits in force, or why there are none."""
+        """Show the limits, or why there are none."""
         value = self._value
         self.fault.show_text(scale.fault)
         by_numbers = scale.gene is not None and not scale.categories

@@ -1,4 +1,4 @@
-"""Small parts that all panels are made of."""
+"""Small parts shared by the panels."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ COLOURS = {
 
 
 LINK = {True: "#8cc4ff", False: "#0a5fb4"}
-"""Links, and the border of the control that has the focus, in the dark and in the light theme."""
+"""Colour of links, and of the border of the focused control, in the dark and in the light theme."""
 
 
 class Connections:
-    """What a panel has to be taken off when its dock closes: the state and the viewer outlive it."""
+    """Connections to undo when a dock closes, as state and viewer outlive it."""
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], Any]] = []
 
     def connect(self, signal: Any, slot: Callable[..., Any]) -> None:
-        """Connect a signal to a slot that takes nothing."""
+        """Connect a signal to a slot without arguments."""
         signal.connect(slot, max_args=0)
         self._undo.append(partial(signal.disconnect, slot))
 
     def add(self, undo: Callable[[], Any]) -> None:
-        """Call something when the dock closes."""
+        """Register a function to call when the dock closes."""
         self._undo.append(undo)
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ class Connections:
 
 
 def connect_state(events: Any, *shows: tuple[str, Callable[[], Any]]) -> Connections:
-    """Show fields of a state, now and whenever they change; ``shows`` are (fields parted by spaces, what shows them)."""
+    """Connect fields of a state, now and whenever they change; ``shows`` are (fields parted by spaces, slot)."""
     connections = Connections()
     for names, show in shows:
         for name in names.split():
@@ -81,11 +81,11 @@ def connect_state(events: Any, *shows: tuple[str, Callable[[], Any]]) -> Connect
 
 
 PACE_MS = 1000
-"""Progress is shown at most so often: with software rendering each repaint of the window takes time from the work itself."""
+"""Minimum milliseconds between two updates of progress: with software rendering each repaint takes time from the work itself."""
 
 
 def paced(parent: QWidget, show: Callable[[], Any], under_way: Callable[[], bool]) -> Callable[[], None]:
-    """Return what shows progress at its pace while work is under way, and at once when it begins and ends."""
+    """Return a slot that shows progress at that pace during work, and at once when it begins and ends."""
     soon = qthrottled(show, timeout=PACE_MS, parent=parent)
 
     def tell() -> None:
@@ -96,7 +96,7 @@ def paced(parent: QWidget, show: Callable[[], Any], under_way: Callable[[], bool
 
 @contextmanager
 def blocked(*controls: Any) -> Iterator[None]:
-    """Let controls emit nothing while they are set."""
+    """Block the signals of controls while they are set."""
     with ExitStack() as stack:
         for control in controls:
             stack.enter_context(signals_blocked(control))
@@ -104,33 +104,33 @@ def blocked(*controls: Any) -> Iterator[None]:
 
 
 def named(widget: Any, name: str, tip: str) -> Any:
-    """Give a control its name for screen readers and its tooltip; return it."""
+    """Set the accessible name and the tooltip of a control; return it."""
     widget.setAccessibleName(name)
     widget.setToolTip(tip)
     return widget
 
 
 def primary(made: QPushButton) -> QPushButton:
-    """Make a button the one that is pressed next; the dock gives it its colour."""
+    """Mark a button as the primary one; the dock colours it."""
     made.setProperty("primary", True)
     made.setMinimumHeight(30)
     return made
 
 
 class OnceButton(QPushButton):  # type: ignore[misc,unused-ignore]
-    """A button that begins work: a double click is one click."""
+    """Button that begins work; a double click counts as one click."""
 
     def mouseDoubleClickEvent(self, event: Any) -> None:
-        """Take the second press for the first one."""
+        """Ignore the second press."""
         event.accept()
 
 
 def button(
     text: str, name: str, tip: str, clicked: Callable[..., Any] | None = None, width: int = 0, once: bool = False
 ) -> QPushButton:
-    """Return a button with its name for screen readers, its tooltip, what it does, and its least width.
+    """Return a button with its accessible name, tooltip, slot, and minimum width.
 
-    With ``once`` a double click is one click: for what begins work, not for what is pressed many times in a row.
+    With ``once`` a double click is one click: for buttons that begin work, not for those pressed many times in a row.
     """
     made: QPushButton = named((OnceButton if once else QPushButton)(text), name, tip)
     if clicked is not None:
@@ -141,7 +141,7 @@ def button(
 
 
 def combo(name: str, tip: str, options: Sequence[tuple[str, Any]] = (), length: int = 0) -> QComboBox:
-    """Return a choice of (label, data); ``length`` is in characters and keeps long labels from widening the dock."""
+    """Return a combo box of (label, data); ``length`` in characters keeps long labels from widening the dock."""
     made: QComboBox = named(QComboBox(), name, tip)
     if length:
         made.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
@@ -154,7 +154,7 @@ def combo(name: str, tip: str, options: Sequence[tuple[str, Any]] = (), length: 
 def form_of(model: type[BaseModel], **fields: tuple[str, str, dict[str, Any]]) -> dict[str, Any]:
     """Return magicgui's widgets for fields of a model: the kind by the field's type, the range by its constraints.
 
-    Each field comes with its name for screen readers, its tooltip, and what else magicgui is to know.
+    Each field comes with its accessible name, its tooltip, and further options of magicgui.
     """
     form = {}
     for field, (name, tip, options) in fields.items():
@@ -172,9 +172,9 @@ def form_of(model: type[BaseModel], **fields: tuple[str, str, dict[str, Any]]) -
 
 
 def without_steppers(box: Any, width: int) -> Any:
-    """Make a spin box a plain number of a fixed width, without its plus and minus; return it.
+    """Turn a spin box into a plain number of a fixed width, without plus and minus; return it.
 
-    ``NoButtons`` cannot do it: napari's style sheet keeps the room of the buttons, and the number is hidden under it.
+    ``NoButtons`` does not do it: napari's style sheet keeps the room of the buttons, which then covers the number.
     """
     box.setFixedWidth(width)
     box.setStyleSheet(
@@ -195,7 +195,7 @@ def column(*parts: QWidget | QLayout, spacing: int = 6) -> QVBoxLayout:
 
 
 def row(*parts: QWidget | QLayout, stretch: int | None = 0) -> QHBoxLayout:
-    """Put widgets and layouts beside each other; part number ``stretch`` takes the room that is left, or all alike."""
+    """Put widgets and layouts in a row; part number ``stretch`` takes the remaining room, or all equally."""
     layout = QHBoxLayout()
     layout.setContentsMargins(0, 0, 0, 0)
     layout.setSpacing(6)
@@ -211,19 +211,19 @@ def _fill(layout: Any, parts: Sequence[QWidget | QLayout]) -> None:
 
 
 def boxed(layout: QLayout) -> QWidget:
-    """Put a layout into a widget, to be shown and hidden as one."""
+    """Wrap a layout into a widget, to show and hide it as one."""
     widget = QWidget()
     widget.setLayout(layout)
     return widget
 
 
 def fit_lines(box: QListWidget, count: int, most: int, least_px: int = 18) -> None:
-    """Make a list as high as its lines, up to ``most`` of them."""
+    """Set the height of a list to its lines, at most ``most``."""
     box.setFixedHeight(min(max(count, 1), most) * max(box.sizeHintForRow(0), least_px) + 6)
 
 
 def labelled(*pairs: tuple[str, QWidget | QLayout]) -> QGridLayout:
-    """Put labels in a column and their controls in the next, which takes the room that is left."""
+    """Put labels in a column and their controls in the next, which takes the remaining room."""
     layout = QGridLayout()
     layout.setContentsMargins(0, 0, 0, 0)
     layout.setHorizontalSpacing(8)
@@ -242,11 +242,11 @@ CONTROLS = {
     "tissue-fraction": "On tissue",
     "allow-gene-mismatch": "Run although genes are missing",
 }
-"""Options of the command line, and the control of the dock that does the same."""
+"""Options of the command line -> the dock's control."""
 
 
 def in_dock(text: str) -> str:
-    """Name the dock's controls in a message in place of the command line's options and Python's arguments."""
+    """Replace the command line's options and Python's arguments in a message by the dock's controls."""
     for option, control in CONTROLS.items():
         text = re.sub(
             rf"(?:\b(?:with|as) )?--{option}\b(?: [A-Z]+\b| \d+)?(?: \((?:[a-z_]+=[^)]*|its [a-z_]+)\))?",
@@ -261,7 +261,7 @@ def in_dock(text: str) -> str:
 
 
 class Text(QLabel):  # type: ignore[misc,unused-ignore]
-    """A wrapped line of text that hides itself when it is empty."""
+    """Wrapped text that is hidden when it is empty."""
 
     def __init__(self, kind: str = "info", text: str = "", style: str = "") -> None:
         super().__init__()
@@ -289,7 +289,7 @@ class Text(QLabel):  # type: ignore[misc,unused-ignore]
         self.use_theme(self._dark)
 
     def show_link(self, url: str, before: str = "", after: str = "") -> None:
-        """Show an address by its host, with words around it; a click opens it in the browser."""
+        """Show an address by its host, with text around it; a click opens it in the browser."""
         host = url.split("//")[-1].split("/")[0]
         self._link = f'{before}<a href="{url}">{host}</a>{after}' if url else ""
         self.setTextFormat(Qt.TextFormat.RichText)
@@ -298,7 +298,7 @@ class Text(QLabel):  # type: ignore[misc,unused-ignore]
         self.use_theme(self._dark)
 
     def plain(self) -> str:
-        """Return the text as it was given."""
+        """Return the text as given."""
         return str(self.text()).replace("\u200b", "")
 
     def use_theme(self, dark: bool) -> None:
@@ -312,7 +312,7 @@ class Text(QLabel):  # type: ignore[misc,unused-ignore]
 
 
 class Scrolled(QScrollArea):  # type: ignore[misc,unused-ignore]
-    """A text that takes the height of its lines, and can be scrolled where they are more than ``lines``."""
+    """Text that takes the height of its lines, and scrolls beyond ``lines``."""
 
     def __init__(self, text: Text, lines: int) -> None:
         super().__init__()
@@ -324,19 +324,19 @@ class Scrolled(QScrollArea):  # type: ignore[misc,unused-ignore]
         self.fit()
 
     def resizeEvent(self, event: Any) -> None:
-        """Follow the width, by which lines are wrapped."""
+        """Adapt the height to the width, by which lines are wrapped."""
         super().resizeEvent(event)
         self.fit()
 
     def fit(self) -> None:
-        """Take the height of the text; none of an empty one."""
+        """Set the height to that of the text; 0 for an empty one."""
         text, line = self._text, self._text.fontMetrics().lineSpacing()
         self.setVisible(bool(text.text()))
         self.setFixedHeight(min(self._lines * line + 6, max(text.heightForWidth(self.viewport().width()), line)))
 
 
 class Fold(QWidget):  # type: ignore[misc,unused-ignore]
-    """A titled part that can be folded away; its content takes whatever height its wrapped texts need."""
+    """Titled part that can be folded; its content takes the height that its wrapped texts need."""
 
     unfolded_changed = Signal(bool)
 
@@ -380,7 +380,7 @@ class Fold(QWidget):  # type: ignore[misc,unused-ignore]
 
 
 class Choice(QWidget):  # type: ignore[misc,unused-ignore]
-    """A few buttons of which one is down."""
+    """Group of buttons of which one is down."""
 
     chosen = Signal(str)
 
@@ -405,7 +405,7 @@ class Choice(QWidget):  # type: ignore[misc,unused-ignore]
         return next((key for key, button in self._buttons.items() if button.isChecked()), "")
 
     def setValue(self, key: str) -> None:
-        """Press a button without saying so; a key that has none lets all of them go."""
+        """Press a button without a signal; an unknown key releases all."""
         self._group.setExclusive(key in self._buttons)
         for name, button in self._buttons.items():
             button.setChecked(name == key)
@@ -429,14 +429,14 @@ PROGRAM, COLUMN = " (program)", " (column)"
 
 
 class Names(QStringListModel):  # type: ignore[misc,unused-ignore]
-    """Names, of which some are greyed and cannot be chosen; their tooltip says why."""
+    """List model of names; greyed ones cannot be chosen, and their tooltip says why."""
 
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
         self.greyed: Mapping[str, str] = {}
 
     def flags(self, index: Any) -> Any:
-        """Take from greyed names that they can be chosen."""
+        """Return flags that disable greyed names."""
         flags = super().flags(index)
         greyed = self.data(index, Qt.ItemDataRole.DisplayRole) in self.greyed
         return flags & ~(Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable) if greyed else flags
@@ -449,10 +449,10 @@ class Names(QStringListModel):  # type: ignore[misc,unused-ignore]
 
 
 class NameField(QLineEdit):  # type: ignore[misc,unused-ignore]
-    """A line with completion: what is typed may stand anywhere in a name. With ``several``, names are parted by commas."""
+    """Line edit with completion anywhere in a name. With ``several``, names are parted by commas."""
 
     changed = Signal(str)
-    """The text, when a name was chosen, Return was pressed, or the field was left or emptied."""
+    """Signal with the text, when a name was chosen, Return was pressed, or the field was left or emptied."""
 
     def __init__(self, parent: QWidget | None = None, several: bool = False) -> None:
         super().__init__(parent)
@@ -477,15 +477,15 @@ class NameField(QLineEdit):  # type: ignore[misc,unused-ignore]
         genes: Iterable[str] = (),
         programs: Sequence[str] = (),
         columns: Sequence[str] = (),
-        blind: Mapping[str, str] = MappingProxyType({}),
+        ineffective: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Offer names: programs and columns first, they are few. ``blind`` programs are greyed, each with its reason."""
-        self.names.greyed = {f"{name}{PROGRAM}": reason for name, reason in blind.items()}
+        """Offer names: the few programs and columns first. ``ineffective`` programs are greyed, each with its reason."""
+        self.names.greyed = {f"{name}{PROGRAM}": reason for name, reason in ineffective.items()}
         named = [*(f"{name}{PROGRAM}" for name in sorted(programs)), *(f"{name}{COLUMN}" for name in columns)]
         self.names.setStringList([*named, *sorted(set(genes))])
 
     def show_text(self, text: str) -> None:
-        """Show a text that was set elsewhere; what is being typed is left alone."""
+        """Show a text that was set elsewhere; unfinished typing is left alone."""
         if not self.hasFocus() or not self.isModified():
             with blocked(self):
                 self.setText(text)
@@ -512,7 +512,7 @@ class NameField(QLineEdit):  # type: ignore[misc,unused-ignore]
         self.commit()
 
     def commit(self) -> None:
-        """Say the text where it is another than before."""
+        """Emit the text if it differs."""
         self.setModified(False)
         if self.text() != self._told:
             self._told = self.text()

@@ -1,4 +1,4 @@
-"""Comparing a result with the slide or another result."""
+"""Comparison of a result with the slide or another result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STEPS = 200
 
 
 class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """How the chosen result is compared, and with what."""
+    """Mode and partner of the chosen result's comparison."""
 
     modeChosen = Signal(str, object)
     positionChanged = Signal(float)
@@ -63,7 +63,7 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_comparison(None)
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state, compare = presenter.state, presenter.compare
 
         def choose(mode: Any, left: int | None) -> None:
@@ -84,11 +84,11 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
 
     def toggle(self, mode: str) -> None:
-        """Turn a way of comparing on, or off where it is on."""
+        """Toggle a mode of comparison."""
         self._chosen("off" if mode == self.mode.value() else mode)
 
     def use_pace(self, milliseconds: int) -> None:
-        """Set how long each is shown while blinking."""
+        """Set the time per image while blinking."""
         self.blink_ms = milliseconds
         if self._timer.isActive():
             self._timer.start(milliseconds)
@@ -113,7 +113,7 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.hint.show_text("It is edited real tissue: its baseline is the slide." if real else hint)
 
     def show_comparison(self, comparison: Comparison | None) -> None:
-        """Show which comparison is on."""
+        """Show the active comparison."""
         mode = "off" if comparison is None else comparison.mode
         self.mode.setValue(mode)
         if comparison is not None:

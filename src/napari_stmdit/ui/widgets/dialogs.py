@@ -1,4 +1,4 @@
-"""Dialogs: the size of a figure, what the numbers of a table are, what is not saved when the window closes, and the offer after it."""
+"""Dialogs: width and resolution of a figure, units of a table, what is not saved when the window closes, and the offer after it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIGURES = "PDF (*.pdf);;SVG (*.svg);;PNG (*.png)"
 
 
 class FigureDialog(QDialog):  # type: ignore[misc,unused-ignore]
-    """Width and resolution of a figure; those asked for last are offered again."""
+    """Dialog for width and resolution of a figure; remembers the last ones."""
 
     def __init__(self, parent: QWidget) -> None:
         super().__init__(parent)
@@ -55,7 +55,7 @@ class FigureDialog(QDialog):  # type: ignore[misc,unused-ignore]
         self.setLayout(layout)
 
     def ask(self, place: str) -> tuple[str, float, int] | None:
-        """Ask, and then where to; return path, width in mm and dpi, or None."""
+        """Ask, also for the file; return path, width in mm and dpi, or None."""
         if self.exec() != QDialog.DialogCode.Accepted:
             return None
         path, kind = QFileDialog.getSaveFileName(self.parentWidget(), "Save the figure", place, FIGURES)
@@ -75,7 +75,7 @@ UNITS = (
 
 
 class TableDialog(QDialog):  # type: ignore[misc,unused-ignore]
-    """Asks which matrix of a table is meant and what its numbers are; neither is guessed.
+    """Dialog for the matrix of a table and its units; neither is guessed.
 
     Raises
     ------
@@ -126,7 +126,7 @@ QUESTION = "ConfirmCloseDialog"
 
 
 class ClosingWords(QObject):  # type: ignore[misc,unused-ignore]
-    """An event filter of a napari window: completes its question before closing with what becomes of that which is not saved."""
+    """Event filter of a napari window that adds a sentence on unsaved work to its question before closing."""
 
     def __init__(self, window: QWidget, state: WorkbenchState) -> None:
         super().__init__(window)
@@ -134,7 +134,7 @@ class ClosingWords(QObject):  # type: ignore[misc,unused-ignore]
         window.installEventFilter(self)
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        """Add our words to the question when it is about to be shown."""
+        """Add our sentence to the question when it is about to be shown."""
         if event.type() == QEvent.Type.ChildPolished and type(event.child()).__name__ == QUESTION:
             self._complete(event.child())
         return False
@@ -148,7 +148,7 @@ class ClosingWords(QObject):  # type: ignore[misc,unused-ignore]
 
 
 class KeptOffer(QWidget):  # type: ignore[misc,unused-ignore]
-    """What an earlier session left unsaved, to be brought back or removed; not there where nothing was left."""
+    """Offer to restore or remove the unsaved work of an earlier session; hidden without one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class KeptOffer(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_kept(())
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state, keeping = presenter.state, presenter.keeping
 
         def answer(do: Callable[[KeptSession], None]) -> None:
@@ -172,7 +172,7 @@ class KeptOffer(QWidget):  # type: ignore[misc,unused-ignore]
         return connect_state(state.events, ("kept", lambda: self.show_kept(state.kept)))
 
     def show_kept(self, kept: tuple[KeptSession, ...]) -> None:
-        """Offer the latest session of those."""
+        """Offer the latest session."""
         self._first = kept[0] if kept else None
         more = "" if len(kept) < 2 else f" And {len(kept) - 1} earlier."
         self.text.show_text(

@@ -1,4 +1,4 @@
-"""The dock widget: panels above, run bar below, and what the user prefers."""
+"""The dock widget: panels above, run bar below, and the user's preferences."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PAGE = "workbench"
 
 @dataclass(frozen=True)
 class Preferences:
-    """What a user may set once for all viewers, in napari's preferences; older napari has no such page, and defaults hold."""
+    """User's preferences for all viewers, in napari's preferences; older napari has no such page, and defaults hold."""
 
     live_preview: bool = True  # show the patch that is being denoised every few steps
     blink_ms: int = 700  # how long each picture is shown while blinking; not below 350, as fast flicker can harm
@@ -47,7 +47,7 @@ class Preferences:
 
 
 def read_preferences() -> Preferences:
-    """Return the preferences in force."""
+    """Return the present preferences."""
     page = _page()
     if page is None:
         return Preferences()
@@ -67,7 +67,7 @@ def _page() -> Any:
 
 
 def preference_events() -> Any:
-    """Return the event group that tells of changed preferences, or None."""
+    """Return the event group of changed preferences, or None."""
     page = _page()
     return getattr(page, "events", None)
 
@@ -124,11 +124,11 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
 
     @property
     def state(self) -> WorkbenchState:
-        """What the workbench shows and does."""
+        """State of the workbench."""
         return self.presenter.state
 
     def showEvent(self, event: QShowEvent) -> None:
-        """Draw on the canvas of the window that the dock is in now."""
+        """Attach the overlay to the canvas of the dock's present window."""
         super().showEvent(event)
         if self.overlay is None and (canvas := canvas_in(self.window())) is not None:
             self.overlay = overlay = Overlay(canvas)
@@ -138,7 +138,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             self.connections.add(overlay.bind(self.presenter, self._viewer()).close)
 
     def sizeHint(self) -> QSize:
-        """Return the size that the dock is opened with."""
+        """Return the initial size of the dock."""
         return QSize(340, 760)
 
     # --- layout
@@ -195,7 +195,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.scroll.verticalScrollBar().setValue(0)
 
     def reveal(self, panel: QWidget) -> None:
-        """Show a panel, wherever it lies: its step, unfolded and in sight."""
+        """Show a panel: its step, unfolded and scrolled into view."""
         part: Any = panel
         while part is not None and part is not self:
             if isinstance(part, Fold):
@@ -267,7 +267,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self.connections.add(connect_state(state.events, *shows).close)
 
     def _use_preferences(self, first: bool = False) -> None:
-        """Take over napari's preferences, now and whenever they change."""
+        """Apply napari's preferences, now and whenever they change."""
         chosen, presenter = read_preferences(), self.presenter
         presenter.runs.live_preview = chosen.live_preview
         presenter.baseline_mode = chosen.compare_mode

@@ -1,4 +1,4 @@
-"""What can be downloaded by name, in the dock: checkpoints and encoders, and public sections."""
+"""Downloads by name, in the dock: checkpoints and encoders, and public sections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .common import Connections, Text, blocked, button, column, combo, connect_s
 
 
 class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """What can be downloaded by name: size and terms first, then the button. This one offers checkpoints and encoders."""
+    """Downloads of checkpoints and encoders: size and terms first, then the button."""
 
     WHAT = "Known checkpoints and encoders"
 
@@ -58,7 +58,7 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_fetching(None)
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state, acquisition = presenter.state, presenter.acquisition
 
         def show() -> None:
@@ -71,25 +71,25 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         return connect_state(state.events, ("fetching", paced(self, show, lambda: state.fetching is not None)))
 
     def known(self) -> Sequence[Offer]:
-        """Return what is offered."""
+        """Return the offers."""
         return offers()
 
     def fetcher(self, acquisition: Acquisition) -> Callable[[str, str | None], None]:
-        """Return what fetches by name."""
+        """Return the function that downloads by name."""
         return acquisition.download
 
     def describe(self, offer: Offer) -> tuple[str, str]:
-        """Return what it is and how large, and under which terms it can be had."""
+        """Return description with size, and terms."""
         kind = offer.entry.kind.replace("_", " ").capitalize() if isinstance(offer.entry, ZooEntry) else ""
         hand = " It is on no hub: get the files from the page below and choose their folder." if offer.by_hand else ""
         return f"{kind}, {offer.size}; {offer.state}.", f"Licence: {offer.entry.licence}.{hand}"
 
     def name(self) -> str:
-        """Return the name of what is chosen."""
+        """Return the name of the chosen offer."""
         return str(self.choice.currentData() or "")
 
     def offer(self, known: Sequence[Offer]) -> None:
-        """Show what there is, with its state."""
+        """Show the offers with their state."""
         present = self.name()
         self._offers = {offer.entry.name: offer for offer in known}
         with blocked(self.choice):
@@ -140,7 +140,7 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
 
 class SectionsPanel(DownloadsPanel):
-    """The public sections: what each is, how large, under which licence and how it is cited; then the button that opens it."""
+    """Public sections: description, size, licence and citation; then the button that opens one."""
 
     WHAT = "Public sections"
 
@@ -156,27 +156,27 @@ class SectionsPanel(DownloadsPanel):
         self.choice.activated.connect(lambda _: self._want_size())
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         self._ask, self._sizes = presenter.acquisition.ask_size, lambda: presenter.state.sizes
         connections = super().bind(presenter)
         connections.add(connect_state(presenter.state.events, ("sizes", self._show_choice)).close)
         return connections
 
     def known(self) -> Sequence[Offer]:
-        """Return what is offered."""
+        """Return the offers."""
         return section_offers()
 
     def fetcher(self, acquisition: Acquisition) -> Callable[[str, str | None], None]:
-        """Return what fetches by name."""
+        """Return the function that downloads by name."""
         return acquisition.download_section
 
     def choose(self, name: str) -> None:
-        """Choose a section by its name; its size is asked for where it is not known."""
+        """Choose a section by its name; an unknown size is looked up."""
         super().choose(name)
         self._want_size()
 
     def describe(self, offer: Offer) -> tuple[str, str]:
-        """Return what it is and how large, and under which terms it can be had."""
+        """Return description with size, and terms."""
         entry = offer.entry
         assert isinstance(entry, PublicSection)
         size = entry.size_bytes or self._sizes().get(entry.name)

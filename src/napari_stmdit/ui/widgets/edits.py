@@ -1,4 +1,4 @@
-"""Painting virtual expression: the form of an edit, the brush, and the list of edits."""
+"""Edits: the form of an edit, the brush, and the list."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from qtpy.QtWidgets import (
 
 from ...errors import GeneError
 from ...expression.edits import Mover
+from ...expression.following import ProgramReach, Reach
 from ...expression.programs import ProgramNote, bundled_notes, known_programs
-from ...expression.reach import ProgramReach, Reach
 from ...intent import Edit
 from ...types import Genes, Section
 from ..presenter import Presenter
@@ -61,16 +61,16 @@ OPERATIONS = (
     ("swap", "Swap two groups", "Let two groups of spots change places: each moves by the difference of their means"),
 )
 EXAMPLES = ("ERBB2", "KRT8", "EPCAM", "COL1A1")
-"""Genes that a field may name as examples, where a section has them."""
+"""Genes that a field may name as examples, if a section has them."""
 PROFILES = "Profiles (*.json *.tsv *.txt)"
 _FILE = ("file", "")
 
 
 class GroupField(QComboBox):  # type: ignore[misc,unused-ignore]
-    """A choice of spots: those selected now, or a named selection; and where wanted, of profiles."""
+    """Choice of spots: the present selection or a named one; optionally of profiles."""
 
     picked = Signal(object)
-    """(kind, value): ``spots`` with ids, ``profile`` with a name, or ``file``."""
+    """Signal (kind, value): ``spots`` with ids, ``profile`` with a name, or ``file``."""
 
     def __init__(self, name: str, tip: str) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class GroupField(QComboBox):  # type: ignore[misc,unused-ignore]
         groups: Mapping[str, Sequence[str]],
         profiles: Any = None,
     ) -> None:
-        """Offer what there is, with what is chosen in front."""
+        """Offer selections and profiles, the chosen one first."""
         entries: list[tuple[str, tuple[str, Any]]] = []
         if profiles is not None:
             entries += [(f"profile: {name}", ("profile", name)) for name in profiles]
@@ -109,11 +109,11 @@ class GroupField(QComboBox):  # type: ignore[misc,unused-ignore]
 
 
 class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
-    """A lens on an `EditDraft`."""
+    """Form of an `EditDraft`."""
 
     valueChanged = Signal(object)
     profileRequested = Signal(str)
-    """The path of a profile's file, which is to be read and chosen."""
+    """Signal with the path of a profile's file to read and choose."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
     # --- value
 
     def value(self) -> EditDraft:
-        """Return what the form says."""
+        """Return the draft."""
         return self._value
 
     def setValue(self, value: EditDraft) -> None:
@@ -218,7 +218,7 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
     def show_programs(
         self, programs: Sequence[str], notes: Mapping[str, ProgramNote], reaches: Mapping[str, ProgramReach]
     ) -> None:
-        """Offer programs, say where the bundled ones are from and how much the checkpoint sees; what it cannot see at all is greyed."""
+        """Offer programs with origin and reach; those without effect are greyed."""
         self._programs, self._notes, self._reaches = tuple(programs), notes, reaches
         self._offer_names()
         self.setValue(self._value)
@@ -232,7 +232,7 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         self._offer()
 
     def show_faults(self, faults: Mapping[str, str]) -> None:
-        """Show what is wrong, each beside its field."""
+        """Show faults, each beside its field."""
         for name, text in self.faults.items():
             text.show_text(faults.get(name, ""))
 
@@ -249,29 +249,31 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
 
     def _offer_names(self) -> None:
         self._offer_presets()
-        blind = {name: reach.words for name, reach in self._reaches.items() if reach.blind}
-        self.what.offer(() if self._genes is None else self._genes.symbols.tolist(), self._programs, blind=blind)
+        ineffective = {name: reach.words for name, reach in self._reaches.items() if reach.ineffective}
+        self.what.offer(
+            () if self._genes is None else self._genes.symbols.tolist(), self._programs, ineffective=ineffective
+        )
 
     def _offer_presets(self) -> None:
-        """Offer edits that work here: towards the checkpoint's profiles, and more of each program, those that it cannot see last and greyed."""
-        blind = {name: reach.words for name, reach in self._reaches.items() if reach.blind}
+        """Offer edits that work here: towards the checkpoint's profiles, and more of each program; those without effect last and greyed."""
+        ineffective = {name: reach.words for name, reach in self._reaches.items() if reach.ineffective}
         none: dict[str, Any] = {"genes": (), "programs": ()}
         entries = [
             (f"towards {name}", "", {**none, "operation": "towards", "target_profile": name, "target_spots": ()})
             for name in self._known[2]
         ]
-        for name in sorted(self._programs, key=lambda name: (name in blind, name)):
+        for name in sorted(self._programs, key=lambda name: (name in ineffective, name)):
             entries.append(
                 (
                     f"more {name}",
-                    blind.get(name, ""),
+                    ineffective.get(name, ""),
                     {**none, "operation": "add", "programs": (name,), "log_units": 1.5},
                 )
             )
         symbols = () if self._genes is None else self._genes.symbols.tolist()
         known = [name for name in EXAMPLES if name in symbols] or list(symbols[:1])
-        seen = [name for name in sorted(self._programs) if name not in blind]
-        example = ", ".join((*seen[:1], *known[:1]))
+        effective = [name for name in sorted(self._programs) if name not in ineffective]
+        example = ", ".join((*effective[:1], *known[:1]))
         self.what.setPlaceholderText("genes and programs" + (f", e.g. {example}" if example else ""))
         if entries == self._presets:
             return
@@ -330,7 +332,7 @@ YAML = "Edits (*.yaml *.yml)"
 
 
 class BrushForm(QWidget):  # type: ignore[misc,unused-ignore]
-    """A lens on a `Brush`."""
+    """Form of a `Brush`."""
 
     valueChanged = Signal(object)
 
@@ -373,7 +375,7 @@ class BrushForm(QWidget):  # type: ignore[misc,unused-ignore]
             self.erase.setChecked(value.erase)
 
     def show_unit(self, calibrated: bool) -> None:
-        """Say what the radius is measured in."""
+        """Show the unit of the radius."""
         self.radius.setSuffix(" µm" if calibrated else " px")
 
     def _percent(self, name: str, tip: str) -> QSlider:
@@ -391,7 +393,7 @@ class BrushForm(QWidget):  # type: ignore[misc,unused-ignore]
 
 
 class EditRow(QFrame):  # type: ignore[misc,unused-ignore]
-    """One edit of the list: shown or not, its name, its strength, and a mark where some of its genes have no effect."""
+    """Edit in the list: whether it is enabled, name, strength, and a warning where some of its genes have no effect."""
 
     picked = Signal(int)
     enabledChanged = Signal(int, bool)
@@ -464,7 +466,7 @@ class EditRow(QFrame):  # type: ignore[misc,unused-ignore]
 
 
 class EditList(QWidget):  # type: ignore[misc,unused-ignore]
-    """A lens on a tuple of edits. Rows are kept while the list changes, so that a slider can be dragged."""
+    """List of edits. Rows are kept while it changes, so that a slider can be dragged."""
 
     picked = Signal(int)
     enabledChanged = Signal(int, bool)
@@ -497,7 +499,7 @@ class EditList(QWidget):  # type: ignore[misc,unused-ignore]
 
 
 class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """The form, the brush and the list, with what can be done to them."""
+    """The form, the brush and the list, with their actions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -575,7 +577,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state, painting, files = presenter.state, presenter.painting, presenter.edit_files
 
         def chosen(do: Callable[[int], None]) -> None:
@@ -668,7 +670,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
     # --- what is known
 
     def show_edits(self, edits: Sequence[Edit], chosen: int | None, reaches: Sequence[Reach]) -> None:
-        """Show the list, and of the chosen edit what has no effect."""
+        """Show the list, and the chosen edit's genes without effect."""
         warnings = [reach.warning for reach in reaches]
         self.list.show_edits(edits, chosen, warnings)
         known = chosen is not None and chosen < len(edits)
@@ -680,11 +682,11 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._show_order()
 
     def _show_order(self) -> None:
-        """Show what can be done to edits once there is one, or one that was taken back."""
+        """Show the actions on edits once there is one, or one to redo."""
         self.order.setVisible(bool(self.list.rows) or self.undo.isEnabled() or self.redo.isEnabled())
 
     def show_tool(self, tool: str) -> None:
-        """Show the brush while it is in hand."""
+        """Show the brush while it is the tool."""
         self.paint.setChecked(tool == "brush")
         self.brush.setVisible(tool == "brush")
 
@@ -697,13 +699,13 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.save_movers.setEnabled(bool(movers))
 
     def show_undoable(self, undoable: tuple[bool, bool]) -> None:
-        """Say whether there is something to undo and to redo."""
+        """Enable undo and redo."""
         self.undo.setEnabled(undoable[0])
         self.redo.setEnabled(undoable[1])
         self._show_order()
 
     def show_selected(self, count: int, draft: EditDraft) -> None:
-        """Offer what can be done with the form's edit: a swap names its own spots."""
+        """Offer the actions for the form's edit; a swap names its own spots."""
         swap = draft.operation == "swap"
         self.paint.setEnabled(not swap)
         self.to_selected.setVisible(not swap)

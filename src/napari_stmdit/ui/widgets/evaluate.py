@@ -1,4 +1,4 @@
-"""What synthetic tissue is worth: one spot seen closely with its measures, contact sheets of it, and the open section evaluated."""
+"""Evaluation: the close-up of a spot with its measures, its contact sheets, and the open section evaluated."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ MAX_COLUMNS = 3
 IMAGE_PX = 84
 MINUS = "−"
 LOOK_MS = 150
-"""How long the mouse has to rest on a spot before its patches are cut out and measured."""
+"""Milliseconds that the mouse has to rest on a spot before its patches are cut out and measured."""
 
 
 class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """A view of a `CloseUp`, and contact sheets of its spot."""
+    """View of a `CloseUp`, and contact sheets of its spot."""
 
     unfolded = Signal()
-    """It was folded away and is seen now, or the other way round."""
+    """Signal when the panel was folded or unfolded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_close_up(None, None)
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state, close_ups, sheets = presenter.state, presenter.close_ups, presenter.sheets
 
         def show() -> None:
@@ -99,7 +99,7 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
 
     def show_close_up(self, close_up: CloseUp | None, spot: str | None) -> None:
-        """Show what is known of a spot, or that none is meant."""
+        """Show the close-up of a spot, or that there is none."""
         for part in self._parts:
             part.setVisible(True)
         self.dose.setEnabled(spot is not None)
@@ -148,7 +148,7 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
 
     def _fill(self, close_up: CloseUp, columns: list[str]) -> None:
-        """A line with a measure's name and the difference, and under it the numbers, each under its picture."""
+        """Fill a line with a measure's name and the difference, and under it the numbers, each under its picture."""
         for cell in self._cells:
             self._table.removeWidget(cell)
             cell.hide()
@@ -170,7 +170,7 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self._put(2 * line + 1, place, f"{found.values[name]:,.{found.digits}f}", 1, f"{TITLES[name]}: {words}")
 
     def _fill_change(self, close_up: CloseUp) -> None:
-        """Before, after and their difference, each under its picture."""
+        """Fill before, after and their difference, each under its picture."""
         for line, found in enumerate(close_up.rows):
             words = f"{found.name}, {found.unit}"
             self._put(2 * line, 0, words, MAX_COLUMNS, "Difference: edited minus slide")
@@ -201,7 +201,7 @@ SHEET_PX = 132
 
 
 class Picture(QLabel):  # type: ignore[misc,unused-ignore]
-    """A square picture that is as large as its room allows, and never cut."""
+    """Square picture as large as its room allows, never cut."""
 
     def __init__(self, pixels: object, words: str) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ class Picture(QLabel):  # type: ignore[misc,unused-ignore]
 
 
 class SheetWindow(QDialog):  # type: ignore[misc,unused-ignore]
-    """A `ContactSheet` as it grows, and its export; a window of its own, as it belongs to no place on the tissue."""
+    """Window of a `ContactSheet` as it grows, with its export; it belongs to no place on the tissue."""
 
     def __init__(self, parent: QWidget) -> None:
         super().__init__(parent)
@@ -250,7 +250,7 @@ class SheetWindow(QDialog):  # type: ignore[misc,unused-ignore]
         return connect_state(presenter.state.events, ("sheet", lambda: self.show_sheet(presenter.state.sheet)))
 
     def show_sheet(self, sheet: ContactSheet | None) -> None:
-        """Show a sheet, also where the window was closed before."""
+        """Show a sheet, also after the window was closed."""
         if sheet is None:
             return
         fresh = self._sheet is None or (sheet.title, sheet.spot) != (self._sheet.title, self._sheet.spot)
@@ -299,7 +299,7 @@ class SheetWindow(QDialog):  # type: ignore[misc,unused-ignore]
             self.save(path)
 
     def save(self, path: str | Path) -> None:
-        """Write the sheet; says where, or why not."""
+        """Write the sheet; report where, or why not."""
         if self._sheet is None:
             return
         try:
@@ -315,7 +315,7 @@ ABOUT = (
 
 
 class EvaluatePanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """How many spots and seeds, a button that evaluates and one that opens the report."""
+    """Number of spots and seeds, a button that evaluates and one that opens the report."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -352,7 +352,7 @@ class EvaluatePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._count()
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state = presenter.state
 
         def choose() -> None:
@@ -382,12 +382,12 @@ class EvaluatePanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
 
     def show_status(self, status: RunStatus, ready: bool) -> None:
-        """Let it be pressed where a section and a checkpoint are there; while a run is under way, the evaluation waits for it."""
+        """Enable the button where there is a section and a checkpoint; during a run the evaluation is queued."""
         self.go.setEnabled(ready)
         self.go.setText("Queue…" if status.busy else "Evaluate…")
 
     def show_evaluation(self, found: Evaluated | None) -> None:
-        """Show what the latest evaluation found about condition fidelity."""
+        """Show the latest evaluation's findings on condition fidelity."""
         report = None if found is None else found.report
         self.open.setEnabled(report is not None)
         if report is None:

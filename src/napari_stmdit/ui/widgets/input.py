@@ -1,4 +1,7 @@
-"""Keys and the mouse wheel: keys are bound while the workbench is open and given back, as napari ignores a manifest's; the wheel scrolls the dock and changes no control that nobody has taken hold of."""
+"""Keys and the mouse wheel.
+
+Keys are bound while the workbench is open, as napari ignores a manifest's; the wheel scrolls the dock and changes only a focused control.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def bind_keys(viewer: Any, dock: QWidget, actions: Mapping[str, Callable[[], Any
     Returns
     -------
     Callable
-        Gives the viewer's keys back; what is bound in the dock goes with it.
+        Unbinds the viewer's keys; those of the dock end with it.
     """
     bound = []
     for keys, action in actions.items():
@@ -41,7 +44,7 @@ def bind_keys(viewer: Any, dock: QWidget, actions: Mapping[str, Callable[[], Any
 
 
 def sequence(keys: str) -> QKeySequence:
-    """Return keys as Qt has them."""
+    """Return keys as Qt's sequence."""
     return QKeySequence(keys.replace("Control", "Ctrl").replace("Enter", "Return").replace("-", "+"))
 
 
@@ -57,11 +60,11 @@ RUN_KEYS: Mapping[str, tuple[str, str]] = {
     "flip": ("Control-Alt-B", "show the other one"),
     "baseline": ("Control-Alt-0", "compare with the baseline"),
 }
-"""Action -> its keys, as napari writes them, and what they do."""
+"""Action -> its keys, as napari writes them, and description."""
 
 
 def paint_actions(presenter: Presenter) -> dict[str, Callable[[], Any]]:
-    """Return what keys do while painting and choosing spots."""
+    """Return the actions of keys for painting and selection."""
 
     def resize(factor: float) -> None:
         brush = presenter.state.brush
@@ -82,12 +85,12 @@ def paint_actions(presenter: Presenter) -> dict[str, Callable[[], Any]]:
 
 
 def with_key(tip: str, name: str) -> str:
-    """Return a tooltip with the keys of an action, as this system writes them."""
+    """Return a tooltip with the keys of an action, in the notation of this system."""
     return f"{tip} ({sequence(RUN_KEYS[name][0]).toString(QKeySequence.SequenceFormat.NativeText)})"
 
 
 class WheelGuard(QObject):  # type: ignore[misc,unused-ignore]
-    """An event filter: a spin box, choice or slider without the focus leaves the wheel to what it lies in."""
+    """Event filter by which a spin box, combo box or slider without the focus ignores the wheel."""
 
     def watch(self, root: QWidget) -> None:
         """Watch a widget and all that is in it now."""
@@ -98,7 +101,7 @@ class WheelGuard(QObject):  # type: ignore[misc,unused-ignore]
                 control.setFocusPolicy(Qt.FocusPolicy.StrongFocus)  # the wheel alone must not give it the focus
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        """Leave the wheel to the parent."""
+        """Pass the wheel to the parent."""
         if event.type() != QEvent.Type.Wheel or watched.hasFocus():
             return False
         event.ignore()

@@ -1,4 +1,4 @@
-"""Choosing the checkpoint and the device, conversion of foreign checkpoints, and checkpoints made of one's own tissue."""
+"""Choice of checkpoint and device, conversion of foreign checkpoints, and adaptation to one's own tissue."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from .downloads import DownloadsPanel
 
 
 class ConvertPanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """Shows a foreign checkpoint and asks what its files do not say."""
+    """Foreign checkpoint, and questions that its files do not answer."""
 
     convertRequested = Signal(object)
 
@@ -66,7 +66,7 @@ class ConvertPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_foreign(None)
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state = presenter.state
         self.convertRequested.connect(presenter.acquisition.convert)
         return connect_state(
@@ -101,7 +101,7 @@ class ConvertPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.setEnabled(not on)
 
     def value(self) -> float | None:
-        """Return the microns per pixel that were entered; None where that is no positive number."""
+        """Return the microns per pixel entered; None where that is no positive number."""
         try:
             mpp = float(self.mpp.currentText().strip().replace(",", "."))
         except ValueError:
@@ -141,7 +141,7 @@ CPU_NOTICE = "Runs on the CPU. A GPU is many times faster."
 
 
 class ModelPanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """A lens on a `ModelChoice`, with what the checkpoint says of itself."""
+    """Form of a `ModelChoice`, with the checkpoint's card."""
 
     valueChanged = Signal(object)
     pathChosen = Signal(str)  # a folder or a file: ours is loaded, a foreign one is asked about
@@ -198,7 +198,7 @@ class ModelPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_model(None, "")
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state = presenter.state
 
         def show_model() -> None:
@@ -261,7 +261,7 @@ class ModelPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def show_model(
         self, card: CheckpointCard | None, device: str, lacking: Mapping[str, StmditError] | None = None
     ) -> None:
-        """Show what the loaded checkpoint says of itself, where it runs, and which of its encoders are not there."""
+        """Show the card of the loaded checkpoint, its device, and missing encoders."""
         self.unload.setEnabled(card is not None)
         self.notice.show_text(CPU_NOTICE if card is not None and device.startswith("cpu") else "")
         lacking = lacking or {}
@@ -320,11 +320,11 @@ LOOK_MS = 1000
 PLACES = {name: name.replace("-", " ").capitalize() + " quarter" for name in CORNERS} | {
     NOTHING: "Nothing (no evaluation)"
 }
-"""What may be held out of one section, in words."""
+"""Parts of a section that may be held out -> label."""
 
 
 class AdaptPanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """What to adapt to, how far it is, and what came of it."""
+    """Adaptation to the open section: options, progress and outcome."""
 
     finished = Signal(str)  # name of a checkpoint that has been made
 
@@ -338,7 +338,7 @@ class AdaptPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.minutes = self.form["minutes"].native
         self.minutes.setDecimals(0)
         places = [(words, key) for key, words in PLACES.items()]
-        self.hold_out = combo("Held out", "Spots that are never learned from, and are evaluated on", places, length=8)
+        self.hold_out = combo("Held out", "Spots to evaluate on; never trained on", places, length=8)
         self.name = named(QLineEdit(), "Name of the checkpoint", "The name it is chosen by")
         tip = "Start learning from the open section"
         self.go = button("Adapt", "Adapt to this section", tip, self._begin)
@@ -379,7 +379,7 @@ class AdaptPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_section(None)
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state = presenter.state
         self._section = lambda: state.section
 
@@ -403,7 +403,7 @@ class AdaptPanel(QWidget):  # type: ignore[misc,unused-ignore]
     # --- what was begun
 
     def look(self) -> None:
-        """Show how far it is, now."""
+        """Show the present progress."""
         if not self._name:
             self.known.setVisible(False)
             return
@@ -411,7 +411,7 @@ class AdaptPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_adaptation(self.adaptations.look(self._name))
 
     def show_adaptation(self, known: Adaptation) -> None:
-        """Show how far one is, and what can be done with it."""
+        """Show the progress of an adaptation, and its actions."""
         at = known.progress
         self.stop.setVisible(known.alive and not known.done)
         self.more.setVisible(not known.alive and not known.done and at is not None)
@@ -438,7 +438,6 @@ class AdaptPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.finished.emit(known.name)
 
     def _follow(self, name: str) -> None:
-        """Show one of those that were begun."""
         self._name = name
         with blocked(self.choice):
             self.choice.clear()
@@ -465,7 +464,7 @@ class AdaptPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.look()
 
     def _show_picture(self, path: str) -> None:
-        """Show a sheet of samples as wide as the dock; read again only where it is another one or the dock has another width."""
+        """Show a sheet of samples as wide as the dock; read again only for another sheet or width."""
         width = max(self.width() - 16, 100)
         if (path, width) == self._picture:
             return

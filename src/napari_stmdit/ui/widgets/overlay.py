@@ -1,4 +1,4 @@
-"""Lines and words over the canvas, drawn by Qt: there at once, of one width at every zoom, and no layer of their own."""
+"""Lines and labels over the canvas, drawn by Qt: at once, of one width at every zoom, and without a layer."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ..presenter import Presenter
 from .common import Connections, connect_state
 
 HALO, LASSO, FRAME = QColor(0, 0, 0, 170), QColor(0, 230, 255), QColor(255, 255, 255)
-"""Each line has a dark one under it, so that it is seen on pale and on dark tissue."""
+"""Colours of lines; each has a dark one under it, to be visible on pale and on dark tissue."""
 MIN_FRAME_PX = 8
-"""A frame that is smaller than this on the screen is not drawn: it would hide what it is about."""
+"""Minimum size of a frame on the screen; a smaller one would hide its content."""
 MAX_FRAMES = 200
-"""Of more patches in sight, one frame is drawn around all: it follows the camera at every move."""
+"""Maximum number of patches with frames of their own, which follow every camera move; more get one frame around all."""
 MARGIN_PX = 8
 
 
 @dataclass(frozen=True)
 class Label:
-    """Words on the canvas: at a place (x, y) in pixels, to its left (-1), around it (0) or to its right (1)."""
+    """Label on the canvas: at a place (x, y) in pixels, to its left (-1), around it (0) or to its right (1)."""
 
     text: str
     at: tuple[float, float]
@@ -38,7 +38,7 @@ class Label:
 
 
 class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
-    """What is drawn over a canvas; it takes no events, and is not there while there is nothing to draw."""
+    """Drawing over a canvas; takes no events, and is hidden while there is nothing to draw."""
 
     def __init__(self, canvas: QWidget) -> None:
         super().__init__(canvas)
@@ -55,7 +55,7 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
         self.hide()
 
     def bind(self, presenter: Presenter, viewer: Any) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         self._presenter, self._viewer = presenter, viewer
         presenter.hand.show_line = self.show_line
         connections = connect_state(
@@ -69,7 +69,7 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
         return connections
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        """Follow the canvas's size."""
+        """Follow the size of the canvas."""
         if event.type() == QEvent.Type.Resize:
             self.resize(self.parentWidget().size())
             self._moved()
@@ -79,16 +79,16 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
 
     @property
     def line(self) -> Line:
-        """The ring that is being drawn."""
+        """The unfinished ring."""
         return self._line
 
     def show_line(self, line: Line) -> None:
-        """Show the ring that is being drawn."""
+        """Show the unfinished ring."""
         self._line = tuple(line)
         self._show()
 
     def _show_results(self) -> None:
-        """Frame the patches of the chosen result, where it is shown."""
+        """Frame the patches of the chosen result, if it is visible."""
         presenter = self._presenter
         assert presenter is not None
         entry = presenter.results.entry(presenter.state.chosen_result)
@@ -106,7 +106,7 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
         self.update()
 
     def _labels(self) -> list[Label]:
-        """Say which side of a seam is which, or which of two pictures is shown."""
+        """Return the labels of the sides of a seam, or of the picture that is shown."""
         if self._presenter is None or (comparison := self._presenter.state.comparison) is None:
             return []
         left, right = self._presenter.compare.names(comparison)
@@ -121,7 +121,7 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
         return []
 
     def on_canvas(self, world: Any) -> QPointF:
-        """Return where a place (y, x) of the world is on the canvas."""
+        """Return the position on the canvas of a place (y, x) in the world."""
         x, y = self._places(np.asarray(world, dtype=np.float64)[-2:]).tolist()
         return QPointF(x, y)
 
@@ -147,7 +147,7 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
             self._write(painter, label)
 
     def _frame(self, painter: QPainter) -> None:
-        """Frame each patch; of patches that lie over each other, what they cover together."""
+        """Frame each patch; overlapping patches get a common frame."""
         if not len(self.frames):
             return
         places = self._places(self.frames)

@@ -1,4 +1,4 @@
-"""The results of this viewer."""
+"""Results of this viewer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EXPORTS: tuple[tuple[ExportKind, str, str, str], ...] = (
 
 
 class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """A list of results: ticked ones are shown; the chosen one is saved, run again or compared."""
+    """List of results: ticked ones are visible; the chosen one is saved, run again or compared."""
 
     saveRequested = Signal(int, str)
 
@@ -99,11 +99,11 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.save.setMenu(menu)
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state, results = presenter.state, presenter.results
 
         def chosen(do: Callable[..., Any], *more: Any) -> None:
-            """Do something with the number of the chosen result, where there is one."""
+            """Call a function with the number of the chosen result, if any."""
             if (number := self.value()) is not None:
                 do(number, *more)
 
@@ -211,7 +211,7 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._describe()
 
     def show_exporting(self, words: str) -> None:
-        """Offer to write a data set, or to stop the one that is being written."""
+        """Offer to write a data set, or to stop the present export."""
         self._exporting = words
         self.save_data_set.setText("Stop the data set" if words else "Data set…")
         tip = "Export synthetic and real patches with expression for Hugging Face datasets and AnnData, paired with the baseline"
@@ -219,12 +219,12 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._describe()
 
     def show_changes(self, numbers: frozenset[int]) -> None:
-        """Say of which results the change is shown."""
+        """Show which results' changes are visible."""
         self._changes = numbers
         self._describe()
 
     def show_effects(self, effects: Mapping[int, EditEffect], faults: Mapping[int, str], has_baseline: bool) -> None:
-        """Say what the edits of the chosen result change over all its spots."""
+        """Show the effect of the chosen result's edits over all its spots."""
         entry = self._entries.get(self.value() or 0)
         edited = entry is not None and any(edit.enabled for edit in entry.request.edits)
         effect = effects.get(self.value() or 0)
@@ -292,7 +292,7 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
 
 def summary(entry: ResultEntry) -> str:
-    """Say in a few lines what a result was made from."""
+    """Return a few lines about how a result was made."""
     request, kept = entry.request, entry.provenance
     guidance = dict(kept.get("guidance") or {})
     state = "" if len(entry.spots) >= entry.planned else f" of {entry.planned}, stopped"

@@ -1,4 +1,4 @@
-"""Opening a section or a plain slide, its facts, and whether its spots lie right on the slide."""
+"""Opening of a section or a plain slide, its facts, and its alignment."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ TABLES = "Predicted expression (*.h5ad)"
 
 
 class SlidePanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """Options of a `SectionSource` that are for plain images."""
+    """Options of a `SectionSource` for plain images."""
 
     submitted = Signal()
-    """Enter was pressed in one of the fields."""
+    """Signal when Enter was pressed in one of the fields."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,12 +91,12 @@ class SlidePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._table_changed("")
 
     def value(self) -> dict[str, Any]:
-        """Return the options that the fields give, by the names that `SectionSource` has for them.
+        """Return the options in the fields, by their names in `SectionSource`.
 
         Raises
         ------
         ValueError
-            Where pitch or part are no numbers; the message says which.
+            Pitch or part are no numbers; the message says which.
         """
         table = self.table.text().strip() or None
         return {
@@ -147,10 +147,10 @@ def _number(field: Any) -> float | None:
 
 
 class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """Says which section to open, and shows what is known of the open one."""
+    """Choice of a section to open, and facts of the open one."""
 
     openRequested = Signal(object)
-    """Emits a `SectionSource`, or None for the bundled sample."""
+    """Signal with a `SectionSource`, or None for the bundled sample."""
     refused = Signal(str)
 
     def __init__(self) -> None:
@@ -252,7 +252,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_section(None)
 
     def _head(self) -> None:
-        """Make what is always in sight of an open section: its name, its facts in a line, and what is wrong with it."""
+        """Build the part that is always visible for an open section: its name, its facts in a line, and its faults."""
         self.title, self.line, self.fault = Text("info", style="font-weight: bold;"), Text("quiet"), Text("warning")
         self.title.setAccessibleName("Name of the section")
         self.details = button(
@@ -296,7 +296,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.about.setVisible(there and self.details.isChecked())
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state = presenter.state
 
         def show_alignment() -> None:
@@ -325,12 +325,12 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
     # --- value
 
     def value(self) -> SectionSource:
-        """Return which section the fields name.
+        """Return the section source in the fields.
 
         Raises
         ------
         ValueError, SectionError
-            Where a number is none, or not allowed; the message says which.
+            A number is none, or not allowed; the message says which.
         """
         mpp = self.mpp.text().strip().replace(",", ".")
         try:
@@ -352,7 +352,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.slide.setValue(source)
 
     def ask_scale(self, path: str) -> None:
-        """Ask for the scale of a slide that does not state it; an empty path takes the question back."""
+        """Ask for the scale of a slide that states none; an empty path withdraws the question."""
         self.asked.show_text("")
         if path:
             self.path.setText(path)
@@ -364,7 +364,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.mpp.setFocus()
 
     def show_offered(self, name: str) -> None:
-        """Show what is known of a public section that was asked for."""
+        """Show the public section that was asked for."""
         if name:
             self.another.setChecked(self._section is not None)
             self.public_fold.unfold()
@@ -473,7 +473,6 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.openRequested.emit(SectionSource.given(str(section.path), fullres=chosen, mpp=mpp))
 
     def _show_line(self, overlap: tuple[int, int] | None) -> None:
-        """Say what matters of the section in a line."""
         section = self._section
         if section is None:
             return
@@ -489,7 +488,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.line.show_text(" · ".join(fact.replace(" ", "\u00a0") for fact in facts))  # broken between facts alone
 
     def show_recent(self, paths: Sequence[str]) -> None:
-        """Offer the sections that were opened last."""
+        """Offer the recent sections."""
         layout = self.recent.layout()
         while layout.count():
             gone = layout.takeAt(0).widget()
@@ -520,12 +519,11 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._chosen(chosen)
 
     def _beside(self) -> str:
-        """Return where the last one lies: the next is looked for beside it, not in it."""
+        """Return the folder of the last section: the next is looked for beside it, not in it."""
         path = self.path.text().strip()
         return str(Path(path).parent) if path else ""
 
     def _chosen(self, path: str, *_: Any) -> None:
-        """Open what was chosen in a dialog."""
         if path:
             self.path.setText(path)
             self._open()
@@ -547,23 +545,23 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
 
 def lacks_slide(section: Section | None) -> bool:
-    """Return whether a section has spots of its own, but its slide image not in full resolution."""
+    """Return whether a section has spots of its own, but no slide image in full resolution."""
     if section is None or section.path is None or section.kind == "image":
         return False
     return section.image is None or section.image.pixel_size > 1
 
 
 def is_slide(path: str) -> bool:
-    """Tell from a path's name alone whether it means a plain slide image."""
+    """Return whether a path means a plain slide image, by its name alone."""
     return path.lower().endswith(IMAGE_SUFFIXES)
 
 
 BOTH_PX, ONE_PX = 138, 210
-"""Side of a check picture, with another beside it and alone."""
+"""Side of a check picture, beside another and alone."""
 
 
 class AlignmentLine(QWidget):  # type: ignore[misc,unused-ignore]
-    """The verdict on how spots and slide fit."""
+    """Verdict on how spots and slide fit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -586,7 +584,7 @@ class AlignmentLine(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_pictures((), None)
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state, corrections = presenter.state, presenter.corrections
         self.look.clicked.connect(corrections.look)
         self.apply.clicked.connect(lambda _: corrections.orient())
@@ -597,7 +595,7 @@ class AlignmentLine(QWidget):  # type: ignore[misc,unused-ignore]
         )
 
     def show_alignment(self, found: Alignment | None) -> None:
-        """Show the verdict, and the button where the spots fit clearly better otherwise."""
+        """Show the verdict, and the button where another orientation fits clearly better."""
         self.setVisible(found is not None)
         self.apply.setVisible(found is not None and found.best is not None)
         if found is None:

@@ -1,4 +1,4 @@
-"""Choosing spots, comparing them with others, and excluding them."""
+"""Selection of spots, comparison with others, and exclusion."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FORMS = "Outlines for QuPath (*.geojson);;Categories for Loupe Browser (*.csv);;
 
 
 class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """Tools for the selection, and how many spots are selected."""
+    """Tools of the selection, and the number of selected spots."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
         bar.setSpacing(3)
         self.setLayout(column(self.tool, self.combine, bar, row(self.count, self.undo), spacing=4))
         self.more = boxed(column(*folds, spacing=2))
-        """Further ways of choosing, which the dock puts below the colours."""
+        """Further ways of selection, which the dock puts below the colours."""
         self.show_count(0, None)
         self.show_scale(ColourScale())
         self.show_named({})
@@ -129,7 +129,7 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.name_fold = Fold("Named selections", inside, unfolded=False, inner=True)
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state, choosing = presenter.state, presenter.choosing
 
         def choose() -> None:
@@ -180,13 +180,13 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
             do(path)
 
     def show_count(self, selected: int, total: int | None) -> None:
-        """Show how many spots are selected."""
+        """Show the number of selected spots."""
         before, self._before = self._before, selected
         was = f" (before: {before:,})" if before not in (0, selected) else ""
         self.count.show_text("" if total is None else f"{selected:,} of {total:,} spots selected{was}")
 
     def show_scale(self, scale: ColourScale) -> None:
-        """Offer the categories or the range of what the spots are coloured by."""
+        """Offer the categories or the range of the present colouring."""
         known = scale.gene is not None
         self.what.show_text(f"{scale.gene}" if known else "Colour the spots first: their values are chosen from here.")
         self.category.setVisible(known and bool(scale.categories))
@@ -227,7 +227,7 @@ HEIGHT_PX = 190
 
 
 class GroupsPanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """Compares the selection with the rest, or with a named selection."""
+    """Comparison of the selection with the rest, or with a named selection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -276,7 +276,7 @@ class GroupsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_named(())
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state, groups = presenter.state, presenter.groups
         self.compare.clicked.connect(lambda _: groups.compare(self.other.currentData()))
         self.kind.chosen.connect(lambda _: self.show_groups(self._found))
@@ -299,7 +299,7 @@ class GroupsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.other.setCurrentIndex(max(0, self.other.findData(chosen)) if chosen else 0)
 
     def show_groups(self, found: GroupTable | None) -> None:
-        """Show what differs, the surest first."""
+        """Show the differences, the surest first."""
         self._found = found
         for part in (self.kind, self.table, self.save, self.alike):
             part.setVisible(found is not None)
@@ -326,7 +326,7 @@ class GroupsPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
 
 class ExcludePanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """Which regions are excluded, and what can be done about it."""
+    """Excluded regions, and their actions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -358,7 +358,7 @@ class ExcludePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_section(None)
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state, corrections = presenter.state, presenter.corrections
         self.exclude.clicked.connect(lambda _: corrections.exclude(self.name.text()))
         self.include.clicked.connect(lambda _: corrections.include())

@@ -1,4 +1,4 @@
-"""What is to be synthesized and how, and the bar that runs it."""
+"""Request form, queue and run bar."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from superqt.utils import qdebounced
 
 from ...intent import CheckpointCard, Request
 from ...progress import Progress
-from ...synthesis.estimate import Estimate
-from ...synthesis.plan import resolve_counterfactual_steps, resolve_steps
+from ...synthesis.plan import Estimate, resolve_counterfactual_steps, resolve_steps
 from ...text import counted
 from ..presenter import Presenter
 from ..state import Kind, Offer, QueuedRun, RunStatus, WorkbenchState
@@ -70,14 +69,14 @@ PRESETS = (
 )
 NO_CHANCE = "Without fresh noise an edit of this tissue has no chance in it: every sample is the same"
 MAX_GUIDANCE = 10.0
-"""End of the slider; the number beside it takes up to 30."""
+"""Maximum of the slider; the number beside it takes up to 30."""
 _STEPS_PER_UNIT = 20
 PREVIEW_MS = 120
-"""The form and the selection have to rest for so long before a plan is made of them."""
+"""Milliseconds that form and selection have to rest before they are planned."""
 
 
 class ScaleSlider(QWidget):  # type: ignore[misc,unused-ignore]
-    """A lens on one guidance scale: a slider and a number. None is the checkpoint's own default, shown in its place."""
+    """One guidance scale: a slider and a number. None is the checkpoint's default, which is shown."""
 
     valueChanged = Signal()
 
@@ -99,7 +98,7 @@ class ScaleSlider(QWidget):  # type: ignore[misc,unused-ignore]
         self.setLayout(row(self.slider, self.number))
 
     def value(self) -> float | None:
-        """Return the scale; None where the user left the default."""
+        """Return the scale; None for the default."""
         return self._value
 
     def setValue(self, value: float | None) -> None:
@@ -111,7 +110,7 @@ class ScaleSlider(QWidget):  # type: ignore[misc,unused-ignore]
             self.number.setValue(shown)
 
     def set_default(self, default: float) -> None:
-        """Say what None stands for."""
+        """Set the value that None stands for."""
         self._default = default
         self.setValue(self._value)
 
@@ -121,7 +120,7 @@ class ScaleSlider(QWidget):  # type: ignore[misc,unused-ignore]
 
 
 class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """A lens on a `Request`: what the form does not show, it keeps."""
+    """Form of a `Request`; fields that it does not show are kept."""
 
     valueChanged = Signal(object)
 
@@ -200,7 +199,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.set_defaults(None)
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state, runs = presenter.state, presenter.runs
         preview = qdebounced(runs.preview, timeout=PREVIEW_MS, parent=self)
 
@@ -259,7 +258,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.chance = boxed(labelled(("Seed", row(self.seed, self.dice)), ("Samples", self.samples)))
         self.noted = Fold("Notes", boxed(column(self.notes)), unfolded=False, inner=True)
         self.kind = boxed(column(self.tissue, self.faults["counterfactual"], self.noted, spacing=4))
-        """Whether this tissue is edited or new tissue made, and what is to be known of it: the dock puts it beside the edits."""
+        """Choice between edited and new tissue, with notes; the dock puts it beside the edits."""
         self.setLayout(
             column(
                 self.mode,
@@ -295,7 +294,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
     # --- value
 
     def value(self) -> Request:
-        """Return the request as the form has it."""
+        """Return the request in the form."""
         source = str(self.source.currentData())
         guidance = self._value.guidance.model_copy(
             update={"expression": self.expression.value(), "morphology": self.morphology.value()}
@@ -329,12 +328,12 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     @property
     def editing(self) -> bool:
-        """Whether the slide's own tissue is to be edited: asked for, or left open and possible."""
+        """Whether the slide's own tissue is to be edited: stated, or left open and possible."""
         asked = self._value.counterfactual
         return asked == "on" or (asked == "auto" and not self._fault)
 
     def show_editable(self, fault: str) -> None:
-        """Offer to edit this tissue, or say why that cannot be; empty where it can."""
+        """Offer to edit this tissue, or show why that cannot be; empty where it can."""
         self._fault = fault
         self._show_tissue()
         self._show_default_steps()
@@ -357,7 +356,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.valueChanged.emit(value)
 
     def set_defaults(self, card: CheckpointCard | None) -> None:
-        """Say what the fields stand for that the user leaves alone."""
+        """Show the defaults of unset fields."""
         self._card = card
         self._show_default_steps()
         if card is not None:
@@ -375,12 +374,12 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
     # --- what is known
 
     def show_samples(self, count: int) -> None:
-        """Show how many results are made of one request."""
+        """Show the number of results of one request."""
         with blocked(self.samples):
             self.samples.setValue(count)
 
     def show_faults(self, faults: Mapping[str, str]) -> None:
-        """Show what is wrong, each fault beside the field it belongs to."""
+        """Show faults, each beside its field."""
         texts: dict[str, list[str]] = {name: [] for name in self.faults}
         for place, message in faults.items():
             first = place.split(".")[0]
@@ -389,7 +388,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
             label.show_text("\n".join(texts[name]))
 
     def show_estimate(self, estimate: Estimate | None, notes: Sequence[str], why_not: str) -> None:
-        """Show what a run would cost, or why there is none to estimate."""
+        """Show the cost of a run, or why it is unknown."""
         self.notes.show_text("\n".join(f"• {note}" for note in notes))
         self.noted.setVisible(bool(notes))
         self.noted.show_title(f"⚠ {counted(len(notes), 'note')} on this request")
@@ -402,7 +401,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
 
     def use_spot(self, spot: str) -> None:
-        """Take a spot as the source of morphology."""
+        """Set a spot as the source of morphology."""
         self.source.setCurrentIndex(self.source.findData("spot"))
         self.spot.setText(spot)
         self._edited()
@@ -415,7 +414,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
 
 
 def duration(seconds: float) -> str:
-    """Write a time as a person would."""
+    """Format a duration for reading."""
     if seconds < 1:
         return "1 s"
     if seconds < 90:
@@ -424,7 +423,7 @@ def duration(seconds: float) -> str:
 
 
 def memory(count: int) -> str:
-    """Write a number of bytes as a person would."""
+    """Format a number of bytes for reading."""
     return f"{max(1, round(count / 2**20)):,} MB" if count < 2**30 else f"{count / 2**30:.1f} GB"
 
 
@@ -432,7 +431,7 @@ MAX_LINES = 3
 
 
 class QueuePanel(QWidget):  # type: ignore[misc,unused-ignore]
-    """The runs that wait for the present one; hidden where none does."""
+    """Queued runs; hidden where there are none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -446,7 +445,7 @@ class QueuePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_queue((), False)
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state = presenter.state
 
         def remove() -> None:
@@ -459,7 +458,7 @@ class QueuePanel(QWidget):  # type: ignore[misc,unused-ignore]
         return connect_state(state.events, ("queue queue_held", lambda: self.show_queue(state.queue, state.queue_held)))
 
     def show_queue(self, queue: Sequence[QueuedRun], held: bool) -> None:
-        """Show what waits, and whether it waits for the user."""
+        """Show the queue, and whether it waits for the user."""
         self.setVisible(bool(queue))
         self.head.setText(f"{len(queue)} queued" + (", held" if held else ""))
         chosen = max(self.list.currentRow(), 0)
@@ -480,13 +479,13 @@ OFFERS: Mapping[Offer, tuple[str, str]] = {
     "again": ("Make it again", "Make once more what is there already"),
     "go_on": ("Go on with the rest", "Make the patches that were left when the run was stopped"),
 }
-"""What a message offers: the button's words and its tooltip."""
+"""Offer of a message -> the button's label and tooltip."""
 MESSAGE_LINES = 3
-"""A longer message can be scrolled: it must not push the panels out of the dock."""
+"""Maximum lines of a message without scrolling: it must not push the panels out of the dock."""
 
 
 def request_words(state: WorkbenchState, editing: bool) -> tuple[str, Kind]:
-    """Say in a line what Run would do, on what machine and how long, or why it cannot; and what kind of a message that is."""
+    """Return a line on what Run would do, where and how long, or why it cannot; and the kind of message."""
     if state.obstacle:
         return state.obstacle, "info"
     if state.faults:
@@ -506,7 +505,7 @@ def request_words(state: WorkbenchState, editing: bool) -> tuple[str, Kind]:
 
 
 class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
-    """The last message, the request in words, progress, Run and Stop: always in sight, below the panels."""
+    """Last message, request in words, progress, Run and Stop: always visible below the panels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -549,7 +548,7 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
         self.show_progress(None, "")
 
     def bind(self, presenter: Presenter) -> Connections:
-        """Connect with a presenter; return what shows its state."""
+        """Connect with a presenter; return the connections."""
         state = presenter.state
         self.run.clicked.connect(lambda: presenter.run(again=shift_is_held()))
         self.stop.clicked.connect(lambda: presenter.stop())
@@ -586,7 +585,7 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
         return connections
 
     def show_status(self, status: RunStatus, obstacle: str, painted: int = 0) -> None:
-        """Offer what can be done now, for so many ``painted`` spots where none is selected; the reason why Run cannot be pressed is its tooltip."""
+        """Enable the actions, for ``painted`` spots where none is selected; the reason why Run is disabled is its tooltip."""
         self.run.setEnabled(not obstacle)
         where = f" on {counted(painted, 'painted spot')}" if painted else ""
         self.run.setText(("Queue" if status.busy else "Run") + where)
@@ -597,7 +596,7 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
         self.stop.setVisible(status.busy)
 
     def show_progress(self, progress: Progress | None, busy: str) -> None:
-        """Show how far the run is, or what is being opened or loaded and for how long; nothing here moves by itself."""
+        """Show the progress of a run, or what is being opened or loaded and since when; without animation."""
         self.bar.setVisible(progress is not None)
         if busy != self._busy:
             self._busy, self._since = busy, time.monotonic()
@@ -623,5 +622,5 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
 
 
 def shift_is_held() -> bool:
-    """Return whether Shift is held: what was made already is then made once more."""
+    """Return whether Shift is held, which makes an existing result again."""
     return bool(QGuiApplication.keyboardModifiers() & Qt.KeyboardModifier.ShiftModifier)

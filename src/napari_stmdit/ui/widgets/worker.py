@@ -28,15 +28,15 @@ class _Relay(QObject):  # type: ignore[misc,unused-ignore]
 
 
 _RELAYS: set[_Relay] = set()
-"""Relays of workers that have not ended yet: nobody else holds them."""
+"""Relays of unfinished workers, which nobody else holds."""
 
 
 class JobWorker(GeneratorWorker):  # type: ignore[misc,type-arg,unused-ignore]
-    """A generator worker that always reports its end.
+    """Generator worker that always reports its end.
 
-    Differs from its parent: a RuntimeError is an error like any other, not a sign that the worker was deleted; an error goes to
+    Differences from its parent: a RuntimeError is an error like any other, not a sign that the worker was deleted; errors go to
     ``failed``, as what napari connects to ``errored`` cannot take its argument under PySide; the generator is closed on the
-    thread that ran it, so that what it holds is let go; quitting sets the job's own token, which is asked at every denoising
+    thread that ran it, so that it releases its resources; quitting sets the job's own token, which is checked at every denoising
     step; and no ``warnings.catch_warnings`` is held open, which is process-wide and not safe with two workers at a time.
     """
 
@@ -51,7 +51,7 @@ class JobWorker(GeneratorWorker):  # type: ignore[misc,type-arg,unused-ignore]
         self.token, self._failed = token, failed
 
     def quit(self) -> None:
-        """Ask the job to end: by us, or by napari when its window closes."""
+        """Ask the job to end; called by us, or by napari when its window closes."""
         self.token.cancel()
         super().quit()
 
