@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .encoders.precomputed import PrecomputedEmbeddings, read_embeddings
+from .embeddings import PrecomputedEmbeddings, read_embeddings
 from .errors import CheckpointError, GeneError, StmditError, StoreError
 from .files import BadFile, read_text
 
@@ -80,12 +80,18 @@ def open_sources(
     Raises
     ------
     CheckpointError
-        An encoder is there but damaged, of an unknown class, or of another width than the transformer.
+        An encoder is there but damaged, of an unknown class, or of another width than the transformer; or it reads factors, and embeddings
+        were given in the place of what it makes of them.
     """
     sources: dict[str, Any] = {}
     for what in ("morphology", "expression"):
         component = folder.components.get(f"{what}_encoder")
         if what in given:
+            if component is not None and component.kind == "LinearProgramEncoder" and _reads_factors(component.path):
+                raise CheckpointError(
+                    f"checkpoint {folder.card.name!r} reads {len(folder.card.genes)} factors of each spot through its own encoder: give them with --factors "
+                    "(factors=...), not as embeddings"
+                )
             sources[what] = given[what]
         elif component is None:
             sources[what] = MissingEncoder(_absent(folder, what))
@@ -93,6 +99,12 @@ def open_sources(
             sources[what] = _open_or_miss(folder, component, what, device)
             _check_width(sources[what], config[f"{what}_dim"], what, folder.path)
     return sources
+
+
+def _reads_factors(encoder: Path) -> bool:
+    from .model.reading import read_settings
+
+    return not read_settings(encoder / "config.json").get("logged", True)
 
 
 def encoder_notes(source: Any) -> tuple[str, ...]:

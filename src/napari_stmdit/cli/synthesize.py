@@ -19,6 +19,7 @@ from ._common import (
     DType,
     Exclude,
     ExcludeClass,
+    Factors,
     GuidanceExpression,
     GuidanceMorphology,
     InterruptCancels,
@@ -85,6 +86,7 @@ def synthesize(
     predicted_units: Annotated[
         str | None, section_option(help="What it holds where it does not say so: counts or log1p.")
     ] = None,
+    factors: Factors = None,
     exclude: Exclude = None,
     exclude_class: ExcludeClass = None,
     orientation: Orientation = "as-given",
@@ -180,6 +182,7 @@ def synthesize(
         tissue_fraction=tissue_fraction,
         predicted_expression=predicted_expression,
         predicted_units=predicted_units,
+        factors=factors,
         orientation=orientation,
         exclude=request.exclude,
         exclude_classes=tuple(exclude_class or ()),

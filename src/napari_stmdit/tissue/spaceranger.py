@@ -472,7 +472,8 @@ def check_fullres(fullres: Path, expected: tuple[float, float, float] | None, yx
                 f"{fullres} has {height} x {width} pixels, the section's scalefactors and thumbnail ask for about "
                 f"{expected[0]:.0f} x {expected[1]:.0f}; give the image that Space Ranger was run on, uncropped and unscaled"
             )
-    elif len(yx) and ((yx < 0).any() or (yx > (height, width)).any()):
+    # turned ones fit the other way round: `alignment` says so, and lays them as they are asked to lie
+    elif len(yx) and ((yx < 0).any() or not ((yx <= (height, width)).all() or (yx <= (width, height)).all())):
         raise SectionError(
             f"{fullres} has {height} x {width} pixels, but spots lie between {np.round(yx.min(axis=0)).tolist()} and "
             f"{np.round(yx.max(axis=0)).tolist()} (y, x); give the image that Space Ranger was run on"

@@ -59,7 +59,7 @@ _SAME_UNIT = 0.05
 """Maximum relative difference of two statements of one scale: a lattice fitted to rounded positions, and a scanner's."""
 _SAME_SIZE = 0.01
 _SAME_SCALE = 1e-6
-_EXPRESSION_KINDS = ("measured", "predicted", "none")
+_EXPRESSION_KINDS = ("measured", "predicted", "factors", "none")
 MAX_MPP = 1e4
 """Maximum microns per pixel of a calibration in a store."""
 
@@ -161,7 +161,7 @@ def section_of(
     if chosen is not None and chosen not in (own_spots(str(own.get("name", ""))), OWN_TABLE):
         own = {}  # what the store says is of the section that it was made for, and this is another one
     expression = _expression(own)
-    rows, spots_to = spot_rows(sdata, kind, chosen, affines_of, expression.kind == "predicted")
+    rows, spots_to = spot_rows(sdata, kind, chosen, affines_of, expression.kind in ("predicted", "factors"))
     if coordinate_system is not None and coordinate_system not in spots_to:
         raise SectionError(
             f"the spots are in no coordinate system {coordinate_system!r}; they have {', '.join(spots_to)}"

@@ -92,6 +92,7 @@ def adapt(
     name: str | None = None,
     fullres: str | Path | None = None,
     mpp: float | None = None,
+    factors: Sequence[str | Path] = (),
     hold_out: str = "lower-right",
     start: str = "demo",
     seed: int = 0,
@@ -115,6 +116,8 @@ def adapt(
         Name of the checkpoint; None: the first section's folder.
     fullres, mpp
         Slide image and microns per pixel of the first section.
+    factors
+        Values of each spot in the place of counts, a table for each section, as `napari_stmdit.open_section` takes them; none: counts.
     hold_out
         ``lower-right`` or another corner of the first section, the name of a section, or ``none``.
     start
@@ -147,6 +150,7 @@ def adapt(
         sections=tuple(str(one) for one in given),
         fullres=None if fullres is None else str(fullres),
         mpp=mpp,
+        factors=tuple(str(one) for one in factors),
         minutes=minutes,
         hold_out=hold_out,
         start=start,

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from ..encoders.linear_programs import LinearProgramEncoder
 from ..encoders.morphology_map import MorphologyMap
 from ..errors import CheckpointError
 from ..evaluation.pictures import INK, font_of
-from ..model.folder import load_component, map_folder
+from ..model.folder import CheckpointFolder, load_component, map_folder
 from ..model.pipeline import STMDiTPipeline
 from ..model.transformer import STMDiTTransformer2D
 from ..storage.atomic import write_atomically
@@ -285,7 +286,7 @@ def match_programs(config: TrainingConfig, cache: dict[str, Tensor]) -> Tensor:
     """Return (new, old): the scores of the old programs that predict the same morphology as a unit score of each new program.
 
     The old programs predict by the checkpoint's map from expression to morphology, C (old, m); the new ones by a ridge regression on the
-    crops, B (new, m). The answer is B C'(CC' + penalty)^-1; all zero where there is no map.
+    crops, B (new, m). All zero where there is no map.
     """
     expression, morphology = cache["expression"][:, 0].double(), cache["morphology"][:, 0].double()
     folder = open_start(config)
@@ -295,10 +296,28 @@ def match_programs(config: TrainingConfig, cache: dict[str, Tensor]) -> Tensor:
     x, y = expression - expression.mean(0), morphology - morphology.mean(0)
     slope = torch.linalg.solve(x.T @ x + 50.0 * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
     said = torch.from_numpy(np.asarray(old.weights @ old.components)).double()
-    gram = said @ said.T
-    penalty = 0.02 * gram.trace() * torch.eye(len(gram), dtype=x.dtype)
-    same: Tensor = torch.linalg.solve(gram + penalty, said @ slope.T).T.float()
-    return same
+    return equivalent_scores(slope, said, torch.from_numpy(_spread_of_programs(folder, len(said))).double()).float()
+
+
+def equivalent_scores(slope: Tensor, said: Tensor, spread: Tensor) -> Tensor:
+    """Return (new, old) scores of old programs that give slopes B (new, m), where their own are C (old, m): B E'(EE' + penalty)^-1 D, E = DC.
+
+    D is their ``spread`` (old,). Programs that hardly vary have the steepest slopes; without it they would stand for all others.
+    """
+    scaled = spread[:, None] * said
+    gram = scaled @ scaled.T
+    penalty = 0.005 * gram.trace() * torch.eye(len(gram), dtype=gram.dtype)
+    return torch.linalg.solve(gram + penalty, scaled @ slope.T).T * spread
+
+
+def _spread_of_programs(folder: CheckpointFolder, count: int) -> NDArray[np.float32]:
+    """Return about how far (count,) each program varies, by the size of its projection of standardised expression; ones of another encoder."""
+    component = folder.components["expression_encoder"]
+    if component.kind != LinearProgramEncoder.__name__:
+        return np.ones(count, dtype=np.float32)
+    encoder = LinearProgramEncoder.load(component.path)
+    deepest = encoder.projection if encoder.levels is None else encoder.projection[-1]
+    return np.asarray(np.hypot(np.linalg.norm(deepest, axis=0), encoder.depth_projection), dtype=np.float32)
 
 
 @torch.no_grad()

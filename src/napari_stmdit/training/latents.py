@@ -140,12 +140,13 @@ def program_expression(
     settings, sections = config.expression, sampler.sections
     tables = [counts_of(section, encoder.genes) for section in sections]
     present = [match_genes(encoder.genes, s.section.spots.genes).columns >= 0 for s in sections]
+    thinning = settings.thinning if encoder.logged else 1.0  # factors are no counts
 
     def vectors(crop: Crop, rng: np.random.Generator) -> Tensor:
         section, counts = sections[crop.section], tables[crop.section]
         weights = np.stack([crop_weights(section, crop.centre, settings, rng) for _ in range(VARIANTS)])
         depth = section.section.spots.relative_depth
-        found = encode_places(encoder, counts, weights, settings.thinning, rng, present[crop.section], depth)
+        found = encode_places(encoder, counts, weights, thinning, rng, present[crop.section], depth)
         return torch.from_numpy(found)
 
     return vectors

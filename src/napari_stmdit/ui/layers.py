@@ -45,7 +45,8 @@ def section_of(layer: Any) -> Section | None:
 
 def expression_words(section: Section) -> str:
     """Return the part of a result's name about expression, after a comma; empty where it was measured."""
-    return {"none": ", no expression", "predicted": ", predicted expression"}.get(section.expression.kind, "")
+    words = {"none": ", no expression", "predicted": ", predicted expression", "factors": ", factors"}
+    return words.get(section.expression.kind, "")
 
 
 def synthetic_words(counterfactual: bool) -> str:

@@ -389,6 +389,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.rows["Spots"].show_text(f"{len(section.spots):,}")
         genes = f"{len(section.spots.genes):,}"
         words = {"measured": genes, "predicted": f"{genes}, predicted in {section.expression.file}"}
+        words["factors"] = f"none: {len(section.spots.genes):,} factors, {section.expression.file}"
         without = "a plain slide" if section.kind == "image" else "it has no counts"
         self.rows["Genes"].show_text(words.get(section.expression.kind, f"none: {without}, expression is null"))
         self.rows["Scale"].show_text(
