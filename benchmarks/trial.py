@@ -74,6 +74,19 @@ class Hand:
         self.clicks += 1
         wait(0.05)
 
+    def answer(self, text):
+        """Press a button of the question that is asked."""
+        from qtpy.QtCore import Qt
+        from qtpy.QtTest import QTest
+        from qtpy.QtWidgets import QApplication, QMessageBox
+
+        if not until(lambda: isinstance(QApplication.activeModalWidget(), QMessageBox), 10):
+            raise LookupError(f"nothing is asked that {text!r} would answer")
+        button = next(b for b in QApplication.activeModalWidget().buttons() if b.text() == text)
+        QTest.mouseClick(button, Qt.MouseButton.LeftButton)
+        self.clicks += 1
+        wait(0.05)
+
     def unfold(self, title):
         control = self.find(f"{title}, fold or unfold")
         if not control.isChecked():
@@ -227,6 +240,7 @@ class Trial:
             self.hand.press("Open the sample section")
         else:
             self.hand.type("Section", str(self.own))
+        self.hand.answer("Replace it")  # the example is not saved
         state = self.state
         if not until(
             lambda: (

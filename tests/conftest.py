@@ -6,6 +6,8 @@ import gc
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ _HOME = Path(tempfile.mkdtemp(prefix="stmdit-tests-"))
 for _name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
     os.environ[_name] = str(_HOME / _name.lower())
     Path(os.environ[_name]).mkdir()
-os.environ["NAPARI_CONFIG"] = str(_HOME / "napari" / "settings.yaml")
+os.environ["NAPARI_CONFIG"] = ""  # settings of a viewer are in memory alone
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # the same few examples at every run, so that a failure belongs to the change it is seen with; nightly draws a hundred new ones
@@ -48,9 +50,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs POSIX signals, links, pipes or file modes"))
 
 
+# looking for garbage takes a quarter of the time of imports, and of stores and viewers, which are many small objects
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """Have collections of garbage, several a viewer, pass over what is imported: it stays."""
+    """Look for garbage now and then, and pass over what is imported: it stays."""
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    gc.enable()
+
+
+@pytest.fixture(scope="session")
+def plugins_found() -> Iterator[None]:
+    """Look for napari's plugins once: else each viewer does, and finds nothing new."""
+    from npe2 import PluginManager
+
+    PluginManager.instance().discover(include_npe1=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PluginManager, "discover", lambda *_, **__: 0)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -136,9 +155,20 @@ def make_tiny_zarr(place: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def tiny_section(tiny_folder):
-    """The tiny section, opened from its folder: 30 spots, 20 genes, a smooth slide of 860 x 860 px at 0.7 um/px."""
+@pytest.fixture(scope="session")
+def opened_once(tiny_folder):
+    """The tiny section; at the end it is what it was."""
     from napari_stmdit.tissue.open import open_section
 
-    return open_section(tiny_folder)
+    section = open_section(tiny_folder)
+    yield section
+    spots, again = section.spots, open_section(tiny_folder).spots
+    np.testing.assert_array_equal(spots.yx, again.yx)
+    np.testing.assert_array_equal(spots.counts.toarray(), again.counts.toarray())
+    assert spots.ids.tolist() == again.ids.tolist()
+
+
+@pytest.fixture
+def tiny_section(opened_once):
+    """The tiny section, opened from its folder: 30 spots, 20 genes, a smooth slide of 860 x 860 px at 0.7 um/px. Do not write in its arrays."""
+    return replace(opened_once, spots=replace(opened_once.spots))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -17,6 +17,7 @@ GENES = tuple(f"GENE{k}" for k in range(24))
 CARD = card_for(GENES, patch_px=64, patch_mpp=MPP, name="study", steps=2)
 
 
+@cache  # it takes seconds; do not write in its arrays
 def telling_section(seed: int = 0, name: str = "telling", rows: int = 8, columns: int = 6) -> Section:
     """A section in which a hidden field darkens the tissue and drives the genes, half of them up and half down."""
     import dask.array as da

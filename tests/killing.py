@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from command_line import Done
 
 
 @dataclass
@@ -37,10 +38,12 @@ def command(section: Path, checkpoint: Path, output: Path, *options: object) -> 
     ]
 
 
-def run_cli(arguments: list[str], log: Path) -> None:
+def run_cli(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
     """Be the command line, in a process of its own; stdout and stderr go to ``log``.out and ``log``.err."""
     from napari_stmdit.cli import main
 
+    os.environ.clear()  # what it is forked from may have been started with another test's folders
+    os.environ.update(environment)
     for stream, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(f"{log}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.argv = ["stmdit", *arguments]
@@ -49,6 +52,8 @@ def run_cli(arguments: list[str], log: Path) -> None:
 
 def forking() -> Any:
     """Return a context whose processes are forked from one which has imported everything: imports take most of a short run."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # on Windows
+        return multiprocessing.get_context("spawn")
     from multiprocessing import forkserver
 
     context = multiprocessing.get_context("forkserver")
@@ -79,11 +84,30 @@ def forked_workers(**environment: str) -> Iterator[None]:
         yield
 
 
-def start(arguments: list[str], log: Path) -> Any:
-    """Start the command line in a process of its own."""
-    process = forked(run_cli, arguments, log)
+def start(arguments: list[str], log: Path, **environment: str) -> Any:
+    """Start the command line in a process of its own, with changes to its environment."""
+    process = forked(run_cli, arguments, log, dict(os.environ) | environment)
     process.start()
     return process
+
+
+def run_alone(arguments: list[str], log: Path, timeout: float = 600) -> Done:
+    """Run the command line to its end in a process of its own."""
+    process = start(arguments, log)
+    process.join(timeout)
+    try:
+        assert process.exitcode is not None, f"it still runs after {timeout:g} s"
+    finally:
+        process.kill()
+    return Done(process.exitcode, *(Path(f"{log}{suffix}").read_text() for suffix in (".out", ".err")))
+
+
+def told(log: Path, process: Any, words: str) -> str:
+    """Wait until a process that was started has said these words on stderr; return all that it said by then."""
+    file = Path(f"{log}.err")
+    while process.is_alive() and not (file.is_file() and words in file.read_text()):
+        time.sleep(0.005)
+    return file.read_text()
 
 
 def end(process: Any, log: Path) -> dict[str, Any]:

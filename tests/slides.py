@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,11 @@ PIECES = (((0.36, 0.36), 0.26), ((0.76, 0.78), 0.16))
 
 def tissue_picture(side: int = SLIDE_SIDE, seed: int = 0) -> np.ndarray:
     """A (side, side, 3) uint8 picture: grainy purple and pink discs on glass."""
+    return _tissue_picture(side, seed).copy()
+
+
+@cache
+def _tissue_picture(side: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     picture = np.empty((side, side, 3), np.uint8)
     picture[:] = GLASS

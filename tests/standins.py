@@ -1,6 +1,7 @@
 """Stand-ins for a checkpoint that are real implementations of the loop's Protocol, without a network."""
 
 from collections.abc import Iterator
+from functools import cache
 from types import MappingProxyType
 
 import numpy as np
@@ -64,21 +65,32 @@ class NoiseModel(CropModel):
         return np.stack(pixels)
 
 
+@cache
+def _texture(height: int, width: int, smoothness: float, seed: int):
+    """A smooth random picture, which takes most of the time, and the state that its generator is left in."""
+    from scipy.ndimage import gaussian_filter
+
+    rng = np.random.default_rng(seed)
+    texture = gaussian_filter(rng.normal(size=(height, width, 3)), (smoothness, smoothness, 0))
+    texture = 128 + 50 * texture / texture.std()
+    image = np.clip(texture, 0, 255).astype(np.uint8)
+    image.flags.writeable = False
+    return image, rng.bit_generator.state
+
+
 def make_section(mpp: float = 0.5, rows: int = 6, columns: int = 5, genes: int = 40, seed: int = 0):
     """A section in memory: spots on a Visium lattice over a smooth random texture, Poisson counts."""
     import dask.array as da
-    from scipy.ndimage import gaussian_filter
     from scipy.sparse import csr_matrix
 
     from napari_stmdit.types import Calibration, Section, SlideImage, SpotTable
 
-    rng = np.random.default_rng(seed)
     rc = np.array([(r, c) for r in range(rows) for c in range(r % 2, 2 * columns, 2)])
     yx = 150 / mpp + rc * np.array([100 * np.sqrt(3) / 2, 50]) / mpp
     height, width = (int(np.ceil(v)) for v in yx.max(axis=0) + 150 / mpp)
-    texture = gaussian_filter(rng.normal(size=(height, width, 3)), (2.5 / mpp, 2.5 / mpp, 0))
-    texture = 128 + 50 * texture / texture.std()
-    image = np.clip(texture, 0, 255).astype(np.uint8)
+    image, state = _texture(height, width, 2.5 / mpp, seed)
+    rng = np.random.default_rng()
+    rng.bit_generator.state = state
     symbols = np.array([f"GENE{k}" for k in range(genes)])
     spots = SpotTable(
         ids=np.array([f"{r}x{c}" for r, c in rc]),

@@ -11,6 +11,7 @@ import typer
 import yaml
 from documentation import PAGES, ROOT, read_page, words_of
 from typer.testing import CliRunner
+from workspace import make_home
 
 import napari_stmdit
 from napari_stmdit.cli import app
@@ -151,7 +152,7 @@ def made_short(monkeypatch, tmp_path):
 
     def shorten(page):
         path = tmp_path / "finetune.yaml"
-        if page == "docs/guides/training.md" and path.exists() and not done:
+        if page == TRAINING and path.exists() and not done:
             done.append(page)
             text = path.read_text()
             for name, value in fewer.items():
@@ -165,10 +166,27 @@ def made_short(monkeypatch, tmp_path):
 RUN = [page for page in READ if page.runs]
 
 
+TRAINING = "docs/guides/training.md"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in RUN if page.name != TRAINING], ids=lambda page: page.name)
 def test_marked_examples_run(page, made_short, tmp_path):
-    """One page after another, each in a folder of its own, its blocks in their order."""
+    run_page(page, made_short, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("demo", ["small", pytest.param("bundled", marks=pytest.mark.nightly)])
+def test_the_examples_of_a_training_run(demo, made_short, tmp_path, monkeypatch):
+    """From a small checkpoint of the name ``demo``; nightly from the bundled one."""
+    if demo == "small":
+        monkeypatch.setenv("STMDIT_HOME", str(make_home(tmp_path / "home")))
+    (page,) = (page for page in RUN if page.name == TRAINING)
+    run_page(page, made_short, tmp_path)
+
+
+def run_page(page, made_short, tmp_path):
+    """Run a page in a folder of its own, its blocks in their order."""
     names: dict[str, object] = {"__name__": "__example__"}
     for block in page.blocks:
         if block.mark == "file":

@@ -11,8 +11,14 @@ import torch
 from checkpoints import tiny_transformer
 from diffusers import DDIMScheduler
 
-from napari_stmdit.bench.comparisons import PLAIN, against_straightforward, straightforward, waiting
-from napari_stmdit.bench.report import Settings, run_bench
+from napari_stmdit.bench.comparisons import (
+    PLAIN,
+    Settings,
+    against_straightforward,
+    run_bench,
+    straightforward,
+    waiting,
+)
 from napari_stmdit.bench.stages import (
     PeakMemory,
     flops,
@@ -128,7 +134,9 @@ def measured(tiny_checkpoint):
     """The report of a checkpoint and of a random model, as JSON, and the stages that were named."""
     told: list[str] = []
     settings = Settings(str(tiny_checkpoint), True, "cpu", (1, 2), 0.02, 1, 2)
-    return json.loads(json.dumps(run_bench(settings, told.append, small))), told
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("napari_stmdit.bench.comparisons.SIDE_UM", 200.0)  # some dozens of windows of 64 px
+        return json.loads(json.dumps(run_bench(settings, told.append, small))), told
 
 
 def test_the_report_of_a_checkpoint_and_of_a_random_model(measured):

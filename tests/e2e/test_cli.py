@@ -1,6 +1,7 @@
 """The command line as a user meets it: its exit code and its two streams; one of each kind as a process."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,29 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import check_refused, refused, stmdit
-
-
-def as_process(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run ``stmdit`` in a process of its own."""
-    command = [sys.executable, "-m", "napari_stmdit.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+from killing import run_alone, start, told
 
 
 def test_help_and_version():
     assert "synthesize" in stmdit("--help").stdout
-    assert as_process("--version").stdout.startswith("napari-stmdit ")
+    command = [sys.executable, "-m", "napari_stmdit.cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.stdout.startswith("napari-stmdit ")
 
 
-def test_info_names_versions_devices_and_the_bundled_checkpoint():
-    facts = json.loads(as_process("info", "--json").stdout)
+def test_info_names_versions_devices_and_the_bundled_checkpoint(tmp_path):
+    facts = json.loads(run_alone(["info", "--json"], tmp_path / "log").stdout)
     assert facts["versions"]["torch"]
     assert "cpu" in facts["devices"]
     assert "demo" in facts["checkpoints"]
 
 
 def test_a_missing_section_is_one_message(tmp_path):
-    done = as_process("synthesize", tmp_path / "nothing.zarr", "--output", tmp_path / "o.zarr")
-    assert "nothing.zarr" in check_refused(done)
+    arguments = ["synthesize", str(tmp_path / "nothing.zarr"), "--output", str(tmp_path / "o.zarr")]
+    assert "nothing.zarr" in check_refused(run_alone(arguments, tmp_path / "log"))
 
 
 def test_two_ways_to_choose_spots_are_refused(tmp_path):
@@ -39,10 +37,10 @@ def test_two_ways_to_choose_spots_are_refused(tmp_path):
     assert "only one of" in message
 
 
-EMPTY = ["", " ", "\t"]
+BLANK = [pytest.param(blank, marks=pytest.mark.nightly) for blank in (" ", "\t")]
 
 
-@pytest.mark.parametrize("empty", EMPTY)
+@pytest.mark.parametrize("empty", ["", *BLANK])
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
@@ -83,7 +81,10 @@ def test_an_empty_value_is_not_taken_for_one_not_given(arguments, name, empty, t
 
 
 def test_an_empty_option_behind_a_sign_is_refused_too(tmp_path):
-    assert "--spots is empty" in refused("synthesize", tmp_path, "--output", tmp_path / "o.zarr", "--spots=")
+    for blank in ("", " ", "\t"):
+        assert "--spots is empty" in refused(
+            "synthesize", tmp_path, "--output", tmp_path / "o.zarr", f"--spots={blank}"
+        )
     message = refused("synthesize", tmp_path, "--output", tmp_path / "o.zarr", "--spots", ",")
     assert "region.spots.ids" in message
     assert "--sample and --all" in refused("synthesize", tmp_path, "--output", tmp_path / "o", "--sample", 0, "--all")
@@ -135,22 +136,14 @@ def test_the_same_seed_gives_the_same_pixels_whatever_the_batch(c3, tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupt_keeps_what_is_done(c3, tmp_path):
-    store = tmp_path / "o.zarr"
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "napari_stmdit.cli", "synthesize", c3, "--fullres", "C3_image.jpg", "--all",
-            "--batch", "1", "--steps", "4", "--output", store, "--json",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    assert "1/180 patches" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
-    facts = json.loads(out)
+    store, log = tmp_path / "o.zarr", tmp_path / "log"
+    words = ["synthesize", str(c3), "--fullres", "C3_image.jpg", "--all", "--batch", "1", "--steps", "4"]
+    process = start([*words, "--output", str(store), "--json"], log)
+    assert "1/180 patches" in told(log, process, "1/180 patches")
+    os.kill(process.pid, signal.SIGINT)
+    process.join(timeout=120)
+    assert process.exitcode == 130, Path(f"{log}.err").read_text()
+    facts = json.loads(Path(f"{log}.out").read_text())
     assert 0 < facts["patches"] < facts["planned"] == 180
     assert (pixels(store, facts["element"])[3] == 255).any()
 

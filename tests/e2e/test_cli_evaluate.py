@@ -1,13 +1,14 @@
 """`stmdit evaluate`: a checkpoint interrupted and gone on with, the result of a run, and what is refused."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import pytest
 from command_line import refused, stmdit
+from killing import start
 from tiny_fixtures import tiny_checkpoint  # noqa: F401
 from typer.testing import CliRunner
 
@@ -17,21 +18,19 @@ from napari_stmdit.errors import StmditError
 SMALL = ("--spots", "24", "--seeds", "1", "--genes", "10", "--draws", "100", "--device", "cpu", "--batch", "8")
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "napari_stmdit.cli", *map(str, arguments)]
-
-
 @pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on_and_says_what_holds(tiny_checkpoint, tiny_folder, tmp_path):  # noqa: F811
     out = tmp_path / "evaluation"
     wish = ("evaluate", tiny_checkpoint, tiny_folder, *SMALL, "--steps", 16, "--output", out)
-    process = subprocess.Popen(command(*wish), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "log"
+    process = start(list(map(str, wish)), log)
     end = time.monotonic() + 240
-    while not list(out.glob("stacks/*.npz")) and process.poll() is None and time.monotonic() < end:
+    while not list(out.glob("stacks/*.npz")) and process.is_alive() and time.monotonic() < end:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    told, complaint = process.communicate(timeout=240)
-    assert process.returncode == 130, complaint
+    os.kill(process.pid, signal.SIGINT)
+    process.join(timeout=240)
+    told, complaint = (Path(f"{log}{suffix}").read_text() for suffix in (".out", ".err"))
+    assert process.exitcode == 130, complaint
     assert "the same command with --resume goes on" in told and "Traceback" not in complaint
     assert "add --resume" in refused(*wish)
     found = stmdit(*wish, "--resume", "--json")

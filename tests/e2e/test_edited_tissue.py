@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from killing import finished_patches, forked_workers
+from killing import finished_patches, forked_workers, start
 
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.encoders.cache import EmbeddingCache
@@ -117,19 +114,17 @@ def test_a_run_on_a_real_slide_that_is_killed_goes_on_to_the_same_image(case, mo
     wanted.write_text(case.request.model_dump_json())
     folder, log = unfinished_folder(output), tmp_path / "log"
     command = [
-        *(sys.executable, "-m", "napari_stmdit.cli", "synthesize", case.source.path, "--output", output),
-        *("--request", wanted, "--batch", "1", "--device", "cpu", "--dtype", "float32"),
+        *("synthesize", str(case.source.path), "--output", str(output)),
+        *("--request", str(wanted), "--batch", "1", "--device", "cpu", "--dtype", "float32"),
     ]
-    home = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    with log.open("w") as stream:
-        process = subprocess.Popen([str(word) for word in command], stdout=stream, stderr=stream, env=home)
-        try:
-            while process.poll() is None and not _amid_edits(case, folder):
-                time.sleep(0.005)
-        finally:
-            process.kill()
-            process.wait()
-    assert folder.exists(), log.read_text()
+    process = start(command, log, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    try:
+        while process.is_alive() and not _amid_edits(case, folder):
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.join()
+    assert folder.exists(), (tmp_path / "log.err").read_text()
     assert _amid_edits(case, folder) and len(finished_patches(folder)) < len(case.whole.plan)
     resumed = synthesize(case.section, case.request, model, batch=8, folder=folder, resume=True)
     check(case, resumed)

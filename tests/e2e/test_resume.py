@@ -4,15 +4,13 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from checkpoints import write_tiny_checkpoint
 from command_line import refused
-from killing import command, end, killed_and_resumed, start, uninterrupted
+from killing import command, end, killed_and_resumed, start, told, uninterrupted
 from tiny import TINY_GENES
 
 
@@ -46,14 +44,12 @@ def test_a_run_that_is_killed_goes_on_to_the_same_image(wishes, tiny_folder, che
 
 @pytest.mark.slow
 def test_an_unfinished_run_is_said_and_only_the_same_one_goes_on(tiny_folder, checkpoint, tmp_path):
-    output = tmp_path / "o.zarr"
+    output, log = tmp_path / "o.zarr", tmp_path / "log"
     wishes = ("--all", "--batch", 1, "--steps", 50)
-    words = [sys.executable, "-m", "napari_stmdit.cli", *command(tiny_folder, checkpoint, output, *wishes)]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    assert "1/30 patches" in process.stderr.readline()
+    process = start(command(tiny_folder, checkpoint, output, *wishes), log)
+    assert "1/30 patches" in told(log, process, "1/30 patches")
     process.kill()
-    process.wait()
+    process.join()
     again = refused(*command(tiny_folder, checkpoint, output, *wishes))
     assert "--resume" in again and "of 30 patches are finished" in again
     other = refused(*command(tiny_folder, checkpoint, output, "--all", "--steps", 2, "--resume"))

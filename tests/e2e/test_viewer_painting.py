@@ -1,11 +1,8 @@
 """Choosing and painting in a real viewer, by mouse and keys; and an edit painted in the dock replayed by the command line."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from killing import run_alone
 from mouse import ALT, CONTROL, SHIFT, Mouse
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication
@@ -266,19 +263,9 @@ def test_an_edit_painted_in_the_dock_replays_from_the_command_line(viewer, workb
     edits = tmp_path / "edits.yaml"
     bench.presenter.edit_files.save(str(edits))
     output = tmp_path / "out.zarr"
-    command = [
-        sys.executable,
-        "-m",
-        "napari_stmdit.cli",
-        "synthesize",
-        str(state.section.path),
-        "--output",
-        str(output),
-    ]
+    command = ["synthesize", str(state.section.path), "--output", str(output)]
     command += ["--edits", str(edits), "--spots", ",".join(state.selected), "--steps", "2", "--seed", "5"]
-    done = subprocess.run(
-        [*command, "--morphology", "null", "--device", "cpu"], capture_output=True, text=True, env=os.environ
-    )
+    done = run_alone([*command, "--morphology", "null", "--device", "cpu"], tmp_path / "log")
     assert done.returncode == 0, done.stderr
     element = done.stdout.strip().splitlines()[0].rpartition("element ")[2]
     replayed, _, provenance = read_result(output, element)

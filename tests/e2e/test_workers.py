@@ -26,7 +26,7 @@ def test_ctrl_c_keeps_what_is_done_and_resume_finishes_it(tiny_folder, tmp_path)
     checkpoint = write_tiny_checkpoint(tmp_path / "checkpoint", TINY_GENES)
 
     def command(output, *options):
-        fixed = ("--checkpoint", checkpoint, "--all", "--steps", 24, "--batch", 1, "--device", "cpu", "--json")
+        fixed = ("--checkpoint", checkpoint, "--all", "--steps", 12, "--batch", 1, "--device", "cpu", "--json")
         arguments = ("synthesize", tiny_folder, "--output", tmp_path / output, *fixed, *options)
         return list(map(str, arguments))
 

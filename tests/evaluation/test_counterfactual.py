@@ -125,7 +125,7 @@ def section():
 
 @pytest.fixture(scope="module")
 def still(section, tmp_path_factory):
-    return checked(Still(EDITS), section, tmp_path_factory.mktemp("still"))
+    return checked(Still(EDITS), section, tmp_path_factory.mktemp("still"), pairs=8)
 
 
 @pytest.fixture(scope="module")

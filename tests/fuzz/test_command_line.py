@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from fuzz.families import ALL
 from fuzz.harness import LIMIT_S, Refused, Scene, tree_hash, watchdog
+from killing import run_alone
 
 # damaged pixels are seen when they are read, and what fails once a checkpoint is there to plan with would load one for each case; the API has tried those
 _BEFORE_PLANNING = ("SectionError", "ScaleError", "StoreError")
@@ -79,16 +79,9 @@ def test_bad_input_is_one_message_and_exit_code_2(case, workshop, tiny_folder, m
         "paths: home of nobody",
     ],
 )
-def test_what_could_kill_a_process_does_not(key, workshop, tiny_folder):
+def test_what_could_kill_a_process_does_not(key, workshop, tiny_folder, tmp_path):
     case = next(case for case in ALL if case.key == key)
-    arguments = command(workshop.scene(case), tiny_folder)
-    done = subprocess.run(
-        [sys.executable, "-m", "napari_stmdit.cli", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=6 * LIMIT_S,
-        check=False,
-    )
+    done = run_alone(command(workshop.scene(case), tiny_folder), tmp_path / "log", 6 * LIMIT_S)
     refused_as_bad_input(done.returncode, done.stdout, done.stderr, case)
 
 

@@ -8,9 +8,9 @@ from checkpoints import tiny_transformer
 from scipy.sparse import csr_matrix
 from standins import CropModel, card_for, make_section
 
-from napari_stmdit.assemble import Checkpoint
+from napari_stmdit.assemble import Checkpoint, load_checkpoint
+from napari_stmdit.embeddings import PrecomputedEmbeddings
 from napari_stmdit.encoder_sources import MissingEncoder
-from napari_stmdit.encoders.precomputed import PrecomputedEmbeddings
 from napari_stmdit.errors import CheckpointError, RequestError
 from napari_stmdit.intent import Polygons, Request
 from napari_stmdit.synthesis.conditions import condition_rows, mixed_counts, shuffled_rows
@@ -23,8 +23,9 @@ AREA = Polygons(rings=(((100, 100), (100, 420), (420, 420), (420, 100)),))
 
 
 @pytest.fixture
-def pixcell(tiny_model):
+def pixcell(tiny_checkpoint):
     """A checkpoint as PixCell's: its transformer takes no expression, and there is no encoder of it."""
+    tiny_model = load_checkpoint(tiny_checkpoint, device="cpu")
     blind = {"expression_dim": None, "expression_adaln": False, "expression_cross_attention": False}
     tiny_model.pipeline.transformer = tiny_transformer(**blind, expression_expand=1)
     card = tiny_model.card.model_copy(

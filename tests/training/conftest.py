@@ -1,24 +1,17 @@
 import gzip
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from PIL import Image
-from training_settings import TINY
+from training_settings import write_config
 
 
 @pytest.fixture
 def tiny_config(tiny_folder, tmp_path):
-    """A config on the tiny section, as a dictionary, and a function that writes it and returns its path."""
-
-    def write(**changes):
-        content = TINY | {"train": [{"kind": "folder", "name": "tiny", "folder": str(tiny_folder)}]} | changes
-        path = tmp_path / "config.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return path
-
-    return write
+    """A function that writes a config on the tiny section with changes, and returns its path."""
+    return partial(write_config, tmp_path / "config.yaml", tiny_folder)
 
 
 @pytest.fixture

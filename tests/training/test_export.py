@@ -3,10 +3,9 @@
 import shutil
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from storage_trees import TREES, content, plant
-from training_settings import TINY
+from training_settings import write_config
 
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.errors import StoreError
@@ -19,11 +18,7 @@ from napari_stmdit.training.train import run_stage, train
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_folder):
     """A config whose training is finished but for the export."""
-
-    place = tmp_path_factory.mktemp("trained")
-    path = place / "config.yaml"
-    source = {"kind": "folder", "name": "tiny", "folder": str(tiny_folder)}
-    path.write_text(yaml.safe_dump(TINY | {"train": [source], "tensorboard": False}))
+    path = write_config(tmp_path_factory.mktemp("trained") / "config.yaml", tiny_folder, tensorboard=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("napari_stmdit.training.autoencoder.FIT_CROPS", 12)
         for stage in ("autoencoder", "latents", "diffusion"):

@@ -8,12 +8,13 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from training_settings import TINY
 
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.training.config import load_config
 from napari_stmdit.training.train import run_stage
 
-SETTINGS = {"latent_channels": 4, "crop_px": 32, "batch": 2, "steps": 2, "decoder_steps": 1}
+SETTINGS = TINY["autoencoder"] | {"steps": 2, "decoder_steps": 1}
 
 
 @pytest.fixture(autouse=True)

@@ -35,8 +35,7 @@ from napari_stmdit.types import GuidanceScales, Sampling
 STILL = AugmentationSettings(stain=0, geometry=False)
 
 
-@pytest.fixture
-def textured():
+def noise():
     """Noise, which no crop takes for glass: (400, 600, 3); its left half has no blue, its right half no red."""
     pixels = np.random.default_rng(0).integers(40, 216, (400, 600, 3), dtype=np.uint8)
     pixels[:, :300, 2] = 0
@@ -45,10 +44,19 @@ def textured():
 
 
 @pytest.fixture
-def pictures(tmp_path, textured):
-    """A config on the left half of an image and on two of three slides of tiles, and a function that writes it."""
-    Image.fromarray(textured).save(tmp_path / "slide.png")
-    tiles = tmp_path / "tiles"
+def textured():
+    return noise()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return config_in(tmp_path)
+
+
+def config_in(place):
+    """Write an image and slides of tiles; return a function that writes a config on its left half and on two of three slides."""
+    textured, tiles = noise(), place / "tiles"
+    Image.fromarray(textured).save(place / "slide.png")
     tiles.mkdir()
     lines = ["file,case,mpp"]
     for number, case in enumerate(("one", "one", "two", "left-out")):
@@ -57,7 +65,7 @@ def pictures(tmp_path, textured):
         )  # no green in the one left out
         Image.fromarray(tile).save(tiles / f"{number}.png")
         lines.append(f"{number}.png,{case},0.7")
-    (tmp_path / "tiles.csv").write_text("\n".join(lines) + "\n")
+    (place / "tiles.csv").write_text("\n".join(lines) + "\n")
     table = {"kind": "tiles", "table": "tiles.csv", "folder": "tiles", "slide": "case"}
     image = {"kind": "image", "image": "slide.png", "mpp": 0.7}
 
@@ -72,7 +80,7 @@ def pictures(tmp_path, textured):
                 {**image, "name": "right", "part": [0, 0.5, 1, 1]},
             ],
         }
-        path = tmp_path / "pictures.yaml"
+        path = place / "pictures.yaml"
         path.write_text(yaml.safe_dump(content | changes))
         return path
 
@@ -139,10 +147,10 @@ def test_a_config_learns_from_sections_or_from_pictures(pictures):
 
 def test_an_autoencoder_learns_from_pictures_looks_at_those_held_out_and_goes_on(pictures, monkeypatch):
     monkeypatch.setattr("napari_stmdit.training.autoencoder.FIT_CROPS", 12)
-    sizes = {"encoder_widths": [16, 24], "decoder_widths": [24, 16, 16], "validate_every": 2}
-    config = load_config(pictures(autoencoder=TINY["autoencoder"] | sizes))
+    looking = TINY["autoencoder"] | {"validate_every": 2}
+    config = load_config(pictures(autoencoder=looking))
     run_stage(config, "autoencoder")
-    further = {**TINY["autoencoder"], **sizes, "decoder_steps": 4}
+    further = looking | {"decoder_steps": 4}
     run_stage(load_config(pictures(autoencoder=further)), "autoencoder")
     lines = [json.loads(line) for line in (config.output / "autoencoder.jsonl").read_text().splitlines()]
     looks = [(line["phase"], line["step"]) for line in lines if "held_out" in line]
@@ -153,21 +161,31 @@ def test_an_autoencoder_learns_from_pictures_looks_at_those_held_out_and_goes_on
         run_stage(load_config(pictures(augmentation={"hed": 0.3})), "autoencoder")
 
 
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    """A folder with pictures, and in it ``prior``, a training on them with all its stages. Do not write in it."""
+    place = tmp_path_factory.mktemp("pictures")
+    config = config_in(place)(latents=TINY["latents"] | {"pictures": ["left"]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("napari_stmdit.training.autoencoder.FIT_CROPS", 12)
+        train(config, "autoencoder", output=place / "prior")
+        for number in range(3):  # from here on, the tiles that are not named are not needed
+            (place / "tiles" / f"{number}.png").unlink()
+        train(config, output=place / "prior")
+    return place
+
+
 @pytest.fixture
-def morphology_alone(pictures, tmp_path, monkeypatch):
-    """A checkpoint trained on pictures, with all its stages."""
+def morphology_alone(prior, monkeypatch):
+    """The checkpoint of that training."""
     monkeypatch.setattr("napari_stmdit.training.autoencoder.FIT_CROPS", 12)
-    config = pictures(latents=TINY["latents"] | {"pictures": ["left"]})
-    train(config, "autoencoder", output=tmp_path / "prior")
-    for number in range(3):  # from here on, the tiles that are not named are not needed
-        (tmp_path / "tiles" / f"{number}.png").unlink()
-    return train(config, output=tmp_path / "prior")
+    return prior / "prior" / "checkpoint"
 
 
-def test_a_transformer_learns_tissue_from_pictures_alone(morphology_alone, tmp_path):
-    cache = load_state(tmp_path / "prior" / "latents.pt")
+def test_a_transformer_learns_tissue_from_pictures_alone(morphology_alone, prior):
+    cache = load_state(prior / "prior" / "latents.pt")
     assert "expression" not in cache and len(cache["latents"]) == 10 and "held_morphology" in cache
-    lines = [json.loads(line) for line in (tmp_path / "prior" / "diffusion.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (prior / "prior" / "diffusion.jsonl").read_text().splitlines()]
     assert [set(line["validation"]) for line in lines if "validation" in line] == [{"morphology", "none"}] * 2
     checkpoint = load_checkpoint(morphology_alone, device="cpu")
     assert checkpoint.card.conditions == ("morphology",) and not checkpoint.card.genes
@@ -186,9 +204,9 @@ def test_a_transformer_learns_tissue_from_pictures_alone(morphology_alone, tmp_p
 
 
 def test_a_checkpoint_of_pictures_learns_expression_from_sections(
-    morphology_alone, tiny_config, tiny_section, tmp_path
+    morphology_alone, prior, tiny_config, tiny_section, tmp_path
 ):
-    right = {"kind": "image", "name": "right", "image": str(tmp_path / "slide.png"), "mpp": 0.7, "part": [0, 0.5, 1, 1]}
+    right = {"kind": "image", "name": "right", "image": str(prior / "slide.png"), "mpp": 0.7, "part": [0, 0.5, 1, 1]}
     path = tiny_config(start=str(morphology_alone), autoencoder={}, transformer={}, held_out_pictures=[right])
     folder = train(path, output=tmp_path / "more")
     known = load_component(read_folder(morphology_alone), "transformer")

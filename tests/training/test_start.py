@@ -1,22 +1,35 @@
 """Going on from a checkpoint: its autoencoder and encoders stay, its transformer learns further."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from training_settings import write_config
 
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.errors import CheckpointError, RequestError
 from napari_stmdit.training.autoencoder import load_autoencoder
 from napari_stmdit.training.config import load_config
+from napari_stmdit.training.diffusion import equivalent_scores
 from napari_stmdit.training.state import load_state
 from napari_stmdit.training.train import run_stage, train
 
 
+@pytest.fixture(scope="module")
+def trained(tiny_folder, tmp_path_factory):
+    """A training's checkpoint. Do not write in it."""
+    place = tmp_path_factory.mktemp("begun")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("napari_stmdit.training.autoencoder.FIT_CROPS", 12)
+        return train(write_config(place / "config.yaml", tiny_folder), output=place / "begun")
+
+
 @pytest.fixture
-def begun(tiny_config, tmp_path, monkeypatch):
+def begun(trained, tmp_path, monkeypatch):
+    """A copy of it that a test may change."""
     monkeypatch.setattr("napari_stmdit.training.autoencoder.FIT_CROPS", 12)
-    return train(tiny_config(), output=tmp_path / "begun")
+    return shutil.copytree(trained, tmp_path / "begun")
 
 
 def tensors(folder):
@@ -96,3 +109,13 @@ def test_a_checkpoint_that_is_not_there_is_refused(tiny_config):
     config = load_config(tiny_config(start="nowhere"))
     with pytest.raises(CheckpointError, match="'nowhere', which is neither a folder nor one of demo"):
         run_stage(config, "latents")
+
+
+def test_new_programs_stand_for_old_ones_that_vary_and_not_for_steep_ones():
+    """Two old programs say the same of morphology; the second, which hardly varies, a hundred times as steeply."""
+    said = torch.tensor([[1.0, 0.5, 0.0], [100.0, 50.0, 0.0]], dtype=torch.float64)
+    spread = torch.tensor([1.0, 0.001], dtype=torch.float64)
+    slope = torch.tensor([[2.0, 1.0, 0.0]], dtype=torch.float64)
+    found = equivalent_scores(slope, said, spread)
+    torch.testing.assert_close(found @ said, slope, rtol=0.02, atol=0)
+    assert found[0, 0] > 1.9 and abs(found[0, 1]) < 0.001
