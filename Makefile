@@ -3,22 +3,28 @@ PYTHON ?= python3
 VENV ?= .venv
 # One known torch keeps the tests comparable; `make TORCH=torch ...` takes the newest.
 TORCH ?= torch==2.13.0
+# what else pip is to install or to keep to, and which of pyproject.toml's groups
+ALSO ?=
+GROUP ?= dev
+# of `make test-new`
+NEW_PYTHON ?= python3.13
+NEW := "spatialdata>=0.8" "anndata>=0.13" "ome-zarr>=0.21" "zarr>=3.4"
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out/demo
 # `make mutation MODULE=...`: one of the files in .ci/mutation
-MODULE ?= depths
+MODULE ?= edits
 ifeq ($(shell uname -s),Linux)
 SCREEN := xvfb-run -a -s '-screen 0 1600x1000x24'
 endif
 
-.PHONY: demo test test-all check docs docs-html bench mutation display clean
+.PHONY: demo test test-all test-new test-lowest check docs docs-html bench mutation display clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[all,train]" --group dev
+	$(BIN)/python -m pip install --quiet --editable ".[all,train]" $(ALSO) --group $(GROUP)
 	touch $(STAMP)
 
 demo: $(STAMP)
@@ -34,6 +40,21 @@ test: $(STAMP) display
 # with every row, seed and page: what GitHub runs each night
 test-all: override ARGS += -m ""
 test-all: test
+
+# today's Python, SpatialData, AnnData, OME-Zarr and zarr, in an environment of their own; without what takes long
+test-new:
+	$(MAKE) test PYTHON=$(NEW_PYTHON) VENV=.venv-new TORCH=torch GROUP=test ALSO='$(NEW)' ARGS='-m "not nightly and not slow" $(ARGS)'
+
+# the lowest versions that pyproject.toml allows of what it names, in an environment of their own
+test-lowest: out/lowest.txt
+	$(MAKE) test VENV=.venv-lowest GROUP=test ALSO="--constraint $<" ARGS="tests/tissue tests/expression tests/synthesis $(ARGS)"
+
+out/lowest.txt: pyproject.toml
+	mkdir -p out
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	echo "$(TORCH)" | .venv-lowest/bin/uv pip compile --quiet --resolution lowest-direct --extra all --extra train --group test \
+		--python .venv-lowest/bin/python --output-file $@ pyproject.toml -
 
 check: $(STAMP)
 	$(BIN)/ruff check src tests docs benchmarks
@@ -67,4 +88,4 @@ mutation: $(STAMP)
 	$(BIN)/cr-report --surviving-only --show-diff out/mutation/$(MODULE).sqlite | tee out/mutation/$(MODULE).txt
 
 clean:
-	rm -rf $(VENV) out build dist
+	rm -rf $(VENV) .venv-new .venv-lowest out build dist

@@ -1,6 +1,6 @@
 """Repeats the nine jobs of a user's trial by real pointer and key events, and writes clicks, seconds and pictures.
 
-    python benchmarks/trial.py OUT [--section FOLDER] [--sizes 1366x768 1920x1080] [--themes dark light] [--scales 1 1.5]
+    python benchmarks/trial.py OUT [--section FOLDER] [--sizes 1366x768 1920x1080] [--themes dark light] [--scales 1 1.5] [--jobs 1 2]
 
 Each combination of size, theme and UI scale is a viewer in a process of its own, with settings and caches of its own: under
 ``xvfb-run`` where it is there, else on the screen. Controls are found by the names that screen readers read, so that the script holds
@@ -10,6 +10,9 @@ wall-clock ones of this machine; the processor's, and its load, stand beside the
 1 the example, from the menu: the first edited picture  2 an own section, and a double click on a spot  3 colour by a gene
 4 a lasso  5 a knock-out for the selection, and Run  6 painting, and Run on what is painted  7 before and after, side by side
 8 a spot closely  9 wrong moves: keys that delete, Escape in a lasso, the wheel over every control, Run twice
+
+With ``--ready`` two others, in a viewer that has done nothing yet: 1 the bundled section, from the click until all is ready
+2 fourteen patches in the dock, and by the command line
 """
 
 import argparse
@@ -24,6 +27,7 @@ import traceback
 from pathlib import Path
 
 FIRST_CLICKS, FIRST_S = 3, 10.0
+READY_S, PATCHES, RATIO = 7.0, 14, 1.15
 WAIT_S = 600.0
 
 
@@ -67,6 +71,19 @@ class Hand:
             raise LookupError(f"{name!r} is disabled: {control.toolTip()}")
         x = 8 if isinstance(control, QCheckBox) else control.width() // 2
         QTest.mouseClick(control, Qt.MouseButton.LeftButton, pos=QPoint(x, control.height() // 2))
+        self.clicks += 1
+        wait(0.05)
+
+    def answer(self, text):
+        """Press a button of the question that is asked."""
+        from qtpy.QtCore import Qt
+        from qtpy.QtTest import QTest
+        from qtpy.QtWidgets import QApplication, QMessageBox
+
+        if not until(lambda: isinstance(QApplication.activeModalWidget(), QMessageBox), 10):
+            raise LookupError(f"nothing is asked that {text!r} would answer")
+        button = next(b for b in QApplication.activeModalWidget().buttons() if b.text() == text)
+        QTest.mouseClick(button, Qt.MouseButton.LeftButton)
         self.clicks += 1
         wait(0.05)
 
@@ -223,6 +240,7 @@ class Trial:
             self.hand.press("Open the sample section")
         else:
             self.hand.type("Section", str(self.own))
+        self.hand.answer("Replace it")  # the example is not saved
         state = self.state
         if not until(
             lambda: (
@@ -375,26 +393,59 @@ class Trial:
             raise AssertionError("the same request was run twice")
         return {"wheeled": controls}
 
-    def run(self):
-        for number, (title, do) in enumerate(
-            (
-                ("the example: first edited picture", self.example),
-                ("own section, double click on a spot", self.own_section),
-                ("colour by a gene", self.colour),
-                ("lasso", self.lasso),
-                ("knock-out and Run", self.knock_out),
-                ("paint and Run", self.paint),
-                ("compare side by side", self.compare),
-                ("a spot closely", self.closely),
-                ("wrong moves", self.wrong_moves),
-            ),
-            start=1,
-        ):
-            self.job(number, title, do)
+    # --- from a viewer that has done nothing yet
+
+    def ready(self):
+        from napari_stmdit.ui.manifest import DOCK
+
+        self.hand.menu("Plugins", DOCK)
+        self.hand.press("Open the sample section")
+        start, state = time.perf_counter(), self.state
+        if not until(lambda: state.section is not None and state.checkpoint is not None and not state.busy):
+            raise TimeoutError(f"the section did not open: {state.message.text}")
+        return {"after_click_s": round(time.perf_counter() - start, 1), "target_s": READY_S}
+
+    def beside_the_command_line(self):
+        import numpy as np
+
+        ids, away = self.state.section.spots.ids, ((self.places() - self.middle()) ** 2).sum(axis=1)
+        spots = ids[np.argsort(away)[:PATCHES]].tolist()
+        self.bench.presenter.select(spots)
+        self.hand.press("Run")
+        start = time.perf_counter()
+        self.ran(0)
+        dock = time.perf_counter() - start
+        with tempfile.TemporaryDirectory(prefix="stmdit-trial-") as folder:
+            command = [sys.executable, "-m", "napari_stmdit.cli", "synthesize", "sample", "--spots", ",".join(spots)]
+            command += ["--output", f"{folder}/out.zarr", "--json"]
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        line = json.loads(said)["seconds"]  # without imports and loading
+        found = {"dock_s": round(dock, 1), "command_line_s": round(line, 1)}
+        return found | {"ratio": round(dock / line, 2), "target_ratio": RATIO}
+
+    def run(self, ready, numbers):
+        first = (
+            ("the bundled section, until all is ready", self.ready),
+            (f"{PATCHES} patches beside the command line", self.beside_the_command_line),
+        )
+        trial = (
+            ("the example: first edited picture", self.example),
+            ("own section, double click on a spot", self.own_section),
+            ("colour by a gene", self.colour),
+            ("lasso", self.lasso),
+            ("knock-out and Run", self.knock_out),
+            ("paint and Run", self.paint),
+            ("compare side by side", self.compare),
+            ("a spot closely", self.closely),
+            ("wrong moves", self.wrong_moves),
+        )
+        for number, (title, do) in enumerate(first if ready else trial, start=1):
+            if not numbers or number in numbers:
+                self.job(number, title, do)
         return self.jobs
 
 
-def combination(out, size, theme, scale, section):
+def combination(out, size, theme, scale, chosen):
     """Run the trial of one combination in a process of its own; return its jobs."""
     name = f"{size}-{theme}-{scale:g}"
     folder = out / name
@@ -411,7 +462,9 @@ def combination(out, size, theme, scale, section):
             "XDG_STATE_HOME": f"{scratch}/state",
         }
         command = [sys.executable, __file__, str(out), "--one", size, theme, f"{scale:g}"]
-        command += [] if section is None else ["--section", str(section)]
+        command += [] if chosen.section is None else ["--section", str(chosen.section)]
+        command += ["--ready"] if chosen.ready else []
+        command += ["--jobs", *map(str, chosen.jobs)] if chosen.jobs else []
         if shutil.which("xvfb-run"):
             command = ["xvfb-run", "-a", "-s", f"-screen 0 {size}x24", *command]
         subprocess.run(command, env={**os.environ, **new}, check=False)
@@ -422,14 +475,24 @@ def combination(out, size, theme, scale, section):
     return {"combination": name, "jobs": jobs}
 
 
+MEASURED = (
+    *("after_last_click_s", "after_click_s", "target_s", "spot_to_picture_s", "drawn_s"),
+    *("dock_s", "command_line_s", "ratio", "target_ratio"),
+)
+"""What a row of the table says of a job beside its clicks and seconds."""
+
+
 def table(found):
-    """Return the trial as a Markdown table: clicks, seconds (processor's) of each job, or what went wrong."""
+    """Return the trial as a Markdown table: clicks, seconds (processor's) of each job, what was measured, or what went wrong."""
     lines = ["| combination | job | clicks | seconds | processor, s | load | |", "|---|---|---|---|---|---|---|"]
     for one in found:
         for job in one["jobs"]:
             parts = (job.get(key, "") for key in ("clicks", "seconds", "processor_s", "load"))
             words = " | ".join(str(part) for part in parts)
-            lines.append(f"| {one['combination']} | {job['job']} {job['title']} | {words} | {job['fault'] or 'done'} |")
+            more = ", ".join(f"{key} {job[key]}" for key in MEASURED if key in job)
+            lines.append(
+                f"| {one['combination']} | {job['job']} {job['title']} | {words} | {job['fault'] or more or 'done'} |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -442,6 +505,8 @@ def main():
     parser.add_argument("--sizes", nargs="+", default=["1366x768", "1920x1080"])
     parser.add_argument("--themes", nargs="+", default=["dark", "light"])
     parser.add_argument("--scales", nargs="+", type=float, default=[1.0, 1.5])
+    parser.add_argument("--jobs", nargs="+", type=int, default=[], help="numbers of the jobs to do; all by default")
+    parser.add_argument("--ready", action="store_true", help="the two jobs of a viewer that has done nothing yet")
     parser.add_argument("--one", nargs=3, default=None, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     out = chosen.out.resolve()
@@ -449,11 +514,13 @@ def main():
         sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
         size, theme, scale = chosen.one
         folder = out / f"{size}-{theme}-{float(scale):g}"
-        jobs = Trial(folder, tuple(map(int, size.split("x"))), theme, float(scale), chosen.section).run()
+        jobs = Trial(folder, tuple(map(int, size.split("x"))), theme, float(scale), chosen.section).run(
+            chosen.ready, chosen.jobs
+        )
         (folder / "jobs.json").write_text(json.dumps(jobs, indent=2))
         os._exit(0)  # napari asks before it closes
     combinations = [(s, t, u) for s in chosen.sizes for t in chosen.themes for u in chosen.scales]
-    found = [combination(out, *one, chosen.section) for one in combinations]
+    found = [combination(out, *one, chosen) for one in combinations]
     (out / "trial.json").write_text(json.dumps(found, indent=2) + "\n")
     (out / "trial.md").write_text(table(found))
     sys.stdout.write(table(found))

@@ -133,13 +133,13 @@ def _small_base(patch: pytest.MonkeyPatch) -> None:
     """The random model of `stmdit bench --base` with two blocks; a small region that `stmdit bench` edits, and no processes for it."""
     from workspace import SMALL_VAE
 
-    from napari_stmdit.bench import comparisons, report, stages
+    from napari_stmdit.bench import comparisons, stages
 
     def another_test(*_: object) -> None:
         raise StmditError("its two processes are started in bench/test_bench")
 
     patch.setattr(comparisons, "SIDE_UM", 250.0)
-    patch.setattr(report, "waiting", another_test)
+    patch.setattr(comparisons, "waiting", another_test)
     for name, value in {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}.items():
         patch.setitem(stages.BASE_SIZES, name, value)
     for name, value in SMALL_VAE.items():

@@ -16,7 +16,7 @@ from napari_stmdit.encoder_sources import genes_of_section, read_gene_list
 from napari_stmdit.errors import CheckpointError, GeneError, RequestError, SectionError
 from napari_stmdit.model.foreign.inspect import inspect_checkpoint
 from napari_stmdit.model.foreign.keys import from_native
-from napari_stmdit.model.hub.zoo import MissingComponentError
+from napari_stmdit.model.zoo import MissingComponentError
 
 REQUEST = Request(region=SampleOfSpots(count=2), steps=2)
 

@@ -24,6 +24,21 @@ def settle(condition, seconds=30.0):
     return bool(condition())
 
 
+def answer(word):
+    """Press a button of the question that is asked, and return its words."""
+    from qtpy.QtCore import Qt
+    from qtpy.QtTest import QTest
+    from qtpy.QtWidgets import QApplication, QMessageBox
+
+    assert settle(lambda: isinstance(QApplication.activeModalWidget(), QMessageBox), 5)
+    question = QApplication.activeModalWidget()
+    words = question.informativeText()
+    (pressed,) = [one for one in question.buttons() if one.text() == word]
+    QTest.mouseClick(pressed, Qt.MouseButton.LeftButton)
+    settle(lambda: QApplication.activeModalWidget() is None, 5)
+    return words
+
+
 class Inventory:
     """Top-level widgets and threads that are there now, to find what a test leaves behind."""
 

@@ -1,8 +1,10 @@
-"""Expression of the colon of animal d14, of which there are no counts: predicted from its factors.
+"""Expression of the colon of animal d14, of which there are no counts: predicted from its factors, or these themselves.
 
     python docs/evidence/colon_d14.py --root DATA --output d14_predicted.h5ad
+    python docs/evidence/colon_d14.py --root DATA --checkpoint trained-on-the-factors-of-d0 --output FOLDER
 
-Both animals have 20 factors of a joint factorisation (their authors' own). Ridge regression on d0, without the quarter that demo_colon.yaml
+The second swaps the factors of spots of d14, with a checkpoint that was trained on d0 with `--factors d0_naive.h5ad::nmf20`; finished
+crops are kept in the folder, and figures are printed. The first makes a table for checkpoints of genes. Both animals have 20 factors of a joint factorisation (their authors' own). Ridge regression on d0, without the quarter that demo_colon.yaml
 holds out, learns what log(1 + counts per 10,000) goes with which factors; the same factors of d14 then give its expression. What the factors
 do not hold is lost, and every figure on d14 is one of such expression. Prints how well the regression reads the quarter left out.
 """
@@ -10,19 +12,28 @@ do not hold is lost, and every figure on d14 is one of such expression. Prints h
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
 
+from napari_stmdit import load_checkpoint, open_section
+from napari_stmdit.evaluation.cases import EvaluationRequest
+from napari_stmdit.evaluation.counterfactual import CounterfactualCheck
+from napari_stmdit.progress import BATCH, finish
+
 PENALTY = 10.0
 PER = 1e4
 
 
 def main() -> None:
-    """Fit on d0, check on its quarter, and write the table of d14."""
+    """Swap factors with a checkpoint; or fit on d0, check on its quarter, and write the table of d14."""
     options = parse()
+    if options.checkpoint is not None:
+        print(json.dumps(swaps(options), indent=1))
+        return
     d0, d14 = (anndata.read_h5ad(options.root / f"visium_mouse_colon/{name}.h5ad") for name in ("d0_naive", "d14_DSS"))
     counts = np.asarray(d0.X.todense(), dtype=np.float64)
     wanted = np.log1p(counts * PER / counts.sum(axis=1, keepdims=True))
@@ -55,6 +66,21 @@ def main() -> None:
     table.write_h5ad(options.output)
 
 
+def swaps(options: argparse.Namespace) -> dict[str, object]:
+    """Return the figures of swaps of factors between spots of d14, with the control."""
+    colon = options.root / "visium_mouse_colon"
+    section = open_section(
+        colon / "d14_DSS.h5ad",
+        fullres=colon / "d14_DSS_spaceranger1" / "d14_DSS_HE.jpg",
+        mpp=0.971,
+        factors=f"{colon / 'd14_DSS.h5ad'}::nmf20",
+    )
+    model = load_checkpoint(options.checkpoint, device="cpu")
+    request = EvaluationRequest(parts=("counterfactual",), pairs=options.pairs)
+    check = CounterfactualCheck(section, model, request, options.output, BATCH, checks=("swaps",))
+    return {"checkpoint": model.provenance["sha256"], **(finish(check.run()) or {})}
+
+
 def fit(factors: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Regress (n, g) on (n, k): slopes (k, g), means (g,) and the centre of the factors (k,)."""
     centre, mean = factors.mean(axis=0), wanted.mean(axis=0)
@@ -70,6 +96,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--size", type=int, nargs=2, default=(7936, 8192), help="width and height of d0's slide in pixels"
     )
+    parser.add_argument("--checkpoint", help="trained on the factors of d0: swap those of d14")
+    parser.add_argument("--pairs", type=int, default=64, help="of spots that are swapped")
     parser.add_argument("--output", type=Path, required=True)
     return parser.parse_args()
 

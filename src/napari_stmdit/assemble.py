@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from .devices import choose_device, decoder_on, memory_given_back
 from .downloads.places import data_directory
 from .editing import TissueEditor, noise_cache
+from .embeddings import PrecomputedEmbeddings
 from .encoder_sources import MissingEncoder
-from .encoders.precomputed import PrecomputedEmbeddings
 from .errors import CheckpointError, GeneError, StmditError
 from .expression.changes import Profile
 from .intent import CheckpointCard
@@ -202,7 +202,7 @@ def load_checkpoint(
         and float32 on a CPU and on MPS. In float16 the autoencoder, which may overflow, stays in float32.
     morphology_embeddings, expression_embeddings
         Files with embeddings of the spots, computed elsewhere, in place of an encoder; see
-        `napari_stmdit.encoders.precomputed.read_embeddings`.
+        `napari_stmdit.embeddings.read_embeddings`.
 
     Raises
     ------
@@ -310,7 +310,7 @@ def convert_checkpoint(
     """
     from .encoder_sources import genes_of_section, read_gene_list
     from .model.foreign.convert import convert
-    from .model.hub.zoo import reference_of, resolve_reference, zoo, zoo_entry
+    from .model.zoo import reference_of, resolve_reference, zoo, zoo_entry
 
     path = Path(source)
     notes: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .encoders.precomputed import PrecomputedEmbeddings, read_embeddings
+from .embeddings import PrecomputedEmbeddings, read_embeddings
 from .errors import CheckpointError, GeneError, StmditError, StoreError
 from .files import BadFile, read_text
 
@@ -80,12 +80,18 @@ def open_sources(
     Raises
     ------
     CheckpointError
-        An encoder is there but damaged, of an unknown class, or of another width than the transformer.
+        An encoder is there but damaged, of an unknown class, or of another width than the transformer; or it reads factors, and embeddings
+        were given in the place of what it makes of them.
     """
     sources: dict[str, Any] = {}
     for what in ("morphology", "expression"):
         component = folder.components.get(f"{what}_encoder")
         if what in given:
+            if component is not None and component.kind == "LinearProgramEncoder" and _reads_factors(component.path):
+                raise CheckpointError(
+                    f"checkpoint {folder.card.name!r} reads {len(folder.card.genes)} factors of each spot through its own encoder: give them with --factors "
+                    "(factors=...), not as embeddings"
+                )
             sources[what] = given[what]
         elif component is None:
             sources[what] = MissingEncoder(_absent(folder, what))
@@ -93,6 +99,12 @@ def open_sources(
             sources[what] = _open_or_miss(folder, component, what, device)
             _check_width(sources[what], config[f"{what}_dim"], what, folder.path)
     return sources
+
+
+def _reads_factors(encoder: Path) -> bool:
+    from .model.reading import read_settings
+
+    return not read_settings(encoder / "config.json").get("logged", True)
 
 
 def encoder_notes(source: Any) -> tuple[str, ...]:
@@ -110,7 +122,7 @@ def _absent(folder: CheckpointFolder, what: str) -> CheckpointError:
 
 
 def _open_or_miss(folder: CheckpointFolder, component: Component, what: str, device: torch.device) -> Any:
-    from .model.hub.zoo import MissingComponentError
+    from .model.zoo import MissingComponentError
 
     try:
         return _open(component, f"{what}_encoder", device)
@@ -159,7 +171,6 @@ def _open_cancer_foundation(component: Component, name: str, device: torch.devic
 
     reference = component.reference
     if reference is None:
-        weights = component.path / "model.safetensors"
         encoder = CancerFoundationEncoder.load(component.path)
     else:
         described = read_encoder(component.path)
@@ -182,7 +193,6 @@ def _open_uni2h(component: Component, name: str, device: torch.device) -> Any:
 
     reference = component.reference
     if reference is None:
-        weights = component.path / "model.safetensors"
         encoder = Uni2hEncoder.load(component.path)
     else:
         weights = component.weights_file(name)
@@ -211,7 +221,7 @@ def _cache() -> EmbeddingCache:
 
 def _key(component: Component) -> str:
     """Return the cache key of an encoder: a hash of the files in its folder and in its reference."""
-    from .model.hub.zoo import reference_hash
+    from .model.zoo import reference_hash
     from .storage.fingerprint import of_folder
 
     reference = component.reference
@@ -269,7 +279,7 @@ def genes_of_section(section: str | Path, encoder_folder: str | Path | None = No
         The section cannot be opened, or the vocabulary is not on this computer.
     """
     from .encoders.cancer_foundation.vocabulary import choose_genes, read_vocabulary
-    from .model.hub.zoo import reference_of, resolve_reference, zoo_entry
+    from .model.zoo import reference_of, resolve_reference, zoo_entry
     from .tissue.open import open_section
 
     place = encoder_folder or resolve_reference(reference_of(zoo_entry("cancerfoundation")), "expression_encoder")

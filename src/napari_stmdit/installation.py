@@ -80,16 +80,13 @@ def describe_installation() -> dict[str, Any]:
 
 def _computer() -> dict[str, str]:
     memory, cores = psutil.virtual_memory(), psutil.cpu_count(logical=False)
+    own_display = "none" if sys.platform.startswith("linux") else "the system's"
     return {
         "system": platform.platform(),
         "processor": f"{platform.processor() or platform.machine()}, {cores or 'unknown'} cores, {os.cpu_count()} threads",
         "memory": f"{_gigabytes(memory.total)}, {_gigabytes(memory.available)} of it free",
-        "display": os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY") or _own_display(),
+        "display": os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY") or own_display,
     }
-
-
-def _own_display() -> str:
-    return "none" if sys.platform.startswith("linux") else "the system's"
 
 
 def _torch() -> dict[str, str]:

@@ -79,7 +79,7 @@ class SpotTable:
     diameter
         Diameter in full-resolution pixels, as drawn.
     counts
-        (n, g) sparse counts, float32 or integer, never negative; fractions where they were predicted. Without counts there is no gene: g is 0.
+        (n, g) sparse counts, float32 or integer, never negative; fractions where they were predicted, and of factors. Without counts there is no gene: g is 0.
     genes
         Names of the g columns.
     array_rc
@@ -176,14 +176,15 @@ class ExpressionSource:
     Attributes
     ----------
     kind
-        ``measured``; ``predicted``, from the table of another model; or ``none``: a plain H&E slide, or positions without counts.
+        ``measured``; ``predicted``, from the table of another model; ``factors`` of each spot in the place of counts; or ``none``: a plain H&E
+        slide, or positions without counts.
     file, sha256
-        Name and hash of the predicted table.
+        Name and hash of the table of predictions or factors.
     units
         Unit of that table: counts, or natural logarithms of one plus normalised counts.
     """
 
-    kind: Literal["measured", "predicted", "none"] = "measured"
+    kind: Literal["measured", "predicted", "factors", "none"] = "measured"
     file: str = ""
     sha256: str = ""
     units: PredictedUnits | None = None
@@ -195,6 +196,8 @@ class ExpressionSource:
             return "no measured expression was used: the section has no counts, and expression is null where no embeddings of its spots are given"
         if self.kind == "predicted":
             return f"no measured expression was used: it was predicted, in {self.file} (SHA-256 {self.sha256[:12]}...)"
+        if self.kind == "factors":
+            return f"no counts were used: factors of each spot take their place, from {self.file} (SHA-256 {self.sha256[:12]}...)"
         return ""
 
     def facts(self) -> dict[str, str]:
@@ -264,7 +267,8 @@ class Section:
     excluded
         Excluded spots, which ``spots`` does not hold; see `napari_stmdit.tissue.excluded`.
     outlines
-        Line segments of the outlines of summed cells, for drawing: (k, 2, 2), start and end of each, in full-resolution pixels.
+        Line segments of the outlines of summed cells, or of cells among summed bins, for drawing: (k, 2, 2), start and end of each, in full-resolution
+        pixels.
     """
 
     name: str

@@ -11,8 +11,14 @@ import torch
 from checkpoints import tiny_transformer
 from diffusers import DDIMScheduler
 
-from napari_stmdit.bench.comparisons import PLAIN, against_straightforward, straightforward, waiting
-from napari_stmdit.bench.report import Settings, run_bench
+from napari_stmdit.bench.comparisons import (
+    PLAIN,
+    Settings,
+    against_straightforward,
+    run_bench,
+    straightforward,
+    waiting,
+)
 from napari_stmdit.bench.stages import (
     PeakMemory,
     flops,

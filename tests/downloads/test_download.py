@@ -18,7 +18,7 @@ from napari_stmdit.downloads.download import check_source, download, find_downlo
 from napari_stmdit.downloads.places import download_directory
 from napari_stmdit.downloads.transfer import DownloadCancelledError, PartFile
 from napari_stmdit.errors import DownloadError
-from napari_stmdit.model.hub.zoo import ZooEntry, reference_of, resolve_reference, zoo_entry
+from napari_stmdit.model.zoo import ZooEntry, reference_of, resolve_reference, zoo_entry
 from napari_stmdit.progress import CancelToken, DownloadProgress
 
 REPOSITORY = "StonyBrook-CVLab/PixCell-256"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mouse import SHIFT, Mouse
 from tiny_fixtures import tiny_checkpoint, tiny_model  # noqa: F401
-from viewing import no_leaks, settle, viewer, workbench  # noqa: F401
+from viewing import answer, no_leaks, settle, viewer, workbench  # noqa: F401
 
 from napari_stmdit.ui.state import Brush, RunStatus
 
@@ -47,7 +47,12 @@ def test_paint_run_swipe_change_strength_run_again_save_and_reopen(
     (first,) = state.results
     assert "(edited real tissue, synthetic, 1)" in first.name
 
-    assert (state.comparison.mode, state.comparison.left) == ("swipe", None)
+    assert (state.comparison.mode, state.comparison.left) == ("grid", None)
+    assert [label.text for label in bench.overlay.labels] == [
+        "this tissue, before",
+        f"after (synthetic): {first.title[0]}",
+    ]
+    bench.compare.mode.button("swipe").click()
     ends = bench.presenter.compare.swipe.ends(0.5)
     middle, across = ends.mean(axis=0), np.array([0.0, 25.0])
     mouse.draw([middle, middle + across / 2, middle + across])
@@ -57,7 +62,7 @@ def test_paint_run_swipe_change_strength_run_again_save_and_reopen(
     bench.run_bar.run.click()
     assert settle(lambda: not state.status.busy and len(state.results) == 2, 120)
     assert tiny_model.editor.abducted == 2  # the noise was kept
-    assert state.comparison.right == state.results[1].number
+    assert (state.comparison.mode, state.comparison.right) == ("swipe", state.results[1].number)  # as it was
     assert not np.array_equal(state.results[0].result.rgba, state.results[1].result.rgba)
 
     bench.results.change.click()
@@ -71,6 +76,7 @@ def test_paint_run_swipe_change_strength_run_again_save_and_reopen(
     from napari_stmdit.tissue.open import SectionSource
 
     bench.presenter.open(SectionSource(path=str(store)))
+    assert "1 result is not saved" in answer("Replace it")
     assert settle(lambda: any(entry.stored is not None for entry in state.results), 60), state.message
     found = next(entry for entry in state.results if entry.stored is not None)
     assert found.counterfactual and found.name.startswith("edited real tissue, synthetic")

@@ -7,7 +7,7 @@ import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QFileDialog
-from viewing import Mouse, no_leaks, opened, settle, viewer, workbench  # noqa: F401
+from viewing import Mouse, answer, no_leaks, opened, settle, viewer, workbench  # noqa: F401
 
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.gestures import camera_of
@@ -80,6 +80,59 @@ def test_a_dropped_section_opens_the_dock_and_the_next_gets_camera_and_path(
     assert len([n for n in viewer.window.dock_widgets if n.startswith(DOCK)]) == 1
 
 
+def test_before_a_section_is_replaced_one_question_says_what_becomes_of_work_and_edits(
+    viewer,  # noqa: F811
+    opened,  # noqa: F811
+    tiny_folder,
+    tmp_path,
+):
+    from models_for_ui import SlowModel
+
+    from napari_stmdit.intent import KnockOutEdit
+
+    state, presenter, bench = opened.state, opened.presenter, opened.section
+    first, edits = state.section, (KnockOutEdit(genes=("ERBB2",)),)
+    other = str(shutil.copytree(tiny_folder, tmp_path / "other"))
+    presenter.select(first.spots.ids[:2].tolist())
+    presenter.runs.run()
+    assert settle(lambda: state.results and not state.status.busy)
+    state.request = state.request.model_copy(update={"edits": edits})
+    presenter.use_model(SlowModel(state.checkpoint.card, 0.3))
+    state.batch = 1
+    presenter.select_all()
+    presenter.runs.run()
+    assert settle(lambda: state.progress is not None and state.progress.patches_done > 0)
+    before = list(viewer.layers)
+    viewer.open(other, plugin="napari-stmdit")
+    words = answer("Keep it")
+    assert (
+        f"1 result and 1 edit are not saved: results stay in the list, edits come back when you open {first.name}"
+        in words
+    )
+    assert "replacing the section ends it, and what is finished is kept" in words
+    assert state.section is first and list(viewer.layers) == before and state.status.busy and state.selected
+    bench.path.setText(other)
+    QTest.keyClick(bench.path, Qt.Key.Key_Return)
+    answer("Keep it")
+    assert state.section is first and not state.busy and state.status.busy
+    viewer.open(other, plugin="napari-stmdit")
+    answer("Replace it")
+    assert state.section is layers.section_of(viewer.layers[-1]) is not first
+    assert not state.status.busy and len(state.results) == 2  # with what the run had finished
+    assert all(entry.section is first for entry in state.results) and not state.request.edits
+    presenter.show(first)
+    assert state.request.edits == edits
+
+
+def test_a_section_is_replaced_unasked_where_nothing_changes_for_it(viewer, opened, tiny_folder):  # noqa: F811
+    viewer.open(str(tiny_folder), plugin="napari-stmdit")
+    assert opened.state.section.path == tiny_folder
+    opened.state.request = opened.state.request.model_copy(update={"steps": 3})
+    opened.section._correct()  # the same one anew
+    QTest.keyClick(opened.section.path, Qt.Key.Key_Return)
+    assert settle(lambda: opened.state.section is not None and not opened.state.busy)
+
+
 def test_the_readers_command_of_the_palette_opens_the_dock(viewer):  # noqa: F811
     from napari._app_model import get_app_model
 
@@ -106,7 +159,7 @@ def test_the_example_shows_this_tissue_before_and_after_in_one_click(viewer, wor
     assert not section.welcome.isVisible()
     (entry,) = state.results
     assert entry.counterfactual and len(state.request.edits) == 1 and len(entry.spots) == 7
-    assert (state.comparison.mode, state.comparison.left) == ("swipe", None)
+    assert (state.comparison.mode, state.comparison.left) == ("grid", None)
     assert [label.text for label in workbench.overlay.labels] == [
         "this tissue, before",
         "after (synthetic): towards its palest spots, 7 spots",

@@ -99,7 +99,10 @@ def test_comparing_by_mouse_and_keyboard(viewer, opened):  # noqa: F811
     run(opened, viewer, edits=(EDIT,))
     click(opened.compare.baseline)
     assert settle(lambda: state.comparison is not None)
-    assert (state.comparison.mode, state.comparison.left) == ("swipe", 2)
+    assert (state.comparison.mode, state.comparison.left) == ("grid", 2)
+    heads = [label.text.split(":")[0] for label in opened.overlay.labels]
+    assert heads == ["the slide", "baseline, synthetic, 2", "synthetic, 1"] and opened.overlay.isVisible()
+    press(viewer, "swipe")
     right = opened.presenter.results.layer(1)
     width = right.data.shape[1]
     settle(lambda: False, 0.2)
@@ -170,7 +173,7 @@ def test_save_reopen_and_run_again(viewer, opened, tmp_path, monkeypatch):  # no
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_, **__: (store, ""))
     opened.results.save_store.trigger()
     assert settle(lambda: state.results[0].saved is not None, 60), state.message.text
-    assert "Saved in" in opened.results.facts.plain()
+    assert "Saved in" in opened.results.list.item(0).toolTip()
     opened.section.setValue(SectionSource(path=store))
     click(opened.section.open_button)
     assert settle(lambda: len(state.results) == 2 and not state.busy, 60), state.message.text
@@ -197,7 +200,7 @@ def test_a_data_set_is_written_while_the_viewer_goes_on(viewer, opened, tmp_path
     assert panel.save_data_set.text() == "Data set…"
     panel.save_data_set.trigger()
     assert state.exporting and not state.obstacle  # Run can be pressed meanwhile
-    assert panel.save_data_set.text() == "Stop the data set" and "being written" in panel.facts.plain()
+    assert panel.save_data_set.text() == "Stop the data set" and "being written" in panel.writing.plain()
     assert settle(lambda: not state.exporting, 60), state.message.text
     assert "was written: 16 images" in state.message.text
     assert panel.save_data_set.text() == "Data set…"

@@ -17,6 +17,7 @@ from napari_stmdit.ui.gestures import camera_of
 from napari_stmdit.ui.manifest import DOCK, PLUGIN
 from napari_stmdit.ui.state import Colouring, RunStatus
 from napari_stmdit.ui.widgets.common import COLOURS, LINK, Fold, Text
+from napari_stmdit.ui.widgets.results import CARD_PX, FACTS, TITLE
 
 pytestmark = pytest.mark.gui
 CONTROLS = (QAbstractButton, QAbstractSpinBox, QComboBox, QLineEdit, QSlider, Text)
@@ -45,9 +46,9 @@ def assert_whole(bench):
         if isinstance(control, QPushButton):
             assert control.fontMetrics().horizontalAdvance(control.text()) <= control.width() - 4, what
         if isinstance(control, Text):
-            assert (
-                control.heightForWidth(control.width()) <= control.height() + 2 or control is bench.run_bar.message
-            ), what
+            needed = control.heightForWidth(control.width()) - 2
+            laid_out = settle(lambda control=control, needed=needed: control.height() >= needed, 2)
+            assert laid_out or control is bench.run_bar.message, what
     scrolled = {control: bench.scroll.widget().isAncestorOf(control) for control in controls}
     for one, other in itertools.combinations(controls, 2):
         if scrolled[one] != scrolled[other] or bench.run_bar.message in (one, other):
@@ -57,7 +58,7 @@ def assert_whole(bench):
 
 
 def paint_and_run(bench):
-    """Fill all three steps: a gene's colours, two edits of which one is chosen, and a result that is compared."""
+    """Fill all three steps: a gene's colours, two edits of which one is chosen, and results, of which one is compared and measured."""
     state, presenter = bench.state, bench.presenter
     ids = state.section.spots.ids.tolist()
     presenter.colour(Colouring("ERBB2"))
@@ -67,11 +68,13 @@ def paint_and_run(bench):
         KnockOutEdit(genes=("KRT8", "EPCAM"), name="KRT8, EPCAM knocked out", spots=dict.fromkeys(ids[3:9], 0.5)),
     )
     state.request = state.request.model_copy(update={"edits": edits})
-    presenter.runs.run()
-    assert settle(lambda: state.results and not state.status.busy), state.message.text
+    for _ in range(4):
+        presenter.runs.run()
+        assert settle(lambda: not state.status.busy), state.message.text
+    presenter.compare_with_baseline("swipe")
+    assert settle(lambda: state.comparison is not None and state.chosen_result in state.effects), state.message.text
     presenter.painting.choose(0)
     presenter.use_tool("brush")
-    presenter.compare.start("swipe")
 
 
 @pytest.mark.parametrize(("width", "height"), [(1366, 768), (1920, 1080)])
@@ -89,10 +92,14 @@ def test_each_step_is_one_screen_at_320_pixels_and_nothing_is_cut(viewer, opened
         assert opened.pages[step].isVisible()
         assert opened.scroll.verticalScrollBar().maximum() == 0, step
         assert_whole(opened)
-    opened.section.details.click()
-    opened.section.another.click()
     for fold in opened.findChildren(Fold):
         fold.unfold()
+    settle(lambda: False, 0.3)
+    bar = opened.scroll.verticalScrollBar()
+    for one in (opened.section.details, opened.section.another):
+        bar.setValue(bar.maximum())
+        click(one)
+        assert bar.maximum() > bar.value() == 0  # what it shows lies at the top
     for step in opened.pages:  # what is unfolded may be scrolled, but is not cut either
         opened.show_step(step)
         settle(lambda: False, 0.3)
@@ -103,6 +110,38 @@ def test_each_step_is_one_screen_at_320_pixels_and_nothing_is_cut(viewer, opened
     settle(lambda: False, 0.3)
     assert opened.scroll.verticalScrollBar().maximum() == 0
     assert_whole(opened)
+
+
+def test_a_card_shows_what_tells_results_apart_and_has_the_actions_of_the_chosen_one(opened):  # noqa: F811
+    state, panel, ids = opened.state, opened.results, opened.state.section.spots.ids.tolist()
+    edit = KnockOutEdit(genes=("ERBB2", "KRT8", "EPCAM"), name="ERBB2 and KRT8 and EPCAM knocked out")
+    state.request = state.request.model_copy(update={"edits": (edit,)})
+    for count in (13, 12):
+        opened.presenter.select(ids[:count])
+        opened.presenter.runs.run()
+        assert settle(lambda: not state.status.busy)
+    opened.show_step("see")
+    settle(lambda: False, 0.2)
+    cards = [panel.list.item(k) for k in range(panel.list.count())]
+    firsts = [card.data(FACTS)[:12] for card in cards]
+    assert firsts == ["synthetic, 2", "synthetic, 1"]  # what differs is in sight, however narrow the dock
+    for card, entry in zip(cards, reversed(state.results), strict=True):
+        assert entry.name in card.toolTip() and "Not saved yet." in card.toolTip()
+        assert card.data(TITLE) == entry.name.split(" (")[0]
+    for place in (1, 0):  # the actions lie on the card that is clicked, under its name, and nothing is over them
+        list_ = panel.list
+        at = list_.visualItemRect(cards[place]).topLeft() + QPoint(150, 20)
+        QTest.mouseClick(list_.viewport(), Qt.MouseButton.LeftButton, pos=at)
+        card = list_.visualItemRect(cards[place])
+        assert state.chosen_result == state.results[1 - place].number
+        assert card.contains(list_.actions.geometry()) and list_.actions.y() > card.y() + 30
+        assert all(b.isVisible() for b in (panel.save, panel.delete, panel.again, panel.reuse))
+        settle(lambda: False, 0.1)
+    eye = panel.list.visualItemRect(cards[0]).topLeft() + QPoint(10, CARD_PX // 2)
+    QTest.mouseClick(panel.list.viewport(), Qt.MouseButton.LeftButton, pos=eye)
+    assert [entry.visible for entry in state.results] == [True, False]
+    against = opened.compare.against
+    assert against.itemText(1).startswith("synthetic, 1: ERBB2") and against.itemData(1, Qt.ItemDataRole.ToolTipRole)
 
 
 def test_an_empty_dock_has_one_thing_to_press_and_nothing_greyed(workbench):  # noqa: F811
@@ -134,6 +173,10 @@ def test_the_bar_says_what_run_does_and_the_step_follows_the_work(viewer, opened
     state.request = state.request.model_copy(update={"morphology": "nowhere"})
     assert settle(lambda: "Cannot run: 'nowhere'" in bar.words.plain(), 2), (bar.words.plain(), state.faults)
     assert not bar.run.isEnabled()
+    for words, scrolled in (("said at length " * 20, True), ("said in a line or two " * 3, False)):
+        state.tell("info", words)
+        settle(lambda: False, 0.1)
+        assert bar.room.verticalScrollBar().isVisible() == scrolled
 
 
 def test_a_double_click_runs_a_spot_and_beside_the_spots_it_zooms(viewer, opened):  # noqa: F811
@@ -294,11 +337,9 @@ def test_a_second_viewer_has_its_own_dock_and_leaves_the_first_as_it_was(two_doc
     assert [layers.role_of(x) for x in first.layers] == ["slide", "spots"]
 
 
-@pytest.mark.xfail(
-    strict=False, reason="the canvas was black once on a busy machine, and never since; the cause is not found"
-)
 def test_closing_a_second_viewer_leaves_the_picture_of_the_first(two_docks):
     (first, _), (second, _) = two_docks
+    first.window._qt_viewer.canvas.native.makeCurrent()  # as where it was drawn last
     second.close()
     first.window._qt_window.raise_()
     assert settle(lambda: middle_of(first) > 60, 5)

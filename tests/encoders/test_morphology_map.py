@@ -169,3 +169,57 @@ def test_a_number_that_expression_says_is_found_among_larger_ones_that_it_does_n
     moved = fitted.delta(e[:100], e[100:200])[:, 0]
     assert np.corrcoef(moved[:, 0], e[100:200, 0] - e[:100, 0])[0, 1] > 0.95
     assert moved[:, 0].std() > 4 * moved[:, 1:].std(axis=0).max()
+
+
+def elsewhere(law_changes, seed=5, count=160):
+    """Spots of another section, whose morphology follows expression by a law that differs from that of `spots`."""
+    e, m, yx, law = spots(count, seed=seed)
+    rng = np.random.default_rng(0)
+    known = spots()[3]
+    other = known + law_changes * rng.normal(size=known.shape) * (np.arange(6) < 4)[:, None, None]
+    m = np.einsum("nd,dtm->ntm", e, other) + 0.5 * rng.normal(size=m.shape)
+    return e, m.astype(np.float32), yx, other
+
+
+def missed(one, e, law):
+    wanted = np.einsum("nd,dtm->ntm", e[40:80] - e[:40], law)
+    return float(((one.delta(e[:40], e[40:80]) - wanted) ** 2).mean())
+
+
+def test_a_map_is_fitted_further_where_a_section_follows_another_law(fitted):
+    e, m, yx, law = elsewhere(0.5)
+    further = fitted.fitted_further(e, m, yx)
+    assert missed(further, e, law) < 0.2 * missed(fitted, e, law)
+    assert 0.8 < further.share <= 1 and further.spots == 160 and len(further.r2) == 9
+    assert not further.delta(e, e.copy()).any()
+
+
+def test_a_few_noisy_spots_take_a_map_less_far_than_their_own_would(fitted):
+    """It is shrunk towards the map: where the law is the map's, noise does not lead away from it."""
+    e, m, yx, law = elsewhere(0.0, count=MIN_SPOTS)
+    noisy = m + 8 * np.random.default_rng(2).normal(size=m.shape).astype(np.float32)
+    further, alone = fitted.fitted_further(e, noisy, yx), fit_morphology_map(e, noisy, yx=yx)
+    assert missed(further, e, law) < 0.5 * missed(alone, e, law)
+
+
+def test_a_map_stays_where_a_section_has_too_few_spots(fitted):
+    e, m, yx, _ = elsewhere(0.5, count=MIN_SPOTS - 1)
+    assert fitted.fitted_further(e, m, yx) is fitted
+
+
+def test_a_map_hardly_moves_where_there_is_nothing_to_add(fitted):
+    e, m, yx, _ = elsewhere(0.5)
+    noise = np.random.default_rng(3).normal(size=m.shape).astype(np.float32)
+    known = fitted.delta(np.zeros_like(e), e)
+    further = fitted.fitted_further(e, known + noise, yx).delta(np.zeros_like(e), e)
+    assert (further - known).std() < 0.1 * known.std()
+
+
+def test_tokens_are_fitted_further_by_their_principal_components():
+    e, m, yx, _ = spots(tokens=3)
+    known = fit_morphology_map(e, m, yx=yx)
+    other = m + np.einsum("n,tm->ntm", e[:, 0], np.ones((3, 9), np.float32))
+    further = known.fitted_further(e, other, yx)
+    moved = further.delta(e[:20], e[20:40]) - known.delta(e[:20], e[20:40])
+    assert moved.shape == (20, 3, 9)
+    np.testing.assert_allclose(moved.mean(axis=(1, 2)), e[20:40, 0] - e[:20, 0], atol=0.25)

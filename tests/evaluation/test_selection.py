@@ -56,7 +56,7 @@ def test_numbers_are_means_of_paired_differences_with_intervals(pair):
     assert row.change.high - row.change.low == pytest.approx(2 * 1.96 * spread, rel=0.25)
     assert effect.spots == effect.of == 8 and row.chance is None and row.beyond_chance is None
     assert f"Against {effect.before}, pixels change by" in effect.words and "8 spots" in effect.words
-    assert "Haematoxylin density" in effect.words and "95 %" in effect.words
+    assert "Haematoxylin density" in effect.words and "95\u00a0%" in effect.words
 
 
 def test_chance_is_what_two_seeds_alone_change(pair, model):
@@ -86,6 +86,15 @@ def test_the_range_of_chance_is_that_of_means_of_as_many_spots():
     assert "more than chance (±" in found.rows[1].words
     mixed = Row("haematoxylin", "H", 3, 0.0, 0.5, Interval(0.5, -0.4, 1.4, 100), 0.1)
     assert "more than chance, but not the same way at all spots" in mixed.words
+
+
+def test_one_spot_has_no_interval(tiny_section, model):
+    asked = request(tiny_section, 1)
+    effect = measure_edit(synthesize(tiny_section, asked, model), synthesize(tiny_section, baseline_of(asked), model))
+    assert all(np.isnan([row.change.low, row.change.high]).all() for row in effect.rows)
+    assert "95\u00a0%" not in effect.words and "One spot has no interval." in effect.words
+    assert list(csv.DictReader(effect.table.splitlines()))[1]["low_95"] == ""
+    assert EditEffect.read({"effect": effect.facts}).words == effect.words
 
 
 def test_an_edit_that_nobody_sees_is_called_so(tiny_section, model):

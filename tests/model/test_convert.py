@@ -16,7 +16,7 @@ from napari_stmdit.model.folder import load_component, read_folder
 from napari_stmdit.model.foreign.convert import MPP_CANDIDATES, convert, write_safetensors
 from napari_stmdit.model.foreign.inspect import inspect_checkpoint
 from napari_stmdit.model.foreign.keys import Stacked, from_native
-from napari_stmdit.model.hub.zoo import MissingComponentError
+from napari_stmdit.model.zoo import MissingComponentError
 from napari_stmdit.storage.fingerprint import of_file
 
 SIZES = {

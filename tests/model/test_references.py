@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from napari_stmdit.downloads.places import Reference, find_reference
-from napari_stmdit.model.hub.zoo import reference_hash
+from napari_stmdit.model.zoo import reference_hash
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from napari_stmdit.downloads.places import download_directory, find_reference
 from napari_stmdit.errors import CheckpointError
-from napari_stmdit.model.hub.zoo import ZooEntry, read_reference, reference_of, state_of, zoo, zoo_entry
+from napari_stmdit.model.zoo import ZooEntry, read_reference, reference_of, state_of, zoo, zoo_entry
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from scipy.sparse import csr_matrix
 from standins import CropModel, card_for, make_section
 
 from napari_stmdit.assemble import Checkpoint, load_checkpoint
+from napari_stmdit.embeddings import PrecomputedEmbeddings
 from napari_stmdit.encoder_sources import MissingEncoder
-from napari_stmdit.encoders.precomputed import PrecomputedEmbeddings
 from napari_stmdit.errors import CheckpointError, RequestError
 from napari_stmdit.intent import Polygons, Request
 from napari_stmdit.synthesis.conditions import condition_rows, mixed_counts, shuffled_rows

@@ -10,7 +10,7 @@ from standins import CropModel, card_for, make_section
 from napari_stmdit.errors import StoreError
 from napari_stmdit.intent import Request, SpotList
 from napari_stmdit.progress import CancelToken
-from napari_stmdit.synthesis.result import export_result, patch_table
+from napari_stmdit.synthesis.result import export_result, finished, patch_table
 from napari_stmdit.synthesis.session import synthesize
 
 
@@ -139,4 +139,4 @@ def test_an_empty_result_is_refused(tmp_path):
     empty = synthesize(section, Request(), model, cancel=cancel)
     with pytest.raises(StoreError, match="no finished patch"):
         export_result(empty, tmp_path / "out", "ome-tiff")
-    assert patch_table(empty).empty
+    assert patch_table(finished(empty)).empty

@@ -76,7 +76,7 @@ def test_the_store_stays_a_spatialdata_store(saved, tmp_path):
     side = pixels.shape[1]
     middle = slice(side // 2 - 4, side // 2 + 4)
     np.testing.assert_array_equal(cut.pixels(2)[middle, middle], pixels[2][middle, middle])
-    assert patch_table(again).pixels.unique().tolist() == ["cut from the blended canvas"]
+    assert patch_table(finished(again)).pixels.unique().tolist() == ["cut from the blended canvas"]
 
 
 @pytest.mark.parametrize("kind", ["ome-zarr", "ome-tiff", "patches"])
@@ -176,7 +176,7 @@ def test_a_scale_that_the_user_gave_is_kept(section, model, request_, tmp_path):
     (stored,) = stored_results(open_section(tmp_path / "out.zarr", mpp=0.6))
     again = finished(stored)
     assert again.section.calibration.mpp == section.calibration.mpp
-    np.testing.assert_allclose(patch_table(stored).y_um, patch_table(result).y_um)
+    np.testing.assert_allclose(patch_table(finished(stored)).y_um, patch_table(finished(result)).y_um)
 
 
 def test_a_record_that_does_not_fit_is_refused(saved):

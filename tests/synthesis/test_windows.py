@@ -2,12 +2,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 from standins import card_for, make_section
 
 from napari_stmdit.errors import RequestError
 from napari_stmdit.intent import AllSpots, Polygons, Request, SpotList
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.windows import field_noise, nearest_spots
+from napari_stmdit.tissue.excluded import exclude
 
 GENES = tuple(f"GENE{k}" for k in range(40))
 
@@ -28,6 +30,11 @@ def ring(y0, x0, y1, x1):
 
 def continuous(section, card, region=None, **wishes):
     return plan(section, Request(region=region or AllSpots(), mode="continuous", **wishes), card)
+
+
+def middles(made):
+    """Places of the cells of a region, in full-resolution pixels."""
+    return ((np.argwhere(made.windows.cells) + 0.5) * 8 * made.frame.pixel_size + made.frame.origin).round(3)
 
 
 def test_every_cell_of_the_region_lies_in_four_windows_but_at_no_other_place(section, card):
@@ -81,6 +88,22 @@ def test_all_spots_are_one_piece_of_tissue_and_one_spot_is_its_neighbourhood(sec
     pitch_um = 100
     hexagon = np.sqrt(3) / 2 * pitch_um**2
     assert one.sum() * (8 * card.patch_mpp) ** 2 == pytest.approx(hexagon, rel=0.05)
+
+
+@pytest.mark.parametrize("region", [AllSpots(), ring(-1e4, -1e4, 1e5, 1e5)])
+def test_no_tissue_is_made_where_the_nearest_spot_is_excluded(section, card, region):
+    gone = ["2x4", "2x6", "0x0"]
+    whole, made = (continuous(one, card, region) for one in (section, exclude(section, {"fold": gone})))
+    spots = cKDTree(section.spots.yx)
+    kept = {tuple(at) for at in middles(whole) if section.spots.ids[spots.query(at)[1]] not in gone}
+    assert {tuple(at) for at in middles(made)} == kept and len(kept) < len(middles(whole))
+
+
+def test_a_region_of_excluded_spots_alone_is_refused(section, card):
+    y, x = section.spots.yx[section.spots.rows(["2x4"])][0]
+    left = exclude(section, {"fold": ["2x4"]})
+    with pytest.raises(RequestError, match=r"region.rings: nothing of it .* nearest to one that is not excluded"):
+        continuous(left, card, ring(y - 20, x - 20, y + 20, x + 20))
 
 
 def test_what_is_far_from_every_spot_is_left_out_and_said(section, card):

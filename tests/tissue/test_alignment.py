@@ -2,13 +2,18 @@
 
 from dataclasses import replace
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 from scipy.sparse import csr_matrix
 
 from napari_stmdit.errors import SectionError
 from napari_stmdit.tissue.alignment import WORDS, check_alignment, check_picture, oriented, write_check_picture
 from napari_stmdit.tissue.open import open_sample_section, open_section
+from napari_stmdit.tissue.st_array import write_spaceranger_folder
+from napari_stmdit.types import Genes
 
 REAL = ("her2st_B4_spaceranger1", "her2st_C3_spaceranger2", "visium_v4_no_fullres/outs")
 UNTOLD = {"visium_mouse_brain_crop/outs_spaceranger1": "about as well", "visium_hd_layout": "5 spots"}
@@ -16,12 +21,15 @@ UNTOLD = {"visium_mouse_brain_crop/outs_spaceranger1": "about as well", "visium_
 
 def slide_turned(section, orientation):
     """The section with its slide turned or mirrored by hand, so that the orientation would set the spots right again."""
-    levels = []
-    for level in section.image.levels:
-        swapped = level.transpose(1, 0, 2) if orientation in ("swap-xy", "swap-yx", "turn-90", "turn-270") else level
-        swapped = swapped[::-1] if orientation in ("mirror-y", "turn-180", "turn-270", "swap-yx") else swapped
-        levels.append(swapped[:, ::-1] if orientation in ("mirror-x", "turn-180", "turn-90", "swap-yx") else swapped)
-    return replace(section, image=replace(section.image, levels=tuple(levels), file=None))
+    levels = tuple(pixels_turned(level, orientation) for level in section.image.levels)
+    return replace(section, image=replace(section.image, levels=levels, file=None))
+
+
+def pixels_turned(pixels, orientation):
+    """Pixels turned or mirrored by hand."""
+    pixels = pixels.transpose(1, 0, 2) if orientation in ("swap-xy", "swap-yx", "turn-90", "turn-270") else pixels
+    pixels = pixels[::-1] if orientation in ("mirror-y", "turn-180", "turn-270", "swap-yx") else pixels
+    return pixels[:, ::-1] if orientation in ("mirror-x", "turn-180", "turn-90", "swap-yx") else pixels
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +92,57 @@ def test_turned_spots_lie_where_the_turned_slide_has_them(sample, orientation):
     assert (orientation == "as-given") == (there.spots is sample.spots)
     if orientation != "as-given":
         assert WORDS[orientation] in there.notes[-1]
+
+
+@pytest.fixture(scope="module")
+def oblong():
+    """A slide that is higher than wide, with tissue in one corner of it and spots on that: pixels, ids, places and array indices."""
+    rc = np.array([(r, c) for r in range(11) for c in range(7) if (r + c) % 2 == 0])
+    yx = 30 + rc * (50 * 3**0.5 / 2, 25)
+    pixels = np.full((1000, 400, 3), 240, np.uint8)
+    pixels[:490, :210] = (170, 90, 150)
+    return pixels, np.array([f"spot{k}" for k in range(len(rc))]), yx, rc
+
+
+def as_folder(pixels, ids, yx, rc, place):
+    """A Space Ranger folder without pictures to tell its slide by."""
+    counts, genes = csr_matrix(np.arange(1, len(ids) + 1, dtype=np.int32)[:, None]), Genes(np.array(["A"]))
+    how = {"ids": ids, "yx": yx, "counts": counts, "genes": genes, "array_rc": rc, "diameter": 27.5, "mpp": 2.0}
+    write_spaceranger_folder(place / "outs", image=pixels, slide_name="slide.png", **how)
+    for name in ("hires", "lowres"):
+        (place / "outs" / "spatial" / f"tissue_{name}_image.png").unlink()
+    return {"path": place / "outs", "fullres": "slide.png"}
+
+
+def as_table(pixels, ids, yx, rc, place):
+    """A table of spots that says nothing of its slide, and the slide."""
+    counts = np.arange(1, len(ids) + 1, dtype=np.float32)[:, None]
+    table = anndata.AnnData(counts, pd.DataFrame(index=ids), pd.DataFrame(index=["A"]), obsm={"spatial": yx[:, ::-1]})
+    table.write_h5ad(place / "spots.h5ad")
+    Image.fromarray(pixels).save(place / "slide.png")
+    return {"path": place / "spots.h5ad", "fullres": "slide.png", "mpp": 2.0}
+
+
+@pytest.mark.parametrize("kept_as", [as_folder, as_table])
+@pytest.mark.parametrize("orientation", WORDS)
+def test_spots_on_an_oblong_slide_are_opened_found_out_and_laid_right(oblong, tmp_path, kept_as, orientation):
+    pixels, *spots = oblong
+    how = kept_as(np.ascontiguousarray(pixels_turned(pixels, orientation)), *spots, tmp_path)
+    given, right = open_section(**how), open_section(**how, orientation=orientation)
+    turned = orientation != "as-given"
+    assert check_alignment(given).best == (orientation if turned else None)
+    asked = f"lay them so with --orientation {orientation} " in " ".join(given.notes)
+    assert asked == (turned and kept_as is as_table)
+    assert check_alignment(right).verdict == "fits" and not any("off the slide" in note for note in right.notes)
+
+
+@pytest.mark.parametrize(
+    ("kept_as", "message"), [(as_folder, "but spots lie between"), (as_table, "spots lie off slide.png")]
+)
+def test_spots_that_lie_on_an_oblong_slide_in_no_way_are_refused(oblong, tmp_path, kept_as, message):
+    pixels, ids, yx, rc = oblong
+    with pytest.raises(SectionError, match=message):
+        open_section(**kept_as(pixels, ids, 3 * yx, rc, tmp_path))
 
 
 def test_the_section_is_opened_as_it_is_asked_to_lie(sample):

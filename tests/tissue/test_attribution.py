@@ -8,8 +8,8 @@ import pytest
 from standins import NoiseModel
 from two_sections import CARD, forget_sections, one_of_two, write_two
 
+from napari_stmdit.dataset.contents import open_results
 from napari_stmdit.dataset.export import export_dataset
-from napari_stmdit.dataset.sources import open_results
 from napari_stmdit.errors import StoreError
 from napari_stmdit.evaluation.results import evaluate_result
 from napari_stmdit.intent import Request

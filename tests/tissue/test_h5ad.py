@@ -152,5 +152,5 @@ def test_the_real_colon_tables_open_on_their_slides(shared_data, name, spots, ge
     here, there = np.array(both).T
     assert len(both) == spots
     assert np.abs(section.spots.yx[here] - outs.spots.yx[there]).max() < 3
-    factors = "nmf20 (20)" in " ".join(section.notes) and "--expression-embeddings d14_DSS.h5ad::" in section.notes[-1]
+    factors = "nmf20 (20)" in " ".join(section.notes) and "--factors d14_DSS.h5ad::" in section.notes[-1]
     assert factors is (genes == 0)

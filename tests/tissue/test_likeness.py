@@ -13,9 +13,9 @@ from PIL import Image
 from tiny import TINY_SIDE_PX, analytic_image
 
 from napari_stmdit.errors import SectionError
-from napari_stmdit.tissue import likeness
-from napari_stmdit.tissue.likeness import ALIKE_UNASKED, unlike
+from napari_stmdit.tissue import original_slide
 from napari_stmdit.tissue.open import open_section
+from napari_stmdit.tissue.original_slide import ALIKE_UNASKED, unlike
 from napari_stmdit.types import SlideImage
 
 TURNS = {
@@ -72,7 +72,7 @@ def save(array: np.ndarray, file) -> None:
 @pytest.mark.parametrize("said", TURNS)
 def test_each_orientation_is_recognized_and_named(said, sparse, monkeypatch):
     if sparse:
-        monkeypatch.setattr(likeness, "_MAX_CHUNKS", 0)
+        monkeypatch.setattr(original_slide, "_MAX_CHUNKS", 0)
     for picture in (PICTURE, WIDE):
         fault = unlike(image_of(TURNS[said](picture)), image_of(small(picture), 5.0))
         assert fault == f"is {said} against slide.png".replace("\\", "")
@@ -81,7 +81,7 @@ def test_each_orientation_is_recognized_and_named(said, sparse, monkeypatch):
 @pytest.mark.parametrize("sparse", [False, True])
 def test_the_right_slide_passes_whatever_its_brightness_and_sharpness(sparse, monkeypatch):
     if sparse:
-        monkeypatch.setattr(likeness, "_MAX_CHUNKS", 0)
+        monkeypatch.setattr(original_slide, "_MAX_CHUNKS", 0)
     thumbnail = image_of(small(PICTURE, 150), 860 / 150)
     blurred = np.asarray(Image.fromarray(PICTURE).resize((215, 215)).resize((860, 860)))
     darker = (PICTURE * 0.7 + 20).astype(np.uint8)

@@ -208,3 +208,17 @@ def test_the_image_scale_that_space_ranger_was_given_is_the_scale(tiny_folder, t
     )
     (tmp_path / "sample" / "_invocation").write_text(said.format("null"))
     assert open_section(outs).calibration == lattice
+
+
+def test_bins_are_shown_with_the_outlines_of_the_cells_beside_them(segmented):
+    folder, _, _ = segmented
+    root = folder.parent
+    custom_bins(root)
+    of_bins, of_cells = open_section(root / "binned_outputs"), open_section(folder)
+    assert of_bins.kind == "visium_hd" and of_bins.spots.obs["bins"].min() >= 2
+    for place in (root, root / "binned_outputs" / "custom"):
+        np.testing.assert_array_equal(open_section(place).outlines, of_cells.outlines)
+    (folder / "cell_segmentations.geojson").write_text('{"features": [{}]}')
+    damaged = open_section(root)
+    assert damaged.outlines is None and len(damaged.spots) == len(of_bins.spots)
+    assert any("cells are not outlined: " in note and "cannot be read" in note for note in damaged.notes)

@@ -4,13 +4,14 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from checkpoints import write_tiny_checkpoint
 from tiny import TINY_GENES
 
 from napari_stmdit.assemble import list_checkpoints, load_checkpoint
-from napari_stmdit.errors import RequestError, StoreError
+from napari_stmdit.errors import CheckpointError, RequestError, StoreError
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.tissue.open import open_section
 from napari_stmdit.training.adapt import adapt
@@ -72,6 +73,35 @@ def test_a_section_becomes_a_checkpoint_that_is_found_by_its_name(home, begun, t
     before = (made.folder / "stmdit.json").stat().st_mtime_ns
     assert run(tiny_folder, begun).folder == made.folder  # finished: nothing is done again
     assert (made.folder / "stmdit.json").stat().st_mtime_ns == before
+
+
+def test_factors_become_the_programs_of_a_checkpoint(home, begun, tiny_folder, tiny_section, tmp_path):
+    """The first follows the tissue from left to right, and the checkpoint reads it as it is: no logarithm, no thinning."""
+    yx, ids = tiny_section.spots.yx, tiny_section.spots.ids.tolist()
+    values = np.stack([yx[:, 1], yx[:, 0], np.full(len(ids), 50.0)], axis=1)
+    table = pd.DataFrame(values, index=ids, columns=["right", "down", "rest"])
+    table.to_csv(tmp_path / "factors.csv")
+    made = run(tiny_folder, begun, hold_out="none", factors=[tmp_path / "factors.csv"])
+    checkpoint = load_checkpoint("mine", device="cpu")
+    encoder = checkpoint.expression
+    assert checkpoint.card.genes == ("right", "down", "rest") and not encoder.logged and not encoder.uses_depth
+    section = open_section(tiny_folder, factors=tmp_path / "factors.csv")
+    scores = encoder.encode(section.spots.counts, section.spots.genes)
+    shares = values / values.sum(axis=1, keepdims=True)
+    left = (
+        scores
+        - np.column_stack([shares, np.ones(len(ids))])
+        @ np.linalg.lstsq(np.column_stack([shares, np.ones(len(ids))]), scores, rcond=None)[0]
+    )
+    assert scores.std() > 0.1 and np.abs(left).max() < 1e-2  # linear in the shares
+    with pytest.raises(
+        CheckpointError, match="reads 3 factors of each spot through its own encoder: give them with --factors"
+    ):
+        load_checkpoint("mine", device="cpu", expression_embeddings=tmp_path / "factors.csv")
+    assert "Expression: 3 factors of each spot" in (made.folder / "README.md").read_text()
+    assert str(tmp_path / "factors.csv") in command_of(read_request(made.work), made.work)
+    with pytest.raises(RequestError, match="2 tables for 1 sections"):
+        run(tiny_folder, begun, name="other", factors=["a.csv", "b.csv"])
 
 
 class Killed(BaseException):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from napari_stmdit.training.programs import (
     region_profiles,
     thin,
 )
+from napari_stmdit.types import ExpressionSource
 
 
 @pytest.fixture
@@ -62,6 +65,15 @@ def test_known_programs_are_read_anew_and_depth_takes_the_last_place(loaded):
     before, after = like.encode_counts(counts), again.encode_counts(counts, depth=depth)
     assert np.corrcoef(before[:, 0], after[:, 0])[0, 1] > 0.95
     np.testing.assert_allclose(after[:, -1], depth, atol=1e-5)
+
+
+def test_sections_of_factors_and_of_counts_are_not_mixed(loaded):
+    section = loaded.section
+    factors = replace(loaded, section=replace(section, expression=ExpressionSource("factors")))
+    encoder = fit_programs([factors, factors], ExpressionSettings(), seed=0)
+    assert encoder.genes == tuple(section.spots.genes.symbols) and not encoder.logged and encoder.levels is None
+    with pytest.raises(GeneError, match="together with counts alone, or with the same factors alone"):
+        fit_programs([factors, loaded], ExpressionSettings(), seed=0)
 
 
 def test_programs_are_ranked_by_what_they_say_about_morphology(loaded):

@@ -11,6 +11,7 @@ from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.errors import CheckpointError, RequestError
 from napari_stmdit.training.autoencoder import load_autoencoder
 from napari_stmdit.training.config import load_config
+from napari_stmdit.training.diffusion import equivalent_scores
 from napari_stmdit.training.state import load_state
 from napari_stmdit.training.train import run_stage, train
 
@@ -108,3 +109,13 @@ def test_a_checkpoint_that_is_not_there_is_refused(tiny_config):
     config = load_config(tiny_config(start="nowhere"))
     with pytest.raises(CheckpointError, match="'nowhere', which is neither a folder nor one of demo"):
         run_stage(config, "latents")
+
+
+def test_new_programs_stand_for_old_ones_that_vary_and_not_for_steep_ones():
+    """Two old programs say the same of morphology; the second, which hardly varies, a hundred times as steeply."""
+    said = torch.tensor([[1.0, 0.5, 0.0], [100.0, 50.0, 0.0]], dtype=torch.float64)
+    spread = torch.tensor([1.0, 0.001], dtype=torch.float64)
+    slope = torch.tensor([[2.0, 1.0, 0.0]], dtype=torch.float64)
+    found = equivalent_scores(slope, said, spread)
+    torch.testing.assert_close(found @ said, slope, rtol=0.02, atol=0)
+    assert found[0, 0] > 1.9 and abs(found[0, 1]) < 0.001

@@ -146,7 +146,7 @@ def test_the_estimate_knows_both_ways_and_what_is_kept(presenter, tiny_section):
 def test_an_edit_opens_compared_with_the_slide_and_is_named_for_what_it_is(presenter, mode):
     entry = run(presenter, mode=mode)
     comparison = presenter.state.comparison
-    assert (comparison.mode, comparison.left, comparison.right) == ("swipe", None, entry.number)
+    assert (comparison.mode, comparison.left, comparison.right) == ("grid", None, entry.number)
     assert "(edited real tissue, synthetic, " in entry.name
     assert "Edited real tissue, synthetic" in summary(entry)
     presenter.results.rename(entry.number, "mine")

@@ -19,7 +19,7 @@ def paste(canvas, layer, y, x, value, side=64):
 
 def test_a_large_canvas_is_a_pyramid_that_follows_every_patch(monkeypatch):
     monkeypatch.setattr(runs, "MAX_SINGLE_PX", 1000)
-    monkeypatch.setattr(runs, "_MIN_LEVEL_PX", 100)
+    monkeypatch.setattr(runs, "MIN_LEVEL_PX", 100)
     rng = np.random.default_rng(1)
     canvas = MemoryCanvas(CanvasFrame((501, 700), (0.0, 0.0), 2.0))
     layer = GrowingLayer(canvas, make_section(), "synthetic")

@@ -151,15 +151,18 @@ def test_a_comparison_gives_everything_back(presenter, viewer, by_hand, mode, wi
     before, callbacks = arrangement(viewer), list(viewer.mouse_drag_callbacks)
     pixels = [presenter.results.layer(n).data for n in (base, edited)]
     kept = [p.copy() for p in pixels]
+    zoom = camera_of(viewer).zoom
     presenter.compare.start(mode, edited, base if with_baseline else None)
     assert presenter.state.comparison.mode == mode
+    cells = 1 if mode != "grid" else 3 if with_baseline else 2
+    assert camera_of(viewer).zoom == pytest.approx(zoom / cells)  # a cell shows what the canvas did
     assert mine.visible is (mode != "grid")
     for position in (0.1, 0.9, 0.3):
         presenter.compare.move(position)
     presenter.compare.flip()
     presenter.compare.stop()
     assert presenter.state.comparison is None
-    assert arrangement(viewer) == before
+    assert arrangement(viewer) == before and camera_of(viewer).zoom == pytest.approx(zoom)
     for number, data, copy in zip((base, edited), pixels, kept, strict=True):
         assert presenter.results.layer(number).data is data  # its own array again
         np.testing.assert_array_equal(data, copy)
@@ -176,9 +179,17 @@ def test_the_grid_shows_slide_baseline_and_edited_with_names_and_scale(presenter
     assert cells[slide] == cells[spots]
     places = [cells[slide], cells[presenter.results.layer(base).name], cells[presenter.results.layer(edited).name]]
     assert len(set(places)) == 3
-    assert presenter.results.layer(edited).name_overlay.visible
     assert scale_bar_of(viewer).visible and scale_bar_of(viewer).gridded
     presenter.compare.stop()
+
+
+def test_a_layer_that_comes_takes_no_cell_of_the_grid(presenter, viewer, by_hand):
+    edited = run(presenter, by_hand, edits=(EDIT,))
+    presenter.compare.start("grid", edited)
+    presenter.runs.run()
+    by_hand.step()
+    assert presenter.state.comparison is None and not grid_of(viewer).enabled
+    by_hand.finish()
 
 
 def test_swipe_shows_one_left_and_the_other_right_of_the_seam(presenter, viewer, by_hand):
@@ -377,7 +388,7 @@ def test_a_large_stored_result_is_drawn_from_its_halvings(tiny_section, tmp_path
     from napari_stmdit.synthesis.stored import stored_results
     from napari_stmdit.tissue.open import open_section
     from napari_stmdit.tissue.store import write_result
-    from napari_stmdit.ui.compare import Curtain
+    from napari_stmdit.ui.compare import ClippedLayer
 
     rgba = np.random.default_rng(0).integers(1, 255, (2300, 1101, 4), dtype=np.uint8)
     write_result(tmp_path / "o.zarr", rgba, np.eye(3), tiny_section, None, {})
@@ -389,7 +400,7 @@ def test_a_large_stored_result_is_drawn_from_its_halvings(tiny_section, tmp_path
     assert [level.shape for level in layer.data] == [(2300, 1101, 4), (1150, 550, 4), (575, 275, 4), (287, 137, 4)]
     read = []
     for keep in ("right", "left"):
-        curtain = Curtain(layer, keep)
+        curtain = ClippedLayer(layer, keep)
         for shown in curtain._shown:
             shown.own = Watched(shown.own, read)
         curtain.move(400)

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..devices import let_threads_sleep
 from ..errors import StmditError
-from . import batch, bench, checkpoints, dataset, download, evaluate, figure, synthesize, train
+from . import bench, checkpoints, dataset, download, evaluate, synthesize, train
 from ._common import Json, print_json
 
 
@@ -90,8 +90,8 @@ def info(as_json: Json = False) -> None:
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Start": (info, synthesize.demo),
-    "Synthesize": (synthesize.synthesize, batch.batch),
-    "Evaluate and use": (evaluate.evaluate, evaluate.evaluate_result, dataset.export_dataset, figure.figure),
+    "Synthesize": (synthesize.synthesize, synthesize.batch),
+    "Evaluate and use": (evaluate.evaluate, evaluate.evaluate_result, dataset.export_dataset, evaluate.figure),
     "Checkpoints": (checkpoints.inspect, checkpoints.convert, download.download, train.train, bench.bench),
 }
 for _panel, _commands in _PANELS.items():

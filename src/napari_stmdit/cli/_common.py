@@ -27,6 +27,12 @@ output_option = partial(typer.Option, rich_help_panel="Output")
 
 Json = Annotated[bool, output_option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Mpp = Annotated[float | None, section_option(help="Microns per full-resolution pixel; overrides the file's.")]
+Factors = Annotated[
+    str | None,
+    section_option(
+        help="Values of each spot in the place of counts, for a checkpoint trained with such: FILE.h5ad::NAME of its obsm, or a .csv."
+    ),
+]
 Exclude = Annotated[
     Path | None,
     section_option(help="GeoJSON polygons (x, y) in full-resolution pixels: spots inside are used for nothing."),

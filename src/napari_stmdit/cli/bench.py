@@ -34,7 +34,7 @@ def bench(
 
     Seconds are this machine's, now: close other programs. The ratios hold where the machine is busy, too.
     """
-    from ..bench.report import Settings, run_bench
+    from ..bench.comparisons import Settings, run_bench
 
     settings = Settings(
         None if checkpoint == "none" else checkpoint, base, device, _batches(batches), seconds, rounds, steps
@@ -62,7 +62,7 @@ def _batches(text: str) -> tuple[int, ...]:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print a report of `napari_stmdit.bench.report.run_bench` as tables."""
+    """Print a report of `napari_stmdit.bench.comparisons.run_bench` as tables."""
     from rich.console import Console
 
     console = Console(soft_wrap=False)

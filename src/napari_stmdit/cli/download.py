@@ -15,7 +15,7 @@ from ._common import InterruptCancels, Json, ProgressBar, console, print_json
 if TYPE_CHECKING:
     from ..downloads.download import Downloaded
     from ..downloads.places import Entry
-    from ..model.hub.zoo import ZooEntry
+    from ..model.zoo import ZooEntry
     from ..progress import CancelToken, DownloadProgress
     from ..tissue.public import PublicSection
 
@@ -32,7 +32,7 @@ def download(
 ) -> None:
     """List known checkpoints, components and public sections, or bring one to this computer; size and terms are shown first."""
     from ..downloads.download import check_source, find_download
-    from ..model.hub.zoo import zoo_entry
+    from ..model.zoo import zoo_entry
     from ..progress import CancelToken
     from ..tissue.public import find_section, public_section, public_sections
 
@@ -56,7 +56,7 @@ def download(
 def _print_list(as_json: bool) -> None:
     """Print what can be downloaded: the tables, or one JSON object."""
     from ..downloads.places import data_directory
-    from ..model.hub.zoo import zoo
+    from ..model.zoo import zoo
     from ..tissue.public import public_sections
 
     rows = [_row(entry) for entry in zoo()]
@@ -100,7 +100,7 @@ def _confirm(entry: Entry, source_folder: Path | None, yes: bool) -> None:
     """
     from ..downloads.download import ask_size
     from ..downloads.places import download_directory
-    from ..model.hub.zoo import ZooEntry
+    from ..model.zoo import ZooEntry
     from ..tissue.public import PublicSection, section_directory
 
     place, details = download_directory(entry.name), []
@@ -164,7 +164,7 @@ def _fetch(entry: Entry, cancel: CancelToken, *, offline: bool, force: bool, sou
 
 def _report_download(done: Downloaded, as_json: bool) -> None:
     """Say what is where, and what else it needs."""
-    from ..model.hub.zoo import ZooEntry
+    from ..model.zoo import ZooEntry
 
     entry, record = done.entry, done.record
     needs = _needs(entry) if isinstance(entry, ZooEntry) else {}
@@ -196,7 +196,7 @@ def _report_download(done: Downloaded, as_json: bool) -> None:
 
 
 def _needs(entry: ZooEntry) -> dict[str, dict[str, Any]]:
-    from ..model.hub.zoo import state_of, zoo_entry
+    from ..model.zoo import state_of, zoo_entry
 
     needs = {}
     for component, name in entry.components.items():
@@ -206,7 +206,7 @@ def _needs(entry: ZooEntry) -> dict[str, dict[str, Any]]:
 
 
 def _row(entry: ZooEntry) -> dict[str, Any]:
-    from ..model.hub.zoo import state_of
+    from ..model.zoo import state_of
 
     state, where = state_of(entry)
     return {

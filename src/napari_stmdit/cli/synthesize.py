@@ -1,8 +1,10 @@
-"""``stmdit synthesize`` and ``stmdit demo``: patches over a section, written into a SpatialData store."""
+"""``stmdit synthesize``, ``batch`` and ``demo``: patches over a section, or over a cohort from a job file, written into SpatialData stores."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +19,7 @@ from ._common import (
     DType,
     Exclude,
     ExcludeClass,
+    Factors,
     GuidanceExpression,
     GuidanceMorphology,
     InterruptCancels,
@@ -37,6 +40,8 @@ from ._common import (
 
 if TYPE_CHECKING:
     from ..intent import Request
+    from ..progress import Progress
+    from ..scale.batch import Job, Outcome
     from ..synthesis.result import Result
 
 
@@ -81,6 +86,7 @@ def synthesize(
     predicted_units: Annotated[
         str | None, section_option(help="What it holds where it does not say so: counts or log1p.")
     ] = None,
+    factors: Factors = None,
     exclude: Exclude = None,
     exclude_class: ExcludeClass = None,
     orientation: Orientation = "as-given",
@@ -176,6 +182,7 @@ def synthesize(
         tissue_fraction=tissue_fraction,
         predicted_expression=predicted_expression,
         predicted_units=predicted_units,
+        factors=factors,
         orientation=orientation,
         exclude=request.exclude,
         exclude_classes=tuple(exclude_class or ()),
@@ -267,3 +274,50 @@ def _report(result: Result, request: Request, name: str | None, output: Path, as
     if unfinished is not None:
         lines.append(f"the rest can be done: run the same again with --resume ({unfinished})")
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def batch(
+    jobs: Annotated[Path, typer.Argument(help="Job file, YAML: sections, edits, output.")],
+    scheduler: Scheduler = None,
+    workers: Workers = None,
+    at_once: Batch = BATCH,
+    device: Device = "auto",
+    dtype: DType = "auto",
+    as_json: Json = False,
+) -> None:
+    """Synthesize many sections and edits; run again, it goes on where it was stopped.
+
+    Exit code 0 where all is done, 1 where a job failed (the others are done), 2 on a bad job file, 130 on interrupt.
+    """
+    from ..progress import CancelToken
+    from ..scale.batch import ClusterRunner, LocalRunner, exit_code, read_jobs, run_batch, table
+    from ..scale.cluster import check_choice, connect
+
+    wanted = read_jobs(jobs)
+    check_choice(scheduler, workers)
+    cancel, number = CancelToken(), count(1)
+    shared = scheduler is not None or workers is not None
+
+    def show(job: Job, progress: Progress) -> None:
+        bar.title = job.name
+        bar(progress)
+
+    def say(outcome: Outcome) -> None:
+        if not as_json:
+            sys.stderr.write(f"{next(number)}/{len(wanted)} {outcome.job.name}: {outcome.state}\n")
+            sys.stderr.flush()
+
+    with (
+        InterruptCancels(cancel),
+        ProgressBar() as bar,
+        connect(scheduler, workers, device) if shared else nullcontext() as client,
+    ):
+        runner: Any = ClusterRunner(client, device, dtype, at_once) if shared else LocalRunner(device, dtype, at_once)
+        outcomes = run_batch(wanted, runner, cancel=cancel, on_outcome=say, on_progress=show)
+    code = exit_code(outcomes)
+    if as_json:
+        print_json({"jobs": [outcome.facts for outcome in outcomes], "complete": code == 0})
+    else:
+        sys.stdout.write(table(outcomes))
+    if code:
+        raise typer.Exit(code)

@@ -41,6 +41,12 @@ def train(
     mpp: Annotated[
         float | None, adapt_option(help="Microns per pixel of the first section's slide; overrides the file's.")
     ] = None,
+    factors: Annotated[
+        list[str] | None,
+        adapt_option(
+            help="Values of each spot in the place of counts, FILE.h5ad::NAME of its obsm or a .csv; one for each section, in their order."
+        ),
+    ] = None,
     minutes: Annotated[float, adapt_option(help="Time for all of it.")] = 30.0,
     hold_out: Annotated[
         str,
@@ -66,7 +72,7 @@ def train(
         if config is not None or stage is not None or root is not None:
             raise StmditError("got --section and a configuration, --stage or --root; give one or the other")
         how = {"minutes": minutes, "fullres": fullres, "mpp": mpp, "hold_out": hold_out, "name": name}
-        _adapt(section, output, {**how, "start": start, "seed": seed, "workers": workers})
+        _adapt(section, output, {**how, "factors": factors or (), "start": start, "seed": seed, "workers": workers})
         return
     if config is None:
         raise StmditError(

@@ -18,7 +18,7 @@ from ..storage.atomic import explained, write_json, write_text
 from ..synthesis.result import Finished
 from ..tissue.elements import fingerprint
 from ..tissue.identity import slide_identity, table_hash
-from .contents import Contents
+from .contents import AnyResult, CheckpointFacts, Contents, Slide, checkpoint_facts, find_slide, open_results
 from .folder import (
     AGAIN,
     CONTENT,
@@ -38,7 +38,6 @@ from .folder import (
     write_parquet,
     write_table,
 )
-from .sources import AnyResult, CheckpointFacts, Slide, checkpoint_facts, find_slide, open_results
 
 Format = Literal["imagefolder", "parquet", "anndata"]
 FORMATS: tuple[Format, ...] = ("imagefolder", "parquet", "anndata")

@@ -41,8 +41,7 @@ from ..synthesis.session import unfinished_folder
 from ..text import some_of
 from ..tissue.export import NEW, SLIDE, SYNTHETIC_SLIDE, Label, label_of_result, png_of
 from ..tissue.spatialdata_store import quiet
-from .contents import COLUMNS, FACTS, Contents, as_arrow, condition_of
-from .sources import CheckpointFacts, Slide
+from .contents import COLUMNS, FACTS, CheckpointFacts, Contents, Slide, as_arrow, condition_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +89,7 @@ class DatasetFolder:
                 _check_same(manifest, identity, path)
                 folder = cls(out, path, manifest, take_lock(path))
                 remove_drafts_in(path)
-                folder._take_up()
+                folder._restore()
                 return folder
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_left_drafts(path.parent, path.name)
@@ -147,7 +146,7 @@ class DatasetFolder:
         size, sha256 = measure(self.path / name)
         return {"path": name, "bytes": size, "sha256": sha256}
 
-    def _take_up(self) -> None:
+    def _restore(self) -> None:
         try:
             listed = list(self._manifest["shards"])
             for entry in listed:

@@ -25,7 +25,7 @@ DEPTH_ARRAYS = ("levels", "depth_projection")
 
 
 class LinearProgramEncoder:
-    """Linear projection of standardised log1p(counts per 10,000) over fixed genes, by the depth of the spot.
+    """Linear projection of standardised log1p(counts per 10,000) over fixed genes, by the depth of the spot; of factors, of their shares.
 
     Depth is normalised over the encoder's own genes alone: whatever happens to any other gene has no effect at all. Genes that a
     section lacks count as their training mean, and the genes that are there share the depth that they had in training.
@@ -49,6 +49,8 @@ class LinearProgramEncoder:
         (L,) ascending counts over these genes that the levels stand for; None with one projection for all depths.
     depth_projection
         (d,) what a spot's depth relative to its section adds to the scores, see `SpotTable.relative_depth`; None: nothing.
+    logged
+        False for factors, which are linear in what they stand for: values per 10,000 are then projected without the logarithm.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class LinearProgramEncoder:
         half_depth: float = 0.0,
         levels: NDArray[np.float32] | None = None,
         depth_projection: NDArray[np.float32] | None = None,
+        logged: bool = True,
     ) -> None:
+        self.logged = logged
         self.genes = tuple(genes)
         self.half_depth = float(half_depth)
         self.mean, self.scale, self.abundance = mean, scale, abundance
@@ -127,7 +131,8 @@ class LinearProgramEncoder:
             present = np.ones(len(self.genes), dtype=bool)
         share = float(self.abundance[present].sum() / self.abundance.sum())
         total = own[:, present].sum(axis=1, keepdims=True)
-        values = np.log1p(own * (PER * share / np.maximum(total, 1e-6)))
+        values = own * (PER * share / np.maximum(total, 1e-6))
+        values = np.log1p(values) if self.logged else values
         known = present & (total > 0)
         full = total[:, 0] / max(share, 1e-12)  # the depth with the missing genes, had they been measured
         scores = np.zeros((len(own), self.dim), dtype=np.float32)
@@ -159,7 +164,7 @@ class LinearProgramEncoder:
         parts = (self.projection, self.offset, self.depth_projection)
         projection, offset, depth = ((part.astype(np.float64) @ turn).astype(np.float32) for part in parts)
         kept = (self.genes, self.mean, self.scale, self.abundance)
-        return LinearProgramEncoder(*kept, projection, offset, self.half_depth, self.levels, depth)
+        return LinearProgramEncoder(*kept, projection, offset, self.half_depth, self.levels, depth, self.logged)
 
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``."""
@@ -169,6 +174,7 @@ class LinearProgramEncoder:
             "gene_hash": self.gene_hash,
             "dim": self.dim,
             "half_depth": self.half_depth,
+            "logged": self.logged,
         }
         names = ARRAYS + ("levels",) * (self.levels is not None) + ("depth_projection",) * self.uses_depth
         write_encoder(folder, config, {name: np.asarray(getattr(self, name), dtype=np.float32) for name in names})
@@ -177,7 +183,8 @@ class LinearProgramEncoder:
     def load(cls, folder: Path) -> LinearProgramEncoder:
         """Read an encoder; raises CheckpointError where its folder is incomplete or its genes do not fit their hash."""
         config, arrays = read_config(folder), read_arrays(folder, ARRAYS, DEPTH_ARRAYS)
-        encoder = cls(tuple(config.get("genes", ())), half_depth=float(config.get("half_depth", 0.0)), **arrays)
+        genes, half_depth = tuple(config.get("genes", ())), float(config.get("half_depth", 0.0))
+        encoder = cls(genes, half_depth=half_depth, logged=bool(config.get("logged", True)), **arrays)
         if encoder.gene_hash != config.get("gene_hash"):
             raise CheckpointError(f"{folder}: the gene list does not fit its hash; the folder was changed or damaged")
         return encoder

@@ -44,7 +44,7 @@ class MorphologyMap:
     penalties
         (k,) ridge penalties of the components.
     spots
-        Number of spots that it was fitted to.
+        Number of spots that it was fitted to, the last time.
     """
 
     shape: tuple[int, int]
@@ -87,6 +87,47 @@ class MorphologyMap:
             )
         moved = difference @ self.weights @ self.components
         return np.asarray(moved.reshape(len(difference), *self.shape), dtype=np.float32)
+
+    def fitted_further(
+        self, expression: NDArray[np.float32], morphology: NDArray[np.float32], yx: NDArray[np.float64]
+    ) -> MorphologyMap:
+        """Return this map with a ridge regression of what it leaves unexplained in one section added to it.
+
+        That is a regression shrunk towards this map instead of towards 0. One penalty is chosen by cross-validation; the map itself is
+        returned where that adds nothing, or there are too few spots. Parameters are those of `fit_morphology_map`.
+        """
+        e, m = _checked(expression, morphology)
+        if len(e) < MIN_SPOTS:
+            return self
+        x, y = e - e.mean(axis=0), m.reshape(len(m), -1)
+        left = y - self.delta(np.zeros_like(expression), expression).reshape(y.shape)
+        y, left = y - y.mean(axis=0), left - left.mean(axis=0)
+        spread = x.std(axis=0)
+        x /= np.where(spread > 1e-6 * max(float(spread.max()), 1e-30), spread, np.inf)
+        basis, scores = _components(left, m.shape[1])
+        whole, folds = y @ basis.T, compact_folds(yx)
+        blind = np.zeros(scores.shape[1])  # squared errors on tissue left out: of the mean,
+        missed = np.zeros((len(PENALTIES) + 1, scores.shape[1]))  # with each penalty, and at last of this map
+        for fold in np.unique(folds):
+            out = folds == fold
+            centre, target = x[~out].mean(axis=0), scores[~out].mean(axis=0)
+            blind += ((whole[out] - whole[~out].mean(axis=0)) ** 2).sum(axis=0)
+            missed[-1] += ((scores[out] - target) ** 2).sum(axis=0)
+            penalties = PENALTIES * int((~out).sum())
+            for row, weights in enumerate(ridge_weights(x[~out] - centre, scores[~out] - target, penalties)):
+                missed[row] += ((scores[out] - target - (x[out] - centre) @ weights) ** 2).sum(axis=0)
+        best = int(missed.sum(axis=1).argmin())
+        if best == len(PENALTIES):
+            return self
+        (slopes,) = ridge_weights(x, scores, PENALTIES[[best]] * len(x))
+        weights = np.concatenate([self.weights, slopes / np.where(spread > 0, spread, 1)[:, None]], axis=1)
+        components = np.concatenate([self.components, basis])
+        penalties = np.append(self.penalties, np.full(len(basis), PENALTIES[best]))
+        r2 = 1 - missed[best] / np.maximum(blind, 1e-30)
+        beyond = max(float((left**2).sum() - (scores**2).sum()), 0.0)  # of components that are not predicted
+        share = float(blind.sum() - missed[best].sum()) / max(float(blind.sum()) + beyond, 1e-30)
+        arrays = (np.asarray(array, dtype=np.float32) for array in (weights, components, r2))
+        return MorphologyMap(self.shape, *arrays, share, np.asarray(penalties, dtype=np.float32), len(e))
 
     def facts(self) -> dict[str, object]:
         """Return the map's statistics for a checkpoint's card and a result's provenance, in JSON types."""

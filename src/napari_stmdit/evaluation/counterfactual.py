@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..encoders.morphology_map import MorphologyMap
+from ..encoders.regression import compact_folds
 from ..errors import RequestError
 from ..expression.programs import known_programs
 from ..intent import KnockOutEdit, Polygons, Request, TowardsEdit
@@ -18,7 +20,7 @@ from ..progress import Batches, CancelToken, Progress, Stopwatch, finish, mapped
 from ..storage.fingerprint import of_json
 from ..synthesis.conditions import spot_rows
 from ..synthesis.continuous import changed_windows, reached_windows
-from ..synthesis.counterfactual import content_key, map_of
+from ..synthesis.counterfactual import content_key, map_of, section_map
 from ..synthesis.models import Edited, PatchBatch, known_by_spot
 from ..synthesis.plan import counterfactual_fault, plan, resolve_sampling
 from ..synthesis.session import synthesize
@@ -225,12 +227,13 @@ class CounterfactualCheck:
         self.all = SpotSet(self.section, np.arange(len(self.section.spots)), self.model)
         self.map: MorphologyMap = map_of(self.section, self.model.card, self.model)
         self.stacks = StackFolder(self.folder)
+        self.folds = compact_folds(self.section.spots.yx.astype(np.float64))
+        self.maps: dict[frozenset[int], MorphologyMap] = {}
         self.key = of_json(
             {
                 "section": fingerprint(self.section),
                 "checkpoint": dict(self.model.provenance),
                 "steps": self.steps,
-                "map": content_key(self.map.weights, self.map.components),
             }
         )
         found: CheckFigures = {
@@ -242,7 +245,7 @@ class CounterfactualCheck:
             "morphology_explained": round(float(self.map.share), 4),
             "map": self.map.facts(),
             "map_statement": self.map.words,
-            "map_from": "this section" if getattr(self.model, "morphology_map", None) is None else "checkpoint",
+            "map_from": self._map_from,
         }
         try:
             parts = dict(
@@ -265,10 +268,39 @@ class CounterfactualCheck:
 
     # --- editing
 
-    def _edited(self, rows: NDArray[np.int64], expression: NDArray[np.float32]) -> Work[NDArray[np.uint8]]:
-        """Return crops of spots edited to other expression, (n, p, p, 3); finished ones are kept, however it ends."""
+    @property
+    def _map_from(self) -> str:
+        stored = getattr(self.model, "morphology_map", None)
+        if stored is None:
+            return "the section"
+        return "the checkpoint" if self.map is stored else "the checkpoint, fitted further on the section"
+
+    def _map_without(self, *rows: int) -> MorphologyMap:
+        """Return how morphology follows, fitted as for a run, but without some spots and the blocks of spots around them.
+
+        A map that was fitted on a spot knows its morphology, and would flatter edits towards it.
+        """
+        left_out = frozenset(self.folds[list(rows)].tolist())
+        if left_out not in self.maps:
+            kept = ~np.isin(self.folds, list(left_out))
+            yx = self.section.spots.yx[kept]
+            self.maps[left_out] = section_map(self.model, self.all.expression[kept], self.all.morphology[kept], yx)
+        return self.maps[left_out]
+
+    def _edited(
+        self, rows: NDArray[np.int64], expression: NDArray[np.float32], given: NDArray[np.int64] | None = None
+    ) -> Work[NDArray[np.uint8]]:
+        """Return crops of spots edited to other expression, (n, p, p, 3), that of the rows ``given`` if it is a spot's.
+
+        Finished ones are kept, however it ends.
+        """
         side = self.model.card.patch_px
-        key = of_json({"all": self.key, "edited": content_key(rows, expression)})[:24]
+        pairs = zip(rows.tolist(), (rows if given is None else given).tolist(), strict=True)
+        before = self.all.expression[rows]
+        moved = np.concatenate(
+            [self._map_without(*pair).delta(before[k : k + 1], expression[k : k + 1]) for k, pair in enumerate(pairs)]
+        )
+        key = of_json({"all": self.key, "edited": content_key(rows, expression, moved)})[:24]
         kept = self.stacks.load(key, len(rows), side)
         images, made = kept.images.copy(), kept.made.copy()
 
@@ -276,7 +308,7 @@ class CounterfactualCheck:
         def work(places: range) -> Iterator[Progress]:
             own = slice(places.start, places.stop)
             if not made[own].all():
-                for step in self.model.denoise(self._batch(rows[own], expression[own])):
+                for step in self.model.denoise(self._batch(rows[own], expression[own], moved[own])):
                     self._go_on()
                     if step.images is not None:
                         images[own], made[own] = step.images, True
@@ -290,7 +322,9 @@ class CounterfactualCheck:
                 self.stacks.save(key, Stack(images, made))
         return images
 
-    def _batch(self, rows: NDArray[np.int64], expression: NDArray[np.float32]) -> PatchBatch:
+    def _batch(
+        self, rows: NDArray[np.int64], expression: NDArray[np.float32], moved: NDArray[np.float32]
+    ) -> PatchBatch:
         spots = self.section.spots
         before, morphology, crops = self.all.expression[rows], self.all.morphology[rows], self.all.crops[rows]
         keys = tuple(
@@ -299,7 +333,7 @@ class CounterfactualCheck:
         )
         none = (0, 0, 0, 0)
         patches = tuple(Patch(k, str(spots.ids[row]), int(row), none, none, 0) for k, row in enumerate(rows))
-        edited = Edited(morphology + self.map.delta(before, expression), expression, keys)
+        edited = Edited(morphology + moved, expression, keys)
         seeds = (0,) * len(rows)
         return PatchBatch(patches, crops, morphology, before, seeds, self.sampling, edited=edited)
 
@@ -359,7 +393,7 @@ class CounterfactualCheck:
         before = measure(self.all.crops[self.a])
         found: BeforeAfter = {}
         for part, given in self._given.items():
-            found[part] = before, measure((yield from self._edited(self.a, self.all.expression[given])))
+            found[part] = before, measure((yield from self._edited(self.a, self.all.expression[given], given)))
         return found
 
     def _painted_regions(self) -> Work[BeforeAfter]:
@@ -378,12 +412,16 @@ class CounterfactualCheck:
         card, mismatch = self.model.card, self.request.allow_gene_mismatch
         made = crop_given(self.section, card, row, given, self.steps, allow_gene_mismatch=mismatch)
         rule = rule_of(made, self.model.provenance)
-        key = of_json({"all": self.key, "rule": rule, "painted": [row, given]})[:24]
+        follows = self._map_without(row, given)
+        moved = content_key(follows.weights, follows.components)
+        key = of_json({"all": self.key, "rule": rule, "painted": [row, given], "map": moved})[:24]
         kept = self.stacks.load(key, 2, card.patch_px)
         if kept.made.all():
             yield self._progress(1)
             return PaintedCrop(*kept.images)
-        work = painted_crop(made, self.section, self.model, row, batch=self.batch, cancel=self.cancel)
+        model = copy(self.model)
+        model.fitted_maps = {fingerprint(self.section): follows}
+        work = painted_crop(made, self.section, model, row, batch=self.batch, cancel=self.cancel)
         crop = yield from mapped(work, lambda _: self._progress())
         if crop is None:
             raise _Cancelled
@@ -443,7 +481,7 @@ class CounterfactualCheck:
         start, goal = self.all.expression[a], self.all.expression[b]
         values = [self.all.real.haematoxylin[a]]
         for dose in DOSES:
-            images = yield from self._edited(a, (start + np.float32(dose) * (goal - start)).astype(np.float32))
+            images = yield from self._edited(a, (start + np.float32(dose) * (goal - start)).astype(np.float32), b)
             values.append(measure(images).haematoxylin)
         return {"dose": {**monotony(np.stack(values, axis=1)), "doses": list(DOSES)}}
 

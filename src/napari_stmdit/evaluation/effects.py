@@ -42,7 +42,7 @@ _SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 Array = NDArray[np.float64]
 
-# Figures are what JSON holds of them: None for what cannot be told.
+# Figures hold JSON types: None for what is not known.
 
 
 class Agreement(TypedDict):

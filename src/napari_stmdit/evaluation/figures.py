@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..encoders.regression import centred
+from ..text import counted
 from .measures import MEASURES, STATISTICS, CaseValues
 from .reading import FIRST_TOP, ExpressionReader, fidelity, relative, top_n_curve
 from .spaces import Frame, frechet_distance, kernel_distance, kernel_distance_draws
@@ -61,10 +62,9 @@ class Claim:
         """The claim as a sentence: beats, or does not."""
         d = self.difference
         verb = "beats" if self.holds else "does not beat (is worse than)" if self.reversed else "does not beat"
-        return (
-            f"{self.measure}: {self.true} {verb} {self.control} (difference {d.value:.3f}, 95 % interval {d.low:.3f} to {d.high:.3f}, "
-            f"{d.n} spots)"
-        )
+        interval = f", 95 % interval {d.low:.3f} to {d.high:.3f}" if d.n > 1 else ""
+        n = counted(d.n, "spot")
+        return f"{self.measure}: {self.true} {verb} {self.control} (difference {d.value:.3f}{interval}, {n})"
 
     @property
     def facts(self) -> dict[str, Any]:

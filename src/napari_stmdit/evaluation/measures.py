@@ -439,11 +439,8 @@ def crops_at(section: Section, yx: NDArray[np.float64], card: CheckpointCard) ->
 
 def reconstruct(checkpoint: Any, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Reconstruct real crops by a checkpoint's autoencoder: its limit of sharpness."""
-    from ..model.autoencoder import decode_images, encode_latents
+    from ..model.autoencoder import decode_latents, encode_latents
 
     vae = checkpoint.pipeline.vae
-    parts = []
-    for start in range(0, len(crops), 8):
-        decoded = decode_images(vae, encode_latents(vae, crops[start : start + 8])).float().clamp(-1, 1)
-        parts.append(((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
-    return np.concatenate(parts)
+    batches = (crops[start : start + 8] for start in range(0, len(crops), 8))
+    return np.concatenate([decode_latents(vae, encode_latents(vae, batch)) for batch in batches])

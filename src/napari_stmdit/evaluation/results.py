@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dataset.sources import AnyResult, find_slide, open_results
+from ..dataset.contents import AnyResult, find_slide, open_results
 from ..errors import CheckpointError, RequestError, StoreError
 from ..progress import CancelToken
 from ..synthesis.models import PatchModel

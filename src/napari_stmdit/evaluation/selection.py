@@ -95,16 +95,17 @@ class Row:
         def number(value: float) -> str:
             return f"{value:,.{self.digits}f}"
 
-        interval = f"{number(self.change.low)} to {number(self.change.high)}"
+        low, high = self.change.low, self.change.high
+        interval = f" (95\u00a0%: {number(low)} to {number(high)})" if self.change.n > 1 else ""
         if self.before is None or self.after is None:
-            text = f"{self.name}: {number(self.change.value)} (95 %: {interval})"
+            text = f"{self.name}: {number(self.change.value)}{interval}"
             return text if self.chance is None else f"{text}; another seed alone: {number(self.chance)}"
         sign = "+" if self.change.value >= 0 else ""
-        text = f"{self.name}: {number(self.before)} → {number(self.after)}, {sign}{number(self.change.value)} (95 %: {interval})"
+        text = f"{self.name}: {number(self.before)} → {number(self.after)}, {sign}{number(self.change.value)}{interval}"
         if self.chance is None:
             return text
         said = "more than chance" if self.beyond_chance else "within chance"
-        if self.beyond_chance and self.change.low <= 0 <= self.change.high:
+        if self.beyond_chance and low <= 0 <= high:
             said += ", but not the same way at all spots"
         return f"{text}; {said} (±\u00a0{number(self.chance)})"
 
@@ -156,7 +157,8 @@ class EditEffect:
             if self.edited_tissue:
                 lines.append(NO_SEED)
         if self.spots < 5:
-            lines.append("So few spots tell little: intervals are rough.")
+            few = "One spot has no interval" if self.spots == 1 else "So few spots tell little: intervals are rough"
+            lines.append(f"{few}.")
         return "\n".join(lines)
 
     @property

@@ -245,8 +245,8 @@ def _own(model: PatchModel | None) -> FeatureSpace:
 
 def _uni2h(given: str) -> FeatureSpace:
     from ..encoders.uni2h import Uni2hEncoder
-    from ..model.hub.zoo import reference_of, resolve_reference, zoo_entry
     from ..model.reading import read_settings, read_weights
+    from ..model.zoo import reference_of, resolve_reference, zoo_entry
 
     if given:
         file = Path(given).expanduser()

@@ -36,10 +36,10 @@ class Interval:
 
     @classmethod
     def of(cls, value: float, draws: ArrayLike, n: int) -> Interval:
-        """Return the percentile interval of bootstrap draws (Efron & Tibshirani 1993, chapter 13)."""
+        """Return the percentile interval of bootstrap draws (Efron & Tibshirani 1993, chapter 13); one spot has none."""
         finite = np.asarray(draws, dtype=float)
         finite = finite[np.isfinite(finite)]
-        if not len(finite):
+        if not len(finite) or n < 2:
             return cls(float(value), float("nan"), float("nan"), n)
         low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return cls(float(value), float(low), float(high), n)

@@ -65,7 +65,8 @@ class Covariation:
     noise
         (g + 1,) variance that the factors do not explain, raised by the shrinkage.
     low, high
-        (g + 1,) the range of each over the smoothed spots.
+        (g + 1,) the range of each gene over the smoothed spots, and of relative depth over the spots as measured: it is not smoothed
+        where it is changed.
     depth
         (n,) smoothed relative depth.
     """
@@ -126,7 +127,7 @@ def _fit(spots: SpotTable) -> Covariation:
     spread, low, high = (np.empty(len(spots.genes) + 1) for _ in range(3))
     loadings = np.empty((len(spots.genes) + 1, scores.shape[1]))
     loadings[-1] = (own - own.mean()) @ scores / len(rows)
-    spread[-1], low[-1], high[-1] = own.var(), own.min(), own.max()
+    spread[-1], low[-1], high[-1] = own.var(), spots.relative_depth.min(), spots.relative_depth.max()
     by_gene, part = levels.tocsc(), weights[rows]
     for start in range(0, len(spots.genes), COLUMNS):
         some = slice(start, min(start + COLUMNS, len(spots.genes)))

@@ -376,7 +376,8 @@ def examine(
     tensors, merged, misfits = merge_lora(found.tensors, settings)
     renamed = to_native(tensors, found.naming)
     native = renamed.tensors | _filled(renamed.tensors, mapping)
-    options = gather_options(native, settings, _position_buffer(found))
+    positions = found.tensors.get("pos_embed", found.tensors.get("pos_embed.pos_embed"))
+    options = gather_options(native, settings, positions)
     stated = [f"{name} is zero, as the mapping file states." for name in native.keys() - renamed.tensors.keys()]
     notes = (*found.notes, *merged, *options.notes, *stated)
     ignored = {**found.ignored, **renamed.ignored}
@@ -434,10 +435,6 @@ def _settings_beside(weights: Path) -> Path | None:
     return next(
         (weights.parent / name for name in (*own, *_FOLDER_SETTINGS) if (weights.parent / name).is_file()), None
     )
-
-
-def _position_buffer(found: Weights) -> Tensor | None:
-    return found.tensors.get("pos_embed", found.tensors.get("pos_embed.pos_embed"))
 
 
 def _filled(native: Mapping[str, Stacked], mapping: KeyMapping | None) -> dict[str, Stacked]:

@@ -399,7 +399,7 @@ def predict(
     edited
         One for each item; an item with its measured conditions is not changed.
     scale
-        w, of the difference that the conditions make. Other than 1, every sweep predicts twice.
+        w, of the difference that the conditions make. Other than 1, every sweep but the first predicts items with other conditions twice.
     noise
         Replaces the abducted noise, see `mixed_noise`; all items then change, also without an edit.
     on_estimate
@@ -428,8 +428,7 @@ def predict(
         change = path.state(path.steps, noise.float().cpu() * path.noise[-1]) - states[-1]
     elif scale == 0 or not wanted.any():
         return change
-    items = torch.from_numpy(np.flatnonzero(wanted))
-    against = _ChangeSlope(transformer, abduction, edited, scale, items, batch)
+    against = _ChangeSlope(transformer, abduction, edited, scale, wanted, batch, on_path=noise is None)
 
     def slope(node: int, state: Tensor) -> Work[Tensor]:
         found = yield from against.slope(node, state)
@@ -628,14 +627,18 @@ class _ChangeSlope:
         abduction: Abduction,
         edited: ConditionTensors,
         scale: float,
-        items: Tensor,
+        wanted: NDArray[np.bool_],
         batch: int | Batches,
+        on_path: bool,
     ) -> None:
-        self._abduction, self._scale, self._items = abduction, scale, items
+        self._abduction, self._scale, self._on_path = abduction, scale, on_path
+        self._items = torch.from_numpy(np.flatnonzero(wanted))
+        differs = changed_items(abduction.conditions, edited)[wanted] & (scale != 1)
+        self._apart = torch.from_numpy(np.flatnonzero(differs))  # elsewhere both predictions are one
         self._edited = _Network(transformer, abduction.path, edited, batch)
         self._measured = _Network(transformer, abduction.path, abduction.conditions, batch)
-        sweeps = 1 + (scale != 1) + (abduction.slopes is None)
-        self._progress = _Sweeps((abduction.path.steps + 1) * sweeps)
+        nodes, twice = abduction.path.steps + 1, bool(differs.any())
+        self._progress = _Sweeps(nodes * (1 + twice + (abduction.slopes is None)) - (twice and on_path))
 
     def slope(self, node: int, change: Tensor) -> Work[Tensor]:
         """Return the w-weighted edited slope minus the slope of the path, joined over items."""
@@ -643,13 +646,16 @@ class _ChangeSlope:
         progress = self._progress
         own = layout.cut(state + change, items)
         found = yield from self._edited.slopes(node, own, items, progress)
-        if self._scale != 1:
-            plain = yield from self._measured.slopes(node, own, items, progress)
-            found = plain + self._scale * (found - plain)
         if self._abduction.slopes is None:
             kept = yield from self._measured.slopes(node, layout.cut(state, items), items, progress)
         else:
             kept = self._abduction.slopes[node, items]
+        if len(apart := self._apart):
+            if self._on_path and node == self._abduction.path.steps:  # nothing has changed yet
+                plain = kept[apart]
+            else:
+                plain = yield from self._measured.slopes(node, own[apart], items[apart], progress)
+            found[apart] = plain + self._scale * (found[apart] - plain)
         return layout.join(found - kept, items, state)
 
 

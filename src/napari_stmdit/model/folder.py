@@ -18,8 +18,8 @@ from ..intent import CheckpointCard, validated
 from ..storage.fingerprint import of_folder
 from ..text import shown
 from .checkpoint import load_transformer
-from .hub.zoo import REFERENCE_FILE, read_reference, reference_hash, resolve_reference
 from .reading import WEIGHT_SUFFIXES, read_settings, read_weights
+from .zoo import REFERENCE_FILE, read_reference, reference_hash, resolve_reference
 
 COMPONENTS = ("transformer", "vae", "scheduler", "expression_encoder", "morphology_encoder")
 ENCODERS = ("expression_encoder", "morphology_encoder")

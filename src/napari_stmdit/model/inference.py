@@ -107,14 +107,19 @@ def _shape_error(what: str, got: Tensor, expected: str) -> SynthesisError:
     )
 
 
+_GELU = (2 * (2 / math.pi) ** 0.5, 2 * (2 / math.pi) ** 0.5 * 0.044715)
+"""a and b of 2 z = x (a + b x^2) in the tanh form of GELU, x (1 + tanh(z)) / 2."""
 _MAX_WRITTEN_OUT = 1024 * 1024
 """Maximum queries x keys of written-out attention (a head of a 512 px patch): larger scores do not fit a core's cache."""
 
 
 def linear_gelu(layer: nn.Linear, x: Tensor) -> Tensor:
     """Return gelu(layer(x)) with the tanh form of GELU (Hendrycks & Gimpel, 2016, arXiv 1606.08415); (..., in) -> (..., out)."""
-    # on a CPU torch's own GELU costs as much as the matrix product
-    if _inference_on_cpu(x) and x.dtype in _fusable():
+    # on a CPU torch's own GELU costs as much as the matrix product, and so does the one fused with it in float32
+    if _inference_on_cpu(x) and x.dtype == torch.float32:
+        y: Tensor = layer(x)
+        return y.mul_((y * y).mul_(_GELU[1]).add_(_GELU[0]).mul_(y).sigmoid_())  # (1 + tanh(z)) / 2 = sigmoid(2 z)
+    if _inference_on_cpu(x) and x.dtype == torch.bfloat16 and _fuses_bfloat16():
         fused: Tensor = torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "gelu", [], "tanh")
         return fused
     plain: Tensor = F.gelu(layer(x), approximate="tanh")
@@ -150,12 +155,10 @@ def _inference_on_cpu(x: Tensor) -> bool:
     return plain and x.device.type == "cpu"
 
 
-def _fusable() -> tuple[torch.dtype, ...]:
-    """Return the precisions in which this build and this CPU have the fused primitive."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-        return ()
-    bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return (torch.float32, torch.bfloat16) if bfloat16 else (torch.float32,)
+def _fuses_bfloat16() -> bool:
+    """Return whether this build and this CPU have the fused primitive in bfloat16."""
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 Prediction = Callable[[int, Tensor], Tensor]

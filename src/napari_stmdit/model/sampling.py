@@ -273,7 +273,7 @@ class CanvasSolver:
         self.step = 0
         self._latents = torch.from_numpy(noise)[None] * _start_scale(self._scheduler)
         if state is not None:
-            self._take_up(state)
+            self._restore(state)
 
     @property
     def latents(self) -> NDArray[np.float32]:
@@ -330,7 +330,7 @@ class CanvasSolver:
         arrays[_RECORD] = np.frombuffer(text, dtype=np.uint8)
         return arrays
 
-    def _take_up(self, state: Mapping[str, NDArray[Any]]) -> None:
+    def _restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         record = json.loads(bytes(state[_RECORD].tobytes()))
         latents = np.ascontiguousarray(state[_LATENTS], dtype=np.float32)
         here = (type(self._scheduler).__name__, self.steps, self.latents.shape)

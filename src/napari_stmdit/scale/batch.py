@@ -196,6 +196,8 @@ def _places(entries: dict[int, SectionEntry], output: Any, root: Path, faults: l
         for field in ("predicted_expression", "exclude"):
             if (given := getattr(entry, field)) is not None:
                 update[field] = _path(given, root, f"{where}.{field}", faults)
+        if entry.factors is not None:  # a file, and what of it is meant
+            update["factors"] = root / Path(entry.factors).expanduser()
         source = SectionSource(**{field: getattr(entry, field) for field in SectionSource.model_fields} | update)
         places.append(Place(name, source, stores / f"{name}.zarr"))
     return places

@@ -290,15 +290,18 @@ def mixed_counts(mix: csr_matrix, counts: csr_matrix) -> csr_matrix:
 
 def condition_rows(plan: Plan, section: Section, model: PatchModel) -> Conditions:
     """Apply the edits to the expression of every patch of a plan, and encode the morphology they share."""
-    counts, sources, depth = _counts(plan, section, model)
-    known = {**model.profiles, **as_profiles(plan.request.profiles)}
-    arrival = None if counts is None else arrivals(spot_rows(plan), section, plan.request, model, known)
-    conditions = Conditions(counts, sources, _shared_morphology(plan, section, model), depth, arrival=arrival)
+    request, spots, rows = plan.request, section.spots, spot_rows(plan)
+    morphology = _shared_morphology(plan, section, model)
+    if not plan.has_expression:
+        return Conditions(None, (), morphology, None)
+    known = {**model.profiles, **as_profiles(request.profiles)}
+    counts, sources = conditioned_counts(rows, section, request, model.profiles, plan.card.genes or None)
+    depth = edited_depths(rows, spots, request.edits, known_programs(request.programs), known, sources)
+    arrival = arrivals(rows, section, request, model, known)
+    conditions = Conditions(counts, tuple(spots.ids[sources].tolist()), morphology, depth, arrival=arrival)
     if not plan.counterfactual:
         return conditions
-    rows = spot_rows(plan)
-    own, measured = section.spots.counts[rows].astype(np.float32), section.spots.relative_depth[rows]
-    assert counts is not None and depth is not None  # plan() edits no tissue without expression
+    own, measured = spots.counts[rows].astype(np.float32), spots.relative_depth[rows]
     touched = touched_rows(own, counts, measured, depth)
     return replace(conditions, before=Before(own, measured, touched, map_of(section, plan.card, model)))
 
@@ -309,18 +312,6 @@ def shuffled_rows(count: int, seed: int) -> NDArray[np.int64]:
     other = np.empty(count, dtype=np.int64)
     other[order] = np.roll(order, 1)
     return other
-
-
-def _counts(
-    plan: Plan, section: Section, model: PatchModel
-) -> tuple[csr_matrix | None, tuple[str, ...], NDArray[np.float32] | None]:
-    request = plan.request
-    if not plan.has_expression:
-        return None, (), None
-    rows, known = spot_rows(plan), {**model.profiles, **as_profiles(request.profiles)}
-    counts, sources = conditioned_counts(rows, section, request, model.profiles, plan.card.genes or None)
-    depth = edited_depths(rows, section.spots, request.edits, known_programs(request.programs), known, sources)
-    return counts, tuple(section.spots.ids[sources].tolist()), depth
 
 
 def conditioned_counts(

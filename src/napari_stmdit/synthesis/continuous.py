@@ -1,4 +1,4 @@
-"""Seamless tissue: windows denoised together on one canvas, synthesized or edited, and decoded in tiles that are blended at their borders."""
+"""Continuous mode: windows of a canvas denoised together, synthesized or edited, and decoded in tiles that are blended at their borders."""
 
 from __future__ import annotations
 

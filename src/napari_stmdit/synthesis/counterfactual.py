@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encoders.morphology_map import MorphologyMap, fit_morphology_map
+from ..encoders.morphology_map import MIN_SPOTS, MorphologyMap, fit_morphology_map
 from ..intent import CheckpointCard
 from ..tissue.crops import read_patches
 from ..tissue.elements import fingerprint
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from ..types import Genes
     from .models import PatchModel
 
-MAX_MAP_SPOTS = 400
-"""Maximum number of spots to fit a map to, evenly spaced over the table: a large encoder takes seconds for a crop."""
+MAX_MAP_SPOTS, MAX_FURTHER_SPOTS = 400, 200
+"""Maximum number of spots to fit a map to, and to fit a checkpoint's further on, evenly spaced over the table: a large encoder takes seconds
+for a crop."""
 MAP_BATCH = 16
 RIM = 0.12
 """Share of a patch's side over which a change fades out at its rim."""
@@ -87,15 +88,26 @@ def touched_rows(
 
 
 def map_of(section: Section, card: CheckpointCard, model: PatchModel) -> MorphologyMap:
-    """Return the checkpoint's map from expression to morphology; without one, fit it on the section's own spots."""
+    """Return how morphology follows expression in a section, see `section_map`; it is fitted once and kept with the checkpoint."""
     stored: MorphologyMap | None = getattr(model, "morphology_map", None)
-    if stored is not None:
-        return stored
-    kept: dict[str, MorphologyMap] = getattr(model, "fitted_maps", {})
+    if stored is not None and len(section.spots) < MIN_SPOTS:
+        return stored  # no crop needs to be read
+    kept: dict[str, MorphologyMap] = vars(model).setdefault("fitted_maps", {})
     key = fingerprint(section)
     if key not in kept:
-        kept[key] = fitted_map([section], card, model)
+        most = MAX_MAP_SPOTS if stored is None else MAX_FURTHER_SPOTS
+        kept[key] = section_map(model, *encode_measured(section, card, model, most))
     return kept[key]
+
+
+def section_map(
+    model: PatchModel, expression: NDArray[np.float32], morphology: NDArray[np.float32], yx: NDArray[np.float64]
+) -> MorphologyMap:
+    """Return the checkpoint's map fitted further on spots of a section, or one fitted on them alone where it has none."""
+    stored: MorphologyMap | None = getattr(model, "morphology_map", None)
+    if stored is None:
+        return fit_morphology_map(expression, morphology, yx=yx)
+    return stored.fitted_further(expression, morphology, yx)
 
 
 def fitted_map(sections: Sequence[Section], card: CheckpointCard, model: Encoders) -> MorphologyMap:
@@ -110,11 +122,11 @@ def fitted_map(sections: Sequence[Section], card: CheckpointCard, model: Encoder
 
 
 def encode_measured(
-    section: Section, card: CheckpointCard, model: Encoders
+    section: Section, card: CheckpointCard, model: Encoders, most: int = MAX_MAP_SPOTS
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
-    """Return expression, morphology and positions of at most `MAX_MAP_SPOTS` spots of a section."""
+    """Return expression, morphology and positions of at most ``most`` spots of a section."""
     spots = section.spots
-    rows = np.unique(np.linspace(0, len(spots) - 1, min(MAX_MAP_SPOTS, len(spots))).round().astype(np.int64))
+    rows = np.unique(np.linspace(0, len(spots) - 1, min(most, len(spots))).round().astype(np.int64))
     boxes = boxes_around(spots.yx[rows], card.patch_px, card.patch_mpp / section.mpp)
     expression, morphology = [], []
     for start in range(0, len(rows), MAP_BATCH):

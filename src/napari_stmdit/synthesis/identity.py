@@ -13,7 +13,7 @@ from .models import KnownModel
 from .requests import as_recorded
 
 # up to 2 it was a hash of source files
-PIXELS = 4
+PIXELS = 5
 """Version of the pixels that the code makes of the same inputs. Raise it by hand with every change after which the golden tests differ."""
 
 

@@ -15,7 +15,7 @@ from ..progress import CancelToken
 from ..types import CanvasFrame, Patch, PatchResult, Plan, Section
 from .canvas import boxes_around, even
 from .conditions import Conditions, condition_rows
-from .counterfactual import content_key
+from .counterfactual import content_key, map_of
 from .models import Edited, Pasted, PatchBatch, PatchModel
 from .plan import plan as make_plan
 from .plan import resolve_counterfactual_steps, resolve_sampling
@@ -147,7 +147,10 @@ class LiveTissue:
     def prepare(
         self, request: Request, in_view: NDArray[np.bool_] | None = None, cancel: CancelToken | None = None
     ) -> Iterator[int]:
-        """Invert spots in view ahead, at most `MAX_AHEAD`, until ``cancel`` is set or another request is the newest; yield how many are left."""
+        """Fit how morphology follows and invert spots in view ahead, until ``cancel`` is set or another request is the newest.
+
+        Yields how many spots are left, of at most `MAX_AHEAD`.
+        """
         fine = resolve_counterfactual_steps(request)
         near = np.arange(len(self.section.spots)) if in_view is None else np.flatnonzero(in_view)
         near = near[_from_the_middle(self.section, near)][:MAX_AHEAD]
@@ -162,6 +165,7 @@ class LiveTissue:
             return (cancel is not None and cancel.cancelled) or self.newest not in (None, request)
 
         sampling = replace(resolve_sampling(request, card, counterfactual=True), steps=fine)
+        map_of(self.section, card, self.model)  # the first edit needs it
         todo = [patch for patch in patches if (patch.spot_id, fine) not in self._ahead]
         for start in range(0, len(todo), BATCH):
             own = tuple(todo[start : start + BATCH])

@@ -530,7 +530,7 @@ def export_result(result: Result | StoredResult, path: str | Path, kind: ExportK
             raise StoreError(NO_PATCH)
         spots = [patch.spot_id for patch in made.patches]
         pixels = (made.pixels(k) for k in range(len(made)))
-        return write_patches(path, pixels, spots, _table(made), made.patch_mpp, dict(made.provenance))
+        return write_patches(path, pixels, spots, patch_table(made), made.patch_mpp, dict(made.provenance))
     if kind not in ("ome-zarr", "ome-tiff"):
         raise StoreError(f"{kind!r} is no kind of export; choose ome-zarr, ome-tiff or patches")
     write = write_ome_zarr if kind == "ome-zarr" else write_ome_tiff
@@ -542,12 +542,8 @@ def _placement(made: Finished) -> Placement:
     return Placement((frame.origin[0] * mpp, frame.origin[1] * mpp), frame.pixel_size * mpp)
 
 
-def patch_table(result: Result | StoredResult) -> pd.DataFrame:
+def patch_table(made: Finished) -> pd.DataFrame:
     """Return one row a finished patch: spot, seed, and place in microns, full-resolution and canvas pixels."""
-    return _table(finished(result))
-
-
-def _table(made: Finished) -> pd.DataFrame:
     import pandas as pd
 
     request = made.request

@@ -169,7 +169,7 @@ class Session:
 
     def keep(self, results: Sequence[PatchResult], step: int = 0) -> Iterator[Event]:
         """Paste finished patches or tiles, safely where on disk; does nothing after the run was closed."""
-        with self._lock:
+        with self._lock:  # another thread may close the run
             if self._closed:
                 return
             self.finished |= {result.patch.index for result in results}
@@ -177,7 +177,7 @@ class Session:
                 for result in results:
                     self.canvas.paste(result)
             progress = self.report(step)
-            if isinstance(self.canvas, ZarrCanvas):
+            if isinstance(self.canvas, ZarrCanvas):  # after the report, whose facts go into the manifest
                 self.canvas.commit()
         yield Pasted(tuple(results))
         yield progress

@@ -73,11 +73,12 @@ def _denoise(
                     yield session.report(update.step, count=len(patches))
                 else:
                     images = update.images
-                    if batch.edited is not None and batch.crops is not None:
+                    if batch.edited is not None and batch.crops is not None:  # else the slide would show patch borders
                         images = fade_rim(batch.crops, images)
                     yield from session.keep(_results(patches, images))
             return
         except NotFiniteError as error:
+            # the others start again, to the same pixels but for rounding: a patch does not depend on its batch
             patches = _without(session, patches, error)
 
 

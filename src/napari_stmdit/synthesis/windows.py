@@ -246,11 +246,12 @@ def _aligned(low: Sequence[float], high: Sequence[float], tile: int) -> tuple[ND
 def _spot_cells(
     section: Section, rows: NDArray[np.int64], card: CheckpointCard, pixel_size: float, tile: int
 ) -> tuple[NDArray[np.bool_], tuple[int, int]]:
-    """Return the tissue nearer to a chosen spot than to any other, within `spot_radius_um`."""
+    """Return the tissue nearer to a chosen spot than to any other, excluded ones too, within `spot_radius_um`."""
     radius = spot_radius_um(section, card) / section.mpp / pixel_size
-    centres = section.spots.yx / pixel_size
+    yx, left_out = _with_excluded(section)
+    centres = yx / pixel_size
     chosen = np.zeros(len(centres), dtype=bool)
-    chosen[rows] = True
+    chosen[np.flatnonzero(~left_out)[rows]] = True
     low, high = centres[chosen].min(axis=0) - radius, centres[chosen].max(axis=0) + radius
     cells, corner = _aligned(low, high, tile)
     nearest = np.full(cells.shape, np.float32((radius / CELL) ** 2), dtype=np.float32)
@@ -272,6 +273,15 @@ def _spot_cells(
     return cells & on_slide, corner
 
 
+def _with_excluded(section: Section) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the places (n, 2) of all spots of a section, those of the table in its order, and which of them (n,) are excluded."""
+    whole = section.whole.spots
+    left_out = np.zeros(len(whole), dtype=bool)
+    if section.excluded is not None:
+        left_out[whole.rows(list(section.excluded.ids))] = True
+    return whole.yx, left_out
+
+
 def _slide_size(section: Section, pixel_size: float) -> NDArray[np.float64]:
     size: NDArray[np.float64] = np.array(section.slide.shape) * section.slide.pixel_size / pixel_size
     return size
@@ -290,25 +300,27 @@ def spot_radius_um(section: Section, card: CheckpointCard) -> float:
 def _polygon_cells(
     section: Section, polygons: Polygons, pixel_size: float, tile: int
 ) -> tuple[NDArray[np.bool_], tuple[int, int], tuple[str, ...]]:
-    """Return the cells of the slide inside polygons, as far as spots are near."""
+    """Return the cells of the slide inside polygons, as far as spots are near and the nearest is not excluded."""
     vertices = np.array([vertex for ring in polygons.rings for vertex in ring], dtype=np.float64) / pixel_size
     slide = _slide_size(section, pixel_size)
     low, high = np.clip(vertices.min(axis=0), 0, slide), np.clip(vertices.max(axis=0), 0, slide)
     cells, corner = _aligned(low, high, tile)
-    near = cKDTree(section.spots.yx)
+    yx, left_out = _with_excluded(section)
+    near, left_out = cKDTree(yx), np.append(left_out, True)  # the last: no spot is near
     reach = REACH_UM / section.mpp
     columns = corner[1] + (np.arange(cells.shape[1]) + 0.5) * CELL
     far = 0
     for row in range(cells.shape[0]):  # row by row: the positions of all cells of a slide would take gigabytes
         y = corner[0] + (row + 0.5) * CELL
-        yx = np.stack([np.full(len(columns), y), columns], axis=1)
-        on_slide = (yx > 0).all(axis=1) & (yx < slide).all(axis=1)
-        inside = np.flatnonzero(on_slide & spots_in_polygons(yx * pixel_size, polygons))
-        distance, _ = near.query(yx[inside] * pixel_size, distance_upper_bound=reach)
-        cells[row, inside[np.isfinite(distance)]] = True
+        at = np.stack([np.full(len(columns), y), columns], axis=1)
+        on_slide = (at > 0).all(axis=1) & (at < slide).all(axis=1)
+        inside = np.flatnonzero(on_slide & spots_in_polygons(at * pixel_size, polygons))
+        distance, nearest = near.query(at[inside] * pixel_size, distance_upper_bound=reach)
+        cells[row, inside[~left_out[nearest]]] = True
         far += int(np.isinf(distance).sum())
     if not cells.any():
         reason = f"nothing of it lies on the slide within {REACH_UM:g} um of a spot with counts"
+        reason += "" if section.excluded is None else " and nearest to one that is not excluded"
         raise RequestError([("region.rings", reason)])
     share = far / (far + int(cells.sum()))
     note = f"{share:.0%} of the region lies farther than {REACH_UM:g} um from every spot and is left out"

@@ -255,10 +255,10 @@ class ZarrCanvas:
         with explained(folder):
             remove_drafts_in(folder)
             canvas = cls(folder, plan, str(record["run_id"]), lock)
-        canvas._take_up(manifest)
+        canvas._restore(manifest)
         return canvas
 
-    def _take_up(self, manifest: Mapping[str, Any]) -> None:
+    def _restore(self, manifest: Mapping[str, Any]) -> None:
         try:
             self.finished = from_ranges(manifest["finished"])
             self._composed = from_ranges(manifest["composed"]) & self.finished
@@ -299,7 +299,7 @@ class ZarrCanvas:
         StoreError
             The folder cannot be written; earlier commits stay safe.
         """
-        if time.perf_counter() >= self._next_composing:
+        if time.perf_counter() >= self._next_composing:  # the image may lag behind, `close` completes it
             self._compose()
         self._write_manifest()
 
@@ -404,6 +404,7 @@ class ZarrCanvas:
         news = self.finished - self._composed
         if not news:
             return
+        # whole chunks are blended again, from the patches: an interrupted run could not tell what a half-written sum contains
         dirty: set[tuple[int, int]] = set()
         for index in news:
             dirty.update(_chunks_under(self._plan.patches[index], self._chunk))

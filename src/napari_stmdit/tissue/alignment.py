@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import SectionError
 from ..files import user_path
@@ -133,24 +133,22 @@ def oriented(section: Section, orientation: Orientation) -> Section:
     if orientation == "as-given":
         return section
     whole = section.whole
-    spots = replace(whole.spots, yx=_turned(whole.spots.yx, section, orientation))
+    size = np.array(section.slide.shape) * section.slide.pixel_size
+    spots = replace(whole.spots, yx=turned_places(whole.spots.yx, size, orientation))
     outlines = whole.outlines
     if outlines is not None:
-        outlines = (
-            _turned(outlines.reshape(-1, 2).astype(np.float64), section, orientation)
-            .reshape(-1, 2, 2)
-            .astype(np.float32)
-        )
+        ends = outlines.reshape(-1, 2).astype(np.float64)
+        outlines = turned_places(ends, size, orientation).reshape(-1, 2, 2).astype(np.float32)
     note = f"the spots lie on the slide {WORDS[orientation]} against what the files say, as asked"
     turned = replace(whole, spots=spots, notes=(*whole.notes, note), store=None, outlines=outlines)
     return turned if section.excluded is None else exclude(turned, section.excluded.regions)
 
 
-def _turned(yx: NDArray[np.float64], section: Section, orientation: Orientation) -> NDArray[np.float64]:
+def turned_places(yx: NDArray[np.float64], size: ArrayLike, orientation: Orientation) -> NDArray[np.float64]:
+    """Return places (n, 2) on a slide of that ``size``, (height, width) in the same pixels, turned or mirrored over it."""
     swap, flips = _STEPS[orientation]
-    size = np.array(section.slide.shape) * section.slide.pixel_size
     turned = yx[:, ::-1] if swap else yx
-    return np.ascontiguousarray(np.where(flips, size - turned, turned))
+    return np.ascontiguousarray(np.where(flips, np.asarray(size) - turned, turned))
 
 
 def check_alignment(section: Section) -> Alignment:
@@ -196,6 +194,8 @@ def _unknown(section: Section) -> str:
     spots = section.spots
     if section.image is None:
         return "the section has no slide image"
+    if section.expression.kind == "factors":
+        return "factors stand in the place of its counts"
     if section.expression.kind == "none" or not len(spots.genes):
         return "a plain slide has no counts" if section.kind == "image" else "the section has no counts"
     if len(spots) < MIN_SPOTS:
@@ -218,8 +218,9 @@ def _fits(section: Section) -> dict[Orientation, Fit]:
         density, _ = optical_density(np.asarray(picture.compute()))
     logs = _logs(spots)
     found: dict[Orientation, Fit] = {}
+    size = np.array(slide.shape) * slide.pixel_size
     for name in _STEPS:
-        yx = _turned(spots.yx, section, name)
+        yx = turned_places(spots.yx, size, name)
         stain = disc_means(np.minimum(density, MAX_DENSITY), step, yx, radius)
         found[name] = Fit(float((stain >= MIN_DENSITY).mean()), _r(logs, stain))
     return found
@@ -265,7 +266,8 @@ def check_picture(section: Section, orientation: Orientation = "as-given", side:
     size = (max(1, round(pixels.shape[1] * zoom)), max(1, round(pixels.shape[0] * zoom)))
     thumbnail = Image.fromarray(pixels).resize(size, Image.Resampling.BOX)
     draw = ImageDraw.Draw(thumbnail)
-    yx = _turned(spots.yx, section, orientation) / step * (np.array(size[::-1]) / pixels.shape[:2])
+    places = turned_places(spots.yx, np.array(slide.shape) * slide.pixel_size, orientation)
+    yx = places / step * (np.array(size[::-1]) / pixels.shape[:2])
     radius = max(1.0, spots.diameter / 2 / step[0] * zoom)
     logs = _logs(spots)
     order = np.argsort(np.argsort(logs)) / max(len(logs) - 1, 1)

@@ -15,18 +15,18 @@ from ..errors import StoreError
 from ..types import Section, SlideImage
 from .crops import level_factors
 from .geometry import Affine, compose, scaling, swap_axes
+from .images import MIN_LEVEL_PX
 from .original_slide import record_of
 from .spatialdata_store import OWN_TABLE, element_stem, own_spots, quiet
 from .store_entries import PutFile
 
 CHUNK = 512
 """Side of the chunks of a written image."""
-_MIN_LEVEL_PX = 512
 
 
 def halvings(height: int, width: int) -> int:
     """Return how often an image is halved for display: until it fits in about 512 pixels, and at least once."""
-    wanted = max(1, int(np.ceil(np.log2(max(height, width) / _MIN_LEVEL_PX))))
+    wanted = max(1, int(np.ceil(np.log2(max(height, width) / MIN_LEVEL_PX))))
     return min(wanted, int(np.log2(min(height, width))))
 
 

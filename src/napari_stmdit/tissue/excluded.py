@@ -1,4 +1,4 @@
-"""Selections of spots: in the forms of other tools, and those left out of a section, under folds, pen and blur."""
+"""Selections of spots in the formats of other tools, and exclusion of spots, under folds, pen and blur."""
 
 from __future__ import annotations
 

@@ -131,7 +131,6 @@ def labelled(label: Label, path: str | Path = ".png", **texts: str) -> dict[str,
 # Results into files for other programs: OME-Zarr, OME-TIFF, and patches with a table.
 
 
-_MIN_LEVEL_PX = 512
 _CHUNK = 512
 
 
@@ -168,31 +167,29 @@ def write_ome_zarr(
         The path is taken or cannot be written.
     """
     import zarr
-    from ome_zarr.writer import write_multiscale
+    from ome_zarr.writer import write_multiscales_metadata
 
-    levels = [np.ascontiguousarray(np.moveaxis(level, -1, 0)) for level in _pyramid(rgba)]
-    transforms = []
+    levels = [np.moveaxis(level, -1, 0) for level in _pyramid(rgba)]
+    datasets = []
     for halvings in range(len(levels)):
         pixel = place.pixel_um * 2**halvings
         corner = [0.0, *(origin + pixel / 2 for origin in place.origin_um)]
-        transforms.append(
-            [{"type": "scale", "scale": [1.0, pixel, pixel]}, {"type": "translation", "translation": corner}]
-        )
+        scale = {"type": "scale", "scale": [1.0, pixel, pixel]}
+        shift = {"type": "translation", "translation": corner}
+        datasets.append({"path": str(halvings), "coordinateTransformations": [scale, shift]})
+    axes = [
+        {"name": "c", "type": "channel"},
+        {"name": "y", "type": "space", "unit": "micrometer"},
+        {"name": "x", "type": "space", "unit": "micrometer"},
+    ]
 
     def write(scratch: Path) -> None:
         group = zarr.open_group(scratch, mode="w")
-        write_multiscale(
-            levels,
-            group,
-            axes=[
-                {"name": "c", "type": "channel"},
-                {"name": "y", "type": "space", "unit": "micrometer"},
-                {"name": "x", "type": "space", "unit": "micrometer"},
-            ],
-            coordinate_transformations=transforms,
-            storage_options={"chunks": (4, _CHUNK, _CHUNK)},
-            name=name,
-        )
+        # not write_multiscale: that of ome-zarr 0.21 drops the units, and is about to lose the translation
+        for dataset, level in zip(datasets, levels, strict=True):
+            chunks, names = (4, _CHUNK, _CHUNK), ("c", "y", "x")
+            group.create_array(dataset["path"], data=level, chunks=chunks, dimension_names=names)
+        write_multiscales_metadata(group, datasets, axes=axes, name=name)
         group.attrs["stmdit"] = json.loads(json.dumps(dict(provenance)))
 
     return _written(path, ".zarr", write)
@@ -340,9 +337,10 @@ def _file_names(names: Sequence[str]) -> list[str]:
 def _pyramid(rgba: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """Return the image and its halvings, with colours weighted by alpha."""
     from .elements import halved_rgba
+    from .images import MIN_LEVEL_PX
 
     levels = [np.asarray(rgba)]
-    while max(levels[-1].shape[:2]) > _MIN_LEVEL_PX and min(levels[-1].shape[:2]) > 1:
+    while max(levels[-1].shape[:2]) > MIN_LEVEL_PX and min(levels[-1].shape[:2]) > 1:
         levels.append(np.ascontiguousarray(np.moveaxis(halved_rgba(np.moveaxis(levels[-1], -1, 0)), 0, -1)))
     return levels
 

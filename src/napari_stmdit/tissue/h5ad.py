@@ -44,7 +44,7 @@ def open_h5ad(
         notes = (
             *notes,
             f"values of each spot in obsm: {listed}. A checkpoint that was trained with such values takes them in the place of counts: "
-            f"--expression-embeddings {path.name}::{next(iter(factors))}",
+            f"--factors {path.name}::{next(iter(factors))}",
         )
     return replace(section, path=path, notes=notes)
 

@@ -205,7 +205,8 @@ _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BESIDE_A_SLIDE = ("Thumbnail", "Label", "Macro", "Map")
 """tifffile's names of the other images in scanners' files."""
 _CHUNK = 1024
-_MIN_LEVEL_PX = 512
+MIN_LEVEL_PX = 512
+"""Longer side of an image down to which coarser levels are made."""
 _MAX_PIXELS_DECODED = 2_500_000_000
 """Maximum size of an image that is decoded whole, 7.5 GB as RGB; a larger one must be tiled."""
 
@@ -343,7 +344,7 @@ class _Decoded:
 def pyramid(source: _Decoded) -> list[Any]:
     """Return dask arrays of an image and its halvings by area mean, down to about 512 pixels."""
     levels = [_lazy(source)]
-    while max(source.shape[:2]) > _MIN_LEVEL_PX:
+    while max(source.shape[:2]) > MIN_LEVEL_PX:
         source = _halved(source)
         levels.append(_lazy(source))
     return levels
@@ -608,7 +609,7 @@ def with_overview(levels: list[Any]) -> list[Any]:
     """Add lazy area means, by four, below the file's own levels, so that a whole slide can be drawn."""
     import dask.array as da
 
-    while max(levels[-1].shape[:2]) > 4 * _MIN_LEVEL_PX and min(levels[-1].shape[:2]) >= 4:
+    while max(levels[-1].shape[:2]) > 4 * MIN_LEVEL_PX and min(levels[-1].shape[:2]) >= 4:
         last = levels[-1].rechunk({0: 4 * _CHUNK, 1: 4 * _CHUNK, 2: 3})
         mean = da.coarsen(np.mean, last, {0: 4, 1: 4}, trim_excess=True)
         levels.append((mean + 0.5).astype(np.uint8))

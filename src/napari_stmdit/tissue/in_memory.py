@@ -1,4 +1,4 @@
-"""AnnData and SpatialData objects: opened as sections, and a section as the objects that other plugins work on."""
+"""AnnData and SpatialData objects: opened as sections, and made of a section for other plugins."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import SectionError
 from ..text import shorten
 from ..types import ExpressionSource, Section, SpotTable, StoreElements
+from .alignment import WORDS, turned_places
 from .counts import note_empty, refuse_twice
 from .geometry import check_positions, swap_axes
 from .images import open_image, resolve_fullres
@@ -20,7 +22,7 @@ from .slide_scale import calibrate_slide
 from .spaceranger import one_number, section_label, spot_diameter, thumbnail_factor, whole_numbers
 from .spatialdata_store import quiet, read_store, section_of
 from .tables import counts_of, obs_columns, rows_of
-from .tissue_mask import find_tissue
+from .tissue_mask import TissueMask, find_tissue
 from .zarr_codecs import damage_as_section_error
 
 _ADATA = "the AnnData"
@@ -81,12 +83,12 @@ def _of_anndata(
         fullres = resolve_fullres(fullres, place)
     with damage_as_section_error(whose, "a section"):
         section = section_of(sdata, None, fullres, mpp, coordinate_system)
-    told = notes + list(section.notes)
+    remarks = notes + list(section.notes)
     if adata.n_vars == 0:
-        told = [note for note in told if "total count of zero" not in note]
+        remarks = [note for note in remarks if "total count of zero" not in note]
         section = replace(section, expression=ExpressionSource("none"))
-        told.insert(0, section.expression.statement)
-    return replace(section, name=library, notes=tuple(told))
+        remarks.insert(0, section.expression.statement)
+    return replace(section, name=library, notes=tuple(remarks))
 
 
 def _on_its_slide(adata: Any, file: Path, mpp: float | None, whose: str, source: Path | None) -> Section:
@@ -96,20 +98,26 @@ def _on_its_slide(adata: Any, file: Path, mpp: float | None, whose: str, source:
     rows, notes = _rows(adata)
     ids, yx = rows.obs_names.to_numpy(dtype=np.str_), swap_axes(np.asarray(rows.obsm["spatial"], dtype=np.float64))
     meant = f"obsm['spatial'] of {whose} must be (x, y) in pixels of {file.name}"
+    radius, mask = _SPOT_UM / 2 / scale, find_tissue(image, scale)
+    now = int((mask.fraction(yx, radius) >= _ON_TISSUE).sum())
+    fits = {way: _on_tissue(turned_places(yx, image.shape, way), image.shape, mask, radius) for way in WORDS}
+    best, needed = max(fits, key=lambda way: fits[way]), _ON_TISSUE * len(yx)
     off = int(((yx < 0) | (yx > image.shape)).any(axis=1).sum())
-    if off:
+    if fits[best] < needed and off:
         raise SectionError(
             f"{off} of {len(yx)} spots lie off {file.name} ({image.shape[0]} x {image.shape[1]} pixels): {meant}"
         )
-    radius = _SPOT_UM / 2 / scale
-    on_tissue = find_tissue(image, scale).fraction(yx, radius) >= _ON_TISSUE
-    if on_tissue.sum() < _ON_TISSUE * len(yx):
+    if fits[best] < needed:
         raise SectionError(
-            f"{int((~on_tissue).sum())} of {len(yx)} spots lie off the tissue that was found in {file.name}: {meant}. If they are, "
+            f"{len(yx) - now} of {len(yx)} spots lie off the tissue that was found in {file.name}: {meant}. If they are, "
             "write its scalefactors into uns['spatial'], and no tissue is looked for"
         )
+    better = (
+        f"the spots do not lie on its tissue as they are: {fits[best]} of {len(yx)} do {WORDS[best]}; if that is right, lay them so with "
+        f"--orientation {best} (orientation={best!r})"
+    )
     none = rows.n_vars == 0
-    counts, genes, told = counts_of(rows, "spots")
+    counts, genes, remarks = counts_of(rows, "spots")
     obs = obs_columns(rows.obs, {"in_tissue", "array_row", "array_col"})
     refuse_twice(ids, whose)
     refuse_libraries(ids, obs, None, whose)
@@ -127,14 +135,22 @@ def _on_its_slide(adata: Any, file: Path, mpp: float | None, whose: str, source:
         coordinate_systems={name: np.eye(3)},
         notes=(
             *([expression.statement] if none else note_empty(counts)),
-            f"obsm['spatial'] is taken as pixels of {file.name}, as AnnData has it: {int(on_tissue.sum())} of {len(yx)} spots lie on its tissue, which "
+            f"obsm['spatial'] is taken as pixels of {file.name}, as AnnData has it: {now} of {len(yx)} spots lie on its tissue, which "
             "does not prove that it is the slide of these spots: look at them on it",
+            *([better] if fits["as-given"] < needed else []),
             f"spots are drawn {_SPOT_UM:g} um wide, as those of Visium: the table does not say how large they are",
             *notes,
-            *told,
+            *remarks,
         ),
         expression=expression,
     )
+
+
+def _on_tissue(yx: NDArray[np.float64], size: tuple[int, int], mask: TissueMask, radius: float) -> int:
+    """Return how many spots lie on the slide's tissue, none where some are not on the slide."""
+    if ((yx < 0) | (yx > size)).any():
+        return 0
+    return int((mask.fraction(yx, radius) >= _ON_TISSUE).sum())
 
 
 def _rows(adata: Any) -> tuple[Any, list[str]]:

@@ -17,6 +17,7 @@ from ..text import shorten
 from ..types import Orientation, PredictedUnits, Section
 from .alignment import oriented
 from .excluded import exclude_file
+from .factors import with_factors
 from .flat_files import flat_samples, is_flat_sample, open_flat
 from .geometry import is_plausible_mpp, mpp_fault
 from .images import IMAGE_SUFFIXES, resolve_fullres
@@ -108,6 +109,8 @@ class SectionSource(Intent):
         For a plain image: a .h5ad with predicted expression; see `napari_stmdit.tissue.slide`.
     predicted_units
         Its units, if the file does not state them: ``counts`` or ``log1p``.
+    factors
+        Values of each spot in place of counts, ``FILE.h5ad::NAME`` of its ``obsm`` or a .csv; see `napari_stmdit.tissue.factors`.
     orientation
         Orientation of the spots over the slide, relative to the files; see `napari_stmdit.tissue.alignment`.
     exclude, exclude_classes
@@ -123,6 +126,7 @@ class SectionSource(Intent):
     tissue_fraction: Annotated[float, BeforeValidator(_tissue_fraction)] | None = None
     predicted_expression: Place | None = None
     predicted_units: Annotated[PredictedUnits, BeforeValidator(_predicted_units)] | None = None
+    factors: Place | None = None
     orientation: Annotated[Orientation, BeforeValidator(_orientation)] = "as-given"
     exclude: Place | None = None
     exclude_classes: tuple[str, ...] = ()
@@ -172,7 +176,7 @@ class SectionSource(Intent):
         """
         update: dict[str, Any] = {
             name: Path(root, Path(given).expanduser()).absolute()
-            for name in ("path", "fullres", "predicted_expression", "exclude")
+            for name in ("path", "fullres", "predicted_expression", "factors", "exclude")
             if (given := getattr(self, name)) is not None
         }
         if not update["path"].exists() and (public := named_section(Path(self.path))) is not None:
@@ -194,6 +198,7 @@ def open_section(
     tissue_fraction: float | None = None,
     predicted_expression: str | Path | None = None,
     predicted_units: PredictedUnits | None = None,
+    factors: str | Path | None = None,
     orientation: Orientation = "as-given",
     exclude: str | Path | None = None,
     exclude_classes: tuple[str, ...] = (),
@@ -215,6 +220,8 @@ def open_section(
     grid_pitch, tissue_fraction, predicted_expression, predicted_units
         For a plain image: its virtual spots, and a table of predicted expression; see
         `napari_stmdit.tissue.open.SectionSource`.
+    factors
+        Values of each spot in the place of counts; see there, too.
     orientation, exclude, exclude_classes
         Orientation of the spots over the slide, and GeoJSON regions of spots to exclude; see there.
 
@@ -240,6 +247,7 @@ def open_section(
         tissue_fraction=tissue_fraction,
         predicted_expression=predicted_expression,
         predicted_units=predicted_units,
+        factors=factors,
         orientation=orientation,
         exclude=exclude,
         exclude_classes=exclude_classes,
@@ -308,8 +316,9 @@ def _kind_in_memory(section: object) -> str | None:
 
 
 def _adjusted(section: Section, source: SectionSource) -> Section:
-    """Return a section with the source's orientation and exclusions applied."""
+    """Return a section with the source's orientation, factors and exclusions applied."""
     section = _note_spots_off_slide(oriented(section, source.orientation))
+    section = section if source.factors is None else with_factors(section, source.factors)
     return section if source.exclude is None else exclude_file(section, source.exclude, source.exclude_classes)
 
 

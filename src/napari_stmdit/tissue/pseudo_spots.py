@@ -1,4 +1,4 @@
-"""Pseudo-spots: bins and cells, far smaller than a patch, summed to discs of the size that networks are trained with; outlines of cells."""
+"""Pseudo-spots: bins and cells summed to discs of the size that networks are trained with; outlines of cells."""
 
 from __future__ import annotations
 

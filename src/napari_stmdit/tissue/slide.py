@@ -291,8 +291,8 @@ def match_to_grid(
     array_rc = None if grid.array_rc is None else grid.array_rc[taken]
     found = replace(matched, ids=grid.ids[taken], yx=grid.yx[taken], diameter=2 * radius, array_rc=array_rc)
     far, shared = len(usable) - len(near), len(near) - len(rows)
-    told = f"{len(rows)} of the grid's {len(grid)} spots found a row of {name} within 27.5 um, {len(spots.genes):,} genes, {_words(table)}"
-    notes.insert(0, told + "; the others are left out" * (len(rows) < len(grid)))
+    remark = f"{len(rows)} of the grid's {len(grid)} spots found a row of {name} within 27.5 um, {len(spots.genes):,} genes, {_words(table)}"
+    notes.insert(0, remark + "; the others are left out" * (len(rows) < len(grid)))
     if far:
         notes.append(
             f"{_count(far, 'row is', 'rows are')} farther than 27.5 um from every spot of the grid on tissue and left out"
@@ -407,28 +407,28 @@ def _spots(
     """Return the spots of a slide: the table's own positions, or a grid, alone or with the nearest rows of the table."""
     height, width = (side * image.pixel_size for side in image.shape)
     radius = SPOT_UM / 2 / mpp
-    told = [] if mask is None else [f"tissue: {mask.rule}; {mask.mask.mean():.0%} of the slide"]
+    remarks = [] if mask is None else [f"tissue: {mask.rule}; {mask.mask.mean():.0%} of the slide"]
     if table is not None and pitch is None:
         spots, notes = at_own_positions(table, (height, width), mask, share, radius)
-        return spots, [*told, *notes]
+        return spots, [*remarks, *notes]
     grid, rc = hex_grid((height, width), (pitch or VISIUM_PITCH_UM) / mpp)
     keep = np.ones(len(grid), dtype=bool)
     if mask is not None:
         keep = mask.fraction(grid, radius) >= share
     if not keep.any():
         raise SectionError(
-            f"no spot of the grid lies on tissue ({told[0] if told else 'the slide is smaller than its pitch'}); give a smaller "
+            f"no spot of the grid lies on tissue ({remarks[0] if remarks else 'the slide is smaller than its pitch'}); give a smaller "
             "grid_pitch, or tissue_fraction=0 to cover the whole slide"
         )
     spots = _grid_table(grid[keep], rc[keep], 2 * radius, pitch or VISIUM_PITCH_UM)
     where = "on the slide" if mask is None else f"on tissue (at least {share:.0%} of the spot)"
-    told.append(
+    remarks.append(
         f"virtual grid: {len(spots)} spots of {SPOT_UM:g} um, {pitch or VISIUM_PITCH_UM:g} um apart, hexagonal, {where}"
     )
     if table is None:
-        return spots, told
+        return spots, remarks
     spots, notes = match_to_grid(table, spots, (height, width), radius)
-    return spots, [*told, *notes]
+    return spots, [*remarks, *notes]
 
 
 def hex_grid(size: tuple[float, float], pitch: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -25,8 +25,8 @@ from .counts import (
 )
 from .geometry import IMAGE_SCALE, Affine, calibrate, check_positions, scaling
 from .images import IMAGE_SUFFIXES, image_size, open_image, overview
-from .likeness import ALIKE_UNASKED, unlike
 from .one_section import refuse_aggregated, refuse_bins, refuse_libraries
+from .original_slide import ALIKE_UNASKED, unlike
 from .pseudo_spots import CLUSTERS
 from .slide_scale import stated_mpp
 
@@ -472,7 +472,8 @@ def check_fullres(fullres: Path, expected: tuple[float, float, float] | None, yx
                 f"{fullres} has {height} x {width} pixels, the section's scalefactors and thumbnail ask for about "
                 f"{expected[0]:.0f} x {expected[1]:.0f}; give the image that Space Ranger was run on, uncropped and unscaled"
             )
-    elif len(yx) and ((yx < 0).any() or (yx > (height, width)).any()):
+    # turned ones fit the other way round: `alignment` says so, and lays them as they are asked to lie
+    elif len(yx) and ((yx < 0).any() or not ((yx <= (height, width)).all() or (yx <= (width, height)).all())):
         raise SectionError(
             f"{fullres} has {height} x {width} pixels, but spots lie between {np.round(yx.min(axis=0)).tolist()} and "
             f"{np.round(yx.max(axis=0)).tolist()} (y, x); give the image that Space Ranger was run on"
@@ -528,10 +529,10 @@ def _search_fullres(
     if len(fitting) == 1:
         return fitting[0], [*notes, f"full-resolution image found by its size: {names}"]
     if fitting:
-        told = f"several images have the size of the full-resolution image ({names}); choose one with --fullres"
+        remark = f"several images have the size of the full-resolution image ({names}); choose one with --fullres"
     else:
-        told = "no full-resolution image is in the folder; give it with --fullres (fullres_image_file)"
-    return None, [*notes, told]
+        remark = "no full-resolution image is in the folder; give it with --fullres (fullres_image_file)"
+    return None, [*notes, remark]
 
 
 # ------------------------------------------------------------------------------------------------- names

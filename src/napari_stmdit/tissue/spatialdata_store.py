@@ -37,9 +37,8 @@ from .geometry import (
     uniform_scale,
 )
 from .images import EXPECTED, Samples, as_rgb, resolve_fullres, samples_of_channels, with_overview
-from .likeness import unlike
 from .one_section import refuse_bins
-from .original_slide import Original, find_original
+from .original_slide import Original, find_original, unlike
 from .pseudo_spots import aggregate
 from .slide_scale import refuse_stretched, stated_mpp
 from .spaceranger import open_fullres, section_label
@@ -60,7 +59,7 @@ _SAME_UNIT = 0.05
 """Maximum relative difference of two statements of one scale: a lattice fitted to rounded positions, and a scanner's."""
 _SAME_SIZE = 0.01
 _SAME_SCALE = 1e-6
-_EXPRESSION_KINDS = ("measured", "predicted", "none")
+_EXPRESSION_KINDS = ("measured", "predicted", "factors", "none")
 MAX_MPP = 1e4
 """Maximum microns per pixel of a calibration in a store."""
 
@@ -162,7 +161,7 @@ def section_of(
     if chosen is not None and chosen not in (own_spots(str(own.get("name", ""))), OWN_TABLE):
         own = {}  # what the store says is of the section that it was made for, and this is another one
     expression = _expression(own)
-    rows, spots_to = spot_rows(sdata, kind, chosen, affines_of, expression.kind == "predicted")
+    rows, spots_to = spot_rows(sdata, kind, chosen, affines_of, expression.kind in ("predicted", "factors"))
     if coordinate_system is not None and coordinate_system not in spots_to:
         raise SectionError(
             f"the spots are in no coordinate system {coordinate_system!r}; they have {', '.join(spots_to)}"
@@ -190,13 +189,13 @@ def section_of(
     inverse = np.linalg.inv(frame.to_spots)
     spots = rows.table(apply(inverse, rows.yx), mean_scale(inverse))
     calibration = _calibration(own, rows, spots.yx, mean_scale(frame.to_spots), mpp)
-    told: list[str] = []
+    remarks: list[str] = []
     outlines = None
     if rows.outlines is not None:
         outlines = apply(inverse, rows.outlines.reshape(-1, 2)).reshape(-1, 2, 2).astype(np.float32)
     if rows.is_small:
         areas = None if rows.areas is None else rows.areas * (mean_scale(inverse) * (calibration.mpp or 0)) ** 2
-        spots, told = aggregate(spots, calibration, rows.bin_um, areas)
+        spots, remarks = aggregate(spots, calibration, rows.bin_um, areas)
     elif not own:  # ours hold spots, on a grid that may be narrow
         refuse_bins(spots, calibration.mpp, name)
     section = Section(
@@ -208,7 +207,7 @@ def section_of(
         calibration=calibration,
         coordinate_systems={name: compose(affine, frame.to_spots) for name, affine in spots_to.items()},
         synthetic=bool(own.get("synthetic", False)),
-        notes=(*map(str, own.get("notes", ())), *rows.notes, *told, *notes),
+        notes=(*map(str, own.get("notes", ())), *rows.notes, *remarks, *notes),
         expression=expression,
         image_fault=frame.fault,
         store=None if root is None or rows.is_small else StoreElements(root, rows.circles_name, rows.table_name),

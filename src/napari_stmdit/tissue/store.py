@@ -345,7 +345,7 @@ def _add(target: _Target, put: Callable[[_Target], None]) -> str:
                 target.settle()
                 put(target)
                 return target.name
-        except _CreatedElsewhere:
+        except _CreatedElsewhere:  # now the store exists, and the image is added to it
             continue
 
 
@@ -418,7 +418,7 @@ def _known_run(path: Path, run_id: object) -> str | None:
 
     records = dict(zarr.open_group(path, mode="r", use_consolidated=False).attrs).get(RESULT_ATTRS) or {}
     names = [name for name, record in records.items() if record.get("run_id") == run_id]
-    return next((name for name in names if (path / "images" / name).is_dir()), None)
+    return next((name for name in names if (path / "images" / name).is_dir()), None)  # users delete images by hand
 
 
 def _write(path: Path, elements: Mapping[str, Mapping[str, Any]], attrs: Mapping[str, Any]) -> None:
@@ -443,6 +443,7 @@ def _move_in(scratch: Path, path: Path, name: str, record: Mapping[str, Any]) ->
     root.require_group("images")
     target = path / "images" / name
     before = dict(root.attrs)
+    # the record comes last: it makes the image a result
     os.rename(scratch / "images" / name, target)
     try:
         move_patches(scratch, path, name)

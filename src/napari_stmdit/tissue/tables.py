@@ -263,8 +263,8 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
         # the table has areas in square microns; outlines are simplified, so what is nearly one is one
         share = float(np.median(rows.obs["cell_area"].to_numpy(dtype=np.float64) / areas))
         unit_um = 1.0 if abs(share - 1) <= _SAME_AREA else None
-    counts, genes, told = counts_of(rows, name, predicted)
-    told += note_empty(counts)
+    counts, genes, remarks = counts_of(rows, name, predicted)
+    remarks += note_empty(counts)
     array_rc = None
     if {"array_row", "array_col"} <= set(rows.obs.columns):
         columns = [whole_numbers(rows.obs[c], c, f"the table of {name}") for c in ("array_row", "array_col")]
@@ -281,7 +281,7 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
         genes,
         array_rc,
         _scalefactors(rows.uns),
-        (*notes, *told),
+        (*notes, *remarks),
         obs,
         areas=areas,
         unit_um=unit_um,

@@ -73,6 +73,7 @@ def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = 
     image, image_notes = choose_image(folder, scalefactors, bins.yx, fullres, places, calibration)
     name = f"{section_name(root)}_{folder.name}"
     synthetic, synthetic_notes = synthetic_marker(folder)
+    outlines, outline_notes = _outlines_beside(root)
     return Section(
         name=name,
         path=folder,
@@ -82,7 +83,8 @@ def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = 
         calibration=calibration,
         coordinate_systems=coordinate_systems(name, scalefactors),
         synthetic=synthetic,
-        notes=(*synthetic_notes, *notes, *bin_notes, *aggregated, *image_notes),
+        notes=(*synthetic_notes, *notes, *bin_notes, *aggregated, *image_notes, *outline_notes),
+        outlines=outlines,
     )
 
 
@@ -186,6 +188,17 @@ def open_cells(path: Path, fullres: Path | None = None, mpp: float | None = None
         notes=(*notes, *image_notes),
         outlines=outlines,
     )
+
+
+def _outlines_beside(root: Path) -> tuple[NDArray[np.float32] | None, list[str]]:
+    """Return the outlines of the cells that lie among the bins of a section, where they were segmented; a file that cannot be read is a note."""
+    file = root / CELLS / _OUTLINES
+    if not file.is_file():
+        return None, []
+    try:
+        return _outlines(file)[1], []
+    except SectionError as error:
+        return None, [f"cells are not outlined: {error}"]
 
 
 def _outlines(file: Path) -> tuple[pd.DataFrame, NDArray[np.float32]]:

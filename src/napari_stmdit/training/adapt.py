@@ -40,7 +40,7 @@ from .adaptation import (
 )
 from .batches import Batches, batch_loss
 from .config import TrainingConfig, load_config
-from .diffusion import build_transformer, optimizers
+from .diffusion import MAX_SPOTS, build_transformer, optimizers
 from .export import check_target, export_checkpoint
 from .latents import fit_expression, load_cache, measure_encoding
 from .parallel import (
@@ -57,7 +57,6 @@ from .sections import kept_open, source_sections
 from .start import apply_start, open_start, starting_objective
 from .state import load_record, save_record, timed
 from .train import record_inputs, run_stage
-from .validation import MAX_SPOTS
 
 CROPS_SHARE, EVALUATION_SHARE, EXPORT_SHARE = 0.10, 0.15, 0.04
 """Shares of the time for encoding, evaluation and export; the transformer trains in the rest."""
@@ -93,6 +92,7 @@ def adapt(
     name: str | None = None,
     fullres: str | Path | None = None,
     mpp: float | None = None,
+    factors: Sequence[str | Path] = (),
     hold_out: str = "lower-right",
     start: str = "demo",
     seed: int = 0,
@@ -116,6 +116,8 @@ def adapt(
         Name of the checkpoint; None: the first section's folder.
     fullres, mpp
         Slide image and microns per pixel of the first section.
+    factors
+        Values of each spot in the place of counts, a table for each section, as `napari_stmdit.open_section` takes them; none: counts.
     hold_out
         ``lower-right`` or another corner of the first section, the name of a section, or ``none``.
     start
@@ -148,6 +150,7 @@ def adapt(
         sections=tuple(str(one) for one in given),
         fullres=None if fullres is None else str(fullres),
         mpp=mpp,
+        factors=tuple(str(one) for one in factors),
         minutes=minutes,
         hold_out=hold_out,
         start=start,

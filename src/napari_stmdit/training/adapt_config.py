@@ -20,9 +20,9 @@ from ..tissue.public import named_section
 from ..types import Section
 from .adaptation import CORNERS, NOTHING, AdaptRequest, check_name
 from .config import WHOLE, Part
+from .diffusion import MAX_SPOTS
 from .programs import HANDLING_PREFIXES
 from .sections import part_of
-from .validation import MAX_SPOTS
 
 GENES = 1000
 """Number of genes, where the sections share so many."""
@@ -124,15 +124,21 @@ def programs_among(symbols: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 def _open(request: AdaptRequest) -> list[TrainingPart]:
     faults, found = [], list[TrainingPart]()
+    if request.factors and len(request.factors) != len(request.sections):
+        said = f"{len(request.factors)} tables for {len(request.sections)} sections; give one for each, in their order"
+        raise RequestError([("factors", said)])
     for number, path in enumerate(request.sections):
         fullres, mpp = (request.fullres, request.mpp) if number == 0 else (None, None)
+        factors = request.factors[number] if request.factors else None
         try:
-            section = open_section(path, fullres=fullres, mpp=mpp)
+            section = open_section(path, fullres=fullres, mpp=mpp, factors=factors)
         except SectionError as error:
             faults.append((f"section {path}", str(error)))
             continue
         folder = named_section(Path(path)) or Path(path).expanduser()
         source = {"kind": "folder", "folder": str(folder.resolve()), "mpp": mpp}
+        if factors is not None:
+            source["factors"] = str(Path(factors).expanduser().absolute())
         if fullres is not None:
             image = Path(fullres).expanduser()
             source["image"] = str(image.resolve()) if image.is_file() else fullres

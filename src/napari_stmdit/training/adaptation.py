@@ -40,7 +40,8 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 class AdaptRequest(Intent):
     """Request of an adaptation.
 
-    ``sections`` are paths as `napari_stmdit.open_section` takes them; ``fullres`` and ``mpp`` are for the first. ``hold_out`` is evaluated and
+    ``sections`` are paths as `napari_stmdit.open_section` takes them; ``fullres`` and ``mpp`` are for the first. ``factors`` of the spots replace
+    counts: one table for each section, in their order, or none. ``hold_out`` is evaluated and
     not trained on: a corner quarter of the first section's spots, a section by the name of its folder (another donor's, say), or ``none``.
     ``minutes`` is the total time on this computer, ``start`` the checkpoint to start from, and ``workers`` the training processes on a CPU
     (None: one a core, at most 4).
@@ -50,6 +51,7 @@ class AdaptRequest(Intent):
     sections: Annotated[tuple[str, ...], Field(min_length=1)]
     fullres: str | None = None
     mpp: Annotated[float, Field(gt=0)] | None = None
+    factors: tuple[str, ...] = ()
     minutes: Annotated[float, Field(gt=0, le=100_000)] = 30.0
     hold_out: str = "lower-right"
     start: str = "demo"
@@ -133,6 +135,7 @@ def command_of(request: AdaptRequest, work: Path) -> list[str]:
     """Return the command that begins or continues an adaptation."""
     words = [sys.executable, "-m", "napari_stmdit.cli", "train", "--name", request.name, "--output", str(work)]
     words += [word for path in request.sections for word in ("--section", path)]
+    words += [word for place in request.factors for word in ("--factors", place)]
     words += [
         "--minutes",
         f"{request.minutes:g}",

@@ -202,6 +202,9 @@ def _from_the_beginning(config: TrainingConfig, card: CheckpointCard, steps: Map
 def _expression(config: TrainingConfig, card: CheckpointCard) -> str:
     if not card.genes:
         return ""
+    if any(getattr(source, "factors", None) is not None for source in config.train):
+        return f"""
+- Expression: {len(card.genes)} factors of each spot in the place of counts, as parts of their sum, ranked by what they say about morphology."""
     return f"""
 - Expression: {len(card.genes)} genes, log1p(counts per 10,000), {config.expression.programs} linear programs ranked by how well they predict morphology. {_by_depth(config)}"""
 

@@ -22,8 +22,8 @@ from ..encoders.morphology_map import MorphologyMap
 from ..encoders.small_conv import SmallConvEncoder
 from ..errors import CheckpointError, StoreError
 from ..model.folder import MORPHOLOGY_MAP, CheckpointFolder, map_folder, read_folder
-from ..model.hub.zoo import REFERENCE_FILE
 from ..model.reading import read_settings
+from ..model.zoo import REFERENCE_FILE
 from ..storage.atomic import Work, write_text
 from ..storage.fingerprint import of_file
 from ..synthesis.counterfactual import fitted_map

@@ -140,12 +140,13 @@ def program_expression(
     settings, sections = config.expression, sampler.sections
     tables = [counts_of(section, encoder.genes) for section in sections]
     present = [match_genes(encoder.genes, s.section.spots.genes).columns >= 0 for s in sections]
+    thinning = settings.thinning if encoder.logged else 1.0  # factors are no counts
 
     def vectors(crop: Crop, rng: np.random.Generator) -> Tensor:
         section, counts = sections[crop.section], tables[crop.section]
         weights = np.stack([crop_weights(section, crop.centre, settings, rng) for _ in range(VARIANTS)])
         depth = section.section.spots.relative_depth
-        found = encode_places(encoder, counts, weights, settings.thinning, rng, present[crop.section], depth)
+        found = encode_places(encoder, counts, weights, thinning, rng, present[crop.section], depth)
         return torch.from_numpy(found)
 
     return vectors
@@ -201,7 +202,7 @@ def make_cache(config: TrainingConfig, control: Control | None = None) -> Path:
         pass  # there is no expression
     elif fits_expression(config):
         run_alone(config, fit_expression, config)
-    elif not _has_programs(config):
+    elif open_start(config).components["expression_encoder"].kind != LinearProgramEncoder.__name__:
         run_workers(config, control, _encode_spots, config)
     run_workers(config, control, _encode, config)
     run_alone(config, _merge, config)
@@ -232,10 +233,6 @@ def fit_expression(config: TrainingConfig) -> None:
     folder = encoder_folder(config, "programs" if like is None else "expression")
     if not (folder / "config.json").is_file():
         fit_programs(open_sampler(config).sections, config.expression, config.seed, like).save(folder)
-
-
-def _has_programs(config: TrainingConfig) -> bool:
-    return open_start(config).components["expression_encoder"].kind == LinearProgramEncoder.__name__
 
 
 def _encodings(config: TrainingConfig, device: torch.device) -> tuple[WindowEncoding | WholeEncoding, Any]:

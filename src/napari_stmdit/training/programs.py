@@ -15,6 +15,7 @@ from ..errors import GeneError
 from ..expression.edits import mix_depths
 from ..expression.genes import gather_counts, match_genes
 from ..expression.normalise import PER, cp10k_log1p
+from ..text import some_of
 from .config import ExpressionSettings
 from .data import TrainingSection, neighbour_weights
 
@@ -28,6 +29,8 @@ REGION_MARKERS: Mapping[str, tuple[str, ...]] = {
     "adipose": ("ADIPOQ", "FABP4", "PLIN1", "PLIN4", "LPL", "CD36", "G0S2", "ADH1B"),
     "immune": ("CD3D", "CD3E", "CD2", "MS4A1", "CD79A", "TRAC", "IL7R", "PTPRC", "IGKC", "JCHAIN"),
 }
+FACTORS = "factors"
+"""What `ExpressionSource` calls factors in the place of counts."""
 MIN_LEVEL = 16.0
 """Total counts of the shallowest depth level; each further level is twice as deep."""
 THINNINGS = 3
@@ -69,7 +72,11 @@ def fit_programs(
         Seed of the thinning.
     like
         Encoder whose genes and programs are kept, as targets t of step 2; relative depth replaces its last program.
+
+    Of sections with factors in place of counts, the factors are the programs; see `factor_programs`.
     """
+    if any(section.section.expression.kind == FACTORS for section in sections):
+        return factor_programs(sections)
     regions = settings.regions or REGION_MARKERS
     genes = like.genes if like is not None else choose_genes(sections, settings.genes, settings.always, regions)
     counts = [counts_of(section, genes) for section in sections]
@@ -97,6 +104,23 @@ def fit_programs(
     spread = np.concatenate(targets).std(axis=0)
     own = np.concatenate([encoder.encode_counts(c)[:, :-1] for c in counts]).std(axis=0) + 1e-8
     return encoder.rotated(np.diag(np.append(np.sqrt(spread / spread[0]) / own, 1.0)))
+
+
+def factor_programs(sections: Sequence[TrainingSection]) -> LinearProgramEncoder:
+    """Return an encoder whose programs are the factors of the sections, standardised; raises GeneError where these are not the same everywhere."""
+    names = {s.name: tuple(s.section.spots.genes.symbols.tolist()) for s in sections}
+    genes = next(iter(names.values()))
+    if any(s.section.expression.kind != FACTORS or set(names[s.name]) != set(genes) for s in sections):
+        listed = "; ".join(f"{s.name}: {s.section.expression.kind}, {some_of(names[s.name])}" for s in sections)
+        raise GeneError(
+            f"sections are trained on together with counts alone, or with the same factors alone ({listed})"
+        )
+    values = np.concatenate([counts_of(section, genes) for section in sections])
+    mean, scale = values.mean(axis=0), values.std(axis=0)
+    nothing = np.zeros(len(genes), dtype=np.float32)
+    # a factor that hardly varies is no program
+    eye = np.diag(scale > 1e-3 * scale.max()).astype(np.float32)
+    return LinearProgramEncoder(genes, mean, np.maximum(scale, 1e-6), mean, eye, nothing, logged=False)
 
 
 def choose_genes(

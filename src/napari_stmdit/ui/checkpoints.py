@@ -78,7 +78,7 @@ class ConvertIntent:
 
 def offers() -> tuple[Offer, ...]:
     """Return the downloadable entries, with their state on this computer."""
-    from ..model.hub.zoo import state_of, zoo
+    from ..model.zoo import state_of, zoo
 
     return tuple(Offer(entry, state_of(entry)[0] == "here") for entry in zoo())
 
@@ -108,7 +108,7 @@ class Acquisition:
     ) -> None:
         self.state = state
         self._load, self._open_section = load, open_section
-        self._looks, self._sizes = Lane(start), Lane(start)
+        self._inspections, self._sizes = Lane(start), Lane(start)
         self._downloads, self._conversions = Series(start), Series(start)
 
     # --- downloads
@@ -192,7 +192,7 @@ class Acquisition:
             self.state.foreign = foreign
             self.state.tell("info", f"{Path(path).name} is a foreign checkpoint: say its scale and convert it once.")
 
-        self._looks.submit(_looking(path), Handlers(found, self._failed, lambda: None))
+        self._inspections.submit(_inspecting(path), Handlers(found, self._failed, lambda: None))
 
     def convert(self, intent: ConvertIntent) -> None:
         """Convert a foreign checkpoint into the user's own checkpoints, and load it."""
@@ -212,7 +212,7 @@ class Acquisition:
 
     def close(self) -> None:
         """End all jobs."""
-        self._looks.abandon()
+        self._inspections.abandon()
         self._sizes.abandon()
         for series in (self._downloads, self._conversions):
             series.close()
@@ -236,7 +236,7 @@ def _downloading(name: str, folder: str | None, section: PublicSection | None = 
     def generate(token: CancelToken, tell: Tell) -> Iterator[Path]:
         from ..downloads.download import download
         from ..downloads.transfer import DownloadCancelledError
-        from ..model.hub.zoo import zoo_entry
+        from ..model.zoo import zoo_entry
 
         def arrived(progress: DownloadProgress) -> None:
             tell(Fetching(name, progress.fraction, progress.file))
@@ -252,7 +252,7 @@ def _downloading(name: str, folder: str | None, section: PublicSection | None = 
     return Job(f"Downloading {name}", generate, error, tells=True)
 
 
-def _looking(path: str) -> Job:
+def _inspecting(path: str) -> Job:
     """Inspect a foreign checkpoint; yields a `Foreign`."""
 
     def work() -> Foreign:

@@ -22,8 +22,8 @@ from .state import CompareMode, Comparison, WorkbenchState
 
 CONTEXT_OPACITY = 0.35
 """Opacity of the slide under a synthetic result, so that nobody takes it for synthesized."""
-NAME_PT = 7
-"""Size of names in points: they have to fit into a third of the canvas."""
+SPACING_PX = 6
+"""Pixels between the cells of a comparison side by side."""
 GRAB_PX = 10
 """Distance in screen pixels within which a press grabs the seam."""
 STEP_S = 0.05
@@ -44,7 +44,7 @@ def scale_bar_of(viewer: Any) -> Any:
 
 
 @dataclass
-class Kept:
+class SavedAttributes:
     """Attributes that a comparison changes, with their former values; `restore` resets them, latest first."""
 
     values: list[tuple[weakref.ref[Any], str, Any]] = field(default_factory=list)
@@ -64,12 +64,12 @@ class Kept:
                 setattr(found, name, value)
 
 
-class Way:
+class ComparisonMode:
     """Mode of comparison; holds the viewer weakly; ``_shown`` are the compared layers."""
 
     def __init__(self, viewer: Any) -> None:
         self._viewer = weakref.ref(viewer)
-        self._kept = Kept()
+        self._kept = SavedAttributes()
         self._shown: tuple[Any, ...] = ()
 
     @property
@@ -82,7 +82,7 @@ class Way:
         return any(layer is one for one in self._shown)
 
 
-class Fade(Way):
+class Fade(ComparisonMode):
     """Fade between two layers by the opacity of the upper one, so that no list of visible layers changes."""
 
     def start(self, left: Any, right: Any, others: list[Any], position: float) -> None:
@@ -114,7 +114,7 @@ class Fade(Way):
         self._kept.restore()
 
 
-class SideBySide(Way):
+class SideBySide(ComparisonMode):
     """Grid with a cell for the slide with its spots, and a cell for each result over a faded slide.
 
     napari's grid puts every ``stride`` layers of the list into a cell and leaves out cells without a visible layer. Our layers
@@ -146,10 +146,9 @@ class SideBySide(Way):
             viewer.layers.move(viewer.layers.index(layer), place)
         for layer in viewer.layers:
             self._kept.change(layer, visible=any(layer is one for one in cells))
-        for layer in (slide, *results):
-            if hasattr(layer, "name_overlay"):
-                self._kept.change(layer.name_overlay, visible=True, font_size=NAME_PT)
-        self._kept.change(grid_of(viewer), stride=2, shape=(1, len(cells) // 2), spacing=6, enabled=True)
+        columns = len(cells) // 2
+        self._kept.change(grid_of(viewer), stride=2, shape=(1, columns), spacing=SPACING_PX, enabled=True)
+        camera_of(viewer).zoom /= columns  # a cell shows what the canvas did
         bar = scale_bar_of(viewer)
         self._kept.change(bar, visible=True)
         if hasattr(bar, "gridded"):
@@ -162,10 +161,12 @@ class SideBySide(Way):
         if viewer is None or order is None:
             self._kept.values.clear()
             return
-        bar = scale_bar_of(viewer)
+        bar, grid = scale_bar_of(viewer), grid_of(viewer)
         if hasattr(bar, "gridded"):
             bar.gridded = False  # first: napari redraws a gridded bar while cells come and go
-        grid_of(viewer).enabled = False
+        if grid.enabled:
+            camera_of(viewer).zoom *= grid.shape[1]
+        grid.enabled = False
         self._kept.restore()
         for context in contexts:
             if context in viewer.layers:
@@ -176,7 +177,7 @@ class SideBySide(Way):
             viewer.layers.move(viewer.layers.index(layer), place)
 
 
-class Veiled:
+class ClippedImage:
     """RGBA image (h, w, 4) uint8, numpy or dask, with some columns transparent; nothing is copied, and only what is drawn is read.
 
     napari has no clipping planes for 2-D images. Layers show this stand-in meanwhile and keep their extent and affine; the result's own
@@ -186,7 +187,7 @@ class Veiled:
     def __init__(self, own: Any) -> None:
         self.own = own
         self.shape, self.ndim, self.dtype = tuple(own.shape), 3, own.dtype
-        self._seen = np.ones((1, self.shape[1], self.shape[2]), dtype=bool)
+        self._visible = np.ones((1, self.shape[1], self.shape[2]), dtype=bool)
 
     @property
     def size(self) -> int:
@@ -195,18 +196,18 @@ class Veiled:
 
     def hide(self, columns: slice) -> None:
         """Hide these columns and show all others."""
-        self._seen[..., 3] = True
-        self._seen[:, columns, 3] = False
+        self._visible[..., 3] = True
+        self._visible[:, columns, 3] = False
 
     def __getitem__(self, key: Any) -> NDArray[np.uint8]:
-        seen = np.broadcast_to(self._seen, self.shape)[key]
-        return np.where(seen, np.asarray(self.own[key]), np.uint8(0))
+        visible = np.broadcast_to(self._visible, self.shape)[key]
+        return np.where(visible, np.asarray(self.own[key]), np.uint8(0))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:], dtype=dtype)
 
 
-class Curtain:
+class ClippedLayer:
     """Clipping of an RGBA image layer at a seam, without touching its data; ``keep`` is the visible side."""
 
     def __init__(self, layer: Any, keep: Literal["left", "right"]) -> None:
@@ -214,7 +215,7 @@ class Curtain:
         self._keep = keep
         self._data = layer.data
         many = bool(layer.multiscale)
-        self._shown = [Veiled(level) for level in (layer.data if many else [layer.data])]
+        self._shown = [ClippedImage(level) for level in (layer.data if many else [layer.data])]
         layer.data = self._shown if many else self._shown[0]
 
     def move(self, column: float) -> None:
@@ -231,13 +232,13 @@ class Curtain:
         self.layer.data = self._data
 
 
-class Swipe(Way):
+class Swipe(ComparisonMode):
     """Swipe: the seam, its line, and its handle; ``moved`` gets its position, 0 to 1 over the right layer's width, when it is dragged."""
 
     def __init__(self, viewer: Any, moved: Callable[[float], None]) -> None:
         super().__init__(viewer)
         self._moved = weakref.WeakMethod(moved)
-        self._curtains: list[Curtain] = []
+        self._curtains: list[ClippedLayer] = []
         self._line: Any = None
         self._right: Any = None
         self.position = 0.5
@@ -254,9 +255,9 @@ class Swipe(Way):
         for layer in (left, right):
             self._kept.change(layer, visible=True)
         self._right, self._shown = right, (left, right)
-        self._curtains = [Curtain(right, "right")]
+        self._curtains = [ClippedLayer(right, "right")]
         if layers.role_of(left) != "slide":
-            self._curtains.append(Curtain(left, "left"))
+            self._curtains.append(ClippedLayer(left, "left"))
         width = LINE_PX / max(camera_of(viewer).zoom, 1e-6)
         self._line = layers.insert(viewer, layers.seam_layer(section, self.ends(position), width), above=right)
         viewer.mouse_drag_callbacks.insert(0, self.drag)  # before the tool in hand, which leaves it what it takes
@@ -384,6 +385,11 @@ class Comparing:
             way.stop()
         self.state.comparison = None
 
+    def make_room(self) -> None:
+        """End a comparison side by side before a layer is added, which would take a cell of it."""
+        if self.grid.active:
+            self.stop()
+
     def move(self, position: float) -> None:
         """Put the seam, or the opacity of the right layer, at a fraction of 0 to 1."""
         comparison = self.state.comparison
@@ -398,13 +404,13 @@ class Comparing:
         if comparison.left is not None:
             base = self._results.baseline(comparison.right)
             left = self._results.entry(comparison.left)
-            words = "" if left is None else left.name
-            left_words = f"baseline: {words}" if base is not None and base is left else words
+            words = "" if left is None else left.label
+            left_words = f"baseline, {words}" if base is not None and base is left else words
         else:
             left_words = "this tissue, before" if entry is not None and entry.counterfactual else "the slide"
         if entry is not None and entry.counterfactual and comparison.left is None:
-            return left_words, f"after (synthetic): {entry.name.split(' (')[0]}"
-        return left_words, "" if entry is None else entry.name
+            return left_words, f"after (synthetic): {entry.title[0]}"
+        return left_words, "" if entry is None else entry.label
 
     def flip(self) -> None:
         """Show the other image: a blink."""

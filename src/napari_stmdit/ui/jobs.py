@@ -38,7 +38,7 @@ class Job:
     # makes the generator of the values; it asks the token whether it should end
     generate: Callable[..., Iterator[Any]]
     error: Callable[[Exception], StmditError]  # turns an unexpected exception into the error that the user reads
-    quiet: bool = False  # whether it is too short to be told of
+    quiet: bool = False  # whether it is too short to be shown as busy
     # whether ``generate`` takes a second argument, which is called with values that come while it works
     tells: bool = False
 

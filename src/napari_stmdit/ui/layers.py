@@ -45,7 +45,8 @@ def section_of(layer: Any) -> Section | None:
 
 def expression_words(section: Section) -> str:
     """Return the part of a result's name about expression, after a comma; empty where it was measured."""
-    return {"none": ", no expression", "predicted": ", predicted expression"}.get(section.expression.kind, "")
+    words = {"none": ", no expression", "predicted": ", predicted expression", "factors": ", factors"}
+    return words.get(section.expression.kind, "")
 
 
 def synthetic_words(counterfactual: bool) -> str:
@@ -203,11 +204,6 @@ def live_layer(rgba: NDArray[np.uint8], frame: CanvasFrame, section: Section) ->
         **placing(section, napari_affine(frame.affine, section.calibration.mpp)),
     }
     return rgba.copy(), state, "image"  # the layer's own: `redraw` writes into it
-
-
-def redraw_live(layer: Any, rgba: NDArray[np.uint8], frame: CanvasFrame, section: Section) -> None:
-    """Show another picture in a live layer, at its place."""
-    redraw(layer, rgba, napari_affine(frame.affine, section.calibration.mpp))
 
 
 def redraw(layer: Any, pixels: NDArray[np.uint8], affine: NDArray[np.float64]) -> None:

@@ -15,6 +15,7 @@ from ..intent import CheckpointCard, KnockOutEdit, Request
 from ..progress import CancelToken, Progress
 from ..synthesis.live import LivePicture, LiveTissue
 from ..synthesis.plan import counterfactual_fault, resolve_counterfactual_steps
+from ..tissue.geometry import napari_affine
 from ..tissue.open import synthesis_fault
 from ..types import Section
 from . import jobs, layers
@@ -126,7 +127,7 @@ class Live:
             self._wanted = None
             self._lane.cancel()
             return
-        self._asked = None
+        self._asked = None  # else an unchanged request would not be shown again after a run that failed
         if status is RunStatus.DONE:
             self.clear()
             self.state.live_text = ""
@@ -151,10 +152,10 @@ class Live:
             return
         self._tissue = self._tissue or LiveTissue(section, model)
         self._tissue.newest = request
-        job = following(self._tissue, request, self._seen())
+        job = following(self._tissue, request, self._in_view())
         self._lane.submit(job, Handlers(self._show, self._fail, self._ended))
 
-    def _seen(self) -> NDArray[np.bool_] | None:
+    def _in_view(self) -> NDArray[np.bool_] | None:
         """Return which spots are in view; None where the view has no size yet."""
         view = self._view()
         if view is None or view.spots is None:
@@ -175,7 +176,8 @@ class Live:
         elif self._layer is None or self._layer not in viewer.layers:
             self._layer = self._place(layers.live_layer(picture.rgba, picture.frame, section))
         else:
-            layers.redraw_live(self._layer, picture.rgba, picture.frame, section)
+            affine = napari_affine(picture.frame.affine, section.calibration.mpp)
+            layers.redraw(self._layer, picture.rgba, affine)
         self._note_spots(picture.steps)
 
     def _fail(self, fault: StmditError) -> None:
@@ -196,17 +198,18 @@ def live_fault(request: Request, section: Section, card: CheckpointCard) -> str:
     return synthesis_fault(section, card.patch_mpp) or counterfactual_fault(any_edit, card) or ""
 
 
-def following(tissue: LiveTissue, request: Request, seen: NDArray[np.bool_] | None) -> Job:
+def following(tissue: LiveTissue, request: Request, in_view: NDArray[np.bool_] | None) -> Job:
     """Update the tissue, then compute the noise of the spots in view; yields `LivePicture`."""
 
     def generate(token: CancelToken) -> Iterator[LivePicture]:
-        yield from tissue.update(request, seen, token)
+        yield from tissue.update(request, in_view, token)
         idle = time.perf_counter() + IDLE_S
+        # a drag pauses often and briefly: computing ahead then would delay its next picture
         while time.perf_counter() < idle:
             if token.cancelled or tissue.newest != request:
                 return
             time.sleep(0.02)
-        for _ in tissue.prepare(request, seen, token):
+        for _ in tissue.prepare(request, in_view, token):
             pass
 
     return Job("Live", generate, jobs.sampling_failed, quiet=True)

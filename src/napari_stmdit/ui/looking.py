@@ -12,7 +12,9 @@ from ..evaluation.measures import stain_density
 from ..synthesis.canvas import MAX_PIXELS, box_at
 from ..tissue.crops import read_patches
 from ..tissue.geometry import apply
+from ..tissue.images import MIN_LEVEL_PX
 from . import jobs, layers
+from .compare import grid_of
 from .gestures import camera_of
 from .jobs import Handlers, Lane, Start
 from .results import ResultList
@@ -27,9 +29,10 @@ Quads = NDArray[np.float64]
 
 
 def canvas_size_of(viewer: Any) -> NDArray[np.float64]:
-    """Return height and width of the canvas in pixels: it moved to the canvas's model in napari 0.9."""
-    canvas: Any = getattr(viewer, "canvas", None)
-    return np.asarray(canvas.size if hasattr(canvas, "size") else viewer._canvas_size, dtype=np.float64)
+    """Return height and width of the canvas, or of a cell of it, in pixels: it moved to the canvas's model in napari 0.9."""
+    canvas, grid = getattr(viewer, "canvas", None), grid_of(viewer)
+    size = np.asarray(canvas.size if hasattr(canvas, "size") else viewer._canvas_size, dtype=np.float64)
+    return size / np.maximum(grid.shape, 1) if grid.enabled else size
 
 
 class Looking:
@@ -137,7 +140,6 @@ SAME = 1
 """Maximum difference in grey levels that counts as rounding: the slide was read in other pieces there."""
 MIN_LIMIT = 0.1
 """Minimum density at the ends of the colours, so that rounding does not look like a change."""
-MIN_LEVEL_PX = 512
 
 
 def change_of(edited: NDArray[np.uint8], slide: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -267,10 +269,10 @@ class Changes:
         layer = layers.insert(viewer, data, above=below)
         layer.colorbar.visible = True
         self._layers[entry.number] = layer
-        layer.events.visible.connect(self._seen)
-        self._seen()
+        layer.events.visible.connect(self._visibility_changed)
+        self._visibility_changed()
 
-    def _seen(self, event: Any = None) -> None:
+    def _visibility_changed(self, event: Any = None) -> None:
         self.state.changes = frozenset(number for number, layer in self._layers.items() if layer.visible)
 
     def _tell(self, kind: Any, text: str) -> None:

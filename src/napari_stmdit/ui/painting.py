@@ -334,7 +334,7 @@ class Painting:
                 self.state.tell("warning", " ".join(self.state.draft_faults.values()))
                 return
             number = len(self.edits)
-            self._quietly((*self.edits, edit))
+            self._set_without_step((*self.edits, edit))
             self.state.chosen_edit = number
         assert number is not None
         edit = self.edits[number]
@@ -372,7 +372,7 @@ class Painting:
         edit = self.edits[number]
         begun = len(self.edits) > len(self._history.value.edits)
         if begun and not weights:  # beside the tissue
-            self._quietly(self._history.value.edits)
+            self._set_without_step(self._history.value.edits)
             self.state.chosen_edit = None
             self._redraw()
             return
@@ -436,10 +436,10 @@ class Painting:
         known = known_programs(request.programs)
         kept = {name: known[name] for edit in self.edits for name in edit.programs if name in known}
         targets = {name for edit in self.edits if (name := getattr(edit, "target_profile", None)) is not None}
-        told = {**kept, **dict.fromkeys(targets), **used.profiles}
+        present = {**kept, **dict.fromkeys(targets), **used.profiles}
         names = {
             name: _free_name(name, origin, {**known, **self.edited().profiles})
-            if name in told and told[name] != content
+            if name in present and present[name] != content
             else name
             for name, content in (*(programs or {}).items(), *(profiles or {}).items())
         }
@@ -495,7 +495,7 @@ class Painting:
         self.state.request = value.into(self.state.request)
         self._after_change()
 
-    def _quietly(self, edits: Edits) -> None:
+    def _set_without_step(self, edits: Edits) -> None:
         """Change the edits without a step: an unfinished stroke is none."""
         with self.state.events.request.blocked():
             self.state.request = self.state.request.model_copy(update={"edits": edits})
@@ -532,9 +532,6 @@ def _free_name(name: str, origin: str, taken: Mapping[str, Any]) -> str:
     while free in taken:
         free, number = f"{name} ({origin} {number})", number + 1
     return free
-
-
-# DOC ui.edit_files: Edits, programs and profiles from files and to files, for one viewer. No Qt.
 
 
 class EditFiles:
@@ -588,10 +585,10 @@ class EditFiles:
             names = self._painting.bring("file", profiles={Path(path).stem: profile})
             (name,) = names.values()
             self._painting.take_draft(replace(self.state.draft, operation="towards", target_profile=name))
-            told = "".join(f"{note}. " for note in _renamed(names))
+            warning = "".join(f"{note}. " for note in _renamed(names))
             self.state.tell(
-                "warning" if told else "info",
-                f"{told}{name}: a profile of {len(profile.values):,} genes. {profile.source}",
+                "warning" if warning else "info",
+                f"{warning}{name}: a profile of {len(profile.values):,} genes. {profile.source}",
             )
 
         self._guarded(read, "")

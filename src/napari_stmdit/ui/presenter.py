@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,15 @@ from .tools import DataSets, Effects, Evaluations, Example, Groups, Sheets, reme
 
 PLANNED_AT_ONCE = 500
 """Maximum number of spots that are planned at once: more take longer than a lasso may."""
+Ask = Callable[[str, Callable[[], None], Callable[[], None]], None]
+"""Question that is not waited for: its words, what to call on yes, and what to call on no."""
+
+
+def unasked(words: str, go_on: Callable[[], None], stay: Callable[[], None]) -> None:
+    """Go on without a question: where there is nobody to ask."""
+    go_on()
+
+
 _PRESENTERS: weakref.WeakKeyDictionary[Any, Presenter] = weakref.WeakKeyDictionary()
 
 
@@ -66,7 +76,8 @@ class Presenter:
         self.evaluations = Evaluations(self.state, start, self.queue)
         self.effects = Effects(self.state, start, self.queue, self.results)
         self.compare = Comparing(viewer, self.state, self.results, lambda: self.view)
-        self.runs.edited_tissue = lambda number: self.compare.start("swipe", number)
+        self.results.placing = self.compare.make_room
+        self.runs.edited_tissue = self._compare_edited
         self.changes = Changes(viewer, self.state, start, self.results)
         self.close_ups = CloseUps(self.state, self.results, self._submit)
         self.acquisition = Acquisition(self.state, start, self.load_model, self.open)
@@ -79,12 +90,14 @@ class Presenter:
         self.painting.stroked = self.live.follow
         self.example = Example(self.state, self._submit, self.painting, self.runs, self._open_example)
         self.choosing = Choosing(self.state, lambda: self.view, self.select, self.painting.edited)
-        self.corrections = Corrections(self.state, start, self.show)
+        self.corrections = Corrections(self.state, start, self._correct)
         self.keeping = Keeping(self.state, start, self.results, self.painting, self.open)
         self.preview_soon: Callable[[], None] = self.runs.preview
         """Callback that shows the cost of a run; the dock replaces it by one that waits until the mouse is still."""
-        self.baseline_mode: CompareMode = "swipe"
-        """Mode to compare the baseline in; the dock sets the user's preference."""
+        self.baseline_mode: CompareMode = "grid"
+        """Mode to compare an edit with its baseline in; the dock sets the user's preference."""
+        self.ask: Ask = unasked
+        """Callback that asks before a section is replaced; the dock replaces it by a question."""
         self.hand = Hand(viewer, self._spots_layer, self.click, self.ring, self.stroke, self.run_at)
         self._limits: dict[tuple[str | None, ...], tuple[float, float]] = {}
         self._lanes = {name: Lane(start) for name in ("section", "model", "stored", "spot", "link", "example")}
@@ -109,9 +122,8 @@ class Presenter:
                 return
 
     def open(self, source: SectionSource | None) -> None:
-        """Open a section, or the bundled sample where ``source`` is None, off the GUI thread."""
+        """Open a section, or the bundled sample where ``source`` is None, off the GUI thread; ask first if that ends or puts away something."""
         job = jobs.opening(source)
-        self.state.scale_asked = ""
 
         def failed(fault: StmditError) -> None:
             if isinstance(fault, ScaleError) and source is not None:
@@ -121,7 +133,46 @@ class Presenter:
             self.keeping.opened(section, source)
             self.show(section)
 
-        self._submit("section", job, opened, failed)
+        def begin() -> None:
+            self.state.scale_asked = ""
+            self._submit("section", job, opened, failed)
+
+        self._replace(None if source is None else Path(source.path), begin)
+
+    def _correct(self, section: Section, said: str) -> None:
+        """Show the open section with what the user corrected."""
+
+        def go_on() -> None:
+            self.show(section)
+            self.state.tell("info", said)
+
+        self._replace(section.path, go_on, same=True)
+
+    def _take_up(self, section: Section) -> None:
+        """Show a section whose layers a reader put into the viewer, or remove them again."""
+        viewer = self._viewer()
+
+        def go_on() -> None:
+            self.show(section)
+            if self.view is not None:  # napari looks at the first layer of a viewer alone
+                self.looking.look_at(self.view.slide or self.view.spots)
+
+        def stay() -> None:
+            for layer in [x for x in (viewer.layers if viewer is not None else ()) if layers.section_of(x) is section]:
+                viewer.layers.remove(layer)
+
+        self._replace(section.path, go_on, stay)
+
+    def _replace(
+        self, path: Path | None, go_on: Callable[[], None], stay: Callable[[], None] = lambda: None, same: bool = False
+    ) -> None:
+        """Replace the section by that at a path; ask first if that ends a run or puts away unsaved work."""
+        section = self.state.section
+        same = same or (section is not None and path is not None and section.path == path)
+        if words := self.state.replacing(same):
+            self.ask(words, go_on, stay)
+        else:
+            go_on()
 
     def _open_example(self, choice: ModelChoice | None) -> None:
         if choice is not None:
@@ -431,6 +482,11 @@ class Presenter:
             self.select(entry.spots)
         self.state.tell("info", f"The form now holds the request of {entry.name}.")
 
+    def _compare_edited(self, number: int) -> None:
+        """Compare edited tissue with the slide, in the mode that is on, else in the preferred one."""
+        comparison = self.state.comparison
+        self.compare.start(self.baseline_mode if comparison is None else comparison.mode, number)
+
     def compare_with_baseline(self, mode: CompareMode | None = None) -> None:
         """Compare the chosen result with the same request without its edits, which is run first if needed.
 
@@ -494,18 +550,18 @@ class Presenter:
 
         def done(value: Any) -> None:
             on_value(value)
-            self._tell_unsaved()
+            self._report_unsaved()
 
         def failed(fault: StmditError) -> None:
             self._unsaved.append(f"{name} was not saved: {fault}")
-            self._tell_unsaved()
+            self._report_unsaved()
 
         def begun() -> None:
             self._note_busy("save", job.title)
 
         self._saves.submit(job, Handlers(done, failed, lambda: self._note_busy("save", "")), begun)
 
-    def _tell_unsaved(self) -> None:
+    def _report_unsaved(self) -> None:
         """Report unsaved results again, so that a save that went well does not hide one that failed."""
         if self._unsaved:
             last = self.state.message
@@ -524,9 +580,7 @@ class Presenter:
     def _inserted(self, event: Any) -> None:
         section = layers.section_of(event.value)
         if section is not None and layers.role_of(event.value) == "spots" and section is not self.state.section:
-            self.show(section)
-            slide = None if self.view is None else self.view.slide
-            self.looking.look_at(slide or event.value)  # napari looks at the first layer of a viewer alone
+            self._take_up(section)
         elif section is not None and layers.role_of(event.value) == "stored" and section is self.state.section:
             if not self.results.inserting:
                 self.results.take_stored(event.value)

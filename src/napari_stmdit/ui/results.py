@@ -168,6 +168,8 @@ class ResultList:
         self._layers: dict[int, Any] = {}
         self._count = 0
         self.inserting = False
+        self.placing: Callable[[], None] = lambda: None
+        """Callback before a layer is added."""
         self.deleted: Callable[[int], None] = lambda number: None
         """Callback with the number of a result before the user deletes it."""
 
@@ -191,6 +193,7 @@ class ResultList:
         viewer = self._viewer()
         if viewer is None or self.state.section is None:
             return None
+        self.placing()
         below = [x for x in viewer.layers if layers.role_of(x) in ("slide", "result", "stored")]
         self.inserting = True
         try:

@@ -24,14 +24,13 @@ from ..synthesis.session import Session
 from ..synthesis.variants import baseline_of, samples_of
 from ..text import counted
 from ..tissue.elements import halved_rgba
+from ..tissue.images import MIN_LEVEL_PX
 from ..types import PatchResult, Plan, Section
 from . import jobs, layers
 from .jobs import Handlers, Lane, Start
 from .layers import KEY, MAX_SINGLE_PX, LayerTuple, result_layer, result_words
 from .results import ResultList
 from .state import Message, Offer, QueuedRun, RunStatus, WorkbenchState
-
-_MIN_LEVEL_PX = 512
 
 
 class GrowingLayer:
@@ -52,7 +51,7 @@ class GrowingLayer:
         self.layer: Any = None
         self.levels: list[NDArray[np.uint8]] = [canvas.rgba]
         if canvas.rgba.shape[0] * canvas.rgba.shape[1] > MAX_SINGLE_PX:
-            while max(self.levels[-1].shape[:2]) > _MIN_LEVEL_PX and min(self.levels[-1].shape[:2]) > 1:
+            while max(self.levels[-1].shape[:2]) > MIN_LEVEL_PX and min(self.levels[-1].shape[:2]) > 1:
                 height, width = self.levels[-1].shape[:2]
                 self.levels.append(np.zeros((height // 2, width // 2, 4), dtype=np.uint8))
 

@@ -185,7 +185,7 @@ class SectionView:
         try:
             layers.restore_spots(self.spots, self.section)
             self._describe()
-            self.outline_again()
+            self.redraw()
         finally:
             self._restoring = False
 
@@ -242,7 +242,7 @@ class SectionView:
             if self.spots is not None and (
                 self._hollow.any() or self.outline_only
             ):  # a ring has its colour in its border
-                self.outline_again()
+                self.redraw()
             elif self.spots is not None:
                 layers.draw_faces(self.spots, face_of(self._values, self._scale, self._hollow))
         self._edited = edited
@@ -289,9 +289,9 @@ class SectionView:
     def outline(self, outlined: set[str]) -> None:
         """Redraw with other spots outlined as changed by the chosen edit."""
         self._outlined = _among(self.section.spots.ids, outlined)
-        self.outline_again()
+        self.redraw()
 
-    def outline_again(self) -> None:
+    def redraw(self) -> None:
         """Redraw the present colours and outlines."""
         if self.spots is not None:
             layers.draw_spots(self.spots, self._look())
@@ -304,7 +304,7 @@ class SectionView:
         before, now = max(self._diameter_px, THIN_PX), max(shown, THIN_PX)
         if not 1 / REWIDEN < now / before < REWIDEN:  # to set widths sends all spots to the screen anew
             self._diameter_px = shown
-            self.outline_again()
+            self.redraw()
 
     def _look(self) -> SpotLook:
         chosen = (self._selected, self._hollow, self._outlined, self.outline_only, self._diameter_px)
@@ -424,7 +424,7 @@ DEFAULT_NAME = "excluded"
 class Corrections:
     """Checks of a section when it is shown, and the user's corrections; nothing is corrected unasked."""
 
-    def __init__(self, state: WorkbenchState, start: Start, show: Callable[[Section], None]) -> None:
+    def __init__(self, state: WorkbenchState, start: Start, show: Callable[[Section, str], None]) -> None:
         self.state = state
         self._lane, self._pictures = Lane(start), Lane(start)
         self._show = show
@@ -469,9 +469,8 @@ class Corrections:
         section, found = self.state.section, self.state.alignment
         if section is None or found is None or found.best is None:
             return
-        self._show(oriented(section, found.best))
-        self._say(
-            "info",
+        self._show(
+            oriented(section, found.best),
             f"The spots now lie {WORDS[found.best]}; the files are as they were. Open the section again to take it back.",
         )
 
@@ -499,8 +498,7 @@ class Corrections:
         """Use all spots again."""
         section = self.state.section
         if section is not None and section.excluded is not None:
-            self._show(section.whole)
-            self._say("info", f"All {len(section.whole.spots):,} spots are used again.")
+            self._show(section.whole, f"All {len(section.whole.spots):,} spots are used again.")
 
     def export(self, path: str) -> None:
         """Write the excluded regions as GeoJSON, for a run, a training or an evaluation."""
@@ -520,10 +518,8 @@ class Corrections:
         except StmditError as error:
             self._say("error", str(error))
             return
-        self._show(changed)
-        if changed.excluded is not None:
-            said = changed.excluded.statement
-            self._say("info", f"{said[0].upper()}{said[1:]}.")
+        said = "" if changed.excluded is None else f"{changed.excluded.statement}."
+        self._show(changed, said[:1].upper() + said[1:])
 
     def close(self) -> None:
         """End all jobs."""

@@ -182,6 +182,18 @@ class ResultEntry:
     stored: StoredResult | None = None  # the result as it was read back; None for a run of this viewer
 
     @property
+    def title(self) -> tuple[str, str]:
+        """Name in two parts: what was done and where, and that it is synthetic, with its number."""
+        head, _, tail = self.name.rpartition(" (")
+        return (head, tail.removesuffix(")")) if head and "synthetic" in tail else (self.name, "")
+
+    @property
+    def label(self) -> str:
+        """Name with what differs first, for narrow places."""
+        what, which = self.title
+        return f"{which}: {what}" if which else what
+
+    @property
     def counterfactual(self) -> bool:
         """Whether real tissue was edited; its baseline is then the slide."""
         return bool(self.provenance.get("counterfactual"))
@@ -331,23 +343,35 @@ class WorkbenchState:
     @property
     def loss(self) -> str:
         """Sentence on unsaved work when the window closes; empty where everything is saved."""
-        unsaved, edits = sum(entry.saved is None for entry in self.results), len(self.unsaved_edits)
-        parts = [counted(unsaved, "result")] if unsaved else []
-        parts += [counted(edits, "edit")] if edits else []
+        then = "closing loses them. Cancel, then Save in the list of results keeps one."
+        if self.keeps and not self.keep_fault:
+            then = f"kept, and offered when you open this dock again within {MAX_DAYS} days."
+        unsaved = sum(entry.saved is None for entry in self.results)
+        return " ".join([*_not_saved(unsaved, len(self.unsaved_edits), then), *self._ending("closing")])
+
+    def replacing(self, same: bool) -> str:
+        """Return a sentence on a run and unsaved work when another section, or the ``same`` one anew, replaces the open one; empty where nothing changes."""
+        section = self.section
+        if section is None:
+            return ""
         said = []
-        if parts:
-            what = f"{' and '.join(parts)} {'is' if unsaved + edits == 1 else 'are'} not saved"
-            if self.keeps and not self.keep_fault:
-                said.append(f"{what}: kept, and offered when you open this dock again within {MAX_DAYS} days.")
-            else:
-                said.append(f"{what}, and closing loses them. Cancel, then Save in the list of results keeps one.")
+        if not same:  # else everything stays
+            own, edits = sum(e.saved is None and e.section is section for e in self.results), len(self.unsaved_edits)
+            stays = ["results stay in the list"] if own else []
+            stays += [f"edits come back when you open {section.name} again"] if edits else []
+            said = _not_saved(own, edits, f"{', '.join(stays)}.")
+        return " ".join([*said, *self._ending("replacing the section")])
+
+    def _ending(self, what: str) -> list[str]:
+        """Return sentences on the work that something ends."""
+        said = []
         if self.status.busy:
             of = self.progress
             done = "" if of is None else f" at {of.patches_done} of {of.patches_total} patches"
-            said.append(f"A run is under way{done}: closing ends it.")
+            said.append(f"A run is under way{done}: {what} ends it, and what is finished is kept.")
         if self.queue:
             said.append(f"{counted(len(self.queue), 'queued run')} will not be made.")
-        return " ".join(said)
+        return said
 
     @property
     def painted(self) -> tuple[str, ...]:
@@ -378,3 +402,9 @@ class WorkbenchState:
         if not self.targets:
             return "Select spots first (click them or draw a lasso), or paint an edit on them."
         return ""
+
+
+def _not_saved(results: int, edits: int, then: str) -> list[str]:
+    parts = [counted(results, "result")] if results else []
+    parts += [counted(edits, "edit")] if edits else []
+    return [f"{' and '.join(parts)} {'is' if results + edits == 1 else 'are'} not saved: {then}"] if parts else []

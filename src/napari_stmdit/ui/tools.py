@@ -499,8 +499,7 @@ class Example:
         self._runs.edited_tissue(number)
         self.state.tell(
             "info",
-            "This tissue before (left of the line) and after an edit towards its palest spots (right): drag the line. It is a draft; Run "
-            "makes it with all steps.",
+            "This tissue before (left) and after an edit towards its palest spots (right). It is a draft; Run makes it with all steps.",
         )
 
 

@@ -20,8 +20,8 @@ from ...intent import DEFAULT_GUIDANCE, DEFAULT_STEPS, CheckpointCard, hash_gene
 from ...storage.atomic import check_free, replacing
 from ...text import shown
 from ..checkpoint import Opened, Settings, open_weights, skeleton
-from ..hub.zoo import REFERENCE_FILE, reference_of, zoo_entry
 from ..reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES
+from ..zoo import REFERENCE_FILE, reference_of, zoo_entry
 from .keys import KeyMapping, Stacked
 
 _CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

@@ -17,8 +17,8 @@ from ...text import some_of
 from ..checkpoint import Opened, Settings, examine, locate, skeleton
 from ..counterfactual import counterfactual_fault
 from ..folder import VAES, CheckpointFolder, load_component, map_folder, read_folder
-from ..hub.zoo import missing_text, reference_of, zoo_entry
 from ..reading import SETTING_SUFFIXES, read_settings, read_weights
+from ..zoo import missing_text, reference_of, zoo_entry
 from .convert import LATENT_FACTOR, MPP_CANDIDATES, SD3_CHANNELS, UNI_WIDTH
 from .keys import TABLES, KeyMapping, read_mapping, unwrap
 

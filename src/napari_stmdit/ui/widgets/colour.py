@@ -37,7 +37,7 @@ from .common import (
 SPANS = (
     ("zero_p99", "0 – 99 %", "From zero to the 99th percentile of the spots"),
     ("p1_p99", "1 – 99 %", "From the 1st to the 99th percentile of the spots"),
-    ("min_max", "min – max", "From the least to the greatest value"),
+    ("min_max", "min – max", "From the minimum to the maximum"),
     ("own", "own", "The limits that are typed below; they are kept for each gene"),
 )
 MAX_LEGEND_LINES = 7
@@ -141,6 +141,7 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self.legend,
                 row(self.unit, self.log),
                 self.spots_as,
+                spacing=3,
             )
         )
 

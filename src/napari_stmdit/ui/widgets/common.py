@@ -332,7 +332,10 @@ class Scrolled(QScrollArea):  # type: ignore[misc,unused-ignore]
         """Set the height to that of the text; 0 for an empty one."""
         text, line = self._text, self._text.fontMetrics().lineSpacing()
         self.setVisible(bool(text.text()))
-        self.setFixedHeight(min(self._lines * line + 6, max(text.heightForWidth(self.viewport().width()), line)))
+        needed, most = max(text.heightForWidth(self.width()), line), self._lines * line + 6
+        bar = Qt.ScrollBarPolicy  # as needed, it stays after a long text, which the next then lacks the width of
+        self.setVerticalScrollBarPolicy(bar.ScrollBarAlwaysOff if needed <= most else bar.ScrollBarAlwaysOn)
+        self.setFixedHeight(min(needed, most))
 
 
 class Fold(QWidget):  # type: ignore[misc,unused-ignore]

@@ -11,10 +11,10 @@ from superqt.utils import qthrottled
 
 from ..presenter import Presenter
 from ..state import Comparison, ResultEntry
-from .common import Choice, Connections, Text, blocked, boxed, button, column, combo, connect_state, named, row
+from .common import Choice, Connections, blocked, boxed, button, column, combo, connect_state, named, row
 
 MODES = (
-    ("off", "Off", "End the comparison; the viewer is as it was before"),
+    ("off", "Off", "End the comparison and restore the viewer"),
     ("grid", "Side", "Side by side with linked pan and zoom, names and scale bars"),
     ("swipe", "Swipe", "A seam across the tissue: drag it in the viewer, or move the slider"),
     ("blink", "Blink", "Show one and the other in turn"),
@@ -48,16 +48,13 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
             "the edits",
             once=True,
         )
-        self.hint = Text("quiet")
         self._timer = QTimer(self)
         self.mode.chosen.connect(self._chosen)
         self.against.activated.connect(self._against_changed)
         self.slider.valueChanged.connect(self._moved)
         self._slider_row = boxed(row(self.left, self.slider, self.right, stretch=1))
         self.setLayout(
-            column(
-                row(QLabel("Against"), self.against, stretch=1), self.mode, self._slider_row, self.baseline, self.hint
-            )
+            column(row(QLabel("Against"), self.against, stretch=1), self.mode, self._slider_row, self.baseline)
         )
         self.show_results((), None)
         self.show_comparison(None)
@@ -101,16 +98,14 @@ class ComparePanel(QWidget):  # type: ignore[misc,unused-ignore]
             self.against.addItem("the slide", None)
             for entry in reversed(entries):
                 if entry.number != chosen:
-                    self.against.addItem(entry.name, entry.number)
+                    self.against.addItem(entry.label, entry.number)
+                    self.against.setItemData(self.against.count() - 1, entry.name, Qt.ItemDataRole.ToolTipRole)
             self.against.setCurrentIndex(max(0, self.against.findData(present)))
         found = next((e for e in entries if e.number == chosen), None)
         self.setEnabled(found is not None)
-        edited = found is not None and any(edit.enabled for edit in found.request.edits)
-        self.baseline.setEnabled(edited)
-        hint = "" if found is None or edited else "The chosen result has no edits, so it has no baseline."
+        self.baseline.setVisible(found is not None and any(edit.enabled for edit in found.request.edits))
         real = found is not None and found.counterfactual
         self.baseline.setText("Compare with the slide" if real else "Compare with baseline")
-        self.hint.show_text("It is edited real tissue: its baseline is the slide." if real else hint)
 
     def show_comparison(self, comparison: Comparison | None) -> None:
         """Show the active comparison."""

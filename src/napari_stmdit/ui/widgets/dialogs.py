@@ -1,12 +1,22 @@
-"""Dialogs: width and resolution of a figure, units of a table, what is not saved when the window closes, and the offer after it."""
+"""Dialogs: width and resolution of a figure, units of a table, unsaved work when a section is replaced or the window closes, and the offer after it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from qtpy.QtCore import QEvent, QObject
-from qtpy.QtWidgets import QDialog, QDialogButtonBox, QDoubleSpinBox, QFileDialog, QLabel, QLayout, QSpinBox, QWidget
+from qtpy.QtCore import QEvent, QObject, Qt
+from qtpy.QtWidgets import (
+    QDialog,
+    QDialogButtonBox,
+    QDoubleSpinBox,
+    QFileDialog,
+    QLabel,
+    QLayout,
+    QMessageBox,
+    QSpinBox,
+    QWidget,
+)
 
 from ...evaluation.paper_figure import DPI, WIDTHS_MM
 from ...expression.edit_tables import layers_of
@@ -47,7 +57,7 @@ class FigureDialog(QDialog):  # type: ignore[misc,unused-ignore]
         named(
             buttons.button(QDialogButtonBox.StandardButton.Save),
             "Save the figure",
-            "Choose where the figure is written",
+            "Choose the file for the figure",
         )
         named(buttons.button(QDialogButtonBox.StandardButton.Cancel), "Cancel", "Draw no figure")
         layout = column(about, labelled(("Width", self.width_mm), ("Resolution", self.dpi)), buttons)
@@ -147,6 +157,19 @@ class ClosingWords(QObject):  # type: ignore[misc,unused-ignore]
             label.setWordWrap(True)
 
 
+def ask_to_replace(parent: QWidget, words: str, go_on: Callable[[], None], stay: Callable[[], None]) -> None:
+    """Ask whether another section takes the place of the open one; the answer comes later, as napari may be inserting its layers."""
+    question = QMessageBox(parent)
+    question.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+    question.setIcon(QMessageBox.Icon.Question)
+    question.setText("Replace the open section?")
+    question.setInformativeText(words)
+    replace = question.addButton("Replace it", QMessageBox.ButtonRole.AcceptRole)
+    question.setDefaultButton(question.addButton("Keep it", QMessageBox.ButtonRole.RejectRole))
+    question.finished.connect(lambda _: (go_on if question.clickedButton() is replace else stay)())
+    question.open()
+
+
 class KeptOffer(QWidget):  # type: ignore[misc,unused-ignore]
     """Offer to restore or remove the unsaved work of an earlier session; hidden without one."""
 
@@ -154,8 +177,8 @@ class KeptOffer(QWidget):  # type: ignore[misc,unused-ignore]
         super().__init__()
         self._first: KeptSession | None = None
         self.text = Text("info")
-        self.restore = button("Restore", "Restore", "Open its section and bring back what was not saved", once=True)
-        self.discard = button("Discard", "Discard", "Remove it from this computer for good", once=True)
+        self.restore = button("Restore", "Restore", "Open its section and restore the unsaved work", once=True)
+        self.discard = button("Discard", "Discard", "Delete it permanently", once=True)
         self.setLayout(column(self.text, row(self.restore, self.discard, stretch=None), spacing=4))
         self.show_kept(())
 

@@ -15,13 +15,13 @@ from qtpy.QtWidgets import QApplication, QFrame, QScrollArea, QWidget
 
 from ...downloads.places import data_directory
 from ..manifest import PLUGIN
-from ..presenter import Presenter, presenter_of
+from ..presenter import Presenter, presenter_of, unasked
 from ..state import CompareMode, ModelChoice, WorkbenchState
 from . import worker
 from .colour import ColourPanel
 from .common import COLOURS, LINK, Choice, Connections, Fold, Text, boxed, column, connect_state
 from .compare import ComparePanel
-from .dialogs import ClosingWords, KeptOffer
+from .dialogs import ClosingWords, KeptOffer, ask_to_replace
 from .edits import EditsPanel
 from .evaluate import EvaluatePanel, SheetWindow, SpotPanel
 from .input import RUN_KEYS, WheelGuard, bind_keys, paint_actions, with_key
@@ -42,7 +42,7 @@ class Preferences:
 
     live_preview: bool = True  # show the patch that is being denoised every few steps
     blink_ms: int = 700  # how long each picture is shown while blinking; not below 350, as fast flicker can harm
-    compare_mode: CompareMode = "swipe"  # what "Compare with baseline" opens
+    compare_mode: CompareMode = "grid"  # how an edit is compared with what was before
     device: str = "auto"  # where a checkpoint is loaded, unless another device is chosen
 
 
@@ -72,15 +72,12 @@ def preference_events() -> Any:
     return getattr(page, "events", None)
 
 
-# DOC ui.widgets.dock: The dock widget: panels above, run bar below.
-
-
 MIN_WIDTH = 300
 MARGINS = (10, 6, 10, 6)
 STEPS = (
     ("choose", "1  Choose", "Which spots: tools, colours, values and names"),
-    ("change", "2  Change", "What is different there: edits of the expression, painted or applied"),
-    ("see", "3  See", "What came of it: results, compared, measured and saved"),
+    ("change", "2  Change", "Changes there: edits of the expression, painted or applied"),
+    ("see", "3  See", "Results: compare, measure and save them"),
 )
 
 
@@ -159,11 +156,11 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             column(*(self.folds[name] for name in ("synthesize", "model", "adapt", "evaluate")), spacing=2)
         )
         self.advanced = Fold("Advanced", advanced, unfolded=False)
-        nothing = Text("quiet", "Nothing is made yet. Choose spots, change them if you like, and press Run.")
+        nothing = Text("quiet", "No results yet. Choose spots, edit them if you like, and press Run.")
         self.made = boxed(column(self.results, self.compare, self.folds["spot"]))
         self.nothing = boxed(column(nothing))
         self.pages = {
-            "choose": boxed(column(self.select, self.colour, self.select.more)),
+            "choose": boxed(column(self.select, self.colour, self.select.more, spacing=4)),
             "change": boxed(column(self.edits, self.synthesize.kind)),
             "see": boxed(column(self.nothing, self.made)),
         }
@@ -256,6 +253,10 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             if state.offered:
                 self.reveal(self.section.public.download)
 
+        self.presenter.ask = lambda *asked: ask_to_replace(self.window(), *asked)
+        self.connections.add(partial(setattr, self.presenter, "ask", unasked))
+        for one in (self.section.details, self.section.another):
+            one.clicked.connect(lambda: self.scroll.verticalScrollBar().setValue(0))  # what it shows lies at the top
         self.section.others.clicked.connect(lambda: self.reveal(self.model.checkpoint))
         self.folds["spot"].unfolded_changed.connect(self.spot.unfolded)
         shows = (

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QFileDialog, QProgressBar, QWidget
 
-from ...model.hub.zoo import ZooEntry
+from ...model.zoo import ZooEntry
 from ...text import size_words
 from ...tissue.public import PublicSection
 from ..checkpoints import Acquisition, Offer, offers, section_offers
@@ -27,19 +27,24 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         super().__init__()
         self._offers: dict[str, Offer] = {}
         self._fetching = False
-        self.choice = combo(self.WHAT, "What to bring to this computer", length=5)
+        self.choice = combo(self.WHAT, "What to download", length=5)
         self.facts, self.licence = Text("info"), Text("quiet")
         self.terms = Text("quiet")
         self.terms.setTextInteractionFlags(Qt.TextInteractionFlag.TextBrowserInteraction)
         named(self.terms, "Terms", "Where the terms can be read and, if it is gated, accepted")
         self.download = button(
-            "Download", "Download", "Fetch it under these terms", lambda: self.downloadRequested.emit(self.name(), None)
+            "Download",
+            "Download",
+            "Download it under these terms",
+            lambda: self.downloadRequested.emit(self.name(), None),
         )
         self.folder = button(
             "From folder…", "Take it from a folder", "Copy its files from a folder on this computer", self._browse
         )
-        self.stop = button("Stop", "Stop the download", "What has arrived is kept; the next download goes on")
-        self.bar = named(QProgressBar(), "Download progress", "Share that has arrived")
+        self.stop = button(
+            "Stop", "Stop the download", "What has arrived is kept; the next download continues from there"
+        )
+        self.bar = named(QProgressBar(), "Download progress", "Progress of the download")
         self.bar.setRange(0, 1000)
         self.bar.setFormat("%p %")
         self.file = Text("quiet")
@@ -151,7 +156,7 @@ class SectionsPanel(DownloadsPanel):
         named(
             self.download,
             "Open the public section",
-            "Open it; where it is not on this computer, fetch it first under these terms",
+            "Open it; if it is not on this computer, download it first under these terms",
         )
         self.choice.activated.connect(lambda _: self._want_size())
 

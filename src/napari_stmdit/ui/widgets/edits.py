@@ -20,7 +20,6 @@ from qtpy.QtWidgets import (
     QSlider,
     QTableWidget,
     QTableWidgetItem,
-    QVBoxLayout,
     QWidget,
 )
 
@@ -108,10 +107,39 @@ class GroupField(QComboBox):  # type: ignore[misc,unused-ignore]
             self.setCurrentIndex(self._data.index(chosen) if chosen in self._data else 0)
 
 
-class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
-    """Form of an `EditDraft`."""
+class Lens(QWidget):  # type: ignore[misc,unused-ignore]
+    """Form of a value, which shows and emits what the user changes."""
 
     valueChanged = Signal(object)
+    _value: Any
+
+    def value(self) -> Any:
+        """Return what the form says."""
+        return self._value
+
+    def setValue(self, value: Any) -> None:
+        """Show a value."""
+        raise NotImplementedError
+
+    def _change(self, **changes: Any) -> None:
+        value = replace(self._value, **changes)
+        if value != self._value:
+            self.setValue(value)
+            self.valueChanged.emit(value)
+
+
+def percent_slider(name: str, tip: str) -> QSlider:
+    """Return a slider from 0 to 100."""
+    slider = QSlider(Qt.Orientation.Horizontal)
+    slider.setRange(0, 100)
+    slider.setPageStep(10)
+    slider.setMinimumWidth(60)
+    return named(slider, name, tip)
+
+
+class DraftForm(Lens):
+    """Form of an `EditDraft`."""
+
     profileRequested = Signal(str)
     """Signal with the path of a profile's file to read and choose."""
 
@@ -123,16 +151,14 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         self._known: tuple[Any, ...] = ((), {}, ())
         self._notes: Mapping[str, ProgramNote] = {}
         self._reaches: Mapping[str, ProgramReach] = {}
-        self.presets = combo(
-            "Start from", "Fill the form with an edit that this checkpoint knows how to show", length=8
-        )
+        self.presets = combo("Start from", "Fill the form with an edit that this checkpoint can show", length=8)
         self._presets: list[tuple[str, str, dict[str, Any]]] = []
         self.what = NameField(several=True)
         named(self.what, "Genes and programs", "What is changed: genes and programs, parted by commas")
-        self.operation = named(QComboBox(), "Operation", "What is done to their expression")
-        for key, label, tip in OPERATIONS:
-            self.operation.addItem(label, key)
-            self.operation.setItemData(self.operation.count() - 1, tip, 3)  # Qt.ToolTipRole
+        options = [(label, key) for key, label, _ in OPERATIONS]
+        self.operation = combo("Operation", "What is done to their expression", options)
+        for place, (*_, tip) in enumerate(OPERATIONS):
+            self.operation.setItemData(place, tip, Qt.ItemDataRole.ToolTipRole)
         self.amounts = {
             "factor": self._amount("Factor", 0, 1000, 0.5, " ×"),
             "log_units": self._amount("Log units", -10, 10, 0.25, " log"),
@@ -141,36 +167,18 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         self.follow = named(
             QCheckBox("What varies with it follows"),
             "What varies with it follows",
-            "Other genes, and how deep spots are, go along as they vary with these genes in this section: co-variation, no cause",
+            "Other genes, and the depth of spots, change as they covary with these genes in this section; covariation is not causation",
         )
         self.target = GroupField("Target", "The spots or the profile that the expression moves towards")
         self.group_a = GroupField("First group", "Spots that change places with the second group")
         self.group_b = GroupField("Second group", "Spots that change places with the first group")
         self.faults = {"what": Text("error"), "target": Text("error")}
         self.about = Text("quiet")
-        self._lay_out()
-        self._connect()
-        self.setValue(EditDraft())
-
-    def _lay_out(self) -> None:
         self._groups = boxed(labelled(("First", self.group_a), ("Second", self.group_b)))
         self._target = boxed(row(QLabel("to"), self.target, stretch=1))
-        self.setLayout(
-            column(
-                self.presets,
-                self.what,
-                self.faults["what"],
-                self.about,
-                row(self.operation, *self.amounts.values()),
-                self.follow,
-                self._target,
-                self._groups,
-                self.faults["target"],
-                spacing=4,
-            )
-        )
-
-    def _connect(self) -> None:
+        how = row(self.operation, *self.amounts.values())
+        parts = (self.presets, self.what, self.faults["what"], self.about, how, self.follow)
+        self.setLayout(column(*parts, self._target, self._groups, self.faults["target"], spacing=4))
         self.presets.activated.connect(self._preset_chosen)
         self.what.changed.connect(self._named)
         self.operation.activated.connect(lambda _: self._change(operation=self.operation.currentData()))
@@ -180,12 +188,9 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         self.target.picked.connect(self._target_picked)
         self.group_a.picked.connect(lambda data: self._change(group_a=data[1]))
         self.group_b.picked.connect(lambda data: self._change(group_b=data[1]))
+        self.setValue(EditDraft())
 
     # --- value
-
-    def value(self) -> EditDraft:
-        """Return the draft."""
-        return self._value
 
     def setValue(self, value: EditDraft) -> None:
         """Show a draft."""
@@ -258,18 +263,11 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         """Offer edits that work here: towards the checkpoint's profiles, and more of each program; those without effect last and greyed."""
         ineffective = {name: reach.words for name, reach in self._reaches.items() if reach.ineffective}
         none: dict[str, Any] = {"genes": (), "programs": ()}
-        entries = [
-            (f"towards {name}", "", {**none, "operation": "towards", "target_profile": name, "target_spots": ()})
-            for name in self._known[2]
-        ]
+        towards = {**none, "operation": "towards", "target_spots": ()}
+        more = {**none, "operation": "add", "log_units": 1.5}
+        entries = [(f"towards {name}", "", {**towards, "target_profile": name}) for name in self._known[2]]
         for name in sorted(self._programs, key=lambda name: (name in ineffective, name)):
-            entries.append(
-                (
-                    f"more {name}",
-                    ineffective.get(name, ""),
-                    {**none, "operation": "add", "programs": (name,), "log_units": 1.5},
-                )
-            )
+            entries.append((f"more {name}", ineffective.get(name, ""), {**more, "programs": (name,)}))
         symbols = () if self._genes is None else self._genes.symbols.tolist()
         known = [name for name in EXAMPLES if name in symbols] or list(symbols[:1])
         effective = [name for name in sorted(self._programs) if name not in ineffective]
@@ -319,22 +317,14 @@ class DraftForm(QWidget):  # type: ignore[misc,unused-ignore]
         else:
             self._change(target_profile=None, target_spots=data[1])
 
-    def _change(self, **changes: Any) -> None:
-        value = replace(self._value, **changes)
-        if value != self._value:
-            self.setValue(value)
-            self.valueChanged.emit(value)
-
 
 TABLE = "Tables (*.csv)"
 TABLES = "Tables (*.h5ad *.csv *.tsv *.txt)"
 YAML = "Edits (*.yaml *.yml)"
 
 
-class BrushForm(QWidget):  # type: ignore[misc,unused-ignore]
+class BrushForm(Lens):
     """Form of a `Brush`."""
-
-    valueChanged = Signal(object)
 
     def __init__(self) -> None:
         super().__init__()
@@ -344,11 +334,11 @@ class BrushForm(QWidget):  # type: ignore[misc,unused-ignore]
         self.radius.setDecimals(0)
         self.radius.setSingleStep(25)
         named(self.radius, "Brush radius", "Radius of the brush on the tissue; [ and ] change it")
-        self.softness = self._percent("Softness", "Part of the radius over which the weight falls off to nothing")
-        self.strength = self._percent(
+        self.softness = percent_slider("Softness", "Part of the radius over which the weight falls off to nothing")
+        self.strength = percent_slider(
             "Brush strength", "Weight that one stroke gives; the next adds its share of the rest"
         )
-        self.erase = named(QCheckBox("Erase"), "Erase", "Take weight away instead; so does Alt while painting")
+        self.erase = named(QCheckBox("Erase"), "Erase", "Erase instead of painting; Alt does the same while it is held")
         self.radius.valueChanged.connect(lambda value: self._change(radius_um=float(value)))
         self.softness.valueChanged.connect(lambda value: self._change(softness=value / 100))
         self.strength.valueChanged.connect(lambda value: self._change(strength=value / 100))
@@ -360,10 +350,6 @@ class BrushForm(QWidget):  # type: ignore[misc,unused-ignore]
         self.setLayout(column(row(QLabel("Brush"), self.radius, self.erase, stretch=1), shape, spacing=4))
         self.show_unit(True)
         self.setValue(Brush())
-
-    def value(self) -> Brush:
-        """Return the brush."""
-        return self._value
 
     def setValue(self, value: Brush) -> None:
         """Show a brush."""
@@ -378,31 +364,13 @@ class BrushForm(QWidget):  # type: ignore[misc,unused-ignore]
         """Show the unit of the radius."""
         self.radius.setSuffix(" µm" if calibrated else " px")
 
-    def _percent(self, name: str, tip: str) -> QSlider:
-        slider = QSlider(Qt.Orientation.Horizontal)
-        slider.setRange(0, 100)
-        slider.setPageStep(10)
-        slider.setMinimumWidth(60)
-        return named(slider, name, tip)
-
-    def _change(self, **changes: Any) -> None:
-        value = replace(self._value, **changes)
-        if value != self._value:
-            self.setValue(value)
-            self.valueChanged.emit(value)
-
 
 class EditRow(QFrame):  # type: ignore[misc,unused-ignore]
     """Edit in the list: whether it is enabled, name, strength, and a warning where some of its genes have no effect."""
 
-    picked = Signal(int)
-    enabledChanged = Signal(int, bool)
-    renamed = Signal(int, str)
-    strengthChanged = Signal(int, float)
-
-    def __init__(self, number: int) -> None:
+    def __init__(self, edits: EditList, number: int) -> None:
         super().__init__()
-        self.number = number
+        self._edits, self.number = edits, number
         self._chosen: bool | None = None
         place = f"Edit {number + 1}"
         self.eye = named(QCheckBox(), f"{place}: on", "Whether this edit is applied")
@@ -413,31 +381,29 @@ class EditRow(QFrame):  # type: ignore[misc,unused-ignore]
         self.name.setMinimumWidth(50)
         self.mark = QLabel("⚠")
         self.mark.setAccessibleName(f"{place}: warning")
-        self.strength = QSlider(Qt.Orientation.Horizontal)
-        self.strength.setRange(0, 100)
+        self.strength = percent_slider(f"{place}: strength", "How strongly the edit acts, 0 to 100 %")
         self.strength.setFixedWidth(60)
-        named(self.strength, f"{place}: strength", "How strongly the edit acts, 0 to 100 %")
         self.percent = QLabel()
         self.percent.setFixedWidth(50)
         self.percent.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         layout = row(self.eye, self.name, self.mark, self.strength, self.percent, stretch=1)
         layout.setContentsMargins(4, 2, 4, 2)
         self.setLayout(layout)
-        self.eye.toggled.connect(lambda on: self.enabledChanged.emit(self.number, on))
+        self.eye.toggled.connect(lambda on: edits.enabledChanged.emit(number, on))
         self.name.editingFinished.connect(self._rename)
-        self.strength.valueChanged.connect(lambda value: self.strengthChanged.emit(self.number, value / 100))
+        self.strength.valueChanged.connect(lambda value: edits.strengthChanged.emit(number, value / 100))
         self.name.installEventFilter(self)
         WheelGuard(self).watch(self)
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
         """Choose the edit whose name is clicked."""
         if event.type() == QEvent.Type.FocusIn:
-            self.picked.emit(self.number)
+            self._edits.picked.emit(self.number)
         return False
 
     def mousePressEvent(self, event: Any) -> None:
         """Choose the edit that is clicked."""
-        self.picked.emit(self.number)
+        self._edits.picked.emit(self.number)
 
     def show_edit(self, edit: Edit, chosen: bool, warning: str) -> None:
         """Show an edit."""
@@ -462,7 +428,7 @@ class EditRow(QFrame):  # type: ignore[misc,unused-ignore]
     def _rename(self) -> None:
         if self.name.isModified():
             self.name.setModified(False)
-            self.renamed.emit(self.number, self.name.text())
+            self._edits.renamed.emit(self.number, self.name.text())
 
 
 class EditList(QWidget):  # type: ignore[misc,unused-ignore]
@@ -476,9 +442,8 @@ class EditList(QWidget):  # type: ignore[misc,unused-ignore]
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[EditRow] = []
-        self._rows = QVBoxLayout(self)
-        self._rows.setContentsMargins(0, 0, 0, 0)
-        self._rows.setSpacing(1)
+        self._rows = column(spacing=1)
+        self.setLayout(self._rows)
 
     def show_edits(self, edits: Sequence[Edit], chosen: int | None, warnings: Sequence[str]) -> None:
         """Show edits, in the order in which they are applied."""
@@ -488,11 +453,8 @@ class EditList(QWidget):  # type: ignore[misc,unused-ignore]
             gone.hide()
             gone.deleteLater()
         while len(self.rows) < len(edits):
-            new = EditRow(len(self.rows))
-            for signal in ("picked", "enabledChanged", "renamed", "strengthChanged"):
-                getattr(new, signal).connect(getattr(self, signal))
-            self._rows.addWidget(new)
-            self.rows.append(new)
+            self.rows.append(EditRow(self, len(self.rows)))
+            self._rows.addWidget(self.rows[-1])
         for number, (line, edit, warning) in enumerate(zip(self.rows, edits, warnings, strict=True)):
             line.show_edit(edit, number == chosen, warning)
         self.setVisible(bool(edits))
@@ -510,13 +472,13 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.paint.setCheckable(True)
         self.to_selected = small("To selected", "Apply to selected spots", "Add this edit for the selected spots")
         self.to_all = small("To all", "Apply to all spots", "Add this edit for every spot")
-        self.new = small("New", "New edit", "Form and brush leave the chosen edit as it is and begin another")
+        self.new = small("New", "New edit", "Begin a new edit with form and brush; the chosen one stays as it is")
         self.spots = small("Spots", "Select its spots", "Select the spots that the chosen edit changes")
         self.up = small("↑", "Move the edit up", "Edits are applied from the top")
         self.down = small("↓", "Move the edit down", "Edits are applied from the top")
-        self.delete = small("Delete", "Delete the edit", "Take the chosen edit out of the list")
-        self.undo = small("↶", "Undo", "Take back the last change of the edits. Ctrl+Z")
-        self.redo = small("↷", "Redo", "Do again what was taken back. Ctrl+Shift+Z")
+        self.delete = small("Delete", "Delete the edit", "Remove the chosen edit from the list")
+        self.undo = small("↶", "Undo", "Undo the last change of the edits. Ctrl+Z")
+        self.redo = small("↷", "Redo", "Redo what was undone. Ctrl+Shift+Z")
         self.load = small("Load…", "Load edits", "Read edits from a YAML file")
         self.save = small("Save…", "Save edits", "Write the edits into a YAML file, for 'stmdit synthesize --edits'")
         self.sets = small("GMT…", "Import gene sets", "Add the gene sets of a GMT file to the programs")
@@ -561,20 +523,12 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         most = boxed(column(self.movers, row(self.save_movers, stretch=None)))
         self.moving = Fold("Genes that move most", most, unfolded=False, inner=True)
         self.files = Fold("Files of edits, gene sets and profiles", boxed(files), unfolded=False, inner=True)
-        self.setLayout(
-            column(
-                self.form,
-                row(self.paint, self.to_selected, self.to_all, stretch=None),
-                self.brush,
-                row(self.live, self.live_line, stretch=1),
-                self.list,
-                self.order,
-                self.warning,
-                self.moving,
-                self.files,
-                spacing=4,
-            )
+        apply, live = (
+            row(self.paint, self.to_selected, self.to_all, stretch=None),
+            row(self.live, self.live_line, stretch=1),
         )
+        listed = (self.list, self.order, self.warning, self.moving, self.files)
+        self.setLayout(column(self.form, apply, self.brush, live, *listed, spacing=4))
 
     def bind(self, presenter: Presenter) -> Connections:
         """Connect with a presenter; return the connections."""
@@ -630,12 +584,9 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
         def show_programs() -> None:
             programs = tuple(known_programs(state.request.programs))
-            if (
-                programs,
-                state.section,
-                state.checkpoint,
-            ) != self._offered:  # reaches take time, and edits change often
-                self._offered = (programs, state.section, state.checkpoint)
+            wanted = (programs, state.section, state.checkpoint)
+            if wanted != self._offered:  # reaches take time, and edits change often
+                self._offered = wanted
                 notes = {name: note for name, note in bundled_notes().items() if name not in state.request.programs}
                 self.form.show_programs(programs, notes, painting.program_reaches())
 

@@ -47,13 +47,15 @@ class ConvertPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._foreign: Foreign | None = None
         self.summary = Text("info")
         self.question = Text("warning")
-        tip = "No published file states it; a wrong one misplaces every image"
+        tip = "No published file states it; a wrong value puts every image at the wrong scale"
         self.mpp = combo("Microns per pixel of its patches", tip)
         self.mpp.setEditable(True)
         self.mpp.lineEdit().setPlaceholderText("µm/px")
         self.why = Text("quiet")
-        self.name = named(QLineEdit(), "Name of the checkpoint", "The name it is chosen by")
-        self.genes = named(QLineEdit(), "Gene list", "Text file, one symbol a line, as its expression encoder saw them")
+        self.name = named(QLineEdit(), "Name of the checkpoint", "Its name in the list of checkpoints")
+        self.genes = named(
+            QLineEdit(), "Gene list", "Text file, one symbol a line, in the order of its expression encoder"
+        )
         self.genes.setPlaceholderText("none: embeddings only")
         browse = button("…", "Choose the gene list", "Choose the gene list", self._browse)
         browse.setFixedWidth(32)
@@ -135,7 +137,7 @@ class ConvertPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
 
 LACKING_ADVICE = (
-    "Bring what is missing under 'Get checkpoints and encoders', or use embeddings that were computed elsewhere:"
+    "Get what is missing under 'Get checkpoints and encoders', or use embeddings that were computed elsewhere:"
 )
 CPU_NOTICE = "Runs on the CPU. A GPU is many times faster."
 
@@ -313,8 +315,8 @@ def _sentence(text: str) -> str:
 
 
 ABOUT = (
-    "Makes a checkpoint of this tissue on this computer. A part is held out, and tells in the end how far it can be trusted. It goes on "
-    "when napari is closed."
+    "Trains a checkpoint on this tissue, on this computer. A part is held out, and shows in the end how far the checkpoint can be trusted. "
+    "Training continues when napari is closed."
 )
 LOOK_MS = 1000
 PLACES = {name: name.replace("-", " ").capitalize() + " quarter" for name in CORNERS} | {
@@ -333,13 +335,13 @@ class AdaptPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.adaptations = Adaptations()
         self._name, self._told, self._picture = "", set[str](), ("", 0)
         self._section: Callable[[], Section | None] = lambda: None
-        tip = "Minutes for all of it; more time, better images"
+        tip = "Total time in minutes; more time gives better images"
         self.form = form_of(AdaptRequest, minutes=("Minutes", tip, {"step": 5, "min": 1, "max": 10_000}))
         self.minutes = self.form["minutes"].native
         self.minutes.setDecimals(0)
         places = [(words, key) for key, words in PLACES.items()]
         self.hold_out = combo("Held out", "Spots to evaluate on; never trained on", places, length=8)
-        self.name = named(QLineEdit(), "Name of the checkpoint", "The name it is chosen by")
+        self.name = named(QLineEdit(), "Name of the checkpoint", "Its name in the list of checkpoints")
         tip = "Start learning from the open section"
         self.go = button("Adapt", "Adapt to this section", tip, self._begin)
         self.choice = combo("Adaptations", "Those begun on this computer", length=8)
@@ -348,9 +350,9 @@ class AdaptPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.bar.setRange(0, 1000)
         self.bar.setTextVisible(False)
         self.bar.setAccessibleName("Progress of the adaptation")
-        tip = "Save what is there and end; it can be gone on with, also after napari was closed"
+        tip = "Save and stop; it can be continued later, also after napari was closed"
         self.stop = button("Stop", "Stop the adaptation", tip, lambda: self.adaptations.stop(self._name))
-        self.more = button("Go on", "Go on with the adaptation", "Go on from what was saved", self._go_on)
+        self.more = button("Go on", "Go on with the adaptation", "Continue from what was saved", self._go_on)
         self.use = button("Use it", "Use the checkpoint", "Load this checkpoint")
         self.told, self.fault, self.figures = Text("info"), Text("error"), Text("quiet")
         self.picture = named(

@@ -14,7 +14,7 @@ from qtpy.QtGui import QColor, QPainter, QPainterPath, QPaintEvent, QPen, QPolyg
 from qtpy.QtOpenGLWidgets import QOpenGLWidget
 from qtpy.QtWidgets import QWidget
 
-from ..compare import grid_of
+from ..compare import SPACING_PX, grid_of
 from ..gestures import Line, camera_of
 from ..presenter import Presenter
 from .common import Connections, connect_state
@@ -61,12 +61,19 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
         connections = connect_state(
             presenter.state.events, ("results chosen_result comparison section", self._show_results)
         )
+        # napari frees what a layer had on the graphics card in whatever context is current: that of another window would lose its own
+        removing, own = viewer.layers.events.removing, self._own_context
+        removing.connect(own)
+        connections.add(partial(removing.disconnect, own))
         camera, dims, grid = camera_of(viewer), viewer.dims, grid_of(viewer)
         for emitter in (camera.events.zoom, camera.events.center, dims.events.ndisplay, grid.events.enabled):
             emitter.connect(self._moved)
             connections.add(partial(emitter.disconnect, self._moved))
         connections.add(lambda: setattr(presenter.hand, "show_line", lambda line: None))
         return connections
+
+    def _own_context(self, event: Any = None) -> None:
+        self.parentWidget().makeCurrent()
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
         """Follow the size of the canvas."""
@@ -101,12 +108,21 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
         self._show()
 
     def _show(self) -> None:
-        flat = self._viewer is None or (self._viewer.dims.ndisplay == 2 and not grid_of(self._viewer).enabled)
+        flat = self._viewer is None or (self._viewer.dims.ndisplay == 2 and bool(self._cells()))
         self.setVisible(bool(self._line) or (flat and bool(len(self.frames) or self.labels)))
         self.update()
 
+    def _cells(self) -> list[QRectF]:
+        """Return where the section is shown: the canvas, or the cells of a comparison side by side; none of a grid of the user's own."""
+        comparison = None if self._presenter is None else self._presenter.state.comparison
+        grid, count = grid_of(self._viewer), 1
+        if grid.enabled:
+            count = int(grid.shape[1]) if comparison is not None and comparison.mode == "grid" else 0
+        width = (self.width() - SPACING_PX * (count - 1)) / max(count, 1)
+        return [QRectF(k * (width + SPACING_PX), 0, width, self.height()) for k in range(count)]
+
     def _labels(self) -> list[Label]:
-        """Return the labels of the sides of a seam, or of the picture that is shown."""
+        """Return the labels of the sides of a seam, of the cells, or of the picture that is shown."""
         if self._presenter is None or (comparison := self._presenter.state.comparison) is None:
             return []
         left, right = self._presenter.compare.names(comparison)
@@ -115,6 +131,10 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
             # above the picture, where there is room
             x, y = ends[0].x(), max(min(end.y() for end in ends) - 4 * MARGIN_PX, MARGIN_PX)
             return [Label(left, (x - MARGIN_PX, y), -1), Label(right, (x + MARGIN_PX, y), 1)]
+        if comparison.mode == "grid":
+            cells = self._cells()
+            texts = ("the slide", left, right)[-len(cells) :]
+            return [Label(text, (cell.center().x(), MARGIN_PX)) for text, cell in zip(texts, cells, strict=False)]
         if comparison.mode in ("blink", "fade"):
             text = right if comparison.position >= 0.5 else left
             return [Label(text, (self.width() / 2, MARGIN_PX))]
@@ -136,7 +156,12 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
         """Draw."""
         painter = QPainter(self)
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
-        self._frame(painter)
+        for cell in self._cells() if self._viewer is not None else ():
+            painter.save()
+            painter.setClipRect(cell)
+            painter.translate(cell.center().x() - self.width() / 2, 0)
+            self._frame(painter)
+            painter.restore()
         if len(self._line) > 1:
             ring = QPolygonF([QPointF(x, y) for x, y in (*self._line, self._line[0])])
             painter.setPen(Qt.PenStyle.NoPen)
@@ -172,7 +197,7 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
 
     def _write(self, painter: QPainter, label: Label) -> None:
         metrics = painter.fontMetrics()
-        most = self.width() / 2 - 4 * MARGIN_PX
+        most = self.width() / max(len(self._cells()), 2) - 4 * MARGIN_PX
         text = metrics.elidedText(label.text, Qt.TextElideMode.ElideRight, int(most))
         width, height = metrics.horizontalAdvance(text) + 2 * MARGIN_PX, metrics.height() + MARGIN_PX
         x = label.at[0] - width * (1 - label.side) / 2

@@ -7,26 +7,112 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from qtpy.QtCore import QSize, Qt, Signal
-from qtpy.QtGui import QIcon, QImage, QPixmap
-from qtpy.QtWidgets import QAbstractItemView, QFileDialog, QListWidget, QListWidgetItem, QMenu, QMessageBox, QWidget
+from qtpy.QtCore import QModelIndex, QSize, Qt, Signal
+from qtpy.QtGui import QColor, QFont, QIcon, QImage, QPainter, QPalette, QPixmap
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QFileDialog,
+    QListWidget,
+    QListWidgetItem,
+    QMenu,
+    QMessageBox,
+    QStyle,
+    QStyledItemDelegate,
+    QStyleOptionViewItem,
+    QWidget,
+)
 
 from ...evaluation.selection import EditEffect
 from ...synthesis.result import ExportKind
 from ...tissue.spatialdata_store import is_spatialdata
 from ..presenter import Presenter
 from ..state import ResultEntry
-from .common import Connections, Text, blocked, boxed, button, column, connect_state, fit_lines, named, paced, row
+from .common import Connections, Fold, Text, blocked, boxed, button, column, connect_state, named, paced, row
 from .dialogs import FigureDialog
 
-NUMBER = Qt.ItemDataRole.UserRole
-MAX_LINES = 5
-ICON_PX = 32
+NUMBER, TITLE, FACTS = (Qt.ItemDataRole.UserRole + k for k in range(3))
+MAX_PX = 172
+"""Maximum height of the list in pixels: the step fits a laptop's screen."""
+CARD_PX, ICON_PX = 46, 40
 EXPORTS: tuple[tuple[ExportKind, str, str, str], ...] = (
     ("ome-zarr", "OME-Zarr…", "Export as OME-Zarr", "OME-Zarr (*.zarr)"),
     ("ome-tiff", "OME-TIFF…", "Export as OME-TIFF, for QuPath and others", "OME-TIFF (*.ome.tif)"),
     ("patches", "Patches and table…", "Export every patch as PNG, with a table as CSV and Parquet", "Folder (*)"),
 )
+
+
+class CardDelegate(QStyledItemDelegate):  # type: ignore[misc,unused-ignore]
+    """Draws a result as a card: its picture, its name, and its facts in a small line; the chosen one has room for its actions below."""
+
+    def __init__(self, parent: Cards) -> None:
+        super().__init__(parent)
+        self._cards = parent
+
+    def sizeHint(self, option: QStyleOptionViewItem, index: QModelIndex) -> QSize:
+        """Return the height of a card; the width is the list's."""
+        below = self._cards.actions.sizeHint().height() if index == self._cards.currentIndex() else 0
+        return QSize(0, CARD_PX + below)
+
+    def initStyleOption(self, option: QStyleOptionViewItem, index: QModelIndex) -> None:
+        """Draw, tick and rename in the upper part of a card, and its title in the upper line there."""
+        super().initStyleOption(option, index)
+        option.rect.setHeight(CARD_PX)
+        option.text = f"{index.data(TITLE)}\u2028 "
+
+    def paint(self, painter: QPainter, option: QStyleOptionViewItem, index: QModelIndex) -> None:
+        """Draw the ground of the whole card, the upper part as any item of a list, and the facts."""
+        style, shown = self._cards.style(), QStyleOptionViewItem(option)
+        self.initStyleOption(shown, index)
+        whole = QStyleOptionViewItem(shown)
+        whole.rect = option.rect
+        style.drawPrimitive(QStyle.PrimitiveElement.PE_PanelItemViewItem, whole, painter, self._cards)
+        super().paint(painter, option, index)
+        place = style.subElementRect(QStyle.SubElement.SE_ItemViewItemText, shown, self._cards).adjusted(3, 0, -3, 0)
+        font, colour = QFont(option.font), QColor(shown.palette.color(QPalette.ColorRole.Text))
+        font.setPointSizeF(0.85 * font.pointSizeF())
+        colour.setAlphaF(0.8)
+        painter.save()
+        painter.setFont(font)
+        painter.setPen(colour)
+        text = painter.fontMetrics().elidedText(index.data(FACTS), Qt.TextElideMode.ElideRight, place.width())
+        painter.drawText(place.adjusted(0, place.height() // 2, 0, 0), Qt.AlignmentFlag.AlignLeft, text)
+        painter.restore()
+
+
+class Cards(QListWidget):  # type: ignore[misc,unused-ignore]
+    """A list of cards; the actions of the chosen one lie on it."""
+
+    def __init__(self, actions: QWidget) -> None:
+        super().__init__()
+        self.actions = actions
+        actions.setParent(self.viewport())
+        actions.setObjectName("actions")
+        actions.setStyleSheet("QWidget#actions { background: transparent; }")
+        self.setItemDelegate(CardDelegate(self))
+        self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+        self.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setTextElideMode(Qt.TextElideMode.ElideMiddle)
+        self.setIconSize(QSize(ICON_PX, ICON_PX))
+        self.setEditTriggers(QAbstractItemView.EditTrigger.EditKeyPressed)
+        self.verticalScrollBar().valueChanged.connect(lambda _: self._place())
+
+    def updateGeometries(self) -> None:
+        """Put the actions onto the chosen card, wherever it lies now."""
+        super().updateGeometries()
+        self._place()
+
+    def fit(self) -> None:
+        """Take the height of the cards, up to some, and lay them out anew."""
+        below = self.actions.sizeHint().height() if self.currentRow() >= 0 else 0
+        self.setFixedHeight(min(max(self.count(), 1) * CARD_PX + below, MAX_PX) + 2 * self.frameWidth() + 2)
+        self.doItemsLayout()
+        self.scrollToItem(self.currentItem())
+
+    def _place(self) -> None:
+        card = self.visualRect(self.currentIndex())
+        self.actions.setVisible(card.isValid())
+        self.actions.setGeometry(card.adjusted(4, CARD_PX, -4, 0))
 
 
 class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
@@ -39,23 +125,12 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._entries: dict[int, ResultEntry] = {}
         self._exporting = ""
         self._changes: frozenset[int] = frozenset()
-        self.list = named(
-            QListWidget(),
-            "Results",
-            "Tick to show a result; choose one to save, compare or run it again; a double click goes to it, F2 renames it",
-        )
-        self.list.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.list.setTextElideMode(Qt.TextElideMode.ElideMiddle)
-        self.list.setIconSize(QSize(ICON_PX, ICON_PX))
-        self.list.setEditTriggers(QAbstractItemView.EditTrigger.EditKeyPressed)
-        self.facts = Text("quiet")
         self.save = button("Save", "Save the result", "Write the chosen result to disk", width=40)
         tip = "Run the chosen result's request as it is: the same seed, the same pixels"
         self.again = button("Run again", "Run again", tip, width=40, once=True)
         tip = "Put the chosen result's request into the form and select its spots"
         self.reuse = button("Use settings", "Use its settings", tip, width=40)
-        self.delete = button("Delete", "Delete the result", "Take the chosen result out of the viewer", width=40)
+        self.delete = button("Delete", "Delete the result", "Remove the chosen result from the viewer", width=40)
         self.change = button(
             "Show the change",
             "Show the change",
@@ -75,12 +150,19 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             "Save the table",
             "Write these numbers as CSV: before, after, difference, 95 % interval, chance",
         )
-        self.effect_row = boxed(row(self.chance, self.table, stretch=None))
+        self.measures, self.writing = Text("info"), Text("quiet")
+        numbers = boxed(column(self.measures, row(self.chance, self.table, stretch=None), spacing=4))
+        self.numbers = Fold("In numbers", numbers, unfolded=False, inner=True)
         self._menu()
-        buttons = column(
-            row(self.save, self.delete, stretch=None), row(self.again, self.reuse, stretch=None), self.change, spacing=4
+        lines = row(self.save, self.delete, self.again, stretch=None), row(self.reuse, self.change, stretch=None)
+        actions = column(*lines, spacing=3)
+        actions.setContentsMargins(0, 0, 0, 4)
+        self.list = named(
+            Cards(boxed(actions)),
+            "Results",
+            "Tick to show a result; choose one for what can be done with it; a double click goes to it, F2 renames it",
         )
-        self.setLayout(column(self.list, self.effect, self.effect_row, self.facts, buttons))
+        self.setLayout(column(self.list, self.effect, self.numbers, self.writing))
         self.show_exporting("")
         self.show_results((), None)
 
@@ -184,7 +266,6 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._entries = {entry.number: entry for entry in entries}
         with blocked(self.list):
             self._fill(entries, chosen)
-        fit_lines(self.list, len(entries), MAX_LINES)
         self.setEnabled(bool(entries))
         self._describe()
 
@@ -195,7 +276,11 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
             item.setData(NUMBER, entry.number)
             item.setFlags(item.flags() | Qt.ItemFlag.ItemIsUserCheckable | Qt.ItemFlag.ItemIsEditable)
             item.setCheckState(Qt.CheckState.Checked if entry.visible else Qt.CheckState.Unchecked)
-            item.setToolTip(summary(entry))
+            saved = f"Saved in {entry.saved}" if entry.saved else "Not saved yet."
+            item.setToolTip(f"{entry.name}\n{summary(entry)}\n{saved}")
+            item.setData(TITLE, entry.title[0])
+            item.setData(FACTS, facts(entry))
+            item.setData(Qt.ItemDataRole.AccessibleTextRole, f"{entry.name}, {facts(entry)}")
             if entry.thumbnail is not None:
                 item.setIcon(icon_of(entry.thumbnail))
             self.list.addItem(item)
@@ -216,7 +301,7 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.save_data_set.setText("Stop the data set" if words else "Data set…")
         tip = "Export synthetic and real patches with expression for Hugging Face datasets and AnnData, paired with the baseline"
         self.save_data_set.setToolTip(words or tip)
-        self._describe()
+        self.writing.show_text(words)
 
     def show_changes(self, numbers: frozenset[int]) -> None:
         """Show which results' changes are visible."""
@@ -228,12 +313,14 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         entry = self._entries.get(self.value() or 0)
         edited = entry is not None and any(edit.enabled for edit in entry.request.edits)
         effect = effects.get(self.value() or 0)
-        self.effect_row.setVisible(effect is not None)
+        self.numbers.setVisible(effect is not None)
         self.chance.setEnabled(effect is not None and not effect.chance_spots)
         if entry is None or not edited:
             self.effect.show_text("")
         elif effect is not None:
-            self.effect.show_text(effect.words, "info" if effect.visible else "warning")
+            answer, _, more = effect.words.partition("\n")
+            self.effect.show_text(answer, "info" if effect.visible else "warning")
+            self.measures.show_text(more)
         elif entry.number in faults:
             self.effect.show_text(f"Its effect cannot be measured: {faults[entry.number]}", "warning")
         elif entry.counterfactual or has_baseline:
@@ -247,21 +334,15 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         entry = self._entries.get(self.value() or 0)
         self.change.setVisible(entry is not None and entry.counterfactual)
         self.change.setChecked(entry is not None and entry.number in self._changes)
-        for one in (self.save, self.again, self.reuse, self.delete):
-            one.setEnabled(entry is not None)
-        if entry is None:
-            self.facts.show_text("" if self._entries else "No run yet.")
-            return
-        self.save.setEnabled(entry.source is not None)
-        self.save_store.setEnabled(entry.result is not None or entry.saved is None)  # others are in a store already
-        saved = f"\nSaved in {entry.saved}" if entry.saved else "\nNot saved yet."
-        writing = f"\n{self._exporting}" if self._exporting else ""
-        self.facts.show_text(summary(entry) + saved + writing)
+        if entry is not None:
+            self.save.setEnabled(entry.source is not None)
+            self.save_store.setEnabled(entry.result is not None or entry.saved is None)  # others are in a store already
+        self.list.fit()
 
     def _may_go(self, number: int) -> bool:
         if self._entries[number].saved is not None:
             return True
-        text = f"{self._entries[number].name} is not saved. Delete it all the same?"
+        text = f"{self._entries[number].name} is not saved. Delete it anyway?"
         answer = QMessageBox.question(self, "Delete the result?", text)
         return bool(answer == QMessageBox.StandardButton.Yes)
 
@@ -289,6 +370,15 @@ class ResultsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         place = self._place(number, word)
         path, _ = QFileDialog.getSaveFileName(self, title, place, files, **({"options": options[0]} if options else {}))
         return str(path)
+
+
+def facts(entry: ResultEntry) -> str:
+    """Say in a line what tells a result from others; what differs comes first."""
+    which, stopped = entry.title[1], len(entry.spots) < entry.planned
+    parts = [which] if which else []
+    parts += [f"stopped at {len(entry.spots)} of {entry.planned}"] if stopped else []
+    parts += ["saved" if entry.saved else "not saved", f"seed {entry.request.seed}"]
+    return " · ".join([*parts, f"{entry.provenance.get('steps')} steps"])
 
 
 def summary(entry: ResultEntry) -> str:

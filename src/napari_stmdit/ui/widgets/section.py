@@ -61,7 +61,7 @@ class SlidePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.fraction = self._number(
             "Part on tissue",
             f"{TISSUE_FRACTION:g}",
-            "Part of a spot that must lie on tissue, 0 to 1; with 0 no tissue is looked for and spots cover the slide",
+            "Part of a spot that must lie on tissue, 0 to 1; with 0 tissue is not detected and spots cover the slide",
         )
         self.table = QLineEdit()
         named(
@@ -187,7 +187,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             button(
                 "Show me on an example",
                 "Show me on an example",
-                "Open the bundled section, paint an edit over it, and show this tissue before and after: some ten seconds",
+                "Open the bundled section, paint an edit over it, and show this tissue before and after: about ten seconds",
                 once=True,
             )
         )
@@ -202,7 +202,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.correct = button(
             "Correct…",
             "Correct the scale",
-            "Give other microns per pixel than the files do and open the section again; edits and names are kept",
+            "Correct the microns per pixel and open the section again; edits and names are kept",
             self._correct,
         )
         self.asked = Text("warning")
@@ -229,9 +229,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.rows["Scale"].setToolTip(
             "Microns per full-resolution pixel of the slide, and where that number comes from"
         )
-        self.rows["Shared genes"].setToolTip(
-            "How many of the genes that the checkpoint was trained with this section has"
-        )
+        self.rows["Shared genes"].setToolTip("How many of the checkpoint's genes this section has")
         self.alignment = AlignmentLine()
         self.notes = Text("quiet")
         self.recent = boxed(column(spacing=0))
@@ -256,14 +254,14 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.title, self.line, self.fault = Text("info", style="font-weight: bold;"), Text("quiet"), Text("warning")
         self.title.setAccessibleName("Name of the section")
         self.details = button(
-            "Details", "Details of the section", "What is known of this section, and what can be corrected"
+            "Details", "Details of the section", "Facts about this section, and what can be corrected"
         )
         self.another = button("Open…", "Open another section", "Show or hide the form that opens a section")
         for one in (self.details, self.another):
             one.setCheckable(True)
             one.toggled.connect(lambda _: self._show_parts())
         self.others = button(
-            "Other checkpoint…", "Choose another checkpoint", "Choose a checkpoint that knows these genes"
+            "Other checkpoint…", "Choose another checkpoint", "Choose a checkpoint that reads these genes"
         )
         self.ignore = button(
             "Ignore expression",
@@ -337,7 +335,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             scale = float(mpp) if mpp else None
         except ValueError:
             raise ValueError(
-                f"'{self.mpp.text()}' is no number; expected microns per full-resolution pixel, such as 0.5"
+                f"'{self.mpp.text()}' is not a number; expected microns per full-resolution pixel, such as 0.5"
             ) from None
         path = self.path.text().strip()
         fullres = None if is_slide(path) else self.fullres.text().strip() or None
@@ -391,6 +389,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.rows["Spots"].show_text(f"{len(section.spots):,}")
         genes = f"{len(section.spots.genes):,}"
         words = {"measured": genes, "predicted": f"{genes}, predicted in {section.expression.file}"}
+        words["factors"] = f"none: {len(section.spots.genes):,} factors, {section.expression.file}"
         without = "a plain slide" if section.kind == "image" else "it has no counts"
         self.rows["Genes"].show_text(words.get(section.expression.kind, f"none: {without}, expression is null"))
         self.rows["Scale"].show_text(
@@ -571,7 +570,7 @@ class AlignmentLine(QWidget):  # type: ignore[misc,unused-ignore]
         )
         self.look.setCheckable(True)
         self.apply = button(
-            "", "Lay the spots so", "Lay the spots over the slide as they fit better; no file is changed"
+            "", "Lay the spots so", "Turn the spots to the orientation that fits better; no file is changed"
         )
         self.pictures = [QLabel(), QLabel()]
         self.words = [Text("quiet"), Text("quiet")]

@@ -72,12 +72,12 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.clear = button("Clear", "Clear the selection", "Select nothing", width=36)
         self.invert = button("Invert", "Invert the selection", "Select what is not selected", width=36)
         self.grow = button("Grow", "Grow by a ring", "Add the spots next to the selection, one ring", width=36)
-        self.shrink = button("Shrink", "Shrink by a ring", "Take away the outermost ring of the selection", width=36)
+        self.shrink = button("Shrink", "Shrink by a ring", "Remove the outermost ring of the selection", width=36)
         self.count = Text("info")
         self.count.setAlignment(Qt.AlignmentFlag.AlignVCenter)
         self.count.setAccessibleName("Selected spots")
         self.undo = button(
-            "Undo", "Undo the selection", "Take back the last change of the selection or of the edits (Ctrl+Z)"
+            "Undo", "Undo the selection", "Undo the last change of the selection or of the edits (Ctrl+Z)"
         )
         self._by_colour()
         self._by_name()
@@ -336,7 +336,7 @@ class ExcludePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.exclude = button(
             "Exclude",
             "Exclude the selection",
-            "Use the selected spots for nothing: no run, edit, profile or evaluation",
+            "Exclude the selected spots from everything: runs, edits, profiles and evaluations",
         )
         self.file = button(
             "From file…", "Exclude the regions of a file", "Exclude the spots inside the polygons of a GeoJSON file"

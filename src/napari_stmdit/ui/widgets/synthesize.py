@@ -58,8 +58,12 @@ SOURCES = (
     ("None", "null"),
 )
 TISSUES = (
-    ("edit", "Edit this tissue", "Change the slide as the edits say; what they do not reach stays pixel for pixel"),
-    ("new", "Make new tissue", "Draw tissue of such expression and morphology anew, from noise"),
+    (
+        "edit",
+        "Edit this tissue",
+        "Edit the tissue of the slide; what the edits do not reach stays the same, pixel for pixel",
+    ),
+    ("new", "Make new tissue", "Synthesize new tissue of this expression and morphology, from noise"),
 )
 MODES = (("Patches at the spots", "spots"), ("Seamless tissue", "continuous"))
 PRESETS = (
@@ -67,7 +71,7 @@ PRESETS = (
     ("fast", "Fast", "Fewer steps, guided only while the coarse content forms"),
     ("draft", "Draft", "A first look: fewest steps, and the preview decoder where the checkpoint has one"),
 )
-NO_CHANCE = "Without fresh noise an edit of this tissue has no chance in it: every sample is the same"
+NO_CHANCE = "Without fresh noise an edit of this tissue involves no chance: every sample is the same"
 MAX_GUIDANCE = 10.0
 """Maximum of the slider; the number beside it takes up to 30."""
 _STEPS_PER_UNIT = 20
@@ -149,7 +153,7 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
             ),
             preset=(
                 "Preset",
-                "How much of the image may be given for speed; the result says which was used",
+                "How much image quality may be given up for speed; the result says which was used",
                 {"choices": [(label, key) for key, label, _ in PRESETS]},
             ),
             seed=("Seed", "The same seed gives the same pixels", {"step": 1}),
@@ -439,7 +443,7 @@ class QueuePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.list = named(QListWidget(), "Queued runs", "Runs that start when the present one has ended well")
         self.list.setTextElideMode(Qt.TextElideMode.ElideRight)
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.remove = button("Remove", "Remove from the queue", "Take the chosen run out of the queue")
+        self.remove = button("Remove", "Remove from the queue", "Remove the chosen run from the queue")
         self.resume = button("Continue", "Continue the queue", "Start the next queued run")
         self.setLayout(column(self.head, self.list, row(self.remove, self.resume, stretch=None), spacing=3))
         self.show_queue((), False)
@@ -476,8 +480,8 @@ class QueuePanel(QWidget):  # type: ignore[misc,unused-ignore]
 
 RUN_TIP = "Synthesize patches for the selected spots"
 OFFERS: Mapping[Offer, tuple[str, str]] = {
-    "again": ("Make it again", "Make once more what is there already"),
-    "go_on": ("Go on with the rest", "Make the patches that were left when the run was stopped"),
+    "again": ("Make it again", "Make it once more, although it is there already"),
+    "go_on": ("Continue with the rest", "Make the patches that were still missing when the run was stopped"),
 }
 """Offer of a message -> the button's label and tooltip."""
 MESSAGE_LINES = 3
@@ -518,7 +522,7 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
         self.bar.setFixedHeight(6)
         named(self.bar, "Progress", "Progress of the run")
         self.count = Text("quiet")
-        self.back = button("Back to where I was", "Back", "Look again where you looked before the result was shown")
+        self.back = button("Back to where I was", "Back", "Return to the view from before the result was shown")
         self.message, self.words = Text("info"), Text("info")
         self.message.setAccessibleName("Message")
         self.words.setAccessibleName("What Run does")

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from ...downloads.places import Entry, Reference, find_reference
-from ...errors import CheckpointError
-from ...intent import validated
-from ...storage.fingerprint import of_file, of_files
-from ..reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES, read_settings
+from ..downloads.places import Entry, Reference, find_reference
+from ..errors import CheckpointError
+from ..intent import validated
+from ..storage.fingerprint import of_file, of_files
+from .reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES, read_settings
 
 REFERENCE_FILE = "reference.json"
 READ_BESIDE = ("args.json", "config.json", "vocab.json")

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import SectionError
-from ..files import read_text
+from .errors import SectionError
+from .files import read_text
 
 VECTOR_NAMES = ("embeddings", "embedding", "features", "feats")
 ID_NAMES = ("barcodes", "barcode", "ids", "id", "spot_ids", "spot_id")
 HDF5_SUFFIXES = (".h5", ".hdf5", ".h5ad")
 KNOWN = ".npy, .h5, .hdf5, .h5ad, .zarr or .csv"
 
-Arrays = tuple[NDArray[Any], NDArray[np.str_] | None, str]
-"""Stored vectors, their ids or None, and the file's name for messages."""
+Arrays = tuple[NDArray[Any], NDArray[np.str_] | None, str, tuple[str, ...]]
+"""Stored vectors, their ids or None, the file's name for messages, and the names of a table's columns, none of an array's."""
 
 
 def read_arrays(text: str, *, wants_ids: bool) -> Arrays:
@@ -43,22 +43,22 @@ def read_arrays(text: str, *, wants_ids: bool) -> Arrays:
     if path.suffix == ".npy":
         if name:
             raise SectionError(f"{text}: a .npy file holds one array without a name; leave out '::{name}'")
-        vectors, ids = _read_npy(path), _ids_beside(path)
+        vectors, ids, columns = _read_npy(path), _ids_beside(path), ()
     elif path.name.endswith((".csv", ".csv.gz")):
         if name:
             raise SectionError(f"{text}: a .csv file holds one table without a name; leave out '::{name}'")
-        vectors, ids = _read_csv(path)
+        vectors, ids, columns = _read_csv(path)
     elif path.suffix in HDF5_SUFFIXES:
         with _open_hdf5(path) as group:
-            vectors, ids = _read_group(group, name, path)
+            vectors, ids, columns = _read_group(group, name, path)
     elif (path / "zarr.json").is_file() or (path / ".zgroup").is_file():
         with _as_damage(path):
-            vectors, ids = _read_group(_open_zarr(path), name, path)
+            vectors, ids, columns = _read_group(_open_zarr(path), name, path)
     else:
         raise SectionError(f"{path} is of no known kind; expected embeddings in a {KNOWN} file")
     if ids is None and wants_ids:
         raise SectionError(f"{path} does not say which vector belongs to which spot. {_how_to_add_ids(path)}")
-    return vectors, ids, path.name
+    return vectors, ids, path.name, columns
 
 
 def _how_to_add_ids(path: Path) -> str:
@@ -109,7 +109,7 @@ def _csv_ids(file: Path) -> NDArray[np.str_]:
     return columns[named[0]].to_numpy().astype(str)
 
 
-def _read_csv(path: Path) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
+def _read_csv(path: Path) -> tuple[NDArray[np.float64], NDArray[np.str_], tuple[str, ...]]:
     """Read a table with ids in its first column, whatever that is called, and one factor a column."""
     import pandas as pd
 
@@ -121,7 +121,7 @@ def _read_csv(path: Path) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
         raise SectionError(
             f"{path}: {what} no numbers; expected ids in the first column and one factor in each other, below a header"
         )
-    return table.to_numpy(dtype=np.float64), table.index.to_numpy().astype(str)
+    return table.to_numpy(dtype=np.float64), table.index.to_numpy().astype(str), tuple(map(str, table.columns))
 
 
 @contextmanager
@@ -149,18 +149,19 @@ def _as_damage(path: Path) -> Iterator[None]:
         raise SectionError(f"{path} cannot be read ({type(error).__name__}: {error}). Copy it again.") from error
 
 
-def _read_group(group: Any, name: str, path: Path) -> tuple[NDArray[Any], NDArray[np.str_] | None]:
+def _read_group(group: Any, name: str, path: Path) -> tuple[NDArray[Any], NDArray[np.str_] | None, tuple[str, ...]]:
     """Read an HDF5 or Zarr group; AnnData's layout is recognised by its parts."""
     if "obsm" in group and "obs" in group:
         vectors = _pick(group["obsm"], name, path, "obsm has")
         index = group["obs"].attrs.get("_index", "_index")
-        return _values(vectors, path), _as_ids(_text(group["obs"][index], path), path)
+        columns = () if hasattr(vectors, "shape") else tuple(map(str, vectors.attrs["column-order"]))
+        return _values(vectors, path), _as_ids(_text(group["obs"][index], path), path), columns
     vectors = _pick(group, name, path, "it has")
     named = [candidate for candidate in ID_NAMES if candidate in group]
     if len(named) > 1:
         raise SectionError(f"{path} has several arrays of ids: {', '.join(named)}; keep one of them")
     ids = _as_ids(_text(group[named[0]], path), path) if named else None
-    return _values(vectors, path), ids
+    return _values(vectors, path), ids, ()
 
 
 def _pick(group: Mapping[str, Any], name: str, path: Path, has: str) -> Any:
@@ -239,6 +240,8 @@ class PrecomputedEmbeddings:
         (n, T, d) float32, all finite.
     source
         Where they come from, for messages.
+    columns
+        Names of the d values where they come from a table; of an array there are none.
 
     Attributes
     ----------
@@ -254,6 +257,7 @@ class PrecomputedEmbeddings:
     ids: NDArray[np.str_]
     vectors: NDArray[np.float32]
     source: str = "embeddings"
+    columns: tuple[str, ...] = ()
     sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -325,7 +329,7 @@ def read_embeddings(
         The file is missing, damaged or of no known layout, ids are missing or contradict those given, or vectors are doubled,
         empty, not finite or of another width; all faults of the content in one message.
     """
-    vectors, own, source = read_arrays(str(path), wants_ids=ids is None)
+    vectors, own, source, columns = read_arrays(str(path), wants_ids=ids is None)
     faults = []
     given = None if ids is None else np.asarray(ids).astype(str)
     if given is not None and own is not None and not np.array_equal(given, own):
@@ -347,7 +351,7 @@ def read_embeddings(
             if expected is not None and value != expected:
                 faults.append(f"{value} {what}; the checkpoint needs {expected}")
     _refuse(source, faults)
-    return PrecomputedEmbeddings(names, vectors, source)
+    return PrecomputedEmbeddings(names, vectors, source, columns)
 
 
 def _faults(ids: NDArray[np.str_], vectors: NDArray[np.float32]) -> list[str]:

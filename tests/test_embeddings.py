@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import zarr
 
-from napari_stmdit.encoders.precomputed import PrecomputedEmbeddings, read_embeddings
+from napari_stmdit.embeddings import PrecomputedEmbeddings, read_embeddings
 from napari_stmdit.errors import SectionError
 
 IDS = np.array([f"AAAC{k}-1" for k in range(6)])
