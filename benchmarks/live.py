@@ -31,6 +31,7 @@ from event_loop import Lateness, until, wait
 from mouse import Mouse
 from qtpy.QtCore import QEvent
 
+from napari_stmdit.ui.jobs import touch
 from napari_stmdit.ui.manifest import DOCK, PLUGIN
 from napari_stmdit.ui.state import Brush
 
@@ -73,7 +74,9 @@ class Bench:
         self.dock.section.sample_button.click()
         until(lambda: state.section is not None and state.checkpoint is not None and not state.busy, WAIT_S)
         if spots:
-            self.presenter.show(enlarged(state.section, spots))
+            section = enlarged(state.section, spots)
+            touch(section)  # as opening one does off the GUI thread
+            self.presenter.show(section)
             until(lambda: not state.busy, WAIT_S)
         if seamless:
             state.request = state.request.model_copy(update={"mode": "continuous"})

@@ -223,10 +223,17 @@ class Trial:
 
         self.hand.menu("Plugins", DOCK)
         self.hand.press("Show me on an example")
-        shown = time.perf_counter()
+        shown, state, since = time.perf_counter(), self.state, {}
+        for name, there in (
+            ("section_s", lambda: state.section is not None),
+            ("checkpoint_s", lambda: state.checkpoint is not None),
+            ("run_begins_s", lambda: state.status.busy),
+        ):
+            until(lambda there=there: there() or state.message.kind == "error")
+            since[name] = round(time.perf_counter() - shown, 1)
         self.ran(0)
         clicks = self.hand.clicks
-        return {
+        return since | {
             "after_last_click_s": round(time.perf_counter() - shown, 1),
             "within_clicks": clicks <= FIRST_CLICKS,
             "target_s": FIRST_S,
@@ -476,7 +483,16 @@ def combination(out, size, theme, scale, chosen):
 
 
 MEASURED = (
-    *("after_last_click_s", "after_click_s", "target_s", "spot_to_picture_s", "drawn_s"),
+    *(
+        "section_s",
+        "checkpoint_s",
+        "run_begins_s",
+        "after_last_click_s",
+        "after_click_s",
+        "target_s",
+        "spot_to_picture_s",
+        "drawn_s",
+    ),
     *("dock_s", "command_line_s", "ratio", "target_ratio"),
 )
 """What a row of the table says of a job beside its clicks and seconds."""

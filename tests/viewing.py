@@ -90,8 +90,10 @@ def _is_ours(widget):
 
 
 @pytest.fixture
-def no_leaks(qapp, plugins_found):
+def no_leaks(qapp, plugins_found, monkeypatch):
     """Fails a test that leaves a top-level widget or a running thread behind. Ask for it before the viewer."""
+    # seconds of imports beside each first dock, which most of its tests do without
+    monkeypatch.setattr("napari_stmdit.ui.presenter.Presenter.prepare", lambda self: None)
     before = Inventory()
     yield before
     faults = before.left_behind()

@@ -89,10 +89,9 @@ def leave_a_core() -> None:
 
     ``OMP_NUM_THREADS`` is respected.
     """
-    if "torch" not in sys.modules or os.environ.get("OMP_NUM_THREADS"):
+    torch: Any = sys.modules.get("torch")
+    if not hasattr(torch, "set_num_threads") or os.environ.get("OMP_NUM_THREADS"):  # another thread may be importing it
         return
-    import torch
-
     # with as many spinning threads as cores, both run and viewer crawl
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
 

@@ -1,6 +1,7 @@
 """Ways into the dock, and from what was painted to a run: menus, drops, dialogs, Run, and the example."""
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -9,13 +10,15 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QFileDialog
 from viewing import Mouse, answer, no_leaks, opened, settle, viewer, workbench  # noqa: F401
 
+from napari_stmdit.progress import CancelToken
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.gestures import camera_of
-from napari_stmdit.ui.manifest import DOCK
+from napari_stmdit.ui.manifest import DOCK, PLUGIN
 from napari_stmdit.ui.presenter import Presenter, presenter_of
 from napari_stmdit.ui.state import EditDraft
 
 pytestmark = pytest.mark.gui
+PREPARE = Presenter.prepare  # which the viewers of tests leave out
 
 
 @pytest.fixture
@@ -27,6 +30,19 @@ def without_model(monkeypatch):
 def dock_of(viewer):  # noqa: F811
     found = [d for name, d in viewer.window.dock_widgets.items() if name.startswith(DOCK)]
     return found[0] if found else None
+
+
+def test_a_dock_imports_ahead_once_what_checkpoints_need(viewer, monkeypatch):  # noqa: F811
+    started = []
+    monkeypatch.setattr(Presenter, "prepare", PREPARE)
+    monkeypatch.setattr(Presenter, "_submit", lambda self, lane, job, *then: started.append(job))
+    dock = viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)[1]
+    dock.hide()
+    dock.show()
+    (job,) = started
+    assert job.quiet and not dock.state.busy
+    assert list(job.guarded(CancelToken())) == [None]
+    assert "napari_stmdit.model.pipeline" in sys.modules
 
 
 def test_what_was_painted_can_be_run_and_a_double_click_is_one_run(viewer, opened):  # noqa: F811

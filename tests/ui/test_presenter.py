@@ -54,6 +54,15 @@ def of_cells(tiny_section):
     return replace(tiny_section, spots=replace(spots, obs={"graphclust": clusters}), outlines=outlines)
 
 
+def test_other_plugins_are_served_once_the_checkpoint_is_there(viewer, tiny_section, crop_model):
+    begun = []
+    made = Presenter(viewer, lambda job, token, handlers: begun.append(job.title))
+    made.show(tiny_section)
+    assert "Loading the checkpoint" in begun and "Linking with SpatialData" not in begun
+    made.use_model(crop_model)
+    assert begun.count("Linking with SpatialData") == 1
+
+
 def test_clusters_of_the_pipeline_are_what_spots_are_first_coloured_by(presenter, of_cells, tiny_section):
     state = presenter.state
     assert state.colouring == Colouring()  # the tiny section has none

@@ -634,7 +634,7 @@ class _ChangeSlope:
         self._abduction, self._scale, self._on_path = abduction, scale, on_path
         self._items = torch.from_numpy(np.flatnonzero(wanted))
         differs = changed_items(abduction.conditions, edited)[wanted] & (scale != 1)
-        self._apart = torch.from_numpy(np.flatnonzero(differs))  # elsewhere both predictions are one
+        self._differing = torch.from_numpy(np.flatnonzero(differs))  # elsewhere both predictions are one
         self._edited = _Network(transformer, abduction.path, edited, batch)
         self._measured = _Network(transformer, abduction.path, abduction.conditions, batch)
         nodes, twice = abduction.path.steps + 1, bool(differs.any())
@@ -650,12 +650,12 @@ class _ChangeSlope:
             kept = yield from self._measured.slopes(node, layout.cut(state, items), items, progress)
         else:
             kept = self._abduction.slopes[node, items]
-        if len(apart := self._apart):
+        if len(differing := self._differing):
             if self._on_path and node == self._abduction.path.steps:  # nothing has changed yet
-                plain = kept[apart]
+                plain = kept[differing]
             else:
-                plain = yield from self._measured.slopes(node, own[apart], items[apart], progress)
-            found[apart] = plain + self._scale * (found[apart] - plain)
+                plain = yield from self._measured.slopes(node, own[differing], items[differing], progress)
+            found[differing] = plain + self._scale * (found[differing] - plain)
         return layout.join(found - kept, items, state)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -240,6 +241,16 @@ def touch(section: Section) -> None:
     for level in section.image.levels if section.image is not None else ():
         level[:1, :1].compute()
     covariation_of(section.spots)
+
+
+def importing() -> Job:
+    """Import what every checkpoint needs, which takes seconds; yields None."""
+
+    def work() -> None:
+        with suppress(Exception):  # loading one says what is wrong
+            from ..model import pipeline  # noqa: F401
+
+    return Job("Importing", once(work), sampling_failed, quiet=True)
 
 
 def loading(choice: ModelChoice) -> Job:

@@ -31,7 +31,9 @@ Quads = NDArray[np.float64]
 def canvas_size_of(viewer: Any) -> NDArray[np.float64]:
     """Return height and width of the canvas, or of a cell of it, in pixels: it moved to the canvas's model in napari 0.9."""
     canvas, grid = getattr(viewer, "canvas", None), grid_of(viewer)
-    size = np.asarray(canvas.size if hasattr(canvas, "size") else viewer._canvas_size, dtype=np.float64)
+    size = np.asarray(
+        canvas.size if canvas is not None and hasattr(canvas, "size") else viewer._canvas_size, dtype=np.float64
+    )
     return size / np.maximum(grid.shape, 1) if grid.enabled else size
 
 

@@ -100,10 +100,11 @@ class Presenter:
         """Callback that asks before a section is replaced; the dock replaces it by a question."""
         self.hand = Hand(viewer, self._spots_layer, self.click, self.ring, self.stroke, self.run_at)
         self._limits: dict[tuple[str | None, ...], tuple[float, float]] = {}
-        self._lanes = {name: Lane(start) for name in ("section", "model", "stored", "spot", "link", "example")}
+        self._lanes = {name: Lane(start) for name in ("section", "model", "stored", "spot", "link", "example", "ahead")}
         self._saves = Series(start)
         self._unsaved: list[str] = []
         self._titles: dict[str, str] = {}
+        self._unlinked: Section | None = None
         self.close_ups.follow(viewer, lambda: self.view)
         camera_of(viewer).events.zoom.connect(self._zoomed)
         viewer.layers.events.inserted.connect(self._inserted)
@@ -158,7 +159,9 @@ class Presenter:
                 self.looking.look_at(self.view.slide or self.view.spots)
 
         def stay() -> None:
-            for layer in [x for x in (viewer.layers if viewer is not None else ()) if layers.section_of(x) is section]:
+            if viewer is None:
+                return
+            for layer in [x for x in viewer.layers if layers.section_of(x) is section]:
                 viewer.layers.remove(layer)
 
         self._replace(section.path, go_on, stay)
@@ -221,7 +224,8 @@ class Presenter:
             self.select([spot for spot in selected if spot in known])
         self.runs.preview()
         self.results.read_stored(section)
-        self._submit("link", jobs.linking(section), self._linked)
+        self._unlinked = section
+        self._link()
         self.corrections.check(section)
         self.keeping.section_shown()
 
@@ -233,7 +237,14 @@ class Presenter:
         self.state.hovered = self.state.close_up = None
         self.state.selected = ()
         self.use_tool("click")
-        self.state.section = None
+        self.state.section = self._unlinked = None
+
+    def _link(self) -> None:
+        """Link the section for other plugins once nothing is waited for: the imports of that take seconds."""
+        section = self._unlinked
+        if section is not None and not self.state.busy:
+            self._unlinked = None
+            self._submit("link", jobs.linking(section), self._linked)
 
     def _linked(self, found: Any) -> None:
         if found is not None and self.view is not None and self.view.spots is not None:
@@ -406,6 +417,10 @@ class Presenter:
 
     # --- model
 
+    def prepare(self) -> None:
+        """Import in the background what checkpoints need, while the user still looks around."""
+        self._submit("ahead", jobs.importing(), lambda _: None)
+
     def load_model(self, choice: ModelChoice) -> None:
         """Load a checkpoint off the GUI thread; the present one is released first, so that two are never held."""
         self._end_work()
@@ -510,6 +525,7 @@ class Presenter:
 
     def close(self) -> None:
         """End all work; finished patches of a run are kept."""
+        self._unlinked = None
         self._end_work()
         self.keeping.close()
         self.acquisition.close()
@@ -576,6 +592,7 @@ class Presenter:
         self._titles[lane] = title
         self.state.opening = bool(self._titles.get("section"))
         self.state.busy = next((text for text in self._titles.values() if text), "")
+        self._link()
 
     def _inserted(self, event: Any) -> None:
         section = layers.section_of(event.value)

@@ -191,7 +191,7 @@ TOO_LARGE = (
     "the selected spots span more than fits in memory; select fewer, or use the command line, `stmdit synthesize`, which keeps its canvas "
     "on disk"
 )
-REFRESH_S = 1.0
+REFRESH_S = 2.0
 """Minimum seconds between two updates of a growing canvas and of the preview, which slow the work down."""
 MAX_PREVIEWS = 5
 """Maximum number of previews of a patch while it is denoised."""
@@ -227,7 +227,7 @@ class RunCycle:
        another run is under way, the plan waits in the queue.
     3. The lane takes the next generation number and a worker drives a `Session`; from now on only that number is listened to.
     4. The session pastes finished patches on the canvas, and reports them on the GUI thread. The first patch adds the layer; later
-       ones are sent to the screen at most once a second.
+       ones are sent to the screen at most every two seconds.
     5. However the run ends (done, stopped, failed), finished patches become a Result with its provenance, and Run is free.
 
     Parameters

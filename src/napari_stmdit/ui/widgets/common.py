@@ -80,7 +80,7 @@ def connect_state(events: Any, *shows: tuple[str, Callable[[], Any]]) -> Connect
     return connections
 
 
-PACE_MS = 1000
+PACE_MS = 2000
 """Minimum milliseconds between two updates of progress: with software rendering each repaint takes time from the work itself."""
 
 

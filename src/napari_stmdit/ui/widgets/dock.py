@@ -133,6 +133,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             self.connections.add(partial(_put_away, closing))
             self.connections.add(partial(_put_away, overlay))
             self.connections.add(overlay.bind(self.presenter, self._viewer()).close)
+            self.presenter.prepare()
 
     def sizeHint(self) -> QSize:
         """Return the initial size of the dock."""
