@@ -104,6 +104,7 @@ def test_beyond_its_reach_an_edit_leaves_a_real_slide_as_it_is(case):
     check(case, case.whole)
 
 
+@pytest.mark.nightly  # each time on the tiny section: synthesis/test_counterfactual
 def test_one_patch_at_once_makes_the_same_of_a_real_slide(case, model):
     check(case, synthesize(case.section, case.request, model, batch=1))
 
@@ -163,11 +164,13 @@ def _shared(client, case, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # each time on the tiny section: scale/test_edited_tissue
 def test_two_workers_edit_a_real_slide_as_one_process_does(two_workers, case, tmp_path):
     check(case, _shared(two_workers, case, tmp_path / "o"))
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("case", ["spots"], indirect=True)
 def test_one_worker_edits_a_real_slide_as_one_process_does(one_worker, case, tmp_path):
     """A seamless region is on one worker in any case."""

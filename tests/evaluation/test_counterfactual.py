@@ -1,6 +1,7 @@
 """Checks of edits of real tissue, with models at either end: one that does nothing, one that pastes the other spot's tissue."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 import napari_stmdit as st
 from napari_stmdit.cli import app
+from napari_stmdit.encoders.morphology_map import fit_morphology_map
 from napari_stmdit.errors import RequestError, StmditError, StoreError
 from napari_stmdit.evaluation.counterfactual import CounterfactualCheck
 from napari_stmdit.evaluation.effects import (
@@ -32,6 +34,7 @@ from napari_stmdit.evaluation.report import interval_text, number
 from napari_stmdit.evaluation.spaces import RandomConvolutions
 from napari_stmdit.evaluation.work import STACKS
 from napari_stmdit.progress import CancelToken
+from napari_stmdit.synthesis.counterfactual import map_of
 from napari_stmdit.synthesis.windows import CELL
 
 EDITS = CARD.model_copy(update={"edits_tissue": True})
@@ -418,6 +421,45 @@ def test_the_command_paints_crops_and_swap_and_control_share_their_noise(
 def test_options_that_a_part_does_not_heed_are_refused(tiny_checkpoint, tiny_folder, options, says):
     done = CliRunner().invoke(app, ["evaluate", str(tiny_checkpoint), str(tiny_folder), *options])
     assert isinstance(done.exception, StmditError) and says in str(done.exception)
+
+
+@pytest.fixture(scope="module")
+def many_spots(tmp_path_factory):
+    """A check on a section whose spots suffice for a map, with a model that has a map which moves nothing."""
+    section, model = telling_section(rows=15, columns=12), Still(EDITS)
+    rng = np.random.default_rng(0)
+    expression = model.encode_expression(section.spots.counts, section.spots.genes)
+    nothing = rng.normal(size=(len(expression), 1, 6)).astype(np.float32)
+    still = fit_morphology_map(expression, nothing, yx=section.spots.yx)
+    model.morphology_map = replace(still, weights=still.weights * 0)
+    check = CounterfactualCheck(section, model, REQUEST, tmp_path_factory.mktemp("many"), 8, checks=())
+    return check, finished(check.run())
+
+
+def test_a_checkpoints_map_is_fitted_further_on_the_section_and_the_report_says_so(many_spots):
+    check, found = many_spots
+    assert found["map_from"] == "the checkpoint, fitted further on the section"
+    assert found["map"]["spots"] == 180 and found["morphology_explained"] > 0.3
+    assert map_of(check.section, check.model.card, check.model) is check.map
+    alone = CounterfactualCheck(telling_section(rows=9), check.model, REQUEST, check.folder, 8, checks=())
+    assert finished(alone.run())["map_from"] == "the checkpoint"  # 54 spots are too few
+
+
+def test_a_spot_is_edited_by_a_map_that_was_fitted_without_it(many_spots):
+    check, _ = many_spots
+    before = check._map_without(3, 40)
+    assert check._map_without(40, 3) is before
+    known = check.all.morphology
+    changed = known.copy()
+    changed[[3, 40]] += 100
+    try:
+        check.all.morphology = changed
+        check.maps.clear()
+        np.testing.assert_array_equal(check._map_without(3, 40).weights, before.weights)
+        other = next(row for row in range(180) if check.folds[row] not in check.folds[[3, 40]])
+        assert not np.array_equal(check._map_without(other).weights, before.weights)
+    finally:
+        check.all.morphology = known
 
 
 def test_a_check_that_was_stopped_goes_on(section, tmp_path):

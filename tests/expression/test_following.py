@@ -149,6 +149,15 @@ def test_what_follows_is_held_inside_the_range_of_the_section_and_a_note_says_so
     assert following_notes(spots, (weak,), {}, names(slice(0, GENES))) == []
 
 
+def test_depth_that_follows_is_held_inside_the_range_of_measured_depths(spots):
+    """That of smoothed depths is narrower, and would hold back what is seen in single spots."""
+    edit = AddEdit(genes=("G0", "G1"), log_units=6.0)
+    known, measured = covariation_of(spots), spots.relative_depth
+    after = known.depth + (edited_depths(np.arange(len(spots)), spots, (edit,), {}, {}) - measured)
+    assert after.max() <= measured.max() + 1e-5 and after.min() >= measured.min() - 1e-5
+    assert after.max() > known.depth.max() + 0.01 or after.min() < known.depth.min() - 0.01
+
+
 def test_nothing_follows_in_a_section_of_few_spots_and_a_note_says_why():
     few = table(side=7)
     edit = AddEdit(genes=("G0",), log_units=0.4)
