@@ -1,7 +1,6 @@
 """Ways into the dock, and from what was painted to a run: menus, drops, dialogs, Run, and the example."""
 
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QFileDialog
 from viewing import Mouse, answer, no_leaks, opened, settle, viewer, workbench  # noqa: F401
 
-from napari_stmdit.progress import CancelToken
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.gestures import camera_of
 from napari_stmdit.ui.manifest import DOCK, PLUGIN
@@ -40,9 +38,7 @@ def test_a_dock_imports_ahead_once_what_checkpoints_need(viewer, monkeypatch):  
     dock.hide()
     dock.show()
     (job,) = started
-    assert job.quiet and not dock.state.busy
-    assert list(job.guarded(CancelToken())) == [None]
-    assert "napari_stmdit.model.pipeline" in sys.modules
+    assert job.title == "Importing" and job.quiet and not dock.state.busy
 
 
 def test_what_was_painted_can_be_run_and_a_double_click_is_one_run(viewer, opened):  # noqa: F811

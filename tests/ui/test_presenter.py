@@ -1,6 +1,7 @@
 """The presenter with napari's viewer model: no Qt, no screen."""
 
 import gc
+import sys
 import weakref
 from dataclasses import replace
 
@@ -12,8 +13,9 @@ from napari.components import ViewerModel
 from standins import CropModel
 
 from napari_stmdit.intent import Guidance
+from napari_stmdit.progress import CancelToken
 from napari_stmdit.tissue.open import SectionSource
-from napari_stmdit.ui import layers
+from napari_stmdit.ui import jobs, layers
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.presenter import Presenter, presenter_of
 from napari_stmdit.ui.state import Colouring, ModelChoice, RunStatus
@@ -61,6 +63,11 @@ def test_other_plugins_are_served_once_the_checkpoint_is_there(viewer, tiny_sect
     assert "Loading the checkpoint" in begun and "Linking with SpatialData" not in begun
     made.use_model(crop_model)
     assert begun.count("Linking with SpatialData") == 1
+
+
+def test_what_cannot_be_imported_ahead_is_told_when_a_checkpoint_is_loaded(monkeypatch):
+    monkeypatch.setitem(sys.modules, "napari_stmdit.model", None)
+    assert list(jobs.importing().guarded(CancelToken())) == [None]
 
 
 def test_clusters_of_the_pipeline_are_what_spots_are_first_coloured_by(presenter, of_cells, tiny_section):
