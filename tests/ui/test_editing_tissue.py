@@ -151,8 +151,10 @@ def test_an_edit_opens_compared_with_the_slide_and_is_named_for_what_it_is(prese
     assert "Edited real tissue, synthetic" in summary(entry)
     presenter.results.rename(entry.number, "mine")
     assert presenter.state.results[0].name == "mine (edited real tissue, synthetic)"
+    presenter.compare.start("swipe")
     presenter.compare.move(0.3)
     run(presenter, edit_scale=2.0)
+    assert presenter.state.comparison.mode == "swipe"  # as the user chose
     assert presenter.state.comparison.position == 0.3  # the eye stays where it is
 
 

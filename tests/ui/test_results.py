@@ -199,9 +199,8 @@ def test_a_layer_that_comes_takes_no_cell_of_the_grid(presenter, viewer, by_hand
     edited = run(presenter, by_hand, edits=(EDIT,))
     presenter.compare.start("grid", edited)
     presenter.runs.run()
-    by_hand.step()
-    assert presenter.state.comparison is None and not grid_of(viewer).enabled
     by_hand.finish()
+    assert presenter.state.comparison is None and not grid_of(viewer).enabled
 
 
 def test_swipe_shows_one_left_and_the_other_right_of_the_seam(presenter, viewer, by_hand):
