@@ -60,7 +60,6 @@ def written(facts: dict[str, Any]) -> str:
         f"| {name} | {number(p['real_trend'])} | {number(p['with_others'])} | {number(p['alone'])} |"
         for name, p in programs["each"].items()
     ]
-    source = "the section tested" if facts["map_from"] == "this section" else "the checkpoint"
     return "\n".join(
         [
             "# Edits of real tissue: what the bundled checkpoint reaches",
@@ -69,7 +68,8 @@ def written(facts: dict[str, Any]) -> str:
             "What each check asks: [How far to trust an edited picture](../guides/edited_pictures.md).",
             "",
             f"Section {facts['section']}, never trained on; {facts['pairs']} pairs of spots, seed {facts['seed']}; {facts['steps_each_way']} steps "
-            f"each way; checkpoint {facts['checkpoint'][:12]}. {facts['map_statement']} The map is that of {source}.",
+            f"each way; checkpoint {facts['checkpoint'][:12]}. {facts['map_statement']} The map is that of the "
+            f"{facts['map_from'].removeprefix('the ')}.",
             "",
             f"**Swaps**, {facts['pairs']} pairs: coefficient and 95 % bootstrap interval over pairs.",
             "",

@@ -38,12 +38,13 @@ def read_arrays(text: str, *, wants_ids: bool) -> Arrays:
     """
     place, _, name = text.partition("::")
     path = Path(place).expanduser()
+    columns: tuple[str, ...] = ()
     if not path.exists():
         raise SectionError(f"{path} does not exist; expected embeddings in a {KNOWN} file")
     if path.suffix == ".npy":
         if name:
             raise SectionError(f"{text}: a .npy file holds one array without a name; leave out '::{name}'")
-        vectors, ids, columns = _read_npy(path), _ids_beside(path), ()
+        vectors, ids = _read_npy(path), _ids_beside(path)
     elif path.name.endswith((".csv", ".csv.gz")):
         if name:
             raise SectionError(f"{text}: a .csv file holds one table without a name; leave out '::{name}'")

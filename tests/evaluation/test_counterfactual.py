@@ -426,7 +426,7 @@ def test_options_that_a_part_does_not_heed_are_refused(tiny_checkpoint, tiny_fol
 @pytest.fixture(scope="module")
 def many_spots(tmp_path_factory):
     """A check on a section whose spots suffice for a map, with a model that has a map which moves nothing."""
-    section, model = telling_section(rows=11, columns=10), Still(EDITS)
+    section, model = telling_section(rows=15, columns=12), Still(EDITS)
     rng = np.random.default_rng(0)
     expression = model.encode_expression(section.spots.counts, section.spots.genes)
     nothing = rng.normal(size=(len(expression), 1, 6)).astype(np.float32)
@@ -439,7 +439,7 @@ def many_spots(tmp_path_factory):
 def test_a_checkpoints_map_is_fitted_further_on_the_section_and_the_report_says_so(many_spots):
     check, found = many_spots
     assert found["map_from"] == "the checkpoint, fitted further on the section"
-    assert found["map"]["spots"] == 110 and found["morphology_explained"] > 0.3
+    assert found["map"]["spots"] == 180 and found["morphology_explained"] > 0.3
     assert map_of(check.section, check.model.card, check.model) is check.map
     alone = CounterfactualCheck(telling_section(rows=9), check.model, REQUEST, check.folder, 8, checks=())
     assert finished(alone.run())["map_from"] == "the checkpoint"  # 54 spots are too few
@@ -456,7 +456,7 @@ def test_a_spot_is_edited_by_a_map_that_was_fitted_without_it(many_spots):
         check.all.morphology = changed
         check.maps.clear()
         np.testing.assert_array_equal(check._map_without(3, 40).weights, before.weights)
-        other = next(row for row in range(110) if check.folds[row] not in check.folds[[3, 40]])
+        other = next(row for row in range(180) if check.folds[row] not in check.folds[[3, 40]])
         assert not np.array_equal(check._map_without(other).weights, before.weights)
     finally:
         check.all.morphology = known

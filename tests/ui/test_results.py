@@ -183,6 +183,18 @@ def test_the_grid_shows_slide_baseline_and_edited_with_names_and_scale(presenter
     presenter.compare.stop()
 
 
+def test_back_leads_to_the_view_before_also_from_cells_side_by_side(presenter, viewer, by_hand):
+    edited, camera = run(presenter, by_hand, count=1, edits=(EDIT,)), camera_of(viewer)
+    presenter.looking.forget()
+    camera.center, camera.zoom = (0, 5, 5), 0.5
+    presenter.looking.go(edited)
+    presenter.compare.start("grid", edited)
+    assert camera.zoom != 0.5
+    presenter.looking.back()
+    presenter.compare.stop()
+    assert camera.center[-2:] == (5, 5) and camera.zoom == pytest.approx(0.5)
+
+
 def test_a_layer_that_comes_takes_no_cell_of_the_grid(presenter, viewer, by_hand):
     edited = run(presenter, by_hand, edits=(EDIT,))
     presenter.compare.start("grid", edited)

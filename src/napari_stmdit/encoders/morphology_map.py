@@ -126,8 +126,8 @@ class MorphologyMap:
         r2 = 1 - missed[best] / np.maximum(blind, 1e-30)
         beyond = max(float((left**2).sum() - (scores**2).sum()), 0.0)  # of components that are not predicted
         share = float(blind.sum() - missed[best].sum()) / max(float(blind.sum()) + beyond, 1e-30)
-        arrays = (np.asarray(array, dtype=np.float32) for array in (weights, components, r2))
-        return MorphologyMap(self.shape, *arrays, share, np.asarray(penalties, dtype=np.float32), len(e))
+        w, c, r, p = (np.asarray(array, dtype=np.float32) for array in (weights, components, r2, penalties))
+        return MorphologyMap(self.shape, w, c, r, share, p, len(e))
 
     def facts(self) -> dict[str, object]:
         """Return the map's statistics for a checkpoint's card and a result's provenance, in JSON types."""

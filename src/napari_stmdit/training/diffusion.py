@@ -307,7 +307,8 @@ def equivalent_scores(slope: Tensor, said: Tensor, spread: Tensor) -> Tensor:
     scaled = spread[:, None] * said
     gram = scaled @ scaled.T
     penalty = 0.005 * gram.trace() * torch.eye(len(gram), dtype=gram.dtype)
-    return torch.linalg.solve(gram + penalty, scaled @ slope.T).T * spread
+    weights: Tensor = torch.linalg.solve(gram + penalty, scaled @ slope.T)
+    return weights.T * spread
 
 
 def _spread_of_programs(folder: CheckpointFolder, count: int) -> NDArray[np.float32]:

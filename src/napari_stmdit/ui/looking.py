@@ -28,11 +28,17 @@ Quads = NDArray[np.float64]
 """Corners (n, 4, 2) of rectangles, (y, x) in the world."""
 
 
+def columns_of(viewer: Any) -> int:
+    """Return the number of cells beside each other; 1 without a grid."""
+    grid = grid_of(viewer)
+    return max(int(grid.shape[1]), 1) if grid.enabled else 1
+
+
 def canvas_size_of(viewer: Any) -> NDArray[np.float64]:
     """Return height and width of the canvas, or of a cell of it, in pixels: it moved to the canvas's model in napari 0.9."""
-    canvas, grid = getattr(viewer, "canvas", None), grid_of(viewer)
+    canvas: Any = getattr(viewer, "canvas", None)
     size = np.asarray(canvas.size if hasattr(canvas, "size") else viewer._canvas_size, dtype=np.float64)
-    return size / np.maximum(grid.shape, 1) if grid.enabled else size
+    return size / (1, columns_of(viewer))
 
 
 class Looking:
@@ -76,7 +82,7 @@ class Looking:
         self._results.show(int(number or 0), True)
         camera = camera_of(viewer)
         if self._before is None:
-            self._before = (tuple(camera.center), float(camera.zoom))
+            self._before = (tuple(camera.center), float(camera.zoom) * columns_of(viewer))
         low, high = frames.min(axis=(0, 1)), frames.max(axis=(0, 1))
         camera.center = (*tuple(camera.center)[:-2], *((low + high) / 2))
         camera.zoom = float(FILLED * (canvas_size_of(viewer) / np.maximum(high - low, 1e-6)).min())
@@ -88,7 +94,7 @@ class Looking:
         self.forget()
         if viewer is not None and before is not None:
             camera = camera_of(viewer)
-            camera.center, camera.zoom = before
+            camera.center, camera.zoom = before[0], before[1] / columns_of(viewer)
 
     def forget(self) -> None:
         """Forget the former view."""

@@ -159,7 +159,9 @@ class Presenter:
                 self.looking.look_at(self.view.slide or self.view.spots)
 
         def stay() -> None:
-            for layer in [x for x in (viewer.layers if viewer is not None else ()) if layers.section_of(x) is section]:
+            if viewer is None:
+                return
+            for layer in [x for x in viewer.layers if layers.section_of(x) is section]:
                 viewer.layers.remove(layer)
 
         self._replace(section.path, go_on, stay)
