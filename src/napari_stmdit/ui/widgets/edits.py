@@ -154,9 +154,9 @@ class DraftForm(Lens):
         self.presets = combo("Start from", "Fill the form with an edit that this checkpoint can show", length=8)
         self._presets: list[tuple[str, str, dict[str, Any]]] = []
         self.what = NameField(several=True)
-        named(self.what, "Genes and programs", "What is changed: genes and programs, parted by commas")
+        named(self.what, "Genes and programs", "What is changed: genes and programs, separated by commas")
         options = [(label, key) for key, label, _ in OPERATIONS]
-        self.operation = combo("Operation", "What is done to their expression", options)
+        self.operation = combo("Operation", "How their expression is changed", options)
         for place, (*_, tip) in enumerate(OPERATIONS):
             self.operation.setItemData(place, tip, Qt.ItemDataRole.ToolTipRole)
         self.amounts = {
@@ -334,9 +334,9 @@ class BrushForm(Lens):
         self.radius.setDecimals(0)
         self.radius.setSingleStep(25)
         named(self.radius, "Brush radius", "Radius of the brush on the tissue; [ and ] change it")
-        self.softness = percent_slider("Softness", "Part of the radius over which the weight falls off to nothing")
+        self.softness = percent_slider("Softness", "Part of the radius over which the weight falls to zero")
         self.strength = percent_slider(
-            "Brush strength", "Weight that one stroke gives; the next adds its share of the rest"
+            "Brush strength", "Weight of one stroke; each further stroke adds the same share of what is left"
         )
         self.erase = named(QCheckBox("Erase"), "Erase", "Erase instead of painting; Alt does the same while it is held")
         self.radius.valueChanged.connect(lambda value: self._change(radius_um=float(value)))
