@@ -143,8 +143,12 @@ def layers_of(path: str | Path) -> tuple[str, ...]:
     file = user_path(path)
     if not _is_hdf5(file):
         return ()
-    table = _open(file)
-    return (*(("X",) if table.X is not None else ()), *map(str, table.layers))
+    return _layers(_open(file))
+
+
+def _layers(table: Any) -> tuple[str, ...]:
+    # anndata 0.13 counts X among the layers, under the name None
+    return (*(("X",) if table.X is not None else ()), *(name for name in table.layers if name is not None))
 
 
 @lru_cache(maxsize=4)
@@ -236,7 +240,7 @@ def _open(path: Path) -> Any:
 def _matrix(table: Any, layer: str, name: str) -> csr_matrix:
     found = table.X if layer == "X" else table.layers.get(layer)
     if found is None:
-        there = ", ".join((*(("X",) if table.X is not None else ()), *map(str, table.layers)))
+        there = ", ".join(_layers(table))
         raise GeneError(f"{name} has no layer {layer!r}; it has {there or 'none'}")
     try:
         return csr_matrix(found, dtype=np.float64)

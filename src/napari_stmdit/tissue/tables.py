@@ -402,7 +402,9 @@ def _layers_of_counts(rows: Any) -> str:
     from scipy.sparse import csr_matrix
 
     names = [
-        str(name) for name in rows.layers if name != _LAYER and fault_of_counts(csr_matrix(rows.layers[name])) is None
+        name
+        for name in rows.layers
+        if name not in (None, _LAYER) and fault_of_counts(csr_matrix(rows.layers[name])) is None
     ]
     return f"; whole numbers are in {', '.join(names)}" if names else ""
 
