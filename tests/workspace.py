@@ -201,6 +201,8 @@ def _embeddings(place: Path) -> None:
     table = anndata.AnnData(np.zeros((len(ids), 1), np.float32), obs=pd.DataFrame(index=ids))
     table.obsm["X_cf"] = rng.normal(size=(len(ids), CANCER_WIDTH)).astype(np.float32)
     table.write_h5ad(place / "cancerfoundation.h5ad")
+    table.obsm["nmf20"] = rng.gamma(1.0, size=(len(ids), 20)).astype(np.float32)
+    table.write_h5ad(place / "joint.h5ad")
 
 
 def _training(place: Path) -> None:

@@ -58,7 +58,7 @@ def test_it_is_stopped_gone_on_with_and_the_checkpoint_is_used(opened, home):
     assert later.names() == ["mine"]
     assert settle(lambda: later.look("mine").alive, 60) and not later.look("mine").done
     assert settle(lambda: later.look("mine").done and panel.use.isVisible(), 300), panel.fault.plain()
-    assert panel.picture.isVisible() and panel.figures.plain().startswith("On what was held out, a spot given")
+    assert panel.picture.isVisible() and panel.figures.plain().startswith("On held-out tissue, a spot given")
     names = [opened.model.checkpoint.itemData(row) for row in range(opened.model.checkpoint.count())]
     assert "mine" in names
     click(panel.use)

@@ -35,6 +35,7 @@ def test_a_dock_imports_ahead_once_what_checkpoints_need(viewer, monkeypatch):  
     monkeypatch.setattr(Presenter, "prepare", PREPARE)
     monkeypatch.setattr(Presenter, "_submit", lambda self, lane, job, *then: started.append(job))
     dock = viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)[1]
+    assert settle(lambda: started)
     dock.hide()
     dock.show()
     (job,) = started
