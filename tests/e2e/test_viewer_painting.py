@@ -164,7 +164,7 @@ def test_the_list_of_edits_by_its_buttons(opened):  # noqa: F811
     rows[1].name.editingFinished.emit()
     assert state.request.edits[1].name == "more epithelium"
     assert state.chosen_edit == 1  # what was undone is what is looked at
-    rows[0].picked.emit(0)
+    panel.list.picked.emit(0)
     assert state.chosen_edit == 0
     panel.delete.click()
     assert [edit.name for edit in state.request.edits] == ["more epithelium"]

@@ -153,7 +153,7 @@ def test_what_the_grid_shows_is_seen(viewer, opened):  # noqa: F811
     picture = viewer.screenshot(canvas_only=True, flash=False)[..., :3].astype(int)
     half = picture.shape[1] // 2
     rough = [np.abs(np.diff(side, axis=1)).mean() for side in (picture[:, :half], picture[:, half:])]
-    assert rough[1] > 1.6 * rough[0]  # noise on the right, the smooth slide on the left
+    assert rough[1] > 1.25 * rough[0]  # noise on the right, the smooth slide on the left; frames on both
     press(viewer, "grid")
 
 
