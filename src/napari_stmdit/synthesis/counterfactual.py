@@ -90,8 +90,9 @@ def touched_rows(
 def map_of(section: Section, card: CheckpointCard, model: PatchModel) -> MorphologyMap:
     """Return how morphology follows expression in a section, see `section_map`; it is fitted once and kept with the checkpoint."""
     stored: MorphologyMap | None = getattr(model, "morphology_map", None)
-    if stored is not None and len(section.spots) < MIN_SPOTS:
-        return stored  # no crop needs to be read
+    # a synthesized section holds no tissue of its own to learn from, and a small one too little: no crop is read
+    if stored is not None and (section.synthetic or len(section.spots) < MIN_SPOTS):
+        return stored
     kept: dict[str, MorphologyMap] = vars(model).setdefault("fitted_maps", {})
     key = fingerprint(section)
     if key not in kept:
