@@ -95,4 +95,12 @@ def test_a_closed_desk_downloads_no_more(monkeypatch):
 
 
 def test_the_viewers_lanes_hold_nothing_that_leaves_something_behind():
-    assert set(Presenter(ViewerModel(), ByHand())._lanes) == {"section", "model", "stored", "spot", "link", "example", "ahead"}
+    assert set(Presenter(ViewerModel(), ByHand())._lanes) == {
+        "section",
+        "model",
+        "stored",
+        "spot",
+        "link",
+        "example",
+        "ahead",
+    }
