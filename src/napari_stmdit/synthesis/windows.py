@@ -79,6 +79,8 @@ _AVERAGED = (
 def sides(card: CheckpointCard, counterfactual: bool = False) -> tuple[int, int]:
     """Return (stride, tile) in canvas pixels of a checkpoint's windows."""
     quarter = card.patch_px // 4
+    # new tissue is joined where windows overlap, by half; edited windows lie on one slide, which joins them: a quarter
+    # blends their changes, at half the calls of the network
     stride = 3 * quarter if counterfactual and quarter % CELL == 0 else card.patch_px // 2
     return stride, max(1, TILE // stride) * stride
 
