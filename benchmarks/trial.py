@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
+from importlib.resources import files
 from pathlib import Path
 
 FIRST_CLICKS, FIRST_S = 3, 10.0
@@ -423,7 +424,16 @@ class Trial:
         self.ran(0)
         dock = time.perf_counter() - start
         with tempfile.TemporaryDirectory(prefix="stmdit-trial-") as folder:
-            command = [sys.executable, "-m", "napari_stmdit.cli", "synthesize", "sample", "--spots", ",".join(spots)]
+            section = files("napari_stmdit") / "data" / "sample_section"
+            command = [
+                sys.executable,
+                "-m",
+                "napari_stmdit.cli",
+                "synthesize",
+                str(section),
+                "--spots",
+                ",".join(spots),
+            ]
             command += ["--output", f"{folder}/out.zarr", "--json"]
             said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         line = json.loads(said)["seconds"]  # without imports and loading

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from napari_stmdit import Request, SampleOfSpots, load_checkpoint, synthesize
-from napari_stmdit.devices import choose_device, decoder_on
+from napari_stmdit.devices import NICE, choose_device, decoder_on, let_viewer_go_first
 from napari_stmdit.model.autoencoder import decode_latents
 from napari_stmdit.tissue.open import open_sample_section
 
@@ -79,3 +81,53 @@ def test_threads_are_told_to_sleep_before_torch_is_there_and_the_users_word_stay
     environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.splitlines()[-1] == f"False {found}"
+
+
+def test_a_thread_may_need_the_networks_while_another_imports_them():
+    # diffusers puts another module in its place once it is imported; who waited for it holds the one that was
+    code = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+with ThreadPoolExecutor(2) as pool:
+    first = pool.submit(import_module, "napari_stmdit.model.pipeline")
+    while "diffusers" not in sys.modules:
+        time.sleep(0)
+    second = pool.submit(import_module, "napari_stmdit.model.autoencoder")
+    first.result(), second.result()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def beside_a_viewer():
+    """Return the priority and torch's threads of work in a thread of its own."""
+
+    def work():
+        let_viewer_go_first()
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), torch.get_num_threads()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux alone")
+def test_work_goes_after_the_viewer_and_keeps_all_cores():
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    let_viewer_go_first()  # in the viewer's own thread it does nothing
+    assert beside_a_viewer() == (max(NICE, before), torch.get_num_threads())
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+@pytest.mark.parametrize(("asked", "threads"), [(None, 3), ("2", None)])
+def test_elsewhere_work_leaves_a_core_to_the_viewer(monkeypatch, asked, threads):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    before = torch.get_num_threads()
+    try:
+        assert beside_a_viewer()[1] == (threads or before)
+    finally:
+        torch.set_num_threads(before)

@@ -1,9 +1,10 @@
-"""Devices of torch: which are available, their precision and memory, and cores left to the viewer."""
+"""Devices of torch: which are available, their precision and memory, and how work leaves the viewer its time."""
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Environment variable and value by which waiting OpenMP threads sleep instead of spinning; `stmdit bench` measures it."""
+NICE = 5
+"""Priority of work beside a viewer on Linux: below that of the viewer's thread (0), above that of what may wait (19)."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -84,15 +87,21 @@ def let_threads_sleep() -> None:
         os.environ.setdefault(name, value)
 
 
-def leave_a_core() -> None:
-    """Leave one core to the viewer: in the calling thread, torch takes one thread fewer than there are cores.
+def let_viewer_go_first() -> None:
+    """Let the viewer's thread go before the calling one, and before the threads that torch starts for it.
 
-    ``OMP_NUM_THREADS`` is respected.
+    On Linux by priority, so that all cores can be used. Elsewhere torch takes one thread fewer than there are cores, unless
+    ``OMP_NUM_THREADS`` says how many.
     """
+    if threading.current_thread() is threading.main_thread():
+        return
+    if sys.platform == "linux":  # only there a thread has a priority of its own, which those it starts inherit
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
+        return
     torch: Any = sys.modules.get("torch")
     if not hasattr(torch, "set_num_threads") or os.environ.get("OMP_NUM_THREADS"):  # another thread may be importing it
         return
-    # with as many spinning threads as cores, both run and viewer crawl
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
 
 

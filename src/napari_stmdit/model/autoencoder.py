@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, SynthesisError
+from .base import ConfigMixin, ModelMixin, register_to_config
 
 FACTOR = 8
 """Pixels per latent cell, along each side."""

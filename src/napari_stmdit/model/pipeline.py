@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from ..errors import SynthesisError
 from ..intent import DEFAULT_STEPS, Guidance
 from ..types import DenoiseStep, GuidanceScales, Sampling
 from .autoencoder import decode_latents, latent_channels, spatial_factor
+from .base import DiffusionPipeline, ImagePipelineOutput
 from .guidance import Branch, branches
 from .inference import ConditionTensors
 from .sampling import denoise, fast_solver, noise_for

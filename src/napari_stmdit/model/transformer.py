@@ -13,10 +13,9 @@ from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from .base import ConfigMixin, ModelMixin, register_to_config
 from .inference import (
     add_product,
     attention,

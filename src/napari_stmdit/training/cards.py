@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
-
 from .. import __version__
 from ..encoders.morphology_map import MorphologyMap
 from ..intent import DEFAULT_GUIDANCE, DEFAULT_STEPS, CheckpointCard, Guidance, hash_genes
@@ -19,6 +17,8 @@ from .state import load_record, load_state, save_record
 
 def make_scheduler(config: TrainingConfig) -> Any:
     """Return a flow scheduler with the solver and shift of the config's card."""
+    from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
     shift = float(config.card.get("shift", 1.0))
     if config.card.get("solver", "dpm") == "euler":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dataset.export import Exported, export_steps
-from ..devices import leave_a_core
+from ..devices import let_viewer_go_first
 from ..errors import SectionError, StmditError, SynthesisError
 from ..evaluation.cases import EvaluationRequest
 from ..evaluation.evaluate import Evaluated
@@ -45,7 +45,7 @@ class Job:
 
     def guarded(self, token: CancelToken, tell: Tell = lambda value: None) -> Iterator[Any]:
         """Drive the generator so that only `StmditError` is raised."""
-        leave_a_core()
+        let_viewer_go_first()
         # napari's generator workers take every RuntimeError for "the worker was deleted" and end without ``errored`` and
         # ``finished``; nearly every failure of torch is a RuntimeError
         try:
@@ -374,7 +374,7 @@ def measuring_edit(entry: ResultEntry, baseline: Result | StoredResult | None) -
     """Measure what an edit changes over all spots of a result; yields an `EditEffect`."""
 
     def work() -> EditEffect:
-        leave_a_core()
+        let_viewer_go_first()
         kept = EditEffect.read(entry.provenance)
         if kept is not None:
             return kept
@@ -389,7 +389,7 @@ def comparing_with_chance(entry: ResultEntry, effect: EditEffect, model: PatchMo
     """Synthesize some spots with two seeds; yields `Progress`, and the `EditEffect` with chance at the end."""
 
     def generate(token: CancelToken) -> Iterator[Progress | EditEffect]:
-        leave_a_core()
+        let_viewer_go_first()
         assert entry.source is not None  # who asks has looked
         for chance, progress in chance_steps(entry.source, model, token):
             yield progress

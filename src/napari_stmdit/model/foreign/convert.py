@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers.configuration_utils import ConfigMixin
 
 from ...downloads.places import Reference
 from ...errors import CheckpointError
 from ...intent import DEFAULT_GUIDANCE, DEFAULT_STEPS, CheckpointCard, hash_genes, validated
 from ...storage.atomic import check_free, replacing
 from ...text import shown
+from ..base import ConfigMixin
 from ..checkpoint import Opened, Settings, open_weights, skeleton
 from ..reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES
 from ..zoo import REFERENCE_FILE, reference_of, zoo_entry
