@@ -1,6 +1,7 @@
 """The precision that is chosen by itself, and the form a decoder is held in."""
 
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -111,7 +112,7 @@ def beside_a_viewer():
         return pool.submit(work).result()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux alone")
+@pytest.mark.skipif(platform.system() != "Linux", reason="threads have a priority of their own on Linux alone")
 def test_work_goes_after_the_viewer_and_keeps_all_cores():
     before = os.getpriority(os.PRIO_PROCESS, 0)
     let_viewer_go_first()  # in the viewer's own thread it does nothing
@@ -121,7 +122,7 @@ def test_work_goes_after_the_viewer_and_keeps_all_cores():
 
 @pytest.mark.parametrize(("asked", "threads"), [(None, 3), ("2", None)])
 def test_elsewhere_work_leaves_a_core_to_the_viewer(monkeypatch, asked, threads):
-    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if asked:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .model.foreign.convert import Converted
     from .model.pipeline import STMDiTPipeline
     from .model.sampling import CanvasSolver
+    from .synthesis.counterfactual import Follows
 
     ExpressionSource = ExpressionEncoder | PrecomputedEmbeddings | MissingEncoder
     MorphologySource = MorphologyEncoder | PrecomputedEmbeddings | MissingEncoder
@@ -76,7 +77,7 @@ class Checkpoint:
     ) -> None:
         self.card = card
         self.morphology_map = morphology_map
-        self.fitted_maps: dict[str, MorphologyMap] = {}
+        self.fitted: dict[str, Follows] = {}
         self.profiles = profiles
         self.provenance = provenance
         self.pipeline = pipeline

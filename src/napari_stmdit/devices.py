@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import threading
 from collections.abc import Iterator
@@ -95,7 +96,7 @@ def let_viewer_go_first() -> None:
     """
     if threading.current_thread() is threading.main_thread():
         return
-    if sys.platform == "linux":  # only there a thread has a priority of its own, which those it starts inherit
+    if platform.system() == "Linux":  # only there a thread has a priority of its own, which those it starts inherit
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
         return

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from napari_stmdit.encoders import morphology_map
-from napari_stmdit.encoders.morphology_map import MIN_SPOTS, MorphologyMap, fit_morphology_map
+from napari_stmdit.encoders.morphology_map import (
+    MIN_SPOTS,
+    MorphologyMap,
+    fit_morphology_map,
+    fit_morphology_trend,
+)
 from napari_stmdit.errors import CheckpointError, SectionError
 
 
@@ -223,3 +228,43 @@ def test_tokens_are_fitted_further_by_their_principal_components():
     moved = further.delta(e[:20], e[20:40]) - known.delta(e[:20], e[20:40])
     assert moved.shape == (20, 3, 9)
     np.testing.assert_allclose(moved.mean(axis=(1, 2)), e[20:40, 0] - e[:20, 0], atol=0.25)
+
+
+# ------------------------------------------------------------------------------------------------- the trend along factors
+
+
+def by_factors(spots=300, seed=5):
+    """Uncorrelated factors, morphology of two tokens that goes with them, and that law."""
+    rng = np.random.default_rng(seed)
+    scores = np.linalg.qr(rng.normal(size=(spots, 3)))[0] * np.sqrt(spots)
+    scores -= scores.mean(axis=0)
+    law = rng.normal(size=(3, 8))
+    noise = rng.normal(size=(spots, 8))
+    return scores, (scores @ law + noise).reshape(spots, 2, 4).astype(np.float32), law
+
+
+def test_a_trend_is_the_slope_of_morphology_and_noise_does_not_shrink_it():
+    scores, morphology, law = by_factors()
+    trend = fit_morphology_trend(scores, morphology)
+    np.testing.assert_allclose(trend.loadings, law, atol=0.25)
+    assert abs(np.polyfit(law.ravel(), trend.loadings.ravel(), 1)[0] - 1) < 0.05
+    twice = fit_morphology_trend(2 * scores, morphology)
+    np.testing.assert_allclose(2 * twice.loadings, trend.loadings, rtol=1e-5)
+    assert "300 spots" in trend.words
+
+
+def test_along_a_trend_nothing_moves_by_nothing_and_the_rest_inside_what_was_seen():
+    scores, morphology, law = by_factors()
+    trend = fit_morphology_trend(scores, morphology)
+    np.testing.assert_array_equal(trend.moved(morphology, np.zeros((300, 3))), morphology)
+    some = trend.moved(morphology[:5] * 0, np.full((5, 3), 0.1))
+    np.testing.assert_allclose(some.reshape(5, 8), np.broadcast_to(0.1 * trend.loadings.sum(axis=0), (5, 8)), rtol=1e-5)
+    far = trend.moved(morphology, np.full((300, 3), 100.0)).reshape(300, 8)
+    assert (far <= morphology.reshape(300, 8).max(axis=0)).all() and (
+        far >= morphology.reshape(300, 8).min(axis=0)
+    ).all()
+
+
+def test_too_few_spots_have_no_trend():
+    scores, morphology, _ = by_factors(spots=MIN_SPOTS - 1)
+    assert fit_morphology_trend(scores, morphology) is None

@@ -34,7 +34,7 @@ from napari_stmdit.evaluation.report import interval_text, number
 from napari_stmdit.evaluation.spaces import RandomConvolutions
 from napari_stmdit.evaluation.work import STACKS
 from napari_stmdit.progress import CancelToken
-from napari_stmdit.synthesis.counterfactual import map_of
+from napari_stmdit.synthesis.counterfactual import follows_of
 from napari_stmdit.synthesis.windows import CELL
 
 EDITS = CARD.model_copy(update={"edits_tissue": True})
@@ -440,24 +440,28 @@ def test_a_checkpoints_map_is_fitted_further_on_the_section_and_the_report_says_
     check, found = many_spots
     assert found["map_from"] == "the checkpoint, fitted further on the section"
     assert found["map"]["spots"] == 180 and found["morphology_explained"] > 0.3
-    assert map_of(check.section, check.model.card, check.model) is check.map
+    assert follows_of(check.section, check.model.card, check.model) is check.follows
     alone = CounterfactualCheck(telling_section(rows=9), check.model, REQUEST, check.folder, 8, checks=())
     assert finished(alone.run())["map_from"] == "the checkpoint"  # 54 spots are too few
 
 
-def test_a_spot_is_edited_by_a_map_that_was_fitted_without_it(many_spots):
+def test_a_spot_is_edited_by_what_was_fitted_without_it(many_spots):
     check, _ = many_spots
-    before = check._map_without(3, 40)
-    assert check._map_without(40, 3) is before
+    before = check._follows_without(3, 40)
+    assert check._follows_without(40, 3) is before
     known = check.all.morphology
     changed = known.copy()
     changed[[3, 40]] += 100
     try:
         check.all.morphology = changed
-        check.maps.clear()
-        np.testing.assert_array_equal(check._map_without(3, 40).weights, before.weights)
+        check.without.clear()
+        after = check._follows_without(3, 40)
+        np.testing.assert_array_equal(after.map.weights, before.map.weights)
+        np.testing.assert_array_equal(after.trend.loadings, before.trend.loadings)
         other = next(row for row in range(180) if check.folds[row] not in check.folds[[3, 40]])
-        assert not np.array_equal(check._map_without(other).weights, before.weights)
+        after = check._follows_without(other)
+        assert not np.array_equal(after.map.weights, before.map.weights)
+        assert not np.array_equal(after.trend.loadings, before.trend.loadings)
     finally:
         check.all.morphology = known
 

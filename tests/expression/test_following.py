@@ -127,6 +127,17 @@ def test_genes_that_an_edit_names_do_not_follow_another(spots):
     assert moved[:, 5].mean() > 0.05
 
 
+def test_factors_of_spots_are_those_that_genes_go_by(spots):
+    known = covariation_of(spots)
+    rows = np.arange(len(spots))
+    scores = known.scores(rows)
+    smooth = known.smoothed(rows)
+    centred = scores - scores.mean(axis=0)
+    np.testing.assert_allclose((centred**2).mean(axis=0), 1, rtol=0.01)
+    np.testing.assert_allclose((smooth - smooth.mean(axis=0)).T @ centred / len(rows), known.loadings[:-1], atol=0.01)
+    np.testing.assert_allclose(known.scores(rows[5:9]), scores[5:9])
+
+
 def test_spots_that_are_not_painted_stay_as_measured(spots):
     edit = AddEdit(genes=("G0",), log_units=0.4, spots={"s70": 1.0, "s71": 0.5})
     after = apply_edits(np.arange(len(spots)), spots, (edit,), {}, {}).toarray()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from checkpoints import write_tiny_checkpoint
+from evaluation_study import CARD, Described, telling_section
 from pydantic import ValidationError
 from standins import CropModel, card_for
 from tiny import TINY_GENES
 
 import napari_stmdit as st
 from napari_stmdit.errors import RequestError
-from napari_stmdit.intent import Request, ScaleEdit, SpotList
+from napari_stmdit.expression.covariation import covariation_of
+from napari_stmdit.intent import AddEdit, KnockOutEdit, Request, ScaleEdit, SpotList, TowardsEdit
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.continuous import MAX_BLOCK, blocks_of, changed_windows, reached_windows
 from napari_stmdit.synthesis.plan import plan
@@ -19,6 +21,7 @@ from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.synthesis.variants import dose_strip, make_sheet, noise_key, samples_of
 from napari_stmdit.tissue.crops import read_patches
 
+EDITS = CARD.model_copy(update={"edits_tissue": True})
 GENES = ("ERBB2", "KRT8", "MKI67", "EPCAM")
 MODES = ("spots", "continuous")
 
@@ -355,3 +358,99 @@ def test_without_a_stored_map_too_few_spots_leave_morphology_as_it_is(tiny_secti
 def test_stand_ins_without_an_editor_are_never_asked_to_edit(tiny_section, ids):
     result = synthesize(tiny_section, request(ids), CropModel(card_for(TINY_GENES)))
     assert result.complete and result.provenance["counterfactual"] is False
+
+
+# ------------------------------------------------------------------------------------------------- how morphology follows
+
+
+class Moving(Described):
+    """Keeps what it is given to edit, and returns the real crop."""
+
+    latent_grid = (1, 8)
+    editor = property(lambda self: self)
+
+    def __init__(self, card):
+        super().__init__(card)
+        self.moved = {}
+
+    def images(self, batch):
+        self.moved |= dict(
+            zip((p.spot_id for p in batch.patches), batch.edited.morphology - batch.morphology, strict=True)
+        )
+        return batch.crops
+
+    def encode(self, image):
+        return np.zeros((1, image.shape[0] // 8, image.shape[1] // 8), np.float32)
+
+    def edit_canvas(self, latents, morphology, expression, edited, corners, weight, steps, batches):
+        self.moved |= dict(enumerate(edited.morphology - morphology))
+        yield 0.5
+        return np.zeros_like(latents)
+
+    def decode_change(self, latents, change):
+        return np.repeat(change.repeat(8, axis=1).repeat(8, axis=2)[0][..., None], 3, axis=2)
+
+
+@pytest.fixture(scope="module")
+def hidden():
+    """A section in which a hidden field darkens the tissue and raises the genes with even numbers, and spots in its middle."""
+    section = telling_section(rows=15, columns=12)
+    ids = section.spots.ids.tolist()
+    return section, [ids[row] for row in range(60, 120, 5)]
+
+
+UP = ("GENE0", "GENE2")
+
+
+def change_of(hidden, *edits, mode="spots"):
+    """Return the mean change of morphology by edits of these spots: of the colours' means (3,) and spreads (3,)."""
+    section, spots = hidden
+    model = Moving(EDITS)
+    painted = tuple(edit.model_copy(update={"spots": dict.fromkeys(spots, 1.0)}) for edit in edits)
+    result = synthesize(section, Request(edits=painted, region=SpotList(ids=tuple(spots)), mode=mode, steps=2), model)
+    return np.mean([model.moved[key] for key in (spots if mode == "spots" else model.moved)], axis=0)[0], result
+
+
+def test_morphology_moves_as_it_varies_with_the_edited_genes_in_this_section(hidden):
+    section, spots = hidden
+    edit = AddEdit(genes=UP, log_units=0.3)
+    change, result = change_of(hidden, edit)
+    smooth = covariation_of(section.spots).smoothed(np.arange(180), np.array([0, 2])).mean(axis=1)
+    crops = read_patches(section.slide, [p.source_box for p in plan(section, Request(), CARD).patches], CARD.patch_px)
+    slope = np.polyfit(smooth, crops.mean(axis=(1, 2)), 1)[0]
+    np.testing.assert_allclose(change[:3], 0.3 * slope, rtol=0.25)  # the estimate is shrunk a little
+    assert any("as it varies with the edited genes over 180 spots" in note for note in result.notes)
+    half, _ = change_of(hidden, edit.model_copy(update={"strength": 0.5}))
+    np.testing.assert_allclose(half, change / 2, rtol=0.05)
+
+
+def test_seamless_tissue_moves_alike(hidden):
+    inside, _ = change_of(hidden, AddEdit(genes=UP, log_units=0.3, spots=None))
+    everywhere = AddEdit(genes=UP, log_units=0.3)
+    section, spots = hidden
+    model = Moving(EDITS)
+    given = Request(edits=(everywhere,), region=SpotList(ids=tuple(spots)), mode="continuous", steps=2)
+    synthesize(section, given, model)
+    np.testing.assert_allclose(np.mean(list(model.moved.values()), axis=0)[0][:3], inside[:3], rtol=0.1)
+
+
+def test_edits_that_nothing_follows_go_by_the_map_and_both_kinds_add_up(hidden):
+    follow, alone = AddEdit(genes=UP, log_units=0.3), KnockOutEdit(genes=("GENE1",), follow="none")
+    (first, _), (second, result), (both, noted) = (
+        change_of(hidden, follow),
+        change_of(hidden, alone),
+        change_of(hidden, follow, alone),
+    )
+    assert np.abs(second).max() > 0
+    np.testing.assert_allclose(both, first + second, rtol=1e-3, atol=1e-4)
+    assert not any("as it varies" in note for note in result.notes)
+    assert any("as it varies" in note for note in noted.notes) and any(
+        "Morphology follows expression" in note for note in noted.notes
+    )
+
+
+def test_what_becomes_another_profile_altogether_is_not_moved_further(hidden):
+    section, _ = hidden
+    target = TowardsEdit(target_spots=tuple(section.spots.ids[:10].tolist()))
+    (alone, _), (both, _) = change_of(hidden, target), change_of(hidden, AddEdit(genes=UP, log_units=0.3), target)
+    np.testing.assert_allclose(both, alone, rtol=1e-3, atol=1e-4)

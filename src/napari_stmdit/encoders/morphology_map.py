@@ -2,6 +2,9 @@
 
 Only its differences are used, m' = m + f(e') - f(e): what expression does not explain of a spot's morphology stays. Penalty, components
 and explained variance are found on tissue left out.
+
+Beside it the trend of morphology along the factors that the expression of one section varies by. The map reads single spots, whose noise
+shrinks it; the trend is for edits whose direction is known from smoothed expression, and is not shrunk.
 """
 
 from __future__ import annotations
@@ -165,6 +168,55 @@ class MorphologyMap:
                 f"{folder}: the arrays do not fit each other or are not finite; copy the folder again"
             )
         return found
+
+
+@dataclass(frozen=True)
+class MorphologyTrend:
+    """Change of a section's morphology (t, dm) with k factors of its smoothed expression, over all its spots or some.
+
+    Attributes
+    ----------
+    loadings
+        (k, t * dm) change with each factor by one standard deviation.
+    low, high
+        (t * dm,) range over the spots.
+    spots
+        Number of spots that it was computed from.
+    """
+
+    loadings: NDArray[np.float32] = field(repr=False)
+    low: NDArray[np.float32] = field(repr=False)
+    high: NDArray[np.float32] = field(repr=False)
+    spots: int
+
+    @property
+    def words(self) -> str:
+        """Sentence to print with every result."""
+        return (
+            f"Morphology moves as it varies with the edited genes over {self.spots} spots of this section, inside the range seen there; "
+            "the rest stays as measured."
+        )
+
+    def facts(self) -> dict[str, int]:
+        """Return its sizes for a result's record."""
+        return {"factors": len(self.loadings), "spots": self.spots}
+
+    def moved(self, morphology: NDArray[np.float32], factors: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return morphology (n, t, dm) after a change of the factors (n, k), held inside the range; unchanged where that is 0."""
+        before = morphology.reshape(len(morphology), -1)
+        after = before + np.asarray(factors @ self.loadings, dtype=np.float32)
+        held = np.clip(after, np.minimum(before, self.low), np.maximum(before, self.high))
+        return np.asarray(held.reshape(morphology.shape), dtype=np.float32)
+
+
+def fit_morphology_trend(scores: NDArray[np.float64], morphology: NDArray[np.float32]) -> MorphologyTrend | None:
+    """Return the trend of morphology (n, t, dm) along uncorrelated factors of expression (n, k); None below `MIN_SPOTS` spots."""
+    if len(scores) < MIN_SPOTS:
+        return None
+    m, centred_scores = morphology.reshape(len(morphology), -1).astype(np.float64), scores - scores.mean(axis=0)
+    loadings = centred_scores.T @ (m - m.mean(axis=0)) / np.maximum((centred_scores**2).sum(axis=0), 1e-12)[:, None]
+    low, high = m.min(axis=0).astype(np.float32), m.max(axis=0).astype(np.float32)
+    return MorphologyTrend(loadings.astype(np.float32), low, high, len(m))
 
 
 _ARRAYS = ("weights", "components", "r2", "penalties")

@@ -11,16 +11,17 @@ from typing import Any, Literal, TypedDict, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encoders.morphology_map import MorphologyMap
+from ..encoders.morphology_map import fit_morphology_trend
 from ..encoders.regression import compact_folds
 from ..errors import RequestError
+from ..expression.covariation import covariation_of
 from ..expression.programs import known_programs
 from ..intent import KnockOutEdit, Polygons, Request, TowardsEdit
 from ..progress import Batches, CancelToken, Progress, Stopwatch, finish, mapped
 from ..storage.fingerprint import of_json
 from ..synthesis.conditions import spot_rows
 from ..synthesis.continuous import changed_windows, reached_windows
-from ..synthesis.counterfactual import content_key, map_of, section_map
+from ..synthesis.counterfactual import Follows, content_key, follows_of, section_map
 from ..synthesis.models import Edited, PatchBatch, known_by_spot
 from ..synthesis.plan import counterfactual_fault, plan, resolve_sampling
 from ..synthesis.session import synthesize
@@ -225,10 +226,12 @@ class CounterfactualCheck:
         """Yield the progress; return the figures, None where it was cancelled."""
         yield self._progress()
         self.all = SpotSet(self.section, np.arange(len(self.section.spots)), self.model)
-        self.map: MorphologyMap = map_of(self.section, self.model.card, self.model)
+        self.follows = follows_of(self.section, self.model.card, self.model)
         self.stacks = StackFolder(self.folder)
         self.folds = compact_folds(self.section.spots.yx.astype(np.float64))
-        self.maps: dict[frozenset[int], MorphologyMap] = {}
+        known = covariation_of(self.section.spots)
+        self.scores = None if known is None else known.scores(np.arange(len(self.section.spots)))
+        self.without: dict[frozenset[int], Follows] = {}
         self.key = of_json(
             {
                 "section": fingerprint(self.section),
@@ -242,9 +245,9 @@ class CounterfactualCheck:
             "pairs": self.pairs,
             "seed": self.request.seed,
             "steps_each_way": self.steps,
-            "morphology_explained": round(float(self.map.share), 4),
-            "map": self.map.facts(),
-            "map_statement": self.map.words,
+            "morphology_explained": round(float(self.follows.map.share), 4),
+            "map": self.follows.map.facts(),
+            "map_statement": self.follows.map.words,
             "map_from": self._map_from,
         }
         try:
@@ -273,33 +276,42 @@ class CounterfactualCheck:
         stored = getattr(self.model, "morphology_map", None)
         if stored is None:
             return "the section"
-        return "the checkpoint" if self.map is stored else "the checkpoint, fitted further on the section"
+        return "the checkpoint" if self.follows.map is stored else "the checkpoint, fitted further on the section"
 
-    def _map_without(self, *rows: int) -> MorphologyMap:
+    def _follows_without(self, *rows: int) -> Follows:
         """Return how morphology follows, fitted as for a run, but without some spots and the blocks of spots around them.
 
-        A map that was fitted on a spot knows its morphology, and would flatter edits towards it.
+        What was fitted on a spot knows its morphology, and would flatter edits towards it.
         """
         left_out = frozenset(self.folds[list(rows)].tolist())
-        if left_out not in self.maps:
+        if left_out not in self.without:
             kept = ~np.isin(self.folds, list(left_out))
-            yx = self.section.spots.yx[kept]
-            self.maps[left_out] = section_map(self.model, self.all.expression[kept], self.all.morphology[kept], yx)
-        return self.maps[left_out]
+            yx, morphology = self.section.spots.yx[kept], self.all.morphology[kept]
+            own = section_map(self.model, self.all.expression[kept], morphology, yx)
+            trend = None if self.scores is None else fit_morphology_trend(self.scores[kept], morphology)
+            self.without[left_out] = Follows(own, trend)
+        return self.without[left_out]
 
     def _edited(
-        self, rows: NDArray[np.int64], expression: NDArray[np.float32], given: NDArray[np.int64] | None = None
+        self,
+        rows: NDArray[np.int64],
+        expression: NDArray[np.float32],
+        given: NDArray[np.int64] | None = None,
+        along: NDArray[np.float64] | None = None,
     ) -> Work[NDArray[np.uint8]]:
         """Return crops of spots edited to other expression, (n, p, p, 3), that of the rows ``given`` if it is a spot's.
 
-        Finished ones are kept, however it ends.
+        ``along`` (n, k) is the change of factors where others follow the edit. Finished ones are kept, however it ends.
         """
         side = self.model.card.patch_px
         pairs = zip(rows.tolist(), (rows if given is None else given).tolist(), strict=True)
-        before = self.all.expression[rows]
-        moved = np.concatenate(
-            [self._map_without(*pair).delta(before[k : k + 1], expression[k : k + 1]) for k, pair in enumerate(pairs)]
-        )
+        before, morphology = self.all.expression[rows], self.all.morphology[rows]
+        parts = []
+        for k, pair in enumerate(pairs):
+            one = slice(k, k + 1)
+            step = None if along is None else along[one]
+            parts.append(self._follows_without(*pair).moved(morphology[one], before[one], expression[one], step))
+        moved = np.concatenate(parts)
         key = of_json({"all": self.key, "edited": content_key(rows, expression, moved)})[:24]
         kept = self.stacks.load(key, len(rows), side)
         images, made = kept.images.copy(), kept.made.copy()
@@ -333,7 +345,7 @@ class CounterfactualCheck:
         )
         none = (0, 0, 0, 0)
         patches = tuple(Patch(k, str(spots.ids[row]), int(row), none, none, 0) for k, row in enumerate(rows))
-        edited = Edited(morphology + moved, expression, keys)
+        edited = Edited(moved, expression, keys)
         seeds = (0,) * len(rows)
         return PatchBatch(patches, crops, morphology, before, seeds, self.sampling, edited=edited)
 
@@ -412,15 +424,15 @@ class CounterfactualCheck:
         card, mismatch = self.model.card, self.request.allow_gene_mismatch
         made = crop_given(self.section, card, row, given, self.steps, allow_gene_mismatch=mismatch)
         rule = rule_of(made, self.model.provenance)
-        follows = self._map_without(row, given)
-        moved = content_key(follows.weights, follows.components)
+        follows = self._follows_without(row, given)
+        moved = content_key(follows.map.weights, follows.map.components)
         key = of_json({"all": self.key, "rule": rule, "painted": [row, given], "map": moved})[:24]
         kept = self.stacks.load(key, 2, card.patch_px)
         if kept.made.all():
             yield self._progress(1)
             return PaintedCrop(*kept.images)
         model = copy(self.model)
-        model.fitted_maps = {fingerprint(self.section): follows}
+        model.fitted = {fingerprint(self.section): follows}
         work = painted_crop(made, self.section, model, row, batch=self.batch, cancel=self.cancel)
         crop = yield from mapped(work, lambda _: self._progress())
         if crop is None:
@@ -447,10 +459,10 @@ class CounterfactualCheck:
                 continue
             effects, moved = [], []
             for follow in FOLLOW:
-                counts, depth = levels.raised(rows, genes, by, follow)
+                counts, depth, along = levels.raised(rows, genes, by, follow)
                 encoded = self.model.encode_expression(counts, spots.genes, tuple(spots.ids[rows].tolist()), depth)
                 moved.append(round(self._spreads(rows, encoded), 4))
-                images = yield from self._edited(rows, encoded)
+                images = yield from self._edited(rows, encoded, along=along)
                 effects.append(round(float((measure(images).haematoxylin - real[rows]).mean()), 5))
             each[name] = {
                 "real_trend": round(float(np.polyfit(score, real, 1)[0]) * by, 5),

@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 from ..encoders.regression import compact_folds, ridge_weights
 from ..expression.changes import Measured
 from ..expression.edits import apply_edits, edited_depths
+from ..expression.following import following
 from ..intent import AddEdit, CheckpointCard, Polygons, Request, TowardsEdit
 from ..progress import CancelToken, Progress
 from ..synthesis.canvas import MemoryCanvas, boxes_around
@@ -201,11 +202,12 @@ class SmoothedLevels:
 
     def raised(
         self, rows: NDArray[np.int64], genes: Sequence[str], by: float, follow: Literal["section", "none"]
-    ) -> tuple[csr_matrix, NDArray[np.float32]]:
-        """Return counts (rows, g) and depth (rows,) of spots after an edit that raises these genes."""
-        edit = AddEdit(genes=tuple(genes), log_units=by, follow=follow)
-        counts = apply_edits(rows, self.spots, (edit,), {}, {})
-        return counts, edited_depths(rows, self.spots, (edit,), {}, {})
+    ) -> tuple[csr_matrix, NDArray[np.float32], Array | None]:
+        """Return counts (rows, g) and depth (rows,) of spots after an edit that raises these genes, and how far it moves factors, (rows, k)."""
+        edits = (AddEdit(genes=tuple(genes), log_units=by, follow=follow),)
+        counts = apply_edits(rows, self.spots, edits, {}, {})
+        along = following(rows, self.spots.ids[rows].tolist(), self.spots, edits, {})
+        return counts, edited_depths(rows, self.spots, edits, {}, {}), None if along is None else along.moves()
 
 
 def agreement(trend: Array, effect: Array, draws: int, seed: int = 0) -> Agreement:

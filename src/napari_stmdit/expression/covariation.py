@@ -69,6 +69,8 @@ class Covariation:
         where it is changed.
     depth
         (n,) smoothed relative depth.
+    variable
+        (v,) columns of the genes that the factors are computed from.
     """
 
     settings: Settings
@@ -80,11 +82,17 @@ class Covariation:
     low: Array = field(repr=False)
     high: Array = field(repr=False)
     depth: Array = field(repr=False)
+    variable: NDArray[np.int64] = field(repr=False)
 
     def smoothed(self, rows: NDArray[np.int64], columns: NDArray[np.int64] | None = None) -> Array:
         """Return smoothed levels (rows, columns) of some spots and genes, of all genes without ``columns``."""
         levels = self.levels if columns is None else self.levels[:, columns]
         return np.asarray((self.weights[rows] @ levels).toarray(), dtype=np.float64)
+
+    def scores(self, rows: NDArray[np.int64]) -> Array:
+        """Return the factors (rows, k) of some spots, but for a constant."""
+        own = self.loadings[self.variable]
+        return np.asarray(self.smoothed(rows, self.variable) @ own @ np.linalg.pinv(own.T @ own))
 
     def factors(self, change: Array, columns: NDArray[np.int64]) -> Array:
         """Return the change (n, k) of each factor that goes with a change (n, columns) of some genes."""
@@ -135,7 +143,7 @@ def _fit(spots: SpotTable) -> Covariation:
         loadings[some] = (smooth - smooth.mean(axis=0)).T @ scores / len(rows)
         spread[some], low[some], high[some] = smooth.var(axis=0), smooth.min(axis=0), smooth.max(axis=0)
     noise = _noise(loadings, spread, settings.shrinkage)
-    return Covariation(settings, explained, levels, weights, loadings, noise, low, high, depth)
+    return Covariation(settings, explained, levels, weights, loadings, noise, low, high, depth, columns)
 
 
 def _smoothing(yx: NDArray[np.float64], width: float) -> csr_matrix:

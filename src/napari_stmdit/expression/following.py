@@ -65,6 +65,10 @@ class Following:
         """Return the followers among some genes."""
         return Followers(self, columns, csr_matrix(self.covariation.levels[:, columns]))
 
+    def moves(self) -> Array:
+        """Return the change of each factor, (n, k)."""
+        return self.share[:, None] * self.factors
+
     def depth(self) -> NDArray[np.float32]:
         """Return the change of relative depth, (n,)."""
         known = self.covariation

@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix
 
 from ..expression.changes import Profile, active_edits, spot_weights
 from ..expression.edits import apply_edits, edited_depths, mix_depths, whole_profile_edit
+from ..expression.following import following, follows
 from ..expression.genes import match_genes
 from ..expression.normalise import counts_from, totals_of
 from ..expression.profiles import as_profiles
@@ -21,7 +22,7 @@ from ..intent import Request, TowardsEdit
 from ..tissue.crops import read_patches
 from ..types import Patch, Plan, Section, SpotTable
 from .canvas import boxes_around
-from .counterfactual import Before, map_of, touched_rows
+from .counterfactual import Before, follows_of, touched_rows
 
 if TYPE_CHECKING:
     from .models import PatchModel
@@ -303,7 +304,28 @@ def condition_rows(plan: Plan, section: Section, model: PatchModel) -> Condition
         return conditions
     own, measured = spots.counts[rows].astype(np.float32), spots.relative_depth[rows]
     touched = touched_rows(own, counts, measured, depth)
-    return replace(conditions, before=Before(own, measured, touched, map_of(section, plan.card, model)))
+    before = Before(own, measured, touched, follows_of(section, plan.card, model))
+    return replace(conditions, before=_with_trend(before, plan, section, model))
+
+
+def _with_trend(before: Before, plan: Plan, section: Section, model: PatchModel) -> Before:
+    """Add how far edits that others follow move the factors of the section's expression, and the conditions after all other edits."""
+    request, spots, rows = plan.request, section.spots, spot_rows(plan)
+    if before.follows.trend is None:
+        return before
+    ids, edits = spots.ids[rows].tolist(), active_edits(request.edits)
+    along = following(rows, ids, spots, edits, known_programs(request.programs))
+    if along is None:
+        return before
+    moves = along.moves()
+    for edit in edits:
+        if whole_profile_edit(edit):  # what becomes another profile leaves that much of the way
+            moves *= 1 - spot_weights(edit, ids)[:, None]
+    others = tuple(edit for edit in edits if not follows(edit))
+    if not others:
+        return replace(before, along=moves)
+    alone = replace(plan, request=request.model_copy(update={"edits": others}), counterfactual=False)
+    return replace(before, along=moves, others=condition_rows(alone, section, model))
 
 
 def shuffled_rows(count: int, seed: int) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label
+from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
 from ..errors import NotFiniteError, SynthesisError
@@ -468,23 +469,27 @@ class _EditedCanvas:
         encoded: list[tuple[NDArray[np.float32], ...]] = []
 
         def encode(own: NDArray[np.int64]) -> Iterator[Event]:
-            rows = self._expression(own, conditions.measured()), self._expression(own, conditions)
-            encoded.append((self._morphology(own), *rows))
+            measured, edited = self._expression(own, conditions.measured()), self._expression(own, conditions)
+            morphology = self._morphology(own)
+            along = None if before.along is None else self._mix(own, len(conditions.sources)) @ before.along
+            others = None if before.others is None else self._expression(own, before.others)
+            moved = before.follows.moved(morphology, measured, edited, along, others)
+            encoded.append((morphology, measured, edited, moved))
             yield self._report(start)
 
         yield from self.session.batches.each(block, encode, self.session.stopped)
         if self.session.stopped():
             return None
-        m, e, edited = (np.concatenate(parts) for parts in zip(*encoded, strict=True))
+        m, e, edited, moved = (np.concatenate(parts) for parts in zip(*encoded, strict=True))
         image = self._slide(low * self.factor, high * self.factor)
         latents = self._latents(low, high)
         corners = self.corners[block] - low
         rows, weights = self.windows.rows[block], self.windows.weights[block]
         spots = np.searchsorted(spot_rows(self.plan), np.unique(rows))
         key = content_key(image, corners, rows, weights, before.counts[spots], before.depth[spots])
-        moved = Edited(m + before.map.delta(e, edited), edited, (key,), self.plan.request.edit_scale)
+        after = Edited(moved, edited, (key,), self.plan.request.edit_scale)
         how = corners, self.weight, self.plan.steps, self.session.batches
-        work = self.model.editor.edit_canvas(latents, m, e, moved, *how)
+        work = self.model.editor.edit_canvas(latents, m, e, after, *how)
         while True:
             try:
                 part = next(work)
@@ -542,11 +547,15 @@ class _EditedCanvas:
         names = tuple(self.section.spots.ids[self.windows.rows[numbers, 0]].tolist())
         return self.model.encode_morphology(crops, names)
 
-    def _expression(self, numbers: NDArray[np.int64], conditions: Conditions) -> NDArray[np.float32]:
+    def _mix(self, numbers: NDArray[np.int64], count: int) -> csr_matrix:
+        """Return the weights (windows, count) of the spots in some windows; the row with the largest is the nearest spot."""
         rows = np.searchsorted(spot_rows(self.plan), self.windows.rows[numbers])
-        weights = self.windows.weights[numbers]
-        mix = mixing(rows, weights, len(conditions.sources))
-        nearest = rows[np.arange(len(rows)), weights.argmax(axis=1)].tolist()
+        return mixing(rows, self.windows.weights[numbers], count)
+
+    def _expression(self, numbers: NDArray[np.int64], conditions: Conditions) -> NDArray[np.float32]:
+        mix = self._mix(numbers, len(conditions.sources))
+        rows = np.searchsorted(spot_rows(self.plan), self.windows.rows[numbers])
+        nearest = rows[np.arange(len(rows)), self.windows.weights[numbers].argmax(axis=1)].tolist()
         encoded = conditions.mixed(mix, nearest, self.section, self.model)
         assert encoded is not None  # the plan is counterfactual
         return encoded

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encoders.morphology_map import MIN_SPOTS, MorphologyMap, fit_morphology_map
+from ..encoders.morphology_map import (
+    MIN_SPOTS,
+    MorphologyMap,
+    MorphologyTrend,
+    fit_morphology_map,
+    fit_morphology_trend,
+)
+from ..expression.covariation import covariation_of
 from ..intent import CheckpointCard
 from ..tissue.crops import read_patches
 from ..tissue.elements import fingerprint
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
     from ..types import Genes
+    from .conditions import Conditions
     from .models import PatchModel
 
 MAX_MAP_SPOTS, MAX_FURTHER_SPOTS = 400, 200
@@ -45,6 +53,40 @@ class Encoders(Protocol):
 
 
 @dataclass(frozen=True)
+class Follows:
+    """How a section's morphology follows its expression: the map of single spots, and its trend along what varies together, if it has one."""
+
+    map: MorphologyMap
+    trend: MorphologyTrend | None = None
+
+    def moved(
+        self,
+        morphology: NDArray[np.float32],
+        measured: NDArray[np.float32],
+        edited: NDArray[np.float32],
+        along: NDArray[np.float64] | None = None,
+        others: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Return the morphology (b, t, dm) of places after edits.
+
+        Parameters
+        ----------
+        morphology, measured
+            As measured, and the expression, encoded.
+        edited
+            Expression after all edits, encoded.
+        along
+            (b, k) change of each factor by edits that others follow; None: there are none.
+        others
+            Expression after all other edits, encoded; None where all edits are followed.
+        """
+        if along is None or self.trend is None:
+            return morphology + self.map.delta(measured, edited)
+        moved = self.trend.moved(morphology, along)
+        return moved if others is None else moved + self.map.delta(measured, others)
+
+
+@dataclass(frozen=True)
 class Before:
     """Measured conditions, before an edit.
 
@@ -54,19 +96,33 @@ class Before:
         (n, g) counts and (n,) relative depth, in the rows of `Conditions` after the edits.
     touched
         (n,) bool: rows that the edits change.
-    map
-        Map from expression to morphology.
+    follows
+        How morphology follows expression.
+    along
+        (n, k) change of each factor of the section's expression by edits that others follow; None: there are none, or the section's
+        morphology has no trend.
+    others
+        Conditions after the other edits; None where there are none, or no ``along``.
     """
 
     counts: csr_matrix
     depth: NDArray[np.float32]
     touched: NDArray[np.bool_]
-    map: MorphologyMap
+    follows: Follows
+    along: NDArray[np.float64] | None = None
+    others: Conditions | None = None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Sentences on how morphology follows these edits."""
+        trend = () if self.along is None or self.follows.trend is None else (self.follows.trend.words,)
+        return (*trend, self.follows.map.words) if not trend or self.others is not None else trend
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Facts of the map for a result's record, in JSON types."""
-        return {"map": {**self.map.facts(), "statement": self.map.words}}
+        """Facts of how morphology follows for a result's record, in JSON types."""
+        trend = {} if self.along is None or self.follows.trend is None else {"trend": self.follows.trend.facts()}
+        return {"map": {**self.follows.map.facts(), "statement": " ".join(self.words)}, **trend}
 
 
 def content_key(*parts: NDArray[Any] | csr_matrix) -> str:
@@ -87,18 +143,27 @@ def touched_rows(
     return np.asarray((np.diff(changed.tocsr().indptr) > 0) | (depth_before != depth_after), dtype=bool)
 
 
-def map_of(section: Section, card: CheckpointCard, model: PatchModel) -> MorphologyMap:
-    """Return how morphology follows expression in a section, see `section_map`; it is fitted once and kept with the checkpoint."""
+def follows_of(section: Section, card: CheckpointCard, model: PatchModel) -> Follows:
+    """Return how morphology follows expression in a section; it is fitted once and kept with the checkpoint."""
     stored: MorphologyMap | None = getattr(model, "morphology_map", None)
     # a synthesized section holds no tissue of its own to learn from, and a small one too little: no crop is read
     if stored is not None and (section.synthetic or len(section.spots) < MIN_SPOTS):
-        return stored
-    kept: dict[str, MorphologyMap] = vars(model).setdefault("fitted_maps", {})
+        return Follows(stored)
+    kept: dict[str, Follows] = vars(model).setdefault("fitted", {})
     key = fingerprint(section)
     if key not in kept:
         most = MAX_MAP_SPOTS if stored is None else MAX_FURTHER_SPOTS
-        kept[key] = section_map(model, *encode_measured(section, card, model, most))
+        measured = encode_measured(section, card, model, most)
+        known, rows = covariation_of(section.spots), spaced_rows(section, most)
+        trend = None if known is None else fit_morphology_trend(known.scores(rows), measured[1])
+        kept[key] = Follows(section_map(model, *measured), trend)
     return kept[key]
+
+
+def spaced_rows(section: Section, most: int) -> NDArray[np.int64]:
+    """Return at most ``most`` rows of a section's table, evenly spaced."""
+    count = len(section.spots)
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
 def section_map(
@@ -127,7 +192,7 @@ def encode_measured(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
     """Return expression, morphology and positions of at most ``most`` spots of a section."""
     spots = section.spots
-    rows = np.unique(np.linspace(0, len(spots) - 1, min(most, len(spots))).round().astype(np.int64))
+    rows = spaced_rows(section, most)
     boxes = boxes_around(spots.yx[rows], card.patch_px, card.patch_mpp / section.mpp)
     expression, morphology = [], []
     for start in range(0, len(rows), MAP_BATCH):

@@ -15,7 +15,7 @@ from ..progress import CancelToken
 from ..types import CanvasFrame, Patch, PatchResult, Plan, Section
 from .canvas import boxes_around, even
 from .conditions import Conditions, condition_rows
-from .counterfactual import content_key, map_of
+from .counterfactual import content_key, follows_of
 from .models import Edited, Pasted, PatchBatch, PatchModel
 from .plan import plan as make_plan
 from .plan import resolve_counterfactual_steps, resolve_sampling
@@ -165,7 +165,7 @@ class LiveTissue:
             return (cancel is not None and cancel.cancelled) or self.newest not in (None, request)
 
         sampling = replace(resolve_sampling(request, card, counterfactual=True), steps=fine)
-        map_of(self.section, card, self.model)  # the first edit needs it
+        follows_of(self.section, card, self.model)  # the first edit needs it
         todo = [patch for patch in patches if (patch.spot_id, fine) not in self._ahead]
         for start in range(0, len(todo), BATCH):
             own = tuple(todo[start : start + BATCH])

@@ -192,7 +192,7 @@ class Session:
     def follows(self, before: Before) -> None:
         """Record how morphology follows the edits."""
         self._facts = before.facts
-        self._notes.append(before.map.words)
+        self._notes += before.words
 
     def _progress(self, step: int, part: float, count: int) -> Progress:
         total, done, whole = len(self._wanted), len(self.finished), self.plan.windows is not None

@@ -152,9 +152,11 @@ def _batch(session: Session, patches: tuple[Patch, ...], conditions: Conditions,
     seeds = tuple(patch.seed for patch in patches)
     how = seeds, plan.sampling, session.preview_every
     if conditions.before is not None:
-        at, after = known.of(patches), conditions.expression(patches, section, model)
+        at, after, before = known.of(patches), conditions.expression(patches, section, model), conditions.before
         assert after is not None  # plan() edits no tissue without expression
-        moved = at.morphology + conditions.before.map.delta(at.expression, after)  # morphology follows expression
+        along = None if before.along is None else before.along[[patch.index for patch in patches]]
+        others = None if before.others is None else before.others.expression(patches, section, model)
+        moved = before.follows.moved(at.morphology, at.expression, after, along, others)
         edited = Edited(moved, after, at.keys, plan.request.edit_scale, plan.request.fresh_noise)
         return PatchBatch(patches, at.crops, at.morphology, at.expression, *how, edited=edited)
     crops = None
