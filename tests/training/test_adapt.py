@@ -14,7 +14,7 @@ from napari_stmdit.assemble import list_checkpoints, load_checkpoint
 from napari_stmdit.errors import CheckpointError, RequestError, StoreError
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.tissue.open import open_section
-from napari_stmdit.training.adapt import adapt
+from napari_stmdit.training.adapt import _Run, adapt
 from napari_stmdit.training.adapt_config import corner_parts, programs_among
 from napari_stmdit.training.adaptation import (
     CORNERS,
@@ -23,6 +23,7 @@ from napari_stmdit.training.adaptation import (
     default_name,
     read_progress,
     read_request,
+    request_of,
 )
 from napari_stmdit.training.config import load_config
 from napari_stmdit.training.parallel import TrainingStoppedError
@@ -102,6 +103,19 @@ def test_factors_become_the_programs_of_a_checkpoint(home, begun, tiny_folder, t
     assert str(tmp_path / "factors.csv") in command_of(read_request(made.work), made.work)
     with pytest.raises(RequestError, match="2 tables for 1 sections"):
         run(tiny_folder, begun, name="other", factors=["a.csv", "b.csv"])
+
+
+def test_where_nothing_is_held_out_the_time_of_the_evaluation_trains(home, begun, tiny_folder, tmp_path):
+    left = {
+        out: _Run(
+            request_of(name="a", sections=("b",), minutes=10, hold_out=out), tmp_path, tmp_path, CancelToken(), print
+        )
+        for out in ("none", "lower-right")
+    }
+    assert left["none"].left_s == pytest.approx(576, abs=1) and left["lower-right"].left_s == pytest.approx(486, abs=1)
+    seen = set()
+    run(tiny_folder, begun, hold_out="none", on_progress=lambda at: seen.add(at.stage))
+    assert "transformer" in seen and "evaluation" not in seen
 
 
 class Killed(BaseException):
