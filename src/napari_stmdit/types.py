@@ -183,12 +183,15 @@ class ExpressionSource:
         Name and hash of the table of predictions or factors.
     units
         Unit of that table: counts, or natural logarithms of one plus normalised counts.
+    place
+        Where a table of factors was read, as `napari_stmdit.open_section` takes it; never recorded.
     """
 
     kind: Literal["measured", "predicted", "factors", "none"] = "measured"
     file: str = ""
     sha256: str = ""
     units: PredictedUnits | None = None
+    place: str = field(default="", compare=False, repr=False)
 
     @property
     def statement(self) -> str:
