@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -225,7 +226,7 @@ class CounterfactualCheck:
         """Yield the progress; return the figures, None where it was cancelled."""
         yield self._progress()
         self.all = SpotSet(self.section, np.arange(len(self.section.spots)), self.model)
-        for words in map_steps(self.section, self.model.card, self.model):
+        for words in chain(self.all.encoding_steps(), map_steps(self.section, self.model.card, self.model)):
             if self.cancel.cancelled:
                 return None
             yield replace(self._progress(), doing=words)
