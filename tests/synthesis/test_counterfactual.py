@@ -334,7 +334,7 @@ def test_reading_the_tissue_is_told_stopped_between_two_batches_and_gone_on_with
     monkeypatch.setattr(type(model), "encode_morphology", encoded)
     anew, straight = copy(model), copy(model)
     for one in (anew, straight):
-        one.fitted_maps, one.encoded_spots = {}, {}
+        one.morphology_map, one.fitted_maps, one.encoded_spots = None, {}, {}
     cancel, told = CancelToken(), []
 
     def stop(progress):

@@ -160,7 +160,7 @@ def test_a_newer_edit_of_the_same_spot_ends_an_older_one_within_a_step(model, ti
 def test_a_newer_edit_or_closing_ends_the_reading_of_the_tissue_and_nothing_is_read_twice(
     tiny_section, model, tissue, ids, monkeypatch
 ):
-    model.fitted_maps, model.encoded_spots = {}, {}
+    model.morphology_map, model.fitted_maps, model.encoded_spots = None, {}, {}
     monkeypatch.setattr("napari_stmdit.synthesis.counterfactual.MAP_BATCH", 8)
     older, newer, cancel, told = request(ids[12:14]), request(ids[12:14], 0.5), CancelToken(), []
     tissue.newest = older

@@ -89,12 +89,15 @@ def test_clusters_of_the_pipeline_are_what_spots_are_first_coloured_by(presenter
     assert state.colouring.obs is None and not state.colour_scale.fault
 
 
-def test_outlines_of_cells_are_one_hidden_layer_that_goes_with_its_section(viewer, presenter, of_cells, tiny_section):
+def test_outlines_of_cells_are_one_hidden_layer_that_goes_with_its_section(
+    viewer, presenter, of_cells, tiny_section, by_hand
+):
     presenter.show(of_cells)
     slide, outlines, spots = viewer.layers
     assert [layers.role_of(layer) for layer in viewer.layers] == ["slide", "outlines", "spots"]
     assert not outlines.visible and slide.visible and viewer.layers.selection.active is spots
     outlines.visible = True
+    by_hand.finish()
     picture = np.asarray(outlines.data[0] if outlines.multiscale else outlines.data)[..., 3]
     assert picture.shape == slide.data[0].shape[:2] and picture.sum() == 255 * 16 * len(of_cells.spots)
     y, x = np.floor(of_cells.spots.yx[3]).astype(int)
@@ -113,14 +116,14 @@ def test_outlines_are_read_on_a_thread_when_they_are_first_shown(viewer, of_cell
     made.show(section)
     outlines = viewer.layers[1]
     before, busy = len(hand.open), made.state.busy
-    assert not outlines.visible and not np.asarray(outlines.data[0]).any()
+    assert not outlines.visible and not np.asarray(outlines.data).any()
     outlines.visible = True
     outlines.visible = False
     outlines.visible = True
     assert len(hand.open) == before + 1 and not asked  # the thread's, not ours
     assert "being read" in made.state.message.text and made.state.busy == busy  # Run is not kept waiting
     hand.finish()
-    assert asked == [1] and np.asarray(outlines.data[0]).any() and not made.state.message.text
+    assert asked == [1] and np.asarray(outlines.data).any() and not made.state.message.text
 
     def damaged():
         raise SectionError("the file of outlines is damaged")
